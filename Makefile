@@ -1,0 +1,56 @@
+# Each target sets up what it needs: a machine with Python >= 3.11, make and a C++ compiler is enough.
+#
+#   make demo     see where networks lose rank on a real photograph, and what cures it; writes out/demo/
+#   make test     the tests            (PYTEST_ARGS="-k ntk" picks some)
+#   make bench    the benchmarks; JSON into bench/results/
+#   make lint     ruff, mypy, import-linter
+#   make clean    remove what was built and the tools' caches; the packages in .venv and out/ stay
+#
+# Variables:
+#   PYTHON  the interpreter that .venv is made with; default: the first one found that is 3.11 or newer
+#   TORCH   the PyTorch to install; the plain release here takes the CPU build where the package index offers that,
+#           else name it, as in TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
+#   INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.12 python3.11 python; do \
+	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)
+	$(BIN)/inrfast demo
+
+test: $(READY)
+	$(BIN)/python -m pytest tests -q $(PYTEST_ARGS)
+
+bench: $(READY)
+	mkdir -p bench/results
+	$(BIN)/python -m pytest bench -q --benchmark-only --benchmark-json=bench/results/latest.json $(PYTEST_ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy inrfast
+	$(BIN)/lint-imports --no-cache
+
+# The environment and the extension in it; made again when what they are made from changes.
+$(READY): pyproject.toml setup.py $(wildcard csrc/*)
+ifeq ($(strip $(PYTHON)),)
+	$(error found no Python >= 3.11 with venv; install one, or name it: make PYTHON=/path/to/python3.11)
+endif
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build dist inrfast.egg-info inrfast/_C*.so $(READY)
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find inrfast/ kernels tests bench setup.py -name __pycache__ -type d -prune -exec rm -rf {} +

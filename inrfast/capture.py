@@ -1,0 +1,573 @@
+"""Capture: the per-layer factors of any supported network, exactly, or a refusal that names the reason.
+
+A network is captured if all its differentiated parameters sit in ``nn.Linear`` layers, batch norms with frozen
+statistics, or elementwise affine norms (``LayerNorm``, ``RMSNorm``), each used once, and if no sample influences
+another. :class:`inrfast.INR` takes a closed form, every other module forward hooks. The parameters are copied at
+construction: training the network afterwards does not change a kernel already made.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, nearest
+from inrfast.nn import INR, SphereNorm
+from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, mlp_factors
+from inrfast.ops.rows import jvp, vjp
+
+PRECISIONS = ("highest", "high", "medium")
+PASS_DTYPE = torch.float64
+"""The factor pass runs in fp64 in every precision: in fp32 a ReLU gate flips and sine layers amplify rounding, so a
+factor rounded once is the only one whose error is known. It is a small part of any Gram product's cost."""
+
+Select = Callable[[Any], Tensor] | str | int | None
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One parameter layer: its qualified name, kind (``"linear"`` or ``"affine"``), sizes, and its columns of J.
+
+    ``parameters`` maps the differentiated parameters' qualified names, weight before bias, to their columns.
+    """
+
+    name: str
+    kind: str
+    in_features: int
+    out_features: int
+    has_bias: bool
+    parameters: Mapping[str, slice]
+
+    @property
+    def columns(self) -> int:
+        """Number of differentiated parameters."""
+        return sum(columns.stop - columns.start for columns in self.parameters.values())
+
+    @property
+    def with_weight(self) -> bool:
+        """Whether the weight is differentiated."""
+        return f"{self.name}.weight".removeprefix(".") in self.parameters
+
+    @property
+    def with_bias(self) -> bool:
+        """Whether the bias is differentiated."""
+        return f"{self.name}.bias".removeprefix(".") in self.parameters
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Shape (b, a) of the parameter block: ``[W, b]`` of a linear layer, stacked ``w`` and ``b`` of an affine one."""
+        if self.kind == "affine":
+            return self.columns, 1
+        return self.out_features, self.with_weight * self.in_features + self.with_bias
+
+    def to_block(self, flat: Tensor) -> Tensor:
+        """Gather this layer's block (k, b, a) from parameter vectors (k, P)."""
+        parts = [flat[:, columns] for columns in self.parameters.values()]
+        if self.kind == "affine":
+            return torch.cat(parts, dim=1).unsqueeze(-1)
+        return torch.cat([part.reshape(len(flat), self.out_features, -1) for part in parts], dim=2)
+
+    def from_block(self, block: Tensor, flat: Tensor) -> None:
+        """Scatter this layer's block (k, b, a) into parameter vectors (k, P); the mirror of :meth:`to_block`."""
+        start = 0
+        for columns in self.parameters.values():
+            count = columns.stop - columns.start
+            if self.kind == "affine":
+                part, start = block[:, start : start + count, 0], start + count
+            else:
+                width = count // self.out_features
+                part, start = block[:, :, start : start + width], start + width
+            flat[:, columns] = part.reshape(len(flat), count)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Factors of one layer on n points; the Jacobian's rows are ``sensitivities (x) features``.
+
+    ``features`` (n, a) is Z or [Z, 1], None for a column of ones; ``sensitivities`` (n, M, b), None for the identity.
+    """
+
+    features: Tensor | None
+    sensitivities: Tensor | None
+
+    def to(self, dtype: torch.dtype) -> Factors:
+        """Return the factors rounded once to ``dtype``."""
+        return Factors(*(None if f is None else f.to(dtype) for f in (self.features, self.sensitivities)))
+
+
+class Capture:
+    """Factors of a network's layers, chunk by chunk.
+
+    Parameters
+    ----------
+    net
+        The network; its parameters are copied.
+    coords
+        Coordinates (N, d) it will be used on; a few of them serve the probes.
+    params
+        Names of parameters (``"layers.0.weight"``) or modules (``"layers.0"``) to differentiate; None: all trainable.
+    select
+        Takes the output tensor from what the network returns: a key, an index or a function; None: it is the output.
+    precision
+        ``"highest"`` returns fp64 factors; ``"high"`` and ``"medium"`` the same rounded once to fp32.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        The network cannot be captured exactly; the message names the module or parameter and the way out.
+    ValueError, TypeError
+        Bad arguments.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        coords: Tensor,
+        params: Iterable[str] | None = None,
+        select: Select = None,
+        precision: str = "high",
+    ) -> None:
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        self.precision = check_choice("precision", precision, PRECISIONS)
+        self.dtype = torch.float64 if precision == "highest" else torch.float32
+        tensors = dict(net.named_parameters())
+        if not tensors:
+            raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
+        self.device = next(iter(tensors.values())).device
+        _check_tensors(net, self.device)
+        self.in_features = net.in_features if isinstance(net, INR) else coords.shape[-1]
+        check_coords("coords", coords, self.in_features, self.device)
+        chosen = _chosen_parameters(net, params)
+        _refuse(net, chosen)
+        self.select = _selector(select)
+        self.layers = _layer_specs(net, chosen)
+        self.columns = sum(tensors[name].numel() for name in chosen)
+        self.closed_form = select is None and _is_plain_inr(net)
+        with torch.inference_mode(False), torch.no_grad():
+            self._module = copy.deepcopy(net).to(PASS_DTYPE)
+        for name, parameter in self._module.named_parameters():
+            parameter.requires_grad_(name in chosen)
+        self._mlp = _as_mlp(self._module) if isinstance(self._module, INR) and self.closed_form else None
+        sample = _sample(coords.detach().to(PASS_DTYPE))
+        self.outputs = int(self._outputs(sample).shape[1])
+        if not self.closed_form:
+            self._probe_coupling(sample)
+        self._probe_jacobian(sample[:2])
+
+    def with_precision(self, precision: str) -> Capture:
+        """Return the same snapshot, probes not repeated, at another precision."""
+        other = copy.copy(self)
+        other.precision = check_choice("precision", precision, PRECISIONS)
+        other.dtype = torch.float64 if precision == "highest" else torch.float32
+        return other
+
+    def __call__(self, coords: Tensor) -> tuple[Factors, ...]:
+        """Return the factors of every layer at ``coords`` (n, d), one chunk of points."""
+        return tuple(factors.to(self.dtype) for factors in self._exact(coords.to(PASS_DTYPE)))
+
+    def representations(self, coords: Tensor) -> dict[str, Tensor]:
+        """Return the fp64 input of every linear layer (n, D): ``input``, then each named by the layer it comes from.
+
+        ``layers.0`` is the activated (and normalised) output of ``layers.0``, which enters the next linear layer.
+        """
+        names, values = [], []
+        for spec, factors in zip(self.layers, self._exact(coords.to(PASS_DTYPE)), strict=True):
+            if spec.kind == "linear" and factors.features is not None and spec.with_weight:
+                names.append(spec.name)
+                values.append(factors.features[:, : spec.in_features])
+        return dict(zip(["input", *names[:-1]], values, strict=True))
+
+    def evaluate(self, coords: Tensor) -> Tensor:
+        """Return the network's outputs (n, M) in fp64."""
+        return self._outputs(coords.to(PASS_DTYPE)).detach()
+
+    def _exact(self, coords: Tensor) -> list[Factors]:
+        with torch.inference_mode(False):
+            if self._mlp is not None:
+                with torch.no_grad():
+                    return self._closed_factors(coords)
+            return self._hooked_factors(coords)
+
+    def _outputs(self, coords: Tensor) -> Tensor:
+        with torch.inference_mode(False):
+            returned = self._module(coords.clone())
+            output = self.select(returned)
+        if not isinstance(output, Tensor):
+            keys = list(returned) if isinstance(returned, Mapping) else ""
+            raise TypeError(
+                f"net returns {type(returned).__name__} {keys}; pass select= (a key, an index or a function) that "
+                f"takes the output tensor from it (it gave {type(output).__name__})"
+            )
+        if output.ndim == 0 or len(output) != len(coords):
+            raise ValueError(
+                f"the output must have one row a point: {len(coords)} points gave shape {tuple(output.shape)}"
+            )
+        return output.reshape(len(coords), -1)
+
+    # ---- closed form -------------------------------------------------------------------------------------------
+
+    def _closed_factors(self, coords: Tensor) -> list[Factors]:
+        assert isinstance(self._module, INR) and self._mlp is not None
+        inputs = coords if self._module.encoding is None else self._module.encoding(coords)
+        found = mlp_factors(self._mlp, inputs)
+        result = []
+        for spec in self.layers:
+            room, index = spec.name.split(".")
+            k = int(index)
+            if room == "norms":
+                norm = found.norms[k]
+                assert norm is not None
+                result.append(_affine_factors(spec, norm.normalised, norm.sensitivities))
+            else:
+                s = found.sensitivities[k] if k < len(found.sensitivities) else None
+                result.append(_linear_factors(spec, found.features[k], s))
+        return result
+
+    # ---- hooks -------------------------------------------------------------------------------------------------
+
+    def _hooked_factors(self, coords: Tensor) -> list[Factors]:
+        inputs: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
+
+        def hook_for(name: str) -> Callable[..., Tensor]:
+            def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+                if name in outputs:
+                    raise UnsupportedModuleError(
+                        f"module {name!r} is used more than once in a forward pass; its kernel is not a product of "
+                        "two factors. Give every use a layer of its own"
+                    )
+                (given,) = args
+                if given.ndim != 2 or len(given) != len(coords):
+                    raise UnsupportedModuleError(
+                        f"module {name!r} got an input of shape {tuple(given.shape)}; only (points, features) with "
+                        f"one row a point is supported"
+                    )
+                inputs[name], outputs[name] = given.detach().clone(), output
+                return output.clone()  # an in-place activation that follows must not overwrite what is kept
+
+            return hook
+
+        modules = dict(self._module.named_modules())
+        handles = [modules[spec.name].register_forward_hook(hook_for(spec.name)) for spec in self.layers]
+        try:
+            with torch.enable_grad():
+                values = self._outputs(coords)
+                missing = [spec.name for spec in self.layers if spec.name not in outputs]
+                if missing:
+                    raise UnsupportedModuleError(
+                        f"module {missing[0]!r} has trainable parameters but the forward pass does not call it; "
+                        "freeze it or name the others in params="
+                    )
+                wanted = [outputs[spec.name] for spec in self.layers]
+                columns = []
+                for m in range(values.shape[1]):
+                    columns.append(
+                        torch.autograd.grad(values[:, m].sum(), wanted, retain_graph=True, materialize_grads=True)
+                    )
+        finally:
+            for handle in handles:
+                handle.remove()
+        result = []
+        for index, spec in enumerate(self.layers):
+            s = torch.stack([gradients[index] for gradients in columns], dim=1)
+            if spec.kind == "linear":
+                result.append(_linear_factors(spec, inputs[spec.name], s))
+            else:
+                result.append(_affine_factors(spec, _normalised(modules[spec.name], inputs[spec.name]), s))
+        return result
+
+    # ---- probes ------------------------------------------------------------------------------------------------
+
+    def _probe_coupling(self, sample: Tensor) -> None:
+        """Perturb half of the samples; the others must not move."""
+        with torch.no_grad():
+            before, again = self._outputs(sample), self._outputs(sample)
+            if not torch.equal(before, again):
+                raise UnsupportedModuleError("net is random: two forward passes differ. Put it in eval mode")
+            half = len(sample) // 2
+            moved = sample.clone()
+            spread = (sample.amax(0) - sample.amin(0)).clamp_min(1e-3)
+            moved[half:] += 0.37 * spread
+            after = self._outputs(moved)
+        scale = before.abs().amax() + 1e-300
+        if not bool(((after - before)[:half].abs() <= 1e-9 * scale).all()):
+            raise UnsupportedModuleError(
+                "net couples samples: moving some points changes the outputs at others, so the kernel is not one of "
+                "points (batch statistics or attention over the batch do this)"
+            )
+
+    def _probe_jacobian(self, sample: Tensor) -> None:
+        """Compare ``J p`` by factors with forward-mode autodiff (or J^T v with reverse mode) on two samples."""
+        generator = torch.Generator().manual_seed(0)
+        tensors = {n: p.detach() for n, p in self._module.named_parameters() if p.requires_grad}
+        direction = {
+            n: torch.randn(p.shape, generator=generator, dtype=PASS_DTYPE).to(p.device) / max(p.numel(), 1) ** 0.5
+            for n, p in tensors.items()
+        }
+        flat = torch.cat([d.flatten() for d in direction.values()]).unsqueeze(0)
+        ours = torch.zeros(len(sample), self.outputs, dtype=PASS_DTYPE, device=self.device)
+        size = torch.zeros_like(ours)
+        for spec, factors in zip(self.layers, self._exact(sample), strict=True):
+            if not bool(_finite(factors)):
+                raise ValueError(
+                    f"layer {spec.name!r} has NaN or Inf features or sensitivities at the first points of coords"
+                )
+            part = jvp(factors.features, factors.sensitivities, spec.to_block(flat))[..., 0]
+            ours += part
+            size += part.abs()
+
+        def outputs_of(parameters: dict[str, Tensor]) -> Tensor:
+            returned = torch.func.functional_call(self._module, parameters, (sample,))
+            return self.select(returned).reshape(len(sample), -1)
+
+        try:
+            _, truth = torch.func.jvp(outputs_of, (tensors,), (direction,))
+        except (NotImplementedError, RuntimeError):  # an operator without forward-mode derivative: use reverse mode
+            truth, ours, size = self._reverse_check(sample, ours)
+        error = (ours - truth).abs()
+        if not bool((error <= 1e-7 * (size + truth.abs() + size.amax() * 1e-3) + 1e-290).all()):
+            raise UnsupportedModuleError(
+                "the captured factors do not reproduce the network's Jacobian (checked against torch.func.jvp on two "
+                f"points, error {float(error.max()):.2e}): a parameter acts outside its layer's forward"
+            )
+
+    def _reverse_check(self, sample: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        weights = torch.linspace(0.5, 1.5, like.numel(), dtype=PASS_DTYPE, device=self.device).view_as(like)
+        parameters = [p for p in self._module.parameters() if p.requires_grad]
+        with torch.inference_mode(False), torch.enable_grad():
+            total = (self._outputs(sample) * weights).sum()
+            gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
+        truth = torch.cat([g.flatten() for g in gradients])
+        ours = torch.zeros(1, self.columns, dtype=PASS_DTYPE, device=self.device)
+        for spec, factors in zip(self.layers, self._exact(sample), strict=True):
+            spec.from_block(vjp(factors.features, factors.sensitivities, weights.unsqueeze(-1)), ours)
+        return truth, ours[0], ours[0].abs()
+
+
+# ---- what may be captured ----------------------------------------------------------------------------------------
+
+
+def _selector(select: Select) -> Callable[[Any], Any]:
+    if select is None:
+        return lambda returned: returned
+    if callable(select):
+        return select
+
+    def pick(returned: Any) -> Any:
+        try:
+            return returned[select]
+        except (KeyError, IndexError, TypeError) as error:
+            keys = list(returned) if isinstance(returned, Mapping) else type(returned).__name__
+            raise ValueError(f"select={select!r} is not in what net returns: {keys}") from error
+
+    return pick
+
+
+def _check_tensors(net: nn.Module, device: torch.device) -> None:
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if tensor.device != device:
+            raise ValueError(f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}")
+        if tensor.is_complex():
+            raise UnsupportedModuleError(f"{name!r} is complex; only real networks are supported")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"net holds NaN or Inf in {name!r}")
+
+
+def _chosen_parameters(net: nn.Module, params: Iterable[str] | None) -> list[str]:
+    """Return the names of the parameters to differentiate, in parameters_to_vector order."""
+    trainable = [name for name, p in net.named_parameters() if p.requires_grad]
+    if params is None:
+        if not trainable:
+            raise UnsupportedModuleError("net has no trainable parameters: all are frozen")
+        return trainable
+    if isinstance(params, str):
+        raise TypeError(f"params must be a list of names, got the string {params!r}; write [{params!r}]")
+    asked = list(params)
+    chosen = set()
+    for entry in asked:
+        if not isinstance(entry, str):
+            raise TypeError(f"params must hold names, got {entry!r}")
+        found = [name for name in trainable if name == entry or name.startswith(entry + ".")]
+        if not found:
+            modules = {name.rpartition(".")[0] for name in trainable}
+            raise ValueError(
+                f"params names {entry!r}, which is no trainable parameter or module with one."
+                f"{nearest(entry, [*trainable, *modules])}"
+            )
+        chosen.update(found)
+    if not chosen:
+        raise ValueError("params must name at least one parameter, got an empty list")
+    return [name for name in trainable if name in chosen]
+
+
+def _supported_kind(module: nn.Module) -> str | None:
+    """Return how a module's parameters are captured, or None."""
+    kind = type(module)
+    if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
+        return "linear"
+    if kind in (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm):
+        return "affine"
+    return None
+
+
+def _refuse(net: nn.Module, chosen: list[str]) -> None:
+    """Raise for everything that would make the factors wrong, naming it."""
+    owners: dict[int, str] = {}
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        other = owners.setdefault(id(parameter), name)
+        if other != name and parameter.requires_grad:
+            raise UnsupportedModuleError(
+                f"{other!r} and {name!r} share one parameter; its gradient is a sum over both uses, which two factors "
+                "cannot hold. Untie them or freeze it"
+            )
+    for name, module in net.named_modules():
+        shown = name or type(net).__name__
+        if is_parametrized(module):
+            raise UnsupportedModuleError(
+                f"module {shown!r} is parametrised (weight norm, spectral norm, ...); bake it in with "
+                "torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+        if any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()):
+            raise UnsupportedModuleError(
+                f"module {shown!r} is weight- or spectral-normed; remove it with torch.nn.utils.remove_weight_norm"
+            )
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise UnsupportedModuleError(f"module {shown!r} drops units at random in train mode; call net.eval()")
+        if isinstance(module, _BatchNorm):
+            _refuse_batchnorm(shown, module)
+    modules = dict(net.named_modules())
+    for name in chosen:
+        owner, _, leaf = name.rpartition(".")
+        kind = _supported_kind(modules[owner])
+        if kind is None or leaf not in ("weight", "bias"):
+            raise UnsupportedModuleError(
+                f"parameter {name!r} belongs to {type(modules[owner]).__name__}, which has no two-factor form; supported "
+                "are nn.Linear, nn.BatchNorm1d with frozen statistics, nn.LayerNorm and nn.RMSNorm. "
+                "Freeze it or leave it out with params="
+            )
+
+
+def _refuse_batchnorm(name: str, module: _BatchNorm) -> None:
+    if not module.track_running_stats or module.running_mean is None:
+        raise UnsupportedModuleError(
+            f"batch norm {name!r} keeps no running statistics, so it couples samples in every mode"
+        )
+    if module.num_batches_tracked is not None and int(module.num_batches_tracked) == 0:
+        raise UnsupportedModuleError(
+            f"batch norm {name!r} has seen no batch: in eval mode it is the identity and would seem to do nothing. "
+            "Call inrfast.calibrate_batchnorm_(net, coords) (full-grid statistics) first, then net.eval()"
+        )
+    if module.training:
+        raise UnsupportedModuleError(
+            f"batch norm {name!r} is in train mode, which couples samples; call net.eval() (and "
+            "inrfast.calibrate_batchnorm_(net, coords) for full-grid statistics)"
+        )
+
+
+def _layer_specs(net: nn.Module, chosen: list[str]) -> tuple[LayerSpec, ...]:
+    tensors, modules = dict(net.named_parameters()), dict(net.named_modules())
+    slices: dict[str, dict[str, slice]] = {}
+    start = 0
+    for name in chosen:
+        stop = start + tensors[name].numel()
+        slices.setdefault(name.rpartition(".")[0], {})[name] = slice(start, stop)
+        start = stop
+    specs = []
+    for owner, parameters in slices.items():
+        module = modules[owner]
+        kind = _supported_kind(module)
+        assert kind is not None
+        if isinstance(module, nn.Linear):
+            sizes = module.in_features, module.out_features
+        else:
+            weight = module.weight
+            assert isinstance(weight, Tensor)
+            sizes = weight.numel(), weight.numel()
+        ordered = dict(sorted(parameters.items(), key=lambda item: item[0].endswith("bias")))
+        has_bias = getattr(module, "bias", None) is not None
+        specs.append(LayerSpec(owner, kind, *sizes, has_bias, ordered))
+    return tuple(specs)
+
+
+# ---- factors of one layer ----------------------------------------------------------------------------------------
+
+
+def _linear_factors(spec: LayerSpec, z: Tensor, s: Tensor | None) -> Factors:
+    ones = z.new_ones(len(z), 1)
+    if spec.with_weight:
+        return Factors(torch.cat([z, ones], dim=1) if spec.with_bias else z, s)
+    return Factors(ones, None) if s is None else Factors(None, s)
+
+
+def _affine_factors(spec: LayerSpec, normalised: Tensor, s: Tensor) -> Factors:
+    """A diagonal layer has rows ``[S * x_hat, S]``: one factor holds them, the other is a column of ones."""
+    parts = [s * normalised.unsqueeze(1)] * spec.with_weight + [s] * spec.with_bias
+    return Factors(None, torch.cat(parts, dim=2))
+
+
+def _normalised(module: nn.Module, z: Tensor) -> Tensor:
+    """Return what an affine norm multiplies by its weight."""
+    if isinstance(module, nn.BatchNorm1d):
+        return F.batch_norm(z, module.running_mean, module.running_var, eps=module.eps)
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(z, list(module.normalized_shape), eps=module.eps)
+    assert isinstance(module, nn.RMSNorm)
+    return F.rms_norm(z, list(module.normalized_shape), eps=module.eps)
+
+
+def _finite(factors: Factors) -> bool:
+    return all(bool(torch.isfinite(f).all()) for f in (factors.features, factors.sensitivities) if f is not None)
+
+
+def _sample(coords: Tensor) -> Tensor:
+    """Return 4 points for the probes, spread over ``coords``; where it has fewer, shifted copies of them."""
+    index = torch.linspace(0, len(coords) - 1, 4).round().long()
+    sample = coords[index.to(coords.device)].clone()
+    if len(coords) < 4:
+        sample += torch.arange(4, dtype=sample.dtype, device=sample.device).unsqueeze(1) * 1e-3
+    return sample
+
+
+# ---- the closed form of an INR -----------------------------------------------------------------------------------
+
+
+def _is_plain_inr(net: nn.Module) -> bool:
+    """Return whether ``net`` is an INR as its constructor made it: nothing subclassed, replaced, hooked or added."""
+    if type(net) is not INR or len(net.layers) != net.hidden_layers + 1:
+        return False
+    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in net.modules()):
+        return False
+    plain = all(type(layer) is nn.Linear for layer in net.layers)
+    return plain and all(type(norm) in (nn.Identity, nn.BatchNorm1d, SphereNorm) for norm in net.norms)
+
+
+def _as_mlp(net: INR) -> MLP:
+    hidden = []
+    for index in range(net.hidden_layers):
+        linear, norm = net.layers[index], net.norms[index]
+        assert isinstance(linear, nn.Linear)
+        frozen: BatchStatistics | str | None = None
+        if isinstance(norm, nn.BatchNorm1d):
+            assert norm.running_mean is not None and norm.running_var is not None
+            inverse_std = (norm.running_var + norm.eps).rsqrt()
+            frozen = BatchStatistics(norm.running_mean, inverse_std, norm.weight.detach(), norm.bias.detach())
+        elif isinstance(norm, SphereNorm):
+            frozen = "sphere"
+        bias = None if linear.bias is None else linear.bias.detach()
+        after = net.norm_position == "post"
+        hidden.append(
+            HiddenLayer(linear.weight.detach(), bias, net.activations[index], net.omegas[index], frozen, after)
+        )
+    head = net.layers[-1]
+    assert isinstance(head, nn.Linear)
+    return MLP(tuple(hidden), head.weight.detach(), None if head.bias is None else head.bias.detach())

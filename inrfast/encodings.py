@@ -1,0 +1,156 @@
+"""Input encodings: fixed feature maps of the coordinates, placed before the first layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import check_float, check_int
+
+
+class Encoding(nn.Module):
+    """Base of the encodings: ``build`` fixes the input size, ``forward`` maps ``(..., d)`` to ``(..., out_features)``.
+
+    An encoding is described without knowing the number of coordinates; :class:`inrfast.INR` builds it with its own
+    ``in_features`` and seed. Its numbers are buffers, not parameters.
+    """
+
+    in_features: int
+    out_features: int
+
+    def build(self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Encoding:
+        """Return this encoding for ``in_features`` coordinates, drawing what is random from ``generator``."""
+        raise NotImplementedError
+
+
+class RandomFourier(Encoding):
+    """Random Fourier features ``[cos(2 pi B x), sin(2 pi B x)]`` with ``B ~ N(0, sigma^2)``, unscaled.
+
+    Parameters
+    ----------
+    n
+        Number of frequencies; the encoding has ``2 n`` columns.
+    sigma
+        Standard deviation of the frequencies, in cycles per coordinate unit; 10 is the value of the source for images.
+
+    Source: Tancik et al., Fourier features let networks learn high frequency functions, NeurIPS 2020.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, n: int = 256, sigma: float = 10.0) -> None:
+        super().__init__()
+        self.n = check_int("n", n, minimum=1)
+        self.sigma = check_float("sigma", sigma, minimum=0.0, exclusive=True)
+        self.out_features = 2 * self.n
+
+    def build(
+        self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
+    ) -> RandomFourier:
+        """Draw the frequencies on the CPU, so that every device gets the same ones."""
+        built = RandomFourier(self.n, self.sigma)
+        built.in_features = in_features
+        draw = torch.randn(self.n, in_features, generator=generator, dtype=torch.float64)
+        built.register_buffer("frequencies", (self.sigma * draw).to(device=device, dtype=dtype))
+        return built
+
+    def forward(self, coords: Tensor) -> Tensor:
+        phase = 2 * math.pi * (coords @ self.frequencies.mT)
+        return torch.cat([phase.cos(), phase.sin()], dim=-1)
+
+    def extra_repr(self) -> str:
+        return f"n={self.n}, sigma={self.sigma}"
+
+
+class PositionalEncoding(Encoding):
+    """Octaves ``sin(2^k pi x), cos(2^k pi x)`` for ``k < n`` of every coordinate; the raw coordinate is not kept.
+
+    Column order: coordinate slow, then octave, then (sin, cos); ``2 n d`` columns.
+
+    Source: Mildenhall et al., NeRF, ECCV 2020, equation 4.
+    """
+
+    octaves: Tensor
+
+    def __init__(self, n: int = 10) -> None:
+        super().__init__()
+        self.n = check_int("n", n, minimum=1)
+
+    def build(
+        self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
+    ) -> PositionalEncoding:
+        """Fix the number of coordinates; nothing is random."""
+        built = PositionalEncoding(self.n)
+        built.in_features, built.out_features = in_features, 2 * self.n * in_features
+        octaves = math.pi * 2.0 ** torch.arange(self.n, dtype=torch.float64)
+        built.register_buffer("octaves", octaves.to(device=device, dtype=dtype))
+        return built
+
+    def forward(self, coords: Tensor) -> Tensor:
+        phase = coords.unsqueeze(-1) * self.octaves
+        return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-3)
+
+    def extra_repr(self) -> str:
+        return f"n={self.n}"
+
+
+class Polynomial(Encoding):
+    """Distinct monomials up to a degree, weighted so that inner products are ``sum_k a_k (x . x')^k``.
+
+    The monomial ``x^m`` of degree k carries ``sqrt(a_k k! / m!)``: the feature map of the optimal-kernel encoding
+    ``gamma(x) = (+)_k sqrt(a_k) x^{(x)k}`` without its duplicate columns.
+
+    Parameters
+    ----------
+    degree
+        Highest degree; degrees 0 to ``degree`` are all present.
+    coefficients
+        The ``degree + 1`` non-negative numbers ``a_k``; default all 1.
+
+    Source: PEAK (Li et al.), Theorem 3.3.
+    """
+
+    exponents: Tensor
+    scales: Tensor
+
+    def __init__(self, degree: int, coefficients: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.degree = check_int("degree", degree, minimum=0)
+        given = [1.0] * (self.degree + 1) if coefficients is None else coefficients
+        self.coefficients = [check_float("coefficients", a, minimum=0.0) for a in given]
+        if len(self.coefficients) != self.degree + 1:
+            raise ValueError(
+                f"coefficients must hold degree + 1 = {self.degree + 1} numbers, got {len(self.coefficients)}"
+            )
+
+    def build(
+        self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
+    ) -> Polynomial:
+        """List the monomials of ``in_features`` variables; nothing is random."""
+        built = Polynomial(self.degree, self.coefficients)
+        exponents, scales = [], []
+        for k, a in enumerate(self.coefficients):
+            for chosen in combinations_with_replacement(range(in_features), k):
+                powers = [chosen.count(axis) for axis in range(in_features)]
+                multinomial = math.factorial(k) // math.prod(math.factorial(m) for m in powers)
+                exponents.append(powers)
+                scales.append(math.sqrt(a * multinomial))
+        built.in_features, built.out_features = in_features, len(scales)
+        built.register_buffer("exponents", torch.tensor(exponents, dtype=torch.int64, device=device))
+        built.register_buffer("scales", torch.tensor(scales, dtype=torch.float64).to(device=device, dtype=dtype))
+        return built
+
+    def forward(self, coords: Tensor) -> Tensor:
+        powers = [torch.ones_like(coords)]
+        for _ in range(self.degree):
+            powers.append(powers[-1] * coords)
+        table = torch.stack(powers, dim=-1)  # (..., d, degree + 1)
+        columns = [table[..., axis, :].index_select(-1, self.exponents[:, axis]) for axis in range(coords.shape[-1])]
+        return self.scales * torch.stack(columns, dim=-1).prod(-1)
+
+    def extra_repr(self) -> str:
+        return f"degree={self.degree}"

@@ -1,0 +1,108 @@
+"""Exceptions of inrfast, and the checks every public function makes at its door."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class InrfastError(Exception):
+    """Base class of the errors that are particular to inrfast."""
+
+
+class UnsupportedModuleError(InrfastError, ValueError):
+    """A network whose tangent kernel cannot be captured exactly; the message names the culprit."""
+
+
+class NotAvailableError(InrfastError, RuntimeError):
+    """A backend, method or option that is absent here; the message says why and what works instead."""
+
+
+class MemoryBudgetError(InrfastError, MemoryError):
+    """A request larger than its memory budget; raised before anything is allocated."""
+
+
+class ResolutionError(InrfastError, ValueError):
+    """A rank asked for below the tolerance that the computed spectrum resolves."""
+
+
+class DivergedError(InrfastError, ArithmeticError):
+    """A fit met a NaN or Inf; the network holds its last good state."""
+
+
+def nearest(got: object, choices: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the choice nearest to ``got``, or an empty string."""
+    close = difflib.get_close_matches(str(got).lower(), list(choices), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(argument: str, got: object, choices: Collection[str]) -> str:
+    """Return ``got`` if it is one of ``choices``; otherwise name the nearest match."""
+    if not isinstance(got, str):
+        raise TypeError(f"{argument} must be a name out of {sorted(choices)}, got {type(got).__name__}")
+    if got not in choices:
+        raise ValueError(f"{argument} must be one of {sorted(choices)}, got {got!r}.{nearest(got, choices)}")
+    return got
+
+
+def check_int(argument: str, got: Any, minimum: int | None = None) -> int:
+    """Return ``got`` as an int; booleans and fractions are refused."""
+    if isinstance(got, bool) or not hasattr(got, "__index__"):
+        raise TypeError(f"{argument} must be an integer, got {got!r} ({type(got).__name__})")
+    value = int(got.__index__())
+    if minimum is not None and value < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}, got {value}")
+    return value
+
+
+def check_float(argument: str, got: Any, *, minimum: float | None = None, exclusive: bool = False) -> float:
+    """Return ``got`` as a finite float, at least (or, if ``exclusive``, above) ``minimum``."""
+    if isinstance(got, (bool, str)) or not hasattr(got, "__float__"):
+        raise TypeError(f"{argument} must be a number, got {got!r} ({type(got).__name__})")
+    value = float(got)
+    if not math.isfinite(value):
+        raise ValueError(f"{argument} must be finite, got {value}")
+    if minimum is not None and (value <= minimum if exclusive else value < minimum):
+        raise ValueError(f"{argument} must be {'above' if exclusive else 'at least'} {minimum}, got {value}")
+    return value
+
+
+def check_tensor(
+    argument: str,
+    got: Any,
+    *,
+    ndim: int | None = None,
+    floating: bool = True,
+    finite: bool = True,
+    nonempty: bool = True,
+) -> Tensor:
+    """Return ``got`` if it is a tensor of the asked kind; otherwise say what came and what is accepted."""
+    if not isinstance(got, Tensor):
+        raise TypeError(f"{argument} must be a torch.Tensor, got {type(got).__name__}")
+    if ndim is not None and got.ndim != ndim:
+        raise ValueError(f"{argument} must have {ndim} dimensions, got shape {tuple(got.shape)}")
+    if floating and not got.is_floating_point():
+        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}")
+    if nonempty and got.numel() == 0:
+        raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
+    if finite and got.is_floating_point() and not bool(torch.isfinite(got).all()):
+        bad = int((~torch.isfinite(got)).sum())
+        raise ValueError(f"{argument} must be finite, got {bad} NaN or Inf among its {got.numel()} entries")
+    return got
+
+
+def check_coords(argument: str, got: Any, in_features: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Return ``got`` if it is a finite, non-empty ``(N, d)`` tensor of coordinates on the network's device."""
+    coords = check_tensor(argument, got, ndim=2)
+    if in_features is not None and coords.shape[1] != in_features:
+        raise ValueError(
+            f"{argument} must have shape (N, {in_features}) for this network, got {tuple(coords.shape)}"
+        )
+    if device is not None and coords.device != device:
+        raise ValueError(f"{argument} is on {coords.device} but the network is on {device}; move one of them")
+    return coords

@@ -1,0 +1,85 @@
+"""Coordinate grids: the points at which a signal is sampled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.errors import check_choice, check_float, check_int
+
+ENDPOINTS = ("inclusive", "exclusive", "center")
+
+
+def check_bounds(bounds: Any, dimensions: int) -> list[tuple[float, float]]:
+    """Return one ``(low, high)`` pair an axis from a single pair or a sequence of pairs."""
+    try:
+        pairs = [tuple(pair) for pair in bounds] if isinstance(bounds[0], Sequence) else [tuple(bounds)] * dimensions
+    except (TypeError, IndexError, KeyError):
+        raise TypeError(f"bounds must be a pair (low, high) or one pair an axis, got {bounds!r}") from None
+    if len(pairs) != dimensions or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"bounds must be a pair (low, high) or {dimensions} of them, got {bounds!r}")
+    checked = [(check_float("bounds", low), check_float("bounds", high)) for low, high in pairs]
+    if any(low >= high for low, high in checked):
+        raise ValueError(f"bounds must have low < high on every axis, got {bounds!r}")
+    return checked
+
+
+def _axis(points: int, endpoint: str, low: float, high: float) -> Tensor:
+    """Return the fp64 coordinates of one axis, so that every dtype rounds the same numbers once."""
+    if endpoint == "inclusive" and points > 1:
+        return torch.linspace(low, high, points, dtype=torch.float64)
+    offset = {"inclusive": 0.5, "exclusive": 0.0, "center": 0.5}[endpoint]
+    return low + (high - low) * (torch.arange(points, dtype=torch.float64) + offset) / points
+
+
+def grid(
+    shape: int | Sequence[int],
+    endpoint: str = "inclusive",
+    bounds: Any = (-1, 1),
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Return the coordinates of a regular grid, row-major ("ij": the first axis is the slow one).
+
+    Parameters
+    ----------
+    shape
+        Points an axis, e.g. ``(256, 256)``; an int is a one-dimensional grid.
+    endpoint
+        ``"inclusive"``: both bounds are grid points (an axis of one point sits in the middle);
+        ``"exclusive"``: the lower bound is, the upper is not; ``"center"``: the middles of equal cells.
+    bounds
+        ``(low, high)`` for every axis, or one such pair an axis.
+    dtype, device
+        Of the result; coordinates are computed in fp64 and rounded once.
+
+    Returns
+    -------
+    Tensor
+        Shape ``(N, d)`` with ``N = prod(shape)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Empty shape, an axis below one point, low >= high, an unknown ``endpoint``, a non-floating dtype.
+
+    Examples
+    --------
+    >>> grid((2, 2), bounds=(0, 1)).tolist()
+    [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
+    axes = [shape] if not isinstance(shape, Sequence) else list(shape)
+    if not axes:
+        raise ValueError("shape must name at least one axis, got an empty sequence")
+    sizes = [check_int("shape", points, minimum=1) for points in axes]
+    check_choice("endpoint", endpoint, ENDPOINTS)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    pairs = check_bounds(bounds, len(sizes))
+    columns = [_axis(n, endpoint, low, high).to(dtype) for n, (low, high) in zip(sizes, pairs, strict=True)]
+    mesh = torch.meshgrid(*columns, indexing="ij")
+    return torch.stack(mesh, dim=-1).reshape(math.prod(sizes), len(sizes)).to(device)

@@ -1,0 +1,109 @@
+"""What is installed, what the native extension was built with, and which backends run here: ``python -m inrfast.info``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inrfast import backends
+from inrfast.errors import NotAvailableError
+from inrfast.ops import gemm
+from inrfast.ops.grid_init import load_extension
+
+PACKAGES = ("inrfast", "torch", "triton", "numpy", "scipy")
+
+
+def info() -> dict[str, Any]:
+    """Return versions, the extension's build, devices, backends and the choice of GEMM, as plain JSON data.
+
+    Keys: ``versions``, ``extension`` (``available``, then ``build`` or ``reason``), ``cpu``, ``gpus`` (names),
+    ``backends`` (for each device type here, each backend: ``available``, or the reason why not) and ``gemm``.
+    """
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "extension": _extension(),
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "gpus": gpus,
+        "backends": {device: backends.report(device) for device in ("cpu", *(["cuda"] if gpus else []))},
+        "gemm": gemm.report(),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print :func:`info` for a reader, or as JSON with ``--json``; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inrfast.info", description="Say what is installed, what was built, and what runs here."
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
+    arguments = parser.parse_args(argv)
+    found = info()
+    print(json.dumps(found, indent=2) if arguments.json else render(found))
+    return 0
+
+
+def render(found: dict[str, Any]) -> str:
+    """Return the text of :func:`info`'s result: a title for each part, a line for each entry."""
+    lines: list[str] = []
+    for title, part in found.items():
+        lines.append(title)
+        lines += [f"  {line}" for line in _entries(part)]
+    return "\n".join(lines)
+
+
+def _entries(part: Any) -> list[str]:
+    """Return the lines of one part, deeper mappings indented under their key."""
+    if isinstance(part, dict):
+        lines: list[str] = []
+        for key, value in part.items():
+            if isinstance(value, dict):
+                lines += [str(key), *(f"  {line}" for line in _entries(value))]
+            else:
+                lines.append(f"{key:<11} {_word(value)}")
+        return lines
+    if isinstance(part, list):
+        return [_word(entry) for entry in part] or ["none"]
+    return [_word(part)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _extension() -> dict[str, Any]:
+    try:
+        build = load_extension().build_info()
+    except NotAvailableError as error:
+        return {"available": False, "reason": str(error)}
+    return {"available": True, "build": build}
+
+
+def _cpu_model() -> str:
+    """Return the processor's name; ``platform.processor()`` is empty on most Linux systems."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

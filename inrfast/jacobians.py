@@ -1,0 +1,327 @@
+"""The Jacobian of a network over a grid as a linear operator, layer by layer, never formed unless rows are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast import backends
+from inrfast.capture import Capture, Factors, LayerSpec, Select
+from inrfast.errors import check_tensor
+from inrfast.memory import budget_bytes, chunks, require
+from inrfast.ops import rows as row_ops
+
+PASS_ROWS = 2048
+"""Points a factor pass takes at once: large enough for full-speed products, small enough for the caches."""
+
+PRODUCT_ROWS = 1024
+"""Points a product with cached factors takes at once, so that a scaled factor stays in the second-level cache."""
+
+
+class FactorStore:
+    """Factors of all layers on all points: computed once and kept if they fit the budget, else recomputed by chunks.
+
+    Parameters
+    ----------
+    capture, coords
+        The network's capture and the points (N, d).
+    budget
+        Bytes the kept factors may take (half of the caller's memory budget).
+    """
+
+    def __init__(self, capture: Capture, coords: Tensor, budget: int) -> None:
+        self.capture = capture
+        self.coords = coords
+        self.budget = budget
+        self._kept: list[Factors] | None = None
+
+    @property
+    def bytes_per_point(self) -> int:
+        """Bytes of one point's factors, as kept."""
+        item = torch.finfo(self.capture.dtype).bits // 8
+        total = 0
+        for spec in self.capture.layers:
+            b, a = spec.block
+            total += a + self.capture.outputs * b
+        return total * item
+
+    @property
+    def fits(self) -> bool:
+        """Whether the factors of all points are kept."""
+        return self.bytes_per_point * len(self.coords) <= self.budget
+
+    @property
+    def streaming_rows(self) -> int:
+        """Points whose factors fit the budget together (all of them if :attr:`fits`)."""
+        if self.fits:
+            return len(self.coords)
+        # The pass itself works in fp64 with a few temporaries a factor: leave room for them.
+        return max(1, min(len(self.coords), self.budget // (6 * self.bytes_per_point)))
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, list[Factors]]]:
+        """Yield ``(rows, factors)`` over all points, at most ``size`` points at a time."""
+        if self.fits:
+            kept = self.all()
+            for rows in chunks(len(self.coords), size):
+                yield rows, [_slice(factors, rows) for factors in kept]
+            return
+        for rows in chunks(len(self.coords), min(size, self.streaming_rows)):
+            yield rows, self.at(rows)
+
+    def at(self, rows: slice) -> list[Factors]:
+        """Return the factors of some points."""
+        if self._kept is not None:
+            return [_slice(factors, rows) for factors in self._kept]
+        stop = rows.stop
+        pieces = [
+            self.capture(self.coords[start : min(start + PASS_ROWS, stop)])
+            for start in range(rows.start, stop, PASS_ROWS)
+        ]
+        if len(pieces) == 1:
+            return list(pieces[0])
+        return [Factors(*(_join(parts) for parts in zip(*map(_pair, layer), strict=True))) for layer in zip(*pieces, strict=True)]
+
+    def all(self) -> list[Factors]:
+        """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
+        if self._kept is None:
+            n = len(self.coords)
+            kept: list[Factors] = []
+            for rows in chunks(n, PASS_ROWS):
+                piece = self.capture(self.coords[rows])
+                if not kept:
+                    kept = [Factors(*(_room(part, n) for part in _pair(factors))) for factors in piece]
+                for room, factors in zip(kept, piece, strict=True):
+                    for whole, part in zip(_pair(room), _pair(factors), strict=True):
+                        if whole is not None and part is not None:
+                            whole[rows] = part
+            self._kept = kept
+        return self._kept
+
+
+def _pair(factors: Factors) -> tuple[Tensor | None, Tensor | None]:
+    return factors.features, factors.sensitivities
+
+
+def _room(part: Tensor | None, n: int) -> Tensor | None:
+    return None if part is None else part.new_empty(n, *part.shape[1:])
+
+
+def _slice(factors: Factors, rows: slice) -> Factors:
+    return Factors(*(None if part is None else part[rows] for part in _pair(factors)))
+
+
+def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
+    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
+
+
+class LayerwiseJacobian:
+    """The Jacobian ``J`` of shape (N M, P) as a linear operator made of per-layer factors.
+
+    Rows are ``n * M + m``; columns follow ``torch.nn.utils.parameters_to_vector`` over the differentiated
+    parameters. Built by :func:`jacobian`.
+
+    Attributes
+    ----------
+    shape
+        ``(N M, P)``.
+    layers
+        Mapping from layer name to that layer's own Jacobian, of shape (N M, P_layer).
+    T
+        The transpose, for ``J.T @ v``.
+    """
+
+    def __init__(self, store: FactorStore, budget: int, only: str | None = None) -> None:
+        self.store = store
+        self.memory_budget = budget
+        self.only = only
+        self.capture = store.capture
+        self.coords = store.coords
+        self.dtype = self.capture.dtype
+        self.device = self.capture.device
+        names = [spec.name for spec in self.capture.layers]
+        self._indices = range(len(names)) if only is None else [names.index(only)]
+        self.shape = (len(self.coords) * self.capture.outputs, sum(spec.columns for spec in self.specs))
+
+    @property
+    def specs(self) -> list[LayerSpec]:
+        """The layers of this Jacobian."""
+        return [self.capture.layers[index] for index in self._indices]
+
+    @cached_property
+    def layers(self) -> Mapping[str, LayerwiseJacobian]:
+        """Per-layer Jacobians by qualified module name, sharing the factors of this one."""
+        return {spec.name: LayerwiseJacobian(self.store, self.memory_budget, spec.name) for spec in self.specs}
+
+    @cached_property
+    def _columns(self) -> dict[str, slice]:
+        """Columns of each parameter in this Jacobian, in parameter order."""
+        ordered = sorted((c.start, c.stop - c.start, n) for spec in self.specs for n, c in spec.parameters.items())
+        columns, start = {}, 0
+        for _, count, name in ordered:
+            columns[name] = slice(start, start + count)
+            start += count
+        return columns
+
+    def _gather(self, flat: Tensor) -> list[Tensor]:
+        """Return each layer's block (k, b, a) of parameter vectors (k, P)."""
+        return [self._local(spec).to_block(flat) for spec in self.specs]
+
+    def _local(self, spec: LayerSpec) -> LayerSpec:
+        """Return ``spec`` with columns counted within this Jacobian."""
+        if self.only is None:
+            return spec
+        parameters = {name: self._columns[name] for name in spec.parameters}
+        return LayerSpec(spec.name, spec.kind, spec.in_features, spec.out_features, spec.has_bias, parameters)
+
+    def chunks(self, size: int = PRODUCT_ROWS) -> Iterator[tuple[slice, list[Factors]]]:
+        """Yield ``(points, factors of this Jacobian's layers)`` over the grid."""
+        for points, factors in self.store.chunks(size):
+            yield points, [factors[index] for index in self._indices]
+
+    def rows(self, points: slice | int | None = None) -> Tensor:
+        """Return the dense rows of some points, shape (points M, P): ``S[n, m] (x) [Z[n], 1]``.
+
+        Parameters
+        ----------
+        points
+            A slice of points with step 1, one point, or None for all.
+
+        Raises
+        ------
+        MemoryBudgetError
+            The rows exceed the budget; ask for fewer points.
+        """
+        n, m = len(self.coords), self.capture.outputs
+        if points is None:
+            points = slice(0, n)
+        elif isinstance(points, int):
+            if not -n <= points < n:
+                raise IndexError(f"point {points} is out of range for {n} points")
+            points = slice(points % n, points % n + 1)
+        elif not isinstance(points, slice):
+            raise TypeError(f"points must be a slice, an int or None, got {type(points).__name__}")
+        start, stop, step = points.indices(n)
+        if step != 1:
+            raise ValueError(f"points must be a slice with step 1, got step {step}")
+        count = max(stop - start, 0)
+        item = torch.finfo(self.dtype).bits // 8
+        require(count * m * self.shape[1] * item, self.memory_budget, f"{count} points' Jacobian rows", "ask for fewer")
+        out = torch.empty(count * m, self.shape[1], dtype=self.dtype, device=self.device)
+        for rows in chunks(count, PASS_ROWS):
+            factors = self.store.at(slice(start + rows.start, start + rows.stop))
+            for index, spec in zip(self._indices, self.specs, strict=True):
+                block = row_ops.rows(*_pair(factors[index]), m)
+                view = out[rows.start * m : rows.stop * m]
+                self._local(spec).from_block(block.flatten(0, 1), view)
+        return out
+
+    def __matmul__(self, p: Tensor) -> Tensor:
+        """Return ``J p``: (N M,) for p of shape (P,), (N M, k) for (P, k)."""
+        p, single = self._operand("p", p, self.shape[1])
+        blocks = self._gather(p.t())
+        out = torch.zeros(len(self.coords), self.capture.outputs, p.shape[1], dtype=self.dtype, device=self.device)
+        for points, factors in self.chunks():
+            for layer, block in zip(factors, blocks, strict=True):
+                out[points] += row_ops.jvp(*_pair(layer), block)
+        result = out.flatten(0, 1)
+        return result[:, 0] if single else result
+
+    @property
+    def T(self) -> _Transpose:
+        """The transpose: ``J.T @ v``."""
+        return _Transpose(self)
+
+    def vjp(self, v: Tensor) -> Tensor:
+        """Return ``J^T v``: (P,) for v of shape (N M,), (P, k) for (N M, k)."""
+        v, single = self._operand("v", v, self.shape[0])
+        k = v.shape[1]
+        cotangents = v.view(len(self.coords), self.capture.outputs, k)
+        totals = [torch.zeros(k, *spec.block, dtype=self.dtype, device=self.device) for spec in self.specs]
+        for points, factors in self.chunks():
+            for total, layer in zip(totals, factors, strict=True):
+                total += row_ops.vjp(*_pair(layer), cotangents[points])
+        flat = torch.empty(k, self.shape[1], dtype=self.dtype, device=self.device)
+        for spec, total in zip(self.specs, totals, strict=True):
+            self._local(spec).from_block(total, flat)
+        return flat[0] if single else flat.t()
+
+    def split(self, p: Tensor) -> dict[str, Tensor]:
+        """Return a parameter vector (P,) as a dict by parameter name, each in its parameter's shape (views)."""
+        check_tensor("p", p, finite=False)
+        if p.shape != (self.shape[1],):
+            raise ValueError(f"p must have shape ({self.shape[1]},), got {tuple(p.shape)}")
+        shapes = {
+            name: (spec.out_features, spec.in_features)
+            if spec.kind == "linear" and name.endswith("weight")
+            else (spec.out_features,)
+            for spec in self.specs
+            for name in spec.parameters
+        }
+        return {name: p[columns].view(shapes[name]) for name, columns in self._columns.items()}
+
+    def _operand(self, argument: str, given: Any, length: int) -> tuple[Tensor, bool]:
+        check_tensor(argument, given)
+        if given.ndim not in (1, 2) or given.shape[0] != length:
+            raise ValueError(f"{argument} must have shape ({length},) or ({length}, k), got {tuple(given.shape)}")
+        if given.device != self.device:
+            raise ValueError(f"{argument} is on {given.device} but the network is on {self.device}")
+        return given.detach().reshape(length, -1).to(self.dtype), given.ndim == 1
+
+    def __repr__(self) -> str:
+        kept = "kept" if self.store.fits else "streamed"
+        return f"LayerwiseJacobian(shape={self.shape}, layers={[s.name for s in self.specs]}, factors {kept})"
+
+
+class _Transpose:
+    """``J.T``, an operator of shape (P, N M)."""
+
+    def __init__(self, jacobian: LayerwiseJacobian) -> None:
+        self.T = jacobian
+        self.shape = jacobian.shape[::-1]
+
+    def __matmul__(self, v: Tensor) -> Tensor:
+        return self.T.vjp(v)
+
+
+def jacobian(
+    net: nn.Module,
+    coords: Tensor,
+    params: Iterable[str] | None = None,
+    select: Select = None,
+    precision: str = "high",
+    backend: str = "auto",
+    memory_budget: int | None = None,
+) -> LayerwiseJacobian:
+    """Return the Jacobian of a network's outputs at ``coords`` with respect to its parameters, as an operator.
+
+    Parameters
+    ----------
+    net
+        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.capture`).
+    coords
+        Shape (N, d), on the network's device.
+    params
+        Names of parameters or modules to differentiate; None: every trainable one.
+    select
+        A key, an index or a function that takes the output tensor from what ``net`` returns.
+    precision
+        ``"highest"``: fp64; ``"high"`` and ``"medium"``: factors exact to fp32 rounding, fp32 products. Coordinates
+        and parameters are taken as the exact numbers they hold.
+    backend
+        ``"auto"``, ``"torch"`` or ``"triton"``; a named backend that cannot run raises.
+    memory_budget
+        Bytes; None: half of what is free. Factors that do not fit are recomputed chunk by chunk.
+
+    Raises
+    ------
+    UnsupportedModuleError, NotAvailableError, ValueError, TypeError
+        See :class:`inrfast.capture.Capture` and :mod:`inrfast.backends`.
+    """
+    capture = Capture(net, coords, params, select, precision)
+    backends.resolve(backend, capture.device)
+    budget = budget_bytes(memory_budget, capture.device)
+    return LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2), budget)

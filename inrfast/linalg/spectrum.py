@@ -1,0 +1,194 @@
+"""Results of eigenvalue computations: ranks as intervals, spectra with their error, and what follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
+
+
+@dataclass(frozen=True)
+class RankInterval:
+    """A numerical rank that is known to lie in ``[lower, upper]`` at the relative tolerance ``rtol``."""
+
+    lower: int
+    upper: int
+    rtol: float
+
+    def __str__(self) -> str:
+        return f"{self.lower}" if self.lower == self.upper else f"[{self.lower}, {self.upper}]"
+
+    def __contains__(self, rank: int) -> bool:
+        return self.lower <= rank <= self.upper
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Eigenvalues of a symmetric positive semidefinite operator, with their error.
+
+    Attributes
+    ----------
+    eigenvalues
+        Descending, fp64; all of them or the k largest.
+    eigenvectors
+        Orthonormal columns (n, k) in the order of the eigenvalues, or None.
+    lower_error, upper_error
+        Every true eigenvalue lies in ``[lambda - lower_error, lambda + upper_error]``.
+    size
+        Order n of the operator.
+    trace
+        Its trace, exact to rounding.
+    rank_bound
+        A bound on its rank known beforehand (the smaller of n and the number of parameters).
+    rtol
+        The smallest tolerance the computation was asked to resolve.
+    method
+        How it was computed.
+    """
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor | None
+    lower_error: float
+    upper_error: float
+    size: int
+    trace: float
+    rank_bound: int
+    rtol: float
+    method: str
+
+    @property
+    def floor(self) -> float:
+        """Relative tolerance below which a zero eigenvalue cannot be told from one above the threshold."""
+        largest = float(self.eigenvalues[0]) - self.lower_error
+        return self.upper_error / largest if largest > 0 else float("inf")
+
+    def rank(self, rtol: float | None = None) -> RankInterval:
+        """Return the number of eigenvalues above ``rtol * lambda_1`` as an interval that contains it.
+
+        Parameters
+        ----------
+        rtol
+            Relative tolerance, at least the one computed for; None: that one.
+
+        Raises
+        ------
+        ResolutionError
+            ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed.
+        """
+        rtol = self.rtol if rtol is None else check_float("rtol", rtol, minimum=0.0, exclusive=True)
+        if rtol < self.floor:
+            raise ResolutionError(f"rtol={rtol:g} is below the floor {self.floor:.2e} of this spectrum ({self.method})")
+        if rtol < self.rtol * (1 - 1e-12):
+            raise ResolutionError(f"rtol={rtol:g} is below rtol={self.rtol:g}, for which this spectrum was computed")
+        return self.count_above(rtol * float(self.eigenvalues[0]), rtol)
+
+    def count_above(self, threshold: float, rtol: float) -> RankInterval:
+        """Return how many eigenvalues exceed an absolute ``threshold``; ``rtol`` only labels the result.
+
+        The threshold itself is taken as exact up to a relative error of ``upper_error / lambda_1``.
+        """
+        largest = float(self.eigenvalues[0])
+        slack = self.upper_error / largest if largest > 0 else 0.0
+        lower = int((self.eigenvalues - self.lower_error > threshold * (1 + slack)).sum())
+        upper = int((self.eigenvalues + self.upper_error > threshold * (1 - slack)).sum())
+        if len(self.eigenvalues) < self.size and upper == len(self.eigenvalues):
+            raise ResolutionError(
+                f"all {upper} computed eigenvalues may exceed the threshold {threshold:.3e}; compute more of them"
+            )
+        return RankInterval(lower, max(lower, min(upper, self.rank_bound)), rtol)
+
+    def effective_rank(self) -> float:
+        """Return ``exp(H)`` with H the entropy of ``lambda / trace`` (Roy and Vetterli, EUSIPCO 2007)."""
+        self._need_all("effective_rank")
+        p = self.eigenvalues.clamp_min(0)
+        p = p[p > 0] / p.sum()
+        return float(torch.exp(-(p * p.log()).sum()))
+
+    def stable_rank(self) -> float:
+        """Return ``trace / lambda_1``."""
+        return self.trace / float(self.eigenvalues[0])
+
+    def energy(self, target: Tensor) -> Tensor:
+        """Return the share of a target's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
+
+        ``target`` (n,) or (n, c); the energies of columns are added before dividing (P4, equation 11).
+        """
+        vectors, y = self._vectors("energy"), self._function("target", target)
+        total = float((y * y).sum())
+        if total == 0:
+            raise ValueError("target must not be zero everywhere: it has no energy to share")
+        return (vectors.t() @ y).square().sum(1) / total
+
+    def predict(self, target: Tensor, y0: Tensor, lr: float, steps: int) -> Tensor:
+        """Return the outputs after ``steps`` of gradient descent under the linearised dynamics.
+
+        ``Y_n = Y + Q (I - lr Lambda)^n Q^T (Y_0 - Y)`` for the loss ``1/2 sum |f - Y|^2`` (P1, equations 2-3).
+        Directions whose eigenpairs were not computed are taken as not learned.
+
+        Parameters
+        ----------
+        target, y0
+            Target and initial outputs, (n,) or (n, c).
+        lr
+            Learning rate; stable below ``2 / lambda_1``.
+        steps
+            Number of steps, 0 or more.
+        """
+        vectors = self._vectors("predict")
+        y, start = self._function("target", target), self._function("y0", y0)
+        if y.shape != start.shape:
+            raise ValueError(f"y0 must have the shape of target {tuple(target.shape)}, got {tuple(y0.shape)}")
+        lr, steps = check_float("lr", lr, minimum=0.0, exclusive=True), check_int("steps", steps, minimum=0)
+        error = start - y
+        decay = (1 - lr * self.eigenvalues) ** steps - 1
+        return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
+
+    def _need_all(self, what: str) -> None:
+        if len(self.eigenvalues) < self.size:
+            raise ResolutionError(f"{what} needs all {self.size} eigenvalues, and {len(self.eigenvalues)} were computed")
+
+    def _vectors(self, what: str) -> Tensor:
+        if self.eigenvectors is None:
+            raise ValueError(f"{what} needs eigenvectors: ask for spectrum(eigenvectors=True)")
+        return self.eigenvectors
+
+    def _function(self, argument: str, given: Tensor) -> Tensor:
+        check_tensor(argument, given)
+        if given.shape[0] != self.size:
+            raise ValueError(f"{argument} must have {self.size} rows, got shape {tuple(given.shape)}")
+        return given.detach().to(self.eigenvalues).reshape(self.size, -1)
+
+
+def dense_spectrum(
+    matrix: Tensor,
+    matrix_error: float,
+    rtol: float,
+    rank_bound: int,
+    k: int | None = None,
+    eigenvectors: bool = False,
+) -> Spectrum:
+    """Return the spectrum of a dense symmetric fp64 ``matrix`` (n, n) through LAPACK.
+
+    Parameters
+    ----------
+    matrix
+        Symmetric, fp64; overwritten where the library allows.
+    matrix_error
+        Spectral-norm bound on the error with which the matrix itself was computed; added to the solver's backward
+        error ``n u lambda_1`` (LAPACK Users' Guide, section 4.7).
+    rtol, rank_bound, k, eigenvectors
+        As in :class:`Spectrum`; ``k`` keeps the largest.
+    """
+    n = len(matrix)
+    if eigenvectors:
+        values, vectors = torch.linalg.eigh(matrix)
+        vectors = vectors.flip(1)[:, :k]
+    else:
+        values, vectors = torch.linalg.eigvalsh(matrix), None
+    values = values.flip(0)
+    error = matrix_error + n * torch.finfo(torch.float64).eps / 2 * float(values.abs().amax())
+    trace = float(matrix.diagonal().sum())
+    return Spectrum(values[:k], vectors, error, error, n, trace, min(rank_bound, n), rtol, "dense")

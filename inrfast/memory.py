@@ -1,0 +1,65 @@
+"""Memory: how much may be used, how large a chunk that allows, and a refusal before anything is allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from inrfast.errors import MemoryBudgetError, check_int
+
+DEFAULT_FRACTION = 0.5
+"""Share of the free memory used when no ``memory_budget`` is given: the other half stays for the caller."""
+
+
+def available_bytes(device: torch.device | str = "cpu") -> int:
+    """Return the free memory of ``device`` in bytes (on Linux, within the control group's limit)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    free = next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("MemAvailable")
+    )
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return free
+    return free if limit == "max" else min(free, max(int(limit) - used, 0))
+
+
+def budget_bytes(memory_budget: int | None, device: torch.device | str = "cpu") -> int:
+    """Return the budget in bytes: ``memory_budget`` itself, or half of what is free on ``device``."""
+    if memory_budget is None:
+        return int(DEFAULT_FRACTION * available_bytes(device))
+    return check_int("memory_budget", memory_budget, minimum=1)
+
+
+def chunks(n: int, size: int) -> Iterator[slice]:
+    """Yield consecutive slices of at most ``size`` that cover ``range(n)``."""
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+def require(needed: int, budget: int, what: str, instead: str) -> None:
+    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed ``budget``, naming what would fit ``instead``."""
+    if needed > budget:
+        raise MemoryBudgetError(
+            f"{what} needs {format_bytes(needed)} ({needed} bytes) but the budget is {format_bytes(budget)} "
+            f"({budget} bytes); {instead}"
+        )
+
+
+def format_bytes(n: int) -> str:
+    """Return ``n`` bytes for a reader, in powers of 1024."""
+    value = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.4g} {unit}"
+        value /= 1024
+    return f"{value:.4g} TiB"

@@ -1,0 +1,261 @@
+"""Networks: the coordinate MLP ``INR`` and its norms, ordinary ``torch.nn`` modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from inrfast.activations import ACTIVATIONS, activation
+from inrfast.encodings import Encoding
+from inrfast.errors import check_choice, check_coords, check_float, check_int
+from inrfast.init import initialise_
+from inrfast.memory import chunks
+
+NORMS = ("batch", "sphere")
+NORM_POSITIONS = ("pre", "post")
+CALIBRATION_ROWS = 8192
+
+
+class SphereNorm(nn.Module):
+    """Projection of each sample onto the sphere of radius ``sqrt(m)``: ``sqrt(m) z / max(|z|, tiny)``.
+
+    Shape ``(..., m)`` to ``(..., m)``. At ``z = 0`` the value and the derivative are 0.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Dividing by the largest entry first keeps |z|^2 from under- or overflowing; the factor cancels.
+        tiny = torch.finfo(features.dtype).tiny
+        scale = features.detach().abs().amax(-1, keepdim=True)
+        zero = scale < tiny
+        unit = features / scale.masked_fill(zero, 1.0)
+        norm = torch.linalg.vector_norm(unit.masked_fill(zero, 1.0), dim=-1, keepdim=True)
+        return (features.shape[-1] ** 0.5 * unit / norm).masked_fill(zero, 0.0)
+
+
+def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
+    """Return one value a layer from a single value or a sequence with one value a layer."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if len(given) != layers:
+            raise ValueError(f"{argument} must be one value or {layers} of them (one a hidden layer), got {len(given)}")
+        return list(given)
+    return [given] * layers
+
+
+class INR(nn.Module):
+    """Implicit neural representation: a coordinate MLP ``R^d -> R^M``.
+
+    ``encoding -> [linear -> norm -> activation] * hidden_layers -> linear`` (norm after the activation with
+    ``norm_position="post"``).
+
+    Parameters
+    ----------
+    in_features, out_features
+        Number of coordinates d and of outputs M.
+    width
+        Units of every hidden layer; 256 is the usual width for images.
+    hidden_layers
+        Number of activated layers: 2 -> 256 -> 256 -> 256 -> 1 has 3.
+    activation
+        ``relu``, ``sine`` (``sin(omega u)``), ``gaussian`` (``exp(-(omega u)^2)``), ``finer``
+        (``sin(omega (|u| + 1) u)``), ``tanh``, ``gelu`` (exact), ``softplus`` or ``identity``; one for all hidden
+        layers or one a layer.
+    omega
+        Frequency of sine, gaussian and finer, one or one a layer; 30 is SIREN's.
+    encoding
+        An encoding of :mod:`inrfast.encodings`, or None.
+    norm
+        None, ``"batch"`` or ``"sphere"``; one or one a layer.
+    norm_position
+        ``"pre"`` or ``"post"`` the activation.
+    init
+        ``"default"`` (torch's), ``"kaiming"``, ``"xavier"``, ``"siren"``, ``"rank_expanding"`` (first layer; hidden
+        layers torch's default), ``{"first": ..., "hidden": ...}``, each a name or ``{"name": ..., **options}``.
+    bias
+        Whether the linear layers have one.
+    seed
+        Of a CPU generator: the same weights on every device, the global generator untouched.
+    device, dtype
+        Of the parameters; dtype defaults to fp32.
+
+    Attributes
+    ----------
+    layers
+        ``ModuleList`` of ``nn.Linear``, the head last: keys ``layers.0.weight``, ``layers.0.bias``, ...
+
+    Raises
+    ------
+    ValueError, TypeError
+        Sizes below 1, unknown names (with the nearest match), lists of the wrong length, rank-expanding
+        initialisation behind an encoding or without a bias.
+
+    Examples
+    --------
+    >>> net = INR(2, 3, width=64, hidden_layers=2, activation="sine", init="siren")
+    >>> net(torch.zeros(5, 2)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        width: int = 256,
+        hidden_layers: int = 3,
+        activation: str | Sequence[str] = "relu",
+        omega: float | Sequence[float] = 30.0,
+        encoding: Encoding | None = None,
+        norm: str | None | Sequence[str | None] = None,
+        norm_position: str = "pre",
+        init: Any = "default",
+        bias: bool = True,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = check_int("in_features", in_features, minimum=1)
+        self.out_features = check_int("out_features", out_features, minimum=1)
+        self.width = check_int("width", width, minimum=1)
+        self.hidden_layers = check_int("hidden_layers", hidden_layers, minimum=1)
+        self.activations: tuple[str, ...] = tuple(
+            check_choice("activation", name, ACTIVATIONS) for name in _per_layer("activation", activation, hidden_layers)
+        )
+        self.omegas: tuple[float, ...] = tuple(
+            check_float("omega", value, minimum=0.0, exclusive=True)
+            for value in _per_layer("omega", omega, hidden_layers)
+        )
+        self.norm_names: tuple[str | None, ...] = tuple(
+            None if name is None else check_choice("norm", name, NORMS)
+            for name in _per_layer("norm", norm, hidden_layers)
+        )
+        self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
+        if encoding is not None and not isinstance(encoding, Encoding):
+            raise TypeError(f"encoding must be an inrfast encoding or None, got {type(encoding).__name__}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        dtype = dtype or torch.float32
+        self.seed = check_int("seed", seed, minimum=0)
+        generator = torch.Generator().manual_seed(self.seed)
+        where = torch.empty(0, device=device).device
+        self.encoding = None if encoding is None else encoding.build(self.in_features, generator, where, dtype)
+        inlet = self.in_features if self.encoding is None else self.encoding.out_features
+        sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
+        self.layers = nn.ModuleList(
+            skip_init(nn.Linear, a, b, bias=bool(bias), device=where, dtype=dtype)
+            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+        )
+        self.norms = nn.ModuleList(self._norm(name, where, dtype) for name in self.norm_names)
+        self.init = init
+        initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
+
+    def _norm(self, name: str | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        if name == "batch":
+            return nn.BatchNorm1d(self.width, device=device, dtype=dtype)
+        return SphereNorm() if name == "sphere" else nn.Identity()
+
+    def activate(self, index: int, preactivation: Tensor) -> Tensor:
+        """Return the output of hidden layer ``index`` from its pre-activation, norm and activation in their order."""
+        norm = self.norms[index]
+        if self.norm_position == "pre":
+            preactivation = norm(preactivation)
+        features = activation(self.activations[index]).value(preactivation, self.omegas[index])
+        return norm(features) if self.norm_position == "post" else features
+
+    def forward(self, coords: Tensor) -> Tensor:
+        """Return the outputs ``(..., M)`` at coordinates ``(..., d)``."""
+        leading = coords.shape[:-1]
+        features = coords.reshape(-1, coords.shape[-1])
+        if self.encoding is not None:
+            features = self.encoding(features)
+        for index in range(self.hidden_layers):
+            features = self.activate(index, self.layers[index](features))
+        return self.layers[-1](features).reshape(*leading, self.out_features)
+
+    def config(self) -> dict[str, Any]:
+        """Return what describes the network, as plain values (for reports and files)."""
+        return {
+            "in_features": self.in_features,
+            "out_features": self.out_features,
+            "width": self.width,
+            "hidden_layers": self.hidden_layers,
+            "activation": list(self.activations),
+            "omega": list(self.omegas),
+            "encoding": None if self.encoding is None else repr(self.encoding),
+            "norm": list(self.norm_names),
+            "norm_position": self.norm_position,
+            "init": self.init,
+            "bias": self.layers[0].bias is not None,
+            "seed": self.seed,
+        }
+
+    def extra_repr(self) -> str:
+        return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
+
+
+@torch.no_grad()
+def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
+    """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
+
+    Means and (biased) variances are accumulated in fp64 over all of ``coords``; each layer is calibrated on the
+    output of the layers before it, already calibrated. In eval mode the network then behaves as one batch of all
+    points does in train mode; the mode itself is left as it was.
+
+    Parameters
+    ----------
+    net
+        An :class:`INR`; changed in place and returned.
+    coords
+        Shape ``(N, d)`` with N >= 2.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No batch norm to calibrate, one point only, bad coordinates.
+    """
+    if not isinstance(net, INR):
+        raise TypeError(f"net must be an inrfast.INR, got {type(net).__name__}")
+    norms = [index for index, norm in enumerate(net.norms) if isinstance(norm, nn.BatchNorm1d)]
+    if not norms:
+        raise ValueError("net has no batch norm to calibrate; build it with norm='batch'")
+    parameter = net.layers[0].weight
+    assert isinstance(parameter, Tensor)
+    coords = check_coords("coords", coords, net.in_features, parameter.device).to(parameter.dtype)
+    if len(coords) < 2:
+        raise ValueError("coords must hold at least 2 points: one point has no variance")
+    training = net.training
+    net.eval()
+    try:
+        for index in norms:
+            norm = net.norms[index]
+            assert isinstance(norm, nn.BatchNorm1d)
+            total = torch.zeros(2, net.width, dtype=torch.float64, device=coords.device)
+            shift = torch.zeros(net.width, dtype=torch.float64, device=coords.device)
+            for number, rows in enumerate(chunks(len(coords), CALIBRATION_ROWS)):
+                values = _norm_input(net, index, coords[rows]).double()
+                if number == 0:
+                    shift = values.mean(0)  # removes the cancellation in E[x^2] - E[x]^2
+                total += torch.stack([(values - shift).sum(0), ((values - shift) ** 2).sum(0)])
+            mean, square = total / len(coords)
+            assert norm.running_mean is not None and norm.running_var is not None
+            norm.running_mean.copy_(mean + shift)
+            norm.running_var.copy_(square - mean**2)
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked.fill_(1)
+    finally:
+        net.train(training)
+    return net
+
+
+def _norm_input(net: INR, index: int, coords: Tensor) -> Tensor:
+    """Return what enters the norm of hidden layer ``index``."""
+    features = coords if net.encoding is None else net.encoding(coords)
+    for before in range(index):
+        features = net.activate(before, net.layers[before](features))
+    features = net.layers[index](features)
+    if net.norm_position == "post":
+        features = activation(net.activations[index]).value(features, net.omegas[index])
+    return features

@@ -1,0 +1,201 @@
+"""Matrix products on the CPU through the fastest library present: chosen by measurement, once, and remembered.
+
+Which library wins depends on the processor: MKL (``torch.mm``) runs at half speed on some, where the OpenBLAS inside
+NumPy or oneDNN reach the peak. The environment variable ``INRFAST_GEMM`` (``torch``, ``numpy`` or ``onednn``)
+overrides the choice. Tensors on other devices always go through ``torch``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inrfast.errors import check_choice
+
+PROBE_SHAPE = (512, 512, 256)
+PROBE_REPEATS = 7
+PROBE_MARGIN = 1.15
+"""A library replaces ``torch`` only if it is this much faster: two thread pools in one process cost something too."""
+
+Gemm = Callable[[Tensor, Tensor, Tensor], None]
+
+
+def _torch(a: Tensor, b: Tensor, out: Tensor) -> None:
+    torch.mm(a, b, out=out)
+
+
+def _numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
+    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
+
+
+def _onednn(a: Tensor, b: Tensor, out: Tensor) -> None:
+    out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+
+
+LIBRARIES: dict[str, Gemm] = {"torch": _torch, "numpy": _numpy, "onednn": _onednn}
+
+
+def _works(name: str, dtype: torch.dtype) -> bool:
+    """Return whether a library computes a small product right here; private entry points may be gone."""
+    if dtype not in (torch.float32, torch.float64) or (name == "onednn" and dtype != torch.float32):
+        return name == "torch"
+    a = torch.arange(12, dtype=dtype).reshape(3, 4)
+    out = torch.empty(3, 3, dtype=dtype)
+    try:
+        LIBRARIES[name](a, a.t(), out)
+    except Exception:  # a private operator may fail in any way; it is then simply not a candidate
+        return False
+    return torch.equal(out, (a[:, None, :] * a[None, :, :]).sum(-1))
+
+
+def _probe(name: str, dtype: torch.dtype) -> float:
+    """Return the median seconds of one Gram tile: two products and an elementwise pass, as the tile loop does it."""
+    m, n, k = PROBE_SHAPE
+    a, b = torch.rand(m, k, dtype=dtype), torch.rand(n, k, dtype=dtype)
+    left, right, tile = (torch.zeros(m, n, dtype=dtype) for _ in range(3))
+    times = []
+    for _ in range(2 + PROBE_REPEATS):
+        start = time.perf_counter()
+        LIBRARIES[name](a, b.t(), left)
+        LIBRARIES[name](b, a.t(), right)
+        tile.addcmul_(left, right)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def _cache_file() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "inrfast" / "gemm.json"
+
+
+def _machine() -> str:
+    """Return what the choice depends on, as the key of the cache."""
+    model = next(
+        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    return f"{model} | {torch.get_num_threads()} threads | torch {torch.__version__} | numpy {np.__version__}"
+
+
+def _remembered() -> dict[str, dict[str, dict[str, float]]]:
+    try:
+        content = json.loads(_cache_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _remember(key: str, dtype: str, seconds: dict[str, float]) -> None:
+    """Write the measurement; a read-only home is no reason to fail."""
+    content = _remembered()
+    content.setdefault(key, {})[dtype] = seconds
+    try:
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=_cache_file().parent, delete=False) as file:
+            json.dump(content, file, indent=1)
+        os.replace(file.name, _cache_file())
+    except OSError:
+        pass
+
+
+_chosen: dict[torch.dtype, str] = {}
+_seconds: dict[torch.dtype, dict[str, float]] = {}
+
+
+def choose(dtype: torch.dtype) -> str:
+    """Return the library for CPU products of ``dtype``: measured at first use, then cached in the user's cache folder.
+
+    Raises
+    ------
+    ValueError
+        ``INRFAST_GEMM`` names no library, or one that does not work here for ``dtype``.
+    """
+    override = os.environ.get("INRFAST_GEMM")
+    if override:
+        check_choice("INRFAST_GEMM", override, LIBRARIES)
+        # A library without this dtype leaves it to torch; one that is broken here is the user's to know.
+        if not _works(override, dtype) and _works(override, torch.float32):
+            return "torch"
+        if not _works(override, dtype):
+            raise ValueError(f"INRFAST_GEMM={override} does not work on this machine; unset it or use 'torch'")
+        return override
+    if dtype not in _chosen:
+        _chosen[dtype] = _measure(dtype)
+    return _chosen[dtype]
+
+
+def _measure(dtype: torch.dtype) -> str:
+    key, name = _machine(), str(dtype).removeprefix("torch.")
+    seconds = _remembered().get(key, {}).get(name)
+    if not seconds or "torch" not in seconds:
+        seconds = {}
+        for library in LIBRARIES:
+            if _works(library, dtype):
+                time.sleep(0.05)  # the previous library's idle threads spin for a while
+                seconds[library] = _probe(library, dtype)
+        _remember(key, name, seconds)
+    _seconds[dtype] = seconds
+    candidates = {library: t for library, t in seconds.items() if library in LIBRARIES and _works(library, dtype)}
+    best = min(candidates, key=candidates.__getitem__, default="torch")
+    return best if candidates.get("torch", float("inf")) > PROBE_MARGIN * candidates.get(best, 0.0) else "torch"
+
+
+def report() -> dict[str, dict[str, object]]:
+    """Return, per dtype, the library in use and the measured GFLOP/s of each (measures if it was not done before)."""
+    flops = 4 * PROBE_SHAPE[0] * PROBE_SHAPE[1] * PROBE_SHAPE[2]
+    table: dict[str, dict[str, object]] = {}
+    for dtype in (torch.float32, torch.float64):
+        library = choose(dtype)
+        rates = {name: round(flops / t / 1e9, 1) for name, t in _seconds.get(dtype, {}).items()}
+        table[str(dtype).removeprefix("torch.")] = {"library": library, "gflops": rates}
+    return table
+
+
+def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Write ``a @ b`` into ``out`` and return it.
+
+    Shapes ``(m, k)``, ``(k, n)``, ``(m, n)``, one dtype; any strides that a BLAS takes without a copy. On a GPU,
+    TF32 is switched off for the call, whatever torch's global flags say.
+    """
+    if a.device.type == "cpu":
+        LIBRARIES[choose(a.dtype)](a, b, out)
+        return out
+    with exact_products(a.device):
+        torch.mm(a, b, out=out)
+    return out
+
+
+def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add ``a @ b`` to ``out`` in place and return it (shapes as in :func:`mm`)."""
+    if a.device.type == "cpu":
+        if choose(a.dtype) == "torch":
+            return out.addmm_(a, b)
+        return out.add_(mm(a, b, torch.empty_like(out)))
+    with exact_products(a.device):
+        return out.addmm_(a, b)
+
+
+class exact_products:
+    """Context in which fp32 products on ``device`` are IEEE fp32: TF32 off inside, the global flags restored after."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            self.before = torch.backends.cuda.matmul.allow_tf32
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+    def __exit__(self, *exception: object) -> None:
+        if self.cuda:
+            torch.backends.cuda.matmul.allow_tf32 = self.before

@@ -1,0 +1,599 @@
+"""The neural tangent kernel as a lazy operator: products, columns, reductions, dense form, spectrum; whole or by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor, nn
+
+from inrfast import backends
+from inrfast.capture import Capture, Factors, LayerSpec, Select
+from inrfast.errors import (
+    NotAvailableError,
+    ResolutionError,
+    check_choice,
+    check_coords,
+    check_float,
+    check_int,
+    check_tensor,
+)
+from inrfast.jacobians import FactorStore, LayerwiseJacobian
+from inrfast.linalg.spectrum import Spectrum, dense_spectrum
+from inrfast.memory import budget_bytes, chunks, format_bytes, require
+from inrfast.ops import gram as gram_ops
+from inrfast.ops import rows as row_ops
+
+DENSE_LIMIT = 16384
+"""Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
+
+METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of a kernel's operations; bytes and FLOP (one multiply-add is 2).
+
+    Attributes
+    ----------
+    factor_bytes
+        Factors of all points, both sides.
+    factors_kept
+        Whether they fit the budget and are computed once; otherwise chunks are recomputed.
+    factor_flops
+        One factor pass over all points.
+    dense_bytes, dense_flops
+        The dense kernel (the symmetric one computes each pair once).
+    product_flops_per_column
+        ``K @ v`` through the factors.
+    break_even_columns
+        Number of columns from which ``K @ V`` goes through kernel tiles instead.
+    dense_method
+        ``"tiles"`` in memory, or what to do where the dense kernel exceeds the budget.
+    """
+
+    factor_bytes: int
+    factors_kept: bool
+    factor_flops: int
+    dense_bytes: int
+    dense_flops: int
+    product_flops_per_column: int
+    break_even_columns: int
+    dense_method: str
+
+    def __str__(self) -> str:
+        kept = "kept" if self.factors_kept else "recomputed in chunks"
+        return (
+            f"factors {format_bytes(self.factor_bytes)} ({kept}), one pass {self.factor_flops:.3g} FLOP; dense kernel "
+            f"{format_bytes(self.dense_bytes)}, {self.dense_flops:.3g} FLOP ({self.dense_method}); K @ v "
+            f"{self.product_flops_per_column:.3g} FLOP a column, by tiles from {self.break_even_columns} columns on"
+        )
+
+
+class NTK:
+    """A neural tangent kernel ``K = sum_l (Z_l Z_l'^T + 1) * (S_l S_l'^T)`` between two sets of points, lazy.
+
+    Built by :func:`ntk`; nothing is computed before something is asked for, and never the Jacobian.
+
+    Attributes
+    ----------
+    shape
+        (N, N'), or (N M, N' M) for ``output="full"`` with the output index fast.
+    dtype
+        fp64 for ``precision="highest"``, else fp32: the dtype of every result.
+    layers
+        Mapping from layer name to that layer's own kernel; they add up to this one.
+    """
+
+    def __init__(self, rows: LayerwiseJacobian, columns: LayerwiseJacobian | None, output: str | int) -> None:
+        self.rows = rows
+        self.columns_side = columns
+        self.output = output
+        self.capture: Capture = rows.capture
+        self.coords = rows.coords
+        self.memory_budget = rows.memory_budget
+        self.dtype = rows.dtype
+        self.device = rows.device
+        other = rows if columns is None else columns
+        self.shape = (len(rows.coords) * self._fold, len(other.coords) * self._fold)
+
+    # ---- structure ---------------------------------------------------------------------------------------------
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs M of the network."""
+        return self.capture.outputs
+
+    @property
+    def _fold(self) -> int:
+        """Rows of the kernel a point."""
+        return self.outputs if self.output == "full" else 1
+
+    @property
+    def specs(self) -> list[LayerSpec]:
+        """The parameter layers that add up to this kernel."""
+        return self.rows.specs
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both sides are the same points."""
+        return self.columns_side is None
+
+    @property
+    def _other(self) -> LayerwiseJacobian:
+        return self.rows if self.columns_side is None else self.columns_side
+
+    @cached_property
+    def layers(self) -> Mapping[str, NTK]:
+        """Per-layer kernels by qualified module name; their sum is this kernel."""
+        other = self.columns_side
+        return {
+            name: NTK(rows, None if other is None else other.layers[name], self.output)
+            for name, rows in self.rows.layers.items()
+        }
+
+    def at_precision(self, precision: str) -> NTK:
+        """Return the same kernel at another precision (the same network snapshot)."""
+        if precision == self.capture.precision:
+            return self
+        capture = self.capture.with_precision(precision)
+        sides = [
+            None
+            if side is None
+            else LayerwiseJacobian(FactorStore(capture, side.coords, side.store.budget), side.memory_budget, side.only)
+            for side in (self.rows, self.columns_side)
+        ]
+        assert sides[0] is not None
+        return NTK(sides[0], sides[1], self.output)
+
+    def cost(self) -> Cost:
+        """Return predicted bytes, FLOP and method of this kernel's operations."""
+        item = torch.finfo(self.dtype).bits // 8
+        n, m = len(self.coords), len(self._other.coords)
+        parameters = self.rows.shape[1]
+        # The backward of the pass runs once an output, the forward once.
+        sides = [self.rows.store] if self.symmetric else [self.rows.store, self._other.store]
+        factor_bytes = sum(store.bytes_per_point * len(store.coords) for store in sides)
+        products = self.outputs if self.output == "trace" else 1
+        per_pair = self._tile_flops_per_pair()
+        dense_flops = n * m * per_pair // (2 if self.symmetric else 1)
+        per_column = 2 * (n + m) * parameters * products
+        extra = 2 * self.shape[0] * self.shape[1]
+        break_even = dense_flops // max(per_column - extra, 1) + 1 if per_column > extra else 1 << 62
+        dense_bytes = self.shape[0] * self.shape[1] * item
+        fits = dense_bytes <= self.memory_budget
+        return Cost(
+            factor_bytes=factor_bytes,
+            factors_kept=all(store.fits for store in sides),
+            factor_flops=sum(2 * len(s.coords) * s.capture.columns * (1 + self.outputs) for s in sides),
+            dense_bytes=dense_bytes,
+            dense_flops=dense_flops,
+            product_flops_per_column=per_column,
+            break_even_columns=break_even,
+            dense_method="tiles" if fits else "exceeds the budget: to_dense(out=numpy.memmap), columns or products",
+        )
+
+    def _tile_flops_per_pair(self) -> int:
+        total = 0
+        for spec in self.specs:
+            b, a = spec.block
+            left = 2 * a if spec.kind == "linear" else 0
+            right = {"trace": 2 * b * self.outputs, "full": 2 * b * self.outputs**2}.get(str(self.output), 2 * b)
+            total += left + right
+        return total
+
+    # ---- tiles -------------------------------------------------------------------------------------------------
+
+    def _blocks(self, side: LayerwiseJacobian) -> Iterator[tuple[slice, list[gram_ops.Pair]]]:
+        """Yield blocks of points with their factors: one block if they are kept, else as many as the budget asks."""
+        if side.store.fits:
+            side.store.all()
+        for points in chunks(len(side.coords), side.store.streaming_rows):
+            yield points, self._pairs(side, side.store.at(points))
+
+    def _pairs(self, side: LayerwiseJacobian, factors: Sequence[Factors]) -> list[gram_ops.Pair]:
+        return [(factors[i].features, factors[i].sensitivities) for i in side._indices]
+
+    def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
+        """Visit all tiles (of the upper triangle, if symmetric) with their place in the kernel."""
+        fold = self._fold
+        for points, rows in self._blocks(self.rows):
+            for others, columns in self._blocks(self._other):
+                if self.symmetric and others.start < points.start:
+                    continue
+                same = self.symmetric and others.start == points.start
+                top, left = points.start * fold, others.start * fold
+
+                def place(i: slice, j: slice, tile: Tensor, top: int = top, left: int = left) -> None:
+                    visit(slice(i.start + top, i.stop + top), slice(j.start + left, j.stop + left), tile)
+
+                gram_ops.for_each_tile(rows, None if same else columns, self.output, self.outputs, self.dtype, place)
+
+    # ---- entries -----------------------------------------------------------------------------------------------
+
+    def to_dense(self, out: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray:
+        """Return the dense kernel; the symmetric one computes each pair of points once and is exactly symmetric.
+
+        Parameters
+        ----------
+        out
+            A tensor or NumPy array (a ``numpy.memmap`` for kernels beyond memory) of this shape and dtype to write
+            into; None allocates a tensor.
+
+        Raises
+        ------
+        MemoryBudgetError
+            ``out`` is None and the kernel exceeds the budget; raised before allocating.
+        """
+        if out is None:
+            item = torch.finfo(self.dtype).bits // 8
+            require(
+                self.shape[0] * self.shape[1] * item,
+                self.memory_budget,
+                "the dense kernel",
+                "pass out=numpy.memmap(...), or use K @ V, K.columns(index), K.frobenius()",
+            )
+            target = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        else:
+            target = self._as_target(out)
+
+        def write(i: slice, j: slice, tile: Tensor) -> None:
+            target[i, j] = tile
+            if self.symmetric and i != j:
+                target[j, i] = tile.t()
+
+        self._for_each_tile(write)
+        return target if out is None else out
+
+    def _as_target(self, out: Any) -> Tensor:
+        if isinstance(out, np.ndarray):
+            if not out.flags.writeable:
+                raise ValueError("out must be writable")
+            if self.device.type != "cpu":
+                raise ValueError(f"out is a NumPy array but the kernel is on {self.device}; pass a tensor there")
+            out = torch.from_numpy(out)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"out must be a tensor or a NumPy array, got {type(out).__name__}")
+        if tuple(out.shape) != self.shape or out.dtype != self.dtype or out.device != self.device:
+            raise ValueError(
+                f"out must have shape {self.shape}, dtype {self.dtype} and device {self.device}, got "
+                f"{tuple(out.shape)}, {out.dtype}, {out.device}"
+            )
+        return out
+
+    def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
+        wanted = self._column_index(index)
+        fold = self._fold
+        points, inverse = torch.unique(wanted // fold, return_inverse=True)
+        item = torch.finfo(self.dtype).bits // 8
+        require(
+            2 * self.shape[0] * len(points) * fold * item, self.memory_budget, "these columns", "ask for fewer of them"
+        )
+        chosen = self._pairs(self._other, self.capture(self._other.coords[points]))
+        out = torch.empty(self.shape[0], len(points) * fold, dtype=self.dtype, device=self.device)
+        for rows, factors in self._blocks(self.rows):
+            top = rows.start * fold
+
+            def write(i: slice, j: slice, tile: Tensor, top: int = top) -> None:
+                out[i.start + top : i.stop + top, j] = tile
+
+            gram_ops.for_each_tile(factors, chosen, self.output, self.outputs, self.dtype, write)
+        picked = inverse * fold + wanted % fold
+        if len(picked) == out.shape[1] and bool((picked == torch.arange(len(picked), device=picked.device)).all()):
+            return out
+        return out[:, picked]
+
+    def _column_index(self, index: Any) -> Tensor:
+        n = self.shape[1]
+        if isinstance(index, slice):
+            wanted = torch.arange(n)[index]
+        elif isinstance(index, Tensor):
+            if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1:
+                raise TypeError(f"index must be one-dimensional and integer, got {index.dtype} {tuple(index.shape)}")
+            wanted = index.to("cpu", torch.int64)
+        else:
+            given = list(index) if isinstance(index, (Sequence, np.ndarray)) else [index]
+            wanted = torch.tensor([check_int("index", i) for i in given], dtype=torch.int64)
+        if len(wanted) == 0:
+            raise ValueError("index must name at least one column")
+        if bool(((wanted < -n) | (wanted >= n)).any()):
+            raise IndexError(f"index is out of range for {n} columns: {int(wanted.min())} to {int(wanted.max())}")
+        return (wanted % n).to(self.device)
+
+    # ---- products ----------------------------------------------------------------------------------------------
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Return ``K V``, through the factors or, for many columns, through tiles; never N x N.
+
+        ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype.
+        """
+        check_tensor("V", V)
+        if V.ndim not in (1, 2) or V.shape[0] != self.shape[1]:
+            raise ValueError(f"V must have shape ({self.shape[1]},) or ({self.shape[1]}, k), got {tuple(V.shape)}")
+        if V.device != self.device:
+            raise ValueError(f"V is on {V.device} but the kernel is on {self.device}")
+        block = V.detach().reshape(self.shape[1], -1).to(self.dtype)
+        by_tiles = block.shape[1] >= self.cost().break_even_columns
+        out = self._product_by_tiles(block) if by_tiles else self._product_by_factors(block)
+        return out[:, 0] if V.ndim == 1 else out
+
+    def _product_by_tiles(self, V: Tensor) -> Tensor:
+        out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
+
+        def accumulate(i: slice, j: slice, tile: Tensor) -> None:
+            out[i].addmm_(tile, V[j])
+            if self.symmetric and i != j:
+                out[j].addmm_(tile.t(), V[i])
+
+        self._for_each_tile(accumulate)
+        return out
+
+    def _product_by_factors(self, V: Tensor) -> Tensor:
+        """``J (J'^T V)``; for the trace, one such product an output."""
+        if self.output == "full":
+            return self.rows @ self._other.vjp(V)
+        k = V.shape[1]
+        picked = [self.output] if isinstance(self.output, int) else range(self.outputs)
+        # The head's identity sensitivities select one row of its block an output, so b = 1 there.
+        shapes = [(k, 1 if s is None else s.shape[2], 1 if z is None else z.shape[1]) for z, s in self._example()]
+        totals = [[torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes] for _ in picked]
+        for points, factors in self._other.chunks():
+            for m, blocks in zip(picked, totals, strict=True):
+                for layer, total in zip(factors, blocks, strict=True):
+                    s = None if layer.sensitivities is None else layer.sensitivities[:, m]
+                    row_ops.block_vjp_(total, layer.features, s, V[points])
+        out = torch.zeros(self.shape[0], k, dtype=self.dtype, device=self.device)
+        for points, factors in self.rows.chunks():
+            for m, blocks in zip(picked, totals, strict=True):
+                for layer, total in zip(factors, blocks, strict=True):
+                    s = None if layer.sensitivities is None else layer.sensitivities[:, m]
+                    row_ops.block_jvp_(out[points], layer.features, s, total)
+        return out
+
+    def _example(self) -> list[gram_ops.Pair]:
+        """Factors of one point: the shapes of every block."""
+        return self._pairs(self._other, self._other.store.at(slice(0, 1)))
+
+    # ---- reductions --------------------------------------------------------------------------------------------
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal, accumulated in fp64 and rounded to the kernel's dtype."""
+        return self._diagonal().to(self.dtype)
+
+    def _diagonal(self) -> Tensor:
+        self._need_symmetric("diagonal")
+        parts = [
+            gram_ops.gram_diagonal([(f.features, f.sensitivities) for f in factors], self.output, self.outputs)
+            for _, factors in self.rows.chunks()
+        ]
+        return torch.cat(parts)
+
+    def trace(self) -> float:
+        """Return the trace, accumulated in fp64."""
+        self._need_symmetric("trace")
+        return float(self._diagonal().sum())
+
+    def frobenius(self) -> float:
+        """Return the Frobenius norm, tile by tile, accumulated in fp64; nothing N x N is stored."""
+        total = 0.0
+
+        def add(i: slice, j: slice, tile: Tensor) -> None:
+            nonlocal total
+            square = float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
+            total += 2 * square if self.symmetric and i != j else square
+
+        self._for_each_tile(add)
+        return float(total**0.5)
+
+    # ---- spectrum and systems ----------------------------------------------------------------------------------
+
+    def spectrum(
+        self,
+        rtol: float = 1e-6,
+        k: int | None = None,
+        method: str = "auto",
+        eigenvectors: bool = False,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Spectrum:
+        """Return the eigenvalues, computed from fp64 factors and products whatever the kernel's precision.
+
+        Parameters
+        ----------
+        rtol
+            Smallest relative tolerance (of lambda_1) at which ranks will be asked for.
+        k
+            Keep the k largest; None: all.
+        method
+            ``"dense"`` (LAPACK on the dense kernel), which ``"auto"`` takes up to order 16,384.
+        eigenvectors
+            Whether to keep them, orthonormal functions on the grid.
+        seed, progress
+            For randomised methods; the dense one has nothing to draw and no steps to show.
+
+        Raises
+        ------
+        NotAvailableError
+            A method of a later version, or an order beyond the dense limit.
+        MemoryBudgetError
+            The dense kernel and LAPACK's workspace exceed the budget.
+        """
+        self._need_symmetric("spectrum")
+        rtol = check_float("rtol", rtol, minimum=0.0, exclusive=True)
+        check_int("seed", seed, minimum=0)
+        if k is not None and check_int("k", k, minimum=1) > self.shape[0]:
+            raise ValueError(f"k must be at most the order {self.shape[0]}, got {k}")
+        check_choice("method", method, METHODS)
+        if method not in ("auto", "dense"):
+            raise NotAvailableError(f"method={method!r} is not in this version; use 'dense'")
+        matrix = self._dense_fp64("a dense spectrum", 3)
+        error = self._matrix_error(float(matrix.diagonal().sum()))
+        return dense_spectrum(matrix, error, rtol, min(self.shape[0], self._rank_bound), k, eigenvectors)
+
+    @property
+    def _rank_bound(self) -> int:
+        """Parameters times outputs summed over: the rank of K = sum_m J_m J_m^T is at most M P."""
+        return self.rows.shape[1] * (self.outputs if self.output == "trace" else 1)
+
+    def _matrix_error(self, trace: float) -> float:
+        """Bound the spectral norm of the rounding error of a dense fp64 kernel.
+
+        Every entry is a sum of products of inner products of length at most a and M b, so its error is at most
+        ``c u sqrt(K_ii K_jj)`` with c their sum (Higham, Accuracy and Stability, section 3.1), and the matrix
+        ``sqrt(K_ii K_jj)`` has norm trace(K).
+        """
+        c = max(spec.block[1] + self.outputs * spec.block[0] for spec in self.specs) + len(self.specs) + 2
+        return c * torch.finfo(torch.float64).eps / 2 * trace
+
+    def _dense_fp64(self, what: str, copies: int) -> Tensor:
+        n = self.shape[0]
+        if n > DENSE_LIMIT:
+            raise NotAvailableError(
+                f"{what} of order {n} exceeds the dense limit {DENSE_LIMIT}; use a smaller grid, or K.to_scipy() with "
+                "an iterative method"
+            )
+        require(copies * 8 * n * n, self.memory_budget, what, "use fewer points or raise memory_budget")
+        dense = self.at_precision("highest").to_dense()
+        assert isinstance(dense, Tensor)
+        return dense
+
+    def solve(self, y: Tensor, ridge: float = 0.0, tol: float = 1e-6) -> Tensor:
+        """Return x with ``(K + ridge I) x = y`` in fp64, by a dense Cholesky factorisation.
+
+        Parameters
+        ----------
+        y
+            Right-hand sides (n,) or (n, c).
+        ridge
+            Added to the diagonal, in the kernel's units; 0 or more.
+        tol
+            Relative residual ``|y - (K + ridge I) x| / |y|`` that the result must reach.
+
+        Raises
+        ------
+        ResolutionError
+            The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
+        NotAvailableError, MemoryBudgetError
+            The order exceeds the dense limit or the budget.
+        """
+        self._need_symmetric("solve")
+        check_tensor("y", y)
+        if y.ndim not in (1, 2) or y.shape[0] != self.shape[0]:
+            raise ValueError(f"y must have shape ({self.shape[0]},) or ({self.shape[0]}, c), got {tuple(y.shape)}")
+        if y.device != self.device:
+            raise ValueError(f"y is on {y.device} but the kernel is on {self.device}")
+        ridge = check_float("ridge", ridge, minimum=0.0)
+        tol = check_float("tol", tol, minimum=0.0, exclusive=True)
+        matrix = self._dense_fp64("a dense solve", 2)
+        matrix.diagonal().add_(ridge)
+        right = y.detach().to(torch.float64).reshape(len(y), -1)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        if int(info) != 0:
+            raise ResolutionError(f"K + {ridge:g} I is not positive definite in fp64; raise ridge")
+        x = torch.cholesky_solve(right, factor)
+        x += torch.cholesky_solve(right - matrix @ x, factor)  # one step of refinement
+        residual = torch.linalg.vector_norm(right - matrix @ x) / torch.linalg.vector_norm(right).clamp_min(1e-300)
+        if not float(residual) <= tol:
+            raise ResolutionError(f"the relative residual {float(residual):.1e} stays above tol={tol:g}; raise ridge")
+        return x.reshape(y.shape)
+
+    def to_scipy(self) -> LinearOperator:
+        """Return the kernel as a ``scipy.sparse.linalg.LinearOperator`` (products go through ``K @ V``)."""
+
+        def forward(kernel: NTK) -> Callable[[np.ndarray], np.ndarray]:
+            def apply(v: np.ndarray) -> np.ndarray:
+                return (kernel @ torch.from_numpy(np.array(v)).to(kernel.device, kernel.dtype)).cpu().numpy()
+
+            return apply
+
+        transposed = self if self.columns_side is None else NTK(self.columns_side, self.rows, self.output)
+        dtype = np.float64 if self.dtype == torch.float64 else np.float32
+        return LinearOperator(
+            self.shape,
+            matvec=forward(self),
+            matmat=forward(self),
+            rmatvec=forward(transposed),
+            rmatmat=forward(transposed),
+            dtype=dtype,
+        )
+
+    def _need_symmetric(self, what: str) -> None:
+        if not self.symmetric:
+            raise ValueError(f"{what} is of a kernel between the same points; this one was made with coords2")
+
+    def __repr__(self) -> str:
+        names = [spec.name for spec in self.specs]
+        return f"NTK(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+
+
+def ntk(
+    net: nn.Module,
+    coords: Tensor,
+    coords2: Tensor | None = None,
+    output: str | int = "trace",
+    params: Iterable[str] | None = None,
+    select: Select = None,
+    precision: str = "high",
+    backend: str = "auto",
+    memory_budget: int | None = None,
+) -> NTK:
+    """Return the neural tangent kernel of ``net`` on ``coords`` as a lazy operator (P1, equation 1, by layer (4)).
+
+    Parameters
+    ----------
+    net
+        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.capture`). Its
+        parameters are copied: training it later does not change the kernel.
+    coords, coords2
+        Points (N, d) of the rows and (N', d) of the columns; None: the same points.
+    output
+        ``"trace"`` sums over the M outputs (no division), ``"full"`` is (N M) x (N' M) with the output index fast, an
+        int picks one output.
+    params
+        Names of parameters or modules to differentiate; None: every trainable one.
+    select
+        A key, an index or a function that takes the output tensor from what ``net`` returns.
+    precision
+        ``"highest"``: fp64 throughout; ``"high"``: ``|dK_ij| <= 1e-6 sqrt(K_ii K_jj)``, fp32 results; ``"medium"``:
+        2e-4 (on a CPU the same as ``"high"``). The coordinates and parameters count as the exact numbers they hold.
+    backend
+        ``"auto"``, ``"torch"`` or ``"triton"``; a named backend that cannot run raises.
+    memory_budget
+        Bytes for factors, results and scratch; None: half of what is free.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        The network cannot be captured exactly; the message says why.
+    NotAvailableError, ValueError, TypeError
+        An absent backend; bad arguments.
+
+    Examples
+    --------
+    >>> import inrfast as inr
+    >>> K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((8, 8)))
+    >>> K.shape, sorted(K.layers)
+    ((64, 64), ['layers.0', 'layers.1', 'layers.2', 'layers.3'])
+    """
+    if isinstance(output, str):
+        check_choice("output", output, ("trace", "full"))
+    else:
+        output = check_int("output", output, minimum=0)
+    capture = Capture(net, coords, params, select, precision)
+    if isinstance(output, int) and output >= capture.outputs:
+        raise ValueError(f"output must be below the network's {capture.outputs} outputs, got {output}")
+    backends.resolve(backend, capture.device)
+    budget = budget_bytes(memory_budget, capture.device)
+    rows = LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2), budget)
+    columns = None
+    if coords2 is not None:
+        check_coords("coords2", coords2, capture.in_features, capture.device)
+        rows.store.budget = budget // 4
+        columns = LayerwiseJacobian(FactorStore(capture, coords2.detach(), budget // 4), budget)
+    return NTK(rows, columns, output)

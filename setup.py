@@ -1,0 +1,124 @@
+"""Builds the native extension ``inrfast._C`` from ``csrc/``, with its CUDA half where ``nvcc`` is found.
+
+Everything else about the package stands in ``pyproject.toml``. The build needs no torch. Environment variables:
+
+INRFAST_CUDA        ``auto`` (default): build the CUDA half if nvcc is found; ``0``: never; ``1``: fail without nvcc.
+INRFAST_CUDA_ARCHS  GPU architectures, default ``sm_80;sm_90``; PTX of the lowest is added for newer GPUs.
+MAX_JOBS            How many architectures nvcc compiles at a time; default: one for every core.
+
+nvcc is looked for in CUDA_HOME, CUDA_PATH, PATH and /usr/local/cuda, in this order.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pybind11
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, SetupError
+
+DEFAULT_CUDA_HOME = "/usr/local/cuda"
+# Contracting a product and a sum into one FMA rounds once instead of twice: CPU and CUDA would no longer agree.
+CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-ffp-contract=off"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden,-ffp-contract=off"]
+
+
+def find_nvcc() -> Path | None:
+    """Return the first nvcc out of CUDA_HOME, CUDA_PATH, PATH and the default place, or None."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    candidates = [Path(home, "bin", "nvcc") for home in homes if home]
+    on_path = shutil.which("nvcc")
+    if on_path is not None:
+        candidates.append(Path(on_path))
+    candidates.append(Path(DEFAULT_CUDA_HOME, "bin", "nvcc"))
+    return next((nvcc for nvcc in candidates if os.access(nvcc, os.X_OK)), None)
+
+
+def choose_nvcc() -> Path | None:
+    """Return the nvcc to build with, or None for a build without CUDA, as INRFAST_CUDA says."""
+    wish = os.environ.get("INRFAST_CUDA", "auto")
+    if wish not in ("auto", "0", "1"):
+        raise SetupError(f"INRFAST_CUDA must be auto, 0 or 1, got {wish!r}")
+    if wish == "0":
+        print("inrfast: INRFAST_CUDA=0, building the C++ half of the extension alone")
+        return None
+    nvcc = find_nvcc()
+    if nvcc is None:
+        missing = f"found no nvcc in CUDA_HOME, CUDA_PATH, PATH or {DEFAULT_CUDA_HOME}"
+        if wish == "1":
+            raise SetupError(f"INRFAST_CUDA=1, but {missing}; set CUDA_HOME, or INRFAST_CUDA=0 to build without CUDA")
+        print(f"inrfast: {missing}; building the C++ half of the extension alone")
+    return nvcc
+
+
+def cuda_archs() -> list[str]:
+    """Return the GPU architectures to compile for, the lowest first."""
+    archs = os.environ.get("INRFAST_CUDA_ARCHS", "sm_80;sm_90").replace(",", ";").split(";")
+    archs = [arch.strip() for arch in archs if arch.strip()]
+    bad = [arch for arch in archs if not re.fullmatch(r"sm_\d+[af]?", arch)]
+    if bad or not archs:
+        raise SetupError(f"INRFAST_CUDA_ARCHS must be a list such as sm_80;sm_90, got {bad or 'nothing'}")
+    return sorted(archs, key=lambda arch: int(re.sub(r"\D", "", arch)))
+
+
+def cudart_folders(nvcc: Path) -> list[str]:
+    """Return the folders that ``nvcc`` itself links from: it knows them even when it is a wrapper script."""
+    command = [str(nvcc), "--dryrun", "-x", "cu", os.devnull]
+    plan = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    libraries = "".join(line for line in plan.splitlines() if "LIBRARIES=" in line)
+    return re.findall(r'-L([^"\s]+)', libraries)
+
+
+class BuildExtension(build_ext):
+    """Compiles the ``.cu`` files with nvcc beforehand and links their objects into the extension."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build ``ext``, always anew: what is built depends on the environment, which time stamps do not see."""
+        self.force = True
+        nvcc = choose_nvcc()
+        if nvcc is not None:
+            archs = cuda_archs()
+            print(f"inrfast: building the CUDA half of the extension with {nvcc} for {' '.join(archs)}")
+            ext.define_macros.append(("INRFAST_CUDA_ARCHS", f'"{";".join(archs)}"'))
+            ext.extra_objects.append(self.compile_cuda(nvcc, archs))
+            ext.library_dirs += cudart_folders(nvcc)
+            ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
+            # The runtime's own symbols stay inside, away from the CUDA runtime that torch brings.
+            ext.extra_link_args.append("-Wl,--exclude-libs,ALL")
+        super().build_extension(ext)
+
+    def compile_cuda(self, nvcc: Path, archs: list[str]) -> str:
+        """Compile ``csrc/grid_init.cu`` for ``archs`` and return the object's path."""
+        target = Path(self.build_temp, "grid_init.cu.o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        codes = [("compute" + arch[2:], arch) for arch in archs]
+        codes.append((codes[0][0], codes[0][0]))
+        generate = [flag for virtual, code in codes for flag in ("-gencode", f"arch={virtual},code={code}")]
+        jobs = os.environ.get("MAX_JOBS", "0")
+        macro = f'-DINRFAST_CUDA_ARCHS="{";".join(archs)}"'
+        command = [str(nvcc), *NVCC_FLAGS, *generate, f"--threads={jobs}", macro]
+        command += ["-c", "csrc/grid_init.cu", "-o", str(target)]
+        try:
+            subprocess.run(command, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise CompileError(f"nvcc failed ({error}); INRFAST_CUDA=0 builds without the CUDA half") from error
+        return str(target)
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "inrfast._C",
+            sources=["csrc/bindings.cpp", "csrc/grid_init.cpp"],
+            include_dirs=["csrc", pybind11.get_include()],
+            extra_compile_args=CXX_FLAGS,
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildExtension},
+)
