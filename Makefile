@@ -53,4 +53,4 @@ endif
 clean:
 	rm -rf build dist inrfast.egg-info inrfast/_C*.so $(READY)
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
-	find inrfast/ kernels tests bench setup.py -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

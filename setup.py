@@ -103,10 +103,9 @@ class BuildExtension(build_ext):
         macro = f'-DINRFAST_CUDA_ARCHS="{";".join(archs)}"'
         command = [str(nvcc), *NVCC_FLAGS, *generate, f"--threads={jobs}", macro]
         command += ["-c", "csrc/grid_init.cu", "-o", str(target)]
-        try:
-            subprocess.run(command, check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise CompileError(f"nvcc failed ({error}); INRFAST_CUDA=0 builds without the CUDA half") from error
+        exit_code = subprocess.run(command, check=False).returncode
+        if exit_code != 0:
+            raise CompileError(f"{nvcc} failed with exit code {exit_code}; INRFAST_CUDA=0 builds without the CUDA half")
         return str(target)
 
 

@@ -99,6 +99,12 @@ class Factors:
     features: Tensor | None
     sensitivities: Tensor | None
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths (a, b) of the stored factors, 0 for one that is not stored."""
+        a = 0 if self.features is None else self.features.shape[1]
+        return a, 0 if self.sensitivities is None else self.sensitivities.shape[2]
+
     def to(self, dtype: torch.dtype) -> Factors:
         """Return the factors rounded once to ``dtype``."""
         return Factors(*(None if f is None else f.to(dtype) for f in (self.features, self.sensitivities)))
@@ -119,6 +125,17 @@ class Capture:
         Takes the output tensor from what the network returns: a key, an index or a function; None: it is the output.
     precision
         ``"highest"`` returns fp64 factors; ``"high"`` and ``"medium"`` the same rounded once to fp32.
+
+    Attributes
+    ----------
+    layers
+        One :class:`LayerSpec` a parameter layer, in parameters_to_vector order.
+    widths
+        Widths (a, b) of each layer's stored factors.
+    outputs, columns
+        Number of outputs M and of differentiated parameters P.
+    dtype, device
+        Of the factors.
 
     Raises
     ------
@@ -145,8 +162,8 @@ class Capture:
             raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
         self.device = next(iter(tensors.values())).device
         _check_tensors(net, self.device)
-        self.in_features = net.in_features if isinstance(net, INR) else coords.shape[-1]
-        check_coords("coords", coords, self.in_features, self.device)
+        check_coords("coords", coords, net.in_features if isinstance(net, INR) else None, self.device)
+        self.in_features = coords.shape[1]
         chosen = _chosen_parameters(net, params)
         _refuse(net, chosen)
         self.select = _selector(select)
@@ -159,6 +176,7 @@ class Capture:
             parameter.requires_grad_(name in chosen)
         self._mlp = _as_mlp(self._module) if isinstance(self._module, INR) and self.closed_form else None
         sample = _sample(coords.detach().to(PASS_DTYPE))
+        self.widths = tuple(factors.widths for factors in self._exact(sample))
         self.outputs = int(self._outputs(sample).shape[1])
         if not self.closed_form:
             self._probe_coupling(sample)

@@ -98,11 +98,9 @@ def check_tensor(
 
 def check_coords(argument: str, got: Any, in_features: int | None = None, device: torch.device | None = None) -> Tensor:
     """Return ``got`` if it is a finite, non-empty ``(N, d)`` tensor of coordinates on the network's device."""
-    coords = check_tensor(argument, got, ndim=2)
+    coords = check_tensor(argument, got, ndim=2, finite=False)
     if in_features is not None and coords.shape[1] != in_features:
-        raise ValueError(
-            f"{argument} must have shape (N, {in_features}) for this network, got {tuple(coords.shape)}"
-        )
+        raise ValueError(f"{argument} must have shape (N, {in_features}) for this network, got {tuple(coords.shape)}")
     if device is not None and coords.device != device:
         raise ValueError(f"{argument} is on {coords.device} but the network is on {device}; move one of them")
-    return coords
+    return check_tensor(argument, coords)

@@ -1,4 +1,4 @@
-"""What is installed, what the native extension was built with, and which backends run here: ``python -m inrfast.info``."""
+"""What is installed, how the native extension was built, and which backends run here: ``python -m inrfast.info``."""
 
 from __future__ import annotations
 

@@ -42,12 +42,7 @@ class FactorStore:
     @property
     def bytes_per_point(self) -> int:
         """Bytes of one point's factors, as kept."""
-        item = torch.finfo(self.capture.dtype).bits // 8
-        total = 0
-        for spec in self.capture.layers:
-            b, a = spec.block
-            total += a + self.capture.outputs * b
-        return total * item
+        return self.capture.dtype.itemsize * sum(a + self.capture.outputs * b for a, b in self.capture.widths)
 
     @property
     def fits(self) -> bool:
@@ -143,13 +138,13 @@ class LayerwiseJacobian:
         self.dtype = self.capture.dtype
         self.device = self.capture.device
         names = [spec.name for spec in self.capture.layers]
-        self._indices = range(len(names)) if only is None else [names.index(only)]
+        self.indices = range(len(names)) if only is None else [names.index(only)]
         self.shape = (len(self.coords) * self.capture.outputs, sum(spec.columns for spec in self.specs))
 
     @property
     def specs(self) -> list[LayerSpec]:
         """The layers of this Jacobian."""
-        return [self.capture.layers[index] for index in self._indices]
+        return [self.capture.layers[index] for index in self.indices]
 
     @cached_property
     def layers(self) -> Mapping[str, LayerwiseJacobian]:
@@ -180,7 +175,7 @@ class LayerwiseJacobian:
     def chunks(self, size: int = PRODUCT_ROWS) -> Iterator[tuple[slice, list[Factors]]]:
         """Yield ``(points, factors of this Jacobian's layers)`` over the grid."""
         for points, factors in self.store.chunks(size):
-            yield points, [factors[index] for index in self._indices]
+            yield points, [factors[index] for index in self.indices]
 
     def rows(self, points: slice | int | None = None) -> Tensor:
         """Return the dense rows of some points, shape (points M, P): ``S[n, m] (x) [Z[n], 1]``.
@@ -208,12 +203,12 @@ class LayerwiseJacobian:
         if step != 1:
             raise ValueError(f"points must be a slice with step 1, got step {step}")
         count = max(stop - start, 0)
-        item = torch.finfo(self.dtype).bits // 8
+        item = self.dtype.itemsize
         require(count * m * self.shape[1] * item, self.memory_budget, f"{count} points' Jacobian rows", "ask for fewer")
         out = torch.empty(count * m, self.shape[1], dtype=self.dtype, device=self.device)
         for rows in chunks(count, PASS_ROWS):
             factors = self.store.at(slice(start + rows.start, start + rows.stop))
-            for index, spec in zip(self._indices, self.specs, strict=True):
+            for index, spec in zip(self.indices, self.specs, strict=True):
                 block = row_ops.rows(*_pair(factors[index]), m)
                 view = out[rows.start * m : rows.stop * m]
                 self._local(spec).from_block(block.flatten(0, 1), view)

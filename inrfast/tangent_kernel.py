@@ -120,6 +120,11 @@ class NTK:
         return self.rows.specs
 
     @property
+    def _widths(self) -> list[tuple[int, int]]:
+        """Widths (a, b) of the stored factors of this kernel's layers."""
+        return [self.capture.widths[i] for i in self.rows.indices]
+
+    @property
     def symmetric(self) -> bool:
         """Whether both sides are the same points."""
         return self.columns_side is None
@@ -153,10 +158,9 @@ class NTK:
 
     def cost(self) -> Cost:
         """Return predicted bytes, FLOP and method of this kernel's operations."""
-        item = torch.finfo(self.dtype).bits // 8
+        item = self.dtype.itemsize
         n, m = len(self.coords), len(self._other.coords)
         parameters = self.rows.shape[1]
-        # The backward of the pass runs once an output, the forward once.
         sides = [self.rows.store] if self.symmetric else [self.rows.store, self._other.store]
         factor_bytes = sum(store.bytes_per_point * len(store.coords) for store in sides)
         products = self.outputs if self.output == "trace" else 1
@@ -170,6 +174,7 @@ class NTK:
         return Cost(
             factor_bytes=factor_bytes,
             factors_kept=all(store.fits for store in sides),
+            # One forward, and one backward an output.
             factor_flops=sum(2 * len(s.coords) * s.capture.columns * (1 + self.outputs) for s in sides),
             dense_bytes=dense_bytes,
             dense_flops=dense_flops,
@@ -179,13 +184,8 @@ class NTK:
         )
 
     def _tile_flops_per_pair(self) -> int:
-        total = 0
-        for spec in self.specs:
-            b, a = spec.block
-            left = 2 * a if spec.kind == "linear" else 0
-            right = {"trace": 2 * b * self.outputs, "full": 2 * b * self.outputs**2}.get(str(self.output), 2 * b)
-            total += left + right
-        return total
+        pairs = {"trace": self.outputs, "full": self.outputs**2}.get(str(self.output), 1)
+        return sum(2 * a + 2 * b * pairs for a, b in self._widths)
 
     # ---- tiles -------------------------------------------------------------------------------------------------
 
@@ -197,7 +197,7 @@ class NTK:
             yield points, self._pairs(side, side.store.at(points))
 
     def _pairs(self, side: LayerwiseJacobian, factors: Sequence[Factors]) -> list[gram_ops.Pair]:
-        return [(factors[i].features, factors[i].sensitivities) for i in side._indices]
+        return [(factors[i].features, factors[i].sensitivities) for i in side.indices]
 
     def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
         """Visit all tiles (of the upper triangle, if symmetric) with their place in the kernel."""
@@ -231,7 +231,7 @@ class NTK:
             ``out`` is None and the kernel exceeds the budget; raised before allocating.
         """
         if out is None:
-            item = torch.finfo(self.dtype).bits // 8
+            item = self.dtype.itemsize
             require(
                 self.shape[0] * self.shape[1] * item,
                 self.memory_budget,
@@ -271,7 +271,7 @@ class NTK:
         wanted = self._column_index(index)
         fold = self._fold
         points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        item = torch.finfo(self.dtype).bits // 8
+        item = self.dtype.itemsize
         require(
             2 * self.shape[0] * len(points) * fold * item, self.memory_budget, "these columns", "ask for fewer of them"
         )
@@ -341,7 +341,7 @@ class NTK:
         k = V.shape[1]
         picked = [self.output] if isinstance(self.output, int) else range(self.outputs)
         # The head's identity sensitivities select one row of its block an output, so b = 1 there.
-        shapes = [(k, 1 if s is None else s.shape[2], 1 if z is None else z.shape[1]) for z, s in self._example()]
+        shapes = [(k, max(b, 1), max(a, 1)) for a, b in self._widths]
         totals = [[torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes] for _ in picked]
         for points, factors in self._other.chunks():
             for m, blocks in zip(picked, totals, strict=True):
@@ -355,10 +355,6 @@ class NTK:
                     s = None if layer.sensitivities is None else layer.sensitivities[:, m]
                     row_ops.block_jvp_(out[points], layer.features, s, total)
         return out
-
-    def _example(self) -> list[gram_ops.Pair]:
-        """Factors of one point: the shapes of every block."""
-        return self._pairs(self._other, self._other.store.at(slice(0, 1)))
 
     # ---- reductions --------------------------------------------------------------------------------------------
 
@@ -448,7 +444,7 @@ class NTK:
         ``c u sqrt(K_ii K_jj)`` with c their sum (Higham, Accuracy and Stability, section 3.1), and the matrix
         ``sqrt(K_ii K_jj)`` has norm trace(K).
         """
-        c = max(spec.block[1] + self.outputs * spec.block[0] for spec in self.specs) + len(self.specs) + 2
+        c = max(a + self.outputs * b for a, b in self._widths) + len(self.specs) + 2
         return c * torch.finfo(torch.float64).eps / 2 * trace
 
     def _dense_fp64(self, what: str, copies: int) -> Tensor:

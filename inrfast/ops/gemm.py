@@ -8,9 +8,9 @@ overrides the choice. Tensors on other devices always go through ``torch``.
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +23,8 @@ from torch import Tensor
 from inrfast.errors import check_choice
 
 PROBE_SHAPE = (512, 512, 256)
-PROBE_REPEATS = 7
+PROBE_ROUNDS = 4
+PROBE_REPEATS = 4
 PROBE_MARGIN = 1.15
 """A library replaces ``torch`` only if it is this much faster: two thread pools in one process cost something too."""
 
@@ -58,19 +59,27 @@ def _works(name: str, dtype: torch.dtype) -> bool:
     return torch.equal(out, (a[:, None, :] * a[None, :, :]).sum(-1))
 
 
-def _probe(name: str, dtype: torch.dtype) -> float:
-    """Return the median seconds of one Gram tile: two products and an elementwise pass, as the tile loop does it."""
+def _probe(names: list[str], dtype: torch.dtype) -> dict[str, float]:
+    """Return the best seconds of one Gram tile per library: two products and an elementwise pass, as the loop does it.
+
+    The best of interleaved rounds, not the median: another process can only slow a library down, and must not decide
+    the choice. Within a round the first runs are thrown away, while the previous library's idle threads still spin.
+    """
     m, n, k = PROBE_SHAPE
     a, b = torch.rand(m, k, dtype=dtype), torch.rand(n, k, dtype=dtype)
     left, right, tile = (torch.zeros(m, n, dtype=dtype) for _ in range(3))
-    times = []
-    for _ in range(2 + PROBE_REPEATS):
-        start = time.perf_counter()
-        LIBRARIES[name](a, b.t(), left)
-        LIBRARIES[name](b, a.t(), right)
-        tile.addcmul_(left, right)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    best = dict.fromkeys(names, math.inf)
+    for _ in range(PROBE_ROUNDS):
+        for name in names:
+            time.sleep(0.02)
+            for repeat in range(2 + PROBE_REPEATS):
+                start = time.perf_counter()
+                LIBRARIES[name](a, b.t(), left)
+                LIBRARIES[name](b, a.t(), right)
+                tile.addcmul_(left, right)
+                if repeat >= 2:
+                    best[name] = min(best[name], time.perf_counter() - start)
+    return best
 
 
 def _cache_file() -> Path:
@@ -138,11 +147,7 @@ def _measure(dtype: torch.dtype) -> str:
     key, name = _machine(), str(dtype).removeprefix("torch.")
     seconds = _remembered().get(key, {}).get(name)
     if not seconds or "torch" not in seconds:
-        seconds = {}
-        for library in LIBRARIES:
-            if _works(library, dtype):
-                time.sleep(0.05)  # the previous library's idle threads spin for a while
-                seconds[library] = _probe(library, dtype)
+        seconds = _probe([library for library in LIBRARIES if _works(library, dtype)], dtype)
         _remember(key, name, seconds)
     _seconds[dtype] = seconds
     candidates = {library: t for library, t in seconds.items() if library in LIBRARIES and _works(library, dtype)}

@@ -191,6 +191,8 @@ def _check(width: Any, in_features: Any, eps: Any, gain: Any, bounds: Any, coord
     in_features = check_int("in_features", in_features, minimum=1)
     gain = check_float("gain", gain, minimum=0.0, exclusive=True)
     pairs = check_bounds(bounds, in_features)
+    if not all(math.isfinite(high - low) for low, high in pairs):
+        raise ValueError(f"bounds must span a finite length on every axis, got {bounds!r}")
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
     if isinstance(eps, str):

@@ -1,0 +1,1 @@
+"""What the papers ask of the operator: numerical ranks, and the diagnosis of where a network loses them."""

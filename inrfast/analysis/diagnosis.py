@@ -1,0 +1,460 @@
+"""Where a network loses rank: representations, sensitivities, weights, feature Jacobians, tangent kernel, in one report.
+
+The full grid streams through the factor pass once, in fp64; the tangent kernel's eigenvalues are those of a dense
+matrix on the grid or, where that is larger, on a regular part of it that the report names.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from inrfast.analysis.rank import check_tolerance
+from inrfast.analysis.report import (
+    BlockBounds,
+    DiagnosisReport,
+    FeatureJacobian,
+    KernelDiagnosis,
+    KernelSpectrum,
+    PixelRanks,
+    Representation,
+    Sensitivity,
+    Weight,
+    kernel_spectrum,
+    matrix_spectrum,
+)
+from inrfast.capture import Capture, Factors, LayerSpec, Select
+from inrfast.errors import check_coords, check_int
+from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
+from inrfast.memory import budget_bytes, chunks, require
+from inrfast.nn import INR
+from inrfast.ops.gram import gram_diagonal
+from inrfast.tangent_kernel import NTK, ntk
+
+RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""The verdict depends on the tolerance, so ranks are given at five."""
+
+NTK_POINTS = 4096
+"""Largest default order of the dense kernel: its eigenvalues take some ten seconds on two cores."""
+
+JACOBIAN_ROWS = 32
+"""Pixels whose feature Jacobians are held at once (16 MiB at width 256)."""
+
+
+def diagnose(
+    net: nn.Module,
+    coords: Tensor,
+    rtols: Sequence[float] = RTOLS,
+    ntk_points: int = NTK_POINTS,
+    ntk_coords: Tensor | None = None,
+    jacobian_pixels: int = 256,
+    params: Iterable[str] | None = None,
+    select: Select = None,
+    memory_budget: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> DiagnosisReport:
+    """Return where along its layers a network loses rank (Inlet Rank Collapse, arXiv 2602.01526).
+
+    Everything is computed in fp64 from the first layer on. Ranks of matrices count singular values relative to sigma_1,
+    those of the tangent kernel and its blocks eigenvalues relative to lambda_1 of the whole kernel.
+
+    Parameters
+    ----------
+    net
+        :class:`inrfast.INR`, or any module of supported layers (see :mod:`inrfast.capture`); not changed.
+    coords
+        The full grid (N, d). Representations, sensitivities, dead units and traces are exact on all of it.
+    rtols
+        Relative tolerances in (0, 1), in any order.
+    ntk_points
+        Largest number of points of the dense kernel. A larger grid is thinned: every s-th point of every axis if it is a
+        regular grid, else every s-th point.
+    ntk_coords
+        Points (N', d) of the kernel; overrides ``ntk_points``.
+    jacobian_pixels
+        Number of points, drawn without replacement, at which feature Jacobians are looked at.
+    params, select
+        As in :func:`inrfast.ntk`.
+    memory_budget
+        Bytes; None: half of what is free.
+    seed
+        Draws the pixels of the feature Jacobians.
+    progress
+        Whether to show a bar; None: on a terminal only.
+
+    Returns
+    -------
+    DiagnosisReport
+        ``print`` it, or call its ``to_dict``, ``to_json``, ``plot``.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        The network cannot be captured exactly (uncalibrated or train-mode batch norm, shared layers, ...).
+    ResolutionError
+        A tolerance below what fp64 resolves for this network.
+    MemoryBudgetError
+        The dense kernel exceeds the budget.
+    ValueError, TypeError
+        Bad arguments.
+    """
+    rtols = _check_tolerances(rtols)
+    ntk_points = check_int("ntk_points", ntk_points, minimum=1)
+    jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    capture = Capture(net, coords, params, select, "highest")
+    coords = coords.detach()
+    if ntk_coords is None:
+        points, full_grid = _thinned(coords, ntk_points), len(coords) <= ntk_points
+    else:
+        points = check_coords("ntk_coords", ntk_coords, capture.in_features, capture.device).detach()
+        full_grid = torch.equal(points, coords)
+    budget = budget_bytes(memory_budget, capture.device)
+    kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
+    require(3 * 8 * len(points) ** 2, budget, f"the dense kernel of {len(points)} points", "lower ntk_points")
+
+    rows = _chunk_rows(capture, budget)
+    network = net.config() if isinstance(net, INR) else {"class": type(net).__name__}
+    hidden = net.hidden_layers if isinstance(net, INR) else 0
+    steps = len(range(0, len(coords), rows)) + len(kernel.specs) + 1 + hidden
+    with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
+        representations, sensitivities = _full_grid(capture, coords, rows, rtols, bar)
+        weights, products = _weights(net, capture, rtols)
+        jacobians = _feature_jacobians(net, _sampled(coords, jacobian_pixels, generator), rtols, bar)
+        whole, blocks, bounds = _kernels(kernel, rtols, bar)
+    return DiagnosisReport(
+        network=network,
+        points=len(coords),
+        outputs=capture.outputs,
+        parameters=capture.columns,
+        rtols=rtols,
+        representations=representations,
+        sensitivities=sensitivities,
+        weights=weights,
+        weight_products=products,
+        feature_jacobians=jacobians,
+        kernel=KernelDiagnosis(len(points), len(coords), full_grid, _grid_shape(points), whole, blocks, bounds),
+    )
+
+
+def _check_tolerances(rtols: Sequence[float]) -> tuple[float, ...]:
+    """Return the tolerances, largest first, without repetition."""
+    if isinstance(rtols, (str, float, int)) or not isinstance(rtols, Iterable):
+        raise TypeError(f"rtols must be a sequence of numbers in (0, 1), got {rtols!r}")
+    checked = {check_tolerance("rtols", rtol) for rtol in rtols}
+    if not checked:
+        raise ValueError("rtols must hold at least one tolerance, got none")
+    return tuple(sorted(checked, reverse=True))
+
+
+# ---- the points --------------------------------------------------------------------------------------------------
+
+
+def _grid_axes(coords: Tensor) -> list[Tensor] | None:
+    """Return the axes whose row-major product ``coords`` is, or None if it is no such grid."""
+    axes = [torch.unique(column) for column in coords.unbind(1)]
+    if math.prod(len(axis) for axis in axes) != len(coords):
+        return None
+    mesh = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(coords.shape)
+    return axes if torch.equal(mesh, coords) else None
+
+
+def _grid_shape(coords: Tensor) -> tuple[int, ...] | None:
+    axes = _grid_axes(coords)
+    return None if axes is None else tuple(len(axis) for axis in axes)
+
+
+def _thinned(coords: Tensor, limit: int) -> Tensor:
+    """Return at most ``limit`` points: a coarser regular grid with the same stride on every axis, or every s-th point."""
+    if len(coords) <= limit:
+        return coords
+    axes = _grid_axes(coords)
+    if axes is None:
+        return coords[:: -(-len(coords) // limit)]
+    stride = 1
+    while math.prod(-(-len(axis) // stride) for axis in axes) > limit:
+        stride += 1
+    # Centred: what the last step leaves over is shared between both ends.
+    thinned = [axis[(len(axis) - 1) % stride // 2 :: stride] for axis in axes]
+    return torch.stack(torch.meshgrid(*thinned, indexing="ij"), dim=-1).reshape(-1, len(axes))
+
+
+def _sampled(coords: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    if len(coords) <= count:
+        return coords
+    return coords[torch.randperm(len(coords), generator=generator)[:count].sort().values.to(coords.device)]
+
+
+def _chunk_rows(capture: Capture, budget: int) -> int:
+    """Return the points a chunk: as many as the products like, unless their factors and temporaries exceed the budget."""
+    numbers = sum(b * capture.outputs + a for b, a in (spec.block for spec in capture.layers))
+    return max(1, min(CHUNK_ROWS, budget // (6 * 8 * numbers)))
+
+
+# ---- representations and sensitivities on the full grid ----------------------------------------------------------
+
+Key = tuple[str, str]
+"""``"features"`` or ``"sensitivities"``, and the parameter layer's name."""
+
+
+@dataclass
+class _Tally:
+    """What is counted of one parameter layer while the grid streams by."""
+
+    alive_units: Tensor | None = None
+    dead_features: int = 0
+    dead_sensitivities: int = 0
+    trace: float = 0.0
+
+    def add(self, features: Tensor | None, factors: Factors, outputs: int) -> None:
+        """Count one chunk; ``features`` are Z without the column of ones."""
+        if features is not None:
+            alive = features != 0
+            units = alive.any(0)
+            self.alive_units = units if self.alive_units is None else self.alive_units | units
+            self.dead_features += int((~alive.any(1)).sum())
+        if factors.sensitivities is not None:
+            self.dead_sensitivities += int((factors.sensitivities == 0).all(2).any(1).sum())
+        pair = (factors.features, factors.sensitivities)
+        self.trace += float(gram_diagonal([pair], "trace", outputs).sum())
+
+
+def _features(spec: LayerSpec, factors: Factors) -> Tensor | None:
+    """Return Z, the input of a linear layer whose weight is differentiated."""
+    if spec.kind != "linear" or not spec.with_weight or factors.features is None:
+        return None
+    return factors.features[:, : spec.in_features]
+
+
+def _matrices(layers: Sequence[LayerSpec], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
+    """Yield [Z, 1] and S, the latter with rows (n, m), of every layer on a chunk of points."""
+    for spec, layer in zip(layers, factors, strict=True):
+        z = _features(spec, layer)
+        if z is not None:
+            yield ("features", spec.name), torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+        if layer.sensitivities is not None:
+            yield ("sensitivities", spec.name), layer.sensitivities.flatten(0, 1)
+
+
+def _full_grid(
+    capture: Capture, coords: Tensor, rows: int, rtols: tuple[float, ...], bar: tqdm
+) -> tuple[tuple[Representation, ...], tuple[Sensitivity, ...]]:
+    """Return the spectra of both factors of every layer on all points: Gram matrices, TSQR for those they fail."""
+    tallies = {spec.name: _Tally() for spec in capture.layers}
+    streams: dict[Key, StreamedGram | StreamedQR] = {}
+    bar.set_description("full grid")
+    first = StreamedGram if rtols[-1] >= GRAM_RTOL else StreamedQR
+    for factors in _passes(capture, coords, rows):
+        for spec, layer in zip(capture.layers, factors, strict=True):
+            tallies[spec.name].add(_features(spec, layer), layer, capture.outputs)
+        for key, matrix in _matrices(capture.layers, factors):
+            if key not in streams:
+                streams[key] = first(matrix.shape[1], matrix.device)
+            streams[key].add(matrix)
+        bar.update()
+    spectra = {key: stream.singular_values() for key, stream in streams.items()}
+    again = {key: StreamedQR(v.shape[1], coords.device) for key, v in spectra.items() if v.floor > rtols[-1]}
+    if again and first is StreamedGram:
+        for factors in _passes(capture, coords, rows):
+            for key, matrix in _matrices(capture.layers, factors):
+                if key in again:
+                    again[key].add(matrix)
+        streams |= again
+    return _representations(capture, streams, tallies, rtols), _sensitivities(capture, streams, tallies, rtols, len(coords))
+
+
+def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Factors, ...]]:
+    for part in chunks(len(coords), rows):
+        yield capture(coords[part])
+
+
+def _representations(
+    capture: Capture,
+    streams: Mapping[Key, StreamedGram | StreamedQR],
+    tallies: Mapping[str, _Tally],
+    rtols: tuple[float, ...],
+) -> tuple[Representation, ...]:
+    """Return the inputs of the linear layers, each named by the layer that it comes from."""
+    found, name = [], "input"
+    for spec in capture.layers:
+        tally = tallies[spec.name]
+        if tally.alive_units is None:
+            continue
+        stream = streams["features", spec.name]
+        plain, with_ones = (stream.singular_values(d) for d in (spec.in_features, spec.in_features + 1))
+        dead = int((~tally.alive_units).sum())
+        found.append(
+            Representation(
+                name, matrix_spectrum(plain, rtols), matrix_spectrum(with_ones, rtols), dead, tally.dead_features
+            )
+        )
+        name = spec.name
+    return tuple(found)
+
+
+def _sensitivities(
+    capture: Capture,
+    streams: Mapping[Key, StreamedGram | StreamedQR],
+    tallies: Mapping[str, _Tally],
+    rtols: tuple[float, ...],
+    points: int,
+) -> tuple[Sensitivity, ...]:
+    total = sum(tally.trace for tally in tallies.values())
+    found = []
+    for spec in capture.layers:
+        stream, tally = streams.get(("sensitivities", spec.name)), tallies[spec.name]
+        if stream is None:  # the head: the identity at every point
+            m = capture.outputs
+            ones = torch.ones(m, dtype=torch.float64)
+            values = SingularValues(math.sqrt(points) * ones, 0.0, (points * m, m), "identity")
+        else:
+            values = stream.singular_values()
+        found.append(
+            Sensitivity(
+                name=spec.name,
+                kind=spec.kind,
+                spectrum=matrix_spectrum(values, rtols),
+                dead_pixels=tally.dead_sensitivities,
+                trace=tally.trace,
+                trace_share=tally.trace / total if total > 0 else 0.0,
+            )
+        )
+    return tuple(found)
+
+
+# ---- weights and feature Jacobians -------------------------------------------------------------------------------
+
+
+def _weights(
+    net: nn.Module, capture: Capture, rtols: tuple[float, ...]
+) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
+    """Return the spectra of the single weights, and of an INR's products ``W_{h-1} ... W_k`` without the head."""
+    linear = {spec.name: net.get_submodule(spec.name).weight for spec in capture.layers if spec.kind == "linear"}
+    weights = {name: w.detach().double() for name, w in linear.items() if isinstance(w, Tensor)}
+    singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
+    if not isinstance(net, INR):
+        return singles, ()
+    products = []
+    names, product = ("layers." + str(net.hidden_layers - 1),), net.layers[net.hidden_layers - 1].weight.detach().double()
+    for k in reversed(range(net.hidden_layers - 1)):
+        names, product = (*names, f"layers.{k}"), product @ net.layers[k].weight.detach().double()
+        products.append(_weight(names, product, rtols))
+    return singles, tuple(reversed(products))
+
+
+def _weight(factors: tuple[str, ...], matrix: Tensor, rtols: tuple[float, ...]) -> Weight:
+    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
+    values = singular_values(lambda: [tall], rtols[-1])
+    return Weight(factors, matrix_spectrum(replace(values, shape=tuple(matrix.shape)), rtols))
+
+
+def _feature_jacobians(
+    net: nn.Module, pixels: Tensor, rtols: tuple[float, ...], bar: tqdm
+) -> tuple[FeatureJacobian, ...]:
+    """Return the ranks of every hidden layer's ``d z_out / d z_in`` at ``pixels``; norms count, batch norm frozen."""
+    if not isinstance(net, INR):
+        return ()
+    exact = copy.deepcopy(net).double().requires_grad_(False)
+    features = pixels.double()
+    if exact.encoding is not None:
+        features = exact.encoding(features)
+    tolerances = torch.tensor(rtols, dtype=torch.float64, device=pixels.device)
+    found = []
+    for index in range(exact.hidden_layers):
+        bar.set_description(f"feature Jacobians of layers.{index}")
+        layer = exact.layers[index]
+        preactivations = layer(features)
+        slopes = torch.func.vmap(torch.func.jacfwd(partial(_activate_one, exact, index)))
+        counts = []
+        for part in chunks(len(pixels), JACOBIAN_ROWS):
+            values = torch.linalg.svdvals(slopes(preactivations[part]) @ layer.weight)
+            counts.append((values.unsqueeze(2) > tolerances * values[:, :1].unsqueeze(2)).sum(1))
+        ranks = torch.cat(counts)
+        found.append(
+            FeatureJacobian(
+                name=f"layers.{index}",
+                rows=layer.out_features,
+                columns=layer.in_features,
+                pixels=len(pixels),
+                ranks=tuple(
+                    PixelRanks(rtol, int(column.min()), float(column.double().quantile(0.5)), int(column.max()))
+                    for rtol, column in zip(rtols, ranks.unbind(1), strict=True)
+                ),
+            )
+        )
+        features = exact.activate(index, preactivations)
+        bar.update()
+    return tuple(found)
+
+
+def _activate_one(net: INR, index: int, preactivation: Tensor) -> Tensor:
+    return net.activate(index, preactivation.unsqueeze(0)).squeeze(0)
+
+
+# ---- the tangent kernel and its blocks ---------------------------------------------------------------------------
+
+
+def _kernels(
+    kernel: NTK, rtols: tuple[float, ...], bar: tqdm
+) -> tuple[KernelSpectrum, tuple[KernelSpectrum, ...], tuple[BlockBounds, ...]]:
+    """Return the eigenvalues of the kernel and of its blocks, all counted above the same absolute thresholds."""
+    spectra: dict[str, Spectrum] = {}
+    for name, block in kernel.layers.items():
+        bar.set_description(f"eigenvalues of {name}")
+        spectra[name] = _block_spectrum(block, rtols[-1])
+        bar.update()
+    bar.set_description("eigenvalues of the NTK")
+    whole = kernel.spectrum(rtols[-1])
+    bar.update()
+    largest = float(whole.eigenvalues[0])
+    if largest > 0:
+        whole.rank(rtols[-1])  # raises where fp64 does not resolve the smallest tolerance
+    thresholds = {rtol: rtol * largest for rtol in rtols}
+    bounds = tuple(_bounds(whole, list(spectra.values()), rtol, tau) for rtol, tau in thresholds.items())
+    blocks = tuple(kernel_spectrum(name, spectrum, thresholds) for name, spectrum in spectra.items())
+    return kernel_spectrum("ntk", whole, thresholds), blocks, bounds
+
+
+def _block_spectrum(block: NTK, rtol: float) -> Spectrum:
+    """Return the eigenvalues of one layer's kernel ``F F^T``, from ``F^T F`` where F has fewer columns than rows.
+
+    F holds the layer's Jacobians of all outputs side by side, without the columns that are zero.
+    """
+    n = block.shape[0]
+    columns = block.outputs * block.rows.shape[1]
+    if columns <= 2 * n:  # half of them may be zero; more would not be worth the memory
+        factor = block.rows.rows().reshape(n, columns)
+        alive = (factor != 0).any(0)
+        alive[0] = True  # a dead layer keeps one column: its one eigenvalue is 0
+        factor = factor[:, alive]
+        if factor.shape[1] < n:
+            return _thin_spectrum(factor, rtol)
+    return block.spectrum(rtol)
+
+
+def _thin_spectrum(factor: Tensor, rtol: float) -> Spectrum:
+    n, rank = factor.shape
+    trace = float(factor.square().sum())
+    stream = StreamedGram(rank, factor.device)
+    stream.add(factor)
+    values = stream.singular_values()
+    eigenvalues = torch.cat([values.values.square(), factor.new_zeros(n - rank)])
+    return Spectrum(eigenvalues, None, values.error, values.error, n, trace, rank, rtol, "dense")
+
+
+def _bounds(whole: Spectrum, blocks: Sequence[Spectrum], rtol: float, tau: float) -> BlockBounds:
+    ranks = [block.count_above(tau, rtol) for block in blocks]
+    largest = RankInterval(max(r.lower for r in ranks), max(r.upper for r in ranks), rtol)
+    total = RankInterval(sum(r.lower for r in ranks), sum(r.upper for r in ranks), rtol)
+    above, multiple = whole.count_above(tau, rtol), whole.count_above(len(blocks) * tau, rtol)
+    hold = largest.lower <= above.upper and multiple.lower <= total.upper
+    return BlockBounds(rtol, tau, largest, above, multiple, total, hold)

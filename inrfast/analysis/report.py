@@ -1,0 +1,376 @@
+"""The report of a diagnosis: plain numbers in a versioned schema, with a table, JSON and a figure."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from matplotlib.figure import Figure
+
+from inrfast import plots
+from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.linalg.tsqr import SingularValues
+
+SCHEMA = "inrfast.diagnosis/1"
+
+
+@dataclass(frozen=True)
+class MatrixSpectrum:
+    """Singular values of one matrix and what follows from them.
+
+    Attributes
+    ----------
+    rows, columns
+        Shape of the matrix.
+    singular_values
+        Descending; those below ``floor * sigma_1`` cannot be told from zero and are left out.
+    floor
+        Relative tolerance down to which they are resolved.
+    method
+        ``"gram"``, ``"tsqr"``, or ``"identity"`` where they are known beforehand.
+    ranks
+        Number of singular values above ``rtol * sigma_1``, one interval a tolerance.
+    stable_rank
+        ``|A|_F^2 / sigma_1^2``.
+    effective_rank
+        ``exp(H)``, H the entropy of ``sigma^2 / |A|_F^2``: the effective rank of ``A A^T``, as for kernels.
+    """
+
+    rows: int
+    columns: int
+    singular_values: tuple[float, ...]
+    floor: float
+    method: str
+    ranks: tuple[RankInterval, ...]
+    stable_rank: float
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class Representation:
+    """What enters one linear layer, on the full grid.
+
+    Attributes
+    ----------
+    name
+        ``"input"`` (encoded, if there is an encoding), then the layer whose activated output it is.
+    spectrum, with_ones
+        Of Z (N x D), and of [Z, 1], which is what the next layer's weights and bias see.
+    dead_units
+        Columns of Z that are zero at every point.
+    dead_pixels
+        Rows of Z that are zero: points that this layer does not see.
+    """
+
+    name: str
+    spectrum: MatrixSpectrum
+    with_ones: MatrixSpectrum
+    dead_units: int
+    dead_pixels: int
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """How the outputs depend on one parameter layer, on the full grid.
+
+    Attributes
+    ----------
+    name, kind
+        The layer, ``"linear"`` or ``"affine"`` (a batch norm's own parameters: there S is its Jacobian itself).
+    spectrum
+        Of S ((N M) x D_out), rows ``d f_m(x_n) / d u``; the head's is the identity at every point.
+    dead_pixels
+        Points where a row of S is zero: there the layer learns nothing, and the lower bound ``rank(G_k) >=
+        rank([Z, 1])`` of P1's proposition 3 does not hold.
+    trace, trace_share
+        Trace of the layer's own kernel, exact, and its share of the whole kernel's.
+    """
+
+    name: str
+    kind: str
+    spectrum: MatrixSpectrum
+    dead_pixels: int
+    trace: float
+    trace_share: float
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight matrix, or a product of consecutive ones in the order of multiplication, the head left out."""
+
+    factors: tuple[str, ...]
+    spectrum: MatrixSpectrum
+
+
+@dataclass(frozen=True)
+class PixelRanks:
+    """Rank of a matrix that differs from pixel to pixel, at one tolerance: minimum, median, maximum over pixels."""
+
+    rtol: float
+    minimum: int
+    median: float
+    maximum: int
+
+
+@dataclass(frozen=True)
+class FeatureJacobian:
+    """The Jacobian of one hidden layer's output in its input, ``diag(a_n) W``, at sampled pixels (P1, eqs. 18-20)."""
+
+    name: str
+    rows: int
+    columns: int
+    pixels: int
+    ranks: tuple[PixelRanks, ...]
+
+
+@dataclass(frozen=True)
+class KernelSpectrum:
+    """Eigenvalues of the tangent kernel, or of one layer's block of it.
+
+    Attributes
+    ----------
+    name
+        ``"ntk"`` or the layer's name.
+    size
+        Order of the matrix.
+    eigenvalues
+        Descending; those below ``lower_error`` cannot be told from zero and are left out.
+    lower_error, upper_error
+        Every true eigenvalue lies in ``[lambda - lower_error, lambda + upper_error]``.
+    method
+        How they were computed.
+    ranks
+        Number of eigenvalues above ``tau = rtol * lambda_1(K)``, the same absolute threshold for the whole kernel
+        and all its blocks.
+    trace, stable_rank, effective_rank
+        ``trace / lambda_1`` and ``exp`` of the entropy of ``lambda / trace``, relative to this kernel's own values.
+    """
+
+    name: str
+    size: int
+    eigenvalues: tuple[float, ...]
+    lower_error: float
+    upper_error: float
+    method: str
+    ranks: tuple[RankInterval, ...]
+    trace: float
+    stable_rank: float
+    effective_rank: float
+
+
+@dataclass(frozen=True)
+class BlockBounds:
+    """P1's proposition 1 for numerical ranks, at one absolute threshold ``tau`` and L layers.
+
+    ``max_k r_tau(K_k) <= r_tau(K)`` and ``r_{L tau}(K) <= sum_k r_tau(K_k)``: theorems (Weyl) for the exact kernels, so
+    a violation would be an error of the computation.
+
+    Attributes
+    ----------
+    largest_block, whole
+        The two sides of the first.
+    whole_at_multiple, sum_of_blocks
+        The two sides of the second.
+    hold
+        Whether the intervals admit both.
+    """
+
+    rtol: float
+    tau: float
+    largest_block: RankInterval
+    whole: RankInterval
+    whole_at_multiple: RankInterval
+    sum_of_blocks: RankInterval
+    hold: bool
+
+
+@dataclass(frozen=True)
+class KernelDiagnosis:
+    """The tangent kernel (output trace) and its layers' blocks on ``points`` of the ``grid_points`` points.
+
+    Attributes
+    ----------
+    points, grid_points, full_grid
+        Size of the set the kernel was computed on and of the grid that was diagnosed; whether they are the same set.
+        Ranks on fewer points are ranks of the smaller matrix, never of the full grid.
+    shape
+        Points an axis where the set is a regular grid, else None.
+    whole, blocks, bounds
+        The kernel, its layers, and one check of the block bounds a tolerance.
+    """
+
+    points: int
+    grid_points: int
+    full_grid: bool
+    shape: tuple[int, ...] | None
+    whole: KernelSpectrum
+    blocks: tuple[KernelSpectrum, ...]
+    bounds: tuple[BlockBounds, ...]
+
+    @property
+    def label(self) -> str:
+        """The set of points in words, with both sizes unless it is the full grid."""
+        shape = "" if self.shape is None else " (" + "x".join(map(str, self.shape)) + ")"
+        if self.full_grid:
+            return f"full grid, {self.points:,} points{shape}"
+        return f"{self.points:,} points{shape}, not the full grid of {self.grid_points:,}"
+
+
+@dataclass(frozen=True)
+class DiagnosisReport:
+    """Where a network loses rank: the result of :func:`inrfast.diagnose`.
+
+    Attributes
+    ----------
+    network
+        What describes the network, as plain values.
+    points, outputs, parameters
+        N, M and the number of differentiated parameters.
+    rtols
+        Relative tolerances, descending; every ``ranks`` has one entry for each, in this order.
+    representations, sensitivities
+        On the full grid, from the input to the head.
+    weights, weight_products
+        Single weights, and products ``W_{h-1} ... W_k`` of the hidden layers without the head (P1, equation 10).
+        Products are given for :class:`inrfast.INR` alone, whose layers are known to be a chain.
+    feature_jacobians
+        Of the hidden layers, at sampled pixels; for :class:`inrfast.INR` alone.
+    kernel
+        The tangent kernel and its blocks.
+    schema
+        Name and version of this layout.
+    """
+
+    network: dict[str, Any]
+    points: int
+    outputs: int
+    parameters: int
+    rtols: tuple[float, ...]
+    representations: tuple[Representation, ...]
+    sensitivities: tuple[Sensitivity, ...]
+    weights: tuple[Weight, ...]
+    weight_products: tuple[Weight, ...]
+    feature_jacobians: tuple[FeatureJacobian, ...]
+    kernel: KernelDiagnosis
+    schema: str = SCHEMA
+
+    def __str__(self) -> str:
+        return _table(self)
+
+    def findings(self) -> list[str]:
+        """Return what the numbers say, in sentences computed from them."""
+        return _findings(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as nested dicts and lists of plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DiagnosisReport:
+        """Return the report that :meth:`to_dict` (or JSON made from it) holds; the schema must be this one."""
+        if not isinstance(data, Mapping):
+            raise TypeError(f"data must be a mapping, got {type(data).__name__}")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"data must have the schema {SCHEMA!r}, got {data.get('schema')!r}")
+        return _build(cls, data)
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the report as JSON (no NaN, no Infinity); with ``path``, also write it there, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            The folder does not exist or cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        if path is not None:
+            plots.write_whole(path, (text + "\n").encode())
+        return text
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a figure of the report; with ``path`` (.png, .pdf, .svg), also write it there, whole or not at all.
+
+        From the left: ranks of the representations against the tolerance; singular values of the representations
+        (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks.
+        """
+        return _figure(self, path)
+
+
+def matrix_spectrum(values: SingularValues, rtols: Sequence[float]) -> MatrixSpectrum:
+    """Return the report's entry of a matrix."""
+    resolved = values.values[values.values > values.floor * values.values[0]]
+    return MatrixSpectrum(
+        rows=values.shape[0],
+        columns=values.shape[1],
+        singular_values=tuple(resolved.tolist()),
+        floor=values.floor,
+        method=values.method,
+        ranks=tuple(values.rank(rtol) for rtol in rtols),
+        stable_rank=values.stable_rank(),
+        effective_rank=values.effective_rank(),
+    )
+
+
+def kernel_spectrum(name: str, spectrum: Spectrum, thresholds: Mapping[float, float]) -> KernelSpectrum:
+    """Return the report's entry of a kernel whose eigenvalues are counted above ``thresholds[rtol]``."""
+    zero = float(spectrum.eigenvalues[0]) <= 0  # a dead layer
+    resolved = spectrum.eigenvalues[spectrum.eigenvalues > spectrum.lower_error]
+    return KernelSpectrum(
+        name=name,
+        size=spectrum.size,
+        eigenvalues=tuple(resolved.tolist()),
+        lower_error=spectrum.lower_error,
+        upper_error=spectrum.upper_error,
+        method=spectrum.method,
+        ranks=tuple(spectrum.count_above(tau, rtol) for rtol, tau in thresholds.items()),
+        trace=spectrum.trace,
+        stable_rank=0.0 if zero else spectrum.stable_rank(),
+        effective_rank=0.0 if zero else spectrum.effective_rank(),
+    )
+
+
+def _build(kind: Any, data: Any) -> Any:
+    """Rebuild a value of type ``kind`` from plain values."""
+    if get_origin(kind) is UnionType:  # optional
+        (kind,) = (option for option in get_args(kind) if option is not type(None))
+        return None if data is None else _build(kind, data)
+    if get_origin(kind) is tuple:
+        return tuple(_build(get_args(kind)[0], entry) for entry in data)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
+    return data
+
+
+# ---- the table ---------------------------------------------------------------------------------------------------
+
+
+def _row(name: str, size: object, ranks: Iterable[object], *rest: str) -> str:
+    cells = [f"{name:<24}", f"{size!s:>9}", *(f"{rank!s:>9}" for rank in ranks), *(f"{cell:>10}" for cell in rest)]
+    return "".join(cells).rstrip()
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+
+
+def _matrix_row(name: str, spectrum: MatrixSpectrum, *rest: str) -> str:
+    size = f"{spectrum.columns}"
+    return _row(name, size, spectrum.ranks, _number(spectrum.stable_rank), *rest)
+
+
+def _table(report: DiagnosisReport) -> str:
+    return ""
+
+
+def _findings(report: DiagnosisReport) -> list[str]:
+    return []
+
+
+def _figure(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
+    return Figure()

@@ -1,0 +1,113 @@
+"""How close a reconstruction is to its signal: PSNR, SSIM and the IoU of occupancies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.errors import check_float, check_tensor
+
+SSIM_WINDOW = 11
+
+
+def _check_pair(pred: Any, target: Any, *, floating: bool = True) -> tuple[Tensor, Tensor]:
+    """Return two finite tensors of one shape."""
+    pred = check_tensor("pred", pred, floating=floating)
+    target = check_tensor("target", target, floating=floating)
+    if pred.shape != target.shape:
+        raise ValueError(f"pred and target must have one shape, got {tuple(pred.shape)} and {tuple(target.shape)}")
+    return pred.detach(), target.detach().to(pred.device)
+
+
+def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
+    """Return ``10 log10(data_range^2 / mse)`` in dB; infinite at ``mse = 0``."""
+    return math.inf if mse == 0 else 20 * math.log10(data_range) - 10 * math.log10(mse)
+
+
+def psnr(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
+    """Return the peak signal-to-noise ratio in dB, ``10 log10(data_range^2 / mean((pred - target)^2))``.
+
+    Parameters
+    ----------
+    pred, target
+        Floating tensors of one shape, any layout; the mean is taken over all entries, in fp64.
+    data_range
+        Largest minus smallest value the signal can take; 1 for images in [0, 1].
+
+    Raises
+    ------
+    ValueError, TypeError
+        Unequal shapes, empty or non-finite tensors, ``data_range <= 0``.
+
+    Examples
+    --------
+    >>> round(psnr(torch.zeros(4), torch.full((4,), 0.1)), 4)
+    20.0
+    """
+    pred, target = _check_pair(pred, target)
+    data_range = check_float("data_range", data_range, minimum=0.0, exclusive=True)
+    return mse_to_psnr(float((pred.double() - target.double()).square().mean()), data_range)
+
+
+def ssim(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
+    """Return the structural similarity of two images, with the Gaussian window (sigma 1.5) of its authors.
+
+    Parameters
+    ----------
+    pred, target
+        Floating tensors of one shape, (H, W) or (H, W, C), both sides at least 11 (the window); channels are averaged.
+    data_range
+        Largest minus smallest value an image can take; 1 for images in [0, 1].
+
+    Raises
+    ------
+    ValueError, TypeError
+        Unequal shapes, other dimensions, images smaller than the window, non-finite values, ``data_range <= 0``.
+
+    Source: Wang, Bovik, Sheikh, Simoncelli, Image quality assessment: from error visibility to structural similarity,
+    IEEE TIP 2004.
+    """
+    pred, target = _check_pair(pred, target)
+    if pred.ndim not in (2, 3) or min(pred.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(
+            f"pred must be an image (H, W) or (H, W, C) of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+            f"got shape {tuple(pred.shape)}"
+        )
+    from skimage.metrics import structural_similarity  # heavy, and needed by nobody who only fits
+
+    return float(
+        structural_similarity(
+            pred.double().cpu().numpy(),
+            target.double().cpu().numpy(),
+            data_range=check_float("data_range", data_range, minimum=0.0, exclusive=True),
+            channel_axis=-1 if pred.ndim == 3 else None,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+def iou(pred: Tensor, target: Tensor, threshold: float = 0.5) -> float:
+    """Return intersection over union of two occupancies; two empty ones agree, which is 1.
+
+    Parameters
+    ----------
+    pred, target
+        Tensors of one shape, any layout: boolean, or real values that mean "inside" above ``threshold``.
+    threshold
+        0.5, halfway between outside (0) and inside (1).
+
+    Raises
+    ------
+    ValueError, TypeError
+        Unequal shapes, empty or non-finite tensors.
+    """
+    pred, target = _check_pair(pred, target, floating=False)
+    threshold = check_float("threshold", threshold)
+    inside_pred, inside_target = (t if t.dtype == torch.bool else t > threshold for t in (pred, target))
+    union = int((inside_pred | inside_target).sum())
+    return int((inside_pred & inside_target).sum()) / union if union else 1.0

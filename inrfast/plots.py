@@ -1,0 +1,3 @@
+"""Figures: ranks, spectra, reconstructions. Functions take plain numbers and return Axes."""
+import os
+def write_whole(path, data): ...

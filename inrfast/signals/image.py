@@ -1,0 +1,176 @@
+"""Images: files to float tensors (H, W, C) in [0, 1] and back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from inrfast.errors import check_int, check_tensor
+
+LUMA = (0.299, 0.587, 0.114)
+"""Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
+
+
+def load_image(path: str | os.PathLike[str], size: int | Sequence[int] | None = None, grey: bool = False) -> Tensor:
+    """Return the image in a file as an fp32 tensor (H, W, C) with values in [0, 1].
+
+    Parameters
+    ----------
+    path
+        Any format Pillow reads, 8 or 16 bits; the camera's orientation is applied, transparency is dropped.
+    size
+        ``(H, W)``, or one int for a square; None keeps the file's. The image is cropped about its centre to that
+        aspect, so it is never distorted, then averaged over areas.
+    grey
+        One channel (ITU-R BT.601 luma) instead of three.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError
+        The file is missing, a folder, or not readable.
+    ValueError
+        The file is empty, not an image, truncated or damaged; a size below 1.
+    TypeError
+        ``path`` is no path, ``size`` no integers.
+    """
+    file = _check_file(path)
+    shape = None if size is None else _check_size(size)
+    return _fit_to(_decode(file), shape, grey)
+
+
+def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
+    """Return the photograph of Eileen Collins bundled with scikit-image (512x512, public domain, NASA), resized.
+
+    Shape (H, W, C), fp32, values in [0, 1]; ``size`` and ``grey`` as in :func:`load_image`.
+    """
+    shape = _check_size(size)
+    from skimage import data  # slow to import, and needed for this one photograph only
+
+    return _fit_to(torch.from_numpy(data.astronaut()).float() / 255, shape, grey)
+
+
+def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write an image with 8 bits a channel; values outside [0, 1] are clipped. The file is whole or absent.
+
+    Parameters
+    ----------
+    image
+        Floating tensor (H, W), (H, W, 1) or (H, W, 3), any device.
+    path
+        Its suffix (``.png``, ``.jpg``, ...) names the format; its folder must exist. An older file is replaced.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Wrong shape, NaN or Inf, a suffix that names no format.
+    FileNotFoundError, NotADirectoryError, OSError
+        The folder is missing or cannot be written to; nothing is left behind.
+    """
+    image = check_tensor("image", image).detach()
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise ValueError(f"image must have shape (H, W), (H, W, 1) or (H, W, 3), got {tuple(image.shape)}")
+    target = _check_path(path)
+    known = Image.registered_extensions()
+    writable = sorted(suffix for suffix, name in known.items() if name in Image.SAVE)
+    if target.suffix.lower() not in writable:
+        raise ValueError(f"path must end in the suffix of an image format ({', '.join(writable)}), got {str(target)!r}")
+    if not target.parent.is_dir():
+        kind = NotADirectoryError if target.parent.exists() else FileNotFoundError
+        raise kind(f"cannot write {target}: {target.parent} is not an existing folder")
+    pixels = (image.double().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+    picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    _write_whole(picture, target, known[target.suffix.lower()])
+
+
+def _write_whole(picture: Image.Image, target: Path, format_name: str) -> None:
+    """Save beside the target and rename, so that no reader ever sees half a file."""
+    temporary = None
+    try:
+        # A name of its own, since another process may be writing the same file; the mode is that of any new file.
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as file:
+            picture.save(file, format=format_name)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, target)
+    except OSError as error:
+        raise type(error)(f"cannot write {target}: {error}") from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _check_path(path: Any) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path, got {type(path).__name__}")
+    return Path(path)
+
+
+def _check_file(path: Any) -> Path:
+    """Return the path of an existing file that is not empty."""
+    file = _check_path(path)
+    if not file.exists():
+        raise FileNotFoundError(f"there is no file {file}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{file} is a folder, not an image file")
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is empty (0 bytes), not an image")
+    return file
+
+
+def _check_size(size: Any) -> tuple[int, int]:
+    """Return ``(H, W)`` from an int or a pair."""
+    if isinstance(size, Sequence) and not isinstance(size, str):
+        if len(size) != 2:
+            raise ValueError(f"size must be an int or a pair (H, W), got {size!r}")
+        return check_int("size", size[0], minimum=1), check_int("size", size[1], minimum=1)
+    side = check_int("size", size, minimum=1)
+    return side, side
+
+
+def _decode(file: Path) -> Tensor:
+    """Return the pixels of a file, (H, W, 3), fp32 in [0, 1]."""
+    try:
+        with Image.open(file) as opened:
+            opened.load()
+            picture = ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:
+        raise ValueError(f"{file} is not an image in a format that Pillow reads") from None
+    except PermissionError:
+        raise
+    # Each decoder of Pillow reports damage in its own way.
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is truncated, damaged or too large to decode: {error}") from error
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversions clip to 8
+        grey = torch.from_numpy(np.asarray(picture).astype(np.float32)) / 65535
+        return grey.clamp(0, 1).unsqueeze(-1).expand(-1, -1, 3)
+    if picture.mode == "F":
+        raise ValueError(f"{file} holds floating-point pixels without a stated range; convert it to 8 or 16 bits first")
+    return torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
+
+
+def _fit_to(image: Tensor, shape: tuple[int, int] | None, grey: bool) -> Tensor:
+    """Crop about the centre to the aspect of ``shape``, average areas, and turn to grey where asked."""
+    if grey:
+        image = (image @ image.new_tensor(LUMA)).unsqueeze(-1)
+    if shape is None:
+        return image.contiguous()
+    height, width = image.shape[:2]
+    scale = min(height / shape[0], width / shape[1])
+    crop = [max(1, math.floor(side * scale + 1e-9)) for side in shape]
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    image = image[top : top + crop[0], left : left + crop[1]]
+    return F.adaptive_avg_pool2d(image.permute(2, 0, 1), shape).permute(1, 2, 0).contiguous()

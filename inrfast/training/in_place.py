@@ -1,0 +1,76 @@
+"""Activations without allocation: value and derivative written into buffers that a training step reuses.
+
+A step that allocates its temporaries anew spends much of its time in page faults, on some machines most of it.
+The mathematics is that of :mod:`inrfast.activations`; the tests hold the two tables together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+InPlace = Callable[[Tensor, float, Tensor, Tensor], None]
+"""``f(u, omega, value, scratch)`` for four tensors of one shape, the frequency a number: afterwards ``value`` holds
+``act(u)`` and ``u`` holds ``act'(u)``; what ``scratch`` holds does not matter."""
+
+
+def _identity(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    value.copy_(u)
+    u.fill_(1)
+
+
+def _relu(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    torch.clamp_min(u, 0, out=value)
+    torch.gt(u, 0, out=u)
+
+
+def _sine(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    u.mul_(omega)
+    torch.sin(u, out=value)
+    u.cos_().mul_(omega)
+
+
+def _gaussian(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    torch.mul(u, omega, out=value)
+    value.square_().neg_().exp_()
+    u.mul_(value).mul_(-2 * omega**2)
+
+
+def _finer(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    torch.abs(u, out=scratch).add_(1).mul_(u).mul_(omega)
+    torch.sin(scratch, out=value)
+    u.abs_().mul_(2).add_(1).mul_(scratch.cos_()).mul_(omega)
+
+
+def _tanh(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    torch.tanh(u, out=value)
+    torch.mul(value, value, out=u).neg_().add_(1)
+
+
+def _gelu(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    # value = u Phi(u), derivative = Phi(u) + u phi(u), with the normal distribution Phi and its density phi.
+    torch.mul(u, u, out=scratch).mul_(-0.5).exp_().mul_(u).mul_(1 / math.sqrt(2 * math.pi))
+    torch.mul(u, 1 / math.sqrt(2), out=value).erf_().add_(1).mul_(0.5)
+    scratch.add_(value)
+    value.mul_(u)
+    u.copy_(scratch)
+
+
+def _softplus(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
+    torch.logaddexp(u, u.new_zeros(()), out=value)
+    u.sigmoid_()
+
+
+IN_PLACE: dict[str, InPlace] = {
+    "identity": _identity,
+    "relu": _relu,
+    "sine": _sine,
+    "gaussian": _gaussian,
+    "finer": _finer,
+    "tanh": _tanh,
+    "gelu": _gelu,
+    "softplus": _softplus,
+}

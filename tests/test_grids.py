@@ -1,0 +1,54 @@
+"""Coordinate grids against NumPy, axis by axis."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import inrfast as inr
+
+AXES = {
+    "inclusive": lambda n, low, high: np.linspace(low, high, n) if n > 1 else np.array([(low + high) / 2]),
+    "exclusive": lambda n, low, high: np.linspace(low, high, n, endpoint=False),
+    "center": lambda n, low, high: low + (high - low) * (np.arange(n) + 0.5) / n,
+}
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=3),
+    st.sampled_from(sorted(AXES)),
+    st.floats(-3, 0),
+    st.floats(0.5, 4),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_grid_is_the_row_major_product_of_its_axes(shape, endpoint, low, high, dtype):
+    got = inr.grid(shape, endpoint, (low, high), dtype)
+    axes = np.meshgrid(*[AXES[endpoint](n, low, high) for n in shape], indexing="ij")
+    assert got.dtype == dtype
+    np.testing.assert_allclose(got.numpy(), np.stack([a.ravel() for a in axes], 1), rtol=1e-6, atol=1e-6)
+
+
+def test_bounds_an_axis_and_one_dimension():
+    got = inr.grid((2, 3), bounds=[(0, 1), (10, 12)])
+    assert got.tolist() == [[0, 10], [0, 11], [0, 12], [1, 10], [1, 11], [1, 12]]
+    assert inr.grid(5).shape == (5, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"shape": ()}, ValueError, "at least one axis"),
+        ({"shape": (0, 4)}, ValueError, "shape must be at least 1"),
+        ({"shape": (2.5, 4)}, TypeError, "shape must be an integer"),
+        ({"shape": (2, 2), "endpoint": "inclusiv"}, ValueError, "Did you mean 'inclusive'"),
+        ({"shape": (2, 2), "bounds": (1, -1)}, ValueError, "low < high"),
+        ({"shape": (2, 2), "bounds": (0, float("inf"))}, ValueError, "finite"),
+        ({"shape": (2, 2), "bounds": [(0, 1)] * 3}, ValueError, "bounds must be"),
+        ({"shape": (2, 2), "bounds": 3}, TypeError, "bounds must be"),
+        ({"shape": (2, 2), "dtype": torch.int64}, TypeError, "floating-point"),
+    ],
+)
+def test_bad_input_is_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        inr.grid(**arguments)

@@ -1,0 +1,75 @@
+"""Laws of the metrics, against NumPy and scikit-image."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from inrfast.metrics import iou, mse_to_psnr, psnr, ssim
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), data_range=st.floats(0.1, 300), scale=st.floats(1e-4, 10))
+def test_psnr_is_that_of_scikit_image(seed: int, data_range: float, scale: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    target = torch.rand(7, 5, 3, generator=rng, dtype=torch.float64)
+    pred = target + scale * torch.randn(7, 5, 3, generator=rng, dtype=torch.float64)
+    expected = peak_signal_noise_ratio(target.numpy(), pred.numpy(), data_range=data_range)
+    assert psnr(pred, target, data_range) == pytest.approx(expected, abs=1e-9)
+    assert psnr(target, pred, data_range) == psnr(pred, target, data_range)
+
+
+def test_psnr_of_equal_signals_is_infinite_and_a_tenth_off_is_20_db() -> None:
+    signal = torch.rand(100, dtype=torch.float64)
+    assert psnr(signal, signal) == math.inf == mse_to_psnr(0.0)
+    assert psnr(signal + 0.1, signal) == pytest.approx(20.0)
+
+
+@pytest.mark.parametrize("shape", [(16, 20), (16, 20, 3), (11, 11, 1)])
+def test_ssim_is_symmetric_bounded_and_one_on_equal_images(shape: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(1)
+    a, b = torch.rand(shape, generator=rng), torch.rand(shape, generator=rng)
+    assert ssim(a, a) == pytest.approx(1.0)
+    assert ssim(a, b) == pytest.approx(ssim(b, a))
+    assert -1 <= ssim(a, b) < 0.9
+    by_channel = [(a, b)] if a.ndim == 2 else [(a[..., c], b[..., c]) for c in range(a.shape[2])]
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+    expected = np.mean(
+        [structural_similarity(x.double().numpy(), y.double().numpy(), **options) for x, y in by_channel]
+    )
+    assert ssim(a, b) == pytest.approx(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(bits=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
+def test_iou_counts_sets(bits: list[tuple[bool, bool]]) -> None:
+    a, b = {i for i, pair in enumerate(bits) if pair[0]}, {i for i, pair in enumerate(bits) if pair[1]}
+    pred, target = (torch.tensor([pair[k] for pair in bits]) for k in range(2))
+    expected = len(a & b) / len(a | b) if a | b else 1.0
+    assert iou(pred, target) == iou(target, pred) == expected
+    assert iou(pred * 0.8, target.float()) == expected  # 0.8 is inside at the threshold of 0.5
+    assert iou(pred * 0.4, target) == (0.0 if b else 1.0)
+
+
+def test_bad_input_is_refused_by_name() -> None:
+    good = torch.zeros(16, 16)
+    for metric in (psnr, ssim, iou):
+        with pytest.raises(ValueError, match="one shape"):
+            metric(good, good[:8])
+        with pytest.raises(TypeError, match="pred"):
+            metric([0.0], good)
+        with pytest.raises(ValueError, match="target must be finite"):
+            metric(good, good + math.nan)
+        with pytest.raises(ValueError, match="empty"):
+            metric(good[:0], good[:0])
+    for metric in (psnr, ssim):
+        with pytest.raises(ValueError, match="data_range"):
+            metric(good, good, data_range=0)
+        with pytest.raises(TypeError, match="floating"):
+            metric(good.int(), good)
+    with pytest.raises(ValueError, match="11x11"):
+        ssim(good[:10], good[:10])

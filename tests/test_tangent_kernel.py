@@ -1,0 +1,270 @@
+"""The tangent kernel against the exact Jacobians of automatic differentiation, and its laws."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import exact_jacobian, exact_kernel, networks, random_coords
+from torch import nn
+
+import inrfast as inr
+from inrfast.errors import MemoryBudgetError, NotAvailableError, ResolutionError
+
+TOLERANCE = {"highest": 1e-10, "high": 1e-5}
+
+
+def scale(kernel_diagonal, other_diagonal):
+    """sqrt(K_ii K_jj), the size of an entry by Cauchy and Schwarz."""
+    tiny = 1e-30 * (1 + kernel_diagonal.max())
+    return torch.outer((kernel_diagonal + tiny).sqrt(), (other_diagonal + tiny).sqrt())
+
+
+def diagonal_of(jacobian, output):
+    squares = jacobian.square().sum(2)
+    if output == "trace":
+        return squares.sum(1)
+    return squares.flatten() if output == "full" else squares[:, output]
+
+
+@settings(max_examples=50)
+@given(networks(), st.integers(1, 23), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from(["highest", "high"]))
+def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
+    coords, coords2 = random_coords(n, net.in_features, seed), random_coords(n2, net.in_features, seed + 1)
+    left, right = exact_jacobian(net, coords), exact_jacobian(net, coords2)
+    tol = TOLERANCE[precision]
+    for output in ("trace", "full", net.out_features - 1):
+        truth = exact_kernel(left, left, output)
+        bound = scale(diagonal_of(left, output), diagonal_of(left, output))
+        K = inr.ntk(net, coords, output=output, precision=precision)
+        dense = K.to_dense()
+        assert dense.dtype == K.dtype == (torch.float64 if precision == "highest" else torch.float32)
+        assert torch.equal(dense, dense.t())
+        assert ((dense - truth).abs() <= tol * bound).all()
+        assert ((K.diagonal() - truth.diagonal()).abs() <= tol * bound.diagonal()).all()
+        assert abs(K.trace() - truth.trace()) <= tol * bound.trace()
+        assert abs(K.frobenius() - truth.norm()) <= tol * bound.norm()
+        index = [0, n - 1, 0]
+        assert ((K.columns(index) - truth[:, index]).abs() <= tol * bound[:, index]).all()
+        V = torch.randn(K.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        size = bound @ V.abs()
+        assert ((K @ V - truth @ V).abs() <= tol * size).all()
+        assert (((K @ V[:, 0]) - (truth @ V)[:, 0]).abs() <= tol * size[:, 0]).all()
+        W = V.to(K.dtype)
+        assert ((K._product_by_tiles(W) - truth @ V).abs() <= tol * size).all()
+        assert ((K._product_by_factors(W) - truth @ V).abs() <= tol * size).all()
+
+        total = sum(layer.to_dense().double() for layer in K.layers.values())
+        assert ((total - truth).abs() <= tol * bound).all()
+        columns = {name: slice(0, 0) for name in K.layers}
+        start = 0
+        for name, parameter in net.named_parameters():
+            owner = name.rpartition(".")[0]
+            columns.setdefault(owner, slice(0, 0))
+            stop = start + parameter.numel()
+            begin = start if columns[owner].stop == 0 else columns[owner].start
+            columns[owner] = slice(begin, stop)
+            start = stop
+        for name, layer in K.layers.items():
+            own = exact_kernel(left[..., columns[name]], left[..., columns[name]], output)
+            assert ((layer.to_dense() - own).abs() <= tol * bound).all()
+
+        cross = inr.ntk(net, coords, coords2, output=output, precision=precision)
+        cross_truth = exact_kernel(left, right, output)
+        cross_bound = scale(diagonal_of(left, output), diagonal_of(right, output))
+        assert ((cross.to_dense() - cross_truth).abs() <= tol * cross_bound).all()
+        U = torch.ones(cross.shape[1], 1, dtype=torch.float64)
+        assert ((cross @ U - cross_truth @ U).abs() <= tol * (cross_bound @ U)).all()
+
+
+@given(networks(max_width=24, max_depth=3), st.integers(2, 40), st.integers(0, 10**6))
+def test_streaming_under_a_small_budget_changes_nothing(net, n, seed):
+    coords = random_coords(n, net.in_features, seed)
+    for output in ("trace", "full", 0):
+        K = inr.ntk(net, coords, output=output, precision="highest")
+        dense, V = K.to_dense(), torch.randn(K.shape[1], 2, dtype=torch.float64)
+        per_point = K.rows.store.bytes_per_point
+        small = inr.ntk(net, coords, output=output, precision="highest", memory_budget=40 * per_point)
+        assert n <= 20 or not small.rows.store.fits
+        out = torch.full_like(dense, float("nan"))
+        bound = scale(dense.diagonal(), dense.diagonal())
+        assert ((small.to_dense(out=out) - dense).abs() <= 1e-13 * bound).all()
+        assert ((small @ V - K @ V).abs() <= 1e-12 * (bound @ V.abs())).all()
+        assert ((small.diagonal() - dense.diagonal()).abs() <= 1e-13 * bound.diagonal()).all()
+        assert small.frobenius() == pytest.approx(float(dense.norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+@pytest.mark.parametrize("output", ["trace", "full", 1])
+def test_tiles_of_many_points_agree_with_products(precision, output):
+    """More than one tile a side, sizes no multiple of the tile: dense, columns and products are one kernel."""
+    net = inr.INR(2, 2, width=8, hidden_layers=2, activation="sine", init="siren")
+    coords = random_coords(1201, 2, 3)
+    K = inr.ntk(net, coords, output=output, precision=precision)
+    dense = K.to_dense()
+    assert torch.equal(dense, dense.t())
+    V = torch.randn(K.shape[1], 4, dtype=K.dtype)
+    tol = 1e-12 if precision == "highest" else 2e-5
+    for product in (K @ V, K._product_by_tiles(V), K._product_by_factors(V)):
+        torch.testing.assert_close(product, dense @ V, rtol=0, atol=tol * float((dense @ V).abs().max()))
+    torch.testing.assert_close(K.columns([7, 1100, 3]), dense[:, [7, 1100, 3]], rtol=0, atol=tol * float(dense.max()))
+
+
+def test_positive_semidefinite_and_equal_to_to_scipy():
+    net = inr.INR(2, 1, width=12, hidden_layers=2)
+    K = inr.ntk(net, inr.grid((9, 9)), precision="highest")
+    dense = K.to_dense()
+    assert torch.linalg.eigvalsh(dense).min() >= -1e-12 * K.trace()
+    operator = K.to_scipy()
+    v = np.random.default_rng(0).normal(size=(81, 2))
+    np.testing.assert_allclose(operator @ v, dense.numpy() @ v, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(operator.T @ v, dense.numpy() @ v, rtol=1e-10, atol=1e-10)
+    cross = inr.ntk(net, inr.grid((9, 9)), inr.grid((5, 5)), precision="highest").to_scipy()
+    np.testing.assert_allclose(np.vdot(v[:, 0], cross @ v[:25, 1]), np.vdot(cross.T @ v[:, 0], v[:25, 1]), rtol=1e-10)
+
+
+def test_dense_into_a_memmap(tmp_path):
+    net = inr.INR(2, 1, width=8, hidden_layers=1)
+    K = inr.ntk(net, inr.grid((30, 20)))
+    file = np.memmap(tmp_path / "kernel.bin", dtype=np.float32, mode="w+", shape=K.shape)
+    assert K.to_dense(out=file) is file
+    np.testing.assert_array_equal(np.asarray(file), K.to_dense().numpy())
+
+
+def test_spectrum_solve_and_prediction_against_numpy():
+    net = inr.INR(2, 1, width=32, hidden_layers=2, activation="sine", omega=6.0, init="siren")
+    coords = inr.grid((8, 8))
+    K = inr.ntk(net, coords)
+    jacobian = exact_jacobian(net, coords)[:, 0]
+    values = torch.linalg.svdvals(jacobian).square()
+    s = K.spectrum(rtol=1e-8, eigenvectors=True)
+    assert s.method == "dense"
+    assert ((s.eigenvalues - values).abs() <= s.upper_error).all()
+    for rtol in (1e-2, 1e-4, 1e-6, 1e-8):
+        interval = s.rank(rtol)
+        assert int((values > rtol * values[0]).sum()) in interval
+    p = values / values.sum()
+    assert s.effective_rank() == pytest.approx(float(torch.exp(-(p * p.log()).sum())), rel=1e-6)
+    assert s.stable_rank() == pytest.approx(float(values.sum() / values[0]), rel=1e-9)
+    with pytest.raises(ResolutionError, match="below"):
+        s.rank(1e-9)
+    assert len(K.spectrum(k=5).eigenvalues) == 5
+    with pytest.raises(ResolutionError, match="compute more"):
+        K.spectrum(k=3).rank(1e-6)
+
+    target = torch.sin(3 * coords.sum(1)).double()
+    assert float(s.energy(target).sum()) == pytest.approx(1.0)
+    dense, lr = jacobian @ jacobian.t(), 0.5 / float(values[0])
+    y = torch.zeros_like(target)
+    for _ in range(20):
+        y = y - lr * dense @ (y - target)
+    torch.testing.assert_close(s.predict(target, torch.zeros_like(target), lr, 20), y)
+
+    x = K.solve(target, ridge=1e-3)
+    torch.testing.assert_close(dense @ x + 1e-3 * x, target, rtol=1e-6, atol=1e-8)
+
+
+def test_kernel_is_a_snapshot():
+    net = inr.INR(2, 1, width=8, hidden_layers=1)
+    coords = inr.grid((4, 4))
+    K = inr.ntk(net, coords)
+    before = inr.ntk(copy.deepcopy(net), coords).to_dense()
+    with torch.no_grad():
+        net.layers[0].weight.zero_()
+    assert torch.equal(K.to_dense(), before)
+
+
+def test_cost_predicts_the_factors_and_the_dense_kernel():
+    net = inr.INR(2, 1, width=16, hidden_layers=2)
+    K = inr.ntk(net, inr.grid((20, 20)))
+    kept = K.rows.store.all()
+    held = sum(t.numel() * t.element_size() for f in kept for t in (f.features, f.sensitivities) if t is not None)
+    cost = K.cost()
+    dense = K.to_dense()
+    assert cost.factor_bytes == held
+    assert cost.dense_bytes == dense.numel() * dense.element_size()
+    # N^2 sum (D_in + 1 + D_out) for one output, the head without a D_out.
+    assert cost.dense_flops == pytest.approx(400**2 * ((3 + 16) + (17 + 16) + 17), rel=0.02)
+    assert "columns" in str(cost)
+
+
+BAD_CALLS = {
+    "net": (lambda net, x: inr.ntk("net", x), TypeError, "net must be"),
+    "coords type": (lambda net, x: inr.ntk(net, x.numpy()), TypeError, "coords must be a torch.Tensor"),
+    "coords shape": (lambda net, x: inr.ntk(net, x[:, :1]), ValueError, r"\(N, 2\)"),
+    "coords ndim": (lambda net, x: inr.ntk(net, x[0]), ValueError, "2 dimensions"),
+    "coords dtype": (lambda net, x: inr.ntk(net, x.long()), TypeError, "floating"),
+    "coords device": (lambda net, x: inr.ntk(net, x.to("meta")), ValueError, "network is on cpu"),
+    "coords nan": (lambda net, x: inr.ntk(net, x / 0), ValueError, "NaN or Inf"),
+    "coords empty": (lambda net, x: inr.ntk(net, x[:0]), ValueError, "empty"),
+    "coords2": (lambda net, x: inr.ntk(net, x, x[:, :1]), ValueError, "coords2"),
+    "output name": (lambda net, x: inr.ntk(net, x, output="trase"), ValueError, "Did you mean 'trace'"),
+    "output number": (lambda net, x: inr.ntk(net, x, output=1), ValueError, "below the network's 1"),
+    "precision": (lambda net, x: inr.ntk(net, x, precision="hihg"), ValueError, "Did you mean 'high'"),
+    "backend": (lambda net, x: inr.ntk(net, x, backend="trito"), ValueError, "Did you mean 'triton'"),
+    "backend absent": (lambda net, x: inr.ntk(net, x, backend="triton"), NotAvailableError, "CUDA"),
+    "budget": (lambda net, x: inr.ntk(net, x, memory_budget=0), ValueError, "memory_budget"),
+    "budget small": (lambda net, x: inr.ntk(net, x, memory_budget=100).to_dense(), MemoryBudgetError, "bytes"),
+    "V shape": (lambda net, x: inr.ntk(net, x) @ torch.ones(3), ValueError, "V must have shape"),
+    "V nan": (lambda net, x: inr.ntk(net, x) @ torch.full((16,), float("nan")), ValueError, "V must be finite"),
+    "index": (lambda net, x: inr.ntk(net, x).columns([16]), IndexError, "out of range"),
+    "index empty": (lambda net, x: inr.ntk(net, x).columns([]), ValueError, "at least one"),
+    "index float": (lambda net, x: inr.ntk(net, x).columns([0.5]), TypeError, "index must be an integer"),
+    "out shape": (lambda net, x: inr.ntk(net, x).to_dense(torch.empty(2, 2)), ValueError, "out must have shape"),
+    "method": (lambda net, x: inr.ntk(net, x).spectrum(method="dens"), ValueError, "Did you mean 'dense'"),
+    "method absent": (lambda net, x: inr.ntk(net, x).spectrum(method="lanczos"), NotAvailableError, "lanczos"),
+    "rtol": (lambda net, x: inr.ntk(net, x).spectrum(rtol=0), ValueError, "rtol"),
+    "k": (lambda net, x: inr.ntk(net, x).spectrum(k=17), ValueError, "k must be at most"),
+    "rank floor": (lambda net, x: inr.ntk(net, x).spectrum(rtol=1e-30).rank(1e-20), ResolutionError, "floor"),
+    "ridge": (lambda net, x: inr.ntk(net, x).solve(torch.ones(16), ridge=-1), ValueError, "ridge"),
+    "cross trace": (lambda net, x: inr.ntk(net, x, x).trace(), ValueError, "coords2"),
+    "cross diagonal": (lambda net, x: inr.ntk(net, x, x).diagonal(), ValueError, "coords2"),
+    "cross spectrum": (lambda net, x: inr.ntk(net, x, x).spectrum(), ValueError, "coords2"),
+    "cross solve": (lambda net, x: inr.ntk(net, x, x).solve(torch.ones(16)), ValueError, "coords2"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_refused_by_name(name):
+    call, error, message = BAD_CALLS[name]
+    with pytest.raises(error, match=message):
+        call(inr.INR(2, 1, width=4, hidden_layers=1), inr.grid((4, 4)))
+
+
+def test_too_large_for_a_dense_spectrum_says_what_fits():
+    net = inr.INR(2, 1, width=4, hidden_layers=1)
+    K = inr.ntk(net, inr.grid((200, 200)))
+    with pytest.raises(NotAvailableError, match="dense limit"):
+        K.spectrum()
+    K = inr.ntk(net, inr.grid((50, 50)), memory_budget=10**6)
+    with pytest.raises(MemoryBudgetError, match="raise memory_budget"):
+        K.spectrum()
+
+
+def test_nan_weights_are_refused():
+    net = inr.INR(2, 1, width=4, hidden_layers=1)
+    with torch.no_grad():
+        net.layers[0].weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=r"layers\.0\.weight"):
+        inr.ntk(net, inr.grid((4, 4)))
+
+
+def test_a_singular_system_asks_for_a_ridge():
+    net = inr.INR(2, 1, width=4, hidden_layers=1)
+    with pytest.raises(ResolutionError, match="ridge"):
+        inr.ntk(net, inr.grid((16, 16))).solve(torch.ones(256))
+
+
+def test_generic_module_equals_the_closed_form():
+    net = inr.INR(2, 3, width=16, hidden_layers=2)
+    plain = nn.Sequential(
+        net.layers[0], nn.ReLU(inplace=True), net.layers[1], nn.ReLU(inplace=True), net.layers[2]
+    )
+    coords = random_coords(30, 2, 5)
+    for output in ("trace", "full", 2):
+        a = inr.ntk(net, coords, output=output, precision="highest")
+        b = inr.ntk(plain, coords, output=output, precision="highest")
+        assert not b.capture.closed_form
+        torch.testing.assert_close(a.to_dense(), b.to_dense(), rtol=1e-12, atol=1e-12)
