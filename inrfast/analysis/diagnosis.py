@@ -35,7 +35,7 @@ from inrfast.errors import check_coords, check_int
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import budget_bytes, chunks, require
-from inrfast.nn import INR
+from inrfast.nn import INR, SphereNorm
 from inrfast.ops.gram import gram_diagonal
 from inrfast.tangent_kernel import NTK, ntk
 
@@ -240,7 +240,8 @@ def _matrices(layers: Sequence[LayerSpec], factors: Sequence[Factors]) -> Iterat
     for spec, layer in zip(layers, factors, strict=True):
         z = _features(spec, layer)
         if z is not None:
-            yield ("features", spec.name), torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+            bordered = layer.features if spec.with_bias else torch.cat([z, z.new_ones(len(z), 1)], dim=1)
+            yield ("features", spec.name), bordered
         if layer.sensitivities is not None:
             yield ("sensitivities", spec.name), layer.sensitivities.flatten(0, 1)
 
@@ -373,12 +374,12 @@ def _feature_jacobians(
         bar.set_description(f"feature Jacobians of layers.{index}")
         layer = exact.layers[index]
         preactivations = layer(features)
-        slopes = torch.func.vmap(torch.func.jacfwd(partial(_activate_one, exact, index)))
         counts = []
         for part in chunks(len(pixels), JACOBIAN_ROWS):
-            values = torch.linalg.svdvals(slopes(preactivations[part]) @ layer.weight)
-            counts.append((values.unsqueeze(2) > tolerances * values[:, :1].unsqueeze(2)).sum(1))
-        ranks = torch.cat(counts)
+            for matrix in _slopes(exact, index, preactivations[part], layer.weight):
+                values = torch.linalg.svdvals(matrix[(matrix != 0).any(1)])  # a ReLU leaves half of the rows
+                counts.append((values.unsqueeze(1) > tolerances * values[:1]).sum(0))
+        ranks = torch.stack(counts)
         found.append(
             FeatureJacobian(
                 name=f"layers.{index}",
@@ -396,8 +397,18 @@ def _feature_jacobians(
     return tuple(found)
 
 
-def _activate_one(net: INR, index: int, preactivation: Tensor) -> Tensor:
-    return net.activate(index, preactivation.unsqueeze(0)).squeeze(0)
+def _slopes(net: INR, index: int, preactivations: Tensor, weight: Tensor) -> Tensor:
+    """Return ``d activate(u_n) / d u_n`` times the weight at every point, (n, D_out, D_in)."""
+    if isinstance(net.norms[index], SphereNorm):
+
+        def activate_one(u: Tensor) -> Tensor:
+            return net.activate(index, u.unsqueeze(0)).squeeze(0)
+
+        return torch.func.vmap(torch.func.jacfwd(activate_one))(preactivations) @ weight
+    # Elementwise, so one forward derivative along (1, ..., 1) holds the whole diagonal.
+    ones = torch.ones_like(preactivations)
+    _, diagonal = torch.func.jvp(partial(net.activate, index), (preactivations,), (ones,))
+    return diagonal.unsqueeze(2) * weight
 
 
 # ---- the tangent kernel and its blocks ---------------------------------------------------------------------------

@@ -262,7 +262,7 @@ class ChunkedGradient:
             with torch.enable_grad():
                 square = (self.net(coords[rows]) - target[rows]).square().sum()
                 (square / target.numel()).backward()
-            squares += float(square)
+            squares += float(square.detach())
         return squares / target.numel()
 
 
@@ -287,4 +287,4 @@ class WholeGradient:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss must return a tensor of one element that depends on the predictions, got {got}")
             value.backward()
-        return float(value)
+        return float(value.detach())

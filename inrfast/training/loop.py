@@ -262,9 +262,10 @@ def _check_data(net: Any, coords: Any, target: Any) -> tuple[Tensor, Tensor]:
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
         check_tensor(f"net.{name}", tensor, floating=False, nonempty=False)
     coords = check_coords("coords", coords, net.in_features if isinstance(net, INR) else None, device)
-    target = check_tensor("target", target)
+    target = check_tensor("target", target, finite=False)
     if target.device != device:
         raise ValueError(f"target is on {target.device} but the network is on {device}; move one of them")
+    check_tensor("target", target)
     for argument, tensor in (("coords", coords), ("target", target)):
         if tensor.dtype != dtype:
             raise TypeError(f"{argument} must have the network's dtype {dtype}, got {tensor.dtype}")

@@ -1,0 +1,83 @@
+"""Ranks as intervals: they contain the truth for matrices whose spectrum is known by construction."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inrfast.errors import ResolutionError
+from inrfast.linalg.spectrum import RankInterval, dense_spectrum
+
+
+def matrix_with(values, seed):
+    """A symmetric matrix with the given eigenvalues and random eigenvectors, and a bound on its rounding error."""
+    n = len(values)
+    generator = torch.Generator().manual_seed(seed)
+    q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+    matrix = (q * values) @ q.t()
+    return (matrix + matrix.t()) / 2, 2 * n * 2.2e-16 * float(values.max())
+
+
+@given(st.integers(2, 60), st.floats(0.5, 12), st.integers(0, 10), st.integers(0, 10**6))
+def test_interval_contains_the_rank(n, decades, zeros, seed):
+    values = torch.logspace(0, -decades, n, dtype=torch.float64)
+    values[max(1, n - zeros) :] = 0
+    matrix, error = matrix_with(values, seed)
+    s = dense_spectrum(matrix, error, 1e-8, n)
+    assert ((s.eigenvalues - values).abs() <= s.upper_error).all()
+    for rtol in (1e-1, 1e-3, 1e-6, 1e-8):
+        interval = s.rank(rtol)
+        assert int((values > rtol).sum()) in interval
+        assert interval.upper - interval.lower <= 1
+    assert s.stable_rank() == pytest.approx(float(values.sum()), rel=1e-9)
+
+
+def test_clusters_at_the_threshold_open_the_interval():
+    values = torch.tensor([1.0, 1e-4 * (1 + 1e-15), 1e-4 * (1 - 1e-15), 1e-9], dtype=torch.float64)
+    matrix, error = matrix_with(values, 0)
+    interval = dense_spectrum(matrix, error, 1e-6, 4).rank(1e-4)
+    assert (interval.lower, interval.upper) == (1, 3)
+    assert 2 in interval
+    assert str(interval) == "[1, 3]"
+    assert str(RankInterval(3, 3, 0.1)) == "3"
+
+
+def test_below_the_floor_nothing_is_claimed():
+    matrix, error = matrix_with(torch.ones(10, dtype=torch.float64), 0)
+    s = dense_spectrum(matrix, error, 1e-30, 10)
+    with pytest.raises(ResolutionError, match="floor"):
+        s.rank(s.floor / 2)
+    assert s.rank(s.floor * 2).lower == 10
+
+
+def test_zero_operator_has_no_resolvable_rank_and_bound_is_kept():
+    s = dense_spectrum(torch.eye(6, dtype=torch.float64), 0.0, 1e-6, 4)
+    assert s.rank(1e-3).upper == 6  # never below the proven lower bound
+    zero = dense_spectrum(torch.zeros(3, 3, dtype=torch.float64), 0.0, 1e-6, 3)
+    with pytest.raises(ResolutionError):
+        zero.rank(1e-3)
+
+
+def test_effective_rank_of_equal_and_single_eigenvalues():
+    assert dense_spectrum(torch.eye(7, dtype=torch.float64), 0.0, 1e-6, 7).effective_rank() == pytest.approx(7)
+    single = torch.zeros(4, 4, dtype=torch.float64)
+    single[0, 0] = 3.0
+    assert dense_spectrum(single, 0.0, 1e-6, 4).effective_rank() == pytest.approx(1)
+
+
+def test_questions_that_need_more_are_refused():
+    matrix, error = matrix_with(torch.linspace(1, 2, 6, dtype=torch.float64), 1)
+    few = dense_spectrum(matrix, error, 1e-6, 6, k=2)
+    with pytest.raises(ResolutionError, match="needs all 6"):
+        few.effective_rank()
+    with pytest.raises(ValueError, match="eigenvectors=True"):
+        few.energy(torch.ones(6))
+    full = dense_spectrum(matrix, error, 1e-6, 6, eigenvectors=True)
+    with pytest.raises(ValueError, match="6 rows"):
+        full.energy(torch.ones(5))
+    with pytest.raises(ValueError, match="not be zero"):
+        full.energy(torch.zeros(6))
+    with pytest.raises(ValueError, match="y0 must have"):
+        full.predict(torch.ones(6), torch.ones(6, 2), 0.1, 3)
+    with pytest.raises(ValueError, match="rtol must be above"):
+        full.rank(0.0)

@@ -1,0 +1,173 @@
+"""INR is an ordinary module: contract of its names, its function, its norms, and what users do with modules."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from random_networks import networks, random_coords
+from torch import nn
+from torch.func import functional_call
+
+import inrfast as inr
+
+
+@given(networks(max_width=16), st.integers(0, 10**6))
+def test_copies_pickles_and_functional_calls_are_the_same_function(net, seed):
+    coords = random_coords(7, net.in_features, seed)
+    expected = net(coords)
+    assert expected.shape == (7, net.out_features)
+    assert torch.equal(copy.deepcopy(net)(coords), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(net))(coords), expected)
+    assert torch.equal(functional_call(net, dict(net.named_parameters()), (coords,)), expected)
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    file.seek(0)
+    other = copy.deepcopy(net)
+    for parameter in other.parameters():
+        nn.init.zeros_(parameter)
+    other.load_state_dict(torch.load(file))
+    assert torch.equal(other(coords), expected)
+    grid = coords[:6].reshape(2, 3, -1)
+    torch.testing.assert_close(net(grid), net(coords[:6]).reshape(2, 3, -1))
+
+
+def test_layers_are_counted_and_named_as_documented():
+    net = inr.INR(2, 1, width=256, hidden_layers=3)
+    assert [name for name, _ in net.named_parameters()] == [
+        f"layers.{k}.{leaf}" for k in range(4) for leaf in ("weight", "bias")
+    ]
+    assert [tuple(layer.weight.shape) for layer in net.layers] == [(256, 2), (256, 256), (256, 256), (1, 256)]
+    assert repr(inr.INR(2, 1, bias=False).layers[0]).endswith("bias=False)")
+
+
+def test_it_is_the_documented_function():
+    net = inr.INR(
+        2, 2, width=6, hidden_layers=3, activation=["sine", "gaussian", "finer"], omega=[30.0, 2.0, 3.0], init="siren"
+    ).double()
+    x = random_coords(9, 2, 0).double()
+    z = torch.sin(30 * net.layers[0](x))
+    z = torch.exp(-((2 * net.layers[1](z)) ** 2))
+    u = net.layers[2](z)
+    z = torch.sin(3 * (u.abs() + 1) * u)
+    torch.testing.assert_close(net(x), net.layers[3](z))
+
+
+def test_seeds_leave_the_global_generator_alone_and_agree():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b, c = inr.INR(2, 1, seed=1), inr.INR(2, 1, seed=1), inr.INR(2, 1, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert not torch.equal(a.layers[1].weight, c.layers[1].weight)
+    double = inr.INR(2, 1, seed=1, dtype=torch.float64)
+    assert torch.equal(double.layers[1].weight.float(), a.layers[1].weight)
+
+
+def test_two_starts_of_one_seed_share_their_other_layers():
+    default, cured = inr.INR(2, 1, seed=3), inr.INR(2, 1, seed=3, init="rank_expanding")
+    assert not torch.equal(default.layers[0].weight, cured.layers[0].weight)
+    for k in (1, 2, 3):
+        assert torch.equal(default.layers[k].weight, cured.layers[k].weight)
+
+
+@given(st.integers(1, 9), st.integers(0, 100))
+def test_sphere_norm(m, seed):
+    z = random_coords(5, m, seed).double()
+    z[2] = 0
+    z[3] *= 1e-200
+    norm = inr.SphereNorm()
+    y = norm(z)
+    assert torch.equal(y[2], torch.zeros(m, dtype=torch.float64))
+    torch.testing.assert_close(y[[0, 1, 3, 4]].norm(dim=1), torch.full((4,), m**0.5, dtype=torch.float64))
+    torch.testing.assert_close(norm(z * 7), y)
+    jacobian = torch.func.vmap(torch.func.jacrev(norm))(z)
+    assert torch.equal(jacobian[2], torch.zeros(m, m, dtype=torch.float64))
+    unit = y[0] / m**0.5
+    expected = m**0.5 / z[0].norm() * (torch.eye(m, dtype=torch.float64) - torch.outer(unit, unit))
+    torch.testing.assert_close(jacobian[0], expected)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+@pytest.mark.parametrize("encoding", [None, inr.RandomFourier(4, 1.0)])
+def test_calibrated_batchnorm_equals_one_batch_in_train_mode(position, encoding):
+    net = inr.INR(2, 1, width=8, norm="batch", norm_position=position, encoding=encoding).double()
+    coords = inr.grid((13, 9), dtype=torch.float64)
+    assert inr.calibrate_batchnorm_(net, coords) is net
+    assert net.training
+    expected = copy.deepcopy(net).train()(coords)
+    torch.testing.assert_close(net.eval()(coords), expected)
+
+
+def test_calibration_streams_over_chunks(monkeypatch):
+    coords = inr.grid((20, 20))
+    nets = [inr.INR(2, 1, width=8, norm=["batch", None, "batch"]) for _ in range(2)]
+    inr.calibrate_batchnorm_(nets[0], coords)
+    monkeypatch.setattr("inrfast.nn.CALIBRATION_ROWS", 33)
+    inr.calibrate_batchnorm_(nets[1], coords)
+    for a, b in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_and_bfloat16():
+    net = inr.INR(2, 1, width=16, norm="sphere")
+    x = random_coords(8, 2, 0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), net(x), rtol=0.1, atol=0.05)
+    assert inr.INR(2, 1, width=4, dtype=torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_torch_compile_captures_the_whole_graph():
+    net = inr.INR(2, 3, width=16, activation=["relu", "sine", "finer"], norm=[None, "sphere", None], omega=3.0)
+    x = random_coords(8, 2, 0)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), net(x))
+    compiled(x).sum().backward()
+    assert net.layers[0].weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"width": 0}, ValueError, "width must be at least 1"),
+        ({"hidden_layers": 0}, ValueError, "hidden_layers must be at least 1"),
+        ({"width": 2.5}, TypeError, "width must be an integer"),
+        ({"activation": "rellu"}, ValueError, "Did you mean 'relu'"),
+        ({"activation": ["relu"]}, ValueError, "activation must be one value or 3"),
+        ({"activation": 3}, TypeError, "activation must be a name"),
+        ({"omega": -1.0}, ValueError, "omega must be above"),
+        ({"omega": float("nan")}, ValueError, "omega must be finite"),
+        ({"norm": "batchnorm"}, ValueError, "Did you mean 'batch'"),
+        ({"norm_position": "before"}, ValueError, "norm_position must be one of"),
+        ({"init": "sirenn"}, ValueError, "Did you mean 'siren'"),
+        ({"init": {"frist": "siren"}}, ValueError, "'first' and 'hidden'"),
+        ({"init": {"name": "siren", "omeg": 3}}, ValueError, "does not take these options"),
+        ({"init": {"first": {"omega": 3}}}, ValueError, "needs a 'name'"),
+        ({"encoding": "fourier"}, TypeError, "encoding must be"),
+        ({"seed": -1}, ValueError, "seed"),
+        ({"dtype": torch.int32}, TypeError, "dtype"),
+        ({"init": "rank_expanding", "bias": False}, ValueError, "bias"),
+        ({"init": "rank_expanding", "encoding": inr.PositionalEncoding(2)}, ValueError, "behind an encoding"),
+        ({"init": {"hidden": "rank_expanding"}}, ValueError, "hidden layer"),
+    ],
+)
+def test_bad_input_is_refused_by_name(arguments, error, message):
+    with pytest.raises(error, match=message):
+        inr.INR(2, 1, **arguments)
+
+
+def test_calibration_refuses():
+    net = inr.INR(2, 1, width=4, norm="batch")
+    with pytest.raises(ValueError, match="no batch norm"):
+        inr.calibrate_batchnorm_(inr.INR(2, 1), inr.grid((4, 4)))
+    with pytest.raises(TypeError, match=r"inrfast\.INR"):
+        inr.calibrate_batchnorm_(nn.Linear(2, 1), inr.grid((4, 4)))
+    with pytest.raises(ValueError, match="2 points"):
+        inr.calibrate_batchnorm_(net, inr.grid((1, 1)))
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        inr.calibrate_batchnorm_(net, inr.grid((4,)))
