@@ -10,7 +10,8 @@
 #   PYTHON  the interpreter that .venv is made with; default: the first one found that is 3.11 or newer
 #   TORCH   the PyTorch to install; the plain release here takes the CPU build where the package index offers that,
 #           else name it, as in TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
-#   INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py
+#   INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py; `make clean` first, since
+#           make sees changed files only
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,10 +43,10 @@ lint: $(READY)
 
 # The environment and the extension in it; made again when what they are made from changes.
 $(READY): pyproject.toml setup.py $(wildcard csrc/*)
-ifeq ($(strip $(PYTHON)),)
+ifeq ($(wildcard $(BIN)/pip)$(strip $(PYTHON)),)
 	$(error found no Python >= 3.11 with venv; install one, or name it: make PYTHON=/path/to/python3.11)
 endif
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q $(TORCH)
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	touch $@

@@ -61,8 +61,7 @@ _TABLE = (
 )
 
 ACTIVATIONS: dict[str, Activation] = {
-    name: Activation(name, value, derivative, kernel_id)
-    for kernel_id, (name, value, derivative) in enumerate(_TABLE)
+    name: Activation(name, value, derivative, kernel_id) for kernel_id, (name, value, derivative) in enumerate(_TABLE)
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -89,8 +89,7 @@ class LayerSpec:
             flat[:, columns] = part.reshape(len(flat), count)
 
 
-@dataclass(frozen=True)
-class Factors:
+class Factors(NamedTuple):
     """Factors of one layer on n points; the Jacobian's rows are ``sensitivities (x) features``.
 
     ``features`` (n, a) is Z or [Z, 1], None for a column of ones; ``sensitivities`` (n, M, b), None for the identity.
@@ -107,7 +106,7 @@ class Factors:
 
     def to(self, dtype: torch.dtype) -> Factors:
         """Return the factors rounded once to ``dtype``."""
-        return Factors(*(None if f is None else f.to(dtype) for f in (self.features, self.sensitivities)))
+        return Factors(*(None if f is None else f.to(dtype) for f in self))
 
 
 class Capture:
@@ -325,51 +324,63 @@ class Capture:
             )
 
     def _probe_jacobian(self, sample: Tensor) -> None:
-        """Compare ``J p`` by factors with forward-mode autodiff (or J^T v with reverse mode) on two samples."""
-        generator = torch.Generator().manual_seed(0)
-        tensors = {n: p.detach() for n, p in self._module.named_parameters() if p.requires_grad}
-        direction = {
-            n: torch.randn(p.shape, generator=generator, dtype=PASS_DTYPE).to(p.device) / max(p.numel(), 1) ** 0.5
-            for n, p in tensors.items()
-        }
-        flat = torch.cat([d.flatten() for d in direction.values()]).unsqueeze(0)
-        ours = torch.zeros(len(sample), self.outputs, dtype=PASS_DTYPE, device=self.device)
-        size = torch.zeros_like(ours)
+        """Compare the factors with automatic differentiation on two samples: a random J p, or J^T v.
+
+        The closed form is checked by reverse mode, hooks (which use reverse mode themselves) by forward mode.
+        """
         for spec, factors in zip(self.layers, self._exact(sample), strict=True):
-            if not bool(_finite(factors)):
+            if not all(bool(torch.isfinite(f).all()) for f in factors if f is not None):
                 raise ValueError(
                     f"layer {spec.name!r} has NaN or Inf features or sensitivities at the first points of coords"
                 )
-            part = jvp(factors.features, factors.sensitivities, spec.to_block(flat))[..., 0]
-            ours += part
-            size += part.abs()
+        if self.closed_form:
+            ours, truth, size = self._by_reverse_mode(sample)
+        else:
+            try:
+                ours, truth, size = self._by_forward_mode(sample)
+            except (NotImplementedError, RuntimeError):  # an operator without a forward-mode derivative
+                ours, truth, size = self._by_reverse_mode(sample)
+        error = (ours - truth).abs()
+        if not bool((error <= 1e-7 * (size + truth.abs() + size.amax() * 1e-3) + 1e-290).all()):
+            raise UnsupportedModuleError(
+                "the captured factors do not reproduce the network's Jacobian (checked against automatic "
+                f"differentiation on two points, error {float(error.max()):.2e}): a parameter acts outside its "
+                "layer's forward"
+            )
+
+    def _by_forward_mode(self, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``J p`` by factors, by torch.func.jvp, and the size of its terms, for one random p."""
+        generator = torch.Generator().manual_seed(0)
+        tensors = {n: p.detach() for n, p in self._module.named_parameters() if p.requires_grad}
+        direction = {
+            n: torch.randn(p.shape, generator=generator, dtype=PASS_DTYPE).to(p.device) / p.numel() ** 0.5
+            for n, p in tensors.items()
+        }
 
         def outputs_of(parameters: dict[str, Tensor]) -> Tensor:
             returned = torch.func.functional_call(self._module, parameters, (sample,))
             return self.select(returned).reshape(len(sample), -1)
 
-        try:
-            _, truth = torch.func.jvp(outputs_of, (tensors,), (direction,))
-        except (NotImplementedError, RuntimeError):  # an operator without forward-mode derivative: use reverse mode
-            truth, ours, size = self._reverse_check(sample, ours)
-        error = (ours - truth).abs()
-        if not bool((error <= 1e-7 * (size + truth.abs() + size.amax() * 1e-3) + 1e-290).all()):
-            raise UnsupportedModuleError(
-                "the captured factors do not reproduce the network's Jacobian (checked against torch.func.jvp on two "
-                f"points, error {float(error.max()):.2e}): a parameter acts outside its layer's forward"
-            )
+        _, truth = torch.func.jvp(outputs_of, (tensors,), (direction,))
+        flat = torch.cat([d.flatten() for d in direction.values()]).unsqueeze(0)
+        parts = [
+            jvp(*factors, spec.to_block(flat))[..., 0]
+            for spec, factors in zip(self.layers, self._exact(sample), strict=True)
+        ]
+        return torch.stack(parts).sum(0), truth, torch.stack(parts).abs().sum(0)
 
-    def _reverse_check(self, sample: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        weights = torch.linspace(0.5, 1.5, like.numel(), dtype=PASS_DTYPE, device=self.device).view_as(like)
+    def _by_reverse_mode(self, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``J^T v`` by factors, by autograd, and its size, for one v."""
+        count = len(sample) * self.outputs
+        weights = torch.linspace(0.5, 1.5, count, dtype=PASS_DTYPE, device=self.device).view(-1, self.outputs)
         parameters = [p for p in self._module.parameters() if p.requires_grad]
         with torch.inference_mode(False), torch.enable_grad():
             total = (self._outputs(sample) * weights).sum()
             gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
-        truth = torch.cat([g.flatten() for g in gradients])
         ours = torch.zeros(1, self.columns, dtype=PASS_DTYPE, device=self.device)
         for spec, factors in zip(self.layers, self._exact(sample), strict=True):
-            spec.from_block(vjp(factors.features, factors.sensitivities, weights.unsqueeze(-1)), ours)
-        return truth, ours[0], ours[0].abs()
+            spec.from_block(vjp(*factors, weights.unsqueeze(-1)), ours)
+        return ours[0], torch.cat([g.flatten() for g in gradients]), ours[0].abs()
 
 
 # ---- what may be captured ----------------------------------------------------------------------------------------
@@ -541,10 +552,6 @@ def _normalised(module: nn.Module, z: Tensor) -> Tensor:
         return F.layer_norm(z, list(module.normalized_shape), eps=module.eps)
     assert isinstance(module, nn.RMSNorm)
     return F.rms_norm(z, list(module.normalized_shape), eps=module.eps)
-
-
-def _finite(factors: Factors) -> bool:
-    return all(bool(torch.isfinite(f).all()) for f in (factors.features, factors.sensitivities) if f is not None)
 
 
 def _sample(coords: Tensor) -> Tensor:

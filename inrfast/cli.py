@@ -1,7 +1,7 @@
 """The command line: ``inrfast demo | diagnose | ntk | fit | info``.
 
-Results go to stdout (text, or with ``--json`` JSON alone), progress and errors to stderr. What one subcommand alone needs
-is imported when that one runs.
+Results go to stdout (text, or with ``--json`` JSON alone), progress and errors to stderr. What one subcommand alone
+needs is imported when that one runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from inrfast.encodings import Encoding, PositionalEncoding, Polynomial, RandomFourier
+from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import DivergedError, InrfastError, check_choice
 from inrfast.grids import grid
 from inrfast.memory import chunks, format_bytes
@@ -113,9 +113,11 @@ def _parser() -> _Parser:
         _demo,
         [common],
         "diagnose six starts of one network, fit some of them to a photograph, write numbers, text and figures",
-        "  inrfast demo\n  inrfast demo --quick --out /tmp/demo\n  inrfast demo --image photo.jpg --json > numbers.json\n",
+        "  inrfast demo\n"
+        "  inrfast demo --quick --out out/quick\n"
+        "  inrfast demo --image photo.jpg --json > numbers.json\n",
     )
-    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder to write (default: out/demo)")
+    demo.add_argument("--out", type=Path, default="out/demo", help="folder to write (default: %(default)s)")
     demo.add_argument("--image", type=Path, help="photograph to fit (default: the astronaut bundled with scikit-image)")
     demo.add_argument("--quick", action="store_true", help="small sizes: seconds instead of minutes, other numbers")
 
@@ -128,11 +130,11 @@ def _parser() -> _Parser:
         "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
         "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
     )
-    diagnose.add_argument("--grid", type=_shape, default=(256, 256), help="points an axis (default: 256x256)")
-    diagnose.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: 1)")
+    diagnose.add_argument("--grid", type=_shape, default="256x256", help="points an axis (default: %(default)s)")
+    diagnose.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
     diagnose.add_argument("--rtols", type=float, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
     diagnose.add_argument(
-        "--ntk-points", type=int, default=4096, help="largest order of the dense kernel; larger grids are thinned (4096)"
+        "--ntk-points", type=int, default=4096, help="order of the dense kernel at most, thins the grid (%(default)s)"
     )
     diagnose.add_argument("--out", type=Path, help="folder for report.json, report.txt and report.png")
 
@@ -145,10 +147,10 @@ def _parser() -> _Parser:
         "  inrfast ntk --grid 48x48 --rtols 1e-2 1e-4 1e-6 --activation sine --init siren\n"
         "  inrfast ntk --grid 64x64 --out kernel.npy\n",
     )
-    ntk.add_argument("--grid", type=_shape, default=(64, 64), help="points an axis (default: 64x64)")
-    ntk.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: 1)")
-    ntk.add_argument("--output", type=_output, default="trace", help="trace, full, or the number of one output (trace)")
-    ntk.add_argument("--precision", default="high", help="highest, high or medium (default: high)")
+    ntk.add_argument("--grid", type=_shape, default="64x64", help="points an axis (default: %(default)s)")
+    ntk.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
+    ntk.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (%(default)s)")
+    ntk.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
     ntk.add_argument("--rtols", type=float, nargs="+", help="print ranks at these tolerances, from dense eigenvalues")
     ntk.add_argument("--out", type=Path, help="write the dense kernel to this .npy file")
 
@@ -162,15 +164,13 @@ def _parser() -> _Parser:
         "  inrfast fit photo.jpg --size 128 --grey --init rank_expanding --batch-size 4096 --out out/photo.png\n",
     )
     fit.add_argument("image", type=Path, help="the image, in any format that Pillow reads")
-    fit.add_argument("--size", type=_shape, default=(256, 256), help="pixels to fit, 256 or 240x320 (default: 256)")
+    fit.add_argument("--size", type=_shape, default="256", help="pixels to fit, like 256 or 240x320 (%(default)s)")
     fit.add_argument("--grey", action="store_true", help="one channel instead of three")
-    fit.add_argument("--steps", type=int, default=2000, help="updates (default: 2000)")
-    fit.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam (default: 1e-3)")
-    fit.add_argument("--schedule", default="exponential", help="exponential (to a tenth), cosine or constant")
+    fit.add_argument("--steps", type=int, default=2000, help="updates (default: %(default)s)")
+    fit.add_argument("--lr", type=float, default=1e-3, help="learning rate of Adam (default: %(default)s)")
+    fit.add_argument("--schedule", default="exponential", help="exponential (to 0.1), cosine, constant (%(default)s)")
     fit.add_argument("--batch-size", type=int, help="pixels an update (default: all)")
-    fit.add_argument(
-        "--out", type=Path, default=Path("result.png"), help="PNG to write, with its report in .json (result.png)"
-    )
+    fit.add_argument("--out", type=Path, default="result.png", help="PNG to write, its report beside it (%(default)s)")
 
     show = command(
         "info",
@@ -195,16 +195,14 @@ def _common_options() -> _Parser:
 def _network_options() -> _Parser:
     network = _Parser(add_help=False)
     options = network.add_argument_group("network")
-    options.add_argument("--width", type=int, default=256, help="units of a hidden layer (default: 256)")
-    options.add_argument("--hidden-layers", type=int, default=3, help="activated layers (default: 3)")
-    options.add_argument("--activation", default="relu", help="relu, sine, gaussian, finer, tanh, gelu, softplus (relu)")
-    options.add_argument("--omega", type=float, default=30.0, help="frequency of sine, gaussian and finer (default: 30)")
-    options.add_argument("--init", default="default", help="default, rank_expanding, siren, kaiming or xavier (default)")
+    options.add_argument("--width", type=int, default=256, help="units of a hidden layer (%(default)s)")
+    options.add_argument("--hidden-layers", type=int, default=3, help="activated layers (%(default)s)")
+    options.add_argument("--activation", default="relu", help="relu, sine, gaussian, finer, tanh, ... (%(default)s)")
+    options.add_argument("--omega", type=float, default=30.0, help="frequency of sine, gaussian, finer (%(default)s)")
+    options.add_argument("--init", default="default", help="rank_expanding, siren, kaiming, xavier or %(default)s")
     options.add_argument("--hidden-init", help="initialisation of the layers after the first, where it differs")
     options.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
-    options.add_argument(
-        "--encoding", type=_encoding, help="fourier:256:10 (frequencies:sigma), positional:10 (octaves), polynomial:8"
-    )
+    options.add_argument("--encoding", type=_encoding, help="fourier:256:10, positional:10 or polynomial:8")
     return network
 
 
@@ -246,7 +244,7 @@ def _encoding(text: str) -> Encoding:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from inrfast.experiments import demo
+    from inrfast.experiments import demo, demo_text
 
     report = demo.run(
         arguments.out,
@@ -256,7 +254,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         progress=not arguments.quiet,
     )
-    _print(arguments, report, f"{demo.summary(report)}\n\nwrote {arguments.out}: {', '.join(demo.FILES)}")
+    _print(arguments, report, f"{demo_text.summary(report)}\n\nwrote {arguments.out}: {', '.join(demo.FILES)}")
     return 0
 
 
@@ -393,7 +391,7 @@ def _info(arguments: argparse.Namespace) -> int:
 
 
 def _network(arguments: argparse.Namespace, coords: Tensor | None, outputs: int) -> INR:
-    """Return the network of the options, in eval mode, its batch norms calibrated on ``coords`` (None: left to a fit)."""
+    """Return the network of the options in eval mode, batch norms calibrated on ``coords`` (None: left to a fit)."""
     hidden = arguments.hidden_init
     net = INR(
         2 if coords is None else coords.shape[1],

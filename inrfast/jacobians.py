@@ -78,7 +78,7 @@ class FactorStore:
         ]
         if len(pieces) == 1:
             return list(pieces[0])
-        return [Factors(*(_join(parts) for parts in zip(*map(_pair, layer), strict=True))) for layer in zip(*pieces, strict=True)]
+        return [Factors(*(_join(parts) for parts in zip(*layer, strict=True))) for layer in zip(*pieces, strict=True)]
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
@@ -88,17 +88,13 @@ class FactorStore:
             for rows in chunks(n, PASS_ROWS):
                 piece = self.capture(self.coords[rows])
                 if not kept:
-                    kept = [Factors(*(_room(part, n) for part in _pair(factors))) for factors in piece]
+                    kept = [Factors(*(_room(part, n) for part in factors)) for factors in piece]
                 for room, factors in zip(kept, piece, strict=True):
-                    for whole, part in zip(_pair(room), _pair(factors), strict=True):
+                    for whole, part in zip(room, factors, strict=True):
                         if whole is not None and part is not None:
                             whole[rows] = part
             self._kept = kept
         return self._kept
-
-
-def _pair(factors: Factors) -> tuple[Tensor | None, Tensor | None]:
-    return factors.features, factors.sensitivities
 
 
 def _room(part: Tensor | None, n: int) -> Tensor | None:
@@ -106,7 +102,7 @@ def _room(part: Tensor | None, n: int) -> Tensor | None:
 
 
 def _slice(factors: Factors, rows: slice) -> Factors:
-    return Factors(*(None if part is None else part[rows] for part in _pair(factors)))
+    return Factors(*(None if part is None else part[rows] for part in factors))
 
 
 def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
@@ -209,7 +205,7 @@ class LayerwiseJacobian:
         for rows in chunks(count, PASS_ROWS):
             factors = self.store.at(slice(start + rows.start, start + rows.stop))
             for index, spec in zip(self.indices, self.specs, strict=True):
-                block = row_ops.rows(*_pair(factors[index]), m)
+                block = row_ops.rows(*factors[index], m)
                 view = out[rows.start * m : rows.stop * m]
                 self._local(spec).from_block(block.flatten(0, 1), view)
         return out
@@ -221,7 +217,7 @@ class LayerwiseJacobian:
         out = torch.zeros(len(self.coords), self.capture.outputs, p.shape[1], dtype=self.dtype, device=self.device)
         for points, factors in self.chunks():
             for layer, block in zip(factors, blocks, strict=True):
-                out[points] += row_ops.jvp(*_pair(layer), block)
+                out[points] += row_ops.jvp(*layer, block)
         result = out.flatten(0, 1)
         return result[:, 0] if single else result
 
@@ -238,7 +234,7 @@ class LayerwiseJacobian:
         totals = [torch.zeros(k, *spec.block, dtype=self.dtype, device=self.device) for spec in self.specs]
         for points, factors in self.chunks():
             for total, layer in zip(totals, factors, strict=True):
-                total += row_ops.vjp(*_pair(layer), cotangents[points])
+                total += row_ops.vjp(*layer, cotangents[points])
         flat = torch.empty(k, self.shape[1], dtype=self.dtype, device=self.device)
         for spec, total in zip(self.specs, totals, strict=True):
             self._local(spec).from_block(total, flat)

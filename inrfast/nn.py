@@ -122,7 +122,8 @@ class INR(nn.Module):
         self.width = check_int("width", width, minimum=1)
         self.hidden_layers = check_int("hidden_layers", hidden_layers, minimum=1)
         self.activations: tuple[str, ...] = tuple(
-            check_choice("activation", name, ACTIVATIONS) for name in _per_layer("activation", activation, hidden_layers)
+            check_choice("activation", name, ACTIVATIONS)
+            for name in _per_layer("activation", activation, hidden_layers)
         )
         self.omegas: tuple[float, ...] = tuple(
             check_float("omega", value, minimum=0.0, exclusive=True)

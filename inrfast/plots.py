@@ -1,3 +1,294 @@
-"""Figures: ranks, spectra, reconstructions. Functions take plain numbers and return Axes."""
+"""Figures of ranks, spectra and reconstructions; functions take plain numbers, draw on Axes and return them.
+
+Colours are those of Okabe and Ito, told apart by readers of every colour vision and in this order for the first curve,
+the second, ...; curves beyond the palette are dotted. No function touches ``matplotlib.pyplot``, so nothing is shown,
+kept open or dependent on a display.
+"""
+
+from __future__ import annotations
+
+import io
 import os
-def write_whole(path, data): ...
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import MaxNLocator, NullLocator
+from torch import Tensor
+
+from inrfast.errors import check_choice, check_float
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BLACK = "#000000"
+QUANTITIES = {
+    "sigma": ("singular value", r"$\sigma_i / \sigma_1$"),
+    "lambda": ("eigenvalue", r"$\lambda_i / \lambda_1$"),
+}
+SUFFIXES = (".png", ".pdf", ".svg")
+DPI = 160
+NOTE: dict[str, Any] = {"color": "0.35", "fontsize": 8, "verticalalignment": "bottom"}
+
+Curve = Sequence[float] | np.ndarray | Tensor
+Image = np.ndarray | Tensor
+
+
+def rank_against_tolerance(
+    rtols: Sequence[float],
+    curves: Mapping[str, Sequence[tuple[int, int]]],
+    axes: Axes | None = None,
+    *,
+    quantity: str = "sigma",
+    title: str | None = None,
+    full_rank: int | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Draw numerical ranks against the relative tolerance, one curve a name; a rank is a curve, never one number.
+
+    Parameters
+    ----------
+    rtols
+        Relative tolerances, in any order; the axis runs from large to small.
+    curves
+        ``(lower, upper)`` of the rank for each tolerance; where they differ, the band between them is shaded.
+    axes
+        To draw on; None makes a figure of its own (``axes.figure``).
+    quantity
+        ``"sigma"``: tolerances are relative to sigma_1 (matrices); ``"lambda"``: to lambda_1 (kernels).
+    title
+        Above the axes.
+    full_rank
+        The largest rank possible, a dotted line.
+    legend
+        Whether to name the curves, below the axes.
+
+    Raises
+    ------
+    ValueError
+        No curve, a curve of another length than ``rtols``, a tolerance that is not positive.
+    """
+    check_choice("quantity", quantity, QUANTITIES)
+    x = np.array([check_float("rtols", rtol, minimum=0.0, exclusive=True) for rtol in rtols])
+    _check_named("curves", curves)
+    axes = _axes(axes, (5.2, 4.2))
+    order = np.argsort(-x)
+    for number, (name, ranks) in enumerate(curves.items()):
+        if len(ranks) != len(x):
+            raise ValueError(f"curves[{name!r}] must have one rank a tolerance ({len(x)}), got {len(ranks)}")
+        lower, upper = np.array(ranks, dtype=float)[order].T
+        style = _style(number)
+        axes.plot(x[order], (lower + upper) / 2, marker="o", markersize=4, label=name, **style)
+        if bool((lower < upper).any()):
+            axes.fill_between(x[order], lower, upper, color=style["color"], alpha=0.25, linewidth=0)
+    if full_rank is not None:
+        axes.axhline(full_rank, color="0.45", linestyle=":", linewidth=1)
+        where = axes.get_yaxis_transform()
+        axes.annotate(f"full rank {full_rank:,}", (0.01, full_rank), (0, 4), where, "offset points", **NOTE)
+        axes.set_ylim(top=1.1 * full_rank)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    symbol = QUANTITIES[quantity][1].replace("_i", "")
+    axes.set_xlabel(f"relative tolerance on {symbol}" + r" ($\rightarrow$ smaller)")
+    axes.set_ylabel("numerical rank")
+    return _finish(axes, title, legend)
+
+
+def spectra(
+    curves: Mapping[str, Curve],
+    axes: Axes | None = None,
+    *,
+    quantity: str = "sigma",
+    relative_to: float | None = None,
+    dashed: Collection[str] = (),
+    black: Collection[str] = (),
+    smallest: float = 1e-8,
+    log_index: bool = False,
+    title: str | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Draw descending singular values or eigenvalues over their index, relative to the largest (P1, figures 2 and 7).
+
+    Parameters
+    ----------
+    curves
+        Values of each name, descending and not negative; those below what was resolved should be left out before.
+    axes
+        To draw on; None makes a figure of its own.
+    quantity
+        ``"sigma"`` or ``"lambda"``: what the axis is called.
+    relative_to
+        Divides all curves, lambda_1(K) of the whole kernel for its blocks; None: each by its own first value.
+    dashed
+        Names of curves drawn dashed; they take the palette from its start again.
+    black
+        Names of curves drawn black, such as the sum of all others; they take no colour.
+    smallest
+        Lower end of the axis.
+    log_index
+        Whether the index is logarithmic, for spectra whose head matters.
+    title, legend
+        As in :func:`rank_against_tolerance`.
+
+    Raises
+    ------
+    ValueError
+        No curve, an empty one, one that is not finite or does not start above 0.
+    """
+    word, symbol = QUANTITIES[check_choice("quantity", quantity, QUANTITIES)]
+    smallest = check_float("smallest", smallest, minimum=0.0, exclusive=True)
+    _check_named("curves", curves)
+    axes = _axes(axes, (5.2, 4.2))
+    numbers = {True: count(), False: count()}
+    for name, given in curves.items():
+        values = _array(given)
+        if values.ndim != 1 or values.size == 0 or not np.isfinite(values).all() or values[0] <= 0:
+            raise ValueError(f"curves[{name!r}] must be finite, from a positive one downwards, got {given!r:.80}")
+        style = _style(-1 if name in black else next(numbers[name in dashed]), name in dashed)
+        axes.plot(np.arange(1, len(values) + 1), values / (relative_to or values[0]), label=name, **style)
+    axes.set_yscale("log")
+    axes.set_ylim(smallest, 2)
+    axes.set_xlabel(f"index of the {word}")
+    if log_index:
+        axes.set_xscale("log")
+    else:
+        axes.set_xlim(left=0)
+    axes.set_ylabel(symbol if relative_to is None else symbol[:-1] + "(K)$")
+    return _finish(axes, title, legend)
+
+
+def reconstructions(
+    images: Mapping[str, tuple[Image, float]], target: Image, figure: Figure | SubFigure | None = None
+) -> list[Axes]:
+    """Draw a target and its reconstructions side by side, each with its name and PSNR.
+
+    Parameters
+    ----------
+    images
+        ``(image, PSNR in dB)`` by name; images (H, W), (H, W, 1) or (H, W, 3) in [0, 1], clipped to it.
+    target
+        The image that was fitted, of the same shape.
+    figure
+        To draw on; None makes one (``axes[0].figure``).
+
+    Raises
+    ------
+    ValueError
+        No image, or one of another shape than the target's.
+    """
+    _check_named("images", images)
+    panels = [("target", _picture("target", target))]
+    for name, (image, psnr) in images.items():
+        picture = _picture(f"images[{name!r}]", image)
+        if picture.shape != panels[0][1].shape:
+            raise ValueError(f"images[{name!r}] must have the target's shape {panels[0][1].shape}, got {picture.shape}")
+        panels.append((f"{name}\n{psnr:.2f} dB", picture))
+    height, width = panels[0][1].shape[:2]
+    if figure is None:
+        figure = Figure(figsize=(2.6 * len(panels), 2.6 * height / width + 0.45), layout="constrained")
+    found = list(figure.subplots(1, len(panels), squeeze=False)[0])
+    for axes, (title, picture) in zip(found, panels, strict=True):
+        # Nearest: a reader should see the pixels, not the plotting library's idea of what lies between them.
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(title, fontsize=11)
+        axes.set_axis_off()
+    return found
+
+
+def _axes(axes: Axes | None, size: tuple[float, float]) -> Axes:
+    return Figure(figsize=size, layout="constrained").subplots() if axes is None else axes
+
+
+def _style(number: int, dashed: bool = False) -> dict[str, Any]:
+    """Return colour and line of the curve of this number in the palette; -1 is black."""
+    color = BLACK if number < 0 else PALETTE[number % len(PALETTE)]
+    linestyle = "--" if dashed else ":" if number >= len(PALETTE) else "-"
+    return {"color": color, "linestyle": linestyle, "linewidth": 1.6}
+
+
+def _finish(axes: Axes, title: str | None, legend: bool) -> Axes:
+    axes.grid(True, color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title is not None:
+        axes.set_title(title, fontsize=11)
+    if legend:
+        # Below the axes, where no curve can be.
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9, handlelength=2.4
+        )
+    return axes
+
+
+def _check_named(argument: str, named: Any) -> None:
+    if not isinstance(named, Mapping):
+        raise TypeError(f"{argument} must map names to what is drawn, got {type(named).__name__}")
+    if not named:
+        raise ValueError(f"{argument} must hold at least one name, got none")
+
+
+def _array(given: Any) -> np.ndarray:
+    if isinstance(given, Tensor):
+        given = given.detach().cpu().numpy()
+    return np.asarray(given, dtype=float)
+
+
+def _picture(argument: str, given: Any) -> np.ndarray:
+    """Return an image as (H, W) or (H, W, 3), clipped to [0, 1]."""
+    picture = _array(given)
+    if picture.ndim == 3 and picture.shape[2] == 1:
+        picture = picture[..., 0]
+    if not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)) or picture.size == 0:
+        raise ValueError(f"{argument} must have shape (H, W), (H, W, 1) or (H, W, 3), got {picture.shape}")
+    if not np.isfinite(picture).all():
+        raise ValueError(f"{argument} must be finite, got NaN or Inf")
+    return picture.clip(0, 1)
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a figure as .png, .pdf or .svg, whole or not at all.
+
+    Raises
+    ------
+    ValueError
+        Another suffix.
+    OSError
+        The folder does not exist or cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"path must end in one of {', '.join(SUFFIXES)}, got {os.fspath(path)!r}")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix[1:], dpi=DPI)
+    write_whole(path, buffer.getvalue())
+
+
+def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file beside ``path`` and rename it, so that no reader ever finds half of it.
+
+    Raises
+    ------
+    OSError
+        The folder does not exist or cannot be written; nothing is left behind.
+    """
+    target = Path(path)
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # as any new file; temporary ones are private
+        os.replace(temporary, target)
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write {target}: {error.strerror}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)

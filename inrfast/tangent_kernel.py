@@ -197,7 +197,7 @@ class NTK:
             yield points, self._pairs(side, side.store.at(points))
 
     def _pairs(self, side: LayerwiseJacobian, factors: Sequence[Factors]) -> list[gram_ops.Pair]:
-        return [(factors[i].features, factors[i].sensitivities) for i in side.indices]
+        return [factors[i] for i in side.indices]
 
     def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
         """Visit all tiles (of the upper triangle, if symmetric) with their place in the kernel."""
@@ -364,10 +364,7 @@ class NTK:
 
     def _diagonal(self) -> Tensor:
         self._need_symmetric("diagonal")
-        parts = [
-            gram_ops.gram_diagonal([(f.features, f.sensitivities) for f in factors], self.output, self.outputs)
-            for _, factors in self.rows.chunks()
-        ]
+        parts = [gram_ops.gram_diagonal(factors, self.output, self.outputs) for _, factors in self.rows.chunks()]
         return torch.cat(parts)
 
     def trace(self) -> float:

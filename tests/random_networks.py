@@ -54,7 +54,9 @@ def networks(draw, max_width=64, max_depth=5):
 def exact_jacobian(net, coords, names=None):
     """Return d f_m(x_n) / d theta in fp64, shape (N, M, P), parameters in parameters_to_vector order."""
     net = copy.deepcopy(net).double()
-    parameters = {k: p.detach() for k, p in net.named_parameters() if (p.requires_grad if names is None else k in names)}
+    parameters = {
+        k: p.detach() for k, p in net.named_parameters() if (p.requires_grad if names is None else k in names)
+    }
 
     def outputs(chosen, x):
         return functional_call(net, chosen, (x.unsqueeze(0),))[0]

@@ -168,7 +168,7 @@ REFUSALS = {
     "used twice": (Twice, "'a' is used more than once"),
     "bare parameter": (Bare, "'gain'"),
     "coupled": (Coupled, "couples samples"),
-    "outside its layer": (Backdoor, "torch.func.jvp"),
+    "outside its layer": (Backdoor, "acts outside its layer"),
     "uncalled": (Uncalled, "'b'.*does not call"),
     "random": (Noisy, "random"),
     "positions": (Ranked, "input of shape"),

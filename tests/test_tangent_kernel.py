@@ -259,9 +259,7 @@ def test_a_singular_system_asks_for_a_ridge():
 
 def test_generic_module_equals_the_closed_form():
     net = inr.INR(2, 3, width=16, hidden_layers=2)
-    plain = nn.Sequential(
-        net.layers[0], nn.ReLU(inplace=True), net.layers[1], nn.ReLU(inplace=True), net.layers[2]
-    )
+    plain = nn.Sequential(net.layers[0], nn.ReLU(inplace=True), net.layers[1], nn.ReLU(inplace=True), net.layers[2])
     coords = random_coords(30, 2, 5)
     for output in ("trace", "full", 2):
         a = inr.ntk(net, coords, output=output, precision="highest")

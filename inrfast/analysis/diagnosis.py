@@ -1,4 +1,4 @@
-"""Where a network loses rank: representations, sensitivities, weights, feature Jacobians, tangent kernel, in one report.
+"""Where a network loses rank: representations, sensitivities, weights, feature Jacobians and tangent kernel.
 
 The full grid streams through the factor pass once, in fp64; the tangent kernel's eigenvalues are those of a dense
 matrix on the grid or, where that is larger, on a regular part of it that the report names.
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -76,8 +77,8 @@ def diagnose(
     rtols
         Relative tolerances in (0, 1), in any order.
     ntk_points
-        Largest number of points of the dense kernel. A larger grid is thinned: every s-th point of every axis if it is a
-        regular grid, else every s-th point.
+        Largest number of points of the dense kernel. A larger grid is thinned: every s-th point of every axis if it
+        is a regular grid, else every s-th point.
     ntk_coords
         Points (N', d) of the kernel; overrides ``ntk_points``.
     jacobian_pixels
@@ -124,12 +125,12 @@ def diagnose(
 
     rows = _chunk_rows(capture, budget)
     network = net.config() if isinstance(net, INR) else {"class": type(net).__name__}
-    hidden = net.hidden_layers if isinstance(net, INR) else 0
-    steps = len(range(0, len(coords), rows)) + len(kernel.specs) + 1 + hidden
+    jacobians_of = net.hidden_layers if isinstance(net, INR) and capture.closed_form else 0
+    steps = len(range(0, len(coords), rows)) + len(kernel.specs) + 1 + jacobians_of
     with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
         representations, sensitivities = _full_grid(capture, coords, rows, rtols, bar)
         weights, products = _weights(net, capture, rtols)
-        jacobians = _feature_jacobians(net, _sampled(coords, jacobian_pixels, generator), rtols, bar)
+        jacobians = _feature_jacobians(net, capture, _sampled(coords, jacobian_pixels, generator), rtols, bar)
         whole, blocks, bounds = _kernels(kernel, rtols, bar)
     return DiagnosisReport(
         network=network,
@@ -174,7 +175,7 @@ def _grid_shape(coords: Tensor) -> tuple[int, ...] | None:
 
 
 def _thinned(coords: Tensor, limit: int) -> Tensor:
-    """Return at most ``limit`` points: a coarser regular grid with the same stride on every axis, or every s-th point."""
+    """Return at most ``limit`` points: a coarser grid with the same stride on every axis, or every s-th point."""
     if len(coords) <= limit:
         return coords
     axes = _grid_axes(coords)
@@ -195,9 +196,11 @@ def _sampled(coords: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _chunk_rows(capture: Capture, budget: int) -> int:
-    """Return the points a chunk: as many as the products like, unless their factors and temporaries exceed the budget."""
-    numbers = sum(b * capture.outputs + a for b, a in (spec.block for spec in capture.layers))
-    return max(1, min(CHUNK_ROWS, budget // (6 * 8 * numbers)))
+    """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget."""
+    blocks = [spec.block for spec in capture.layers]
+    numbers = sum(b * capture.outputs + a for b, a in blocks)
+    widest = max(max(block) for block in blocks)
+    return max(1, min(max(CHUNK_ROWS, widest), budget // (6 * 8 * numbers)))
 
 
 # ---- representations and sensitivities on the full grid ----------------------------------------------------------
@@ -239,9 +242,9 @@ def _matrices(layers: Sequence[LayerSpec], factors: Sequence[Factors]) -> Iterat
     """Yield [Z, 1] and S, the latter with rows (n, m), of every layer on a chunk of points."""
     for spec, layer in zip(layers, factors, strict=True):
         z = _features(spec, layer)
-        if z is not None:
-            bordered = layer.features if spec.with_bias else torch.cat([z, z.new_ones(len(z), 1)], dim=1)
-            yield ("features", spec.name), bordered
+        if z is not None and layer.features is not None:
+            # The layer's own features where it has a bias: they hold the ones already.
+            yield ("features", spec.name), layer.features if spec.with_bias else F.pad(z, (0, 1), value=1.0)
         if layer.sensitivities is not None:
             yield ("sensitivities", spec.name), layer.sensitivities.flatten(0, 1)
 
@@ -265,12 +268,14 @@ def _full_grid(
     spectra = {key: stream.singular_values() for key, stream in streams.items()}
     again = {key: StreamedQR(v.shape[1], coords.device) for key, v in spectra.items() if v.floor > rtols[-1]}
     if again and first is StreamedGram:
+        bar.set_description("full grid, TSQR")
         for factors in _passes(capture, coords, rows):
             for key, matrix in _matrices(capture.layers, factors):
                 if key in again:
                     again[key].add(matrix)
         streams |= again
-    return _representations(capture, streams, tallies, rtols), _sensitivities(capture, streams, tallies, rtols, len(coords))
+    sensitivities = _sensitivities(capture, streams, tallies, rtols, len(coords))
+    return _representations(capture, streams, tallies, rtols), sensitivities
 
 
 def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Factors, ...]]:
@@ -342,27 +347,28 @@ def _weights(
     linear = {spec.name: net.get_submodule(spec.name).weight for spec in capture.layers if spec.kind == "linear"}
     weights = {name: w.detach().double() for name, w in linear.items() if isinstance(w, Tensor)}
     singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
-    if not isinstance(net, INR):
+    if not isinstance(net, INR) or not capture.closed_form:
         return singles, ()
-    products = []
-    names, product = ("layers." + str(net.hidden_layers - 1),), net.layers[net.hidden_layers - 1].weight.detach().double()
-    for k in reversed(range(net.hidden_layers - 1)):
-        names, product = (*names, f"layers.{k}"), product @ net.layers[k].weight.detach().double()
-        products.append(_weight(names, product, rtols))
-    return singles, tuple(reversed(products))
+    names = [f"layers.{k}" for k in range(net.hidden_layers)]
+    hidden = [net.get_parameter(f"{name}.weight").detach().double() for name in names]
+    products = (
+        _weight(tuple(reversed(names[k:])), torch.linalg.multi_dot(hidden[k:][::-1]), rtols)
+        for k in range(len(hidden) - 1)
+    )
+    return singles, tuple(products)
 
 
 def _weight(factors: tuple[str, ...], matrix: Tensor, rtols: tuple[float, ...]) -> Weight:
     tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
     values = singular_values(lambda: [tall], rtols[-1])
-    return Weight(factors, matrix_spectrum(replace(values, shape=tuple(matrix.shape)), rtols))
+    return Weight(factors, matrix_spectrum(replace(values, shape=(matrix.shape[0], matrix.shape[1])), rtols))
 
 
 def _feature_jacobians(
-    net: nn.Module, pixels: Tensor, rtols: tuple[float, ...], bar: tqdm
+    net: nn.Module, capture: Capture, pixels: Tensor, rtols: tuple[float, ...], bar: tqdm
 ) -> tuple[FeatureJacobian, ...]:
     """Return the ranks of every hidden layer's ``d z_out / d z_in`` at ``pixels``; norms count, batch norm frozen."""
-    if not isinstance(net, INR):
+    if not isinstance(net, INR) or not capture.closed_form:
         return ()
     exact = copy.deepcopy(net).double().requires_grad_(False)
     features = pixels.double()
@@ -373,6 +379,7 @@ def _feature_jacobians(
     for index in range(exact.hidden_layers):
         bar.set_description(f"feature Jacobians of layers.{index}")
         layer = exact.layers[index]
+        assert isinstance(layer, nn.Linear)
         preactivations = layer(features)
         counts = []
         for part in chunks(len(pixels), JACOBIAN_ROWS):
@@ -407,7 +414,7 @@ def _slopes(net: INR, index: int, preactivations: Tensor, weight: Tensor) -> Ten
         return torch.func.vmap(torch.func.jacfwd(activate_one))(preactivations) @ weight
     # Elementwise, so one forward derivative along (1, ..., 1) holds the whole diagonal.
     ones = torch.ones_like(preactivations)
-    _, diagonal = torch.func.jvp(partial(net.activate, index), (preactivations,), (ones,))
+    diagonal = torch.func.jvp(partial(net.activate, index), (preactivations,), (ones,))[1]
     return diagonal.unsqueeze(2) * weight
 
 
@@ -436,30 +443,29 @@ def _kernels(
 
 
 def _block_spectrum(block: NTK, rtol: float) -> Spectrum:
-    """Return the eigenvalues of one layer's kernel ``F F^T``, from ``F^T F`` where F has fewer columns than rows.
+    """Return the eigenvalues of one layer's kernel ``F F^T``, from ``F^T F`` where F has fewer columns than rows."""
+    factor = _thin_factor(block)
+    if factor is None:
+        return block.spectrum(rtol)
+    n, columns = factor.shape
+    gram = StreamedGram(columns, factor.device)
+    gram.add(factor)
+    found = gram.singular_values()
+    eigenvalues = torch.cat([found.values.square(), factor.new_zeros(n - columns)])
+    trace = float(factor.square().sum())
+    return Spectrum(eigenvalues, None, found.error, found.error, n, trace, columns, rtol, "dense")
 
-    F holds the layer's Jacobians of all outputs side by side, without the columns that are zero.
-    """
+
+def _thin_factor(block: NTK) -> Tensor | None:
+    """Return F, a layer's Jacobians of all outputs side by side less columns of zeros, if it is taller than wide."""
     n = block.shape[0]
     columns = block.outputs * block.rows.shape[1]
-    if columns <= 2 * n:  # half of them may be zero; more would not be worth the memory
-        factor = block.rows.rows().reshape(n, columns)
-        alive = (factor != 0).any(0)
-        alive[0] = True  # a dead layer keeps one column: its one eigenvalue is 0
-        factor = factor[:, alive]
-        if factor.shape[1] < n:
-            return _thin_spectrum(factor, rtol)
-    return block.spectrum(rtol)
-
-
-def _thin_spectrum(factor: Tensor, rtol: float) -> Spectrum:
-    n, rank = factor.shape
-    trace = float(factor.square().sum())
-    stream = StreamedGram(rank, factor.device)
-    stream.add(factor)
-    values = stream.singular_values()
-    eigenvalues = torch.cat([values.values.square(), factor.new_zeros(n - rank)])
-    return Spectrum(eigenvalues, None, values.error, values.error, n, trace, rank, rtol, "dense")
+    if columns > 2 * n:  # the head of a network with several outputs is mostly zeros, other layers are not
+        return None
+    factor = block.rows.rows().reshape(n, columns)
+    alive = (factor != 0).any(0)
+    alive[0] = True  # a dead layer keeps one column: its one eigenvalue is 0
+    return factor[:, alive] if int(alive.sum()) < n else None
 
 
 def _bounds(whole: Spectrum, blocks: Sequence[Spectrum], rtol: float, tau: float) -> BlockBounds:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from matplotlib.figure import Figure
 
 from inrfast import plots
+from inrfast.analysis.report_text import findings, network_name, table
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import SingularValues
 
@@ -260,11 +260,11 @@ class DiagnosisReport:
     schema: str = SCHEMA
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self)
 
     def findings(self) -> list[str]:
         """Return what the numbers say, in sentences computed from them."""
-        return _findings(self)
+        return findings(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as nested dicts and lists of plain values."""
@@ -341,36 +341,54 @@ def _build(kind: Any, data: Any) -> Any:
         return None if data is None else _build(kind, data)
     if get_origin(kind) is tuple:
         return tuple(_build(get_args(kind)[0], entry) for entry in data)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
     return data
 
 
-# ---- the table ---------------------------------------------------------------------------------------------------
-
-
-def _row(name: str, size: object, ranks: Iterable[object], *rest: str) -> str:
-    cells = [f"{name:<24}", f"{size!s:>9}", *(f"{rank!s:>9}" for rank in ranks), *(f"{cell:>10}" for cell in rest)]
-    return "".join(cells).rstrip()
-
-
-def _number(value: float) -> str:
-    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
-
-
-def _matrix_row(name: str, spectrum: MatrixSpectrum, *rest: str) -> str:
-    size = f"{spectrum.columns}"
-    return _row(name, size, spectrum.ranks, _number(spectrum.stable_rank), *rest)
-
-
-def _table(report: DiagnosisReport) -> str:
-    return ""
-
-
-def _findings(report: DiagnosisReport) -> list[str]:
-    return []
+# ---- the figure --------------------------------------------------------------------------------------------------
 
 
 def _figure(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
-    return Figure()
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    # Hidden layers first: a layer has the same colour in all panels.
+    ordered = sorted(report.representations, key=lambda z: z.name == "input")
+    plots.rank_against_tolerance(
+        report.rtols,
+        {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
+        left,
+        full_rank=max((z.spectrum.columns for z in ordered), default=None),
+        title=f"Rank of the representations\nfull grid, {report.points:,} points",
+    )
+    hidden = {z.name for z in ordered} - {"input"}
+    matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
+    weights = {
+        f"weight of {w.factors[0]}": w.spectrum.singular_values for w in report.weights if w.factors[0] in hidden
+    }
+    plots.spectra(
+        {name: values for name, values in (matrices | weights).items() if values},
+        middle,
+        dashed=weights.keys(),
+        title="Singular values of representations and weights",
+    )
+    kernel = report.kernel
+    curves = {"NTK": kernel.whole.eigenvalues} | {f"block of {k.name}": k.eigenvalues for k in kernel.blocks}
+    plots.spectra(
+        {name: values for name, values in curves.items() if values},
+        right,
+        quantity="lambda",
+        relative_to=max(kernel.whole.eigenvalues, default=None),
+        black=["NTK"],
+        log_index=True,
+        title=f"Eigenvalues of the NTK and its blocks\n{kernel.label}",
+    )
+    figure.suptitle(network_name(report.network), fontsize=12)
+    if path is not None:
+        plots.save(figure, path)
+    return figure
+
+
+def _z_name(z: Representation) -> str:
+    return "input" if z.name == "input" else f"output of {z.name}"

@@ -148,7 +148,9 @@ class Spectrum:
 
     def _need_all(self, what: str) -> None:
         if len(self.eigenvalues) < self.size:
-            raise ResolutionError(f"{what} needs all {self.size} eigenvalues, and {len(self.eigenvalues)} were computed")
+            raise ResolutionError(
+                f"{what} needs all {self.size} eigenvalues, and {len(self.eigenvalues)} were computed"
+            )
 
     def _vectors(self, what: str) -> Tensor:
         if self.eigenvectors is None:

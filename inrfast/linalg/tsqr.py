@@ -23,8 +23,8 @@ from inrfast.linalg.spectrum import RankInterval
 GRAM_RTOL = 1e-7
 """Smallest relative tolerance at which the Gram matrix is tried before TSQR."""
 
-CHUNK_ROWS = 2048
-"""Rows a chunk: enough for products at full speed, few enough for the caches and for rounding errors to stay few."""
+CHUNK_ROWS = 512
+"""Rows a chunk (or the number of columns, if larger): enough for products at full speed, few enough for the caches."""
 
 ROUNDOFF = torch.finfo(torch.float64).eps / 2
 
@@ -202,8 +202,8 @@ def singular_values(source: Callable[[], Iterable[Tensor]], rtol: float) -> Sing
     Parameters
     ----------
     source
-        Called once a pass; yields chunks (n, D), n >= 1, of one D, any floating dtype (taken as exact in fp64). Best are
-        chunks of about ``CHUNK_ROWS`` rows.
+        Called once a pass; yields chunks (n, D), n >= 1, of one D, any floating dtype (taken as exact in fp64), best
+        of ``max(CHUNK_ROWS, D)`` rows.
     rtol
         Smallest tolerance, relative to sigma_1, at which ranks will be asked for.
 

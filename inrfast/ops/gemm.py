@@ -90,7 +90,11 @@ def _cache_file() -> Path:
 def _machine() -> str:
     """Return what the choice depends on, as the key of the cache."""
     model = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     return f"{model} | {torch.get_num_threads()} threads | torch {torch.__version__} | numpy {np.__version__}"

@@ -8,6 +8,7 @@ outputs, output index fast) or an int (that output alone).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -43,37 +44,62 @@ def _flat(sensitivities: Tensor | None, output: Output) -> Tensor | None:
     return sensitivities.reshape(-1, sensitivities.shape[-1])
 
 
-def gram_tile(rows: Sequence[Pair], columns: Sequence[Pair], output: Output, outputs: int, out: Tensor) -> Tensor:
-    """Write the kernel between two sets of points into ``out`` and return it.
+@dataclass(frozen=True)
+class Scratch:
+    """Memory of a tile and of its two factors, allocated once: fresh pages would cost more than the products."""
 
-    ``out`` is (n, n') for ``"trace"`` and single outputs, (n M, n' M) for ``"full"``; cost
+    tile: Tensor
+    left: Tensor
+    right: Tensor
+
+    @staticmethod
+    def allocate(points: int, fold: int, dtype: torch.dtype, device: torch.device) -> Scratch:
+        """Return room for tiles of up to ``points`` x ``points`` points with ``fold`` rows each."""
+        kwargs = {"dtype": dtype, "device": device}
+        pairs = points * points
+        return Scratch(*(torch.empty(size, **kwargs) for size in (pairs * fold**2, pairs, pairs * fold**2)))  # type: ignore[arg-type]
+
+
+def gram_tile(
+    rows: Sequence[Pair], columns: Sequence[Pair], output: Output, outputs: int, scratch: Scratch | None = None
+) -> Tensor:
+    """Return the kernel between two sets of points, in the memory of ``scratch``.
+
+    The result is (n, n') for ``"trace"`` and single outputs, (n M, n' M) for ``"full"``; cost
     ``2 n n' sum_l (a + M b)`` FLOP for the trace.
     """
     fold = outputs if output == "full" else 1
     n, m = points(rows), points(columns)
-    left: Tensor | None = None
-    right: Tensor | None = None
-    out.zero_()
-    for (z, s), (z2, s2) in zip(rows, columns, strict=True):
+    if scratch is None:
+        reference = next(f for pair in rows for f in pair if f is not None)
+        scratch = Scratch.allocate(max(n, m), fold, reference.dtype, reference.device)
+    out = scratch.tile[: n * m * fold**2].view(n * fold, m * fold)
+    left = scratch.left[: n * m].view(n, m)
+    right = scratch.right[: n * m * fold**2].view(n * fold, m * fold)
+    empty = True
+    # A layer with one factor adds a plain product: it comes first and writes the tile, the others accumulate.
+    order = sorted(range(len(rows)), key=lambda k: None not in rows[k])
+    for k in order:
+        (z, s), (z2, s2) = rows[k], columns[k]
         s, s2 = _flat(s, output), _flat(s2, output)
-        if s is not None and s2 is not None and z is None:
-            addmm_(out, s, s2.t())
-            continue
-        assert z is not None and z2 is not None
-        if left is None:
-            left = torch.empty(n, m, dtype=out.dtype, device=out.device)
-        mm(z, z2.t(), left)
-        if s is None:
-            _add_identity(out, left, output, outputs)
-            continue
-        assert s2 is not None
-        if right is None:
-            right = torch.empty_like(out, memory_format=torch.contiguous_format)
-        mm(s, s2.t(), right)
-        if fold == 1:
-            out.addcmul_(left, right)
+        if z is None or z2 is None:
+            assert s is not None and s2 is not None
+            if empty:
+                mm(s, s2.t(), out)
+            else:
+                addmm_(out, s, s2.t())
+        elif s is None or s2 is None:
+            mm(z, z2.t(), left)
+            _add_identity(out.zero_() if empty else out, left, output, outputs)
         else:
-            out.view(n, fold, m, fold).addcmul_(left[:, None, :, None], right.view(n, fold, m, fold))
+            mm(z, z2.t(), left)
+            mm(s, s2.t(), right)
+            pairs, total = right.view(n, fold, m, fold), out.view(n, fold, m, fold)
+            if empty:
+                torch.mul(left.view(n, 1, m, 1), pairs, out=total)
+            else:
+                total.addcmul_(left.view(n, 1, m, 1), pairs)
+        empty = False
     return out
 
 
@@ -131,12 +157,10 @@ def for_each_tile(
     n = points(rows)
     tiles = symmetric_tiles(n, side) if columns is None else rectangular_tiles(n, points(columns), side)
     device = next(f for pair in rows for f in pair if f is not None).device
-    scratch = torch.empty((side * fold) ** 2, dtype=dtype, device=device)
+    scratch = Scratch.allocate(min(side, max(n, 1)) if columns is None else side, fold, dtype, device)
     others = rows if columns is None else columns
     for i, j in tiles:
-        shape = ((i.stop - i.start) * fold, (j.stop - j.start) * fold)
-        tile = scratch[: shape[0] * shape[1]].view(shape)
-        gram_tile(slice_points(rows, i), slice_points(others, j), output, outputs, tile)
+        tile = gram_tile(slice_points(rows, i), slice_points(others, j), output, outputs, scratch)
         if columns is None and i == j:
             _symmetrise_(tile)
         visit(slice(i.start * fold, i.stop * fold), slice(j.start * fold, j.stop * fold), tile)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+import re
+import shutil
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -136,27 +139,24 @@ def test_gain_multiplies_and_bounds_pull_back(d: int, width: int, gain: float, s
     np.testing.assert_allclose(x @ w.numpy().T + b.numpy(), expected, rtol=0, atol=1e-11 * gain)
 
 
-def rank_of_first_layer(weight: np.ndarray, bias: np.ndarray, rtol: float = 1e-3) -> int:
+def rank_of_first_layer(weight: torch.Tensor, bias: torch.Tensor, rtol: float = 1e-3) -> int:
     """Return the number of singular values of relu(x W^T + b) above rtol sigma_1 on the 256x256 grid, in fp64."""
-    axis = np.linspace(-1, 1, 256)
-    gram = np.zeros((len(bias), len(bias)))
-    for x in axis:  # a row of the grid at a time: it stays in the cache
-        coords = np.stack([np.full(256, x), axis], axis=1)
-        features = np.maximum(coords @ weight.T.astype(np.float64) + bias.astype(np.float64), 0)
-        gram += features.T @ features
-    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0))
+    weight, bias = weight.double(), bias.double()
+    gram = torch.zeros(len(bias), len(bias), dtype=torch.float64)
+    for coords in inr.grid((256, 256), dtype=torch.float64).split(4096):
+        features = torch.relu(torch.addmm(bias, coords, weight.T))
+        gram.addmm_(features.T, features)
+    sigma = np.sqrt(np.maximum(np.linalg.eigvalsh(gram.numpy()), 0))
     return int((sigma > rtol * sigma[-1]).sum())
 
 
 def test_rank_of_first_layer_is_expanded() -> None:
     """P1's claim at width 256: about 220 of 256 against about 75, and no collapse where 257 is no square."""
-    rank = rank_of_first_layer(*(t.numpy() for t in rank_expanding(256, 2)))
-    assert abs(rank - 220) <= 5
-    assert abs(rank_of_first_layer(*(t.numpy() for t in rank_expanding(257, 2))) - 220) <= 22
-    random = np.random.default_rng(0)
-    bound = 1 / math.sqrt(2)
-    default = rank_of_first_layer(random.uniform(-bound, bound, (256, 2)), random.uniform(-bound, bound, 256))
-    assert 50 <= default <= 100
+    assert abs(rank_of_first_layer(*rank_expanding(256, 2)) - 220) <= 5
+    assert abs(rank_of_first_layer(*rank_expanding(257, 2)) - 220) <= 22
+    generator = torch.Generator().manual_seed(0)
+    default = (2 * torch.rand(256, 3, generator=generator) - 1) / math.sqrt(2)
+    assert 50 <= rank_of_first_layer(default[:, :2], default[:, 2]) <= 100
 
 
 def test_cover_leaves_no_point_near_the_origin_dead() -> None:
@@ -262,12 +262,23 @@ def test_missing_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_cuda_half_is_in_the_module_exactly_when_it_says_so() -> None:
-    """GPU code sits in the ELF section .nv_fatbin; each architecture asked for is compiled in by name."""
+    """GPU code sits in the ELF section .nv_fatbin."""
     extension = grid_init.load_extension()
     build = extension.build_info()
     binary = Path(extension.__file__).read_bytes()
     assert (b".nv_fatbin" in binary) == (build["cuda"] is not None)
     assert (build["cuda_archs"] is None) == (build["cuda"] is None)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+def test_cuda_code_rounds_every_operation_once(tmp_path: Path) -> None:
+    """What makes CUDA agree with the CPU to the bit: IEEE division and square root, and no contraction into FMAs."""
+    source = Path(__file__).parents[2] / "csrc" / "grid_init.cu"
+    ptx = tmp_path / "grid_init.ptx"
+    flags = ["-std=c++17", "-O3", "--fmad=false", "-DINRFAST_CUDA_ARCHS=", "-arch=compute_80", "-ptx"]
+    subprocess.run(["nvcc", *flags, str(source), "-o", str(ptx)], check=True)
+    instructions = set(re.findall(r"(?:fma|add|sub|mul|div|sqrt)\.[a-z.]*f(?:32|64)", ptx.read_text()))
+    assert instructions == {"add.rn.f64", "sub.rn.f64", "mul.rn.f64", "div.rn.f64", "sqrt.rn.f64"}
 
 
 @needs_cuda_half

@@ -1,0 +1,283 @@
+"""The demo: six starts of one network on a photograph, where each loses rank, and what it then learns.
+
+Diagnoses the starts, fits some of them, and writes a folder of numbers, text and figures (:data:`FILES`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.analysis.diagnosis import RTOLS, diagnose
+from inrfast.encodings import RandomFourier
+from inrfast.errors import check_int
+from inrfast.experiments import demo_figures, demo_text
+from inrfast.grids import grid
+from inrfast.info import info
+from inrfast.memory import chunks
+from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.signals.image import astronaut, load_image
+from inrfast.training.loop import fit
+
+SCHEMA = "inrfast.demo/1"
+
+FILES = ("report.json", "report.md", "overview.png", "ranks.png", "spectra.png", "reconstructions.png")
+
+MID_GREY = 0.5
+"""Taken from the pixels before every fit and given back after it: outputs start near 0, an image's mean does not."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One way to start the network: its name, the options of :class:`inrfast.INR`, the learning rate of its fit.
+
+    ``lr=None``: diagnosed, not fitted.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    lr: float | None = None
+
+
+STARTS = (
+    Start("torch default", {}, lr=1e-3),
+    Start("rank-expanding", {"init": "rank_expanding"}, lr=1e-3),
+    Start("rank-expanding + He", {"init": {"first": "rank_expanding", "hidden": "kaiming"}}, lr=1e-3),
+    Start("SIREN", {"activation": "sine", "omega": 30.0, "init": "siren"}, lr=1e-3),
+    Start("Fourier features", {"encoding": RandomFourier(256, 10.0)}),
+    Start("batch norm", {"norm": "batch"}),
+)
+"""The starts, first the one that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the demo.
+
+    Attributes
+    ----------
+    grid
+        Points an axis for representations, sensitivities and traces.
+    ntk_grid
+        Points an axis for the eigenvalues of the tangent kernel and its blocks.
+    image_size
+        Pixels an axis of the fitted photograph, grey.
+    width, hidden_layers
+        Of every network.
+    jacobian_pixels
+        Points at which feature Jacobians are looked at.
+    steps, batch_size, schedule
+        Of every fit: Adam, batches of so many pixels, learning rate falling to a tenth.
+    """
+
+    grid: tuple[int, int] = (256, 256)
+    ntk_grid: tuple[int, int] = (48, 48)
+    image_size: tuple[int, int] = (128, 128)
+    width: int = 256
+    hidden_layers: int = 3
+    jacobian_pixels: int = 64
+    steps: int = 1200
+    batch_size: int = 4096
+    schedule: str = "exponential"
+
+
+QUICK = Settings(
+    grid=(32, 32), ntk_grid=(12, 12), image_size=(32, 32), width=32, jacobian_pixels=8, steps=30, batch_size=512
+)
+"""Sizes that run in seconds, to see that everything works; the numbers mean little."""
+
+
+def run(
+    out: str | os.PathLike[str] = "out/demo",
+    image: str | os.PathLike[str] | None = None,
+    quick: bool = False,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the demo, write its folder and return what ``report.json`` holds.
+
+    Parameters
+    ----------
+    out
+        Folder to write; it must not exist yet, be empty, or hold an earlier result, which stays until the new one is
+        complete and is then replaced as a whole.
+    image
+        A photograph; None takes the astronaut bundled with scikit-image.
+    quick
+        Small sizes: seconds instead of minutes.
+    seed
+        Of the networks, the batches and the sampled pixels.
+    device
+        Where everything runs.
+    progress
+        Whether to say on stderr what is done, with times.
+
+    Raises
+    ------
+    FileExistsError, OSError
+        ``out`` holds other files, or cannot be written; found before any work is done.
+    ValueError, FileNotFoundError
+        The image is missing or damaged; a negative seed.
+    """
+    out = Path(out).resolve()
+    settings = QUICK if quick else Settings()
+    seed = check_int("seed", seed, minimum=0)
+    photograph = _photograph(image, settings).to(device)
+    clock = _Clock(progress)
+    with _whole_folder(out) as folder:
+        starts = [_diagnosed(start, settings, seed, device, clock) for start in STARTS]
+        pictures: dict[str, Tensor] = {}
+        for start, entry in zip(STARTS, starts, strict=True):
+            if start.lr is not None:
+                pictures[start.name], entry["fit"] = _fitted(start, start.lr, photograph, settings, seed, device, clock)
+        report: dict[str, Any] = {
+            "schema": SCHEMA,
+            "image": "astronaut (scikit-image)" if image is None else Path(image).name,
+            "quick": quick,
+            "seed": seed,
+            "settings": {**asdict(settings), "optimizer": "adam", "rtols": list(RTOLS), "subtracted": MID_GREY},
+            "versions": info()["versions"],
+            "machine": {**info()["cpu"], "device": str(device)},
+            "starts": starts,
+        }
+        demo_figures.draw(report, photograph.cpu(), pictures, folder)
+        clock.done("figures", "drew the figures")
+        report["seconds"] = clock.seconds | {"total": sum(clock.seconds.values())}
+        (folder / "report.md").write_text(demo_text.markdown(report))
+        (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    return report
+
+
+def _photograph(image: str | os.PathLike[str] | None, settings: Settings) -> Tensor:
+    if image is None:
+        return astronaut(settings.image_size, grey=True)
+    return load_image(image, settings.image_size, grey=True)
+
+
+def _network(start: Start, settings: Settings, seed: int, device: torch.device | str) -> INR:
+    net = INR(
+        2, 1, width=settings.width, hidden_layers=settings.hidden_layers, seed=seed, device=device, **start.options
+    )
+    return net.eval()
+
+
+def _diagnosed(
+    start: Start, settings: Settings, seed: int, device: torch.device | str, clock: _Clock
+) -> dict[str, Any]:
+    """Return a start's entry in the report, not fitted yet."""
+    coords = grid(settings.grid, device=device)
+    net = _network(start, settings, seed, device)
+    if start.options.get("norm") == "batch":
+        calibrate_batchnorm_(net, coords)
+    diagnosis = diagnose(
+        net,
+        coords,
+        ntk_coords=grid(settings.ntk_grid, device=device),
+        jacobian_pixels=settings.jacobian_pixels,
+        seed=seed,
+        progress=clock.bars,
+    )
+    entry = {"name": start.name, "diagnosis": diagnosis.to_dict(), "fit": None}
+    clock.done(f"diagnose {start.name}", f"diagnosed {demo_text.one_line(entry)}")
+    return entry
+
+
+def _fitted(
+    start: Start,
+    lr: float,
+    photograph: Tensor,
+    settings: Settings,
+    seed: int,
+    device: torch.device | str,
+    clock: _Clock,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the reconstruction (H, W), not clipped, and what the report says of the fit."""
+    coords = grid(settings.image_size, device=device)
+    net = _network(start, settings, seed, device)
+    result = fit(
+        net,
+        coords,
+        photograph - MID_GREY,
+        steps=settings.steps,
+        lr=lr,
+        schedule=settings.schedule,
+        batch_size=settings.batch_size,
+        seed=seed,
+        progress=clock.bars,
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+    with torch.no_grad():
+        values = torch.cat([net(coords[rows]) for rows in chunks(len(coords), settings.batch_size)])
+    clock.done(f"fit {start.name}", f"fitted {start.name}: {result.psnr:.2f} dB after {result.steps} steps")
+    found = {
+        "lr": lr,
+        "steps": result.steps,
+        "psnr": result.psnr,
+        "best_psnr": result.best_psnr,
+        "best_step": result.best_step,
+        "eval_steps": list(result.eval_steps),
+        "psnrs": list(result.psnrs),
+        "seconds": result.seconds,
+    }
+    return (values + MID_GREY).reshape(settings.image_size).cpu(), found
+
+
+class _Clock:
+    """Seconds of each stage, said on stderr as they pass."""
+
+    def __init__(self, progress: bool) -> None:
+        self.progress = progress
+        self.bars = None if progress else False
+        self.seconds: dict[str, float] = {}
+        self._begun = self._last = time.perf_counter()
+
+    def done(self, stage: str, what: str) -> None:
+        """End the stage that ran until now."""
+        now = time.perf_counter()
+        self.seconds[stage] = now - self._last
+        self._last = now
+        if self.progress:
+            print(f"[{now - self._begun:6.1f} s] {what}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _whole_folder(out: Path) -> Iterator[Path]:
+    """Give a new folder that takes the place of ``out`` in the end, and goes if there is no such end."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out must be a folder, and {out} is a file")
+    if out.exists():
+        others = sorted(path.name for path in out.iterdir() if path.name not in FILES)
+        if others:
+            raise FileExistsError(
+                f"out must be a new folder, an empty one or an earlier result, and {out} holds {', '.join(others[:5])}"
+            )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise OSError(f"cannot write the folder {out}: {error.strerror or error}") from error
+    new, former = workshop / "new", workshop / "former"
+    try:
+        new.mkdir()
+        yield new
+        if out.exists():
+            os.replace(out, former)
+        os.replace(new, out)
+    finally:
+        if former.exists() and not out.exists():
+            os.replace(former, out)
+        shutil.rmtree(workshop)

@@ -1,0 +1,84 @@
+"""Numerical ranks against NumPy's singular values and the eigenvalues of exact kernels."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_networks import exact_jacobian, exact_kernel, networks, random_coords
+
+import inrfast as inr
+from inrfast.analysis.rank import numerical_rank
+from inrfast.errors import ResolutionError
+
+
+@given(
+    m=st.integers(1, 40),
+    n=st.integers(1, 40),
+    decades=st.floats(0, 12),
+    rtol=st.sampled_from([0.3, 1e-2, 1e-5, 1e-8, 1e-11]),
+    seed=st.integers(0, 10**6),
+)
+def test_contains_numpys_count_of_singular_values(m, n, decades, rtol, seed):
+    generator = np.random.default_rng(seed)
+    matrix = generator.standard_normal((m, n)) * np.logspace(0, -decades, n)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    truth = int((values > rtol * values[0]).sum())
+    for given_as in (matrix, matrix.T, torch.from_numpy(matrix), torch.from_numpy(matrix).t()):
+        found = numerical_rank(given_as, rtol)
+        assert truth in found
+        assert found.rtol == rtol
+
+
+@settings(max_examples=10)
+@given(net=networks(max_width=12, max_depth=3), seed=st.integers(0, 10**6))
+def test_of_a_kernel_counts_eigenvalues_and_of_its_jacobian_their_square_roots(net, seed):
+    coords = random_coords(15, net.in_features, seed)
+    jacobian = exact_jacobian(net, coords)
+    values = torch.linalg.eigvalsh(exact_kernel(jacobian, jacobian, "full"))
+    kernel = inr.ntk(net, coords, output="full")
+    for rtol in (1e-2, 1e-4):
+        truth = int((values > rtol * values[-1]).sum())
+        assert truth in numerical_rank(kernel, rtol)
+        assert truth in numerical_rank(jacobian.flatten(0, 1), rtol**0.5)
+
+
+def test_zero_and_single_entries():
+    assert numerical_rank(torch.zeros(4, 9), 1e-3).upper == 0
+    assert numerical_rank(np.ones((1, 1), dtype=np.float32), 1e-3).lower == 1
+
+
+def test_a_tolerance_below_rounding_is_refused():
+    with pytest.raises(ResolutionError, match="floor"):
+        numerical_rank(torch.randn(30, 20), 1e-17)
+
+
+@pytest.mark.parametrize("rtol", [0, -1e-3, 1, 2.0, math.nan, math.inf])
+def test_tolerances_outside_the_unit_interval_are_refused(rtol):
+    with pytest.raises(ValueError, match="rtol"):
+        numerical_rank(torch.eye(3), rtol)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "error", "message"),
+    [
+        (torch.ones(3), ValueError, "2 dimensions"),
+        (torch.ones(2, 2, 2), ValueError, "2 dimensions"),
+        (torch.ones(0, 3), ValueError, "empty"),
+        (torch.tensor([[1.0, math.nan]]), ValueError, "finite"),
+        (torch.tensor([[1.0, math.inf]]), ValueError, "finite"),
+        (torch.ones(2, 2, dtype=torch.int64), TypeError, "floating"),
+        ([[1.0, 2.0]], TypeError, "matrix_or_kernel"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(matrix, error, message):
+    with pytest.raises(error, match=message):
+        numerical_rank(matrix, 1e-3)
+
+
+def test_a_kernel_between_two_sets_of_points_is_refused():
+    kernel = inr.ntk(inr.INR(2, 1, width=4), inr.grid((3, 3)), inr.grid((2, 2)))
+    with pytest.raises(ValueError, match="coords2"):
+        numerical_rank(kernel, 1e-3)

@@ -1,0 +1,176 @@
+"""The demo: it writes its folder whole or not at all, and its text says what its numbers say."""
+
+import json
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from inrfast.cli import main
+from inrfast.experiments import demo, demo_text
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "below" / "demo"
+    report = demo.run(out, quick=True, progress=False)
+    return out, report
+
+
+def test_it_writes_all_its_files_and_nothing_else(made):
+    out, report = made
+    assert sorted(path.name for path in out.iterdir()) == sorted(demo.FILES)
+    assert [path.name for path in out.parent.iterdir()] == ["demo"]
+    assert json.loads((out / "report.json").read_text()) == json.loads(json.dumps(report))
+    assert report["schema"] == demo.SCHEMA
+    for name in demo.FILES:
+        if name.endswith(".png"):
+            with Image.open(out / name) as picture:
+                assert min(picture.size) > 300
+
+
+def test_every_start_is_diagnosed_and_some_are_fitted(made):
+    _, report = made
+    assert [entry["name"] for entry in report["starts"]] == [start.name for start in demo.STARTS]
+    for start, entry in zip(demo.STARTS, report["starts"], strict=True):
+        kernel = entry["diagnosis"]["kernel"]
+        assert (entry["fit"] is None) == (start.lr is None)
+        assert entry["diagnosis"]["points"] == 32 * 32
+        assert (kernel["points"], kernel["grid_points"], kernel["full_grid"]) == (144, 1024, False)
+        assert len(entry["diagnosis"]["rtols"]) == 5
+
+
+def test_the_text_names_both_grids_and_never_calls_the_smaller_one_full(made):
+    out, _ = made
+    text = (out / "report.md").read_text()
+    kernel = text.partition("## The tangent kernel")[2].partition("##")[0]
+    assert "144 points (12x12), not the full grid of 1,024" in kernel
+    assert "1,024 points of the 32x32 grid" in " ".join(text.split())
+
+
+def test_the_text_compares_as_the_numbers_do(made):
+    """Read every 'higher at t (a against b)' of the report back and hold it against the JSON."""
+    out, report = made
+    text = (out / "report.md").read_text()
+    by_name = {entry["name"]: entry for entry in report["starts"]}
+    rtols = report["settings"]["rtols"]
+    base = report["starts"][0]["name"]
+    sentences = re.findall(
+        rf"^- (.+?) against {re.escape(base)}: the rank of (Z_0|the NTK) (.*)\.$", text, re.MULTILINE
+    )
+    assert len(sentences) == 2 * (len(report["starts"]) - 1)
+    for name, what, claim in sentences:
+        ranks = demo_text.inlet_ranks if what == "Z_0" else demo_text.kernel_ranks
+        ours, others = ranks(by_name[name]), ranks(by_name[base])
+        signs = [demo_text.order(a, b) for a, b in zip(ours, others, strict=True)]
+        if "at all 5 tolerances" in claim:
+            assert set(signs) == {{"higher": 1, "lower": -1}.get(claim.split()[1], 0)}
+            continue
+        told = {}
+        for part in claim.split(";"):
+            for word, sign in (("higher at", 1), ("lower at", -1), ("the same at", 0)):
+                if word in part:
+                    told |= {float(rtol): sign for rtol in re.findall(r"([\d.e-]+) \(", part)}
+        assert [told[rtol] for rtol in rtols] == signs
+        assert ("depends on the tolerance" in claim) == (1 in signs and -1 in signs)
+    best = max(demo_text._fitted(report), key=lambda entry: entry["fit"]["psnr"])
+    assert f"From best to worst: {best['name']}" in text
+
+
+ranks = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 5)).map(lambda r: (r[0], r[0] + r[1])), min_size=1, max_size=5
+)
+
+
+@given(ranks, st.data())
+def test_swapping_the_two_starts_swaps_higher_and_lower(first, data):
+    second = data.draw(st.lists(st.sampled_from(first), min_size=len(first), max_size=len(first)))
+    rtols = [10.0**-k for k in range(1, len(first) + 1)]
+    one = demo_text.comparison(("a", "b"), "Z", (first, second), rtols)
+    two = demo_text.comparison(("b", "a"), "Z", (second, first), rtols)
+    assert ("higher" in one, "lower" in one) == ("lower" in two, "higher" in two)
+    assert ("depends on the tolerance" in one) == ("depends on the tolerance" in two)
+
+
+def test_an_order_that_turns_round_is_said_to():
+    text = demo_text.comparison(("a", "b"), "Z", ([(9, 9), (20, 30)], [(5, 5), (31, 31)]), [1e-2, 1e-3])
+    assert text == (
+        "a against b: the rank of Z is higher at 0.01 (9 against 5); lower at 0.001 (20 to 30 against 31); "
+        "**the order depends on the tolerance**."
+    )
+    assert "the same" in demo_text.comparison(("a", "b"), "Z", ([(20, 30)], [(30, 40)]), [1e-3])
+
+
+def test_a_seed_gives_the_same_numbers(made, tmp_path):
+    _, report = made
+    again = demo.run(tmp_path / "again", quick=True, progress=False)
+    for one, two in zip(report["starts"], again["starts"], strict=True):
+        assert one["diagnosis"] == two["diagnosis"]
+        assert one["fit"] is None or one["fit"]["psnr"] == two["fit"]["psnr"]
+
+
+@pytest.mark.parametrize("stage", ["diagnose", "fit", "write"])
+def test_an_interrupt_leaves_the_former_result_and_nothing_else(tmp_path, monkeypatch, stage, capsys):
+    out = tmp_path / "demo"
+    out.mkdir()
+    (out / "report.md").write_text("former")
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    small = demo.Settings((4, 4), (3, 3), (4, 4), width=4, hidden_layers=2, jacobian_pixels=2, steps=1, batch_size=4)
+    monkeypatch.setattr(demo, "QUICK", small)
+    if stage == "write":
+        monkeypatch.setattr(demo.demo_text, "markdown", interrupt)
+    else:
+        monkeypatch.setattr(demo, stage, interrupt)
+    assert main(["demo", "--quick", "--out", str(out)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["demo", "report.md"]
+    assert (out / "report.md").read_text() == "former"
+
+
+def test_what_it_cannot_use_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "diagnose", lambda *arguments, **options: pytest.fail("it started"))
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "text.png").write_text("no image")
+    for argv, word in (
+        (["--out", tmp_path], "notes.txt"),
+        (["--out", tmp_path / "notes.txt"], "is a file"),
+        (["--out", tmp_path / "notes.txt" / "demo"], "notes.txt"),
+        (["--out", "/proc/nowhere/demo"], "/proc/nowhere"),
+        (["--out", tmp_path / "new", "--image", tmp_path / "missing.png"], "missing.png"),
+        (["--out", tmp_path / "new", "--image", tmp_path / "text.png"], "not an image"),
+        (["--out", tmp_path / "new", "--seed", "-1"], "seed"),
+    ):
+        assert main(["demo", "--quick", *map(str, argv)]) == 2
+        captured = capsys.readouterr()
+        assert word in captured.err
+        assert captured.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "text.png"]
+
+
+def test_the_command_prints_the_report_as_json_alone(made, tmp_path, monkeypatch, capsys):
+    _, report = made
+    monkeypatch.setattr(demo, "run", lambda *arguments, **options: report)
+    assert main(["demo", "--json", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == json.loads(json.dumps(report))
+    assert captured.err == ""
+    assert main(["demo"]) == 0
+    text = capsys.readouterr().out
+    for entry in report["starts"]:
+        assert entry["name"] in text
+
+
+def test_another_photograph_may_be_fitted(tmp_path, monkeypatch):
+    small = demo.Settings((4, 4), (3, 3), (4, 4), width=4, hidden_layers=2, jacobian_pixels=2, steps=1, batch_size=4)
+    monkeypatch.setattr(demo, "QUICK", small)
+    image = torch.rand(8, 8)
+    Image.fromarray((image * 255).to(torch.uint8).numpy()).save(tmp_path / "mine.png")
+    report = demo.run(tmp_path / "demo", image=tmp_path / "mine.png", quick=True, progress=False)
+    assert report["image"] == "mine.png"
+    assert all(entry["fit"]["steps"] == 1 for entry in report["starts"] if entry["fit"] is not None)
