@@ -1,25 +1,39 @@
 """inrfast: see where an implicit neural representation loses rank, cure it, and fit it fast."""
 
 from inrfast import init
+from inrfast.analysis.diagnosis import diagnose
+from inrfast.analysis.rank import numerical_rank
+from inrfast.analysis.report import DiagnosisReport
 from inrfast.encodings import PositionalEncoding, Polynomial, RandomFourier
 from inrfast.grids import grid
-from inrfast.jacobians import jacobian
+from inrfast.jacobians import LayerwiseJacobian, jacobian
+from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR, SphereNorm, calibrate_batchnorm_
 from inrfast.ops.grid_init import rank_expanding
-from inrfast.tangent_kernel import ntk
+from inrfast.tangent_kernel import NTK, ntk
+from inrfast.training.loop import FitResult, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "INR",
+    "NTK",
+    "DiagnosisReport",
+    "FitResult",
+    "LayerwiseJacobian",
     "PositionalEncoding",
     "Polynomial",
     "RandomFourier",
+    "RankInterval",
+    "Spectrum",
     "SphereNorm",
     "calibrate_batchnorm_",
+    "diagnose",
+    "fit",
     "grid",
     "init",
     "jacobian",
     "ntk",
+    "numerical_rank",
     "rank_expanding",
 ]

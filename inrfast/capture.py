@@ -361,7 +361,7 @@ class Capture:
             returned = torch.func.functional_call(self._module, parameters, (sample,))
             return self.select(returned).reshape(len(sample), -1)
 
-        _, truth = torch.func.jvp(outputs_of, (tensors,), (direction,))
+        truth = torch.func.jvp(outputs_of, (tensors,), (direction,))[1]
         flat = torch.cat([d.flatten() for d in direction.values()]).unsqueeze(0)
         parts = [
             jvp(*factors, spec.to_block(flat))[..., 0]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator
 from torch import Tensor, nn
 
 from inrfast import backends
@@ -23,11 +22,14 @@ from inrfast.errors import (
     check_int,
     check_tensor,
 )
-from inrfast.jacobians import FactorStore, LayerwiseJacobian
+from inrfast.jacobians import PRODUCT_ROWS, FactorStore, LayerwiseJacobian
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import budget_bytes, chunks, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
@@ -343,17 +345,18 @@ class NTK:
         # The head's identity sensitivities select one row of its block an output, so b = 1 there.
         shapes = [(k, max(b, 1), max(a, 1)) for a, b in self._widths]
         totals = [[torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes] for _ in picked]
+        scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
         for points, factors in self._other.chunks():
             for m, blocks in zip(picked, totals, strict=True):
                 for layer, total in zip(factors, blocks, strict=True):
                     s = None if layer.sensitivities is None else layer.sensitivities[:, m]
-                    row_ops.block_vjp_(total, layer.features, s, V[points])
+                    row_ops.block_vjp_(total, layer.features, s, V[points], scratch)
         out = torch.zeros(self.shape[0], k, dtype=self.dtype, device=self.device)
         for points, factors in self.rows.chunks():
             for m, blocks in zip(picked, totals, strict=True):
                 for layer, total in zip(factors, blocks, strict=True):
                     s = None if layer.sensitivities is None else layer.sensitivities[:, m]
-                    row_ops.block_jvp_(out[points], layer.features, s, total)
+                    row_ops.block_jvp_(out[points], layer.features, s, total, scratch)
         return out
 
     # ---- reductions --------------------------------------------------------------------------------------------
@@ -498,6 +501,8 @@ class NTK:
 
     def to_scipy(self) -> LinearOperator:
         """Return the kernel as a ``scipy.sparse.linalg.LinearOperator`` (products go through ``K @ V``)."""
+
+        from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
 
         def forward(kernel: NTK) -> Callable[[np.ndarray], np.ndarray]:
             def apply(v: np.ndarray) -> np.ndarray:

@@ -384,8 +384,9 @@ def _feature_jacobians(
         counts = []
         for part in chunks(len(pixels), JACOBIAN_ROWS):
             for matrix in _slopes(exact, index, preactivations[part], layer.weight):
-                values = torch.linalg.svdvals(matrix[(matrix != 0).any(1)])  # a ReLU leaves half of the rows
-                counts.append((values.unsqueeze(1) > tolerances * values[:1]).sum(0))
+                alive = matrix[(matrix != 0).any(1)]  # a ReLU leaves half of the rows, or none
+                values = torch.linalg.svdvals(alive).unsqueeze(1)
+                counts.append((values > tolerances * values[:1]).sum(0))
         ranks = torch.stack(counts)
         found.append(
             FeatureJacobian(

@@ -55,9 +55,9 @@ class Scratch:
     @staticmethod
     def allocate(points: int, fold: int, dtype: torch.dtype, device: torch.device) -> Scratch:
         """Return room for tiles of up to ``points`` x ``points`` points with ``fold`` rows each."""
-        kwargs = {"dtype": dtype, "device": device}
         pairs = points * points
-        return Scratch(*(torch.empty(size, **kwargs) for size in (pairs * fold**2, pairs, pairs * fold**2)))  # type: ignore[arg-type]
+        sizes = (pairs * fold**2, pairs, pairs * fold**2)
+        return Scratch(*(torch.empty(size, dtype=dtype, device=device) for size in sizes))
 
 
 def gram_tile(

@@ -7,6 +7,8 @@ ones; ``sensitivities`` is S (n, M, b), None for the identity (b = M).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -48,7 +50,13 @@ def vjp(features: Tensor | None, sensitivities: Tensor | None, cotangents: Tenso
     return torch.stack([w.t() @ features for w in weighted])
 
 
-def block_vjp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | None, v: Tensor) -> None:
+def scratch_for(n: int, widths: Iterable[tuple[int, int]], like: Tensor) -> Tensor:
+    """Return the scratch of the two functions below for chunks of n points and factors of the given widths (a, b)."""
+    smaller = max((min(a, b) for a, b in widths), default=1)
+    return like.new_empty(max(CACHE_ELEMENTS, n * smaller))
+
+
+def block_vjp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | None, v: Tensor, scratch: Tensor) -> None:
     """Add ``J_m^T V`` to ``out`` (k, b, a) for one output: ``sensitivities`` (n, b) or None (b = 1), ``v`` (n, k).
 
     The smaller factor is scaled by the columns of v, a few columns at a time so that the scratch stays in cache;
@@ -60,24 +68,22 @@ def block_vjp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | Non
         (factor,) = [f for f in (features, sensitivities) if f is not None]
         addmm_(out.view(k, -1), v.t(), factor)
         return
-    small, large, swapped = (features, sensitivities, True) if a < b else (sensitivities, features, False)
+    small, large = (features, sensitivities) if a < b else (sensitivities, features)
     width = small.shape[1]
-    if swapped and k > 1:  # out is (k, b, a) but the product gives (k, a, b): accumulate there, add once
-        product = out.new_zeros(k, a, b)
-    else:
-        product = out
-    for columns in chunks(k, max(1, CACHE_ELEMENTS // (n * width))):
-        scaled = torch.mul(v[:, columns].unsqueeze(2), small.unsqueeze(1)).reshape(n, -1)
+    # Scaled features give (k, a, b): gathered there and turned over at the end.
+    product = out.new_zeros(k, a, b) if a < b else out
+    for columns in chunks(k, max(1, len(scratch) // (n * width))):
         count = columns.stop - columns.start
-        if swapped and k == 1:
-            addmm_(out.view(b, a), large.t(), scaled)
-        else:
-            addmm_(product[columns].view(count * width, -1), scaled.t(), large)
+        scaled = scratch[: n * count * width].view(n, count, width)
+        torch.mul(v[:, columns].unsqueeze(2), small.unsqueeze(1), out=scaled)
+        addmm_(product[columns].view(count * width, -1), scaled.view(n, -1).t(), large)
     if product is not out:
         out.add_(product.transpose(1, 2))
 
 
-def block_jvp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | None, parameters: Tensor) -> None:
+def block_jvp_(
+    out: Tensor, features: Tensor | None, sensitivities: Tensor | None, parameters: Tensor, scratch: Tensor
+) -> None:
     """Add ``J_m P`` to ``out`` (n, k) for one output and k parameter blocks (k, b, a); the mirror of the above."""
     k, b, a = parameters.shape
     n = len(out)
@@ -90,8 +96,8 @@ def block_jvp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | Non
     else:
         small, large, weights = sensitivities, features, parameters.reshape(k * b, a)
     width = small.shape[1]
-    for columns in chunks(k, max(1, CACHE_ELEMENTS // (n * width))):
+    for columns in chunks(k, max(1, len(scratch) // (n * width))):
         count = columns.stop - columns.start
-        mixed = torch.empty(n, count * width, dtype=out.dtype, device=out.device)
+        mixed = scratch[: n * count * width].view(n, count * width)
         mm(large, weights[columns.start * width : columns.stop * width].t(), mixed)
         out[:, columns].add_(mixed.view(n, count, width).mul_(small.unsqueeze(1)).sum(-1))

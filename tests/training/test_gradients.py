@@ -14,7 +14,8 @@ import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
 from inrfast.training import gradients
-from inrfast.training.gradients import ChunkedGradient, LayerwiseGradient, WholeGradient, gradient_of
+from inrfast.training.gradients import ChunkedGradient, WholeGradient, gradient_of
+from inrfast.training.layerwise import LayerwiseGradient
 
 BUDGET = 2**30
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
