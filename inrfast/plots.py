@@ -7,13 +7,13 @@ kept open or dependent on a display.
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -264,9 +264,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"path must end in one of {', '.join(SUFFIXES)}, got {os.fspath(path)!r}")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=suffix[1:], dpi=DPI)
-    write_whole(path, buffer.getvalue())
+    with _whole_file(Path(path)) as file:
+        figure.savefig(file, format=suffix[1:], dpi=DPI)
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
@@ -277,12 +276,18 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     OSError
         The folder does not exist or cannot be written; nothing is left behind.
     """
-    target = Path(path)
+    with _whole_file(Path(path)) as file:
+        file.write(data)
+
+
+@contextmanager
+def _whole_file(target: Path) -> Iterator[IO[bytes]]:
+    """Give an open file that takes the place of ``target`` in the end, and goes if there is no such end."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # as any new file; temporary ones are private

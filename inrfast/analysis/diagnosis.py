@@ -265,17 +265,21 @@ def _full_grid(
                 streams[key] = first(matrix.shape[1], matrix.device)
             streams[key].add(matrix)
         bar.update()
-    spectra = {key: stream.singular_values() for key, stream in streams.items()}
-    again = {key: StreamedQR(v.shape[1], coords.device) for key, v in spectra.items() if v.floor > rtols[-1]}
-    if again and first is StreamedGram:
+    spectra = {key: _singular_values(key, stream) for key, stream in streams.items()}
+    again: dict[Key, StreamedQR] = {}
+    if first is StreamedGram:
+        for key, values in spectra.items():
+            if any(v.floor > rtols[-1] for v in values):
+                again[key] = StreamedQR(values[-1].shape[1], coords.device)
+    if again:
         bar.set_description("full grid, TSQR")
         for factors in _passes(capture, coords, rows):
             for key, matrix in _matrices(capture.layers, factors):
                 if key in again:
                     again[key].add(matrix)
-        streams |= again
-    sensitivities = _sensitivities(capture, streams, tallies, rtols, len(coords))
-    return _representations(capture, streams, tallies, rtols), sensitivities
+        spectra |= {key: _singular_values(key, stream) for key, stream in again.items()}
+    sensitivities = _sensitivities(capture, spectra, tallies, rtols, len(coords))
+    return _representations(capture, spectra, tallies, rtols), sensitivities
 
 
 def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Factors, ...]]:
@@ -283,9 +287,15 @@ def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Facto
         yield capture(coords[part])
 
 
+def _singular_values(key: Key, stream: StreamedGram | StreamedQR) -> tuple[SingularValues, ...]:
+    """Return the spectra of Z and [Z, 1], or of S."""
+    values = stream.singular_values()
+    return (stream.singular_values(values.shape[1] - 1), values) if key[0] == "features" else (values,)
+
+
 def _representations(
     capture: Capture,
-    streams: Mapping[Key, StreamedGram | StreamedQR],
+    spectra: Mapping[Key, tuple[SingularValues, ...]],
     tallies: Mapping[str, _Tally],
     rtols: tuple[float, ...],
 ) -> tuple[Representation, ...]:
@@ -295,35 +305,28 @@ def _representations(
         tally = tallies[spec.name]
         if tally.alive_units is None:
             continue
-        stream = streams["features", spec.name]
-        plain, with_ones = (stream.singular_values(d) for d in (spec.in_features, spec.in_features + 1))
+        plain, with_ones = (matrix_spectrum(values, rtols) for values in spectra["features", spec.name])
         dead = int((~tally.alive_units).sum())
-        found.append(
-            Representation(
-                name, matrix_spectrum(plain, rtols), matrix_spectrum(with_ones, rtols), dead, tally.dead_features
-            )
-        )
+        found.append(Representation(name, plain, with_ones, dead, tally.dead_features))
         name = spec.name
     return tuple(found)
 
 
 def _sensitivities(
     capture: Capture,
-    streams: Mapping[Key, StreamedGram | StreamedQR],
+    spectra: Mapping[Key, tuple[SingularValues, ...]],
     tallies: Mapping[str, _Tally],
     rtols: tuple[float, ...],
     points: int,
 ) -> tuple[Sensitivity, ...]:
+    m = capture.outputs
+    # The head's sensitivities are the identity at every point, and not streamed.
+    head = SingularValues(torch.full((m,), math.sqrt(points), dtype=torch.float64), 0.0, (points * m, m), "identity")
     total = sum(tally.trace for tally in tallies.values())
     found = []
     for spec in capture.layers:
-        stream, tally = streams.get(("sensitivities", spec.name)), tallies[spec.name]
-        if stream is None:  # the head: the identity at every point
-            m = capture.outputs
-            ones = torch.ones(m, dtype=torch.float64)
-            values = SingularValues(math.sqrt(points) * ones, 0.0, (points * m, m), "identity")
-        else:
-            values = stream.singular_values()
+        (values,) = spectra.get(("sensitivities", spec.name), (head,))
+        tally = tallies[spec.name]
         found.append(
             Sensitivity(
                 name=spec.name,

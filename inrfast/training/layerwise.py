@@ -95,7 +95,7 @@ class _Pass:
         self.layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
         trainable = [any(parameter.requires_grad for parameter in layer.parameters()) for layer in self.layers]
         self.lowest = trainable.index(True)
-        self.sums = {p: torch.zeros_like(p) for p in net.parameters() if p.requires_grad}
+        self.sums: dict[Tensor, Tensor] = {p: torch.zeros_like(p) for p in net.parameters() if p.requires_grad}
         self.features = [like.new_empty(rows, net.width) for _ in range(net.hidden_layers)]
         self.slopes = [like.new_empty(rows, net.width) for _ in range(net.hidden_layers)]
         self.errors = [like.new_empty(rows, net.width) for _ in range(2)]
@@ -104,7 +104,7 @@ class _Pass:
 
     @torch.no_grad()  # grad mode belongs to a thread
     def __call__(self, inputs: Tensor, target: Tensor, encoding: nn.Module | None, scale: float) -> float:
-        """Sum the gradients of these rows, ``scale`` times those of half the squared error; return the squared error."""
+        """Sum ``scale`` times the gradients of half the squared error of these rows; return the squared error."""
         for total in self.sums.values():
             total.zero_()
         squares = 0.0

@@ -1,4 +1,4 @@
-"""The report's schema: it survives JSON, holds no NaN, is written whole or not at all, and says what its numbers say."""
+"""The report: it survives JSON, holds no NaN, is written whole or not at all, and says what its numbers say."""
 
 import dataclasses
 import json

@@ -5,116 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from exact_gradients import BUDGET, assert_exact, exact, flat_gradient, signal
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.activations import ACTIVATIONS
-from inrfast.errors import MemoryBudgetError
-from inrfast.training import gradients
 from inrfast.training.gradients import ChunkedGradient, WholeGradient, gradient_of
 from inrfast.training.layerwise import LayerwiseGradient
-
-BUDGET = 2**30
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-
-
-def signal(net: inr.INR, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    dtype = net.layers[0].weight.dtype
-    coords = 2 * torch.rand(n, net.in_features, generator=rng, dtype=dtype) - 1
-    return coords, torch.rand(n, net.out_features, generator=rng, dtype=dtype)
-
-
-def flat_gradient(net: nn.Module) -> Tensor:
-    return torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None])
-
-
-def exact(net: nn.Module, coords: Tensor, target: Tensor, loss: Any = F.mse_loss) -> tuple[float, Tensor]:
-    """Loss and gradient by fp64 autodiff of the whole batch."""
-    twin = copy.deepcopy(net).double()
-    twin.zero_grad(set_to_none=True)
-    value = loss(twin(coords.double()), target.double())
-    value.backward()
-    return float(value.detach()), flat_gradient(twin)
-
-
-def assert_exact(net: nn.Module, gradient: gradients.Gradient, coords: Tensor, target: Tensor, batch: Any) -> None:
-    rows = slice(None) if batch is None else batch
-    loss, expected = exact(net, coords[rows], target[rows])
-    tolerance = TOLERANCE[coords.dtype]
-    assert gradient(batch) == pytest.approx(loss, rel=tolerance)
-    assert float((flat_gradient(net) - expected).norm()) <= tolerance * float(expected.norm()) + 1e-30
-
-
-@st.composite
-def networks(draw: st.DrawFn, dtype: torch.dtype, smooth: bool) -> inr.INR:
-    hidden = draw(st.integers(1, 4))
-    # ReLU gates of fp32 and fp64 differ near 0, which is not an error of the gradient: fp32 takes the smooth ones.
-    names = sorted(set(ACTIVATIONS) - {"relu"}) if smooth else sorted(ACTIVATIONS)
-    encoding = draw(
-        st.sampled_from([None, None, inr.RandomFourier(5, 1.0), inr.PositionalEncoding(2), inr.Polynomial(2)])
-    )
-    return inr.INR(
-        draw(st.integers(1, 3)),
-        draw(st.integers(1, 4)),
-        width=draw(st.integers(1, 40)),
-        hidden_layers=hidden,
-        activation=draw(st.lists(st.sampled_from(names), min_size=hidden, max_size=hidden)),
-        omega=draw(st.floats(0.5, 2.0)),
-        encoding=encoding,
-        bias=draw(st.booleans()),
-        seed=draw(st.integers(0, 1000)),
-        dtype=dtype,
-    )
-
-
-@settings(max_examples=25, deadline=None)
-@given(data=st.data())
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_layerwise_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.DataObject) -> None:
-    net = data.draw(networks(dtype, smooth=dtype == torch.float32))
-    coords, target = signal(net, data.draw(st.integers(1, 60)))
-    for parameter in net.parameters():
-        parameter.requires_grad_(data.draw(st.booleans()))
-    net.layers[data.draw(st.integers(0, net.hidden_layers))].weight.requires_grad_(True)
-    gradient = gradient_of(net, coords, target, "mse", BUDGET)
-    assert isinstance(gradient, LayerwiseGradient)
-    gradient.rows = data.draw(st.integers(1, gradient.rows))  # several chunks, the last one short
-    assert_exact(net, gradient, coords, target, None)
-    batch = torch.randperm(len(coords), generator=torch.Generator().manual_seed(3))[: 1 + len(coords) // 2]
-    assert_exact(net, gradient, coords, target, batch)
-    assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
-
-
-def test_many_chunks_in_fp32_stay_accurate() -> None:
-    net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
-    coords, target = inr.grid((128, 128)), torch.rand(128 * 128, 3, generator=torch.Generator().manual_seed(0))
-    gradient = gradient_of(net, coords, target, "mse", BUDGET)
-    gradient.rows = 16
-    assert_exact(net, gradient, coords, target, None)
-
-
-def test_an_encoding_too_large_to_keep_is_taken_again_at_every_step() -> None:
-    net = inr.INR(2, 1, width=8, hidden_layers=1, activation="tanh", encoding=inr.RandomFourier(50, 1.0))
-    coords, target = signal(net, 200)
-    small = gradient_of(net, coords, target, "mse", 2**14)
-    assert isinstance(small, LayerwiseGradient)
-    assert small.inputs is coords
-    assert small.rows < 200
-    assert_exact(net, small, coords, target, None)
-    with pytest.raises(MemoryBudgetError, match="one row"):
-        gradient_of(net, coords, target, "mse", 10)
-
-
-def test_shared_layers_add_up() -> None:
-    net = inr.INR(2, 1, width=8, hidden_layers=3, activation="tanh")
-    net.layers[1] = net.layers[2]
-    coords, target = signal(net, 30)
-    gradient = gradient_of(net, coords, target, "mse", BUDGET)
-    assert_exact(net, gradient, coords, target, None)
 
 
 class Centred(nn.Module):

@@ -1,0 +1,111 @@
+"""The layerwise gradient is that of fp64 autodiff, whatever the network, the chunks and the threads."""
+
+import threading
+
+import pytest
+import torch
+from exact_gradients import BUDGET, assert_exact, flat_gradient, signal
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import inrfast as inr
+from inrfast.activations import ACTIVATIONS
+from inrfast.errors import MemoryBudgetError
+from inrfast.training import layerwise
+from inrfast.training.gradients import gradient_of
+from inrfast.training.layerwise import LayerwiseGradient
+
+
+@st.composite
+def networks(draw: st.DrawFn, dtype: torch.dtype, smooth: bool) -> inr.INR:
+    hidden = draw(st.integers(1, 4))
+    # ReLU gates of fp32 and fp64 differ near 0, which is not an error of the gradient: fp32 takes the smooth ones.
+    names = sorted(set(ACTIVATIONS) - {"relu"}) if smooth else sorted(ACTIVATIONS)
+    encoding = draw(
+        st.sampled_from([None, None, inr.RandomFourier(5, 1.0), inr.PositionalEncoding(2), inr.Polynomial(2)])
+    )
+    return inr.INR(
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 4)),
+        width=draw(st.integers(1, 40)),
+        hidden_layers=hidden,
+        activation=draw(st.lists(st.sampled_from(names), min_size=hidden, max_size=hidden)),
+        omega=draw(st.floats(0.5, 2.0)),
+        encoding=encoding,
+        bias=draw(st.booleans()),
+        seed=draw(st.integers(0, 1000)),
+        dtype=dtype,
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.DataObject) -> None:
+    net = data.draw(networks(dtype, smooth=dtype == torch.float32))
+    coords, target = signal(net, data.draw(st.integers(1, 60)))
+    for parameter in net.parameters():
+        parameter.requires_grad_(data.draw(st.booleans()))
+    net.layers[data.draw(st.integers(0, net.hidden_layers))].weight.requires_grad_(True)
+    rows, threads = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3))
+    with pytest.MonkeyPatch.context() as patch:  # several chunks and threads on few points
+        patch.setattr(layerwise, "LEAST_ROWS", 5)
+        patch.setattr(layerwise, "chunk_rows", lambda widest, like: rows)
+        patch.setattr(layerwise, "_threads", lambda like: threads)
+        gradient = gradient_of(net, coords, target, "mse", BUDGET)
+        assert isinstance(gradient, LayerwiseGradient)
+        assert_exact(net, gradient, coords, target, None)
+        batch = torch.randperm(len(coords), generator=torch.Generator().manual_seed(3))[: 1 + len(coords) // 2]
+        assert_exact(net, gradient, coords, target, batch)
+    assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
+
+
+def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "chunk_rows", lambda widest, like: 16)
+    net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
+    coords, target = signal(net, 128 * 128)
+    assert_exact(net, gradient_of(net, coords, target, "mse", BUDGET), coords, target, None)
+
+
+def test_threads_repeat_bit_by_bit_and_keep_to_themselves() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        net = inr.INR(2, 3, width=32, hidden_layers=2)
+        coords, target = signal(net, 5000)
+        gradient = gradient_of(net, coords, target, "mse", BUDGET)
+        assert isinstance(gradient, LayerwiseGradient)
+        assert len(gradient.passes) in (1, 3)  # 1 where the matrix library has a pool of its own
+        runs = []
+        for _ in range(3):
+            gradient(None)
+            runs.append(flat_gradient(net))
+        assert all(torch.equal(run, runs[0]) for run in runs)
+        assert torch.get_num_threads() == 3
+        seen: list[int] = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert seen == [3]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_encoding_too_large_to_keep_is_taken_again_at_every_step() -> None:
+    net = inr.INR(2, 1, width=8, hidden_layers=1, activation="tanh", encoding=inr.RandomFourier(50, 1.0))
+    coords, target = signal(net, 200)
+    small = gradient_of(net, coords, target, "mse", 2**14)
+    assert isinstance(small, LayerwiseGradient)
+    assert small.inputs is coords
+    assert len(small.passes) * small.rows < 200
+    assert_exact(net, small, coords, target, None)
+    with pytest.raises(MemoryBudgetError, match="one row"):
+        gradient_of(net, coords, target, "mse", 10)
+
+
+def test_shared_layers_add_up() -> None:
+    net = inr.INR(2, 1, width=8, hidden_layers=3, activation="tanh")
+    net.layers[1] = net.layers[2]
+    coords, target = signal(net, 30)
+    gradient = gradient_of(net, coords, target, "mse", BUDGET)
+    assert_exact(net, gradient, coords, target, None)
