@@ -107,7 +107,10 @@ def test_dense_kernel_against_torch_func(benchmark: Any) -> None:
         slow = seconds(lambda: contraction(net, coords, None if chunk == "None" else int(chunk), method))
         ratios.append(slow / fast)
     benchmark.extra_info.update(
-        target=60.0, measured=statistics.median(ratios), quartiles=statistics.quantiles(ratios, n=4), baselines=baselines
+        target=60.0,
+        measured=statistics.median(ratios),
+        quartiles=statistics.quantiles(ratios, n=4),
+        baselines=baselines,
     )
     benchmark.pedantic(lambda: inr.ntk(net, coords).to_dense(), rounds=7, warmup_rounds=1)
 

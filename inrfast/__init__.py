@@ -4,7 +4,7 @@ from inrfast import init
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport
-from inrfast.encodings import PositionalEncoding, Polynomial, RandomFourier
+from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.jacobians import LayerwiseJacobian, jacobian
 from inrfast.linalg.spectrum import RankInterval, Spectrum
@@ -21,8 +21,8 @@ __all__ = [
     "DiagnosisReport",
     "FitResult",
     "LayerwiseJacobian",
-    "PositionalEncoding",
     "Polynomial",
+    "PositionalEncoding",
     "RandomFourier",
     "RankInterval",
     "Spectrum",

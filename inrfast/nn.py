@@ -108,7 +108,7 @@ class INR(nn.Module):
         activation: str | Sequence[str] = "relu",
         omega: float | Sequence[float] = 30.0,
         encoding: Encoding | None = None,
-        norm: str | None | Sequence[str | None] = None,
+        norm: str | Sequence[str | None] | None = None,
         norm_position: str = "pre",
         init: Any = "default",
         bias: bool = True,

@@ -1,4 +1,4 @@
-"""The neural tangent kernel as a lazy operator: products, columns, reductions, dense form, spectrum; whole or by layer."""
+"""The neural tangent kernel as a lazy operator, whole or by layer: products, columns, norms, dense form, spectrum."""
 
 from __future__ import annotations
 
@@ -201,8 +201,8 @@ class NTK:
     def _pairs(self, side: LayerwiseJacobian, factors: Sequence[Factors]) -> list[gram_ops.Pair]:
         return [factors[i] for i in side.indices]
 
-    def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
-        """Visit all tiles (of the upper triangle, if symmetric) with their place in the kernel."""
+    def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None], in_order: bool = True) -> None:
+        """Visit all tiles (the upper triangle, if symmetric) with their place in the kernel; by threads if not in order."""
         fold = self._fold
         for points, rows in self._blocks(self.rows):
             for others, columns in self._blocks(self._other):
@@ -214,7 +214,8 @@ class NTK:
                 def place(i: slice, j: slice, tile: Tensor, top: int = top, left: int = left) -> None:
                     visit(slice(i.start + top, i.stop + top), slice(j.start + left, j.stop + left), tile)
 
-                gram_ops.for_each_tile(rows, None if same else columns, self.output, self.outputs, self.dtype, place)
+                others_or_none = None if same else columns
+                gram_ops.for_each_tile(rows, others_or_none, self.output, self.outputs, self.dtype, place, in_order)
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
@@ -249,7 +250,7 @@ class NTK:
             if self.symmetric and i != j:
                 target[j, i] = tile.t()
 
-        self._for_each_tile(write)
+        self._for_each_tile(write, in_order=False)
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
@@ -285,7 +286,7 @@ class NTK:
             def write(i: slice, j: slice, tile: Tensor, top: int = top) -> None:
                 out[i.start + top : i.stop + top, j] = tile
 
-            gram_ops.for_each_tile(factors, chosen, self.output, self.outputs, self.dtype, write)
+            gram_ops.for_each_tile(factors, chosen, self.output, self.outputs, self.dtype, write, in_order=False)
         picked = inverse * fold + wanted % fold
         if len(picked) == out.shape[1] and bool((picked == torch.arange(len(picked), device=picked.device)).all()):
             return out

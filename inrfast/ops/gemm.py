@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_choice
+from inrfast.threads import MOST_THREADS
 
 PROBE_SHAPE = (512, 512, 256)
 PROBE_ROUNDS = 4
@@ -168,6 +169,13 @@ def report() -> dict[str, dict[str, object]]:
         rates = {name: round(flops / t / 1e9, 1) for name, t in _seconds.get(dtype, {}).items()}
         table[str(dtype).removeprefix("torch.")] = {"library": library, "gflops": rates}
     return table
+
+
+def threads(dtype: torch.dtype, device: torch.device) -> int:
+    """Return how many single-threaded workers may share products: one if the library has its own threads, or on a GPU."""
+    if device.type != "cpu" or choose(dtype) == "numpy":
+        return 1
+    return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from inrfast.ops.gemm import addmm_, mm
+from inrfast.ops.gemm import threads as gemm_threads
+from inrfast.threads import share
 
 Pair = tuple[Tensor | None, Tensor | None]
 Output = str | int
@@ -147,23 +149,34 @@ def for_each_tile(
     outputs: int,
     dtype: torch.dtype,
     visit: Callable[[slice, slice, Tensor], None],
+    in_order: bool = True,
 ) -> None:
     """Call ``visit(rows, columns, tile)`` on every tile; ``columns=None`` is the symmetric kernel, upper tiles only.
 
-    Slices count rows of the kernel (points times M for ``"full"``); the tile is scratch, valid during the call.
+    Slices count rows of the kernel (points times M for ``"full"``); the tile is scratch, valid during the call. Unless
+    ``in_order``, threads share the tiles and call ``visit`` at the same time.
     """
     fold = outputs if output == "full" else 1
     side = max(1, TILE // fold)
     n = points(rows)
+    others = rows if columns is None else columns
     tiles = symmetric_tiles(n, side) if columns is None else rectangular_tiles(n, points(columns), side)
     device = next(f for pair in rows for f in pair if f is not None).device
-    scratch = Scratch.allocate(min(side, max(n, 1)) if columns is None else side, fold, dtype, device)
-    others = rows if columns is None else columns
-    for i, j in tiles:
-        tile = gram_tile(slice_points(rows, i), slice_points(others, j), output, outputs, scratch)
-        if columns is None and i == j:
-            _symmetrise_(tile)
-        visit(slice(i.start * fold, i.stop * fold), slice(j.start * fold, j.stop * fold), tile)
+
+    def worker() -> Callable[[tuple[slice, slice]], None]:
+        scratch = Scratch.allocate(min(side, max(n, points(others))), fold, dtype, device)
+
+        def compute(place: tuple[slice, slice]) -> None:
+            i, j = place
+            tile = gram_tile(slice_points(rows, i), slice_points(others, j), output, outputs, scratch)
+            if columns is None and i == j:
+                _symmetrise_(tile)
+            visit(slice(i.start * fold, i.stop * fold), slice(j.start * fold, j.stop * fold), tile)
+
+        return compute
+
+    threads = 1 if in_order or n <= side else gemm_threads(dtype, device)
+    share(tiles, [worker() for _ in range(threads)])
 
 
 def gram_diagonal(factors: Sequence[Pair], output: Output, outputs: int) -> Tensor:

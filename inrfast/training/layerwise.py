@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +10,7 @@ from torch import Tensor, nn
 from inrfast.memory import chunks, require
 from inrfast.nn import INR
 from inrfast.ops import gemm
+from inrfast.threads import together
 from inrfast.training.in_place import IN_PLACE
 
 CACHED_BYTES = 2**19
@@ -20,8 +18,6 @@ CACHED_BYTES = 2**19
 LEAST_ROWS, MOST_ROWS = 256, 8192
 DEVICE_ROWS = 2**16
 """Rows of a chunk elsewhere than on a CPU: enough to fill a GPU, few enough to fit it."""
-MOST_THREADS = 16
-"""Between two operations only one thread runs Python: more threads than this would wait for it."""
 
 
 def chunk_rows(widest: int, like: Tensor) -> int:
@@ -64,9 +60,10 @@ class LayerwiseGradient:
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
         affordable = budget // row_bytes
         self.rows = min(chunk_rows(max(net.width, net.out_features), coords), len(coords), affordable)
-        threads = min(_threads(coords), max(1, len(coords) // LEAST_ROWS), affordable // self.rows)
+        threads = min(
+            gemm.threads(coords.dtype, coords.device), max(1, len(coords) // LEAST_ROWS), affordable // self.rows
+        )
         self.passes = [_Pass(net, self.rows, coords) for _ in range(threads)]
-        self.pool = _single_threaded_pool(threads) if threads > 1 else None
 
     @torch.no_grad()
     def __call__(self, batch: Tensor | None) -> float:
@@ -78,7 +75,7 @@ class LayerwiseGradient:
             functools.partial(one, inputs[rows], target[rows], self.encoding, 2 / target.numel())
             for one, rows in zip(self.passes, chunks(len(inputs), share), strict=False)
         ]
-        squares = [jobs[0]()] if self.pool is None or len(jobs) == 1 else _together(self.pool, jobs)
+        squares = together(jobs)
         for parameter, total in self.passes[0].sums.items():
             for one in self.passes[1 : len(jobs)]:
                 total.add_(one.sums[parameter])
@@ -156,29 +153,3 @@ def _encoded(net: INR, coords: Tensor, budget: int) -> tuple[Tensor, nn.Module |
     for rows in chunks(len(coords), chunk_rows(columns, coords)):
         inputs[rows] = net.encoding(coords[rows])
     return inputs, None
-
-
-def _threads(like: Tensor) -> int:
-    """Return how many threads may take shares: one if the matrix library has a pool of its own, or on a GPU."""
-    if like.device.type != "cpu" or gemm.choose(like.dtype) == "numpy":
-        return 1
-    return min(torch.get_num_threads(), MOST_THREADS)
-
-
-def _single_threaded_pool(threads: int) -> ThreadPoolExecutor:
-    """Return started threads whose own tensor operations run on one core each."""
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "inrfast-fit", initializer=torch.set_num_threads, initargs=(1,))
-    started = threading.Barrier(threads)
-    wait([pool.submit(started.wait) for _ in range(threads)])
-    torch.set_num_threads(before)  # what the last thread set is also the start value of threads to come
-    return pool
-
-
-def _together(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], float]]) -> list[float]:
-    """Return the jobs' results; after an interrupt, too, no thread is left at work on the buffers."""
-    running = [pool.submit(job) for job in jobs]
-    try:
-        return [job.result() for job in running]
-    finally:
-        wait(running)

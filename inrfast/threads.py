@@ -1,0 +1,79 @@
+"""Threads that each take whole pieces of work: they wait for each other once a job, not once an operation.
+
+A parallel tensor operation ends in a barrier, and whatever disturbs one core then stops all. Where a job falls into
+independent pieces (tiles, chunks of points), one single-threaded worker a core does the same work without barriers.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+from inrfast.errors import check_int
+
+T = TypeVar("T")
+
+MOST_THREADS = 16
+"""Between two operations only one thread runs Python: more threads than this would wait for it."""
+
+
+@functools.cache
+def workers(threads: int) -> ThreadPoolExecutor:
+    """Return started threads whose own tensor operations run on one core each; the same pool for the same number."""
+    check_int("threads", threads, minimum=1)
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, "inrfast", initializer=torch.set_num_threads, initargs=(1,))
+    started = threading.Barrier(threads + 1)
+    waiting = [pool.submit(started.wait) for _ in range(threads)]
+    started.wait()
+    wait(waiting)
+    torch.set_num_threads(before)  # what the last thread set is also the start value of threads to come
+    return pool
+
+
+# The threads of a pool do not survive a fork; the child makes its own.
+os.register_at_fork(after_in_child=workers.cache_clear)
+
+
+def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """Run one job a thread and return their results; after an interrupt, too, none is left at work."""
+    if len(jobs) == 1:
+        return [jobs[0]()]
+    pool = workers(len(jobs))
+    running = [pool.submit(job) for job in jobs]
+    try:
+        return [job.result() for job in running]
+    finally:
+        wait(running)
+
+
+def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
+    """Give every piece to whichever job is free next; each job runs in a thread of its own.
+
+    The first error stops the handing out and is raised.
+    """
+    lock, source, stopped = threading.Lock(), iter(pieces), threading.Event()
+
+    def take(job: Callable[[T], None]) -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    piece = next(source, None)
+                if piece is None:
+                    return
+                job(piece)
+        except BaseException:
+            stopped.set()
+            raise
+
+    try:
+        together([functools.partial(take, job) for job in jobs])
+    except BaseException:
+        stopped.set()
+        raise
