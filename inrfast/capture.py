@@ -64,7 +64,7 @@ class LayerSpec:
 
     @property
     def block(self) -> tuple[int, int]:
-        """Shape (b, a) of the parameter block: ``[W, b]`` of a linear layer, stacked ``w`` and ``b`` of an affine one."""
+        """Shape (b, a) of the parameters: ``[W, b]`` of a linear layer, stacked ``w`` and ``b`` of an affine one."""
         if self.kind == "affine":
             return self.columns, 1
         return self.out_features, self.with_weight * self.in_features + self.with_bias
@@ -480,8 +480,8 @@ def _refuse(net: nn.Module, chosen: list[str]) -> None:
         kind = _supported_kind(modules[owner])
         if kind is None or leaf not in ("weight", "bias"):
             raise UnsupportedModuleError(
-                f"parameter {name!r} belongs to {type(modules[owner]).__name__}, which has no two-factor form; supported "
-                "are nn.Linear, nn.BatchNorm1d with frozen statistics, nn.LayerNorm and nn.RMSNorm. "
+                f"parameter {name!r} belongs to {type(modules[owner]).__name__}, which has no two-factor form; "
+                "supported are nn.Linear, nn.BatchNorm1d with frozen statistics, nn.LayerNorm and nn.RMSNorm. "
                 "Freeze it or leave it out with params="
             )
 

@@ -1,4 +1,4 @@
-"""The Jacobian of a network over a grid as a linear operator, layer by layer, never formed unless rows are asked for."""
+"""The Jacobian of a network over a grid as a linear operator, layer by layer, not formed unless rows are asked for."""
 
 from __future__ import annotations
 

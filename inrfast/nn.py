@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -146,8 +147,7 @@ class INR(nn.Module):
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
         self.layers = nn.ModuleList(
-            skip_init(nn.Linear, a, b, bias=bool(bias), device=where, dtype=dtype)
-            for a, b in zip(sizes[:-1], sizes[1:], strict=True)
+            skip_init(nn.Linear, a, b, bias=bool(bias), device=where, dtype=dtype) for a, b in itertools.pairwise(sizes)
         )
         self.norms = nn.ModuleList(self._norm(name, where, dtype) for name in self.norm_names)
         self.init = init

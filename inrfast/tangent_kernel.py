@@ -202,7 +202,7 @@ class NTK:
         return [factors[i] for i in side.indices]
 
     def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None], in_order: bool = True) -> None:
-        """Visit all tiles (the upper triangle, if symmetric) with their place in the kernel; by threads if not in order."""
+        """Visit all tiles (the upper triangle, if symmetric) and their places; by threads if out of order."""
         fold = self._fold
         for points, rows in self._blocks(self.rows):
             for others, columns in self._blocks(self._other):

@@ -172,7 +172,7 @@ def report() -> dict[str, dict[str, object]]:
 
 
 def threads(dtype: torch.dtype, device: torch.device) -> int:
-    """Return how many single-threaded workers may share products: one if the library has its own threads, or on a GPU."""
+    """Return how many single-threaded workers may share products: 1 if the library has its own threads, or on a GPU."""
     if device.type != "cpu" or choose(dtype) == "numpy":
         return 1
     return min(torch.get_num_threads(), MOST_THREADS)

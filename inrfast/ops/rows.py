@@ -32,7 +32,7 @@ def rows(features: Tensor | None, sensitivities: Tensor | None, outputs: int) ->
 
 def jvp(features: Tensor | None, sensitivities: Tensor | None, parameters: Tensor) -> Tensor:
     """Return ``J p`` (n, M, k) of one block for k parameter blocks (k, b, a)."""
-    k, b, a = parameters.shape
+    k, b, _ = parameters.shape
     if features is None:
         assert sensitivities is not None
         return sensitivities @ parameters.reshape(k, b).t()
