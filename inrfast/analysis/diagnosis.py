@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -416,9 +415,10 @@ def _slopes(net: INR, index: int, preactivations: Tensor, weight: Tensor) -> Ten
             return net.activate(index, u.unsqueeze(0)).squeeze(0)
 
         return torch.func.vmap(torch.func.jacfwd(activate_one))(preactivations) @ weight
-    # Elementwise, so one forward derivative along (1, ..., 1) holds the whole diagonal.
-    ones = torch.ones_like(preactivations)
-    diagonal = torch.func.jvp(partial(net.activate, index), (preactivations,), (ones,))[1]
+    # Elementwise, so the gradient of the sum holds the whole diagonal.
+    with torch.enable_grad():
+        u = preactivations.detach().requires_grad_()
+        (diagonal,) = torch.autograd.grad(net.activate(index, u).sum(), u)
     return diagonal.unsqueeze(2) * weight
 
 

@@ -1,0 +1,41 @@
+"""Door checks: each says the argument, what came and what is accepted."""
+
+import numpy as np
+import pytest
+import torch
+
+from inrfast.errors import check_choice, check_coords, check_float, check_int, check_tensor
+
+
+def test_good_values_pass_through():
+    assert check_choice("x", "a", ("a", "b")) == "a"
+    assert check_int("x", np.int64(3), minimum=3) == 3
+    assert check_float("x", np.float32(0.5), minimum=0, exclusive=True) == 0.5
+    t = torch.ones(2, 3)
+    assert check_tensor("x", t, ndim=2) is t
+    assert check_coords("x", t, 3, torch.device("cpu")) is t
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: check_choice("mode", "fulll", ("full", "trace")), ValueError, "mode.*'fulll'.*Did you mean 'full'"),
+        (lambda: check_choice("mode", None, ("full",)), TypeError, "mode must be a name.*NoneType"),
+        (lambda: check_int("n", True), TypeError, "n must be an integer, got True"),
+        (lambda: check_int("n", 2.0), TypeError, "n must be an integer"),
+        (lambda: check_int("n", 0, minimum=1), ValueError, "n must be at least 1, got 0"),
+        (lambda: check_float("t", "1"), TypeError, "t must be a number"),
+        (lambda: check_float("t", float("inf")), ValueError, "t must be finite"),
+        (lambda: check_float("t", 0, minimum=0, exclusive=True), ValueError, "t must be above 0"),
+        (lambda: check_tensor("a", [1.0]), TypeError, r"a must be a torch\.Tensor, got list"),
+        (lambda: check_tensor("a", torch.ones(2), ndim=2), ValueError, r"2 dimensions, got shape \(2,\)"),
+        (lambda: check_tensor("a", torch.ones(2).int()), TypeError, "floating-point dtype, got torch.int32"),
+        (lambda: check_tensor("a", torch.ones(0)), ValueError, "must not be empty"),
+        (lambda: check_tensor("a", torch.tensor([1.0, float("nan")])), ValueError, "1 NaN or Inf among its 2"),
+        (lambda: check_coords("a", torch.ones(2, 3), 2), ValueError, r"shape \(N, 2\)"),
+        (lambda: check_coords("a", torch.ones(2, 2), 2, torch.device("meta")), ValueError, "cpu.*meta"),
+    ],
+)
+def test_bad_values_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
