@@ -60,15 +60,24 @@ class FactorStore:
         # The pass itself works in fp64 with a few temporaries a factor: leave room for them.
         return max(1, min(len(self.coords), self.budget // (6 * self.bytes_per_point)))
 
-    def chunks(self, size: int) -> Iterator[tuple[slice, list[Factors]]]:
-        """Yield ``(rows, factors)`` over all points, at most ``size`` points at a time."""
+    def chunks(self, size: int, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
+        """Yield ``(rows, factors)`` over the points (``within`` a range of them), at most ``size`` at a time."""
+        start, stop, _ = (within or slice(None)).indices(len(self.coords))
         if self.fits:
-            kept = self.all()
-            for rows in chunks(len(self.coords), size):
-                yield rows, [_slice(factors, rows) for factors in kept]
-            return
-        for rows in chunks(len(self.coords), min(size, self.streaming_rows)):
+            self.all()
+        else:
+            size = min(size, self.streaming_rows)
+        for part in chunks(stop - start, size):
+            rows = slice(start + part.start, start + part.stop)
             yield rows, self.at(rows)
+
+    def shares(self, size: int) -> list[slice]:
+        """Return one range of points a worker, in multiples of ``size``; one range alone if factors are recomputed."""
+        n, threads = len(self.coords), 1
+        if self.fits:
+            self.all()
+            threads = gemm.threads(self.capture.dtype, self.capture.device)
+        return list(chunks(n, size * max(1, -(-n // (size * threads)))))
 
     def at(self, rows: slice) -> list[Factors]:
         """Return the factors of some points."""
@@ -173,9 +182,9 @@ class LayerwiseJacobian:
         parameters = {name: self._columns[name] for name in spec.parameters}
         return LayerSpec(spec.name, spec.kind, spec.in_features, spec.out_features, spec.has_bias, parameters)
 
-    def chunks(self, size: int = PRODUCT_ROWS) -> Iterator[tuple[slice, list[Factors]]]:
-        """Yield ``(points, factors of this Jacobian's layers)`` over the grid."""
-        for points, factors in self.store.chunks(size):
+    def chunks(self, size: int = PRODUCT_ROWS, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
+        """Yield ``(points, factors of this Jacobian's layers)`` over the grid, or over a range of its points."""
+        for points, factors in self.store.chunks(size, within):
             yield points, [factors[index] for index in self.indices]
 
     def rows(self, points: slice | int | None = None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import budget_bytes, chunks, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
+from inrfast.threads import together
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -345,19 +346,32 @@ class NTK:
         picked = [self.output] if isinstance(self.output, int) else range(self.outputs)
         # The head's identity sensitivities select one row of its block an output, so b = 1 there.
         shapes = [(k, max(b, 1), max(a, 1)) for a, b in self._widths]
-        totals = [[torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes] for _ in picked]
-        scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
-        for points, factors in self._other.chunks():
-            for m, blocks in zip(picked, totals, strict=True):
-                for layer, total in zip(factors, blocks, strict=True):
-                    s = None if layer.sensitivities is None else layer.sensitivities[:, m]
-                    row_ops.block_vjp_(total, layer.features, s, V[points], scratch)
         out = torch.zeros(self.shape[0], k, dtype=self.dtype, device=self.device)
-        for points, factors in self.rows.chunks():
-            for m, blocks in zip(picked, totals, strict=True):
-                for layer, total in zip(factors, blocks, strict=True):
-                    s = None if layer.sensitivities is None else layer.sensitivities[:, m]
-                    row_ops.block_jvp_(out[points], layer.features, s, total, scratch)
+
+        def gather(share: slice) -> list[list[Tensor]]:
+            """``J'^T V`` of some points: each worker its own sums, added up in order afterwards."""
+            sums = [[torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes] for _ in picked]
+            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
+            for points, factors in self._other.chunks(within=share):
+                for m, blocks in zip(picked, sums, strict=True):
+                    for layer, total in zip(factors, blocks, strict=True):
+                        row_ops.block_vjp_(total, layer.features, _of_output(layer, m), V[points], scratch)
+            return sums
+
+        first, *others = together([partial(gather, share) for share in self._other.store.shares(PRODUCT_ROWS)])
+        for sums in others:
+            for blocks, more in zip(first, sums, strict=True):
+                for total, part in zip(blocks, more, strict=True):
+                    total += part
+
+        def spread(share: slice) -> None:
+            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
+            for points, factors in self.rows.chunks(within=share):
+                for m, blocks in zip(picked, first, strict=True):
+                    for layer, total in zip(factors, blocks, strict=True):
+                        row_ops.block_jvp_(out[points], layer.features, _of_output(layer, m), total, scratch)
+
+        together([partial(spread, share) for share in self.rows.store.shares(PRODUCT_ROWS)])
         return out
 
     # ---- reductions --------------------------------------------------------------------------------------------
@@ -529,6 +543,10 @@ class NTK:
     def __repr__(self) -> str:
         names = [spec.name for spec in self.specs]
         return f"NTK(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+
+
+def _of_output(layer: Factors, output: int) -> Tensor | None:
+    return None if layer.sensitivities is None else layer.sensitivities[:, output]
 
 
 def ntk(

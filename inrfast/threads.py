@@ -19,6 +19,8 @@ from inrfast.errors import check_int
 
 T = TypeVar("T")
 
+NAME = "inrfast-worker"
+
 MOST_THREADS = 16
 """Between two operations only one thread runs Python: more threads than this would wait for it."""
 
@@ -28,7 +30,7 @@ def workers(threads: int) -> ThreadPoolExecutor:
     """Return started threads whose own tensor operations run on one core each; the same pool for the same number."""
     check_int("threads", threads, minimum=1)
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, "inrfast", initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, NAME, initializer=torch.set_num_threads, initargs=(1,))
     started = threading.Barrier(threads + 1)
     waiting = [pool.submit(started.wait) for _ in range(threads)]
     started.wait()
@@ -42,9 +44,12 @@ os.register_at_fork(after_in_child=workers.cache_clear)
 
 
 def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """Run one job a thread and return their results; after an interrupt, too, none is left at work."""
-    if len(jobs) == 1:
-        return [jobs[0]()]
+    """Run one job a thread and return their results; after an interrupt, too, none is left at work.
+
+    One job, and jobs started from inside a job, run in the calling thread: a pool that waits for itself never ends.
+    """
+    if len(jobs) == 1 or threading.current_thread().name.startswith(NAME):
+        return [job() for job in jobs]
     pool = workers(len(jobs))
     running = [pool.submit(job) for job in jobs]
     try:

@@ -26,6 +26,10 @@ def test_workers_compute_on_one_thread_each_and_leave_the_caller_alone():
     assert workers(2) is workers(2)
 
 
+def test_jobs_within_jobs_run_in_place():
+    assert together([lambda: together([lambda: 1, lambda: 2])] * 2) == [[1, 2], [1, 2]]
+
+
 def test_an_error_stops_the_work_and_is_raised():
     done = []
 

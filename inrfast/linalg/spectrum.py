@@ -79,6 +79,8 @@ class Spectrum:
             ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed.
         """
         rtol = self.rtol if rtol is None else check_float("rtol", rtol, minimum=0.0, exclusive=True)
+        if self.trace == 0:  # positive semidefinite without a trace: the zero operator
+            return RankInterval(0, 0, rtol)
         if rtol < self.floor:
             raise ResolutionError(f"rtol={rtol:g} is below the floor {self.floor:.2e} of this spectrum ({self.method})")
         if rtol < self.rtol * (1 - 1e-12):
