@@ -25,12 +25,18 @@ MOST_THREADS = 16
 """Between two operations only one thread runs Python: more threads than this would wait for it."""
 
 
+def _one_core() -> None:
+    """Give the tensor operations of this thread one core."""
+    torch.get_num_threads()  # a thread takes over torch's common number at its first question: let that be past
+    torch.set_num_threads(1)
+
+
 @functools.cache
 def workers(threads: int) -> ThreadPoolExecutor:
     """Return started threads whose own tensor operations run on one core each; the same pool for the same number."""
     check_int("threads", threads, minimum=1)
     before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, NAME, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, NAME, initializer=_one_core)
     started = threading.Barrier(threads + 1)
     waiting = [pool.submit(started.wait) for _ in range(threads)]
     started.wait()
