@@ -88,7 +88,7 @@ class Settings:
     width: int = 256
     hidden_layers: int = 3
     jacobian_pixels: int = 64
-    steps: int = 1200
+    steps: int = 1000
     batch_size: int = 4096
     schedule: str = "exponential"
 

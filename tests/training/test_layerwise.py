@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
+from inrfast.ops import gemm
 from inrfast.training import layerwise
 from inrfast.training.gradients import gradient_of
 from inrfast.training.layerwise import LayerwiseGradient
@@ -51,7 +52,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
     with pytest.MonkeyPatch.context() as patch:  # several chunks and threads on few points
         patch.setattr(layerwise, "LEAST_ROWS", 5)
         patch.setattr(layerwise, "chunk_rows", lambda widest, like: rows)
-        patch.setattr(layerwise, "_threads", lambda like: threads)
+        patch.setattr(gemm, "threads", lambda dtype, device: threads)
         gradient = gradient_of(net, coords, target, "mse", BUDGET)
         assert isinstance(gradient, LayerwiseGradient)
         assert_exact(net, gradient, coords, target, None)
