@@ -259,8 +259,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _diagnose(arguments: argparse.Namespace) -> int:
-    from inrfast import plots
     from inrfast.analysis.diagnosis import RTOLS, diagnose
+    from inrfast.files import write_whole
 
     coords = grid(arguments.grid, device=arguments.device)
     net = _network(arguments, coords, arguments.outputs)
@@ -275,7 +275,7 @@ def _diagnose(arguments: argparse.Namespace) -> int:
         progress=_progress(arguments),
     )
     if arguments.out is not None:
-        plots.write_whole(arguments.out / "report.txt", f"{report}\n".encode())
+        write_whole(arguments.out / "report.txt", f"{report}\n".encode())
         report.plot(arguments.out / "report.png")
         report.to_json(arguments.out / "report.json")
     _print(arguments, report.to_dict(), str(report))
@@ -328,7 +328,7 @@ def _ntk(arguments: argparse.Namespace) -> int:
 
 
 def _fit(arguments: argparse.Namespace) -> int:
-    from inrfast import plots
+    from inrfast.files import write_whole
     from inrfast.signals.image import load_image, save_image
     from inrfast.training.loop import fit
 
@@ -370,7 +370,7 @@ def _fit(arguments: argparse.Namespace) -> int:
         "settings": result.config,
     }
     save_image(values.reshape(image.shape) + MID_GREY, arguments.out)
-    plots.write_whole(report_file, (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(report_file, (json.dumps(found, indent=2, allow_nan=False) + "\n").encode())
     outcome = f"{result.psnr:.2f} dB after {result.steps} of {arguments.steps} steps"
     text = f"{arguments.image}: {outcome} in {result.seconds:.1f} s; wrote {arguments.out} and {report_file}"
     _print(arguments, found, text)

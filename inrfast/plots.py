@@ -8,12 +8,10 @@ kept open or dependent on a display.
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +20,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from inrfast.errors import check_choice, check_float
+from inrfast.files import whole_file
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLACK = "#000000"
@@ -264,36 +263,5 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"path must end in one of {', '.join(SUFFIXES)}, got {os.fspath(path)!r}")
-    with _whole_file(Path(path)) as file:
+    with whole_file(path) as file:
         figure.savefig(file, format=suffix[1:], dpi=DPI)
-
-
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file beside ``path`` and rename it, so that no reader ever finds half of it.
-
-    Raises
-    ------
-    OSError
-        The folder does not exist or cannot be written; nothing is left behind.
-    """
-    with _whole_file(Path(path)) as file:
-        file.write(data)
-
-
-@contextmanager
-def _whole_file(target: Path) -> Iterator[IO[bytes]]:
-    """Give an open file that takes the place of ``target`` in the end, and goes if there is no such end."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # as any new file; temporary ones are private
-        os.replace(temporary, target)
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write {target}: {error.strerror}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)

@@ -100,20 +100,3 @@ def test_figures_are_written(suffix, tmp_path):
     plots.save(plots.spectra({"a": [1.0, 0.5]}).figure, tmp_path / f"figure{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [f"figure{suffix}"]
     assert (tmp_path / f"figure{suffix}").stat().st_size > 1000
-
-
-def test_files_are_replaced_whole_or_left_alone(tmp_path):
-    path = tmp_path / "data"
-    plots.write_whole(path, b"old")
-    plots.write_whole(path, b"new")
-    assert path.read_bytes() == b"new"
-    fresh = tmp_path / "fresh"
-    fresh.touch()
-    assert path.stat().st_mode == fresh.stat().st_mode
-    for wrong in (tmp_path / "missing" / "data", path / "data"):
-        with pytest.raises(OSError, match="cannot write"):
-            plots.write_whole(wrong, b"")
-    with pytest.raises(OSError, match="cannot write"):
-        plots.write_whole(tmp_path, b"")  # a folder
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "fresh"]
-    assert not [p for p in tmp_path.parent.iterdir() if p.name.startswith(f".{tmp_path.name}")]

@@ -7,15 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from inrfast import plots
-from inrfast.analysis.report_text import findings, network_name, table
+from inrfast.analysis.report_text import findings, table
+from inrfast.files import write_whole
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import SingularValues
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = "inrfast.diagnosis/1"
 
@@ -290,7 +290,7 @@ class DiagnosisReport:
         """
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
         if path is not None:
-            plots.write_whole(path, (text + "\n").encode())
+            write_whole(path, (text + "\n").encode())
         return text
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -299,7 +299,9 @@ class DiagnosisReport:
         From the left: ranks of the representations against the tolerance; singular values of the representations
         (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks.
         """
-        return _figure(self, path)
+        from inrfast.analysis.report_figure import draw  # matplotlib takes long to import, and most draw nothing
+
+        return draw(self, path)
 
 
 def matrix_spectrum(values: SingularValues, rtols: Sequence[float]) -> MatrixSpectrum:
@@ -346,63 +348,3 @@ def _build(kind: Any, data: Any) -> Any:
         hints = get_type_hints(kind)
         return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
     return data
-
-
-# ---- the figure --------------------------------------------------------------------------------------------------
-
-
-def _figure(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    # Hidden layers first: a layer has the same colour in all panels.
-    ordered = sorted(report.representations, key=lambda z: z.name == "input")
-    if ordered:
-        plots.rank_against_tolerance(
-            report.rtols,
-            {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
-            left,
-            full_rank=max(z.spectrum.columns for z in ordered),
-            title=f"Rank of the representations\nfull grid, {report.points:,} points",
-        )
-    else:  # only biases or norms were differentiated
-        left.set_axis_off()
-    hidden = {z.name for z in ordered} - {"input"}
-    matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
-    weights = {
-        f"weight of {w.factors[0]}": w.spectrum.singular_values for w in report.weights if w.factors[0] in hidden
-    }
-    _spectra(
-        middle,
-        matrices | weights,
-        dashed=weights.keys(),
-        title="Singular values of representations and weights",
-    )
-    kernel = report.kernel
-    curves = {"NTK": kernel.whole.eigenvalues} | {f"block of {k.name}": k.eigenvalues for k in kernel.blocks}
-    _spectra(
-        right,
-        curves,
-        quantity="lambda",
-        relative_to=max(kernel.whole.eigenvalues, default=None),
-        black=["NTK"],
-        log_index=True,
-        title=f"Eigenvalues of the NTK and its blocks\n{kernel.label}",
-    )
-    figure.suptitle(network_name(report.network), fontsize=12)
-    if path is not None:
-        plots.save(figure, path)
-    return figure
-
-
-def _spectra(axes: Axes, curves: Mapping[str, tuple[float, ...]], title: str, **options: Any) -> None:
-    """Draw those spectra that have a value above zero: a dead layer has none."""
-    alive = {name: values for name, values in curves.items() if values}
-    if alive:
-        plots.spectra(alive, axes, title=title, **options)
-    else:
-        axes.set_title(f"{title}\nall zero", fontsize=11)
-        axes.set_axis_off()
-
-
-def _z_name(z: Representation) -> str:
-    return "input" if z.name == "input" else f"output of {z.name}"

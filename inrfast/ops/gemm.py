@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_choice
+from inrfast.files import write_whole
 from inrfast.threads import MOST_THREADS
 
 PROBE_SHAPE = (512, 512, 256)
@@ -115,9 +115,7 @@ def _remember(key: str, dtype: str, seconds: dict[str, float]) -> None:
     content.setdefault(key, {})[dtype] = seconds
     try:
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=_cache_file().parent, delete=False) as file:
-            json.dump(content, file, indent=1)
-        os.replace(file.name, _cache_file())
+        write_whole(_cache_file(), json.dumps(content, indent=1).encode())
     except OSError:
         pass
 

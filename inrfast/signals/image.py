@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from inrfast.errors import check_int, check_tensor
+from inrfast.files import whole_file
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
@@ -90,27 +89,8 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
         raise kind(f"cannot write {target}: {target.parent} is not an existing folder")
     pixels = (image.double().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    _write_whole(picture, target, known[target.suffix.lower()])
-
-
-def _write_whole(picture: Image.Image, target: Path, format_name: str) -> None:
-    """Save beside the target and rename, so that no reader ever sees half a file."""
-    temporary = None
-    try:
-        # A name of its own, since another process may be writing the same file; the mode is that of any new file.
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format=format_name)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, target)
-    except OSError as error:
-        raise type(error)(f"cannot write {target}: {error}") from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+    with whole_file(target) as file:
+        picture.save(file, format=known[target.suffix.lower()])
 
 
 def _check_path(path: Any) -> Path:

@@ -1,0 +1,74 @@
+"""The figure of a diagnosis: ranks, singular values, eigenvalues, side by side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from inrfast import plots
+from inrfast.analysis.report_text import network_name
+
+if TYPE_CHECKING:
+    from inrfast.analysis.report import DiagnosisReport, Representation
+
+
+def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
+    """Return the figure that :meth:`DiagnosisReport.plot` describes; with ``path``, also write it there."""
+    figure = Figure(figsize=(14, 5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    # Hidden layers first: a layer has the same colour in all panels.
+    ordered = sorted(report.representations, key=lambda z: z.name == "input")
+    if ordered:
+        plots.rank_against_tolerance(
+            report.rtols,
+            {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
+            left,
+            full_rank=max(z.spectrum.columns for z in ordered),
+            title=f"Rank of the representations\nfull grid, {report.points:,} points",
+        )
+    else:  # only biases or norms were differentiated
+        left.set_axis_off()
+    hidden = {z.name for z in ordered} - {"input"}
+    matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
+    weights = {
+        f"weight of {w.factors[0]}": w.spectrum.singular_values for w in report.weights if w.factors[0] in hidden
+    }
+    _spectra(
+        middle,
+        matrices | weights,
+        dashed=weights.keys(),
+        title="Singular values of representations and weights",
+    )
+    kernel = report.kernel
+    curves = {"NTK": kernel.whole.eigenvalues} | {f"block of {k.name}": k.eigenvalues for k in kernel.blocks}
+    _spectra(
+        right,
+        curves,
+        quantity="lambda",
+        relative_to=max(kernel.whole.eigenvalues, default=None),
+        black=["NTK"],
+        log_index=True,
+        title=f"Eigenvalues of the NTK and its blocks\n{kernel.label}",
+    )
+    figure.suptitle(network_name(report.network), fontsize=12)
+    if path is not None:
+        plots.save(figure, path)
+    return figure
+
+
+def _spectra(axes: Axes, curves: Mapping[str, tuple[float, ...]], title: str, **options: Any) -> None:
+    """Draw those spectra that have a value above zero: a dead layer has none."""
+    alive = {name: values for name, values in curves.items() if values}
+    if alive:
+        plots.spectra(alive, axes, title=title, **options)
+    else:
+        axes.set_title(f"{title}\nall zero", fontsize=11)
+        axes.set_axis_off()
+
+
+def _z_name(z: Representation) -> str:
+    return "input" if z.name == "input" else f"output of {z.name}"
