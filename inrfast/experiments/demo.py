@@ -87,8 +87,8 @@ class Settings:
     image_size: tuple[int, int] = (128, 128)
     width: int = 256
     hidden_layers: int = 3
-    jacobian_pixels: int = 64
-    steps: int = 1000
+    jacobian_pixels: int = 32
+    steps: int = 500
     batch_size: int = 4096
     schedule: str = "exponential"
 

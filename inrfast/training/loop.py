@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from inrfast.errors import (
 from inrfast.memory import budget_bytes, chunks
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
+from inrfast.threads import one_core
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.gradients import LOSSES, Gradient, Loss, gradient_of, modes_kept
 from inrfast.training.optimizers import OPTIMIZERS, adam, learning_rates
@@ -183,10 +184,16 @@ def fit(
     batches = _batches(len(coords), batch_size, check_int("seed", seed, minimum=0), coords.device)
     budget = budget_bytes(memory_budget, coords.device)
 
-    with _training(net), tqdm(total=steps, disable=None if progress is None else not progress, unit="step") as bar:
+    with (
+        ExitStack() as cores,
+        _training(net),
+        tqdm(total=steps, disable=None if progress is None else not progress, unit="step") as bar,
+    ):
         gradient = gradient_of(net, coords, target, loss, budget)
         run = _Run(net, coords, target, gradient, full_batch=batch_size in (None, len(coords)), lr=lr)
         try:
+            if gradient.name == "layerwise" and coords.device.type == "cpu":
+                cores.enter_context(one_core())
             for step in range(steps):
                 if not run.step(next(batches), rates(step), step % eval_every == 0, goal):
                     break
