@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from inrfast.activations import ACTIVATIONS, activation
 from inrfast.encodings import Encoding
@@ -146,9 +145,12 @@ class INR(nn.Module):
         self.encoding = None if encoding is None else encoding.build(self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
-        self.layers = nn.ModuleList(
-            skip_init(nn.Linear, a, b, bias=bool(bias), device=where, dtype=dtype) for a, b in itertools.pairwise(sizes)
-        )
+        # nn.Linear draws weights that are overwritten below. (Torch's skip_init goes by the meta device, which at first
+        # use imports the tables of decompositions, for seconds.)
+        with torch.random.fork_rng([where] if where.type == "cuda" else []):
+            self.layers = nn.ModuleList(
+                nn.Linear(a, b, bias=bool(bias), device=where, dtype=dtype) for a, b in itertools.pairwise(sizes)
+            )
         self.norms = nn.ModuleList(self._norm(name, where, dtype) for name in self.norm_names)
         self.init = init
         initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]

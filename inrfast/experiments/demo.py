@@ -78,8 +78,8 @@ class Settings:
         Of every network.
     jacobian_pixels
         Points at which feature Jacobians are looked at.
-    steps, batch_size, schedule
-        Of every fit: Adam, batches of so many pixels, learning rate falling to a tenth.
+    steps, batch_size, eval_every, schedule
+        Of every fit: Adam, batches of so many pixels, a PSNR every so many steps, learning rate falling to a tenth.
     """
 
     grid: tuple[int, int] = (256, 256)
@@ -90,11 +90,19 @@ class Settings:
     jacobian_pixels: int = 32
     steps: int = 500
     batch_size: int = 4096
+    eval_every: int = 20
     schedule: str = "exponential"
 
 
 QUICK = Settings(
-    grid=(32, 32), ntk_grid=(12, 12), image_size=(32, 32), width=32, jacobian_pixels=8, steps=30, batch_size=512
+    grid=(32, 32),
+    ntk_grid=(12, 12),
+    image_size=(32, 32),
+    width=32,
+    jacobian_pixels=8,
+    steps=30,
+    batch_size=512,
+    eval_every=5,
 )
 """Sizes that run in seconds, to see that everything works; the numbers mean little."""
 
@@ -215,6 +223,7 @@ def _fitted(
         lr=lr,
         schedule=settings.schedule,
         batch_size=settings.batch_size,
+        eval_every=settings.eval_every,
         seed=seed,
         progress=clock.bars,
     )

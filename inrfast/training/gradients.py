@@ -36,13 +36,15 @@ class Gradient(Protocol):
     """What a fit asks for: called with the rows of a batch (None: all), it fills ``.grad`` and returns the loss."""
 
     name: str
-    rows: int
-    """Points that may be evaluated at once."""
     loss_is_mse: bool
     """Whether the loss of a full batch is the mean squared error of the predictions in eval mode."""
 
     def __call__(self, batch: Tensor | None) -> float:
         """Fill ``.grad`` of every trainable parameter and return the loss of the batch."""
+        ...
+
+    def mean_square(self) -> float:
+        """Return the mean squared error of the predictions in eval mode over all points."""
         ...
 
 
@@ -143,6 +145,17 @@ def _zero_gradients(net: nn.Module) -> None:
             parameter.grad.zero_()
 
 
+@torch.no_grad()
+def _mean_square(net: nn.Module, coords: Tensor, target: Tensor, rows: int) -> float:
+    """Return the mean squared error in eval mode, ``rows`` points at a time."""
+    with modes_kept(net):
+        net.eval()
+        squares = 0.0
+        for some in chunks(len(coords), rows):
+            squares += float((net(coords[some]) - target[some]).double().square().sum())
+    return squares / target.numel()
+
+
 class ChunkedGradient:
     """Autograd of the mean squared error over chunks of rows, exact for networks that treat points one by one."""
 
@@ -166,6 +179,10 @@ class ChunkedGradient:
             squares += float(square.detach())
         return squares / target.numel()
 
+    def mean_square(self) -> float:
+        """See :class:`Gradient`."""
+        return _mean_square(self.net, self.coords, self.target, self.rows)
+
 
 class WholeGradient:
     """Autograd over all points of the batch at once, exact for every network and loss."""
@@ -176,7 +193,6 @@ class WholeGradient:
     def __init__(self, net: nn.Module, coords: Tensor, target: Tensor, loss: Loss) -> None:
         self.net, self.coords, self.target = net, coords, target
         self.loss = loss if callable(loss) else nn.functional.mse_loss
-        self.rows = len(coords)
 
     def __call__(self, batch: Tensor | None) -> float:
         """See :class:`Gradient`."""
@@ -189,3 +205,7 @@ class WholeGradient:
                 raise TypeError(f"loss must return a tensor of one element that depends on the predictions, got {got}")
             value.backward()
         return float(value.detach())
+
+    def mean_square(self) -> float:
+        """See :class:`Gradient`."""
+        return _mean_square(self.net, self.coords, self.target, len(self.coords))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -69,19 +70,31 @@ class LayerwiseGradient:
     def __call__(self, batch: Tensor | None) -> float:
         """Fill ``.grad`` and return the loss of these rows (None: all)."""
         inputs, target = (self.inputs, self.target) if batch is None else (self.inputs[batch], self.target[batch])
-        count = min(len(self.passes), max(1, len(inputs) // LEAST_ROWS))
-        share = -(-len(inputs) // count)
-        jobs = [
-            functools.partial(one, inputs[rows], target[rows], self.encoding, 2 / target.numel())
-            for one, rows in zip(self.passes, chunks(len(inputs), share), strict=False)
-        ]
-        squares = together(jobs)
+        count = target.numel()
+        squares = self._each_share(inputs, target, lambda one, x, y: one.gradient(x, y, self.encoding, scale=2 / count))
         for parameter, total in self.passes[0].sums.items():
-            for one in self.passes[1 : len(jobs)]:
+            for one in self.passes[1 : len(squares)]:
                 total.add_(one.sums[parameter])
             assert parameter.grad is not None
             parameter.grad.copy_(total)
-        return sum(squares) / target.numel()
+        return sum(squares) / count
+
+    @torch.no_grad()
+    def mean_square(self) -> float:
+        """Return the mean squared error over all points."""
+        squares = self._each_share(self.inputs, self.target, lambda one, x, y: one.squares(x, y, self.encoding))
+        return sum(squares) / self.target.numel()
+
+    def _each_share(self, inputs: Tensor, target: Tensor, job: Callable[[_Pass, Tensor, Tensor], float]) -> list[float]:
+        """Give each thread its share of the rows and return what the job made of each share."""
+        count = min(len(self.passes), max(1, len(inputs) // LEAST_ROWS))
+        share = -(-len(inputs) // count)
+        return together(
+            [
+                functools.partial(job, one, inputs[rows], target[rows])
+                for one, rows in zip(self.passes, chunks(len(inputs), share), strict=False)
+            ]
+        )
 
 
 class _Pass:
@@ -100,17 +113,26 @@ class _Pass:
         self.outputs = like.new_empty(net.out_features, rows).t()
 
     @torch.no_grad()  # grad mode belongs to a thread
-    def __call__(self, inputs: Tensor, target: Tensor, encoding: nn.Module | None, scale: float) -> float:
+    def gradient(self, inputs: Tensor, target: Tensor, encoding: nn.Module | None, scale: float) -> float:
         """Sum ``scale`` times the gradients of half the squared error of these rows; return the squared error."""
         for total in self.sums.values():
             total.zero_()
         squares = 0.0
-        for rows in chunks(len(inputs), self.rows):
-            x = inputs[rows] if encoding is None else encoding(inputs[rows])
-            error = self._forward(x).sub_(target[rows])
+        for x, error in self._chunks(inputs, target, encoding):
             squares += float(error.square().sum())
             self._backward(x, error.mul_(scale))
         return squares
+
+    @torch.no_grad()
+    def squares(self, inputs: Tensor, target: Tensor, encoding: nn.Module | None) -> float:
+        """Return the squared error of these rows."""
+        return sum(float(error.square().sum()) for _, error in self._chunks(inputs, target, encoding))
+
+    def _chunks(self, inputs: Tensor, target: Tensor, encoding: nn.Module | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the input and the error of one chunk after another."""
+        for rows in chunks(len(inputs), self.rows):
+            x = inputs[rows] if encoding is None else encoding(inputs[rows])
+            yield x, self._forward(x).sub_(target[rows])
 
     def _forward(self, x: Tensor) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""

@@ -23,13 +23,13 @@ from inrfast.errors import (
     check_int,
     check_tensor,
 )
-from inrfast.memory import budget_bytes, chunks
+from inrfast.memory import budget_bytes
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
 from inrfast.threads import one_core
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.gradients import LOSSES, Gradient, Loss, gradient_of, modes_kept
-from inrfast.training.optimizers import OPTIMIZERS, adam, learning_rates
+from inrfast.training.optimizers import OPTIMIZERS, Adam, learning_rates
 
 PRECISIONS = ("highest", "high", "medium")
 EVALUATIONS = 100
@@ -349,7 +349,7 @@ class _Run:
         self.net, self.coords, self.target, self.gradient = net, coords, target, gradient
         self.loss_is_mse = full_batch and gradient.loss_is_mse
         self.trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        self.optimizer = adam(self.trainable, lr)
+        self.optimizer = Adam(self.trainable, lr)
         self.state = [tensor.detach() for tensor in (*net.parameters(), *net.buffers())]
         self.good = [tensor.clone() for tensor in self.state]
         # Updates begun and done differ only while an update runs: what an interrupt has to know.
@@ -363,13 +363,12 @@ class _Run:
         loss = self.gradient(batch)
         self._check_finite(loss, batch, lr)
         if evaluate:
-            self._record(mse_to_psnr(loss) if self.loss_is_mse else self._psnr())
+            self._record(mse_to_psnr(loss if self.loss_is_mse else self.gradient.mean_square()))
             if self.history[-1][1] >= goal:
                 return False
         self.losses.append(loss)
         _copy(self.state, self.good)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        self.optimizer.lr = lr
         self.begun = self.done + 1
         self.optimizer.step()
         self.done = self.begun
@@ -378,7 +377,7 @@ class _Run:
     def evaluate_end(self) -> None:
         """Measure the last weights, unless that was just done."""
         if not self.history or self.history[-1][0] != self.done:
-            self._record(self._psnr())
+            self._record(mse_to_psnr(self.gradient.mean_square()))
 
     def undo_half_update(self) -> None:
         """Go back to the last complete update if an interrupt came in the middle of one."""
@@ -386,8 +385,10 @@ class _Run:
             _copy(self.good, self.state)
 
     def _check_finite(self, loss: float, batch: Tensor | None, lr: float) -> None:
-        largest = torch.nn.utils.get_total_norm([p.grad for p in self.trainable if p.grad is not None], math.inf)
-        if not (math.isfinite(loss) and math.isfinite(float(largest))):
+        gradients = [parameter.grad for parameter in self.trainable if parameter.grad is not None]
+        # A sum is NaN or Inf where an entry is (the cheapest pass over them), and may be where none is.
+        suspicious = not math.isfinite(loss + float(torch.stack([gradient.sum() for gradient in gradients]).sum()))
+        if suspicious and not (math.isfinite(loss) and all(bool(g.isfinite().all()) for g in gradients)):
             self._diverge(batch, lr)
 
     def _diverge(self, batch: Tensor | None, lr: float) -> NoReturn:
@@ -401,16 +402,7 @@ class _Run:
 
     def _record(self, psnr: float) -> None:
         if math.isnan(psnr) or psnr == -math.inf:
-            self._diverge(None, self.optimizer.param_groups[0]["lr"])
+            self._diverge(None, self.optimizer.lr)
         if not self.history or psnr > max(value for _, value in self.history):
             self.best_state = {name: tensor.detach().clone() for name, tensor in self.net.state_dict().items()}
         self.history.append((self.done, psnr))
-
-    @torch.no_grad()
-    def _psnr(self) -> float:
-        squares = 0.0
-        self.net.eval()
-        for rows in chunks(len(self.coords), self.gradient.rows):
-            squares += float((self.net(self.coords[rows]) - self.target[rows]).double().square().sum())
-        self.net.train()
-        return mse_to_psnr(squares / self.target.numel())

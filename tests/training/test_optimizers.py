@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from inrfast.training.optimizers import SCHEDULES, adam, learning_rates
+from inrfast.training.optimizers import SCHEDULES, Adam, learning_rates
 
 
 @given(steps=st.integers(1, 500), lr=st.floats(1e-6, 1.0), data=st.data())
@@ -49,7 +49,7 @@ def test_adam_is_that_of_the_formula() -> None:
     rng = torch.Generator().manual_seed(0)
     weight = nn.Parameter(torch.randn(3, 4, generator=rng, dtype=torch.float64))
     expected, m, v = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-    optimizer = adam([weight], 1e-2)
+    optimizer = Adam([weight], 1e-2)
     for t in range(1, 6):
         gradient = torch.randn(3, 4, generator=rng, dtype=torch.float64)
         weight.grad = gradient.clone()
