@@ -45,10 +45,6 @@ ENCODINGS: dict[str, tuple[type[Encoding], tuple[int | float, ...]]] = {
 }
 """Encodings by their name on the command line, with the numbers that follow it and their defaults."""
 
-MID_GREY = 0.5
-"""Taken from the pixels before a fit and given back after it: a network's outputs start near 0, an image's mean does
-not."""
-
 PREDICTION_ROWS = 8192
 
 
@@ -329,7 +325,7 @@ def _ntk(arguments: argparse.Namespace) -> int:
 
 def _fit(arguments: argparse.Namespace) -> int:
     from inrfast.files import write_whole
-    from inrfast.signals.image import load_image, save_image
+    from inrfast.signals.image import MID_GREY, load_image, save_image
     from inrfast.training.loop import fit
 
     size = arguments.size * 2 if len(arguments.size) == 1 else arguments.size

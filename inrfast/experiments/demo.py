@@ -28,15 +28,12 @@ from inrfast.grids import grid
 from inrfast.info import info
 from inrfast.memory import chunks
 from inrfast.nn import INR, calibrate_batchnorm_
-from inrfast.signals.image import astronaut, load_image
+from inrfast.signals.image import MID_GREY, astronaut, load_image
 from inrfast.training.loop import fit
 
 SCHEMA = "inrfast.demo/1"
 
 FILES = ("report.json", "report.md", "overview.png", "ranks.png", "spectra.png", "reconstructions.png")
-
-MID_GREY = 0.5
-"""Taken from the pixels before every fit and given back after it: outputs start near 0, an image's mean does not."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,9 @@ class Start:
 
 
 STARTS = (
-    Start("torch default", {}, lr=1e-3),
-    Start("rank-expanding", {"init": "rank_expanding"}, lr=1e-3),
-    Start("rank-expanding + He", {"init": {"first": "rank_expanding", "hidden": "kaiming"}}, lr=1e-3),
+    Start("torch default", {}, lr=3e-3),
+    Start("rank-expanding", {"init": "rank_expanding"}, lr=3e-3),
+    Start("rank-expanding + He", {"init": {"first": "rank_expanding", "hidden": "kaiming"}}, lr=3e-3),
     Start("SIREN", {"activation": "sine", "omega": 30.0, "init": "siren"}, lr=1e-3),
     Start("Fourier features", {"encoding": RandomFourier(256, 10.0)}),
     Start("batch norm", {"norm": "batch"}),

@@ -20,6 +20,10 @@ from inrfast.files import whole_file
 LUMA = (0.299, 0.587, 0.114)
 """Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
 
+MID_GREY = 0.5
+"""Taken from the pixels before a fit and given back after it: a network's outputs start near 0, an image's mean does
+not."""
+
 
 def load_image(path: str | os.PathLike[str], size: int | Sequence[int] | None = None, grey: bool = False) -> Tensor:
     """Return the image in a file as an fp32 tensor (H, W, C) with values in [0, 1].

@@ -183,13 +183,13 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
 
     net = small()
     if where == "update":
-        step = torch.optim.Adam.step
+        step = loop.Adam.step
 
-        def half_step(self: torch.optim.Adam) -> None:
+        def half_step(self: loop.Adam) -> None:
             step(self)
             fifth_time()
 
-        monkeypatch.setattr(torch.optim.Adam, "step", half_step)
+        monkeypatch.setattr(loop.Adam, "step", half_step)
     if where == "bar":
         calls = 1  # the bar moves after the update
 
