@@ -22,7 +22,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, nearest
 from inrfast.nn import INR, SphereNorm
-from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, mlp_factors
+from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, mlp_factors
 from inrfast.ops.rows import jvp, vjp
 
 PRECISIONS = ("highest", "high", "medium")
@@ -31,6 +31,9 @@ PASS_DTYPE = torch.float64
 factor rounded once is the only one whose error is known. It is a small part of any Gram product's cost."""
 
 Select = Callable[[Any], Tensor] | str | int | None
+
+Compared = tuple[Tensor, Tensor, Tensor]
+"""A quantity by the factors, the same by automatic differentiation, and the size of its terms."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,13 @@ class LayerSpec:
 
     def to_block(self, flat: Tensor) -> Tensor:
         """Gather this layer's block (k, b, a) from parameter vectors (k, P)."""
-        parts = [flat[:, columns] for columns in self.parameters.values()]
+        return self.join([flat[:, columns] for columns in self.parameters.values()])
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Return the block (k, b, a) from its parameters, each (k, number of its entries)."""
         if self.kind == "affine":
             return torch.cat(parts, dim=1).unsqueeze(-1)
-        return torch.cat([part.reshape(len(flat), self.out_features, -1) for part in parts], dim=2)
+        return torch.cat([part.reshape(len(part), self.out_features, -1) for part in parts], dim=2)
 
     def from_block(self, block: Tensor, flat: Tensor) -> None:
         """Scatter this layer's block (k, b, a) into parameter vectors (k, P); the mirror of :meth:`to_block`."""
@@ -174,8 +180,8 @@ class Capture:
         for name, parameter in self._module.named_parameters():
             parameter.requires_grad_(name in chosen)
         self._mlp = _as_mlp(self._module) if isinstance(self._module, INR) and self.closed_form else None
-        sample = _sample(coords.detach().to(PASS_DTYPE))
-        self.widths = tuple(factors.widths for factors in self._exact(sample))
+        sample = _sample(coords.detach())
+        self.widths = tuple(factors.widths for factors in self.exact(sample))
         self.outputs = int(self._outputs(sample).shape[1])
         if not self.closed_form:
             self._probe_coupling(sample)
@@ -190,7 +196,16 @@ class Capture:
 
     def __call__(self, coords: Tensor) -> tuple[Factors, ...]:
         """Return the factors of every layer at ``coords`` (n, d), one chunk of points."""
-        return tuple(factors.to(self.dtype) for factors in self._exact(coords.to(PASS_DTYPE)))
+        return tuple(factors.to(self.dtype) for factors in self.exact(coords))
+
+    def exact(self, coords: Tensor, room: Room | None = None) -> list[Factors]:
+        """Return the factors before they are rounded, in fp64; they may lie in ``room`` and last until its next use."""
+        coords = coords.to(PASS_DTYPE)
+        with torch.inference_mode(False):
+            if self._mlp is not None:
+                with torch.no_grad():
+                    return self._closed_factors(coords, room)
+            return self._hooked_factors(coords)
 
     def representations(self, coords: Tensor) -> dict[str, Tensor]:
         """Return the fp64 input of every linear layer (n, D): ``input``, then each named by the layer it comes from.
@@ -198,7 +213,7 @@ class Capture:
         ``layers.0`` is the activated (and normalised) output of ``layers.0``, which enters the next linear layer.
         """
         names, values = [], []
-        for spec, factors in zip(self.layers, self._exact(coords.to(PASS_DTYPE)), strict=True):
+        for spec, factors in zip(self.layers, self.exact(coords), strict=True):
             if spec.kind == "linear" and factors.features is not None and spec.with_weight:
                 names.append(spec.name)
                 values.append(factors.features[:, : spec.in_features])
@@ -207,13 +222,6 @@ class Capture:
     def evaluate(self, coords: Tensor) -> Tensor:
         """Return the network's outputs (n, M) in fp64."""
         return self._outputs(coords.to(PASS_DTYPE)).detach()
-
-    def _exact(self, coords: Tensor) -> list[Factors]:
-        with torch.inference_mode(False):
-            if self._mlp is not None:
-                with torch.no_grad():
-                    return self._closed_factors(coords)
-            return self._hooked_factors(coords)
 
     def _outputs(self, coords: Tensor) -> Tensor:
         with torch.inference_mode(False):
@@ -233,15 +241,15 @@ class Capture:
 
     # ---- closed form -------------------------------------------------------------------------------------------
 
-    def _closed_factors(self, coords: Tensor) -> list[Factors]:
+    def _closed_factors(self, coords: Tensor, room: Room | None) -> list[Factors]:
         assert isinstance(self._module, INR) and self._mlp is not None
         inputs = coords if self._module.encoding is None else self._module.encoding(coords)
-        found = mlp_factors(self._mlp, inputs)
+        found = mlp_factors(self._mlp, inputs, room)
         result = []
         for spec in self.layers:
-            room, index = spec.name.split(".")
+            kind, index = spec.name.split(".")
             k = int(index)
-            if room == "norms":
+            if kind == "norms":
                 norm = found.norms[k]
                 assert norm is not None
                 result.append(_affine_factors(spec, norm.normalised, norm.sensitivities))
@@ -298,7 +306,8 @@ class Capture:
         for index, spec in enumerate(self.layers):
             s = torch.stack([gradients[index] for gradients in columns], dim=1)
             if spec.kind == "linear":
-                result.append(_linear_factors(spec, inputs[spec.name], s))
+                z = inputs[spec.name]
+                result.append(_linear_factors(spec, torch.cat([z, z.new_ones(len(z), 1)], dim=1), s))
             else:
                 result.append(_affine_factors(spec, _normalised(modules[spec.name], inputs[spec.name]), s))
         return result
@@ -328,27 +337,29 @@ class Capture:
 
         The closed form is checked by reverse mode, hooks (which use reverse mode themselves) by forward mode.
         """
-        for spec, factors in zip(self.layers, self._exact(sample), strict=True):
+        for spec, factors in zip(self.layers, self.exact(sample), strict=True):
             if not all(bool(torch.isfinite(f).all()) for f in factors if f is not None):
                 raise ValueError(
                     f"layer {spec.name!r} has NaN or Inf features or sensitivities at the first points of coords"
                 )
         if self.closed_form:
-            ours, truth, size = self._by_reverse_mode(sample)
+            compared = self._by_reverse_mode(sample)
         else:
             try:
-                ours, truth, size = self._by_forward_mode(sample)
+                compared = self._by_forward_mode(sample)
             except (NotImplementedError, RuntimeError):  # an operator without a forward-mode derivative
-                ours, truth, size = self._by_reverse_mode(sample)
-        error = (ours - truth).abs()
-        if not bool((error <= 1e-7 * (size + truth.abs() + size.amax() * 1e-3) + 1e-290).all()):
-            raise UnsupportedModuleError(
-                "the captured factors do not reproduce the network's Jacobian (checked against automatic "
-                f"differentiation on two points, error {float(error.max()):.2e}): a parameter acts outside its "
-                "layer's forward"
-            )
+                compared = self._by_reverse_mode(sample)
+        largest = max(float(size.amax()) for _, _, size in compared)
+        for ours, truth, size in compared:
+            error = (ours - truth).abs()
+            if not bool((error <= 1e-7 * (size + truth.abs() + largest * 1e-3) + 1e-290).all()):
+                raise UnsupportedModuleError(
+                    "the captured factors do not reproduce the network's Jacobian (checked against automatic "
+                    f"differentiation on two points, error {float(error.max()):.2e}): a parameter acts outside its "
+                    "layer's forward"
+                )
 
-    def _by_forward_mode(self, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_forward_mode(self, sample: Tensor) -> list[Compared]:
         """Return ``J p`` by factors, by torch.func.jvp, and the size of its terms, for one random p."""
         generator = torch.Generator().manual_seed(0)
         tensors = {n: p.detach() for n, p in self._module.named_parameters() if p.requires_grad}
@@ -365,22 +376,25 @@ class Capture:
         flat = torch.cat([d.flatten() for d in direction.values()]).unsqueeze(0)
         parts = [
             jvp(*factors, spec.to_block(flat))[..., 0]
-            for spec, factors in zip(self.layers, self._exact(sample), strict=True)
+            for spec, factors in zip(self.layers, self.exact(sample), strict=True)
         ]
-        return torch.stack(parts).sum(0), truth, torch.stack(parts).abs().sum(0)
+        return [(torch.stack(parts).sum(0), truth, torch.stack(parts).abs().sum(0))]
 
-    def _by_reverse_mode(self, sample: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``J^T v`` by factors, by autograd, and its size, for one v."""
+    def _by_reverse_mode(self, sample: Tensor) -> list[Compared]:
+        """Return ``J^T v`` by factors, by autograd, and its size, for one v, layer by layer."""
         count = len(sample) * self.outputs
         weights = torch.linspace(0.5, 1.5, count, dtype=PASS_DTYPE, device=self.device).view(-1, self.outputs)
-        parameters = [p for p in self._module.parameters() if p.requires_grad]
+        tensors = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
         with torch.inference_mode(False), torch.enable_grad():
             total = (self._outputs(sample) * weights).sum()
-            gradients = torch.autograd.grad(total, parameters, materialize_grads=True)
-        ours = torch.zeros(1, self.columns, dtype=PASS_DTYPE, device=self.device)
-        for spec, factors in zip(self.layers, self._exact(sample), strict=True):
-            spec.from_block(vjp(*factors, weights.unsqueeze(-1)), ours)
-        return ours[0], torch.cat([g.flatten() for g in gradients]), ours[0].abs()
+            gradients = torch.autograd.grad(total, list(tensors.values()), materialize_grads=True)
+        by_name = dict(zip(tensors, gradients, strict=True))
+        compared = []
+        for spec, factors in zip(self.layers, self.exact(sample), strict=True):
+            ours = vjp(*factors, weights.unsqueeze(-1))
+            truth = spec.join([by_name[name].reshape(1, -1) for name in spec.parameters])
+            compared.append((ours, truth, ours.abs()))
+        return compared
 
 
 # ---- what may be captured ----------------------------------------------------------------------------------------
@@ -531,11 +545,11 @@ def _layer_specs(net: nn.Module, chosen: list[str]) -> tuple[LayerSpec, ...]:
 # ---- factors of one layer ----------------------------------------------------------------------------------------
 
 
-def _linear_factors(spec: LayerSpec, z: Tensor, s: Tensor | None) -> Factors:
-    ones = z.new_ones(len(z), 1)
+def _linear_factors(spec: LayerSpec, z1: Tensor, s: Tensor | None) -> Factors:
+    """Return a linear layer's factors from its input with a column of ones, ``[Z, 1]``."""
     if spec.with_weight:
-        return Factors(torch.cat([z, ones], dim=1) if spec.with_bias else z, s)
-    return Factors(ones, None) if s is None else Factors(None, s)
+        return Factors(z1 if spec.with_bias else z1[:, :-1], s)
+    return Factors(z1[:, -1:], None) if s is None else Factors(None, s)
 
 
 def _affine_factors(spec: LayerSpec, normalised: Tensor, s: Tensor) -> Factors:
@@ -557,7 +571,7 @@ def _normalised(module: nn.Module, z: Tensor) -> Tensor:
 def _sample(coords: Tensor) -> Tensor:
     """Return 4 points for the probes, spread over ``coords``; where it has fewer, shifted copies of them."""
     index = torch.linspace(0, len(coords) - 1, 4).round().long()
-    sample = coords[index.to(coords.device)].clone()
+    sample = coords[index.to(coords.device)].to(PASS_DTYPE, copy=True)
     if len(coords) < 4:
         sample += torch.arange(4, dtype=sample.dtype, device=sample.device).unsqueeze(1) * 1e-3
     return sample

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from inrfast import backends
 from inrfast.capture import PASS_DTYPE, Capture, Factors, LayerSpec, Select
 from inrfast.errors import check_tensor
-from inrfast.memory import budget_bytes, chunks, require
+from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
+from inrfast.ops.factors import Room
 from inrfast.threads import share
 
 PASS_ROWS = 512
@@ -83,44 +84,43 @@ class FactorStore:
         """Return the factors of some points."""
         if self._kept is not None:
             return [_slice(factors, rows) for factors in self._kept]
-        stop = rows.stop
-        pieces = [
-            self.capture(self.coords[start : min(start + PASS_ROWS, stop)])
-            for start in range(rows.start, stop, PASS_ROWS)
-        ]
-        if len(pieces) == 1:
-            return list(pieces[0])
-        return [Factors(*(_join(parts) for parts in zip(*layer, strict=True))) for layer in zip(*pieces, strict=True)]
+        return self._computed(rows)
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
         if self._kept is None:
-            n = len(self.coords)
-            kept = [Factors(*(_room(part, n) for part in factors)) for factors in self.capture(self.coords[:1])]
-
-            def compute(rows: slice) -> None:
-                for whole, part in zip(kept, self.capture(self.coords[rows]), strict=True):
-                    for room, values in zip(whole, part, strict=True):
-                        if room is not None and values is not None:
-                            room[rows] = values
-
-            # Hooks sit on one module and cannot run twice at a time.
-            threads = gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.closed_form else 1
-            share(chunks(n, PASS_ROWS), [compute] * max(1, min(threads, n // PASS_ROWS)))
-            self._kept = kept
+            self._kept = self._computed(slice(0, len(self.coords)))
         return self._kept
 
+    def _computed(self, rows: slice) -> list[Factors]:
+        """Compute the factors of some points, chunks of them shared by threads."""
+        coords = self.coords[rows]
+        n, outputs = len(coords), self.capture.outputs
+        room_for = functools.partial(empty, dtype=self.capture.dtype, device=self.capture.device)
+        whole = [
+            Factors(room_for((n, a)) if a > 0 else None, room_for((n, outputs, b)) if b > 0 else None)
+            for a, b in self.capture.widths
+        ]
 
-def _room(part: Tensor | None, n: int) -> Tensor | None:
-    return None if part is None else part.new_empty(n, *part.shape[1:])
+        def worker() -> Callable[[slice], None]:
+            room = Room()
+
+            def compute(part: slice) -> None:
+                for target, source in zip(whole, self.capture.exact(coords[part], room), strict=True):
+                    for into, values in zip(target, source, strict=True):
+                        if into is not None and values is not None:
+                            into[part] = values  # rounded here, once
+
+            return compute
+
+        # Hooks sit on one module and cannot run twice at a time.
+        threads = gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.closed_form else 1
+        share(chunks(n, PASS_ROWS), [worker() for _ in range(max(1, min(threads, n // PASS_ROWS)))])
+        return whole
 
 
 def _slice(factors: Factors, rows: slice) -> Factors:
     return Factors(*(None if part is None else part[rows] for part in factors))
-
-
-def _join(parts: tuple[Tensor | None, ...]) -> Tensor | None:
-    return None if parts[0] is None else torch.cat([part for part in parts if part is not None])
 
 
 class LayerwiseJacobian:
@@ -156,12 +156,12 @@ class LayerwiseJacobian:
         """The layers of this Jacobian."""
         return [self.capture.layers[index] for index in self.indices]
 
-    @cached_property
+    @functools.cached_property
     def layers(self) -> Mapping[str, LayerwiseJacobian]:
         """Per-layer Jacobians by qualified module name, sharing the factors of this one."""
         return {spec.name: LayerwiseJacobian(self.store, self.memory_budget, spec.name) for spec in self.specs}
 
-    @cached_property
+    @functools.cached_property
     def _columns(self) -> dict[str, slice]:
         """Columns of each parameter in this Jacobian, in parameter order."""
         ordered = sorted((c.start, c.stop - c.start, n) for spec in self.specs for n, c in spec.parameters.items())

@@ -24,7 +24,7 @@ from inrfast.errors import (
 )
 from inrfast.jacobians import PRODUCT_ROWS, FactorStore, LayerwiseJacobian
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
-from inrfast.memory import budget_bytes, chunks, format_bytes, require
+from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
 from inrfast.threads import together
@@ -242,7 +242,7 @@ class NTK:
                 "the dense kernel",
                 "pass out=numpy.memmap(...), or use K @ V, K.columns(index), K.frobenius()",
             )
-            target = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+            target = empty(self.shape, self.dtype, self.device)
         else:
             target = self._as_target(out)
 
@@ -280,7 +280,7 @@ class NTK:
             2 * self.shape[0] * len(points) * fold * item, self.memory_budget, "these columns", "ask for fewer of them"
         )
         chosen = self._pairs(self._other, self.capture(self._other.coords[points]))
-        out = torch.empty(self.shape[0], len(points) * fold, dtype=self.dtype, device=self.device)
+        out = empty((self.shape[0], len(points) * fold), self.dtype, self.device)
         for rows, factors in self._blocks(self.rows):
             top = rows.start * fold
 

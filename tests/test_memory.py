@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.memory import available_bytes, budget_bytes, chunks, format_bytes, require
+from inrfast.memory import HUGE, available_bytes, budget_bytes, chunks, empty, format_bytes, require
 
 
 def test_budget_is_what_is_asked_or_half_of_what_is_free():
@@ -32,3 +32,14 @@ def test_refusal_names_bytes_and_the_way_out():
         require(2048, 1024, "the kernel", "use less")
     assert isinstance(caught.value, MemoryError)
     assert format_bytes(3 * 2**40) == "3 TiB"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [0, 3, HUGE // 4 // 5 + 1])
+def test_empty_is_an_ordinary_contiguous_tensor_of_its_own(rows, dtype):
+    one, other = empty((rows, 5), dtype), empty((rows, 5), dtype, torch.device("cpu"))
+    assert one.shape == (rows, 5) and one.dtype == dtype and one.is_contiguous()
+    assert one.data_ptr() % 64 == 0
+    one.fill_(1)
+    other.fill_(2)
+    assert (one == 1).all() and (other == 2).all()

@@ -6,12 +6,14 @@ For parameter layer ``l`` with pre-activation ``u_l = Z_{l-1} W_l^T + b_l`` the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from inrfast.activations import activation
+from inrfast.ops.in_place import IN_PLACE
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class MLPFactors:
     Attributes
     ----------
     features
-        The input of every linear layer, the head's last: ``hidden + 1`` tensors (n, D_in).
+        The input of every linear layer with a column of ones, the head's last: ``hidden + 1`` tensors (n, D_in + 1).
     sensitivities
         ``d f / d u_l`` of every hidden layer, (n, M, D_out); the head's is the identity and not stored.
     norms
@@ -94,49 +96,88 @@ def _sphere_backward(gradient: Tensor, projected: Tensor, factor: Tensor) -> Ten
     return factor.unsqueeze(1) * (gradient - y * along)
 
 
-def linear(z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+class Room:
+    """Memory of a pass, used again by the next one: fresh pages cost as much as the pass itself.
+
+    What a pass returns lies in its room and lasts until the next pass in the same room.
+    """
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Return uninitialised memory of this shape, and of the dtype and device of ``like``."""
+        size = math.prod(shape)
+        memory = self._memory.get(name)
+        if memory is None or len(memory) < size:
+            memory = self._memory[name] = like.new_empty(size)
+        return memory[:size].view(*shape)
+
+
+def linear(z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = None) -> Tensor:
     """Return ``z weight^T + bias`` through one library call."""
-    return z @ weight.t() if bias is None else torch.addmm(bias, z, weight.t())
+    return torch.mm(z, weight.t(), out=out) if bias is None else torch.addmm(bias, z, weight.t(), out=out)
 
 
-def mlp_factors(mlp: MLP, inputs: Tensor) -> MLPFactors:
+def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactors:
     """Return features, sensitivities and norm factors of an MLP at ``inputs`` (n, D_in), in the dtype of the weights.
 
-    One forward and one backward pass, the backward for all M outputs at once: ``4 n P`` FLOP for M = 1.
+    One forward and one backward pass, the backward for all M outputs at once: ``4 n P`` FLOP for M = 1. Autograd must
+    be off. The result lies in ``room``; None: in memory of its own.
     """
-    features, gates, norm_states = [inputs], [], []
-    for layer in mlp.hidden:
-        z, gate, state = _hidden_forward(layer, features[-1])
+    room = Room() if room is None else room
+    n, outputs = len(inputs), len(mlp.head_weight)
+    features, gates, norm_states = [_with_ones(inputs, room, "inputs")], [], []
+    for index, layer in enumerate(mlp.hidden):
+        z, gate, state = _hidden_forward(layer, features[-1][:, :-1], room, index)
         features.append(z)
         gates.append(gate)
         norm_states.append(state)
-    outputs = linear(features[-1], mlp.head_weight, mlp.head_bias)
+    values = linear(features[-1][:, :-1], mlp.head_weight, mlp.head_bias)
 
-    n, width = len(inputs), mlp.head_weight.shape[1]
-    gradient = mlp.head_weight.unsqueeze(0).expand(n, -1, width)
     sensitivities: list[Tensor] = []
     norms: list[NormFactors | None] = []
     for index in reversed(range(len(mlp.hidden))):
+        width = len(mlp.hidden[index].weight)
+        gradient = room.take(f"sensitivities {index}", (n, outputs, width), inputs)
+        if sensitivities:
+            above = sensitivities[-1].reshape(n * outputs, -1)
+            torch.mm(above, mlp.hidden[index + 1].weight, out=gradient.view(n * outputs, width))
+        else:
+            gradient.copy_(mlp.head_weight)
         s, norm = _hidden_backward(mlp.hidden[index], gradient, gates[index], norm_states[index])
         sensitivities.append(s)
         norms.append(norm)
-        if index > 0:
-            weight = mlp.hidden[index].weight
-            gradient = (s.reshape(-1, s.shape[-1]) @ weight).reshape(n, -1, weight.shape[1])
-    return MLPFactors(tuple(features), tuple(reversed(sensitivities)), tuple(reversed(norms)), outputs)
+    return MLPFactors(tuple(features), tuple(reversed(sensitivities)), tuple(reversed(norms)), values)
 
 
-def _hidden_forward(layer: HiddenLayer, z: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
-    """Return the layer's output, its activation's derivative (n, D) and what the norm's backward needs."""
-    table = activation(layer.activation)
-    u = linear(z, layer.weight, layer.bias)
+def _with_ones(z: Tensor, room: Room, name: str) -> Tensor:
+    """Return ``[z, 1]``."""
+    out = room.take(name, (len(z), z.shape[1] + 1), z)
+    out[:, :-1] = z
+    out[:, -1] = 1
+    return out
+
+
+def _hidden_forward(
+    layer: HiddenLayer, z: Tensor, room: Room, index: int
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Return the layer's output with a column of ones, its activation's derivative, what the norm's backward needs."""
+    n, width = len(z), len(layer.weight)
+    u = linear(z, layer.weight, layer.bias, out=room.take(f"slope {index}", (n, width), z))
     state = None
     if layer.norm is not None and not layer.norm_after:
         u, state = _norm_forward(layer.norm, u)
-    output, gate = table.value(u, layer.omega), table.derivative(u, layer.omega)
+        if state[0] is u:  # the norm's backward needs the values that the activation overwrites with its slope
+            u = u.clone()
+    features = room.take(f"features {index}", (n, width + 1), z)
+    features[:, -1] = 1
+    values = features[:, :-1]
+    IN_PLACE[layer.activation](u, layer.omega, values, room.take("scratch", (n, width), z))
     if layer.norm is not None and layer.norm_after:
-        output, state = _norm_forward(layer.norm, output)
-    return output, gate, state
+        normalised, state = _norm_forward(layer.norm, values)
+        values.copy_(normalised)
+    return features, u, state
 
 
 def _norm_forward(norm: BatchStatistics | str, u: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -150,13 +191,17 @@ def _norm_forward(norm: BatchStatistics | str, u: Tensor) -> tuple[Tensor, tuple
 def _hidden_backward(
     layer: HiddenLayer, gradient: Tensor, gate: Tensor, state: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, NormFactors | None]:
-    """Return ``d f / d u`` from ``d f / d z`` (n, M, D) of one hidden layer, and the factors of its batch norm."""
+    """Return ``d f / d u`` from ``d f / d z`` (n, M, D) of one hidden layer, and the factors of its batch norm.
+
+    ``gradient`` is overwritten.
+    """
+    gate = gate.unsqueeze(1)
     if state is None:
-        return gradient * gate.unsqueeze(1), None
+        return gradient.mul_(gate), None
     if layer.norm_after:
         gradient, norm = _norm_backward(layer, gradient, state)
-        return gradient * gate.unsqueeze(1), norm
-    return _norm_backward(layer, gradient * gate.unsqueeze(1), state)
+        return gradient.mul_(gate), norm
+    return _norm_backward(layer, gradient.mul_(gate), state)
 
 
 def _norm_backward(

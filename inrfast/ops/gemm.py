@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inrfast.errors import check_choice
 from inrfast.files import write_whole
-from inrfast.threads import MOST_THREADS
+from inrfast.threads import MOST_THREADS, one_core
 
 PROBE_SHAPE = (512, 512, 256)
 PROBE_ROUNDS = 4
@@ -120,12 +120,24 @@ def _remember(key: str, dtype: str, seconds: dict[str, float]) -> None:
         pass
 
 
-_chosen: dict[torch.dtype, str] = {}
+_chosen: dict[tuple[torch.dtype, int], str] = {}
 _seconds: dict[torch.dtype, dict[str, float]] = {}
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _candidates(dtype: torch.dtype) -> list[str]:
+    """Return the libraries that work here on as many threads as torch may use: NumPy's always takes every core."""
+    every_core = torch.get_num_threads() >= _cores()
+    return [name for name in LIBRARIES if _works(name, dtype) and (name != "numpy" or every_core)]
+
+
 def choose(dtype: torch.dtype) -> str:
-    """Return the library for CPU products of ``dtype``: measured at first use, then cached in the user's cache folder.
+    """Return the library for CPU products of ``dtype`` on the threads that torch now uses.
+
+    Measured at first use, then cached in the user's cache folder.
 
     Raises
     ------
@@ -141,19 +153,20 @@ def choose(dtype: torch.dtype) -> str:
         if not _works(override, dtype):
             raise ValueError(f"INRFAST_GEMM={override} does not work on this machine; unset it or use 'torch'")
         return override
-    if dtype not in _chosen:
-        _chosen[dtype] = _measure(dtype)
-    return _chosen[dtype]
+    key = (dtype, torch.get_num_threads())
+    if key not in _chosen:
+        _chosen[key] = _measure(dtype)
+    return _chosen[key]
 
 
 def _measure(dtype: torch.dtype) -> str:
     key, name = _machine(), str(dtype).removeprefix("torch.")
     seconds = _remembered().get(key, {}).get(name)
     if not seconds or "torch" not in seconds:
-        seconds = _probe([library for library in LIBRARIES if _works(library, dtype)], dtype)
+        seconds = _probe(_candidates(dtype), dtype)
         _remember(key, name, seconds)
     _seconds[dtype] = seconds
-    candidates = {library: t for library, t in seconds.items() if library in LIBRARIES and _works(library, dtype)}
+    candidates = {library: t for library, t in seconds.items() if library in _candidates(dtype)}
     best = min(candidates, key=candidates.__getitem__, default="torch")
     return best if candidates.get("torch", float("inf")) > PROBE_MARGIN * candidates.get(best, 0.0) else "torch"
 
@@ -173,7 +186,11 @@ def threads(dtype: torch.dtype, device: torch.device) -> int:
     """Return how many single-threaded workers may share products: 1 if the library has its own threads, or on a GPU."""
     if device.type != "cpu" or choose(dtype) == "numpy":
         return 1
-    return min(torch.get_num_threads(), MOST_THREADS)
+    count = min(torch.get_num_threads(), MOST_THREADS)
+    if count > 1:
+        with one_core():
+            choose(dtype)  # measured here and now, not by every worker while the others work
+    return count
 
 
 def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ outputs, output index fast) or an int (that output alone).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,11 +29,6 @@ def points(factors: Sequence[Pair]) -> int:
     return next(len(f) for pair in factors for f in pair if f is not None)
 
 
-def slice_points(factors: Sequence[Pair], rows: slice | Tensor) -> list[Pair]:
-    """Return the factors of some of the points."""
-    return [tuple(None if f is None else f[rows] for f in pair) for pair in factors]  # type: ignore[misc]
-
-
 def _flat(sensitivities: Tensor | None, output: Output) -> Tensor | None:
     """Return S as the matrix whose Gram product is the output factor: (n, M b), (n, b) or (n M, b)."""
     if sensitivities is None:
@@ -46,61 +40,83 @@ def _flat(sensitivities: Tensor | None, output: Output) -> Tensor | None:
     return sensitivities.reshape(-1, sensitivities.shape[-1])
 
 
-@dataclass(frozen=True)
-class Scratch:
+class _Side:
+    """The factors of one side of a kernel as matrices, and their blocks of points, each cut once.
+
+    A tile takes a dozen operations; cutting its blocks anew would take three times as many, each under Python's lock.
+    """
+
+    def __init__(self, factors: Sequence[Pair], output: Output, fold: int, transposed: bool) -> None:
+        # A layer with one factor adds a plain product: it comes first and writes the tile, the others accumulate.
+        ordered = sorted(factors, key=lambda pair: None not in pair)
+        self.layers = [(features, _flat(sensitivities, output)) for features, sensitivities in ordered]
+        self.fold, self.transposed = fold, transposed
+        self._blocks: dict[tuple[int, int], list[Pair]] = {}
+
+    def block(self, rows: slice) -> list[Pair]:
+        """Return the matrices of some points, turned over on the side of the columns."""
+        key = (rows.start, rows.stop)
+        if key not in self._blocks:
+            folded = slice(rows.start * self.fold, rows.stop * self.fold)
+            self._blocks[key] = [(self._cut(z, rows), self._cut(s, folded)) for z, s in self.layers]
+        return self._blocks[key]
+
+    def _cut(self, factor: Tensor | None, rows: slice) -> Tensor | None:
+        if factor is None:
+            return None
+        return factor[rows].t() if self.transposed else factor[rows]
+
+
+class _Scratch:
     """Memory of a tile and of its two factors, allocated once: fresh pages would cost more than the products."""
 
-    tile: Tensor
-    left: Tensor
-    right: Tensor
-
-    @staticmethod
-    def allocate(points: int, fold: int, dtype: torch.dtype, device: torch.device) -> Scratch:
-        """Return room for tiles of up to ``points`` x ``points`` points with ``fold`` rows each."""
+    def __init__(self, points: int, fold: int, dtype: torch.dtype, device: torch.device) -> None:
         pairs = points * points
         sizes = (pairs * fold**2, pairs, pairs * fold**2)
-        return Scratch(*(torch.empty(size, dtype=dtype, device=device) for size in sizes))
+        self.fold = fold
+        self.memory = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
+        self._views: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+
+    def views(self, n: int, m: int) -> tuple[Tensor, ...]:
+        """Return ``tile``, ``left``, ``right`` for n x m points, and all three as (n, M, m, M) for broadcasting."""
+        if (n, m) not in self._views:
+            fold = self.fold
+            tile, left, right = self.memory
+            flat = (
+                tile[: n * m * fold**2].view(n * fold, m * fold),
+                left[: n * m].view(n, m),
+                right[: n * m * fold**2].view(n * fold, m * fold),
+            )
+            shapes = [(n, fold, m, fold), (n, 1, m, 1), (n, fold, m, fold)] if fold > 1 else [t.shape for t in flat]
+            self._views[n, m] = (*flat, *(t.view(shape) for t, shape in zip(flat, shapes, strict=True)))
+        return self._views[n, m]
 
 
-def gram_tile(
-    rows: Sequence[Pair], columns: Sequence[Pair], output: Output, outputs: int, scratch: Scratch | None = None
-) -> Tensor:
-    """Return the kernel between two sets of points, in the memory of ``scratch``.
+def _tile(rows: list[Pair], columns: list[Pair], output: Output, outputs: int, views: tuple[Tensor, ...]) -> Tensor:
+    """Return the kernel between two blocks of points in the memory of ``views``; ``columns`` are turned over.
 
     The result is (n, n') for ``"trace"`` and single outputs, (n M, n' M) for ``"full"``; cost
     ``2 n n' sum_l (a + M b)`` FLOP for the trace.
     """
-    fold = outputs if output == "full" else 1
-    n, m = points(rows), points(columns)
-    if scratch is None:
-        reference = next(f for pair in rows for f in pair if f is not None)
-        scratch = Scratch.allocate(max(n, m), fold, reference.dtype, reference.device)
-    out = scratch.tile[: n * m * fold**2].view(n * fold, m * fold)
-    left = scratch.left[: n * m].view(n, m)
-    right = scratch.right[: n * m * fold**2].view(n * fold, m * fold)
+    out, left, right, total, spread, pairs = views
     empty = True
-    # A layer with one factor adds a plain product: it comes first and writes the tile, the others accumulate.
-    order = sorted(range(len(rows)), key=lambda k: None not in rows[k])
-    for k in order:
-        (z, s), (z2, s2) = rows[k], columns[k]
-        s, s2 = _flat(s, output), _flat(s2, output)
+    for (z, s), (z2, s2) in zip(rows, columns, strict=True):
         if z is None or z2 is None:
             assert s is not None and s2 is not None
             if empty:
-                mm(s, s2.t(), out)
+                mm(s, s2, out)
             else:
-                addmm_(out, s, s2.t())
+                addmm_(out, s, s2)
         elif s is None or s2 is None:
-            mm(z, z2.t(), left)
+            mm(z, z2, left)
             _add_identity(out.zero_() if empty else out, left, output, outputs)
         else:
-            mm(z, z2.t(), left)
-            mm(s, s2.t(), right)
-            pairs, total = right.view(n, fold, m, fold), out.view(n, fold, m, fold)
+            mm(z, z2, left)
+            mm(s, s2, right)
             if empty:
-                torch.mul(left.view(n, 1, m, 1), pairs, out=total)
+                torch.mul(spread, pairs, out=total)
             else:
-                total.addcmul_(left.view(n, 1, m, 1), pairs)
+                total.addcmul_(spread, pairs)
         empty = False
     return out
 
@@ -162,13 +178,15 @@ def for_each_tile(
     others = rows if columns is None else columns
     tiles = symmetric_tiles(n, side) if columns is None else rectangular_tiles(n, points(columns), side)
     device = next(f for pair in rows for f in pair if f is not None).device
+    above, across = _Side(rows, output, fold, transposed=False), _Side(others, output, fold, transposed=True)
 
     def worker() -> Callable[[tuple[slice, slice]], None]:
-        scratch = Scratch.allocate(min(side, max(n, points(others))), fold, dtype, device)
+        scratch = _Scratch(min(side, max(n, points(others))), fold, dtype, device)
 
         def compute(place: tuple[slice, slice]) -> None:
             i, j = place
-            tile = gram_tile(slice_points(rows, i), slice_points(others, j), output, outputs, scratch)
+            views = scratch.views(i.stop - i.start, j.stop - j.start)
+            tile = _tile(above.block(i), across.block(j), output, outputs, views)
             if columns is None and i == j:
                 _symmetrise_(tile)
             visit(slice(i.start * fold, i.stop * fold), slice(j.start * fold, j.stop * fold), tile)

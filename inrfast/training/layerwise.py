@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from inrfast.memory import chunks, require
 from inrfast.nn import INR
 from inrfast.ops import gemm
+from inrfast.ops.in_place import IN_PLACE
 from inrfast.threads import together
-from inrfast.training.in_place import IN_PLACE
 
 CACHED_BYTES = 2**19
 """Size of one buffer of activations on a CPU: a handful of them live between the second and third cache level."""

@@ -29,6 +29,7 @@ from inrfast.nn import INR
 from inrfast.threads import one_core
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.gradients import LOSSES, Gradient, Loss, gradient_of, modes_kept
+from inrfast.training.layerwise import LayerwiseGradient
 from inrfast.training.optimizers import OPTIMIZERS, Adam, learning_rates
 
 PRECISIONS = ("highest", "high", "medium")
@@ -192,7 +193,7 @@ def fit(
         gradient = gradient_of(net, coords, target, loss, budget)
         run = _Run(net, coords, target, gradient, full_batch=batch_size in (None, len(coords)), lr=lr)
         try:
-            if gradient.name == "layerwise" and coords.device.type == "cpu":
+            if isinstance(gradient, LayerwiseGradient) and len(gradient.passes) > 1:
                 cores.enter_context(one_core())
             for step in range(steps):
                 if not run.step(next(batches), rates(step), step % eval_every == 0, goal):

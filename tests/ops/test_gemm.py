@@ -51,10 +51,21 @@ def test_the_choice_is_measured_once_and_cached(fresh, monkeypatch):
 
 
 def test_the_fastest_by_the_margin_wins(fresh, monkeypatch):
+    monkeypatch.setattr(gemm, "_cores", lambda: 1)
     monkeypatch.setattr(gemm, "_probe", lambda names, dtype: {"torch": 1.0, "numpy": 0.5})
     assert gemm.choose(torch.float64) == "numpy"
     monkeypatch.setattr(gemm, "_probe", lambda names, dtype: {"torch": 1.0, "numpy": 0.95})
     assert gemm.choose(torch.float32) == "torch"
+
+
+def test_a_library_that_takes_every_core_is_no_choice_for_fewer_threads(fresh, monkeypatch):
+    monkeypatch.setattr(gemm, "_probe", lambda names, dtype: {name: 0.1 if name == "numpy" else 1.0 for name in names})
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(gemm, "_cores", lambda: threads)
+    assert gemm.choose(torch.float64) == "numpy"
+    gemm._chosen.clear()
+    monkeypatch.setattr(gemm, "_cores", lambda: threads + 1)
+    assert gemm.choose(torch.float64) == "torch"
 
 
 def test_a_damaged_cache_and_a_read_only_home_do_not_fail(fresh, monkeypatch):

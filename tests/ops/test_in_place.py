@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrfast.activations import ACTIVATIONS
-from inrfast.training.in_place import IN_PLACE
+from inrfast.ops.in_place import IN_PLACE
 
 
 def test_every_activation_has_an_in_place_form() -> None:
