@@ -86,7 +86,7 @@ class Settings:
     hidden_layers: int = 3
     jacobian_pixels: int = 32
     steps: int = 500
-    batch_size: int = 4096
+    batch_size: int = 2048
     eval_every: int = 20
     schedule: str = "exponential"
 
