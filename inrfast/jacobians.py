@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
-from inrfast.capture import PASS_DTYPE, Capture, Factors, LayerSpec, Select
+from inrfast.capture import PASS_DTYPE, Capture, Factors, Select
 from inrfast.errors import check_tensor
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
 from inrfast.ops.factors import Room
+from inrfast.supported import LayerSpec
 from inrfast.threads import share
 
 PASS_ROWS = 512

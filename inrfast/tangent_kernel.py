@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
-from inrfast.capture import Capture, Factors, LayerSpec, Select
+from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import (
     NotAvailableError,
     ResolutionError,
@@ -27,6 +27,7 @@ from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
+from inrfast.supported import LayerSpec
 from inrfast.threads import together
 
 if TYPE_CHECKING:

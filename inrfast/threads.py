@@ -65,11 +65,18 @@ def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
     """Run one job a thread and return their results; after an interrupt, too, none is left at work.
 
     One job, and jobs started from inside a job, run in the calling thread: a pool that waits for itself never ends.
+    Inside ``torch.inference_mode`` the jobs are in it too: they may write to tensors made there.
     """
     if len(jobs) == 1 or threading.current_thread().name.startswith(NAME):
         return [job() for job in jobs]
+    inference = torch.is_inference_mode_enabled()
+
+    def run(job: Callable[[], T]) -> T:
+        with torch.inference_mode(inference):
+            return job()
+
     pool = workers(len(jobs))
-    running = [pool.submit(job) for job in jobs]
+    running = [pool.submit(run, job) for job in jobs]
     try:
         return [job.result() for job in running]
     finally:

@@ -76,13 +76,20 @@ def test_the_network_is_left_as_it_was():
     assert not net[2]._forward_hooks
 
 
-def test_works_inside_no_grad_and_inference_mode():
-    net, coords = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)), random_coords(5, 2, 0)
+@pytest.mark.parametrize("kind", ["hooked", "plain"])
+def test_works_inside_no_grad_and_inference_mode(kind):
+    """With points enough for several threads, which have modes of their own."""
+    hooked = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+    net = hooked if kind == "hooked" else inr.INR(2, 1, width=8)
+    coords = random_coords(1100, 2, 0)
     expected = inr.ntk(net, coords).to_dense()
+    product = inr.ntk(net, coords) @ expected[:, :3]
     with torch.no_grad():
         assert torch.equal(inr.ntk(net, coords).to_dense(), expected)
     with torch.inference_mode():
-        assert torch.equal(inr.ntk(net, coords).to_dense(), expected)
+        K = inr.ntk(net, coords.clone())
+        assert torch.equal(K.to_dense(), expected)
+        assert torch.equal(K @ expected[:, :3], product)
 
 
 def shared_weight():

@@ -30,13 +30,14 @@ from inrfast.analysis.report import (
     kernel_spectrum,
     matrix_spectrum,
 )
-from inrfast.capture import Capture, Factors, LayerSpec, Select
+from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import check_coords, check_int
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import budget_bytes, chunks, require
 from inrfast.nn import INR, SphereNorm
 from inrfast.ops.gram import gram_diagonal
+from inrfast.supported import LayerSpec
 from inrfast.tangent_kernel import NTK, ntk
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
