@@ -4,26 +4,62 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import os
+import warnings
 
 import torch
 
 from inrfast.errors import NotAvailableError, check_choice
+from inrfast.kernels.formats import SMALLEST_SHARED
 
 BACKENDS = ("auto", "torch", "triton")
 
+OLDEST = (8, 0)
+"""Compute capability from which a GPU multiplies fp64 on its tensor cores."""
 
-@functools.cache
-def _reason_against_triton(device_type: str) -> str | None:
-    """Return why the Triton kernels cannot run on this kind of device, or None if they can."""
-    if device_type != "cuda":
-        return f"its kernels run on CUDA devices, and the tensors are on {device_type!r}"
+
+def interpreted() -> bool:
+    """Return whether Triton interprets its kernels, on CPU tensors: slow, for tests (``TRITON_INTERPRET=1``)."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")
+
+
+def reason_against_triton(device: torch.device | str) -> str | None:
+    """Return why the Triton kernels cannot run on this device, or None if they can."""
+    device = torch.device(device)
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    return "this version has no Triton kernel for tangent kernels yet"
+    if device.type == "cpu" and interpreted():
+        return None
+    if device.type != "cuda":
+        return f"its kernels run on CUDA devices, and the tensors are on {device.type!r}"
+    if torch.version.hip is not None:
+        return "its kernels are for NVIDIA GPUs, and this PyTorch was built for ROCm"
+    return _reason_against_gpu(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _reason_against_gpu(index: int) -> str | None:
+    properties = torch.cuda.get_device_properties(index)
+    return too_little(properties.name, (properties.major, properties.minor), properties.shared_memory_per_block_optin)
+
+
+def too_little(name: str, capability: tuple[int, int], shared: int) -> str | None:
+    """Return why a GPU of this compute capability and shared memory a program (bytes) is too little, or None."""
+    if capability < OLDEST:
+        return (
+            f"{name} has compute capability {capability[0]}.{capability[1]}; the kernels need {OLDEST[0]}.{OLDEST[1]} "
+            "(fp64 on the tensor cores)"
+        )
+    if shared < SMALLEST_SHARED:
+        return f"{name} gives a program {shared} bytes of shared memory; the kernels need {SMALLEST_SHARED}"
+    return None
 
 
 def resolve(backend: str, device: torch.device | str) -> str:
     """Return the backend that will run: ``auto`` picks, a backend asked for by name runs or raises.
+
+    ``auto`` is ``"triton"`` on a CUDA device whose GPU can run it, else ``"torch"``; on a CUDA device it says once, by
+    a warning, why it is not ``"triton"``.
 
     Raises
     ------
@@ -31,15 +67,24 @@ def resolve(backend: str, device: torch.device | str) -> str:
         If ``backend`` was named and cannot run on ``device``; the message gives the reason.
     """
     check_choice("backend", backend, BACKENDS)
-    if backend == "triton":
-        reason = _reason_against_triton(torch.device(device).type)
-        if reason is not None:
-            raise NotAvailableError(f"backend='triton' cannot run: {reason}; use backend='torch' or 'auto'")
+    kind = torch.device(device).type
+    if backend == "torch" or (backend == "auto" and kind != "cuda"):
+        return "torch"
+    reason = reason_against_triton(device)
+    if reason is None:
         return "triton"
+    if backend == "triton":
+        raise NotAvailableError(f"backend='triton' cannot run: {reason}; use backend='torch' or 'auto'")
+    _warn_once(f"backend='auto' takes 'torch': {reason}")
     return "torch"
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def report(device: torch.device | str = "cpu") -> dict[str, str]:
     """Return, for each backend, ``available`` or the reason why it cannot run on ``device``."""
-    reason = _reason_against_triton(torch.device(device).type)
+    reason = reason_against_triton(device)
     return {"torch": "available", "triton": "available" if reason is None else f"not available: {reason}"}

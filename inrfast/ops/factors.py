@@ -2,18 +2,40 @@
 
 For parameter layer ``l`` with pre-activation ``u_l = Z_{l-1} W_l^T + b_l`` the tangent kernel needs
 ``Z_{l-1}`` (N x D_in) and ``S_l[n, m, :] = d f_m(x_n) / d u_l(x_n)`` (N x M x D_out), nothing else.
+
+:func:`mlp_factors` computes them with torch, on any device; :func:`mlp_operands` writes them in one launch of a Triton
+kernel, for one network or many, as the operands of the Gram kernel.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from inrfast import backends
+from inrfast.activations import ACTIVATIONS
+from inrfast.memory import chunks
+from inrfast.ops.gemm import exact_products
 from inrfast.ops.in_place import IN_PLACE
+from inrfast.ops.operands import (
+    CHUNK,
+    NARROW,
+    LayerShape,
+    Layout,
+    Operands,
+    Output,
+    Place,
+    allocate,
+    choose_format,
+    exponents_for,
+    pack,
+    row_range,
+    write_slabs,
+)
 
 
 @dataclass(frozen=True)
@@ -211,3 +233,254 @@ def _norm_backward(
         normalised, slope = state
         return gradient * slope, NormFactors(normalised, gradient.contiguous())
     return _sphere_backward(gradient, *state), None
+
+
+# ---- the fused pass ----------------------------------------------------------------------------------------------
+
+BOUNDED = ("sine", "gaussian", "finer", "tanh")
+"""Activations between -1 and 1."""
+
+SCRATCH_BYTES = 1 << 30
+"""Scratch of all programs of a fused pass at most."""
+
+
+def layer_shapes(mlp: MLP) -> tuple[LayerShape, ...]:
+    """Return the shapes of an MLP's factors, all its parameters differentiated (batch norms apart)."""
+    linear = [(h.weight, h.bias) for h in mlp.hidden]
+    shapes = [LayerShape(w.shape[1], w.shape[0], b is not None) for w, b in linear]
+    return (*shapes, LayerShape(mlp.head_weight.shape[1], 0, mlp.head_bias is not None))
+
+
+def fusible(mlp: MLP, output: Output) -> bool:
+    """Return whether the fused pass covers this network: one activation, no norm, biases everywhere or nowhere.
+
+    Widths from 9 on, any of them; with ``"full"`` up to 8 outputs.
+    """
+    biases = {h.bias is not None for h in mlp.hidden} | {mlp.head_bias is not None}
+    return (
+        len({h.activation for h in mlp.hidden}) == 1
+        and len(biases) == 1
+        and all(h.norm is None and len(h.weight) > NARROW for h in mlp.hidden)
+        and (output != "full" or len(mlp.head_weight) <= NARROW)
+    )
+
+
+def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, precision: str, output: Output) -> Operands:
+    """Return the operands of one or more :func:`fusible` MLPs of one shape at ``inputs`` (n, D_in) or (models, n, D_in).
+
+    ``precision`` decides the numbers' format, from the ranges of the features; ``output`` is ``"trace"``, ``"full"`` or
+    an int. Computed in fp64 from the parameters as they are, every factor rounded once.
+    """
+    first = mlps[0]
+    assert fusible(first, output) and all(layer_shapes(mlp) == layer_shapes(first) for mlp in mlps)
+    parameters = torch.stack([flat_parameters(mlp) for mlp in mlps])
+    inputs = (inputs if inputs.ndim == 3 else inputs.unsqueeze(0)).to(torch.float64)
+    layout = Layout(layer_shapes(first), output, len(first.head_weight), "fp64")
+    exponents: tuple[int, ...] = (0,) * len(layout.shapes)
+    if precision != "highest":
+        found = [feature_ranges(mlp, inputs[k if len(inputs) > 1 else 0]) for k, mlp in enumerate(mlps)]
+        ranges = [(max(top for top, _ in r), min(low for _, low in r)) for r in zip(*found, strict=True)]
+        layout = replace(layout, format=choose_format(precision, layout, ranges))
+        exponents = exponents_for(layout, ranges)
+    slabs, narrow, scale = mlp_slabs(
+        inputs.contiguous(),
+        parameters,
+        [shape.features for shape in layout.shapes] + [layout.outputs],
+        first.head_bias is not None,
+        first.hidden[0].activation,
+        [h.omega for h in first.hidden],
+        str(output),
+        layout.format,
+        list(exponents),
+    )
+    return Operands(layout, inputs.shape[1] * layout.fold, slabs, narrow, scale, exponents)
+
+
+def flat_parameters(mlp: MLP) -> Tensor:
+    """Return the weights and biases of an MLP in one fp64 vector: each layer's weight, then its bias."""
+    linear = [*((h.weight, h.bias) for h in mlp.hidden), (mlp.head_weight, mlp.head_bias)]
+    return torch.cat([t.flatten().to(torch.float64) for pair in linear for t in pair if t is not None])
+
+
+def feature_ranges(mlp: MLP, inputs: Tensor) -> list[tuple[float, float]]:
+    """Return the range of every layer's features (:func:`inrfast.ops.operands.choose_format`), computed in fp32.
+
+    A few digits are enough for a scale; bounded activations beside a bias need not be computed.
+    """
+    if all(h.activation in BOUNDED and h.bias is not None for h in mlp.hidden):
+        return [row_range(inputs.abs().amax(1)), *[(1.0, 1.0)] * len(mlp.hidden)]
+    largest: list[list[Tensor]] = [[] for _ in range(len(mlp.hidden) + 1)]
+    with exact_products(inputs.device):
+        for points in chunks(len(inputs), CHUNK):
+            z = inputs[points].to(torch.float32)
+            largest[0].append(z.abs().amax(1))
+            for index, layer in enumerate(mlp.hidden):
+                bias = None if layer.bias is None else layer.bias.to(torch.float32)
+                u = linear(z, layer.weight.to(torch.float32), bias)
+                z = ACTIVATIONS[layer.activation].value(u, layer.omega)
+                largest[index + 1].append(z.abs().amax(1))
+    return [row_range(torch.cat(parts)) for parts in largest]
+
+
+@torch.library.custom_op("inrfast::mlp_slabs", mutates_args=())
+def mlp_slabs(
+    inputs: Tensor,
+    parameters: Tensor,
+    widths: Sequence[int],
+    bias: bool,
+    activation: str,
+    omegas: Sequence[float],
+    output: str,
+    format: str,
+    exponents: Sequence[int],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return slabs, narrow columns and scales (:class:`inrfast.ops.operands.Operands`) of MLPs of one shape.
+
+    ``inputs`` (1 or models, n, D_in) and ``parameters`` (models, Q) in fp64; ``widths`` from D_in to M. On a GPU the
+    Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
+    """
+    layout = _layout(widths, bias, output, format)
+    if inputs.device.type == "cpu" and not backends.interpreted():
+        result = mlp_operands_reference(inputs, parameters, layout, activation, omegas, tuple(exponents))
+    else:
+        result = _launch(inputs, parameters, layout, activation, omegas, tuple(exponents))
+    return result.slabs, result.narrow, result.scale
+
+
+@mlp_slabs.register_fake
+def _(inputs, parameters, widths, bias, activation, omegas, output, format, exponents):  # type: ignore[no-untyped-def]
+    layout = _layout(widths, bias, output, format)
+    made = allocate(layout, len(parameters), inputs.shape[1] * layout.fold, inputs.device)
+    return made.slabs, made.narrow, made.scale
+
+
+@mlp_slabs.register_vmap
+def _(info, in_dims, inputs, parameters, *rest):  # type: ignore[no-untyped-def]
+    """Take the batch as more models."""
+    x, q = (
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in zip((inputs, parameters), in_dims[:2], strict=True)
+    )
+    shared = in_dims[0] is None and len(inputs) == 1
+    x = inputs if shared else x.expand(-1, q.shape[1], -1, -1).flatten(0, 1).contiguous()
+    found = mlp_slabs(x, q.flatten(0, 1).contiguous(), *rest)
+    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0, 0)
+
+
+def _layout(widths: Sequence[int], bias: bool, output: str, format: str) -> Layout:
+    pairs = list(zip(widths, widths[1:], strict=False))
+    shapes = [LayerShape(a, b if index < len(pairs) - 1 else 0, bias) for index, (a, b) in enumerate(pairs)]
+    return Layout(tuple(shapes), int(output) if output.isdigit() else output, widths[-1], format)
+
+
+def mlp_operands_reference(
+    inputs: Tensor,
+    parameters: Tensor,
+    layout: Layout,
+    activation: str,
+    omegas: Sequence[float],
+    exponents: tuple[int, ...],
+) -> Operands:
+    """Return what the fused pass computes, by :func:`mlp_factors` and plain torch, network by network."""
+    made = []
+    for index, vector in enumerate(parameters):
+        mlp = _unflatten(vector, layout, activation, omegas)
+        found = mlp_factors(mlp, inputs[index if len(inputs) > 1 else 0])
+        factors = zip(found.features, [*found.sensitivities, None], strict=True)
+        made.append(pack(layout, [(z[:, :-1], s) for z, s in factors], exponents))
+    tensors = (torch.cat([getattr(m, name) for m in made]) for name in ("slabs", "narrow", "scale"))
+    return Operands(layout, made[0].rows, *tensors, exponents)
+
+
+def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence[float]) -> MLP:
+    """Return the MLP of a vector as :func:`flat_parameters` makes it."""
+    layers, start = [], 0
+    for shape in layout.shapes:
+        out = shape.sensitivities or layout.outputs
+        weight = vector[start : start + out * shape.features].view(out, shape.features)
+        start += weight.numel()
+        layers.append((weight, vector[start : start + out] if shape.bias else None))
+        start += out * shape.bias
+    hidden = [HiddenLayer(w, b, activation, omega) for (w, b), omega in zip(layers, omegas, strict=False)]
+    return MLP(tuple(hidden), *layers[-1])
+
+
+def _launch(
+    inputs: Tensor,
+    parameters: Tensor,
+    layout: Layout,
+    activation: str,
+    omegas: Sequence[float],
+    exponents: tuple[int, ...],
+) -> Operands:
+    from inrfast.kernels import factors as kernel  # imports triton
+
+    device, n, models = inputs.device, inputs.shape[1], len(parameters)
+    made = replace(allocate(layout, models, n * layout.fold, device), exponents=exponents)
+    single = isinstance(layout.output, int)
+    outputs = 1 if single else layout.outputs
+    places = sorted(layout.places, key=lambda place: place.layer)
+    table, constants, start = [], [], 0
+    for index, shape in enumerate(layout.shapes[:-1]):
+        weight = shape.features * shape.sensitivities
+        bias = start + weight if shape.bias else -1
+        table.append([shape.features, shape.sensitivities, start, bias, *_starts(places, index)])
+        constants.append([omegas[index], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
+        start += weight + shape.sensitivities * shape.bias
+    hidden, width = len(table), -(-max(max(row[:2]) for row in table) // kernel.BLOCK) * kernel.BLOCK
+    slots = 2 + hidden * (1 + outputs) + -(-(2 * hidden + 2) // width)
+    blocks = -(-n // kernel.POINTS)
+    wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    programs = max(1, min(blocks, wanted, SCRATCH_BYTES // (8 * models * slots * kernel.POINTS * width)))
+    if n > 0:
+        with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+            kernel.launch(
+                inputs,
+                parameters,
+                torch.tensor(table, dtype=torch.int64, device=device),
+                torch.tensor(constants, dtype=torch.float64, device=device),
+                made.slabs,
+                made.scale,
+                torch.empty(
+                    models, programs, slots, kernel.POINTS, width, dtype=torch.float64, device=device
+                ),
+                head=start,
+                outputs=outputs,
+                first_output=int(layout.output) if single else 0,
+                floor=2.0 ** -exponents[-1],
+                activation=ACTIVATIONS[activation].kernel_id,
+                input_scale=0.0 if places[0].narrow == "features" else 2.0 ** exponents[0],
+                scaled=layout.numbers.dtype == "fp16",
+                corrected=layout.numbers.corrected,
+                full=layout.output == "full",
+            )
+    _write_inputs(made, inputs)
+    return made
+
+
+def _starts(places: Sequence[Place], layer: int) -> tuple[int, int]:
+    """Return the slabs at which a hidden layer's own features, the next layer's input, and its sensitivities begin."""
+    return places[layer + 1].features, places[layer].sensitivities
+
+
+def _write_inputs(made: Operands, inputs: Tensor) -> None:
+    """Write what no hidden layer computes: the inputs, and the constants beside them and for the head."""
+    layout, rows = made.layout, slice(0, made.rows)
+    first, head = (next(p for p in layout.places if p.layer == k) for k in (0, len(layout.shapes) - 1))
+    x = inputs.repeat_interleave(layout.fold, 1)
+    if first.narrow == "features":
+        end = first.features + x.shape[2]
+        made.narrow[:, first.features : end, rows] = x.mT.to(made.narrow.dtype)
+        if layout.shapes[0].bias:
+            made.narrow[:, end, rows] = 1
+    else:
+        for model in range(len(made.slabs)):
+            values = x[model if len(x) > 1 else 0] * 2.0 ** made.exponents[0]
+            write_slabs(made, model, first.features, values.unsqueeze(1), rows)
+    # Powers of two: a correction in the scale is of a thousandth at most.
+    up = 2.0 ** (-made.exponents[-1] - made.scale[:, rows].log2().round())
+    if layout.output == "full":
+        unit = torch.eye(layout.outputs, dtype=up.dtype, device=up.device).repeat(1, inputs.shape[1])
+        made.narrow[:, head.sensitivities : head.sensitivities + layout.outputs, rows] = unit * up.unsqueeze(1)
+    else:
+        made.narrow[:, head.sensitivities, rows] = up

@@ -3,17 +3,23 @@
 ``factors`` are pairs ``(features, sensitivities)``, one a layer, as in :mod:`inrfast.ops.rows`; features carry their
 column of ones where the layer has a bias. ``output`` is ``"trace"`` (sum over outputs), ``"full"`` (every pair of
 outputs, output index fast) or an int (that output alone).
+
+The Triton backend takes :class:`inrfast.ops.operands.Operands` in their place, and does the same by larger tiles.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from inrfast import backends
+from inrfast.kernels.formats import FORMATS, Config, config_for
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads
+from inrfast.ops.operands import Layout, Operands, Place
 from inrfast.threads import share
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -22,6 +28,10 @@ Output = str | int
 TILE = 512
 """Points a side of a tile: three tiles of fp32 (3 MiB) stay in the second-level caches of two cores; measured on a
 2-core AVX-512 machine, 256 and 1024 are slower."""
+
+
+OPERAND_TILE = 8192
+"""Rows a side of a tile that the Triton backend hands to a visitor: 256 MiB of fp32."""
 
 
 def points(factors: Sequence[Pair]) -> int:
@@ -158,9 +168,34 @@ def _symmetrise_(tile: Tensor) -> Tensor:
     return tile.triu_().add_(tile.triu(1).t())
 
 
+def fill_(
+    out: Tensor,
+    rows: Sequence[Pair] | Operands,
+    columns: Sequence[Pair] | Operands | None,
+    output: Output,
+    outputs: int,
+) -> Tensor:
+    """Write the kernel into ``out`` (any strides); ``columns=None`` is the symmetric kernel, every pair computed once.
+
+    Returns ``out``, symmetric to the last bit where ``columns`` is None.
+    """
+    if isinstance(rows, Operands):
+        assert columns is None or isinstance(columns, Operands)
+        return gram(rows, columns, out=out)
+    assert not isinstance(columns, Operands)
+
+    def write(i: slice, j: slice, tile: Tensor) -> None:
+        out[i, j] = tile
+        if columns is None and i != j:
+            out[j, i] = tile.t()
+
+    for_each_tile(rows, columns, output, outputs, out.dtype, write, in_order=False)
+    return out
+
+
 def for_each_tile(
-    rows: Sequence[Pair],
-    columns: Sequence[Pair] | None,
+    rows: Sequence[Pair] | Operands,
+    columns: Sequence[Pair] | Operands | None,
     output: Output,
     outputs: int,
     dtype: torch.dtype,
@@ -172,6 +207,11 @@ def for_each_tile(
     Slices count rows of the kernel (points times M for ``"full"``); the tile is scratch, valid during the call. Unless
     ``in_order``, threads share the tiles and call ``visit`` at the same time.
     """
+    if isinstance(rows, Operands):
+        assert columns is None or isinstance(columns, Operands)
+        _for_each_operand_tile(rows, columns, dtype, visit)
+        return
+    assert not isinstance(columns, Operands)
     fold = outputs if output == "full" else 1
     side = max(1, TILE // fold)
     n = points(rows)
@@ -212,3 +252,228 @@ def gram_diagonal(factors: Sequence[Pair], output: Output, outputs: int) -> Tens
 
 def _squared_norm(t: Tensor) -> Tensor:
     return torch.linalg.vector_norm(t, dim=-1, dtype=torch.float64).square()
+
+
+# ---- the Triton backend ------------------------------------------------------------------------------------------
+
+
+def _for_each_operand_tile(
+    rows: Operands, columns: Operands | None, dtype: torch.dtype, visit: Callable[[slice, slice, Tensor], None]
+) -> None:
+    """Visit large tiles, each computed by the kernel; of a symmetric one the diagonal tiles are whole."""
+    other = rows if columns is None else columns
+    side = OPERAND_TILE
+    memory = torch.empty(min(side, rows.rows) * min(side, other.rows), dtype=dtype, device=rows.slabs.device)
+    for i in range(0, rows.rows, side):
+        for j in range(i if columns is None else 0, other.rows, side):
+            above = rows.part(i, i + side)
+            across = None if columns is None and i == j else other.part(j, j + side)
+            width = (above if across is None else across).rows
+            tile = memory[: above.rows * width].view(above.rows, width)
+            gram(above, across, out=tile)
+            visit(slice(i, i + above.rows), slice(j, j + width), tile)
+
+
+def gram(
+    rows: Operands, columns: Operands | None = None, out: Tensor | None = None, mirror: bool = True
+) -> Tensor:
+    """Return the kernel between two operands of one layout, (n, m), or (models, n, m) where they hold several models.
+
+    Parameters
+    ----------
+    rows, columns
+        Operands of the same layers; None: the symmetric kernel, every pair of rows computed once.
+    out
+        Where to write: a tensor of that shape, fp32 or fp64, any strides; None allocates one in the accumulator's
+        dtype.
+    mirror
+        Whether the symmetric kernel's upper half is written as well; without, entries above the diagonal tiles stay.
+
+    Raises
+    ------
+    ValueError
+        Operands of different layouts, models or devices, or an ``out`` that does not fit.
+    """
+    other = rows if columns is None else columns
+    if rows.layout != other.layout or len(rows.slabs) != len(other.slabs) or rows.slabs.device != other.slabs.device:
+        raise ValueError(
+            f"rows and columns must be operands of one layout, number of models and device, got {rows.layout}, "
+            f"{len(rows.slabs)}, {rows.slabs.device} and {other.layout}, {len(other.slabs)}, {other.slabs.device}"
+        )
+    layout = rows.layout
+    models, n, m = len(rows.slabs), rows.rows, other.rows
+    values = [
+        value
+        for place in layout.places
+        for value in (_bias(layout, place, rows.exponents, other.exponents), place.weight)
+    ]
+    sides = (rows.slabs, rows.narrow, rows.scale, other.slabs, other.narrow, other.scale)
+    symmetric = columns is None
+    if out is None:
+        result = gram_new(
+            *sides, n, m, list(layout.segments), values, layout.narrow_layers, symmetric, layout.format
+        )
+        return result[0] if models == 1 else result
+    target = out.unsqueeze(0) if out.ndim == 2 else out
+    if target.shape != (models, n, m) or target.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"out must be fp32 or fp64 of shape {(models, n, m)}, got {out.dtype} {tuple(out.shape)}")
+    if out.device != rows.slabs.device:
+        raise ValueError(f"out is on {out.device}, the operands are on {rows.slabs.device}")
+    dense = target if target.stride(2) == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
+    if dense is not target:
+        dense.copy_(target)
+    gram_(*sides, dense, list(layout.segments), values, layout.narrow_layers, symmetric, mirror, layout.format)
+    if dense is not target:
+        target.copy_(dense)
+    return out
+
+
+def _bias(layout: Layout, place: Place, left: Sequence[int], right: Sequence[int]) -> float:
+    """Return the bias of a layer's wide features in units of their scaled product; narrow ones hold it as a column."""
+    if place.narrow == "features" or not layout.shapes[place.layer].bias:
+        return 0.0
+    return 2.0 ** (left[place.layer] + right[place.layer])
+
+
+@torch.library.custom_op("inrfast::gram_", mutates_args=("out",))
+def gram_(
+    row_slabs: Tensor,
+    row_narrow: Tensor,
+    row_scale: Tensor,
+    column_slabs: Tensor,
+    column_narrow: Tensor,
+    column_scale: Tensor,
+    out: Tensor,
+    segments: Sequence[int],
+    values: Sequence[float],
+    narrow_layers: int,
+    symmetric: bool,
+    mirror: bool,
+    format: str,
+) -> None:
+    """Write kernels into ``out`` (models, n, m), its last stride 1: the tables as :mod:`inrfast.kernels.gram` says.
+
+    On a GPU the Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
+    """
+    device = out.device
+    if device.type == "cpu" and not backends.interpreted():
+        result = gram_reference(
+            row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale, segments, values, narrow_layers
+        )
+        out.copy_(result[:, : out.shape[1], : out.shape[2]])
+        return
+    from inrfast.kernels import gram as kernel  # imports triton
+
+    config = _config(format, device)
+    accumulator = torch.float64 if FORMATS[format].accumulator == "fp64" else torch.float32
+    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+        kernel.launch(
+            format,
+            config,
+            (row_slabs, row_narrow, row_scale),
+            (column_slabs, column_narrow, column_scale),
+            out,
+            tile_order(out.shape[1], out.shape[2], config.block, symmetric, device),
+            torch.tensor(list(segments), dtype=torch.int32, device=device).view(-1, 2),
+            torch.tensor(list(values), dtype=accumulator, device=device).view(-1, 2),
+            narrow_layers,
+            symmetric,
+            mirror,
+        )
+
+
+@torch.library.custom_op("inrfast::gram", mutates_args=())
+def gram_new(
+    row_slabs: Tensor,
+    row_narrow: Tensor,
+    row_scale: Tensor,
+    column_slabs: Tensor,
+    column_narrow: Tensor,
+    column_scale: Tensor,
+    n: int,
+    m: int,
+    segments: Sequence[int],
+    values: Sequence[float],
+    narrow_layers: int,
+    symmetric: bool,
+    format: str,
+) -> Tensor:
+    """Return kernels (models, n, m) in the accumulator's dtype; the rest as in :func:`gram_`."""
+    out = row_scale.new_empty(len(row_slabs), n, m)
+    sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
+    gram_(*sides, out, segments, values, narrow_layers, symmetric, True, format)
+    return out
+
+
+@gram_new.register_fake
+def _(row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale, n, m, *rest):  # type: ignore[no-untyped-def]
+    return row_scale.new_empty(len(row_slabs), n, m)
+
+
+@gram_new.register_vmap
+def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
+    """Take the batch as more models."""
+    tensors = [
+        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
+        for t, d in zip(arguments[:6], in_dims[:6], strict=True)
+    ]
+    result = gram_new(*(t.flatten(0, 1) for t in tensors), *arguments[6:])
+    return result.unflatten(0, (info.batch_size, -1)), 0
+
+
+def gram_reference(
+    row_slabs: Tensor,
+    row_narrow: Tensor,
+    row_scale: Tensor,
+    column_slabs: Tensor,
+    column_narrow: Tensor,
+    column_scale: Tensor,
+    segments: Sequence[int],
+    values: Sequence[float],
+    narrow_layers: int,
+) -> Tensor:
+    """Return what the kernel computes, in fp64, from the numbers that its operands hold: (models, padded, padded)."""
+
+    def product(start: int, stop: int) -> Tensor:
+        left, right = (
+            t.to(torch.float64).sum(1)[:, start:stop].transpose(1, 2).flatten(2) for t in (row_slabs, column_slabs)
+        )
+        return left @ right.mT
+
+    total = torch.zeros((), dtype=torch.float64, device=row_slabs.device)
+    slab = column = 0
+    for layer in range(len(segments) // 2):
+        first, second = segments[2 * layer : 2 * layer + 2]
+        bias, weight = values[2 * layer : 2 * layer + 2]
+        left = product(slab, first) + bias
+        if layer < narrow_layers:
+            x, y = (t.to(torch.float64)[:, column:second] for t in (row_narrow, column_narrow))
+            total = total + weight * (x.mT @ y) * left
+            slab, column = first, second
+        else:
+            total = total + left * product(first, second)
+            slab = second
+    return total * row_scale.to(torch.float64).unsqueeze(2) * column_scale.to(torch.float64).unsqueeze(1)
+
+
+@functools.lru_cache(maxsize=8)
+def tile_order(n: int, m: int, block: int, symmetric: bool, device: torch.device) -> Tensor:
+    """Return the places (tiles, 2) of the tiles, int32: in groups of 16 x 16, so that a group's operands stay in the
+    second-level cache; of a symmetric kernel those on and below the diagonal."""
+    group = 16
+    i = torch.arange(-(-n // block), dtype=torch.int32)
+    j = torch.arange(-(-m // block), dtype=torch.int32)
+    rows, columns = (t.flatten() for t in torch.meshgrid(i, j, indexing="ij"))
+    if symmetric:
+        kept = rows >= columns
+        rows, columns = rows[kept], columns[kept]
+    groups = (rows // group).to(torch.int64) * (len(j) // group + 1) + columns // group
+    order = torch.sort(groups, stable=True).indices
+    return torch.stack([rows[order], columns[order]], 1).contiguous().to(device)
+
+
+def _config(format: str, device: torch.device) -> Config:
+    if device.type != "cuda":
+        return config_for(format, (8, 0), 0)  # interpreted
+    properties = torch.cuda.get_device_properties(device)
+    return config_for(format, (properties.major, properties.minor), properties.shared_memory_per_block_optin)

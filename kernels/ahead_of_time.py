@@ -1,0 +1,88 @@
+"""Compiling kernels for a GPU that is not there, and reading what they would need: registers, stack, shared memory.
+
+Triton compiles for a named target without a device; the resources come from the machine code. Run it in a process
+without ``TRITON_INTERPRET``: interpreted kernels have no machine code.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel compiled to.
+
+    Attributes
+    ----------
+    registers, stack
+        Registers and bytes of local memory a thread; a stack means spills, or arrays that found no register.
+    shared
+        Bytes of shared memory a program.
+    instructions
+        How often the machine code has each kind: ``HGMMA``, ``HMMA``, ``DMMA`` (tensor cores), ``UTMALDG`` (copy
+        engine), ``LDL`` and ``STL`` (local memory).
+    narrow_offsets
+        Addresses in the intermediate code that are computed with 32-bit offsets, as ``pointer type + offset type``.
+    """
+
+    registers: int
+    stack: int
+    shared: int
+    instructions: dict[str, int]
+    narrow_offsets: tuple[str, ...]
+
+
+COUNTED = ("HGMMA", "HMMA", "DMMA", "UTMALDG", "LDL", "STL")
+
+
+def compile_kernel(
+    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], capability: int, warps: int, stages: int
+) -> Compiled:
+    """Compile a kernel for compute capability ``capability`` (90 is 9.0) and return its resources.
+
+    ``types`` gives the argument types as Triton writes them (``"*fp16"``, ``"i32"``, ...), all but the ``constants``;
+    pointers, and integers written ``"i32:16"``, are taken as multiples of 16.
+    """
+    names = list(kernel.arg_names)
+    signature = {name: "constexpr" if name in constants else types[name].removesuffix(":16") for name in names}
+    aligned = [n for n in names if n in types and (types[n].endswith(":16") or types[n].startswith("*"))]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
+        assembly = _run("nvdisasm", "-c", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert found is not None, usage
+    counts = {name: len(re.findall(rf"\b{name}\b", assembly)) for name in COUNTED}
+    return Compiled(int(found[1]), int(found[2]), built.metadata.shared, counts, _narrow_offsets(built.asm["ttir"]))
+
+
+def _run(tool: str, *arguments: str) -> str:
+    return subprocess.run([str(TOOLS / tool), *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _narrow_offsets(code: str) -> tuple[str, ...]:
+    """Return the pointer and offset types of address computations in fewer than 64 bits."""
+    found = re.findall(r"tt\.addptr [^:]*: (.*?), (.*?)(?: loc\(|$)", code, flags=re.MULTILINE)
+    return tuple(f"{pointer} + {offset.strip()}" for pointer, offset in found if "i64" not in offset)

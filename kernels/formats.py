@@ -1,0 +1,101 @@
+"""Number formats of the Gram kernel's operands, and the tiles each is computed in; plain data, for hosts too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Format:
+    """How operands are stored and multiplied.
+
+    Attributes
+    ----------
+    dtype
+        Of the slabs, as Triton writes it: ``"fp16"``, ``"fp32"`` or ``"fp64"``.
+    planes
+        1, or 2 for a number split in a high and a low half; three products then make one.
+    slab
+        Columns of a slab: 128 bytes.
+    precision
+        Triton's ``input_precision`` of a product.
+    accumulator
+        Of the sums and scales: ``"fp32"`` or ``"fp64"``.
+    """
+
+    dtype: str
+    planes: int
+    slab: int
+    precision: str
+    accumulator: str
+
+    @property
+    def corrected(self) -> bool:
+        """Whether rows are rescaled after rounding, so that the kernel's diagonal is exact."""
+        return self.dtype == "fp16" and self.planes == 1
+
+
+FORMATS = {
+    "fp16": Format("fp16", 1, 64, "ieee", "fp32"),
+    "fp16x3": Format("fp16", 2, 64, "ieee", "fp32"),
+    "tf32x3": Format("fp32", 1, 32, "tf32x3", "fp32"),
+    "fp64": Format("fp64", 1, 16, "ieee", "fp64"),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile and resources of one launch.
+
+    Attributes
+    ----------
+    block
+        Points a side of a tile.
+    warps, stages
+        Warps a program, and slabs in flight.
+    copy_engine
+        Whether slabs come through tensor descriptors (sm_90 and newer).
+    shared
+        Bytes of shared memory it may take; the ahead-of-time check holds the compiler to it.
+    """
+
+    block: int
+    warps: int
+    stages: int
+    copy_engine: bool
+    shared: int
+
+
+LARGE_SHARED = 200 * 1024
+"""Bytes of shared memory a program, from which on the large configurations are taken (data-centre GPUs since sm_90)."""
+
+LARGE = {
+    "fp16": Config(128, 8, 3, True, 100 * 1024),
+    "fp16x3": Config(128, 8, 3, True, 196 * 1024),
+    "tf32x3": Config(64, 4, 3, True, 50 * 1024),
+    "fp64": Config(64, 8, 3, True, 34 * 1024),
+}
+
+SMALL = {
+    "fp16": Config(128, 8, 3, False, 64 * 1024),
+    "fp16x3": Config(64, 4, 3, False, 64 * 1024),
+    "tf32x3": Config(64, 4, 3, False, 34 * 1024),
+    "fp64": Config(64, 8, 3, False, 34 * 1024),
+}
+
+SMALLEST_SHARED = max(config.shared for config in SMALL.values())
+"""Bytes of shared memory a program without which no configuration runs."""
+
+PADDING = 128
+"""Operands hold a multiple of so many points, so that no load of a tile needs a mask."""
+
+
+def config_for(name: str, capability: tuple[int, int], shared: int) -> Config:
+    """Return the configuration of a format on a GPU of this compute capability and shared memory a program."""
+    return (LARGE if capability >= (9, 0) and shared >= LARGE_SHARED else SMALL)[name]
+
+TOP = 13
+"""Binary exponent of the largest scaled number of a row: fp16 ends below 16, and rounding up must not pass it."""
+
+LARGEST_EXPONENT = 60
+"""Largest exponent of a scale: within it, products of two scales are ordinary fp32 numbers."""

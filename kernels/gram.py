@@ -1,0 +1,262 @@
+"""Tiles of a tangent kernel: ``K = sum_l (Z_l Z_l'^T + bias) * (S_l S_l'^T)``, a program a tile, a product a slab.
+
+Operands are *slabs*: the columns of all factors, cut into pieces of 128 bytes, each piece stored for all points next
+to each other. A tile's slab is then one contiguous block of memory, a few kilobytes, whatever the widths of the layers
+are: it needs one address, and it is what the copy engine of a Hopper GPU moves at once. The layout is made by
+``inrfast.ops.operands``, which also says what the tables hold.
+
+Layers come in two kinds. In a *narrow* layer one factor has a few columns (coordinates, the outputs of the head); its
+product is summed by fused multiply-adds, the other factor is multiplied on the tensor cores. In a *wide* layer both
+are. A tile keeps three accumulators in registers, and nothing N x N but the result is ever written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from inrfast.kernels.formats import FORMATS, Config
+
+
+@triton.jit
+def _slab(operand, slab, point, padded, BLOCK: tl.constexpr, SLAB: tl.constexpr, COPY_ENGINE: tl.constexpr):
+    """Load one slab of BLOCK points: contiguous memory."""
+    if COPY_ENGINE:
+        return operand.load([slab * padded + point, 0])
+    else:
+        start = (tl.cast(slab, tl.int64) * padded + point) * SLAB
+        places = tl.arange(0, BLOCK)[:, None] * SLAB + tl.arange(0, SLAB)[None, :]
+        return tl.load(operand + start + places)
+
+
+@triton.jit
+def _products(
+    total,
+    rows,
+    columns,
+    start,
+    stop,
+    first,
+    low,
+    i,
+    j,
+    rows_padded,
+    columns_padded,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+):
+    """Add the product of slabs ``start`` to ``stop`` to ``total``; of two planes, the smallest products first."""
+    for t in tl.range(start, stop, num_stages=STAGES):
+        a = _slab(rows, first + t, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
+        b = _slab(columns, first + t, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
+        if PLANES == 2:
+            a_low = _slab(rows, first + low + t, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
+            b_low = _slab(columns, first + low + t, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
+            total = tl.dot(a_low, b.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+            total = tl.dot(a, b_low.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+        total = tl.dot(a, b.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+    return total
+
+
+@triton.jit
+def _store(out, i, j, tile, n, m, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store the part of a tile that lies inside an n x m matrix, a few columns at a time: all addresses at once would
+    not fit the registers."""
+    if COLUMNS > 32:
+        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        _store(out, i, j, left, n, m, stride, ROWS, COLUMNS // 2)
+        _store(out, i, j + COLUMNS // 2, right, n, m, stride, ROWS, COLUMNS // 2)
+    else:
+        r = tl.arange(0, ROWS)
+        c = tl.arange(0, COLUMNS)
+        places = r[:, None] * stride + c[None, :]
+        inside = (i + r < n)[:, None] & (j + c < m)[None, :]
+        tl.store(out + (tl.cast(i, tl.int64) * stride + j) + places, tile, mask=inside)
+
+
+@triton.jit
+def gram_tile(
+    rows,
+    columns,
+    narrow_rows,
+    narrow_columns,
+    scale_rows,
+    scale_columns,
+    out,
+    order,
+    segments,
+    values,
+    n,
+    m,
+    rows_padded,
+    columns_padded,
+    slabs,
+    narrow,
+    narrow_layers,
+    layers,
+    stride,
+    model_stride,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    MIRROR: tl.constexpr,
+):
+    """Compute one tile of one model's kernel, and its mirror image.
+
+    ``rows``, ``columns``: slabs (models, PLANES, slabs, points, SLAB), as pointers or descriptors of all points of all
+    slabs; ``narrow_*``: (models, narrow, points); ``scale_*``: (models, points), powers of two that undo the slabs'
+    scales; ``out``: rows of ``stride`` elements, models ``model_stride`` apart. ``order`` (tiles, 2): places of the
+    tiles; ``segments`` (layers, 2): where a layer's two factors end, in slabs, or in narrow columns for the second
+    factor of a narrow layer; ``values`` (layers, 2): the bias in units of the scaled product, and a weight.
+    """
+    tile = tl.program_id(0).to(tl.int64)
+    model = tl.program_id(1)
+    i = tl.load(order + 2 * tile) * BLOCK
+    j = tl.load(order + 2 * tile + 1) * BLOCK
+    first = model * (PLANES * slabs)
+    offsets = tl.arange(0, BLOCK)
+    narrow_rows += model.to(tl.int64) * narrow * rows_padded + i
+    narrow_columns += model.to(tl.int64) * narrow * columns_padded + j
+
+    total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+    slab = 0
+    column = 0
+    # A loop for each kind of layer: the accumulators of both together would not fit the registers.
+    for layer in range(0, narrow_layers):
+        stop = tl.load(segments + 2 * layer)
+        right = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
+        right = _products(
+            right, rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
+            BLOCK, SLAB, PLANES, PRECISION, STAGES, COPY_ENGINE,
+        )  # fmt: skip
+        slab = stop
+        stop = tl.load(segments + 2 * layer + 1)
+        weight = tl.load(values + 2 * layer + 1)
+        for c in range(column, stop):
+            x = tl.load(narrow_rows + tl.cast(c, tl.int64) * rows_padded + offsets) * weight
+            y = tl.load(narrow_columns + tl.cast(c, tl.int64) * columns_padded + offsets)
+            total = tl.fma(right * x[:, None], y[None, :].broadcast_to(BLOCK, BLOCK), total)
+        column = stop
+    for layer in range(narrow_layers, layers):
+        stop = tl.load(segments + 2 * layer)
+        left = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
+        left = _products(
+            left, rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
+            BLOCK, SLAB, PLANES, PRECISION, STAGES, COPY_ENGINE,
+        )  # fmt: skip
+        slab = stop
+        stop = tl.load(segments + 2 * layer + 1)
+        right = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+        right = _products(
+            right, rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
+            BLOCK, SLAB, PLANES, PRECISION, STAGES, COPY_ENGINE,
+        )  # fmt: skip
+        slab = stop
+        total = tl.fma(left, right, total)
+
+    # Read again, or the addresses below would be computed up there and kept in registers through the loops.
+    i = tl.load(order + 2 * tile, volatile=True) * BLOCK
+    j = tl.load(order + 2 * tile + 1, volatile=True) * BLOCK
+    r = tl.load(scale_rows + model.to(tl.int64) * rows_padded + i + offsets)
+    c = tl.load(scale_columns + model.to(tl.int64) * columns_padded + j + offsets)
+    total = total * r[:, None] * c[None, :]
+    out += model.to(tl.int64) * model_stride
+    if SYMMETRIC:
+        if i == j:
+            # Two halves may differ by the order of their products: the lower one counts.
+            total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
+    _store(out, i, j, total, n, m, stride, BLOCK, BLOCK)
+    if MIRROR:
+        if i != j:
+            _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK)
+
+
+def launch(
+    name: str,
+    config: Config,
+    rows: tuple[Any, Any, Any],
+    columns: tuple[Any, Any, Any],
+    out: Any,
+    order: Any,
+    segments: Any,
+    values: Any,
+    narrow_layers: int,
+    symmetric: bool,
+    mirror: bool,
+) -> None:
+    """Run :func:`gram_tile` on every tile of ``order`` and every model.
+
+    ``rows`` and ``columns`` are slabs (models, planes, slabs, points, columns of a slab), narrow columns (models,
+    columns, points) and scales (models, points); points may be a part of those in memory, from a multiple of 16 on.
+    ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format.
+    """
+    layout = FORMATS[name]
+    models, n, m = out.shape
+    if len(order) == 0 or models == 0:
+        return
+    left, right = rows[0], columns[0]
+    padded = [t.stride(2) // layout.slab for t in (left, right)]
+    copy_engine = config.copy_engine and all(_countable(t) for t in (left, right))
+    if copy_engine:
+        left, right = (_descriptor(t, config.block, layout.slab) for t in (left, right))
+    gram_tile[(len(order), models)](
+        left,
+        right,
+        rows[1],
+        columns[1],
+        rows[2],
+        columns[2],
+        out,
+        order,
+        segments,
+        values,
+        n,
+        m,
+        *padded,
+        rows[0].shape[2],
+        rows[1].shape[1],
+        narrow_layers,
+        len(segments),
+        out.stride(1),
+        out.stride(0),
+        BLOCK=config.block,
+        SLAB=layout.slab,
+        PLANES=layout.planes,
+        PRECISION=layout.precision,
+        ACCUMULATOR=tl.float64 if layout.accumulator == "fp64" else tl.float32,
+        STAGES=config.stages,
+        COPY_ENGINE=copy_engine,
+        SYMMETRIC=symmetric,
+        MIRROR=mirror,
+        num_warps=config.warps,
+        num_stages=config.stages,
+        enable_fp_fusion=True,
+    )
+
+
+def _rows_in_memory(slabs: Any) -> int:
+    """Return the rows of all slabs, models and planes from the first point on, each of the slab's columns."""
+    models, planes, count, points, _ = slabs.shape
+    return (models * planes * count - 1) * (slabs.stride(2) // slabs.stride(3)) + points
+
+
+def _countable(slabs: Any) -> bool:
+    """Return whether a descriptor can count the rows: in 32 bits."""
+    return _rows_in_memory(slabs) < 2**31
+
+
+def _descriptor(slabs: Any, block: int, slab: int) -> Any:
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    return TensorDescriptor(slabs, [_rows_in_memory(slabs), slab], [slab, 1], [block, slab])
