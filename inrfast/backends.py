@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from typing import Any
 
 import torch
 
@@ -34,13 +35,13 @@ def reason_against_triton(device: torch.device | str) -> str | None:
         return f"its kernels run on CUDA devices, and the tensors are on {device.type!r}"
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs, and this PyTorch was built for ROCm"
-    return _reason_against_gpu(torch.cuda.current_device() if device.index is None else device.index)
+    return too_little(*gpu(device))
 
 
-@functools.cache
-def _reason_against_gpu(index: int) -> str | None:
-    properties = torch.cuda.get_device_properties(index)
-    return too_little(properties.name, (properties.major, properties.minor), properties.shared_memory_per_block_optin)
+def gpu(device: torch.device) -> tuple[str, tuple[int, int], int]:
+    """Return a CUDA device's name, compute capability, and bytes of shared memory that one program may have."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return properties.name, (properties.major, properties.minor), properties.shared_memory_per_block_optin
 
 
 def too_little(name: str, capability: tuple[int, int], shared: int) -> str | None:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.nn import INR, SphereNorm
-from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, mlp_factors
+from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
+from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import jvp, vjp
 from inrfast.supported import LayerSpec, check_tensors, chosen_parameters, layer_specs, refuse
 
@@ -177,12 +178,45 @@ class Capture:
             )
         return output.reshape(len(coords), -1)
 
+    # ---- operands of a fused kernel ----------------------------------------------------------------------------
+
+    def shape(self, layer: int) -> LayerShape:
+        """Return the shape of one layer's factors."""
+        a, b = self.widths[layer]
+        bias = self._holds_ones(layer)
+        return LayerShape(a - bias, b, bias)
+
+    def _holds_ones(self, layer: int) -> bool:
+        """Return whether a layer's features end with a column of ones beside others."""
+        spec = self.layers[layer]
+        return spec.kind == "linear" and spec.with_weight and spec.with_bias
+
+    def without_ones(self, layer: int, factors: Factors) -> Factors:
+        """Return a layer's factors as :meth:`shape` counts them."""
+        if not self._holds_ones(layer):
+            return factors
+        assert factors.features is not None
+        return Factors(factors.features[:, :-1], factors.sensitivities)
+
+    def fused_mlp(self, layers: Iterable[int], output: Output) -> MLP | None:
+        """Return the network as a fused factor pass takes it, or None where that does not cover these layers."""
+        shapes = tuple(self.shape(layer) for layer in layers)
+        if self._mlp is None or not fusible(self._mlp, output) or shapes != layer_shapes(self._mlp):
+            return None
+        return self._mlp
+
+    def inputs(self, coords: Tensor) -> Tensor:
+        """Return the input of the first layer at ``coords`` (n, d), in fp64."""
+        coords = coords.to(PASS_DTYPE)
+        encoding = self._module.encoding if isinstance(self._module, INR) else None
+        with torch.inference_mode(False), torch.no_grad():
+            return coords if encoding is None else encoding(coords)
+
     # ---- closed form -------------------------------------------------------------------------------------------
 
     def _closed_factors(self, coords: Tensor, room: Room | None) -> list[Factors]:
         assert isinstance(self._module, INR) and self._mlp is not None
-        inputs = coords if self._module.encoding is None else self._module.encoding(coords)
-        found = mlp_factors(self._mlp, inputs, room)
+        found = mlp_factors(self._mlp, self.inputs(coords), room)
         result = []
         for spec in self.layers:
             kind, index = spec.name.split(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.capture import PASS_DTYPE, Capture, Factors, Select
-from inrfast.errors import check_tensor
+from inrfast.errors import NotAvailableError, check_tensor
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
-from inrfast.ops.factors import Room
+from inrfast.ops.factors import Room, feature_ranges, mlp_operands
+from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, pack, ranges_of
 from inrfast.supported import LayerSpec
 from inrfast.threads import share
 
 PASS_ROWS = 512
 """Points a factor pass takes at once: its fp64 temporaries (1 MiB at width 256) then stay in cache. Measured: 512 is
 several times faster a point than 4,096, where every temporary is fresh memory."""
+
+PASS_ROWS_GPU = 1 << 14
+"""The same on a GPU, where a chunk must fill the chip."""
 
 PRODUCT_ROWS = 1024
 """Points a product with cached factors takes at once, so that a scaled factor stays in the second-level cache."""
@@ -36,12 +40,15 @@ class FactorStore:
         The network's capture and the points (N, d).
     budget
         Bytes the kept factors may take (half of the caller's memory budget).
+    backend
+        The resolved backend of Gram products of these factors, ``"torch"`` or ``"triton"``.
     """
 
-    def __init__(self, capture: Capture, coords: Tensor, budget: int) -> None:
+    def __init__(self, capture: Capture, coords: Tensor, budget: int, backend: str = "torch") -> None:
         self.capture = capture
         self.coords = coords
         self.budget = budget
+        self.backend = backend
         self._kept: list[Factors] | None = None
 
     @property
@@ -85,17 +92,16 @@ class FactorStore:
         """Return the factors of some points."""
         if self._kept is not None:
             return [_slice(factors, rows) for factors in self._kept]
-        return self._computed(rows)
+        return self.compute(self.coords[rows])
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
         if self._kept is None:
-            self._kept = self._computed(slice(0, len(self.coords)))
+            self._kept = self.compute(self.coords)
         return self._kept
 
-    def _computed(self, rows: slice) -> list[Factors]:
-        """Compute the factors of some points, chunks of them shared by threads."""
-        coords = self.coords[rows]
+    def compute(self, coords: Tensor) -> list[Factors]:
+        """Compute the factors of any points (n, d), chunks of them shared by threads."""
         n, outputs = len(coords), self.capture.outputs
         room_for = functools.partial(empty, dtype=self.capture.dtype, device=self.capture.device)
         whole = [
@@ -116,7 +122,8 @@ class FactorStore:
 
         # Hooks sit on one module and cannot run twice at a time.
         threads = gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.closed_form else 1
-        share(chunks(n, PASS_ROWS), [worker() for _ in range(max(1, min(threads, n // PASS_ROWS)))])
+        size = PASS_ROWS if self.capture.device.type == "cpu" else PASS_ROWS_GPU
+        share(chunks(n, size), [worker() for _ in range(max(1, min(threads, n // size)))])
         return whole
 
 
@@ -149,6 +156,7 @@ class LayerwiseJacobian:
         self.dtype = self.capture.dtype
         self.device = self.capture.device
         names = [spec.name for spec in self.capture.layers]
+        self._operands: Operands | None = None
         self.indices = range(len(names)) if only is None else [names.index(only)]
         self.shape = (len(self.coords) * self.capture.outputs, sum(spec.columns for spec in self.specs))
 
@@ -187,6 +195,63 @@ class LayerwiseJacobian:
         """Yield ``(points, factors of this Jacobian's layers)`` over the grid, or over a range of its points."""
         for points, factors in self.store.chunks(size, within):
             yield points, [factors[index] for index in self.indices]
+
+    # ---- sides of a Gram product -------------------------------------------------------------------------------
+
+    def layout(self, output: Output) -> Layout:
+        """Return where these layers would lie in the operands of a fused kernel; its format is yet to be chosen."""
+        shapes = tuple(self.capture.shape(index) for index in self.indices)
+        return Layout(shapes, output, self.capture.outputs, "fp64")
+
+    def ranges(self, output: Output) -> Ranges:
+        """Return the ranges of the layers' features over all points."""
+        mlp = self.capture.fused_mlp(self.indices, output)
+        found = []
+        if mlp is not None:
+            for points in chunks(len(self.coords), CHUNK):
+                found.append(feature_ranges(mlp, self.capture.inputs(self.coords[points])))
+        else:
+            for _, factors in self.chunks(CHUNK):
+                found.append(ranges_of([f.features for f in self._without_ones(factors)]))
+        return joint(found)
+
+    def gram_rows(self, plan: Plan | None) -> int:
+        """Return how many points one side of a Gram product may hold: all of them where they fit the budget."""
+        if plan is None:
+            return self.store.streaming_rows
+        return max(1, min(len(self.coords), self.store.budget // plan.layout.bytes_per_point()))
+
+    def side(self, points: slice, plan: Plan | None) -> list[Factors] | Operands:
+        """Return some points as a side of a Gram product, those of all points kept: operands if there is a plan."""
+        if plan is None:
+            if self.store.fits:
+                self.store.all()
+            factors = self.store.at(points)
+            return [factors[index] for index in self.indices]
+        if points != slice(0, len(self.coords)):
+            return self.side_at(self.coords[points], plan)
+        if self._operands is None or self._operands.plan != plan:
+            self._operands = None  # frees the ones before first
+            made = self.side_at(self.coords, plan)
+            assert isinstance(made, Operands)
+            self._operands = made
+        return self._operands
+
+    def side_at(self, coords: Tensor, plan: Plan | None) -> list[Factors] | Operands:
+        """Return any points (n, d) as a side of a Gram product."""
+        mlp = None if plan is None else self.capture.fused_mlp(self.indices, plan.layout.output)
+        if plan is not None and mlp is not None:
+            return mlp_operands([mlp], self.capture.inputs(coords), plan)
+        known = coords is self.coords
+        factors = self.store.at(slice(0, len(coords))) if known else self.store.compute(coords)
+        own = [factors[index] for index in self.indices]
+        return own if plan is None else pack(plan, self._without_ones(own))
+
+    def _without_ones(self, factors: Sequence[Factors]) -> list[Factors]:
+        pairs = zip(self.indices, factors, strict=True)
+        return [self.capture.without_ones(index, layer) for index, layer in pairs]
+
+    # ---- entries -----------------------------------------------------------------------------------------------
 
     def rows(self, points: slice | int | None = None) -> Tensor:
         """Return the dense rows of some points, shape (points M, P): ``S[n, m] (x) [Z[n], 1]``.
@@ -328,6 +393,9 @@ def jacobian(
         See :class:`inrfast.capture.Capture` and :mod:`inrfast.backends`.
     """
     capture = Capture(net, coords, params, select, precision)
-    backends.resolve(backend, capture.device)
+    if backends.resolve(backend, capture.device) == "triton" and backend == "triton":
+        raise NotAvailableError(
+            "backend='triton' has no kernels for the Jacobian in this version; use 'auto' or 'torch'"
+        )
     budget = budget_bytes(memory_budget, capture.device)
     return LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2), budget)

@@ -27,6 +27,7 @@ from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
+from inrfast.ops.operands import Operands, Plan, joint, make_plan
 from inrfast.supported import LayerSpec
 from inrfast.threads import together
 
@@ -154,7 +155,9 @@ class NTK:
         sides = [
             None
             if side is None
-            else LayerwiseJacobian(FactorStore(capture, side.coords, side.store.budget), side.memory_budget, side.only)
+            else LayerwiseJacobian(
+                FactorStore(capture, side.coords, side.store.budget, side.store.backend), side.memory_budget, side.only
+            )
             for side in (self.rows, self.columns_side)
         ]
         assert sides[0] is not None
@@ -193,31 +196,45 @@ class NTK:
 
     # ---- tiles -------------------------------------------------------------------------------------------------
 
-    def _blocks(self, side: LayerwiseJacobian) -> Iterator[tuple[slice, list[gram_ops.Pair]]]:
-        """Yield blocks of points with their factors: one block if they are kept, else as many as the budget asks."""
-        if side.store.fits:
-            side.store.all()
-        for points in chunks(len(side.coords), side.store.streaming_rows):
-            yield points, self._pairs(side, side.store.at(points))
+    @cached_property
+    def _plan(self) -> Plan | None:
+        """How both sides enter a fused kernel; None for the torch backend."""
+        if self.rows.store.backend == "torch":
+            return None
+        precision = self.capture.precision
+        sides = [self.rows] if self.columns_side is None else [self.rows, self.columns_side]
+        ranges = [] if precision == "highest" else joint([side.ranges(self.output) for side in sides])
+        return make_plan(precision, self.rows.layout(self.output), ranges)
 
-    def _pairs(self, side: LayerwiseJacobian, factors: Sequence[Factors]) -> list[gram_ops.Pair]:
-        return [factors[i] for i in side.indices]
+    def _blocks(self, side: LayerwiseJacobian) -> Iterator[tuple[slice, list[Factors] | Operands]]:
+        """Yield blocks of points as sides of a product: one block if they are kept, else as many as the budget asks."""
+        for points in chunks(len(side.coords), side.gram_rows(self._plan)):
+            yield points, side.side(points, self._plan)
 
-    def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None], in_order: bool = True) -> None:
-        """Visit all tiles (the upper triangle, if symmetric) and their places; by threads if out of order."""
+    def _for_each_block(self, compute: Callable[[slice, slice, Any, Any], None]) -> None:
+        """Call ``compute(rows, columns, row side, column side)`` on all blocks of the kernel, or its upper ones.
+
+        The column side is None where both are the same points; slices count rows of the kernel.
+        """
         fold = self._fold
         for points, rows in self._blocks(self.rows):
             for others, columns in self._blocks(self._other):
                 if self.symmetric and others.start < points.start:
                     continue
                 same = self.symmetric and others.start == points.start
-                top, left = points.start * fold, others.start * fold
+                i, j = (slice(part.start * fold, part.stop * fold) for part in (points, others))
+                compute(i, j, rows, None if same else columns)
 
-                def place(i: slice, j: slice, tile: Tensor, top: int = top, left: int = left) -> None:
-                    visit(slice(i.start + top, i.stop + top), slice(j.start + left, j.stop + left), tile)
+    def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
+        """Visit all tiles (the upper triangle, if symmetric) and their places, in order."""
 
-                others_or_none = None if same else columns
-                gram_ops.for_each_tile(rows, others_or_none, self.output, self.outputs, self.dtype, place, in_order)
+        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
+            def place(r: slice, c: slice, tile: Tensor) -> None:
+                visit(slice(i.start + r.start, i.start + r.stop), slice(j.start + c.start, j.start + c.stop), tile)
+
+            gram_ops.for_each_tile(rows, columns, self.output, self.outputs, self.dtype, place)
+
+        self._for_each_block(compute)
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
@@ -247,12 +264,12 @@ class NTK:
         else:
             target = self._as_target(out)
 
-        def write(i: slice, j: slice, tile: Tensor) -> None:
-            target[i, j] = tile
-            if self.symmetric and i != j:
-                target[j, i] = tile.t()
+        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
+            gram_ops.fill_(target[i, j], rows, columns, self.output, self.outputs)
+            if self.symmetric and columns is not None:
+                target[j, i] = target[i, j].t()
 
-        self._for_each_tile(write, in_order=False)
+        self._for_each_block(compute)
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
@@ -280,15 +297,11 @@ class NTK:
         require(
             2 * self.shape[0] * len(points) * fold * item, self.memory_budget, "these columns", "ask for fewer of them"
         )
-        chosen = self._pairs(self._other, self.capture(self._other.coords[points]))
+        chosen = self._other.side_at(self._other.coords[points], self._plan)
         out = empty((self.shape[0], len(points) * fold), self.dtype, self.device)
-        for rows, factors in self._blocks(self.rows):
-            top = rows.start * fold
-
-            def write(i: slice, j: slice, tile: Tensor, top: int = top) -> None:
-                out[i.start + top : i.stop + top, j] = tile
-
-            gram_ops.for_each_tile(factors, chosen, self.output, self.outputs, self.dtype, write, in_order=False)
+        for rows, side in self._blocks(self.rows):
+            part = out[rows.start * fold : rows.stop * fold]
+            gram_ops.fill_(part, side, chosen, self.output, self.outputs)
         picked = inverse * fold + wanted % fold
         if len(picked) == out.shape[1] and bool((picked == torch.arange(len(picked), device=picked.device)).all()):
             return out
@@ -581,7 +594,8 @@ def ntk(
         ``"highest"``: fp64 throughout; ``"high"``: ``|dK_ij| <= 1e-6 sqrt(K_ii K_jj)``, fp32 results; ``"medium"``:
         2e-4 (on a CPU the same as ``"high"``). The coordinates and parameters count as the exact numbers they hold.
     backend
-        ``"auto"``, ``"torch"`` or ``"triton"``; a named backend that cannot run raises.
+        ``"triton"`` computes dense kernels, columns and tiles by fused kernels on a CUDA GPU (sm_80 and newer),
+        ``"torch"`` everywhere; ``"auto"`` picks. A named backend that cannot run raises.
     memory_budget
         Bytes for factors, results and scratch; None: half of what is free.
 
@@ -606,12 +620,12 @@ def ntk(
     capture = Capture(net, coords, params, select, precision)
     if isinstance(output, int) and output >= capture.outputs:
         raise ValueError(f"output must be below the network's {capture.outputs} outputs, got {output}")
-    backends.resolve(backend, capture.device)
+    backend = backends.resolve(backend, capture.device)
     budget = budget_bytes(memory_budget, capture.device)
-    rows = LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2), budget)
+    rows = LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2, backend), budget)
     columns = None
     if coords2 is not None:
         check_coords("coords2", coords2, capture.in_features, capture.device)
         rows.store.budget = budget // 4
-        columns = LayerwiseJacobian(FactorStore(capture, coords2.detach(), budget // 4), budget)
+        columns = LayerwiseJacobian(FactorStore(capture, coords2.detach(), budget // 4, backend), budget)
     return NTK(rows, columns, output)

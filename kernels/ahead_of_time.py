@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Compiled:
         How often the machine code has each kind: ``HGMMA``, ``HMMA``, ``DMMA`` (tensor cores), ``UTMALDG`` (copy
         engine), ``LDL`` and ``STL`` (local memory).
     narrow_offsets
-        Addresses in the intermediate code that are computed with 32-bit offsets, as ``pointer type + offset type``.
+        Lines of the intermediate code that compute an address with an offset of 32 bits that might overflow.
     """
 
     registers: int
@@ -49,12 +49,19 @@ COUNTED = ("HGMMA", "HMMA", "DMMA", "UTMALDG", "LDL", "STL")
 
 
 def compile_kernel(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], capability: int, warps: int, stages: int
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
+    capability: int,
+    warps: int,
+    stages: int,
+    tables: Collection[str] = (),
 ) -> Compiled:
     """Compile a kernel for compute capability ``capability`` (90 is 9.0) and return its resources.
 
     ``types`` gives the argument types as Triton writes them (``"*fp16"``, ``"i32"``, ...), all but the ``constants``;
-    pointers, and integers written ``"i32:16"``, are taken as multiples of 16.
+    pointers, and integers written ``"i32:16"``, are taken as multiples of 16. ``tables`` names the arguments that are
+    too small for 32 bits to overflow.
     """
     names = list(kernel.arg_names)
     signature = {name: "constexpr" if name in constants else types[name].removesuffix(":16") for name in names}
@@ -75,14 +82,44 @@ def compile_kernel(
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     counts = {name: len(re.findall(rf"\b{name}\b", assembly)) for name in COUNTED}
-    return Compiled(int(found[1]), int(found[2]), built.metadata.shared, counts, _narrow_offsets(built.asm["ttir"]))
+    return Compiled(
+        int(found[1]), int(found[2]), built.metadata.shared, counts, _narrow_offsets(built.asm["ttir"], tables)
+    )
 
 
 def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([str(TOOLS / tool), *arguments], check=True, capture_output=True, text=True).stdout
 
 
-def _narrow_offsets(code: str) -> tuple[str, ...]:
-    """Return the pointer and offset types of address computations in fewer than 64 bits."""
-    found = re.findall(r"tt\.addptr [^:]*: (.*?), (.*?)(?: loc\(|$)", code, flags=re.MULTILINE)
-    return tuple(f"{pointer} + {offset.strip()}" for pointer, offset in found if "i64" not in offset)
+def _narrow_offsets(code: str, tables: Collection[str]) -> tuple[str, ...]:
+    """Return the address computations in fewer than 64 bits that are not safe by themselves, as their lines.
+
+    Safe are offsets made of ranges and constants alone, which stay inside a tile, and offsets into small tables.
+    """
+    defined = {
+        name: (operation, re.findall(r"%[\w.]+", operands))
+        for name, operation, operands in re.findall(
+            r"^\s*(%[\w.]+) = ([\w.]+) (.*?)(?: : |$)", code, flags=re.MULTILINE
+        )
+    }
+
+    def inside_a_tile(name: str) -> bool:
+        if name not in defined:
+            return False
+        operation, operands = defined[name]
+        return operation in ("tt.make_range", "arith.constant") or (
+            bool(operands) and all(inside_a_tile(operand) for operand in operands)
+        )
+
+    def base(name: str) -> str:
+        while name in defined and defined[name][1]:
+            name = defined[name][1][0]
+        return name.removeprefix("%")
+
+    return tuple(
+        line.strip()
+        for line, pointer, offset, kinds in re.findall(
+            r"^(.*tt\.addptr (%[\w.]+), (%[\w.]+) : (.*?)(?: loc\(.*)?)$", code, flags=re.MULTILINE
+        )
+        if "i64>" not in kinds.rpartition(", ")[2] + ">" and not inside_a_tile(offset) and base(pointer) not in tables
+    )

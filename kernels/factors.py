@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from inrfast.kernels import formats
-from inrfast.kernels.activations import GELU, activate
+from inrfast.kernels.activations import GELU, SOFTPLUS, activate
 
 POINTS = 32
 """Points a program takes at once."""
@@ -28,10 +28,12 @@ DEPTH = 16
 
 WARPS = 8
 
+STAGES = 2
+
 
 def block_for(activation: int) -> int:
-    """Return the columns of a product: the constants of GELU's error function leave registers for half as many."""
-    return BLOCK // 2 if activation == GELU.value else BLOCK
+    """Return the columns of a product: where the activation takes many registers there are some for half as many."""
+    return BLOCK // 2 if activation in (GELU.value, SOFTPLUS.value) else BLOCK
 
 
 TOP = tl.constexpr(formats.TOP)
@@ -141,10 +143,10 @@ def mlp_slabs(
     outputs, places of weight (outputs, inputs) and bias (-1: none), slabs at which the features and the sensitivities
     begin; ``constants`` (hidden, 3): frequency, scale of the features, and the reciprocal of the scale of the layer's
     own input. ``head``: place of the head's weight. ``slabs``: (models, PLANES, slab_count, rows, SLAB), zero where
-    nothing is written; ``scale``: (models, rows). ``scratch``: (models, programs, 2 + (1 + outputs) hidden, POINTS,
-    width) fp64, and room for 2 (hidden + 1) numbers a point. With FULL a row is a pair of a point and an output, else a point, its outputs each from a slab of
-    its own on. ``floor`` bounds the largest sensitivity of a row from below; ``input_scale`` is that
-    of the inputs' slabs, 0 where they have none.
+    nothing is written; ``scale``: (models, rows). With FULL a row is a pair of a point and an output, else a point, its
+    outputs each from a slab of their own on. ``scratch``: (models, programs, slots, POINTS, width) fp64 with
+    2 + (1 + outputs) hidden slots, and more for 2 (hidden + 1) numbers a point. ``floor`` bounds the largest
+    sensitivity of a row from below; ``input_scale`` is that of the inputs' slabs, 0 where they have none.
     """
     model = tl.program_id(1).to(tl.int64)
     programs = tl.num_programs(0)
@@ -198,7 +200,9 @@ def mlp_slabs(
                 columns = start + b
                 inside = columns < fan_out
                 u = _product(source, weight, fan_in, columns, width, 1, fan_in, inside, POINTS, BLOCK, DEPTH)
-                u += tl.load(parameters + bias + columns, mask=columns < tl.where(bias >= 0, fan_out, 0), other=0.0)[None, :]
+                u += tl.load(parameters + bias + columns, mask=columns < tl.where(bias >= 0, fan_out, 0), other=0.0)[
+                    None, :
+                ]
                 z, slope = activate(u, omega, ACTIVATION)
                 places = p[:, None] * width + columns[None, :]
                 tl.store(target + places, z)
@@ -216,8 +220,8 @@ def mlp_slabs(
                     exact += more
                     rounded += about
             if CORRECTED:
-                tl.store(norms + (2 * layer + 2) * POINTS + p, exact)
-                tl.store(norms + (2 * layer + 3) * POINTS + p, rounded)
+                tl.store(norms + (2 * tl.cast(layer, tl.int64) + 2) * POINTS + p, exact)
+                tl.store(norms + (2 * tl.cast(layer, tl.int64) + 3) * POINTS + p, rounded)
             tl.debug_barrier()
 
         largest = tl.zeros((POINTS,), tl.float64) + floor
@@ -231,14 +235,16 @@ def mlp_slabs(
                 # The last layer has the head's row in place of a product: no term of it is taken.
                 terms = tl.where(step == 0, 0, tl.load(table + 6 * above + 1)).to(tl.int32)
                 weight = parameters + tl.load(table + 6 * above + 2)
-                row = parameters + head + (first_output + m) * fan_out
+                row = parameters + (tl.cast(head, tl.int64) + tl.cast(first_output + m, tl.int64) * fan_out)
                 for start in range(0, fan_out, BLOCK):
                     columns = start + b
                     inside = columns < fan_out
                     gradient = _product(
                         target + size, weight, terms, columns, width, fan_out, 1, inside, POINTS, BLOCK, DEPTH
                     )
-                    gradient += tl.load(row + columns, mask=columns < tl.where(step == 0, fan_out, 0), other=0.0)[None, :]
+                    gradient += tl.load(row + columns, mask=columns < tl.where(step == 0, fan_out, 0), other=0.0)[
+                        None, :
+                    ]
                     places = p[:, None] * width + columns[None, :]
                     gradient *= tl.load(slopes + layer * size + places)
                     tl.store(target + places, gradient)
@@ -318,7 +324,7 @@ def _sensitivities(
         for start in range(0, fan_out, BLOCK):
             columns = start + b
             mask = alive[:, None] & (columns < fan_out)[None, :]
-            s = tl.load(gradients + layer * POINTS * width + p[:, None] * width + columns[None, :])
+            s = tl.load(gradients + layer * (POINTS * tl.cast(width, tl.int64)) + p[:, None] * width + columns[None, :])
             _write(
                 slabs + start_slab * rows * SLAB, plane, s * factor[:, None], points, start, mask,
                 rows, SLAB, PLANES, BLOCK,
@@ -329,8 +335,8 @@ def _sensitivities(
                 about += less
         if CORRECTED:
             bias = tl.where(tl.load(table + 6 * layer + 3) >= 0, 1.0, 0.0)
-            exact += (tl.load(norms + 2 * layer * POINTS + p) + bias) * squares
-            rounded += (tl.load(norms + (2 * layer + 1) * POINTS + p) + bias) * about
+            exact += (tl.load(norms + 2 * tl.cast(layer, tl.int64) * POINTS + p) + bias) * squares
+            rounded += (tl.load(norms + (2 * tl.cast(layer, tl.int64) + 1) * POINTS + p) + bias) * about
     return exact, rounded
 
 
@@ -356,8 +362,8 @@ def _scale(
         if CORRECTED:
             p = tl.arange(0, POINTS).to(tl.int64)
             bias = tl.where(tl.load(table + 3) >= 0, 1.0, 0.0)
-            exact += weight * (tl.load(norms + 2 * hidden * POINTS + p) + bias)
-            rounded += weight * (tl.load(norms + (2 * hidden + 1) * POINTS + p) + bias)
+            exact += weight * (tl.load(norms + 2 * tl.cast(hidden, tl.int64) * POINTS + p) + bias)
+            rounded += weight * (tl.load(norms + (2 * tl.cast(hidden, tl.int64) + 1) * POINTS + p) + bias)
             down *= tl.where(rounded > 0, tl.sqrt(exact / tl.where(rounded > 0, rounded, 1.0)), 1.0)
         tl.store(scale + points, down.to(scale.dtype.element_ty), mask=alive)
 
@@ -413,5 +419,6 @@ def launch(
         BLOCK=block_for(activation),
         DEPTH=DEPTH,
         num_warps=WARPS,
-        num_stages=2,
+        num_stages=STAGES,
+        enable_fp_fusion=True,
     )

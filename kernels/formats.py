@@ -78,7 +78,7 @@ LARGE = {
 
 SMALL = {
     "fp16": Config(128, 8, 3, False, 64 * 1024),
-    "fp16x3": Config(64, 4, 3, False, 64 * 1024),
+    "fp16x3": Config(64, 4, 2, False, 34 * 1024),
     "tf32x3": Config(64, 4, 3, False, 34 * 1024),
     "fp64": Config(64, 8, 3, False, 34 * 1024),
 }
@@ -90,12 +90,14 @@ PADDING = 128
 """Operands hold a multiple of so many points, so that no load of a tile needs a mask."""
 
 
-def config_for(name: str, capability: tuple[int, int], shared: int) -> Config:
-    """Return the configuration of a format on a GPU of this compute capability and shared memory a program."""
-    return (LARGE if capability >= (9, 0) and shared >= LARGE_SHARED else SMALL)[name]
-
 TOP = 13
 """Binary exponent of the largest scaled number of a row: fp16 ends below 16, and rounding up must not pass it."""
 
 LARGEST_EXPONENT = 60
 """Largest exponent of a scale: within it, products of two scales are ordinary fp32 numbers."""
+
+
+def config_for(name: str, capability: tuple[int, int], shared: int) -> Config:
+    """Return the configuration of a format on a GPU of this compute capability and shared memory a program."""
+    return (LARGE if capability >= (9, 0) and shared >= LARGE_SHARED else SMALL)[name]
+

@@ -168,8 +168,8 @@ def gram_tile(
     # Read again, or the addresses below would be computed up there and kept in registers through the loops.
     i = tl.load(order + 2 * tile, volatile=True) * BLOCK
     j = tl.load(order + 2 * tile + 1, volatile=True) * BLOCK
-    r = tl.load(scale_rows + model.to(tl.int64) * rows_padded + i + offsets)
-    c = tl.load(scale_columns + model.to(tl.int64) * columns_padded + j + offsets)
+    r = tl.load(scale_rows + (model.to(tl.int64) * rows_padded + i) + offsets)
+    c = tl.load(scale_columns + (model.to(tl.int64) * columns_padded + j) + offsets)
     total = total * r[:, None] * c[None, :]
     out += model.to(tl.int64) * model_stride
     if SYMMETRIC:
@@ -238,7 +238,7 @@ def launch(
         STAGES=config.stages,
         COPY_ENGINE=copy_engine,
         SYMMETRIC=symmetric,
-        MIRROR=mirror,
+        MIRROR=symmetric and mirror,
         num_warps=config.warps,
         num_stages=config.stages,
         enable_fp_fusion=True,

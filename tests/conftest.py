@@ -1,6 +1,16 @@
-"""Settings of all tests: hypothesis without deadlines and the same examples everywhere."""
+"""Settings of all tests: hypothesis without deadlines and the same examples everywhere, kernels interpreted.
 
+Where there is no GPU, Triton interprets its kernels on CPU tensors; the choice must be made before it is imported.
+"""
+
+import os
+
+import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 settings.register_profile(
     "inrfast",
@@ -11,3 +21,9 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("inrfast")
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Where kernels run: the GPU, or the CPU by interpretation."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,9 +9,10 @@ kernel, for one network or many, as the operands of the Gram kernel.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,9 +30,9 @@ from inrfast.ops.operands import (
     Operands,
     Output,
     Place,
+    Plan,
+    Ranges,
     allocate,
-    choose_format,
-    exponents_for,
     pack,
     row_range,
     write_slabs,
@@ -163,7 +164,7 @@ def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactor
         width = len(mlp.hidden[index].weight)
         gradient = room.take(f"sensitivities {index}", (n, outputs, width), inputs)
         if sensitivities:
-            above = sensitivities[-1].reshape(n * outputs, -1)
+            above = sensitivities[-1].flatten(0, 1)
             torch.mm(above, mlp.hidden[index + 1].weight, out=gradient.view(n * outputs, width))
         else:
             gradient.copy_(mlp.head_weight)
@@ -265,35 +266,27 @@ def fusible(mlp: MLP, output: Output) -> bool:
     )
 
 
-def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, precision: str, output: Output) -> Operands:
-    """Return the operands of one or more :func:`fusible` MLPs of one shape at ``inputs`` (n, D_in) or (models, n, D_in).
+def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
+    """Return the operands of one or more :func:`fusible` MLPs of one shape at ``inputs``.
 
-    ``precision`` decides the numbers' format, from the ranges of the features; ``output`` is ``"trace"``, ``"full"`` or
-    an int. Computed in fp64 from the parameters as they are, every factor rounded once.
+    X
     """
-    first = mlps[0]
-    assert fusible(first, output) and all(layer_shapes(mlp) == layer_shapes(first) for mlp in mlps)
+    first, layout = mlps[0], plan.layout
+    assert fusible(first, layout.output) and all(layer_shapes(mlp) == layout.shapes for mlp in mlps)
     parameters = torch.stack([flat_parameters(mlp) for mlp in mlps])
     inputs = (inputs if inputs.ndim == 3 else inputs.unsqueeze(0)).to(torch.float64)
-    layout = Layout(layer_shapes(first), output, len(first.head_weight), "fp64")
-    exponents: tuple[int, ...] = (0,) * len(layout.shapes)
-    if precision != "highest":
-        found = [feature_ranges(mlp, inputs[k if len(inputs) > 1 else 0]) for k, mlp in enumerate(mlps)]
-        ranges = [(max(top for top, _ in r), min(low for _, low in r)) for r in zip(*found, strict=True)]
-        layout = replace(layout, format=choose_format(precision, layout, ranges))
-        exponents = exponents_for(layout, ranges)
-    slabs, narrow, scale = mlp_slabs(
+    tensors = mlp_slabs(
         inputs.contiguous(),
         parameters,
         [shape.features for shape in layout.shapes] + [layout.outputs],
         first.head_bias is not None,
         first.hidden[0].activation,
         [h.omega for h in first.hidden],
-        str(output),
+        str(layout.output),
         layout.format,
-        list(exponents),
+        list(plan.exponents),
     )
-    return Operands(layout, inputs.shape[1] * layout.fold, slabs, narrow, scale, exponents)
+    return Operands(plan, inputs.shape[1] * layout.fold, *tensors)
 
 
 def flat_parameters(mlp: MLP) -> Tensor:
@@ -302,8 +295,8 @@ def flat_parameters(mlp: MLP) -> Tensor:
     return torch.cat([t.flatten().to(torch.float64) for pair in linear for t in pair if t is not None])
 
 
-def feature_ranges(mlp: MLP, inputs: Tensor) -> list[tuple[float, float]]:
-    """Return the range of every layer's features (:func:`inrfast.ops.operands.choose_format`), computed in fp32.
+def feature_ranges(mlp: MLP, inputs: Tensor) -> Ranges:
+    """Return the range of every layer's features, computed in fp32.
 
     A few digits are enough for a scale; bounded activations beside a bias need not be computed.
     """
@@ -339,18 +332,18 @@ def mlp_slabs(
     ``inputs`` (1 or models, n, D_in) and ``parameters`` (models, Q) in fp64; ``widths`` from D_in to M. On a GPU the
     Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
     """
-    layout = _layout(widths, bias, output, format)
+    plan = Plan(_layout(widths, bias, output, format), tuple(exponents))
     if inputs.device.type == "cpu" and not backends.interpreted():
-        result = mlp_operands_reference(inputs, parameters, layout, activation, omegas, tuple(exponents))
+        result = mlp_operands_reference(inputs, parameters, plan, activation, omegas)
     else:
-        result = _launch(inputs, parameters, layout, activation, omegas, tuple(exponents))
+        result = _launch(inputs, parameters, plan, activation, omegas)
     return result.slabs, result.narrow, result.scale
 
 
 @mlp_slabs.register_fake
 def _(inputs, parameters, widths, bias, activation, omegas, output, format, exponents):  # type: ignore[no-untyped-def]
     layout = _layout(widths, bias, output, format)
-    made = allocate(layout, len(parameters), inputs.shape[1] * layout.fold, inputs.device)
+    made = allocate(Plan(layout, tuple(exponents)), len(parameters), inputs.shape[1] * layout.fold, inputs.device)
     return made.slabs, made.narrow, made.scale
 
 
@@ -368,7 +361,7 @@ def _(info, in_dims, inputs, parameters, *rest):  # type: ignore[no-untyped-def]
 
 
 def _layout(widths: Sequence[int], bias: bool, output: str, format: str) -> Layout:
-    pairs = list(zip(widths, widths[1:], strict=False))
+    pairs = list(itertools.pairwise(widths))
     shapes = [LayerShape(a, b if index < len(pairs) - 1 else 0, bias) for index, (a, b) in enumerate(pairs)]
     return Layout(tuple(shapes), int(output) if output.isdigit() else output, widths[-1], format)
 
@@ -376,20 +369,19 @@ def _layout(widths: Sequence[int], bias: bool, output: str, format: str) -> Layo
 def mlp_operands_reference(
     inputs: Tensor,
     parameters: Tensor,
-    layout: Layout,
+    plan: Plan,
     activation: str,
     omegas: Sequence[float],
-    exponents: tuple[int, ...],
 ) -> Operands:
     """Return what the fused pass computes, by :func:`mlp_factors` and plain torch, network by network."""
     made = []
     for index, vector in enumerate(parameters):
-        mlp = _unflatten(vector, layout, activation, omegas)
+        mlp = _unflatten(vector, plan.layout, activation, omegas)
         found = mlp_factors(mlp, inputs[index if len(inputs) > 1 else 0])
         factors = zip(found.features, [*found.sensitivities, None], strict=True)
-        made.append(pack(layout, [(z[:, :-1], s) for z, s in factors], exponents))
+        made.append(pack(plan, [(z[:, :-1], s) for z, s in factors]))
     tensors = (torch.cat([getattr(m, name) for m in made]) for name in ("slabs", "narrow", "scale"))
-    return Operands(layout, made[0].rows, *tensors, exponents)
+    return Operands(plan, made[0].rows, *tensors)
 
 
 def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence[float]) -> MLP:
@@ -408,15 +400,15 @@ def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence
 def _launch(
     inputs: Tensor,
     parameters: Tensor,
-    layout: Layout,
+    plan: Plan,
     activation: str,
     omegas: Sequence[float],
-    exponents: tuple[int, ...],
 ) -> Operands:
     from inrfast.kernels import factors as kernel  # imports triton
 
     device, n, models = inputs.device, inputs.shape[1], len(parameters)
-    made = replace(allocate(layout, models, n * layout.fold, device), exponents=exponents)
+    layout, exponents = plan.layout, plan.exponents
+    made = allocate(plan, models, n * layout.fold, device)
     single = isinstance(layout.output, int)
     outputs = 1 if single else layout.outputs
     places = sorted(layout.places, key=lambda place: place.layer)
@@ -441,9 +433,7 @@ def _launch(
                 torch.tensor(constants, dtype=torch.float64, device=device),
                 made.slabs,
                 made.scale,
-                torch.empty(
-                    models, programs, slots, kernel.POINTS, width, dtype=torch.float64, device=device
-                ),
+                torch.empty(models, programs, slots, kernel.POINTS, width, dtype=torch.float64, device=device),
                 head=start,
                 outputs=outputs,
                 first_output=int(layout.output) if single else 0,
@@ -465,7 +455,7 @@ def _starts(places: Sequence[Place], layer: int) -> tuple[int, int]:
 
 def _write_inputs(made: Operands, inputs: Tensor) -> None:
     """Write what no hidden layer computes: the inputs, and the constants beside them and for the head."""
-    layout, rows = made.layout, slice(0, made.rows)
+    layout, exponents, rows = made.plan.layout, made.plan.exponents, slice(0, made.rows)
     first, head = (next(p for p in layout.places if p.layer == k) for k in (0, len(layout.shapes) - 1))
     x = inputs.repeat_interleave(layout.fold, 1)
     if first.narrow == "features":
@@ -475,10 +465,10 @@ def _write_inputs(made: Operands, inputs: Tensor) -> None:
             made.narrow[:, end, rows] = 1
     else:
         for model in range(len(made.slabs)):
-            values = x[model if len(x) > 1 else 0] * 2.0 ** made.exponents[0]
+            values = x[model if len(x) > 1 else 0] * 2.0 ** exponents[0]
             write_slabs(made, model, first.features, values.unsqueeze(1), rows)
     # Powers of two: a correction in the scale is of a thousandth at most.
-    up = 2.0 ** (-made.exponents[-1] - made.scale[:, rows].log2().round())
+    up = 2.0 ** (-exponents[-1] - made.scale[:, rows].log2().round())
     if layout.output == "full":
         unit = torch.eye(layout.outputs, dtype=up.dtype, device=up.device).repeat(1, inputs.shape[1])
         made.narrow[:, head.sensitivities : head.sensitivities + layout.outputs, rows] = unit * up.unsqueeze(1)

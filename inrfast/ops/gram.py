@@ -19,7 +19,7 @@ from inrfast import backends
 from inrfast.kernels.formats import FORMATS, Config, config_for
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads
-from inrfast.ops.operands import Layout, Operands, Place
+from inrfast.ops.operands import Operands, Place, Plan
 from inrfast.threads import share
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -274,9 +274,7 @@ def _for_each_operand_tile(
             visit(slice(i, i + above.rows), slice(j, j + width), tile)
 
 
-def gram(
-    rows: Operands, columns: Operands | None = None, out: Tensor | None = None, mirror: bool = True
-) -> Tensor:
+def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = None, mirror: bool = True) -> Tensor:
     """Return the kernel between two operands of one layout, (n, m), or (models, n, m) where they hold several models.
 
     Parameters
@@ -295,24 +293,18 @@ def gram(
         Operands of different layouts, models or devices, or an ``out`` that does not fit.
     """
     other = rows if columns is None else columns
-    if rows.layout != other.layout or len(rows.slabs) != len(other.slabs) or rows.slabs.device != other.slabs.device:
+    if rows.plan != other.plan or len(rows.slabs) != len(other.slabs) or rows.slabs.device != other.slabs.device:
         raise ValueError(
-            f"rows and columns must be operands of one layout, number of models and device, got {rows.layout}, "
-            f"{len(rows.slabs)}, {rows.slabs.device} and {other.layout}, {len(other.slabs)}, {other.slabs.device}"
+            f"rows and columns must be operands of one plan, number of models and device, got {rows.plan}, "
+            f"{len(rows.slabs)}, {rows.slabs.device} and {other.plan}, {len(other.slabs)}, {other.slabs.device}"
         )
-    layout = rows.layout
+    layout = rows.plan.layout
     models, n, m = len(rows.slabs), rows.rows, other.rows
-    values = [
-        value
-        for place in layout.places
-        for value in (_bias(layout, place, rows.exponents, other.exponents), place.weight)
-    ]
+    values = [value for place in layout.places for value in (_bias(rows.plan, place), place.weight)]
     sides = (rows.slabs, rows.narrow, rows.scale, other.slabs, other.narrow, other.scale)
     symmetric = columns is None
     if out is None:
-        result = gram_new(
-            *sides, n, m, list(layout.segments), values, layout.narrow_layers, symmetric, layout.format
-        )
+        result = gram_new(*sides, n, m, list(layout.segments), values, layout.narrow_layers, symmetric, layout.format)
         return result[0] if models == 1 else result
     target = out.unsqueeze(0) if out.ndim == 2 else out
     if target.shape != (models, n, m) or target.dtype not in (torch.float32, torch.float64):
@@ -328,11 +320,11 @@ def gram(
     return out
 
 
-def _bias(layout: Layout, place: Place, left: Sequence[int], right: Sequence[int]) -> float:
+def _bias(plan: Plan, place: Place) -> float:
     """Return the bias of a layer's wide features in units of their scaled product; narrow ones hold it as a column."""
-    if place.narrow == "features" or not layout.shapes[place.layer].bias:
+    if place.narrow == "features" or not plan.layout.shapes[place.layer].bias:
         return 0.0
-    return 2.0 ** (left[place.layer] + right[place.layer])
+    return 4.0 ** plan.exponents[place.layer]
 
 
 @torch.library.custom_op("inrfast::gram_", mutates_args=("out",))
@@ -475,5 +467,5 @@ def tile_order(n: int, m: int, block: int, symmetric: bool, device: torch.device
 def _config(format: str, device: torch.device) -> Config:
     if device.type != "cuda":
         return config_for(format, (8, 0), 0)  # interpreted
-    properties = torch.cuda.get_device_properties(device)
-    return config_for(format, (properties.major, properties.minor), properties.shared_memory_per_block_optin)
+    _, capability, shared = backends.gpu(device)
+    return config_for(format, capability, shared)

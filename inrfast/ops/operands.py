@@ -26,7 +26,7 @@ NARROW = 8
 """Columns up to which a factor is summed by multiply-adds: padding it to a slab would cost more."""
 
 MEDIUM = 64
-"""Columns of the narrowest factor from which fp16 alone keeps the error of ``"medium"``: its rounding errors then average
+"""Columns of the narrowest factor from which fp16 alone keeps the error of ``"medium"``: rounding errors then average
 out. Measured for ReLU, sine and Gaussian networks (``tests/ops/test_operands.py``)."""
 
 CHUNK = 1 << 16
@@ -188,13 +188,24 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What all operands of one kernel share: the layout, its format chosen, and p of every layer's features.
+
+    ``exponents`` are in the order of the network, 0 where the features are narrow or the format has no scales.
+    """
+
+    layout: Layout
+    exponents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Operands:
     """One side of a kernel, ready for its products; the first axis counts models.
 
     Attributes
     ----------
-    layout
-        Where the columns lie.
+    plan
+        Where the columns lie, in which numbers.
     rows
         Rows of the kernel; the tensors hold ``padded`` of them, the rest zero.
     slabs
@@ -202,17 +213,14 @@ class Operands:
     narrow
         (models, narrow columns, padded), in the accumulator's precision.
     scale
-        (models, padded): ``2^-e_i``.
-    exponents
-        p of every layer's features, in the order of the network; 0 where they are narrow.
+        (models, padded): ``2^-e_i``, with a correction near 1 where the format has one.
     """
 
-    layout: Layout
+    plan: Plan
     rows: int
     slabs: Tensor
     narrow: Tensor
     scale: Tensor
-    exponents: tuple[int, ...]
 
     def part(self, start: int, stop: int) -> Operands:
         """Return some rows, from a multiple of the padding on, as views of these."""
@@ -228,41 +236,53 @@ class Operands:
         )
 
 
-def allocate(layout: Layout, models: int, rows: int, device: torch.device) -> Operands:
+def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operands:
     """Return operands of zeros, unscaled."""
+    layout = plan.layout
     numbers = layout.numbers
     dtype = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[numbers.dtype]
     wide = torch.float64 if numbers.accumulator == "fp64" else torch.float32
     padded = -(-rows // PADDING) * PADDING
     return Operands(
-        layout,
+        plan,
         rows,
         torch.zeros(models, numbers.planes, layout.slabs, padded, numbers.slab, dtype=dtype, device=device),
         torch.zeros(models, layout.columns, padded, dtype=wide, device=device),
         torch.ones(models, padded, dtype=wide, device=device),
-        (0,) * len(layout.shapes),
     )
 
 
-def choose_format(precision: str, layout: Layout, ranges: Sequence[tuple[float, float]]) -> str:
-    """Return the format whose error keeps what ``precision`` promises.
+Ranges = Sequence[tuple[float, float]]
+"""Of each layer's features: the largest number, and the smallest of the rows' largest ones (zeros left out)."""
 
-    ``ranges`` holds, for each layer's features, the largest number and the smallest of the rows' largest ones (rows of
-    zeros left out). Half-precision formats take them while the smallest row keeps its digits; beside a bias of 1 it
-    need not. ``"medium"`` needs factors wide enough for its rounding errors to average out.
+
+def make_plan(precision: str, layout: Layout, ranges: Ranges) -> Plan:
+    """Return the plan whose error keeps what ``precision`` promises; the layout's own format does not matter.
+
+    Half-precision formats take ranges in which the smallest row keeps its digits; beside a bias of 1 it need not.
+    ``"medium"`` needs factors wide enough for its rounding errors to average out. ``ranges`` may be empty for
+    ``"highest"``.
     """
+    plain = Plan(replace(layout, format="fp64"), (0,) * len(layout.shapes))
     if precision == "highest":
-        return "fp64"
-    fits = True
-    for place in layout.places:
-        if place.narrow != "features":
-            largest, smallest = ranges[place.layer]
-            if layout.shapes[place.layer].bias:
-                smallest = max(smallest, 1.0)
-            fits &= math.isfinite(largest) and largest < 2.0 ** (TOP + 1) * max(smallest, 2.0**-LARGEST_EXPONENT)
-    if not fits:
-        return "tf32x3"
-    return "fp16" if precision == "medium" and layout.narrowest >= MEDIUM else "fp16x3"
+        return plain
+    wide = [place.layer for place in layout.places if place.narrow != "features"]
+    for layer in wide:
+        largest, smallest = ranges[layer]
+        if layout.shapes[layer].bias:
+            smallest = max(smallest, 1.0)
+        if not largest < 2.0 ** (TOP + 1) * max(smallest, 2.0**-LARGEST_EXPONENT):
+            return replace(plain, layout=replace(layout, format="tf32x3"))
+    name = "fp16" if precision == "medium" and layout.narrowest >= MEDIUM else "fp16x3"
+    exponents = [0] * len(layout.shapes)
+    for layer in wide:
+        exponents[layer] = feature_exponent(ranges[layer][0], layout.shapes[layer].bias)
+    return Plan(replace(layout, format=name), tuple(exponents))
+
+
+def joint(several: Sequence[Ranges]) -> Ranges:
+    """Return the ranges of several sets of points together."""
+    return [(max(top for top, _ in layer), min(low for _, low in layer)) for layer in zip(*several, strict=True)]
 
 
 def feature_exponent(largest: float, bias: bool) -> int:
@@ -272,18 +292,8 @@ def feature_exponent(largest: float, bias: bool) -> int:
     return max(-LARGEST_EXPONENT, min(TOP - math.frexp(largest)[1] + 1, TOP + 1 if bias else LARGEST_EXPONENT))
 
 
-def exponents_for(layout: Layout, ranges: Sequence[tuple[float, float]]) -> tuple[int, ...]:
-    """Return p of every layer's features (:class:`Operands`), from their ranges as in :func:`choose_format`."""
-    exponents = [0] * len(layout.shapes)
-    if layout.numbers.dtype == "fp16":
-        for place in layout.places:
-            if place.narrow != "features":
-                exponents[place.layer] = feature_exponent(ranges[place.layer][0], layout.shapes[place.layer].bias)
-    return tuple(exponents)
-
-
-def ranges_of(features: Sequence[Tensor | None]) -> list[tuple[float, float]]:
-    """Return the ranges that :func:`choose_format` asks for, of one network's features (n, a)."""
+def ranges_of(features: Sequence[Tensor | None]) -> Ranges:
+    """Return the ranges of one network's features (n, a), None for a column of ones."""
     return [(1.0, 1.0) if z is None or z.numel() == 0 else row_range(z.abs().amax(1)) for z in features]
 
 
@@ -293,17 +303,14 @@ def row_range(largest: Tensor) -> tuple[float, float]:
     return top, float(largest.masked_fill(largest == 0, top).amin())
 
 
-def pack(
-    layout: Layout, factors: Sequence[tuple[Tensor | None, Tensor | None]], exponents: tuple[int, ...]
-) -> Operands:
-    """Return the operands of given factors, one model's, in plain torch: any layers, any device; the fused pass's truth.
+def pack(plan: Plan, factors: Sequence[tuple[Tensor | None, Tensor | None]]) -> Operands:
+    """Return the operands of given factors, one model's, in plain torch: any layers, any device.
 
-    ``factors`` are pairs (Z (n, a) without a column of ones, or None; S (n, M, b), or None) as ``layout.shapes`` says;
-    ``exponents`` as in :class:`Operands`.
+    ``factors`` are pairs (Z (n, a) without a column of ones, or None; S (n, M, b), or None) as the plan's shapes say.
     """
     given = next(f for pair in factors for f in pair if f is not None)
-    n, fold = len(given), layout.fold
-    result = replace(allocate(layout, 1, n * fold, given.device), exponents=exponents)
+    n, fold = len(given), plan.layout.fold
+    result = allocate(plan, 1, n * fold, given.device)
     for points in chunks(n, max(1, CHUNK // fold)):
         part = [tuple(None if f is None else f[points].to(torch.float64) for f in pair) for pair in factors]
         _pack_points(result, part, slice(points.start * fold, points.stop * fold))
@@ -311,7 +318,7 @@ def pack(
 
 
 def _pack_points(result: Operands, factors: Sequence[tuple[Tensor | None, ...]], rows: slice) -> None:
-    layout = result.layout
+    layout, exponents = result.plan.layout, result.plan.exponents
     count = rows.stop - rows.start
     chosen = [
         (
@@ -323,14 +330,14 @@ def _pack_points(result: Operands, factors: Sequence[tuple[Tensor | None, ...]],
     up = torch.ones(count, dtype=torch.float64, device=result.slabs.device)
     if layout.numbers.dtype == "fp16":
         largest = torch.zeros_like(up)
-        for (_, s), p in zip(chosen, result.exponents, strict=True):
+        for (_, s), p in zip(chosen, exponents, strict=True):
             largest = torch.maximum(largest, s.abs().flatten(1).amax(1) * 2.0**-p)
         shift = (TOP + 1 - torch.frexp(largest).exponent).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
         up = torch.ldexp(up, torch.where(largest > 0, shift, 0))
     exact, rounded = torch.zeros_like(up), torch.zeros_like(up)
     for place in layout.places:
         z, s = chosen[place.layer]
-        power = 2.0 ** result.exponents[place.layer]
+        power = 2.0 ** exponents[place.layer]
         scaled = s * (up / power).view(-1, 1, 1)
         one = z is None or layout.shapes[place.layer].bias
         if place.narrow == "features":
@@ -379,7 +386,7 @@ def _of_rows(layout: Layout, s: Tensor) -> Tensor:
 
 def write_slabs(result: Operands, model: int, start: int, values: Tensor, rows: slice) -> None:
     """Write one model's scaled numbers (rows, blocks, columns), every block from a slab of its own on."""
-    layout = result.layout
+    layout = result.plan.layout
     width = layout.numbers.slab
     for block in range(values.shape[1]):
         for index, columns in enumerate(chunks(values.shape[2], width)):
