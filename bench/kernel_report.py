@@ -167,9 +167,9 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# What the kernels need of a GPU",
         "",
-        f"Compiled ahead of time by Triton {triton.__version__}; `make kernel-report` writes this page. No width appears:",
-        "the kernels take the layers' widths at run time, and one machine code serves all of them. Stack is local memory",
-        "a thread (spills); HGMMA, HMMA and DMMA are tensor-core instructions, UTMALDG loads by the copy engine.",
+        f"Compiled ahead of time by Triton {triton.__version__}; `make kernel-report` writes this page. No width",
+        "appears: the kernels take the layers' widths at run time, one machine code serves all of them. Stack is local",
+        "memory a thread (spills); HGMMA, HMMA and DMMA are tensor-core instructions, UTMALDG a copy engine's load.",
         "",
         "| kernel | registers | warps | stack | shared KiB | HGMMA | HMMA | DMMA | UTMALDG | faults |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",
@@ -185,7 +185,9 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile, write the report or print JSON, and return 1 if there are faults."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gates", action="store_true", help="compile the gates' table alone; print JSON, write nothing")
+    parser.add_argument(
+        "--gates", action="store_true", help="compile the gates' table alone; print JSON, write nothing"
+    )
     chosen = parser.parse_args(arguments)
     rows = measure_all(entries(chosen.gates))
     if chosen.gates:

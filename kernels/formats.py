@@ -100,4 +100,3 @@ LARGEST_EXPONENT = 60
 def config_for(name: str, capability: tuple[int, int], shared: int) -> Config:
     """Return the configuration of a format on a GPU of this compute capability and shared memory a program."""
     return (LARGE if capability >= (9, 0) and shared >= LARGE_SHARED else SMALL)[name]
-

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_networks import exact_jacobian, exact_kernel, networks, random_coords
 from torch import nn
@@ -14,6 +14,8 @@ import inrfast as inr
 from inrfast.errors import MemoryBudgetError, NotAvailableError, ResolutionError
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
+
+FUSED_TOLERANCE = {"highest": 1e-10, "high": 1e-6, "medium": 2e-4}
 
 
 def scale(kernel_diagonal, other_diagonal):
@@ -266,3 +268,79 @@ def test_generic_module_equals_the_closed_form():
         b = inr.ntk(plain, coords, output=output, precision="highest")
         assert not b.capture.closed_form
         torch.testing.assert_close(a.to_dense(), b.to_dense(), rtol=1e-12, atol=1e-12)
+
+
+@settings(max_examples=16, phases=[Phase.explicit, Phase.generate])
+@given(
+    networks(max_depth=3),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(0, 10**6),
+    st.sampled_from(sorted(FUSED_TOLERANCE)),
+    st.sampled_from(["trace", "full", 0]),
+    st.booleans(),
+)
+def test_the_triton_backend_agrees_with_autodiff(device, net, n, n2, seed, precision, output, small):
+    """Dense, columns, tiles, layers and two sets of points, for networks that the fused pass covers and others."""
+    coords, coords2 = random_coords(n, net.in_features, seed), random_coords(n2, net.in_features, seed + 1)
+    left, right = exact_jacobian(net, coords), exact_jacobian(net, coords2)
+    tol = FUSED_TOLERANCE[precision]
+    moved = copy.deepcopy(net).to(device)
+    budget = 200_000 if small else None  # the operands of a few points at a time
+    kwargs = {"output": output, "precision": precision, "backend": "triton", "memory_budget": budget}
+    K = inr.ntk(moved, coords.to(device), **kwargs)
+    truth = exact_kernel(left, left, output)
+    bound = scale(diagonal_of(left, output), diagonal_of(left, output))
+    dense = K.to_dense()
+    assert dense.dtype == K.dtype
+    assert torch.equal(dense, dense.t())
+    assert ((dense.cpu() - truth).abs() <= tol * bound).all()
+    index = [0, n - 1, 0]
+    assert ((K.columns(index).cpu() - truth[:, index]).abs() <= tol * bound[:, index]).all()
+    assert abs(K.frobenius() - truth.norm()) <= tol * bound.norm()
+    V = torch.randn(K.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    product = K._product_by_tiles(V.to(device, K.dtype)).cpu()
+    assert ((product - truth @ V).abs() <= (tol + 1e-6 * (precision != "highest")) * (bound @ V.abs())).all()
+
+    parts = [layer.to_dense().double().cpu() for layer in K.layers.values()]
+    assert ((sum(parts) - truth).abs() <= tol * bound).all()
+
+    cross = inr.ntk(moved, coords.to(device), coords2.to(device), **kwargs).to_dense()
+    bound = scale(diagonal_of(left, output), diagonal_of(right, output))
+    assert ((cross.cpu() - exact_kernel(left, right, output)).abs() <= tol * bound).all()
+
+
+def test_the_triton_backend_writes_into_what_it_is_given(device):
+    net, coords = inr.INR(2, 2, width=20).to(device), inr.grid((6, 7)).to(device)
+    K = inr.ntk(net, coords, backend="triton")
+    whole = torch.full((50, 120), 7.0, device=device)
+    for out in (whole[3:45, 5:47], whole[3:45, 5:89:2], whole[3:45, 5:47].t()):
+        whole.fill_(7.0)
+        assert K.to_dense(out=out) is out
+        assert torch.equal(out, K.to_dense())
+        out.fill_(7.0)
+        assert (whole == 7.0).all()
+    with pytest.raises(ValueError, match="out must have shape"):
+        K.to_dense(out=torch.empty(42, 41, device=device))
+
+
+def test_the_triton_backend_refuses_what_does_not_fit(device):
+    K = inr.ntk(
+        inr.INR(2, 1, width=20).to(device), inr.grid((64, 64)).to(device), backend="triton", memory_budget=10**6
+    )
+    with pytest.raises(MemoryBudgetError, match="67108864 bytes"):
+        K.to_dense()
+
+
+def test_ranges_too_wide_for_half_precision(device):
+    """Features of 1e9 beside features of 1e-3: another format keeps the promise."""
+    net = inr.INR(2, 1, width=20, hidden_layers=2, activation="identity").to(device)
+    with torch.no_grad():
+        net.layers[0].bias.zero_()
+        net.layers[0].weight.mul_(1e9)
+    coords = torch.cat([random_coords(20, 2, 0), random_coords(20, 2, 1) * 1e-12]).to(device)
+    K = inr.ntk(net, coords, backend="triton")
+    assert K._plan.layout.format == "tf32x3"
+    exact = inr.ntk(net, coords, precision="highest", backend="torch").to_dense()
+    size = torch.outer(exact.diagonal().sqrt(), exact.diagonal().sqrt())
+    assert ((K.to_dense() - exact).abs() <= 1e-6 * size).all()

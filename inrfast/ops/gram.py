@@ -362,8 +362,8 @@ def gram_(
         kernel.launch(
             format,
             config,
-            (row_slabs, row_narrow, row_scale),
-            (column_slabs, column_narrow, column_scale),
+            _packed(row_slabs, row_narrow, row_scale),
+            _packed(column_slabs, column_narrow, column_scale),
             out,
             tile_order(out.shape[1], out.shape[2], config.block, symmetric, device),
             torch.tensor(list(segments), dtype=torch.int32, device=device).view(-1, 2),
@@ -372,6 +372,24 @@ def gram_(
             symmetric,
             mirror,
         )
+
+
+def _packed(slabs: Tensor, narrow: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one side as the kernel reads it: contiguous, or some points of what is; copied where it is neither."""
+    _, planes, count, _, width = slabs.shape
+    padded = slabs.stride(2) // width
+    expected = (
+        (slabs, (planes * count * padded * width, count * padded * width, padded * width, width, 1)),
+        (narrow, (narrow.shape[1] * padded, padded, 1)),
+        (scale, (padded, 1)),
+    )
+    if all(
+        size == 1 or stride == wanted
+        for t, strides in expected
+        for size, stride, wanted in zip(t.shape, t.stride(), strides, strict=True)
+    ):
+        return slabs, narrow, scale
+    return slabs.contiguous(), narrow.contiguous(), scale.contiguous()
 
 
 @torch.library.custom_op("inrfast::gram", mutates_args=())

@@ -1,11 +1,15 @@
 """Tiles of the Gram product: every entry of the kernel once, for every kind of layer and output."""
 
+import dataclasses
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inrfast.ops import gram
+from inrfast.ops.operands import LayerShape, Layout, Plan, pack
 
 
 @st.composite
@@ -66,3 +70,101 @@ def test_tiles_cover_the_kernel_once(shape, n, m, tile, in_order, seed):
             else:
                 assert (visits == 1).all()
             torch.testing.assert_close(found, truth, rtol=1e-12, atol=1e-12)
+
+
+# ---- the operator --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 900), st.integers(0, 900), st.sampled_from([1, 16, 64]), st.booleans())
+def test_the_order_of_tiles_covers_each_once(n, m, block, symmetric):
+    m = n if symmetric else m
+    found = [tuple(place) for place in gram.tile_order(n, m, block, symmetric, torch.device("cpu")).tolist()]
+    rows, columns = -(-n // block), -(-m // block)
+    assert len(set(found)) == len(found)
+    assert set(found) == {(i, j) for i in range(rows) for j in range(columns) if not symmetric or i >= j}
+    # Neighbours in the order share a group of 16 x 16, so that their operands are read once.
+    groups = [(i // 16, j // 16) for i, j in found]
+    assert len([a for a, b in itertools.pairwise(groups) if a != b]) == max(len(set(groups)) - 1, 0)
+
+
+def operands(n, seed, models=1, device="cpu", output="trace"):
+    shapes = (LayerShape(2, 12, True), LayerShape(12, 12, True), LayerShape(12, 0, True))
+    layout = Layout(shapes, output, 2, "fp16x3")
+    made = []
+    for k in range(models):
+        found = factors([(2, 12), (12, 12), (12, 0)], 2, n, seed + k)
+        made.append(pack(Plan(layout, (0, 11, 11)), found))
+    parts = {name: torch.cat([getattr(m, name) for m in made]).to(device) for name in ("slabs", "narrow", "scale")}
+    return dataclasses.replace(made[0], **parts)
+
+
+def arguments(rows, columns, symmetric):
+    layout = rows.plan.layout
+    values = [v for place in layout.places for v in (gram._bias(rows.plan, place), place.weight)]
+    sides = (rows.slabs, rows.narrow, rows.scale, columns.slabs, columns.narrow, columns.scale)
+    return sides, (list(layout.segments), values, layout.narrow_layers, symmetric)
+
+
+def test_the_operators_keep_their_contract_with_torch(device):
+    rows, columns = operands(20, 0, 2, device), operands(9, 5, 2, device)
+    sides, tables = arguments(rows, columns, False)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(gram.gram_new, (*sides, 20, 9, *tables, "fp16x3"), test_utils=checks)
+    out = torch.zeros(2, 20, 9, device=device)
+    torch.library.opcheck(gram.gram_, (*sides, out, *tables, True, "fp16x3"), test_utils=checks)
+
+
+def test_many_models_and_vmap_are_one_by_one(device):
+    rows, columns = operands(20, 0, 3, device), operands(9, 5, 3, device)
+    together = gram.gram(rows, columns)
+    assert together.shape == (3, 20, 9)
+    for k in range(3):
+        one = gram.gram(operands(20, k, 1, device), operands(9, 5 + k, 1, device))
+        torch.testing.assert_close(together[k], one, rtol=0, atol=0)
+    sides, tables = arguments(rows, columns, False)
+
+    def one_model(*tensors):
+        return gram.gram_new(*(t.unsqueeze(0) for t in tensors), 20, 9, *tables, "fp16x3")[0]
+
+    assert torch.equal(torch.vmap(one_model)(*sides), together)
+    shared = torch.vmap(one_model, in_dims=(0, 0, 0, None, None, None))(*sides[:3], *(t[0] for t in sides[3:]))
+    assert torch.equal(shared[0], together[0])
+    torch.testing.assert_close(shared[2], gram.gram(operands(20, 2, 1, device), operands(9, 5, 1, device)))
+
+
+def test_the_operator_compiles_whole(device):
+    rows = operands(20, 0, 1, device)
+    sides, tables = arguments(rows, rows, True)
+
+    def twice(*tensors):
+        return 2 * gram.gram_new(*tensors, 20, 20, *tables, "fp16x3")
+
+    compiled = torch.compile(twice, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*sides), twice(*sides))
+
+
+def test_operands_that_do_not_belong_together_are_refused(device):
+    rows, other = operands(20, 0, 1, device), operands(9, 0, 2, device)
+    with pytest.raises(ValueError, match="one plan, number of models and device"):
+        gram.gram(rows, other)
+    with pytest.raises(ValueError, match="one plan, number of models and device"):
+        gram.gram(rows, operands(9, 0, 1, device, output=0))
+    with pytest.raises(ValueError, match=r"out must be fp32 or fp64 of shape \(1, 20, 20\)"):
+        gram.gram(rows, out=torch.empty(20, 19, device=device))
+    with pytest.raises(ValueError, match=r"out must be fp32 or fp64 of shape"):
+        gram.gram(rows, out=torch.empty(20, 20, dtype=torch.float16, device=device))
+
+
+def test_large_tiles_visit_the_kernel_once(device, monkeypatch):
+    monkeypatch.setattr(gram, "OPERAND_TILE", 128)
+    rows, columns = operands(300, 0, 1, device), operands(150, 5, 1, device)
+    for other, width in ((None, 300), (columns, 150)):
+        whole, seen = gram.gram(rows, other), torch.zeros(300, width, device=device)
+
+        def visit(i, j, tile, whole=whole, seen=seen):
+            # Turned over, the split products add up in another order.
+            torch.testing.assert_close(tile, whole[i, j], rtol=0, atol=1e-4)
+            seen[i, j] += 1
+
+        gram.for_each_tile(rows, other, "trace", 2, torch.float32, visit)
+        assert torch.equal(seen if other is not None else (seen + seen.t()).clamp_max(1), torch.ones_like(seen))

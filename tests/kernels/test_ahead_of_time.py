@@ -1,0 +1,69 @@
+"""The gates: every kernel compiled for GPUs that are not there must keep within their resources."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inrfast.kernels.ahead_of_time import _narrow_offsets
+from inrfast.kernels.formats import SMALLEST_SHARED
+
+REPORT = Path(__file__).parents[2] / "bench" / "kernel_report.py"
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """In a process of its own: kernels that Triton interprets cannot be compiled."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(REPORT), "--gates"], capture_output=True, env=environment
+    )
+    assert done.stdout, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+def test_no_kernel_has_a_fault(rows):
+    """No spill, shared memory as configured, tensor cores in use (wgmma on Hopper), 64-bit offsets."""
+    assert [f"{row['title']}: {row['faults']}" for row in rows if row["faults"]] == []
+    assert len(rows) >= 30
+
+
+def test_kernels_use_what_they_are_written_for(rows):
+    by_title = {row["title"]: row["instructions"] for row in rows}
+    for title, counts in by_title.items():
+        hopper, fp64 = "sm_90" in title, "fp64" in title
+        if title.startswith("mlp_slabs") or fp64:
+            assert counts["DMMA"] > 0
+        else:
+            assert counts["HGMMA" if hopper else "HMMA"] > 0
+        if title.startswith("gram_tile") and hopper:
+            assert counts["UTMALDG"] > 0
+
+
+def test_small_configurations_fit_small_gpus(rows):
+    assert all(row["shared"] <= SMALLEST_SHARED for row in rows if "sm_80" in row["title"])
+
+
+def test_offsets_that_could_overflow_are_found():
+    """The proof of 64-bit offsets can fail: a product of run-time numbers in 32 bits is reported, ranges are not."""
+    code = """
+      %c = arith.constant dense<4> : tensor<8xi32> loc(#loc)
+      %range = tt.make_range {end = 8 : i32, start = 0 : i32} : tensor<8xi32> loc(#loc)
+      %scaled = arith.muli %range, %c : tensor<8xi32> loc(#loc)
+      %n_0 = tt.splat %n : i32 -> tensor<8xi32> loc(#loc)
+      %bad = arith.muli %range, %n_0 : tensor<8xi32> loc(#loc)
+      %wide = arith.extsi %bad : tensor<8xi32> to tensor<8xi64> loc(#loc)
+      %p = tt.splat %data : !tt.ptr<f32> -> tensor<8x!tt.ptr<f32>> loc(#loc)
+      %1 = tt.addptr %p, %scaled : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      %2 = tt.addptr %p, %wide : tensor<8x!tt.ptr<f32>>, tensor<8xi64> loc(#loc)
+      %3 = tt.addptr %p, %bad : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      %4 = tt.addptr %data, %n : !tt.ptr<f32>, i32 loc(#loc)
+      %5 = tt.addptr %data, %m : !tt.ptr<f32>, i64 loc(#loc)
+      %6 = tt.addptr %order, %n : !tt.ptr<i32>, i32 loc(#loc)
+    """
+    found = [re.match(r"%(\d)", line)[1] for line in _narrow_offsets(code, ("order",))]
+    assert found == ["3", "4"]
