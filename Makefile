@@ -3,6 +3,7 @@
 #   make demo     see where networks lose rank on a real photograph, and what cures it; writes out/demo/
 #   make test     the tests            (PYTEST_ARGS="-k ntk" picks some)
 #   make bench    the benchmarks; JSON into bench/results/
+#   make kernel-report   compile every GPU kernel without a GPU and write what each needs; fails if one spills
 #   make lint     ruff, mypy, import-linter
 #   make clean    remove what was built and the tools' caches; the packages in .venv and out/ stay
 #
@@ -23,7 +24,7 @@ IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
 PYTHON ?= $(shell for python in python3 python3.12 python3.11 python; do \
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench kernel-report lint clean
 
 demo: $(READY)
 	$(BIN)/inrfast demo
@@ -34,6 +35,9 @@ test: $(READY)
 bench: $(READY)
 	mkdir -p bench/results
 	$(BIN)/python -m pytest bench -q --benchmark-only --benchmark-json=bench/results/latest.json $(PYTEST_ARGS)
+
+kernel-report: $(READY)
+	$(BIN)/python -W ignore bench/kernel_report.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -105,7 +105,7 @@ def _squares(x, factor, mask, slabs):
     return tl.sum(tl.where(mask, x * x, 0.0), 1), tl.sum(tl.where(mask, rounded * rounded, 0.0), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "slab_count", "depth", "hidden", "head", "outputs", "first_output"])
 def mlp_slabs(
     inputs,
     parameters,

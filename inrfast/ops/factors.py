@@ -427,8 +427,8 @@ def _launch(
     if n > 0:
         with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
             kernel.launch(
-                inputs,
-                parameters,
+                inputs.contiguous(),
+                parameters.contiguous(),
                 torch.tensor(table, dtype=torch.int64, device=device),
                 torch.tensor(constants, dtype=torch.float64, device=device),
                 made.slabs,

@@ -30,6 +30,9 @@ TILE = 512
 2-core AVX-512 machine, 256 and 1024 are slower."""
 
 
+TILE_GPU = 4096
+"""The same on a GPU without the Triton backend, where a tile must fill the chip."""
+
 OPERAND_TILE = 8192
 """Rows a side of a tile that the Triton backend hands to a visitor: 256 MiB of fp32."""
 
@@ -213,11 +216,11 @@ def for_each_tile(
         return
     assert not isinstance(columns, Operands)
     fold = outputs if output == "full" else 1
-    side = max(1, TILE // fold)
+    device = next(f for pair in rows for f in pair if f is not None).device
+    side = max(1, (TILE if device.type == "cpu" else TILE_GPU) // fold)
     n = points(rows)
     others = rows if columns is None else columns
     tiles = symmetric_tiles(n, side) if columns is None else rectangular_tiles(n, points(columns), side)
-    device = next(f for pair in rows for f in pair if f is not None).device
     above, across = _Side(rows, output, fold, transposed=False), _Side(others, output, fold, transposed=True)
 
     def worker() -> Callable[[tuple[slice, slice]], None]:
