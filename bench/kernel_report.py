@@ -42,8 +42,10 @@ class Entry:
         return f"{self.kernel} {self.format} sm_{self.capability} {chosen}".strip()
 
 
-def gram(name: str, capability: int, symmetric: bool, mirror: bool) -> Entry:
-    return Entry("gram_tile", name, capability, (("symmetric", symmetric), ("mirror", mirror)))
+def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: bool = True) -> Entry:
+    """``aligned``: sizes and strides are multiples of 16, for which there is machine code of its own."""
+    chosen = (("symmetric", symmetric), ("mirror", mirror), ("unaligned", not aligned))
+    return Entry("gram_tile", name, capability, chosen)
 
 
 def factors(name: str, capability: int, activation: str, full: bool) -> Entry:
@@ -54,6 +56,7 @@ def entries(gates: bool) -> list[Entry]:
     """Return the entries of the gates, or all that is launched."""
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
     table = [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
+    table += [gram(f, 90, True, True, aligned=False) for f in formats]
     if gates:
         table += [factors("fp16x3", 90, activation, False) for activation in ACTIVATIONS]
         table += [factors("fp16", 90, a, False) for a in ("relu", "sine", "gelu")]
@@ -61,7 +64,9 @@ def entries(gates: bool) -> list[Entry]:
         table += [factors("fp16x3", 80, "sine", True), factors("tf32x3", 90, "sine", True)]
         table += [factors("fp64", 90, "finer", False), factors("fp64", 80, "gelu", True)]
         return table
+    table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
+    table += [gram(f, 80, True, True, aligned=False) for f in formats]
     return table + [
         factors(f, c, a, full) for c in (90, 80) for f in formats for a in ACTIVATIONS for full in (False, True)
     ]
@@ -111,8 +116,10 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     slabs = f"tensordesc<{layout.dtype}[{config.block},{layout.slab}]>" if config.copy_engine else "*" + layout.dtype
     types = {"rows": slabs, "columns": slabs, "out": wide, "order": "*i32", "segments": "*i32", "values": wide}
     types |= {f"{name}_{side}": wide for name in ("narrow", "scale") for side in ("rows", "columns")}
-    types |= {"rows_padded": "i32:16", "columns_padded": "i32:16", "stride": "i64", "model_stride": "i64"}
-    types |= dict.fromkeys(("n", "m", "slabs", "narrow", "narrow_layers", "layers"), "i32")
+    sixteen = "" if options["unaligned"] else ":16"
+    types |= dict.fromkeys(("stride", "model_stride"), "i64" + sixteen) | dict.fromkeys(("n", "m"), "i32" + sixteen)
+    types |= {"rows_padded": "i32:16", "columns_padded": "i32:16"}
+    types |= dict.fromkeys(("slabs", "narrow", "narrow_layers", "layers"), "i32")
     constants = {
         "BLOCK": config.block,
         "SLAB": layout.slab,

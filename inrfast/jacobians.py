@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.capture import PASS_DTYPE, Capture, Factors, Select
-from inrfast.errors import NotAvailableError, check_tensor
+from inrfast.errors import check_tensor
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
@@ -383,7 +383,7 @@ def jacobian(
         ``"highest"``: fp64; ``"high"`` and ``"medium"``: factors exact to fp32 rounding, fp32 products. Coordinates
         and parameters are taken as the exact numbers they hold.
     backend
-        ``"auto"``, ``"torch"`` or ``"triton"``; a named backend that cannot run raises.
+        ``"auto"`` or ``"torch"``; ``"triton"`` has no kernels for it yet, and raises.
     memory_budget
         Bytes; None: half of what is free. Factors that do not fit are recomputed chunk by chunk.
 
@@ -393,9 +393,6 @@ def jacobian(
         See :class:`inrfast.capture.Capture` and :mod:`inrfast.backends`.
     """
     capture = Capture(net, coords, params, select, precision)
-    if backends.resolve(backend, capture.device) == "triton" and backend == "triton":
-        raise NotAvailableError(
-            "backend='triton' has no kernels for the Jacobian in this version; use 'auto' or 'torch'"
-        )
+    backends.torch_only(backend, "Jacobian products")
     budget = budget_bytes(memory_budget, capture.device)
     return LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2), budget)

@@ -80,7 +80,7 @@ def _store(out, i, j, tile, n, m, stride, ROWS: tl.constexpr, COLUMNS: tl.conste
         tl.store(out + (tl.cast(i, tl.int64) * stride + j) + places, tile, mask=inside)
 
 
-@triton.jit(do_not_specialize=["n", "m", "slabs", "narrow", "narrow_layers", "layers"])
+@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers"])
 def gram_tile(
     rows,
     columns,

@@ -241,7 +241,7 @@ def _norm_backward(
 BOUNDED = ("sine", "gaussian", "finer", "tanh")
 """Activations between -1 and 1."""
 
-SCRATCH_BYTES = 1 << 30
+SCRATCH_BYTES = 1 << 28
 """Scratch of all programs of a fused pass at most."""
 
 

@@ -176,7 +176,7 @@ def fit(
     eval_every = max(1, steps // EVALUATIONS) if eval_every is None else check_int("eval_every", eval_every, minimum=1)
     goal = math.inf if target_psnr is None else check_float("target_psnr", target_psnr)
     coords, target = _check_data(net, coords, target)
-    backends.resolve(backend, coords.device)
+    backends.torch_only(backend, "fitting")
     _check_precision(precision, coords.dtype)
     if batch_size is not None:
         batch_size = check_int("batch_size", batch_size, minimum=1)
