@@ -153,7 +153,7 @@ def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         "CORRECTED": layout.corrected,
         "FULL": options["full"],
         "POINTS": factors.POINTS,
-        "BLOCK": factors.block_for(activation),
+        "BLOCK": factors.block_for(entry.format, activation),
         "DEPTH": factors.DEPTH,
     }
     return factors.mlp_slabs, types, constants, factors.WARPS, factors.STAGES, ("table", "constants"), 48 * 1024

@@ -27,7 +27,7 @@ from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
-from inrfast.ops.operands import Operands, Plan, joint, make_plan
+from inrfast.ops.operands import Plan, joint, make_plan
 from inrfast.supported import LayerSpec
 from inrfast.threads import together
 
@@ -206,10 +206,9 @@ class NTK:
         ranges = [] if precision == "highest" else joint([side.ranges(self.output) for side in sides])
         return make_plan(precision, self.rows.layout(self.output), ranges)
 
-    def _blocks(self, side: LayerwiseJacobian) -> Iterator[tuple[slice, list[Factors] | Operands]]:
-        """Yield blocks of points as sides of a product: one block if they are kept, else as many as the budget asks."""
-        for points in chunks(len(side.coords), side.gram_rows(self._plan)):
-            yield points, side.side(points, self._plan)
+    def _blocks(self, side: LayerwiseJacobian) -> Iterator[slice]:
+        """Yield the blocks of points that one side of a product may hold: one if they fit, else as many as needed."""
+        return chunks(len(side.coords), side.gram_rows(self._plan))
 
     def _for_each_block(self, compute: Callable[[slice, slice, Any, Any], None]) -> None:
         """Call ``compute(rows, columns, row side, column side)`` on all blocks of the kernel, or its upper ones.
@@ -217,13 +216,15 @@ class NTK:
         The column side is None where both are the same points; slices count rows of the kernel.
         """
         fold = self._fold
-        for points, rows in self._blocks(self.rows):
-            for others, columns in self._blocks(self._other):
+        for points in self._blocks(self.rows):
+            rows = self.rows.side(points, self._plan)
+            for others in self._blocks(self._other):
                 if self.symmetric and others.start < points.start:
                     continue
                 same = self.symmetric and others.start == points.start
+                columns = None if same else self._other.side(others, self._plan)
                 i, j = (slice(part.start * fold, part.stop * fold) for part in (points, others))
-                compute(i, j, rows, None if same else columns)
+                compute(i, j, rows, columns)
 
     def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
         """Visit all tiles (the upper triangle, if symmetric) and their places, in order."""
@@ -299,9 +300,9 @@ class NTK:
         )
         chosen = self._other.side_at(self._other.coords[points], self._plan)
         out = empty((self.shape[0], len(points) * fold), self.dtype, self.device)
-        for rows, side in self._blocks(self.rows):
-            part = out[rows.start * fold : rows.stop * fold]
-            gram_ops.fill_(part, side, chosen, self.output, self.outputs)
+        for rows in self._blocks(self.rows):
+            side = self.rows.side(rows, self._plan)
+            gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
         picked = inverse * fold + wanted % fold
         if len(picked) == out.shape[1] and bool((picked == torch.arange(len(picked), device=picked.device)).all()):
             return out

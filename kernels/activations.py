@@ -24,27 +24,39 @@ LARGEST_ANGLE = tl.constexpr(float(2**40))
 
 
 @triton.jit
+def _fma(x, y, CONSTANT: tl.constexpr):
+    """Return ``x y + CONSTANT``, the constant in all its digits: older Triton takes a bare one as fp32."""
+    return tl.fma(x, y, tl.full(x.shape, CONSTANT, tl.float64))
+
+
+@triton.jit
+def _less(x, quarters, PART: tl.constexpr):
+    """Return ``x - quarters PART``, rounded once."""
+    return tl.fma(-quarters, tl.full(x.shape, PART, tl.float64), x)
+
+
+@triton.jit
 def sine_and_cosine(x):
     """Return sin(x) and cos(x) of fp64 numbers, absolute error below 3e-16."""
     quarters = tl.floor(x * 0.6366197723675814 + 0.5)
     # pi/2 in parts of 33 bits: products with up to 20 bits are exact even where an fma rounds twice.
-    r = tl.fma(-quarters, 1.5707963267341256, x)
-    r = tl.fma(-quarters, 6.077100506303966e-11, r)
-    r = tl.fma(-quarters, 2.0222662487111665e-21, r)
+    r = _less(x, quarters, 1.5707963267341256)
+    r = _less(r, quarters, 6.077100506303966e-11)
+    r = _less(r, quarters, 2.0222662487111665e-21)
     s = r * r
     # Minimax polynomials on |r| <= pi/4 (fdlibm's k_sin and k_cos, errors below 2^-58).
-    p = tl.fma(s, 1.58969099521155010221e-10, -2.50507602534068634195e-08)
-    p = tl.fma(s, p, 2.75573137070700676789e-06)
-    p = tl.fma(s, p, -1.98412698298579493134e-04)
-    p = tl.fma(s, p, 8.33333333332248946124e-03)
-    p = tl.fma(s, p, -1.66666666666666324348e-01)
+    p = s * 1.58969099521155010221e-10 + -2.50507602534068634195e-08
+    p = _fma(s, p, 2.75573137070700676789e-06)
+    p = _fma(s, p, -1.98412698298579493134e-04)
+    p = _fma(s, p, 8.33333333332248946124e-03)
+    p = _fma(s, p, -1.66666666666666324348e-01)
     sine = tl.fma(s * r, p, r)
-    p = tl.fma(s, -1.13596475577881948265e-11, 2.08757232129817482790e-09)
-    p = tl.fma(s, p, -2.75573143513906633035e-07)
-    p = tl.fma(s, p, 2.48015872894767294178e-05)
-    p = tl.fma(s, p, -1.38888888888741095749e-03)
-    p = tl.fma(s, p, 4.16666666666666019037e-02)
-    cosine = tl.fma(s * s, p, tl.fma(s, -0.5, 1.0))
+    p = s * -1.13596475577881948265e-11 + 2.08757232129817482790e-09
+    p = _fma(s, p, -2.75573143513906633035e-07)
+    p = _fma(s, p, 2.48015872894767294178e-05)
+    p = _fma(s, p, -1.38888888888741095749e-03)
+    p = _fma(s, p, 4.16666666666666019037e-02)
+    cosine = tl.fma(s * s, p, 1.0 - 0.5 * s)
     turn = quarters - 4 * tl.floor(quarters * 0.25)
     swapped = (turn == 1) | (turn == 3)
     first = tl.where(swapped, cosine, sine)

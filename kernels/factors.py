@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from inrfast.kernels import formats
-from inrfast.kernels.activations import GELU, SOFTPLUS, activate
+from inrfast.kernels.activations import FINER, GAUSSIAN, GELU, SOFTPLUS, TANH, activate
 
 POINTS = 32
 """Points a program takes at once."""
@@ -30,10 +30,18 @@ WARPS = 8
 
 STAGES = 2
 
+HALVED = {
+    "fp16": (GELU.value, SOFTPLUS.value, TANH.value, GAUSSIAN.value, FINER.value),
+    "fp16x3": (GELU.value, SOFTPLUS.value),
+    "tf32x3": (GELU.value, SOFTPLUS.value),
+    "fp64": (),
+}
+"""Activations that, in these formats, leave registers for half as many columns; the ahead-of-time report shows it."""
 
-def block_for(activation: int) -> int:
-    """Return the columns of a product: where the activation takes many registers there are some for half as many."""
-    return BLOCK // 2 if activation in (GELU.value, SOFTPLUS.value) else BLOCK
+
+def block_for(name: str, activation: int) -> int:
+    """Return the columns of a product for a format and an activation."""
+    return BLOCK // 2 if activation in HALVED[name] else BLOCK
 
 
 TOP = tl.constexpr(formats.TOP)
@@ -369,6 +377,7 @@ def _scale(
 
 
 def launch(
+    name: str,
     inputs: Any,
     parameters: Any,
     table: Any,
@@ -382,12 +391,14 @@ def launch(
     floor: float,
     input_scale: float,
     activation: int,
-    scaled: bool,
-    corrected: bool,
     full: bool,
 ) -> None:
-    """Run :func:`mlp_slabs`; shapes as there, ``inputs`` (1 or models, n, depth), the programs those of ``scratch``."""
+    """Run :func:`mlp_slabs` for the format called ``name``.
+
+    Shapes as there; ``inputs`` is (1 or models, n, depth), and there are as many programs as ``scratch`` has.
+    """
     models, planes, slab_count, rows, slab = slabs.shape
+    layout = formats.FORMATS[name]
     mlp_slabs[(scratch.shape[1], models)](
         inputs,
         parameters,
@@ -412,11 +423,11 @@ def launch(
         ACTIVATION=activation,
         SLAB=slab,
         PLANES=planes,
-        SCALED=scaled,
-        CORRECTED=corrected,
+        SCALED=layout.dtype == "fp16",
+        CORRECTED=layout.corrected,
         FULL=full,
         POINTS=POINTS,
-        BLOCK=block_for(activation),
+        BLOCK=block_for(name, activation),
         DEPTH=DEPTH,
         num_warps=WARPS,
         num_stages=STAGES,

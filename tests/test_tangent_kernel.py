@@ -206,6 +206,7 @@ BAD_CALLS = {
     "output number": (lambda net, x: inr.ntk(net, x, output=1), ValueError, "below the network's 1"),
     "precision": (lambda net, x: inr.ntk(net, x, precision="hihg"), ValueError, "Did you mean 'high'"),
     "backend": (lambda net, x: inr.ntk(net, x, backend="trito"), ValueError, "Did you mean 'triton'"),
+    "devices": (lambda net, x: inr.ntk(net, x.to("meta")), ValueError, "coords is on meta but the network is on cpu"),
     "backend absent": (lambda net, x: inr.ntk(net, x, backend="triton"), NotAvailableError, "CUDA"),
     "budget": (lambda net, x: inr.ntk(net, x, memory_budget=0), ValueError, "memory_budget"),
     "budget small": (lambda net, x: inr.ntk(net, x, memory_budget=100).to_dense(), MemoryBudgetError, "bytes"),
@@ -229,7 +230,8 @@ BAD_CALLS = {
 
 
 @pytest.mark.parametrize("name", BAD_CALLS)
-def test_bad_input_is_refused_by_name(name):
+def test_bad_input_is_refused_by_name(name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     call, error, message = BAD_CALLS[name]
     with pytest.raises(error, match=message):
         call(inr.INR(2, 1, width=4, hidden_layers=1), inr.grid((4, 4)))

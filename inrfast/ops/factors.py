@@ -427,6 +427,7 @@ def _launch(
     if n > 0:
         with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
             kernel.launch(
+                layout.format,
                 inputs.contiguous(),
                 parameters.contiguous(),
                 torch.tensor(table, dtype=torch.int64, device=device),
@@ -440,8 +441,6 @@ def _launch(
                 floor=2.0 ** -exponents[-1],
                 activation=ACTIVATIONS[activation].kernel_id,
                 input_scale=0.0 if places[0].narrow == "features" else 2.0 ** exponents[0],
-                scaled=layout.numbers.dtype == "fp16",
-                corrected=layout.numbers.corrected,
                 full=layout.output == "full",
             )
     _write_inputs(made, inputs)
