@@ -26,7 +26,11 @@ from torch import Tensor
 import inrfast as inr
 from inrfast.info import info
 from inrfast.kernels import formats
+from inrfast.kernels import fused_linear as layer_kernels
+from inrfast.ops import fused_linear as fused_layer
 from inrfast.ops import gram as gram_ops
+from inrfast.ops import reductions
+from inrfast.ops.fused_linear import fused_linear
 from inrfast.ops.gemm import exact_products
 
 TARGETS = {"medium": (0.025, 2e-4), "high": (0.060, 1e-6), "highest": (0.300, 1e-12)}
@@ -202,6 +206,77 @@ def dense(bench: Bench, activation: str, precision: str, found: dict[str, Any]) 
     found["fraction_of_copy"] = out.numel() * out.itemsize / found["gram"]["seconds"] / (copied / 2)
 
 
+def frobenius(bench: Bench, precision: str, found: dict[str, Any]) -> None:
+    """The Frobenius norm with nothing N x N stored: time, memory beside the operands, error against fp64 tiles."""
+    net, coords = network(bench, "relu"), inr.grid((bench.grid, bench.grid), device=bench.device)
+    K = inr.ntk(net, coords, precision=precision, backend="triton", memory_budget=1 << 40)
+    few = coords[:: max(len(coords) // 4096, 1)].contiguous()
+    exact = inr.ntk(net, few, precision="highest", backend="torch", memory_budget=1 << 40).frobenius()
+    subset = inr.ntk(net, few, precision=precision, backend="triton", memory_budget=1 << 40).frobenius()
+    tolerance = TARGETS[precision][1]
+    found["error"] = {"largest": abs(subset / exact - 1), "target": tolerance, "points": len(few)}
+    if not found["error"]["largest"] <= tolerance or K.frobenius() != K.frobenius():
+        raise AssertionError(f"error {found['error']}, or two runs differ: no time is reported")
+    found["norm"] = bench.seconds(K.frobenius)
+
+    def whole() -> None:
+        """As a first call finds it: neither plan nor operands kept."""
+        K.__dict__.pop("_plan", None)
+        K.rows._operands = None
+        K.frobenius()
+
+    found["whole"] = bench.seconds(whole)
+    if bench.device.type == "cuda":
+        K.frobenius()  # the operands are kept: what is allocated from here on is the norm's own
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        K.frobenius()
+        found["extra_bytes"] = torch.cuda.max_memory_allocated() - before
+    dense_part = bench.results.get("dense relu medium", {})
+    if "to_dense" in dense_part:
+        found["of_dense_medium"] = found["whole"]["seconds"] / dense_part["to_dense"]["seconds"]
+
+
+def wide_product(bench: Bench, columns: int, found: dict[str, Any]) -> None:
+    """K V for many columns, against tiles that are written and multiplied by the library."""
+    net, coords = network(bench, "relu"), inr.grid((bench.grid, bench.grid), device=bench.device)
+    K = inr.ntk(net, coords, backend="triton", memory_budget=1 << 40)
+    n = len(coords)
+    V = torch.randn(n, columns, generator=torch.Generator().manual_seed(0)).to(bench.device)
+    operands = K.rows.side_at(coords, K._plan)
+    side = min(8192, n)
+    tile = torch.empty(side, side, device=bench.device)
+
+    def by_written_tiles() -> Tensor:
+        out = torch.zeros_like(V)
+        for i in range(0, n, side):
+            for j in range(i, n, side):
+                rows = operands.part(i, i + side)
+                others = None if i == j else operands.part(j, j + side)
+                part = tile[: rows.rows, : (others or rows).rows]
+                gram_ops.gram(rows, others, out=part)
+                out[i : i + side].addmm_(part, V[j : j + side])
+                if others is not None:
+                    out[j : j + side].addmm_(part.t(), V[i : i + side])
+        return out
+
+    exact = inr.ntk(net, coords, precision="highest", backend="torch", memory_budget=1 << 40)
+    few = torch.linspace(0, n - 1, 16).long().unique().tolist()
+    diagonal = exact.diagonal().sqrt()
+    size = torch.outer(diagonal[few], diagonal @ V.double().abs())
+    expected = exact.columns(few).t() @ V.double()
+    with exact_products(bench.device):
+        for name, product in (
+            ("product", lambda: reductions.gram_product(operands, None, V)),
+            ("written tiles", by_written_tiles),
+        ):
+            error = float(((product()[few].double() - expected[:, :columns]).abs() / size).max())
+            if not error <= 1e-6:
+                raise AssertionError(f"{name}: error {error:.2e} above 1e-06: no time is reported")
+            found[name] = bench.seconds(product, 3) | {"error": error}
+    found["ratio"] = found["written tiles"]["seconds"] / found["product"]["seconds"]
+
+
 def corners(n: int) -> list[tuple[slice, slice]]:
     """Return a few blocks of an n x n matrix off and on its diagonal."""
     size = max(n // 8, 1)
@@ -260,7 +335,7 @@ def candidates(bench: Bench, name: str, precision: str, found: dict[str, Any]) -
     K = inr.ntk(net, coords, precision=precision, backend="triton", memory_budget=1 << 40)
     side = K.rows.side_at(K.coords, K._plan)
     out = torch.empty(K.shape, dtype=K.dtype, device=bench.device)
-    in_use = gram_ops._config(name, bench.device)
+    in_use = gram_ops.config_on(name, bench.device)
     table = formats.LARGE if in_use == formats.LARGE[name] else formats.SMALL
     first = (in_use.block, in_use.warps, in_use.stages, in_use.copy_engine)
     try:
@@ -276,6 +351,151 @@ def candidates(bench: Bench, name: str, precision: str, found: dict[str, Any]) -
                 found[title] = {"failed": f"{type(error).__name__}: {error}"[:200]}
     finally:
         table[name] = in_use
+
+
+def jacobian(bench: Bench, precision: str) -> inr.jacobians.LayerwiseJacobian:
+    net, coords = network(bench, "relu"), inr.grid((bench.grid, bench.grid), device=bench.device)
+    made = inr.jacobian(net, coords, precision=precision, backend="triton", memory_budget=1 << 40)
+    made.store.all()
+    return made
+
+
+def rows(bench: Bench, precision: str, found: dict[str, Any]) -> None:
+    """16 GiB of rows against a fill of the same memory; a few points against fp64 first."""
+    J = jacobian(bench, precision)
+    tolerance = 1e-6 if precision == "high" else 1e-14
+    exact = inr.jacobian(network(bench, "relu"), J.coords, precision="highest", backend="torch", memory_budget=1 << 40)
+    for points in (slice(0, 3), slice(len(J.coords) - 3, len(J.coords))):
+        truth = exact.rows(points)
+        error = float(((J.rows(points) - truth).abs() / truth.norm(dim=1, keepdim=True)).max())
+        if not error <= tolerance:
+            raise AssertionError(f"error {error:.2e} above {tolerance:.0e}: no time is reported")
+    wanted = (16 << 30) if bench.device.type == "cuda" else 1 << 22
+    count = max(1, min(len(J.coords), wanted // (J.shape[1] * J.dtype.itemsize)))
+    made = J.rows(slice(0, count))
+    size = made.numel() * made.itemsize
+    found["fill"] = bench.seconds(lambda: made.fill_(1))
+    found["rows"] = bench.seconds(lambda: J.rows(slice(0, count)))
+    widest = max(J.layers, key=lambda name: J.layers[name].shape[1])
+    alone = J.layers[widest]
+    found["widest layer"] = bench.seconds(lambda: alone.rows(slice(0, count)))
+    found["bytes_per_second"] = size / found["rows"]["seconds"]
+    found["fraction_of_fill"] = (found["fill"]["seconds"] / found["rows"]["seconds"], 0.8)
+
+
+def products(bench: Bench, precision: str, found: dict[str, Any]) -> None:
+    """``J p`` and ``J^T v`` of one and of eight vectors, against torch on the same factors."""
+    J = jacobian(bench, precision)
+    other = inr.jacobian(network(bench, "relu"), J.coords, precision=precision, backend="torch", memory_budget=1 << 40)
+    exact = inr.jacobian(network(bench, "relu"), J.coords, precision="highest", backend="torch", memory_budget=1 << 40)
+    tolerance = 1e-5 if precision == "high" else 1e-12
+    for k in (1, 8):
+        rng = torch.Generator().manual_seed(k)
+        p = torch.randn(J.shape[1], k, generator=rng, dtype=torch.float64).to(bench.device)
+        v = torch.randn(J.shape[0], k, generator=rng, dtype=torch.float64).to(bench.device)
+        for name, ours, theirs, truth in (
+            (f"J p, {k}", lambda p=p: J @ p, lambda p=p: other @ p, exact @ p),  # type: ignore[misc]
+            (f"J^T v, {k}", lambda v=v: J.T @ v, lambda v=v: other.T @ v, exact.T @ v),  # type: ignore[misc]
+        ):
+            error = float((ours() - truth).norm() / truth.norm())
+            if not error <= tolerance:
+                raise AssertionError(f"{name}: error {error:.2e} above {tolerance:.0e}: no time is reported")
+            found[name] = bench.seconds(ours)
+            found[f"{name}, torch"] = bench.seconds(theirs)
+
+
+LAYER_CANDIDATES = [
+    (
+        "FORWARD",
+        [(128, 128, 64, 8, s) for s in (2, 4)] + [(128, 256, 64, 8, 3), (64, 256, 64, 8, 3), (64, 128, 64, 4, 4)],
+    ),
+    ("INPUT_GRADIENT", [(128, 128, 64, 8, 2), (128, 128, 32, 8, 4), (64, 128, 32, 4, 4), (128, 256, 32, 8, 3)]),
+    ("WEIGHT_GRADIENT", [(128, 128, 64, 8, 2), (128, 128, 32, 8, 4), (64, 128, 64, 4, 3), (128, 256, 32, 8, 3)]),
+]
+"""Tiles of the fused layer to choose from: rows, columns, terms, warps, stages."""
+
+
+def layer(bench: Bench, dtype: str, activation: str, found: dict[str, Any]) -> None:
+    """The fused layer of one full grid at one width, forward and backward, against eager and compiled PyTorch."""
+    kind, n, width, omega = getattr(torch, dtype), bench.grid**2, bench.width, 30.0
+    rng = torch.Generator().manual_seed(0)
+    sizes = ((n, width), (width, width), (width,), (n, width))
+    x, weight, bias, g = (torch.randn(*size, generator=rng).to(bench.device, kind) for size in sizes)
+    weight /= width**0.5 * (omega if activation == "sine" else 1.0)
+    parameters = [t.requires_grad_() for t in (x, weight, bias)]
+
+    def ours() -> Tensor:
+        return fused_linear(x, weight, bias, activation, omega, backend="triton")
+
+    def eager() -> Tensor:
+        u = torch.nn.functional.linear(x, weight, bias)
+        return torch.sin(omega * u) if activation == "sine" else torch.relu(u)
+
+    def both(run: Callable[[], Tensor]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(run(), parameters, g)
+
+    unit = torch.finfo(kind).eps
+    few = slice(0, min(n, 4096))
+    u = x[few].double() @ weight.double().t() + bias.double()
+    exact = torch.sin(omega * u) if activation == "sine" else torch.relu(u)
+    found["error"] = {"units": float((ours()[few].double() - exact).abs().max()) / unit, "target": 8.0}
+    wide = [t.detach().double().requires_grad_() for t in parameters]
+    u = torch.nn.functional.linear(*wide)
+    truth = torch.sin(omega * u) if activation == "sine" else torch.relu(u)
+    pairs = zip(both(ours)(), torch.autograd.grad(truth, wide, g.double()), strict=True)
+    found["gradient_error"] = [float((a - b).norm() / b.norm()) / unit for a, b in pairs]
+    del wide, u, truth, exact
+    if not (found["error"]["units"] <= 8 and max(found["gradient_error"]) <= 8):
+        raise AssertionError(f"errors {found['error']}, {found['gradient_error']}: no time is reported")
+
+    with torch.no_grad():
+        found["forward"] = bench.seconds(ours)
+        found["forward, eager"] = bench.seconds(eager)
+        found["forward, compiled"] = bench.seconds(torch.compile(eager))
+    found["both"] = bench.seconds(both(ours))
+    found["both, eager"] = bench.seconds(both(eager))
+    found["both, compiled"] = bench.seconds(both(torch.compile(eager)))
+    for name, other, target in (
+        ("forward", "eager", 2.5), ("forward", "compiled", 1.5), ("both", "eager", 2.0), ("both", "compiled", 1.0)
+    ):  # fmt: skip
+        found[f"ratio of {name} to {other}"] = (found[f"{name}, {other}"]["seconds"] / found[name]["seconds"], target)
+    if bench.device.type == "cuda":
+        moved = 2 * n * width * x.itemsize / bench.results["ceilings"]["copy"]["bytes_per_second"]
+        found["fraction_of_copy"] = moved / found["forward"]["seconds"]
+
+
+def layer_candidates(bench: Bench, found: dict[str, Any]) -> None:
+    """Time other tiles of the fused layer in 16 bits, each pass by itself, the one in use first."""
+    n, width = bench.grid**2, bench.width
+    x, g = (torch.randn(1, n, width, device=bench.device, dtype=torch.float16) for _ in range(2))
+    weight = torch.randn(1, width, width, device=bench.device, dtype=torch.float16) / (30 * width**0.5)
+    settings: tuple[Any, ...] = ("sine", 30.0, "high", "triton")
+    _, slope = fused_layer.fused_linear_forward(x, weight, None, *settings, True)
+    passes: dict[str, Callable[[], Any]] = {
+        "FORWARD": lambda: fused_layer.fused_linear_forward(x, weight, None, *settings, True),
+        "INPUT_GRADIENT": lambda: fused_layer.fused_linear_backward(
+            g, x, weight, slope, *settings, [True, False, False]
+        ),
+        "WEIGHT_GRADIENT": lambda: fused_layer.fused_linear_backward(
+            g, x, weight, slope, *settings, [False, True, True]
+        ),
+    }
+    for name, tiles in LAYER_CANDIDATES:
+        table = getattr(layer_kernels, name)
+        in_use = table["fp16"]
+        try:
+            for config in [in_use, *(layer_kernels.Config(*tile) for tile in tiles)]:
+                if bench.late:
+                    found["stopped"] = "out of time"
+                    break
+                table["fp16"] = config
+                title = f"{name}, {config}"
+                try:
+                    found[title] = bench.seconds(passes[name], 3)
+                except Exception as error:
+                    found[title] = {"failed": f"{type(error).__name__}: {error}"[:200]}
+        finally:
+            table["fp16"] = in_use
 
 
 def summary(results: dict[str, Any]) -> str:
@@ -295,6 +515,30 @@ def summary(results: dict[str, Any]) -> str:
                 f"{milliseconds(entry, 'gram')}, factors {milliseconds(entry, 'factors')}, error "
                 f"{entry['error']['largest']:.1e}, {100 * entry['fraction_of_best_product']:.0f}% of the best product"
             )
+        elif name.startswith("frobenius"):
+            extra = f"{entry['extra_bytes'] / 1e6:.1f} MB" if "extra_bytes" in entry else "-"
+            ratio = f"{entry['of_dense_medium']:.2f}" if "of_dense_medium" in entry else "-"
+            lines.append(
+                f"{name:32} {milliseconds(entry, 'whole')} ms, {ratio} of dense medium (target 1), {extra} beside the "
+                f"operands (target 100), error {entry['error']['largest']:.1e}"
+            )
+        elif name.startswith("wide product"):
+            lines.append(
+                f"{name:32} {milliseconds(entry, 'product')} ms, written tiles {milliseconds(entry, 'written tiles')}, "
+                f"ratio {entry['ratio']:.2f}"
+            )
+        elif name.startswith("layer"):
+            lines.append(
+                f"{name:32} forward {milliseconds(entry, 'forward')} ms, both {milliseconds(entry, 'both')}, error "
+                f"{entry['error']['units']:.1f} units, gradients {max(entry['gradient_error']):.1f}"
+            )
+            ratios = [(k, v) for k, v in entry.items() if k.startswith("ratio")]
+            lines += [f"{'':32} {title}: {ratio:.2f} (target {target})" for title, (ratio, target) in ratios]
+        elif name.startswith("rows"):
+            fraction, target = entry["fraction_of_fill"]
+            lines.append(f"{name:32} {milliseconds(entry, 'rows')} ms, {fraction:.2f} of a fill (target {target})")
+        elif name.startswith("products"):
+            lines += [f"{name:32} {milliseconds(entry, part)} ms  {part}" for part in entry]
         elif name.startswith("eager"):
             lines.append(f"{name:32} {milliseconds(entry, 'best')} ms, {entry['best']['tile']}")
         elif name.startswith("candidates"):
@@ -329,12 +573,23 @@ def main() -> int:
     for activation in ("relu", "sine"):
         for precision in TARGETS:
             bench.part(f"dense {activation} {precision}", dense, activation, precision)
+    for precision in ("medium", "high"):
+        bench.part(f"frobenius {precision}", frobenius, precision)
+    bench.part("wide product, 256 columns", wide_product, 256)
+    for precision in ("high", "highest"):
+        bench.part(f"rows {precision}", rows, precision)
+        bench.part(f"products {precision}", products, precision)
+    for dtype, activation in (("float16", "relu"), ("float16", "sine"), ("bfloat16", "sine"), ("float32", "sine")):
+        if dtype != "bfloat16" or bench.device.type == "cuda":  # Triton's interpreter multiplies the bits of bf16
+            bench.part(f"layer {dtype} {activation}", layer, dtype, activation)
     bench.part("eager fp32", eager, "relu", False, False)
     bench.part("eager TF32, torch.compile", eager, "relu", True, True)
     bench.part("ratios", ratios)
     for name, precision in (("fp16x3", "high"), ("fp16", "medium"), ("fp64", "highest")):
         if not bench.late:
             bench.part(f"candidates {name}", candidates, name, precision)
+    if not bench.late:
+        bench.part("candidates of the layer", layer_candidates)
     print(summary(bench.results))
     return int(any("failed" in part for part in bench.results.values()))
 

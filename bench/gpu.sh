@@ -19,8 +19,9 @@ echo "== tests"
 workers=$("$PYTHON" -c 'import xdist, os; print(f"-n {min(8, os.cpu_count())}")' 2>/dev/null)
 # shellcheck disable=SC2086  # no workers are no argument
 timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/kernels/test_activations.py \
-	tests/kernels/test_gram.py tests/kernels/test_factors.py tests/ops/test_gram.py tests/ops/test_factors.py \
-	tests/ops/test_grid_init.py tests/test_tangent_kernel.py >"$OUT/gpu-tests.log" 2>&1 ||
+	tests/kernels/test_gram.py tests/kernels/test_factors.py tests/kernels/test_rows.py tests/ops/test_gram.py \
+	tests/ops/test_factors.py tests/ops/test_rows.py tests/ops/test_reductions.py tests/ops/test_fused_linear.py \
+	tests/ops/test_grid_init.py tests/test_tangent_kernel.py tests/test_jacobians.py >"$OUT/gpu-tests.log" 2>&1 ||
 	{ echo "tests failed (or ran past their limit):"; status=1; }
 grep -E '^(FAILED|ERROR)|passed|failed' "$OUT/gpu-tests.log" | tail -n 20
 

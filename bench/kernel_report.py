@@ -48,8 +48,57 @@ def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: boo
     return Entry("gram_tile", name, capability, chosen)
 
 
+def reduction(kernel: str, name: str, capability: int, **options: Any) -> Entry:
+    """An epilogue of the Gram tile: ``"gram_norm"`` or ``"gram_product"``."""
+    return Entry(kernel, name, capability, tuple(options.items()))
+
+
 def factors(name: str, capability: int, activation: str, full: bool) -> Entry:
     return Entry("mlp_slabs", name, capability, (("activation", activation), ("full", full)))
+
+
+def jacobian(kernel: str, name: str, capability: int, **options: bool) -> Entry:
+    """``one_output``, ``identity`` and ``bias_alone`` have machine code of their own."""
+    return Entry(kernel, name, capability, tuple(options.items()))
+
+
+def jacobian_entries(gates: bool) -> list[Entry]:
+    """Rows and products; for the gates those of hidden layers, whose sums are the largest programs."""
+    products = ("jacobian_product", "jacobian_transposed_product")
+    targets = [(f, c) for c in (90, 80) for f in ("fp32", "fp64")]
+    table = [jacobian(k, f, c) for k in ("jacobian_rows", *products) for f, c in targets]
+    table += [jacobian(k, f, 90, one_output=True) for k in products for f in ("fp32", "fp64")]
+    if gates:
+        return table
+    table += [jacobian(k, f, 80, one_output=True) for k in products for f in ("fp32", "fp64")]
+    table += [jacobian("jacobian_rows", f, c, one_output=True) for f, c in targets]
+    kinds = ("identity", "bias_alone")
+    return table + [
+        jacobian(k, f, c, **{o: True}) for k in ("jacobian_rows", *products) for o in kinds for f, c in targets
+    ]
+
+
+FUSED_LINEAR = ("fused_linear", "input_gradient", "weight_gradient")
+
+
+def fused_linear_entries(gates: bool) -> list[Entry]:
+    """The fused layer, forward and backward; for the gates a mask and a slope each, in the formats that need most."""
+    kinds = (("fp16", "fp16"), ("tf32", "fp32"), ("tf32x3", "fp32"), ("fp64", "fp64"))
+
+    def entry(kernel: str, kind: str, dtype: str, capability: int, activation: str, few: bool = False) -> Entry:
+        options = (("dtype", dtype), ("activation", activation), ("few", few))
+        return Entry(kernel, kind, capability, options)
+
+    if gates:
+        table = [entry(k, "fp16", "fp16", 90, a) for k in FUSED_LINEAR for a in ("relu", "sine")]
+        table += [entry(k, "tf32x3", "fp32", 80, "relu") for k in FUSED_LINEAR]
+        table += [entry("fused_linear", *kinds[2], 90, a) for a in ("finer", "gelu")]
+        return [*table, entry("fused_linear", "fp16", "bf16", 80, "sine", few=True)]
+    table = [
+        entry(k, *kind, c, a) for k in FUSED_LINEAR for kind in (*kinds, ("fp16", "bf16")) for c in (90, 80)
+        for a in (ACTIVATIONS if k == "fused_linear" else ("identity", "relu", "sine", "tanh", "softplus"))
+    ]  # fmt: skip
+    return table + [entry("fused_linear", *kind, c, "sine", few=True) for kind in kinds for c in (90, 80)]
 
 
 def entries(gates: bool) -> list[Entry]:
@@ -57,6 +106,11 @@ def entries(gates: bool) -> list[Entry]:
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
     table = [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, 90, True, True, aligned=False) for f in formats]
+    table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
+    table += [reduction("gram_product", f, 90) for f in formats]
+    table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
+    table += jacobian_entries(gates)
+    table += fused_linear_entries(gates)
     if gates:
         table += [factors("fp16x3", 90, activation, False) for activation in ACTIVATIONS]
         table += [factors("fp16", 90, a, False) for a in ("relu", "sine", "gelu")]
@@ -66,6 +120,9 @@ def entries(gates: bool) -> list[Entry]:
         return table
     table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
+    table += [reduction("gram_norm", f, c, symmetric=False) for c in (90, 80) for f in formats]
+    table += [reduction("gram_norm", f, 80, symmetric=True) for f in formats if f != "fp16x3"]
+    table += [reduction("gram_product", f, 80) for f in formats if f != "fp16x3"]
     table += [gram(f, 80, True, True, aligned=False) for f in formats]
     return table + [
         factors(f, c, a, full) for c in (90, 80) for f in formats for a in ACTIVATIONS for full in (False, True)
@@ -77,17 +134,20 @@ def measure(entry: Entry) -> dict[str, Any]:
     from inrfast.kernels import ahead_of_time
 
     options = dict(entry.options)
-    build = _gram if entry.kernel == "gram_tile" else _factors
+    build = _gram if entry.kernel.startswith("gram") else _factors
+    build = _jacobian if entry.kernel.startswith("jacobian") else build
+    build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     kernel, types, constants, warps, stages, tables, limit = build(entry, options)
     found = ahead_of_time.compile_kernel(kernel, types, constants, entry.capability, warps, stages, tables)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
-    wanted = "HGMMA" if entry.kernel == "gram_tile" and entry.capability >= 90 and entry.format != "fp64" else None
+    wanted = "HGMMA" if entry.kernel.startswith("gram") and entry.capability >= 90 and entry.format != "fp64" else None
     faults = [
         fault
         for fault, there in {
             f"{found.stack} bytes of stack": found.stack > 0,
             f"{found.shared} bytes of shared memory, not {limit}": found.shared > limit,
-            "no tensor-core instruction": tensor == 0,
+            "no tensor-core instruction": tensor == 0
+            and not (entry.kernel == "jacobian_rows" or options.get("bias_alone") or options.get("few")),
             f"no {wanted}": wanted is not None and found.instructions[wanted] == 0,
             f"32-bit offsets: {found.narrow_offsets}": bool(found.narrow_offsets),
         }.items()
@@ -108,18 +168,20 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     import triton.language as tl
 
     from inrfast.kernels import formats
-    from inrfast.kernels.gram import gram_tile
+    from inrfast.kernels import gram as kernels
 
     layout = formats.FORMATS[entry.format]
-    config = formats.config_for(entry.format, divmod(entry.capability, 10), SHARED[entry.capability])
+    capability, product = divmod(entry.capability, 10), entry.kernel == "gram_product"
+    config = formats.config_for(entry.format, capability, SHARED[entry.capability], product)
     wide = "*" + layout.accumulator
     slabs = f"tensordesc<{layout.dtype}[{config.block},{layout.slab}]>" if config.copy_engine else "*" + layout.dtype
     types = {"rows": slabs, "columns": slabs, "out": wide, "order": "*i32", "segments": "*i32", "values": wide}
+    types |= {"places": "*i32", "vectors": wide} | ({"out": "*fp64"} if entry.kernel == "gram_norm" else {})
     types |= {f"{name}_{side}": wide for name in ("narrow", "scale") for side in ("rows", "columns")}
-    sixteen = "" if options["unaligned"] else ":16"
+    sixteen = ":16" if options.get("unaligned") is False else ""
     types |= dict.fromkeys(("stride", "model_stride"), "i64" + sixteen) | dict.fromkeys(("n", "m"), "i32" + sixteen)
     types |= {"rows_padded": "i32:16", "columns_padded": "i32:16"}
-    types |= dict.fromkeys(("slabs", "narrow", "narrow_layers", "layers"), "i32")
+    types |= dict.fromkeys(("slabs", "narrow", "narrow_layers", "layers", "tiles", "splits", "chunks"), "i32")
     constants = {
         "BLOCK": config.block,
         "SLAB": layout.slab,
@@ -128,11 +190,66 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         "ACCUMULATOR": tl.float64 if layout.accumulator == "fp64" else tl.float32,
         "STAGES": config.stages,
         "COPY_ENGINE": config.copy_engine,
-        "SYMMETRIC": options["symmetric"],
-        "MIRROR": options["mirror"],
     }
-    tables = ("order", "segments", "values")
-    return gram_tile, types, constants, config.warps, config.stages, tables, config.shared
+    if product:
+        constants |= {
+            "WIDTH": formats.product_width(config),
+            "PRODUCT": formats.product_precision(entry.format),
+        }
+    else:
+        constants |= {name.upper(): options[name] for name in ("symmetric", "mirror") if name in options}
+    tables = ("order", "places", "segments", "values")
+    return getattr(kernels, entry.kernel), types, constants, config.warps, config.stages, tables, config.shared
+
+
+def _jacobian(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import rows as kernels
+
+    kernel = getattr(kernels, entry.kernel)
+    pointers = ("out", "partial", "features", "sensitivities", "parameters", "cotangents")
+    counts = ("n", "outputs", "b", "a", "chunks", "blocks", "columns", "splits", "steps")
+    types = {name: "i64" for name in kernel.arg_names if name.islower()}
+    types |= dict.fromkeys(pointers, "*" + entry.format) | dict.fromkeys(counts, "i32")
+    features, identity = not options.get("bias_alone"), bool(options.get("identity"))
+    if entry.kernel == "jacobian_rows":
+        constants = {
+            "FEATURES": features,
+            "IDENTITY": identity,
+            "COLUMNS": kernels.COLUMNS[1],
+            "POINTS": kernels.POINTS,
+        }
+        warps, stages = kernels.ROW_WARPS, 3
+    else:
+        tile = (kernels.PRODUCT if entry.kernel == "jacobian_product" else kernels.TRANSPOSED)[entry.format]
+        constants = kernels.constants(entry.format, tile, features, identity, True)
+        warps, stages = tile.warps, tile.stages
+    if options.get("one_output"):
+        constants["outputs"] = 1
+    types = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
+    return kernel, types, constants, warps, stages, (), kernels.SHARED
+
+
+def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import fused_linear as kernels
+
+    kernel, pointer = getattr(kernels, entry.kernel), "*" + options["dtype"]
+    table = {"fused_linear": kernels.FORWARD, "input_gradient": kernels.INPUT_GRADIENT}
+    config = table.get(entry.kernel, kernels.WEIGHT_GRADIENT)[entry.format]
+    kept = {"identity": kernels.NOTHING, "relu": kernels.MASK, "tanh": kernels.RESULT, "softplus": kernels.RESULT}
+    saved = kept.get(options["activation"], kernels.SLOPE).value
+    if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:
+        saved = kernels.NOTHING.value
+    constants = kernels.common(entry.format, config)
+    constants |= {"ACTIVATION": ACTIVATIONS.index(options["activation"]), "SAVED": saved}
+    constants |= {"BIAS": True, "FEW": options["few"]}
+    types = {name: "i32:16" for name in kernel.arg_names if name.islower()}
+    types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient"), pointer)
+    types |= {"saved": "*u8" if saved == kernels.MASK.value else pointer}
+    types |= dict.fromkeys(("omega", "omega_middle", "omega_low"), "fp32")
+    types |= dict.fromkeys(("weights", "biases"), "*fp64" if entry.format == "fp64" else "*fp32")
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
+    return kernel, types, constants, config.warps, config.stages, (), kernels.SHARED
 
 
 def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

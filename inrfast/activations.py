@@ -57,7 +57,8 @@ _TABLE = (
     ("finer", lambda u, omega: torch.sin(omega * (u.abs() + 1) * u), _finer_derivative),
     ("tanh", lambda u, omega: torch.tanh(u), lambda u, omega: 1 - torch.tanh(u) ** 2),
     ("gelu", lambda u, omega: F.gelu(u), _gelu_derivative),
-    ("softplus", lambda u, omega: F.softplus(u), lambda u, omega: torch.sigmoid(u)),
+    # Beyond its threshold torch takes u itself; at its default, 20, that is not yet exact in fp64.
+    ("softplus", lambda u, omega: F.softplus(u, threshold=40.0), lambda u, omega: torch.sigmoid(u)),
 )
 
 ACTIVATIONS: dict[str, Activation] = {

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
-from inrfast.nn import INR, SphereNorm
+from inrfast.nn import INR, FusedLinear, SphereNorm
 from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import jvp, vjp
@@ -250,6 +250,9 @@ class Capture:
                         f"one row a point is supported"
                     )
                 inputs[name], outputs[name] = given.detach().clone(), output
+                if isinstance(module, FusedLinear):  # its factors are those of the layer before the activation
+                    outputs[name] = F.linear(given, module.weight, module.bias)
+                    return module.activate(outputs[name])
                 return output.clone()  # an in-place activation that follows must not overwrite what is kept
 
             return hook

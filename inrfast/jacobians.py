@@ -41,7 +41,7 @@ class FactorStore:
     budget
         Bytes the kept factors may take (half of the caller's memory budget).
     backend
-        The resolved backend of Gram products of these factors, ``"torch"`` or ``"triton"``.
+        The resolved backend of products with these factors, ``"torch"`` or ``"triton"``.
     """
 
     def __init__(self, capture: Capture, coords: Tensor, budget: int, backend: str = "torch") -> None:
@@ -281,23 +281,61 @@ class LayerwiseJacobian:
         count = max(stop - start, 0)
         item = self.dtype.itemsize
         require(count * m * self.shape[1] * item, self.memory_budget, f"{count} points' Jacobian rows", "ask for fewer")
-        out = torch.empty(count * m, self.shape[1], dtype=self.dtype, device=self.device)
-        for rows in chunks(count, PASS_ROWS):
-            factors = self.store.at(slice(start + rows.start, start + rows.stop))
+        out = empty((count, m, self.shape[1]), self.dtype, self.device)
+        write = row_ops.jacobian_rows_ if self.store.backend == "triton" else row_ops.rows_
+        size = PASS_ROWS if self.device.type == "cpu" else min(PASS_ROWS_GPU, self.store.streaming_rows)
+        for part in chunks(count, size):
+            factors = self.store.at(slice(start + part.start, start + part.stop))
+            into = out[part]
             for index, spec in zip(self.indices, self.specs, strict=True):
-                block = row_ops.rows(*factors[index], m)
-                view = out[rows.start * m : rows.stop * m]
-                self._local(spec).from_block(block.flatten(0, 1), view)
-        return out
+                for columns, features, sensitivities in self._parts(spec, factors[index]):
+                    b = m if sensitivities is None else sensitivities.shape[2]
+                    write(into[:, :, columns].unflatten(2, (b, -1)), features, sensitivities)
+        return out.flatten(0, 1)
+
+    def _parts(self, spec: LayerSpec, layer: Factors) -> Iterator[tuple[slice, Tensor | None, Tensor | None]]:
+        """Yield the columns of each of a layer's parameters here, and the two factors of that parameter alone."""
+        features, sensitivities = layer
+        local = self._local(spec).parameters
+        if spec.kind == "affine":
+            assert sensitivities is not None
+            for columns, own in zip(local.values(), sensitivities.split(spec.out_features, 2), strict=True):
+                yield columns, None, own
+        elif spec.with_weight and spec.with_bias:
+            assert features is not None
+            weight, bias = local.values()
+            yield weight, features[:, :-1], sensitivities
+            yield bias, None, sensitivities
+        else:
+            (columns,) = local.values()
+            yield columns, features, sensitivities
+
+    @property
+    def _product_rows(self) -> int:
+        """Points a product takes at once."""
+        return PRODUCT_ROWS if self.device.type == "cpu" else PASS_ROWS_GPU
+
+    def _models(self, index: int, layer: Factors) -> tuple[Tensor | None, Tensor | None, bool]:
+        """Return a layer's factors as those of one model, and whether a column of ones goes after its features."""
+        features, sensitivities = self.capture.without_ones(index, layer)
+        return (
+            None if features is None else features.unsqueeze(0),
+            None if sensitivities is None else sensitivities.unsqueeze(0),
+            self.capture.shape(index).bias,
+        )
 
     def __matmul__(self, p: Tensor) -> Tensor:
         """Return ``J p``: (N M,) for p of shape (P,), (N M, k) for (P, k)."""
         p, single = self._operand("p", p, self.shape[1])
         blocks = self._gather(p.t())
         out = torch.zeros(len(self.coords), self.capture.outputs, p.shape[1], dtype=self.dtype, device=self.device)
-        for points, factors in self.chunks():
-            for layer, block in zip(factors, blocks, strict=True):
-                out[points] += row_ops.jvp(*layer, block)
+        for points, factors in self.chunks(self._product_rows):
+            for index, layer, block in zip(self.indices, factors, blocks, strict=True):
+                if self.store.backend == "triton":
+                    z, s, bias = self._models(index, layer)
+                    out[points] += row_ops.product_of_models(z, s, block.unsqueeze(0), bias)[0]
+                else:
+                    out[points] += row_ops.jvp(*layer, block)
         result = out.flatten(0, 1)
         return result[:, 0] if single else result
 
@@ -312,9 +350,13 @@ class LayerwiseJacobian:
         k = v.shape[1]
         cotangents = v.view(len(self.coords), self.capture.outputs, k)
         totals = [torch.zeros(k, *spec.block, dtype=self.dtype, device=self.device) for spec in self.specs]
-        for points, factors in self.chunks():
-            for total, layer in zip(totals, factors, strict=True):
-                total += row_ops.vjp(*layer, cotangents[points])
+        for points, factors in self.chunks(self._product_rows):
+            for index, total, layer in zip(self.indices, totals, factors, strict=True):
+                if self.store.backend == "triton":
+                    z, s, bias = self._models(index, layer)
+                    total += row_ops.transposed_product_of_models(z, s, cotangents[None, points], bias)[0]
+                else:
+                    total += row_ops.vjp(*layer, cotangents[points])
         flat = torch.empty(k, self.shape[1], dtype=self.dtype, device=self.device)
         for spec, total in zip(self.specs, totals, strict=True):
             self._local(spec).from_block(total, flat)
@@ -383,7 +425,8 @@ def jacobian(
         ``"highest"``: fp64; ``"high"`` and ``"medium"``: factors exact to fp32 rounding, fp32 products. Coordinates
         and parameters are taken as the exact numbers they hold.
     backend
-        ``"auto"`` or ``"torch"``; ``"triton"`` has no kernels for it yet, and raises.
+        Of rows and products: ``"torch"``, ``"triton"`` (a GPU), or ``"auto"``, which picks (see
+        :func:`inrfast.backends.resolve`). Factors are computed by torch in either.
     memory_budget
         Bytes; None: half of what is free. Factors that do not fit are recomputed chunk by chunk.
 
@@ -393,6 +436,6 @@ def jacobian(
         See :class:`inrfast.capture.Capture` and :mod:`inrfast.backends`.
     """
     capture = Capture(net, coords, params, select, precision)
-    backends.torch_only(backend, "Jacobian products")
+    chosen = backends.resolve(backend, capture.device)
     budget = budget_bytes(memory_budget, capture.device)
-    return LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2), budget)
+    return LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2, chosen), budget)

@@ -20,6 +20,14 @@ HUGE = 2**22
 
 CACHE_LINE = 64
 
+CACHED_BYTES = 2**19
+"""Size of one buffer of activations on a CPU: a handful of them live between the second and third cache level."""
+
+LEAST_ROWS, MOST_ROWS = 256, 8192
+
+DEVICE_ROWS = 2**16
+"""Rows of a chunk elsewhere than on a CPU: enough to fill a GPU, few enough to fit it."""
+
 
 def available_bytes(device: torch.device | str = "cpu") -> int:
     """Return the free memory of ``device`` in bytes (on Linux, within the control group's limit)."""
@@ -52,6 +60,13 @@ def chunks(n: int, size: int) -> Iterator[slice]:
     """Yield consecutive slices of at most ``size`` that cover ``range(n)``."""
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
+
+
+def cached_rows(widest: int, like: Tensor) -> int:
+    """Return how many rows keep a buffer of ``widest`` columns, of the dtype and device of ``like``, in cache."""
+    if like.device.type != "cpu":
+        return DEVICE_ROWS
+    return min(max(CACHED_BYTES // (widest * like.element_size()), LEAST_ROWS), MOST_ROWS)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks: the coordinate MLP ``INR`` and its norms, ordinary ``torch.nn`` modules."""
+"""Networks: the coordinate MLP ``INR``, its norms, and a linear layer fused with its activation: ordinary modules."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import ACTIVATIONS, activation
+from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding
 from inrfast.errors import check_choice, check_coords, check_float, check_int
 from inrfast.init import initialise_
 from inrfast.memory import chunks
+from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
 NORMS = ("batch", "sphere")
 NORM_POSITIONS = ("pre", "post")
@@ -34,6 +36,70 @@ class SphereNorm(nn.Module):
         unit = features / scale.masked_fill(zero, 1.0)
         norm = torch.linalg.vector_norm(unit.masked_fill(zero, 1.0), dim=-1, keepdim=True)
         return (features.shape[-1] ** 0.5 * unit / norm).masked_fill(zero, 0.0)
+
+
+class FusedLinear(nn.Linear):
+    """A linear layer and its activation in one operation: ``act(x W^T + b)``, shape (..., D_in) to (..., D_out).
+
+    It is a ``torch.nn.Linear`` in everything else: parameters, state, initialisers, and it is captured by
+    :func:`inrfast.ntk`. See :func:`inrfast.ops.fused_linear.fused_linear` for errors, dtypes and what is saved.
+
+    Parameters
+    ----------
+    in_features, out_features, bias, device, dtype
+        As in ``torch.nn.Linear``.
+    activation
+        ``relu``, ``sine`` (``sin(omega u)``), ``gaussian``, ``finer``, ``tanh``, ``gelu``, ``softplus`` or
+        ``identity``.
+    omega
+        Frequency of sine, gaussian and finer; 30 is SIREN's.
+    precision
+        Of fp32 products on a GPU: ``"high"`` or ``"medium"`` (TF32).
+    backend
+        ``"auto"``, ``"torch"`` or ``"triton"``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Sizes below 1, unknown names, a frequency that is not positive.
+
+    Examples
+    --------
+    >>> layer = FusedLinear(2, 64, activation="sine", omega=30.0)
+    >>> layer(torch.zeros(5, 3, 2)).shape
+    torch.Size([5, 3, 64])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "relu",
+        omega: float = 30.0,
+        precision: str = "high",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_int("in_features", in_features, minimum=1)
+        check_int("out_features", out_features, minimum=1)
+        super().__init__(in_features, out_features, bool(bias), device, dtype)
+        self.activation = check_choice("activation", activation, ACTIVATIONS)
+        self.omega = check_float("omega", omega, minimum=0.0, exclusive=True)
+        self.precision = check_choice("precision", precision, PRECISIONS)
+        self.backend = check_choice("backend", backend, BACKENDS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``act(x W^T + b)``."""
+        return fused_linear(x, self.weight, self.bias, self.activation, self.omega, self.precision, self.backend)
+
+    def activate(self, preactivation: Tensor) -> Tensor:
+        """Return the activation of ``x W^T + b``, by torch's operations."""
+        return activation(self.activation).value(preactivation, self.omega)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, activation={self.activation!r}, omega={self.omega:g}"
 
 
 def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:

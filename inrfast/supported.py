@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from inrfast.errors import UnsupportedModuleError, nearest
+from inrfast.nn import FusedLinear
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def chosen_parameters(net: nn.Module, params: Iterable[str] | None) -> list[str]
 def _supported_kind(module: nn.Module) -> str | None:
     """Return how a module's parameters are captured, or None."""
     kind = type(module)
-    if isinstance(module, nn.Linear) and kind.forward is nn.Linear.forward:
+    if isinstance(module, nn.Linear) and kind.forward in (nn.Linear.forward, FusedLinear.forward):
         return "linear"
     if kind in (nn.BatchNorm1d, nn.LayerNorm, nn.RMSNorm):
         return "affine"

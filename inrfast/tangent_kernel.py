@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,6 +27,7 @@ from inrfast.jacobians import PRODUCT_ROWS, FactorStore, LayerwiseJacobian
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
 from inrfast.ops import gram as gram_ops
+from inrfast.ops import reductions
 from inrfast.ops import rows as row_ops
 from inrfast.ops.operands import Plan, joint, make_plan
 from inrfast.supported import LayerSpec
@@ -226,17 +228,6 @@ class NTK:
                 i, j = (slice(part.start * fold, part.stop * fold) for part in (points, others))
                 compute(i, j, rows, columns)
 
-    def _for_each_tile(self, visit: Callable[[slice, slice, Tensor], None]) -> None:
-        """Visit all tiles (the upper triangle, if symmetric) and their places, in order."""
-
-        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
-            def place(r: slice, c: slice, tile: Tensor) -> None:
-                visit(slice(i.start + r.start, i.start + r.stop), slice(j.start + c.start, j.start + c.stop), tile)
-
-            gram_ops.for_each_tile(rows, columns, self.output, self.outputs, self.dtype, place)
-
-        self._for_each_block(compute)
-
     # ---- entries -----------------------------------------------------------------------------------------------
 
     def to_dense(self, out: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray:
@@ -332,45 +323,75 @@ class NTK:
 
         ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype.
         """
-        check_tensor("V", V)
-        if V.ndim not in (1, 2) or V.shape[0] != self.shape[1]:
-            raise ValueError(f"V must have shape ({self.shape[1]},) or ({self.shape[1]}, k), got {tuple(V.shape)}")
-        if V.device != self.device:
-            raise ValueError(f"V is on {V.device} but the kernel is on {self.device}")
-        block = V.detach().reshape(self.shape[1], -1).to(self.dtype)
+        block = self._block("V", V)
         by_tiles = block.shape[1] >= self.cost().break_even_columns
         out = self._product_by_tiles(block) if by_tiles else self._product_by_factors(block)
         return out[:, 0] if V.ndim == 1 else out
 
+    def _block(self, argument: str, given: Tensor) -> Tensor:
+        """Return a vector or block of vectors over the columns as (columns, k) in the kernel's dtype."""
+        check_tensor(argument, given)
+        n = self.shape[1]
+        if given.ndim not in (1, 2) or given.shape[0] != n:
+            raise ValueError(f"{argument} must have shape ({n},) or ({n}, k), got {tuple(given.shape)}")
+        if given.device != self.device:
+            raise ValueError(f"{argument} is on {given.device} but the kernel is on {self.device}")
+        return given.detach().reshape(n, -1).to(self.dtype)
+
     def _product_by_tiles(self, V: Tensor) -> Tensor:
         out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
 
-        def accumulate(i: slice, j: slice, tile: Tensor) -> None:
-            out[i].addmm_(tile, V[j])
-            if self.symmetric and i != j:
-                out[j].addmm_(tile.t(), V[i])
+        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
+            mirror = (out[j], V[i]) if self.symmetric and columns is not None else None
+            reductions.add_product_(out[i], rows, columns, V[j], self.output, self.outputs, mirror)
 
-        self._for_each_tile(accumulate)
+        self._for_each_block(compute)
         return out
 
     def _product_by_factors(self, V: Tensor) -> Tensor:
         """``J (J'^T V)``; for the trace, one such product an output."""
         if self.output == "full":
             return self.rows @ self._other.vjp(V)
+        blocks = self._transposed_product(V, self.dtype)
+        out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
+
+        def spread(share: slice) -> None:
+            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
+            for points, factors in self.rows.chunks(within=share):
+                for m, layers in zip(self._picked, blocks, strict=True):
+                    for layer, total in zip(factors, layers, strict=True):
+                        row_ops.block_jvp_(out[points], layer.features, _of_output(layer, m), total, scratch)
+
+        together([partial(spread, share) for share in self.rows.store.shares(PRODUCT_ROWS)])
+        return out
+
+    @property
+    def _picked(self) -> Sequence[int]:
+        """The outputs of the network that enter this kernel."""
+        return [self.output] if isinstance(self.output, int) else range(self.outputs)
+
+    def _transposed_product(self, V: Tensor, dtype: torch.dtype) -> list[list[Tensor]]:
+        """Return ``J'_m^T V`` of every picked output and layer, (k, b, a) each: added up over chunks in ``dtype``.
+
+        For ``output="full"`` V's rows are those of output m.
+        """
         k = V.shape[1]
-        picked = [self.output] if isinstance(self.output, int) else range(self.outputs)
         # The head's identity sensitivities select one row of its block an output, so b = 1 there.
         shapes = [(k, max(b, 1), max(a, 1)) for a, b in self._widths]
-        out = torch.zeros(self.shape[0], k, dtype=self.dtype, device=self.device)
+        by_output = V.view(len(self._other.coords), self._fold, k)
 
         def gather(share: slice) -> list[list[Tensor]]:
-            """``J'^T V`` of some points: each worker its own sums, added up in order afterwards."""
-            sums = [[torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in shapes] for _ in picked]
+            """The sums of some points: each worker its own, added up in order afterwards."""
+            sums = [[torch.zeros(shape, dtype=dtype, device=self.device) for shape in shapes] for _ in self._picked]
             scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
             for points, factors in self._other.chunks(within=share):
-                for m, blocks in zip(picked, sums, strict=True):
+                for m, blocks in zip(self._picked, sums, strict=True):
+                    v = by_output[points, m if self._fold > 1 else 0]
                     for layer, total in zip(factors, blocks, strict=True):
-                        row_ops.block_vjp_(total, layer.features, _of_output(layer, m), V[points], scratch)
+                        part = total if dtype == self.dtype else torch.zeros_like(total, dtype=self.dtype)
+                        row_ops.block_vjp_(part, layer.features, _of_output(layer, m), v, scratch)
+                        if part is not total:
+                            total += part
             return sums
 
         first, *others = together([partial(gather, share) for share in self._other.store.shares(PRODUCT_ROWS)])
@@ -378,16 +399,7 @@ class NTK:
             for blocks, more in zip(first, sums, strict=True):
                 for total, part in zip(blocks, more, strict=True):
                     total += part
-
-        def spread(share: slice) -> None:
-            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
-            for points, factors in self.rows.chunks(within=share):
-                for m, blocks in zip(picked, first, strict=True):
-                    for layer, total in zip(factors, blocks, strict=True):
-                        row_ops.block_jvp_(out[points], layer.features, _of_output(layer, m), total, scratch)
-
-        together([partial(spread, share) for share in self.rows.store.shares(PRODUCT_ROWS)])
-        return out
+        return first
 
     # ---- reductions --------------------------------------------------------------------------------------------
 
@@ -406,16 +418,57 @@ class NTK:
         return float(self._diagonal().sum())
 
     def frobenius(self) -> float:
-        """Return the Frobenius norm, tile by tile, accumulated in fp64; nothing N x N is stored."""
-        total = 0.0
+        """Return the Frobenius norm ``|K|_F``, tile by tile, accumulated in fp64; nothing N x N is stored.
 
-        def add(i: slice, j: slice, tile: Tensor) -> None:
-            nonlocal total
-            square = float(torch.linalg.vector_norm(tile, dtype=torch.float64)) ** 2
-            total += 2 * square if self.symmetric and i != j else square
+        The squares neither overflow nor vanish, and the same kernel gives the same number to the last bit.
+        """
+        squares = []
 
-        self._for_each_tile(add)
-        return float(total**0.5)
+        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
+            square = reductions.squared_norm(rows, columns, self.output, self.outputs, self.dtype)
+            squares.append(2 * square if self.symmetric and columns is not None else square)
+
+        self._for_each_block(compute)
+        return math.sqrt(sum(squares))
+
+    def row_sums(self) -> Tensor:
+        """Return the sums of the rows, ``K 1``, of shape (rows,) in the kernel's dtype, computed as ``K @ V`` is."""
+        return self @ torch.ones(self.shape[1], dtype=self.dtype, device=self.device)
+
+    def quadratic_form(self, Y: Tensor) -> Tensor:
+        """Return ``Y^T K Y``: (k, k) for ``Y`` (rows, k), 0-dimensional for (rows,); fp64, symmetric to the last bit.
+
+        For few columns it is ``(J^T Y)^T (J^T Y)`` (for ``output="trace"`` summed over outputs), half the cost of
+        ``K @ Y`` and positive semidefinite up to fp64 rounding; from ``cost().break_even_columns`` columns on
+        ``Y^T (K Y)`` by tiles, as accurate as their entries. Chunks of points and the last product are added up in
+        fp64.
+
+        Parameters
+        ----------
+        Y
+            Vectors over the kernel's rows, any floating dtype; rounded to the kernel's dtype.
+
+        Raises
+        ------
+        ValueError, TypeError
+            A kernel with ``coords2``; a Y of another shape or device, not floating, or not finite.
+        """
+        self._need_symmetric("quadratic_form")
+        block = self._block("Y", Y)
+        if block.shape[1] >= self.cost().break_even_columns:
+            total = block.double().t() @ self._product_by_tiles(block).double()
+        else:
+            total = self._quadratic_form_by_factors(block)
+        total = (total + total.t()) / 2
+        return total[0, 0] if Y.ndim == 1 else total
+
+    def _quadratic_form_by_factors(self, Y: Tensor) -> Tensor:
+        """``sum_m (J_m^T Y)^T (J_m^T Y)``; for ``"full"`` outputs share their parameters, all but the head's."""
+        total = torch.zeros(Y.shape[1], Y.shape[1], dtype=torch.float64, device=self.device)
+        for (_, b), *blocks in zip(self._widths, *self._transposed_product(Y, torch.float64), strict=True):
+            for block in [sum(blocks)] if self.output == "full" and b > 0 else blocks:
+                total += block.flatten(1) @ block.flatten(1).t()
+        return total
 
     # ---- spectrum and systems ----------------------------------------------------------------------------------
 

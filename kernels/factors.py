@@ -211,7 +211,7 @@ def mlp_slabs(
                 u += tl.load(parameters + bias + columns, mask=columns < tl.where(bias >= 0, fan_out, 0), other=0.0)[
                     None, :
                 ]
-                z, slope = activate(u, omega, ACTIVATION)
+                z, slope = activate(u, omega, 0.0, ACTIVATION, False)
                 places = p[:, None] * width + columns[None, :]
                 tl.store(target + places, z)
                 tl.store(slopes + layer * size + places, slope)

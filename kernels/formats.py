@@ -83,6 +83,17 @@ SMALL = {
     "fp64": Config(64, 8, 3, False, 34 * 1024),
 }
 
+LARGE_PRODUCT = LARGE | {"fp64": Config(64, 8, 3, True, 40 * 1024)}
+"""The product of tiles with V: a piece of V lies beside the slabs."""
+
+SMALL_PRODUCT = {
+    "fp16": Config(64, 8, 3, False, 32 * 1024),
+    "fp16x3": Config(64, 8, 2, False, 32 * 1024),
+    "tf32x3": Config(32, 4, 3, False, 16 * 1024),
+    "fp64": Config(64, 8, 3, False, 40 * 1024),
+}
+"""The same where registers are short: more warps or smaller tiles, or it would spill."""
+
 SMALLEST_SHARED = max(config.shared for config in SMALL.values())
 """Bytes of shared memory a program without which no configuration runs."""
 
@@ -97,6 +108,24 @@ LARGEST_EXPONENT = 60
 """Largest exponent of a scale: within it, products of two scales are ordinary fp32 numbers."""
 
 
-def config_for(name: str, capability: tuple[int, int], shared: int) -> Config:
-    """Return the configuration of a format on a GPU of this compute capability and shared memory a program."""
-    return (LARGE if capability >= (9, 0) and shared >= LARGE_SHARED else SMALL)[name]
+def config_for(name: str, capability: tuple[int, int], shared: int, product: bool = False) -> Config:
+    """Return the configuration of a format on a GPU of this compute capability and shared memory a program.
+
+    ``product``: that of the kernel that multiplies tiles with V.
+    """
+    if capability >= (9, 0) and shared >= LARGE_SHARED:
+        return (LARGE_PRODUCT if product else LARGE)[name]
+    return (SMALL_PRODUCT if product else SMALL)[name]
+
+
+def product_precision(name: str) -> str:
+    """Return Triton's ``input_precision`` in which tiles of a format are multiplied with V.
+
+    Rounding them to TF32 once would cost ``"medium"`` more than its fp16 operands do.
+    """
+    return "ieee" if FORMATS[name].accumulator == "fp64" else "tf32x3"
+
+
+def product_width(config: Config) -> int:
+    """Return how many columns of V a tile is multiplied with at a time: as many as the registers hold."""
+    return 32 if config.copy_engine else 16

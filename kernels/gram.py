@@ -17,7 +17,10 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.formats import FORMATS, Config
+from inrfast.kernels.formats import FORMATS, Config, product_precision
+
+Side = tuple[Any, Any, Any]
+"""One side of a kernel: slabs, narrow columns and scales."""
 
 
 @triton.jit
@@ -80,28 +83,25 @@ def _store(out, i, j, tile, n, m, stride, ROWS: tl.constexpr, COLUMNS: tl.conste
         tl.store(out + (tl.cast(i, tl.int64) * stride + j) + places, tile, mask=inside)
 
 
-@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers"])
-def gram_tile(
+@triton.jit
+def _tile(
     rows,
     columns,
     narrow_rows,
     narrow_columns,
     scale_rows,
     scale_columns,
-    out,
-    order,
     segments,
     values,
-    n,
-    m,
+    row_place,
+    column_place,
+    model,
     rows_padded,
     columns_padded,
     slabs,
     narrow,
     narrow_layers,
     layers,
-    stride,
-    model_stride,
     BLOCK: tl.constexpr,
     SLAB: tl.constexpr,
     PLANES: tl.constexpr,
@@ -109,21 +109,10 @@ def gram_tile(
     ACCUMULATOR: tl.constexpr,
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    MIRROR: tl.constexpr,
 ):
-    """Compute one tile of one model's kernel, and its mirror image.
-
-    ``rows``, ``columns``: slabs (models, PLANES, slabs, points, SLAB), as pointers or descriptors of all points of all
-    slabs; ``narrow_*``: (models, narrow, points); ``scale_*``: (models, points), powers of two that undo the slabs'
-    scales; ``out``: rows of ``stride`` elements, models ``model_stride`` apart. ``order`` (tiles, 2): places of the
-    tiles; ``segments`` (layers, 2): where a layer's two factors end, in slabs, or in narrow columns for the second
-    factor of a narrow layer; ``values`` (layers, 2): the bias in units of the scaled product, and a weight.
-    """
-    tile = tl.program_id(0).to(tl.int64)
-    model = tl.program_id(1)
-    i = tl.load(order + 2 * tile) * BLOCK
-    j = tl.load(order + 2 * tile + 1) * BLOCK
+    """Return one tile of one model's kernel and its first row and column; the pointers ``*_place`` hold its place."""
+    i = tl.load(row_place) * BLOCK
+    j = tl.load(column_place) * BLOCK
     first = model * (PLANES * slabs)
     offsets = tl.arange(0, BLOCK)
     narrow_rows += model.to(tl.int64) * narrow * rows_padded + i
@@ -166,11 +155,61 @@ def gram_tile(
         total = tl.fma(left, right, total)
 
     # Read again, or the addresses below would be computed up there and kept in registers through the loops.
-    i = tl.load(order + 2 * tile, volatile=True) * BLOCK
-    j = tl.load(order + 2 * tile + 1, volatile=True) * BLOCK
+    i = tl.load(row_place, volatile=True) * BLOCK
+    j = tl.load(column_place, volatile=True) * BLOCK
     r = tl.load(scale_rows + (model.to(tl.int64) * rows_padded + i) + offsets)
     c = tl.load(scale_columns + (model.to(tl.int64) * columns_padded + j) + offsets)
-    total = total * r[:, None] * c[None, :]
+    return total * r[:, None] * c[None, :], i, j
+
+
+@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers"])
+def gram_tile(
+    rows,
+    columns,
+    narrow_rows,
+    narrow_columns,
+    scale_rows,
+    scale_columns,
+    segments,
+    values,
+    order,
+    out,
+    n,
+    m,
+    rows_padded,
+    columns_padded,
+    slabs,
+    narrow,
+    narrow_layers,
+    layers,
+    stride,
+    model_stride,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    MIRROR: tl.constexpr,
+):
+    """Compute one tile of one model's kernel, and its mirror image.
+
+    ``rows``, ``columns``: slabs (models, PLANES, slabs, points, SLAB), as pointers or descriptors of all points of all
+    slabs; ``narrow_*``: (models, narrow, points); ``scale_*``: (models, points), powers of two that undo the slabs'
+    scales; ``segments`` (layers, 2): where a layer's two factors end, in slabs, or in narrow columns for the second
+    factor of a narrow layer; ``values`` (layers, 2): the bias in units of the scaled product, and a weight. ``order``
+    (tiles, 2): places of the tiles; ``out``: rows of ``stride`` elements, models ``model_stride`` apart.
+    """
+    place = order + 2 * tl.program_id(0).to(tl.int64)
+    model = tl.program_id(1)
+    offsets = tl.arange(0, BLOCK)
+    total, i, j = _tile(
+        rows, columns, narrow_rows, narrow_columns, scale_rows, scale_columns, segments, values,
+        place, place + 1, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers,
+        BLOCK, SLAB, PLANES, PRECISION, ACCUMULATOR, STAGES, COPY_ENGINE,
+    )  # fmt: skip
     out += model.to(tl.int64) * model_stride
     if SYMMETRIC:
         if i == j:
@@ -182,11 +221,159 @@ def gram_tile(
             _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK)
 
 
+@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "tiles"])
+def gram_norm(
+    rows,
+    columns,
+    narrow_rows,
+    narrow_columns,
+    scale_rows,
+    scale_columns,
+    segments,
+    values,
+    order,
+    out,
+    n,
+    m,
+    rows_padded,
+    columns_padded,
+    slabs,
+    narrow,
+    narrow_layers,
+    layers,
+    tiles,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+):
+    """Write the sum of squares of what one tile, with its mirror image, adds to one model's kernel.
+
+    ``out``: (models, tiles), fp64; the rest as in :func:`gram_tile`. The squares are summed along rows in the
+    accumulator's precision, in units in which they neither overflow nor vanish, then in fp64.
+    """
+    tile = tl.program_id(0).to(tl.int64)
+    place = order + 2 * tile
+    model = tl.program_id(1)
+    offsets = tl.arange(0, BLOCK)
+    total, i, j = _tile(
+        rows, columns, narrow_rows, narrow_columns, scale_rows, scale_columns, segments, values,
+        place, place + 1, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers,
+        BLOCK, SLAB, PLANES, PRECISION, ACCUMULATOR, STAGES, COPY_ENGINE,
+    )  # fmt: skip
+    total = tl.where((i + offsets < n)[:, None] & (j + offsets < m)[None, :], total, 0.0)
+    if SYMMETRIC:
+        if i == j:
+            # Only the half that the dense kernel takes, so that both agree to the last bit of every entry.
+            total = tl.where(offsets[:, None] >= offsets[None, :], total, 0.0)
+    largest = tl.max(tl.max(tl.abs(total), 1), 0)
+    # Powers of two, so that nothing is rounded; of 0, Inf and NaN no multiple is a plausible number.
+    unit = tl.where(largest > 2.0**57, 2.0**-70, tl.where(largest < 2.0**-38, 2.0**96, 1.0)).to(ACCUMULATOR)
+    squares = total * unit
+    squares = squares * squares
+    if SYMMETRIC:
+        if i == j:
+            squares = tl.where(offsets[:, None] == offsets[None, :], 0.5 * squares, squares)
+        squares = 2.0 * squares
+    found = tl.sum(tl.sum(squares, 1).to(tl.float64), 0)
+    back = 1.0 / unit.to(tl.float64)
+    tl.store(out + (model.to(tl.int64) * tiles + tile), found * back * back)
+
+
+@triton.jit
+def _add_product(
+    tile, vectors, out, chunks, BLOCK: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr
+):
+    """Add the product of some columns of a tile with their rows of V to a block of ``K V``, WIDTH columns at a time.
+
+    They are added in memory: sums in registers would have to live through the loops over the layers. Nor would the
+    split numbers of a whole tile fit the registers.
+    """
+    if COLUMNS > 32:
+        left, right = tl.split(tl.permute(tl.reshape(tile, (BLOCK, 2, COLUMNS // 2)), (0, 2, 1)))
+        _add_product(left, vectors, out, chunks, BLOCK, COLUMNS // 2, WIDTH, PRECISION)
+        _add_product(right, vectors + COLUMNS // 2, out, chunks, BLOCK, COLUMNS // 2, WIDTH, PRECISION)
+    else:
+        places = tl.arange(0, BLOCK)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+        turned = tl.arange(0, WIDTH)[:, None] * BLOCK + tl.arange(0, COLUMNS)[None, :]
+        for c in range(0, chunks):
+            start = tl.cast(c, tl.int64) * (BLOCK * WIDTH)
+            v = tl.load(vectors + start + turned)
+            total = tl.load(out + start + places)
+            total = tl.dot(tile, v.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+            tl.store(out + start + places, total)
+            # What one thread has stored another may load in the next round.
+            tl.debug_barrier()
+
+
+@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "splits", "chunks"])
+def gram_product(
+    rows,
+    columns,
+    narrow_rows,
+    narrow_columns,
+    scale_rows,
+    scale_columns,
+    segments,
+    values,
+    places,
+    vectors,
+    out,
+    m,
+    rows_padded,
+    columns_padded,
+    slabs,
+    narrow,
+    narrow_layers,
+    layers,
+    splits,
+    chunks,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRODUCT: tl.constexpr,
+):
+    """Add the products of a range of column tiles with their rows of V to one block of rows of ``K V``.
+
+    ``places``: 0, 1, 2, ..., as many as there are tiles a side; ``vectors``: (models, column tiles, chunks, WIDTH,
+    BLOCK), V in pieces that are turned over, zero from its m-th row on; ``out``: (splits, models, row tiles, chunks,
+    BLOCK, WIDTH), zeros at first, whatever rows beyond the last point become; the rest as in :func:`gram_tile`.
+
+    A program walks over its tiles in order and adds to rows that are its own, so that the result does not depend on
+    which program runs when. The price: a symmetric kernel's tiles are computed twice.
+    """
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    model = tl.program_id(2)
+    tiles = tl.cdiv(m, BLOCK)
+    for t in range(split * tiles // splits, (split + 1) * tiles // splits):
+        total, i, j = _tile(
+            rows, columns, narrow_rows, narrow_columns, scale_rows, scale_columns, segments, values,
+            places + block, places + t, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers,
+            BLOCK, SLAB, PLANES, PRECISION, ACCUMULATOR, STAGES, COPY_ENGINE,
+        )  # fmt: skip
+        total = tl.where((j + tl.arange(0, BLOCK) < m)[None, :], total, 0.0)
+        # From the places read again, or these addresses too would be kept through the loops.
+        source = (model.to(tl.int64) * tiles + j // BLOCK) * chunks * (BLOCK * WIDTH)
+        target = (split.to(tl.int64) * tl.num_programs(2) + model) * tl.num_programs(0) + i // BLOCK
+        target = target * chunks * (BLOCK * WIDTH)
+        _add_product(total, vectors + source, out + target, chunks, BLOCK, BLOCK, WIDTH, PRODUCT)
+
+
 def launch(
     name: str,
     config: Config,
-    rows: tuple[Any, Any, Any],
-    columns: tuple[Any, Any, Any],
+    rows: Side,
+    columns: Side,
     out: Any,
     order: Any,
     segments: Any,
@@ -201,48 +388,104 @@ def launch(
     columns, points) and scales (models, points); points may be a part of those in memory, from a multiple of 16 on.
     ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format.
     """
-    layout = FORMATS[name]
     models, n, m = out.shape
     if len(order) == 0 or models == 0:
         return
+    pointers, sizes, constants = _arguments(name, config, rows, columns, segments, values, narrow_layers)
+    gram_tile[(len(order), models)](
+        *pointers,
+        order,
+        out,
+        n,
+        m,
+        *sizes,
+        out.stride(1),
+        out.stride(0),
+        SYMMETRIC=symmetric,
+        MIRROR=symmetric and mirror,
+        **constants,
+    )
+
+
+def launch_norm(
+    name: str,
+    config: Config,
+    rows: Side,
+    columns: Side,
+    out: Any,
+    order: Any,
+    segments: Any,
+    values: Any,
+    narrow_layers: int,
+    n: int,
+    m: int,
+    symmetric: bool,
+) -> None:
+    """Run :func:`gram_norm` on every tile of ``order`` and every model; ``out`` is (models, tiles), contiguous fp64."""
+    if out.numel() == 0:
+        return
+    pointers, sizes, constants = _arguments(name, config, rows, columns, segments, values, narrow_layers)
+    gram_norm[(len(order), len(out))](*pointers, order, out, n, m, *sizes, len(order), SYMMETRIC=symmetric, **constants)
+
+
+def launch_product(
+    name: str,
+    config: Config,
+    rows: Side,
+    columns: Side,
+    vectors: Any,
+    out: Any,
+    places: Any,
+    segments: Any,
+    values: Any,
+    narrow_layers: int,
+    m: int,
+) -> None:
+    """Run :func:`gram_product` on every block of rows, split and model; ``vectors`` and ``out`` are contiguous."""
+    splits, models, blocks, chunks, _, width = out.shape
+    if out.numel() == 0 or m == 0:
+        return
+    pointers, sizes, constants = _arguments(name, config, rows, columns, segments, values, narrow_layers)
+    gram_product[(blocks, splits, models)](
+        *pointers,
+        places,
+        vectors,
+        out,
+        m,
+        *sizes,
+        splits,
+        chunks,
+        WIDTH=width,
+        PRODUCT=product_precision(name),
+        **constants,
+    )
+
+
+def _arguments(
+    name: str, config: Config, rows: Side, columns: Side, segments: Any, values: Any, narrow_layers: int
+) -> tuple[list[Any], list[Any], dict[str, Any]]:
+    """Return what all kernels take: pointers to both sides and the tables, sizes, and compile-time choices."""
+    layout = FORMATS[name]
     left, right = rows[0], columns[0]
     padded = [t.stride(2) // layout.slab for t in (left, right)]
     copy_engine = config.copy_engine and all(_countable(t) for t in (left, right))
     if copy_engine:
         left, right = (_descriptor(t, config.block, layout.slab) for t in (left, right))
-    gram_tile[(len(order), models)](
-        left,
-        right,
-        rows[1],
-        columns[1],
-        rows[2],
-        columns[2],
-        out,
-        order,
-        segments,
-        values,
-        n,
-        m,
-        *padded,
-        rows[0].shape[2],
-        rows[1].shape[1],
-        narrow_layers,
-        len(segments),
-        out.stride(1),
-        out.stride(0),
-        BLOCK=config.block,
-        SLAB=layout.slab,
-        PLANES=layout.planes,
-        PRECISION=layout.precision,
-        ACCUMULATOR=tl.float64 if layout.accumulator == "fp64" else tl.float32,
-        STAGES=config.stages,
-        COPY_ENGINE=copy_engine,
-        SYMMETRIC=symmetric,
-        MIRROR=symmetric and mirror,
-        num_warps=config.warps,
-        num_stages=config.stages,
-        enable_fp_fusion=True,
-    )
+    pointers = [left, right, rows[1], columns[1], rows[2], columns[2], segments, values]
+    sizes = [*padded, rows[0].shape[2], rows[1].shape[1], narrow_layers, len(segments)]
+    constants = {
+        "BLOCK": config.block,
+        "SLAB": layout.slab,
+        "PLANES": layout.planes,
+        "PRECISION": layout.precision,
+        "ACCUMULATOR": tl.float64 if layout.accumulator == "fp64" else tl.float32,
+        "STAGES": config.stages,
+        "COPY_ENGINE": copy_engine,
+        "num_warps": config.warps,
+        "num_stages": config.stages,
+        "enable_fp_fusion": True,
+    }
+    return pointers, sizes, constants
 
 
 def _rows_in_memory(slabs: Any) -> int:

@@ -57,8 +57,6 @@ def test_a_gpu_that_cannot_run_the_kernels(monkeypatch):
 def test_what_has_no_kernels_yet_says_so():
     """A backend asked for by name never falls back."""
     net, coords = inr.INR(2, 1, width=8), inr.grid((4, 4))
-    with pytest.raises(NotAvailableError, match="no kernels for Jacobian products"):
-        inr.jacobian(net, coords, backend="triton")
     with pytest.raises(NotAvailableError, match="no kernels for fitting"):
         inr.fit(net, coords, torch.zeros(16, 1), steps=1, backend="triton")
 

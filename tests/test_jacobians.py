@@ -1,13 +1,17 @@
 """The layerwise Jacobian as an operator, against automatic differentiation."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_networks import exact_jacobian, networks, random_coords
+from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 import inrfast as inr
+from inrfast import backends
 from inrfast.errors import MemoryBudgetError
 
 
@@ -69,6 +73,52 @@ def test_params_and_frozen_parameters_restrict_the_columns(params):
     for output in ("trace", "full", 1):
         K = inr.ntk(net, coords, output=output, precision="highest")
         torch.testing.assert_close(K @ torch.eye(K.shape[1], dtype=torch.float64), K.to_dense())
+
+
+def affine_net():
+    """Layer norms with and without a bias, and linear layers with and without one."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(2, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 9, bias=False), nn.RMSNorm(9), nn.Linear(9, 2)]
+    return nn.Sequential(*layers).double()
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "params", [None, ["0.bias", "1.bias", "5.weight"], ["0.weight", "1.weight", "5.bias"], ["1", "4"]]
+)
+def test_every_kind_of_layer_on_every_backend(device, backend, params):
+    """Rows of any range, whole and layer by layer, and both products."""
+    if backend == "triton" and device.type == "cpu" and not backends.interpreted():
+        pytest.skip("no kernels here")
+    net, coords = affine_net().to(device), random_coords(7, 2, 0).to(device)
+    chosen = params or [""]
+    names = [n for n, _ in net.named_parameters() if any(n == p or n.startswith(p + "." * bool(p)) for p in chosen)]
+    truth = exact_jacobian(net, coords, names)
+    J = inr.jacobian(net, coords, params=params, precision="highest", backend=backend)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
+    for points in (slice(0, 7), slice(2, 5), slice(3, 3), slice(6, 7)):
+        close(J.rows(points), truth[points].flatten(0, 1))
+    shapes = dict(net.named_parameters())
+    columns = dict(zip(names, truth.split([shapes[n].numel() for n in names], 2), strict=True))
+    for name, layer in J.layers.items():
+        own = [block for n, block in columns.items() if n.rpartition(".")[0] == name]
+        close(layer.rows(slice(1, 4)), torch.cat(own, 2)[1:4].flatten(0, 1))
+    rng = torch.Generator().manual_seed(0)
+    p = torch.randn(truth.shape[2], 2, generator=rng, dtype=torch.float64).to(device)
+    v = torch.randn(14, 2, generator=rng, dtype=torch.float64).to(device)
+    close(J @ p, truth.flatten(0, 1) @ p)
+    close(J.T @ v, truth.flatten(0, 1).t() @ v)
+
+
+def test_rows_do_not_depend_on_the_range_asked_for():
+    """The same bits whether rows are made alone or among others, from kept factors or recomputed ones."""
+    net, coords = inr.INR(2, 2, width=16, hidden_layers=2), random_coords(1100, 2, 0)
+    kept = inr.jacobian(net, coords)
+    whole = kept.rows()
+    kept.store.all()
+    assert torch.equal(kept.rows(slice(500, 1050)), whole[1000:2100])
+    least = 2 * whole.nbytes // 1100 * 20
+    assert torch.equal(inr.jacobian(net, coords, memory_budget=least).rows(slice(7, 9)), whole[14:18])
 
 
 BAD_CALLS = {

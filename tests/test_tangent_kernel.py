@@ -57,6 +57,12 @@ def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
         W = V.to(K.dtype)
         assert ((K._product_by_tiles(W) - truth @ V).abs() <= tol * size).all()
         assert ((K._product_by_factors(W) - truth @ V).abs() <= tol * size).all()
+        assert ((K.row_sums() - truth.sum(1)).abs() <= tol * bound.sum(1)).all()
+        form, size = K.quadratic_form(V), V.t().abs() @ bound @ V.abs()
+        assert form.dtype == torch.float64
+        assert torch.equal(form, form.t())
+        assert ((form - V.t() @ truth @ V).abs() <= tol * size).all()
+        assert abs(K.quadratic_form(V[:, 0]) - form[0, 0]) <= tol * size[0, 0]
 
         total = sum(layer.to_dense().double() for layer in K.layers.values())
         assert ((total - truth).abs() <= tol * bound).all()
@@ -72,6 +78,11 @@ def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
         for name, layer in K.layers.items():
             own = exact_kernel(left[..., columns[name]], left[..., columns[name]], output)
             assert ((layer.to_dense() - own).abs() <= tol * bound).all()
+            assert abs(layer.frobenius() - own.norm()) <= tol * bound.norm()
+        sums = sum(layer.row_sums().double() for layer in K.layers.values())
+        forms = sum(layer.quadratic_form(V) for layer in K.layers.values())
+        assert ((sums - truth.sum(1)).abs() <= tol * bound.sum(1)).all()
+        assert ((forms - V.t() @ truth @ V).abs() <= tol * size).all()
 
         cross = inr.ntk(net, coords, coords2, output=output, precision=precision)
         cross_truth = exact_kernel(left, right, output)
@@ -79,6 +90,7 @@ def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
         assert ((cross.to_dense() - cross_truth).abs() <= tol * cross_bound).all()
         U = torch.ones(cross.shape[1], 1, dtype=torch.float64)
         assert ((cross @ U - cross_truth @ U).abs() <= tol * (cross_bound @ U)).all()
+        assert ((cross.row_sums() - (cross_truth @ U)[:, 0]).abs() <= tol * (cross_bound @ U)[:, 0]).all()
 
 
 @given(networks(max_width=24, max_depth=3), st.integers(2, 40), st.integers(0, 10**6))
@@ -112,6 +124,47 @@ def test_tiles_of_many_points_agree_with_products(precision, output):
     for product in (K @ V, K._product_by_tiles(V), K._product_by_factors(V)):
         torch.testing.assert_close(product, dense @ V, rtol=0, atol=tol * float((dense @ V).abs().max()))
     torch.testing.assert_close(K.columns([7, 1100, 3]), dense[:, [7, 1100, 3]], rtol=0, atol=tol * float(dense.max()))
+
+
+@pytest.mark.parametrize("output", ["trace", "full", 1])
+def test_quadratic_forms_of_many_columns_go_by_tiles(output):
+    """Both ways, and more than one tile a side; by factors no eigenvalue is below fp64 rounding."""
+    net = inr.INR(2, 2, width=64, hidden_layers=2)
+    K = inr.ntk(net, random_coords(600, 2, 3), output=output, precision="high")
+    exact = inr.ntk(net, random_coords(600, 2, 3), output=output, precision="highest").to_dense()
+    few = 3
+    assert few < K.cost().break_even_columns <= 200
+    Y = torch.randn(K.shape[0], 200, generator=torch.Generator().manual_seed(1))
+    many = K.quadratic_form(Y)
+    assert torch.equal(many, many.t())
+    truth = Y.double().t() @ exact @ Y.double()
+    size = Y.double().abs().t() @ scale(exact.diagonal(), exact.diagonal()) @ Y.double().abs()
+    assert ((many - truth).abs() <= 1e-6 * size).all()
+    form = K.quadratic_form(Y[:, :few])
+    assert ((form - truth[:few, :few]).abs() <= 1e-6 * size[:few, :few]).all()
+    wide = K._quadratic_form_by_factors(Y)
+    assert torch.linalg.eigvalsh(wide).min() >= -1e-13 * wide.trace()
+
+
+@pytest.mark.parametrize("output", ["trace", "full"])
+def test_the_frobenius_norm_does_not_depend_on_the_threads(output):
+    net = inr.INR(2, 2, width=8, hidden_layers=2)
+    K = inr.ntk(net, random_coords(1201, 2, 3), output=output)
+    found = {K.frobenius() for _ in range(4)}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(float(torch.linalg.vector_norm(K.to_dense(), dtype=torch.float64)), rel=1e-12)
+
+
+def test_norms_of_kernels_whose_squares_fp32_cannot_hold():
+    for size in (1e-12, 1e12):
+        net = inr.INR(2, 1, width=8, hidden_layers=1)
+        with torch.no_grad():
+            net.layers[0].weight.mul_(size)
+            net.layers[0].bias.mul_(size)
+            net.layers[1].bias.zero_()
+        K = inr.ntk(net, random_coords(30, 2, 3), params=["layers.1.weight"])
+        exact = inr.ntk(net, random_coords(30, 2, 3), params=["layers.1.weight"], precision="highest").to_dense()
+        assert K.frobenius() == pytest.approx(float(exact.norm()), rel=1e-5)
 
 
 def test_positive_semidefinite_and_equal_to_to_scipy():
@@ -224,6 +277,9 @@ BAD_CALLS = {
     "ridge": (lambda net, x: inr.ntk(net, x).solve(torch.ones(16), ridge=-1), ValueError, "ridge"),
     "cross trace": (lambda net, x: inr.ntk(net, x, x).trace(), ValueError, "coords2"),
     "cross diagonal": (lambda net, x: inr.ntk(net, x, x).diagonal(), ValueError, "coords2"),
+    "cross form": (lambda net, x: inr.ntk(net, x, x).quadratic_form(torch.ones(16)), ValueError, "coords2"),
+    "Y shape": (lambda net, x: inr.ntk(net, x).quadratic_form(torch.ones(3)), ValueError, "Y must have shape"),
+    "Y nan": (lambda net, x: inr.ntk(net, x).quadratic_form(torch.ones(16) / 0), ValueError, "Y must be finite"),
     "cross spectrum": (lambda net, x: inr.ntk(net, x, x).spectrum(), ValueError, "coords2"),
     "cross solve": (lambda net, x: inr.ntk(net, x, x).solve(torch.ones(16)), ValueError, "coords2"),
 }
@@ -303,6 +359,9 @@ def test_the_triton_backend_agrees_with_autodiff(device, net, n, n2, seed, preci
     V = torch.randn(K.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     product = K._product_by_tiles(V.to(device, K.dtype)).cpu()
     assert ((product - truth @ V).abs() <= (tol + 1e-6 * (precision != "highest")) * (bound @ V.abs())).all()
+
+    found = K.row_sums().cpu()
+    assert ((found - truth.sum(1)).abs() <= (tol + 1e-6 * (precision != "highest")) * bound.sum(1)).all()
 
     parts = [layer.to_dense().double().cpu() for layer in K.layers.values()]
     assert ((sum(parts) - truth).abs() <= tol * bound).all()

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,9 +34,6 @@ TILE = 512
 
 TILE_GPU = 4096
 """The same on a GPU without the Triton backend, where a tile must fill the chip."""
-
-OPERAND_TILE = 8192
-"""Rows a side of a tile that the Triton backend hands to a visitor: 256 MiB of fp32."""
 
 
 def points(factors: Sequence[Pair]) -> int:
@@ -197,8 +196,8 @@ def fill_(
 
 
 def for_each_tile(
-    rows: Sequence[Pair] | Operands,
-    columns: Sequence[Pair] | Operands | None,
+    rows: Sequence[Pair],
+    columns: Sequence[Pair] | None,
     output: Output,
     outputs: int,
     dtype: torch.dtype,
@@ -210,11 +209,6 @@ def for_each_tile(
     Slices count rows of the kernel (points times M for ``"full"``); the tile is scratch, valid during the call. Unless
     ``in_order``, threads share the tiles and call ``visit`` at the same time.
     """
-    if isinstance(rows, Operands):
-        assert columns is None or isinstance(columns, Operands)
-        _for_each_operand_tile(rows, columns, dtype, visit)
-        return
-    assert not isinstance(columns, Operands)
     fold = outputs if output == "full" else 1
     device = next(f for pair in rows for f in pair if f is not None).device
     side = max(1, (TILE if device.type == "cpu" else TILE_GPU) // fold)
@@ -260,23 +254,6 @@ def _squared_norm(t: Tensor) -> Tensor:
 # ---- the Triton backend ------------------------------------------------------------------------------------------
 
 
-def _for_each_operand_tile(
-    rows: Operands, columns: Operands | None, dtype: torch.dtype, visit: Callable[[slice, slice, Tensor], None]
-) -> None:
-    """Visit large tiles, each computed by the kernel; of a symmetric one the diagonal tiles are whole."""
-    other = rows if columns is None else columns
-    side = OPERAND_TILE
-    memory = torch.empty(min(side, rows.rows) * min(side, other.rows), dtype=dtype, device=rows.slabs.device)
-    for i in range(0, rows.rows, side):
-        for j in range(i if columns is None else 0, other.rows, side):
-            above = rows.part(i, i + side)
-            across = None if columns is None and i == j else other.part(j, j + side)
-            width = (above if across is None else across).rows
-            tile = memory[: above.rows * width].view(above.rows, width)
-            gram(above, across, out=tile)
-            visit(slice(i, i + above.rows), slice(j, j + width), tile)
-
-
 def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = None, mirror: bool = True) -> Tensor:
     """Return the kernel between two operands of one layout, (n, m), or (models, n, m) where they hold several models.
 
@@ -296,18 +273,11 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
         Operands of different layouts, models or devices, or an ``out`` that does not fit.
     """
     other = rows if columns is None else columns
-    if rows.plan != other.plan or len(rows.slabs) != len(other.slabs) or rows.slabs.device != other.slabs.device:
-        raise ValueError(
-            f"rows and columns must be operands of one plan, number of models and device, got {rows.plan}, "
-            f"{len(rows.slabs)}, {rows.slabs.device} and {other.plan}, {len(other.slabs)}, {other.slabs.device}"
-        )
-    layout = rows.plan.layout
+    sides, tables = operator_arguments(rows, other)
     models, n, m = len(rows.slabs), rows.rows, other.rows
-    values = [value for place in layout.places for value in (_bias(rows.plan, place), place.weight)]
-    sides = (rows.slabs, rows.narrow, rows.scale, other.slabs, other.narrow, other.scale)
-    symmetric = columns is None
+    symmetric, format = columns is None, rows.plan.layout.format
     if out is None:
-        result = gram_new(*sides, n, m, list(layout.segments), values, layout.narrow_layers, symmetric, layout.format)
+        result = gram_new(*sides, n, m, *tables, symmetric, format)
         return result[0] if models == 1 else result
     target = out.unsqueeze(0) if out.ndim == 2 else out
     if target.shape != (models, n, m) or target.dtype not in (torch.float32, torch.float64):
@@ -317,10 +287,31 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
     dense = target if target.stride(2) == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
     if dense is not target:
         dense.copy_(target)
-    gram_(*sides, dense, list(layout.segments), values, layout.narrow_layers, symmetric, mirror, layout.format)
+    gram_(*sides, dense, *tables, symmetric, mirror, format)
     if dense is not target:
         target.copy_(dense)
     return out
+
+
+def operator_arguments(
+    rows: Operands, columns: Operands
+) -> tuple[tuple[Tensor, ...], tuple[list[int], list[float], int]]:
+    """Return both sides' tensors and the tables, as the operators take them.
+
+    Raises
+    ------
+    ValueError
+        Operands of different layouts, models or devices.
+    """
+    if rows.plan != columns.plan or len(rows.slabs) != len(columns.slabs) or rows.slabs.device != columns.slabs.device:
+        raise ValueError(
+            f"rows and columns must be operands of one plan, number of models and device, got {rows.plan}, "
+            f"{len(rows.slabs)}, {rows.slabs.device} and {columns.plan}, {len(columns.slabs)}, {columns.slabs.device}"
+        )
+    layout = rows.plan.layout
+    values = [value for place in layout.places for value in (_bias(rows.plan, place), place.weight)]
+    sides = (rows.slabs, rows.narrow, rows.scale, columns.slabs, columns.narrow, columns.scale)
+    return sides, (list(layout.segments), values, layout.narrow_layers)
 
 
 def _bias(plan: Plan, place: Place) -> float:
@@ -350,31 +341,53 @@ def gram_(
 
     On a GPU the Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
     """
-    device = out.device
-    if device.type == "cpu" and not backends.interpreted():
-        result = gram_reference(
-            row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale, segments, values, narrow_layers
-        )
+    sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
+    if not runs_kernels(out.device):
+        result = gram_reference(*sides, segments, values, narrow_layers)
         out.copy_(result[:, : out.shape[1], : out.shape[2]])
         return
     from inrfast.kernels import gram as kernel  # imports triton
 
-    config = _config(format, device)
-    accumulator = torch.float64 if FORMATS[format].accumulator == "fp64" else torch.float32
-    with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+    config = config_on(format, out.device)
+    order = tile_order(out.shape[1], out.shape[2], config.block, symmetric, out.device)
+    with on_device(out.device):
         kernel.launch(
             format,
             config,
-            _packed(row_slabs, row_narrow, row_scale),
-            _packed(column_slabs, column_narrow, column_scale),
+            *kernel_sides(*sides),
             out,
-            tile_order(out.shape[1], out.shape[2], config.block, symmetric, device),
-            torch.tensor(list(segments), dtype=torch.int32, device=device).view(-1, 2),
-            torch.tensor(list(values), dtype=accumulator, device=device).view(-1, 2),
+            order,
+            *kernel_tables(segments, values, format, out.device),
             narrow_layers,
             symmetric,
             mirror,
         )
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Return whether operands on this device are multiplied by the kernels, or by their reference in plain torch."""
+    return device.type != "cpu" or backends.interpreted()
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which kernels are launched on this device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def kernel_sides(*sides: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    """Return the two sides of :func:`operator_arguments` as the kernels read them."""
+    return _packed(*sides[:3]), _packed(*sides[3:])
+
+
+def kernel_tables(
+    segments: Sequence[int], values: Sequence[float], format: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Return the tables as the kernels read them, (layers, 2) each."""
+    accumulator = torch.float64 if FORMATS[format].accumulator == "fp64" else torch.float32
+    return (
+        torch.tensor(list(segments), dtype=torch.int32, device=device).view(-1, 2),
+        torch.tensor(list(values), dtype=accumulator, device=device).view(-1, 2),
+    )
 
 
 def _packed(slabs: Tensor, narrow: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -426,12 +439,14 @@ def _(row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scal
 @gram_new.register_vmap
 def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
     """Take the batch as more models."""
-    tensors = [
-        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-        for t, d in zip(arguments[:6], in_dims[:6], strict=True)
-    ]
-    result = gram_new(*(t.flatten(0, 1) for t in tensors), *arguments[6:])
+    result = gram_new(*batch_as_models(info.batch_size, in_dims[:6], arguments[:6]), *arguments[6:])
     return result.unflatten(0, (info.batch_size, -1)), 0
+
+
+def batch_as_models(batch: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors (models, ...) with a batch of ``torch.vmap`` as more models."""
+    moved = [t.expand(batch, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
+    return [t.flatten(0, 1) for t in moved]
 
 
 def gram_reference(
@@ -485,8 +500,9 @@ def tile_order(n: int, m: int, block: int, symmetric: bool, device: torch.device
     return torch.stack([rows[order], columns[order]], 1).contiguous().to(device)
 
 
-def _config(format: str, device: torch.device) -> Config:
+def config_on(format: str, device: torch.device, product: bool = False) -> Config:
+    """Return the tiles of the kernels on this device, or those of the product with V."""
     if device.type != "cuda":
-        return config_for(format, (8, 0), 0)  # interpreted
+        return config_for(format, (8, 0), 0, product)  # interpreted
     _, capability, shared = backends.gpu(device)
-    return config_for(format, capability, shared)
+    return config_for(format, capability, shared, product)

@@ -74,3 +74,25 @@ IN_PLACE: dict[str, InPlace] = {
     "gelu": _gelu,
     "softplus": _softplus,
 }
+
+
+# ---- the value alone ---------------------------------------------------------------------------------------------
+
+ValueInPlace = Callable[[Tensor, float, Tensor], object]
+"""``f(u, omega, scratch)``: afterwards ``u`` holds ``act(u)``; what ``scratch`` holds does not matter."""
+
+
+def _finer_value(u: Tensor, omega: float, scratch: Tensor) -> Tensor:
+    return u.mul_(torch.abs(u, out=scratch).add_(1)).mul_(omega).sin_()
+
+
+VALUE_IN_PLACE: dict[str, ValueInPlace] = {
+    "identity": lambda u, omega, scratch: u,
+    "relu": lambda u, omega, scratch: u.clamp_min_(0),
+    "sine": lambda u, omega, scratch: u.mul_(omega).sin_(),
+    "gaussian": lambda u, omega, scratch: u.mul_(omega).square_().neg_().exp_(),
+    "finer": _finer_value,
+    "tanh": lambda u, omega, scratch: u.tanh_(),
+    "gelu": lambda u, omega, scratch: torch.ops.aten.gelu_(u),
+    "softplus": lambda u, omega, scratch: torch.logaddexp(u, u.new_zeros(()), out=u),
+}

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
-from inrfast.memory import chunks
+from inrfast.memory import cached_rows, chunks
 from inrfast.nn import INR
-from inrfast.training.layerwise import LayerwiseGradient, chunk_rows
+from inrfast.training.layerwise import LayerwiseGradient
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 LOSSES = ("mse",)
@@ -165,7 +165,7 @@ class ChunkedGradient:
     def __init__(self, net: nn.Module, coords: Tensor, target: Tensor) -> None:
         self.net, self.coords, self.target = net, coords, target
         widest = max(parameter.shape[0] for parameter in net.parameters() if parameter.ndim > 0)
-        self.rows = min(chunk_rows(widest, coords), len(coords))
+        self.rows = min(cached_rows(widest, coords), len(coords))
 
     def __call__(self, batch: Tensor | None) -> float:
         """See :class:`Gradient`."""

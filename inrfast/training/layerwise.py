@@ -8,24 +8,14 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from inrfast.memory import chunks, require
+from inrfast.memory import cached_rows, chunks, require
 from inrfast.nn import INR
 from inrfast.ops import gemm
 from inrfast.ops.in_place import IN_PLACE
 from inrfast.threads import together
 
-CACHED_BYTES = 2**19
-"""Size of one buffer of activations on a CPU: a handful of them live between the second and third cache level."""
-LEAST_ROWS, MOST_ROWS = 256, 8192
-DEVICE_ROWS = 2**16
-"""Rows of a chunk elsewhere than on a CPU: enough to fill a GPU, few enough to fit it."""
-
-
-def chunk_rows(widest: int, like: Tensor) -> int:
-    """Return how many rows keep a buffer of ``widest`` columns, of the dtype and device of ``like``, in cache."""
-    if like.device.type != "cpu":
-        return DEVICE_ROWS
-    return min(max(CACHED_BYTES // (widest * like.element_size()), LEAST_ROWS), MOST_ROWS)
+LEAST_ROWS = 256
+"""Fewest rows that are worth a thread."""
 
 
 class LayerwiseGradient:
@@ -60,7 +50,7 @@ class LayerwiseGradient:
         row_bytes = coords.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
         affordable = budget // row_bytes
-        self.rows = min(chunk_rows(max(net.width, net.out_features), coords), len(coords), affordable)
+        self.rows = min(cached_rows(max(net.width, net.out_features), coords), len(coords), affordable)
         threads = min(
             gemm.threads(coords.dtype, coords.device), max(1, len(coords) // LEAST_ROWS), affordable // self.rows
         )
@@ -172,6 +162,6 @@ def _encoded(net: INR, coords: Tensor, budget: int) -> tuple[Tensor, nn.Module |
     if 2 * len(coords) * columns * coords.element_size() > budget:
         return coords, net.encoding
     inputs = coords.new_empty(len(coords), columns)
-    for rows in chunks(len(coords), chunk_rows(columns, coords)):
+    for rows in chunks(len(coords), cached_rows(columns, coords)):
         inputs[rows] = net.encoding(coords[rows])
     return inputs, None

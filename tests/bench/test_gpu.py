@@ -12,15 +12,27 @@ SCRIPT = Path(__file__).parents[2] / "bench" / "gpu.py"
 def test_parts_are_measured_checked_and_may_fail(tmp_path):
     out = tmp_path / "gpu.json"
     sizes = ["--grid", "4", "--width", "64", "--repeats", "1", "--seconds", "0"]
-    chosen = ["--out", str(out), "--device", "cpu", *sizes, "--only", "ceilings|dense relu high$|ratios"]
+    chosen = [
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        *sizes,
+        "--only",
+        "ceilings|dense relu high$|frobenius high|wide product|ratios",
+    ]
     command = [sys.executable, "-W", "ignore", str(SCRIPT), *chosen]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1"})
     found = json.loads(out.read_text())
-    assert set(found) == {"environment", "ceilings", "dense relu high", "ratios"}, done.stderr
+    parts = {"ceilings", "dense relu high", "frobenius high", "wide product, 256 columns", "ratios"}
+    assert set(found) == {"environment", *parts}, done.stderr
     assert found["dense relu high"]["error"]["largest"] <= 1e-6
     for name in ("plan", "factors", "gram", "to_dense", "ntk_and_to_dense"):
         low, high = found["dense relu high"][name]["quartiles"]
         assert 0 < low <= found["dense relu high"][name]["seconds"] <= high
+    assert found["frobenius high"]["error"]["largest"] <= 1e-6
+    assert found["frobenius high"]["whole"]["seconds"] > 0
+    assert found["wide product, 256 columns"]["product"]["error"] <= 1e-6
     assert found["ceilings"]["copy"]["bytes_per_second"] > 0
     # Nothing was run to compare with: that is recorded, said, and ends in an error.
     assert "failed" in found["ratios"]

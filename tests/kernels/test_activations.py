@@ -14,7 +14,7 @@ from inrfast.kernels.activations import activate
 @triton.jit
 def apply(u, value, slope, omega, ACTIVATION: tl.constexpr, COUNT: tl.constexpr):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), tl.load(omega), ACTIVATION)
+    v, s = activate(tl.load(u + places), tl.load(omega), 0.0, ACTIVATION, False)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 
@@ -98,3 +98,71 @@ def test_sine_of_large_angles(size, device):
 def test_numbers_of_the_activations_are_those_of_the_table():
     for name, activation in ACTIVATIONS.items():
         assert getattr(device_functions, name.upper()).value == activation.kernel_id
+
+
+# ---- fp32 ----------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def apply_fp32(u, value, slope, omega, omega_rest, ACTIVATION: tl.constexpr, SHORT: tl.constexpr, COUNT: tl.constexpr):
+    places = tl.arange(0, COUNT)
+    v, s = activate(tl.load(u + places), omega, omega_rest, ACTIVATION, SHORT)
+    tl.store(value + places, v)
+    tl.store(slope + places, s)
+
+
+def on_device_fp32(name, u, omega, device, short=False):
+    count = triton.next_power_of_2(len(u))
+    padded = torch.nn.functional.pad(u.to(device, torch.float32), (0, count - len(u)))
+    value, slope = torch.full_like(padded, 7.0), torch.full_like(padded, 7.0)
+    high = float(torch.tensor(omega, dtype=torch.float32))
+    apply_fp32[(1,)](
+        padded, value, slope, high, omega - high, ACTIVATION=ACTIVATIONS[name].kernel_id, SHORT=short, COUNT=count
+    )
+    return value[: len(u)].cpu(), slope[: len(u)].cpu()
+
+
+def unit_in_the_last_place(x, bits):
+    return 2.0 ** (mpmath.frexp(abs(x))[1] - bits) if x else 2.0**-149
+
+
+@pytest.mark.parametrize("omega", [1.0, 30.0, 30.1, 1000.0])
+def test_fp32_sine_is_within_two_units_in_the_last_place(omega, device):
+    """Of the exact product ``omega u``, up to ``|omega u| = 1e3``, also next to the zeros of the sine."""
+    rng = torch.Generator().manual_seed(3)
+    spread = (2 * torch.rand(3000, generator=rng, dtype=torch.float64) - 1) * 1e3 / omega
+    zeros = torch.arange(-318, 319, dtype=torch.float64) * (torch.pi / omega)
+    points = torch.cat([spread, spread * 1e-3, zeros]).to(torch.float32)
+    for short, bits, units in ((False, 24, 2.0), (True, 11, 0.51)):  # a short one is rounded to fp16, half a unit
+        value, slope = on_device_fp32("sine", points, omega, device, short)
+        with mpmath.workdps(40):
+            for u, v, s in zip(points.tolist(), value.tolist(), slope.tolist(), strict=True):
+                angle = mpmath.mpf(omega) * mpmath.mpf(u)
+                exact = mpmath.sin(angle)
+                slack = 0.0 if omega == 1.0 else 1e-12  # the exact product comes nearer to a zero than any fp32 number
+                assert abs(v - exact) <= units * unit_in_the_last_place(exact, bits) + slack
+                assert abs(s / omega - mpmath.cos(angle)) <= (1e-5 if short else 3e-7)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("omega", [1.0, 7.3])
+def test_fp32_value_and_derivative(name, omega, device):
+    spread = torch.randn(60, generator=torch.Generator().manual_seed(1))
+    points = torch.cat([spread, spread * 1e-5, spread * 10, torch.tensor([0.0, -0.0, 0.5, -0.5, 35.0, -35.0])])
+    value, slope = on_device_fp32(name, points, omega, device)
+    with mpmath.workdps(40):
+        for u, v, s in zip(points.tolist(), value.tolist(), slope.tolist(), strict=True):
+            exact, derivative = EXACT[name](mpmath.mpf(u), omega), SLOPES[name](mpmath.mpf(u), omega)
+            angle = abs(omega * u) * (abs(u) + 1) if name == "finer" else 1.0  # its own rounding
+            assert abs(v - exact) <= 2e-7 * (1 + angle) * max(1.0, abs(u))
+            size = omega * (2 * abs(u) + 1) * (1 + omega * abs(u))
+            assert abs(s - derivative) <= 3e-7 * (1 + angle) * max(1.0, size)
+
+
+def test_fp32_activations_of_what_is_no_number(device):
+    points = torch.tensor([float("nan"), float("inf"), -float("inf"), 2.0**23, -(2.0**30)])
+    value, _ = on_device_fp32("sine", points, 1.0, device)
+    assert value.isnan().all()
+    for name in ("relu", "tanh", "softplus", "gaussian", "identity"):
+        value, _ = on_device_fp32(name, points[:3], 1.0, device)
+        torch.testing.assert_close(value, ACTIVATIONS[name].value(points[:3], 1.0), equal_nan=True, rtol=0, atol=0)

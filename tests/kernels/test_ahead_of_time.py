@@ -36,11 +36,13 @@ def test_kernels_use_what_they_are_written_for(rows):
     by_title = {row["title"]: row["instructions"] for row in rows}
     for title, counts in by_title.items():
         hopper, fp64 = "sm_90" in title, "fp64" in title
+        if title.startswith("jacobian_rows"):  # multiplies nothing but two numbers an entry
+            continue
         if title.startswith("mlp_slabs") or fp64:
             assert counts["DMMA"] > 0
         else:
             assert counts["HGMMA" if hopper else "HMMA"] > 0
-        if title.startswith("gram_tile") and hopper:
+        if title.startswith("gram") and hopper:
             assert counts["UTMALDG"] > 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inrfast.kernels import gram as kernel
 from inrfast.kernels.formats import FORMATS, LARGE, SMALL, config_for
-from inrfast.ops.gram import _config, gram_reference, tile_order
+from inrfast.ops.gram import config_on, gram_reference, tile_order
 from inrfast.ops.operands import LayerShape, Layout, Plan, allocate
 
 UNIT = {"fp16": 2.0**-24, "fp16x3": 2.0**-22, "tf32x3": 2.0**-21, "fp64": 2.0**-53}
@@ -82,7 +82,7 @@ def test_tiles_against_fp64(device, data, format, n, m, models, configs, symmetr
     plan = Plan(layout, (0,) * len(layout.shapes))
     rows, columns = (filled(plan, models, size, seed, device) for seed, size in enumerate((n, m)))
     values = [v for place in layout.places for v in (0.5 if layout.shapes[place.layer].bias else 0.0, place.weight)]
-    config = configs[format] if device.type == "cpu" else _config(format, device)
+    config = configs[format] if device.type == "cpu" else config_on(format, device)
     other, width = (rows, n) if symmetric else (columns, m)
     # A part of a larger matrix: the stride is not the width, and its surroundings must stay.
     around = torch.full((models, n + 3, width + 5), 7.0, dtype=dtype, device=device)
@@ -102,7 +102,7 @@ def test_without_its_mirror_the_upper_half_stays(device):
     rows = filled(Plan(layout, (0, 0)), 1, 200, 0, device)
     values = [0.0, 1.0, 1.0, 1.0]
     out = torch.full((1, 200, 200), 7.0, dtype=torch.float64, device=device)
-    config = dataclasses.replace(_config("fp64", device), copy_engine=False)
+    config = dataclasses.replace(config_on("fp64", device), copy_engine=False)
     launch("fp64", config, rows, rows, out, values, symmetric=True, mirror=False)
     exact, _ = truth(rows, rows, values, 200, 200)
     place = torch.arange(200, device=device) // config.block
@@ -117,7 +117,7 @@ def test_a_part_of_operands_gives_a_part_of_the_kernel(device):
     values = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     part = whole.part(128, 290)
     out = torch.empty(2, 162, 300, device=device)
-    for config in (LARGE["fp16x3"], SMALL["fp16x3"]) if device.type == "cpu" else (_config("fp16x3", device),):
+    for config in (LARGE["fp16x3"], SMALL["fp16x3"]) if device.type == "cpu" else (config_on("fp16x3", device),):
         launch("fp16x3", config, part, whole, out, values, symmetric=False)
         exact, size = truth(whole, whole, values, 300, 300)
         assert ((out - exact[:, 128:290]).abs() <= 1e-4 * size[:, 128:290]).all()

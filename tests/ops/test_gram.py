@@ -153,18 +153,3 @@ def test_operands_that_do_not_belong_together_are_refused(device):
         gram.gram(rows, out=torch.empty(20, 19, device=device))
     with pytest.raises(ValueError, match=r"out must be fp32 or fp64 of shape"):
         gram.gram(rows, out=torch.empty(20, 20, dtype=torch.float16, device=device))
-
-
-def test_large_tiles_visit_the_kernel_once(device, monkeypatch):
-    monkeypatch.setattr(gram, "OPERAND_TILE", 128)
-    rows, columns = operands(300, 0, 1, device), operands(150, 5, 1, device)
-    for other, width in ((None, 300), (columns, 150)):
-        whole, seen = gram.gram(rows, other), torch.zeros(300, width, device=device)
-
-        def visit(i, j, tile, whole=whole, seen=seen):
-            # Turned over, the split products add up in another order.
-            torch.testing.assert_close(tile, whole[i, j], rtol=0, atol=1e-4)
-            seen[i, j] += 1
-
-        gram.for_each_tile(rows, other, "trace", 2, torch.float32, visit)
-        assert torch.equal(seen if other is not None else (seen + seen.t()).clamp_max(1), torch.ones_like(seen))

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrfast.activations import ACTIVATIONS
-from inrfast.ops.in_place import IN_PLACE
+from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE
 
 
 def test_every_activation_has_an_in_place_form() -> None:
-    assert set(IN_PLACE) == set(ACTIVATIONS)
+    assert set(IN_PLACE) == set(VALUE_IN_PLACE) == set(ACTIVATIONS)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
@@ -24,6 +24,9 @@ def test_value_and_derivative_agree_with_the_table(name: str, seed: int, omega: 
     IN_PLACE[name](slope, omega, value, scratch)
     torch.testing.assert_close(value, table.value(u, omega), rtol=1e-9, atol=1e-8)
     torch.testing.assert_close(slope, table.derivative(u, omega), rtol=1e-9, atol=1e-8)
+    alone = u.clone()
+    VALUE_IN_PLACE[name](alone, omega, scratch.fill_(7.0))
+    torch.testing.assert_close(alone, table.value(u, omega), rtol=1e-9, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
     rows, threads = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3))
     with pytest.MonkeyPatch.context() as patch:  # several chunks and threads on few points
         patch.setattr(layerwise, "LEAST_ROWS", 5)
-        patch.setattr(layerwise, "chunk_rows", lambda widest, like: rows)
+        patch.setattr(layerwise, "cached_rows", lambda widest, like: rows)
         patch.setattr(gemm, "threads", lambda dtype, device: threads)
         gradient = gradient_of(net, coords, target, "mse", BUDGET)
         assert isinstance(gradient, LayerwiseGradient)
@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
 
 
 def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "chunk_rows", lambda widest, like: 16)
+    monkeypatch.setattr(layerwise, "cached_rows", lambda widest, like: 16)
     net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
     coords, target = signal(net, 128 * 128)
     assert_exact(net, gradient_of(net, coords, target, "mse", BUDGET), coords, target, None)

@@ -1,0 +1,625 @@
+"""A linear layer and its activation in one operation, ``y = act(x W^T + b)``, for any training code.
+
+The pre-activation is never written to memory, and the backward pass keeps what is cheapest: a bit a number for ReLU,
+the slope for sine and others, nothing beyond y for tanh and softplus. On a GPU each pass is a Triton kernel
+(:mod:`inrfast.kernels.fused_linear`); on a CPU rows go through a layer a chunk at a time, so that what is between the
+product and the result stays in cache.
+
+Many networks of one shape are one operation: ``torch.vmap`` over weights becomes a model axis.
+
+Error, against the exact result for the numbers given: with u the unit roundoff of the tensors' dtype (of fp32 products,
+for 16-bit tensors on a GPU: fp32), ``|dy| <= 4 u |y| + c u sqrt(D) |act'| |x o w|``, where D is the number of inputs,
+``|x o w|`` the Euclidean norm of the terms of the product and c = 4 (16-bit tensors on a CPU round the pre-activation
+as well: ``u |act'| |pre-activation|`` more).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inrfast import backends
+from inrfast.activations import ACTIVATIONS
+from inrfast.errors import check_choice, check_float
+from inrfast.memory import cached_rows, chunks, empty
+from inrfast.ops import gemm
+from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE
+from inrfast.threads import together
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+PRECISIONS = ("high", "medium")
+
+SMALL = 1 << 20
+"""Multiply-adds of a layer below which a CPU takes torch's own operations: the dispatch of a fused one costs more."""
+
+SHARED = 1 << 22
+"""Multiply-adds from which threads share a layer's rows."""
+
+OF_RESULT = ("tanh", "softplus")
+"""Activations whose slope is a function of their result."""
+
+
+def fused_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "relu",
+    omega: float = 30.0,
+    precision: str = "high",
+    backend: str = "auto",
+) -> Tensor:
+    """Return ``act(x W^T + b)``, differentiable (twice, too) in x, W and b; ``torch.func`` and ``torch.compile`` work.
+
+    Parameters
+    ----------
+    x
+        Shape (..., D_in), any strides; fp32, fp64, fp16 or bf16. Under ``torch.autocast`` fp32 tensors are cast as
+        ``torch.nn.functional.linear`` casts them.
+    weight, bias
+        Shapes (D_out, D_in) and (D_out,) or None; dtype and device of x.
+    activation
+        ``relu``, ``sine``, ``gaussian``, ``finer``, ``tanh``, ``gelu`` (exact), ``softplus`` or ``identity``.
+    omega
+        Frequency of sine, gaussian and finer; the others ignore it. Sine is accurate to 2 units in the last place for
+        ``|omega u| <= 1e3``; on a GPU it is NaN beyond 2^22 (2^40 in fp64).
+    precision
+        Of fp32 products on a GPU: ``"high"`` is fp32-accurate, ``"medium"`` takes TF32. Torch's global TF32 flags
+        change nothing.
+    backend
+        ``"auto"``, ``"torch"`` or ``"triton"``; a backend asked for by name runs or raises.
+
+    Returns
+    -------
+    Tensor
+        Shape (..., D_out). NaN and Inf pass through as in torch's operations.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Shapes, dtypes or devices that do not belong together; unknown names.
+    NotAvailableError
+        A named backend that cannot run here.
+
+    Examples
+    --------
+    >>> y = fused_linear(torch.rand(5, 2), torch.rand(8, 2), torch.rand(8), "sine", omega=30.0)
+    >>> y.shape
+    torch.Size([5, 8])
+    """
+    _check(x, weight, bias)
+    check_choice("activation", activation, ACTIVATIONS)
+    omega = check_float("omega", omega, minimum=0.0, exclusive=True)
+    check_choice("precision", precision, PRECISIONS)
+    chosen = backends.resolve(backend, x.device)
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
+        with torch.autocast(kind, enabled=False):
+            return _run(x, weight, bias, activation, omega, precision, chosen)
+    return _run(x, weight, bias, activation, omega, precision, chosen)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise for tensors that do not make a linear layer."""
+    given = {"x": x, "weight": weight} if bias is None else {"x": x, "weight": weight, "bias": bias}
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
+        if t.dtype not in DTYPES:
+            raise TypeError(f"{name} must be fp16, bf16, fp32 or fp64, got {t.dtype}")
+        if t.device != x.device:
+            raise ValueError(f"{name} is on {t.device} but x is on {x.device}")
+        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"x and weight must have shapes (..., D_in) and (D_out, D_in), got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape ({len(weight)},), got {tuple(bias.shape)}")
+
+
+def _run(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float, precision: str, backend: str
+) -> Tensor:
+    if backend == "torch" and x.device.type == "cpu" and x.shape[:-1].numel() * weight.numel() < SMALL:
+        return ACTIVATIONS[activation].value(F.linear(x, weight, bias), omega)
+    if torch.compiler.is_compiling():
+        # Dynamo takes operators whole, and would refuse the Function for its forward mode.
+        return torch.ops.inrfast.fused_linear(x, weight, bias, activation, omega, precision, backend)
+    return _apply(x, weight, bias, activation, omega, precision, backend)
+
+
+def _apply(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "relu",
+    omega: float = 30.0,
+    precision: str = "high",
+    backend: str = "auto",
+) -> Tensor:
+    """Return the layer's result by the operators below, as one model's."""
+    backend = backends.resolve(backend, x.device)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    rows = x.reshape(1, -1, x.shape[-1])
+    y, _ = _FusedLinear.apply(
+        rows,
+        weight.unsqueeze(0),
+        None if bias is None else bias.unsqueeze(0),
+        activation,
+        omega,
+        precision,
+        backend,
+        keep,
+    )
+    return y.view(*x.shape[:-1], len(weight))
+
+
+_library = torch.library.Library("inrfast", "FRAGMENT")
+_library.define(
+    "fused_linear(Tensor x, Tensor weight, Tensor? bias=None, str activation='relu', float omega=30., "
+    "str precision='high', str backend='auto') -> Tensor"
+)
+_library.impl("fused_linear", _apply, "CompositeImplicitAutograd")
+# Transforms of torch.func must see the Function below, not the operators inside it.
+_library.impl("fused_linear", _apply, "FuncTorchDynamicLayerFrontMode")
+
+
+# ---- derivatives -------------------------------------------------------------------------------------------------
+
+
+class _FusedLinear(torch.autograd.Function):
+    """The layer of several models; the second result is what the backward pass needs."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        omega: float,
+        precision: str,
+        backend: str,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return fused_linear_forward(x, weight, bias, activation, omega, precision, backend, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, weight, bias, *ctx.settings, _ = inputs
+        y, saved = output
+        activation, _, _, backend = ctx.settings
+        ctx.mark_non_differentiable(saved)
+        ctx.set_materialize_grads(False)
+        tensors = x, weight, bias, y if kept(activation, backend) == "result" else saved
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)  # the same ones: under vmap torch remembers one set
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, _: None) -> Any:
+        x, weight, bias, saved = ctx.saved_tensors
+        if gradient is None:
+            return (None,) * 8
+        needs = [needed and t is not None for needed, t in zip(ctx.needs_input_grad, (x, weight, bias), strict=False)]
+        found = _Gradients.apply(gradient, x, weight, bias, saved, *ctx.settings, *needs)
+        shared = needs[0] and len(x) < len(weight)
+        dx = found[0].sum(0, keepdim=True) if shared else found[0]
+        return (*(t if needed else None for t, needed in zip((dx, *found[1:]), needs, strict=True)), *[None] * 5)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: None) -> Any:
+        x, weight, bias, _ = ctx.saved_tensors
+        u = _linear(x, weight, bias)
+        du = torch.zeros_like(u)
+        if dx is not None:
+            du = du + dx @ weight.mT
+        if dw is not None:
+            du = du + x @ dw.mT
+        if db is not None:
+            du = du + db.unsqueeze(1)
+        activation, omega, _, _ = ctx.settings
+        return ACTIVATIONS[activation].derivative(u, omega) * du, None
+
+
+class _Gradients(torch.autograd.Function):
+    """``dL/dx``, ``dL/dW`` and ``dL/db`` of the layer; their own derivatives are those of the reference formula."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        gradient: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        saved: Tensor,
+        activation: str,
+        omega: float,
+        precision: str,
+        backend: str,
+        *needs: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return fused_linear_backward(gradient, x, weight, saved, activation, omega, precision, backend, needs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        gradient, x, weight, bias, _, ctx.activation, ctx.omega, _, _, *ctx.needs = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gradient, x, weight, bias)
+        ctx.save_for_forward(gradient, x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
+        given = [t for t in ctx.saved_tensors if t is not None]
+        wanted = [needed and v is not None for needed, v in zip(ctx.needs, cotangents, strict=True)]
+        if not any(wanted):
+            return (None,) * 12
+
+        def reference(*tensors: Tensor) -> list[Tensor]:
+            made = fused_linear_backward_reference(*tensors, activation=ctx.activation, omega=ctx.omega)
+            return [t for t, needed in zip(made, wanted, strict=True) if needed]
+
+        _, pull_back, *_ = torch.func.vjp(reference, *given)
+        found = pull_back([v for v, needed in zip(cotangents, wanted, strict=True) if needed])
+        return (*found, *[None] * (12 - len(found)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        given = [t for t in ctx.saved_tensors if t is not None]
+        moved = [torch.zeros_like(t) if dt is None else dt for t, dt in zip(given, tangents, strict=False)]
+        reference = functools.partial(fused_linear_backward_reference, activation=ctx.activation, omega=ctx.omega)
+        _, found, *_ = torch.func.jvp(reference, tuple(given), tuple(moved))
+        return tuple(t if needed else t[:, :0] for t, needed in zip(found, ctx.needs, strict=True))
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``x W^T + b`` of several models, with torch's own derivatives."""
+    u = x @ weight.mT
+    return u if bias is None else u + bias.unsqueeze(1)
+
+
+def fused_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float) -> Tensor:
+    """Return what the operator computes, by torch's operations: ``x`` (models or 1, n, D_in), weights of each model."""
+    return ACTIVATIONS[activation].value(_linear(x, weight, bias), omega)
+
+
+def fused_linear_backward_reference(
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str, omega: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``e W``, ``e^T x`` and ``sum e`` with ``e = dL/dy * act'(x W^T + b)``, model by model."""
+    errors = gradient * ACTIVATIONS[activation].derivative(_linear(x, weight, bias), omega)
+    return errors @ weight, errors.mT @ x, errors.sum(1)
+
+
+# ---- operators ---------------------------------------------------------------------------------------------------
+
+
+def kept(activation: str, backend: str) -> str:
+    """Return what the backward pass needs of an activation: ``"nothing"``, ``"result"``, ``"mask"`` or ``"slope"``."""
+    if activation == "identity":
+        return "nothing"
+    if activation in OF_RESULT or (activation == "relu" and backend == "torch"):
+        return "result"
+    return "mask" if activation == "relu" else "slope"
+
+
+def _saved(y: Tensor, activation: str, backend: str, keep: bool) -> Tensor:
+    """Return memory for what the backward pass needs beside y: (models, n, columns), without columns for nothing."""
+    what = kept(activation, backend) if keep else "nothing"
+    if what == "mask":
+        return y.new_empty(*y.shape[:2], -(-y.shape[2] // 8), dtype=torch.uint8)
+    return _like(y) if what == "slope" else y.new_empty(*y.shape[:2], 0)
+
+
+def _like(t: Tensor) -> Tensor:
+    return empty(t.shape, t.dtype, t.device)
+
+
+@torch.library.custom_op("inrfast::fused_linear_forward", mutates_args=())
+def fused_linear_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    omega: float,
+    precision: str,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return ``act(x W^T + b)`` (models, n, D_out) and, if ``keep``, what the backward pass needs beside it.
+
+    ``x`` is (models or 1, n, D_in), ``weight`` (models, D_out, D_in), ``bias`` (models, D_out).
+    """
+    y = empty((len(weight), x.shape[1], weight.shape[1]), x.dtype, x.device)
+    saved = _saved(y, activation, backend, keep)
+    if backend == "triton":
+        from inrfast.kernels import fused_linear as kernel  # imports triton
+
+        x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+        with _on(x.device):
+            kernel.launch_forward(
+                kernel.kind_of(str(x.dtype).removeprefix("torch."), precision),
+                x,
+                weight.contiguous(),
+                None if bias is None else bias.contiguous(),
+                y,
+                saved,
+                _number(kernel, "nothing" if saved.numel() == 0 else kept(activation, backend)),
+                ACTIVATIONS[activation].kernel_id,
+                omega,
+            )
+        return y, saved
+    slope = saved if saved.numel() else None
+    for index in range(len(weight)):
+        b = None if bias is None else bias[index]
+        layer = x[index if len(x) > 1 else 0], weight[index], b
+        _forward_model(*layer, activation, omega, precision, y[index], None if slope is None else slope[index])
+    return y, saved
+
+
+@fused_linear_forward.register_fake
+def _(x, weight, bias, activation, omega, precision, backend, keep):  # type: ignore[no-untyped-def]
+    y = x.new_empty(len(weight), x.shape[1], weight.shape[1])
+    what = kept(activation, backend) if keep else "nothing"
+    if what == "mask":
+        return y, y.new_empty(*y.shape[:2], (y.shape[2] + 7) // 8, dtype=torch.uint8)
+    return y, torch.empty_like(y) if what == "slope" else y.new_empty(*y.shape[:2], 0)
+
+
+@torch.library.custom_op("inrfast::fused_linear_backward", mutates_args=())
+def fused_linear_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    activation: str,
+    omega: float,
+    precision: str,
+    backend: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``dL/dx`` (models, n, D_in), ``dL/dW`` and ``dL/db``, each without entries where ``needs`` says so.
+
+    ``gradient`` is ``dL/dy`` (models, n, D_out); ``saved`` what the forward pass kept, or y where that is enough.
+    """
+    dx, dw, db = _gradients(gradient, x, weight, needs, _like)
+    if backend == "triton":
+        _launch_backward(gradient, x, weight, saved, activation, precision, (dx, dw, db), needs)
+        return dx, dw, db
+    for index in range(len(weight)):
+        _backward_model(
+            gradient[index],
+            x[index if len(x) > 1 else 0],
+            weight[index],
+            saved[index],
+            activation,
+            precision,
+            dx[index] if needs[0] else None,
+            dw[index] if needs[1] else None,
+            db[index] if needs[2] else None,
+        )
+    return dx, dw, db
+
+
+@fused_linear_backward.register_fake
+def _(gradient, x, weight, saved, activation, omega, precision, backend, needs):  # type: ignore[no-untyped-def]
+    return _gradients(gradient, x, weight, needs, torch.empty_like)
+
+
+def _gradients(
+    gradient: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool], make: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return memory for the gradients; one that is not needed has no entries."""
+    models = len(weight)
+    dx = x.new_empty(models, x.shape[1] * needs[0], x.shape[2])
+    dw = weight.new_empty(models, weight.shape[1] * needs[1], weight.shape[2])
+    return make(dx), dw, weight.new_empty(models, weight.shape[1] * needs[2])
+
+
+def _batched(size: int, dim: int | None, t: Tensor) -> Tensor:
+    """Return a tensor with its batch as more models."""
+    t = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+    return t.flatten(0, 1)
+
+
+@fused_linear_forward.register_vmap
+def _(info, in_dims, x, weight, bias, *settings):  # type: ignore[no-untyped-def]
+    size, models = info.batch_size, weight.shape[0 if in_dims[1] is None else (in_dims[1] == 0)]
+    w = _batched(size, in_dims[1], weight)
+    b = None if bias is None else _batched(size, in_dims[2], bias)
+    found = fused_linear_forward(_points(size, in_dims[0], x, models), w, b, *settings)
+    return tuple(t.unflatten(0, (size, models)) for t in found), (0, 0)
+
+
+@fused_linear_backward.register_vmap
+def _(info, in_dims, gradient, x, weight, saved, *settings):  # type: ignore[no-untyped-def]
+    size, models = info.batch_size, weight.shape[0 if in_dims[2] is None else (in_dims[2] == 0)]
+    g, w, s = (_batched(size, in_dims[k], t) for k, t in ((0, gradient), (2, weight), (3, saved)))
+    found = fused_linear_backward(g, _points(size, in_dims[1], x, models), w, s, *settings)
+    return tuple(t.unflatten(0, (size, models)) for t in found), (0, 0, 0)
+
+
+def _points(size: int, dim: int | None, x: Tensor, models: int) -> Tensor:
+    """Return x for a batch of models: shared by all if it is neither batched nor a model's own."""
+    if dim is None and len(x) == 1:
+        return x
+    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+    return x.expand(size, models, *x.shape[2:]).flatten(0, 1)
+
+
+# ---- the Triton backend ------------------------------------------------------------------------------------------
+
+
+def _on(device: torch.device) -> Any:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _number(kernel: Any, what: str) -> int:
+    return {"nothing": kernel.NOTHING, "mask": kernel.MASK, "slope": kernel.SLOPE, "result": kernel.RESULT}[what].value
+
+
+@functools.cache
+def _programs(device: torch.device) -> int:
+    """Return how many programs fill the device, two a multiprocessor."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+def _launch_backward(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    activation: str,
+    precision: str,
+    out: tuple[Tensor, Tensor, Tensor],
+    needs: Sequence[bool],
+) -> None:
+    from inrfast.kernels import fused_linear as kernel  # imports triton
+
+    dx, dw, db = out
+    kind = kernel.kind_of(str(x.dtype).removeprefix("torch."), precision)
+    what = _number(kernel, kept(activation, "triton"))
+    number = ACTIVATIONS[activation].kernel_id
+    gradient, saved, weight = gradient.contiguous(), saved.contiguous(), weight.contiguous()
+    x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+    with _on(x.device):
+        if needs[0]:
+            kernel.launch_input_gradient(kind, gradient, weight, saved, dx, what, number)
+        if needs[1] or needs[2]:
+            models, outputs, inputs = weight.shape
+            ranges, length = kernel.ranges_of(kind, models, x.shape[1], inputs, outputs, _programs(x.device))
+            wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+            weights = x.new_empty(models, ranges, outputs, inputs, dtype=wide)
+            biases = x.new_empty(models, ranges, outputs, dtype=wide) if needs[2] else None
+            kernel.launch_weight_gradient(kind, gradient, x, saved, weights, biases, length, what, number)
+            if needs[1]:
+                dw.copy_(weights.sum(1))
+            if biases is not None:
+                db.copy_(biases.sum(1))
+
+
+# ---- the torch backend -------------------------------------------------------------------------------------------
+
+
+def _products(device: torch.device, precision: str) -> Any:
+    """Return the context of this backend's products: on a GPU exact, whatever torch's flags, unless TF32 will do."""
+    return nullcontext() if precision == "medium" and device.type == "cuda" else gemm.exact_products(device)
+
+
+def _ranges(x: Tensor, outputs: int) -> list[slice]:
+    """Return one range of rows a thread."""
+    n, inputs = x.shape
+    if n * inputs * outputs < SHARED:
+        return [slice(0, n)]
+    return list(chunks(n, -(-n // gemm.threads(x.dtype, x.device))))
+
+
+def _forward_model(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    omega: float,
+    precision: str,
+    y: Tensor,
+    slope: Tensor | None,
+) -> None:
+    """Write one model's result, and the slope if it is wanted: a chunk of rows at a time, each thread its own range.
+
+    Activations of 16-bit numbers are computed in fp32 and rounded once.
+    """
+    outputs, half = len(weight), x.dtype.itemsize == 2
+    rows = cached_rows(max(weight.shape), x)
+
+    @torch.no_grad()  # grad mode belongs to a thread
+    def run(part: slice) -> None:
+        size = min(rows, part.stop - part.start)
+        dtype = torch.float32 if half else x.dtype
+        scratch, *wide = (x.new_empty(size, outputs, dtype=dtype) for _ in range(3 if half else 1))
+        for chunk in chunks(part.stop - part.start, rows):
+            place, n = slice(part.start + chunk.start, part.start + chunk.stop), chunk.stop - chunk.start
+            u = (y if slope is None else slope)[place]
+            value = y[place]
+            gemm.mm(x[place], weight.t(), u)
+            if bias is not None:
+                u.add_(bias)
+            if half:
+                u, value = wide[0][:n].copy_(u), wide[1][:n]
+            if slope is None:
+                VALUE_IN_PLACE[activation](u, omega, scratch[:n])
+            else:
+                IN_PLACE[activation](u, omega, value, scratch[:n])
+            if half:
+                y[place] = u if slope is None else value
+                if slope is not None:
+                    slope[place] = u
+
+    with _products(x.device, precision):
+        together([functools.partial(run, part) for part in _ranges(x, outputs)])
+
+
+def _errors(gradient: Tensor, saved: Tensor, activation: str, out: Tensor) -> Tensor:
+    """Return ``dL/dy * act'(u)`` of some rows, written into ``out`` where it is not the gradient itself."""
+    if activation == "identity":
+        return gradient
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward.grad_input(gradient, saved, 0, grad_input=out)
+    if activation == "tanh":
+        return torch.ops.aten.tanh_backward.grad_input(gradient, saved, grad_input=out)
+    if activation == "softplus":
+        return torch.neg(saved, out=out).expm1_().neg_().mul_(gradient)
+    return torch.mul(gradient, saved, out=out)
+
+
+def _backward_model(
+    gradient: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    saved: Tensor,
+    activation: str,
+    precision: str,
+    dx: Tensor | None,
+    dw: Tensor | None,
+    db: Tensor | None,
+) -> None:
+    """Write one model's gradients, those that are wanted; sums over rows are in fp32 at least, in a fixed order."""
+    outputs, half = len(weight), x.dtype.itemsize == 2
+    rows = cached_rows(max(weight.shape), x)
+    dtype = torch.float32 if half else x.dtype
+
+    @torch.no_grad()
+    def run(part: slice) -> tuple[Tensor, Tensor]:
+        memory = x.new_empty(min(rows, part.stop - part.start), outputs)
+        weights = weight.new_zeros(weight.shape if dw is not None else (0, 0), dtype=dtype)
+        biases = weight.new_zeros(outputs, dtype=dtype)
+        for chunk in chunks(part.stop - part.start, rows):
+            place = slice(part.start + chunk.start, part.start + chunk.stop)
+            errors = _errors(gradient[place], saved[place], activation, memory[: chunk.stop - chunk.start])
+            if dx is not None:
+                gemm.mm(errors, weight, dx[place])
+            if dw is not None and half:
+                weights.add_(errors.t() @ x[place])
+            elif dw is not None:
+                gemm.addmm_(weights, errors.t(), x[place])
+            if db is not None:
+                biases.add_(errors.sum(0, dtype=dtype))
+        return weights, biases
+
+    with _products(x.device, precision):
+        found = together([functools.partial(run, part) for part in _ranges(x, outputs)])
+    for target, sums in zip((dw, db), zip(*found, strict=True), strict=True):
+        if target is not None:
+            target.copy_(functools.reduce(torch.add, sums))

@@ -1,0 +1,428 @@
+"""A linear layer and its activation in one pass, forward and backward: ``y = act(x W^T + b)``.
+
+The forward kernel applies the activation to a tile while it is still in registers, and keeps for the backward what is
+cheapest: a bit for ReLU, the slope ``act'(u)`` for sine and others, nothing where the slope is a function of the
+result (tanh, softplus). The backward kernels make ``e = dL/dy * act'(u)`` tile by tile as an operand of their products,
+``dL/dx = e W`` and ``dL/dW = e^T x``, ``dL/db = sum e``; e is never written. Sums over the rows go in fixed ranges
+with partial results: no atomics, so that a step can be repeated bit by bit.
+
+Every kernel takes a model axis: many networks of one shape in one launch.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import Any
+
+import triton
+import triton.language as tl
+
+from inrfast.kernels.activations import SOFTPLUS, TANH, activate
+
+FEW = 8
+"""Columns of x up to which the product is summed by multiply-adds: coordinates would fill a tensor core with zeros."""
+
+SHARED = 99 * 1024
+"""Bytes of shared memory a program takes at most: every GPU since sm_86 has them."""
+
+NOTHING = tl.constexpr(0)
+MASK = tl.constexpr(1)
+SLOPE = tl.constexpr(2)
+RESULT = tl.constexpr(3)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile of a product (rows, columns, terms taken at once) and resources of one launch."""
+
+    rows: int
+    columns: int
+    terms: int
+    warps: int
+    stages: int
+
+
+FORWARD = {
+    "fp16": Config(128, 128, 64, 8, 3),
+    "tf32": Config(128, 64, 32, 8, 3),
+    "tf32x3": Config(64, 64, 32, 4, 2),
+    "fp64": Config(64, 32, 16, 8, 2),
+}
+"""By kind of product; bf16 is as fp16."""
+
+INPUT_GRADIENT = {
+    "fp16": Config(128, 128, 32, 8, 3),
+    "tf32": Config(128, 64, 32, 8, 3),
+    "tf32x3": Config(64, 64, 32, 8, 2),
+    "fp64": Config(64, 32, 16, 8, 2),
+}
+
+WEIGHT_GRADIENT = {
+    "fp16": Config(128, 128, 32, 8, 3),
+    "tf32": Config(64, 64, 32, 4, 3),
+    "tf32x3": Config(64, 64, 32, 8, 2),
+    "fp64": Config(32, 32, 16, 4, 2),
+}
+"""Rows and columns are those of the weight, terms are points."""
+
+
+@triton.jit
+def _slope_of_result(y, ACTIVATION: tl.constexpr):
+    """Return ``act'(u)`` of activations for which it is a function of ``y = act(u)``."""
+    if ACTIVATION == TANH:
+        return 1 - y * y
+    else:
+        tl.static_assert(ACTIVATION == SOFTPLUS)
+        # 1 - e^-y, by its series where that cancels.
+        series = y * (1 - y * (0.5 - y * (0.16666666666666666 - y * 0.041666666666666664)))
+        small = 0.0001 if y.dtype == tl.float64 else 0.01
+        return tl.where(y < small, series, 1 - tl.exp(-y))
+
+
+@triton.jit
+def _errors(
+    gradient, saved, points, columns, outputs, inside, SAVED: tl.constexpr, ACTIVATION: tl.constexpr
+):  # fmt: skip
+    """Return ``e = dL/dy * act'(u)`` of some points and columns, in the dtype of the gradient."""
+    g = tl.load(gradient + points[:, None] * outputs + columns[None, :], mask=inside, other=0.0)
+    if SAVED == NOTHING:
+        return g
+    elif SAVED == MASK:
+        width = tl.cdiv(outputs, 8)
+        bytes = tl.load(saved + points[:, None] * width + (columns // 8)[None, :], mask=inside, other=0)
+        return tl.where((bytes.to(tl.int32) >> (columns % 8).to(tl.int32)[None, :]) & 1 == 1, g, 0.0).to(g.dtype)
+    else:
+        slope = tl.load(saved + points[:, None] * outputs + columns[None, :], mask=inside, other=0.0)
+        if g.dtype != tl.float64:
+            slope = slope.to(tl.float32)
+        if SAVED == RESULT:
+            slope = _slope_of_result(slope, ACTIVATION)
+        return (g.to(slope.dtype) * slope).to(g.dtype)
+
+
+@triton.jit
+def fused_linear(
+    x,
+    weight,
+    bias,
+    out,
+    saved,
+    n,
+    inputs,
+    outputs,
+    x_row,
+    x_model,
+    omega,
+    omega_middle,
+    omega_low,
+    ACTIVATION: tl.constexpr,
+    SAVED: tl.constexpr,
+    BIAS: tl.constexpr,
+    FEW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TERMS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write one tile of ``act(x W^T + b)``, and what its backward needs.
+
+    ``x``: (models or 1, n, inputs), rows ``x_row`` and models ``x_model`` elements apart; ``weight``: (models, outputs,
+    inputs); ``bias``: (models, outputs); ``out``: (models, n, outputs); ``saved``: like ``out``, or the bits of eight
+    columns a byte. The frequency is the sum of three fp32 numbers, so that fp64 loses no digit.
+    """
+    model = tl.program_id(1).to(tl.int64)
+    across = tl.cdiv(outputs, COLUMNS)
+    tile = tl.program_id(0)
+    # Tiles of the same rows follow each other: the second finds x in the cache.
+    points = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = (tile % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    x += model * x_model
+    weight += model * outputs * inputs
+    out += model * n * outputs
+    alive = points < n
+    present = columns < outputs
+
+    total = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
+    if FEW:
+        for k in range(0, inputs):
+            left = tl.load(x + (points * x_row + k), mask=alive, other=0.0).to(ACCUMULATOR)
+            right = tl.load(weight + (columns * inputs + k), mask=present, other=0.0).to(ACCUMULATOR)
+            total = tl.fma(left[:, None].broadcast_to(ROWS, COLUMNS), right[None, :].broadcast_to(ROWS, COLUMNS), total)
+    else:
+        for start in tl.range(0, inputs, TERMS, num_stages=STAGES):
+            k = (start + tl.arange(0, TERMS)).to(tl.int64)
+            within = k < inputs
+            left = tl.load(x + points[:, None] * x_row + k[None, :], mask=alive[:, None] & within[None, :], other=0.0)
+            right = tl.load(
+                weight + columns[:, None] * inputs + k[None, :],
+                mask=present[:, None] & within[None, :],
+                other=0.0,
+            )
+            total = tl.dot(left, right.T, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    if BIAS:
+        total += tl.load(bias + model * outputs + columns, mask=present, other=0.0).to(ACCUMULATOR)[None, :]
+
+    if total.dtype == tl.float64:
+        frequency = tl.cast(omega, tl.float64) + tl.cast(omega_middle, tl.float64) + tl.cast(omega_low, tl.float64)
+        value, slope = activate(total, frequency, 0.0, ACTIVATION, False)
+    else:
+        value, slope = activate(total, omega, omega_middle, ACTIVATION, out.dtype.element_ty.primitive_bitwidth == 16)
+    inside = alive[:, None] & present[None, :]
+    places = points[:, None] * outputs + columns[None, :]
+    tl.store(out + places, value.to(out.dtype.element_ty), mask=inside)
+    if SAVED == SLOPE:
+        tl.store(saved + model * n * outputs + places, slope.to(saved.dtype.element_ty), mask=inside)
+    elif SAVED == MASK:
+        width = tl.cdiv(outputs, 8)
+        bits = tl.where(present[None, :], (slope > 0).to(tl.int32), 0) << (columns % 8).to(tl.int32)[None, :]
+        bytes = tl.sum(tl.reshape(bits, (ROWS, COLUMNS // 8, 8)), 2)
+        chosen = (tile % across).to(tl.int64) * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+        tl.store(
+            saved + model * n * width + points[:, None] * width + chosen[None, :],
+            bytes.to(tl.uint8),
+            mask=alive[:, None] & (chosen < width)[None, :],
+        )
+
+
+@triton.jit
+def input_gradient(
+    gradient,
+    weight,
+    saved,
+    out,
+    n,
+    inputs,
+    outputs,
+    saved_model,
+    ACTIVATION: tl.constexpr,
+    SAVED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TERMS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write one tile of ``dL/dx = (dL/dy * act'(u)) W``: gradient (models, n, outputs), out (models, n, inputs)."""
+    model = tl.program_id(1).to(tl.int64)
+    across = tl.cdiv(inputs, COLUMNS)
+    tile = tl.program_id(0)
+    points = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = (tile % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    gradient += model * n * outputs
+    saved += model * saved_model
+    weight += model * outputs * inputs
+    alive = points < n
+    present = columns < inputs
+    total = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
+    for start in tl.range(0, outputs, TERMS, num_stages=STAGES):
+        k = (start + tl.arange(0, TERMS)).to(tl.int64)
+        within = k < outputs
+        left = _errors(gradient, saved, points, k, outputs, alive[:, None] & within[None, :], SAVED, ACTIVATION)
+        right = tl.load(
+            weight + k[:, None] * inputs + columns[None, :],
+            mask=within[:, None] & present[None, :],
+            other=0.0,
+        )
+        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    places = points[:, None] * inputs + columns[None, :]
+    tl.store(out + model * n * inputs + places, total.to(out.dtype.element_ty), mask=alive[:, None] & present[None, :])
+
+
+@triton.jit
+def weight_gradient(
+    gradient,
+    x,
+    saved,
+    weights,
+    biases,
+    n,
+    inputs,
+    outputs,
+    x_row,
+    x_model,
+    saved_model,
+    length,
+    ACTIVATION: tl.constexpr,
+    SAVED: tl.constexpr,
+    BIAS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TERMS: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Write one range of points' part of a tile of ``dL/dW = e^T x`` and of ``dL/db = sum e``.
+
+    ``weights``: (models, ranges, outputs, inputs), ``biases``: (models, ranges, outputs), to be added up over the
+    ranges of ``length`` points, a multiple of TERMS.
+    """
+    model = tl.program_id(2).to(tl.int64)
+    part = tl.program_id(1).to(tl.int64)
+    across = tl.cdiv(inputs, COLUMNS)
+    tile = tl.program_id(0)
+    rows = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = (tile % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    gradient += model * n * outputs
+    saved += model * saved_model
+    x += model * x_model
+    there = rows < outputs
+    present = columns < inputs
+    total = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
+    sums = tl.zeros((ROWS,), ACCUMULATOR)
+    first = part * length
+    last = tl.minimum(first + length, n)
+    for start in tl.range(first, last, TERMS, num_stages=STAGES):
+        points = start + tl.arange(0, TERMS).to(tl.int64)
+        alive = points < last
+        left = _errors(gradient, saved, points, rows, outputs, alive[:, None] & there[None, :], SAVED, ACTIVATION)
+        right = tl.load(
+            x + points[:, None] * x_row + columns[None, :], mask=alive[:, None] & present[None, :], other=0.0
+        )
+        total = tl.dot(left.T, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        if BIAS:
+            sums += tl.sum(left.to(ACCUMULATOR), 0)
+    at = model * tl.num_programs(1) + part
+    places = rows[:, None] * inputs + columns[None, :]
+    tl.store(weights + at * outputs * inputs + places, total, mask=there[:, None] & present[None, :])
+    if BIAS:
+        tl.store(biases + at * outputs + rows, sums, mask=rows < tl.where(tile % across == 0, outputs, 0))
+
+
+def kind_of(dtype: str, precision: str) -> str:
+    """Return the kind of product for tensors of a dtype (``"float32"``, ...) and ``"high"`` or ``"medium"``."""
+    if dtype == "float32":
+        return "tf32" if precision == "medium" else "tf32x3"
+    return "fp64" if dtype == "float64" else "fp16"
+
+
+def fitting(config: Config, columns: int) -> Config:
+    """Return a configuration whose tile is not wider than the columns there are, but 16 at least."""
+    return replace(config, columns=min(config.columns, max(16, triton.next_power_of_2(columns))))
+
+
+def common(kind: str, config: Config) -> dict[str, Any]:
+    """Return the compile-time choices that all three kernels share."""
+    return {
+        "PRECISION": {"tf32": "tf32", "tf32x3": "tf32x3"}.get(kind, "ieee"),
+        "ACCUMULATOR": tl.float64 if kind == "fp64" else tl.float32,
+        "ROWS": config.rows,
+        "COLUMNS": config.columns,
+        "TERMS": config.terms,
+        "STAGES": config.stages,
+    }
+
+
+def _resources(config: Config) -> dict[str, Any]:
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+
+
+def launch_forward(
+    kind: str, x: Any, weight: Any, bias: Any, out: Any, saved: Any, keep: int, activation: int, omega: float
+) -> None:
+    """Run :func:`fused_linear`: shapes as there, ``x`` with columns next to each other, ``saved`` empty for none."""
+    models, n, outputs = out.shape
+    config = fitting(FORWARD[kind], outputs)
+    high = _fp32(omega)
+    middle = _fp32(omega - high)
+    if out.numel() == 0:
+        return
+    fused_linear[(triton.cdiv(n, config.rows) * triton.cdiv(outputs, config.columns), models)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        out,
+        saved if saved.numel() else out,
+        n,
+        x.shape[2],
+        outputs,
+        x.stride(1),
+        x.stride(0) if len(x) > 1 else 0,
+        high,
+        middle,
+        omega - high - middle,
+        ACTIVATION=activation,
+        SAVED=keep,
+        BIAS=bias is not None,
+        FEW=x.shape[2] <= FEW,
+        **common(kind, config),
+        **_resources(config),
+    )
+
+
+def _fp32(number: float) -> float:
+    return struct.unpack("f", struct.pack("f", number))[0]
+
+
+def launch_input_gradient(
+    kind: str, gradient: Any, weight: Any, saved: Any, out: Any, keep: int, activation: int
+) -> None:
+    """Run :func:`input_gradient`."""
+    models, n, inputs = out.shape
+    config = fitting(INPUT_GRADIENT[kind], inputs)
+    if out.numel() == 0:
+        return
+    input_gradient[(triton.cdiv(n, config.rows) * triton.cdiv(inputs, config.columns), models)](
+        gradient,
+        weight,
+        saved if saved.numel() else gradient,
+        out,
+        n,
+        inputs,
+        gradient.shape[2],
+        saved.stride(0),
+        ACTIVATION=activation,
+        SAVED=keep,
+        **common(kind, config),
+        **_resources(config),
+    )
+
+
+def ranges_of(kind: str, models: int, n: int, inputs: int, outputs: int, programs: int) -> tuple[int, int]:
+    """Return into how many ranges, of how many points, the rows of a weight gradient fall to make so many programs."""
+    config = fitting(WEIGHT_GRADIENT[kind], inputs)
+    tiles = triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns) * models
+    wanted = min(max(1, programs // tiles), max(1, n // (4 * config.terms)))
+    length = triton.cdiv(triton.cdiv(n, wanted), config.terms) * config.terms
+    return max(1, triton.cdiv(n, max(length, 1))), length
+
+
+def launch_weight_gradient(
+    kind: str,
+    gradient: Any,
+    x: Any,
+    saved: Any,
+    weights: Any,
+    biases: Any,
+    length: int,
+    keep: int,
+    activation: int,
+) -> None:
+    """Run :func:`weight_gradient` for ranges of ``length`` points; ``biases`` is None where it is not wanted."""
+    models, ranges, outputs, inputs = weights.shape
+    config = fitting(WEIGHT_GRADIENT[kind], inputs)
+    if weights.numel() == 0:
+        return
+    weight_gradient[(triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns), ranges, models)](
+        gradient,
+        x,
+        saved if saved.numel() else gradient,
+        weights,
+        weights if biases is None else biases,
+        gradient.shape[1],
+        inputs,
+        outputs,
+        x.stride(1),
+        x.stride(0) if len(x) > 1 else 0,
+        saved.stride(0),
+        length,
+        ACTIVATION=activation,
+        SAVED=keep,
+        BIAS=biases is not None,
+        **common(kind, config),
+        **_resources(config),
+    )
