@@ -16,7 +16,8 @@ as well: ``u |act'| |pre-activation|`` more).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,20 +28,22 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import check_choice, check_float
-from inrfast.memory import cached_rows, chunks, empty
+from inrfast.memory import chunks
 from inrfast.ops import gemm
 from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE
-from inrfast.threads import together
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 PRECISIONS = ("high", "medium")
 
-SMALL = 1 << 20
-"""Multiply-adds of a layer below which a CPU takes torch's own operations: the dispatch of a fused one costs more."""
+LARGE = 1 << 25
+"""Bytes of a result beyond which a CPU takes chunks of rows: the C library then takes the memory of every temporary
+fresh from the system, and touching it costs more than the arithmetic. Below, torch's own operations are the fastest."""
 
-SHARED = 1 << 22
-"""Multiply-adds from which threads share a layer's rows."""
+CHUNK_BYTES = 1 << 22
+"""Size of one buffer of a chunk of rows on a CPU: what lies between product and result stays in the cores' caches."""
+
+LEAST_ROWS = 256
 
 OF_RESULT = ("tanh", "softplus")
 """Activations whose slope is a function of their result."""
@@ -94,11 +97,13 @@ def fused_linear(
     torch.Size([5, 8])
     """
     _check(x, weight, bias)
-    check_choice("activation", activation, ACTIVATIONS)
-    omega = check_float("omega", omega, minimum=0.0, exclusive=True)
-    check_choice("precision", precision, PRECISIONS)
-    chosen = backends.resolve(backend, x.device)
+    if activation not in ACTIVATIONS or type(omega) is not float or not 0.0 < omega < math.inf:
+        check_choice("activation", activation, ACTIVATIONS)
+        omega = check_float("omega", omega, minimum=0.0, exclusive=True)
+    if precision not in PRECISIONS:
+        check_choice("precision", precision, PRECISIONS)
     kind = x.device.type
+    chosen = "torch" if backend == "auto" and kind == "cpu" else backends.resolve(backend, x.device)
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
@@ -110,13 +115,14 @@ def fused_linear(
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise for tensors that do not make a linear layer."""
-    given = {"x": x, "weight": weight} if bias is None else {"x": x, "weight": weight, "bias": bias}
-    for name, t in given.items():
+    for name, t in (("x", x), ("weight", weight), ("bias", bias)):
+        if t is None and name == "bias":
+            continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(t).__name__}")
         if t.dtype not in DTYPES:
             raise TypeError(f"{name} must be fp16, bf16, fp32 or fp64, got {t.dtype}")
-        if t.device != x.device:
+        if t is not x and t.device != x.device:
             raise ValueError(f"{name} is on {t.device} but x is on {x.device}")
         if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
@@ -132,12 +138,24 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float, precision: str, backend: str
 ) -> Tensor:
-    if backend == "torch" and x.device.type == "cpu" and x.shape[:-1].numel() * weight.numel() < SMALL:
-        return ACTIVATIONS[activation].value(F.linear(x, weight, bias), omega)
+    size = x.shape[:-1].numel() * len(weight) * x.element_size()
+    if backend == "torch" and x.device.type == "cpu" and (activation == "identity" or size <= LARGE):
+        return _by_torch(F.linear(x, weight, bias), activation, omega)
     if torch.compiler.is_compiling():
         # Dynamo takes operators whole, and would refuse the Function for its forward mode.
         return torch.ops.inrfast.fused_linear(x, weight, bias, activation, omega, precision, backend)
     return _apply(x, weight, bias, activation, omega, precision, backend)
+
+
+def _by_torch(u: Tensor, activation: str, omega: float) -> Tensor:
+    """Return the activation of a fresh pre-activation by torch's operations, in its memory where autograd allows."""
+    if activation == "relu":
+        return F.relu(u, inplace=True)
+    if activation == "tanh":
+        return u.tanh_()
+    if activation == "sine":
+        return torch.sin(u.mul_(omega))
+    return ACTIVATIONS[activation].value(u, omega)
 
 
 def _apply(
@@ -321,11 +339,7 @@ def _saved(y: Tensor, activation: str, backend: str, keep: bool) -> Tensor:
     what = kept(activation, backend) if keep else "nothing"
     if what == "mask":
         return y.new_empty(*y.shape[:2], -(-y.shape[2] // 8), dtype=torch.uint8)
-    return _like(y) if what == "slope" else y.new_empty(*y.shape[:2], 0)
-
-
-def _like(t: Tensor) -> Tensor:
-    return empty(t.shape, t.dtype, t.device)
+    return torch.empty_like(y) if what == "slope" else y.new_empty(*y.shape[:2], 0)
 
 
 @torch.library.custom_op("inrfast::fused_linear_forward", mutates_args=())
@@ -343,7 +357,7 @@ def fused_linear_forward(
 
     ``x`` is (models or 1, n, D_in), ``weight`` (models, D_out, D_in), ``bias`` (models, D_out).
     """
-    y = empty((len(weight), x.shape[1], weight.shape[1]), x.dtype, x.device)
+    y = x.new_empty(len(weight), x.shape[1], weight.shape[1])
     saved = _saved(y, activation, backend, keep)
     if backend == "triton":
         from inrfast.kernels import fused_linear as kernel  # imports triton
@@ -373,10 +387,7 @@ def fused_linear_forward(
 @fused_linear_forward.register_fake
 def _(x, weight, bias, activation, omega, precision, backend, keep):  # type: ignore[no-untyped-def]
     y = x.new_empty(len(weight), x.shape[1], weight.shape[1])
-    what = kept(activation, backend) if keep else "nothing"
-    if what == "mask":
-        return y, y.new_empty(*y.shape[:2], (y.shape[2] + 7) // 8, dtype=torch.uint8)
-    return y, torch.empty_like(y) if what == "slope" else y.new_empty(*y.shape[:2], 0)
+    return y, _saved(y, activation, backend, keep)
 
 
 @torch.library.custom_op("inrfast::fused_linear_backward", mutates_args=())
@@ -395,7 +406,7 @@ def fused_linear_backward(
 
     ``gradient`` is ``dL/dy`` (models, n, D_out); ``saved`` what the forward pass kept, or y where that is enough.
     """
-    dx, dw, db = _gradients(gradient, x, weight, needs, _like)
+    dx, dw, db = _gradients(x, weight, needs)
     if backend == "triton":
         _launch_backward(gradient, x, weight, saved, activation, precision, (dx, dw, db), needs)
         return dx, dw, db
@@ -416,17 +427,14 @@ def fused_linear_backward(
 
 @fused_linear_backward.register_fake
 def _(gradient, x, weight, saved, activation, omega, precision, backend, needs):  # type: ignore[no-untyped-def]
-    return _gradients(gradient, x, weight, needs, torch.empty_like)
+    return _gradients(x, weight, needs)
 
 
-def _gradients(
-    gradient: Tensor, x: Tensor, weight: Tensor, needs: Sequence[bool], make: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gradients(x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor]:
     """Return memory for the gradients; one that is not needed has no entries."""
-    models = len(weight)
-    dx = x.new_empty(models, x.shape[1] * needs[0], x.shape[2])
-    dw = weight.new_empty(models, weight.shape[1] * needs[1], weight.shape[2])
-    return make(dx), dw, weight.new_empty(models, weight.shape[1] * needs[2])
+    models, outputs, inputs = weight.shape
+    dx = x.new_empty(models, x.shape[1] * needs[0], inputs)
+    return dx, weight.new_empty(models, outputs * needs[1], inputs), weight.new_empty(models, outputs * needs[2])
 
 
 def _batched(size: int, dim: int | None, t: Tensor) -> Tensor:
@@ -519,12 +527,11 @@ def _products(device: torch.device, precision: str) -> Any:
     return nullcontext() if precision == "medium" and device.type == "cuda" else gemm.exact_products(device)
 
 
-def _ranges(x: Tensor, outputs: int) -> list[slice]:
-    """Return one range of rows a thread."""
-    n, inputs = x.shape
-    if n * inputs * outputs < SHARED:
-        return [slice(0, n)]
-    return list(chunks(n, -(-n // gemm.threads(x.dtype, x.device))))
+def _rows(x: Tensor, outputs: int) -> int:
+    """Return how many rows go through the layer at once: on a CPU as many as stay in the cores' caches."""
+    if x.device.type != "cpu":
+        return max(1, len(x))
+    return max(LEAST_ROWS, CHUNK_BYTES // (max(x.shape[1], outputs) * x.element_size()))
 
 
 def _forward_model(
@@ -542,20 +549,14 @@ def _forward_model(
     Activations of 16-bit numbers are computed in fp32 and rounded once.
     """
     outputs, half = len(weight), x.dtype.itemsize == 2
-    rows = cached_rows(max(weight.shape), x)
-
-    @torch.no_grad()  # grad mode belongs to a thread
-    def run(part: slice) -> None:
-        size = min(rows, part.stop - part.start)
-        dtype = torch.float32 if half else x.dtype
-        scratch, *wide = (x.new_empty(size, outputs, dtype=dtype) for _ in range(3 if half else 1))
-        for chunk in chunks(part.stop - part.start, rows):
-            place, n = slice(part.start + chunk.start, part.start + chunk.stop), chunk.stop - chunk.start
-            u = (y if slope is None else slope)[place]
+    rows = min(_rows(x, outputs), max(len(x), 1))
+    dtype = torch.float32 if half else x.dtype
+    scratch, *wide = (x.new_empty(rows, outputs, dtype=dtype) for _ in range(3 if half else 1))
+    with torch.no_grad(), _products(x.device, precision):
+        for place in chunks(len(x), rows):
+            n = place.stop - place.start
             value = y[place]
-            gemm.mm(x[place], weight.t(), u)
-            if bias is not None:
-                u.add_(bias)
+            u = gemm.linear(x[place], weight, bias, (y if slope is None else slope)[place])
             if half:
                 u, value = wide[0][:n].copy_(u), wide[1][:n]
             if slope is None:
@@ -566,9 +567,6 @@ def _forward_model(
                 y[place] = u if slope is None else value
                 if slope is not None:
                     slope[place] = u
-
-    with _products(x.device, precision):
-        together([functools.partial(run, part) for part in _ranges(x, outputs)])
 
 
 def _errors(gradient: Tensor, saved: Tensor, activation: str, out: Tensor) -> Tensor:
@@ -597,29 +595,26 @@ def _backward_model(
 ) -> None:
     """Write one model's gradients, those that are wanted; sums over rows are in fp32 at least, in a fixed order."""
     outputs, half = len(weight), x.dtype.itemsize == 2
-    rows = cached_rows(max(weight.shape), x)
+    rows = min(_rows(x, outputs), max(len(x), 1))
     dtype = torch.float32 if half else x.dtype
-
-    @torch.no_grad()
-    def run(part: slice) -> tuple[Tensor, Tensor]:
-        memory = x.new_empty(min(rows, part.stop - part.start), outputs)
-        weights = weight.new_zeros(weight.shape if dw is not None else (0, 0), dtype=dtype)
-        biases = weight.new_zeros(outputs, dtype=dtype)
-        for chunk in chunks(part.stop - part.start, rows):
-            place = slice(part.start + chunk.start, part.start + chunk.stop)
-            errors = _errors(gradient[place], saved[place], activation, memory[: chunk.stop - chunk.start])
+    memory = x.new_empty(rows, outputs)
+    weights = dw if dw is None or not half else torch.empty_like(dw, dtype=dtype)
+    biases = db if db is None or not half else torch.empty_like(db, dtype=dtype)
+    for sums in (weights, biases):
+        if sums is not None:
+            sums.zero_()
+    with torch.no_grad(), _products(x.device, precision):
+        for place in chunks(len(x), rows):
+            errors = _errors(gradient[place], saved[place], activation, memory[: place.stop - place.start])
             if dx is not None:
                 gemm.mm(errors, weight, dx[place])
-            if dw is not None and half:
+            if weights is not None and half:
                 weights.add_(errors.t() @ x[place])
-            elif dw is not None:
+            elif weights is not None:
                 gemm.addmm_(weights, errors.t(), x[place])
-            if db is not None:
+            if biases is not None:
                 biases.add_(errors.sum(0, dtype=dtype))
-        return weights, biases
-
-    with _products(x.device, precision):
-        found = together([functools.partial(run, part) for part in _ranges(x, outputs)])
-    for target, sums in zip((dw, db), zip(*found, strict=True), strict=True):
-        if target is not None:
-            target.copy_(functools.reduce(torch.add, sums))
+    if half and dw is not None and weights is not None:
+        dw.copy_(weights)
+    if half and db is not None and biases is not None:
+        db.copy_(biases)

@@ -217,6 +217,19 @@ def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return out.addmm_(a, b)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """Write ``x weight^T + bias`` into ``out`` and return it: shapes (n, a), (b, a), (b,) or None, (n, b).
+
+    On a GPU torch's TF32 flags count: see :class:`exact_products`.
+    """
+    if bias is None and x.device.type == "cpu":
+        return mm(x, weight.t(), out)
+    if x.device.type != "cpu" or choose(x.dtype) == "torch":
+        return torch.mm(x, weight.t(), out=out) if bias is None else torch.addmm(bias, x, weight.t(), out=out)
+    mm(x, weight.t(), out)
+    return out if bias is None else out.add_(bias)
+
+
 class exact_products:
     """Context in which fp32 products on ``device`` are IEEE fp32: TF32 off inside, the global flags restored after."""
 

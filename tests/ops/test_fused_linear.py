@@ -30,7 +30,7 @@ CURVATURE = {
 
 @pytest.fixture(params=["torch", "triton"])
 def backend(request, monkeypatch):
-    monkeypatch.setattr(op, "SMALL", 0)  # small layers take the operators too
+    monkeypatch.setattr(op, "LARGE", -1)  # small layers take the operators too
     return request.param
 
 
@@ -71,7 +71,7 @@ def test_result_and_gradients_are_within_the_bound(
         x = torch.cat([x, x, x], 1)[:, inputs : 2 * inputs]
     given_tensors = [None if t is None else t.requires_grad_() for t in (x, weight, b)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(op, "SMALL", 0)
+        patch.setattr(op, "LARGE", -1)
         y = fused_linear(x, weight, b, activation, omega, backend=chosen)
     exact = wide(x, weight, b)
     u = F.linear(*exact)
@@ -232,8 +232,8 @@ def test_a_training_step_compiles_whole(device, backend):
 
 
 def test_two_runs_are_equal_bit_by_bit(device, backend, monkeypatch):
-    monkeypatch.setattr(op, "SHARED", 1)
-    monkeypatch.setattr(op, "cached_rows", lambda widest, like: 64)
+    monkeypatch.setattr(op, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(op, "LEAST_ROWS", 64)
     x, weight, b = (t.requires_grad_() for t in layer(700, 12, 20, True, torch.float32, device))
     runs = []
     for _ in range(3):
