@@ -171,3 +171,62 @@ def test_calibration_refuses():
         inr.calibrate_batchnorm_(net, inr.grid((1, 1)))
     with pytest.raises(ValueError, match=r"\(N, 2\)"):
         inr.calibrate_batchnorm_(net, inr.grid((4,)))
+
+
+# ---- the fused layer -----------------------------------------------------------------------------------------------
+
+
+def fused_and_plain(activation, dtype=torch.float64):
+    """One network twice: of fused layers, and as anyone would write it, with the same weights."""
+    rng = torch.Generator().manual_seed(0)
+    table = inr.activations.ACTIVATIONS[activation]
+    fused = nn.Sequential(
+        inr.nn.FusedLinear(2, 7, activation=activation, omega=2.0),
+        inr.nn.FusedLinear(7, 6, activation=activation, omega=2.0),
+        nn.Linear(6, 2),
+    ).to(dtype)
+    for parameter in fused.parameters():
+        nn.init.normal_(parameter, generator=rng)
+
+    class Plain(nn.Sequential):
+        def forward(self, x):
+            for layer in self[:-1]:
+                x = table.value(layer(x), 2.0)
+            return self[-1](x)
+
+    plain = Plain(nn.Linear(2, 7), nn.Linear(7, 6), nn.Linear(6, 2)).to(dtype)
+    plain.load_state_dict(fused.state_dict())
+    return fused, plain
+
+
+@pytest.mark.parametrize("activation", ["relu", "sine", "gelu"])
+def test_fused_layers_are_linear_layers_with_an_activation(activation):
+    fused, plain = fused_and_plain(activation)
+    coords = random_coords(9, 2, 0).double()
+    torch.testing.assert_close(fused(coords), plain(coords))
+    torch.testing.assert_close(copy.deepcopy(fused)(coords), plain(coords))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(fused))(coords), plain(coords))
+    assert fused(coords.view(3, 3, 2)).shape == (3, 3, 2)
+    for kernels in zip(*(inr.ntk(net, coords, precision="highest").to_dense() for net in (fused, plain)), strict=True):
+        torch.testing.assert_close(*kernels)
+    assert list(inr.ntk(fused, coords).layers) == ["0", "1", "2"]
+
+
+def test_a_fused_layer_takes_the_initialisers_of_linear_layers():
+    layer = inr.nn.FusedLinear(2, 64, activation="sine", omega=30.0)
+    plain = nn.Linear(2, 64)
+    for each in (layer, plain):
+        inr.init.rank_expanding_(each)
+    assert torch.equal(layer.weight, plain.weight)
+    assert torch.equal(layer.bias, plain.bias)
+    assert "activation='sine', omega=30" in repr(layer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"activation": "rellu"}, "relu"), ({"omega": -1.0}, "omega"), ({"precision": "low"}, "precision"),
+     ({"backend": "cuda"}, "backend"), ({"in_features": 0}, "in_features")],
+)  # fmt: skip
+def test_bad_options_of_a_fused_layer_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        inr.nn.FusedLinear(**{"in_features": 2, "out_features": 3, **options})
