@@ -66,11 +66,11 @@ def jacobian_entries(gates: bool) -> list[Entry]:
     """Rows and products; for the gates those of hidden layers, whose sums are the largest programs."""
     products = ("jacobian_product", "jacobian_transposed_product")
     targets = [(f, c) for c in (90, 80) for f in ("fp32", "fp64")]
-    table = [jacobian(k, f, c) for k in ("jacobian_rows", *products) for f, c in targets]
-    table += [jacobian(k, f, 90, one_output=True) for k in products for f in ("fp32", "fp64")]
     if gates:
-        return table
-    table += [jacobian(k, f, 80, one_output=True) for k in products for f in ("fp32", "fp64")]
+        chosen = (("fp32", 90), ("fp32", 80), ("fp64", 90))
+        return [jacobian("jacobian_rows", "fp32", 90), *(jacobian(k, f, c) for k in products for f, c in chosen)]
+    table = [jacobian(k, f, c) for k in ("jacobian_rows", *products) for f, c in targets]
+    table += [jacobian(k, f, c, one_output=True) for k in products for f, c in targets]
     table += [jacobian("jacobian_rows", f, c, one_output=True) for f, c in targets]
     kinds = ("identity", "bias_alone")
     return table + [
@@ -92,7 +92,6 @@ def fused_linear_entries(gates: bool) -> list[Entry]:
     if gates:
         table = [entry(k, "fp16", "fp16", 90, a) for k in FUSED_LINEAR for a in ("relu", "sine")]
         table += [entry(k, "tf32x3", "fp32", 80, "relu") for k in FUSED_LINEAR]
-        table += [entry("fused_linear", *kinds[2], 90, a) for a in ("finer", "gelu")]
         return [*table, entry("fused_linear", "fp16", "bf16", 80, "sine", few=True)]
     table = [
         entry(k, *kind, c, a) for k in FUSED_LINEAR for kind in (*kinds, ("fp16", "bf16")) for c in (90, 80)
@@ -104,26 +103,24 @@ def fused_linear_entries(gates: bool) -> list[Entry]:
 def entries(gates: bool) -> list[Entry]:
     """Return the entries of the gates, or all that is launched."""
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
-    table = [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
-    table += [gram(f, 90, True, True, aligned=False) for f in formats]
-    table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
-    table += [reduction("gram_product", f, 90) for f in formats]
-    table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
-    table += jacobian_entries(gates)
-    table += fused_linear_entries(gates)
     if gates:
-        table += [factors("fp16x3", 90, activation, False) for activation in ACTIVATIONS]
-        table += [factors("fp16", 90, a, False) for a in ("relu", "sine", "gelu")]
-        table += [factors("fp16", 80, a, False) for a in ("relu", "sine", "gelu")]
-        table += [factors("fp16x3", 80, "sine", True), factors("tf32x3", 90, "sine", True)]
-        table += [factors("fp64", 90, "finer", False), factors("fp64", 80, "gelu", True)]
-        return table
+        table = [gram(f, c, True, True) for c in (90, 80) for f in formats]
+        table += [gram(f, 90, False, False) for f in formats]
+        table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
+        table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
+        table += [reduction("gram_product", f, 90) for f in formats]
+        table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
+        table += jacobian_entries(gates) + fused_linear_entries(gates)
+        table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
+        table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
+        return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
+    table = [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
+    table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
+    table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
+    table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
+    table += jacobian_entries(gates) + fused_linear_entries(gates)
     table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
-    table += [reduction("gram_norm", f, c, symmetric=False) for c in (90, 80) for f in formats]
-    table += [reduction("gram_norm", f, 80, symmetric=True) for f in formats if f != "fp16x3"]
-    table += [reduction("gram_product", f, 80) for f in formats if f != "fp16x3"]
-    table += [gram(f, 80, True, True, aligned=False) for f in formats]
     return table + [
         factors(f, c, a, full) for c in (90, 80) for f in formats for a in ACTIVATIONS for full in (False, True)
     ]

@@ -443,8 +443,21 @@ def _batched(size: int, dim: int | None, t: Tensor) -> Tensor:
     return t.flatten(0, 1)
 
 
+def _as_rows(size: int, dim: int | None, t: Tensor) -> Tensor:
+    """Return one model's tensor (1, n, columns) with its batch as more rows."""
+    t = t.unsqueeze(1).expand(-1, size, -1, -1) if dim is None else t.movedim(dim, 1)
+    return t.flatten(1, 2)
+
+
+def _from_rows(size: int, t: Tensor) -> Tensor:
+    return t.unflatten(1, (size, t.shape[1] // size))
+
+
 @fused_linear_forward.register_vmap
 def _(info, in_dims, x, weight, bias, *settings):  # type: ignore[no-untyped-def]
+    if in_dims[1] is None and in_dims[2] is None and len(weight) == 1:
+        found = fused_linear_forward(_as_rows(info.batch_size, in_dims[0], x), weight, bias, *settings)
+        return tuple(_from_rows(info.batch_size, t) for t in found), (1, 1)
     size, models = info.batch_size, weight.shape[0 if in_dims[1] is None else (in_dims[1] == 0)]
     w = _batched(size, in_dims[1], weight)
     b = None if bias is None else _batched(size, in_dims[2], bias)
@@ -454,6 +467,11 @@ def _(info, in_dims, x, weight, bias, *settings):  # type: ignore[no-untyped-def
 
 @fused_linear_backward.register_vmap
 def _(info, in_dims, gradient, x, weight, saved, *settings):  # type: ignore[no-untyped-def]
+    needs = settings[-1]
+    if in_dims[2] is None and len(weight) == 1 and not (needs[1] or needs[2]):
+        rows = [_as_rows(info.batch_size, in_dims[k], t) for k, t in ((0, gradient), (1, x), (3, saved))]
+        dx, dw, db = fused_linear_backward(rows[0], rows[1], weight, rows[2], *settings)
+        return (_from_rows(info.batch_size, dx), dw, db), (1, None, None)
     size, models = info.batch_size, weight.shape[0 if in_dims[2] is None else (in_dims[2] == 0)]
     g, w, s = (_batched(size, in_dims[k], t) for k, t in ((0, gradient), (2, weight), (3, saved)))
     found = fused_linear_backward(g, _points(size, in_dims[1], x, models), w, s, *settings)

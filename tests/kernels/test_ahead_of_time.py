@@ -36,7 +36,8 @@ def test_kernels_use_what_they_are_written_for(rows):
     by_title = {row["title"]: row["instructions"] for row in rows}
     for title, counts in by_title.items():
         hopper, fp64 = "sm_90" in title, "fp64" in title
-        if title.startswith("jacobian_rows"):  # multiplies nothing but two numbers an entry
+        # Rows multiply nothing but two numbers an entry, a few columns are summed by multiply-adds.
+        if title.startswith("jacobian_rows") or title.endswith("few"):
             continue
         if title.startswith("mlp_slabs") or fp64:
             assert counts["DMMA"] > 0
