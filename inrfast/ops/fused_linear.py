@@ -2,8 +2,8 @@
 
 The pre-activation is never written to memory, and the backward pass keeps what is cheapest: a bit a number for ReLU,
 the slope for sine and others, nothing beyond y for tanh and softplus. On a GPU each pass is a Triton kernel
-(:mod:`inrfast.kernels.fused_linear`). On a CPU large results are made a chunk of rows at a time, so that what is between
-the product and the result stays in cache; smaller ones by torch's own operations, which are the fastest there.
+(:mod:`inrfast.kernels.fused_linear`). On a CPU large results are made a chunk of rows at a time, so that what is
+between the product and the result stays in cache; smaller ones by torch's own operations, which are the fastest there.
 
 Many networks of one shape are one operation: ``torch.vmap`` over weights becomes a model axis.
 
