@@ -174,8 +174,24 @@ def test_transforms_of_torch_func(device, backend, call):
     agree(lambda run: torch.func.hessian(loss_of(run), 1), *one)
     agree(lambda run: torch.vmap(run, (None, 0, 0)), x, weights, biases)
     agree(lambda run: torch.vmap(run, (0, None, None)), x.expand(2, -1, -1) + 1.0, *one[1:])
+    agree(lambda run: torch.vmap(torch.func.jacrev(run), (0, None, None)), *one)
     agree(lambda run: torch.vmap(torch.func.grad(loss_of(run), (0, 1, 2)), (None, 0, 0)), x, weights, biases)
     agree(lambda run: torch.vmap(torch.vmap(run, (None, 0, 0)), (0, None, None)), torch.stack([x, -x]), weights, biases)
+
+
+def test_a_batch_of_points_shares_its_weight(device, backend, monkeypatch):
+    """A weight for each point would take a layer's memory a point."""
+    x, weight, b = layer(30, 3, 5, True, torch.float64, device)
+    models = []
+
+    def note(x, weight, *rest, real=op.fused_linear_forward):
+        models.append(len(weight))
+        return real(x, weight, *rest)
+
+    monkeypatch.setattr(op, "fused_linear_forward", note)
+    found = torch.vmap(lambda point: fused_linear(point, weight, b, "sine", 1.3, backend=backend))(x)
+    torch.testing.assert_close(found, torch.sin(1.3 * F.linear(x, weight, b)))
+    assert set(models) == {1}
 
 
 def test_many_models_are_one_by_one(device, backend):
