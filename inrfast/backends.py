@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ def reason_against_triton(device: torch.device | str) -> str | None:
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs, and this PyTorch was built for ROCm"
     return too_little(*gpu(device))
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which Triton launches its kernels on this device: the current GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def gpu(device: torch.device) -> tuple[str, tuple[int, int], int]:

@@ -62,11 +62,12 @@ def chunks(n: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, n))
 
 
-def cached_rows(widest: int, like: Tensor) -> int:
-    """Return how many rows keep a buffer of ``widest`` columns, of the dtype and device of ``like``, in cache."""
+def cached_rows(widest: int, like: Tensor, cached: int = CACHED_BYTES) -> int:
+    """Return how many rows keep a buffer of ``widest`` columns, of the dtype and device of ``like``, in cache, of which
+    it may take ``cached`` bytes."""
     if like.device.type != "cpu":
         return DEVICE_ROWS
-    return min(max(CACHED_BYTES // (widest * like.element_size()), LEAST_ROWS), MOST_ROWS)
+    return min(max(cached // (widest * like.element_size()), LEAST_ROWS), MOST_ROWS)
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:

@@ -155,6 +155,23 @@ def test_the_frobenius_norm_does_not_depend_on_the_threads(output):
     assert found.pop() == pytest.approx(float(torch.linalg.vector_norm(K.to_dense(), dtype=torch.float64)), rel=1e-12)
 
 
+def test_factors_whose_squares_fp32_cannot_hold():
+    """Without biases a norm multiplies vanishing features by vast sensitivities: the kernel is an ordinary number."""
+    x = random_coords(23, 3, 72327)
+    options = {"activation": ["gaussian", "finer", "finer"], "norm": "sphere", "norm_position": "pre", "bias": False}
+    smallest = 1.0
+    for seed in (0, 5, 36):
+        net = inr.INR(3, 2, width=31, hidden_layers=3, omega=30.0, init="siren", seed=seed, **options)
+        exact = inr.ntk(net, x, precision="highest")
+        smallest = min(smallest, float(exact.rows.store.all()[1].features.abs().amax(1).min()))
+        dense, truth = inr.ntk(net, x).to_dense(), exact.to_dense()
+        assert ((dense - truth).abs() <= 1e-6 * scale(truth.diagonal(), truth.diagonal())).all()
+        J, v = inr.jacobian(net, x), torch.ones(46, dtype=torch.float64)
+        exact_product = inr.jacobian(net, x, precision="highest").T @ v
+        assert ((J.T @ v - exact_product).abs() <= 1e-5 * exact_product.abs().max()).all()
+    assert smallest**2 < torch.finfo(torch.float32).tiny
+
+
 def test_norms_of_kernels_whose_squares_fp32_cannot_hold():
     for size in (1e-12, 1e12):
         net = inr.INR(2, 1, width=8, hidden_layers=1)

@@ -269,7 +269,7 @@ def fusible(mlp: MLP, output: Output) -> bool:
 def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
     """Return the operands of one or more :func:`fusible` MLPs of one shape at ``inputs``.
 
-    X
+    ``inputs`` are (n, D_in) for all of them, or (1 or models, n, D_in).
     """
     first, layout = mlps[0], plan.layout
     assert fusible(first, layout.output) and all(layer_shapes(mlp) == layout.shapes for mlp in mlps)

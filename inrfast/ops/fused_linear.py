@@ -28,8 +28,9 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import check_choice, check_float
-from inrfast.memory import chunks
+from inrfast.memory import cached_rows, chunks
 from inrfast.ops import gemm
+from inrfast.ops.batching import as_models
 from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -42,8 +43,6 @@ fresh from the system, and touching it costs more than the arithmetic. Below, to
 
 CHUNK_BYTES = 1 << 22
 """Size of one buffer of a chunk of rows on a CPU: what lies between product and result stays in the cores' caches."""
-
-LEAST_ROWS = 256
 
 OF_RESULT = ("tanh", "softplus")
 """Activations whose slope is a function of their result."""
@@ -363,7 +362,7 @@ def fused_linear_forward(
         from inrfast.kernels import fused_linear as kernel  # imports triton
 
         x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-        with _on(x.device):
+        with backends.launching_on(x.device):
             kernel.launch_forward(
                 kernel.kind_of(str(x.dtype).removeprefix("torch."), precision),
                 x,
@@ -437,12 +436,6 @@ def _gradients(x: Tensor, weight: Tensor, needs: Sequence[bool]) -> tuple[Tensor
     return dx, weight.new_empty(models, outputs * needs[1], inputs), weight.new_empty(models, outputs * needs[2])
 
 
-def _batched(size: int, dim: int | None, t: Tensor) -> Tensor:
-    """Return a tensor with its batch as more models."""
-    t = t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-    return t.flatten(0, 1)
-
-
 def _as_rows(size: int, dim: int | None, t: Tensor) -> Tensor:
     """Return one model's tensor (1, n, columns) with its batch as more rows."""
     t = t.unsqueeze(1).expand(-1, size, -1, -1) if dim is None else t.movedim(dim, 1)
@@ -459,8 +452,7 @@ def _(info, in_dims, x, weight, bias, *settings):  # type: ignore[no-untyped-def
         found = fused_linear_forward(_as_rows(info.batch_size, in_dims[0], x), weight, bias, *settings)
         return tuple(_from_rows(info.batch_size, t) for t in found), (1, 1)
     size, models = info.batch_size, weight.shape[0 if in_dims[1] is None else (in_dims[1] == 0)]
-    w = _batched(size, in_dims[1], weight)
-    b = None if bias is None else _batched(size, in_dims[2], bias)
+    w, b = as_models(size, in_dims[1:3], (weight, bias))
     found = fused_linear_forward(_points(size, in_dims[0], x, models), w, b, *settings)
     return tuple(t.unflatten(0, (size, models)) for t in found), (0, 0)
 
@@ -473,7 +465,7 @@ def _(info, in_dims, gradient, x, weight, saved, *settings):  # type: ignore[no-
         dx, dw, db = fused_linear_backward(rows[0], rows[1], weight, rows[2], *settings)
         return (_from_rows(info.batch_size, dx), dw, db), (1, None, None)
     size, models = info.batch_size, weight.shape[0 if in_dims[2] is None else (in_dims[2] == 0)]
-    g, w, s = (_batched(size, in_dims[k], t) for k, t in ((0, gradient), (2, weight), (3, saved)))
+    g, w, s = as_models(size, (in_dims[0], in_dims[2], in_dims[3]), (gradient, weight, saved))
     found = fused_linear_backward(g, _points(size, in_dims[1], x, models), w, s, *settings)
     return tuple(t.unflatten(0, (size, models)) for t in found), (0, 0, 0)
 
@@ -487,10 +479,6 @@ def _points(size: int, dim: int | None, x: Tensor, models: int) -> Tensor:
 
 
 # ---- the Triton backend ------------------------------------------------------------------------------------------
-
-
-def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _number(kernel: Any, what: str) -> int:
@@ -521,7 +509,7 @@ def _launch_backward(
     number = ACTIVATIONS[activation].kernel_id
     gradient, saved, weight = gradient.contiguous(), saved.contiguous(), weight.contiguous()
     x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-    with _on(x.device):
+    with backends.launching_on(x.device):
         if needs[0]:
             kernel.launch_input_gradient(kind, gradient, weight, saved, dx, what, number)
         if needs[1] or needs[2]:
@@ -545,13 +533,6 @@ def _products(device: torch.device, precision: str) -> Any:
     return nullcontext() if precision == "medium" and device.type == "cuda" else gemm.exact_products(device)
 
 
-def _rows(x: Tensor, outputs: int) -> int:
-    """Return how many rows go through the layer at once: on a CPU as many as stay in the cores' caches."""
-    if x.device.type != "cpu":
-        return max(1, len(x))
-    return max(LEAST_ROWS, CHUNK_BYTES // (max(x.shape[1], outputs) * x.element_size()))
-
-
 def _forward_model(
     x: Tensor,
     weight: Tensor,
@@ -567,7 +548,7 @@ def _forward_model(
     Activations of 16-bit numbers are computed in fp32 and rounded once.
     """
     outputs, half = len(weight), x.dtype.itemsize == 2
-    rows = min(_rows(x, outputs), max(len(x), 1))
+    rows = min(cached_rows(max(x.shape[1], outputs), x, CHUNK_BYTES), max(len(x), 1))
     dtype = torch.float32 if half else x.dtype
     scratch, *wide = (x.new_empty(rows, outputs, dtype=dtype) for _ in range(3 if half else 1))
     with torch.no_grad(), _products(x.device, precision):
@@ -613,7 +594,7 @@ def _backward_model(
 ) -> None:
     """Write one model's gradients, those that are wanted; sums over rows are in fp32 at least, in a fixed order."""
     outputs, half = len(weight), x.dtype.itemsize == 2
-    rows = min(_rows(x, outputs), max(len(x), 1))
+    rows = min(cached_rows(max(x.shape[1], outputs), x, CHUNK_BYTES), max(len(x), 1))
     dtype = torch.float32 if half else x.dtype
     memory = x.new_empty(rows, outputs)
     weights = dw if dw is None or not half else torch.empty_like(dw, dtype=dtype)

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrfast import backends
 from inrfast.kernels.formats import FORMATS, Config, config_for
+from inrfast.ops.batching import as_models
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads
 from inrfast.ops.operands import Operands, Place, Plan
@@ -350,7 +349,7 @@ def gram_(
 
     config = config_on(format, out.device)
     order = tile_order(out.shape[1], out.shape[2], config.block, symmetric, out.device)
-    with on_device(out.device):
+    with backends.launching_on(out.device):
         kernel.launch(
             format,
             config,
@@ -367,11 +366,6 @@ def gram_(
 def runs_kernels(device: torch.device) -> bool:
     """Return whether operands on this device are multiplied by the kernels, or by their reference in plain torch."""
     return device.type != "cpu" or backends.interpreted()
-
-
-def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which kernels are launched on this device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def kernel_sides(*sides: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
@@ -439,14 +433,8 @@ def _(row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scal
 @gram_new.register_vmap
 def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
     """Take the batch as more models."""
-    result = gram_new(*batch_as_models(info.batch_size, in_dims[:6], arguments[:6]), *arguments[6:])
+    result = gram_new(*as_models(info.batch_size, in_dims[:6], arguments[:6]), *arguments[6:])
     return result.unflatten(0, (info.batch_size, -1)), 0
-
-
-def batch_as_models(batch: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return tensors (models, ...) with a batch of ``torch.vmap`` as more models."""
-    moved = [t.expand(batch, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-    return [t.flatten(0, 1) for t in moved]
 
 
 def gram_reference(

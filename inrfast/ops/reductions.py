@@ -12,19 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inrfast import backends
 from inrfast.kernels.formats import product_width
 from inrfast.memory import chunks
+from inrfast.ops.batching import as_models
 from inrfast.ops.gemm import addmm_
 from inrfast.ops.gram import (
     Output,
     Pair,
-    batch_as_models,
     config_on,
     for_each_tile,
     gram_reference,
     kernel_sides,
     kernel_tables,
-    on_device,
     operator_arguments,
     runs_kernels,
     tile_order,
@@ -193,7 +193,7 @@ def gram_norm_op(
     order = tile_order(n, m, config.block, symmetric, device)
     sums = torch.empty(len(row_slabs), len(order), dtype=torch.float64, device=device)
     tables = kernel_tables(segments, values, format, device)
-    with on_device(device):
+    with backends.launching_on(device):
         kernel.launch_norm(format, config, *kernel_sides(*sides), sums, order, *tables, narrow_layers, n, m, symmetric)
     return sums.sum(1)
 
@@ -206,7 +206,7 @@ def _(row_slabs, *rest):  # type: ignore[no-untyped-def]
 @gram_norm_op.register_vmap
 def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
     """Take the batch as more models."""
-    result = gram_norm_op(*batch_as_models(info.batch_size, in_dims[:6], arguments[:6]), *arguments[6:])
+    result = gram_norm_op(*as_models(info.batch_size, in_dims[:6], arguments[:6]), *arguments[6:])
     return result.unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -244,7 +244,7 @@ def gram_product_op(
     sums = vectors.new_zeros(splits, models, blocks, pieces, config.block, width)
     places = torch.arange(max(blocks, tiles), dtype=torch.int32, device=device)
     tables = kernel_tables(segments, values, format, device)
-    with on_device(device):
+    with backends.launching_on(device):
         kernel.launch_product(format, config, *kernel_sides(*sides), turned, sums, places, *tables, narrow_layers, m)
     total = sums[0] if splits == 1 else sums.sum(0)
     return total.transpose(2, 3).reshape(models, blocks * config.block, pieces * width)[:, :n, :k].contiguous()
@@ -258,5 +258,5 @@ def _(row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scal
 @gram_product_op.register_vmap
 def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
     """Take the batch as more models."""
-    result = gram_product_op(*batch_as_models(info.batch_size, in_dims[:7], arguments[:7]), *arguments[7:])
+    result = gram_product_op(*as_models(info.batch_size, in_dims[:7], arguments[:7]), *arguments[7:])
     return result.unflatten(0, (info.batch_size, -1)), 0

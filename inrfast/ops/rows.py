@@ -13,7 +13,7 @@ own, named with an underscore, which no derivative goes through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from inrfast import backends
 from inrfast.memory import chunks
+from inrfast.ops.batching import as_models
 from inrfast.ops.gemm import addmm_, exact_products, mm
 
 CACHE_ELEMENTS = 1 << 18
@@ -153,11 +154,6 @@ ROW_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PRODUCT_DTYPES = (torch.float32, torch.float64)
 
 
-def _on(tensor: Tensor) -> Any:
-    """Make a tensor's GPU the current one: Triton launches there."""
-    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else torch.no_grad()
-
-
 def _dense(tensor: Tensor | None) -> Tensor | None:
     """Return a factor whose last stride is 1, as the kernels read it."""
     return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
@@ -169,7 +165,7 @@ def _jacobian_rows_(out: Tensor, features: Tensor | None, sensitivities: Tensor 
     if _by_kernel(out, ROW_DTYPES) and (a == 1 or out.stride(3) == 1) and (b == 1 or out.stride(2) == a):
         from inrfast.kernels import rows as kernel  # imports triton
 
-        with _on(out):
+        with backends.launching_on(out.device):
             kernel.launch_rows(out, _dense(features), _dense(sensitivities))
     else:
         rows_(out, features, sensitivities)
@@ -197,7 +193,7 @@ def product_of_models(features: Tensor | None, sensitivities: Tensor | None, par
         from inrfast.kernels import rows as kernel  # imports triton
 
         out = _empty_product(features, sensitivities, parameters, bias).zero_()
-        with _on(out):
+        with backends.launching_on(out.device):
             rest = _dense(features), _dense(sensitivities), _dense(parameters)
             kernel.launch_product(out, *rest, bias or features is None)
         return out
@@ -220,7 +216,7 @@ def transposed_product_of_models(
     if _by_kernel(cotangents, PRODUCT_DTYPES):
         from inrfast.kernels import rows as kernel  # imports triton
 
-        with _on(cotangents):
+        with backends.launching_on(cotangents.device):
             partial = kernel.launch_transposed_product(
                 _dense(features), _dense(sensitivities), cotangents, bias or features is None
             )
@@ -249,18 +245,6 @@ def _each_model(
 # ---- derivatives -------------------------------------------------------------------------------------------------
 
 Gradients = tuple[Tensor | None, ...]
-
-
-def _batched(info: Any, in_dims: Sequence[int | None], tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return tensors with the batch folded into their first axis."""
-    folded: list[Tensor | None] = []
-    for tensor, dim in zip(tensors, in_dims, strict=True):
-        if tensor is None:
-            folded.append(None)
-        else:
-            whole = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            folded.append(whole.flatten(0, 1))
-    return folded
 
 
 class _Rows(torch.autograd.Function):
@@ -297,7 +281,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, features: Any, sensitivities: Any, outputs: int) -> tuple[Tensor, int]:
-        folded = _batched(info, in_dims[:2], (features, sensitivities))
+        folded = as_models(info.batch_size, in_dims[:2], (features, sensitivities))
         return _Rows.apply(*folded, outputs).unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -362,7 +346,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
-        folded = _batched(info, in_dims[:3], arguments[:3])
+        folded = as_models(info.batch_size, in_dims[:3], arguments[:3])
         return _Product.apply(*folded, arguments[3]).unflatten(0, (info.batch_size, -1)), 0
 
 
@@ -405,7 +389,7 @@ class _TransposedProduct(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
-        folded = _batched(info, in_dims[:3], arguments[:3])
+        folded = as_models(info.batch_size, in_dims[:3], arguments[:3])
         return _TransposedProduct.apply(*folded, arguments[3]).unflatten(0, (info.batch_size, -1)), 0
 
 
