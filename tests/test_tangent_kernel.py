@@ -31,7 +31,7 @@ def diagonal_of(jacobian, output):
     return squares.flatten() if output == "full" else squares[:, output]
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(networks(), st.integers(1, 23), st.integers(1, 9), st.integers(0, 10**6), st.sampled_from(["highest", "high"]))
 def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
     coords, coords2 = random_coords(n, net.in_features, seed), random_coords(n2, net.in_features, seed + 1)
@@ -345,7 +345,7 @@ def test_generic_module_equals_the_closed_form():
         torch.testing.assert_close(a.to_dense(), b.to_dense(), rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=16, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
 @given(
     networks(max_depth=3),
     st.integers(1, 40),

@@ -22,7 +22,7 @@ def precision_of(format):
     return {"fp16": "medium", "fp16x3": "high", "tf32x3": "high", "fp64": "highest"}[format]
 
 
-@settings(max_examples=40, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])
 @given(
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     format=st.sampled_from(sorted(FORMATS)),

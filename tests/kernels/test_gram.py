@@ -66,7 +66,7 @@ def truth(rows, columns, values, n, m):
 SIZES = [0, 1, 2, 63, 127, 131]
 
 
-@settings(max_examples=40, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(
     st.data(),
     st.sampled_from(sorted(FORMATS)),
