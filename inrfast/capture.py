@@ -28,6 +28,9 @@ PASS_DTYPE = torch.float64
 """The factor pass runs in fp64 in every precision: in fp32 a ReLU gate flips and sine layers amplify rounding, so a
 factor rounded once is the only one whose error is known. It is a small part of any Gram product's cost."""
 
+SAFE_EXPONENT = 40
+"""Exponent of a row's largest feature up to which fp32 holds its square beside others with all digits."""
+
 Select = Callable[[Any], Tensor] | str | int | None
 
 Compared = tuple[Tensor, Tensor, Tensor]
@@ -52,6 +55,22 @@ class Factors(NamedTuple):
     def to(self, dtype: torch.dtype) -> Factors:
         """Return the factors rounded once to ``dtype``."""
         return Factors(*(None if f is None else f.to(dtype) for f in self))
+
+    def balanced(self) -> Factors:
+        """Return factors with the same product, rows of features whose square fp32 could not hold brought near 1.
+
+        A feature of 1e-30 beside a sensitivity of 1e34, as a norm makes them, would give 0 times Inf. Powers of two are
+        exact.
+        """
+        z, s = self
+        if z is None or s is None or z.numel() == 0:
+            return self
+        exponent = torch.frexp(z.abs().amax(1)).exponent
+        exponent = torch.where(exponent.abs() > SAFE_EXPONENT, exponent, 0)
+        if not bool(exponent.any()):
+            return self
+        power = 2.0 ** exponent.to(z.dtype).unsqueeze(1)
+        return Factors(z / power, s * power.unsqueeze(2))
 
 
 class Capture:
@@ -135,7 +154,17 @@ class Capture:
 
     def __call__(self, coords: Tensor) -> tuple[Factors, ...]:
         """Return the factors of every layer at ``coords`` (n, d), one chunk of points."""
-        return tuple(factors.to(self.dtype) for factors in self.exact(coords))
+        return tuple(factors.to(self.dtype) for factors in self.roundable(coords))
+
+    def roundable(self, coords: Tensor, room: Room | None = None) -> list[Factors]:
+        """Return the factors of :meth:`exact` as they may be rounded to this precision: balanced, where that is fp32.
+
+        Beside a column of ones they cannot be, and need not.
+        """
+        exact = self.exact(coords, room)
+        if self.dtype == PASS_DTYPE:
+            return exact
+        return [f if self._holds_ones(index) else f.balanced() for index, f in enumerate(exact)]
 
     def exact(self, coords: Tensor, room: Room | None = None) -> list[Factors]:
         """Return the factors before they are rounded, in fp64; they may lie in ``room`` and last until its next use."""

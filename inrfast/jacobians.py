@@ -27,9 +27,6 @@ several times faster a point than 4,096, where every temporary is fresh memory."
 PASS_ROWS_GPU = 1 << 14
 """The same on a GPU, where a chunk must fill the chip."""
 
-SAFE_EXPONENT = 40
-"""Exponent of a row's largest feature up to which fp32 holds its square beside others with all digits."""
-
 PRODUCT_ROWS = 1024
 """Points a product with cached factors takes at once, so that a scaled factor stays in the second-level cache."""
 
@@ -116,9 +113,8 @@ class FactorStore:
             room = Room()
 
             def compute(part: slice) -> None:
-                for index, exact in enumerate(self.capture.exact(coords[part], room)):
-                    source = exact if self.capture.shape(index).bias else _balanced(exact, self.capture.dtype)
-                    for into, values in zip(whole[index], source, strict=True):
+                for target, source in zip(whole, self.capture.roundable(coords[part], room), strict=True):
+                    for into, values in zip(target, source, strict=True):
                         if into is not None and values is not None:
                             into[part] = values  # rounded here, once
 
@@ -129,23 +125,6 @@ class FactorStore:
         size = PASS_ROWS if self.capture.device.type == "cpu" else PASS_ROWS_GPU
         share(chunks(n, size), [worker() for _ in range(max(1, min(threads, n // size)))])
         return whole
-
-
-def _balanced(exact: Factors, dtype: torch.dtype) -> Factors:
-    """Return a layer's factors with rows whose square ``dtype`` could not hold brought near 1, their product the same.
-
-    A feature of 1e-30 beside a sensitivity of 1e34, as a norm makes them, would give 0 times Inf. Powers of two are
-    exact.
-    """
-    z, s = exact
-    if z is None or s is None or z.numel() == 0 or z.dtype == dtype:
-        return exact
-    exponent = torch.frexp(z.abs().amax(1)).exponent
-    exponent = torch.where(exponent.abs() > SAFE_EXPONENT, exponent, 0)
-    if not bool(exponent.any()):
-        return exact
-    power = 2.0 ** exponent.to(z.dtype).unsqueeze(1)
-    return Factors(z / power, s * power.unsqueeze(2))
 
 
 def _slice(factors: Factors, rows: slice) -> Factors:

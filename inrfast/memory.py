@@ -63,8 +63,10 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 
 
 def cached_rows(widest: int, like: Tensor, cached: int = CACHED_BYTES) -> int:
-    """Return how many rows keep a buffer of ``widest`` columns, of the dtype and device of ``like``, in cache, of which
-    it may take ``cached`` bytes."""
+    """Return how many rows keep a buffer of ``widest`` columns, of the dtype and device of ``like``, in cache.
+
+    ``cached`` is the share of a CPU's cache, in bytes, that the buffer may take.
+    """
     if like.device.type != "cpu":
         return DEVICE_ROWS
     return min(max(cached // (widest * like.element_size()), LEAST_ROWS), MOST_ROWS)

@@ -20,6 +20,7 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS
 from inrfast.memory import chunks
+from inrfast.ops.batching import as_models, points_of_models
 from inrfast.ops.gemm import exact_products
 from inrfast.ops.in_place import IN_PLACE
 from inrfast.ops.operands import (
@@ -350,14 +351,10 @@ def _(inputs, parameters, widths, bias, activation, omegas, output, format, expo
 @mlp_slabs.register_vmap
 def _(info, in_dims, inputs, parameters, *rest):  # type: ignore[no-untyped-def]
     """Take the batch as more models."""
-    x, q = (
-        t.expand(info.batch_size, *t.shape) if d is None else t.movedim(d, 0)
-        for t, d in zip((inputs, parameters), in_dims[:2], strict=True)
-    )
-    shared = in_dims[0] is None and len(inputs) == 1
-    x = inputs if shared else x.expand(-1, q.shape[1], -1, -1).flatten(0, 1).contiguous()
-    found = mlp_slabs(x, q.flatten(0, 1).contiguous(), *rest)
-    return tuple(t.unflatten(0, (info.batch_size, -1)) for t in found), (0, 0, 0)
+    size = info.batch_size
+    (q,) = as_models(size, in_dims[1:2], (parameters,))
+    found = mlp_slabs(points_of_models(size, in_dims[0], inputs, len(q) // size), q, *rest)
+    return tuple(t.unflatten(0, (size, -1)) for t in found), (0, 0, 0)
 
 
 def _layout(widths: Sequence[int], bias: bool, output: str, format: str) -> Layout:
@@ -425,7 +422,7 @@ def _launch(
     wanted = 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     programs = max(1, min(blocks, wanted, SCRATCH_BYTES // (8 * models * slots * kernel.POINTS * width)))
     if n > 0:
-        with torch.cuda.device(device) if device.type == "cuda" else torch.no_grad():
+        with backends.launching_on(device):
             kernel.launch(
                 layout.format,
                 inputs.contiguous(),

@@ -2,8 +2,8 @@
 
 The pre-activation is never written to memory, and the backward pass keeps what is cheapest: a bit a number for ReLU,
 the slope for sine and others, nothing beyond y for tanh and softplus. On a GPU each pass is a Triton kernel
-(:mod:`inrfast.kernels.fused_linear`). On a CPU large results are made a chunk of rows at a time, so that what is
-between the product and the result stays in cache; smaller ones by torch's own operations, which are the fastest there.
+(:mod:`inrfast.kernels.fused_linear`). On a CPU large results are made a chunk of rows at a time
+(:mod:`inrfast.ops.chunked_linear`), smaller ones by torch's own operations, which are the fastest there.
 
 Many networks of one shape are one operation: ``torch.vmap`` over weights becomes a model axis.
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,10 +27,8 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import check_choice, check_float
-from inrfast.memory import cached_rows, chunks
-from inrfast.ops import gemm
-from inrfast.ops.batching import as_models
-from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE
+from inrfast.ops import chunked_linear
+from inrfast.ops.batching import as_models, points_of_models
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -40,9 +37,6 @@ PRECISIONS = ("high", "medium")
 LARGE = 1 << 25
 """Bytes of a result beyond which a CPU takes chunks of rows: the C library then takes the memory of every temporary
 fresh from the system, and touching it costs more than the arithmetic. Below, torch's own operations are the fastest."""
-
-CHUNK_BYTES = 1 << 22
-"""Size of one buffer of a chunk of rows on a CPU: what lies between product and result stays in the cores' caches."""
 
 OF_RESULT = ("tanh", "softplus")
 """Activations whose slope is a function of their result."""
@@ -379,7 +373,7 @@ def fused_linear_forward(
     for index in range(len(weight)):
         b = None if bias is None else bias[index]
         layer = x[index if len(x) > 1 else 0], weight[index], b
-        _forward_model(*layer, activation, omega, precision, y[index], None if slope is None else slope[index])
+        chunked_linear.forward_(*layer, activation, omega, precision, y[index], None if slope is None else slope[index])
     return y, saved
 
 
@@ -410,7 +404,7 @@ def fused_linear_backward(
         _launch_backward(gradient, x, weight, saved, activation, precision, (dx, dw, db), needs)
         return dx, dw, db
     for index in range(len(weight)):
-        _backward_model(
+        chunked_linear.backward_(
             gradient[index],
             x[index if len(x) > 1 else 0],
             weight[index],
@@ -451,9 +445,10 @@ def _(info, in_dims, x, weight, bias, *settings):  # type: ignore[no-untyped-def
     if in_dims[1] is None and in_dims[2] is None and len(weight) == 1:
         found = fused_linear_forward(_as_rows(info.batch_size, in_dims[0], x), weight, bias, *settings)
         return tuple(_from_rows(info.batch_size, t) for t in found), (1, 1)
-    size, models = info.batch_size, weight.shape[0 if in_dims[1] is None else (in_dims[1] == 0)]
+    size = info.batch_size
     w, b = as_models(size, in_dims[1:3], (weight, bias))
-    found = fused_linear_forward(_points(size, in_dims[0], x, models), w, b, *settings)
+    models = len(w) // size
+    found = fused_linear_forward(points_of_models(size, in_dims[0], x, models), w, b, *settings)
     return tuple(t.unflatten(0, (size, models)) for t in found), (0, 0)
 
 
@@ -464,18 +459,11 @@ def _(info, in_dims, gradient, x, weight, saved, *settings):  # type: ignore[no-
         rows = [_as_rows(info.batch_size, in_dims[k], t) for k, t in ((0, gradient), (1, x), (3, saved))]
         dx, dw, db = fused_linear_backward(rows[0], rows[1], weight, rows[2], *settings)
         return (_from_rows(info.batch_size, dx), dw, db), (1, None, None)
-    size, models = info.batch_size, weight.shape[0 if in_dims[2] is None else (in_dims[2] == 0)]
+    size = info.batch_size
     g, w, s = as_models(size, (in_dims[0], in_dims[2], in_dims[3]), (gradient, weight, saved))
-    found = fused_linear_backward(g, _points(size, in_dims[1], x, models), w, s, *settings)
+    models = len(w) // size
+    found = fused_linear_backward(g, points_of_models(size, in_dims[1], x, models), w, s, *settings)
     return tuple(t.unflatten(0, (size, models)) for t in found), (0, 0, 0)
-
-
-def _points(size: int, dim: int | None, x: Tensor, models: int) -> Tensor:
-    """Return x for a batch of models: shared by all if it is neither batched nor a model's own."""
-    if dim is None and len(x) == 1:
-        return x
-    x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
-    return x.expand(size, models, *x.shape[2:]).flatten(0, 1)
 
 
 # ---- the Triton backend ------------------------------------------------------------------------------------------
@@ -523,97 +511,3 @@ def _launch_backward(
                 dw.copy_(weights.sum(1))
             if biases is not None:
                 db.copy_(biases.sum(1))
-
-
-# ---- the torch backend -------------------------------------------------------------------------------------------
-
-
-def _products(device: torch.device, precision: str) -> Any:
-    """Return the context of this backend's products: on a GPU exact, whatever torch's flags, unless TF32 will do."""
-    return nullcontext() if precision == "medium" and device.type == "cuda" else gemm.exact_products(device)
-
-
-def _forward_model(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    omega: float,
-    precision: str,
-    y: Tensor,
-    slope: Tensor | None,
-) -> None:
-    """Write one model's result, and the slope if it is wanted: a chunk of rows at a time, each thread its own range.
-
-    Activations of 16-bit numbers are computed in fp32 and rounded once.
-    """
-    outputs, half = len(weight), x.dtype.itemsize == 2
-    rows = min(cached_rows(max(x.shape[1], outputs), x, CHUNK_BYTES), max(len(x), 1))
-    dtype = torch.float32 if half else x.dtype
-    scratch, *wide = (x.new_empty(rows, outputs, dtype=dtype) for _ in range(3 if half else 1))
-    with torch.no_grad(), _products(x.device, precision):
-        for place in chunks(len(x), rows):
-            n = place.stop - place.start
-            value = y[place]
-            u = gemm.linear(x[place], weight, bias, (y if slope is None else slope)[place])
-            if half:
-                u, value = wide[0][:n].copy_(u), wide[1][:n]
-            if slope is None:
-                VALUE_IN_PLACE[activation](u, omega, scratch[:n])
-            else:
-                IN_PLACE[activation](u, omega, value, scratch[:n])
-            if half:
-                y[place] = u if slope is None else value
-                if slope is not None:
-                    slope[place] = u
-
-
-def _errors(gradient: Tensor, saved: Tensor, activation: str, out: Tensor) -> Tensor:
-    """Return ``dL/dy * act'(u)`` of some rows, written into ``out`` where it is not the gradient itself."""
-    if activation == "identity":
-        return gradient
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward.grad_input(gradient, saved, 0, grad_input=out)
-    if activation == "tanh":
-        return torch.ops.aten.tanh_backward.grad_input(gradient, saved, grad_input=out)
-    if activation == "softplus":
-        return torch.neg(saved, out=out).expm1_().neg_().mul_(gradient)
-    return torch.mul(gradient, saved, out=out)
-
-
-def _backward_model(
-    gradient: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    saved: Tensor,
-    activation: str,
-    precision: str,
-    dx: Tensor | None,
-    dw: Tensor | None,
-    db: Tensor | None,
-) -> None:
-    """Write one model's gradients, those that are wanted; sums over rows are in fp32 at least, in a fixed order."""
-    outputs, half = len(weight), x.dtype.itemsize == 2
-    rows = min(cached_rows(max(x.shape[1], outputs), x, CHUNK_BYTES), max(len(x), 1))
-    dtype = torch.float32 if half else x.dtype
-    memory = x.new_empty(rows, outputs)
-    weights = dw if dw is None or not half else torch.empty_like(dw, dtype=dtype)
-    biases = db if db is None or not half else torch.empty_like(db, dtype=dtype)
-    for sums in (weights, biases):
-        if sums is not None:
-            sums.zero_()
-    with torch.no_grad(), _products(x.device, precision):
-        for place in chunks(len(x), rows):
-            errors = _errors(gradient[place], saved[place], activation, memory[: place.stop - place.start])
-            if dx is not None:
-                gemm.mm(errors, weight, dx[place])
-            if weights is not None and half:
-                weights.add_(errors.t() @ x[place])
-            elif weights is not None:
-                gemm.addmm_(weights, errors.t(), x[place])
-            if biases is not None:
-                biases.add_(errors.sum(0, dtype=dtype))
-    if half and dw is not None and weights is not None:
-        dw.copy_(weights)
-    if half and db is not None and biases is not None:
-        db.copy_(biases)

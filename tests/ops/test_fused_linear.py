@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import NotAvailableError
+from inrfast.ops import chunked_linear
 from inrfast.ops import fused_linear as op
 from inrfast.ops.fused_linear import fused_linear
 
@@ -248,7 +249,7 @@ def test_a_training_step_compiles_whole(device, backend):
 
 
 def test_two_runs_are_equal_bit_by_bit(device, backend, monkeypatch):
-    monkeypatch.setattr(op, "cached_rows", lambda widest, like, cached: 64)
+    monkeypatch.setattr(chunked_linear, "cached_rows", lambda widest, like, cached: 64)
     x, weight, b = (t.requires_grad_() for t in layer(700, 12, 20, True, torch.float32, device))
     runs = []
     for _ in range(3):
