@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +25,16 @@ class RankInterval:
 
     def __contains__(self, rank: int) -> bool:
         return self.lower <= rank <= self.upper
+
+
+class Counts(Protocol):
+    """An estimate of how many eigenvalues exceed a level."""
+
+    def count(self, rtol: float) -> RankInterval:
+        """Return how many exceed ``rtol lambda_1``, with error bars for bounds."""
+
+    def smallest_rtol(self) -> float:
+        """Return the smallest level that is resolved, relative to lambda_1."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +59,12 @@ class Spectrum:
         The smallest tolerance the computation was asked to resolve.
     method
         How it was computed.
+    beyond
+        Bound on every eigenvalue that is not listed; infinite if nothing is known.
+    note
+        Why this method, in words; empty where there was no choice.
+    counts
+        Estimates of counts below the floor (:class:`inrfast.linalg.quadrature.QuadratureCounts`), or None.
     """
 
     eigenvalues: Tensor
@@ -58,6 +76,9 @@ class Spectrum:
     rank_bound: int
     rtol: float
     method: str
+    beyond: float = math.inf
+    note: str = ""
+    counts: Counts | None = None
 
     @property
     def floor(self) -> float:
@@ -82,32 +103,84 @@ class Spectrum:
         if self.trace == 0:  # positive semidefinite without a trace: the zero operator
             return RankInterval(0, 0, rtol)
         if rtol < self.floor:
-            raise ResolutionError(f"rtol={rtol:g} is below the floor {self.floor:.2e} of this spectrum ({self.method})")
+            raise ResolutionError(
+                f"rtol={rtol:g} is below the floor {self.floor:.2e} of this spectrum ({self.method}); at least "
+                f"{self.count_above(rtol * float(self.eigenvalues[0]), rtol).lower} eigenvalues are above it"
+            )
         if rtol < self.rtol * (1 - 1e-12):
             raise ResolutionError(f"rtol={rtol:g} is below rtol={self.rtol:g}, for which this spectrum was computed")
-        return self.count_above(rtol * float(self.eigenvalues[0]), rtol)
+        found = self.count_above(rtol * float(self.eigenvalues[0]), rtol)
+        listed = len(self.eigenvalues)
+        if listed < self.size and found.upper > listed:
+            raise ResolutionError(
+                f"all {listed} computed eigenvalues may exceed rtol={rtol:g} times the largest; compute more of them"
+                + (", or estimated_rank" if self.counts is not None else "")
+            )
+        return found
+
+    def estimated_rank(self, rtol: float) -> RankInterval:
+        """Return the rank at ``rtol`` where :meth:`rank` cannot: with error bars of three standard errors, no proof.
+
+        Raises
+        ------
+        ResolutionError
+            Nothing was estimated, or ``rtol`` is below what the estimate resolves.
+        """
+        if self.counts is None:
+            raise ResolutionError(f"this spectrum ({self.method}) holds no estimates; use method='quadrature'")
+        return self.counts.count(rtol)
 
     def count_above(self, threshold: float, rtol: float) -> RankInterval:
-        """Return how many eigenvalues exceed an absolute ``threshold``; ``rtol`` only labels the result.
+        """Return how many eigenvalues exceed an absolute ``threshold``, as wide an interval as it takes.
 
-        The threshold itself is taken as exact up to a relative error of ``upper_error / lambda_1``.
+        ``rtol`` only labels the result. The threshold itself is taken as exact up to a relative error of
+        ``upper_error / lambda_1``.
         """
         largest = float(self.eigenvalues[0])
-        slack = self.upper_error / largest if largest > 0 else 0.0
+        slack = max(self.lower_error, self.upper_error) / largest if largest > 0 else 0.0
         lower = int((self.eigenvalues - self.lower_error > threshold * (1 + slack)).sum())
         upper = int((self.eigenvalues + self.upper_error > threshold * (1 - slack)).sum())
-        if len(self.eigenvalues) < self.size and upper == len(self.eigenvalues):
-            raise ResolutionError(
-                f"all {upper} computed eigenvalues may exceed the threshold {threshold:.3e}; compute more of them"
-            )
+        if len(self.eigenvalues) < self.size and self.beyond > threshold * (1 - slack):
+            upper = self.size
         return RankInterval(lower, max(lower, min(upper, self.rank_bound)), rtol)
 
+    def truncated(self, k: int, eigenvectors: Tensor | None = None) -> Spectrum:
+        """Return the k largest eigenvalues alone (all, if they are fewer), with these or their own eigenvectors."""
+        vectors = self.eigenvectors if eigenvectors is None else eigenvectors
+        cut = len(self.eigenvalues) > k
+        return replace(
+            self,
+            eigenvalues=self.eigenvalues[:k],
+            eigenvectors=None if vectors is None else vectors[:, :k],
+            beyond=float(self.eigenvalues[k]) + self.upper_error if cut else self.beyond,
+        )
+
     def effective_rank(self) -> float:
-        """Return ``exp(H)`` with H the entropy of ``lambda / trace`` (Roy and Vetterli, EUSIPCO 2007)."""
-        self._need_all("effective_rank")
+        """Return ``exp(H)`` with H the entropy of ``lambda / trace`` (Roy and Vetterli, EUSIPCO 2007).
+
+        Where eigenvalues are not listed, what they add lies between two bounds: their sum is known, each is at most
+        :attr:`beyond`. The middle is returned if the bounds are within 1 %.
+
+        Raises
+        ------
+        ResolutionError
+            They are not.
+        """
         p = self.eigenvalues.clamp_min(0)
-        p = p[p > 0] / p.sum()
-        return float(torch.exp(-(p * p.log()).sum()))
+        unlisted = self.size - len(p)
+        total = float(p.sum()) if unlisted == 0 else self.trace
+        p = p[p > 0] / total
+        entropy = -float((p * p.log()).sum())
+        rest = 1 - float(p.sum()) if unlisted > 0 else 0.0
+        if rest <= 0:
+            return math.exp(entropy)
+        least, most = -rest * math.log(min(rest, self.beyond / total)), rest * math.log(unlisted / rest)
+        if most - least > 0.01:
+            raise ResolutionError(
+                f"effective_rank needs all {self.size} eigenvalues, and the {len(self.eigenvalues)} that were computed "
+                f"leave {rest:.1e} of the trace"
+            )
+        return math.exp(entropy + (least + most) / 2)
 
     def stable_rank(self) -> float:
         """Return ``trace / lambda_1``."""
@@ -147,12 +220,6 @@ class Spectrum:
         error = start - y
         decay = (1 - lr * self.eigenvalues) ** steps - 1
         return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
-
-    def _need_all(self, what: str) -> None:
-        if len(self.eigenvalues) < self.size:
-            raise ResolutionError(
-                f"{what} needs all {self.size} eigenvalues, and {len(self.eigenvalues)} were computed"
-            )
 
     def _vectors(self, what: str) -> Tensor:
         if self.eigenvectors is None:
@@ -195,4 +262,5 @@ def dense_spectrum(
     values = values.flip(0)
     error = matrix_error + n * torch.finfo(torch.float64).eps / 2 * float(values.abs().amax())
     trace = float(matrix.diagonal().sum())
-    return Spectrum(values[:k], vectors, error, error, n, trace, min(rank_bound, n), rtol, "dense")
+    whole = Spectrum(values, vectors, error, error, n, trace, min(rank_bound, n), rtol, "dense")
+    return whole if k is None else whole.truncated(k)

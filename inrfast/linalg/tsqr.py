@@ -131,6 +131,13 @@ class StreamedGram:
         self._additions = max(self._additions, len(rows)) + 1
         self.rows += len(rows)
 
+    def without_zeros(self) -> int:
+        """Leave out columns of zeros (one stays, if all are); return how many are left."""
+        alive = self._gram.diagonal() != 0
+        alive[0] |= not bool(alive.any())
+        self._gram = self._gram[alive][:, alive]
+        return len(self._gram)
+
     def singular_values(self, columns: int | None = None) -> SingularValues:
         """Return the singular values of all columns, or of the first ``columns``.
 

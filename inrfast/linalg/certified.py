@@ -1,0 +1,323 @@
+"""The spectrum of a large positive semidefinite operator with a certificate: eigenvalues, and how wrong they can be.
+
+``K = F F^T + R`` with F from pivoted Cholesky. By Weyl's inequality the eigenvalues of K are those of ``F F^T``, each
+moved by a number from the spectrum's range of R, and Lanczos from a random start bounds that range
+(:mod:`inrfast.linalg.lanczos` says with what probability). F itself may hold any rounding errors: R is what is
+left of K, in products of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, spectral_bounds
+from inrfast.linalg.operators import UNIT, SymmetricOperator, check_semidefinite, product_error
+from inrfast.linalg.pivoted_cholesky import BLOCK, PivotedCholesky
+from inrfast.linalg.spectrum import Spectrum
+from inrfast.memory import MOST_ROWS, chunks, require
+
+WIDTH = 0.028
+"""Width of a rank's interval, relative to the rank, at which a computation stops: at most 3 % with rounding added."""
+
+PATIENCE = 8 * BLOCK
+"""Pivots before which a computation is not given up."""
+
+HOPE = 2.0
+"""Factor by which the pivots that seem to be needed may exceed those that fit before it is given up."""
+
+TIGHT = 0.8
+"""Share of the allowed error that the residual's norm may be for Lanczos to go on: its bound is larger than the norm by
+a factor that falls with the steps (1.5 after 16, 1.25 after 21), each of which costs a tenth of a block of pivots."""
+
+SLACK = 1.25
+"""Factor by which the bound may exceed the norm where no more pivots can be had."""
+
+TRUST = 0.4
+"""First guess of the residual's norm in units of the factor's estimate, which is of the block before and too large by
+itself; the first attempt of a few steps corrects it."""
+
+
+SINGLE = 1e-6
+"""Accuracy from which the factor is kept in fp32, whose rounding is a tenth of that."""
+
+DISTINCT = 1e-8
+"""Eigenvalue, relative to lambda_1, from which on rounding leaves eigenvectors of the factor orthogonal to 1e-12."""
+
+LEAST_BLOCK = 16
+"""Pivots a block at least: fewer are not worth a pass over the grid."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The number of eigenvalues above some levels.
+
+    Attributes
+    ----------
+    rtols
+        Levels relative to lambda_1.
+    levels
+        Absolute levels, beside those.
+    width
+        Largest width of a rank's interval, relative to its lower end.
+    """
+
+    rtols: tuple[float, ...]
+    levels: tuple[float, ...] = ()
+    width: float = WIDTH
+
+    def absolute(self, largest: float) -> tuple[float, ...]:
+        """Return all levels as absolute ones, lambda_1 being ``largest``."""
+        return (*(rtol * largest for rtol in self.rtols), *self.levels)
+
+    def level(self, largest: float) -> float:
+        """Return the lowest of the levels."""
+        return min(self.absolute(largest))
+
+    def hope(self, largest: float) -> float:
+        """Return the residual's norm that is probably needed: as if eigenvalues fell evenly."""
+        return self.width * self.level(largest)
+
+    def met(self, values: Tensor, error: float) -> bool:
+        """Return whether every interval is narrow enough."""
+        for level in self.absolute(float(values[0])):
+            if error >= level:
+                return False
+            lower, upper = (int((values > bound).sum()) for bound in (level, level - error))
+            if upper - lower > self.width * lower:
+                return False
+        return True
+
+    def allowed_error(self, values: Tensor) -> float:
+        """Return the largest error with which it is met, to a factor of 0.8."""
+        largest = float(values[0])
+        error = self.level(largest)
+        while error > UNIT * largest:
+            error *= 0.8
+            if self.met(values, error):
+                return error
+        return 0.0
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The largest eigenpairs, with residuals of at most ``accuracy lambda_1``.
+
+    Attributes
+    ----------
+    count
+        How many.
+    accuracy
+        Error relative to lambda_1.
+    """
+
+    count: int
+    accuracy: float
+
+    def level(self, largest: float) -> float:
+        """Return four times the error: it need not be far below."""
+        return 4 * self.hope(largest)
+
+    def hope(self, largest: float) -> float:
+        """Return the error."""
+        return self.accuracy * largest
+
+    def met(self, values: Tensor, error: float) -> bool:
+        """Return whether there are as many, with so small an error."""
+        return len(values) >= self.count and error <= self.hope(float(values[0]))
+
+    def allowed_error(self, values: Tensor) -> float:
+        """Return the error."""
+        return self.hope(float(values[0]))
+
+
+def certified_spectrum(
+    operator: SymmetricOperator,
+    demand: Ranks | Pairs,
+    rank_bound: int,
+    budget: int,
+    seed: int = 0,
+    eigenvectors: bool = False,
+    progress: bool | None = None,
+) -> Spectrum:
+    """Return the eigenvalues that the pivoted Cholesky factor of an operator has, as the operator's, with their error.
+
+    Stops when ``demand`` is met, when the factor is as large as ``budget`` bytes allow or would plainly have to be
+    larger, or when nothing is left of the operator but rounding.
+
+    Parameters
+    ----------
+    operator
+        Symmetric positive semidefinite, fp64.
+    demand
+        Which ranks must be known how well, or how many eigenpairs: then those alone are returned.
+    rank_bound
+        A bound on the operator's rank.
+    budget
+        Bytes for the factor and its scratch.
+    seed
+        Of the pivots and of the Lanczos starts.
+    eigenvectors
+        Whether to return them as well, of those eigenvalues that are larger than their error (of pairs: than
+        :data:`DISTINCT` of the largest). The residuals
+        ``|K q - theta q|`` are at most the larger of the errors.
+    progress
+        Whether to show a bar; None: on a terminal only.
+
+    Raises
+    ------
+    MemoryBudgetError
+        The budget is too small for a block of columns.
+    ValueError
+        The operator is not symmetric, or not positive semidefinite.
+    """
+    n = operator.shape[0]
+    if isinstance(demand, Pairs):
+        k, rtol, dtype = demand.count, demand.accuracy, torch.float32 if demand.accuracy >= SINGLE else torch.float64
+    else:
+        k, rtol, dtype = None, min(demand.rtols, default=UNIT), torch.float64
+    factor = PivotedCholesky(operator, seed, dtype)
+    trace = factor.operator_trace
+    if trace == 0:
+        zeros = factor.diagonal.new_zeros(1)
+        unit = (
+            operator.partition.mine(torch.eye(n, 1, dtype=zeros.dtype, device=zeros.device)) if eigenvectors else None
+        )
+        return Spectrum(zeros, unit, 0.0, 0.0, n, 0.0, rank_bound, rtol, "cholesky", beyond=0.0)
+    block, most = _room(n, budget, factor.dtype.itemsize, eigenvectors, k)
+    with tqdm(total=most, desc="pivots", disable=None if progress is None else not progress, leave=False) as bar:
+        values, bounds = _grow(factor, demand, block, most, seed, bar)
+    check_semidefinite(bounds.inner_lower, -bounds.lower)
+    # Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues.
+    rounding = (n + factor.rank) * UNIT * trace
+    lower, upper = max(0.0, -bounds.lower) + rounding, max(0.0, bounds.upper) + rounding
+    spectrum = Spectrum(values, None, lower, upper, n, trace, rank_bound, rtol, "cholesky", beyond=upper)
+    if eigenvectors:
+        # Of smaller values the error says nothing; where pairs are asked for, they are left out for rounding alone.
+        known = max(lower, upper) if k is None else min(max(lower, upper), DISTINCT * float(values[0]))
+        count = max(1, int((values > known).sum()))
+        spectrum = spectrum.truncated(min(count, k or count), _eigenvectors(factor, min(count, k or count)))
+    return spectrum if k is None else spectrum.truncated(k)
+
+
+def _room(n: int, budget: int, item: int, eigenvectors: bool, k: int | None) -> tuple[int, int]:
+    """Return how many pivots a block takes, and how many there may be in all, with ``item`` bytes a number of F.
+
+    Beside F there is room for columns of the operator and a copy of them; afterwards for the Krylov basis and what
+    orthogonalising takes; at the end for eigenvectors.
+    """
+    each, vector = n * item, 8 * n
+    vectors = 0
+    if eigenvectors and k is None:
+        each += vector
+    elif eigenvectors:
+        vectors = min(n, k or n)
+    block = min(BLOCK, n)
+    while block > LEAST_BLOCK and 2 * block * vector > budget // 4:
+        block //= 2
+    scratch = max(2 * block, min(n, STEPS) + 8, vectors) * vector
+    require(
+        scratch + block * each,
+        budget,
+        f"a block of {block} columns of order {n}, with what it takes to bound the rest,",
+        "raise memory_budget or take fewer points",
+    )
+    return block, min(n, (budget - scratch) // each)
+
+
+def _grow(
+    factor: PivotedCholesky, demand: Ranks | Pairs, block: int, most: int, seed: int, bar: tqdm
+) -> tuple[Tensor, SpectralBounds]:
+    """Grow the factor until its eigenvalues answer the demand; return them and the bounds of the residual."""
+    history: list[tuple[int, float]] = []
+    attempts, trust, allowed = 0, TRUST, math.inf
+    while True:
+        bar.update(factor.grow(min(block, most - factor.rank)))
+        history.append((factor.rank, factor.norm_estimate))
+        estimate, largest = trust * factor.norm_estimate, factor.largest_estimate()
+        last = factor.exhausted or factor.rank >= most or _hopeless(history, demand.hope(largest), most)
+        few = isinstance(demand, Pairs) and factor.rank < demand.count
+        if not last and (few or estimate > min(TIGHT * allowed, demand.level(largest) / 4)):
+            continue
+        if not last and math.isinf(allowed):  # it hardly changes from here on, and eigenvalues take time
+            allowed = demand.allowed_error(_eigenvalues(factor))
+            if estimate > TIGHT * allowed:
+                continue
+        attempts += 1
+        bar.set_postfix_str("bounding the rest")
+        bounds = _bounds(factor, attempts, seed, _stop(allowed, last))
+        bar.set_postfix_str("")
+        if last or bounds.upper <= allowed:
+            values = _eigenvalues(factor)
+            if last or demand.met(values, bounds.upper):
+                return values, bounds
+            allowed = demand.allowed_error(values)
+        trust = max(bounds.inner_upper / factor.norm_estimate, trust / 2)
+
+
+def _eigenvalues(factor: PivotedCholesky) -> Tensor:
+    """Return the eigenvalues of ``F F^T`` that F has columns for, descending."""
+    return torch.linalg.eigvalsh(factor.gram).flip(0)
+
+
+def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> bool:
+    """Return whether the residual's norm, falling as it has since half of the pivots, needs too many for ``wanted``."""
+    rank, norm = history[-1]
+    if rank < PATIENCE or norm <= wanted:
+        return False
+    half, before = next(entry for entry in history if entry[0] >= rank // 2)
+    if not norm < before:
+        return True
+    power = math.log(before / norm) / math.log(rank / half)
+    return power * math.log(HOPE * most / rank) < math.log(norm / wanted)
+
+
+def _stop(allowed: float, last: bool) -> Callable[[SpectralBounds], bool]:
+    """Return when Lanczos may stop: with a bound tight enough, or a norm so large that more pivots are needed first."""
+
+    def enough(bounds: SpectralBounds) -> bool:
+        if bounds.upper <= allowed and math.isfinite(allowed):
+            return True
+        return bounds.upper <= SLACK * bounds.inner_upper if last else bounds.inner_upper > TIGHT * allowed
+
+    return enough
+
+
+def _bounds(
+    factor: PivotedCholesky, attempt: int, seed: int, enough: Callable[[SpectralBounds], bool]
+) -> SpectralBounds:
+    """Bound the residual's spectrum; the attempts' probabilities of failure add up to :data:`FAILURE`."""
+    n = factor.size
+    rounding = (n + factor.rank) * UNIT * factor.operator_trace
+    return spectral_bounds(
+        factor.apply_residual,
+        factor.diagonal,
+        STEPS,
+        FAILURE * 6 / (math.pi * attempt) ** 2,
+        seed + attempt,
+        product_error(factor.operator) + rounding,
+        enough,
+        lowest=-factor.shortfall() if factor.dtype == torch.float64 else None,
+        partition=factor.partition,
+    )
+
+
+def _eigenvectors(factor: PivotedCholesky, count: int) -> Tensor:
+    """Return the ``count`` leading eigenvectors of ``F F^T``, orthonormal: ``F u / sqrt(theta)``.
+
+    For a small theta rounding makes them orthogonal to ``u theta_1 / theta`` only; a step of Newton and Schulz towards
+    the nearest orthonormal matrix squares what is missing.
+    """
+    values, vectors = torch.linalg.eigh(factor.gram)
+    values, vectors = values.flip(0)[:count], vectors.flip(1)[:, :count]
+    found = factor.product(vectors / values.sqrt())
+    overlap = factor.partition.total(found.t() @ found)
+    step = 1.5 * torch.eye(count, dtype=overlap.dtype, device=overlap.device) - 0.5 * overlap
+    for rows in chunks(len(found), MOST_ROWS):  # in place: a second copy might not fit
+        found[rows] = found[rows] @ step
+    return found

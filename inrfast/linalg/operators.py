@@ -1,0 +1,131 @@
+"""What the methods of this folder need of a symmetric operator, and a dense matrix that offers it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from inrfast.errors import check_tensor
+from inrfast.linalg.partition import Whole
+
+UNIT = torch.finfo(torch.float64).eps / 2
+"""Unit roundoff of fp64."""
+
+ASYMMETRY = 1e-6
+"""Difference between mirrored entries, relative to ``sqrt(K_ii K_jj)``, beyond which an operator is called
+non-symmetric: far above the rounding of any fp64 operator, far below any error of construction."""
+
+NEGLIGIBLE = 1e-10
+"""Size of a negative eigenvalue, relative to the largest, up to which an operator passes for positive semidefinite; the
+errors of a spectrum cover it."""
+
+
+class SymmetricOperator(Protocol):
+    """A real symmetric operator of order n in fp64.
+
+    :class:`inrfast.tangent_kernel.NTK` of ``precision="highest"`` is one.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(n, n)``."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its vectors lie."""
+
+    @property
+    def partition(self) -> Whole:
+        """Which rows of its vectors this process holds; n below stands for their number."""
+
+    @property
+    def matrix_error(self) -> float:
+        """Spectral-norm bound on the rounding error of the entries."""
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal (n,)."""
+
+    def columns(self, index: Tensor) -> Tensor:
+        """Return the columns of ``index`` (counted over all rows), (n, count), memory of their own."""
+
+    def submatrix(self, index: Tensor) -> Tensor:
+        """Return the rows and columns of ``index``, (count, count)."""
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Return the product with a block of vectors (n, k)."""
+
+
+class DenseOperator:
+    """A dense symmetric fp64 matrix (n, n) as a :class:`SymmetricOperator`.
+
+    Parameters
+    ----------
+    matrix
+        Any floating dtype; converted to fp64.
+    matrix_error
+        Spectral-norm bound on the error of the entries; None: their rounding to fp64, ``u |A|_F``.
+    """
+
+    def __init__(self, matrix: Tensor, matrix_error: float | None = None) -> None:
+        check_tensor("matrix", matrix, ndim=2)
+        if matrix.shape[0] != matrix.shape[1]:
+            raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
+        self.matrix = matrix.detach().double()
+        n = len(matrix)
+        self.shape = (n, n)
+        self.device = matrix.device
+        self.partition = Whole(n)
+        norm = float(torch.linalg.matrix_norm(self.matrix))
+        self.matrix_error = UNIT * norm if matrix_error is None else matrix_error
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal (n,)."""
+        return self.matrix.diagonal().clone()
+
+    def columns(self, index: Tensor) -> Tensor:
+        """Return the columns of ``index``."""
+        return self.matrix[:, index]
+
+    def submatrix(self, index: Tensor) -> Tensor:
+        """Return the rows and columns of ``index``."""
+        return self.matrix[index][:, index]
+
+    def to_dense(self) -> Tensor:
+        """Return the matrix, a copy."""
+        return self.matrix.clone()
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Return the product with a block of vectors."""
+        return self.matrix @ V
+
+
+def product_error(operator: SymmetricOperator) -> float:
+    """Return a bound on the error of a product with a unit vector: that of the entries, and of sums of n terms."""
+    trace = float(operator.partition.total(operator.diagonal().abs().sum()))
+    return operator.matrix_error + shape_of(operator) * UNIT * trace
+
+
+def check_symmetric(block: Tensor, diagonal: Tensor) -> None:
+    """Raise a ValueError if a principal submatrix differs from its mirror image or from the operator's diagonal."""
+    sizes = diagonal.clamp_min(0).sqrt()
+    scale = ASYMMETRY * torch.outer(sizes, sizes)
+    if bool(((block - block.mT).abs() > scale).any()):
+        raise ValueError("the operator is not symmetric: its entries (i, j) and (j, i) differ")
+    if bool(((block.diagonal() - diagonal).abs() > scale.diagonal()).any()):
+        raise ValueError("the operator contradicts itself: diagonal() and columns() give different diagonal entries")
+
+
+def check_semidefinite(smallest: float, slack: float) -> None:
+    """Raise a ValueError if a number that the operator's spectrum reaches down to is below ``-slack``."""
+    if smallest < -slack:
+        raise ValueError(f"the operator is not positive semidefinite: it has an eigenvalue of {smallest:.3e} or less")
+
+
+def shape_of(operator: Any) -> int:
+    """Return the order of a square operator."""
+    n, m = operator.shape
+    if n != m:
+        raise ValueError(f"the operator must be square, got shape {(n, m)}")
+    return int(n)

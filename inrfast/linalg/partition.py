@@ -1,0 +1,55 @@
+"""Which rows of every vector a process holds, and what needs all of them: sums, picks, orthonormal blocks.
+
+The methods of this folder are written against :class:`Whole`, which holds all rows and exchanges nothing;
+:mod:`inrfast.distributed` holds a part of them and talks to the processes that hold the rest.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Whole:
+    """All ``size`` rows in this process."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.start, self.stop = 0, size
+
+    def total(self, part: Tensor) -> Tensor:
+        """Return the sum of every process's ``part``."""
+        return part
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """Return all rows of a tensor of which this process holds ``rows``."""
+        return rows
+
+    def agree(self, tensor: Tensor) -> Tensor:
+        """Return the first process's ``tensor``, of the same shape and dtype everywhere."""
+        return tensor
+
+    def mine(self, full: Tensor) -> Tensor:
+        """Return this process's rows of a tensor that every process has whole."""
+        return full[self.start : self.stop]
+
+    def pick(self, rows: Tensor, index: Tensor) -> Tensor:
+        """Return the rows ``index`` (counted over all) of a tensor of which this process holds ``rows``."""
+        here = (index >= self.start) & (index < self.stop)
+        found = rows.new_zeros(len(index), *rows.shape[1:])
+        found[here] = rows[index[here] - self.start]
+        return self.total(found)
+
+    def random(self, columns: int, seed: int, like: Tensor) -> Tensor:
+        """Return this process's rows of a Gaussian matrix (size, columns) drawn from ``seed``, fp64."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(self.size, columns, generator=generator, dtype=torch.float64)
+        return self.mine(drawn).to(like.device)
+
+    def norm(self, block: Tensor) -> Tensor:
+        """Return the Euclidean norms of the columns of a block of vectors."""
+        return self.total(block.square().sum(0)).sqrt()
+
+    def orthonormal(self, block: Tensor) -> Tensor:
+        """Return an orthonormal basis of a block (rows, p), of p columns whatever its rank, by Householder's QR."""
+        return torch.linalg.qr(block).Q
