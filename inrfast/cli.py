@@ -130,7 +130,7 @@ def _parser() -> _Parser:
     diagnose.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
     diagnose.add_argument("--rtols", type=float, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
     diagnose.add_argument(
-        "--ntk-points", type=int, default=4096, help="order of the dense kernel at most, thins the grid (%(default)s)"
+        "--ntk-points", type=int, default=None, help="points of the tangent kernel at most, thins the grid (all)"
     )
     diagnose.add_argument("--out", type=Path, help="folder for report.json, report.txt and report.png")
 
@@ -147,7 +147,7 @@ def _parser() -> _Parser:
     ntk.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
     ntk.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (%(default)s)")
     ntk.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
-    ntk.add_argument("--rtols", type=float, nargs="+", help="print ranks at these tolerances, from dense eigenvalues")
+    ntk.add_argument("--rtols", type=float, nargs="+", help="print ranks at these tolerances, as intervals")
     ntk.add_argument("--out", type=Path, help="write the dense kernel to this .npy file")
 
     fit = command(
@@ -296,10 +296,15 @@ def _ntk(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         print(cost, file=sys.stderr)
     # First what may be refused for its size, before anything long.
-    ranks = []
+    ranks, note = [], ""
     if arguments.rtols:
-        spectrum = kernel.spectrum(min(arguments.rtols))
-        ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
+        spectrum = kernel.spectrum(min(arguments.rtols), progress=None if not arguments.quiet else False)
+        note = spectrum.note
+        if spectrum.method == "dense":
+            ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
+        else:  # an interval even where it is wide
+            largest = float(spectrum.eigenvalues[0])
+            ranks = [asdict(spectrum.count_above(rtol * largest, rtol)) for rtol in arguments.rtols]
     found = {
         "network": net.config(),
         "grid": list(arguments.grid),
@@ -310,6 +315,7 @@ def _ntk(arguments: argparse.Namespace) -> int:
         "trace": float(kernel.trace()),
         "frobenius": float(kernel.frobenius()),
         "ranks": ranks,
+        "note": note,
         "out": None if arguments.out is None else str(arguments.out),
     }
     if arguments.out is not None:
@@ -318,6 +324,7 @@ def _ntk(arguments: argparse.Namespace) -> int:
     lines = [f"kernel     {kernel.shape[0]:,} x {kernel.shape[1]:,}, output {arguments.output}, {arguments.precision}"]
     lines += [f"trace      {found['trace']:.6g}", f"Frobenius  {found['frobenius']:.6g}"]
     lines += [f"rank       {_interval(rank)} at lambda/lambda_1 > {rank['rtol']:g}" for rank in ranks]
+    lines += [f"by         {note}"] if note else []
     lines += [] if arguments.out is None else [f"wrote      {arguments.out} ({format_bytes(cost.dense_bytes)})"]
     _print(arguments, found, "\n".join(lines))
     return 0

@@ -96,6 +96,16 @@ def check_tensor(
     return got
 
 
+def check_block(argument: str, got: Any, rows: int, device: torch.device) -> Tensor:
+    """Return a finite vector (rows,) or block of vectors (rows, k) on the kernel's device as a block, detached."""
+    block = check_tensor(argument, got)
+    if block.ndim not in (1, 2) or block.shape[0] != rows:
+        raise ValueError(f"{argument} must have shape ({rows},) or ({rows}, k), got {tuple(block.shape)}")
+    if block.device != device:
+        raise ValueError(f"{argument} is on {block.device} but the kernel is on {device}")
+    return block.detach().reshape(rows, -1)
+
+
 def check_coords(argument: str, got: Any, in_features: int | None = None, device: torch.device | None = None) -> Tensor:
     """Return ``got`` if it is a finite, non-empty ``(N, d)`` tensor of coordinates on the network's device."""
     coords = check_tensor(argument, got, ndim=2, finite=False)

@@ -30,6 +30,9 @@ PASS_ROWS_GPU = 1 << 14
 PRODUCT_ROWS = 1024
 """Points a product with cached factors takes at once, so that a scaled factor stays in the second-level cache."""
 
+STREAMED_ROWS = 4096
+"""Points whose factors are held at once where a pass over the grid computes them anew."""
+
 
 class FactorStore:
     """Factors of all layers on all points: computed once and kept if they fit the budget, else recomputed by chunks.
@@ -50,6 +53,8 @@ class FactorStore:
         self.budget = budget
         self.backend = backend
         self._kept: list[Factors] | None = None
+        # Memory of recomputed factors by the number of points: fresh pages would cost more than the factors.
+        self._spare: dict[int, list[list[Factors]]] = {}
 
     @property
     def bytes_per_point(self) -> int:
@@ -62,6 +67,18 @@ class FactorStore:
         return self.bytes_per_point * len(self.coords) <= self.budget
 
     @property
+    def bytes_held(self) -> int:
+        """Bytes that a pass over the grid takes: the kept factors, or one chunk of recomputed ones."""
+        if self.fits:
+            return self.bytes_per_point * len(self.coords)
+        return min(self.budget, 6 * self.bytes_per_point * STREAMED_ROWS)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the factors were computed and are held."""
+        return self._kept is not None
+
+    @property
     def streaming_rows(self) -> int:
         """Points whose factors fit the budget together (all of them if :attr:`fits`)."""
         if self.fits:
@@ -70,21 +87,34 @@ class FactorStore:
         return max(1, min(len(self.coords), self.budget // (6 * self.bytes_per_point)))
 
     def chunks(self, size: int, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
-        """Yield ``(rows, factors)`` over the points (``within`` a range of them), at most ``size`` at a time."""
+        """Yield ``(rows, factors)`` over the points (``within`` a range of them), at most ``size`` at a time.
+
+        Recomputed factors are gone when the next ones are asked for: they share their memory.
+        """
         start, stop, _ = (within or slice(None)).indices(len(self.coords))
         if self.fits:
             self.all()
-        else:
-            size = min(size, self.streaming_rows)
-        for part in chunks(stop - start, size):
-            rows = slice(start + part.start, start + part.stop)
-            yield rows, self.at(rows)
+            for part in chunks(stop - start, size):
+                rows = slice(start + part.start, start + part.stop)
+                yield rows, self.at(rows)
+            return
+        size = min(size, self.streaming_rows)
+        spare = self._spare.setdefault(size, [])
+        memory = spare.pop() if spare else self._room(size)
+        try:
+            for part in chunks(stop - start, size):
+                rows = slice(start + part.start, start + part.stop)
+                count = part.stop - part.start
+                yield rows, self.compute(self.coords[rows], [_slice(layer, slice(0, count)) for layer in memory])
+        finally:
+            spare.append(memory)
 
     def shares(self, size: int) -> list[slice]:
-        """Return one range of points a worker, in multiples of ``size``; one range alone if factors are recomputed."""
+        """Return one range of points a worker, in multiples of ``size``; one alone if hooks recompute the factors."""
         n, threads = len(self.coords), 1
         if self.fits:
             self.all()
+        if self.fits or self.capture.closed_form:
             threads = gemm.threads(self.capture.dtype, self.capture.device)
         return list(chunks(n, size * max(1, -(-n // (size * threads)))))
 
@@ -100,14 +130,20 @@ class FactorStore:
             self._kept = self.compute(self.coords)
         return self._kept
 
-    def compute(self, coords: Tensor) -> list[Factors]:
-        """Compute the factors of any points (n, d), chunks of them shared by threads."""
-        n, outputs = len(coords), self.capture.outputs
+    def _room(self, n: int) -> list[Factors]:
+        """Return memory for the factors of n points."""
+        outputs = self.capture.outputs
         room_for = functools.partial(empty, dtype=self.capture.dtype, device=self.capture.device)
-        whole = [
+        return [
             Factors(room_for((n, a)) if a > 0 else None, room_for((n, outputs, b)) if b > 0 else None)
             for a, b in self.capture.widths
         ]
+
+    def compute(self, coords: Tensor, whole: list[Factors] | None = None) -> list[Factors]:
+        """Compute the factors of any points (n, d), chunks of them shared by threads; into ``whole`` if given."""
+        n = len(coords)
+        if whole is None:
+            whole = self._room(n)
 
         def worker() -> Callable[[slice], None]:
             room = Room()

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from inrfast import backends
 from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import (
-    NotAvailableError,
-    ResolutionError,
+    check_block,
     check_choice,
     check_coords,
     check_float,
     check_int,
-    check_tensor,
 )
-from inrfast.jacobians import PRODUCT_ROWS, FactorStore, LayerwiseJacobian
-from inrfast.linalg.spectrum import Spectrum, dense_spectrum
+from inrfast.jacobians import PRODUCT_ROWS, STREAMED_ROWS, FactorStore, LayerwiseJacobian
+from inrfast.linalg import eigenvalues, systems
+from inrfast.linalg.partition import Whole
+from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import reductions
@@ -35,11 +35,6 @@ from inrfast.threads import together
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
-
-DENSE_LIMIT = 16384
-"""Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
-
-METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature")
 
 
 @dataclass(frozen=True)
@@ -137,6 +132,11 @@ class NTK:
         return self.columns_side is None
 
     @property
+    def partition(self) -> Whole:
+        """Which rows of the kernel this process holds: all."""
+        return Whole(self.shape[0])
+
+    @property
     def _other(self) -> LayerwiseJacobian:
         return self.rows if self.columns_side is None else self.columns_side
 
@@ -211,6 +211,14 @@ class NTK:
     def _blocks(self, side: LayerwiseJacobian) -> Iterator[slice]:
         """Yield the blocks of points that one side of a product may hold: one if they fit, else as many as needed."""
         return chunks(len(side.coords), side.gram_rows(self._plan))
+
+    def _sides(self) -> Iterator[tuple[slice, Any]]:
+        """Yield blocks of points and what they are as the rows of a product, each once; the next overwrites it."""
+        if self._plan is None and not self.rows.store.fits:
+            yield from self.rows.chunks(STREAMED_ROWS)
+        else:
+            for points in self._blocks(self.rows):
+                yield points, self.rows.side(points, self._plan)
 
     def _for_each_block(self, compute: Callable[[slice, slice, Any, Any], None]) -> None:
         """Call ``compute(rows, columns, row side, column side)`` on all blocks of the kernel, or its upper ones.
@@ -291,13 +299,25 @@ class NTK:
         )
         chosen = self._other.side_at(self._other.coords[points], self._plan)
         out = empty((self.shape[0], len(points) * fold), self.dtype, self.device)
-        for rows in self._blocks(self.rows):
-            side = self.rows.side(rows, self._plan)
+        for rows, side in self._sides():
             gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
         picked = inverse * fold + wanted % fold
         if len(picked) == out.shape[1] and bool((picked == torch.arange(len(picked), device=picked.device)).all()):
             return out
         return out[:, picked]
+
+    def submatrix(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
+        """Return ``K[index][:, index]``, symmetric to the last bit."""
+        self._need_symmetric("submatrix")
+        wanted = self._column_index(index)
+        fold = self._fold
+        points, inverse = torch.unique(wanted // fold, return_inverse=True)
+        chosen = self.rows.side_at(self.coords[points], self._plan)
+        order = len(points) * fold
+        out = empty((order, order), self.dtype, self.device)
+        gram_ops.fill_(out, chosen, None, self.output, self.outputs)
+        picked = inverse * fold + wanted % fold
+        return out[picked][:, picked]
 
     def _column_index(self, index: Any) -> Tensor:
         n = self.shape[1]
@@ -325,18 +345,20 @@ class NTK:
         """
         block = self._block("V", V)
         by_tiles = block.shape[1] >= self.cost().break_even_columns
-        out = self._product_by_tiles(block) if by_tiles else self._product_by_factors(block)
+        out = self._product_by_tiles(block) if by_tiles else self.product_by_factors(block)
         return out[:, 0] if V.ndim == 1 else out
+
+    def product(self, V: Tensor, damping: float = 0.0) -> Tensor:
+        """Return ``(K + damping I) V`` for one vector or a block of them."""
+        damping = check_float("damping", damping, minimum=0.0)
+        if damping == 0:
+            return self @ V
+        self._need_symmetric("a damped product")
+        return (self @ V).add_(V.detach().to(self.dtype), alpha=damping)
 
     def _block(self, argument: str, given: Tensor) -> Tensor:
         """Return a vector or block of vectors over the columns as (columns, k) in the kernel's dtype."""
-        check_tensor(argument, given)
-        n = self.shape[1]
-        if given.ndim not in (1, 2) or given.shape[0] != n:
-            raise ValueError(f"{argument} must have shape ({n},) or ({n}, k), got {tuple(given.shape)}")
-        if given.device != self.device:
-            raise ValueError(f"{argument} is on {given.device} but the kernel is on {self.device}")
-        return given.detach().reshape(n, -1).to(self.dtype)
+        return check_block(argument, given, self.shape[1], self.device).to(self.dtype)
 
     def _product_by_tiles(self, V: Tensor) -> Tensor:
         out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
@@ -348,15 +370,22 @@ class NTK:
         self._for_each_block(compute)
         return out
 
-    def _product_by_factors(self, V: Tensor) -> Tensor:
-        """``J (J'^T V)``; for the trace, one such product an output."""
+    def product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
+        """Return ``J (J'^T V)``; for the trace, one such product an output.
+
+        ``total`` is applied to ``J'^T V``: where other processes hold more of its rows, it adds theirs.
+        """
         if self.output == "full":
-            return self.rows @ self._other.vjp(V)
+            return self.rows @ total(self._other.vjp(V))
         blocks = self._transposed_product(V, self.dtype)
-        out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
+        return self._spread([[total(block) for block in layers] for layers in blocks], V)
+
+    def _spread(self, blocks: list[list[Tensor]], like: Tensor) -> Tensor:
+        """Return ``J P`` for the blocks that :meth:`_transposed_product` makes of vectors ``like`` (columns, k)."""
+        out = torch.zeros(self.shape[0], like.shape[1], dtype=self.dtype, device=self.device)
 
         def spread(share: slice) -> None:
-            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
+            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, like)
             for points, factors in self.rows.chunks(within=share):
                 for m, layers in zip(self._picked, blocks, strict=True):
                     for layer, total in zip(factors, layers, strict=True):
@@ -480,70 +509,89 @@ class NTK:
         eigenvectors: bool = False,
         seed: int = 0,
         progress: bool | None = None,
+        levels: Sequence[float] = (),
     ) -> Spectrum:
-        """Return the eigenvalues, computed from fp64 factors and products whatever the kernel's precision.
+        """Return the eigenvalues with their error, computed from fp64 factors whatever the kernel's precision.
 
         Parameters
         ----------
         rtol
-            Smallest relative tolerance (of lambda_1) at which ranks will be asked for.
+            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on.
         k
-            Keep the k largest; None: all.
+            Only the k largest, to an error of ``rtol lambda_1``; None: all that the method gives.
         method
-            ``"dense"`` (LAPACK on the dense kernel), which ``"auto"`` takes up to order 16,384.
+            ``"dense"``: LAPACK on the dense kernel, up to order 16,384. ``"cholesky"``: randomly pivoted Cholesky until
+            the rank at ``rtol`` is known to 3 % (with ``k``: until the error is reached) or the memory budget is used
+            up; the errors hold except with probability 1e-6 (:mod:`inrfast.linalg.certified`). ``"lanczos"``: the k
+            (default 128) largest to a residual of ``rtol lambda_1``. ``"quadrature"``: lambda_1, and estimates for
+            ``estimated_rank``. ``"auto"``: dense up to order 4,096, above that Cholesky, and the quadrature beside it
+            where that cannot resolve ``rtol``; ``note`` on the result says which and why.
         eigenvectors
-            Whether to keep them, orthonormal functions on the grid.
-        seed, progress
-            For randomised methods; the dense one has nothing to draw and no steps to show.
+            Whether to keep them, orthonormal functions on the grid: column i reshapes to the grid's shape.
+        seed
+            Of the randomised methods: same seed, same result on the same machine.
+        progress
+            Whether to show a bar; None: on a terminal only.
+        levels
+            Absolute levels, in the kernel's units, whose counts must be known in place of the one at ``rtol``: a
+            layer's kernel is counted above the threshold of the whole one.
 
         Raises
         ------
         NotAvailableError
-            A method of a later version, or an order beyond the dense limit.
+            A dense spectrum beyond the dense limit.
+        ResolutionError
+            ``rtol`` is below the floor of fp64.
         MemoryBudgetError
-            The dense kernel and LAPACK's workspace exceed the budget.
+            The method's matrices exceed the budget; the message says what they need.
+        ValueError, TypeError
+            Bad arguments; a kernel with ``coords2``.
         """
         self._need_symmetric("spectrum")
-        rtol = check_float("rtol", rtol, minimum=0.0, exclusive=True)
-        check_int("seed", seed, minimum=0)
-        if k is not None and check_int("k", k, minimum=1) > self.shape[0]:
-            raise ValueError(f"k must be at most the order {self.shape[0]}, got {k}")
-        check_choice("method", method, METHODS)
-        if method not in ("auto", "dense"):
-            raise NotAvailableError(f"method={method!r} is not in this version; use 'dense'")
-        matrix = self._dense_fp64("a dense spectrum", 3)
-        error = self._matrix_error(float(matrix.diagonal().sum()))
-        return dense_spectrum(matrix, error, rtol, min(self.shape[0], self._rank_bound), k, eigenvectors)
+        operator = self.at_precision("highest")
+        return eigenvalues.spectrum(
+            operator,
+            rtol,
+            k,
+            method,
+            eigenvectors,
+            min(self.shape[0], self.rank_bound),
+            self._left_beside(operator),
+            seed,
+            progress,
+            levels,
+        )
 
     @property
-    def _rank_bound(self) -> int:
+    def rank_bound(self) -> int:
         """Parameters times outputs summed over: the rank of K = sum_m J_m J_m^T is at most M P."""
         return self.rows.shape[1] * (self.outputs if self.output == "trace" else 1)
 
-    def _matrix_error(self, trace: float) -> float:
-        """Bound the spectral norm of the rounding error of a dense fp64 kernel.
+    @cached_property
+    def matrix_error(self) -> float:
+        """Bound on the spectral norm of the rounding error of the entries, for ``precision="highest"``.
 
-        Every entry is a sum of products of inner products of length at most a and M b, so its error is at most
-        ``c u sqrt(K_ii K_jj)`` with c their sum (Higham, Accuracy and Stability, section 3.1), and the matrix
-        ``sqrt(K_ii K_jj)`` has norm trace(K).
+        The matrix ``sqrt(K_ii K_jj)`` has norm trace(K).
+        """
+        return self.entry_error * self.trace()
+
+    @property
+    def entry_error(self) -> float:
+        """Bound on the rounding error of an entry, relative to ``sqrt(K_ii K_jj)``, for ``precision="highest"``.
+
+        An entry is a sum of products of inner products of length at most a and M b, so its error is at most ``c u``
+        with c their sum (Higham, Accuracy and Stability, section 3.1).
         """
         c = max(a + self.outputs * b for a, b in self._widths) + len(self.specs) + 2
-        return c * torch.finfo(torch.float64).eps / 2 * trace
+        return c * torch.finfo(torch.float64).eps / 2
 
-    def _dense_fp64(self, what: str, copies: int) -> Tensor:
-        n = self.shape[0]
-        if n > DENSE_LIMIT:
-            raise NotAvailableError(
-                f"{what} of order {n} exceeds the dense limit {DENSE_LIMIT}; use a smaller grid, or K.to_scipy() with "
-                "an iterative method"
-            )
-        require(copies * 8 * n * n, self.memory_budget, what, "use fewer points or raise memory_budget")
-        dense = self.at_precision("highest").to_dense()
-        assert isinstance(dense, Tensor)
-        return dense
+    def solve(
+        self, y: Tensor, ridge: float = 0.0, tol: float = 1e-6, seed: int = 0, progress: bool | None = None
+    ) -> Tensor:
+        """Return x with ``(K + ridge I) x = y`` in fp64.
 
-    def solve(self, y: Tensor, ridge: float = 0.0, tol: float = 1e-6) -> Tensor:
-        """Return x with ``(K + ridge I) x = y`` in fp64, by a dense Cholesky factorisation.
+        Up to order 4,096 by a dense Cholesky factorisation, above by conjugate gradients with the factor of a pivoted
+        one as preconditioner (nothing n x n).
 
         Parameters
         ----------
@@ -552,35 +600,32 @@ class NTK:
         ridge
             Added to the diagonal, in the kernel's units; 0 or more.
         tol
-            Relative residual ``|y - (K + ridge I) x| / |y|`` that the result must reach.
+            Relative residual ``|y - (K + ridge I) x| / |y|`` that every column of the result must reach.
+        seed
+            Of the pivots.
+        progress
+            Whether to show bars; None: on a terminal only.
 
         Raises
         ------
         ResolutionError
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
-        NotAvailableError, MemoryBudgetError
-            The order exceeds the dense limit or the budget.
+        MemoryBudgetError
+            The preconditioner does not fit the budget.
         """
         self._need_symmetric("solve")
-        check_tensor("y", y)
-        if y.ndim not in (1, 2) or y.shape[0] != self.shape[0]:
-            raise ValueError(f"y must have shape ({self.shape[0]},) or ({self.shape[0]}, c), got {tuple(y.shape)}")
-        if y.device != self.device:
-            raise ValueError(f"y is on {y.device} but the kernel is on {self.device}")
+        right = check_block("y", y, self.shape[0], self.device).to(torch.float64)
         ridge = check_float("ridge", ridge, minimum=0.0)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        matrix = self._dense_fp64("a dense solve", 2)
-        matrix.diagonal().add_(ridge)
-        right = y.detach().to(torch.float64).reshape(len(y), -1)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        if int(info) != 0:
-            raise ResolutionError(f"K + {ridge:g} I is not positive definite in fp64; raise ridge")
-        x = torch.cholesky_solve(right, factor)
-        x += torch.cholesky_solve(right - matrix @ x, factor)  # one step of refinement
-        residual = torch.linalg.vector_norm(right - matrix @ x) / torch.linalg.vector_norm(right).clamp_min(1e-300)
-        if not float(residual) <= tol:
-            raise ResolutionError(f"the relative residual {float(residual):.1e} stays above tol={tol:g}; raise ridge")
-        return x.reshape(y.shape)
+        operator = self.at_precision("highest")
+        budget = self._left_beside(operator)
+        return systems.solve(operator, right, ridge, tol, budget, seed, progress).reshape(y.shape)
+
+    def _left_beside(self, operator: NTK) -> int:
+        """Return the bytes of the budget that the factors of ``operator``, and those kept here, leave."""
+        stores = {id(kernel.rows.store): kernel.rows.store for kernel in (self, operator)}.values()
+        held = sum(store.bytes_held for store in stores if store.kept or store is operator.rows.store)
+        return max(self.memory_budget - held, 0)
 
     def to_scipy(self) -> LinearOperator:
         """Return the kernel as a ``scipy.sparse.linalg.LinearOperator`` (products go through ``K @ V``)."""

@@ -12,6 +12,7 @@ from torch import nn
 
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError, NotAvailableError, ResolutionError
+from inrfast.linalg import eigenvalues, systems
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
 
@@ -56,7 +57,7 @@ def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
         assert (((K @ V[:, 0]) - (truth @ V)[:, 0]).abs() <= tol * size[:, 0]).all()
         W = V.to(K.dtype)
         assert ((K._product_by_tiles(W) - truth @ V).abs() <= tol * size).all()
-        assert ((K._product_by_factors(W) - truth @ V).abs() <= tol * size).all()
+        assert ((K.product_by_factors(W) - truth @ V).abs() <= tol * size).all()
         assert ((K.row_sums() - truth.sum(1)).abs() <= tol * bound.sum(1)).all()
         form, size = K.quadratic_form(V), V.t().abs() @ bound @ V.abs()
         assert form.dtype == torch.float64
@@ -110,6 +111,22 @@ def test_streaming_under_a_small_budget_changes_nothing(net, n, seed):
         assert small.frobenius() == pytest.approx(float(dense.norm()), rel=1e-12)
 
 
+@pytest.mark.parametrize("output", ["trace", "full", 1])
+def test_recomputed_factors_of_many_points_are_those_that_are_kept(output):
+    """Several chunks in several threads, whose memory is used again and again."""
+    net = inr.INR(2, 2, width=8, hidden_layers=2, activation="sine", init="siren")
+    coords = random_coords(5003, 2, 3)
+    K = inr.ntk(net, coords, output=output, precision="highest")
+    small = inr.ntk(net, coords, output=output, precision="highest", memory_budget=4 << 20)
+    assert K.rows.store.fits
+    assert not small.rows.store.fits
+    V = torch.randn(K.shape[0], 2, dtype=torch.float64)
+    for _ in range(2):
+        torch.testing.assert_close(small.product_by_factors(V), K.product_by_factors(V), rtol=1e-11, atol=0)
+        torch.testing.assert_close(small.columns([1, 4999, 3]), K.columns([1, 4999, 3]), rtol=1e-13, atol=0)
+        torch.testing.assert_close(small.diagonal(), K.diagonal(), rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("precision", ["highest", "high"])
 @pytest.mark.parametrize("output", ["trace", "full", 1])
 def test_tiles_of_many_points_agree_with_products(precision, output):
@@ -121,7 +138,7 @@ def test_tiles_of_many_points_agree_with_products(precision, output):
     assert torch.equal(dense, dense.t())
     V = torch.randn(K.shape[1], 4, dtype=K.dtype)
     tol = 1e-12 if precision == "highest" else 2e-5
-    for product in (K @ V, K._product_by_tiles(V), K._product_by_factors(V)):
+    for product in (K @ V, K._product_by_tiles(V), K.product_by_factors(V)):
         torch.testing.assert_close(product, dense @ V, rtol=0, atol=tol * float((dense @ V).abs().max()))
     torch.testing.assert_close(K.columns([7, 1100, 3]), dense[:, [7, 1100, 3]], rtol=0, atol=tol * float(dense.max()))
 
@@ -238,6 +255,88 @@ def test_spectrum_solve_and_prediction_against_numpy():
     torch.testing.assert_close(dense @ x + 1e-3 * x, target, rtol=1e-6, atol=1e-8)
 
 
+def test_large_grids_have_a_certified_spectrum_and_eigenfunctions(monkeypatch):
+    """Eigenpairs, ranks of the layers and a ridge system, none of them dense, checked against the dense matrix."""
+    for module in (eigenvalues, systems):
+        monkeypatch.setattr(module, "SMALL", 1000)
+    net = inr.INR(2, 1, width=16, hidden_layers=2, init="rank_expanding")
+    coords = inr.grid((34, 34))
+    K = inr.ntk(net, coords)
+    exact = inr.ntk(net, coords, precision="highest")
+    dense = exact.to_dense()
+    s = K.spectrum(1e-6, eigenvectors=True)
+    assert s.method == "cholesky"
+    assert "order 1156 is above 1000" in s.note
+    values = torch.linalg.eigvalsh(dense).flip(0)
+    assert int((values > 1e-6 * values[0]).sum()) in s.rank()
+    Q = s.eigenvectors
+    assert Q[:, 0].reshape(34, 34).abs().min() > 0  # Perron and Frobenius: K is positive, so is its first function
+    residuals = torch.linalg.vector_norm(dense @ Q - Q * s.eigenvalues, dim=0)
+    assert residuals.max() <= s.upper_error
+    for name, layer in exact.layers.items():
+        found = layer.spectrum(1e-5)
+        own = torch.linalg.eigvalsh(layer.to_dense())
+        assert int((own > 1e-5 * own.max()).sum()) in found.rank(), name
+    y = torch.randn(1156, 2, generator=torch.Generator().manual_seed(0))
+    ridge = 1e-5 * float(values[0])
+    x = K.solve(y, ridge, tol=1e-7)
+    residual = torch.linalg.vector_norm(exact.product(x, ridge) - y.double(), dim=0)
+    assert (residual <= 1.01e-7 * torch.linalg.vector_norm(y.double(), dim=0)).all()
+
+
+def test_the_largest_eigenpairs_stream_under_a_budget(monkeypatch):
+    """Neither the factors nor F in fp64 would fit: pairs come from recomputed factors and an fp32 F, certified."""
+    monkeypatch.setattr(eigenvalues, "SMALL", 1000)
+    net, coords = inr.INR(2, 1, width=32, hidden_layers=2), inr.grid((40, 40))
+    K = inr.ntk(net, coords, memory_budget=3 << 20, precision="highest")
+    assert not K.rows.store.fits
+    s = K.spectrum(1e-5, k=20, eigenvectors=True)
+    assert (s.method, len(s.eigenvalues)) == ("cholesky", 20)
+    dense = inr.ntk(net, coords, precision="highest").to_dense()
+    values = torch.linalg.eigvalsh(dense).flip(0)
+    assert max(s.lower_error, s.upper_error) <= 1e-5 * values[0]
+    assert (values[:20] >= s.eigenvalues - s.lower_error).all()
+    assert (values[:20] <= s.eigenvalues + s.upper_error).all()
+    residuals = torch.linalg.vector_norm(dense @ s.eigenvectors - s.eigenvectors * s.eigenvalues, dim=0)
+    assert residuals.max() <= max(s.lower_error, s.upper_error)
+
+
+def test_an_interrupted_spectrum_leaves_nothing_half_true(monkeypatch):
+    for module in (eigenvalues, systems):
+        monkeypatch.setattr(module, "SMALL", 100)
+    K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((25, 25)), precision="highest", memory_budget=4 << 20)
+    expected = K.spectrum(1e-6).eigenvalues
+    whole, calls = inr.NTK.__matmul__, []
+
+    def interrupted(self, V):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return whole(self, V)
+
+    monkeypatch.setattr(inr.NTK, "__matmul__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        K.spectrum(1e-6)
+    assert len(calls) == 3
+    monkeypatch.setattr(inr.NTK, "__matmul__", whole)
+    assert torch.equal(K.spectrum(1e-6).eigenvalues, expected)
+
+
+def test_submatrices_and_damped_products():
+    for output in ("trace", "full", 1):
+        K = inr.ntk(
+            inr.INR(2, 2, width=8, hidden_layers=2), random_coords(30, 2, 0), output=output, precision="highest"
+        )
+        dense = K.to_dense()
+        index = [7, 3, 20, 7]
+        part = K.submatrix(index)
+        assert torch.equal(part, part.t())
+        torch.testing.assert_close(part, dense[index][:, index])
+        v = torch.randn(K.shape[0], 2, dtype=torch.float64)
+        torch.testing.assert_close(K.product(v, 0.5), dense @ v + 0.5 * v)
+        torch.testing.assert_close(K.product(v), dense @ v)
+
+
 def test_kernel_is_a_snapshot():
     net = inr.INR(2, 1, width=8, hidden_layers=1)
     coords = inr.grid((4, 4))
@@ -287,10 +386,12 @@ BAD_CALLS = {
     "index float": (lambda net, x: inr.ntk(net, x).columns([0.5]), TypeError, "index must be an integer"),
     "out shape": (lambda net, x: inr.ntk(net, x).to_dense(torch.empty(2, 2)), ValueError, "out must have shape"),
     "method": (lambda net, x: inr.ntk(net, x).spectrum(method="dens"), ValueError, "Did you mean 'dense'"),
-    "method absent": (lambda net, x: inr.ntk(net, x).spectrum(method="lanczos"), NotAvailableError, "lanczos"),
     "rtol": (lambda net, x: inr.ntk(net, x).spectrum(rtol=0), ValueError, "rtol"),
+    "rtol tiny": (lambda net, x: inr.ntk(net, x).spectrum(rtol=1e-30), ResolutionError, "about the floor of fp64"),
+    "damping": (lambda net, x: inr.ntk(net, x).product(torch.ones(16), damping=-1), ValueError, "damping"),
+    "cross submatrix": (lambda net, x: inr.ntk(net, x, x).submatrix([0]), ValueError, "coords2"),
     "k": (lambda net, x: inr.ntk(net, x).spectrum(k=17), ValueError, "k must be at most"),
-    "rank floor": (lambda net, x: inr.ntk(net, x).spectrum(rtol=1e-30).rank(1e-20), ResolutionError, "floor"),
+    "rank floor": (lambda net, x: inr.ntk(net, x).spectrum(rtol=1e-13).rank(1e-16), ResolutionError, "floor"),
     "ridge": (lambda net, x: inr.ntk(net, x).solve(torch.ones(16), ridge=-1), ValueError, "ridge"),
     "cross trace": (lambda net, x: inr.ntk(net, x, x).trace(), ValueError, "coords2"),
     "cross diagonal": (lambda net, x: inr.ntk(net, x, x).diagonal(), ValueError, "coords2"),
@@ -314,7 +415,7 @@ def test_too_large_for_a_dense_spectrum_says_what_fits():
     net = inr.INR(2, 1, width=4, hidden_layers=1)
     K = inr.ntk(net, inr.grid((200, 200)))
     with pytest.raises(NotAvailableError, match="dense limit"):
-        K.spectrum()
+        K.spectrum(method="dense")
     K = inr.ntk(net, inr.grid((50, 50)), memory_budget=10**6)
     with pytest.raises(MemoryBudgetError, match="raise memory_budget"):
         K.spectrum()

@@ -1,7 +1,7 @@
 """Where a network loses rank: representations, sensitivities, weights, feature Jacobians and tangent kernel.
 
-The full grid streams through the factor pass once, in fp64; the tangent kernel's eigenvalues are those of a dense
-matrix on the grid or, where that is larger, on a regular part of it that the report names.
+The full grid streams through the factor pass once, in fp64; the tangent kernel's eigenvalues are those on the full grid
+too, with their error, unless fewer points are asked for; the report says which.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from inrfast.analysis.report import (
 )
 from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import check_coords, check_int
+from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
-from inrfast.memory import budget_bytes, chunks, require
+from inrfast.memory import budget_bytes, chunks
 from inrfast.nn import INR, SphereNorm
 from inrfast.ops.gram import gram_diagonal
 from inrfast.supported import LayerSpec
@@ -42,9 +43,6 @@ from inrfast.tangent_kernel import NTK, ntk
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
-
-NTK_POINTS = 4096
-"""Largest default order of the dense kernel: its eigenvalues take some ten seconds on two cores."""
 
 JACOBIAN_ROWS = 32
 """Pixels whose feature Jacobians are held at once (16 MiB at width 256)."""
@@ -54,7 +52,7 @@ def diagnose(
     net: nn.Module,
     coords: Tensor,
     rtols: Sequence[float] = RTOLS,
-    ntk_points: int = NTK_POINTS,
+    ntk_points: int | None = None,
     ntk_coords: Tensor | None = None,
     jacobian_pixels: int = 256,
     params: Iterable[str] | None = None,
@@ -77,8 +75,8 @@ def diagnose(
     rtols
         Relative tolerances in (0, 1), in any order.
     ntk_points
-        Largest number of points of the dense kernel. A larger grid is thinned: every s-th point of every axis if it
-        is a regular grid, else every s-th point.
+        Largest number of points of the tangent kernel; None: the full grid, whatever its size. A larger grid is
+        thinned: every s-th point of every axis if it is a regular grid, else every s-th point.
     ntk_coords
         Points (N', d) of the kernel; overrides ``ntk_points``.
     jacobian_pixels
@@ -88,7 +86,7 @@ def diagnose(
     memory_budget
         Bytes; None: half of what is free.
     seed
-        Draws the pixels of the feature Jacobians.
+        Draws the pixels of the feature Jacobians, and the pivots and starts of large spectra.
     progress
         Whether to show a bar; None: on a terminal only.
 
@@ -104,14 +102,15 @@ def diagnose(
     ResolutionError
         A tolerance below what fp64 resolves for this network.
     MemoryBudgetError
-        The dense kernel exceeds the budget.
+        The budget is too small for a block of the kernel's columns.
     ValueError, TypeError
         Bad arguments.
     """
     rtols = _check_tolerances(rtols)
-    ntk_points = check_int("ntk_points", ntk_points, minimum=1)
+    ntk_points = len(coords) if ntk_points is None else check_int("ntk_points", ntk_points, minimum=1)
     jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
-    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    seed = check_int("seed", seed, minimum=0)
+    generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest")
     coords = coords.detach()
     if ntk_coords is None:
@@ -121,7 +120,6 @@ def diagnose(
         full_grid = torch.equal(points, coords)
     budget = budget_bytes(memory_budget, capture.device)
     kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
-    require(3 * 8 * len(points) ** 2, budget, f"the dense kernel of {len(points)} points", "lower ntk_points")
 
     rows = _chunk_rows(capture, budget)
     network = net.config() if isinstance(net, INR) else {"class": type(net).__name__}
@@ -131,7 +129,7 @@ def diagnose(
         representations, sensitivities = _full_grid(capture, coords, rows, rtols, bar)
         weights, products = _weights(net, capture, rtols)
         jacobians = _feature_jacobians(net, capture, _sampled(coords, jacobian_pixels, generator), rtols, bar)
-        whole, blocks, bounds = _kernels(kernel, rtols, bar)
+        whole, blocks, bounds = _kernels(kernel, rtols, seed, bar)
     return DiagnosisReport(
         network=network,
         points=len(coords),
@@ -427,50 +425,44 @@ def _slopes(net: INR, index: int, preactivations: Tensor, weight: Tensor) -> Ten
 
 
 def _kernels(
-    kernel: NTK, rtols: tuple[float, ...], bar: tqdm
+    kernel: NTK, rtols: tuple[float, ...], seed: int, bar: tqdm
 ) -> tuple[KernelSpectrum, tuple[KernelSpectrum, ...], tuple[BlockBounds, ...]]:
     """Return the eigenvalues of the kernel and of its blocks, all counted above the same absolute thresholds."""
+    bar.set_description("eigenvalues of the NTK")
+    whole = kernel.spectrum(rtols[-1], seed=seed, progress=False)
+    bar.update()
+    largest = float(whole.eigenvalues[0])
+    if whole.method == "dense" and largest > 0:
+        whole.rank(rtols[-1])  # raises where fp64 does not resolve the smallest tolerance
+    thresholds = {rtol: rtol * largest for rtol in rtols}
     spectra: dict[str, Spectrum] = {}
     for name, block in kernel.layers.items():
         bar.set_description(f"eigenvalues of {name}")
-        spectra[name] = _block_spectrum(block, rtols[-1])
+        spectra[name] = _block_spectrum(block, rtols[-1], thresholds[rtols[-1]], seed)
         bar.update()
-    bar.set_description("eigenvalues of the NTK")
-    whole = kernel.spectrum(rtols[-1])
-    bar.update()
-    largest = float(whole.eigenvalues[0])
-    if largest > 0:
-        whole.rank(rtols[-1])  # raises where fp64 does not resolve the smallest tolerance
-    thresholds = {rtol: rtol * largest for rtol in rtols}
     bounds = tuple(_bounds(whole, list(spectra.values()), rtol, tau) for rtol, tau in thresholds.items())
     blocks = tuple(kernel_spectrum(name, spectrum, thresholds) for name, spectrum in spectra.items())
     return kernel_spectrum("ntk", whole, thresholds), blocks, bounds
 
 
-def _block_spectrum(block: NTK, rtol: float) -> Spectrum:
-    """Return the eigenvalues of one layer's kernel ``F F^T``, from ``F^T F`` where F has fewer columns than rows."""
-    factor = _thin_factor(block)
-    if factor is None:
-        return block.spectrum(rtol)
-    n, columns = factor.shape
-    gram = StreamedGram(columns, factor.device)
-    gram.add(factor)
-    found = gram.singular_values()
-    eigenvalues = torch.cat([found.values.square(), factor.new_zeros(n - columns)])
-    trace = float(factor.square().sum())
-    return Spectrum(eigenvalues, None, found.error, found.error, n, trace, columns, rtol, "dense")
+def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectrum:
+    """Return the eigenvalues of one layer's kernel ``G G^T``, known at ``level``: those of ``G^T G`` where G is thin.
 
-
-def _thin_factor(block: NTK) -> Tensor | None:
-    """Return F, a layer's Jacobians of all outputs side by side less columns of zeros, if it is taller than wide."""
-    n = block.shape[0]
-    columns = block.outputs * block.rows.shape[1]
-    if columns > 2 * n:  # the head of a network with several outputs is mostly zeros, other layers are not
-        return None
-    factor = block.rows.rows().reshape(n, columns)
-    alive = (factor != 0).any(0)
-    alive[0] = True  # a dead layer keeps one column: its one eigenvalue is 0
-    return factor[:, alive] if int(alive.sum()) < n else None
+    G is the layer's Jacobians of all outputs side by side. Columns of zeros do not count: the head of a network with
+    several outputs has mostly those.
+    """
+    n, columns = block.shape[0], block.outputs * block.rows.shape[1]
+    if columns <= 2 * min(n, SMALL):
+        gram = StreamedGram(columns, block.device)
+        for points in chunks(n, CHUNK_ROWS):
+            gram.add(block.rows.rows(points).reshape(-1, columns))
+        alive = gram.without_zeros()
+        if alive < n:
+            found = gram.singular_values()
+            eigenvalues = torch.cat([found.values.square(), found.values.new_zeros(n - len(found.values))])
+            trace = float(eigenvalues.sum())
+            return Spectrum(eigenvalues, None, found.error, found.error, n, trace, alive, rtol, "gram")
+    return block.spectrum(rtol, seed=seed, progress=False, levels=(level,) if level > 0 else ())
 
 
 def _bounds(whole: Spectrum, blocks: Sequence[Spectrum], rtol: float, tau: float) -> BlockBounds:

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from inrfast.analysis.report_text import findings, table
+from inrfast.errors import ResolutionError
 from inrfast.files import write_whole
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import SingularValues
@@ -149,7 +150,8 @@ class KernelSpectrum:
         Number of eigenvalues above ``tau = rtol * lambda_1(K)``, the same absolute threshold for the whole kernel
         and all its blocks.
     trace, stable_rank, effective_rank
-        ``trace / lambda_1`` and ``exp`` of the entropy of ``lambda / trace``, relative to this kernel's own values.
+        ``trace / lambda_1`` and ``exp`` of the entropy of ``lambda / trace``, relative to this kernel's own values; the
+        latter is None where too much of the trace lies in eigenvalues that were not computed.
     """
 
     name: str
@@ -161,7 +163,7 @@ class KernelSpectrum:
     ranks: tuple[RankInterval, ...]
     trace: float
     stable_rank: float
-    effective_rank: float
+    effective_rank: float | None
 
 
 @dataclass(frozen=True)
@@ -333,8 +335,15 @@ def kernel_spectrum(name: str, spectrum: Spectrum, thresholds: Mapping[float, fl
         ranks=tuple(spectrum.count_above(tau, rtol) for rtol, tau in thresholds.items()),
         trace=spectrum.trace,
         stable_rank=0.0 if zero else spectrum.stable_rank(),
-        effective_rank=0.0 if zero else spectrum.effective_rank(),
+        effective_rank=0.0 if zero else _effective_rank(spectrum),
     )
+
+
+def _effective_rank(spectrum: Spectrum) -> float | None:
+    try:
+        return spectrum.effective_rank()
+    except ResolutionError:
+        return None
 
 
 def _build(kind: Any, data: Any) -> Any:

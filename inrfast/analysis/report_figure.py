@@ -54,6 +54,11 @@ def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure
         log_index=True,
         title=f"Eigenvalues of the NTK and its blocks\n{kernel.label}",
     )
+    largest, error = max(kernel.whole.eigenvalues, default=0.0), kernel.whole.upper_error
+    if largest > 0 and error / largest > right.get_ylim()[0]:
+        right.axhline(error / largest, color="grey", linestyle=":", linewidth=1)
+        said = {"transform": right.get_yaxis_transform(), "color": "grey", "fontsize": 9, "va": "bottom"}
+        right.text(0.02, error / largest, "certified error of the NTK's", **said)
     figure.suptitle(network_name(report.network), fontsize=12)
     if path is not None:
         plots.save(figure, path)

@@ -98,7 +98,9 @@ def _matrix_cells(spectrum: MatrixSpectrum) -> Row:
     return (f"{spectrum.columns}", *map(str, spectrum.ranks), *measures)
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 

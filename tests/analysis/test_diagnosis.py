@@ -12,8 +12,10 @@ from random_networks import exact_jacobian, exact_kernel, networks, random_coord
 from torch import nn
 
 import inrfast as inr
+from inrfast.analysis import diagnosis
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.errors import MemoryBudgetError, ResolutionError, UnsupportedModuleError
+from inrfast.linalg import eigenvalues
 
 RTOLS = (1e-1, 1e-3, 1e-6)
 
@@ -206,6 +208,48 @@ def test_a_thinned_grid_is_never_called_the_full_one():
     assert (given_points.points, given_points.full_grid, given_points.shape) == (20, False, (5, 4))
 
 
+def test_large_grids_are_diagnosed_whole_with_intervals(monkeypatch):
+    """As on a grid beyond the dense method: every interval holds the truth, streamed under a budget too."""
+    for module in (diagnosis, eigenvalues):
+        monkeypatch.setattr(module, "SMALL", 200)
+    net, coords = inr.INR(2, 1, width=24, hidden_layers=2, init="rank_expanding"), inr.grid((30, 30))
+    K = inr.ntk(net, coords, precision="highest")
+    values = torch.linalg.eigvalsh(K.to_dense()).flip(0)
+    exact = {name: torch.linalg.eigvalsh(layer.to_dense()).flip(0) for name, layer in K.layers.items()}
+    for budget in (None, 6 << 20):
+        report = run(net, coords, memory_budget=budget)
+        kernel = report.kernel
+        assert kernel.full_grid
+        assert kernel.whole.method == "cholesky"
+        assert {block.name: block.method for block in kernel.blocks}["layers.1"] == "cholesky"
+        for place, rtol in enumerate(RTOLS):
+            tau = rtol * float(values[0])
+            assert int((values > tau).sum()) in kernel.whole.ranks[place]
+            for block in kernel.blocks:
+                assert int((exact[block.name] > tau).sum()) in block.ranks[place]
+            assert kernel.bounds[place].hold
+        narrow = kernel.whole.ranks[-1]
+        assert narrow.upper - narrow.lower <= 0.03 * narrow.lower
+        assert "full grid" in str(report)
+
+
+def test_a_factor_cut_short_is_reported_as_an_interval(monkeypatch, tmp_path):
+    for module in (diagnosis, eigenvalues):
+        monkeypatch.setattr(module, "SMALL", 100)
+    net = inr.INR(2, 1, width=32, hidden_layers=2, activation="sine", init="siren", omega=30.0)
+    coords = inr.grid((30, 30))
+    values = torch.linalg.eigvalsh(inr.ntk(net, coords, precision="highest").to_dense())
+    report = run(net, coords, memory_budget=15 << 17)
+    last = report.kernel.whole.ranks[-1]
+    truth = int((values > RTOLS[-1] * values[-1]).sum())
+    assert last.lower < truth <= last.upper
+    assert last.upper > 1.03 * last.lower
+    assert str(last) in str(report)
+    assert report.kernel.bounds[-1].hold
+    report.plot(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
 def test_a_small_budget_gives_the_same_report_in_smaller_chunks():
     net, coords = inr.INR(2, 3, width=8), inr.grid((12, 12))
     small = run(net, coords, ntk_points=9, memory_budget=20_000)
@@ -288,7 +332,7 @@ COORDS = inr.grid((4, 4))
         ({"jacobian_pixels": 0}, ValueError, "jacobian_pixels"),
         ({"params": ["layer.0"]}, ValueError, "Did you mean 'layers.0"),
         ({"memory_budget": 0}, ValueError, "memory_budget"),
-        ({"memory_budget": 1000}, MemoryBudgetError, "lower ntk_points"),
+        ({"memory_budget": 1000}, MemoryBudgetError, "take fewer points"),
         ({"seed": -1}, ValueError, "seed"),
         ({"rtols": (1e-3, 1e-18)}, ResolutionError, "floor"),
         ({"net": inr.INR(2, 1, width=4, norm="batch").eval()}, UnsupportedModuleError, "calibrate_batchnorm_"),
