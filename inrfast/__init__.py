@@ -1,6 +1,6 @@
 """inrfast: see where an implicit neural representation loses rank, cure it, and fit it fast."""
 
-from inrfast import init
+from inrfast import distributed, init
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport
@@ -29,6 +29,7 @@ __all__ = [
     "SphereNorm",
     "calibrate_batchnorm_",
     "diagnose",
+    "distributed",
     "fit",
     "grid",
     "init",
