@@ -132,9 +132,7 @@ class _Shard:
         return self.whole.submatrix(index)
 
     def to_dense(self) -> Tensor:
-        dense = self.across.to_dense()
-        assert isinstance(dense, Tensor)
-        return self.partition.gather(dense)
+        return self.partition.gather(self.across.columns(slice(None)))
 
     def __matmul__(self, V: Tensor) -> Tensor:
         return self.own.product_by_factors(V, self.partition.total)

@@ -79,6 +79,10 @@ class Ranks:
         """Return the lowest of the levels."""
         return min(self.absolute(largest))
 
+    def near(self, largest: float) -> float:
+        """Return the residual's norm from which on eigenvalues are worth computing."""
+        return self.level(largest) / 4
+
     def hope(self, largest: float) -> float:
         """Return the residual's norm that is probably needed: as if eigenvalues fell evenly."""
         return self.width * self.level(largest)
@@ -119,9 +123,9 @@ class Pairs:
     count: int
     accuracy: float
 
-    def level(self, largest: float) -> float:
-        """Return four times the error: it need not be far below."""
-        return 4 * self.hope(largest)
+    def near(self, largest: float) -> float:
+        """Return the residual's norm from which on a bound is worth computing: the error."""
+        return self.hope(largest)
 
     def hope(self, largest: float) -> float:
         """Return the error."""
@@ -164,8 +168,7 @@ def certified_spectrum(
         Of the pivots and of the Lanczos starts.
     eigenvectors
         Whether to return them as well, of those eigenvalues that are larger than their error (of pairs: than
-        :data:`DISTINCT` of the largest). The residuals
-        ``|K q - theta q|`` are at most the larger of the errors.
+        :data:`DISTINCT` of the largest). The residuals ``|K q - theta q|`` are at most the larger of the errors.
     progress
         Whether to show a bar; None: on a terminal only.
 
@@ -242,7 +245,7 @@ def _grow(
         estimate, largest = trust * factor.norm_estimate, factor.largest_estimate()
         last = factor.exhausted or factor.rank >= most or _hopeless(history, demand.hope(largest), most)
         few = isinstance(demand, Pairs) and factor.rank < demand.count
-        if not last and (few or estimate > min(TIGHT * allowed, demand.level(largest) / 4)):
+        if not last and (few or estimate > min(TIGHT * allowed, demand.near(largest))):
             continue
         if not last and math.isinf(allowed):  # it hardly changes from here on, and eigenvalues take time
             allowed = demand.allowed_error(_eigenvalues(factor))
