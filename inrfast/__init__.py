@@ -11,7 +11,9 @@ from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR, SphereNorm, calibrate_batchnorm_
 from inrfast.ops.grid_init import rank_expanding
 from inrfast.tangent_kernel import NTK, ntk
-from inrfast.training.loop import FitResult, fit
+from inrfast.training.loop import fit
+from inrfast.training.many import fit_many
+from inrfast.training.session import FitResult
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,7 @@ __all__ = [
     "diagnose",
     "distributed",
     "fit",
+    "fit_many",
     "grid",
     "init",
     "jacobian",

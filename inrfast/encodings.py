@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, check_int
+from inrfast.errors import check_choice, check_float, check_int
 
 
 class Encoding(nn.Module):
@@ -24,6 +25,10 @@ class Encoding(nn.Module):
 
     def build(self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Encoding:
         """Return this encoding for ``in_features`` coordinates, drawing what is random from ``generator``."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """Return the class's name and the arguments that make the same encoding, as plain values."""
         raise NotImplementedError
 
 
@@ -62,6 +67,9 @@ class RandomFourier(Encoding):
         phase = 2 * math.pi * (coords @ self.frequencies.mT)
         return torch.cat([phase.cos(), phase.sin()], dim=-1)
 
+    def config(self) -> dict[str, Any]:
+        return {"name": "RandomFourier", "n": self.n, "sigma": self.sigma}
+
     def extra_repr(self) -> str:
         return f"n={self.n}, sigma={self.sigma}"
 
@@ -93,6 +101,9 @@ class PositionalEncoding(Encoding):
     def forward(self, coords: Tensor) -> Tensor:
         phase = coords.unsqueeze(-1) * self.octaves
         return torch.stack([phase.sin(), phase.cos()], dim=-1).flatten(-3)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": "PositionalEncoding", "n": self.n}
 
     def extra_repr(self) -> str:
         return f"n={self.n}"
@@ -152,5 +163,29 @@ class Polynomial(Encoding):
         columns = [table[..., axis, :].index_select(-1, self.exponents[:, axis]) for axis in range(coords.shape[-1])]
         return self.scales * torch.stack(columns, dim=-1).prod(-1)
 
+    def config(self) -> dict[str, Any]:
+        return {"name": "Polynomial", "degree": self.degree, "coefficients": self.coefficients}
+
     def extra_repr(self) -> str:
         return f"degree={self.degree}"
+
+
+ENCODINGS: dict[str, type[Encoding]] = {kind.__name__: kind for kind in (RandomFourier, PositionalEncoding, Polynomial)}
+
+
+def from_config(config: dict[str, Any]) -> Encoding:
+    """Return the encoding that :meth:`Encoding.config` described.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An unknown name, or arguments that its class does not take.
+    """
+    arguments = dict(config)
+    return ENCODINGS[check_choice("encoding", arguments.pop("name", None), ENCODINGS)](**arguments)
+
+
+def described(config: dict[str, Any]) -> str:
+    """Return a config for a reader: ``RandomFourier(n=256, sigma=10.0)``."""
+    arguments = ", ".join(f"{name}={value}" for name, value in config.items() if name != "name")
+    return f"{config['name']}({arguments})"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +33,24 @@ def _axis(points: int, endpoint: str, low: float, high: float) -> Tensor:
         return torch.linspace(low, high, points, dtype=torch.float64)
     offset = {"inclusive": 0.5, "exclusive": 0.0, "center": 0.5}[endpoint]
     return low + (high - low) * (torch.arange(points, dtype=torch.float64) + offset) / points
+
+
+def axes(
+    shape: int | Sequence[int],
+    endpoint: str = "inclusive",
+    bounds: Any = (-1, 1),
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    """Return the coordinates of each axis of :func:`grid`, on the CPU; arguments and errors as there."""
+    points = [shape] if not isinstance(shape, Sequence) else list(shape)
+    if not points:
+        raise ValueError("shape must name at least one axis, got an empty sequence")
+    sizes = [check_int("shape", n, minimum=1) for n in points]
+    check_choice("endpoint", endpoint, ENDPOINTS)
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    pairs = check_bounds(bounds, len(sizes))
+    return [_axis(n, endpoint, low, high).to(dtype) for n, (low, high) in zip(sizes, pairs, strict=True)]
 
 
 def grid(
@@ -72,14 +89,6 @@ def grid(
     >>> grid((2, 2), bounds=(0, 1)).tolist()
     [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
-    axes = [shape] if not isinstance(shape, Sequence) else list(shape)
-    if not axes:
-        raise ValueError("shape must name at least one axis, got an empty sequence")
-    sizes = [check_int("shape", points, minimum=1) for points in axes]
-    check_choice("endpoint", endpoint, ENDPOINTS)
-    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-    pairs = check_bounds(bounds, len(sizes))
-    columns = [_axis(n, endpoint, low, high).to(dtype) for n, (low, high) in zip(sizes, pairs, strict=True)]
+    columns = axes(shape, endpoint, bounds, dtype)
     mesh = torch.meshgrid(*columns, indexing="ij")
-    return torch.stack(mesh, dim=-1).reshape(math.prod(sizes), len(sizes)).to(device)
+    return torch.stack(mesh, dim=-1).reshape(-1, len(columns)).to(device)

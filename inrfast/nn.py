@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.activations import ACTIVATIONS, activation
 from inrfast.backends import BACKENDS
-from inrfast.encodings import Encoding
+from inrfast.encodings import Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_float, check_int
 from inrfast.init import initialise_
 from inrfast.memory import chunks
@@ -244,6 +244,24 @@ class INR(nn.Module):
             features = self.activate(index, self.layers[index](features))
         return self.layers[-1](features).reshape(*leading, self.out_features)
 
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> INR:
+        """Return a network of the shape that :meth:`config` described; its weights are to be loaded.
+
+        They are torch's defaults until then, whatever initialisation the config names.
+
+        Raises
+        ------
+        ValueError, TypeError
+            The config misses an entry, has an unknown one, or one of a bad value.
+        """
+        arguments = {**config, "init": "default", "device": device, "dtype": dtype}
+        if arguments.get("encoding") is not None:
+            arguments["encoding"] = from_config(arguments["encoding"])
+        return cls(**arguments)
+
     def config(self) -> dict[str, Any]:
         """Return what describes the network, as plain values (for reports and files)."""
         return {
@@ -253,7 +271,7 @@ class INR(nn.Module):
             "hidden_layers": self.hidden_layers,
             "activation": list(self.activations),
             "omega": list(self.omegas),
-            "encoding": None if self.encoding is None else repr(self.encoding),
+            "encoding": None if self.encoding is None else self.encoding.config(),
             "norm": list(self.norm_names),
             "norm_position": self.norm_position,
             "init": self.init,

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -33,14 +34,19 @@ def _one_core() -> None:
 
 
 @contextmanager
-def one_core() -> Iterator[None]:
-    """Keep this thread's tensor operations on one core: beside workers, small ones only wait for their barriers."""
+def cores(count: int) -> Iterator[None]:
+    """Let this thread's tensor operations take so many cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def one_core() -> AbstractContextManager[None]:
+    """Keep this thread's tensor operations on one core: beside workers, small ones only wait for their barriers."""
+    return cores(1)
 
 
 @functools.cache
@@ -107,3 +113,26 @@ def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
     except BaseException:
         stopped.set()
         raise
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Hold back Ctrl-C until the block is done, for what is worth nothing by halves.
+
+    Only in the main thread, and only where Ctrl-C means what Python gives it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

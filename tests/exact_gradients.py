@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.training.gradients import Gradient
+from inrfast.training.data import check_data
+from inrfast.training.gradients import Gradient, gradient_of
+from inrfast.training.stack import Stack
 
 BUDGET = 2**30
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -22,8 +24,25 @@ def signal(net: inr.INR, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return coords, torch.rand(n, net.out_features, generator=rng, dtype=dtype)
 
 
-def flat_gradient(net: nn.Module) -> Tensor:
-    return torch.cat([p.grad.double().flatten() for p in net.parameters() if p.grad is not None])
+def of(
+    net: nn.Module, coords: Tensor, target: Tensor, loss: Any = "mse", weight: Any = None, **options: Any
+) -> Gradient:
+    """The gradient that a fit of this network would take."""
+    net.train()
+    return gradient_of(Stack([net]), check_data(net, coords, target, weight), loss, **{"budget": BUDGET, **options})
+
+
+def flat(gradient: Gradient, index: int = 0) -> Tensor:
+    """What a gradient left behind for one network, in the order of its trainable parameters."""
+    return torch.cat([grad[index].double().flatten() for grad in gradient.stack.grads.values()])
+
+
+def weighted_mse(weight: Tensor) -> Any:
+    def loss(pred: Tensor, target: Tensor) -> Tensor:
+        spread = weight.to(pred).expand_as(pred)
+        return (spread * (pred - target) ** 2).sum() / spread.sum()
+
+    return loss
 
 
 def exact(net: nn.Module, coords: Tensor, target: Tensor, loss: Any = F.mse_loss) -> tuple[float, Tensor]:
@@ -32,12 +51,14 @@ def exact(net: nn.Module, coords: Tensor, target: Tensor, loss: Any = F.mse_loss
     twin.zero_grad(set_to_none=True)
     value = loss(twin(coords.double()), target.double())
     value.backward()
-    return float(value.detach()), flat_gradient(twin)
+    return float(value.detach()), torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
 
 
-def assert_exact(net: nn.Module, gradient: Gradient, coords: Tensor, target: Tensor, batch: Any) -> None:
+def assert_exact(
+    net: nn.Module, gradient: Gradient, coords: Tensor, target: Tensor, batch: Any, loss: Any = F.mse_loss
+) -> None:
     rows = slice(None) if batch is None else batch
-    loss, expected = exact(net, coords[rows], target[rows])
+    value, expected = exact(net, coords[rows], target[rows], loss)
     tolerance = TOLERANCE[coords.dtype]
-    assert gradient(batch) == pytest.approx(loss, rel=tolerance)
-    assert float((flat_gradient(net) - expected).norm()) <= tolerance * float(expected.norm()) + 1e-30
+    assert float(gradient(None if batch is None else batch.unsqueeze(0))) == pytest.approx(value, rel=tolerance)
+    assert float((flat(gradient) - expected).norm()) <= tolerance * float(expected.norm()) + 1e-30

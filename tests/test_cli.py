@@ -8,13 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import trimesh
 from PIL import Image
 
 import inrfast as inr
 from inrfast.cli import COMMANDS, main
 from inrfast.errors import DivergedError
-from inrfast.signals.image import load_image
+from inrfast.metrics import psnr
+from inrfast.signals.audio import load_audio, save_audio
+from inrfast.signals.image import load_image, save_image
+from inrfast.signals.mesh import load_mesh, save_mesh
+from inrfast.signals.volume import load_volume
 from inrfast.training import loop
+from inrfast.training.checkpoint import load_network, save_network
 
 SMALL = ["--width", "8", "--hidden-layers", "2"]
 
@@ -179,20 +185,46 @@ def test_ntk_refuses_a_file_larger_than_the_disk(tmp_path, monkeypatch, refused)
 # ---- fit ---------------------------------------------------------------------------------------------------------
 
 
-def fit_command(photo, *options):
-    return ["fit", str(photo), *SMALL, "--size", "6x8", "--steps", "3", *map(str, options)]
+def fit_command(signal, *options):
+    return ["fit", str(signal), *SMALL, "--steps", "3", *map(str, options)]
+
+
+def fit_photo(photo, *options):
+    return fit_command(photo, "--size", "6x8", *options)
+
+
+@pytest.fixture
+def sound(tmp_path):
+    path = tmp_path / "sound.wav"
+    save_audio(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)).clamp(-1, 1) / 2, path, 8000)
+    return path
+
+
+@pytest.fixture
+def cube(tmp_path):
+    path = tmp_path / "cube.npy"
+    np.save(path, np.random.default_rng(0).integers(20, 200, (5, 6, 7), dtype=np.uint8))
+    return path
+
+
+@pytest.fixture
+def ball(tmp_path):
+    path = tmp_path / "ball.ply"
+    save_mesh(trimesh.creation.icosphere(2, 3.0).apply_translation((10, 0, 0)), path)
+    return path
 
 
 @pytest.mark.parametrize("grey", [True, False])
 def test_fit_writes_the_reconstruction_and_its_report(photo, tmp_path, capsys, grey):
     out = tmp_path / "out" / "fitted.png"
-    argv = fit_command(photo, "--out", out, "--json", "--quiet", "--activation", "sine", "--init", "siren")
+    argv = fit_photo(photo, "--out", out, "--json", "--quiet", "--activation", "sine", "--init", "siren")
     assert main(argv + ["--grey"] * grey) == 0
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert captured.err == ""
-    assert files(tmp_path / "out") == ["fitted.json", "fitted.png"]
+    assert files(tmp_path / "out") == ["fitted.json", "fitted.png", "fitted.safetensors"]
     assert json.loads((tmp_path / "out" / "fitted.json").read_text()) == found
+    assert (found["kind"], found["signal"]) == ("image", str(photo))
     assert found["size"] == [6, 8, 1 if grey else 3]
     assert not found["interrupted"]
     with Image.open(out) as written:
@@ -203,62 +235,201 @@ def test_fit_writes_the_reconstruction_and_its_report(photo, tmp_path, capsys, g
     assert -10 * torch.log10((values - target).square().mean()) == pytest.approx(found["psnr"], abs=0.5)
 
 
+def test_every_kind_is_fitted_and_rendered_again(photo, sound, cube, ball, tmp_path, capsys):
+    for signal, ending, options in ((photo, ".png", ["--size", "6x8"]), (sound, ".wav", []), (cube, ".npy", [])):
+        fitted, again = tmp_path / f"fitted{ending}", tmp_path / f"again{ending}"
+        assert main(fit_command(signal, "--out", fitted, "--quiet", "--json", *options)) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert main(["render", found["model"], str(again), "--quiet"]) == 0
+        assert str(again) in capsys.readouterr().out
+        assert again.read_bytes() == fitted.read_bytes()
+        target = {".wav": lambda: load_audio(sound)[0], ".npy": lambda: load_volume(cube)}.get(ending)
+        if target is not None:
+            assert found["size"] == list(target().shape)
+
+
+def test_the_psnr_of_a_volume_is_that_of_its_range(cube, tmp_path, capsys):
+    assert main(fit_command(cube, "--out", tmp_path / "out.npy", "--quiet", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    got, target = load_volume(tmp_path / "out.npy"), load_volume(cube)
+    assert psnr(got, target, data_range=float(target.max() - target.min())) == pytest.approx(found["psnr"], abs=1e-3)
+
+
+def test_a_constant_volume_is_fitted(tmp_path, capsys):
+    np.save(tmp_path / "flat.npy", np.full((3, 3, 3), 7.0))
+    out = tmp_path / "out.npy"
+    assert main(fit_command(tmp_path / "flat.npy", "--out", out, "--quiet", "--size", "2")) == 0
+    assert load_volume(out).shape == (2, 2, 2, 1)
+    assert torch.allclose(load_volume(out), torch.tensor(7.0), atol=1.0)
+
+
+def test_a_mesh_is_fitted_and_rendered_again(ball, tmp_path, capsys):
+    argv = ["fit", str(ball), "--width", "16", "--steps", "150", "--lr", "0.02", "--samples", "2000", "--size", "16"]
+    assert main([*argv, "--out", str(tmp_path / "out.obj"), "--quiet", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["size"], found["samples"]) == ("mesh", [16, 16, 16, 1], 2000)
+    assert 0.8 < found["iou"] <= 1
+    fine = tmp_path / "fine.stl"
+    assert main(["render", found["model"], str(fine), "--size", "24", "--quiet", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["size"] == [24, 24, 24, 1]
+    for path in (tmp_path / "out.obj", fine):
+        mesh = load_mesh(path)
+        assert mesh.volume == pytest.approx(4 / 3 * np.pi * 27, rel=0.2)
+        np.testing.assert_allclose(mesh.bounds, [[7, -3, -3], [13, 3, 3]], atol=0.7)
+
+
+def test_a_fit_that_finds_no_surface_keeps_its_network(ball, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("inrfast.signals.render.render", lambda net, shape, **options: torch.ones(*shape, 1))
+    argv = fit_command(ball, "--samples", "50", "--size", "4", "--out", tmp_path / "out.obj", "--quiet")
+    assert main(argv) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no surface" in captured.err and "out.safetensors" in captured.err
+    assert files(tmp_path) == ["ball.ply", "out.json", "out.safetensors"]
+    assert json.loads((tmp_path / "out.json").read_text())["out"] is None
+
+
+def test_transparency_is_kept_unless_the_fit_is_grey(tmp_path, capsys, refused):
+    clear = tmp_path / "clear.png"
+    save_image(torch.rand(8, 8, 4, generator=torch.Generator().manual_seed(0)), clear)
+    for options, channels in (([], 4), (["--grey"], 1)):
+        assert main(fit_photo(clear, "--out", tmp_path / "out.png", "--quiet", "--json", *options)) == 0
+        assert json.loads(capsys.readouterr().out)["size"] == [6, 8, channels]
+    refused(fit_photo(clear, "--out", tmp_path / "out.jpg", "--quiet"), "--out", ".png", "out.jpg")
+
+
+def test_a_mask_leaves_out_what_is_missing_and_the_psnr_is_of_all(photo, tmp_path, capsys, monkeypatch, refused):
+    given = {}
+    real = loop.fit
+
+    def spy(*arguments, **options):
+        given.update(options, target=arguments[2])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(loop, "fit", spy)
+    mask = torch.ones(12, 16)
+    mask[:, 8:] = 0
+    save_image(mask, tmp_path / "mask.png")
+    argv = fit_photo(photo, "--weight", tmp_path / "mask.png", "--out", tmp_path / "out.png", "--quiet", "--json")
+    assert main(argv) == 0
+    capsys.readouterr()
+    assert torch.equal(given["weight"].view(6, 8), torch.ones(6, 8) * (torch.arange(8) < 4))
+    assert torch.equal(given["eval_target"], given["target"])
+    save_image(mask[:5], tmp_path / "small.png")
+    refused([*argv, "--weight", tmp_path / "small.png"], "--weight", "12x16", "6x8", "5x16")
+    save_image(0 * mask, tmp_path / "black.png")
+    refused([*argv, "--weight", tmp_path / "black.png"], "black")
+    refused([*argv, "--weight", tmp_path / "absent.png"], "absent.png")
+
+
+def test_a_fit_goes_on_from_its_checkpoint(photo, tmp_path, capsys, refused):
+    options = ["--quiet", "--json", "--checkpoint", tmp_path / "state.checkpoint", "--schedule", "constant"]
+    assert main(fit_photo(photo, "--out", tmp_path / "a.png", *options)) == 0
+    capsys.readouterr()
+    refused(fit_photo(photo, "--out", tmp_path / "a.png", *options), "state.checkpoint", "resume")
+    assert main([*fit_photo(photo, "--out", tmp_path / "a.png", *options), "--steps", "6", "--resume"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 6
+    assert main([*fit_photo(photo, "--out", tmp_path / "b.png", *options[:2], *options[4:]), "--steps", "6"]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_the_settings_of_the_training_are_those_of_the_options(photo, tmp_path, capsys):
+    options = ["--optimizer", "adamw", "--weight-decay", "0.1", "--precision", "highest", "--patience", "50"]
+    assert main(fit_photo(photo, "--out", tmp_path / "a.png", "--quiet", "--json", *options)) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["optimizer"], settings["weight_decay"]) == ("adamw", 0.1)
+    assert (settings["precision"], settings["patience"]) == ("highest", 50)
+    argv = fit_photo(photo, "--out", tmp_path / "a.png", "--quiet", "--json", "--target-psnr", "1")
+    assert main(argv) == 0
+    assert json.loads(capsys.readouterr().out)["stopped"] == "target_psnr"
+
+
 def test_fit_refuses_what_is_no_image(photo, tmp_path, refused):
     truncated, text, empty = (tmp_path / name for name in ("truncated.png", "text.png", "empty.png"))
     truncated.write_bytes(photo.read_bytes()[:200])
     text.write_text("not an image")
     empty.touch()
+    (tmp_path / "song.mp3").write_text("a song")
     before = files(tmp_path)
     out = ["--out", tmp_path / "result.png"]
-    refused(fit_command(tmp_path / "missing.png", *out), "missing.png")
-    refused(fit_command(truncated, *out), "truncated.png", "truncated")
-    refused(fit_command(text, *out), "text.png", "not an image")
-    refused(fit_command(empty, *out), "empty.png", "empty")
-    refused(fit_command(tmp_path, *out), "folder")
+    refused(fit_photo(tmp_path / "missing.png", *out), "missing.png")
+    refused(fit_photo(truncated, *out), "truncated.png", "truncated")
+    refused(fit_photo(text, *out), "text.png", "not an image")
+    refused(fit_photo(empty, *out), "empty.png", "empty")
+    refused(fit_photo(tmp_path, *out), "folder")
+    refused(fit_photo(tmp_path / "song.mp3", *out), ".mp3", "Pillow", ".wav", ".npy", ".obj")
     assert files(tmp_path) == before
 
 
-def test_fit_refuses_an_unusable_out_before_it_starts(photo, tmp_path, refused, monkeypatch):
+@pytest.mark.parametrize("name", ["a.wav", "a.npy", "a.obj", "a.ply", "a.stl", "a.off", "a.glb"])
+def test_fit_refuses_damaged_signals_of_every_kind(tmp_path, refused, name):
+    out = ["--out", tmp_path / {"a.wav": "o.wav", "a.npy": "o.npy"}.get(name, "o.obj")]
+    (tmp_path / name).write_text("nothing of the kind")
+    refused(fit_command(tmp_path / name, *out), name)
+    (tmp_path / name).write_text("")
+    refused(fit_command(tmp_path / name, *out), name, "empty")
+    assert files(tmp_path) == [name]
+
+
+def test_fit_refuses_options_of_other_kinds(photo, sound, cube, ball, refused):
+    refused(fit_command(sound, "--size", "4"), "--size", "image or volume or mesh", "sound.wav", "audio")
+    refused(fit_command(cube, "--grey"), "--grey", "image", "volume")
+    refused(fit_command(photo, "--samples", "5"), "--samples", "mesh", "image")
+    refused(fit_command(cube, "--weight", photo), "--weight", "image")
+
+
+def test_fit_refuses_an_unusable_out_before_it_starts(photo, sound, tmp_path, refused, monkeypatch):
     def never(*arguments, **options):
         raise AssertionError("the fit started")
 
     monkeypatch.setattr(loop, "fit", never)
-    refused(fit_command(photo, "--out", photo / "result.png"), "--out", "photo.png")
-    refused(fit_command(photo, "--out", "/proc/nowhere/result.png"), "--out", "/proc/nowhere")
-    refused(fit_command(photo, "--out", tmp_path / "result.txt"), "--out", ".png")
-    refused(fit_command(photo, "--out", photo), "another file")
+    refused(fit_photo(photo, "--out", photo / "result.png"), "--out", "photo.png")
+    refused(fit_photo(photo, "--out", "/proc/nowhere/result.png"), "--out", "/proc/nowhere")
+    refused(fit_photo(photo, "--out", tmp_path / "result.txt"), "--out", ".png")
+    refused(fit_command(sound, "--out", tmp_path / "result.png"), "--out", ".wav")
+    refused(fit_photo(photo, "--out", photo), "another file")
+    checkpoint = ["--checkpoint", tmp_path / "result.safetensors"]
+    refused(fit_photo(photo, "--out", tmp_path / "result.png", *checkpoint), "another file", "--checkpoint")
     (tmp_path / "folder.png").mkdir()
-    refused(fit_command(photo, "--out", tmp_path / "folder.png"), "folder")
+    refused(fit_photo(photo, "--out", tmp_path / "folder.png"), "folder")
+    (tmp_path / "named.json").mkdir()
+    refused(fit_photo(photo, "--out", tmp_path / "named.png"), "named.json", "folder")
 
 
-def test_fit_refuses_bad_settings(photo, tmp_path, refused):
+def test_fit_refuses_bad_settings(photo, cube, ball, tmp_path, refused):
+    before = files(tmp_path)
     out = ["--out", tmp_path / "result.png", "--quiet"]
-    refused([*fit_command(photo, *out), "--steps", "0"], "steps", "at least 1")
-    refused([*fit_command(photo, *out), "--lr", "-1"], "lr", "above 0")
-    refused([*fit_command(photo, *out), "--batch-size", "1000"], "batch_size", "48")
-    refused([*fit_command(photo, *out), "--schedule", "exponental"], "Did you mean 'exponential'?")
-    refused([*fit_command(photo, *out), "--size", "0"], "size", "at least 1")
-    assert files(tmp_path) == ["photo.png"]
+    refused([*fit_photo(photo, *out), "--steps", "0"], "steps", "at least 1")
+    refused([*fit_photo(photo, *out), "--lr", "-1"], "lr", "above 0")
+    refused([*fit_photo(photo, *out), "--batch-size", "1000"], "batch_size", "48")
+    refused([*fit_photo(photo, *out), "--schedule", "exponental"], "Did you mean 'exponential'?")
+    refused([*fit_photo(photo, *out), "--optimizer", "adamm"], "Did you mean 'adam")
+    refused([*fit_photo(photo, *out), "--size", "0"], "size", "at least 1")
+    refused([*fit_photo(photo, *out), "--resume"], "checkpoint")
+    refused(fit_command(cube, "--size", "9", "--out", tmp_path / "o.npy"), "--size", "5x6x7", "9x9x9")
+    refused(fit_command(ball, "--size", "1", "--out", tmp_path / "o.obj"), "--size", "at least 2")
+    refused(fit_command(ball, "--samples", "0", "--out", tmp_path / "o.obj"), "--samples", "at least 1")
+    assert files(tmp_path) == before
 
 
 def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monkeypatch, capsys):
-    taken = loop._Run.step
+    real = loop.fit
 
-    def step(self, *arguments):
-        if self.done == 2:
-            raise KeyboardInterrupt
-        return taken(self, *arguments)
+    class CtrlC:
+        def on_step(self, state):
+            if state.step == 2:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop._Run, "step", step)
+    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: real(*arguments, **options, callbacks=[CtrlC()]))
     out = tmp_path / "result.png"
-    assert main(fit_command(photo, "--out", out, "--quiet", "--json")) == 130
+    assert main(fit_photo(photo, "--out", out, "--quiet", "--json")) == 130
     captured = capsys.readouterr()
     assert "interrupted" in captured.err
     assert str(out) in captured.err
     found = json.loads(captured.out)
     assert found["interrupted"]
     assert found["steps"] == 2
-    assert files(tmp_path) == ["photo.png", "result.json", "result.png"]
+    assert files(tmp_path) == ["photo.png", "result.json", "result.png", "result.safetensors"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (DivergedError("NaN in layers.0"), 1)])
@@ -267,11 +438,84 @@ def test_a_fit_that_does_not_end_leaves_nothing(photo, tmp_path, monkeypatch, ca
         raise error
 
     monkeypatch.setattr(loop, "fit", broken)
-    assert main(fit_command(photo, "--out", tmp_path / "result.png")) == code
+    assert main(fit_photo(photo, "--out", tmp_path / "result.png")) == code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert str(error) in captured.err
     assert files(tmp_path) == ["photo.png"]
+
+
+# ---- render ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(photo, tmp_path, capsys):
+    assert main(fit_photo(photo, "--out", tmp_path / "fitted.png", "--quiet")) == 0
+    capsys.readouterr()
+    return tmp_path / "fitted.safetensors"
+
+
+def test_render_evaluates_the_network_at_any_size(model, tmp_path, capsys):
+    assert main(["render", str(model), str(tmp_path / "large.png"), "--size", "9x13", "--memory-budget", "64K"]) == 0
+    net, about = load_network(model)
+    with torch.no_grad():
+        expected = net(inr.grid((9, 13))).view(9, 13, 3) * about["scale"] + about["offset"]
+    assert torch.allclose(load_image(tmp_path / "large.png"), expected.clamp(0, 1), atol=0.6 / 255)
+    assert main(["render", str(model), str(tmp_path / "square.tiff"), "--size", "5", "--quiet"]) == 0
+    assert load_image(tmp_path / "square.tiff").shape == (5, 5, 3)
+
+
+@pytest.mark.parametrize("rate", [3000, 8000, 16000, 44100])
+def test_a_sound_at_another_rate_has_the_same_times(sound, tmp_path, capsys, rate):
+    assert main(fit_command(sound, "--out", tmp_path / "fitted.wav", "--quiet")) == 0
+    assert main(["render", str(tmp_path / "fitted.safetensors"), str(tmp_path / "o.wav"), "--rate", str(rate)]) == 0
+    got, written = load_audio(tmp_path / "o.wav")
+    assert written == rate
+    assert 40 / 8000 - 1 / 8000 <= len(got) / rate <= 40 / 8000 + 1 / rate
+    seconds = torch.arange(len(got), dtype=torch.float64) / rate
+    coords = -1 + 2 * seconds / (39 / 8000)
+    with torch.no_grad():
+        expected = load_network(tmp_path / "fitted.safetensors")[0](coords.float().unsqueeze(1))
+    assert torch.allclose(got, expected.clamp(-1, 1), atol=2**-15)
+
+
+def test_render_refuses_what_does_not_fit_the_model(model, sound, tmp_path, refused, capsys):
+    before = files(tmp_path)
+    refused(["render", model, tmp_path / "o.wav"], "image", ".png", "o.wav")
+    refused(["render", model, tmp_path / "o.png", "--rate", "8000"], "--rate", "image")
+    refused(["render", model, tmp_path / "o.png", "--size", "2x3x4"], "--size", "2 of them", "2x3x4")
+    refused(["render", model, tmp_path / "o.png", "--size", "0"], "--size", "at least 1")
+    refused(
+        ["render", model, tmp_path / "o.png", "--size", "99", "--memory-budget", "1K", "--quiet"], "budget", "1 KiB"
+    )
+    refused(["render", model, tmp_path / "o.png", "--memory-budget", "some"], "--memory-budget", "512M", "some")
+    refused(["render", model, model / "o.png"], "--out", "fitted.safetensors")
+    assert main(fit_command(sound, "--out", tmp_path / "s.wav", "--quiet")) == 0
+    capsys.readouterr()
+    refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--size", "9"], "--size", "--rate")
+    refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--rate", "0"], "--rate", "at least 1")
+    refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--rate", "100"], "--rate", "2 samples")
+    refused(["render", tmp_path / "s.safetensors", tmp_path / "o.png"], "audio", ".wav", "o.png")
+    assert files(tmp_path) == sorted([*before, "s.json", "s.safetensors", "s.wav"])
+
+
+def test_render_refuses_what_is_no_model(model, photo, tmp_path, refused):
+    cut, bare = tmp_path / "cut.safetensors", tmp_path / "bare.safetensors"
+    cut.write_bytes(model.read_bytes()[:-20])
+    net, about = load_network(model)
+    save_network(net, bare, {})
+    out = tmp_path / "o.png"
+    refused(["render", tmp_path / "absent.safetensors", out], "absent.safetensors")
+    refused(["render", cut, out], "cut.safetensors")
+    refused(["render", photo, out], "photo.png")
+    refused(["render", bare, out], "bare.safetensors", "does not say")
+    for wrong in ({"shape": [4]}, {"shape": [0, 4]}, {"scale": "big"}, {"offset": None}):
+        save_network(net, bare, {**about, **wrong})
+        refused(["render", bare, out], "bare.safetensors", "damaged", *wrong)
+    assert not out.exists()
+
+
+# ---- others ------------------------------------------------------------------------------------------------------
 
 
 def test_an_unwritable_folder_is_refused_before_the_diagnosis(tmp_path, refused, monkeypatch):

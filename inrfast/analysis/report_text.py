@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from inrfast.encodings import described
+
 if TYPE_CHECKING:
     from inrfast.analysis.report import DiagnosisReport, MatrixSpectrum, Sensitivity
 
@@ -117,7 +119,7 @@ def network_name(network: Mapping[str, Any]) -> str:
     sizes = [network["in_features"], *[network["width"]] * network["hidden_layers"], network["out_features"]]
     activations = "/".join(dict.fromkeys(network["activation"]))
     told = ["-".join(map(str, sizes)), activations, f"init {network['init']}"]
-    told += [network["encoding"]] if network["encoding"] else []
+    told += [described(network["encoding"])] if network["encoding"] else []
     norms = "/".join(dict.fromkeys(str(norm) for norm in network["norm"] if norm))
     told += [f"{norms} norm"] if norms else []
     return "INR " + ", ".join(told)

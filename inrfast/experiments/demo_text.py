@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from inrfast.encodings import described
+
 Entry = Mapping[str, Any]
 """One start in the report: ``name``, ``diagnosis``, ``fit``."""
 
@@ -378,7 +380,8 @@ def _method(report: Mapping[str, Any]) -> str:
 
 def _options(network: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells one start from another, without what it does not have."""
-    found = {"activation": network["activation"][0], "init": network["init"], "encoding": network["encoding"]}
+    found = {"activation": network["activation"][0], "init": network["init"]}
+    found |= {"encoding": described(network["encoding"]) if network["encoding"] else None}
     found |= {"norm": network["norm"][0], "norm position": network["norm_position"] if network["norm"][0] else None}
     found |= {"omega": network["omega"][0] if network["activation"][0] in ("sine", "gaussian", "finer") else None}
     return {key: value for key, value in found.items() if value is not None}

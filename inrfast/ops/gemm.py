@@ -7,19 +7,21 @@ overrides the choice. Tensors on other devices always go through ``torch``.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_choice
+from inrfast.errors import NotAvailableError, check_choice
 from inrfast.files import write_whole
 from inrfast.threads import MOST_THREADS, one_core
 
@@ -88,17 +90,15 @@ def _cache_file() -> Path:
     return Path(root) / "inrfast" / "gemm.json"
 
 
+def processor() -> str:
+    """Return the name of this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
 def _machine() -> str:
     """Return what the choice depends on, as the key of the cache."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if "model name" in line
-        ),
-        platform.processor(),
-    )
-    return f"{model} | {torch.get_num_threads()} threads | torch {torch.__version__} | numpy {np.__version__}"
+    return f"{processor()} | {torch.get_num_threads()} threads | torch {torch.__version__} | numpy {np.__version__}"
 
 
 def _remembered() -> dict[str, dict[str, dict[str, float]]]:
@@ -122,6 +122,7 @@ def _remember(key: str, dtype: str, seconds: dict[str, float]) -> None:
 
 _chosen: dict[tuple[torch.dtype, int], str] = {}
 _seconds: dict[torch.dtype, dict[str, float]] = {}
+_forced: dict[tuple[torch.dtype, int], str] = {}
 
 
 def _cores() -> int:
@@ -144,6 +145,11 @@ def choose(dtype: torch.dtype) -> str:
     ValueError
         ``INRFAST_GEMM`` names no library, or one that does not work here for ``dtype``.
     """
+    if dtype not in (torch.float32, torch.float64):
+        return "torch"
+    key = (dtype, torch.get_num_threads())
+    if key in _forced:
+        return _forced[key]
     override = os.environ.get("INRFAST_GEMM")
     if override:
         check_choice("INRFAST_GEMM", override, LIBRARIES)
@@ -153,10 +159,47 @@ def choose(dtype: torch.dtype) -> str:
         if not _works(override, dtype):
             raise ValueError(f"INRFAST_GEMM={override} does not work on this machine; unset it or use 'torch'")
         return override
-    key = (dtype, torch.get_num_threads())
     if key not in _chosen:
         _chosen[key] = _measure(dtype)
     return _chosen[key]
+
+
+def choices(dtype: torch.dtype) -> dict[str, str]:
+    """Return the libraries in use for ``dtype``, by the number of threads: a worker's one, and all that torch has."""
+    found = {str(torch.get_num_threads()): choose(dtype)}
+    with one_core():
+        return {"1": choose(dtype), **found}
+
+
+@contextmanager
+def forced(dtype: torch.dtype, libraries: dict[str, str]) -> Iterator[None]:
+    """Take these :func:`choices` inside, whatever is measured: a resumed fit repeats its digits.
+
+    Raises
+    ------
+    NotAvailableError
+        One of the libraries does not work here.
+    """
+    for library in libraries.values():
+        if not _works(check_choice("library", library, LIBRARIES), dtype):
+            raise NotAvailableError(f"the matrix library {library!r} does not work here for {dtype}")
+    before = dict(_forced)
+    _forced.update({(dtype, int(threads)): library for threads, library in libraries.items()})
+    try:
+        yield
+    finally:
+        _forced.clear()
+        _forced.update(before)
+
+
+@functools.cache
+def multiplies_bf16() -> bool:
+    """Return whether the processor has instructions for bf16 products (AVX-512 BF16 or AMX); without, they are slow."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return any(flag in flags for flag in (" avx512_bf16", " amx_bf16"))
 
 
 def _measure(dtype: torch.dtype) -> str:
@@ -215,6 +258,33 @@ def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return out.add_(mm(a, b, torch.empty_like(out)))
     with exact_products(a.device):
         return out.addmm_(a, b)
+
+
+def _by_torch(out: Tensor) -> bool:
+    return out.device.type != "cpu" or choose(out.dtype) == "torch"
+
+
+def bmm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+    """Write the products of a batch into ``out``: shapes (k, m, i), (k, i, n), (k, m, n).
+
+    Several products go through torch, whose batched routine takes small ones at the speed of large ones; a single one
+    through the fastest library.
+    """
+    if len(out) == 1 and not (_by_torch(out) and out.is_contiguous()):
+        mm(a[0], b[0], out[0])
+        return out
+    with exact_products(out.device):
+        torch.bmm(a, b, out=out)
+    return out
+
+
+def baddbmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add the products of a batch to ``out`` in place (shapes as in :func:`bmm`)."""
+    if len(out) == 1 and not _by_torch(out):
+        addmm_(out[0], a[0], b[0])
+        return out
+    with exact_products(out.device):
+        return out.baddbmm_(a, b)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:

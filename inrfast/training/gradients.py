@@ -1,7 +1,7 @@
 """The gradient of a fit's loss in three ways that give the same numbers: layerwise, chunked, whole.
 
-- :class:`LayerwiseGradient`: forward and backward of an :class:`inrfast.INR` written out over chunks of rows that
-  stay in cache (:mod:`inrfast.training.layerwise`); nearly all of its time is matrix products.
+- :class:`LayerwiseGradient`: forward and backward of an :class:`inrfast.INR`, or of several of one shape, written out
+  over chunks of rows that stay in cache (:mod:`inrfast.training.layerwise`); nearly all of its time is matrix products.
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
 - :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
   draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once.
@@ -11,20 +11,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol, TypeGuard
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
-from inrfast.memory import cached_rows, chunks
+from inrfast.errors import MemoryBudgetError
+from inrfast.memory import cached_rows, chunks, format_bytes
 from inrfast.nn import INR
-from inrfast.training.layerwise import LayerwiseGradient
+from inrfast.training.data import Data
+from inrfast.training.layerwise import NARROW, SMALL, LayerwiseGradient
+from inrfast.training.stack import Stack, modes_kept
 
-Loss = str | Callable[[Tensor, Tensor], Tensor]
+Loss = str | Callable[..., Tensor]
 LOSSES = ("mse",)
 """Losses known by name; all of them are means over points and outputs."""
 
@@ -33,49 +36,75 @@ ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
 
 
 class Gradient(Protocol):
-    """What a fit asks for: called with the rows of a batch (None: all), it fills ``.grad`` and returns the loss."""
+    """What a fit asks for: called with the rows of a batch (None: all), it fills the gradients of a stack."""
 
     name: str
-    loss_is_mse: bool
-    """Whether the loss of a full batch is the mean squared error of the predictions in eval mode."""
+    one_core: bool
+    """Whether the calling thread's own operations are best kept to one core: they are small, or beside workers."""
 
-    def __call__(self, batch: Tensor | None) -> float:
-        """Fill ``.grad`` of every trainable parameter and return the loss of the batch."""
+    @property
+    def layout(self) -> dict[str, object]:
+        """What decides about the last digits of a gradient, beside the matrix library."""
         ...
 
-    def mean_square(self) -> float:
-        """Return the mean squared error of the predictions in eval mode over all points."""
+    def __call__(self, batch: Tensor | None) -> Tensor:
+        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n), in fp64 on the CPU."""
+        ...
+
+    def mean_square(self) -> Tensor:
+        """Return the mean squared errors (B,) of the predictions in eval mode over all points, unweighted."""
         ...
 
 
-def gradient_of(net: nn.Module, coords: Tensor, target: Tensor, loss: Loss, budget: int) -> Gradient:
-    """Return the fastest gradient that is exact for this network and loss.
+def gradient_of(
+    stack: Stack,
+    data: Data,
+    loss: Loss = "mse",
+    budget: int = 2**62,
+    points: int | None = None,
+    narrow: bool = False,
+    cores: int | None = None,
+) -> Gradient:
+    """Return the fastest gradient that is exact for these networks and this loss.
 
     Parameters
     ----------
-    net
-        In train mode; every trainable parameter gets a ``.grad`` of zeros.
-    coords, target
-        Shapes (N, d) and (N, M), device and dtype of the network.
+    stack
+        Networks in train mode: one, or several for which :func:`is_plain` holds, of one shape.
+    data
+        Their points, values and weights.
     loss
-        ``"mse"`` or a callable of (predictions, targets).
+        ``"mse"`` or a callable of (predictions, targets) or (predictions, targets, coordinates).
     budget
         Bytes that buffers and cached encodings may take.
+    points
+        Most points of a step; None: all.
+    narrow
+        Products in bfloat16 where that is what takes the time.
+    cores
+        Threads at most; None takes those that torch may use now.
 
     Raises
     ------
     MemoryBudgetError
-        Not even one row fits.
+        Not even one row fits; or a step over the whole batch does not, and the message says how many points would.
     """
-    for parameter in net.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    if callable(loss) or _has_hooks(net):
-        return WholeGradient(net, coords, target, loss)
-    if _is_plain(net):
-        return LayerwiseGradient(net, coords, target, budget)
-    if _is_pointwise(net, coords):
-        return ChunkedGradient(net, coords, target)
-    return WholeGradient(net, coords, target, loss)
+    points = data.points if points is None else points
+    net = stack.nets[0]
+    if not callable(loss) and is_plain(net):
+        return LayerwiseGradient(stack, data, points, budget, narrow, cores)
+    for name, grad in stack.grads.items():
+        net.get_parameter(name).grad = grad[0]
+    if not callable(loss) and not _has_hooks(net) and _is_pointwise(net, data.coords[0]):
+        return ChunkedGradient(stack, data, points, narrow)
+    return WholeGradient(stack, data, loss, budget, points, narrow)
+
+
+def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = None) -> Callable[[], Tensor]:
+    """Return what measures the mean squared errors (B,) on these points, in eval mode and the networks' own dtype."""
+    if is_plain(stack.nets[0]):
+        return LayerwiseGradient(stack, data, data.points, budget, cores=cores).mean_square
+    return _AutogradGradient(stack, data, data.points, narrow=False).mean_square
 
 
 def _has_hooks(net: nn.Module) -> bool:
@@ -87,7 +116,7 @@ def _has_hooks(net: nn.Module) -> bool:
     )
 
 
-def _is_plain(net: nn.Module) -> TypeGuard[INR]:
+def is_plain(net: nn.Module) -> bool:
     """Return whether ``net`` is an INR without norms whose parts are the library's own, so its formula is known."""
     return (
         type(net) is INR
@@ -97,23 +126,13 @@ def _is_plain(net: nn.Module) -> TypeGuard[INR]:
         and (net.encoding is None or not any(p.requires_grad for p in net.encoding.parameters()))
         and len({(p.dtype, p.device) for p in net.parameters()}) == 1
         and not any("forward" in vars(module) for module in net.modules())
+        and not _has_hooks(net)
     )
 
 
-@contextmanager
-def modes_kept(net: nn.Module) -> Iterator[None]:
-    """Give every module its own train or eval mode back at the end."""
-    modes = {module: module.training for module in net.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
 @torch.no_grad()
-def _is_pointwise(net: nn.Module, coords: Tensor) -> bool:
-    """Return whether each prediction in train mode depends on its own point alone, and is that of eval mode.
+def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool:
+    """Return whether each prediction depends on its own point alone: in train mode, and as in eval mode, or in that.
 
     Half of a few points is moved: the predictions at the others must not change in a single bit. Buffers and random
     generators are left as they were.
@@ -124,88 +143,176 @@ def _is_pointwise(net: nn.Module, coords: Tensor) -> bool:
     if kept == 0:
         return False
     moved = torch.cat([rows[:kept], 0.5 * rows[kept:] + 0.1])
-
-    def predict(points: Tensor) -> Any:
-        return functional_call(net, {name: buffer.clone() for name, buffer in net.named_buffers()}, (points,))
-
     devices = [coords.device] if coords.device.type == "cuda" else []
     try:
         with modes_kept(net), torch.random.fork_rng(devices):
-            trained, disturbed = predict(rows), predict(moved)
+            net.train(training)
+            trained, disturbed = _predicted(net, rows), _predicted(net, moved)
             net.eval()
-            evaluated = predict(rows)
+            evaluated = _predicted(net, rows)
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
         return False
     return torch.equal(trained[:kept], disturbed[:kept]) and torch.equal(trained, evaluated)
 
 
-def _zero_gradients(net: nn.Module) -> None:
-    for parameter in net.parameters():
-        if parameter.grad is not None:
-            parameter.grad.zero_()
+def _predicted(net: nn.Module, points: Tensor) -> Any:
+    """Return predictions without a trace in the network's buffers."""
+    return functional_call(net, {name: buffer.clone() for name, buffer in net.named_buffers()}, (points,))
 
 
-@torch.no_grad()
-def _mean_square(net: nn.Module, coords: Tensor, target: Tensor, rows: int) -> float:
-    """Return the mean squared error in eval mode, ``rows`` points at a time."""
-    with modes_kept(net):
-        net.eval()
-        squares = 0.0
-        for some in chunks(len(coords), rows):
-            squares += float((net(coords[some]) - target[some]).double().square().sum())
-    return squares / target.numel()
+class _AutogradGradient:
+    """What both ways by autograd share: one network, measured in eval mode."""
+
+    name: str
+
+    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool) -> None:
+        self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], data, narrow
+        self.evaluation_rows: int | None = None
+        self.one_core = points * self._widest() <= SMALL
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """See :class:`Gradient`."""
+        return {"gradient": self.name, "products": "bf16" if self.narrow else str(self.data.target.dtype)[6:]}
+
+    def _rows(self, batch: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.data.rows(slice(None) if batch is None else batch[0])
+
+    def _predict(self, coords: Tensor) -> Tensor:
+        with torch.autocast(coords.device.type, NARROW, enabled=self.narrow):
+            return self.net(coords).to(coords.dtype)
+
+    def _zero_gradients(self) -> None:
+        for name, grad in self.stack.grads.items():
+            grad.zero_()
+            self.net.get_parameter(name).grad = grad[0]  # an optimiser or a loss may have put another one there
+
+    @torch.no_grad()
+    def mean_square(self) -> Tensor:
+        """See :class:`Gradient`."""
+        coords, target, _ = self._rows(None)
+        with modes_kept(self.net):
+            self.net.eval()
+            squares = 0.0
+            for some in chunks(len(coords), self._evaluation_rows(coords)):
+                squares += float((self.net(coords[some]) - target[some]).double().square().sum())
+        return torch.tensor([squares / target.numel()], dtype=torch.float64)
+
+    def _evaluation_rows(self, coords: Tensor) -> int:
+        """Return how many points are measured at once: all, if the network couples them in eval mode too."""
+        if self.evaluation_rows is None:
+            alone = not _has_hooks(self.net) and _is_pointwise(self.net, coords, training=False)
+            self.evaluation_rows = self._cached_rows() if alone else len(coords)
+        return self.evaluation_rows
+
+    def _widest(self) -> int:
+        return max((parameter.shape[0] for parameter in self.net.parameters() if parameter.ndim > 0), default=1)
+
+    def _cached_rows(self) -> int:
+        return min(cached_rows(self._widest(), self.data.coords), self.data.points)
 
 
-class ChunkedGradient:
+class ChunkedGradient(_AutogradGradient):
     """Autograd of the mean squared error over chunks of rows, exact for networks that treat points one by one."""
 
     name = "chunked"
-    loss_is_mse = True
 
-    def __init__(self, net: nn.Module, coords: Tensor, target: Tensor) -> None:
-        self.net, self.coords, self.target = net, coords, target
-        widest = max(parameter.shape[0] for parameter in net.parameters() if parameter.ndim > 0)
-        self.rows = min(cached_rows(widest, coords), len(coords))
+    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool = False) -> None:
+        super().__init__(stack, data, points, narrow)
+        self.rows = self.evaluation_rows = self._cached_rows()
 
-    def __call__(self, batch: Tensor | None) -> float:
+    @property
+    def layout(self) -> dict[str, object]:
         """See :class:`Gradient`."""
-        coords, target = (self.coords, self.target) if batch is None else (self.coords[batch], self.target[batch])
-        _zero_gradients(self.net)
+        return {**super().layout, "rows": self.rows}
+
+    def __call__(self, batch: Tensor | None) -> Tensor:
+        """See :class:`Gradient`."""
+        coords, target, weight = self._rows(batch)
+        self._zero_gradients()
+        total = target.numel() if weight is None else float(weight.double().expand_as(target).sum())
         squares = 0.0
         for rows in chunks(len(coords), self.rows):
             with torch.enable_grad():
-                square = (self.net(coords[rows]) - target[rows]).square().sum()
-                (square / target.numel()).backward()
+                errors = (self._predict(coords[rows]) - target[rows]).square()
+                square = (errors if weight is None else errors * weight[rows]).sum()
+                (square / total).backward()
             squares += float(square.detach())
-        return squares / target.numel()
-
-    def mean_square(self) -> float:
-        """See :class:`Gradient`."""
-        return _mean_square(self.net, self.coords, self.target, self.rows)
+        return torch.tensor([squares / total], dtype=torch.float64)
 
 
-class WholeGradient:
+class WholeGradient(_AutogradGradient):
     """Autograd over all points of the batch at once, exact for every network and loss."""
 
     name = "whole"
-    loss_is_mse = False
 
-    def __init__(self, net: nn.Module, coords: Tensor, target: Tensor, loss: Loss) -> None:
-        self.net, self.coords, self.target = net, coords, target
-        self.loss = loss if callable(loss) else nn.functional.mse_loss
+    def __init__(self, stack: Stack, data: Data, loss: Loss, budget: int, points: int, narrow: bool = False) -> None:
+        super().__init__(stack, data, points, narrow)
+        self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
+        self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
+        self._require(budget, points)
 
-    def __call__(self, batch: Tensor | None) -> float:
+    def __call__(self, batch: Tensor | None) -> Tensor:
         """See :class:`Gradient`."""
-        coords, target = (self.coords, self.target) if batch is None else (self.coords[batch], self.target[batch])
-        _zero_gradients(self.net)
+        coords, target, weight = self._rows(batch)
+        self._zero_gradients()
         with torch.enable_grad():
-            value = self.loss(self.net(coords), target)
+            if self.with_coords:
+                coords = coords.detach().requires_grad_()
+            arguments = (self._predict(coords), target, *((coords,) if self.with_coords else ()))
+            if weight is not None:
+                value = self.loss(*arguments, weight=weight.expand_as(target))
+            else:
+                value = self.loss(*arguments)
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss must return a tensor of one element that depends on the predictions, got {got}")
             value.backward()
-        return float(value.detach())
+        return value.detach().double().reshape(1).cpu()
 
-    def mean_square(self) -> float:
-        """See :class:`Gradient`."""
-        return _mean_square(self.net, self.coords, self.target, len(self.coords))
+    def _require(self, budget: int, points: int) -> None:
+        """Refuse a batch for which autograd would keep more than the budget, and say how many points would fit.
+
+        Measured on few points: what one forward pass keeps. Double backward keeps several times that.
+        """
+        few, more = min(PROBE_ROWS, points), min(2 * PROBE_ROWS, points)
+        try:
+            base, twice = self._kept_bytes(few), self._kept_bytes(more)
+        except Exception:  # a network that takes nothing but its full grid: it says so itself when memory ends
+            return
+        slope = (twice - base) / (more - few) if more > few else base / few
+        row = slope + 3 * self.data.coords.element_size()
+        if row * points > budget:
+            fits = int(budget // row)
+            advice = f"batch_size={fits} would fit" if fits else "a smaller network would fit"
+            needed = int(row * points)
+            raise MemoryBudgetError(
+                f"a step over {points} points at once needs about {format_bytes(needed)} ({needed} bytes) but the "
+                f"budget is {format_bytes(budget)} ({budget} bytes); {advice}"
+            )
+
+    def _kept_bytes(self, rows: int) -> float:
+        """Return the bytes that autograd keeps after a forward pass over so many points."""
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        coords = self.data.coords[0, :rows].clone()
+        devices = [coords.device] if coords.device.type == "cuda" else []
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with torch.enable_grad(), hooks, torch.random.fork_rng(devices):
+            value = _predicted(self.net, coords)
+            (value * value).sum()
+        return float(sum(kept.values()))
+
+
+def takes_coords(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss asks for a third argument, the coordinates."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) >= 3

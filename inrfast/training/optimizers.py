@@ -1,17 +1,20 @@
-"""Optimisers and learning-rate schedules of a fit."""
+"""Optimisers, clipping and learning-rate schedules of a fit."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adam import adam as functional_adam
 
 from inrfast.errors import check_choice, check_float
+from inrfast.training.stack import Stack
 
-OPTIMIZERS = ("adam",)
+OPTIMIZERS = ("adam", "adamw", "sgd")
+"""Optimisers known by name, with torch's defaults; they update several networks at once."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -43,8 +46,28 @@ def learning_rates(lr: float, schedule: str | Callable[[int], float], steps: int
     return lambda step: lr * check_float(f"schedule({step})", schedule(step), minimum=0.0)
 
 
+class Optimizer(Protocol):
+    """What a fit asks for: updates of a stack from its gradients, and a state that can be kept."""
+
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        """Update with one learning rate a network; ``again`` takes the gradients anew and returns the loss."""
+        ...
+
+    def keep(self, stack: Stack, index: Sequence[int]) -> None:
+        """Go on with ``stack``, which holds the networks ``index`` of the one before."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on, beside weights and gradients."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+        ...
+
+
 class Adam:
-    """Adam with torch's defaults, in its fused form where the device has one.
+    """Adam and AdamW with torch's defaults, for one or several networks, in the fused form where the device has one.
 
     The update itself is ``torch.optim.adam.adam``. The class ``torch.optim.Adam`` would import torch's compiler when
     it is made, which takes longer than many a fit; and on a CPU the fused update took a third of the time of the others
@@ -52,38 +75,179 @@ class Adam:
 
     Parameters
     ----------
-    parameters
-        What is updated from its ``.grad``, which every parameter must have; all on one device.
-    lr
-        Learning rate of the next step; may be set between steps.
+    stack
+        What is updated, from its gradients.
+    weight_decay
+        Added to the gradient as ``weight_decay * p`` (Adam) or, ``decoupled``, taken off as ``lr weight_decay p``
+        (AdamW; Loshchilov and Hutter, ICLR 2019).
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], lr: float) -> None:
-        self.parameters: list[Tensor] = list(parameters)
-        self.lr = lr
-        self.means = [torch.zeros_like(parameter) for parameter in self.parameters]
-        self.squares = [torch.zeros_like(parameter) for parameter in self.parameters]
+    def __init__(self, stack: Stack, weight_decay: float = 0.0, decoupled: bool = False) -> None:
+        self.weight_decay, self.decoupled = weight_decay, decoupled
+        self.means = {name: torch.zeros_like(grad) for name, grad in stack.grads.items()}
+        self.squares = {name: torch.zeros_like(grad) for name, grad in stack.grads.items()}
         # Step counts are fp32 tensors on the device: what the fused update takes.
-        self.steps = [torch.zeros((), dtype=torch.float32, device=parameter.device) for parameter in self.parameters]
-        self.fused = self.parameters[0].device.type in ("cpu", "cuda")
+        self.steps = {
+            name: torch.zeros((), dtype=torch.float32, device=grad.device) for name, grad in stack.grads.items()
+        }
+        self._take(stack)
+
+    def _take(self, stack: Stack) -> None:
+        self.parameters = [stack.parameters[name] for name in stack.grads]
+        self.grads = list(stack.grads.values())
+        self.fused = self.grads[0].device.type in ("cpu", "cuda")
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """Update the parameters in place."""
+        if min(rates) == max(rates):
+            self._update(self.parameters, rates[0], self.weight_decay)
+            return
+        # An update is a multiple of its rate: it is taken at the rate 1 from 0, then each network's multiple added.
+        moves = [torch.zeros_like(parameter) for parameter in self.parameters]
+        own = [_per_network(rates, parameter) for parameter in self.parameters]
+        for parameter, grad, rate in zip(self.parameters, self.grads, own, strict=True):
+            if self.weight_decay and self.decoupled:
+                parameter.mul_(1 - rate * self.weight_decay)
+            elif self.weight_decay:
+                grad.add_(parameter, alpha=self.weight_decay)
+        self._update(moves, 1.0, 0.0)
+        for parameter, move, rate in zip(self.parameters, moves, own, strict=True):
+            parameter.addcmul_(move, rate)
+
+    def _update(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
         functional_adam(
-            self.parameters,
-            [parameter.grad for parameter in self.parameters if parameter.grad is not None],
-            self.means,
-            self.squares,
+            parameters,
+            self.grads,
+            list(self.means.values()),
+            list(self.squares.values()),
             [],
-            self.steps,
+            list(self.steps.values()),
             foreach=False,
             fused=self.fused,
+            decoupled_weight_decay=self.decoupled,
             amsgrad=False,
             beta1=0.9,
             beta2=0.999,
-            lr=self.lr,
-            weight_decay=0.0,
+            lr=lr,
+            weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,
         )
+
+    def keep(self, stack: Stack, index: Sequence[int]) -> None:
+        """See :class:`Optimizer`."""
+        for moments in (self.means, self.squares):
+            for name in moments:
+                moments[name] = moments[name][list(index)]
+        self._take(stack)
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Optimizer`."""
+        return {"means": self.means, "squares": self.squares, "steps": self.steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See :class:`Optimizer`."""
+        for key, own in self.state().items():
+            for name, tensor in own.items():
+                tensor.copy_(state[key][name])
+
+
+class SGD:
+    """Plain gradient descent ``p - lr (g + weight_decay p)``, for one or several networks."""
+
+    def __init__(self, stack: Stack, weight_decay: float = 0.0) -> None:
+        self.stack, self.weight_decay = stack, weight_decay
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        """Update the parameters in place."""
+        for name, grad in self.stack.grads.items():
+            parameter = self.stack.parameters[name]
+            if self.weight_decay:
+                grad.add_(parameter, alpha=self.weight_decay)
+            parameter.addcmul_(grad, _per_network(rates, parameter), value=-1)
+
+    def keep(self, stack: Stack, index: Sequence[int]) -> None:
+        """See :class:`Optimizer`."""
+        self.stack = stack
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Optimizer`."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See :class:`Optimizer`."""
+
+
+class TorchOptimizer:
+    """Any ``torch.optim.Optimizer`` of one network; the schedule multiplies the rates of its groups.
+
+    Raises
+    ------
+    ValueError
+        Its parameters are not the network's trainable ones.
+    """
+
+    def __init__(self, stack: Stack, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        self.stack, self.optimizer, self.lr = stack, optimizer, lr
+        net = stack.nets[0]
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        mine = {parameter: name for name, parameter in net.named_parameters() if parameter.requires_grad}
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        foreign, missing = len(held - set(mine)), [name for parameter, name in mine.items() if parameter not in held]
+        if foreign or missing:
+            found = [f"{foreign} parameter(s) that are not"] if foreign else []
+            found += [f"not {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"] if missing else []
+            raise ValueError(
+                f"optimizer must hold the network's trainable parameters, got one that holds {' and '.join(found)}; "
+                "make it from net.parameters(), and freeze what is not to be trained with requires_grad_(False)"
+            )
+
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        """Update the parameters in place."""
+        for name, grad in self.stack.grads.items():
+            self.stack.nets[0].get_parameter(name).grad = grad[0]
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * (rates[0] / self.lr)
+        if isinstance(self.optimizer, torch.optim.LBFGS):
+            self.optimizer.step(again)  # it takes several gradients a step, where it searches
+        else:
+            self.optimizer.step()
+
+    def release(self) -> None:
+        """Give the groups their own rates back."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+
+    def keep(self, stack: Stack, index: Sequence[int]) -> None:
+        """See :class:`Optimizer`."""
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`Optimizer`."""
+        return self.optimizer.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See :class:`Optimizer`."""
+        self.optimizer.load_state_dict(state)
+
+
+def make(name: str, stack: Stack, weight_decay: float) -> Optimizer:
+    """Return the optimiser of that name, one of :data:`OPTIMIZERS`."""
+    if name == "sgd":
+        return SGD(stack, weight_decay)
+    return Adam(stack, weight_decay, decoupled=name == "adamw")
+
+
+def _per_network(rates: Sequence[float], parameter: Tensor) -> Tensor:
+    """Return the rates (B, 1, ...) for a stacked parameter."""
+    return torch.tensor(rates, dtype=parameter.dtype, device=parameter.device).view(-1, *[1] * (parameter.ndim - 1))
+
+
+@torch.no_grad()
+def clip_(stack: Stack, clip_norm: float) -> None:
+    """Shorten each network's gradient to this norm over all its parameters where it is longer."""
+    squares = torch.stack([grad.flatten(1).double().square().sum(1) for grad in stack.grads.values()]).sum(0)
+    factors = (clip_norm / squares.sqrt().clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+    for grad in stack.grads.values():
+        grad.mul_(factors.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))

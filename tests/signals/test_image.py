@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from inrfast.signals.image import LUMA, astronaut, load_image, save_image
+from inrfast.signals.image import LUMA, astronaut, image_suffixes, load_image, save_image
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,6 +61,57 @@ def test_sixteen_bits_and_transparency(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded[..., 0].numpy(), deep / 65535, atol=1e-6)
     Image.new("RGBA", (3, 4), (255, 0, 51, 7)).save(tmp_path / "clear.png")
     assert torch.allclose(load_image(tmp_path / "clear.png"), torch.tensor([1.0, 0.0, 0.2]).expand(4, 3, 3))
+
+
+def test_opacity_is_a_fourth_channel_where_it_is_asked_for(picture: Path, tmp_path: Path) -> None:
+    clear = noise(7, 5, 4)
+    save_image(clear, tmp_path / "clear.png")
+    assert torch.equal(load_image(tmp_path / "clear.png", alpha=True), clear)
+    assert torch.equal(load_image(tmp_path / "clear.png", alpha=None), clear)
+    assert torch.equal(load_image(tmp_path / "clear.png"), clear[..., :3])
+    assert load_image(tmp_path / "clear.png", grey=True, alpha=None).shape == (7, 5, 1)
+    opaque = torch.cat([noise(12, 20, 3), torch.ones(12, 20, 1)], -1)
+    save_image(opaque, tmp_path / "opaque.png")
+    for path in (picture, tmp_path / "opaque.png"):
+        assert torch.equal(load_image(path, alpha=True), opaque)
+        assert torch.equal(load_image(path, alpha=None), opaque[..., :3])
+    with pytest.raises(ValueError, match="alpha=True"):
+        load_image(picture, grey=True, alpha=True)
+    with pytest.raises(TypeError, match="alpha"):
+        load_image(picture, alpha="yes")
+
+
+def test_areas_are_averaged_by_what_is_seen(tmp_path: Path) -> None:
+    clear = noise(6, 8, 4)
+    clear[:2, :2, 3] = 0  # an area that nobody sees
+    save_image(clear, tmp_path / "clear.png")
+    blocks = clear.double().reshape(3, 2, 4, 2, 4).transpose(1, 2).flatten(2, 3)
+    colours, opacity = blocks[..., :3], blocks[..., 3:]
+    got = load_image(tmp_path / "clear.png", (3, 4), alpha=True).double()
+    assert torch.allclose(got[..., 3:], opacity.mean(2), atol=1e-6)
+    seen = (colours * opacity).sum(2) / opacity.sum(2)
+    seen[0, 0] = colours[0, 0].mean(0)
+    assert torch.allclose(got[..., :3], seen, atol=1e-6)
+
+
+def test_one_grey_of_sixteen_bits_may_be_transparent(tmp_path: Path) -> None:
+    deep = np.arange(6, dtype=np.uint16).reshape(2, 3) * 1000
+    Image.fromarray(deep).save(tmp_path / "deep.png", transparency=3000)
+    expected = torch.tensor([[1.0, 1, 1], [0, 1, 1]])
+    assert torch.equal(load_image(tmp_path / "deep.png", alpha=None)[..., 3], expected)
+
+
+@pytest.mark.parametrize("suffix", image_suffixes(transparent=True))
+def test_formats_with_transparency_give_it_back(tmp_path: Path, suffix: str) -> None:
+    clear = noise(16, 16, 4)
+    save_image(clear, tmp_path / f"clear{suffix}")
+    assert torch.equal(load_image(tmp_path / f"clear{suffix}", alpha=True)[..., 3], clear[..., 3])
+
+
+def test_formats_without_transparency_are_refused_for_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a transparent image \(.*\.png.*got .*clear\.jpg"):
+        save_image(noise(4, 4, 4), tmp_path / "clear.jpg")
+    assert os.listdir(tmp_path) == []
 
 
 def test_astronaut_is_the_photograph() -> None:

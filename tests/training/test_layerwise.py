@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from exact_gradients import BUDGET, assert_exact, flat_gradient, signal
+from exact_gradients import assert_exact, flat, of, signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +13,6 @@ from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
 from inrfast.ops import gemm
 from inrfast.training import layerwise
-from inrfast.training.gradients import gradient_of
 from inrfast.training.layerwise import LayerwiseGradient
 
 
@@ -51,21 +50,21 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
     rows, threads = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3))
     with pytest.MonkeyPatch.context() as patch:  # several chunks and threads on few points
         patch.setattr(layerwise, "LEAST_ROWS", 5)
-        patch.setattr(layerwise, "cached_rows", lambda widest, like: rows)
+        patch.setattr(layerwise, "cached_rows", lambda *sizes: rows)
         patch.setattr(gemm, "threads", lambda dtype, device: threads)
-        gradient = gradient_of(net, coords, target, "mse", BUDGET)
+        gradient = of(net, coords, target)
         assert isinstance(gradient, LayerwiseGradient)
         assert_exact(net, gradient, coords, target, None)
         batch = torch.randperm(len(coords), generator=torch.Generator().manual_seed(3))[: 1 + len(coords) // 2]
         assert_exact(net, gradient, coords, target, batch)
-    assert all((p.grad is not None) == p.requires_grad for p in net.parameters())
+    assert set(gradient.stack.grads) == {name for name, p in net.named_parameters() if p.requires_grad}
 
 
 def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "cached_rows", lambda widest, like: 16)
+    monkeypatch.setattr(layerwise, "cached_rows", lambda *sizes: 16)
     net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
     coords, target = signal(net, 128 * 128)
-    assert_exact(net, gradient_of(net, coords, target, "mse", BUDGET), coords, target, None)
+    assert_exact(net, of(net, coords, target), coords, target, None)
 
 
 def test_threads_repeat_bit_by_bit_and_keep_to_themselves() -> None:
@@ -74,13 +73,13 @@ def test_threads_repeat_bit_by_bit_and_keep_to_themselves() -> None:
         torch.set_num_threads(3)
         net = inr.INR(2, 3, width=32, hidden_layers=2)
         coords, target = signal(net, 5000)
-        gradient = gradient_of(net, coords, target, "mse", BUDGET)
+        gradient = of(net, coords, target)
         assert isinstance(gradient, LayerwiseGradient)
         assert len(gradient.passes) in (1, 3)  # 1 where the matrix library has a pool of its own
         runs = []
         for _ in range(3):
             gradient(None)
-            runs.append(flat_gradient(net))
+            runs.append(flat(gradient))
         assert all(torch.equal(run, runs[0]) for run in runs)
         assert torch.get_num_threads() == 3
         seen: list[int] = []
@@ -95,18 +94,18 @@ def test_threads_repeat_bit_by_bit_and_keep_to_themselves() -> None:
 def test_an_encoding_too_large_to_keep_is_taken_again_at_every_step() -> None:
     net = inr.INR(2, 1, width=8, hidden_layers=1, activation="tanh", encoding=inr.RandomFourier(50, 1.0))
     coords, target = signal(net, 200)
-    small = gradient_of(net, coords, target, "mse", 2**14)
+    small = of(net, coords, target, budget=2**14)
     assert isinstance(small, LayerwiseGradient)
-    assert small.inputs is coords
+    assert small.encodings is not None
     assert len(small.passes) * small.rows < 200
     assert_exact(net, small, coords, target, None)
     with pytest.raises(MemoryBudgetError, match="one row"):
-        gradient_of(net, coords, target, "mse", 10)
+        of(net, coords, target, budget=10)
 
 
 def test_shared_layers_add_up() -> None:
     net = inr.INR(2, 1, width=8, hidden_layers=3, activation="tanh")
     net.layers[1] = net.layers[2]
     coords, target = signal(net, 30)
-    gradient = gradient_of(net, coords, target, "mse", BUDGET)
+    gradient = of(net, coords, target)
     assert_exact(net, gradient, coords, target, None)

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from exact_gradients import weighted_mse
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.errors import DivergedError, NotAvailableError
+from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
 from inrfast.metrics import psnr
-from inrfast.training import loop
+from inrfast.training import optimizers, session
+from inrfast.training.batches import Batches
+from inrfast.training.derivatives import laplacian
 from inrfast.training.loop import fit
 
 COORDS = inr.grid((12, 12))
@@ -63,6 +68,43 @@ def test_fifty_steps_follow_the_eager_loop(options: dict[str, Any]) -> None:
     assert result.losses[-1] < 0.7 * result.losses[0]
 
 
+@settings(max_examples=12)
+@given(data=st.data())
+def test_a_hundred_steps_in_fp32_follow_eager_autograd_in_fp64(data: st.DataObject) -> None:
+    """Whatever the network, the batches, the weights and the optimiser."""
+    net = inr.INR(
+        2,
+        3,
+        width=data.draw(st.integers(4, 40)),
+        hidden_layers=data.draw(st.integers(1, 3)),
+        activation=data.draw(st.sampled_from(["tanh", "sine", "gelu", "softplus", "gaussian"])),
+        omega=data.draw(st.floats(0.5, 3.0)),
+        encoding=data.draw(st.sampled_from([None, None, inr.RandomFourier(6, 1.0), inr.PositionalEncoding(2)])),
+        norm=data.draw(st.sampled_from([None, None, None, "sphere"])),
+        bias=data.draw(st.booleans()),
+        seed=data.draw(st.integers(0, 1000)),
+    )
+    twin = copy.deepcopy(net).double()
+    name = data.draw(st.sampled_from(["adam", "adamw", "sgd"]))
+    decay, size = data.draw(st.sampled_from([0.0, 0.01])), data.draw(st.sampled_from([None, 37]))
+    weighted = data.draw(st.booleans())
+    weight = torch.rand(144, 1, generator=torch.Generator().manual_seed(1)) + 0.1 if weighted else torch.ones(144, 1)
+    make = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[name]
+    optimizer = make(twin.parameters(), lr=1e-3, weight_decay=decay)
+    drawn, losses = Batches(144, size, [5], torch.device("cpu")), []
+    for step in range(100):
+        batch = drawn.rows(step)
+        rows = slice(None) if batch is None else batch[0]
+        optimizer.zero_grad()
+        loss = weighted_mse(weight[rows].double())(twin(COORDS[rows].double()), picture()[rows].double())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    options = {"optimizer": name, "weight_decay": decay, "batch_size": size, "seed": 5}
+    result = fit(net, COORDS, picture(), steps=100, schedule="constant", weight=weight if weighted else None, **options)
+    assert result.losses == pytest.approx(losses, rel=1e-3)
+
+
 def test_every_form_of_target_is_the_same_signal() -> None:
     forms = [picture(), picture().reshape(12, 12, 3), picture().reshape(3, 48, 3)]
     losses = {fit(small(), COORDS, form, steps=3).losses for form in forms}
@@ -93,13 +135,10 @@ def test_batches_come_from_the_seed_and_cover_the_points() -> None:
 
 
 def test_mini_batches_follow_the_eager_loop() -> None:
-    batches = []
     net = small()
     expected_net = copy.deepcopy(net)
-    for batch in loop._batches(144, 50, 7, torch.device("cpu")):
-        batches.append(batch)
-        if len(batches) == 20:
-            break
+    drawn = Batches(144, 50, [7], torch.device("cpu"))
+    batches = [drawn.rows(step)[0] for step in range(20)]
     result = fit(net, COORDS, picture(), steps=20, lr=2e-3, batch_size=50, seed=7)
     assert result.losses == pytest.approx(eager_losses(expected_net, 20, 2e-3, batches), rel=1e-3)
     assert {len(batch) for batch in batches} == {50}
@@ -183,21 +222,22 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
 
     net = small()
     if where == "update":
-        step = loop.Adam.step
+        step = optimizers.Adam.step
 
-        def half_step(self: loop.Adam) -> None:
-            step(self)
+        def half_step(self: optimizers.Adam, rates: Any, again: Any) -> None:
+            step(self, rates, again)
             fifth_time()
 
-        monkeypatch.setattr(loop.Adam, "step", half_step)
+        monkeypatch.setattr(optimizers.Adam, "step", half_step)
     if where == "bar":
         calls = 1  # the bar moves after the update
 
-        class Bar(loop.tqdm):
+        class Bar(session.tqdm):
             def update(self, n: float = 1) -> None:
-                fifth_time()
+                if n:
+                    fifth_time()
 
-        monkeypatch.setattr(loop, "tqdm", Bar)
+        monkeypatch.setattr(session, "tqdm", Bar)
     result = fit(net, COORDS, picture(), steps=50, schedule="constant", loss=loss)
     assert result.interrupted
     assert (result.steps, len(result.losses), result.eval_steps[-1]) == (4, 4, 4)
@@ -287,14 +327,31 @@ NAN = float("nan")
         ({"loss": "msee"}, ValueError, "'mse'"),
         ({"loss": 3}, TypeError, "loss"),
         ({"optimizer": "Adam"}, ValueError, "'adam'"),
+        ({"optimizer": torch.optim.Adam}, TypeError, "torch.optim.Optimizer"),
+        ({"optimizer": torch.optim.Adam(small().parameters())}, ValueError, "must hold the network's trainable"),
         ({"precision": "hihg"}, ValueError, "'high'"),
-        ({"precision": "medium"}, NotAvailableError, "precision"),
         ({"backend": "tritn"}, ValueError, "'triton'"),
         ({"backend": "triton"}, NotAvailableError, "triton"),
-        ({"weight": torch.ones(144)}, NotAvailableError, "weight"),
-        ({"callbacks": (print,)}, NotAvailableError, "callbacks"),
-        ({"checkpoint": "run.pt"}, NotAvailableError, "checkpoint"),
-        ({"resume": True}, NotAvailableError, "resume"),
+        ({"target": 255 * picture()}, ValueError, "divide by 255"),
+        ({"weight": torch.ones(143)}, ValueError, r"weight must hold one number a point \(144\)"),
+        ({"weight": torch.zeros(144)}, ValueError, "weight must be above 0 somewhere"),
+        ({"weight": -torch.ones(144)}, ValueError, "weight must not be negative"),
+        ({"weight": torch.ones(144) * NAN}, ValueError, "weight must be finite"),
+        ({"weight": torch.ones(144, dtype=torch.int64)}, TypeError, "weight must be boolean or"),
+        ({"weight": [1.0] * 144}, TypeError, "weight must be a torch.Tensor"),
+        ({"weight": torch.ones(144), "loss": F.mse_loss}, ValueError, "weight goes with loss='mse'"),
+        ({"callbacks": (print,)}, TypeError, r"callbacks\[0\] must have a method on_step"),
+        ({"callbacks": 3}, TypeError, "callbacks must be a sequence"),
+        ({"checkpoint": "/nowhere/run.safetensors"}, FileNotFoundError, "/nowhere is not an existing folder"),
+        ({"checkpoint": "/"}, IsADirectoryError, "checkpoint must be a file"),
+        ({"checkpoint": 3}, TypeError, "checkpoint must be a path"),
+        ({"resume": True}, ValueError, "resume=True needs checkpoint"),
+        ({"resume": "yes"}, TypeError, "resume must be True or False"),
+        ({"weight_decay": -1}, ValueError, "weight_decay"),
+        ({"clip_norm": 0}, ValueError, "clip_norm"),
+        ({"patience": 0}, ValueError, "patience"),
+        ({"eval_coords": COORDS}, ValueError, "eval_coords needs eval_target"),
+        ({"eval_target": picture()[:-1]}, ValueError, "eval_target must have shape"),
         ({"checkpoint_seconds": -1}, ValueError, "checkpoint_seconds"),
         ({"eval_every": 0}, ValueError, "eval_every"),
         ({"target_psnr": NAN}, ValueError, "target_psnr"),
@@ -319,3 +376,173 @@ def test_a_network_that_is_already_broken_is_refused() -> None:
         net.layers[1].weight[0, 0] = NAN
     with pytest.raises(ValueError, match=r"layers\.1\.weight must be finite"):
         fit(net, COORDS, picture(), steps=2)
+
+
+# ---- weights and masks -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", [None, "sphere", "batch"])
+@pytest.mark.parametrize("per_output", [False, True])
+def test_weights_follow_the_eager_loop(norm: str | None, per_output: bool) -> None:
+    net = small(norm=norm)
+    twin = copy.deepcopy(net)
+    weight = torch.rand(144, 3 if per_output else 1, generator=torch.Generator().manual_seed(0)) + 0.1
+    optimizer = torch.optim.Adam(twin.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = weighted_mse(weight)(twin(COORDS), picture())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    result = fit(net, COORDS, picture(), steps=30, lr=2e-3, schedule="constant", weight=weight.reshape(12, 12, -1))
+    assert result.losses == pytest.approx(losses, rel=1e-3)
+
+
+def test_a_masked_fit_is_the_fit_of_the_known_points() -> None:
+    """Whatever stands at the others, and wherever batches are cut."""
+    mask = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)) > 0.4
+    broken = torch.where(mask.reshape(144, 1), picture(), torch.tensor(NAN))
+    known = mask.flatten()
+    for options in ({}, {"batch_size": 20, "seed": 3}):
+        masked, alone = small(), small()
+        results = [
+            fit(masked, COORDS, broken, steps=20, weight=mask, **options),
+            fit(alone, COORDS[known], picture()[known], steps=20, **options),
+        ]
+        assert results[0].losses == pytest.approx(results[1].losses, rel=1e-5)
+        assert results[0].psnr == pytest.approx(results[1].psnr, abs=1e-4)
+    whole = fit(small(), COORDS, broken, steps=20, weight=mask, eval_target=picture())
+    net = small()
+    fit(net, COORDS[known], picture()[known], steps=20)
+    assert whole.psnr == pytest.approx(psnr(net(COORDS), picture()), abs=1e-3)
+
+
+# ---- optimisers, losses ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("adam", lambda parameters: torch.optim.Adam(parameters, lr=2e-3, weight_decay=1e-2)),
+        ("adamw", lambda parameters: torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-2)),
+        ("sgd", lambda parameters: torch.optim.SGD(parameters, lr=2e-3, weight_decay=1e-2)),
+    ],
+)
+def test_named_optimisers_follow_torch_s(name: str, make: Any) -> None:
+    twin = small()
+    by_torch = fit(twin, COORDS, picture(), steps=30, optimizer=make(twin.parameters()), clip_norm=0.3)
+    result = fit(small(), COORDS, picture(), steps=30, lr=2e-3, optimizer=name, weight_decay=1e-2, clip_norm=0.3)
+    assert result.losses == pytest.approx(by_torch.losses, rel=1e-4)
+    assert result.losses[-1] < result.losses[0]
+
+
+def test_torch_s_own_optimisers_keep_their_rates() -> None:
+    net = small()
+    groups = [{"params": net.layers[:-1].parameters(), "lr": 1e-3}, {"params": net.layers[-1].parameters(), "lr": 1e-2}]
+    optimizer = torch.optim.RMSprop(groups)
+    seen = []
+
+    class Watch:
+        def on_step(self, state: Any) -> None:
+            seen.append([group["lr"] for group in optimizer.param_groups])
+
+    result = fit(net, COORDS, picture(), steps=10, optimizer=optimizer, schedule="cosine", callbacks=[Watch()])
+    assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-2]
+    expected = [[rate * 0.5 * (1 + math.cos(math.pi * step / 10)) for rate in (1e-3, 1e-2)] for step in range(10)]
+    assert torch.allclose(torch.tensor(seen), torch.tensor(expected))
+    assert result.config["optimizer"].startswith("RMSprop(lr=")
+
+
+def test_an_optimiser_that_searches_gets_its_gradients() -> None:
+    net = small(dtype=torch.float64)
+    coords, target = COORDS.double(), picture().double()
+    optimizer = torch.optim.LBFGS(net.parameters(), line_search_fn="strong_wolfe", max_iter=10)
+    result = fit(net, coords, target, steps=10, optimizer=optimizer, schedule="constant")
+    adam = fit(small(dtype=torch.float64), coords, target, steps=100)
+    assert result.losses[-1] < adam.losses[-1]
+
+
+def test_losses_may_differentiate_with_respect_to_the_coordinates() -> None:
+    """A Poisson problem with its values on the boundary: -laplace f = 2 pi^2 sin(pi x) sin(pi y)."""
+    coords = inr.grid((16, 16), dtype=torch.float64)
+    truth = torch.sin(math.pi * coords).prod(1, keepdim=True)
+    edge = (coords.abs() == 1).any(1)
+
+    def poisson(pred: Tensor, target: Tensor, points: Tensor) -> Tensor:
+        residual = (laplacian(pred, points) + target) / (2 * math.pi**2)
+        return residual.square().mean() + pred[edge].square().mean()
+
+    net = inr.INR(2, 1, width=32, hidden_layers=2, activation="tanh", dtype=torch.float64)
+    result = fit(net, coords, 2 * math.pi**2 * truth, steps=500, lr=1e-2, loss=poisson, eval_target=truth)
+    assert result.psnr > 25 > 10 > result.psnrs[0]
+
+
+def test_what_is_drawn_at_random_comes_from_the_seed() -> None:
+    def noisy(pred: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(pred, target + 0.1 * torch.randn_like(target))
+
+    before = torch.get_rng_state()
+    losses = [fit(small(), COORDS, picture(), steps=5, loss=noisy, seed=seed).losses for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- when to stop, where to measure ------------------------------------------------------------------------------
+
+
+def test_patience_counts_evaluations_without_a_better_one() -> None:
+    net = small()
+    result = fit(net, COORDS, picture(), steps=500, lr=0.5, schedule="constant", eval_every=3, patience=4)
+    assert result.stopped == "patience"
+    best = result.psnrs.index(result.best_psnr)
+    assert len(result.psnrs) == best + 1 + 4
+    assert result.steps == result.eval_steps[-1] < 500
+    net.load_state_dict(result.best_state)
+    assert psnr(net(COORDS), picture()) == pytest.approx(result.best_psnr, abs=1e-3)
+
+
+def test_the_evaluation_may_have_another_resolution() -> None:
+    fine = inr.grid((23, 23))
+    x, y = fine[:, :1], fine[:, 1:]
+    truth = 0.5 + 0.4 * torch.cat([torch.sin(3 * x + k) * torch.cos(2 * y - k) for k in range(3)], dim=1)
+    for options in ({}, {"norm": "batch"}, {"norm": "sphere"}):
+        net = small(**options)
+        result = fit(
+            net, COORDS, picture(), steps=8, eval_every=4, eval_coords=fine, eval_target=truth.reshape(23, 23, 3)
+        )
+        assert result.eval_steps == (0, 4, 8)
+        assert psnr(net.eval()(fine), truth) == pytest.approx(result.psnr, abs=1e-3)
+
+
+def test_medium_precision_follows_fp32() -> None:
+    """With bfloat16 products where the processor has them: losses to a few per cent, reported in fp32."""
+    for options in ({}, {"activation": "relu"}, {"encoding": inr.RandomFourier(16, 1.0)}, {"norm": "sphere"}):
+        fine, coarse = small(width=32, **options), small(width=32, **options)
+        expected = fit(fine, COORDS, picture(), steps=100, lr=5e-3)
+        result = fit(coarse, COORDS, picture(), steps=100, lr=5e-3, precision="medium")
+        assert result.losses == pytest.approx(expected.losses, rel=0.1)
+        assert result.psnr == pytest.approx(psnr(coarse(COORDS), picture()), abs=1e-3)
+    with pytest.raises(ValueError, match="takes fp32 networks"):
+        fit(small(dtype=torch.float64), COORDS.double(), picture().double(), steps=2, precision="medium")
+
+
+def test_a_batch_that_does_not_fit_names_one_that_does() -> None:
+    net = small(norm="batch")
+    with pytest.raises(MemoryBudgetError, match=r"batch_size=\d+ would fit") as caught:
+        fit(net, COORDS, picture(), steps=2, memory_budget=40_000)
+    size = int(str(caught.value).split("batch_size=")[1].split()[0])
+    assert 1 <= size < 144
+    fit(net, COORDS, picture(), steps=2, memory_budget=40_000, batch_size=size)
+
+
+def test_memory_that_ends_during_a_step_says_what_would_fit() -> None:
+    def hungry(pred: Tensor, target: Tensor) -> Tensor:
+        torch.empty(2**60, dtype=torch.uint8)
+        return F.mse_loss(pred, target)
+
+    net = small()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(MemoryBudgetError, match="a smaller batch_size or a narrower network would fit"):
+        fit(net, COORDS, picture(), steps=2, loss=hungry)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())

@@ -1,5 +1,6 @@
 """Schedules have their formulas; the optimiser is torch's Adam."""
 
+import copy
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from inrfast.training.optimizers import SCHEDULES, Adam, learning_rates
+from inrfast.training.optimizers import SCHEDULES, TorchOptimizer, clip_, learning_rates, make
+from inrfast.training.stack import Stack
 
 
 @given(steps=st.integers(1, 500), lr=st.floats(1e-6, 1.0), data=st.data())
@@ -44,16 +46,85 @@ def test_an_unknown_schedule_gets_the_nearest_match() -> None:
         learning_rates(1.0, 3, 10)
 
 
+def stack_of(count: int) -> Stack:
+    rng = torch.Generator().manual_seed(0)
+    nets = [nn.Linear(3, 4, dtype=torch.float64) for _ in range(count)]
+    for net in nets:
+        for parameter in net.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64))
+    return Stack(nets)
+
+
 def test_adam_is_that_of_the_formula() -> None:
     """Kingma and Ba, Algorithm 1, in fp64."""
     rng = torch.Generator().manual_seed(0)
-    weight = nn.Parameter(torch.randn(3, 4, generator=rng, dtype=torch.float64))
+    stack = stack_of(1)
+    weight = stack.nets[0].weight
     expected, m, v = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-    optimizer = Adam([weight], 1e-2)
+    optimizer = make("adam", stack, 0.0)
     for t in range(1, 6):
-        gradient = torch.randn(3, 4, generator=rng, dtype=torch.float64)
-        weight.grad = gradient.clone()
-        optimizer.step()
+        gradient = torch.randn(4, 3, generator=rng, dtype=torch.float64)
+        stack.grads["weight"][0] = gradient
+        optimizer.step([1e-2], lambda: 0.0)
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         expected = expected - 1e-2 * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.03])
+@pytest.mark.parametrize("rates", [[1e-2, 1e-2, 1e-2], [1e-2, 3e-3, 0.0]], ids=["one rate", "own rates"])
+@pytest.mark.parametrize(
+    ("name", "torchs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
+)
+def test_stacked_updates_are_torch_s_of_each_network(
+    name: str, torchs: type[torch.optim.Optimizer], rates: list[float], decay: float
+) -> None:
+    """Also after a network has left the stack, and after the state has moved into another optimiser."""
+    stack = stack_of(3)
+    twins = [copy.deepcopy(net) for net in stack.nets]
+    others = [torchs(t.parameters(), lr=rate, weight_decay=decay) for t, rate in zip(twins, rates, strict=True)]
+    optimizer = make(name, stack, decay)
+    rng = torch.Generator().manual_seed(1)
+    places = [0, 1, 2]
+    for step in range(9):
+        if step == 3:
+            places = [0, 2]
+            stack = stack.keep(places)
+            optimizer.keep(stack, places)
+        if step == 6:
+            state = copy.deepcopy(optimizer.state())
+            optimizer = make(name, stack, decay)
+            optimizer.load(state)
+        for grad, parameter in zip(stack.grads.values(), ("weight", "bias"), strict=True):
+            grad.copy_(torch.randn(grad.shape, generator=rng, dtype=torch.float64))
+            for i, place in enumerate(places):
+                getattr(twins[place], parameter).grad = grad[i].clone()
+        optimizer.step([rates[place] for place in places], lambda: 0.0)
+        for place in places:
+            others[place].step()
+    for place in places:
+        for mine, theirs in zip(stack.nets[places.index(place)].parameters(), twins[place].parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-13)
+
+
+def test_clipping_is_torch_s_by_each_network() -> None:
+    stack = stack_of(3)
+    norms = [0.5, 2.0, 7.0]
+    for i, norm in enumerate(norms):
+        stack.grads["weight"][i] = norm / math.sqrt(24)
+        stack.grads["bias"][i] = norm / math.sqrt(8)
+    expected = {name: grad.clone() for name, grad in stack.grads.items()}
+    clip_(stack, 2.5)
+    for name, grad in stack.grads.items():
+        for i, norm in enumerate(norms):
+            torch.testing.assert_close(grad[i], expected[name][i] * min(1.0, 2.5 / norm))
+
+
+def test_an_optimiser_must_hold_the_network_s_parameters() -> None:
+    net, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    with pytest.raises(ValueError, match=r"holds 2 parameter\(s\) that are not and not weight, bias"):
+        TorchOptimizer(Stack([net]), torch.optim.SGD(other.parameters(), lr=0.1), 0.1)
+    with pytest.raises(ValueError, match=r"not bias; make it from net\.parameters"):
+        TorchOptimizer(Stack([net]), torch.optim.SGD([net.weight], lr=0.1), 0.1)
+    net.bias.requires_grad_(False)
+    TorchOptimizer(Stack([net]), torch.optim.SGD([net.weight], lr=0.1), 0.1)

@@ -1,0 +1,43 @@
+"""``inrfast demo``: six starts of one network, from diagnosis to fit."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from inrfast.cli.options import add_command, common_options, seed_option
+from inrfast.cli.output import print_result
+
+
+def add(commands: Any) -> None:
+    """Describe the subcommand."""
+    parser = add_command(
+        commands,
+        "demo",
+        run,
+        [common_options(), seed_option()],
+        "diagnose six starts of one network, fit some of them to a photograph, write numbers, text and figures",
+        "  inrfast demo\n"
+        "  inrfast demo --quick --out out/quick\n"
+        "  inrfast demo --image photo.jpg --json > numbers.json\n",
+    )
+    parser.add_argument("--out", type=Path, default="out/demo", help="folder to write (default: %(default)s)")
+    parser.add_argument("--image", type=Path, help="photograph to fit (default: the astronaut of scikit-image)")
+    parser.add_argument("--quick", action="store_true", help="small sizes: seconds instead of minutes, other numbers")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo and print its summary."""
+    from inrfast.experiments import demo, demo_text
+
+    report = demo.run(
+        arguments.out,
+        image=arguments.image,
+        quick=arguments.quick,
+        seed=arguments.seed,
+        device=arguments.device,
+        progress=not arguments.quiet,
+    )
+    print_result(arguments, report, f"{demo_text.summary(report)}\n\nwrote {arguments.out}: {', '.join(demo.FILES)}")
+    return 0

@@ -1,0 +1,57 @@
+"""``inrfast diagnose``: the numerical ranks of a network, layer by layer."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
+from inrfast.cli.output import check_folder, print_result, progress
+from inrfast.grids import grid
+
+
+def add(commands: Any) -> None:
+    """Describe the subcommand."""
+    parser = add_command(
+        commands,
+        "diagnose",
+        run,
+        [common_options(), seed_option(), network_options()],
+        "measure the numerical ranks of a network's layers and of its tangent kernel at several tolerances",
+        "  inrfast diagnose --grid 128x128\n"
+        "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
+        "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
+    )
+    parser.add_argument("--grid", type=shape, default="256x256", help="points an axis (default: %(default)s)")
+    parser.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
+    parser.add_argument("--rtols", type=float, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
+    parser.add_argument(
+        "--ntk-points", type=int, default=None, help="points of the tangent kernel at most, thins the grid (all)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for report.json, report.txt and report.png")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the report, and write it where a folder is named."""
+    from inrfast.analysis.diagnosis import RTOLS, diagnose
+    from inrfast.files import write_whole
+
+    coords = grid(arguments.grid, device=arguments.device)
+    net = calibrated_network(arguments, coords, arguments.outputs)
+    if arguments.out is not None:
+        check_folder(arguments.out)
+    report = diagnose(
+        net,
+        coords,
+        rtols=arguments.rtols or RTOLS,
+        ntk_points=arguments.ntk_points,
+        seed=arguments.seed,
+        progress=progress(arguments),
+    )
+    if arguments.out is not None:
+        write_whole(arguments.out / "report.txt", f"{report}\n".encode())
+        report.plot(arguments.out / "report.png")
+        report.to_json(arguments.out / "report.json")
+    print_result(arguments, report.to_dict(), str(report))
+    return 0

@@ -1,0 +1,125 @@
+"""``inrfast ntk``: a tangent kernel's cost, norms and ranks, or the kernel itself."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
+from inrfast.cli.output import check_file, print_result, progress
+from inrfast.grids import grid
+from inrfast.memory import format_bytes
+
+
+def add(commands: Any) -> None:
+    """Describe the subcommand."""
+    parser = add_command(
+        commands,
+        "ntk",
+        run,
+        [common_options(), seed_option(), network_options()],
+        "print the cost, trace, Frobenius norm and ranks of a tangent kernel, or write the kernel itself",
+        "  inrfast ntk --grid 64x64\n"
+        "  inrfast ntk --grid 48x48 --rtols 1e-2 1e-4 1e-6 --activation sine --init siren\n"
+        "  inrfast ntk --grid 64x64 --out kernel.npy\n",
+    )
+    parser.add_argument("--grid", type=shape, default="64x64", help="points an axis (default: %(default)s)")
+    parser.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
+    parser.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (trace)")
+    parser.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
+    parser.add_argument("--rtols", type=float, nargs="+", help="print ranks at these tolerances, as intervals")
+    parser.add_argument("--out", type=Path, help="write the dense kernel to this .npy file")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the kernel's numbers, and write it where a file is named."""
+    from inrfast.tangent_kernel import ntk
+
+    coords = grid(arguments.grid, device=arguments.device)
+    net = calibrated_network(arguments, coords, arguments.outputs)
+    kernel = ntk(net, coords, output=arguments.output, precision=arguments.precision)
+    cost = kernel.cost()
+    if arguments.out is not None:
+        check_file(arguments.out, {".npy"}, ".npy")
+        free = shutil.disk_usage(arguments.out.parent).free
+        if cost.dense_bytes > free:
+            raise OSError(
+                f"{arguments.out} would take {format_bytes(cost.dense_bytes)} and {format_bytes(free)} are free there; "
+                "use a smaller grid"
+            )
+    if not arguments.quiet:
+        print(cost, file=sys.stderr)
+    # First what may be refused for its size, before anything long.
+    ranks, note = [], ""
+    if arguments.rtols:
+        spectrum = kernel.spectrum(min(arguments.rtols), progress=progress(arguments))
+        note = spectrum.note
+        if spectrum.method == "dense":
+            ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
+        else:  # an interval even where it is wide
+            largest = float(spectrum.eigenvalues[0])
+            ranks = [asdict(spectrum.count_above(rtol * largest, rtol)) for rtol in arguments.rtols]
+    found = {
+        "network": net.config(),
+        "grid": list(arguments.grid),
+        "shape": list(kernel.shape),
+        "output": arguments.output,
+        "precision": arguments.precision,
+        "cost": asdict(cost),
+        "trace": float(kernel.trace()),
+        "frobenius": float(kernel.frobenius()),
+        "ranks": ranks,
+        "note": note,
+        "out": None if arguments.out is None else str(arguments.out),
+    }
+    if arguments.out is not None:
+        with _whole_file(arguments.out) as temporary:
+            _write_dense(kernel, temporary)
+    lines = [f"kernel     {kernel.shape[0]:,} x {kernel.shape[1]:,}, output {arguments.output}, {arguments.precision}"]
+    lines += [f"trace      {found['trace']:.6g}", f"Frobenius  {found['frobenius']:.6g}"]
+    lines += [f"rank       {_interval(rank)} at lambda/lambda_1 > {rank['rtol']:g}" for rank in ranks]
+    lines += [f"by         {note}"] if note else []
+    lines += [] if arguments.out is None else [f"wrote      {arguments.out} ({format_bytes(cost.dense_bytes)})"]
+    print_result(arguments, found, "\n".join(lines))
+    return 0
+
+
+def _output(text: str) -> str | int:
+    return int(text) if text.isdecimal() else text
+
+
+def _interval(rank: dict[str, Any]) -> str:
+    return str(rank["lower"]) if rank["lower"] == rank["upper"] else f"{rank['lower']} to {rank['upper']}"
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside ``path`` that takes its name in the end, and goes if there is no such end."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_dense(kernel: Any, path: Path) -> None:
+    """Write the dense kernel in NumPy's format, tile by tile."""
+    from numpy.lib.format import open_memmap
+
+    dtype = "float64" if kernel.dtype == torch.float64 else "float32"
+    target = open_memmap(path, mode="w+", dtype=dtype, shape=kernel.shape)
+    if kernel.device.type == "cpu":
+        kernel.to_dense(out=target)
+    else:
+        target[:] = kernel.to_dense().cpu().numpy()
+    target.flush()

@@ -1,0 +1,312 @@
+"""Surfaces: mesh files to occupancies at points, and occupancies on a grid back to meshes."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from torch import Tensor
+
+from inrfast.errors import check_float, check_int, check_tensor
+from inrfast.files import write_whole
+from inrfast.grids import check_bounds
+from inrfast.signals.paths import MESH_SUFFIXES, readable, writable
+from inrfast.signals.winding import winding_numbers
+
+EXTENT = 0.9
+"""Half the side of the placed bounding box: the rest of [-1, 1] stays empty, so that marching cubes closes surfaces."""
+
+INSIDE = 0.5
+"""Least absolute winding number inside: halfway between outside (0) and once around."""
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def load_mesh(path: str | PathLike[str]) -> trimesh.Trimesh:
+    """Return the triangles in a mesh file as one mesh; several parts are joined at their places in the scene.
+
+    Parameters
+    ----------
+    path
+        ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``. Polygons are cut into triangles; colours and textures are
+        left out, and so are faces without area. (The format ``.obj`` states no sizes: one that ends early between two
+        lines is a smaller mesh.)
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError
+        The file is missing, a folder, or not readable.
+    ValueError
+        The file is empty, damaged, of another format, without faces (a cloud of points), with NaN or Inf among its
+        vertices, or all its faces are without area.
+    TypeError
+        ``path`` is no path.
+    """
+    file = readable(path, "a mesh", MESH_SUFFIXES)
+    content = file.read_bytes()
+    try:
+        loaded = _parse(content, file.suffix.lower())
+    except Exception as error:  # each of trimesh's readers meets damage in its own way
+        raise ValueError(f"{file} is not a {file.suffix} mesh that can be read, or damaged: {error}") from error
+    if len(loaded.faces) == 0:
+        raise ValueError(f"{file} is a mesh without faces; an occupancy needs a surface")
+    if loaded.faces.min() < 0 or loaded.faces.max() >= len(loaded.vertices):
+        raise ValueError(f"{file} is damaged: a face names a vertex that is not there")
+    if not np.isfinite(loaded.vertices).all():
+        raise ValueError(f"{file} holds NaN or Inf among its vertices")
+    kept = loaded.area_faces > 0
+    if not kept.any():
+        raise ValueError(f"{file} holds no face with an area")
+    mesh = trimesh.Trimesh(loaded.vertices, loaded.faces[kept], process=False)
+    mesh.remove_unreferenced_vertices()
+    return mesh
+
+
+def save_mesh(mesh: trimesh.Trimesh, path: str | PathLike[str]) -> None:
+    """Write a mesh in the format of the suffix. The file is whole or absent.
+
+    Parameters
+    ----------
+    mesh
+        With at least one face.
+    path
+        Ends in ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``; its folder must exist. An older file is replaced.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No mesh, no faces, another suffix.
+    FileNotFoundError, NotADirectoryError, OSError
+        The folder is missing or cannot be written to; nothing is left behind.
+    """
+    mesh = _check_mesh(mesh)
+    target = writable(path, "a mesh", MESH_SUFFIXES)
+    content = mesh.export(file_type=target.suffix.lower().removeprefix("."))
+    write_whole(target, content if isinstance(content, bytes) else str(content).encode())
+
+
+def _parse(content: bytes, suffix: str) -> trimesh.Trimesh:
+    """Return all triangles of a file, as they are in it; other files that it names are not read."""
+    stream, file_type = io.BytesIO(content), suffix.removeprefix(".")
+    with np.errstate(invalid="ignore"):  # NaN is looked for later
+        mesh = trimesh.load_scene(stream, file_type=file_type, process=False).to_mesh()
+    if suffix == ".stl":
+        _check_stl(content, len(mesh.faces))
+    if suffix == ".off":
+        _check_off(content)
+    return mesh
+
+
+def _check_stl(content: bytes, found: int) -> None:
+    """Refuse a file that ends early, which trimesh reads as a smaller mesh."""
+    if content[:5].lower() == b"solid" and b"facet" in content[:1000]:
+        if b"endsolid" not in content.lower():
+            raise ValueError("it has no end (endsolid)")
+    elif (stated := int.from_bytes(content[80:84], "little")) != found:
+        raise ValueError(f"it states {stated} triangles and holds {found}")
+
+
+def _check_off(content: bytes) -> None:
+    """Refuse a file that ends early, which trimesh reads as a smaller mesh."""
+    text = content.decode().upper().replace("OFF", "\n", 1)
+    lines = [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
+    vertices, faces = map(int, lines[0].split()[:2])
+    if len(lines) - 1 < vertices + faces:
+        raise ValueError(f"it states {vertices} vertices and {faces} faces and has {len(lines) - 1} lines for them")
+
+
+def _check_mesh(mesh: Any) -> trimesh.Trimesh:
+    if not isinstance(mesh, trimesh.Trimesh):
+        raise TypeError(f"mesh must be a trimesh.Trimesh, got {type(mesh).__name__}")
+    if len(mesh.faces) == 0:
+        raise ValueError("mesh must have at least one face, got none")
+    return mesh
+
+
+# ---- placement ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a mesh lies in a network's coordinates: moved and scaled, never distorted.
+
+    Attributes
+    ----------
+    centre
+        The point of the world that becomes the origin.
+    scale
+        Length in the world of a unit of the network's coordinates, above 0.
+    """
+
+    centre: tuple[float, float, float]
+    scale: float
+
+    def __post_init__(self) -> None:
+        if len(self.centre) != 3:
+            raise ValueError(f"centre must have 3 coordinates, got {self.centre!r}")
+        object.__setattr__(self, "centre", tuple(check_float("centre", value) for value in self.centre))
+        object.__setattr__(self, "scale", check_float("scale", self.scale, minimum=0.0, exclusive=True))
+
+    @classmethod
+    def of(cls, mesh: trimesh.Trimesh) -> Placement:
+        """Return the placement that brings the mesh's bounding box into [-0.9, 0.9]^3, touching it."""
+        low, high = _check_mesh(mesh).bounds
+        x, y, z = ((low + high) / 2).tolist()
+        return cls((x, y, z), float((high - low).max()) / (2 * EXTENT))
+
+    def to_unit(self, points: Tensor) -> Tensor:
+        """Return points (..., 3) of the world in the network's coordinates, in their own dtype."""
+        return (points - points.new_tensor(self.centre)) / self.scale
+
+    def to_world(self, points: Tensor) -> Tensor:
+        """Return points (..., 3) of the network's coordinates in the world's, in their own dtype."""
+        return points * self.scale + points.new_tensor(self.centre)
+
+
+# ---- occupancy ---------------------------------------------------------------------------------------------------
+
+
+def occupancy(
+    mesh: trimesh.Trimesh, points: Tensor, memory_budget: int | None = None, progress: bool | None = None
+) -> Tensor:
+    """Return whether each point is inside the mesh, bool (n,): an absolute winding number above 1/2.
+
+    For a closed surface, whichever way its faces are turned, that is its inside, also where parts overlap. The winding
+    number of an open surface passes smoothly through 1/2 in its holes: they are closed by a surface without edges.
+
+    Parameters
+    ----------
+    mesh
+        In any units.
+    points
+        Shape (n, 3), on the CPU, in the mesh's coordinates.
+    memory_budget, progress
+        As in :func:`inrfast.signals.winding.winding_numbers`, as are the errors.
+
+    Source: Jacobson, Kavan, Sorkine-Hornung, Robust inside-outside segmentation using generalized winding numbers, ACM
+    Transactions on Graphics 32(4), 2013.
+    """
+    triangles = torch.from_numpy(np.array(_check_mesh(mesh).triangles, dtype=np.float64))
+    return winding_numbers(triangles, points, memory_budget=memory_budget, progress=progress).abs() > INSIDE
+
+
+def sample_occupancy(
+    mesh: trimesh.Trimesh,
+    n: int,
+    near_surface: float = 0.5,
+    sigma: float = 0.03,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return points in [-1, 1]^3 and the occupancy there: what a network is fitted to.
+
+    Parameters
+    ----------
+    mesh
+        Is placed by :meth:`Placement.of`.
+    n
+        Number of points.
+    near_surface
+        Share of points on the surface (uniform by area) moved by Gaussian noise, the first ones returned; the others
+        are uniform in the cube. Half and half is usual: the border is learnt, and that there is nothing elsewhere.
+    sigma
+        Standard deviation of that noise, in placed coordinates; 0.03 is a sixtieth of the largest placed mesh.
+    seed
+        Of everything drawn, on a generator of its own.
+    progress
+        Whether to show a progress bar; None shows it on a terminal only.
+
+    Returns
+    -------
+    coords, values
+        fp32, (n, 3) and (n, 1), in placed coordinates; 1 inside, 0 outside.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No mesh, no faces, n below 1, a share outside [0, 1], a negative sigma.
+    MemoryBudgetError
+        The points do not fit half of the free memory.
+    """
+    placement = Placement.of(mesh)
+    n = check_int("n", n, minimum=1)
+    near_surface = check_float("near_surface", near_surface, minimum=0.0)
+    if near_surface > 1:
+        raise ValueError(f"near_surface must be a share of at most 1, got {near_surface}")
+    sigma = check_float("sigma", sigma, minimum=0.0)
+    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    near = round(near_surface * n)
+    surface = placement.to_unit(_surface_points(mesh, near, generator))
+    noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64)
+    uniform = 2 * torch.rand(n - near, 3, generator=generator, dtype=torch.float64) - 1
+    coords = torch.cat([(surface + noise).clamp(-1, 1), uniform]).float()
+    inside = occupancy(mesh, placement.to_world(coords.double()), progress=progress)
+    return coords, inside.float().unsqueeze(1)
+
+
+def _surface_points(mesh: trimesh.Trimesh, n: int, generator: torch.Generator) -> Tensor:
+    """Return points (n, 3), fp64, uniform by area."""
+    triangles = torch.from_numpy(np.array(mesh.triangles, dtype=np.float64))
+    below = torch.from_numpy(np.array(mesh.area_faces)).cumsum(0)
+    places = below[-1] * torch.rand(n, generator=generator, dtype=torch.float64)
+    corners = triangles[torch.searchsorted(below, places, right=True).clamp_max(len(below) - 1)]
+    u, v = torch.rand(2, n, 1, generator=generator, dtype=torch.float64)
+    u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
+    a, b, c = corners.unbind(1)
+    return a + u * (b - a) + v * (c - a)
+
+
+# ---- surfaces of values ------------------------------------------------------------------------------------------
+
+
+def isosurface(
+    values: Tensor, level: float, placement: Placement | None = None, bounds: Any = (-1, 1)
+) -> trimesh.Trimesh:
+    """Return the surface on which values on a grid cross a level, by marching cubes; faces look away from high values.
+
+    Parameters
+    ----------
+    values
+        Floating tensor (R, R, R), or of three other sizes of at least 2, on the points of
+        ``inrfast.grid(shape, endpoint="inclusive", bounds=bounds)``.
+    level
+        Between the smallest and the largest value: 1/2 for occupancies of 0 and 1.
+    placement
+        Of the mesh that was fitted: the surface is returned in its world. None leaves it in the grid's coordinates.
+    bounds
+        ``(low, high)`` for every axis, or one such pair an axis.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Other shapes, NaN or Inf, a level that the values do not cross.
+
+    Source: Lewiner, Lopes, Vieira, Tavares, Efficient implementation of marching cubes' cases with topological
+    guarantees, Journal of Graphics Tools 8(2), 2003 (by scikit-image).
+    """
+    values = check_tensor("values", values, ndim=3).detach()
+    if min(values.shape) < 2:
+        raise ValueError(f"values must have at least 2 points an axis, got shape {tuple(values.shape)}")
+    level = check_float("level", level)
+    pairs = check_bounds(bounds, 3)
+    smallest, largest = float(values.min()), float(values.max())
+    if not smallest < level < largest:
+        raise ValueError(
+            f"there is no surface: the values lie between {smallest:.6g} and {largest:.6g} and do not cross {level:.6g}"
+        )
+    from skimage.measure import marching_cubes  # slow to import
+
+    # "ascent": values rise towards the inside, the outward side is the low one.
+    places, faces, _, _ = marching_cubes(values.double().cpu().numpy(), level, gradient_direction="ascent")
+    lows, highs = torch.tensor(pairs, dtype=torch.float64).unbind(1)
+    steps = (highs - lows) / (torch.tensor(values.shape, dtype=torch.float64) - 1)
+    vertices = lows + steps * torch.from_numpy(places.astype(np.float64, order="C"))
+    if placement is not None:
+        vertices = placement.to_world(vertices)
+    return trimesh.Trimesh(vertices.numpy(), np.ascontiguousarray(faces), process=False)

@@ -1,0 +1,78 @@
+"""Mini-batches: permutations of the points that are computed where the points are, from a seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
+"""The constants of SplitMix64 (Steele, Lea, Flood, Fast splittable pseudorandom number generators, OOPSLA 2014), as
+signed numbers."""
+
+
+def _scrambled(numbers: Tensor) -> Tensor:
+    """Return the output function of SplitMix64; products of int64 wrap around on every device."""
+    numbers = numbers * GOLDEN
+    numbers = (numbers ^ _shifted(numbers, 30)) * FIRST
+    numbers = (numbers ^ _shifted(numbers, 27)) * SECOND
+    return numbers ^ _shifted(numbers, 31)
+
+
+def _shifted(numbers: Tensor, bits: int) -> Tensor:
+    """Return the logical shift to the right."""
+    return (numbers >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def permutations(n: int, seeds: Sequence[int], number: int, device: torch.device) -> Tensor:
+    """Return for each seed a permutation of ``range(n)``, the ``number``-th of it; shape (len(seeds), n), int64.
+
+    The points are sorted by a hash of (seed, number, point): the same on every device, with nothing copied from the
+    host and nothing to remember.
+    """
+    keys = _scrambled(torch.tensor([seed % 2**63 for seed in seeds], dtype=torch.int64, device=device))
+    keys = _scrambled(keys + number + 1)
+    points = torch.arange(1, n + 1, dtype=torch.int64, device=device)
+    return torch.argsort(_scrambled(keys.unsqueeze(1) + _scrambled(points)), dim=1, stable=True)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return a seed for what is drawn in one step: the hash of both."""
+    keys = torch.tensor([seed % 2**63], dtype=torch.int64)
+    return int(_scrambled(_scrambled(keys) + step + 1)) % 2**63
+
+
+class Batches:
+    """The rows of every step: each pass over the points is a permutation, cut into batches of one size.
+
+    What is left of a pass when no full batch remains is skipped. Without a size every step takes all points.
+
+    Parameters
+    ----------
+    n
+        Number of points.
+    size
+        Points of a step, or None.
+    seeds
+        One a network.
+    """
+
+    def __init__(self, n: int, size: int | None, seeds: Sequence[int], device: torch.device) -> None:
+        self.n, self.size, self.seeds, self.device = n, size, list(seeds), device
+        self.number = -1
+        self.orders = torch.empty(0)
+
+    def rows(self, step: int) -> Tensor | None:
+        """Return the rows of a step, (B, size), or (1, size) where all networks have one seed; None stands for all."""
+        if self.size is None or self.size == self.n:
+            return None
+        number, place = divmod(step, self.n // self.size)
+        if number != self.number:
+            seeds = self.seeds[:1] if len(set(self.seeds)) == 1 else self.seeds
+            self.orders, self.number = permutations(self.n, seeds, number, self.device), number
+        return self.orders[:, place * self.size : (place + 1) * self.size]
+
+    def keep(self, index: Sequence[int]) -> None:
+        """Go on with some of the networks."""
+        self.seeds, self.number = [self.seeds[i] for i in index], -1

@@ -1,0 +1,203 @@
+"""Callbacks of a fit: what is called after steps and evaluations, and the tangent kernel tracked while training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.analysis.diagnosis import RTOLS
+from inrfast.errors import check_float, check_int
+from inrfast.linalg.spectrum import RankInterval
+from inrfast.tangent_kernel import ntk
+
+
+@dataclass(frozen=True)
+class FitState:
+    """What a callback is told, in ``on_step`` after every update and in ``on_eval`` after every evaluation.
+
+    Attributes
+    ----------
+    net
+        The network, in eval mode for the time of the call. What a callback does to its weights counts.
+    index
+        Its place among the networks of ``fit_many``; 0 in ``fit``.
+    step, steps
+        Updates done, and asked for.
+    loss, lr
+        Of the last update; NaN before the first.
+    psnr, best_psnr
+        Of the last evaluation, and the best so far (dB, data range 1).
+    coords
+        The points of the fit, (N, d).
+    """
+
+    net: nn.Module
+    index: int
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    psnr: float
+    best_psnr: float
+    coords: Tensor
+    _stopped: list[bool] = field(default_factory=list, repr=False)
+
+    def stop(self) -> None:
+        """End the fit of this network after the call."""
+        self._stopped.append(True)
+
+
+class Callback:
+    """Base of callbacks; any object with one of the two methods will do.
+
+    A callback with ``state_dict()`` and ``load_state_dict(state)`` is kept in checkpoints (tensors, numbers, strings,
+    dicts and lists) and goes on after ``resume``.
+    """
+
+    def on_step(self, state: FitState) -> None:
+        """Be called after every update."""
+
+    def on_eval(self, state: FitState) -> None:
+        """Be called after every evaluation, the one of the start included."""
+
+
+def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
+    """Return the callbacks as a tuple, each with a method that a fit calls."""
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be a sequence of callbacks, got {type(callbacks).__name__}")
+    given = tuple(callbacks)
+    for number, callback in enumerate(given):
+        if not any(callable(getattr(callback, method, None)) for method in ("on_step", "on_eval")):
+            got = type(callback).__name__
+            raise TypeError(f"callbacks[{number}] must have a method on_step(state) or on_eval(state), got {got}")
+    return given
+
+
+@dataclass(frozen=True)
+class TrackedKernel:
+    """The tangent kernel at one step: ranks (one a tolerance), effective and stable rank, trace, eigenvalues, cost."""
+
+    step: int
+    index: int
+    ranks: tuple[RankInterval, ...]
+    effective_rank: float
+    stable_rank: float
+    trace: float
+    eigenvalues: Tensor
+    seconds: float
+
+
+class TrackNTK(Callback):
+    """Spectrum and numerical ranks of the tangent kernel while training, in :attr:`history`.
+
+    At an evaluation the kernel on a fixed random subset of the points is computed densely in fp64: for n points and M
+    outputs that takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3`` for the eigenvalues.
+    Each entry says how long it took, and :attr:`seconds` is their sum: compare it with the fit's own.
+
+    Parameters
+    ----------
+    points
+        Points of the subset at most.
+    rtols
+        Tolerances of the ranks, relative to the largest eigenvalue; five by default, since the verdict depends on it.
+    every
+        Evaluations between two spectra; the first evaluation always has one.
+    coords
+        Points (n, d) to take instead of a subset of the fit's.
+    seed
+        Of the subset.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Numbers below 1, tolerances outside (0, 1). While fitting: what :func:`inrfast.ntk` refuses, by name.
+    """
+
+    def __init__(
+        self,
+        points: int = 512,
+        rtols: Sequence[float] = RTOLS,
+        every: int = 1,
+        coords: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.points = check_int("points", points, minimum=1)
+        self.rtols = tuple(check_float("rtols", rtol, minimum=0.0, exclusive=True) for rtol in rtols)
+        if not self.rtols or max(self.rtols) >= 1:
+            raise ValueError(f"rtols must be tolerances between 0 and 1, got {tuple(rtols)}")
+        self.every = check_int("every", every, minimum=1)
+        self.coords, self.seed = coords, check_int("seed", seed, minimum=0)
+        self.history: list[TrackedKernel] = []
+        self._evaluations: dict[int, int] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Time taken so far."""
+        return math.fsum(entry.seconds for entry in self.history)
+
+    def on_eval(self, state: FitState) -> None:
+        """Compute the spectrum, if it is this evaluation's turn."""
+        number = self._evaluations.get(state.index, 0)
+        self._evaluations[state.index] = number + 1
+        if number % self.every:
+            return
+        start = time.perf_counter()
+        spectrum = ntk(state.net, self._subset(state.coords), precision="highest").spectrum(
+            min(self.rtols), method="dense", progress=False
+        )
+        largest = float(spectrum.eigenvalues[0])
+        self.history.append(
+            TrackedKernel(
+                step=state.step,
+                index=state.index,
+                ranks=tuple(spectrum.count_above(rtol * largest, rtol) for rtol in self.rtols),
+                effective_rank=float(spectrum.effective_rank()),
+                stable_rank=float(spectrum.stable_rank()),
+                trace=float(spectrum.eigenvalues.sum()),
+                eigenvalues=spectrum.eigenvalues.cpu(),
+                seconds=time.perf_counter() - start,
+            )
+        )
+
+    def _subset(self, coords: Tensor) -> Tensor:
+        if self.coords is not None:
+            return self.coords.to(coords)
+        if len(coords) <= self.points:
+            return coords
+        order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(self.seed))
+        return coords[order[: self.points].sort().values.to(coords.device)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        entries = [{**asdict(entry), "ranks": [asdict(rank) for rank in entry.ranks]} for entry in self.history]
+        return {"history": entries, "evaluations": self._evaluations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.history = [
+            TrackedKernel(**{**entry, "ranks": tuple(RankInterval(**rank) for rank in entry["ranks"])})
+            for entry in state["history"]
+        ]
+        self._evaluations = dict(state["evaluations"])
+
+
+def told(callbacks: Sequence[Any], method: str, net: nn.Module, state: Callable[[], FitState]) -> bool:
+    """Call a method of all callbacks that have it, the network in eval mode; return whether one asked to stop."""
+    methods = [getattr(callback, method, None) for callback in callbacks]
+    if not any(callable(method) for method in methods):
+        return False
+    now = state()
+    net.eval()
+    try:
+        for call in methods:
+            if callable(call):
+                call(now)
+    finally:
+        net.train()
+    return bool(now._stopped)

@@ -1,0 +1,231 @@
+"""The fit of many networks at once: those of one shape take their steps together."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from inrfast import backends
+from inrfast.errors import check_float, check_int
+from inrfast.memory import budget_bytes
+from inrfast.training.callbacks import check_callbacks
+from inrfast.training.data import Data, aligned, check_data, check_net, check_spread
+from inrfast.training.gradients import Loss
+from inrfast.training.loop import check_evaluation, described
+from inrfast.training.optimizers import OPTIMIZERS, learning_rates
+from inrfast.training.run import Member, Settings
+from inrfast.training.session import (
+    EVALUATIONS,
+    FitResult,
+    Session,
+    check_batch_size,
+    check_checkpoint,
+    check_loss,
+    check_optimizer,
+    check_precision,
+    check_progress,
+)
+
+T = TypeVar("T")
+
+
+def fit_many(
+    nets: Sequence[nn.Module],
+    coords: Tensor | Sequence[Tensor],
+    targets: Tensor | Sequence[Tensor],
+    steps: int = 2000,
+    lr: float | Sequence[float] = 1e-3,
+    schedule: str | Callable[[int], float] = "exponential",
+    batch_size: int | None = None,
+    loss: Loss = "mse",
+    weight: Tensor | Sequence[Tensor | None] | None = None,
+    optimizer: str = "adam",
+    precision: str = "high",
+    backend: str = "auto",
+    callbacks: Sequence[Any] = (),
+    eval_every: int | None = None,
+    target_psnr: float | Sequence[float | None] | None = None,
+    checkpoint: Any = None,
+    checkpoint_seconds: float = 60,
+    resume: bool = False,
+    seed: int | Sequence[int] = 0,
+    progress: bool | None = None,
+    memory_budget: int | None = None,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    eval_coords: Tensor | Sequence[Tensor] | None = None,
+    eval_target: Tensor | Sequence[Tensor] | None = None,
+) -> list[FitResult]:
+    """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
+
+    INRs of one shape without norms, on equally many points, are stacked: their products are batches of matrices, and
+    each thread has its own networks. All others (batch norm, other modules, losses of your own) take their steps one
+    after another in the same loop. A network that reaches its goal, loses patience or diverges stops; the others go on.
+
+    Parameters
+    ----------
+    nets
+        B networks that share no parameter, on one device, of one dtype.
+    coords
+        Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N.
+    targets
+        Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
+    lr, seed, target_psnr
+        One for all, or one a network. With one seed all networks see the same batches.
+    weight, eval_coords, eval_target
+        One for all, or a sequence of one a network; see :func:`inrfast.fit`.
+    optimizer
+        ``"adam"``, ``"adamw"`` or ``"sgd"``.
+    steps, schedule, batch_size, loss, precision, backend, callbacks, eval_every, checkpoint, checkpoint_seconds, resume
+        See :func:`inrfast.fit`. One checkpoint holds all networks; callbacks are told each network by ``state.index``.
+    progress, memory_budget, weight_decay, clip_norm, patience
+        See :func:`inrfast.fit`; norms are clipped, and patience is lost, by each network for itself.
+
+    Raises
+    ------
+    ValueError, TypeError, FileExistsError, MemoryBudgetError, NotAvailableError
+        As :func:`inrfast.fit`; the message names the network. A network that diverges raises nothing: its result says
+        so in ``stopped`` and ``error``.
+
+    Examples
+    --------
+    >>> from inrfast import INR, grid
+    >>> x = grid(64)
+    >>> nets = [INR(1, 1, width=16, hidden_layers=1, activation="sine", init="siren", seed=s) for s in range(3)]
+    >>> results = fit_many(nets, x, [(k * x).sin() for k in (1.0, 2.0, 3.0)], steps=50, lr=[1e-3, 2e-3, 3e-3])
+    >>> [result.steps for result in results]
+    [50, 50, 50]
+    """
+    start = time.perf_counter()
+    nets = _check_nets(nets)
+    count = len(nets)
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            f"optimizer must be one of {list(OPTIMIZERS)} for several networks, got {type(optimizer).__name__}; "
+            "call fit for each network to use an optimizer of your own"
+        )
+    name, weight_decay = check_optimizer(optimizer, weight_decay)
+    loss = check_loss(loss, weight is not None)
+    path = check_checkpoint(checkpoint, checkpoint_seconds, resume)
+    progress = check_progress(progress)
+    steps = check_int("steps", steps, minimum=1)
+    rates = [check_float(f"lr[{i}]", own, minimum=0.0, exclusive=True) for i, own in enumerate(_each("lr", lr, count))]
+    seeds = [check_int(f"seed[{i}]", own, minimum=0) for i, own in enumerate(_each("seed", seed, count))]
+    goals = [
+        math.inf if own is None else check_float(f"target_psnr[{i}]", own)
+        for i, own in enumerate(_each("target_psnr", target_psnr, count))
+    ]
+    dtype, device = check_net(nets[0], "nets[0]")
+    data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread=not callable(loss))
+    backends.torch_only(backend, "fitting")
+    settings = Settings(
+        steps=steps,
+        batch_size=check_batch_size(batch_size, min(one.points for one in data)),
+        loss=loss,
+        optimizer=name,
+        weight_decay=weight_decay,
+        clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
+        eval_every=max(1, steps // EVALUATIONS)
+        if eval_every is None
+        else check_int("eval_every", eval_every, minimum=1),
+        patience=None if patience is None else check_int("patience", patience, minimum=1),
+        narrow=check_precision(precision, dtype, device),
+        budget=budget_bytes(memory_budget, device),
+        callbacks=check_callbacks(callbacks),
+    )
+    members = [
+        Member(net, own, evaluation, rate, learning_rates(rate, schedule, steps), goal, number)
+        for net, own, evaluation, rate, goal, number in zip(nets, data, evaluations, rates, goals, seeds, strict=True)
+    ]
+    config = described(settings, schedule, None, precision)
+    session = Session(members, settings, config, path, checkpoint_seconds, resume, progress)
+    session.train()
+    seconds = time.perf_counter() - start
+    return [session.result(member, seconds) for member in members]
+
+
+def _check_nets(nets: Any) -> list[nn.Module]:
+    """Return networks of one dtype and device that share nothing."""
+    if isinstance(nets, nn.Module) and not isinstance(nets, nn.ModuleList):
+        raise TypeError(f"nets must be a sequence of networks, got one {type(nets).__name__}; for one there is fit")
+    try:
+        given = list(nets)
+    except TypeError:
+        raise TypeError(f"nets must be a sequence of networks, got {type(nets).__name__}") from None
+    if not given:
+        raise ValueError("nets must hold at least one network, got none")
+    owner: dict[int, int] = {}
+    kinds = [check_net(net, f"nets[{i}]") for i, net in enumerate(given)]
+    for i, net in enumerate(given):
+        if kinds[i] != kinds[0]:
+            raise ValueError(f"nets must have one dtype and device, got {kinds[0]} and, in nets[{i}], {kinds[i]}")
+        for tensor in (*net.parameters(), *net.buffers()):
+            if owner.setdefault(id(tensor), i) != i:
+                raise ValueError(f"nets must share no parameter, but nets[{owner[id(tensor)]}] and nets[{i}] do")
+    return given
+
+
+def _each(argument: str, given: Any, count: int) -> list[Any]:
+    """Return one value a network, from one for all or from a sequence."""
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        if len(given) != count:
+            raise ValueError(f"{argument} must be one value or {count} of them (one a network), got {len(given)}")
+        return list(given)
+    return [given] * count
+
+
+def _check_all(
+    nets: list[nn.Module], coords: Any, targets: Any, weight: Any, eval_coords: Any, eval_target: Any, spread: bool
+) -> tuple[list[Data], list[Data | None]]:
+    """Return the data and the evaluation of each network; what is shared is one tensor."""
+    count = len(nets)
+    points = _own_points("coords", coords, count)
+    values = _own_values("targets", targets, points, count)
+    weights = _each("weight", weight, count)
+    eval_points, eval_values = [None] * count, [None] * count
+    if eval_target is not None:
+        eval_points = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
+        eval_values = _own_values("eval_target", eval_target, eval_points, count)
+    elif eval_coords is not None:
+        check_evaluation(nets[0], coords, eval_coords, None)
+    data: list[Data] = []
+    evaluations: list[Data | None] = []
+    for i, net in enumerate(nets):
+        try:
+            data.append(check_data(net, points[i], values[i], weights[i], ("coords", "targets", "weight")))
+            if spread:
+                check_spread(data[-1], "targets")
+            evaluations.append(check_evaluation(net, points[i], eval_points[i], eval_values[i]))
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"nets[{i}]: {error}") from error
+    return data, evaluations
+
+
+def _own_points(argument: str, given: Any, count: int) -> list[Any]:
+    """Return the points of each network, at an address where they need no copy."""
+    if isinstance(given, Tensor):
+        if given.ndim == 3 and len(given) != count:
+            raise ValueError(f"{argument} must have shape (N, d) or ({count}, N, d), got {tuple(given.shape)}")
+        return [aligned(given)] * count if given.ndim != 3 else list(given)
+    return _each(argument, given, count)
+
+
+def _own_values(argument: str, given: Any, points: list[Any], count: int) -> list[Any]:
+    """Return the values of each network: a tensor is for all unless it holds ``count`` times as many."""
+    if not isinstance(given, Tensor):
+        return _each(argument, given, count)
+    n = len(points[0]) if isinstance(points[0], Tensor) and points[0].ndim else 0
+    if given.ndim > 1 and len(given) == count and n and not _holds(given, n) and _holds(given[0], n):
+        return list(given)
+    return [aligned(given)] * count
+
+
+def _holds(values: Tensor, n: int) -> bool:
+    """Return whether values (n,), (n, M), (*grid) or (*grid, M) belong to ``n`` points."""
+    return values.numel() % n == 0 and n in (math.prod(values.shape), math.prod(values.shape[:-1]))

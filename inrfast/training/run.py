@@ -1,0 +1,385 @@
+"""The moving parts of a fit: networks that take their steps together, their histories, best and last good weights."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import DivergedError
+from inrfast.metrics import mse_to_psnr
+from inrfast.ops import gemm
+from inrfast.threads import cores, interrupts_later
+from inrfast.training import optimizers
+from inrfast.training.batches import Batches, step_seed
+from inrfast.training.callbacks import FitState, told
+from inrfast.training.data import Data
+from inrfast.training.divergence import first_nonfinite
+from inrfast.training.gradients import Gradient, Loss, WholeGradient, evaluation_of, gradient_of
+from inrfast.training.stack import Stack
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all networks of a fit have in common."""
+
+    steps: int
+    batch_size: int | None
+    loss: Loss
+    optimizer: str | torch.optim.Optimizer
+    weight_decay: float
+    clip_norm: float | None
+    eval_every: int
+    patience: int | None
+    narrow: bool
+    budget: int
+    callbacks: tuple[Any, ...]
+
+
+@dataclass
+class Member:
+    """One network of a fit: what is its own, and its history.
+
+    ``stopped`` is why it takes no more steps: ``"steps"``, ``"target_psnr"``, ``"patience"``, ``"callback"`` or
+    ``"diverged"``, then with the ``error``.
+    """
+
+    net: nn.Module
+    data: Data
+    evaluation: Data | None
+    lr: float
+    rate: Callable[[int], float]
+    goal: float
+    seed: int
+    index: int = 0
+    done: int = 0
+    losses: list[float] = field(default_factory=list)
+    history: list[tuple[int, float]] = field(default_factory=list)
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+    gradient: str = ""
+    best_step: int = 0
+    best_psnr: float = math.nan
+    since_best: int = 0
+    stopped: str = ""
+    error: DivergedError | None = None
+
+    @property
+    def psnr(self) -> float:
+        """PSNR of the last evaluation."""
+        return self.history[-1][1] if self.history else math.nan
+
+    def record(self, step: int, psnr: float) -> bool:
+        """Take down an evaluation, once a step; return whether it is the best so far."""
+        if self.history and self.history[-1][0] == step:
+            return False
+        self.history.append((step, psnr))
+        if len(self.history) == 1 or psnr > self.best_psnr:
+            self.best_step, self.best_psnr, self.since_best = step, psnr, 0
+            return True
+        self.since_best += 1
+        return False
+
+
+class Run:
+    """Networks of one shape, or one network of any shape, that take their steps together.
+
+    Those that have stopped leave the stack, and the others go on in a smaller one.
+    """
+
+    def __init__(
+        self, members: Sequence[Member], stack_data: Data, evaluation: Data | None, settings: Settings
+    ) -> None:
+        self.members, self.settings = list(members), settings
+        self.data, self.evaluation = stack_data, evaluation
+        self.stack = Stack([member.net for member in members])
+        self.batches = Batches(
+            stack_data.points, settings.batch_size, [member.seed for member in members], stack_data.coords.device
+        )
+        self.optimizer: optimizers.Optimizer
+        if isinstance(settings.optimizer, str):
+            self.optimizer = optimizers.make(settings.optimizer, self.stack, settings.weight_decay)
+        else:
+            self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, members[0].lr)
+        self.begun = self.done = 0
+        # Now, while torch may use all cores: between the steps of threads it may use one.
+        self.callers_cores = torch.get_num_threads()
+        self.cores = gemm.threads(stack_data.target.dtype, stack_data.target.device)
+        self._take()
+        self.good = [tensor.clone() for tensor in self.stack.state]
+        self.best = [tensor.clone() for tensor in self.stack.state]
+        self.buffers_before: list[Tensor] | None = None
+
+    def _take(self) -> None:
+        """Make the gradient and the evaluation of the stack."""
+        s = self.settings
+        self.gradient: Gradient = gradient_of(
+            self.stack, self.data, s.loss, s.budget, s.batch_size, s.narrow, self.cores
+        )
+        for member in self.members:
+            member.gradient = self.gradient.name
+        own = self.evaluation is None and not s.narrow
+        if own and not isinstance(self.gradient, WholeGradient):
+            self.mean_square = self.gradient.mean_square
+        else:
+            self.mean_square = evaluation_of(self.stack, self.evaluation or self.data, s.budget, self.cores)
+        full = s.batch_size in (None, self.data.points)
+        # Then the loss that a step takes anyway is the evaluation of its weights.
+        self.free = own and full and self.data.weight is None and not isinstance(self.gradient, WholeGradient)
+        self.buffers = [buffer for net in self.stack.nets for buffer in net.buffers()] if len(self.stack) == 1 else []
+
+    # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Take one gradient, measure if it is time, update; networks that end here are left as they were."""
+        settings = self.settings
+        batch = self.batches.rows(self.done)
+        rates = [member.rate(self.done) for member in self.members]
+        self.buffers_before = [buffer.clone() for buffer in self.buffers]
+        losses = self._gradient(batch).tolist()
+        losses = self._drop_diverged(losses, batch)
+        if not self.members:
+            return
+        if self.done % settings.eval_every == 0 and self._evaluate(losses if self.free else None):
+            numbers = {id(member): loss for member, loss in zip(self.members, losses, strict=True)}
+            self._drop_finished()
+            losses = [numbers[id(member)] for member in self.members]
+        if not self.members:
+            return
+        if settings.clip_norm is not None:
+            optimizers.clip_(self.stack, settings.clip_norm)
+        if len(rates) != len(self.members):
+            rates = [member.rate(self.done) for member in self.members]
+        for member, loss in zip(self.members, losses, strict=True):
+            del member.losses[self.done :]  # an interrupt may have come after the last time
+            member.losses.append(loss)
+        with interrupts_later() if isinstance(settings.optimizer, str) else nullcontext():
+            _copy(self.stack.state, self.good)
+            self.begun = self.done + 1
+            self.optimizer.step(rates, functools.partial(self._again, batch))
+            self.done = self.begun
+            self.buffers_before = None
+        self._tell_step(losses, rates)
+
+    def _gradient(self, batch: Tensor | None) -> Tensor:
+        with self._seeded():
+            return self.gradient(batch)
+
+    def _seeded(self) -> AbstractContextManager[Any]:
+        """Draw what a network or a loss draws (dropout, collocation points) from the seed and the step alone."""
+        if not isinstance(self.gradient, WholeGradient):
+            return nullcontext()
+        return _drawing_from(self.members[0].seed, self.done, self.data.coords.device)
+
+    def _again(self, batch: Tensor | None) -> float:
+        """Take the gradient anew, for optimisers that look around before they step."""
+        loss = float(self._gradient(batch))
+        if self.settings.clip_norm is not None:
+            optimizers.clip_(self.stack, self.settings.clip_norm)
+        return loss
+
+    def _tell_step(self, losses: Sequence[float], rates: Sequence[float]) -> None:
+        ended = False
+        for member, loss, rate in zip(self.members, losses, rates, strict=True):
+            member.done = self.done
+            if self.settings.callbacks and self._told("on_step", member, loss, rate):
+                member.stopped, ended = "callback", True
+        if ended:
+            self._drop_finished()
+
+    def _told(self, method: str, member: Member, loss: float, rate: float) -> bool:
+        def state() -> FitState:
+            return FitState(
+                net=member.net,
+                index=member.index,
+                step=self.done,
+                steps=self.settings.steps,
+                loss=loss,
+                lr=rate,
+                psnr=member.psnr,
+                best_psnr=member.best_psnr,
+                coords=member.data.coords[0],
+            )
+
+        with cores(self.callers_cores):
+            return told(self.settings.callbacks, method, member.net, state)
+
+    # ---- measures ------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, losses: Sequence[float] | None) -> bool:
+        """Record the PSNR of the weights as they are, from these losses if they tell it; return whether some end."""
+        squares = self.mean_square().tolist() if losses is None else losses
+        psnrs = [mse_to_psnr(square) if square >= 0 else math.nan for square in squares]
+        improved, ended = [], False
+        for place, (member, psnr) in enumerate(zip(self.members, psnrs, strict=True)):
+            if math.isnan(psnr) or psnr == -math.inf:
+                ended |= self._diverge(place, None)
+                continue
+            new = not member.history or member.history[-1][0] != self.done
+            if member.record(self.done, psnr):
+                improved.append(place)
+            if new and self.settings.callbacks:
+                last = member.losses[self.done - 1] if self.done else math.nan
+                rate = member.rate(self.done - 1) if self.done else math.nan
+                if self._told("on_eval", member, last, rate):
+                    member.stopped = "callback"
+            member.stopped = member.stopped or self._verdict(member)
+            ended |= bool(member.stopped)
+        if len(improved) == len(self.members):
+            _copy(self.stack.state, self.best)
+        elif improved:
+            for best, now in zip(self.best, self.stack.state, strict=True):
+                best[improved] = now[improved]
+        return ended
+
+    def _verdict(self, member: Member) -> str:
+        """Return why a network needs no more steps, or an empty string."""
+        if member.psnr >= member.goal:
+            return "target_psnr"
+        patience = self.settings.patience
+        return "patience" if patience is not None and member.since_best >= patience else ""
+
+    def evaluate_end(self) -> None:
+        """Measure the last weights, unless that was just done."""
+        if any(not member.history or member.history[-1][0] != self.done for member in self.members):
+            self._evaluate(None)
+
+    # ---- ends ----------------------------------------------------------------------------------------------------
+
+    def _drop_diverged(self, losses: list[float], batch: Tensor | None) -> list[float]:
+        """Take networks out of the stack whose loss or gradient is not finite; return the others' losses."""
+        sums = torch.stack([grad.flatten(1).sum(1) for grad in self.stack.grads.values()]).sum(0).tolist()
+        ended = False
+        for place, (loss, total) in enumerate(zip(losses, sums, strict=True)):
+            # A sum is NaN or Inf where an entry is (the cheapest pass over them), and may be where none is.
+            if math.isfinite(loss + total):
+                continue
+            if math.isfinite(loss) and all(bool(g[place].isfinite().all()) for g in self.stack.grads.values()):
+                continue
+            ended |= self._diverge(place, batch)
+        if not ended:
+            return losses
+        kept = [loss for loss, member in zip(losses, self.members, strict=True) if not member.stopped]
+        self._drop_finished()
+        return kept
+
+    def _diverge(self, place: int, batch: Tensor | None) -> bool:
+        """Set a network back to the last weights that gave finite numbers, and say what happened."""
+        member = self.members[place]
+        for name, grad in self.stack.grads.items():
+            member.net.get_parameter(name).grad = grad[place]
+        coords = member.data.coords[0]
+        rows = None if batch is None else batch[place % len(batch)]
+        where = first_nonfinite(member.net, coords if rows is None else coords[rows])
+        for good, now in zip(self.good, self.stack.state, strict=True):
+            now[place].copy_(good[place])
+        lr = member.rate(max(self.done - 1, 0))
+        who = "the fit" if len(self.members) == 1 else f"the fit of network {member.index}"
+        member.stopped, member.error = (
+            "diverged",
+            DivergedError(
+                f"{who} met a NaN or Inf after {self.done} updates, first in {where}; lower lr (it was {lr:.3g}), "
+                f"omega or the gain of the initialisation. The network was set back to its last good weights"
+            ),
+        )
+        return True
+
+    def _drop_finished(self) -> None:
+        """Take networks that have stopped out of the stack."""
+        for member in self.members:
+            member.done = self.done
+        if any(member.stopped and member.error is None for member in self.members):
+            self.evaluate_end()
+        for place, member in enumerate(self.members):
+            if member.stopped:
+                member.best_state = self._best_state(place)
+        index = [place for place, member in enumerate(self.members) if not member.stopped]
+        if len(index) == len(self.members):
+            return
+        self.members = [self.members[place] for place in index]
+        if not self.members:
+            return self.stack.release()
+        self.stack, self.data = self.stack.keep(index), self.data.keep(index)
+        self.evaluation = None if self.evaluation is None else self.evaluation.keep(index)
+        self.good, self.best = ([tensor[index] for tensor in tensors] for tensors in (self.good, self.best))
+        self.batches.keep(index)
+        self.optimizer.keep(self.stack, index)
+        return self._take()
+
+    def _best_state(self, place: int) -> dict[str, Tensor]:
+        """Return a copy of the best ``state_dict`` of one network."""
+        net = self.members[place].net
+        tensors = [*net.parameters(), *(net.buffers() if len(self.stack) == 1 else ())]
+        best = {id(tensor): kept[place] for tensor, kept in zip(tensors, self.best, strict=True)}
+        own = net.state_dict(keep_vars=True)
+        return {name: best.get(id(tensor), tensor).detach().clone() for name, tensor in own.items()}
+
+    def undo(self) -> None:
+        """Go back to the end of the last complete update, wherever in a step an interrupt or an error came."""
+        if self.begun != self.done:
+            _copy(self.good, self.stack.state)
+        elif self.buffers_before is not None:
+            _copy(self.buffers_before, self.buffers)
+        self.buffers_before = None
+        for member in self.members:
+            member.done = self.done
+            del member.losses[self.done :]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the optimiser's state is that after the last complete update."""
+        return self.begun == self.done
+
+    def end(self, reason: str) -> None:
+        """Measure the last weights and let the networks go, for this reason where they had none."""
+        if not self.members:
+            return
+        self.evaluate_end()
+        for place, member in enumerate(self.members):
+            member.done = self.done
+            member.stopped = member.stopped or reason
+            member.best_state = self._best_state(place)
+        self.stack.release()
+
+    def release(self) -> None:
+        """Leave nothing of the fit in the networks but their weights."""
+        self.stack.release()
+        if isinstance(self.optimizer, optimizers.TorchOptimizer):
+            self.optimizer.release()
+
+    # ---- states --------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what the next steps depend on: members, their number of steps, weights, best weights, optimiser."""
+        return {
+            "members": [member.index for member in self.members],
+            "done": self.done,
+            "best": self.best,
+            "optimizer": self.optimizer.state(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same members, whose weights are in place."""
+        _copy(state["best"], self.best)
+        self.optimizer.load(state["optimizer"])
+        _copy(self.stack.state, self.good)
+        self.begun = self.done = state["done"]
+
+
+@torch.no_grad()
+def _copy(source: Sequence[Tensor], into: Sequence[Tensor]) -> None:
+    for old, new in zip(into, source, strict=True):
+        old.copy_(new)
+
+
+@contextmanager
+def _drawing_from(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for the block; afterwards they are as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(step_seed(seed, step))
+        yield

@@ -1,0 +1,507 @@
+"""What :func:`inrfast.fit` and :func:`inrfast.fit_many` share: the door, the loop over steps, checkpoints, results."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from inrfast.errors import (
+    DivergedError,
+    InrfastError,
+    MemoryBudgetError,
+    NotAvailableError,
+    check_choice,
+    check_float,
+    check_int,
+)
+from inrfast.nn import INR
+from inrfast.ops import gemm
+from inrfast.threads import interrupts_later, one_core
+from inrfast.training.checkpoint import FIT_SCHEMA, differences, fingerprint, read_tree, write_tree
+from inrfast.training.data import stacked
+from inrfast.training.gradients import LOSSES, Loss, is_plain
+from inrfast.training.optimizers import OPTIMIZERS
+from inrfast.training.run import Member, Run, Settings
+from inrfast.training.stack import modes_kept
+
+PRECISIONS = ("highest", "high", "medium")
+EVALUATIONS = 100
+"""Evaluations of the PSNR in a run where ``eval_every`` is not given: enough for a curve, few enough to cost little."""
+
+UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
+"""Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did; the network itself holds the last weights.
+
+    Attributes
+    ----------
+    steps
+        Updates done: fewer than asked for where it stopped early.
+    losses
+        The training loss of every update, taken on its batch with the weights before the update.
+    eval_steps, psnrs
+        PSNR (dB, data range 1, all points of the evaluation, eval mode) after that many updates; the first is of the
+        start, the last of the end.
+    psnr
+        PSNR of the last weights.
+    best_psnr, best_step, best_state
+        The best of ``psnrs``, its step, and a copy of the ``state_dict`` that had it.
+    seconds
+        Wall-clock time of the whole call; after a resume, of this call alone.
+    interrupted
+        Whether Ctrl-C stopped it; the network is then in its state after the last complete update.
+    config
+        The settings and ``"gradient"``: ``"layerwise"``, ``"chunked"`` or ``"whole"``, the way gradients were taken.
+    stopped
+        Why it ended: ``"steps"`` (all done), ``"target_psnr"``, ``"patience"``, ``"callback"``, ``"interrupted"``, and
+        in ``fit_many`` ``"diverged"``.
+    error
+        In ``fit_many``, what a diverged network's own fit would have raised.
+    """
+
+    steps: int
+    losses: tuple[float, ...]
+    eval_steps: tuple[int, ...]
+    psnrs: tuple[float, ...]
+    psnr: float
+    best_psnr: float
+    best_step: int
+    best_state: dict[str, Tensor]
+    seconds: float
+    interrupted: bool
+    config: dict[str, Any]
+    stopped: str = "steps"
+    error: DivergedError | None = None
+
+
+# ---- the door ----------------------------------------------------------------------------------------------------
+
+
+def check_loss(loss: Any, weighted: bool) -> Loss:
+    """Return a loss known by name or a callable, which takes no weights."""
+    if not callable(loss):
+        return check_choice("loss", loss, LOSSES)
+    if weighted:
+        raise ValueError("weight goes with loss='mse'; a loss of your own weights its points itself")
+    return loss
+
+
+def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.optim.Optimizer, float]:
+    """Return an optimiser known by name or torch's, which has its own weight decay."""
+    weight_decay = check_float("weight_decay", weight_decay, minimum=0.0)
+    if isinstance(optimizer, torch.optim.Optimizer):
+        if weight_decay:
+            raise ValueError("weight_decay goes with an optimizer named here; give it to your own optimizer instead")
+        return optimizer, 0.0
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            f"optimizer must be one of {list(OPTIMIZERS)} or a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    return check_choice("optimizer", optimizer, OPTIMIZERS), weight_decay
+
+
+def check_precision(precision: Any, dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether products may be in bfloat16: asked for, and a gain on this device."""
+    check_choice("precision", precision, PRECISIONS)
+    if precision == "highest" and dtype != torch.float64:
+        raise ValueError(f"precision='highest' trains in fp64 but the network is {dtype}; call net.double() first")
+    if precision == "medium" and dtype != torch.float32:
+        raise ValueError(f"precision='medium' takes fp32 networks, got {dtype}; use 'high' or 'highest'")
+    return precision == "medium" and (device.type == "cuda" or gemm.multiplies_bf16())
+
+
+def check_batch_size(batch_size: Any, points: int) -> int | None:
+    """Return the points of a step, at most all of them."""
+    if batch_size is None:
+        return None
+    batch_size = check_int("batch_size", batch_size, minimum=1)
+    if batch_size > points:
+        raise ValueError(f"batch_size must be at most the number of points {points}, got {batch_size}")
+    return batch_size
+
+
+def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
+    """Return the file of checkpoints; what would fail after an hour fails now.
+
+    Raises
+    ------
+    FileExistsError
+        There is a file and the fit is not to go on from it: an hour's work is not overwritten by a forgotten argument.
+    """
+    check_float("checkpoint_seconds", seconds, minimum=0.0)
+    if not isinstance(resume, bool):
+        raise TypeError(f"resume must be True or False, got {resume!r}")
+    if checkpoint is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint, the file to go on from")
+        return None
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
+    path = Path(checkpoint)
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint must be a file, got the folder {path}")
+    if not path.parent.is_dir():
+        kind = NotADirectoryError if path.parent.exists() else FileNotFoundError
+        raise kind(f"checkpoint: {path.parent} is not an existing folder")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"checkpoint: cannot write into the folder {path.parent}")
+    if path.exists() and not resume:
+        raise FileExistsError(f"checkpoint: {path} exists; go on from it with resume=True, or remove it")
+    return path
+
+
+def check_progress(progress: Any) -> bool | None:
+    """Return whether to show a bar; None leaves it to the terminal."""
+    if progress is not None and not isinstance(progress, bool):
+        raise TypeError(f"progress must be True, False or None, got {progress!r}")
+    return progress
+
+
+# ---- the fit -----------------------------------------------------------------------------------------------------
+
+
+class Session:
+    """One call of ``fit`` or ``fit_many``.
+
+    Parameters
+    ----------
+    members
+        The networks with their data.
+    settings
+        What they have in common.
+    config
+        The settings for reports and checkpoints, as plain values.
+    checkpoint, checkpoint_seconds, resume
+        Where states are kept, how often, and whether to go on from one.
+    progress
+        Whether to show a bar.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        settings: Settings,
+        config: dict[str, Any],
+        checkpoint: Path | None,
+        checkpoint_seconds: float,
+        resume: bool,
+        progress: bool | None,
+    ) -> None:
+        self.members, self.settings, self.config = list(members), settings, config
+        for index, member in enumerate(self.members):
+            member.index = index
+        self.path, self.every, self.progress = checkpoint, checkpoint_seconds, progress
+        self.resume = resume and checkpoint is not None and checkpoint.exists()
+        self.runs: list[Run] = []
+        self.interrupted = False
+        self.about: dict[str, Any] = {}
+
+    def train(self) -> None:
+        """Take all steps, or those until an interrupt; the members hold what came of it.
+
+        Raises
+        ------
+        MemoryBudgetError
+            Memory ended; the networks are as they were after their last complete update.
+        """
+        state = self._read() if self.resume else None
+        bar = tqdm(
+            total=self.settings.steps,
+            disable=None if self.progress is None else not self.progress,
+            unit="step",
+            dynamic_ncols=True,
+        )
+        with ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(_training(member.net))
+            libraries = self._libraries(state)
+            if libraries is not None:
+                stack.enter_context(gemm.forced(*libraries))
+            stack.enter_context(bar)
+            try:
+                self.runs = self._runs(state)
+                for run in self.runs:
+                    stack.callback(run.release)
+                self.about = self._describe()
+                if state is not None:
+                    self._warn_of_other_digits(state["about"])
+                if all(run.gradient.one_core for run in self.runs):
+                    stack.enter_context(one_core())
+                with _out_of_memory_told(self.settings):
+                    self._steps(bar)
+            except KeyboardInterrupt:
+                self.interrupted = True
+            except BaseException:
+                for run in self.runs:
+                    run.undo()
+                raise
+            for run in self.runs:
+                run.undo()
+            if self.interrupted:  # before the end is measured, which an uninterrupted fit does not do here
+                self._write()
+            for run in self.runs:
+                run.end("interrupted" if self.interrupted else "steps")
+            if not self.interrupted and not self._failed():
+                self._write()
+
+    def _steps(self, bar: Any) -> None:
+        first = min((run.done for run in self.runs), default=self.settings.steps)
+        bar.update(first)
+        written = shown = time.monotonic()
+        for step in range(first, self.settings.steps):
+            for run in self.runs:
+                if run.members and run.done == step:
+                    run.step()
+            if not any(run.members for run in self.runs) or self._failed():
+                break
+            now = time.monotonic()
+            if self.path is not None and now - written >= self.every:
+                self._write()
+                written = time.monotonic()
+            if now - shown > 0.05 and not bar.disable:
+                bar.set_postfix_str(self._outcome(), refresh=False)
+                shown = now
+            bar.update()
+        bar.set_postfix_str(self._outcome())
+
+    def _failed(self) -> bool:
+        """Return whether the only network diverged: its fit raises."""
+        return len(self.members) == 1 and self.members[0].error is not None
+
+    def _outcome(self) -> str:
+        """Return the PSNR for the progress bar."""
+        psnrs = [member.psnr for member in self.members if member.history]
+        if not psnrs:
+            return ""
+        if len(self.members) == 1:
+            return f"PSNR {psnrs[0]:.2f} dB"
+        going = sum(len(run.members) for run in self.runs)
+        return f"median PSNR {statistics.median(psnrs):.2f} dB, {going} of {len(self.members)} networks going"
+
+    def result(self, member: Member, seconds: float) -> FitResult:
+        """Return what one network's fit did."""
+        net = member.net.config() if isinstance(member.net, INR) else type(member.net).__name__
+        own = {
+            "lr": member.lr,
+            "seed": member.seed,
+            "points": member.data.points,
+            "gradient": member.gradient,
+            "net": net,
+        }
+        return FitResult(
+            steps=member.done,
+            losses=tuple(member.losses[: member.done]),
+            eval_steps=tuple(step for step, _ in member.history),
+            psnrs=tuple(psnr for _, psnr in member.history),
+            psnr=member.psnr,
+            best_psnr=member.best_psnr,
+            best_step=member.best_step,
+            best_state=member.best_state,
+            seconds=seconds,
+            interrupted=member.stopped == "interrupted",
+            config={**self.config, **own},
+            stopped=member.stopped,
+            error=member.error,
+        )
+
+    # ---- groups --------------------------------------------------------------------------------------------------
+
+    def _runs(self, state: dict[str, Any] | None) -> list[Run]:
+        """Return the runs: networks of one shape together, every other network by itself."""
+        if state is None:
+            return [self._run(group) for group in _grouped(self.members)]
+        going = {index for kept in state["groups"] for index in kept["members"]}
+        for member, kept in zip(self.members, state["networks"], strict=True):
+            _restore(member, kept, member.index in going)
+        runs = []
+        for kept in state["groups"]:
+            runs.append(self._run([self.members[index] for index in kept["members"]]))
+            runs[-1].load(kept)
+        for callback, kept in zip(self.settings.callbacks, state["callbacks"], strict=True):
+            if kept is not None:
+                callback.load_state_dict(kept)
+        return runs
+
+    def _run(self, members: list[Member]) -> Run:
+        evaluations = [member.evaluation for member in members]
+        own = None if evaluations[0] is None else stacked([data for data in evaluations if data is not None])
+        return Run(members, stacked([member.data for member in members]), own, self.settings)
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+
+    def _describe(self) -> dict[str, Any]:
+        """Return what is said about the fit in its checkpoints."""
+        dtypes = {member.data.target.dtype for member in self.members}
+        return {
+            **self._configuration(),
+            "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
+            "machine": {
+                "threads": torch.get_num_threads(),
+                "processor": gemm.processor(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+        }
+
+    def _layout(self) -> list[dict[str, Any]]:
+        return [run.gradient.layout for run in self.runs if run.members]
+
+    def _warn_of_other_digits(self, then: dict[str, Any]) -> None:
+        """Warn if the fit will not repeat the digits of an uninterrupted one."""
+        now = {"machine": self.about["machine"], "layout": self._layout(), "gemm": self.about["gemm"]}
+        changed = differences(now, {key: then[key] for key in now})
+        if changed:
+            warnings.warn(
+                f"the fit goes on from {self.path}, but not bit by bit: other {'; '.join(changed)}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return what a checkpoint and the fit that goes on from it must have in common."""
+        nets = [m.net.config() if isinstance(m.net, INR) else str(m.net) for m in self.members]
+        data = [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in self.members]
+        own = [{"lr": member.lr, "seed": member.seed} for member in self.members]
+        return {"config": self.config, "nets": nets, "data": data, "own": own}
+
+    def _write(self) -> None:
+        """Write a checkpoint if one is asked for and every optimiser's state is that of its network's last update."""
+        if self.path is None or not self.about or not all(run.whole for run in self.runs):
+            return
+        callbacks = [
+            callback.state_dict() if hasattr(callback, "state_dict") else None for callback in self.settings.callbacks
+        ]
+        tree = {
+            "networks": [_kept(member) for member in self.members],
+            "groups": [run.state() for run in self.runs if run.members],
+            "callbacks": callbacks,
+        }
+        with interrupts_later():
+            write_tree(self.path, FIT_SCHEMA, tree, {**self.about, "layout": self._layout()})
+
+    def _read(self) -> dict[str, Any]:
+        """Return the state in the checkpoint, if it is one of this fit."""
+        assert self.path is not None
+        _, tree, about = read_tree(self.path, (FIT_SCHEMA,))
+        mine: dict[str, Any] = self._configuration()
+        then: dict[str, Any] = {key: about[key] for key in mine}
+        free = (
+            set(UNLIKE_SCHEDULES)
+            if self.config["schedule"] not in ("exponential", "cosine")
+            else set(UNLIKE_SCHEDULES[1:])
+        )
+        for side in (mine, then):
+            side["config"] = {key: value for key, value in side["config"].items() if key not in free}
+        wrong = differences(mine, then)
+        if wrong:
+            raise ValueError(f"checkpoint: {self.path} is of another fit, with other {'; '.join(wrong)}")
+        if len(tree["callbacks"]) != len(self.settings.callbacks):
+            then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.settings.callbacks)}"
+            raise ValueError(f"checkpoint: {self.path} is of a fit with {then_now}")
+        return {**tree, "about": about}
+
+    def _libraries(self, state: dict[str, Any] | None) -> tuple[torch.dtype, dict[str, str]] | None:
+        """Return the matrix libraries to force: those of the checkpoint, whatever is measured now."""
+        if state is None or self.members[0].data.target.device.type != "cpu":
+            return None
+        dtype = self.members[0].data.target.dtype
+        libraries = state["about"]["gemm"].get(str(dtype).removeprefix("torch."), {})
+        try:
+            with gemm.forced(dtype, libraries):
+                return dtype, libraries
+        except NotAvailableError as error:
+            warnings.warn(f"the fit goes on, but not bit by bit: {error}", RuntimeWarning, stacklevel=5)
+            return None
+
+
+def _kept(member: Member) -> dict[str, Any]:
+    """Return the state of one network, its history included."""
+    return {
+        "net": dict(member.net.state_dict()),
+        "done": member.done,
+        "losses": torch.tensor(member.losses[: member.done], dtype=torch.float64),
+        "eval_steps": torch.tensor([step for step, _ in member.history], dtype=torch.int64),
+        "psnrs": torch.tensor([psnr for _, psnr in member.history], dtype=torch.float64),
+        "best_state": member.best_state,
+        "stopped": member.stopped,
+        "error": None if member.error is None else str(member.error),
+    }
+
+
+@torch.no_grad()
+def _restore(member: Member, kept: dict[str, Any], going: bool) -> None:
+    """Take over the state of one network, which goes on or has stopped for good."""
+    own = member.net.state_dict()
+    for name, tensor in own.items():
+        tensor.copy_(kept["net"][name])
+    member.done = kept["done"]
+    member.losses = kept["losses"].tolist()
+    for step, psnr in zip(kept["eval_steps"].tolist(), kept["psnrs"].tolist(), strict=True):
+        member.record(step, psnr)
+    member.best_state = {name: tensor.to(own[name]) for name, tensor in kept["best_state"].items()}
+    member.stopped = "" if going else kept["stopped"]
+    member.error = None if kept["error"] is None else DivergedError(kept["error"])
+
+
+def _grouped(members: Sequence[Member]) -> list[list[Member]]:
+    """Return networks whose steps can be taken together: INRs of one shape on equally many points."""
+    groups: dict[Any, list[Member]] = {}
+    for member in members:
+        groups.setdefault(_kind(member), []).append(member)
+    return list(groups.values())
+
+
+def _kind(member: Member) -> Any:
+    """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
+    net, data = member.net, member.data
+    if not is_plain(net):
+        return id(net)
+    assert isinstance(net, INR)
+    parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
+    encoding = None if net.encoding is None else repr(net.encoding.config() | {"columns": net.encoding.out_features})
+    shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
+    evaluation = None if member.evaluation is None else member.evaluation.points
+    return str((parameters, encoding, net.activations, net.omegas, shapes, evaluation))
+
+
+@contextmanager
+def _training(net: nn.Module) -> Iterator[None]:
+    """Put ``net`` in train mode; afterwards every module has its own mode again and no gradient is left."""
+    with modes_kept(net):
+        net.train()
+        try:
+            yield
+        finally:
+            for parameter in net.parameters():
+                parameter.grad = None
+
+
+@contextmanager
+def _out_of_memory_told(settings: Settings) -> Iterator[None]:
+    """Say what would fit where memory ends after all."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        ended = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
+        if isinstance(error, InrfastError) or not ended:
+            raise
+        advice = "a smaller batch_size" if settings.batch_size is None else f"a batch_size below {settings.batch_size}"
+        raise MemoryBudgetError(
+            f"memory ended during the fit ({str(error).splitlines()[0]}); {advice} or a narrower network would fit. "
+            "The networks are as they were after their last complete update"
+        ) from error
