@@ -23,6 +23,11 @@ settings.register_profile(
 settings.load_profile("inrfast")
 
 
+def pytest_runtest_setup():
+    """Every test draws the same numbers whatever ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def device():
     """Where kernels run: the GPU, or the CPU by interpretation."""
