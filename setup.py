@@ -113,7 +113,7 @@ setup(
     ext_modules=[
         Extension(
             "inrfast._C",
-            sources=["csrc/bindings.cpp", "csrc/grid_init.cpp"],
+            sources=sorted(map(str, Path("csrc").glob("*.cpp"))),
             include_dirs=["csrc", pybind11.get_include()],
             extra_compile_args=CXX_FLAGS,
             language="c++",

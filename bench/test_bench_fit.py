@@ -28,7 +28,7 @@ SIDE, WIDTH, OUTPUTS = 256, 256, 3
 ROUNDS = 11
 TOLERANCE = 1e-5
 
-MANY, MANY_SIDE, MANY_WIDTH = 16, 64, 64
+MANY, MANY_SIDE, MANY_WIDTH, MANY_STEPS = 16, 64, 64, 5
 
 
 def eager_network(net: inr.INR) -> nn.Sequential:
@@ -55,26 +55,34 @@ def eager_step(net: nn.Module, coords: Tensor, target: Tensor, narrow: bool = Fa
     return step
 
 
-class Turns:
-    """Takes the steps of rivals between those of a fit: a schedule is called once before every update."""
+IDLE_SECONDS = 0.05
+"""Between two turns: a library's idle threads spin for a while before they sleep, and would slow the next one down."""
 
-    def __init__(self, rivals: dict[str, Callable[[], Any]], warmup: int = 2) -> None:
-        self.rivals, self.warmup, self.round = rivals, warmup, 0
+
+class Turns:
+    """Takes the steps of rivals between those of a fit, so many at a time: a schedule is called before every update."""
+
+    def __init__(self, rivals: dict[str, Callable[[], Any]], steps: int = 1, warmup: int = 2) -> None:
+        self.rivals, self.steps, self.warmup, self.called = rivals, steps, warmup, 0
         self.losses: dict[str, list[Any]] = {name: [] for name in rivals}
         self.seconds: dict[str, list[float]] = {name: [] for name in ("inrfast", *rivals)}
         self.left, self.cores = 0.0, torch.get_num_threads()
 
     def __call__(self, step: int) -> float:
-        entered = time.perf_counter()
-        if self.round > self.warmup:
-            self.seconds["inrfast"].append(entered - self.left)
+        entered, (turn, later) = time.perf_counter(), divmod(self.called, self.steps)
+        self.called += 1
+        if later:
+            return 1.0
+        if turn > self.warmup:
+            self.seconds["inrfast"].append((entered - self.left) / self.steps)
         with cores(self.cores):  # between its steps a fit leaves torch one core: its own threads have the others
             for name, rival in self.rivals.items():
+                time.sleep(IDLE_SECONDS)
                 start = time.perf_counter()
-                self.losses[name].append(rival())
-                if self.round >= self.warmup:
-                    self.seconds[name].append(time.perf_counter() - start)
-        self.round += 1
+                self.losses[name] += [rival() for _ in range(self.steps)]
+                if turn >= self.warmup:
+                    self.seconds[name].append((time.perf_counter() - start) / self.steps)
+        time.sleep(IDLE_SECONDS)
         self.left = time.perf_counter()
         return 1.0
 
@@ -137,7 +145,8 @@ def test_fit_step(benchmark: Any, precision: str) -> None:
     assert errors["inrfast"] <= TOLERANCE
     assert errors["inrfast bf16"] <= max(0.02, 2 * errors["eager autocast bf16"])
     gradient = gradient_of(Stack([net]), check_data(net, coords, target), narrow=narrow)
-    benchmark.pedantic(gradient, args=(None,), rounds=5, warmup_rounds=1)
+    with cores(1):  # as in a fit
+        benchmark.pedantic(gradient, args=(None,), rounds=5, warmup_rounds=1)
 
     eager, compiled = eager_network(net), eager_network(net)
     rivals = {"eager": eager_step(eager, coords, target)}
@@ -157,7 +166,8 @@ def test_many_networks(benchmark: Any) -> None:
     coords, target = signal(MANY_SIDE)
     nets = [inr.INR(2, OUTPUTS, width=MANY_WIDTH, hidden_layers=3, seed=seed) for seed in range(MANY)]
     gradient = gradient_of(Stack(copy.deepcopy(nets)), check_data(nets[0], coords, target))
-    benchmark.pedantic(gradient, args=(None,), rounds=5, warmup_rounds=1)
+    with cores(1):  # as in a fit
+        benchmark.pedantic(gradient, args=(None,), rounds=5, warmup_rounds=1)
 
     def sixteen(threads: int) -> Callable[[], list[float]]:
         steps = [eager_step(eager_network(net), coords, target) for net in nets]
@@ -169,14 +179,15 @@ def test_many_networks(benchmark: Any) -> None:
         return step
 
     one_by_one = copy.deepcopy(nets)
-    turns = Turns({"sixteen eager fits": sixteen(torch.get_num_threads()), "on one core": sixteen(1)})
+    rivals = {"sixteen eager fits": sixteen(torch.get_num_threads()), "on one core": sixteen(1)}
+    turns = Turns(rivals, steps=MANY_STEPS)
 
     def once(step: int) -> float:
         """Of the sixteen networks' rates, asked for one after another, the first takes the others' turn."""
         once.asked = getattr(once, "asked", -1) + 1  # type: ignore[attr-defined]
         return turns(step) if once.asked % MANY == 0 else 1.0  # type: ignore[attr-defined]
 
-    results = inr.fit_many(nets, coords, target, steps=ROUNDS, lr=1e-3, schedule=once)
+    results = inr.fit_many(nets, coords, target, steps=MANY_STEPS * ROUNDS, lr=1e-3, schedule=once)
     for place, result in enumerate(results):
         assert result.losses == pytest.approx(
             [losses[place] for losses in turns.losses["sixteen eager fits"]], rel=1e-3

@@ -2,11 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "grid_init.h"
+#include "mlp_step.h"
 
 namespace py = pybind11;
 
@@ -44,6 +47,59 @@ void rank_expanding(std::uintptr_t weight, std::uintptr_t bias, std::int64_t wid
   fill(geometry, axes, coords, weight, bias, device, stream);
 }
 
+// An address and how far on, in elements, that of the next network is; a step of 0 is shared by all, 0 is null.
+using Stacked = std::pair<std::uintptr_t, std::int64_t>;
+
+template <typename T>
+T* at(const Stacked& own, std::int64_t network) {
+  return own.first == 0 ? nullptr : reinterpret_cast<T*>(own.first) + network * own.second;
+}
+
+struct StackedLayer {
+  std::int64_t in, out;
+  int activation;
+  float omega;
+  Stacked weight, bias, weight_grad, bias_grad;
+};
+
+struct StackedPoints {
+  Stacked coords, target, weight, index;
+  std::int64_t weight_columns, first, count;
+};
+
+std::vector<inrfast::MlpLayer> layers_of(const std::vector<StackedLayer>& stacked, std::int64_t network) {
+  std::vector<inrfast::MlpLayer> layers;
+  for (const auto& own : stacked) {
+    layers.push_back({own.in, own.out, at<const float>(own.weight, network), at<const float>(own.bias, network),
+                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network),
+                      static_cast<inrfast::Activation>(own.activation), own.omega});
+  }
+  return layers;
+}
+
+std::int64_t mlp_step_workspace(const std::vector<StackedLayer>& stacked, std::int64_t chunk) {
+  const auto layers = layers_of(stacked, 0);
+  return inrfast::mlp_step_workspace(layers.data(), static_cast<int>(layers.size()), chunk);
+}
+
+std::vector<double> mlp_steps(const std::string& instructions, const std::vector<StackedLayer>& stacked,
+                              const StackedPoints& points, const std::vector<double>& scales, bool gradient,
+                              std::int64_t chunk, std::uintptr_t workspace) {
+  std::vector<double> squares;
+  for (std::size_t n = 0; n < scales.size(); ++n) {
+    const auto network = static_cast<std::int64_t>(n);
+    const auto layers = layers_of(stacked, network);
+    const inrfast::MlpPoints own{at<const float>(points.coords, network), at<const float>(points.target, network),
+                                 at<const float>(points.weight, network), points.weight_columns,
+                                 at<const std::int64_t>(points.index, network), points.first, points.count};
+    const inrfast::MlpStep step{layers.data(), static_cast<int>(layers.size()), own,
+                                static_cast<float>(scales[n]), gradient, chunk,
+                                reinterpret_cast<float*>(workspace)};
+    squares.push_back(inrfast::mlp_step(step, instructions.c_str()));
+  }
+  return squares;
+}
+
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)
@@ -66,10 +122,25 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "The native part of inrfast: rank-expanding initialisation on CPU and CUDA memory.";
+  module.doc() = "The native part of inrfast: rank-expanding initialisation, and training steps on the CPU.";
   module.def("rank_expanding", &rank_expanding, py::arg("weight"), py::arg("bias"), py::arg("width"), py::arg("eps"),
              py::arg("gain"), py::arg("lows"), py::arg("highs"), py::arg("coords") = 0, py::arg("itemsize") = 4,
              py::arg("device") = kHost, py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>(),
              "Fill weight (width x d) and bias (width) at the given addresses; device -1 is host memory.");
+  py::class_<StackedLayer>(module, "MlpLayer", "A layer of networks side by side; addresses with their steps.")
+      .def(py::init<std::int64_t, std::int64_t, int, float, Stacked, Stacked, Stacked, Stacked>(), py::arg("inputs"),
+           py::arg("outputs"), py::arg("activation"), py::arg("omega"), py::arg("weight"), py::arg("bias"),
+           py::arg("weight_grad"), py::arg("bias_grad"));
+  py::class_<StackedPoints>(module, "MlpPoints", "The points of networks side by side; addresses with their steps.")
+      .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t>(), py::arg("coords"),
+           py::arg("target"), py::arg("weight"), py::arg("index"), py::arg("weight_columns"), py::arg("first"),
+           py::arg("count"));
+  module.def("mlp_step_instructions", &inrfast::mlp_step_instructions,
+             "The best set of instructions that mlp_steps has for this processor: avx512, avx2, or '' for none.");
+  module.def("mlp_step_workspace", &mlp_step_workspace, py::arg("layers"), py::arg("chunk"),
+             "Floats that mlp_steps needs beside its arguments.");
+  module.def("mlp_steps", &mlp_steps, py::arg("instructions"), py::arg("layers"), py::arg("points"), py::arg("scales"),
+             py::arg("gradient"), py::arg("chunk"), py::arg("workspace"), py::call_guard<py::gil_scoped_release>(),
+             "Pass over the points of each network; add its gradient and return its weighted squared errors.");
   module.def("build_info", &build_info, "What this module was compiled with; cuda is None without the CUDA half.");
 }

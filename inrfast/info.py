@@ -16,8 +16,8 @@ import torch
 
 from inrfast import backends
 from inrfast.errors import NotAvailableError
+from inrfast.extension import load_extension
 from inrfast.ops import gemm
-from inrfast.ops.grid_init import load_extension
 
 PACKAGES = ("inrfast", "torch", "triton", "numpy", "scipy")
 

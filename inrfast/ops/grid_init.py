@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import math
 import warnings
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError, check_choice, check_float, check_int, check_tensor
+from inrfast.extension import load_extension
 from inrfast.grids import check_bounds
 
 DEFAULT_EPS = 1e-3
@@ -145,31 +144,6 @@ def points_per_axis(width: int, in_features: int) -> int:
     while p**in_features < width:
         p += 1
     return p
-
-
-@functools.cache
-def _extension_or_reason() -> ModuleType | str:
-    try:
-        return importlib.import_module("inrfast._C")
-    except ImportError as error:
-        return str(error)
-
-
-def load_extension() -> ModuleType:
-    """Return the native module ``inrfast._C``.
-
-    Raises
-    ------
-    NotAvailableError
-        It is missing or does not load; the reason is the one of the first attempt.
-    """
-    extension = _extension_or_reason()
-    if isinstance(extension, str):
-        raise NotAvailableError(
-            f"the native extension inrfast._C does not load ({extension}); "
-            "`pip install .` in the source tree builds it with a C++ compiler"
-        )
-    return extension
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, format_bytes
 from inrfast.nn import INR
 from inrfast.training.data import Data
-from inrfast.training.layerwise import NARROW, SMALL, LayerwiseGradient
+from inrfast.training.layerwise import SMALL, LayerwiseGradient
+from inrfast.training.passes import NARROW
 from inrfast.training.stack import Stack, modes_kept
 
 Loss = str | Callable[..., Tensor]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
 from inrfast.nn import INR
-from inrfast.ops import gemm
-from inrfast.ops.in_place import IN_PLACE
-from inrfast.threads import share, together
+from inrfast.ops import gemm, mlp_step
+from inrfast.threads import MOST_THREADS, share, together
 from inrfast.training.data import Data
+from inrfast.training.passes import NARROW, NativePass, Pass, TensorPass, gathered, over_all
 from inrfast.training.stack import Stack
 
 LEAST_ROWS = 256
@@ -25,8 +26,6 @@ SMALL = 2**15
 LEAST_WORK, MOST_BYTES = 2**26, 2**22
 """FLOP of a product between hidden layers from which threads no longer wait for their turns at Python, and the size of
 a buffer up to which narrow layers get there: larger than the cache is dear too."""
-
-NARROW = torch.bfloat16
 
 
 class LayerwiseGradient:
@@ -71,8 +70,36 @@ class LayerwiseGradient:
         net = stack.nets[0]
         assert isinstance(net, INR)
         self.net = net
-        like = data.target
         self.encoded, self.encodings = _encoded(stack, data.coords, budget, narrow)
+        self.rows = self.block = 1
+        self.by_networks = False
+        self.passes: Sequence[Pass] = self._native_passes(points, budget, cores)
+        self.native = len(self.passes) > 0
+        self.passes = self.passes or self._tensor_passes(points, budget, cores)
+        widest = max(net.width, net.out_features)
+        self.one_core = len(self.passes) > 1 or self.block * self.rows * widest <= SMALL
+        # The first thread adds straight to the gradients; where threads share the rows, the others have their own sums.
+        own = 1 if self.by_networks else len(self.passes)
+        self.sums = [stack.grads, *({n: torch.zeros_like(g) for n, g in stack.grads.items()} for _ in range(own - 1))]
+
+    def _native_passes(self, points: int, budget: int, cores: int | None) -> Sequence[Pass]:
+        """Return the threads' parts by native steps, none where those do not apply or fit."""
+        inputs = self.encoded
+        if self.narrow or self.encodings is not None or not NativePass.applies(self.net, self.stack, inputs, self.data):
+            return ()
+        widest = max(self.net.width, self.net.out_features, inputs.shape[2])
+        cores = min(torch.get_num_threads(), MOST_THREADS) if cores is None else cores
+        self.rows = mlp_step.chunk_rows(widest, points)
+        self.block = math.ceil(len(self.stack) / (4 * cores))
+        threads = self._shares(points, cores)
+        first = NativePass(self)
+        if threads * first.memory.nbytes > budget:
+            return ()
+        return [first, *(NativePass(self) for _ in range(threads - 1))]
+
+    def _tensor_passes(self, points: int, budget: int, cores: int | None) -> Sequence[Pass]:
+        """Return the threads' parts by torch's operations."""
+        net, like = self.net, self.data.target
         widest = max(net.width, net.out_features)
         row_bytes = like.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
@@ -81,16 +108,15 @@ class LayerwiseGradient:
         self.rows = min(cached_rows(widest, like, size), points, affordable)
         cores = gemm.threads(like.dtype, like.device) if cores is None else cores
         together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
-        self.block = min(together_fit, math.ceil(len(stack) / (2 * cores))) if self.rows == points else 1
-        blocks = math.ceil(len(stack) / self.block)
+        self.block = min(together_fit, math.ceil(len(self.stack) / (2 * cores))) if self.rows == points else 1
+        threads = min(self._shares(points, cores), max(1, affordable // (self.block * self.rows)))
+        return [TensorPass(self) for _ in range(threads)]
+
+    def _shares(self, points: int, cores: int) -> int:
+        """Decide whether threads share the networks or the rows; return how many there are."""
+        blocks = math.ceil(len(self.stack) / self.block)
         self.by_networks = blocks >= 2 * cores > 2
-        shares = blocks if self.by_networks else max(1, points // LEAST_ROWS)
-        threads = max(1, min(cores, shares, affordable // (self.block * self.rows)))
-        self.passes = [_Pass(self) for _ in range(threads)]
-        self.one_core = threads > 1 or self.block * self.rows * widest <= SMALL
-        # The first thread adds straight to the gradients; where threads share the rows, the others have their own sums.
-        own = 1 if self.by_networks else threads
-        self.sums = [stack.grads, *({n: torch.zeros_like(g) for n, g in stack.grads.items()} for _ in range(own - 1))]
+        return max(1, min(cores, blocks if self.by_networks else points // LEAST_ROWS))
 
     @property
     def layout(self) -> dict[str, object]:
@@ -102,6 +128,7 @@ class LayerwiseGradient:
             "threads": len(self.passes),
             "encoded": self.encodings is None,
             "products": "bf16" if self.narrow else str(self.data.target.dtype).removeprefix("torch."),
+            "native": mlp_step.instructions() if self.native else None,
         }
 
     @torch.no_grad()
@@ -135,7 +162,7 @@ class LayerwiseGradient:
         if weight is None:
             total = torch.full((1,), float(self._count(batch) * outputs), dtype=torch.float64)
         else:
-            some = weight if batch is None else _gathered(weight, slice(None), batch)
+            some = weight if batch is None else gathered(weight, slice(None), batch)
             total = some.double().sum((1, 2)) * (outputs / some.shape[2])
         return total.expand(len(self.stack))
 
@@ -148,7 +175,7 @@ class LayerwiseGradient:
         found: list[Tensor] = [torch.zeros(0)] * len(blocks)
         if self.by_networks:
 
-            def take(one: _Pass, number: int) -> None:
+            def take(one: Pass, number: int) -> None:
                 found[number] = one.over(blocks[number], range(count), batch, scales, self.sums[0])
 
             share(range(len(blocks)), [functools.partial(take, one) for one in self.passes])
@@ -156,191 +183,10 @@ class LayerwiseGradient:
         threads = self._threads(count)
         parts = [range(rows.start, rows.stop) for rows in chunks(count, -(-count // threads))]
         jobs = [
-            functools.partial(one.over_all, blocks, part, batch, scales, sums)
+            functools.partial(over_all, one, blocks, part, batch, scales, sums)
             for one, part, sums in zip(self.passes, parts, self.sums, strict=False)
         ]
         return torch.stack(together(jobs)).sum(0)
-
-
-class _Pass:
-    """What one thread needs: buffers for a chunk of rows of one or several networks."""
-
-    def __init__(self, of: LayerwiseGradient) -> None:
-        self.of, net, stack, like = of, of.net, of.stack, of.data.target
-        self.activations, self.omegas, self.width = net.activations, net.omegas, net.width
-        layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-        self.weights = [stack.of(layer.weight) for layer in layers]
-        self.biases = [None if layer.bias is None else stack.of(layer.bias).unsqueeze(1) for layer in layers]
-        self.names = [
-            (stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers
-        ]
-        trainable = [any(name in stack.grads for name in names if name) for names in self.names]
-        self.lowest = trainable.index(True)
-        size = of.block * of.rows * net.width
-        kind = NARROW if of.narrow else like.dtype
-        # ReLU needs no slopes of its own: they are where its values are above 0.
-        self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
-        self.slopes = [None if name == "relu" else like.new_empty(size, dtype=kind) for name in self.activations]
-        self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
-        self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
-        self.views: dict[tuple[int, int, int], Tensor] = {}
-        self.outputs = like.new_empty(of.block * of.rows * net.out_features)
-        # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
-        self.narrow_from = 0 if net.encoding is not None else 1
-
-    @torch.no_grad()  # grad mode belongs to a thread
-    def over_all(
-        self, blocks: list[slice], rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """Pass over all networks, block by block."""
-        return torch.cat([self.over(block, rows, batch, scales, sums) for block in blocks])
-
-    @torch.no_grad()
-    def over(
-        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
-        k = block.stop - block.start
-        squares = torch.zeros(k, dtype=torch.float64)
-        weights, biases = self._narrowed(block)
-        some = {name: total[block] for name, total in sums.items()}
-        for part in chunks(len(rows), self.of.rows):
-            index: Tensor | slice = slice(rows.start + part.start, rows.start + part.stop)
-            if batch is not None:
-                index = batch[_own(batch, block), index]
-            x, target = self._inputs(block, index), _gathered(self.of.data.target, block, index)
-            error = self._forward(x, weights, biases, k).sub_(target)
-            weight = self.of.data.weight if scales is not None else None
-            weighted = error if weight is None else error * _gathered(weight, block, index)
-            squares += (error * weighted).sum((1, 2)).double().cpu()
-            if scales is not None:
-                scale = 2 * scales[block].to(error)[:, None, None]
-                self._backward(x, weights, weighted.mul_(scale), some)
-        return squares
-
-    def _inputs(self, block: slice, index: Tensor | slice) -> Tensor:
-        """Return the encoded points (k, n, columns) of some networks."""
-        x = _gathered(self.of.encoded, block, index)
-        k = block.stop - block.start
-        if self.of.encodings is not None:
-            encodings = self.of.encodings[block]
-            x = torch.stack([encode(x[i % len(x)]) for i, encode in enumerate(encodings)])
-            x = x.to(NARROW) if self.of.narrow else x
-        return x.expand(k, -1, -1)
-
-    def _narrowed(self, block: slice) -> tuple[list[Tensor], list[Tensor | None]]:
-        """Return the weights and biases of some networks, those of products between hidden layers in their dtype."""
-        weights = [weight[block] for weight in self.weights]
-        biases: list[Tensor | None] = [bias if bias is None else bias[block] for bias in self.biases]
-        if self.of.narrow:
-            for index in range(self.narrow_from, len(weights) - 1):
-                bias = biases[index]
-                weights[index], biases[index] = weights[index].to(NARROW), None if bias is None else bias.to(NARROW)
-        return weights, biases
-
-    def _view(self, buffer: Tensor, k: int, n: int) -> Tensor:
-        """Return the start of a buffer as (k, n, width)."""
-        key = id(buffer), k, n
-        if key not in self.views:  # a few shapes come again and again, and making a view takes as long as small work
-            self.views[key] = buffer[: k * n * self.width].view(k, n, self.width)
-        return self.views[key]
-
-    def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
-        """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
-        n, features = x.shape[1], x
-        for index, name in enumerate(self.activations):
-            value, slope = self._view(self.features[index], k, n), self.slopes[index]
-            if slope is None:
-                u = self._linear(features, weights[index], biases[index], value)
-                (u if u is value else value.copy_(u)).clamp_min_(0)
-            else:
-                self._activate(index, name, features, weights[index], biases[index], value, self._view(slope, k, n))
-            features = value
-        if self.of.narrow:
-            features = self._view(self.wide[0], k, n).copy_(features)
-        # Column-major, since BLAS is several times faster on a few long columns than on many short rows.
-        outputs = self.outputs[: k * n * self.of.net.out_features]
-        outputs = outputs.view(1, -1, n).mT if k == 1 else outputs.view(k, n, -1)
-        return self._linear(features, weights[-1], biases[-1], outputs)
-
-    def _activate(
-        self, index: int, name: str, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
-    ) -> None:
-        """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
-        k, n, _ = value.shape
-        scratch = self._view(self.wide[0], k, n)
-        u = self._linear(features, weight, bias, slope)
-        if not self.of.narrow:
-            return IN_PLACE[name](u, self.omegas[index], value, scratch)
-        if u is slope:
-            u = self._view(self.wide[1], k, n).copy_(u)
-        wide = self._view(self.wide[2], k, n)
-        IN_PLACE[name](u, self.omegas[index], wide, scratch)
-        value.copy_(wide)
-        slope.copy_(u)
-        return None
-
-    def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-        """Return ``features W^T + b`` in ``out``, or beside it if that has another dtype."""
-        if weight.dtype != out.dtype:
-            out = self._view(self.wide[1], len(out), out.shape[1])
-        gemm.bmm(features, weight.mT, out)
-        return out if bias is None else out.add_(bias)
-
-    def _backward(self, x: Tensor, weights: list[Tensor], error: Tensor, sums: dict[str, Tensor]) -> None:
-        """Add the gradients of one chunk, from the error at the head down to the lowest trainable layer."""
-        k, n, last = x.shape[0], x.shape[1], len(weights) - 1
-        for index in range(last, self.lowest - 1, -1):
-            features = self._view(self.features[index - 1], k, n) if index > 0 else x
-            if self.of.narrow and index == last:
-                features = self._view(self.wide[0], k, n)  # where the forward pass left them
-            self._add(index, error, features, sums)
-            if index > self.lowest:
-                into = self.wide[1] if error.dtype != NARROW and self.of.narrow else self.errors[index % 2]
-                below = gemm.bmm(error, weights[index], self._view(into, k, n))
-                error = self._times_slope(below, index - 1, self._view(self.errors[index % 2], k, n))
-
-    def _times_slope(self, error: Tensor, index: int, out: Tensor) -> Tensor:
-        """Return an error behind an activation from that before it, in ``out``, of the buffers' dtype."""
-        k, n, _ = error.shape
-        slope = self.slopes[index]
-        if error.dtype != out.dtype:
-            error = out.copy_(error)
-        if slope is not None:
-            return error.mul_(self._view(slope, k, n))
-        value = self._view(self.features[index], k, n)
-        return torch.ops.aten.threshold_backward.grad_input(error, value, 0, grad_input=error)
-
-    def _add(self, index: int, error: Tensor, features: Tensor, sums: dict[str, Tensor]) -> None:
-        """Add the gradients of one layer's weight and bias."""
-        weight, bias = (None if name is None else sums.get(name) for name in self.names[index])
-        if bias is not None:
-            bias.add_(error.sum(1, dtype=bias.dtype))
-        if weight is None:
-            return
-        if error.dtype != features.dtype:  # the first layer of coordinates: its error is as narrow as all others
-            error = self._view(self.wide[0], *error.shape[:2]).copy_(error)
-        if error.dtype == weight.dtype:
-            gemm.baddbmm_(weight, error.mT, features)
-        else:
-            weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
-
-
-def _own(shared: Tensor, block: slice) -> slice:
-    """Return where a block of networks finds its part on the first axis of a tensor that all may share."""
-    return slice(0, 1) if len(shared) == 1 else block
-
-
-def _gathered(source: Tensor, block: slice, index: Tensor | slice) -> Tensor:
-    """Return rows of (B or 1, N, c) for some networks, (k or 1, n, c); an index (k or 1, n) may have rows for each."""
-    some = source[_own(source, block)]
-    if isinstance(index, slice):
-        return some[:, index]
-    if len(some) == 1:
-        return some[0][index]
-    if len(index) == 1:
-        return some[:, index[0]]
-    return some[torch.arange(len(some), device=index.device).unsqueeze(1), index]
 
 
 @torch.no_grad()

@@ -98,3 +98,9 @@ def test_report_names_library_and_rates(fresh):
     table = gemm.report()
     assert set(table) == {"float32", "float64"}
     assert all(rate > 0 for rate in table["float32"]["gflops"].values())
+
+
+def test_bf16_products_are_for_processors_where_they_pay(monkeypatch):
+    for gain, expected in ((0.0, True), (1e9, False)):
+        monkeypatch.setattr(gemm, "BF16_GAIN", gain)
+        assert gemm.multiplies_bf16.__wrapped__() is expected

@@ -19,12 +19,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import inrfast as inr
+from inrfast import extension
 from inrfast.errors import NotAvailableError
-from inrfast.ops import grid_init
 from inrfast.ops.grid_init import points_per_axis, rank_expanding, rank_expanding_reference
 
 needs_cuda_half = pytest.mark.skipif(
-    not torch.cuda.is_available() or grid_init.load_extension().build_info()["cuda"] is None,
+    not torch.cuda.is_available() or extension.load_extension().build_info()["cuda"] is None,
     reason="needs a GPU and the CUDA half of the extension",
 )
 
@@ -249,7 +249,7 @@ def test_missing_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(f"no {name}, for a test")
 
     monkeypatch.setattr(importlib, "import_module", fail)
-    grid_init._extension_or_reason.cache_clear()
+    extension._extension_or_reason.cache_clear()
     try:
         with pytest.raises(NotAvailableError, match="for a test"):
             rank_expanding(4, 2)
@@ -257,15 +257,15 @@ def test_missing_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(NotAvailableError, match="for a test"):
             rank_expanding(4, 2)
     finally:
-        grid_init._extension_or_reason.cache_clear()
+        extension._extension_or_reason.cache_clear()
     assert rank_expanding(4, 2)[0].shape == (4, 2)
 
 
 def test_cuda_half_is_in_the_module_exactly_when_it_says_so() -> None:
     """GPU code sits in the ELF section .nv_fatbin."""
-    extension = grid_init.load_extension()
-    build = extension.build_info()
-    binary = Path(extension.__file__).read_bytes()
+    module = extension.load_extension()
+    build = module.build_info()
+    binary = Path(module.__file__).read_bytes()
     assert (b".nv_fatbin" in binary) == (build["cuda"] is not None)
     assert (build["cuda_archs"] is None) == (build["cuda"] is None)
 

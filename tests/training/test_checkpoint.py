@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
+from inrfast.ops import gemm
 from inrfast.training import checkpoint
 from inrfast.training.callbacks import TrackNTK
 from inrfast.training.checkpoint import load_network, pack, save_network, unpack
@@ -109,7 +110,11 @@ def dropping() -> nn.Module:
     ],
     ids=["layerwise", "batches", "batch norm", "chunked", "dropout", "noisy loss", "bf16", "RMSprop", "LBFGS"],
 )
-def test_an_interrupted_fit_goes_on_to_the_same_digits(make: Any, options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_interrupted_fit_goes_on_to_the_same_digits(
+    make: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "multiplies_bf16", lambda: True)
+
     def run(net: nn.Module, **more: Any) -> inr.FitResult:
         own = {**options}
         if callable(own.get("optimizer")):

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
-from inrfast.ops import gemm
+from inrfast.ops import gemm, mlp_step
 from inrfast.training import layerwise
 from inrfast.training.layerwise import LayerwiseGradient
 
 
 @st.composite
-def networks(draw: st.DrawFn, dtype: torch.dtype, smooth: bool) -> inr.INR:
+def networks(draw: st.DrawFn, dtype: torch.dtype, smooth: bool, native: bool) -> inr.INR:
     hidden = draw(st.integers(1, 4))
     # ReLU gates of fp32 and fp64 differ near 0, which is not an error of the gradient: fp32 takes the smooth ones.
-    names = sorted(set(ACTIVATIONS) - {"relu"}) if smooth else sorted(ACTIVATIONS)
+    names = sorted(set(mlp_step.ACTIVATIONS if native else ACTIVATIONS) - ({"relu"} if smooth else set()))
     encoding = draw(
         st.sampled_from([None, None, inr.RandomFourier(5, 1.0), inr.PositionalEncoding(2), inr.Polynomial(2)])
     )
@@ -42,7 +42,8 @@ def networks(draw: st.DrawFn, dtype: torch.dtype, smooth: bool) -> inr.INR:
 @given(data=st.data())
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.DataObject) -> None:
-    net = data.draw(networks(dtype, smooth=dtype == torch.float32))
+    native = dtype == torch.float32 and bool(mlp_step.instructions()) and data.draw(st.booleans())
+    net = data.draw(networks(dtype, smooth=dtype == torch.float32, native=native))
     coords, target = signal(net, data.draw(st.integers(1, 60)))
     for parameter in net.parameters():
         parameter.requires_grad_(data.draw(st.booleans()))
@@ -52,8 +53,12 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
         patch.setattr(layerwise, "LEAST_ROWS", 5)
         patch.setattr(layerwise, "cached_rows", lambda *sizes: rows)
         patch.setattr(gemm, "threads", lambda dtype, device: threads)
-        gradient = of(net, coords, target)
+        patch.setattr(mlp_step, "chunk_rows", lambda width, points: rows)
+        if not native:
+            patch.setattr(mlp_step, "_available", lambda: "")
+        gradient = of(net, coords, target, cores=threads if native else None)
         assert isinstance(gradient, LayerwiseGradient)
+        assert gradient.native == native
         assert_exact(net, gradient, coords, target, None)
         batch = torch.randperm(len(coords), generator=torch.Generator().manual_seed(3))[: 1 + len(coords) // 2]
         assert_exact(net, gradient, coords, target, batch)
@@ -62,12 +67,18 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
 
 def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layerwise, "cached_rows", lambda *sizes: 16)
+    monkeypatch.setattr(mlp_step, "chunk_rows", lambda *sizes: 16)
     net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
     coords, target = signal(net, 128 * 128)
-    assert_exact(net, of(net, coords, target), coords, target, None)
+    for available in {mlp_step.instructions(), ""}:
+        monkeypatch.setattr(mlp_step, "_available", lambda: available)  # noqa: B023
+        assert_exact(net, of(net, coords, target), coords, target, None)
 
 
-def test_threads_repeat_bit_by_bit_and_keep_to_themselves() -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_threads_repeat_bit_by_bit_and_keep_to_themselves(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(mlp_step, "_available", lambda: "")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

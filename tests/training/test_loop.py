@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
 from inrfast.metrics import psnr
+from inrfast.ops import gemm
 from inrfast.training import optimizers, session
 from inrfast.training.batches import Batches
 from inrfast.training.derivatives import laplacian
@@ -515,8 +516,9 @@ def test_the_evaluation_may_have_another_resolution() -> None:
         assert psnr(net.eval()(fine), truth) == pytest.approx(result.psnr, abs=1e-3)
 
 
-def test_medium_precision_follows_fp32() -> None:
-    """With bfloat16 products where the processor has them: losses to a few per cent, reported in fp32."""
+def test_medium_precision_follows_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bfloat16 products, as where they pay: losses to a few per cent, reported in fp32."""
+    monkeypatch.setattr(gemm, "multiplies_bf16", lambda: True)
     for options in ({}, {"activation": "relu"}, {"encoding": inr.RandomFourier(16, 1.0)}, {"norm": "sphere"}):
         fine, coarse = small(width=32, **options), small(width=32, **options)
         expected = fit(fine, COORDS, picture(), steps=100, lr=5e-3)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.errors import DivergedError, NotAvailableError
+from inrfast.ops import mlp_step
 from inrfast.training import layerwise
 from inrfast.training.loop import fit
 from inrfast.training.many import fit_many
@@ -74,6 +75,7 @@ def test_a_hundred_steps_are_those_of_separate_fits(data: st.DataObject) -> None
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):  # several chunks of rows
             patch.setattr(layerwise, "cached_rows", lambda *sizes: 17)
+            patch.setattr(mlp_step, "chunk_rows", lambda *sizes: 17)
         results = fit_many(nets, coords, targets, lr=rates, seed=seeds, **options)
     for i, (twin, result) in enumerate(zip(twins, results, strict=True)):
         where = points[i if own_coords else 0]

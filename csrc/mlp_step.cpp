@@ -1,0 +1,37 @@
+#include "mlp_step.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "mlp_step_layout.h"
+
+namespace inrfast {
+
+#ifdef INRFAST_HAS_MLP_STEP
+
+const char* mlp_step_instructions() {
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return "avx512";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "avx2";
+  return "";
+}
+
+double mlp_step(const MlpStep& step, const char* instructions) {
+  if (std::strcmp(instructions, "avx512") == 0) return mlp_step_avx512(step);
+  if (std::strcmp(instructions, "avx2") == 0) return mlp_step_avx2(step);
+  throw std::invalid_argument("instructions must be avx512 or avx2, got " + std::string(instructions));
+}
+
+#else
+
+const char* mlp_step_instructions() { return ""; }
+
+double mlp_step(const MlpStep&, const char*) { throw std::runtime_error("this build of inrfast._C has no mlp_step"); }
+
+#endif
+
+std::int64_t mlp_step_workspace(const MlpLayer* layers, int depth, std::int64_t chunk) {
+  return workspace_floats(layers, depth, chunk);
+}
+
+}  // namespace inrfast

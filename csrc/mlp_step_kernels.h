@@ -1,0 +1,412 @@
+// The step itself, for one set of instructions: included once by each mlp_step_<instructions>.cpp, after it has defined
+// the vectors (Vec and the functions on it), kWidth (floats in one), kVectors (vectors in a row of the widest tile) and
+// kRows (rows of a tile that stays in registers, by the vectors in one). Everything here is private to that file: it
+// must not be shared with code for other processors.
+
+#define INRFAST_INLINE inline __attribute__((always_inline))
+
+namespace inrfast {
+namespace {
+
+using Index = std::int64_t;
+
+// ---- products ----------------------------------------------------------------------------------------------------
+
+// acc[i][v] = sum_k a[i a_row + k a_step] b[k b_step + v], in registers.
+template <int M, int N>
+INRFAST_INLINE void multiply(Index depth, const float* a, Index a_row, Index a_step, const float* b, Index b_step,
+                             Vec (&acc)[M][N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < M; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) acc[i][v] = zero();
+  }
+#pragma GCC unroll 2
+  for (Index k = 0; k < depth; ++k) {
+    Vec column[N];
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) column[v] = load(b + v * kWidth);
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      const Vec row = broadcast(a[i * a_row]);
+#pragma GCC unroll 4
+      for (int v = 0; v < N; ++v) acc[i][v] = fma(row, column[v], acc[i][v]);
+    }
+    a += a_step;
+    b += b_step;
+  }
+}
+
+// What becomes of a tile whose first entry is (i, j) of the product.
+struct Store {  // u = product + bias
+  float* out;
+  Index step;
+  const float* bias;
+  template <int M, int N>
+  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const Vec own = load(bias + j + v * kWidth);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) store(out + (i + m) * step + j + v * kWidth, add(acc[m][v], own));
+    }
+  }
+};
+
+struct StoreRelu {
+  float* out;
+  Index step;
+  const float* bias;
+  template <int M, int N>
+  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const Vec own = load(bias + j + v * kWidth);
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        store(out + (i + m) * step + j + v * kWidth, maximum(zero(), add(acc[m][v], own)));  // NaN stays
+      }
+    }
+  }
+};
+
+struct StoreWhereActive {  // behind ReLU: the error passes where the value is above 0, or NaN
+  float* out;
+  Index step;
+  const float* value;
+  template <int M, int N>
+  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Index place = (i + m) * step + j + v * kWidth;
+        store(out + place, where_positive(load(value + place), acc[m][v]));
+      }
+    }
+  }
+};
+
+struct StoreTimes {
+  float* out;
+  Index step;
+  const float* slope;
+  template <int M, int N>
+  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        const Index place = (i + m) * step + j + v * kWidth;
+        store(out + place, multiply(load(slope + place), acc[m][v]));
+      }
+    }
+  }
+};
+
+struct Accumulate {
+  float* out;
+  Index step;
+  template <int M, int N>
+  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+#pragma GCC unroll 16
+      for (int m = 0; m < M; ++m) {
+        float* place = out + (i + m) * step + j + v * kWidth;
+        store(place, add(load(place), acc[m][v]));
+      }
+    }
+  }
+};
+
+template <int M, int N, class End>
+__attribute__((noinline)) void tile(Index i, Index j, Index depth, const float* a, Index a_row, Index a_step,
+                                    const float* b, Index b_step, const End& end) {
+  Vec acc[M][N];
+  multiply<M, N>(depth, a, a_row, a_step, b, b_step, acc);
+  end(i, j, acc);
+}
+
+// A tile of `rows` <= M rows: as many instances as there are heights.
+template <int M, int N, class End>
+INRFAST_INLINE void tile_of(Index rows, Index i, Index j, Index depth, const float* a, Index a_row, Index a_step,
+                            const float* b, Index b_step, const End& end) {
+  if constexpr (M > 1) {
+    if (rows < M) return tile_of<M - 1, N>(rows, i, j, depth, a, a_row, a_step, b, b_step, end);
+  }
+  tile<M, N>(i, j, depth, a, a_row, a_step, b, b_step, end);
+}
+
+// All rows of one panel of N vectors, in heights as equal as can be.
+template <int N, class End>
+INRFAST_INLINE void panel(Index rows, Index j, Index depth, const float* a, Index a_row, Index a_step, const float* b,
+                          Index b_step, const End& end) {
+  constexpr Index most = kRows[N];
+  const Index tiles = (rows + most - 1) / most, height = rows / tiles, higher = rows % tiles;
+  for (Index t = 0, i = 0; t < tiles; ++t) {
+    const Index own = height + (t < higher ? 1 : 0);
+    tile_of<kRows[N], N>(own, i, j, depth, a + i * a_row, a_row, a_step, b, b_step, end);
+    i += own;
+  }
+}
+
+// The same for a panel of at least one vector, and at most N.
+template <int N, class End>
+INRFAST_INLINE void panels(Index vectors, Index rows, Index j, Index depth, const float* a, Index a_row, Index a_step,
+                           const float* b, Index b_step, const End& end) {
+  if constexpr (N > 1) {
+    if (vectors < N) return panels<N - 1>(vectors, rows, j, depth, a, a_row, a_step, b, b_step, end);
+  }
+  panel<N>(rows, j, depth, a, a_row, a_step, b, b_step, end);
+}
+
+// Columns [0, columns) of a product, a multiple of kLanes. A packed b holds panel after panel; else b_step is its own.
+template <class End>
+void product(Index rows, Index columns, Index depth, const float* a, Index a_row, Index a_step, const float* b,
+             Index b_step, const End& end) {
+  static_assert(kPanel % (kVectors * kWidth) == 0 && kLanes % kWidth == 0, "panels are whole tiles");
+  for (Index j = 0; j < columns; j += kPanel) {
+    const Index width = columns - j < kPanel ? columns - j : kPanel;
+    const Index step = b_step == 0 ? width : b_step;
+    const float* own = b_step == 0 ? b + j * depth : b + j;
+    for (Index inner = 0; inner < width; inner += kVectors * kWidth) {
+      panels<kVectors>((width - inner) / kWidth, rows, j + inner, depth, a, a_row, a_step, own + inner, step, end);
+    }
+  }
+}
+
+// ---- activations -------------------------------------------------------------------------------------------------
+
+// Replace u by act(u) and write act'(u).
+void activate(Activation activation, float omega, Index rows, Index columns, Index step, float* u, float* slope) {
+  const Vec frequency = broadcast(omega);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; j += kWidth) {
+      float* place = u + i * step + j;
+      const Vec x = load(place);
+      Vec value = x, derivative = broadcast(1.0f);
+      if (activation == Activation::kSine) {
+        Vec cosine;
+        sine_and_cosine(multiply(frequency, x), value, cosine);
+        derivative = multiply(frequency, cosine);
+      } else if (activation == Activation::kFiner) {  // sin(omega (|x| + 1) x)
+        const Vec size = magnitude(x);
+        Vec cosine;
+        sine_and_cosine(multiply(multiply(add(size, broadcast(1.0f)), x), frequency), value, cosine);
+        derivative = multiply(multiply(fma(size, broadcast(2.0f), broadcast(1.0f)), cosine), frequency);
+      } else if (activation == Activation::kGaussian) {  // exp(-(omega x)^2)
+        const Vec scaled = multiply(frequency, x);
+        value = exponential(multiply(multiply(scaled, scaled), broadcast(-1.0f)));
+        derivative = multiply(multiply(x, value), broadcast(-2.0f * omega * omega));
+      }
+      store(place, value);
+      store(slope + i * step + j, derivative);
+    }
+  }
+}
+
+// ---- packing -----------------------------------------------------------------------------------------------------
+
+INRFAST_INLINE void clear(float* out, Index floats) {
+  for (Index i = 0; i < floats; ++i) out[i] = 0.0f;
+}
+
+// Panels of (depth, columns) with entry (k, j) = source[k k_step + j j_step], zero beyond the columns.
+void pack(const float* source, Index depth, Index columns, Index k_step, Index j_step, float* out) {
+  const Index whole = padded(columns);
+  for (Index j = 0; j < whole; j += kPanel) {
+    const Index width = whole - j < kPanel ? whole - j : kPanel, some = columns - j < width ? columns - j : width;
+    for (Index k = 0; k < depth; ++k, out += width) {
+      for (Index c = 0; c < some; ++c) out[c] = source[k * k_step + (j + c) * j_step];
+      for (Index c = some; c < width; ++c) out[c] = 0.0f;
+    }
+  }
+}
+
+struct Buffers {  // of one layer
+  float *value, *slope;              // (chunk, out), in rows of row_step
+  float *forward, *backward;         // packed weights: (in, out), or rows for dot products; (out, in)
+  float* bias;                       // zero where there is none
+  float *weight_grad, *bias_grad;    // sums over all chunks, padded
+};
+
+// ---- one chunk ---------------------------------------------------------------------------------------------------
+
+void dot_products(const MlpLayer& layer, const Buffers& buffers, Index rows, const float* in, Index in_step, float* out,
+                  Index out_step) {
+  const Index columns = padded(layer.in);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index n = 0; n < layer.out; ++n) {
+      Vec sum = zero();
+      for (Index k = 0; k < columns; k += kWidth) {
+        sum = fma(load(in + i * in_step + k), load(buffers.forward + n * columns + k), sum);
+      }
+      out[i * out_step + n] = total(sum) + buffers.bias[n];
+    }
+  }
+}
+
+void layer_forward(const MlpLayer& layer, const Buffers& buffers, bool head, Index rows, const float* in,
+                   Index in_step) {
+  const Index step = row_step(layer.out);
+  if (head && layer.out <= kFewOutputs) return dot_products(layer, buffers, rows, in, in_step, buffers.value, step);
+  const bool relu = !head && layer.activation == Activation::kRelu;
+  if (relu) {
+    product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
+            StoreRelu{buffers.value, step, buffers.bias});
+  } else {
+    product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
+            Store{buffers.value, step, buffers.bias});
+    if (!head) activate(layer.activation, layer.omega, rows, padded(layer.out), step, buffers.value, buffers.slope);
+  }
+}
+
+// Add the gradients of one layer over the points of a chunk.
+void layer_gradient(const MlpLayer& layer, const Buffers& buffers, Index rows, const float* error, const float* in,
+                    Index in_step) {
+  const Index step = row_step(layer.out);
+  if (layer.bias_grad != nullptr) {
+    for (Index j = 0; j < padded(layer.out); j += kWidth) {
+      Vec sum = load(buffers.bias_grad + j);
+      for (Index i = 0; i < rows; ++i) sum = add(sum, load(error + i * step + j));
+      store(buffers.bias_grad + j, sum);
+    }
+  }
+  if (layer.weight_grad == nullptr) return;
+  if (is_transposed(layer)) {
+    product(layer.in, padded(layer.out), rows, in, 1, in_step, error, step, Accumulate{buffers.weight_grad, step});
+  } else {
+    product(layer.out, padded(layer.in), rows, error, 1, step, in, in_step,
+            Accumulate{buffers.weight_grad, row_step(layer.in)});
+  }
+}
+
+void error_below(const MlpLayer& layer, const MlpLayer& below, const Buffers& buffers, const Buffers& lower, Index rows,
+                 const float* error, float* out) {
+  const Index step = row_step(layer.out), out_step = row_step(layer.in), columns = padded(layer.in);
+  if (below.activation == Activation::kRelu) {
+    product(rows, columns, layer.out, error, step, 1, buffers.backward, 0,
+            StoreWhereActive{out, out_step, lower.value});
+  } else {
+    product(rows, columns, layer.out, error, step, 1, buffers.backward, 0, StoreTimes{out, out_step, lower.slope});
+  }
+}
+
+// Copy the points of a chunk into padded rows.
+void gather(const MlpPoints& points, Index first, Index rows, Index columns, Index step, float* out) {
+  for (Index i = 0; i < rows; ++i) {
+    const Index row = points.index != nullptr ? points.index[first + i] : points.first + first + i;
+    for (Index c = 0; c < columns; ++c) out[i * step + c] = points.coords[row * columns + c];
+    for (Index c = columns; c < padded(columns); ++c) out[i * step + c] = 0.0f;
+  }
+}
+
+// Turn predictions into the error at the head; return the chunk's sum of squares.
+double errors_of(const MlpPoints& points, Index first, Index rows, Index columns, Index step, float scale, float* out) {
+  double squares = 0;
+  for (Index i = 0; i < rows; ++i) {
+    const Index row = points.index != nullptr ? points.index[first + i] : points.first + first + i;
+    for (Index c = 0; c < columns; ++c) {
+      const float weight =
+          points.weight == nullptr ? 1.0f : points.weight[row * points.weight_columns + (points.weight_columns > 1 ? c : 0)];
+      const float error = out[i * step + c] - points.target[row * columns + c];
+      squares += static_cast<double>(error * weight) * error;
+      out[i * step + c] = error * weight * scale;
+    }
+    for (Index c = columns; c < padded(columns); ++c) out[i * step + c] = 0.0f;
+  }
+  return squares;
+}
+
+// ---- all chunks --------------------------------------------------------------------------------------------------
+
+INRFAST_INLINE float* take(float*& free, Index floats) {
+  float* taken = free;
+  free += floats;
+  return taken;
+}
+
+constexpr int kMostLayers = 64;
+
+// Lay out the buffers and pack the weights; return what is left of the workspace.
+float* prepare(const MlpStep& step, Buffers* buffers, float* free) {
+  for (int l = 0; l < step.depth; ++l) {
+    const MlpLayer& layer = step.layers[l];
+    Buffers& own = buffers[l];
+    const bool dots = l + 1 == step.depth && layer.out <= kFewOutputs;
+    own.value = take(free, step.chunk * row_step(layer.out));
+    own.slope = take(free, step.chunk * row_step(layer.out));
+    own.forward = take(free, forward_floats(layer));
+    own.backward = take(free, backward_floats(layer));
+    own.bias = take(free, padded(layer.out));
+    own.weight_grad = take(free, gradient_floats(layer));
+    own.bias_grad = take(free, padded(layer.out));
+    if (!dots) pack(layer.weight, layer.in, layer.out, 1, layer.in, own.forward);
+    for (Index n = 0; dots && n < layer.out; ++n) {
+      for (Index k = 0; k < padded(layer.in); ++k) {
+        own.forward[n * padded(layer.in) + k] = k < layer.in ? layer.weight[n * layer.in + k] : 0.0f;
+      }
+    }
+    if (step.gradient && l > 0) pack(layer.weight, layer.out, layer.in, layer.in, 1, own.backward);
+    for (Index n = 0; n < padded(layer.out); ++n) {
+      own.bias[n] = layer.bias != nullptr && n < layer.out ? layer.bias[n] : 0.0f;
+    }
+    clear(own.weight_grad, gradient_floats(layer));
+    clear(own.bias_grad, padded(layer.out));
+  }
+  return free;
+}
+
+void add_gradient(const MlpLayer& layer, const Buffers& own) {
+  for (Index n = 0; layer.bias_grad != nullptr && n < layer.out; ++n) layer.bias_grad[n] += own.bias_grad[n];
+  if (layer.weight_grad == nullptr) return;
+  const bool transposed = is_transposed(layer);
+  const Index out_step = transposed ? 1 : row_step(layer.in), in_step = transposed ? row_step(layer.out) : 1;
+  for (Index n = 0; n < layer.out; ++n) {
+    for (Index k = 0; k < layer.in; ++k) {
+      layer.weight_grad[n * layer.in + k] += own.weight_grad[n * out_step + k * in_step];
+    }
+  }
+}
+
+double run(const MlpStep& step) {
+  Buffers buffers[kMostLayers];
+  float* free = prepare(step, buffers, step.workspace);
+  const int head = step.depth - 1;
+  const MlpPoints& points = step.points;
+  Index widest = 0;
+  int lowest = step.depth;  // the first layer that is trained
+  for (int l = head; l >= 0; --l) {
+    if (row_step(step.layers[l].out) > widest) widest = row_step(step.layers[l].out);
+    if (step.layers[l].weight_grad != nullptr || step.layers[l].bias_grad != nullptr) lowest = l;
+  }
+  const Index in_step = row_step(step.layers[0].in);
+  float* in = take(free, step.chunk * in_step);
+  float* errors[2] = {take(free, step.chunk * widest), take(free, step.chunk * widest)};
+  double squares = 0;
+  for (Index first = 0; first < points.count; first += step.chunk) {
+    const Index rows = points.count - first < step.chunk ? points.count - first : step.chunk;
+    gather(points, first, rows, step.layers[0].in, in_step, in);
+    for (int l = 0; l <= head; ++l) {
+      const float* from = l == 0 ? in : buffers[l - 1].value;
+      layer_forward(step.layers[l], buffers[l], l == head, rows, from, l == 0 ? in_step : row_step(step.layers[l].in));
+    }
+    const Index out_step = row_step(step.layers[head].out);
+    squares += errors_of(points, first, rows, step.layers[head].out, out_step, step.scale, buffers[head].value);
+    const float* error = buffers[head].value;
+    for (int l = head; step.gradient && l >= lowest; --l) {
+      const float* from = l == 0 ? in : buffers[l - 1].value;
+      layer_gradient(step.layers[l], buffers[l], rows, error, from, l == 0 ? in_step : row_step(step.layers[l].in));
+      if (l > lowest) {
+        error_below(step.layers[l], step.layers[l - 1], buffers[l], buffers[l - 1], rows, error, errors[l % 2]);
+        error = errors[l % 2];
+      }
+    }
+  }
+  for (int l = lowest; step.gradient && l <= head; ++l) add_gradient(step.layers[l], buffers[l]);
+  return squares;
+}
+
+}  // namespace
+}  // namespace inrfast

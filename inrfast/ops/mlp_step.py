@@ -1,0 +1,183 @@
+"""Forward and backward pass of coordinate MLPs on the CPU, in one native call: fp32, with its own matrix products.
+
+Chunks of points go through all layers and back while they are in cache; bias, ReLU and its derivative are applied to
+tiles before they leave the registers, and sine and cosine come from one reduction. What a training step costs beside
+its products is then hardly measurable.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.errors import NotAvailableError
+from inrfast.extension import load_extension
+
+ACTIVATIONS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
+"""Activations that the native step knows, with their numbers there."""
+
+MOST_LAYERS = 64
+
+TILE_ROWS = 84
+"""A whole number of tiles, whatever their height: 6, 12 or 14 rows (and nearly for 8)."""
+
+FEATURES = 2**15
+"""Features of one layer that are in work at once: 128 KiB, so that all layers' stay in the second cache."""
+
+MOST_TILES = 6
+
+ALIGNMENT = 64
+
+
+@functools.cache
+def _available() -> str:
+    try:
+        return str(load_extension().mlp_step_instructions())
+    except NotAvailableError:
+        return ""
+
+
+def instructions() -> str:
+    """Return the instructions of the native step here: ``"avx512"``, ``"avx2"``, or ``""`` where there is no such step.
+
+    There is none without the extension, on other processors, and where ``INRFAST_GEMM`` asks for a library's products.
+    """
+    return "" if os.environ.get("INRFAST_GEMM") else _available()
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer of B networks and the activation behind it (``"relu"`` for the head, where it is not used).
+
+    Attributes
+    ----------
+    weight, bias
+        Shapes (B, out, in) and (B, out), each network's contiguous; a bias may be None.
+    weight_grad, bias_grad
+        Tensors like them, to which gradients are added; None: not wanted.
+    """
+
+    activation: str
+    omega: float
+    weight: Tensor
+    bias: Tensor | None
+    weight_grad: Tensor | None = None
+    bias_grad: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Points:
+    """Points of B networks: a first axis of 1 is shared by all.
+
+    Attributes
+    ----------
+    coords, target, weight
+        Shapes (B or 1, N, d), (B or 1, N, M), (B or 1, N, 1 or M) or None.
+    rows
+        The points of a step as (B or 1, n), int64, or as a range.
+    """
+
+    coords: Tensor
+    target: Tensor
+    weight: Tensor | None
+    rows: Tensor | range
+
+
+def applies(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> bool:
+    """Return whether the native step takes networks of such activations, whose parameters and points are these."""
+    return (
+        bool(instructions())
+        and all(name in ACTIVATIONS for name in activations)
+        and len(activations) < MOST_LAYERS
+        and all(
+            tensor is None
+            or (tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor[0].is_contiguous())
+            for tensor in tensors
+        )
+    )
+
+
+def chunk_rows(width: int, points: int) -> int:
+    """Return how many points go through a network together."""
+    tiles = min(max(FEATURES // (TILE_ROWS * width), 1), MOST_TILES, math.ceil(points / TILE_ROWS))
+    return TILE_ROWS * tiles
+
+
+def workspace(layers: Sequence[Layer], chunk: int) -> int:
+    """Return how many floats :func:`steps` needs beside its arguments."""
+    return int(load_extension().mlp_step_workspace(_native(layers), chunk)) + ALIGNMENT // 4
+
+
+def steps(
+    layers: Sequence[Layer], points: Points, scales: Tensor | None, count: int, chunk: int, memory: Tensor
+) -> Tensor:
+    """Return the sums of ``w (f - y)^2`` (count,) in fp64 of ``count`` networks, adding the gradients to the layers'.
+
+    The gradients are those of ``scale`` times these sums. They are the same to the bit for the same arguments and
+    instructions.
+
+    Parameters
+    ----------
+    layers, points
+        Of ``count`` networks.
+    scales
+        One factor a network, (count,), of its loss; None: squared errors alone.
+    chunk
+        Points that go through a network together, as of :func:`chunk_rows`.
+    memory
+        At least :func:`workspace` floats.
+    """
+    native, rows, own = load_extension(), points.rows, _native(layers)
+    assert memory.numel() >= native.mlp_step_workspace(own, chunk) + ALIGNMENT // 4
+    first, number = (rows.start, len(rows)) if isinstance(rows, range) else (0, rows.shape[1])
+    place = native.MlpPoints(
+        coords=_stacked(points.coords),
+        target=_stacked(points.target),
+        weight=_stacked(points.weight),
+        index=(0, 0) if isinstance(rows, range) else _stacked(rows),
+        weight_columns=1 if points.weight is None else points.weight.shape[2],
+        first=first,
+        count=number,
+    )
+    found = native.mlp_steps(
+        instructions=instructions(),
+        layers=own,
+        points=place,
+        scales=[0.0] * count if scales is None else (2 * scales).tolist(),
+        gradient=scales is not None,
+        chunk=chunk,
+        workspace=-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT,
+    )
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _native(layers: Sequence[Layer]) -> list[Any]:
+    module: ModuleType = load_extension()
+    return [
+        module.MlpLayer(
+            inputs=layer.weight.shape[2],
+            outputs=layer.weight.shape[1],
+            activation=ACTIVATIONS[layer.activation],
+            omega=layer.omega,
+            weight=_stacked(layer.weight),
+            bias=_stacked(layer.bias),
+            weight_grad=_stacked(layer.weight_grad),
+            bias_grad=_stacked(layer.bias_grad),
+        )
+        for layer in layers
+    ]
+
+
+def _stacked(tensor: Tensor | None) -> tuple[int, int]:
+    """Return an address and how far on the next network's is."""
+    if tensor is None:
+        return 0, 0
+    return tensor.data_ptr(), tensor.stride(0) if len(tensor) > 1 else 0

@@ -1,0 +1,174 @@
+"""The native step against fp64 automatic differentiation, for every set of instructions that this processor has."""
+
+import copy
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import inrfast as inr
+from inrfast.activations import ACTIVATIONS as FORMULAS
+from inrfast.ops import mlp_step
+from inrfast.ops.mlp_step import ACTIVATIONS, Layer, Points
+
+ALL = [name for name in ("avx512", "avx2") if name == mlp_step._available() or mlp_step._available() == "avx512"]
+
+needs_native = pytest.mark.skipif(not ALL, reason="this processor has no native step")
+
+
+@pytest.fixture(params=ALL)
+def instructions(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer]:  # type: ignore[assignment]
+    """Parameters side by side, with zeros for the gradients of those that are not frozen."""
+    found = []
+    for index, name in enumerate([*nets[0].activations, "relu"]):
+        weight = torch.stack([net.layers[index].weight.detach() for net in nets])
+        bias = None
+        if nets[0].layers[index].bias is not None:
+            bias = torch.stack([net.layers[index].bias.detach() for net in nets])
+        omega = nets[0].omegas[index] if index < len(nets[0].omegas) else 1.0
+        grads = [None, None] if index in frozen else [torch.zeros_like(weight), None]
+        if bias is not None and index not in frozen:
+            grads[1] = torch.zeros_like(bias)
+        found.append(Layer(name, omega, weight, bias, *grads))
+    return found
+
+
+def run(layers: list[Layer], points: Points, scales: Tensor | None, count: int, chunk: int = 84) -> Tensor:
+    memory = torch.full((mlp_step.workspace(layers, chunk),), float("nan"))  # nothing may depend on what was there
+    return mlp_step.steps(layers, points, scales, count, chunk, memory)
+
+
+@torch.no_grad()
+def distance_from_gates(net: inr.INR, x: Tensor) -> float:
+    """How far arguments of ReLU stay from 0, where gates of fp32 and fp64 differ: that is no error of a gradient."""
+    least = math.inf
+    for layer, name, omega in zip(net.layers, net.activations, net.omegas, strict=False):
+        x = layer(x)
+        least = min(least, float(x.abs().min())) if name == "relu" else least
+        x = FORMULAS[name].value(x, omega)
+    return least
+
+
+@needs_native
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ALL)
+def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) -> None:
+    """Several networks, sizes around those of tiles, points shared or own, weights, batches, frozen layers."""
+    depth, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    d, outputs = data.draw(st.sampled_from([1, 2, 3, 20, 70])), data.draw(st.sampled_from([1, 3, 9, 33]))
+    width = data.draw(st.sampled_from([1, 7, 16, 31, 48, 64, 65, 81, 130]))
+    names = data.draw(st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth))
+    options = {"width": width, "hidden_layers": depth, "activation": names, "bias": data.draw(st.booleans())}
+    nets = [inr.INR(d, outputs, omega=1.3, seed=seed, **options) for seed in range(count)]
+    n = data.draw(st.sampled_from([1, 5, 84, 85, 200]))
+    coords, target = (
+        random(count if data.draw(st.booleans()) else 1, n, columns, seed=seed)
+        for seed, columns in ((1, d), (2, outputs))
+    )
+    weight = None
+    if data.draw(st.booleans()):
+        weight = random(1, n, data.draw(st.sampled_from([1, outputs])), seed=3).abs()
+    rows: Tensor | range = range(n // 3, n)
+    if data.draw(st.booleans()):
+        size = count if data.draw(st.booleans()) else 1
+        rows = torch.randint(n, (size, 1 + n // 2), generator=torch.Generator().manual_seed(4))
+    frozen = {index for index in range(depth) if data.draw(st.booleans())}
+    scales = 0.1 + torch.rand(count, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    layers = layers_of(nets, frozen)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlp_step, "instructions", lambda: kind)
+        found = run(layers, Points(coords, target, weight, rows), scales, count, data.draw(st.sampled_from([84, 168])))
+
+    for number, net in enumerate(nets):
+        twin = copy.deepcopy(net).double()
+        chosen = torch.arange(n)[rows.start :] if isinstance(rows, range) else rows[min(number, len(rows) - 1)]
+        x, y = (own[min(number, len(own) - 1)][chosen].double() for own in (coords, target))
+        assume(distance_from_gates(twin, x) > 1e-6)
+        errors = (twin(x) - y).square()
+        square = (errors if weight is None else errors * weight[0][chosen].double()).sum()
+        assert float(found[number]) == pytest.approx(float(square.detach()), rel=1e-5)
+        (scales[number] * square).backward()
+        for index, (layer, own) in enumerate(zip(layers, twin.layers, strict=True)):
+            for grad, parameter in ((layer.weight_grad, own.weight), (layer.bias_grad, own.bias)):
+                assert (grad is None) == (parameter is None or index in frozen)
+                if grad is not None:
+                    error = (grad[number] - parameter.grad).norm()
+                    assert float(error) <= 2e-5 * float(parameter.grad.norm()) + 1e-6 * float(scales[number])
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["sine", "gaussian", "finer"])
+def test_activations_are_exact_to_four_units_of_the_last_place(
+    instructions: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for large angles and far down the bell. Networks of one unit and one point show value and derivative."""
+    monkeypatch.setattr(mlp_step, "instructions", lambda: instructions)
+    x = torch.logspace(-6, {"sine": 7, "gaussian": 1, "finer": 3}[name], 3000) * (-1) ** torch.arange(3000)
+    if name == "gaussian":
+        value = torch.exp(-(x * x).double())
+        slope = -2 * x.double() * value
+        scale = slope.abs()
+    else:
+        angle = (x if name == "sine" else (x.abs() + 1) * x).double()
+        scale = 1 + 2 * x.double().abs() if name == "finer" else torch.ones(3000, dtype=torch.float64)
+        value, slope = torch.sin(angle), scale * torch.cos(angle)
+
+    one, zero, grad = torch.ones(3000, 1, 1), torch.zeros(3000, 1), torch.zeros(3000, 1)
+    layers = [Layer(name, 1.0, one, zero, None, grad), Layer("relu", 1.0, one, zero)]
+    points = Points(x.reshape(-1, 1, 1), torch.full((1, 1, 1), -2.0), None, range(1))
+    squares = run(layers, points, torch.full((3000,), 0.5), 3000)  # of value + 2; their gradient is that times slope
+    assert ((squares.sqrt() - 2 - value).abs() <= 4 * 2.0**-23).all()
+    assert ((grad[:, 0] - (value + 2) * slope).abs() <= 4 * 2.0**-23 * (value + 2) * scale + 1e-37).all()
+
+
+@needs_native
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_what_is_no_number_stays_so(instructions: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp_step, "instructions", lambda: instructions)
+    for bad in (float("nan"), float("inf") if name in ("sine", "finer") else float("nan")):
+        net = inr.INR(2, 1, width=20, hidden_layers=2, activation=name)
+        with torch.no_grad():
+            net.layers[0].bias[3] = bad
+        layers = layers_of([net])
+        found = run(layers, Points(random(1, 9, 2, seed=0), random(1, 9, 1, seed=1), None, range(9)), torch.ones(1), 1)
+        assert math.isnan(float(found))
+        assert layers[1].weight_grad is not None
+        assert bool(layers[1].weight_grad.isnan().any())
+
+
+@needs_native
+def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlp_step, "instructions", lambda: instructions)
+    net = inr.INR(2, 3, width=40, hidden_layers=2)
+    layers = layers_of([net])
+    points = Points(random(1, 500, 2, seed=0), random(1, 500, 3, seed=1), None, range(500))
+    found = run(layers, points, None, 1)
+    assert all(layer.weight_grad is not None and not layer.weight_grad.any() for layer in layers)
+    exact = (net(points.coords[0]) - points.target[0]).detach().double().square().sum()
+    assert float(found) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.rand(2, 5, 3)
+    monkeypatch.setattr(mlp_step, "_available", lambda: "avx2")
+    assert mlp_step.applies(["relu", "sine"], [x, None])
+    assert not mlp_step.applies(["relu", "tanh"], [x])
+    assert not mlp_step.applies(["relu"], [x.double()])
+    assert not mlp_step.applies(["relu"], [x.mT])
+    assert not mlp_step.applies(["relu"] * 64, [x])
+    monkeypatch.setenv("INRFAST_GEMM", "torch")
+    assert not mlp_step.applies(["relu"], [x])
+    monkeypatch.delenv("INRFAST_GEMM")
+    monkeypatch.setattr(mlp_step, "_available", lambda: "")
+    assert not mlp_step.applies(["relu"], [x])
