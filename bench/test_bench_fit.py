@@ -25,7 +25,7 @@ from inrfast.training.gradients import gradient_of
 from inrfast.training.stack import Stack
 
 SIDE, WIDTH, OUTPUTS = 256, 256, 3
-ROUNDS = 11
+ROUNDS, COMPARED = 31, 11
 TOLERANCE = 1e-5
 
 MANY, MANY_SIDE, MANY_WIDTH, MANY_STEPS = 16, 64, 64, 5
@@ -156,7 +156,8 @@ def test_fit_step(benchmark: Any, precision: str) -> None:
     turns = Turns(rivals)
     result = inr.fit(net, coords, target, steps=ROUNDS, lr=1e-3, schedule=turns, precision=precision)
     for name in ("eager", "torch.compile"):
-        assert result.losses == pytest.approx(turns.losses[name], rel=0.05 if narrow else 1e-3)
+        followed = turns.losses[name][:COMPARED]  # later the digits of any two implementations part
+        assert result.losses[:COMPARED] == pytest.approx(followed, rel=0.05 if narrow else 1e-3)
     targets = {} if narrow else {"eager": 2.0, "torch.compile": 1.6}
     benchmark.extra_info.update(turns.report(targets), gradient_errors=errors)
 
@@ -189,9 +190,8 @@ def test_many_networks(benchmark: Any) -> None:
 
     results = inr.fit_many(nets, coords, target, steps=MANY_STEPS * ROUNDS, lr=1e-3, schedule=once)
     for place, result in enumerate(results):
-        assert result.losses == pytest.approx(
-            [losses[place] for losses in turns.losses["sixteen eager fits"]], rel=1e-3
-        )
+        followed = [losses[place] for losses in turns.losses["sixteen eager fits"][:COMPARED]]
+        assert result.losses[:COMPARED] == pytest.approx(followed, rel=1e-3)
     # Equality with separate fits of this library, and their time: what stacking itself brings.
     start = time.perf_counter()
     alone = [inr.fit(net, coords, target, steps=20, lr=1e-3, schedule="constant") for net in one_by_one]

@@ -17,7 +17,7 @@ import torch
 from inrfast import backends
 from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension
-from inrfast.ops import gemm
+from inrfast.ops import gemm, mlp_step
 
 PACKAGES = ("inrfast", "torch", "triton", "numpy", "scipy")
 
@@ -26,7 +26,8 @@ def info() -> dict[str, Any]:
     """Return versions, the extension's build, devices, backends and the choice of GEMM, as plain JSON data.
 
     Keys: ``versions``, ``extension`` (``available``, then ``build`` or ``reason``), ``cpu``, ``gpus`` (names),
-    ``backends`` (for each device type here, each backend: ``available``, or the reason why not) and ``gemm``.
+    ``backends`` (for each device type here, each backend: ``available``, or the reason why not), ``gemm`` and ``fit``
+    (whether the CPU has a native step, by which instructions, and whether bfloat16 products pay).
     """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -36,6 +37,7 @@ def info() -> dict[str, Any]:
         "gpus": gpus,
         "backends": {device: backends.report(device) for device in ("cpu", *(["cuda"] if gpus else []))},
         "gemm": gemm.report(),
+        "fit": {"native step": mlp_step.instructions() or None, "bf16 pays": gemm.multiplies_bf16()},
     }
 
 

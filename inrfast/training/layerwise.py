@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
 from inrfast.nn import INR
 from inrfast.ops import gemm, mlp_step
-from inrfast.threads import MOST_THREADS, share, together
+from inrfast.threads import MOST_THREADS, share
 from inrfast.training.data import Data
-from inrfast.training.passes import NARROW, NativePass, Pass, TensorPass, gathered, over_all
+from inrfast.training.passes import NARROW, NativePass, Pass, TensorPass, gathered
 from inrfast.training.stack import Stack
 
-LEAST_ROWS = 256
-"""Fewest rows that are worth a thread."""
+LEAST_ROWS, SHARES = 256, 4
+"""Fewest rows that are worth a thread, and shares of the rows a thread: the next one goes to whichever is free."""
 
 SMALL = 2**15
 """Entries of features up to which an operation is over before a second core has joined in: torch's own grain."""
@@ -35,9 +35,9 @@ class LayerwiseGradient:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
     of rows. Several networks of few points share a chunk, as a batch of matrices.
 
-    On a CPU each thread takes its own networks or, of a single one, its own share of the rows, so that threads wait
-    for each other once a step and not once an operation. Shares and sums have a fixed order: a step can be repeated
-    bit by bit.
+    On a CPU each thread takes its own networks or, of a single one, its own shares of the rows, so that threads wait
+    for each other once a step and not once an operation. Shares and their sums are fixed, whichever thread takes them:
+    a step can be repeated bit by bit.
 
     Parameters
     ----------
@@ -78,8 +78,8 @@ class LayerwiseGradient:
         self.passes = self.passes or self._tensor_passes(points, budget, cores)
         widest = max(net.width, net.out_features)
         self.one_core = len(self.passes) > 1 or self.block * self.rows * widest <= SMALL
-        # The first thread adds straight to the gradients; where threads share the rows, the others have their own sums.
-        own = 1 if self.by_networks else len(self.passes)
+        # The first share adds straight to the gradients; where there are several of the rows, the others have own sums.
+        own = 1 if self.by_networks else self._shares_of(points)
         self.sums = [stack.grads, *({n: torch.zeros_like(g) for n, g in stack.grads.items()} for _ in range(own - 1))]
 
     def _native_passes(self, points: int, budget: int, cores: int | None) -> Sequence[Pass]:
@@ -91,7 +91,7 @@ class LayerwiseGradient:
         cores = min(torch.get_num_threads(), MOST_THREADS) if cores is None else cores
         self.rows = mlp_step.chunk_rows(widest, points)
         self.block = math.ceil(len(self.stack) / (4 * cores))
-        threads = self._shares(points, cores)
+        threads = self._threads(points, cores)
         first = NativePass(self)
         if threads * first.memory.nbytes > budget:
             return ()
@@ -109,10 +109,10 @@ class LayerwiseGradient:
         cores = gemm.threads(like.dtype, like.device) if cores is None else cores
         together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
         self.block = min(together_fit, math.ceil(len(self.stack) / (2 * cores))) if self.rows == points else 1
-        threads = min(self._shares(points, cores), max(1, affordable // (self.block * self.rows)))
+        threads = min(self._threads(points, cores), max(1, affordable // (self.block * self.rows)))
         return [TensorPass(self) for _ in range(threads)]
 
-    def _shares(self, points: int, cores: int) -> int:
+    def _threads(self, points: int, cores: int) -> int:
         """Decide whether threads share the networks or the rows; return how many there are."""
         blocks = math.ceil(len(self.stack) / self.block)
         self.by_networks = blocks >= 2 * cores > 2
@@ -135,11 +135,13 @@ class LayerwiseGradient:
     def __call__(self, batch: Tensor | None) -> Tensor:
         """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64."""
         scales = 1 / self._weights(batch)
-        for sums in self.sums:
+        count = self._count(batch)
+        used = self.sums[: 1 if self.by_networks else self._shares_of(count)]
+        for sums in used:
             for total in sums.values():
                 total.zero_()
-        squares = self._each_share(batch, self._count(batch), scales)
-        for sums in self.sums[1 : 1 if self.by_networks else self._threads(self._count(batch))]:
+        squares = self._each_share(batch, count, scales)
+        for sums in used[1:]:
             for name, total in sums.items():
                 self.stack.grads[name].add_(total)
         return squares * scales.cpu()
@@ -152,9 +154,10 @@ class LayerwiseGradient:
     def _count(self, batch: Tensor | None) -> int:
         return self.data.points if batch is None else batch.shape[1]
 
-    def _threads(self, count: int) -> int:
-        """Return how many threads share so many rows."""
-        return min(len(self.passes), max(1, count // LEAST_ROWS))
+    def _shares_of(self, count: int) -> int:
+        """Return into how many shares so many rows fall: a few a thread, since cores are rarely equally free."""
+        threads = min(len(self.passes), max(1, count // LEAST_ROWS))
+        return threads * min(SHARES, max(1, count // (threads * LEAST_ROWS))) if threads > 1 else 1
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""
@@ -172,21 +175,23 @@ class LayerwiseGradient:
         ``scales`` are the factors of the losses; None: predictions alone, no gradient.
         """
         blocks = list(chunks(len(self.stack), self.block))
-        found: list[Tensor] = [torch.zeros(0)] * len(blocks)
+        shares = 1 if self.by_networks else self._shares_of(count)
+        pieces: list[tuple[int, list[slice], range]] = []  # which sums are theirs, networks, rows
         if self.by_networks:
+            pieces = [(0, [block], range(count)) for block in blocks]
+        else:
+            rows = chunks(count, -(-count // shares))
+            pieces = [(place, blocks, range(some.start, some.stop)) for place, some in enumerate(rows)]
+        found: list[Tensor] = [torch.zeros(0)] * len(pieces)
 
-            def take(one: Pass, number: int) -> None:
-                found[number] = one.over(blocks[number], range(count), batch, scales, self.sums[0])
+        def take(one: Pass, number: int) -> None:
+            place, own, rows = pieces[number]
+            sums = {} if scales is None else self.sums[place]
+            found[number] = torch.cat([one.over(block, rows, batch, scales, sums) for block in own])
 
-            share(range(len(blocks)), [functools.partial(take, one) for one in self.passes])
-            return torch.cat(found)
-        threads = self._threads(count)
-        parts = [range(rows.start, rows.stop) for rows in chunks(count, -(-count // threads))]
-        jobs = [
-            functools.partial(over_all, one, blocks, part, batch, scales, sums)
-            for one, part, sums in zip(self.passes, parts, self.sums, strict=False)
-        ]
-        return torch.stack(together(jobs)).sum(0)
+        jobs = self.passes[: len(pieces)]
+        share(range(len(pieces)), [functools.partial(take, one) for one in jobs])
+        return torch.cat(found) if self.by_networks else torch.stack(found).sum(0)
 
 
 @torch.no_grad()

@@ -96,8 +96,8 @@ def fit(
         trainable parameters.
     precision
         ``"high"``: the network's own dtype; ``"highest"``: fp64, which asks for an fp64 network; ``"medium"``: products
-        in bfloat16 where the processor has instructions for them, weights, updates and evaluations in fp32 (a
-        gradient's relative error is near 1e-2); where it has none, the same as ``"high"``.
+        in bfloat16 where they pay (with AMX, by measurement), weights, updates and evaluations in fp32 (a gradient's
+        relative error is near 1e-2); elsewhere the same as ``"high"``.
     backend
         ``"auto"`` or ``"torch"``.
     callbacks

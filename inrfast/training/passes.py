@@ -52,13 +52,6 @@ class Pass(Protocol):
         ...
 
 
-def over_all(
-    one: Pass, blocks: list[slice], rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-) -> Tensor:
-    """Pass over all networks, block by block."""
-    return torch.cat([one.over(block, rows, batch, scales, sums) for block in blocks])
-
-
 class NativePass:
     """By one native call a block of networks: see :mod:`inrfast.ops.mlp_step`."""
 

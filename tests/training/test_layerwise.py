@@ -75,6 +75,16 @@ def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> N
         assert_exact(net, of(net, coords, target), coords, target, None)
 
 
+def test_measuring_takes_more_points_than_a_step() -> None:
+    net = inr.INR(2, 3, width=16, hidden_layers=2)
+    coords, target = signal(net, 5000)
+    for cores in (1, 2, 3):
+        gradient = of(net, coords, target, points=600, cores=cores)
+        exact = (net(coords) - target).detach().double().square().mean()
+        assert float(gradient.mean_square()) == pytest.approx(float(exact), rel=1e-5)
+        assert_exact(net, gradient, coords, target, torch.arange(10, 610))
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_threads_repeat_bit_by_bit_and_keep_to_themselves(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
