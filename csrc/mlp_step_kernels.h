@@ -37,116 +37,78 @@ INRFAST_INLINE void multiply(Index depth, const float* a, Index a_row, Index a_s
   }
 }
 
-// What becomes of a tile whose first entry is (i, j) of the product.
-struct Store {  // u = product + bias
-  float* out;
-  Index step;
+// What becomes of a vector of a product before it is stored at out[place], in column `column`.
+struct AddBias {
   const float* bias;
-  template <int M, int N>
-  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-      const Vec own = load(bias + j + v * kWidth);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) store(out + (i + m) * step + j + v * kWidth, add(acc[m][v], own));
-    }
+  INRFAST_INLINE Vec operator()(Vec u, Index, Index column) const { return add(u, load(bias + column)); }
+};
+
+struct AddBiasAndRelu {
+  const float* bias;
+  INRFAST_INLINE Vec operator()(Vec u, Index, Index column) const {
+    return maximum(zero(), add(u, load(bias + column)));  // NaN stays
   }
 };
 
-struct StoreRelu {
-  float* out;
-  Index step;
-  const float* bias;
-  template <int M, int N>
-  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-      const Vec own = load(bias + j + v * kWidth);
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        store(out + (i + m) * step + j + v * kWidth, maximum(zero(), add(acc[m][v], own)));  // NaN stays
-      }
-    }
-  }
-};
-
-struct StoreWhereActive {  // behind ReLU: the error passes where the value is above 0, or NaN
-  float* out;
-  Index step;
+struct WhereActive {  // behind ReLU: an error passes where the value is above 0, or NaN
   const float* value;
-  template <int M, int N>
-  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const Index place = (i + m) * step + j + v * kWidth;
-        store(out + place, where_positive(load(value + place), acc[m][v]));
-      }
-    }
+  INRFAST_INLINE Vec operator()(Vec error, Index place, Index) const {
+    return where_positive(load(value + place), error);
   }
 };
 
-struct StoreTimes {
-  float* out;
-  Index step;
+struct TimesSlope {
   const float* slope;
-  template <int M, int N>
-  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        const Index place = (i + m) * step + j + v * kWidth;
-        store(out + place, multiply(load(slope + place), acc[m][v]));
-      }
-    }
-  }
+  INRFAST_INLINE Vec operator()(Vec error, Index place, Index) const { return multiply(load(slope + place), error); }
 };
 
-struct Accumulate {
+struct AddTo {
+  const float* sum;
+  INRFAST_INLINE Vec operator()(Vec part, Index place, Index) const { return add(load(sum + place), part); }
+};
+
+// Where a product goes.
+template <class End>
+struct Target {
   float* out;
   Index step;
-  template <int M, int N>
-  INRFAST_INLINE void operator()(Index i, Index j, Vec (&acc)[M][N]) const {
-#pragma GCC unroll 4
-    for (int v = 0; v < N; ++v) {
-#pragma GCC unroll 16
-      for (int m = 0; m < M; ++m) {
-        float* place = out + (i + m) * step + j + v * kWidth;
-        store(place, add(load(place), acc[m][v]));
-      }
-    }
-  }
+  End end;
 };
 
 template <int M, int N, class End>
 __attribute__((noinline)) void tile(Index i, Index j, Index depth, const float* a, Index a_row, Index a_step,
-                                    const float* b, Index b_step, const End& end) {
+                                    const float* b, Index b_step, const Target<End>& to) {
   Vec acc[M][N];
   multiply<M, N>(depth, a, a_row, a_step, b, b_step, acc);
-  end(i, j, acc);
+#pragma GCC unroll 16
+  for (int m = 0; m < M; ++m) {
+#pragma GCC unroll 4
+    for (int v = 0; v < N; ++v) {
+      const Index column = j + v * kWidth, place = (i + m) * to.step + column;
+      store(to.out + place, to.end(acc[m][v], place, column));
+    }
+  }
 }
 
 // A tile of `rows` <= M rows: as many instances as there are heights.
 template <int M, int N, class End>
 INRFAST_INLINE void tile_of(Index rows, Index i, Index j, Index depth, const float* a, Index a_row, Index a_step,
-                            const float* b, Index b_step, const End& end) {
+                            const float* b, Index b_step, const Target<End>& to) {
   if constexpr (M > 1) {
-    if (rows < M) return tile_of<M - 1, N>(rows, i, j, depth, a, a_row, a_step, b, b_step, end);
+    if (rows < M) return tile_of<M - 1, N>(rows, i, j, depth, a, a_row, a_step, b, b_step, to);
   }
-  tile<M, N>(i, j, depth, a, a_row, a_step, b, b_step, end);
+  tile<M, N>(i, j, depth, a, a_row, a_step, b, b_step, to);
 }
 
 // All rows of one panel of N vectors, in heights as equal as can be.
 template <int N, class End>
 INRFAST_INLINE void panel(Index rows, Index j, Index depth, const float* a, Index a_row, Index a_step, const float* b,
-                          Index b_step, const End& end) {
+                          Index b_step, const Target<End>& to) {
   constexpr Index most = kRows[N];
   const Index tiles = (rows + most - 1) / most, height = rows / tiles, higher = rows % tiles;
   for (Index t = 0, i = 0; t < tiles; ++t) {
     const Index own = height + (t < higher ? 1 : 0);
-    tile_of<kRows[N], N>(own, i, j, depth, a + i * a_row, a_row, a_step, b, b_step, end);
+    tile_of<kRows[N], N>(own, i, j, depth, a + i * a_row, a_row, a_step, b, b_step, to);
     i += own;
   }
 }
@@ -154,24 +116,24 @@ INRFAST_INLINE void panel(Index rows, Index j, Index depth, const float* a, Inde
 // The same for a panel of at least one vector, and at most N.
 template <int N, class End>
 INRFAST_INLINE void panels(Index vectors, Index rows, Index j, Index depth, const float* a, Index a_row, Index a_step,
-                           const float* b, Index b_step, const End& end) {
+                           const float* b, Index b_step, const Target<End>& to) {
   if constexpr (N > 1) {
-    if (vectors < N) return panels<N - 1>(vectors, rows, j, depth, a, a_row, a_step, b, b_step, end);
+    if (vectors < N) return panels<N - 1>(vectors, rows, j, depth, a, a_row, a_step, b, b_step, to);
   }
-  panel<N>(rows, j, depth, a, a_row, a_step, b, b_step, end);
+  panel<N>(rows, j, depth, a, a_row, a_step, b, b_step, to);
 }
 
 // Columns [0, columns) of a product, a multiple of kLanes. A packed b holds panel after panel; else b_step is its own.
 template <class End>
 void product(Index rows, Index columns, Index depth, const float* a, Index a_row, Index a_step, const float* b,
-             Index b_step, const End& end) {
+             Index b_step, const Target<End>& to) {
   static_assert(kPanel % (kVectors * kWidth) == 0 && kLanes % kWidth == 0, "panels are whole tiles");
   for (Index j = 0; j < columns; j += kPanel) {
     const Index width = columns - j < kPanel ? columns - j : kPanel;
     const Index step = b_step == 0 ? width : b_step;
     const float* own = b_step == 0 ? b + j * depth : b + j;
     for (Index inner = 0; inner < width; inner += kVectors * kWidth) {
-      panels<kVectors>((width - inner) / kWidth, rows, j + inner, depth, a, a_row, a_step, own + inner, step, end);
+      panels<kVectors>((width - inner) / kWidth, rows, j + inner, depth, a, a_row, a_step, own + inner, step, to);
     }
   }
 }
@@ -254,10 +216,10 @@ void layer_forward(const MlpLayer& layer, const Buffers& buffers, bool head, Ind
   const bool relu = !head && layer.activation == Activation::kRelu;
   if (relu) {
     product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
-            StoreRelu{buffers.value, step, buffers.bias});
+            Target<AddBiasAndRelu>{buffers.value, step, {buffers.bias}});
   } else {
     product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
-            Store{buffers.value, step, buffers.bias});
+            Target<AddBias>{buffers.value, step, {buffers.bias}});
     if (!head) activate(layer.activation, layer.omega, rows, padded(layer.out), step, buffers.value, buffers.slope);
   }
 }
@@ -275,10 +237,11 @@ void layer_gradient(const MlpLayer& layer, const Buffers& buffers, Index rows, c
   }
   if (layer.weight_grad == nullptr) return;
   if (is_transposed(layer)) {
-    product(layer.in, padded(layer.out), rows, in, 1, in_step, error, step, Accumulate{buffers.weight_grad, step});
+    product(layer.in, padded(layer.out), rows, in, 1, in_step, error, step,
+            Target<AddTo>{buffers.weight_grad, step, {buffers.weight_grad}});
   } else {
     product(layer.out, padded(layer.in), rows, error, 1, step, in, in_step,
-            Accumulate{buffers.weight_grad, row_step(layer.in)});
+            Target<AddTo>{buffers.weight_grad, row_step(layer.in), {buffers.weight_grad}});
   }
 }
 
@@ -287,9 +250,10 @@ void error_below(const MlpLayer& layer, const MlpLayer& below, const Buffers& bu
   const Index step = row_step(layer.out), out_step = row_step(layer.in), columns = padded(layer.in);
   if (below.activation == Activation::kRelu) {
     product(rows, columns, layer.out, error, step, 1, buffers.backward, 0,
-            StoreWhereActive{out, out_step, lower.value});
+            Target<WhereActive>{out, out_step, {lower.value}});
   } else {
-    product(rows, columns, layer.out, error, step, 1, buffers.backward, 0, StoreTimes{out, out_step, lower.slope});
+    product(rows, columns, layer.out, error, step, 1, buffers.backward, 0,
+            Target<TimesSlope>{out, out_step, {lower.slope}});
   }
 }
 
@@ -308,8 +272,8 @@ double errors_of(const MlpPoints& points, Index first, Index rows, Index columns
   for (Index i = 0; i < rows; ++i) {
     const Index row = points.index != nullptr ? points.index[first + i] : points.first + first + i;
     for (Index c = 0; c < columns; ++c) {
-      const float weight =
-          points.weight == nullptr ? 1.0f : points.weight[row * points.weight_columns + (points.weight_columns > 1 ? c : 0)];
+      const Index own = row * points.weight_columns + (points.weight_columns > 1 ? c : 0);
+      const float weight = points.weight == nullptr ? 1.0f : points.weight[own];
       const float error = out[i * step + c] - points.target[row * columns + c];
       squares += static_cast<double>(error * weight) * error;
       out[i * step + c] = error * weight * scale;

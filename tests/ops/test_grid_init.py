@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import re
@@ -240,34 +239,6 @@ def test_bad_input_is_named(arguments: dict, error: type[Exception], named: str)
 def test_absent_gpu_is_refused() -> None:
     with pytest.raises(NotAvailableError, match="no CUDA device"):
         rank_expanding(4, 2, device="cuda")
-
-
-def test_missing_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reason is that of the first attempt, and stays."""
-
-    def fail(name: str) -> None:
-        raise ImportError(f"no {name}, for a test")
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    extension._extension_or_reason.cache_clear()
-    try:
-        with pytest.raises(NotAvailableError, match="for a test"):
-            rank_expanding(4, 2)
-        monkeypatch.undo()
-        with pytest.raises(NotAvailableError, match="for a test"):
-            rank_expanding(4, 2)
-    finally:
-        extension._extension_or_reason.cache_clear()
-    assert rank_expanding(4, 2)[0].shape == (4, 2)
-
-
-def test_cuda_half_is_in_the_module_exactly_when_it_says_so() -> None:
-    """GPU code sits in the ELF section .nv_fatbin."""
-    module = extension.load_extension()
-    build = module.build_info()
-    binary = Path(module.__file__).read_bytes()
-    assert (b".nv_fatbin" in binary) == (build["cuda"] is not None)
-    assert (build["cuda_archs"] is None) == (build["cuda"] is None)
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

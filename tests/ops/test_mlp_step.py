@@ -11,6 +11,7 @@ from torch import Tensor
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS as FORMULAS
+from inrfast.errors import NotAvailableError
 from inrfast.ops import mlp_step
 from inrfast.ops.mlp_step import ACTIVATIONS, Layer, Points
 
@@ -160,7 +161,7 @@ def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str, mon
 
 
 def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.rand(2, 5, 3)
+    x, measured = torch.rand(2, 5, 3), mlp_step._available.__wrapped__
     monkeypatch.setattr(mlp_step, "_available", lambda: "avx2")
     assert mlp_step.applies(["relu", "sine"], [x, None])
     assert not mlp_step.applies(["relu", "tanh"], [x])
@@ -170,5 +171,10 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("INRFAST_GEMM", "torch")
     assert not mlp_step.applies(["relu"], [x])
     monkeypatch.delenv("INRFAST_GEMM")
-    monkeypatch.setattr(mlp_step, "_available", lambda: "")
+
+    def missing() -> None:
+        raise NotAvailableError("it was not built")
+
+    monkeypatch.setattr(mlp_step, "load_extension", missing)
+    monkeypatch.setattr(mlp_step, "_available", measured)
     assert not mlp_step.applies(["relu"], [x])
