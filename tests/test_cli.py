@@ -406,6 +406,7 @@ def test_fit_refuses_bad_settings(photo, cube, ball, tmp_path, refused):
     refused([*fit_photo(photo, *out), "--optimizer", "adamm"], "Did you mean 'adam")
     refused([*fit_photo(photo, *out), "--size", "0"], "size", "at least 1")
     refused([*fit_photo(photo, *out), "--resume"], "checkpoint")
+    refused([*fit_photo(photo, *out), "--memory-budget", "10"], "budget", "10 bytes")
     refused(fit_command(cube, "--size", "9", "--out", tmp_path / "o.npy"), "--size", "5x6x7", "9x9x9")
     refused(fit_command(ball, "--size", "1", "--out", tmp_path / "o.obj"), "--size", "at least 2")
     refused(fit_command(ball, "--samples", "0", "--out", tmp_path / "o.obj"), "--samples", "at least 1")

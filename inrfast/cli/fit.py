@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from inrfast.cli.options import add_command, common_options, network, network_options, seed_option, shape
+from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option, shape
 from inrfast.cli.output import check_file, complain, finite, print_result, progress
 
 ENDINGS = """\
@@ -74,6 +74,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--checkpoint", type=Path, help="file for the state of the fit, to go on from")
     group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="between two of them (%(default)s)")
     group.add_argument("--resume", action="store_true", help="go on from --checkpoint, if there is one")
+    memory_option(group)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -124,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         eval_target=None if weight is None else target,
         seed=arguments.seed,
         progress=progress(arguments),
+        memory_budget=arguments.memory_budget,
     )
     about = {"kind": name, **signal.about}
     save_network(net, model_file, about)
@@ -150,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         found["samples"] = len(coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
-    predictions = render(net, about["shape"], progress=progress(arguments))
+    predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
     try:
         kind.write(predictions, about, out)
     except ValueError as error:  # a surface that is not there; the network is worth keeping

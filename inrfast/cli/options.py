@@ -136,6 +136,13 @@ def size_in_bytes(text: str) -> int:
     return found
 
 
+def memory_option(parser: argparse._ActionsContainer) -> None:
+    """Add ``--memory-budget``."""
+    parser.add_argument(
+        "--memory-budget", type=size_in_bytes, help="such as 512M or 2G (default: half of what is free)"
+    )
+
+
 def device(text: str) -> torch.device:
     """Return a device that can hold a tensor."""
     try:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, shape, size_in_bytes
+from inrfast.cli.options import add_command, common_options, memory_option, shape
 from inrfast.cli.output import check_file, print_result, progress
 from inrfast.errors import check_int
 
@@ -32,9 +32,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--rate", type=int, help="of a sound, in Hz (default: as fitted); it lasts as long, to a sample"
     )
-    parser.add_argument(
-        "--memory-budget", type=size_in_bytes, help="such as 512M or 2G (default: half of what is free)"
-    )
+    memory_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
