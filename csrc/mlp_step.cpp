@@ -17,6 +17,7 @@ const char* mlp_step_instructions() {
 }
 
 double mlp_step(const MlpStep& step, const char* instructions) {
+  if (step.depth > kMostLayers) throw std::invalid_argument("a step takes at most 64 layers");
   if (std::strcmp(instructions, "avx512") == 0) return mlp_step_avx512(step);
   if (std::strcmp(instructions, "avx2") == 0) return mlp_step_avx2(step);
   throw std::invalid_argument("instructions must be avx512 or avx2, got " + std::string(instructions));

@@ -13,6 +13,8 @@
 
 namespace inrfast {
 
+constexpr int kMostLayers = 64;
+
 enum class Activation : int { kRelu = 0, kSine = 1, kGaussian = 2, kFiner = 3 };
 
 struct MlpLayer {

@@ -291,8 +291,6 @@ INRFAST_INLINE float* take(float*& free, Index floats) {
   return taken;
 }
 
-constexpr int kMostLayers = 64;
-
 // Lay out the buffers and pack the weights; return what is left of the workspace.
 float* prepare(const MlpStep& step, Buffers* buffers, float* free) {
   for (int l = 0; l < step.depth; ++l) {

@@ -11,8 +11,8 @@ from typing import IO
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Give an open file beside ``path`` that takes its name in the end, and goes if there is no such end.
+def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give an empty file beside ``path`` that takes its name in the end, and goes if there is no such end.
 
     Raises
     ------
@@ -23,8 +23,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         # A name of its own, since another process may be writing the same file.
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "wb") as file:
-            yield file
+        os.close(handle)
+        yield Path(temporary)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # as any new file; temporary ones are private
@@ -34,6 +34,13 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Give an open file that becomes ``path`` as in :func:`whole_path`."""
+    with whole_path(path) as temporary, open(temporary, "wb") as file:
+        yield file
 
 
 def write_whole(path: str | os.PathLike[str], data: bytes) -> None:

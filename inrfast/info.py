@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,7 +32,7 @@ def info() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "extension": _extension(),
-        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "cpu": {"model": gemm.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "gpus": gpus,
         "backends": {device: backends.report(device) for device in ("cpu", *(["cuda"] if gpus else []))},
         "gemm": gemm.report(),
@@ -96,15 +95,6 @@ def _extension() -> dict[str, Any]:
     except NotAvailableError as error:
         return {"available": False, "reason": str(error)}
     return {"available": True, "build": build}
-
-
-def _cpu_model() -> str:
-    """Return the processor's name; ``platform.processor()`` is empty on most Linux systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

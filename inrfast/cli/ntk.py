@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 
 from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
 from inrfast.cli.output import check_file, print_result, progress
+from inrfast.files import whole_path
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
 
@@ -82,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         "out": None if arguments.out is None else str(arguments.out),
     }
     if arguments.out is not None:
-        with _whole_file(arguments.out) as temporary:
+        with whole_path(arguments.out) as temporary:
             _write_dense(kernel, temporary)
     lines = [f"kernel     {kernel.shape[0]:,} x {kernel.shape[1]:,}, output {arguments.output}, {arguments.precision}"]
     lines += [f"trace      {found['trace']:.6g}", f"Frobenius  {found['frobenius']:.6g}"]
@@ -99,17 +97,6 @@ def _output(text: str) -> str | int:
 
 def _interval(rank: dict[str, Any]) -> str:
     return str(rank["lower"]) if rank["lower"] == rank["upper"] else f"{rank['lower']} to {rank['upper']}"
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside ``path`` that takes its name in the end, and goes if there is no such end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_dense(kernel: Any, path: Path) -> None:

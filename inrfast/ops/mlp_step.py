@@ -117,7 +117,13 @@ def workspace(layers: Sequence[Layer], chunk: int) -> int:
 
 
 def steps(
-    layers: Sequence[Layer], points: Points, scales: Tensor | None, count: int, chunk: int, memory: Tensor
+    layers: Sequence[Layer],
+    points: Points,
+    scales: Tensor | None,
+    count: int,
+    chunk: int,
+    memory: Tensor,
+    instructions: str,
 ) -> Tensor:
     """Return the sums of ``w (f - y)^2`` (count,) in fp64 of ``count`` networks, adding the gradients to the layers'.
 
@@ -134,6 +140,8 @@ def steps(
         Points that go through a network together, as of :func:`chunk_rows`.
     memory
         At least :func:`workspace` floats.
+    instructions
+        Those of :func:`instructions`, or others that this processor has.
     """
     native, rows, own = load_extension(), points.rows, _native(layers)
     assert memory.numel() >= native.mlp_step_workspace(own, chunk) + ALIGNMENT // 4
@@ -148,7 +156,7 @@ def steps(
         count=number,
     )
     found = native.mlp_steps(
-        instructions=instructions(),
+        instructions=instructions,
         layers=own,
         points=place,
         scales=[0.0] * count if scales is None else (2 * scales).tolist(),

@@ -1,7 +1,7 @@
 """The gradient of a fit's loss in three ways that give the same numbers: layerwise, chunked, whole.
 
 - :class:`LayerwiseGradient`: forward and backward of an :class:`inrfast.INR`, or of several of one shape, written out
-  over chunks of rows that stay in cache (:mod:`inrfast.training.layerwise`); nearly all of its time is matrix products.
+  over chunks of rows that stay in cache, on a CPU natively (:mod:`inrfast.training.layerwise`).
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
 - :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
   draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once.

@@ -13,12 +13,14 @@ from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
 from inrfast.nn import INR
 from inrfast.ops import gemm, mlp_step
 from inrfast.threads import MOST_THREADS, share
+from inrfast.threads import cores as torch_cores
 from inrfast.training.data import Data
 from inrfast.training.passes import NARROW, NativePass, Pass, TensorPass, gathered
 from inrfast.training.stack import Stack
 
-LEAST_ROWS, SHARES = 256, 4
-"""Fewest rows that are worth a thread, and shares of the rows a thread: the next one goes to whichever is free."""
+LEAST_ROWS, SHARES, MOST_SHARES = 256, 4, 16
+"""Fewest rows that are worth a thread; shares of the rows a thread, the next one for whichever is free; and of all
+threads, where more would take longer to add up than they save."""
 
 SMALL = 2**15
 """Entries of features up to which an operation is over before a second core has joined in: torch's own grain."""
@@ -33,7 +35,7 @@ class LayerwiseGradient:
 
     With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = 2 w (f - y) / sum w`` at the head:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
-    of rows. Several networks of few points share a chunk, as a batch of matrices.
+    of rows: by native steps where they apply, else by torch's operations (:mod:`inrfast.training.passes`).
 
     On a CPU each thread takes its own networks or, of a single one, its own shares of the rows, so that threads wait
     for each other once a step and not once an operation. Shares and their sums are fixed, whichever thread takes them:
@@ -50,7 +52,7 @@ class LayerwiseGradient:
     budget
         Bytes for the buffers, and for the encoded points if they fit half of it.
     cores
-        Threads at most; None takes as many as torch may use now and the matrix library leaves free.
+        Threads at most, and fewer where the matrix library has its own; None takes as many as torch may use now.
     narrow
         Products between hidden layers take operands in bfloat16 and round results to it; what meets the coordinates,
         predictions, weights and their gradients stays as it is. A gradient then has a relative error near 1e-2.
@@ -73,8 +75,9 @@ class LayerwiseGradient:
         self.encoded, self.encodings = _encoded(stack, data.coords, budget, narrow)
         self.rows = self.block = 1
         self.by_networks = False
+        cores = torch.get_num_threads() if cores is None else cores
         self.passes: Sequence[Pass] = self._native_passes(points, budget, cores)
-        self.native = len(self.passes) > 0
+        self.native = mlp_step.instructions() if self.passes else ""
         self.passes = self.passes or self._tensor_passes(points, budget, cores)
         widest = max(net.width, net.out_features)
         self.one_core = len(self.passes) > 1 or self.block * self.rows * widest <= SMALL
@@ -82,13 +85,13 @@ class LayerwiseGradient:
         own = 1 if self.by_networks else self._shares_of(points)
         self.sums = [stack.grads, *({n: torch.zeros_like(g) for n, g in stack.grads.items()} for _ in range(own - 1))]
 
-    def _native_passes(self, points: int, budget: int, cores: int | None) -> Sequence[Pass]:
+    def _native_passes(self, points: int, budget: int, cores: int) -> Sequence[Pass]:
         """Return the threads' parts by native steps, none where those do not apply or fit."""
         inputs = self.encoded
         if self.narrow or self.encodings is not None or not NativePass.applies(self.net, self.stack, inputs, self.data):
             return ()
         widest = max(self.net.width, self.net.out_features, inputs.shape[2])
-        cores = min(torch.get_num_threads(), MOST_THREADS) if cores is None else cores
+        cores = min(cores, MOST_THREADS)
         self.rows = mlp_step.chunk_rows(widest, points)
         self.block = math.ceil(len(self.stack) / (4 * cores))
         threads = self._threads(points, cores)
@@ -97,7 +100,7 @@ class LayerwiseGradient:
             return ()
         return [first, *(NativePass(self) for _ in range(threads - 1))]
 
-    def _tensor_passes(self, points: int, budget: int, cores: int | None) -> Sequence[Pass]:
+    def _tensor_passes(self, points: int, budget: int, cores: int) -> Sequence[Pass]:
         """Return the threads' parts by torch's operations."""
         net, like = self.net, self.data.target
         widest = max(net.width, net.out_features)
@@ -106,7 +109,8 @@ class LayerwiseGradient:
         affordable = budget // row_bytes
         size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
         self.rows = min(cached_rows(widest, like, size), points, affordable)
-        cores = gemm.threads(like.dtype, like.device) if cores is None else cores
+        with torch_cores(cores):
+            cores = gemm.threads(like.dtype, like.device)
         together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
         self.block = min(together_fit, math.ceil(len(self.stack) / (2 * cores))) if self.rows == points else 1
         threads = min(self._threads(points, cores), max(1, affordable // (self.block * self.rows)))
@@ -128,7 +132,7 @@ class LayerwiseGradient:
             "threads": len(self.passes),
             "encoded": self.encodings is None,
             "products": "bf16" if self.narrow else str(self.data.target.dtype).removeprefix("torch."),
-            "native": mlp_step.instructions() if self.native else None,
+            "native": self.native or None,
         }
 
     @torch.no_grad()
@@ -157,7 +161,9 @@ class LayerwiseGradient:
     def _shares_of(self, count: int) -> int:
         """Return into how many shares so many rows fall: a few a thread, since cores are rarely equally free."""
         threads = min(len(self.passes), max(1, count // LEAST_ROWS))
-        return threads * min(SHARES, max(1, count // (threads * LEAST_ROWS))) if threads > 1 else 1
+        if threads == 1:
+            return 1
+        return threads * max(1, min(SHARES, MOST_SHARES // threads, count // (threads * LEAST_ROWS)))
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""
@@ -175,12 +181,11 @@ class LayerwiseGradient:
         ``scales`` are the factors of the losses; None: predictions alone, no gradient.
         """
         blocks = list(chunks(len(self.stack), self.block))
-        shares = 1 if self.by_networks else self._shares_of(count)
-        pieces: list[tuple[int, list[slice], range]] = []  # which sums are theirs, networks, rows
+        pieces: list[tuple[int, list[slice], range]]  # which sums are theirs, networks, rows
         if self.by_networks:
             pieces = [(0, [block], range(count)) for block in blocks]
         else:
-            rows = chunks(count, -(-count // shares))
+            rows = chunks(count, -(-count // self._shares_of(count)))
             pieces = [(place, blocks, range(some.start, some.stop)) for place, some in enumerate(rows)]
         found: list[Tensor] = [torch.zeros(0)] * len(pieces)
 

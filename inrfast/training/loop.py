@@ -10,24 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast import backends
 from inrfast.errors import check_float, check_int
-from inrfast.memory import budget_bytes
-from inrfast.training.callbacks import check_callbacks
 from inrfast.training.data import Data, check_data, check_net, check_spread
 from inrfast.training.gradients import Loss
 from inrfast.training.optimizers import learning_rates
-from inrfast.training.run import Member, Settings
-from inrfast.training.session import (
-    EVALUATIONS,
-    FitResult,
-    Session,
-    check_batch_size,
+from inrfast.training.run import Member
+from inrfast.training.session import FitResult, Session
+from inrfast.training.settings import (
     check_checkpoint,
     check_loss,
     check_optimizer,
-    check_precision,
     check_progress,
+    check_settings,
+    described,
 )
 
 
@@ -161,28 +156,28 @@ def fit(
     steps = check_int("steps", steps, minimum=1)
     lr = check_float("lr", lr, minimum=0.0, exclusive=True)
     rate = learning_rates(lr, schedule, steps)
-    eval_every = max(1, steps // EVALUATIONS) if eval_every is None else check_int("eval_every", eval_every, minimum=1)
     goal = math.inf if target_psnr is None else check_float("target_psnr", target_psnr)
-    patience = None if patience is None else check_int("patience", patience, minimum=1)
-    clip_norm = None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True)
     dtype, device = check_net(net)
     data = check_data(net, coords, target, weight)
     if not callable(loss):
         check_spread(data)
     evaluation = check_evaluation(net, coords, eval_coords, eval_target)
-    backends.torch_only(backend, "fitting")
-    settings = Settings(
+    settings = check_settings(
+        points=data.points,
+        dtype=dtype,
+        device=device,
         steps=steps,
-        batch_size=check_batch_size(batch_size, data.points),
+        batch_size=batch_size,
         loss=loss,
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
         eval_every=eval_every,
         patience=patience,
-        narrow=check_precision(precision, dtype, device),
-        budget=budget_bytes(memory_budget, device),
-        callbacks=check_callbacks(callbacks),
+        precision=precision,
+        backend=backend,
+        memory_budget=memory_budget,
+        callbacks=callbacks,
     )
     member = Member(net, data, evaluation, lr, rate, goal, check_int("seed", seed, minimum=0))
     config = described(settings, schedule, target_psnr, precision)
@@ -201,32 +196,3 @@ def check_evaluation(net: nn.Module, coords: Any, eval_coords: Any, eval_target:
         return None
     points = coords if eval_coords is None else eval_coords
     return check_data(net, points, eval_target, names=("eval_coords", "eval_target", "weight"))
-
-
-def described(
-    settings: Settings, schedule: str | Callable[[int], float], target_psnr: float | None, precision: str
-) -> dict[str, Any]:
-    """Return the settings that networks have in common as plain values, for results and checkpoints."""
-    optimizer = settings.optimizer
-    return {
-        "steps": settings.steps,
-        "schedule": _named(schedule),
-        "batch_size": settings.batch_size,
-        "loss": _named(settings.loss),
-        "optimizer": optimizer if isinstance(optimizer, str) else _optimizer_named(optimizer),
-        "weight_decay": settings.weight_decay,
-        "clip_norm": settings.clip_norm,
-        "precision": precision,
-        "eval_every": settings.eval_every,
-        "target_psnr": target_psnr,
-        "patience": settings.patience,
-    }
-
-
-def _named(given: Any) -> str:
-    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
-
-
-def _optimizer_named(optimizer: torch.optim.Optimizer) -> str:
-    plain = {name: value for name, value in optimizer.defaults.items() if isinstance(value, (int, float, bool, tuple))}
-    return f"{type(optimizer).__name__}({', '.join(f'{name}={value}' for name, value in plain.items())})"

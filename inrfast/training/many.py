@@ -9,25 +9,20 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from inrfast import backends
 from inrfast.errors import check_float, check_int
-from inrfast.memory import budget_bytes
-from inrfast.training.callbacks import check_callbacks
 from inrfast.training.data import Data, aligned, check_data, check_net, check_spread
 from inrfast.training.gradients import Loss
-from inrfast.training.loop import check_evaluation, described
+from inrfast.training.loop import check_evaluation
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates
-from inrfast.training.run import Member, Settings
-from inrfast.training.session import (
-    EVALUATIONS,
-    FitResult,
-    Session,
-    check_batch_size,
+from inrfast.training.run import Member
+from inrfast.training.session import FitResult, Session
+from inrfast.training.settings import (
     check_checkpoint,
     check_loss,
     check_optimizer,
-    check_precision,
     check_progress,
+    check_settings,
+    described,
 )
 
 T = TypeVar("T")
@@ -64,8 +59,8 @@ def fit_many(
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
-    INRs of one shape without norms, on equally many points, are stacked: their products are batches of matrices, and
-    each thread has its own networks. All others (batch norm, other modules, losses of your own) take their steps one
+    INRs of one shape without norms, on equally many points, are stacked: their parameters lie side by side, and each
+    thread takes its own networks. All others (batch norm, other modules, losses of your own) take their steps one
     after another in the same loop. A network that reaches its goal, loses patience or diverges stops; the others go on.
 
     Parameters
@@ -123,21 +118,22 @@ def fit_many(
     ]
     dtype, device = check_net(nets[0], "nets[0]")
     data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread=not callable(loss))
-    backends.torch_only(backend, "fitting")
-    settings = Settings(
+    settings = check_settings(
+        points=min(one.points for one in data),
+        dtype=dtype,
+        device=device,
         steps=steps,
-        batch_size=check_batch_size(batch_size, min(one.points for one in data)),
+        batch_size=batch_size,
         loss=loss,
         optimizer=name,
         weight_decay=weight_decay,
-        clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
-        eval_every=max(1, steps // EVALUATIONS)
-        if eval_every is None
-        else check_int("eval_every", eval_every, minimum=1),
-        patience=None if patience is None else check_int("patience", patience, minimum=1),
-        narrow=check_precision(precision, dtype, device),
-        budget=budget_bytes(memory_budget, device),
-        callbacks=check_callbacks(callbacks),
+        clip_norm=clip_norm,
+        eval_every=eval_every,
+        patience=patience,
+        precision=precision,
+        backend=backend,
+        memory_budget=memory_budget,
+        callbacks=callbacks,
     )
     members = [
         Member(net, own, evaluation, rate, learning_rates(rate, schedule, steps), goal, number)

@@ -56,7 +56,7 @@ class NativePass:
     """By one native call a block of networks: see :mod:`inrfast.ops.mlp_step`."""
 
     def __init__(self, of: Work) -> None:
-        self.of, self.omegas = of, of.net.omegas
+        self.of, self.instructions = of, mlp_step.instructions()
         self.memory = of.data.target.new_empty(mlp_step.workspace(self._layers(slice(None), {}), of.rows))
 
     @staticmethod
@@ -84,6 +84,7 @@ class NativePass:
             block.stop - block.start,
             self.of.rows,
             self.memory,
+            self.instructions,
         )
 
     def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
@@ -97,7 +98,7 @@ class NativePass:
             return stack.of(parameter)[block], None if total is None else total[block]
 
         layers = []
-        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*self.omegas, 1.0], strict=True):
+        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*net.omegas, 1.0], strict=True):
             assert isinstance(layer, nn.Linear)
             (weight, weight_grad), (bias, bias_grad) = pair(layer.weight), pair(layer.bias)
             assert weight is not None
@@ -135,7 +136,7 @@ class TensorPass:
     def over(
         self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
     ) -> Tensor:
-        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
+        """See :class:`Pass`."""
         k = block.stop - block.start
         squares = torch.zeros(k, dtype=torch.float64)
         weights, biases = self._narrowed(block)

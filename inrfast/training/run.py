@@ -14,32 +14,15 @@ from torch import Tensor, nn
 
 from inrfast.errors import DivergedError
 from inrfast.metrics import mse_to_psnr
-from inrfast.ops import gemm
 from inrfast.threads import cores, interrupts_later
 from inrfast.training import optimizers
 from inrfast.training.batches import Batches, step_seed
 from inrfast.training.callbacks import FitState, told
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.gradients import Gradient, Loss, WholeGradient, evaluation_of, gradient_of
+from inrfast.training.gradients import Gradient, WholeGradient, evaluation_of, gradient_of
+from inrfast.training.settings import Settings
 from inrfast.training.stack import Stack
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all networks of a fit have in common."""
-
-    steps: int
-    batch_size: int | None
-    loss: Loss
-    optimizer: str | torch.optim.Optimizer
-    weight_decay: float
-    clip_norm: float | None
-    eval_every: int
-    patience: int | None
-    narrow: bool
-    budget: int
-    callbacks: tuple[Any, ...]
 
 
 @dataclass
@@ -109,7 +92,6 @@ class Run:
         self.begun = self.done = 0
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
-        self.cores = gemm.threads(stack_data.target.dtype, stack_data.target.device)
         self._take()
         self.good = [tensor.clone() for tensor in self.stack.state]
         self.best = [tensor.clone() for tensor in self.stack.state]
@@ -119,7 +101,7 @@ class Run:
         """Make the gradient and the evaluation of the stack."""
         s = self.settings
         self.gradient: Gradient = gradient_of(
-            self.stack, self.data, s.loss, s.budget, s.batch_size, s.narrow, self.cores
+            self.stack, self.data, s.loss, s.budget, s.batch_size, s.narrow, self.callers_cores
         )
         for member in self.members:
             member.gradient = self.gradient.name
@@ -127,7 +109,7 @@ class Run:
         if own and not isinstance(self.gradient, WholeGradient):
             self.mean_square = self.gradient.mean_square
         else:
-            self.mean_square = evaluation_of(self.stack, self.evaluation or self.data, s.budget, self.cores)
+            self.mean_square = evaluation_of(self.stack, self.evaluation or self.data, s.budget, self.callers_cores)
         full = s.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
         self.free = own and full and self.data.weight is None and not isinstance(self.gradient, WholeGradient)

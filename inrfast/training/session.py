@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 import warnings
@@ -22,23 +21,16 @@ from inrfast.errors import (
     InrfastError,
     MemoryBudgetError,
     NotAvailableError,
-    check_choice,
-    check_float,
-    check_int,
 )
 from inrfast.nn import INR
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
 from inrfast.training.checkpoint import FIT_SCHEMA, differences, fingerprint, read_tree, write_tree
 from inrfast.training.data import stacked
-from inrfast.training.gradients import LOSSES, Loss, is_plain
-from inrfast.training.optimizers import OPTIMIZERS
-from inrfast.training.run import Member, Run, Settings
+from inrfast.training.gradients import is_plain
+from inrfast.training.run import Member, Run
+from inrfast.training.settings import Settings
 from inrfast.training.stack import modes_kept
-
-PRECISIONS = ("highest", "high", "medium")
-EVALUATIONS = 100
-"""Evaluations of the PSNR in a run where ``eval_every`` is not given: enough for a curve, few enough to cost little."""
 
 UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
 """Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
@@ -87,89 +79,6 @@ class FitResult:
     config: dict[str, Any]
     stopped: str = "steps"
     error: DivergedError | None = None
-
-
-# ---- the door ----------------------------------------------------------------------------------------------------
-
-
-def check_loss(loss: Any, weighted: bool) -> Loss:
-    """Return a loss known by name or a callable, which takes no weights."""
-    if not callable(loss):
-        return check_choice("loss", loss, LOSSES)
-    if weighted:
-        raise ValueError("weight goes with loss='mse'; a loss of your own weights its points itself")
-    return loss
-
-
-def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.optim.Optimizer, float]:
-    """Return an optimiser known by name or torch's, which has its own weight decay."""
-    weight_decay = check_float("weight_decay", weight_decay, minimum=0.0)
-    if isinstance(optimizer, torch.optim.Optimizer):
-        if weight_decay:
-            raise ValueError("weight_decay goes with an optimizer named here; give it to your own optimizer instead")
-        return optimizer, 0.0
-    if not isinstance(optimizer, str):
-        raise TypeError(
-            f"optimizer must be one of {list(OPTIMIZERS)} or a torch.optim.Optimizer, got {type(optimizer).__name__}"
-        )
-    return check_choice("optimizer", optimizer, OPTIMIZERS), weight_decay
-
-
-def check_precision(precision: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether products may be in bfloat16: asked for, and a gain on this device."""
-    check_choice("precision", precision, PRECISIONS)
-    if precision == "highest" and dtype != torch.float64:
-        raise ValueError(f"precision='highest' trains in fp64 but the network is {dtype}; call net.double() first")
-    if precision == "medium" and dtype != torch.float32:
-        raise ValueError(f"precision='medium' takes fp32 networks, got {dtype}; use 'high' or 'highest'")
-    return precision == "medium" and (device.type == "cuda" or gemm.multiplies_bf16())
-
-
-def check_batch_size(batch_size: Any, points: int) -> int | None:
-    """Return the points of a step, at most all of them."""
-    if batch_size is None:
-        return None
-    batch_size = check_int("batch_size", batch_size, minimum=1)
-    if batch_size > points:
-        raise ValueError(f"batch_size must be at most the number of points {points}, got {batch_size}")
-    return batch_size
-
-
-def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
-    """Return the file of checkpoints; what would fail after an hour fails now.
-
-    Raises
-    ------
-    FileExistsError
-        There is a file and the fit is not to go on from it: an hour's work is not overwritten by a forgotten argument.
-    """
-    check_float("checkpoint_seconds", seconds, minimum=0.0)
-    if not isinstance(resume, bool):
-        raise TypeError(f"resume must be True or False, got {resume!r}")
-    if checkpoint is None:
-        if resume:
-            raise ValueError("resume=True needs checkpoint, the file to go on from")
-        return None
-    if not isinstance(checkpoint, (str, os.PathLike)):
-        raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
-    path = Path(checkpoint)
-    if path.is_dir():
-        raise IsADirectoryError(f"checkpoint must be a file, got the folder {path}")
-    if not path.parent.is_dir():
-        kind = NotADirectoryError if path.parent.exists() else FileNotFoundError
-        raise kind(f"checkpoint: {path.parent} is not an existing folder")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"checkpoint: cannot write into the folder {path.parent}")
-    if path.exists() and not resume:
-        raise FileExistsError(f"checkpoint: {path} exists; go on from it with resume=True, or remove it")
-    return path
-
-
-def check_progress(progress: Any) -> bool | None:
-    """Return whether to show a bar; None leaves it to the terminal."""
-    if progress is not None and not isinstance(progress, bool):
-        raise TypeError(f"progress must be True, False or None, got {progress!r}")
-    return progress
 
 
 # ---- the fit -----------------------------------------------------------------------------------------------------

@@ -45,9 +45,11 @@ def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer
     return found
 
 
-def run(layers: list[Layer], points: Points, scales: Tensor | None, count: int, chunk: int = 84) -> Tensor:
+def run(
+    instructions: str, layers: list[Layer], points: Points, scales: Tensor | None, count: int, chunk: int = 84
+) -> Tensor:
     memory = torch.full((mlp_step.workspace(layers, chunk),), float("nan"))  # nothing may depend on what was there
-    return mlp_step.steps(layers, points, scales, count, chunk, memory)
+    return mlp_step.steps(layers, points, scales, count, chunk, memory, instructions)
 
 
 @torch.no_grad()
@@ -87,9 +89,8 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
     frozen = {index for index in range(depth) if data.draw(st.booleans())}
     scales = 0.1 + torch.rand(count, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     layers = layers_of(nets, frozen)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlp_step, "instructions", lambda: kind)
-        found = run(layers, Points(coords, target, weight, rows), scales, count, data.draw(st.sampled_from([84, 168])))
+    chunk = data.draw(st.sampled_from([84, 168]))
+    found = run(kind, layers, Points(coords, target, weight, rows), scales, count, chunk)
 
     for number, net in enumerate(nets):
         twin = copy.deepcopy(net).double()
@@ -110,11 +111,8 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
 
 @needs_native
 @pytest.mark.parametrize("name", ["sine", "gaussian", "finer"])
-def test_activations_are_exact_to_four_units_of_the_last_place(
-    instructions: str, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str, name: str) -> None:
     """Also for large angles and far down the bell. Networks of one unit and one point show value and derivative."""
-    monkeypatch.setattr(mlp_step, "instructions", lambda: instructions)
     x = torch.logspace(-6, {"sine": 7, "gaussian": 1, "finer": 3}[name], 3000) * (-1) ** torch.arange(3000)
     if name == "gaussian":
         value = torch.exp(-(x * x).double())
@@ -128,33 +126,39 @@ def test_activations_are_exact_to_four_units_of_the_last_place(
     one, zero, grad = torch.ones(3000, 1, 1), torch.zeros(3000, 1), torch.zeros(3000, 1)
     layers = [Layer(name, 1.0, one, zero, None, grad), Layer("relu", 1.0, one, zero)]
     points = Points(x.reshape(-1, 1, 1), torch.full((1, 1, 1), -2.0), None, range(1))
-    squares = run(layers, points, torch.full((3000,), 0.5), 3000)  # of value + 2; their gradient is that times slope
+    squares = run(
+        instructions, layers, points, torch.full((3000,), 0.5), 3000
+    )  # of value + 2; their gradient is that times slope
     assert ((squares.sqrt() - 2 - value).abs() <= 4 * 2.0**-23).all()
     assert ((grad[:, 0] - (value + 2) * slope).abs() <= 4 * 2.0**-23 * (value + 2) * scale + 1e-37).all()
 
 
 @needs_native
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_what_is_no_number_stays_so(instructions: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlp_step, "instructions", lambda: instructions)
+def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
     for bad in (float("nan"), float("inf") if name in ("sine", "finer") else float("nan")):
         net = inr.INR(2, 1, width=20, hidden_layers=2, activation=name)
         with torch.no_grad():
             net.layers[0].bias[3] = bad
         layers = layers_of([net])
-        found = run(layers, Points(random(1, 9, 2, seed=0), random(1, 9, 1, seed=1), None, range(9)), torch.ones(1), 1)
+        found = run(
+            instructions,
+            layers,
+            Points(random(1, 9, 2, seed=0), random(1, 9, 1, seed=1), None, range(9)),
+            torch.ones(1),
+            1,
+        )
         assert math.isnan(float(found))
         assert layers[1].weight_grad is not None
         assert bool(layers[1].weight_grad.isnan().any())
 
 
 @needs_native
-def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlp_step, "instructions", lambda: instructions)
+def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str) -> None:
     net = inr.INR(2, 3, width=40, hidden_layers=2)
     layers = layers_of([net])
     points = Points(random(1, 500, 2, seed=0), random(1, 500, 3, seed=1), None, range(500))
-    found = run(layers, points, None, 1)
+    found = run(instructions, layers, points, None, 1)
     assert all(layer.weight_grad is not None and not layer.weight_grad.any() for layer in layers)
     exact = (net(points.coords[0]) - points.target[0]).detach().double().square().sum()
     assert float(found) == pytest.approx(float(exact), rel=1e-5)

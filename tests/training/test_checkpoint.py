@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.ops import gemm
+from inrfast.ops import gemm, mlp_step
 from inrfast.training import checkpoint
 from inrfast.training.callbacks import TrackNTK
 from inrfast.training.checkpoint import load_network, pack, save_network, unpack
@@ -134,6 +134,18 @@ def test_an_interrupted_fit_goes_on_to_the_same_digits(
     assert all(torch.equal(result.best_state[name], tensor) for name, tensor in expected.best_state.items())
     again = run(make(), callbacks=[InterruptAt(-1)], checkpoint=path, resume=True)
     assert (again.steps, again.losses, again.stopped) == (24, expected.losses, "steps")
+
+
+@pytest.mark.skipif(not mlp_step.instructions(), reason="this processor has no native step")
+def test_a_native_step_takes_the_threads_that_a_library_with_its_own_would_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gemm, "threads", lambda dtype, device: 1)
+    coords = inr.grid((40, 40))
+    for name, net in (("native", small()), ("tensors", small(activation="tanh"))):
+        fit(net, coords, torch.zeros(1600, net.out_features), steps=1, checkpoint=tmp_path / name)
+        (layout,) = checkpoint.read_tree(tmp_path / name, [checkpoint.FIT_SCHEMA])[2]["layout"]
+        assert layout["threads"] == (torch.get_num_threads() if name == "native" else 1)
 
 
 @pytest.mark.parametrize("where", ["gradient", "update"])
