@@ -82,7 +82,7 @@ def resolve(backend: str, device: torch.device | str) -> str:
         return "triton"
     if backend == "triton":
         raise NotAvailableError(f"backend='triton' cannot run: {reason}; use backend='torch' or 'auto'")
-    _warn_once(f"backend='auto' takes 'torch': {reason}")
+    warn_once(f"backend='auto' takes 'torch': {reason}")
     return "torch"
 
 
@@ -99,7 +99,8 @@ def torch_only(backend: str, what: str) -> None:
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Warn of a fallback, each message once a process."""
     warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 

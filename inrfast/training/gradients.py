@@ -1,18 +1,19 @@
-"""The gradient of a fit's loss in three ways that give the same numbers: layerwise, chunked, whole.
+"""The gradient of a fit's loss in four ways that give the same numbers: fused, layerwise, chunked, whole.
 
+- :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels (:mod:`inrfast.training.fused`).
 - :class:`LayerwiseGradient`: forward and backward of an :class:`inrfast.INR`, or of several of one shape, written out
   over chunks of rows that stay in cache, on a CPU natively (:mod:`inrfast.training.layerwise`).
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
 - :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
   draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once.
 
-:func:`gradient_of` picks the first that is exact.
+:func:`gradient_of` picks the first that is exact and runs there.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, format_bytes
 from inrfast.nn import INR
 from inrfast.training.data import Data
+from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
 from inrfast.training.layerwise import SMALL, LayerwiseGradient
 from inrfast.training.passes import NARROW
 from inrfast.training.stack import Stack, modes_kept
@@ -71,7 +73,8 @@ def gradient_of(
     Parameters
     ----------
     stack
-        Networks in train mode: one, or several for which :func:`is_plain` holds, of one shape.
+        Networks in train mode: one, or several for which :func:`is_plain` holds, of one shape; flat ones if
+        :func:`against_fused` has nothing against it.
     data
         Their points, values and weights.
     loss
@@ -92,6 +95,8 @@ def gradient_of(
     """
     points = data.points if points is None else points
     net = stack.nets[0]
+    if stack.flat is not None:
+        return FusedGradient(stack, data, points, budget, narrow)
     if not callable(loss) and is_plain(net):
         return LayerwiseGradient(stack, data, points, budget, narrow, cores)
     for name, grad in stack.grads.items():
@@ -103,9 +108,20 @@ def gradient_of(
 
 def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = None) -> Callable[[], Tensor]:
     """Return what measures the mean squared errors (B,) on these points, in eval mode and the networks' own dtype."""
+    if stack.flat is not None:
+        return FusedEvaluation(stack, data, budget).mean_square
     if is_plain(stack.nets[0]):
         return LayerwiseGradient(stack, data, data.points, budget, cores=cores).mean_square
     return _AutogradGradient(stack, data, data.points, narrow=False).mean_square
+
+
+def against_fused(nets: Sequence[nn.Module], data: Data, loss: Loss, budget: int, narrow: bool) -> str | None:
+    """Return why the kernels do not take these networks, stacked, and this loss; None if they do."""
+    if callable(loss):
+        return "the loss is no 'mse'"
+    if not is_plain(nets[0]):
+        return "the network is no inrfast.INR without norms, hooks and changed parts"
+    return why_not(nets, data, budget, narrow)
 
 
 def _has_hooks(net: nn.Module) -> bool:

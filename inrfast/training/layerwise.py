@@ -72,7 +72,7 @@ class LayerwiseGradient:
         net = stack.nets[0]
         assert isinstance(net, INR)
         self.net = net
-        self.encoded, self.encodings = _encoded(stack, data.coords, budget, narrow)
+        self.encoded, self.encodings = encoded(stack, data.coords, budget, NARROW if narrow else data.coords.dtype)
         self.rows = self.block = 1
         self.by_networks = False
         cores = torch.get_num_threads() if cores is None else cores
@@ -200,15 +200,16 @@ class LayerwiseGradient:
 
 
 @torch.no_grad()
-def _encoded(stack: Stack, coords: Tensor, budget: int, narrow: bool) -> tuple[Tensor, list[nn.Module] | None]:
-    """Return the encoded points, or the points and the encodings if keeping them would take over half the budget."""
+def encoded(
+    stack: Stack, coords: Tensor, budget: int, dtype: torch.dtype
+) -> tuple[Tensor, list[nn.Module] | None]:  # fmt: skip
+    """Return the encoded points in a dtype, or points and encodings if keeping them would take over half the budget."""
     nets = [net for net in stack.nets if isinstance(net, INR)]
     encodings = [net.encoding for net in nets if net.encoding is not None]
     if not encodings:
         return coords, None
     columns = encodings[0].out_features
     alike = len(coords) == 1 and all(_equal(encodings[0], other) for other in encodings[1:])
-    dtype = NARROW if narrow else coords.dtype
     count = 1 if alike else len(nets)
     if 2 * count * coords.shape[1] * columns * dtype.itemsize > budget:
         return coords, list(encodings)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -12,17 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import DivergedError
+from inrfast import backends
+from inrfast.errors import DivergedError, NotAvailableError
 from inrfast.metrics import mse_to_psnr
 from inrfast.threads import cores, interrupts_later
 from inrfast.training import optimizers
 from inrfast.training.batches import Batches, step_seed
-from inrfast.training.callbacks import FitState, told
+from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.gradients import Gradient, WholeGradient, evaluation_of, gradient_of
+from inrfast.training.fused import MOST_STEPS, FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.gradients import Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
 from inrfast.training.settings import Settings
 from inrfast.training.stack import Stack
+
+LONGEST = 0.5
+"""Seconds after which an interrupt should have been heard and a bar moved: fewer steps are taken at once then."""
 
 
 @dataclass
@@ -80,16 +86,20 @@ class Run:
     ) -> None:
         self.members, self.settings = list(members), settings
         self.data, self.evaluation = stack_data, evaluation
-        self.stack = Stack([member.net for member in members])
+        nets = [member.net for member in members]
+        self.stack = Stack(nets, flat=_fused(nets, stack_data, settings))
         self.batches = Batches(
             stack_data.points, settings.batch_size, [member.seed for member in members], stack_data.coords.device
         )
         self.optimizer: optimizers.Optimizer
-        if isinstance(settings.optimizer, str):
+        if isinstance(settings.optimizer, str) and self.stack.flat is not None:
+            self.optimizer = FusedOptimizer(self.stack, settings.optimizer, settings.weight_decay)
+        elif isinstance(settings.optimizer, str):
             self.optimizer = optimizers.make(settings.optimizer, self.stack, settings.weight_decay)
         else:
             self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, members[0].lr)
         self.begun = self.done = 0
+        self.finite = True
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
         self._take()
@@ -105,17 +115,72 @@ class Run:
         )
         for member in self.members:
             member.gradient = self.gradient.name
-        own = self.evaluation is None and not s.narrow
+        fused = isinstance(self.gradient, FusedGradient)
+        own = self.evaluation is None and (fused or not s.narrow)
         if own and not isinstance(self.gradient, WholeGradient):
             self.mean_square = self.gradient.mean_square
         else:
             self.mean_square = evaluation_of(self.stack, self.evaluation or self.data, s.budget, self.callers_cores)
         full = s.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
+        own = own and not fused  # where many steps are taken at once their losses come too late
         self.free = own and full and self.data.weight is None and not isinstance(self.gradient, WholeGradient)
+        self.several: FusedSteps | None = None
+        if isinstance(self.gradient, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
+            self.several = FusedSteps(self.gradient, self.optimizer, self.batches)
+        self.at_once = 1
+        if self.several is not None and s.clip_norm is None and not _watches_steps(s.callbacks):
+            self.at_once = MOST_STEPS
         self.buffers = [buffer for net in self.stack.nets for buffer in net.buffers()] if len(self.stack) == 1 else []
 
     # ---- steps ---------------------------------------------------------------------------------------------------
+
+    def reach(self) -> int:
+        """Return up to which step the next call of :meth:`advance` could go: before the next evaluation after this."""
+        evaluation = (self.done // self.settings.eval_every + 1) * self.settings.eval_every
+        return min(self.done + self.at_once, evaluation, self.settings.steps)
+
+    def advance(self, stop: int) -> None:
+        """Take the steps up to ``stop``, at most :meth:`reach`: several at once where the kernels do."""
+        if self.several is None or stop == self.done + 1 or not self.finite:
+            self.step()
+            self.finite = self.several is None or not self.members or self.stack.flat_finite()
+            return None
+        if self.done % self.settings.eval_every == 0 and self._evaluate(None):
+            self._drop_finished()
+        if not self.members:
+            return None
+        assert self.several is not None
+        assert isinstance(self.optimizer, FusedOptimizer)
+        rates = [[member.rate(step) for member in self.members] for step in range(self.done, stop)]
+        with interrupts_later():
+            _copy(self.stack.state, self.good)
+            moments, scales = self.optimizer.copy(), self.several.gradient.state()
+            self.begun = stop
+            start = time.perf_counter()
+            losses = self.several.take(self.done, rates)
+            seconds = time.perf_counter() - start
+            self.finite = bool(losses.isfinite().all()) and self.stack.flat_finite()
+            if self.finite:
+                for member, own in zip(self.members, losses.T.tolist(), strict=True):
+                    del member.losses[self.done :]
+                    member.losses.extend(own)
+                self.done = stop
+            else:  # step by step again, up to the one that diverges
+                _copy(self.good, self.stack.state)
+                self.optimizer.restore(moments, self.done)
+                self.several.gradient.load(scales)
+                self.begun = self.done
+        if not self.finite:
+            while self.members and self.done < stop:
+                self.step()
+            self.finite = not self.members or self.stack.flat_finite()
+            return None
+        for member in self.members:
+            member.done = self.done
+        if seconds > LONGEST and self.at_once > 1:
+            self.at_once //= 2
+        return None
 
     def step(self) -> None:
         """Take one gradient, measure if it is time, update; networks that end here are left as they were."""
@@ -291,7 +356,11 @@ class Run:
         self.good, self.best = ([tensor[index] for tensor in tensors] for tensors in (self.good, self.best))
         self.batches.keep(index)
         self.optimizer.keep(self.stack, index)
-        return self._take()
+        scales = self.gradient.state()[index] if isinstance(self.gradient, FusedGradient) else None
+        self._take()
+        if isinstance(self.gradient, FusedGradient) and scales is not None:
+            self.gradient.load(scales)
+        return None
 
     def _best_state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the best ``state_dict`` of one network."""
@@ -338,19 +407,42 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Return what the next steps depend on: members, their number of steps, weights, best weights, optimiser."""
+        own = {"gradient": self.gradient.state()} if isinstance(self.gradient, FusedGradient) else {}
         return {
             "members": [member.index for member in self.members],
             "done": self.done,
             "best": self.best,
             "optimizer": self.optimizer.state(),
+            **own,
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same members, whose weights are in place."""
         _copy(state["best"], self.best)
         self.optimizer.load(state["optimizer"])
+        if isinstance(self.gradient, FusedGradient) and "gradient" in state:
+            self.gradient.load(state["gradient"])
         _copy(self.stack.state, self.good)
         self.begun = self.done = state["done"]
+
+
+def _fused(nets: Sequence[nn.Module], data: Data, settings: Settings) -> bool:
+    """Return whether these networks take fused steps; a backend named that cannot is refused."""
+    if settings.backend != "triton":
+        return False
+    reason = against_fused(nets, data, settings.loss, settings.budget, settings.narrow)
+    if reason is None:
+        return True
+    if settings.named:
+        raise NotAvailableError(f"backend='triton' has no fused step here: {reason}; use 'torch' or 'auto'")
+    backends.warn_once(f"backend='auto' takes 'torch' for a fit: {reason}")
+    return False
+
+
+def _watches_steps(callbacks: Sequence[Any]) -> bool:
+    """Return whether a callback is to be told every step."""
+    methods = [getattr(type(callback), "on_step", getattr(callback, "on_step", None)) for callback in callbacks]
+    return any(method is not None and method is not Callback.on_step for method in methods)
 
 
 @torch.no_grad()

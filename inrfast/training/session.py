@@ -58,7 +58,8 @@ class FitResult:
     interrupted
         Whether Ctrl-C stopped it; the network is then in its state after the last complete update.
     config
-        The settings and ``"gradient"``: ``"layerwise"``, ``"chunked"`` or ``"whole"``, the way gradients were taken.
+        The settings and ``"gradient"``: ``"fused"``, ``"layerwise"``, ``"chunked"`` or ``"whole"``, the way gradients
+        were taken.
     stopped
         Why it ended: ``"steps"`` (all done), ``"target_psnr"``, ``"patience"``, ``"callback"``, ``"interrupted"``, and
         in ``fit_many`` ``"diverged"``.
@@ -172,10 +173,12 @@ class Session:
         first = min((run.done for run in self.runs), default=self.settings.steps)
         bar.update(first)
         written = shown = time.monotonic()
-        for step in range(first, self.settings.steps):
-            for run in self.runs:
-                if run.members and run.done == step:
-                    run.step()
+        step = first
+        while step < self.settings.steps:
+            going = [run for run in self.runs if run.members and run.done == step]
+            stop = min((run.reach() for run in going), default=self.settings.steps)
+            for run in going:
+                run.advance(stop)
             if not any(run.members for run in self.runs) or self._failed():
                 break
             now = time.monotonic()
@@ -185,7 +188,8 @@ class Session:
             if now - shown > 0.05 and not bar.disable:
                 bar.set_postfix_str(self._outcome(), refresh=False)
                 shown = now
-            bar.update()
+            bar.update(stop - step)
+            step = stop
         bar.set_postfix_str(self._outcome())
 
     def _failed(self) -> bool:

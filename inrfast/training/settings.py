@@ -38,6 +38,9 @@ class Settings:
     narrow: bool
     budget: int
     callbacks: tuple[Any, ...]
+    backend: str
+    named: bool
+    """Whether the backend was asked for by name, and must not fall back."""
 
 
 def check_settings(
@@ -62,7 +65,7 @@ def check_settings(
 
     ``steps``, ``loss``, ``optimizer`` and ``weight_decay`` are checked already.
     """
-    backends.torch_only(backend, "fitting")
+    resolved = backends.resolve(backend, device)
     often = max(1, steps // EVALUATIONS)
     return Settings(
         steps=steps,
@@ -73,9 +76,11 @@ def check_settings(
         clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
         eval_every=often if eval_every is None else check_int("eval_every", eval_every, minimum=1),
         patience=None if patience is None else check_int("patience", patience, minimum=1),
-        narrow=check_precision(precision, dtype, device),
+        narrow=check_precision(precision, dtype, device, resolved),
         budget=budget_bytes(memory_budget, device),
         callbacks=check_callbacks(callbacks),
+        backend=resolved,
+        named=backend == "triton",
     )
 
 
@@ -102,14 +107,14 @@ def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.opti
     return check_choice("optimizer", optimizer, OPTIMIZERS), weight_decay
 
 
-def check_precision(precision: Any, dtype: torch.dtype, device: torch.device) -> bool:
-    """Return whether products may be in bfloat16: asked for, and a gain on this device."""
+def check_precision(precision: Any, dtype: torch.dtype, device: torch.device, backend: str) -> bool:
+    """Return whether products may be in 16 bits: asked for, and a gain on this device and backend."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "highest" and dtype != torch.float64:
         raise ValueError(f"precision='highest' trains in fp64 but the network is {dtype}; call net.double() first")
     if precision == "medium" and dtype != torch.float32:
         raise ValueError(f"precision='medium' takes fp32 networks, got {dtype}; use 'high' or 'highest'")
-    return precision == "medium" and (device.type == "cuda" or gemm.multiplies_bf16())
+    return precision == "medium" and (device.type == "cuda" or backend == "triton" or gemm.multiplies_bf16())
 
 
 def check_batch_size(batch_size: Any, points: int) -> int | None:

@@ -8,12 +8,22 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+ALIGNMENT = 16
+"""Every parameter of a flat stack begins at a multiple of so many numbers."""
+
 
 class Stack:
     """The parameters of B networks of one structure as tensors (B, *shape); the networks' own are views of them.
 
-    One network needs no copy: its stacked tensors are views of its own. Several get their own memory back by
-    :meth:`release`.
+    One network needs no copy: its stacked tensors are views of its own. Several, and one that is ``flat``, get their
+    own memory back by :meth:`release`.
+
+    Parameters
+    ----------
+    nets
+        The networks.
+    flat
+        Whether all numbers of a network lie next to each other, as native kernels take them.
 
     Attributes
     ----------
@@ -27,15 +37,31 @@ class Stack:
         Stacked gradients of the trainable ones.
     state
         Everything that a fit changes: parameters and, of a single network, its buffers.
+    flat, flat_grads
+        Of a flat stack, (B, Q): all parameters, and gradients of all; each begins at one of the ``places``, a multiple
+        of :data:`ALIGNMENT` numbers.
     """
 
-    def __init__(self, nets: Sequence[nn.Module]) -> None:
+    def __init__(self, nets: Sequence[nn.Module], flat: bool = False) -> None:
         self.nets = list(nets)
         first = dict(self.nets[0].named_parameters())
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in first.items()}
         self.trainable = [name for name, parameter in first.items() if parameter.requires_grad]
+        self.flat: Tensor | None = None
+        self.places: dict[str, int] = {}
+        if flat:
+            size = 0
+            for name, parameter in first.items():
+                self.places[name] = size
+                size += -(-parameter.numel() // ALIGNMENT) * ALIGNMENT
+            self.flat = next(iter(first.values())).new_zeros(len(self.nets), size)
+            self.flat_grads = torch.zeros_like(self.flat)
         self.parameters = {name: self._side_by_side(name) for name in first}
-        self.grads = {name: torch.zeros_like(self.parameters[name]) for name in self.trainable}
+        self.grads = (
+            {name: self.view_of(self.flat_grads, name) for name in self.trainable}
+            if flat
+            else {name: torch.zeros_like(self.parameters[name]) for name in self.trainable}
+        )
         buffers = self.nets[0].buffers() if len(self.nets) == 1 else ()
         self.state = [*self.parameters.values(), *(buffer.detach().unsqueeze(0) for buffer in buffers)]
 
@@ -45,12 +71,24 @@ class Stack:
     @torch.no_grad()
     def _side_by_side(self, name: str) -> Tensor:
         own = [net.get_parameter(name) for net in self.nets]
-        if len(own) == 1:
+        if len(own) == 1 and self.flat is None:
             return own[0].detach().unsqueeze(0)
         stacked = torch.stack([parameter.detach() for parameter in own])
+        if self.flat is not None:
+            stacked = self.view_of(self.flat, name).copy_(stacked)
         for parameter, view in zip(own, stacked, strict=True):
             parameter.data = view
         return stacked
+
+    def view_of(self, numbers: Tensor, name: str) -> Tensor:
+        """Return the part (B, *shape) of numbers (B, Q), laid out as a flat stack is, that belongs to a parameter."""
+        shape, place = self.nets[0].get_parameter(name).shape, self.places[name]
+        return numbers[:, place : place + shape.numel()].unflatten(1, shape)
+
+    def flat_finite(self) -> bool:
+        """Return whether all parameters of a flat stack are finite."""
+        assert self.flat is not None
+        return bool(self.flat.sum().isfinite())
 
     def of(self, parameter: Tensor) -> Tensor:
         """Return the stacked tensor of a parameter of the first network."""
@@ -60,7 +98,7 @@ class Stack:
     def keep(self, index: Sequence[int]) -> Stack:
         """Return the stack of some of the networks, with their gradients; the others have their own memory again."""
         self.release()
-        kept = Stack([self.nets[i] for i in index])
+        kept = Stack([self.nets[i] for i in index], self.flat is not None)
         for name, grad in kept.grads.items():
             grad.copy_(self.grads[name][list(index)])
         return kept
@@ -68,7 +106,7 @@ class Stack:
     @torch.no_grad()
     def release(self) -> None:
         """Give every network memory of its own again."""
-        if len(self.nets) == 1:
+        if len(self.nets) == 1 and self.flat is None:
             return
         for net in self.nets:
             for name in self.parameters:

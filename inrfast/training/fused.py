@@ -1,0 +1,319 @@
+"""Fused steps of a fit: gradients by Triton kernels, and many steps at once, with no word from the host in between."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.memory import format_bytes
+from inrfast.nn import INR
+from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.training.batches import Batches
+from inrfast.training.data import Data
+from inrfast.training.layerwise import encoded
+from inrfast.training.stack import Stack
+
+MOST_STEPS = 64
+"""Steps at most between two looks at the losses."""
+
+MOST_GRAPHS = 4
+"""CUDA graphs kept, each of another number of steps."""
+
+EVALUATED_ROWS = 2**16
+"""Points at most of one launch of an evaluation: enough to fill a GPU."""
+
+MOST_COORDINATE = 2**15
+"""Largest coordinate that two numbers of 16 bits hold."""
+
+BACKOFFS, BACKOFF = 3, 2.0**-8
+"""How often a gradient that overflows 16 bits is taken again, and by what its errors are scaled down each time."""
+
+NUMBERS = {"adam": 1, "adamw": 2, "sgd": 3}
+"""Optimisers by the number by which the kernels know them."""
+
+BETA1, BETA2 = 0.9, 0.999
+
+
+def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) -> str | None:
+    """Return why INRs of one shape whose formula is known (``is_plain``) cannot take fused steps, or None."""
+    net = nets[0]
+    assert isinstance(net, INR)
+    parameters = [parameter for layer in net.layers for parameter in layer.parameters()]
+    if len({id(parameter) for parameter in parameters}) < len(parameters):
+        return "its layers share parameters"
+    inputs = net.layers[0].in_features
+    reason = reason_against(net.activations, max(net.width, inputs), net.out_features, data.target.dtype)
+    if reason is not None:
+        return reason
+    if inputs > FEW:
+        needed = len(nets) * data.points * inputs * data.target.dtype.itemsize
+        if 2 * needed > budget:
+            return (
+                f"its encoded points need {format_bytes(needed)}, more than half the budget of {format_bytes(budget)}"
+            )
+    elif narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
+        return f"coordinates beyond {MOST_COORDINATE} do not fit precision='medium'"
+    return None
+
+
+def _shape(stack: Stack, inputs: int) -> Shape:
+    net = stack.nets[0]
+    assert isinstance(net, INR)
+    names = [(stack.names[layer.weight], stack.names.get(layer.bias)) for layer in net.layers]
+    places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
+    return Shape(inputs, net.width, net.hidden_layers, net.out_features, net.activations[0], tuple(net.omegas), places)
+
+
+def _engine(
+    stack: Stack, data: Data, rows: int, kind: str, steps: int, budget: int, gradient: bool
+) -> FusedMLP:  # fmt: skip
+    """Return kernels and their memory for the networks of a flat stack."""
+    assert stack.flat is not None
+    net = stack.nets[0]
+    assert isinstance(net, INR)
+    wide = net.layers[0].in_features > FEW
+    inputs, encodings = encoded(stack, data.coords, budget, OPERANDS[kind] if wide else data.coords.dtype)
+    assert encodings is None, "checked by why_not"
+    trained = torch.zeros(stack.flat.shape[1], dtype=torch.uint8, device=stack.flat.device)
+    for name in stack.trainable:
+        stack.view_of(trained.unsqueeze(0), name).fill_(1)
+    points = Points(inputs.contiguous(), data.target, data.weight)
+    shape = _shape(stack, inputs.shape[2])
+    kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
+    return FusedMLP(shape, stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
+
+
+def _wide(stack: Stack) -> str:
+    """Return the kind of product in the networks' own dtype."""
+    assert stack.flat is not None
+    return "fp64" if stack.flat.dtype == torch.float64 else "tf32x3"
+
+
+class FusedEvaluation:
+    """Mean squared errors of the networks of a flat stack, in their own dtype."""
+
+    def __init__(self, stack: Stack, data: Data, budget: int) -> None:
+        rows = min(data.points, EVALUATED_ROWS)
+        self.engine = _engine(stack, data, rows, _wide(stack), 1, budget, gradient=False)
+
+    def mean_square(self) -> Tensor:
+        """See :class:`inrfast.training.gradients.Gradient`."""
+        return self.engine.mean_square().cpu()
+
+
+class FusedGradient:
+    """Gradient of the mean squared error of INRs without norms by fused kernels; a ``Gradient`` of a fit.
+
+    Parameters
+    ----------
+    stack
+        Flat; each call overwrites its gradients.
+    data
+        Points, values and weights.
+    points
+        Points of a step.
+    budget
+        Bytes for the buffers, and for the encoded points.
+    narrow
+        Features, errors and weights of the products between hidden layers in fp16; sums, weights and updates in fp32.
+    steps
+        Most steps at once.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Not even one tile of points fits the budget.
+    """
+
+    name = "fused"
+    one_core = False
+
+    def __init__(
+        self, stack: Stack, data: Data, points: int, budget: int, narrow: bool = False, steps: int = MOST_STEPS
+    ) -> None:
+        self.stack, self.data, self.points, self.budget, self.narrow = stack, data, points, budget, narrow
+        # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
+        self.engine = _engine(stack, data, points, "fp16" if narrow else _wide(stack), steps, budget // 2, True)
+        self.evaluation: FusedEvaluation | None = None
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """See :class:`inrfast.training.gradients.Gradient`."""
+        return {"gradient": self.name, **self.engine.describe()}
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor | None) -> Tensor:
+        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64 on the CPU."""
+        engine = self.engine
+        engine.refresh()
+        draws = None if batch is None else Draws(batch.contiguous(), batch.shape[1])
+        grads = self.stack.flat_grads
+        for _ in range(BACKOFFS):
+            engine.gradients(self.points, draws)
+            engine.update(grads, grads, grads, 0, True, 0)
+            overflown = engine.losses[0].isfinite() & ~grads.sum(1).isfinite()
+            if not self.narrow or not bool(overflown.any()):
+                break
+            engine.scales[0, overflown] *= BACKOFF
+        engine.scales[0] = engine.scales[1]
+        return engine.losses[0].double().cpu()
+
+    def mean_square(self) -> Tensor:
+        """See :class:`inrfast.training.gradients.Gradient`."""
+        if not self.narrow and self.points == self.data.points:
+            return self.engine.mean_square().cpu()
+        if self.evaluation is None:
+            self.evaluation = FusedEvaluation(self.stack, self.data, self.budget // 2)
+        return self.evaluation.mean_square()
+
+    def state(self) -> Tensor:
+        """Return what the next gradient depends on beside the weights: the scales of its errors."""
+        return self.engine.scales[0].clone()
+
+    def load(self, state: Tensor) -> None:
+        """Take over a state."""
+        self.engine.scales[0] = state.to(self.engine.scales)
+
+
+class FusedOptimizer:
+    """Adam, AdamW or SGD with torch's defaults by the kernels; an ``Optimizer`` of a fit.
+
+    Its state has the form of :class:`inrfast.training.optimizers.Adam`'s.
+    """
+
+    def __init__(self, stack: Stack, name: str, weight_decay: float = 0.0) -> None:
+        assert stack.flat is not None
+        self.stack, self.number, self.weight_decay, self.done = stack, NUMBERS[name], weight_decay, 0
+        self.moments = [torch.zeros_like(stack.flat) for _ in range(2 if name != "sgd" else 0)]
+        self.engine: FusedMLP | None = None
+
+    def fill(self, rates: Sequence[Sequence[float]]) -> None:
+        """Write the learning rates (steps, networks) of the next steps where the kernels read them."""
+        assert self.engine is not None
+        rows = []
+        for step, own in enumerate(rates, self.done + 1):
+            first, second = 1 - BETA1**step, math.sqrt(1 - BETA2**step)
+            rows.append([(rate, rate / first, second, self.weight_decay) for rate in own])
+        table = torch.tensor(rows, dtype=torch.float64).to(self.engine.rates.dtype)
+        assert table.shape[2] == RATES
+        self.engine.rates[: len(rows)].copy_(table, non_blocking=True)
+
+    def update(self, step: int, reduce: bool) -> None:
+        """Update the parameters from partial sums (``reduce``) or from the gradients of the stack."""
+        assert self.engine is not None
+        moments = self.moments or [self.stack.flat_grads] * 2
+        self.engine.update(self.stack.flat_grads, *moments, self.number, reduce, step)
+
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        """See :class:`inrfast.training.optimizers.Optimizer`."""
+        self.fill([rates])
+        self.update(0, reduce=False)
+        self.done += 1
+
+    def keep(self, stack: Stack, index: Sequence[int]) -> None:
+        """See :class:`inrfast.training.optimizers.Optimizer`."""
+        self.stack, self.engine = stack, None
+        self.moments = [moment[list(index)] for moment in self.moments]
+
+    def copy(self) -> list[Tensor]:
+        """Return a copy of what :meth:`restore` takes."""
+        return [moment.clone() for moment in self.moments]
+
+    def restore(self, kept: Sequence[Tensor], done: int) -> None:
+        """Go back to where the moments were ``kept``, after ``done`` steps."""
+        for moment, old in zip(self.moments, kept, strict=True):
+            moment.copy_(old)
+        self.done = done
+
+    def state(self) -> dict[str, Any]:
+        """See :class:`inrfast.training.optimizers.Optimizer`."""
+        if not self.moments:
+            return {}
+        named = {name: {n: self.stack.view_of(m, n) for n in self.stack.grads} for name, m in self._named()}
+        steps = {name: torch.tensor(float(self.done)) for name in self.stack.grads}
+        return {**named, "steps": steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See :class:`inrfast.training.optimizers.Optimizer`."""
+        for key, moment in self._named():
+            for name in self.stack.grads:
+                self.stack.view_of(moment, name).copy_(state[key][name])
+        if self.moments:
+            self.done = round(float(next(iter(state["steps"].values()))))
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return list(zip(("means", "squares"), self.moments, strict=False))
+
+
+class FusedSteps:
+    """Many steps at once: on a GPU one CUDA graph, with rates, batches and losses in the GPU's memory.
+
+    A number of steps that comes for the first time is launched kernel by kernel (which compiles them), then captured.
+    """
+
+    def __init__(self, gradient: FusedGradient, optimizer: FusedOptimizer, batches: Batches) -> None:
+        self.gradient, self.optimizer, self.batches = gradient, optimizer, batches
+        self.engine = optimizer.engine = gradient.engine
+        self.draws: Draws | None = None
+        self.graphs: dict[int, Any] = {}
+        self.compiled = False
+        self.capture = gradient.data.coords.device.type == "cuda"
+
+    @torch.no_grad()
+    def take(self, first: int, rates: Sequence[Sequence[float]]) -> Tensor:
+        """Take the steps from ``first`` on, with learning rates (steps, B); return their losses (steps, B), fp64."""
+        count = len(rates)
+        self.engine.refresh()
+        self.optimizer.fill(rates)
+        self._draw(first, count)
+        self._run(count)
+        self.optimizer.done += count
+        return self.engine.losses[:count].double().cpu()
+
+    def _draw(self, first: int, count: int) -> None:
+        """Draw the points of all steps on their device."""
+        drawn = [self.batches.rows(step) for step in range(first, first + count)]
+        rows = [own for own in drawn if own is not None]
+        if not rows:
+            return
+        size = self.gradient.points
+        if self.draws is None:
+            self.draws = Draws(rows[0].new_empty(len(rows[0]), size * MOST_STEPS), size)
+        self.draws.order[:, : count * size].copy_(torch.cat(rows, 1))
+
+    def _run(self, count: int) -> None:
+        if not self.capture or not self.compiled:
+            self._launch(count)
+            self.compiled = True
+            return
+        graph = self.graphs.get(count) or self._captured(count)
+        if graph is None:
+            self._launch(count)
+        else:
+            graph.replay()
+
+    def _captured(self, count: int) -> Any:
+        """Return a CUDA graph of so many steps, or None where none can be made."""
+        if len(self.graphs) == MOST_GRAPHS:
+            return None
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.device(self.gradient.data.coords.device), torch.cuda.graph(graph):
+                self._launch(count)
+        except RuntimeError as error:
+            self.capture = False
+            warnings.warn(f"steps are launched one by one, not as a CUDA graph: {error}", RuntimeWarning, stacklevel=2)
+            return None
+        self.graphs[count] = graph
+        return graph
+
+    def _launch(self, count: int) -> None:
+        for step in range(count):
+            self.engine.gradients(self.gradient.points, self.draws, step)
+            self.optimizer.update(step, reduce=True)
+        self.engine.scales[0].copy_(self.engine.scales[count])
