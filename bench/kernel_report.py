@@ -100,6 +100,42 @@ def fused_linear_entries(gates: bool) -> list[Entry]:
     return table + [entry("fused_linear", *kind, c, "sine", few=True) for kind in kinds for c in (90, 80)]
 
 
+STEP = ("mlp_forward", "mlp_backward", "mlp_weight_gradients", "mlp_update")
+SMALL = ("width", "depth", "outputs", "hidden", "weight_columns")
+"""Arguments of the training step's kernels that the host holds to a bound."""
+
+
+def step(kernel: str, kind: str, capability: int, width: int, activation: str = "relu", **options: Any) -> Entry:
+    """A kernel of the training step; ``encoded``: its inputs are 256 features, ``drawn``: of a mini-batch."""
+    activation_of = (("activation", activation),) if kernel in STEP[:2] else ()
+    return Entry(kernel, kind, capability, (("width", width), *activation_of, *options.items()))
+
+
+def step_entries(gates: bool) -> list[Entry]:
+    """The training step; for the gates the widths of both ways from layer to layer, and every kind of product."""
+    passes = STEP[:2]
+    if gates:
+        table = [step(k, "fp16", 90, w, a) for k in passes for w, a in ((64, "sine"), (128, "relu"), (256, "relu"))]
+        table += [step(k, "fp16", 90, w, "sine") for k in passes for w in (256, 512)]
+        table += [step(k, "fp16", 80, w, "sine") for k in passes for w in (64, 256)]
+        table += [step(k, "tf32x3", c, 256, "relu") for k in passes for c in (90, 80)]
+        table += [step(k, "fp64", 90, 64, "finer", encoded=True, drawn=True) for k in passes]
+        table += [step(STEP[2], kind, c, 256) for kind, c in (("fp16", 90), ("fp16", 80), ("tf32x3", 90))]
+        return [*table, step(STEP[2], "fp16", 90, 256, encoded=True, drawn=True), step(STEP[3], "fp16", 90, 256)]
+    widths, kinds = (16, 64, 100, 128, 256, 512), ("fp16", "tf32x3", "fp64")
+    table = [
+        step(k, kind, c, w, a) for k in passes for kind in kinds for c in (90, 80) for w in widths
+        for a in ("relu", "sine", "gaussian", "finer")
+    ]  # fmt: skip
+    table += [
+        step(k, kind, c, w, "sine", encoded=True, drawn=True) for k in passes for kind in kinds for c in (90, 80)
+        for w in (64, 256)
+    ]  # fmt: skip
+    table += [step(STEP[2], kind, c, w) for kind in kinds for c in (90, 80) for w in widths]
+    table += [step(STEP[2], kind, c, 256, encoded=True, drawn=True) for kind in kinds for c in (90, 80)]
+    return table + [step(STEP[3], kind, c, 256) for kind in kinds for c in (90, 80)]
+
+
 def entries(gates: bool) -> list[Entry]:
     """Return the entries of the gates, or all that is launched."""
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
@@ -110,7 +146,7 @@ def entries(gates: bool) -> list[Entry]:
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
         table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
-        table += jacobian_entries(gates) + fused_linear_entries(gates)
+        table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates)
         table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
         table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
@@ -118,7 +154,7 @@ def entries(gates: bool) -> list[Entry]:
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
-    table += jacobian_entries(gates) + fused_linear_entries(gates)
+    table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates)
     table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
     return table + [
@@ -134,17 +170,21 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _gram if entry.kernel.startswith("gram") else _factors
     build = _jacobian if entry.kernel.startswith("jacobian") else build
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
+    build = _step if entry.kernel in STEP else build
     kernel, types, constants, warps, stages, tables, limit = build(entry, options)
-    found = ahead_of_time.compile_kernel(kernel, types, constants, entry.capability, warps, stages, tables)
+    found = ahead_of_time.compile_kernel(kernel, types, constants, entry.capability, warps, stages, tables, SMALL)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
-    wanted = "HGMMA" if entry.kernel.startswith("gram") and entry.capability >= 90 and entry.format != "fp64" else None
+    hopper = entry.kernel.startswith("gram") or (entry.kernel in STEP[:3] and entry.format == "fp16")
+    wanted = "HGMMA" if hopper and entry.capability >= 90 and entry.format != "fp64" else None
     faults = [
         fault
         for fault, there in {
             f"{found.stack} bytes of stack": found.stack > 0,
             f"{found.shared} bytes of shared memory, not {limit}": found.shared > limit,
             "no tensor-core instruction": tensor == 0
-            and not (entry.kernel == "jacobian_rows" or options.get("bias_alone") or options.get("few")),
+            and not (
+                entry.kernel in ("jacobian_rows", "mlp_update") or options.get("bias_alone") or options.get("few")
+            ),
             f"no {wanted}": wanted is not None and found.instructions[wanted] == 0,
             f"32-bit offsets: {found.narrow_offsets}": bool(found.narrow_offsets),
         }.items()
@@ -247,6 +287,42 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
     return kernel, types, constants, config.warps, config.stages, (), kernels.SHARED
+
+
+def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import fused_mlp as kernels
+    from inrfast.ops.fused_mlp import OPERANDS
+
+    kernel, width, large = getattr(kernels, entry.kernel), options["width"], entry.capability >= 90
+    encoded, drawn = bool(options.get("encoded")), bool(options.get("drawn"))
+    wide = "*fp64" if entry.format == "fp64" else "*fp32"
+    operand = {"float16": "*fp16", "float32": "*fp32", "float64": "*fp64"}[str(OPERANDS[entry.format])[6:]]
+    types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
+    types |= {"capacity": "i32:16", "parameter_model": "i32:16"}
+    numbers = ("target", "weight", "parameters", "totals", "factors", "losses", "partials", "gradients", "means")
+    types |= dict.fromkeys((*numbers, "squares", "rates"), wide)
+    types |= dict.fromkeys(("operands", "features", "slopes", "errors"), operand)
+    types |= {"inputs": operand if encoded else wide, "omegas": "*fp32", "scales": "*fp32", "order": "*i64"}
+    types |= {"masks": "*u8", "trained": "*u8", "table": "*i64"}
+    constants: dict[str, Any] = {"width": width, "depth": 256 if encoded else 2, "outputs": 3}
+    constants |= {"GRADIENT": True, "BIAS": True, "COORDINATES": not encoded, "ENCODED": encoded, "GATHERED": drawn}
+    constants |= {"WEIGHTED": False, "SCALED": entry.format == "fp16"}
+    if entry.kernel == "mlp_update":
+        constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "OPTIMIZER": kernels.ADAM.value}
+        constants |= {"COPY": entry.format == "fp16"}
+        warps, stages, limit = constants["num_warps"], 3, 48 * 1024
+    else:
+        config, on_chip = kernels.passes_config(entry.format, width, large)
+        if entry.kernel == "mlp_weight_gradients":
+            config = kernels.weight_gradients_config(entry.format, width, encoded)
+        else:
+            constants |= {"ACTIVATION": ACTIVATIONS.index(options["activation"]), "ON_CHIP": on_chip}
+        constants |= kernels.common(entry.format, config)
+        warps, stages = config.warps, config.stages
+        limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
+    return kernel, types, constants, warps, stages, ("omegas", "scales", "losses", "rates", "table", "factors"), limit
 
 
 def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

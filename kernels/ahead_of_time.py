@@ -104,57 +104,59 @@ def _narrow_offsets(code: str, tables: Collection[str], small: Collection[str] =
     Safe are offsets with a bound below 2^31 that follows from ranges, constants, loops and the arguments ``small``,
     which are at most :data:`MOST_SMALL`; and offsets into small tables.
     """
-    defined = {
-        name: (operation, operands)
-        for name, operation, operands in re.findall(
-            r"^\s*(%[\w.]+)(?::\d+)? = ([\w.]+) (.*?)(?: : |$)", code, flags=re.MULTILINE
-        )
-    }
-    last = dict(re.findall(r"scf\.for (%[\w.]+) = %[\w.]+ to (%[\w.]+) step", code))
+    # Regions beside each other may use a name for different things: what counts is the last definition before a use.
+    definitions: dict[str, list[tuple[int, str, str]]] = {}
+    pattern = re.compile(r"^\s*(%[\w.]+)(?::\d+)? = ([\w.]+) (.*?)(?: : |$)")
+    lines = code.splitlines()
+    for number, line in enumerate(lines):
+        if found := pattern.match(line):
+            definitions.setdefault(found[1], []).append((number, found[2], found[3]))
+        if loop := re.search(r"scf\.for (%[\w.]+) = %[\w.]+ to (%[\w.]+) step", line):
+            definitions.setdefault(loop[1], []).append((number, "loop", loop[2]))
+
+    def defined(name: str, line: int) -> tuple[int, str, str]:
+        before = [entry for entry in definitions.get(name, []) if entry[0] < line]
+        return before[-1] if before else (-1, "", "")
 
     @functools.cache
-    def bound(name: str) -> float:
-        """Return the largest absolute value that a number can have."""
-        if name in last:
-            return bound(last[name])
-        if name not in defined:
+    def bound(name: str, line: int) -> float:
+        """Return the largest absolute value that a number used in a line can have."""
+        at, operation, text = defined(name, line)
+        if at < 0:
             return MOST_SMALL if name.removeprefix("%") in small else math.inf
-        operation, operands = defined[name]
+        operands = re.findall(r"%[\w.]+", text)
         if operation == "tt.make_range":
-            return float(re.findall(r"end = (\d+)", operands)[0])
+            return float(re.findall(r"end = (\d+)", text)[0])
         if operation == "arith.constant":
-            number = re.findall(r"-?\d+", operands)
-            return abs(float(number[0])) if number else math.inf
-        of = [bound(operand) for operand in re.findall(r"%[\w.]+", operands)]
+            numbers = re.findall(r"-?\d+", text)
+            return abs(float(numbers[0])) if numbers else math.inf
+        of = [bound(operand, at) for operand in operands]
         match operation.removeprefix("arith."):
             case "addi" | "subi":
                 return of[0] + of[1]
             case "muli":
                 return of[0] * of[1]
             case "divsi" | "divui":
-                divisor = re.findall(r"%[\w.]+", operands)[1]
-                return of[0] // of[1] if defined.get(divisor, ("",))[0] == "arith.constant" else of[0]
-            case "remsi" | "remui":
-                return min(of)
-            case "minsi" | "minui":
+                return of[0] // of[1] if defined(operands[1], at)[1] == "arith.constant" else of[0]
+            case "remsi" | "remui" | "minsi" | "minui":
                 return min(of)
             case "maxsi" | "maxui":
                 return max(of)
             case "select":
                 return max(of[1:])
-            case "extsi" | "extui" | "tt.splat" | "tt.expand_dims" | "tt.broadcast" | "tt.reshape":
+            case "loop" | "extsi" | "extui" | "tt.splat" | "tt.expand_dims" | "tt.broadcast" | "tt.reshape":
                 return of[0]
         return math.inf
 
-    def base(name: str) -> str:
-        while name in defined and (operands := re.findall(r"%[\w.]+", defined[name][1])):
-            name = operands[0]
-        return name.removeprefix("%")
+    def base(name: str, line: int) -> str:
+        at, _, text = defined(name, line)
+        operands = re.findall(r"%[\w.]+", text)
+        return base(operands[0], at) if operands else name.removeprefix("%")
 
-    return tuple(
-        line.strip()
-        for line, pointer, offset, kinds in re.findall(
-            r"^(.*tt\.addptr (%[\w.]+), (%[\w.]+) : (.*?)(?: loc\(.*)?)$", code, flags=re.MULTILINE
-        )
-        if "i64>" not in kinds.rpartition(", ")[2] + ">" and bound(offset) >= 2**31 and base(pointer) not in tables
-    )
+    narrow = []
+    for number, line in enumerate(lines):
+        if found := re.match(r"^(.*tt\.addptr (%[\w.]+), (%[\w.]+) : (.*?)(?: loc\(.*)?)$", line):
+            wide = "i64>" in found[4].rpartition(", ")[2] + ">"
+            if not wide and bound(found[3], number) >= 2**31 and base(found[2], number) not in tables:
+                narrow.append(found[1].strip())
+    return tuple(narrow)

@@ -64,7 +64,7 @@ LARGE = {
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
 
-SMALL = LARGE | {"fp16": Config(64, 128, 32, 8, 2)}
+SMALL = LARGE | {"fp16": Config(128, 64, 32, 8, 3)}
 """The same where registers or shared memory are short."""
 
 LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
@@ -78,6 +78,9 @@ WEIGHT_GRADIENTS = {
     "fp64": Config(32, 32, 16, 4, 2),
 }
 """Rows and columns are those of a weight, terms are points."""
+
+ENCODED_WEIGHT_GRADIENTS = WEIGHT_GRADIENTS | {"fp16": Config(64, 128, 32, 8, 3)}
+"""The same where the first layer's inputs, gathered, take registers too."""
 
 BLOCK, PARTS = 64, 64
 """Parameters of a program of the update, and partial sums that it takes at once."""
@@ -737,9 +740,9 @@ def mlp_weight_gradients(
 ):
     """Write one range of points' part of a tile of ``errors^T features`` of one layer of one network.
 
-    Arguments as in :func:`mlp_forward`, ``errors`` what :func:`mlp_backward` left in ``slopes``. The parts lie at ``dense`` in a model's
-    partial sums, ``dense_pitch`` apart: the weights (width, width) of all layers between hidden ones and, ENCODED,
-    (width, depth) of the first. Ranges have ``length`` points, a multiple of TERMS.
+    Arguments as in :func:`mlp_forward`, ``errors`` what :func:`mlp_backward` left in ``slopes``. The parts lie at
+    ``dense`` in a model's partial sums, ``dense_pitch`` apart: the weights (width, width) of all layers between hidden
+    ones and, ENCODED, (width, depth) of the first. Ranges have ``length`` points, a multiple of TERMS.
     """
     model = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
@@ -913,9 +916,9 @@ def passes_config(kind: str, width: int, large: bool) -> tuple[Config, bool]:
     return replace(config, columns=min(config.columns, columns)), False
 
 
-def weight_gradients_config(kind: str, width: int) -> Config:
-    """Return the tile of :func:`mlp_weight_gradients` for a width."""
-    config = WEIGHT_GRADIENTS[kind]
+def weight_gradients_config(kind: str, width: int, encoded: bool) -> Config:
+    """Return the tile of :func:`mlp_weight_gradients` for a width, where the first layer is one of its own or not."""
+    config = (ENCODED_WEIGHT_GRADIENTS if encoded else WEIGHT_GRADIENTS)[kind]
     side = max(16, triton.next_power_of_2(width))
     return replace(config, rows=min(config.rows, side), columns=min(config.columns, side))
 

@@ -138,7 +138,7 @@ class FusedMLP:
         operands = OPERANDS[kind]
         self.operands = parameters if operands == parameters.dtype else parameters.to(operands)
         self.tile, self.on_chip = kernels.passes_config(kind, shape.width, _is_large(self.device))
-        self.weight_tile = kernels.weight_gradients_config(kind, shape.width)
+        self.weight_tile = kernels.weight_gradients_config(kind, shape.width, shape.encoded)
         self.multiprocessors = _multiprocessors(self.device)
 
         self.dense = ((shape.hidden - 1) * shape.width + shape.inputs * shape.encoded) * shape.width

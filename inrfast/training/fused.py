@@ -46,25 +46,29 @@ def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) ->
     parameters = [parameter for layer in net.layers for parameter in layer.parameters()]
     if len({id(parameter) for parameter in parameters}) < len(parameters):
         return "its layers share parameters"
-    inputs = net.layers[0].in_features
+    inputs = _inputs(net)
     reason = reason_against(net.activations, max(net.width, inputs), net.out_features, data.target.dtype)
     if reason is not None:
         return reason
     if inputs > FEW:
         needed = len(nets) * data.points * inputs * data.target.dtype.itemsize
         if 2 * needed > budget:
-            return (
-                f"its encoded points need {format_bytes(needed)}, more than half the budget of {format_bytes(budget)}"
-            )
+            return f"its encoded points need {format_bytes(needed)}, over half the budget of {format_bytes(budget)}"
     elif narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
         return f"coordinates beyond {MOST_COORDINATE} do not fit precision='medium'"
     return None
 
 
+def _inputs(net: INR) -> int:
+    """Return the columns of the first layer's inputs."""
+    return net.in_features if net.encoding is None else int(net.encoding.out_features)
+
+
 def _shape(stack: Stack, inputs: int) -> Shape:
     net = stack.nets[0]
     assert isinstance(net, INR)
-    names = [(stack.names[layer.weight], stack.names.get(layer.bias)) for layer in net.layers]
+    layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
+    names = [(stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
     return Shape(inputs, net.width, net.hidden_layers, net.out_features, net.activations[0], tuple(net.omegas), places)
 
@@ -76,8 +80,8 @@ def _engine(
     assert stack.flat is not None
     net = stack.nets[0]
     assert isinstance(net, INR)
-    wide = net.layers[0].in_features > FEW
-    inputs, encodings = encoded(stack, data.coords, budget, OPERANDS[kind] if wide else data.coords.dtype)
+    dtype = OPERANDS[kind] if _inputs(net) > FEW else data.coords.dtype
+    inputs, encodings = encoded(stack, data.coords, budget, dtype)
     assert encodings is None, "checked by why_not"
     trained = torch.zeros(stack.flat.shape[1], dtype=torch.uint8, device=stack.flat.device)
     for name in stack.trainable:
@@ -206,8 +210,8 @@ class FusedOptimizer:
     def update(self, step: int, reduce: bool) -> None:
         """Update the parameters from partial sums (``reduce``) or from the gradients of the stack."""
         assert self.engine is not None
-        moments = self.moments or [self.stack.flat_grads] * 2
-        self.engine.update(self.stack.flat_grads, *moments, self.number, reduce, step)
+        means, squares = self.moments or [self.stack.flat_grads] * 2
+        self.engine.update(self.stack.flat_grads, means, squares, self.number, reduce, step)
 
     def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """See :class:`inrfast.training.optimizers.Optimizer`."""

@@ -136,7 +136,9 @@ class Run:
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     def reach(self) -> int:
-        """Return up to which step the next call of :meth:`advance` could go: before the next evaluation after this."""
+        """Return up to which step the next call of :meth:`advance` could go: not past the next evaluation."""
+        if self.settings.callbacks and self.done % self.settings.eval_every == 0:
+            return self.done + 1  # what a callback does to the weights counts after the gradient of this step
         evaluation = (self.done // self.settings.eval_every + 1) * self.settings.eval_every
         return min(self.done + self.at_once, evaluation, self.settings.steps)
 

@@ -1,0 +1,249 @@
+"""Fused steps against fp64 automatic differentiation, on networks, batches and tiles of every kind."""
+
+import copy
+import math
+
+import pytest
+import torch
+from exact_gradients import weighted_mse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import inrfast as inr
+from inrfast.errors import MemoryBudgetError
+from inrfast.kernels import fused_mlp as kernels
+from inrfast.ops.fused_mlp import ACTIVATIONS, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.training.stack import Stack
+
+UNIT = {"fp16": 2.0**-11, "tf32x3": 2.0**-22, "fp64": 2.0**-53}
+SMOOTH = tuple(name for name in ACTIVATIONS if name != "relu")
+
+
+def dtype_of(kind):
+    return torch.float64 if kind == "fp64" else torch.float32
+
+
+class Case:
+    """Networks with random data, their fused step, and what fp64 autodiff says of them."""
+
+    def __init__(self, device, kind, models=1, n=100, drawn=0, weighted=0, seed=0, budget=2**40, steps=1, **options):
+        options = {"width": 24, "hidden_layers": 2, "activation": "sine", "omega": 2.0} | options
+        inputs, outputs = options.pop("inputs", 2), options.pop("outputs", 3)
+        dtype = dtype_of(kind)
+        self.kind, self.hidden = kind, options["hidden_layers"]
+        self.nets = [
+            inr.INR(inputs, outputs, seed=seed + i, device=device, dtype=dtype, **options) for i in range(models)
+        ]
+        rng = torch.Generator().manual_seed(seed)
+        self.coords = (2 * torch.rand(1, n, inputs, generator=rng) - 1).to(device, dtype)
+        self.target = torch.rand(models, n, outputs, generator=rng).to(device, dtype)
+        self.weight = None
+        if weighted:
+            self.weight = (torch.rand(models, n, weighted, generator=rng) + 0.1).to(device, dtype)
+        self.rows, self.draws = [slice(None)] * models, None
+        if drawn:
+            order = torch.stack([torch.randperm(n, generator=rng)[:drawn] for _ in range(models)]).to(device)
+            self.rows, self.draws = list(order), Draws(order, drawn)
+        self.stack = Stack(self.nets, flat=True)
+        first = self.nets[0]
+        encoded = self.coords
+        if first.encoding is not None:
+            encoded = torch.stack([net.encoding(self.coords[0]) for net in self.nets])
+        if encoded.shape[2] > FEW:
+            encoded = encoded.to(OPERANDS[kind])
+        places = tuple(
+            tuple(self.stack.places.get(f"layers.{k}.{part}", -1) for part in ("weight", "bias"))
+            for k in range(len(first.layers))
+        )
+        shape = Shape(
+            encoded.shape[2], first.width, self.hidden, outputs, first.activations[0], tuple(first.omegas), places
+        )
+        trained = torch.ones(self.stack.flat.shape[1], dtype=torch.uint8, device=device)
+        points = Points(encoded, self.target, self.weight)
+        self.count = drawn or n
+        self.step = FusedMLP(shape, self.stack.flat, trained, points, self.count, kind, steps, budget)
+        for buffer in (self.step.features, self.step.slopes, self.step.errors, self.step.partials, self.step.totals):
+            buffer.fill_(float("nan"))  # nothing may be read before it is written
+
+    def gradients(self, step=0):
+        self.step.gradients(self.count, self.draws, step)
+        grads = self.stack.flat_grads.fill_(float("nan"))
+        grads[:, ~self.held()] = 0
+        self.step.update(grads, grads, grads, 0, True, step)
+        return grads
+
+    def held(self):
+        """Which of the Q numbers belong to parameters: what lies between them is never written."""
+        held = torch.zeros(self.stack.flat.shape[1], dtype=torch.bool, device=self.stack.flat.device)
+        for name in self.stack.parameters:
+            self.stack.view_of(held.unsqueeze(0), name).fill_(True)
+        return held
+
+    def exact(self, index):
+        """Loss and gradients of one network by fp64 autodiff."""
+        net, rows = self.nets[index], self.rows[index]
+        twin = copy.deepcopy(net).double()
+        loss = torch.nn.functional.mse_loss
+        if self.weight is not None:
+            loss = weighted_mse(self.weight[index, rows].double())
+        value = loss(twin(self.coords[0, rows].double()), self.target[index, rows].double())
+        value.backward()
+        return float(value.detach()), dict(twin.named_parameters())
+
+    def check(self, factor=8.0):
+        """Compare loss and gradient: within ``factor u sqrt(layers)`` of the gradient's norm, for each network."""
+        grads = self.gradients()
+        bound = factor * UNIT[self.kind] * math.sqrt(self.hidden + 1) + 1e-15
+        for index in range(len(self.nets)):
+            loss, parameters = self.exact(index)
+            assert float(self.step.losses[0, index]) == pytest.approx(loss, rel=bound)
+            errors = [self.stack.view_of(grads, name)[index].double() - p.grad for name, p in parameters.items()]
+            size = torch.cat([p.grad.flatten() for p in parameters.values()]).norm()
+            assert torch.cat([error.flatten() for error in errors]).norm() <= bound * size
+
+
+@settings(max_examples=10)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["fp16", "tf32x3", "fp64"])
+def test_the_gradient_is_that_of_fp64_autodiff(device, kind, data):
+    """Widths beside tiles, one layer and more, chunks of the points, networks side by side."""
+    smooth = kind != "fp64"  # gates of ReLU differ between dtypes near 0, which is no error of a gradient
+    encoding = data.draw(st.sampled_from([None, None, inr.RandomFourier(7, 0.5), inr.PositionalEncoding(2)]))
+    n = data.draw(st.integers(1, 200))
+    Case(
+        device,
+        kind,
+        models=data.draw(st.integers(1, 2)),
+        n=n,
+        drawn=data.draw(st.sampled_from([0, 0, (n + 1) // 2])),
+        weighted=data.draw(st.sampled_from([0, 0, 1, 3])),
+        seed=data.draw(st.integers(0, 1000)),
+        inputs=data.draw(st.integers(1, 3)),
+        width=data.draw(st.integers(1, 70)),
+        hidden_layers=data.draw(st.integers(1, 3)),
+        activation=data.draw(st.sampled_from(SMOOTH if smooth else ACTIVATIONS)),
+        omega=data.draw(st.floats(0.5, 2.0)),
+        encoding=encoding,
+        bias=data.draw(st.booleans()),
+    ).check(factor=16.0 if kind == "fp16" else 8.0)
+
+
+@pytest.mark.parametrize("kind", ["fp16", "tf32x3"])
+@pytest.mark.parametrize("width", [33, 150])
+def test_relu_in_narrow_and_wide_layers(device, kind, width):
+    """Masks are single bits; a few gates near 0 may differ from fp64's."""
+    case = Case(device, kind, n=300, width=width, hidden_layers=3, activation="relu", outputs=1)
+    assert case.step.on_chip == (kind == "fp16" and width <= 128)
+    case.check(factor=32.0 if kind == "fp16" else 64.0)
+
+
+@pytest.mark.parametrize("outputs", [1, 16])
+def test_heads_of_one_and_of_many_outputs(device, outputs):
+    Case(device, "tf32x3", outputs=outputs, n=70).check()
+
+
+@pytest.mark.parametrize("encoding", [None, inr.RandomFourier(9, 0.5)])
+def test_points_that_do_not_fit_pass_in_chunks(device, encoding):
+    """The sums of three chunks, the last one short, are those of all points; without room for a tile it says so."""
+    whole = Case(device, "fp64", n=190, drawn=150, encoding=encoding, weighted=1)
+    tile = whole.step.tile_bytes(whole.step.shape, "fp64", True)
+    fixed = whole.step.dense * whole.step.splits * 8
+    small = Case(device, "fp64", n=190, drawn=150, encoding=encoding, weighted=1, budget=fixed + 2 * tile)
+    assert small.step.tiles == 2
+    small.check()
+    assert torch.allclose(whole.gradients(), small.gradients(), rtol=1e-10, atol=1e-14)
+    with pytest.raises(MemoryBudgetError, match="a fused step needs"):
+        Case(device, "fp64", n=190, budget=fixed + tile - 1)
+
+
+def test_small_errors_keep_clear_of_underflow(device):
+    """Errors of 1e-6 in 16 bits: without a scale most of their gradient would be lost."""
+    case = Case(device, "fp16", width=32, n=200, steps=2)
+    with torch.no_grad():
+        noise = torch.randn(case.target.shape, generator=torch.Generator().manual_seed(1)).to(case.target)
+        case.target.copy_(case.nets[0](case.coords[0]) + 1e-3 * noise)
+    case.gradients()  # the first scale is a guess from the targets, the next from this loss
+    assert 2.0**9 <= float(case.step.scales[1, 0]) <= 2.0**11
+    case.step.scales[0] = case.step.scales[1]
+    # The predictions' own rounding is a part of errors this small: the exact gradient is that of the rounded features.
+    case.check(factor=2000.0)
+    once = case.gradients().clone()
+    case.step.scales[0] *= 2.0
+    twice = case.gradients()
+    assert (once - twice).norm() <= 1e-3 * once.norm()
+
+
+@pytest.mark.parametrize("kind", ["fp16", "tf32x3", "fp64"])
+def test_evaluations_are_mean_squares_over_all_points(device, kind):
+    case = Case(device, kind, models=2, n=333, drawn=90, weighted=1)
+    predictions = torch.stack([copy.deepcopy(net).double()(case.coords[0].double()) for net in case.nets])
+    exact = (predictions - case.target.double()).square().mean((1, 2))
+    assert torch.allclose(case.step.mean_square(), exact, rtol=16 * UNIT[kind], atol=0)
+
+
+def test_many_outputs_of_the_table_cover_every_parameter_once(device):
+    for encoding, bias in ((None, True), (None, False), (inr.RandomFourier(9, 0.5), True)):
+        case = Case(device, "fp64", encoding=encoding, bias=bias, hidden_layers=3, width=19)
+        covered = torch.zeros(case.stack.flat.shape[1], dtype=torch.int64)
+        for place, first, size, *_ in case.step.table.tolist():
+            covered[place + first : place + min(first + kernels.BLOCK, size)] += 1
+        assert torch.equal(covered, case.held().long().cpu())
+
+
+@pytest.mark.parametrize("optimizer", [kernels.ADAM.value, kernels.ADAMW.value, kernels.SGD.value])
+def test_updates_are_torch_s(device, optimizer):
+    """Three steps of each optimiser with weight decay, against torch's own in fp64; frozen numbers stay."""
+    case = Case(device, "fp64", models=2)
+    step, flat = case.step, case.stack.flat
+    frozen = torch.arange(flat.shape[1], device=device) % 3 == 0
+    step.trained[frozen] = 0
+    before, means, squares = flat.clone(), torch.zeros_like(flat), torch.zeros_like(flat)
+    twin = flat.clone().requires_grad_()
+    kinds = {1: torch.optim.Adam, 2: torch.optim.AdamW, 3: torch.optim.SGD}
+    theirs = kinds[optimizer]([twin], lr=0.01, weight_decay=0.1)
+    for t in range(1, 4):
+        grads = torch.randn(flat.shape, generator=torch.Generator().manual_seed(t)).to(flat)
+        rates = torch.tensor([0.01, 0.01 / (1 - 0.9**t), math.sqrt(1 - 0.999**t), 0.1])
+        step.rates.copy_(rates.to(flat).expand_as(step.rates))
+        step.update(grads, means, squares, optimizer, False, 0)
+        twin.grad = grads
+        theirs.step()
+    assert torch.equal(flat[:, frozen], before[:, frozen])
+    moved = case.held() & ~frozen
+    assert (flat - twin.detach())[:, moved].abs().max() <= 1e-7 * 0.03  # rates were rounded to fp32 on their way here
+
+
+def test_steps_repeat_bit_by_bit_and_do_not_depend_on_what_lies_between(device):
+    """An update from sums has the bits of one from the gradient that they make."""
+    for kind in ("fp16", "tf32x3"):
+        cases = [Case(device, kind, models=2, n=200, width=20, seed=5) for _ in range(3)]
+        for number, case in enumerate(cases):
+            moments = [torch.zeros_like(case.stack.flat) for _ in range(2)]
+            case.step.rates.copy_(
+                torch.tensor([1e-3, 1e-2, 0.0316, 0.0]).to(case.stack.flat).expand_as(case.step.rates)
+            )
+            for _ in range(2):
+                if number == 2:
+                    case.gradients()
+                    case.step.update(case.stack.flat_grads, *moments, kernels.ADAM.value, False, 0)
+                else:
+                    case.step.gradients(case.count, case.draws, 0)
+                    case.step.update(case.stack.flat_grads, *moments, kernels.ADAM.value, True, 0)
+                if kind == "fp16":
+                    copy = case.stack.flat.half()
+                    for name in case.stack.parameters:
+                        assert torch.equal(case.stack.view_of(copy, name), case.stack.view_of(case.step.operands, name))
+        assert torch.equal(cases[0].stack.flat, cases[1].stack.flat)
+        assert torch.equal(cases[0].stack.flat, cases[2].stack.flat)
+
+
+def test_reasons_against():
+    assert reason_against(["relu", "relu"], 64, 3, torch.float32) is None
+    for arguments, said in (
+        ((["relu", "sine"], 64, 3, torch.float32), "different activations"),
+        ((["identity"], 64, 3, torch.float32), "identity"),
+        ((["relu"], 64, 17, torch.float32), "17 outputs"),
+        ((["relu"], 2**15, 3, torch.float32), "32768 columns"),
+        ((["relu"], 64, 3, torch.bfloat16), "bfloat16"),
+    ):
+        assert said in reason_against(*arguments)
