@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import gpu_fit
 import torch
 from torch import Tensor
 
@@ -527,6 +528,8 @@ def summary(results: dict[str, Any]) -> str:
                 f"{name:32} {milliseconds(entry, 'product')} ms, written tiles {milliseconds(entry, 'written tiles')}, "
                 f"ratio {entry['ratio']:.2f}"
             )
+        elif name.startswith("step"):
+            lines += gpu_fit.summary(name, entry)
         elif name.startswith("layer"):
             lines.append(
                 f"{name:32} forward {milliseconds(entry, 'forward')} ms, both {milliseconds(entry, 'both')}, error "
@@ -582,12 +585,24 @@ def main() -> int:
     for dtype, activation in (("float16", "relu"), ("float16", "sine"), ("bfloat16", "sine"), ("float32", "sine")):
         if dtype != "bfloat16" or bench.device.type == "cuda":  # Triton's interpreter multiplies the bits of bf16
             bench.part(f"layer {dtype} {activation}", layer, dtype, activation)
+    large, small, count = (512, 64, 100) if bench.device.type == "cuda" else (bench.grid, bench.grid, 2)
+    for precision in ("medium", "high"):
+        for activation in ("relu", "sine"):
+            part = gpu_fit.step_of_one, large, bench.width, activation, precision, precision == "medium"
+            bench.part(f"step 512x512 {activation} {precision}", *part)
+        bench.part(f"step 64x64 relu {precision}", gpu_fit.step_of_one, small, bench.width, "relu", precision, False)
+        width = bench.width // 2
+        bench.part(f"steps of 100, 64x64 {precision}", gpu_fit.step_of_many, count, small, width, precision)
     bench.part("eager fp32", eager, "relu", False, False)
     bench.part("eager TF32, torch.compile", eager, "relu", True, True)
     bench.part("ratios", ratios)
     for name, precision in (("fp16x3", "high"), ("fp16", "medium"), ("fp64", "highest")):
         if not bench.late:
             bench.part(f"candidates {name}", candidates, name, precision)
+    if not bench.late:
+        bench.part("candidates of the step, 256", gpu_fit.step_candidates, large, bench.width)
+    if not bench.late:
+        bench.part("candidates of the step, 128", gpu_fit.step_candidates, small, bench.width // 2)
     if not bench.late:
         bench.part("candidates of the layer", layer_candidates)
     print(summary(bench.results))

@@ -18,13 +18,14 @@ INRFAST_CUDA=1 timeout 120 "$PYTHON" setup.py build_ext --inplace >"$OUT/gpu-bui
 echo "== tests"
 workers=$("$PYTHON" -c 'import xdist, os; print(f"-n {min(8, os.cpu_count())}")' 2>/dev/null)
 # shellcheck disable=SC2086  # no workers are no argument
-timeout 200 "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/kernels/test_activations.py \
+timeout 240 "$PYTHON" -m pytest -q -p no:cacheprovider $workers tests/kernels/test_activations.py \
 	tests/kernels/test_gram.py tests/kernels/test_factors.py tests/kernels/test_rows.py tests/ops/test_gram.py \
 	tests/ops/test_factors.py tests/ops/test_rows.py tests/ops/test_reductions.py tests/ops/test_fused_linear.py \
-	tests/ops/test_grid_init.py tests/test_tangent_kernel.py tests/test_jacobians.py >"$OUT/gpu-tests.log" 2>&1 ||
+	tests/ops/test_grid_init.py tests/test_tangent_kernel.py tests/test_jacobians.py \
+	tests/kernels/test_fused_mlp.py tests/ops/test_fused_mlp.py tests/training/test_fused.py >"$OUT/gpu-tests.log" 2>&1 ||
 	{ echo "tests failed (or ran past their limit):"; status=1; }
 grep -E '^(FAILED|ERROR)|passed|failed' "$OUT/gpu-tests.log" | tail -n 20
 
 echo "== benchmarks"
-timeout 210 "$PYTHON" bench/gpu.py --out "$OUT/gpu.json" --seconds 120 || status=1
+timeout 215 "$PYTHON" bench/gpu.py --out "$OUT/gpu.json" --seconds 120 || status=1
 exit "$status"

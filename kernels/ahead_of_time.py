@@ -39,7 +39,9 @@ class Compiled:
         Bytes of shared memory a program.
     instructions
         How often the machine code has each kind: ``HGMMA``, ``HMMA``, ``DMMA`` (tensor cores), ``UTMALDG`` (copy
-        engine), ``LDL`` and ``STL`` (local memory).
+        engine), ``LDL`` and ``STL`` (local memory), ``FFMA``, ``FMUL``, ``FADD``, ``MUFU`` (special functions), loads
+        and stores of global (``LDG``, ``STG``, ``LDGSTS``) and shared memory (``LDS``, ``STS``, ``LDSM``), ``SHFL``,
+        ``BAR``; ``ALL`` is the number of all instructions.
     narrow_offsets
         Lines of the intermediate code that compute an address with an offset of 32 bits that might overflow.
     """
@@ -51,7 +53,10 @@ class Compiled:
     narrow_offsets: tuple[str, ...]
 
 
-COUNTED = ("HGMMA", "HMMA", "DMMA", "UTMALDG", "LDL", "STL")
+COUNTED = (
+    "HGMMA", "HMMA", "DMMA", "UTMALDG", "LDL", "STL", "FFMA", "FMUL", "FADD", "MUFU",
+    "LDG", "STG", "LDGSTS", "LDS", "STS", "LDSM", "SHFL", "BAR",
+)  # fmt: skip
 
 
 def compile_kernel(
@@ -89,6 +94,7 @@ def compile_kernel(
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
     counts = {name: len(re.findall(rf"\b{name}\b", assembly)) for name in COUNTED}
+    counts["ALL"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, flags=re.MULTILINE))
     return Compiled(
         int(found[1]), int(found[2]), built.metadata.shared, counts, _narrow_offsets(built.asm["ttir"], tables, small)
     )
