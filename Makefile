@@ -3,7 +3,8 @@
 #   make demo     see where networks lose rank on a real photograph, and what cures it; writes out/demo/
 #   make test     the tests            (PYTEST_ARGS="-k ntk" picks some)
 #   make bench    the benchmarks; JSON into bench/results/
-#   make kernel-report   compile every GPU kernel without a GPU and write what each needs; fails if one spills
+#   make kernel-report   compile every GPU kernel without a GPU and write what each needs; fails if one spills; then
+#                    count what a training step moves
 #   make lint     ruff, mypy, import-linter
 #   make clean    remove what was built and the tools' caches; the packages in .venv and out/ stay
 #
@@ -38,6 +39,7 @@ bench: $(READY)
 
 kernel-report: $(READY)
 	$(BIN)/python -W ignore bench/kernel_report.py
+	$(BIN)/python -W ignore bench/step_report.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

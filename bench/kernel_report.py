@@ -298,10 +298,12 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     wide = "*fp64" if entry.format == "fp64" else "*fp32"
     operand = {"float16": "*fp16", "float32": "*fp32", "float64": "*fp64"}[str(OPERANDS[entry.format])[6:]]
     types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
-    types |= {"capacity": "i32:16", "parameter_model": "i32:16"}
+    # Parameters begin at multiples of 16, and tiles have as many points.
+    places = ("first_bias", "hidden_at", "hidden_pitch", "bias_at", "head", "head_bias")
+    types |= dict.fromkeys(("capacity", "parameter_model", *places), "i32:16")
     numbers = ("target", "weight", "parameters", "totals", "factors", "losses", "partials", "gradients", "means")
     types |= dict.fromkeys((*numbers, "squares", "rates"), wide)
-    types |= dict.fromkeys(("operands", "features", "slopes", "errors"), operand)
+    types |= dict.fromkeys(("operands", "features", "slopes", "errors", "head_errors"), operand)
     types |= {"inputs": operand if encoded else wide, "omegas": "*fp32", "scales": "*fp32", "order": "*i64"}
     types |= {"masks": "*u8", "trained": "*u8", "table": "*i64"}
     constants: dict[str, Any] = {"width": width, "depth": 256 if encoded else 2, "outputs": 3}

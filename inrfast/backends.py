@@ -86,18 +86,6 @@ def resolve(backend: str, device: torch.device | str) -> str:
     return "torch"
 
 
-def torch_only(backend: str, what: str) -> None:
-    """Accept ``"auto"`` and ``"torch"`` where ``what`` has no Triton kernels: a backend named never falls back.
-
-    Raises
-    ------
-    NotAvailableError
-        ``backend`` is ``"triton"``.
-    """
-    if check_choice("backend", backend, BACKENDS) == "triton":
-        raise NotAvailableError(f"backend='triton' has no kernels for {what} in this version; use 'torch' or 'auto'")
-
-
 @functools.cache
 def warn_once(message: str) -> None:
     """Warn of a fallback, each message once a process."""

@@ -64,7 +64,7 @@ LARGE = {
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
 
-SMALL = LARGE | {"fp16": Config(128, 64, 32, 8, 3)}
+SMALL = LARGE | {"fp16": Config(128, 64, 32, 8, 3), "tf32x3": Config(64, 32, 16, 4, 2)}
 """The same where registers or shared memory are short."""
 
 LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
@@ -349,6 +349,7 @@ def _next_scale(loss):
 def _behind_activation(
     error,
     slopes,
+    errors,
     masks,
     sums,
     sides,
@@ -367,7 +368,7 @@ def _behind_activation(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Return some columns of the error before the activation of a layer, an operand, written where the slopes were.
+    """Return some columns of the error before the activation of a layer, an operand, and write it.
 
     Its product with ``sides`` is the gradient of the bias and, of a first layer that takes coordinates, of the weight.
     """
@@ -385,10 +386,9 @@ def _behind_activation(
             place = tl.where(j == 0, layer, hidden + j - 1)
         inside = (columns < width)[:, None] & (wanted != 0)[None, :]
         _add(sums + (place[None, :] * width + columns[:, None]), inside, thin, later)
-    tl.debug_barrier()
     # Errors of a first layer that takes coordinates are needed in the sums alone.
     kept = tl.where(layer > 0, width, 0) if COORDINATES else width
-    tl.store(slopes + (r[:, None] * width + columns[None, :]), error, mask=(columns < kept)[None, :])
+    tl.store(errors + (r[:, None] * width + columns[None, :]), error, mask=(columns < kept)[None, :])
     return error
 
 
@@ -405,7 +405,7 @@ def mlp_forward(
     features,
     slopes,
     masks,
-    errors,
+    head_errors,
     totals,
     partials,
     n,
@@ -459,7 +459,7 @@ def mlp_forward(
     draws), of which each step takes ``size`` consecutive. ``scales``: (steps, models) powers of two for the errors.
 
     ``features``, ``slopes``: (models, hidden, capacity, width); ``masks``: (models, hidden, capacity, bytes);
-    ``errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2, tiles), the weighted
+    ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2, tiles), the weighted
     squares of the errors of each tile, and their weights; ``partials``: (models, partial_model), where each tile leaves
     the gradient of the head's bias (outputs), from ``tail`` on and ``thin_pitch`` apart. ``later``: add to what is
     there.
@@ -479,7 +479,7 @@ def mlp_forward(
     features += model * hidden * plane
     slopes += model * hidden * plane
     masks += model * hidden * mask_plane
-    errors += model * capacity * outputs
+    head_errors += model * capacity * outputs
     tiles = capacity // ROWS
     totals += model * 2 * tiles + tile
     hidden_at, hidden_pitch = tl.cast(hidden_at, tl.int64), tl.cast(hidden_pitch, tl.int64)
@@ -500,7 +500,7 @@ def mlp_forward(
     s = slopes + tile * ROWS * width
     m = masks + tile * ROWS * ((width + 7) // 8)
     held = tl.zeros((ROWS, COLUMNS), features.dtype.element_ty)
-    for start in range(0, across, COLUMNS):
+    for start in tl.range(0, across, COLUMNS, num_stages=1):
         columns = start + tl.arange(0, COLUMNS)
         if COORDINATES:
             first_weight = _first_weight(parameters, first_bias, columns, width, depth, BIAS)
@@ -522,7 +522,7 @@ def mlp_forward(
     for layer in tl.range(1, hidden, num_stages=layers_at_once):
         at = hidden_at + (layer - 1) * hidden_pitch
         above = tl.cast(layer, tl.int64) * plane
-        for start in range(0, across, COLUMNS):
+        for start in tl.range(0, across, COLUMNS, num_stages=1):
             columns = start + tl.arange(0, COLUMNS)
             if ON_CHIP:
                 u = _product_on_chip(
@@ -546,7 +546,7 @@ def mlp_forward(
             tl.debug_barrier()
 
     y = tl.zeros((ROWS, 16), ACCUMULATOR)
-    for start in range(0, across, COLUMNS):
+    for start in tl.range(0, across, COLUMNS, num_stages=1):
         columns = start + tl.arange(0, COLUMNS)
         if not ON_CHIP:
             places = r[:, None] * width + columns[None, :]
@@ -560,9 +560,9 @@ def mlp_forward(
             weighted *= tl.load(scales + step * models + model)
         if BIAS:
             _add(sums + o, o < outputs, tl.sum(weighted, 0), later)
-        here = errors + tile * ROWS * outputs
+        here = head_errors + tile * ROWS * outputs
         places = r[:, None] * outputs + o[None, :]
-        tl.store(here + places, weighted.to(errors.dtype.element_ty), mask=(o < outputs)[None, :])
+        tl.store(here + places, weighted.to(head_errors.dtype.element_ty), mask=(o < outputs)[None, :])
 
 
 @triton.jit(do_not_specialize=["n", "first", "step", "later"])
@@ -574,6 +574,7 @@ def mlp_backward(
     features,
     slopes,
     masks,
+    head_errors,
     errors,
     totals,
     factors,
@@ -614,7 +615,8 @@ def mlp_backward(
 ):
     """Take the errors of tiles of points back through the layers, and add up the gradients that are thin.
 
-    Arguments as in :func:`mlp_forward`, of the same points; ``slopes`` end as the errors before the activations. Each
+    Arguments as in :func:`mlp_forward`, of the same points; ``errors``: (models, hidden, capacity, width), those before
+    the activations. Each
     tile's sums lie from ``thin`` on, ``thin_pitch`` apart: biases (hidden, width), columns of the first weight (depth,
     width), rows of the head (outputs, width). The first program writes ``losses`` (steps, models), the ``factors``
     (models) that make gradients of sums, and the ``scales`` of the next step.
@@ -633,7 +635,8 @@ def mlp_backward(
     features += (model * hidden + hidden - 1) * plane
     slopes += model * hidden * plane
     masks += model * hidden * mask_plane
-    errors += model * capacity * outputs
+    head_errors += model * capacity * outputs
+    errors += model * hidden * plane
     if tl.program_id(0) == 0:
         tiles = capacity // ROWS
         totals += model * 2 * tiles
@@ -657,12 +660,13 @@ def mlp_backward(
     rows = _row_numbers(order, step, size, first, p, p < n, GATHERED)
     z = features + tile * ROWS * width
     s = slopes + tile * ROWS * width
+    e = errors + tile * ROWS * width
     m = masks + tile * ROWS * ((width + 7) // 8)
-    here = errors + tile * ROWS * outputs
+    here = head_errors + tile * ROWS * outputs
     at_head = tl.load(here + (r[:, None] * outputs + o[None, :]), mask=(o < outputs)[None, :], other=0.0)
     sides = _sides(inputs, rows, depth, COORDINATES, ROWS, ACCUMULATOR)
     held = tl.zeros((ROWS, COLUMNS), features.dtype.element_ty)
-    for start in range(0, across, COLUMNS):
+    for start in tl.range(0, across, COLUMNS, num_stages=1):
         columns = start + tl.arange(0, COLUMNS)
         places = r[:, None] * width + columns[None, :]
         value = tl.load(z + places, mask=(columns < width)[None, :], other=0.0)
@@ -675,7 +679,7 @@ def mlp_backward(
             at_head, _head_weight(head, columns, width, outputs), error, PRECISION, ACCUMULATOR
         )  # fmt: skip
         held = _behind_activation(
-            error, s + (hidden - 1) * plane, m + (hidden - 1) * mask_plane, sums, sides, r, start, hidden - 1,
+            error, s + (hidden - 1) * plane, e + (hidden - 1) * plane, m + (hidden - 1) * mask_plane, sums, sides, r, start, hidden - 1,
             depth, width, hidden, later, ACTIVATION, BIAS, COORDINATES, PRECISION, ACCUMULATOR, ROWS, COLUMNS,
         )  # fmt: skip
     if not ON_CHIP:
@@ -684,7 +688,7 @@ def mlp_backward(
         layer = hidden - back
         at = hidden_at + (layer - 1) * hidden_pitch
         above = tl.cast(layer, tl.int64) * plane
-        for start in range(0, across, COLUMNS):
+        for start in tl.range(0, across, COLUMNS, num_stages=1):
             columns = start + tl.arange(0, COLUMNS)
             if ON_CHIP:
                 error = _product_on_chip(
@@ -692,11 +696,11 @@ def mlp_backward(
                 )  # fmt: skip
             else:
                 error = _product(
-                    s + above, r, width, operands + at, columns, width, width, width,
+                    e + above, r, width, operands + at, columns, width, width, width,
                     False, ROWS, COLUMNS, TERMS, PRECISION, ACCUMULATOR, STAGES,
                 )  # fmt: skip
             held = _behind_activation(
-                error, s + (above - plane), m + tl.cast(layer - 1, tl.int64) * mask_plane, sums, sides, r,
+                error, s + (above - plane), e + (above - plane), m + tl.cast(layer - 1, tl.int64) * mask_plane, sums, sides, r,
                 start, layer - 1, depth, width, hidden, later,
                 ACTIVATION, BIAS, COORDINATES, PRECISION, ACCUMULATOR, ROWS, COLUMNS,
             )  # fmt: skip
@@ -740,7 +744,7 @@ def mlp_weight_gradients(
 ):
     """Write one range of points' part of a tile of ``errors^T features`` of one layer of one network.
 
-    Arguments as in :func:`mlp_forward`, ``errors`` what :func:`mlp_backward` left in ``slopes``. The parts lie at
+    Arguments as in :func:`mlp_forward`, those of :func:`mlp_backward`. The parts lie at
     ``dense`` in a model's partial sums, ``dense_pitch`` apart: the weights (width, width) of all layers between hidden
     ones and, ENCODED, (width, depth) of the first. Ranges have ``length`` points, a multiple of TERMS.
     """

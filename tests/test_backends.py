@@ -6,7 +6,6 @@ import sys
 import pytest
 import torch
 
-import inrfast as inr
 from inrfast import backends
 from inrfast.backends import report, resolve, too_little
 from inrfast.errors import NotAvailableError
@@ -52,13 +51,6 @@ def test_a_gpu_that_cannot_run_the_kernels(monkeypatch):
         with pytest.warns(RuntimeWarning, match=reason):
             assert resolve("auto", device) == "torch"
         assert resolve("auto", device) == "torch"  # said once
-
-
-def test_what_has_no_kernels_yet_says_so():
-    """A backend asked for by name never falls back."""
-    net, coords = inr.INR(2, 1, width=8), inr.grid((4, 4))
-    with pytest.raises(NotAvailableError, match="no kernels for fitting"):
-        inr.fit(net, coords, torch.zeros(16, 1), steps=1, backend="triton")
 
 
 def test_importing_the_package_does_not_import_triton():

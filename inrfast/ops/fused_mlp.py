@@ -158,9 +158,10 @@ class FusedMLP:
             return torch.empty(size, dtype=dtype, device=self.device)
 
         self.features = buffer(shape.width, operands)
-        self.slopes = buffer(shape.width, operands, gradient)
+        self.slopes = buffer(shape.width, operands, gradient and shape.activation != "relu")
+        self.errors = buffer(shape.width, operands, gradient)
         self.masks = buffer(-(-shape.width // 8), torch.uint8, gradient and shape.activation == "relu")
-        self.errors = torch.empty(self.models, self.capacity, shape.outputs, dtype=operands, device=self.device)
+        self.head_errors = torch.empty(self.models, self.capacity, shape.outputs, dtype=operands, device=self.device)
         self.partials = parameters.new_empty(self.models, self.partial_model)
         self.totals = parameters.new_empty(self.models, 2, self.tiles)
         self.factors = parameters.new_empty(self.models)
@@ -176,7 +177,8 @@ class FusedMLP:
     def tile_bytes(self, shape: Shape, kind: str, gradient: bool) -> int:
         """Return the bytes of one tile of points of one network between the passes."""
         size = OPERANDS[kind].itemsize
-        row = shape.hidden * (shape.width * size * (1 + gradient) + gradient * -(-shape.width // 8))
+        slopes = -(-shape.width // 8) if shape.activation == "relu" else shape.width * size
+        row = shape.hidden * (shape.width * size * (1 + gradient) + slopes * gradient)
         return self.tile.rows * (row + shape.outputs * size) + (self.thin + 2) * self.parameters.dtype.itemsize
 
     # ---- steps ---------------------------------------------------------------------------------------------------
@@ -252,7 +254,7 @@ class FusedMLP:
                 self.features,
                 self.slopes,
                 self.masks,
-                self.errors,
+                self.head_errors,
                 self.totals,
                 self.partials,
                 n,
@@ -295,6 +297,7 @@ class FusedMLP:
                 self.features,
                 self.slopes,
                 self.masks,
+                self.head_errors,
                 self.errors,
                 self.totals,
                 self.factors,
@@ -333,7 +336,7 @@ class FusedMLP:
                 points.inputs,
                 order,
                 self.features,
-                self.slopes,
+                self.errors,
                 self.partials,
                 n,
                 some.start,
@@ -433,7 +436,7 @@ class FusedMLP:
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        buffers = (self.features, self.slopes, self.masks, self.errors, self.partials)
+        buffers = (self.features, self.slopes, self.errors, self.masks, self.head_errors, self.partials)
         return sum(tensor.numel() * tensor.element_size() for tensor in buffers)
 
 

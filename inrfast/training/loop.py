@@ -91,10 +91,13 @@ def fit(
         trainable parameters.
     precision
         ``"high"``: the network's own dtype; ``"highest"``: fp64, which asks for an fp64 network; ``"medium"``: products
-        in bfloat16 where they pay (with AMX, by measurement), weights, updates and evaluations in fp32 (a gradient's
-        relative error is near 1e-2); elsewhere the same as ``"high"``.
+        in 16 bits, weights, updates and evaluations in fp32. Fused steps take fp16 (a gradient's relative error is near
+        1e-3), PyTorch's operations bfloat16 (near 1e-2) where it pays: on a GPU, with AMX by measurement; elsewhere
+        ``"medium"`` is the same as ``"high"``.
     backend
-        ``"auto"`` or ``"torch"``.
+        ``"triton"``: fused steps on a GPU, many at once without a word from the host, for :class:`inrfast.INR` without
+        norms, of one activation (not identity) and at most 16 outputs, and ``"mse"``; ``"torch"``; ``"auto"``: the
+        first on a GPU where it can, and else, with a warning, the second.
     callbacks
         Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
     eval_every
@@ -137,7 +140,7 @@ def fit(
     DivergedError
         A loss or gradient became NaN or Inf; the network holds the last weights whose loss and gradient were finite.
     NotAvailableError
-        A backend that cannot run here.
+        A backend asked for by name that cannot run here, or not with this network, loss or memory; the reason is given.
 
     Examples
     --------

@@ -62,7 +62,8 @@ class Case:
         points = Points(encoded, self.target, self.weight)
         self.count = drawn or n
         self.step = FusedMLP(shape, self.stack.flat, trained, points, self.count, kind, steps, budget)
-        for buffer in (self.step.features, self.step.slopes, self.step.errors, self.step.partials, self.step.totals):
+        step = self.step
+        for buffer in (step.features, step.slopes, step.errors, step.head_errors, step.partials, step.totals):
             buffer.fill_(float("nan"))  # nothing may be read before it is written
 
     def gradients(self, step=0):

@@ -332,7 +332,7 @@ NAN = float("nan")
         ({"optimizer": torch.optim.Adam(small().parameters())}, ValueError, "must hold the network's trainable"),
         ({"precision": "hihg"}, ValueError, "'high'"),
         ({"backend": "tritn"}, ValueError, "'triton'"),
-        ({"backend": "triton"}, NotAvailableError, "triton"),
+        ({"backend": "triton", "loss": F.mse_loss}, NotAvailableError, "triton"),
         ({"target": 255 * picture()}, ValueError, "divide by 255"),
         ({"weight": torch.ones(143)}, ValueError, r"weight must hold one number a point \(144\)"),
         ({"weight": torch.zeros(144)}, ValueError, "weight must be above 0 somewhere"),

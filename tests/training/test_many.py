@@ -188,7 +188,7 @@ def test_tensors_of_targets_are_shared_or_stacked_by_their_size() -> None:
         ({"weight": [torch.ones(144)]}, ValueError, "weight must be one value or 2"),
         ({"batch_size": 145}, ValueError, "batch_size"),
         ({"optimizer": torch.optim.SGD(small().parameters())}, TypeError, "call fit for each network"),
-        ({"backend": "triton"}, NotAvailableError, "triton"),
+        ({"backend": "triton", "loss": F.mse_loss}, NotAvailableError, "triton"),
         ({"eval_coords": COORDS}, ValueError, "eval_coords needs eval_target"),
         ({"steps": 0}, ValueError, "steps"),
     ],

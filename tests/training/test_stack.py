@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import inrfast as inr
-from inrfast.training.stack import Stack
+from inrfast.training.stack import ALIGNMENT, Stack
 
 
 def networks(count: int) -> list[inr.INR]:
@@ -57,3 +57,29 @@ def test_shared_parameters_and_buffers_of_one_network_stand_once() -> None:
     assert stack.of(net[2].weight) is stack.parameters["0.weight"]
     stack.state[-1].fill_(5)
     assert int(net[1].num_batches_tracked) == 5
+
+
+def test_a_flat_stack_holds_each_network_in_one_row() -> None:
+    """Aligned, gradients too; released, networks have own memory and the same weights."""
+    for count in (1, 3):
+        nets = networks(count)
+        before = [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in nets]
+        stack = Stack(nets, flat=True)
+        assert stack.flat is not None
+        assert stack.flat.shape == stack.flat_grads.shape == (count, 16 * 4)
+        assert all(place % ALIGNMENT == 0 for place in stack.places.values())
+        for index, values in enumerate(before):
+            parts = [stack.parameters[name][index].flatten() for name in stack.places]
+            assert torch.equal(torch.cat(parts), values)
+        stack.flat.mul_(2.0)
+        stack.grads["layers.1.weight"].fill_(3.0)
+        assert float(stack.flat_grads.sum()) == 3.0 * 4 * count
+        kept = stack.keep([count - 1])
+        assert kept.flat is not None
+        assert torch.equal(kept.flat_grads, stack.flat_grads[-1:])
+        kept.flat.add_(1.0)
+        kept.release()
+        for index, (net, values) in enumerate(zip(nets, before, strict=True)):
+            now = torch.cat([p.detach().flatten() for p in net.parameters()])
+            assert torch.equal(now, 2 * values + (1.0 if index == count - 1 else 0.0))
+            assert len({p.untyped_storage().data_ptr() for p in net.parameters()}) == 4
