@@ -679,7 +679,8 @@ def mlp_backward(
             at_head, _head_weight(head, columns, width, outputs), error, PRECISION, ACCUMULATOR
         )  # fmt: skip
         held = _behind_activation(
-            error, s + (hidden - 1) * plane, e + (hidden - 1) * plane, m + (hidden - 1) * mask_plane, sums, sides, r, start, hidden - 1,
+            error, s + (hidden - 1) * plane, e + (hidden - 1) * plane, m + (hidden - 1) * mask_plane,
+            sums, sides, r, start, hidden - 1,
             depth, width, hidden, later, ACTIVATION, BIAS, COORDINATES, PRECISION, ACCUMULATOR, ROWS, COLUMNS,
         )  # fmt: skip
     if not ON_CHIP:
@@ -700,8 +701,8 @@ def mlp_backward(
                     False, ROWS, COLUMNS, TERMS, PRECISION, ACCUMULATOR, STAGES,
                 )  # fmt: skip
             held = _behind_activation(
-                error, s + (above - plane), e + (above - plane), m + tl.cast(layer - 1, tl.int64) * mask_plane, sums, sides, r,
-                start, layer - 1, depth, width, hidden, later,
+                error, s + (above - plane), e + (above - plane), m + tl.cast(layer - 1, tl.int64) * mask_plane,
+                sums, sides, r, start, layer - 1, depth, width, hidden, later,
                 ACTIVATION, BIAS, COORDINATES, PRECISION, ACCUMULATOR, ROWS, COLUMNS,
             )  # fmt: skip
         if not ON_CHIP:

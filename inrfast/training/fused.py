@@ -30,6 +30,9 @@ EVALUATED_ROWS = 2**16
 MOST_COORDINATE = 2**15
 """Largest coordinate that two numbers of 16 bits hold."""
 
+DRAWN_SHARE = 16
+"""One part in so many of the budget may hold the points drawn for the next steps."""
+
 BACKOFFS, BACKOFF = 3, 2.0**-8
 """How often a gradient that overflows 16 bits is taken again, and by what its errors are scaled down each time."""
 
@@ -52,8 +55,10 @@ def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) ->
         return reason
     if inputs > FEW:
         needed = len(nets) * data.points * inputs * data.target.dtype.itemsize
-        if 2 * needed > budget:
-            return f"its encoded points need {format_bytes(needed)}, over half the budget of {format_bytes(budget)}"
+        if 4 * needed > budget:
+            return (
+                f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {format_bytes(budget)}"
+            )
     elif narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
         return f"coordinates beyond {MOST_COORDINATE} do not fit precision='medium'"
     return None
@@ -141,6 +146,7 @@ class FusedGradient:
         self, stack: Stack, data: Data, points: int, budget: int, narrow: bool = False, steps: int = MOST_STEPS
     ) -> None:
         self.stack, self.data, self.points, self.budget, self.narrow = stack, data, points, budget, narrow
+        self.steps = steps
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
         self.engine = _engine(stack, data, points, "fp16" if narrow else _wide(stack), steps, budget // 2, True)
         self.evaluation: FusedEvaluation | None = None
@@ -257,6 +263,8 @@ class FusedOptimizer:
 class FusedSteps:
     """Many steps at once: on a GPU one CUDA graph, with rates, batches and losses in the GPU's memory.
 
+    ``most`` is how many at most.
+
     A number of steps that comes for the first time is launched kernel by kernel (which compiles them), then captured.
     """
 
@@ -264,6 +272,8 @@ class FusedSteps:
         self.gradient, self.optimizer, self.batches = gradient, optimizer, batches
         self.engine = optimizer.engine = gradient.engine
         self.draws: Draws | None = None
+        drawn = 0 if batches.rows(0) is None else gradient.points * len(batches.seeds)
+        self.most = max(1, min(gradient.steps, gradient.budget // max(DRAWN_SHARE * 8 * drawn, 1)))
         self.graphs: dict[int, Any] = {}
         self.compiled = False
         self.capture = gradient.data.coords.device.type == "cuda"
@@ -287,7 +297,7 @@ class FusedSteps:
             return
         size = self.gradient.points
         if self.draws is None:
-            self.draws = Draws(rows[0].new_empty(len(rows[0]), size * MOST_STEPS), size)
+            self.draws = Draws(rows[0].new_empty(len(rows[0]), size * self.most), size)
         self.draws.order[:, : count * size].copy_(torch.cat(rows, 1))
 
     def _run(self, count: int) -> None:

@@ -22,7 +22,7 @@ from inrfast.training.batches import Batches, step_seed
 from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.fused import MOST_STEPS, FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.gradients import Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
 from inrfast.training.settings import Settings
 from inrfast.training.stack import Stack
@@ -130,7 +130,7 @@ class Run:
             self.several = FusedSteps(self.gradient, self.optimizer, self.batches)
         self.at_once = 1
         if self.several is not None and s.clip_norm is None and not _watches_steps(s.callbacks):
-            self.at_once = MOST_STEPS
+            self.at_once = self.several.most
         self.buffers = [buffer for net in self.stack.nets for buffer in net.buffers()] if len(self.stack) == 1 else []
 
     # ---- steps ---------------------------------------------------------------------------------------------------
@@ -328,12 +328,13 @@ class Run:
         for good, now in zip(self.good, self.stack.state, strict=True):
             now[place].copy_(good[place])
         lr = member.rate(max(self.done - 1, 0))
+        wider = ", or take precision='high'" if self.settings.narrow else ""
         who = "the fit" if len(self.members) == 1 else f"the fit of network {member.index}"
         member.stopped, member.error = (
             "diverged",
             DivergedError(
                 f"{who} met a NaN or Inf after {self.done} updates, first in {where}; lower lr (it was {lr:.3g}), "
-                f"omega or the gain of the initialisation. The network was set back to its last good weights"
+                f"omega or the gain of the initialisation{wider}. The network was set back to its last good weights"
             ),
         )
         return True
