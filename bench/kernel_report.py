@@ -314,7 +314,8 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         constants |= {"COPY": entry.format == "fp16"}
         warps, stages, limit = constants["num_warps"], 3, 48 * 1024
     else:
-        config, on_chip = kernels.passes_config(entry.format, width, large)
+        forward, backward, on_chip = kernels.passes_configs(entry.format, width, large)
+        config = backward if entry.kernel == "mlp_backward" else forward
         if entry.kernel == "mlp_weight_gradients":
             config = kernels.weight_gradients_config(entry.format, width, encoded)
         else:

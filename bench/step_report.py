@@ -123,7 +123,7 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
 
     from inrfast.ops import fused_mlp
 
-    rows = fused_mlp._kernels().passes_config(problem.kind, problem.width, True)[0].rows
+    rows = fused_mlp._kernels().passes_configs(problem.kind, problem.width, True)[0].rows
     tiles = -(-problem.points // rows)
     found: dict[str, dict[str, float]] = {}
     one = engine(problem, rows)  # one tile of points stands for all

@@ -59,10 +59,13 @@ class Config:
 
 LARGE = {
     "fp16": Config(128, 128, 64, 8, 3),
-    "tf32x3": Config(64, 32, 32, 4, 2),
+    "tf32x3": Config(64, 128, 32, 8, 2),
     "fp64": Config(32, 32, 16, 8, 2),
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
+
+LARGE_BACKWARD = {"tf32x3": Config(64, 32, 32, 4, 2)}
+"""Those of the way back where its sums leave fewer registers; rows are those of the way forward."""
 
 SMALL = LARGE | {"fp16": Config(128, 64, 32, 8, 3), "tf32x3": Config(64, 32, 16, 4, 2)}
 """The same where registers or shared memory are short."""
@@ -908,17 +911,20 @@ def mlp_update(
 # ---- launches ----------------------------------------------------------------------------------------------------
 
 
-def passes_config(kind: str, width: int, large: bool) -> tuple[Config, bool]:
-    """Return the tile of both passes for a width, and whether features stay on the chip.
+def passes_configs(kind: str, width: int, large: bool) -> tuple[Config, Config, bool]:
+    """Return the tiles of the passes, forward and backward, for a width, and whether features stay on the chip.
 
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.
     """
     columns = max(16, triton.next_power_of_2(width))
     on_chip = (LARGE_ON_CHIP if large else SMALL_ON_CHIP).get(kind)
     if on_chip is not None and columns <= on_chip.columns:
-        return replace(on_chip, columns=columns), True
-    config = (LARGE if large else SMALL)[kind]
-    return replace(config, columns=min(config.columns, columns)), False
+        on_chip = replace(on_chip, columns=columns)
+        return on_chip, on_chip, True
+    forward = (LARGE if large else SMALL)[kind]
+    backward = LARGE_BACKWARD.get(kind, forward) if large else forward
+    forward = replace(forward, columns=min(forward.columns, columns))
+    return forward, replace(backward, columns=min(backward.columns, columns)), False
 
 
 def weight_gradients_config(kind: str, width: int, encoded: bool) -> Config:

@@ -137,7 +137,7 @@ class FusedMLP:
         self.device, kernels = parameters.device, _kernels()
         operands = OPERANDS[kind]
         self.operands = parameters if operands == parameters.dtype else parameters.to(operands)
-        self.tile, self.on_chip = kernels.passes_config(kind, shape.width, _is_large(self.device))
+        self.tile, self.tile_back, self.on_chip = kernels.passes_configs(kind, shape.width, _is_large(self.device))
         self.weight_tile = kernels.weight_gradients_config(kind, shape.width, shape.encoded)
         self.multiprocessors = _multiprocessors(self.device)
 
@@ -322,8 +322,8 @@ class FusedMLP:
                 self.thin,
                 GATHERED=draws is not None,
                 **self._constants(),
-                **kernels.common(self.kind, self.tile),
-                **kernels.resources(self.tile),
+                **kernels.common(self.kind, self.tile_back),
+                **kernels.resources(self.tile_back),
             )
 
     def _weight_gradients(self, some: slice, draws: Draws | None, step: int) -> None:
@@ -429,7 +429,8 @@ class FusedMLP:
         return {
             "products": self.kind,
             "rows": self.capacity,
-            "tile": (self.tile.rows, self.tile.columns, self.tile.terms, self.on_chip),
+            "tiles": [(tile.rows, tile.columns, tile.terms) for tile in (self.tile, self.tile_back)],
+            "on chip": self.on_chip,
             "ranges": self.splits,
         }
 

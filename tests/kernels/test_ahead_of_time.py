@@ -70,3 +70,32 @@ def test_offsets_that_could_overflow_are_found():
     """
     found = [re.match(r"%(\d)", line)[1] for line in _narrow_offsets(code, ("order",))]
     assert found == ["3", "4"]
+
+
+def test_offsets_are_bounded_by_what_they_are_made_of():
+    """Of arguments that are small by contract two may be multiplied, three may not; loops end where they end.
+
+    A name that a later region uses for something else keeps its meaning before.
+    """
+    code = """
+      %c = arith.constant dense<16> : tensor<8xi32> loc(#loc)
+      %width_0 = tt.splat %width : i32 -> tensor<8xi32> loc(#loc)
+      %square = arith.muli %width_0, %width_0 : tensor<8xi32> loc(#loc)
+      %cube = arith.muli %square, %width_0 : tensor<8xi32> loc(#loc)
+      %half = arith.divsi %cube, %c : tensor<8xi32> loc(#loc)
+      %p = tt.splat %data : !tt.ptr<f32> -> tensor<8x!tt.ptr<f32>> loc(#loc)
+      %1 = tt.addptr %p, %square : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      %2 = tt.addptr %p, %cube : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      %3 = tt.addptr %p, %half : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      scf.for %k = %c0 to %width step %c1  : i32 {
+        %x = tt.splat %k : i32 -> tensor<8xi32> loc(#loc)
+        %4 = tt.addptr %p, %x : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      }
+      scf.for %k = %c0 to %n step %c1  : i32 {
+        %x = tt.splat %k : i32 -> tensor<8xi32> loc(#loc)
+        %5 = tt.addptr %p, %x : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+      }
+      %6 = tt.addptr %p, %unknown : tensor<8x!tt.ptr<f32>>, tensor<8xi32> loc(#loc)
+    """
+    found = [re.match(r"%(\d)", line)[1] for line in _narrow_offsets(code, (), ("width",))]
+    assert found == ["2", "3", "5", "6"]

@@ -13,9 +13,11 @@ WIDTHS = (1, 16, 17, 64, 100, 128, 129, 256, 512)
 @pytest.mark.parametrize("large", [True, False])
 def test_tiles_fit_the_width_and_each_other(kind, large):
     for width in WIDTHS:
-        tile, on_chip = kernels.passes_config(kind, width, large)
-        assert tile.columns % 16 == 0
-        assert not on_chip or tile.columns >= width
+        tile, back, on_chip = kernels.passes_configs(kind, width, large)
+        assert tile.rows == back.rows
+        for columns in (tile.columns, back.columns):
+            assert columns % 16 == 0
+            assert not on_chip or columns >= width
         for encoded in (True, False):
             weights = kernels.weight_gradients_config(kind, width, encoded)
             # Points beyond the last one are read up to the end of a range's last block: they must lie in a tile.
