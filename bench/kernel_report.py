@@ -314,12 +314,13 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         constants |= {"COPY": entry.format == "fp16"}
         warps, stages, limit = constants["num_warps"], 3, 48 * 1024
     else:
-        forward, backward, on_chip = kernels.passes_configs(entry.format, width, large)
+        activation = ACTIVATIONS.index(options.get("activation", "relu"))
+        forward, backward, on_chip = kernels.passes_configs(entry.format, width, activation, large)
         config = backward if entry.kernel == "mlp_backward" else forward
         if entry.kernel == "mlp_weight_gradients":
             config = kernels.weight_gradients_config(entry.format, width, encoded)
         else:
-            constants |= {"ACTIVATION": ACTIVATIONS.index(options["activation"]), "ON_CHIP": on_chip}
+            constants |= {"ACTIVATION": activation, "ON_CHIP": on_chip}
         constants |= kernels.common(entry.format, config)
         warps, stages = config.warps, config.stages
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED

@@ -121,9 +121,11 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
     """Return the bytes that each kernel's programs load and store in a step of all networks, and their number."""
     import torch
 
+    from inrfast.activations import ACTIVATIONS
     from inrfast.ops import fused_mlp
 
-    rows = fused_mlp._kernels().passes_configs(problem.kind, problem.width, True)[0].rows
+    activation = ACTIVATIONS[problem.activation].kernel_id
+    rows = fused_mlp._kernels().passes_configs(problem.kind, problem.width, activation, True)[0].rows
     tiles = -(-problem.points // rows)
     found: dict[str, dict[str, float]] = {}
     one = engine(problem, rows)  # one tile of points stands for all

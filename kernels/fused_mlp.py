@@ -30,7 +30,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.activations import RELU, activate
+from inrfast.kernels.activations import FINER, RELU, activate
 
 LARGE_SHARED = 200 * 1024
 """Bytes of shared memory a program may have on GPUs that take the large tiles."""
@@ -60,20 +60,29 @@ class Config:
 LARGE = {
     "fp16": Config(128, 128, 64, 8, 3),
     "tf32x3": Config(64, 128, 32, 8, 2),
-    "fp64": Config(32, 32, 16, 8, 2),
+    "fp64": Config(32, 32, 16, 4, 2),
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
 
 LARGE_BACKWARD = {"tf32x3": Config(64, 32, 32, 4, 2)}
 """Those of the way back where its sums leave fewer registers; rows are those of the way forward."""
 
-SMALL = LARGE | {"fp16": Config(128, 64, 32, 8, 3), "tf32x3": Config(64, 32, 16, 4, 2)}
+SMALL = {
+    "fp16": Config(64, 128, 32, 8, 2),
+    "tf32x3": Config(32, 32, 16, 4, 2),
+    "fp64": Config(32, 32, 16, 4, 2),
+}
 """The same where registers or shared memory are short."""
+
+SMALL_BACKWARD = {"fp16": Config(64, 64, 32, 8, 3)}
 
 LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
 """Tiles of passes that keep features on the chip; columns are the most that a layer may have."""
 
 SMALL_ON_CHIP = {"fp16": Config(64, 64, 64, 4, 2)}
+
+FEWER_ON_CHIP = {FINER.value: 64}
+"""Activations that leave registers for fewer columns."""
 
 WEIGHT_GRADIENTS = {
     "fp16": Config(128, 128, 32, 8, 3),
@@ -911,18 +920,18 @@ def mlp_update(
 # ---- launches ----------------------------------------------------------------------------------------------------
 
 
-def passes_configs(kind: str, width: int, large: bool) -> tuple[Config, Config, bool]:
-    """Return the tiles of the passes, forward and backward, for a width, and whether features stay on the chip.
+def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple[Config, Config, bool]:
+    """Return the tiles of the passes, forward and backward, for a layer, and whether features stay on the chip.
 
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.
     """
     columns = max(16, triton.next_power_of_2(width))
     on_chip = (LARGE_ON_CHIP if large else SMALL_ON_CHIP).get(kind)
-    if on_chip is not None and columns <= on_chip.columns:
+    if on_chip is not None and columns <= min(on_chip.columns, FEWER_ON_CHIP.get(activation, columns)):
         on_chip = replace(on_chip, columns=columns)
         return on_chip, on_chip, True
     forward = (LARGE if large else SMALL)[kind]
-    backward = LARGE_BACKWARD.get(kind, forward) if large else forward
+    backward = (LARGE_BACKWARD if large else SMALL_BACKWARD).get(kind, forward)
     forward = replace(forward, columns=min(forward.columns, columns))
     return forward, replace(backward, columns=min(backward.columns, columns)), False
 

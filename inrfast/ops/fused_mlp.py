@@ -137,7 +137,9 @@ class FusedMLP:
         self.device, kernels = parameters.device, _kernels()
         operands = OPERANDS[kind]
         self.operands = parameters if operands == parameters.dtype else parameters.to(operands)
-        self.tile, self.tile_back, self.on_chip = kernels.passes_configs(kind, shape.width, _is_large(self.device))
+        self.tile, self.tile_back, self.on_chip = kernels.passes_configs(
+            kind, shape.width, TABLE[shape.activation].kernel_id, _is_large(self.device)
+        )
         self.weight_tile = kernels.weight_gradients_config(kind, shape.width, shape.encoded)
         self.multiprocessors = _multiprocessors(self.device)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inrfast.activations import ACTIVATIONS
 from inrfast.kernels import fused_mlp as kernels
 
 KINDS = ("fp16", "tf32x3", "fp64")
@@ -11,9 +12,10 @@ WIDTHS = (1, 16, 17, 64, 100, 128, 129, 256, 512)
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("large", [True, False])
-def test_tiles_fit_the_width_and_each_other(kind, large):
+@pytest.mark.parametrize("activation", ["relu", "finer"])
+def test_tiles_fit_the_width_and_each_other(kind, large, activation):
     for width in WIDTHS:
-        tile, back, on_chip = kernels.passes_configs(kind, width, large)
+        tile, back, on_chip = kernels.passes_configs(kind, width, ACTIVATIONS[activation].kernel_id, large)
         assert tile.rows == back.rows
         for columns in (tile.columns, back.columns):
             assert columns % 16 == 0
