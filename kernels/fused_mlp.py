@@ -1,25 +1,25 @@
-"""The training step of coordinate MLPs in three launches: passes, weight gradients, update; all networks at once.
+"""The training step of coordinate MLPs in four launches, each for all networks at once.
 
-1. :func:`mlp_forward`: a program takes a tile of points forward through all layers, to the error at the head, and back.
-   It leaves the features and the errors of every hidden layer in 16 bits (or fp32, fp64), ReLU's slopes as single
-   bits, and the sums over its points that are thin: the gradients of biases, of a first layer that takes coordinates,
-   and of the head. Up to a width of :data:`NARROW` columns in 16 bits, features and errors never leave the chip on
-   their way from layer to layer (:func:`mlp_passes_on_chip`); wider ones pass through the second-level cache.
-2. :func:`mlp_weight_gradients`: one grouped product for the weights between hidden layers, its points split in ranges.
-3. :func:`mlp_update`: adds up what programs and ranges left, in a fixed order, and takes the optimiser's step on the
-   fp32 weights, of which it leaves a copy in 16 bits for the next step.
+1. :func:`mlp_forward`: a program takes a tile of points through all layers, to the error at the head, and keeps the
+   features of every hidden layer in 16 bits (or fp32, fp64), and their slopes, those of ReLU as single bits.
+2. :func:`mlp_backward`: takes the errors back through all layers, keeps them too, and adds up the gradients that are
+   thin: of biases, of a first layer that takes coordinates, and of the head.
+3. :func:`mlp_weight_gradients`: one grouped product for the weights between hidden layers, its points split in ranges.
+4. :func:`mlp_update`: adds up what tiles and ranges left, in a fixed order, and takes the optimiser's step on the fp32
+   weights, of which it leaves a copy in 16 bits for the next step.
 
-Of narrow layers in 16 bits, features and errors stay on the chip on their way from layer to layer; others pass through
-the second-level cache. Networks' shapes are compile-time choices: offsets are then constants, where
-run-time widths would take more registers than there are.
+Of narrow layers in 16 bits, features and errors stay on the chip on their way from layer to layer, while the next
+weight is on its way from the cache; others pass through the second-level cache themselves. The networks' shape is a
+compile-time choice: offsets are then constants, where run-time widths would take more registers than there are. What is
+thin is multiplied on the tensor cores too, 16 columns at a time: ones and coordinates beside each other.
 
 No sum depends on which program comes first: a step repeats bit for bit. Errors in 16 bits are scaled by a power of two
 that follows the loss, step by step, so that they keep clear of underflow (the idea of loss scaling: Micikevicius et
-al., Mixed precision training, ICLR 2018). Coordinates, the first layer's and the head's weights have two halves of 16
-bits each, so that they lose nothing that fp32 would keep.
+al., Mixed precision training, ICLR 2018). Coordinates, and the weights of the first layer that takes them and of the
+head, go through products of 16 bits as two halves each: next to nothing of fp32 is lost.
 
-Rows beyond the points of a tile are computed as if they were the first point, and have no error: no load or store of
-features needs a mask for them.
+Rows beyond the last point are computed as if they were the first one, and have no error: no load or store of features
+needs a mask for them.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
 
 SMALL_ON_CHIP = {"fp16": Config(64, 64, 64, 4, 2)}
 
-FEWER_ON_CHIP = {FINER.value: 64}
-"""Activations that leave registers for fewer columns."""
+LARGE_FINER = {"fp16": Config(64, 128, 64, 8, 3)}
+"""Tiles for an activation that leaves fewer registers; beyond :data:`FINER_ON_CHIP` columns it leaves the chip."""
+
+FINER_ON_CHIP = 64
 
 WEIGHT_GRADIENTS = {
     "fp16": Config(128, 128, 32, 8, 3),
@@ -927,10 +929,13 @@ def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple
     """
     columns = max(16, triton.next_power_of_2(width))
     on_chip = (LARGE_ON_CHIP if large else SMALL_ON_CHIP).get(kind)
-    if on_chip is not None and columns <= min(on_chip.columns, FEWER_ON_CHIP.get(activation, columns)):
+    heavy = activation == FINER.value
+    if on_chip is not None and columns <= (FINER_ON_CHIP if heavy else on_chip.columns):
         on_chip = replace(on_chip, columns=columns)
         return on_chip, on_chip, True
     forward = (LARGE if large else SMALL)[kind]
+    if heavy and large:
+        forward = LARGE_FINER.get(kind, forward)
     backward = (LARGE_BACKWARD if large else SMALL_BACKWARD).get(kind, forward)
     forward = replace(forward, columns=min(forward.columns, columns))
     return forward, replace(backward, columns=min(backward.columns, columns)), False

@@ -1,8 +1,9 @@
 """Fused training steps of coordinate MLPs by Triton kernels, one network or many of one shape: memory and launches.
 
 The reference is fp64 automatic differentiation of the same network. Relative to the gradient's norm the error is within
-``c u sqrt(layers)`` with c = 8 and u the unit roundoff of the operands: 2^-11 (``"fp16"``), 2^-22 (``"tf32x3"``: fp32
-operands in three TF32 products) or 2^-53 (``"fp64"``), where no activation amplifies rounding.
+``c u sqrt(layers)`` with u the unit roundoff of the operands, 2^-11 (``"fp16"``, c = 16), 2^-22 (``"tf32x3"``: fp32
+operands in three TF32 products, c = 8) or 2^-53 (``"fp64"``, c = 8), where no activation amplifies rounding and no gate
+of ReLU is near 0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ OPERANDS = {"fp16": torch.float16, "tf32x3": torch.float32, "fp64": torch.float6
 """Dtype of features, errors and weights in products, by kind."""
 
 FEW = 8
-"""Inputs up to which the first layer is exact; more are multiplied as features are, in the operands' dtype."""
+"""Inputs up to which the first layer takes them in full precision; more are operands like features."""
 
 MOST_OUTPUTS = 16
 """Most outputs of a network."""
@@ -65,7 +66,7 @@ class Shape:
 
     @property
     def encoded(self) -> bool:
-        """Whether the first layer's inputs are too many for multiply-adds."""
+        """Whether the first layer's inputs are too many to be taken in full precision."""
         return self.inputs > FEW
 
 

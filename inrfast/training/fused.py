@@ -263,9 +263,15 @@ class FusedOptimizer:
 class FusedSteps:
     """Many steps at once: on a GPU one CUDA graph, with rates, batches and losses in the GPU's memory.
 
-    ``most`` is how many at most.
+    The first steps are launched kernel by kernel, which compiles them; from then on every number of steps is captured
+    when it first comes.
 
-    A number of steps that comes for the first time is launched kernel by kernel (which compiles them), then captured.
+    Attributes
+    ----------
+    most
+        How many steps at most.
+    compiled
+        Whether steps were taken.
     """
 
     def __init__(self, gradient: FusedGradient, optimizer: FusedOptimizer, batches: Batches) -> None:

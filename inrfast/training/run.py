@@ -159,7 +159,7 @@ class Run:
             _copy(self.stack.state, self.good)
             moments, scales = self.optimizer.copy(), self.several.gradient.state()
             self.begun = stop
-            start = time.perf_counter()
+            compiled, start = self.several.compiled, time.perf_counter()
             losses = self.several.take(self.done, rates)
             seconds = time.perf_counter() - start
             self.finite = bool(losses.isfinite().all()) and self.stack.flat_finite()
@@ -180,7 +180,7 @@ class Run:
             return None
         for member in self.members:
             member.done = self.done
-        if seconds > LONGEST and self.at_once > 1:
+        if seconds > LONGEST and compiled and self.at_once > 1:
             self.at_once //= 2
         return None
 
