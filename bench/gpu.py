@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -137,20 +136,9 @@ def ceilings(bench: Bench, found: dict[str, Any]) -> None:
     ):
         n = n if large else 64
         a, b = (torch.randn(n, n, device=bench.device, dtype=dtype) for _ in range(2))
-        with tensor_float(name == "tf32"):
+        with gpu_fit.tf32(name == "tf32"):
             found[name] = bench.seconds(lambda a=a, b=b: a @ b)  # type: ignore[misc]
         found[name]["flops_per_second"] = 2 * n**3 / found[name]["seconds"]
-
-
-@contextmanager
-def tensor_float(allowed: bool) -> Any:
-    """Let fp32 products run in TF32, or not, inside."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def network(bench: Bench, activation: str) -> inr.INR:
@@ -316,7 +304,7 @@ def eager(bench: Bench, activation: str, tf32: bool, compiled: bool, found: dict
                 if i != j:
                     out[j : j + side, i : i + side] = part.t()
 
-    with tensor_float(tf32), exact_products(torch.device("cpu")):
+    with gpu_fit.tf32(tf32), exact_products(torch.device("cpu")):
         for side in (2048, 4096, 8192) if n > 8192 else (n // 2,):
             found[f"tile {side}"] = bench.seconds(lambda side=side: run(side), 3)  # type: ignore[misc]
     best = min((value["seconds"], name) for name, value in found.items())

@@ -84,6 +84,7 @@ def stepper(net: nn.Module, coords: Tensor, target: Tensor, **options: Any) -> C
 
 @contextmanager
 def tf32(allowed: bool) -> Any:
+    """Let fp32 products run in TF32, or not, inside."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -290,6 +290,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import fused_linear
     from inrfast.kernels import fused_mlp as kernels
     from inrfast.ops.fused_mlp import OPERANDS
 
@@ -321,7 +322,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
             config = kernels.weight_gradients_config(entry.format, width, encoded)
         else:
             constants |= {"ACTIVATION": activation, "ON_CHIP": on_chip}
-        constants |= kernels.common(entry.format, config)
+        constants |= fused_linear.common(entry.format, config)
         warps, stages = config.warps, config.stages
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}

@@ -306,7 +306,7 @@ def fitting(config: Config, columns: int) -> Config:
 
 
 def common(kind: str, config: Config) -> dict[str, Any]:
-    """Return the compile-time choices that all three kernels share."""
+    """Return the compile-time choices that kernels with products share."""
     return {
         "PRECISION": {"tf32": "tf32", "tf32x3": "tf32x3"}.get(kind, "ieee"),
         "ACCUMULATOR": tl.float64 if kind == "fp64" else tl.float32,
@@ -317,7 +317,8 @@ def common(kind: str, config: Config) -> dict[str, Any]:
     }
 
 
-def _resources(config: Config) -> dict[str, Any]:
+def resources(config: Config) -> dict[str, Any]:
+    """Return the options of a launch."""
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
@@ -350,7 +351,7 @@ def launch_forward(
         BIAS=bias is not None,
         FEW=x.shape[2] <= FEW,
         **common(kind, config),
-        **_resources(config),
+        **resources(config),
     )
 
 
@@ -378,7 +379,7 @@ def launch_input_gradient(
         ACTIVATION=activation,
         SAVED=keep,
         **common(kind, config),
-        **_resources(config),
+        **resources(config),
     )
 
 
@@ -424,5 +425,5 @@ def launch_weight_gradient(
         SAVED=keep,
         BIAS=biases is not None,
         **common(kind, config),
-        **_resources(config),
+        **resources(config),
     )

@@ -24,13 +24,14 @@ needs a mask for them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import triton
 import triton.language as tl
 
 from inrfast.kernels.activations import FINER, RELU, activate
+from inrfast.kernels.fused_linear import Config
 
 LARGE_SHARED = 200 * 1024
 """Bytes of shared memory a program may have on GPUs that take the large tiles."""
@@ -44,17 +45,6 @@ SGD = tl.constexpr(3)
 
 LARGEST_SCALE = tl.constexpr(24)
 """Largest exponent of the power of two that errors in 16 bits are multiplied by."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Tile of a product (rows, columns, terms taken at once) and resources of one launch."""
-
-    rows: int
-    columns: int
-    terms: int
-    warps: int
-    stages: int
 
 
 LARGE = {
@@ -946,23 +936,6 @@ def weight_gradients_config(kind: str, width: int, encoded: bool) -> Config:
     config = (ENCODED_WEIGHT_GRADIENTS if encoded else WEIGHT_GRADIENTS)[kind]
     side = max(16, triton.next_power_of_2(width))
     return replace(config, rows=min(config.rows, side), columns=min(config.columns, side))
-
-
-def common(kind: str, config: Config) -> dict[str, Any]:
-    """Return the compile-time choices that the kernels with products share."""
-    return {
-        "PRECISION": "tf32x3" if kind == "tf32x3" else "ieee",
-        "ACCUMULATOR": tl.float64 if kind == "fp64" else tl.float32,
-        "ROWS": config.rows,
-        "COLUMNS": config.columns,
-        "TERMS": config.terms,
-        "STAGES": config.stages,
-    }
-
-
-def resources(config: Config) -> dict[str, Any]:
-    """Return the options of a launch."""
-    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
 
 
 def update_constants(kind: str) -> dict[str, Any]:

@@ -240,7 +240,7 @@ class FusedMLP:
             )
 
     def _forward(self, some: slice, weight: Tensor | None, gradient: bool, draws: Draws | None, step: int) -> None:
-        kernels, shape, points = _kernels(), self.shape, self.points
+        kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
         n, places = some.stop - some.start, shape.places
         order, size = self._drawn(draws)
         hidden_at, hidden_pitch, bias_at = self._hidden_places()
@@ -282,12 +282,12 @@ class FusedMLP:
                 GATHERED=draws is not None,
                 WEIGHTED=weight is not None,
                 **self._constants(),
-                **kernels.common(self.kind, self.tile),
-                **kernels.resources(self.tile),
+                **products.common(self.kind, self.tile),
+                **products.resources(self.tile),
             )
 
     def _backward(self, some: slice, draws: Draws | None, step: int) -> None:
-        kernels, shape, points = _kernels(), self.shape, self.points
+        kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
         n = some.stop - some.start
         order, size = self._drawn(draws)
         hidden_at, hidden_pitch, _ = self._hidden_places()
@@ -325,12 +325,13 @@ class FusedMLP:
                 self.thin,
                 GATHERED=draws is not None,
                 **self._constants(),
-                **kernels.common(self.kind, self.tile_back),
-                **kernels.resources(self.tile_back),
+                **products.common(self.kind, self.tile_back),
+                **products.resources(self.tile_back),
             )
 
     def _weight_gradients(self, some: slice, draws: Draws | None, step: int) -> None:
-        kernels, shape, points, config = _kernels(), self.shape, self.points, self.weight_tile
+        kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
+        config = self.weight_tile
         n = some.stop - some.start
         length = -(-n // (self.splits * config.terms)) * config.terms
         order, size = self._drawn(draws)
@@ -358,8 +359,8 @@ class FusedMLP:
                 depth=shape.inputs,
                 ENCODED=shape.encoded,
                 GATHERED=draws is not None,
-                **kernels.common(self.kind, config),
-                **kernels.resources(config),
+                **products.common(self.kind, config),
+                **products.resources(config),
             )
 
     def _drawn(self, draws: Draws | None) -> tuple[Tensor, int]:
@@ -463,6 +464,12 @@ def _kernels() -> ModuleType:
     from inrfast.kernels import fused_mlp  # imports triton
 
     return fused_mlp
+
+
+def _products() -> ModuleType:
+    from inrfast.kernels import fused_linear  # imports triton
+
+    return fused_linear
 
 
 @functools.cache
