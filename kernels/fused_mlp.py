@@ -49,7 +49,7 @@ LARGEST_SCALE = tl.constexpr(24)
 
 LARGE = {
     "fp16": Config(128, 128, 64, 8, 3),
-    "tf32x3": Config(64, 128, 32, 8, 2),
+    "tf32x3": Config(64, 128, 16, 8, 2),
     "fp64": Config(32, 32, 16, 4, 2),
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
