@@ -30,7 +30,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.activations import FINER, RELU, activate
+from inrfast.kernels.activations import FINER, GELU, RELU, SOFTPLUS, activate
 from inrfast.kernels.fused_linear import Config
 
 LARGE_SHARED = 200 * 1024
@@ -50,7 +50,7 @@ LARGEST_SCALE = tl.constexpr(24)
 LARGE = {
     "fp16": Config(128, 128, 64, 8, 3),
     "tf32x3": Config(64, 128, 16, 8, 2),
-    "fp64": Config(32, 32, 16, 4, 2),
+    "fp64": Config(64, 32, 16, 8, 2),
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
 
@@ -71,10 +71,12 @@ LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
 
 SMALL_ON_CHIP = {"fp16": Config(64, 64, 64, 4, 2)}
 
-LARGE_FINER = {"fp16": Config(64, 128, 64, 8, 3)}
-"""Tiles for an activation that leaves fewer registers; beyond :data:`FINER_ON_CHIP` columns it leaves the chip."""
+HEAVY = (FINER.value, GELU.value, SOFTPLUS.value)
+"""Activations that leave fewer registers; beyond :data:`HEAVY_ON_CHIP` columns their features leave the chip."""
 
-FINER_ON_CHIP = 64
+LARGE_HEAVY = {"fp16": Config(64, 128, 64, 8, 3)}
+
+HEAVY_ON_CHIP = 64
 
 WEIGHT_GRADIENTS = {
     "fp16": Config(128, 128, 32, 8, 3),
@@ -919,13 +921,13 @@ def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple
     """
     columns = max(16, triton.next_power_of_2(width))
     on_chip = (LARGE_ON_CHIP if large else SMALL_ON_CHIP).get(kind)
-    heavy = activation == FINER.value
-    if on_chip is not None and columns <= (FINER_ON_CHIP if heavy else on_chip.columns):
+    heavy = activation in HEAVY
+    if on_chip is not None and columns <= (HEAVY_ON_CHIP if heavy else on_chip.columns):
         on_chip = replace(on_chip, columns=columns)
         return on_chip, on_chip, True
     forward = (LARGE if large else SMALL)[kind]
     if heavy and large:
-        forward = LARGE_FINER.get(kind, forward)
+        forward = LARGE_HEAVY.get(kind, forward)
     backward = (LARGE_BACKWARD if large else SMALL_BACKWARD).get(kind, forward)
     forward = replace(forward, columns=min(forward.columns, columns))
     return forward, replace(backward, columns=min(backward.columns, columns)), False
