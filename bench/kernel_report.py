@@ -369,9 +369,10 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         "# What the kernels need of a GPU",
         "",
-        f"Compiled ahead of time by Triton {triton.__version__}; `make kernel-report` writes this page. No width",
-        "appears: the kernels take the layers' widths at run time, one machine code serves all of them. Stack is local",
-        "memory a thread (spills); HGMMA, HMMA and DMMA are tensor-core instructions, UTMALDG a copy engine's load.",
+        f"Compiled ahead of time by Triton {triton.__version__}; `make kernel-report` writes this page. Where no width",
+        "appears the kernel takes it at run time, and one machine code serves all; the training step has one a width.",
+        "Stack is local memory a thread (spills); HGMMA, HMMA and DMMA are tensor-core instructions, UTMALDG a copy",
+        "engine's load.",
         "",
         "| kernel | registers | warps | stack | shared KiB | HGMMA | HMMA | DMMA | UTMALDG | faults |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|---|",

@@ -622,10 +622,9 @@ def mlp_backward(
     """Take the errors of tiles of points back through the layers, and add up the gradients that are thin.
 
     Arguments as in :func:`mlp_forward`, of the same points; ``errors``: (models, hidden, capacity, width), those before
-    the activations. Each
-    tile's sums lie from ``thin`` on, ``thin_pitch`` apart: biases (hidden, width), columns of the first weight (depth,
-    width), rows of the head (outputs, width). The first program writes ``losses`` (steps, models), the ``factors``
-    (models) that make gradients of sums, and the ``scales`` of the next step.
+    the activations. Each tile's sums lie from ``thin`` on, ``thin_pitch`` apart: biases (hidden, width), columns of the
+    first weight (depth, width), rows of the head (outputs, width). The first program writes ``losses`` (steps, models),
+    the ``factors`` (models) that make gradients of sums, and the ``scales`` of the next step.
     """
     model = tl.program_id(1).to(tl.int64)
     tile = tl.program_id(0).to(tl.int64)
@@ -751,9 +750,9 @@ def mlp_weight_gradients(
 ):
     """Write one range of points' part of a tile of ``errors^T features`` of one layer of one network.
 
-    Arguments as in :func:`mlp_forward`, those of :func:`mlp_backward`. The parts lie at
-    ``dense`` in a model's partial sums, ``dense_pitch`` apart: the weights (width, width) of all layers between hidden
-    ones and, ENCODED, (width, depth) of the first. Ranges have ``length`` points, a multiple of TERMS.
+    Arguments as in :func:`mlp_forward` and :func:`mlp_backward`. The parts lie at ``dense`` in a model's partial sums,
+    ``dense_pitch`` apart: the weights (width, width) of all layers between hidden ones and, ENCODED, (width, depth) of
+    the first. Ranges have ``length`` points, a multiple of TERMS.
     """
     model = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
