@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.nn import INR, FusedLinear, SphereNorm
 from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
+from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import jvp, vjp
 from inrfast.supported import LayerSpec, check_tensors, chosen_parameters, layer_specs, refuse
@@ -99,6 +100,8 @@ class Capture:
         Number of outputs M and of differentiated parameters P.
     dtype, device
         Of the factors.
+    magnitude
+        Largest entry of the kernel's diagonal at the points of the probes, in fp64.
 
     Raises
     ------
@@ -139,11 +142,13 @@ class Capture:
             parameter.requires_grad_(name in chosen)
         self._mlp = _as_mlp(self._module) if isinstance(self._module, INR) and self.closed_form else None
         sample = _sample(coords.detach())
-        self.widths = tuple(factors.widths for factors in self.exact(sample))
+        found = self.exact(sample)
+        self.widths = tuple(factors.widths for factors in found)
         self.outputs = int(self._outputs(sample).shape[1])
         if not self.closed_form:
             self._probe_coupling(sample)
         self._probe_jacobian(sample[:2])
+        self.magnitude = float(gram_diagonal(found, "trace", self.outputs).amax())
 
     def with_precision(self, precision: str) -> Capture:
         """Return the same snapshot, probes not repeated, at another precision."""
@@ -156,15 +161,15 @@ class Capture:
         """Return the factors of every layer at ``coords`` (n, d), one chunk of points."""
         return tuple(factors.to(self.dtype) for factors in self.roundable(coords))
 
-    def roundable(self, coords: Tensor, room: Room | None = None) -> list[Factors]:
+    def roundable(self, coords: Tensor, room: Room | None = None, keep_ones: bool = False) -> list[Factors]:
         """Return the factors of :meth:`exact` as they may be rounded to this precision: balanced, where that is fp32.
 
-        Beside a column of ones they cannot be, and need not.
+        With ``keep_ones`` layers whose features end with ones stay as they are, for kernels that take the ones as read.
         """
         exact = self.exact(coords, room)
         if self.dtype == PASS_DTYPE:
             return exact
-        return [f if self._holds_ones(index) else f.balanced() for index, f in enumerate(exact)]
+        return [f if keep_ones and self._holds_ones(index) else f.balanced() for index, f in enumerate(exact)]
 
     def exact(self, coords: Tensor, room: Room | None = None) -> list[Factors]:
         """Return the factors before they are rounded, in fp64; they may lie in ``room`` and last until its next use."""

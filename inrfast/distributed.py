@@ -8,6 +8,7 @@ with it the Cholesky factor, is computed by each process for its own rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from inrfast import backends
-from inrfast.capture import Capture, Select
+from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import NotAvailableError, check_block, check_choice, check_float, check_int
 from inrfast.jacobians import FactorStore, LayerwiseJacobian
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
-from inrfast.linalg.spectrum import Spectrum
+from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import budget_bytes
 from inrfast.tangent_kernel import NTK
 
@@ -82,6 +83,40 @@ class Sharded(Whole):
         return own.Q @ joint[start : start + sizes[self.rank]]
 
 
+class _Gathered(FactorStore):
+    """Factors of any points: from the processes that keep them or, where one keeps none, computed anew.
+
+    Every process asks for the same points at the same time.
+    """
+
+    def __init__(self, own: FactorStore, coords: Tensor, partition: Sharded) -> None:
+        super().__init__(own.capture, coords, 0, own.backend)
+        self.own, self.partition = own, partition
+        keeps = torch.tensor(float(own.fits), dtype=torch.float64, device=coords.device)
+        self.everywhere = float(partition.total(keeps)) == partition.processes
+
+    @property
+    def kept(self) -> bool:
+        """Whether every process keeps the factors of its points."""
+        return self.everywhere
+
+    def at(self, rows: slice | Tensor) -> list[Factors]:
+        """Return the factors of some points."""
+        if not self.kept or isinstance(rows, slice):
+            return super().at(rows)
+        start, stop = self.partition.points.start, self.partition.points.stop
+        here = (rows >= start) & (rows < stop)
+        self.own.all()
+        mine = self.own.at(rows[here] - start)
+        return [Factors(*(None if part is None else self._filled(part, here) for part in factors)) for factors in mine]
+
+    def _filled(self, part: Tensor, here: Tensor) -> Tensor:
+        """Return the rows of all processes in place of the own ones."""
+        whole = part.new_zeros(len(here), *part.shape[1:])
+        whole[here] = part
+        return self.partition.total(whole)
+
+
 @dataclass(frozen=True)
 class _Network:
     """A captured network, the grid, and this process's share of it; a kernel and its layers share the factors."""
@@ -101,10 +136,8 @@ class _Network:
         """
         if precision not in self.stores:
             capture = self.capture.with_precision(precision)
-            self.stores[precision] = (
-                FactorStore(capture, self.coords[self.partition.points], self.budget // 2, self.backend),
-                FactorStore(capture, self.coords, 0, self.backend),
-            )
+            own = FactorStore(capture, self.coords[self.partition.points], self.budget // 2, self.backend)
+            self.stores[precision] = own, _Gathered(own, self.coords, self.partition)
         own, whole = (LayerwiseJacobian(store, self.budget, only) for store in self.stores[precision])
         return NTK(own, None, self.output), NTK(own, whole, self.output), NTK(whole, None, self.output)
 
@@ -120,7 +153,14 @@ class _Shard:
 
     @cached_property
     def matrix_error(self) -> float:
-        return self.own.entry_error * float(self.partition.total(self.own.diagonal().sum()))
+        trace = float(self.partition.total(self.own.diagonal().sum()))
+        kept = self.whole.rows.store.kept and self.own.rows.store.backend == "torch"
+        return self.own.entry_error * trace + (0.0 if kept else 2 * kernel_error(self.jacobian_error, trace))
+
+    @cached_property
+    def jacobian_error(self) -> float:
+        own = torch.tensor(self.own.rows.squared_pass_error(self.own.output), dtype=torch.float64, device=self.device)
+        return math.sqrt(float(self.partition.total(own)))
 
     def diagonal(self) -> Tensor:
         return self.own.diagonal()
@@ -211,6 +251,7 @@ class ShardedNTK:
             progress if self.partition.rank == 0 else False,
             levels,
         )
+        found = replace(found, outputs=self._own.outputs if self._own.output == "trace" else 1)
         if found.eigenvectors is None or found.method == "dense":
             return found
         return replace(found, eigenvectors=self.partition.gather(found.eigenvectors))

@@ -31,6 +31,10 @@ class ResolutionError(InrfastError, ValueError):
     """A rank asked for below the tolerance that the computed spectrum resolves."""
 
 
+class RangeError(InrfastError, ArithmeticError):
+    """Results outside the range of the dtype that was asked for; the message names a precision that holds them."""
+
+
 class DivergedError(InrfastError, ArithmeticError):
     """A fit met a NaN or Inf; the network holds its last good state."""
 

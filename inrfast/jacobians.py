@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.capture import PASS_DTYPE, Capture, Factors, Select
-from inrfast.errors import check_tensor
+from inrfast.errors import RangeError, check_tensor
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
 from inrfast.ops.factors import Room, feature_ranges, mlp_operands
+from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, pack, ranges_of
+from inrfast.rounding import SAFETY, PassErrors, pass_errors
 from inrfast.supported import LayerSpec
 from inrfast.threads import share
 
@@ -32,6 +35,22 @@ PRODUCT_ROWS = 1024
 
 STREAMED_ROWS = 4096
 """Points whose factors are held at once where a pass over the grid computes them anew."""
+
+
+RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (1e-290, 1e300)}
+"""Largest entry of a result, from and to which a dtype holds it, and what is a millionth of it, with all digits."""
+
+
+def check_range(what: str, largest: float, low: float, high: float, dtype: torch.dtype) -> None:
+    """Raise :class:`RangeError` if a result whose largest entry is about this cannot be held by ``dtype``."""
+    if largest == 0 or low <= largest <= high:
+        return
+    name = "fp32" if dtype == torch.float32 else "fp64"
+    instead = "use precision='highest'" if dtype == torch.float32 else "scale the network's weights"
+    raise RangeError(
+        f"{what} would hold {name} numbers near {largest:.1e}, outside the range from {low:g} to {high:g} in which "
+        f"{name} has all its digits; {instead}"
+    )
 
 
 class FactorStore:
@@ -118,11 +137,17 @@ class FactorStore:
             threads = gemm.threads(self.capture.dtype, self.capture.device)
         return list(chunks(n, size * max(1, -(-n // (size * threads)))))
 
-    def at(self, rows: slice) -> list[Factors]:
-        """Return the factors of some points."""
+    def at(self, rows: slice | Tensor) -> list[Factors]:
+        """Return the factors of some points: a slice of them, or an index."""
         if self._kept is not None:
             return [_slice(factors, rows) for factors in self._kept]
         return self.compute(self.coords[rows])
+
+    @functools.cached_property
+    def pass_errors(self) -> PassErrors:
+        """What rounding in the factor pass does to the factors and to the Jacobian of these points."""
+        diagonal = [gram_diagonal(factors, "trace", self.capture.outputs) for _, factors in self.chunks(PRODUCT_ROWS)]
+        return pass_errors(self.capture.exact, self.coords, self.capture.outputs, torch.cat(diagonal))
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
@@ -149,7 +174,8 @@ class FactorStore:
             room = Room()
 
             def compute(part: slice) -> None:
-                for target, source in zip(whole, self.capture.roundable(coords[part], room), strict=True):
+                found = self.capture.roundable(coords[part], room, keep_ones=self.backend == "triton")
+                for target, source in zip(whole, found, strict=True):
                     for into, values in zip(target, source, strict=True):
                         if into is not None and values is not None:
                             into[part] = values  # rounded here, once
@@ -163,7 +189,7 @@ class FactorStore:
         return whole
 
 
-def _slice(factors: Factors, rows: slice) -> Factors:
+def _slice(factors: Factors, rows: slice | Tensor) -> Factors:
     return Factors(*(None if part is None else part[rows] for part in factors))
 
 
@@ -273,6 +299,16 @@ class LayerwiseJacobian:
             self._operands = made
         return self._operands
 
+    def side_of(self, index: Tensor, plan: Plan | None) -> list[Factors] | Operands:
+        """Return the points of ``index`` as a side of a Gram product, from the kept factors if there are any.
+
+        Computed anew, beside other points, they would round otherwise.
+        """
+        if plan is not None or not self.store.kept:
+            return self.side_at(self.coords[index], plan)
+        factors = self.store.at(index)
+        return [factors[layer] for layer in self.indices]
+
     def side_at(self, coords: Tensor, plan: Plan | None) -> list[Factors] | Operands:
         """Return any points (n, d) as a side of a Gram product."""
         mlp = None if plan is None else self.capture.fused_mlp(self.indices, plan.layout.output)
@@ -286,6 +322,14 @@ class LayerwiseJacobian:
     def _without_ones(self, factors: Sequence[Factors]) -> list[Factors]:
         pairs = zip(self.indices, factors, strict=True)
         return [self.capture.without_ones(index, layer) for index, layer in pairs]
+
+    def squared_pass_error(self, output: Output) -> float:
+        """Return a bound on ``|dJ|_F^2``, what rounding in the factor pass does to the rows of these outputs.
+
+        Measured on a sample of points, times :data:`inrfast.rounding.SAFETY` squared.
+        """
+        squares = self.store.pass_errors.jacobian[list(self.indices)].sum(0)
+        return SAFETY**2 * float(squares[output] if isinstance(output, int) else squares.sum())
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
@@ -317,6 +361,7 @@ class LayerwiseJacobian:
         count = max(stop - start, 0)
         item = self.dtype.itemsize
         require(count * m * self.shape[1] * item, self.memory_budget, f"{count} points' Jacobian rows", "ask for fewer")
+        self._need_range("J.rows")
         out = empty((count, m, self.shape[1]), self.dtype, self.device)
         write = row_ops.jacobian_rows_ if self.store.backend == "triton" else row_ops.rows_
         size = PASS_ROWS if self.device.type == "cpu" else min(PASS_ROWS_GPU, self.store.streaming_rows)
@@ -341,7 +386,7 @@ class LayerwiseJacobian:
             assert features is not None
             weight, bias = local.values()
             yield weight, features[:, :-1], sensitivities
-            yield bias, None, sensitivities
+            yield bias, None if self.store.backend == "triton" else features[:, -1:], sensitivities
         else:
             (columns,) = local.values()
             yield columns, features, sensitivities
@@ -362,6 +407,7 @@ class LayerwiseJacobian:
 
     def __matmul__(self, p: Tensor) -> Tensor:
         """Return ``J p``: (N M,) for p of shape (P,), (N M, k) for (P, k)."""
+        self._need_range("J @ p")
         p, single = self._operand("p", p, self.shape[1])
         blocks = self._gather(p.t())
         out = torch.zeros(len(self.coords), self.capture.outputs, p.shape[1], dtype=self.dtype, device=self.device)
@@ -382,6 +428,7 @@ class LayerwiseJacobian:
 
     def vjp(self, v: Tensor) -> Tensor:
         """Return ``J^T v``: (P,) for v of shape (N M,), (P, k) for (N M, k)."""
+        self._need_range("J^T v")
         v, single = self._operand("v", v, self.shape[0])
         k = v.shape[1]
         cotangents = v.view(len(self.coords), self.capture.outputs, k)
@@ -419,6 +466,11 @@ class LayerwiseJacobian:
         if given.device != self.device:
             raise ValueError(f"{argument} is on {given.device} but the network is on {self.device}")
         return given.detach().reshape(length, -1).to(self.dtype), given.ndim == 1
+
+    def _need_range(self, what: str) -> None:
+        """Refuse results that fp32 cannot hold; rows of J have the size of the root of the kernel's diagonal."""
+        low, high = RANGE[self.dtype]
+        check_range(what, math.sqrt(self.capture.magnitude), low, high, self.dtype)
 
     def __repr__(self) -> str:
         kept = "kept" if self.store.fits else "streamed"

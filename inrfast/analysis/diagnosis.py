@@ -38,6 +38,7 @@ from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedG
 from inrfast.memory import budget_bytes, chunks
 from inrfast.nn import INR, SphereNorm
 from inrfast.ops.gram import gram_diagonal
+from inrfast.rounding import SAFETY, pass_errors
 from inrfast.supported import LayerSpec
 from inrfast.tangent_kernel import NTK, ntk
 
@@ -263,7 +264,8 @@ def _full_grid(
                 streams[key] = first(matrix.shape[1], matrix.device)
             streams[key].add(matrix)
         bar.update()
-    spectra = {key: _singular_values(key, stream) for key, stream in streams.items()}
+    errors = _errors(capture, coords)
+    spectra = {key: _singular_values(key, stream, errors[key]) for key, stream in streams.items()}
     again: dict[Key, StreamedQR] = {}
     if first is StreamedGram:
         for key, values in spectra.items():
@@ -275,7 +277,7 @@ def _full_grid(
             for key, matrix in _matrices(capture.layers, factors):
                 if key in again:
                     again[key].add(matrix)
-        spectra |= {key: _singular_values(key, stream) for key, stream in again.items()}
+        spectra |= {key: _singular_values(key, stream, errors[key]) for key, stream in again.items()}
     sensitivities = _sensitivities(capture, spectra, tallies, rtols, len(coords))
     return _representations(capture, spectra, tallies, rtols), sensitivities
 
@@ -285,10 +287,22 @@ def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Facto
         yield capture(coords[part])
 
 
-def _singular_values(key: Key, stream: StreamedGram | StreamedQR) -> tuple[SingularValues, ...]:
-    """Return the spectra of Z and [Z, 1], or of S."""
-    values = stream.singular_values()
-    return (stream.singular_values(values.shape[1] - 1), values) if key[0] == "features" else (values,)
+def _errors(capture: Capture, coords: Tensor) -> dict[Key, float]:
+    """Return what rounding in the factor pass does to every matrix, a bound on its spectral norm."""
+    found = pass_errors(capture.exact, coords, capture.outputs)
+    errors: dict[Key, float] = {}
+    for layer, spec in enumerate(capture.layers):
+        errors["features", spec.name] = SAFETY * math.sqrt(float(found.features[layer]))
+        errors["sensitivities", spec.name] = SAFETY * math.sqrt(float(found.sensitivities[layer]))
+    return errors
+
+
+def _singular_values(key: Key, stream: StreamedGram | StreamedQR, error: float) -> tuple[SingularValues, ...]:
+    """Return the spectra of Z and [Z, 1], or of S, which are off by so much."""
+    values = replace(stream.singular_values(), matrix_error=error)
+    if key[0] != "features":
+        return (values,)
+    return replace(stream.singular_values(values.shape[1] - 1), matrix_error=error), values
 
 
 def _representations(
@@ -461,7 +475,8 @@ def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectru
             found = gram.singular_values()
             eigenvalues = torch.cat([found.values.square(), found.values.new_zeros(n - len(found.values))])
             trace = float(eigenvalues.sum())
-            return Spectrum(eigenvalues, None, found.error, found.error, n, trace, alive, rtol, "gram")
+            exact = Spectrum(eigenvalues, None, found.error, found.error, n, trace, alive, rtol, "gram")
+            return exact.with_jacobian_error(block.jacobian_error)
     return block.spectrum(rtol, seed=seed, progress=False, levels=(level,) if level > 0 else ())
 
 

@@ -141,7 +141,7 @@ class KernelSpectrum:
     size
         Order of the matrix.
     eigenvalues
-        Descending; those below ``lower_error`` cannot be told from zero and are left out.
+        Descending; those that cannot be told from zero are left out.
     lower_error, upper_error
         Every true eigenvalue lies in ``[lambda - lower_error, lambda + upper_error]``.
     method
@@ -315,16 +315,23 @@ def matrix_spectrum(values: SingularValues, rtols: Sequence[float]) -> MatrixSpe
         singular_values=tuple(resolved.tolist()),
         floor=values.floor,
         method=values.method,
-        ranks=tuple(values.rank(rtol) for rtol in rtols),
+        ranks=tuple(_rank(values, rtol) for rtol in rtols),
         stable_rank=values.stable_rank(),
         effective_rank=values.effective_rank(),
     )
 
 
+def _rank(values: SingularValues, rtol: float) -> RankInterval:
+    """Return the rank of a matrix; of one that rounding does not tell from zero, nothing is known."""
+    if float(values.lower[0]) == 0 < values.floor:
+        return RankInterval(0, len(values.values), rtol)
+    return values.rank(rtol)
+
+
 def kernel_spectrum(name: str, spectrum: Spectrum, thresholds: Mapping[float, float]) -> KernelSpectrum:
     """Return the report's entry of a kernel whose eigenvalues are counted above ``thresholds[rtol]``."""
     zero = float(spectrum.eigenvalues[0]) <= 0  # a dead layer
-    resolved = spectrum.eigenvalues[spectrum.eigenvalues > spectrum.lower_error]
+    resolved = spectrum.eigenvalues[spectrum.bounds()[0] > 0]
     return KernelSpectrum(
         name=name,
         size=spectrum.size,

@@ -82,6 +82,7 @@ def spectrum(
         found = largest_eigenpairs(operator, k or min(n, PAIRS), rank_bound, rtol, budget, seed, eigenvectors, progress)
     else:
         found = _by_quadrature(operator, rank_bound, rtol, seed, progress)
+    found = found.with_jacobian_error(operator.jacobian_error)
     if note and method == "cholesky" and k is None and found.floor > rtol:
         counts = quadrature_counts(operator, seed=seed, progress=progress)
         found = replace(found, counts=counts)

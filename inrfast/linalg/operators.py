@@ -44,6 +44,10 @@ class SymmetricOperator(Protocol):
     def matrix_error(self) -> float:
         """Spectral-norm bound on the rounding error of the entries."""
 
+    @property
+    def jacobian_error(self) -> float:
+        """Spectral-norm bound on dJ, where the operator stands for ``(J + dJ)(J + dJ)^T``; 0 if it is exact."""
+
     def diagonal(self) -> Tensor:
         """Return the diagonal (n,)."""
 
@@ -79,6 +83,7 @@ class DenseOperator:
         self.partition = Whole(n)
         norm = float(torch.linalg.matrix_norm(self.matrix))
         self.matrix_error = UNIT * norm if matrix_error is None else matrix_error
+        self.jacobian_error = 0.0
 
     def diagonal(self) -> Tensor:
         """Return the diagonal (n,)."""

@@ -212,7 +212,8 @@ class PivotedCholesky:
         left = self.residual[part].sub_(squares)
         unit = 8 * (8 + growth) * UNIT + (4 * torch.finfo(self.dtype).eps if self.dtype != torch.float64 else 0)
         noise = unit * self.diagonal[part]
-        if bool((left < -1e6 * noise).any()):
+        uncertain = self.operator.matrix_error / self.operator_trace * self.diagonal[part]
+        if bool((left < -(1e6 * noise + 4 * uncertain)).any()):
             raise ValueError(
                 "the operator is not positive semidefinite: eliminating columns left a negative diagonal entry "
                 f"({float(left.min()):.3e})"

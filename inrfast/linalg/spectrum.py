@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
 
 
@@ -25,6 +26,11 @@ class RankInterval:
 
     def __contains__(self, rank: int) -> bool:
         return self.lower <= rank <= self.upper
+
+
+def kernel_error(jacobian_error: float, largest: float) -> float:
+    """Return a bound on ``|(J + dJ)(J + dJ)^T - J J^T|`` from one on ``|dJ|`` and ``|J J^T| <= largest``, all spectral."""
+    return jacobian_error * (2 * math.sqrt(max(largest, 0.0)) + jacobian_error)
 
 
 class Counts(Protocol):
@@ -65,6 +71,12 @@ class Spectrum:
         Why this method, in words; empty where there was no choice.
     counts
         Estimates of counts below the floor (:class:`inrfast.linalg.quadrature.QuadratureCounts`), or None.
+    jacobian_error
+        Of an operator ``J J^T``, a bound on the spectral norm of the error of J; the errors above hold what follows
+        from it for the largest eigenvalue. Of smaller ones less follows: a singular value of J moves by at most this,
+        so that ``lambda`` moves by some ``2 sqrt(lambda)`` times as much, and ranks use that.
+    outputs
+        Number M of outputs that a kernel with ``output="trace"`` sums over; 1 for every other operator.
     """
 
     eigenvalues: Tensor
@@ -79,12 +91,45 @@ class Spectrum:
     beyond: float = math.inf
     note: str = ""
     counts: Counts | None = None
+    jacobian_error: float = 0.0
+    outputs: int = 1
+
+    def with_jacobian_error(self, error: float) -> Spectrum:
+        """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``."""
+        more = kernel_error(error, float(self.eigenvalues[0]) + self.upper_error)
+        return replace(
+            self,
+            lower_error=self.lower_error + more,
+            upper_error=self.upper_error + more,
+            beyond=self.beyond if math.isinf(self.beyond) else _raised(self.beyond, error),
+            jacobian_error=error,
+        )
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Return a lower and an upper bound of every eigenvalue listed, (k,) each.
+
+        Tighter for small eigenvalues than :attr:`lower_error` and :attr:`upper_error`, where the error of J counts.
+        """
+        error, values = self.jacobian_error, self.eigenvalues
+        if error == 0:
+            return values - self.lower_error, values + self.upper_error
+        own_lower, own_upper = self._own_errors()
+        lower = ((values - own_lower).clamp_min(0).sqrt() - error).clamp_min(0).square()
+        return lower, ((values + own_upper).clamp_min(0).sqrt() + error).square()
+
+    def _own_errors(self) -> tuple[float, float]:
+        """Return the lower and upper errors without what the error of J adds."""
+        largest, error = float(self.eigenvalues[0]), self.jacobian_error
+        # upper_error = own + error (2 sqrt(largest + own) + error), solved for own.
+        root = math.sqrt(max(largest + self.upper_error, 0.0)) - error
+        more = kernel_error(error, root * root)
+        return max(self.lower_error - more, 0.0), max(self.upper_error - more, 0.0)
 
     @property
     def floor(self) -> float:
         """Relative tolerance below which a zero eigenvalue cannot be told from one above the threshold."""
         largest = float(self.eigenvalues[0]) - self.lower_error
-        return self.upper_error / largest if largest > 0 else float("inf")
+        return _raised(self._own_errors()[1], self.jacobian_error) / largest if largest > 0 else float("inf")
 
     def rank(self, rtol: float | None = None) -> RankInterval:
         """Return the number of eigenvalues above ``rtol * lambda_1`` as an interval that contains it.
@@ -138,8 +183,9 @@ class Spectrum:
         """
         largest = float(self.eigenvalues[0])
         slack = max(self.lower_error, self.upper_error) / largest if largest > 0 else 0.0
-        lower = int((self.eigenvalues - self.lower_error > threshold * (1 + slack)).sum())
-        upper = int((self.eigenvalues + self.upper_error > threshold * (1 - slack)).sum())
+        least, most = self.bounds()
+        lower = int((least > threshold * (1 + slack)).sum())
+        upper = int((most > threshold * (1 - slack)).sum())
         if len(self.eigenvalues) < self.size and self.beyond > threshold * (1 - slack):
             upper = self.size
         return RankInterval(lower, max(lower, min(upper, self.rank_bound)), rtol)
@@ -158,7 +204,7 @@ class Spectrum:
     def effective_rank(self) -> float:
         """Return ``exp(H)`` with H the entropy of ``lambda / trace`` (Roy and Vetterli, EUSIPCO 2007).
 
-        Where eigenvalues are not listed, what they add lies between two bounds: their sum is known, each is at most
+        0 for the zero operator. Where eigenvalues are not listed, what they add lies between two bounds: their sum is known, each is at most
         :attr:`beyond`. The middle is returned if the bounds are within 1 %.
 
         Raises
@@ -166,6 +212,8 @@ class Spectrum:
         ResolutionError
             They are not.
         """
+        if self.trace <= 0:
+            return 0.0
         p = self.eigenvalues.clamp_min(0)
         unlisted = self.size - len(p)
         total = float(p.sum()) if unlisted == 0 else self.trace
@@ -183,19 +231,29 @@ class Spectrum:
         return math.exp(entropy + (least + most) / 2)
 
     def stable_rank(self) -> float:
-        """Return ``trace / lambda_1``."""
-        return self.trace / float(self.eigenvalues[0])
+        """Return ``trace / lambda_1``; 0 for the zero operator."""
+        return self.trace / float(self.eigenvalues[0]) if self.trace > 0 else 0.0
 
     def energy(self, target: Tensor) -> Tensor:
-        """Return the share of a target's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
+        """Return the share of a signal's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
 
-        ``target`` (n,) or (n, c); the energies of columns are added before dividing (P4, equation 11).
+        Parameters
+        ----------
+        target
+            One signal (n,), or c of them as the columns of (n, c): then the mean of their shares, so that each signal
+            counts alike whatever its size (P4, equation 11, which is an expectation over signals).
+
+        Raises
+        ------
+        ValueError
+            A signal that is zero everywhere has no energy to share.
         """
         vectors, y = self._vectors("energy"), self._function("target", target)
-        total = float((y * y).sum())
-        if total == 0:
-            raise ValueError("target must not be zero everywhere: it has no energy to share")
-        return (vectors.t() @ y).square().sum(1) / total
+        norms = torch.linalg.vector_norm(y, dim=0)
+        if bool((norms == 0).any()):
+            which = "" if target.ndim == 1 else f" (column {int((norms == 0).nonzero()[0])})"
+            raise ValueError(f"target must not be zero everywhere{which}: it has no energy to share")
+        return (vectors.t() @ (y / norms)).square().mean(1)
 
     def predict(self, target: Tensor, y0: Tensor, lr: float, steps: int) -> Tensor:
         """Return the outputs after ``steps`` of gradient descent under the linearised dynamics.
@@ -203,22 +261,37 @@ class Spectrum:
         ``Y_n = Y + Q (I - lr Lambda)^n Q^T (Y_0 - Y)`` for the loss ``1/2 sum |f - Y|^2`` (P1, equations 2-3).
         Directions whose eigenpairs were not computed are taken as not learned.
 
+        A kernel that sums over M outputs (``output="trace"``) is M times that of one output. Its eigenvalues are
+        divided by M: that is right where the outputs have one kernel and share no direction of the parameters, as at
+        infinite width, and approximate elsewhere, of which a warning tells once. ``output="full"`` is exact.
+
         Parameters
         ----------
         target, y0
-            Target and initial outputs, (n,) or (n, c).
+            Target and initial outputs, (n,) or (n, c): c signals, or the M outputs of a kernel that sums over them; n
+            counts rows of the kernel.
         lr
-            Learning rate; stable below ``2 / lambda_1``.
+            Learning rate; stable below ``2 / lambda_1``, M times that for a sum over outputs.
         steps
             Number of steps, 0 or more.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Other shapes; a rate that is not positive; no eigenvectors.
         """
         vectors = self._vectors("predict")
         y, start = self._function("target", target), self._function("y0", y0)
-        if y.shape != start.shape:
+        if target.shape != y0.shape:
             raise ValueError(f"y0 must have the shape of target {tuple(target.shape)}, got {tuple(y0.shape)}")
         lr, steps = check_float("lr", lr, minimum=0.0, exclusive=True), check_int("steps", steps, minimum=0)
+        if self.outputs > 1:
+            warn_once(
+                f"predict takes each of the {self.outputs} outputs to have 1/{self.outputs} of the summed kernel; "
+                'ntk(..., output="full") predicts without that assumption'
+            )
         error = start - y
-        decay = (1 - lr * self.eigenvalues) ** steps - 1
+        decay = (1 - lr * self.eigenvalues / self.outputs) ** steps - 1
         return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
 
     def _vectors(self, what: str) -> Tensor:
@@ -264,3 +337,8 @@ def dense_spectrum(
     trace = float(matrix.diagonal().sum())
     whole = Spectrum(values, vectors, error, error, n, trace, min(rank_bound, n), rtol, "dense")
     return whole if k is None else whole.truncated(k)
+
+
+def _raised(eigenvalue: float, jacobian_error: float) -> float:
+    """Return what an eigenvalue of ``J J^T`` may be for another J, that is off by so much."""
+    return (math.sqrt(max(eigenvalue, 0.0)) + jacobian_error) ** 2

@@ -43,31 +43,35 @@ class SingularValues:
         Of the matrix.
     method
         ``"gram"`` or ``"tsqr"``.
+    matrix_error
+        Spectral-norm bound on the error of the matrix itself, which the bounds and the floor take in; 0 if it is exact.
     """
 
     values: Tensor
     error: float
     shape: tuple[int, int]
     method: str
+    matrix_error: float = 0.0
 
     @property
     def lower(self) -> Tensor:
         """Lower bound of every value."""
         if self.method == "gram":
-            return (self.values.square() - self.error).clamp_min(0).sqrt()
-        return (self.values - self.error).clamp_min(0)
+            found = (self.values.square() - self.error).clamp_min(0).sqrt()
+        else:
+            found = self.values - self.error
+        return (found - self.matrix_error).clamp_min(0)
 
     @property
     def upper(self) -> Tensor:
         """Upper bound of every value."""
-        if self.method == "gram":
-            return (self.values.square() + self.error).sqrt()
-        return self.values + self.error
+        found = (self.values.square() + self.error).sqrt() if self.method == "gram" else self.values + self.error
+        return found + self.matrix_error
 
     @property
     def floor(self) -> float:
         """Relative tolerance below which a zero singular value cannot be told from one above the threshold."""
-        zero = math.sqrt(self.error) if self.method == "gram" else self.error
+        zero = (math.sqrt(self.error) if self.method == "gram" else self.error) + self.matrix_error
         largest = float(self.lower[0])
         if largest > 0:
             return zero / largest

@@ -1,0 +1,164 @@
+"""How far rounding moves the Jacobian that a factor pass computes: measured by Monte Carlo arithmetic.
+
+The factors Z and S are computed in fp64, and a deep sine network amplifies the rounding of its first layers by orders
+of magnitude. Here the pass is repeated on a sample of points with every result disturbed at random, by much more than a
+rounding error and by much less than what would leave the linear range. What that does to the Jacobian's rows, scaled
+back to the size of a rounding error, is the error of the pass (Parker, Monte Carlo Arithmetic, UCLA CSD-970002, 1997).
+It takes any module, since it needs to know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+UNIT = torch.finfo(torch.float64).eps / 2
+"""Unit roundoff of fp64, the precision of every factor pass."""
+
+DISTURBANCE = 2.0**-38
+"""Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
+
+SAFETY = 8.0
+"""Factor from the measured standard deviation to the stated bound. A sum of n products may round sqrt(n) / 4 times as
+much as a single operation, which 8 covers up to width 1,024; what it leaves is for the sampling."""
+
+POINTS, REPEATS = 32, 4
+"""Points of the sample, and disturbed passes over it."""
+
+EXACT = frozenset(
+    "abs alias cat clamp clamp_min clamp_max clone constant_pad_nd copy copy_ detach embedding eq fill_ flip full_like "
+    "ge gather gt index index_select le lt masked_fill masked_fill_ max maximum min minimum ne neg neg_ new_zeros "
+    "ones_like relu relu_ repeat roll sign sort stack threshold threshold_backward where zero_ zeros_like "
+    "_to_copy".split()
+)
+"""Operators of torch that round nothing."""
+
+Row = tuple[Tensor | None, Tensor | None]
+
+
+class Disturbed(TorchDispatchMode):
+    """Context in which every fp64 operation has a random relative error; exact zeros stay what they are.
+
+    Arguments and results are multiplied by ``1 + DISTURBANCE xi`` with normal ``xi``, so that a difference of nearly
+    equal numbers, between two operators or inside one, shows the digits that it loses.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        super().__init__()
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        aliases = [argument for argument in func._schema.arguments if argument.alias_info is not None]
+        writes = [argument.name for argument in aliases if argument.alias_info.is_write]
+        if len(writes) < len(aliases) or func.overloadpacket.__name__ in EXACT:  # a view, or nothing is rounded
+            return func(*args, **kwargs)
+        given = kwargs.get("out")
+        if writes and (writes != ["out"] or not isinstance(given, Tensor) or _reads(given, args)):
+            return tree_map(self._disturb_, func(*args, **kwargs))
+        exact = tree_map(lambda value: value.clone() if isinstance(value, Tensor) and value is given else value, func(*args, **kwargs))
+        inputs = tree_map(self._disturbed, args)
+        found = func(*inputs, **kwargs)
+        for moved, own in zip(tree_leaves(found), tree_leaves(exact), strict=True):
+            if _rounds(moved):
+                self._disturb_(moved).masked_fill_(own == 0, 0)
+        return found
+
+    def _disturb_(self, value: Any) -> Any:
+        if _rounds(value):
+            noise = torch.randn(value.shape, generator=self.generator, dtype=value.dtype, device=value.device)
+            value.mul_(noise.mul_(DISTURBANCE).add_(1))
+        return value
+
+    def _disturbed(self, value: Any) -> Any:
+        return self._disturb_(value.clone()) if _rounds(value) else value
+
+
+def _rounds(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64
+
+
+def _reads(out: Tensor, args: Any) -> bool:
+    """Return whether an operation that writes ``out`` reads its memory."""
+    place = out.untyped_storage().data_ptr()
+    return any(isinstance(value, Tensor) and value.untyped_storage().data_ptr() == place for value in tree_leaves(args))
+
+
+@dataclass(frozen=True)
+class PassErrors:
+    """Squared rounding errors of a factor pass, estimated over all points, without the safety factor.
+
+    Attributes
+    ----------
+    jacobian
+        ``sum_n |dJ_n|^2`` of every layer and output, (layers, M).
+    features, sensitivities
+        ``sum_n |dz_n|^2`` and ``sum_n |dS_n|^2`` of every layer, (layers,); 0 for a factor that is constant.
+    """
+
+    jacobian: Tensor
+    features: Tensor
+    sensitivities: Tensor
+
+
+def pass_errors(
+    factors: Callable[[Tensor], Sequence[Row]], coords: Tensor, outputs: int, weights: Tensor | None = None
+) -> PassErrors:
+    """Return the squared rounding errors of a factor pass over ``coords`` (N, d), measured on :data:`POINTS` of them.
+
+    Parameters
+    ----------
+    factors
+        The pass: from points (n, d) to one pair (features, sensitivities) per layer, in fp64.
+    coords
+        All points.
+    outputs
+        M.
+    weights
+        The kernel's diagonal (N,), or None. Half of the sample is drawn in proportion to it, half evenly: points with a
+        large row of the Jacobian, which make the spectrum, are not missed where they are few.
+    """
+    count = len(coords)
+    chance = torch.full((count,), 1 / count, dtype=torch.float64)
+    if weights is not None and float(weights.sum()) > 0:
+        own = weights.to("cpu", torch.float64)
+        chance = chance / 2 + own / (2 * own.sum())
+    # By the inverse of the distribution function: torch.multinomial ends at 2^24 points.
+    draws = torch.rand(POINTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    index = torch.searchsorted(chance.cumsum(0), draws).clamp_max(count - 1)
+    points = coords[index.to(coords.device)]
+    share = (1 / (POINTS * REPEATS * chance[index])).to(coords.device) * (UNIT / DISTURBANCE) ** 2
+    exact = factors(points)
+    jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64, device=coords.device)
+    single = torch.zeros(2, len(exact), dtype=torch.float64, device=coords.device)
+    for repeat in range(REPEATS):
+        with Disturbed(repeat, coords.device):
+            moved = factors(points)
+        for layer, (one, other) in enumerate(zip(exact, moved, strict=True)):
+            jacobian[layer] += share @ _squared_distance(one, other, outputs)
+            for kind, (own, disturbed) in enumerate(zip(one, other, strict=True)):
+                if own is not None and disturbed is not None:
+                    single[kind, layer] += share @ (disturbed - own).square().flatten(1).sum(1)
+    return PassErrors(jacobian, single[0], single[1])
+
+
+def _squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
+    """Return ``|s' z'^T - s z^T|^2``, (n, M): ``ds z'^T + s dz^T`` without the differences of products."""
+    (z, s), (z2, s2) = one, other
+    if z is None:
+        assert s is not None and s2 is not None
+        return (s2 - s).square().sum(2)
+    assert z2 is not None
+    dz = z2 - z
+    if s is None or s2 is None:
+        return dz.square().sum(1, keepdim=True).expand(-1, outputs)
+    ds = s2 - s
+    left, right = z2.square().sum(1, keepdim=True), dz.square().sum(1, keepdim=True)
+    cross = (z2 * dz).sum(1, keepdim=True) * (ds * s).sum(2)
+    return (ds.square().sum(2) * left + s.square().sum(2) * right + 2 * cross).clamp_min_(0)
