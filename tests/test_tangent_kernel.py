@@ -11,7 +11,8 @@ from random_networks import exact_jacobian, exact_kernel, networks, random_coord
 from torch import nn
 
 import inrfast as inr
-from inrfast.errors import MemoryBudgetError, NotAvailableError, ResolutionError
+from inrfast.backends import warn_once
+from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError, ResolutionError
 from inrfast.linalg import eigenvalues, systems
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
@@ -213,8 +214,103 @@ def test_positive_semidefinite_and_equal_to_to_scipy():
     v = np.random.default_rng(0).normal(size=(81, 2))
     np.testing.assert_allclose(operator @ v, dense.numpy() @ v, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(operator.T @ v, dense.numpy() @ v, rtol=1e-10, atol=1e-10)
+    turned = v * np.exp(1j * np.arange(81))[:, None]
+    np.testing.assert_allclose(operator @ turned, dense.numpy() @ turned, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(operator.H @ turned[:, 0], dense.numpy() @ turned[:, 0], rtol=1e-10, atol=1e-10)
+    with pytest.raises(TypeError, match="V must have a floating-point dtype"):
+        K @ torch.from_numpy(turned)
     cross = inr.ntk(net, inr.grid((9, 9)), inr.grid((5, 5)), precision="highest").to_scipy()
     np.testing.assert_allclose(np.vdot(v[:, 0], cross @ v[:25, 1]), np.vdot(cross.T @ v[:, 0], v[:25, 1]), rtol=1e-10)
+
+
+@settings(max_examples=15)
+@given(exponent=st.integers(-45, 45), bias=st.booleans(), seed=st.integers(0, 100))
+def test_results_are_right_or_refused_whatever_the_scale(exponent, bias, seed):
+    """ReLU networks whose weights are multiplied by a power of two, up to kernels of 1e80 and down to 1e-80."""
+    net = inr.INR(2, 1, width=12, hidden_layers=2, bias=bias, seed=seed)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.mul_(2.0**exponent)
+    coords = random_coords(17, 2, seed)
+    jacobian = exact_jacobian(net, coords)
+    truth = exact_kernel(jacobian, jacobian, "trace")
+    bound = scale(truth.diagonal(), truth.diagonal())
+    largest = float(truth.diagonal().max())
+    K, J, v = inr.ntk(net, coords), inr.jacobian(net, coords), torch.ones(17)
+    assert K.trace() == pytest.approx(float(truth.trace()), rel=1e-6)
+    assert K.frobenius() == pytest.approx(float(truth.norm()), rel=1e-6)
+    asked = {
+        "dense": (lambda: K.to_dense(), truth, bound),
+        "columns": (lambda: K.columns([3, 5]), truth[:, [3, 5]], bound[:, [3, 5]]),
+        "submatrix": (lambda: K.submatrix([3, 5]), truth[[3, 5]][:, [3, 5]], bound[[3, 5]][:, [3, 5]]),
+        "diagonal": (lambda: K.diagonal(), truth.diagonal(), bound.diagonal()),
+        "product": (lambda: K @ v, truth.sum(1), bound.sum(1)),
+        "form": (lambda: K.quadratic_form(v), truth.sum(), bound.sum()),
+    }
+    for ask, exact, size in asked.values():
+        try:
+            found = ask()
+        except RangeError as error:
+            assert "precision='highest'" in str(error)
+            assert not 1e-29 < largest < 1e36
+        else:
+            assert 1e-31 < largest < 1e38
+            assert ((found - exact).abs() <= 1e-5 * size).all()
+    rows = jacobian.flatten(0, 1)
+    try:
+        found = J.rows()
+    except RangeError:
+        assert not 1e-29 < largest**0.5 < 1e36
+    else:
+        sizes = rows.norm(dim=1, keepdim=True)
+        assert ((found - rows).abs() <= 1e-5 * sizes).all()
+        assert ((J.T @ v - rows.sum(0)).abs() <= 1e-5 * rows.abs().sum(0) + 1e-5 * sizes.max()).all()
+        direction = torch.ones(rows.shape[1])
+        assert ((J @ direction - rows.sum(1)).abs() <= 1e-5 * rows.abs().sum(1)).all()
+    exact = inr.ntk(net, coords, precision="highest").to_dense()
+    assert ((exact - truth).abs() <= 1e-10 * bound).all()
+
+
+def test_a_sum_over_outputs_predicts_the_training_of_the_head():
+    """A linear model of M outputs that share no parameter: gradient descent itself is the truth."""
+    net, coords = inr.INR(2, 3, width=16, hidden_layers=1), inr.grid((6, 6))
+    target = torch.stack([(k * coords[:, 0]).sin() for k in (1.0, 2.0, 3.0)], 1).double()
+    exact = copy.deepcopy(net).double()
+    head = exact.layers[-1]
+    K = inr.ntk(net, coords, params=["layers.1"])
+    s = K.spectrum(1e-10, eigenvectors=True)
+    lr = 1.9 * 3 / float(s.eigenvalues[0])
+    features = torch.relu(exact.layers[0](coords.double())).detach()
+    start = head(features).detach()
+    optimizer = torch.optim.SGD(head.parameters(), lr=lr)
+    for _ in range(30):
+        optimizer.zero_grad()
+        (0.5 * (head(features) - target).square().sum()).backward()
+        optimizer.step()
+    with pytest.warns(RuntimeWarning, match="output=\"full\""):
+        warn_once.cache_clear()
+        found = s.predict(target, start, lr, 30)
+    torch.testing.assert_close(found, head(features).detach(), rtol=1e-7, atol=1e-7)
+    one = inr.ntk(net, coords, params=["layers.1"], output=1).spectrum(1e-10, eigenvectors=True)
+    torch.testing.assert_close(one.predict(target[:, 1], start[:, 1], lr, 30), found[:, 1], rtol=1e-7, atol=1e-7)
+    full = inr.ntk(net, coords, params=["layers.1"], output="full").spectrum(1e-10, eigenvectors=True)
+    whole = full.predict(target.flatten(), start.flatten(), lr, 30)
+    torch.testing.assert_close(whole.view_as(found), found, rtol=1e-7, atol=1e-7)
+
+
+def test_columns_are_those_of_the_products():
+    """Of one matrix to the last bit, or a factorisation of one would not be of the other."""
+    net, coords = inr.INR(2, 2, width=40, hidden_layers=5, activation="finer"), inr.grid((9, 9))
+    for output in ("trace", "full", 1):
+        K = inr.ntk(net, coords, output=output, precision="highest")
+        K.diagonal()
+        kept = K.rows.store.all()
+        columns = K.rows.side_of(torch.tensor([3, 80, 41]), None)
+        for layer, some in zip(kept, columns, strict=True):
+            for whole, part in zip(layer, some, strict=True):
+                assert whole is None or torch.equal(whole[[3, 80, 41]], part)
+        gap = (K.columns([7, 2]) - K @ torch.eye(K.shape[0], dtype=torch.float64)[:, [7, 2]]).abs().max()
+        assert gap <= 1e-13 * K.trace()
 
 
 def test_dense_into_a_memmap(tmp_path):

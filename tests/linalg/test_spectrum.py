@@ -80,3 +80,42 @@ def test_questions_that_need_more_are_refused():
         full.predict(torch.ones(6), torch.ones(6, 2), 0.1, 3)
     with pytest.raises(ValueError, match="rtol must be above"):
         full.rank(0.0)
+
+
+@given(st.integers(2, 40), st.floats(0.5, 8), st.floats(-12, -1), st.integers(0, 10**6))
+def test_an_error_of_the_jacobian_moves_small_eigenvalues_less(n, decades, exponent, seed):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64)).Q for _ in range(2))
+    sigma = torch.logspace(0, -decades, n, dtype=torch.float64)
+    disturbance = torch.randn(n, n, generator=generator, dtype=torch.float64)
+    error = 10.0**exponent
+    disturbance *= error / torch.linalg.matrix_norm(disturbance, 2)
+    moved = left * sigma @ right + disturbance
+    s = dense_spectrum(moved @ moved.t(), 4e-16 * n, 1e-13, n).with_jacobian_error(1.0000001 * error)
+    truth = sigma.square()
+    lower, upper = s.bounds()
+    assert (lower <= truth).all()
+    assert (truth <= upper).all()
+    assert ((s.eigenvalues - truth).abs() <= s.upper_error).all()
+    for rtol in (1e-1, 1e-4, 1e-9):
+        if rtol > s.floor:
+            assert int((truth > rtol).sum()) in s.rank(rtol)
+
+
+@given(st.integers(1, 5), st.integers(0, 10**6))
+def test_energy_of_several_signals_is_the_mean_of_theirs(count, seed):
+    matrix, error = matrix_with(torch.logspace(0, -3, 8, dtype=torch.float64), seed)
+    s = dense_spectrum(matrix, error, 1e-6, 8, eigenvectors=True)
+    signals = torch.randn(8, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    alone = torch.stack([s.energy(signal) for signal in signals.t()])
+    sizes = torch.logspace(-3, 3, count, dtype=torch.float64)  # a signal counts alike whatever its size
+    torch.testing.assert_close(s.energy(signals * sizes), alone.mean(0))
+    torch.testing.assert_close(s.energy(signals).sum(), torch.ones((), dtype=torch.float64))
+    signals[:, -1] = 0
+    with pytest.raises(ValueError, match=f"column {count - 1}"):
+        s.energy(signals)
+
+
+def test_measures_of_the_zero_operator_are_zero():
+    zero = dense_spectrum(torch.zeros(3, 3, dtype=torch.float64), 0.0, 1e-6, 3)
+    assert zero.stable_rank() == zero.effective_rank() == 0
