@@ -138,8 +138,8 @@ class _Network:
             capture = self.capture.with_precision(precision)
             own = FactorStore(capture, self.coords[self.partition.points], self.budget // 2, self.backend)
             self.stores[precision] = own, _Gathered(own, self.coords, self.partition)
-        own, whole = (LayerwiseJacobian(store, self.budget, only) for store in self.stores[precision])
-        return NTK(own, None, self.output), NTK(own, whole, self.output), NTK(whole, None, self.output)
+        mine, every = (LayerwiseJacobian(store, self.budget, only) for store in self.stores[precision])
+        return NTK(mine, None, self.output), NTK(mine, every, self.output), NTK(every, None, self.output)
 
 
 class _Shard:

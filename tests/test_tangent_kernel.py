@@ -250,8 +250,7 @@ def test_results_are_right_or_refused_whatever_the_scale(exponent, bias, seed):
     for ask, exact, size in asked.values():
         try:
             found = ask()
-        except RangeError as error:
-            assert "precision='highest'" in str(error)
+        except RangeError:
             assert not 1e-29 < largest < 1e36
         else:
             assert 1e-31 < largest < 1e38
@@ -287,8 +286,8 @@ def test_a_sum_over_outputs_predicts_the_training_of_the_head():
         optimizer.zero_grad()
         (0.5 * (head(features) - target).square().sum()).backward()
         optimizer.step()
-    with pytest.warns(RuntimeWarning, match="output=\"full\""):
-        warn_once.cache_clear()
+    warn_once.cache_clear()
+    with pytest.warns(RuntimeWarning, match='output="full"'):
         found = s.predict(target, start, lr, 30)
     torch.testing.assert_close(found, head(features).detach(), rtol=1e-7, atol=1e-7)
     one = inr.ntk(net, coords, params=["layers.1"], output=1).spectrum(1e-10, eigenvectors=True)

@@ -29,7 +29,10 @@ class RankInterval:
 
 
 def kernel_error(jacobian_error: float, largest: float) -> float:
-    """Return a bound on ``|(J + dJ)(J + dJ)^T - J J^T|`` from one on ``|dJ|`` and ``|J J^T| <= largest``, all spectral."""
+    """Return a bound on ``|(J + dJ)(J + dJ)^T - J J^T|`` for ``|dJ| <= jacobian_error``, ``|J J^T| <= largest``.
+
+    All norms are spectral.
+    """
     return jacobian_error * (2 * math.sqrt(max(largest, 0.0)) + jacobian_error)
 
 
@@ -204,8 +207,8 @@ class Spectrum:
     def effective_rank(self) -> float:
         """Return ``exp(H)`` with H the entropy of ``lambda / trace`` (Roy and Vetterli, EUSIPCO 2007).
 
-        0 for the zero operator. Where eigenvalues are not listed, what they add lies between two bounds: their sum is known, each is at most
-        :attr:`beyond`. The middle is returned if the bounds are within 1 %.
+        0 for the zero operator. Where eigenvalues are not listed, what they add lies between two bounds: their sum is
+        known, each is at most :attr:`beyond`. The middle is returned if the bounds are within 1 %.
 
         Raises
         ------
