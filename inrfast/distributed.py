@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from inrfast import backends
 from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import NotAvailableError, check_block, check_choice, check_float, check_int
-from inrfast.jacobians import FactorStore, LayerwiseJacobian
+from inrfast.jacobians import RANGE, FactorStore, LayerwiseJacobian, check_range, surely_held
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
@@ -208,7 +208,19 @@ class ShardedNTK:
 
     def diagonal(self) -> Tensor:
         """Return the diagonal (rows,)."""
-        return self.partition.gather(self._own.diagonal())
+        self._need_range("the diagonal")
+        return self.partition.gather(self._own.exact_diagonal()).to(self.dtype)
+
+    def _need_range(self, what: str) -> None:
+        """Refuse results that the kernel's dtype cannot hold, in every process or in none."""
+        check_range(what, self._largest, *RANGE[self.dtype], self.dtype)
+
+    @cached_property
+    def _largest(self) -> float:
+        guess = self._own.capture.magnitude
+        return (
+            guess if surely_held(guess, self.dtype) else float(self.partition.gather(self._own.exact_diagonal()).amax())
+        )
 
     def trace(self) -> float:
         """Return the trace, accumulated in fp64."""
@@ -216,11 +228,13 @@ class ShardedNTK:
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns)."""
+        self._need_range("columns of the kernel")
         return self.partition.gather(self._across.columns(index))
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return ``K V`` for V (rows,) or (rows, k), the same in every process."""
         block = check_block("V", V, self.shape[1], self.device).to(self.dtype)
+        self._need_range("K @ V")
         found = self._own.product_by_factors(self.partition.mine(block), self.partition.total)
         out = self.partition.gather(found)
         return out[:, 0] if V.ndim == 1 else out

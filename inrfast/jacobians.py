@@ -41,6 +41,12 @@ RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (1e-290, 1e300)}
 """Largest entry of a result, from and to which a dtype holds it, and what is a millionth of it, with all digits."""
 
 
+def surely_held(guess: float, dtype: torch.dtype) -> bool:
+    """Return whether the largest entry of a kernel is in range, from that at a few points: others differ by 1e10."""
+    low, high = RANGE[dtype]
+    return low * 1e10 <= guess <= high * 1e-10
+
+
 def check_range(what: str, largest: float, low: float, high: float, dtype: torch.dtype) -> None:
     """Raise :class:`RangeError` if a result whose largest entry is about this cannot be held by ``dtype``."""
     if largest == 0 or low <= largest <= high:

@@ -21,7 +21,15 @@ from inrfast.errors import (
     check_float,
     check_int,
 )
-from inrfast.jacobians import PRODUCT_ROWS, RANGE, STREAMED_ROWS, FactorStore, LayerwiseJacobian, check_range
+from inrfast.jacobians import (
+    PRODUCT_ROWS,
+    RANGE,
+    STREAMED_ROWS,
+    FactorStore,
+    LayerwiseJacobian,
+    check_range,
+    surely_held,
+)
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
@@ -439,9 +447,10 @@ class NTK:
     def diagonal(self) -> Tensor:
         """Return the diagonal, accumulated in fp64 and rounded to the kernel's dtype."""
         self._need_range("the diagonal")
-        return self._diagonal().to(self.dtype)
+        return self.exact_diagonal().to(self.dtype)
 
-    def _diagonal(self) -> Tensor:
+    def exact_diagonal(self) -> Tensor:
+        """Return the diagonal in fp64, whatever the kernel's dtype: no entry is out of range."""
         self._need_symmetric("diagonal")
         parts = [gram_ops.gram_diagonal(factors, self.output, self.outputs) for _, factors in self.rows.chunks()]
         return torch.cat(parts)
@@ -449,7 +458,7 @@ class NTK:
     def trace(self) -> float:
         """Return the trace, accumulated in fp64."""
         self._need_symmetric("trace")
-        return float(self._diagonal().sum())
+        return float(self.exact_diagonal().sum())
 
     def frobenius(self) -> float:
         """Return the Frobenius norm ``|K|_F``, tile by tile, accumulated in fp64; nothing N x N is stored.
@@ -681,10 +690,9 @@ class NTK:
 
         On the diagonal of a layer's own kernel there may be less.
         """
-        low, high = RANGE[self.dtype]
         guess = self.capture.magnitude
-        if self.symmetric and not (low * 1e10 <= guess <= high * 1e-17):
-            return float(self._diagonal().amax())
+        if self.symmetric and not surely_held(guess, self.dtype):
+            return float(self.exact_diagonal().amax())
         return guess
 
     def _in_range(self) -> bool:
