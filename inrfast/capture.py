@@ -100,8 +100,8 @@ class Capture:
         Number of outputs M and of differentiated parameters P.
     dtype, device
         Of the factors.
-    magnitude
-        Largest entry of the kernel's diagonal at the points of the probes, in fp64.
+    magnitudes
+        Largest entry of every layer's kernel at the points of the probes, in fp64.
 
     Raises
     ------
@@ -148,7 +148,7 @@ class Capture:
         if not self.closed_form:
             self._probe_coupling(sample)
         self._probe_jacobian(sample[:2])
-        self.magnitude = float(gram_diagonal(found, "trace", self.outputs).amax())
+        self.magnitudes = [float(gram_diagonal([layer], "trace", self.outputs).amax()) for layer in found]
 
     def with_precision(self, precision: str) -> Capture:
         """Return the same snapshot, probes not repeated, at another precision."""

@@ -217,7 +217,7 @@ class ShardedNTK:
 
     @cached_property
     def _largest(self) -> float:
-        guess = self._own.capture.magnitude
+        guess = self._own.rows.magnitude
         return (
             guess if surely_held(guess, self.dtype) else float(self.partition.gather(self._own.exact_diagonal()).amax())
         )

@@ -476,7 +476,12 @@ class LayerwiseJacobian:
     def _need_range(self, what: str) -> None:
         """Refuse results that fp32 cannot hold; rows of J have the size of the root of the kernel's diagonal."""
         low, high = RANGE[self.dtype]
-        check_range(what, math.sqrt(self.capture.magnitude), low, high, self.dtype)
+        check_range(what, math.sqrt(self.magnitude), low, high, self.dtype)
+
+    @property
+    def magnitude(self) -> float:
+        """About the largest entry of the kernel ``J J^T`` of these layers: that at the points of the probes."""
+        return sum(self.capture.magnitudes[index] for index in self.indices)
 
     def __repr__(self) -> str:
         kept = "kept" if self.store.fits else "streamed"

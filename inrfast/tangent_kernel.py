@@ -686,11 +686,8 @@ class NTK:
 
     @cached_property
     def _largest(self) -> float:
-        """The largest entry of the kernel, which lies on its diagonal; from the probes' points if that is no question.
-
-        On the diagonal of a layer's own kernel there may be less.
-        """
-        guess = self.capture.magnitude
+        """The largest entry of the kernel, which lies on its diagonal; from a few points if they leave no question."""
+        guess = self.rows.magnitude
         if self.symmetric and not surely_held(guess, self.dtype):
             return float(self.exact_diagonal().amax())
         return guess

@@ -270,6 +270,20 @@ def test_results_are_right_or_refused_whatever_the_scale(exponent, bias, seed):
     assert ((exact - truth).abs() <= 1e-10 * bound).all()
 
 
+def test_a_layer_s_own_kernel_is_not_lost_beside_the_whole():
+    net = inr.INR(2, 1, width=8, hidden_layers=2, bias=False)
+    with torch.no_grad():
+        net.layers[0].weight.mul_(1e10)
+        net.layers[1].weight.mul_(1e-28)
+        net.layers[2].weight.mul_(1e10)
+    K = inr.ntk(net, inr.grid((4, 4)))
+    with pytest.raises(RangeError, match="near .*e-3.*precision='highest'"):
+        K.layers["layers.0"].to_dense()
+    exact = inr.ntk(net, inr.grid((4, 4)), precision="highest")
+    assert K.layers["layers.0"].frobenius() == pytest.approx(exact.layers["layers.0"].frobenius(), rel=1e-6)
+    assert K.frobenius() == pytest.approx(exact.frobenius(), rel=1e-6)
+
+
 def test_a_sum_over_outputs_predicts_the_training_of_the_head():
     """A linear model of M outputs that share no parameter: gradient descent itself is the truth."""
     net, coords = inr.INR(2, 3, width=16, hidden_layers=1), inr.grid((6, 6))
