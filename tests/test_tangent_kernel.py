@@ -277,7 +277,7 @@ def test_a_layer_s_own_kernel_is_not_lost_beside_the_whole():
         net.layers[1].weight.mul_(1e-28)
         net.layers[2].weight.mul_(1e10)
     K = inr.ntk(net, inr.grid((4, 4)))
-    with pytest.raises(RangeError, match="near .*e-3.*precision='highest'"):
+    with pytest.raises(RangeError, match="precision='highest'"):
         K.layers["layers.0"].to_dense()
     exact = inr.ntk(net, inr.grid((4, 4)), precision="highest")
     assert K.layers["layers.0"].frobenius() == pytest.approx(exact.layers["layers.0"].frobenius(), rel=1e-6)
