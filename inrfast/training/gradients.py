@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, format_bytes
 from inrfast.nn import INR
+from inrfast.pointwise import dependence
 from inrfast.training.data import Data
 from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
 from inrfast.training.layerwise import SMALL, LayerwiseGradient
@@ -142,7 +144,7 @@ def is_plain(net: nn.Module) -> bool:
         and type(net.encoding) in ENCODINGS
         and (net.encoding is None or not any(p.requires_grad for p in net.encoding.parameters()))
         and len({(p.dtype, p.device) for p in net.parameters()}) == 1
-        and not any("forward" in vars(module) for module in net.modules())
+        and not any("forward" in vars(module) or "activate" in vars(module) for module in net.modules())
         and not _has_hooks(net)
     )
 
@@ -151,25 +153,20 @@ def is_plain(net: nn.Module) -> bool:
 def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool:
     """Return whether each prediction depends on its own point alone: in train mode, and as in eval mode, or in that.
 
-    Half of a few points is moved: the predictions at the others must not change in a single bit. Buffers and random
-    generators are left as they were.
+    Buffers and random generators are left as they were.
     """
-    count = min(PROBE_ROWS, len(coords))
-    rows = coords[torch.linspace(0, len(coords) - 1, count, device=coords.device).long()]
-    kept = count // 2
-    if kept == 0:
-        return False
-    moved = torch.cat([rows[:kept], 0.5 * rows[kept:] + 0.1])
     devices = [coords.device] if coords.device.type == "cuda" else []
+    few = coords[:PROBE_ROWS]
     try:
         with modes_kept(net), torch.random.fork_rng(devices):
             net.train(training)
-            trained, disturbed = _predicted(net, rows), _predicted(net, moved)
+            if dependence(partial(_predicted, net), coords, exact=True, alone=True) is not None:
+                return False
+            trained = _predicted(net, few)
             net.eval()
-            evaluated = _predicted(net, rows)
+            return torch.equal(trained, _predicted(net, few))
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
         return False
-    return torch.equal(trained[:kept], disturbed[:kept]) and torch.equal(trained, evaluated)
 
 
 def _predicted(net: nn.Module, points: Tensor) -> Any:
