@@ -17,19 +17,23 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 
 
 @contextmanager
-def own_modes() -> Iterator[None]:
-    """Run a block without autocast, gradients and inference mode, whatever the caller has switched on.
-
-    Under autocast fp32 products would be rounded to 16 bits; tensors made in inference mode could not be reused after
-    it. A block that differentiates switches gradients on itself.
-    """
+def without_autocast() -> Iterator[None]:
+    """Run a block without the caller's autocast: it would round fp32 products to 16 bits."""
     with ExitStack() as stack:
         for device in AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run a block without autocast, gradients and inference mode, whatever the caller has switched on.
+
+    Tensors made in inference mode could not be changed after it. A block that differentiates switches gradients on
+    itself.
+    """
+    with without_autocast(), torch.inference_mode(False), torch.no_grad():
         yield
 
 

@@ -15,7 +15,7 @@ from inrfast.encodings import ENCODINGS, Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_float, check_int
 from inrfast.init import initialise_
 from inrfast.memory import chunks
-from inrfast.modes import in_own_modes
+from inrfast.modes import without_autocast
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
 NORMS = ("batch", "sphere")
@@ -310,7 +310,8 @@ def is_known(net: nn.Module) -> bool:
     )
 
 
-@in_own_modes
+@torch.no_grad()
+@without_autocast()
 def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
     """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
 

@@ -16,7 +16,7 @@ RANDOM = "two forward passes over the same points differ"
 """What :func:`dependence` says of networks that draw random numbers."""
 
 ROWS = 16
-"""Points of the probe."""
+"""Points of the probe at most; a power of two, for networks that take pairs of points or multiples of four."""
 
 FLOOR_EXPONENT = 0.6
 """Differences below ``eps ** 0.6`` of the largest prediction count as rounding (1e-9 in fp64, 7e-5 in fp32). BLAS adds
@@ -71,7 +71,10 @@ def dependence(
     Exception
         What the network raises for the first points; later errors are part of the answer.
     """
-    points = spread_points(coords, 2 * min(ROWS, max(len(coords) // 2, 4)))
+    rows = ROWS
+    while rows > max(len(coords) // 2, 4):
+        rows //= 2
+    points = spread_points(coords, 2 * rows)
     base, others = points[::2], points[1::2]
     n = len(base)
     with torch.no_grad():

@@ -265,6 +265,11 @@ class NTK:
             target = empty(self.shape, self.dtype, self.device)
         else:
             target = self._as_target(out)
+            if target.is_inference():  # it may be written in inference mode only, what is kept here must not be
+                made = self.to_dense()
+                with torch.inference_mode():
+                    target.copy_(torch.as_tensor(made))
+                return out
 
         def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
             gram_ops.fill_(target[i, j], rows, columns, self.output, self.outputs)

@@ -64,9 +64,9 @@ def render(
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
-        if tensor.is_complex():
-            raise ValueError(f"net is complex in {name!r}; only real networks are rendered")
+    for name, parameter in net.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(f"net has a complex parameter, {name!r}; only real networks are rendered")
     like = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
     if like is None:
         raise ValueError("net has no parameters, which would tell its dtype and device")
