@@ -24,7 +24,7 @@ from inrfast.nn import INR, FusedLinear, SphereNorm, is_known, is_unchanged
 from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import vjp
-from inrfast.pointwise import RANDOM, dependence, spread_points
+from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot, widen_
 from inrfast.supported import LayerSpec, check_tensors, chosen_parameters, layer_specs, refuse
 
@@ -38,6 +38,9 @@ JACOBIAN_TOLERANCE = 1e-7
 
 AMPLIFIED = 16.0
 """How many times the effect of rounding inputs and parameters may stand for rounding in every operation."""
+
+CHAOTIC = 1e-7
+"""Share of a result that rounding may change in fp64; beyond it the precision that is promised cannot be held."""
 
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
@@ -417,39 +420,56 @@ class Capture:
                 f"net runs in {own} but not in fp64, in which factors are computed ({error}). Make fixed tensors "
                 "buffers, and cast to the dtype of a parameter or of the input, not to a fixed one (.float())"
             ) from error
-        self._refuse_coupling(coords.to(PASS_DTYPE))
+        self._refuse_coupling(coords.to(PASS_DTYPE), wide, expected)
         if in_own is not None and own != PASS_DTYPE and bool(torch.isfinite(in_own).all()):
             self._compare(own, in_own, wide, expected)
         few = slice(None, None, 8)
+        self._refuse_chaos(wide[few], expected[few])
         self._refuse_narrow(wide[few], expected[few])
 
-    def _refuse_coupling(self, coords: Tensor) -> None:
+    def _refuse_coupling(self, coords: Tensor, points: Tensor, expected: Tensor) -> None:
         """Refuse networks whose output at a point depends on anything beside that point."""
         found = dependence(self._outputs, coords)
         if found == RANDOM:
             raise UnsupportedModuleError(f"net is random: {found}. Put it in eval mode")
         if found is not None:
+            if found != MOVED:  # then rounding alone may differ
+                self._refuse_chaos(points, expected)
             raise UnsupportedModuleError(
                 f"net couples samples: {found}, so the kernel is not one of points (batch statistics, attention over "
                 "the batch and row numbers do this)"
             )
 
-    def _compare(self, own: torch.dtype, in_own: Tensor, coords: Tensor, expected: Tensor) -> None:
+    def _compare(self, own: torch.dtype, in_own: Tensor, points: Tensor, expected: Tensor) -> None:
         """Refuse networks whose outputs in their own dtype differ from those in fp64 by more than rounding."""
         difference = float((in_own.double() - expected).abs().max())
         eps = torch.finfo(own).eps
-        allowed = AMPLIFIED * eps * float(expected.abs().max())
+        allowed = AMPLIFIED * eps * float(expected.abs().max()) + torch.finfo(own).smallest_normal
         if difference > allowed:
-            for seed in range(3):
-                effect = self._rounded_copy(eps, seed)._outputs(_rounded(coords, eps, seed)) - expected
-                allowed = max(allowed, AMPLIFIED * float(effect.abs().max()))
+            allowed = max(allowed, 4 * AMPLIFIED * self._effect_of_rounding(eps, points, expected))
         if difference > allowed:
             raise UnsupportedModuleError(
                 f"net is another function in fp64, in which factors are computed, than in {own}: outputs differ by "
                 f"{difference:.2e}, where rounding explains {allowed:.2e}. Some module takes a number from the dtype "
-                "(torch.finfo, an epsilon of None) or casts in its forward pass: give the number, or cast to the "
-                "dtype of the input"
+                "(torch.finfo, an epsilon of None), casts in its forward pass, or works below the dtype's range: give "
+                "the number, cast to the dtype of the input, or convert net to fp64 if that is the function meant"
             )
+
+    def _refuse_chaos(self, points: Tensor, expected: Tensor) -> None:
+        """Refuse networks whose outputs at most points are made by fp64 rounding.
+
+        The parameters alone are rounded: a table that is read by the cell of a coordinate may jump at its border.
+        """
+        outputs = self._rounded_copy(torch.finfo(PASS_DTYPE).eps, 0)._outputs(points)
+        effect = float((outputs - expected).abs().amax(1).median())
+        size = float(expected.abs().max())
+        if effect > CHAOTIC * size:
+            raise UnsupportedModuleError(_chaotic("outputs", effect / max(size, 1e-300)))
+
+    def _effect_of_rounding(self, eps: float, points: Tensor, expected: Tensor) -> float:
+        """Return how far the outputs move if coordinates and parameters change at random, by a relative ``eps``."""
+        effects = [self._rounded_copy(eps, seed)._outputs(_rounded(points, eps, seed)) for seed in range(3)]
+        return max(float((effect - expected).abs().max()) for effect in effects)
 
     def _rounded_copy(self, eps: float, seed: int) -> Capture:
         """Return this capture with parameters changed at random, by a relative ``eps`` at most."""
@@ -470,7 +490,9 @@ class Capture:
             (slope,) = _gradients(output.sum(), [moving])
         expected = (slope * coords).sum(1).abs() * step
         actual = (self._outputs(coords * (1 + step)) - before).sum(1).abs()
-        visible = expected > 1e4 * torch.finfo(PASS_DTYPE).eps * before.abs().sum(1)
+        size = before.abs().sum(1)
+        # Beyond rounding, and small enough for the slope to tell it.
+        visible = (expected > 1e4 * torch.finfo(PASS_DTYPE).eps * size) & (expected < 1e-3 * size)
         if bool(visible.any()) and bool((actual[visible] < 0.1 * expected[visible]).double().mean() > 0.5):
             raise UnsupportedModuleError(
                 "net rounds to a narrower dtype inside its forward pass (.float(), .half() or a fixed dtype=), so its "
@@ -500,12 +522,8 @@ class Capture:
         for seed in range(3):
             near = self._rounded_copy(eps, seed)._products_by_autograd(_rounded(sample, eps, seed), weights)
             effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
-        if effect > 1e-3 * largest:
-            raise UnsupportedModuleError(
-                "net is so ill-conditioned at these coordinates that fp64 does not determine its Jacobian (rounding "
-                f"the weights in their last bit changes it by {effect / max(largest, 1e-300):.1e} of its size); scale "
-                "coords to [-1, 1] or lower the frequencies"
-            )
+        if effect > CHAOTIC * largest:
+            raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
         if not self._agree(ours, truth, largest, AMPLIFIED * effect):
             error = max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True))
             raise UnsupportedModuleError(
@@ -529,6 +547,13 @@ class Capture:
             gradients = _gradients(total, list(tensors.values()))
         by_name = dict(zip(tensors, gradients, strict=True))
         return [spec.join([by_name[name].reshape(1, -1) for name in spec.parameters]) for spec in self.layers]
+
+
+def _chaotic(what: str, effect: float) -> str:
+    return (
+        f"net is so ill-conditioned at these coordinates that fp64 does not determine its {what} (rounding weights in "
+        f"their last bit makes a change of {effect:.1e} of the size); scale coords to [-1, 1] or lower the frequencies"
+    )
 
 
 REENTRANT = (

@@ -16,6 +16,9 @@ from torch import Tensor
 RANDOM = "two forward passes over the same points differ"
 """What :func:`dependence` says of networks that draw random numbers."""
 
+MOVED = "moving some points changes the outputs at others"
+"""What it says where other points are seen, which no rounding explains: their number and order stay."""
+
 ROWS = 16
 """Points of the probe at most; a power of two, for networks that take pairs of points or multiples of four."""
 
@@ -99,7 +102,7 @@ def _compared(
     for kept in (number % 2 == 0, number % 2 == 1, *(number == index for index in some)):
         moved = _rows(predict, torch.where(kept.unsqueeze(1), base, others))
         if not (_equal if exact else near)(moved[kept], before[kept]):
-            return "moving some points changes the outputs at others"
+            return MOVED
 
     order = (5 * number + 3) % n  # n is a power of two: no row stays, and none meets its old neighbour
     if not near(_rows(predict, base[order]), before[order]):

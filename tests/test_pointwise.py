@@ -60,7 +60,9 @@ def grouped(z):
 POINTWISE = {
     "identity": lambda z: z,
     "softmax over features": lambda z: torch.softmax(z, 1),
-    "attention over features": lambda z: (torch.softmax(z.unsqueeze(2) * z.unsqueeze(1), 2) @ z.unsqueeze(2)).squeeze(2),
+    "attention over features": lambda z: (torch.softmax(z.unsqueeze(2) * z.unsqueeze(1), 2) @ z.unsqueeze(2)).squeeze(
+        2
+    ),
     "squeezed": lambda z: z.squeeze(),
     "sorted features": lambda z: z.sort(1).values,
     "experts": grouped,
