@@ -69,26 +69,20 @@ def dependence(
         points nothing is rounded otherwise); False: up to rounding.
     alone
         Whether the network must take one point alone too; otherwise two copies of it stand for one.
-
-    Raises
-    ------
-    Exception
-        What the network raises for the first points; later errors are part of the answer.
     """
     rows = ROWS
     while rows > max(len(coords) // 2, 4):
         rows //= 2
     points = spread_points(coords, 2 * rows)
     base, others = points[::2], points[1::2]
-    n = len(base)
     with torch.no_grad():
-        before = _rows(predict, base)
-        if not _equal(before, _rows(predict, base)):
-            return RANDOM
         try:
+            before = _rows(predict, base)
+            if not _equal(before, _rows(predict, base)):
+                return RANDOM
             return _compared(predict, base, others, before, exact, alone)
-        except Exception as error:  # a network may take nothing but its full grid
-            return f"net takes {n} points but not some other number or order of them ({type(error).__name__}: {error})"
+        except Exception as error:  # whatever a network raises that takes nothing but its full grid
+            return f"net does not take {len(base)} points of them, or not in every number and order ({error})"
 
 
 def _compared(

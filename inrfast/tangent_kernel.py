@@ -266,9 +266,10 @@ class NTK:
         else:
             target = self._as_target(out)
             if target.is_inference():  # it may be written in inference mode only, what is kept here must not be
-                made = self.to_dense()
+                made = empty(self.shape, self.dtype, self.device)
+                self.to_dense(out=made)
                 with torch.inference_mode():
-                    target.copy_(torch.as_tensor(made))
+                    target.copy_(made)
                 return out
 
         def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
@@ -301,8 +302,11 @@ class NTK:
                 f"out must have shape {self.shape}, dtype {self.dtype} and device {self.device}, got "
                 f"{tuple(out.shape)}, {out.dtype}, {out.device}"
             )
-        if any(stride == 0 and size > 1 for stride, size in zip(out.stride(), out.shape, strict=True)):
-            raise ValueError("out must have memory of its own for every entry, got an expanded view")
+        extent = 0
+        for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+            if size > 1 and stride <= extent:
+                raise ValueError(f"out must have memory of its own for every entry, got strides {out.stride()}")
+            extent += stride * (size - 1)
         return out
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:

@@ -290,6 +290,7 @@ class Reentrant(nn.Module):
         return self.b(checkpoint(torch.tanh, self.a(x), use_reentrant=True))
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs")
 @pytest.mark.parametrize("first", [True, False])
 def test_reentrant_checkpointing_is_refused_by_name(first):
     with pytest.raises(UnsupportedModuleError, match="use_reentrant=False"):

@@ -138,6 +138,47 @@ def test_fit_its_psnr_and_render_take_all_points_of_such_a_network_at_once(monke
         render(net, (900, 600), memory_budget=2**22)
 
 
+def test_mini_batches_couple_their_own_points_and_the_psnr_is_of_all_at_once():
+    coords = inr.grid((40, 30))
+    target = (3 * coords).sin().prod(1, keepdim=True)
+    net = Hidden(COUPLINGS["standardised"])
+    result = inr.fit(net, coords, target, steps=5, batch_size=50, progress=False)
+    with torch.no_grad():
+        error = float((net(coords) - target).square().mean())
+    assert result.config["gradient"] == "whole"
+    assert result.psnr == pytest.approx(-10 * math.log10(error), abs=1e-3)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(MemoryBudgetError, match="couples its points, or has hooks, at all 1200"):
+        inr.fit(net, coords, target, steps=5, batch_size=50, memory_budget=100_000, progress=False)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+
+
+class Everything(nn.Module):
+    """Takes the whole grid alone, as an image."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.mix, self.b = nn.Linear(2, 8), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        image = torch.tanh(self.a(x)).T.reshape(1, 8, 20, 30)
+        return self.b(torch.tanh(self.mix(image)).flatten(2)[0].T)
+
+
+def test_a_network_of_one_grid_is_fitted_and_rendered_on_it(monkeypatch):
+    monkeypatch.setattr(rendering, "cached_rows", lambda *arguments: 16)
+    net, coords = Everything(), inr.grid((20, 30))
+    result = inr.fit(net, coords, torch.rand(600, 3), steps=2, progress=False)
+    assert result.config["gradient"] == "whole"
+    with torch.no_grad():
+        torch.testing.assert_close(render(net, (20, 30)).view(-1, 3), net(coords))
+    with pytest.raises(ValueError, match="net does not take coords"):
+        render(net, (21, 30))
+    with pytest.raises(ValueError, match="net does not take coords"):
+        inr.ntk(net, coords, params=["b"])
+
+
 @pytest.mark.parametrize("points", [17, 33, 49])
 def test_a_chunk_of_one_point_is_rendered_by_networks_that_squeeze(monkeypatch, points):
     monkeypatch.setattr(rendering, "cached_rows", lambda *arguments: 16)
@@ -149,5 +190,5 @@ def test_a_chunk_of_one_point_is_rendered_by_networks_that_squeeze(monkeypatch, 
 
 def test_a_network_that_takes_one_size_alone_and_one_that_draws_are_named():
     coords = random_coords(40, 2, 0)
-    assert "takes 16 points but not" in dependence(Hidden(lambda z: z.view(4, 4, -1).flatten(0, 1)), coords)
+    assert "does not take 16 points" in dependence(Hidden(lambda z: z.view(4, 4, -1).flatten(0, 1)), coords)
     assert dependence(Hidden(lambda z: z + torch.randn_like(z)), coords) == RANDOM

@@ -71,7 +71,9 @@ def _as_torch_takes_it(array: np.ndarray) -> np.ndarray:
         raise TypeError(f"matrix_or_kernel must be fp64 or narrower, got {array.dtype}: numpy.longdouble is too wide")
     if array.dtype.kind not in "fiub":
         raise TypeError(f"matrix_or_kernel must hold real numbers, got dtype {array.dtype}")
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=None if array.flags.writeable else True)
+    # NumPy keeps a negative stride of a single row or column in what it calls contiguous.
+    copied = not array.flags.writeable or any(stride < 0 for stride in array.strides)
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True if copied else None)
 
 
 def _row_chunks(matrix: Tensor) -> Iterator[Tensor]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +26,7 @@ from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, format_bytes, require
 from inrfast.nn import INR
 from inrfast.pointwise import dependence
+from inrfast.snapshot import snapshot
 from inrfast.training.data import Data
 from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
 from inrfast.training.layerwise import SMALL, LayerwiseGradient
@@ -158,18 +158,16 @@ def is_plain(net: nn.Module) -> bool:
 def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool:
     """Return whether each prediction depends on its own point alone: in train mode, and as in eval mode, or in that.
 
-    Buffers and random generators are left as they were.
+    A copy is probed, so that buffers and whatever else the network keeps stay as they were, and random generators too.
     """
     devices = [coords.device] if coords.device.type == "cuda" else []
     few = coords[:PROBE_ROWS]
     try:
-        with modes_kept(net), torch.random.fork_rng(devices):
-            net.train(training)
-            if dependence(partial(_predicted, net), coords, exact=True, alone=True) is not None:
+        with torch.random.fork_rng(devices):
+            copied = snapshot(net).train(training)
+            if dependence(copied, coords, exact=True, alone=True) is not None:
                 return False
-            trained = _predicted(net, few)
-            net.eval()
-            return torch.equal(trained, _predicted(net, few))
+            return not training or torch.equal(copied(few), snapshot(net).eval()(few))
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
         return False
 
@@ -221,15 +219,13 @@ class _AutogradGradient:
         """Return how many points are measured at once: all, if the network couples them in eval mode too."""
         if self.evaluation_rows is None:
             alone = not _has_hooks(self.net) and _is_pointwise(self.net, coords, training=False)
-            self.evaluation_rows = self._cached_rows() if alone else len(coords)
             if not alone:
                 row = EVALUATION_BUFFERS * self._widest() * coords.element_size()
-                require(
-                    row * len(coords),
-                    self.budget,
-                    f"measuring a network that couples its points, at all {len(coords)} of them at once,",
-                    "fit fewer points or raise memory_budget",
+                what = (
+                    f"measuring a network that couples its points, or has hooks, at all {len(coords)} of them at once,"
                 )
+                require(row * len(coords), self.budget, what, "fit fewer points or raise memory_budget")
+            self.evaluation_rows = self._cached_rows() if alone else len(coords)
         return self.evaluation_rows
 
     def _widest(self) -> int:
