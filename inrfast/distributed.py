@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import budget_bytes
+from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.tangent_kernel import NTK
 
 
@@ -178,6 +180,7 @@ class _Shard:
         return self.own.product_by_factors(V, self.partition.total)
 
 
+@methods_in_own_modes
 class ShardedNTK:
     """A neural tangent kernel between all points, of which each process computes its rows; built by :func:`ntk`.
 
@@ -200,6 +203,12 @@ class ShardedNTK:
         self.partition = network.partition
         self.shape = (self.partition.size, self.partition.size)
         self.dtype, self.device = self._own.dtype, self._own.device
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "cannot pickle a kernel that is shared by processes, nor copy it: it belongs to a process group. Call "
+            "inrfast.distributed.ntk in every process, or inrfast.ntk for a kernel that can be pickled"
+        )
 
     @cached_property
     def layers(self) -> Mapping[str, ShardedNTK]:
@@ -286,6 +295,7 @@ class ShardedNTK:
         return f"ShardedNTK(shape={self.shape}, rows {part.start} to {part.stop} here, {part.processes} processes)"
 
 
+@in_own_modes
 def ntk(
     net: nn.Module,
     coords: Tensor,
@@ -336,7 +346,7 @@ def ntk(
         budget = budget_bytes(None) // partition.processes
     else:
         budget = budget_bytes(memory_budget, capture.device)
-    return ShardedNTK(_Network(capture, coords.detach(), output, budget, backend, partition))
+    return ShardedNTK(_Network(capture, coords.detach().clone(), output, budget, backend, partition))
 
 
 def _check_same(net: nn.Module, coords: Tensor, partition: Sharded) -> None:

@@ -14,6 +14,7 @@ from inrfast import backends
 from inrfast.capture import PASS_DTYPE, Capture, Factors, Select
 from inrfast.errors import RangeError, check_tensor
 from inrfast.memory import budget_bytes, chunks, empty, require
+from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
 from inrfast.ops.factors import Room, feature_ranges, mlp_operands
@@ -81,6 +82,9 @@ class FactorStore:
         # Memory of recomputed factors by the number of points: fresh pages would cost more than the factors.
         self._spare: dict[int, list[list[Factors]]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None, "_spare": {}}  # a copy computes the factors anew
+
     @property
     def bytes_per_point(self) -> int:
         """Bytes of one point's factors, as kept."""
@@ -125,7 +129,10 @@ class FactorStore:
             return
         size = min(size, self.streaming_rows)
         spare = self._spare.setdefault(size, [])
-        memory = spare.pop() if spare else self._room(size)
+        try:
+            memory = spare.pop()
+        except IndexError:  # not asked before: another thread may take the last one between question and answer
+            memory = self._room(size)
         try:
             for part in chunks(stop - start, size):
                 rows = slice(start + part.start, start + part.stop)
@@ -139,7 +146,7 @@ class FactorStore:
         n, threads = len(self.coords), 1
         if self.fits:
             self.all()
-        if self.fits or self.capture.closed_form:
+        if self.fits or self.capture.concurrent:
             threads = gemm.threads(self.capture.dtype, self.capture.device)
         return list(chunks(n, size * max(1, -(-n // (size * threads)))))
 
@@ -157,9 +164,10 @@ class FactorStore:
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
-        if self._kept is None:
-            self._kept = self.compute(self.coords)
-        return self._kept
+        kept = self._kept
+        if kept is None:
+            self._kept = kept = self.compute(self.coords)
+        return kept
 
     def _room(self, n: int) -> list[Factors]:
         """Return memory for the factors of n points."""
@@ -189,7 +197,7 @@ class FactorStore:
             return compute
 
         # Hooks sit on one module and cannot run twice at a time.
-        threads = gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.closed_form else 1
+        threads = gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.concurrent else 1
         size = PASS_ROWS if self.capture.device.type == "cpu" else PASS_ROWS_GPU
         share(chunks(n, size), [worker() for _ in range(max(1, min(threads, n // size)))])
         return whole
@@ -199,6 +207,7 @@ def _slice(factors: Factors, rows: slice | Tensor) -> Factors:
     return Factors(*(None if part is None else part[rows] for part in factors))
 
 
+@methods_in_own_modes
 class LayerwiseJacobian:
     """The Jacobian ``J`` of shape (N M, P) as a linear operator made of per-layer factors.
 
@@ -224,9 +233,12 @@ class LayerwiseJacobian:
         self.dtype = self.capture.dtype
         self.device = self.capture.device
         names = [spec.name for spec in self.capture.layers]
-        self._operands: Operands | None = None
+        self._operands: Operands | None = None  # of all points, once a product asked for them
         self.indices = range(len(names)) if only is None else [names.index(only)]
         self.shape = (len(self.coords) * self.capture.outputs, sum(spec.columns for spec in self.specs))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_operands": None}
 
     @property
     def specs(self) -> list[LayerSpec]:
@@ -298,12 +310,13 @@ class LayerwiseJacobian:
             return [factors[index] for index in self.indices]
         if points != slice(0, len(self.coords)):
             return self.side_at(self.coords[points], plan)
-        if self._operands is None or self._operands.plan != plan:
-            self._operands = None  # frees the ones before first
+        held = self._operands
+        if held is None or held.plan != plan:
+            self._operands = held = None  # frees the ones before first
             made = self.side_at(self.coords, plan)
             assert isinstance(made, Operands)
-            self._operands = made
-        return self._operands
+            self._operands = held = made
+        return held
 
     def side_of(self, index: Tensor, plan: Plan | None) -> list[Factors] | Operands:
         """Return the points of ``index`` as a side of a Gram product, from the kept factors if there are any.
@@ -499,6 +512,7 @@ class _Transpose:
         return self.T.vjp(v)
 
 
+@in_own_modes
 def jacobian(
     net: nn.Module,
     coords: Tensor,
@@ -515,7 +529,7 @@ def jacobian(
     net
         :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.capture`).
     coords
-        Shape (N, d), on the network's device.
+        Shape (N, d), on the network's device. They and the parameters are copied: later changes to them do not matter.
     params
         Names of parameters or modules to differentiate; None: every trainable one.
     select
@@ -537,4 +551,4 @@ def jacobian(
     capture = Capture(net, coords, params, select, precision)
     chosen = backends.resolve(backend, capture.device)
     budget = budget_bytes(memory_budget, capture.device)
-    return LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2, chosen), budget)
+    return LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, chosen), budget)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from inrfast.activations import ACTIVATIONS, activation
 from inrfast.backends import BACKENDS
-from inrfast.encodings import Encoding, from_config
+from inrfast.encodings import ENCODINGS, Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_float, check_int
 from inrfast.init import initialise_
 from inrfast.memory import chunks
+from inrfast.modes import without_autocast
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
 NORMS = ("batch", "sphere")
@@ -283,7 +284,34 @@ class INR(nn.Module):
         return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
 
 
+KNOWN_ENCODINGS = (type(None), *ENCODINGS.values())
+
+
+def is_unchanged(net: nn.Module) -> bool:
+    """Return whether ``net`` is an INR as its constructor makes it: nothing subclassed, replaced, hooked or added.
+
+    The encoding may be anybody's.
+    """
+    if type(net) is not INR or len(net.layers) != net.hidden_layers + 1:
+        return False
+    changed = ("forward", "activate")
+    if any(m._forward_hooks or m._forward_pre_hooks or any(c in vars(m) for c in changed) for m in net.modules()):
+        return False
+    plain = all(type(layer) is nn.Linear for layer in net.layers)
+    return plain and all(type(norm) in (nn.Identity, nn.BatchNorm1d, SphereNorm) for norm in net.norms)
+
+
+def is_known(net: nn.Module) -> bool:
+    """Return whether ``net`` is an unchanged INR that, in eval mode, is known to treat its points one by one."""
+    return (
+        is_unchanged(net)
+        and type(net.encoding) in KNOWN_ENCODINGS
+        and not any(isinstance(norm, nn.BatchNorm1d) and norm.running_mean is None for norm in net.norms)  # type: ignore[union-attr]
+    )
+
+
 @torch.no_grad()
+@without_autocast()
 def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
     """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
 

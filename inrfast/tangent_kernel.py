@@ -34,6 +34,7 @@ from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
+from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import reductions
 from inrfast.ops import rows as row_ops
@@ -85,6 +86,7 @@ class Cost:
         )
 
 
+@methods_in_own_modes
 class NTK:
     """A neural tangent kernel ``K = sum_l (Z_l Z_l'^T + 1) * (S_l S_l'^T)`` between two sets of points, lazy.
 
@@ -272,6 +274,12 @@ class NTK:
             target = empty(self.shape, self.dtype, self.device)
         else:
             target = self._as_target(out)
+            if target.is_inference():  # it may be written in inference mode only, what is kept here must not be
+                made = empty(self.shape, self.dtype, self.device)
+                self.to_dense(out=made)
+                with torch.inference_mode():
+                    target.copy_(made)
+                return out
 
         def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
             gram_ops.fill_(target[i, j], rows, columns, self.output, self.outputs)
@@ -287,6 +295,14 @@ class NTK:
                 raise ValueError("out must be writable")
             if self.device.type != "cpu":
                 raise ValueError(f"out is a NumPy array but the kernel is on {self.device}; pass a tensor there")
+            if not out.dtype.isnative:
+                raise ValueError(f"out must have this machine's byte order, got dtype {out.dtype.str!r}")
+            if any(stride < 0 for stride in out.strides):
+                raise ValueError(f"out must have no negative strides, got {out.strides} (a reversed view)")
+            if any(stride % out.itemsize for stride in out.strides):
+                raise ValueError(f"out must have strides in whole entries of {out.itemsize} bytes, got {out.strides}")
+            if out.dtype not in (np.float32, np.float64):
+                raise ValueError(f"out must have dtype {str(self.dtype)[6:]}, got {out.dtype}")
             out = torch.from_numpy(out)
         if not isinstance(out, Tensor):
             raise TypeError(f"out must be a tensor or a NumPy array, got {type(out).__name__}")
@@ -295,6 +311,11 @@ class NTK:
                 f"out must have shape {self.shape}, dtype {self.dtype} and device {self.device}, got "
                 f"{tuple(out.shape)}, {out.dtype}, {out.device}"
             )
+        extent = 0
+        for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
+            if size > 1 and stride <= extent:
+                raise ValueError(f"out must have memory of its own for every entry, got strides {out.stride()}")
+            extent += stride * (size - 1)
         return out
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
@@ -713,6 +734,7 @@ def _of_output(layer: Factors, output: int) -> Tensor | None:
     return None if layer.sensitivities is None else layer.sensitivities[:, output]
 
 
+@in_own_modes
 def ntk(
     net: nn.Module,
     coords: Tensor,
@@ -732,7 +754,7 @@ def ntk(
         :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.capture`). Its
         parameters are copied: training it later does not change the kernel.
     coords, coords2
-        Points (N, d) of the rows and (N', d) of the columns; None: the same points.
+        Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.
     output
         ``"trace"`` sums over the M outputs (no division), ``"full"`` is (N M) x (N' M) with the output index fast, an
         int picks one output.
@@ -756,6 +778,11 @@ def ntk(
     NotAvailableError, ValueError, TypeError
         An absent backend; bad arguments.
 
+    Notes
+    -----
+    A kernel can be pickled (``spawn``, joblib) if its network can. After a ``fork``, torch's own products hang in the
+    child once the parent has run threads: start processes with ``spawn``.
+
     Examples
     --------
     >>> import inrfast as inr
@@ -772,10 +799,10 @@ def ntk(
         raise ValueError(f"output must be below the network's {capture.outputs} outputs, got {output}")
     backend = backends.resolve(backend, capture.device)
     budget = budget_bytes(memory_budget, capture.device)
-    rows = LayerwiseJacobian(FactorStore(capture, coords.detach(), budget // 2, backend), budget)
+    rows = LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, backend), budget)
     columns = None
     if coords2 is not None:
         check_coords("coords2", coords2, capture.in_features, capture.device)
         rows.store.budget = budget // 4
-        columns = LayerwiseJacobian(FactorStore(capture, coords2.detach(), budget // 4, backend), budget)
+        columns = LayerwiseJacobian(FactorStore(capture, coords2.detach().clone(), budget // 4, backend), budget)
     return NTK(rows, columns, output)

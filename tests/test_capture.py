@@ -1,11 +1,20 @@
 """Capture of arbitrary modules against automatic differentiation, and every refusal."""
 
+import copy
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from random_networks import exact_jacobian, random_coords
 from torch import nn
 from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
 from inrfast.errors import UnsupportedModuleError
@@ -19,7 +28,7 @@ class Residual(nn.Module):
         self.inlet = nn.Linear(2, 12)
         self.norm = nn.LayerNorm(12)
         self.middle = nn.Linear(12, 12, bias=False)
-        self.scale = nn.RMSNorm(12)
+        self.scale = nn.RMSNorm(12, eps=torch.finfo(torch.float32).eps)  # as in fp32 without a number
         self.head = nn.Linear(12, 3)
 
     def forward(self, x):
@@ -211,6 +220,219 @@ def test_other_returns_need_select():
         inr.ntk(Residual(), coords)
     with pytest.raises(ValueError, match="'rgbb' is not in what net returns"):
         inr.ntk(Residual(), coords, select="rgbb")
+
+
+class Routed(nn.Module):
+    """A residual network whose blocks each run in one of several ways, and which keeps its activations."""
+
+    WAYS = ("plain", "keyword", "checkpointed", "no_grad", "detached", "squeezed")
+
+    def __init__(self, ways, outputs, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.ways = ways
+        self.inlet, self.head = nn.Linear(2, 7), nn.Linear(7, outputs)
+        self.blocks = nn.ModuleList(nn.Linear(7, 7) for _ in ways)
+
+    def forward(self, x):
+        h = self.inlet(input=x)
+        for way, block in zip(self.ways, self.blocks, strict=True):
+            h = self.run(way, block, h) + 0.5 * h
+            self.kept = h
+        return self.head(h)
+
+    @staticmethod
+    def run(way, block, h):
+        if way == "checkpointed":
+            return checkpoint(lambda z: torch.tanh(block(z)), h, use_reentrant=False)
+        if way == "no_grad":
+            with torch.no_grad():
+                return torch.tanh(block(h))
+        if way == "keyword":
+            return torch.tanh(block(input=h))
+        if way == "detached":
+            return torch.tanh(block(h)).detach()
+        return torch.tanh(block(h.squeeze() if way == "squeezed" else h))
+
+
+@given(
+    st.lists(st.sampled_from(Routed.WAYS), min_size=1, max_size=4),
+    st.integers(1, 2),
+    st.sampled_from([1, 2, 5, 513]),
+    st.integers(0, 10**6),
+)
+def test_layers_are_captured_however_the_forward_pass_calls_them(ways, outputs, n, seed):
+    net, coords = Routed(ways, outputs, seed), random_coords(n, 2, seed)
+    twin = Routed(
+        ["detached" if way == "no_grad" else "plain" if way != "detached" else way for way in ways], outputs, 0
+    )
+    twin.load_state_dict(net.state_dict())
+    parameters = list(twin.double().parameters())
+    rows = []
+    for point in (coords[:1], coords[-1:]):
+        for value in twin(point.double())[0]:
+            found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+            rows.append(torch.cat([gradient.flatten() for gradient in found]))
+    net(coords)  # keeps an activation
+    J = inr.jacobian(net, coords, precision="highest")
+    got = torch.cat([J.rows(0), J.rows(n - 1)])
+    torch.testing.assert_close(got, torch.stack(rows), rtol=1e-10, atol=1e-12)
+
+
+class Reentrant(nn.Module):
+    def __init__(self, first):
+        super().__init__()
+        self.a, self.b, self.first = nn.Linear(2, 4), nn.Linear(4, 1), first
+
+    def forward(self, x):
+        if self.first:  # the layer inside, or only its activation
+            return self.b(checkpoint(lambda z: torch.tanh(self.a(z)), x, use_reentrant=True))
+        return self.b(checkpoint(torch.tanh, self.a(x), use_reentrant=True))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+@pytest.mark.parametrize("first", [True, False])
+def test_reentrant_checkpointing_is_refused_by_name(first):
+    with pytest.raises(UnsupportedModuleError, match="use_reentrant=False"):
+        inr.ntk(Reentrant(first), random_coords(5, 2, 0))
+
+
+class Learned(inr.encodings.Encoding):
+    """An encoding with a layer of its own."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.out_features, self.change = 6, change
+
+    def build(self, in_features, generator, device, dtype):
+        built = Learned(self.change)
+        built.in_features, built.lin = in_features, nn.Linear(in_features, 6, device=device, dtype=dtype)
+        return built
+
+    def forward(self, coords):
+        self.kept = self.change(coords)
+        return torch.sin(self.lin(self.kept))
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_an_own_encoding_takes_part_as_any_module(trained):
+    net = inr.INR(2, 2, width=8, hidden_layers=2, encoding=Learned(lambda x: x))
+    net.encoding.requires_grad_(trained)
+    coords = random_coords(1100, 2, 0)  # several threads, where it is known
+    truth = exact_jacobian(net, coords[:20]).flatten(0, 1)
+    J = inr.jacobian(net, coords, precision="highest")
+    torch.testing.assert_close(J.rows(slice(0, 20)), truth, rtol=1e-10, atol=1e-12)
+    net = inr.INR(2, 2, width=8, encoding=Learned(lambda x: x - x.mean(0)))
+    net.encoding.requires_grad_(trained)
+    with pytest.raises(UnsupportedModuleError, match="couples samples"):
+        inr.ntk(net, coords)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_batch_norms_without_parameters_in_an_inr(position):
+    net = inr.INR(2, 2, width=8, hidden_layers=2, norm="batch", norm_position=position, activation="tanh")
+    net.norms[1] = nn.BatchNorm1d(8, affine=False)
+    coords = random_coords(30, 2, 0)
+    inr.calibrate_batchnorm_(net, coords).eval()
+    J = inr.jacobian(net, coords, precision="highest")
+    torch.testing.assert_close(J.rows(), exact_jacobian(net, coords).flatten(0, 1), rtol=1e-10, atol=1e-12)
+
+
+def test_a_users_hook_on_a_layer_takes_part():
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    net[0].register_forward_hook(lambda module, given, output: 3 * output)
+    net[2].register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    coords = random_coords(9, 2, 0)
+    truth = exact_jacobian(net, coords).flatten(0, 1)
+    torch.testing.assert_close(inr.jacobian(net, coords, precision="highest").rows(), truth, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("activation", ["finer", "sine"])
+def test_chaotic_networks_are_refused_as_such_and_others_are_right(activation):
+    """On pixels and with many layers fp64 does not know the Jacobian; the message says so."""
+    for depth, high in ((2, 1.0), (2, 255.0), (8, 4096.0)):
+        net = inr.INR(2, 1, width=64, hidden_layers=depth, activation=activation)
+        coords = random_coords(8, 2, 0) * high
+        for wrapped in (net, nn.Sequential(net)):
+            if depth > 2:
+                with pytest.raises(UnsupportedModuleError, match="ill-conditioned"):
+                    inr.ntk(wrapped, coords)
+                continue
+            truth = exact_jacobian(net, coords).flatten(0, 1)
+            got = inr.jacobian(wrapped, coords, precision="highest").rows()
+            assert float((got - truth).norm()) <= 1e-6 * float(truth.norm())
+
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(2, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        self.features = torch.relu(self.a(x))
+        return self.b(self.features)
+
+
+def test_threads_build_and_use_kernels_of_one_network():
+    """Forward mode of torch, hooks on a module and tensors kept in it are not made for threads."""
+    coords = random_coords(600, 2, 0)
+    sequential = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
+    nets = [sequential, Keeps(), inr.INR(2, 1, width=16)]
+    v = torch.ones(600, 2)
+    expected = [inr.ntk(net, coords) @ v for net in nets]
+    shared = [inr.ntk(net, coords, memory_budget=2**19) for net in nets]  # factors recomputed by every product
+    alone = [K @ v for K in shared]
+
+    def use(index):
+        which = index % len(nets)
+        if index % 2:
+            return torch.equal(inr.ntk(nets[which], coords) @ v, expected[which])
+        return torch.equal(shared[which] @ v, alone[which])
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(60)))
+
+
+def density(returned):
+    return returned["density"]
+
+
+@pytest.mark.parametrize("select", ["rgb", density])
+def test_kernels_and_jacobians_are_pickled_and_copied(select):
+    net, coords = Residual(), random_coords(9, 2, 0)
+    for made in (inr.ntk(net, coords, select=select), inr.jacobian(net, coords, select=select)):
+        dense = (lambda x: x.to_dense()) if hasattr(made, "to_dense") else (lambda x: x.rows())
+        expected = dense(made)
+        with torch.no_grad():
+            net.inlet.weight.add_(1)
+        for other in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
+            assert torch.equal(dense(other), expected)
+
+
+def test_another_process_takes_a_pickled_kernel(tmp_path):
+    K = inr.ntk(inr.INR(2, 1, width=8, norm="sphere"), random_coords(9, 2, 0))
+    (tmp_path / "kernel").write_bytes(pickle.dumps(K))
+    code = "import pickle, sys; print(repr(pickle.load(open(sys.argv[1], 'rb')).trace()))"
+    found = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "kernel"], capture_output=True, text=True, check=True
+    )
+    assert float(found.stdout) == K.trace()
+
+
+def test_what_cannot_be_pickled_says_how_else():
+    net, coords = Residual(), random_coords(9, 2, 0)
+    K = inr.ntk(net, coords, select=lambda returned: returned["rgb"])
+    assert torch.equal(copy.deepcopy(K).to_dense(), K.to_dense())
+    with pytest.raises(TypeError, match=r"select= function.*spawn"):
+        pickle.dumps(K)
+
+    class Local(nn.Linear):
+        pass
+
+    K = inr.ntk(nn.Sequential(Local(2, 1)), coords)
+    with pytest.raises(TypeError, match=r"network cannot be pickled.*spawn"):
+        pickle.dumps(K)
 
 
 def test_one_point_is_enough():

@@ -149,3 +149,41 @@ def test_unknown_parameters_and_budgets():
         inr.jacobian(net, coords, params=[])
     with pytest.raises(MemoryBudgetError, match="ask for fewer"):
         inr.jacobian(net, coords, memory_budget=100).rows()
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_coordinates_are_copied(hooked):
+    """The caller may reuse the memory of the points, as well as train the network, after the call."""
+    net = inr.INR(2, 2, width=7, hidden_layers=2)
+    net = nn.Sequential(net) if hooked else net
+    first, second = random_coords(9, 2, 0), random_coords(7, 2, 1)
+    v, w, p = torch.ones(18), torch.ones(9, 1), torch.ones(sum(q.numel() for q in net.parameters()))
+
+    def results(K, square, J):
+        return [
+            square.to_dense(),
+            square.columns([0, 4]),
+            square.submatrix([1, 3]),
+            square @ w,
+            square.diagonal(),
+            square.spectrum(progress=False).eigenvalues,
+            K.to_dense(),
+            K.columns([2]),
+            J.rows(),
+            J.T @ v,
+            J @ p,
+        ]
+
+    def made(x, y):
+        return inr.ntk(net, x, y), inr.ntk(net, x), inr.jacobian(net, x)
+
+    expected = results(*made(first, second))
+    x, y = first.clone(), second.clone()
+    later = made(x, y)
+    x.zero_()
+    y.zero_()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    for got, right in zip(results(*later), expected, strict=True):
+        assert torch.equal(got, right)

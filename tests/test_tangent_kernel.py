@@ -615,6 +615,34 @@ def test_the_triton_backend_writes_into_what_it_is_given(device):
         K.to_dense(out=torch.empty(42, 41, device=device))
 
 
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_numpy_arrays_of_any_layout_are_written_or_refused_by_name(precision):
+    K = inr.ntk(inr.INR(2, 1, width=8), inr.grid((3, 3)), precision=precision)
+    dtype = np.float64 if precision == "highest" else np.float32
+    other = np.float32 if precision == "highest" else np.float64
+    dense = K.to_dense().numpy()
+    whole = np.empty((20, 40), dtype)
+    packed = np.zeros((9, 9), [("gap", "u1"), ("x", dtype)])["x"]
+    for out in (whole[2:11, 3:12], whole[:18:2, 1:37:4], whole[:9, :9].T, np.empty((9, 9), dtype, "F")):
+        assert K.to_dense(out=out) is out
+        assert (out == dense).all()
+    refused = {
+        "byte order": np.empty((9, 9), np.dtype(dtype).newbyteorder("S")),
+        "negative strides": whole[8::-1, :9],
+        "whole entries": packed,
+        "out must have dtype|out must have shape": np.empty((9, 9), other),
+        "out must have dtype": np.empty((9, 9), np.longdouble),
+        "writable": np.broadcast_to(whole[:1, :9], (9, 9)),
+        "memory of its own": np.lib.stride_tricks.as_strided(whole, (9, 9), (dtype(0).itemsize,) * 2),
+    }
+    for message, out in refused.items():
+        with pytest.raises(ValueError, match=message):
+            K.to_dense(out=out)
+    for out in (torch.empty(9, 1, dtype=K.dtype).expand(9, 9), torch.empty(17, dtype=K.dtype).unfold(0, 9, 1)):
+        with pytest.raises(ValueError, match="memory of its own"):
+            K.to_dense(out=out)
+
+
 def test_the_triton_backend_refuses_what_does_not_fit(device):
     K = inr.ntk(
         inr.INR(2, 1, width=20).to(device), inr.grid((64, 64)).to(device), backend="triton", memory_budget=10**6

@@ -36,6 +36,7 @@ from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import budget_bytes, chunks
+from inrfast.modes import in_own_modes
 from inrfast.nn import INR, SphereNorm
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, pass_errors
@@ -49,6 +50,7 @@ JACOBIAN_ROWS = 32
 """Pixels whose feature Jacobians are held at once (16 MiB at width 256)."""
 
 
+@in_own_modes
 def diagnose(
     net: nn.Module,
     coords: Tensor,

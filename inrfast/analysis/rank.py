@@ -13,9 +13,11 @@ from inrfast.errors import check_float, check_tensor
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.linalg.tsqr import CHUNK_ROWS, singular_values
 from inrfast.memory import chunks
+from inrfast.modes import in_own_modes
 from inrfast.tangent_kernel import NTK
 
 
+@in_own_modes
 def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | NTK, rtol: float) -> RankInterval:
     """Return how many singular values of a matrix, or eigenvalues of a kernel, exceed ``rtol`` times the largest.
 
@@ -52,13 +54,26 @@ def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | NTK, rtol: float) -> 
         return matrix_or_kernel.spectrum(rtol).rank(rtol)
     given = matrix_or_kernel
     if isinstance(given, np.ndarray):
-        given = torch.from_numpy(np.ascontiguousarray(given))
+        given = torch.from_numpy(_as_torch_takes_it(given))
     if not isinstance(given, Tensor):
         raise TypeError(f"matrix_or_kernel must be a tensor, a NumPy array or an NTK, got {type(given).__name__}")
     matrix = check_tensor("matrix_or_kernel", given, ndim=2).detach()
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.t()
     return singular_values(partial(_row_chunks, matrix), rtol).rank(rtol)
+
+
+def _as_torch_takes_it(array: np.ndarray) -> np.ndarray:
+    """Return a contiguous array of a dtype and byte order that torch knows, the same one if it is so already."""
+    if isinstance(array, np.ma.MaskedArray) and bool(np.ma.getmaskarray(array).any()):
+        raise TypeError("matrix_or_kernel must be a plain array, got one with masked entries; fill them first")
+    if array.dtype.kind == "f" and array.dtype.itemsize > np.dtype(np.float64).itemsize:
+        raise TypeError(f"matrix_or_kernel must be fp64 or narrower, got {array.dtype}: numpy.longdouble is too wide")
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"matrix_or_kernel must hold real numbers, got dtype {array.dtype}")
+    # NumPy keeps a negative stride of a single row or column in what it calls contiguous.
+    copied = not array.flags.writeable or any(stride < 0 for stride in array.strides)
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True if copied else None)
 
 
 def _row_chunks(matrix: Tensor) -> Iterator[Tensor]:

@@ -132,7 +132,8 @@ class PivotedCholesky:
             distinct, place = torch.unique(candidates, return_inverse=True)
             block = self._residual_block(distinct)
             counts = torch.bincount(place, minlength=len(distinct))
-            self.norm_estimate = _sampled_norm(block, counts * total / (len(candidates) * weights[distinct]))
+            counted = counts.to(weights.dtype) * total  # times a number, integers would take the default dtype
+            self.norm_estimate = _sampled_norm(block, counted / (len(candidates) * weights[distinct]))
             kept = _accept(block.numpy(), place.numpy(), weights[distinct].numpy(), lots.numpy(), wanted)
             if kept:
                 kept = sorted(kept)

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from inrfast.errors import MemoryBudgetError
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
-from inrfast.nn import INR
+from inrfast.modes import in_own_modes, own_modes
+from inrfast.nn import is_known
+from inrfast.pointwise import RANDOM, ROWS, dependence
 from inrfast.threads import MOST_THREADS, one_core, share
 from inrfast.training.stack import modes_kept
 
@@ -21,7 +24,7 @@ BUFFERS = 4
 """Buffers of a layer's width that a chunk is counted with: features, pre-activations and what an activation takes."""
 
 
-@torch.no_grad()
+@in_own_modes
 def render(
     net: nn.Module,
     shape: int | Sequence[int],
@@ -33,6 +36,8 @@ def render(
     """Return the predictions of a network on ``inrfast.grid(shape, endpoint, bounds)``, on the CPU, (*shape, M).
 
     Coordinates are computed chunk by chunk and are bit by bit those of the grid. A chunk's activations stay in cache.
+    A network that couples its points (batch statistics, attention over the batch) gets the whole grid at once; its
+    picture is then that of this grid, and another grid gives other values at the same points.
 
     Parameters
     ----------
@@ -51,14 +56,18 @@ def render(
     Raises
     ------
     ValueError, TypeError
-        A bad shape, bounds or endpoint; no module; a network without parameters, or that does not take the coordinates
-        or does not return (n, M).
+        A bad shape, bounds or endpoint; no module; a network without parameters or with complex ones, or that does not
+        take the coordinates or does not return real (n, M).
     MemoryBudgetError
-        The result with a chunk of one point exceeds the budget; nothing was allocated.
+        The result with a chunk of one point exceeds the budget, or with the whole grid for a network that couples its
+        points; nothing was allocated.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-    like = next(net.parameters(), None)
+    for name, parameter in net.named_parameters():
+        if parameter.is_complex():
+            raise ValueError(f"net has a complex parameter, {name!r}; only real networks are rendered")
+    like = next((parameter for parameter in net.parameters() if parameter.is_floating_point()), None)
     if like is None:
         raise ValueError("net has no parameters, which would tell its dtype and device")
     columns = axes(shape, endpoint, bounds, like.dtype)
@@ -66,14 +75,18 @@ def render(
     points = math.prod(sizes)
     with modes_kept(net):
         net.eval()
-        outputs = _outputs(net, columns, like)
-        widest = max(outputs, len(sizes), *(size for parameter in net.parameters() for size in parameter.shape))
+        budget = budget_bytes(memory_budget)
+        widest = max(len(sizes), *(size for parameter in net.parameters() for size in parameter.shape))
+        outputs = _outputs(net, columns, points, like, budget // (BUFFERS * widest * like.element_size()))
+        widest = max(outputs, widest)
         row_bytes = BUFFERS * widest * like.element_size() + 16 * len(sizes)
-        result_bytes, budget = points * outputs * like.element_size(), budget_bytes(memory_budget)
+        result_bytes = points * outputs * like.element_size()
         require(result_bytes + row_bytes, budget, f"a grid of {points} points", "render a smaller one, or its parts")
         threads = _threads(net, like)
         affordable = (budget - result_bytes) // row_bytes
         rows = max(1, min(cached_rows(widest, like), points, affordable // threads))
+        if rows < points and _needs_whole_grid(net, columns, points, like, affordable):
+            rows = points
         values = torch.empty(points, outputs, dtype=like.dtype)
         with (
             one_core() if threads > 1 else nullcontext(),
@@ -81,8 +94,8 @@ def render(
         ):
 
             def predict(part: slice) -> None:
-                with torch.no_grad():  # which a thread does not take over
-                    values[part] = net(grid_rows(columns, part).to(like.device)).cpu()
+                with own_modes():  # a thread starts with torch's defaults
+                    values[part] = _predicted(net, grid_rows(columns, part).to(like.device)).view(-1, outputs).cpu()
                 bar.update(part.stop - part.start)
 
             share(chunks(points, rows), [predict] * min(threads, affordable))
@@ -90,24 +103,78 @@ def render(
 
 
 def _threads(net: nn.Module, like: Tensor) -> int:
-    """Return how many chunks are computed at a time: only of an INR is it known that its calls do not meet."""
-    return min(torch.get_num_threads(), MOST_THREADS) if isinstance(net, INR) and like.device.type == "cpu" else 1
+    """Return how many chunks are computed at a time: only of known parts is it known that their calls do not meet."""
+    return min(torch.get_num_threads(), MOST_THREADS) if is_known(net) and like.device.type == "cpu" else 1
+
+
+def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int) -> bool:
+    """Return whether a network depends on more than the point at hand, so that chunks would change its values.
+
+    Raises
+    ------
+    MemoryBudgetError
+        It does, and the whole grid does not fit the budget.
+    """
+    if is_known(net):
+        return False
+    count = min(points, 2 * ROWS)
+    places = torch.arange(count) * (points - 1) // max(count - 1, 1)
+    sample = _at(columns, places).to(like.device)
+    devices = [like.device] if like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        found = dependence(net, sample, exact=True)
+        if found is None or found == RANDOM:
+            return False
+        if points <= affordable:
+            return True
+        if dependence(net, sample) is None:  # a difference of rounding alone
+            return False
+    raise MemoryBudgetError(
+        f"net couples its points ({found}), so it must be given all {points} points of the grid at once; the budget "
+        f"allows {max(affordable, 0)}. Render a smaller grid or raise memory_budget"
+    )
 
 
 def grid_rows(columns: Sequence[Tensor], rows: slice) -> Tensor:
     """Return some rows (n, d) of the grid with these axes, from their numbers."""
-    places = torch.unravel_index(torch.arange(rows.start, rows.stop), [len(column) for column in columns])
+    return _at(columns, torch.arange(rows.start, rows.stop))
+
+
+def _at(columns: Sequence[Tensor], numbers: Tensor) -> Tensor:
+    """Return the rows (n, d) of the grid with these numbers."""
+    places = torch.unravel_index(numbers, [len(column) for column in columns])
     return torch.stack([column[place] for column, place in zip(columns, places, strict=True)], 1)
 
 
-def _outputs(net: nn.Module, columns: Sequence[Tensor], like: Tensor) -> int:
-    """Return M, from the grid's first point."""
-    point = grid_rows(columns, slice(0, 1)).to(like.device)
+def _predicted(net: nn.Module, points: Tensor) -> Any:
+    """Return the predictions at some points.
+
+    A single point is given twice to modules that do not take it alone: ``squeeze()`` would drop its axis.
+    """
+    if len(points) > 1:
+        return net(points)
     try:
-        values = net(point)
+        values = net(points)
+    except Exception:  # whatever it raises for one point, two copies of it may do
+        values = None
+    if isinstance(values, Tensor) and values.ndim == 2 and len(values) == 1:
+        return values
+    return net(points.expand(2, -1).clone())[:1]
+
+
+def _outputs(net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int) -> int:
+    """Return M, from the grid's first points or, for a network that takes nothing else, from all of it."""
+    first = grid_rows(columns, slice(0, min(points, 2))).to(like.device)
+    try:
+        values = _predicted(net, first)
     except Exception as error:
-        raise ValueError(f"net does not take coords of shape {tuple(point.shape)}: {error}") from error
-    if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != 1:
-        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"net must map (n, {len(columns)}) to (n, M), got {got} of one point")
+        first = grid_rows(columns, slice(0, points)).to(like.device) if points <= affordable else first
+        try:
+            values = _predicted(net, first)
+        except Exception:
+            raise ValueError(f"net does not take coords of shape {tuple(first.shape)}: {error}") from error
+    if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(first) or values.is_complex():
+        kind = "complex values of shape " if isinstance(values, Tensor) and values.is_complex() else ""
+        got = f"{kind}{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"net must map (n, {len(columns)}) to real (n, M), got {got} of {len(first)} points")
     return values.shape[1]

@@ -132,7 +132,8 @@ class TrackNTK(Callback):
         if not self.rtols or max(self.rtols) >= 1:
             raise ValueError(f"rtols must be tolerances between 0 and 1, got {tuple(rtols)}")
         self.every = check_int("every", every, minimum=1)
-        self.coords, self.seed = coords, check_int("seed", seed, minimum=0)
+        self.coords = None if coords is None else coords.detach().clone()  # the caller may reuse its memory
+        self.seed = check_int("seed", seed, minimum=0)
         self.history: list[TrackedKernel] = []
         self._evaluations: dict[int, int] = {}
 

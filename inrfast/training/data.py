@@ -78,6 +78,9 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
     trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     if not trainable:
         raise ValueError(f"{argument} has no trainable parameter")
+    for name, parameter in net.named_parameters():
+        if parameter.is_complex():
+            raise TypeError(f"{argument} must have real parameters, got {parameter.dtype} in {name!r}")
     dtype = trainable[0].dtype
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{argument} must be fp32 or fp64, got {dtype}")

@@ -5,7 +5,8 @@
   over chunks of rows that stay in cache, on a CPU natively (:mod:`inrfast.training.layerwise`).
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
 - :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
-  draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once.
+  draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once. A mini-batch couples
+  its own points only, as a loop in PyTorch does; errors and PSNR are of all points at once.
 
 :func:`gradient_of` picks the first that is exact and runs there.
 """
@@ -22,8 +23,10 @@ from torch.func import functional_call
 
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import MemoryBudgetError
-from inrfast.memory import cached_rows, chunks, format_bytes
+from inrfast.memory import cached_rows, chunks, format_bytes, require
 from inrfast.nn import INR
+from inrfast.pointwise import dependence
+from inrfast.snapshot import snapshot
 from inrfast.training.data import Data
 from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
 from inrfast.training.layerwise import SMALL, LayerwiseGradient
@@ -35,6 +38,10 @@ LOSSES = ("mse",)
 """Losses known by name; all of them are means over points and outputs."""
 
 PROBE_ROWS = 16
+
+EVALUATION_BUFFERS = 3
+"""Buffers of the widest layer that a forward pass without gradients is counted with."""
+
 ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
 
 
@@ -112,7 +119,7 @@ def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = Non
         return FusedEvaluation(stack, data, budget).mean_square
     if is_plain(stack.nets[0]):
         return LayerwiseGradient(stack, data, data.points, budget, cores=cores).mean_square
-    return _AutogradGradient(stack, data, data.points, narrow=False).mean_square
+    return _AutogradGradient(stack, data, data.points, narrow=False, budget=budget).mean_square
 
 
 def against_fused(nets: Sequence[nn.Module], data: Data, loss: Loss, budget: int, narrow: bool) -> str | None:
@@ -142,7 +149,7 @@ def is_plain(net: nn.Module) -> bool:
         and type(net.encoding) in ENCODINGS
         and (net.encoding is None or not any(p.requires_grad for p in net.encoding.parameters()))
         and len({(p.dtype, p.device) for p in net.parameters()}) == 1
-        and not any("forward" in vars(module) for module in net.modules())
+        and not any("forward" in vars(module) or "activate" in vars(module) for module in net.modules())
         and not _has_hooks(net)
     )
 
@@ -151,25 +158,18 @@ def is_plain(net: nn.Module) -> bool:
 def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool:
     """Return whether each prediction depends on its own point alone: in train mode, and as in eval mode, or in that.
 
-    Half of a few points is moved: the predictions at the others must not change in a single bit. Buffers and random
-    generators are left as they were.
+    A copy is probed, so that buffers and whatever else the network keeps stay as they were, and random generators too.
     """
-    count = min(PROBE_ROWS, len(coords))
-    rows = coords[torch.linspace(0, len(coords) - 1, count, device=coords.device).long()]
-    kept = count // 2
-    if kept == 0:
-        return False
-    moved = torch.cat([rows[:kept], 0.5 * rows[kept:] + 0.1])
     devices = [coords.device] if coords.device.type == "cuda" else []
+    few = coords[:PROBE_ROWS]
     try:
-        with modes_kept(net), torch.random.fork_rng(devices):
-            net.train(training)
-            trained, disturbed = _predicted(net, rows), _predicted(net, moved)
-            net.eval()
-            evaluated = _predicted(net, rows)
+        with torch.random.fork_rng(devices):
+            copied = snapshot(net).train(training)
+            if dependence(copied, coords, exact=True, alone=True) is not None:
+                return False
+            return not training or torch.equal(copied(few), snapshot(net).eval()(few))
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
         return False
-    return torch.equal(trained[:kept], disturbed[:kept]) and torch.equal(trained, evaluated)
 
 
 def _predicted(net: nn.Module, points: Tensor) -> Any:
@@ -182,8 +182,8 @@ class _AutogradGradient:
 
     name: str
 
-    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool) -> None:
-        self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], data, narrow
+    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool, budget: int = 2**62) -> None:
+        self.stack, self.net, self.data, self.narrow, self.budget = stack, stack.nets[0], data, narrow, budget
         self.evaluation_rows: int | None = None
         self.one_core = points * self._widest() <= SMALL
 
@@ -219,6 +219,12 @@ class _AutogradGradient:
         """Return how many points are measured at once: all, if the network couples them in eval mode too."""
         if self.evaluation_rows is None:
             alone = not _has_hooks(self.net) and _is_pointwise(self.net, coords, training=False)
+            if not alone:
+                row = EVALUATION_BUFFERS * self._widest() * coords.element_size()
+                what = (
+                    f"measuring a network that couples its points, or has hooks, at all {len(coords)} of them at once,"
+                )
+                require(row * len(coords), self.budget, what, "fit fewer points or raise memory_budget")
             self.evaluation_rows = self._cached_rows() if alone else len(coords)
         return self.evaluation_rows
 
@@ -264,10 +270,12 @@ class WholeGradient(_AutogradGradient):
     name = "whole"
 
     def __init__(self, stack: Stack, data: Data, loss: Loss, budget: int, points: int, narrow: bool = False) -> None:
-        super().__init__(stack, data, points, narrow)
+        super().__init__(stack, data, points, narrow, budget)
         self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
         self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
         self._require(budget, points)
+        if points < data.points:
+            self._evaluation_rows(data.coords[0])  # refuses before the first step what could not be measured after it
 
     def __call__(self, batch: Tensor | None) -> Tensor:
         """See :class:`Gradient`."""

@@ -45,6 +45,30 @@ def test_of_a_kernel_counts_eigenvalues_and_of_its_jacobian_their_square_roots(n
         assert truth in numerical_rank(jacobian.flatten(0, 1), rtol**0.5)
 
 
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 5),
+    st.sampled_from(["<f8", ">f8", "<f4", ">f4"]),
+    st.sampled_from(["C", "F", "reversed", "strided", "read-only", "subclass"]),
+    st.integers(0, 10**6),
+)
+def test_arrays_of_any_byte_order_and_layout(m, n, rank, dtype, layout, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((m, rank)) @ rng.standard_normal((rank, n))
+    values = values.astype(dtype)
+    expected = numerical_rank(torch.from_numpy(values.astype(np.float64)), 1e-3)  # of no order of rows or columns
+    given = {
+        "C": values,
+        "F": np.asfortranarray(values),
+        "reversed": values[::-1, ::-1],
+        "strided": np.repeat(values, 2, 1)[:, ::2],
+        "read-only": np.broadcast_to(values, values.shape),
+        "subclass": values.view(np.recarray),
+    }[layout]
+    assert numerical_rank(given, 1e-3) == expected
+
+
 def test_zero_and_single_entries():
     assert numerical_rank(torch.zeros(4, 9), 1e-3).upper == 0
     assert numerical_rank(np.ones((1, 1), dtype=np.float32), 1e-3).lower == 1
@@ -71,6 +95,9 @@ def test_tolerances_outside_the_unit_interval_are_refused(rtol):
         (torch.tensor([[1.0, math.inf]]), ValueError, "finite"),
         (torch.ones(2, 2, dtype=torch.int64), TypeError, "floating"),
         ([[1.0, 2.0]], TypeError, "matrix_or_kernel"),
+        (np.ones((2, 2), np.longdouble), TypeError, "longdouble"),
+        (np.ones((2, 2), complex), TypeError, "real numbers"),
+        (np.ma.masked_less(np.array([[1.0, -1.0]]), 0), TypeError, "masked"),
     ],
 )
 def test_what_is_no_matrix_is_refused(matrix, error, message):

@@ -1,0 +1,57 @@
+"""The caller's modes of torch, kept out: autocast, gradients and inference mode change no result of the library."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C", bound=type)
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Run a block without the caller's autocast: it would round fp32 products to 16 bits."""
+    with ExitStack() as stack:
+        for device in AUTOCAST_DEVICES:
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Run a block without autocast, gradients and inference mode, whatever the caller has switched on.
+
+    Tensors made in inference mode could not be changed after it. A block that differentiates switches gradients on
+    itself.
+    """
+    with without_autocast(), torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def in_own_modes(function: F) -> F:
+    """Decorate a function that runs in :func:`own_modes`."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with own_modes():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def methods_in_own_modes(cls: C) -> C:
+    """Decorate a class whose public methods, and products ``@``, run in :func:`own_modes` (generators do not)."""
+    for name, member in list(vars(cls).items()):
+        public = not name.startswith("_") or name == "__matmul__"
+        if public and inspect.isfunction(member) and not inspect.isgeneratorfunction(member):
+            setattr(cls, name, in_own_modes(member))
+    return cls

@@ -1,0 +1,144 @@
+"""The probe that asks whether a network treats its points one by one.
+
+The factors of a kernel, and fits, evaluations and pictures that are computed chunk by chunk, are right only for
+networks whose prediction at a point depends on that point alone: not on the other points, their order or their number.
+Batch statistics, attention over the batch, sorting, row numbers and "subtract the minimum" all break this.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+RANDOM = "two forward passes over the same points differ"
+"""What :func:`dependence` says of networks that draw random numbers."""
+
+MOVED = "moving some points changes the outputs at others"
+"""What it says where other points are seen, which no rounding explains: their number and order stay."""
+
+ROWS = 16
+"""Points of the probe at most; a power of two, for networks that take pairs of points or multiples of four."""
+
+FLOOR_EXPONENT = 0.6
+"""Differences below ``eps ** 0.6`` of the largest prediction count as rounding (1e-9 in fp64, 7e-5 in fp32). BLAS adds
+up in another order for another number of rows, and deep networks amplify that."""
+
+AMPLIFIED = 16.0
+"""How many times the effect of one rounded coordinate may stand for rounding inside the network."""
+
+LARGEST_TOLERANCE = 1e-2
+"""Of the largest prediction: beyond this even a chaotic network counts as one that depends on its batch."""
+
+
+def spread_points(coords: Tensor, count: int) -> Tensor:
+    """Return ``count`` rows spread over ``coords`` (N, d), a copy; where it has fewer, points near them as well.
+
+    The added points lie nearer to 0, or next to it, so that they stay inside the usual domains.
+    """
+    n = len(coords)
+    if n >= count:
+        return coords[_spread(n, count, coords.device)].clone()
+    step = 0.01 * (torch.arange(count, device=coords.device) // n).to(coords.dtype).unsqueeze(1)
+    rows = coords[torch.arange(count, device=coords.device) % n]
+    return torch.where(rows.abs() > 0.1, rows * (1 - step), rows + 0.1 * step)
+
+
+def _spread(n: int, count: int, device: torch.device) -> Tensor:
+    """Return ``count`` different row numbers from 0 to n - 1."""
+    return torch.arange(count, device=device) * (n - 1) // max(count - 1, 1)
+
+
+def dependence(
+    predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool = False, alone: bool = False
+) -> str | None:
+    """Return what a network's predictions depend on beside their own point, in words; None: on nothing.
+
+    A dozen forward passes over at most 32 points. Gradients, modes and buffers are the caller's business.
+
+    Parameters
+    ----------
+    predict
+        Takes points (n, d), returns a tensor with n rows.
+    coords
+        The points (N, d) that the network is for; the probe moves points to others of them.
+    exact
+        Whether moved points may not change a single bit of the predictions at the others (for the same number of
+        points nothing is rounded otherwise); False: up to rounding.
+    alone
+        Whether the network must take one point alone too; otherwise two copies of it stand for one.
+    """
+    rows = ROWS
+    while rows > max(len(coords) // 2, 4):
+        rows //= 2
+    points = spread_points(coords, 2 * rows)
+    base, others = points[::2], points[1::2]
+    with torch.no_grad():
+        try:
+            before = _rows(predict, base)
+            if not _equal(before, _rows(predict, base)):
+                return RANDOM
+            return _compared(predict, base, others, before, exact, alone)
+        except Exception as error:  # whatever a network raises that takes nothing but its full grid
+            return f"net does not take {len(base)} points of them, or not in every number and order ({error})"
+
+
+def _compared(
+    predict: Callable[[Tensor], Tensor], base: Tensor, others: Tensor, before: Tensor, exact: bool, alone: bool
+) -> str | None:
+    n = len(base)
+    number = torch.arange(n, device=base.device)
+    some = [0, n // 2, n - 1]
+    near = functools.partial(_near, tolerance=functools.cache(lambda: _tolerance(predict, base, before)))
+
+    for kept in (number % 2 == 0, number % 2 == 1, *(number == index for index in some)):
+        moved = _rows(predict, torch.where(kept.unsqueeze(1), base, others))
+        if not (_equal if exact else near)(moved[kept], before[kept]):
+            return MOVED
+
+    order = (5 * number + 3) % n  # n is a power of two: no row stays, and none meets its old neighbour
+    if not near(_rows(predict, base[order]), before[order]):
+        return "the outputs depend on the order of the points"
+
+    one = base[n // 2 : n // 2 + 1]
+    batches = [base[: n - 1], torch.cat([base, others]), one.expand(2, -1), *[one] * alone]
+    places = [number[: n - 1], number, number[n // 2].expand(2), *[number[n // 2].expand(1)] * alone]
+    for batch, place in zip(batches, places, strict=True):
+        if not near(_rows(predict, batch)[: len(place)], before[place]):
+            return "the outputs depend on the number of points"
+    return None
+
+
+def _rows(predict: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
+    """Return the predictions at copies of ``points`` as (n, M): a module may write to what it is given."""
+    return predict(points.clone()).detach().reshape(len(points), -1)
+
+
+def _tolerance(predict: Callable[[Tensor], Tensor], base: Tensor, before: Tensor) -> float:
+    """Return the difference that rounding may make, from what one rounded coordinate makes."""
+    unit = torch.finfo(base.dtype).eps
+    floor = max(unit, torch.finfo(before.dtype).eps) ** FLOOR_EXPONENT if before.is_floating_point() else 0.0
+    scale, effect = _largest(before), 0.0
+    for sign in (1, -1):
+        effect = max(effect, _largest(_rows(predict, base * (1 + sign * unit)) - before))
+    return min(floor * scale + AMPLIFIED * effect, max(LARGEST_TOLERANCE, floor) * scale)
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.abs().nan_to_num(0.0, 0.0, 0.0).max())
+
+
+def _near(got: Tensor, expected: Tensor, tolerance: Callable[[], float]) -> bool:
+    """Return whether two tensors agree, up to a tolerance that is asked for only where they are not equal."""
+    if _equal(got, expected):
+        return True
+    if got.shape != expected.shape:
+        return False
+    same = (got == expected) | (got.isnan() & expected.isnan())
+    return bool((same | ((got - expected).abs() <= tolerance())).all())
+
+
+def _equal(got: Tensor, expected: Tensor) -> bool:
+    return got.shape == expected.shape and bool(((got == expected) | (got.isnan() & expected.isnan())).all())

@@ -1,0 +1,134 @@
+"""The caller's modes of torch (autocast, gradients, inference, default dtype, determinism) change no result."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import inrfast as inr
+from inrfast.metrics import psnr, ssim
+from inrfast.signals.render import render
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextlib.contextmanager
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+MODES = {
+    "fp64 by default": lambda: default_dtype(torch.float64),
+    "bf16 by default": lambda: default_dtype(torch.bfloat16),
+    "fp16 by default": lambda: default_dtype(torch.float16),
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference": torch.inference_mode,
+    "deterministic": deterministic,
+}
+
+
+class Made:
+    """What is there before the mode begins."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        self.coords = inr.grid((24, 25))
+        self.nets = {
+            "hooked": nn.Sequential(nn.Linear(2, 12), nn.Tanh(), nn.Linear(12, 12), nn.RMSNorm(12), nn.Linear(12, 2)),
+            "closed": inr.INR(2, 2, width=12, hidden_layers=2),
+        }
+        self.norm = inr.INR(2, 2, width=12, norm="batch")
+        self.V = torch.rand(600, 3)
+        self.v = torch.rand(1200)
+
+
+def everything(made):
+    """Results of the public functions by name: tensors, numbers, text."""
+    found = {}
+    x, V = made.coords, made.V
+    for name, net in made.nets.items():
+        for precision in ("high", "highest"):
+            K = inr.ntk(net, x, precision=precision, memory_budget=2**28)
+            streamed = inr.ntk(net, x, precision=precision, memory_budget=2**20)
+            J = inr.jacobian(net, x, precision=precision)
+            results = {
+                "dense": K.to_dense(),
+                "written": K.to_dense(out=torch.empty(600, 600, dtype=K.dtype)),
+                "product": K @ V,
+                "many": K @ V.repeat(1, 100),
+                "damped": K.product(V, 0.1),
+                "streamed": streamed @ V,
+                "diagonal": streamed.diagonal(),
+                "columns": K.columns([0, 5]),
+                "submatrix": K.submatrix([0, 5]),
+                "form": K.quadratic_form(V),
+                "frobenius": K.frobenius(),
+                "solution": K.solve(V, ridge=1.0, progress=False),
+                "full": inr.ntk(net, x[:20], x[20:50], output="full", precision=precision).to_dense(),
+                "layer": next(iter(K.layers.values())).to_dense(),
+                "rows": J.rows(slice(0, 5)),
+                "J p": J @ torch.ones(J.shape[1], dtype=torch.float32),
+                "J^T v": J.T @ made.v,
+            }
+            for method in ("cholesky", "lanczos", "quadrature"):
+                results[method] = K.spectrum(method=method, k=4, progress=False).eigenvalues
+            found.update({(name, precision, key): value for key, value in results.items()})
+        found[name, "render"] = render(net, (90, 80), progress=False)
+        found[name, "diagnosis"] = str(inr.diagnose(net, x[:100], progress=False))
+    calibrated = inr.calibrate_batchnorm_(copy.deepcopy(made.norm), x)
+    found["batch norm"] = calibrated.norms[2].running_var
+    found["rank"] = str(inr.numerical_rank(V, 1e-3))
+    found["psnr"] = psnr(V, 0.9 * V)
+    found["ssim"] = ssim(V.view(30, 60), 0.9 * V.view(30, 60))
+    found["rank expanding"] = inr.rank_expanding(16, 2)[0]
+    for encoding in (inr.RandomFourier(8), inr.PositionalEncoding(3), inr.Polynomial(3)):
+        net = inr.INR(2, 1, width=8, encoding=encoding)
+        found[encoding] = inr.ntk(net, x[:20]).to_dense()
+    return list(found.items())
+
+
+@pytest.fixture(scope="module")
+def expected():
+    made = Made()
+    return made, everything(made)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_results_do_not_depend_on_the_callers_modes(expected, name):
+    made, results = expected
+    with MODES[name]():
+        found = everything(made)
+    for (key, value), (_, other) in zip(results, found, strict=True):
+        assert type(value) is type(other), key
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == other.dtype, key
+            assert torch.equal(value, other), key
+        else:
+            assert value == other, key
+
+
+def test_a_kernel_made_in_inference_mode_is_used_after_it():
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    x, v = inr.grid((20, 20)), torch.ones(400)
+    with torch.inference_mode():
+        K = inr.ntk(net, x.clone(), memory_budget=2**18)
+        first = K @ v
+        out = torch.empty(400, 400)
+        assert K.to_dense(out=out) is out
+    assert torch.equal(K @ v, first)
+    assert torch.equal(K.to_dense(out=torch.empty(400, 400)), out)
