@@ -42,6 +42,9 @@ AMPLIFIED = 16.0
 CHAOTIC = 1e-7
 """Share of a result that rounding may change in fp64; beyond it the precision that is promised cannot be held."""
 
+SHUFFLED_ROWS = 32
+"""Points, not in order, at which hooked factors are compared with automatic differentiation."""
+
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
 
@@ -165,7 +168,10 @@ class Capture:
                 self._probe_module(net, coords)
             self.widths = tuple(factors.widths for factors in self.exact(sample))
             self.outputs = int(self._outputs(sample).shape[1])
-            self._probe_jacobian(sample[:2])
+            if not self.closed_form:  # a module may reorder points inside, and undo it behind its layers
+                shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
+                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
+            self._probe_jacobian(sample[:2] if self.closed_form else sample)
 
     def with_precision(self, precision: str) -> Capture:
         """Return the same snapshot, probes not repeated, at another precision."""
@@ -480,27 +486,33 @@ class Capture:
         return other
 
     def _refuse_narrow(self, coords: Tensor, before: Tensor) -> None:
-        """Refuse networks that round to a narrower dtype inside: tiny steps of the input then change nothing."""
-        step = 2.0**-36
-        with torch.enable_grad(), self._lock:
+        """Refuse networks that round to a narrower dtype inside.
+
+        Tiny steps of the input then change nothing, although slopes say so; larger ones do.
+        """
+        tiny, larger = 2.0**-36, 2.0**-10
+        slope = torch.zeros_like(coords)
+        with suppress(RuntimeError), torch.enable_grad(), self._lock:  # some operations have no slope there
             moving = coords.clone().requires_grad_()
-            output = self._output_of(self._module(moving), coords)
-            if not output.requires_grad:
-                return
-            (slope,) = _gradients(output.sum(), [moving])
-        expected = (slope * coords).sum(1).abs() * step
-        actual = (self._outputs(coords * (1 + step)) - before).sum(1).abs()
+            (slope,) = _gradients(self._output_of(self._module(moving * 1), coords).sum(), [moving])
+
+        def moved(step: float) -> Tensor:
+            return (self._outputs(coords * (1 + step)) - before).sum(1).abs()
+
+        expected = (slope * coords).sum(1).abs() * tiny
         size = before.abs().sum(1)
         # Beyond rounding, and small enough for the slope to tell it.
         visible = (expected > 1e4 * torch.finfo(PASS_DTYPE).eps * size) & (expected < 1e-3 * size)
-        if bool(visible.any()) and bool((actual[visible] < 0.1 * expected[visible]).double().mean() > 0.5):
+        if not bool(visible.any()) or float((moved(tiny) < 0.1 * expected)[visible].double().mean()) < 0.5:
+            return
+        if float((moved(larger) > 0)[visible].double().mean()) > 0.1:  # not a step function with a slope of its own
             raise UnsupportedModuleError(
                 "net rounds to a narrower dtype inside its forward pass (.float(), .half() or a fixed dtype=), so its "
                 "fp64 factors would hold that rounding; cast to the dtype of the input or of a parameter"
             )
 
     def _probe_jacobian(self, sample: Tensor) -> None:
-        """Compare ``J^T v`` by the factors with automatic differentiation, on two samples, for one v.
+        """Compare ``J^T v`` by the factors with automatic differentiation, on a few points, for one v.
 
         In reverse mode: forward mode of torch is not safe in threads.
         """
@@ -528,7 +540,8 @@ class Capture:
             error = max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True))
             raise UnsupportedModuleError(
                 "the captured factors do not reproduce the network's Jacobian (checked against automatic "
-                f"differentiation on two points, error {error:.2e}): a parameter acts outside its layer's forward"
+                f"differentiation on {len(sample)} points, error {error:.2e}): a parameter acts outside its layer's "
+                "forward, or a layer gets the points in another order"
             )
 
     @staticmethod

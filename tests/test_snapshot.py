@@ -172,6 +172,17 @@ class Through(nn.Module):
         return self.b(self.change(self.a(x)))
 
 
+class InPlace(Through):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+def test_a_network_may_write_to_its_input():
+    coords = random_coords(20, 2, 0)
+    expected = inr.ntk(Through(torch.tanh), 0.5 * coords).to_dense()
+    torch.testing.assert_close(inr.ntk(InPlace(torch.tanh), coords).to_dense(), expected)
+
+
 @pytest.mark.parametrize("name", sorted(OTHER_IN_FP64))
 def test_networks_that_are_another_function_in_fp64_are_refused(name):
     change, message = OTHER_IN_FP64[name]
@@ -186,6 +197,8 @@ LEGAL = {
     "relu": torch.relu,
     "kinks": lambda h: (8 * h - 3).abs(),
     "steps beside it": lambda h: h + 1e-3 * (h > 0),
+    "a rounding with a slope of its own": lambda h: h + (torch.round(h) - h).detach(),
+    "an input of no slope": lambda h: torch.unique(h.detach(), dim=0, return_inverse=True)[0].sum() * 0 + h,
     "cast to its own dtype": lambda h: torch.sin(h.double()).to(h.dtype),
     "a norm": lambda h: F.layer_norm(h, h.shape[1:]),
 }
