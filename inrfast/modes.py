@@ -1,4 +1,4 @@
-"""The caller's modes of torch, kept out: autocast, gradients and inference mode change no result of the library."""
+"""The caller's modes of torch, kept out: autocast, gradients, inference and default device change no result."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ def without_autocast() -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Run a block without autocast, gradients and inference mode, whatever the caller has switched on.
+    """Run a block without autocast, gradients, inference mode and another default device, whatever the caller has on.
 
     Tensors made in inference mode could not be changed after it. A block that differentiates switches gradients on
     itself.
     """
-    with without_autocast(), torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as stack:
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        for mode in (without_autocast(), torch.inference_mode(False), torch.no_grad()):
+            stack.enter_context(mode)
         yield
 
 

@@ -145,6 +145,18 @@ class Backdoor(nn.Module):
         return self.b(torch.tanh(self.a(x))) + self.a.weight.sum()
 
 
+class Reordered(nn.Module):
+    """Sorts its points, as mixtures of experts do, and undoes that behind the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        order = x[:, 1].argsort()
+        return self.b(torch.tanh(self.a(x[order]))[order.argsort()])
+
+
 class Uncalled(nn.Module):
     def __init__(self):
         super().__init__()
@@ -185,6 +197,7 @@ REFUSALS = {
     "bare parameter": (Bare, "'gain'"),
     "coupled": (Coupled, "couples samples"),
     "outside its layer": (Backdoor, "acts outside its layer"),
+    "reordered": (Reordered, "another order"),
     "uncalled": (Uncalled, "'b'.*does not call"),
     "random": (Noisy, "random"),
     "positions": (Ranked, "input of shape"),

@@ -1,6 +1,8 @@
 """Two processes give the numbers of one, and each holds half."""
 
+import copy
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 
 import inrfast as inr
 from inrfast import distributed
+from inrfast.distributed import ShardedNTK
 from inrfast.errors import NotAvailableError
 from inrfast.linalg import eigenvalues, systems
 
@@ -97,3 +100,10 @@ def test_without_a_process_group_it_says_how_to_start():
 
 def close(found, truth):
     assert (found - truth).abs().max() <= 1e-11 * truth.abs().max()
+
+
+def test_a_shared_kernel_is_neither_pickled_nor_copied():
+    kernel = object.__new__(ShardedNTK)
+    for call in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="belongs to a process group"):
+            call(kernel)

@@ -122,6 +122,21 @@ def test_results_do_not_depend_on_the_callers_modes(expected, name):
             assert value == other, key
 
 
+def test_nor_on_the_default_device():
+    net, x = inr.INR(2, 1, width=8), inr.grid((6, 5))
+    v = torch.ones(30)
+
+    def results():
+        K = inr.ntk(nn.Sequential(net), x)
+        values = K.spectrum(method="cholesky", progress=False).eigenvalues
+        return [K.to_dense(), K @ v, values, inr.jacobian(net, x).rows(), render(net, (6, 5), progress=False)]
+
+    expected = results()
+    with torch.device("meta"):
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_kernel_made_in_inference_mode_is_used_after_it():
     net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     x, v = inr.grid((20, 20)), torch.ones(400)

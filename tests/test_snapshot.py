@@ -153,9 +153,9 @@ def by_finfo(h):
 OTHER_IN_FP64 = {
     "an epsilon from the dtype": (by_finfo, "another function"),
     "a norm without an epsilon": (lambda h: F.rms_norm(1e-4 * h, (6,)), "another function"),
-    "quantisation": (lambda h: h.half().to(h.dtype), "narrower dtype"),
     "a bound from the dtype": (lambda h: (h * 1e39).clamp(max=torch.finfo(h.dtype).max).log(), "another function|NaN"),
-    "single precision inside": (lambda h: torch.sin(h.float()).to(h.dtype), "narrower dtype"),
+    "half precision inside": (lambda h: torch.sin(h.half()).to(h.dtype), "16 bits|ill-conditioned|another function"),
+    "single precision inside": (lambda h: torch.sin(h.float()).to(h.dtype), "rounds to fp32"),
     "single precision behind": (lambda h: h.float(), "not in fp64"),
     "a constant of one dtype": (functools.partial(torch.matmul, other=torch.eye(6)), "not in fp64"),
 }
@@ -172,6 +172,17 @@ class Through(nn.Module):
         return self.b(self.change(self.a(x)))
 
 
+class InPlace(Through):
+    def forward(self, x):
+        return super().forward(x.mul_(0.5))
+
+
+def test_a_network_may_write_to_its_input():
+    coords = random_coords(20, 2, 0)
+    expected = inr.ntk(Through(torch.tanh), 0.5 * coords).to_dense()
+    torch.testing.assert_close(inr.ntk(InPlace(torch.tanh), coords).to_dense(), expected)
+
+
 @pytest.mark.parametrize("name", sorted(OTHER_IN_FP64))
 def test_networks_that_are_another_function_in_fp64_are_refused(name):
     change, message = OTHER_IN_FP64[name]
@@ -186,6 +197,8 @@ LEGAL = {
     "relu": torch.relu,
     "kinks": lambda h: (8 * h - 3).abs(),
     "steps beside it": lambda h: h + 1e-3 * (h > 0),
+    "a rounding with a slope of its own": lambda h: h + (torch.round(h) - h).detach(),
+    "an input of no slope": lambda h: torch.unique(h.detach(), dim=0, return_inverse=True)[0].sum() * 0 + h,
     "cast to its own dtype": lambda h: torch.sin(h.double()).to(h.dtype),
     "a norm": lambda h: F.layer_norm(h, h.shape[1:]),
 }
