@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, check_int
-from inrfast.training.data import Data, aligned, check_data, check_net, check_spread
+from inrfast.errors import check_coords, check_float, check_int
+from inrfast.training.data import Data, aligned, check_apart, check_data, check_net, check_spread, count_outputs
 from inrfast.training.gradients import Loss
 from inrfast.training.loop import check_evaluation
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates
@@ -165,6 +165,9 @@ def _check_nets(nets: Any) -> list[nn.Module]:
         for tensor in (*net.parameters(), *net.buffers()):
             if owner.setdefault(id(tensor), i) != i:
                 raise ValueError(f"nets must share no parameter, but nets[{owner[id(tensor)]}] and nets[{i}] do")
+    check_apart(
+        {f"nets[{i}].{name}": parameter for i, net in enumerate(given) for name, parameter in net.named_parameters()}
+    )
     return given
 
 
@@ -183,12 +186,13 @@ def _check_all(
     """Return the data and the evaluation of each network; what is shared is one tensor."""
     count = len(nets)
     points = _own_points("coords", coords, count)
-    values = _own_values("targets", targets, points, count)
+    outputs = _outputs_of(nets[0], points[0])
+    values = _own_values("targets", targets, points, count, outputs)
     weights = _each("weight", weight, count)
     eval_points, eval_values = [None] * count, [None] * count
     if eval_target is not None:
         eval_points = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
-        eval_values = _own_values("eval_target", eval_target, eval_points, count)
+        eval_values = _own_values("eval_target", eval_target, eval_points, count, outputs)
     elif eval_coords is not None:
         check_evaluation(nets[0], coords, eval_coords, None)
     data: list[Data] = []
@@ -213,16 +217,25 @@ def _own_points(argument: str, given: Any, count: int) -> list[Any]:
     return _each(argument, given, count)
 
 
-def _own_values(argument: str, given: Any, points: list[Any], count: int) -> list[Any]:
+def _outputs_of(net: nn.Module, coords: Any) -> int:
+    """Return M, or 1 where the points are no points: that is said when they are checked."""
+    try:
+        return count_outputs(net, check_coords("coords", coords).detach())
+    except (ValueError, TypeError):
+        return 1
+
+
+def _own_values(argument: str, given: Any, points: list[Any], count: int, outputs: int) -> list[Any]:
     """Return the values of each network: a tensor is for all unless it holds ``count`` times as many."""
     if not isinstance(given, Tensor):
         return _each(argument, given, count)
     n = len(points[0]) if isinstance(points[0], Tensor) and points[0].ndim else 0
-    if given.ndim > 1 and len(given) == count and n and not _holds(given, n) and _holds(given[0], n):
+    if given.ndim > 1 and len(given) == count and n and not _holds(given, n, outputs) and _holds(given[0], n, outputs):
         return list(given)
     return [aligned(given)] * count
 
 
-def _holds(values: Tensor, n: int) -> bool:
-    """Return whether values (n,), (n, M), (*grid) or (*grid, M) belong to ``n`` points."""
-    return values.numel() % n == 0 and n in (math.prod(values.shape), math.prod(values.shape[:-1]))
+def _holds(values: Tensor, n: int, outputs: int) -> bool:
+    """Return whether values (n, M), (*grid, M) or, with M = 1, (n,) or (*grid), belong to ``n`` points."""
+    shape = values.shape
+    return (outputs == 1 and shape.numel() == n) or (shape[-1:] == (outputs,) and shape[:-1].numel() == n)

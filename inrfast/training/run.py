@@ -302,7 +302,7 @@ class Run:
 
     def _drop_diverged(self, losses: list[float], batch: Tensor | None) -> list[float]:
         """Take networks out of the stack whose loss or gradient is not finite; return the others' losses."""
-        sums = torch.stack([grad.flatten(1).sum(1) for grad in self.stack.grads.values()]).sum(0).tolist()
+        sums = torch.stack([grad.reshape(len(grad), -1).sum(1) for grad in self.stack.grads.values()]).sum(0).tolist()
         ended = False
         for place, (loss, total) in enumerate(zip(losses, sums, strict=True)):
             # A sum is NaN or Inf where an entry is (the cheapest pass over them), and may be where none is.
