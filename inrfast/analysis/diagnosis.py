@@ -36,7 +36,7 @@ from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import budget_bytes, chunks
-from inrfast.nn import INR, SphereNorm
+from inrfast.nn import INR, SphereNorm, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.supported import LayerSpec
 from inrfast.tangent_kernel import NTK, ntk
@@ -113,6 +113,7 @@ def diagnose(
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest")
     coords = coords.detach()
+    warn_of_dead_units(net, coords, stacklevel=2)
     if ntk_coords is None:
         points, full_grid = _thinned(coords, ntk_points), len(coords) <= ntk_points
     else:

@@ -141,6 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         "steps": result.steps,
         "seconds": result.seconds,
         "psnr": finite(result.psnr),
+        "data_range": result.data_range,
         "best_psnr": finite(result.best_psnr),
         "best_step": result.best_step,
         "eval_steps": result.eval_steps,

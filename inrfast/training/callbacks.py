@@ -32,7 +32,7 @@ class FitState:
     loss, lr
         Of the last update; NaN before the first.
     psnr, best_psnr
-        Of the last evaluation, and the best so far (dB, data range 1).
+        Of the last evaluation, and the best so far (dB, for the fit's ``data_range``).
     coords
         The points of the fit, (N, d).
     """

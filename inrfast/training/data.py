@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_coords, check_tensor
+from inrfast.errors import check_coords, check_float, check_tensor
+from inrfast.metrics import data_range_of
 from inrfast.nn import INR
 from inrfast.training.stack import has_gaps, modes_kept
 
 MOST_SPREAD = 100.0
-"""Largest spread of targets, where PSNR is stated for a range of 1: pixels from 0 to 255 are meant to be scaled."""
+"""Largest spread of targets where no ``data_range`` is given: pixels from 0 to 255 are meant to be scaled."""
 
 ALIGNMENT = 64
 """Bytes: matrix libraries repeat their digits from run to run for operands that lie alike."""
@@ -195,13 +196,33 @@ def check_data(
     return Data(*(None if own is None else aligned(own).unsqueeze(0) for own in (coords, target, weight)))  # type: ignore[arg-type]
 
 
+def range_of(data: Data, given: Any, argument: str = "data_range") -> float:
+    """Return the range for which the PSNR on these points is stated: the given one, or the values' own."""
+    if given is not None:
+        return check_float(argument, given, minimum=0.0, exclusive=True)
+    values = data.target if data.weight is None else data.target[data.weight.expand_as(data.target) > 0]
+    return data_range_of(values)
+
+
+def check_measured(data: Data, stops: Sequence[str], argument: str = "target") -> None:
+    """Refuse to stop a fit with a loss of its own by a PSNR on one value everywhere, which only stands in for a target.
+
+    ``stops`` are the arguments given that ask for such a stop.
+    """
+    if stops and bool((data.target == data.target.flatten()[0]).all()):
+        raise ValueError(
+            f"{stops[0]} stops a fit by its PSNR, but {argument} is {float(data.target.flatten()[0]):g} everywhere, "
+            f"which says nothing beside a loss of your own; leave {stops[0]} out, or give eval_target"
+        )
+
+
 def check_spread(data: Data, argument: str = "target") -> None:
-    """Refuse targets far beyond the range of 1 that the PSNR is stated for."""
+    """Refuse targets of a spread that is hardly meant: networks begin near 0, and learn pixels of 8 bits badly."""
     low, high = (float(value) for value in torch.aminmax(data.target))
     if high - low > MOST_SPREAD:
         raise ValueError(
             f"{argument} must span a range near 1, for which losses and PSNR are stated, got {low:g} to {high:g}; "
-            f"scale it (pixels of 8 bits: divide by 255)"
+            f"scale it (pixels of 8 bits: divide by 255), or give data_range if that is meant"
         )
 
 

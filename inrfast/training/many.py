@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -10,9 +9,22 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from inrfast.errors import check_coords, check_float, check_int
-from inrfast.training.data import Data, aligned, check_apart, check_data, check_net, check_spread, count_outputs
+from inrfast.nn import warn_of_dead_units
+from inrfast.training.callables import warn_of_untrained
+from inrfast.training.data import (
+    Data,
+    aligned,
+    check_apart,
+    check_data,
+    check_measured,
+    check_net,
+    check_spread,
+    count_outputs,
+    range_of,
+)
 from inrfast.training.gradients import Loss
 from inrfast.training.loop import check_evaluation
+from inrfast.training.modes import own_modes
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates
 from inrfast.training.run import Member
 from inrfast.training.session import FitResult, Session
@@ -28,6 +40,7 @@ from inrfast.training.settings import (
 T = TypeVar("T")
 
 
+@own_modes
 def fit_many(
     nets: Sequence[nn.Module],
     coords: Tensor | Sequence[Tensor],
@@ -56,6 +69,7 @@ def fit_many(
     patience: int | None = None,
     eval_coords: Tensor | Sequence[Tensor] | None = None,
     eval_target: Tensor | Sequence[Tensor] | None = None,
+    data_range: float | Sequence[float | None] | None = None,
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
@@ -72,7 +86,7 @@ def fit_many(
         Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N.
     targets
         Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
-    lr, seed, target_psnr
+    lr, seed, target_psnr, data_range
         One for all, or one a network. With one seed all networks see the same batches.
     weight, eval_coords, eval_target
         One for all, or a sequence of one a network; see :func:`inrfast.fit`.
@@ -114,11 +128,24 @@ def fit_many(
     rates = [check_float(f"lr[{i}]", own, minimum=0.0, exclusive=True) for i, own in enumerate(_each("lr", lr, count))]
     seeds = [check_int(f"seed[{i}]", own, minimum=0) for i, own in enumerate(_each("seed", seed, count))]
     goals = [
-        math.inf if own is None else check_float(f"target_psnr[{i}]", own)
+        None if own is None else check_float(f"target_psnr[{i}]", own)
         for i, own in enumerate(_each("target_psnr", target_psnr, count))
     ]
     dtype, device = check_net(nets[0], "nets[0]")
-    data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread=not callable(loss))
+    given_ranges = _each("data_range", data_range, count)
+    spread = [not callable(loss) and own is None for own in given_ranges]
+    data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread)
+    measured = [evaluation or own for own, evaluation in zip(data, evaluations, strict=True)]
+    ranges = [
+        range_of(one, own, f"data_range[{i}]") for i, (one, own) in enumerate(zip(measured, given_ranges, strict=True))
+    ]
+    if callable(loss):
+        for i, (one, goal) in enumerate(zip(measured, goals, strict=True)):
+            asked = {"target_psnr": goal, "patience": patience}
+            check_measured(one, [key for key, value in asked.items() if value is not None], f"targets[{i}]")
+        warn_of_untrained(loss, nets, stacklevel=3)
+    for net, one in zip(nets, data, strict=True):
+        warn_of_dead_units(net, one.coords[0], stacklevel=3)
     settings = check_settings(
         points=min(one.points for one in data),
         dtype=dtype,
@@ -135,10 +162,21 @@ def fit_many(
         backend=backend,
         memory_budget=memory_budget,
         callbacks=callbacks,
+        schedule=schedule,
     )
     members = [
-        Member(net, own, evaluation, rate, learning_rates(rate, schedule, steps), goal, number)
-        for net, own, evaluation, rate, goal, number in zip(nets, data, evaluations, rates, goals, seeds, strict=True)
+        Member(
+            net,
+            data[i],
+            evaluations[i],
+            rates[i],
+            learning_rates(rates[i], schedule, steps),
+            goals[i],
+            seeds[i],
+            ranges[i],
+            given_ranges[i] is not None,
+        )
+        for i, net in enumerate(nets)
     ]
     config = described(settings, schedule, None, precision)
     session = Session(members, settings, config, path, checkpoint_seconds, resume, progress)
@@ -181,7 +219,13 @@ def _each(argument: str, given: Any, count: int) -> list[Any]:
 
 
 def _check_all(
-    nets: list[nn.Module], coords: Any, targets: Any, weight: Any, eval_coords: Any, eval_target: Any, spread: bool
+    nets: list[nn.Module],
+    coords: Any,
+    targets: Any,
+    weight: Any,
+    eval_coords: Any,
+    eval_target: Any,
+    spread: Sequence[bool],
 ) -> tuple[list[Data], list[Data | None]]:
     """Return the data and the evaluation of each network; what is shared is one tensor."""
     count = len(nets)
@@ -200,7 +244,7 @@ def _check_all(
     for i, net in enumerate(nets):
         try:
             data.append(check_data(net, points[i], values[i], weights[i], ("coords", "targets", "weight")))
-            if spread:
+            if spread[i]:
                 check_spread(data[-1], "targets")
             evaluations.append(check_evaluation(net, points[i], eval_points[i], eval_values[i]))
         except (ValueError, TypeError) as error:

@@ -44,8 +44,10 @@ class Member:
     evaluation: Data | None
     lr: float
     rate: Callable[[int], float]
-    goal: float
+    goal: float | None
     seed: int
+    data_range: float = 1.0
+    range_given: bool = False
     index: int = 0
     done: int = 0
     losses: list[float] = field(default_factory=list)
@@ -263,7 +265,10 @@ class Run:
     def _evaluate(self, losses: Sequence[float] | None) -> bool:
         """Record the PSNR of the weights as they are, from these losses if they tell it; return whether some end."""
         squares = self.mean_square().tolist() if losses is None else losses
-        psnrs = [mse_to_psnr(square) if square >= 0 else math.nan for square in squares]
+        psnrs = [
+            mse_to_psnr(square, member.data_range) if square >= 0 else math.nan
+            for square, member in zip(squares, self.members, strict=True)
+        ]
         improved, ended = [], False
         for place, (member, psnr) in enumerate(zip(self.members, psnrs, strict=True)):
             if math.isnan(psnr) or psnr == -math.inf:
@@ -288,7 +293,7 @@ class Run:
 
     def _verdict(self, member: Member) -> str:
         """Return why a network needs no more steps, or an empty string."""
-        if member.psnr >= member.goal:
+        if member.goal is not None and member.psnr >= member.goal:
             return "target_psnr"
         patience = self.settings.patience
         return "patience" if patience is not None and member.since_best >= patience else ""
@@ -334,7 +339,8 @@ class Run:
             "diverged",
             DivergedError(
                 f"{who} met a NaN or Inf after {self.done} updates, first in {where}; lower lr (it was {lr:.3g}), "
-                f"omega or the gain of the initialisation{wider}. The network was set back to its last good weights"
+                f"omega, the gain of the initialisation or the degree of a polynomial encoding{wider}. The network was "
+                "set back to its last good weights"
             ),
         )
         return True

@@ -41,6 +41,7 @@ class Settings:
     backend: str
     named: bool
     """Whether the backend was asked for by name, and must not fall back."""
+    schedule: str | Callable[[int], float] = "exponential"
 
 
 def check_settings(
@@ -60,6 +61,7 @@ def check_settings(
     backend: str,
     memory_budget: Any,
     callbacks: Any,
+    schedule: str | Callable[[int], float] = "exponential",
 ) -> Settings:
     """Return the settings of networks of this dtype and device, on so many points at least.
 
@@ -81,6 +83,7 @@ def check_settings(
         callbacks=check_callbacks(callbacks),
         backend=resolved,
         named=backend == "triton",
+        schedule=schedule,
     )
 
 
