@@ -33,13 +33,14 @@ def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
 def data_range_of(target: Tensor) -> float:
     """Return the range of a signal for which its PSNR is stated, where none is named.
 
-    1 for values that lie in [0, 1] and span at least half of it, which is what images are as
-    :func:`inrfast.signals.image.load_image` gives them; else the largest minus the smallest value (2 for a sound that
-    fills [-1, 1], 0.02 for a signal of that height). A constant signal has no range of its own: 1.
+    1 for values that lie in [0, 1], or in [-0.5, 0.5], and span at least half of it: an image as
+    :func:`inrfast.signals.image.load_image` gives it, or that minus mid-grey. Else the largest minus the smallest
+    value: 2 for a sound that fills [-1, 1], 0.02 for a signal of that height. A constant has no range of its own: 1.
     """
     low, high = (float(value) for value in torch.aminmax(target.detach()))
     spread = high - low
-    return 1.0 if spread == 0 or (low >= 0 and high <= 1 and spread >= IMAGE_SPREAD) else spread
+    image = (low >= 0 and high <= 1) or (low >= -0.5 and high <= 0.5)
+    return 1.0 if spread == 0 or (image and spread >= IMAGE_SPREAD) else spread
 
 
 def _range(data_range: Any, target: Tensor) -> float:

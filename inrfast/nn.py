@@ -318,9 +318,9 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> N
     given = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     warnings.warn(
         f"{dead} of the {first.out_features} units of the first layer are dead at these coordinates, which lie in "
-        f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give the "
-        f"layer those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale the "
-        "coordinates (inrfast.grid has bounds=(-1, 1))",
+        f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give it "
+        f"those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale "
+        "these (inrfast.grid has bounds=(-1, 1))",
         UserWarning,
         stacklevel=stacklevel + 1,
     )

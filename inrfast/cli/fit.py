@@ -126,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=progress(arguments),
         memory_budget=arguments.memory_budget,
+        data_range=1.0 if name == "image" else None,
     )
     about = {"kind": name, **signal.about}
     save_network(net, model_file, about)
@@ -148,7 +149,8 @@ def run(arguments: argparse.Namespace) -> int:
         "psnrs": [finite(psnr) for psnr in result.psnrs],
         "settings": result.config,
     }
-    outcome = f"{result.psnr:.2f} dB after {result.steps} of {arguments.steps} steps"
+    stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
+    outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {arguments.steps} steps"
     if signal.held_out is not None:
         found["samples"] = len(coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)

@@ -21,7 +21,8 @@ BURST = 1e3
 """Times its first value from which a loss has burst, if it does not fall below half of the first again."""
 
 FAR = 100.0
-"""Mean squared error, in squares of the target's range, that is worse than any start should be."""
+"""Mean squared error that is worse than any start should be, in squares of the target's range or of 1: networks begin
+with outputs near that."""
 
 CLOSE = 1e-6
 """Mean squared error, in squares of the target's range, below which growing means nothing: it is 60 dB."""
@@ -76,18 +77,18 @@ def growth(losses: Sequence[float], square: float | None, whole: bool) -> str | 
     whole
         Whether each is a mean squared error over all points, which scatters little.
     """
-    if not losses:
+    if len(losses) < LAST:
         return None
     first, last, most = losses[0], statistics.median(losses[-LAST:]), max(losses)
     if square is not None and last <= CLOSE * square:
         return None
-    if len(losses) >= LAST and first > 0:
+    if first > 0:
         times = GROWN if whole else BATCHES_GROWN
         if last > times * first:
             return f"ended with a loss of {last:.3g}, {last / first:.3g} times that of its start"
         if most > BURST * first and last > first / 2:
             return f"had a loss of up to {most:.3g}, and ended at {last:.3g} where it had begun at {first:.3g}"
-    if square is not None and last > FAR * square:
+    if square is not None and last > FAR * max(square, 1.0):
         return f"ended with a mean squared error of {last:.3g} on a target of range {square**0.5:.3g}"
     return None
 
