@@ -107,7 +107,8 @@ def fit(
     callbacks
         Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
     eval_every
-        Steps between two evaluations; None takes a hundred of them. With full batches and ``"mse"`` they cost nothing.
+        Steps between two evaluations; None takes a hundred of them, but at most one in ten steps where a network or
+        loss takes its batch as a whole. With full batches and ``"mse"`` they cost nothing, else a pass over all points.
     target_psnr
         Stop at the first evaluation that reaches this PSNR (dB), stated for ``data_range``. With a loss of your own it
         asks for a target that is not one value everywhere.

@@ -24,7 +24,7 @@ from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.gradients import Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
-from inrfast.training.settings import Settings
+from inrfast.training.settings import LEAST_BETWEEN, Settings
 from inrfast.training.stack import Stack
 
 LONGEST = 0.5
@@ -54,6 +54,7 @@ class Member:
     history: list[tuple[int, float]] = field(default_factory=list)
     best_state: dict[str, Tensor] = field(default_factory=dict)
     gradient: str = ""
+    eval_every: int = 1
     best_step: int = 0
     best_psnr: float = math.nan
     since_best: int = 0
@@ -127,6 +128,11 @@ class Run:
         # Then the loss that a step takes anyway is the evaluation of its weights.
         own = own and not fused  # where many steps are taken at once their losses come too late
         self.free = own and full and self.data.weight is None and not isinstance(self.gradient, WholeGradient)
+        self.every = s.eval_every
+        if isinstance(self.gradient, WholeGradient) and full and not s.often:
+            self.every = max(self.every, LEAST_BETWEEN)
+        for member in self.members:
+            member.eval_every = self.every
         self.several: FusedSteps | None = None
         if isinstance(self.gradient, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
             self.several = FusedSteps(self.gradient, self.optimizer, self.batches)
@@ -139,9 +145,9 @@ class Run:
 
     def reach(self) -> int:
         """Return up to which step the next call of :meth:`advance` could go: not past the next evaluation."""
-        if self.settings.callbacks and self.done % self.settings.eval_every == 0:
+        if self.settings.callbacks and self.done % self.every == 0:
             return self.done + 1  # what a callback does to the weights counts after the gradient of this step
-        evaluation = (self.done // self.settings.eval_every + 1) * self.settings.eval_every
+        evaluation = (self.done // self.every + 1) * self.every
         return min(self.done + self.at_once, evaluation, self.settings.steps)
 
     def advance(self, stop: int) -> None:
@@ -150,7 +156,7 @@ class Run:
             self.step()
             self.finite = self.several is None or not self.members or self.stack.flat_finite()
             return None
-        if self.done % self.settings.eval_every == 0 and self._evaluate(None):
+        if self.done % self.every == 0 and self._evaluate(None):
             self._drop_finished()
         if not self.members:
             return None
@@ -196,7 +202,7 @@ class Run:
         losses = self._drop_diverged(losses, batch)
         if not self.members:
             return
-        if self.done % settings.eval_every == 0 and self._evaluate(losses if self.free else None):
+        if self.done % self.every == 0 and self._evaluate(losses if self.free else None):
             numbers = {id(member): loss for member, loss in zip(self.members, losses, strict=True)}
             self._drop_finished()
             losses = [numbers[id(member)] for member in self.members]

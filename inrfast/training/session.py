@@ -240,6 +240,7 @@ class Session:
             "lr": member.lr,
             "seed": member.seed,
             "data_range": member.data_range,
+            "eval_every": member.eval_every,
             "points": member.data.points,
             "gradient": member.gradient,
             "net": net,
