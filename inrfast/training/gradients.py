@@ -191,6 +191,7 @@ class _AutogradGradient:
     def __init__(self, stack: Stack, data: Data, points: int, narrow: bool) -> None:
         self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], data, narrow
         self.evaluation_rows: int | None = None
+        self.gradients = [(self.net.get_parameter(name), grad, grad[0]) for name, grad in stack.grads.items()]
         self.sizes = sizes_of(self.net, data.coords[0])
         self.one_core = points * self.sizes.widest <= SMALL
 
@@ -207,9 +208,9 @@ class _AutogradGradient:
             return self.net(coords).to(coords.dtype)
 
     def _zero_gradients(self) -> None:
-        for name, grad in self.stack.grads.items():
+        for parameter, grad, own in self.gradients:
             grad.zero_()
-            self.net.get_parameter(name).grad = grad[0]  # an optimiser or a loss may have put another one there
+            parameter.grad = own  # an optimiser or a loss may have put another one there
 
     @torch.no_grad()
     def mean_square(self) -> Tensor:
@@ -244,7 +245,9 @@ class ChunkedGradient(_AutogradGradient):
         # A table's gradient is dense, and added once a chunk, however few of its rows the chunk has read.
         wanted = math.ceil(TABLE_SHARE * self.sizes.tables / self.sizes.kept)
         affordable = max(self.rows, int(budget // (self.sizes.kept * data.target.element_size())))
-        self.rows = min(max(self.rows, wanted), affordable, data.points)
+        rows = min(max(self.rows, wanted), affordable)
+        # Two chunks gain nothing: a batch that small is at home in the caches beyond.
+        self.rows = min(data.points if points <= 2 * rows and points <= affordable else rows, data.points)
 
     @property
     def layout(self) -> dict[str, object]:
