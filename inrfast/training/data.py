@@ -82,16 +82,16 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
     if not trainable:
         raise ValueError(f"{argument} has no trainable parameter")
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                f"{argument}.{name} was made inside torch.inference_mode and can't be trained; make the network, or a "
+                "copy of it by copy.deepcopy, outside"
+            )
         check_tensor(f"{argument}.{name}", tensor, floating=False, nonempty=False)
         if tensor.is_complex():
             raise TypeError(
                 f"{argument}.{name} is {tensor.dtype}, and a fit takes networks of real numbers alone; hold its real "
                 "and imaginary part (torch.view_as_real) instead"
-            )
-        if tensor.is_inference():
-            raise ValueError(
-                f"{argument}.{name} was made inside torch.inference_mode and can't be trained; make the network, or a "
-                "copy of it by copy.deepcopy, outside"
             )
     for name, parameter in trainable.items():
         if parameter.dtype not in (torch.float32, torch.float64):
