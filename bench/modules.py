@@ -45,7 +45,7 @@ class Siren(nn.Module):
 
 
 class HashGrid(nn.Module):
-    """Tables of features at the corners of finer and finer grids, found by a hash (Mueller et al., 2022), and an MLP."""
+    """Tables of features at the corners of ever finer grids, found by a hash (Mueller et al., 2022), and an MLP."""
 
     def __init__(self, levels: int = 8, size: int = 2**17, features: int = 2, finest: float = 512.0) -> None:
         super().__init__()

@@ -111,7 +111,7 @@ def test_weights_and_targets_are_taken_in_their_own_order_or_refused(
     if outputs == 1 and swapped.numel() == n:
         assert torch.equal(check_data(net, coords, swapped).target[0], swapped.reshape(n, 1))  # one order of numbers
     else:
-        with pytest.raises(ValueError, match="target (must have shape|has shape)"):
+        with pytest.raises(ValueError, match=r"target (must have shape|has shape)"):
             check_data(net, coords, swapped)
 
 
@@ -134,7 +134,7 @@ def test_numbers_that_are_not_real_are_refused_by_name() -> None:
         net.register_parameter("phases", nn.Parameter(phases, False)) if kind == "parameter" else (
             net.register_buffer("phases", phases)
         )
-        with pytest.raises(TypeError, match="net.phases is torch.complex64"):
+        with pytest.raises(TypeError, match=r"net\.phases is torch\.complex64"):
             check_data(net, COORDS, VALUES)
 
 

@@ -132,6 +132,6 @@ def test_networks_that_overlap_are_refused_and_those_side_by_side_are_trained_wh
 def test_a_fused_optimiser_of_torch_s_is_refused_where_it_would_write_beside() -> None:
     net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
     net[0].weight = nn.Parameter(torch.rand(4, 5)[:, 1:3])
-    with pytest.raises(ValueError, match="fused update writes beside 0.weight"):
+    with pytest.raises(ValueError, match=r"fused update writes beside 0\.weight"):
         fit(net, COORDS, TARGET, optimizer=torch.optim.Adam(net.parameters(), fused=True))
     fit(net, COORDS, TARGET, steps=1, optimizer=torch.optim.Adam(net.parameters(), fused=False))

@@ -64,6 +64,6 @@ def test_a_fit_is_that_outside_to_the_bit(mode: str, kind: str, options: dict[st
 def test_a_network_made_in_inference_mode_is_refused_by_name_and_its_copy_is_trained() -> None:
     with torch.inference_mode():
         net = NETS["chunked"]()
-        with pytest.raises(ValueError, match="net.0.weight was made inside torch.inference_mode"):
+        with pytest.raises(ValueError, match=r"net\.0\.weight was made inside torch\.inference_mode"):
             fit(net, COORDS, TARGET, steps=1)
     assert fit(copy.deepcopy(net), COORDS, TARGET, steps=1).steps == 1
