@@ -147,7 +147,7 @@ def dead_units(linear: nn.Linear, coords: Tensor) -> int:
     _check_linear(linear)
     weight = linear.weight.to(coords.dtype)
     bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.to(coords.dtype)
-    rows = torch.linspace(0, len(coords) - 1, min(len(coords), SAMPLED_ROWS), device=coords.device).long()
+    rows = torch.arange(0, len(coords), -(-len(coords) // SAMPLED_ROWS), device=coords.device)
     idle = (coords[rows] @ weight.mT + bias).amax(0) <= 0
     low, high = torch.aminmax(coords, dim=0)
     # An affine function is largest in a corner of the box; the slack keeps rounding from calling a live unit dead.

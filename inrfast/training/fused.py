@@ -245,7 +245,7 @@ class FusedOptimizer:
         if not self.moments:
             return {}
         named = {name: {n: self.stack.view_of(m, n) for n in self.stack.grads} for name, m in self._named()}
-        steps = {name: torch.tensor(float(self.done)) for name in self.stack.grads}
+        steps = {name: torch.tensor(float(self.done), dtype=torch.float32) for name in self.stack.grads}
         return {**named, "steps": steps}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -97,6 +97,7 @@ class Adam:
         self.grads = list(stack.grads.values())
         # The fused update walks raw memory: a parameter with gaps is updated in a copy, laid out as its gradient is.
         self.copies = {i: torch.empty_like(self.grads[i]) for i, p in enumerate(self.parameters) if has_gaps(p)}
+        self.blocks = [self.copies.get(i, parameter) for i, parameter in enumerate(self.parameters)]
         self.fused = self.grads[0].device.type in ("cpu", "cuda")
 
     @torch.no_grad()
@@ -105,8 +106,7 @@ class Adam:
         if min(rates) == max(rates):
             for i, copy in self.copies.items():
                 copy.copy_(self.parameters[i])
-            blocks = [self.copies.get(i, parameter) for i, parameter in enumerate(self.parameters)]
-            self._update(blocks, rates[0], self.weight_decay)
+            self._update(self.blocks, rates[0], self.weight_decay)
             for i, copy in self.copies.items():
                 self.parameters[i].copy_(copy)
             return
