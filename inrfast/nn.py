@@ -309,7 +309,7 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> N
     bounds = torch.tensor(check_bounds(options.get("bounds", (-1, 1)), len(low)), dtype=torch.float64)
     sizes = (bounds[:, 1] - bounds[:, 0]).abs()
     apart = torch.maximum((low - bounds[:, 0]).abs(), (high - bounds[:, 1]).abs()) / sizes
-    if float(apart.max()) <= SAME_BOX:
+    if float(apart.max()) <= SAME_BOX or bool((low == high).any()):
         return
     dead = dead_units(first, coords.detach())
     if dead < DEAD_SHARE * first.out_features:

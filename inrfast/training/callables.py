@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -25,6 +26,9 @@ PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]} "
 
 DEEPEST = 8
 """Containers and objects inside each other that are looked into."""
+
+MOST = 10_000
+"""Objects that are looked at: a loss may hold whole data sets."""
 
 
 # ---- what a callable holds ---------------------------------------------------------------------------------------
@@ -100,7 +104,7 @@ def untrained(loss: Callable[..., Any], nets: Sequence[nn.Module]) -> list[str]:
     found: list[str] = []
 
     def look(name: str, value: Any, depth: int) -> None:
-        if id(value) in seen or depth > DEEPEST or isinstance(value, (ModuleType, *PLAIN)):
+        if id(value) in seen or depth > DEEPEST or len(seen) > MOST or isinstance(value, (ModuleType, *PLAIN)):
             return
         seen.add(id(value))
         if isinstance(value, nn.Module):
@@ -111,10 +115,10 @@ def untrained(loss: Callable[..., Any], nets: Sequence[nn.Module]) -> list[str]:
             if value.is_leaf and value.requires_grad and id(value) not in trained:
                 found.append(f"{name} (tensor {tuple(value.shape)})")
         elif isinstance(value, Mapping):
-            for key, inner in value.items():
+            for key, inner in itertools.islice(value.items(), MOST):
                 look(f"{name}[{key!r}]", inner, depth + 1)
         elif isinstance(value, (list, tuple, set, frozenset)):
-            for place, inner in enumerate(value):
+            for place, inner in enumerate(itertools.islice(value, MOST)):
                 look(f"{name}[{place}]", inner, depth + 1)
         elif not _known(type(value).__module__) and (callable(value) or hasattr(value, "__dict__")):
             for inner_name, inner in held(value):

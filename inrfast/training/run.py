@@ -91,16 +91,24 @@ class Run:
         self.data, self.evaluation = stack_data, evaluation
         nets = [member.net for member in members]
         self.stack = Stack(nets, flat=_fused(nets, stack_data, settings))
-        self.batches = Batches(
-            stack_data.points, settings.batch_size, [member.seed for member in members], stack_data.coords.device
-        )
+        try:
+            self._begin()
+        except BaseException:
+            self.stack.release()
+            raise
+
+    def _begin(self) -> None:
+        """Make what takes the steps, and keep the weights of the start."""
+        settings, data = self.settings, self.data
+        seeds = [member.seed for member in self.members]
+        self.batches = Batches(data.points, settings.batch_size, seeds, data.coords.device)
         self.optimizer: optimizers.Optimizer
         if isinstance(settings.optimizer, str) and self.stack.flat is not None:
             self.optimizer = FusedOptimizer(self.stack, settings.optimizer, settings.weight_decay)
         elif isinstance(settings.optimizer, str):
             self.optimizer = optimizers.make(settings.optimizer, self.stack, settings.weight_decay)
         else:
-            self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, members[0].lr)
+            self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, self.members[0].lr)
         self.begun = self.done = 0
         self.finite = True
         # Now, while torch may use all cores: between the steps of threads it may use one.

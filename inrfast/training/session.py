@@ -150,9 +150,8 @@ class Session:
                 stack.enter_context(gemm.forced(*libraries))
             stack.enter_context(bar)
             try:
-                self.runs = self._runs(state)
-                for run in self.runs:
-                    stack.callback(run.release)
+                stack.callback(self._release)
+                self._make_runs(state)
                 self.about = {} if self.path is None else self._describe()
                 if state is not None:
                     self._warn_of_other_digits(state["about"])
@@ -264,21 +263,25 @@ class Session:
 
     # ---- groups --------------------------------------------------------------------------------------------------
 
-    def _runs(self, state: dict[str, Any] | None) -> list[Run]:
-        """Return the runs: networks of one shape together, every other network by itself."""
+    def _release(self) -> None:
+        for run in self.runs:
+            run.release()
+
+    def _make_runs(self, state: dict[str, Any] | None) -> None:
+        """Make the runs: networks of one shape together, every other network by itself."""
         if state is None:
-            return [self._run(group) for group in _grouped(self.members)]
+            for group in _grouped(self.members):
+                self.runs.append(self._run(group))
+            return
         going = {index for kept in state["groups"] for index in kept["members"]}
         for member, kept in zip(self.members, state["networks"], strict=True):
             _restore(member, kept, member.index in going)
-        runs = []
         for kept in state["groups"]:
-            runs.append(self._run([self.members[index] for index in kept["members"]]))
-            runs[-1].load(kept)
+            self.runs.append(self._run([self.members[index] for index in kept["members"]]))
+            self.runs[-1].load(kept)
         for callback, kept in zip(self.settings.callbacks, state["callbacks"], strict=True):
             if kept is not None:
                 callback.load_state_dict(kept)
-        return runs
 
     def _run(self, members: list[Member]) -> Run:
         evaluations = [member.evaluation for member in members]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
+from inrfast.errors import MemoryBudgetError
 from inrfast.training.data import check_net
 from inrfast.training.loop import fit
 from inrfast.training.many import fit_many
@@ -135,3 +136,13 @@ def test_a_fused_optimiser_of_torch_s_is_refused_where_it_would_write_beside() -
     with pytest.raises(ValueError, match=r"fused update writes beside 0\.weight"):
         fit(net, COORDS, TARGET, optimizer=torch.optim.Adam(net.parameters(), fused=True))
     fit(net, COORDS, TARGET, steps=1, optimizer=torch.optim.Adam(net.parameters(), fused=False))
+
+
+def test_a_fit_that_cannot_begin_leaves_networks_in_their_memory() -> None:
+    nets = [inr.INR(2, 1, width=8, hidden_layers=2, seed=seed) for seed in range(2)]
+    before = [(parameter.data_ptr(), parameter.detach().clone()) for net in nets for parameter in net.parameters()]
+    with pytest.raises(MemoryBudgetError):
+        fit_many([*nets, inr.INR(2, 1, width=9)], COORDS, TARGET, steps=2, memory_budget=10)
+    for (place, values), parameter in zip(before, [p for net in nets for p in net.parameters()], strict=True):
+        assert parameter.data_ptr() == place
+        assert torch.equal(parameter, values)
