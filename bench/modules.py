@@ -38,6 +38,8 @@ class Siren(nn.Module):
         self.omega = omega
         self.layers = nn.ModuleList([nn.Linear(2, width), nn.Linear(width, width), nn.Linear(width, width)])
         self.head = nn.Linear(width, 1)
+        for index, layer in enumerate([*self.layers, self.head]):
+            inr.init.siren_(layer, omega, first=index == 0)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:

@@ -232,3 +232,14 @@ def test_each_network_has_the_range_of_its_own_signal() -> None:
         assert square == pytest.approx(result.losses[0], rel=1e-5)
         assert result.config["data_range"] == result.data_range
         assert own is not None
+
+
+def test_encodings_that_differ_in_a_frozen_parameter_are_not_taken_for_one() -> None:
+    nets = [small(seed, encoding=inr.RandomFourier(3, 1.0)) for seed in range(2)]
+    for net in nets:
+        frequencies = net.encoding.frequencies
+        del net.encoding.frequencies
+        net.encoding.frequencies = nn.Parameter(frequencies, requires_grad=False)
+    alone = [fit(copy.deepcopy(net), COORDS, waves(2.0), steps=3).losses for net in nets]
+    together = fit_many(nets, COORDS, waves(2.0), steps=3)
+    assert [result.losses for result in together] == [pytest.approx(losses, rel=1e-5) for losses in alone]
