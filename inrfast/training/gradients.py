@@ -244,7 +244,8 @@ class ChunkedGradient(_AutogradGradient):
         self.rows = self.evaluation_rows = self._cached_rows()
         # A table's gradient is dense, and added once a chunk, however few of its rows the chunk has read.
         wanted = math.ceil(TABLE_SHARE * self.sizes.tables / self.sizes.kept)
-        affordable = max(self.rows, int(budget // (self.sizes.kept * data.target.element_size())))
+        # Twice: the backward pass has the gradients of what was kept beside it.
+        affordable = max(self.rows, int(budget // (2 * self.sizes.kept * data.target.element_size())))
         rows = min(max(self.rows, wanted), affordable)
         # Two chunks gain nothing: a batch that small is at home in the caches beyond.
         self.rows = min(data.points if points <= 2 * rows and points <= affordable else rows, data.points)
