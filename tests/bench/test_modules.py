@@ -21,8 +21,8 @@ def test_every_kind_takes_the_points_and_the_fit_the_same_steps() -> None:
             continue  # of millions of numbers
         net = make()
         twin = copy.deepcopy(net)
-        modules.plain(net, coords, target, 2)
-        modules.fitted(twin, coords, target, 2)
+        modules.plain(net, coords, target, 1)
+        modules.fitted(twin, coords, target, 1)
         if name != "dropout":
             assert modules.difference(net, twin, coords, target) < modules.ALIKE
 
@@ -33,7 +33,7 @@ def test_a_time_of_other_steps_is_not_written(monkeypatch: pytest.MonkeyPatch) -
     assert found["apart"] < modules.ALIKE
     assert found["fit / plain"] > 0
 
-    def faster(net: nn.Module, coords: Any, target: Any, steps: int) -> tuple[float, str]:
+    def faster(net: nn.Module, coords: Any, target: Any, steps: int, clock: str) -> tuple[float, str]:
         inr.fit(net, coords, target, steps=1, lr=0.1, progress=False)
         return 0.0, "chunked"
 
