@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
 import warnings
@@ -228,7 +227,6 @@ def main() -> None:
     regime = {
         "date": time.strftime("%Y-%m-%d"),
         "processor": gemm.processor(),
-        "system": platform.platform(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "points": arguments.points,
