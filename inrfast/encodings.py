@@ -115,6 +115,10 @@ class Polynomial(Encoding):
     The monomial ``x^m`` of degree k carries ``sqrt(a_k k! / m!)``: the feature map of the optimal-kernel encoding
     ``gamma(x) = (+)_k sqrt(a_k) x^{(x)k}`` without its duplicate columns.
 
+    The features are not scaled: their squared norm is ``sum_k a_k |x|^(2k)``, in the corner (1, 1) of the square with
+    all ``a_k = 1`` some 2^(degree + 1). From a degree of about 32 on a fit then diverges at usual rates, which it says:
+    give smaller ``coefficients``, such as ``2.0**-k`` in two dimensions, or coordinates inside the unit ball.
+
     Parameters
     ----------
     degree

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_choice, check_float
+from inrfast.memory import chunks
 from inrfast.ops.grid_init import rank_expanding
 
 SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
+
+SAMPLED_ROWS = 4096
+"""Points at which units are first looked for that are active."""
+
+SLACK = 8
+"""Rounding errors of a unit's value, in units of its terms."""
 
 
 def _check_linear(linear: Any) -> nn.Linear:
@@ -130,6 +137,36 @@ def rank_expanding_(
     return linear
 
 
+@torch.no_grad()
+def dead_units(linear: nn.Linear, coords: Tensor) -> int:
+    """Return how many units of a layer never rise above 0 at any of these points (n, d): behind ReLU they do nothing.
+
+    Exact, and cheap where few are in doubt: a unit that is active at one of a few points is alive, one that is nowhere
+    in the box around all points is dead, and only the others are computed at every point.
+    """
+    _check_linear(linear)
+    weight = linear.weight.to(coords.dtype)
+    bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.to(coords.dtype)
+    rows = torch.arange(0, len(coords), -(-len(coords) // SAMPLED_ROWS), device=coords.device)
+    idle = (coords[rows] @ weight.mT + bias).amax(0) <= 0
+    low, high = torch.aminmax(coords, dim=0)
+    # An affine function is largest in a corner of the box; the slack keeps rounding from calling a live unit dead.
+    most = torch.maximum(weight * low, weight * high).sum(1) + bias
+    slack = (
+        SLACK
+        * torch.finfo(coords.dtype).eps
+        * ((weight.abs() * torch.maximum(low.abs(), high.abs())).sum(1) + bias.abs())
+    )
+    doubtful = (idle & (most > -slack)).nonzero()[:, 0]
+    for part in chunks(len(coords), SAMPLED_ROWS * 16):
+        if not len(doubtful):
+            break
+        still = (coords[part] @ weight[doubtful].mT + bias[doubtful]).amax(0) <= 0
+        idle[doubtful[~still]] = False
+        doubtful = doubtful[still]
+    return int(idle.sum())
+
+
 INITIALISERS: dict[str, Callable[..., nn.Linear]] = {
     "default": default_,
     "kaiming": kaiming_,
@@ -137,6 +174,13 @@ INITIALISERS: dict[str, Callable[..., nn.Linear]] = {
     "siren": siren_,
     "rank_expanding": rank_expanding_,
 }
+
+
+def expands_rank(rule: Any) -> Mapping[str, Any] | None:
+    """Return the options of a network's rule (``INR.init``) if its first layer is rank-expanding, else None."""
+    first = rule.get("first") if isinstance(rule, Mapping) and "name" not in rule else rule
+    name, options = ("default", {}) if first is None else _rule("init", first)
+    return options if name == "rank_expanding" else None
 
 
 def _rule(argument: str, rule: Any) -> tuple[str, dict[str, Any]]:

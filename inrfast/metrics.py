@@ -12,6 +12,9 @@ from inrfast.errors import check_float, check_tensor
 
 SSIM_WINDOW = 11
 
+IMAGE_SPREAD = 0.5
+"""Least part of [0, 1] that values span for their range to be taken as 1, an image's."""
+
 
 def _check_pair(pred: Any, target: Any, *, floating: bool = True) -> tuple[Tensor, Tensor]:
     """Return two finite tensors of one shape."""
@@ -27,7 +30,27 @@ def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
     return math.inf if mse == 0 else 20 * math.log10(data_range) - 10 * math.log10(mse)
 
 
-def psnr(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
+def data_range_of(target: Tensor) -> float:
+    """Return the range of a signal for which its PSNR is stated, where none is named.
+
+    1 for values that lie in [0, 1], or in [-0.5, 0.5], and span at least half of it: an image as
+    :func:`inrfast.signals.image.load_image` gives it, or that minus mid-grey. Else the largest minus the smallest
+    value: 2 for a sound that fills [-1, 1], 0.02 for a signal of that height. A constant has no range of its own: 1.
+    """
+    low, high = (float(value) for value in torch.aminmax(target.detach()))
+    spread = high - low
+    image = (low >= 0 and high <= 1) or (low >= -0.5 and high <= 0.5)
+    return 1.0 if spread == 0 or (image and spread >= IMAGE_SPREAD) else spread
+
+
+def _range(data_range: Any, target: Tensor) -> float:
+    """Return the range that is given, or the target's own."""
+    if data_range is None:
+        return data_range_of(target)
+    return check_float("data_range", data_range, minimum=0.0, exclusive=True)
+
+
+def psnr(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
     """Return the peak signal-to-noise ratio in dB, ``10 log10(data_range^2 / mean((pred - target)^2))``.
 
     Parameters
@@ -35,7 +58,8 @@ def psnr(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
     pred, target
         Floating tensors of one shape, any layout; the mean is taken over all entries, in fp64.
     data_range
-        Largest minus smallest value the signal can take; 1 for images in [0, 1].
+        Largest minus smallest value the signal can take; 1 for images in [0, 1]. None takes :func:`data_range_of` the
+        target, as :func:`inrfast.fit` does.
 
     Raises
     ------
@@ -48,11 +72,11 @@ def psnr(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
     20.0
     """
     pred, target = _check_pair(pred, target)
-    data_range = check_float("data_range", data_range, minimum=0.0, exclusive=True)
+    data_range = _range(data_range, target)
     return mse_to_psnr(float((pred.double() - target.double()).square().mean()), data_range)
 
 
-def ssim(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
+def ssim(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
     """Return the structural similarity of two images, with the Gaussian window (sigma 1.5) of its authors.
 
     Parameters
@@ -60,7 +84,8 @@ def ssim(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
     pred, target
         Floating tensors of one shape, (H, W) or (H, W, C), both sides at least 11 (the window); channels are averaged.
     data_range
-        Largest minus smallest value an image can take; 1 for images in [0, 1].
+        Largest minus smallest value an image can take; 1 for images in [0, 1]. None takes :func:`data_range_of` the
+        target.
 
     Raises
     ------
@@ -82,7 +107,7 @@ def ssim(pred: Tensor, target: Tensor, data_range: float = 1.0) -> float:
         structural_similarity(
             pred.double().cpu().numpy(),
             target.double().cpu().numpy(),
-            data_range=check_float("data_range", data_range, minimum=0.0, exclusive=True),
+            data_range=_range(data_range, target),
             channel_axis=-1 if pred.ndim == 3 else None,
             gaussian_weights=True,
             sigma=1.5,

@@ -27,6 +27,23 @@ def without_autocast() -> Iterator[None]:
 
 
 @contextmanager
+def training_modes() -> Iterator[None]:
+    """Run a block that trains without autocast, inference mode and another default device; gradients stay as they are.
+
+    Autocast keeps 16-bit copies of weights until its outermost block ends, and would go on with those of weights that
+    have changed since: inside there is no such memory, and the caller's is emptied at the end.
+    """
+    with ExitStack() as stack:
+        stack.callback(torch.clear_autocast_cache)
+        if torch.get_default_device().type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        stack.enter_context(torch.inference_mode(False))
+        for device in AUTOCAST_DEVICES:
+            stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
+        yield
+
+
+@contextmanager
 def own_modes() -> Iterator[None]:
     """Run a block without autocast, gradients, inference mode and another default device, whatever the caller has on.
 
@@ -47,6 +64,17 @@ def in_own_modes(function: F) -> F:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         with own_modes():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def in_training_modes(function: F) -> F:
+    """Decorate a function that runs in :func:`training_modes`."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with training_modes():
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]

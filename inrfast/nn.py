@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,8 @@ from inrfast.activations import ACTIVATIONS, activation
 from inrfast.backends import BACKENDS
 from inrfast.encodings import ENCODINGS, Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_float, check_int
-from inrfast.init import initialise_
+from inrfast.grids import check_bounds
+from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks
 from inrfast.modes import without_autocast
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
@@ -21,6 +23,12 @@ from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 NORMS = ("batch", "sphere")
 NORM_POSITIONS = ("pre", "post")
 CALIBRATION_ROWS = 8192
+
+SAME_BOX = 0.25
+"""How far, in sides of the box, that of coordinates may be from the bounds of an initialiser to count as the same."""
+
+DEAD_SHARE = 0.05
+"""Share of dead units in a layer that is worth a warning."""
 
 
 class SphereNorm(nn.Module):
@@ -307,6 +315,41 @@ def is_known(net: nn.Module) -> bool:
         is_unchanged(net)
         and type(net.encoding) in KNOWN_ENCODINGS
         and not any(isinstance(norm, nn.BatchNorm1d) and norm.running_mean is None for norm in net.norms)  # type: ignore[union-attr]
+    )
+
+
+def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> None:
+    """Warn if rank-expanding hinges lie among other coordinates than these, so that units of the first layer are dead.
+
+    Only where the box of the coordinates is another one than the initialiser's ``bounds``: see
+    :func:`inrfast.init.dead_units` for what is counted, and at which cost.
+    """
+    options = expands_rank(net.init) if isinstance(net, INR) else None
+    if options is None or not isinstance(net, INR) or net.activations[0] != "relu":
+        return
+    first = net.layers[0]
+    if not isinstance(first, nn.Linear) or net.encoding is not None:
+        return
+    if net.norm_position == "pre" and not isinstance(net.norms[0], nn.Identity):
+        return
+    low, high = (side.double().cpu() for side in torch.aminmax(coords.detach(), dim=0))
+    bounds = torch.tensor(check_bounds(options.get("bounds", (-1, 1)), len(low)), dtype=torch.float64)
+    sizes = (bounds[:, 1] - bounds[:, 0]).abs()
+    apart = torch.maximum((low - bounds[:, 0]).abs(), (high - bounds[:, 1]).abs()) / sizes
+    if float(apart.max()) <= SAME_BOX or bool((low == high).any()):
+        return
+    dead = dead_units(first, coords.detach())
+    if dead < DEAD_SHARE * first.out_features:
+        return
+    box = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    given = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    warnings.warn(
+        f"{dead} of the {first.out_features} units of the first layer are dead at these coordinates, which lie in "
+        f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give it "
+        f"those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale "
+        "these (inrfast.grid has bounds=(-1, 1))",
+        UserWarning,
+        stacklevel=stacklevel + 1,
     )
 
 

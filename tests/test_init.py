@@ -1,13 +1,16 @@
 """Initialisers against the distributions of their papers."""
 
 import math
+import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import inrfast as inr
-from inrfast.init import default_, kaiming_, siren_, xavier_
+from inrfast.init import dead_units, default_, expands_rank, kaiming_, siren_, xavier_
 
 
 def generator(seed=0):
@@ -96,3 +99,54 @@ def test_bad_input_is_refused_by_name():
         siren_(nn.Linear(2, 2), bias="unifrom")
     with pytest.raises(ValueError, match="omega"):
         siren_(nn.Linear(2, 2), omega=0)
+
+
+@settings(max_examples=40)
+@given(
+    d=st.integers(1, 4),
+    points=st.sampled_from([1, 2, 100, 5000]),
+    shift=st.floats(-3, 3),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_dead_units_are_those_that_no_point_wakes(d, points, shift, bias, seed):
+    """Against every unit at every point, exactly."""
+    rng = generator(seed)
+    linear = nn.Linear(d, 40, bias=bias, dtype=torch.float64)
+    default_(linear, rng)
+    coords = shift + torch.randn(points, d, generator=rng, dtype=torch.float64)
+    assert dead_units(linear, coords) == int((linear(coords) <= 0).all(0).sum())
+
+
+@pytest.mark.parametrize("bounds", [(0, 1), (0, 255), [(-1, 1), (5, 9)]], ids=str)
+def test_hinges_among_other_coordinates_are_warned_of_and_bounds_repair_them(bounds):
+    coords = inr.grid((12, 12), bounds=bounds)
+    net = inr.INR(2, 1, width=64, init="rank_expanding")
+    dead = int((net.layers[0](coords) <= 0).all(0).sum())
+    assert dead >= 16
+    for door in (
+        lambda net: inr.fit(net, coords, coords[:, :1] / 9, steps=1, data_range=1),
+        lambda net: inr.diagnose(net, coords),
+    ):
+        with pytest.warns(UserWarning, match=f"{dead} of the 64 units .* bounds") as caught:
+            door(inr.INR(2, 1, width=64, init="rank_expanding"))
+        assert [warning.filename for warning in caught] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rule = {"name": "rank_expanding", "bounds": bounds}
+        for init in (rule, {"first": rule}):
+            inr.fit(inr.INR(2, 1, width=64, init=init), coords, coords[:, :1] / 9, steps=1, data_range=1)
+        for endpoint in ("inclusive", "exclusive", "center"):
+            x = inr.grid((5, 7), endpoint=endpoint)
+            inr.fit(inr.INR(2, 1, width=64, init="rank_expanding"), x, x[:, :1], steps=1)
+        inr.fit(
+            inr.INR(2, 1, width=64, init="siren", activation="sine"), coords, coords[:, :1] / 9, steps=1, data_range=1
+        )
+
+
+def test_a_rule_tells_whether_its_first_layer_is_rank_expanding():
+    options = {"name": "rank_expanding", "gain": 2.0}
+    assert expands_rank("rank_expanding") == {}
+    assert expands_rank(options) == expands_rank({"first": options, "hidden": "kaiming"}) == {"gain": 2.0}
+    for rule in ("default", {"name": "siren"}, {"hidden": "kaiming"}, {"first": "xavier"}):
+        assert expands_rank(rule) is None

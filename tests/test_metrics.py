@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from inrfast.metrics import iou, mse_to_psnr, psnr, ssim
+from inrfast.metrics import data_range_of, iou, mse_to_psnr, psnr, ssim
 
 
 @settings(max_examples=25, deadline=None)
@@ -27,6 +27,21 @@ def test_psnr_of_equal_signals_is_infinite_and_a_tenth_off_is_20_db() -> None:
     signal = torch.rand(100, dtype=torch.float64)
     assert psnr(signal, signal) == math.inf == mse_to_psnr(0.0)
     assert psnr(signal + 0.1, signal) == pytest.approx(20.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.floats(1e-3, 1e3), shift=st.floats(-10, 10))
+def test_the_range_is_one_for_images_and_the_spread_of_all_else(seed: int, scale: float, shift: float) -> None:
+    image = torch.rand(50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    image[:2] = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    assert data_range_of(image) == data_range_of(image - 0.5) == 1.0
+    signal = scale * image + shift
+    spread = float(signal.max() - signal.min())
+    known = spread >= 0.5 and any(bool(((signal >= low) & (signal <= low + 1)).all()) for low in (0.0, -0.5))
+    assert data_range_of(signal) == (1.0 if known else spread)
+    noisy = signal + 0.01 * scale * torch.randn(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert psnr(noisy, signal, None) == psnr(noisy, signal, data_range_of(signal))
+    assert data_range_of(torch.full((3,), shift)) == 1.0
 
 
 @pytest.mark.parametrize("shape", [(16, 20), (16, 20, 3), (11, 11, 1)])

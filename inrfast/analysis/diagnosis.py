@@ -37,7 +37,7 @@ from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import budget_bytes, chunks
 from inrfast.modes import in_own_modes
-from inrfast.nn import INR, SphereNorm
+from inrfast.nn import INR, SphereNorm, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, pass_errors
 from inrfast.supported import LayerSpec
@@ -116,6 +116,7 @@ def diagnose(
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest")
     coords = coords.detach()
+    warn_of_dead_units(net, coords, stacklevel=2)
     if ntk_coords is None:
         points, full_grid = _thinned(coords, ntk_points), len(coords) <= ntk_points
     else:

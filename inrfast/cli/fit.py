@@ -126,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         progress=progress(arguments),
         memory_budget=arguments.memory_budget,
+        data_range=1.0 if name == "image" else None,
     )
     about = {"kind": name, **signal.about}
     save_network(net, model_file, about)
@@ -141,13 +142,15 @@ def run(arguments: argparse.Namespace) -> int:
         "steps": result.steps,
         "seconds": result.seconds,
         "psnr": finite(result.psnr),
+        "data_range": result.data_range,
         "best_psnr": finite(result.best_psnr),
         "best_step": result.best_step,
         "eval_steps": result.eval_steps,
         "psnrs": [finite(psnr) for psnr in result.psnrs],
         "settings": result.config,
     }
-    outcome = f"{result.psnr:.2f} dB after {result.steps} of {arguments.steps} steps"
+    stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
+    outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {arguments.steps} steps"
     if signal.held_out is not None:
         found["samples"] = len(coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)

@@ -223,6 +223,7 @@ def _fitted(
         eval_every=settings.eval_every,
         seed=seed,
         progress=clock.bars,
+        data_range=1.0,
     )
     if result.interrupted:
         raise KeyboardInterrupt

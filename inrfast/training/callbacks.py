@@ -32,7 +32,7 @@ class FitState:
     loss, lr
         Of the last update; NaN before the first.
     psnr, best_psnr
-        Of the last evaluation, and the best so far (dB, data range 1).
+        Of the last evaluation, and the best so far (dB, for the fit's ``data_range``).
     coords
         The points of the fit, (N, d).
     """
@@ -98,7 +98,8 @@ class TrackNTK(Callback):
 
     At an evaluation the kernel on a fixed random subset of the points is computed densely in fp64: for n points and M
     outputs that takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3`` for the eigenvalues.
-    Each entry says how long it took, and :attr:`seconds` is their sum: compare it with the fit's own.
+    Each entry says how long it took, and :attr:`seconds` is their sum: compare it with the fit's own. A kernel of zeros
+    (a network whose head and last layer are zero) has ranks of 0.
 
     Parameters
     ----------
@@ -153,13 +154,17 @@ class TrackNTK(Callback):
             min(self.rtols), method="dense", progress=False
         )
         largest = float(spectrum.eigenvalues[0])
+        dead = not bool(spectrum.eigenvalues.any())  # before a head of zeros, say: no rank of any kind
+        ranks = [
+            RankInterval(0, 0, rtol) if dead else spectrum.count_above(rtol * largest, rtol) for rtol in self.rtols
+        ]
         self.history.append(
             TrackedKernel(
                 step=state.step,
                 index=state.index,
-                ranks=tuple(spectrum.count_above(rtol * largest, rtol) for rtol in self.rtols),
-                effective_rank=float(spectrum.effective_rank()),
-                stable_rank=float(spectrum.stable_rank()),
+                ranks=tuple(ranks),
+                effective_rank=0.0 if dead else float(spectrum.effective_rank()),
+                stable_rank=0.0 if dead else float(spectrum.stable_rank()),
                 trace=float(spectrum.eigenvalues.sum()),
                 eigenvalues=spectrum.eigenvalues.cpu(),
                 seconds=time.perf_counter() - start,

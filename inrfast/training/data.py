@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_coords, check_tensor
+from inrfast.errors import check_coords, check_float, check_tensor
+from inrfast.metrics import data_range_of
 from inrfast.nn import INR
-from inrfast.training.stack import modes_kept
+from inrfast.training.stack import has_gaps, modes_kept
 
 MOST_SPREAD = 100.0
-"""Largest spread of targets, where PSNR is stated for a range of 1: pixels from 0 to 255 are meant to be scaled."""
+"""Largest spread of targets where no ``data_range`` is given: pixels from 0 to 255 are meant to be scaled."""
 
 ALIGNMENT = 64
 """Bytes: matrix libraries repeat their digits from run to run for operands that lie alike."""
@@ -75,18 +78,78 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
     """Return dtype and device of a network that can be trained."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"{argument} must be a torch.nn.Module, got {type(net).__name__}")
-    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError(f"{argument} has no trainable parameter")
-    for name, parameter in net.named_parameters():
-        if parameter.is_complex():
-            raise TypeError(f"{argument} must have real parameters, got {parameter.dtype} in {name!r}")
-    dtype = trainable[0].dtype
-    if dtype not in (torch.float32, torch.float64):
-        raise TypeError(f"{argument} must be fp32 or fp64, got {dtype}")
     for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_inference():
+            raise ValueError(
+                f"{argument}.{name} was made inside torch.inference_mode and can't be trained; make the network, or a "
+                "copy of it by copy.deepcopy, outside"
+            )
         check_tensor(f"{argument}.{name}", tensor, floating=False, nonempty=False)
-    return dtype, trainable[0].device
+        if tensor.is_complex():
+            raise TypeError(
+                f"{argument}.{name} is {tensor.dtype}, and a fit takes networks of real numbers alone; hold its real "
+                "and imaginary part (torch.view_as_real) instead"
+            )
+    for name, parameter in trainable.items():
+        if parameter.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"{argument} must be fp32 or fp64, got {parameter.dtype} in {name}")
+    check_apart({f"{argument}.{name}": parameter for name, parameter in net.named_parameters()})
+    first = next(iter(trainable.values()))
+    return first.dtype, first.device
+
+
+def check_apart(parameters: Mapping[str, Tensor]) -> None:
+    """Refuse trained parameters whose entries share memory, their own or another's: an update would count twice.
+
+    Tensors side by side in one storage are fine. Only where the ranges of two meet are their places marked and counted.
+    """
+    by_storage: dict[int, list[tuple[str, Tensor]]] = {}
+    for name, parameter in parameters.items():
+        if parameter.numel():
+            by_storage.setdefault(parameter.untyped_storage().data_ptr(), []).append((name, parameter.detach()))
+    for group in by_storage.values():
+        if not any(parameters[name].requires_grad for name, _ in group):
+            continue
+        ranges = sorted(_byte_range(tensor) for _, tensor in group)
+        apart = all(one[1] <= other[0] for one, other in itertools.pairwise(ranges))
+        if not apart or any(has_gaps(tensor) for _, tensor in group):
+            _check_places(group, max(stop for _, stop in ranges))
+
+
+def _check_places(group: Sequence[tuple[str, Tensor]], size: int) -> None:
+    """Mark the bytes of some tensors in a storage of so many, and refuse two entries at one place."""
+    taken = np.zeros(size, dtype=bool)
+    marked: list[tuple[str, Tensor]] = []
+    for name, tensor in group:
+        width, start = tensor.element_size(), _byte_range(tensor)[0]
+        shape, strides = (*tensor.shape, width), (*(stride * width for stride in tensor.stride()), 1)
+        places = np.lib.stride_tricks.as_strided(taken[start:], shape, strides)
+        if places.any():
+            other = next(
+                n for n, t in marked if max(start, _byte_range(t)[0]) < min(_byte_range(tensor)[1], _byte_range(t)[1])
+            )
+            raise ValueError(
+                f"{name} and {other} overlap in memory, so that an update of one changes the other; make them one "
+                "Parameter, or give each memory of its own (.clone())"
+            )
+        before = np.count_nonzero(taken)
+        places[...] = True
+        if np.count_nonzero(taken) - before < tensor.numel() * width:
+            raise ValueError(
+                f"{name} overlaps itself in memory (shape {tuple(tensor.shape)}, strides {tuple(tensor.stride())}), as "
+                "an expanded tensor does; give each entry its own (.clone()), or expand it in forward"
+            )
+        marked.append((name, tensor))
+
+
+def _byte_range(tensor: Tensor) -> tuple[int, int]:
+    """Return the first byte of a tensor's entries in its storage, and the one behind its last."""
+    last = sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start, size = tensor.storage_offset(), tensor.element_size()
+    return int(start * size), int((start + last + 1) * size)
 
 
 def check_data(
@@ -114,20 +177,14 @@ def check_data(
     dtype, device = check_net(net)
     coords = check_coords(names[0], coords, net.in_features if isinstance(net, INR) else None, device)
     n, outputs = len(coords), count_outputs(net, coords, names[0])
-    weight, counts = _check_weight(names[2], weight, n, outputs, dtype, device)
     target = check_tensor(names[1], target, finite=False)
     if target.device != device:
         raise ValueError(f"{names[1]} is on {target.device} but the network is on {device}; move one of them")
     for argument, tensor in ((names[0], coords), (names[1], target)):
         if tensor.dtype != dtype:
             raise TypeError(f"{argument} must have the network's dtype {dtype}, got {tensor.dtype}")
-    flat = target.shape if target.shape[-1:] == (outputs,) and target.ndim > 1 else (*target.shape, 1)
-    if math.prod(flat[:-1]) != n or flat[-1] != outputs:
-        single = f", or without the last axis: ({n},) or (*grid)" if outputs == 1 else ""
-        raise ValueError(
-            f"{names[1]} must have shape ({n}, {outputs}) or (*grid, {outputs}) with {n} grid points{single}, "
-            f"got {tuple(target.shape)}"
-        )
+    grid = _grid_of(names[1], target, coords, outputs)
+    weight, counts = _check_weight(names[2], weight, coords, grid, outputs, dtype)
     target = target.detach().reshape(n, outputs)
     coords = coords.detach()
     if counts is not None:
@@ -139,31 +196,103 @@ def check_data(
     return Data(*(None if own is None else aligned(own).unsqueeze(0) for own in (coords, target, weight)))  # type: ignore[arg-type]
 
 
+def range_of(data: Data, given: Any, argument: str = "data_range") -> float:
+    """Return the range for which the PSNR on these points is stated: the given one, or the values' own."""
+    if given is not None:
+        return check_float(argument, given, minimum=0.0, exclusive=True)
+    values = data.target if data.weight is None else data.target[data.weight.expand_as(data.target) > 0]
+    return data_range_of(values)
+
+
+def check_measured(data: Data, stops: Sequence[str], argument: str = "target") -> None:
+    """Refuse to stop a fit with a loss of its own by a PSNR on one value everywhere, which only stands in for a target.
+
+    ``stops`` are the arguments given that ask for such a stop.
+    """
+    if stops and bool((data.target == data.target.flatten()[0]).all()):
+        raise ValueError(
+            f"{stops[0]} stops a fit by its PSNR, but {argument} is {float(data.target.flatten()[0]):g} everywhere, "
+            f"which says nothing beside a loss of your own; leave {stops[0]} out, or give eval_target"
+        )
+
+
 def check_spread(data: Data, argument: str = "target") -> None:
-    """Refuse targets far beyond the range of 1 that the PSNR is stated for."""
+    """Refuse targets of a spread that is hardly meant: networks begin near 0, and learn pixels of 8 bits badly."""
     low, high = (float(value) for value in torch.aminmax(data.target))
     if high - low > MOST_SPREAD:
         raise ValueError(
             f"{argument} must span a range near 1, for which losses and PSNR are stated, got {low:g} to {high:g}; "
-            f"scale it (pixels of 8 bits: divide by 255)"
+            f"scale it (pixels of 8 bits: divide by 255), or give data_range if that is meant"
         )
 
 
+def _grid_of(argument: str, target: Tensor, coords: Tensor, outputs: int) -> tuple[int, ...]:
+    """Return the shape of the points for which a target (*grid, M), or with M = 1 also (*grid), holds values."""
+    n = len(coords)
+    shape = tuple(target.shape) if target.shape[-1:] == (outputs,) and target.ndim > 1 else (*target.shape, 1)
+    grid = shape[:-1]
+    if math.prod(grid) != n or shape[-1] != outputs:
+        single = f", or without the last axis: ({n},) or (*grid)" if outputs == 1 else ""
+        raise ValueError(
+            f"{argument} must have shape ({n}, {outputs}) or (*grid, {outputs}) with {n} grid points{single}, "
+            f"got {tuple(target.shape)}"
+        )
+    _check_order(argument, tuple(target.shape), grid, coords)
+    return grid
+
+
+def _check_order(argument: str, shape: tuple[int, ...], grid: tuple[int, ...], coords: Tensor) -> None:
+    """Refuse values whose axes are those of the coordinates' grid in another order, (M, H, W) or (W, H) for (H, W).
+
+    Their number is right, and each would be taken for the value at another point.
+    """
+    if len(grid) < 2 or len(grid) != coords.shape[1] or _is_grid(coords, grid):
+        return
+    for other in sorted(set(itertools.permutations(shape, len(grid)))):
+        if math.prod(other) == len(coords) and _is_grid(coords, other):
+            raise ValueError(
+                f"{argument} has shape {shape}, but its points are a grid {other} in row-major order; bring its axes "
+                f"into the order {other}, outputs last (movedim, permute)"
+            )
+
+
+def _is_grid(coords: Tensor, grid: tuple[int, ...]) -> bool:
+    """Return whether points (N, d) are a row-major grid of this shape: each coordinate changes along its axis alone."""
+    if len(grid) != coords.shape[1] or math.prod(grid) != len(coords):
+        return False
+    points = coords.reshape(*grid, len(grid))
+    for axis in range(len(grid)):
+        along = points[..., axis].movedim(axis, -1)
+        line = along[(0,) * (len(grid) - 1)]
+        if not torch.equal(along, line.expand_as(along)) or (len(line) > 1 and bool((line == line[0]).all())):
+            return False
+    return True
+
+
 def _check_weight(
-    argument: str, weight: Any, n: int, outputs: int, dtype: torch.dtype, device: torch.device
+    argument: str, weight: Any, coords: Tensor, grid: tuple[int, ...], outputs: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return weights (N, 1 or M), and which points have any if some have none."""
+    """Return weights (N, 1 or M), and which points have any if some have none.
+
+    ``grid`` is the shape of the target's points. Of a target (N, M) the weight may have the grid of the coordinates.
+    """
     if weight is None:
         return None, None
     weight = check_tensor(argument, weight, floating=False)
     if weight.dtype != torch.bool and not weight.is_floating_point():
         raise TypeError(f"{argument} must be boolean or of a floating-point dtype, got {weight.dtype}")
-    if weight.device != device:
-        raise ValueError(f"{argument} is on {weight.device} but the network is on {device}; move one of them")
-    if weight.numel() not in (n, n * outputs):
+    if weight.device != coords.device:
+        raise ValueError(f"{argument} is on {weight.device} but the network is on {coords.device}; move one of them")
+    n, shape = len(coords), tuple(weight.shape)
+    own = [own for own in (shape, shape[:-1]) if len(grid) == 1 and len(own) > 1 and _is_grid(coords, own)]
+    leading = [(n,), grid, *own]
+    if not any(shape == (*places, *last) for places in leading for last in ((), (1,), (outputs,))):
+        places = [f"{n}", *([", ".join(map(str, grid))] if len(grid) > 1 else [])]
+        forms = [f"({own},)" if own == str(n) else f"({own})" for own in places]
+        forms += [f"({own}, {last})" for own in places for last in dict.fromkeys((1, outputs))]
         raise ValueError(
-            f"{argument} must hold one number a point ({n}) or one a target ({n} x {outputs}), "
-            f"got shape {tuple(weight.shape)}"
+            f"{argument} must hold one number a point ({n}) or one a target ({n} x {outputs}), in a shape out of "
+            f"{', '.join(forms)}; got {shape}"
         )
     weight = weight.detach().to(dtype).reshape(n, -1)
     if bool((weight < 0).any()):
@@ -175,9 +304,12 @@ def _check_weight(
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """Return a contiguous tensor at an aligned address, the same one if it is so already."""
+    """Return a contiguous tensor at an aligned address, the same one if it is so already.
+
+    One made inside ``torch.inference_mode``, which autograd does not take, is copied.
+    """
     tensor = tensor.contiguous()
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
+    return tensor if tensor.data_ptr() % ALIGNMENT == 0 and not tensor.is_inference() else tensor.clone()
 
 
 @torch.no_grad()

@@ -1,11 +1,33 @@
-"""Where a diverged fit first met a NaN or Inf, for the advice it gives."""
+"""A fit that went wrong: where it first met a NaN or Inf, and whether its loss grew, for the advice it gives."""
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from inrfast.nn import INR
+
+LAST = 10
+"""Losses whose median is that of the end: single batches scatter."""
+
+GROWN, BATCHES_GROWN = 2.0, 10.0
+"""Times its first value from which a loss has grown: of all points at once, of batches or of a loss of one's own."""
+
+BURST = 1e3
+"""Times its first value from which a loss has burst, if it does not fall below half of the first again."""
+
+FAR = 100.0
+"""Mean squared error that is worse than any start should be, in squares of the target's range or of 1: networks begin
+with outputs near that."""
+
+CLOSE = 1e-6
+"""Mean squared error, in squares of the target's range, below which growing means nothing: it is 60 dB."""
+
+ADVISED_ROWS = 4096
 
 
 @torch.no_grad()
@@ -41,3 +63,45 @@ def first_nonfinite(net: nn.Module, coords: Tensor) -> str:
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of {name}"
     return "the loss"
+
+
+def growth(losses: Sequence[float], square: float | None, whole: bool) -> str | None:
+    """Say in words how a loss grew over a fit, or None if it did not.
+
+    Parameters
+    ----------
+    losses
+        One an update.
+    square
+        Square of the target's range, for the mean squared error; None for a loss of another kind.
+    whole
+        Whether each is a mean squared error over all points, which scatters little.
+    """
+    if len(losses) < LAST:
+        return None
+    first, last, most = losses[0], statistics.median(losses[-LAST:]), max(losses)
+    if square is not None and last <= CLOSE * square:
+        return None
+    if first > 0:
+        times = GROWN if whole else BATCHES_GROWN
+        if last > times * first:
+            return f"ended with a loss of {last:.3g}, {last / first:.3g} times that of its start"
+        if most > BURST * first and last > first / 2:
+            return f"had a loss of up to {most:.3g}, and ended at {last:.3g} where it had begun at {first:.3g}"
+    if square is not None and last > FAR * max(square, 1.0):
+        return f"ended with a mean squared error of {last:.3g} on a target of range {square**0.5:.3g}"
+    return None
+
+
+@torch.no_grad()
+def remedies(net: nn.Module, coords: Tensor, lr: float) -> str:
+    """Say in words what to try where a loss grew."""
+    tried = [f"lower lr (it was {lr:.3g})", "omega", "the gain of the initialisation"]
+    if isinstance(net, INR) and net.encoding is not None:
+        largest = float(net.encoding(coords[:: max(1, len(coords) // ADVISED_ROWS)]).abs().max())
+        if largest > 10:
+            tried.append(
+                f"what makes the features of {type(net.encoding).__name__} as large as {largest:.3g} (its degree, its "
+                "coefficients, or the range of the coordinates)"
+            )
+    return f"{', '.join(tried[:-1])} or {tried[-1]}"

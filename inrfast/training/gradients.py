@@ -14,7 +14,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -41,6 +43,9 @@ PROBE_ROWS = 16
 
 EVALUATION_BUFFERS = 3
 """Buffers of the widest layer that a forward pass without gradients is counted with."""
+
+TABLE_SHARE = 8
+"""Numbers kept in a chunk per entry of tables: then adding up dense gradients takes a small part of the time."""
 
 ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
 
@@ -109,7 +114,7 @@ def gradient_of(
     for name, grad in stack.grads.items():
         net.get_parameter(name).grad = grad[0]
     if not callable(loss) and not _has_hooks(net) and _is_pointwise(net, data.coords[0]):
-        return ChunkedGradient(stack, data, points, narrow)
+        return ChunkedGradient(stack, data, points, narrow, budget)
     return WholeGradient(stack, data, loss, budget, points, narrow)
 
 
@@ -185,7 +190,9 @@ class _AutogradGradient:
     def __init__(self, stack: Stack, data: Data, points: int, narrow: bool, budget: int = 2**62) -> None:
         self.stack, self.net, self.data, self.narrow, self.budget = stack, stack.nets[0], data, narrow, budget
         self.evaluation_rows: int | None = None
-        self.one_core = points * self._widest() <= SMALL
+        self.gradients = [(self.net.get_parameter(name), grad, grad[0]) for name, grad in stack.grads.items()]
+        self.sizes = sizes_of(self.net, data.coords[0])
+        self.one_core = points * self.sizes.widest <= SMALL
 
     @property
     def layout(self) -> dict[str, object]:
@@ -200,9 +207,9 @@ class _AutogradGradient:
             return self.net(coords).to(coords.dtype)
 
     def _zero_gradients(self) -> None:
-        for name, grad in self.stack.grads.items():
+        for parameter, grad, own in self.gradients:
             grad.zero_()
-            self.net.get_parameter(name).grad = grad[0]  # an optimiser or a loss may have put another one there
+            parameter.grad = own  # an optimiser or a loss may have put another one there
 
     @torch.no_grad()
     def mean_square(self) -> Tensor:
@@ -211,7 +218,7 @@ class _AutogradGradient:
         with modes_kept(self.net):
             self.net.eval()
             squares = 0.0
-            for some in chunks(len(coords), self._evaluation_rows(coords)):
+            for some in pieces(len(coords), self._evaluation_rows(coords)):
                 squares += float((self.net(coords[some]) - target[some]).double().square().sum())
         return torch.tensor([squares / target.numel()], dtype=torch.float64)
 
@@ -220,7 +227,7 @@ class _AutogradGradient:
         if self.evaluation_rows is None:
             alone = not _has_hooks(self.net) and _is_pointwise(self.net, coords, training=False)
             if not alone:
-                row = EVALUATION_BUFFERS * self._widest() * coords.element_size()
+                row = EVALUATION_BUFFERS * math.ceil(self.sizes.widest) * coords.element_size()
                 what = (
                     f"measuring a network that couples its points, or has hooks, at all {len(coords)} of them at once,"
                 )
@@ -228,11 +235,8 @@ class _AutogradGradient:
             self.evaluation_rows = self._cached_rows() if alone else len(coords)
         return self.evaluation_rows
 
-    def _widest(self) -> int:
-        return max((parameter.shape[0] for parameter in self.net.parameters() if parameter.ndim > 0), default=1)
-
     def _cached_rows(self) -> int:
-        return min(cached_rows(self._widest(), self.data.coords), self.data.points)
+        return min(cached_rows(math.ceil(self.sizes.widest), self.data.coords), self.data.points)
 
 
 class ChunkedGradient(_AutogradGradient):
@@ -240,9 +244,16 @@ class ChunkedGradient(_AutogradGradient):
 
     name = "chunked"
 
-    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool = False) -> None:
+    def __init__(self, stack: Stack, data: Data, points: int, narrow: bool = False, budget: int = 2**62) -> None:
         super().__init__(stack, data, points, narrow)
         self.rows = self.evaluation_rows = self._cached_rows()
+        # A table's gradient is dense, and added once a chunk, however few of its rows the chunk has read.
+        wanted = math.ceil(TABLE_SHARE * self.sizes.tables / self.sizes.kept)
+        # Twice: the backward pass has the gradients of what was kept beside it.
+        affordable = max(self.rows, int(budget // (2 * self.sizes.kept * data.target.element_size())))
+        rows = min(max(self.rows, wanted), affordable)
+        # Two chunks gain nothing: a batch that small is at home in the caches beyond.
+        self.rows = min(data.points if points <= 2 * rows and points <= affordable else rows, data.points)
 
     @property
     def layout(self) -> dict[str, object]:
@@ -255,7 +266,7 @@ class ChunkedGradient(_AutogradGradient):
         self._zero_gradients()
         total = target.numel() if weight is None else float(weight.double().expand_as(target).sum())
         squares = 0.0
-        for rows in chunks(len(coords), self.rows):
+        for rows in pieces(len(coords), self.rows):
             with torch.enable_grad():
                 errors = (self._predict(coords[rows]) - target[rows]).square()
                 square = (errors if weight is None else errors * weight[rows]).sum()
@@ -302,7 +313,7 @@ class WholeGradient(_AutogradGradient):
         """
         few, more = min(PROBE_ROWS, points), min(2 * PROBE_ROWS, points)
         try:
-            base, twice = self._kept_bytes(few), self._kept_bytes(more)
+            base, twice = (sum(_kept(self.net, self.data.coords[0, :count]).values()) for count in (few, more))
         except Exception:  # a network that takes nothing but its full grid: it says so itself when memory ends
             return
         slope = (twice - base) / (more - few) if more > few else base / few
@@ -316,21 +327,74 @@ class WholeGradient(_AutogradGradient):
                 f"budget is {format_bytes(budget)} ({budget} bytes); {advice}"
             )
 
-    def _kept_bytes(self, rows: int) -> float:
-        """Return the bytes that autograd keeps after a forward pass over so many points."""
-        kept: dict[int, int] = {}
 
-        def keep(tensor: Tensor) -> Tensor:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
+@dataclass(frozen=True)
+class Sizes:
+    """What a network keeps for its backward pass, in numbers, and what it trains without keeping.
 
-        coords = self.data.coords[0, :rows].clone()
-        devices = [coords.device] if coords.device.type == "cuda" else []
-        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-        with torch.enable_grad(), hooks, torch.random.fork_rng(devices):
-            value = _predicted(self.net, coords)
-            (value * value).sum()
-        return float(sum(kept.values()))
+    Attributes
+    ----------
+    widest, kept
+        Of one tensor at most, and of all, per point.
+    tables
+        Entries of trained parameters that the backward pass does not need: those of embeddings and hash grids, of which
+        a point reads a few rows, and beside them biases and the first layer, which are small.
+    """
+
+    widest: float
+    kept: float
+    tables: int
+
+
+def sizes_of(net: nn.Module, coords: Tensor) -> Sizes:
+    """Return the sizes of a network in train mode, from forward passes over a few points (n, d)."""
+    item = coords.element_size()
+    parameters = {p.untyped_storage().data_ptr(): p.numel() for p in net.parameters() if p.requires_grad}
+    few, more = min(PROBE_ROWS, len(coords)), min(2 * PROBE_ROWS, len(coords))
+    try:
+        first, second = _kept(net, coords[:few]), _kept(net, coords[:more])
+    except Exception:  # a network that takes nothing but its full grid: by the width of its layers then
+        widest = max((p.shape[-1] for p in net.parameters() if p.ndim > 0), default=1)
+        return Sizes(widest, widest, 0)
+    kept = [[size for place, size in own.items() if place not in parameters] for own in (first, second)]
+    rows = more - few
+    if rows and len(kept[0]) == len(kept[1]):
+        grown = [(two - one) / rows / item for one, two in zip(*kept, strict=True)]
+    else:
+        grown = [size / more / item for size in kept[1]]
+    return Sizes(
+        max((1.0, *grown)),
+        max(1.0, sum(grown)),
+        sum(size for place, size in parameters.items() if place not in second),
+    )
+
+
+def _kept(net: nn.Module, coords: Tensor) -> dict[int, int]:
+    """Return the bytes that autograd keeps after a forward pass, by storage, in the order in which they came."""
+    kept: dict[int, int] = {}
+    held = []  # or a storage that is freed would lend its address to another
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held.append(storage)
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    devices = [coords.device] if coords.device.type == "cuda" else []
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.enable_grad(), hooks, torch.random.fork_rng(devices):
+        value = _predicted(net, coords.clone())
+        (value * value).sum()
+    return kept
+
+
+def pieces(n: int, size: int) -> Iterator[slice]:
+    """Yield the slices of :func:`inrfast.memory.chunks`, none of one row alone: ``squeeze()`` would take its axis."""
+    if n % size == 1 and n > size > 1:
+        yield from chunks(n - size - 1, size)
+        yield slice(n - size - 1, n)
+    else:
+        yield from chunks(n, size)
 
 
 def takes_coords(loss: Callable[..., Any]) -> bool:

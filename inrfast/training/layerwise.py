@@ -222,4 +222,5 @@ def encoded(
 
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Return whether two encodings of one class have the same numbers."""
-    return all(torch.equal(a, b) for a, b in zip(one.buffers(), other.buffers(), strict=True))
+    first, second = ([*encoding.buffers(), *encoding.parameters()] for encoding in (one, other))
+    return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

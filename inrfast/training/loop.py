@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_float, check_int
-from inrfast.training.data import Data, check_data, check_net, check_spread
+from inrfast.modes import in_training_modes
+from inrfast.nn import warn_of_dead_units
+from inrfast.training.callables import warn_of_untrained
+from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
 from inrfast.training.gradients import Loss
 from inrfast.training.optimizers import learning_rates
 from inrfast.training.run import Member
@@ -26,6 +28,7 @@ from inrfast.training.settings import (
 )
 
 
+@in_training_modes
 def fit(
     net: nn.Module,
     coords: Tensor,
@@ -54,10 +57,12 @@ def fit(
     patience: int | None = None,
     eval_coords: Tensor | None = None,
     eval_target: Tensor | None = None,
+    data_range: float | None = None,
 ) -> FitResult:
     """Train ``net`` in place so that ``net(coords)`` approaches ``target``; it ends on the last weights.
 
-    The network is trained in train mode and measured in eval mode, then gets its own mode back. Gradients are taken
+    The network is trained in train mode and measured in eval mode, then gets its own mode back. The caller's autocast,
+    inference mode and switched-off gradients change nothing: ``precision`` governs. Gradients are taken
     over chunks of points where that is exact (a mean of per-point losses, no coupling between points), otherwise over
     the whole batch. Frozen parameters stay as they are; ``.grad`` is overwritten and None at the end.
 
@@ -69,7 +74,7 @@ def fit(
         Points (N, d), of the network's dtype and device.
     target
         Values (N, M) or (*grid, M) with N grid points in row-major order, where M = 1 also (N,) or (*grid); dtype and
-        device of the network.
+        device of the network. Axes in another order, as in (M, H, W), are refused where the points tell.
     steps
         Updates; 2000 is the usual budget for one image.
     lr, schedule
@@ -81,11 +86,12 @@ def fit(
     loss
         ``"mse"`` (mean over points and outputs), or a callable of (predictions, targets), or of (predictions, targets,
         coordinates), of the step's whole batch, shapes (n, M), (n, M), (n, d), that returns a scalar tensor. The
-        coordinates then require gradients: see :mod:`inrfast.training.derivatives`.
+        coordinates then require gradients: see :mod:`inrfast.training.derivatives`. A module in it that asks to be
+        trained, and is no part of the network, is not, which is warned of.
     weight
-        Weights (N,), (*grid), (N, M) or (*grid, M), zero or more, or a mask of booleans: the loss is
-        ``sum w (f - y)^2 / sum w`` over the step's points and outputs. Points of weight 0 are left out of the fit and
-        its PSNR; their targets may be anything, NaN too.
+        Weights (N,), (N, 1) or (N, M), or with the target's own grid (*grid), (*grid, 1) or (*grid, M), zero or more,
+        or a mask of booleans: the loss is ``sum w (f - y)^2 / sum w`` over the step's points and outputs. Points of
+        weight 0 are left out of the fit and its PSNR; their targets may be anything, NaN too.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, or any ``torch.optim.Optimizer`` of the network's
         trainable parameters.
@@ -101,16 +107,20 @@ def fit(
     callbacks
         Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
     eval_every
-        Steps between two evaluations; None takes a hundred of them. With full batches and ``"mse"`` they cost nothing.
+        Steps between two evaluations; None takes a hundred of them, but at most one in ten steps where a network or
+        loss takes its batch as a whole. With full batches and ``"mse"`` they cost nothing, else a pass over all points.
     target_psnr
-        Stop at the first evaluation that reaches this PSNR (dB).
+        Stop at the first evaluation that reaches this PSNR (dB), stated for ``data_range``. With a loss of your own it
+        asks for a target that is not one value everywhere.
     checkpoint, checkpoint_seconds
         File for the state of the fit (safetensors), written whole or not at all: every so many seconds, at an interrupt
         and at the end. An existing one is not overwritten without ``resume``.
     resume
         Go on from the checkpoint if there is one, else start: on the same machine the result is that of an
         uninterrupted fit, bit by bit. Network, data and settings must be those of the checkpoint, ``steps`` only where
-        the schedule does not depend on it.
+        the schedule does not depend on it. Of modules and callables of your own the code, plain attributes and
+        tensors are compared, and what closures hold; not what objects of other kinds hold, nor the insides of
+        libraries, nor code made by another Python.
     seed
         Of the batches, and of what the network or the loss draw at random; the global generators are untouched.
     progress
@@ -127,12 +137,24 @@ def fit(
     eval_coords, eval_target
         Points and values for the evaluation, such as another resolution; values alone belong to ``coords``, points of
         weight 0 included.
+    data_range
+        Range of the signal for which PSNRs are stated, kept in the result. None takes it from the values of the
+        evaluation: 1 where they lie in [0, 1] or [-0.5, 0.5] and span at least half of it, as images do; else the
+        largest minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+
+    Warns
+    -----
+    UserWarning
+        A loss that holds modules which are not trained; a rank-expanding first layer with dead units at ``coords``.
+    RuntimeWarning
+        A loss that grew, or ended far from any start: what to try is said.
 
     Raises
     ------
     ValueError, TypeError
         Bad shapes, dtypes, devices, ranges or names; NaN or Inf in coordinates, targets or weights; no trainable
-        parameter; an optimiser of other parameters; a checkpoint that is damaged or of another fit.
+        parameter, complex ones, or ones that overlap in memory; an optimiser of other parameters; a checkpoint that is
+        damaged or of another fit.
     FileExistsError
         There is a checkpoint, and ``resume`` is not given.
     MemoryBudgetError
@@ -159,12 +181,18 @@ def fit(
     steps = check_int("steps", steps, minimum=1)
     lr = check_float("lr", lr, minimum=0.0, exclusive=True)
     rate = learning_rates(lr, schedule, steps)
-    goal = math.inf if target_psnr is None else check_float("target_psnr", target_psnr)
+    goal = None if target_psnr is None else check_float("target_psnr", target_psnr)
     dtype, device = check_net(net)
     data = check_data(net, coords, target, weight)
-    if not callable(loss):
+    if not callable(loss) and data_range is None:
         check_spread(data)
     evaluation = check_evaluation(net, coords, eval_coords, eval_target)
+    measured = evaluation or data
+    if callable(loss):
+        asked = {"target_psnr": target_psnr, "patience": patience}
+        check_measured(measured, [name for name, value in asked.items() if value is not None])
+        warn_of_untrained(loss, [net], stacklevel=3)
+    warn_of_dead_units(net, data.coords[0], stacklevel=3)
     settings = check_settings(
         points=data.points,
         dtype=dtype,
@@ -181,8 +209,10 @@ def fit(
         backend=backend,
         memory_budget=memory_budget,
         callbacks=callbacks,
+        schedule=schedule,
     )
-    member = Member(net, data, evaluation, lr, rate, goal, check_int("seed", seed, minimum=0))
+    seed = check_int("seed", seed, minimum=0)
+    member = Member(net, data, evaluation, lr, rate, goal, seed, range_of(measured, data_range), data_range is not None)
     config = described(settings, schedule, target_psnr, precision)
     session = Session([member], settings, config, path, checkpoint_seconds, resume, progress)
     session.train()

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, check_int
-from inrfast.training.data import Data, aligned, check_data, check_net, check_spread
+from inrfast.errors import check_coords, check_float, check_int
+from inrfast.modes import in_training_modes
+from inrfast.nn import warn_of_dead_units
+from inrfast.training.callables import warn_of_untrained
+from inrfast.training.data import (
+    Data,
+    aligned,
+    check_apart,
+    check_data,
+    check_measured,
+    check_net,
+    check_spread,
+    count_outputs,
+    range_of,
+)
 from inrfast.training.gradients import Loss
 from inrfast.training.loop import check_evaluation
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates
@@ -28,6 +40,7 @@ from inrfast.training.settings import (
 T = TypeVar("T")
 
 
+@in_training_modes
 def fit_many(
     nets: Sequence[nn.Module],
     coords: Tensor | Sequence[Tensor],
@@ -56,6 +69,7 @@ def fit_many(
     patience: int | None = None,
     eval_coords: Tensor | Sequence[Tensor] | None = None,
     eval_target: Tensor | Sequence[Tensor] | None = None,
+    data_range: float | Sequence[float | None] | None = None,
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
@@ -72,7 +86,7 @@ def fit_many(
         Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N.
     targets
         Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
-    lr, seed, target_psnr
+    lr, seed, target_psnr, data_range
         One for all, or one a network. With one seed all networks see the same batches.
     weight, eval_coords, eval_target
         One for all, or a sequence of one a network; see :func:`inrfast.fit`.
@@ -114,11 +128,24 @@ def fit_many(
     rates = [check_float(f"lr[{i}]", own, minimum=0.0, exclusive=True) for i, own in enumerate(_each("lr", lr, count))]
     seeds = [check_int(f"seed[{i}]", own, minimum=0) for i, own in enumerate(_each("seed", seed, count))]
     goals = [
-        math.inf if own is None else check_float(f"target_psnr[{i}]", own)
+        None if own is None else check_float(f"target_psnr[{i}]", own)
         for i, own in enumerate(_each("target_psnr", target_psnr, count))
     ]
     dtype, device = check_net(nets[0], "nets[0]")
-    data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread=not callable(loss))
+    given_ranges = _each("data_range", data_range, count)
+    spread = [not callable(loss) and own is None for own in given_ranges]
+    data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread)
+    measured = [evaluation or own for own, evaluation in zip(data, evaluations, strict=True)]
+    ranges = [
+        range_of(one, own, f"data_range[{i}]") for i, (one, own) in enumerate(zip(measured, given_ranges, strict=True))
+    ]
+    if callable(loss):
+        for i, (one, goal) in enumerate(zip(measured, goals, strict=True)):
+            asked = {"target_psnr": goal, "patience": patience}
+            check_measured(one, [key for key, value in asked.items() if value is not None], f"targets[{i}]")
+        warn_of_untrained(loss, nets, stacklevel=3)
+    for net, one in zip(nets, data, strict=True):
+        warn_of_dead_units(net, one.coords[0], stacklevel=3)
     settings = check_settings(
         points=min(one.points for one in data),
         dtype=dtype,
@@ -135,10 +162,21 @@ def fit_many(
         backend=backend,
         memory_budget=memory_budget,
         callbacks=callbacks,
+        schedule=schedule,
     )
     members = [
-        Member(net, own, evaluation, rate, learning_rates(rate, schedule, steps), goal, number)
-        for net, own, evaluation, rate, goal, number in zip(nets, data, evaluations, rates, goals, seeds, strict=True)
+        Member(
+            net,
+            data[i],
+            evaluations[i],
+            rates[i],
+            learning_rates(rates[i], schedule, steps),
+            goals[i],
+            seeds[i],
+            ranges[i],
+            given_ranges[i] is not None,
+        )
+        for i, net in enumerate(nets)
     ]
     config = described(settings, schedule, None, precision)
     session = Session(members, settings, config, path, checkpoint_seconds, resume, progress)
@@ -165,6 +203,9 @@ def _check_nets(nets: Any) -> list[nn.Module]:
         for tensor in (*net.parameters(), *net.buffers()):
             if owner.setdefault(id(tensor), i) != i:
                 raise ValueError(f"nets must share no parameter, but nets[{owner[id(tensor)]}] and nets[{i}] do")
+    check_apart(
+        {f"nets[{i}].{name}": parameter for i, net in enumerate(given) for name, parameter in net.named_parameters()}
+    )
     return given
 
 
@@ -178,17 +219,24 @@ def _each(argument: str, given: Any, count: int) -> list[Any]:
 
 
 def _check_all(
-    nets: list[nn.Module], coords: Any, targets: Any, weight: Any, eval_coords: Any, eval_target: Any, spread: bool
+    nets: list[nn.Module],
+    coords: Any,
+    targets: Any,
+    weight: Any,
+    eval_coords: Any,
+    eval_target: Any,
+    spread: Sequence[bool],
 ) -> tuple[list[Data], list[Data | None]]:
     """Return the data and the evaluation of each network; what is shared is one tensor."""
     count = len(nets)
     points = _own_points("coords", coords, count)
-    values = _own_values("targets", targets, points, count)
+    outputs = _outputs_of(nets[0], points[0])
+    values = _own_values("targets", targets, points, count, outputs)
     weights = _each("weight", weight, count)
     eval_points, eval_values = [None] * count, [None] * count
     if eval_target is not None:
         eval_points = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
-        eval_values = _own_values("eval_target", eval_target, eval_points, count)
+        eval_values = _own_values("eval_target", eval_target, eval_points, count, outputs)
     elif eval_coords is not None:
         check_evaluation(nets[0], coords, eval_coords, None)
     data: list[Data] = []
@@ -196,7 +244,7 @@ def _check_all(
     for i, net in enumerate(nets):
         try:
             data.append(check_data(net, points[i], values[i], weights[i], ("coords", "targets", "weight")))
-            if spread:
+            if spread[i]:
                 check_spread(data[-1], "targets")
             evaluations.append(check_evaluation(net, points[i], eval_points[i], eval_values[i]))
         except (ValueError, TypeError) as error:
@@ -213,16 +261,25 @@ def _own_points(argument: str, given: Any, count: int) -> list[Any]:
     return _each(argument, given, count)
 
 
-def _own_values(argument: str, given: Any, points: list[Any], count: int) -> list[Any]:
+def _outputs_of(net: nn.Module, coords: Any) -> int:
+    """Return M, or 1 where the points are no points: that is said when they are checked."""
+    try:
+        return count_outputs(net, check_coords("coords", coords).detach())
+    except (ValueError, TypeError):
+        return 1
+
+
+def _own_values(argument: str, given: Any, points: list[Any], count: int, outputs: int) -> list[Any]:
     """Return the values of each network: a tensor is for all unless it holds ``count`` times as many."""
     if not isinstance(given, Tensor):
         return _each(argument, given, count)
     n = len(points[0]) if isinstance(points[0], Tensor) and points[0].ndim else 0
-    if given.ndim > 1 and len(given) == count and n and not _holds(given, n) and _holds(given[0], n):
+    if given.ndim > 1 and len(given) == count and n and not _holds(given, n, outputs) and _holds(given[0], n, outputs):
         return list(given)
     return [aligned(given)] * count
 
 
-def _holds(values: Tensor, n: int) -> bool:
-    """Return whether values (n,), (n, M), (*grid) or (*grid, M) belong to ``n`` points."""
-    return values.numel() % n == 0 and n in (math.prod(values.shape), math.prod(values.shape[:-1]))
+def _holds(values: Tensor, n: int, outputs: int) -> bool:
+    """Return whether values (n, M), (*grid, M) or, with M = 1, (n,) or (*grid), belong to ``n`` points."""
+    shape = values.shape
+    return (outputs == 1 and shape.numel() == n) or (shape[-1:] == (outputs,) and shape[:-1].numel() == n)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.adam import adam as functional_adam
 
 from inrfast.errors import check_choice, check_float
-from inrfast.training.stack import Stack
+from inrfast.training.stack import Stack, has_gaps
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 """Optimisers known by name, with torch's defaults; they update several networks at once."""
@@ -95,16 +95,23 @@ class Adam:
     def _take(self, stack: Stack) -> None:
         self.parameters = [stack.parameters[name] for name in stack.grads]
         self.grads = list(stack.grads.values())
+        # The fused update walks raw memory: a parameter with gaps is updated in a copy, laid out as its gradient is.
+        self.copies = {i: torch.empty_like(self.grads[i]) for i, p in enumerate(self.parameters) if has_gaps(p)}
+        self.blocks = [self.copies.get(i, parameter) for i, parameter in enumerate(self.parameters)]
         self.fused = self.grads[0].device.type in ("cpu", "cuda")
 
     @torch.no_grad()
     def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """Update the parameters in place."""
         if min(rates) == max(rates):
-            self._update(self.parameters, rates[0], self.weight_decay)
+            for i, copy in self.copies.items():
+                copy.copy_(self.parameters[i])
+            self._update(self.blocks, rates[0], self.weight_decay)
+            for i, copy in self.copies.items():
+                self.parameters[i].copy_(copy)
             return
         # An update is a multiple of its rate: it is taken at the rate 1 from 0, then each network's multiple added.
-        moves = [torch.zeros_like(parameter) for parameter in self.parameters]
+        moves = [torch.zeros_like(grad) for grad in self.grads]
         own = [_per_network(rates, parameter) for parameter in self.parameters]
         for parameter, grad, rate in zip(self.parameters, self.grads, own, strict=True):
             if self.weight_decay and self.decoupled:
@@ -138,8 +145,8 @@ class Adam:
     def keep(self, stack: Stack, index: Sequence[int]) -> None:
         """See :class:`Optimizer`."""
         for moments in (self.means, self.squares):
-            for name in moments:
-                moments[name] = moments[name][list(index)]
+            for name, grad in stack.grads.items():
+                moments[name] = torch.empty_like(grad).copy_(moments[name][list(index)])
         self._take(stack)
 
     def state(self) -> dict[str, Any]:
@@ -186,7 +193,7 @@ class TorchOptimizer:
     Raises
     ------
     ValueError
-        Its parameters are not the network's trainable ones.
+        Its parameters are not the network's trainable ones; it is fused, and one of them is a view with gaps.
     """
 
     def __init__(self, stack: Stack, optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -203,6 +210,13 @@ class TorchOptimizer:
                 f"optimizer must hold the network's trainable parameters, got one that holds {' and '.join(found)}; "
                 "make it from net.parameters(), and freeze what is not to be trained with requires_grad_(False)"
             )
+        for group in optimizer.param_groups:
+            gaps = [mine[parameter] for parameter in group["params"] if has_gaps(parameter)]
+            if group.get("fused") and gaps:
+                raise ValueError(
+                    f"optimizer is fused, and torch's fused update writes beside {gaps[0]}, whose entries have gaps "
+                    f"(strides {tuple(net.get_parameter(gaps[0]).stride())}); make it with fused=False"
+                )
 
     def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """Update the parameters in place."""
@@ -247,7 +261,8 @@ def _per_network(rates: Sequence[float], parameter: Tensor) -> Tensor:
 @torch.no_grad()
 def clip_(stack: Stack, clip_norm: float) -> None:
     """Shorten each network's gradient to this norm over all its parameters where it is longer."""
-    squares = torch.stack([grad.flatten(1).double().square().sum(1) for grad in stack.grads.values()]).sum(0)
+    rows = [grad.reshape(len(grad), -1).double() for grad in stack.grads.values()]
+    squares = torch.stack([row.square().sum(1) for row in rows]).sum(0)
     factors = (clip_norm / squares.sqrt().clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
     for grad in stack.grads.values():
         grad.mul_(factors.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))

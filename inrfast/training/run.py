@@ -24,7 +24,7 @@ from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.gradients import Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
-from inrfast.training.settings import Settings
+from inrfast.training.settings import LEAST_BETWEEN, Settings
 from inrfast.training.stack import Stack
 
 LONGEST = 0.5
@@ -44,14 +44,17 @@ class Member:
     evaluation: Data | None
     lr: float
     rate: Callable[[int], float]
-    goal: float
+    goal: float | None
     seed: int
+    data_range: float = 1.0
+    range_given: bool = False
     index: int = 0
     done: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[tuple[int, float]] = field(default_factory=list)
     best_state: dict[str, Tensor] = field(default_factory=dict)
     gradient: str = ""
+    eval_every: int = 1
     best_step: int = 0
     best_psnr: float = math.nan
     since_best: int = 0
@@ -88,16 +91,24 @@ class Run:
         self.data, self.evaluation = stack_data, evaluation
         nets = [member.net for member in members]
         self.stack = Stack(nets, flat=_fused(nets, stack_data, settings))
-        self.batches = Batches(
-            stack_data.points, settings.batch_size, [member.seed for member in members], stack_data.coords.device
-        )
+        try:
+            self._begin()
+        except BaseException:
+            self.stack.release()
+            raise
+
+    def _begin(self) -> None:
+        """Make what takes the steps, and keep the weights of the start."""
+        settings, data = self.settings, self.data
+        seeds = [member.seed for member in self.members]
+        self.batches = Batches(data.points, settings.batch_size, seeds, data.coords.device)
         self.optimizer: optimizers.Optimizer
         if isinstance(settings.optimizer, str) and self.stack.flat is not None:
             self.optimizer = FusedOptimizer(self.stack, settings.optimizer, settings.weight_decay)
         elif isinstance(settings.optimizer, str):
             self.optimizer = optimizers.make(settings.optimizer, self.stack, settings.weight_decay)
         else:
-            self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, members[0].lr)
+            self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, self.members[0].lr)
         self.begun = self.done = 0
         self.finite = True
         # Now, while torch may use all cores: between the steps of threads it may use one.
@@ -125,6 +136,11 @@ class Run:
         # Then the loss that a step takes anyway is the evaluation of its weights.
         own = own and not fused  # where many steps are taken at once their losses come too late
         self.free = own and full and self.data.weight is None and not isinstance(self.gradient, WholeGradient)
+        self.every = s.eval_every
+        if isinstance(self.gradient, WholeGradient) and full and not s.often:
+            self.every = max(self.every, LEAST_BETWEEN)
+        for member in self.members:
+            member.eval_every = self.every
         self.several: FusedSteps | None = None
         if isinstance(self.gradient, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
             self.several = FusedSteps(self.gradient, self.optimizer, self.batches)
@@ -137,9 +153,9 @@ class Run:
 
     def reach(self) -> int:
         """Return up to which step the next call of :meth:`advance` could go: not past the next evaluation."""
-        if self.settings.callbacks and self.done % self.settings.eval_every == 0:
+        if self.settings.callbacks and self.done % self.every == 0:
             return self.done + 1  # what a callback does to the weights counts after the gradient of this step
-        evaluation = (self.done // self.settings.eval_every + 1) * self.settings.eval_every
+        evaluation = (self.done // self.every + 1) * self.every
         return min(self.done + self.at_once, evaluation, self.settings.steps)
 
     def advance(self, stop: int) -> None:
@@ -148,7 +164,7 @@ class Run:
             self.step()
             self.finite = self.several is None or not self.members or self.stack.flat_finite()
             return None
-        if self.done % self.settings.eval_every == 0 and self._evaluate(None):
+        if self.done % self.every == 0 and self._evaluate(None):
             self._drop_finished()
         if not self.members:
             return None
@@ -194,7 +210,7 @@ class Run:
         losses = self._drop_diverged(losses, batch)
         if not self.members:
             return
-        if self.done % settings.eval_every == 0 and self._evaluate(losses if self.free else None):
+        if self.done % self.every == 0 and self._evaluate(losses if self.free else None):
             numbers = {id(member): loss for member, loss in zip(self.members, losses, strict=True)}
             self._drop_finished()
             losses = [numbers[id(member)] for member in self.members]
@@ -263,7 +279,10 @@ class Run:
     def _evaluate(self, losses: Sequence[float] | None) -> bool:
         """Record the PSNR of the weights as they are, from these losses if they tell it; return whether some end."""
         squares = self.mean_square().tolist() if losses is None else losses
-        psnrs = [mse_to_psnr(square) if square >= 0 else math.nan for square in squares]
+        psnrs = [
+            mse_to_psnr(square, member.data_range) if square >= 0 else math.nan
+            for square, member in zip(squares, self.members, strict=True)
+        ]
         improved, ended = [], False
         for place, (member, psnr) in enumerate(zip(self.members, psnrs, strict=True)):
             if math.isnan(psnr) or psnr == -math.inf:
@@ -288,7 +307,7 @@ class Run:
 
     def _verdict(self, member: Member) -> str:
         """Return why a network needs no more steps, or an empty string."""
-        if member.psnr >= member.goal:
+        if member.goal is not None and member.psnr >= member.goal:
             return "target_psnr"
         patience = self.settings.patience
         return "patience" if patience is not None and member.since_best >= patience else ""
@@ -302,7 +321,7 @@ class Run:
 
     def _drop_diverged(self, losses: list[float], batch: Tensor | None) -> list[float]:
         """Take networks out of the stack whose loss or gradient is not finite; return the others' losses."""
-        sums = torch.stack([grad.flatten(1).sum(1) for grad in self.stack.grads.values()]).sum(0).tolist()
+        sums = torch.stack([grad.reshape(len(grad), -1).sum(1) for grad in self.stack.grads.values()]).sum(0).tolist()
         ended = False
         for place, (loss, total) in enumerate(zip(losses, sums, strict=True)):
             # A sum is NaN or Inf where an entry is (the cheapest pass over them), and may be where none is.
@@ -334,7 +353,8 @@ class Run:
             "diverged",
             DivergedError(
                 f"{who} met a NaN or Inf after {self.done} updates, first in {where}; lower lr (it was {lr:.3g}), "
-                f"omega or the gain of the initialisation{wider}. The network was set back to its last good weights"
+                f"omega, the gain of the initialisation or the degree of a polynomial encoding{wider}. The network was "
+                "set back to its last good weights"
             ),
         )
         return True

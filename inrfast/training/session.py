@@ -25,8 +25,10 @@ from inrfast.errors import (
 from inrfast.nn import INR
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
+from inrfast.training import callables
 from inrfast.training.checkpoint import FIT_SCHEMA, differences, fingerprint, read_tree, write_tree
-from inrfast.training.data import stacked
+from inrfast.training.data import range_of, stacked
+from inrfast.training.divergence import growth, remedies
 from inrfast.training.gradients import is_plain
 from inrfast.training.run import Member, Run
 from inrfast.training.settings import Settings
@@ -47,12 +49,13 @@ class FitResult:
     losses
         The training loss of every update, taken on its batch with the weights before the update.
     eval_steps, psnrs
-        PSNR (dB, data range 1, all points of the evaluation, eval mode) after that many updates; the first is of the
-        start, the last of the end.
+        PSNR (dB, for ``data_range``, all points of the evaluation, eval mode) after that many updates; the first is of
+        the start, the last of the end.
     psnr
         PSNR of the last weights.
     best_psnr, best_step, best_state
-        The best of ``psnrs``, its step, and a copy of the ``state_dict`` that had it.
+        The best of ``psnrs``, its step, and a copy of the ``state_dict`` that had it. With a loss of your own and a
+        target that only stands in (zeros), they mean nothing.
     seconds
         Wall-clock time of the whole call; after a resume, of this call alone.
     interrupted
@@ -65,6 +68,8 @@ class FitResult:
         in ``fit_many`` ``"diverged"``.
     error
         In ``fit_many``, what a diverged network's own fit would have raised.
+    data_range
+        The range of the signal for which the PSNRs are stated: see ``data_range`` of :func:`inrfast.fit`.
     """
 
     steps: int
@@ -80,6 +85,7 @@ class FitResult:
     config: dict[str, Any]
     stopped: str = "steps"
     error: DivergedError | None = None
+    data_range: float = 1.0
 
 
 # ---- the fit -----------------------------------------------------------------------------------------------------
@@ -144,10 +150,9 @@ class Session:
                 stack.enter_context(gemm.forced(*libraries))
             stack.enter_context(bar)
             try:
-                self.runs = self._runs(state)
-                for run in self.runs:
-                    stack.callback(run.release)
-                self.about = self._describe()
+                stack.callback(self._release)
+                self._make_runs(state)
+                self.about = {} if self.path is None else self._describe()
                 if state is not None:
                     self._warn_of_other_digits(state["about"])
                 if all(run.gradient.one_core for run in self.runs):
@@ -168,6 +173,27 @@ class Session:
                 run.end("interrupted" if self.interrupted else "steps")
             if not self.interrupted and not self._failed():
                 self._write()
+                self._warn_of_growth()
+
+    def _warn_of_growth(self) -> None:
+        """Warn, once for all networks, where a loss grew and nobody would see it but in the curve."""
+        mean, found = not callable(self.settings.loss), []
+        for member in self.members:
+            whole = mean and self.settings.batch_size in (None, member.data.points)
+            how = growth(member.losses, range_of(member.data, None) ** 2 if mean else None, whole)
+            if how is not None and member.error is None:
+                found.append((member, how))
+        if not found:
+            return
+        member, how = found[0]
+        who = "the fit" if len(self.members) == 1 else f"the fit of network {member.index}"
+        others = f" ({len(found)} of {len(self.members)} networks are like this)" if len(found) > 1 else ""
+        warnings.warn(
+            f"{who} {how}{others}; {remedies(member.net, member.data.coords[0], member.lr)}. The best weights, of step "
+            f"{member.best_step}, are in best_state",
+            RuntimeWarning,
+            stacklevel=5,
+        )
 
     def _steps(self, bar: Any) -> None:
         first = min((run.done for run in self.runs), default=self.settings.steps)
@@ -208,10 +234,12 @@ class Session:
 
     def result(self, member: Member, seconds: float) -> FitResult:
         """Return what one network's fit did."""
-        net = member.net.config() if isinstance(member.net, INR) else type(member.net).__name__
+        net = _config(member.net) or type(member.net).__name__
         own = {
             "lr": member.lr,
             "seed": member.seed,
+            "data_range": member.data_range,
+            "eval_every": member.eval_every,
             "points": member.data.points,
             "gradient": member.gradient,
             "net": net,
@@ -230,25 +258,30 @@ class Session:
             config={**self.config, **own},
             stopped=member.stopped,
             error=member.error,
+            data_range=member.data_range,
         )
 
     # ---- groups --------------------------------------------------------------------------------------------------
 
-    def _runs(self, state: dict[str, Any] | None) -> list[Run]:
-        """Return the runs: networks of one shape together, every other network by itself."""
+    def _release(self) -> None:
+        for run in self.runs:
+            run.release()
+
+    def _make_runs(self, state: dict[str, Any] | None) -> None:
+        """Make the runs: networks of one shape together, every other network by itself."""
         if state is None:
-            return [self._run(group) for group in _grouped(self.members)]
+            for group in _grouped(self.members):
+                self.runs.append(self._run(group))
+            return
         going = {index for kept in state["groups"] for index in kept["members"]}
         for member, kept in zip(self.members, state["networks"], strict=True):
             _restore(member, kept, member.index in going)
-        runs = []
         for kept in state["groups"]:
-            runs.append(self._run([self.members[index] for index in kept["members"]]))
-            runs[-1].load(kept)
+            self.runs.append(self._run([self.members[index] for index in kept["members"]]))
+            self.runs[-1].load(kept)
         for callback, kept in zip(self.settings.callbacks, state["callbacks"], strict=True):
             if kept is not None:
                 callback.load_state_dict(kept)
-        return runs
 
     def _run(self, members: list[Member]) -> Run:
         evaluations = [member.evaluation for member in members]
@@ -262,6 +295,7 @@ class Session:
         dtypes = {member.data.target.dtype for member in self.members}
         return {
             **self._configuration(),
+            "identities": self._identities(),
             "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
             "machine": {
                 "threads": torch.get_num_threads(),
@@ -282,15 +316,26 @@ class Session:
             warnings.warn(
                 f"the fit goes on from {self.path}, but not bit by bit: other {'; '.join(changed)}",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def _configuration(self) -> dict[str, Any]:
         """Return what a checkpoint and the fit that goes on from it must have in common."""
-        nets = [m.net.config() if isinstance(m.net, INR) else str(m.net) for m in self.members]
-        data = [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in self.members]
-        own = [{"lr": member.lr, "seed": member.seed} for member in self.members]
-        return {"config": self.config, "nets": nets, "data": data, "own": own}
+        members = self.members
+        return {
+            "config": self.config,
+            "nets": [_config(member.net) or str(member.net) for member in members],
+            "data": [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in members],
+            "own": [{"lr": m.lr, "seed": m.seed, "data_range": m.data_range} for m in members],
+            "trainable": [[name for name, p in m.net.named_parameters() if p.requires_grad] for m in members],
+            "evaluation": [None if (e := m.evaluation) is None else fingerprint(e.coords, e.target) for m in members],
+        }
+
+    def _identities(self) -> dict[str, dict[str, str]]:
+        """Return what tells the callables and modules of a fit from others of the same text."""
+        given = {"loss": self.settings.loss, "schedule": self.settings.schedule}
+        found = {name: callables.described(own) for name, own in given.items() if callable(own)}
+        return {**found, **{f"nets[{m.index}]": callables.attributes(m.net) for m in self.members}}
 
     def _write(self) -> None:
         """Write a checkpoint if one is asked for and every optimiser's state is that of its network's last update."""
@@ -304,15 +349,23 @@ class Session:
             "groups": [run.state() for run in self.runs if run.members],
             "callbacks": callbacks,
         }
+        # What has changed since the start is state, such as a count of calls, and tells nothing from another.
+        now = self._identities()
+        fixed = {
+            place: {key: text for key, text in own.items() if now[place].get(key) == text}
+            for place, own in self.about["identities"].items()
+        }
         with interrupts_later():
-            write_tree(self.path, FIT_SCHEMA, tree, {**self.about, "layout": self._layout()})
+            write_tree(self.path, FIT_SCHEMA, tree, {**self.about, "identities": fixed, "layout": self._layout()})
 
     def _read(self) -> dict[str, Any]:
         """Return the state in the checkpoint, if it is one of this fit."""
         assert self.path is not None
         _, tree, about = read_tree(self.path, (FIT_SCHEMA,))
+        _as_before(about["own"], self.members)
         mine: dict[str, Any] = self._configuration()
-        then: dict[str, Any] = {key: about[key] for key in mine}
+        then: dict[str, Any] = {key: about[key] for key in mine if key in about}  # files of old have fewer
+        mine = {key: mine[key] for key in then}
         free = (
             set(UNLIKE_SCHEDULES)
             if self.config["schedule"] not in ("exponential", "cosine")
@@ -321,6 +374,8 @@ class Session:
         for side in (mine, then):
             side["config"] = {key: value for key, value in side["config"].items() if key not in free}
         wrong = differences(mine, then)
+        now, before = self._identities(), about.get("identities", {})
+        wrong += [f"{place}: {key}" for place in now for key in callables.different(now[place], before.get(place, {}))]
         if wrong:
             raise ValueError(f"checkpoint: {self.path} is of another fit, with other {'; '.join(wrong)}")
         if len(tree["callbacks"]) != len(self.settings.callbacks):
@@ -340,6 +395,22 @@ class Session:
         except NotAvailableError as error:
             warnings.warn(f"the fit goes on, but not bit by bit: {error}", RuntimeWarning, stacklevel=5)
             return None
+
+
+def _config(net: nn.Module) -> dict[str, Any] | None:
+    """Return what describes an INR, or None: of another module, or with an encoding that does not describe itself."""
+    try:
+        return net.config() if isinstance(net, INR) else None
+    except NotImplementedError:
+        return None
+
+
+def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:
+    """Take the PSNR's range of files that do not name it, which is 1, where none is asked for."""
+    for then, member in zip(own, members, strict=False):
+        if "data_range" not in then:
+            then["data_range"] = 1.0
+            member.data_range = member.data_range if member.range_given else 1.0
 
 
 def _kept(member: Member) -> dict[str, Any]:

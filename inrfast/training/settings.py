@@ -22,6 +22,9 @@ PRECISIONS = ("highest", "high", "medium")
 EVALUATIONS = 100
 """Evaluations of the PSNR in a run where ``eval_every`` is not given: enough for a curve, few enough to cost little."""
 
+LEAST_BETWEEN = 10
+"""Steps at least between two of them where each takes a pass of its own over all points of a step."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -41,6 +44,9 @@ class Settings:
     backend: str
     named: bool
     """Whether the backend was asked for by name, and must not fall back."""
+    schedule: str | Callable[[int], float] = "exponential"
+    often: bool = False
+    """Whether ``eval_every`` was given, and is taken at its word."""
 
 
 def check_settings(
@@ -60,6 +66,7 @@ def check_settings(
     backend: str,
     memory_budget: Any,
     callbacks: Any,
+    schedule: str | Callable[[int], float] = "exponential",
 ) -> Settings:
     """Return the settings of networks of this dtype and device, on so many points at least.
 
@@ -81,6 +88,8 @@ def check_settings(
         callbacks=check_callbacks(callbacks),
         backend=resolved,
         named=backend == "triton",
+        schedule=schedule,
+        often=eval_every is not None,
     )
 
 

@@ -15,8 +15,8 @@ ALIGNMENT = 16
 class Stack:
     """The parameters of B networks of one structure as tensors (B, *shape); the networks' own are views of them.
 
-    One network needs no copy: its stacked tensors are views of its own. Several, and one that is ``flat``, get their
-    own memory back by :meth:`release`.
+    One network needs no copy: its stacked tensors are views of its own, with its own strides. Several, and one that is
+    ``flat``, are moved to memory of the stack; :meth:`release` writes their numbers back to where they were.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class Stack:
     trainable
         Names of those that are trained.
     grads
-        Stacked gradients of the trainable ones.
+        Stacked gradients of the trainable ones: with a parameter's own strides, or contiguous if those leave gaps.
     state
         Everything that a fit changes: parameters and, of a single network, its buffers.
     flat, flat_grads
@@ -49,6 +49,7 @@ class Stack:
         self.trainable = [name for name, parameter in first.items() if parameter.requires_grad]
         self.flat: Tensor | None = None
         self.places: dict[str, int] = {}
+        self.lent: list[tuple[Tensor, Tensor]] = []  # parameters that were moved, and the memory that is theirs
         if flat:
             size = 0
             for name, parameter in first.items():
@@ -60,7 +61,7 @@ class Stack:
         self.grads = (
             {name: self.view_of(self.flat_grads, name) for name in self.trainable}
             if flat
-            else {name: torch.zeros_like(self.parameters[name]) for name in self.trainable}
+            else {name: _gradient_of(self.parameters[name]) for name in self.trainable}
         )
         buffers = self.nets[0].buffers() if len(self.nets) == 1 else ()
         self.state = [*self.parameters.values(), *(buffer.detach().unsqueeze(0) for buffer in buffers)]
@@ -77,6 +78,7 @@ class Stack:
         if self.flat is not None:
             stacked = self.view_of(self.flat, name).copy_(stacked)
         for parameter, view in zip(own, stacked, strict=True):
+            self.lent.append((parameter, parameter.data))
             parameter.data = view
         return stacked
 
@@ -105,13 +107,21 @@ class Stack:
 
     @torch.no_grad()
     def release(self) -> None:
-        """Give every network memory of its own again."""
-        if len(self.nets) == 1 and self.flat is None:
-            return
-        for net in self.nets:
-            for name in self.parameters:
-                parameter = net.get_parameter(name)
-                parameter.data = parameter.data.clone()
+        """Give every network its own memory back, with the numbers that it has now; others may be views of it."""
+        for parameter, own in self.lent:
+            parameter.data = own.copy_(parameter.data)
+        self.lent.clear()
+
+
+def _gradient_of(parameter: Tensor) -> Tensor:
+    """Return zeros laid out as torch's autograd lays out a parameter's gradient."""
+    layout = torch.contiguous_format if has_gaps(parameter) else torch.preserve_format
+    return torch.zeros_like(parameter, memory_format=layout)
+
+
+def has_gaps(tensor: Tensor) -> bool:
+    """Return whether a tensor's entries are not one block of memory: then raw loops over it write beside it."""
+    return not tensor.is_contiguous() and torch.empty_like(tensor).stride() != tensor.stride()
 
 
 @contextmanager

@@ -42,6 +42,17 @@ def layer(n, inputs, outputs, bias, dtype, device, seed=0, leading=()):
     return x, weight, torch.randn(outputs, generator=rng).to(device, dtype) if bias else None
 
 
+def view_as(how, t):
+    """Return the same numbers as a view of wider memory."""
+    if how == "transposed" and t.ndim == 2:
+        return t.t().contiguous().t()
+    if how == "sliced" and t.ndim == 2:
+        return torch.cat([t, t], 1)[:, t.shape[1] :]
+    if how == "every second":
+        return torch.stack([t, t], -1).flatten(-2)[..., ::2]
+    return torch.cat([t.flatten()[:1], t.flatten()])[1:].view(t.shape) if how == "at an offset" else t
+
+
 def wide(*tensors):
     return [None if t is None else t.detach().double().requires_grad_() for t in tensors]
 
@@ -55,12 +66,14 @@ def wide(*tensors):
     outputs=st.sampled_from([1, 2, 16, 37]),
     bias=st.booleans(),
     omega=st.sampled_from([1.0, 7.3]),
-    layout=st.sampled_from(["plain", "leading", "transposed", "sliced"]),
+    layout=st.sampled_from(["plain", "leading", "transposed", "sliced", "expanded"]),
+    weights=st.sampled_from(["plain", "transposed", "sliced", "every second", "at an offset"]),
+    one_gradient=st.booleans(),
     chosen=st.sampled_from(["torch", "triton"]),
     seed=st.integers(0, 99),
 )
 def test_result_and_gradients_are_within_the_bound(
-    device, activation, dtype, n, inputs, outputs, bias, omega, layout, chosen, seed
+    device, activation, dtype, n, inputs, outputs, bias, omega, layout, weights, one_gradient, chosen, seed
 ):
     if dtype == torch.bfloat16 and chosen == "triton" and device.type == "cpu":
         return  # Triton's interpreter multiplies the bits of bf16 numbers
@@ -70,6 +83,9 @@ def test_result_and_gradients_are_within_the_bound(
         x = x.t().contiguous().t()
     elif layout == "sliced":
         x = torch.cat([x, x, x], 1)[:, inputs : 2 * inputs]
+    elif layout == "expanded":
+        x = x[:1].expand(n, inputs)
+    weight, b = view_as(weights, weight), None if b is None else view_as(weights, b)
     given_tensors = [None if t is None else t.requires_grad_() for t in (x, weight, b)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(op, "LARGE", -1)
@@ -90,6 +106,10 @@ def test_result_and_gradients_are_within_the_bound(
     # A ReLU's gate may differ where the exact pre-activation is nothing but rounding.
     g = torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
     g = torch.where(u.detach().abs() < 64 * unit * size, 0, g).to(dtype)
+    if one_gradient and n:  # of one number for all, as a sum's is
+        g = g.new_full((), 0.5).expand(y.shape)
+        if bool((u.detach().abs() < 64 * unit * size).any()):
+            return
     wanted = [t for t in given_tensors if t is not None]
     found = torch.autograd.grad(y, wanted, g)
     expected = torch.autograd.grad(truth, [t for t in exact if t is not None], g.double())

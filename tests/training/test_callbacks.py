@@ -136,3 +136,15 @@ def test_a_tracker_refuses_what_it_cannot_do() -> None:
         TrackNTK(rtols=(2.0,))
     with pytest.raises(ValueError, match="every"):
         TrackNTK(every=0)
+
+
+def test_a_kernel_of_zeros_has_no_rank_and_ends_no_fit() -> None:
+    dead = small(activation="relu", bias=False)
+    with torch.no_grad():
+        for layer in dead.layers:
+            layer.weight.zero_()
+    tracker = TrackNTK(points=20)
+    fit(dead, COORDS, TARGET, steps=2, callbacks=[tracker])
+    for entry in tracker.history:
+        assert (entry.trace, entry.effective_rank, entry.stable_rank) == (0.0, 0.0, 0.0)
+        assert all((rank.lower, rank.upper) == (0, 0) for rank in entry.ranks)

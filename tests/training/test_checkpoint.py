@@ -1,6 +1,7 @@
 """Nothing is lost: a fit that was stopped anywhere goes on to the same digits, and a bad file is named."""
 
 import copy
+import json
 import os
 import random
 import signal
@@ -300,6 +301,73 @@ def test_a_checkpoint_of_another_fit_is_refused(change: dict[str, Any], named: s
         fit(**arguments, checkpoint=saved, resume=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in arguments["net"].state_dict().items())
     assert saved.read_bytes() == content
+
+
+class Waves(torch.nn.Module):
+    def __init__(self, omega: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.omega, self.calls, self.layer = omega, 0, nn.Linear(2, 3)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        self.calls += 1
+        return torch.sin(self.omega * self.layer(coords))
+
+
+def frozen() -> inr.INR:
+    net = small()
+    net.layers[0].requires_grad_(False)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ({"net": small}, {"net": frozen}, "trainable"),
+        ({"eval_target": TARGET}, {"eval_target": 0.5 * TARGET}, "evaluation"),
+        ({}, {"eval_target": TARGET}, "evaluation"),
+        (
+            {"net": lambda: Waves(1.0)},
+            {"net": lambda: Waves(2.0)},
+            r"nets\[0\]: omega \(now 2.0, in the checkpoint 1.0\)",
+        ),
+        ({"loss": lambda p, t: (p - t).abs().mean()}, {"loss": lambda p, t: (p - t).square().mean()}, "loss: code"),
+        ({"schedule": lambda t: 1.0}, {"schedule": lambda t: 0.5}, "schedule: code"),
+        ({"data_range": 1.0}, {"data_range": 2.0}, "own"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value.split(" ")[0],
+)
+def test_what_has_no_name_is_compared_too(
+    first: dict[str, Any], second: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """And the same again goes on, although a module has counted its calls meanwhile."""
+
+    def run(options: dict[str, Any], steps: int, **more: Any) -> inr.FitResult:
+        given = {"schedule": "constant", "net": small, **options}
+        net = given.pop("net")()
+        return fit(net, COORDS, TARGET, steps=steps, checkpoint=tmp_path / "run", **given, **more)
+
+    run(first, 4)
+    steps = 4 if "schedule" in first else 6
+    with pytest.raises(ValueError, match=f"of another fit, with other .*{named}"):
+        run(second, steps, resume=True)
+    assert run(first, steps, resume=True).steps == steps
+
+
+def test_a_file_that_says_less_is_of_the_same_fit(saved: Path) -> None:
+    """As files of earlier versions do; their PSNRs are for a range of 1."""
+    with safetensors.safe_open(saved, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["about"])
+    for key in ("trainable", "evaluation", "identities"):
+        del about[key]
+    del about["own"][0]["data_range"]
+    safetensors.torch.save_file(tensors, saved, {**metadata, "about": json.dumps(about)})
+    result = fit(small(), COORDS, TARGET, steps=6, checkpoint=saved, resume=True)
+    assert (result.steps, result.data_range) == (6, 1.0)
+    safetensors.torch.save_file(tensors, saved, {**metadata, "about": json.dumps(about)})
+    with pytest.raises(ValueError, match="data_range"):
+        fit(small(), COORDS, TARGET, steps=6, checkpoint=saved, resume=True, data_range=0.5)
 
 
 def test_a_damaged_file_is_named_and_left_alone(saved: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """The culprit of a NaN is the first place where it shows."""
 
+import warnings
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.training.divergence import first_nonfinite
+from inrfast.training.divergence import first_nonfinite, growth
 
 
 def finite_net() -> inr.INR:
@@ -39,3 +42,38 @@ def test_an_operation_between_modules_shows_in_the_predictions() -> None:
             return torch.log(-self.layer(coords).abs() - 1)
 
     assert first_nonfinite(Logarithm(), inr.grid((3, 3))) in ("the predictions", "the output of the network")
+
+
+def test_growth_is_told_from_the_start_and_from_the_signal_s_range() -> None:
+    falling = [0.5**step for step in range(40)]
+    assert growth(falling, 1.0, True) is None
+    assert growth(falling[::-1], 1.0, True).startswith("ended with a loss of")
+    assert growth([4.0 * value for value in falling[::-1]], None, False) is not None
+    assert growth([1e-9 * 2.0**step for step in range(9)], 1.0, True) is None  # too few to tell
+    assert growth([1e-12 * 1.5**step for step in range(20)], 1.0, True) is None  # beyond 60 dB growing means nothing
+    assert growth([1.0, *[1e5] * 5, *[0.9] * 20], 1.0, True).startswith("had a loss of up to 1e+05")
+    assert growth([1.0, *[1e5] * 5, *[0.1] * 20], 1.0, True) is None
+    assert growth([1e6] * 20, 1.0, True).startswith("ended with a mean squared error of 1e+06")
+    assert growth([0.1] * 20, 1e-4, True) is None  # a small signal: outputs begin near 1
+    assert growth([1e6] * 20, None, True) is None  # a loss of one's own may be of any size
+
+
+@pytest.mark.parametrize("degree", [64, 128])
+def test_an_encoding_that_is_too_large_is_named(degree: int) -> None:
+    coords = inr.grid((8, 8))
+    net = inr.INR(2, 1, width=8, hidden_layers=1, encoding=inr.Polynomial(degree))
+    with pytest.warns(RuntimeWarning, match=r"makes the features of Polynomial as large as \d.*its degree"):
+        inr.fit(net, coords, coords[:, :1], steps=12)
+
+
+def test_a_fit_that_gets_worse_says_so_once_and_a_good_one_says_nothing() -> None:
+    coords = inr.grid((8, 8))
+    target = (3 * coords[:, :1]).sin()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        inr.fit_many([finite_net() for _ in range(2)], coords, target, steps=40, lr=[1e-3, 2e-3])
+        assert not caught
+        inr.fit_many([inr.INR(2, 1, width=4, seed=s) for s in range(3)], coords, target, steps=20, lr=3.0)
+    assert len(caught) == 1
+    assert "networks are like this" in str(caught[0].message)
+    assert caught[0].filename == __file__

@@ -6,10 +6,13 @@ from typing import Any
 import pytest
 import torch
 from exact_gradients import assert_exact, exact, flat, of, signal
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
-from inrfast.training.gradients import ChunkedGradient, WholeGradient
+from inrfast.training.gradients import ChunkedGradient, WholeGradient, pieces, sizes_of
 from inrfast.training.layerwise import LayerwiseGradient
 
 
@@ -110,3 +113,74 @@ def test_a_loss_must_be_a_scalar_of_the_predictions(bad: Any) -> None:
     coords, target = signal(net, 10)
     with pytest.raises(TypeError, match="loss must return a tensor of one element"):
         of(net, coords, target, bad)(None)
+
+
+@given(n=st.integers(1, 200), size=st.integers(1, 50))
+def test_pieces_cover_all_points_once_and_leave_none_alone(n: int, size: int) -> None:
+    found = list(pieces(n, size))
+    assert [i for piece in found for i in range(n)[piece]] == list(range(n))
+    sizes = [piece.stop - piece.start for piece in found]
+    assert max(sizes) <= size + 1
+    assert min(sizes) > 1 or size == 1 or n == 1
+
+
+class Table(nn.Module):
+    """Rows of a table, and what squeezes the axis of a point that comes alone."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(rows, 4), nn.Linear(6, 3)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        cell = ((coords[:, 0] + 1) / 2 * (self.table.num_embeddings - 1)).long()
+        features = torch.cat([self.table(cell), coords], 1).unsqueeze(1).squeeze()
+        return self.layer(torch.cat([features, features[:, :0]], 1)).tanh()
+
+
+def test_chunks_are_as_wide_as_the_network_keeps_and_tables_are_added_once() -> None:
+    rng = torch.Generator().manual_seed(0)
+    coords, target = 2 * torch.rand(20001, 2, generator=rng) - 1, torch.rand(20001, 3, generator=rng)
+    wide = nn.Sequential(nn.Linear(2, 64), nn.Tanh(), nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 3))
+    sizes = sizes_of(wide, coords)
+    assert sizes.widest == 256
+    assert 64 + 256 <= sizes.kept <= 64 + 256 + 2 + 6
+    assert sizes.tables < 1000
+    assert of(wide, coords, target).rows == 512  # half a MiB of 256 columns
+    few, many = Table(10), Table(10**5)
+    assert sizes_of(few, coords).tables == 40 + 3  # and a bias
+    assert of(few, coords, target).rows == 8192
+    gradient = of(many, coords, target)
+    assert gradient.rows == 20001
+    few_rows = of(Table(10), coords[:513], target[:513])
+    few_rows.rows = 256  # 256 and 257
+    assert_exact(few_rows.net, few_rows, coords[:513], target[:513], None)
+
+
+class Scaled(nn.Module):
+    """A number, a part without gradients, a part computed twice, and an activation that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.tensor(1.5))
+        self.first, self.middle, self.head = nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 1)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        with torch.no_grad():
+            fixed = self.first(coords).sin()
+        self.last = checkpoint(lambda z: self.middle(z).tanh(), fixed.requires_grad_(), use_reentrant=False)
+        return self.number * self.head(self.last)
+
+
+def test_legal_modules_are_differentiated_as_they_are() -> None:
+    net, rng = Scaled(), torch.Generator().manual_seed(0)
+    coords, target = torch.rand(50, 2, generator=rng), torch.rand(50, 1, generator=rng)
+    twin = copy.deepcopy(net)
+    result = inr.fit(net, coords, target, steps=5, lr=1e-2, schedule="constant", clip_norm=1e9)
+    optimizer = torch.optim.Adam(twin.parameters(), lr=1e-2)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (twin(coords) - target).square().mean().backward()
+        optimizer.step()
+    assert result.config["gradient"] == "chunked"
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)

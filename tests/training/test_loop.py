@@ -475,7 +475,8 @@ def test_losses_may_differentiate_with_respect_to_the_coordinates() -> None:
         return residual.square().mean() + pred[edge].square().mean()
 
     net = inr.INR(2, 1, width=32, hidden_layers=2, activation="tanh", dtype=torch.float64)
-    result = fit(net, coords, 2 * math.pi**2 * truth, steps=500, lr=1e-2, loss=poisson, eval_target=truth)
+    target = 2 * math.pi**2 * truth
+    result = fit(net, coords, target, steps=500, lr=1e-2, loss=poisson, eval_target=truth, data_range=1.0)
     assert result.psnr > 25 > 10 > result.psnrs[0]
 
 
@@ -548,3 +549,34 @@ def test_memory_that_ends_during_a_step_says_what_would_fit() -> None:
     with pytest.raises(MemoryBudgetError, match="a smaller batch_size or a narrower network would fit"):
         fit(net, COORDS, picture(), steps=2, loss=hungry)
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+@pytest.mark.parametrize("scale", [0.02, 1.0, 20.0])
+def test_a_psnr_means_the_same_at_every_scale(scale: float) -> None:
+    """A goal is not met because the signal is small; the result says the range."""
+    target = scale * picture() * (1 if scale == 1 else 1 / 0.8)
+    result = fit(small(), COORDS, target, steps=5, target_psnr=40.0)
+    assert (result.stopped, result.steps) == ("steps", 5)
+    spread = float(target.max() - target.min())
+    assert result.data_range == (1.0 if scale == 1 else pytest.approx(spread))
+    own = fit(small(), COORDS, target, steps=1, data_range=3.0)
+    assert own.psnrs[0] - result.psnrs[0] == pytest.approx(20 * math.log10(3 / result.data_range))
+    with pytest.raises(ValueError, match="target must span"):
+        fit(small(), COORDS, 400 * picture())
+    assert fit(small(), COORDS, 400 * picture(), steps=1, data_range=400.0).data_range == 400.0
+
+
+def test_a_target_that_stands_in_ends_no_fit_of_a_loss_of_ones_own() -> None:
+    net = small()
+    with torch.no_grad():
+        net.layers[-1].weight.zero_()
+        net.layers[-1].bias.zero_()
+    zeros = torch.zeros(144, 3)
+    before = copy.deepcopy(net.state_dict())
+    result = fit(net, COORDS, zeros, steps=4, loss=lambda pred, target: (pred - 1).square().mean())
+    assert (result.stopped, result.steps, result.psnrs[0]) == ("steps", 4, math.inf)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    for stop in ({"target_psnr": 30.0}, {"patience": 2}):
+        with pytest.raises(ValueError, match=f"{next(iter(stop))} stops a fit by its PSNR, but target is 0 everywhere"):
+            fit(net, COORDS, zeros, steps=4, loss=lambda pred, target: (pred - 1).square().mean(), **stop)
+    assert fit(net, COORDS, zeros, steps=2, target_psnr=10.0).stopped == "target_psnr"  # by the mean square it is real

@@ -207,3 +207,39 @@ def test_networks_that_share_a_parameter_are_refused() -> None:
         fit_many([one, other], COORDS, waves(1.0), steps=2)
     with pytest.raises(ValueError, match="share no parameter"):
         fit_many([one, one], COORDS, waves(1.0), steps=2)
+
+
+def test_a_stack_of_grids_is_told_from_one_grid_by_the_number_of_outputs() -> None:
+    """As many networks as columns: (3, H, 3) is three signals of one output, or one of three."""
+    coords = inr.grid((6, 3))
+    signals = torch.rand(3, 6, 3, generator=torch.Generator().manual_seed(0))
+    nets = [inr.INR(2, 1, width=4, seed=seed) for seed in range(3)]
+    alone = [fit(copy.deepcopy(net), coords, own, steps=2).losses for net, own in zip(nets, signals, strict=True)]
+    assert [result.losses for result in fit_many(nets, coords, signals, steps=2)] == [
+        pytest.approx(losses, rel=1e-5) for losses in alone
+    ]
+    with pytest.raises(ValueError, match="its points are a grid"):
+        fit_many([inr.INR(2, 3, width=4, seed=seed) for seed in range(3)], coords, signals, steps=2)
+
+
+def test_each_network_has_the_range_of_its_own_signal() -> None:
+    targets = [0.02 * waves(1.0), waves(1.0), 3 * waves(1.0)]
+    results = fit_many([small(seed) for seed in range(3)], COORDS, targets, steps=3, data_range=[None, 7.0, None])
+    spreads = [float(own.max() - own.min()) for own in targets]
+    assert [result.data_range for result in results] == pytest.approx([spreads[0], 7.0, spreads[2]])
+    for result, own in zip(results, targets, strict=True):
+        square = (result.data_range**2) / 10 ** (result.psnrs[0] / 10)
+        assert square == pytest.approx(result.losses[0], rel=1e-5)
+        assert result.config["data_range"] == result.data_range
+        assert own is not None
+
+
+def test_encodings_that_differ_in_a_frozen_parameter_are_not_taken_for_one() -> None:
+    nets = [small(seed, encoding=inr.RandomFourier(3, 1.0)) for seed in range(2)]
+    for net in nets:
+        frequencies = net.encoding.frequencies
+        del net.encoding.frequencies
+        net.encoding.frequencies = nn.Parameter(frequencies, requires_grad=False)
+    alone = [fit(copy.deepcopy(net), COORDS, waves(2.0), steps=3).losses for net in nets]
+    together = fit_many(nets, COORDS, waves(2.0), steps=3)
+    assert [result.losses for result in together] == [pytest.approx(losses, rel=1e-5) for losses in alone]
