@@ -41,7 +41,7 @@ def test_missing_extension_is_reported_with_its_reason(monkeypatch: pytest.Monke
         raise NotAvailableError("it was not built")
 
     monkeypatch.setattr("inrfast.info.load_extension", missing)
-    assert info()["extension"] == {"available": False, "reason": "it was not built"}
+    assert info()["extension"] == {"asked": "auto", "available": False, "reason": "it was not built"}
 
 
 def test_json_option_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
