@@ -13,6 +13,11 @@ from inrfast.errors import NotAvailableError
 from inrfast.info import info, main, render
 
 
+@pytest.fixture(autouse=True)
+def as_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INRFAST_NATIVE", raising=False)
+
+
 def test_info_is_plain_json_and_agrees_with_this_process() -> None:
     found = json.loads(json.dumps(info()))
     assert found["versions"]["torch"] == torch.__version__

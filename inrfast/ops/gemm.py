@@ -1,10 +1,11 @@
 """Matrix products on the CPU through the fastest library present: chosen by measurement, and remembered.
 
 Which library wins depends on the processor: MKL (``torch.mm``) runs at half speed on some, where the OpenBLAS inside
-NumPy or oneDNN reach the peak. The choice is kept in the user's cache folder and measured again when it is older than
-:data:`MAX_AGE` (:data:`MAX_AGE_BUSY` if other work ran beside it), when a library or what steers it has changed, or when a short check at the first use in a process finds
-the chosen library much slower or faster than it was. The environment variable ``INRFAST_GEMM`` (``torch``, ``numpy`` or
-``onednn``) overrides the choice. Tensors on other devices always go through ``torch``.
+NumPy or oneDNN reach the peak. The choice is kept in the user's cache folder. It is measured again when it is older
+than :data:`MAX_AGE` (:data:`MAX_AGE_BUSY` if other work ran beside it), when a library or what steers it has changed,
+and when a short check at the first use in a process finds the chosen library much slower or faster than it was. The
+environment variable ``INRFAST_GEMM`` (``torch``, ``numpy`` or ``onednn``) overrides the choice. Tensors on other
+devices always go through ``torch``.
 """
 
 from __future__ import annotations
