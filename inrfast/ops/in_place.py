@@ -38,7 +38,8 @@ def times_relu_slope(gradient: Tensor, value: Tensor, out: Tensor) -> Tensor:
 def times_tanh_slope(gradient: Tensor, value: Tensor, out: Tensor) -> Tensor:
     """Write ``gradient (1 - value^2)`` into ``out``, another tensor."""
     if TANH_BACKWARD is None:
-        return torch.mul(value, value, out=out).neg_().add_(1).mul_(gradient)
+        wide = torch.promote_types(value.dtype, torch.float32)
+        return out.copy_(value.to(wide).square().neg_().add_(1).mul_(gradient))
     return TANH_BACKWARD(gradient, value, grad_input=out)
 
 

@@ -196,11 +196,12 @@ def functional_adam() -> Callable[..., None]:
     try:
         from torch.optim.adam import adam
 
-        tensors: Any = [one.clone()], [one], [zero.clone()], [zero.clone()], [], [torch.zeros(())]
-        adam(*tensors, fused=True, decoupled_weight_decay=False, lr=1.0, weight_decay=0.0, **ADAM)
+        tensors: tuple[Any, ...] = [one.clone()], [one], [zero.clone()], [zero.clone()], [], [torch.zeros(())]
+        update: Callable[..., None] = adam
+        update(*tensors, fused=True, decoupled_weight_decay=False, lr=1.0, weight_decay=0.0, **ADAM)
     except Exception:  # a private function may be gone or changed in any way
         return plain_adam
-    return adam
+    return update
 
 
 class SGD:
