@@ -1,6 +1,9 @@
 """Settings of all tests: hypothesis without deadlines and the same examples everywhere, kernels interpreted.
 
 Where there is no GPU, Triton interprets its kernels on CPU tensors; the choice must be made before it is imported.
+
+Tests are small, and two threads wait for each other at every operation: most run with one, those whose work is shared
+by threads with two. ``OMP_NUM_THREADS`` sets the number for all.
 """
 
 import os
@@ -25,9 +28,26 @@ settings.register_profile(
 settings.load_profile("inrfast")
 
 
-def pytest_runtest_setup():
-    """Every test draws the same numbers whatever ran before it."""
+THREADED = (
+    "tests/linalg/test_pivoted_cholesky.py",
+    "tests/ops/test_gram.py",
+    "tests/signals/test_render.py",
+    "tests/signals/test_winding.py",
+    "tests/test_tangent_kernel.py::test_large_grids",
+    "tests/test_tangent_kernel.py::test_recomputed_factors",
+    "tests/test_tangent_kernel.py::test_tiles_of_many_points",
+    "tests/test_threads.py",
+    "tests/training/test_checkpoint.py",
+    "tests/training/test_layerwise.py",
+)
+"""Beginnings of the names of tests whose work falls to several threads."""
+
+
+def pytest_runtest_setup(item):
+    """Every test draws the same numbers, on the same number of threads, whatever ran before it."""
     torch.manual_seed(0)
+    default = 2 if item.nodeid.startswith(THREADED) else 1
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or default))
 
 
 @pytest.hookimpl(hookwrapper=True)
