@@ -12,7 +12,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from inrfast.backends import reason_against_package
 from inrfast.errors import NotAvailableError
+
+AGAINST_TRITON = reason_against_package()
+if AGAINST_TRITON is not None:
+    collect_ignore = ["kernels", "bench", "ops/test_fused_mlp.py"]  # they import Triton
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -48,6 +53,18 @@ def pytest_runtest_setup(item):
     torch.manual_seed(0)
     default = 2 if item.nodeid.startswith(THREADED) else 1
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or default))
+
+
+def pytest_report_header():
+    if AGAINST_TRITON is not None:
+        return f"no tests of Triton kernels, some files left out: {AGAINST_TRITON}"
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what runs Triton kernels, by name or where kernels run, if this Triton cannot."""
+    for item in items:
+        if AGAINST_TRITON is not None and ("triton" in item.nodeid or "device" in item.fixturenames):
+            item.add_marker(pytest.mark.skip(reason=AGAINST_TRITON))
 
 
 @pytest.hookimpl(hookwrapper=True)
