@@ -42,8 +42,15 @@ MAX_DRIFT = 1.5
 """Factor between a library's time now and when it was chosen from which all are measured again. Much slower: something
 has changed. Much faster: the machine was busy then, and may have hidden which library is best."""
 
-STEERED_BY = ("ATEN_CPU_CAPABILITY", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE")
-"""Environment variables that restrict the instructions which the libraries use."""
+STEERED_BY = (
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+)
+"""Environment variables that restrict the instructions or the threads of the libraries."""
 
 BF16_SHAPE, BF16_GAIN = (2048, 256), 2.5
 
