@@ -31,7 +31,11 @@ def info() -> dict[str, Any]:
     """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            "torch": str(torch.__version__),  # names the build too, as in 2.8.0+cu128
+        },
         "extension": _extension(),
         "cpu": {"model": gemm.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "gpus": gpus,

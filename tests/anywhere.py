@@ -151,6 +151,7 @@ def run(processor: Processor, arguments: Sequence[str], seconds: float | None) -
     if seconds is not None and seconds <= 0:
         return "left out: no time left"
     environment = {name: value for name, value in os.environ.items() if name != "INRFAST_GEMM"}
+    environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin at every barrier slow each other down
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, env={**environment, **processor.environment})
     try:

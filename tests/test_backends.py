@@ -14,6 +14,15 @@ from inrfast.errors import NotAvailableError
 from inrfast.ops import gram
 
 
+@pytest.fixture(autouse=True)
+def usable_triton(monkeypatch):
+    """Whichever Triton is installed."""
+    monkeypatch.setattr(backends, "reason_against_package", lambda: None)
+
+
+PACKAGE_CHECK = backends.reason_against_package.__wrapped__
+
+
 @pytest.fixture
 def no_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
@@ -72,11 +81,10 @@ def test_a_triton_that_is_missing_or_too_old(found, reason, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if found is None else name)
     monkeypatch.setattr(backends, "triton_version", lambda: found)
-    check = backends.reason_against_package.__wrapped__
-    monkeypatch.setattr(backends, "reason_against_package", check)
+    monkeypatch.setattr(backends, "reason_against_package", PACKAGE_CHECK)
     net, coords = inr.INR(2, 1, width=8), inr.grid((4, 4))
     if reason is None:
-        assert check() is None
+        assert PACKAGE_CHECK() is None
         return
     for call in (
         lambda: resolve("triton", "cpu"),

@@ -328,5 +328,5 @@ def test_bad_input_is_refused_by_name(device):
 def test_a_named_backend_does_not_fall_back(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     x, weight, b = layer(20, 3, 8, True, torch.float32, torch.device("cpu"))
-    with pytest.raises(NotAvailableError, match="CUDA"):
+    with pytest.raises(NotAvailableError, match=r"CUDA|is installed"):
         fused_linear(x, weight, b, backend="triton")
