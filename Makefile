@@ -2,6 +2,9 @@
 #
 #   make demo     see where networks lose rank on a real photograph, and what cures it; writes out/demo/
 #   make test     the tests            (PYTEST_ARGS="-k ntk" picks some)
+#   make test-anywhere   the numerical tests on simulated processors: older instructions, other native code, threads
+#   make test-versions   the tests with the oldest and the newest supported Python and PyTorch, in environments of their
+#                    own
 #   make bench    the benchmarks; JSON into bench/results/
 #   make kernel-report   compile every GPU kernel without a GPU and write what each needs; fails if one spills; then
 #                    count what a training step moves
@@ -10,6 +13,7 @@
 #
 # Variables:
 #   PYTHON  the interpreter that .venv is made with; default: the first one found that is 3.11 or newer
+#   OLDEST_PYTHON, OLDEST_TORCH, NEWEST_PYTHON, NEWEST_TORCH  the ends of the range that `make test-versions` takes
 #   TORCH   the PyTorch to install; the plain release here takes the CPU build where the package index offers that,
 #           else name it, as in TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
 #   INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py; `make clean` first, since
@@ -20,18 +24,38 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+OLDEST_PYTHON ?= python3.11
+OLDEST_TORCH ?= torch==2.8.0
+NEWEST_PYTHON ?= python3.13
+NEWEST_TORCH ?= --upgrade torch
 
 IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for python in python3 python3.12 python3.11 python; do \
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test bench kernel-report lint clean
+.PHONY: demo test test-anywhere test-versions test-oldest test-newest bench kernel-report lint clean
 
 demo: $(READY)
 	$(BIN)/inrfast demo
 
 test: $(READY)
 	$(BIN)/python -m pytest tests -q $(PYTEST_ARGS)
+
+test-anywhere: $(READY)
+	$(BIN)/python tests/anywhere.py $(PYTEST_ARGS)
+
+test-versions: test-oldest test-newest
+
+test-oldest: PYTHON_OF_END = $(OLDEST_PYTHON)
+test-oldest: TORCH_OF_END = $(OLDEST_TORCH)
+test-newest: PYTHON_OF_END = $(NEWEST_PYTHON)
+test-newest: TORCH_OF_END = $(NEWEST_TORCH)
+test-oldest test-newest: test-%:
+	$(PYTHON_OF_END) -m venv $(VENV)/$*
+	$(VENV)/$*/bin/python -m pip install -q $(TORCH_OF_END)
+	$(VENV)/$*/bin/python -m pip install -q -e ".[dev]"
+	$(VENV)/$*/bin/python -m inrfast.info
+	$(VENV)/$*/bin/python -m pytest tests -q $(PYTEST_ARGS)
 
 bench: $(READY)
 	mkdir -p bench/results

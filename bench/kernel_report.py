@@ -391,8 +391,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--gates", action="store_true", help="compile the gates' table alone; print JSON, write nothing"
     )
+    parser.add_argument("--processes", type=int, help="how many compile at a time; default: one for every core")
     chosen = parser.parse_args(arguments)
-    rows = measure_all(entries(chosen.gates))
+    rows = measure_all(entries(chosen.gates), chosen.processes)
     if chosen.gates:
         print(json.dumps(rows))
     else:

@@ -25,7 +25,7 @@ class Activation:
         Functions of the pre-activation ``u`` (any shape, floating dtype) and the frequency ``omega``;
         ``derivative`` is with respect to ``u``. Activations without a frequency ignore ``omega``.
     kernel_id
-        Number by which native kernels know it.
+        Its number in the Triton kernels: its place in this table. The native step in ``csrc/`` has numbers of its own.
     """
 
     name: str

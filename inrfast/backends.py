@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
+import re
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -19,6 +21,9 @@ BACKENDS = ("auto", "torch", "triton")
 OLDEST = (8, 0)
 """Compute capability from which a GPU multiplies fp64 on its tensor cores."""
 
+OLDEST_TRITON = (3, 6)
+"""Version of Triton from which the kernels compile, and are interpreted with the roundings of a GPU."""
+
 
 def interpreted() -> bool:
     """Return whether Triton interprets its kernels, on CPU tensors: slow, for tests (``TRITON_INTERPRET=1``)."""
@@ -28,8 +33,9 @@ def interpreted() -> bool:
 def reason_against_triton(device: torch.device | str) -> str | None:
     """Return why the Triton kernels cannot run on this device, or None if they can."""
     device = torch.device(device)
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
+    reason = reason_against_package()
+    if reason is not None:
+        return reason
     if device.type == "cpu" and interpreted():
         return None
     if device.type != "cuda":
@@ -37,6 +43,29 @@ def reason_against_triton(device: torch.device | str) -> str | None:
     if torch.version.hip is not None:
         return "its kernels are for NVIDIA GPUs, and this PyTorch was built for ROCm"
     return too_little(*gpu(device))
+
+
+@functools.cache
+def reason_against_package() -> str | None:
+    """Return why the installed Triton cannot compile the kernels, on whatever device, or None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    found = triton_version()
+    numbers = tuple(map(int, re.findall(r"\d+", found)[:2]))
+    if numbers < OLDEST_TRITON:
+        wanted = ".".join(map(str, OLDEST_TRITON))
+        return (
+            f"triton {found} is installed, and its kernels need {wanted} or newer, which PyTorch 2.10 and newer bring"
+        )
+    return None
+
+
+def triton_version() -> str:
+    """Return the version of the installed Triton."""
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:  # a nightly build of PyTorch names its package otherwise
+        return str(importlib.import_module("triton").__version__)
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[Any]:

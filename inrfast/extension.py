@@ -1,12 +1,38 @@
-"""The native module ``inrfast._C``: loaded at its first use, since all that needs none works without it."""
+"""The native module ``inrfast._C``: loaded at its first use, since all that needs none works without it.
+
+The environment variable ``INRFAST_NATIVE`` says how much of it is used:
+
+==========  ==========================================================================================
+``auto``    the best that this processor runs (default)
+``avx512``  the training step with these instructions; an error where the processor has none
+``avx2``    the same
+``plain``   no native training step, as on a processor with neither: PyTorch's operations take its place
+``absent``  nothing, as if the extension had not been built
+==========  ==========================================================================================
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import os
 from types import ModuleType
 
-from inrfast.errors import NotAvailableError
+from inrfast.errors import NotAvailableError, check_choice
+
+VARIANTS = ("auto", "avx512", "avx2", "plain", "absent")
+"""Values of ``INRFAST_NATIVE``."""
+
+
+def native_variant() -> str:
+    """Return the value of ``INRFAST_NATIVE``, ``"auto"`` where it is not set.
+
+    Raises
+    ------
+    ValueError
+        It is none of :data:`VARIANTS`.
+    """
+    return check_choice("INRFAST_NATIVE", os.environ.get("INRFAST_NATIVE") or "auto", VARIANTS)
 
 
 @functools.cache
@@ -23,8 +49,10 @@ def load_extension() -> ModuleType:
     Raises
     ------
     NotAvailableError
-        It is missing or does not load; the reason is the one of the first attempt.
+        It is missing or does not load (the reason is the one of the first attempt), or ``INRFAST_NATIVE=absent``.
     """
+    if native_variant() == "absent":
+        raise NotAvailableError("INRFAST_NATIVE=absent switches the native extension inrfast._C off; unset it")
     extension = _extension_or_reason()
     if isinstance(extension, str):
         raise NotAvailableError(

@@ -15,7 +15,7 @@ import torch
 
 from inrfast import backends
 from inrfast.errors import NotAvailableError
-from inrfast.extension import load_extension
+from inrfast.extension import load_extension, native_variant
 from inrfast.ops import gemm, mlp_step
 
 PACKAGES = ("inrfast", "torch", "triton", "numpy", "scipy")
@@ -24,19 +24,24 @@ PACKAGES = ("inrfast", "torch", "triton", "numpy", "scipy")
 def info() -> dict[str, Any]:
     """Return versions, the extension's build, devices, backends and the choice of GEMM, as plain JSON data.
 
-    Keys: ``versions``, ``extension`` (``available``, then ``build`` or ``reason``), ``cpu``, ``gpus`` (names),
-    ``backends`` (for each device type here, each backend: ``available``, or the reason why not), ``gemm`` and ``fit``
-    (whether the CPU has a native step, by which instructions, and whether bfloat16 products pay).
+    Keys: ``versions``, ``extension`` (``asked``: the value of ``INRFAST_NATIVE``; ``available``, then ``build`` or
+    ``reason``), ``cpu``, ``gpus`` (names), ``backends`` (for each device type here, each backend: ``available``, or the
+    reason why not), ``gemm`` and ``fit`` (whether the CPU has a native step, by which instructions, or why
+    ``INRFAST_NATIVE`` cannot have its way, and whether bfloat16 products pay).
     """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+            "torch": str(torch.__version__),  # names the build too, as in 2.8.0+cu128
+        },
         "extension": _extension(),
         "cpu": {"model": gemm.processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "gpus": gpus,
         "backends": {device: backends.report(device) for device in ("cpu", *(["cuda"] if gpus else []))},
         "gemm": gemm.report(),
-        "fit": {"native step": mlp_step.instructions() or None, "bf16 pays": gemm.multiplies_bf16()},
+        "fit": {"native step": _native_step(), "bf16 pays": gemm.multiplies_bf16()},
     }
 
 
@@ -90,11 +95,19 @@ def _version(package: str) -> str | None:
 
 
 def _extension() -> dict[str, Any]:
+    asked = native_variant()
     try:
         build = load_extension().build_info()
     except NotAvailableError as error:
-        return {"available": False, "reason": str(error)}
-    return {"available": True, "build": build}
+        return {"asked": asked, "available": False, "reason": str(error)}
+    return {"asked": asked, "available": True, "build": build}
+
+
+def _native_step() -> str | None:
+    try:
+        return mlp_step.instructions() or None
+    except NotAvailableError as error:
+        return f"none: {error}"
 
 
 if __name__ == "__main__":

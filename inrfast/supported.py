@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from inrfast.errors import UnsupportedModuleError, nearest
 from inrfast.nn import FusedLinear
+
+# Torch's common base classes of these are private.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -143,9 +146,9 @@ def refuse(net: nn.Module, chosen: list[str]) -> None:
             raise UnsupportedModuleError(
                 f"module {shown!r} is weight- or spectral-normed; remove it with torch.nn.utils.remove_weight_norm"
             )
-        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+        if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise UnsupportedModuleError(f"module {shown!r} drops units at random in train mode; call net.eval()")
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             _refuse_batchnorm(shown, module)
     modules = dict(net.named_modules())
     for name in chosen:
@@ -159,7 +162,7 @@ def refuse(net: nn.Module, chosen: list[str]) -> None:
             )
 
 
-def _refuse_batchnorm(name: str, module: _BatchNorm) -> None:
+def _refuse_batchnorm(name: str, module: Any) -> None:
     if not module.track_running_stats or module.running_mean is None:
         raise UnsupportedModuleError(
             f"batch norm {name!r} keeps no running statistics, so it couples samples in every mode"

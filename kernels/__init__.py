@@ -1,1 +1,1 @@
-"""Triton kernels: tensors and pointers in, tensors out; they know no models, and ``inrfast.ops`` alone calls them."""
+"""Triton kernels: tensors and pointers in, tensors out. They know no models; ``inrfast.ops`` launches them."""

@@ -1,6 +1,9 @@
 """Settings of all tests: hypothesis without deadlines and the same examples everywhere, kernels interpreted.
 
 Where there is no GPU, Triton interprets its kernels on CPU tensors; the choice must be made before it is imported.
+
+Tests are small, and two threads wait for each other at every operation: most run with one, those whose work is shared
+by threads with two. ``OMP_NUM_THREADS`` sets the number for all.
 """
 
 import os
@@ -8,6 +11,13 @@ import os
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from inrfast.backends import reason_against_package
+from inrfast.errors import NotAvailableError
+
+AGAINST_TRITON = reason_against_package()
+if AGAINST_TRITON is not None:
+    collect_ignore = ["kernels", "bench", "ops/test_fused_mlp.py"]  # they import Triton
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -23,9 +33,49 @@ settings.register_profile(
 settings.load_profile("inrfast")
 
 
-def pytest_runtest_setup():
-    """Every test draws the same numbers whatever ran before it."""
+THREADED = (
+    "tests/linalg/test_pivoted_cholesky.py",
+    "tests/ops/test_gram.py",
+    "tests/signals/test_render.py",
+    "tests/signals/test_winding.py",
+    "tests/test_tangent_kernel.py::test_large_grids",
+    "tests/test_tangent_kernel.py::test_recomputed_factors",
+    "tests/test_tangent_kernel.py::test_tiles_of_many_points",
+    "tests/test_threads.py",
+    "tests/training/test_checkpoint.py",
+    "tests/training/test_layerwise.py",
+)
+"""Beginnings of the names of tests whose work falls to several threads."""
+
+
+def pytest_runtest_setup(item):
+    """Every test draws the same numbers, on the same number of threads, whatever ran before it."""
     torch.manual_seed(0)
+    default = 2 if item.nodeid.startswith(THREADED) else 1
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or default))
+
+
+def pytest_report_header():
+    if AGAINST_TRITON is not None:
+        return f"no tests of Triton kernels, some files left out: {AGAINST_TRITON}"
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what runs Triton kernels, by name or where kernels run, if this Triton cannot."""
+    for item in items:
+        if AGAINST_TRITON is not None and ("triton" in item.nodeid or "device" in item.fixturenames):
+            item.add_marker(pytest.mark.skip(reason=AGAINST_TRITON))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Skip what needs the native extension to compute an initialisation where ``INRFAST_NATIVE`` switches it off."""
+    outcome = yield
+    if os.environ.get("INRFAST_NATIVE") != "absent" or call.excinfo is None:
+        return
+    if call.excinfo.errisinstance(NotAvailableError) and call.excinfo.traceback[-2].name == "rank_expanding":
+        report = outcome.get_result()
+        report.outcome, report.longrepr = "skipped", (str(item.path), 0, "Skipped: needs the native extension")
 
 
 @pytest.fixture(scope="session")

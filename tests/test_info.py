@@ -13,6 +13,11 @@ from inrfast.errors import NotAvailableError
 from inrfast.info import info, main, render
 
 
+@pytest.fixture(autouse=True)
+def as_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INRFAST_NATIVE", raising=False)
+
+
 def test_info_is_plain_json_and_agrees_with_this_process() -> None:
     found = json.loads(json.dumps(info()))
     assert found["versions"]["torch"] == torch.__version__
@@ -41,7 +46,7 @@ def test_missing_extension_is_reported_with_its_reason(monkeypatch: pytest.Monke
         raise NotAvailableError("it was not built")
 
     monkeypatch.setattr("inrfast.info.load_extension", missing)
-    assert info()["extension"] == {"available": False, "reason": "it was not built"}
+    assert info()["extension"] == {"asked": "auto", "available": False, "reason": "it was not built"}
 
 
 def test_json_option_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,20 +1,45 @@
-"""The README's and the examples' code runs as it stands."""
+"""The README's and the examples' code runs as it stands; its commands exist and take their arguments."""
 
 import re
 import runpy
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
+from inrfast import cli
+
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+COMMANDS = [
+    line.partition(" #")[0].strip()
+    for text in (README, (ROOT / "CONTRIBUTING.md").read_text())
+    for block in re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for line in block.splitlines()
+]
+TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_the_readme_s_python_runs(number, capsys):
     exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readme_s_commands_exist_and_take_their_arguments(command):
+    """They are not run: some install, and some read a file that a reader brings."""
+    program, *words = shlex.split(command)
+    if program == "inrfast":
+        assert callable(cli._parser().parse_args(words).run)
+    elif program == "make":
+        assert words[0] in TARGETS
+    elif program == "torchrun":
+        assert (ROOT / next(word for word in words if word.endswith(".py"))).is_file()
+    else:
+        assert command in ("pip install .", "python -m inrfast.info")
 
 
 @pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
@@ -25,8 +50,9 @@ def test_the_examples_run(script, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-def test_every_file_the_readme_points_to_exists():
-    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", (ROOT / "README.md").read_text())
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_every_file_a_page_points_to_exists(page):
+    links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", (ROOT / page).read_text())
     assert links
     for link in links:
         assert (ROOT / link).exists(), link

@@ -488,7 +488,7 @@ BAD_CALLS = {
     "precision": (lambda net, x: inr.ntk(net, x, precision="hihg"), ValueError, "Did you mean 'high'"),
     "backend": (lambda net, x: inr.ntk(net, x, backend="trito"), ValueError, "Did you mean 'triton'"),
     "devices": (lambda net, x: inr.ntk(net, x.to("meta")), ValueError, "coords is on meta but the network is on cpu"),
-    "backend absent": (lambda net, x: inr.ntk(net, x, backend="triton"), NotAvailableError, "CUDA"),
+    "backend absent": (lambda net, x: inr.ntk(net, x, backend="triton"), NotAvailableError, "CUDA|is installed"),
     "budget": (lambda net, x: inr.ntk(net, x, memory_budget=0), ValueError, "memory_budget"),
     "budget small": (lambda net, x: inr.ntk(net, x, memory_budget=100).to_dense(), MemoryBudgetError, "bytes"),
     "V shape": (lambda net, x: inr.ntk(net, x) @ torch.ones(3), ValueError, "V must have shape"),

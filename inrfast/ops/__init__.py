@@ -1,1 +1,4 @@
-"""Operations, one file each: the public function, its fp64 reference, and the choice of a backend."""
+"""Operations, one file each: the public function, its fp64 reference, and its form on each backend.
+
+The backend itself is chosen where a network comes in: by ``ntk``, ``jacobian`` and ``fit``.
+"""

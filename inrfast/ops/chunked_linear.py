@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inrfast.memory import cached_rows, chunks
 from inrfast.ops import gemm
-from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE
+from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE, times_relu_slope, times_tanh_slope
 
 CHUNK_BYTES = 1 << 22
 """Size of one buffer of a chunk of rows on a CPU: what lies between product and result stays in the cores' caches."""
@@ -104,9 +104,9 @@ def _errors(gradient: Tensor, saved: Tensor, activation: str, out: Tensor) -> Te
     if activation == "identity":
         return gradient
     if activation == "relu":
-        return torch.ops.aten.threshold_backward.grad_input(gradient, saved, 0, grad_input=out)
+        return times_relu_slope(gradient, saved, out)
     if activation == "tanh":
-        return torch.ops.aten.tanh_backward.grad_input(gradient, saved, grad_input=out)
+        return times_tanh_slope(gradient, saved, out)
     if activation == "softplus":
         return torch.neg(saved, out=out).expm1_().neg_().mul_(gradient)
     return torch.mul(gradient, saved, out=out)

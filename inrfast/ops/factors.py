@@ -330,11 +330,11 @@ def mlp_slabs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return slabs, narrow columns and scales (:class:`inrfast.ops.operands.Operands`) of MLPs of one shape.
 
-    ``inputs`` (1 or models, n, D_in) and ``parameters`` (models, Q) in fp64; ``widths`` from D_in to M. On a GPU the
-    Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
+    ``inputs`` (1 or models, n, D_in) and ``parameters`` (models, Q) in fp64; ``widths`` from D_in to M. The Triton
+    kernel where it runs, else the reference.
     """
     plan = Plan(_layout(widths, bias, output, format), tuple(exponents))
-    if inputs.device.type == "cpu" and not backends.interpreted():
+    if backends.reason_against_triton(inputs.device) is not None:
         result = mlp_operands_reference(inputs, parameters, plan, activation, omegas)
     else:
         result = _launch(inputs, parameters, plan, activation, omegas)

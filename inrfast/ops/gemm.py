@@ -1,8 +1,11 @@
-"""Matrix products on the CPU through the fastest library present: chosen by measurement, once, and remembered.
+"""Matrix products on the CPU through the fastest library present: chosen by measurement, and remembered.
 
 Which library wins depends on the processor: MKL (``torch.mm``) runs at half speed on some, where the OpenBLAS inside
-NumPy or oneDNN reach the peak. The environment variable ``INRFAST_GEMM`` (``torch``, ``numpy`` or ``onednn``)
-overrides the choice. Tensors on other devices always go through ``torch``.
+NumPy or oneDNN reach the peak. The choice is kept in the user's cache folder. It is measured again when it is older
+than :data:`MAX_AGE` (:data:`MAX_AGE_BUSY` if other work ran beside it), when a library or what steers it has changed,
+and when a short check at the first use in a process finds the chosen library much slower or faster than it was. The
+environment variable ``INRFAST_GEMM`` (``torch``, ``numpy`` or ``onednn``) overrides the choice. Tensors on other
+devices always go through ``torch``.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +34,23 @@ PROBE_ROUNDS = 4
 PROBE_REPEATS = 4
 PROBE_MARGIN = 1.15
 """A library replaces ``torch`` only if it is this much faster: two thread pools in one process cost something too."""
+
+MAX_AGE, MAX_AGE_BUSY = 30 * 24 * 3600.0, 3600.0
+"""Seconds for which a measurement counts: a month, or an hour if the machine was busy."""
+
+MAX_DRIFT = 1.5
+"""Factor between a library's time now and when it was chosen from which all are measured again. Much slower: something
+has changed. Much faster: the machine was busy then, and may have hidden which library is best."""
+
+STEERED_BY = (
+    "ATEN_CPU_CAPABILITY",
+    "DNNL_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "OPENBLAS_CORETYPE",
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+)
+"""Environment variables that restrict the instructions or the threads of the libraries."""
 
 BF16_SHAPE, BF16_GAIN = (2048, 256), 2.5
 
@@ -64,27 +85,45 @@ def _works(name: str, dtype: torch.dtype) -> bool:
     return torch.equal(out, (a[:, None, :] * a[None, :, :]).sum(-1))
 
 
+class _Tile:
+    """One Gram tile as the loop computes it, on which libraries are timed: two products and an elementwise pass."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        m, n, k = PROBE_SHAPE
+        self.a, self.b = torch.rand(m, k, dtype=dtype), torch.rand(n, k, dtype=dtype)
+        self.left, self.right, self.tile = (torch.zeros(m, n, dtype=dtype) for _ in range(3))
+
+    def best_seconds(self, name: str) -> float:
+        """Return the best time of a few runs, after two while another library's idle threads may still spin."""
+        best = math.inf
+        for repeat in range(2 + PROBE_REPEATS):
+            start = time.perf_counter()
+            LIBRARIES[name](self.a, self.b.t(), self.left)
+            LIBRARIES[name](self.b, self.a.t(), self.right)
+            self.tile.addcmul_(self.left, self.right)
+            if repeat >= 2:
+                best = min(best, time.perf_counter() - start)
+        return best
+
+
 def _probe(names: list[str], dtype: torch.dtype) -> dict[str, float]:
-    """Return the best seconds of one Gram tile per library: two products and an elementwise pass, as the loop does it.
+    """Return the best seconds of one tile per library.
 
     The best of interleaved rounds, not the median: another process can only slow a library down, and must not decide
-    the choice. Within a round the first runs are thrown away, while the previous library's idle threads still spin.
+    the choice.
     """
-    m, n, k = PROBE_SHAPE
-    a, b = torch.rand(m, k, dtype=dtype), torch.rand(n, k, dtype=dtype)
-    left, right, tile = (torch.zeros(m, n, dtype=dtype) for _ in range(3))
+    tile = _Tile(dtype)
     best = dict.fromkeys(names, math.inf)
     for _ in range(PROBE_ROUNDS):
         for name in names:
             time.sleep(0.02)
-            for repeat in range(2 + PROBE_REPEATS):
-                start = time.perf_counter()
-                LIBRARIES[name](a, b.t(), left)
-                LIBRARIES[name](b, a.t(), right)
-                tile.addcmul_(left, right)
-                if repeat >= 2:
-                    best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], tile.best_seconds(name))
     return best
+
+
+def _drifted(name: str, dtype: torch.dtype, then: float) -> bool:
+    """Return whether a library's time differs from ``then`` by more than :data:`MAX_DRIFT`."""
+    return not then / MAX_DRIFT <= _Tile(dtype).best_seconds(name) <= then * MAX_DRIFT
 
 
 def _cache_file() -> Path:
@@ -102,12 +141,24 @@ def processor() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
+def _numpy_blas() -> str:
+    """Return the name and version of the BLAS that NumPy was linked with, as far as it tells."""
+    try:
+        blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+        return f"{blas['name']} {blas['version']}"
+    except Exception:  # a report for readers, whose form may change
+        return "unknown"
+
+
 def _machine() -> str:
     """Return what the choice depends on, as the key of the cache."""
-    return f"{processor()} | {torch.get_num_threads()} threads | torch {torch.__version__} | numpy {np.__version__}"
+    parts = [processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
+    parts += [f"numpy {np.__version__} with {_numpy_blas()}"]
+    parts += [f"{name}={os.environ[name]}" for name in STEERED_BY if os.environ.get(name)]
+    return " | ".join(parts)
 
 
-def _remembered() -> dict[str, dict[str, dict[str, float]]]:
+def _cache() -> dict[str, Any]:
     try:
         content = json.loads(_cache_file().read_text())
     except (OSError, ValueError):
@@ -115,15 +166,37 @@ def _remembered() -> dict[str, dict[str, dict[str, float]]]:
     return content if isinstance(content, dict) else {}
 
 
+def _remembered(key: str, dtype: str) -> dict[str, float] | None:
+    """Return the seconds per library that were measured here, None if never or too long ago."""
+    entry = _cache().get(key)
+    if not isinstance(entry, dict) or not isinstance(entry.get("valid until"), dict):
+        return None
+    seconds, until = entry.get(dtype), entry["valid until"].get(dtype)
+    if not isinstance(until, (int, float)) or not 0 <= until - time.time() <= MAX_AGE:
+        return None  # old, or the clock was set back
+    if not isinstance(seconds, dict) or "torch" not in seconds:
+        return None
+    return seconds if all(isinstance(t, (int, float)) and 0 < t < math.inf for t in seconds.values()) else None
+
+
 def _remember(key: str, dtype: str, seconds: dict[str, float]) -> None:
-    """Write the measurement; a read-only home is no reason to fail."""
-    content = _remembered()
-    content.setdefault(key, {})[dtype] = seconds
+    """Write the measurement and how long it counts; a read-only home is no reason to fail."""
+    content = _cache()
+    entry = content.get(key)
+    entry = entry if isinstance(entry, dict) else {}
+    ends = entry.get("valid until")
+    until = time.time() + (MAX_AGE_BUSY if _busy() else MAX_AGE)
+    content[key] = {**entry, dtype: seconds, "valid until": {**(ends if isinstance(ends, dict) else {}), dtype: until}}
     try:
         _cache_file().parent.mkdir(parents=True, exist_ok=True)
         write_whole(_cache_file(), json.dumps(content, indent=1).encode())
     except OSError:
         pass
+
+
+def _busy() -> bool:
+    """Return whether more than half of the cores had work in the last minute: libraries with threads then look slow."""
+    return os.getloadavg()[0] > 0.5 * _cores()
 
 
 _chosen: dict[tuple[torch.dtype, int], str] = {}
@@ -144,7 +217,7 @@ def _candidates(dtype: torch.dtype) -> list[str]:
 def choose(dtype: torch.dtype) -> str:
     """Return the library for CPU products of ``dtype`` on the threads that torch now uses.
 
-    Measured at first use, then cached in the user's cache folder.
+    Decided at first use in a process, by the measurement in the cache folder or by a new one.
 
     Raises
     ------
@@ -220,14 +293,24 @@ def multiplies_bf16() -> bool:
 
 def _measure(dtype: torch.dtype) -> str:
     key, name = _machine(), str(dtype).removeprefix("torch.")
-    seconds = _remembered().get(key, {}).get(name)
-    if not seconds or "torch" not in seconds:
-        seconds = _probe(_candidates(dtype), dtype)
+    candidates = _candidates(dtype)
+    seconds = _remembered(key, name)
+    if seconds is not None:
+        best = _best(seconds, candidates)
+        if _drifted(best, dtype, seconds[best]):
+            seconds = None
+    if seconds is None:
+        seconds = _probe(candidates, dtype)
         _remember(key, name, seconds)
     _seconds[dtype] = seconds
-    candidates = {library: t for library, t in seconds.items() if library in _candidates(dtype)}
-    best = min(candidates, key=candidates.__getitem__, default="torch")
-    return best if candidates.get("torch", float("inf")) > PROBE_MARGIN * candidates.get(best, 0.0) else "torch"
+    return _best(seconds, candidates)
+
+
+def _best(seconds: dict[str, float], candidates: list[str]) -> str:
+    """Return the fastest candidate, torch unless another is faster by :data:`PROBE_MARGIN`."""
+    own = {library: t for library, t in seconds.items() if library in candidates}
+    best = min(own, key=own.__getitem__, default="torch")
+    return best if own.get("torch", math.inf) > PROBE_MARGIN * own.get(best, 0.0) else "torch"
 
 
 def report() -> dict[str, dict[str, object]]:
@@ -317,16 +400,32 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tenso
 
 
 class exact_products:
-    """Context in which fp32 products on ``device`` are IEEE fp32: TF32 off inside, the global flags restored after."""
+    """Context in which fp32 products on ``device`` are IEEE fp32: TF32 off inside, the global flags restored after.
+
+    torch 2.9 brought a second setting for the same, ``fp32_precision``, and refuses to read the first where a caller
+    has set the second to something else; there the second is used.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
+        self.first: str | None
+        self.second: str | None
 
     def __enter__(self) -> None:
-        if self.cuda:
-            self.before = torch.backends.cuda.matmul.allow_tf32
-            torch.backends.cuda.matmul.allow_tf32 = False
+        self.first = self.second = None
+        if not self.cuda:
+            return
+        flags: Any = torch.backends.cuda.matmul
+        try:
+            if flags.allow_tf32:
+                self.first = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("highest")
+        except RuntimeError:
+            self.second = flags.fp32_precision
+            flags.fp32_precision = "ieee"
 
     def __exit__(self, *exception: object) -> None:
-        if self.cuda:
-            torch.backends.cuda.matmul.allow_tf32 = self.before
+        if self.first is not None:
+            torch.set_float32_matmul_precision(self.first)
+        if self.second is not None:
+            torch.backends.cuda.matmul.fp32_precision = self.second

@@ -365,7 +365,7 @@ def gram_(
 
 def runs_kernels(device: torch.device) -> bool:
     """Return whether operands on this device are multiplied by the kernels, or by their reference in plain torch."""
-    return device.type != "cpu" or backends.interpreted()
+    return backends.reason_against_triton(device) is None
 
 
 def kernel_sides(*sides: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:

@@ -10,11 +10,41 @@ import math
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 InPlace = Callable[[Tensor, float, Tensor, Tensor], None]
 """``f(u, omega, value, scratch)`` for four tensors of one shape, the frequency a number: afterwards ``value`` holds
 ``act(u)`` and ``u`` holds ``act'(u)``; what ``scratch`` holds does not matter."""
+
+
+def _operator(name: str, overload: str) -> Callable[..., Tensor] | None:
+    """Return one of torch's own operators, which are no public names, or None where this torch has none such."""
+    return getattr(getattr(torch.ops.aten, name, None), overload, None)
+
+
+RELU_BACKWARD = _operator("threshold_backward", "grad_input")
+TANH_BACKWARD = _operator("tanh_backward", "grad_input")
+GELU = _operator("gelu_", "default")
+
+
+def times_relu_slope(gradient: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    """Write ``gradient`` where ReLU's ``value`` is above 0, else 0, into ``out``, which may be the gradient itself."""
+    if RELU_BACKWARD is None:
+        return torch.where(value <= 0, gradient.new_zeros(()), gradient, out=out)
+    return RELU_BACKWARD(gradient, value, 0, grad_input=out)
+
+
+def times_tanh_slope(gradient: Tensor, value: Tensor, out: Tensor) -> Tensor:
+    """Write ``gradient (1 - value^2)`` into ``out``, another tensor."""
+    if TANH_BACKWARD is None:
+        wide = torch.promote_types(value.dtype, torch.float32)
+        return out.copy_(value.to(wide).square().neg_().add_(1).mul_(gradient))
+    return TANH_BACKWARD(gradient, value, grad_input=out)
+
+
+def _gelu_value(u: Tensor, omega: float, scratch: Tensor) -> Tensor:
+    return u.copy_(F.gelu(u)) if GELU is None else GELU(u)
 
 
 def _identity(u: Tensor, omega: float, value: Tensor, scratch: Tensor) -> None:
@@ -93,6 +123,6 @@ VALUE_IN_PLACE: dict[str, ValueInPlace] = {
     "gaussian": lambda u, omega, scratch: u.mul_(omega).square_().neg_().exp_(),
     "finer": _finer_value,
     "tanh": lambda u, omega, scratch: u.tanh_(),
-    "gelu": lambda u, omega, scratch: torch.ops.aten.gelu_(u),
+    "gelu": _gelu_value,
     "softplus": lambda u, omega, scratch: torch.logaddexp(u, u.new_zeros(()), out=u),
 }

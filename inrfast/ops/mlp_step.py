@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError
-from inrfast.extension import load_extension
+from inrfast.extension import load_extension, native_variant
 
 ACTIVATIONS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
 """Activations that the native step knows, with their numbers there."""
@@ -48,9 +48,26 @@ def _available() -> str:
 def instructions() -> str:
     """Return the instructions of the native step here: ``"avx512"``, ``"avx2"``, or ``""`` where there is no such step.
 
-    There is none without the extension, on other processors, and where ``INRFAST_GEMM`` asks for a library's products.
+    There is none without the extension, on other processors, where ``INRFAST_GEMM`` asks for a library's products, and
+    where ``INRFAST_NATIVE`` asks for none.
+
+    Raises
+    ------
+    NotAvailableError
+        ``INRFAST_NATIVE`` names instructions that this processor or build does not have.
     """
-    return "" if os.environ.get("INRFAST_GEMM") else _available()
+    variant = native_variant()
+    if os.environ.get("INRFAST_GEMM") or variant in ("plain", "absent"):
+        return ""
+    found = _available()
+    if variant == "auto":
+        return found
+    if variant == found or (variant, found) == ("avx2", "avx512"):
+        return variant
+    raise NotAvailableError(
+        f"INRFAST_NATIVE={variant} cannot run here: the native step of this processor and build is "
+        f"{found or 'missing'}; use INRFAST_NATIVE=auto"
+    )
 
 
 @dataclass(frozen=True)

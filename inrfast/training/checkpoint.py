@@ -96,7 +96,9 @@ def read_tree(path: str | os.PathLike[str], schemas: Iterable[str]) -> tuple[str
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
+            # The file's tensors begin anywhere. Where vector registers begin decides in which order numbers are
+            # added up, so a state goes on bit by bit only in memory that is aligned as it was.
+            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise ValueError(f"{file} is empty, truncated or no safetensors file: {error}") from error
     schema = metadata.get("schema", "")

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam as functional_adam
 
 from inrfast.errors import check_choice, check_float
 from inrfast.training.stack import Stack, has_gaps
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 """Optimisers known by name, with torch's defaults; they update several networks at once."""
+
+ADAM: dict[str, Any] = {
+    "foreach": False,
+    "amsgrad": False,
+    "beta1": 0.9,
+    "beta2": 0.999,
+    "eps": 1e-8,
+    "maximize": False,
+}
+"""Arguments of ``torch.optim.adam.adam`` that are the same in every fit: torch's defaults."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
@@ -69,7 +79,8 @@ class Optimizer(Protocol):
 class Adam:
     """Adam and AdamW with torch's defaults, for one or several networks, in the fused form where the device has one.
 
-    The update itself is ``torch.optim.adam.adam``. The class ``torch.optim.Adam`` would import torch's compiler when
+    The update itself is ``torch.optim.adam.adam``, which is no public name: a torch without it takes
+    :func:`plain_adam`. The class ``torch.optim.Adam`` would import torch's compiler when
     it is made, which takes longer than many a fit; and on a CPU the fused update took a third of the time of the others
     on the weights of a 3 x 256 network.
 
@@ -123,23 +134,18 @@ class Adam:
             parameter.addcmul_(move, rate)
 
     def _update(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
-        functional_adam(
+        functional_adam()(
             parameters,
             self.grads,
             list(self.means.values()),
             list(self.squares.values()),
             [],
             list(self.steps.values()),
-            foreach=False,
             fused=self.fused,
             decoupled_weight_decay=self.decoupled,
-            amsgrad=False,
-            beta1=0.9,
-            beta2=0.999,
             lr=lr,
             weight_decay=weight_decay,
-            eps=1e-8,
-            maximize=False,
+            **ADAM,
         )
 
     def keep(self, stack: Stack, index: Sequence[int]) -> None:
@@ -158,6 +164,51 @@ class Adam:
         for key, own in self.state().items():
             for name, tensor in own.items():
                 tensor.copy_(state[key][name])
+
+
+def plain_adam(
+    parameters: list[Tensor],
+    grads: list[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    largest: list[Tensor],
+    steps: list[Tensor],
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    **options: Any,
+) -> None:
+    """Update as ``torch.optim.adam.adam`` does without AMSGrad (Kingma and Ba, ICLR 2015), in plain operations."""
+    for parameter, grad, mean, square, step in zip(parameters, grads, means, squares, steps, strict=True):
+        step.add_(1)
+        count = float(step)
+        if weight_decay and decoupled_weight_decay:
+            parameter.mul_(1 - lr * weight_decay)
+        elif weight_decay:
+            grad = grad.add(parameter, alpha=weight_decay)
+        mean.lerp_(grad, 1 - beta1)
+        square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        scale = square.sqrt().div_(math.sqrt(1 - beta2**count)).add_(eps)
+        parameter.addcdiv_(mean, scale, value=-lr / (1 - beta1**count))
+
+
+@functools.cache
+def functional_adam() -> Callable[..., None]:
+    """Return ``torch.optim.adam.adam`` if it is there and takes our arguments, else :func:`plain_adam`."""
+    one, zero = torch.ones(1), torch.zeros(1)
+    try:
+        from torch.optim.adam import adam
+
+        tensors: tuple[Any, ...] = [one.clone()], [one], [zero.clone()], [zero.clone()], [], [torch.zeros(())]
+        update: Callable[..., None] = adam
+        update(*tensors, fused=True, decoupled_weight_decay=False, lr=1.0, weight_decay=0.0, **ADAM)
+    except Exception:  # a private function may be gone or changed in any way
+        return plain_adam
+    return update
 
 
 class SGD:

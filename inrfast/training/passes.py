@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from inrfast.memory import chunks
 from inrfast.nn import INR
 from inrfast.ops import gemm, mlp_step
-from inrfast.ops.in_place import IN_PLACE
+from inrfast.ops.in_place import IN_PLACE, times_relu_slope
 from inrfast.training.data import Data
 from inrfast.training.stack import Stack
 
@@ -246,7 +246,7 @@ class TensorPass:
         if slope is not None:
             return error.mul_(self._view(slope, k, n))
         value = self._view(self.features[index], k, n)
-        return torch.ops.aten.threshold_backward.grad_input(error, value, 0, grad_input=error)
+        return times_relu_slope(error, value, error)
 
     def _add(self, index: int, error: Tensor, features: Tensor, sums: dict[str, Tensor]) -> None:
         """Add the gradients of one layer's weight and bias."""

@@ -34,8 +34,9 @@ def test_gradients_of_the_kernels_and_of_their_arithmetic(device, options):
         (losses, ours), (_, exact) = found
         rounded_losses, rounded = medium.Rounded(nets, coords, target).gradients()
         theirs = torch.cat([gradient.flatten(1) for gradient in rounded], 1)
-        assert losses == pytest.approx(rounded_losses.double(), rel=1e-5)
-        # Values that lie between two of fp16 may round either way, and SIREN hands them on 30 times as large.
+        # Values that lie between two of fp16 may round either way, and SIREN hands them on 30 times as large: losses
+        # agree to a fifth of one rounding, 2^-11.
+        assert losses == pytest.approx(rounded_losses.double(), rel=0.2 * 2**-11)
         assert (ours - theirs).norm() <= 0.35 * (ours - exact).norm()
 
 

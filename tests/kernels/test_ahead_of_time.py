@@ -1,39 +1,19 @@
 """The gates: every kernel compiled for GPUs that are not there must keep within their resources."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
 
 from inrfast.kernels.ahead_of_time import _narrow_offsets
 from inrfast.kernels.formats import SMALLEST_SHARED
 
-REPORT = Path(__file__).parents[2] / "bench" / "kernel_report.py"
 
-
-@pytest.fixture(scope="module")
-def rows():
-    """In a process of its own: kernels that Triton interprets cannot be compiled."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(REPORT), "--gates"], capture_output=True, env=environment
-    )
-    assert done.stdout, done.stderr.decode()
-    return json.loads(done.stdout)
-
-
-def test_no_kernel_has_a_fault(rows):
+def test_no_kernel_has_a_fault(compiled_kernels):
     """No spill, shared memory as configured, tensor cores in use (wgmma on Hopper), 64-bit offsets."""
-    assert [f"{row['title']}: {row['faults']}" for row in rows if row["faults"]] == []
-    assert len(rows) >= 30
+    assert [f"{row['title']}: {row['faults']}" for row in compiled_kernels if row["faults"]] == []
+    assert len(compiled_kernels) >= 30
 
 
-def test_kernels_use_what_they_are_written_for(rows):
-    by_title = {row["title"]: row["instructions"] for row in rows}
+def test_kernels_use_what_they_are_written_for(compiled_kernels):
+    by_title = {row["title"]: row["instructions"] for row in compiled_kernels}
     for title, counts in by_title.items():
         hopper, fp64 = "sm_90" in title, "fp64" in title
         # Rows multiply nothing but two numbers an entry, a few columns are summed by multiply-adds.
@@ -47,8 +27,8 @@ def test_kernels_use_what_they_are_written_for(rows):
             assert counts["UTMALDG"] > 0
 
 
-def test_small_configurations_fit_small_gpus(rows):
-    assert all(row["shared"] <= SMALLEST_SHARED for row in rows if "sm_80" in row["title"])
+def test_small_configurations_fit_small_gpus(compiled_kernels):
+    assert all(row["shared"] <= SMALLEST_SHARED for row in compiled_kernels if "sm_80" in row["title"])
 
 
 def test_offsets_that_could_overflow_are_found():

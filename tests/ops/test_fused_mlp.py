@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(device, kind, data):
 @pytest.mark.parametrize("width", [33, 150])
 def test_relu_in_narrow_and_wide_layers(device, kind, width):
     """Masks are single bits; a few gates near 0 may differ from fp64's."""
-    case = Case(device, kind, n=300, width=width, hidden_layers=3, activation="relu", outputs=1)
+    case = Case(device, kind, n=150, width=width, hidden_layers=3, activation="relu", outputs=1)
     assert case.step.on_chip == (kind == "fp16" and width <= 128)
     case.check(factor=32.0 if kind == "fp16" else 64.0)
 
@@ -217,7 +217,7 @@ def test_updates_are_torch_s(device, optimizer):
 def test_steps_repeat_bit_by_bit_and_do_not_depend_on_what_lies_between(device):
     """An update from sums has the bits of one from the gradient that they make."""
     for kind in ("fp16", "tf32x3"):
-        cases = [Case(device, kind, models=2, n=200, width=20, seed=5) for _ in range(3)]
+        cases = [Case(device, kind, models=2, n=140, width=20, seed=5) for _ in range(3)]
         for number, case in enumerate(cases):
             moments = [torch.zeros_like(case.stack.flat) for _ in range(2)]
             case.step.rates.copy_(

@@ -29,6 +29,25 @@ def test_every_library_multiplies(name, m, n, k, dtype, strided):
     assert ((out - exact).abs() <= bound).all()
 
 
+class Machine:
+    """A machine of a test: a clock, what each library takes, and how often all were measured."""
+
+    def __init__(self) -> None:
+        self.now, self.measured, self.seconds, self.load = 1e9, 0, {"torch": 1.0, "numpy": 0.5}, 0.0
+
+    def probe(self, names, dtype):
+        self.measured += 1
+        return {name: self.seconds[name] for name in names if name in self.seconds}
+
+    def again(self) -> int:
+        """Choose as a new process does, and return how often libraries were measured for it."""
+        before = self.measured
+        gemm._chosen.clear()
+        expected = min(self.seconds, key=self.seconds.get)
+        assert gemm.choose(torch.float64) == expected
+        return self.measured - before
+
+
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """No choice made yet, and a cache folder of its own."""
@@ -40,14 +59,96 @@ def fresh(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_choice_is_measured_once_and_cached(fresh, monkeypatch):
+@pytest.fixture
+def machine(fresh, monkeypatch):
+    machine = Machine()
+    monkeypatch.setattr(gemm, "_cores", lambda: 1)
+    monkeypatch.setattr(gemm.os, "getloadavg", lambda: (machine.load, 0.0, 0.0))
+    monkeypatch.setattr(gemm.time, "time", lambda: machine.now)
+    monkeypatch.setattr(gemm, "_probe", machine.probe)
+    monkeypatch.setattr(gemm._Tile, "best_seconds", lambda tile, name: machine.seconds[name])
+    return machine
+
+
+def test_the_choice_is_measured_and_cached(fresh, monkeypatch):
     choice = gemm.choose(torch.float32)
     assert choice in gemm.LIBRARIES
     (measured,) = json.loads((fresh / "inrfast" / "gemm.json").read_text()).values()
     assert measured["float32"]["torch"] > 0
     monkeypatch.setattr(gemm, "_probe", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(gemm, "MAX_DRIFT", 1e9)
     gemm._chosen.clear()
     assert gemm.choose(torch.float32) == choice
+
+
+def test_it_is_measured_again_when_it_is_old(machine):
+    assert machine.again() == 1
+    machine.now += 0.99 * gemm.MAX_AGE
+    assert machine.again() == 0
+    machine.now += 0.02 * gemm.MAX_AGE
+    assert machine.again() == 1
+    machine.now -= 10.0  # a clock that was set back says nothing about the age
+    assert machine.again() == 1
+    machine.load, machine.now = 0.9, machine.now + 1.01 * gemm.MAX_AGE
+    assert machine.again() == 1
+    machine.now += 1.01 * gemm.MAX_AGE_BUSY
+    assert machine.again() == 1
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.8, 1.25, 2.0])
+def test_it_is_measured_again_when_the_chosen_library_is_much_slower_or_faster(machine, factor):
+    assert machine.again() == 1
+    machine.seconds["numpy"] *= factor
+    assert machine.again() == (factor in (0.5, 2.0))
+    assert machine.again() == 0
+    machine.seconds = {"torch": 9.0, "numpy": 99.0}  # torch wins now
+    assert machine.again() == 1
+
+
+def test_it_is_measured_again_when_a_library_or_what_steers_it_changed(machine, monkeypatch):
+    assert machine.again() == 1
+    for change in (
+        lambda: monkeypatch.setattr(torch, "__version__", "99.0"),
+        lambda: monkeypatch.setattr(gemm.np, "__version__", "99.0"),
+        lambda: monkeypatch.setattr(gemm, "_numpy_blas", lambda: "another 1.0"),
+        *(lambda name=name: monkeypatch.setenv(name, "another") for name in gemm.STEERED_BY),
+    ):
+        change()
+        assert machine.again() == 1
+        assert machine.again() == 0
+
+
+FORMER = {"float32": {"torch": 1.0}, "float64": {"torch": 1.0, "numpy": 0.5}}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        FORMER,  # without a time
+        {**FORMER, "valid until": 3},
+        {**FORMER, "valid until": {"float64": "soon"}},
+        {"float64": 3, "valid until": {"float64": 1e9 + 1}},
+        {"float64": {"torch": None}, "valid until": {"float64": 1e9 + 1}},
+        {"float64": {"numpy": 1.0}, "valid until": {"float64": 1e9 + 1}},
+        7,
+        None,
+    ],
+)
+def test_a_cache_of_another_form_is_measured_again(machine, fresh, entry):
+    file = fresh / "inrfast" / "gemm.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({gemm._machine(): entry}))
+    assert machine.again() == 1
+    assert machine.again() == 0
+    for whole in ("[]", "null", "{half", ""):
+        file.write_text(whole)
+        assert machine.again() == 1
+
+
+def test_numpy_names_its_blas_and_a_numpy_that_does_not_is_no_error(monkeypatch):
+    assert gemm._numpy_blas() != "unknown"
+    monkeypatch.setattr(gemm.np, "show_config", lambda: None)
+    assert gemm._numpy_blas() == "unknown"
 
 
 def test_the_fastest_by_the_margin_wins(fresh, monkeypatch):
@@ -64,6 +165,7 @@ def test_a_library_that_takes_every_core_is_no_choice_for_fewer_threads(fresh, m
     monkeypatch.setattr(gemm, "_cores", lambda: threads)
     assert gemm.choose(torch.float64) == "numpy"
     gemm._chosen.clear()
+    monkeypatch.setattr(gemm, "MAX_DRIFT", 1e9)
     monkeypatch.setattr(gemm, "_cores", lambda: threads + 1)
     assert gemm.choose(torch.float64) == "torch"
 
@@ -104,3 +206,43 @@ def test_bf16_products_are_for_processors_where_they_pay(monkeypatch):
     for gain, expected in ((0.0, True), (1e9, False)):
         monkeypatch.setattr(gemm, "BF16_GAIN", gain)
         assert gemm.multiplies_bf16.__wrapped__() is expected
+
+
+@pytest.mark.parametrize("how", ["nothing", "first", "second"])
+def test_exact_products_on_a_gpu_leave_the_global_flags_as_they_were(how):
+    """Whether a caller set TF32 by the one setting that torch has, or by the other."""
+    matmul = torch.backends.cuda.matmul
+
+    def flags():
+        found = []
+        for read in (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32, lambda: matmul.fp32_precision):
+            try:
+                found.append(read())
+            except (RuntimeError, AttributeError) as error:
+                found.append(type(error))
+        return found
+
+    if how == "second" and not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has one setting")
+    try:
+        if how == "first":
+            torch.set_float32_matmul_precision("medium")
+        elif how == "second":
+            matmul.fp32_precision = "tf32"
+        before = flags()
+        with gemm.exact_products(torch.device("cuda")):
+            assert not matmul.allow_tf32
+        assert flags() == before
+    finally:
+        if hasattr(matmul, "fp32_precision"):
+            matmul.fp32_precision = "ieee"
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_without_the_private_operator_of_onednn_it_is_no_candidate(fresh, monkeypatch):
+    def gone(a, b, out):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setitem(gemm.LIBRARIES, "onednn", gone)
+    assert "onednn" not in gemm._candidates(torch.float32)
+    assert gemm.choose(torch.float32) != "onednn"

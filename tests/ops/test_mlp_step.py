@@ -165,6 +165,8 @@ def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str) -> 
 
 
 def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("INRFAST_NATIVE", raising=False)
+    monkeypatch.delenv("INRFAST_GEMM", raising=False)
     x, measured = torch.rand(2, 5, 3), mlp_step._available.__wrapped__
     monkeypatch.setattr(mlp_step, "_available", lambda: "avx2")
     assert mlp_step.applies(["relu", "sine"], [x, None])

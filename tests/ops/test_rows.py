@@ -133,6 +133,11 @@ def test_compiled_in_one_graph(backend, name):
         torch.testing.assert_close(ours, theirs)
 
 
+CHECKS = ["test_schema", "test_autograd_registration", "test_faketensor"]
+if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11):  # with newer versions of SymPy 2.8 fails at shapes
+    CHECKS.append("test_aot_dispatch_dynamic")
+
+
 def test_torchs_contract_for_operators():
     z, s, p, v = arguments("both", bias=True)
     one = [t.unsqueeze(0) for t in (z, s, p, v)]
@@ -146,7 +151,7 @@ def test_torchs_contract_for_operators():
         (ops._jacobian_product, (one[0], one[1], one[2], True)),
         (ops._jacobian_transposed_product, (one[0], one[1], one[3], True)),
     ):
-        torch.library.opcheck(operator.default, given)
+        torch.library.opcheck(operator.default, given, test_utils=CHECKS)
 
 
 def test_no_derivative_is_lost_in_silence():

@@ -79,6 +79,18 @@ def test_trees_come_back_as_they_were(tree: Any) -> None:
     assert same(tree, unpack(pack(tree, "", tensors), tensors))
 
 
+@given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=6), name=st.text("abc", min_size=1, max_size=9))
+def test_tensors_of_a_file_have_aligned_memory_of_their_own(
+    sizes: list[int], name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As tensors that torch makes do: the sum of a dot product depends on where its vectors begin."""
+    path = tmp_path_factory.mktemp("aligned") / "tree.safetensors"
+    checkpoint.write_tree(path, "kind", {name: [torch.rand(size) for size in sizes]}, {})
+    tensors = checkpoint.read_tree(path, ["kind"])[1][name]
+    assert all(tensor.data_ptr() % 64 == torch.empty(tensor.shape).data_ptr() % 64 == 0 for tensor in tensors)
+    assert all(tensor.untyped_storage().nbytes() == 4 * tensor.numel() for tensor in tensors)
+
+
 def test_what_a_file_cannot_hold_is_named() -> None:
     with pytest.raises(TypeError, match=r"got function at a\.1"):
         pack({"a": [1, same]}, "", {})

@@ -115,7 +115,8 @@ def test_many_networks_take_their_steps_in_one_sequence(device):
     options = {"steps": STEPS, "batch_size": 30, "eval_every": 4, "backend": "triton"}
     each = [{"lr": 1e-3, "seed": 1}, {"lr": 2e-3, "seed": 2}, {"lr": 3e-3, "seed": 3}]
     singles = [inr.fit(net, coords, y, **own, **options) for net, y, own in zip(alone, targets, each, strict=True)]
-    goal = singles[1].psnrs[1] - 1e-6
+    goal = sum(singles[1].psnrs[:2]) / 2  # between two evaluations: no rounding decides which one reaches it
+    assert singles[1].psnrs[1] > goal + 1e-3
     results = inr.fit_many(
         nets, coords, targets, lr=[own["lr"] for own in each], seed=[own["seed"] for own in each],
         target_psnr=[None, goal, None], **options,

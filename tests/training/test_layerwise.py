@@ -55,7 +55,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
         patch.setattr(gemm, "threads", lambda dtype, device: threads)
         patch.setattr(mlp_step, "chunk_rows", lambda width, points: rows)
         if not native:
-            patch.setattr(mlp_step, "_available", lambda: "")
+            patch.setattr(mlp_step, "instructions", lambda: "")
         gradient = of(net, coords, target, cores=threads)
         assert isinstance(gradient, LayerwiseGradient)
         assert bool(gradient.native) == native
@@ -71,7 +71,7 @@ def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> N
     net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
     coords, target = signal(net, 128 * 128)
     for available in {mlp_step.instructions(), ""}:
-        monkeypatch.setattr(mlp_step, "_available", lambda: available)  # noqa: B023
+        monkeypatch.setattr(mlp_step, "instructions", lambda: available)  # noqa: B023
         assert_exact(net, of(net, coords, target), coords, target, None)
 
 
@@ -88,7 +88,7 @@ def test_measuring_takes_more_points_than_a_step() -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_threads_repeat_bit_by_bit_and_keep_to_themselves(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(mlp_step, "_available", lambda: "")
+        monkeypatch.setattr(mlp_step, "instructions", lambda: "")
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)

@@ -84,12 +84,15 @@ def test_a_hundred_steps_are_those_of_separate_fits(data: st.DataObject) -> None
         assert_same_weights(nets[i], twin)
 
 
-def test_fp32_networks_follow_separate_fits() -> None:
+@pytest.mark.parametrize(("optimizer", "steps", "lr"), [("sgd", 100, 0.1), ("adam", 10, 1e-3)])
+def test_fp32_networks_follow_separate_fits(optimizer: str, steps: int, lr: float) -> None:
+    """Adam divides small gradients by their own size: over many steps it makes large differences of roundings."""
     nets = [small(seed, activation="relu", width=32) for seed in range(5)]
     twins = copy.deepcopy(nets)
-    results = fit_many(nets, COORDS, waves(2.0), steps=100)
+    options: dict[str, Any] = {"optimizer": optimizer, "steps": steps, "lr": lr}
+    results = fit_many(nets, COORDS, waves(2.0), **options)
     for net, twin, result in zip(nets, twins, results, strict=True):
-        assert_same(result, fit(twin, COORDS, waves(2.0), steps=100))
+        assert_same(result, fit(twin, COORDS, waves(2.0), **options))
         assert_same_weights(net, twin)
 
 
@@ -99,7 +102,8 @@ def test_shapes_norms_and_modules_may_be_mixed() -> None:
     plain = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
     nets = [small(0), small(1, norm="batch"), small(2), small(3, width=9), plain, small(4), small(5, norm="batch")]
     coords = [COORDS] * 5 + [fine, COORDS]
-    targets = [waves(1.0 + i, where) for i, where in enumerate(coords)]
+    targets = [waves(1.0 + i, where).double() for i, where in enumerate(coords)]
+    nets, coords = [net.double() for net in nets], [where.double() for where in coords]
     twins = copy.deepcopy(nets)
     results = fit_many(nets, coords, targets, steps=30, lr=3e-3)
     for net, twin, result, where, what in zip(nets, twins, results, coords, targets, strict=True):
@@ -111,20 +115,26 @@ def test_shapes_norms_and_modules_may_be_mixed() -> None:
 
 
 def test_each_network_stops_by_itself() -> None:
-    """At its goal, out of patience, diverged; the others go on and keep their memory."""
-    nets = [small(seed) for seed in range(4)]
-    alone = [fit(copy.deepcopy(net), COORDS, waves(2.0), steps=60, lr=5e-3, eval_every=2) for net in nets]
-    goal = alone[1].psnrs[10]
+    """At its goal, out of patience, diverged; the others go on and keep their memory.
+
+    In fp64 and with a goal far from every PSNR, so that no rounding decides where a network stops.
+    """
+    nets, coords, target = [small(seed).double() for seed in range(4)], COORDS.double(), waves(2.0).double()
+    psnrs = fit(copy.deepcopy(nets[1]), coords, target, steps=60, lr=5e-3, eval_every=2).psnrs
+    gains = [psnrs[k] - max(psnrs[:k]) for k in range(5, 15)]
+    reached = 5 + gains.index(max(gains))
+    goal = psnrs[reached] - max(gains) / 2
     twins = copy.deepcopy(nets)
-    rates = [5e-3, 5e-3, 1e30, 0.7]
+    rates = [5e-3, 5e-3, 1e200, 1e-200]  # with the last no weight changes, so no PSNR is better than the first
     options: dict[str, Any] = {"steps": 60, "eval_every": 2, "patience": 5}
-    results = fit_many(nets, COORDS, waves(2.0), lr=rates, target_psnr=[None, goal, None, None], **options)
+    results = fit_many(nets, coords, target, lr=rates, target_psnr=[None, goal, None, None], **options)
     assert [result.stopped for result in results] == ["steps", "target_psnr", "diverged", "patience"]
+    assert [result.steps for result in (results[0], results[1], results[3])] == [60, results[1].eval_steps[reached], 10]
     assert isinstance(results[2].error, DivergedError)
     assert "network 2" in str(results[2].error)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in nets[2].state_dict().values())
     for i in (0, 1, 3):
-        result = fit(twins[i], COORDS, waves(2.0), lr=rates[i], target_psnr=goal if i == 1 else None, **options)
+        result = fit(twins[i], coords, target, lr=rates[i], target_psnr=goal if i == 1 else None, **options)
         assert_same(results[i], result)
         assert_same_weights(nets[i], twins[i])
         for name, tensor in results[i].best_state.items():
@@ -165,7 +175,7 @@ def test_tensors_of_targets_are_shared_or_stacked_by_their_size() -> None:
         expected[2].losses, rel=1e-5
     )
     shared = fit_many([small(seed) for seed in range(3)], COORDS, values[1].reshape(12, 12, 2), steps=3)
-    assert shared[1].losses == pytest.approx(expected[1].losses, rel=1e-6)
+    assert shared[1].losses == pytest.approx(expected[1].losses, rel=1e-5)
 
 
 @pytest.mark.parametrize(

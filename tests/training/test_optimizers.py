@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from inrfast.training import optimizers
 from inrfast.training.optimizers import SCHEDULES, TorchOptimizer, clip_, learning_rates, make
 from inrfast.training.stack import Stack
 
@@ -55,8 +57,16 @@ def stack_of(count: int) -> Stack:
     return Stack(nets)
 
 
-def test_adam_is_that_of_the_formula() -> None:
-    """Kingma and Ba, Algorithm 1, in fp64."""
+@pytest.mark.parametrize("torchs", ["there", "gone", "changed"])
+def test_adam_is_that_of_the_formula(torchs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kingma and Ba, Algorithm 1, in fp64; also where torch's private function is gone or takes other arguments."""
+    if torchs == "gone":
+        monkeypatch.delattr(sys.modules["torch.optim.adam"], "adam")
+    elif torchs == "changed":
+        monkeypatch.setattr(sys.modules["torch.optim.adam"], "adam", lambda parameters: None)
+    update = optimizers.functional_adam.__wrapped__()
+    monkeypatch.setattr(optimizers, "functional_adam", lambda: update)
+    assert (update is optimizers.plain_adam) == (torchs != "there")
     rng = torch.Generator().manual_seed(0)
     stack = stack_of(1)
     weight = stack.nets[0].weight
@@ -71,15 +81,23 @@ def test_adam_is_that_of_the_formula() -> None:
         torch.testing.assert_close(weight.detach(), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("plain", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 0.03])
 @pytest.mark.parametrize("rates", [[1e-2, 1e-2, 1e-2], [1e-2, 3e-3, 0.0]], ids=["one rate", "own rates"])
 @pytest.mark.parametrize(
     ("name", "torchs"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)]
 )
 def test_stacked_updates_are_torch_s_of_each_network(
-    name: str, torchs: type[torch.optim.Optimizer], rates: list[float], decay: float
+    name: str,
+    torchs: type[torch.optim.Optimizer],
+    rates: list[float],
+    decay: float,
+    plain: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Also after a network has left the stack, and after the state has moved into another optimiser."""
+    """Also after a network has left the stack, after the state has moved on, and by the plain update."""
+    if plain:
+        monkeypatch.setattr(optimizers, "functional_adam", lambda: optimizers.plain_adam)
     stack = stack_of(3)
     twins = [copy.deepcopy(net) for net in stack.nets]
     others = [torchs(t.parameters(), lr=rate, weight_decay=decay) for t, rate in zip(twins, rates, strict=True)]
