@@ -12,8 +12,8 @@ from inrfast.errors import check_float, check_tensor
 
 SSIM_WINDOW = 11
 
-IMAGE_SPREAD = 0.5
-"""Least part of [0, 1] that values span for their range to be taken as 1, an image's."""
+LEAST_SPREAD = 0.5
+"""Least spread of values in [-1, 1] whose PSNR is stated for a range of 1."""
 
 
 def _check_pair(pred: Any, target: Any, *, floating: bool = True) -> tuple[Tensor, Tensor]:
@@ -33,14 +33,15 @@ def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
 def data_range_of(target: Tensor) -> float:
     """Return the range of a signal for which its PSNR is stated, where none is named.
 
-    1 for values that lie in [0, 1], or in [-0.5, 0.5], and span at least half of it: an image as
-    :func:`inrfast.signals.image.load_image` gives it, or that minus mid-grey. Else the largest minus the smallest
-    value: 2 for a sound that fills [-1, 1], 0.02 for a signal of that height. A constant has no range of its own: 1.
+    1 for values that lie in [-1, 1] and span at least 0.5: an image in [0, 1] as
+    :func:`inrfast.signals.image.load_image` gives it, the same minus mid-grey, or a sound or wave in [-1, 1], for which
+    the field states ``-10 log10(mse)`` as well. Else the largest minus the smallest value: 0.02 for a signal of that
+    height, 7 for one from 0 to 7. A constant has no range of its own: 1.
     """
     low, high = (float(value) for value in torch.aminmax(target.detach()))
     spread = high - low
-    image = (low >= 0 and high <= 1) or (low >= -0.5 and high <= 0.5)
-    return 1.0 if spread == 0 or (image and spread >= IMAGE_SPREAD) else spread
+    scaled = low >= -1 and high <= 1 and spread >= LEAST_SPREAD
+    return 1.0 if spread == 0 or scaled else spread
 
 
 def _range(data_range: Any, target: Tensor) -> float:

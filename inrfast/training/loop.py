@@ -139,8 +139,8 @@ def fit(
         weight 0 included.
     data_range
         Range of the signal for which PSNRs are stated, kept in the result. None takes it from the values of the
-        evaluation: 1 where they lie in [0, 1] or [-0.5, 0.5] and span at least half of it, as images do; else the
-        largest minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+        evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest minus the smallest
+        (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
 
     Warns
     -----
