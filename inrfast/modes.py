@@ -27,6 +27,31 @@ def without_autocast() -> Iterator[None]:
 
 
 @contextmanager
+def _full_products() -> Iterator[None]:
+    """Run a block in which fp32 products on a CPU are fp32, also if the caller lets PyTorch take bfloat16 (with AMX).
+
+    The setting is the whole process's. PyTorch refuses to read the old one where the new one, of 2.9, says otherwise.
+    """
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        flags: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        own, flags.fp32_precision = flags.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            flags.fp32_precision = own
+        return
+    if before != "highest":
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if before != "highest":
+            torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def training_modes() -> Iterator[None]:
     """Run a block that trains without autocast, inference mode and another default device; gradients stay as they are.
 
@@ -37,6 +62,7 @@ def training_modes() -> Iterator[None]:
         stack.callback(torch.clear_autocast_cache)
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
+        stack.enter_context(_full_products())
         stack.enter_context(torch.inference_mode(False))
         for device in AUTOCAST_DEVICES:
             stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
@@ -45,7 +71,7 @@ def training_modes() -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Run a block without autocast, gradients, inference mode and another default device, whatever the caller has on.
+    """Run a block without autocast, gradients, inference mode, narrow products and another default device.
 
     Tensors made in inference mode could not be changed after it. A block that differentiates switches gradients on
     itself.
@@ -53,7 +79,7 @@ def own_modes() -> Iterator[None]:
     with ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        for mode in (without_autocast(), torch.inference_mode(False), torch.no_grad()):
+        for mode in (without_autocast(), _full_products(), torch.inference_mode(False), torch.no_grad()):
             stack.enter_context(mode)
         yield
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import inrfast as inr
 from inrfast.metrics import psnr, ssim
+from inrfast.modes import own_modes, training_modes
 from inrfast.signals.render import render
 
 
@@ -31,6 +32,15 @@ def deterministic():
         torch.use_deterministic_algorithms(False)
 
 
+@contextlib.contextmanager
+def narrow_products():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 MODES = {
     "fp64 by default": lambda: default_dtype(torch.float64),
     "bf16 by default": lambda: default_dtype(torch.bfloat16),
@@ -39,6 +49,7 @@ MODES = {
     "no_grad": torch.no_grad,
     "inference": torch.inference_mode,
     "deterministic": deterministic,
+    "narrow products": narrow_products,
 }
 
 
@@ -147,3 +158,22 @@ def test_a_kernel_made_in_inference_mode_is_used_after_it():
         assert K.to_dense(out=out) is out
     assert torch.equal(K @ v, first)
     assert torch.equal(K.to_dense(out=torch.empty(400, 400)), out)
+
+
+@pytest.mark.parametrize("modes", [own_modes, training_modes])
+def test_products_are_full_inside_and_the_caller_s_again_outside(modes):
+    """By PyTorch's old setting, and by the one that it has from 2.9 on and refuses to read as the old one."""
+    with narrow_products():
+        with modes():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
+    flags = getattr(torch.backends.mkldnn, "matmul", None)
+    if not hasattr(flags, "fp32_precision"):
+        return
+    before, flags.fp32_precision = flags.fp32_precision, "bf16"
+    try:
+        with modes():
+            assert flags.fp32_precision == "ieee"
+        assert flags.fp32_precision == "bf16"
+    finally:
+        flags.fp32_precision = before
