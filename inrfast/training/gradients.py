@@ -170,7 +170,7 @@ def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool
     try:
         with torch.random.fork_rng(devices):
             copied = snapshot(net).train(training)
-            if dependence(copied, coords, exact=True, alone=True) is not None:
+            if dependence(copied, coords, exact=True) is not None:
                 return False
             return not training or torch.equal(copied(few), snapshot(net).eval()(few))
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
