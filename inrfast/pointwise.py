@@ -51,9 +51,7 @@ def _spread(n: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * (n - 1) // max(count - 1, 1)
 
 
-def dependence(
-    predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool = False, alone: bool = False
-) -> str | None:
+def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool = False) -> str | None:
     """Return what a network's predictions depend on beside their own point, in words; None: on nothing.
 
     A dozen forward passes over at most 32 points. Gradients, modes and buffers are the caller's business.
@@ -67,8 +65,6 @@ def dependence(
     exact
         Whether moved points may not change a single bit of the predictions at the others (for the same number of
         points nothing is rounded otherwise); False: up to rounding.
-    alone
-        Whether the network must take one point alone too; otherwise two copies of it stand for one.
     """
     rows = ROWS
     while rows > max(len(coords) // 2, 4):
@@ -80,13 +76,13 @@ def dependence(
             before = _rows(predict, base)
             if not _equal(before, _rows(predict, base)):
                 return RANDOM
-            return _compared(predict, base, others, before, exact, alone)
+            return _compared(predict, base, others, before, exact)
         except Exception as error:  # whatever a network raises that takes nothing but its full grid
             return f"net does not take {len(base)} points of them, or not in every number and order ({error})"
 
 
 def _compared(
-    predict: Callable[[Tensor], Tensor], base: Tensor, others: Tensor, before: Tensor, exact: bool, alone: bool
+    predict: Callable[[Tensor], Tensor], base: Tensor, others: Tensor, before: Tensor, exact: bool
 ) -> str | None:
     n = len(base)
     number = torch.arange(n, device=base.device)
@@ -103,8 +99,8 @@ def _compared(
         return "the outputs depend on the order of the points"
 
     one = base[n // 2 : n // 2 + 1]
-    batches = [base[: n - 1], torch.cat([base, others]), one.expand(2, -1), *[one] * alone]
-    places = [number[: n - 1], number, number[n // 2].expand(2), *[number[n // 2].expand(1)] * alone]
+    batches = [base[: n - 1], torch.cat([base, others]), one.expand(2, -1)]
+    places = [number[: n - 1], number, number[n // 2].expand(2)]
     for batch, place in zip(batches, places, strict=True):
         if not near(_rows(predict, batch)[: len(place)], before[place]):
             return "the outputs depend on the number of points"
