@@ -25,7 +25,7 @@ from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import vjp
-from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points
+from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points, stirred_
 from inrfast.snapshot import own_dtype, snapshot, widen_
 from inrfast.supported import LayerSpec, check_tensors, chosen_parameters, layer_specs, refuse
 
@@ -442,17 +442,31 @@ class Capture:
         self._refuse_narrow(wide[few], expected[few])
 
     def _refuse_coupling(self, coords: Tensor, points: Tensor, expected: Tensor) -> None:
-        """Refuse networks whose output at a point depends on anything beside that point."""
-        found = dependence(self._outputs, coords)
+        """Refuse networks whose output at a point depends on anything beside that point, now or behind zero weights."""
+        found = dependence(self._outputs, coords, number=len(coords))
         if found == RANDOM:
             raise UnsupportedModuleError(f"net is random: {found}. Put it in eval mode")
+        if found not in (None, MOVED):  # then rounding alone may differ
+            self._refuse_chaos(points, expected)
+        if found is None:
+            found = self._hidden_coupling(coords, points)
         if found is not None:
-            if found != MOVED:  # then rounding alone may differ
-                self._refuse_chaos(points, expected)
             raise UnsupportedModuleError(
                 f"net couples samples: {found}, so the kernel is not one of points (batch statistics, attention over "
                 "the batch and row numbers do this)"
             )
+
+    def _hidden_coupling(self, coords: Tensor, points: Tensor) -> str | None:
+        """Return what a copy whose parameters are moved a little depends on beside a point."""
+        other = self.with_precision(self.precision)
+        other._module = stirred_(snapshot(self._module))
+        found = dependence(other._outputs, coords)
+        if found not in (None, MOVED):
+            try:
+                other._refuse_chaos(points, other._outputs(points))
+            except UnsupportedModuleError:  # moved so, it says nothing
+                return None
+        return None if found is None else f"{found} once its parameters are not exactly these"
 
     def _compare(self, own: torch.dtype, in_own: Tensor, points: Tensor, expected: Tensor) -> None:
         """Refuse networks whose outputs in their own dtype differ from those in fp64 by more than rounding."""

@@ -292,6 +292,14 @@ class INR(nn.Module):
         return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
 
 
+def described_network(net: nn.Module) -> dict[str, Any] | None:
+    """Return what describes an INR, or None: of another module, or with an encoding that does not describe itself."""
+    try:
+        return net.config() if isinstance(net, INR) else None
+    except NotImplementedError:
+        return None
+
+
 KNOWN_ENCODINGS = (type(None), *ENCODINGS.values())
 
 

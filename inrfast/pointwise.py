@@ -11,7 +11,10 @@ import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+NUMBER = "the outputs depend on the number of points, or on their places"
+"""What it says of networks that look at the length of their batch, or at row numbers."""
 
 RANDOM = "two forward passes over the same points differ"
 """What :func:`dependence` says of networks that draw random numbers."""
@@ -21,6 +24,12 @@ MOVED = "moving some points changes the outputs at others"
 
 ROWS = 16
 """Points of the probe at most; a power of two, for networks that take pairs of points or multiples of four."""
+
+LONGEST = 2048
+"""Points of the longest batch of the probe: several times those of a chunk."""
+
+STIR, NOTHING = 0.05, 1e-6
+"""How far a stirred copy's parameters are moved, relative to their size, and the size that counts as zero."""
 
 FLOOR_EXPONENT = 0.6
 """Differences below ``eps ** 0.6`` of the largest prediction count as rounding (1e-9 in fp64, 7e-5 in fp32). BLAS adds
@@ -51,10 +60,30 @@ def _spread(n: int, count: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) * (n - 1) // max(count - 1, 1)
 
 
-def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool = False) -> str | None:
+def stirred_(net: nn.Module) -> nn.Module:
+    """Move the trainable parameters of a copy a little, in place, and return it.
+
+    What couples points behind a weight of zero (a zero-initialised head or branch) does not show in the predictions,
+    but in the gradients, and in the predictions after the first step. It shows in those of the stirred copy.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if not parameter.requires_grad or not parameter.is_floating_point() or parameter.numel() == 0:
+                continue
+            size = float(parameter.double().square().mean().sqrt())
+            if not size > NOTHING:
+                size = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 1.0
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_((STIR * size * noise).to(parameter))
+    return net
+
+
+def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool = False, number: int = 0) -> str | None:
     """Return what a network's predictions depend on beside their own point, in words; None: on nothing.
 
-    A dozen forward passes over at most 32 points. Gradients, modes and buffers are the caller's business.
+    A dozen forward passes over at most 32 points, and one over as many as there will be, at most :data:`LONGEST`.
+    Gradients, modes and buffers are the caller's business.
 
     Parameters
     ----------
@@ -65,6 +94,9 @@ def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool 
     exact
         Whether moved points may not change a single bit of the predictions at the others (for the same number of
         points nothing is rounded otherwise); False: up to rounding.
+    number
+        How many points the network will be given at a time: what begins beyond 32 of them (and is there up to
+        :data:`LONGEST`) is seen if this is named.
     """
     rows = ROWS
     while rows > max(len(coords) // 2, 4):
@@ -76,13 +108,13 @@ def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool 
             before = _rows(predict, base)
             if not _equal(before, _rows(predict, base)):
                 return RANDOM
-            return _compared(predict, base, others, before, exact)
+            return _compared(predict, base, others, before, exact, min(number, LONGEST))
         except Exception as error:  # whatever a network raises that takes nothing but its full grid
             return f"net does not take {len(base)} points of them, or not in every number and order ({error})"
 
 
 def _compared(
-    predict: Callable[[Tensor], Tensor], base: Tensor, others: Tensor, before: Tensor, exact: bool
+    predict: Callable[[Tensor], Tensor], base: Tensor, others: Tensor, before: Tensor, exact: bool, longest: int
 ) -> str | None:
     n = len(base)
     number = torch.arange(n, device=base.device)
@@ -103,7 +135,12 @@ def _compared(
     places = [number[: n - 1], number, number[n // 2].expand(2)]
     for batch, place in zip(batches, places, strict=True):
         if not near(_rows(predict, batch)[: len(place)], before[place]):
-            return "the outputs depend on the number of points"
+            return NUMBER
+    if longest > 2 * n:
+        between = spread_points(torch.cat([base, others]), longest - 2 * n)
+        found = _rows(predict, torch.cat([base, between, base]))
+        if not near(found[:n], before) or not near(found[-n:], before):
+            return NUMBER
     return None
 
 

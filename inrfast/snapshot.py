@@ -24,8 +24,16 @@ FOREIGN = frozenset({"torch", "numpy", "builtins", "collections", "functools", "
 """Packages whose objects are not searched for tensors."""
 
 
-def snapshot(net: nn.Module) -> nn.Module:
-    """Return a copy of a network.
+def twin(net: nn.Module) -> nn.Module:
+    """Return a copy of a network with the same parameters, to be run without a trace; itself if it has no copy."""
+    try:
+        return snapshot(net, parameters=False)
+    except UnsupportedModuleError:
+        return net
+
+
+def snapshot(net: nn.Module, parameters: bool = True) -> nn.Module:
+    """Return a copy of a network, with its ``parameters`` or with those of the network itself.
 
     Tensors that a module keeps from a forward pass (activations, pruned weights) belong to a graph, which cannot be
     copied: the copy holds their values.
@@ -35,7 +43,7 @@ def snapshot(net: nn.Module) -> nn.Module:
     UnsupportedModuleError
         An attribute cannot be copied; the message names it.
     """
-    memo: dict[int, Any] = {}
+    memo: dict[int, Any] = {} if parameters else {id(parameter): parameter for parameter in net.parameters()}
     for tensor in _tensors(net, set()):
         if not tensor.is_leaf:
             memo[id(tensor)] = tensor.detach().clone()

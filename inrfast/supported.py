@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from inrfast.errors import UnsupportedModuleError, nearest
@@ -78,13 +79,19 @@ class LayerSpec:
 
 
 def check_tensors(net: nn.Module, device: torch.device) -> None:
-    """Raise for parameters and buffers on another device, complex ones, and those that hold NaN or Inf."""
+    """Raise for parameters and buffers on another device, without numbers or complex, and parameters of NaN or Inf.
+
+    A buffer may hold -Inf, as masks of attention do.
+    """
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        if is_lazy(tensor) or tensor.is_meta:
+            raise UnsupportedModuleError(f"{name!r} holds no numbers yet ({type(tensor).__name__} on {tensor.device})")
         if tensor.device != device:
             raise ValueError(f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}")
         if tensor.is_complex():
             raise UnsupportedModuleError(f"{name!r} is complex; only real networks are supported")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        parameter = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        if parameter and not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"net holds NaN or Inf in {name!r}")
 
 

@@ -37,7 +37,7 @@ from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import budget_bytes, chunks
 from inrfast.modes import in_own_modes
-from inrfast.nn import INR, SphereNorm, warn_of_dead_units
+from inrfast.nn import INR, SphereNorm, described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, pass_errors
 from inrfast.supported import LayerSpec
@@ -126,7 +126,7 @@ def diagnose(
     kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
 
     rows = _chunk_rows(capture, budget)
-    network = net.config() if isinstance(net, INR) else {"class": type(net).__name__}
+    network = described_network(net) or {"class": type(net).__name__}
     jacobians_of = net.hidden_layers if isinstance(net, INR) and capture.closed_form else 0
     steps = len(range(0, len(coords), rows)) + len(kernel.specs) + 1 + jacobians_of
     with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:

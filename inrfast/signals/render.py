@@ -122,12 +122,12 @@ def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, li
     sample = _at(columns, places).to(like.device)
     devices = [like.device] if like.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        found = dependence(net, sample, exact=True)
+        found = dependence(net, sample, exact=True, number=points)
         if found is None or found == RANDOM:
             return False
         if points <= affordable:
             return True
-        if dependence(net, sample) is None:  # a difference of rounding alone
+        if dependence(net, sample, number=points) is None:  # a difference of rounding alone
             return False
     raise MemoryBudgetError(
         f"net couples its points ({found}), so it must be given all {points} points of the grid at once; the budget "

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from inrfast.errors import check_coords, check_float, check_tensor
 from inrfast.metrics import data_range_of
 from inrfast.nn import INR
+from inrfast.snapshot import twin
 from inrfast.training.stack import has_gaps, modes_kept
 
 MOST_SPREAD = 100.0
@@ -78,6 +80,10 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
     """Return dtype and device of a network that can be trained."""
     if not isinstance(net, nn.Module):
         raise TypeError(f"{argument} must be a torch.nn.Module, got {type(net).__name__}")
+    if isinstance(net, torch.jit.RecursiveScriptModule):
+        raise TypeError(
+            f"{argument} is compiled by torch.jit.script, which hides its parameters; fit the module itself"
+        )
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError(f"{argument} has no trainable parameter")
@@ -87,7 +93,10 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
                 f"{argument}.{name} was made inside torch.inference_mode and can't be trained; make the network, or a "
                 "copy of it by copy.deepcopy, outside"
             )
-        check_tensor(f"{argument}.{name}", tensor, floating=False, nonempty=False)
+        if is_lazy(tensor) or tensor.is_meta:
+            raise ValueError(f"{argument}.{name} holds no numbers yet ({type(tensor).__name__} on {tensor.device})")
+        finite = isinstance(tensor, nn.Parameter)  # a buffer may hold -inf, as masks of attention do
+        check_tensor(f"{argument}.{name}", tensor, floating=False, nonempty=False, finite=finite)
         if tensor.is_complex():
             raise TypeError(
                 f"{argument}.{name} is {tensor.dtype}, and a fit takes networks of real numbers alone; hold its real "
@@ -317,6 +326,7 @@ def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords") -> i
     """Return M, from two points or, for a network that takes nothing else, from all."""
     if isinstance(net, INR):
         return net.out_features
+    net = twin(net)
     with modes_kept(net):
         net.eval()
         try:
@@ -329,7 +339,12 @@ def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords") -> i
             except Exception as error:
                 raise ValueError(f"net does not take {argument} of shape {tuple(coords.shape)}: {error}") from error
     if not isinstance(values, Tensor):
-        raise TypeError(f"net must return a tensor (N, M), got {type(values).__name__}")
+        raise TypeError(
+            f"net must return a tensor (N, M), got {type(values).__name__}; wrap it in a module that returns the tensor"
+        )
     if values.ndim != 2 or len(values) != len(rows) or values.shape[1] == 0:
-        raise ValueError(f"net must map ({len(rows)}, d) to ({len(rows)}, M), got shape {tuple(values.shape)}")
+        hint = "; end its forward with [:, None]" if values.shape == (len(rows),) else ""
+        raise ValueError(
+            f"net must map (N, d) to (N, M), but gave shape {tuple(values.shape)} for {len(rows)} points{hint}"
+        )
     return values.shape[1]

@@ -27,8 +27,8 @@ from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, format_bytes, require
 from inrfast.nn import INR
-from inrfast.pointwise import dependence
-from inrfast.snapshot import snapshot
+from inrfast.pointwise import dependence, stirred_
+from inrfast.snapshot import snapshot, twin
 from inrfast.training.data import Data
 from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
 from inrfast.training.layerwise import SMALL, LayerwiseGradient
@@ -163,14 +163,17 @@ def is_plain(net: nn.Module) -> bool:
 def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool:
     """Return whether each prediction depends on its own point alone: in train mode, and as in eval mode, or in that.
 
-    A copy is probed, so that buffers and whatever else the network keeps stay as they were, and random generators too.
+    Copies are probed, so that buffers and whatever else the network keeps stay as they were, and random generators too;
+    one of them with other parameters, since the fit changes them.
     """
     devices = [coords.device] if coords.device.type == "cuda" else []
     few = coords[:PROBE_ROWS]
     try:
         with torch.random.fork_rng(devices):
             copied = snapshot(net).train(training)
-            if dependence(copied, coords, exact=True) is not None:
+            if dependence(copied, coords, exact=True, number=len(coords)) is not None:
+                return False
+            if dependence(stirred_(snapshot(net)).train(training), coords, exact=True) is not None:
                 return False
             return not training or torch.equal(copied(few), snapshot(net).eval()(few))
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
@@ -348,7 +351,7 @@ class Sizes:
 
 def sizes_of(net: nn.Module, coords: Tensor) -> Sizes:
     """Return the sizes of a network in train mode, from forward passes over a few points (n, d)."""
-    item = coords.element_size()
+    item, net = coords.element_size(), twin(net)
     parameters = {p.untyped_storage().data_ptr(): p.numel() for p in net.parameters() if p.requires_grad}
     few, more = min(PROBE_ROWS, len(coords)), min(2 * PROBE_ROWS, len(coords))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -474,9 +475,13 @@ def _copy(source: Sequence[Tensor], into: Sequence[Tensor]) -> None:
         old.copy_(new)
 
 
+_generators = threading.RLock()
+"""PyTorch's generators are the whole process's: fits in several threads draw from them one after another."""
+
+
 @contextmanager
 def _drawing_from(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators for the block; afterwards they are as they were."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with _generators, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(step_seed(seed, step))
         yield

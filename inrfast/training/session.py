@@ -22,7 +22,7 @@ from inrfast.errors import (
     MemoryBudgetError,
     NotAvailableError,
 )
-from inrfast.nn import INR
+from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
 from inrfast.training import callables
@@ -151,15 +151,19 @@ class Session:
             stack.enter_context(bar)
             try:
                 stack.callback(self._release)
+                begun = False
                 self._make_runs(state)
                 self.about = {} if self.path is None else self._describe()
                 if state is not None:
                     self._warn_of_other_digits(state["about"])
                 if all(run.gradient.one_core for run in self.runs):
                     stack.enter_context(one_core())
+                begun = True
                 with _out_of_memory_told(self.settings):
                     self._steps(bar)
             except KeyboardInterrupt:
+                if not begun:  # nothing was done that a result could tell of
+                    raise
                 self.interrupted = True
             except BaseException:
                 for run in self.runs:
@@ -234,7 +238,7 @@ class Session:
 
     def result(self, member: Member, seconds: float) -> FitResult:
         """Return what one network's fit did."""
-        net = _config(member.net) or type(member.net).__name__
+        net = described_network(member.net) or type(member.net).__name__
         own = {
             "lr": member.lr,
             "seed": member.seed,
@@ -324,7 +328,7 @@ class Session:
         members = self.members
         return {
             "config": self.config,
-            "nets": [_config(member.net) or str(member.net) for member in members],
+            "nets": [described_network(member.net) or str(member.net) for member in members],
             "data": [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in members],
             "own": [{"lr": m.lr, "seed": m.seed, "data_range": m.data_range} for m in members],
             "trainable": [[name for name, p in m.net.named_parameters() if p.requires_grad] for m in members],
@@ -397,14 +401,6 @@ class Session:
             return None
 
 
-def _config(net: nn.Module) -> dict[str, Any] | None:
-    """Return what describes an INR, or None: of another module, or with an encoding that does not describe itself."""
-    try:
-        return net.config() if isinstance(net, INR) else None
-    except NotImplementedError:
-        return None
-
-
 def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:
     """Take the PSNR's range of files that do not name it, which is 1, where none is asked for."""
     for then, member in zip(own, members, strict=False):
@@ -417,6 +413,7 @@ def _kept(member: Member) -> dict[str, Any]:
     """Return the state of one network, its history included."""
     return {
         "net": dict(member.net.state_dict()),
+        "buffers": _unsaved(member.net),
         "done": member.done,
         "losses": torch.tensor(member.losses[: member.done], dtype=torch.float64),
         "eval_steps": torch.tensor([step for step, _ in member.history], dtype=torch.int64),
@@ -427,12 +424,21 @@ def _kept(member: Member) -> dict[str, Any]:
     }
 
 
+def _unsaved(net: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers that ``state_dict`` leaves out (``persistent=False``)."""
+    saved = net.state_dict()
+    return {name: buffer for name, buffer in net.named_buffers() if name not in saved}
+
+
 @torch.no_grad()
 def _restore(member: Member, kept: dict[str, Any], going: bool) -> None:
     """Take over the state of one network, which goes on or has stopped for good."""
     own = member.net.state_dict()
     for name, tensor in own.items():
         tensor.copy_(kept["net"][name])
+    for name, tensor in _unsaved(member.net).items():
+        if name in kept.get("buffers", {}):  # files of old have none
+            tensor.copy_(kept["buffers"][name])
     member.done = kept["done"]
     member.losses = kept["losses"].tolist()
     for step, psnr in zip(kept["eval_steps"].tolist(), kept["psnrs"].tolist(), strict=True):
