@@ -20,7 +20,7 @@ from inrfast.ops import rows as row_ops
 from inrfast.ops.factors import Room, feature_ranges, mlp_operands
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, pack, ranges_of
-from inrfast.rounding import SAFETY, PassErrors, pass_errors
+from inrfast.rounding import SAFETY, PassErrors
 from inrfast.supported import LayerSpec
 from inrfast.threads import share
 
@@ -38,8 +38,9 @@ STREAMED_ROWS = 4096
 """Points whose factors are held at once where a pass over the grid computes them anew."""
 
 
-RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (1e-290, 1e300)}
-"""Largest entry of a result, from and to which a dtype holds it, and what is a millionth of it, with all digits."""
+RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (0.0, 1e300)}
+"""Largest entry of a result, from and to which a dtype holds it, and what is a millionth of it, with all digits. Below
+1e-300 fp64 loses them too, but such numbers only stand beside others."""
 
 
 def surely_held(guess: float, dtype: torch.dtype) -> bool:
@@ -159,8 +160,9 @@ class FactorStore:
     @functools.cached_property
     def pass_errors(self) -> PassErrors:
         """What rounding in the factor pass does to the factors and to the Jacobian of these points."""
-        diagonal = [gram_diagonal(factors, "trace", self.capture.outputs) for _, factors in self.chunks(PRODUCT_ROWS)]
-        return pass_errors(self.capture.exact, self.coords, self.capture.outputs, torch.cat(diagonal))
+        capture = self.capture
+        diagonal = [gram_diagonal(factors, "trace", capture.outputs) for _, factors in self.chunks(PRODUCT_ROWS)]
+        return capture.pass_errors(self.coords, torch.cat(diagonal))
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""

@@ -175,6 +175,11 @@ class NTK:
         assert sides[0] is not None
         return NTK(sides[0], sides[1], self.output)
 
+    @cached_property
+    def _highest(self) -> NTK:
+        """This kernel in fp64."""
+        return self.at_precision("highest")
+
     def cost(self) -> Cost:
         """Return predicted bytes, FLOP and method of this kernel's operations."""
         item = self.dtype.itemsize
@@ -471,8 +476,10 @@ class NTK:
         return self.exact_diagonal().to(self.dtype)
 
     def exact_diagonal(self) -> Tensor:
-        """Return the diagonal in fp64, whatever the kernel's dtype: no entry is out of range."""
+        """Return the diagonal in fp64, whatever the kernel's dtype, from factors whose dtype holds it."""
         self._need_symmetric("diagonal")
+        if not surely_held(self.rows.magnitude, self.dtype) and self.dtype != torch.float64:
+            return self._highest.exact_diagonal()
         parts = [gram_ops.gram_diagonal(factors, self.output, self.outputs) for _, factors in self.rows.chunks()]
         return torch.cat(parts)
 
@@ -484,10 +491,18 @@ class NTK:
     def frobenius(self) -> float:
         """Return the Frobenius norm ``|K|_F``, tile by tile, accumulated in fp64; nothing N x N is stored.
 
-        The squares neither overflow nor vanish, and the same kernel gives the same number to the last bit.
+        The squares neither overflow nor vanish, as far as fp64 holds them, and the same kernel gives the same number to
+        the last bit.
+
+        Raises
+        ------
+        RangeError
+            The kernel's largest entry is outside 1e-150 to 1e150.
         """
-        if not self._in_range():
-            return self.at_precision("highest").frobenius()
+        if self.dtype == torch.float64:  # whose squares have a narrower range
+            check_range("the squares of the Frobenius norm", self._largest, 1e-150, 1e150, self.dtype)
+        elif not self._in_range():
+            return self._highest.frobenius()
         squares = []
 
         def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:

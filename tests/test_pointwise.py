@@ -116,6 +116,33 @@ def test_nor_are_coordinate_networks(net, n, seed, dtype):
 
 
 @pytest.mark.parametrize("name", sorted(COUPLINGS))
+@pytest.mark.parametrize("size", [0.0, 1e-12])
+def test_coupling_behind_a_head_of_zeros_is_noticed(monkeypatch, name, size):
+    """It does not show in the predictions, but in the kernel, and in the fit from its second step on."""
+    monkeypatch.setattr("inrfast.training.gradients.cached_rows", lambda *arguments: 16)
+    net, coords = Hidden(COUPLINGS[name]), inr.grid((9, 6))
+    with torch.no_grad():
+        net.b.weight.mul_(size)
+    with pytest.raises(UnsupportedModuleError, match="couples samples"):
+        inr.ntk(net, coords)
+    assert inr.fit(net, coords, coords[:, :1], steps=1, progress=False).config["gradient"] == "whole"
+
+
+@given(st.integers(40, 1900), st.sampled_from(["length", "row"]), seeds)
+def test_dependence_that_begins_with_many_points_is_noticed(begin, kind, seed):
+    def change(z):
+        if len(z) <= begin:
+            return z
+        return 1.5 * z if kind == "length" else z - z[begin : begin + 1]
+
+    net, coords = Hidden(change, seed=seed % 100), random_coords(2000, 2, seed)
+    with pytest.raises(UnsupportedModuleError, match="couples samples"):
+        inr.ntk(net, coords)
+    assert dependence(net, coords, number=2000) is not None
+    assert dependence(net, coords[:begin], number=begin) is None
+
+
+@pytest.mark.parametrize("name", sorted(COUPLINGS))
 def test_fit_its_psnr_and_render_take_all_points_of_such_a_network_at_once(monkeypatch, name):
     monkeypatch.setattr(rendering, "cached_rows", lambda *arguments: 16)
     monkeypatch.setattr("inrfast.training.gradients.cached_rows", lambda *arguments: 16)

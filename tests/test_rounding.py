@@ -151,11 +151,50 @@ def test_any_module_is_measured():
     assert 1 / 3 < errors[0] / errors[1] < 3
 
 
-def test_hinges_that_grid_points_lie_on_are_not_disturbed():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_hinges_that_grid_points_lie_on_are_in_doubt_only_where_sums_round(dtype):
     """In one dimension the rank-expanding units switch exactly at grid points; nothing rounds there."""
-    coords = inr.grid(48)
-    K = inr.ntk(inr.INR(1, 1, width=48, init="rank_expanding"), coords, precision="highest")
+    coords = inr.grid(48, dtype=dtype)
+    K = inr.ntk(inr.INR(1, 1, width=48, init="rank_expanding", dtype=dtype), coords, precision="highest")
     assert K.jacobian_error <= 1e-13 * math.sqrt(K.trace())
+
+
+@settings(max_examples=10)
+@given(d=st.integers(1, 2), depth=st.integers(1, 3), seed=st.integers(0, 1000))
+def test_slopes_that_rounding_decides_are_in_the_error(d, depth, seed):
+    """Hinges of an fp64 network through its points: whether ``fl(w x) + b`` is above 0 is chance."""
+    coords = inr.grid((6,) * d, dtype=torch.float64)
+    net = inr.INR(d, 2, width=12, hidden_layers=depth, seed=seed, dtype=torch.float64)
+    first = net.layers[0]
+    with torch.no_grad():
+        first.bias.copy_(-(first.weight * coords[torch.arange(12) % len(coords)]).sum(1))
+    exact = kernel(net, coords)
+    truth, rest = eigenvalues(exact)
+    s = inr.ntk(net, coords).spectrum(1e-10)
+    lower, upper = (bound.numpy().astype(LONG) for bound in s.bounds())
+    assert (lower - rest <= truth).all()
+    assert (truth <= upper + rest).all()
+
+
+def test_one_point_far_out_is_not_missed():
+    coords = inr.grid((10, 10), dtype=torch.float64)
+    coords[37] *= 1e8
+    options = {"activation": "tanh", "encoding": inr.RandomFourier(8, 5.0), "dtype": torch.float64, "seed": 1}
+    net = inr.INR(2, 1, width=16, hidden_layers=1, **options)
+    truth, rest = eigenvalues(kernel(net, coords))
+    s = inr.ntk(net, coords).spectrum(1e-10)
+    assert (np.abs(s.eigenvalues.numpy().astype(LONG) - truth) <= s.upper_error + rest).all()
+
+
+def test_of_what_fp64_cannot_compute_nothing_is_claimed():
+    net = inr.INR(1, 1, width=3, hidden_layers=5, activation="sine", omega=30.0, init="xavier", seed=11)
+    with torch.no_grad():
+        for layer in net.layers:
+            layer.weight.mul_(1000)
+    s = inr.ntk(net, random_coords(30, 1, 0)).spectrum(1e-6)
+    assert math.isinf(s.upper_error)
+    with pytest.raises(ResolutionError, match="below the floor inf"):
+        s.rank(0.5)
 
 
 @settings(max_examples=8)

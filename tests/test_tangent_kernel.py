@@ -270,6 +270,19 @@ def test_results_are_right_or_refused_whatever_the_scale(exponent, bias, seed):
     assert ((exact - truth).abs() <= 1e-10 * bound).all()
 
 
+@pytest.mark.parametrize("bias", [-4.0, -19.0, -24.0])
+def test_sphere_norms_of_vanishing_features_are_those_of_autodiff(bias):
+    """Gaussian units far from their centre: features near 1e-250, whose squares are 0."""
+    net = inr.INR(1, 1, width=4, hidden_layers=1, activation="gaussian", omega=1.0, norm="sphere", norm_position="post")
+    with torch.no_grad():
+        net.layers[0].bias.fill_(bias)
+    coords = inr.grid((7,))
+    jacobian = exact_jacobian(net, coords)
+    truth = exact_kernel(jacobian, jacobian, "trace")
+    K = inr.ntk(net, coords, precision="highest").to_dense()
+    assert ((K - truth).abs() <= 1e-8 * scale(truth.diagonal(), truth.diagonal())).all()
+
+
 def test_a_layer_s_own_kernel_is_not_lost_beside_the_whole():
     net = inr.INR(2, 1, width=8, hidden_layers=2, bias=False)
     with torch.no_grad():

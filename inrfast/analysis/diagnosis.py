@@ -39,7 +39,7 @@ from inrfast.memory import budget_bytes, chunks
 from inrfast.modes import in_own_modes
 from inrfast.nn import INR, SphereNorm, described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
-from inrfast.rounding import SAFETY, pass_errors
+from inrfast.rounding import SAFETY
 from inrfast.supported import LayerSpec
 from inrfast.tangent_kernel import NTK, ntk
 
@@ -292,7 +292,7 @@ def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Facto
 
 def _errors(capture: Capture, coords: Tensor) -> dict[Key, float]:
     """Return what rounding in the factor pass does to every matrix, a bound on its spectral norm."""
-    found = pass_errors(capture.exact, coords, capture.outputs)
+    found = capture.pass_errors(coords)
     errors: dict[Key, float] = {}
     for layer, spec in enumerate(capture.layers):
         errors["features", spec.name] = SAFETY * math.sqrt(float(found.features[layer]))
@@ -449,7 +449,7 @@ def _kernels(
     whole = kernel.spectrum(rtols[-1], seed=seed, progress=False)
     bar.update()
     largest = float(whole.eigenvalues[0])
-    if whole.method == "dense" and largest > 0:
+    if (whole.method == "dense" and largest > 0) or math.isinf(whole.upper_error):
         whole.rank(rtols[-1])  # raises where fp64 does not resolve the smallest tolerance
     thresholds = {rtol: rtol * largest for rtol in rtols}
     spectra: dict[str, Spectrum] = {}

@@ -313,7 +313,7 @@ def matrix_spectrum(values: SingularValues, rtols: Sequence[float]) -> MatrixSpe
         rows=values.shape[0],
         columns=values.shape[1],
         singular_values=tuple(resolved.tolist()),
-        floor=values.floor,
+        floor=min(values.floor, 1.0),
         method=values.method,
         ranks=tuple(_rank(values, rtol) for rtol in rtols),
         stable_rank=values.stable_rank(),

@@ -291,7 +291,7 @@ def largest_eigenpairs(
     # The basis itself, and the part of it that a restart makes anew.
     require(2 * 8 * n * least, budget, f"a Krylov basis of {least} vectors of order {n}", "raise memory_budget")
     room = min(n, 3 * wanted + 4 * width, budget // (2 * 8 * n))
-    if room == n:
+    if room > n - width:  # the block after the last one would find no direction left
         return _whole_space(operator, k, rank_bound, rtol, eigenvectors)
     partition, diagonal = operator.partition, operator.diagonal()
     start = partition.random(width, seed, diagonal)

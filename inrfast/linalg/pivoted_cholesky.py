@@ -214,7 +214,8 @@ class PivotedCholesky:
         unit = 8 * (8 + growth) * UNIT + (4 * torch.finfo(self.dtype).eps if self.dtype != torch.float64 else 0)
         noise = unit * self.diagonal[part]
         uncertain = self.operator.matrix_error / self.operator_trace * self.diagonal[part]
-        if bool((left < -(1e6 * noise + 4 * uncertain)).any()):
+        # In fp32 small pivots amplify the rounding of F without a bound; the certificate sees what it does.
+        if self.dtype == torch.float64 and bool((left < -(1e6 * noise + 4 * uncertain)).any()):
             raise ValueError(
                 "the operator is not positive semidefinite: eliminating columns left a negative diagonal entry "
                 f"({float(left.min()):.3e})"

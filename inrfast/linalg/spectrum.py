@@ -55,9 +55,11 @@ class Spectrum:
     eigenvalues
         Descending, fp64; all of them or the k largest.
     eigenvectors
-        Orthonormal columns (n, k) in the order of the eigenvalues, or None.
+        Orthonormal columns (n, k) in the order of the eigenvalues, or None. A residual ``|K q - lambda q|`` is at most
+        the larger of the two errors.
     lower_error, upper_error
-        Every true eigenvalue lies in ``[lambda - lower_error, lambda + upper_error]``.
+        Every true eigenvalue lies in ``[lambda - lower_error, lambda + upper_error]``: of the network in exact
+        arithmetic, whose parameters, buffers and coordinates are the numbers they hold.
     size
         Order n of the operator.
     trace
@@ -69,7 +71,7 @@ class Spectrum:
     method
         How it was computed.
     beyond
-        Bound on every eigenvalue that is not listed; infinite if nothing is known.
+        Bound on every eigenvalue that is not listed; infinite if nothing is known, or if all are listed.
     note
         Why this method, in words; empty where there was no choice.
     counts
@@ -123,6 +125,8 @@ class Spectrum:
     def _own_errors(self) -> tuple[float, float]:
         """Return the lower and upper errors without what the error of J adds."""
         largest, error = float(self.eigenvalues[0]), self.jacobian_error
+        if math.isinf(error):
+            return math.inf, math.inf
         # upper_error = own + error (2 sqrt(largest + own) + error), solved for own.
         root = math.sqrt(max(largest + self.upper_error, 0.0)) - error
         more = kernel_error(error, root * root)
@@ -148,7 +152,7 @@ class Spectrum:
             ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed.
         """
         rtol = self.rtol if rtol is None else check_float("rtol", rtol, minimum=0.0, exclusive=True)
-        if self.trace == 0:  # positive semidefinite without a trace: the zero operator
+        if self.trace == 0 == self.jacobian_error:  # positive semidefinite without a trace: the zero operator
             return RankInterval(0, 0, rtol)
         if rtol < self.floor:
             raise ResolutionError(
@@ -252,11 +256,12 @@ class Spectrum:
             A signal that is zero everywhere has no energy to share.
         """
         vectors, y = self._vectors("energy"), self._function("target", target)
-        norms = torch.linalg.vector_norm(y, dim=0)
-        if bool((norms == 0).any()):
-            which = "" if target.ndim == 1 else f" (column {int((norms == 0).nonzero()[0])})"
+        largest = y.abs().amax(0)
+        if bool((largest == 0).any()):
+            which = "" if target.ndim == 1 else f" (column {int((largest == 0).nonzero()[0])})"
             raise ValueError(f"target must not be zero everywhere{which}: it has no energy to share")
-        return (vectors.t() @ (y / norms)).square().mean(1)
+        y = y / largest  # or its squares would over- or underflow
+        return (vectors.t() @ (y / torch.linalg.vector_norm(y, dim=0))).square().mean(1)
 
     def predict(self, target: Tensor, y0: Tensor, lr: float, steps: int) -> Tensor:
         """Return the outputs after ``steps`` of gradient descent under the linearised dynamics.
@@ -295,6 +300,8 @@ class Spectrum:
             )
         error = start - y
         decay = (1 - lr * self.eigenvalues / self.outputs) ** steps - 1
+        if not bool(torch.isfinite(decay).all()):
+            raise ValueError(f"lr={lr:g} diverges beyond fp64 in {steps} steps; stable is a rate below 2 / lambda_1")
         return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
 
     def _vectors(self, what: str) -> Tensor:

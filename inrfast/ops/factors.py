@@ -107,10 +107,13 @@ class MLPFactors:
 
 def _sphere(z: Tensor) -> tuple[Tensor, Tensor]:
     """Return the projection of the rows on the sphere of radius sqrt(m), and ``sqrt(m) / |z|`` (0 at z = 0)."""
-    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    zero = norm < torch.finfo(z.dtype).tiny
-    factor = (z.shape[-1] ** 0.5 / norm.masked_fill(zero, 1.0)).masked_fill(zero, 0.0)
-    return z * factor, factor
+    # Dividing by the largest entry first keeps |z|^2 from under- or overflowing.
+    scale = z.abs().amax(-1, keepdim=True)
+    zero = scale < torch.finfo(z.dtype).tiny
+    scale = scale.masked_fill(zero, 1.0)
+    unit = z / scale
+    factor = z.shape[-1] ** 0.5 / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).masked_fill(zero, 1.0)
+    return (unit * factor).masked_fill(zero, 0.0), (factor / scale).masked_fill(zero, 0.0)
 
 
 def _sphere_backward(gradient: Tensor, projected: Tensor, factor: Tensor) -> Tensor:

@@ -96,6 +96,16 @@ def test_the_largest_eigenpairs_of_small_operators(values, k, seed):
     check_pairs(operator_with(values, seed), values, k, 1e-6)
 
 
+@given(st.integers(1, 20), st.integers(-8, 8), st.integers(0, 10**6))
+def test_a_basis_that_nearly_fills_the_space_is_no_trouble(k, more, seed):
+    """A slow decay takes every vector of the basis, and a block more would find no direction left."""
+    n = 3 * min(k + 8, 60) + 32 + more
+    values = 1 / (1 + torch.arange(n, dtype=torch.float64))
+    operator = DenseOperator(matrix_with(values, seed))
+    found = largest_eigenpairs(operator, k, n, 1e-10, 2**30, seed)
+    assert ((found.eigenvalues - values[:k]).abs() <= found.upper_error + 1e-14).all()
+
+
 @pytest.mark.parametrize("kind", ["decay", "clusters", "deficient"])
 def test_the_largest_eigenpairs_by_restarts(kind):
     n, k = 1500, 20

@@ -580,3 +580,40 @@ def test_a_target_that_stands_in_ends_no_fit_of_a_loss_of_ones_own() -> None:
         with pytest.raises(ValueError, match=f"{next(iter(stop))} stops a fit by its PSNR, but target is 0 everywhere"):
             fit(net, COORDS, zeros, steps=4, loss=lambda pred, target: (pred - 1).square().mean(), **stop)
     assert fit(net, COORDS, zeros, steps=2, target_psnr=10.0).stopped == "target_psnr"  # by the mean square it is real
+
+
+class Counting(nn.Module):
+    """Counts its passes in a plain attribute, and may be interrupted in one of them."""
+
+    def __init__(self, interrupted: int = -1) -> None:
+        super().__init__()
+        self.layer, self.passes, self.all, self.interrupted = nn.Linear(2, 1), 0, [0], interrupted
+
+    def forward(self, coords: Tensor) -> Tensor:
+        self.passes += self.training
+        self.all[0] += 1
+        if self.all[0] == self.interrupted:
+            raise KeyboardInterrupt
+        return self.layer(coords)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = Counting(self.interrupted)
+        twin.layer, twin.passes, twin.all = copy.deepcopy(self.layer, memo), self.passes, self.all
+        return twin
+
+
+def test_probes_leave_no_trace_in_what_a_module_counts() -> None:
+    net = Counting()
+    fit(net, COORDS, picture()[:, :1], steps=7)
+    assert net.passes == 7
+
+
+@pytest.mark.parametrize("number", [1, 2, 5, 11, 20])
+def test_an_interrupt_before_the_first_step_is_not_swallowed(number: int) -> None:
+    """Whichever pass of a probe it comes in; once steps are taken, the result tells of it."""
+    try:
+        result = fit(Counting(number), COORDS, picture()[:, :1], steps=50, eval_every=50)
+    except KeyboardInterrupt:
+        return
+    assert result.interrupted
+    assert result.stopped == "interrupted"
