@@ -38,9 +38,16 @@ def permutations(n: int, seeds: Sequence[int], number: int, device: torch.device
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Return a seed for what is drawn in one step: the hash of both."""
-    keys = torch.tensor([seed % 2**63], dtype=torch.int64)
-    return int(_scrambled(_scrambled(keys) + step + 1)) % 2**63
+    """Return a seed for what is drawn in one step: the hash of both, from 0 to 2^63 - 1."""
+    return _scrambled_number(_scrambled_number(seed % 2**63) + step + 1) % 2**63
+
+
+def _scrambled_number(number: int) -> int:
+    """Return :func:`_scrambled` of one number, its 64 bits without a sign: ten times faster than as a tensor."""
+    number = number * GOLDEN % 2**64
+    number = (number ^ number >> 30) * FIRST % 2**64
+    number = (number ^ number >> 27) * SECOND % 2**64
+    return number ^ number >> 31
 
 
 class Batches:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from inrfast import backends
 from inrfast.errors import DivergedError, NotAvailableError
 from inrfast.metrics import mse_to_psnr
+from inrfast.snapshot import twin
 from inrfast.threads import cores, interrupts_later
 from inrfast.training import optimizers
 from inrfast.training.batches import Batches, step_seed
@@ -24,7 +25,7 @@ from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
-from inrfast.training.gradients import Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
+from inrfast.training.gradients import PROBE_ROWS, Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
 from inrfast.training.settings import LEAST_BETWEEN, Settings
 from inrfast.training.stack import Stack
 
@@ -148,7 +149,37 @@ class Run:
         self.at_once = 1
         if self.several is not None and s.clip_norm is None and not _watches_steps(s.callbacks):
             self.at_once = self.several.most
-        self.buffers = [buffer for net in self.stack.nets for buffer in net.buffers()] if len(self.stack) == 1 else []
+        self.buffers = self._changing_buffers() if len(self.stack) == 1 else []
+        places = {id(buffer) for buffer in self.buffers}
+        count = len(self.stack.parameters)
+        every = list(self.stack.nets[0].buffers()) if len(self.stack) == 1 else []
+        # What a step changes; tables of constants and frozen layers would cost a copy each step.
+        self.moving = [i for i, name in enumerate(self.stack.parameters) if name in self.stack.grads]
+        self.moving += [count + i for i, buffer in enumerate(every) if id(buffer) in places]
+
+    def _changing_buffers(self) -> list[Tensor]:
+        """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy."""
+        net = self.stack.nets[0]
+        own = dict(net.named_buffers())
+        probe = twin(net)
+        if not own or probe is net:
+            return list(own.values())
+        device = self.data.coords.device
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+                probe.train()(self.data.coords[0, :PROBE_ROWS].clone())
+        except Exception:  # a network may take nothing but its full grid
+            return list(own.values())
+        tried = dict(probe.named_buffers())
+        return [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
+
+    def _keep(self) -> None:
+        """Take down the weights, and what else a step changes, as the last that gave finite numbers."""
+        _copy([self.stack.state[i] for i in self.moving], [self.good[i] for i in self.moving])
+
+    def _go_back(self) -> None:
+        """Set them to those last taken down."""
+        _copy([self.good[i] for i in self.moving], [self.stack.state[i] for i in self.moving])
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -173,7 +204,7 @@ class Run:
         assert isinstance(self.optimizer, FusedOptimizer)
         rates = [[member.rate(step) for member in self.members] for step in range(self.done, stop)]
         with interrupts_later():
-            _copy(self.stack.state, self.good)
+            self._keep()
             moments, scales = self.optimizer.copy(), self.several.gradient.state()
             self.begun = stop
             compiled, start = self.several.compiled, time.perf_counter()
@@ -186,7 +217,7 @@ class Run:
                     member.losses.extend(own)
                 self.done = stop
             else:  # step by step again, up to the one that diverges
-                _copy(self.good, self.stack.state)
+                self._go_back()
                 self.optimizer.restore(moments, self.done)
                 self.several.gradient.load(scales)
                 self.begun = self.done
@@ -225,7 +256,7 @@ class Run:
             del member.losses[self.done :]  # an interrupt may have come after the last time
             member.losses.append(loss)
         with interrupts_later() if isinstance(settings.optimizer, str) else nullcontext():
-            _copy(self.stack.state, self.good)
+            self._keep()
             self.begun = self.done + 1
             self.optimizer.step(rates, functools.partial(self._again, batch))
             self.done = self.begun
@@ -345,8 +376,8 @@ class Run:
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
         where = first_nonfinite(member.net, coords if rows is None else coords[rows])
-        for good, now in zip(self.good, self.stack.state, strict=True):
-            now[place].copy_(good[place])
+        for i in self.moving:
+            self.stack.state[i][place].copy_(self.good[i][place])
         lr = member.rate(max(self.done - 1, 0))
         wider = ", or take precision='high'" if self.settings.narrow else ""
         who = "the fit" if len(self.members) == 1 else f"the fit of network {member.index}"
@@ -397,7 +428,7 @@ class Run:
     def undo(self) -> None:
         """Go back to the end of the last complete update, wherever in a step an interrupt or an error came."""
         if self.begun != self.done:
-            _copy(self.good, self.stack.state)
+            self._go_back()
         elif self.buffers_before is not None:
             _copy(self.buffers_before, self.buffers)
         self.buffers_before = None
@@ -446,7 +477,7 @@ class Run:
         self.optimizer.load(state["optimizer"])
         if isinstance(self.gradient, FusedGradient) and "gradient" in state:
             self.gradient.load(state["gradient"])
-        _copy(self.stack.state, self.good)
+        self._keep()
         self.begun = self.done = state["done"]
 
 
@@ -483,5 +514,9 @@ _generators = threading.RLock()
 def _drawing_from(seed: int, step: int, device: torch.device) -> Iterator[None]:
     """Seed the global generators for the block; afterwards they are as they were."""
     with _generators, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(step_seed(seed, step))
+        # torch.manual_seed tells devices that are not there, too, and takes a millisecond for it.
+        torch.default_generator.manual_seed(step_seed(seed, step))
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(step_seed(seed, step))
         yield

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrfast.training.batches import Batches, permutations, step_seed
+from inrfast.training.batches import Batches, _scrambled, permutations, step_seed
 
 CPU = torch.device("cpu")
 
@@ -64,3 +64,9 @@ def test_seeds_of_steps_differ() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_device_has_the_same_batches() -> None:
     assert torch.equal(permutations(999, [1, 2], 3, CPU), permutations(999, [1, 2], 3, torch.device("cuda")).cpu())
+
+
+@given(seed=st.integers(0, 2**64), step=st.integers(0, 10**9))
+def test_seeds_of_steps_are_the_hash_of_the_permutations(seed: int, step: int) -> None:
+    keys = _scrambled(torch.tensor([seed % 2**63], dtype=torch.int64))
+    assert step_seed(seed, step) == int(_scrambled(keys + step + 1)) % 2**63
