@@ -25,12 +25,12 @@ def test_missing_extension_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise ImportError(f"no {name}, for a test")
 
-    monkeypatch.setattr(importlib, "import_module", fail)
     extension._extension_or_reason.cache_clear()
     try:
-        with pytest.raises(NotAvailableError, match="for a test"):
-            rank_expanding(4, 2)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib, "import_module", fail)
+            with pytest.raises(NotAvailableError, match="for a test"):
+                rank_expanding(4, 2)
         with pytest.raises(NotAvailableError, match="for a test"):
             rank_expanding(4, 2)
     finally:
