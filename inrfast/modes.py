@@ -76,6 +76,9 @@ def own_modes() -> Iterator[None]:
     Tensors made in inference mode could not be changed after it. A block that differentiates switches gradients on
     itself.
     """
+    if _are_own():  # as in a method called by another
+        yield
+        return
     with ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -84,11 +87,25 @@ def own_modes() -> Iterator[None]:
         yield
 
 
+def _are_own() -> bool:
+    """Return whether everything is off already that :func:`own_modes` switches off."""
+    if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.get_default_device().type != "cpu":
+        return False
+    if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
+        return False
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:
+        return False
+
+
 def in_own_modes(function: F) -> F:
     """Decorate a function that runs in :func:`own_modes`."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
+        if _are_own():
+            return function(*args, **kwargs)
         with own_modes():
             return function(*args, **kwargs)
 

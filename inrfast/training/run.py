@@ -161,8 +161,8 @@ class Run:
         """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy."""
         net = self.stack.nets[0]
         own = dict(net.named_buffers())
-        probe = twin(net)
-        if not own or probe is net:
+        probe = twin(net) if own else net
+        if probe is net:
             return list(own.values())
         device = self.data.coords.device
         try:
