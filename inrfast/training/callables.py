@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -147,6 +148,8 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
         found[name] = repr(value)
     elif isinstance(value, Tensor):
         found[name] = _hash_of_tensor(value)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        found[name] = hashlib.sha256(f"{value.shape} {value.dtype}".encode() + value.tobytes()).hexdigest()[:16]
     elif isinstance(value, (list, tuple, set, frozenset, Mapping)):
         text = _plain(value)
         if text is not None:
@@ -167,7 +170,7 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
 
 
 def attributes(net: nn.Module) -> dict[str, str]:
-    """Return what tells a module from another of the same text: plain attributes and tensors, and the code of classes.
+    """Return what tells a module from another of the same text: plain values, arrays and functions, and its classes.
 
     Parameters and buffers are left out: they are state. So is what torch and this library define.
     """
@@ -176,12 +179,14 @@ def attributes(net: nn.Module) -> dict[str, str]:
     for name, module in net.named_modules():
         inside = set(vars(nn.Module())) | {"_parameters", "_buffers", "_modules"}
         for key, value in vars(module).items():
-            if key not in inside and isinstance(value, (*PLAIN, list, tuple, set, frozenset, Mapping, Tensor)):
-                text = _hash_of_tensor(value) if isinstance(value, Tensor) else _plain(value)
-                if text is not None:
-                    found[f"{name}.{key}".removeprefix(".")] = text
+            if key not in inside and not isinstance(value, nn.Module):
+                _describe(f"{name}.{key}".removeprefix("."), value, found, set(), 0)
         classes.update(kind for kind in type(module).__mro__ if not _known(kind.__module__))
     for kind in classes - {object}:
+        for key, value in vars(kind).items():
+            text = None if key.startswith("__") else _plain(value)
+            if text is not None:
+                found[f"class {kind.__qualname__}.{key}"] = text
         codes = [f"{key} {hash_of_code(value)}" for key, value in vars(kind).items() if isinstance(value, FunctionType)]
         if codes:
             found[f"class {kind.__qualname__}"] = PYTHON + hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]

@@ -117,12 +117,14 @@ def fit(
         and at the end. An existing one is not overwritten without ``resume``.
     resume
         Go on from the checkpoint if there is one, else start: on the same machine the result is that of an
-        uninterrupted fit, bit by bit. Network, data and settings must be those of the checkpoint, ``steps`` only where
-        the schedule does not depend on it. Of modules and callables of your own the code, plain attributes and
-        tensors are compared, and what closures hold; not what objects of other kinds hold, nor the insides of
-        libraries, nor code made by another Python.
+        uninterrupted fit, bit by bit, if all that a network changes beside its parameters lies in buffers (counters
+        and generators in plain attributes are not kept). Network, data and settings must be those of the checkpoint,
+        ``steps`` only where the schedule does not depend on it. Of modules and callables of your own the code, plain
+        attributes, arrays and tensors are compared, and what closures hold; not what objects of other kinds hold, nor
+        global names that a module's methods use, the insides of libraries, or code made by another Python.
     seed
-        Of the batches, and of what the network or the loss draw at random; the global generators are untouched.
+        Of the batches, and of what the network or the loss draw from PyTorch's generators, which are afterwards as
+        they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow it.
     progress
         Whether to show a progress bar; None shows it on a terminal only.
     memory_budget

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -108,6 +109,20 @@ def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Dropout(0.2), nn.Linear(16, 3))
 
 
+class Warming(nn.Module):
+    """Counts its steps in a buffer that ``state_dict`` leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(2, 3)
+        self.register_buffer("step", torch.zeros(()), persistent=False)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        self.step += self.training
+        return torch.sin(self.layer(coords) * (1 + self.step / 20))
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
@@ -117,11 +132,23 @@ def dropping() -> nn.Module:
         (lambda: small(norm="sphere"), {"optimizer": "sgd", "lr": 0.1}),
         (dropping, {"schedule": "cosine"}),
         (small, {"loss": noisy}),
+        (Warming, {}),
         (lambda: small(encoding=inr.RandomFourier(8, 2.0)), {"precision": "medium"}),
         (small, {"optimizer": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.5)}),
         (lambda: small(activation="tanh"), {"optimizer": lambda p: torch.optim.LBFGS(p, lr=0.3, max_iter=3)}),
     ],
-    ids=["layerwise", "batches", "batch norm", "chunked", "dropout", "noisy loss", "bf16", "RMSprop", "LBFGS"],
+    ids=[
+        "layerwise",
+        "batches",
+        "batch norm",
+        "chunked",
+        "dropout",
+        "noisy loss",
+        "buffer",
+        "bf16",
+        "RMSprop",
+        "LBFGS",
+    ],
 )
 def test_an_interrupted_fit_goes_on_to_the_same_digits(
     make: Any, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -326,6 +353,16 @@ class Waves(torch.nn.Module):
         return torch.sin(self.omega * self.layer(coords))
 
 
+class Holding(nn.Module):
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.held, self.layer = held, nn.Linear(2, 3)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        return self.layer(coords)
+
+
 def frozen() -> inr.INR:
     net = small()
     net.layers[0].requires_grad_(False)
@@ -343,6 +380,8 @@ def frozen() -> inr.INR:
             {"net": lambda: Waves(2.0)},
             r"nets\[0\]: omega \(now 2.0, in the checkpoint 1.0\)",
         ),
+        ({"net": lambda: Holding(np.ones(3))}, {"net": lambda: Holding(np.zeros(3))}, r"nets\[0\]: held"),
+        ({"net": lambda: Holding(lambda t: t)}, {"net": lambda: Holding(lambda t: 2 * t)}, r"nets\[0\]: held.code"),
         ({"loss": lambda p, t: (p - t).abs().mean()}, {"loss": lambda p, t: (p - t).square().mean()}, "loss: code"),
         ({"schedule": lambda t: 1.0}, {"schedule": lambda t: 0.5}, "schedule: code"),
         ({"data_range": 1.0}, {"data_range": 2.0}, "own"),
