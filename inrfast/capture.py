@@ -12,7 +12,6 @@ import pickle
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -20,15 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
-from inrfast.memory import chunks
 from inrfast.modes import own_modes
 from inrfast.nn import INR, FusedLinear, SphereNorm, is_known, is_unchanged
-from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, linear, mlp_factors
+from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import vjp
 from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points, stirred_
-from inrfast.rounding import PassErrors, pass_errors
+from inrfast.rounding import PassErrors, hinge_errors, pass_errors
 from inrfast.snapshot import own_dtype, snapshot, widen_
 from inrfast.supported import LayerSpec, check_tensors, chosen_parameters, layer_specs, refuse
 
@@ -54,9 +52,6 @@ SHUFFLED_ROWS = 32
 
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
-
-HINGE_ROWS, MOST_EXACT = 8192, 20_000
-"""Points of which hinges are looked at together, and hinges next to a point that are computed exactly (0.1 s)."""
 
 SAFE_EXPONENT = 40
 """Exponent of a row's largest feature up to which fp32 holds its square beside others with all digits."""
@@ -288,45 +283,10 @@ class Capture:
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
         found = pass_errors(self.exact, coords, self.outputs, weights)
-        names = [spec.name for spec in self.layers]
-        return found.plus(names.index("layers.0"), *self._hinge_errors(coords)) if "layers.0" in names else found
-
-    def _hinge_errors(self, coords: Tensor) -> tuple[Tensor, float]:
-        """Return what ReLUs of the first layer do to the Jacobian whose hinge rounding puts on one side of a point.
-
-        ``sum_n |dJ_n|^2`` of every output (M,) and ``sum_n |dS_n|^2``, for the first layer, if all of them switched:
-        their values are next to 0, but their slopes are 0 or 1. Of an :class:`inrfast.INR` without a norm behind its
-        first layer; 0 for others. Where the sum is exact, as for fp32 numbers on a line, nothing is in doubt.
-        """
-        found, slopes = torch.zeros(self.outputs, dtype=PASS_DTYPE, device=self.device), 0.0
-        mlp = self._mlp
-        if mlp is None or mlp.hidden[0].activation != "relu" or mlp.hidden[0].norm is not None:
-            return found, slopes
-        first = mlp.hidden[0]
-        above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
-        for part in chunks(len(coords), HINGE_ROWS):
-            x = self.inputs(coords[part])
-            u, size = linear(x, first.weight, first.bias), x.abs() @ first.weight.abs().t()
-            if first.bias is not None:
-                size += first.bias.abs()
-            near = (u.abs() <= 4 * (x.shape[1] + 1) * torch.finfo(PASS_DTYPE).eps * size) & (size > 0)
-            rows, units = near.nonzero(as_tuple=True)
-            doubtful = [
-                i
-                for i, (row, unit) in enumerate(zip(rows.tolist(), units.tolist(), strict=True))
-                if i >= MOST_EXACT or not _is_exact(float(u[row, unit]), x[row], first, unit)
-            ]
-            if not doubtful:
-                continue
-            rows, units = rows[doubtful], units[doubtful]
-            if len(mlp.hidden) > 1:
-                behind = mlp_factors(mlp, x[rows]).sensitivities[1]
-            else:
-                behind = torch.eye(self.outputs, dtype=PASS_DTYPE, device=self.device).expand(len(rows), -1, -1)
-            gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2).square()  # (doubtful, M)
-            found += (x[rows].square().sum(1) + (first.bias is not None)) @ gradient
-            slopes += float(gradient.sum())
-        return found, slopes
+        first = [index for index, spec in enumerate(self.layers) if spec.name == "layers.0"]
+        if self._mlp is None or not first:
+            return found
+        return found.plus(first[0], *hinge_errors(self._mlp, self.inputs, coords))
 
     # ---- operands of a fused kernel ----------------------------------------------------------------------------
 
@@ -640,13 +600,6 @@ def _chaotic(what: str, effect: float) -> str:
         f"net is so ill-conditioned at these coordinates that fp64 does not determine its {what} (rounding weights in "
         f"their last bit makes a change of {effect:.1e} of the size); scale coords to [-1, 1] or lower the frequencies"
     )
-
-
-def _is_exact(computed: float, x: Tensor, layer: HiddenLayer, unit: int) -> bool:
-    """Return whether a pre-activation was computed without rounding, so that no other order of the sum differs."""
-    terms = [Fraction(a) * Fraction(b) for a, b in zip(x.tolist(), layer.weight[unit].tolist(), strict=True)]
-    bias = Fraction(0) if layer.bias is None else Fraction(float(layer.bias[unit]))
-    return Fraction(computed) == sum(terms, bias)
 
 
 REENTRANT = (
