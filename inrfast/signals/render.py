@@ -14,7 +14,7 @@ from tqdm import tqdm
 from inrfast.errors import MemoryBudgetError
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
-from inrfast.modes import in_own_modes, own_modes
+from inrfast.modes import in_own_modes
 from inrfast.nn import is_known
 from inrfast.pointwise import RANDOM, ROWS, dependence
 from inrfast.threads import MOST_THREADS, one_core, share
@@ -94,7 +94,7 @@ def render(
         ):
 
             def predict(part: slice) -> None:
-                with own_modes():  # a thread starts with torch's defaults
+                with torch.no_grad():  # a thread starts with torch's defaults, the caller's other modes not among them
                     values[part] = _predicted(net, grid_rows(columns, part).to(like.device)).view(-1, outputs).cpu()
                 bar.update(part.stop - part.start)
 

@@ -173,13 +173,17 @@ class Run:
         tried = dict(probe.named_buffers())
         return [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
 
+    @torch.no_grad()
     def _keep(self) -> None:
         """Take down the weights, and what else a step changes, as the last that gave finite numbers."""
-        _copy([self.stack.state[i] for i in self.moving], [self.good[i] for i in self.moving])
+        for i in self.moving:
+            self.good[i].copy_(self.stack.state[i])
 
+    @torch.no_grad()
     def _go_back(self) -> None:
         """Set them to those last taken down."""
-        _copy([self.good[i] for i in self.moving], [self.stack.state[i] for i in self.moving])
+        for i in self.moving:
+            self.stack.state[i].copy_(self.good[i])
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
