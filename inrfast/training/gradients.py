@@ -175,7 +175,7 @@ def _is_pointwise(net: nn.Module, coords: Tensor, training: bool = True) -> bool
                 return False
             if dependence(stirred_(snapshot(net)).train(training), coords, exact=True) is not None:
                 return False
-            return not training or torch.equal(copied(few), snapshot(net).eval()(few))
+            return not training or torch.equal(copied(few), copied.eval()(few))
     except Exception:  # a network may take nothing but its full grid: then it is differentiated as a whole
         return False
 
