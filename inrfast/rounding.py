@@ -20,11 +20,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from inrfast.linalg.operators import UNIT
 from inrfast.memory import chunks
 from inrfast.ops.factors import MLP, HiddenLayer, linear, mlp_factors
-
-UNIT = torch.finfo(torch.float64).eps / 2
-"""Unit roundoff of fp64, the precision of every factor pass."""
 
 DISTURBANCE = 2.0**-44
 """Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
