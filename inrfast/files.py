@@ -110,7 +110,14 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise _error(error.errno, f"cannot write {shown(path)}: {error.strerror or error}") from error
+
+
+def _error(number: int | None, words: str) -> OSError:
+    """Return the error of this number (``FileNotFoundError``, ...) that prints as these words and nothing else."""
+    error = type(OSError(number, words))(words)
+    error.errno = number
+    return error
 
 
 def _hidden(name: str, what: object) -> str:
@@ -159,7 +166,7 @@ def opened(path: str | os.PathLike[str], kind: str = "a file") -> IO[bytes]:
     except OSError as error:
         if error.errno == errno.ENXIO:  # what opening a socket gives
             raise OSError(f"{shown(path)} is a socket, not {kind}") from error
-        raise OSError(error.errno, f"cannot read {shown(path)}: {error.strerror}") from error
+        raise _error(error.errno, f"cannot read {shown(path)}: {error.strerror}") from error
     try:
         what = stat.S_IFMT(os.fstat(descriptor).st_mode)
         if what == stat.S_IFDIR:
@@ -229,7 +236,7 @@ def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> 
                     _reserve(descriptor, size)
                 yield descriptor, Path(f"/proc/self/fd/{descriptor}") if name is None else target.with_name(name)
                 _take_over(descriptor, target)
-                if durable:  # the new name must not reach the disk before what it names
+                if durable:
                     os.fsync(descriptor)
                 if name is None:
                     name = _given_name(folder, descriptor, target.name)

@@ -252,8 +252,13 @@ def different(now: dict[str, str], then: dict[str, str]) -> list[str]:
         mine, other = now[key], then[key]
         code = mine.startswith(PYTHON) or other.startswith("python")
         if mine != other and not (code and mine.partition(" ")[0] != other.partition(" ")[0]):
-            wrong.append(key if code else f"{key} (now {mine}, in the checkpoint {other})")
+            wrong.append(key if code else f"{key} (now {_brief(mine)}, in the checkpoint {_brief(other)})")
     return wrong
+
+
+def _brief(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def hash_of_code(function: FunctionType) -> str:

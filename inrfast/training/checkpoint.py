@@ -89,7 +89,10 @@ def differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
     found = []
     for key in now | then:
         mine, other = (json.loads(json.dumps(side.get(key))) for side in (now, then))
-        if isinstance(mine, dict) and isinstance(other, dict):
+        if isinstance(mine, list) and isinstance(other, list) and len(mine) == len(other):
+            named = [{f"{key}[{index}]": value for index, value in enumerate(side)} for side in (mine, other)]
+            found += differences(*named)
+        elif isinstance(mine, dict) and isinstance(other, dict):
             found += [f"{key}.{inner}" for inner in differences(mine, other)]
         elif mine != other:
             found.append(f"{key} (now {_short(mine)}, in the checkpoint {_short(other)})")

@@ -70,19 +70,31 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
     about = {"net": net.config(), "signal": signal or {}}
     plain(about["net"], "net")
     plain(about["signal"], "signal")
-    state, wrong = net.state_dict(), "modules that were changed, added or subclassed, or hooks"
-    try:
-        same = is_unchanged(net) and str(_network({"net": state}, json.loads(json.dumps(about)), "net")) == str(net)
-    except ValueError as error:
-        same, wrong = False, str(error)
-    if not same:
+    state = net.state_dict()
+    wrong = _changes(net, state, json.loads(json.dumps(about)))
+    if wrong:
         raise ValueError(
-            f"net must be an inrfast.INR as its constructor makes it, which a file can give back ({wrong}); save its "
+            f"net must be an inrfast.INR as its constructor makes it, which a file can give back: {wrong}; save its "
             "state_dict instead"
         )
     content = content_of(NETWORK_SCHEMA, {"net": dict(state)}, about)
     with whole_file(path, durable=True) as file:
         file.writelines(content)
+
+
+def _changes(net: INR, state: dict[str, Tensor], about: dict[str, Any]) -> str:
+    """Return what a file would not give back of a network, or an empty string."""
+    hooked = [name for name, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
+    if type(net) is not INR or hooked:
+        return f"{hooked[0] or 'it'} has hooks" if hooked else f"it is of the class {type(net).__name__}"
+    empty = [name for name, tensor in state.items() if tensor.is_meta]
+    if empty:
+        return f"{empty[0]} holds no numbers (it is on the device meta)"
+    try:
+        again = str(_network({"net": state}, about, "net"))
+    except ValueError as error:
+        return str(error)
+    return "" if is_unchanged(net) and again == str(net) else "its modules were changed, replaced or added to"
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
@@ -155,7 +167,7 @@ def _check_state(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.
         fits = not isinstance(given, list) or len(given) == layers
         check(argument, fits, f"one value or {layers} of them, one a hidden layer", given)
     expected = dict(_shapes(config, state))
-    for name in expected.keys() | state.keys():
+    for name in (*expected, *(name for name in state if name not in expected)):
         if name not in state or name not in expected:
             raise ValueError(f"{name} is {'missing' if name in expected else 'no tensor of this network'}")
         kind = torch.int64 if name.endswith(("exponents", "num_batches_tracked")) else dtype

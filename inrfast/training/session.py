@@ -35,7 +35,7 @@ from inrfast.training.run import Member, Run
 from inrfast.training.schema import FIT_SCHEMA, check
 from inrfast.training.settings import Settings, check_not_there
 from inrfast.training.stack import modes_kept
-from inrfast.training.trees import write_tree
+from inrfast.training.trees import pack, write_tree
 
 UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
 """Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
@@ -164,7 +164,9 @@ class Session:
                 stack.callback(self._release)
                 begun = False
                 self._make_runs(state)
-                self.about = {} if self.path is None else self._describe()
+                if self.path is not None:
+                    self._check_callbacks()
+                    self.about = self._describe()
                 if state is not None:
                     self._warn_of_other_digits(state["about"])
                 if all(run.gradient.one_core for run in self.runs):
@@ -331,6 +333,15 @@ class Session:
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
 
+    def _check_callbacks(self) -> None:
+        """Refuse states of callbacks that no checkpoint can hold, now and not at the first write."""
+        for index, callback in enumerate(self.settings.callbacks):
+            try:
+                state = callback.state_dict() if hasattr(callback, "state_dict") else None
+            except Exception:  # it may have none yet
+                continue
+            pack(state, f"callbacks[{index}].state_dict()", {})
+
     def _describe(self) -> dict[str, Any]:
         """Return what is said about the fit in its checkpoints."""
         dtypes = {member.data.target.dtype for member in self.members}
@@ -388,7 +399,7 @@ class Session:
             return
         try:
             with interrupts_later():
-                write_tree(self.path, FIT_SCHEMA, self._state(), {**self.about, **self._present()})
+                write_tree(self.path, FIT_SCHEMA, self._state(), {**self.about, **self._present()}, durable=last)
         except Exception as error:
             reason = str(getattr(error, "strerror", None) or error)
             if not last and reason in self.causes:
@@ -447,7 +458,7 @@ class Session:
         now, before = self._identities(), about.get("identities", {})
         wrong += [f"{place}: {key}" for place in now for key in callables.different(now[place], before.get(place, {}))]
         if wrong:
-            raise ValueError(f"checkpoint: {shown(self.path)} is of another fit, with other {'; '.join(wrong)}")
+            raise ValueError(f"checkpoint: {shown(self.path)} is of another fit, with other {_listed(wrong, 8)}")
         if len(tree["callbacks"]) != len(self.settings.callbacks):
             then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.settings.callbacks)}"
             raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
@@ -475,10 +486,9 @@ class Session:
         """Name what may be another than in the fit that the checkpoint is of, and nobody can tell."""
         unknown = [f"{place}: {key}" for place in now for key in callables.uncompared(now[place], then.get(place, {}))]
         if unknown:
-            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            names = _listed(unknown, 5)
             warnings.warn(
-                f"the fit goes on from {shown(self._file)}; not compared with what it began with: "
-                f"{'; '.join(unknown[:5])}{more}",
+                f"the fit goes on from {shown(self._file)}; not compared with what it began with: {names}",
                 RuntimeWarning,
                 stacklevel=7,
             )
@@ -495,6 +505,10 @@ class Session:
         except NotAvailableError as error:
             warnings.warn(f"the fit goes on, but not bit by bit: {error}", RuntimeWarning, stacklevel=5)
             return None
+
+
+def _listed(found: Sequence[str], most: int) -> str:
+    return "; ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
 
 
 def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:

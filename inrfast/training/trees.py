@@ -84,7 +84,7 @@ def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
     left = dict(tensors)
     tree = _unpack(packed, "", left, 0)
     if left:
-        raise ValueError(f"the tensor {next(iter(left))!r} belongs to no place of the tree")
+        raise ValueError(f"the tensor {next(iter(left))[:80]!r} belongs to no place of the tree")
     return tree
 
 
@@ -93,7 +93,7 @@ def _unpack(packed: Any, place: str, left: dict[str, Tensor], depth: int) -> Any
     if packed is None or isinstance(packed, (bool, int, float, str)):
         return packed
     if depth > DEEPEST:
-        raise ValueError(f"{place} lies more than {DEEPEST} dicts and lists deep")
+        raise ValueError(f"{place[:80]} lies more than {DEEPEST} dicts and lists deep")
     if isinstance(packed, dict) and len(packed) == 1:
         ((kind, inner),) = packed.items()
         if kind == TENSOR and isinstance(inner, str) and inner in left and inner.rstrip("'") == place.rstrip("'"):
@@ -104,7 +104,7 @@ def _unpack(packed: Any, place: str, left: dict[str, Tensor], depth: int) -> Any
             tree = {key: _unpack(value, _at(place, key), left, depth + 1) for key, value in inner}
             if len(tree) == len(inner):
                 return tree
-    raise ValueError(f"{place or 'tree'} is no value, dict, list or tensor of the file")
+    raise ValueError(f"{place[:80] or 'tree'} is no value, dict, list or tensor of the file")
 
 
 def _is_pair(pair: Any) -> bool:
@@ -120,10 +120,13 @@ def _at(place: str, key: object) -> str:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 
-def write_tree(path: str | os.PathLike[str], schema: str, tree: dict[str, Any], about: dict[str, Any]) -> None:
+def write_tree(
+    path: str | os.PathLike[str], schema: str, tree: dict[str, Any], about: dict[str, Any], durable: bool = True
+) -> None:
     """Write a tree with what is said about it (plain values); the file is whole, or what was there before.
 
-    The same tree gives the same bytes.
+    The same tree gives the same bytes. After a crash of the machine the file is one of the two, and the new one if this
+    was ``durable``.
 
     Raises
     ------
@@ -133,8 +136,10 @@ def write_tree(path: str | os.PathLike[str], schema: str, tree: dict[str, Any], 
         As :func:`pack`.
     """
     content = content_of(schema, tree, about)
-    with whole_file(path, durable=True) as file:
+    with whole_file(path, durable=durable) as file:
         file.writelines(content)
+        file.flush()
+        os.fsync(file.fileno())  # the new name must not reach the disk before what it names
 
 
 def content_of(schema: str, tree: dict[str, Any], about: dict[str, Any]) -> tuple[bytes, memoryview]:
@@ -219,7 +224,10 @@ def _read(path: str | os.PathLike[str], schemas: tuple[str, ...]) -> tuple[dict[
         if schema not in schemas:
             kind = f"of the kind {schema[:40]!r}" if schema else "of some other program"
             raise ValueError(f"{file} is a safetensors file {kind}; this takes {' or '.join(map(repr, schemas))}")
-        content = b"".join((length, header, source.read()))
+        source.seek(0)
+        content = source.read()
+    if not content.startswith(length + header):
+        raise ValueError(f"{file} was written to while it was read; read it again")
     return metadata, content
 
 
@@ -243,10 +251,10 @@ def _tensors(content: bytes) -> dict[str, Tensor]:
     tensors = {}
     for name, view in deserialize(content):
         if view["dtype"] not in TYPES:
-            raise ValueError(f"the tensor {name!r} has the dtype {view['dtype']}, which none here has")
+            raise ValueError(f"the tensor {name[:80]!r} has the dtype {view['dtype']}, which none here has")
         raw = torch.frombuffer(view["data"], dtype=torch.uint8) if len(view["data"]) else torch.empty(0).byte()
         if view["dtype"] == "BOOL" and raw.numel() and int(raw.max()) > 1:
-            raise ValueError(f"the tensor {name!r} of truth values holds other numbers than 0 and 1")
+            raise ValueError(f"the tensor {name[:80]!r} of truth values holds other numbers than 0 and 1")
         tensors[name] = raw.clone().view(TYPES[view["dtype"]]).reshape(view["shape"])
     return tensors
 
