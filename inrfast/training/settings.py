@@ -157,10 +157,13 @@ def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
     path = Path(checkpoint)
+    if path.is_dir():
+        raise IsADirectoryError(f"checkpoint must be a file, got the folder {shown(path)}")
     target = target_of(path)
     if not target.parent.is_dir():
         kind = NotADirectoryError if target.parent.exists() else FileNotFoundError
-        raise kind(f"checkpoint: {shown(target.parent)} is not an existing folder")
+        folder = shown(target.parent)
+        raise kind(f"checkpoint: cannot write {shown(path)}: {folder} is not an existing folder")
     check_writable(path)
     check_not_there(path, resume)
     return path.absolute()  # a callback may go elsewhere
