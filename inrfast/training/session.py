@@ -143,23 +143,13 @@ class Session:
         with ExitStack() as stack:
             if self.path is not None:
                 stack.enter_context(sole_writer(self.path))
-            self._train()
-
-    def _train(self) -> None:
-        state = self._read()
-        bar = tqdm(
-            total=self.settings.steps,
-            disable=None if self.progress is None else not self.progress,
-            unit="step",
-            dynamic_ncols=True,
-        )
-        with ExitStack() as stack:
+            state = self._read()
             for member in self.members:
                 stack.enter_context(_training(member.net))
             libraries = self._libraries(state)
             if libraries is not None:
                 stack.enter_context(gemm.forced(*libraries))
-            stack.enter_context(bar)
+            bar = stack.enter_context(self._bar())
             try:
                 stack.callback(self._release)
                 begun = False
@@ -193,6 +183,14 @@ class Session:
             if not self.interrupted and not self._failed():
                 self._write(last=True)
                 self._warn_of_growth()
+
+    def _bar(self) -> Any:
+        return tqdm(
+            total=self.settings.steps,
+            disable=None if self.progress is None else not self.progress,
+            unit="step",
+            dynamic_ncols=True,
+        )
 
     def _warn_of_growth(self) -> None:
         """Warn, once for all networks, where a loss grew and nobody would see it but in the curve."""
@@ -411,7 +409,7 @@ class Session:
             warnings.warn(
                 f"a checkpoint was not written after {done} steps: {reason}; {then}",
                 RuntimeWarning,
-                stacklevel=6 if last else 7,
+                stacklevel=5 if last else 6,
             )
 
     def _state(self) -> dict[str, Any]:
@@ -490,7 +488,7 @@ class Session:
             warnings.warn(
                 f"the fit goes on from {shown(self._file)}; not compared with what it began with: {names}",
                 RuntimeWarning,
-                stacklevel=7,
+                stacklevel=6,
             )
 
     def _libraries(self, state: dict[str, Any] | None) -> tuple[torch.dtype, dict[str, str]] | None:

@@ -336,8 +336,9 @@ def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
         return fit(net, COORDS, TARGET, steps=4, checkpoint=tmp_path / "run", resume=resume)
 
     run([torch.Generator(), Setting(1.0)], False)
-    with pytest.warns(RuntimeWarning, match=r"not compared with what it began with: nets\[0\]: held\[0\].*Generator"):
+    with pytest.warns(RuntimeWarning, match=r"what it began with: nets\[0\]: held\[0\].*Generator") as caught:
         run([torch.Generator(), Setting(1.0)], True)
+    assert [warning.filename for warning in caught] == [__file__]
     with pytest.raises(ValueError, match=r"with other nets\[0\]: held\[1\]\.rate"):
         run([torch.Generator(), Setting(2.0)], True)
 
@@ -588,7 +589,7 @@ def test_states_of_callbacks_that_cannot_be_kept_or_taken_are_named(tmp_path: Pa
 def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(3)], checkpoint=path)
-    with pytest.warns(RuntimeWarning, match=r"not bit by bit: other layout"):
+    with pytest.warns(RuntimeWarning, match=r"not bit by bit: other layout") as caught:
         fit(
             small(),
             COORDS,
@@ -599,3 +600,4 @@ def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
             resume=True,
             memory_budget=6000,
         )
+    assert [warning.filename for warning in caught] == [__file__]
