@@ -27,6 +27,9 @@ SHOWN = (*PLAIN, np.generic, np.dtype, slice, range, Enum, PurePath)
 LIBRARIES = ("torch", "numpy", "inrfast")
 """Packages whose code is taken as known."""
 
+COMPILER = "torch._dynamo"
+"""Package of what compiled functions hold beside the functions that they were made of."""
+
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]} "
 """Begins every hash of code: other Pythons have other instructions for the same text."""
 
@@ -164,7 +167,7 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
         found[name] = f"{value.__module__}.{value.__qualname__}"
     elif isinstance(value, (BuiltinFunctionType, type)):
         found[name] = value.__qualname__
-    elif isinstance(value, ModuleType):
+    elif isinstance(value, ModuleType) or type(value).__module__.startswith(COMPILER):
         return
     elif isinstance(value, nn.Module):
         if id(value) not in seen:
@@ -214,9 +217,12 @@ def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
     seen.update(map(id, net.modules()))
     inside = set(vars(nn.Module())) | {"_parameters", "_buffers", "_modules"}
     for name, module in net.named_modules():
+        own: dict[str, str] = {}
         for key, value in vars(module).items():
             if key not in inside and not isinstance(value, nn.Module):
-                _describe(f"{name}.{key}".removeprefix("."), value, found, seen, 0)
+                _describe(f"{name}.{key}".removeprefix("."), value, own, seen, 0)
+        theirs = _known(type(module).__module__)  # whose printed form tells what they are
+        found.update({key: text for key, text in own.items() if not (theirs and text.startswith(UNKNOWN))})
         classes.update(kind for kind in type(module).__mro__ if not _known(kind.__module__))
     return {**found, **_of_classes(classes)}
 
