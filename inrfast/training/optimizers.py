@@ -318,7 +318,8 @@ class TorchOptimizer:
         try:
             self.optimizer.load_state_dict(state)
         except Exception as error:  # of anybody's class
-            raise ValueError(f"the optimizer does not take its state ({type(error).__name__}: {error})") from error
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            raise ValueError(f"the optimizer does not take its state ({words})") from error
 
 
 def same(one: Any, other: Any) -> bool:

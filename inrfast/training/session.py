@@ -317,7 +317,8 @@ class Session:
                 callback.load_state_dict(kept)
             except Exception as error:  # of anybody's class, and of another than the one that wrote it
                 name = f"callbacks[{index}] ({type(callback).__name__})"
-                raise ValueError(f"{name} does not take its state ({type(error).__name__}: {error})") from error
+                words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+                raise ValueError(f"{name} does not take its state ({words})") from error
 
     @property
     def _file(self) -> Path:
