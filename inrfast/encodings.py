@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -183,10 +184,26 @@ def from_config(config: dict[str, Any]) -> Encoding:
     Raises
     ------
     ValueError, TypeError
-        An unknown name, or arguments that its class does not take.
+        No dict; an unknown name; entries that its class does not take, or that it misses.
     """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"encoding must be a dict that describes it, got {type(config).__name__}")
     arguments = dict(config)
-    return ENCODINGS[check_choice("encoding", arguments.pop("name", None), ENCODINGS)](**arguments)
+    kind = ENCODINGS[check_choice("encoding", arguments.pop("name", None), ENCODINGS)]
+    check_entries("encoding", arguments, kind)
+    return kind(**arguments)
+
+
+def check_entries(argument: str, config: Mapping[str, Any], kind: type) -> None:
+    """Check that a description has entries that a class takes, and all those without a default."""
+    parameters = inspect.signature(kind).parameters
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    for entry in config:
+        if entry not in named and len(named) == len(parameters):
+            raise ValueError(f"{argument} takes the entries {', '.join(named)}, got {entry!r}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in config:
+            raise ValueError(f"{argument} misses the entry {name!r}")
 
 
 def described(config: dict[str, Any]) -> str:

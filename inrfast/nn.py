@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inrfast.activations import ACTIVATIONS, activation
 from inrfast.backends import BACKENDS
-from inrfast.encodings import ENCODINGS, Encoding, from_config
+from inrfast.encodings import ENCODINGS, Encoding, check_entries, from_config
 from inrfast.errors import check_choice, check_coords, check_float, check_int
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
@@ -264,8 +264,11 @@ class INR(nn.Module):
         Raises
         ------
         ValueError, TypeError
-            The config misses an entry, has an unknown one, or one of a bad value.
+            The config is no dict, misses an entry, has an unknown one, or one of a bad value.
         """
+        if not isinstance(config, Mapping):
+            raise TypeError(f"config must be a dict that describes the network, got {type(config).__name__}")
+        check_entries("config", config, cls)
         arguments = {**config, "init": "default", "device": device, "dtype": dtype}
         if arguments.get("encoding") is not None:
             arguments["encoding"] = from_config(arguments["encoding"])

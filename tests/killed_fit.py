@@ -13,7 +13,7 @@ from inrfast.ops import gemm
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 seconds = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 coords = inr.grid((30, 30))
 target = torch.cat([(3 * coords).sin(), (2 * coords[:, :1] * coords[:, 1:]).cos()], dim=1) / 2
 nets = [inr.INR(2, 3, width=48, hidden_layers=2, seed=seed, norm="batch" if seed == 2 else None) for seed in range(3)]

@@ -114,14 +114,17 @@ def fit(
         asks for a target that is not one value everywhere.
     checkpoint, checkpoint_seconds
         File for the state of the fit (safetensors), written whole or not at all: every so many seconds, at an interrupt
-        and at the end. An existing one is not overwritten without ``resume``.
+        (Ctrl-C, or a ``SystemExit`` that a handler of SIGTERM raises) and at the end. An existing one is not
+        overwritten without ``resume``. One fit at a time writes it. A write that fails (a full disk) is warned of, once
+        for every reason, and tried again at the next one; the fit goes on.
     resume
         Go on from the checkpoint if there is one, else start: on the same machine the result is that of an
         uninterrupted fit, bit by bit, if all that a network changes beside its parameters lies in buffers (counters
         and generators in plain attributes are not kept). Network, data and settings must be those of the checkpoint,
         ``steps`` only where the schedule does not depend on it. Of modules and callables of your own the code, plain
-        attributes, arrays and tensors are compared, and what closures hold; not what objects of other kinds hold, nor
-        global names that a module's methods use, the insides of libraries, or code made by another Python.
+        attributes, arrays and tensors are compared, and what closures, containers and objects hold. What is left, such
+        as objects of libraries, is named in a warning; not looked at are global names that a module's methods use, the
+        insides of libraries, and code made by another Python.
     seed
         Of the batches, and of what the network or the loss draw from PyTorch's generators, which are afterwards as
         they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow it.
@@ -149,7 +152,8 @@ def fit(
     UserWarning
         A loss that holds modules which are not trained; a rank-expanding first layer with dead units at ``coords``.
     RuntimeWarning
-        A loss that grew, or ended far from any start: what to try is said.
+        A loss that grew, or ended far from any start: what to try is said. A checkpoint that could not be written; one
+        that is gone on from, but not bit by bit, or with things that could not be compared.
 
     Raises
     ------
@@ -159,6 +163,8 @@ def fit(
         damaged or of another fit.
     FileExistsError
         There is a checkpoint, and ``resume`` is not given.
+    OSError
+        The checkpoint cannot be written, such as into a missing folder (BlockingIOError: another fit writes it).
     MemoryBudgetError
         The batch does not fit; the message says what would.
     DivergedError

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.training.callables import attributes, described, different, untrained
+from inrfast.training.callables import attributes, described, different, uncompared, untrained
 from inrfast.training.loop import fit
 
 GLOBAL = nn.Linear(1, 1)
@@ -166,3 +167,32 @@ def test_modules_of_one_text_differ_by_their_attributes_and_code() -> None:
         assert different(mine(), before) == ["class Wave"]
     finally:
         Wave.forward = original  # type: ignore[method-assign]
+
+
+class Box:
+    """An object that is no callable and holds something, and itself."""
+
+    def __init__(self, held: Any) -> None:
+        self.held, self.itself = held, self
+
+
+def test_what_containers_and_objects_hold_is_compared_and_what_cannot_be_is_named() -> None:
+    inside: list[Callable[[Any], Any]] = [
+        lambda value: [torch.full((2,), float(value))],
+        lambda value: {"a": (np.full(2, value), value)},
+        lambda value: Box(Box(value)),
+        lambda value: [Box({1: torch.tensor(value)})],
+        lambda value: np.float32(value),
+        lambda value: slice(value),
+        lambda value: by_closure(Box(value)),
+    ]
+    for make in inside:
+        for way in (by_closure, by_default, by_partial, Holder):
+            one, same, other = (described(way(make(value))) for value in (1, 1, 2))
+            assert different(one, same) == []
+            assert len(different(one, other)) >= 1
+            assert uncompared(one, same) == []
+    for unknown in (torch.Generator(), iter([1]), object()):
+        (name,) = uncompared(*[described(by_closure([Box(unknown)]))] * 2)
+        assert name == f"held[0].held (an object of {type(unknown).__qualname__})"
+    assert uncompared({"code": "python3.9 abc"}, {"code": "python3.10 abd"}) == []  # of neither is this Python

@@ -4,10 +4,12 @@ import copy
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +18,16 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.ops import gemm, mlp_step
 from inrfast.training import checkpoint
 from inrfast.training.callbacks import TrackNTK
-from inrfast.training.checkpoint import load_network, pack, save_network, unpack
+from inrfast.training.checkpoint import save_network
 from inrfast.training.loop import fit
 from inrfast.training.many import fit_many
+from inrfast.training.trees import digest
 
 COORDS = inr.grid((12, 12))
 TARGET = torch.cat([(3 * COORDS).sin(), (2 * COORDS[:, :1]).cos()], dim=1) / 2
@@ -47,54 +48,6 @@ class InterruptAt:
         if state.step == self.at:
             self.at = -1
             raise KeyboardInterrupt
-
-
-# ---- trees -------------------------------------------------------------------------------------------------------
-
-PLAIN = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=5)
-TENSORS = st.builds(
-    lambda seed, shape: torch.rand(shape, generator=torch.Generator().manual_seed(seed)),
-    st.integers(0, 9),
-    st.lists(st.integers(0, 3), max_size=3),
-)
-TREES = st.recursive(
-    PLAIN | TENSORS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers() | st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other and type(one) is type(other)
-
-
-@given(tree=TREES)
-def test_trees_come_back_as_they_were(tree: Any) -> None:
-    tensors: dict[str, Tensor] = {}
-    assert same(tree, unpack(pack(tree, "", tensors), tensors))
-
-
-@given(sizes=st.lists(st.integers(1, 70), min_size=1, max_size=6), name=st.text("abc", min_size=1, max_size=9))
-def test_tensors_of_a_file_have_aligned_memory_of_their_own(
-    sizes: list[int], name: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """As tensors that torch makes do: the sum of a dot product depends on where its vectors begin."""
-    path = tmp_path_factory.mktemp("aligned") / "tree.safetensors"
-    checkpoint.write_tree(path, "kind", {name: [torch.rand(size) for size in sizes]}, {})
-    tensors = checkpoint.read_tree(path, ["kind"])[1][name]
-    assert all(tensor.data_ptr() % 64 == torch.empty(tensor.shape).data_ptr() % 64 == 0 for tensor in tensors)
-    assert all(tensor.untyped_storage().nbytes() == 4 * tensor.numel() for tensor in tensors)
-
-
-def test_what_a_file_cannot_hold_is_named() -> None:
-    with pytest.raises(TypeError, match=r"got function at a\.1"):
-        pack({"a": [1, same]}, "", {})
 
 
 # ---- resuming ----------------------------------------------------------------------------------------------------
@@ -245,27 +198,29 @@ def test_many_networks_go_on_with_those_that_had_stopped(tmp_path: Path) -> None
             assert all(torch.equal(tensor, twin[name]) for name, tensor in state.items())
 
 
-def killed(folder: Path, name: str, after: float) -> bool:
-    """Run the script and kill it so many seconds after its fit has begun; return whether it had not ended before."""
+def killed(folder: Path, name: str, after: float, how: signal.Signals) -> bool:
+    """Run the script and end it so many seconds after its fit has begun; return whether it had not ended before."""
     process = subprocess.Popen([sys.executable, SCRIPT, folder, name, "0.02"], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == b"started"
     time.sleep(after)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
+    process.send_signal(how)
+    return process.wait() == -how
 
 
 def test_a_killed_fit_ends_with_the_weights_of_an_unhurt_one(tmp_path: Path) -> None:
+    """And the fit that goes on removes all that the killed ones have left."""
     begun = time.monotonic()
     subprocess.run([sys.executable, SCRIPT, tmp_path, "whole", "1000"], check=True)
-    seconds = time.monotonic() - begun
-    kills = [killed(tmp_path, "hurt", random.Random(4).uniform(0, 0.4 * seconds)) for _ in range(2)]
+    seconds, draw = time.monotonic() - begun, random.Random(4)
+    ways = (signal.SIGKILL, signal.SIGTERM)
+    kills = [killed(tmp_path, "hurt", draw.uniform(0, 0.2 * seconds), how) for how in ways]
     assert any(kills)
     subprocess.run([sys.executable, SCRIPT, tmp_path, "hurt", "1000"], check=True)
     whole, hurt = (torch.load(tmp_path / f"{name}.final") for name in ("whole", "hurt"))
     for one, other in zip(whole, hurt, strict=True):
         assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    left = {path.name for path in tmp_path.iterdir()}
     assert left == {"whole.safetensors", "hurt.safetensors", "whole.final", "hurt.final"}
 
 
@@ -363,6 +318,43 @@ class Holding(nn.Module):
         return self.layer(coords)
 
 
+class Setting:
+    """An object that knows the module that holds it."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.owner = rate, self
+
+
+def grouped(net: nn.Module, decay: float) -> torch.optim.Optimizer:
+    first, *others = net.parameters()
+    return torch.optim.AdamW([{"params": [first], "weight_decay": decay}, {"params": others}], lr=1e-3)
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    def run(held: Any, resume: bool) -> inr.FitResult:
+        net = Holding(held)
+        return fit(net, COORDS, TARGET, steps=4, checkpoint=tmp_path / "run", resume=resume)
+
+    run([torch.Generator(), Setting(1.0)], False)
+    with pytest.warns(RuntimeWarning, match=r"what it began with: nets\[0\]: held\[0\].*Generator") as caught:
+        run([torch.Generator(), Setting(1.0)], True)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.raises(ValueError, match=r"with other nets\[0\]: held\[1\]\.rate"):
+        run([torch.Generator(), Setting(2.0)], True)
+
+
+def test_settings_of_parameter_groups_are_compared(tmp_path: Path) -> None:
+    def run(decay: float, resume: bool) -> inr.FitResult:
+        net = small()
+        optimizer = grouped(net, decay)
+        return fit(net, COORDS, TARGET, steps=4, optimizer=optimizer, checkpoint=tmp_path / "run", resume=resume)
+
+    run(0.1, False)
+    with pytest.raises(ValueError, match=r"param_groups\[0\]\.weight_decay must be 0\.2, as now, got 0\.1"):
+        run(0.2, True)
+    assert run(0.1, True).steps == 4
+
+
 def frozen() -> inr.INR:
     net = small()
     net.layers[0].requires_grad_(False)
@@ -385,6 +377,12 @@ def frozen() -> inr.INR:
         ({"loss": lambda p, t: (p - t).abs().mean()}, {"loss": lambda p, t: (p - t).square().mean()}, "loss: code"),
         ({"schedule": lambda t: 1.0}, {"schedule": lambda t: 0.5}, "schedule: code"),
         ({"data_range": 1.0}, {"data_range": 2.0}, "own"),
+        (
+            {"net": lambda: Holding([{"a": torch.ones(3)}])},
+            {"net": lambda: Holding([{"a": torch.zeros(3)}])},
+            r"nets\[0\]: held\[0\]\['a'\]",
+        ),
+        ({"net": lambda: Holding(Setting(1.0))}, {"net": lambda: Holding(Setting(2.0))}, r"nets\[0\]: held\.rate"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value.split(" ")[0],
 )
@@ -412,6 +410,7 @@ def test_a_file_that_says_less_is_of_the_same_fit(saved: Path) -> None:
     about = json.loads(metadata["about"])
     for key in ("trainable", "evaluation", "identities"):
         del about[key]
+    del metadata["sha256"]
     del about["own"][0]["data_range"]
     safetensors.torch.save_file(tensors, saved, {**metadata, "about": json.dumps(about)})
     result = fit(small(), COORDS, TARGET, steps=6, checkpoint=saved, resume=True)
@@ -444,23 +443,153 @@ def test_an_earlier_fit_is_not_overwritten_by_mistake(saved: Path) -> None:
     assert saved.read_bytes() == content
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(saved: Path, monkeypatch: Any) -> None:
-    content = saved.read_bytes()
+def test_a_state_that_does_not_fit_leaves_the_network_as_it_was(saved: Path) -> None:
+    with safetensors.safe_open(saved, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    place = "groups.0.optimizer.means.layers.0.weight"
+    tensors[place] = tensors[place][..., :1].clone()  # which would spread over all columns
+    metadata["sha256"] = digest(metadata, tensors)
+    safetensors.torch.save_file(tensors, saved, metadata)
+    net = small()
+    with pytest.raises(
+        ValueError, match=r"does not fit this fit: tree\.groups\[0\]\.optimizer.*layers\.0\.weight must be"
+    ):
+        fit(net, COORDS, TARGET, steps=6, checkpoint=saved, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), small().state_dict().values(), strict=True))
 
-    def full(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match=r"cannot write .*run\.safetensors"):
-        checkpoint.write_tree(saved, "x", {"a": torch.ones(3)}, {})
-    assert saved.read_bytes() == content
-    assert [path.name for path in saved.parent.iterdir()] == ["run.safetensors"]
+# ---- faults ------------------------------------------------------------------------------------------------------
+
+
+def test_what_no_checkpoint_can_be_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to(tmp_path / "missing" / "run")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    before = sorted(tmp_path.iterdir())
+    for name in ("pipe", "dangling", "loop", "a" * 256, "missing/run", "folder", "pipe/run", os.devnull, "a\0b"):
+        for resume in (False, True):
+            net = small()
+            with pytest.raises((OSError, ValueError)) as caught:
+                fit(net, COORDS, TARGET, steps=1, checkpoint=tmp_path / name, resume=resume)
+            assert "\n" not in str(caught.value) and name[:20].split("/")[0].split("\0")[0] in str(caught.value)
+            assert torch.equal(net.layers[0].weight, small().layers[0].weight)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["a" * 255, os.fsdecode(b"\xff\xfe.ckpt"), " \n"])
+def test_any_name_of_a_file_is_one_of_a_checkpoint(name: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    options: dict[str, Any] = {"checkpoint": tmp_path / "link", "schedule": "constant"}
+    fit(small(), COORDS, TARGET, steps=2, **options)
+    (tmp_path / name).chmod(0o600)
+    assert fit(small(), COORDS, TARGET, steps=4, resume=True, **options).steps == 4
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["link", name])
+
+
+class At:
+    """Do something before the step that follows some step, once."""
+
+    def __init__(self, step: int, action: Callable[[], object]) -> None:
+        self.step, self.action = step, action
+
+    def on_step(self, state: Any) -> None:
+        if state.step == self.step:
+            self.action()
+
+
+@pytest.mark.parametrize("back", [True, False], ids=["for a while", "to the end"])
+@pytest.mark.parametrize("cause", ["folder", "disk"])
+def test_a_checkpoint_that_cannot_be_written_costs_the_fit_nothing(cause: str, back: bool, tmp_path: Path) -> None:
+    """It is said once for a cause, and at the end; the file is the last whole one, and the result is all there."""
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fails() -> None:
+        folder.rename(away) if cause == "folder" else resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+
+    def works() -> None:
+        away.rename(folder) if cause == "folder" else resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    expected = fit(small(), COORDS, TARGET, steps=30, callbacks=[InterruptAt(-1)])
+    actions = [At(5, fails), *([At(20, works)] if back else [])]
+    options: dict[str, Any] = {"checkpoint": folder / "run", "checkpoint_seconds": 0}
+    try:
+        with pytest.warns(RuntimeWarning, match="a checkpoint was not written") as caught:
+            result = fit(small(), COORDS, TARGET, steps=30, callbacks=actions, **options)
+    finally:
+        if not back:
+            works()
+    assert (result.losses, result.psnrs) == (expected.losses, expected.psnrs)
+    texts = [str(warning.message) for warning in caught]
+    reason = "No such file or directory" if cause == "folder" else "File too large"
+    assert all(reason in text and str(folder / "run") in text and "\n" not in text for text in texts)
+    assert [("it is the last one" in text, "the fit goes on" in text) for text in texts] == (
+        [(False, True)] if back else [(False, True), (True, False)]
+    )
+    assert {warning.filename for warning in caught} == {__file__}
+    assert [path.name for path in folder.iterdir()] == ["run"]
+    kept = checkpoint.read_fit(folder / "run")[0]["networks"][0]
+    assert kept["losses"].tolist() == list(expected.losses[: kept["done"]])
+    assert kept["done"] == 30 if back else 4 <= kept["done"] <= 5
+
+
+def test_one_fit_at_a_time_writes_a_checkpoint(tmp_path: Path) -> None:
+    path, told = tmp_path / "run", []
+
+    def second() -> None:
+        with pytest.raises(BlockingIOError, match="run: another fit of this process is writing it") as caught:
+            fit(small(), COORDS, TARGET, steps=4, checkpoint=path, resume=True)
+        told.append(caught)
+
+    result = fit(small(), COORDS, TARGET, steps=4, checkpoint=path, callbacks=[At(2, second)])
+    assert (result.steps, len(told)) == (4, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_process_that_is_asked_to_end_keeps_its_fit(tmp_path: Path) -> None:
+    """As where a handler of SIGTERM calls ``sys.exit``."""
+    expected = fit(small(), COORDS, TARGET, steps=20, callbacks=[InterruptAt(-1)])
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run", "resume": True}
+    with pytest.raises(SystemExit):
+        fit(small(), COORDS, TARGET, steps=20, callbacks=[At(7, sys.exit)], **options)
+    assert checkpoint.read_fit(tmp_path / "run")[0]["groups"][0]["done"] == 7
+    result = fit(small(), COORDS, TARGET, steps=20, callbacks=[InterruptAt(-1)], **options)
+    assert result.losses == expected.losses
+
+
+class Odd:
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def on_eval(self, state: Any) -> None:
+        pass
+
+    def state_dict(self) -> Any:
+        return self.state
+
+    def load_state_dict(self, state: Any) -> None:
+        if state != self.state:
+            raise KeyError("another")
+
+
+def test_states_of_callbacks_that_cannot_be_kept_or_taken_are_named(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"got object at callbacks\[1\]\.state_dict\(\)\.a"):
+        fit(small(), COORDS, TARGET, steps=1, checkpoint=tmp_path / "a", callbacks=[Odd({}), Odd({"a": object()})])
+    options: dict[str, Any] = {"steps": 1, "checkpoint": tmp_path / "b", "resume": True}
+    fit(small(), COORDS, TARGET, callbacks=[Odd(1)], **options)
+    for other in (Odd(2), At(0, print)):
+        with pytest.raises(ValueError, match=rf"callbacks\[0\] \({type(other).__name__}\) does not take its state"):
+            fit(small(), COORDS, TARGET, callbacks=[other], **options)
 
 
 def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(3)], checkpoint=path)
-    with pytest.warns(RuntimeWarning, match=r"not bit by bit: other layout"):
+    with pytest.warns(RuntimeWarning, match=r"not bit by bit: other layout") as caught:
         fit(
             small(),
             COORDS,
@@ -471,52 +600,4 @@ def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
             resume=True,
             memory_budget=6000,
         )
-
-
-# ---- networks ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"activation": ["sine", "relu"], "omega": [20.0, 1.0], "init": {"first": "siren", "hidden": "kaiming"}},
-        {"encoding": inr.RandomFourier(8, 2.0), "norm": ["batch", None], "norm_position": "post"},
-        {"encoding": inr.Polynomial(2, [1.0, 0.5, 0.25]), "bias": False, "norm": "sphere"},
-        {"encoding": inr.PositionalEncoding(3), "dtype": torch.float64},
-        {"init": "rank_expanding"},
-    ],
-)
-def test_networks_come_back_from_their_files(options: dict[str, Any], tmp_path: Path) -> None:
-    net = small(**options)
-    with torch.no_grad():
-        for tensor in (*net.parameters(), *(b for b in net.buffers() if b.is_floating_point())):
-            tensor.add_(0.1 * torch.rand_like(tensor))
-    path = tmp_path / "net.safetensors"
-    save_network(net, path, {"kind": "image", "shape": [3, 4]})
-    loaded, signal = load_network(path)
-    assert signal == {"kind": "image", "shape": [3, 4]}
-    coords = COORDS.to(next(net.parameters()).dtype)
-    assert torch.equal(loaded(coords), net.eval()(coords))
-    assert not loaded.training
-    assert loaded.config() == {**net.config(), "init": "default"}
-
-
-def test_a_checkpoint_is_a_network_too(saved: Path) -> None:
-    net = small()
-    fit(net, COORDS, TARGET, steps=6)
-    assert torch.equal(load_network(saved)[0](COORDS), net(COORDS))
-
-
-def test_files_that_hold_no_network_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "many.safetensors"
-    fit_many([small(0), small(1)], COORDS, TARGET, steps=2, checkpoint=path)
-    with pytest.raises(ValueError, match=r"2 network\(s\)"):
-        load_network(path)
-    with pytest.raises(FileNotFoundError, match="there is no file"):
-        load_network(tmp_path / "missing.safetensors")
-    with pytest.raises(IsADirectoryError, match="is a folder"):
-        load_network(tmp_path)
-    with pytest.raises(TypeError, match=r"must be an inrfast\.INR"):
-        save_network(nn.Linear(2, 1), path)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"must name a \.safetensors file"):
-        save_network(small(), tmp_path / "net.pt")
+    assert [warning.filename for warning in caught] == [__file__]
