@@ -55,7 +55,7 @@ def test_a_file_that_ends_early_is_named(ball: trimesh.Trimesh, tmp_path: Path, 
     ("text", "words"),
     [
         ("v 0 0 0\nv 1 0 0\nv 0 1 0\n", "without faces"),
-        ("nothing of a mesh", "without faces"),
+        ("nothing of a mesh", "line 1 .*nothing of a mesh"),
         ("v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n", "NaN"),
         ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "no face with an area"),
         ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "damaged"),
