@@ -44,19 +44,18 @@ def read_glb(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """
     document = _Document(content)
     vertices, triangles = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)]
-    count, size, placed = 0, 0, set()
-    budget = budget_bytes(None)
-    for mesh, matrix in document.placed():
-        placed.add(mesh)
+    placed = list(document.placed())
+    sizes = [document.size(mesh) for mesh in range(len(document.items("meshes")))]
+    needed = sum(sizes[mesh] for mesh, _ in placed)
+    require(needed, budget_bytes(None), "the mesh with all its copies", "take a file with fewer")
+    for mesh in {mesh for mesh, size in enumerate(sizes) if size} - {mesh for mesh, _ in placed}:
+        raise ValueError(f"its mesh {mesh} is in no node of its scene")
+    count = 0
+    for mesh, matrix in placed:
         for points, faces in document.surfaces(mesh):
-            size += BYTES * (len(points) + len(faces))
-            require(size, budget, "a mesh with all its copies", "take a file with fewer")
             vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
             triangles.append((faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces) + count)
             count += len(points)
-    for mesh in range(len(document.items("meshes"))):
-        if mesh not in placed and any(True for _ in document.surfaces(mesh)):
-            raise ValueError(f"its mesh {mesh} is in no node of its scene")
     return np.concatenate(vertices), np.concatenate(triangles)
 
 
@@ -146,8 +145,19 @@ class _Document:
 
     # ---- what meshes are ----
 
+    def size(self, mesh: int) -> int:
+        """Return the bytes that one copy of a mesh takes at most."""
+        parts = self._parts(mesh)
+        return sum(BYTES * (len(points) + len(points if corners is None else corners)) for points, corners, _ in parts)
+
     def surfaces(self, mesh: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield vertices, fp64 (n, 3), and triangles, int64 (m, 3), of each part of a mesh that has triangles."""
+        for points, corners, mode in self._parts(mesh):
+            flat = np.arange(len(points)) if corners is None else corners.reshape(-1).astype(np.int64)
+            yield points.astype(np.float64), _triangles(flat, mode, len(points))
+
+    def _parts(self, mesh: int) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
+        """Yield the points (n, 3), the vertices of corners (k, 1), if they are stated, and the mode of each part."""
         for part in self.get(self.item("meshes", mesh), "primitives", list):
             if not isinstance(part, dict):
                 raise ValueError(f"its JSON has {json.dumps(part)[:40]} for a part of mesh {mesh}")
@@ -155,12 +165,10 @@ class _Document:
             if mode in WITHOUT_SURFACE:
                 continue
             points = self._array(self.get(part, "attributes", dict).get("POSITION"), "VEC3")
-            corners = np.arange(len(points))
-            if "indices" in part:
-                corners = self._array(part["indices"], "SCALAR").reshape(-1)
-                if corners.dtype.kind == "f":
-                    raise ValueError(f"its mesh {mesh} numbers vertices with fractions")
-            yield points.astype(np.float64), _triangles(corners.astype(np.int64), mode, len(points))
+            corners = self._array(part["indices"], "SCALAR") if "indices" in part else None
+            if corners is not None and corners.dtype.kind == "f":
+                raise ValueError(f"its mesh {mesh} numbers vertices with fractions")
+            yield points, corners, mode
 
     def _array(self, index: Any, kind: str) -> np.ndarray:
         """Return the numbers of an accessor, (count, 1 or 3)."""

@@ -18,6 +18,7 @@ from inrfast.signals.mesh_text import (
     plain_text,
     rows_of,
     shown,
+    without_comments,
 )
 
 LEFT_OUT = frozenset(
@@ -25,8 +26,8 @@ LEFT_OUT = frozenset(
 )
 """First words of lines without a surface: names, materials, normals, texture coordinates, points and lines."""
 
-VERTEX_WORDS = frozenset({4, 5, 7, 8})
-"""Words on the line of a vertex: v, three coordinates, then a weight, which polygons do not use, a colour, or both."""
+WIDTHS: tuple[frozenset[int], ...] = (frozenset({3, 6, 7}), frozenset({4, 7}))
+"""Numbers of a vertex: three, then a colour of some or all; or with a weight, which polygons do not use, of all."""
 
 _REFERENCES = re.compile(rb"(?:[+-]?\d++(?:/(?:[+-]?\d++)?(?:/(?:[+-]?\d++)?)?)?(?: |$))*+")
 
@@ -42,13 +43,14 @@ def read_obj(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """
     text = plain_text(content)
     polygons, parts, found = Polygons(), [np.empty((0, 3))], 0
-    last = b""
+    last, widths = b"", WIDTHS  # of the last line, and what the vertices so far leave
     for rows in rows_of(_join_lines(text), comments=True):
         kinds = [row[0] for row in rows.words]
         _check_kinds(rows, kinds)
         lines = [i for i, kind in enumerate(kinds) if kind == b"v"]
         if lines:
-            parts.append(_vertices(_pick(rows, lines)))
+            widths, new = _vertices(_pick(rows, lines), widths)
+            parts.append(new)
         faces = [i for i, kind in enumerate(kinds) if kind == b"f"]
         before = found + np.searchsorted(lines, faces)
         _add_faces(polygons, _pick(rows, faces), before)
@@ -72,8 +74,8 @@ def _join_lines(text: bytes) -> bytes:
     def join(match: re.Match[bytes]) -> bytes:
         lines = match[0].split(b"\\\n")
         for number, (line, following) in enumerate(pairwise(lines), line_at(text, match.start())):
-            goes_on = following.partition(b"#")[0].strip()
-            if b"#" in line and goes_on:
+            goes_on = without_comments(following).strip()
+            if line != without_comments(line) and goes_on:
                 raise ValueError(f"line {number} is a comment that ends in a backslash: the next may belong to it")
             if line[-1:].strip() and following[:1].strip() and goes_on:
                 raise ValueError(f"line {number} ends in a backslash without white space before it or after it")
@@ -91,15 +93,19 @@ def _check_kinds(rows: Rows, kinds: list[bytes]) -> None:
         )
 
 
-def _vertices(rows: Rows) -> np.ndarray:
-    for count in set(map(len, rows.words)) - VERTEX_WORDS:
-        place = next(i for i, row in enumerate(rows.words) if len(row) == count)
-        raise ValueError(f"line {rows.numbers[place]} is a vertex of {count - 1} numbers; 3, 4, 6 or 7 are read")
+def _vertices(rows: Rows, allowed: tuple[frozenset[int], ...]) -> tuple[tuple[frozenset[int], ...], np.ndarray]:
+    """Return which of the allowed sets of widths the rest of the file is left, and the vertices of lines, (n, 3)."""
     vertices = np.empty((len(rows.words), 3))
-    for count in set(map(len, rows.words)):
-        places = [i for i, row in enumerate(rows.words) if len(row) == count]
-        vertices[places] = floats(_pick(rows, places), range(1, count))[:, :3]  # colours are numbers too
-    return vertices
+    widths = np.fromiter(map(len, rows.words), np.int64, len(rows.words)) - 1
+    for width in np.unique(widths).tolist():
+        places = np.flatnonzero(widths == width).tolist()
+        left = tuple(one for one in allowed if width in one)
+        if not left:
+            one_of = " or ".join(map(str, sorted(set().union(*allowed))))
+            raise ValueError(f"line {rows.numbers[places[0]]} is a vertex of {width} numbers, which have {one_of} here")
+        allowed = left
+        vertices[places] = floats(_pick(rows, places), range(1, width + 1))[:, :3]  # colours are numbers too
+    return allowed, vertices
 
 
 def _add_faces(polygons: Polygons, rows: Rows, before: np.ndarray) -> None:
@@ -137,7 +143,7 @@ def _refuse_reference(rows: Rows) -> None:
 def _check_end(text: bytes, last: bytes, polygons: Polygons, vertices: int, triangles: np.ndarray) -> None:
     """Refuse a last line without an end that may have been longer: the one sign that a file of this format is cut."""
     tail = text[text.rfind(b"\n") + 1 :]
-    if b"#" in tail or not tail.strip():
+    if tail != without_comments(tail) or not tail.strip():
         return
     if last == b"f":
         word = open_word(text, comments=True)

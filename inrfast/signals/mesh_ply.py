@@ -33,9 +33,9 @@ TYPES = {
 ORDERS = {"ascii": None, "binary_little_endian": "<", "binary_big_endian": ">"}
 
 CORNERS = ("vertex_indices", "vertex_index")
-"""Names of a face's list of vertices; another name stands where it is the only list."""
+"""Names of a face's list of vertices."""
 
-GATHERED = 2**16
+GATHERED = 2**13
 """Rows with lists of several lengths that are read at once."""
 
 
@@ -65,12 +65,10 @@ class Element:
 
     def corners(self) -> int:
         """Return the place of the list of a face's vertices."""
-        lists = [place for place, one in enumerate(self.properties) if one.length is not None]
-        named = [place for place in lists if self.properties[place].name in CORNERS]
-        chosen = named or lists
-        if len(chosen) != 1 or self.properties[chosen[0]].dtype[0] == "f":
+        named = [place for place, one in enumerate(self.properties) if one.length and one.name in CORNERS]
+        if len(named) != 1 or self.properties[named[0]].dtype[0] == "f":
             raise ValueError(f"its element {self.name!r} has no list of whole numbers {CORNERS[0]!r}")
-        return chosen[0]
+        return named[0]
 
 
 def read_ply(content: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +109,7 @@ def _header(content: bytes) -> tuple[str | None, dict[str, Element], int]:
     elements: dict[str, Element] = {}
     for number, line in enumerate(lines[1:], 2):
         try:
-            _header_line(line.decode("latin-1").split(), orders, elements)
+            _header_line([word.decode("latin-1") for word in line.split()], orders, elements)
         except ValueError as error:
             raise ValueError(f"line {number} of the header is {shown([line.strip()])}: {error}") from None
     if len(orders) != 1:
@@ -192,8 +190,8 @@ def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], l
         for place, (words, sizes) in lists.items():
             start = place + length - len(element.properties)  # behind the lists before
             size = row[start] if start < len(row) else b""
-            if not size.isdigit():
-                raise ValueError(f"line {number} has {shown([size])} in place of the length of a list")
+            if not size.isdigit() or int(size[:9]) > len(row):
+                raise ValueError(f"line {number} has {shown([size])} in place of the length of a list that it holds")
             words.extend(row[start + 1 : start + 1 + int(size)])
             sizes.append(int(size))
             length += int(size)
@@ -205,7 +203,7 @@ def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], l
 def _check_end(text: bytes, last: Element, vertices: int) -> None:
     """Refuse an open end that may have had more digits, where they would have changed the mesh."""
     ends = last.properties[-1].name
-    if last.name == "face" and last.properties[-1].length:
+    if last.name == "face" and last.corners() == len(last.properties) - 1:
         check_open_index(open_word(text, comments=False), vertices - 1)
     elif last.name == "vertex" and ends in ("x", "y", "z") and open_word(text, comments=False):
         raise ValueError("its last line has no line end and may have gone on; end it with a line end if it is whole")

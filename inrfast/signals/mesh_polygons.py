@@ -75,9 +75,12 @@ class Polygons:
 
 def _fans(corners: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Cut each face into triangles that share its first corner."""
-    starts = sizes.cumsum() - sizes
     counts = sizes - 2
-    before = np.repeat(counts.cumsum() - counts, counts)
-    first = np.repeat(starts, counts)
-    second = first + np.arange(len(first)) - before + 1
-    return np.stack([corners[first], corners[second], corners[second + 1]], axis=1)
+    places = np.repeat(sizes.cumsum() - sizes, counts)
+    triangles = np.empty((len(places), 3), dtype=np.int64)
+    triangles[:, 0] = corners[places]
+    places += np.arange(1, len(places) + 1)
+    places -= np.repeat(counts.cumsum() - counts, counts)
+    triangles[:, 1] = corners[places]
+    triangles[:, 2] = corners[places + 1]
+    return triangles

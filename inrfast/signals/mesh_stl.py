@@ -20,7 +20,10 @@ FACET = b"facet normal * * * outer loop vertex * * * vertex * * * vertex * * * e
 """Words of a triangle in an ASCII file; a star is a number."""
 
 CORNERS = FACET.index(b"vertex")
-"""Words before the corners: of the normal, which some writers leave undefined, nothing is used."""
+"""Words before the corners."""
+
+_UNDEFINED = re.compile(rb"[+-]?(nan|inf|1\.#)\S*", re.IGNORECASE)
+"""What writers of several systems put for the normal of a face without area; normals are not used."""
 
 _MARKER = re.compile(rb"^[^\S\n]*(end)?solid(?!\S)[^\n]*", re.IGNORECASE | re.MULTILINE)
 
@@ -104,16 +107,31 @@ def _corners(words: list[bytes]) -> np.ndarray:
         if expected == b"*":
             if place > CORNERS:
                 columns.append(to_floats(column))
+            else:
+                _check_normals(column)
         elif column.count(expected) < count and [word.lower() for word in column].count(expected) < count:
             raise ValueError
     return np.stack(columns, axis=1).reshape(-1, 3, 3)
+
+
+def _check_normals(words: list[bytes]) -> None:
+    try:
+        to_floats(words)
+    except ValueError:
+        if not all(map(_is_normal, words)):
+            raise
+
+
+def _is_normal(word: bytes) -> bool:
+    return is_float(word) or bool(_UNDEFINED.fullmatch(word))
 
 
 def _refuse_word(text: bytes, start: int, stop: int, done: int, words: list[bytes]) -> None:
     """Raise an error that names the first word of a solid that is not the format's, from its word ``done`` on."""
     for place, word in enumerate(words):
         expected = FACET[place % len(FACET)]
-        if not (place % len(FACET) < CORNERS or is_float(word) if expected == b"*" else word.lower() == expected):
+        number = _is_normal if place % len(FACET) < CORNERS else is_float
+        if not (number(word) if expected == b"*" else word.lower() == expected):
             found = next(islice(re.compile(rb"\S+").finditer(text, start, stop), done + place, None))
             what = "a number" if expected == b"*" else f"'{expected.decode()}'"
             raise ValueError(f"line {line_at(text, found.start())} has {shown([word])} in place of {what}")

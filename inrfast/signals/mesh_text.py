@@ -14,10 +14,14 @@ BLOCK = 2**15
 """Bytes of text that are in words at once: words take several times the memory of the numbers that they become."""
 
 
+_COMMENT = re.compile(rb"#(?<!\S#)[^\n]*")
+"""Behind white space or nothing: within a word, a # is more likely damage than a comment."""
+
+
 class Rows(NamedTuple):
     """Lines that hold words, in order."""
 
-    numbers: list[int]
+    numbers: Sequence[int]
     """Of the lines, from 1."""
 
     words: list[list[bytes]]
@@ -29,12 +33,13 @@ def plain_text(content: bytes) -> bytes:
     Raises
     ------
     ValueError
-        It is UTF-16 or UTF-32, or holds zero bytes, as no text does.
+        It is UTF-16 or UTF-32, or holds zero bytes, vertical tabs or form feeds.
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is written in UTF-16 or UTF-32; what is read is ASCII, UTF-8 or Latin-1")
-    if (zero := content.find(b"\0")) >= 0:
-        raise ValueError(f"line {line_at(content, zero)} holds a zero byte, which no text does")
+    for byte, name in ((b"\0", "zero byte"), (b"\v", "vertical tab"), (b"\f", "form feed")):
+        if (place := content.find(byte)) >= 0:
+            raise ValueError(f"line {line_at(content, place)} holds a {name}, which no text of meshes does")
     content = content.removeprefix(codecs.BOM_UTF8)
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
@@ -54,15 +59,25 @@ def blocks(content: bytes, start: int = 0, stop: int | None = None) -> Iterator[
 
 
 def rows_of(content: bytes, comments: bool, number: int = 1) -> Iterator[Rows]:
-    """Yield the lines that hold words, a block at a time; with ``comments``, words end at a ``#``.
+    """Yield the lines that hold words, a block at a time; with ``comments``, words end at a ``#`` before a word.
 
     ``number`` is that of the first line.
     """
     for _, block in blocks(content):
-        lines = (re.sub(rb"#[^\n]*", b"", block) if comments else block).split(b"\n")
+        lines = (without_comments(block) if comments else block).split(b"\n")
         words = list(map(bytes.split, lines))
-        yield Rows([i for i, row in enumerate(words, number) if row], [row for row in words if row])
-        number += len(lines) - block.endswith(b"\n")
+        if block.endswith(b"\n"):
+            words.pop()
+        if all(words):
+            yield Rows(range(number, number + len(words)), words)
+        else:
+            yield Rows([i for i, row in enumerate(words, number) if row], [row for row in words if row])
+        number += len(words)
+
+
+def without_comments(text: bytes) -> bytes:
+    """Return the text with its comments left out."""
+    return _COMMENT.sub(b"", text)
 
 
 class RowReader:
@@ -103,7 +118,7 @@ def shown(row: Sequence[bytes]) -> str:
 def open_word(text: bytes, comments: bool) -> bytes | None:
     """Return the last word if the text ends with it, so that it may have been longer, else None."""
     last = text[text.rfind(b"\n") + 1 :]
-    if not last[-1:].strip() or (comments and b"#" in last):
+    if not last[-1:].strip() or (comments and _COMMENT.search(last)):
         return None
     return last.split()[-1]
 
