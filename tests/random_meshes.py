@@ -184,11 +184,17 @@ def glb_parts(solids: list[Solid], draw: random.Random) -> tuple[dict, bytes]:
     def add(values: np.ndarray, code: int, kind: str) -> int:
         nonlocal data
         data += bytes(-len(data) % 4) + bytes(4 * draw.randint(0, 1))
-        tree["bufferViews"].append({"buffer": 0, "byteOffset": len(data), "byteLength": values.nbytes})
-        tree["accessors"].append(
-            {"bufferView": len(tree["bufferViews"]) - 1, "componentType": code, "count": len(values), "type": kind}
-        )
-        data += values.tobytes()
+        view = {"buffer": 0, "byteOffset": len(data)}
+        accessor = {"componentType": code, "count": len(values), "type": kind}
+        rows = values.reshape(len(values), -1).view(np.uint8)
+        if kind == "VEC3" and draw.random() < 0.5:  # between other numbers, which are not zero
+            before, stride = draw.choice([(0, 16), (8, 20), (4, 24)])
+            rows = np.pad(rows, ((0, 0), (before, stride - before - rows.shape[1])), constant_values=63)
+            view["byteStride"] = stride
+            accessor["byteOffset"] = before
+        tree["bufferViews"].append(view | {"byteLength": rows.nbytes})
+        tree["accessors"].append(accessor | {"bufferView": len(tree["bufferViews"]) - 1})
+        data += rows.tobytes()
         return len(tree["accessors"]) - 1
 
     for solid in solids:

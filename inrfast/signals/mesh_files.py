@@ -72,12 +72,22 @@ def load_mesh(path: str | PathLike[str]) -> trimesh.Trimesh:
     """
     file = readable(path, "a mesh", MESH_SUFFIXES)
     try:
-        require(GROWTH * file.stat().st_size, budget_bytes(None), f"{file}", "take a smaller mesh")
-        vertices, faces = READERS[file.suffix.lower()](file.read_bytes())
+        return _surface(file, *_read(file))
+    except MemoryError as error:
+        raise MemoryBudgetError(f"{file} does not fit the memory: {error or 'the system refuses it'}") from error
+
+
+def _read(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return all vertices and triangles of a file."""
+    require(GROWTH * file.stat().st_size, budget_bytes(None), "its mesh", "take a smaller one")
+    try:
+        return READERS[file.suffix.lower()](file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} is not a {file.suffix} mesh that can be read, or damaged: {error}") from error
-    except MemoryError as error:
-        raise MemoryBudgetError(f"{file} does not fit the memory: {error}") from error
+
+
+def _surface(file: Path, vertices: np.ndarray, faces: np.ndarray) -> trimesh.Trimesh:
+    """Return the triangles with an area, and their vertices."""
     if len(faces) == 0:
         raise ValueError(f"{file} is a mesh without faces; an occupancy needs a surface")
     if not np.isfinite(vertices).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -82,7 +83,7 @@ class _Document:
         """Return a value of an object, of that type; without ``default`` it must be there."""
         value = tree.get(name, default)
         if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):  # type: ignore[operator]
-            raise ValueError(f"its JSON has {json.dumps(value)[:40]} for {name!r}")
+            raise ValueError(f"its JSON has {reprlib.repr(value)} for {name!r}")
         return value
 
     def items(self, name: str) -> list[Any]:
@@ -93,7 +94,7 @@ class _Document:
         """Return an object of one of the lists at the top."""
         items = self.items(name)
         if type(index) is not int or not 0 <= index < len(items) or not isinstance(items[index], dict):
-            raise ValueError(f"its JSON has no {name} {json.dumps(index)[:40]}")
+            raise ValueError(f"its JSON has no {name} {reprlib.repr(index)}")
         return items[index]
 
     # ---- where meshes are ----
@@ -140,7 +141,7 @@ class _Document:
     def _vector(self, node: dict[str, Any], name: str, count: int) -> np.ndarray:
         values = self.get(node, name, list)
         if len(values) != count or not all(type(value) in (int, float) and abs(value) < 1e300 for value in values):
-            raise ValueError(f"its JSON has {json.dumps(values)[:40]} for {name!r} in place of {count} numbers")
+            raise ValueError(f"its JSON has {reprlib.repr(values)} for {name!r} in place of {count} numbers")
         return np.array(values, dtype=np.float64)
 
     # ---- what meshes are ----
@@ -160,7 +161,7 @@ class _Document:
         """Yield the points (n, 3), the vertices of corners (k, 1), if they are stated, and the mode of each part."""
         for part in self.get(self.item("meshes", mesh), "primitives", list):
             if not isinstance(part, dict):
-                raise ValueError(f"its JSON has {json.dumps(part)[:40]} for a part of mesh {mesh}")
+                raise ValueError(f"its JSON has {reprlib.repr(part)} for a part of mesh {mesh}")
             mode = self.get(part, "mode", int, TRIANGLES)
             if mode in WITHOUT_SURFACE:
                 continue
@@ -173,11 +174,12 @@ class _Document:
     def _array(self, index: Any, kind: str) -> np.ndarray:
         """Return the numbers of an accessor, (count, 1 or 3)."""
         accessor = self.item("accessors", index)
-        if accessor.get("type") != kind or accessor.get("componentType") not in NUMBERS:
+        code = self.get(accessor, "componentType", int)
+        if accessor.get("type") != kind or code not in NUMBERS:
             raise ValueError(f"its accessor {index} has other numbers than surfaces have")
         if "sparse" in accessor or "bufferView" not in accessor:
             raise ValueError(f"the numbers of its accessor {index} are sparse or compressed, which is not read")
-        count, dtype = self.get(accessor, "count", int), np.dtype(NUMBERS[accessor["componentType"]])
+        count, dtype = self.get(accessor, "count", int), np.dtype(NUMBERS[code])
         row = dtype.itemsize * (3 if kind == "VEC3" else 1)
         view = self.item("bufferViews", accessor["bufferView"])
         data = self._view(view)
@@ -196,7 +198,10 @@ class _Document:
         stated = self.item("buffers", buffer)
         uri = self.get(stated, "uri", str, "")
         if uri.startswith("data:"):
-            data = base64.b64decode(uri.partition(";base64,")[2], validate=True)
+            try:
+                data = base64.b64decode(uri.partition(";base64,")[2], validate=True)
+            except ValueError:
+                raise ValueError(f"its buffer {buffer} is in the JSON, and not in base64") from None
         elif uri:
             raise ValueError(f"it names another file, {uri[:40]!r}, and a mesh is read from one")
         elif buffer or self._binary is None:

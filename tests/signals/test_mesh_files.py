@@ -103,6 +103,17 @@ def test_every_cut_is_refused_or_loses_nothing(kind: str, seed: int, tmp_path: P
         assert got is None or any(np.array_equal(got, one) for one in allowed), content[:end]
 
 
+@FORMATS
+@given(seed=SEEDS)
+@settings(max_examples=5, **QUICK)
+def test_bytes_after_the_end_are_refused(kind: str, seed: int, tmp_path: Path) -> None:
+    suffix, write = WRITERS[kind]
+    solids, draw = drawn(seed)
+    content = write(solids, draw)
+    for tail in (b"\0", b"x", b"\0" * 50, b"endsolid", bytes(draw.choices(range(1, 256), k=9)).lstrip() + b"x"):
+        assert loaded_or_none(tmp_path, suffix, content + tail) is None
+
+
 def cut_between_corners(solids: list[Solid]) -> Iterator[np.ndarray]:
     before: list[np.ndarray] = []
     for solid in solids:
@@ -381,6 +392,45 @@ def test_what_a_scene_states_in_another_way_is_refused_by_name(
         load_mesh(tmp_path / "scene.glb")
 
 
+@given(seed=SEEDS)
+@settings(max_examples=300, **QUICK)
+def test_whatever_stands_in_the_json_the_file_is_read_or_refused(seed: int, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    tree, data = random_tree(draw)
+    nested: Any = 0
+    for _ in range(draw.choice([1, 3, 900, 2000])):
+        nested = [nested] if draw.random() < 0.5 else {"mesh": nested}
+    place, key = None, None
+    at: Any = tree
+    while isinstance(at, (dict, list)) and at and draw.random() < 0.9:
+        place, key = at, draw.choice(list(at) if isinstance(at, dict) else range(len(at)))
+        at = place[key]
+    if place is not None:
+        place[key] = draw.choice(
+            [None, True, -1, 0, 1, 2.5, 10**9, 10**30, 1e300, float("inf"), "", "a", [], {}, [0], nested]
+        )
+    try:
+        content = glb(tree, data)
+    except RecursionError:  # of the writer
+        return
+    loaded_or_none(tmp_path, ".glb", content)
+
+
+@pytest.mark.parametrize(("code", "dtype"), [(5120, np.int8), (5121, np.uint8), (5122, np.int16), (5123, np.uint16)])
+def test_quantised_vertices_are_read(code: int, dtype: type, tmp_path: Path) -> None:
+    info = np.iinfo(dtype)
+    values = np.array([[info.min, 0, 0], [info.max, 0, 1], [0, info.max, 2]], dtype=dtype)
+    tree, _ = glb_parts([Solid(random.Random(0))], random.Random(0))
+    tree |= {"extensionsRequired": ["KHR_mesh_quantization"], "buffers": [{"byteLength": values.nbytes}]}
+    tree["bufferViews"] = [{"buffer": 0, "byteLength": values.nbytes}]
+    tree["meshes"] = [{"primitives": [{"attributes": {"POSITION": 0}}]}]
+    for normalized in (False, True):
+        accessor = {"bufferView": 0, "componentType": code, "count": 3, "type": "VEC3", "normalized": normalized}
+        content = glb(tree | {"accessors": [accessor]}, values.tobytes())
+        want = np.maximum(values / info.max, -1.0) if normalized else values  # as the format's specification says
+        np.testing.assert_array_equal(loaded(tmp_path, ".glb", content), sorted_triangles(want))
+
+
 def test_no_small_file_repeats_a_mesh_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree, data = glb_parts([Solid(random.Random(0))], random.Random(0))
     tree["nodes"] *= 10**4
@@ -469,6 +519,64 @@ def test_what_an_obj_should_not_hold_is_named_with_its_line(tmp_path: Path, text
         load_mesh(tmp_path / "a.obj")
     (tmp_path / "a.obj").write_bytes((CORNER + "f 1 2 3\n").encode("utf-16"))
     with pytest.raises(ValueError, match="UTF-16"):
+        load_mesh(tmp_path / "a.obj")
+
+
+PLY = "ply\nformat ascii 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+FACE = "element face 1\nproperty list uchar int vertex_indices\nend_header\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n"
+FACET = "facet normal 0 0 1\nouter loop\nvertex 0 0 0\nvertex 1 0 0\nvertex 0 1 0\nendloop\nendfacet\n"
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text", "words"),
+    [
+        (".off", "4OFF 3 1 0\n", "line 1: '4OFF 3 1 0' .* dimensions"),
+        (".off", "OFF BINARY\n", "line 1: 'OFF BINARY' is binary"),
+        (".off", "OFX 3 1\n", "line 1 does not begin with OFF"),
+        (".off", "OFF 3\n", "line 1 does not state how many"),
+        (".off", "OFF 3 1 0\n0 0 0\n1 0 0\n0 1 0 5\n3 0 1 2\n", "line 4 is a vertex of 4 numbers"),
+        (".off", "OFF 3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2 3 4\n", "line 5 is a face of 3 corners with 5"),
+        (".off", "OFF 3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 3\n", "line 5 names vertex 3"),
+        (".off", "OFF 3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 -1\n", "line 5 names vertex -1"),
+        (".off", "OFF 3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n\n3 0 1 2\n", "line 7 comes after the end"),
+        (".ply", PLY.replace("1.0", "2.0") + FACE, "line 2 of the header"),
+        (".ply", PLY.replace("ascii", "binary_middle_endian") + FACE, "line 2 of the header"),
+        (".ply", PLY.replace("float y", "float x") + FACE, "line 5 of the header"),
+        (".ply", PLY.replace("float y", "float w") + FACE, "no number 'y'"),
+        (".ply", PLY.replace("element vertex 3\n", "") + FACE, "line 3 of the header .*before any element"),
+        (".ply", PLY + FACE.replace("vertex_indices", "corners"), "no list of whole numbers 'vertex_indices'"),
+        (".ply", PLY + FACE.replace("face", "tristrips"), "'tristrips' names vertices"),
+        (".ply", PLY + FACE.replace("end_header", "end"), "no end"),
+        (".ply", PLY + FACE.replace("3 0 1 2", "4 0 1 2"), "line 13 has 4 numbers .* takes 5"),
+        (".ply", PLY + FACE.replace("3 0 1 2", "3 0 1 2 0"), "line 13 has 5 numbers .* takes 4"),
+        (".ply", PLY + FACE.replace("1 0 0", "1 0 x"), "line 11 has 'x' in place of a number"),
+        (".stl", "solid a\n" + FACET + "solid b\n" + FACET + "endsolid\n", "line 9 begins a solid before"),
+        (".stl", "solid a\n" + FACET, "begins in line 1 has no end"),
+        (".stl", "solid a\n" + FACET + "endsolid\n" + FACET, "line 10 is outside of a solid: 'facet'"),
+        (".stl", "solid a\nendsolid\nendsolid\n", "line 3 ends a solid"),
+        (".stl", "solid a " + FACET + FACET + "endsolid\n", "line 1 holds a triangle"),
+        (
+            ".stl",
+            "solid a\n" + FACET.replace("0 1 0", "0 1") + "endsolid\n",
+            "line 7 has 'endloop' in place of a number",
+        ),
+        (".stl", "solid a\n" + FACET + FACET[:55] + "\nendsolid\n", "before line 13 is not whole"),
+        (".stl", "solid a\n" + FACET.replace("normal", "normals") + "endsolid\n", "line 2 has 'normals' in place of"),
+        (".stl", "no solid", "8 bytes"),
+    ],
+)
+def test_what_other_texts_should_not_hold_is_named_with_its_line(
+    tmp_path: Path, suffix: str, text: str, words: str
+) -> None:
+    (tmp_path / f"a{suffix}").write_text(text)
+    with pytest.raises(ValueError, match=rf"a\{suffix} .*{words}"):
+        load_mesh(tmp_path / f"a{suffix}")
+
+
+def test_a_file_larger_than_the_memory_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.obj").write_text(CORNER + "f 1 2 3\n")
+    monkeypatch.setattr("inrfast.signals.mesh_files.budget_bytes", lambda asked: 100)
+    with pytest.raises(MemoryBudgetError, match=r"a\.obj does not fit the memory: its mesh needs .* budget is 100 B"):
         load_mesh(tmp_path / "a.obj")
 
 
