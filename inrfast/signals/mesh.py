@@ -1,10 +1,8 @@
-"""Surfaces: mesh files to occupancies at points, and occupancies on a grid back to meshes."""
+"""Surfaces: meshes to occupancies at points, and occupancies on a grid back to meshes."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
-from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -13,120 +11,17 @@ import trimesh
 from torch import Tensor
 
 from inrfast.errors import check_float, check_int, check_tensor
-from inrfast.files import write_whole
 from inrfast.grids import check_bounds
-from inrfast.signals.paths import MESH_SUFFIXES, readable, writable
+from inrfast.signals.mesh_files import check_mesh, load_mesh, save_mesh
 from inrfast.signals.winding import winding_numbers
+
+__all__ = ["Placement", "isosurface", "load_mesh", "occupancy", "sample_occupancy", "save_mesh"]
 
 EXTENT = 0.9
 """Half the side of the placed bounding box: the rest of [-1, 1] stays empty, so that marching cubes closes surfaces."""
 
 INSIDE = 0.5
 """Least absolute winding number inside: halfway between outside (0) and once around."""
-
-
-# ---- files -------------------------------------------------------------------------------------------------------
-
-
-def load_mesh(path: str | PathLike[str]) -> trimesh.Trimesh:
-    """Return the triangles in a mesh file as one mesh; several parts are joined at their places in the scene.
-
-    Parameters
-    ----------
-    path
-        ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``. Polygons are cut into triangles; colours and textures are
-        left out, and so are faces without area. (The format ``.obj`` states no sizes: one that ends early between two
-        lines is a smaller mesh.)
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-        The file is missing, a folder, or not readable.
-    ValueError
-        The file is empty, damaged, of another format, without faces (a cloud of points), with NaN or Inf among its
-        vertices, or all its faces are without area.
-    TypeError
-        ``path`` is no path.
-    """
-    file = readable(path, "a mesh", MESH_SUFFIXES)
-    content = file.read_bytes()
-    try:
-        loaded = _parse(content, file.suffix.lower())
-    except Exception as error:  # each of trimesh's readers meets damage in its own way
-        raise ValueError(f"{file} is not a {file.suffix} mesh that can be read, or damaged: {error}") from error
-    if len(loaded.faces) == 0:
-        raise ValueError(f"{file} is a mesh without faces; an occupancy needs a surface")
-    if loaded.faces.min() < 0 or loaded.faces.max() >= len(loaded.vertices):
-        raise ValueError(f"{file} is damaged: a face names a vertex that is not there")
-    if not np.isfinite(loaded.vertices).all():
-        raise ValueError(f"{file} holds NaN or Inf among its vertices")
-    kept = loaded.area_faces > 0
-    if not kept.any():
-        raise ValueError(f"{file} holds no face with an area")
-    mesh = trimesh.Trimesh(loaded.vertices, loaded.faces[kept], process=False)
-    mesh.remove_unreferenced_vertices()
-    return mesh
-
-
-def save_mesh(mesh: trimesh.Trimesh, path: str | PathLike[str]) -> None:
-    """Write a mesh in the format of the suffix. The file is whole or absent.
-
-    Parameters
-    ----------
-    mesh
-        With at least one face.
-    path
-        Ends in ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``; its folder must exist. An older file is replaced.
-
-    Raises
-    ------
-    ValueError, TypeError
-        No mesh, no faces, another suffix.
-    FileNotFoundError, NotADirectoryError, OSError
-        The folder is missing or cannot be written to; nothing is left behind.
-    """
-    mesh = _check_mesh(mesh)
-    target = writable(path, "a mesh", MESH_SUFFIXES)
-    content = mesh.export(file_type=target.suffix.lower().removeprefix("."))
-    write_whole(target, content if isinstance(content, bytes) else str(content).encode())
-
-
-def _parse(content: bytes, suffix: str) -> trimesh.Trimesh:
-    """Return all triangles of a file, as they are in it; other files that it names are not read."""
-    stream, file_type = io.BytesIO(content), suffix.removeprefix(".")
-    with np.errstate(invalid="ignore"):  # NaN is looked for later
-        mesh = trimesh.load_scene(stream, file_type=file_type, process=False).to_mesh()
-    if suffix == ".stl":
-        _check_stl(content, len(mesh.faces))
-    if suffix == ".off":
-        _check_off(content)
-    return mesh
-
-
-def _check_stl(content: bytes, found: int) -> None:
-    """Refuse a file that ends early, which trimesh reads as a smaller mesh."""
-    if content[:5].lower() == b"solid" and b"facet" in content[:1000]:
-        if b"endsolid" not in content.lower():
-            raise ValueError("it has no end (endsolid)")
-    elif (stated := int.from_bytes(content[80:84], "little")) != found:
-        raise ValueError(f"it states {stated} triangles and holds {found}")
-
-
-def _check_off(content: bytes) -> None:
-    """Refuse a file that ends early, which trimesh reads as a smaller mesh."""
-    text = content.decode().upper().replace("OFF", "\n", 1)
-    lines = [line for line in (line.partition("#")[0].strip() for line in text.splitlines()) if line]
-    vertices, faces = map(int, lines[0].split()[:2])
-    if len(lines) - 1 < vertices + faces:
-        raise ValueError(f"it states {vertices} vertices and {faces} faces and has {len(lines) - 1} lines for them")
-
-
-def _check_mesh(mesh: Any) -> trimesh.Trimesh:
-    if not isinstance(mesh, trimesh.Trimesh):
-        raise TypeError(f"mesh must be a trimesh.Trimesh, got {type(mesh).__name__}")
-    if len(mesh.faces) == 0:
-        raise ValueError("mesh must have at least one face, got none")
-    return mesh
 
 
 # ---- placement ---------------------------------------------------------------------------------------------------
@@ -156,7 +51,7 @@ class Placement:
     @classmethod
     def of(cls, mesh: trimesh.Trimesh) -> Placement:
         """Return the placement that brings the mesh's bounding box into [-0.9, 0.9]^3, touching it."""
-        low, high = _check_mesh(mesh).bounds
+        low, high = check_mesh(mesh).bounds
         x, y, z = ((low + high) / 2).tolist()
         return cls((x, y, z), float((high - low).max()) / (2 * EXTENT))
 
@@ -192,7 +87,7 @@ def occupancy(
     Source: Jacobson, Kavan, Sorkine-Hornung, Robust inside-outside segmentation using generalized winding numbers, ACM
     Transactions on Graphics 32(4), 2013.
     """
-    triangles = torch.from_numpy(np.array(_check_mesh(mesh).triangles, dtype=np.float64))
+    triangles = torch.from_numpy(np.array(check_mesh(mesh).triangles, dtype=np.float64))
     return winding_numbers(triangles, points, memory_budget=memory_budget, progress=progress).abs() > INSIDE
 
 

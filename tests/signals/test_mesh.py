@@ -1,6 +1,4 @@
-"""Meshes: files, placement, occupancy against analytic truth, and the way back to a surface."""
-
-from pathlib import Path
+"""Meshes: placement, occupancy against analytic truth, and the way back to a surface."""
 
 import numpy as np
 import pytest
@@ -8,75 +6,13 @@ import torch
 import trimesh
 
 import inrfast as inr
-from inrfast.signals.mesh import Placement, isosurface, load_mesh, occupancy, sample_occupancy, save_mesh
-from inrfast.signals.paths import MESH_SUFFIXES
+from inrfast.signals.mesh import Placement, isosurface, occupancy, sample_occupancy
 
 
 @pytest.fixture
 def ball() -> trimesh.Trimesh:
     """A ball of radius 3 about (10, -20, 5)."""
     return trimesh.creation.icosphere(4, 3.0).apply_translation((10, -20, 5))
-
-
-# ---- files -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", MESH_SUFFIXES)
-def test_every_format_gives_the_mesh_back(ball: trimesh.Trimesh, tmp_path: Path, suffix: str) -> None:
-    save_mesh(ball, tmp_path / f"ball{suffix}")
-    got = load_mesh(tmp_path / f"ball{suffix}")
-    assert len(got.faces) == len(ball.faces)
-    np.testing.assert_allclose(got.bounds, ball.bounds, atol=1e-5)
-    assert got.volume == pytest.approx(ball.volume, rel=1e-5)
-
-
-def test_parts_of_a_scene_are_joined_at_their_places(ball: trimesh.Trimesh, tmp_path: Path) -> None:
-    scene = trimesh.Scene()
-    scene.add_geometry(ball)
-    scene.add_geometry(trimesh.creation.box(), transform=trimesh.transformations.translation_matrix((0, 0, 50)))
-    (tmp_path / "scene.glb").write_bytes(scene.export(file_type="glb"))
-    got = load_mesh(tmp_path / "scene.glb")
-    assert len(got.faces) == len(ball.faces) + 12
-    assert got.volume == pytest.approx(ball.volume + 1, rel=1e-5)
-    assert got.bounds[1, 2] == pytest.approx(50.5)
-
-
-@pytest.mark.parametrize("suffix", [s for s in MESH_SUFFIXES if s != ".obj"])
-def test_a_file_that_ends_early_is_named(ball: trimesh.Trimesh, tmp_path: Path, suffix: str) -> None:
-    save_mesh(ball, tmp_path / f"ball{suffix}")
-    content = (tmp_path / f"ball{suffix}").read_bytes()
-    for share in (0.01, 0.3, 0.6, 0.99):
-        (tmp_path / f"cut{suffix}").write_bytes(content[: int(share * len(content))])
-        with pytest.raises(ValueError, match=rf"cut\{suffix} is .*damaged"):
-            load_mesh(tmp_path / f"cut{suffix}")
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("v 0 0 0\nv 1 0 0\nv 0 1 0\n", "without faces"),
-        ("nothing of a mesh", "without faces"),
-        ("v 0 0 0\nv 1 0 0\nv nan 1 0\nf 1 2 3\n", "NaN"),
-        ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "no face with an area"),
-        ("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "damaged"),
-    ],
-)
-def test_a_file_without_a_surface_is_named(tmp_path: Path, text: str, words: str) -> None:
-    (tmp_path / "a.obj").write_text(text)
-    with pytest.raises(ValueError, match=rf"a\.obj .*{words}"):
-        load_mesh(tmp_path / "a.obj")
-
-
-def test_paths_are_checked(ball: trimesh.Trimesh, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_mesh(tmp_path / "absent.obj")
-    with pytest.raises(ValueError, match="suffix"):
-        save_mesh(ball, tmp_path / "a.txt")
-    with pytest.raises(TypeError, match="mesh must be a trimesh"):
-        save_mesh("ball", tmp_path / "a.obj")
-    with pytest.raises(ValueError, match="at least one face"):
-        save_mesh(trimesh.Trimesh(), tmp_path / "a.obj")
-    assert list(tmp_path.iterdir()) == []
 
 
 # ---- occupancy ---------------------------------------------------------------------------------------------------
