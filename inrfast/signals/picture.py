@@ -19,15 +19,15 @@ from inrfast.signals.decoding import decoding
 from inrfast.signals.raster import Box, Demand, Raster, check_page, from_array, oriented
 
 FORMATS = (
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "IM", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "IM", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
     "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM",
 )  # fmt: skip
 """What is read, by Pillow's names: pixels, and nothing that starts another program (EPS), runs a script or draws."""
 
-STILL = frozenset({"ICNS", "ICO", "MPO", "PSD"})
+STILL = frozenset({"ICO", "MPO", "PSD"})
 """What Pillow calls their frames are sizes, previews or layers of one picture, which comes first."""
 
-WHOLE = frozenset({"AVIF", "DDS", "ICNS", "ICO", "JPEG2000", "QOI", "WEBP"})
+WHOLE = frozenset({"AVIF", "DDS", "ICO", "JPEG2000", "QOI", "WEBP"})
 """Their decoders hold all pixels beside Pillow's own."""
 
 EIGHT_BITS = frozenset({"1", "CMYK", "HSV", "L", "LA", "LAB", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
@@ -82,6 +82,7 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
         _check_jpeg(content, file)
     else:
         _check_depth(content, file)
+        _check_parts(content, file, demand)
     if header is not None and header.bits == 16:
         return _deep_png(content, header, file, page, demand)
     netpbm = NETPBM.match(content[:4096])
@@ -222,3 +223,16 @@ def _check_depth(content: bytes, file: Path) -> None:
         bits = int(numbers[3][:9]).bit_length() if len(numbers) > 3 and numbers[3].isdigit() else 8
     if bits != 8:
         raise ValueError(f"{file} holds {bits} bits a channel, which its format loses here; convert it to PNG or TIFF")
+
+
+def _check_parts(content: bytes, file: Path, demand: Demand) -> None:
+    """Refuse damaged PNGs within an icon, and a PCX without the palette that ends it: Pillow takes it for greys."""
+    if content.startswith(b"\x00\x00\x01\x00"):
+        for found in re.finditer(re.escape(png.SIGNATURE), content):
+            part = png.check(content[found.start() :], file)
+            if part.bits == 16:
+                raise ValueError(f"{file} holds 16 bits a channel, which an icon loses here; convert it to PNG or TIFF")
+            demand.check(file, part.height, part.width, 12 * part.height * part.width)
+    colours = content.startswith(b"\x0a\x05\x01\x08") and content[65:66] == b"\x01"
+    if colours and content[-769:-768] != b"\x0c":
+        raise ValueError(f"{file} is truncated or damaged: its palette of 256 colours is missing")

@@ -23,18 +23,20 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6,
 
 UNSIGNED, SIGNED = 1, 2
 ASSOCIATED, UNASSOCIATED = 1, 2
-UNCOMPRESSED, JPEG, DEFLATE = 1, (6, 7), (8, 32946)
+UNCOMPRESSED, FAX, JPEG, DEFLATE = 1, (2, 3, 4), (6, 7), (8, 32946)
 
 REDUCED_OR_MASK = 1 | 4
 """Bits of the kind of a subfile that is no page of its own: a smaller copy, or a mask."""
 
-SUBFILE, BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, COLOURS = 254, 258, 262, 274, 320
+SUBFILE, WIDTH, LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
+ORIENTATION, SAMPLES_PER_PIXEL, PLANAR, COLOURS = 274, 277, 284, 320
 
 
 @dataclass(frozen=True)
 class Page:
     """What a page states about itself."""
 
+    tags: tuple[int, ...]
     height: int
     width: int
     depth: int
@@ -44,6 +46,7 @@ class Page:
     meaning: int | None
     compression: int
     orientation: int
+    planar: int
     extra: tuple[int, ...]
     palette: Any
     segments: int
@@ -58,6 +61,7 @@ class Page:
         itemsize = 8 if page.dtype is None else page.dtype.itemsize
         segment = math.prod((page.tilelength, page.tilewidth, page.tiledepth)) if page.is_tiled else 0
         return cls(
+            tuple(tag.code for tag in page.tags),
             page.imagelength,
             page.imagewidth,
             page.imagedepth,
@@ -67,6 +71,7 @@ class Page:
             page.tags.valueof(PHOTOMETRIC),
             int(page.compression),
             int(page.tags.valueof(ORIENTATION, 1)),
+            int(page.tags.valueof(PLANAR, 1)),
             tuple(int(kind) for kind in page.extrasamples),
             page.tags.valueof(COLOURS),
             math.prod(page.chunked),
@@ -99,6 +104,7 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
     with decoding(file):
         chosen = tif.pages[index]
         about = Page.of(chosen)
+    _check_tags(about, file)
     _check_meaning(about, file)
     _check_stored(about, file, os.fstat(opened.fileno()).st_size)
     if about.meaning in (CMYK, YCBCR, LAB):
@@ -110,6 +116,23 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
         planes = chosen.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples); one of both is 1
         samples = planes[:, 0, ..., 0].transpose(1, 2, 0) if planes.shape[0] > 1 else planes[0, 0]
     return _raster(oriented(samples, about.orientation), about)
+
+
+def _check_tags(about: Page, file: Path) -> None:
+    """Refuse a page without what says how its bytes are to be read; the defaults of TIFF would give other pixels."""
+    needed = {WIDTH, LENGTH, COMPRESSION, PHOTOMETRIC}
+    if about.compression not in FAX:
+        needed.add(BITS_PER_SAMPLE)
+    if about.meaning == RGB:
+        needed.add(SAMPLES_PER_PIXEL)
+    missing, twice = needed - set(about.tags), len(about.tags) - len(set(about.tags))
+    if missing or twice:
+        raise ValueError(f"{file} is damaged: the tags {sorted(missing)} are missing, and {twice} are there twice")
+    if about.orientation not in range(1, 9) or about.planar not in (1, 2):
+        raise ValueError(
+            f"{file} is damaged: it states the orientation {about.orientation} and the planar configuration "
+            f"{about.planar}"
+        )
 
 
 def _check_meaning(about: Page, file: Path) -> None:
@@ -132,7 +155,7 @@ def _check_meaning(about: Page, file: Path) -> None:
     further = about.samples - _base(about)
     if further < 0 or (_base(about) == 1 and further > 1):
         raise ValueError(f"{file} holds {about.samples} samples a pixel for {'colours' if further < 0 else 'a grey'}")
-    if about.meaning == PALETTE and (about.palette is None or len(about.palette) != 3 * 2 ** max(about.bits)):
+    if about.meaning == PALETTE and (about.palette is None or np.size(about.palette) != 3 * 2 ** max(about.bits)):
         raise ValueError(f"{file} is damaged: its palette is missing, or not of {2 ** max(about.bits)} colours")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
-import tokenize
+import zipfile
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -13,45 +15,84 @@ from torch import Tensor
 
 from inrfast.errors import check_tensor
 from inrfast.files import whole_file
+from inrfast.memory import budget_bytes, chunks, require
+from inrfast.signals.decoding import decoding
 from inrfast.signals.paths import VOLUME_SUFFIXES, readable, writable
+from inrfast.signals.png import MOST_INFLATED
+
+WRITTEN = (".npy",)
+"""The suffix of what :func:`save_volume` writes."""
 
 MOST_CHANNELS = 4
 """A longer last axis is more likely a fourth dimension than channels."""
 
+SLICE = 2**22
+"""Numbers that are converted at a time, at most, where a slice (H, W, C) is larger."""
 
-def load_volume(path: str | os.PathLike[str]) -> Tensor:
+ARCHIVE = b"PK"
+"""What a ``.npz`` begins with."""
+
+NO_ARRAY = "is not a NumPy array that can be read"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a NumPy file states about its array, and the byte at which its numbers begin."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    start: int
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) -> Tensor:
     """Return the volume in a NumPy file as an fp32 tensor (D, H, W, C).
 
     Parameters
     ----------
     path
-        A ``.npy`` file, (D, H, W) or (D, H, W, C) with C <= 4, in any byte and memory order. Unsigned integers and
-        booleans are divided by the largest value of their dtype, to [0, 1]; floats stay as they are, rounded to fp32.
+        A ``.npy`` file, or a ``.npz`` file with one array (which one it is says its content), (D, H, W) or (D, H, W, C)
+        with C <= 4, in any byte and memory order. Unsigned integers and booleans are divided by the largest value of
+        their dtype, to [0, 1]; floats stay as they are, rounded to fp32. Objects are never unpickled.
+    memory_budget
+        Bytes that reading may take; None is half of what is free. What a header states is checked first.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, truncated or no NumPy array; another shape; NaN, Inf or values beyond fp32; signed integers
-        (their range is not stated: convert them to floats), complex numbers or objects.
+        The file is empty, truncated, longer than it states, or no NumPy array; an archive of several; another shape;
+        NaN, Inf or values beyond fp32; signed integers (their range is not stated: convert them to floats), complex
+        numbers or objects.
+    MemoryBudgetError
+        The volume is larger than the budget allows; nothing was read.
     TypeError
         ``path`` is no path.
     """
     file = readable(path, "a NumPy array", VOLUME_SUFFIXES)
-    array = _open(file)
-    if array.ndim not in (3, 4) or array.size == 0 or (array.ndim == 4 and array.shape[3] > MOST_CHANNELS):
-        raise ValueError(
-            f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {array.shape}"
-        )
-    divisor = _divisor(file, array.dtype)
-    values = torch.empty(*array.shape[:3], array.shape[3] if array.ndim == 4 else 1)
-    for into, part in zip(values, array, strict=True):  # slice by slice: a file may nearly fill the memory
-        with np.errstate(over="ignore"):
-            into.copy_(torch.from_numpy((part.astype(np.float64) / divisor).astype(np.float32)).reshape(into.shape))
-        if not bool(torch.isfinite(into).all()):
-            raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
-    return values
+    budget = budget_bytes(memory_budget)
+    with open(file, "rb") as opened:
+        if opened.read(2) == ARCHIVE:
+            return _from_archive(opened, file, budget)
+        opened.seek(0)
+        about = _header(opened, file)
+        size = os.fstat(opened.fileno()).st_size
+        if size != about.start + about.stored:
+            what = "truncated" if size < about.start + about.stored else "longer than it states, damaged or overwritten"
+            raise ValueError(
+                f"{file} {NO_ARRAY}: it is {what}: its header of {about.start} bytes states {about.stored} bytes of "
+                f"numbers, and it has {size} bytes"
+            )
+        divisor = _check(about, file, budget)
+        with decoding(file, NO_ARRAY):
+            array = np.memmap(opened, about.dtype, "r", about.start, about.shape, "F" if about.fortran else "C")
+    return _volume(array, divisor, file)
 
 
 def save_volume(values: Tensor, path: str | os.PathLike[str]) -> None:
@@ -76,24 +117,86 @@ def save_volume(values: Tensor, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"values must have shape (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got {tuple(values.shape)}"
         )
-    target = writable(path, "a NumPy array", VOLUME_SUFFIXES)
+    target = writable(path, "a NumPy array", WRITTEN)
     single = check_tensor("values in fp32", values.float()).cpu().contiguous().numpy()
     with whole_file(target) as opened:
         np.lib.format.write_array(opened, single, allow_pickle=False)
 
 
-def _open(file: Path) -> np.ndarray[Any, Any]:
-    """Return the array without reading it: its size is checked against the file's first."""
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except PermissionError:
-        raise
-    except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError, TypeError, OverflowError) as error:
-        raise ValueError(f"{file} is not a NumPy array that can be read: {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{file} is an archive of arrays (.npz); save the one array with numpy.save")
-    return array
+def _header(opened: IO[bytes], file: Path) -> Header:
+    """Read what an array's file states about it."""
+    with decoding(file, NO_ARRAY):
+        version = np.lib.format.read_magic(opened)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(opened)
+        else:  # 3.0 is of structures whose fields have names beyond Latin-1
+            raise ValueError(f"it is of version {version}, which no array of numbers needs")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"its shape is {shape}")
+        return Header(shape, fortran, dtype, opened.tell())
+
+
+def _check(about: Header, file: Path, budget: int, held: int = 0) -> float:
+    """Return what the numbers are divided by; refuse what is no volume, or larger than the budget beside ``held``."""
+    shape = about.shape
+    if len(shape) not in (3, 4) or math.prod(shape) == 0 or (len(shape) == 4 and shape[3] > MOST_CHANNELS):
+        raise ValueError(
+            f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {shape}"
+        )
+    divisor = _divisor(file, about.dtype)
+    most = budget - held
+    needed = 4 * math.prod(shape) + 24 * min(SLICE, math.prod(shape[1:]))
+    require(needed + held, budget, f"reading {file} of shape {shape}", f"about {max(most // 8, 0)} voxels fit")
+    return divisor
+
+
+def _from_archive(opened: IO[bytes], file: Path, budget: int) -> Tensor:
+    """Return the volume of an archive of one array."""
+    with decoding(file, NO_ARRAY):
+        archive = zipfile.ZipFile(opened)
+        entries = archive.infolist()
+    if len(entries) != 1:
+        names = ", ".join(entry.filename.removesuffix(".npy")[:40] for entry in entries[:8])
+        raise ValueError(f"{file} holds {len(entries)} arrays ({names}): save the one volume with numpy.save")
+    entry = entries[0]
+    with decoding(file, NO_ARRAY):
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed in a way that NumPy does not write")
+        member = archive.open(entry)
+    with archive, member:
+        about = _header(member, file)
+        stated = about.start + about.stored
+        if stated != entry.file_size or stated > MOST_INFLATED * max(entry.compress_size, 1):
+            raise ValueError(
+                f"{file} {NO_ARRAY}: its array states {stated} bytes, its archive {entry.file_size}, packed into "
+                f"{entry.compress_size}"
+            )
+        divisor = _check(about, file, budget, held=about.stored)
+        with decoding(file, NO_ARRAY):
+            content = np.empty(about.stored, np.uint8)
+            for part in chunks(about.stored, 2**24):
+                read = member.read(part.stop - part.start)
+                content[part] = np.frombuffer(read, np.uint8)
+            if member.read(1):  # which also compares the checksum
+                raise ValueError("it is longer than it states")
+            array = content.view(about.dtype).reshape(about.shape, order="F" if about.fortran else "C")
+    return _volume(array, divisor, file)
+
+
+def _volume(array: np.ndarray[Any, Any], divisor: float, file: Path) -> Tensor:
+    """Return the numbers in fp32, a few rows of a slice at a time: a file may nearly fill the memory."""
+    values = torch.empty(*array.shape[:3], array.shape[3] if array.ndim == 4 else 1)
+    rows = max(SLICE // math.prod(array.shape[2:]), 1)
+    for into, part in zip(values, array, strict=True):
+        for some in chunks(len(part), rows):
+            with np.errstate(over="ignore"):
+                single = (part[some].astype(np.float64) / divisor).astype(np.float32)
+            into[some] = torch.from_numpy(single).reshape(into[some].shape)
+        if not bool(torch.isfinite(into).all()):
+            raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
+    return values
 
 
 def _divisor(file: Path, dtype: np.dtype[Any]) -> float:
