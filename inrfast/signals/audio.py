@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -115,15 +116,18 @@ def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
         raise ValueError(f"rate must be at most {most} Hz in such a file with {channels} channels, got {rate}")
     samples = (values.double() * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16).cpu().numpy()
     with whole_file(target) as opened:
-        if not flac:
+        if flac:
+            opened.write(_flac(samples, rate))
+        else:
             wavfile.write(opened, rate, samples)
-            return
-        import soundfile  # loads a library of its own, for these formats only
 
-        try:
-            soundfile.write(opened, samples, rate, format="FLAC", subtype="PCM_16")
-        except soundfile.LibsndfileError as error:  # of what the disk says, it keeps no more
-            raise OSError(f"FLAC encoder: {error}") from error
+
+def _flac(samples: np.ndarray[Any, Any], rate: int) -> bytes:
+    import soundfile  # loads a library of its own, for these formats only
+
+    content = io.BytesIO()  # of a disk that is full, the library would not say so
+    soundfile.write(content, samples, rate, format="FLAC", subtype="PCM_16")
+    return content.getvalue()
 
 
 def _check_size(file: Path, frames: int, channels: int, budget: int, beside: int = 0) -> None:

@@ -23,9 +23,10 @@ def check(content: bytes, file: Path) -> None:
     at, number, kind, streams = 0, 0, 0, set()
     while at < len(content):
         head = content[at : at + 27]
-        sizes = content[at + 27 : at + 27 + head[26]] if len(head) == 27 else b""
-        end = at + 27 + len(sizes) + sum(sizes)
-        if head[:5] != b"OggS\x00" or len(sizes) != head[26] or end > len(content):
+        count = head[26] if len(head) == 27 else 0
+        sizes = content[at + 27 : at + 27 + count]
+        end = at + 27 + count + sum(sizes)
+        if head[:5] != b"OggS\x00" or len(sizes) != count or end > len(content):
             raise ValueError(f"{file} is truncated or damaged: there is no whole page at byte {at}")
         page = head[:22] + bytes(4) + content[at + 26 : end]
         if checksum(page) != int.from_bytes(head[22:26], "little"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -57,27 +58,27 @@ class Page:
     @classmethod
     def of(cls, page: Any) -> Page:
         """Read the tags that matter of a page of tifffile."""
-        bits = page.tags.valueof(BITS_PER_SAMPLE, 1)
+        bits, meaning = page.tags.valueof(BITS_PER_SAMPLE, 1), page.tags.valueof(PHOTOMETRIC)
         itemsize = 8 if page.dtype is None else page.dtype.itemsize
         segment = math.prod((page.tilelength, page.tilewidth, page.tiledepth)) if page.is_tiled else 0
         return cls(
             tuple(tag.code for tag in page.tags),
-            page.imagelength,
-            page.imagewidth,
-            page.imagedepth,
-            page.samplesperpixel,
-            set(bits) if isinstance(bits, tuple) else {bits},
+            int(page.imagelength),
+            int(page.imagewidth),
+            int(page.imagedepth),
+            int(page.samplesperpixel),
+            {int(each) for each in (bits if isinstance(bits, tuple) else (bits,))},
             int(page.sampleformat),
-            page.tags.valueof(PHOTOMETRIC),
+            None if meaning is None else int(meaning),
             int(page.compression),
             int(page.tags.valueof(ORIENTATION, 1)),
             int(page.tags.valueof(PLANAR, 1)),
             tuple(int(kind) for kind in page.extrasamples),
             page.tags.valueof(COLOURS),
-            math.prod(page.chunked),
-            tuple(page.dataoffsets),
-            tuple(page.databytecounts),
-            (math.prod(page.shaped) + segment * page.samplesperpixel) * itemsize,
+            int(math.prod(page.chunked)),
+            tuple(int(offset) for offset in page.dataoffsets),
+            tuple(int(count) for count in page.databytecounts),
+            int((math.prod(page.shaped) + segment * page.samplesperpixel) * itemsize),
         )
 
 
@@ -92,9 +93,11 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     tif: Any
     with decoding(file):
+        listed = _count(opened)
+        opened.seek(0)
         tif = tifffile.TiffFile(opened)
     with decoding(file):
-        pages = [i for i, each in enumerate(tif.pages) if not each.tags.valueof(SUBFILE, 0) & REDUCED_OR_MASK]
+        pages = [i for i in range(listed) if not tif.pages[i].tags.valueof(SUBFILE, 0) & REDUCED_OR_MASK]
         stack = int((tif.imagej_metadata or {}).get("images", 1)) if tif.is_imagej else 1
     if not pages:
         raise ValueError(f"{file} holds smaller copies or masks of a picture only; convert the picture to PNG first")
@@ -116,6 +119,24 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
         planes = chosen.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples); one of both is 1
         samples = planes[:, 0, ..., 0].transpose(1, 2, 0) if planes.shape[0] > 1 else planes[0, 0]
     return _raster(oriented(samples, about.orientation), about)
+
+
+def _count(opened: BinaryIO) -> int:
+    """Return how many pages, copies and masks the file lists; a list that comes back on itself would have no end."""
+    start = opened.read(16)
+    order = "<" if start[:2] == b"II" else ">"
+    number, offset, entry, at = ("Q", "Q", 20, 8) if start[2] == 43 or start[3] == 43 else ("H", "I", 12, 4)
+    (where,) = struct.unpack_from(order + offset, start, at)
+    seen: set[int] = set()
+    while where:
+        if where in seen:
+            raise ValueError("its list of pages comes back on itself")
+        seen.add(where)
+        opened.seek(where)
+        (tags,) = struct.unpack(order + number, opened.read(struct.calcsize(number)))
+        opened.seek(tags * entry, os.SEEK_CUR)
+        (where,) = struct.unpack(order + offset, opened.read(struct.calcsize(offset)))
+    return len(seen)
 
 
 def _check_tags(about: Page, file: Path) -> None:

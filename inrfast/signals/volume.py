@@ -82,6 +82,7 @@ def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) 
             return _from_archive(opened, file, budget)
         opened.seek(0)
         about = _header(opened, file)
+        divisor = _divisor(file, about.dtype)
         size = os.fstat(opened.fileno()).st_size
         if size != about.start + about.stored:
             what = "truncated" if size < about.start + about.stored else "longer than it states, damaged or overwritten"
@@ -89,7 +90,7 @@ def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) 
                 f"{file} {NO_ARRAY}: it is {what}: its header of {about.start} bytes states {about.stored} bytes of "
                 f"numbers, and it has {size} bytes"
             )
-        divisor = _check(about, file, budget)
+        _check(about, file, budget)
         with decoding(file, NO_ARRAY):
             array = np.memmap(opened, about.dtype, "r", about.start, about.shape, "F" if about.fortran else "C")
     return _volume(array, divisor, file)
@@ -138,18 +139,16 @@ def _header(opened: IO[bytes], file: Path) -> Header:
         return Header(shape, fortran, dtype, opened.tell())
 
 
-def _check(about: Header, file: Path, budget: int, held: int = 0) -> float:
-    """Return what the numbers are divided by; refuse what is no volume, or larger than the budget beside ``held``."""
+def _check(about: Header, file: Path, budget: int, held: int = 0) -> None:
+    """Refuse what is no volume, or larger than the budget beside the ``held`` bytes."""
     shape = about.shape
     if len(shape) not in (3, 4) or math.prod(shape) == 0 or (len(shape) == 4 and shape[3] > MOST_CHANNELS):
         raise ValueError(
             f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {shape}"
         )
-    divisor = _divisor(file, about.dtype)
     most = budget - held
     needed = 4 * math.prod(shape) + 24 * min(SLICE, math.prod(shape[1:]))
     require(needed + held, budget, f"reading {file} of shape {shape}", f"about {max(most // 8, 0)} voxels fit")
-    return divisor
 
 
 def _from_archive(opened: IO[bytes], file: Path, budget: int) -> Tensor:
@@ -167,13 +166,14 @@ def _from_archive(opened: IO[bytes], file: Path, budget: int) -> Tensor:
         member = archive.open(entry)
     with archive, member:
         about = _header(member, file)
+        divisor = _divisor(file, about.dtype)
         stated = about.start + about.stored
         if stated != entry.file_size or stated > MOST_INFLATED * max(entry.compress_size, 1):
             raise ValueError(
                 f"{file} {NO_ARRAY}: its array states {stated} bytes, its archive {entry.file_size}, packed into "
                 f"{entry.compress_size}"
             )
-        divisor = _check(about, file, budget, held=about.stored)
+        _check(about, file, budget, held=about.stored)
         with decoding(file, NO_ARRAY):
             content = np.empty(about.stored, np.uint8)
             for part in chunks(about.stored, 2**24):

@@ -16,6 +16,8 @@ from inrfast.memory import chunks
 BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
 """By a file's first four bytes; the last two state sizes of 64 bits in a chunk of their own."""
 
+LONG_SIZES = (b"RF64", b"BW64")
+
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 """What follows the number of the format in an extensible header."""
@@ -114,9 +116,10 @@ def _to_data(opened: BinaryIO, size: int, file: Path) -> tuple[str, bytes, int, 
         name, stated = struct.unpack(f"{order}4sI", head)
         at += 8
         if name == b"data":
-            return order, form, at, long_size if long_size and stated == 0xFFFFFFFF else stated
-        if at + stated > size:
-            raise ValueError(f"{file} is truncated or damaged: its chunk {name!r} reaches beyond its {size} bytes")
+            long = start[:4] in LONG_SIZES and stated == 0xFFFFFFFF
+            return order, form, at, long_size if long else stated
+        if at + stated > size or not all(0x20 <= letter < 0x7F for letter in name):
+            raise ValueError(f"{file} is truncated or damaged: its chunk {name!r} of {stated} bytes is cut, or none")
         if name == b"fmt ":
             form = opened.read(min(stated, 40))
         elif name == b"ds64" and stated >= 16:
@@ -133,7 +136,7 @@ def _format(form: bytes, order: str, file: Path) -> tuple[bool, int, int, int]:
         code = struct.unpack(f"{order}H", form[24:26])[0]
     if code not in (PCM, FLOAT):
         raise ValueError(f"{file} holds compressed or unknown samples (format {code:#x}); a WAV has PCM or floats here")
-    if not channels or not rate or not bits or frame % channels:
+    if not channels or not 0 < rate < 2**31 or not bits or frame % channels:
         raise ValueError(f"{file} is damaged: it states {channels} channels in {frame} bytes at {rate} Hz, {bits} bits")
     width = frame // channels
     if bits > 8 * width or width > 8 or (code == FLOAT and bits not in (32, 64)):
