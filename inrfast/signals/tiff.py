@@ -23,7 +23,7 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6,
 """What samples mean, by TIFF's numbers."""
 
 UNSIGNED, SIGNED = 1, 2
-ASSOCIATED, UNASSOCIATED = 1, 2
+UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
 UNCOMPRESSED, FAX, JPEG, DEFLATE = 1, (2, 3, 4), (6, 7), (8, 32946)
 
 REDUCED_OR_MASK = 1 | 4
@@ -31,6 +31,7 @@ REDUCED_OR_MASK = 1 | 4
 
 SUBFILE, WIDTH, LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 ORIENTATION, SAMPLES_PER_PIXEL, PLANAR, COLOURS = 274, 277, 284, 320
+STRIPS, ROWS_PER_STRIP, STRIP_BYTES, TILES, TILE_BYTES = 273, 278, 279, 324, 325
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
     with decoding(file):
         planes = chosen.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples); one of both is 1
         samples = planes[:, 0, ..., 0].transpose(1, 2, 0) if planes.shape[0] > 1 else planes[0, 0]
+    _check_unnamed(samples, about, file)
     return _raster(oriented(samples, about.orientation), about)
 
 
@@ -146,6 +148,9 @@ def _check_tags(about: Page, file: Path) -> None:
         needed.add(BITS_PER_SAMPLE)
     if about.meaning == RGB:
         needed.add(SAMPLES_PER_PIXEL)
+    needed |= {TILES, TILE_BYTES} if TILES in about.tags else {STRIPS, STRIP_BYTES}
+    if STRIPS in needed and about.compression != UNCOMPRESSED:
+        needed.add(ROWS_PER_STRIP)
     missing, twice = needed - set(about.tags), len(about.tags) - len(set(about.tags))
     if missing or twice:
         raise ValueError(f"{file} is damaged: the tags {sorted(missing)} are missing, and {twice} are there twice")
@@ -196,6 +201,18 @@ def _check_stored(about: Page, file: Path, size: int) -> None:
             f"{file} is damaged: it states {about.height}x{about.width} pixels, more than its {sum(about.counts)} "
             "bytes hold"
         )
+
+
+def _check_unnamed(samples: np.ndarray[Any, Any], about: Page, file: Path) -> None:
+    """Refuse samples beside the colours of which the file does not say what they are, unless all are the largest.
+
+    As an opacity they then say nothing, and some programs write such.
+    """
+    for index in range(_base(about), about.samples):
+        place = index - _base(about)
+        named = place < len(about.extra) and about.extra[place] in (UNSPECIFIED, ASSOCIATED, UNASSOCIATED)
+        if not named and int(samples[..., index].min()) != 2 ** max(about.bits) - 1:
+            raise ValueError(f"{file} does not say what sample {index + 1} of its {about.samples} a pixel stands for")
 
 
 def _base(about: Page) -> int:
