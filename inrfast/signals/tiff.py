@@ -144,7 +144,9 @@ def _count(opened: BinaryIO) -> int:
 def _check_tags(about: Page, file: Path) -> None:
     """Refuse a page without what says how its bytes are to be read; the defaults of TIFF would give other pixels."""
     needed = {WIDTH, LENGTH, COMPRESSION, PHOTOMETRIC}
-    if about.compression not in FAX:
+    # One bit a sample need not be stated. Where the bytes are those of single bits, it is not a tag that got lost.
+    single = about.compression == UNCOMPRESSED and sum(about.counts) == about.height * -(-about.width // 8)
+    if about.compression not in FAX and not single:
         needed.add(BITS_PER_SAMPLE)
     if about.meaning == RGB:
         needed.add(SAMPLES_PER_PIXEL)
@@ -233,6 +235,9 @@ def _raster(samples: np.ndarray[Any, Any], about: Page) -> Raster:
     )
     if about.meaning != PALETTE:
         return raster
-    table = np.asarray(about.palette, dtype=np.float32).reshape(3, -1).T
-    table /= 255 if table.max() < 256 else 65535  # old writers put 8 bits where 16 belong; libtiff knows them so, too
+    table = np.asarray(about.palette).reshape(3, -1).T.astype(np.float32)
+    if table.max() < 256:  # old writers put 8 bits where 16 belong; libtiff knows them so, too
+        table /= 255
+    else:  # others put 8 bits into the upper half and nothing into the lower
+        table /= 65535 if (table % 256).any() else 65280
     return replace(raster, colours=lambda box: torch.from_numpy(table[samples[box][..., 0].astype(np.intp)]))
