@@ -35,8 +35,8 @@ FLAC_CHANNELS, FLAC_RATE = 8, 655350
 BLOCK = 2**18
 """Samples that are decoded at a time."""
 
-BLOCK_BYTES = 2**25
-"""Beside the samples themselves: what blocks of them take on their way, and the decoders."""
+BLOCK_BYTES = 40
+"""What a sample of a block takes on its way, at most: as stored, in the upper bits of an integer, as a float."""
 
 
 def load_audio(path: str | os.PathLike[str], memory_budget: int | None = None) -> tuple[Tensor, int]:
@@ -130,10 +130,12 @@ def _flac(samples: np.ndarray[Any, Any], rate: int) -> bytes:
     return content.getvalue()
 
 
-def _check_size(file: Path, frames: int, channels: int, budget: int, beside: int = 0) -> None:
-    needed = 5 * frames * channels + BLOCK_BYTES + beside  # a byte more each while they are searched for NaN
-    fit = max(budget - BLOCK_BYTES - beside, 0) // (5 * channels)
-    require(needed, budget, f"reading {file} ({frames} samples of {channels} channels)", f"{fit} samples fit")
+def _check_size(file: Path, frames: int, channels: int, budget: int) -> None:
+    """Refuse a sound that exceeds the budget with a block of it on its way, and a byte each for the search for NaN."""
+    block = BLOCK_BYTES * min(frames * channels, max(BLOCK, channels))
+    fit = max(budget - block, 0) // (5 * channels)
+    what = f"reading {file} ({frames} samples of {channels} channels)"
+    require(5 * frames * channels + block, budget, what, f"{fit} samples fit")
 
 
 def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple[Tensor, int]:
@@ -149,26 +151,37 @@ def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple
     with decoding(file):
         sound = soundfile.SoundFile(opened)
         frames, channels, rate = sound.frames, sound.channels, sound.samplerate
-        whole = sound.subtype.startswith("PCM")  # integers, in the upper bits of 32
+        whole = sound.subtype.startswith("PCM")
     if not 0 < frames < 2**62 or rate < 1:
         raise ValueError(f"{file} holds {frames} samples at {rate} Hz, or does not say how many: no sound")
     _check_size(file, frames, channels, budget)
-    values = torch.empty(frames, channels)
-    found = hashlib.md5(usedforsecurity=False)
     bits = ((start[20] & 1) << 4 | start[21] >> 4) + 1 if start.startswith(b"fLaC") else 0
-    done = 0
     with decoding(file), sound:
-        while len(part := sound.read(max(BLOCK // channels, 1), dtype="int32" if whole else "float32", always_2d=True)):
-            if bits:
-                numbers = (part >> (32 - bits)).astype("<i4", copy=False).view(np.uint8).reshape(-1, 4)
-                found.update(numbers[:, : (bits + 7) // 8].tobytes())
-            if done + len(part) > frames:
-                raise ValueError(f"it holds more than the {frames} samples that it states")
-            scaled = part.astype(np.float32) * np.float32(2.0**-31) if whole else part
-            values[done : done + len(part)] = torch.from_numpy(scaled)
-            done += len(part)
-    if done != frames:
-        raise ValueError(f"{file} is truncated or damaged: it holds {done} of the {frames} samples that it states")
-    if bits and any(start[26:42]) and found.digest() != start[26:42]:
+        values, checksum = _decoded(sound, whole, bits)
+    if len(values) != frames:
+        raise ValueError(f"{file} is truncated or damaged: it holds {len(values)} of {frames} samples that it states")
+    if bits and any(start[26:42]) and checksum != start[26:42]:
         raise ValueError(f"{file} is damaged: the checksum of its samples is wrong")
     return values, rate
+
+
+def _decoded(sound: Any, whole: bool, bits: int) -> tuple[Tensor, bytes]:
+    """Return the samples of an open file of soundfile, and FLAC's checksum of them.
+
+    ``whole`` says that they are integers, of so many ``bits`` in a FLAC file. The checksum is of their bytes, as few as
+    hold the bits.
+    """
+    values, done = torch.empty(sound.frames, sound.channels), 0
+    seen = hashlib.md5(usedforsecurity=False)
+    dtype, rows = "int32" if whole else "float32", max(BLOCK // sound.channels, 1)
+    while len(part := sound.read(rows, dtype=dtype, always_2d=True)):
+        if bits:
+            numbers = (part >> (32 - bits)).astype("<i4", copy=False).view(np.uint8).reshape(-1, 4)
+            seen.update(numbers[:, : (bits + 7) // 8].tobytes())
+        if done + len(part) > len(values):
+            raise ValueError(f"it holds more than the {len(values)} samples that it states")
+        # Integers lie in the upper bits of 32, so that a power of two divides them exactly.
+        scaled = part.astype(np.float32) * np.float32(2.0**-31) if whole else part
+        values[done : done + len(part)] = torch.from_numpy(scaled)
+        done += len(part)
+    return values[:done], seen.digest()

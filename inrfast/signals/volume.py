@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,8 +27,8 @@ WRITTEN = (".npy",)
 MOST_CHANNELS = 4
 """A longer last axis is more likely a fourth dimension than channels."""
 
-SLICE = 2**22
-"""Numbers that are converted at a time, at most, where a slice (H, W, C) is larger."""
+BLOCK = 2**20
+"""Numbers that are converted at a time, or one row (W, C) if that is longer."""
 
 ARCHIVE = b"PK"
 """What a ``.npz`` begins with."""
@@ -82,7 +83,6 @@ def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) 
             return _from_archive(opened, file, budget)
         opened.seek(0)
         about = _header(opened, file)
-        divisor = _divisor(file, about.dtype)
         size = os.fstat(opened.fileno()).st_size
         if size != about.start + about.stored:
             what = "truncated" if size < about.start + about.stored else "longer than it states, damaged or overwritten"
@@ -90,10 +90,7 @@ def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) 
                 f"{file} {NO_ARRAY}: it is {what}: its header of {about.start} bytes states {about.stored} bytes of "
                 f"numbers, and it has {size} bytes"
             )
-        _check(about, file, budget)
-        with decoding(file, NO_ARRAY):
-            array = np.memmap(opened, about.dtype, "r", about.start, about.shape, "F" if about.fortran else "C")
-    return _volume(array, divisor, file)
+        return _numbers(opened, about, file, budget)
 
 
 def save_volume(values: Tensor, path: str | os.PathLike[str]) -> None:
@@ -136,19 +133,9 @@ def _header(opened: IO[bytes], file: Path) -> Header:
             raise ValueError(f"it is of version {version}, which no array of numbers needs")
         if min(shape, default=0) < 0:
             raise ValueError(f"its shape is {shape}")
-        return Header(shape, fortran, dtype, opened.tell())
-
-
-def _check(about: Header, file: Path, budget: int, held: int = 0) -> None:
-    """Refuse what is no volume, or larger than the budget beside the ``held`` bytes."""
-    shape = about.shape
-    if len(shape) not in (3, 4) or math.prod(shape) == 0 or (len(shape) == 4 and shape[3] > MOST_CHANNELS):
-        raise ValueError(
-            f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {shape}"
-        )
-    most = budget - held
-    needed = 4 * math.prod(shape) + 24 * min(SLICE, math.prod(shape[1:]))
-    require(needed + held, budget, f"reading {file} of shape {shape}", f"about {max(most // 8, 0)} voxels fit")
+        about = Header(shape, fortran, dtype, opened.tell())
+    _divisor(file, dtype)
+    return about
 
 
 def _from_archive(opened: IO[bytes], file: Path, budget: int) -> Tensor:
@@ -166,37 +153,55 @@ def _from_archive(opened: IO[bytes], file: Path, budget: int) -> Tensor:
         member = archive.open(entry)
     with archive, member:
         about = _header(member, file)
-        divisor = _divisor(file, about.dtype)
         stated = about.start + about.stored
         if stated != entry.file_size or stated > MOST_INFLATED * max(entry.compress_size, 1):
             raise ValueError(
                 f"{file} {NO_ARRAY}: its array states {stated} bytes, its archive {entry.file_size}, packed into "
                 f"{entry.compress_size}"
             )
-        _check(about, file, budget, held=about.stored)
-        with decoding(file, NO_ARRAY):
-            content = np.empty(about.stored, np.uint8)
-            for part in chunks(about.stored, 2**24):
-                read = member.read(part.stop - part.start)
-                content[part] = np.frombuffer(read, np.uint8)
-            if member.read(1):  # which also compares the checksum
-                raise ValueError("it is longer than it states")
-            array = content.view(about.dtype).reshape(about.shape, order="F" if about.fortran else "C")
-    return _volume(array, divisor, file)
+        return _numbers(member, about, file, budget)
 
 
-def _volume(array: np.ndarray[Any, Any], divisor: float, file: Path) -> Tensor:
-    """Return the numbers in fp32, a few rows of a slice at a time: a file may nearly fill the memory."""
-    values = torch.empty(*array.shape[:3], array.shape[3] if array.ndim == 4 else 1)
-    rows = max(SLICE // math.prod(array.shape[2:]), 1)
-    for into, part in zip(values, array, strict=True):
-        for some in chunks(len(part), rows):
-            with np.errstate(over="ignore"):
-                single = (part[some].astype(np.float64) / divisor).astype(np.float32)
-            into[some] = torch.from_numpy(single).reshape(into[some].shape)
-        if not bool(torch.isfinite(into).all()):
-            raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
-    return values
+def _numbers(opened: IO[bytes], about: Header, file: Path, budget: int) -> Tensor:
+    """Return the numbers that follow, in fp32, read and converted block by block: a file may nearly fill the memory."""
+    shape = about.shape
+    if len(shape) not in (3, 4) or math.prod(shape) == 0 or (len(shape) == 4 and shape[3] > MOST_CHANNELS):
+        raise ValueError(
+            f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {shape}"
+        )
+    largest = min(max(BLOCK, math.prod(shape[2:]), math.prod(shape[:-2])), math.prod(shape))
+    block = (2 * about.dtype.itemsize + 16) * largest
+    fit = max(budget - block, 0) // 4
+    require(4 * math.prod(shape) + block, budget, f"reading {file} of shape {shape}", f"{fit} voxels fit")
+    values, divisor = torch.empty(shape), _divisor(file, about.dtype)
+    # The first index changes fastest in a Fortran array: the file has the axes in the other order.
+    stored = values.permute(*reversed(range(len(shape)))) if about.fortran else values
+    finite = True
+    with decoding(file, NO_ARRAY):
+        for rows in _blocks(stored.shape):
+            into = stored[rows]
+            part = np.frombuffer(opened.read(into.numel() * about.dtype.itemsize), about.dtype)
+            with np.errstate(over="ignore"):  # what is Inf in fp32 is refused below
+                single = (part.astype(np.float64) / divisor).astype(np.float32)
+            into.copy_(torch.from_numpy(single).view(into.shape))
+            finite &= bool(np.isfinite(single).all())
+        if opened.read(1):  # at the end an archive compares its checksum, too
+            raise ValueError("it is longer than it states")
+    if not finite:
+        raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
+    return values.view(*shape[:3], -1)
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Yield the parts of the first two axes that are read at a time, in the order of the file."""
+    each = math.prod(shape[2:])
+    if shape[1] * each <= BLOCK:
+        for some in chunks(shape[0], BLOCK // (shape[1] * each)):
+            yield some, slice(0, shape[1])
+        return
+    for first in range(shape[0]):
+        for some in chunks(shape[1], max(BLOCK // each, 1)):
+            yield slice(first, first + 1), some
 
 
 def _divisor(file: Path, dtype: np.dtype[Any]) -> float:

@@ -25,8 +25,8 @@ GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFF000)
 """What ffmpeg and SoX state as the size of the data when they write to a pipe and cannot come back."""
 
-FRAMES = 2**18
-"""Frames that are converted at a time."""
+BLOCK = 2**18
+"""Samples that are converted at a time."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read(opened: BinaryIO, about: Header) -> Tensor:
     """Return the samples, fp32 (T, C): integers divided by the full scale of their bytes."""
     opened.seek(about.start)
     values = torch.empty(about.frames, about.channels)
-    for rows in chunks(about.frames, max(FRAMES // about.channels, 1)):
+    for rows in chunks(about.frames, max(BLOCK // about.channels, 1)):
         count = (rows.stop - rows.start) * about.channels
         part = opened.read(count * about.width)
         if len(part) != count * about.width:

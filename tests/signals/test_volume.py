@@ -152,10 +152,10 @@ def test_sizes_are_checked_before_anything_is_read(tmp_path: Path) -> None:
             load_volume(tmp_path / "a.npz")
     np.savez_compressed(tmp_path / "zeros.npz", np.zeros((100, 100, 400)))  # 1000 to 1
     np.save(tmp_path / "zeros.npy", np.zeros((100, 100, 400)))
-    for name, enough in (("zeros.npz", 2**26), ("zeros.npy", 2**25)):
+    for name in ("zeros.npz", "zeros.npy"):
         with pytest.raises(MemoryBudgetError, match=r"voxels fit"):
             load_volume(tmp_path / name, memory_budget=2**24)
-        assert load_volume(tmp_path / name, memory_budget=enough).shape == (100, 100, 400, 1)
+        assert load_volume(tmp_path / name, memory_budget=2**26).shape == (100, 100, 400, 1)
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
