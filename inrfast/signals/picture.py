@@ -124,8 +124,7 @@ def _by_pillow(
             picture.seek(index)
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
-        see_through = picture.has_transparency_data
-    return _raster(picture, see_through)
+    return _raster(picture)
 
 
 def _turned(picture: Image.Image, exif: bytes | None) -> int:
@@ -135,7 +134,10 @@ def _turned(picture: Image.Image, exif: bytes | None) -> int:
     return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
 
 
-def _raster(picture: Image.Image, see_through: bool) -> Raster:
+def _raster(picture: Image.Image) -> Raster:
+    palette = getattr(picture.palette, "mode", "")
+    see_through = "transparency" in picture.info or palette.endswith("A") or bool({"A", "a"} & {*picture.getbands()})
+
     def part(box: Box) -> Image.Image:
         (rows, columns) = box
         edges = (columns.start, rows.start, columns.stop, rows.stop)

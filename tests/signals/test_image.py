@@ -100,13 +100,6 @@ def test_areas_are_averaged_by_what_is_seen(tmp_path: Path) -> None:
     assert torch.allclose(got[..., :3], seen, atol=1e-6)
 
 
-def test_one_grey_of_sixteen_bits_may_be_transparent(tmp_path: Path) -> None:
-    deep = np.arange(6, dtype=np.uint16).reshape(2, 3) * 1000
-    Image.fromarray(deep).save(tmp_path / "deep.png", transparency=3000)
-    expected = torch.tensor([[1.0, 1, 1], [0, 1, 1]])
-    assert torch.equal(load_image(tmp_path / "deep.png", alpha=None)[..., 3], expected)
-
-
 @pytest.mark.parametrize("suffix", image_suffixes(transparent=True))
 def test_formats_with_transparency_give_it_back(tmp_path: Path, suffix: str) -> None:
     clear = noise(16, 16, 4)

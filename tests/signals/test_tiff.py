@@ -125,7 +125,6 @@ PILLOWS = [
     ),
     ("1", "group4"),
     *((mode, "jpeg") for mode in ("L", "RGB", "CMYK")),
-    ("YCbCr", "raw"),
 ]
 
 
@@ -142,9 +141,6 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, mode: str
     expected = fp32(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2))
     if compression == "jpeg":
         np.testing.assert_allclose(load_image(path).numpy(), expected, atol=4 / 255)  # of another decoder
-    elif mode == "YCbCr":
-        with pytest.raises(ValueError, match="photometric"):
-            load_image(path)
     else:
         np.testing.assert_array_equal(load_image(path).numpy(), expected)
 
@@ -154,6 +150,13 @@ def test_samples_without_a_stated_range_are_refused(tmp_path: Path, dtype: str) 
     for photometric, shape in (("minisblack", (5, 7)), ("rgb", (5, 7, 3))):
         content = by_tifffile(np.zeros(shape, dtype), photometric=photometric)
         with pytest.raises(ValueError, match="without a stated range; convert"):
+            load(tmp_path, content)
+
+
+def test_meanings_that_are_not_read_are_named(tmp_path: Path) -> None:
+    for photometric in ("ycbcr", "cielab", "separated"):
+        content = by_tifffile(noise((8, 8, 4 if photometric == "separated" else 3), "u2"), photometric=photometric)
+        with pytest.raises(ValueError, match=r"16 bits a sample of the photometric interpretation [568]"):
             load(tmp_path, content)
 
 
@@ -217,7 +220,7 @@ def test_damage_is_refused_or_read_as_pillow_reads_it(
         if expected is not None:
             compared += 1
             np.testing.assert_array_equal(got[..., :3], fp32(expected))
-    assert compared
+    assert compared or compression == "zstd"  # which older versions of Pillow do not read
     capfd.readouterr()  # what libtiff says of the files that it refuses
 
 
