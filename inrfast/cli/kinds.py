@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -50,15 +49,16 @@ class Kind:
 
 def kind_of(path: Path) -> str:
     """Return the kind of a file's signal by its ending; a file without one is tried as an image."""
-    from PIL import Image
-
     suffix = path.suffix.lower()
     for name, suffixes in (("audio", AUDIO_SUFFIXES), ("volume", VOLUME_SUFFIXES), ("mesh", MESH_SUFFIXES)):
         if suffix in suffixes:
             return name
-    if suffix and not path.is_dir() and suffix not in Image.registered_extensions():
+    if suffix and not path.is_dir() and suffix not in image.readable_suffixes():
         others = ", ".join((*AUDIO_SUFFIXES, *VOLUME_SUFFIXES, *MESH_SUFFIXES))
-        raise ValueError(f"no kind of signal ends in {suffix}; use an image that Pillow reads, or {others}; got {path}")
+        raise ValueError(
+            f"no kind of signal ends in {suffix}; use an image that Pillow reads (.png, .jpg, .tiff, ...), or "
+            f"{others}; got {path}"
+        )
     return "image"
 
 
@@ -83,22 +83,23 @@ def _image_suffixes(outputs: int) -> tuple[str, ...]:
 def _load_image(arguments: argparse.Namespace) -> Signal:
     size = arguments.size or (IMAGE_SIDE,)
     size = size * 2 if len(size) == 1 else size
-    pixels = image.load_image(arguments.signal, size, arguments.grey, alpha=None)
-    weight = None if arguments.weight is None else _load_weight(arguments, size)
+    pixels, whole = image.load_with_size(
+        arguments.signal, size, arguments.grey, alpha=None, memory_budget=arguments.memory_budget
+    )
+    weight = None if arguments.weight is None else _load_weight(arguments, size, whole)
     about = {"shape": list(pixels.shape[:2]), "offset": image.MID_GREY, "scale": 1.0}
     return Signal(grid(pixels.shape[:2]), pixels - image.MID_GREY, about, weight)
 
 
-def _load_weight(arguments: argparse.Namespace, size: tuple[int, ...]) -> Tensor:
-    """Return the mask's grey values (N,), if it is of the image's size or of the fitted one."""
-    given = image.load_image(arguments.weight, grey=True).shape[:2]
-    whole = image.load_image(arguments.signal).shape[:2]
-    if given not in (whole, torch.Size(size)):
+def _load_weight(arguments: argparse.Namespace, size: tuple[int, ...], whole: tuple[int, int]) -> Tensor:
+    """Return the mask's grey values (N,), if it is of the ``whole`` image's size or of the fitted one."""
+    mask, given = image.load_with_size(arguments.weight, size, grey=True, memory_budget=arguments.memory_budget)
+    if given not in (whole, size):
         raise ValueError(
             f"--weight must have the size of the image ({whole[0]}x{whole[1]}) or of the fit "
             f"({size[0]}x{size[1]}), got {given[0]}x{given[1]} in {arguments.weight}"
         )
-    weight = image.load_image(arguments.weight, size, grey=True).flatten()
+    weight = mask.flatten()
     if not bool((weight > 0).any()):
         raise ValueError(f"--weight: {arguments.weight} is black everywhere, so that nothing of the image is known")
     return weight
@@ -112,7 +113,7 @@ def _write_image(predictions: Tensor, about: dict[str, Any], path: Path) -> None
 
 
 def _load_audio(arguments: argparse.Namespace) -> Signal:
-    values, rate = audio.load_audio(arguments.signal)
+    values, rate = audio.load_audio(arguments.signal, memory_budget=arguments.memory_budget)
     about = {"shape": [len(values)], "offset": 0.0, "scale": 1.0, "rate": rate}
     return Signal(grid(len(values)), values, about)
 
@@ -125,7 +126,7 @@ def _write_audio(predictions: Tensor, about: dict[str, Any], path: Path) -> None
 
 
 def _load_volume(arguments: argparse.Namespace) -> Signal:
-    values = volume.load_volume(arguments.signal)
+    values = volume.load_volume(arguments.signal, memory_budget=arguments.memory_budget)
     if arguments.size is not None:
         size = arguments.size * 3 if len(arguments.size) == 1 else arguments.size
         if len(size) != 3 or any(side < 1 or side > whole for side, whole in zip(size, values.shape[:3], strict=True)):
@@ -173,8 +174,8 @@ def _write_mesh(predictions: Tensor, about: dict[str, Any], path: Path) -> None:
 
 KINDS = {
     "image": Kind("an image", ".png", ("size", "grey", "weight"), _image_suffixes, _load_image, _write_image),
-    "audio": Kind("a WAV", ".wav", (), lambda outputs: AUDIO_SUFFIXES, _load_audio, _write_audio),
-    "volume": Kind("a NumPy array", ".npy", ("size",), lambda outputs: VOLUME_SUFFIXES, _load_volume, _write_volume),
+    "audio": Kind("a sound", ".wav", (), lambda outputs: audio.WRITTEN, _load_audio, _write_audio),
+    "volume": Kind("a NumPy array", ".npy", ("size",), lambda outputs: volume.WRITTEN, _load_volume, _write_volume),
     "mesh": Kind("a mesh", ".obj", ("size", "samples"), lambda outputs: MESH_SUFFIXES, _load_mesh, _write_mesh),
 }
 

@@ -1,12 +1,12 @@
-"""Sound: WAV files to float tensors (T, C) in [-1, 1] and back."""
+"""Sound: WAV, FLAC and Ogg files to float tensors (T, C) in [-1, 1] and back."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
-import struct
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,59 +15,90 @@ from torch import Tensor
 
 from inrfast.errors import check_int, check_tensor
 from inrfast.files import whole_file
-from inrfast.signals.paths import AUDIO_SUFFIXES, readable, writable
+from inrfast.memory import budget_bytes, require
+from inrfast.signals import ogg, wav
+from inrfast.signals.decoding import decoding
+from inrfast.signals.paths import readable, writable
 
 FULL_SCALE = 2**15
 """Of 16-bit samples: the same number on the way in and out, so that they survive both unchanged."""
 
+WRITTEN = (".flac", ".wav")
+"""The suffixes of what :func:`save_audio` writes."""
+
 MOST_CHANNELS, MOST_BYTES = 2**15 - 1, 2**32 - 1
 """What the fields of a WAV header hold: 16 bits for the bytes of a sample of all channels, 32 for bytes a second."""
 
+FLAC_CHANNELS, FLAC_RATE = 8, 655350
+"""The most that a FLAC file has."""
 
-def load_audio(path: str | os.PathLike[str]) -> tuple[Tensor, int]:
-    """Return the sound in a WAV file, fp32 (T, C), and its sampling rate in Hz.
+BLOCK = 2**18
+"""Samples that are decoded at a time."""
+
+BLOCK_BYTES = 40
+"""What a sample of a block takes on its way, at most: as stored, in the upper bits of an integer, as a float."""
+
+
+def load_audio(path: str | os.PathLike[str], memory_budget: int | None = None) -> tuple[Tensor, int]:
+    """Return the sound in a WAV, FLAC or Ogg file, fp32 (T, C), and its sampling rate in Hz.
 
     Parameters
     ----------
     path
-        PCM of 8 (unsigned), 16, 24 or 32 bits becomes [-1, 1) by division by its full scale, rounded to fp32 once;
-        floating-point samples stay as they are, also beyond [-1, 1] where a file holds such.
+        WAV (also RIFX, RF64 and BW64), FLAC, or Ogg with Vorbis, Opus or FLAC, by its content. PCM of 8 (unsigned), 16,
+        24 or 32 bits becomes [-1, 1) by division by its full scale, rounded to fp32 once; floating-point samples stay
+        as they are, also beyond [-1, 1] where a file holds such. Data written to a pipe, of unknown size, reach to
+        the end of a WAV file; a wrong size of the whole and bytes after the data do not matter.
+    memory_budget
+        Bytes that reading may take; None is half of what is free. What a header states is checked first.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, not a WAV file, compressed, truncated, without samples, or holds NaN or Inf.
+        The file is empty, no such file, a WAV with compressed samples, truncated or damaged (FLAC states a checksum of
+        all samples, Ogg one of each page), without samples, or holds NaN or Inf.
+    MemoryBudgetError
+        The sound is larger than the budget allows; nothing was decoded.
     TypeError
         ``path`` is no path.
     """
-    file = readable(path, "a WAV")
-    rate, samples = _decode(file)
-    if samples.size == 0 or rate < 1:
-        raise ValueError(f"{file} holds {len(samples)} samples at {rate} Hz: nothing to fit")
-    values = torch.from_numpy(_normalised(samples))
+    file = readable(path, "a sound")
+    budget = budget_bytes(memory_budget)
+    with open(file, "rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        start = opened.read(4)
+        if start in (b"fLaC", b"OggS"):
+            values, rate = _by_soundfile(opened, size, file, budget)
+        elif start in wav.BYTE_ORDERS:
+            about = wav.header(opened, size, file)
+            _check_size(file, about.frames, about.channels, budget)
+            with decoding(file):
+                values, rate = wav.read(opened, about), about.rate
+        else:
+            raise ValueError(f"{file} is not a WAV, FLAC or Ogg file")
     if not bool(torch.isfinite(values).all()):
         raise ValueError(f"{file} holds NaN or Inf among its samples, or values beyond fp32")
-    return values.reshape(len(samples), -1), rate
+    return values, rate
 
 
 def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
-    """Write a sound as a WAV file with 16 bits a sample; values outside [-1, 1] are clipped. Whole or absent.
+    """Write a sound as a WAV or FLAC file with 16 bits a sample; values outside [-1, 1] are clipped. Whole or absent.
 
     Parameters
     ----------
     values
         Floating tensor (T,) or (T, C), any device. What :func:`load_audio` read from 16 bits is written unchanged.
     path
-        Ends in ``.wav``; its folder must exist. An older file is replaced.
+        Ends in ``.wav`` or ``.flac``; its folder must exist. An older file is replaced.
     rate
         Samples a second (Hz).
 
     Raises
     ------
     ValueError, TypeError
-        Another shape, NaN or Inf, a rate below 1 or beyond what a WAV header holds, another suffix.
+        Another shape, NaN or Inf, a rate below 1, channels or a rate beyond what the format holds, another suffix.
     FileNotFoundError, NotADirectoryError, OSError
         The folder is missing or cannot be written to; nothing is left behind.
     """
@@ -75,36 +106,82 @@ def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
     if values.ndim not in (1, 2) or values.shape[-1] > (MOST_CHANNELS if values.ndim == 2 else values.numel()):
         raise ValueError(f"values must have shape (T,) or (T, C) with C <= {MOST_CHANNELS}, got {tuple(values.shape)}")
     rate = check_int("rate", rate, minimum=1)
-    sample_bytes = 2 * (values.shape[1] if values.ndim == 2 else 1)
-    if rate * sample_bytes > MOST_BYTES:
-        raise ValueError(f"rate must be at most {MOST_BYTES // sample_bytes} Hz in a WAV file, got {rate}")
-    target = writable(path, "a WAV file", AUDIO_SUFFIXES)
-    samples = (values.double() * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16)
+    target = writable(path, "a sound", WRITTEN)
+    channels = values.shape[1] if values.ndim == 2 else 1
+    flac = target.suffix.lower() == ".flac"
+    if flac and channels > FLAC_CHANNELS:
+        raise ValueError(f"values must have at most {FLAC_CHANNELS} channels in a FLAC file, got {channels}; use .wav")
+    most = FLAC_RATE if flac else MOST_BYTES // (2 * channels)
+    if rate > most:
+        raise ValueError(f"rate must be at most {most} Hz in such a file with {channels} channels, got {rate}")
+    samples = (values.double() * FULL_SCALE).round().clamp(-FULL_SCALE, FULL_SCALE - 1).to(torch.int16).cpu().numpy()
     with whole_file(target) as opened:
-        wavfile.write(opened, rate, samples.cpu().numpy())
+        if flac:
+            opened.write(_flac(samples, rate))
+        else:
+            wavfile.write(opened, rate, samples)
 
 
-def _decode(file: Path) -> tuple[int, np.ndarray[Any, Any]]:
-    """Return rate and samples as the file stores them; SciPy puts odd widths (24 bits) in the upper bits of an int."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)  # of a file that ends early there is no other sign
-        warnings.filterwarnings("ignore", "Chunk .non-data. not understood", wavfile.WavFileWarning)  # titles, covers
-        try:
-            return wavfile.read(file)
-        except PermissionError:
-            raise
-        # SciPy meets damage in its own ways.
-        except (ValueError, OSError, EOFError, LookupError, ArithmeticError, NameError, TypeError) as error:
-            raise ValueError(f"{file} is not a WAV file that can be read, or damaged: {error}") from error
-        except (struct.error, wavfile.WavFileWarning) as error:
-            raise ValueError(f"{file} is truncated or damaged: {error}") from error
+def _flac(samples: np.ndarray[Any, Any], rate: int) -> bytes:
+    import soundfile  # loads a library of its own, for these formats only
+
+    content = io.BytesIO()  # of a disk that is full, the library would not say so
+    soundfile.write(content, samples, rate, format="FLAC", subtype="PCM_16")
+    return content.getvalue()
 
 
-def _normalised(samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return fp32 samples, integers divided by their full scale."""
-    if np.issubdtype(samples.dtype, np.floating):
-        with np.errstate(over="ignore"):  # the caller refuses what is Inf in fp32
-            return samples.astype(np.float32)
-    zero = 128 if samples.dtype == np.uint8 else 0
-    scale = 128 if samples.dtype == np.uint8 else -float(np.iinfo(samples.dtype).min)
-    return ((samples.astype(np.float64) - zero) / scale).astype(np.float32)
+def _check_size(file: Path, frames: int, channels: int, budget: int) -> None:
+    """Refuse a sound that exceeds the budget with a block of it on its way, and a byte each for the search for NaN."""
+    block = BLOCK_BYTES * min(frames * channels, max(BLOCK, channels))
+    fit = max(budget - block, 0) // (5 * channels)
+    what = f"reading {file} ({frames} samples of {channels} channels)"
+    require(5 * frames * channels + block, budget, what, f"{fit} samples fit")
+
+
+def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple[Tensor, int]:
+    """Return samples and rate of a FLAC or Ogg file, whose checksums are checked: its decoders pass over damage."""
+    import soundfile  # loads a library of its own, for these formats only
+
+    opened.seek(0)
+    start = opened.read(42)
+    if start.startswith(b"OggS"):
+        require(size, budget, f"reading {file}", "no part of such a file can be read alone")
+        ogg.check(start + opened.read(), file)
+    opened.seek(0)
+    with decoding(file):
+        sound = soundfile.SoundFile(opened)
+        frames, channels, rate = sound.frames, sound.channels, sound.samplerate
+        whole = sound.subtype.startswith("PCM")
+    if not 0 < frames < 2**62 or rate < 1:
+        raise ValueError(f"{file} holds {frames} samples at {rate} Hz, or does not say how many: no sound")
+    _check_size(file, frames, channels, budget)
+    bits = ((start[20] & 1) << 4 | start[21] >> 4) + 1 if start.startswith(b"fLaC") else 0
+    with decoding(file), sound:
+        values, checksum = _decoded(sound, whole, bits)
+    if len(values) != frames:
+        raise ValueError(f"{file} is truncated or damaged: it holds {len(values)} of {frames} samples that it states")
+    if bits and any(start[26:42]) and checksum != start[26:42]:
+        raise ValueError(f"{file} is damaged: the checksum of its samples is wrong")
+    return values, rate
+
+
+def _decoded(sound: Any, whole: bool, bits: int) -> tuple[Tensor, bytes]:
+    """Return the samples of an open file of soundfile, and FLAC's checksum of them.
+
+    ``whole`` says that they are integers, of so many ``bits`` in a FLAC file. The checksum is of their bytes, as few as
+    hold the bits.
+    """
+    values, done = torch.empty(sound.frames, sound.channels), 0
+    seen = hashlib.md5(usedforsecurity=False)
+    dtype, rows = "int32" if whole else "float32", max(BLOCK // sound.channels, 1)
+    while len(part := sound.read(rows, dtype=dtype, always_2d=True)):
+        if bits:
+            numbers = (part >> (32 - bits)).astype("<i4", copy=False).view(np.uint8).reshape(-1, 4)
+            seen.update(numbers[:, : (bits + 7) // 8].tobytes())
+        if done + len(part) > len(values):
+            raise ValueError(f"it holds more than the {len(values)} samples that it states")
+        # Integers lie in the upper bits of 32, so that a power of two divides them exactly.
+        scaled = part.astype(np.float32) * np.float32(2.0**-31) if whole else part
+        values[done : done + len(part)] = torch.from_numpy(scaled)
+        done += len(part)
+    return values[:done], seen.digest()

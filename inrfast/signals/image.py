@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from inrfast.errors import check_int, check_tensor
 from inrfast.files import whole_file
+from inrfast.memory import budget_bytes, chunks
 from inrfast.signals.paths import readable, writable
+from inrfast.signals.picture import formats, read
+from inrfast.signals.raster import Box, Demand, Raster, from_array
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
@@ -28,19 +29,34 @@ not."""
 TRANSPARENT = frozenset({"JPEG2000", "PNG", "TGA", "TIFF", "WEBP"})
 """Formats, by Pillow's names, that give eight bits of transparency back as they were written."""
 
+STUBS = frozenset({"BUFR", "GRIB", "HDF5", "WMF"})
+"""Formats that Pillow names, and leaves to other programs to write."""
+
+LAYERS = 7
+"""Most channels that are averaged: colours, opacity, and colours weighed by it."""
+
+STRIP, LEAST_STRIP, STRIPS = 2**25, 2**16, 16
+"""Bytes of all layers of a strip of rows, in fp32, at most and at least; how often they fit into a budget. A strip is
+copied up to seven times on its way; the other half of the budget stays for the rest."""
+
 
 def load_image(
     path: str | os.PathLike[str],
     size: int | Sequence[int] | None = None,
     grey: bool = False,
     alpha: bool | None = False,
+    page: int | None = None,
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Return the image in a file as an fp32 tensor (H, W, C) with values in [0, 1].
 
     Parameters
     ----------
     path
-        Any format Pillow reads, 8 or 16 bits; the camera's orientation is applied.
+        A raster image by its content, whatever its name: AVIF, BMP, DDS, GIF, ICO, JPEG, JPEG 2000, MSP, PCX,
+        PNG, PBM, PGM, PPM, PSD, QOI, SGI, TGA, TIFF, WebP or XBM. Nothing that another program would have to draw (EPS,
+        PDF, WMF) is ever opened. PNG, PGM and PPM keep all of their up to 16 bits a channel, TIFF keeps up to 64;
+        the largest number of so many bits becomes 1. The camera's orientation is applied.
     size
         ``(H, W)``, or one int for a square; None keeps the file's. The image is cropped about its centre to that
         aspect, so it is never distorted, then averaged over areas.
@@ -51,27 +67,51 @@ def load_image(
         as a fourth channel, 1 where the file has none. None returns it where the file is transparent somewhere, and
         drops it where it is opaque everywhere or ``grey`` is asked for. Averages over areas weigh colours by their
         opacity, so that the colours of invisible pixels do not bleed into visible ones.
+    page
+        Which page of a TIFF or frame of an animation, from 0; None where there is but one. Smaller copies and masks
+        beside a TIFF's pages are not counted; of the previews beside a photograph, the photograph is read.
+    memory_budget
+        Bytes that decoding may take; None is half of what is free. What a header states is checked first.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, not an image, truncated or damaged; a size below 1; ``grey`` together with ``alpha=True``.
+        The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked); signed
+        or floating-point samples, whose range is not stated; more than 8 bits a channel in a format that loses them;
+        several pages and no ``page``; a size below 1; ``grey`` together with ``alpha=True``.
+    MemoryBudgetError
+        The image is larger than the budget allows; nothing was decoded.
     TypeError
-        ``path`` is no path, ``size`` no integers, ``alpha`` neither True, False nor None.
+        ``path`` is no path, ``size`` or ``page`` no integers, ``alpha`` neither True, False nor None.
     """
+    return load_with_size(path, size, grey, alpha, page, memory_budget)[0]
+
+
+def load_with_size(
+    path: str | os.PathLike[str],
+    size: int | Sequence[int] | None = None,
+    grey: bool = False,
+    alpha: bool | None = False,
+    page: int | None = None,
+    memory_budget: int | None = None,
+) -> tuple[Tensor, tuple[int, int]]:
+    """Return what :func:`load_image` does, and the size (H, W) of the image in the file."""
     if alpha is not None and not isinstance(alpha, bool):
         raise TypeError(f"alpha must be True, False or None, got {alpha!r}")
     if grey and alpha:
         raise ValueError("alpha=True returns four channels and grey=True one: leave one of them out")
+    if page is not None:
+        page = check_int("page", page, minimum=0)
     file = readable(path, "an image")
     shape = None if size is None else _check_size(size)
-    picture = _open(file)
-    opacity = _opacity(picture) if alpha is None and not grey else None
-    if alpha or (opacity is not None and bool((opacity < 1).any())):
-        return _fit_transparent(_pixels(picture, file), _opacity(picture), shape)
-    return _fit_to(_pixels(picture, file), shape, grey)
+    budget = budget_bytes(memory_budget)
+    strip = min(STRIP, max(budget // STRIPS, LEAST_STRIP))
+    layers = LAYERS if alpha is not False and not grey else 1 if grey else 3
+    raster = read(file, page, Demand(budget, lambda *sides: _room(sides, shape, layers, strip)))
+    transparent = alpha is True or (alpha is None and not grey and _transparent(raster, strip))
+    return _fit_to(raster, shape, grey, transparent, strip), (raster.height, raster.width)
 
 
 def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
@@ -82,7 +122,7 @@ def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
     shape = _check_size(size)
     from skimage import data  # slow to import, and needed for this one photograph only
 
-    return _fit_to(torch.from_numpy(data.astronaut()).float() / 255, shape, grey)
+    return _fit_to(from_array(data.astronaut(), 255, base=3), shape, grey, transparent=False, strip=STRIP)
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
@@ -115,8 +155,17 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
 
 def image_suffixes(transparent: bool = False) -> list[str]:
     """Return the suffixes that :func:`save_image` takes, sorted; ``transparent``: for images with an opacity."""
-    formats = Image.registered_extensions().items()
-    return sorted(s for s, name in formats if name in Image.SAVE and (name in TRANSPARENT or not transparent))
+    return sorted(
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.SAVE and name not in STUBS and (name in TRANSPARENT or not transparent)
+    )
+
+
+def readable_suffixes() -> list[str]:
+    """Return the usual suffixes of what :func:`load_image` reads, sorted; the content decides."""
+    names = {*formats(), "MPO"}
+    return sorted(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
 
 def _check_size(size: Any) -> tuple[int, int]:
@@ -129,59 +178,76 @@ def _check_size(size: Any) -> tuple[int, int]:
     return side, side
 
 
-def _open(file: Path) -> Image.Image:
-    """Return the decoded picture, turned as the camera says."""
-    try:
-        with Image.open(file) as opened:
-            opened.load()
-            return ImageOps.exif_transpose(opened)
-    except UnidentifiedImageError:
-        raise ValueError(f"{file} is not an image in a format that Pillow reads") from None
-    except PermissionError:
-        raise
-    # Each decoder of Pillow reports damage in its own way.
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{file} is truncated, damaged or too large to decode: {error}") from error
+def _room(sides: tuple[int, int], shape: tuple[int, int] | None, layers: int, strip: int) -> int:
+    """Return the bytes that the fp32 tensors of an image of ``sides`` pixels take, until it is in ``shape``."""
+    pixels = sides[0] * sides[1]
+    if shape is not None:
+        pixels = 2 * shape[0] * shape[1] + _crop(sides, shape)[0] * shape[1]
+    return STRIPS // 2 * strip + 4 * layers * pixels
 
 
-def _pixels(picture: Image.Image, file: Path) -> Tensor:
-    """Return the colours, (H, W, 3), fp32 in [0, 1]."""
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversions clip to 8
-        grey = torch.from_numpy(np.asarray(picture).astype(np.float32)) / 65535
-        return grey.clamp(0, 1).unsqueeze(-1).expand(-1, -1, 3)
-    if picture.mode == "F":
-        raise ValueError(f"{file} holds floating-point pixels without a stated range; convert it to 8 or 16 bits first")
-    return torch.from_numpy(np.array(picture.convert("RGB"))).float() / 255
+def _transparent(raster: Raster, strip: int) -> bool:
+    """Say whether something of the image is not opaque."""
+    if raster.opacity is None:
+        return False
+    whole = slice(0, raster.width)
+    rows = chunks(raster.height, _strip_rows(raster.width, strip))
+    return any(bool((raster.opacity((strip, whole)) < 1).any()) for strip in rows)
 
 
-def _opacity(picture: Image.Image) -> Tensor:
-    """Return the opacity, (H, W, 1), fp32 in [0, 1]; 1 where the file has none."""
-    if not picture.has_transparency_data:
-        return torch.ones(picture.height, picture.width, 1)
-    if picture.mode.startswith("I"):  # one of the 16-bit greys stands for "transparent"
-        return torch.from_numpy(np.asarray(picture) != picture.info["transparency"]).float().unsqueeze(-1)
-    return torch.from_numpy(np.array(picture.convert("RGBA"))[..., 3:]).float() / 255
+def _strip_rows(width: int, strip: int) -> int:
+    return max(strip // (4 * LAYERS * width), 1)
 
 
-def _fit_transparent(colours: Tensor, opacity: Tensor, shape: tuple[int, int] | None) -> Tensor:
-    """Return colours and opacity (H, W, 4) in ``shape``; colours are averaged by what is seen of them."""
-    if shape is None:
-        return torch.cat([colours, opacity], -1)
-    plain, seen, opacity = (_fit_to(image, shape, False) for image in (colours, colours * opacity, opacity))
+def _fit_to(raster: Raster, shape: tuple[int, int] | None, grey: bool, transparent: bool, strip: int) -> Tensor:
+    """Crop about the centre to the aspect of ``shape``, average areas, and turn to grey where asked."""
+    height, width = (raster.height, raster.width) if shape is None else _crop((raster.height, raster.width), shape)
+    top, left = (raster.height - height) // 2, (raster.width - width) // 2
+    columns = slice(left, left + width)
+    strips = list(chunks(height, _strip_rows(width, strip)))
+
+    def layers(rows: slice) -> Tensor:
+        return _layers(
+            raster, (slice(top + rows.start, top + rows.stop), columns), grey, transparent, shape is not None
+        )
+
+    if len(strips) == 1:
+        image = layers(strips[0])
+        return image.contiguous() if shape is None else _seen(_averaged(image, shape), transparent)
+    channels = 1 if grey else 3 if not transparent else 4 if shape is None else LAYERS
+    image = torch.empty(height, width if shape is None else shape[1], channels)
+    for rows in strips:
+        part = layers(rows)
+        image[rows] = part if shape is None else _averaged(part, (len(part), shape[1]))
+    return image if shape is None else _seen(_averaged(image, shape), transparent)
+
+
+def _crop(sides: Sequence[int], shape: tuple[int, int]) -> list[int]:
+    """Return the largest (H, W) within ``sides`` of the aspect of ``shape``."""
+    scale = min(side / wanted for side, wanted in zip(sides, shape, strict=True))
+    return [max(1, math.floor(wanted * scale + 1e-9)) for wanted in shape]
+
+
+def _layers(raster: Raster, box: Box, grey: bool, transparent: bool, weighed: bool) -> Tensor:
+    """Return what of a box is averaged: a grey; colours; or colours, opacity and, if ``weighed``, their products."""
+    colours = raster.colours(box)
+    if grey:
+        return (colours @ colours.new_tensor(LUMA)).unsqueeze(-1)
+    if not transparent:
+        return colours
+    opacity = torch.ones_like(colours[..., :1]) if raster.opacity is None else raster.opacity(box)
+    return torch.cat([colours, opacity, colours * opacity] if weighed else [colours, opacity], -1)
+
+
+def _averaged(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    return F.adaptive_avg_pool2d(image.permute(2, 0, 1), shape).permute(1, 2, 0).contiguous()
+
+
+def _seen(image: Tensor, transparent: bool) -> Tensor:
+    """Return colours and opacity (H, W, 4) from averages of all of :func:`_layers`: colours by what is seen of them."""
+    if not transparent:
+        return image
+    plain, opacity, seen = image.split([3, 1, 3], -1)
     # What nobody sees has no right colour: it keeps its own.
     visible = torch.where(opacity > 0, seen / opacity.clamp_min(torch.finfo(opacity.dtype).tiny), plain)
     return torch.cat([visible.clamp(0, 1), opacity], -1)
-
-
-def _fit_to(image: Tensor, shape: tuple[int, int] | None, grey: bool) -> Tensor:
-    """Crop about the centre to the aspect of ``shape``, average areas, and turn to grey where asked."""
-    if grey:
-        image = (image @ image.new_tensor(LUMA)).unsqueeze(-1)
-    if shape is None:
-        return image.contiguous()
-    height, width = image.shape[:2]
-    scale = min(height / shape[0], width / shape[1])
-    crop = [max(1, math.floor(side * scale + 1e-9)) for side in shape]
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
-    image = image[top : top + crop[0], left : left + crop[1]]
-    return F.adaptive_avg_pool2d(image.permute(2, 0, 1), shape).permute(1, 2, 0).contiguous()

@@ -9,7 +9,8 @@ from typing import Any
 
 from inrfast.errors import nearest
 
-AUDIO_SUFFIXES, VOLUME_SUFFIXES = (".wav",), (".npy",)
+AUDIO_SUFFIXES = (".flac", ".oga", ".ogg", ".opus", ".rf64", ".wav", ".wave")
+VOLUME_SUFFIXES = (".npy", ".npz")
 MESH_SUFFIXES = (".glb", ".obj", ".off", ".ply", ".stl")
 """The endings that name a format, but for images, whose formats are Pillow's."""
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
-import tokenize
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -13,45 +16,81 @@ from torch import Tensor
 
 from inrfast.errors import check_tensor
 from inrfast.files import whole_file
+from inrfast.memory import budget_bytes, chunks, require
+from inrfast.signals.decoding import decoding
 from inrfast.signals.paths import VOLUME_SUFFIXES, readable, writable
+from inrfast.signals.png import MOST_INFLATED
+
+WRITTEN = (".npy",)
+"""The suffix of what :func:`save_volume` writes."""
 
 MOST_CHANNELS = 4
 """A longer last axis is more likely a fourth dimension than channels."""
 
+BLOCK = 2**20
+"""Numbers that are converted at a time, or one row (W, C) if that is longer."""
 
-def load_volume(path: str | os.PathLike[str]) -> Tensor:
+ARCHIVE = b"PK"
+"""What a ``.npz`` begins with."""
+
+NO_ARRAY = "is not a NumPy array that can be read"
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a NumPy file states about its array, and the byte at which its numbers begin."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    start: int
+
+    @property
+    def stored(self) -> int:
+        """Bytes of the numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) -> Tensor:
     """Return the volume in a NumPy file as an fp32 tensor (D, H, W, C).
 
     Parameters
     ----------
     path
-        A ``.npy`` file, (D, H, W) or (D, H, W, C) with C <= 4, in any byte and memory order. Unsigned integers and
-        booleans are divided by the largest value of their dtype, to [0, 1]; floats stay as they are, rounded to fp32.
+        A ``.npy`` file, or a ``.npz`` file with one array (which one it is says its content), (D, H, W) or (D, H, W, C)
+        with C <= 4, in any byte and memory order. Unsigned integers and booleans are divided by the largest value of
+        their dtype, to [0, 1]; floats stay as they are, rounded to fp32. Objects are never unpickled.
+    memory_budget
+        Bytes that reading may take; None is half of what is free. What a header states is checked first.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, truncated or no NumPy array; another shape; NaN, Inf or values beyond fp32; signed integers
-        (their range is not stated: convert them to floats), complex numbers or objects.
+        The file is empty, truncated, longer than it states, or no NumPy array; an archive of several; another shape;
+        NaN, Inf or values beyond fp32; signed integers (their range is not stated: convert them to floats), complex
+        numbers or objects.
+    MemoryBudgetError
+        The volume is larger than the budget allows; nothing was read.
     TypeError
         ``path`` is no path.
     """
     file = readable(path, "a NumPy array", VOLUME_SUFFIXES)
-    array = _open(file)
-    if array.ndim not in (3, 4) or array.size == 0 or (array.ndim == 4 and array.shape[3] > MOST_CHANNELS):
-        raise ValueError(
-            f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {array.shape}"
-        )
-    divisor = _divisor(file, array.dtype)
-    values = torch.empty(*array.shape[:3], array.shape[3] if array.ndim == 4 else 1)
-    for into, part in zip(values, array, strict=True):  # slice by slice: a file may nearly fill the memory
-        with np.errstate(over="ignore"):
-            into.copy_(torch.from_numpy((part.astype(np.float64) / divisor).astype(np.float32)).reshape(into.shape))
-        if not bool(torch.isfinite(into).all()):
-            raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
-    return values
+    budget = budget_bytes(memory_budget)
+    with open(file, "rb") as opened:
+        if opened.read(2) == ARCHIVE:
+            return _from_archive(opened, file, budget)
+        opened.seek(0)
+        about = _header(opened, file)
+        size = os.fstat(opened.fileno()).st_size
+        if size != about.start + about.stored:
+            what = "truncated" if size < about.start + about.stored else "longer than it states, damaged or overwritten"
+            raise ValueError(
+                f"{file} {NO_ARRAY}: it is {what}: its header of {about.start} bytes states {about.stored} bytes of "
+                f"numbers, and it has {size} bytes"
+            )
+        return _numbers(opened, about, file, budget)
 
 
 def save_volume(values: Tensor, path: str | os.PathLike[str]) -> None:
@@ -76,24 +115,93 @@ def save_volume(values: Tensor, path: str | os.PathLike[str]) -> None:
         raise ValueError(
             f"values must have shape (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got {tuple(values.shape)}"
         )
-    target = writable(path, "a NumPy array", VOLUME_SUFFIXES)
+    target = writable(path, "a NumPy array", WRITTEN)
     single = check_tensor("values in fp32", values.float()).cpu().contiguous().numpy()
     with whole_file(target) as opened:
         np.lib.format.write_array(opened, single, allow_pickle=False)
 
 
-def _open(file: Path) -> np.ndarray[Any, Any]:
-    """Return the array without reading it: its size is checked against the file's first."""
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except PermissionError:
-        raise
-    except (ValueError, EOFError, OSError, SyntaxError, tokenize.TokenError, TypeError, OverflowError) as error:
-        raise ValueError(f"{file} is not a NumPy array that can be read: {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{file} is an archive of arrays (.npz); save the one array with numpy.save")
-    return array
+def _header(opened: IO[bytes], file: Path) -> Header:
+    """Read what an array's file states about it."""
+    with decoding(file, NO_ARRAY):
+        version = np.lib.format.read_magic(opened)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(opened)
+        else:  # 3.0 is of structures whose fields have names beyond Latin-1
+            raise ValueError(f"it is of version {version}, which no array of numbers needs")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"its shape is {shape}")
+        about = Header(shape, fortran, dtype, opened.tell())
+    _divisor(file, dtype)
+    return about
+
+
+def _from_archive(opened: IO[bytes], file: Path, budget: int) -> Tensor:
+    """Return the volume of an archive of one array."""
+    with decoding(file, NO_ARRAY):
+        archive = zipfile.ZipFile(opened)
+        entries = archive.infolist()
+    if len(entries) != 1:
+        names = ", ".join(entry.filename.removesuffix(".npy")[:40] for entry in entries[:8])
+        raise ValueError(f"{file} holds {len(entries)} arrays ({names}): save the one volume with numpy.save")
+    entry = entries[0]
+    with decoding(file, NO_ARRAY):
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError("it is compressed in a way that NumPy does not write")
+        member = archive.open(entry)
+    with archive, member:
+        about = _header(member, file)
+        stated = about.start + about.stored
+        if stated != entry.file_size or stated > MOST_INFLATED * max(entry.compress_size, 1):
+            raise ValueError(
+                f"{file} {NO_ARRAY}: its array states {stated} bytes, its archive {entry.file_size}, packed into "
+                f"{entry.compress_size}"
+            )
+        return _numbers(member, about, file, budget)
+
+
+def _numbers(opened: IO[bytes], about: Header, file: Path, budget: int) -> Tensor:
+    """Return the numbers that follow, in fp32, read and converted block by block: a file may nearly fill the memory."""
+    shape = about.shape
+    if len(shape) not in (3, 4) or math.prod(shape) == 0 or (len(shape) == 4 and shape[3] > MOST_CHANNELS):
+        raise ValueError(
+            f"{file} must hold a volume (D, H, W) or (D, H, W, C) with C <= {MOST_CHANNELS}, got shape {shape}"
+        )
+    largest = min(max(BLOCK, math.prod(shape[2:]), math.prod(shape[:-2])), math.prod(shape))
+    block = (2 * about.dtype.itemsize + 16) * largest
+    fit = max(budget - block, 0) // 4
+    require(4 * math.prod(shape) + block, budget, f"reading {file} of shape {shape}", f"{fit} voxels fit")
+    values, divisor = torch.empty(shape), _divisor(file, about.dtype)
+    # The first index changes fastest in a Fortran array: the file has the axes in the other order.
+    stored = values.permute(*reversed(range(len(shape)))) if about.fortran else values
+    finite = True
+    with decoding(file, NO_ARRAY):
+        for rows in _blocks(stored.shape):
+            into = stored[rows]
+            part = np.frombuffer(opened.read(into.numel() * about.dtype.itemsize), about.dtype)
+            with np.errstate(over="ignore"):  # what is Inf in fp32 is refused below
+                single = (part.astype(np.float64) / divisor).astype(np.float32)
+            into.copy_(torch.from_numpy(single).view(into.shape))
+            finite &= bool(np.isfinite(single).all())
+        if opened.read(1):  # at the end an archive compares its checksum, too
+            raise ValueError("it is longer than it states")
+    if not finite:
+        raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
+    return values.view(*shape[:3], -1)
+
+
+def _blocks(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    """Yield the parts of the first two axes that are read at a time, in the order of the file."""
+    each = math.prod(shape[2:])
+    if shape[1] * each <= BLOCK:
+        for some in chunks(shape[0], BLOCK // (shape[1] * each)):
+            yield some, slice(0, shape[1])
+        return
+    for first in range(shape[0]):
+        for some in chunks(shape[1], max(BLOCK // each, 1)):
+            yield slice(first, first + 1), some
 
 
 def _divisor(file: Path, dtype: np.dtype[Any]) -> float:

@@ -1,14 +1,20 @@
 """Images survive the way to a file and back; every bad file is named."""
 
+import io
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import EpsImagePlugin, Image
 
-from inrfast.signals.image import LUMA, astronaut, image_suffixes, load_image, save_image
+from inrfast.errors import MemoryBudgetError
+from inrfast.signals.image import LUMA, astronaut, image_suffixes, load_image, readable_suffixes, save_image
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -94,13 +100,6 @@ def test_areas_are_averaged_by_what_is_seen(tmp_path: Path) -> None:
     assert torch.allclose(got[..., :3], seen, atol=1e-6)
 
 
-def test_one_grey_of_sixteen_bits_may_be_transparent(tmp_path: Path) -> None:
-    deep = np.arange(6, dtype=np.uint16).reshape(2, 3) * 1000
-    Image.fromarray(deep).save(tmp_path / "deep.png", transparency=3000)
-    expected = torch.tensor([[1.0, 1, 1], [0, 1, 1]])
-    assert torch.equal(load_image(tmp_path / "deep.png", alpha=None)[..., 3], expected)
-
-
 @pytest.mark.parametrize("suffix", image_suffixes(transparent=True))
 def test_formats_with_transparency_give_it_back(tmp_path: Path, suffix: str) -> None:
     clear = noise(16, 16, 4)
@@ -148,6 +147,177 @@ def test_bad_files_are_named(picture: Path, tmp_path: Path) -> None:
             load_image(picture, size=size)
     with pytest.raises(TypeError, match="size"):
         load_image(picture, size=2.5)
+
+
+ROUND = sorted({Image.registered_extensions()[s] for s in readable_suffixes() if s in image_suffixes()} - {"MPO"})
+"""Formats that are written and read, by Pillow's names."""
+
+
+def encoded(form: str, mode: str, height: int = 24, width: int = 20) -> bytes | None:
+    """Return a smooth picture as Pillow writes it; None where the format has no such pixels."""
+    coarse = noise(5, 4, 3).mul(255).to(torch.uint8).numpy()
+    picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+    file = io.BytesIO()
+    try:
+        picture.save(file, form)
+    except (OSError, ValueError):
+        return None
+    return file.getvalue()
+
+
+def loaded_or_reason(path: Path, **options: object) -> torch.Tensor | str:
+    """Return the image, or the words of one of the errors that are promised."""
+    try:
+        return load_image(path, **options)
+    except (ValueError, MemoryBudgetError) as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("form", ROUND)
+def test_cut_files_are_refused_and_altered_ones_raise_nothing_else(tmp_path: Path, form: str) -> None:
+    random, path, tried = np.random.default_rng(0), tmp_path / "a.picture", 0
+    for mode in ("RGB", "L", "P", "1", "RGBA"):
+        content = encoded(form, mode)
+        if content is None:
+            continue
+        path.write_bytes(content)
+        whole = load_image(path, alpha=True)
+        tried += 1
+        for kept in [*random.integers(1, len(content), 6), *range(max(len(content) - 40, 1), len(content), 7)]:
+            path.write_bytes(content[: int(kept)])
+            got = loaded_or_reason(path, alpha=True)
+            assert "a.picture" in got if isinstance(got, str) else torch.equal(got, whole)
+        for _ in range(8):
+            altered = bytearray(content)
+            where = int(random.integers(min(len(content), (64, len(content))[int(random.integers(2))])))
+            altered[where] ^= 1 << int(random.integers(8))
+            path.write_bytes(altered)
+            got = loaded_or_reason(path, alpha=None)
+            assert "a.picture" in got if isinstance(got, str) else bool(((got >= 0) & (got <= 1)).all())
+    assert tried
+
+
+@pytest.mark.parametrize("form", ["JPEG", "GIF", "WEBP", "BMP", "TGA", "PPM"])
+def test_names_do_not_matter_and_pillow_is_agreed_with(tmp_path: Path, form: str) -> None:
+    for mode in ("RGB", "L", "P", "RGBA"):
+        content = encoded(form, mode)
+        if content is not None:
+            (tmp_path / "a.png").write_bytes(content)
+            expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(np.float32) / 255
+            assert np.array_equal(load_image(tmp_path / "a.png").numpy(), expected)
+
+
+def test_nothing_that_starts_another_program_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    for module, name in ((EpsImagePlugin, "Ghostscript"), (subprocess, "Popen"), (os, "system")):
+        monkeypatch.setattr(module, name, started)
+    picture = Image.new("RGB", (32, 24))
+    for form in ("EPS", "PDF"):
+        for suffix in (".png", ".eps", ".tif", ""):
+            picture.save(tmp_path / f"a{suffix}", form)
+            with pytest.raises(ValueError, match="is not an image in a format that is read"):
+                load_image(tmp_path / f"a{suffix}")
+    wmf = b"\xd7\xcd\xc6\x9a" + bytes(2) + (1).to_bytes(2, "little") * 4 + bytes(60)
+    (tmp_path / "a.png").write_bytes(wmf)
+    with pytest.raises(ValueError, match="is not an image in a format that is read"):
+        load_image(tmp_path / "a.png")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.one_of(st.none(), st.tuples(st.integers(1, 30), st.integers(1, 30))),
+    st.sampled_from([(False, False), (True, False), (False, True), (False, None)]),
+    st.integers(1, 3000),
+    st.integers(0, 99),
+)
+def test_strips_give_what_the_whole_gives(
+    tmp_path_factory: pytest.TempPathFactory,
+    height: int,
+    width: int,
+    size: tuple[int, int] | None,
+    kind: tuple[bool, bool | None],
+    strip: int,
+    seed: int,
+) -> None:
+    path = tmp_path_factory.mktemp("image") / "a.png"
+    save_image(noise(height, width, 4, seed=seed), path)
+    grey, alpha = kind
+    whole = load_image(path, size, grey, alpha)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inrfast.signals.image.STRIP", strip)
+        strips = load_image(path, size, grey, alpha)
+    # Averages of averages, and then colours over opacities: each is exact to a few roundings.
+    assert strips.shape == whole.shape
+    assert torch.allclose(strips, whole, rtol=1e-4, atol=1e-6)
+    if size is None:
+        assert torch.equal(strips, whole)
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held."""
+    return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def test_budgets_hold(tmp_path: Path) -> None:
+    side = 2000
+    Image.new("RGB", (side, side), (1, 2, 3)).save(tmp_path / "a.png", compress_level=1)
+    Image.new("L", (side, side), 7).save(tmp_path / "a.jpg")
+    Image.fromarray(np.zeros((side, side), np.uint16)).save(tmp_path / "a.tif")
+    load_image(tmp_path / "a.tif", size=4)  # what is imported only now is not the picture's
+    results = set()
+    for name in ("a.png", "a.jpg", "a.tif"):
+        for options in ({}, {"size": 64}, {"size": 64, "grey": True}, {"alpha": True}):
+            for budget in (2**23, 2**25, 2**27):
+                try:
+                    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
+                except OSError:
+                    pytest.skip("this system does not let a process measure its peak")
+                before = peak_bytes()
+                got = loaded_or_reason(tmp_path / name, memory_budget=budget, **options)
+                results.add(type(got))
+                if isinstance(got, str):
+                    assert "2000x2000 pixels" in got
+                    assert peak_bytes() - before < 2**23
+                assert peak_bytes() - before <= budget + 2**22
+    assert results == {torch.Tensor, str}
+
+
+@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+@pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
+def test_portable_maps_keep_all_of_their_bits(tmp_path: Path, kind: bytes, white: int) -> None:
+    channels = {b"P5": 1, b"P6": 3}[kind]
+    values = np.random.default_rng(0).integers(0, white, (5, 7, channels), endpoint=True)
+    stored = values.astype(">u2" if white > 255 else "u1").tobytes()
+    content = kind + b" # made by hand\n7 5\n" + str(white).encode() + b"\n" + stored
+    (tmp_path / "a.ppm").write_bytes(content)
+    expected = (np.repeat(values, 3 // channels, 2).astype(np.float32)) / np.float32(white)
+    assert np.array_equal(load_image(tmp_path / "a.ppm").numpy(), expected)
+    (tmp_path / "cut.ppm").write_bytes(content[:-1])
+    with pytest.raises(ValueError, match="truncated"):
+        load_image(tmp_path / "cut.ppm")
+
+
+def test_depths_that_a_format_loses_are_refused(tmp_path: Path) -> None:
+    deep = np.random.default_rng(0).integers(0, 65536, (16, 16, 3), dtype=np.uint16)
+    from imagecodecs import avif_encode, jpeg2k_encode
+
+    files = {
+        "a.jp2": jpeg2k_encode(deep, level=0),
+        "a.j2k": jpeg2k_encode(deep >> 4, level=0, codecformat="j2k", bitspersample=12),
+        "a.avif": avif_encode(deep >> 6, bitspersample=10),
+        "a.sgi": b"\x01\xda\x00\x02\x00\x03" + b"\x00\x10" * 2 + b"\x00\x03" + bytes(500) + deep.tobytes(),
+        "a.ppm": b"P3 1 1 1023 5 6 7\n",
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} holds 1[026] bits a channel, which its format loses here"):
+            load_image(tmp_path / name)
+    Image.fromarray(deep[..., 0]).save(tmp_path / "grey.jp2")
+    assert np.array_equal(load_image(tmp_path / "grey.jp2")[..., 0].numpy(), deep[..., 0] / np.float32(65535))
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

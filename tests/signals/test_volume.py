@@ -1,11 +1,17 @@
-"""Volumes survive the way to a file and back; dtypes whose range is not stated are refused."""
+"""Volumes survive the way to a file and back; dtypes whose range is not stated are refused, and so is damage."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from inrfast.errors import MemoryBudgetError
 from inrfast.signals.volume import load_volume, save_volume
 
 
@@ -63,13 +69,93 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "pickled.npy", np.array([[[{}]]]), allow_pickle=True)
     with pytest.raises(ValueError, match=r"pickled\.npy"):
         load_volume(tmp_path / "pickled.npy")
-    np.savez(tmp_path / "archive.npz", a=np.zeros((2, 2, 2)))
-    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
-    with pytest.raises(ValueError, match=r"archive of arrays"):
-        load_volume(tmp_path / "archive.npy")
-    (tmp_path / "whole.npz").write_bytes(content)
+    np.savez(tmp_path / "several.npz", first=np.zeros((2, 2, 2)), second=np.zeros((2, 2, 2)))
+    with pytest.raises(ValueError, match=r"several\.npz holds 2 arrays \(first, second\)"):
+        load_volume(tmp_path / "several.npz")
+    np.savez(tmp_path / "pickled.npz", np.array([[[{}]]]))
+    with pytest.raises(ValueError, match=r"pickled\.npz holds object"):
+        load_volume(tmp_path / "pickled.npz")
+    (tmp_path / "zip.npy").write_bytes(b"PK" + content)
+    with pytest.raises(ValueError, match=r"zip\.npy is not a NumPy array"):
+        load_volume(tmp_path / "zip.npy")
     with pytest.raises(ValueError, match="suffix"):
-        load_volume(tmp_path / "whole.npz")
+        load_volume((tmp_path / "whole.npy").rename(tmp_path / "whole.txt"))
+
+
+SAVERS = {
+    "npy": np.save,
+    "npz": np.savez,
+    "packed": np.savez_compressed,
+    "old": lambda file, array: np.lib.format.write_array(file, array, version=(1, 0)),
+    "long": lambda file, array: np.lib.format.write_array(file, array, version=(2, 0)),
+}
+
+
+def saved(saver: str, array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    SAVERS[saver](file, array)
+    return file.getvalue()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(sorted(SAVERS)),
+    arrays(np.dtype("<i8"), st.tuples(*[st.integers(1, 4)] * 4), elements=st.integers(-(2**40), 2**40)),
+    st.sampled_from(["<f4", ">f8", "=f8"]),
+    st.permutations(range(4)),
+    st.sampled_from(["a.npy", "a.npz"]),
+)
+def test_every_layout_is_read(
+    tmp_path_factory: pytest.TempPathFactory, saver: str, array: np.ndarray, dtype: str, axes: list[int], name: str
+) -> None:
+    array = array.astype(dtype).transpose(axes)  # in some order of the memory
+    path = tmp_path_factory.mktemp("volume") / name  # the content decides which it is
+    path.write_bytes(saved(saver, array))
+    np.testing.assert_array_equal(load_volume(path).numpy(), array.astype(np.float32))
+
+
+@pytest.mark.parametrize("saver", sorted(SAVERS))
+def test_damage_is_refused_or_read_as_numpy_reads_it(tmp_path: Path, saver: str) -> None:
+    array, path = np.random.default_rng(1).random((4, 3, 5)), tmp_path / "a.npz"
+    content, random = saved(saver, array), np.random.default_rng(0)
+    for number in range(120):
+        altered = bytearray(content)
+        if number % 3 == 0:
+            del altered[int(random.integers(1, len(content))) :]
+        elif number % 3 == 1:
+            altered += random.bytes(int(random.integers(1, 99)))
+        for _ in range(int(random.integers(1, 4)) * (number % 3 == 2)):
+            where = int(random.integers(min(len(content), (200, len(content))[number % 2])))
+            altered[where] = random.choice([altered[where] ^ 1 << int(random.integers(8)), 0, 255])
+        path.write_bytes(altered)
+        try:
+            got = load_volume(path).numpy()
+        except (ValueError, MemoryBudgetError):
+            continue
+        expected = np.load(path)
+        expected = expected if isinstance(expected, np.ndarray) else expected[expected.files[0]]
+        np.testing.assert_array_equal(got.reshape(expected.shape), expected.astype(np.float32))
+        if zipfile.is_zipfile(path):  # which states a checksum
+            np.testing.assert_array_equal(expected, array)
+
+
+def test_sizes_are_checked_before_anything_is_read(tmp_path: Path) -> None:
+    content = saved("npy", np.zeros((2, 3, 4)))
+    huge = content[:128].replace(b"(2, 3, 4), }     ", b"(2000, 30000, 4) }")[:128] + content[128:]
+    for longer, words in ((content + b"x", "longer"), (content[:-1], "truncated"), (huge, "truncated")):
+        (tmp_path / "a.npy").write_bytes(longer)
+        with pytest.raises(ValueError, match=rf"a\.npy is not a NumPy array.*{words}"):
+            load_volume(tmp_path / "a.npy")
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.npy", longer)
+        with pytest.raises(ValueError, match=r"a\.npz is not a NumPy array.*states"):
+            load_volume(tmp_path / "a.npz")
+    np.savez_compressed(tmp_path / "zeros.npz", np.zeros((100, 100, 400)))  # 1000 to 1
+    np.save(tmp_path / "zeros.npy", np.zeros((100, 100, 400)))
+    for name in ("zeros.npz", "zeros.npy"):
+        with pytest.raises(MemoryBudgetError, match=r"voxels fit"):
+            load_volume(tmp_path / name, memory_budget=2**24)
+        assert load_volume(tmp_path / name, memory_budget=2**26).shape == (100, 100, 400, 1)
 
 
 def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:

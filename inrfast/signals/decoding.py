@@ -1,0 +1,31 @@
+"""One way out for whatever a decoder raises when it meets a damaged file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+LONGEST = 200
+"""Letters of a decoder's own words that are handed on."""
+
+
+@contextmanager
+def decoding(file: Path, fault: str = "is truncated, damaged or too large to decode") -> Iterator[None]:
+    """Turn any exception into a ValueError that names the file, says its ``fault`` and hands on the decoder's words.
+
+    Decoders meet damage in their own ways, and new ones with each version: no list of exceptions would be complete.
+    Nothing but a decoder's own call belongs inside.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of a picture's size: the memory budget is the limit here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    except Exception as error:
+        words = " ".join(str(error).split()) or type(error).__name__
+        words = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+        raise ValueError(f"{file} {fault}: {words}") from error

@@ -1,0 +1,240 @@
+"""Image files to rasters: formats by their content and by a fixed list, sizes checked before anything is decoded."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from inrfast.memory import require
+from inrfast.signals import png, tiff
+from inrfast.signals.decoding import decoding
+from inrfast.signals.raster import Box, Demand, Raster, check_page, from_array, oriented
+
+FORMATS = (
+    "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
+    "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM",
+)  # fmt: skip
+"""What is read, by Pillow's names: pixels, and nothing that starts another program (EPS), runs a script or draws."""
+
+STILL = frozenset({"ICO", "MPO", "PSD"})
+"""What Pillow calls their frames are sizes, previews or layers of one picture, which comes first."""
+
+WHOLE = frozenset({"AVIF", "DDS", "ICO", "JPEG2000", "QOI", "WEBP"})
+"""Their decoders hold all pixels beside Pillow's own."""
+
+EIGHT_BITS = frozenset({"1", "CMYK", "HSV", "L", "LA", "LAB", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
+
+ORIENTATION = 0x0112
+
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+"""What begins a segment of a JPEG; other bytes after FF belong to the data of a scan, or fill."""
+
+NETPBM = re.compile(
+    rb"P([56])(?:\s+(?:#[^\n]*\n\s*)*(\d+))(?:\s+(?:#[^\n]*\n\s*)*(\d+))(?:\s+(?:#[^\n]*\n\s*)*(\d+))\s"
+)
+
+
+def formats() -> list[str]:
+    """Return those of :data:`FORMATS` that the installed Pillow knows."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def read(file: Path, page: int | None, demand: Demand) -> Raster:
+    """Return a picture, turned as the camera says.
+
+    Parameters
+    ----------
+    page
+        Which of several, from 0; None where there is but one.
+    demand
+        The memory that it may take.
+
+    Raises
+    ------
+    ValueError
+        The file is no picture in one of :data:`FORMATS`, truncated or damaged; it holds several, or not this one;
+        samples without a stated range, or of more bits than would be read.
+    MemoryBudgetError
+        The decoded pixels exceed the budget; nothing was decoded.
+    """
+    with open(file, "rb") as opened:
+        if opened.read(4) in tiff.SIGNATURES:
+            opened.seek(0)
+            found = tiff.read(opened, file, page, demand)
+            return found if isinstance(found, Raster) else _by_pillow(opened, ["TIFF"], file, found, demand)
+        size = os.fstat(opened.fileno()).st_size
+        require(size, demand.budget, f"reading {file}", "no part of such a file can be read alone")
+        opened.seek(0)
+        content = opened.read()
+    header = None
+    if content.startswith(png.SIGNATURE):
+        header = png.check(content, file)
+    elif content.startswith(b"\xff\xd8\xff"):
+        _check_jpeg(content, file)
+    else:
+        _check_depth(content, file)
+        _check_parts(content, file, demand)
+    if header is not None and header.bits == 16:
+        return _deep_png(content, header, file, page, demand)
+    netpbm = NETPBM.match(content[:4096])
+    if netpbm and netpbm[4] != b"255":
+        return _netpbm(content, netpbm, file, page, demand)
+    if header is not None:
+        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header.exif)
+    return _by_pillow(io.BytesIO(content), formats(), file, page, demand)
+
+
+def _by_pillow(
+    content: BinaryIO, names: list[str], file: Path, page: int | None, demand: Demand, exif: bytes | None = None
+) -> Raster:
+    """Return a picture of 8 bits a channel (or one grey of 16), decoded by Pillow; ``exif`` as in :func:`_turned`."""
+    with decoding(file):
+        try:
+            picture = Image.open(content, formats=names)
+            mode, name, (width, height) = picture.mode, str(picture.format), picture.size
+            frames = (
+                1 if name in STILL or not getattr(picture, "is_animated", False) else getattr(picture, "n_frames", 1)
+            )
+            turned = _turned(picture, exif)
+            progressive = bool(picture.info.get("progressive"))
+        except UnidentifiedImageError:
+            name = ""
+    if not name:
+        raise ValueError(f"{file} is not an image in a format that is read: {', '.join(FORMATS)}")
+    if mode not in EIGHT_BITS and not (mode.startswith("I") and name in ("PPM", "JPEG2000")):
+        raise ValueError(f"{file} holds pixels without a stated range (mode {mode}); convert it to 8 or 16 bits first")
+    if str(getattr(picture, "pixel_format", "")).startswith("BC6H"):
+        raise ValueError(f"{file} holds floating-point pixels without a stated range; convert it to 8 or 16 bits first")
+    index = check_page(file, page, frames)
+    stored = {"1": 1, "L": 1, "P": 1, "I;16": 2}.get(mode, 4)
+    copies = 1 + 2 * (name in WHOLE or frames > 1) + (turned != 1)
+    bytes_each = stored * copies + 6 * progressive  # libjpeg keeps the coefficients of all scans
+    demand.check(file, *((width, height) if turned >= 5 else (height, width)), width * height * bytes_each)
+    with decoding(file):
+        if index:
+            picture.seek(index)
+        picture.load()
+        ImageOps.exif_transpose(picture, in_place=True)
+    return _raster(picture)
+
+
+def _turned(picture: Image.Image, exif: bytes | None) -> int:
+    """Return the camera's orientation of a picture that is not decoded yet; ``exif`` may stand after its pixels."""
+    if exif is not None:
+        picture.info["exif"] = exif
+    return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
+
+
+def _raster(picture: Image.Image) -> Raster:
+    palette = getattr(picture.palette, "mode", "")
+    see_through = "transparency" in picture.info or palette.endswith("A") or bool({"A", "a"} & {*picture.getbands()})
+
+    def part(box: Box) -> Image.Image:
+        (rows, columns) = box
+        edges = (columns.start, rows.start, columns.stop, rows.stop)
+        return picture if edges == (0, 0, *picture.size) else picture.crop(edges)
+
+    def colours(box: Box) -> Tensor:
+        cut = part(box)
+        if cut.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversions clip to 8
+            return torch.from_numpy(np.asarray(cut).astype(np.float32)).div(65535).unsqueeze(-1).expand(-1, -1, 3)
+        if cut.mode == "P" and see_through:
+            cut = cut.convert("RGBA")
+        cut = cut if cut.mode == "RGB" else cut.convert("RGB")
+        return torch.from_numpy(np.asarray(cut).astype(np.float32)).div_(255)
+
+    def opacity(box: Box) -> Tensor:
+        cut = part(box)
+        alpha = (cut if "A" in cut.getbands() else cut.convert("RGBA")).getchannel("A")
+        return torch.from_numpy(np.asarray(alpha).astype(np.float32)).div_(255).unsqueeze(-1)
+
+    return Raster(picture.height, picture.width, colours, opacity if see_through else None)
+
+
+def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, demand: Demand) -> Raster:
+    if header.frames > 1:
+        raise ValueError(
+            f"{file} holds {header.frames} frames of 16 bits a channel; convert one of them to a PNG first"
+        )
+    check_page(file, page, 1)
+    with decoding(file):
+        turned = _turned(Image.open(io.BytesIO(content), formats=["PNG"]), header.exif)
+    channels = png.CHANNELS[header.kind] + header.transparent
+    sides = (header.height, header.width)
+    demand.check(file, *(sides[::-1] if turned >= 5 else sides), 2 * channels * header.height * header.width)
+    with decoding(file):
+        samples = oriented(png.decode_deep(content), turned)
+    base = 1 if samples.shape[2] < 3 else 3
+    return from_array(samples, 65535, base, alpha=base if samples.shape[2] > base else None)
+
+
+def _netpbm(content: bytes, header: re.Match[bytes], file: Path, page: int | None, demand: Demand) -> Raster:
+    """Return a PGM or PPM whose white is not 255: Pillow rounds it to 8 bits."""
+    check_page(file, page, 1)
+    channels = {b"5": 1, b"6": 3}[header[1]]
+    width, height, white = (int(number[:20]) for number in header.groups()[1:])
+    if not (width and height and 0 < white < 2**16):
+        raise ValueError(f"{file} is damaged: its header states {height}x{width} pixels, white as {white}")
+    dtype, count = np.dtype(">u2" if white > 255 else "u1"), height * width * channels
+    if header.end() + count * dtype.itemsize > len(content):
+        raise ValueError(f"{file} is truncated: its header states {height}x{width} pixels, more than it holds")
+    demand.check(file, height, width, len(content))
+    samples = np.frombuffer(content, dtype, count, header.end()).reshape(height, width, channels)
+    if int(samples.max()) > white:
+        raise ValueError(f"{file} is damaged: it holds {samples.max()}, and its header states white as {white}")
+    return from_array(samples, white, channels)
+
+
+def _check_jpeg(content: bytes, file: Path) -> None:
+    """Refuse a JPEG that ends before its end marker: decoders make up what is missing of the last rows."""
+    at = 2
+    while found := MARKER.search(content, at):
+        if found[0] == b"\xff\xd9":
+            return
+        at = found.start() + 2
+        length = int.from_bytes(content[at : at + 2], "big")
+        if length < 2 or at + length > len(content):
+            break
+        at += length
+    raise ValueError(f"{file} is truncated or damaged: its JPEG data have no end")
+
+
+def _check_depth(content: bytes, file: Path) -> None:
+    """Refuse depths of which Pillow would give 8 bits without a word."""
+    bits = 8
+    if content.startswith((b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
+        at = content.find(b"\xff\x4f\xff\x51") + 2  # the codestream, which begins with its sizes
+        channels = int.from_bytes(content[at + 38 : at + 40], "big")
+        depths = {depth + 1 for depth in content[at + 40 : at + 40 + 3 * channels : 3]}
+        bits = 8 if depths <= {8} or (depths == {16} and channels == 1) else max(depths)
+    elif content[4:8] == b"ftyp" and (at := content.find(b"av1C")) > 0:
+        bits = 10 if content[at + 6 : at + 7] and content[at + 6] & 0x40 else 8
+    elif content.startswith(b"\x01\xda"):
+        bits = 8 * content[3] if len(content) > 3 else 8
+    elif content[:2] in (b"P2", b"P3"):
+        numbers = re.sub(rb"#[^\n]*", b"", content[:4096]).split()
+        bits = int(numbers[3][:9]).bit_length() if len(numbers) > 3 and numbers[3].isdigit() else 8
+    if bits != 8:
+        raise ValueError(f"{file} holds {bits} bits a channel, which its format loses here; convert it to PNG or TIFF")
+
+
+def _check_parts(content: bytes, file: Path, demand: Demand) -> None:
+    """Refuse damaged PNGs within an icon, and a PCX without the palette that ends it: Pillow takes it for greys."""
+    if content.startswith(b"\x00\x00\x01\x00"):
+        for found in re.finditer(re.escape(png.SIGNATURE), content):
+            part = png.check(content[found.start() :], file)
+            if part.bits == 16:
+                raise ValueError(f"{file} holds 16 bits a channel, which an icon loses here; convert it to PNG or TIFF")
+            demand.check(file, part.height, part.width, 12 * part.height * part.width)
+    colours = content.startswith(b"\x0a\x05\x01\x08") and content[65:66] == b"\x01"
+    if colours and content[-769:-768] != b"\x0c":
+        raise ValueError(f"{file} is truncated or damaged: its palette of 256 colours is missing")
