@@ -8,7 +8,12 @@ process grows by no more than the case allows. What it returns is then checked. 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
+import random
+import re
 import resource
 import sys
 import traceback
@@ -82,9 +87,27 @@ class Outcome:
     place: str = ""
 
 
+@dataclass(frozen=True)
+class Target:
+    """A name, how a case is made, and the share of cases where their number is fixed: below 1 for what is slow."""
+
+    name: str
+    make: Callable[[random.Random, Path], Case]
+    share: float = 1.0
+
+
 # ---- the watch ---------------------------------------------------------------------------------------------------
 
-PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn")
+PROGRAMS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+)
 CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
 FOREIGN = ("pickle.find_class", "socket.connect", "marshal.loads", "ctypes.call_function")
 
@@ -105,13 +128,15 @@ class Watch:
         elif event in FOREIGN and "importlib" not in _caller():
             self.heard.append(("runs foreign code", f"{event} {arguments!r:.200}"))
         elif event in CHANGES or (event == "open" and _writes(arguments)):
+            if event == "os.mkdir" and os.path.isdir(arguments[0]):
+                return  # it is refused, or passed over
             places = [place for place in arguments if isinstance(place, (str, bytes, os.PathLike))]
             outside = [place for place in map(os.fsdecode, places[:2]) if not self._allowed(place)]
             if outside and isinstance(arguments[0], (str, bytes, os.PathLike)):
                 self.heard.append(("writes a file", f"{event} {outside[0]}"))
 
     def _allowed(self, place: str) -> bool:
-        if place in ("r", "w", "a", "x") or place.endswith(("b", "+")) and len(place) < 4:
+        if place in ("r", "w", "a", "x") or (place.endswith(("b", "+")) and len(place) < 4):
             return True  # the mode among the arguments of open
         return place == os.devnull or (self.folder is not None and os.path.abspath(place).startswith(self.folder))
 
@@ -135,6 +160,7 @@ def prepare_process() -> None:
     sys.dont_write_bytecode = True
     sys.addaudithook(WATCH)
     limit_addresses()
+    gc.freeze()  # what is imported stays, and need not be looked through before every case
 
 
 def limit_addresses() -> None:
@@ -153,11 +179,11 @@ def _memory(entry: str) -> int:
 
 
 def _reset_peak() -> None:
-    """Let ``VmHWM`` start anew, where the system can."""
-    try:
+    """Give free memory back, and let ``VmHWM`` start anew where the system can."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 # ---- the laws ----------------------------------------------------------------------------------------------------
@@ -194,13 +220,13 @@ def _judged(case: Case, result: Any) -> Outcome:
     try:
         case.check(result)
     except LawBroken as broken:
-        return Outcome("broken", "accepted", str(broken), str(broken)[:40])
+        return Outcome("broken", "accepted", str(broken), _kind(broken))
     return Outcome("accepted")
 
 
 def _refusal(case: Case, error: BaseException) -> Outcome:
     if isinstance(error, LawBroken):
-        return Outcome("broken", "command", str(error), str(error)[:40])
+        return Outcome("broken", "command", str(error), _kind(error))
     if not isinstance(error, (*case.refusals, CommandRefused)):
         kind = "memory" if isinstance(error, MemoryError) else "exception"
         trace = "".join(traceback.format_exception(error)[-12:])
@@ -217,7 +243,7 @@ def wrong_message(message: str, case: Case) -> str | None:
     bare = message
     for path in sorted(map(str, case.files), key=len, reverse=True):
         bare = bare.replace(path, "")
-    if not re_words(bare):
+    if not says_something(bare):
         return "says nothing"
     if case.named is not None and case.named not in message:
         return f"does not name {Path(case.named).name}"
@@ -228,13 +254,18 @@ def wrong_message(message: str, case: Case) -> str | None:
     return None
 
 
-def re_words(text: str) -> bool:
+def says_something(text: str) -> bool:
     """Return whether a text says something: three words of letters at least."""
     return sum(any(sign.isalpha() for sign in word) for word in text.split()) >= 3
 
 
 def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error)[:500]}"
+
+
+def _kind(error: BaseException) -> str:
+    """Return the first words of a complaint without its numbers: what complaints of one kind have in common."""
+    return re.sub(r"[\d.]+|b?'.*?'", "_", str(error))[:60]
 
 
 def _place(error: BaseException) -> str:

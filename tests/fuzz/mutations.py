@@ -14,7 +14,22 @@ EXTREMES = (0, 1, -1, 2, 127, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1
 """Numbers at which sizes, counts and offsets go wrong."""
 
 TOKENS = ("", "0", "-1", "1", "nan", "inf", "-inf", "1e400", "1e-400", "0x10", "1_0", "1,5", "2147483648", "4294967295")
-TOKENS += ("9223372036854775808", "9" * 5000, "1/2/3", "1//", "-0", "é", "\ufeff", "#", "\\", "\x00", "٣", "f", "v", "end")
+TOKENS += (
+    "9223372036854775808",
+    "9" * 5000,
+    "1/2/3",
+    "1//",
+    "-0",
+    "é",
+    "\ufeff",
+    "#",
+    "\\",
+    "\x00",
+    "٣",
+    "f",
+    "v",
+    "end",
+)
 """Words that a text format may not expect where they come."""
 
 NESTED = "nested beyond all measure"

@@ -7,6 +7,7 @@ only judges. Where other programs take what a format's specification forbids, th
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import struct
@@ -97,7 +98,12 @@ def tiff_pages(data: bytes) -> Array | None:
     with tifffile.TiffFile(io.BytesIO(data)) as opened:
         demand(len(opened.pages) > 0, "no pages")
         page = opened.pages.first
-        values = page.asarray()
+        try:
+            values = page.asarray()
+        except ValueError as error:
+            if "imagecodecs" in str(error):  # which is not installed
+                return None
+            raise
         plain = page.photometric in (1, 2) and not page.extrasamples and values.dtype in (np.uint8, np.uint16)
         if len(opened.pages) != 1 or not plain or 274 in page.tags:
             return None
@@ -112,7 +118,9 @@ def jpeg_segments(data: bytes) -> None:
     at, seen = 2, set()
     while True:
         demand(at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9", "it ends before its end marker")
-        demand(data[at] == 0xFF, f"no marker at {at}")
+        if data[at] != 0xFF:  # decoders go on at the next marker
+            at += 1
+            continue
         marker = data[at + 1]
         seen.add(marker)
         if marker == 0xD9:
@@ -121,13 +129,13 @@ def jpeg_segments(data: bytes) -> None:
             at += 1 if marker == 0xFF else 2
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        while marker == 0xDA and at < len(data) and (data[at] != 0xFF or data[at + 1 : at + 2] in RESTARTS):
+        while marker == 0xDA and at < len(data) and (data[at] != 0xFF or data[at + 1 : at + 2] in WITHIN_SCANS):
             at += 1
     demand(0xDA in seen, "no scan")
 
 
-RESTARTS = tuple(bytes([code]) for code in (0, *range(0xD0, 0xD8)))
-"""What follows 0xFF within a scan: a stuffed zero, or a restart."""
+WITHIN_SCANS = tuple(bytes([code]) for code in (*range(0xC0), *range(0xD0, 0xD8), 0xFF))
+"""What may follow 0xFF within a scan: a stuffed zero, a restart, or damage over which decoders go on."""
 
 
 def gif_blocks(data: bytes) -> None:
@@ -200,7 +208,7 @@ def wav_chunks(data: bytes) -> None:
         demand(len(chunks[name]) == length, f"{name!r} is cut")
         at += 8 + length + length % 2
     demand({b"fmt ", b"data"} <= set(chunks) and len(chunks[b"fmt "]) >= 16, "no format or no data")
-    tag, channels, rate, second, block, bits = struct.unpack("<HHIIHH", chunks[b"fmt "][:16])
+    channels, rate, bits = struct.unpack("<HI6xH", chunks[b"fmt "][2:16])
     demand(channels > 0 and rate > 0, "no channels or no rate")
     demand(len(chunks[b"data"]) % (channels * ((bits + 7) // 8)) == 0, "the data ends within a sample")
 
@@ -237,12 +245,13 @@ def scaled(values: Array) -> Array:
     return values if values.ndim == 4 else values[..., None]
 
 
-def zipped_array(data: bytes) -> Array:
-    """Return the only array of a NumPy archive whose checksums are right."""
+def zipped_array(data: bytes) -> Array | None:
+    """Return the array of a NumPy archive whose checksums are right; of several there is none to compare."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         demand(archive.testzip() is None, "a checksum of the archive is wrong")
-        (name,) = archive.namelist()
-        return numpy_array(archive.read(name))
+        found = [numpy_array(archive.read(name)) for name in archive.namelist()]
+    demand(bool(found), "no array")
+    return found[0] if len(found) == 1 else None
 
 
 # ---- meshes: triangles (n, 3, 3), in any order -----------------------------------------------------------------------
@@ -254,8 +263,8 @@ def corners(points: Any, faces: Iterator[list[int]]) -> Array:
     found = []
     for face in faces:
         demand(len(face) >= 3, "a face of fewer than three corners")
-        demand(0 <= min(face) and max(face) < len(places), "a face names a vertex that is not there")
-        found += [places[[face[0], b, c]] for b, c in zip(face[1:], face[2:], strict=False)]
+        demand(min(face) >= 0 and max(face) < len(places), "a face names a vertex that is not there")
+        found += [places[[face[0], b, c]] for b, c in itertools.pairwise(face[1:])]
     demand(bool(found), "no faces")
     return np.array(found)
 
@@ -371,7 +380,9 @@ def stl_triangles(data: bytes) -> Array:
     text = data.decode("latin-1").lower()
     demand(text.lstrip().startswith("solid"), f"it states {count} triangles and has {len(data)} bytes")
     whole = re.compile(r"\s*solid[^\n\r]*[\n\r](.*?)\bendsolid[^\n\r]*", re.DOTALL)
-    facet = re.compile(r"\s*facet\s+normal((?:\s+\S+){3})\s+outer\s+loop((?:\s+vertex(?:\s+\S+){3}){3})\s+endloop\s+endfacet")
+    facet = re.compile(
+        r"\s*facet\s+normal((?:\s+\S+){3})\s+outer\s+loop((?:\s+vertex(?:\s+\S+){3}){3})\s+endloop\s+endfacet"
+    )
     found, at = [], 0
     while text[at:].strip():
         solid = whole.match(text, at)

@@ -6,6 +6,7 @@ A case is named ``target:seed:number``; its generator is seeded with that name, 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,8 +79,13 @@ def work(connection: Connection, module: str, silent: bool = True) -> None:
                 folder = Path(place, "case")
                 folder.mkdir()
                 os.chdir(folder)
-                case = job.make(registry, folder)
-                outcome = obey(case, lambda: connection.send("begun"), lambda: connection.send("ended"))
+                try:
+                    case = job.make(registry, folder)
+                except Exception as error:
+                    trace = "".join(traceback.format_exception(error)[-6:])
+                    outcome = Outcome("broken", "fuzzer", f"the case cannot be made: {trace}", type(error).__name__)
+                else:
+                    outcome = obey(case, lambda: connection.send("begun"), lambda: connection.send("ended"))
                 os.chdir(place)
                 shutil.rmtree(folder)
                 connection.send(outcome)
@@ -99,9 +106,9 @@ def _without_helpers(place: Path) -> None:
 class Worker:
     """A process that runs cases, and what it is at."""
 
-    def __init__(self, module: str) -> None:
-        self.module, self.job, self.stage, self.since = module, None, "idle", 0.0
-        self.job: Job | None
+    def __init__(self, module: str, seconds: float = SECONDS) -> None:
+        self.job: Job | None = None
+        self.stage, self.since, self.given, self.seconds = "idle", 0.0, 0.0, seconds
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=work, args=(other, module), daemon=True)
@@ -111,6 +118,7 @@ class Worker:
     def give(self, job: Job) -> None:
         """Start a case."""
         self.job, self.stage, self.since = job, "preparing", time.monotonic()
+        self.given = self.since
         self.connection.send(job)
 
     def hear(self) -> Outcome | None:
@@ -129,7 +137,7 @@ class Worker:
 
     def overdue(self) -> Outcome | None:
         """Return the outcome of a case that takes too long, None while it does not."""
-        limit = SECONDS if self.stage == "begun" else PATIENCE
+        limit = self.seconds if self.stage == "begun" else PATIENCE
         if self.job is None or time.monotonic() - self.since < limit:
             return None
         if self.stage == "begun":
@@ -137,7 +145,11 @@ class Worker:
         return Outcome("broken", "fuzzer", f"{self.stage} for over {limit:.0f} s: a fault of the target", self.stage)
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process: politely if it waits for a case."""
+        if self.job is None:
+            with contextlib.suppress(OSError):
+                self.connection.send(None)
+            self.process.join(5)
         self.process.kill()
         self.process.join()
         self.connection.close()
@@ -176,10 +188,10 @@ class Plan:
         self.spent[name] = self.spent.get(name, 0.0) + seconds
 
 
-def run_jobs(plan: Plan, module: str, processes: int, bar: Any) -> Iterator[tuple[Job, Outcome]]:
+def run_jobs(plan: Plan, module: str, processes: int, seconds: float, bar: Any) -> Iterator[tuple[Job, Outcome]]:
     """Yield every case with its outcome, in the order in which they end; a process that fails is replaced."""
     jobs = iter(plan)
-    workers = [Worker(module) for _ in range(processes)]
+    workers = [Worker(module, seconds) for _ in range(processes)]
     try:
         while True:
             for worker in workers:
@@ -194,13 +206,14 @@ def run_jobs(plan: Plan, module: str, processes: int, bar: Any) -> Iterator[tupl
                 if outcome is None:
                     continue
                 assert worker.job is not None
-                plan.took(worker.job.target, time.monotonic() - worker.since)
+                plan.took(worker.job.target, time.monotonic() - worker.given)
                 yield worker.job, outcome
-                worker.job = None
-                if outcome.law in ("crash", "time", "fuzzer"):
+                if outcome.law in ("crash", "time") or (worker.stage == "preparing" and worker.overdue()):
                     worker.stop()
-                    workers[workers.index(worker)] = Worker(module)
-            bar.refresh()
+                    workers[workers.index(worker)] = Worker(module, seconds)
+                worker.job = None
+            if not ready:
+                bar.refresh()  # the time goes on
     finally:
         for worker in workers:
             worker.stop()
@@ -214,6 +227,7 @@ class Report:
     """Counts of outcomes, and the faults: cases by target, law and place in the code."""
 
     out: Path
+    seconds: dict[str, float]
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     faults: dict[tuple[str, str, str], list[tuple[Job, Outcome]]] = field(default_factory=dict)
 
@@ -236,13 +250,15 @@ class Report:
         except Exception as error:  # a target that cannot make its case is the fault
             words = f"the case cannot be made: {error!r}"
         again = f"make fuzz PYTEST_ARGS='--case {job}'"
-        (folder / "fault.txt").write_text(f"{outcome.law}\n{words}\n{outcome.detail}\nagain: {again}\n", "utf-8", "replace")
+        (folder / "fault.txt").write_text(
+            f"{outcome.law}\n{words}\n{outcome.detail}\nagain: {again}\n", "utf-8", "replace"
+        )
 
     def __str__(self) -> str:
-        lines = [f"{'target':<14}{'cases':>8}{'accepted':>10}{'refused':>9}{'broken':>8}"]
+        lines = [f"{'target':<17}{'cases':>8}{'accepted':>10}{'refused':>9}{'broken':>8}{'seconds':>9}"]
         for name, counts in self.counts.items():
             numbers = (counts.total(), counts["accepted"], counts["refused"], counts["broken"])
-            lines.append("{:<14}{:>8}{:>10}{:>9}{:>8}".format(name, *numbers))
+            lines.append("{:<17}{:>8}{:>10}{:>9}{:>8}{:>9.0f}".format(name, *numbers, self.seconds[name]))
         for (target, law, _), cases in sorted(self.faults.items(), key=lambda item: -len(item[1])):
             job, outcome = cases[0]
             detail = " ".join(outcome.detail.split())[:300]
@@ -261,6 +277,7 @@ def fuzz(
     processes: int = 2,
     out: Path = OUT,
     progress: bool = True,
+    seconds: float = SECONDS,
     single: Job | None = None,
 ) -> Report:
     """Run the cases of a module's ``TARGETS`` and return what they did; Ctrl-C ends it with what there is."""
@@ -272,12 +289,14 @@ def fuzz(
     if single is not None:
         jobs = Plan([single.target], single.seed, {single.target: single.number + 1}, plan.end)
         jobs.given[single.target] = single.number
-    report = Report(out)
+    report = Report(out, jobs.spent)
     total = None if jobs.counts is None else sum(jobs.counts.values()) - sum(jobs.given.values())
-    form = None if total is not None else "{n_fmt} cases in {elapsed} of " + f"{minutes:g} min ({{rate_fmt}}) {{postfix}}"
-    with tqdm(total=total, bar_format=form, disable=not progress, unit=" cases", mininterval=0.5) as bar:
+    form = (
+        None if total is not None else "{n_fmt} cases in {elapsed} of " + f"{minutes:g} min ({{rate_fmt}}) {{postfix}}"
+    )
+    with tqdm(total=total, bar_format=form, disable=None if progress else True, unit=" cases", mininterval=0.5) as bar:
         try:
-            for job, outcome in run_jobs(jobs, module, processes, bar):
+            for job, outcome in run_jobs(jobs, module, processes, seconds, bar):
                 report.take(job, outcome, registry)
                 bar.update()
                 bar.set_postfix_str(f"{len(report.faults)} faults", refresh=False)
@@ -288,7 +307,7 @@ def fuzz(
     return report
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, module: str = "fuzz.targets", out: Path = OUT) -> int:
     """Run, print the table and the faults, and return 1 if there is one."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="at most (default: %(default)s)")
@@ -301,12 +320,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = secrets.randbelow(10**9) if options.seed == "random" else int(options.seed)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     report = fuzz(
-        "fuzz.targets",
+        module,
         options.only,
         seed,
         options.count,
         options.minutes,
         1 if options.case else options.processes,
+        out,
         single=options.case,
     )
     print(f"seed {seed}\n{report}")

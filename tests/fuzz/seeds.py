@@ -143,7 +143,9 @@ def wav_files() -> list[bytes]:
     """WAV of every width, mono and stereo, by libsndfile, by Python's own writer, and with chunks around the data."""
     values = np.random.default_rng(0).uniform(-1, 1, (40, 2))
     found = []
-    for subtype, kind in itertools.product(("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"), ("WAV", "WAVEX")):
+    for subtype, kind in itertools.product(
+        ("PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"), ("WAV", "WAVEX")
+    ):
         for channels in (1, 2):
             part = values[:, :channels]
             found.append(_written(lambda s, p=part, t=subtype, k=kind: soundfile.write(s, p, 8000, t, format=k), None))
@@ -178,7 +180,23 @@ def sound_files(kind: str) -> list[bytes]:
 def volumes() -> Iterator[np.ndarray[Any, Any]]:
     """Yield arrays of every kind that a volume may have, and some that it may not."""
     values = np.random.default_rng(0).integers(0, 2, (3, 4, 5))
-    for name in ("?", "u1", "<u2", ">u2", "<u4", "<u8", "<f2", "<f4", ">f4", "<f8", ">f8", "<i4", "<c8", "S3", "<M8[s]"):
+    for name in (
+        "?",
+        "u1",
+        "<u2",
+        ">u2",
+        "<u4",
+        "<u8",
+        "<f2",
+        "<f4",
+        ">f4",
+        "<f8",
+        ">f8",
+        "<i4",
+        "<c8",
+        "S3",
+        "<M8[s]",
+    ):
         yield values.astype("<i8").astype(name)
     yield np.asfortranarray(values.astype(np.float32))
     yield values[..., None].repeat(3, 3).astype(np.uint8)
@@ -190,7 +208,9 @@ def npy_files() -> list[bytes]:
     found = []
     for values in volumes():
         for version in ((1, 0), (2, 0), (3, 0)):
-            found.append(_written(lambda s, v=values, w=version: np.lib.format.write_array(s, v, w, allow_pickle=False)))
+            found.append(
+                _written(lambda s, v=values, w=version: np.lib.format.write_array(s, v, w, allow_pickle=False))
+            )
     pickled = np.array([[[{"a": 1}]]], dtype=object)
     found.append(_written(lambda stream: np.lib.format.write_array(stream, pickled, allow_pickle=True)))
     return found
@@ -210,7 +230,7 @@ def npz_files() -> list[bytes]:
 # ---- meshes ------------------------------------------------------------------------------------------------------
 
 POINTS = np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1.5)])
-QUADS = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]])
+QUADS = np.array([[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]], dtype=np.int32)
 TRIANGLES = np.concatenate([QUADS[:, [0, 1, 2]], QUADS[:, [0, 2, 3]]])
 
 
