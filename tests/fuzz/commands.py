@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import matplotlib
 import numpy as np
@@ -159,7 +160,15 @@ USUAL = {
 @cache
 def options_of(command: str) -> tuple[argparse.Action, ...]:
     """Return what the parser of a subcommand takes."""
-    (subparsers,) = (a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction))
+    seen: list[argparse.ArgumentParser] = []
+
+    def caught(parser: argparse.ArgumentParser, *given: object) -> None:
+        seen.append(parser)
+        raise SystemExit(0)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", caught):
+        cli.main(["info"])
+    (subparsers,) = (action for action in seen[0]._actions if isinstance(action, argparse._SubParsersAction))
     return tuple(subparsers.choices[command]._actions)
 
 
@@ -270,7 +279,7 @@ def wrong_ending(words: Sequence[str], code: int, out: str, said: str) -> str | 
     errors = error_lines(said)
     if code not in (0, 1, 2):
         return f"exit code {code}"
-    if "Traceback" in said or re.search(r"\w+(Warning|Error|Exception): ", said):
+    if "Traceback" in said or "unforeseen" in said or re.search(r"\w+(Warning|Error|Exception): ", said):
         return "raw words of Python on stderr"
     if len(errors) != (code != 0):
         return f"exit code {code} with {len(errors)} lines of errors"

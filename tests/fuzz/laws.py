@@ -160,7 +160,6 @@ def prepare_process() -> None:
     sys.dont_write_bytecode = True
     sys.addaudithook(WATCH)
     limit_addresses()
-    gc.freeze()  # what is imported stays, and need not be looked through before every case
 
 
 def limit_addresses() -> None:
@@ -181,6 +180,7 @@ def _memory(entry: str) -> int:
 def _reset_peak() -> None:
     """Give free memory back, and let ``VmHWM`` start anew where the system can."""
     gc.collect()
+    gc.freeze()  # what is left is of the process, and need not be looked through again
     ctypes.CDLL(None).malloc_trim(0)
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

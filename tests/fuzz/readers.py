@@ -109,7 +109,9 @@ def tiff_pages(data: bytes) -> Array | None:
             return None
         if page.planarconfig == 2 and values.ndim == 3:
             values = np.moveaxis(values, 0, -1)
-        return values.reshape(*values.shape[:2], -1) / np.iinfo(values.dtype).max if values.ndim in (2, 3) else None
+        if values.ndim not in (2, 3) or page.samplesperpixel not in (1, 3):
+            return None
+        return values.reshape(*values.shape[:2], -1) / np.iinfo(values.dtype).max
 
 
 def jpeg_segments(data: bytes) -> None:
@@ -158,24 +160,18 @@ def gif_blocks(data: bytes) -> None:
     demand(images > 0, "no image")
 
 
-def riff(data: bytes, form: bytes) -> dict[bytes, bytes]:
-    """Return the chunks of a RIFF file, whose sizes must all be right."""
-    demand(data[:4] == b"RIFF" and data[8:12] == form and len(data) >= 12, f"no RIFF file of {form!r}")
-    stated = struct.unpack("<I", data[4:8])[0] + 8
-    demand(stated in (len(data), len(data) + len(data) % 2), f"it states {stated} bytes and has {len(data)}")
-    at, chunks = 12, {}
-    while at + 8 <= len(data):
-        name, length = struct.unpack("<4sI", data[at : at + 8])
-        demand(at + 8 + length <= len(data), f"{name!r} is cut")
-        chunks[name] = data[at + 8 : at + 8 + length]
-        at += 8 + length + length % 2
-    return chunks
-
-
 def webp_chunks(data: bytes) -> None:
-    """Check that a WebP file has as many bytes as it states, and its picture."""
-    chunks = riff(data, b"WEBP")
-    demand(bool({b"VP8 ", b"VP8L", b"ANMF"} & set(chunks)), "no picture")
+    """Check that a WebP file has the bytes that it states, and a picture; what follows them may be passed over."""
+    demand(data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 20, "no header")
+    stated = struct.unpack("<I", data[4:8])[0] + 8
+    demand(stated <= len(data), f"it states {stated} bytes and has {len(data)}")
+    at, chunks = 12, set()
+    while at + 8 <= stated:
+        name, length = struct.unpack("<4sI", data[at : at + 8])
+        demand(at + 8 + length <= stated, f"{name!r} is cut")
+        chunks.add(name)
+        at += 8 + length + length % 2
+    demand(bool({b"VP8 ", b"VP8L", b"ANMF"} & chunks), "no picture")
 
 
 def bmp_header(data: bytes) -> None:
@@ -183,8 +179,9 @@ def bmp_header(data: bytes) -> None:
     demand(data[:2] == b"BM" and len(data) >= 54, "no header")
     offset, header, width, height, _, bits, packing = struct.unpack("<IIiiHHI", data[10:34])
     if header >= 40 and packing in (0, 3):
-        row = (width * bits + 31) // 32 * 4
-        demand(offset + row * abs(height) <= len(data), f"{offset + row * abs(height)} bytes needed, {len(data)} there")
+        row, last = (width * bits + 31) // 32 * 4, (width * bits + 7) // 8  # the last row may lack what fills it up
+        needed = offset + row * (abs(height) - 1) + last
+        demand(needed <= len(data), f"{needed} bytes needed, {len(data)} there")
 
 
 # ---- sounds ------------------------------------------------------------------------------------------------------
@@ -324,10 +321,12 @@ PLY_TYPES |= {"int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8"}
 
 def ply_elements(data: bytes) -> Array:
     """Return the triangles of a PLY file by its header: all elements there, and nothing after them."""
-    head, found, body = data.partition(b"end_header")
-    lines = [line.split() for line in head.decode("latin-1").splitlines()]
-    demand(bool(found) and lines[0] == ["ply"] and lines[1][0] == "format", "no header")
-    body = body.lstrip(b"\r")[1:] if body[:2] != b"\r\n" else body[2:]
+    end = re.search(rb"(\r\n|\n|\r)[ \t]*end_header[ \t]*\1", data)
+    demand(end is not None, "no end of the header")
+    assert end is not None
+    head, body = data[: end.start()].removeprefix(b"\xef\xbb\xbf"), data[end.end() :]
+    lines = [line.split() for line in head.decode("latin-1").splitlines() if line.strip()]
+    demand(len(lines) > 1 and lines[0] == ["ply"] and lines[1][0] == "format", "no header")
     ascii_words = iter(body.split()) if lines[1][1] == "ascii" else None
     order = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}[lines[1][1]]
     at = 0
@@ -377,7 +376,7 @@ def stl_triangles(data: bytes) -> Array:
     if len(data) == 84 + 50 * count and len(data) > 84:
         rows = np.frombuffer(data, [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("more", "<u2")], offset=84)
         return rows["corners"].astype(np.float64)
-    text = data.decode("latin-1").lower()
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1").lower()
     demand(text.lstrip().startswith("solid"), f"it states {count} triangles and has {len(data)} bytes")
     whole = re.compile(r"\s*solid[^\n\r]*[\n\r](.*?)\bendsolid[^\n\r]*", re.DOTALL)
     facet = re.compile(
