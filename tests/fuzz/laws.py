@@ -108,7 +108,7 @@ PROGRAMS = (
     "os.forkpty",
     "pty.spawn",
 )
-CHANGES = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+CHANGES = ("os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.chmod")
 FOREIGN = ("pickle.find_class", "socket.connect", "marshal.loads", "ctypes.call_function")
 
 
@@ -127,23 +127,31 @@ class Watch:
             self.heard.append(("starts a program", f"{event} {arguments!r:.200}"))
         elif event in FOREIGN and "importlib" not in _caller():
             self.heard.append(("runs foreign code", f"{event} {arguments!r:.200}"))
-        elif event in CHANGES or (event == "open" and _writes(arguments)):
-            if event == "os.mkdir" and os.path.isdir(arguments[0]):
-                return  # it is refused, or passed over
-            places = [place for place in arguments if isinstance(place, (str, bytes, os.PathLike))]
-            outside = [place for place in map(os.fsdecode, places[:2]) if not self._allowed(place)]
-            if outside and isinstance(arguments[0], (str, bytes, os.PathLike)):
-                self.heard.append(("writes a file", f"{event} {outside[0]}"))
+        else:
+            for place in _changed(event, arguments):
+                if not self._allowed(os.fsdecode(place)):
+                    self.heard.append(("writes a file", f"{event} {os.fsdecode(place)}"))
 
     def _allowed(self, place: str) -> bool:
-        if place in ("r", "w", "a", "x") or (place.endswith(("b", "+")) and len(place) < 4):
-            return True  # the mode among the arguments of open
-        return place == os.devnull or (self.folder is not None and os.path.abspath(place).startswith(self.folder))
+        if place == os.devnull or place.startswith("/proc/self/fd/"):  # a file that is open already
+            return True
+        return self.folder is not None and os.path.abspath(place).startswith(self.folder)
 
 
-def _writes(arguments: tuple[Any, ...]) -> bool:
-    flags = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], int) else 0
-    return bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
+def _changed(event: str, arguments: tuple[Any, ...]) -> list[Any]:
+    """Return the paths that an event makes, changes or removes."""
+    if event == "open":
+        flags = arguments[2] if isinstance(arguments[2], int) else 0
+        found = arguments[:1] if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND) else ()
+    elif event in ("os.link", "os.symlink"):
+        found = arguments[1:2]
+    elif event == "os.rename":
+        found = arguments[:2]
+    elif event == "os.mkdir" and os.path.isdir(arguments[0]):  # it is refused, or passed over
+        found = ()
+    else:
+        found = arguments[:1] if event in CHANGES else ()
+    return [place for place in found if isinstance(place, (str, bytes, os.PathLike))]
 
 
 def _caller() -> str:
