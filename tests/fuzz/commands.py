@@ -113,6 +113,7 @@ NAMES += ("rank_expanding", "gaussian", "", "RELU", "relo", "\x1b[31m", "0", "x"
 DEVICES = ("cpu", "cuda", "meta", "cpu:0", "cpu:99", "warp", "", "mps", "xla", "cuda:-1")
 
 VALUES: dict[str, Sequence[str]] = {
+    "hidden_layers": (*NUMBERS, "5000", "100000"),
     "grid": SIZES,
     "size": SIZES,
     "memory_budget": BYTES,

@@ -7,6 +7,7 @@ import random
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from PIL import Image
 
 from fuzz import readers, seeds
 from fuzz.formats import Format
+from fuzz.laws import GROWTH
 from fuzz.mutations import dump_json, mutate_bytes, mutate_json, mutate_text
+from inrfast.errors import InrfastError
+from inrfast.memory import budget_bytes
 from inrfast.signals.audio import load_audio
 from inrfast.signals.image import load_image
 from inrfast.signals.mesh import load_mesh
@@ -129,7 +133,7 @@ def _any_picture() -> list[bytes]:
 
 TEXT = (mutate_text, mutate_text, mutate_bytes)
 
-FORMATS = (
+IMAGES = (
     Format(
         "png",
         ".png",
@@ -153,6 +157,9 @@ FORMATS = (
     _pillow_format("GIF", ".gif", gif_blocks=readers.gif_blocks),
     _pillow_format("BMP", ".bmp", bmp_header=readers.bmp_header),
     Format("picture", ".png", _any_picture, _opaque, {"pillow": readers.pillow}),
+)
+
+OTHERS = (
     Format(
         "wav",
         ".wav",
@@ -238,3 +245,11 @@ FORMATS = (
         _right_gltf,
     ),
 )
+
+DOCUMENTED = (ValueError, OSError, InrfastError)
+
+FORMATS = (
+    *(replace(form, refusals=DOCUMENTED, growth=lambda: GROWTH + budget_bytes(None)) for form in IMAGES),
+    *(replace(form, refusals=DOCUMENTED) for form in OTHERS),
+)
+"""All of them. The few bytes of a compressed image may well stand for many pixels: as many as the default budget takes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fuzz.laws import Case, LawBroken
+from fuzz.laws import GROWTH, Case, LawBroken
 from fuzz.mutations import Mutation, mutate_bytes
 from fuzz.readers import KNOWN, Disagreement, Reader
 
@@ -33,6 +33,10 @@ class Format:
         Any of them makes a case; twice in the list counts twice.
     repair
         Makes checksums and lengths right after a mutation, in half of the cases: else nothing behind them is reached.
+    refusals
+        The exceptions that are documented.
+    growth
+        Bytes by which reading one may grow the process, as a function: a budget depends on what is free.
     known
         The disagreements that are justified.
     """
@@ -45,6 +49,8 @@ class Format:
     agree: Callable[[Any, Any], str | None] | None = None
     mutations: tuple[Mutation, ...] = (mutate_bytes,)
     repair: Callable[[bytes], bytes] | None = None
+    refusals: tuple[type[BaseException], ...] = (ValueError, OSError)
+    growth: Callable[[], int] = lambda: GROWTH
     known: tuple[Disagreement, ...] = KNOWN
 
     def make(self, rng: random.Random, folder: Path) -> Case:
@@ -56,7 +62,14 @@ class Format:
             data = self.repair(data)
         path = folder / f"case{self.suffix}"
         path.write_bytes(data)
-        return Case(lambda: self.read(path), (path,), named=str(path), check=lambda found: self.compare(found, data))
+        return Case(
+            lambda: self.read(path),
+            (path,),
+            named=str(path),
+            check=lambda found: self.compare(found, data),
+            refusals=self.refusals,
+            growth=self.growth(),
+        )
 
     def compare(self, found: Any, data: bytes) -> None:
         """Check what was read against every other reader."""

@@ -28,7 +28,7 @@ SECONDS = 20.0
 GROWTH = 400 * 2**20
 """Bytes by which a call on a file of some kilobytes may grow the process."""
 
-ADDRESSES = 6 * 2**30
+ADDRESSES = 3 * 2**30
 """Bytes of addresses that a process may reserve beyond those it starts with: the machine outlives a case that grows."""
 
 LONGEST = 600

@@ -239,7 +239,15 @@ def odd_value(value: Any, rng: random.Random) -> Any:
     """Return something else in the place of a value: near it, of its type, or of another one."""
     near: list[Any] = [None, True, False, "", {}, [], 0, -1, 1.5, float("nan"), float("inf"), 1e308, *EXTREMES[8:]]
     if isinstance(value, (int, float)):
-        near += 2 * [value + 1, -value, value * 10**6, str(value), float(value), [value], 10**400 if value else 3]
+        near += 2 * [
+            value + 1,
+            -value,
+            value * 10**6,
+            str(value),
+            [value],
+            value / 2 if abs(value) < 2**63 else 0,
+            10**400,
+        ]
     elif isinstance(value, str):
         near += 2 * [value + "x", value.upper(), value[:-1], "x" * 3000, "\ud800", "a\nb", "../../etc/passwd", [value]]
     elif isinstance(value, list):

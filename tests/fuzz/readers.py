@@ -127,7 +127,7 @@ def jpeg_segments(data: bytes) -> None:
         seen.add(marker)
         if marker == 0xD9:
             break
-        if marker in (0x01, 0xFF, *range(0xD0, 0xD8)):
+        if marker in (0x00, 0x01, 0xFF, *range(0xD0, 0xD9)):
             at += 1 if marker == 0xFF else 2
             continue
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -279,8 +279,8 @@ def meshio_of(suffix: str) -> Reader:
 
 def off_text(data: bytes) -> Array:
     """Return the triangles of an OFF file by its specification: as many lines as it states, indices in range."""
-    text = data.decode("utf-8-sig")
-    lines = [words for words in (line.partition("#")[0].split() for line in text.splitlines()) if words]
+    text = data.removeprefix(b"\xef\xbb\xbf").decode("latin-1")
+    lines = [words for words in (line.partition("#")[0].split() for line in re.split(r"[\r\n]", text)) if words]
     demand(bool(lines) and re.fullmatch(r"(ST)?C?N?4?OFF", lines[0][0]) is not None, "no OFF")
     kind = lines[0].pop(0)
     lines = lines if lines[0] else lines[1:]
@@ -325,7 +325,7 @@ def ply_elements(data: bytes) -> Array:
     demand(end is not None, "no end of the header")
     assert end is not None
     head, body = data[: end.start()].removeprefix(b"\xef\xbb\xbf"), data[end.end() :]
-    lines = [line.split() for line in head.decode("latin-1").splitlines() if line.strip()]
+    lines = [line.split() for line in re.split(r"[\r\n]", head.decode("latin-1")) if line.strip()]
     demand(len(lines) > 1 and lines[0] == ["ply"] and lines[1][0] == "format", "no header")
     ascii_words = iter(body.split()) if lines[1][1] == "ascii" else None
     order = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}[lines[1][1]]
@@ -403,9 +403,13 @@ def glb_buffers(data: bytes) -> None:
     demand(version == 2 and length == len(data), f"version {version}, {length} bytes stated, {len(data)} there")
     demand(data[16:20] == b"JSON" and 20 + said <= len(data), "no description")
     description = json.loads(data[20 : 20 + said].decode())
-    rest = data[20 + said :]
-    stated = struct.unpack("<I", rest[:4])[0] if len(rest) >= 8 else 0
-    demand(len(rest) == 0 or (rest[4:8] == b"BIN\0" and stated == len(rest) - 8), "the buffer's length is wrong")
+    at, stated = 20 + said, 0
+    while at < len(data):
+        demand(at + 8 <= len(data), "a chunk is cut")
+        size, kind = struct.unpack("<I4s", data[at : at + 8])
+        stated = size if kind == b"BIN\0" and at == 20 + said else stated
+        at += 8 + size
+        demand(at <= len(data), "a chunk is cut")
     for view in description.get("bufferViews", []):
         demand(0 <= view.get("byteOffset", 0) + view["byteLength"] <= stated, "a view beyond its buffer")
     for accessor in description.get("accessors", []):

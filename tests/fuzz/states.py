@@ -24,7 +24,7 @@ import torch
 import inrfast as inr
 from fuzz.laws import Case, LawBroken
 from fuzz.mutations import dump_json, mutate_bytes, mutate_json
-from inrfast.errors import DivergedError
+from inrfast.errors import DivergedError, InrfastError
 from inrfast.training import checkpoint
 
 INNER = ("tree", "about")
@@ -72,6 +72,7 @@ class States:
             lambda: self.use(path, index),
             (path,),
             named=str(path),
+            refusals=(ValueError, OSError, InrfastError),
             check=self.check_same if how in ("bytes", "header") else check_finite,
             folder=folder if self.writes else None,
             words=how,
