@@ -252,4 +252,4 @@ FORMATS = (
     *(replace(form, refusals=DOCUMENTED, growth=lambda: GROWTH + budget_bytes(None)) for form in IMAGES),
     *(replace(form, refusals=DOCUMENTED) for form in OTHERS),
 )
-"""All of them. The few bytes of a compressed image may well stand for many pixels: as many as the default budget takes."""
+"""All of them. The few bytes of an image may well stand for many pixels: as many as the default budget takes."""
