@@ -48,7 +48,20 @@ class Disagreement:
         return (self.target, self.reader) == (target, reader) and re.search(self.words, complaint) is not None
 
 
-KNOWN: tuple[Disagreement, ...] = ()
+KNOWN: tuple[Disagreement, ...] = (
+    Disagreement(
+        "wav",
+        "libsndfile",
+        "No 'data' chunk marker",
+        "libsndfile gives up at a chunk whose name has odd letters; RIFF has readers pass over every unknown chunk",
+    ),
+    Disagreement(
+        "wav",
+        "wave",
+        "fewer samples than stated",
+        "wave stops at the size that the header states for the file, which recorders often leave too small",
+    ),
+)
 """All of them. A new line needs the sentence of the specification, or the fault of the other reader, as its reason."""
 
 
@@ -205,8 +218,9 @@ def wav_chunks(data: bytes) -> None:
         demand(len(chunks[name]) == length, f"{name!r} is cut")
         at += 8 + length + length % 2
     demand({b"fmt ", b"data"} <= set(chunks) and len(chunks[b"fmt "]) >= 16, "no format or no data")
-    channels, rate, bits = struct.unpack("<HI6xH", chunks[b"fmt "][2:16])
+    channels, rate, block, bits = struct.unpack("<HI4xHH", chunks[b"fmt "][2:16])
     demand(channels > 0 and rate > 0, "no channels or no rate")
+    demand(block == channels * ((bits + 7) // 8), f"{block} bytes for {channels} samples of {bits} bits")
     demand(len(chunks[b"data"]) % (channels * ((bits + 7) // 8)) == 0, "the data ends within a sample")
 
 
