@@ -58,7 +58,7 @@ KNOWN: tuple[Disagreement, ...] = (
     Disagreement(
         "wav",
         "wave",
-        "fewer samples than stated",
+        "fewer samples than stated|not a WAVE file",
         "wave stops at the size that the header states for the file, which recorders often leave too small",
     ),
 )
@@ -132,7 +132,7 @@ def jpeg_segments(data: bytes) -> None:
     demand(data[:2] == b"\xff\xd8", "no start")
     at, seen = 2, set()
     while True:
-        demand(at + 4 <= len(data) or data[at : at + 2] == b"\xff\xd9", "it ends before its end marker")
+        demand(at + 2 <= len(data), "it ends before its end marker")
         if data[at] != 0xFF:  # decoders go on at the next marker
             at += 1
             continue
@@ -313,7 +313,7 @@ def off_text(data: bytes) -> Array:
 
 def obj_text(data: bytes) -> Array:
     """Return the triangles of an OBJ file by its specification; what is neither vertex nor face is passed over."""
-    text = re.sub(r"\\\r?\n", " ", data.decode("utf-8-sig", "replace")).replace("\r\n", "\n").replace("\r", "\n")
+    text = re.sub(r"\\(\r\n|\r|\n)", " ", data.decode("utf-8-sig", "replace")).replace("\r\n", "\n").replace("\r", "\n")
     points: list[list[float]] = []
     faces: list[list[int]] = []
     for line in text.split("\n"):
@@ -335,14 +335,15 @@ PLY_TYPES |= {"int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8"}
 
 def ply_elements(data: bytes) -> Array:
     """Return the triangles of a PLY file by its header: all elements there, and nothing after them."""
-    end = re.search(rb"(\r\n|\n|\r)[ \t]*end_header[ \t]*\1", data)
+    end = re.search(rb"([\r\n]+)[ \t]*end_header[ \t]*\1", data)
     demand(end is not None, "no end of the header")
     assert end is not None
     head, body = data[: end.start()].removeprefix(b"\xef\xbb\xbf"), data[end.end() :]
     lines = [line.split() for line in re.split(r"[\r\n]", head.decode("latin-1")) if line.strip()]
-    demand(len(lines) > 1 and lines[0] == ["ply"] and lines[1][0] == "format", "no header")
-    ascii_words = iter(body.split()) if lines[1][1] == "ascii" else None
-    order = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}[lines[1][1]]
+    demand(len(lines) > 1 and lines[0] == ["ply"], "no header")
+    (form,) = (words for words in lines if words[0] == "format")
+    ascii_words = iter(body.split()) if form[1] == "ascii" else None
+    order = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}[form[1]]
     at = 0
 
     def number(name: str) -> float:
@@ -357,13 +358,13 @@ def ply_elements(data: bytes) -> Array:
         return np.frombuffer(body, kind, 1, at - kind.itemsize)[0].item()
 
     elements: list[tuple[str, int, list[list[str]]]] = []
-    for words in lines[2:]:
+    for words in lines[1:]:
         if words[:1] == ["element"]:
             elements.append((words[1], int(words[2]), []))
         elif words[:1] == ["property"]:
             elements[-1][2].append(words[1:])
         else:
-            demand(words[:1] in ([], ["comment"], ["obj_info"]), f"{words[0]} in its header" if words else "")
+            demand(words[0] in ("format", "comment", "obj_info"), f"{words[0]} in its header")
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, count, properties in elements:
         demand(count < 2**20 and bool(properties), "elements without properties, or too many")
