@@ -178,7 +178,13 @@ OTHERS = (
         _sounds_apart,
     ),
     Format(
-        "ogg", ".ogg", lambda: seeds.sound_files("OGG"), load_audio, {"libsndfile": readers.libsndfile}, _sounds_apart
+        "ogg",
+        ".ogg",
+        lambda: seeds.sound_files("OGG"),
+        load_audio,
+        {"libsndfile": readers.libsndfile},
+        _sounds_apart,
+        repair=seeds.right_pages,
     ),
     Format(
         "npy",

@@ -151,6 +151,8 @@ def wav_files() -> list[bytes]:
             part = values[:, :channels]
             found.append(_written(lambda s, p=part, t=subtype, k=kind: soundfile.write(s, p, 8000, t, format=k), None))
 
+    found = [re.sub(rb"(PEAK.{8}).{4}", rb"\1\0\0\0\0", data, flags=re.DOTALL) for data in found]  # the time
+
     def plain(stream: Any) -> None:
         with wave.open(stream, "wb") as writer:
             writer.setparams((2, 2, 44100, 0, "NONE", ""))
@@ -168,11 +170,36 @@ def sound_files(kind: str) -> list[bytes]:
     """FLAC or Ogg files by libsndfile."""
     values = np.random.default_rng(0).uniform(-0.5, 0.5, (300, 2))
     subtypes = {"FLAC": ("PCM_S8", "PCM_16", "PCM_24"), "OGG": ("VORBIS", "OPUS")}[kind]
-    return [
+    found = [
         _written(lambda s, t=subtype, c=channels: soundfile.write(s, values[:, :c], 48000, t, format=kind))
         for subtype in subtypes
         for channels in (1, 2)
     ]
+    return found if kind == "FLAC" else [right_pages(data, serial=1) for data in found]
+
+
+def right_pages(data: bytes, serial: int | None = None) -> bytes:
+    """Return an Ogg file with the right checksum in every page, and the same serial number if one is given."""
+    starts = [match.start() for match in re.finditer(b"OggS", data)]
+    pages = [bytearray(data[start:stop]) for start, stop in itertools.pairwise([*starts, len(data)])]
+    for page in pages:
+        if len(page) < 27:
+            continue
+        if serial is not None:  # libsndfile draws it from the time
+            page[14:18] = struct.pack("<I", serial)
+        page[22:26] = bytes(4)
+        page[22:26] = struct.pack("<I", _ogg_checksum(page))
+    return data[: starts[0] if starts else len(data)] + b"".join(pages)
+
+
+def _ogg_checksum(page: bytes | bytearray) -> int:
+    """Return the checksum of RFC 3533: of polynomial 0x04C11DB7, the highest bit first."""
+    found = 0
+    for byte in page:
+        found ^= byte << 24
+        for _ in range(8):
+            found = found << 1 ^ (0x104C11DB7 if found & 0x80000000 else 0)
+    return found
 
 
 # ---- volumes -----------------------------------------------------------------------------------------------------
