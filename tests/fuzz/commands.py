@@ -248,6 +248,7 @@ def command_maker(command: str) -> Callable[[random.Random, Path], Case]:
     def make(rng: random.Random, folder: Path) -> Case:
         words = draw_command_line(command, rng)
         shutil.copytree(_samples(), folder, symlinks=True, dirs_exist_ok=True)
+        os.mkfifo(folder / "pipe.png")
         return Case(
             lambda: run_command(words), folder=folder, growth=ADDRESSES, words=f"inrfast {words!r}", refusals=()
         )

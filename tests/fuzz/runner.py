@@ -15,6 +15,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -70,6 +71,7 @@ def work(connection: Connection, module: str, silent: bool = True) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 2)
     warnings.simplefilter("ignore")
+    tqdm.set_lock(threading.RLock())  # its own is of the system, and stays behind where a process is killed
     registry = importlib.import_module(module).TARGETS
     prepare_process()
     with tempfile.TemporaryDirectory(prefix="inrfast-fuzz-") as place:
