@@ -33,82 +33,22 @@ matplotlib.use("agg")
 
 COMMANDS = cli.COMMANDS
 
-NUMBERS = (
-    "1",
-    "2",
-    "3",
-    "8",
-    "0",
-    "-1",
-    "1.5",
-    "1e3",
-    "nan",
-    "inf",
-    "-inf",
-    "",
-    " ",
-    "x",
-    "1e-300",
-    "1e400",
-    "0x8",
-    "-0",
-)
-NUMBERS += (
-    "4294967296",
-    "9223372036854775808",
-    "100000000",
-    "9" * 40,
-    "9" * 5000,
-    "1_0",
-    "é",
-    "٣",
-    "--",
-)
-SIZES = (
-    "4x4",
-    "4",
-    "5x3",
-    "2x2x2",
-    "1",
-    "0x3",
-    "-1",
-    "x",
-    "4x",
-    "100000x100000",
-    "x".join("4" * 21),
-    "9" * 30,
-    "1e3",
-    "",
-)
-BYTES = ("1", "10K", "1M", "64M", "1G", "1T", "0", "-1", "1E400", "x", "1e-9G", "nanG", "")
-ENCODINGS = ("fourier:4:1", "positional:2", "polynomial:2", "fourier:1e12", "polynomial:5000", "positional:1000000000")
-ENCODINGS += (
-    "fourier",
-    "fourier:0",
-    "positional:-1",
-    "fourier:4:nan",
-    "fourier:4:1:1",
-    ":",
-    "none",
-    "polynomial:99999999999",
-)
-NAMES = (
-    "relu",
-    "sine",
-    "siren",
-    "kaiming",
-    "batch",
-    "sphere",
-    "full",
-    "trace",
-    "adam",
-    "sgd",
-    "cosine",
-    "medium",
-    "highest",
-)
-NAMES += ("rank_expanding", "gaussian", "", "RELU", "relo", "\x1b[31m", "0", "x" * 3000, "é", "--json", "low")
-DEVICES = ("cpu", "cuda", "meta", "cpu:0", "cpu:99", "warp", "", "mps", "xla", "cuda:-1")
+NUMBERS = ["1", "2", "3", "8", "0", "-1", "1.5", "1e3", "nan", "inf", "-inf", "1e-300", "1e400", "0x8", "-0", "1_0"]
+NUMBERS += ["", " ", "x", "é", "٣", "--", "100000000", "4294967296", "9223372036854775808", "9" * 40, "9" * 5000]
+SIZES = ["4x4", "4", "5x3", "2x2x2", "1", "0x3", "-1", "x", "4x", "1e3", ""]
+SIZES += ["100000x100000", "x".join("4" * 21), "9" * 30]
+BYTES = ["1", "10K", "1M", "64M", "1G", "1T", "0", "-1", "1E400", "x", "1e-9G", "nanG", ""]
+ENCODINGS = ["fourier", "fourier:4:1", "fourier:0", "fourier:4:nan", "fourier:4:1:1", "fourier:1e12", "none", ":"]
+ENCODINGS += ["polynomial:2", "polynomial:5000", "polynomial:99999999999"]
+ENCODINGS += ["positional:2", "positional:-1", "positional:1000000000"]
+NAMES = ["relu", "sine", "gaussian", "siren", "kaiming", "rank_expanding", "batch", "sphere", "full", "trace", "adam"]
+NAMES += ["sgd", "cosine", "medium", "highest", "RELU", "relo", "low", "0", "", "é", "--json", "\x1b[31m", "x" * 3000]
+DEVICES = ["cpu", "cpu:0", "cpu:99", "cuda", "cuda:-1", "meta", "mps", "xla", "warp", ""]
+PATHS = ["photo.png", "sound.wav", "cube.npy", "ball.obj", "net.safetensors", "mask.png", "text.txt", "empty.png"]
+PATHS += ["folder", "link.png", "loop.png", "pipe.png", "photo.PNG", "photo.png/x.png", "none.png", "none/none.png"]
+PATHS += ["new.png", "new.obj", "new.wav", "new.npy", "new.safetensors", "", ".", "-", "--", "~/x.png"]
+PATHS += ["/dev/null", "/dev/zero", "/dev/full", "/proc/self/mem", "x" * 250 + ".png", "x" * 300 + ".png"]
+PATHS += ["a\nb.png", "é.png", "\udcff.png", "nul\x00.png"]
 
 VALUES: dict[str, Sequence[str]] = {
     "hidden_layers": (*NUMBERS, "5000", "100000"),
@@ -120,31 +60,6 @@ VALUES: dict[str, Sequence[str]] = {
     "device": DEVICES,
 }
 """Values by an option's name; others have numbers where they take numbers, paths where they take paths, or names."""
-
-PATHS = ("photo.png", "sound.wav", "cube.npy", "ball.obj", "net.safetensors", "mask.png", "text.txt", "empty.png")
-PATHS += (
-    "folder",
-    "none.png",
-    "none/none.png",
-    "new.png",
-    "new.obj",
-    "new.wav",
-    "new.npy",
-    "new.safetensors",
-    ".",
-    "-",
-    "",
-)
-PATHS += (
-    "x" * 250 + ".png",
-    "x" * 300 + ".png",
-    "a\nb.png",
-    "é.png",
-    "\udcff.png",
-    "photo.png/x.png",
-    "/proc/self/mem",
-)
-PATHS += ("link.png", "loop.png", "--", "~/x.png", "photo.PNG", "/dev/null", "nul\x00.png")
 
 USUAL = {
     "diagnose": ["--width", "4", "--hidden-layers", "2", "--grid", "4x4", "--ntk-points", "8"],
