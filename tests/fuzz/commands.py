@@ -16,10 +16,8 @@ import wave
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
-import matplotlib
 import numpy as np
 from PIL import Image
 
@@ -27,9 +25,6 @@ import inrfast as inr
 from fuzz.laws import ADDRESSES, LONGEST, Case, CommandRefused, LawBroken
 from inrfast import cli
 from inrfast.training.checkpoint import save_network
-
-os.environ["MPLCONFIGDIR"] = tempfile.gettempdir()  # where Matplotlib's cache of fonts is nobody's file
-matplotlib.use("agg")
 
 COMMANDS = cli.COMMANDS
 
@@ -208,11 +203,3 @@ def wrong_ending(words: Sequence[str], code: int, out: str, said: str) -> str | 
         except ValueError:
             return "its output is no JSON"
     return None
-
-
-def close_samples() -> None:
-    """Remove the folder with a file of every kind."""
-    shutil.rmtree(_samples(), ignore_errors=True)
-
-
-__all__: list[Any] = ["COMMANDS", "command_maker", "draw_command_line", "run_command", "wrong_ending"]

@@ -13,6 +13,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -65,37 +66,38 @@ class Job:
 # ---- in a process that runs cases ----------------------------------------------------------------------------------
 
 
-def work(connection: Connection, module: str, silent: bool = True) -> None:
-    """Run the jobs that come in until None comes; tell when each begins and ends, and how it ended."""
-    if silent:  # what readers in C print is no part of a report
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 2)
+def work(connection: Connection, module: str, place: Path) -> None:
+    """Run the jobs that come in until None comes; tell when each begins and ends, and how it ended.
+
+    All that is written lies in ``place``, a folder of this process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the run, which then ends its processes
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what readers in C print is no part of a report
     warnings.simplefilter("ignore")
     tqdm.set_lock(threading.RLock())  # its own is of the system, and stays behind where a process is killed
+    tempfile.tempdir = os.environ["TMPDIR"] = str(place)
+    _without_other_programs(place)
     registry = importlib.import_module(module).TARGETS
     prepare_process()
-    with tempfile.TemporaryDirectory(prefix="inrfast-fuzz-") as place:
-        _without_helpers(Path(place))
-        try:
-            for job in iter(connection.recv, None):
-                folder = Path(place, "case")
-                folder.mkdir()
-                os.chdir(folder)
-                try:
-                    case = job.make(registry, folder)
-                except Exception as error:
-                    trace = "".join(traceback.format_exception(error)[-6:])
-                    outcome = Outcome("broken", "fuzzer", f"the case cannot be made: {trace}", type(error).__name__)
-                else:
-                    outcome = obey(case, lambda: connection.send("begun"), lambda: connection.send("ended"))
-                os.chdir(place)
-                shutil.rmtree(folder)
-                connection.send(outcome)
-        except (KeyboardInterrupt, EOFError, BrokenPipeError):
-            return
+    folder = place / "case"
+    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
+        for job in iter(connection.recv, None):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            os.chdir(folder)
+            connection.send(_outcome(job, registry, folder, connection))
 
 
-def _without_helpers(place: Path) -> None:
+def _outcome(job: Job, registry: Mapping[str, Any], folder: Path, connection: Connection) -> Outcome:
+    try:
+        case = job.make(registry, folder)
+    except Exception as error:
+        trace = "".join(traceback.format_exception(error)[-6:])
+        return Outcome("broken", "fuzzer", f"the case cannot be made: {trace}", type(error).__name__)
+    return obey(case, lambda: connection.send("begun"), lambda: connection.send("ended"))
+
+
+def _without_other_programs(place: Path) -> None:
     """Put programs that do nothing in place of those that a reader might start: starting one is to be heard."""
     programs = place / "bin"
     programs.mkdir()
@@ -108,12 +110,12 @@ def _without_helpers(place: Path) -> None:
 class Worker:
     """A process that runs cases, and what it is at."""
 
-    def __init__(self, module: str, seconds: float = SECONDS) -> None:
+    def __init__(self, module: str, place: Path, seconds: float) -> None:
         self.job: Job | None = None
         self.stage, self.since, self.given, self.seconds = "idle", 0.0, 0.0, seconds
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=work, args=(other, module), daemon=True)
+        self.process = context.Process(target=work, args=(other, module, place), daemon=True)
         self.process.start()
         other.close()
 
@@ -190,10 +192,16 @@ class Plan:
         self.spent[name] = self.spent.get(name, 0.0) + seconds
 
 
-def run_jobs(plan: Plan, module: str, processes: int, seconds: float, bar: Any) -> Iterator[tuple[Job, Outcome]]:
+def run_jobs(
+    plan: Plan, module: str, processes: int, place: Path, seconds: float, bar: Any
+) -> Iterator[tuple[Job, Outcome]]:
     """Yield every case with its outcome, in the order in which they end; a process that fails is replaced."""
     jobs = iter(plan)
-    workers = [Worker(module, seconds) for _ in range(processes)]
+
+    def worker_in_a_folder() -> Worker:
+        return Worker(module, Path(tempfile.mkdtemp(dir=place)), seconds)
+
+    workers = [worker_in_a_folder() for _ in range(processes)]
     try:
         while True:
             for worker in workers:
@@ -212,7 +220,7 @@ def run_jobs(plan: Plan, module: str, processes: int, seconds: float, bar: Any) 
                 yield worker.job, outcome
                 if outcome.law in ("crash", "time") or (worker.stage == "preparing" and worker.overdue()):
                     worker.stop()
-                    workers[workers.index(worker)] = Worker(module, seconds)
+                    workers[workers.index(worker)] = worker_in_a_folder()
                 worker.job = None
             if not ready:
                 bar.refresh()  # the time goes on
@@ -296,9 +304,12 @@ def fuzz(
     form = (
         None if total is not None else "{n_fmt} cases in {elapsed} of " + f"{minutes:g} min ({{rate_fmt}}) {{postfix}}"
     )
-    with tqdm(total=total, bar_format=form, disable=None if progress else True, unit=" cases", mininterval=0.5) as bar:
+    with (
+        tempfile.TemporaryDirectory(prefix="inrfast-fuzz-", ignore_cleanup_errors=True) as place,
+        tqdm(total=total, bar_format=form, disable=None if progress else True, unit=" cases", mininterval=0.5) as bar,
+    ):
         try:
-            for job, outcome in run_jobs(jobs, module, processes, seconds, bar):
+            for job, outcome in run_jobs(jobs, module, processes, Path(place), seconds, bar):
                 report.take(job, outcome, registry)
                 bar.update()
                 bar.set_postfix_str(f"{len(report.faults)} faults", refresh=False)

@@ -17,7 +17,7 @@ TARGETS = {
         *(Target(form.name, form.make) for form in FORMATS),
         Target("network", NETWORKS.make, 2.0),
         Target("checkpoint", CHECKPOINTS.make),
-        *(Target(f"inrfast {name}", command_maker(name), 0.1 if name == "demo" else 0.5) for name in COMMANDS),
+        *(Target(f"inrfast-{name}", command_maker(name), 0.1 if name == "demo" else 0.5) for name in COMMANDS),
         Target("budget", make_budget, 0.2),
     )
 }
