@@ -3,6 +3,8 @@
 #   make demo     see where networks lose rank on a real photograph, and what cures it; writes out/demo/
 #   make test     the tests            (PYTEST_ARGS="-k ntk" picks some)
 #   make test-anywhere   the numerical tests on simulated processors: older instructions, other native code, threads
+#   make fuzz     mutated files, odd command lines and random memory budgets for ten minutes (PYTEST_ARGS="--minutes 1",
+#                    "--only png obj", "--seed random", "--case png:0:17")
 #   make test-versions   the tests with the oldest and the newest supported Python and PyTorch, in environments of their
 #                    own
 #   make bench    the benchmarks; JSON into bench/results/
@@ -33,7 +35,7 @@ IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-anywhere test-versions test-oldest test-newest bench kernel-report lint clean
+.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest bench kernel-report lint clean
 
 demo: $(READY)
 	$(BIN)/inrfast demo
@@ -43,6 +45,9 @@ test: $(READY)
 
 test-anywhere: $(READY)
 	$(BIN)/python tests/anywhere.py $(PYTEST_ARGS)
+
+fuzz: $(READY)
+	PYTHONPATH=tests $(BIN)/python -m fuzz $(PYTEST_ARGS)
 
 test-versions: test-oldest test-newest
 

@@ -79,6 +79,7 @@ NOT_NUMERICAL = (
     "tests/test_doctests.py",
     "tests/test_errors.py",
     "tests/test_files.py",
+    "tests/test_fuzz.py",
     "tests/test_info.py",
     "tests/test_memory.py",
     "tests/test_plots.py",
