@@ -101,19 +101,16 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
     return torch.from_numpy(raw[start : start + size]).view(dtype).view(*shape)
 
 
-def require(needed: int, budget: int, what: str, instead: str, beside: int = 0) -> None:
-    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed ``budget``, naming what would fit ``instead``.
-
-    ``beside`` are bytes of the whole budget that are taken already: the message counts them in.
-    """
+def require(needed: int, budget: int, what: str, instead: str) -> None:
+    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed ``budget``, naming what would fit ``instead``."""
     if needed > budget:
-        raise over_budget(needed + beside, budget + beside, what, instead)
+        raise over_budget(needed, budget, what, instead)
 
 
 def over_budget(needed: int, budget: int, what: str, instead: str) -> MemoryBudgetError:
     """Return the error of what needs more than the budget."""
     error = MemoryBudgetError(f"{what} needs {told(needed)} but the budget is {told(budget)}; {instead}")
-    error.needed = needed
+    error.needed, error.what, error.instead = needed, what, instead
     return error
 
 

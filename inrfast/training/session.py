@@ -275,7 +275,9 @@ class Session:
     def _make_runs(self, state: dict[str, Any] | None) -> None:
         """Make the runs: networks of one shape together, every other network by itself."""
         if state is None:
-            for group in _grouped(self.members):
+            # A loss of the user's own is of one network's predictions.
+            alone = callable(self.settings.loss)
+            for group in [[member] for member in self.members] if alone else _grouped(self.members):
                 self.runs.append(self._run(group))
             return
         going = {index for kept in state["groups"] for index in kept["members"]}
