@@ -38,7 +38,7 @@ PRODUCT_ROWS = 1024
 STREAMED_ROWS = 4096
 """Points whose factors are held at once where a pass over the grid computes them anew."""
 
-LEAST_STREAMED = 64
+LEAST_STREAMED = 128
 """Points that a budget must allow to be streamed at once: with fewer a pass over the grid would take forever."""
 
 UNCOUNTED = 2**22
@@ -152,8 +152,9 @@ class FactorStore:
     def limited(self, budget: int) -> Iterator[None]:
         """Hold the store to so many bytes in this block; factors that were kept and do not fit are let go."""
         before = self.budget
+        budget = max(budget, min(self._bytes_of(LEAST_STREAMED), UNCOUNTED))
         if budget < before:
-            self.budget = max(budget, 1)
+            self.budget = budget
             self._spare = {}
             if not self.fits:
                 self._kept = None

@@ -52,6 +52,9 @@ back, and what an operation makes of them."""
 FRAGMENTS = 1.2
 """What the C library's allocator holds for each byte of a graph: freed blocks lie between others."""
 
+MARGIN = 1.05
+"""Factor by which a size that is named exceeds what few points let expect."""
+
 COPIES = 6
 """Copies of a network's parameters that a fit makes: gradients, the last good weights, the best ones twice, and the two
 moments of Adam."""
@@ -382,10 +385,8 @@ class WholeGradient(_AutogradGradient):
         few, more = min(PROBE_ROWS, points), min(4 * PROBE_ROWS, points)
         try:
             base, twice = (self._taken(count) for count in (few, more))
-            row = (twice - base) / (more - few) if more > few else base / few
-            self._refuse(points, max(base - few * row, 0.0), row)
-        except MemoryBudgetError as error:
-            return error
+            row = max((twice - base) / (more - few) if more > few else base / few, 1.0)
+            return self._error_of(points, max(base - few * row, 0.0), row)
         except Exception:  # a network or a loss that takes nothing but its full batch
             pass
         return MemoryBudgetError(
@@ -405,16 +406,13 @@ class WholeGradient(_AutogradGradient):
             buffer.copy_(before[name])
         return graph.taken
 
-    def _refuse(self, points: int, fixed: float, row: float) -> None:
-        """Raise if so many points, with ``row`` bytes each and ``fixed`` ones for all, exceed the budget."""
-        needed = math.ceil(fixed + row * points)
-        if needed <= self.room:
-            return
-        fits = int(0.95 * (self.room - fixed) / row) if row > 0 else 0
+    def _error_of(self, points: int, fixed: float, row: float) -> MemoryBudgetError:
+        """Return the error of so many points with ``row`` bytes each, and ``fixed`` ones for all, both measured."""
+        needed = math.ceil(MARGIN * max(fixed + row * points, self.room))
+        fits = int((self.room / MARGIN - fixed) / row)
         whole = self.beside + (-(-needed * self.share // (self.share - 1)) if self.share else needed) + 1
         advice = f"batch_size={fits} would fit" if fits > 0 else "a smaller network would fit"
-        what = f"a step over {points} points at once"
-        raise over_budget(whole, self.budget + self.beside, what, advice)
+        return over_budget(whole, self.budget + self.beside, f"a step over {points} points at once", advice)
 
 
 class Graph:
