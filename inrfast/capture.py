@@ -182,6 +182,11 @@ class Capture:
             self._probe_jacobian(sample[:2] if self.closed_form else sample)
             self.magnitudes = [float(gram_diagonal([layer], "trace", self.outputs).amax()) for layer in found]
 
+    @property
+    def plain(self) -> bool:
+        """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
+        return self._mlp is not None and all(layer.norm is None for layer in self._mlp.hidden)
+
     def with_precision(self, precision: str) -> Capture:
         """Return the same snapshot, probes not repeated, at another precision."""
         other = object.__new__(Capture)

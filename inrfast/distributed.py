@@ -92,10 +92,15 @@ class _Gathered(FactorStore):
     """
 
     def __init__(self, own: FactorStore, coords: Tensor, partition: Sharded) -> None:
-        super().__init__(own.capture, coords, 0, own.backend)
+        super().__init__(own.capture, coords, own.budget, own.backend)
         self.own, self.partition = own, partition
         keeps = torch.tensor(float(own.fits), dtype=torch.float64, device=coords.device)
         self.everywhere = float(partition.total(keeps)) == partition.processes
+
+    @property
+    def fits(self) -> bool:
+        """Never: the factors of all points are in no process."""
+        return False
 
     @property
     def kept(self) -> bool:

@@ -24,7 +24,19 @@ class NotAvailableError(InrfastError, RuntimeError):
 
 
 class MemoryBudgetError(InrfastError, MemoryError):
-    """A request larger than its memory budget; raised before anything is allocated."""
+    """A request larger than its memory budget, raised before it is allocated; or memory that the system refused.
+
+    Attributes
+    ----------
+    needed
+        The smallest ``memory_budget`` (bytes) that would do, where one is known; else None.
+    what, instead
+        The request and the way out, as the message has them.
+    """
+
+    needed: int | None = None
+    what: str = ""
+    instead: str = ""
 
 
 class ResolutionError(InrfastError, ValueError):
@@ -94,10 +106,18 @@ def check_tensor(
         raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}")
     if nonempty and got.numel() == 0:
         raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
-    if finite and got.is_floating_point() and not bool(torch.isfinite(got).all()):
+    if finite and got.is_floating_point() and not _is_finite(got):
         bad = int((~torch.isfinite(got)).sum())
         raise ValueError(f"{argument} must be finite, got {bad} NaN or Inf among its {got.numel()} entries")
     return got
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all entries are finite, without a tensor beside this one: a NaN is both smallest and largest."""
+    if tensor.numel() == 0:
+        return True
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def check_block(argument: str, got: Any, rows: int, device: torch.device) -> Tensor:

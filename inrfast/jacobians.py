@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,15 @@ PRODUCT_ROWS = 1024
 
 STREAMED_ROWS = 4096
 """Points whose factors are held at once where a pass over the grid computes them anew."""
+
+LEAST_STREAMED = 128
+"""Points that a budget must allow to be streamed at once: with fewer a pass over the grid would take forever."""
+
+UNCOUNTED = 2**22
+"""Bytes of scratch, of the smallest stream among it, that are taken as nothing beside those of the process itself."""
+
+PASS_BUFFERS, HOOKED_BUFFERS = 3, 6
+"""Numbers in fp64 that a factor pass holds for each number of a factor: in closed form, and with norms or by hooks."""
 
 
 RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (0.0, 1e300)}
@@ -99,9 +109,60 @@ class FactorStore:
     @property
     def bytes_held(self) -> int:
         """Bytes that a pass over the grid takes: the kept factors, or one chunk of recomputed ones."""
-        if self.fits:
-            return self.bytes_per_point * len(self.coords)
-        return min(self.budget, 6 * self.bytes_per_point * STREAMED_ROWS)
+        return self.held_under(self.budget)
+
+    def held_under(self, budget: int) -> int:
+        """Return :attr:`bytes_held` for another budget of this store."""
+        kept = self.bytes_per_point * len(self.coords)
+        if kept <= budget:
+            return kept
+        return min(budget, self._bytes_of(STREAMED_ROWS))
+
+    @property
+    def least_bytes(self) -> int:
+        """Bytes that the smallest stream takes, beyond :data:`UNCOUNTED` ones."""
+        return max(0, self._bytes_of(LEAST_STREAMED) - UNCOUNTED)
+
+    def _bytes_of(self, rows: int) -> int:
+        """Return the bytes of a chunk of so many recomputed points, and of the pass that makes it."""
+        rows = min(rows, len(self.coords))
+        return self.bytes_per_point * rows + self._pass_bytes * min(rows, self._full_pass) * self._workers
+
+    @property
+    def _full_pass(self) -> int:
+        return PASS_ROWS if self.capture.device.type == "cpu" else PASS_ROWS_GPU
+
+    @property
+    def _workers(self) -> int:
+        # Hooks sit on one module and cannot run twice at a time.
+        return gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.concurrent else 1
+
+    @property
+    def _pass_bytes(self) -> int:
+        """Bytes that a pass in fp64 holds a point, its results among them."""
+        numbers = sum(a + self.capture.outputs * b for a, b in self.capture.widths)
+        return PASS_DTYPE.itemsize * numbers * (PASS_BUFFERS if self.capture.plain else HOOKED_BUFFERS)
+
+    @property
+    def _pass_rows(self) -> int:
+        """Points that a pass takes at once: it and its threads may take half of the store's budget."""
+        return max(1, min(self._full_pass, self.budget // (2 * self._pass_bytes * self._workers)))
+
+    @contextmanager
+    def limited(self, budget: int) -> Iterator[None]:
+        """Hold the store to so many bytes in this block; factors that were kept and do not fit are let go."""
+        before = self.budget
+        budget = max(budget, min(self._bytes_of(LEAST_STREAMED), UNCOUNTED))
+        if budget < before:
+            self.budget = budget
+            self._spare = {}
+            if not self.fits:
+                self._kept = None
+        try:
+            yield
+        finally:
+            if self.budget != before:
+                self.budget, self._spare = before, {}
 
     @property
     def kept(self) -> bool:
@@ -113,8 +174,8 @@ class FactorStore:
         """Points whose factors fit the budget together (all of them if :attr:`fits`)."""
         if self.fits:
             return len(self.coords)
-        # The pass itself works in fp64 with a few temporaries a factor: leave room for them.
-        return max(1, min(len(self.coords), self.budget // (6 * self.bytes_per_point)))
+        left = self.budget - self._pass_bytes * self._pass_rows * self._workers
+        return max(1, min(len(self.coords), left // self.bytes_per_point))
 
     def chunks(self, size: int, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
         """Yield ``(rows, factors)`` over the points (``within`` a range of them), at most ``size`` at a time.
@@ -161,8 +222,10 @@ class FactorStore:
     def pass_errors(self) -> PassErrors:
         """What rounding in the factor pass does to the factors and to the Jacobian of these points."""
         capture = self.capture
-        diagonal = [gram_diagonal(factors, "trace", capture.outputs) for _, factors in self.chunks(PRODUCT_ROWS)]
-        return capture.pass_errors(self.coords, torch.cat(diagonal))
+        diagonal = torch.empty(len(self.coords), dtype=torch.float64, device=capture.device)
+        for points, factors in self.chunks(PRODUCT_ROWS):
+            diagonal[points] = gram_diagonal(factors, "trace", capture.outputs)
+        return capture.pass_errors(self.coords, diagonal)
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
@@ -198,10 +261,8 @@ class FactorStore:
 
             return compute
 
-        # Hooks sit on one module and cannot run twice at a time.
-        threads = gemm.threads(PASS_DTYPE, self.capture.device) if self.capture.concurrent else 1
-        size = PASS_ROWS if self.capture.device.type == "cpu" else PASS_ROWS_GPU
-        share(chunks(n, size), [worker() for _ in range(max(1, min(threads, n // size)))])
+        size = self._pass_rows
+        share(chunks(n, size), [worker() for _ in range(max(1, min(self._workers, n // size)))])
         return whole
 
 
@@ -299,8 +360,8 @@ class LayerwiseJacobian:
 
     def gram_rows(self, plan: Plan | None) -> int:
         """Return how many points one side of a Gram product may hold: all of them where they fit the budget."""
-        if plan is None:
-            return self.store.streaming_rows
+        if plan is None:  # both sides are there at once
+            return self.store.streaming_rows if self.store.fits else max(1, self.store.streaming_rows // 2)
         return max(1, min(len(self.coords), self.store.budget // plan.layout.bytes_per_point()))
 
     def side(self, points: slice, plan: Plan | None) -> list[Factors] | Operands:
@@ -380,20 +441,40 @@ class LayerwiseJacobian:
         if step != 1:
             raise ValueError(f"points must be a slice with step 1, got step {step}")
         count = max(stop - start, 0)
-        item = self.dtype.itemsize
-        require(count * m * self.shape[1] * item, self.memory_budget, f"{count} points' Jacobian rows", "ask for fewer")
-        self._need_range("J.rows")
-        out = empty((count, m, self.shape[1]), self.dtype, self.device)
-        write = row_ops.jacobian_rows_ if self.store.backend == "triton" else row_ops.rows_
-        size = PASS_ROWS if self.device.type == "cpu" else min(PASS_ROWS_GPU, self.store.streaming_rows)
-        for part in chunks(count, size):
-            factors = self.store.at(slice(start + part.start, start + part.stop))
-            into = out[part]
-            for index, spec in zip(self.indices, self.specs, strict=True):
-                for columns, features, sensitivities in self._parts(spec, factors[index]):
-                    b = m if sensitivities is None else sensitivities.shape[2]
-                    write(into[:, :, columns].unflatten(2, (b, -1)), features, sensitivities)
+        with self.room_for(count * m * self.shape[1] * self.dtype.itemsize, f"{count} points' Jacobian rows"):
+            self._need_range("J.rows")
+            out = empty((count, m, self.shape[1]), self.dtype, self.device)
+            write = row_ops.jacobian_rows_ if self.store.backend == "triton" else row_ops.rows_
+            size = min(PASS_ROWS if self.device.type == "cpu" else PASS_ROWS_GPU, self.store.streaming_rows)
+            for part in chunks(count, size):
+                factors = self.store.at(slice(start + part.start, start + part.stop))
+                into = out[part]
+                for index, spec in zip(self.indices, self.specs, strict=True):
+                    for columns, features, sensitivities in self._parts(spec, factors[index]):
+                        b = m if sensitivities is None else sensitivities.shape[2]
+                        write(into[:, :, columns].unflatten(2, (b, -1)), features, sensitivities)
         return out.flatten(0, 1)
+
+    @contextmanager
+    def room_for(
+        self, taken: int, what: str, instead: str = "ask for fewer", other: LayerwiseJacobian | None = None
+    ) -> Iterator[None]:
+        """Leave room in this block for ``taken`` bytes of the budget beside the factors of this side, and another.
+
+        Factors that do not fit beside them are computed chunk by chunk.
+
+        Raises
+        ------
+        MemoryBudgetError
+            The budget holds no more than those bytes, or not even them.
+        """
+        stores = list({id(side.store): side.store for side in (self, other) if side is not None}.values())
+        least = sum(store.least_bytes for store in stores)
+        require(taken + least, self.memory_budget, what, instead)
+        with ExitStack() as stack:
+            for store in stores:
+                stack.enter_context(store.limited((self.memory_budget - taken) // len(stores)))
+            yield
 
     def _parts(self, spec: LayerSpec, layer: Factors) -> Iterator[tuple[slice, Tensor | None, Tensor | None]]:
         """Yield the columns of each of a layer's parameters here, and the two factors of that parameter alone."""
@@ -412,10 +493,12 @@ class LayerwiseJacobian:
             (columns,) = local.values()
             yield columns, features, sensitivities
 
-    @property
-    def _product_rows(self) -> int:
-        """Points a product takes at once."""
-        return PRODUCT_ROWS if self.device.type == "cpu" else PASS_ROWS_GPU
+    def _product_rows(self, columns: int) -> int:
+        """Return the points a product takes at once: scaled factors take a quarter of the budget."""
+        widest = max(max(spec.block) for spec in self.specs)
+        each = 2 * columns * widest * self.dtype.itemsize
+        most = PRODUCT_ROWS if self.device.type == "cpu" else PASS_ROWS_GPU
+        return max(1, min(most, self.memory_budget // (4 * each)))
 
     def _models(self, index: int, layer: Factors) -> tuple[Tensor | None, Tensor | None, bool]:
         """Return a layer's factors as those of one model, and whether a column of ones goes after its features."""
@@ -430,17 +513,25 @@ class LayerwiseJacobian:
         """Return ``J p``: (N M,) for p of shape (P,), (N M, k) for (P, k)."""
         self._need_range("J @ p")
         p, single = self._operand("p", p, self.shape[1])
+        k, item = p.shape[1], self.dtype.itemsize
+        taken = (self.shape[0] + 2 * self.shape[1]) * k * item
+        with self.room_for(taken, f"J @ p of {k} columns", "take fewer columns or points"):
+            out = self._product(p)
+        result = out.flatten(0, 1)
+        return result[:, 0] if single else result
+
+    def _product(self, p: Tensor) -> Tensor:
+        """Return ``J p`` of shape (N, M, k)."""
         blocks = self._gather(p.t())
         out = torch.zeros(len(self.coords), self.capture.outputs, p.shape[1], dtype=self.dtype, device=self.device)
-        for points, factors in self.chunks(self._product_rows):
+        for points, factors in self.chunks(self._product_rows(p.shape[1])):
             for index, layer, block in zip(self.indices, factors, blocks, strict=True):
                 if self.store.backend == "triton":
                     z, s, bias = self._models(index, layer)
                     out[points] += row_ops.product_of_models(z, s, block.unsqueeze(0), bias)[0]
                 else:
                     out[points] += row_ops.jvp(*layer, block)
-        result = out.flatten(0, 1)
-        return result[:, 0] if single else result
+        return out
 
     @property
     def T(self) -> _Transpose:
@@ -451,10 +542,17 @@ class LayerwiseJacobian:
         """Return ``J^T v``: (P,) for v of shape (N M,), (P, k) for (N M, k)."""
         self._need_range("J^T v")
         v, single = self._operand("v", v, self.shape[0])
+        taken = (self.shape[0] + 3 * self.shape[1]) * v.shape[1] * self.dtype.itemsize
+        with self.room_for(taken, f"J^T v of {v.shape[1]} columns", "take fewer columns or points"):
+            flat = self._transposed_product(v)
+        return flat[0] if single else flat.t()
+
+    def _transposed_product(self, v: Tensor) -> Tensor:
+        """Return ``J^T v`` as rows (k, P)."""
         k = v.shape[1]
         cotangents = v.view(len(self.coords), self.capture.outputs, k)
         totals = [torch.zeros(k, *spec.block, dtype=self.dtype, device=self.device) for spec in self.specs]
-        for points, factors in self.chunks(self._product_rows):
+        for points, factors in self.chunks(self._product_rows(k)):
             for index, total, layer in zip(self.indices, totals, factors, strict=True):
                 if self.store.backend == "triton":
                     z, s, bias = self._models(index, layer)
@@ -464,7 +562,7 @@ class LayerwiseJacobian:
         flat = torch.empty(k, self.shape[1], dtype=self.dtype, device=self.device)
         for spec, total in zip(self.specs, totals, strict=True):
             self._local(spec).from_block(total, flat)
-        return flat[0] if single else flat.t()
+        return flat
 
     def split(self, p: Tensor) -> dict[str, Tensor]:
         """Return a parameter vector (P,) as a dict by parameter name, each in its parameter's shape (views)."""

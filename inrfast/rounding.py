@@ -41,8 +41,12 @@ random networks the bound was 2.8 to 925 times the error found in long double.""
 POINTS, REPEATS = 32, 2
 """Points of the sample, and disturbed passes over it."""
 
-HINGE_ROWS, MOST_EXACT = 8192, 20_000
-"""Points whose hinges are looked at together, and hinges next to a point that are computed exactly (0.1 s)."""
+HINGE_ROWS, HINGE_BYTES, MOST_EXACT = 8192, 2**21, 20_000
+"""Points whose hinges are looked at together at most, the size of one buffer of theirs, and hinges next to a point that
+are computed exactly (0.1 s)."""
+
+DOUBTFUL_ROWS = 512
+"""Hinges in doubt whose slopes are computed together."""
 
 _NAMES = (
     "_to_copy abs alias cat clamp clamp_max clamp_min clone constant_pad_nd copy copy_ detach embedding eq fill_ "
@@ -232,26 +236,26 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
     if first.activation != "relu" or first.norm is not None:
         return rows_error, slopes_error
     above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
-    for part in chunks(len(coords), HINGE_ROWS):
+    size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * max(first.weight.shape))))
+    for part in chunks(len(coords), size):
         x = inputs(coords[part])
-        u, size = linear(x, first.weight, first.bias), x.abs() @ first.weight.abs().t()
+        u, terms = linear(x, first.weight, first.bias), x.abs() @ first.weight.abs().t()
         if first.bias is not None:
-            size += first.bias.abs()
-        near = (u.abs() <= 8 * (x.shape[1] + 1) * UNIT * size) & (size > 0)
+            terms += first.bias.abs()
+        near = (u.abs() <= 8 * (x.shape[1] + 1) * UNIT * terms) & (terms > 0)
         places = near.nonzero()
         exact = [_is_exact(float(u[n, j]), x[n], first, j) for n, j in places[:MOST_EXACT].tolist()]
         doubtful = torch.tensor([not known for known in exact], dtype=torch.bool, device=places.device)
         places = torch.cat([places[: len(exact)][doubtful], places[len(exact) :]])
-        if len(places) == 0:
-            continue
-        rows, units = places.unbind(1)
-        if len(mlp.hidden) > 1:
-            behind = mlp_factors(mlp, x[rows]).sensitivities[1]
-        else:
-            behind = torch.eye(outputs, dtype=x.dtype, device=x.device).expand(len(rows), -1, -1)
-        gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2).square()  # (in doubt, M): of the unit's value
-        rows_error += (x[rows].square().sum(1) + (first.bias is not None)) @ gradient
-        slopes_error += float(gradient.sum())
+        for some in places.split(DOUBTFUL_ROWS):
+            rows, units = some.unbind(1)
+            if len(mlp.hidden) > 1:
+                behind = mlp_factors(mlp, x[rows]).sensitivities[1]
+            else:
+                behind = torch.eye(outputs, dtype=x.dtype, device=x.device).expand(len(rows), -1, -1)
+            gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2).square()  # (in doubt, M): of the unit's value
+            rows_error += (x[rows].square().sum(1) + (first.bias is not None)) @ gradient
+            slopes_error += float(gradient.sum())
     return rows_error, slopes_error
 
 

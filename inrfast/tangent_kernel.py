@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from inrfast import backends
 from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import (
+    MemoryBudgetError,
     check_block,
     check_choice,
     check_coords,
@@ -25,6 +27,7 @@ from inrfast.jacobians import (
     PRODUCT_ROWS,
     RANGE,
     STREAMED_ROWS,
+    UNCOUNTED,
     FactorStore,
     LayerwiseJacobian,
     check_range,
@@ -33,10 +36,10 @@ from inrfast.jacobians import (
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
-from inrfast.memory import budget_bytes, chunks, empty, format_bytes, require
+from inrfast.memory import budget_bytes, chunks, empty, format_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
+from inrfast.ops import gemm, reductions
 from inrfast.ops import gram as gram_ops
-from inrfast.ops import reductions
 from inrfast.ops import rows as row_ops
 from inrfast.ops.operands import Plan, joint, make_plan
 from inrfast.supported import LayerSpec
@@ -242,7 +245,7 @@ class NTK:
         """
         fold = self._fold
         for points in self._blocks(self.rows):
-            rows = self.rows.side(points, self._plan)
+            rows: Any = self.rows.side(points, self._plan)
             for others in self._blocks(self._other):
                 if self.symmetric and others.start < points.start:
                     continue
@@ -250,6 +253,24 @@ class NTK:
                 columns = None if same else self._other.side(others, self._plan)
                 i, j = (slice(part.start * fold, part.stop * fold) for part in (points, others))
                 compute(i, j, rows, columns)
+                columns = None  # or it would be there beside the next one
+            rows = None
+
+    def _room_for(
+        self, numbers: int, what: str, instead: str = "take fewer points or columns"
+    ) -> AbstractContextManager[None]:
+        """Leave room in a block for so many numbers of the kernel's dtype, and for tiles, beside the factors.
+
+        Raises
+        ------
+        MemoryBudgetError
+            They do not fit the budget.
+        """
+        item = self.dtype.itemsize
+        side = min(gram_ops.TILE if self.device.type == "cpu" else gram_ops.TILE_GPU, max(self.shape))
+        tiles = 3 * item * side * side * (gemm.threads(self.dtype, self.device) - 1)  # one thread's go uncounted
+        taken = numbers * item + tiles
+        return self.rows.room_for(taken, what, instead, self.columns_side)
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
@@ -267,31 +288,25 @@ class NTK:
         MemoryBudgetError
             ``out`` is None and the kernel exceeds the budget; raised before allocating.
         """
-        self._need_range("the dense kernel")
-        if out is None:
-            item = self.dtype.itemsize
-            require(
-                self.shape[0] * self.shape[1] * item,
-                self.memory_budget,
-                "the dense kernel",
-                "pass out=numpy.memmap(...), or use K @ V, K.columns(index), K.frobenius()",
-            )
-            target = empty(self.shape, self.dtype, self.device)
-        else:
-            target = self._as_target(out)
-            if target.is_inference():  # it may be written in inference mode only, what is kept here must not be
-                made = empty(self.shape, self.dtype, self.device)
-                self.to_dense(out=made)
+        numbers, given = self.shape[0] * self.shape[1], None
+        if out is not None:
+            numbers, given = 0, self._as_target(out)
+            if given.is_inference():  # it may be written in inference mode only, what is kept here must not be
+                made = self.to_dense()
                 with torch.inference_mode():
-                    target.copy_(made)
+                    given.copy_(made)  # type: ignore[arg-type]
                 return out
+        instead = "pass out=numpy.memmap(...), or use K @ V, K.columns(index), K.frobenius()"
+        with self._room_for(numbers, "the dense kernel", instead):
+            self._need_range("the dense kernel")
+            target = empty(self.shape, self.dtype, self.device) if given is None else given
 
-        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
-            gram_ops.fill_(target[i, j], rows, columns, self.output, self.outputs)
-            if self.symmetric and columns is not None:
-                target[j, i] = target[i, j].t()
+            def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
+                gram_ops.fill_(target[i, j], rows, columns, self.output, self.outputs)
+                if self.symmetric and columns is not None:
+                    target[j, i] = target[i, j].t()
 
-        self._for_each_block(compute)
+            self._for_each_block(compute)
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
@@ -326,35 +341,39 @@ class NTK:
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
         wanted = self._column_index(index)
-        self._need_range("columns of the kernel")
         fold = self._fold
         points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        item = self.dtype.itemsize
-        require(
-            2 * self.shape[0] * len(points) * fold * item, self.memory_budget, "these columns", "ask for fewer of them"
-        )
-        chosen = self._other.side_of(points, self._plan)
-        out = empty((self.shape[0], len(points) * fold), self.dtype, self.device)
-        for rows, side in self._sides():
-            gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
         picked = inverse * fold + wanted % fold
-        if len(picked) == out.shape[1] and bool((picked == torch.arange(len(picked), device=picked.device)).all()):
-            return out
-        return out[:, picked]
+        count, in_order = len(points) * fold, _in_order(picked, len(points) * fold)
+        numbers = self.shape[0] * (count if in_order else count + len(picked)) + self._numbers_of(len(points))
+        with self._room_for(numbers, f"{len(picked)} columns of order {self.shape[0]}", "ask for fewer of them"):
+            self._need_range("columns of the kernel")
+            chosen = self._other.side_of(points, self._plan)
+            out = empty((self.shape[0], count), self.dtype, self.device)
+            for rows, side in self._sides():
+                gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
+            return out if in_order else out[:, picked]
+
+    def _numbers_of(self, points: int) -> int:
+        """Return how many numbers the factors of so many points hold."""
+        return points * sum(a + self.outputs * b for a, b in self.capture.widths)
 
     def submatrix(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[index][:, index]``, symmetric to the last bit."""
         self._need_symmetric("submatrix")
-        self._need_range("a submatrix of the kernel")
         wanted = self._column_index(index)
         fold = self._fold
         points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        chosen = self.rows.side_of(points, self._plan)
-        order = len(points) * fold
-        out = empty((order, order), self.dtype, self.device)
-        gram_ops.fill_(out, chosen, None, self.output, self.outputs)
         picked = inverse * fold + wanted % fold
-        return out[picked][:, picked]
+        order = len(points) * fold
+        in_order = _in_order(picked, order)
+        numbers = order**2 + (0 if in_order else len(picked) ** 2) + self._numbers_of(len(points))
+        with self._room_for(numbers, f"a submatrix of order {len(picked)}", "ask for a smaller one"):
+            self._need_range("a submatrix of the kernel")
+            chosen = self.rows.side_of(points, self._plan)
+            out = empty((order, order), self.dtype, self.device)
+            gram_ops.fill_(out, chosen, None, self.output, self.outputs)
+            return out if in_order else out[picked.unsqueeze(1), picked]
 
     def _column_index(self, index: Any) -> Tensor:
         n = self.shape[1]
@@ -380,10 +399,14 @@ class NTK:
 
         ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype.
         """
-        block = self._block("V", V)
-        self._need_range("K @ V")
-        by_tiles = block.shape[1] >= self.cost().break_even_columns
-        out = self._product_by_tiles(block) if by_tiles else self.product_by_factors(block)
+        given = check_block("V", V, self.shape[1], self.device)
+        k = given.shape[1]
+        numbers = (self.shape[0] + (0 if given.dtype == self.dtype else self.shape[1])) * k
+        with self._room_for(numbers, f"K @ V of {k} columns"):
+            self._need_range("K @ V")
+            block = given.to(self.dtype)
+            by_tiles = k >= self.cost().break_even_columns
+            out = self._product_by_tiles(block) if by_tiles else self.product_by_factors(block)
         return out[:, 0] if V.ndim == 1 else out
 
     def product(self, V: Tensor, damping: float = 0.0) -> Tensor:
@@ -393,10 +416,6 @@ class NTK:
             return self @ V
         self._need_symmetric("a damped product")
         return (self @ V).add_(V.detach().to(self.dtype), alpha=damping)
-
-    def _block(self, argument: str, given: Tensor) -> Tensor:
-        """Return a vector or block of vectors over the columns as (columns, k) in the kernel's dtype."""
-        return check_block(argument, given, self.shape[1], self.device).to(self.dtype)
 
     def _product_by_tiles(self, V: Tensor) -> Tensor:
         out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
@@ -408,15 +427,33 @@ class NTK:
         self._for_each_block(compute)
         return out
 
-    def product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor] = lambda part: part) -> Tensor:
+    def product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Return ``J (J'^T V)``; for the trace, one such product an output.
 
-        ``total`` is applied to ``J'^T V``: where other processes hold more of its rows, it adds theirs.
+        ``total`` is applied to ``J'^T V``: where other processes hold more of its rows, it adds theirs. Without it, V
+        is taken a few columns at a time where ``J'^T V`` of all of them would exceed the budget.
         """
+        if total is not None:
+            return self._product_by_factors(V, total)
+        most = max(1, self.memory_budget // (4 * self._transposed_bytes(self.dtype)))
+        if V.shape[1] <= most:
+            return self._product_by_factors(V, lambda part: part)
+        out = torch.empty(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
+        for some in chunks(V.shape[1], most):
+            out[:, some] = self._product_by_factors(V[:, some], lambda part: part)
+        return out
+
+    def _product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
         if self.output == "full":
             return self.rows @ total(self._other.vjp(V))
         blocks = self._transposed_product(V, self.dtype)
         return self._spread([[total(block) for block in layers] for layers in blocks], V)
+
+    def _transposed_bytes(self, dtype: torch.dtype) -> int:
+        """Return the bytes of one column of ``J'^T V``, its sums of all threads and what a layer takes among them."""
+        parameters = sum(max(b, 1) * max(a, 1) for a, b in self._widths)
+        workers = gemm.threads(self.capture.dtype, self.device)
+        return dtype.itemsize * parameters * (len(self._picked) * (workers + 1) + 2)
 
     def _spread(self, blocks: list[list[Tensor]], like: Tensor) -> Tensor:
         """Return ``J P`` for the blocks that :meth:`_transposed_product` makes of vectors ``like`` (columns, k)."""
@@ -445,7 +482,7 @@ class NTK:
         k = V.shape[1]
         # The head's identity sensitivities select one row of its block an output, so b = 1 there.
         shapes = [(k, max(b, 1), max(a, 1)) for a, b in self._widths]
-        by_output = V.view(len(self._other.coords), self._fold, k)
+        by_output = V.reshape(len(self._other.coords), self._fold, k)
 
         def gather(share: slice) -> list[list[Tensor]]:
             """The sums of some points: each worker its own, added up in order afterwards."""
@@ -480,8 +517,14 @@ class NTK:
         self._need_symmetric("diagonal")
         if not surely_held(self.rows.magnitude, self.dtype) and self.dtype != torch.float64:
             return self._highest.exact_diagonal()
-        parts = [gram_ops.gram_diagonal(factors, self.output, self.outputs) for _, factors in self.rows.chunks()]
-        return torch.cat(parts)
+        fold = self._fold
+        taken = 2 * torch.float64.itemsize * self.shape[0]  # the result is rounded beside it
+        with self.rows.room_for(max(0, taken - UNCOUNTED), "the diagonal", "take fewer points"):
+            found = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
+            for points, factors in self.rows.chunks():
+                rows = slice(points.start * fold, points.stop * fold)
+                found[rows] = gram_ops.gram_diagonal(factors, self.output, self.outputs)
+        return found
 
     def trace(self) -> float:
         """Return the trace, accumulated in fp64."""
@@ -509,7 +552,8 @@ class NTK:
             square = reductions.squared_norm(rows, columns, self.output, self.outputs, self.dtype)
             squares.append(2 * square if self.symmetric and columns is not None else square)
 
-        self._for_each_block(compute)
+        with self._room_for(0, "the Frobenius norm", "take fewer points"):
+            self._for_each_block(compute)
         return math.sqrt(sum(squares))
 
     def row_sums(self) -> Tensor:
@@ -536,11 +580,24 @@ class NTK:
         """
         self._need_symmetric("quadratic_form")
         self._need_range("the quadratic form")
-        block = self._block("Y", Y)
-        if block.shape[1] >= self.cost().break_even_columns:
-            total = block.double().t() @ self._product_by_tiles(block).double()
-        else:
-            total = self._quadratic_form_by_factors(block)
+        given = check_block("Y", Y, self.shape[1], self.device)
+        k = given.shape[1]
+        numbers = 0 if given.dtype == self.dtype else self.shape[0] * k
+        # By products also where the factors' way would hold more numbers than the budget.
+        by_products = k >= self.cost().break_even_columns or (
+            2 * k * self._transposed_bytes(torch.float64) > self.memory_budget
+        )
+        if by_products:
+            numbers += self.shape[0] * k
+        with self._room_for(numbers, f"the quadratic form of {k} columns"):
+            block = given.to(self.dtype)
+            if by_products:
+                image = self @ block
+                total = torch.zeros(k, k, dtype=torch.float64, device=self.device)
+                for rows in chunks(len(block), STREAMED_ROWS):
+                    total += block[rows].double().t() @ image[rows].double()
+            else:
+                total = self._quadratic_form_by_factors(block)
         total = (total + total.t()) / 2
         return total[0, 0] if Y.ndim == 1 else total
 
@@ -602,18 +659,19 @@ class NTK:
         """
         self._need_symmetric("spectrum")
         operator = self.at_precision("highest")
-        found = eigenvalues.spectrum(
-            operator,
-            rtol,
-            k,
-            method,
-            eigenvectors,
-            min(self.shape[0], self.rank_bound),
-            self._left_beside(operator),
-            seed,
-            progress,
-            levels,
-        )
+        with self._whole_budget_told(operator):
+            found = eigenvalues.spectrum(
+                operator,
+                rtol,
+                k,
+                method,
+                eigenvectors,
+                min(self.shape[0], self.rank_bound),
+                self._left_beside(operator),
+                seed,
+                progress,
+                levels,
+            )
         return replace(found, outputs=self.outputs if self.output == "trace" else 1)
 
     @property
@@ -684,14 +742,34 @@ class NTK:
         ridge = check_float("ridge", ridge, minimum=0.0)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
         operator = self.at_precision("highest")
-        budget = self._left_beside(operator)
-        return systems.solve(operator, right, ridge, tol, budget, seed, progress).reshape(y.shape)
+        with self._whole_budget_told(operator):
+            budget = self._left_beside(operator)
+            return systems.solve(operator, right, ridge, tol, budget, seed, progress).reshape(y.shape)
 
     def _left_beside(self, operator: NTK) -> int:
         """Return the bytes of the budget that the factors of ``operator``, and those kept here, leave."""
+        return max(self.memory_budget - self._held_under(self.memory_budget, operator), 0)
+
+    def _held_under(self, budget: int, operator: NTK) -> int:
+        """Return the bytes that factors take of a budget, those of ``operator`` and those kept here."""
         stores = {id(kernel.rows.store): kernel.rows.store for kernel in (self, operator)}.values()
-        held = sum(store.bytes_held for store in stores if store.kept or store is operator.rows.store)
-        return max(self.memory_budget - held, 0)
+        used = [store for store in stores if store.kept or store is operator.rows.store]
+        return sum(store.held_under(budget * store.budget // self.memory_budget) for store in used)
+
+    @contextmanager
+    def _whole_budget_told(self, operator: NTK) -> Iterator[None]:
+        """Name whole budgets in the error of a method that has what factors leave of one."""
+        try:
+            yield
+        except MemoryBudgetError as error:
+            if error.needed is None:
+                raise
+            budget = error.needed
+            while budget - (held := self._held_under(budget, operator)) < error.needed:
+                budget = error.needed + held
+            raise over_budget(
+                max(budget, self.memory_budget + 1), self.memory_budget, error.what, error.instead
+            ) from None
 
     def to_scipy(self) -> LinearOperator:
         """Return the kernel as a ``scipy.sparse.linalg.LinearOperator`` (products go through ``K @ V``).
@@ -743,6 +821,11 @@ class NTK:
     def __repr__(self) -> str:
         names = [spec.name for spec in self.specs]
         return f"NTK(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+
+
+def _in_order(picked: Tensor, count: int) -> bool:
+    """Return whether an index picks all of so many rows, in their order."""
+    return len(picked) == count and bool((picked == torch.arange(count, device=picked.device)).all())
 
 
 def _of_output(layer: Factors, output: int) -> Tensor | None:

@@ -415,11 +415,11 @@ def test_the_largest_eigenpairs_stream_under_a_budget(monkeypatch):
     net, coords = inr.INR(2, 1, width=32, hidden_layers=2), inr.grid((40, 40))
     K = inr.ntk(net, coords, memory_budget=3 << 20, precision="highest")
     assert not K.rows.store.fits
-    s = K.spectrum(1e-5, k=20, eigenvectors=True)
+    s = K.spectrum(1e-4, k=20, eigenvectors=True)
     assert (s.method, len(s.eigenvalues)) == ("cholesky", 20)
     dense = inr.ntk(net, coords, precision="highest").to_dense()
     values = torch.linalg.eigvalsh(dense).flip(0)
-    assert max(s.lower_error, s.upper_error) <= 1e-5 * values[0]
+    assert max(s.lower_error, s.upper_error) <= 1e-4 * values[0]
     assert (values[:20] >= s.eigenvalues - s.lower_error).all()
     assert (values[:20] <= s.eigenvalues + s.upper_error).all()
     residuals = torch.linalg.vector_norm(dense @ s.eigenvectors - s.eigenvectors * s.eigenvalues, dim=0)

@@ -32,10 +32,11 @@ from inrfast.analysis.report import (
 )
 from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import check_coords, check_int
+from inrfast.jacobians import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
-from inrfast.memory import budget_bytes, chunks
+from inrfast.memory import budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
 from inrfast.nn import INR, SphereNorm, described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
@@ -47,7 +48,17 @@ RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
 
 JACOBIAN_ROWS = 32
-"""Pixels whose feature Jacobians are held at once (16 MiB at width 256)."""
+"""Pixels whose feature Jacobians are held at once at most (16 MiB at width 256)."""
+
+JACOBIAN_BUFFERS, TANGENT_BUFFERS = 4, 36
+"""Numbers in fp64 that it takes for one of a feature Jacobian: slopes, rows that count, and the singular values' work;
+and where a norm makes it take tangents by automatic differentiation."""
+
+LEAST_ROWS = 16
+"""Points a chunk of a layer's Jacobian at least, where its Gram matrix is added up."""
+
+GRAMS = 3
+"""Matrices as large as a Gram matrix that its eigenvalues take: itself, one without columns of zeros, and LAPACK's."""
 
 
 @in_own_modes
@@ -132,7 +143,7 @@ def diagnose(
     with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
         representations, sensitivities = _full_grid(capture, coords, rows, rtols, bar)
         weights, products = _weights(net, capture, rtols)
-        jacobians = _feature_jacobians(net, capture, _sampled(coords, jacobian_pixels, generator), rtols, bar)
+        jacobians = _feature_jacobians(net, capture, _sampled(coords, jacobian_pixels, generator), rtols, budget, bar)
         whole, blocks, bounds = _kernels(kernel, rtols, seed, bar)
     return DiagnosisReport(
         network=network,
@@ -198,11 +209,22 @@ def _sampled(coords: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _chunk_rows(capture: Capture, budget: int) -> int:
-    """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget."""
+    """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget.
+
+    Raises
+    ------
+    MemoryBudgetError
+        The square matrices of all layers leave no room for a chunk.
+    """
     blocks = [spec.block for spec in capture.layers]
     numbers = sum(b * capture.outputs + a for b, a in blocks)
     widest = max(max(block) for block in blocks)
-    return max(1, min(max(CHUNK_ROWS, widest), budget // (6 * 8 * numbers)))
+    each = 8 * numbers * (PASS_BUFFERS if capture.plain else HOOKED_BUFFERS)
+    # One for every factor, and two more like the largest: of a chunk stacked under it, and of LAPACK.
+    squares = 8 * (sum(a * a + b * b for b, a in blocks) + 2 * widest * widest)
+    instead = "take a narrower network or fewer of its layers (params=)"
+    require(max(0, squares + each - UNCOUNTED), budget, "a diagnosis' square matrices", instead)
+    return max(1, min(max(CHUNK_ROWS, widest), (budget - squares) // each))
 
 
 # ---- representations and sensitivities on the full grid ----------------------------------------------------------
@@ -383,7 +405,7 @@ def _weight(factors: tuple[str, ...], matrix: Tensor, rtols: tuple[float, ...]) 
 
 
 def _feature_jacobians(
-    net: nn.Module, capture: Capture, pixels: Tensor, rtols: tuple[float, ...], bar: tqdm
+    net: nn.Module, capture: Capture, pixels: Tensor, rtols: tuple[float, ...], budget: int, bar: tqdm
 ) -> tuple[FeatureJacobian, ...]:
     """Return the ranks of every hidden layer's ``d z_out / d z_in`` at ``pixels``; norms count, batch norm frozen."""
     if not isinstance(net, INR) or not capture.closed_form:
@@ -400,7 +422,9 @@ def _feature_jacobians(
         assert isinstance(layer, nn.Linear)
         preactivations = layer(features)
         counts = []
-        for part in chunks(len(pixels), JACOBIAN_ROWS):
+        buffers = TANGENT_BUFFERS if isinstance(exact.norms[index], SphereNorm) else JACOBIAN_BUFFERS
+        each = 8 * buffers * layer.out_features * max(layer.in_features, layer.out_features)
+        for part in chunks(len(pixels), max(1, min(JACOBIAN_ROWS, budget // (2 * each)))):
             for matrix in _slopes(exact, index, preactivations[part], layer.weight):
                 alive = matrix[(matrix != 0).any(1)]  # a ReLU leaves half of the rows, or none
                 values = torch.linalg.svdvals(alive).unsqueeze(1)
@@ -465,13 +489,15 @@ def _kernels(
 def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectrum:
     """Return the eigenvalues of one layer's kernel ``G G^T``, known at ``level``: those of ``G^T G`` where G is thin.
 
-    G is the layer's Jacobians of all outputs side by side. Columns of zeros do not count: the head of a network with
-    several outputs has mostly those.
+    G is the layer's Jacobians of all outputs side by side; its square has to fit the budget. Columns of zeros do not
+    count: the head of a network with several outputs has mostly those.
     """
     n, columns = block.shape[0], block.outputs * block.rows.shape[1]
-    if columns <= 2 * min(n, SMALL):
+    left = block.memory_budget - block.rows.store.bytes_held - 8 * GRAMS * columns**2
+    rows = min(CHUNK_ROWS, left // (2 * 8 * columns))
+    if columns <= 2 * min(n, SMALL) and rows >= min(n, LEAST_ROWS):
         gram = StreamedGram(columns, block.device)
-        for points in chunks(n, CHUNK_ROWS):
+        for points in chunks(n, rows):
             gram.add(block.rows.rows(points).reshape(-1, columns))
         alive = gram.without_zeros()
         if alive < n:

@@ -18,7 +18,14 @@ from tqdm import tqdm
 
 from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, spectral_bounds
 from inrfast.linalg.operators import UNIT, SymmetricOperator, check_semidefinite, product_error
-from inrfast.linalg.pivoted_cholesky import BLOCK, PivotedCholesky
+from inrfast.linalg.pivoted_cholesky import (
+    BLOCK,
+    SQUARES,
+    SQUARES_OF_VECTORS,
+    PivotedCholesky,
+    candidate_bytes,
+    most_pivots,
+)
 from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import MOST_ROWS, chunks, require
 
@@ -211,26 +218,29 @@ def certified_spectrum(
 def _room(n: int, budget: int, item: int, eigenvectors: bool, k: int | None) -> tuple[int, int]:
     """Return how many pivots a block takes, and how many there may be in all, with ``item`` bytes a number of F.
 
-    Beside F there is room for columns of the operator and a copy of them; afterwards for the Krylov basis and what
-    orthogonalising takes; at the end for eigenvectors.
+    Beside F there is room for its Gram matrix and what comes of that; for columns of the operator, a copy of them, and
+    what choosing them takes; then for the Krylov basis and what orthogonalising takes; at the end for eigenvectors.
     """
-    each, vector = n * item, 8 * n
+    each, vector, squares = n * item, 8 * n, SQUARES
     vectors = 0
-    if eigenvectors and k is None:
-        each += vector
-    elif eigenvectors:
-        vectors = min(n, k or n)
+    if eigenvectors:
+        squares = SQUARES_OF_VECTORS
+        if k is None:
+            each += vector
+        else:
+            vectors = min(n, k or n)
     block = min(BLOCK, n)
-    while block > LEAST_BLOCK and 2 * block * vector > budget // 4:
+    while block > LEAST_BLOCK and max(2 * block * vector, candidate_bytes(block)) > budget // 4:
         block //= 2
-    scratch = max(2 * block, min(n, STEPS) + 8, vectors) * vector
+    columns = 2 * block * vector + candidate_bytes(block)
+    scratch = max(columns, (min(n, STEPS) + 10) * vector, vectors * vector)
     require(
-        scratch + block * each,
+        scratch + block * each + 8 * squares * block**2,
         budget,
         f"a block of {block} columns of order {n}, with what it takes to bound the rest,",
         "raise memory_budget or take fewer points",
     )
-    return block, min(n, (budget - scratch) // each)
+    return block, min(n, most_pivots(budget - scratch, each, squares))
 
 
 def _grow(

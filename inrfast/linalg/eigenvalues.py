@@ -12,9 +12,9 @@ from inrfast.errors import NotAvailableError, ResolutionError, check_choice, che
 from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
 from inrfast.linalg.operators import SymmetricOperator, product_error
-from inrfast.linalg.quadrature import quadrature_counts
+from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
-from inrfast.memory import require
+from inrfast.memory import format_bytes, require
 
 METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature")
 
@@ -23,6 +23,10 @@ SMALL = 4096
 
 DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
+
+MATRICES, MATRICES_OF_VECTORS = 3, 5
+"""Matrices of the operator's order that LAPACK takes for eigenvalues: the operator's, its copy, one more on the way;
+with eigenvectors also its work space of two."""
 
 PAIRS = 128
 """Eigenpairs by Lanczos where no number is asked for."""
@@ -65,15 +69,14 @@ def spectrum(
     check_choice("method", method, METHODS)
     note = ""
     if method == "auto":
-        method, note = _choose(n, budget)
+        method, note = _choose(n, budget, eigenvectors)
     if method == "dense":
         if n > DENSE_LIMIT:
             raise NotAvailableError(
                 f"a dense spectrum of order {n} exceeds the dense limit {DENSE_LIMIT}; use method='cholesky'"
             )
-        require(
-            3 * 8 * n * n, budget, "a dense spectrum", "use method='cholesky', fewer points, or raise memory_budget"
-        )
+        needed = _dense_bytes(n, eigenvectors)
+        require(needed, budget, "a dense spectrum", "use method='cholesky', fewer points, or raise memory_budget")
         found = dense_spectrum(operator.to_dense(), operator.matrix_error, rtol, rank_bound, k, eigenvectors)
     elif method == "cholesky":
         demand = Pairs(k, rtol) if k else Ranks((), tuple(levels)) if levels else Ranks((rtol,))
@@ -81,21 +84,28 @@ def spectrum(
     elif method == "lanczos":
         found = largest_eigenpairs(operator, k or min(n, PAIRS), rank_bound, rtol, budget, seed, eigenvectors, progress)
     else:
+        require(quadrature_bytes(n), budget, f"a quadrature of order {n}", "take fewer points or raise memory_budget")
         found = _by_quadrature(operator, rank_bound, rtol, seed, progress)
     found = found.with_jacobian_error(operator.jacobian_error)
     if note and method == "cholesky" and k is None and found.floor > rtol:
-        counts = quadrature_counts(operator, seed=seed, progress=progress)
-        found = replace(found, counts=counts)
-        note += (
-            f"; its {len(found.eigenvalues)} pivots resolve {found.floor:.1e} of lambda_1, a stochastic quadrature "
-            f"estimates counts: {counts.resolution()}"
-        )
+        note += f"; its {len(found.eigenvalues)} pivots resolve {found.floor:.1e} of lambda_1, "
+        held = 0 if found.eigenvectors is None else found.eigenvectors.nbytes
+        if quadrature_bytes(n) + held <= budget:
+            counts = quadrature_counts(operator, seed=seed, progress=progress)
+            found = replace(found, counts=counts)
+            note += f"a stochastic quadrature estimates counts: {counts.resolution()}"
+        else:
+            note += f"and a quadrature for estimates would take {format_bytes(quadrature_bytes(n))} of the budget"
     return replace(found, note=note)
 
 
-def _choose(n: int, budget: int) -> tuple[str, str]:
+def _dense_bytes(n: int, eigenvectors: bool) -> int:
+    return (MATRICES_OF_VECTORS if eigenvectors else MATRICES) * 8 * n * n
+
+
+def _choose(n: int, budget: int, eigenvectors: bool) -> tuple[str, str]:
     """Return a method and the reason for it."""
-    if n <= SMALL and 3 * 8 * n * n <= budget:
+    if n <= SMALL and _dense_bytes(n, eigenvectors) <= budget:
         return "dense", f"order {n} is at most {SMALL}: LAPACK computes every eigenvalue"
     return (
         "cholesky",

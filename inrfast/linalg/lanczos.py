@@ -43,6 +43,12 @@ BLOCK = 8
 EXTRA = 8
 """Eigenpairs computed beyond those asked for, at least: the last ones converge slowest."""
 
+WHOLE = 7
+"""Matrices of the operator's order that it takes to write it down, make it symmetric, and find its eigenvectors."""
+
+TEMPORARIES = 6
+"""Blocks that a step takes beside the basis: the product, what is left of it, and their QR."""
+
 RESTARTS = 100
 """Restarts of the eigenpair iteration at most."""
 
@@ -288,10 +294,13 @@ def largest_eigenpairs(
     width = min(BLOCK, n)
     rounding = product_error(operator)
     least = min(n, wanted + 4 * width)
-    # The basis itself, and the part of it that a restart makes anew.
-    require(2 * 8 * n * least, budget, f"a Krylov basis of {least} vectors of order {n}", "raise memory_budget")
-    room = min(n, 3 * wanted + 4 * width, budget // (2 * 8 * n))
+    # The basis itself, and the part of it that a restart makes anew; at the end the pairs with a basis for their bound.
+    beside = TEMPORARIES * width
+    needed = 8 * n * max(2 * least + beside, wanted + STEPS + TEMPORARIES + 2)
+    require(needed, budget, f"a Krylov basis of {least} vectors of order {n}", "raise memory_budget")
+    room = min(n, 3 * wanted + 4 * width, (budget // (8 * n) - beside) // 2)
     if room > n - width:  # the block after the last one would find no direction left
+        require(WHOLE * 8 * n * n, budget, f"the whole matrix of order {n}", "raise memory_budget")
         return _whole_space(operator, k, rank_bound, rtol, eigenvectors)
     partition, diagonal = operator.partition, operator.diagonal()
     start = partition.random(width, seed, diagonal)
@@ -316,6 +325,7 @@ def largest_eigenpairs(
             )
     values, vectors = values[:wanted], basis.vectors[:, : basis.size] @ coefficients[:, :wanted]
     error = float(torch.linalg.vector_norm(residuals[:wanted])) + rounding
+    del basis  # another one, for the bound, takes its place
 
     def deflated(v: Tensor) -> Tensor:
         return operator @ v - vectors @ (values.unsqueeze(1) * partition.total(vectors.t() @ v))

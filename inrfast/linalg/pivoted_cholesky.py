@@ -27,8 +27,28 @@ BLOCK = 256
 CANDIDATES = 3
 """Candidates drawn for every pivot of a block: a third is kept where the block halves the residual twice."""
 
+SQUARES, SQUARES_OF_VECTORS = 4, 5
+"""Matrices of the factor's rank in fp64 that live at once: the Gram matrix with what bounds its errors or gives its
+eigenvalues, or also its eigenvectors."""
+
+CANDIDATE_SQUARES = 9
+"""Matrices of the candidates' number that choosing among them takes."""
+
 POWER_STEPS = 12
 """Power iterations for the norm of a small matrix that is wanted to some ten percent."""
+
+
+def candidate_bytes(block: int) -> int:
+    """Return the bytes of scratch that choosing the pivots of a block takes."""
+    return CANDIDATE_SQUARES * 8 * (CANDIDATES * block) ** 2
+
+
+def most_pivots(budget: int, each: int, squares: int = SQUARES) -> int:
+    """Return the largest rank whose factor, of ``each`` bytes a column, and squares fit: ``each r + 8 s r^2``."""
+    if budget <= 0:
+        return 0
+    s = 8 * squares
+    return int((math.sqrt(each * each + 4.0 * s * budget) - each) / (2 * s))
 
 
 class PivotedCholesky:
@@ -152,7 +172,7 @@ class PivotedCholesky:
         check_symmetric(block, diagonal)
         for part in self.blocks:
             rows = self._rows(part, there)
-            block = block - rows @ rows.t()
+            block -= rows @ rows.t()
         # Every process goes on from the same numbers, whatever its processor made of them.
         block = self.partition.agree((block + block.t()) / 2).cpu()
         shortfall = block.diagonal() - self.partition.pick(self.residual, there).cpu()
@@ -247,6 +267,7 @@ class PivotedCholesky:
         lower = torch.cat([self._rows(block, self.pivots.to(device)) for block in self.blocks], 1)
         half = torch.linalg.solve_triangular(lower, self._gram, upper=False, left=False)  # F^T F L^-1
         square = torch.linalg.solve_triangular(lower.t(), half, upper=True)
+        del half
         interpolation = math.sqrt(float(torch.linalg.matrix_norm(square)))
         trace = self.operator_trace
         rounding = 2 * self.operator.matrix_error + 2 * 4 * math.sqrt(2 * self.rank + BLOCK) * UNIT * trace

@@ -127,8 +127,20 @@ class QuadratureCounts:
         return [self.bracket(level) for level in levels]
 
 
+PROBES, STEPS = 2, 48
+"""Random vectors and products that are taken where nobody says."""
+
+TEMPORARIES = 12
+"""Vectors a probe that a step takes beside its Krylov basis: products, what is left of them, and their QR."""
+
+
+def quadrature_bytes(n: int, probes: int = PROBES, steps: int = STEPS) -> int:
+    """Return the bytes that :func:`quadrature_counts` takes for an operator of order n."""
+    return 8 * n * probes * (min(steps, n) + TEMPORARIES)
+
+
 def quadrature_counts(
-    operator: SymmetricOperator, probes: int = 2, steps: int = 48, seed: int = 0, progress: bool | None = None
+    operator: SymmetricOperator, probes: int = PROBES, steps: int = STEPS, seed: int = 0, progress: bool | None = None
 ) -> QuadratureCounts:
     """Return the quadratures of ``probes`` random vectors after ``steps`` Lanczos steps, fully reorthogonalised.
 

@@ -9,7 +9,13 @@ from tqdm import tqdm
 from inrfast.errors import ResolutionError
 from inrfast.linalg.conjugate_gradients import cholesky_preconditioner, conjugate_gradients
 from inrfast.linalg.eigenvalues import SMALL, DenseableOperator
-from inrfast.linalg.pivoted_cholesky import BLOCK, PivotedCholesky
+from inrfast.linalg.pivoted_cholesky import (
+    BLOCK,
+    SQUARES_OF_VECTORS,
+    PivotedCholesky,
+    candidate_bytes,
+    most_pivots,
+)
 from inrfast.memory import require
 
 STEPS = 500
@@ -17,6 +23,12 @@ STEPS = 500
 
 PIVOTS = 16 * BLOCK
 """Columns of the preconditioner's factor at most."""
+
+LEAST_BLOCK = 16
+"""Columns of a block at least."""
+
+VECTORS = 12
+"""Vectors of the iteration a right-hand side, what a product and the preconditioner make of them among them."""
 
 CONDITION = 10.0
 """Norm of what the preconditioner leaves of K, in units of the ridge, at which it is good enough: some 25 steps."""
@@ -33,7 +45,7 @@ def solve(
 ) -> Tensor:
     """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent_kernel.NTK.solve`."""
     n = operator.shape[0]
-    if n <= SMALL and 2 * 8 * n * n <= budget:
+    if n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget:  # the matrix, its factor and a copy on the way
         return _dense(operator, y, ridge, tol)
     own = operator.partition.mine(y)
     return operator.partition.gather(_iterated(operator, own, ridge, tol, budget, seed, progress))
@@ -55,15 +67,18 @@ def _iterated(
     operator: DenseableOperator, y: Tensor, ridge: float, tol: float, budget: int, seed: int, progress: bool | None
 ) -> Tensor:
     n = operator.shape[0]
-    block = min(BLOCK, n)
-    vectors = 8 * n * 8 * y.shape[1]
-    require(vectors + 8 * n * 2 * block, budget, f"a preconditioner of order {n}", "raise memory_budget")
-    most = min(n, PIVOTS, (budget - vectors) // (8 * n) - block)
+    block, vectors = min(BLOCK, n), VECTORS * 8 * n * y.shape[1]
+    while block > LEAST_BLOCK and max(2 * block * 8 * n, candidate_bytes(block)) > budget // 4:
+        block //= 2
+    scratch = vectors + 2 * block * 8 * n + candidate_bytes(block)
+    least = scratch + block * 8 * n + 8 * SQUARES_OF_VECTORS * block**2
+    require(least, budget, f"a preconditioner of order {n}", "raise memory_budget")
+    most = min(n, PIVOTS, most_pivots(budget - scratch, 8 * n, SQUARES_OF_VECTORS))
     hidden = None if progress is None else not progress
     factor = PivotedCholesky(operator, seed)
     with tqdm(total=most, desc="preconditioner", disable=hidden, leave=False) as bar:
         while not factor.exhausted and factor.rank < most and not factor.norm_estimate <= CONDITION * ridge:
-            bar.update(factor.grow(min(BLOCK, most - factor.rank)))
+            bar.update(factor.grow(min(block, most - factor.rank)))
     # Without a ridge the shift is what the factor leaves: below it the preconditioner knows nothing.
     left = min(factor.norm_estimate, factor.trace)
     floor = torch.finfo(y.dtype).eps * factor.operator_trace

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +26,7 @@ from torch.func import functional_call
 
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import MemoryBudgetError
-from inrfast.memory import cached_rows, chunks, format_bytes, require
+from inrfast.memory import cached_rows, chunks, over_budget, require, told
 from inrfast.nn import INR
 from inrfast.pointwise import dependence, stirred_
 from inrfast.snapshot import snapshot, twin
@@ -43,6 +44,29 @@ PROBE_ROWS = 16
 
 EVALUATION_BUFFERS = 3
 """Buffers of the widest layer that a forward pass without gradients is counted with."""
+
+BESIDE = 3
+"""Tensors like the largest that is kept which a pass has at hand beside what autograd keeps: the gradients on their way
+back, and what an operation makes of them."""
+
+FRAGMENTS = 1.2
+"""What the C library's allocator holds for each byte of a graph: freed blocks lie between others."""
+
+MARGIN = 1.05
+"""Factor by which a size that is named exceeds what few points let expect."""
+
+COPIES = 6
+"""Copies of a network's parameters that a fit makes: gradients, the last good weights, the best ones twice, and the two
+moments of Adam."""
+
+UNCOUNTED = 2**22
+"""Bytes of such copies, and of drawn batches, that are taken as nothing beside those of the process itself."""
+
+MEASURED = 4
+"""One part in so many of the budget is for the evaluation, where it has buffers of its own."""
+
+DRAWN_BYTES = 48
+"""Bytes a point of a permutation, with what drawing it takes."""
 
 TABLE_SHARE = 8
 """Numbers kept in a chunk per entry of tables: then adding up dense gradients takes a small part of the time."""
@@ -109,13 +133,22 @@ def gradient_of(
     net = stack.nets[0]
     if stack.flat is not None:
         return FusedGradient(stack, data, points, budget, narrow)
+    beside = _copied_bytes(stack) + (DRAWN_BYTES * data.points * len(stack) if points < data.points else 0)
+    beside = max(0, beside - UNCOUNTED)
+    require(beside, budget - 1, "what a fit keeps beside its steps", "a smaller network or a larger memory_budget")
+    budget -= beside
     if not callable(loss) and is_plain(net):
-        return LayerwiseGradient(stack, data, points, budget, narrow, cores)
+        return LayerwiseGradient(stack, data, points, budget - budget // MEASURED, narrow, cores)
     for name, grad in stack.grads.items():
         net.get_parameter(name).grad = grad[0]
     if not callable(loss) and not _has_hooks(net) and _is_pointwise(net, data.coords[0]):
         return ChunkedGradient(stack, data, points, narrow, budget)
-    return WholeGradient(stack, data, loss, budget, points, narrow)
+    return WholeGradient(stack, data, loss, budget, points, narrow, beside)
+
+
+def _copied_bytes(stack: Stack) -> int:
+    """Return the bytes of the copies that a fit makes of its networks."""
+    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in stack.state)
 
 
 def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = None) -> Callable[[], Tensor]:
@@ -123,6 +156,7 @@ def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = Non
     if stack.flat is not None:
         return FusedEvaluation(stack, data, budget).mean_square
     if is_plain(stack.nets[0]):
+        budget = max(1, (budget - max(0, _copied_bytes(stack) - UNCOUNTED)) // MEASURED)
         return LayerwiseGradient(stack, data, data.points, budget, cores=cores).mean_square
     return _AutogradGradient(stack, data, data.points, narrow=False, budget=budget).mean_square
 
@@ -279,15 +313,24 @@ class ChunkedGradient(_AutogradGradient):
 
 
 class WholeGradient(_AutogradGradient):
-    """Autograd over all points of the batch at once, exact for every network and loss."""
+    """Autograd over all points of the batch at once, exact for every network and loss.
+
+    What a loss of the user's own makes autograd keep, second derivatives among it, shows in the first step alone. That
+    one is watched, and ends where it would exceed the budget.
+    """
 
     name = "whole"
 
-    def __init__(self, stack: Stack, data: Data, loss: Loss, budget: int, points: int, narrow: bool = False) -> None:
+    def __init__(
+        self, stack: Stack, data: Data, loss: Loss, budget: int, points: int, narrow: bool = False, beside: int = 0
+    ) -> None:
         super().__init__(stack, data, points, narrow, budget)
         self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
         self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
-        self._require(budget, points)
+        self.beside, self.share = beside, MEASURED if is_plain(self.net) else 0  # of an evaluation with own buffers
+        self.room = budget - (budget // self.share if self.share else 0)
+        self._require(points)
+        self.watched = False
         if points < data.points:
             self._evaluation_rows(data.coords[0])  # refuses before the first step what could not be measured after it
 
@@ -295,6 +338,19 @@ class WholeGradient(_AutogradGradient):
         """See :class:`Gradient`."""
         coords, target, weight = self._rows(batch)
         self._zero_gradients()
+        if self.watched:
+            return self._step(coords, target, weight)
+        graph = Graph(self.room, (coords, target, weight, *self.net.parameters(), *self.net.buffers()))
+        with graph.watched():
+            value = self._step(coords, target, weight)
+        self.watched = True
+        if graph.ended:
+            for parameter, _, _ in self.gradients:
+                parameter.grad = None
+            raise self._over_budget(len(coords))
+        return value
+
+    def _step(self, coords: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         with torch.enable_grad():
             if self.with_coords:
                 coords = coords.detach().requires_grad_()
@@ -309,26 +365,99 @@ class WholeGradient(_AutogradGradient):
             value.backward()
         return value.detach().double().reshape(1).cpu()
 
-    def _require(self, budget: int, points: int) -> None:
+    def _require(self, points: int) -> None:
         """Refuse a batch for which autograd would keep more than the budget, and say how many points would fit.
 
-        Measured on few points: what one forward pass keeps. Double backward keeps several times that.
+        Measured on few points: what one forward pass keeps, without the loss.
         """
+        coords = self.data.coords[0]
         few, more = min(PROBE_ROWS, points), min(2 * PROBE_ROWS, points)
         try:
-            base, twice = (sum(_kept(self.net, self.data.coords[0, :count]).values()) for count in (few, more))
-        except Exception:  # a network that takes nothing but its full grid: it says so itself when memory ends
+            base, twice = (_kept(self.net, coords[:count]).values() for count in (few, more))
+        except Exception:  # a network that takes nothing but its full grid: the first step tells
             return
-        slope = (twice - base) / (more - few) if more > few else base / few
-        row = slope + 3 * self.data.coords.element_size()
-        if row * points > budget:
-            fits = int(budget // row)
-            advice = f"batch_size={fits} would fit" if fits else "a smaller network would fit"
-            needed = int(row * points)
-            raise MemoryBudgetError(
-                f"a step over {points} points at once needs about {format_bytes(needed)} ({needed} bytes) but the "
-                f"budget is {format_bytes(budget)} ({budget} bytes); {advice}"
-            )
+        row = (sum(twice) - sum(base)) / (more - few) if more > few else sum(base) / few
+        if (row + 3 * coords.element_size()) * points > self.room:
+            raise self._over_budget(points)
+
+    def _over_budget(self, points: int) -> MemoryBudgetError:
+        """Return the error of a step that was ended, with the size that would fit, found on a few points."""
+        few, more = min(PROBE_ROWS, points), min(4 * PROBE_ROWS, points)
+        try:
+            base, twice = (self._taken(count) for count in (few, more))
+            row = max((twice - base) / (more - few) if more > few else base / few, 1.0)
+            return self._error_of(points, max(base - few * row, 0.0), row)
+        except Exception:  # a network or a loss that takes nothing but its full batch
+            pass
+        return MemoryBudgetError(
+            f"a step over {points} points at once exceeds the budget of {told(self.budget + self.beside)}; a smaller "
+            "batch_size, a narrower network or a larger memory_budget would fit"
+        )
+
+    def _taken(self, count: int) -> int:
+        """Return what a step over the first few points takes; the network and the generators stay as they were."""
+        coords, target, weight = self.data.rows(slice(0, count))
+        before = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        devices = [coords.device] if coords.device.type == "cuda" else []
+        graph = Graph(2**62, (coords, target, weight, *self.net.parameters(), *self.net.buffers()))
+        with torch.random.fork_rng(devices), graph.watched():
+            self._step(coords, target, weight)
+        for name, buffer in self.net.named_buffers():
+            buffer.copy_(before[name])
+        return graph.taken
+
+    def _error_of(self, points: int, fixed: float, row: float) -> MemoryBudgetError:
+        """Return the error of so many points with ``row`` bytes each, and ``fixed`` ones for all, both measured."""
+        needed = math.ceil(MARGIN * max(fixed + row * points, self.room))
+        fits = int((self.room / MARGIN - fixed) / row)
+        whole = self.beside + (-(-needed * self.share // (self.share - 1)) if self.share else needed) + 1
+        advice = f"batch_size={fits} would fit" if fits > 0 else "a smaller network would fit"
+        return over_budget(whole, self.budget + self.beside, f"a step over {points} points at once", advice)
+
+
+class Graph:
+    """What autograd keeps in a block, counted as it is kept; the block ends where that exceeds a budget.
+
+    Parameters
+    ----------
+    budget
+        Bytes that may be kept, with :data:`BESIDE` times the largest tensor.
+    known
+        Tensors that were there before, and do not count.
+    """
+
+    def __init__(self, budget: int, known: Iterable[Tensor | None]) -> None:
+        self.budget = budget
+        self.ended = False
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in known if tensor is not None}
+        self._kept = self._largest = 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes at the peak, about."""
+        return int(FRAGMENTS * (self._kept + BESIDE * self._largest))
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count in this block, and leave it where the budget is exceeded: then :attr:`ended` is true."""
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
+                yield
+        except Exception:  # an error that passes through autograd may come out as another
+            if not self.ended:
+                raise
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in self._seen:
+            self._seen.add(place)
+            self._kept += size
+            self._largest = max(self._largest, size)
+            if self.taken > self.budget:
+                self.ended = True
+                raise MemoryBudgetError("a step exceeds its budget")
+        return tensor
 
 
 @dataclass(frozen=True)

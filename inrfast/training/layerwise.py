@@ -25,6 +25,9 @@ threads, where more would take longer to add up than they save."""
 SMALL = 2**15
 """Entries of features up to which an operation is over before a second core has joined in: torch's own grain."""
 
+ENCODING_BUFFERS = 5
+"""Buffers of an encoding's columns that it takes to make them: phases, cosines and sines, both together, a copy."""
+
 LEAST_WORK, MOST_BYTES = 2**26, 2**22
 """FLOP of a product between hidden layers from which threads no longer wait for their turns at Python, and the size of
 a buffer up to which narrow layers get there: larger than the cache is dear too."""
@@ -73,6 +76,9 @@ class LayerwiseGradient:
         assert isinstance(net, INR)
         self.net = net
         self.encoded, self.encodings = encoded(stack, data.coords, budget, NARROW if narrow else data.coords.dtype)
+        if self.encoded is not data.coords:
+            budget -= self.encoded.nbytes
+        self.most_shares = max(1, min(MOST_SHARES, budget // (4 * sum(grad.nbytes for grad in stack.grads.values()))))
         self.rows = self.block = 1
         self.by_networks = False
         cores = torch.get_num_threads() if cores is None else cores
@@ -105,6 +111,9 @@ class LayerwiseGradient:
         net, like = self.net, self.data.target
         widest = max(net.width, net.out_features)
         row_bytes = like.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
+        if self.encodings is not None:
+            assert net.encoding is not None
+            row_bytes += ENCODING_BUFFERS * like.element_size() * net.encoding.out_features
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
         affordable = budget // row_bytes
         size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
@@ -163,7 +172,8 @@ class LayerwiseGradient:
         threads = min(len(self.passes), max(1, count // LEAST_ROWS))
         if threads == 1:
             return 1
-        return threads * max(1, min(SHARES, MOST_SHARES // threads, count // (threads * LEAST_ROWS)))
+        most = threads * max(1, min(SHARES, MOST_SHARES // threads, count // (threads * LEAST_ROWS)))
+        return min(most, self.most_shares)
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""

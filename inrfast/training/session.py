@@ -23,6 +23,7 @@ from inrfast.errors import (
     NotAvailableError,
 )
 from inrfast.files import shown, sole_writer
+from inrfast.memory import is_refusal
 from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
@@ -287,7 +288,9 @@ class Session:
     def _make_runs(self, state: dict[str, Any] | None) -> None:
         """Make the runs: networks of one shape together, every other network by itself."""
         if state is None:
-            for group in _grouped(self.members):
+            # A loss of the user's own is of one network's predictions.
+            alone = callable(self.settings.loss)
+            for group in [[member] for member in self.members] if alone else _grouped(self.members):
                 self.runs.append(self._run(group))
             return
         going = {index for kept in state["groups"] for index in kept["members"]}
@@ -606,8 +609,7 @@ def _out_of_memory_told(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        ended = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-        if isinstance(error, InrfastError) or not ended:
+        if isinstance(error, InrfastError) or not is_refusal(error):
             raise
         advice = "a smaller batch_size" if settings.batch_size is None else f"a batch_size below {settings.batch_size}"
         raise MemoryBudgetError(

@@ -253,3 +253,17 @@ def test_encodings_that_differ_in_a_frozen_parameter_are_not_taken_for_one() -> 
     alone = [fit(copy.deepcopy(net), COORDS, waves(2.0), steps=3).losses for net in nets]
     together = fit_many(nets, COORDS, waves(2.0), steps=3)
     assert [result.losses for result in together] == [pytest.approx(losses, rel=1e-5) for losses in alone]
+
+
+def test_a_loss_of_ones_own_takes_each_network_by_itself() -> None:
+    """Networks of one shape, which named losses take together."""
+
+    def rough(pred: Tensor, target: Tensor) -> Tensor:
+        return (pred - target).abs().mean()
+
+    nets = [small(seed) for seed in range(3)]
+    twins = copy.deepcopy(nets)
+    results = fit_many(nets, COORDS, waves(2.0), steps=10, loss=rough)
+    for net, twin, result in zip(nets, twins, results, strict=True):
+        assert_same(result, fit(twin, COORDS, waves(2.0), steps=10, loss=rough))
+        assert_same_weights(net, twin)
