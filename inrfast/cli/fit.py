@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option, shape
-from inrfast.cli.output import check_file, complain, finite, print_result, progress
+from inrfast.cli.output import check_file, finite, print_result, progress
+from inrfast.cli.shell import INTERRUPTED, complain
 
 ENDINGS = """\
 signals, by the ending of the file:
@@ -166,7 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
     written = f"{out}, {report_file} and {model_file}"
     print_result(arguments, found, f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}")
     if result.interrupted:
-        return complain(f"interrupted; kept the result so far, {outcome}, in {written}", 130)
+        return complain(f"interrupted; kept the result so far, {outcome}, in {written}", INTERRUPTED)
     return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 
 from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
 from inrfast.cli.output import check_file, print_result, progress
+from inrfast.cli.shell import say
 from inrfast.files import whole_path
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "use a smaller grid"
             )
     if not arguments.quiet:
-        print(cost, file=sys.stderr)
+        say(str(cost))
     # First what may be refused for its size, before anything long.
     ranks, note = [], ""
     if arguments.rtols:

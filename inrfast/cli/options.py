@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from inrfast.cli.shell import EXIT_CODES, UsageError
 from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
-
-EXIT_CODES = """\
-exit codes:
-  0    done
-  1    the computation failed: a fit diverged, or found no surface
-  2    bad usage or bad input: one line on stderr says what was given and what is accepted
-  130  interrupted (Ctrl-C); no file is left half-written
-"""
 
 ENCODINGS: dict[str, tuple[type[Encoding], tuple[int | float, ...]]] = {
     "fourier": (RandomFourier, (256, 10.0)),
@@ -32,11 +26,38 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are those of :mod:`inrfast.cli.shell`."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong, and exit with the code of bad usage."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        """Say what was wrong, as an exception."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command line of one of the subcommands ``names``.
+
+    Raises
+    ------
+    UsageError, ValueError
+        It cannot be understood.
+    SystemExit
+        It asked for help, which has been printed.
+    """
+    if words and not words[0].startswith("-"):
+        check_choice("command", words[0], names)
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # argparse takes the -- away and has no value left
+            raise UsageError(f"{word.removesuffix('=--')} takes a value, got '--'")
+    parser = Parser(
+        prog="inrfast",
+        description="See where an implicit neural representation loses rank, cure it, and fit it fast.",
+        epilog="Try:  inrfast demo\n      inrfast fit --help\n\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names) + "}")
+    for name in names:
+        importlib.import_module(f"inrfast.cli.{name}").add(commands)
+    return parser.parse_args(words)
 
 
 def add_command(
@@ -144,11 +165,13 @@ def memory_option(parser: argparse._ActionsContainer) -> None:
 
 
 def device(text: str) -> torch.device:
-    """Return a device that can hold a tensor."""
+    """Return a device that holds numbers (meta does not)."""
     try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        one = torch.ones(1, device=text)
+        one.item()
+        return one.device
+    except Exception as error:  # each kind of device has its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
 
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-
-def complain(what: object, code: int) -> int:
-    """Print one line on stderr and return ``code``."""
-    print(f"inrfast: {'' if code == 130 else 'error: '}{what}", file=sys.stderr)
-    return code
+from inrfast.cli.shell import print_out
 
 
 def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str) -> None:
     """Print what was found, as JSON or as text."""
-    print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else text)
+    print_out(json.dumps(found, indent=2, allow_nan=False) if arguments.json else text)
 
 
 def progress(arguments: argparse.Namespace) -> bool | None:
