@@ -1,45 +1,211 @@
-"""Files that are written whole or not at all."""
+"""Files that are read as files only, and written whole or not at all, by one writer where a fit asks for it.
+
+What is written has no name until it is whole, where the file system can do that (``O_TMPFILE``), else a hidden one
+beside its target, ``.inrfast-`` with a hash of the target's name. Each is locked by its writer, and a lock ends with
+its process: what a killed one has left is known by that, and the next writer of the same target removes it.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import itertools
 import os
-import tempfile
+import socket
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+SLOTS = 8
+"""Hidden names of one target that are looked at for leftovers: as many may be written at the same moment."""
 
-@contextmanager
-def whole_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give an empty file beside ``path`` that takes its name in the end, and goes if there is no such end.
+KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFLNK: "link to itself",
+}
+
+_held: set[int] = set()
+"""Descriptors whose locks are this process's: a child that is forked meanwhile must not go on holding them."""
+
+_nameless: set[int] = set()
+"""Devices whose files have been seen to take a name late."""
+
+
+# ---- names -------------------------------------------------------------------------------------------------------
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path as one printable line, whatever bytes and signs it is made of."""
+    text = os.fspath(path).encode("utf-8", "surrogateescape" if _possible(path) else "surrogatepass")
+    return "".join(s if s.isprintable() else ascii(s)[1:-1] for s in text.decode("utf-8", "backslashreplace"))
+
+
+def _possible(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file could have this name."""
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return bool(name) and b"\0" not in name
+
+
+def _check_name(path: str | os.PathLike[str]) -> None:
+    if not _possible(path):
+        raise ValueError(f"no file can have the name {shown(path)!r}")
+
+
+def target_of(path: str | os.PathLike[str]) -> Path:
+    """Return where a file of this name is written: links are followed, the last one too.
 
     Raises
     ------
     OSError
-        The folder does not exist or cannot be written; nothing is left behind.
+        Something else has the name (a folder, a named pipe, a device), or the name is too long.
+    ValueError
+        No file can have such a name.
     """
-    target, temporary = Path(path), None
+    with _told(path):
+        return _target_of(path)
+
+
+def check_writable(path: str | os.PathLike[str]) -> Path:
+    """Return :func:`target_of` a path if it can be written: what would fail after the work fails before.
+
+    Raises
+    ------
+    OSError, ValueError
+        As :func:`whole_path`, but for a disk that is yet to fill.
+    """
+    with _told(path):
+        target = _target_of(path)
+        with _folder_of(target) as folder:
+            _let_go(*_new_file(folder, target.name, 0o600), folder)
+        return target
+
+
+def _target_of(path: str | os.PathLike[str]) -> Path:
+    _check_name(path)
+    target = Path(os.path.realpath(path))
     try:
-        # A name of its own, since another process may be writing the same file.
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        yield Path(temporary)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # as any new file; temporary ones are private
-        os.replace(temporary, target)
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write {target}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        kind = stat.S_IFMT(os.lstat(target).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return target
+    if kind == stat.S_IFDIR:
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if kind != stat.S_IFREG:
+        raise OSError(errno.EINVAL, f"it is a {KINDS.get(kind, 'special file')}, not a file")
+    return target
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Give an open file that becomes ``path`` as in :func:`whole_path`."""
-    with whole_path(path) as temporary, open(temporary, "wb") as file:
+def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Say which file cannot be written, and why, in one sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {shown(path)}: {error.strerror or error}") from error
+
+
+def _hidden(name: str, what: object) -> str:
+    """Return a hidden name that belongs to a target; the target's own may be as long as names can be."""
+    return f".inrfast-{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}-{what}"
+
+
+@contextmanager
+def _folder_of(target: Path) -> Iterator[int]:
+    """Give the target's folder, open: it stays the same one, whatever its name is meanwhile."""
+    try:
+        folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
+    except OSError as error:
+        raise OSError(error.errno, f"the folder {shown(target.parent)}: {error.strerror}") from error
+    try:
+        yield folder
+    finally:
+        os.close(folder)
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+def opened(path: str | os.PathLike[str], kind: str = "a file") -> IO[bytes]:
+    """Open a file for reading, and nothing but a file: named pipes would wait for a writer, devices never end.
+
+    Parameters
+    ----------
+    path
+        Of the file, or a link to it; any bytes that a name can hold.
+    kind
+        What it should be, with its article, for the messages: ``"an image"``.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError, OSError
+        There is no such file, it is something else, or it may not be read.
+    ValueError
+        No file can have such a name.
+    """
+    _check_name(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {shown(path)}") from None
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # what opening a socket gives
+            raise OSError(f"{shown(path)} is a socket, not {kind}") from error
+        raise OSError(error.errno, f"cannot read {shown(path)}: {error.strerror}") from error
+    try:
+        what = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if what == stat.S_IFDIR:
+            raise IsADirectoryError(f"{shown(path)} is a folder, not {kind}")
+        if what != stat.S_IFREG:
+            raise OSError(f"{shown(path)} is a {KINDS.get(what, 'special file')}, not {kind}")
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def whole_path(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[Path]:
+    """Give a new file that becomes ``path`` in the end, and goes if there is no such end, however the process ends.
+
+    A file that is replaced hands on its mode, and its owner where that is allowed; a link stays, and the file that it
+    names is replaced.
+
+    Parameters
+    ----------
+    path
+        What the file is to be called in the end.
+    size
+        Bytes to reserve before anything is written: the file then has this length from the start, and writing within it
+        cannot fail, through a memory map either. Open it to be changed (``"r+b"``): ``"wb"`` cuts it to nothing.
+    durable
+        Whether the file is on the disk, not only on its way there, when this returns.
+
+    Raises
+    ------
+    OSError
+        The folder is missing or read-only, the disk is full, the name is too long or that of a folder, pipe or device;
+        what was there before is as it was, and nothing is left behind.
+    """
+    with _becoming(path, size, durable) as (_, temporary):
+        yield temporary
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Give a file, open for writing and reading, that becomes ``path`` as in :func:`whole_path`."""
+    with _becoming(path, size, durable) as (descriptor, _), open(descriptor, "w+b", closefd=False) as file:
         yield file
 
 
@@ -47,3 +213,232 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
     """Write ``data`` as :func:`whole_file` does."""
     with whole_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> Iterator[tuple[int, Path]]:
+    """Give the descriptor and the present path of a new file that becomes ``path``."""
+    with _told(path):
+        target = _target_of(path)
+        with _folder_of(target) as folder:
+            _remove_leftovers(folder, target.name)
+            # The mode of a file that is replaced is known at the end, and may be narrower than that of a new one.
+            descriptor, name = _new_file(folder, target.name, 0o600 if target.exists() else 0o666)
+            try:
+                if size:
+                    _reserve(descriptor, size)
+                yield descriptor, Path(f"/proc/self/fd/{descriptor}") if name is None else target.with_name(name)
+                _take_over(descriptor, target)
+                if durable:  # the new name must not reach the disk before what it names
+                    os.fsync(descriptor)
+                if name is None:
+                    name = _given_name(folder, descriptor, target.name)
+                os.replace(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+                name = None
+                if durable:
+                    _sync(folder)
+            finally:
+                _let_go(descriptor, name, folder)
+
+
+def _new_file(folder: int, target: str, mode: int) -> tuple[int, str | None]:
+    """Return an open, locked, empty file without a name, or with a hidden one where names cannot come late."""
+    if _names_late(folder, target):
+        with suppress(OSError):  # the other way tells why
+            return _lock(os.open(".", os.O_TMPFILE | os.O_RDWR, mode, dir_fd=folder)), None
+    for slot in itertools.count():
+        name = _hidden(target, slot)
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
+        except FileExistsError:
+            continue
+        _lock(descriptor)
+        if os.fstat(descriptor).st_nlink:
+            return descriptor, name
+        _let_go(descriptor, None, folder)  # taken for a leftover in the moment before it was locked
+    raise AssertionError
+
+
+def _names_late(folder: int, target: str) -> bool:
+    """Return whether a file in this folder can be made without a name and get one: tried once a device."""
+    device = os.fstat(folder).st_dev
+    if device not in _nameless:
+        with suppress(OSError):
+            descriptor = _lock(os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=folder))
+            try:
+                os.unlink(_given_name(folder, descriptor, target), dir_fd=folder)
+                _nameless.add(device)
+            finally:
+                _let_go(descriptor, None, folder)
+    return device in _nameless
+
+
+def _given_name(folder: int, descriptor: int, target: str) -> str:
+    """Give a file without a name a hidden one, and return it: only a rename can replace what is there."""
+    for slot in itertools.count():
+        name = _hidden(target, slot)
+        try:
+            os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
+            return name
+        except FileExistsError:
+            continue
+    raise AssertionError
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take ``size`` bytes of the disk."""
+    try:
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+            for start in range(0, size, 1 << 20):  # this file system reserves nothing but what is written
+                os.pwrite(descriptor, bytes(min(1 << 20, size - start)), start)
+    except OSError as error:
+        os.ftruncate(descriptor, 0)
+        at = os.fstatvfs(descriptor)
+        free = at.f_bavail * at.f_frsize
+        raise OSError(error.errno, f"{error.strerror}: it takes {size:,} bytes, {free:,} are free") from error
+
+
+def _take_over(descriptor: int, target: Path) -> None:
+    """Give the new file the owner and the mode of the one that it replaces."""
+    try:
+        old = os.lstat(target)
+    except FileNotFoundError:
+        return
+    mode, new = stat.S_IMODE(old.st_mode) & 0o777, os.fstat(descriptor)
+    if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
+        try:
+            os.fchown(descriptor, old.st_uid, old.st_gid)
+        except OSError:
+            try:
+                os.fchown(descriptor, -1, old.st_gid)
+            except OSError:  # the group's rights were those of another group
+                mode = mode & ~0o070 | (mode & 0o007) << 3
+    os.fchmod(descriptor, mode)
+
+
+def _sync(folder: int) -> None:
+    with suppress(OSError):  # file systems that cannot do this have no names to lose
+        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# ---- locks -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Be the only one that writes ``path`` for the block, among all who ask; removes what killed writers have left.
+
+    The lock (``flock``) is on a hidden file beside the target, which goes with the block. Where the process is killed
+    the lock ends with it, and the file stays for the next writer to take. File systems without locks let all in.
+
+    Raises
+    ------
+    BlockingIOError
+        Somebody else writes the file, in this process or in another, which is named.
+    OSError, ValueError
+        As :func:`whole_path`.
+    """
+    with _told(path):
+        target = _target_of(path)
+    name = _hidden(target.name, "lock")
+    with ExitStack() as stack:
+        with _told(path):
+            folder = stack.enter_context(_folder_of(target))
+            descriptor = _sole(folder, name)
+            stack.callback(_let_go, descriptor, name, folder)
+            _remove_leftovers(folder, target.name)
+            with suppress(OSError):  # for those who come second, and for those who find it after a crash
+                text = f"process {os.getpid()} on {socket.gethostname()} writes {shown(target.name)}\n".encode()
+                os.pwrite(descriptor, text, 0)
+                os.ftruncate(descriptor, len(text))
+        yield
+
+
+def _sole(folder: int, name: str) -> int:
+    """Return a descriptor of the lock file that nobody else has locked."""
+    while True:
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=folder)
+        try:
+            _lock(descriptor, wait=False)
+            if _is_named(descriptor, folder, name):
+                return descriptor
+        except BlockingIOError:
+            words = os.pread(descriptor, 500, 0).decode(errors="replace").partition(" writes ")[0]
+            mine = words.startswith(f"process {os.getpid()} on {socket.gethostname()}")
+            who = "another fit of this process" if mine else words or "another process"
+            os.close(descriptor)
+            raise BlockingIOError(errno.EAGAIN, f"{who} is writing it; give each its own file") from None
+        _let_go(descriptor, None, folder)  # its last owner has just removed it
+
+
+def _lock(descriptor: int, wait: bool = True) -> int:
+    """Lock an open file for as long as this process has it open, and return it.
+
+    Raises
+    ------
+    BlockingIOError
+        It is locked, and this was not to wait.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise
+    except OSError:  # no locks on this file system
+        pass
+    _held.add(descriptor)
+    return descriptor
+
+
+def _let_go(descriptor: int, name: str | None, folder: int) -> None:
+    """Close a file and remove its hidden name, if it has one; in a forked child it is its parent's to do."""
+    if descriptor not in _held:
+        return
+    if name is not None:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+    _held.discard(descriptor)
+    os.close(descriptor)
+
+
+def _is_named(descriptor: int, folder: int, name: str) -> bool:
+    """Return whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_leftovers(folder: int, target: str) -> None:
+    """Remove hidden files of this target that no living process has locked."""
+    for slot in range(SLOTS):
+        name = _hidden(target, slot)
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_named(descriptor, folder, name):
+                os.unlink(name, dir_fd=folder)
+        except OSError:  # a living one has it, or nobody can tell
+            pass
+        finally:
+            os.close(descriptor)
+
+
+def _forked() -> None:
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forked)
