@@ -171,7 +171,7 @@ def device(text: str) -> torch.device:
         one.item()
         return one.device
     except Exception as error:  # each kind of device has its own
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
 
 

@@ -159,7 +159,10 @@ def orderly(work: Callable[[Interrupts], int], own: bool) -> int:
         stack.enter_context(_standard_streams(own))
         stack.enter_context(_one_line_warnings(interrupts))
         try:
-            code = work(interrupts)
+            try:
+                code = work(interrupts)
+            except SystemExit as stop:  # argparse has printed the help
+                code = int(stop.code or 0)
             flush()
         except BaseException as error:
             code = _told(error, interrupts)
@@ -206,10 +209,8 @@ def print_out(text: str) -> None:
 
 def _told(error: BaseException, interrupts: Interrupts) -> int:
     """Say in one line what ended the work, and return its exit code."""
-    if os.environ.get(TRACEBACK, "0") not in ("", "0") and not isinstance(error, SystemExit):
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
         say("".join(traceback.format_exception(error)).rstrip())
-    if isinstance(error, SystemExit):  # argparse has printed the help
-        return int(error.code or 0)
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt):
