@@ -8,7 +8,9 @@ import inspect
 import itertools
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from enum import Enum
+from pathlib import PurePath
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -19,11 +21,17 @@ from torch import Tensor, nn
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 """Values that are what they print."""
 
+SHOWN = (*PLAIN, np.generic, np.dtype, slice, range, Enum, PurePath)
+"""Values that are told from others by what they print."""
+
 LIBRARIES = ("torch", "numpy", "inrfast")
 """Packages whose code is taken as known."""
 
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]} "
 """Begins every hash of code: other Pythons have other instructions for the same text."""
+
+UNKNOWN = "an object of "
+"""Begins the description of what is not looked into."""
 
 DEEPEST = 8
 """Containers and objects inside each other that are looked into."""
@@ -136,7 +144,7 @@ def untrained(loss: Callable[..., Any], nets: Sequence[nn.Module]) -> list[str]:
 def described(given: Any) -> dict[str, str]:
     """Return what tells a callable from another of the same name: hashes of code, and plain values and tensors held.
 
-    What it calls in libraries, and objects that are neither plain nor callable, are not looked into.
+    What it calls in libraries, and their objects, are not looked into: of those the description is their class.
     """
     found: dict[str, str] = {}
     _describe("", given, found, set(), 0)
@@ -144,45 +152,79 @@ def described(given: Any) -> dict[str, str]:
 
 
 def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], depth: int) -> None:
-    if isinstance(value, PLAIN):
+    if isinstance(value, SHOWN):
         found[name] = repr(value)
     elif isinstance(value, Tensor):
         found[name] = _hash_of_tensor(value)
     elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         found[name] = hashlib.sha256(f"{value.shape} {value.dtype}".encode() + value.tobytes()).hexdigest()[:16]
-    elif isinstance(value, (list, tuple, set, frozenset, Mapping)):
-        text = _plain(value)
-        if text is not None:
-            found[name] = text
+    elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and (text := _plain(value)) is not None:
+        found[name] = text
     elif isinstance(value, FunctionType) and _known(value.__module__):
         found[name] = f"{value.__module__}.{value.__qualname__}"
     elif isinstance(value, (BuiltinFunctionType, type)):
         found[name] = value.__qualname__
+    elif isinstance(value, ModuleType):
+        return
     elif isinstance(value, nn.Module):
-        found.update({f"{name}.{key}".removeprefix("."): text for key, text in attributes(value).items()})
-    elif callable(value) and depth < DEEPEST and id(value) not in seen:
+        if id(value) not in seen:
+            found.update({f"{name}.{key}".removeprefix("."): text for key, text in attributes(value, seen).items()})
+    elif id(value) in seen:
+        return
+    elif depth >= DEEPEST or len(seen) > MOST:
+        found[name] = f"{UNKNOWN}{type(value).__qualname__}"
+    else:
         seen.add(id(value))
+        _describe_inside(name, value, found, seen, depth + 1)
+
+
+def _describe_inside(name: str, value: Any, found: dict[str, str], seen: set[int], depth: int) -> None:
+    """Describe what a container, a callable or an object holds."""
+    if isinstance(value, Mapping):
+        for key, own in value.items():
+            _describe(f"{name}[{key!r:.40}]", own, found, seen, depth)
+    elif isinstance(value, (list, tuple)):
+        for place, own in enumerate(value):
+            _describe(f"{name}[{place}]", own, found, seen, depth)
+    elif callable(value):
         if isinstance(value, FunctionType):
             found[f"{name}.code".removeprefix(".")] = hash_of_code(value)
-        for inner, own in held(value):
-            if not isinstance(own, ModuleType):
-                _describe(f"{name}.{inner}".removeprefix("."), own, found, seen, depth + 1)
+        inside = list(held(value))
+        for inner, own in inside:
+            _describe(f"{name}.{inner}".removeprefix("."), own, found, seen, depth)
+        if not inside and not isinstance(value, FunctionType):
+            found[name] = f"{UNKNOWN}{type(value).__qualname__}"
+    elif hasattr(value, "__dict__") and not _known(type(value).__module__):
+        found.update({f"{name} ({key})": text for key, text in _of_classes(type(value).__mro__).items()})
+        for inner, own in vars(value).items():
+            _describe(f"{name}.{inner}".removeprefix("."), own, found, seen, depth)
+    else:
+        found[name] = f"{UNKNOWN}{type(value).__qualname__}"
 
 
-def attributes(net: nn.Module) -> dict[str, str]:
-    """Return what tells a module from another of the same text: plain values, arrays and functions, and its classes.
+def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
+    """Return what tells a module from another of the same text: attributes, arrays and functions, and its classes.
 
-    Parameters and buffers are left out: they are state. So is what torch and this library define.
+    Parameters and buffers are left out: they are state. So is what torch and this library define. Objects that were
+    ``seen`` are not described again.
     """
     found: dict[str, str] = {}
     classes: set[type] = set()
+    seen = set() if seen is None else seen
+    seen.update(map(id, net.modules()))
+    inside = set(vars(nn.Module())) | {"_parameters", "_buffers", "_modules"}
     for name, module in net.named_modules():
-        inside = set(vars(nn.Module())) | {"_parameters", "_buffers", "_modules"}
         for key, value in vars(module).items():
             if key not in inside and not isinstance(value, nn.Module):
-                _describe(f"{name}.{key}".removeprefix("."), value, found, set(), 0)
+                _describe(f"{name}.{key}".removeprefix("."), value, found, seen, 0)
         classes.update(kind for kind in type(module).__mro__ if not _known(kind.__module__))
-    for kind in classes - {object}:
+    return {**found, **_of_classes(classes)}
+
+
+def _of_classes(kinds: Iterable[type]) -> dict[str, str]:
+    """Return what tells classes from others of their names: plain values, and a hash of their functions."""
+    found = {}
+    for kind in (kind for kind in kinds if kind.__module__ != "builtins" and not _known(kind.__module__)):
         for key, value in vars(kind).items():
             text = None if key.startswith("__") else _plain(value)
             if text is not None:
@@ -191,6 +233,16 @@ def attributes(net: nn.Module) -> dict[str, str]:
         if codes:
             found[f"class {kind.__qualname__}"] = PYTHON + hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]
     return found
+
+
+def uncompared(now: dict[str, str], then: dict[str, str]) -> list[str]:
+    """Return the entries of a description that tell nothing, or nothing beside those of another Python."""
+    unknown = [f"{key} ({text})" for key, text in sorted(now.items()) if text.startswith(UNKNOWN)]
+    for key in sorted(now.keys() & then.keys()):
+        versions = [text.partition(" ")[0] for text in (now[key], then[key])]
+        if now[key].startswith(PYTHON) and versions[0] != versions[1]:
+            unknown.append(f"{key} (its code is of {versions[1]})")
+    return unknown
 
 
 def different(now: dict[str, str], then: dict[str, str]) -> list[str]:

@@ -1,114 +1,75 @@
-"""Checkpoints of fits and files of networks: safetensors with a description, written whole or not at all.
-
-A state is a tree of dicts, lists, tensors and plain values. Its tensors are stored under their place in the tree
-(``net.layers.0.weight``), the rest as JSON in the file's metadata, so that other programs read the weights too.
-"""
+"""Checkpoints of fits: whether a file's state is that of the fit at hand."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from inrfast.files import whole_file
-from inrfast.nn import INR
+from inrfast.files import shown
+from inrfast.training.networks import load_network, save_network
+from inrfast.training.schema import FIT_SCHEMA, NETWORK_SCHEMA, check, check_fit, short
+from inrfast.training.trees import pack, read_tree, unpack, write_tree
 
-FIT_SCHEMA = "inrfast.checkpoint/1"
-NETWORK_SCHEMA = "inrfast.network/1"
+__all__ = [
+    "FIT_SCHEMA",
+    "NETWORK_SCHEMA",
+    "check_like",
+    "differences",
+    "fingerprint",
+    "load_network",
+    "pack",
+    "read_fit",
+    "read_tree",
+    "save_network",
+    "unpack",
+    "write_tree",
+]
 
-TENSOR = "tensor of this place"
-"""What stands in the JSON for a tensor."""
 
-
-# ---- trees -------------------------------------------------------------------------------------------------------
-
-
-def pack(tree: Any, place: str, tensors: dict[str, Tensor]) -> Any:
-    """Return ``tree`` as JSON holds it, and put its tensors into ``tensors`` under their places.
+def read_fit(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tree of a checkpoint and what is said about its fit, both as the schema has them.
 
     Raises
     ------
-    TypeError
-        A value that is neither a tensor nor plain.
+    FileNotFoundError, IsADirectoryError, PermissionError, OSError, MemoryBudgetError, ValueError
+        As :func:`inrfast.training.trees.read_tree`; the file's description is damaged.
     """
-    if isinstance(tree, Tensor):
-        tensors[place] = tree.detach().to("cpu", copy=True).contiguous()
-        return {TENSOR: place}
-    if isinstance(tree, dict):
-        keys = [[key, pack(value, f"{place}.{key}".removeprefix("."), tensors)] for key, value in tree.items()]
-        return {"dict": keys}  # as pairs, since JSON would turn keys that are numbers into strings
-    if isinstance(tree, (list, tuple)):
-        return {
-            "list": [pack(value, f"{place}.{index}".removeprefix("."), tensors) for index, value in enumerate(tree)]
-        }
-    if tree is None or isinstance(tree, (bool, int, float, str)):
-        return tree
-    raise TypeError(
-        f"a checkpoint holds tensors, numbers, strings, dicts and lists, got {type(tree).__name__} at {place}"
-    )
+    _, tree, about = read_tree(path, (FIT_SCHEMA,))
+    try:
+        check_fit(tree, about)
+    except ValueError as error:
+        raise ValueError(f"{shown(path)} is damaged: {error}") from error
+    return tree, about
 
 
-def unpack(packed: Any, tensors: dict[str, Tensor]) -> Any:
-    """Return the tree that :func:`pack` took apart; tuples have become lists."""
-    if not isinstance(packed, dict):
-        return packed
-    if TENSOR in packed:
-        return tensors[packed[TENSOR]]
-    if "dict" in packed:
-        return {key: unpack(value, tensors) for key, value in packed["dict"]}
-    return [unpack(value, tensors) for value in packed["list"]]
-
-
-def write_tree(path: str | os.PathLike[str], schema: str, tree: dict[str, Any], about: dict[str, Any]) -> None:
-    """Write a tree with what is said about it (plain values); the file is whole, or what was there before."""
-    tensors: dict[str, Tensor] = {}
-    metadata = {"schema": schema, "tree": json.dumps(pack(tree, "", tensors)), "about": json.dumps(about)}
-    content = save(tensors, metadata)
-    with whole_file(path) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())  # the new name must not reach the disk before what it names
-
-
-def read_tree(path: str | os.PathLike[str], schemas: Iterable[str]) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Return schema, tree and description of a file of one of these schemas.
+def check_like(kept: Any, own: Any, place: str) -> None:
+    """Check that a tree of a file is built as a fit's own is: the same entries, tensors of the same shape and dtype.
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-        There is no such file, or it cannot be read.
     ValueError
-        The file is empty, truncated, damaged, or of another kind.
+        The first place that is not.
     """
-    file = Path(path)
-    if not file.exists():
-        raise FileNotFoundError(f"there is no file {file}")
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder, not a safetensors file")
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            # The file's tensors begin anywhere. Where vector registers begin decides in which order numbers are
-            # added up, so a state goes on bit by bit only in memory that is aligned as it was.
-            tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is empty, truncated or no safetensors file: {error}") from error
-    schema = metadata.get("schema", "")
-    if schema not in schemas:
-        kind = f"of the kind {schema!r}" if schema else "of some other program"
-        raise ValueError(f"{file} is a safetensors file {kind}; this takes {' or '.join(map(repr, schemas))}")
-    try:
-        return schema, unpack(json.loads(metadata["tree"]), tensors), json.loads(metadata["about"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{file} is damaged: its description does not fit its tensors ({error!r})") from error
+    if isinstance(own, Tensor):
+        fits = isinstance(kept, Tensor) and kept.shape == own.shape and kept.dtype == own.dtype
+        check(place, fits, short(own), kept)
+    elif isinstance(own, dict):
+        fits = isinstance(kept, dict) and kept.keys() == own.keys()
+        check(place, fits, f"a dict of {', '.join(map(str, own))}"[:200], kept)
+        for key, inner in own.items():
+            check_like(kept[key], inner, f"{place}.{key}")
+    elif isinstance(own, (list, tuple)):
+        check(place, isinstance(kept, list) and len(kept) == len(own), f"a list of {len(own)}", kept)
+        for index, inner in enumerate(own):
+            check_like(kept[index], inner, f"{place}[{index}]")
+    else:
+        number = isinstance(own, (int, float)) and isinstance(kept, (int, float))
+        check(place, number or type(kept) is type(own), f"like {short(own)}", kept)
 
 
 def fingerprint(*tensors: Tensor | None) -> str:
@@ -138,61 +99,3 @@ def differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-# ---- networks ----------------------------------------------------------------------------------------------------
-
-
-def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] | None = None) -> None:
-    """Write a network, its shape and what it stands for; :func:`load_network` builds it again.
-
-    Parameters
-    ----------
-    net
-        An :class:`inrfast.INR` on any device. (Of other modules save the ``state_dict``: only an INR's shape is known.)
-    path
-        A ``.safetensors`` file; an older one is replaced.
-    signal
-        Plain values about the signal it was fitted to, for :func:`load_network` to give back.
-
-    Raises
-    ------
-    TypeError
-        ``net`` is no INR; something in ``signal`` is no plain value.
-    OSError
-        The folder is missing or cannot be written to; nothing is left behind.
-    """
-    if not isinstance(net, INR):
-        raise TypeError(f"net must be an inrfast.INR, got {type(net).__name__}")
-    if Path(path).suffix != ".safetensors":
-        raise ValueError(f"path must name a .safetensors file, got {str(path)!r}")
-    write_tree(path, NETWORK_SCHEMA, {"net": net.state_dict()}, {"net": net.config(), "signal": signal or {}})
-
-
-def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
-    """Return the network in a file, on the CPU and in eval mode, and what was saved about its signal.
-
-    Takes files of :func:`save_network` and checkpoints of a fit of an INR (then its last weights).
-
-    Raises
-    ------
-    FileNotFoundError, IsADirectoryError, PermissionError
-        There is no such file, or it cannot be read.
-    ValueError
-        The file is truncated, of another kind, of several networks or of no INR, or its weights do not fit.
-    """
-    schema, tree, about = read_tree(path, (NETWORK_SCHEMA, FIT_SCHEMA))
-    if schema == FIT_SCHEMA:
-        if len(tree["networks"]) != 1 or not isinstance(about["nets"][0], dict):
-            raise ValueError(f"{path} is a checkpoint of {len(tree['networks'])} network(s) that is no single INR")
-        state, config, signal = tree["networks"][0]["net"], about["nets"][0], {}
-    else:
-        state, config, signal = tree["net"], about["net"], about["signal"]
-    dtype = next(tensor.dtype for name, tensor in state.items() if name.startswith("layers."))
-    try:
-        net = INR.from_config(config, dtype=dtype)
-        net.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} does not hold the network it describes: {reason}") from error
-    return net.eval(), signal

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_choice, check_float
+from inrfast.training.schema import anything, check, fields, listed, named, short
 from inrfast.training.stack import Stack, has_gaps
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -292,9 +293,41 @@ class TorchOptimizer:
         """See :class:`Optimizer`."""
         return self.optimizer.state_dict()
 
+    def check(self, state: dict[str, Any], place: str) -> None:
+        """Check that a kept state is one of this optimiser: of the same parameters, groups and settings but the rates.
+
+        Raises
+        ------
+        ValueError
+            It is not.
+        """
+        fields({"state": anything, "param_groups": listed(named(anything))})(state, place)
+        own, kept = self.optimizer.state_dict()["param_groups"], state["param_groups"]
+        check(f"{place}.param_groups", len(kept) == len(own), f"a list of {len(own)}", kept)
+        for index, (mine, then) in enumerate(zip(own, kept, strict=True)):
+            for key in mine.keys() | then.keys():
+                fits = key in mine and key in then and (key == "lr" or same(then[key], mine[key]))
+                check(f"{place}.param_groups[{index}].{key}", fits, f"{short(mine.get(key))}, as now", then.get(key))
+        known = {number for group in own for number in group["params"]}
+        fits = isinstance(state["state"], dict) and set(state["state"]) <= known
+        fits = fits and all(isinstance(value, dict) for value in state["state"].values())
+        check(f"{place}.state", fits, f"a dict of the {len(known)} parameters", state["state"])
+
     def load(self, state: dict[str, Any]) -> None:
         """See :class:`Optimizer`."""
-        self.optimizer.load_state_dict(state)
+        try:
+            self.optimizer.load_state_dict(state)
+        except Exception as error:  # of anybody's class
+            raise ValueError(f"the optimizer does not take its state ({type(error).__name__}: {error})") from error
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two settings are the same, as a file gives them back: tuples have become lists."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other.to(one))
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
 
 
 def make(name: str, stack: Stack, weight_decay: float) -> Optimizer:

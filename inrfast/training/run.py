@@ -22,6 +22,7 @@ from inrfast.threads import cores, interrupts_later
 from inrfast.training import optimizers
 from inrfast.training.batches import Batches, step_seed
 from inrfast.training.callbacks import Callback, FitState, told
+from inrfast.training.checkpoint import check_like
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
@@ -475,11 +476,23 @@ class Run:
             **own,
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same members, whose weights are in place."""
+    def load(self, state: dict[str, Any], place: str) -> None:
+        """Go on from a state of the same members, whose weights are in place.
+
+        Raises
+        ------
+        ValueError
+            It is not built as this run's own is; ``place`` names it.
+        """
+        check_like(state["best"], self.best, f"{place}.best")
+        if isinstance(self.optimizer, optimizers.TorchOptimizer):
+            self.optimizer.check(state["optimizer"], f"{place}.optimizer")
+        else:
+            check_like(state["optimizer"], self.optimizer.state(), f"{place}.optimizer")
         _copy(state["best"], self.best)
         self.optimizer.load(state["optimizer"])
         if isinstance(self.gradient, FusedGradient) and "gradient" in state:
+            check_like(state["gradient"], self.gradient.state(), f"{place}.gradient")
             self.gradient.load(state["gradient"])
         self._keep()
         self.begun = self.done = state["done"]

@@ -22,17 +22,20 @@ from inrfast.errors import (
     MemoryBudgetError,
     NotAvailableError,
 )
+from inrfast.files import shown, sole_writer
 from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
 from inrfast.training import callables
-from inrfast.training.checkpoint import FIT_SCHEMA, differences, fingerprint, read_tree, write_tree
+from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
 from inrfast.training.gradients import is_plain
 from inrfast.training.run import Member, Run
-from inrfast.training.settings import Settings
+from inrfast.training.schema import FIT_SCHEMA, check
+from inrfast.training.settings import Settings, check_not_there
 from inrfast.training.stack import modes_kept
+from inrfast.training.trees import write_tree
 
 UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
 """Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
@@ -121,11 +124,11 @@ class Session:
         self.members, self.settings, self.config = list(members), settings, config
         for index, member in enumerate(self.members):
             member.index = index
-        self.path, self.every, self.progress = checkpoint, checkpoint_seconds, progress
-        self.resume = resume and checkpoint is not None and checkpoint.exists()
+        self.path, self.every, self.progress, self.resume = checkpoint, checkpoint_seconds, progress, resume
         self.runs: list[Run] = []
         self.interrupted = False
         self.about: dict[str, Any] = {}
+        self.causes: set[str] = set()
 
     def train(self) -> None:
         """Take all steps, or those until an interrupt; the members hold what came of it.
@@ -134,8 +137,16 @@ class Session:
         ------
         MemoryBudgetError
             Memory ended; the networks are as they were after their last complete update.
+        BlockingIOError
+            Another fit writes the checkpoint.
         """
-        state = self._read() if self.resume else None
+        with ExitStack() as stack:
+            if self.path is not None:
+                stack.enter_context(sole_writer(self.path))
+            self._train()
+
+    def _train(self) -> None:
+        state = self._read()
         bar = tqdm(
             total=self.settings.steps,
             disable=None if self.progress is None else not self.progress,
@@ -165,18 +176,20 @@ class Session:
                 if not begun:  # nothing was done that a result could tell of
                     raise
                 self.interrupted = True
-            except BaseException:
+            except BaseException as error:
                 for run in self.runs:
                     run.undo()
+                if begun and isinstance(error, SystemExit):  # as a handler of SIGTERM raises it
+                    self._write(last=True)
                 raise
             for run in self.runs:
                 run.undo()
             if self.interrupted:  # before the end is measured, which an uninterrupted fit does not do here
-                self._write()
+                self._write(last=True)
             for run in self.runs:
                 run.end("interrupted" if self.interrupted else "steps")
             if not self.interrupted and not self._failed():
-                self._write()
+                self._write(last=True)
                 self._warn_of_growth()
 
     def _warn_of_growth(self) -> None:
@@ -278,14 +291,38 @@ class Session:
                 self.runs.append(self._run(group))
             return
         going = {index for kept in state["groups"] for index in kept["members"]}
-        for member, kept in zip(self.members, state["networks"], strict=True):
-            _restore(member, kept, member.index in going)
-        for kept in state["groups"]:
-            self.runs.append(self._run([self.members[index] for index in kept["members"]]))
-            self.runs[-1].load(kept)
-        for callback, kept in zip(self.settings.callbacks, state["callbacks"], strict=True):
-            if kept is not None:
+        before = [[tensor.clone() for tensor in _tensors(member.net)] for member in self.members]
+        try:
+            for member, kept in zip(self.members, state["networks"], strict=True):
+                _restore(member, kept, member.index in going)
+            for index, kept in enumerate(state["groups"]):
+                self.runs.append(self._run([self.members[place] for place in kept["members"]]))
+                self.runs[-1].load(kept, f"tree.groups[{index}]")
+            self._load_callbacks(state["callbacks"])
+        except BaseException as error:
+            self._release()
+            with torch.no_grad():
+                for member, tensors in zip(self.members, before, strict=True):
+                    for tensor, old in zip(_tensors(member.net), tensors, strict=True):
+                        tensor.copy_(old)
+            if isinstance(error, ValueError) and not isinstance(error, InrfastError):
+                raise ValueError(f"checkpoint: {shown(self._file)} does not fit this fit: {error}") from error
+            raise
+
+    def _load_callbacks(self, states: Sequence[Any]) -> None:
+        for index, (callback, kept) in enumerate(zip(self.settings.callbacks, states, strict=True)):
+            if kept is None:
+                continue
+            try:
                 callback.load_state_dict(kept)
+            except Exception as error:  # of anybody's class, and of another than the one that wrote it
+                name = f"callbacks[{index}] ({type(callback).__name__})"
+                raise ValueError(f"{name} does not take its state ({type(error).__name__}: {error})") from error
+
+    @property
+    def _file(self) -> Path:
+        assert self.path is not None
+        return self.path
 
     def _run(self, members: list[Member]) -> Run:
         evaluations = [member.evaluation for member in members]
@@ -318,7 +355,7 @@ class Session:
         changed = differences(now, {key: then[key] for key in now})
         if changed:
             warnings.warn(
-                f"the fit goes on from {self.path}, but not bit by bit: other {'; '.join(changed)}",
+                f"the fit goes on from {shown(self._file)}, but not bit by bit: other {'; '.join(changed)}",
                 RuntimeWarning,
                 stacklevel=5,
             )
@@ -341,31 +378,60 @@ class Session:
         found = {name: callables.described(own) for name, own in given.items() if callable(own)}
         return {**found, **{f"nets[{m.index}]": callables.attributes(m.net) for m in self.members}}
 
-    def _write(self) -> None:
-        """Write a checkpoint if one is asked for and every optimiser's state is that of its network's last update."""
+    def _write(self, last: bool = False) -> None:
+        """Write a checkpoint if one is asked for and every optimiser's state is that of its network's last update.
+
+        Where that fails the fit goes on and says so, once for every cause and for the ``last`` one: a checkpoint is
+        there to save work, not to end it.
+        """
         if self.path is None or not self.about or not all(run.whole for run in self.runs):
             return
-        callbacks = [
-            callback.state_dict() if hasattr(callback, "state_dict") else None for callback in self.settings.callbacks
-        ]
-        tree = {
+        try:
+            with interrupts_later():
+                write_tree(self.path, FIT_SCHEMA, self._state(), {**self.about, **self._present()})
+        except Exception as error:
+            reason = str(getattr(error, "strerror", None) or error)
+            if not last and reason in self.causes:
+                return
+            self.causes.add(reason)
+            done = max((run.done for run in self.runs), default=0)
+            kept = "holds an earlier state" if self.path.exists() else "is not there"
+            then = f"it is the last one, and {shown(self.path)} {kept}" if last else "the fit goes on, and tries again"
+            warnings.warn(
+                f"a checkpoint was not written after {done} steps: {reason}; {then}",
+                RuntimeWarning,
+                stacklevel=6 if last else 7,
+            )
+
+    def _state(self) -> dict[str, Any]:
+        """Return all that the next steps depend on."""
+        return {
             "networks": [_kept(member) for member in self.members],
             "groups": [run.state() for run in self.runs if run.members],
-            "callbacks": callbacks,
+            "callbacks": [
+                callback.state_dict() if hasattr(callback, "state_dict") else None
+                for callback in self.settings.callbacks
+            ],
         }
+
+    def _present(self) -> dict[str, Any]:
+        """Return what is said about the fit and may be another than at its start."""
         # What has changed since the start is state, such as a count of calls, and tells nothing from another.
         now = self._identities()
         fixed = {
             place: {key: text for key, text in own.items() if now[place].get(key) == text}
             for place, own in self.about["identities"].items()
         }
-        with interrupts_later():
-            write_tree(self.path, FIT_SCHEMA, tree, {**self.about, "identities": fixed, "layout": self._layout()})
+        return {"identities": fixed, "layout": self._layout()}
 
-    def _read(self) -> dict[str, Any]:
-        """Return the state in the checkpoint, if it is one of this fit."""
-        assert self.path is not None
-        _, tree, about = read_tree(self.path, (FIT_SCHEMA,))
+    def _read(self) -> dict[str, Any] | None:
+        """Return the state in the checkpoint, if there is one to go on from and it is one of this fit."""
+        if self.path is None:
+            return None
+        check_not_there(self.path, self.resume)  # once more, now that no other fit writes it
+        if not self.path.exists():
+            return None
+        tree, about = read_fit(self.path)
         _as_before(about["own"], self.members)
         mine: dict[str, Any] = self._configuration()
         then: dict[str, Any] = {key: about[key] for key in mine if key in about}  # files of old have fewer
@@ -381,11 +447,41 @@ class Session:
         now, before = self._identities(), about.get("identities", {})
         wrong += [f"{place}: {key}" for place in now for key in callables.different(now[place], before.get(place, {}))]
         if wrong:
-            raise ValueError(f"checkpoint: {self.path} is of another fit, with other {'; '.join(wrong)}")
+            raise ValueError(f"checkpoint: {shown(self.path)} is of another fit, with other {'; '.join(wrong)}")
         if len(tree["callbacks"]) != len(self.settings.callbacks):
             then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.settings.callbacks)}"
-            raise ValueError(f"checkpoint: {self.path} is of a fit with {then_now}")
+            raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
+        try:
+            self._check_state(tree)
+        except ValueError as error:
+            raise ValueError(f"checkpoint: {shown(self.path)} does not fit this fit: {error}") from error
+        self._warn_of_uncompared(now, before)
         return {**tree, "about": about}
+
+    def _check_state(self, tree: dict[str, Any]) -> None:
+        """Check that a checkpoint's networks and groups are like those of this fit, before any of them is changed."""
+        for index, (member, kept) in enumerate(zip(self.members, tree["networks"], strict=True)):
+            place, own, unsaved = f"tree.networks[{index}]", dict(member.net.state_dict()), _unsaved(member.net)
+            check_like(kept["net"], own, f"{place}.net")
+            if kept["best_state"] or kept["stopped"]:
+                check_like(kept["best_state"], own, f"{place}.best_state")
+            buffers = kept.get("buffers", {})  # files of old have none
+            check_like(buffers, {name: unsaved.get(name) for name in buffers}, f"{place}.buffers")
+        for index, group in enumerate(tree["groups"]):
+            kinds = {_kind(self.members[place]) for place in group["members"]}
+            check(f"tree.groups[{index}].members", len(kinds) == 1, "of networks of one shape", group["members"])
+
+    def _warn_of_uncompared(self, now: dict[str, dict[str, str]], then: dict[str, dict[str, str]]) -> None:
+        """Name what may be another than in the fit that the checkpoint is of, and nobody can tell."""
+        unknown = [f"{place}: {key}" for place in now for key in callables.uncompared(now[place], then.get(place, {}))]
+        if unknown:
+            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+            warnings.warn(
+                f"the fit goes on from {shown(self._file)}; not compared with what it began with: "
+                f"{'; '.join(unknown[:5])}{more}",
+                RuntimeWarning,
+                stacklevel=7,
+            )
 
     def _libraries(self, state: dict[str, Any] | None) -> tuple[torch.dtype, dict[str, str]] | None:
         """Return the matrix libraries to force: those of the checkpoint, whatever is measured now."""
@@ -430,12 +526,19 @@ def _unsaved(net: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in net.named_buffers() if name not in saved}
 
 
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
+
+
 @torch.no_grad()
 def _restore(member: Member, kept: dict[str, Any], going: bool) -> None:
     """Take over the state of one network, which goes on or has stopped for good."""
     own = member.net.state_dict()
-    for name, tensor in own.items():
-        tensor.copy_(kept["net"][name])
+    if all(isinstance(tensor, Tensor) for tensor in own.values()):
+        for name, tensor in own.items():
+            tensor.copy_(kept["net"][name])
+    else:  # modules with an extra state
+        member.net.load_state_dict(kept["net"])
     for name, tensor in _unsaved(member.net).items():
         if name in kept.get("buffers", {}):  # files of old have none
             tensor.copy_(kept["buffers"][name])
@@ -443,7 +546,10 @@ def _restore(member: Member, kept: dict[str, Any], going: bool) -> None:
     member.losses = kept["losses"].tolist()
     for step, psnr in zip(kept["eval_steps"].tolist(), kept["psnrs"].tolist(), strict=True):
         member.record(step, psnr)
-    member.best_state = {name: tensor.to(own[name]) for name, tensor in kept["best_state"].items()}
+    member.best_state = {
+        name: tensor.to(own[name]) if isinstance(tensor, Tensor) else tensor
+        for name, tensor in kept["best_state"].items()
+    }
     member.stopped = "" if going else kept["stopped"]
     member.error = None if kept["error"] is None else DivergedError(kept["error"])
 

@@ -12,6 +12,7 @@ import torch
 
 from inrfast import backends
 from inrfast.errors import check_choice, check_float, check_int
+from inrfast.files import check_writable, shown, target_of
 from inrfast.memory import budget_bytes
 from inrfast.ops import gemm
 from inrfast.training.callbacks import check_callbacks
@@ -143,6 +144,8 @@ def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
     ------
     FileExistsError
         There is a file and the fit is not to go on from it: an hour's work is not overwritten by a forgotten argument.
+    OSError, ValueError
+        No file can be written there: see :func:`inrfast.files.whole_path`.
     """
     check_float("checkpoint_seconds", seconds, minimum=0.0)
     if not isinstance(resume, bool):
@@ -154,16 +157,19 @@ def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
     path = Path(checkpoint)
-    if path.is_dir():
-        raise IsADirectoryError(f"checkpoint must be a file, got the folder {path}")
-    if not path.parent.is_dir():
-        kind = NotADirectoryError if path.parent.exists() else FileNotFoundError
-        raise kind(f"checkpoint: {path.parent} is not an existing folder")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"checkpoint: cannot write into the folder {path.parent}")
+    target = target_of(path)
+    if not target.parent.is_dir():
+        kind = NotADirectoryError if target.parent.exists() else FileNotFoundError
+        raise kind(f"checkpoint: {shown(target.parent)} is not an existing folder")
+    check_writable(path)
+    check_not_there(path, resume)
+    return path.absolute()  # a callback may go elsewhere
+
+
+def check_not_there(path: Path, resume: bool) -> None:
+    """Refuse to write over a checkpoint that the fit does not go on from."""
     if path.exists() and not resume:
-        raise FileExistsError(f"checkpoint: {path} exists; go on from it with resume=True, or remove it")
-    return path
+        raise FileExistsError(f"checkpoint: {shown(path)} exists; go on from it with resume=True, or remove it")
 
 
 def check_progress(progress: Any) -> bool | None:

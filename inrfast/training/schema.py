@@ -1,0 +1,361 @@
+"""What files of networks and checkpoints hold: one schema each, by which a whole tree is checked at the door.
+
+A schema is a function of a value and its place that raises ``ValueError`` in words where the value is another one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.activations import ACTIVATIONS
+from inrfast.encodings import ENCODINGS
+from inrfast.nn import NORM_POSITIONS, NORMS
+from inrfast.ops.gemm import LIBRARIES
+
+FIT_SCHEMA = "inrfast.checkpoint/1"
+NETWORK_SCHEMA = "inrfast.network/1"
+
+Schema = Callable[[Any, str], None]
+
+MOST = 2**53
+"""Largest whole number of a file: JSON's readers agree up to it."""
+
+MOST_SEED = 2**64 - 1
+
+DEEPEST = 32
+"""Dicts and lists inside each other in plain values."""
+
+
+# ---- what schemas are made of --------------------------------------------------------------------------------------
+
+
+def check(place: str, fits: bool, wanted: str, got: Any) -> None:
+    """Raise ``ValueError`` where a value does not fit."""
+    if not fits:
+        raise ValueError(f"{place} must be {wanted}, got {short(got)}")
+
+
+def short(value: Any) -> str:
+    """Return a value in a few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, (dict, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, int) and abs(value) > MOST:
+        return "a larger number" if value > 0 else "a smaller number"
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def whole(least: int = 0, most: int | None = MOST) -> Schema:
+    """Accept whole numbers of a range."""
+    wanted = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}"
+
+    def checked(value: Any, place: str) -> None:
+        known = isinstance(value, int) and not isinstance(value, bool)
+        check(place, known and least <= value and (most is None or value <= most), wanted, value)
+
+    return checked
+
+
+def number(least: float = -math.inf, exclusive: bool = False) -> Schema:
+    """Accept finite numbers, at least (or, if ``exclusive``, above) a bound."""
+    wanted = "a finite number" if least == -math.inf else f"a finite number {'above' if exclusive else 'from'} {least}"
+
+    def checked(value: Any, place: str) -> None:
+        fits = _is_finite(value) and (value > least if exclusive else value >= least)
+        check(place, fits, wanted, value)
+
+    return checked
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an int beyond the floats
+        return False
+
+
+def text(value: Any, place: str) -> None:
+    """Accept strings."""
+    check(place, isinstance(value, str), "a text", value)
+
+
+def _digits(value: Any, place: str) -> None:
+    check(place, isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 6, "digits", value)
+
+
+def flag(value: Any, place: str) -> None:
+    """Accept True and False."""
+    check(place, isinstance(value, bool), "true or false", value)
+
+
+def word(choices: Collection[str | None]) -> Schema:
+    """Accept one of some texts."""
+    known = [choice or "nothing" for choice in choices]
+
+    def checked(value: Any, place: str) -> None:
+        fits = (value is None or isinstance(value, str)) and value in choices
+        check(place, fits, f"one of {', '.join(sorted(known))}", value)
+
+    return checked
+
+
+def maybe(schema: Schema) -> Schema:
+    """Accept null too."""
+    return lambda value, place: None if value is None else schema(value, place)
+
+
+def listed(schema: Schema, least: int = 0) -> Schema:
+    """Accept lists of what a schema accepts, with so many entries at least."""
+
+    def checked(value: Any, place: str) -> None:
+        check(place, isinstance(value, list) and len(value) >= least, f"a list of at least {least}", value)
+        for index, inner in enumerate(value):
+            schema(inner, f"{place}[{index}]")
+
+    return checked
+
+
+def one_or_listed(schema: Schema) -> Schema:
+    """Accept a value or a list of them."""
+    many = listed(schema)
+    return lambda value, place: (many if isinstance(value, list) else schema)(value, place)
+
+
+def named(schema: Schema, keys: Schema | None = None) -> Schema:
+    """Accept dicts from texts (those that ``keys`` accepts) to what a schema accepts."""
+
+    def checked(value: Any, place: str) -> None:
+        check(place, isinstance(value, dict), "a dict", value)
+        for key, inner in value.items():
+            (keys or text)(key, f"the key {short(key)} of {place}")
+            schema(inner, f"{place}.{key}"[:80])
+
+    return checked
+
+
+def fields(required: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None, open_: bool = False) -> Schema:
+    """Accept dicts of these entries, and no others unless ``open_``, as for what later versions may add."""
+    known = {**required, **(optional or {})}
+
+    def checked(value: Any, place: str) -> None:
+        check(place, isinstance(value, dict), "a dict", value)
+        for key in required:
+            if key not in value:
+                raise ValueError(f"{place} misses the entry {key!r}")
+        for key, inner in value.items():
+            if key in known:
+                known[key](inner, f"{place}.{key}")
+            else:
+                check(f"{place}'s entries", open_, f"among {', '.join(known)}", key)
+
+    return checked
+
+
+def tensor(dtype: torch.dtype | None = None, ndim: int | None = None) -> Schema:
+    """Accept tensors of a dtype and number of dimensions."""
+    wanted = "a tensor" + (f" of {str(dtype).removeprefix('torch.')}" if dtype else "")
+    wanted += "" if ndim is None else f" with {ndim} dimension(s)"
+
+    def checked(value: Any, place: str) -> None:
+        fits = isinstance(value, Tensor) and dtype in (None, value.dtype) and ndim in (None, value.ndim)
+        check(place, fits, wanted, value)
+
+    return checked
+
+
+def anything(value: Any, place: str) -> None:
+    """Accept all that a tree can hold."""
+
+
+def plain(value: Any, place: str) -> None:
+    """Accept what JSON gives back as it was: finite numbers, texts, true, false, null, lists and dicts of them.
+
+    Raises
+    ------
+    TypeError
+        A value of another type; for values to be written, which those that were read have not.
+    """
+    _plain(value, place, 0)
+
+
+def _plain(value: Any, place: str, depth: int) -> None:
+    check(place, depth <= DEEPEST, f"at most {DEEPEST} lists and dicts inside each other", value)
+    if value is None or isinstance(value, (bool, str)):
+        return
+    if isinstance(value, (int, float)):
+        check(place, _is_finite(value), "a finite number", value)
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _plain(inner, f"{place}[{index}]", depth + 1)
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{place} must have texts as keys, got {type(key).__name__}")
+            _plain(inner, f"{place}.{key}"[:80], depth + 1)
+    else:
+        raise TypeError(f"{place} must be a number, a text, a list or a dict, got {type(value).__name__}")
+
+
+# ---- networks ----------------------------------------------------------------------------------------------------
+
+_COUNT = whole(1)
+
+NETWORK: Schema = fields(
+    {
+        "in_features": _COUNT,
+        "out_features": _COUNT,
+        "width": _COUNT,
+        "hidden_layers": _COUNT,
+        "activation": one_or_listed(word(ACTIVATIONS)),
+        "omega": one_or_listed(number(0.0, exclusive=True)),
+        "encoding": maybe(lambda value, place: encoding(value, place)),
+        "norm": one_or_listed(word((None, *NORMS))),
+        "norm_position": word(NORM_POSITIONS),
+        "init": plain,
+        "bias": flag,
+        "seed": whole(0, MOST_SEED),
+    }
+)
+"""What :meth:`inrfast.INR.config` describes."""
+
+_ENCODINGS: dict[str, Schema] = {
+    "RandomFourier": fields({"name": text, "n": _COUNT, "sigma": number(0.0, exclusive=True)}),
+    "PositionalEncoding": fields({"name": text, "n": _COUNT}),
+    "Polynomial": fields({"name": text, "degree": whole(), "coefficients": listed(number(0.0))}),
+}
+
+
+def encoding(value: Any, place: str) -> None:
+    """Accept what ``Encoding.config`` describes."""
+    fields({"name": word(ENCODINGS)}, open_=True)(value, place)
+    _ENCODINGS[value["name"]](value, place)
+
+
+STATE: Schema = named(tensor())
+"""What ``state_dict`` gives."""
+
+NETWORK_TREE: Schema = fields({"net": STATE})
+NETWORK_ABOUT: Schema = fields({"net": NETWORK, "signal": named(anything)}, open_=True)
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+STOPS = ("", "steps", "target_psnr", "patience", "callback", "diverged", "interrupted")
+
+FIT_TREE: Schema = fields(
+    {
+        "networks": listed(
+            fields(
+                {
+                    "net": named(anything),
+                    "done": whole(),
+                    "losses": tensor(torch.float64, 1),
+                    "eval_steps": tensor(torch.int64, 1),
+                    "psnrs": tensor(torch.float64, 1),
+                    "best_state": named(anything),
+                    "stopped": word(STOPS),
+                    "error": maybe(text),
+                },
+                {"buffers": STATE},
+            ),
+            1,
+        ),
+        "groups": listed(
+            fields(
+                {
+                    "members": listed(whole(), 1),
+                    "done": whole(),
+                    "best": listed(tensor()),
+                    "optimizer": named(anything),
+                },
+                {"gradient": tensor()},
+            )
+        ),
+        "callbacks": listed(anything),
+    }
+)
+
+FIT_ABOUT: Schema = fields(
+    {
+        "config": fields({"steps": whole(1), "schedule": text}, open_=True),
+        # Compared as they are, since anybody's modules and encodings are trained.
+        "nets": listed(lambda value, place: None if isinstance(value, str) else named(anything)(value, place), 1),
+        "data": listed(text, 1),
+        "own": listed(
+            fields(
+                {"lr": number(0.0, exclusive=True), "seed": whole(0, None)}, {"data_range": number(0.0, exclusive=True)}
+            ),
+            1,
+        ),
+        "gemm": named(named(word(LIBRARIES), _digits)),
+        "machine": named(anything),
+        "layout": listed(named(anything)),
+    },
+    {
+        "trainable": listed(listed(text), 1),
+        "evaluation": listed(maybe(text), 1),
+        "identities": named(named(text)),
+    },
+    open_=True,
+)
+
+
+def check_fit(tree: Any, about: Any) -> None:
+    """Check what a checkpoint holds, and that its parts belong together.
+
+    Raises
+    ------
+    ValueError
+        The first thing that does not.
+    """
+    FIT_TREE(tree, "tree")
+    FIT_ABOUT(about, "about")
+    count = len(tree["networks"])
+    for key in ("nets", "data", "own", "trainable", "evaluation"):
+        if key in about:
+            check(f"about.{key}", len(about[key]) == count, f"a list of {count}, one a network", about[key])
+    for index, kept in enumerate(tree["networks"]):
+        _check_history(kept, f"tree.networks[{index}]")
+    going: list[int] = []
+    for index, group in enumerate(tree["groups"]):
+        place = f"tree.groups[{index}]"
+        check(f"{place}.members", max(group["members"]) < count, f"below {count}", max(group["members"]))
+        going += group["members"]
+        for member in group["members"]:
+            done = tree["networks"][member]["done"]
+            check(f"{place}.done", group["done"] == done, f"{done}, as of its networks", group["done"])
+    check("tree.groups", len(set(going)) == len(going), "of different networks", going)
+    for index, kept in enumerate(tree["networks"]):
+        if index not in going:
+            check(f"tree.networks[{index}].stopped", kept["stopped"] != "", "said of a network of no group", "")
+
+
+def _check_history(kept: Mapping[str, Any], place: str) -> None:
+    """Check that the numbers of one network's history fit each other."""
+    check(f"{place}.losses", len(kept["losses"]) == kept["done"], f"of {kept['done']} steps", kept["losses"])
+    evaluated = kept["eval_steps"].tolist()
+    check(f"{place}.eval_steps", rising(evaluated, kept["done"]), "rising, and up to those done", kept["eval_steps"])
+    check(f"{place}.psnrs", len(kept["psnrs"]) == len(evaluated), f"of {len(evaluated)} evaluations", kept["psnrs"])
+    check(
+        f"{place}.error",
+        (kept["error"] is None) == (kept["stopped"] != "diverged"),
+        "there if it diverged",
+        kept["error"],
+    )
+
+
+def rising(steps: Iterable[int], last: int) -> bool:
+    """Return whether numbers rise, from 0 at least to ``last`` at most."""
+    before = -1
+    for step in steps:
+        if step <= before or step > last:
+            return False
+        before = step
+    return True
