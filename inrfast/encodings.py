@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_choice, check_float, check_int
+from inrfast.memory import counted, require_free
+
+FEWER = "take a smaller one"
 
 
 class Encoding(nn.Module):
@@ -26,6 +30,10 @@ class Encoding(nn.Module):
     def build(self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Encoding:
         """Return this encoding for ``in_features`` coordinates, drawing what is random from ``generator``."""
         raise NotImplementedError
+
+    def columns(self, in_features: int) -> int:
+        """Return how many columns :meth:`build` would make; 0 where that is not known before."""
+        return 0
 
     def config(self) -> dict[str, Any]:
         """Return the class's name and the arguments that make the same encoding, as plain values."""
@@ -52,11 +60,18 @@ class RandomFourier(Encoding):
         self.n = check_int("n", n, minimum=1)
         self.sigma = check_float("sigma", sigma, minimum=0.0, exclusive=True)
         self.out_features = 2 * self.n
+        require_free(16 * self.n, f"an encoding of {counted(self.n)} frequencies", FEWER)
+
+    def columns(self, in_features: int) -> int:
+        """Return ``2 n``."""
+        return self.out_features
 
     def build(
         self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
     ) -> RandomFourier:
         """Draw the frequencies on the CPU, so that every device gets the same ones."""
+        # The draw, its multiple, and that in the dtype asked for.
+        require_free(24 * self.n * in_features, f"an encoding of {counted(self.n)} frequencies", FEWER)
         built = RandomFourier(self.n, self.sigma)
         built.in_features = in_features
         draw = torch.randn(self.n, in_features, generator=generator, dtype=torch.float64)
@@ -77,7 +92,8 @@ class RandomFourier(Encoding):
 class PositionalEncoding(Encoding):
     """Octaves ``sin(2^k pi x), cos(2^k pi x)`` for ``k < n`` of every coordinate; the raw coordinate is not kept.
 
-    Column order: coordinate slow, then octave, then (sin, cos); ``2 n d`` columns.
+    Column order: coordinate slow, then octave, then (sin, cos); ``2 n d`` columns. Up to 127 octaves in fp32 and 1,023
+    in fp64, beyond which ``2^k pi`` is infinite.
 
     Source: Mildenhall et al., NeRF, ECCV 2020, equation 4.
     """
@@ -87,11 +103,26 @@ class PositionalEncoding(Encoding):
     def __init__(self, n: int = 10) -> None:
         super().__init__()
         self.n = check_int("n", n, minimum=1)
+        self._check_range(torch.float64)
+
+    def columns(self, in_features: int) -> int:
+        """Return ``2 n d``."""
+        return 2 * self.n * in_features
+
+    def _check_range(self, dtype: torch.dtype) -> None:
+        require_free(32 * self.n, f"an encoding of {counted(self.n)} octaves", FEWER)
+        most = math.frexp(torch.finfo(dtype).max / math.pi)[1]
+        if self.n > most:
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"n must be at most {most} octaves in {name}, beyond which they overflow, got {counted(self.n)}"
+            )
 
     def build(
         self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
     ) -> PositionalEncoding:
         """Fix the number of coordinates; nothing is random."""
+        self._check_range(dtype)
         built = PositionalEncoding(self.n)
         built.in_features, built.out_features = in_features, 2 * self.n * in_features
         octaves = math.pi * 2.0 ** torch.arange(self.n, dtype=torch.float64)
@@ -107,6 +138,34 @@ class PositionalEncoding(Encoding):
 
     def extra_repr(self) -> str:
         return f"n={self.n}"
+
+
+HIGHEST = 1030
+"""Degree from which on a binomial coefficient is beyond fp64."""
+
+
+def _monomials(degree: int, variables: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exponents (count, variables) of all monomials and the multinomial coefficients ``k! / m!`` (count,).
+
+    Degrees ascend; within one, exponents descend, the first variable's first. A coefficient is the product of binomial
+    ones, one a variable after the first, each rounded once.
+    """
+    powers = np.arange(degree + 1, dtype=np.int64).reshape(-1, 1)  # of the total degree, which its last variable takes
+    weights = np.ones(degree + 1)
+    if variables == 1:
+        return powers, weights
+    table = np.zeros((degree + 1, degree + 1))
+    row = [1]
+    for top in range(degree + 1):
+        table[top, : top + 1] = [float(entry) for entry in row]
+        row = [1, *(a + b for a, b in itertools.pairwise(row)), 1]
+    for _ in range(variables - 1):
+        left = powers[:, -1]  # what the variables so far leave to the others
+        parts = np.repeat(np.arange(len(left)), left + 1)
+        taken = left[parts] - (np.arange(len(parts)) - np.repeat(np.cumsum(left + 1) - (left + 1), left + 1))
+        weights = weights[parts] * table[left[parts], taken]
+        powers = np.column_stack([powers[parts, :-1], taken, left[parts] - taken])
+    return powers, weights
 
 
 class Polynomial(Encoding):
@@ -135,28 +194,47 @@ class Polynomial(Encoding):
     def __init__(self, degree: int, coefficients: Sequence[float] | None = None) -> None:
         super().__init__()
         self.degree = check_int("degree", degree, minimum=0)
-        given = [1.0] * (self.degree + 1) if coefficients is None else coefficients
-        self.coefficients = [check_float("coefficients", a, minimum=0.0) for a in given]
+        require_free(32 * (self.degree + 1), f"a polynomial encoding of degree {counted(self.degree)}", FEWER)
+        if coefficients is None:
+            self.coefficients = [1.0] * (self.degree + 1)
+        else:
+            self.coefficients = [check_float("coefficients", a, minimum=0.0) for a in coefficients]
         if len(self.coefficients) != self.degree + 1:
             raise ValueError(
                 f"coefficients must hold degree + 1 = {self.degree + 1} numbers, got {len(self.coefficients)}"
             )
 
+    def columns(self, in_features: int) -> int:
+        """Return the number of monomials, ``(degree + d)! / (degree! d!)``."""
+        return math.comb(self.degree + in_features, in_features)
+
     def build(
         self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
     ) -> Polynomial:
-        """List the monomials of ``in_features`` variables; nothing is random."""
+        """List the monomials of ``in_features`` variables; nothing is random.
+
+        Raises
+        ------
+        MemoryBudgetError
+            Their exponents would take more than half of what is free.
+        ValueError
+            The number of ways to order a monomial, which its weight holds, is beyond fp64: from degree 1,030 on in two
+            dimensions.
+        """
+        count = self.columns(in_features)
+        what = f"the list of the {counted(count)} monomials of degree {self.degree} in {in_features} coordinates"
+        require_free(8 * count * (4 * in_features + 6), what, "take a lower degree")
+        if in_features > 1 and self.degree >= HIGHEST:
+            raise ValueError(f"degree must be below {HIGHEST} in several coordinates, where it overflows fp64")
         built = Polynomial(self.degree, self.coefficients)
-        exponents, scales = [], []
-        for k, a in enumerate(self.coefficients):
-            for chosen in combinations_with_replacement(range(in_features), k):
-                powers = [chosen.count(axis) for axis in range(in_features)]
-                multinomial = math.factorial(k) // math.prod(math.factorial(m) for m in powers)
-                exponents.append(powers)
-                scales.append(math.sqrt(a * multinomial))
-        built.in_features, built.out_features = in_features, len(scales)
-        built.register_buffer("exponents", torch.tensor(exponents, dtype=torch.int64, device=device))
-        built.register_buffer("scales", torch.tensor(scales, dtype=torch.float64).to(device=device, dtype=dtype))
+        exponents, weights = _monomials(self.degree, in_features)
+        with np.errstate(over="ignore"):
+            scales = np.sqrt(np.asarray(self.coefficients)[exponents.sum(1)] * weights)
+        if not np.isfinite(scales).all():
+            raise ValueError(f"degree {self.degree} in {in_features} coordinates overflows fp64; take a lower one")
+        built.in_features, built.out_features = in_features, count
+        built.register_buffer("exponents", torch.from_numpy(exponents).to(device))
+        built.register_buffer("scales", torch.from_numpy(scales).to(device=device, dtype=dtype))
         return built
 
     def forward(self, coords: Tensor) -> Tensor:

@@ -24,7 +24,15 @@ class NotAvailableError(InrfastError, RuntimeError):
 
 
 class MemoryBudgetError(InrfastError, MemoryError):
-    """A request larger than its memory budget; raised before anything is allocated."""
+    """A request larger than its memory budget, raised before it is allocated; or memory that the system refused.
+
+    Attributes
+    ----------
+    needed
+        The smallest ``memory_budget`` (bytes) that would do, where one is known; else None.
+    """
+
+    needed: int | None = None
 
 
 class ResolutionError(InrfastError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_choice, check_float, check_int
+from inrfast.memory import counted, require_free, tells_refusals
 
 ENDPOINTS = ("inclusive", "exclusive", "center")
 
@@ -50,9 +52,12 @@ def axes(
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     pairs = check_bounds(bounds, len(sizes))
+    # The coordinates in fp64, what rounding makes of them, and a copy between the two.
+    require_free(24 * sum(sizes), f"axes of {counted(sum(sizes))} points", "take fewer points")
     return [_axis(n, endpoint, low, high).to(dtype) for n, (low, high) in zip(sizes, pairs, strict=True)]
 
 
+@tells_refusals
 def grid(
     shape: int | Sequence[int],
     endpoint: str = "inclusive",
@@ -83,6 +88,8 @@ def grid(
     ------
     ValueError, TypeError
         Empty shape, an axis below one point, low >= high, an unknown ``endpoint``, a non-floating dtype.
+    MemoryBudgetError
+        The coordinates would take more than half of what is free.
 
     Examples
     --------
@@ -90,5 +97,11 @@ def grid(
     [[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]
     """
     columns = axes(shape, endpoint, bounds, dtype)
+    points = math.prod(len(column) for column in columns)
+    require_free(
+        points * len(columns) * dtype.itemsize,
+        f"a grid of {counted(points)} points",
+        "take fewer points, or inrfast.signals.render, which needs no list of them",
+    )
     mesh = torch.meshgrid(*columns, indexing="ij")
     return torch.stack(mesh, dim=-1).reshape(-1, len(columns)).to(device)

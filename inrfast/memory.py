@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import math
-from collections.abc import Iterator, Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import MemoryBudgetError, check_int
+from inrfast.errors import InrfastError, MemoryBudgetError, check_int
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 DEFAULT_FRACTION = 0.5
 """Share of the free memory used when no ``memory_budget`` is given: the other half stays for the caller."""
+
+SMALL = 2**26
+"""Bytes up to which nobody asks how much is free before taking them: the answer costs more than many a small object."""
 
 HUGE = 2**22
 """Bytes from which NumPy asks for huge pages."""
@@ -30,7 +40,7 @@ DEVICE_ROWS = 2**16
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:
-    """Return the free memory of ``device`` in bytes (on Linux, within the control group's limit)."""
+    """Return the free memory of ``device`` in bytes (on Linux, within the limits of control group and process)."""
     device = torch.device(device)
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -41,6 +51,10 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
         for line in Path("/proc/meminfo").read_text().splitlines()
         if line.startswith("MemAvailable")
     )
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most != resource.RLIM_INFINITY:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        free = min(free, max(most - pages * resource.getpagesize(), 0))
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -87,17 +101,83 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
     return torch.from_numpy(raw[start : start + size]).view(dtype).view(*shape)
 
 
-def require(needed: int, budget: int, what: str, instead: str) -> None:
-    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed ``budget``, naming what would fit ``instead``."""
+def require(needed: int, budget: int, what: str, instead: str, beside: int = 0) -> None:
+    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed ``budget``, naming what would fit ``instead``.
+
+    ``beside`` are bytes of the whole budget that are taken already: the message counts them in.
+    """
     if needed > budget:
+        raise over_budget(needed + beside, budget + beside, what, instead)
+
+
+def over_budget(needed: int, budget: int, what: str, instead: str) -> MemoryBudgetError:
+    """Return the error of what needs more than the budget."""
+    error = MemoryBudgetError(f"{what} needs {told(needed)} but the budget is {told(budget)}; {instead}")
+    error.needed = needed
+    return error
+
+
+def require_free(needed: int, what: str, instead: str, device: torch.device | str = "cpu") -> None:
+    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed half of what is free, where no budget is given."""
+    if needed > SMALL and torch.device(device).type in ("cpu", "cuda"):
+        free = budget_bytes(None, device)
+        if needed > free:
+            raise MemoryBudgetError(
+                f"{what} needs {told(needed)}, and half of the memory that is free is {told(free)}; {instead}"
+            )
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """Raise :class:`MemoryBudgetError` where the system refuses memory in this block, to whichever library."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, InrfastError) or not is_refusal(error):
+            raise
+        free = available_bytes()
         raise MemoryBudgetError(
-            f"{what} needs {format_bytes(needed)} ({needed} bytes) but the budget is {format_bytes(budget)} "
-            f"({budget} bytes); {instead}"
-        )
+            f"the system refused memory ({' '.join(str(error).split())[:200] or type(error).__name__}); "
+            f"{told(free)} are free. Take fewer points, a narrower network or a smaller "
+            "memory_budget"
+        ) from error
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Return whether an error of torch, NumPy, Python or the C++ library says that memory ended."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = ("allocate memory", "not enough memory", "bad_alloc", "start new thread", "size calculation overflowed")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def tells_refusals(function: F) -> F:
+    """Decorate a function that runs in :func:`refusals_told`."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with refusals_told():
+            return function(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def told(n: int) -> str:
+    """Return a number of bytes in both ways that messages have: ``2 KiB (2048 bytes)``."""
+    return f"{format_bytes(n)} ({counted(n)} bytes)"
+
+
+def counted(n: int) -> str:
+    """Return a number of things for a reader, with all its digits as far as anybody reads them."""
+    return str(n) if n < 10**18 else f"about 10^{math.floor(math.log10(n))}"
 
 
 def format_bytes(n: int) -> str:
     """Return ``n`` bytes for a reader, in powers of 1024."""
+    if n >= 10**18:
+        return f"{counted(n)} B"
     value = float(n)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -1,4 +1,7 @@
-"""The caller's modes of torch, kept out: autocast, gradients, inference and default device change no result."""
+"""The caller's modes of torch, kept out: autocast, gradients, inference and default device change no result.
+
+They are entered at the doors of the library, where also memory that the system refuses becomes an error of its own.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+
+from inrfast.memory import refusals_told
 
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C", bound=type)
@@ -59,6 +64,7 @@ def training_modes() -> Iterator[None]:
     have changed since: inside there is no such memory, and the caller's is emptied at the end.
     """
     with ExitStack() as stack:
+        stack.enter_context(refusals_told())
         stack.callback(torch.clear_autocast_cache)
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -77,9 +83,11 @@ def own_modes() -> Iterator[None]:
     itself.
     """
     if _are_own():  # as in a method called by another
-        yield
+        with refusals_told():
+            yield
         return
     with ExitStack() as stack:
+        stack.enter_context(refusals_told())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
         for mode in (without_autocast(), _full_products(), torch.inference_mode(False), torch.no_grad()):
@@ -104,9 +112,7 @@ def in_own_modes(function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if _are_own():
-            return function(*args, **kwargs)
-        with own_modes():
+        with refusals_told() if _are_own() else own_modes():
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]

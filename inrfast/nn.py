@@ -16,13 +16,19 @@ from inrfast.encodings import ENCODINGS, Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_float, check_int
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
-from inrfast.memory import chunks
+from inrfast.memory import chunks, counted, require_free, tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
 NORMS = ("batch", "sphere")
 NORM_POSITIONS = ("pre", "post")
 CALIBRATION_ROWS = 8192
+
+MOST_LAYERS = 2**15
+"""Hidden layers at most: building more takes over ten seconds, and nobody trains them."""
+
+LAYER_BYTES = 2**13
+"""What Python's objects of a layer take beside its numbers."""
 
 SAME_BOX = 0.25
 """How far, in sides of the box, that of coordinates may be from the bounds of an initialiser to count as the same."""
@@ -71,6 +77,8 @@ class FusedLinear(nn.Linear):
     ------
     ValueError, TypeError
         Sizes below 1, unknown names, a frequency that is not positive.
+    MemoryBudgetError
+        The weights would take more than half of what is free.
 
     Examples
     --------
@@ -93,6 +101,10 @@ class FusedLinear(nn.Linear):
     ) -> None:
         check_int("in_features", in_features, minimum=1)
         check_int("out_features", out_features, minimum=1)
+        item = (dtype or torch.get_default_dtype()).itemsize
+        where = "cpu" if device is None else device
+        what = f"a layer of {counted(in_features)} x {counted(out_features)} weights"
+        require_free(item * in_features * out_features, what, "take a smaller one", where)
         super().__init__(in_features, out_features, bool(bias), device, dtype)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         self.omega = check_float("omega", omega, minimum=0.0, exclusive=True)
@@ -120,6 +132,21 @@ def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
     return [given] * layers
 
 
+class _Undrawn(nn.Linear):
+    """A linear layer whose numbers are not drawn, since an initialiser follows."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def _undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """Return a linear layer with uninitialised numbers. (Torch's skip_init goes by the meta device, which at first use
+    imports the tables of decompositions, for seconds.)"""
+    layer: nn.Linear = _Undrawn(inputs, outputs, bias=bias, device=device, dtype=dtype)
+    layer.__class__ = nn.Linear
+    return layer
+
+
 class INR(nn.Module):
     """Implicit neural representation: a coordinate MLP ``R^d -> R^M``.
 
@@ -133,7 +160,7 @@ class INR(nn.Module):
     width
         Units of every hidden layer; 256 is the usual width for images.
     hidden_layers
-        Number of activated layers: 2 -> 256 -> 256 -> 256 -> 1 has 3.
+        Number of activated layers: 2 -> 256 -> 256 -> 256 -> 1 has 3. At most 32,768.
     activation
         ``relu``, ``sine`` (``sin(omega u)``), ``gaussian`` (``exp(-(omega u)^2)``), ``finer``
         (``sin(omega (|u| + 1) u)``), ``tanh``, ``gelu`` (exact), ``softplus`` or ``identity``; one for all hidden
@@ -164,8 +191,10 @@ class INR(nn.Module):
     Raises
     ------
     ValueError, TypeError
-        Sizes below 1, unknown names (with the nearest match), lists of the wrong length, rank-expanding
-        initialisation behind an encoding or without a bias.
+        Sizes below 1, too many layers, unknown names (with the nearest match), lists of the wrong length,
+        rank-expanding initialisation behind an encoding or without a bias.
+    MemoryBudgetError
+        The network would take more than half of what is free; raised before anything is allocated.
 
     Examples
     --------
@@ -174,6 +203,7 @@ class INR(nn.Module):
     torch.Size([5, 3])
     """
 
+    @tells_refusals
     def __init__(
         self,
         in_features: int,
@@ -196,6 +226,13 @@ class INR(nn.Module):
         self.out_features = check_int("out_features", out_features, minimum=1)
         self.width = check_int("width", width, minimum=1)
         self.hidden_layers = check_int("hidden_layers", hidden_layers, minimum=1)
+        if encoding is not None and not isinstance(encoding, Encoding):
+            raise TypeError(f"encoding must be an inrfast encoding or None, got {type(encoding).__name__}")
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+        dtype = dtype or torch.float32
+        where = torch.empty(0, device=device).device
+        self._require_free(encoding, dtype, where)
         self.activations: tuple[str, ...] = tuple(
             check_choice("activation", name, ACTIVATIONS)
             for name in _per_layer("activation", activation, hidden_layers)
@@ -209,26 +246,28 @@ class INR(nn.Module):
             for name in _per_layer("norm", norm, hidden_layers)
         )
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
-        if encoding is not None and not isinstance(encoding, Encoding):
-            raise TypeError(f"encoding must be an inrfast encoding or None, got {type(encoding).__name__}")
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
-        dtype = dtype or torch.float32
         self.seed = check_int("seed", seed, minimum=0)
         generator = torch.Generator().manual_seed(self.seed)
-        where = torch.empty(0, device=device).device
         self.encoding = None if encoding is None else encoding.build(self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
-        # nn.Linear draws weights that are overwritten below. (Torch's skip_init goes by the meta device, which at first
-        # use imports the tables of decompositions, for seconds.)
-        with torch.random.fork_rng([where] if where.type == "cuda" else []):
-            self.layers = nn.ModuleList(
-                nn.Linear(a, b, bias=bool(bias), device=where, dtype=dtype) for a, b in itertools.pairwise(sizes)
-            )
+        self.layers = nn.ModuleList(_undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(self._norm(name, where, dtype) for name in self.norm_names)
         self.init = init
         initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
+
+    def _require_free(self, encoding: Encoding | None, dtype: torch.dtype, device: torch.device) -> None:
+        """Refuse a network that would not fit, or take long to build, before anything of it is made."""
+        inlet = self.in_features if encoding is None else encoding.columns(self.in_features)
+        count, width = self.hidden_layers, self.width
+        sizes = [inlet * width, width * width * (count > 1), width * self.out_features]
+        numbers = sizes[0] + (count - 1) * sizes[1] + sizes[2] + count * width + self.out_features
+        # The largest layer is drawn in fp64, in three steps.
+        needed = numbers * dtype.itemsize + 24 * max(sizes) + (count + 1) * LAYER_BYTES
+        what = f"a network of {counted(numbers)} parameters"
+        require_free(needed, what, "take a smaller width, fewer layers, outputs or columns of the encoding", device)
+        if count > MOST_LAYERS:
+            raise ValueError(f"hidden_layers must be at most {MOST_LAYERS}, got {counted(count)}")
 
     def _norm(self, name: str | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
         if name == "batch":
@@ -363,6 +402,7 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> N
 
 @torch.no_grad()
 @without_autocast()
+@tells_refusals
 def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
     """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from inrfast.errors import NotAvailableError, check_choice, check_float, check_int, check_tensor
 from inrfast.extension import load_extension
 from inrfast.grids import check_bounds
+from inrfast.memory import counted, require_free, tells_refusals
 
 DEFAULT_EPS = 1e-3
 """Shift of the hinges for d >= 2: anything from 1e-6 to 1e-2 gives the same rank, so a round number inside."""
@@ -21,7 +22,11 @@ DEFAULT_EPS = 1e-3
 MAX_WIDTH = 2**31 - 1
 """Up to here the grid indices are exact in 64 bits."""
 
+MAX_INPUTS = 2**14
+"""Input dimensions at most: the primes of Richtmyer's sequence take longer to find than their number suggests."""
 
+
+@tells_refusals
 def rank_expanding(
     width: int,
     in_features: int,
@@ -46,7 +51,7 @@ def rank_expanding(
     Parameters
     ----------
     width, in_features
-        D >= 1 units and d >= 1 input dimensions.
+        D >= 1 units and d input dimensions, 1 to 16,384.
     eps
         Shift of the hinges in units of ``x_hat``. For d >= 2 any number >= 0; None is 1e-3, and ``"cover"`` is
         ``sqrt(d) / (p + 1)``, for which no point near the origin is left without an active unit. For d = 1
@@ -72,6 +77,8 @@ def rank_expanding(
         A bad argument; the message names it.
     NotAvailableError
         The native extension is missing, or ``device`` is.
+    MemoryBudgetError
+        The layer would take more than half of what is free.
 
     Source: Zheng, Saratchandran, Lucey, *Inlet Rank Collapse*, arXiv 2602.01526, equations 12-13 (2-D) and the 1-D
     triangular form before them; their p x p rule is extended here to any d and D.
@@ -160,9 +167,18 @@ class _Request:
 
 def _check(width: Any, in_features: Any, eps: Any, gain: Any, bounds: Any, coords: Any, dtype: torch.dtype) -> _Request:
     width = check_int("width", width, minimum=1)
+    in_features = check_int("in_features", in_features, minimum=1)
+    item = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
+    # The weight, the bias, and what a check of their numbers takes beside them.
+    require_free(
+        width * (in_features + 1) * (2 * item + 1),
+        f"a layer of width {counted(width)} with in_features {counted(in_features)}",
+        "take fewer units",
+    )
     if width > MAX_WIDTH:
         raise ValueError(f"width must be at most {MAX_WIDTH}, got {width}")
-    in_features = check_int("in_features", in_features, minimum=1)
+    if in_features > MAX_INPUTS:
+        raise ValueError(f"in_features must be at most {MAX_INPUTS}, got {in_features}")
     gain = check_float("gain", gain, minimum=0.0, exclusive=True)
     pairs = check_bounds(bounds, in_features)
     if not all(math.isfinite(high - low) for low, high in pairs):

@@ -23,6 +23,7 @@ from inrfast.errors import (
     NotAvailableError,
 )
 from inrfast.files import shown, sole_writer
+from inrfast.memory import is_refusal
 from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
@@ -593,8 +594,7 @@ def _out_of_memory_told(settings: Settings) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        ended = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)
-        if isinstance(error, InrfastError) or not ended:
+        if isinstance(error, InrfastError) or not is_refusal(error):
             raise
         advice = "a smaller batch_size" if settings.batch_size is None else f"a batch_size below {settings.batch_size}"
         raise MemoryBudgetError(
