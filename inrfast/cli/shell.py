@@ -221,7 +221,8 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
     if isinstance(error, (ValueError, OSError)) or (errors is not None and isinstance(error, errors.InrfastError)):
         return complain(str(error) or type(error).__name__, 2)
     first = _cut((str(error).strip().splitlines() or [""])[0], 150)
-    if isinstance(error, MemoryError) or re.search("allocate memory|out of memory", first, re.IGNORECASE):
+    memory = sys.modules.get("inrfast.memory")
+    if isinstance(error, MemoryError) or (memory is not None and memory.is_refusal(error)):
         return complain(f"memory ended{f' ({first})' if first else ''}; ask for smaller sizes", 2)
     if interrupts.came:  # what an interrupt became inside a library
         return complain(INTERRUPTION, INTERRUPTED)
