@@ -76,8 +76,12 @@ def test_signals_wait_for_the_end_of_a_block_and_none_is_lost(depth, failing):
 
 @pytest.mark.parametrize("failing", [False, True])
 def test_an_interrupt_after_a_failed_block_is_an_interrupt(failing):
-    with pytest.raises(KeyboardInterrupt), interrupts_later():
-        signal.raise_signal(signal.SIGINT)
-        if failing:
-            raise OSError("the block's own error")
+    def block():
+        with interrupts_later():
+            signal.raise_signal(signal.SIGINT)
+            if failing:
+                raise OSError("the block's own error")
+
+    with pytest.raises(KeyboardInterrupt):
+        block()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     coords = grid(arguments.grid, device=arguments.device)
     net = calibrated_network(arguments, coords, arguments.outputs)
     if arguments.out is not None:
-        check_folder(arguments.out)
+        check_folder("--out", arguments.out)
     report = diagnose(
         net,
         coords,
@@ -50,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=progress(arguments),
     )
     if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         write_whole(arguments.out / "report.txt", f"{report}\n".encode())
         report.plot(arguments.out / "report.png")
         report.to_json(arguments.out / "report.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option, shape
-from inrfast.cli.output import check_file, finite, print_result, progress
+from inrfast.cli.output import check_file, check_target, finite, make_folder, print_result, progress
 from inrfast.cli.shell import INTERRUPTED, complain
 
 ENDINGS = """\
@@ -90,9 +91,15 @@ def run(arguments: argparse.Namespace) -> int:
     kind = kinds.KINDS[name]
     _check_options(arguments, name)
     readable(arguments.signal, kind.called)
+    if arguments.weight is not None:
+        readable(arguments.weight, "an image")
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
     check_file(out, kind.suffixes(1), kinds.listed(kind.suffixes(1)))
+    for path in (report_file, model_file):
+        check_target("--out", path)
+    if arguments.checkpoint is not None:
+        check_target("--checkpoint", arguments.checkpoint)
     _check_apart((out, report_file, model_file), arguments)
     signal = kind.load(arguments)
     outputs = signal.target.shape[-1]
@@ -106,6 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     assert coords is not None and target is not None
     target = target.reshape(len(coords), outputs)
+    make_folder(arguments.checkpoint)
     result = fit(
         net,
         coords,
@@ -130,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
         data_range=1.0 if name == "image" else None,
     )
     about = {"kind": name, **signal.about}
+    make_folder(out)
     save_network(net, model_file, about)
     found: dict[str, Any] = {
         "schema": "inrfast.fit/2",
@@ -191,10 +200,8 @@ def _check_apart(written: Iterable[Path], arguments: argparse.Namespace) -> None
     """Refuse to write over what is read, or one file over another."""
     files = {"the signal": arguments.signal, "--weight": arguments.weight, "--checkpoint": arguments.checkpoint}
     for path in written:
-        if path.is_dir():
-            raise IsADirectoryError(f"--out: {path}, beside it, is a folder")
         for what, other in files.items():
-            if other is not None and path.resolve() == other.resolve():
+            if other is not None and os.path.realpath(path) == os.path.realpath(other):
                 raise ValueError(f"--out must be another file than {what}, got {path} for both")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inrfast.cli.options import add_command, common_options, memory_option, shape
-from inrfast.cli.output import check_file, print_result, progress
+from inrfast.cli.output import check_file, make_folder, print_result, progress
 from inrfast.errors import check_int
 
 
@@ -61,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         progress=progress(arguments),
     )
     about = about if arguments.rate is None else {**about, "rate": arguments.rate}
+    make_folder(arguments.out)
     kind.write(predictions, about, arguments.out)
     found = {
         "schema": "inrfast.render/1",

@@ -219,7 +219,7 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
     if errors is not None and isinstance(error, errors.DivergedError):
         return complain(error, 1)
     if isinstance(error, (ValueError, OSError)) or (errors is not None and isinstance(error, errors.InrfastError)):
-        return complain(str(error) or type(error).__name__, 2)
+        return complain(_words(error), 2)
     first = _cut((str(error).strip().splitlines() or [""])[0], 150)
     memory = sys.modules.get("inrfast.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.is_refusal(error)):
@@ -228,6 +228,14 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
         return complain(INTERRUPTION, INTERRUPTED)
     name = type(error).__name__
     return complain(f"unforeseen {name}: {first}; {TRACEBACK}=1 shows where, which is worth a report", 1)
+
+
+def _words(error: Exception) -> str:
+    """Return what an error says, an operating system's without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return f"{named}{error.strerror}"
+    return str(error) or type(error).__name__
 
 
 # ---- streams and warnings ----------------------------------------------------------------------------------------
