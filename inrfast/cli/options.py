@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from inrfast.cli.shell import EXIT_CODES, UsageError
+from inrfast.cli.shell import EXIT_CODES, UsageError, print_out
 from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
@@ -31,6 +31,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what was wrong, as an exception."""
         raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help as results are printed: argparse itself would not tell of a stdout that is full."""
+        print_out(self.format_help().rstrip())
 
 
 def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:

@@ -293,8 +293,10 @@ def _one_line_warnings(interrupts: Interrupts) -> Iterator[None]:
         say(f"inrfast: warning: {one_line(message)}")
 
     def unraisable(caught: Any) -> None:
-        if isinstance(caught.exc_value, KeyboardInterrupt):  # it has hit a place that swallows: once more
-            signal.raise_signal(interrupts.came or signal.SIGINT)
+        if isinstance(caught.exc_value, KeyboardInterrupt):  # it has hit a place that swallows: once more, elsewhere
+            again = threading.Timer(0.01, os.kill, (os.getpid(), interrupts.came or signal.SIGINT))
+            again.daemon = True
+            again.start()
         else:
             say(f"inrfast: warning: {one_line(f'ignored {caught.exc_value!r} in {caught.object!r}')}")
 
