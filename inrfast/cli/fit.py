@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option, shape
-from inrfast.cli.output import check_file, check_target, finite, make_folder, print_result, progress
-from inrfast.cli.shell import INTERRUPTED, complain
+from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress
+from inrfast.cli.shell import INTERRUPTED, at_work, complain
 
 ENDINGS = """\
 signals, by the ending of the file:
@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint is not None:
         check_target("--checkpoint", arguments.checkpoint)
     _check_apart((out, report_file, model_file), arguments)
-    signal = kind.load(arguments)
+    with at_work(f"reading {arguments.signal}", arguments.quiet):
+        signal = kind.load(arguments)
     outputs = signal.target.shape[-1]
     check_file(out, kind.suffixes(outputs), kinds.listed(kind.suffixes(outputs)))
 
@@ -114,29 +115,30 @@ def run(arguments: argparse.Namespace) -> int:
     assert coords is not None and target is not None
     target = target.reshape(len(coords), outputs)
     make_folder(arguments.checkpoint)
-    result = fit(
-        net,
-        coords,
-        target,
-        steps=arguments.steps,
-        lr=arguments.lr,
-        schedule=arguments.schedule,
-        batch_size=arguments.batch_size,
-        weight=weight,
-        optimizer=arguments.optimizer,
-        weight_decay=arguments.weight_decay,
-        precision=arguments.precision,
-        target_psnr=arguments.target_psnr,
-        patience=arguments.patience,
-        checkpoint=arguments.checkpoint,
-        checkpoint_seconds=arguments.checkpoint_seconds,
-        resume=arguments.resume,
-        eval_target=None if weight is None else target,
-        seed=arguments.seed,
-        progress=progress(arguments),
-        memory_budget=arguments.memory_budget,
-        data_range=1.0 if name == "image" else None,
-    )
+    with bar(arguments, "the fit"):
+        result = fit(
+            net,
+            coords,
+            target,
+            steps=arguments.steps,
+            lr=arguments.lr,
+            schedule=arguments.schedule,
+            batch_size=arguments.batch_size,
+            weight=weight,
+            optimizer=arguments.optimizer,
+            weight_decay=arguments.weight_decay,
+            precision=arguments.precision,
+            target_psnr=arguments.target_psnr,
+            patience=arguments.patience,
+            checkpoint=arguments.checkpoint,
+            checkpoint_seconds=arguments.checkpoint_seconds,
+            resume=arguments.resume,
+            eval_target=None if weight is None else target,
+            seed=arguments.seed,
+            progress=progress(arguments),
+            memory_budget=arguments.memory_budget,
+            data_range=1.0 if name == "image" else None,
+        )
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
@@ -165,9 +167,11 @@ def run(arguments: argparse.Namespace) -> int:
         found["samples"] = len(coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
-    predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
+    with bar(arguments, "evaluating the network"):
+        predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
     try:
-        kind.write(predictions, about, out)
+        with at_work(f"writing {out}", arguments.quiet):
+            kind.write(predictions, about, out)
     except ValueError as error:  # a surface that is not there; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)

@@ -14,8 +14,8 @@ import torch
 from numpy.lib import format as npy_format
 
 from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
-from inrfast.cli.output import check_file, existing_folder, make_folder, print_result, progress
-from inrfast.cli.shell import say
+from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
+from inrfast.cli.shell import at_work, say
 from inrfast.files import shown, whole_file
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
@@ -65,13 +65,16 @@ def run(arguments: argparse.Namespace) -> int:
     # First what may be refused for its size, before anything long.
     ranks, note = [], ""
     if arguments.rtols:
-        spectrum = kernel.spectrum(min(arguments.rtols), progress=progress(arguments))
+        with bar(arguments, "the spectrum"):
+            spectrum = kernel.spectrum(min(arguments.rtols), progress=progress(arguments))
         note = spectrum.note
         if spectrum.method == "dense":
             ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
         else:  # an interval even where it is wide
             largest = float(spectrum.eigenvalues[0])
             ranks = [asdict(spectrum.count_above(rtol * largest, rtol)) for rtol in arguments.rtols]
+    with at_work("computing the kernel's norms", arguments.quiet):
+        trace, frobenius = float(kernel.trace()), float(kernel.frobenius())
     found = {
         "network": net.config(),
         "grid": list(arguments.grid),
@@ -79,15 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
         "output": arguments.output,
         "precision": arguments.precision,
         "cost": asdict(cost),
-        "trace": float(kernel.trace()),
-        "frobenius": float(kernel.frobenius()),
+        "trace": trace,
+        "frobenius": frobenius,
         "ranks": ranks,
         "note": note,
         "out": None if arguments.out is None else str(arguments.out),
     }
     if arguments.out is not None:
         make_folder(arguments.out)
-        _write_dense(kernel, arguments.out)
+        with at_work("computing the dense kernel", arguments.quiet):
+            _write_dense(kernel, arguments.out)
     lines = [f"kernel     {kernel.shape[0]:,} x {kernel.shape[1]:,}, output {arguments.output}, {arguments.precision}"]
     lines += [f"trace      {found['trace']:.6g}", f"Frobenius  {found['frobenius']:.6g}"]
     lines += [f"rank       {_interval(rank)} at lambda/lambda_1 > {rank['rtol']:g}" for rank in ranks]

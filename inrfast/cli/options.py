@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from inrfast.cli.shell import EXIT_CODES, UsageError, print_out
+from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
@@ -119,26 +119,30 @@ def network_options() -> Parser:
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode, batch norms as they start."""
     hidden = arguments.hidden_init
-    return INR(
-        inputs,
-        outputs,
-        width=arguments.width,
-        hidden_layers=arguments.hidden_layers,
-        activation=arguments.activation,
-        omega=arguments.omega,
-        encoding=arguments.encoding,
-        norm=arguments.norm,
-        init=arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
-        seed=arguments.seed,
-        device=arguments.device,
-        dtype=dtype,
-    ).eval()
+    with at_work("building the network", arguments.quiet):
+        return INR(
+            inputs,
+            outputs,
+            width=arguments.width,
+            hidden_layers=arguments.hidden_layers,
+            activation=arguments.activation,
+            omega=arguments.omega,
+            encoding=arguments.encoding,
+            norm=arguments.norm,
+            init=arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
+            seed=arguments.seed,
+            device=arguments.device,
+            dtype=dtype,
+        ).eval()
 
 
 def calibrated_network(arguments: argparse.Namespace, coords: Tensor, outputs: int) -> INR:
     """Return the network of the options in eval mode, batch norms calibrated on ``coords``."""
     net = network(arguments, coords.shape[1], outputs)
-    return calibrate_batchnorm_(net, coords) if arguments.norm == "batch" else net
+    if arguments.norm != "batch":
+        return net
+    with at_work("calibrating the batch norms", arguments.quiet):
+        return calibrate_batchnorm_(net, coords)
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -179,6 +183,13 @@ def device(text: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
 
 
+def _number(kind: type[int | float], text: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"takes {'a whole number' if kind is int else 'a number'} in place of {text!r}") from None
+
+
 def encoding(text: str) -> Encoding:
     """Return the encoding in ``name:number:...``; numbers left out have their defaults."""
     name, *given = text.split(":")
@@ -186,7 +197,7 @@ def encoding(text: str) -> Encoding:
         make, defaults = ENCODINGS[check_choice("the encoding's name", name, ENCODINGS)]
         if len(given) > len(defaults):
             raise ValueError(f"{name} takes {len(defaults)} number(s), as in {':'.join(map(str, (name, *defaults)))}")
-        numbers = [type(default)(number) for default, number in zip(defaults, given, strict=False)]
+        numbers = [_number(type(default), number) for default, number in zip(defaults, given, strict=False)]
         return make(*numbers, *defaults[len(numbers) :])
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None

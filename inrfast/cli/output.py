@@ -7,12 +7,13 @@ import errno
 import json
 import math
 import os
+import sys
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from inrfast.cli.shell import print_out
+from inrfast.cli.shell import at_work, print_out
 from inrfast.files import check_writable, shown, target_of
 
 PROBE = ".inrfast-probe"
@@ -27,6 +28,11 @@ def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str
 def progress(arguments: argparse.Namespace) -> bool | None:
     """Return whether to show progress bars: None leaves it to the terminal."""
     return False if arguments.quiet else None
+
+
+def bar(arguments: argparse.Namespace, what: str) -> AbstractContextManager[None]:
+    """Say what takes long where no progress bar does: it is for terminals only."""
+    return at_work(what, arguments.quiet or (sys.stderr is not None and sys.stderr.isatty()))
 
 
 def finite(value: float) -> float | None:

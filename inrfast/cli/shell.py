@@ -5,11 +5,13 @@ Imports nothing that takes time: a signal that comes while the libraries load fi
 
 from __future__ import annotations
 
+import _thread
 import os
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,6 +43,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 MOST, MOST_WORD = 300, 150
 """Characters of a message on one line, and of one word in it: a path, or what was typed."""
+
+AGAIN_SECONDS = 0.05
 
 WORD_SECONDS = 5.0
 """After so long without a sign of life a command says what it is at."""
@@ -86,7 +90,7 @@ def complain(what: object, code: int) -> int:
 
 @contextmanager
 def at_work(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say on stderr what takes long, once it does; Ctrl-C cannot be thought of by those who see nothing."""
+    """Say on stderr what takes long, once it does: who sees nothing at all cannot tell work from a fault."""
     timer = threading.Timer(WORD_SECONDS, say, [f"inrfast: {one_line(what)} takes long; Ctrl-C ends it"])
     timer.daemon = True
     if not quiet:
@@ -135,6 +139,11 @@ class Interrupts:
             os._exit(128 + number)  # an exception inside an import may get lost there
         self.came = number
         raise KeyboardInterrupt
+
+    def again(self) -> None:
+        """Send the signal once more, a moment later: it had hit a place where exceptions are swallowed."""
+        time.sleep(AGAIN_SECONDS)
+        os.kill(os.getpid(), self.came or signal.SIGINT)
 
     def code(self, code: int) -> int:
         """Return the exit code of the signal in place of Ctrl-C's."""
@@ -293,12 +302,12 @@ def _one_line_warnings(interrupts: Interrupts) -> Iterator[None]:
         say(f"inrfast: warning: {one_line(message)}")
 
     def unraisable(caught: Any) -> None:
-        if isinstance(caught.exc_value, KeyboardInterrupt):  # it has hit a place that swallows: once more, elsewhere
-            again = threading.Timer(0.01, os.kill, (os.getpid(), interrupts.came or signal.SIGINT))
-            again.daemon = True
-            again.start()
-        else:
-            say(f"inrfast: warning: {one_line(f'ignored {caught.exc_value!r} in {caught.object!r}')}")
+        try:
+            if not isinstance(caught.exc_value, KeyboardInterrupt):
+                return say(f"inrfast: warning: {one_line(f'ignored {caught.exc_value!r} in {caught.object!r}')}")
+        except KeyboardInterrupt:
+            pass
+        _thread.start_new_thread(interrupts.again, ())
 
     before = sys.unraisablehook
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Whatever ends a command, its process leaves one line and a documented code: signals, pipes, full streams, errors."""
 
 import contextlib
+import io
 import os
 import random
 import re
@@ -21,10 +22,7 @@ from inrfast.cli import main
 from inrfast.cli.shell import MOST, MOST_WORD, Interrupts, one_line, orderly
 
 MODULE = ["-m", "inrfast.cli"]
-PRINTS = [
-    "-c",
-    "import sys; from inrfast.cli.shell import *; sys.exit(orderly(lambda _: print_out('result') or 0, True))",
-]
+PRINTS = ["-c", "from inrfast.cli.shell import *; sys.exit(orderly(lambda _: print_out('result') or 0, True))"]
 SCRIPT = ["-c", "import sys; from inrfast.cli import main; sys.exit(main())"]  # what pip writes into bin
 
 FIT = "fit photo.png --size 8 --width 16 --steps 100000 --lr 1e-6 --checkpoint state --checkpoint-seconds 0.2 --resume"
@@ -187,16 +185,21 @@ def test_commands_end_as_their_stdout_does(tmp_path, words, streams):
     assert process.returncode == {"full": 2, "pipe": 141}[streams]
 
 
-def test_names_leave_through_an_encoding_that_lacks_their_letters(folder):
+def test_names_leave_through_an_encoding_that_lacks_their_letters(folder, monkeypatch):
     name = os.fsdecode("grün".encode() + b"\xff.png")
     (folder / "photo.png").rename(folder / name)
-    words = ["fit", name, "--size", "4", "--width", "4", "--steps", "1", "--out", f"out-{name}"]
-    command = [sys.executable, *MODULE, *words]
-    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii", "LANG": "C"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert rb"gr\xfcn\udcff.png" in done.stdout
-    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".png", ".png", ".safetensors"]
+    monkeypatch.chdir(folder)
+    words = ["fit", name, "--size", "4", "--width", "4", "--steps", "1", "--quiet", "--out", f"new/out-{name}"]
+    for encoding in ("ascii", "utf-8", "latin-1"):
+        streams = [io.TextIOWrapper(io.BytesIO(), encoding, write_through=True) for _ in range(2)]
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            assert main(words) == 0
+            assert main(["fit", f"absent-{name}"]) == 2
+        out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+        letter = "\\xfc" if encoding == "ascii" else "ü"
+        assert out.startswith(f"gr{letter}n\\udcff.png: ") and len(out.splitlines()) == 1
+        assert err == f"inrfast: error: there is no file absent-gr{letter}n\\xff.png\n"
+    assert sorted(path.suffix for path in (folder / "new").iterdir()) == [".json", ".png", ".safetensors"]
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
