@@ -76,6 +76,17 @@ def check_int(argument: str, got: Any, minimum: int | None = None) -> int:
     return value
 
 
+def check_seed(argument: str, got: Any, bits: int = 32) -> int:
+    """Return ``got`` as an int of so many bits; larger ones would draw the numbers of their last bits.
+
+    ``bits`` is 32 where a generator of torch on the CPU is seeded, which takes no more of what it is given.
+    """
+    value = check_int(argument, got, minimum=0)
+    if value >= 2**bits:
+        raise ValueError(f"{argument} must be from 0 to {2**bits - 1}, as only {bits} bits of it count, got {value}")
+    return value
+
+
 def check_float(argument: str, got: Any, *, minimum: float | None = None, exclusive: bool = False) -> float:
     """Return ``got`` as a finite float, at least (or, if ``exclusive``, above) ``minimum``."""
     if isinstance(got, (bool, str)) or not hasattr(got, "__float__"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from inrfast.activations import ACTIVATIONS, activation
 from inrfast.backends import BACKENDS
 from inrfast.encodings import ENCODINGS, Encoding, check_entries, from_config
-from inrfast.errors import check_choice, check_coords, check_float, check_int
+from inrfast.errors import check_choice, check_coords, check_float, check_int, check_seed
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
@@ -179,7 +179,7 @@ class INR(nn.Module):
     bias
         Whether the linear layers have one.
     seed
-        Of a CPU generator: the same weights on every device, the global generator untouched.
+        Below 2^32, of a CPU generator: the same weights on every device, the global generator untouched.
     device, dtype
         Of the parameters; dtype defaults to fp32.
 
@@ -246,7 +246,7 @@ class INR(nn.Module):
             for name in _per_layer("norm", norm, hidden_layers)
         )
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
-        self.seed = check_int("seed", seed, minimum=0)
+        self.seed = check_seed("seed", seed)
         generator = torch.Generator().manual_seed(self.seed)
         self.encoding = None if encoding is None else encoding.build(self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features

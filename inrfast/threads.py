@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
 from typing import TypeVar
 
 import torch
@@ -115,24 +116,35 @@ def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
         raise
 
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask a program to end."""
+
+
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done, for what is worth nothing by halves.
+    """Hold back Ctrl-C until the block is done, for what is worth nothing by halves; SIGTERM and SIGHUP too.
 
-    Only in the main thread, and only where Ctrl-C means what Python gives it.
+    Only in the main thread, and only signals that Python handles: others end the process without asking.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    before = {number: handler for number in INTERRUPTS if callable(handler := signal.getsignal(number))}
+    holding, came = [True], []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        if holding:
+            came.append((number, frame))
+        else:  # a signal came between the last two lines below
+            before[signal.Signals(number)](number, frame)
+
     try:
+        for number in before:
+            signal.signal(number, later)
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        raise KeyboardInterrupt
+        holding.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for signalled in came:  # though the block failed: who caught that would not know of them
+            before[signal.Signals(signalled[0])](*signalled)

@@ -31,7 +31,7 @@ from inrfast.analysis.report import (
     matrix_spectrum,
 )
 from inrfast.capture import Capture, Factors, Select
-from inrfast.errors import check_coords, check_int
+from inrfast.errors import check_coords, check_int, check_seed
 from inrfast.jacobians import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
@@ -123,7 +123,7 @@ def diagnose(
     rtols = _check_tolerances(rtols)
     ntk_points = len(coords) if ntk_points is None else check_int("ntk_points", ntk_points, minimum=1)
     jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
-    seed = check_int("seed", seed, minimum=0)
+    seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest")
     coords = coords.detach()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
-from inrfast.cli.output import check_folder, print_result, progress
+from inrfast.cli.output import bar, check_folder, print_result, progress
 from inrfast.grids import grid
 
 
@@ -40,16 +40,18 @@ def run(arguments: argparse.Namespace) -> int:
     coords = grid(arguments.grid, device=arguments.device)
     net = calibrated_network(arguments, coords, arguments.outputs)
     if arguments.out is not None:
-        check_folder(arguments.out)
-    report = diagnose(
-        net,
-        coords,
-        rtols=arguments.rtols or RTOLS,
-        ntk_points=arguments.ntk_points,
-        seed=arguments.seed,
-        progress=progress(arguments),
-    )
+        check_folder("--out", arguments.out)
+    with bar(arguments, "the diagnosis"):
+        report = diagnose(
+            net,
+            coords,
+            rtols=arguments.rtols or RTOLS,
+            ntk_points=arguments.ntk_points,
+            seed=arguments.seed,
+            progress=progress(arguments),
+        )
     if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         write_whole(arguments.out / "report.txt", f"{report}\n".encode())
         report.plot(arguments.out / "report.png")
         report.to_json(arguments.out / "report.json")

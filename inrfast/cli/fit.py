@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import torch
 
 from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option, shape
-from inrfast.cli.output import check_file, complain, finite, print_result, progress
+from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress
+from inrfast.cli.shell import INTERRUPTED, at_work, complain
 
 ENDINGS = """\
 signals, by the ending of the file:
@@ -89,11 +91,18 @@ def run(arguments: argparse.Namespace) -> int:
     kind = kinds.KINDS[name]
     _check_options(arguments, name)
     readable(arguments.signal, kind.called)
+    if arguments.weight is not None:
+        readable(arguments.weight, "an image")
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
     check_file(out, kind.suffixes(1), kinds.listed(kind.suffixes(1)))
+    for path in (report_file, model_file):
+        check_target("--out", path)
+    if arguments.checkpoint is not None:
+        check_target("--checkpoint", arguments.checkpoint)
     _check_apart((out, report_file, model_file), arguments)
-    signal = kind.load(arguments)
+    with at_work(f"reading {arguments.signal}", arguments.quiet):
+        signal = kind.load(arguments)
     outputs = signal.target.shape[-1]
     check_file(out, kind.suffixes(outputs), kinds.listed(kind.suffixes(outputs)))
 
@@ -105,30 +114,33 @@ def run(arguments: argparse.Namespace) -> int:
     )
     assert coords is not None and target is not None
     target = target.reshape(len(coords), outputs)
-    result = fit(
-        net,
-        coords,
-        target,
-        steps=arguments.steps,
-        lr=arguments.lr,
-        schedule=arguments.schedule,
-        batch_size=arguments.batch_size,
-        weight=weight,
-        optimizer=arguments.optimizer,
-        weight_decay=arguments.weight_decay,
-        precision=arguments.precision,
-        target_psnr=arguments.target_psnr,
-        patience=arguments.patience,
-        checkpoint=arguments.checkpoint,
-        checkpoint_seconds=arguments.checkpoint_seconds,
-        resume=arguments.resume,
-        eval_target=None if weight is None else target,
-        seed=arguments.seed,
-        progress=progress(arguments),
-        memory_budget=arguments.memory_budget,
-        data_range=1.0 if name == "image" else None,
-    )
+    make_folder(arguments.checkpoint)
+    with bar(arguments, "the fit"):
+        result = fit(
+            net,
+            coords,
+            target,
+            steps=arguments.steps,
+            lr=arguments.lr,
+            schedule=arguments.schedule,
+            batch_size=arguments.batch_size,
+            weight=weight,
+            optimizer=arguments.optimizer,
+            weight_decay=arguments.weight_decay,
+            precision=arguments.precision,
+            target_psnr=arguments.target_psnr,
+            patience=arguments.patience,
+            checkpoint=arguments.checkpoint,
+            checkpoint_seconds=arguments.checkpoint_seconds,
+            resume=arguments.resume,
+            eval_target=None if weight is None else target,
+            seed=arguments.seed,
+            progress=progress(arguments),
+            memory_budget=arguments.memory_budget,
+            data_range=1.0 if name == "image" else None,
+        )
     about = {"kind": name, **signal.about}
+    make_folder(out)
     save_network(net, model_file, about)
     found: dict[str, Any] = {
         "schema": "inrfast.fit/2",
@@ -155,9 +167,11 @@ def run(arguments: argparse.Namespace) -> int:
         found["samples"] = len(coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
-    predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
+    with bar(arguments, "evaluating the network"):
+        predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
     try:
-        kind.write(predictions, about, out)
+        with at_work(f"writing {out}", arguments.quiet):
+            kind.write(predictions, about, out)
     except ValueError as error:  # a surface that is not there; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)
@@ -166,7 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
     written = f"{out}, {report_file} and {model_file}"
     print_result(arguments, found, f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}")
     if result.interrupted:
-        return complain(f"interrupted; kept the result so far, {outcome}, in {written}", 130)
+        return complain(f"interrupted; kept the result so far, {outcome}, in {written}", INTERRUPTED)
     return 0
 
 
@@ -190,10 +204,8 @@ def _check_apart(written: Iterable[Path], arguments: argparse.Namespace) -> None
     """Refuse to write over what is read, or one file over another."""
     files = {"the signal": arguments.signal, "--weight": arguments.weight, "--checkpoint": arguments.checkpoint}
     for path in written:
-        if path.is_dir():
-            raise IsADirectoryError(f"--out: {path}, beside it, is a folder")
         for what, other in files.items():
-            if other is not None and path.resolve() == other.resolve():
+            if other is not None and os.path.realpath(path) == os.path.realpath(other):
                 raise ValueError(f"--out must be another file than {what}, got {path} for both")
 
 

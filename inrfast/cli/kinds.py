@@ -159,7 +159,8 @@ def _load_mesh(arguments: argparse.Namespace) -> Signal:
     placement = Placement.of(mesh)
     coords, inside = sample_occupancy(mesh, samples, seed=arguments.seed, progress=progress(arguments))
     # Of another seed, and few beside the others.
-    held_out = sample_occupancy(mesh, max(samples // 4, 1), seed=arguments.seed + 1, progress=progress(arguments))
+    other = (arguments.seed + 1) % 2**32
+    held_out = sample_occupancy(mesh, max(samples // 4, 1), seed=other, progress=progress(arguments))
     about = {"shape": list(size), "offset": 0.5, "scale": 1.0}
     about |= {"centre": list(placement.centre), "length": placement.scale}
     return Signal(coords, inside - 0.5, about, held_out=held_out)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
-import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.lib import format as npy_format
 
 from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
-from inrfast.cli.output import check_file, print_result, progress
-from inrfast.files import whole_path
+from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
+from inrfast.cli.shell import at_work, say
+from inrfast.files import shown, whole_file
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
+
+if TYPE_CHECKING:
+    from inrfast.tangent_kernel import NTK
 
 
 def add(commands: Any) -> None:
@@ -48,24 +54,27 @@ def run(arguments: argparse.Namespace) -> int:
     cost = kernel.cost()
     if arguments.out is not None:
         check_file(arguments.out, {".npy"}, ".npy")
-        free = shutil.disk_usage(arguments.out.parent).free
+        free = shutil.disk_usage(existing_folder(arguments.out)).free
         if cost.dense_bytes > free:
             raise OSError(
-                f"{arguments.out} would take {format_bytes(cost.dense_bytes)} and {format_bytes(free)} are free there; "
-                "use a smaller grid"
+                f"--out: {shown(arguments.out)} would take {format_bytes(cost.dense_bytes)} and "
+                f"{format_bytes(free)} are free there; use a smaller grid"
             )
     if not arguments.quiet:
-        print(cost, file=sys.stderr)
+        say(str(cost))
     # First what may be refused for its size, before anything long.
     ranks, note = [], ""
     if arguments.rtols:
-        spectrum = kernel.spectrum(min(arguments.rtols), progress=progress(arguments))
+        with bar(arguments, "the spectrum"):
+            spectrum = kernel.spectrum(min(arguments.rtols), progress=progress(arguments))
         note = spectrum.note
         if spectrum.method == "dense":
             ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
         else:  # an interval even where it is wide
             largest = float(spectrum.eigenvalues[0])
             ranks = [asdict(spectrum.count_above(rtol * largest, rtol)) for rtol in arguments.rtols]
+    with at_work("computing the kernel's norms", arguments.quiet):
+        trace, frobenius = float(kernel.trace()), float(kernel.frobenius())
     found = {
         "network": net.config(),
         "grid": list(arguments.grid),
@@ -73,15 +82,16 @@ def run(arguments: argparse.Namespace) -> int:
         "output": arguments.output,
         "precision": arguments.precision,
         "cost": asdict(cost),
-        "trace": float(kernel.trace()),
-        "frobenius": float(kernel.frobenius()),
+        "trace": trace,
+        "frobenius": frobenius,
         "ranks": ranks,
         "note": note,
         "out": None if arguments.out is None else str(arguments.out),
     }
     if arguments.out is not None:
-        with whole_path(arguments.out) as temporary:
-            _write_dense(kernel, temporary)
+        make_folder(arguments.out)
+        with at_work("computing the dense kernel", arguments.quiet):
+            _write_dense(kernel, arguments.out)
     lines = [f"kernel     {kernel.shape[0]:,} x {kernel.shape[1]:,}, output {arguments.output}, {arguments.precision}"]
     lines += [f"trace      {found['trace']:.6g}", f"Frobenius  {found['frobenius']:.6g}"]
     lines += [f"rank       {_interval(rank)} at lambda/lambda_1 > {rank['rtol']:g}" for rank in ranks]
@@ -99,14 +109,24 @@ def _interval(rank: dict[str, Any]) -> str:
     return str(rank["lower"]) if rank["lower"] == rank["upper"] else f"{rank['lower']} to {rank['upper']}"
 
 
-def _write_dense(kernel: Any, path: Path) -> None:
-    """Write the dense kernel in NumPy's format, tile by tile."""
-    from numpy.lib.format import open_memmap
+def _write_dense(kernel: NTK, path: Path) -> None:
+    """Write the dense kernel in NumPy's format, tile by tile, into a file that has its place on the disk before.
 
-    dtype = "float64" if kernel.dtype == torch.float64 else "float32"
-    target = open_memmap(path, mode="w+", dtype=dtype, shape=kernel.shape)
-    if kernel.device.type == "cpu":
-        kernel.to_dense(out=target)
-    else:
-        target[:] = kernel.to_dense().cpu().numpy()
-    target.flush()
+    A map of a file that has not would end the process by a signal where the disk is full.
+    """
+    header = io.BytesIO()
+    dtype = np.dtype(np.float64 if kernel.dtype == torch.float64 else np.float32)
+    npy_format.write_array_header_1_0(
+        header, {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(kernel.shape)}
+    )
+    begun = len(header.getvalue())
+    size = begun + dtype.itemsize * kernel.shape[0] * kernel.shape[1]
+    with whole_file(path, size=size) as file:
+        file.write(header.getvalue())
+        file.flush()
+        target = np.memmap(file, dtype, "r+", begun, tuple(kernel.shape))
+        if kernel.device.type == "cpu":
+            kernel.to_dense(out=target)
+        else:
+            target[:] = torch.as_tensor(kernel.to_dense()).cpu().numpy()
+        target.flush()

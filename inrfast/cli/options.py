@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
-
-EXIT_CODES = """\
-exit codes:
-  0    done
-  1    the computation failed: a fit diverged, or found no surface
-  2    bad usage or bad input: one line on stderr says what was given and what is accepted
-  130  interrupted (Ctrl-C); no file is left half-written
-"""
 
 ENCODINGS: dict[str, tuple[type[Encoding], tuple[int | float, ...]]] = {
     "fourier": (RandomFourier, (256, 10.0)),
@@ -32,11 +26,42 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser whose errors are those of :mod:`inrfast.cli.shell`."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong, and exit with the code of bad usage."""
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        """Say what was wrong, as an exception."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help as results are printed: argparse itself would not tell of a stdout that is full."""
+        print_out(self.format_help().rstrip())
+
+
+def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
+    """Return the arguments of a command line of one of the subcommands ``names``.
+
+    Raises
+    ------
+    UsageError, ValueError
+        It cannot be understood.
+    SystemExit
+        It asked for help, which has been printed.
+    """
+    if words and not words[0].startswith("-"):
+        check_choice("command", words[0], names)
+    for word in words:
+        if word.startswith("--") and word.endswith("=--"):  # argparse takes the -- away and has no value left
+            raise UsageError(f"{word.removesuffix('=--')} takes a value, got '--'")
+    parser = Parser(
+        prog="inrfast",
+        description="See where an implicit neural representation loses rank, cure it, and fit it fast.",
+        epilog="Try:  inrfast demo\n      inrfast fit --help\n\n" + EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names) + "}")
+    for name in names:
+        importlib.import_module(f"inrfast.cli.{name}").add(commands)
+    return parser.parse_args(words)
 
 
 def add_command(
@@ -94,26 +119,30 @@ def network_options() -> Parser:
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode, batch norms as they start."""
     hidden = arguments.hidden_init
-    return INR(
-        inputs,
-        outputs,
-        width=arguments.width,
-        hidden_layers=arguments.hidden_layers,
-        activation=arguments.activation,
-        omega=arguments.omega,
-        encoding=arguments.encoding,
-        norm=arguments.norm,
-        init=arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
-        seed=arguments.seed,
-        device=arguments.device,
-        dtype=dtype,
-    ).eval()
+    with at_work("building the network", arguments.quiet):
+        return INR(
+            inputs,
+            outputs,
+            width=arguments.width,
+            hidden_layers=arguments.hidden_layers,
+            activation=arguments.activation,
+            omega=arguments.omega,
+            encoding=arguments.encoding,
+            norm=arguments.norm,
+            init=arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
+            seed=arguments.seed,
+            device=arguments.device,
+            dtype=dtype,
+        ).eval()
 
 
 def calibrated_network(arguments: argparse.Namespace, coords: Tensor, outputs: int) -> INR:
     """Return the network of the options in eval mode, batch norms calibrated on ``coords``."""
     net = network(arguments, coords.shape[1], outputs)
-    return calibrate_batchnorm_(net, coords) if arguments.norm == "batch" else net
+    if arguments.norm != "batch":
+        return net
+    with at_work("calibrating the batch norms", arguments.quiet):
+        return calibrate_batchnorm_(net, coords)
 
 
 def shape(text: str) -> tuple[int, ...]:
@@ -144,12 +173,21 @@ def memory_option(parser: argparse._ActionsContainer) -> None:
 
 
 def device(text: str) -> torch.device:
-    """Return a device that can hold a tensor."""
+    """Return a device that holds numbers (meta does not)."""
     try:
-        return torch.empty(0, device=text).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        one = torch.ones(1, device=text)
+        one.item()
+        return one.device
+    except Exception as error:  # each kind of device has its own
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
+
+
+def _number(kind: type[int | float], text: str) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"takes {'a whole number' if kind is int else 'a number'} in place of {text!r}") from None
 
 
 def encoding(text: str) -> Encoding:
@@ -159,7 +197,7 @@ def encoding(text: str) -> Encoding:
         make, defaults = ENCODINGS[check_choice("the encoding's name", name, ENCODINGS)]
         if len(given) > len(defaults):
             raise ValueError(f"{name} takes {len(defaults)} number(s), as in {':'.join(map(str, (name, *defaults)))}")
-        numbers = [type(default)(number) for default, number in zip(defaults, given, strict=False)]
+        numbers = [_number(type(default), number) for default, number in zip(defaults, given, strict=False)]
         return make(*numbers, *defaults[len(numbers) :])
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import os
 import sys
-import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from inrfast.cli.shell import at_work, print_out
+from inrfast.files import check_writable, shown, target_of
 
-def complain(what: object, code: int) -> int:
-    """Print one line on stderr and return ``code``."""
-    print(f"inrfast: {'' if code == 130 else 'error: '}{what}", file=sys.stderr)
-    return code
+PROBE = ".inrfast-probe"
+"""A name that stands for those of files in a folder."""
 
 
 def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str) -> None:
     """Print what was found, as JSON or as text."""
-    print(json.dumps(found, indent=2, allow_nan=False) if arguments.json else text)
+    print_out(json.dumps(found, indent=2, allow_nan=False) if arguments.json else text)
 
 
 def progress(arguments: argparse.Namespace) -> bool | None:
@@ -28,25 +30,73 @@ def progress(arguments: argparse.Namespace) -> bool | None:
     return False if arguments.quiet else None
 
 
+def bar(arguments: argparse.Namespace, what: str) -> AbstractContextManager[None]:
+    """Say what takes long where no progress bar does: it is for terminals only."""
+    return at_work(what, arguments.quiet or (sys.stderr is not None and sys.stderr.isatty()))
+
+
 def finite(value: float) -> float | None:
     """Return the number, or None for the infinite PSNR of an exact fit, which JSON lacks."""
     return value if math.isfinite(value) else None
 
 
-def check_folder(folder: Path) -> None:
-    """Make the folder and write a nameless file into it: what would fail after the work fails before."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as probe:
-            probe.write(b"0")
-    except OSError as error:
-        raise OSError(f"--out: cannot write into the folder {folder}: {error.strerror or error}") from error
+def check_folder(option: str, folder: Path) -> None:
+    """Check that files can be written into a folder that is there, or will be: what would fail later fails before.
+
+    Raises
+    ------
+    OSError, ValueError
+        It is a file, it cannot be written or made, or no folder can have such a name; the message names the option.
+    """
+    with _told(option):
+        try:
+            there = existing_folder(folder / PROBE)
+            check_writable(there / PROBE)
+            missing = target_of(folder / PROBE).parent.relative_to(there).parts
+            if max((len(os.fsencode(name)) for name in missing), default=0) > os.pathconf(there, "PC_NAME_MAX"):
+                raise OSError(os.strerror(errno.ENAMETOOLONG))
+        except OSError as error:
+            raise OSError(f"cannot write into the folder {shown(folder)}: {error.strerror or error}") from error
+
+
+def check_target(option: str, path: Path) -> None:
+    """Check that a file can be written there, in a folder that is there or will be; errors as :func:`check_folder`."""
+    with _told(option):
+        target = target_of(path)
+        if target.parent.is_dir():
+            check_writable(path)
+            return
+    check_folder(option, target.parent)
 
 
 def check_file(path: Path, suffixes: Collection[str], named: str) -> None:
-    """Check that a file can be written there; ``named`` lists the suffixes for the message."""
+    """Check that ``--out`` can be written; ``named`` lists the suffixes for the message."""
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--out must name a {named} file, got {path}")
-    if path.is_dir():
-        raise IsADirectoryError(f"--out: {path} is a folder")
-    check_folder(path.parent)
+        raise ValueError(f"--out must name a {named} file, got {shown(path)}")
+    check_target("--out", path)
+
+
+def make_folder(*files: Path | None) -> None:
+    """Make the folders of files that are now to be written."""
+    for file in files:
+        if file is not None:
+            target_of(file).parent.mkdir(parents=True, exist_ok=True)
+
+
+def existing_folder(file: Path) -> Path:
+    """Return the nearest folder of a file's that is there."""
+    folder = target_of(file).parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+@contextmanager
+def _told(option: str) -> Iterator[None]:
+    """Name the option in whatever is wrong with its path."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{option}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from inrfast.cli.options import add_command, common_options, memory_option, shape
-from inrfast.cli.output import check_file, print_result, progress
+from inrfast.cli.output import bar, check_file, make_folder, print_result, progress
+from inrfast.cli.shell import at_work
 from inrfast.errors import check_int
 
 
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     from inrfast.training.checkpoint import load_network
 
     start = time.perf_counter()
-    net, said = load_network(arguments.model)
+    with at_work(f"reading {arguments.model}", arguments.quiet):
+        net, said = load_network(arguments.model)
     about = kinds.check_about(said, net.in_features, arguments.model)
     kind = kinds.KINDS[about["kind"]]
     suffixes = kind.suffixes(net.out_features)
@@ -53,15 +55,18 @@ def run(arguments: argparse.Namespace) -> int:
         )
     check_file(arguments.out, suffixes, kinds.listed(suffixes))
     sizes, bounds = _grid(arguments, about)
-    predictions = render(
-        net.to(arguments.device),
-        sizes,
-        bounds=bounds,
-        memory_budget=arguments.memory_budget,
-        progress=progress(arguments),
-    )
+    with bar(arguments, "evaluating the network"):
+        predictions = render(
+            net.to(arguments.device),
+            sizes,
+            bounds=bounds,
+            memory_budget=arguments.memory_budget,
+            progress=progress(arguments),
+        )
     about = about if arguments.rate is None else {**about, "rate": arguments.rate}
-    kind.write(predictions, about, arguments.out)
+    make_folder(arguments.out)
+    with at_work(f"writing {arguments.out}", arguments.quiet):
+        kind.write(predictions, about, arguments.out)
     found = {
         "schema": "inrfast.render/1",
         "model": str(arguments.model),

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inrfast.analysis.diagnosis import RTOLS, diagnose
 from inrfast.encodings import RandomFourier
-from inrfast.errors import check_int
+from inrfast.errors import check_seed
 from inrfast.experiments import demo_figures, demo_text
 from inrfast.grids import grid
 from inrfast.info import info
@@ -139,7 +139,7 @@ def run(
     """
     out = Path(out).resolve()
     settings = QUICK if quick else Settings()
-    seed = check_int("seed", seed, minimum=0)
+    seed = check_seed("seed", seed)
     photograph = _photograph(image, settings).to(device)
     clock = _Clock(progress)
     with _whole_folder(out) as folder:

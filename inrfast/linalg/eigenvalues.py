@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from inrfast.errors import NotAvailableError, ResolutionError, check_choice, check_float, check_int
+from inrfast.errors import NotAvailableError, ResolutionError, check_choice, check_float, check_int, check_seed
 from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
 from inrfast.linalg.operators import SymmetricOperator, product_error
@@ -61,7 +61,7 @@ def spectrum(
         raise ValueError(f"rtol must be below 1 (it is relative to the largest eigenvalue), got {rtol:g}")
     if rtol < LEAST_RTOL:
         raise ResolutionError(f"rtol must be at least {LEAST_RTOL:g}, about the floor of fp64, got {rtol:g}")
-    check_int("seed", seed, minimum=0)
+    check_seed("seed", seed)
     for level in levels:
         check_float("levels", level, minimum=0.0, exclusive=True)
     if k is not None and check_int("k", k, minimum=1) > n:

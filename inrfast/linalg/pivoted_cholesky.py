@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast.errors import check_seed
 from inrfast.linalg.operators import UNIT, SymmetricOperator, check_symmetric, shape_of
 from inrfast.memory import LEAST_ROWS, cached_rows, chunks, empty
 from inrfast.ops import gemm
@@ -87,7 +88,7 @@ class PivotedCholesky:
         self.dtype = dtype
         self.size = shape_of(operator)
         self.partition = operator.partition
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(check_seed("seed", seed))
         self.diagonal = operator.diagonal()
         whole = self.partition.gather(self.diagonal)
         if not bool(torch.isfinite(whole).all()):

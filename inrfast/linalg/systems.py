@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import ResolutionError
+from inrfast.errors import ResolutionError, check_seed
 from inrfast.linalg.conjugate_gradients import cholesky_preconditioner, conjugate_gradients
 from inrfast.linalg.eigenvalues import SMALL, DenseableOperator
 from inrfast.linalg.pivoted_cholesky import (
@@ -44,7 +44,7 @@ def solve(
     progress: bool | None = None,
 ) -> Tensor:
     """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent_kernel.NTK.solve`."""
-    n = operator.shape[0]
+    n, seed = operator.shape[0], check_seed("seed", seed)
     if n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget:  # the matrix, its factor and a copy on the way
         return _dense(operator, y, ridge, tol)
     own = operator.partition.mine(y)

@@ -10,7 +10,7 @@ import torch
 import trimesh
 from torch import Tensor
 
-from inrfast.errors import check_float, check_int, check_tensor
+from inrfast.errors import check_float, check_int, check_seed, check_tensor
 from inrfast.grids import check_bounds
 from inrfast.signals.mesh_files import check_mesh, load_mesh, save_mesh
 from inrfast.signals.winding import winding_numbers
@@ -135,7 +135,7 @@ def sample_occupancy(
     if near_surface > 1:
         raise ValueError(f"near_surface must be a share of at most 1, got {near_surface}")
     sigma = check_float("sigma", sigma, minimum=0.0)
-    generator = torch.Generator().manual_seed(check_int("seed", seed, minimum=0))
+    generator = torch.Generator().manual_seed(check_seed("seed", seed))
     near = round(near_surface * n)
     surface = placement.to_unit(_surface_points(mesh, near, generator))
     noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64)

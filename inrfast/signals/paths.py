@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inrfast.errors import nearest
+from inrfast.files import opened, shown, target_of
 
 AUDIO_SUFFIXES = (".flac", ".oga", ".ogg", ".opus", ".rf64", ".wav", ".wave")
 VOLUME_SUFFIXES = (".npy", ".npz")
@@ -23,7 +24,7 @@ def as_path(path: Any) -> Path:
 
 
 def readable(path: Any, kind: str, suffixes: Collection[str] | None = None) -> Path:
-    """Return the path of an existing file that is not empty.
+    """Return the path of an existing file that is not empty: a file, or a link to one, but no pipe and no device.
 
     Parameters
     ----------
@@ -36,40 +37,38 @@ def readable(path: Any, kind: str, suffixes: Collection[str] | None = None) -> P
 
     Raises
     ------
-    FileNotFoundError, IsADirectoryError
-        No such file; a folder.
+    FileNotFoundError, IsADirectoryError, OSError
+        No such file; a folder; a named pipe, a socket, a device; a file that may not be read.
     ValueError, TypeError
-        The file is empty or has another suffix; ``path`` is no path.
+        The file is empty or has another suffix; ``path`` is no path, or a name that no file can have.
     """
     file = as_path(path)
-    if not file.exists():
-        raise FileNotFoundError(f"there is no file {file}")
-    if file.is_dir():
-        raise IsADirectoryError(f"{file} is a folder, not {kind} file")
-    if suffixes is not None:
-        _check_suffix(file, kind, suffixes)
-    if file.stat().st_size == 0:
-        raise ValueError(f"{file} is empty (0 bytes), not {kind}")
+    with opened(file, f"{kind} file") as content:
+        if suffixes is not None:
+            _check_suffix(file, kind, suffixes)
+        if os.fstat(content.fileno()).st_size == 0:
+            raise ValueError(f"{shown(file)} is empty (0 bytes), not {kind}")
     return file
 
 
 def writable(path: Any, kind: str, suffixes: Collection[str]) -> Path:
-    """Return the path of a file that can be written: a known suffix, in an existing folder, and no folder itself.
+    """Return the path of a file that can be written: a known suffix, in an existing folder, and nothing else there.
+
+    Of a link it is the file that counts to which it leads, whether there is one yet or not.
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError, IsADirectoryError
-        The folder is missing, or no folder; ``path`` is a folder itself.
+    FileNotFoundError, NotADirectoryError, IsADirectoryError, OSError
+        The folder is missing, or no folder; ``path`` is a folder itself, a named pipe, a socket, a device, too long.
     ValueError, TypeError
-        Another suffix than those; ``path`` is no path.
+        Another suffix than those; ``path`` is no path, or a name that no file can have.
     """
     target = as_path(path)
     _check_suffix(target, kind, suffixes)
-    if not target.parent.is_dir():
-        error = NotADirectoryError if target.parent.exists() else FileNotFoundError
-        raise error(f"cannot write {target}: {target.parent} is not an existing folder")
-    if target.is_dir():
-        raise IsADirectoryError(f"cannot write {target}: it is a folder")
+    folder = target_of(target).parent
+    if not folder.is_dir():
+        error = NotADirectoryError if folder.exists() else FileNotFoundError
+        raise error(f"cannot write {shown(target)}: {shown(folder)} is not an existing folder")
     return target
 
 
@@ -77,4 +76,5 @@ def _check_suffix(path: Path, kind: str, suffixes: Collection[str]) -> None:
     suffix = path.suffix.lower()
     if suffix not in suffixes:
         hint = nearest(suffix, suffixes) if suffix else ""
-        raise ValueError(f"path must end in the suffix of {kind} ({', '.join(sorted(suffixes))}), got {path}.{hint}")
+        known = ", ".join(sorted(suffixes))
+        raise ValueError(f"path must end in the suffix of {kind} ({known}), got {shown(path)}.{hint}")

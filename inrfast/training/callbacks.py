@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
-from inrfast.errors import check_float, check_int
+from inrfast.errors import check_float, check_int, check_seed
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.tangent_kernel import ntk
 
@@ -134,7 +134,7 @@ class TrackNTK(Callback):
             raise ValueError(f"rtols must be tolerances between 0 and 1, got {tuple(rtols)}")
         self.every = check_int("every", every, minimum=1)
         self.coords = None if coords is None else coords.detach().clone()  # the caller may reuse its memory
-        self.seed = check_int("seed", seed, minimum=0)
+        self.seed = check_seed("seed", seed)
         self.history: list[TrackedKernel] = []
         self._evaluations: dict[int, int] = {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, check_int
+from inrfast.errors import check_float, check_int, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import warn_of_untrained
@@ -126,8 +126,9 @@ def fit(
         as objects of libraries, is named in a warning; not looked at are global names that a module's methods use, the
         insides of libraries, and code made by another Python.
     seed
-        Of the batches, and of what the network or the loss draw from PyTorch's generators, which are afterwards as
-        they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow it.
+        Below 2^63. Of the batches, and of what the network or the loss draw from PyTorch's generators, which are
+        afterwards as they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow
+        it.
     progress
         Whether to show a progress bar; None shows it on a terminal only.
     memory_budget
@@ -220,7 +221,7 @@ def fit(
         callbacks=callbacks,
         schedule=schedule,
     )
-    seed = check_int("seed", seed, minimum=0)
+    seed = check_seed("seed", seed, bits=63)
     member = Member(net, data, evaluation, lr, rate, goal, seed, range_of(measured, data_range), data_range is not None)
     config = described(settings, schedule, target_psnr, precision)
     session = Session([member], settings, config, path, checkpoint_seconds, resume, progress)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from inrfast.errors import check_coords, check_float, check_int
+from inrfast.errors import check_coords, check_float, check_int, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import warn_of_untrained
@@ -126,7 +126,7 @@ def fit_many(
     progress = check_progress(progress)
     steps = check_int("steps", steps, minimum=1)
     rates = [check_float(f"lr[{i}]", own, minimum=0.0, exclusive=True) for i, own in enumerate(_each("lr", lr, count))]
-    seeds = [check_int(f"seed[{i}]", own, minimum=0) for i, own in enumerate(_each("seed", seed, count))]
+    seeds = [check_seed(f"seed[{i}]", own, bits=63) for i, own in enumerate(_each("seed", seed, count))]
     goals = [
         None if own is None else check_float(f"target_psnr[{i}]", own)
         for i, own in enumerate(_each("target_psnr", target_psnr, count))

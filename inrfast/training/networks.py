@@ -145,6 +145,7 @@ def _network(tree: dict[str, Any], about: dict[str, Any], place: str) -> INR:
     check("layers.0.weight", isinstance(first, Tensor) and first.dtype in DTYPES, "a tensor of real numbers", first)
     _check_state(config, state, first.dtype)
     arguments = {**config, "init": "default", "encoding": None, "dtype": first.dtype}
+    arguments["seed"] %= 2**32  # files of old have larger ones, of which this is what counted
     if config["encoding"] is not None:
         arguments["encoding"] = _encoding(config, state)
     net = INR(**arguments)
