@@ -232,7 +232,8 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
     first = _cut((str(error).strip().splitlines() or [""])[0], 150)
     memory = sys.modules.get("inrfast.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.is_refusal(error)):
-        return complain(f"memory ended{f' ({first})' if first else ''}; ask for smaller sizes", 2)
+        asked = re.search(r"allocate (\S+ ?\w+)", str(error))  # torch's words, and NumPy's
+        return complain(f"memory ended{f' at a request of {asked[1]}' if asked else ''}; ask for smaller sizes", 2)
     if interrupts.came:  # what an interrupt became inside a library
         return complain(INTERRUPTION, INTERRUPTED)
     name = type(error).__name__
