@@ -490,7 +490,7 @@ def test_render_refuses_what_does_not_fit_the_model(model, sound, tmp_path, refu
         ["render", model, tmp_path / "o.png", "--size", "99", "--memory-budget", "1K", "--quiet"], "budget", "1 KiB"
     )
     refused(["render", model, tmp_path / "o.png", "--memory-budget", "some"], "--memory-budget", "512M", "some")
-    refused(["render", model, model / "o.png"], "--out", "fitted.safetensors")
+    refused(["render", model, model / "o.png"], "OUT", "fitted.safetensors")
     assert main(fit_command(sound, "--out", tmp_path / "s.wav", "--quiet")) == 0
     capsys.readouterr()
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--size", "9"], "--size", "--rate")

@@ -81,11 +81,11 @@ def check_target(option: str, path: Path) -> None:
             raise OSError(f"cannot write {shown(path)}: {cause.strerror or cause}") from error
 
 
-def check_file(path: Path, suffixes: Collection[str], named: str) -> None:
-    """Check that ``--out`` can be written; ``named`` lists the suffixes for the message."""
+def check_file(path: Path, suffixes: Collection[str], named: str, option: str = "--out") -> None:
+    """Check that the result can be written there; ``named`` lists the suffixes for the message."""
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--out must name a {named} file, got {shown(path)}")
-    check_target("--out", path)
+        raise ValueError(f"{option} must name a {named} file, got {shown(path)}")
+    check_target(option, path)
 
 
 def make_folder(*files: Path | None) -> None:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.model} is of the kind {about['kind']}: OUT must name a {kinds.listed(suffixes)} file, "
             f"got {arguments.out}"
         )
-    check_file(arguments.out, suffixes, kinds.listed(suffixes))
+    check_file(arguments.out, suffixes, kinds.listed(suffixes), "OUT")
     sizes, bounds = _grid(arguments, about)
     with bar(arguments, "evaluating the network"):
         predictions = render(
