@@ -258,13 +258,18 @@ def _standard_streams(own: bool) -> Iterator[None]:
         _fill_closed()
     before = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     for stream, _ in before:
-        stream.reconfigure(errors="backslashreplace")
+        _escape(stream, "backslashreplace")
     try:
         yield
     finally:
         for stream, errors in before:
             if not own:
-                stream.reconfigure(errors=errors)
+                _escape(stream, errors)
+
+
+def _escape(stream: Any, errors: str | None) -> None:
+    with suppress(OSError, ValueError):  # it is flushed, and may be full; who prints next is told
+        stream.reconfigure(errors=errors)
 
 
 def _fill_closed() -> None:
