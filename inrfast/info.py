@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -111,4 +112,5 @@ def _native_step() -> str | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it ends quietly where nobody reads on, as behind "| head"
     sys.exit(main())

@@ -111,7 +111,7 @@ ENCODINGS += [
 ENCODINGS += [
     "polynomial:3",
     "polynomial:5000",
-    "polynomial:200",
+    "polynomial:20",
     "polynomial:-1",
     f"polynomial:{2**70}",
     "polynomial:",
@@ -217,7 +217,9 @@ def command_line(draws: random.Random, folder: Path) -> list[str]:
         return [draws.choice([*NAMES, command, "--help", "-h", "--", "demo"]), draws.choice(NAMES)]
     words = [command, *SMALL.get(command, [])]
     if command == "fit":
-        words += [_read(draws, folder), "--steps", draws.choice(["1", "2", "2", "0", "-1", "nan", "1.5"])]
+        given = _read(draws, folder)
+        words += [given, "--steps", draws.choice(["1", "2", "2", "0", "-1", "nan", "1.5"])]
+        words += ["--size", "4"] if given.endswith(".png") and draws.random() < 0.8 else []
     if command == "render":
         words += [_read(draws, folder, "model.safetensors"), _written(draws, folder)]
     for option in draws.sample(sorted(OPTIONS[command]), draws.randint(0, min(3, len(OPTIONS[command])))):

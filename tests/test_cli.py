@@ -86,7 +86,7 @@ def test_the_installed_command_is_this_one():
         (["ntk", "--output", "fulll"], ["output", "Did you mean 'full'?"]),
         (["ntk", "--grid", "4x4", "--output", "1"], ["output", "below"]),
         (["ntk", "--width", "0"], ["width", "at least 1", "0"]),
-        (["ntk", "--hidden-layers", "0"], ["hidden_layers", "at least 1"]),
+        (["ntk", "--hidden-layers", "0"], ["--hidden-layers", "at least 1"]),
         (["ntk", "--width", "wide"], ["--width", "wide"]),
         (["ntk", "--grid", "0x4"], ["at least 1", "0"]),
         (["ntk", "--grid", "4by4"], ["--grid", "4by4", "256x256"]),
@@ -95,7 +95,7 @@ def test_the_installed_command_is_this_one():
         (["ntk", *SMALL, "--quiet", "--grid", "4x4", "--rtols", "0"], ["rtol", "above 0"]),
         (["ntk", *SMALL, "--quiet", "--grid", "4x4", "--rtols", "1e-20"], ["rtol", "floor of fp64"]),
         (["diagnose", *SMALL, "--grid", "4x4", "--rtols", "2"], ["rtols", "below 1"]),
-        (["diagnose", *SMALL, "--grid", "4x4", "--ntk-points", "0"], ["ntk_points", "at least 1"]),
+        (["diagnose", *SMALL, "--grid", "4x4", "--ntk-points", "0"], ["--ntk-points", "at least 1"]),
     ],
 )
 def test_bad_usage_is_one_clear_line(refused, argv, words):
@@ -490,7 +490,7 @@ def test_render_refuses_what_does_not_fit_the_model(model, sound, tmp_path, refu
         ["render", model, tmp_path / "o.png", "--size", "99", "--memory-budget", "1K", "--quiet"], "budget", "1 KiB"
     )
     refused(["render", model, tmp_path / "o.png", "--memory-budget", "some"], "--memory-budget", "512M", "some")
-    refused(["render", model, model / "o.png"], "--out", "fitted.safetensors")
+    refused(["render", model, model / "o.png"], "OUT", "fitted.safetensors")
     assert main(fit_command(sound, "--out", tmp_path / "s.wav", "--quiet")) == 0
     capsys.readouterr()
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--size", "9"], "--size", "--rate")

@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
+from inrfast.cli.options import (
+    add_command,
+    calibrated_network,
+    common_options,
+    network_options,
+    number,
+    seed_option,
+    shape,
+    whole,
+)
 from inrfast.cli.output import bar, check_folder, print_result, progress
 from inrfast.grids import grid
 
@@ -24,10 +33,10 @@ def add(commands: Any) -> None:
         "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
     )
     parser.add_argument("--grid", type=shape, default="256x256", help="points an axis (default: %(default)s)")
-    parser.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
-    parser.add_argument("--rtols", type=float, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
+    parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
+    parser.add_argument("--rtols", type=number, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
     parser.add_argument(
-        "--ntk-points", type=int, default=None, help="points of the tangent kernel at most, thins the grid (all)"
+        "--ntk-points", type=whole(), default=None, help="points of the tangent kernel at most, thins the grid (all)"
     )
     parser.add_argument("--out", type=Path, help="folder for report.json, report.txt and report.png")
 

@@ -11,8 +11,18 @@ from typing import Any
 
 import torch
 
-from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option, shape
-from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress
+from inrfast.cli.options import (
+    add_command,
+    common_options,
+    memory_option,
+    network,
+    network_options,
+    number,
+    seed_option,
+    shape,
+    whole,
+)
+from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress, reading
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 
 ENDINGS = """\
@@ -59,22 +69,22 @@ def _signal_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weight", type=Path, help="image: grey mask of its size, 0 where it is missing; the PSNR is of all pixels"
     )
-    group.add_argument("--samples", type=int, help="mesh: points to fit, half of them near the surface (200000)")
+    group.add_argument("--samples", type=whole(), help="mesh: points to fit, half of them near the surface (200000)")
 
 
 def _training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--steps", type=int, default=2000, help="updates (default: %(default)s)")
-    group.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: %(default)s)")
+    group.add_argument("--steps", type=whole(), default=2000, help="updates (default: %(default)s)")
+    group.add_argument("--lr", type=number, default=1e-3, help="learning rate (default: %(default)s)")
     group.add_argument("--schedule", default="exponential", help="exponential (to 0.1), cosine, constant (%(default)s)")
-    group.add_argument("--batch-size", type=int, help="points an update (default: all)")
+    group.add_argument("--batch-size", type=whole(), help="points an update (default: all)")
     group.add_argument("--optimizer", default="adam", help="adam, adamw or sgd (default: %(default)s)")
-    group.add_argument("--weight-decay", type=float, default=0.0, help="of the optimizer (default: %(default)s)")
+    group.add_argument("--weight-decay", type=number, default=0.0, help="of the optimizer (default: %(default)s)")
     group.add_argument("--precision", default="high", help="high (fp32), highest (fp64), medium (bf16) (%(default)s)")
-    group.add_argument("--target-psnr", type=float, help="stop at this PSNR (dB)")
-    group.add_argument("--patience", type=int, help="stop after so many evaluations without a better PSNR")
+    group.add_argument("--target-psnr", type=number, help="stop at this PSNR (dB)")
+    group.add_argument("--patience", type=whole(), help="stop after so many evaluations without a better PSNR")
     group.add_argument("--checkpoint", type=Path, help="file for the state of the fit, to go on from")
-    group.add_argument("--checkpoint-seconds", type=float, default=60.0, help="between two of them (%(default)s)")
+    group.add_argument("--checkpoint-seconds", type=number, default=60.0, help="between two of them (%(default)s)")
     group.add_argument("--resume", action="store_true", help="go on from --checkpoint, if there is one")
     memory_option(group)
 
@@ -90,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     name = kinds.kind_of(arguments.signal)
     kind = kinds.KINDS[name]
     _check_options(arguments, name)
+    if arguments.resume and arguments.checkpoint is None:
+        raise ValueError("--resume needs --checkpoint, the file to go on from")
     readable(arguments.signal, kind.called)
     if arguments.weight is not None:
         readable(arguments.weight, "an image")
@@ -101,7 +113,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint is not None:
         check_target("--checkpoint", arguments.checkpoint)
     _check_apart((out, report_file, model_file), arguments)
-    with at_work(f"reading {arguments.signal}", arguments.quiet):
+    with reading(arguments, arguments.signal):
         signal = kind.load(arguments)
     outputs = signal.target.shape[-1]
     check_file(out, kind.suffixes(outputs), kinds.listed(kind.suffixes(outputs)))

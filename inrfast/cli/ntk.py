@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from numpy.lib import format as npy_format
 
-from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option, shape
+from inrfast.cli.options import (
+    add_command,
+    calibrated_network,
+    common_options,
+    network_options,
+    number,
+    seed_option,
+    shape,
+    whole,
+)
 from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
 from inrfast.cli.shell import at_work, say
 from inrfast.files import shown, whole_file
@@ -37,10 +46,10 @@ def add(commands: Any) -> None:
         "  inrfast ntk --grid 64x64 --out kernel.npy\n",
     )
     parser.add_argument("--grid", type=shape, default="64x64", help="points an axis (default: %(default)s)")
-    parser.add_argument("--outputs", type=int, default=1, help="outputs of the network (default: %(default)s)")
+    parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
     parser.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (trace)")
     parser.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
-    parser.add_argument("--rtols", type=float, nargs="+", help="print ranks at these tolerances, as intervals")
+    parser.add_argument("--rtols", type=number, nargs="+", help="print ranks at these tolerances, as intervals")
     parser.add_argument("--out", type=Path, help="write the dense kernel to this .npy file")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +23,9 @@ ENCODINGS: dict[str, tuple[type[Encoding], tuple[int | float, ...]]] = {
     "polynomial": (Polynomial, (8,)),
 }
 """Encodings by their name on the command line, with the numbers that follow it and their defaults."""
+
+MOST_WHOLE = 2**63 - 1
+"""The largest number of anything: what 64 bits hold."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -97,7 +102,7 @@ def common_options() -> Parser:
 def seed_option() -> Parser:
     """Return the option of every subcommand that draws something."""
     seeded = Parser(add_help=False)
-    seeded.add_argument("--seed", type=int, default=0, help="of everything drawn at random (default: 0)")
+    seeded.add_argument("--seed", type=whole(0, 2**32 - 1), default=0, help="of everything drawn at random (0)")
     return seeded
 
 
@@ -105,10 +110,10 @@ def network_options() -> Parser:
     """Return the options that describe a network."""
     options = Parser(add_help=False)
     group = options.add_argument_group("network")
-    group.add_argument("--width", type=int, default=256, help="units of a hidden layer (%(default)s)")
-    group.add_argument("--hidden-layers", type=int, default=3, help="activated layers (%(default)s)")
+    group.add_argument("--width", type=whole(), default=256, help="units of a hidden layer (%(default)s)")
+    group.add_argument("--hidden-layers", type=whole(), default=3, help="activated layers (%(default)s)")
     group.add_argument("--activation", default="relu", help="relu, sine, gaussian, finer, tanh, ... (%(default)s)")
-    group.add_argument("--omega", type=float, default=30.0, help="frequency of sine, gaussian, finer (%(default)s)")
+    group.add_argument("--omega", type=number, default=30.0, help="frequency of sine, gaussian, finer (%(default)s)")
     group.add_argument("--init", default="default", help="rank_expanding, siren, kaiming, xavier or %(default)s")
     group.add_argument("--hidden-init", help="initialisation of the layers after the first, where it differs")
     group.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
@@ -145,22 +150,45 @@ def calibrated_network(arguments: argparse.Namespace, coords: Tensor, outputs: i
         return calibrate_batchnorm_(net, coords)
 
 
+def whole(least: int = 1, most: int = MOST_WHOLE) -> Callable[[str], int]:
+    """Return a type of options: whole numbers in a range."""
+    upper = f" and at most {most}" if most < MOST_WHOLE else ""
+
+    def parse(text: str) -> int:
+        with suppress(ValueError):
+            if least <= (number := int(text)) <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"takes a whole number, at least {least}{upper}, got {text!r}")
+
+    return parse
+
+
+def number(text: str) -> float:
+    """Return a finite number."""
+    with suppress(ValueError):
+        if math.isfinite(found := float(text)):
+            return found
+    raise argparse.ArgumentTypeError(f"takes a finite number, got {text!r}")
+
+
 def shape(text: str) -> tuple[int, ...]:
     """Return the sizes in ``256x256``; one size alone is a one-dimensional grid, or a square image."""
-    try:
-        return tuple(int(size) for size in text.lower().split("x"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"takes sizes joined by x, such as 256x256, got {text!r}") from None
+    sizes: tuple[int, ...] = ()
+    with suppress(ValueError):
+        sizes = tuple(int(size) for size in text.lower().split("x"))
+    if not sizes or not 1 <= min(sizes) <= max(sizes) <= MOST_WHOLE:
+        raise argparse.ArgumentTypeError(f"takes sizes of at least 1 joined by x, such as 256x256, got {text!r}")
+    return sizes
 
 
 def size_in_bytes(text: str) -> int:
     """Return the bytes in ``512M`` or ``2G`` (powers of 1024), or in a bare number."""
-    number, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    count, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
     try:
-        found = int(float(number) * UNITS[unit])
+        found = int(float(count) * UNITS[unit])
     except (KeyError, ValueError, OverflowError):
         found = 0
-    if found < 1:
+    if not 1 <= found <= MOST_WHOLE:
         raise argparse.ArgumentTypeError(f"takes bytes above 0, such as 512M or 2G, got {text!r}")
     return found
 
@@ -197,7 +225,7 @@ def encoding(text: str) -> Encoding:
         make, defaults = ENCODINGS[check_choice("the encoding's name", name, ENCODINGS)]
         if len(given) > len(defaults):
             raise ValueError(f"{name} takes {len(defaults)} number(s), as in {':'.join(map(str, (name, *defaults)))}")
-        numbers = [_number(type(default), number) for default, number in zip(defaults, given, strict=False)]
+        numbers = [_number(type(default), text) for default, text in zip(defaults, given, strict=False)]
         return make(*numbers, *defaults[len(numbers) :])
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None

@@ -35,6 +35,18 @@ def bar(arguments: argparse.Namespace, what: str) -> AbstractContextManager[None
     return at_work(what, arguments.quiet or (sys.stderr is not None and sys.stderr.isatty()))
 
 
+@contextmanager
+def reading(arguments: argparse.Namespace, file: Path) -> Iterator[None]:
+    """Say that a file is read, if that takes long, and which it was where the system only says what was wrong."""
+    try:
+        with at_work(f"reading {file}", arguments.quiet):
+            yield
+    except OSError as error:
+        if error.filename is not None or str(file) in str(error) or shown(file) in str(error):
+            raise
+        raise OSError(f"cannot read {shown(file)}: {error.strerror or error}") from error
+
+
 def finite(value: float) -> float | None:
     """Return the number, or None for the infinite PSNR of an exact fit, which JSON lacks."""
     return value if math.isfinite(value) else None
@@ -48,15 +60,7 @@ def check_folder(option: str, folder: Path) -> None:
     OSError, ValueError
         It is a file, it cannot be written or made, or no folder can have such a name; the message names the option.
     """
-    with _told(option):
-        try:
-            there = existing_folder(folder / PROBE)
-            check_writable(there / PROBE)
-            missing = target_of(folder / PROBE).parent.relative_to(there).parts
-            if max((len(os.fsencode(name)) for name in missing), default=0) > os.pathconf(there, "PC_NAME_MAX"):
-                raise OSError(os.strerror(errno.ENAMETOOLONG))
-        except OSError as error:
-            raise OSError(f"cannot write into the folder {shown(folder)}: {error.strerror or error}") from error
+    check_target(option, folder / PROBE)
 
 
 def check_target(option: str, path: Path) -> None:
@@ -66,14 +70,22 @@ def check_target(option: str, path: Path) -> None:
         if target.parent.is_dir():
             check_writable(path)
             return
-    check_folder(option, target.parent)
+        try:
+            there = existing_folder(path)
+            check_writable(there / PROBE)
+            longest = max(len(os.fsencode(name)) for name in target.relative_to(there).parts)
+            if longest > os.pathconf(there, "PC_NAME_MAX"):
+                raise OSError(os.strerror(errno.ENAMETOOLONG))
+        except OSError as error:
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+            raise OSError(f"cannot write {shown(path)}: {cause.strerror or cause}") from error
 
 
-def check_file(path: Path, suffixes: Collection[str], named: str) -> None:
-    """Check that ``--out`` can be written; ``named`` lists the suffixes for the message."""
+def check_file(path: Path, suffixes: Collection[str], named: str, option: str = "--out") -> None:
+    """Check that the result can be written there; ``named`` lists the suffixes for the message."""
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--out must name a {named} file, got {shown(path)}")
-    check_target("--out", path)
+        raise ValueError(f"{option} must name a {named} file, got {shown(path)}")
+    check_target(option, path)
 
 
 def make_folder(*files: Path | None) -> None:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, memory_option, shape
-from inrfast.cli.output import bar, check_file, make_folder, print_result, progress
+from inrfast.cli.options import add_command, common_options, memory_option, shape, whole
+from inrfast.cli.output import bar, check_file, make_folder, print_result, progress, reading
 from inrfast.cli.shell import at_work
 from inrfast.errors import check_int
 
@@ -31,7 +31,7 @@ def add(commands: Any) -> None:
         "--size", type=shape, help="points an axis, such as 1024x1024 (default: as fitted; a mesh: 256 an axis)"
     )
     parser.add_argument(
-        "--rate", type=int, help="of a sound, in Hz (default: as fitted); it lasts as long, to a sample"
+        "--rate", type=whole(), help="of a sound, in Hz (default: as fitted); it lasts as long, to a sample"
     )
     memory_option(parser)
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     from inrfast.training.checkpoint import load_network
 
     start = time.perf_counter()
-    with at_work(f"reading {arguments.model}", arguments.quiet):
+    with reading(arguments, arguments.model):
         net, said = load_network(arguments.model)
     about = kinds.check_about(said, net.in_features, arguments.model)
     kind = kinds.KINDS[about["kind"]]
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.model} is of the kind {about['kind']}: OUT must name a {kinds.listed(suffixes)} file, "
             f"got {arguments.out}"
         )
-    check_file(arguments.out, suffixes, kinds.listed(suffixes))
+    check_file(arguments.out, suffixes, kinds.listed(suffixes), "OUT")
     sizes, bounds = _grid(arguments, about)
     with bar(arguments, "evaluating the network"):
         predictions = render(
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _grid(arguments: argparse.Namespace, about: dict[str, Any]) -> tuple[list[int], tuple[float, float]]:
     """Return the points an axis and the bounds of the grid to evaluate."""
-    from inrfast.cli.kinds import MESH_RENDER_SIDE
+    from inrfast.cli.kinds import KINDS, MESH_RENDER_SIDE
 
     name, fitted = about["kind"], list(about["shape"])
     if name == "audio":
@@ -97,7 +97,7 @@ def _grid(arguments: argparse.Namespace, about: dict[str, Any]) -> tuple[list[in
     least = 2 if name == "mesh" else 1
     if len(sizes) != len(fitted) or min(sizes) < least:
         raise ValueError(
-            f"--size must be one size or {len(fitted)} of them, each at least {least}, for a {name}; "
+            f"--size must be one size or {len(fitted)} of them, each at least {least}, for {KINDS[name].called}; "
             f"got {'x'.join(map(str, arguments.size))}"
         )
     return sizes, (-1.0, 1.0)

@@ -232,7 +232,8 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
     first = _cut((str(error).strip().splitlines() or [""])[0], 150)
     memory = sys.modules.get("inrfast.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.is_refusal(error)):
-        return complain(f"memory ended{f' ({first})' if first else ''}; ask for smaller sizes", 2)
+        asked = re.search(r"allocate (\S+ ?\w+)", str(error))  # torch's words, and NumPy's
+        return complain(f"memory ended{f' at a request of {asked[1]}' if asked else ''}; ask for smaller sizes", 2)
     if interrupts.came:  # what an interrupt became inside a library
         return complain(INTERRUPTION, INTERRUPTED)
     name = type(error).__name__
@@ -257,13 +258,18 @@ def _standard_streams(own: bool) -> Iterator[None]:
         _fill_closed()
     before = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     for stream, _ in before:
-        stream.reconfigure(errors="backslashreplace")
+        _escape(stream, "backslashreplace")
     try:
         yield
     finally:
         for stream, errors in before:
             if not own:
-                stream.reconfigure(errors=errors)
+                _escape(stream, errors)
+
+
+def _escape(stream: Any, errors: str | None) -> None:
+    with suppress(OSError, ValueError):  # it is flushed, and may be full; who prints next is told
+        stream.reconfigure(errors=errors)
 
 
 def _fill_closed() -> None:

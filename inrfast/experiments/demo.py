@@ -5,6 +5,8 @@ Diagnoses the starts, fits some of them, and writes a folder of numbers, text an
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from inrfast.analysis.diagnosis import RTOLS, diagnose
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_seed
 from inrfast.experiments import demo_figures, demo_text
+from inrfast.files import shown
 from inrfast.grids import grid
 from inrfast.info import info
 from inrfast.memory import chunks
@@ -32,6 +35,9 @@ from inrfast.signals.image import MID_GREY, astronaut, load_image
 from inrfast.training.loop import fit
 
 SCHEMA = "inrfast.demo/1"
+
+FORMER = "former"
+"""The name of an earlier result while it is replaced."""
 
 FILES = ("report.json", "report.md", "overview.png", "ranks.png", "spectra.png", "reconstructions.png")
 
@@ -137,7 +143,10 @@ def run(
     ValueError, FileNotFoundError
         The image is missing or damaged; a negative seed.
     """
-    out = Path(out).resolve()
+    try:
+        out = Path(os.path.realpath(out))
+    except ValueError:
+        raise ValueError(f"out must be the name of a folder, got {shown(out)}") from None
     settings = QUICK if quick else Settings()
     seed = check_seed("seed", seed)
     photograph = _photograph(image, settings).to(device)
@@ -150,7 +159,7 @@ def run(
                 pictures[start.name], entry["fit"] = _fitted(start, start.lr, photograph, settings, seed, device, clock)
         report: dict[str, Any] = {
             "schema": SCHEMA,
-            "image": "astronaut (scikit-image)" if image is None else Path(image).name,
+            "image": "astronaut (scikit-image)" if image is None else shown(Path(image).name),
             "quick": quick,
             "seed": seed,
             "settings": {**asdict(settings), "optimizer": "adam", "rtols": list(RTOLS), "subtracted": MID_GREY},
@@ -161,8 +170,8 @@ def run(
         demo_figures.draw(report, photograph.cpu(), pictures, folder)
         clock.done("figures", "drew the figures")
         report["seconds"] = clock.seconds | {"total": sum(clock.seconds.values())}
-        (folder / "report.md").write_text(demo_text.markdown(report))
-        (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        (folder / "report.md").write_text(demo_text.markdown(report), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return report
 
 
@@ -263,28 +272,67 @@ class _Clock:
 
 @contextmanager
 def _whole_folder(out: Path) -> Iterator[Path]:
-    """Give a new folder that takes the place of ``out`` in the end, and goes if there is no such end."""
+    """Give a new folder that takes the place of ``out`` in the end, and goes if there is no such end.
+
+    It is made in a workshop beside ``out``, which its process has locked; one that nobody has locked is left from a
+    process that was killed, and goes too.
+    """
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out must be a folder, and {out} is a file")
+        raise NotADirectoryError(f"out must be a folder, and {shown(out)} is a file")
     if out.exists():
         others = sorted(path.name for path in out.iterdir() if path.name not in FILES)
         if others:
             raise FileExistsError(
-                f"out must be a new folder, an empty one or an earlier result, and {out} holds {', '.join(others[:5])}"
+                f"out must be a new folder, an empty one or an earlier result, and {shown(out)} holds "
+                f"{', '.join(map(shown, others[:5]))}"
             )
+    # The name of out may be as long as names can be.
+    prefix = f".inrfast-{hashlib.blake2b(os.fsencode(out.name), digest_size=8).hexdigest()}-demo-"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        for left in out.parent.glob(f"{prefix}*"):
+            _remove_if_left(left, out)
+        if not out.exists():  # its name, too, is tried before the work
+            out.mkdir()
+            out.rmdir()
+        workshop = Path(tempfile.mkdtemp(dir=out.parent, prefix=prefix))
+        lock = _locked(workshop)
     except OSError as error:
-        raise OSError(f"cannot write the folder {out}: {error.strerror or error}") from error
-    new, former = workshop / "new", workshop / "former"
+        raise OSError(f"cannot write the folder {shown(out)}: {error.strerror or error}") from error
+    new = workshop / "new"
     try:
         new.mkdir()
         yield new
         if out.exists():
-            os.replace(out, former)
+            os.replace(out, workshop / FORMER)
         os.replace(new, out)
     finally:
-        if former.exists() and not out.exists():
-            os.replace(former, out)
-        shutil.rmtree(workshop)
+        _remove(workshop, out)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """Return a descriptor that holds the lock of a folder, or None where another process has it, or nobody can."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except OSError:
+        os.close(descriptor)
+        return None
+
+
+def _remove_if_left(workshop: Path, out: Path) -> None:
+    with suppress(OSError):
+        lock = _locked(workshop)
+        if lock is not None:
+            _remove(workshop, out)
+            os.close(lock)
+
+
+def _remove(workshop: Path, out: Path) -> None:
+    """Remove a workshop; an earlier result that nothing has come in place of goes back."""
+    if (workshop / FORMER).exists() and not out.exists():
+        os.replace(workshop / FORMER, out)
+    shutil.rmtree(workshop)

@@ -1,7 +1,9 @@
 """The demo: it writes its folder whole or not at all, and its text says what its numbers say."""
 
 import json
+import os
 import re
+import signal
 
 import pytest
 import torch
@@ -139,6 +141,34 @@ def test_an_interrupt_leaves_the_former_result_and_nothing_else(small, tmp_path,
     assert (out / "report.md").read_text() == "former"
 
 
+@pytest.mark.parametrize("moment", ["work", "replacement"])
+@pytest.mark.parametrize("name", ["demo", "n" * 255])
+def test_what_a_killed_demo_has_left_goes_with_the_next_one_and_no_result_is_lost(small, tmp_path, moment, name):
+    out = tmp_path / name
+    demo.run(out, quick=True, progress=False)
+    child = os.fork()
+    if child == 0:
+
+        def kill(*arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if moment == "work":
+            demo.demo_text.markdown = kill
+        else:  # the earlier result has gone, and the new one is not there yet
+            replace = os.replace
+            os.replace = lambda *names: replace(*names) if names[0] == out else kill()
+        demo.run(out, quick=True, progress=False, seed=1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == (2 if moment == "work" else 1)
+    mine = tmp_path / ".inrfast-demo-mine"
+    mine.mkdir()
+    with demo._whole_folder(out) as new:
+        assert json.loads((out / "report.json").read_text())["seed"] == 0
+        with demo._whole_folder(tmp_path / "other"):
+            assert new.exists()  # that of a living one stays
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([mine.name, name, "other"])
+
+
 def test_what_it_cannot_use_is_refused_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "diagnose", lambda *arguments, **options: pytest.fail("it started"))
     (tmp_path / "notes.txt").write_text("mine")
@@ -151,6 +181,9 @@ def test_what_it_cannot_use_is_refused_before_any_work(tmp_path, monkeypatch, ca
         (["--out", tmp_path / "new", "--image", tmp_path / "missing.png"], "missing.png"),
         (["--out", tmp_path / "new", "--image", tmp_path / "text.png"], "not an image"),
         (["--out", tmp_path / "new", "--seed", "-1"], "seed"),
+        (["--out", tmp_path / ("n" * 256)], "File name too long"),
+        (["--out", tmp_path / "nul\0"], "name of a folder"),
+        (["--out", tmp_path / "\ud800"], "name of a folder"),
     ):
         assert main(["demo", "--quick", *map(str, argv)]) == 2
         captured = capsys.readouterr()
@@ -172,9 +205,12 @@ def test_the_command_prints_the_report_as_json_alone(made, tmp_path, monkeypatch
         assert entry["name"] in text
 
 
-def test_another_photograph_may_be_fitted(small, tmp_path):
+@pytest.mark.parametrize(("name", "told"), [("mine.png", "mine.png"), ("gr\xfcn\udcff.png", "grün\\xff.png")])
+def test_another_photograph_may_be_fitted(small, tmp_path, name, told):
     image = torch.rand(8, 8)
     Image.fromarray((image * 255).to(torch.uint8).numpy()).save(tmp_path / "mine.png")
-    report = demo.run(tmp_path / "demo", image=tmp_path / "mine.png", quick=True, progress=False)
-    assert report["image"] == "mine.png"
+    (tmp_path / "mine.png").rename(tmp_path / name)
+    report = demo.run(tmp_path / "demo", image=tmp_path / name, quick=True, progress=False)
+    assert report["image"] == told
+    assert told in (tmp_path / "demo" / "report.md").read_text(encoding="utf-8")
     assert all(entry["fit"]["steps"] == 1 for entry in report["starts"] if entry["fit"] is not None)
