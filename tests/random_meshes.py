@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -18,13 +18,14 @@ NAMES = (b"part", b"f 1 2 3", b"v 1 2 3", b"F\xe4cher An f Two", b"\xff\xfe", "f
 class Solid:
     """Random polygons over points of a moment curve: no three lie on a line, so that every triangle has an area."""
 
-    def __init__(self, draw: random.Random, single: bool = False) -> None:
+    def __init__(self, draw: random.Random, scales: Sequence[float] = (1, 2**-10, 2**10)) -> None:
         count = draw.randint(3, 12)
         t = np.array(draw.sample(range(-20, 21), count)) / 16
         # Fit fp32, as everything drawn here does: binary formats hold no more.
-        self.vertices = np.stack([t, t**2, t**3], axis=1) * draw.choice([1, 2**-10, 2**10])
-        sides = [3] if single else [3, 3, 4, 5]
-        self.polygons = [draw.sample(range(count), min(draw.choice(sides), count)) for _ in range(draw.randint(1, 6))]
+        self.vertices = np.stack([t, t**2, t**3], axis=1) * draw.choice(scales)
+        self.polygons = [
+            draw.sample(range(count), min(draw.choice([3, 3, 4, 5]), count)) for _ in range(draw.randint(1, 6))
+        ]
 
     def triangles(self) -> np.ndarray:
         """Return the fans of all polygons, (m, 3, 3)."""

@@ -54,8 +54,8 @@ def load_mesh(path: str | PathLike[str]) -> trimesh.Trimesh:
     path
         ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``. Polygons are cut into triangles; colours, textures, names,
         points and lines are left out, and so are faces without area. All else that a file holds is read, or the file is
-        refused. (The format ``.obj`` states no sizes: one that ends early between two lines, or two corners of a
-        polygon, may be a smaller mesh.)
+        refused. (Two formats do not state all sizes, so that a file which ends early may be a smaller mesh: ``.obj``
+        between two lines or two corners of a polygon, ASCII ``.stl`` between two solids.)
 
     Raises
     ------

@@ -51,12 +51,13 @@ def read_glb(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     require(needed, budget_bytes(None), "the mesh with all its copies", "take a file with fewer")
     for mesh in {mesh for mesh, size in enumerate(sizes) if size} - {mesh for mesh, _ in placed}:
         raise ValueError(f"its mesh {mesh} is in no node of its scene")
+    surfaces = {mesh: document.surface(mesh) for mesh in {mesh for mesh, _ in placed}}
     count = 0
     for mesh, matrix in placed:
-        for points, faces in document.surfaces(mesh):
-            vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
-            triangles.append((faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces) + count)
-            count += len(points)
+        points, faces = surfaces[mesh]
+        vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+        triangles.append((faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces) + count)
+        count += len(points)
     return np.concatenate(vertices), np.concatenate(triangles)
 
 
@@ -74,6 +75,7 @@ class _Document:
         if not isinstance(self._tree, dict):
             raise ValueError("its JSON is no object")
         self._binary = chunks.get(BINARY_CHUNK)
+        self._buffers: dict[int, bytes] = {}
         for name in self.get(self._tree, "extensionsRequired", list, []):
             if not HARMLESS.fullmatch(str(name)):
                 raise ValueError(f"it requires the extension {name}, which is not read")
@@ -151,11 +153,15 @@ class _Document:
         parts = self._parts(mesh)
         return sum(BYTES * (len(points) + len(points if corners is None else corners)) for points, corners, _ in parts)
 
-    def surfaces(self, mesh: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield vertices, fp64 (n, 3), and triangles, int64 (m, 3), of each part of a mesh that has triangles."""
+    def surface(self, mesh: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return vertices, fp64 (n, 3), and triangles, int64 (m, 3), of all parts of a mesh that have triangles."""
+        vertices, triangles, count = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)], 0
         for points, corners, mode in self._parts(mesh):
             flat = np.arange(len(points)) if corners is None else corners.reshape(-1).astype(np.int64)
-            yield points.astype(np.float64), _triangles(flat, mode, len(points))
+            vertices.append(points.astype(np.float64))
+            triangles.append(_triangles(flat, mode, len(points)) + count)
+            count += len(points)
+        return np.concatenate(vertices), np.concatenate(triangles)
 
     def _parts(self, mesh: int) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
         """Yield the points (n, 3), the vertices of corners (k, 1), if they are stated, and the mode of each part."""
@@ -198,10 +204,7 @@ class _Document:
         stated = self.item("buffers", buffer)
         uri = self.get(stated, "uri", str, "")
         if uri.startswith("data:"):
-            try:
-                data = base64.b64decode(uri.partition(";base64,")[2], validate=True)
-            except ValueError:
-                raise ValueError(f"its buffer {buffer} is in the JSON, and not in base64") from None
+            data = self._decoded(buffer, uri)
         elif uri:
             raise ValueError(f"it names another file, {uri[:40]!r}, and a mesh is read from one")
         elif buffer or self._binary is None:
@@ -213,6 +216,15 @@ class _Document:
         if not end <= length <= len(data):
             raise ValueError(f"it states a buffer of {length} bytes, of which it uses {end} and has {len(data)}")
         return memoryview(data)[start:end]
+
+    def _decoded(self, buffer: int, uri: str) -> bytes:
+        """Return a buffer that is in the JSON; many views may ask for it."""
+        if buffer not in self._buffers:
+            try:
+                self._buffers[buffer] = base64.b64decode(uri.partition(";base64,")[2], validate=True)
+            except ValueError:
+                raise ValueError(f"its buffer {buffer} is in the JSON, and not in base64") from None
+        return self._buffers[buffer]
 
 
 def _chunks(content: bytes) -> Iterator[tuple[int, bytes]]:

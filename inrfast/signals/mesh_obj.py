@@ -81,7 +81,7 @@ def _join_lines(text: bytes) -> bytes:
                 raise ValueError(f"line {number} ends in a backslash without white space before it or after it")
         return b" ".join(lines) + b"\n" * (len(lines) - 1)
 
-    return re.sub(rb"(?:[^\n]*\\\n)+[^\n]*", join, text)
+    return re.sub(rb"^(?:[^\n]*\\\n)+[^\n]*", join, text, flags=re.MULTILINE)
 
 
 def _check_kinds(rows: Rows, kinds: list[bytes]) -> None:

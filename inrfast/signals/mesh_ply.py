@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from array import array
 from dataclasses import dataclass, field
 from typing import Literal
@@ -56,18 +57,23 @@ class Element:
     count: int
     properties: list[Property] = field(default_factory=list)
 
+    @property
+    def label(self) -> str:
+        """The name for a message, shortened."""
+        return reprlib.repr(self.name)
+
     def place(self, name: str) -> int:
         """Return the place of a property that is no list."""
         for place, one in enumerate(self.properties):
             if one.name == name and one.length is None:
                 return place
-        raise ValueError(f"its element {self.name!r} has no number {name!r}")
+        raise ValueError(f"its element {self.label} has no number {name!r}")
 
     def corners(self) -> int:
         """Return the place of the list of a face's vertices."""
         named = [place for place, one in enumerate(self.properties) if one.length and one.name in CORNERS]
         if len(named) != 1 or self.properties[named[0]].dtype[0] == "f":
-            raise ValueError(f"its element {self.name!r} has no list of whole numbers {CORNERS[0]!r}")
+            raise ValueError(f"its element {self.label} has no list of whole numbers {CORNERS[0]!r}")
         return named[0]
 
 
@@ -83,7 +89,7 @@ def read_ply(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     order, elements, start = _header(content)
     for element in elements.values():
         if element.name != "face" and any(one.name in CORNERS for one in element.properties):
-            raise ValueError(f"its element {element.name!r} names vertices as strips or the like do, which is not read")
+            raise ValueError(f"its element {element.label} names vertices as strips or the like do, which is not read")
     polygons = Polygons()
     if "vertex" not in elements or "face" not in elements:
         return np.empty((0, 3)), polygons.triangles(0)
@@ -123,7 +129,7 @@ def _header_line(words: list[str], orders: list[str | None], elements: dict[str,
             return
         case ["format", name, "1.0"] if name in ORDERS:
             orders.append(ORDERS[name])
-        case ["element", name, count] if count.isascii() and count.isdecimal() and name not in elements:
+        case ["element", name, count] if re.fullmatch("[0-9]{1,40}", count) and name not in elements:
             elements[name] = Element(name, int(count))
         case ["property", "list", length, kind, name] if TYPES.get(length, "f")[0] != "f" and kind in TYPES:
             _add(elements, Property(name, TYPES[kind], TYPES[length]))
@@ -156,7 +162,7 @@ def _read_ascii(
     reader = RowReader(text, comments=False, number=first)
     parts = [np.empty((0, 3))]
     for element in filled:
-        for rows in reader.take(element.count, f"elements {element.name!r}"):
+        for rows in reader.take(element.count, f"elements {element.label}"):
             if element.name == "vertex":
                 parts.append(_ascii_vertices(rows, element))
             else:
@@ -196,7 +202,7 @@ def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], l
             sizes.append(int(size))
             length += int(size)
         if len(row) != length:
-            raise ValueError(f"line {number} has {len(row)} numbers where its element {element.name!r} takes {length}")
+            raise ValueError(f"line {number} has {len(row)} numbers where its element {element.label} takes {length}")
     return lists
 
 
@@ -221,7 +227,7 @@ def _read_binary(
         least = sum(np.dtype(one.length or one.dtype).itemsize for one in element.properties)
         if element.count * least > len(content) - start:
             raise ValueError(
-                f"it states {element.count} elements {element.name!r}, of {least} bytes or more each, and has "
+                f"it states {element.count} elements {element.label}, of {least} bytes or more each, and has "
                 f"{len(content) - start} bytes for them"
             )
         if element.count == 0 or not element.properties:
@@ -304,11 +310,11 @@ def _walk(
             size = int.from_bytes(content[start : start + length], byteorder, signed=place in signed)
             start += length
             if size < 0 or start + size * itemsize > len(content):
-                raise ValueError(f"its element {element.name!r} has a list of length {size} at byte {start - length}")
+                raise ValueError(f"its element {element.label} has a list of length {size} at byte {start - length}")
             if place == chosen:
                 places.append(start)
                 sizes.append(size)
             start += size * itemsize
     if start > len(content):
-        raise ValueError(f"it ends within its elements {element.name!r}")
+        raise ValueError(f"it ends within its elements {element.label}")
     return np.array(places, dtype=np.int64), np.array(sizes, dtype=np.int64), start

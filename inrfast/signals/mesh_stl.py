@@ -84,11 +84,12 @@ def _facets(text: bytes, start: int, stop: int) -> Iterator[np.ndarray]:
     """Yield the corners of one solid's triangles, a block at a time."""
     rest: list[bytes] = []
     done = 0
-    for _, block in blocks(text, start, stop):
+    for block in blocks(text, start, stop):
         words = rest + block.split()
         whole = len(words) // len(FACET) * len(FACET)
         try:
-            yield _corners(words[:whole])
+            if whole:
+                yield _corners(words[:whole])
         except ValueError:
             _refuse_word(text, start, stop, done, words)
             raise

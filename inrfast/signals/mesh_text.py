@@ -37,11 +37,11 @@ def plain_text(content: bytes) -> bytes:
     """
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("it is written in UTF-16 or UTF-32; what is read is ASCII, UTF-8 or Latin-1")
+    text = content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     for byte, name in ((b"\0", "zero byte"), (b"\v", "vertical tab"), (b"\f", "form feed")):
-        if (place := content.find(byte)) >= 0:
-            raise ValueError(f"line {line_at(content, place)} holds a {name}, which no text of meshes does")
-    content = content.removeprefix(codecs.BOM_UTF8)
-    return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if (place := text.find(byte)) >= 0:
+            raise ValueError(f"line {line_at(text, place)} holds a {name}, which no text of meshes does")
+    return text
 
 
 def line_at(content: bytes, offset: int) -> int:
@@ -49,12 +49,12 @@ def line_at(content: bytes, offset: int) -> int:
     return content.count(b"\n", 0, offset) + 1
 
 
-def blocks(content: bytes, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset, text) of consecutive pieces of about :data:`BLOCK` bytes that end between lines."""
+def blocks(content: bytes, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    """Yield consecutive pieces of about :data:`BLOCK` bytes that end between lines."""
     stop = len(content) if stop is None else stop
     while start < stop:
         end = content.find(b"\n", min(start + BLOCK, stop), stop) + 1 or stop
-        yield start, content[start:end]
+        yield content[start:end]
         start = end
 
 
@@ -63,7 +63,7 @@ def rows_of(content: bytes, comments: bool, number: int = 1) -> Iterator[Rows]:
 
     ``number`` is that of the first line.
     """
-    for _, block in blocks(content):
+    for block in blocks(content):
         lines = (without_comments(block) if comments else block).split(b"\n")
         words = list(map(bytes.split, lines))
         if block.endswith(b"\n"):
