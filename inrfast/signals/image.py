@@ -181,9 +181,10 @@ def _check_size(size: Any) -> tuple[int, int]:
 def _room(sides: tuple[int, int], shape: tuple[int, int] | None, layers: int, strip: int) -> int:
     """Return the bytes that the fp32 tensors of an image of ``sides`` pixels take, until it is in ``shape``."""
     pixels = sides[0] * sides[1]
+    held = min(max(strip, 4 * LAYERS * sides[1]), 4 * LAYERS * pixels)  # one row at least
     if shape is not None:
         pixels = 2 * shape[0] * shape[1] + _crop(sides, shape)[0] * shape[1]
-    return STRIPS // 2 * strip + 4 * layers * pixels
+    return STRIPS // 2 * held + 4 * layers * pixels
 
 
 def _transparent(raster: Raster, strip: int) -> bool:
