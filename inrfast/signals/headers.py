@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from pathlib import Path
 
 from inrfast.signals import png
@@ -16,6 +17,9 @@ END, TILE = b"\xff\xd9", b"\xff\x90"
 
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """What begins a segment of a JPEG; other bytes after FF belong to the data of a scan, or fill."""
+
+INNER_BYTES = 12
+"""What a pixel takes: as a decoder holds it, and as Pillow does."""
 
 COMMENT = re.compile(rb"#[^\n]*")
 
@@ -36,6 +40,8 @@ def check(content: bytes, file: Path, demand: Demand) -> None:
     elif content.startswith((JPEG2000, CODESTREAM)):
         at = content.find(CODESTREAM)
         _check_codestream(content, at, file)
+        width, height, left, top = struct.unpack_from(">4I", content.ljust(at + 24, b"\0"), at + 8)
+        _check_inner(file, abs(height - top), abs(width - left), demand)
         bits = _jpeg2000_bits(content, at)
     elif content[4:8] == b"ftyp" and (at := content.find(b"av1C")) > 0:
         bits = 10 if content[at + 6 : at + 7] and content[at + 6] & 0x40 else 8
@@ -96,10 +102,20 @@ def _jpeg2000_bits(content: bytes, at: int) -> int:
 
 
 def _check_icon(content: bytes, file: Path, demand: Demand) -> int:
-    """Return the most bits a channel of the PNGs in an icon, none of which is damaged or beyond the budget."""
+    """Return the most bits a channel of the PNGs in an icon, none of which is damaged; no picture is too large."""
     bits = 8
     for found in re.finditer(re.escape(png.SIGNATURE), content):
         part = png.check(content[found.start() :], file)
-        demand.check(file, part.height, part.width, 12 * part.height * part.width)
+        _check_inner(file, part.height, part.width, demand)
         bits = max(bits, part.bits)
+    for entry in range(int.from_bytes(content[4:6], "little")):
+        at = int.from_bytes(content[18 + 16 * entry : 22 + 16 * entry], "little")
+        if len(content) >= at + 12 and not content.startswith(png.SIGNATURE, at):
+            width, height = struct.unpack_from("<2i", content, at + 4)  # of the picture, and its mask below
+            _check_inner(file, abs(height) // 2, abs(width), demand)
     return bits
+
+
+def _check_inner(file: Path, height: int, width: int, demand: Demand) -> None:
+    """Refuse a picture beyond the budget whose size the format states in two places, of which Pillow shows one."""
+    demand.check(file, height, width, INNER_BYTES * height * width)

@@ -289,6 +289,23 @@ def test_budgets_hold(tmp_path: Path) -> None:
     assert results == {torch.Tensor, str}
 
 
+def test_sizes_within_are_checked_too(tmp_path: Path) -> None:
+    picture, files = Image.new("RGB", (24, 20)), {}
+    for form, options in (("JPEG2000", {}), ("ICO", {"sizes": [(16, 16)]}), ("ICO", {"bitmap_format": "bmp"})):
+        file = io.BytesIO()
+        picture.save(file, form, **options)
+        files[form + str(options)] = bytearray(file.getvalue())
+    stream, _, bitmap = files.values()
+    at = stream.index(b"\xff\x4f\xff\x51")
+    stream[at + 8 : at + 16] = (60000).to_bytes(4, "big") * 2
+    at = int.from_bytes(bitmap[18:22], "little")
+    bitmap[at + 4 : at + 12] = (60000).to_bytes(4, "little") + (120000).to_bytes(4, "little")
+    for content in (stream, bitmap):
+        (tmp_path / "a.picture").write_bytes(content)
+        with pytest.raises(MemoryBudgetError, match="60000x60000 pixels"):
+            load_image(tmp_path / "a.picture", memory_budget=2**30)
+
+
 @pytest.mark.parametrize("kind", [b"P5", b"P6"])
 @pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
 def test_portable_maps_keep_all_of_their_bits(tmp_path: Path, kind: bytes, white: int) -> None:
