@@ -35,7 +35,7 @@ STUBS = frozenset({"BUFR", "GRIB", "HDF5", "WMF"})
 LAYERS = 7
 """Most channels that are averaged: colours, opacity, and colours weighed by it."""
 
-STRIP, LEAST_STRIP, STRIPS = 2**25, 2**16, 16
+STRIP, LEAST_STRIP, STRIPS = 2**24, 2**16, 16
 """Bytes of all layers of a strip of rows, in fp32, at most and at least; how often they fit into a budget. A strip is
 copied up to seven times on its way; the other half of the budget stays for the rest."""
 
