@@ -35,7 +35,7 @@ STUBS = frozenset({"BUFR", "GRIB", "HDF5", "WMF"})
 LAYERS = 7
 """Most channels that are averaged: colours, opacity, and colours weighed by it."""
 
-STRIP, LEAST_STRIP, STRIPS = 2**25, 2**16, 16
+STRIP, LEAST_STRIP, STRIPS = 2**24, 2**16, 16
 """Bytes of all layers of a strip of rows, in fp32, at most and at least; how often they fit into a budget. A strip is
 copied up to seven times on its way; the other half of the budget stays for the rest."""
 
@@ -181,9 +181,10 @@ def _check_size(size: Any) -> tuple[int, int]:
 def _room(sides: tuple[int, int], shape: tuple[int, int] | None, layers: int, strip: int) -> int:
     """Return the bytes that the fp32 tensors of an image of ``sides`` pixels take, until it is in ``shape``."""
     pixels = sides[0] * sides[1]
+    held = min(max(strip, 4 * LAYERS * sides[1]), 4 * LAYERS * pixels)  # one row at least
     if shape is not None:
         pixels = 2 * shape[0] * shape[1] + _crop(sides, shape)[0] * shape[1]
-    return STRIPS // 2 * strip + 4 * layers * pixels
+    return STRIPS // 2 * held + 4 * layers * pixels
 
 
 def _transparent(raster: Raster, strip: int) -> bool:

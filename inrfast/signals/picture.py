@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from inrfast.memory import require
-from inrfast.signals import png, tiff
+from inrfast.signals import headers, png, tiff
 from inrfast.signals.decoding import decoding
 from inrfast.signals.raster import Box, Demand, Raster, check_page, from_array, oriented
 
@@ -33,9 +33,6 @@ WHOLE = frozenset({"AVIF", "DDS", "ICO", "JPEG2000", "QOI", "WEBP"})
 EIGHT_BITS = frozenset({"1", "CMYK", "HSV", "L", "LA", "LAB", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
 
 ORIENTATION = 0x0112
-
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""What begins a segment of a JPEG; other bytes after FF belong to the data of a scan, or fill."""
 
 NETPBM = re.compile(
     rb"P([56])(?:\s+(?:#[^\n]*\n\s*)*(\d+))(?:\s+(?:#[^\n]*\n\s*)*(\d+))(?:\s+(?:#[^\n]*\n\s*)*(\d+))\s"
@@ -75,21 +72,15 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
         require(size, demand.budget, f"reading {file}", "no part of such a file can be read alone")
         opened.seek(0)
         content = opened.read()
-    header = None
     if content.startswith(png.SIGNATURE):
         header = png.check(content, file)
-    elif content.startswith(b"\xff\xd8\xff"):
-        _check_jpeg(content, file)
-    else:
-        _check_depth(content, file)
-        _check_parts(content, file, demand)
-    if header is not None and header.bits == 16:
-        return _deep_png(content, header, file, page, demand)
+        if header.bits == 16:
+            return _deep_png(content, header, file, page, demand)
+        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header.exif)
+    headers.check(content, file, demand)
     netpbm = NETPBM.match(content[:4096])
     if netpbm and netpbm[4] != b"255":
         return _netpbm(content, netpbm, file, page, demand)
-    if header is not None:
-        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header.exif)
     return _by_pillow(io.BytesIO(content), formats(), file, page, demand)
 
 
@@ -192,49 +183,3 @@ def _netpbm(content: bytes, header: re.Match[bytes], file: Path, page: int | Non
     if int(samples.max()) > white:
         raise ValueError(f"{file} is damaged: it holds {samples.max()}, and its header states white as {white}")
     return from_array(samples, white, channels)
-
-
-def _check_jpeg(content: bytes, file: Path) -> None:
-    """Refuse a JPEG that ends before its end marker: decoders make up what is missing of the last rows."""
-    at = 2
-    while found := MARKER.search(content, at):
-        if found[0] == b"\xff\xd9":
-            return
-        at = found.start() + 2
-        length = int.from_bytes(content[at : at + 2], "big")
-        if length < 2 or at + length > len(content):
-            break
-        at += length
-    raise ValueError(f"{file} is truncated or damaged: its JPEG data have no end")
-
-
-def _check_depth(content: bytes, file: Path) -> None:
-    """Refuse depths of which Pillow would give 8 bits without a word."""
-    bits = 8
-    if content.startswith((b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):
-        at = content.find(b"\xff\x4f\xff\x51") + 2  # the codestream, which begins with its sizes
-        channels = int.from_bytes(content[at + 38 : at + 40], "big")
-        depths = {depth + 1 for depth in content[at + 40 : at + 40 + 3 * channels : 3]}
-        bits = 8 if depths <= {8} or (depths == {16} and channels == 1) else max(depths)
-    elif content[4:8] == b"ftyp" and (at := content.find(b"av1C")) > 0:
-        bits = 10 if content[at + 6 : at + 7] and content[at + 6] & 0x40 else 8
-    elif content.startswith(b"\x01\xda"):
-        bits = 8 * content[3] if len(content) > 3 else 8
-    elif content[:2] in (b"P2", b"P3"):
-        numbers = re.sub(rb"#[^\n]*", b"", content[:4096]).split()
-        bits = int(numbers[3][:9]).bit_length() if len(numbers) > 3 and numbers[3].isdigit() else 8
-    if bits != 8:
-        raise ValueError(f"{file} holds {bits} bits a channel, which its format loses here; convert it to PNG or TIFF")
-
-
-def _check_parts(content: bytes, file: Path, demand: Demand) -> None:
-    """Refuse damaged PNGs within an icon, and a PCX without the palette that ends it: Pillow takes it for greys."""
-    if content.startswith(b"\x00\x00\x01\x00"):
-        for found in re.finditer(re.escape(png.SIGNATURE), content):
-            part = png.check(content[found.start() :], file)
-            if part.bits == 16:
-                raise ValueError(f"{file} holds 16 bits a channel, which an icon loses here; convert it to PNG or TIFF")
-            demand.check(file, part.height, part.width, 12 * part.height * part.width)
-    colours = content.startswith(b"\x0a\x05\x01\x08") and content[65:66] == b"\x01"
-    if colours and content[-769:-768] != b"\x0c":
-        raise ValueError(f"{file} is truncated or damaged: its palette of 256 colours is missing")

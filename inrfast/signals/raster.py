@@ -41,7 +41,7 @@ class Demand:
     def check(self, file: Path, height: int, width: int, decoded: int) -> None:
         """Refuse a picture whose ``decoded`` bytes and results exceed the budget, before it is decoded."""
         needed = decoded + self.beside(height, width)
-        fit = int(self.budget / needed * height * width)
+        fit = int(self.budget / max(needed, 1) * height * width)
         instead = f"at most about {fit} pixels fit at this size; a smaller size= takes less beside the decoded pixels"
         require(needed, self.budget, f"decoding {file} ({height}x{width} pixels)", instead)
 

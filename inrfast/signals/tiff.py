@@ -111,7 +111,7 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
     _check_tags(about, file)
     _check_meaning(about, file)
     _check_stored(about, file, os.fstat(opened.fileno()).st_size)
-    if about.meaning in (CMYK, YCBCR, LAB):
+    if about.meaning in (CMYK, YCBCR, LAB) or about.compression in FAX:
         opened.seek(0)
         return index
     height, width = (about.width, about.height) if about.orientation >= 5 else (about.height, about.width)

@@ -152,6 +152,8 @@ def test_bad_files_are_named(picture: Path, tmp_path: Path) -> None:
 ROUND = sorted({Image.registered_extensions()[s] for s in readable_suffixes() if s in image_suffixes()} - {"MPO"})
 """Formats that are written and read, by Pillow's names."""
 
+STREAM = " without a container"
+
 
 def encoded(form: str, mode: str, height: int = 24, width: int = 20) -> bytes | None:
     """Return a smooth picture as Pillow writes it; None where the format has no such pixels."""
@@ -159,7 +161,7 @@ def encoded(form: str, mode: str, height: int = 24, width: int = 20) -> bytes | 
     picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode)
     file = io.BytesIO()
     try:
-        picture.save(file, form)
+        picture.save(file, form.removesuffix(STREAM), no_jp2=form.endswith(STREAM))
     except (OSError, ValueError):
         return None
     return file.getvalue()
@@ -173,7 +175,7 @@ def loaded_or_reason(path: Path, **options: object) -> torch.Tensor | str:
         return str(error)
 
 
-@pytest.mark.parametrize("form", ROUND)
+@pytest.mark.parametrize("form", [*ROUND, "JPEG2000" + STREAM])
 def test_cut_files_are_refused_and_altered_ones_raise_nothing_else(tmp_path: Path, form: str) -> None:
     random, path, tried = np.random.default_rng(0), tmp_path / "a.picture", 0
     for mode in ("RGB", "L", "P", "1", "RGBA"):
@@ -267,9 +269,10 @@ def test_budgets_hold(tmp_path: Path) -> None:
     Image.new("RGB", (side, side), (1, 2, 3)).save(tmp_path / "a.png", compress_level=1)
     Image.new("L", (side, side), 7).save(tmp_path / "a.jpg")
     Image.fromarray(np.zeros((side, side), np.uint16)).save(tmp_path / "a.tif")
+    Image.new("L", (side * side // 4, 1), 7).save(tmp_path / "wide.png")
     load_image(tmp_path / "a.tif", size=4)  # what is imported only now is not the picture's
     results = set()
-    for name in ("a.png", "a.jpg", "a.tif"):
+    for name in ("a.png", "a.jpg", "a.tif", "wide.png"):
         for options in ({}, {"size": 64}, {"size": 64, "grey": True}, {"alpha": True}):
             for budget in (2**23, 2**25, 2**27):
                 try:
@@ -280,10 +283,27 @@ def test_budgets_hold(tmp_path: Path) -> None:
                 got = loaded_or_reason(tmp_path / name, memory_budget=budget, **options)
                 results.add(type(got))
                 if isinstance(got, str):
-                    assert "2000x2000 pixels" in got
+                    assert re.search(r"(2000x2000|1x1000000) pixels", got)
                     assert peak_bytes() - before < 2**23
                 assert peak_bytes() - before <= budget + 2**22
     assert results == {torch.Tensor, str}
+
+
+def test_sizes_within_are_checked_too(tmp_path: Path) -> None:
+    picture, files = Image.new("RGB", (24, 20)), {}
+    for form, options in (("JPEG2000", {}), ("ICO", {"sizes": [(16, 16)]}), ("ICO", {"bitmap_format": "bmp"})):
+        file = io.BytesIO()
+        picture.save(file, form, **options)
+        files[form + str(options)] = bytearray(file.getvalue())
+    stream, _, bitmap = files.values()
+    at = stream.index(b"\xff\x4f\xff\x51")
+    stream[at + 8 : at + 16] = (60000).to_bytes(4, "big") * 2
+    at = int.from_bytes(bitmap[18:22], "little")
+    bitmap[at + 4 : at + 12] = (60000).to_bytes(4, "little") + (120000).to_bytes(4, "little")
+    for content in (stream, bitmap):
+        (tmp_path / "a.picture").write_bytes(content)
+        with pytest.raises(MemoryBudgetError, match="60000x60000 pixels"):
+            load_image(tmp_path / "a.picture", memory_budget=2**30)
 
 
 @pytest.mark.parametrize("kind", [b"P5", b"P6"])
