@@ -36,6 +36,9 @@ OUT = ROOT / "out" / "fuzz"
 KEPT = 3
 """Cases of one fault that are kept: the others are the same fault again."""
 
+GIVEN = "given"
+"""Folder of a process with the files and the words of its case, as they were before the call."""
+
 PATIENCE = 120.0
 """Seconds in which a process must have imported everything and made its case."""
 
@@ -80,7 +83,8 @@ def work(connection: Connection, module: str, place: Path) -> None:
     registry = importlib.import_module(module).TARGETS
     prepare_process()
     folder = place / "case"
-    with contextlib.suppress(KeyboardInterrupt, EOFError, BrokenPipeError):
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        connection.send("ready")
         for job in iter(connection.recv, None):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
@@ -94,6 +98,11 @@ def _outcome(job: Job, registry: Mapping[str, Any], folder: Path, connection: Co
     except Exception as error:
         trace = "".join(traceback.format_exception(error)[-6:])
         return Outcome("broken", "fuzzer", f"the case cannot be made: {trace}", type(error).__name__)
+    shutil.rmtree(folder.parent / GIVEN, ignore_errors=True)
+    (folder.parent / GIVEN).mkdir()
+    for path in case.files:
+        shutil.copy(path, folder.parent / GIVEN)
+    (folder.parent / GIVEN / "words.txt").write_text(case.words, "utf-8", "backslashreplace")
     return obey(case, lambda: connection.send("begun"), lambda: connection.send("ended"))
 
 
@@ -112,7 +121,8 @@ class Worker:
 
     def __init__(self, module: str, place: Path, seconds: float) -> None:
         self.job: Job | None = None
-        self.stage, self.since, self.given, self.seconds = "idle", 0.0, 0.0, seconds
+        self.place = place
+        self.stage, self.since, self.given, self.seconds = "starting", time.monotonic(), 0.0, seconds
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
         self.process = context.Process(target=work, args=(other, module, place), daemon=True)
@@ -142,7 +152,7 @@ class Worker:
     def overdue(self) -> Outcome | None:
         """Return the outcome of a case that takes too long, None while it does not."""
         limit = self.seconds if self.stage == "begun" else PATIENCE
-        if self.job is None or time.monotonic() - self.since < limit:
+        if time.monotonic() - self.since < limit:
             return None
         if self.stage == "begun":
             return Outcome("broken", "time", f"no end after {limit:.0f} s", "time")
@@ -150,7 +160,7 @@ class Worker:
 
     def stop(self) -> None:
         """End the process: politely if it waits for a case."""
-        if self.job is None:
+        if self.stage == "ready":
             with contextlib.suppress(OSError):
                 self.connection.send(None)
             self.process.join(5)
@@ -194,8 +204,8 @@ class Plan:
 
 def run_jobs(
     plan: Plan, module: str, processes: int, place: Path, seconds: float, bar: Any
-) -> Iterator[tuple[Job, Outcome]]:
-    """Yield every case with its outcome, in the order in which they end; a process that fails is replaced."""
+) -> Iterator[tuple[Job, Outcome, Path]]:
+    """Yield every case as it ends, with its outcome and the folder of its files; a process that fails is replaced."""
     jobs = iter(plan)
 
     def worker_in_a_folder() -> Worker:
@@ -205,9 +215,9 @@ def run_jobs(
     try:
         while True:
             for worker in workers:
-                if worker.job is None and (job := next(jobs, None)) is not None:
+                if worker.stage == "ready" and (job := next(jobs, None)) is not None:
                     worker.give(job)
-            busy = [worker for worker in workers if worker.job is not None]
+            busy = [worker for worker in workers if worker.stage != "ready"]
             if not busy:
                 return
             ready = wait([worker.connection for worker in busy], timeout=0.5)
@@ -215,13 +225,14 @@ def run_jobs(
                 outcome = worker.hear() if worker.connection in ready else worker.overdue()
                 if outcome is None:
                     continue
-                assert worker.job is not None
+                if worker.job is None:
+                    raise RuntimeError(f"a process for cases does not start: {outcome.detail}")
                 plan.took(worker.job.target, time.monotonic() - worker.given)
-                yield worker.job, outcome
+                yield worker.job, outcome, worker.place / GIVEN
                 if outcome.law in ("crash", "time") or (worker.stage == "preparing" and worker.overdue()):
                     worker.stop()
                     workers[workers.index(worker)] = worker_in_a_folder()
-                worker.job = None
+                worker.job, worker.stage = None, "ready"
             if not ready:
                 bar.refresh()  # the time goes on
     finally:
@@ -241,28 +252,22 @@ class Report:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
     faults: dict[tuple[str, str, str], list[tuple[Job, Outcome]]] = field(default_factory=dict)
 
-    def take(self, job: Job, outcome: Outcome, registry: Mapping[str, Any]) -> None:
-        """Count an outcome; keep the files of a case that broke a law."""
+    def take(self, job: Job, outcome: Outcome, given: Path) -> None:
+        """Count an outcome; keep the files of a case that broke a law, which are in the folder ``given``."""
         self.counts.setdefault(job.target, Counter())[outcome.kind] += 1
         if outcome.kind != "broken":
             return
         same = self.faults.setdefault((job.target, outcome.law, outcome.place), [])
         same.append((job, outcome))
-        if len(same) <= KEPT:
-            self._keep(job, outcome, registry)
-
-    def _keep(self, job: Job, outcome: Outcome, registry: Mapping[str, Any]) -> None:
+        if len(same) > KEPT:
+            return
         folder = self.out / str(job).replace(":", "-")
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        try:
-            words = job.make(registry, folder).words
-        except Exception as error:  # a target that cannot make its case is the fault
-            words = f"the case cannot be made: {error!r}"
-        again = f"make fuzz PYTEST_ARGS='--case {job}'"
-        (folder / "fault.txt").write_text(
-            f"{outcome.law}\n{words}\n{outcome.detail}\nagain: {again}\n", "utf-8", "replace"
-        )
+        if given.is_dir() and outcome.law != "fuzzer":
+            shutil.copytree(given, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        said = f"{outcome.law}\n{outcome.detail}\nagain: make fuzz PYTEST_ARGS='--case {job}'\n"
+        (folder / "fault.txt").write_text(said, "utf-8", "backslashreplace")
 
     def __str__(self) -> str:
         lines = [f"{'target':<17}{'cases':>8}{'accepted':>10}{'refused':>9}{'broken':>8}{'seconds':>9}"]
@@ -309,8 +314,8 @@ def fuzz(
         tqdm(total=total, bar_format=form, disable=None if progress else True, unit=" cases", mininterval=0.5) as bar,
     ):
         try:
-            for job, outcome in run_jobs(jobs, module, processes, Path(place), seconds, bar):
-                report.take(job, outcome, registry)
+            for job, outcome, given in run_jobs(jobs, module, processes, Path(place), seconds, bar):
+                report.take(job, outcome, given)
                 bar.update()
                 bar.set_postfix_str(f"{len(report.faults)} faults", refresh=False)
         except KeyboardInterrupt:
