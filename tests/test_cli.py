@@ -298,6 +298,25 @@ def test_transparency_is_kept_unless_the_fit_is_grey(tmp_path, capsys, refused):
     refused(fit_photo(clear, "--out", tmp_path / "out.jpg", "--quiet"), "--out", ".png", "out.jpg")
 
 
+def test_a_page_is_fitted_as_a_file_of_its_own(tmp_path, capsys, refused):
+    pages = [Image.fromarray(values) for values in np.random.default_rng(1).integers(0, 256, (2, 6, 8), dtype=np.uint8)]
+    stack = tmp_path / "stack.tif"
+    pages[0].save(stack, save_all=True, append_images=pages[1:])
+    found = []
+    for number, page in enumerate(pages):
+        alone = tmp_path / f"{number}.tif"
+        page.save(alone)
+        for signal, options in ((alone, []), (stack, ["--page", number])):
+            argv = fit_command(
+                signal, "--steps", "1", "--size", "6x8", "--out", tmp_path / "out.png", "--json", *options
+            )
+            assert main([str(word) for word in argv]) == 0
+            found.append(json.loads(capsys.readouterr().out)["psnrs"])
+    assert found[0] == found[1] != found[2] == found[3]
+    refused(fit_command(stack, "--out", tmp_path / "none.png"), "2 pages", "page=0")
+    refused(fit_command(stack, "--out", tmp_path / "none.png", "--page", "2"), "page", "2")
+
+
 def test_a_mask_leaves_out_what_is_missing_and_the_psnr_is_of_all(photo, tmp_path, capsys, monkeypatch, refused):
     given = {}
     real = loop.fit

@@ -27,9 +27,9 @@ from inrfast.cli.shell import INTERRUPTED, at_work, complain
 
 ENDINGS = """\
 signals, by the ending of the file:
-  image    any that Pillow reads; transparency is kept unless --grey; --size, --grey, --weight
-  audio    .wav; sines of a high frequency are usual: --activation sine --init siren --omega 300
-  volume   .npy of shape (D, H, W) or (D, H, W, C); --size averages it down
+  image    PNG, JPEG, TIFF, WebP, ...; transparency is kept unless --grey; --size, --grey, --page, --weight
+  audio    .wav, .flac, .ogg; sines of a high frequency are usual: --activation sine --init siren --omega 300
+  volume   .npy, or .npz with one array, of shape (D, H, W) or (D, H, W, C); --size averages it down
   mesh     .obj, .ply, .stl, .off, .glb: inside or outside at sampled points; --samples, --size of the reconstruction
 
 """
@@ -66,6 +66,7 @@ def _signal_options(parser: argparse.ArgumentParser) -> None:
         "reconstruction (128)",
     )
     group.add_argument("--grey", action="store_true", help="image: one channel instead of three or four")
+    group.add_argument("--page", type=whole(0), help="image: page of a TIFF or frame of an animation, from 0")
     group.add_argument(
         "--weight", type=Path, help="image: grey mask of its size, 0 where it is missing; the PSNR is of all pixels"
     )
@@ -203,6 +204,7 @@ def _check_options(arguments: argparse.Namespace, name: str) -> None:
     given = {
         "size": arguments.size is not None,
         "grey": arguments.grey,
+        "page": arguments.page is not None,
         "weight": arguments.weight is not None,
         "samples": arguments.samples is not None,
     }

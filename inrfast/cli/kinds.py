@@ -84,7 +84,7 @@ def _load_image(arguments: argparse.Namespace) -> Signal:
     size = arguments.size or (IMAGE_SIDE,)
     size = size * 2 if len(size) == 1 else size
     pixels, whole = image.load_with_size(
-        arguments.signal, size, arguments.grey, alpha=None, memory_budget=arguments.memory_budget
+        arguments.signal, size, arguments.grey, None, arguments.page, arguments.memory_budget
     )
     weight = None if arguments.weight is None else _load_weight(arguments, size, whole)
     about = {"shape": list(pixels.shape[:2]), "offset": image.MID_GREY, "scale": 1.0}
@@ -174,7 +174,7 @@ def _write_mesh(predictions: Tensor, about: dict[str, Any], path: Path) -> None:
 
 
 KINDS = {
-    "image": Kind("an image", ".png", ("size", "grey", "weight"), _image_suffixes, _load_image, _write_image),
+    "image": Kind("an image", ".png", ("size", "grey", "page", "weight"), _image_suffixes, _load_image, _write_image),
     "audio": Kind("a sound", ".wav", (), lambda outputs: audio.WRITTEN, _load_audio, _write_audio),
     "volume": Kind("a NumPy array", ".npy", ("size",), lambda outputs: volume.WRITTEN, _load_volume, _write_volume),
     "mesh": Kind("a mesh", ".obj", ("size", "samples"), lambda outputs: MESH_SUFFIXES, _load_mesh, _write_mesh),
