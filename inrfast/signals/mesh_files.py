@@ -34,7 +34,7 @@ trimesh looks for what it knows in a file and passes over the rest, so that one 
 a smaller mesh without a word. These take every line and every byte, and refuse what they do not know."""
 
 GROWTH = 6
-"""Bytes of memory that reading takes for one of a file: 2 to 5 measured over the formats, more for short lines."""
+"""Bytes of memory that reading takes for one of a file, about: 2 to 9 measured, more for very short lines."""
 
 ROWS = 2**14
 """Triangles whose areas are computed at once."""
