@@ -132,10 +132,13 @@ def refusals_told() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, InrfastError) or not is_refusal(error):
             raise
-        free = available_bytes()
+        try:
+            free = told(available_bytes())
+        except (MemoryError, OSError):  # not even enough to read a line of a file
+            free = "0 B (0 bytes)"
         raise MemoryBudgetError(
             f"the system refused memory ({' '.join(str(error).split())[:200] or type(error).__name__}); "
-            f"{told(free)} are free. Take fewer points, a narrower network or a smaller "
+            f"{free} are free. Take fewer points, a narrower network or a smaller "
             "memory_budget"
         ) from error
 

@@ -281,12 +281,14 @@ def measured(name: str, budget: int | None, size: str, options: dict[str, Any], 
     except OSError:
         field = ""
     before, start, found = resident(), time.perf_counter(), {}
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
     if room is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + room,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + room, most))
     try:
         kept = call(budget, **options)
         del kept
     except Exception as error:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         batch = re.search(r"batch_size=(\d+) would fit", str(error))
         found = {
             "error": str(error),
@@ -294,6 +296,8 @@ def measured(name: str, budget: int | None, size: str, options: dict[str, Any], 
             "needed": getattr(error, "needed", None),
             "batch": int(batch[1]) if batch else None,
         }
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     peak = resident(field) if field else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"growth": peak - before, "seconds": round(time.perf_counter() - start, 2), **found}
 
