@@ -335,10 +335,11 @@ PLY_TYPES |= {"int32": "i4", "uint32": "u4", "float32": "f4", "float64": "f8"}
 
 def ply_elements(data: bytes) -> Array:
     """Return the triangles of a PLY file by its header: all elements there, and nothing after them."""
-    end = re.search(rb"([\r\n]+)[ \t]*end_header[ \t]*\1", data)
+    end = re.search(rb"[\r\n][ \t]*end_header[ \t]*(?=[\r\n])", data)
     demand(end is not None, "no end of the header")
     assert end is not None
     head, body = data[: end.start()].removeprefix(b"\xef\xbb\xbf"), data[end.end() :]
+    body = body[2 if body.startswith(b"\r\n") and b"\n" in head else 1 :]  # a first number may begin like a line end
     lines = [line.split() for line in re.split(r"[\r\n]", head.decode("latin-1")) if line.strip()]
     demand(len(lines) > 1 and lines[0] == ["ply"], "no header")
     (form,) = (words for words in lines if words[0] == "format")
