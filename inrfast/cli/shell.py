@@ -19,6 +19,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
+from inrfast.words import one_line, shortened
+
 EXIT_CODES = """\
 exit codes:
   0    done
@@ -41,9 +43,6 @@ BROKEN_PIPE = 128 + signal.SIGPIPE
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-MOST, MOST_WORD = 300, 150
-"""Characters of a message on one line, and of one word in it: a path, or what was typed."""
-
 AGAIN_SECONDS = 0.05
 
 WORD_SECONDS = 5.0
@@ -59,20 +58,6 @@ class UnwritableError(OSError):
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
-
-
-def one_line(what: object, most: int = MOST) -> str:
-    """Return a message as one printable line of at most ``most`` characters; what is cut is cut in the middle."""
-    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in str(what).strip())
-    line = re.sub(rf"\S{{{MOST_WORD + 1},}}", lambda word: _cut(word[0], MOST_WORD), line)
-    return _cut(line, most)
-
-
-def _cut(text: str, most: int) -> str:
-    if len(text) <= most:
-        return text
-    tail = (most - 3) // 2
-    return f"{text[: most - 3 - tail]}...{text[-tail:]}"
 
 
 def say(line: str) -> None:
@@ -229,7 +214,7 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
         return complain(error, 1)
     if isinstance(error, (ValueError, OSError)) or (errors is not None and isinstance(error, errors.InrfastError)):
         return complain(_words(error), 2)
-    first = _cut((str(error).strip().splitlines() or [""])[0], 150)
+    first = shortened((str(error).strip().splitlines() or [""])[0], 150)
     memory = sys.modules.get("inrfast.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.is_refusal(error)):
         asked = re.search(r"allocate (\S+ ?\w+)", str(error))  # torch's words, and NumPy's

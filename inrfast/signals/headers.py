@@ -37,6 +37,8 @@ def check(content: bytes, file: Path, demand: Demand) -> None:
     bits = 8
     if content.startswith(JPEG):
         _check_jpeg(content, file)
+    elif content.startswith((b"GIF87a", b"GIF89a")):
+        _check_gif(content, file)
     elif content.startswith((JPEG2000, CODESTREAM)):
         at = content.find(CODESTREAM)
         _check_codestream(content, at, file)
@@ -70,6 +72,21 @@ def _check_jpeg(content: bytes, file: Path) -> None:
             break
         at += length
     raise ValueError(f"{file} is truncated or damaged: its JPEG data have no end")
+
+
+def _check_gif(content: bytes, file: Path) -> None:
+    """Refuse a GIF whose blocks do not lead to its trailer: Pillow passes over what is missing or between them."""
+    at = 13 + (3 << (content[10] & 7) + 1 if content[10:11] >= b"\x80" else 0)
+    while content[at : at + 1] in (b"!", b","):
+        if content[at] == ord(","):
+            flags = int.from_bytes(content[at + 9 : at + 10])
+            at += 9 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
+        at += 2  # past the kind of an extension, or the width of an image's codes
+        while (length := int.from_bytes(content[at : at + 1])) > 0:
+            at += 1 + length
+        at += 1
+    if content[at : at + 1] != b";":
+        raise ValueError(f"{file} is truncated or damaged: no block of a GIF begins at byte {at}")
 
 
 def _check_codestream(content: bytes, at: int, file: Path) -> None:

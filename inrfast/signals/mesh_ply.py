@@ -14,6 +14,7 @@ from inrfast.signals.mesh_polygons import Polygons
 from inrfast.signals.mesh_text import (
     RowReader,
     Rows,
+    check_floats,
     check_line_count,
     check_open_index,
     floats,
@@ -167,6 +168,8 @@ def _read_ascii(
                 parts.append(_ascii_vertices(rows, element))
             else:
                 lists = _ascii_lists(rows, element)
+                if element.name != "face" or len(element.properties) > 1:
+                    check_floats(rows)
                 if element.name == "face":
                     corners, sizes = lists[element.corners()]
                     polygons.add(integers(rows, corners, np.array(sizes)), sizes, rows.numbers)
@@ -180,7 +183,7 @@ def _ascii_vertices(rows: Rows, element: Element) -> np.ndarray:
     _ascii_lists(rows, element)
     if any(one.length for one in element.properties):
         raise ValueError("its vertices have lists, which is not read")
-    return floats(rows, places)
+    return floats(rows, range(len(element.properties)))[:, places]  # colours must be numbers too
 
 
 def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], list[int]]]:

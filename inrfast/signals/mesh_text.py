@@ -148,6 +148,11 @@ def floats(rows: Rows, columns: Sequence[int]) -> np.ndarray:
     return np.stack([_numbers(rows, flat[column::width], ones, to_floats) for column in columns], axis=1)
 
 
+def check_floats(rows: Rows) -> None:
+    """Refuse words that are no numbers."""
+    _numbers(rows, list(chain.from_iterable(rows.words)), np.array(list(map(len, rows.words))), to_floats)
+
+
 def integers(rows: Rows, words: list[bytes], counts: np.ndarray) -> np.ndarray:
     """Return words, that many from each line, as integers, int64."""
     return _numbers(rows, words, counts, _to_integers)

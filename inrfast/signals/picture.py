@@ -76,7 +76,7 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
         header = png.check(content, file)
         if header.bits == 16:
             return _deep_png(content, header, file, page, demand)
-        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header.exif)
+        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header)
     headers.check(content, file, demand)
     netpbm = NETPBM.match(content[:4096])
     if netpbm and netpbm[4] != b"255":
@@ -85,9 +85,9 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
 
 
 def _by_pillow(
-    content: BinaryIO, names: list[str], file: Path, page: int | None, demand: Demand, exif: bytes | None = None
+    content: BinaryIO, names: list[str], file: Path, page: int | None, demand: Demand, header: png.Header | None = None
 ) -> Raster:
-    """Return a picture of 8 bits a channel (or one grey of 16), decoded by Pillow; ``exif`` as in :func:`_turned`."""
+    """Return a picture of 8 bits a channel (or one grey of 16), decoded by Pillow; ``header``: of a PNG."""
     with decoding(file):
         try:
             picture = Image.open(content, formats=names)
@@ -95,7 +95,7 @@ def _by_pillow(
             frames = (
                 1 if name in STILL or not getattr(picture, "is_animated", False) else getattr(picture, "n_frames", 1)
             )
-            turned = _turned(picture, exif)
+            turned = _turned(picture, None if header is None else header.exif)
             progressive = bool(picture.info.get("progressive"))
         except UnidentifiedImageError:
             name = ""
@@ -110,6 +110,11 @@ def _by_pillow(
     copies = 1 + 2 * (name in WHOLE or frames > 1) + (turned != 1)
     bytes_each = stored * copies + 6 * progressive  # libjpeg keeps the coefficients of all scans
     demand.check(file, *((width, height) if turned >= 5 else (height, width)), width * height * bytes_each)
+    if header is not None:
+        png.check_pixels(header, file)
+        if header.kind == 0 and header.bits in (2, 4) and "transparency" in picture.info:
+            # Pillow scales the greys to 8 bits, but not the one that stands for transparent.
+            picture.info["transparency"] *= 255 // (2**header.bits - 1)
     with decoding(file):
         if index:
             picture.seek(index)
@@ -162,6 +167,7 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
     channels = png.CHANNELS[header.kind] + header.transparent
     sides = (header.height, header.width)
     demand.check(file, *(sides[::-1] if turned >= 5 else sides), 2 * channels * header.height * header.width)
+    png.check_pixels(header, file)
     with decoding(file):
         samples = oriented(png.decode_deep(content), turned)
     base = 1 if samples.shape[2] < 3 else 3

@@ -18,6 +18,10 @@ MOST_INFLATED = 1032
 """Bytes that one byte of a deflate stream gives at most: 258 for a length and a distance of one bit each."""
 
 
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Of an interlaced PNG: the first column and row, and the steps from one to the next."""
+
+
 @dataclass(frozen=True)
 class Header:
     """What the first chunk of a PNG states, whether a colour is transparent, its orientation's chunk, its frames."""
@@ -29,6 +33,8 @@ class Header:
     transparent: bool
     exif: bytes | None
     frames: int
+    interlaced: bool
+    stream: tuple[memoryview, ...]
 
 
 def check(content: bytes, file: Path) -> Header:
@@ -41,6 +47,7 @@ def check(content: bytes, file: Path) -> Header:
     """
     chunks: dict[bytes, bytes] = {}
     at, packed, view = len(SIGNATURE), 0, memoryview(content)
+    stream: list[memoryview] = []
     while b"IEND" not in chunks:
         length, name = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
         end = at + 8 + length
@@ -52,6 +59,7 @@ def check(content: bytes, file: Path) -> Header:
             raise ValueError(f"{file} is damaged: a PNG begins with a header of 13 bytes")
         if name == b"IDAT":
             packed += length
+            stream.append(view[at + 8 : end])
         elif name in (b"IHDR", b"tRNS", b"eXIf", b"acTL", b"IEND"):
             chunks.setdefault(name, bytes(view[at + 8 : end]))
         at = end + 4
@@ -63,8 +71,29 @@ def check(content: bytes, file: Path) -> Header:
     pixels = height * width * CHANNELS[kind] * bits // 8
     if pixels > MOST_INFLATED * packed:
         raise ValueError(f"{file} is damaged: its header states {height}x{width} pixels, more than {packed} bytes hold")
+    if header[10] or header[11] or header[12] > 1:
+        raise ValueError(f"{file} is damaged: its header states a compression, filter or interlace that PNG has not")
     frames = max(int.from_bytes(chunks.get(b"acTL", b"")[:4], "big"), 1)
-    return Header(width, height, bits, kind, b"tRNS" in chunks, chunks.get(b"eXIf"), frames)
+    transparent, exif, interlaced = b"tRNS" in chunks, chunks.get(b"eXIf"), bool(header[12])
+    return Header(width, height, bits, kind, transparent, exif, frames, interlaced, tuple(stream))
+
+
+def check_pixels(header: Header, file: Path) -> None:
+    """Refuse pixels that do not inflate to the rows that the header states: Pillow makes up what is missing."""
+    expected, bits = 0, CHANNELS[header.kind] * header.bits
+    for left, top, across, down in PASSES if header.interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(header.width - left) // across), -(-(header.height - top) // down)
+        expected += rows * (1 + (columns * bits + 7) // 8) if columns > 0 and rows > 0 else 0
+    inflate, found = zlib.decompressobj(), 0
+    try:
+        for part in header.stream:
+            while len(part) and not inflate.eof and found <= expected:
+                found += len(inflate.decompress(part, 2**20))
+                part = memoryview(inflate.unconsumed_tail)
+    except zlib.error as error:
+        raise ValueError(f"{file} is damaged: its pixels cannot be inflated ({error})") from None
+    if found != expected or not inflate.eof:
+        raise ValueError(f"{file} is truncated or damaged: its pixels do not inflate to the {expected} bytes they take")
 
 
 def decode_deep(content: bytes) -> np.ndarray[Any, Any]:

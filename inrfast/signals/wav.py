@@ -139,7 +139,8 @@ def _format(form: bytes, order: str, file: Path) -> tuple[bool, int, int, int]:
     if not channels or not 0 < rate < 2**31 or not bits or frame % channels:
         raise ValueError(f"{file} is damaged: it states {channels} channels in {frame} bytes at {rate} Hz, {bits} bits")
     width = frame // channels
-    if bits > 8 * width or width > 8 or (code == FLOAT and bits not in (32, 64)):
+    unclear = bits <= 8 < 8 * width  # whether such samples have a sign
+    if bits > 8 * width or width > 8 or unclear or (code == FLOAT and (bits not in (32, 64) or bits != 8 * width)):
         raise ValueError(
             f"{file} holds samples of {bits} bits in {width} bytes: PCM has up to 64, floats have 32 or 64"
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 from inrfast.files import shown
 from inrfast.training.networks import load_network, save_network
 from inrfast.training.schema import FIT_SCHEMA, NETWORK_SCHEMA, check, check_fit, short
-from inrfast.training.trees import pack, read_tree, unpack, write_tree
+from inrfast.training.trees import fault_told, pack, read_tree, unpack, write_tree
 
 __all__ = [
     "FIT_SCHEMA",
@@ -40,10 +40,8 @@ def read_fit(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, An
         As :func:`inrfast.training.trees.read_tree`; the file's description is damaged.
     """
     _, tree, about = read_tree(path, (FIT_SCHEMA,))
-    try:
+    with fault_told(f"{shown(path)} is damaged"):
         check_fit(tree, about)
-    except ValueError as error:
-        raise ValueError(f"{shown(path)} is damaged: {error}") from error
     return tree, about
 
 

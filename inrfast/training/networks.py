@@ -26,7 +26,7 @@ from inrfast.training.schema import (
     plain,
     short,
 )
-from inrfast.training.trees import content_of, read_tree
+from inrfast.training.trees import content_of, fault_told, read_tree
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that networks have."""
@@ -111,7 +111,7 @@ def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
         The file is truncated, damaged, of another kind, of several networks or of no INR, or its weights do not fit.
     """
     schema, tree, about = read_tree(path, (NETWORK_SCHEMA, FIT_SCHEMA))
-    try:
+    with fault_told(f"{shown(path)} does not hold the network it describes"):
         if schema == FIT_SCHEMA:
             check_fit(tree, about)
             tree, about = _only_network(tree, about)
@@ -119,8 +119,6 @@ def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
             NETWORK_TREE(tree, "tree")
             NETWORK_ABOUT(about, "about")
         return _network(tree, about, "about.net").eval(), about["signal"]
-    except ValueError as error:
-        raise ValueError(f"{shown(path)} does not hold the network it describes: {error}") from error
 
 
 def _only_network(tree: dict[str, Any], about: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -36,7 +36,8 @@ from inrfast.training.run import Member, Run
 from inrfast.training.schema import FIT_SCHEMA, check
 from inrfast.training.settings import Settings, check_not_there
 from inrfast.training.stack import modes_kept
-from inrfast.training.trees import pack, write_tree
+from inrfast.training.trees import fault_told, pack, write_tree
+from inrfast.words import one_line
 
 UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
 """Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
@@ -464,10 +465,8 @@ class Session:
         if len(tree["callbacks"]) != len(self.settings.callbacks):
             then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.settings.callbacks)}"
             raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
-        try:
+        with fault_told(f"checkpoint: {shown(self.path)} does not fit this fit"):
             self._check_state(tree)
-        except ValueError as error:
-            raise ValueError(f"checkpoint: {shown(self.path)} does not fit this fit: {error}") from error
         self._warn_of_uncompared(now, before)
         return {**tree, "about": about}
 
@@ -510,7 +509,9 @@ class Session:
 
 
 def _listed(found: Sequence[str], most: int) -> str:
-    return "; ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+    return "; ".join(one_line(entry, 160) for entry in found[:most]) + (
+        f" and {len(found) - most} more" if len(found) > most else ""
+    )
 
 
 def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:

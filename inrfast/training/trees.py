@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from inrfast.files import opened, shown, whole_file
 from inrfast.memory import available_bytes, require
+from inrfast.words import one_line
 
 TENSOR = "tensor of this place"
 """What stands in the JSON for a tensor."""
@@ -195,17 +197,24 @@ def read_tree(path: str | os.PathLike[str], schemas: Iterable[str]) -> tuple[str
     try:
         tensors = _tensors(content)
     except SafetensorError as error:
-        raise ValueError(f"{file} is empty, truncated or no safetensors file: {error}") from error
+        raise ValueError(f"{file} is empty, truncated or no safetensors file: {one_line(error)}") from error
     del content
-    try:
+    with fault_told(f"{file} is damaged"):
         if HASH in metadata and metadata[HASH] != digest(metadata, tensors):
             raise ValueError("its contents are not those that were written: their hash is another")
         tree, about = unpack(_parsed(metadata, "tree"), tensors), _parsed(metadata, "about")
         if not isinstance(tree, dict) or not isinstance(about, dict):
             raise ValueError("its tree and its description must be dicts")
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
     return metadata["schema"], tree, about
+
+
+@contextmanager
+def fault_told(fault: str) -> Iterator[None]:
+    """Say what is wrong with a file before the details, which hold names of the file: any signs, of any length."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{fault}: {one_line(error)}") from error
 
 
 def _read(path: str | os.PathLike[str], schemas: tuple[str, ...]) -> tuple[dict[str, str], bytes]:

@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 import inrfast.memory  # noqa: F401  (as in every command that computes)
 from inrfast.cli import main
-from inrfast.cli.shell import MOST, MOST_WORD, Interrupts, one_line, orderly
+from inrfast.cli.shell import Interrupts, orderly
 
 MODULE = ["-m", "inrfast.cli"]
 PRINTS = ["-c", "from inrfast.cli.shell import *; sys.exit(orderly(lambda _: print_out('result') or 0, True))"]
@@ -207,21 +205,6 @@ def test_names_leave_through_an_encoding_that_lacks_their_letters(folder, monkey
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
-
-
-@given(st.text(st.characters(), max_size=800), st.integers(20, 400))
-def test_a_message_is_one_printable_line_of_bounded_length(text, most):
-    line = one_line(text, most)
-    assert len(line) <= most and line.isprintable()
-    if text.isprintable() and len(text) <= min(most, MOST_WORD):
-        assert line == text.strip()
-
-
-@given(st.text(st.characters(categories=("L", "N")), min_size=MOST_WORD + 1, max_size=5000))
-def test_what_was_typed_at_length_leaves_room_for_what_is_accepted(typed):
-    line = one_line(f"--width takes a number, got {typed!r} (see inrfast ntk --help)")
-    assert line.startswith("--width takes a number, got ") and line.endswith("(see inrfast ntk --help)")
-    assert len(line) <= MOST
 
 
 @pytest.mark.parametrize(

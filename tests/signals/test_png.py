@@ -19,12 +19,8 @@ from inrfast.signals.image import load_image
 from inrfast.signals.raster import oriented
 
 KINDS = [
-    *((bits, 1, False) for bits in (1, 2, 4, 8, 16)),
-    *(
-        (bits, channels, keyed)
-        for bits in (8, 16)
-        for channels, keyed in ((1, True), (2, False), (3, False), (3, True))
-    ),
+    *((bits, 1, keyed) for bits in (1, 2, 4, 8, 16) for keyed in (False, True)),
+    *((bits, channels, keyed) for bits in (8, 16) for channels, keyed in ((2, False), (3, False), (3, True))),
     *((bits, 4, False) for bits in (8, 16)),
 ]
 """Bits, samples a pixel, and whether one colour stands for "transparent"."""
@@ -120,6 +116,20 @@ def test_with_right_checksums_another_reader_decides(tmp_path: Path) -> None:
                 continue
             rows = np.array([list(row) for row in png.Reader(bytes=content).read()[2]]).reshape(9, 11, channels)
             np.testing.assert_array_equal(got, meant(rows, bits)[..., :3])
+
+
+@pytest.mark.parametrize(("bits", "channels"), [(1, 1), (8, 1), (8, 3), (16, 3)])
+def test_pixels_are_as_many_as_the_header_states(tmp_path: Path, bits: int, channels: int) -> None:
+    path, kind, width = tmp_path / "a.png", {1: 0, 3: 2}[channels], 11
+    row = bytes(1 + -(-width * bits * channels // 8))
+    for rows in (1, 6, 8, 9, 10, 40):
+        for packed in (zlib.compress(rows * row), zlib.compress(rows * row)[:-5], zlib.compress(rows * row + b"0")):
+            path.write_bytes(states(width, 9, bits, kind, packed))
+            if rows == 9 and packed == zlib.compress(rows * row):
+                assert load_image(path).shape == (9, width, 3)
+                continue
+            with pytest.raises(ValueError, match=r"a\.png is"):
+                load_image(path)
 
 
 def test_stated_sizes_are_checked_before_anything_is_decoded(tmp_path: Path) -> None:
