@@ -157,6 +157,7 @@ OPTIONS = {
         **NETWORK,
         "--size": SIZES,
         "--grey": None,
+        "--page": NUMBERS,
         "--weight": "file",
         "--samples": NUMBERS,
         "--lr": NUMBERS,
