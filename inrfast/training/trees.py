@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, deserialize
-from safetensors.torch import save
 from torch import Tensor
 
 from inrfast.files import opened, shown, whole_file
@@ -40,6 +39,8 @@ TYPES = {
 }
 """Dtypes by their names in safetensors files."""
 
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+
 
 # ---- trees -------------------------------------------------------------------------------------------------------
 
@@ -55,6 +56,10 @@ def pack(tree: Any, place: str, tensors: dict[str, Tensor], depth: int = 0) -> A
     if depth > DEEPEST:
         raise ValueError(f"a checkpoint holds up to {DEEPEST} dicts and lists inside each other, got more at {place}")
     if isinstance(tree, Tensor):
+        if tree.dtype not in NAMES or tree.layout != torch.strided:
+            raise TypeError(
+                f"a checkpoint holds dense tensors of plain numbers, got {tree.dtype}, {tree.layout} at {place}"
+            )
         name = place
         while name in tensors:  # as of {"a.b": ..., "a": {"b": ...}}
             name += "'"
@@ -144,19 +149,30 @@ def write_tree(
         os.fsync(file.fileno())  # the new name must not reach the disk before what it names
 
 
-def content_of(schema: str, tree: dict[str, Any], about: dict[str, Any]) -> tuple[bytes, memoryview]:
-    """Return the bytes of a file in two parts, its header and its numbers."""
+def content_of(schema: str, tree: dict[str, Any], about: dict[str, Any]) -> list[bytes | memoryview]:
+    """Return the bytes of a file in parts: its header, then the numbers of its tensors, which are not copied again."""
     tensors: dict[str, Tensor] = {}
     metadata = {"schema": schema, "tree": json.dumps(pack(tree, "", tensors)), "about": json.dumps(about)}
     metadata[HASH] = digest(metadata, tensors)
-    content = memoryview(save(tensors, metadata))
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:start]))
-    del header["__metadata__"]  # whose order changes from process to process
-    entries = sorted(header.items(), key=lambda entry: (entry[1]["data_offsets"], entry[0]))
-    text = json.dumps({"__metadata__": metadata, **dict(entries)}, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, content[start:]
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    parts, at = [], 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # each begins at its own size
+        tensor = tensors[name]
+        entries[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        parts.append(_bytes(tensor))
+        at += tensor.nbytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return [len(header).to_bytes(8, "little") + header, *parts]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Return the numbers of a contiguous tensor on the CPU as they lie in memory."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(b"")
 
 
 def digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
@@ -166,8 +182,7 @@ def digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
         _add(total, key.encode(errors="surrogatepass"), metadata[key].encode(errors="surrogatepass"))
     for name in sorted(tensors):
         tensor = tensors[name]
-        numbers = tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
-        _add(total, json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), numbers)
+        _add(total, json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), _bytes(tensor))
     return total.hexdigest()
 
 

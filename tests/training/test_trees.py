@@ -108,6 +108,9 @@ def test_what_a_file_cannot_hold_is_named() -> None:
         pack({"a": [1, same]}, "", {})
     with pytest.raises(TypeError, match="plain keys, got tuple at a"):
         pack({"a": {(1, 2): 3}}, "", {})
+    for strange in (torch.zeros(2, dtype=torch.complex128), torch.eye(2).to_sparse()):
+        with pytest.raises(TypeError, match=rf"{strange.dtype}, .* at a"):
+            pack({"a": strange}, "", {})
     with pytest.raises(ValueError, match="up to 64 dicts and lists inside each other"):
         pack(nested(40), "", {})
 
