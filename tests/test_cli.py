@@ -551,3 +551,29 @@ def test_info_is_text_or_json(capsys):
     assert "versions" in capsys.readouterr().out
     assert main(["info", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["versions"]["inrfast"] == inr.__version__
+
+
+def test_a_checkpoint_is_no_file_that_is_read(photo, tmp_path, refused):
+    weight, state = tmp_path / "weight.png", tmp_path / "state"
+    weight.write_bytes(photo.read_bytes())
+    state.touch()
+    refused(fit_photo(photo, "--checkpoint", photo), "--checkpoint must be another file than the signal")
+    refused(fit_photo(photo, "--checkpoint", weight, "--weight", weight), "another file than --weight")
+    refused(fit_photo(photo, "--checkpoint", state), "--checkpoint", "exists", "--resume")
+    assert weight.read_bytes() == photo.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["fit", ""], ["signal", "takes a path"]),
+        (["diagnose", "--out", ""], ["--out", "takes a path"]),
+        (["diagnose", "--out", "/proc/nowhere"], ["--out", "cannot write /proc/nowhere:"]),
+        (["ntk", "--output", "-1"], ["--output", "number of an output"]),
+        (["ntk", "--rtols", "2"], ["--rtols", "below 1"]),
+        (["fit", "photo.png", "--size", "8x8x8"], ["--size of an image", "8x8x8"]),
+    ],
+)
+def test_options_are_named_with_what_they_take(photo, argv, words, monkeypatch, refused):
+    monkeypatch.chdir(photo.parent)
+    refused(argv, *words)

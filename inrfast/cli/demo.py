@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, seed_option
+from inrfast.cli.options import add_command, common_options, path, seed_option
 from inrfast.cli.output import print_result
 
 
@@ -22,8 +21,8 @@ def add(commands: Any) -> None:
         "  inrfast demo --quick --out out/quick\n"
         "  inrfast demo --image photo.jpg --json > numbers.json\n",
     )
-    parser.add_argument("--out", type=Path, default="out/demo", help="folder to write (default: %(default)s)")
-    parser.add_argument("--image", type=Path, help="photograph to fit (default: the astronaut of scikit-image)")
+    parser.add_argument("--out", type=path, default="out/demo", help="folder to write (default: %(default)s)")
+    parser.add_argument("--image", type=path, help="photograph to fit (default: the astronaut of scikit-image)")
     parser.add_argument("--quick", action="store_true", help="small sizes: seconds instead of minutes, other numbers")
 
 

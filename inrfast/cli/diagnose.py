@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from inrfast.cli.options import (
@@ -11,9 +10,10 @@ from inrfast.cli.options import (
     calibrated_network,
     common_options,
     network_options,
-    number,
+    path,
     seed_option,
     shape,
+    share,
     whole,
 )
 from inrfast.cli.output import bar, check_folder, print_result, progress
@@ -34,11 +34,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--grid", type=shape, default="256x256", help="points an axis (default: %(default)s)")
     parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
-    parser.add_argument("--rtols", type=number, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
+    parser.add_argument("--rtols", type=share, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
     parser.add_argument(
         "--ntk-points", type=whole(), default=None, help="points of the tangent kernel at most, thins the grid (all)"
     )
-    parser.add_argument("--out", type=Path, help="folder for report.json, report.txt and report.png")
+    parser.add_argument("--out", type=path, help="folder for report.json, report.txt and report.png")
 
 
 def run(arguments: argparse.Namespace) -> int:

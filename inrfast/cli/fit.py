@@ -18,12 +18,14 @@ from inrfast.cli.options import (
     network,
     network_options,
     number,
+    path,
     seed_option,
     shape,
     whole,
 )
 from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress, reading
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
+from inrfast.files import shown
 
 ENDINGS = """\
 signals, by the ending of the file:
@@ -51,8 +53,8 @@ def add(commands: Any) -> None:
         "  inrfast fit bunny.obj --batch-size 20000 --checkpoint bunny.checkpoint --resume\n",
     )
     parser.epilog = ENDINGS + str(parser.epilog)
-    parser.add_argument("signal", type=Path, help="the image, sound, volume or mesh")
-    parser.add_argument("--out", type=Path, help="file to write, report and model beside it (result.png, .wav, ...)")
+    parser.add_argument("signal", type=path, help="the image, sound, volume or mesh")
+    parser.add_argument("--out", type=path, help="file to write, report and model beside it (result.png, .wav, ...)")
     _signal_options(parser)
     _training_options(parser)
 
@@ -68,7 +70,7 @@ def _signal_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grey", action="store_true", help="image: one channel instead of three or four")
     group.add_argument("--page", type=whole(0), help="image: page of a TIFF or frame of an animation, from 0")
     group.add_argument(
-        "--weight", type=Path, help="image: grey mask of its size, 0 where it is missing; the PSNR is of all pixels"
+        "--weight", type=path, help="image: grey mask of its size, 0 where it is missing; the PSNR is of all pixels"
     )
     group.add_argument("--samples", type=whole(), help="mesh: points to fit, half of them near the surface (200000)")
 
@@ -84,7 +86,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", default="high", help="high (fp32), highest (fp64), medium (bf16) (%(default)s)")
     group.add_argument("--target-psnr", type=number, help="stop at this PSNR (dB)")
     group.add_argument("--patience", type=whole(), help="stop after so many evaluations without a better PSNR")
-    group.add_argument("--checkpoint", type=Path, help="file for the state of the fit, to go on from")
+    group.add_argument("--checkpoint", type=path, help="file for the state of the fit, to go on from")
     group.add_argument("--checkpoint-seconds", type=number, default=60.0, help="between two of them (%(default)s)")
     group.add_argument("--resume", action="store_true", help="go on from --checkpoint, if there is one")
     memory_option(group)
@@ -109,8 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
     check_file(out, kind.suffixes(1), kinds.listed(kind.suffixes(1)))
-    for path in (report_file, model_file):
-        check_target("--out", path)
+    for file in (report_file, model_file):
+        check_target("--out", file)
     if arguments.checkpoint is not None:
         check_target("--checkpoint", arguments.checkpoint)
     _check_apart((out, report_file, model_file), arguments)
@@ -216,11 +218,18 @@ def _check_options(arguments: argparse.Namespace, name: str) -> None:
 
 def _check_apart(written: Iterable[Path], arguments: argparse.Namespace) -> None:
     """Refuse to write over what is read, or one file over another."""
-    files = {"the signal": arguments.signal, "--weight": arguments.weight, "--checkpoint": arguments.checkpoint}
-    for path in written:
+    checkpoint = arguments.checkpoint
+    files = {"the signal": arguments.signal, "--weight": arguments.weight}
+    for what, other in files.items():
+        if None not in (checkpoint, other) and os.path.realpath(checkpoint) == os.path.realpath(other):
+            raise ValueError(f"--checkpoint must be another file than {what}, got {checkpoint} for both")
+    if checkpoint is not None and checkpoint.exists() and not arguments.resume:
+        raise FileExistsError(f"--checkpoint: {shown(checkpoint)} exists; go on from it with --resume, or name another")
+    files["--checkpoint"] = checkpoint
+    for file in written:
         for what, other in files.items():
-            if other is not None and os.path.realpath(path) == os.path.realpath(other):
-                raise ValueError(f"--out must be another file than {what}, got {path} for both")
+            if other is not None and os.path.realpath(file) == os.path.realpath(other):
+                raise ValueError(f"--out must be another file than {what}, got {file} for both")
 
 
 def _held_out_iou(net: torch.nn.Module, coords: torch.Tensor, inside: torch.Tensor) -> float:

@@ -83,6 +83,8 @@ def _image_suffixes(outputs: int) -> tuple[str, ...]:
 def _load_image(arguments: argparse.Namespace) -> Signal:
     size = arguments.size or (IMAGE_SIDE,)
     size = size * 2 if len(size) == 1 else size
+    if len(size) != 2:
+        raise ValueError(f"--size of an image must be one size or two, such as 240x320, got {'x'.join(map(str, size))}")
     pixels, whole = image.load_with_size(
         arguments.signal, size, arguments.grey, None, arguments.page, arguments.memory_budget
     )

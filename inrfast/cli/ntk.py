@@ -18,19 +18,23 @@ from inrfast.cli.options import (
     calibrated_network,
     common_options,
     network_options,
-    number,
+    path,
     seed_option,
     shape,
+    share,
     whole,
 )
 from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
 from inrfast.cli.shell import at_work, say
+from inrfast.errors import nearest
 from inrfast.files import shown, whole_file
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
 
 if TYPE_CHECKING:
     from inrfast.tangent_kernel import NTK
+
+OUTPUTS = ("trace", "full")
 
 
 def add(commands: Any) -> None:
@@ -49,8 +53,8 @@ def add(commands: Any) -> None:
     parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
     parser.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (trace)")
     parser.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
-    parser.add_argument("--rtols", type=number, nargs="+", help="print ranks at these tolerances, as intervals")
-    parser.add_argument("--out", type=Path, help="write the dense kernel to this .npy file")
+    parser.add_argument("--rtols", type=share, nargs="+", help="print ranks at these tolerances, as intervals")
+    parser.add_argument("--out", type=path, help="write the dense kernel to this .npy file")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -111,7 +115,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _output(text: str) -> str | int:
-    return int(text) if text.isdecimal() else text
+    if text.isdecimal() and len(text) < 19:
+        return int(text)
+    if text not in OUTPUTS:
+        hint = nearest(text, OUTPUTS)
+        raise argparse.ArgumentTypeError(f"takes trace, full or the number of an output, from 0, got {text!r}.{hint}")
+    return text
 
 
 def _interval(rank: dict[str, Any]) -> str:

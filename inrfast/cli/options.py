@@ -7,6 +7,7 @@ import importlib
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -169,6 +170,21 @@ def number(text: str) -> float:
         if math.isfinite(found := float(text)):
             return found
     raise argparse.ArgumentTypeError(f"takes a finite number, got {text!r}")
+
+
+def share(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    with suppress(ValueError):
+        if 0 < (found := float(text)) < 1:
+            return found
+    raise argparse.ArgumentTypeError(f"takes numbers above 0 and below 1, such as 1e-4, got {text!r}")
+
+
+def path(text: str) -> Path:
+    """Return a path; an empty one, which would be the current folder, is a variable of the shell that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("takes a path, got ''")
+    return Path(text)
 
 
 def shape(text: str) -> tuple[int, ...]:

@@ -22,6 +22,8 @@ PROBE = ".inrfast-probe"
 
 def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str) -> None:
     """Print what was found, as JSON or as text."""
+    # JSON has escapes for the bytes of names that are not UTF-8; text has them as errors do.
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     print_out(json.dumps(found, indent=2, allow_nan=False) if arguments.json else text)
 
 
@@ -60,7 +62,10 @@ def check_folder(option: str, folder: Path) -> None:
     OSError, ValueError
         It is a file, it cannot be written or made, or no folder can have such a name; the message names the option.
     """
-    check_target(option, folder / PROBE)
+    try:
+        check_target(option, folder / PROBE)
+    except (OSError, ValueError) as error:
+        raise type(error)(str(error).replace(f"{os.sep}{PROBE}", "")) from error
 
 
 def check_target(option: str, path: Path) -> None:

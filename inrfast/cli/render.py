@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, memory_option, shape, whole
+from inrfast.cli.options import add_command, common_options, memory_option, path, shape, whole
 from inrfast.cli.output import bar, check_file, make_folder, print_result, progress, reading
 from inrfast.cli.shell import at_work
 from inrfast.errors import check_int
@@ -25,8 +24,8 @@ def add(commands: Any) -> None:
         "  inrfast render speech.safetensors speech48.wav --rate 48000\n"
         "  inrfast render bunny.safetensors bunny.ply --size 512 --memory-budget 2G\n",
     )
-    parser.add_argument("model", type=Path, help="the model that inrfast fit wrote (.safetensors)")
-    parser.add_argument("out", type=Path, help="file to write; its ending must go with the model's kind")
+    parser.add_argument("model", type=path, help="the model that inrfast fit wrote (.safetensors)")
+    parser.add_argument("out", type=path, help="file to write; its ending must go with the model's kind")
     parser.add_argument(
         "--size", type=shape, help="points an axis, such as 1024x1024 (default: as fitted; a mesh: 256 an axis)"
     )

@@ -154,6 +154,7 @@ def orderly(work: Callable[[Interrupts], int], own: bool) -> int:
         stack.enter_context(_one_line_warnings(interrupts))
         try:
             try:
+                flush()  # where results cannot go, none are worked out
                 code = work(interrupts)
             except SystemExit as stop:  # argparse has printed the help
                 code = int(stop.code or 0)

@@ -1,0 +1,41 @@
+"""The public names of :mod:`inrfast`, from where they live."""
+
+from inrfast import distributed, init
+from inrfast.analysis.diagnosis import diagnose
+from inrfast.analysis.rank import numerical_rank
+from inrfast.analysis.report import DiagnosisReport
+from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
+from inrfast.grids import grid
+from inrfast.jacobians import LayerwiseJacobian, jacobian
+from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.nn import INR, SphereNorm, calibrate_batchnorm_
+from inrfast.ops.grid_init import rank_expanding
+from inrfast.tangent_kernel import NTK, ntk
+from inrfast.training.loop import fit
+from inrfast.training.many import fit_many
+from inrfast.training.session import FitResult
+
+__all__ = [
+    "INR",
+    "NTK",
+    "DiagnosisReport",
+    "FitResult",
+    "LayerwiseJacobian",
+    "Polynomial",
+    "PositionalEncoding",
+    "RandomFourier",
+    "RankInterval",
+    "Spectrum",
+    "SphereNorm",
+    "calibrate_batchnorm_",
+    "diagnose",
+    "distributed",
+    "fit",
+    "fit_many",
+    "grid",
+    "init",
+    "jacobian",
+    "ntk",
+    "numerical_rank",
+    "rank_expanding",
+]
