@@ -160,7 +160,7 @@ def test_a_full_stdout_is_one_clear_line(tmp_path, buffered):
 
 
 def test_closed_streams_are_told_and_no_file_takes_their_place(tmp_path):
-    opens = ["-c", PRINTS[1].replace("print_out", "open('file', 'w').write")]
+    opens = ["-c", PRINTS[1].replace("print_out", "0 * open('file', 'w').write")]
     for words, number, code, told in ((PRINTS, 1, 2, "stdout is closed"), (opens, 1, 2, "stdout"), (opens, 2, 0, "")):
         process = started("", tmp_path, words, closing=number)
         out, err = process.communicate(timeout=30)
