@@ -73,12 +73,16 @@ def _join_lines(text: bytes) -> bytes:
 
     def join(match: re.Match[bytes]) -> bytes:
         lines = match[0].split(b"\\\n")
-        for number, (line, following) in enumerate(pairwise(lines), line_at(text, match.start())):
+        for place, (line, following) in enumerate(pairwise(lines)):
             goes_on = without_comments(following).strip()
             if line != without_comments(line) and goes_on:
-                raise ValueError(f"line {number} is a comment that ends in a backslash: the next may belong to it")
-            if line[-1:].strip() and following[:1].strip() and goes_on:
-                raise ValueError(f"line {number} ends in a backslash without white space before it or after it")
+                what = "is a comment that ends in a backslash: the next may belong to it"
+            elif line[-1:].strip() and following[:1].strip() and goes_on:
+                what = "ends in a backslash without white space before it or after it"
+            else:
+                continue
+            # Counted here alone: counting for each match would take time by the square of the text.
+            raise ValueError(f"line {line_at(text, match.start()) + place} {what}")
         return b" ".join(lines) + b"\n" * (len(lines) - 1)
 
     return re.sub(rb"^(?:[^\n]*\\\n)+[^\n]*", join, text, flags=re.MULTILINE)
