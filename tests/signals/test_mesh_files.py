@@ -3,6 +3,7 @@
 import random
 import re
 import struct
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -327,6 +328,93 @@ def test_memory_is_a_few_times_the_file(kind: str, tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+# ---- time that grows as the file does ----------------------------------------------------------------------------
+
+PLY_HEAD = (
+    "ply\nformat {} 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    "element face 1\nproperty list uchar int vertex_indices\n{}end_header\n"
+)
+
+
+def ply_with(more: str, count: int, size: int, ascii: bool) -> bytes:
+    """Return a triangle and zeros of ``size`` bytes, or one word, for each of ``count`` times more of a header."""
+    head = PLY_HEAD.format("ascii" if ascii else "binary_little_endian", more).encode()
+    if ascii:
+        return head + b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n" + (b"0\n" if more.startswith("element e0 ") else b"0 ") * count
+    return head + struct.pack("<9fB3i", 0, 0, 0, 1, 0, 0, 0, 1, 0, 3, 0, 1, 2) + bytes(size * count)
+
+
+def glb_of_parts(count: int, shown: bool) -> bytes:
+    """Return a mesh whose many parts have one large table of quantised points in common, beside a triangle."""
+    rows = 4 * count
+    data = np.eye(3, dtype="<f4").tobytes() + bytes([0, 1, 2, 0]) + bytes(3 * rows)
+    views = [(0, 36), (36, 3), (40, 3 * rows)]
+    table = {"componentType": 5120, "count": rows, "type": "VEC3", "normalized": True, "bufferView": 2}
+    part = {"attributes": {"POSITION": 2}, "indices": 1}
+    tree = {
+        "buffers": [{"byteLength": len(data)}],
+        "bufferViews": [{"buffer": 0, "byteOffset": start, "byteLength": size} for start, size in views],
+        "accessors": [
+            {"componentType": 5126, "count": 3, "type": "VEC3", "bufferView": 0},
+            {"componentType": 5121, "count": 3, "type": "SCALAR", "bufferView": 1},
+            table,
+        ],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}, {"primitives": [part] * count}],
+        "nodes": [{"mesh": 0}, {"mesh": 1}],
+        "scenes": [{"nodes": [0, 1] if shown else [0]}],
+    }
+    return glb(tree, data)
+
+
+def properties(kind: str, count: int) -> str:
+    return "element e 1\n" + "".join(f"property {kind} p{i}\n" for i in range(count))
+
+
+def elements(count: int) -> str:
+    return "".join(f"element e{i} 1\nproperty int x\n" for i in range(count))
+
+
+GROWING: dict[str, tuple[str, Callable[[int], bytes]]] = {
+    "joined lines": (".obj", lambda n: CORNER.encode() + b"f 1 2 3\n" + b"g \\\nx\n" * n),
+    "one joined line": (".obj", lambda n: CORNER.encode() + b"f 1 2 3\ng " + b"\\\nx " * n + b"\n"),
+    "backslashes": (".obj", lambda n: CORNER.encode() + b"f 1 2 3\ng " + b"\\" * n + b"\n"),
+    "solids": (".stl", lambda n: b"solid\nendsolid\n" * n + f"solid a\n{FACET}endsolid\n".encode()),
+    "parts": (".glb", lambda n: glb_of_parts(n // 2, shown=True)),
+    "parts in no node": (".glb", lambda n: glb_of_parts(n // 2, shown=False)),
+    **{
+        f"{what}, {'ascii' if text else 'binary'}": (
+            ".ply",
+            lambda n, of=of, size=size, text=text: ply_with(of(n), n, size, text),  # type: ignore[misc]
+        )
+        for what, of, size in (
+            ("properties", lambda n: properties("int", n), 4),
+            ("lists", lambda n: properties("list uchar int", n), 1),
+            ("elements", elements, 4),
+        )
+        for text in (False, True)
+    },
+}
+"""Files of one triangle and so many of something else."""
+
+
+@pytest.mark.parametrize("what", GROWING)
+def test_time_grows_as_the_file_does(what: str, tmp_path: Path) -> None:
+    """16 times the size takes far less than 256 times the processor time: no more than 48, where it can be told."""
+    suffix, content = GROWING[what]
+    times = []
+    for count in (1500, 24000):
+        file = tmp_path / f"{count}{suffix}"
+        file.write_bytes(content(count))
+        best = float("inf")
+        for _ in range(2):
+            start = time.process_time()
+            mesh = load_mesh(file)
+            best = min(best, time.process_time() - start)
+        assert mesh.area > 0
+        times.append(best)
+    assert times[1] < max(48 * times[0], 0.1), times
+
+
 # ---- what a scene holds ------------------------------------------------------------------------------------------
 
 
@@ -394,7 +482,8 @@ def test_a_scene_is_placed_as_another_program_places_it(seed: int, tmp_path: Pat
         (lambda tree: tree["nodes"][0].update(children=[7]), "no nodes 7"),
         (lambda tree: tree["nodes"][0].update(scale=[1, float("nan"), 1]), "scale"),
         (lambda tree: tree["nodes"][0].update(scale="1"), "scale"),
-        (lambda tree: tree["scenes"][0].update(nodes=[]), "in no node"),
+        (lambda tree: tree["scenes"][0].update(nodes=[]), "none is in a node"),
+        (lambda tree: tree["nodes"][0].update(matrix=np.eye(4).ravel().tolist(), scale=[1, 1, 2]), "place beside it"),
         (lambda tree: tree.update(scenes=[]), "no scenes 0"),
         (lambda tree: tree.update(scene=-1), "no scenes -1"),
         (lambda tree: tree["meshes"][0]["primitives"][0].update(mode=7), "mode 7"),
@@ -453,16 +542,61 @@ def test_quantised_vertices_are_read(code: int, dtype: type, tmp_path: Path) -> 
 
 def test_no_small_file_repeats_a_mesh_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree, data = glb_parts([Solid(random.Random(0))], random.Random(0))
-    tree["nodes"] *= 10**4
-    tree["scenes"][0]["nodes"] = list(range(10**4))
+    tree["meshes"][0]["primitives"] *= 20
+    tree["nodes"] *= 2000
+    tree["scenes"][0]["nodes"] = list(range(2000))
     (tmp_path / "repeated.glb").write_bytes(glb(tree, data))
-    assert len(load_mesh(tmp_path / "repeated.glb").faces) % 10**4 == 0
-    monkeypatch.setattr("inrfast.signals.mesh_glb.budget_bytes", lambda asked: 10**6)
+    assert len(load_mesh(tmp_path / "repeated.glb").faces) % 2000 == 0
+    monkeypatch.setattr("inrfast.signals.mesh_glb.budget_bytes", lambda asked: 2 * 10**6)
     tracemalloc.start()
     with pytest.raises(MemoryBudgetError, match="all its copies needs"):
         load_mesh(tmp_path / "repeated.glb")
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
+
+
+def test_json_takes_no_more_memory_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of nothing and objects in objects take up to 48 times their text."""
+    asked = []
+    monkeypatch.setattr("inrfast.signals.mesh_glb.require", lambda needed, *_: asked.append(needed))
+    for item in (
+        "[]",
+        "{}",
+        "[[]]",
+        '{"":1}',
+        "1.5",
+        '"\U0001f600"',
+        "[" * 800 + "]" * 800,
+        '{"":' * 800 + "1" + "}" * 800,
+    ):
+        for other in ("1", '"\U0001f600"'):
+            text = f"[{','.join([item] * (2 * 10**5 // len(item)))},{other}]".encode()
+            body = struct.pack("<I4s", len(text), b"JSON") + text
+            (tmp_path / "a.glb").write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
+            tracemalloc.start()
+            with pytest.raises(ValueError, match="no object"):
+                load_mesh(tmp_path / "a.glb")
+            assert tracemalloc.get_traced_memory()[1] < 2**15 + 3 * len(body) + asked[-1]
+            tracemalloc.stop()
+
+
+@given(seed=SEEDS)
+@settings(max_examples=30, **QUICK)
+def test_what_the_scene_does_not_show_changes_nothing(seed: int, tmp_path: Path) -> None:
+    """Meshes in no node or in another scene, and moves by nothing beside a matrix."""
+    draw = random.Random(seed)
+    tree, data = random_tree(draw)
+    want = loaded(tmp_path, ".glb", glb(tree, data))
+    for _ in range(draw.randint(1, 3)):
+        tree["meshes"].append({"primitives": [draw.choice([tree["meshes"][0]["primitives"][0], {"extras": 1}])]})
+        if draw.random() < 0.5:
+            tree["nodes"].append({"mesh": len(tree["meshes"]) - 1})
+            tree["scenes"].append({"nodes": [len(tree["nodes"]) - 1]})
+    for node in tree["nodes"]:
+        if "matrix" in node:
+            still = [("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1.0, 1, 1])]
+            node |= dict(draw.sample(still, draw.randint(0, 3)))
+    np.testing.assert_array_equal(loaded(tmp_path, ".glb", glb(tree, data)), want)
 
 
 # ---- what is saved comes back ------------------------------------------------------------------------------------
