@@ -61,7 +61,8 @@ def read_glb(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     count = 0
     for mesh, matrix in placed:
         points, faces = surfaces[mesh]
-        vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+        with np.errstate(over="ignore", invalid="ignore"):  # vertices that no triangle has may be NaN
+            vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
         triangles.append((faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces) + count)
         count += len(points)
     return np.concatenate(vertices), np.concatenate(triangles)

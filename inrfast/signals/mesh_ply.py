@@ -177,7 +177,7 @@ def _read_ascii(
                     corners, sizes = lists[element.corners()]
                     polygons.add(integers(rows, corners, np.array(sizes)), sizes, rows.numbers)
     reader.finish()
-    _check_end(text, filled[-1], sum(map(len, parts)))
+    _check_end(text, filled[-1], sum(map(len, parts)), polygons.last_size())
     return np.concatenate(parts)
 
 
@@ -212,11 +212,15 @@ def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], l
     return lists
 
 
-def _check_end(text: bytes, last: Element, vertices: int) -> None:
-    """Refuse an open end that may have had more digits, where they would have changed the mesh."""
+def _check_end(text: bytes, last: Element, vertices: int, corners: int) -> None:
+    """Refuse an open end that may have had more digits, where they would have changed the mesh.
+
+    ``corners`` is how many the last face has.
+    """
     ends = last.properties[-1].name
     if last.name == "face" and last.corners() == len(last.properties) - 1:
-        check_open_index(open_word(text, comments=False), vertices - 1)
+        if corners > 2:
+            check_open_index(text, comments=False, largest=vertices - 1)
     elif last.name == "vertex" and ends in ("x", "y", "z") and open_word(text, comments=False):
         raise ValueError("its last line has no line end and may have gone on; end it with a line end if it is whole")
 

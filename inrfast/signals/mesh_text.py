@@ -126,8 +126,9 @@ def open_word(text: bytes, comments: bool) -> bytes | None:
     return last.split()[-1]
 
 
-def check_open_index(word: bytes | None, largest: int) -> None:
-    """Refuse the number of a vertex at the open end of a text that may have had more digits."""
+def check_open_index(text: bytes, comments: bool, largest: int) -> None:
+    """Refuse a text that ends with the number of a vertex that may have had more digits."""
+    word = open_word(text, comments)
     if word is not None and 0 < 10 * abs(int(word)) <= largest:
         raise ValueError(
             f"its last line has no line end and may have gone on after {shown([word])}, as in a file cut short; end it "

@@ -6,6 +6,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import trimesh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_meshes import WRITERS, Solid, glb, glb_parts
+from random_meshes import WRITERS, Solid, glb, glb_parts, joined, write_obj
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.signals.mesh import load_mesh, save_mesh
@@ -91,13 +92,13 @@ def test_the_written_triangles_come_back_from_every_spelling(kind: str, seed: in
 @given(seed=SEEDS)
 @settings(max_examples=5, **QUICK)
 def test_every_cut_is_refused_or_loses_nothing(kind: str, seed: int, tmp_path: Path) -> None:
-    """But for OBJ, which states no sizes: whole corners of whole faces may be missing, and ASCII STL: whole solids."""
+    """But for OBJ, which states no sizes: all from a corner or its last digits on, and ASCII STL: whole solids."""
     suffix, write = WRITERS[kind]
     solids, draw = drawn(seed, most=2)
     content = write(solids, draw)
     allowed = [all_triangles(solids)]
     if kind == "obj":
-        allowed += list(cut_between_corners(solids))
+        allowed += list(cut_within_faces(solids))
     if kind == "ascii stl":
         allowed += [all_triangles(solids[:count]) for count in range(1, len(solids))]
     for end in draw.sample(range(1, len(content)), min(len(content) - 1, 100)):
@@ -116,21 +117,34 @@ def test_bytes_after_the_end_are_refused(kind: str, seed: int, tmp_path: Path) -
         assert loaded_or_none(tmp_path, suffix, content + tail) is None
 
 
-def cut_between_corners(solids: list[Solid]) -> Iterator[np.ndarray]:
+def cut_within_faces(solids: list[Solid]) -> Iterator[np.ndarray]:
+    """Yield what is left of faces that end after a corner, or within the digits of one, counted from 1 or back."""
+    vertices, polygons = joined(solids)
+    ends = np.repeat(np.cumsum([len(one.vertices) for one in solids]), [len(one.polygons) for one in solids]).tolist()
     before: list[np.ndarray] = []
-    for solid in solids:
-        for polygon in solid.polygons:
-            for corners in range(3, len(polygon) + 1):
-                fan = [solid.vertices[[polygon[0], polygon[i], polygon[i + 1]]] for i in range(1, corners - 1)]
-                yield sorted_triangles(before + fan)
-            before += fan
+    for polygon, end in zip(polygons, ends, strict=True):
+        for count in range(3, len(polygon) + 1):
+            *first, last = polygon[:count]
+            shorter = {last}
+            for word, origin in ((f"{last + 1}", -1), (f"{end - last}", None)):
+                for cut in range(1, len(word)):
+                    shorter.add(int(word[:cut]) + origin if origin else end - int(word[:cut]))
+            for one in shorter:
+                yield sorted_triangles([*before, *fan(vertices, [*first, one])])
+        before += fan(vertices, polygon)
+
+
+def fan(vertices: np.ndarray, polygon: list[int]) -> list[np.ndarray]:
+    """Return the triangles of a polygon that have an area."""
+    corners = [vertices[[polygon[0], *pair]] for pair in pairwise(polygon[1:])]
+    return [three for three in corners if np.cross(three[1] - three[0], three[2] - three[0]).any()]
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".off"])
 @given(seed=SEEDS)
 @settings(max_examples=25, **QUICK)
 def test_a_text_without_its_last_line_end_is_whole_or_refused_by_that(suffix: str, seed: int, tmp_path: Path) -> None:
-    """The number that ends it is taken where no further digit could follow, since no such vertex exists."""
+    """Where sizes are stated, the number that ends it is taken if no vertex has a further digit."""
     draw = random.Random(seed)
     count = draw.randint(3, 40)
     points = "".join(f"{'v ' * (suffix == '.obj')}{i} {i * i} {i * i * i}\n" for i in range(count))
@@ -141,7 +155,34 @@ def test_a_text_without_its_last_line_end_is_whole_or_refused_by_that(suffix: st
     faces = "\n".join(("f" if first else "3") + "".join(f" {i + first}" for i in face) for face in fan)
     got = loaded_or_none(tmp_path, suffix, (head + points + faces).encode())
     last = fan[-1][-1] + first
-    assert (got is None) == (last > 0 and 10 * last <= count - 1 + first)
+    assert (got is None) == (suffix == ".off" and last > 0 and 10 * last <= count - 1)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=100, **QUICK)
+def test_an_obj_by_hand_may_end_without_a_line_end(seed: int, tmp_path: Path) -> None:
+    """After a polygon, or after a line without a surface."""
+    solids, draw = drawn(seed)
+    ends = [b"g", b"s off", b"usemtl a", b"vn 0 0 1", b"vt 0 0", b"l 1 2", b"p 1", b"o f 1 2 3", b"# f 1 2 3"]
+    if len(solids[-1].polygons[-1]) > 2:
+        ends.append(b"")
+    content = (write_obj(solids, draw) + draw.choice(ends)).rstrip()
+    np.testing.assert_array_equal(loaded(tmp_path, ".obj", content), all_triangles(solids))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if "stl" not in kind])
+@given(seed=SEEDS)
+@settings(max_examples=25, **QUICK)
+def test_a_vertex_of_no_face_may_be_no_number_and_one_of_a_face_may_not(kind: str, seed: int, tmp_path: Path) -> None:
+    suffix, write = WRITERS[kind]
+    solids, draw = drawn(seed)
+    want, some = all_triangles(solids), draw.choice(solids)
+    broken = np.full((draw.randint(1, 3), 3), draw.choice([np.nan, np.inf, -np.inf]))
+    broken[:, draw.randrange(3)] = draw.choice([0, np.nan])
+    some.vertices = np.concatenate([some.vertices, broken])
+    np.testing.assert_array_equal(loaded(tmp_path, suffix, write(solids, draw)), want)
+    some.polygons.append([0, 1, len(some.vertices) - 1])
+    assert loaded_or_none(tmp_path, suffix, write(solids, draw)) is None
 
 
 # ---- what is damaged is read as others read it -------------------------------------------------------------------
@@ -198,7 +239,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 def test_every_cut_of_what_another_program_wrote_is_refused_or_loses_nothing(
     kind: str, seed: int, tmp_path: Path
 ) -> None:
-    """But for OBJ, whose last triangles may be missing, and then wholly."""
+    """But for OBJ, whose last triangles may be missing, and the last one's last vertex be another."""
     solids, draw = drawn(seed)
     suffix = f".{kind.split()[-1]}"
     content = PLAIN[kind](as_one(solids))
@@ -206,8 +247,14 @@ def test_every_cut_of_what_another_program_wrote_is_refused_or_loses_nothing(
     whole = np.array(load_mesh(tmp_path / f"mesh{suffix}").triangles)
     for end in draw.sample(range(1, len(content)), 100):
         got = loaded_or_none(tmp_path, suffix, content[:end])
-        if got is not None:
-            np.testing.assert_array_equal(got, sorted_triangles(whole[: len(got)] if kind == "obj" else whole))
+        if got is None:
+            continue
+        if kind == "obj" and not np.array_equal(got, sorted_triangles(whole[: len(got)])):
+            before, cut = sorted_triangles(whole[: len(got) - 1]), whole[len(got) - 1]
+            (other,) = {tuple(row) for row in got.tolist()} - {tuple(row) for row in before.tolist()}
+            assert {tuple(corner) for corner in cut[:2].tolist()} < {other[:3], other[3:6], other[6:]}
+            continue
+        np.testing.assert_array_equal(got, sorted_triangles(whole[: len(got)] if kind == "obj" else whole))
 
 
 def by_meshio(file: Path) -> np.ndarray:
@@ -651,7 +698,11 @@ CORNER = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
         (CORNER + "f 1 2 9\n", "line 4 names vertex 9, and the file's 3 vertices count from 1"),
         (CORNER + "f 0 1 2\n", "line 4 names vertex 0"),
         (CORNER + "\n# a\nf -1 -2 -4\nv 5 5 5\n", "line 6 names vertex -4"),
-        (CORNER + "f 1 2\n", "line 4 is a face of 2 corners"),
+        (CORNER + "f\n", "line 4 is a face without corners"),
+        (CORNER + "f 1 2\n", "without faces"),
+        (CORNER + "f 1 2 3\nf 1 2", "line 5 is the last, has no line end"),
+        (CORNER + "f 1/1 2/1 3", "line 4 is the last, has no line end"),
+        (CORNER + "f 1 2 3\nv 1 2 3", "line 5 is the last, has no line end"),
         (CORNER + "f 1 2 3.0\n", "line 4 has '3.0' in place of a whole number"),
         (CORNER + "f 1/1 2/2 3/a\n", "line 4 holds '3/a' in place of a vertex"),
         (CORNER + "f 1 2 1_0\n", "line 4 has '1_0' in place"),
