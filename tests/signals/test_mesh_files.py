@@ -295,9 +295,11 @@ def test_a_damaged_file_is_refused_or_read_as_another_program_reads_it(kind: str
 
 
 def for_others(content: bytes, kind: str) -> bytes:
-    """Return the same mesh in the spelling that others ask for: UTF-8, no empty lines, a vertex on one line."""
+    """Return the same mesh in the spelling that others ask for: UTF-8, no comments and empty lines, a vertex a line."""
     if kind in ("binary stl", "glb"):
         return content
+    if kind in ("obj", "off"):
+        content = re.sub(rb"(?<!\S)#[^\r\n]*", b"", content)
     head, end, data = content.partition(b"end_header\n" if kind == "binary ply" else b"no such word")
     text = b"\n".join(line for line in head.translate(ASCII).split(b"\n") if line.strip()) + b"\n"
     return (re.sub(rb"\n(?=\s*[-+.\d])", b" ", text) if kind == "ascii stl" else text) + end + data
