@@ -26,6 +26,8 @@ class Solid:
         self.polygons = [
             draw.sample(range(count), min(draw.choice([3, 3, 4, 5]), count)) for _ in range(draw.randint(1, 6))
         ]
+        for size in draw.choices([1, 2], k=draw.choice([0, 0, 1, 3])):  # points and lines, stated as faces
+            self.polygons.insert(draw.randint(0, len(self.polygons)), draw.sample(range(count), size))
 
     def triangles(self) -> np.ndarray:
         """Return the fans of all polygons, (m, 3, 3)."""

@@ -53,18 +53,20 @@ def load_mesh(path: str | PathLike[str]) -> trimesh.Trimesh:
     ----------
     path
         ``.obj``, ``.ply``, ``.stl``, ``.off`` or ``.glb``. Polygons are cut into triangles; colours, textures, names,
-        points and lines are left out, and so are faces without area. All else that a file holds is read, or the file is
-        refused. (Two formats do not state all sizes, so that a file which ends early may be a smaller mesh: ``.obj``
-        between two lines or two corners of a polygon, ASCII ``.stl`` between two solids.)
+        points and lines are left out, and so are faces without area, vertices of no face, and what the scene of a
+        ``.glb`` does not show. All else that a file holds is read, or the file is refused. (Two formats do not state
+        all sizes, so that a file which ends early may be another mesh without a word: ASCII ``.stl`` that ends between
+        two solids misses the others; ``.obj`` misses the faces, and corners of a polygon, from its end on, and if it
+        ends within a vertex's number in a face, without a line end, that corner is the vertex of the digits there.)
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, damaged, cut, of another format, without faces (a cloud of points), with NaN or Inf among its
-        vertices, or all its faces are without area; or it states a surface in a way that is not read. The message names
-        the line of a text.
+        The file is empty, damaged, cut, of another format, without faces (a cloud of points), with NaN or Inf among the
+        vertices of its faces, or all its faces are without area; or it states a surface in a way that is not read. The
+        message names the line of a text.
     MemoryBudgetError
         The mesh does not fit half of the free memory.
     TypeError
@@ -90,8 +92,9 @@ def _surface(file: Path, vertices: np.ndarray, faces: np.ndarray) -> trimesh.Tri
     """Return the triangles with an area, and their vertices."""
     if len(faces) == 0:
         raise ValueError(f"{file} is a mesh without faces; an occupancy needs a surface")
-    if not np.isfinite(vertices).all():
-        raise ValueError(f"{file} holds NaN or Inf among its vertices")
+    finite = np.isfinite(vertices).all(axis=1)
+    if not finite.all() and not finite[faces].all():
+        raise ValueError(f"{file} holds NaN or Inf among the vertices of its faces")
     kept = _have_area(vertices, faces)
     if not kept.any():
         raise ValueError(f"{file} holds no face with an area")

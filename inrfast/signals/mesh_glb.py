@@ -29,33 +29,40 @@ HARMLESS = re.compile(r"(KHR_(materials|texture|lights)|EXT_texture)_.*|KHR_(mes
 BYTES = 24
 """Of a vertex, and of a triangle: three numbers of 64 bits."""
 
+JSON_BYTES, JSON_MARKS = 8, {b"[": 88, b",": 88, b"{": 200}
+"""Bytes of memory that JSON takes for each of its own, and for each of these: no less than measured for any text, with
+lists of nothing, objects in objects and letters of four bytes, which take up to 48 times their size."""
+
 
 def read_glb(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Return vertices, fp64 (n, 3), and triangles, int64 (m, 3), of a file's content.
 
-    Triangles of nodes that mirror them are turned over, so that they look where the file says.
+    Triangles of nodes that mirror them are turned over, so that they look where the file says. What the scene does not
+    show is left out: other scenes, and meshes in no node.
 
     Raises
     ------
     ValueError
         Other sizes than stated; a part that is missing, in another file, or stated in a way that is not read: sparse,
-        compressed, instanced, skinned, morphed, or in no node of the scene.
+        compressed, instanced, skinned or morphed; or no mesh in a node of the scene.
     MemoryBudgetError
         The file places a mesh so often that all of them do not fit half of the free memory.
     """
     document = _Document(content)
     vertices, triangles = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)]
     placed = list(document.placed())
-    sizes = [document.size(mesh) for mesh in range(len(document.items("meshes")))]
+    shown = {mesh for mesh, _ in placed}
+    if not shown and document.items("meshes"):
+        raise ValueError(f"it holds {len(document.items('meshes'))} meshes, and none is in a node of its scene")
+    sizes = {mesh: document.size(mesh) for mesh in shown}
     needed = sum(sizes[mesh] for mesh, _ in placed)
     require(needed, budget_bytes(None), "the mesh with all its copies", "take a file with fewer")
-    for mesh in {mesh for mesh, size in enumerate(sizes) if size} - {mesh for mesh, _ in placed}:
-        raise ValueError(f"its mesh {mesh} is in no node of its scene")
-    surfaces = {mesh: document.surface(mesh) for mesh in {mesh for mesh, _ in placed}}
+    surfaces = {mesh: document.surface(mesh) for mesh in shown}
     count = 0
     for mesh, matrix in placed:
         points, faces = surfaces[mesh]
-        vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
+        with np.errstate(over="ignore", invalid="ignore"):  # vertices that no triangle has may be NaN
+            vertices.append(points @ matrix[:3, :3].T + matrix[:3, 3])
         triangles.append((faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces) + count)
         count += len(points)
     return np.concatenate(vertices), np.concatenate(triangles)
@@ -68,8 +75,11 @@ class _Document:
         chunks = dict(reversed(list(_chunks(content))))  # the first of each kind
         if JSON_CHUNK not in chunks:
             raise ValueError("it has no JSON")
+        text = chunks[JSON_CHUNK]
+        needed = JSON_BYTES * len(text) + sum(size * text.count(mark) for mark, size in JSON_MARKS.items())
+        require(needed, budget_bytes(None), f"its JSON of {len(text)} bytes", "take a file with less of it")
         try:
-            self._tree = json.loads(chunks[JSON_CHUNK])
+            self._tree = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"its JSON cannot be read: {error}") from None
         if not isinstance(self._tree, dict):
@@ -78,7 +88,7 @@ class _Document:
         self._buffers: dict[int, bytes] = {}
         for name in self.get(self._tree, "extensionsRequired", list, []):
             if not HARMLESS.fullmatch(str(name)):
-                raise ValueError(f"it requires the extension {name}, which is not read")
+                raise ValueError(f"it requires the extension {reprlib.repr(name)}, which is not read")
 
     @staticmethod
     def get(tree: dict[str, Any], name: str, kind: type[Kind], default: Kind | None = None) -> Kind:
@@ -130,8 +140,10 @@ class _Document:
         matrix = np.eye(4)
         if "matrix" in given:
             matrix = self._vector(node, "matrix", 16).reshape(4, 4).T
-            if len(given) > 1 or not np.allclose(matrix[3], (0, 0, 0, 1)):
+            others: dict[str, Any] = {name: node[name] for name in given - {"matrix"}}
+            if not np.allclose(matrix[3], (0, 0, 0, 1)) or not np.array_equal(self._matrix(others), np.eye(4)):
                 raise ValueError("one of its nodes has a matrix that does not place it, or another place beside it")
+            return matrix
         if "rotation" in given:
             matrix[:3, :3] = _rotation(self._vector(node, "rotation", 4))
         if "scale" in given:
@@ -150,35 +162,48 @@ class _Document:
 
     def size(self, mesh: int) -> int:
         """Return the bytes that one copy of a mesh takes at most."""
-        parts = self._parts(mesh)
-        return sum(BYTES * (len(points) + len(points if corners is None else corners)) for points, corners, _ in parts)
+        corners, points = 0, {}
+        for index, table, stated, _ in self._parts(mesh):
+            points[index] = len(table)
+            corners += len(table if stated is None else stated)
+        return BYTES * (corners + sum(points.values()))
 
     def surface(self, mesh: int) -> tuple[np.ndarray, np.ndarray]:
         """Return vertices, fp64 (n, 3), and triangles, int64 (m, 3), of all parts of a mesh that have triangles."""
         vertices, triangles, count = [np.empty((0, 3))], [np.empty((0, 3), dtype=np.int64)], 0
-        for points, corners, mode in self._parts(mesh):
-            flat = np.arange(len(points)) if corners is None else corners.reshape(-1).astype(np.int64)
-            vertices.append(points.astype(np.float64))
-            triangles.append(_triangles(flat, mode, len(points)) + count)
-            count += len(points)
+        starts: dict[int, int] = {}  # of the points that parts have in common, by accessor
+        for index, table, stated, mode in self._parts(mesh):
+            corners = np.arange(len(table)) if stated is None else stated.reshape(-1).astype(np.int64)
+            if index not in starts:
+                starts[index] = count
+                vertices.append(self._values(index, table))
+                count += len(table)
+            triangles.append(_triangles(corners, mode, len(table)) + starts[index])
         return np.concatenate(vertices), np.concatenate(triangles)
 
-    def _parts(self, mesh: int) -> Iterator[tuple[np.ndarray, np.ndarray | None, int]]:
-        """Yield the points (n, 3), the vertices of corners (k, 1), if they are stated, and the mode of each part."""
+    def _parts(self, mesh: int) -> Iterator[tuple[int, np.ndarray, np.ndarray | None, int]]:
+        """Yield the accessor of the points, its table (n, 3), the corners (k, 1), if they are stated, and the mode."""
         for part in self.get(self.item("meshes", mesh), "primitives", list):
             if not isinstance(part, dict):
                 raise ValueError(f"its JSON has {reprlib.repr(part)} for a part of mesh {mesh}")
             mode = self.get(part, "mode", int, TRIANGLES)
             if mode in WITHOUT_SURFACE:
                 continue
-            points = self._array(self.get(part, "attributes", dict).get("POSITION"), "VEC3")
-            corners = self._array(part["indices"], "SCALAR") if "indices" in part else None
+            index: Any = self.get(part, "attributes", dict).get("POSITION")
+            points = self._table(index, "VEC3")
+            corners = self._table(part["indices"], "SCALAR") if "indices" in part else None
             if corners is not None and corners.dtype.kind == "f":
                 raise ValueError(f"its mesh {mesh} numbers vertices with fractions")
-            yield points, corners, mode
+            yield index, points, corners, mode
 
-    def _array(self, index: Any, kind: str) -> np.ndarray:
-        """Return the numbers of an accessor, (count, 1 or 3)."""
+    def _values(self, index: int, table: np.ndarray) -> np.ndarray:
+        """Return the points that an accessor's numbers stand for, fp64."""
+        if self.item("accessors", index).get("normalized", False) and table.dtype.kind != "f":
+            return np.maximum(table / float(np.iinfo(table.dtype).max), -1.0)
+        return table.astype(np.float64)
+
+    def _table(self, index: Any, kind: str) -> np.ndarray:
+        """Return the numbers of an accessor where they are in the file, (count, 1 or 3)."""
         accessor = self.item("accessors", index)
         code = self.get(accessor, "componentType", int)
         if accessor.get("type") != kind or code not in NUMBERS:
@@ -189,15 +214,14 @@ class _Document:
         row = dtype.itemsize * (3 if kind == "VEC3" else 1)
         view = self.item("bufferViews", accessor["bufferView"])
         data = self._view(view)
-        stride = self.get(view, "byteStride", int, row)
+        stride = self.get(view, "byteStride", int, row) if count > 1 else row
         start = self.get(accessor, "byteOffset", int, 0)
         if stride < row or start + (count - 1) * stride + row > len(data):
             raise ValueError(f"its accessor {index} states {count} rows, more than its {len(data)} bytes hold")
         columns = row // dtype.itemsize
-        table = np.ndarray((count, columns), dtype, data, start, (stride, dtype.itemsize))
-        if accessor.get("normalized", False) and dtype.kind != "f":
-            return np.maximum(table / float(np.iinfo(dtype).max), -1.0)
-        return table
+        if count == 0:
+            return np.empty((0, columns), dtype)
+        return np.ndarray((count, columns), dtype, data, start, (stride, dtype.itemsize))
 
     def _view(self, view: dict[str, Any]) -> memoryview:
         buffer = self.get(view, "buffer", int)

@@ -14,7 +14,6 @@ from inrfast.signals.mesh_text import (
     check_open_index,
     floats,
     integers,
-    open_word,
     plain_text,
     shown,
 )
@@ -56,8 +55,8 @@ def read_off(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         polygons.add(integers(rows, list(words), sizes), sizes, rows.numbers)
     reader.finish()
     triangles = polygons.triangles(vertex_count)
-    if face_count and not extra:
-        check_open_index(open_word(text, comments=True), vertex_count - 1)
+    if polygons.last_size() > 2 and not extra:
+        check_open_index(text, comments=True, largest=vertex_count - 1)
     return np.concatenate(parts), triangles
 
 

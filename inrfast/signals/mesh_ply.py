@@ -57,6 +57,8 @@ class Element:
     name: str
     count: int
     properties: list[Property] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    """Of the properties."""
 
     @property
     def label(self) -> str:
@@ -143,10 +145,11 @@ def _header_line(words: list[str], orders: list[str | None], elements: dict[str,
 def _add(elements: dict[str, Element], new: Property) -> None:
     if not elements:
         raise ValueError("it stands before any element")
-    properties = list(elements.values())[-1].properties
-    if any(one.name == new.name for one in properties):
+    last = next(reversed(elements.values()))
+    if new.name in last.names:
         raise ValueError("its element has such a property already")
-    properties.append(new)
+    last.names.add(new.name)
+    last.properties.append(new)
 
 
 # ---- text --------------------------------------------------------------------------------------------------------
@@ -174,7 +177,7 @@ def _read_ascii(
                     corners, sizes = lists[element.corners()]
                     polygons.add(integers(rows, corners, np.array(sizes)), sizes, rows.numbers)
     reader.finish()
-    _check_end(text, filled[-1], sum(map(len, parts)))
+    _check_end(text, filled[-1], sum(map(len, parts)), polygons.last_size())
     return np.concatenate(parts)
 
 
@@ -209,11 +212,15 @@ def _ascii_lists(rows: Rows, element: Element) -> dict[int, tuple[list[bytes], l
     return lists
 
 
-def _check_end(text: bytes, last: Element, vertices: int) -> None:
-    """Refuse an open end that may have had more digits, where they would have changed the mesh."""
+def _check_end(text: bytes, last: Element, vertices: int, corners: int) -> None:
+    """Refuse an open end that may have had more digits, where they would have changed the mesh.
+
+    ``corners`` is how many the last face has.
+    """
     ends = last.properties[-1].name
     if last.name == "face" and last.corners() == len(last.properties) - 1:
-        check_open_index(open_word(text, comments=False), vertices - 1)
+        if corners > 2:
+            check_open_index(text, comments=False, largest=vertices - 1)
     elif last.name == "vertex" and ends in ("x", "y", "z") and open_word(text, comments=False):
         raise ValueError("its last line has no line end and may have gone on; end it with a line end if it is whole")
 
@@ -257,18 +264,22 @@ def _read_binary(
 def _same_lengths(content: bytes, start: int, order: str | None, element: Element) -> np.dtype | None:
     """Return the type of a row if all have lists of the first one's lengths, else None; fields are named by place."""
     fields: list[tuple] = []
+    at = start  # behind the fields so far of the first row
     for place, one in enumerate(element.properties):
+        item = np.dtype(f"{order}{one.dtype}")
         if one.length is None:
-            fields.append((f"{place}", f"{order}{one.dtype}"))
+            fields.append((f"{place}", item))
+            at += item.itemsize
             continue
         length = np.dtype(f"{order}{one.length}")
-        at = start + np.dtype(fields).itemsize
         if at + length.itemsize > len(content):
             return None
         size = int(np.frombuffer(content, length, 1, at)[0])
-        if not 0 <= size <= len(content) - at:
+        at += length.itemsize
+        if not 0 <= size * item.itemsize <= len(content) - at:
             return None
-        fields += [(f"length {place}", length), (f"{place}", f"{order}{one.dtype}", (size,))]
+        fields += [(f"length {place}", length), (f"{place}", item, (size,))]
+        at += size * item.itemsize
     row = np.dtype(fields)
     if element.count * row.itemsize > len(content) - start:
         return None

@@ -34,6 +34,8 @@ class Polygons:
     def triangles(self, vertices: int, first: int = 0) -> np.ndarray:
         """Return all faces as fans of triangles, int64 (m, 3), in the file's order.
 
+        Faces of one or two corners, which are points and lines, have none.
+
         Parameters
         ----------
         vertices
@@ -44,14 +46,13 @@ class Polygons:
         Raises
         ------
         ValueError
-            A face has fewer than three corners, or names a vertex that is not there.
+            A face has no corners, or names a vertex that is not there.
         """
         if not self._sizes:
             return np.empty((0, 3), dtype=np.int64)
         corners, sizes = np.concatenate(self._corners), np.concatenate(self._sizes)
-        if (small := sizes < 3).any():
-            face = int(small.argmax())
-            raise ValueError(f"{self._place(face)} is a face of {sizes[face]} corners, which is no polygon")
+        if (empty := sizes < 1).any():
+            raise ValueError(f"{self._place(int(empty.argmax()))} is a face without corners")
         if (absent := (corners < 0) | (corners >= vertices)).any():
             corner = int(absent.argmax())
             face = int(np.searchsorted(sizes.cumsum(), corner, side="right"))
@@ -61,12 +62,13 @@ class Polygons:
             )
         if (sizes == 3).all():
             return corners.reshape(-1, 3)
+        if (flat := sizes < 3).any():
+            corners, sizes = corners[np.repeat(~flat, sizes)], sizes[~flat]
         return _fans(corners, sizes)
 
-    def last_and_most(self) -> tuple[int, int]:
-        """Return how many corners the last face has, and the most that any has."""
-        sizes = np.concatenate(self._sizes)
-        return int(sizes[-1]), int(sizes.max())
+    def last_size(self) -> int:
+        """Return how many corners the last face has, 0 without any."""
+        return int(self._sizes[-1][-1]) if self._sizes and len(self._sizes[-1]) else 0
 
     def _place(self, face: int) -> str:
         lines = np.concatenate(self._lines)

@@ -85,26 +85,29 @@ class RowReader:
 
     def __init__(self, content: bytes, comments: bool, number: int = 1) -> None:
         self._blocks = rows_of(content, comments, number)
-        self._rest = Rows([], [])
+        self._rows = Rows([], [])
+        self._taken = 0  # of these
 
     def take(self, count: int, what: str) -> Iterator[Rows]:
         """Yield ``count`` lines, a block at a time; ``what`` they hold is for the message."""
         missing = count
         while missing:
-            if not self._rest.words:
+            if self._taken == len(self._rows.words):
                 rows = next(self._blocks, None)
                 if rows is None:
                     raise ValueError(f"it states {count} {what} and ends after {count - missing}")
-                self._rest = rows
+                self._rows, self._taken = rows, 0
                 continue
-            numbers, words = self._rest
-            yield Rows(numbers[:missing], words[:missing])
-            self._rest = Rows(numbers[missing:], words[missing:])
-            missing -= min(missing, len(words))
+            numbers, words = self._rows
+            some = slice(self._taken, min(self._taken + missing, len(words)))
+            self._taken = some.stop
+            missing -= some.stop - some.start
+            yield Rows(numbers[some], words[some])
 
     def finish(self) -> None:
         """Refuse words that are left."""
-        for numbers, words in chain([self._rest], self._blocks):
+        rest = Rows(self._rows.numbers[self._taken :], self._rows.words[self._taken :])
+        for numbers, words in chain([rest], self._blocks):
             if words:
                 raise ValueError(f"line {numbers[0]} comes after the end that its sizes state: {shown(words[0])}")
 
@@ -123,8 +126,9 @@ def open_word(text: bytes, comments: bool) -> bytes | None:
     return last.split()[-1]
 
 
-def check_open_index(word: bytes | None, largest: int) -> None:
-    """Refuse the number of a vertex at the open end of a text that may have had more digits."""
+def check_open_index(text: bytes, comments: bool, largest: int) -> None:
+    """Refuse a text that ends with the number of a vertex that may have had more digits."""
+    word = open_word(text, comments)
     if word is not None and 0 < 10 * abs(int(word)) <= largest:
         raise ValueError(
             f"its last line has no line end and may have gone on after {shown([word])}, as in a file cut short; end it "

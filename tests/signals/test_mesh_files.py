@@ -3,8 +3,10 @@
 import random
 import re
 import struct
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 import trimesh
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_meshes import WRITERS, Solid, glb, glb_parts
+from random_meshes import WRITERS, Solid, glb, glb_parts, joined, write_obj
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.signals.mesh import load_mesh, save_mesh
@@ -90,13 +92,13 @@ def test_the_written_triangles_come_back_from_every_spelling(kind: str, seed: in
 @given(seed=SEEDS)
 @settings(max_examples=5, **QUICK)
 def test_every_cut_is_refused_or_loses_nothing(kind: str, seed: int, tmp_path: Path) -> None:
-    """But for OBJ, which states no sizes: whole corners of whole faces may be missing, and ASCII STL: whole solids."""
+    """But for OBJ, which states no sizes: all from a corner or its last digits on, and ASCII STL: whole solids."""
     suffix, write = WRITERS[kind]
     solids, draw = drawn(seed, most=2)
     content = write(solids, draw)
     allowed = [all_triangles(solids)]
     if kind == "obj":
-        allowed += list(cut_between_corners(solids))
+        allowed += list(cut_within_faces(solids))
     if kind == "ascii stl":
         allowed += [all_triangles(solids[:count]) for count in range(1, len(solids))]
     for end in draw.sample(range(1, len(content)), min(len(content) - 1, 100)):
@@ -115,21 +117,34 @@ def test_bytes_after_the_end_are_refused(kind: str, seed: int, tmp_path: Path) -
         assert loaded_or_none(tmp_path, suffix, content + tail) is None
 
 
-def cut_between_corners(solids: list[Solid]) -> Iterator[np.ndarray]:
+def cut_within_faces(solids: list[Solid]) -> Iterator[np.ndarray]:
+    """Yield what is left of faces that end after a corner, or within the digits of one, counted from 1 or back."""
+    vertices, polygons = joined(solids)
+    ends = np.repeat(np.cumsum([len(one.vertices) for one in solids]), [len(one.polygons) for one in solids]).tolist()
     before: list[np.ndarray] = []
-    for solid in solids:
-        for polygon in solid.polygons:
-            for corners in range(3, len(polygon) + 1):
-                fan = [solid.vertices[[polygon[0], polygon[i], polygon[i + 1]]] for i in range(1, corners - 1)]
-                yield sorted_triangles(before + fan)
-            before += fan
+    for polygon, end in zip(polygons, ends, strict=True):
+        for count in range(3, len(polygon) + 1):
+            *first, last = polygon[:count]
+            shorter = {last}
+            for word, origin in ((f"{last + 1}", -1), (f"{end - last}", None)):
+                for cut in range(1, len(word)):
+                    shorter.add(int(word[:cut]) + origin if origin else end - int(word[:cut]))
+            for one in shorter:
+                yield sorted_triangles([*before, *fan(vertices, [*first, one])])
+        before += fan(vertices, polygon)
+
+
+def fan(vertices: np.ndarray, polygon: list[int]) -> list[np.ndarray]:
+    """Return the triangles of a polygon that have an area."""
+    corners = [vertices[[polygon[0], *pair]] for pair in pairwise(polygon[1:])]
+    return [three for three in corners if np.cross(three[1] - three[0], three[2] - three[0]).any()]
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".off"])
 @given(seed=SEEDS)
 @settings(max_examples=25, **QUICK)
 def test_a_text_without_its_last_line_end_is_whole_or_refused_by_that(suffix: str, seed: int, tmp_path: Path) -> None:
-    """The number that ends it is taken where no further digit could follow, since no such vertex exists."""
+    """Where sizes are stated, the number that ends it is taken if no vertex has a further digit."""
     draw = random.Random(seed)
     count = draw.randint(3, 40)
     points = "".join(f"{'v ' * (suffix == '.obj')}{i} {i * i} {i * i * i}\n" for i in range(count))
@@ -140,7 +155,34 @@ def test_a_text_without_its_last_line_end_is_whole_or_refused_by_that(suffix: st
     faces = "\n".join(("f" if first else "3") + "".join(f" {i + first}" for i in face) for face in fan)
     got = loaded_or_none(tmp_path, suffix, (head + points + faces).encode())
     last = fan[-1][-1] + first
-    assert (got is None) == (last > 0 and 10 * last <= count - 1 + first)
+    assert (got is None) == (suffix == ".off" and last > 0 and 10 * last <= count - 1)
+
+
+@given(seed=SEEDS)
+@settings(max_examples=100, **QUICK)
+def test_an_obj_by_hand_may_end_without_a_line_end(seed: int, tmp_path: Path) -> None:
+    """After a polygon, or after a line without a surface."""
+    solids, draw = drawn(seed)
+    ends = [b"g", b"s off", b"usemtl a", b"vn 0 0 1", b"vt 0 0", b"l 1 2", b"p 1", b"o f 1 2 3", b"# f 1 2 3"]
+    if len(solids[-1].polygons[-1]) > 2:
+        ends.append(b"")
+    content = (write_obj(solids, draw) + draw.choice(ends)).rstrip()
+    np.testing.assert_array_equal(loaded(tmp_path, ".obj", content), all_triangles(solids))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if "stl" not in kind])
+@given(seed=SEEDS)
+@settings(max_examples=25, **QUICK)
+def test_a_vertex_of_no_face_may_be_no_number_and_one_of_a_face_may_not(kind: str, seed: int, tmp_path: Path) -> None:
+    suffix, write = WRITERS[kind]
+    solids, draw = drawn(seed)
+    want, some = all_triangles(solids), draw.choice(solids)
+    broken = np.full((draw.randint(1, 3), 3), draw.choice([np.nan, np.inf, -np.inf]))
+    broken[:, draw.randrange(3)] = draw.choice([0, np.nan])
+    some.vertices = np.concatenate([some.vertices, broken])
+    np.testing.assert_array_equal(loaded(tmp_path, suffix, write(solids, draw)), want)
+    some.polygons.append([0, 1, len(some.vertices) - 1])
+    assert loaded_or_none(tmp_path, suffix, write(solids, draw)) is None
 
 
 # ---- what is damaged is read as others read it -------------------------------------------------------------------
@@ -197,7 +239,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 def test_every_cut_of_what_another_program_wrote_is_refused_or_loses_nothing(
     kind: str, seed: int, tmp_path: Path
 ) -> None:
-    """But for OBJ, whose last triangles may be missing, and then wholly."""
+    """But for OBJ, whose last triangles may be missing, and the last one's last vertex be another."""
     solids, draw = drawn(seed)
     suffix = f".{kind.split()[-1]}"
     content = PLAIN[kind](as_one(solids))
@@ -205,8 +247,14 @@ def test_every_cut_of_what_another_program_wrote_is_refused_or_loses_nothing(
     whole = np.array(load_mesh(tmp_path / f"mesh{suffix}").triangles)
     for end in draw.sample(range(1, len(content)), 100):
         got = loaded_or_none(tmp_path, suffix, content[:end])
-        if got is not None:
-            np.testing.assert_array_equal(got, sorted_triangles(whole[: len(got)] if kind == "obj" else whole))
+        if got is None:
+            continue
+        if kind == "obj" and not np.array_equal(got, sorted_triangles(whole[: len(got)])):
+            before, cut = sorted_triangles(whole[: len(got) - 1]), whole[len(got) - 1]
+            (other,) = {tuple(row) for row in got.tolist()} - {tuple(row) for row in before.tolist()}
+            assert {tuple(corner) for corner in cut[:2].tolist()} < {other[:3], other[3:6], other[6:]}
+            continue
+        np.testing.assert_array_equal(got, sorted_triangles(whole[: len(got)] if kind == "obj" else whole))
 
 
 def by_meshio(file: Path) -> np.ndarray:
@@ -247,9 +295,11 @@ def test_a_damaged_file_is_refused_or_read_as_another_program_reads_it(kind: str
 
 
 def for_others(content: bytes, kind: str) -> bytes:
-    """Return the same mesh in the spelling that others ask for: UTF-8, no empty lines, a vertex on one line."""
+    """Return the same mesh in the spelling that others ask for: UTF-8, no comments and empty lines, a vertex a line."""
     if kind in ("binary stl", "glb"):
         return content
+    if kind in ("obj", "off"):
+        content = re.sub(rb"(?<!\S)#[^\r\n]*", b"", content)
     head, end, data = content.partition(b"end_header\n" if kind == "binary ply" else b"no such word")
     text = b"\n".join(line for line in head.translate(ASCII).split(b"\n") if line.strip()) + b"\n"
     return (re.sub(rb"\n(?=\s*[-+.\d])", b" ", text) if kind == "ascii stl" else text) + end + data
@@ -327,6 +377,93 @@ def test_memory_is_a_few_times_the_file(kind: str, tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
+# ---- time that grows as the file does ----------------------------------------------------------------------------
+
+PLY_HEAD = (
+    "ply\nformat {} 1.0\nelement vertex 3\nproperty float x\nproperty float y\nproperty float z\n"
+    "element face 1\nproperty list uchar int vertex_indices\n{}end_header\n"
+)
+
+
+def ply_with(more: str, count: int, size: int, ascii: bool) -> bytes:
+    """Return a triangle and zeros of ``size`` bytes, or one word, for each of ``count`` times more of a header."""
+    head = PLY_HEAD.format("ascii" if ascii else "binary_little_endian", more).encode()
+    if ascii:
+        return head + b"0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n" + (b"0\n" if more.startswith("element e0 ") else b"0 ") * count
+    return head + struct.pack("<9fB3i", 0, 0, 0, 1, 0, 0, 0, 1, 0, 3, 0, 1, 2) + bytes(size * count)
+
+
+def glb_of_parts(count: int, shown: bool) -> bytes:
+    """Return a mesh whose many parts have one large table of quantised points in common, beside a triangle."""
+    rows = 4 * count
+    data = np.eye(3, dtype="<f4").tobytes() + bytes([0, 1, 2, 0]) + bytes(3 * rows)
+    views = [(0, 36), (36, 3), (40, 3 * rows)]
+    table = {"componentType": 5120, "count": rows, "type": "VEC3", "normalized": True, "bufferView": 2}
+    part = {"attributes": {"POSITION": 2}, "indices": 1}
+    tree = {
+        "buffers": [{"byteLength": len(data)}],
+        "bufferViews": [{"buffer": 0, "byteOffset": start, "byteLength": size} for start, size in views],
+        "accessors": [
+            {"componentType": 5126, "count": 3, "type": "VEC3", "bufferView": 0},
+            {"componentType": 5121, "count": 3, "type": "SCALAR", "bufferView": 1},
+            table,
+        ],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}}]}, {"primitives": [part] * count}],
+        "nodes": [{"mesh": 0}, {"mesh": 1}],
+        "scenes": [{"nodes": [0, 1] if shown else [0]}],
+    }
+    return glb(tree, data)
+
+
+def properties(kind: str, count: int) -> str:
+    return "element e 1\n" + "".join(f"property {kind} p{i}\n" for i in range(count))
+
+
+def elements(count: int) -> str:
+    return "".join(f"element e{i} 1\nproperty int x\n" for i in range(count))
+
+
+GROWING: dict[str, tuple[str, Callable[[int], bytes]]] = {
+    "joined lines": (".obj", lambda n: CORNER.encode() + b"f 1 2 3\n" + b"g \\\nx\n" * n),
+    "one joined line": (".obj", lambda n: CORNER.encode() + b"f 1 2 3\ng " + b"\\\nx " * n + b"\n"),
+    "backslashes": (".obj", lambda n: CORNER.encode() + b"f 1 2 3\ng " + b"\\" * n + b"\n"),
+    "solids": (".stl", lambda n: b"solid\nendsolid\n" * n + f"solid a\n{FACET}endsolid\n".encode()),
+    "parts": (".glb", lambda n: glb_of_parts(n // 2, shown=True)),
+    "parts in no node": (".glb", lambda n: glb_of_parts(n // 2, shown=False)),
+    **{
+        f"{what}, {'ascii' if text else 'binary'}": (
+            ".ply",
+            lambda n, of=of, size=size, text=text: ply_with(of(n), n, size, text),  # type: ignore[misc]
+        )
+        for what, of, size in (
+            ("properties", lambda n: properties("int", n), 4),
+            ("lists", lambda n: properties("list uchar int", n), 1),
+            ("elements", elements, 4),
+        )
+        for text in (False, True)
+    },
+}
+"""Files of one triangle and so many of something else."""
+
+
+@pytest.mark.parametrize("what", GROWING)
+def test_time_grows_as_the_file_does(what: str, tmp_path: Path) -> None:
+    """16 times the size takes far less than 256 times the processor time: no more than 48, where it can be told."""
+    suffix, content = GROWING[what]
+    times = []
+    for count in (1500, 24000):
+        file = tmp_path / f"{count}{suffix}"
+        file.write_bytes(content(count))
+        best = float("inf")
+        for _ in range(2):
+            start = time.process_time()
+            mesh = load_mesh(file)
+            best = min(best, time.process_time() - start)
+        assert mesh.area > 0
+        times.append(best)
+    assert times[1] < max(48 * times[0], 0.1), times
+
+
 # ---- what a scene holds ------------------------------------------------------------------------------------------
 
 
@@ -394,7 +531,8 @@ def test_a_scene_is_placed_as_another_program_places_it(seed: int, tmp_path: Pat
         (lambda tree: tree["nodes"][0].update(children=[7]), "no nodes 7"),
         (lambda tree: tree["nodes"][0].update(scale=[1, float("nan"), 1]), "scale"),
         (lambda tree: tree["nodes"][0].update(scale="1"), "scale"),
-        (lambda tree: tree["scenes"][0].update(nodes=[]), "in no node"),
+        (lambda tree: tree["scenes"][0].update(nodes=[]), "none is in a node"),
+        (lambda tree: tree["nodes"][0].update(matrix=np.eye(4).ravel().tolist(), scale=[1, 1, 2]), "place beside it"),
         (lambda tree: tree.update(scenes=[]), "no scenes 0"),
         (lambda tree: tree.update(scene=-1), "no scenes -1"),
         (lambda tree: tree["meshes"][0]["primitives"][0].update(mode=7), "mode 7"),
@@ -453,16 +591,61 @@ def test_quantised_vertices_are_read(code: int, dtype: type, tmp_path: Path) -> 
 
 def test_no_small_file_repeats_a_mesh_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree, data = glb_parts([Solid(random.Random(0))], random.Random(0))
-    tree["nodes"] *= 10**4
-    tree["scenes"][0]["nodes"] = list(range(10**4))
+    tree["meshes"][0]["primitives"] *= 20
+    tree["nodes"] *= 2000
+    tree["scenes"][0]["nodes"] = list(range(2000))
     (tmp_path / "repeated.glb").write_bytes(glb(tree, data))
-    assert len(load_mesh(tmp_path / "repeated.glb").faces) % 10**4 == 0
-    monkeypatch.setattr("inrfast.signals.mesh_glb.budget_bytes", lambda asked: 10**6)
+    assert len(load_mesh(tmp_path / "repeated.glb").faces) % 2000 == 0
+    monkeypatch.setattr("inrfast.signals.mesh_glb.budget_bytes", lambda asked: 2 * 10**6)
     tracemalloc.start()
     with pytest.raises(MemoryBudgetError, match="all its copies needs"):
         load_mesh(tmp_path / "repeated.glb")
     assert tracemalloc.get_traced_memory()[1] < 10**7
     tracemalloc.stop()
+
+
+def test_json_takes_no_more_memory_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists of nothing and objects in objects take up to 48 times their text."""
+    asked = []
+    monkeypatch.setattr("inrfast.signals.mesh_glb.require", lambda needed, *_: asked.append(needed))
+    for item in (
+        "[]",
+        "{}",
+        "[[]]",
+        '{"":1}',
+        "1.5",
+        '"\U0001f600"',
+        "[" * 800 + "]" * 800,
+        '{"":' * 800 + "1" + "}" * 800,
+    ):
+        for other in ("1", '"\U0001f600"'):
+            text = f"[{','.join([item] * (2 * 10**5 // len(item)))},{other}]".encode()
+            body = struct.pack("<I4s", len(text), b"JSON") + text
+            (tmp_path / "a.glb").write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
+            tracemalloc.start()
+            with pytest.raises(ValueError, match="no object"):
+                load_mesh(tmp_path / "a.glb")
+            assert tracemalloc.get_traced_memory()[1] < 2**15 + 3 * len(body) + asked[-1]
+            tracemalloc.stop()
+
+
+@given(seed=SEEDS)
+@settings(max_examples=30, **QUICK)
+def test_what_the_scene_does_not_show_changes_nothing(seed: int, tmp_path: Path) -> None:
+    """Meshes in no node or in another scene, and moves by nothing beside a matrix."""
+    draw = random.Random(seed)
+    tree, data = random_tree(draw)
+    want = loaded(tmp_path, ".glb", glb(tree, data))
+    for _ in range(draw.randint(1, 3)):
+        tree["meshes"].append({"primitives": [draw.choice([tree["meshes"][0]["primitives"][0], {"extras": 1}])]})
+        if draw.random() < 0.5:
+            tree["nodes"].append({"mesh": len(tree["meshes"]) - 1})
+            tree["scenes"].append({"nodes": [len(tree["nodes"]) - 1]})
+    for node in tree["nodes"]:
+        if "matrix" in node:
+            still = [("translation", [0, 0, 0]), ("rotation", [0, 0, 0, 1]), ("scale", [1.0, 1, 1])]
+            node |= dict(draw.sample(still, draw.randint(0, 3)))
+    np.testing.assert_array_equal(loaded(tmp_path, ".glb", glb(tree, data)), want)
 
 
 # ---- what is saved comes back ------------------------------------------------------------------------------------
@@ -517,7 +700,11 @@ CORNER = "v 0 0 0\nv 1 0 0\nv 0 1 0\n"
         (CORNER + "f 1 2 9\n", "line 4 names vertex 9, and the file's 3 vertices count from 1"),
         (CORNER + "f 0 1 2\n", "line 4 names vertex 0"),
         (CORNER + "\n# a\nf -1 -2 -4\nv 5 5 5\n", "line 6 names vertex -4"),
-        (CORNER + "f 1 2\n", "line 4 is a face of 2 corners"),
+        (CORNER + "f\n", "line 4 is a face without corners"),
+        (CORNER + "f 1 2\n", "without faces"),
+        (CORNER + "f 1 2 3\nf 1 2", "line 5 is the last, has no line end"),
+        (CORNER + "f 1/1 2/1 3", "line 4 is the last, has no line end"),
+        (CORNER + "f 1 2 3\nv 1 2 3", "line 5 is the last, has no line end"),
         (CORNER + "f 1 2 3.0\n", "line 4 has '3.0' in place of a whole number"),
         (CORNER + "f 1/1 2/2 3/a\n", "line 4 holds '3/a' in place of a vertex"),
         (CORNER + "f 1 2 1_0\n", "line 4 has '1_0' in place"),
