@@ -4,6 +4,7 @@ import io
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -354,14 +355,59 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatc
         save_image(image, tmp_path / "file" / "a.png")
     before = sorted(os.listdir(tmp_path))
 
-    def full_disk(self: Image.Image, file: object, format: str) -> None:
+    def failing(self: Image.Image, file: object, format: str) -> None:
         file.write(b"half")
-        raise OSError("No space left on device")
+        raise OSError("broken data stream")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(OSError, match=r"cannot write .*a\.png: No space left"):
+    monkeypatch.setattr(Image.Image, "save", failing)
+    with pytest.raises(ValueError, match=r"4x4 pixels cannot be written as PNG: broken data stream"):
         save_image(image, tmp_path / "a.png")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+FULL_DISK = """
+import os, pathlib, resource, signal, sys, torch
+from inrfast.signals.image import image_suffixes, save_image
+folder, failed = pathlib.Path(sys.argv[1]), []
+image = torch.rand(64, 80, 3)
+for suffix in image_suffixes():
+    (folder / f"old{suffix}").write_bytes(b"what was there")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: a short write, and then an error
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+for suffix in image_suffixes():
+    for name in ("old", "new"):
+        try:
+            save_image(image, folder / f"{name}{suffix}")
+        except OSError:
+            failed.append(name + suffix)
+print(len(image_suffixes()), len(failed))
+"""
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    suffixes, failed = map(int, done.stdout.split())
+    assert failed == 2 * suffixes > 40
+    assert {path.stem for path in tmp_path.iterdir()} == {"old"}
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"what was there"}
+
+
+@pytest.mark.parametrize("suffix", image_suffixes())
+def test_every_suffix_keeps_sizes_or_refuses_them(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    for shape in ((9, 21), (300, 40, 3), (9, 70000, 1)):  # the last is more than many formats hold
+        path.unlink(missing_ok=True)
+        try:
+            save_image(noise(*shape), path)
+        except ValueError as refused:
+            reason = str(refused)
+            assert f"an image of {shape[0]}x{shape[1]} pixels cannot be written as" in reason
+            assert max(shape) > 256
+            assert not path.exists()
+            continue
+        if suffix in readable_suffixes():
+            assert load_image(path).shape == (*shape[:2], 3)
 
 
 def test_a_folder_that_refuses_files_is_named() -> None:
