@@ -74,14 +74,17 @@ def load_image(
         Which page of a TIFF or frame of an animation, from 0; None where there is but one. Smaller copies and masks
         beside a TIFF's pages are not counted; of the previews beside a photograph, the photograph is read.
     memory_budget
-        Bytes that decoding may take; None is half of what is free. What a header states is checked first.
+        Bytes that decoding may take; None is half of what is free. What a header states is checked first. Pillow, which
+        decodes all but TIFF, PNG of 16 bits and deep PGM and PPM, has a limit of its own whatever the budget: twice
+        ``PIL.Image.MAX_IMAGE_PIXELS``, 178,956,970 pixels unless it is set.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked); signed
+        The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked; a JPEG
+        states none: fewer bytes than its blocks need are refused, other damage within its data may pass); signed
         or floating-point samples, whose range is not stated; more than 8 bits a channel in a format that loses them;
         several pages and no ``page``; a size below 1; ``grey`` together with ``alpha=True``.
     MemoryBudgetError

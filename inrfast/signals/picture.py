@@ -76,7 +76,7 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
         header = png.check(content, file)
         if header.bits == 16:
             return _deep_png(content, header, file, page, demand)
-        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header)
+        return _by_pillow(io.BytesIO(png.without_texts(content)), ["PNG"], file, page, demand, header)
     headers.check(content, file, demand)
     netpbm = NETPBM.match(content[:4096])
     if netpbm and netpbm[4] != b"255":
@@ -99,6 +99,11 @@ def _by_pillow(
             progressive = bool(picture.info.get("progressive"))
         except UnidentifiedImageError:
             name = ""
+        except Image.DecompressionBombError:
+            raise ValueError(
+                f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, twice PIL.Image.MAX_IMAGE_PIXELS, which "
+                "Pillow refuses for all that it decodes; set that, or convert the picture to a TIFF of RGB or grey"
+            ) from None
     if not name:
         raise ValueError(f"{file} is not an image in a format that is read: {', '.join(FORMATS)}")
     if mode not in EIGHT_BITS and not (mode.startswith("I") and name in ("PPM", "JPEG2000")):
@@ -119,15 +124,22 @@ def _by_pillow(
         if index:
             picture.seek(index)
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        if turned != 1:
+            ImageOps.exif_transpose(picture, in_place=True)
     return _raster(picture)
 
 
 def _turned(picture: Image.Image, exif: bytes | None) -> int:
-    """Return the camera's orientation of a picture that is not decoded yet; ``exif`` may stand after its pixels."""
+    """Return the camera's orientation of a picture that is not decoded yet, 1 where its notes cannot be read.
+
+    ``exif`` may stand after its pixels.
+    """
     if exif is not None:
         picture.info["exif"] = exif
-    return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
+    try:
+        return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
+    except Exception:  # notes that cannot be read say nothing of the pixels; its parser has no common error
+        return 1
 
 
 def _raster(picture: Image.Image) -> Raster:
@@ -163,7 +175,7 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
         )
     check_page(file, page, 1)
     with decoding(file):
-        turned = _turned(Image.open(io.BytesIO(content), formats=["PNG"]), header.exif)
+        turned = _turned(Image.open(io.BytesIO(png.without_texts(content)), formats=["PNG"]), header.exif)
     channels = png.CHANNELS[header.kind] + header.transparent
     sides = (header.height, header.width)
     demand.check(file, *(sides[::-1] if turned >= 5 else sides), 2 * channels * header.height * header.width)

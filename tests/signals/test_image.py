@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.signals.image import LUMA, astronaut, image_suffixes, load_image, readable_suffixes, save_image
@@ -413,3 +414,38 @@ def test_every_suffix_keeps_sizes_or_refuses_them(tmp_path: Path, suffix: str) -
 def test_a_folder_that_refuses_files_is_named() -> None:
     with pytest.raises(OSError, match=r"cannot write /proc/a\.png"):
         save_image(noise(4, 4), "/proc/a.png")  # which refuses root, too
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_notes_that_cannot_be_read_say_nothing_of_the_pixels(tmp_path: Path, form: str) -> None:
+    random, file = np.random.default_rng(0), io.BytesIO()
+    Image.new("RGB", (5, 7), (9, 99, 199)).save(file, form)
+    (tmp_path / "plain").write_bytes(file.getvalue())
+    plain = load_image(tmp_path / "plain")
+    for size in (8, 9, 30, 200):
+        for start in (b"", b"Exif\0\0", b"II*\0\x08\0\0\0"):
+            Image.new("RGB", (5, 7), (9, 99, 199)).save(tmp_path / "a", form, exif=start + random.bytes(size))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert torch.equal(load_image(tmp_path / "a"), plain)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_long_texts_do_not_matter(tmp_path: Path, bits: int) -> None:
+    notes = PngImagePlugin.PngInfo()
+    for add in (notes.add_text, notes.add_itxt):
+        add("workflow", "x" * 2**21, zip=True)
+    picture = Image.fromarray(noise(5, 7).mul(255).numpy().astype(f"u{bits // 8}"))
+    exif = Image.Exif()
+    exif[274] = 6
+    picture.save(tmp_path / "a.png", pnginfo=notes, exif=exif)
+    picture.save(tmp_path / "b.png", exif=exif)
+    assert load_image(tmp_path / "a.png").shape == (7, 5, 3)
+    assert torch.equal(load_image(tmp_path / "a.png"), load_image(tmp_path / "b.png"))
+
+
+def test_the_limit_of_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(noise(20, 30), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(ValueError, match=r"more than 598 pixels, twice PIL\.Image\.MAX_IMAGE_PIXELS"):
+        load_image(tmp_path / "a.png")
