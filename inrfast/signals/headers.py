@@ -18,8 +18,6 @@ END, TILE = b"\xff\xd9", b"\xff\x90"
 INNER_BYTES = 12
 """What a pixel takes: as a decoder holds it, and as Pillow does."""
 
-COMMENT = re.compile(rb"#[^\n]*")
-
 
 def check(content: bytes, file: Path, demand: Demand) -> None:
     """Refuse an image of which Pillow would make up pixels, or give 8 bits of more, without a word.
@@ -47,9 +45,6 @@ def check(content: bytes, file: Path, demand: Demand) -> None:
         bits = 10 if content[at + 6 : at + 7] and content[at + 6] & 0x40 else 8
     elif content.startswith(SGI):
         bits = 8 * (content[3:4] or b"\x01")[0]
-    elif content[:2] in (b"P2", b"P3"):
-        numbers = COMMENT.sub(b"", content[:4096]).split()
-        bits = max(int(numbers[3][:9]).bit_length(), 8) if len(numbers) > 3 and numbers[3].isdigit() else 8
     elif content.startswith(ICON):
         bits = _check_icon(content, file, demand)
     elif content.startswith(PCX_PALETTE) and content[65:66] == b"\x01" and content[-769:-768] != b"\x0c":

@@ -308,19 +308,29 @@ def test_sizes_within_are_checked_too(tmp_path: Path) -> None:
             load_image(tmp_path / "a.picture", memory_budget=2**30)
 
 
-@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
 @pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
 def test_portable_maps_keep_all_of_their_bits(tmp_path: Path, kind: bytes, white: int) -> None:
-    channels = {b"P5": 1, b"P6": 3}[kind]
+    channels = 1 if kind in (b"P2", b"P5") else 3
     values = np.random.default_rng(0).integers(0, white, (5, 7, channels), endpoint=True)
     stored = values.astype(">u2" if white > 255 else "u1").tobytes()
+    if kind in (b"P2", b"P3"):
+        stored = b" # a pixel\n".join(b"%d" % value for value in values.reshape(-1))
     content = kind + b" # made by hand\n7 5\n" + str(white).encode() + b"\n" + stored
+    if white == 1023:
+        content = content.replace(b"7 5", b"7#" + b"wide" * 2000 + b"\n5")
     (tmp_path / "a.ppm").write_bytes(content)
     expected = (np.repeat(values, 3 // channels, 2).astype(np.float32)) / np.float32(white)
     assert np.array_equal(load_image(tmp_path / "a.ppm").numpy(), expected)
-    (tmp_path / "cut.ppm").write_bytes(content[:-1])
+    (tmp_path / "cut.ppm").write_bytes(content[: content.rindex(b"#")] if kind in (b"P2", b"P3") else content[:-1])
     with pytest.raises(ValueError, match="truncated"):
         load_image(tmp_path / "cut.ppm")
+    if white < 2**15:
+        higher = stored.replace(b"\n", b"\n9999", 1) if kind in (b"P2", b"P3") else b"\xff" * len(stored)
+        (tmp_path / "high.ppm").write_bytes(content[: -len(stored)] + higher)
+        if white != 255:
+            with pytest.raises(ValueError, match="damaged"):
+                load_image(tmp_path / "high.ppm")
 
 
 def test_depths_that_a_format_loses_are_refused(tmp_path: Path) -> None:
@@ -332,7 +342,6 @@ def test_depths_that_a_format_loses_are_refused(tmp_path: Path) -> None:
         "a.j2k": jpeg2k_encode(deep >> 4, level=0, codecformat="j2k", bitspersample=12),
         "a.avif": avif_encode(deep >> 6, bitspersample=10),
         "a.sgi": b"\x01\xda\x00\x02\x00\x03" + b"\x00\x10" * 2 + b"\x00\x03" + bytes(500) + deep.tobytes(),
-        "a.ppm": b"P3 1 1 1023 5 6 7\n",
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
