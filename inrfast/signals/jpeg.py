@@ -66,17 +66,28 @@ def frame(content: bytes) -> Frame | None:
 
 
 def check(content: bytes, file: Path) -> None:
-    """Refuse a JPEG that is not read, or of which a decoder would make up pixels without a word.
+    """Refuse a JPEG of a kind that is not read, or of which a decoder would make up pixels without a word.
 
     Raises
     ------
     ValueError
-        No end marker, a component without a scan, fewer bytes of a scan than its blocks take; another code than
-        Huffman's or the arithmetic one of 8-bit cosines; more than :data:`MOST_SCANS` scans.
+        Another code than Huffman's or the arithmetic one of 8-bit cosines, and what :func:`check_data` refuses.
     """
     about = frame(content)
     if about is not None:
         _check_kind(about, file)
+    check_data(content, about, file)
+
+
+def check_data(content: bytes, about: Frame | None, file: Path) -> None:
+    """Refuse a JPEG, also one within a TIFF, that lacks data or would take too long.
+
+    Raises
+    ------
+    ValueError
+        No end marker, a component without a scan, fewer bytes of a scan than its blocks take; more than
+        :data:`MOST_SCANS` scans.
+    """
     at, scans, seen = 2, 0, set[int]()
     while found := MARKER.search(content, at):
         if found[0][1] == END:

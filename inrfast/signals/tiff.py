@@ -216,7 +216,7 @@ def _check_stored(about: Page, file: Path, size: int) -> None:
 
 
 def _check_compression(about: Page, file: Path, opened: BinaryIO) -> None:
-    """Refuse what would be decoded to another size than that of a strip or tile."""
+    """Refuse what would be decoded to another size than that of a strip or tile, and JPEGs that lack data."""
     if about.compression not in (*PLAIN, *FAX, *JPEG) or (about.compression == 6 and about.meaning != YCBCR):
         raise ValueError(
             f"{file} holds strips or tiles of the compression {about.compression}; of TIFF those with LZW, deflate, "
@@ -226,13 +226,15 @@ def _check_compression(about: Page, file: Path, opened: BinaryIO) -> None:
         return
     for offset, count in zip(about.offsets, about.counts, strict=True):
         opened.seek(offset)
-        found = jpeg.frame(opened.read(count))
+        content = opened.read(count)
+        found = jpeg.frame(content)
         sides = (0, 0) if found is None else (found.height, found.width)
         if not all(0 < side <= most for side, most in zip(sides, about.segment_sides, strict=True)):
             raise ValueError(
                 f"{file} is damaged: it holds a JPEG of {sides[0]}x{sides[1]} pixels for a strip or tile of "
                 f"{about.segment_sides[0]}x{about.segment_sides[1]}"
             )
+        jpeg.check_data(content, found, file)
 
 
 def _check_unnamed(samples: np.ndarray[Any, Any], about: Page, file: Path) -> None:
