@@ -76,6 +76,8 @@ def load_audio(path: str | os.PathLike[str], memory_budget: int | None = None) -
             _check_size(file, about.frames, about.channels, budget)
             with decoding(file):
                 values, rate = wav.read(opened, about), about.rate
+        elif start.startswith(b"ID3"):
+            raise ValueError(f"{file} begins with an ID3 tag, as an MP3 does: it is not a WAV, FLAC or Ogg file")
         else:
             raise ValueError(f"{file} is not a WAV, FLAC or Ogg file")
     if not bool(torch.isfinite(values).all()):
@@ -152,8 +154,10 @@ def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple
         sound = soundfile.SoundFile(opened)
         frames, channels, rate = sound.frames, sound.channels, sound.samplerate
         whole = sound.subtype.startswith("PCM")
-    if not 0 < frames < 2**62 or rate < 1:
-        raise ValueError(f"{file} holds {frames} samples at {rate} Hz, or does not say how many: no sound")
+    if frames >= 2**62:
+        raise ValueError(f"{file} does not state how many samples it holds; encode it again, not to a pipe")
+    if frames < 1 or rate < 1:
+        raise ValueError(f"{file} holds {frames} samples at {rate} Hz: no sound")
     _check_size(file, frames, channels, budget)
     bits = ((start[20] & 1) << 4 | start[21] >> 4) + 1 if start.startswith(b"fLaC") else 0
     with decoding(file), sound:

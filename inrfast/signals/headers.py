@@ -6,22 +6,17 @@ import re
 import struct
 from pathlib import Path
 
-from inrfast.signals import png
+from inrfast.signals import jpeg, png
 from inrfast.signals.raster import Demand
 
-JPEG, JPEG2000, CODESTREAM = b"\xff\xd8\xff", b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
+JPEG2000, CODESTREAM = b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 ICON, PCX_PALETTE, SGI = b"\x00\x00\x01\x00", b"\x0a\x05\x01\x08", b"\x01\xda"
 
 END, TILE = b"\xff\xd9", b"\xff\x90"
-"""Markers of JPEG and JPEG 2000."""
-
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-"""What begins a segment of a JPEG; other bytes after FF belong to the data of a scan, or fill."""
+"""Markers of JPEG 2000."""
 
 INNER_BYTES = 12
 """What a pixel takes: as a decoder holds it, and as Pillow does."""
-
-COMMENT = re.compile(rb"#[^\n]*")
 
 
 def check(content: bytes, file: Path, demand: Demand) -> None:
@@ -30,13 +25,14 @@ def check(content: bytes, file: Path, demand: Demand) -> None:
     Raises
     ------
     ValueError
-        A JPEG or JPEG 2000 without its end, an icon with damaged PNGs, a PCX without its palette; more than 8 bits.
+        A JPEG or JPEG 2000 without its end, a JPEG of too few bytes or too many scans,
+        an icon with damaged PNGs, a PCX without its palette; more than 8 bits.
     MemoryBudgetError
         A picture within an icon exceeds the budget.
     """
     bits = 8
-    if content.startswith(JPEG):
-        _check_jpeg(content, file)
+    if content.startswith(jpeg.SIGNATURE):
+        jpeg.check(content, file)
     elif content.startswith((b"GIF87a", b"GIF89a")):
         _check_gif(content, file)
     elif content.startswith((JPEG2000, CODESTREAM)):
@@ -49,29 +45,12 @@ def check(content: bytes, file: Path, demand: Demand) -> None:
         bits = 10 if content[at + 6 : at + 7] and content[at + 6] & 0x40 else 8
     elif content.startswith(SGI):
         bits = 8 * (content[3:4] or b"\x01")[0]
-    elif content[:2] in (b"P2", b"P3"):
-        numbers = COMMENT.sub(b"", content[:4096]).split()
-        bits = max(int(numbers[3][:9]).bit_length(), 8) if len(numbers) > 3 and numbers[3].isdigit() else 8
     elif content.startswith(ICON):
         bits = _check_icon(content, file, demand)
     elif content.startswith(PCX_PALETTE) and content[65:66] == b"\x01" and content[-769:-768] != b"\x0c":
         raise ValueError(f"{file} is truncated or damaged: its palette of 256 colours is missing")
     if bits != 8:
         raise ValueError(f"{file} holds {bits} bits a channel, which its format loses here; convert it to PNG or TIFF")
-
-
-def _check_jpeg(content: bytes, file: Path) -> None:
-    """Refuse a JPEG that ends before its end marker: decoders make up what is missing of the last rows."""
-    at = 2
-    while found := MARKER.search(content, at):
-        if found[0] == END:
-            return
-        at = found.start() + 2
-        length = int.from_bytes(content[at : at + 2], "big")
-        if length < 2 or at + length > len(content):
-            break
-        at += length
-    raise ValueError(f"{file} is truncated or damaged: its JPEG data have no end")
 
 
 def _check_gif(content: bytes, file: Path) -> None:

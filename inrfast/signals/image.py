@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import warnings
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from inrfast.errors import check_int, check_tensor
-from inrfast.files import whole_file
+from inrfast.files import write_whole
 from inrfast.memory import budget_bytes, chunks
 from inrfast.signals.paths import readable, writable
 from inrfast.signals.picture import formats, read
@@ -29,8 +32,8 @@ not."""
 TRANSPARENT = frozenset({"JPEG2000", "PNG", "TGA", "TIFF", "WEBP"})
 """Formats, by Pillow's names, that give eight bits of transparency back as they were written."""
 
-STUBS = frozenset({"BUFR", "GRIB", "HDF5", "WMF"})
-"""Formats that Pillow names, and leaves to other programs to write."""
+ICONS = frozenset({"ICNS", "ICO"})
+"""Formats, by Pillow's names, of which it writes the sizes that they have instead of another one."""
 
 LAYERS = 7
 """Most channels that are averaged: colours, opacity, and colours weighed by it."""
@@ -71,14 +74,17 @@ def load_image(
         Which page of a TIFF or frame of an animation, from 0; None where there is but one. Smaller copies and masks
         beside a TIFF's pages are not counted; of the previews beside a photograph, the photograph is read.
     memory_budget
-        Bytes that decoding may take; None is half of what is free. What a header states is checked first.
+        Bytes that decoding may take; None is half of what is free. What a header states is checked first. Pillow, which
+        decodes all but TIFF, PNG of 16 bits and deep PGM and PPM, has a limit of its own whatever the budget: twice
+        ``PIL.Image.MAX_IMAGE_PIXELS``, 178,956,970 pixels unless it is set.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         The file is missing, a folder, or not readable.
     ValueError
-        The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked); signed
+        The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked; a JPEG
+        states none: fewer bytes than its blocks need are refused, other damage within its data may pass); signed
         or floating-point samples, whose range is not stated; more than 8 bits a channel in a format that loses them;
         several pages and no ``page``; a size below 1; ``grey`` together with ``alpha=True``.
     MemoryBudgetError
@@ -138,7 +144,8 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError, TypeError
-        Wrong shape, NaN or Inf, a suffix that names no format, or for four channels one without transparency (.jpg).
+        Wrong shape, NaN or Inf, a suffix that names no format, or for four channels one without transparency (.jpg); a
+        size that the format has not (an icon has up to 256x256 pixels).
     FileNotFoundError, NotADirectoryError, OSError
         The folder is missing or cannot be written to; nothing is left behind.
     """
@@ -149,17 +156,48 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     target = writable(path, "a transparent image" if transparent else "an image", image_suffixes(transparent))
     pixels = (image.double().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
-    with whole_file(target) as file:
-        picture.save(file, format=Image.registered_extensions()[target.suffix.lower()])
+    name = Image.registered_extensions()[target.suffix.lower()]
+    if picture.mode == "L" and not _writes(name, "L"):
+        picture = picture.convert("RGB")
+    # Encoded in memory: to a file itself Pillow writes past Python, and of a disk that is full it says nothing.
+    write_whole(target, _encoded(picture, name))
 
 
 def image_suffixes(transparent: bool = False) -> list[str]:
     """Return the suffixes that :func:`save_image` takes, sorted; ``transparent``: for images with an opacity."""
+    mode = "RGBA" if transparent else "RGB"
     return sorted(
         suffix
         for suffix, name in Image.registered_extensions().items()
-        if name in Image.SAVE and name not in STUBS and (name in TRANSPARENT or not transparent)
+        if (name in TRANSPARENT or not transparent) and _writes(name, mode)
     )
+
+
+@cache
+def _writes(name: str, mode: str) -> bool:
+    """Say whether Pillow writes such pixels in a format: some have no colours, and some it only reads."""
+    try:
+        return name in Image.SAVE and bool(_encoded(Image.new(mode, (16, 16)), name))
+    except ValueError:
+        return False
+
+
+def _encoded(picture: Image.Image, name: str) -> bytes:
+    """Return a picture as a file of a format, of its size."""
+    content, options = io.BytesIO(), {"sizes": [picture.size]} if name == "ICO" else {}
+    what = f"an image of {picture.height}x{picture.width} pixels cannot be written as {name}"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture.save(content, format=name, **options)
+            written = Image.open(content, formats=[name]).size if name in ICONS else picture.size
+    except MemoryError:
+        raise
+    except Exception as error:  # encoders have no common one
+        raise ValueError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if written != picture.size:
+        raise ValueError(f"{what}: such a file would hold {written[1]}x{written[0]}")
+    return content.getvalue()
 
 
 def readable_suffixes() -> list[str]:

@@ -34,9 +34,12 @@ EIGHT_BITS = frozenset({"1", "CMYK", "HSV", "L", "LA", "LAB", "P", "PA", "RGB", 
 
 ORIENTATION = 0x0112
 
-NETPBM = re.compile(
-    rb"P([56])(?:\s+(?:#[^\n]*\n\s*)*(\d+))(?:\s+(?:#[^\n]*\n\s*)*(\d+))(?:\s+(?:#[^\n]*\n\s*)*(\d+))\s"
-)
+NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
+
+COMMENT = re.compile(rb"#[^\n]*")
+
+WORD_BYTES = 64
+"""What a sample takes that is written out in digits: as an object of Python, and in two arrays."""
 
 
 def formats() -> list[str]:
@@ -76,9 +79,11 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
         header = png.check(content, file)
         if header.bits == 16:
             return _deep_png(content, header, file, page, demand)
-        return _by_pillow(io.BytesIO(content), ["PNG"], file, page, demand, header)
+        return _by_pillow(io.BytesIO(png.without_texts(content)), ["PNG"], file, page, demand, header)
     headers.check(content, file, demand)
-    netpbm = NETPBM.match(content[:4096])
+    netpbm = NETPBM.match(content)
+    if not netpbm and content[:2] in (b"P2", b"P3", b"P5", b"P6"):  # Pillow would round what it finds to 8 bits
+        raise ValueError(f"{file} is truncated or damaged: sides and white are missing in the header of a PGM or PPM")
     if netpbm and netpbm[4] != b"255":
         return _netpbm(content, netpbm, file, page, demand)
     return _by_pillow(io.BytesIO(content), formats(), file, page, demand)
@@ -99,6 +104,11 @@ def _by_pillow(
             progressive = bool(picture.info.get("progressive"))
         except UnidentifiedImageError:
             name = ""
+        except Image.DecompressionBombError:
+            raise ValueError(
+                f"it has more than {2 * (Image.MAX_IMAGE_PIXELS or 0)} pixels, twice PIL.Image.MAX_IMAGE_PIXELS, which "
+                "Pillow refuses for all that it decodes; set that, or convert the picture to a TIFF of RGB or grey"
+            ) from None
     if not name:
         raise ValueError(f"{file} is not an image in a format that is read: {', '.join(FORMATS)}")
     if mode not in EIGHT_BITS and not (mode.startswith("I") and name in ("PPM", "JPEG2000")):
@@ -119,15 +129,22 @@ def _by_pillow(
         if index:
             picture.seek(index)
         picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
+        if turned != 1:
+            ImageOps.exif_transpose(picture, in_place=True)
     return _raster(picture)
 
 
 def _turned(picture: Image.Image, exif: bytes | None) -> int:
-    """Return the camera's orientation of a picture that is not decoded yet; ``exif`` may stand after its pixels."""
+    """Return the camera's orientation of a picture that is not decoded yet, 1 where its notes cannot be read.
+
+    ``exif`` may stand after its pixels.
+    """
     if exif is not None:
         picture.info["exif"] = exif
-    return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
+    try:
+        return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
+    except Exception:  # notes that cannot be read say nothing of the pixels; its parser has no common error
+        return 1
 
 
 def _raster(picture: Image.Image) -> Raster:
@@ -163,7 +180,7 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
         )
     check_page(file, page, 1)
     with decoding(file):
-        turned = _turned(Image.open(io.BytesIO(content), formats=["PNG"]), header.exif)
+        turned = _turned(Image.open(io.BytesIO(png.without_texts(content)), formats=["PNG"]), header.exif)
     channels = png.CHANNELS[header.kind] + header.transparent
     sides = (header.height, header.width)
     demand.check(file, *(sides[::-1] if turned >= 5 else sides), 2 * channels * header.height * header.width)
@@ -177,15 +194,24 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
 def _netpbm(content: bytes, header: re.Match[bytes], file: Path, page: int | None, demand: Demand) -> Raster:
     """Return a PGM or PPM whose white is not 255: Pillow rounds it to 8 bits."""
     check_page(file, page, 1)
-    channels = {b"5": 1, b"6": 3}[header[1]]
+    channels = 1 if header[1] in b"25" else 3
     width, height, white = (int(number[:20]) for number in header.groups()[1:])
     if not (width and height and 0 < white < 2**16):
         raise ValueError(f"{file} is damaged: its header states {height}x{width} pixels, white as {white}")
-    dtype, count = np.dtype(">u2" if white > 255 else "u1"), height * width * channels
-    if header.end() + count * dtype.itemsize > len(content):
+    written_out, count = header[1] in b"23", height * width * channels
+    dtype = np.dtype(">u2" if white > 255 else "u1")
+    least = 2 * count - 1 if written_out else count * dtype.itemsize  # digits, and a space between each two
+    if header.end() + least > len(content):
         raise ValueError(f"{file} is truncated: its header states {height}x{width} pixels, more than it holds")
-    demand.check(file, height, width, len(content))
-    samples = np.frombuffer(content, dtype, count, header.end()).reshape(height, width, channels)
+    demand.check(file, height, width, len(content) + (len(content) + WORD_BYTES * count) * written_out)
+    if written_out:
+        words = COMMENT.sub(b"", content[header.end() :]).split(maxsplit=count)[:count]
+        if len(words) < count or not all(word.isdigit() and len(word) <= 5 for word in words):
+            raise ValueError(f"{file} is truncated or damaged: it does not hold {count} numbers of up to 5 digits")
+        samples = np.array(words).astype(np.uint32)
+    else:
+        samples = np.frombuffer(content, dtype, count, header.end())
+    samples = samples.reshape(height, width, channels)
     if int(samples.max()) > white:
         raise ValueError(f"{file} is damaged: it holds {samples.max()}, and its header states white as {white}")
     return from_array(samples, white, channels)

@@ -17,6 +17,8 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 MOST_INFLATED = 1032
 """Bytes that one byte of a deflate stream gives at most: 258 for a length and a distance of one bit each."""
 
+TEXTS, ORIENTING = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+"""Chunks of text, and the keywords of those in which Pillow finds a camera's orientation."""
 
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of an interlaced PNG: the first column and row, and the steps from one to the next."""
@@ -76,6 +78,22 @@ def check(content: bytes, file: Path) -> Header:
     frames = max(int.from_bytes(chunks.get(b"acTL", b"")[:4], "big"), 1)
     transparent, exif, interlaced = b"tRNS" in chunks, chunks.get(b"eXIf"), bool(header[12])
     return Header(width, height, bits, kind, transparent, exif, frames, interlaced, tuple(stream))
+
+
+def without_texts(content: bytes) -> bytes:
+    """Return a PNG that was checked without its texts, save those that may state the camera's orientation.
+
+    Pillow reads all of them, and refuses the picture for one that is long.
+    """
+    kept, start, at = [], 0, len(SIGNATURE)
+    name = b""
+    while name != b"IEND":
+        end, name = at + 12 + int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        if name in TEXTS and not content.startswith(ORIENTING, at + 8):
+            kept.append(content[start:at])
+            start = end
+        at = end
+    return b"".join([*kept, content[start:]]) if kept else content
 
 
 def check_pixels(header: Header, file: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from inrfast.signals import jpeg
 from inrfast.signals.decoding import decoding
 from inrfast.signals.png import MOST_INFLATED
 from inrfast.signals.raster import Demand, Raster, check_page, from_array, oriented
@@ -25,6 +26,10 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6,
 UNSIGNED, SIGNED = 1, 2
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
 UNCOMPRESSED, FAX, JPEG, DEFLATE = 1, (2, 3, 4), (6, 7), (8, 32946)
+
+PLAIN = frozenset({UNCOMPRESSED, 5, *DEFLATE, 32773, 34925, 34926, 50000})
+"""Codes of bytes (LZW, deflate, PackBits, LZMA, zstd), whose decoders stop at the size of a strip or tile. Others hold
+a picture of a size of its own (JPEG 2000, JPEG XL, JPEG XR, LERC, PNG, WebP), which would be decoded whatever it is."""
 
 REDUCED_OR_MASK = 1 | 4
 """Bits of the kind of a subfile that is no page of its own: a smaller copy, or a mask."""
@@ -54,6 +59,7 @@ class Page:
     segments: int
     offsets: tuple[int, ...]
     counts: tuple[int, ...]
+    segment_sides: tuple[int, int]
     decoded: int  # bytes
 
     @classmethod
@@ -79,6 +85,9 @@ class Page:
             int(math.prod(page.chunked)),
             tuple(int(offset) for offset in page.dataoffsets),
             tuple(int(count) for count in page.databytecounts),
+            (int(page.tilelength), int(page.tilewidth))
+            if page.is_tiled
+            else (int(page.rowsperstrip), int(page.imagewidth)),
             int((math.prod(page.shaped) + segment * page.samplesperpixel) * itemsize),
         )
 
@@ -111,6 +120,7 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
     _check_tags(about, file)
     _check_meaning(about, file)
     _check_stored(about, file, os.fstat(opened.fileno()).st_size)
+    _check_compression(about, file, opened)
     if about.meaning in (CMYK, YCBCR, LAB) or about.compression in FAX:
         opened.seek(0)
         return index
@@ -203,6 +213,28 @@ def _check_stored(about: Page, file: Path, size: int) -> None:
             f"{file} is damaged: it states {about.height}x{about.width} pixels, more than its {sum(about.counts)} "
             "bytes hold"
         )
+
+
+def _check_compression(about: Page, file: Path, opened: BinaryIO) -> None:
+    """Refuse what would be decoded to another size than that of a strip or tile, and JPEGs that lack data."""
+    if about.compression not in (*PLAIN, *FAX, *JPEG) or (about.compression == 6 and about.meaning != YCBCR):
+        raise ValueError(
+            f"{file} holds strips or tiles of the compression {about.compression}; of TIFF those with LZW, deflate, "
+            "PackBits, LZMA, zstd, JPEG and fax codes are read; convert it to PNG first"
+        )
+    if about.compression != 7:
+        return
+    for offset, count in zip(about.offsets, about.counts, strict=True):
+        opened.seek(offset)
+        content = opened.read(count)
+        found = jpeg.frame(content)
+        sides = (0, 0) if found is None else (found.height, found.width)
+        if not all(0 < side <= most for side, most in zip(sides, about.segment_sides, strict=True)):
+            raise ValueError(
+                f"{file} is damaged: it holds a JPEG of {sides[0]}x{sides[1]} pixels for a strip or tile of "
+                f"{about.segment_sides[0]}x{about.segment_sides[1]}"
+            )
+        jpeg.check_data(content, found, file)
 
 
 def _check_unnamed(samples: np.ndarray[Any, Any], about: Page, file: Path) -> None:

@@ -19,11 +19,12 @@ BYTE_ORDERS = {b"RIFF": "<", b"RIFX": ">", b"RF64": "<", b"BW64": "<"}
 LONG_SIZES = (b"RF64", b"BW64")
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
-GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
-"""What follows the number of the format in an extensible header."""
+GUID_TAILS = (bytes.fromhex("000000001000800000aa00389b71"), bytes.fromhex("00002107d3118644c8c1ca000000"))
+"""What follows the number of the format in an extensible header: of plain channels, and of Ambisonic ones."""
 
-UNKNOWN_SIZES = (0xFFFFFFFF, 0x7FFFF000)
-"""What ffmpeg and SoX state as the size of the data when they write to a pipe and cannot come back."""
+UNKNOWN_SIZES = (0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 0x7FFFF000)
+"""What programs state as the size of the data when they write to a pipe and cannot come back; ffmpeg and SoX first and
+last."""
 
 BLOCK = 2**18
 """Samples that are converted at a time."""
@@ -46,7 +47,8 @@ def header(opened: BinaryIO, size: int, file: Path) -> Header:
     """Return the header of an open WAV file of ``size`` bytes.
 
     The size that a header states for the whole file is passed over (many programs get it wrong), and so are bytes after
-    the data. Data of unknown size, written to a pipe, reach to the file's end.
+    the data, and the last ones of a size that is no multiple of a frame. Data of unknown size, written to a pipe, reach
+    to the file's end.
 
     Raises
     ------
@@ -58,6 +60,8 @@ def header(opened: BinaryIO, size: int, file: Path) -> Header:
     frame, held = channels * width, size - at
     if stated in UNKNOWN_SIZES and stated > held:
         stated = held
+    elif frame <= stated <= held:  # some programs count the byte that fills up an odd number
+        stated -= stated % frame
     if stated == 0:
         raise ValueError(
             f"{file} states 0 samples, as of a recorder that was cut off, and {held} bytes follow: no sound"
@@ -132,7 +136,7 @@ def _format(form: bytes, order: str, file: Path) -> tuple[bool, int, int, int]:
     if len(form) < 16:
         raise ValueError(f"{file} is damaged: what it states about its samples is missing, or {len(form)} bytes long")
     code, channels, rate, _, frame, bits = struct.unpack(f"{order}HHIIHH", form[:16])
-    if code == EXTENSIBLE and len(form) == 40 and form[26:] == GUID_TAIL:
+    if code == EXTENSIBLE and len(form) == 40 and form[26:] in GUID_TAILS:
         code = struct.unpack(f"{order}H", form[24:26])[0]
     if code not in (PCM, FLOAT):
         raise ValueError(f"{file} holds compressed or unknown samples (format {code:#x}); a WAV has PCM or floats here")

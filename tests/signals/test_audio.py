@@ -131,7 +131,7 @@ def test_what_another_program_writes_is_read_as_it_reads_it(
     st.lists(st.integers(-(2**23), 2**23 - 1), min_size=1, max_size=9),
     st.binary(max_size=11),
     st.one_of(st.none(), st.integers(0, 2**32 - 1)),
-    st.sampled_from([None, 0xFFFFFFFF, 0x7FFFF000]),
+    st.sampled_from([None, 0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 0x7FFFF000]),
 )
 def test_what_stands_around_the_samples_does_not_matter(
     tmp_path_factory: pytest.TempPathFactory,
@@ -180,7 +180,7 @@ def test_damage_is_refused_or_read_as_another_program_reads_it(tmp_path: Path, f
 
 def test_sizes_are_checked_before_anything_is_read(tmp_path: Path) -> None:
     head = (b"fmt ", struct.pack("<HHIIHH", 1, 2, RATE, 4 * RATE, 4, 16))
-    for stated, words in ((2**31, "truncated"), (0, "0 samples"), (6, "frames of 4")):
+    for stated, words in ((2**31 - 8, "truncated"), (0, "0 samples"), (3, "frames of 4")):
         (tmp_path / "a.wav").write_bytes(riff(head) + b"data" + struct.pack("<I", stated) + bytes(8))
         with pytest.raises(ValueError, match=words):
             load_audio(tmp_path / "a.wav")
@@ -241,3 +241,26 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="suffix"):
         save_audio(torch.zeros(4), tmp_path / "a.mp3", RATE)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tail", ["000000001000800000aa00389b71", "00002107d3118644c8c1ca000000"])
+@pytest.mark.parametrize("further", range(6))
+def test_sizes_with_a_part_of_a_frame_are_read_as_another_program_reads_them(
+    tmp_path: Path, tail: str, further: int
+) -> None:
+    head = struct.pack("<HHIIHHHHIH", 0xFFFE, 2, RATE, 6 * RATE, 6, 24, 22, 24, 0, 1) + bytes.fromhex(tail)
+    content = riff((b"fmt ", head), (b"data", np.random.default_rng(0).bytes(60 + further)))
+    (tmp_path / "a.wav").write_bytes(content)
+    np.testing.assert_array_equal(load_audio(tmp_path / "a.wav")[0].numpy(), by_libsndfile(content)[0])
+
+
+def test_what_keeps_a_sound_from_being_read_is_named(tmp_path: Path) -> None:
+    content = bytearray(written("FLAC", "PCM_16", 1))
+    (tmp_path / "a.flac").write_bytes(b"ID3\x04" + bytes(6) + content)
+    with pytest.raises(ValueError, match="ID3 tag"):
+        load_audio(tmp_path / "a.flac")
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(ValueError, match="does not state how many samples"):
+        load_audio(tmp_path / "a.flac")

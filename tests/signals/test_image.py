@@ -4,6 +4,8 @@ import io
 import os
 import re
 import subprocess
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.signals.image import LUMA, astronaut, image_suffixes, load_image, readable_suffixes, save_image
@@ -306,19 +308,29 @@ def test_sizes_within_are_checked_too(tmp_path: Path) -> None:
             load_image(tmp_path / "a.picture", memory_budget=2**30)
 
 
-@pytest.mark.parametrize("kind", [b"P5", b"P6"])
+@pytest.mark.parametrize("kind", [b"P2", b"P3", b"P5", b"P6"])
 @pytest.mark.parametrize("white", [1, 100, 255, 1023, 65535])
 def test_portable_maps_keep_all_of_their_bits(tmp_path: Path, kind: bytes, white: int) -> None:
-    channels = {b"P5": 1, b"P6": 3}[kind]
+    channels = 1 if kind in (b"P2", b"P5") else 3
     values = np.random.default_rng(0).integers(0, white, (5, 7, channels), endpoint=True)
     stored = values.astype(">u2" if white > 255 else "u1").tobytes()
+    if kind in (b"P2", b"P3"):
+        stored = b" # a pixel\n".join(b"%d" % value for value in values.reshape(-1))
     content = kind + b" # made by hand\n7 5\n" + str(white).encode() + b"\n" + stored
+    if white == 1023:
+        content = content.replace(b"7 5", b"7#" + b"wide" * 2000 + b"\n5")
     (tmp_path / "a.ppm").write_bytes(content)
     expected = (np.repeat(values, 3 // channels, 2).astype(np.float32)) / np.float32(white)
     assert np.array_equal(load_image(tmp_path / "a.ppm").numpy(), expected)
-    (tmp_path / "cut.ppm").write_bytes(content[:-1])
+    (tmp_path / "cut.ppm").write_bytes(content[: content.rindex(b"#")] if kind in (b"P2", b"P3") else content[:-1])
     with pytest.raises(ValueError, match="truncated"):
         load_image(tmp_path / "cut.ppm")
+    if white < 2**15:
+        higher = stored.replace(b"\n", b"\n9999", 1) if kind in (b"P2", b"P3") else b"\xff" * len(stored)
+        (tmp_path / "high.ppm").write_bytes(content[: -len(stored)] + higher)
+        if white != 255:
+            with pytest.raises(ValueError, match="damaged"):
+                load_image(tmp_path / "high.ppm")
 
 
 def test_depths_that_a_format_loses_are_refused(tmp_path: Path) -> None:
@@ -330,7 +342,6 @@ def test_depths_that_a_format_loses_are_refused(tmp_path: Path) -> None:
         "a.j2k": jpeg2k_encode(deep >> 4, level=0, codecformat="j2k", bitspersample=12),
         "a.avif": avif_encode(deep >> 6, bitspersample=10),
         "a.sgi": b"\x01\xda\x00\x02\x00\x03" + b"\x00\x10" * 2 + b"\x00\x03" + bytes(500) + deep.tobytes(),
-        "a.ppm": b"P3 1 1 1023 5 6 7\n",
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
@@ -354,16 +365,96 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path, monkeypatc
         save_image(image, tmp_path / "file" / "a.png")
     before = sorted(os.listdir(tmp_path))
 
-    def full_disk(self: Image.Image, file: object, format: str) -> None:
+    def failing(self: Image.Image, file: object, format: str) -> None:
         file.write(b"half")
-        raise OSError("No space left on device")
+        raise OSError("broken data stream")
 
-    monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(OSError, match=r"cannot write .*a\.png: No space left"):
+    monkeypatch.setattr(Image.Image, "save", failing)
+    with pytest.raises(ValueError, match=r"4x4 pixels cannot be written as PNG: broken data stream"):
         save_image(image, tmp_path / "a.png")
     assert sorted(os.listdir(tmp_path)) == before
+
+
+FULL_DISK = """
+import os, pathlib, resource, signal, sys, torch
+from inrfast.signals.image import image_suffixes, save_image
+folder, failed = pathlib.Path(sys.argv[1]), []
+image = torch.rand(64, 80, 3)
+for suffix in image_suffixes():
+    (folder / f"old{suffix}").write_bytes(b"what was there")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk: a short write, and then an error
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+for suffix in image_suffixes():
+    for name in ("old", "new"):
+        try:
+            save_image(image, folder / f"{name}{suffix}")
+        except OSError:
+            failed.append(name + suffix)
+print(len(image_suffixes()), len(failed))
+"""
+
+
+def test_a_full_disk_is_an_error_and_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, tmp_path], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    suffixes, failed = map(int, done.stdout.split())
+    assert failed == 2 * suffixes > 40
+    assert {path.stem for path in tmp_path.iterdir()} == {"old"}
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"what was there"}
+
+
+@pytest.mark.parametrize("suffix", image_suffixes())
+def test_every_suffix_keeps_sizes_or_refuses_them(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    for shape in ((9, 21), (300, 40, 3), (9, 70000, 1)):  # the last is more than many formats hold
+        path.unlink(missing_ok=True)
+        try:
+            save_image(noise(*shape), path)
+        except ValueError as refused:
+            reason = str(refused)
+            assert f"an image of {shape[0]}x{shape[1]} pixels cannot be written as" in reason
+            assert max(shape) > 256
+            assert not path.exists()
+            continue
+        if suffix in readable_suffixes():
+            assert load_image(path).shape == (*shape[:2], 3)
 
 
 def test_a_folder_that_refuses_files_is_named() -> None:
     with pytest.raises(OSError, match=r"cannot write /proc/a\.png"):
         save_image(noise(4, 4), "/proc/a.png")  # which refuses root, too
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
+def test_notes_that_cannot_be_read_say_nothing_of_the_pixels(tmp_path: Path, form: str) -> None:
+    random, file = np.random.default_rng(0), io.BytesIO()
+    Image.new("RGB", (5, 7), (9, 99, 199)).save(file, form)
+    (tmp_path / "plain").write_bytes(file.getvalue())
+    plain = load_image(tmp_path / "plain")
+    for size in (8, 9, 30, 200):
+        for start in (b"", b"Exif\0\0", b"II*\0\x08\0\0\0"):
+            Image.new("RGB", (5, 7), (9, 99, 199)).save(tmp_path / "a", form, exif=start + random.bytes(size))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                assert torch.equal(load_image(tmp_path / "a"), plain)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_long_texts_do_not_matter(tmp_path: Path, bits: int) -> None:
+    notes = PngImagePlugin.PngInfo()
+    for add in (notes.add_text, notes.add_itxt):
+        add("workflow", "x" * 2**21, zip=True)
+    picture = Image.fromarray(noise(5, 7).mul(255).numpy().astype(f"u{bits // 8}"))
+    exif = Image.Exif()
+    exif[274] = 6
+    picture.save(tmp_path / "a.png", pnginfo=notes, exif=exif)
+    picture.save(tmp_path / "b.png", exif=exif)
+    assert load_image(tmp_path / "a.png").shape == (7, 5, 3)
+    assert torch.equal(load_image(tmp_path / "a.png"), load_image(tmp_path / "b.png"))
+
+
+def test_the_limit_of_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_image(noise(20, 30), tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
+    with pytest.raises(ValueError, match=r"more than 598 pixels, twice PIL\.Image\.MAX_IMAGE_PIXELS"):
+        load_image(tmp_path / "a.png")

@@ -251,3 +251,20 @@ def test_nothing_is_said_elsewhere(tmp_path: Path, capfd: pytest.CaptureFixture[
             load(tmp_path, content[:size])
     assert capfd.readouterr().err == ""
     assert os.listdir(tmp_path) == ["a.picture"]
+
+
+@pytest.mark.parametrize("compression", ["jpeg", "jpeg2000", "jpegxl", "jpegxr", "png", "webp", "lerc"])
+def test_pictures_within_are_as_large_as_their_strip_or_refused(tmp_path: Path, compression: str) -> None:
+    pixels = noise((32, 32, 3), "u1")
+    content = by_tifffile(pixels, photometric="rgb", compression=compression, byteorder="<", bigtiff=False)
+    if compression == "jpeg":
+        assert load(tmp_path, content).shape == (32, 32, 3)
+        start, end = content.index(b"\xff\xda") + 14, content.rindex(b"\xff\xd9")
+        for lacking in (bytes(end - start + 2), b"\xff\xd9" + bytes(end - start)):  # without an end, without pixels
+            with pytest.raises(ValueError, match="truncated or damaged"):
+                load(tmp_path, content[:start] + lacking + content[end + 2 :])
+    for tag, side in ((256, 32), (257, 32), (278, 32)):
+        for kind, form in ((4, "<HHII"), (3, "<HHIHxx")):
+            content = content.replace(struct.pack(form, tag, kind, 1, side), struct.pack(form, tag, kind, 1, 16))
+    with pytest.raises(ValueError, match=r"a JPEG of 32x32 pixels for a strip.*16x16|of the compression \d+; of TIFF"):
+        load(tmp_path, content)

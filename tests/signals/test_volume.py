@@ -1,6 +1,7 @@
 """Volumes survive the way to a file and back; dtypes whose range is not stated are refused, and so is damage."""
 
 import io
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -167,3 +168,13 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="suffix"):
         save_volume(torch.zeros(2, 2, 2), tmp_path / "a.txt")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_headers_of_older_programs_are_read_without_a_word(tmp_path: Path) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    np.save(tmp_path / "a.npy", values)
+    content = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(content.replace(b"(2, 3, 4), }   ", b"(2L, 3L, 4L), }"))  # of Python 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(load_volume(tmp_path / "a.npy").numpy()[..., 0], values)
