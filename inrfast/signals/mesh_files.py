@@ -139,13 +139,22 @@ def _have_area(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     kept = np.empty(len(faces), dtype=bool)
     for rows in chunks(len(faces), ROWS):
         corners = vertices[faces[rows]]
-        with np.errstate(over="ignore", invalid="ignore"):
-            sides = corners[:, 1:] - corners[:, :1]
-            # Each by its own power of two, so that the product of its sides neither vanishes nor overflows.
-            exponents = np.frexp(np.abs(sides).max(axis=(1, 2), keepdims=True))[1]
-            sides *= np.ldexp(1.0, np.clip(-exponents, -1000, 1000))
-            kept[rows] = np.cross(sides[:, 0], sides[:, 1]).any(axis=1)
+        found = _spans(corners, 0)
+        for corner in (1, 2):  # from a corner far away the two others may look like one
+            flat = np.flatnonzero(~found)
+            found[flat] = _spans(corners[flat], corner)
+        kept[rows] = found
     return kept
+
+
+def _spans(corners: np.ndarray, at: int) -> np.ndarray:
+    """Return which triangles' two sides from one corner, rounded to fp64, have different directions, bool (m,)."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        sides = corners[:, [at - 2, at - 1]] - corners[:, at : at + 1]
+        # Each by its own power of two, so that the product of its sides neither vanishes nor overflows.
+        exponents = np.frexp(np.abs(sides).max(axis=(1, 2), keepdims=True, initial=0.0))[1]
+        sides *= np.ldexp(1.0, np.clip(-exponents, -1000, 1000))
+        return np.asarray(np.cross(sides[:, 0], sides[:, 1]).any(axis=1))
 
 
 def _used(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -176,7 +176,9 @@ def _check_tags(about: Page, file: Path) -> None:
 def _check_meaning(about: Page, file: Path) -> None:
     """Refuse samples of which it is not known what they stand for."""
     if len(about.bits) != 1 or about.depth != 1:
-        raise ValueError(f"{file} holds samples of {about.bits} bits in {about.depth} layers; convert it to PNG first")
+        raise ValueError(
+            f"{file} holds samples of {str(about.bits)[:40]} bits in {about.depth} layers; convert it to PNG first"
+        )
     if about.sample_format != UNSIGNED:
         kind = "signed integers" if about.sample_format == SIGNED else "floating-point or complex pixels"
         raise ValueError(

@@ -1,5 +1,6 @@
 """Mesh files: what was written comes back from every spelling, and what is cut or damaged is refused or read alike."""
 
+import itertools
 import random
 import re
 import struct
@@ -448,20 +449,20 @@ GROWING: dict[str, tuple[str, Callable[[int], bytes]]] = {
 
 @pytest.mark.parametrize("what", GROWING)
 def test_time_grows_as_the_file_does(what: str, tmp_path: Path) -> None:
-    """16 times the size takes far less than 256 times the processor time: no more than 48, where it can be told."""
+    """16 times the size takes far less than 256 times the processor time: no more than 100, where it can be told."""
     suffix, content = GROWING[what]
     times = []
     for count in (1500, 24000):
         file = tmp_path / f"{count}{suffix}"
         file.write_bytes(content(count))
         best = float("inf")
-        for _ in range(2):
+        for _ in range(3):
             start = time.process_time()
             mesh = load_mesh(file)
             best = min(best, time.process_time() - start)
         assert mesh.area > 0
         times.append(best)
-    assert times[1] < max(48 * times[0], 0.1), times
+    assert times[1] < max(100 * times[0], 0.3), times
 
 
 # ---- what a scene holds ------------------------------------------------------------------------------------------
@@ -801,3 +802,11 @@ def test_paths_and_meshes_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="NaN or Inf"):
         save_mesh(mesh, tmp_path / "a.obj")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("far", [1e-300, 1e-9, 1e9, 1e23, 1e140])
+def test_a_triangle_with_a_corner_far_away_has_an_area(tmp_path: Path, far: float) -> None:
+    file = tmp_path / "a.obj"
+    for first, second, third in itertools.permutations((1, 2, 3)):
+        file.write_text(f"v {far} 0 0\nv 0 1 0\nv 1 1 0\nv 2 2 0\nf {first} {second} {third}\nf 2 3 4\nf 2 2 4\n")
+        assert len(load_mesh(file).faces) == 2
