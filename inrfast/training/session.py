@@ -27,7 +27,7 @@ from inrfast.memory import is_refusal
 from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
-from inrfast.training import callables
+from inrfast.training import callables, optimizers
 from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
@@ -145,7 +145,8 @@ class Session:
         with ExitStack() as stack:
             if self.path is not None:
                 stack.enter_context(sole_writer(self.path))
-            state = self._read()
+            start = self._start()
+            state = self._read(start)
             for member in self.members:
                 stack.enter_context(_training(member.net))
             libraries = self._libraries(state)
@@ -158,7 +159,7 @@ class Session:
                 self._make_runs(state)
                 if self.path is not None:
                     self._check_callbacks()
-                    self.about = self._describe()
+                    self.about = {**self._describe(), **start}
                 if state is not None:
                     self._warn_of_other_digits(state["about"])
                 if all(run.gradient.one_core for run in self.runs):
@@ -301,7 +302,7 @@ class Session:
                 _restore(member, kept, member.index in going)
             for index, kept in enumerate(state["groups"]):
                 self.runs.append(self._run([self.members[place] for place in kept["members"]]))
-                self.runs[-1].load(kept, f"tree.groups[{index}]")
+                self.runs[-1].load(kept, f"tree.groups[{index}]", compared="optimizer" in state["about"])
             self._load_callbacks(state["callbacks"])
         except BaseException as error:
             self._release()
@@ -438,8 +439,17 @@ class Session:
         }
         return {"identities": fixed, "layout": self._layout()}
 
-    def _read(self) -> dict[str, Any] | None:
-        """Return the state in the checkpoint, if there is one to go on from and it is one of this fit."""
+    def _start(self) -> dict[str, Any]:
+        """Return what an optimiser of the user's own is now, before anything changes it, for checkpoints."""
+        if self.path is None or isinstance(self.settings.optimizer, str):
+            return {}
+        return {"optimizer": optimizers.started(self.settings.optimizer, self.members[0].net)}
+
+    def _read(self, start: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the state in the checkpoint, if there is one to go on from and it is one of this fit.
+
+        What is said there about the fit's ``start`` is then what counts, for the checkpoints to come too.
+        """
         if self.path is None:
             return None
         check_not_there(self.path, self.resume)  # once more, now that no other fit writes it
@@ -467,6 +477,11 @@ class Session:
             raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
         with fault_told(f"checkpoint: {shown(self.path)} does not fit this fit"):
             self._check_state(tree)
+            if "optimizer" in start and "optimizer" in about:  # files of old have none
+                groups = [group["optimizer"].get("param_groups") for group in tree["groups"]]
+                kept = groups[0] if groups else None
+                optimizers.check_started(start["optimizer"], about["optimizer"], kept, "optimizer")
+        start.update({key: about[key] for key in start if key in about})
         self._warn_of_uncompared(now, before)
         return {**tree, "about": about}
 

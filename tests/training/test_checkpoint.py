@@ -355,6 +355,96 @@ def test_settings_of_parameter_groups_are_compared(tmp_path: Path) -> None:
     assert run(0.1, True).steps == 4
 
 
+def square() -> inr.INR:
+    return inr.INR(4, 4, width=4, hidden_layers=2, seed=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("make", [square, lambda: inr.INR(4, 3, width=5, hidden_layers=2)], ids=["alike", "unlike"])
+def test_an_optimizer_of_other_parameters_in_any_place_is_refused(make: Any, kind: Any, tmp_path: Path) -> None:
+    """Whatever the order and the groups, and whether shapes agree or not; the same ones go on, made anew or not."""
+    draw, coords = random.Random(kind.__name__), torch.rand(20, 4)
+    target = coords[:, : make().out_features]
+
+    def run(order: list[int], cut: int, resume: bool) -> None:
+        net = make()
+        given = list(net.parameters())
+        groups = [{"params": [given[i] for i in part]} for part in (order[:cut], order[cut:])]
+        options: dict[str, Any] = {"lr": 1e-3} | ({"momentum": 0.5} if kind is not torch.optim.Adam else {})
+        path = tmp_path / "run"
+        fit(net, coords, target, steps=3, optimizer=kind(groups, **options), checkpoint=path, resume=resume)
+
+    run(list(range(6)), 3, False)
+    for _ in range(4):
+        order, cut = draw.sample(range(6), 6), draw.choice([2, 3, 4])
+        if (order, cut) == (list(range(6)), 3):
+            continue
+        with pytest.raises(ValueError, match=r"param_groups\[[01]\]\.params(\[\d\])? must be .*, as now"):
+            run(order, cut, True)
+    run(list(range(6)), 3, True)
+
+
+def test_moments_of_other_shapes_are_refused_in_files_that_name_no_parameters(tmp_path: Path) -> None:
+    def run(turned: bool, resume: bool) -> None:
+        net = small()
+        given = list(net.parameters())
+        optimizer = torch.optim.Adam(given[::-1] if turned else given)
+        fit(net, COORDS, TARGET, steps=3, optimizer=optimizer, checkpoint=tmp_path / "run", resume=resume)
+
+    run(False, False)
+    altered(tmp_path / "run", lambda about: about.pop("optimizer"))
+    with pytest.raises(ValueError, match=r"does not fit this fit: .*state\.0\.exp_avg.* must be a tensor"):
+        run(True, True)
+    run(False, True)
+
+
+class Scheduled:
+    """Change all that a scheduler may, as the fit goes on."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, at: int = -1) -> None:
+        self.optimizer, self.at = optimizer, at
+
+    def on_step(self, state: Any) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"], group["mine"] = 1e-4, 0.1 / state.step, state.step
+        if state.step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["made anew", "the same optimiser"])
+def test_groups_are_compared_by_what_their_fits_were_started_with(again: bool, tmp_path: Path) -> None:
+    def run(rates: tuple[float, float], at: int, used: Any = None, **more: Any) -> tuple[Any, Any]:
+        net, optimizer = used or (small(), None)
+        first, *others = net.parameters()
+        groups = [{"params": [first], "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+        optimizer = optimizer or torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+        scheduled = Scheduled(optimizer, at)
+        result = fit(net, COORDS, TARGET, steps=9, optimizer=optimizer, callbacks=[scheduled], **more)
+        return result, (net, optimizer)
+
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run", "resume": True}
+    expected, _ = run((1e-3, 2e-3), -1)
+    used = None
+    for at in (3, 6):
+        _, used = run((1e-3, 2e-3), at, used if again else None, **options)
+        for rates in ((1e-3, 5e-2), (2e-3, 1e-3)):
+            with pytest.raises(ValueError, match=r"param_groups\[[01]\]\.lr must be .*, as now, got 0\.00"):
+                run(rates, -1, **options)
+    result, _ = run((1e-3, 2e-3), -1, used if again else None, **options)
+    assert result.losses == expected.losses
+
+
+def altered(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a checkpoint says about its fit; its hash is right again."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["about"])
+    change(about)
+    metadata["about"] = json.dumps(about)
+    metadata["sha256"] = digest(metadata, tensors)
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
 def frozen() -> inr.INR:
     net = small()
     net.layers[0].requires_grad_(False)
