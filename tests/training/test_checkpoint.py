@@ -325,6 +325,30 @@ class Setting:
         self.rate, self.owner = rate, self
 
 
+class Weighed:
+    __slots__ = ("k",)
+
+    def __init__(self, k: float) -> None:
+        self.k = k
+
+    def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
+        return self.k * F.mse_loss(pred, target)
+
+
+def hooked(k: float) -> inr.INR:
+    net = small()
+    net.layers[0].register_forward_hook(lambda module, inputs, output: output * k)
+    return net
+
+
+def scaled(k: float) -> inr.INR:
+    class Scaled(inr.INR):
+        def forward(self, coords: Tensor) -> Tensor:
+            return super().forward(coords) * k
+
+    return Scaled(2, 3, width=16, hidden_layers=2, seed=0)
+
+
 def grouped(net: nn.Module, decay: float) -> torch.optim.Optimizer:
     first, *others = net.parameters()
     return torch.optim.AdamW([{"params": [first], "weight_decay": decay}, {"params": others}], lr=1e-3)
@@ -473,6 +497,11 @@ def frozen() -> inr.INR:
             r"nets\[0\]: held\[0\]\['a'\]",
         ),
         ({"net": lambda: Holding(Setting(1.0))}, {"net": lambda: Holding(Setting(2.0))}, r"nets\[0\]: held\.rate"),
+        ({"net": lambda: hooked(1.0)}, {"net": lambda: hooked(2.0)}, r"nets\[0\]: layers\.0\.forward_hooks\[0\]\.k"),
+        ({"net": small}, {"net": lambda: hooked(2.0)}, r"nets\[0\]: hooks"),
+        ({"net": lambda: scaled(1.0)}, {"net": lambda: scaled(2.0)}, r"nets\[0\]: class .*Scaled\.forward\.k"),
+        ({"net": small}, {"net": lambda: scaled(2.0)}, r"nets\[0\]: __class__"),
+        ({"loss": Weighed(1.0)}, {"loss": Weighed(2.0)}, r"loss: k"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value.split(" ")[0],
 )
