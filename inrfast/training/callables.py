@@ -280,6 +280,31 @@ def _describe_inside(name: str, value: Any, found: dict[str, str], seen: set[int
         found[name] = f"{UNKNOWN}{type(value).__qualname__}"
 
 
+def names_in_state(callback: Any) -> set[str] | None:
+    """Return the names that a callback's ``state_dict`` keeps values under, or None: it keeps something else."""
+    try:
+        state = callback.state_dict() if hasattr(callback, "state_dict") else {}
+    except Exception:  # it may have none yet
+        return None
+    return {str(key).strip("_") for key in state} if isinstance(state, Mapping) else None
+
+
+def of_callback(callback: Any, state: set[str] | None) -> dict[str, str]:
+    """Return what tells a callback from another: its class, code, and attributes that are plain, arrays or functions.
+
+    Those that are ``state``, or may be (None), are left out, and so is what cannot be compared: what a callback only
+    watches with is no part of the fit.
+    """
+    found: dict[str, str] = {"__class__": type(callback).__name__}
+    seen: set[int] = {id(callback)}
+    for name, value in own_attributes(callback) if state is not None else ():
+        simple = isinstance(value, (*SHOWN, Tensor, np.ndarray, FunctionType, functools.partial))
+        if name.strip("_") not in (state or ()) and (simple or _plain(value) is not None):
+            _describe(name, value, found, seen, 0)
+    _describe_classes("", type(callback).__mro__, found, seen, 0)
+    return {key: text for key, text in found.items() if not text.startswith(UNKNOWN)}
+
+
 def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
     """Return what tells a module from another of the same text: attributes, arrays, functions, hooks and classes.
 

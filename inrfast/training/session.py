@@ -131,6 +131,10 @@ class Session:
         self.interrupted = False
         self.about: dict[str, Any] = {}
         self.causes: set[str] = set()
+        # Before anything of a checkpoint is loaded into them.
+        kept = self.path is not None
+        self.in_states = [callables.names_in_state(callback) for callback in settings.callbacks] if kept else []
+        self.watching = self._callbacks() if kept else {}
 
     def train(self) -> None:
         """Take all steps, or those until an interrupt; the members hold what came of it.
@@ -351,7 +355,7 @@ class Session:
         dtypes = {member.data.target.dtype for member in self.members}
         return {
             **self._configuration(),
-            "identities": self._identities(),
+            "identities": {**self._identities(), **self.watching},
             "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
             "machine": {
                 "threads": torch.get_num_threads(),
@@ -393,6 +397,11 @@ class Session:
         found = {name: callables.described(own) for name, own in given.items() if callable(own)}
         return {**found, **{f"nets[{m.index}]": callables.attributes(m.net) for m in self.members}}
 
+    def _callbacks(self) -> dict[str, dict[str, str]]:
+        """Return what tells the callbacks from others, beside their states."""
+        given = zip(self.settings.callbacks, self.in_states, strict=True)
+        return {f"callbacks[{i}]": callables.of_callback(*own) for i, own in enumerate(given)}
+
     def _write(self, last: bool = False) -> None:
         """Write a checkpoint if one is asked for and every optimiser's state is that of its network's last update.
 
@@ -432,7 +441,7 @@ class Session:
     def _present(self) -> dict[str, Any]:
         """Return what is said about the fit and may be another than at its start."""
         # What has changed since the start is state, such as a count of calls, and tells nothing from another.
-        now = self._identities()
+        now = {**self._identities(), **self._callbacks()}
         fixed = {
             place: {key: text for key, text in own.items() if now[place].get(key) == text}
             for place, own in self.about["identities"].items()
@@ -483,6 +492,7 @@ class Session:
                 optimizers.check_started(start["optimizer"], about["optimizer"], kept, "optimizer")
         start.update({key: about[key] for key in start if key in about})
         self._warn_of_uncompared(now, before)
+        self._warn_of_callbacks(before)
         return {**tree, "about": about}
 
     def _check_state(self, tree: dict[str, Any]) -> None:
@@ -505,6 +515,18 @@ class Session:
             names = _listed(unknown, 5)
             warnings.warn(
                 f"the fit goes on from {shown(self._file)}; not compared with what it began with: {names}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    def _warn_of_callbacks(self, then: dict[str, dict[str, str]]) -> None:
+        """Name what is another in the callbacks: most of them only watch, and what they do to the fit nobody knows."""
+        now = self.watching
+        other = [f"{place}: {key}" for place in now for key in callables.different(now[place], then.get(place, {}))]
+        if other:
+            names = _listed(other, 5)
+            warnings.warn(
+                f"the fit goes on from {shown(self._file)} with callbacks other than it began with: {names}",
                 RuntimeWarning,
                 stacklevel=6,
             )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -432,6 +433,7 @@ class Scheduled:
         for group in self.optimizer.param_groups:
             group["lr"], group["weight_decay"], group["mine"] = 1e-4, 0.1 / state.step, state.step
         if state.step == self.at:
+            self.at = -1
             raise KeyboardInterrupt
 
 
@@ -669,6 +671,7 @@ def test_one_fit_at_a_time_writes_a_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.filterwarnings("ignore:.*with callbacks other than")
 def test_a_process_that_is_asked_to_end_keeps_its_fit(tmp_path: Path) -> None:
     """As where a handler of SIGTERM calls ``sys.exit``."""
     expected = fit(small(), COORDS, TARGET, steps=20, callbacks=[InterruptAt(-1)])
@@ -695,6 +698,7 @@ class Odd:
             raise KeyError("another")
 
 
+@pytest.mark.filterwarnings("ignore:.*with callbacks other than")
 def test_states_of_callbacks_that_cannot_be_kept_or_taken_are_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"got object at callbacks\[1\]\.state_dict\(\)\.a"):
         fit(small(), COORDS, TARGET, steps=1, checkpoint=tmp_path / "a", callbacks=[Odd({}), Odd({"a": object()})])
@@ -703,6 +707,59 @@ def test_states_of_callbacks_that_cannot_be_kept_or_taken_are_named(tmp_path: Pa
     for other in (Odd(2), At(0, print)):
         with pytest.raises(ValueError, match=rf"callbacks\[0\] \({type(other).__name__}\) does not take its state"):
             fit(small(), COORDS, TARGET, callbacks=[other], **options)
+
+
+class Counting:
+    """Does the same whatever it is made with; its count is state, in the file or not."""
+
+    rate = 0.5
+
+    def __init__(self, every: Any, saves: bool) -> None:
+        self.every, self.calls = every, 0
+        if saves:
+            self.state_dict = lambda: {"calls": self.calls}
+            self.load_state_dict = lambda state: setattr(self, "calls", state["calls"])
+
+    def on_step(self, state: Any) -> None:
+        self.calls += 1
+
+
+class Others(Counting):
+    def on_eval(self, state: Any) -> None:
+        pass
+
+
+class Rated(Counting):
+    rate = 0.25
+
+
+Rated.__name__ = Rated.__qualname__ = "Counting"
+
+
+@pytest.mark.parametrize("saves", [False, True], ids=["no state", "a state"])
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda saves: Others(2, saves), r"__class__ \(now Others, in the checkpoint Counting\)"),
+        (lambda saves: Counting(3, saves), r"every \(now 3, in the checkpoint 2\)"),
+        (lambda saves: Counting(torch.ones(2), saves), "every"),
+        (lambda saves: Rated(2, saves), r"class Counting"),
+    ],
+    ids=["class", "number", "tensor", "class of the same name"],
+)
+def test_other_callbacks_are_told(other: Any, named: str, saves: bool, tmp_path: Path) -> None:
+    def run(callback: Any, steps: int) -> None:
+        options: dict[str, Any] = {"schedule": "constant", "checkpoint": tmp_path / "run", "resume": True}
+        fit(small(), COORDS, TARGET, steps=steps, callbacks=[InterruptAt(-1), callback], **options)
+
+    run(Counting(2, saves), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(Counting(2, saves), 4)
+        run(Counting(2, saves), 6)
+    with pytest.warns(RuntimeWarning, match=rf"callbacks other than it began with: callbacks\[1\]: {named}") as caught:
+        run(other(saves), 8)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
