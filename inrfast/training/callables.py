@@ -27,8 +27,8 @@ SHOWN = (*PLAIN, np.generic, np.dtype, slice, range, Enum, PurePath)
 LIBRARIES = ("torch", "numpy", "inrfast")
 """Packages whose code is taken as known."""
 
-MARKS = ("torch._dynamo", "dataclasses")
-"""Modules of what compiled functions and methods of data classes hold beside what the user wrote."""
+MARKS = ("torch._dynamo", "dataclasses", "logging")
+"""Packages of what changes no number: loggers, and what compilers and data classes add to what the user wrote."""
 
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]} "
 """Begins every hash of code: other Pythons have other instructions for the same text."""
@@ -106,8 +106,8 @@ def _bound(function: FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _global(function: FunctionType, used: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the globals that a function names, and modules that it imports itself; none of a library's function."""
-    if _foreign(function.__module__):
+    """Yield the globals that a function names, and modules that it imports itself; none of a package's function."""
+    if _foreign(function.__module__) or _installed(function.__module__):
         return
     for name in used:
         if name in function.__globals__:
@@ -120,7 +120,7 @@ def _of_module(name: str, module: ModuleType, used: Iterable[str], depth: int) -
     """Yield what is in a module under one of the names ``used``; of installed packages, plain values and arrays."""
     if _foreign(module.__name__) or depth > DEEPEST:
         return
-    installed = "-packages" in (getattr(module, "__file__", None) or "")
+    installed = _installed(module.__name__)
     for key in used:
         value = vars(module).get(key)
         if isinstance(value, ModuleType):
@@ -136,6 +136,13 @@ def _of_environment(codes: Iterable[CodeType], doc: str | None) -> Iterator[tupl
         value = os.environ.get(name)
         hashed = None if value is None else hashlib.sha256(os.fsencode(value)).hexdigest()[:16]
         yield f"os.environ[{name!r}]", hashed
+
+
+def _installed(module: str | None) -> bool:
+    """Return whether a module is one of an installed package, whose functions reach further than anybody can look."""
+    found = sys.modules.get(module or "")
+    file = vars(found).get("__file__") if isinstance(found, ModuleType) else None
+    return "-packages" in str(file)
 
 
 def _is_object(value: Any) -> bool:
@@ -241,7 +248,7 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
         found[name] = value.__qualname__
         if isinstance(value, type) and depth < DEEPEST:
             _describe_classes(name, value.__mro__, found, seen, depth + 1)
-    elif isinstance(value, ModuleType) or value is os.environ or type(value).__module__.startswith(MARKS):
+    elif isinstance(value, ModuleType) or value is os.environ or _is_mark(type(value).__module__):
         return
     elif isinstance(value, nn.Module):
         if id(value) not in seen:
@@ -253,6 +260,10 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
     else:
         seen.add(id(value))
         _describe_inside(name, value, found, seen, depth + 1)
+
+
+def _is_mark(module: str) -> bool:
+    return any(module == mark or module.startswith(f"{mark}.") for mark in MARKS)
 
 
 def _describe_inside(name: str, value: Any, found: dict[str, str], seen: set[int], depth: int) -> None:
@@ -321,7 +332,7 @@ def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
         own: dict[str, str] = {}
         kind = type(module)
         for key, value in vars(module).items():
-            if key not in inside and not isinstance(value, nn.Module):
+            if key not in inside and not isinstance(value, nn.Module) and not key.startswith("_torchdynamo"):
                 _describe(f"{name}.{key}".removeprefix("."), value, own, seen, 0)
                 overrides += [f"{name}.{key}".removeprefix(".")] if hasattr(kind, key) else []
         theirs = _known(kind.__module__)  # whose printed form tells what they are
@@ -364,6 +375,10 @@ def _describe_classes(name: str, kinds: Iterable[type], found: dict[str, str], s
         codes = [f"{own} {hash_of_code(value)}" for own, value in methods]
         found[key("")] = PYTHON + hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]
         found[key(".__bases__")] = ", ".join(base.__name__ for base in kind.__bases__)
+        if _installed(kind.__module__):
+            plain = {key(f".{own}"): _plain(value) for own, value in vars(kind).items() if not own.startswith("__")}
+            found.update({own: text for own, text in plain.items() if text is not None})
+            continue
         for attribute, value in vars(kind).items():
             functions = _functions(value)
             for place, function in enumerate(functions):
@@ -378,9 +393,10 @@ def _describe_classes(name: str, kinds: Iterable[type], found: dict[str, str], s
 
 def _functions(value: Any) -> list[FunctionType]:
     """Return the functions of a method, a property, or another of Python's descriptors."""
+    if not _foreign(type(value).__module__):
+        return []
     inside = [value, *(getattr(value, name, None) for name in ("__func__", "fget", "fset", "fdel", "func"))]
-    known = _foreign(type(value).__module__)
-    return [function for function in inside if isinstance(function, FunctionType)] if known else []
+    return [function for function in inside if isinstance(function, FunctionType)]
 
 
 def uncompared(now: dict[str, str], then: dict[str, str]) -> list[str]:
