@@ -27,6 +27,9 @@ ADAM: dict[str, Any] = {
 }
 """Arguments of ``torch.optim.adam.adam`` that are the same in every fit: torch's defaults."""
 
+NAMES = ("params", "param_names")
+"""What says which parameters a group has, in torch's own ways."""
+
 LIKE_PARAMETER = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
     *("sum", "ax", "prev", "step_size"),
@@ -352,7 +355,7 @@ def started(optimizer: torch.optim.Optimizer, net: nn.Module) -> list[dict[str, 
     return [
         {
             "parameters": [names.get(parameter, "no parameter of the network") for parameter in group["params"]],
-            "settings": {str(key): _kept(value) for key, value in group.items() if key != "params"},
+            "settings": {str(key): _kept(value) for key, value in group.items() if key not in NAMES},
         }
         for group in optimizer.param_groups
     ]
