@@ -8,6 +8,7 @@ import itertools
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import PurePath
@@ -271,7 +272,7 @@ def _describe_inside(name: str, value: Any, found: dict[str, str], seen: set[int
     if isinstance(value, Mapping):
         for key, own in value.items():
             _describe(f"{name}[{key!r:.40}]", own, found, seen, depth)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for place, own in enumerate(value):
             _describe(f"{name}[{place}]", own, found, seen, depth)
     elif callable(value):
@@ -364,6 +365,8 @@ def _describe_classes(name: str, kinds: Iterable[type], found: dict[str, str], s
         if _foreign(kind.__module__) or id(kind) in seen:
             continue
         seen.add(id(kind))
+        above: type = type(kind)
+        _describe_classes(name, above.__mro__, found, seen, depth)
         title = f"class {kind.__qualname__}"
         while f"{title}.__bases__" in found:  # of another of this name
             title += "'"
@@ -386,6 +389,8 @@ def _describe_classes(name: str, kinds: Iterable[type], found: dict[str, str], s
                     found[key(f".{attribute}.code[{place}]")] = hash_of_code(function)
                 for inner, own in _of_function(function) if not _foreign(function.__module__) else ():
                     _describe(key(f".{attribute}.{inner}"), own, found, seen, depth)
+            if isinstance(value, functools.partialmethod):
+                _describe(key(f".{attribute}.args"), [value.args, value.keywords], found, seen, depth)
             mark = attribute.startswith(("__", "_abc_")) or hasattr(type(value), "__get__")
             if not functions and not (mark and _foreign(type(value).__module__)):
                 _describe(key(f".{attribute}"), value, found, seen, depth)

@@ -223,6 +223,10 @@ WRITTEN = {
     "function of a module": "import inrfast_settings as s\nclass L(Base):\n    w = lambda self: s.f()",
     "attribute of a function": "def f(): return f.k\nf.k = {v}\nclass L(Base):\n    w = lambda self: f()",
     "environment": "import os\nclass L(Base):\n    w = lambda self: float(os.environ['INRFAST_K'])",
+    "class of the class": "class M(type): c = {v}\nclass L(Base, metaclass=M):\n    w = lambda s: type(type(s)).c",
+    "part of a method": "from functools import partialmethod\n"
+    "class L(Base):\n    v = lambda self, k: k\n    w = partialmethod(v, {v})",
+    "queue": "from collections import deque\nclass L(Base):\n    c = deque([{v}])\n    w = lambda self: self.c[0]",
     "its function": "from os import getenv\nclass L(Base):\n    w = lambda self: float(getenv('INRFAST_K', 1))",
 }
 """Losses whose number ``w`` depends on ``{v}`` in one way each."""
