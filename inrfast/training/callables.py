@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import itertools
+import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from pathlib import PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,14 +28,18 @@ SHOWN = (*PLAIN, np.generic, np.dtype, slice, range, Enum, PurePath)
 LIBRARIES = ("torch", "numpy", "inrfast")
 """Packages whose code is taken as known."""
 
-COMPILER = "torch._dynamo"
-"""Package of what compiled functions hold beside the functions that they were made of."""
+MARKS = ("torch._dynamo", "dataclasses", "logging")
+"""Packages of what changes no number: loggers, and what compilers and data classes add to what the user wrote."""
 
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]} "
 """Begins every hash of code: other Pythons have other instructions for the same text."""
 
 UNKNOWN = "an object of "
 """Begins the description of what is not looked into."""
+
+MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+"""Where torch keeps functions that watch or change passes and gradients."""
 
 DEEPEST = 8
 """Containers and objects inside each other that are looked into."""
@@ -61,20 +66,88 @@ def held(given: Callable[..., Any]) -> Iterator[tuple[str, Any]]:
         call = next((vars(kind)["__call__"] for kind in type(given).__mro__ if "__call__" in vars(kind)), None)
         if isinstance(call, FunctionType):
             yield "__call__", call
-        yield from getattr(given, "__dict__", {}).items()
+        yield from own_attributes(given)
+
+
+def own_attributes(given: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the attributes of an object itself, those in slots of its classes included."""
+    yield from getattr(given, "__dict__", {}).items()
+    for kind in type(given).__mro__:
+        if "__slots__" in vars(kind):
+            for name, slot in vars(kind).items():
+                if isinstance(slot, MemberDescriptorType) and hasattr(given, name):
+                    yield name, getattr(given, name)
 
 
 def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield what a function reaches: closure, defaults, attributes, globals, what it names of modules."""
+    codes = list(_codes(function.__code__))
+    used = dict.fromkeys(name for code in codes for name in code.co_names)
+    for name, value in itertools.chain(_bound(function), _global(function, used)):
+        if value is os.environ or value is os.getenv or value is os:
+            if value is not os or not used.keys().isdisjoint(("environ", "getenv")):
+                yield from _of_environment(codes, function.__doc__)
+        elif isinstance(value, ModuleType):
+            yield from _of_module(name, value, used, 0)
+        else:
+            yield name, value
+
+
+def _bound(function: FunctionType) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
         except ValueError:  # not yet assigned
             continue
-    names = inspect.signature(function).parameters
-    yield from ((name, p.default) for name, p in names.items() if p.default is not inspect.Parameter.empty)
-    if not _known(function.__module__):
-        used = dict.fromkeys(name for code in _codes(function.__code__) for name in code.co_names)
-        yield from ((name, function.__globals__[name]) for name in used if name in function.__globals__)
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
+    yield from (function.__kwdefaults__ or {}).items()
+    yield from vars(function).items()
+
+
+def _global(function: FunctionType, used: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the globals that a function names, and modules that it imports itself; none of a package's function."""
+    if _foreign(function.__module__) or _installed(function.__module__):
+        return
+    for name in used:
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
+        elif isinstance(imported := sys.modules.get(name), ModuleType):
+            yield name, imported
+
+
+def _of_module(name: str, module: ModuleType, used: Iterable[str], depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield what is in a module under one of the names ``used``; of installed packages, plain values and arrays."""
+    if _foreign(module.__name__) or depth > DEEPEST:
+        return
+    installed = _installed(module.__name__)
+    for key in used:
+        value = vars(module).get(key)
+        if isinstance(value, ModuleType):
+            yield from _of_module(f"{name}.{key}", value, [own for own in used if own != key], depth + 1)
+        elif key in vars(module) and (not installed or isinstance(value, (*SHOWN, Tensor, np.ndarray))):
+            yield f"{name}.{key}", value
+
+
+def _of_environment(codes: Iterable[CodeType], doc: str | None) -> Iterator[tuple[str, Any]]:
+    """Yield hashes of the variables of the environment that code may name: they may be secrets."""
+    texts = (constant for code in codes for constant in code.co_consts if isinstance(constant, str))
+    for name in dict.fromkeys(text for text in texts if text != doc and len(text) < 100):
+        value = os.environ.get(name)
+        hashed = None if value is None else hashlib.sha256(os.fsencode(value)).hexdigest()[:16]
+        yield f"os.environ[{name!r}]", hashed
+
+
+def _installed(module: str | None) -> bool:
+    """Return whether a module is one of an installed package, whose functions reach further than anybody can look."""
+    found = sys.modules.get(module or "")
+    file = vars(found).get("__file__") if isinstance(found, ModuleType) else None
+    return "-packages" in str(file)
+
+
+def _is_object(value: Any) -> bool:
+    return hasattr(value, "__dict__") or hasattr(type(value), "__slots__")
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -87,6 +160,11 @@ def _codes(code: CodeType) -> Iterator[CodeType]:
 
 def _known(module: str | None) -> bool:
     return (module or "").partition(".")[0] in LIBRARIES
+
+
+def _foreign(module: str | None) -> bool:
+    """Return whether a module's code is taken as known, and no text of the user's: a library's or Python's own."""
+    return _known(module) or (module or "").partition(".")[0] in sys.stdlib_module_names
 
 
 # ---- modules that nobody trains ----------------------------------------------------------------------------------
@@ -132,7 +210,7 @@ def untrained(loss: Callable[..., Any], nets: Sequence[nn.Module]) -> list[str]:
         elif isinstance(value, (list, tuple, set, frozenset)):
             for place, inner in enumerate(itertools.islice(value, MOST)):
                 look(f"{name}[{place}]", inner, depth + 1)
-        elif not _known(type(value).__module__) and (callable(value) or hasattr(value, "__dict__")):
+        elif not _known(type(value).__module__) and (callable(value) or _is_object(value)):
             for inner_name, inner in held(value):
                 inside = f"{name}.{inner_name}" if not isinstance(value, FunctionType) else inner_name
                 look(inside.replace(".__self__", "").replace(".__func__", ""), inner, depth + 1)
@@ -163,11 +241,15 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
         found[name] = hashlib.sha256(f"{value.shape} {value.dtype}".encode() + value.tobytes()).hexdigest()[:16]
     elif isinstance(value, (list, tuple, set, frozenset, Mapping)) and (text := _plain(value)) is not None:
         found[name] = text
-    elif isinstance(value, FunctionType) and _known(value.__module__):
+    elif isinstance(value, FunctionType) and _foreign(value.__module__):
         found[name] = f"{value.__module__}.{value.__qualname__}"
+    elif isinstance(value, np.ufunc):
+        found[name] = value.__name__
     elif isinstance(value, (BuiltinFunctionType, type)):
         found[name] = value.__qualname__
-    elif isinstance(value, ModuleType) or type(value).__module__.startswith(COMPILER):
+        if isinstance(value, type) and depth < DEEPEST:
+            _describe_classes(name, value.__mro__, found, seen, depth + 1)
+    elif isinstance(value, ModuleType) or value is os.environ or _is_mark(type(value).__module__):
         return
     elif isinstance(value, nn.Module):
         if id(value) not in seen:
@@ -181,12 +263,16 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
         _describe_inside(name, value, found, seen, depth + 1)
 
 
+def _is_mark(module: str) -> bool:
+    return any(module == mark or module.startswith(f"{mark}.") for mark in MARKS)
+
+
 def _describe_inside(name: str, value: Any, found: dict[str, str], seen: set[int], depth: int) -> None:
     """Describe what a container, a callable or an object holds."""
     if isinstance(value, Mapping):
         for key, own in value.items():
             _describe(f"{name}[{key!r:.40}]", own, found, seen, depth)
-    elif isinstance(value, (list, tuple)):
+    elif isinstance(value, (list, tuple, deque)):
         for place, own in enumerate(value):
             _describe(f"{name}[{place}]", own, found, seen, depth)
     elif callable(value):
@@ -197,48 +283,125 @@ def _describe_inside(name: str, value: Any, found: dict[str, str], seen: set[int
             _describe(f"{name}.{inner}".removeprefix("."), own, found, seen, depth)
         if not inside and not isinstance(value, FunctionType):
             found[name] = f"{UNKNOWN}{type(value).__qualname__}"
-    elif hasattr(value, "__dict__") and not _known(type(value).__module__):
-        found.update({f"{name} ({key})": text for key, text in _of_classes(type(value).__mro__).items()})
-        for inner, own in vars(value).items():
+        _describe_classes(name, type(value).__mro__, found, seen, depth)
+    elif _is_object(value) and not _known(type(value).__module__):
+        _describe_classes(name, type(value).__mro__, found, seen, depth)
+        for inner, own in own_attributes(value):
             _describe(f"{name}.{inner}".removeprefix("."), own, found, seen, depth)
     else:
         found[name] = f"{UNKNOWN}{type(value).__qualname__}"
 
 
+def names_in_state(callback: Any) -> set[str] | None:
+    """Return the names that a callback's ``state_dict`` keeps values under, or None: it keeps something else."""
+    try:
+        state = callback.state_dict() if hasattr(callback, "state_dict") else {}
+    except Exception:  # it may have none yet
+        return None
+    return {str(key).strip("_") for key in state} if isinstance(state, Mapping) else None
+
+
+def of_callback(callback: Any, state: set[str] | None) -> dict[str, str]:
+    """Return what tells a callback from another: its class, code, and attributes that are plain, arrays or functions.
+
+    Those that are ``state``, or may be (None), are left out, and so is what cannot be compared: what a callback only
+    watches with is no part of the fit.
+    """
+    found: dict[str, str] = {"__class__": type(callback).__name__}
+    seen: set[int] = {id(callback)}
+    for name, value in own_attributes(callback) if state is not None else ():
+        simple = isinstance(value, (*SHOWN, Tensor, np.ndarray, FunctionType, functools.partial))
+        if name.strip("_") not in (state or ()) and (simple or _plain(value) is not None):
+            _describe(name, value, found, seen, 0)
+    _describe_classes("", type(callback).__mro__, found, seen, 0)
+    return {key: text for key, text in found.items() if not text.startswith(UNKNOWN)}
+
+
 def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
-    """Return what tells a module from another of the same text: attributes, arrays and functions, and its classes.
+    """Return what tells a module from another of the same text: attributes, arrays, functions, hooks and classes.
 
     Parameters and buffers are left out: they are state. So is what torch and this library define. Objects that were
     ``seen`` are not described again.
     """
     found: dict[str, str] = {}
-    classes: set[type] = set()
+    classes: dict[type, None] = {}
+    overrides: list[str] = []
     seen = set() if seen is None else seen
     seen.update(map(id, net.modules()))
     inside = set(vars(nn.Module())) | {"_parameters", "_buffers", "_modules"}
     for name, module in net.named_modules():
         own: dict[str, str] = {}
+        kind = type(module)
         for key, value in vars(module).items():
-            if key not in inside and not isinstance(value, nn.Module):
+            if key not in inside and not isinstance(value, nn.Module) and not key.startswith("_torchdynamo"):
                 _describe(f"{name}.{key}".removeprefix("."), value, own, seen, 0)
-        theirs = _known(type(module).__module__)  # whose printed form tells what they are
+                overrides += [f"{name}.{key}".removeprefix(".")] if hasattr(kind, key) else []
+        theirs = _known(kind.__module__)  # whose printed form tells what they are
         found.update({key: text for key, text in own.items() if not (theirs and text.startswith(UNKNOWN))})
-        classes.update(kind for kind in type(module).__mro__ if not _known(kind.__module__))
-    return {**found, **_of_classes(classes)}
-
-
-def _of_classes(kinds: Iterable[type]) -> dict[str, str]:
-    """Return what tells classes from others of their names: plain values, and a hash of their functions."""
-    found = {}
-    for kind in (kind for kind in kinds if kind.__module__ != "builtins" and not _known(kind.__module__)):
-        for key, value in vars(kind).items():
-            text = None if key.startswith("__") else _plain(value)
-            if text is not None:
-                found[f"class {kind.__qualname__}.{key}"] = text
-        codes = [f"{key} {hash_of_code(value)}" for key, value in vars(kind).items() if isinstance(value, FunctionType)]
-        if codes:
-            found[f"class {kind.__qualname__}"] = PYTHON + hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]
+        found[f"{name}.__class__".removeprefix(".")] = kind.__name__
+        classes.update(dict.fromkeys(kind.__mro__))
+    found["overrides"] = ", ".join(overrides) or "none"
+    _describe_hooks(net, found, seen)
+    _describe_classes("", classes, found, seen, 0)
     return found
+
+
+def _describe_hooks(net: nn.Module, found: dict[str, str], seen: set[int]) -> None:
+    """Describe the hooks of a network's modules and parameters, and say which there are, if none."""
+    there = []
+    for name, owner in itertools.chain(net.named_modules(), net.named_parameters()):
+        for key in MODULE_HOOKS if isinstance(owner, nn.Module) else PARAMETER_HOOKS:
+            hooks = list((getattr(owner, key, None) or {}).values())
+            title = f"{name}.{key.strip('_')}".removeprefix(".")
+            there += [f"{len(hooks)} {title}"] if hooks else []
+            for place, hook in enumerate(hooks):
+                _describe(f"{title}[{place}]", hook, found, seen, 0)
+    found["hooks"] = ", ".join(there) or "none"
+
+
+def _describe_classes(name: str, kinds: Iterable[type], found: dict[str, str], seen: set[int], depth: int) -> None:
+    """Describe classes of the user's own: names of bases, a hash of their functions, and what those and they hold."""
+    for kind in kinds:
+        if _foreign(kind.__module__) or id(kind) in seen:
+            continue
+        seen.add(id(kind))
+        above: type = type(kind)
+        _describe_classes(name, above.__mro__, found, seen, depth)
+        title = f"class {kind.__qualname__}"
+        while f"{title}.__bases__" in found:  # of another of this name
+            title += "'"
+
+        def key(inner: str, title: str = title) -> str:
+            return f"{name} ({title}{inner})" if name else f"{title}{inner}"
+
+        methods = [(own, value) for own, value in vars(kind).items() if isinstance(value, FunctionType)]
+        codes = [f"{own} {hash_of_code(value)}" for own, value in methods]
+        found[key("")] = PYTHON + hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]
+        found[key(".__bases__")] = ", ".join(base.__name__ for base in kind.__bases__)
+        if _installed(kind.__module__):
+            plain = {key(f".{own}"): _plain(value) for own, value in vars(kind).items() if not own.startswith("__")}
+            found.update({own: text for own, text in plain.items() if text is not None})
+            continue
+        for attribute, value in vars(kind).items():
+            functions = _functions(value)
+            for place, function in enumerate(functions):
+                if not isinstance(value, FunctionType):
+                    found[key(f".{attribute}.code[{place}]")] = hash_of_code(function)
+                for inner, own in _of_function(function) if not _foreign(function.__module__) else ():
+                    _describe(key(f".{attribute}.{inner}"), own, found, seen, depth)
+            if isinstance(value, functools.partialmethod):
+                _describe(key(f".{attribute}.args"), [value.args, value.keywords], found, seen, depth)
+            mark = attribute.startswith(("__", "_abc_")) or hasattr(type(value), "__get__")
+            if not functions and not (mark and _foreign(type(value).__module__)):
+                _describe(key(f".{attribute}"), value, found, seen, depth)
+
+
+def _functions(value: Any) -> list[FunctionType]:
+    """Return the functions of a method, a property, or another of Python's descriptors."""
+    if not _foreign(type(value).__module__):
+        return []
+    inside = [value, *(getattr(value, name, None) for name in ("__func__", "fget", "fset", "fdel", "func"))]
+    return [function for function in inside if isinstance(function, FunctionType)]
 
 
 def uncompared(now: dict[str, str], then: dict[str, str]) -> list[str]:

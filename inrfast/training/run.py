@@ -476,8 +476,10 @@ class Run:
             **own,
         }
 
-    def load(self, state: dict[str, Any], place: str) -> None:
+    def load(self, state: dict[str, Any], place: str, compared: bool = False) -> None:
         """Go on from a state of the same members, whose weights are in place.
+
+        ``compared`` says that the settings of their optimiser are known to be those that the fit was started with.
 
         Raises
         ------
@@ -486,7 +488,7 @@ class Run:
         """
         check_like(state["best"], self.best, f"{place}.best")
         if isinstance(self.optimizer, optimizers.TorchOptimizer):
-            self.optimizer.check(state["optimizer"], f"{place}.optimizer")
+            self.optimizer.check(state["optimizer"], f"{place}.optimizer", settings=not compared)
         else:
             check_like(state["optimizer"], self.optimizer.state(), f"{place}.optimizer")
         _copy(state["best"], self.best)

@@ -302,6 +302,7 @@ FIT_ABOUT: Schema = fields(
         "trainable": listed(listed(text), 1),
         "evaluation": listed(maybe(text), 1),
         "identities": named(named(text)),
+        "optimizer": listed(fields({"parameters": listed(text), "settings": named(anything)})),
     },
     open_=True,
 )

@@ -27,7 +27,7 @@ from inrfast.memory import is_refusal
 from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
-from inrfast.training import callables
+from inrfast.training import callables, optimizers
 from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
@@ -131,6 +131,10 @@ class Session:
         self.interrupted = False
         self.about: dict[str, Any] = {}
         self.causes: set[str] = set()
+        # Before anything of a checkpoint is loaded into them.
+        kept = self.path is not None
+        self.in_states = [callables.names_in_state(callback) for callback in settings.callbacks] if kept else []
+        self.watching = self._callbacks() if kept else {}
 
     def train(self) -> None:
         """Take all steps, or those until an interrupt; the members hold what came of it.
@@ -145,7 +149,8 @@ class Session:
         with ExitStack() as stack:
             if self.path is not None:
                 stack.enter_context(sole_writer(self.path))
-            state = self._read()
+            start = self._start()
+            state = self._read(start)
             for member in self.members:
                 stack.enter_context(_training(member.net))
             libraries = self._libraries(state)
@@ -158,7 +163,7 @@ class Session:
                 self._make_runs(state)
                 if self.path is not None:
                     self._check_callbacks()
-                    self.about = self._describe()
+                    self.about = {**self._describe(), **start}
                 if state is not None:
                     self._warn_of_other_digits(state["about"])
                 if all(run.gradient.one_core for run in self.runs):
@@ -301,7 +306,7 @@ class Session:
                 _restore(member, kept, member.index in going)
             for index, kept in enumerate(state["groups"]):
                 self.runs.append(self._run([self.members[place] for place in kept["members"]]))
-                self.runs[-1].load(kept, f"tree.groups[{index}]")
+                self.runs[-1].load(kept, f"tree.groups[{index}]", compared="optimizer" in state["about"])
             self._load_callbacks(state["callbacks"])
         except BaseException as error:
             self._release()
@@ -350,7 +355,7 @@ class Session:
         dtypes = {member.data.target.dtype for member in self.members}
         return {
             **self._configuration(),
-            "identities": self._identities(),
+            "identities": {**self._identities(), **self.watching},
             "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
             "machine": {
                 "threads": torch.get_num_threads(),
@@ -392,6 +397,11 @@ class Session:
         found = {name: callables.described(own) for name, own in given.items() if callable(own)}
         return {**found, **{f"nets[{m.index}]": callables.attributes(m.net) for m in self.members}}
 
+    def _callbacks(self) -> dict[str, dict[str, str]]:
+        """Return what tells the callbacks from others, beside their states."""
+        given = zip(self.settings.callbacks, self.in_states, strict=True)
+        return {f"callbacks[{i}]": callables.of_callback(*own) for i, own in enumerate(given)}
+
     def _write(self, last: bool = False) -> None:
         """Write a checkpoint if one is asked for and every optimiser's state is that of its network's last update.
 
@@ -431,15 +441,24 @@ class Session:
     def _present(self) -> dict[str, Any]:
         """Return what is said about the fit and may be another than at its start."""
         # What has changed since the start is state, such as a count of calls, and tells nothing from another.
-        now = self._identities()
+        now = {**self._identities(), **self._callbacks()}
         fixed = {
             place: {key: text for key, text in own.items() if now[place].get(key) == text}
             for place, own in self.about["identities"].items()
         }
         return {"identities": fixed, "layout": self._layout()}
 
-    def _read(self) -> dict[str, Any] | None:
-        """Return the state in the checkpoint, if there is one to go on from and it is one of this fit."""
+    def _start(self) -> dict[str, Any]:
+        """Return what an optimiser of the user's own is now, before anything changes it, for checkpoints."""
+        if self.path is None or isinstance(self.settings.optimizer, str):
+            return {}
+        return {"optimizer": optimizers.started(self.settings.optimizer, self.members[0].net)}
+
+    def _read(self, start: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the state in the checkpoint, if there is one to go on from and it is one of this fit.
+
+        What is said there about the fit's ``start`` is then what counts, for the checkpoints to come too.
+        """
         if self.path is None:
             return None
         check_not_there(self.path, self.resume)  # once more, now that no other fit writes it
@@ -467,7 +486,13 @@ class Session:
             raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
         with fault_told(f"checkpoint: {shown(self.path)} does not fit this fit"):
             self._check_state(tree)
+            if "optimizer" in start and "optimizer" in about:  # files of old have none
+                groups = [group["optimizer"].get("param_groups") for group in tree["groups"]]
+                kept = groups[0] if groups else None
+                optimizers.check_started(start["optimizer"], about["optimizer"], kept, "optimizer")
+        start.update({key: about[key] for key in start if key in about})
         self._warn_of_uncompared(now, before)
+        self._warn_of_callbacks(before)
         return {**tree, "about": about}
 
     def _check_state(self, tree: dict[str, Any]) -> None:
@@ -490,6 +515,18 @@ class Session:
             names = _listed(unknown, 5)
             warnings.warn(
                 f"the fit goes on from {shown(self._file)}; not compared with what it began with: {names}",
+                RuntimeWarning,
+                stacklevel=6,
+            )
+
+    def _warn_of_callbacks(self, then: dict[str, dict[str, str]]) -> None:
+        """Name what is another in the callbacks: most of them only watch, and what they do to the fit nobody knows."""
+        now = self.watching
+        other = [f"{place}: {key}" for place in now for key in callables.different(now[place], then.get(place, {}))]
+        if other:
+            names = _listed(other, 5)
+            warnings.warn(
+                f"the fit goes on from {shown(self._file)} with callbacks other than it began with: {names}",
                 RuntimeWarning,
                 stacklevel=6,
             )

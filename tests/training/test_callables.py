@@ -2,6 +2,10 @@
 
 import functools
 import math
+import os
+import sys
+import textwrap
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -196,3 +200,131 @@ def test_what_containers_and_objects_hold_is_compared_and_what_cannot_be_is_name
         (name,) = uncompared(*[described(by_closure([Box(unknown)]))] * 2)
         assert name == f"held[0].held (an object of {type(unknown).__qualname__})"
     assert uncompared({"code": "python3.9 abc"}, {"code": "python3.10 abd"}) == []  # of neither is this Python
+
+
+WRITTEN = {
+    "method of the class": "class L(Base):\n    def w(self): return {v}",
+    "method of a base": "class B(Base):\n    def w(self): return {v}\nclass L(B): pass",
+    "another base": "class Q: v = 1.0\nclass R: v = 2.0\nclass L({q}, Base): w = lambda self: self.v",
+    "static method": "class L(Base):\n    @staticmethod\n    def s(): return {v}\n    def w(self): return self.s()",
+    "class method": "class L(Base):\n    @classmethod\n    def s(cls): return {v}\n    w = lambda self: self.s()",
+    "property": "class L(Base):\n    v = property(lambda self: {v})\n    w = lambda self: self.v",
+    "closure of a method": "def f(v):\n    class L(Base):\n        def w(self): return v\n    return L\nL = f({v})",
+    "default of a method": "class L(Base):\n    def w(self, v={v}): return v",
+    "attribute of the class": "class L(Base):\n    c = {v}\n    w = lambda self: self.c",
+    "array of the class": "class L(Base):\n    c = torch.tensor([{v}])\n    w = lambda self: self.c",
+    "slots": "class L(Base):\n    __slots__ = '__c'\n    def __init__(s): s.__c = {v}\n    w = lambda s: s.__c",
+    "slots of data": "@dataclass(slots=True)\nclass L(Base):\n    c: float = 0.0\nM = L\nL = lambda: M({v})",
+    "an own method": "class L(Base):\n    w = None\n    def __init__(self): self.w = lambda: {v}",
+    "global class": "class Cfg: c = {v}\nclass L(Base):\n    w = lambda self: Cfg.c",
+    "global object": "class G: __slots__ = 'c'\ng = G()\ng.c = {v}\nclass L(Base):\n    w = lambda self: g.c",
+    "global module": "import inrfast_settings\nclass L(Base):\n    w = lambda self: inrfast_settings.K",
+    "module inside": "class L(Base):\n    def w(self):\n        import inrfast_settings as s\n        return s.K",
+    "function of a module": "import inrfast_settings as s\nclass L(Base):\n    w = lambda self: s.f()",
+    "attribute of a function": "def f(): return f.k\nf.k = {v}\nclass L(Base):\n    w = lambda self: f()",
+    "environment": "import os\nclass L(Base):\n    w = lambda self: float(os.environ['INRFAST_K'])",
+    "class of the class": "class M(type): c = {v}\nclass L(Base, metaclass=M):\n    w = lambda s: type(type(s)).c",
+    "part of a method": "from functools import partialmethod\n"
+    "class L(Base):\n    v = lambda self, k: k\n    w = partialmethod(v, {v})",
+    "queue": "from collections import deque\nclass L(Base):\n    c = deque([{v}])\n    w = lambda self: self.c[0]",
+    "its function": "from os import getenv\nclass L(Base):\n    w = lambda self: float(getenv('INRFAST_K', 1))",
+}
+"""Losses whose number ``w`` depends on ``{v}`` in one way each."""
+
+
+def written(text: str, value: float, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a loss of this text, in a module of its own."""
+    settings = types.ModuleType("inrfast_settings")
+    exec(f"K = {value}\ndef f(): return {value}", vars(settings))
+    monkeypatch.setitem(sys.modules, "inrfast_settings", settings)
+    monkeypatch.setenv("INRFAST_K", str(value))
+    module = types.ModuleType("users")
+    monkeypatch.setitem(sys.modules, "users", module)
+    base = """
+        import torch
+        from dataclasses import dataclass
+        class Base:
+            __slots__ = ()
+            def __call__(self, pred, target): return (self.w() * (pred - target)).abs().mean()
+            def w(self): return self.c
+        """
+    exec(textwrap.dedent(base) + text.format(v=value, q="Q" if value == 1 else "R"), vars(module))
+    return module.L()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_loss_reaches_in_any_way_tells_it_from_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its value differs if and only if its description does; and one of the same text is the same."""
+    pred, target = torch.ones(3), torch.zeros(3)
+    losses, texts = [], []
+    for value in (1.0, 1.0, 2.0):
+        loss = written(WRITTEN[name], value, monkeypatch)
+        losses.append(float(loss(pred, target)))
+        texts.append(described(loss))
+    assert losses == [1.0, 1.0, 2.0]
+    one, same, other = texts
+    assert different(same, one) == [] and one.keys() == same.keys()
+    assert different(other, one) != []
+    assert uncompared(same, one) == []
+
+
+def test_no_more_of_the_environment_is_compared_than_code_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = []
+    for value in ("1", "2"):
+        monkeypatch.setenv("INRFAST_OTHER", value)
+        texts.append([described(written(WRITTEN[name], 1.0, monkeypatch)) for name in ("environment", "its function")])
+    assert texts[0] == texts[1]
+    assert not any(os.environ["PATH"] in text for own in texts[0] for text in own.values())
+
+
+HOOKS: dict[str, Callable[[Any, Callable[..., Any]], object]] = {
+    "forward": lambda net, hook: net[0].register_forward_hook(hook),
+    "forward of all": lambda net, hook: net.register_forward_hook(hook, with_kwargs=True),
+    "before": lambda net, hook: net[1].register_forward_pre_hook(hook),
+    "backward": lambda net, hook: net[0].register_full_backward_hook(hook),
+    "before backward": lambda net, hook: net[0].register_full_backward_pre_hook(hook),
+    "gradient": lambda net, hook: net[0].weight.register_hook(hook),
+    "after gradient": lambda net, hook: net[0].bias.register_post_accumulate_grad_hook(hook),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_tell_modules_apart(name: str) -> None:
+    def hook(k: float) -> Callable[..., Any]:
+        return lambda *given: k
+
+    def mine(*factors: float) -> dict[str, str]:
+        net = nn.Sequential(nn.Linear(2, 1), nn.Tanh())
+        for k in factors:
+            HOOKS[name](net, hook(k))
+        return attributes(net)
+
+    assert different(mine(1.0), mine(1.0)) == []
+    (entry,) = different(mine(2.0), mine(1.0))
+    assert "hooks[0].k (now 2.0, in the checkpoint 1.0)" in entry
+    for more, fewer in (((1.0,), ()), ((1.0, 1.0), (1.0,))):
+        for now, then in ((more, fewer), (fewer, more)):
+            assert [entry.split(" ")[0] for entry in different(mine(*now), mine(*then))] == ["hooks"]
+
+
+def subclassed(k: float) -> type[inr.INR]:
+    class Scaled(inr.INR):
+        def forward(self, coords: Tensor) -> Tensor:
+            return super().forward(coords) * k
+
+    return Scaled
+
+
+def test_subclasses_of_a_network_of_ours_are_told_apart() -> None:
+    def mine(kind: type[inr.INR]) -> dict[str, str]:
+        return attributes(kind(2, 1, width=4))
+
+    assert different(mine(subclassed(1.0)), mine(subclassed(1.0))) == []
+    (entry,) = different(mine(subclassed(2.0)), mine(subclassed(1.0)))
+    assert "Scaled.forward.k (now 2.0" in entry
+    for now, then in ((inr.INR, subclassed(1.0)), (subclassed(1.0), inr.INR)):
+        assert any(entry.startswith("__class__ (now ") for entry in different(mine(now), mine(then)))
+    net = inr.INR(2, 1, width=4)
+    before = attributes(net)
+    net.forward = lambda coords: coords  # type: ignore[method-assign]
+    assert different(attributes(net), before) == ["overrides (now forward, in the checkpoint none)"]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -325,6 +326,30 @@ class Setting:
         self.rate, self.owner = rate, self
 
 
+class Weighed:
+    __slots__ = ("k",)
+
+    def __init__(self, k: float) -> None:
+        self.k = k
+
+    def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
+        return self.k * F.mse_loss(pred, target)
+
+
+def hooked(k: float) -> inr.INR:
+    net = small()
+    net.layers[0].register_forward_hook(lambda module, inputs, output: output * k)
+    return net
+
+
+def scaled(k: float) -> inr.INR:
+    class Scaled(inr.INR):
+        def forward(self, coords: Tensor) -> Tensor:
+            return super().forward(coords) * k
+
+    return Scaled(2, 3, width=16, hidden_layers=2, seed=0)
+
+
 def grouped(net: nn.Module, decay: float) -> torch.optim.Optimizer:
     first, *others = net.parameters()
     return torch.optim.AdamW([{"params": [first], "weight_decay": decay}, {"params": others}], lr=1e-3)
@@ -355,6 +380,97 @@ def test_settings_of_parameter_groups_are_compared(tmp_path: Path) -> None:
     assert run(0.1, True).steps == 4
 
 
+def square() -> inr.INR:
+    return inr.INR(4, 4, width=4, hidden_layers=2, seed=0)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.RMSprop])
+@pytest.mark.parametrize("make", [square, lambda: inr.INR(4, 3, width=5, hidden_layers=2)], ids=["alike", "unlike"])
+def test_an_optimizer_of_other_parameters_in_any_place_is_refused(make: Any, kind: Any, tmp_path: Path) -> None:
+    """Whatever the order and the groups, and whether shapes agree or not; the same ones go on, made anew or not."""
+    draw, coords = random.Random(kind.__name__), torch.rand(20, 4)
+    target = coords[:, : make().out_features]
+
+    def run(order: list[int], cut: int, resume: bool) -> None:
+        net = make()
+        given = list(net.parameters())
+        groups = [{"params": [given[i] for i in part]} for part in (order[:cut], order[cut:])]
+        options: dict[str, Any] = {"lr": 1e-3} | ({"momentum": 0.5} if kind is not torch.optim.Adam else {})
+        path = tmp_path / "run"
+        fit(net, coords, target, steps=3, optimizer=kind(groups, **options), checkpoint=path, resume=resume)
+
+    run(list(range(6)), 3, False)
+    for _ in range(4):
+        order, cut = draw.sample(range(6), 6), draw.choice([2, 3, 4])
+        if (order, cut) == (list(range(6)), 3):
+            continue
+        with pytest.raises(ValueError, match=r"param_groups\[[01]\]\.params(\[\d\])? must be .*, as now"):
+            run(order, cut, True)
+    run(list(range(6)), 3, True)
+
+
+def test_moments_of_other_shapes_are_refused_in_files_that_name_no_parameters(tmp_path: Path) -> None:
+    def run(turned: bool, resume: bool) -> None:
+        net = small()
+        given = list(net.parameters())
+        optimizer = torch.optim.Adam(given[::-1] if turned else given)
+        fit(net, COORDS, TARGET, steps=3, optimizer=optimizer, checkpoint=tmp_path / "run", resume=resume)
+
+    run(False, False)
+    altered(tmp_path / "run", lambda about: about.pop("optimizer"))
+    with pytest.raises(ValueError, match=r"does not fit this fit: .*state\.0\.exp_avg.* must be a tensor"):
+        run(True, True)
+    run(False, True)
+
+
+class Scheduled:
+    """Change all that a scheduler may, as the fit goes on."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, at: int = -1) -> None:
+        self.optimizer, self.at = optimizer, at
+
+    def on_step(self, state: Any) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"], group["weight_decay"], group["mine"] = 1e-4, 0.1 / state.step, state.step
+        if state.step == self.at:
+            self.at = -1
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["made anew", "the same optimiser"])
+def test_groups_are_compared_by_what_their_fits_were_started_with(again: bool, tmp_path: Path) -> None:
+    def run(rates: tuple[float, float], at: int, used: Any = None, **more: Any) -> tuple[Any, Any]:
+        net, optimizer = used or (small(), None)
+        first, *others = net.parameters()
+        groups = [{"params": [first], "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+        optimizer = optimizer or torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.1)
+        scheduled = Scheduled(optimizer, at)
+        result = fit(net, COORDS, TARGET, steps=9, optimizer=optimizer, callbacks=[scheduled], **more)
+        return result, (net, optimizer)
+
+    options: dict[str, Any] = {"checkpoint": tmp_path / "run", "resume": True}
+    expected, _ = run((1e-3, 2e-3), -1)
+    used = None
+    for at in (3, 6):
+        _, used = run((1e-3, 2e-3), at, used if again else None, **options)
+        for rates in ((1e-3, 5e-2), (2e-3, 1e-3)):
+            with pytest.raises(ValueError, match=r"param_groups\[[01]\]\.lr must be .*, as now, got 0\.00"):
+                run(rates, -1, **options)
+    result, _ = run((1e-3, 2e-3), -1, used if again else None, **options)
+    assert result.losses == expected.losses
+
+
+def altered(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a checkpoint says about its fit; its hash is right again."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["about"])
+    change(about)
+    metadata["about"] = json.dumps(about)
+    metadata["sha256"] = digest(metadata, tensors)
+    safetensors.torch.save_file(tensors, path, metadata)
+
+
 def frozen() -> inr.INR:
     net = small()
     net.layers[0].requires_grad_(False)
@@ -383,6 +499,11 @@ def frozen() -> inr.INR:
             r"nets\[0\]: held\[0\]\['a'\]",
         ),
         ({"net": lambda: Holding(Setting(1.0))}, {"net": lambda: Holding(Setting(2.0))}, r"nets\[0\]: held\.rate"),
+        ({"net": lambda: hooked(1.0)}, {"net": lambda: hooked(2.0)}, r"nets\[0\]: layers\.0\.forward_hooks\[0\]\.k"),
+        ({"net": small}, {"net": lambda: hooked(2.0)}, r"nets\[0\]: hooks"),
+        ({"net": lambda: scaled(1.0)}, {"net": lambda: scaled(2.0)}, r"nets\[0\]: class .*Scaled\.forward\.k"),
+        ({"net": small}, {"net": lambda: scaled(2.0)}, r"nets\[0\]: __class__"),
+        ({"loss": Weighed(1.0)}, {"loss": Weighed(2.0)}, r"loss: k"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value.split(" ")[0],
 )
@@ -550,6 +671,7 @@ def test_one_fit_at_a_time_writes_a_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.filterwarnings("ignore:.*with callbacks other than")
 def test_a_process_that_is_asked_to_end_keeps_its_fit(tmp_path: Path) -> None:
     """As where a handler of SIGTERM calls ``sys.exit``."""
     expected = fit(small(), COORDS, TARGET, steps=20, callbacks=[InterruptAt(-1)])
@@ -576,6 +698,7 @@ class Odd:
             raise KeyError("another")
 
 
+@pytest.mark.filterwarnings("ignore:.*with callbacks other than")
 def test_states_of_callbacks_that_cannot_be_kept_or_taken_are_named(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"got object at callbacks\[1\]\.state_dict\(\)\.a"):
         fit(small(), COORDS, TARGET, steps=1, checkpoint=tmp_path / "a", callbacks=[Odd({}), Odd({"a": object()})])
@@ -584,6 +707,59 @@ def test_states_of_callbacks_that_cannot_be_kept_or_taken_are_named(tmp_path: Pa
     for other in (Odd(2), At(0, print)):
         with pytest.raises(ValueError, match=rf"callbacks\[0\] \({type(other).__name__}\) does not take its state"):
             fit(small(), COORDS, TARGET, callbacks=[other], **options)
+
+
+class Counting:
+    """Does the same whatever it is made with; its count is state, in the file or not."""
+
+    rate = 0.5
+
+    def __init__(self, every: Any, saves: bool) -> None:
+        self.every, self.calls = every, 0
+        if saves:
+            self.state_dict = lambda: {"calls": self.calls}
+            self.load_state_dict = lambda state: setattr(self, "calls", state["calls"])
+
+    def on_step(self, state: Any) -> None:
+        self.calls += 1
+
+
+class Others(Counting):
+    def on_eval(self, state: Any) -> None:
+        pass
+
+
+class Rated(Counting):
+    rate = 0.25
+
+
+Rated.__name__ = Rated.__qualname__ = "Counting"
+
+
+@pytest.mark.parametrize("saves", [False, True], ids=["no state", "a state"])
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        (lambda saves: Others(2, saves), r"__class__ \(now Others, in the checkpoint Counting\)"),
+        (lambda saves: Counting(3, saves), r"every \(now 3, in the checkpoint 2\)"),
+        (lambda saves: Counting(torch.ones(2), saves), "every"),
+        (lambda saves: Rated(2, saves), r"class Counting"),
+    ],
+    ids=["class", "number", "tensor", "class of the same name"],
+)
+def test_other_callbacks_are_told(other: Any, named: str, saves: bool, tmp_path: Path) -> None:
+    def run(callback: Any, steps: int) -> None:
+        options: dict[str, Any] = {"schedule": "constant", "checkpoint": tmp_path / "run", "resume": True}
+        fit(small(), COORDS, TARGET, steps=steps, callbacks=[InterruptAt(-1), callback], **options)
+
+    run(Counting(2, saves), 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(Counting(2, saves), 4)
+        run(Counting(2, saves), 6)
+    with pytest.warns(RuntimeWarning, match=rf"callbacks other than it began with: callbacks\[1\]: {named}") as caught:
+        run(other(saves), 8)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
