@@ -106,6 +106,8 @@ HUGE = {
     "points": lambda: inr.grid((100_000, 100_000)),
     "axis": lambda: inr.grid(10**13),
     "axes": lambda: inr.grid((10**6,) * 6),
+    "many axes": lambda: inr.grid((2,) + (1,) * 10**4 + (10**6,) * 3),
+    "many long axes": lambda: inr.grid((10**9,) * 10**4),
     "width": lambda: inr.INR(2, 1, width=10**8),
     "absurd width": lambda: inr.INR(2, 1, width=10**5000),
     "layers": lambda: inr.INR(2, 1, width=1000, hidden_layers=10**5),
