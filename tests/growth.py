@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # torch imports it at the first call of torch.func, and it takes 170 MB
 
 import inrfast as inr
 from inrfast.signals.render import render
