@@ -54,7 +54,8 @@ def axes(
     pairs = check_bounds(bounds, len(sizes))
     # The coordinates in fp64, what rounding makes of them, and a copy between the two.
     require_free(24 * sum(sizes), f"axes of {counted(sum(sizes))} points", "take fewer points")
-    return [_axis(n, endpoint, low, high).to(dtype) for n, (low, high) in zip(sizes, pairs, strict=True)]
+    alike = {axis: _axis(axis[0], endpoint, *axis[1]).to(dtype) for axis in zip(sizes, pairs, strict=True)}
+    return [alike[axis] for axis in zip(sizes, pairs, strict=True)]
 
 
 @tells_refusals
@@ -103,5 +104,12 @@ def grid(
         f"a grid of {counted(points)} points",
         "take fewer points, or inrfast.signals.render, which needs no list of them",
     )
-    mesh = torch.meshgrid(*columns, indexing="ij")
-    return torch.stack(mesh, dim=-1).reshape(-1, len(columns)).to(device)
+    # Without the axes of one point: each view of a mesh has as many sizes as there are axes, which of many take longer
+    # than the numbers.
+    long = [index for index, column in enumerate(columns) if len(column) > 1] or [0]
+    mesh = torch.meshgrid(*[columns[index] for index in long], indexing="ij")
+    rows = torch.stack(mesh, dim=-1).reshape(-1, len(long))
+    if len(long) < len(columns):
+        some, rows = rows, torch.cat([column[:1] for column in columns]).repeat(points, 1)
+        rows[:, long] = some
+    return rows.to(device)

@@ -70,6 +70,11 @@ class Disturbed(TorchDispatchMode):
         super().__init__()
         self.generator = torch.Generator(device).manual_seed(seed)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return false: torch would load its compiler, 170 MB, to keep it from compiling what is here."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         aliases = [argument.alias_info for argument in func._schema.arguments if argument.alias_info is not None]

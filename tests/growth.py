@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # torch imports it at the first dispatch mode, and it takes 170 MB
 
 import inrfast as inr
 from inrfast.signals.render import render
@@ -200,6 +199,26 @@ def _eikonal(pred, target, coords):
     return _mse(pred, target) + 0.1 * (gradient(pred, coords).norm(dim=-1) - 1).square().mean()
 
 
+def _pairs(pred, target):
+    return _mse(pred, target) + 1e-3 * (pred - pred.T).abs().mean()
+
+
+def _distances(pred, target):
+    return _mse(pred, target) + 1e-3 * torch.cdist(pred, pred).mean()
+
+
+class _Attention(torch.nn.Module):
+    """Every point attends to all."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.before, self.after = torch.nn.Linear(2, width), torch.nn.Linear(width, 1)
+
+    def forward(self, x: Any) -> Any:
+        h = self.before(x)
+        return self.after(torch.softmax(h @ h.T, 1) @ h)
+
+
 def _poisson(pred, target, coords):
     return (laplacian(pred, coords) - target).square().mean()
 
@@ -226,6 +245,10 @@ fit_case("fit_callable_batch", loss=_absolute, share=4)
 fit_case("fit_eikonal", loss=_eikonal)
 fit_case("fit_eikonal_batch", loss=_eikonal, share=4)
 fit_case("fit_poisson", loss=_poisson, share=4)
+fit_case("fit_pairs", loss=_pairs, share=3)
+fit_case("fit_distances", loss=_distances)
+fit_case("fit_attention", net=_Attention)
+fit_case("fit_attention_batch", net=_Attention, share=16)
 fit_case("fit_many", count=3, net=lambda width: inr.INR(2, 1, width=width, hidden_layers=2))
 fit_case("fit_many_callable", count=2, loss=_mse)
 

@@ -102,10 +102,37 @@ def test_memory_that_the_system_refuses_is_an_error_of_the_library(meter, name, 
     assert found.get("kind", "MemoryBudgetError") == "MemoryBudgetError", found
 
 
+def test_the_compiler_of_torch_is_loaded_for_no_budget():
+    """It takes 170 MB, at the first dispatch mode of the usual kind."""
+    code = """
+import sys
+import torch
+import inrfast as inr
+from growth import CASES
+from inrfast.errors import MemoryBudgetError
+for name in ("product_highest", "diagonal_sine", "jvp", "fit_pairs", "fit_attention"):
+    try:
+        CASES[name]("small" if name.startswith("fit") else "tiny")(4 * 10**6)
+    except MemoryBudgetError:
+        print(name)
+assert inr.ntk(inr.INR(2, 3, width=8), inr.grid((6, 6))).jacobian_error > 0
+sys.exit("torch._dynamo" in sys.modules)
+"""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr[-2000:]
+    assert {"fit_pairs", "fit_attention"} <= set(found.stdout.split())
+
+
 HUGE = {
     "points": lambda: inr.grid((100_000, 100_000)),
     "axis": lambda: inr.grid(10**13),
     "axes": lambda: inr.grid((10**6,) * 6),
+    "many axes": lambda: inr.grid((2,) + (1,) * 10**4 + (10**6,) * 3),
+    "many long axes": lambda: inr.grid((10**9,) * 10**4),
     "width": lambda: inr.INR(2, 1, width=10**8),
     "absurd width": lambda: inr.INR(2, 1, width=10**5000),
     "layers": lambda: inr.INR(2, 1, width=1000, hidden_layers=10**5),

@@ -1,5 +1,7 @@
 """Coordinate grids against NumPy, axis by axis."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,15 @@ def test_grid_is_the_row_major_product_of_its_axes(shape, endpoint, low, high, d
     axes = np.meshgrid(*[AXES[endpoint](n, low, high) for n in shape], indexing="ij")
     assert got.dtype == dtype
     np.testing.assert_allclose(got.numpy(), np.stack([a.ravel() for a in axes], 1), rtol=1e-6, atol=1e-6)
+
+
+def test_axes_of_one_point_cost_next_to_nothing():
+    start = time.perf_counter()
+    got = inr.grid((1,) * 10**4 + (3,) + (1,) * 10**4 + (2,))
+    assert time.perf_counter() - start < 2
+    few = inr.grid((1, 3, 1, 2))
+    assert torch.equal(got[:, [0, 10**4, -2, -1]], few)
+    assert bool((got[:, 1 : 10**4] == few[0, 0]).all())
 
 
 def test_bounds_an_axis_and_one_dimension():

@@ -34,6 +34,7 @@ from inrfast.training.data import Data
 from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
 from inrfast.training.layerwise import SMALL, LayerwiseGradient
 from inrfast.training.passes import NARROW
+from inrfast.training.peaks import FRAGMENTS, Peak, held, holdable, peak_of
 from inrfast.training.stack import Stack, modes_kept
 
 Loss = str | Callable[..., Tensor]
@@ -49,8 +50,11 @@ BESIDE = 3
 """Tensors like the largest that is kept which a pass has at hand beside what autograd keeps: the gradients on their way
 back, and what an operation makes of them."""
 
-FRAGMENTS = 1.2
-"""What the C library's allocator holds for each byte of a graph: freed blocks lie between others."""
+SUSPECT = 32
+"""Times what a forward pass keeps that a loss may make of it: a batch that could take its budget so is looked at."""
+
+PAIRS = 8
+"""Matrices of all pairs of points that a step may have at hand: likewise."""
 
 MARGIN = 1.05
 """Factor by which a size that is named exceeds what few points let expect."""
@@ -239,9 +243,16 @@ class _AutogradGradient:
     def _rows(self, batch: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         return self.data.rows(slice(None) if batch is None else batch[0])
 
-    def _predict(self, coords: Tensor) -> Tensor:
+    def _predict(self, coords: Tensor, net: nn.Module | None = None) -> Tensor:
         with torch.autocast(coords.device.type, NARROW, enabled=self.narrow):
-            return self.net(coords).to(coords.dtype)
+            return (net or self.net)(coords).to(coords.dtype)
+
+    def _spread(self, count: int, points: int) -> Tensor | slice:
+        """Return rows from everywhere, as many as ``count``, the way a batch of ``points`` is taken."""
+        stride = self.data.points // count
+        if points == self.data.points:
+            return slice(0, count * stride, stride)
+        return torch.arange(0, count * stride, stride, device=self.data.coords.device)
 
     def _zero_gradients(self) -> None:
         for parameter, grad, own in self.gradients:
@@ -264,13 +275,21 @@ class _AutogradGradient:
         if self.evaluation_rows is None:
             alone = not _has_hooks(self.net) and _is_pointwise(self.net, coords, training=False)
             if not alone:
-                row = EVALUATION_BUFFERS * math.ceil(self.sizes.widest) * coords.element_size()
-                what = (
-                    f"measuring a network that couples its points, or has hooks, at all {len(coords)} of them at once,"
-                )
-                require(row * len(coords), self.budget, what, "fit fewer points or raise memory_budget")
+                self._require_evaluation(coords)
             self.evaluation_rows = self._cached_rows() if alone else len(coords)
         return self.evaluation_rows
+
+    @torch.no_grad()
+    def _require_evaluation(self, coords: Tensor) -> None:
+        """Refuse to measure all points at once where that would take more than the budget."""
+        points, item = len(coords), coords.element_size()
+        taken, pairs = EVALUATION_BUFFERS * math.ceil(self.sizes.widest) * item * points, PAIRS * item * points**2
+        if pairs > self.budget and not _has_hooks(self.net):
+            net = twin(self.net).eval()
+            peak = peak_of(lambda count: net(coords[self._spread(count, points)]), points, holdable(self.budget))
+            taken = max(taken, 0 if peak is None else math.ceil(MARGIN * held(peak(points))))
+        what = f"measuring a network that couples its points, or has hooks, at all {points} of them at once,"
+        require(taken, self.budget, what, "fit fewer points or raise memory_budget")
 
     def _cached_rows(self) -> int:
         return min(cached_rows(math.ceil(self.sizes.widest), self.data.coords), self.data.points)
@@ -315,8 +334,9 @@ class ChunkedGradient(_AutogradGradient):
 class WholeGradient(_AutogradGradient):
     """Autograd over all points of the batch at once, exact for every network and loss.
 
-    What a loss of the user's own makes autograd keep, second derivatives among it, shows in the first step alone. That
-    one is watched, and ends where it would exceed the budget.
+    What a loss of the user's own takes, second derivatives and pairs of points among it, steps over few points show
+    where a whole one might come near the budget. Where they cannot, the first step is watched, and ends where what
+    autograd keeps would exceed the budget.
     """
 
     name = "whole"
@@ -329,8 +349,8 @@ class WholeGradient(_AutogradGradient):
         self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
         self.beside, self.share = beside, MEASURED if is_plain(self.net) else 0  # of an evaluation with own buffers
         self.room = budget - (budget // self.share if self.share else 0)
-        self._require(points)
-        self.watched = False
+        self.batch = points
+        self.watched = self._require()
         if points < data.points:
             self._evaluation_rows(data.coords[0])  # refuses before the first step what could not be measured after it
 
@@ -347,14 +367,21 @@ class WholeGradient(_AutogradGradient):
         if graph.ended:
             for parameter, _, _ in self.gradients:
                 parameter.grad = None
-            raise self._over_budget(len(coords))
+            raise self._over_budget(self._peak())
         return value
 
-    def _step(self, coords: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
+    def _step(
+        self,
+        coords: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        net: nn.Module | None = None,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Tensor:
         with torch.enable_grad():
             if self.with_coords:
                 coords = coords.detach().requires_grad_()
-            arguments = (self._predict(coords), target, *((coords,) if self.with_coords else ()))
+            arguments = (self._predict(coords, net), target, *((coords,) if self.with_coords else ()))
             if weight is not None:
                 value = self.loss(*arguments, weight=weight.expand_as(target))
             else:
@@ -362,57 +389,59 @@ class WholeGradient(_AutogradGradient):
             if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise TypeError(f"loss must return a tensor of one element that depends on the predictions, got {got}")
-            value.backward()
+            value.backward(inputs=inputs)
         return value.detach().double().reshape(1).cpu()
 
-    def _require(self, points: int) -> None:
-        """Refuse a batch for which autograd would keep more than the budget, and say how many points would fit.
-
-        Measured on few points: what one forward pass keeps, without the loss.
-        """
+    def _require(self) -> bool:
+        """Refuse a batch that would take more than the budget; return whether one is known to take less."""
         coords = self.data.coords[0]
-        few, more = min(PROBE_ROWS, points), min(2 * PROBE_ROWS, points)
+        few, more = min(PROBE_ROWS, self.batch), min(2 * PROBE_ROWS, self.batch)
         try:
             base, twice = (_kept(self.net, coords[:count]).values() for count in (few, more))
         except Exception:  # a network that takes nothing but its full grid: the first step tells
-            return
+            return False
         row = (sum(twice) - sum(base)) / (more - few) if more > few else sum(base) / few
-        if (row + 3 * coords.element_size()) * points > self.room:
-            raise self._over_budget(points)
+        row += 3 * coords.element_size()
+        suspect = max(SUSPECT * row * self.batch, PAIRS * coords.element_size() * self.batch**2) > self.room
+        peak = self._peak() if suspect and not _has_hooks(self.net) else None
+        taken = row * self.batch if peak is None else held(peak(self.batch))
+        if taken > self.room:
+            raise self._over_budget(self._peak() if peak is None else peak)
+        return peak is not None
 
-    def _over_budget(self, points: int) -> MemoryBudgetError:
-        """Return the error of a step that was ended, with the size that would fit, found on a few points."""
-        few, more = min(PROBE_ROWS, points), min(4 * PROBE_ROWS, points)
+    def _peak(self) -> Peak | None:
+        """Return what a step takes, from steps over few points; network, loss and generators stay as they were."""
+        net, before = twin(self.net), {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        inputs, kept = [parameter for parameter, _, _ in self.gradients], self.loss
+
+        def step(count: int) -> None:
+            self._step(*self.data.rows(self._spread(count, self.batch)), net, inputs)
+
         try:
-            base, twice = (self._taken(count) for count in (few, more))
-            row = max((twice - base) / (more - few) if more > few else base / few, 1.0)
-            return self._error_of(points, max(base - few * row, 0.0), row)
-        except Exception:  # a network or a loss that takes nothing but its full batch
-            pass
-        return MemoryBudgetError(
-            f"a step over {points} points at once exceeds the budget of {told(self.budget + self.beside)}; a smaller "
-            "batch_size, a narrower network or a larger memory_budget would fit"
-        )
+            self.loss = twin(kept) if isinstance(kept, nn.Module) else kept
+            return peak_of(step, self.batch, holdable(self.room))
+        finally:
+            self.loss = kept
+            for name, buffer in self.net.named_buffers():
+                buffer.copy_(before[name])
 
-    def _taken(self, count: int) -> int:
-        """Return what a step over the first few points takes; the network and the generators stay as they were."""
-        coords, target, weight = self.data.rows(slice(0, count))
-        before = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        devices = [coords.device] if coords.device.type == "cuda" else []
-        graph = Graph(2**62, (coords, target, weight, *self.net.parameters(), *self.net.buffers()))
-        with torch.random.fork_rng(devices), graph.watched():
-            self._step(coords, target, weight)
-        for name, buffer in self.net.named_buffers():
-            buffer.copy_(before[name])
-        return graph.taken
-
-    def _error_of(self, points: int, fixed: float, row: float) -> MemoryBudgetError:
-        """Return the error of so many points with ``row`` bytes each, and ``fixed`` ones for all, both measured."""
-        needed = math.ceil(MARGIN * max(fixed + row * points, self.room))
-        fits = int((self.room / MARGIN - fixed) / row)
+    def _over_budget(self, peak: Peak | None) -> MemoryBudgetError:
+        """Return the error of a step that takes more than the budget, with the size that would fit."""
+        what, room = f"a step over {self.batch} points at once", holdable(self.room / MARGIN)
+        fits = 0 if peak is None else peak.most(room, self.batch)
+        if peak is None or fits == self.batch:  # it takes nothing but its full batch, or more there than few let expect
+            return MemoryBudgetError(
+                f"{what} exceeds the budget of {told(self.budget + self.beside)}; a smaller batch_size, a narrower "
+                "network or a larger memory_budget would fit"
+            )
+        needed = math.ceil(MARGIN * max(held(peak(self.batch)), self.room))
         whole = self.beside + (-(-needed * self.share // (self.share - 1)) if self.share else needed) + 1
         advice = f"batch_size={fits} would fit" if fits > 0 else "a smaller network would fit"
-        return over_budget(whole, self.budget + self.beside, f"a step over {points} points at once", advice)
+        try:
+            self._evaluation_rows(self.data.coords[0])
+        except MemoryBudgetError as error:
+            return over_budget(max(whole, error.needed or 0), self.budget + self.beside, what, error.instead)
+        return over_budget(whole, self.budget + self.beside, what, advice)
 
 
 class Graph:
