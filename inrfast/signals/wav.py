@@ -47,21 +47,22 @@ def header(opened: BinaryIO, size: int, file: Path) -> Header:
     """Return the header of an open WAV file of ``size`` bytes.
 
     The size that a header states for the whole file is passed over (many programs get it wrong), and so are bytes after
-    the data, and the last ones of a size that is no multiple of a frame. Data of unknown size, written to a pipe, reach
-    to the file's end.
+    the data; a byte that fills up an odd number may be counted. Data of unknown size, written to a pipe, reach to the
+    file's end.
 
     Raises
     ------
     ValueError
-        There is no format, or there are no data; samples that are not read (compressed ones); data that are cut.
+        There is no format, or there are no data, or data in several chunks; samples that are not read (compressed
+        ones); data that are cut.
     """
     order, form, at, stated = _to_data(opened, size, file)
     floating, channels, rate, width = _format(form, order, file)
     frame, held = channels * width, size - at
     if stated in UNKNOWN_SIZES and stated > held:
         stated = held
-    elif frame <= stated <= held:  # some programs count the byte that fills up an odd number
-        stated -= stated % frame
+    elif stated % frame == 1 and stated % 2 == 0 and frame < stated <= held:
+        stated -= 1  # some programs count the byte that fills up an odd number
     if stated == 0:
         raise ValueError(
             f"{file} states 0 samples, as of a recorder that was cut off, and {held} bytes follow: no sound"
@@ -70,6 +71,7 @@ def header(opened: BinaryIO, size: int, file: Path) -> Header:
         raise ValueError(
             f"{file} is truncated or damaged: it states {stated} bytes of samples in frames of {frame}, and has {held}"
         )
+    _check_alone(opened, at + stated + stated % 2, order, file)
     return Header(order, floating, channels, rate, width, at, stated // frame)
 
 
@@ -129,6 +131,20 @@ def _to_data(opened: BinaryIO, size: int, file: Path) -> tuple[str, bytes, int, 
         elif name == b"ds64" and stated >= 16:
             long_size = int.from_bytes(opened.read(16)[8:], "little")
         at += stated + stated % 2
+
+
+def _check_alone(opened: BinaryIO, at: int, order: str, file: Path) -> None:
+    """Refuse more data after the data, as far as chunks follow there: programs do not agree on which to take."""
+    while True:
+        opened.seek(at)
+        head = opened.read(8)
+        if len(head) < 8 or not all(0x20 <= letter < 0x7F for letter in head[:4]):
+            return
+        if head[:4] == b"data":
+            raise ValueError(
+                f"{file} holds samples in several chunks, where a WAV has one; it is damaged, or two in one"
+            )
+        at += 8 + (stated := struct.unpack(f"{order}I", head[4:])[0]) + stated % 2
 
 
 def _format(form: bytes, order: str, file: Path) -> tuple[bool, int, int, int]:

@@ -244,14 +244,29 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tail", ["000000001000800000aa00389b71", "00002107d3118644c8c1ca000000"])
-@pytest.mark.parametrize("further", range(6))
-def test_sizes_with_a_part_of_a_frame_are_read_as_another_program_reads_them(
-    tmp_path: Path, tail: str, further: int
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_byte_that_fills_up_may_be_counted_and_other_parts_of_a_frame_may_not(
+    tmp_path: Path, tail: str, channels: int
 ) -> None:
-    head = struct.pack("<HHIIHHHHIH", 0xFFFE, 2, RATE, 6 * RATE, 6, 24, 22, 24, 0, 1) + bytes.fromhex(tail)
-    content = riff((b"fmt ", head), (b"data", np.random.default_rng(0).bytes(60 + further)))
-    (tmp_path / "a.wav").write_bytes(content)
-    np.testing.assert_array_equal(load_audio(tmp_path / "a.wav")[0].numpy(), by_libsndfile(content)[0])
+    path, frame = tmp_path / "a.wav", 3 * channels
+    fields = (0xFFFE, channels, RATE, frame * RATE, frame, 24, 22, 24, 0, 1)
+    head = struct.pack("<HHIIHHHHIH", *fields) + bytes.fromhex(tail)
+    for size in range(9 * frame, 11 * frame + 1):
+        content = riff((b"fmt ", head), (b"data", np.random.default_rng(0).bytes(size)))
+        path.write_bytes(content)
+        if size % frame == 0 or (size % frame == 1 and size % 2 == 0):
+            np.testing.assert_array_equal(load_audio(path)[0].numpy(), by_libsndfile(content)[0])
+            continue
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            load_audio(path)
+
+
+@pytest.mark.parametrize("between", [(), ((b"LIST", b"abc"),)])
+def test_samples_in_several_chunks_are_refused(tmp_path: Path, between: tuple[tuple[bytes, bytes], ...]) -> None:
+    head = struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)
+    (tmp_path / "a.wav").write_bytes(riff((b"fmt ", head), (b"data", bytes(20)), *between, (b"data", bytes(20))))
+    with pytest.raises(ValueError, match="several chunks"):
+        load_audio(tmp_path / "a.wav")
 
 
 def test_what_keeps_a_sound_from_being_read_is_named(tmp_path: Path) -> None:
