@@ -107,6 +107,7 @@ def gradient_of(
     points: int | None = None,
     narrow: bool = False,
     cores: int | None = None,
+    trials: bool = True,
 ) -> Gradient:
     """Return the fastest gradient that is exact for these networks and this loss.
 
@@ -127,6 +128,8 @@ def gradient_of(
         Products in bfloat16 where that is what takes the time.
     cores
         Threads at most; None takes those that torch may use now.
+    trials
+        Whether a loss of the user's own may be called for few points, to know what a step takes before it is taken.
 
     Raises
     ------
@@ -147,7 +150,7 @@ def gradient_of(
         net.get_parameter(name).grad = grad[0]
     if not callable(loss) and not _has_hooks(net) and _is_pointwise(net, data.coords[0]):
         return ChunkedGradient(stack, data, points, narrow, budget)
-    return WholeGradient(stack, data, loss, budget, points, narrow, beside)
+    return WholeGradient(stack, data, loss, budget, points, narrow, beside, trials)
 
 
 def _copied_bytes(stack: Stack) -> int:
@@ -335,16 +338,25 @@ class WholeGradient(_AutogradGradient):
     """Autograd over all points of the batch at once, exact for every network and loss.
 
     What a loss of the user's own takes, second derivatives and pairs of points among it, steps over few points show
-    where a whole one might come near the budget. Where they cannot, the first step is watched, and ends where what
-    autograd keeps would exceed the budget.
+    where a whole one might come near a budget that was asked for. Elsewhere, and where they cannot, the first step is
+    watched, and ends where what autograd keeps would exceed the budget: a loss may count how often it is called.
     """
 
     name = "whole"
 
     def __init__(
-        self, stack: Stack, data: Data, loss: Loss, budget: int, points: int, narrow: bool = False, beside: int = 0
+        self,
+        stack: Stack,
+        data: Data,
+        loss: Loss,
+        budget: int,
+        points: int,
+        narrow: bool = False,
+        beside: int = 0,
+        trials: bool = True,
     ) -> None:
         super().__init__(stack, data, points, narrow, budget)
+        self.trials = trials
         self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
         self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
         self.beside, self.share = beside, MEASURED if is_plain(self.net) else 0  # of an evaluation with own buffers
@@ -403,7 +415,7 @@ class WholeGradient(_AutogradGradient):
         row = (sum(twice) - sum(base)) / (more - few) if more > few else sum(base) / few
         row += 3 * coords.element_size()
         suspect = max(SUSPECT * row * self.batch, PAIRS * coords.element_size() * self.batch**2) > self.room
-        peak = self._peak() if suspect and not _has_hooks(self.net) else None
+        peak = self._peak() if self.trials and suspect and not _has_hooks(self.net) else None
         taken = row * self.batch if peak is None else held(peak(self.batch))
         if taken > self.room:
             raise self._over_budget(self._peak() if peak is None else peak)

@@ -125,7 +125,7 @@ class Run:
         """Make the gradient and the evaluation of the stack."""
         s = self.settings
         self.gradient: Gradient = gradient_of(
-            self.stack, self.data, s.loss, s.budget, s.batch_size, s.narrow, self.callers_cores
+            self.stack, self.data, s.loss, s.budget, s.batch_size, s.narrow, self.callers_cores, s.budgeted
         )
         for member in self.members:
             member.gradient = self.gradient.name

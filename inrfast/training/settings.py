@@ -46,6 +46,8 @@ class Settings:
     named: bool
     """Whether the backend was asked for by name, and must not fall back."""
     schedule: str | Callable[[int], float] = "exponential"
+    budgeted: bool = False
+    """Whether ``memory_budget`` was given, so that a loss of the user's own may be tried before its first step."""
     often: bool = False
     """Whether ``eval_every`` was given, and is taken at its word."""
 
@@ -86,6 +88,7 @@ def check_settings(
         patience=None if patience is None else check_int("patience", patience, minimum=1),
         narrow=check_precision(precision, dtype, device, resolved),
         budget=budget_bytes(memory_budget, device),
+        budgeted=memory_budget is not None,
         callbacks=check_callbacks(callbacks),
         backend=resolved,
         named=backend == "triton",

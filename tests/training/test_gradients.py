@@ -184,3 +184,16 @@ def test_legal_modules_are_differentiated_as_they_are() -> None:
     assert result.config["gradient"] == "chunked"
     for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("points", [50, 40_000])
+def test_a_loss_is_called_once_a_step_where_no_budget_is_asked_for(points):
+    calls = []
+
+    def counting(prediction, target):
+        calls.append(len(prediction))
+        return (prediction - target).abs().mean()
+
+    coords = inr.grid(points)
+    inr.fit(inr.INR(1, 1, width=8), coords, torch.zeros(points, 1), steps=3, loss=counting, progress=False)
+    assert calls == [points] * 3
