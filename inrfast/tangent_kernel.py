@@ -269,7 +269,8 @@ class NTK:
         item = self.dtype.itemsize
         side = min(gram_ops.TILE if self.device.type == "cpu" else gram_ops.TILE_GPU, max(self.shape))
         tiles = 3 * item * side * side * (gemm.threads(self.dtype, self.device) - 1)  # one thread's go uncounted
-        taken = numbers * item + tiles
+        # What further threads take is made room for, and is no reason to refuse what one thread could do.
+        taken = max(numbers * item, min(numbers * item + tiles, self.memory_budget // 2))
         return self.rows.room_for(taken, what, instead, self.columns_side)
 
     # ---- entries -----------------------------------------------------------------------------------------------
