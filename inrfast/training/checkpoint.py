@@ -14,6 +14,7 @@ from inrfast.files import shown
 from inrfast.training.networks import load_network, save_network
 from inrfast.training.schema import FIT_SCHEMA, NETWORK_SCHEMA, check, check_fit, short
 from inrfast.training.trees import fault_told, pack, read_tree, unpack, write_tree
+from inrfast.words import shortened
 
 __all__ = [
     "FIT_SCHEMA",
@@ -93,10 +94,5 @@ def differences(now: dict[str, Any], then: dict[str, Any]) -> list[str]:
         elif isinstance(mine, dict) and isinstance(other, dict):
             found += [f"{key}.{inner}" for inner in differences(mine, other)]
         elif mine != other:
-            found.append(f"{key} (now {_short(mine)}, in the checkpoint {_short(other)})")
+            found.append(f"{key} (now {shortened(repr(mine), 40)}, in the checkpoint {shortened(repr(other), 40)})")
     return found
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
