@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from inrfast.words import one_line
+
 LONGEST = 200
 """Letters of a decoder's own words that are handed on."""
 
@@ -23,6 +25,5 @@ def decoding(file: Path, fault: str = "is truncated, damaged or too large to dec
             warnings.simplefilter("ignore")  # what matters becomes an error here, and names the file
             yield
     except Exception as error:
-        words = " ".join(str(error).split()) or type(error).__name__
-        words = words if len(words) <= LONGEST else f"{words[:LONGEST]}..."
+        words = one_line(" ".join(str(error).split()) or type(error).__name__, LONGEST)
         raise ValueError(f"{file} {fault}: {words}") from error
