@@ -35,6 +35,8 @@ from torch.utils._pytree import tree_flatten, tree_map
 ROOT = Path(__file__).resolve().parents[1]
 DEVICES = 2
 CPU = torch.device("cpu")
+OUTSIDE = "outside"
+"""Where nothing of the project's code is being run."""
 
 PROPERTIES = types.SimpleNamespace(
     name="pretend GPU",
@@ -132,12 +134,19 @@ def place() -> str:
         if name.startswith(str(ROOT)) and not name.startswith((str(ROOT / "tests"), str(ROOT / ".venv"))):
             return f"{name[len(str(ROOT)) + 1 :]}:{frame.f_lineno}"
         frame = frame.f_back
-    return "outside"
+    return OUTSIDE
+
+
+def _count(counter: collections.Counter[tuple[str, str]], what: str) -> None:
+    """Count what comes from the project's code; what a test or a script asks for itself is not the project's."""
+    where = place()
+    if where != OUTSIDE:
+        counter[what, where] += 1
 
 
 def waits(what: str) -> None:
     """Record a host synchronisation."""
-    record.synchronisations[what, place()] += 1
+    _count(record.synchronisations, what)
     if _captures:
         violates(f"synchronisation: {what}")
 
@@ -323,7 +332,7 @@ class Call:
         if not on_device or self.view or self.name in EMPTY:
             return
         self._count_waits()
-        record.operators[self.name, place()] += 1
+        _count(record.operators, self.name)
 
     def _count_waits(self) -> None:
         source: Any = None
@@ -406,6 +415,9 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             return value
         if id(value) in originals:
             original = originals[id(value)]
+            if torch.Tag.inplace_view in func.tags:
+                with _below():  # what C++ holds of the tensor changes as what it stands for did
+                    func(*args, **kwargs)
             if original.shape != value.shape or original.stride() != value.stride():
                 raise NotImplementedError(f"{call.name} changes the shape of a pretended tensor in place")
             return original
@@ -695,7 +707,7 @@ def _from_host(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         if _captures:
             violates("copy from the host")
         waits("copy, host to device")
-        record.operators[real.__name__, place()] += 1
+        _count(record.operators, real.__name__)
         return OnDevice(inner, found.index).requires_grad_(requires_grad)
 
     return made
@@ -730,7 +742,7 @@ def _grid(grid: Any, kwargs: dict[str, Any]) -> tuple[int, int, int]:
 
 def _launched(name: str, new: bool) -> Graph | None:
     """Record a launch; return the graph that it goes to, if any."""
-    record.launches[name, place()] += 1
+    _count(record.launches, name)
     if not _captures:
         return None
     if new:

@@ -1,0 +1,212 @@
+"""Every public path on a pretend GPU: the CPU's results, no mixed devices, captures that replay, few kernels and waits.
+
+The walk runs in a process of its own, where ``torch.cuda`` is the pretend machine of ``pretend_gpu.py``. What one call
+may ask of the device stands in :data:`CEILINGS`; ``python tests/pretend_walk.py NAME --places`` says from where.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from inrfast.backends import reason_against_package
+
+pytestmark = pytest.mark.skipif(reason_against_package() is not None, reason=str(reason_against_package()))
+
+HERE = Path(__file__).parent
+
+CEILINGS = {
+    "network": (12, 7),
+    "ntk": (265, 22),
+    "dense medium": (295, 29),
+    "dense high": (34, 8),
+    "dense highest": (286, 27),
+    "dense of two grids": (335, 36),
+    "dense of all outputs": (298, 29),
+    "columns": (64, 14),
+    "submatrix": (45, 11),
+    "diagonal": (52, 1),
+    "Frobenius norm": (36, 9),
+    "product": (50, 9),
+    "product of 64": (50, 9),
+    "quadratic form": (68, 10),
+    "row sums": (51, 9),
+    "layer's kernel": (93, 5),
+    "rows": (38, 1),
+    "J p": (60, 2),
+    "J^T v": (64, 2),
+    "spectrum dense": (690, 30),
+    "spectrum cholesky": (3600, 340),
+    "spectrum lanczos": (770, 37),
+    "spectrum quadrature": (3300, 150),
+    "solve": (53, 9),
+    "diagnose": (6800, 980),
+    "fit": (350, 37),
+    "fit medium": (375, 42),
+    "fit mini-batches": (540, 44),
+    "fit by torch": (370, 29),
+    "fit_many": (610, 65),
+    "fused layer": (8, 1),
+    "rank_expanding": (3, 3),
+    "encoding fourier": (248, 24),
+    "encoding positional": (242, 24),
+    "encoding polynomial": (290, 24),
+}
+"""Kernels that one call may launch, operators of torch among them, and how often the host may wait for the device."""
+
+ERRORS = {"medium": 2e-4, "highest": 1e-13, "fit": 1e-4, "fit medium": 5e-2, "fit by torch": 1e-4}
+"""Distance from the CPU's result, relative to its largest entry, by a word of the path's name; else :data:`ERROR`.
+
+A fit in "medium" is in fp16 here and in bf16 on the CPU.
+"""
+ERROR = 2e-6
+
+ON_THE_HOST = ("Frobenius norm", "diagnose", "fit")
+"""Paths that return numbers of the host."""
+
+ONE_GPU = ("fit", "fit medium", "fit mini-batches", "fit_many")
+"""Paths whose captures still fail on a second GPU."""
+
+
+@pytest.fixture(scope="module")
+def walked():
+    """Return what each path cost, and how far it is from the CPU's, by path."""
+    command = [sys.executable, "-W", "ignore", str(HERE / "pretend_walk.py")]
+    paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {entry["path"]: entry for entry in map(json.loads, done.stdout.splitlines())}
+    print(f"{'path':24} kernels  waits  replays")
+    for name, entry in found.items():
+        costs = (entry["cuda:0"].get(what, "-") for what in ("kernels", "waits", "replays"))
+        print(f"{name:24} " + "  ".join(f"{cost:>6}" for cost in costs))
+    return found
+
+
+def test_every_path_has_its_ceilings(walked):
+    assert set(walked) == set(CEILINGS)
+
+
+@pytest.mark.parametrize("device", ["cuda:0", "cuda:1"])
+@pytest.mark.parametrize("path", CEILINGS)
+def test_paths(walked, path, device):
+    """The CPU's result, on the device that was asked for, with no violation in a capture, within the ceilings."""
+    if device == "cuda:1" and path in ONE_GPU:
+        pytest.skip("captures run on a stream of the first GPU")
+    found = walked[path][device]
+    assert "failed" not in found, found["failed"]
+    assert not found["violations"]
+    bound = ERRORS.get(path, next((e for word, e in ERRORS.items() if word in path), ERROR))
+    assert found["error"] <= bound
+    assert found["on"] == ("cpu" if path.startswith(ON_THE_HOST) else device)
+    kernels, waits = CEILINGS[path]
+    assert found["kernels"] <= kernels
+    assert found["waits"] <= waits
+    replayed = path.startswith("fit") and path != "fit by torch"
+    assert (found["replays"] > 0) == replayed
+
+
+LAWS = """
+import pretend_gpu as gpu
+import torch
+
+gpu.install("interpret")
+x, y = torch.arange(6.0, device="cuda"), torch.arange(6.0).to("cuda:1")
+
+
+def refused(action, words, error=RuntimeError):
+    try:
+        action()
+    except error as raised:
+        assert words in str(raised), raised
+    else:
+        raise AssertionError(words)
+
+
+assert (str(x.device), str(y.device), x.is_cuda) == ("cuda:0", "cuda:1", True)
+refused(lambda: x + y, "same device")
+refused(lambda: x + torch.ones(6), "same device")
+refused(lambda: x.numpy(), "Tensor.cpu()", TypeError)
+refused(lambda: torch.randn(2, device="cuda", generator=torch.Generator()), "generator")
+refused(lambda: torch.ones(2, device="cuda:2"), "ordinal")
+assert float((x + torch.tensor(1.0)).sum()) == 21  # a scalar of the CPU may join
+assert torch.equal(x[[1, 2]].cpu(), torch.tensor([1.0, 2.0]))
+
+# Numbers are drawn from each device's own generator, and those of the CPU are left alone.
+torch.manual_seed(0)
+expected = torch.rand(3)
+torch.manual_seed(0)
+torch.rand(3, device="cuda")
+assert torch.equal(torch.rand(3), expected)
+
+# Autograd gives gradients on the device.
+w = torch.nn.Parameter(torch.ones(6, device="cuda:1"))
+(w * y).square().sum().backward()
+assert str(w.grad.device) == "cuda:1"
+assert torch.equal(w.grad.cpu(), 2 * torch.arange(6.0) ** 2)
+
+# A graph is not run when captured, and replays into the same memory.
+graph, total = torch.cuda.CUDAGraph(), torch.zeros(6, device="cuda")
+with torch.cuda.graph(graph):
+    total.add_(x)
+assert float(total.sum()) == 0
+graph.replay()
+graph.replay()
+assert torch.equal(total.cpu(), 2 * torch.arange(6.0))
+assert not gpu.record.violations
+
+
+def violated(action, words, **options):
+    before = gpu.record.violations.copy()
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), **options):
+        action()
+        total.add_(x)
+    found = [what for what, _ in gpu.record.violations - before]
+    assert any(words in what for what in found), (words, found)
+
+
+violated(lambda: total.sum().item(), "synchronisation")
+violated(lambda: x + 1, "allocation")
+violated(lambda: torch.ones(3).to("cuda"), "copy")
+violated(lambda: y.add_(1), "cuda:1 in a capture on a stream of cuda:0")
+with torch.cuda.device("cuda:1"):  # the stream was made before, on the first device
+    violated(lambda: y.add_(1), "cuda:1 in a capture on a stream of cuda:0")
+graph = torch.cuda.CUDAGraph()
+with torch.cuda.graph(graph, stream=torch.cuda.Stream("cuda:1")):
+    y.add_(1)
+graph.replay()
+assert float(y.sum()) == 15 + 3 * 6  # twice while it was no part of the capture
+"""
+
+COMPILED = """
+import pretend_gpu as gpu
+import torch
+
+gpu.install("compile")
+import triton
+import inrfast as inr
+
+hits = []
+triton.knobs.compilation.listener = lambda **found: hits.append(found["cache_hit"])
+for device in ("cuda:0", "cuda:1"):
+    net = inr.INR(2, 1, width=16, hidden_layers=1).to(device)
+    inr.ntk(net, inr.grid((4, 4)).to(device), precision="highest").to_dense()
+assert {name for name, _ in gpu.compiled.values()} == {"mlp_slabs", "gram_tile"}
+assert all(b"ELF" in kernel.asm["cubin"][:4] for kernel in gpu.kernels_kept)
+half = len(hits) // 2
+assert half == 2 and hits[half:] == [True] * half, hits  # the second device finds the first one's machine code
+"""
+
+
+@pytest.mark.parametrize(("program", "interpreted"), [(LAWS, "1"), (COMPILED, "0")], ids=["laws", "compiled"])
+def test_pretend_machine(program, interpreted, tmp_path):
+    """It raises what CUDA raises, sees what must not be captured, and compiles what the JIT would."""
+    paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment |= {"TRITON_INTERPRET": interpreted}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
