@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import inrfast as inr
+from inrfast.backends import capturing
 from inrfast.kernels import fused_mlp as kernels
 from inrfast.modes import products
 from inrfast.training.batches import Batches
@@ -96,14 +97,15 @@ def captured(step: Callable[[], None], device: torch.device, at_once: int) -> Ca
                 step()
 
         return loop
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, device):
         for _ in range(at_once):
             step()
     return graph.replay
