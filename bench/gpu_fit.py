@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import inrfast as inr
+from inrfast.backends import capturing
 from inrfast.kernels import fused_mlp as kernels
+from inrfast.modes import products
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
 from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
@@ -82,15 +83,9 @@ def stepper(net: nn.Module, coords: Tensor, target: Tensor, **options: Any) -> C
     return step
 
 
-@contextmanager
-def tf32(allowed: bool) -> Any:
+def tf32(allowed: bool) -> products:
     """Let fp32 products run in TF32, or not, inside."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+    return products("high" if allowed else "highest")
 
 
 def captured(step: Callable[[], None], device: torch.device, at_once: int) -> Callable[[], None]:
@@ -102,14 +97,15 @@ def captured(step: Callable[[], None], device: torch.device, at_once: int) -> Ca
                 step()
 
         return loop
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.device(device):
+        side = torch.cuda.Stream(device)
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream(device).wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph, device):
         for _ in range(at_once):
             step()
     return graph.replay

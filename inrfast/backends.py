@@ -8,7 +8,8 @@ import importlib.util
 import os
 import re
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ OLDEST = (8, 0)
 
 OLDEST_TRITON = (3, 6)
 """Version of Triton from which the kernels compile, and are interpreted with the roundings of a GPU."""
+
+
+NO_CONTEXT = nullcontext()
 
 
 def interpreted() -> bool:
@@ -69,8 +73,25 @@ def triton_version() -> str:
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which Triton launches its kernels on this device: the current GPU."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    """Return a context in which Triton launches its kernels on this device: on a GPU that is the current one, none."""
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return NO_CONTEXT
+
+
+@contextmanager
+def capturing(graph: Any, device: torch.device) -> Iterator[None]:
+    """Capture what is launched inside on this GPU as a CUDA graph; however it ends, device and stream are as before.
+
+    torch captures on one stream for all devices, that of the first: on another one a graph would stay empty, and what
+    belongs into it would run at once. A capture that fails leaves torch on its stream. Work of other threads may go on.
+    """
+    stream = torch.cuda.Stream(device)
+    capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
+    with torch.cuda.device(device), torch.cuda.stream(stream), capture:
+        if not torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(f"the current stream of {device} is not the one that is captured")
+        yield
 
 
 def gpu(device: torch.device) -> tuple[str, tuple[int, int], int]:

@@ -31,29 +31,85 @@ def without_autocast() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _full_products() -> Iterator[None]:
-    """Run a block in which fp32 products on a CPU are fp32, also if the caller lets PyTorch take bfloat16 (with AMX).
+_read: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
+_write: Callable[[str, str, str], None] | None = getattr(torch._C, "_set_fp32_precision_setter", None)
+"""torch's second setting of fp32 products, from 2.9 on, by backend and operation. Its public names write one of them
+(``mkldnn``, ``all``) to another place."""
 
-    The setting is the whole process's. PyTorch refuses to read the old one where the new one, of 2.9, says otherwise.
+BACKENDS = ("cuda", "mkldnn")
+
+
+class products:
+    """Context in which torch multiplies fp32 numbers, on CPU and GPU, as ``set_float32_matmul_precision`` would say.
+
+    torch has two settings for that since 2.9. The second is by operation, backend and for all, and each may leave it to
+    the next (``"none"``); the getters of the first raise where a caller has set the two to different things. Inside,
+    both say ``precision``; afterwards each is what it was, also where it had been left to the next or the getters
+    raise. The settings are the whole process's.
+
+    Parameters
+    ----------
+    precision
+        ``"highest"`` (IEEE fp32), ``"high"`` (TF32) or ``"medium"`` (TF32 on a GPU, bfloat16 on a CPU).
     """
+
+    def __init__(self, precision: str = "highest") -> None:
+        self.precision = precision
+        self.before: tuple[str, list[tuple[str, str]]] | None = None
+
+    def __enter__(self) -> None:
+        # Where the first setting can be read, and is the highest, torch has seen to it that the second agrees.
+        if self.precision != "highest" or not _are_full():
+            self.before = _settings_of_products()
+            torch.set_float32_matmul_precision(self.precision)
+
+    def __exit__(self, *exception: object) -> None:
+        if self.before is not None:
+            first, second = self.before
+            torch.set_float32_matmul_precision(first)
+            if _write is not None:
+                for backend, own in second:
+                    _write(backend, "matmul", own)
+
+
+def _are_full() -> bool:
+    """Return whether fp32 products are fp32 everywhere, by both settings."""
     try:
-        before = torch.get_float32_matmul_precision()
+        return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:
-        flags: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-        own, flags.fp32_precision = flags.fp32_precision, "ieee"
-        try:
-            yield
-        finally:
-            flags.fp32_precision = own
-        return
-    if before != "highest":
-        torch.set_float32_matmul_precision("highest")
+        return False
+
+
+def _settings_of_products() -> tuple[str, list[tuple[str, str]]]:
+    """Return the first setting, and the second of each backend; the latter may be changed afterwards."""
+    if _read is None or _write is None:
+        return torch.get_float32_matmul_precision(), []
+    second = [(backend, _own_setting(_read, _write, backend, "matmul")) for backend in BACKENDS]
     try:
-        yield
+        return torch.get_float32_matmul_precision(), second
+    except RuntimeError:
+        for backend in BACKENDS:
+            _write(backend, "matmul", "ieee")  # agrees with whatever the first one is
+        return torch.get_float32_matmul_precision(), second
+
+
+def _own_setting(
+    read: Callable[[str, str], str], write: Callable[[str, str, str], None], backend: str, operation: str
+) -> str:
+    """Return the second setting of an operation itself: ``"none"`` where it is left to the one above.
+
+    torch reads what comes of both. Where that is the same, the one above is changed for a moment to see who follows.
+    """
+    found = read(backend, operation)
+    above = (backend, "all") if operation != "all" else ("generic", "all")
+    if found == "none" or backend == "generic" or found != read(*above):
+        return found
+    kept = _own_setting(read, write, *above)
+    write(*above, "ieee" if found == "tf32" else "tf32")
+    try:
+        return found if read(backend, operation) == found else "none"
     finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
+        write(*above, kept)
 
 
 @contextmanager
@@ -68,7 +124,7 @@ def training_modes() -> Iterator[None]:
         stack.callback(torch.clear_autocast_cache)
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_full_products())
+        stack.enter_context(products())
         stack.enter_context(torch.inference_mode(False))
         for device in AUTOCAST_DEVICES:
             stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
@@ -90,7 +146,7 @@ def own_modes() -> Iterator[None]:
         stack.enter_context(refusals_told())
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        for mode in (without_autocast(), _full_products(), torch.inference_mode(False), torch.no_grad()):
+        for mode in (without_autocast(), products(), torch.inference_mode(False), torch.no_grad()):
             stack.enter_context(mode)
         yield
 
@@ -101,10 +157,7 @@ def _are_own() -> bool:
         return False
     if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
         return False
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:
-        return False
+    return _are_full()
 
 
 def in_own_modes(function: F) -> F:

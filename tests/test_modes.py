@@ -2,14 +2,18 @@
 
 import contextlib
 import copy
+import functools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import inrfast as inr
 from inrfast.metrics import psnr, ssim
-from inrfast.modes import own_modes, training_modes
+from inrfast.modes import own_modes, products, training_modes
+from inrfast.ops import gemm
 from inrfast.signals.render import render
 
 
@@ -160,20 +164,95 @@ def test_a_kernel_made_in_inference_mode_is_used_after_it():
     assert torch.equal(K.to_dense(out=torch.empty(400, 400)), out)
 
 
-@pytest.mark.parametrize("modes", [own_modes, training_modes])
-def test_products_are_full_inside_and_the_caller_s_again_outside(modes):
-    """By PyTorch's old setting, and by the one that it has from 2.9 on and refuses to read as the old one."""
-    with narrow_products():
-        with modes():
-            assert torch.get_float32_matmul_precision() == "highest"
-        assert torch.get_float32_matmul_precision() == "medium"
-    flags = getattr(torch.backends.mkldnn, "matmul", None)
-    if not hasattr(flags, "fp32_precision"):
-        return
-    before, flags.fp32_precision = flags.fp32_precision, "bf16"
+# ---- torch's settings of fp32 products ---------------------------------------------------------------------------
+
+SECOND = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+"""Whether this torch has two settings, the second with places that leave it to others."""
+
+PLACES = [("generic", "all"), ("cuda", "all"), ("cuda", "matmul"), ("mkldnn", "all"), ("mkldnn", "matmul")]
+
+
+def set_second(place, precision):
+    with contextlib.suppress(RuntimeError):  # a GPU has no bf16 products of fp32 numbers
+        torch._C._set_fp32_precision_setter(*place, precision)
+
+
+@contextlib.contextmanager
+def untouched_settings():
+    """A torch in which nobody set anything, before and after."""
+
+    def reset():
+        torch.set_float32_matmul_precision("highest")
+        for place in PLACES if SECOND else ():
+            set_second(place, "none")
+
+    reset()
     try:
-        with modes():
-            assert flags.fp32_precision == "ieee"
-        assert flags.fp32_precision == "bf16"
+        yield
     finally:
-        flags.fp32_precision = before
+        reset()
+
+
+def readings():
+    """All that torch says of its precision, an error included."""
+    backends = torch.backends
+    getters = [torch.get_float32_matmul_precision, lambda: backends.cuda.matmul.allow_tf32]
+    getters += [lambda: backends.cudnn.allow_tf32, lambda: backends.mkldnn.allow_tf32] if SECOND else []
+    for place in [*PLACES, ("cuda", "conv"), ("cuda", "rnn"), ("mkldnn", "conv")] if SECOND else []:
+        getters.append(functools.partial(torch._C._get_fp32_precision_getter, *place))
+    found = []
+    for read in getters:
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append(RuntimeError)
+    return found
+
+
+FIRST_SETTINGS = st.one_of(
+    st.sampled_from(["highest", "high", "medium"]).map(lambda p: (torch.set_float32_matmul_precision, p)),
+    st.booleans().map(lambda on: (setattr, torch.backends.cuda.matmul, "allow_tf32", on)),
+)
+SECOND_SETTINGS = st.tuples(
+    st.just(set_second), st.sampled_from(PLACES), st.sampled_from(["none", "ieee", "tf32", "bf16"])
+)
+SETTINGS = st.lists(st.one_of(FIRST_SETTINGS, SECOND_SETTINGS) if SECOND else FIRST_SETTINGS, max_size=5)
+
+
+DOORS = {
+    "highest": [own_modes, training_modes, products, lambda: gemm.exact_products(torch.device("cuda"))],
+    "high": [lambda: products("high")],
+    "medium": [lambda: products("medium")],
+}
+
+
+@given(
+    before=SETTINGS,
+    after=SETTINGS,
+    inside=st.lists(st.sampled_from([(p, door) for p, doors in DOORS.items() for door in doors]), max_size=3),
+    raises=st.booleans(),
+)
+@settings(max_examples=300)
+def test_products_have_their_precision_inside_and_every_setting_is_as_it_was_afterwards(before, after, inside, raises):
+    """Whatever was set by which setting: torch reads the same as before, and what is set later has the same effects."""
+
+    def do(steps):
+        for function, *arguments in steps:
+            function(*arguments)
+        return readings()
+
+    with untouched_settings():
+        expected = [do(before), do(after)]
+    with untouched_settings():
+        do(before)
+        with contextlib.suppress(KeyError), contextlib.ExitStack() as stack:
+            for precision, door in inside:
+                stack.enter_context(door())
+                assert torch.get_float32_matmul_precision() == precision
+                assert torch.backends.cuda.matmul.allow_tf32 == (precision != "highest")
+                if SECOND:
+                    assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == (precision != "highest")
+                    assert precision != "highest" or torch.backends.mkldnn.matmul.fp32_precision in ("ieee", "none")
+            if raises:
+                raise KeyError
+        assert [readings(), do(after)] == expected

@@ -17,7 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from inrfast.errors import NotAvailableError, check_choice
 from inrfast.files import write_whole
+from inrfast.modes import products
 from inrfast.threads import MOST_THREADS, one_core
 
 PROBE_SHAPE = (512, 512, 256)
@@ -390,7 +391,7 @@ def baddbmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """Write ``x weight^T + bias`` into ``out`` and return it: shapes (n, a), (b, a), (b,) or None, (n, b).
 
-    On a GPU torch's TF32 flags count: see :class:`exact_products`.
+    On a GPU torch's TF32 flags count: see :func:`exact_products`.
     """
     if bias is None and x.device.type == "cpu":
         return mm(x, weight.t(), out)
@@ -400,33 +401,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tenso
     return out if bias is None else out.add_(bias)
 
 
-class exact_products:
-    """Context in which fp32 products on ``device`` are IEEE fp32: TF32 off inside, the global flags restored after.
+def exact_products(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which fp32 products on a GPU are IEEE fp32, whatever torch's settings: see ``products``.
 
-    torch 2.9 brought a second setting for the same, ``fp32_precision``, and refuses to read the first where a caller
-    has set the second to something else; there the second is used.
+    On a CPU it changes nothing: there the library's doors see to it.
     """
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.first: str | None
-        self.second: str | None
-
-    def __enter__(self) -> None:
-        self.first = self.second = None
-        if not self.cuda:
-            return
-        flags: Any = torch.backends.cuda.matmul
-        try:
-            if flags.allow_tf32:
-                self.first = torch.get_float32_matmul_precision()
-                torch.set_float32_matmul_precision("highest")
-        except RuntimeError:
-            self.second = flags.fp32_precision
-            flags.fp32_precision = "ieee"
-
-    def __exit__(self, *exception: object) -> None:
-        if self.first is not None:
-            torch.set_float32_matmul_precision(self.first)
-        if self.second is not None:
-            torch.backends.cuda.matmul.fp32_precision = self.second
+    return products() if device.type == "cuda" else nullcontext()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast import backends
 from inrfast.memory import format_bytes
 from inrfast.nn import INR
 from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
@@ -282,7 +283,7 @@ class FusedSteps:
         self.most = max(1, min(gradient.steps, gradient.budget // max(DRAWN_SHARE * 8 * drawn, 1)))
         self.graphs: dict[int, Any] = {}
         self.compiled = False
-        self.capture = gradient.data.coords.device.type == "cuda"
+        self.capture = self.engine.device.type == "cuda"
 
     @torch.no_grad()
     def take(self, first: int, rates: Sequence[Sequence[float]]) -> Tensor:
@@ -318,12 +319,12 @@ class FusedSteps:
             graph.replay()
 
     def _captured(self, count: int) -> Any:
-        """Return a CUDA graph of so many steps, or None where none can be made."""
+        """Return a CUDA graph of so many steps, or None where none can be made: nothing of them was done then."""
         if len(self.graphs) == MOST_GRAPHS:
             return None
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.device(self.gradient.data.coords.device), torch.cuda.graph(graph):
+            with backends.capturing(graph, self.engine.device):
                 self._launch(count)
         except RuntimeError as error:
             self.capture = False

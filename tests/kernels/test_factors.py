@@ -1,5 +1,6 @@
 """The fused factor pass against the plain one: every activation, output, format, shape and number of networks."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -78,10 +79,10 @@ def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth
 def test_depth_does_not_run_out_of_scratch(device, hidden):
     net = inr.INR(2, 1, width=10, hidden_layers=hidden, activation="tanh", init="xavier")
     coords = random_coords(40, 2, 0).double()
-    mlp = Capture(net, coords)._mlp
+    mlp, there = Capture(net, coords)._mlp, Capture(copy.deepcopy(net).to(device), coords.to(device))._mlp
     layout = Layout(factors.layer_shapes(mlp), "trace", 1, "fp16")
     plan = make_plan("high", layout, factors.feature_ranges(mlp, coords))
-    made = factors.mlp_operands([mlp], coords.to(device), plan)
+    made = factors.mlp_operands([there], coords.to(device), plan)
     args = coords.unsqueeze(0), factors.flat_parameters(mlp).unsqueeze(0), plan, "tanh", [1.0] * hidden
     expected = factors.mlp_operands_reference(*args)
     torch.testing.assert_close(made.slabs.double().sum(1).cpu(), expected.slabs.double().sum(1), rtol=1e-5, atol=1e-3)

@@ -41,27 +41,28 @@ def test_memory_of_a_room_grows_and_stays():
 # ---- the fused pass ------------------------------------------------------------------------------------------------
 
 
-def mlp(seed=0, **kwargs):
-    coords = random_coords(9, 2, 0).double()
-    return Capture(inr.INR(2, kwargs.pop("outputs", 1), width=12, hidden_layers=2, seed=seed, **kwargs), coords)._mlp
+def mlp(seed=0, device="cpu", **kwargs):
+    coords = random_coords(9, 2, 0).double().to(device)
+    net = inr.INR(2, kwargs.pop("outputs", 1), width=12, hidden_layers=2, seed=seed, **kwargs)
+    return Capture(net.to(device), coords)._mlp
 
 
 def arguments(found, device):
     layout = Layout(factors.layer_shapes(found[0]), "trace", 1, "fp64")
     plan = make_plan("high", layout, [(4.0, 1.0)] * 3)
-    parameters = torch.stack([factors.flat_parameters(one) for one in found]).to(device)
+    parameters = torch.stack([factors.flat_parameters(one) for one in found])
     tables = ([2, 12, 12, 1], True, "relu", [1.0, 1.0], "trace", plan.layout.format, list(plan.exponents))
     return random_coords(9, 2, 0).double().unsqueeze(0).to(device), parameters, tables, plan
 
 
 def test_the_fused_pass_keeps_its_contract_with_torch(device):
-    inputs, parameters, tables, _ = arguments([mlp(0), mlp(1)], device)
+    inputs, parameters, tables, _ = arguments([mlp(0, device), mlp(1, device)], device)
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(factors.mlp_slabs, (inputs, parameters, *tables), test_utils=checks)
 
 
 def test_many_networks_and_vmap_are_one_by_one(device):
-    nets = [mlp(seed) for seed in range(3)]
+    nets = [mlp(seed, device) for seed in range(3)]
     inputs, parameters, tables, plan = arguments(nets, device)
     together = factors.mlp_operands(nets, inputs[0], plan)
     for k, net in enumerate(nets):

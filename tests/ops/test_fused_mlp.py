@@ -154,7 +154,7 @@ def test_points_that_do_not_fit_pass_in_chunks(device, encoding):
     small.check()
     assert torch.allclose(whole.gradients(), small.gradients(), rtol=1e-10, atol=1e-14)
     with pytest.raises(MemoryBudgetError, match="a fused step needs"):
-        Case(device, "fp64", n=190, budget=fixed + tile - 1)
+        Case(device, "fp64", n=190, drawn=150, encoding=encoding, weighted=1, budget=fixed + tile - 1)
 
 
 def test_small_errors_keep_clear_of_underflow(device):

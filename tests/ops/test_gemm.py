@@ -208,37 +208,6 @@ def test_bf16_products_are_for_processors_where_they_pay(monkeypatch):
         assert gemm.multiplies_bf16.__wrapped__() is expected
 
 
-@pytest.mark.parametrize("how", ["nothing", "first", "second"])
-def test_exact_products_on_a_gpu_leave_the_global_flags_as_they_were(how):
-    """Whether a caller set TF32 by the one setting that torch has, or by the other."""
-    matmul = torch.backends.cuda.matmul
-
-    def flags():
-        found = []
-        for read in (torch.get_float32_matmul_precision, lambda: matmul.allow_tf32, lambda: matmul.fp32_precision):
-            try:
-                found.append(read())
-            except (RuntimeError, AttributeError) as error:
-                found.append(type(error))
-        return found
-
-    if how == "second" and not hasattr(matmul, "fp32_precision"):
-        pytest.skip("this torch has one setting")
-    try:
-        if how == "first":
-            torch.set_float32_matmul_precision("medium")
-        elif how == "second":
-            matmul.fp32_precision = "tf32"
-        before = flags()
-        with gemm.exact_products(torch.device("cuda")):
-            assert not matmul.allow_tf32
-        assert flags() == before
-    finally:
-        if hasattr(matmul, "fp32_precision"):
-            matmul.fp32_precision = "ieee"
-        torch.set_float32_matmul_precision("highest")
-
-
 def test_without_the_private_operator_of_onednn_it_is_no_candidate(fresh, monkeypatch):
     def gone(a, b, out):
         raise AttributeError("no such operator")

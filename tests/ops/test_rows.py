@@ -14,29 +14,29 @@ SHAPES = {"both": (True, True), "no features": (False, True), "no sensitivities"
 
 
 @pytest.fixture(params=["torch", "triton"])
-def backend(request, monkeypatch):
-    """Plain torch, or the kernels where they run."""
+def place(request, device, monkeypatch):
+    """Where the operators compute, by plain torch or by the kernels."""
     if request.param == "torch":
         monkeypatch.setattr(rows, "_by_kernel", lambda *_: False)
-    elif not torch.cuda.is_available():
+    elif device.type == "cpu":
         assert backends.interpreted()
-    return request.param
+    return device
 
 
-def random(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=dtype)
+def random(*shape, seed=0, dtype=torch.float64, device="cpu"):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)), dtype=dtype).to(device)
 
 
-def arguments(kind, n=3, a=2, b=4, outputs=2, k=2, bias=False):
+def arguments(kind, n=3, a=2, b=4, outputs=2, k=2, bias=False, device="cpu"):
     """Features, sensitivities, parameters and cotangents."""
     with_features, with_sensitivities = SHAPES[kind]
     b = b if with_sensitivities else outputs
     width = a + bias if with_features else 1
     return (
-        random(n, a) if with_features else None,
-        random(n, outputs, b) if with_sensitivities else None,
-        random(k, b, width),
-        random(n, outputs, k),
+        random(n, a, device=device) if with_features else None,
+        random(n, outputs, b, device=device) if with_sensitivities else None,
+        random(k, b, width, device=device),
+        random(n, outputs, k, device=device),
     )
 
 
@@ -83,9 +83,9 @@ CASES = [(kind, bias, name) for kind in SHAPES for bias in (False, True) for nam
 
 
 @pytest.mark.parametrize(("kind", "bias", "name"), CASES)
-def test_operators_are_their_formula(backend, kind, bias, name):
+def test_operators_are_their_formula(place, kind, bias, name):
     for n in (0, 1, 5):
-        function, tensors, formula = operations(kind, bias, n=n)[name]
+        function, tensors, formula = operations(kind, bias, n=n, device=place)[name]
         torch.testing.assert_close(function(*tensors), formula(*tensors), rtol=1e-12, atol=1e-12)
 
 
@@ -99,9 +99,9 @@ def test_derivatives_by_finite_differences(monkeypatch, kind, bias, name):
 
 
 @pytest.mark.parametrize("name", ["rows", "product", "transposed"])
-def test_torch_func(backend, name):
+def test_torch_func(place, name):
     """Every transform gives what it gives of the formula."""
-    function, tensors, formula = operations("both", True, n=2, a=1, b=2)[name]
+    function, tensors, formula = operations("both", True, n=2, a=1, b=2, device=place)[name]
     many = [torch.stack([t, t + 1, t * 2]) for t in tensors]
 
     def total(operation, *given):
@@ -123,8 +123,8 @@ def test_torch_func(backend, name):
 
 
 @pytest.mark.parametrize("name", ["rows", "product", "transposed"])
-def test_compiled_in_one_graph(backend, name):
-    function, tensors, formula = operations("both", True)[name]
+def test_compiled_in_one_graph(place, name):
+    function, tensors, formula = operations("both", True, device=place)[name]
     tensors = [t.requires_grad_() for t in tensors]
     compiled = torch.compile(lambda *given: function(*given).square(), fullgraph=True, backend="aot_eager")
     found, exact = compiled(*tensors), formula(*tensors).square()
@@ -193,9 +193,9 @@ def test_bad_input_is_refused_by_name(name):
 
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("a", [2, 11])
-def test_rows_of_any_strides(backend, kind, a):
-    z, s, _, _ = arguments(kind, n=5, a=a, b=7)
+def test_rows_of_any_strides(place, kind, a):
+    z, s, _, _ = arguments(kind, n=5, a=a, b=7, device=place)
     shape = rows.jacobian_rows(z, s, 2).shape
-    turned = torch.empty(shape[::-1], dtype=torch.float64).permute(3, 2, 1, 0)
+    turned = torch.empty(shape[::-1], dtype=torch.float64, device=place).permute(3, 2, 1, 0)
     assert torch.equal(rows.jacobian_rows_(turned, z, s), rows.jacobian_rows(z, s, 2))
     assert rows.jacobian_rows_(turned, z, s) is turned
