@@ -13,7 +13,7 @@ import inrfast as inr
 from inrfast.errors import check_seed
 from inrfast.experiments import demo
 from inrfast.signals.mesh import sample_occupancy
-from inrfast.training.batches import permutations
+from inrfast.training.batches import permutations, seeds_on
 from inrfast.training.callbacks import TrackNTK
 from inrfast.training.checkpoint import load_network, save_network
 
@@ -86,7 +86,7 @@ def test_a_seed_has_as_many_bits_as_count(seed, bits):
 
 @given(st.lists(st.integers(0, 2**63 - 1), min_size=2, max_size=6, unique=True))
 def test_batches_of_all_seeds_differ(seeds):
-    orders = permutations(40, seeds, 0, torch.device("cpu")).tolist()
+    orders = permutations(40, seeds_on(seeds, torch.device("cpu")), 0).tolist()
     assert len({tuple(order) for order in orders}) == len(seeds)
 
 

@@ -25,15 +25,19 @@ def _shifted(numbers: Tensor, bits: int) -> Tensor:
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def permutations(n: int, seeds: Sequence[int], number: int, device: torch.device) -> Tensor:
+def seeds_on(seeds: Sequence[int], device: torch.device) -> Tensor:
+    """Return seeds as :func:`permutations` takes them: a copy from the host, for which a GPU stops."""
+    return torch.tensor([seed % 2**63 for seed in seeds], dtype=torch.int64, device=device)
+
+
+def permutations(n: int, seeds: Tensor, number: int) -> Tensor:
     """Return for each seed a permutation of ``range(n)``, the ``number``-th of it; shape (len(seeds), n), int64.
 
     The points are sorted by a hash of (seed, number, point): the same on every device, with nothing copied from the
     host and nothing to remember.
     """
-    keys = _scrambled(torch.tensor([seed % 2**63 for seed in seeds], dtype=torch.int64, device=device))
-    keys = _scrambled(keys + number + 1)
-    points = torch.arange(1, n + 1, dtype=torch.int64, device=device)
+    keys = _scrambled(_scrambled(seeds) + number + 1)
+    points = torch.arange(1, n + 1, dtype=torch.int64, device=seeds.device)
     return torch.argsort(_scrambled(keys.unsqueeze(1) + _scrambled(points)), dim=1, stable=True)
 
 
@@ -69,6 +73,7 @@ class Batches:
         self.n, self.size, self.seeds, self.device = n, size, list(seeds), device
         self.number = -1
         self.orders = torch.empty(0)
+        self.own: Tensor | None = None
 
     def rows(self, step: int) -> Tensor | None:
         """Return the rows of a step, (B, size), or (1, size) where all networks have one seed; None stands for all."""
@@ -76,10 +81,11 @@ class Batches:
             return None
         number, place = divmod(step, self.n // self.size)
         if number != self.number:
-            seeds = self.seeds[:1] if len(set(self.seeds)) == 1 else self.seeds
-            self.orders, self.number = permutations(self.n, seeds, number, self.device), number
+            if self.own is None:
+                self.own = seeds_on(self.seeds[:1] if len(set(self.seeds)) == 1 else self.seeds, self.device)
+            self.orders, self.number = permutations(self.n, self.own, number), number
         return self.orders[:, place * self.size : (place + 1) * self.size]
 
     def keep(self, index: Sequence[int]) -> None:
         """Go on with some of the networks."""
-        self.seeds, self.number = [self.seeds[i] for i in index], -1
+        self.seeds, self.number, self.own = [self.seeds[i] for i in index], -1, None

@@ -286,15 +286,20 @@ class FusedSteps:
         self.capture = self.engine.device.type == "cuda"
 
     @torch.no_grad()
-    def take(self, first: int, rates: Sequence[Sequence[float]]) -> Tensor:
-        """Take the steps from ``first`` on, with learning rates (steps, B); return their losses (steps, B), fp64."""
+    def take(self, first: int, rates: Sequence[Sequence[float]]) -> tuple[Tensor, bool]:
+        """Take the steps from ``first`` on, with learning rates (steps, B); wait for the GPU once.
+
+        Returns their losses (steps, B), fp64 on the CPU, and whether these and the parameters they led to are finite.
+        """
         count = len(rates)
         self.engine.refresh()
         self.optimizer.fill(rates)
         self._draw(first, count)
         self._run(count)
         self.optimizer.done += count
-        return self.engine.losses[:count].double().cpu()
+        parameters = self.engine.parameters.sum().double().reshape(1)  # NaN or Inf where one of them is
+        found = torch.cat([self.engine.losses[:count].double().flatten(), parameters]).cpu()
+        return found[:-1].view(count, -1), bool(found.isfinite().all())
 
     def _draw(self, first: int, count: int) -> None:
         """Draw the points of all steps on their device."""

@@ -213,9 +213,8 @@ class Run:
             moments, scales = self.optimizer.copy(), self.several.gradient.state()
             self.begun = stop
             compiled, start = self.several.compiled, time.perf_counter()
-            losses = self.several.take(self.done, rates)
+            losses, self.finite = self.several.take(self.done, rates)
             seconds = time.perf_counter() - start
-            self.finite = bool(losses.isfinite().all()) and self.stack.flat_finite()
             if self.finite:
                 for member, own in zip(self.members, losses.T.tolist(), strict=True):
                     del member.losses[self.done :]

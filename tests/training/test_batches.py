@@ -5,24 +5,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrfast.training.batches import Batches, _scrambled, permutations, step_seed
+from inrfast.training.batches import Batches, _scrambled, permutations, seeds_on, step_seed
 
 CPU = torch.device("cpu")
 
 
 @given(n=st.integers(1, 300), seed=st.integers(0, 2**70), number=st.integers(0, 10**6))
 def test_a_pass_is_a_permutation_of_its_own(n: int, seed: int, number: int) -> None:
-    order = permutations(n, [seed, seed + 1], number, CPU)
+    order = permutations(n, seeds_on([seed, seed + 1], CPU), number)
     assert torch.equal(order.sort(1).values, torch.arange(n).expand(2, -1))
-    assert torch.equal(order, permutations(n, [seed, seed + 1], number, CPU))
+    assert torch.equal(order, permutations(n, seeds_on([seed, seed + 1], CPU), number))
     if n > 20:
         assert not torch.equal(order[0], order[1])
-        assert not torch.equal(order, permutations(n, [seed, seed + 1], number + 1, CPU))
+        assert not torch.equal(order, permutations(n, seeds_on([seed, seed + 1], CPU), number + 1))
 
 
 def test_permutations_are_uniform() -> None:
     """Each point comes equally often to each place: chi-squared over 4,000 permutations of 8 points."""
-    orders = permutations(8, list(range(4000)), 3, CPU)
+    orders = permutations(8, seeds_on(range(4000), CPU), 3)
     counts = torch.stack([(orders == point).sum(0) for point in range(8)]).double()
     chi2 = float(((counts - 500) ** 2 / 500).sum())
     assert chi2 < 85.4  # 49 degrees of freedom: exceeded with probability 1e-3
@@ -63,7 +63,8 @@ def test_seeds_of_steps_differ() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_every_device_has_the_same_batches() -> None:
-    assert torch.equal(permutations(999, [1, 2], 3, CPU), permutations(999, [1, 2], 3, torch.device("cuda")).cpu())
+    orders = [permutations(999, seeds_on([1, 2], torch.device(name)), 3).cpu() for name in ("cpu", "cuda")]
+    assert torch.equal(*orders)
 
 
 @given(seed=st.integers(0, 2**64), step=st.integers(0, 10**9))
