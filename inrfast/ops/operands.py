@@ -235,6 +235,44 @@ class Operands:
             scale=self.scale[:, cut],
         )
 
+    def of_layer(self, layer: int) -> Operands:
+        """Return one layer of one model as views of these; only in fp64, which has no scales that all layers share."""
+        layout = self.plan.layout
+        assert layout.format == "fp64" and len(self.slabs) == 1
+        (place,) = [place for place in layout.places if place.layer == layer]
+        own = replace(layout, shapes=(layout.shapes[layer],))
+        slab, column = (
+            (place.sensitivities, place.features)
+            if place.narrow == "features"
+            else (place.features, place.sensitivities)
+        )
+        return replace(
+            self,
+            plan=Plan(own, (0,)),
+            slabs=self.slabs[:, :, slab : slab + own.slabs],
+            narrow=self.narrow[:, column : column + own.columns],
+        )
+
+    def at(self, points: Tensor) -> Operands:
+        """Return the rows of some points, copied."""
+        fold = self.plan.layout.fold
+        rows = (
+            points if fold == 1 else (points.unsqueeze(1) * fold + torch.arange(fold, device=points.device)).flatten()
+        )
+        made = allocate(self.plan, len(self.slabs), len(rows), self.slabs.device)
+        for target, source, dim in (
+            (made.slabs, self.slabs, 3),
+            (made.narrow, self.narrow, 2),
+            (made.scale, self.scale, 1),
+        ):
+            target.narrow(dim, 0, len(rows)).copy_(source.index_select(dim, rows))
+        return made
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.slabs.nbytes + self.narrow.nbytes + self.scale.nbytes
+
 
 def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operands:
     """Return operands of zeros, unscaled."""
