@@ -6,6 +6,8 @@ The methods of this folder are written against :class:`Whole`, which holds all r
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -52,4 +54,19 @@ class Whole:
 
     def orthonormal(self, block: Tensor) -> Tensor:
         """Return an orthonormal basis of a block (rows, p), of p columns whatever its rank, by Householder's QR."""
+        if block.device.type != "cpu" and block.shape[1] == 1:
+            return _unit(block)
         return torch.linalg.qr(block).Q
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """Return a vector (rows, 1) divided by its norm, the first unit vector in place of zero; no number is read.
+
+    What a QR of one column is, without its many launches on a GPU. Divided by its largest entry first, it has a square
+    of an ordinary size.
+    """
+    largest = torch.linalg.vector_norm(vector, math.inf)
+    missing = largest == 0
+    scaled = vector / (largest + missing)
+    scaled[0].add_(missing)
+    return scaled.div_(torch.linalg.vector_norm(scaled))
