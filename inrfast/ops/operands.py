@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.kernels.formats import FORMATS, LARGEST_EXPONENT, PADDING, TOP, Format
 from inrfast.memory import chunks
@@ -235,6 +235,22 @@ class Operands:
             scale=self.scale[:, cut],
         )
 
+    def at(self, index: Tensor) -> Operands:
+        """Return some rows, any of them and in any order, as operands of their own; a GPU is not waited for."""
+        count = len(index)
+        padding = (0, _padded(count) - count)
+        return replace(
+            self,
+            rows=count,
+            slabs=nn.functional.pad(self.slabs.index_select(3, index), (0, 0, *padding)),
+            narrow=nn.functional.pad(self.narrow.index_select(2, index), padding),
+            scale=nn.functional.pad(self.scale.index_select(1, index), padding, value=1.0),
+        )
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // PADDING) * PADDING
+
 
 def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operands:
     """Return operands of zeros, unscaled."""
@@ -242,7 +258,7 @@ def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operan
     numbers = layout.numbers
     dtype = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[numbers.dtype]
     wide = torch.float64 if numbers.accumulator == "fp64" else torch.float32
-    padded = -(-rows // PADDING) * PADDING
+    padded = _padded(rows)
     return Operands(
         plan,
         rows,
