@@ -480,7 +480,9 @@ class LayerwiseJacobian:
         Computed anew, beside other points, they would round otherwise.
         """
         if plan is not None and self.keeps(plan):
-            return self.store.operands(slice(0, len(self.coords)), plan, self.indices).at(index)
+            fold = plan.layout.fold
+            rows = (index.unsqueeze(1) * fold + torch.arange(fold, device=index.device)).flatten()
+            return self.store.operands(slice(0, len(self.coords)), plan, self.indices).at(rows)
         if plan is not None or not self.store.kept:
             return self.side_at(self.coords[index], plan)
         factors = self.store.at(index)

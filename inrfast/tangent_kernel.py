@@ -349,19 +349,65 @@ class NTK:
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
-        wanted = self._column_index(index)
-        fold = self._fold
-        points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        picked = inverse * fold + wanted % fold
-        count, in_order = len(points) * fold, _in_order(picked, len(points) * fold)
-        numbers = self.shape[0] * (count if in_order else count + len(picked)) + self._numbers_of(len(points))
-        with self._room_for(numbers, f"{len(picked)} columns of order {self.shape[0]}", "ask for fewer of them"):
+        return self._columns(*self._points_of(self._column_index(index)))
+
+    def columns_at(self, index: Tensor) -> Tensor:
+        """Return :meth:`columns` of an index known to be right: int64, in range, on the device; rows may repeat.
+
+        A GPU is not waited for.
+        """
+        if self.device.type == "cpu":
+            return self._columns(*self._points_as_named(index))
+        self._need_range("columns of the kernel")
+        numbers = (self.shape[0] + self._numbers_of(1)) * len(index)
+        with self._room_for(numbers, f"{len(index)} columns of order {self.shape[0]}", "ask for fewer of them"):
+            chosen = self._operands_at(self._other, index)
+            if chosen is not None:
+                out = empty((self.shape[0], len(index)), self.dtype, self.device)
+                fold = self._fold
+                for rows, side in self._sides():
+                    gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
+                return out
+        return self._columns(*self._points_as_named(index))
+
+    def _columns(self, points: Tensor, picked: Tensor | None) -> Tensor:
+        """Return the columns of some points, or those of them that are ``picked``."""
+        fold, count = self._fold, len(points) * self._fold
+        given = count if picked is None else len(picked)
+        numbers = self.shape[0] * (count if picked is None else count + given) + self._numbers_of(len(points))
+        with self._room_for(numbers, f"{given} columns of order {self.shape[0]}", "ask for fewer of them"):
             self._need_range("columns of the kernel")
             chosen = self._other.side_of(points, self._plan)
             out = empty((self.shape[0], count), self.dtype, self.device)
             for rows, side in self._sides():
                 gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
-            return out if in_order else out[:, picked]
+            return out if picked is None else out[:, picked]
+
+    def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the points whose columns are wanted, each once, and where the wanted are among theirs.
+
+        The second is None where they are all of them, in order.
+        """
+        points, inverse = torch.unique(wanted // self._fold, return_inverse=True)
+        picked = inverse * self._fold + wanted % self._fold
+        return points, None if _in_order(picked, len(points) * self._fold) else picked
+
+    def _points_as_named(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the same, points in the order of the wanted, perhaps twice: nothing of a GPU is read."""
+        fold = self._fold
+        if fold == 1:
+            return wanted, None
+        if self.device.type == "cpu":  # where several outputs of a point need not cost more than one
+            return self._points_of(wanted)
+        return wanted // fold, torch.arange(len(wanted), device=wanted.device) * fold + wanted % fold
+
+    def _operands_at(self, side: LayerwiseJacobian, index: Tensor) -> Operands | None:
+        """Return some rows of a side's operands, where those of all its rows are one piece; else None."""
+        if self._plan is None or not side.store.fits or side.gram_rows(self._plan) < len(side.coords):
+            return None
+        whole = side.side(slice(0, len(side.coords)), self._plan)
+        assert isinstance(whole, Operands)
+        return whole.at(index)
 
     def _numbers_of(self, points: int) -> int:
         """Return how many numbers the factors of so many points hold."""
@@ -370,19 +416,32 @@ class NTK:
     def submatrix(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[index][:, index]``, symmetric to the last bit."""
         self._need_symmetric("submatrix")
-        wanted = self._column_index(index)
-        fold = self._fold
-        points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        picked = inverse * fold + wanted % fold
-        order = len(points) * fold
-        in_order = _in_order(picked, order)
-        numbers = order**2 + (0 if in_order else len(picked) ** 2) + self._numbers_of(len(points))
-        with self._room_for(numbers, f"a submatrix of order {len(picked)}", "ask for a smaller one"):
+        return self._submatrix(*self._points_of(self._column_index(index)))
+
+    def submatrix_at(self, index: Tensor) -> Tensor:
+        """Return :meth:`submatrix` of an index known to be right, as for :meth:`columns_at`."""
+        if self.device.type == "cpu":
+            return self._submatrix(*self._points_as_named(index))
+        self._need_range("a submatrix of the kernel")
+        count = len(index)
+        with self._room_for((count + self._numbers_of(1)) * count, f"a submatrix of order {count}"):
+            chosen = self._operands_at(self.rows, index)
+            if chosen is not None:
+                out = empty((count, count), self.dtype, self.device)
+                return gram_ops.fill_(out, chosen, None, self.output, self.outputs)
+        return self._submatrix(*self._points_as_named(index))
+
+    def _submatrix(self, points: Tensor, picked: Tensor | None) -> Tensor:
+        """Return the rows and columns of some points, or those of them that are ``picked``."""
+        order = len(points) * self._fold
+        given = order if picked is None else len(picked)
+        numbers = order**2 + (0 if picked is None else given**2) + self._numbers_of(len(points))
+        with self._room_for(numbers, f"a submatrix of order {given}", "ask for a smaller one"):
             self._need_range("a submatrix of the kernel")
             chosen = self.rows.side_of(points, self._plan)
             out = empty((order, order), self.dtype, self.device)
             gram_ops.fill_(out, chosen, None, self.output, self.outputs)
-            return out if in_order else out[picked.unsqueeze(1), picked]
+            return out if picked is None else out[picked.unsqueeze(1), picked]
 
     def _column_index(self, index: Any) -> Tensor:
         n = self.shape[1]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.kernels.formats import FORMATS, LARGEST_EXPONENT, PADDING, TOP, Format
 from inrfast.memory import chunks
@@ -253,25 +253,26 @@ class Operands:
             narrow=self.narrow[:, column : column + own.columns],
         )
 
-    def at(self, points: Tensor) -> Operands:
-        """Return the rows of some points, copied."""
-        fold = self.plan.layout.fold
-        rows = (
-            points if fold == 1 else (points.unsqueeze(1) * fold + torch.arange(fold, device=points.device)).flatten()
+    def at(self, index: Tensor) -> Operands:
+        """Return some rows, any of them and in any order, as operands of their own; a GPU is not waited for."""
+        count = len(index)
+        padding = (0, _padded(count) - count)
+        return replace(
+            self,
+            rows=count,
+            slabs=nn.functional.pad(self.slabs.index_select(3, index), (0, 0, *padding)),
+            narrow=nn.functional.pad(self.narrow.index_select(2, index), padding),
+            scale=nn.functional.pad(self.scale.index_select(1, index), padding, value=1.0),
         )
-        made = allocate(self.plan, len(self.slabs), len(rows), self.slabs.device)
-        for target, source, dim in (
-            (made.slabs, self.slabs, 3),
-            (made.narrow, self.narrow, 2),
-            (made.scale, self.scale, 1),
-        ):
-            target.narrow(dim, 0, len(rows)).copy_(source.index_select(dim, rows))
-        return made
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return self.slabs.nbytes + self.narrow.nbytes + self.scale.nbytes
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // PADDING) * PADDING
 
 
 def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operands:
@@ -280,7 +281,7 @@ def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operan
     numbers = layout.numbers
     dtype = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[numbers.dtype]
     wide = torch.float64 if numbers.accumulator == "fp64" else torch.float32
-    padded = -(-rows // PADDING) * PADDING
+    padded = _padded(rows)
     return Operands(
         plan,
         rows,
