@@ -178,6 +178,12 @@ class _Shard:
     def submatrix(self, index: Tensor) -> Tensor:
         return self.whole.submatrix(index)
 
+    def columns_at(self, index: Tensor) -> Tensor:
+        return self.across.columns_at(index)
+
+    def submatrix_at(self, index: Tensor) -> Tensor:
+        return self.whole.submatrix_at(index)
+
     def to_dense(self) -> Tensor:
         return self.partition.gather(self.across.columns(slice(None)))
 

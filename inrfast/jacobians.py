@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,8 @@ from inrfast.ops import gemm
 from inrfast.ops import rows as row_ops
 from inrfast.ops.factors import Room, feature_ranges, mlp_operands
 from inrfast.ops.gram import gram_diagonal
-from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, pack, ranges_of
+from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, make_plan, pack, ranges_of
+from inrfast.ops.tangent_product import diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.supported import LayerSpec
 from inrfast.threads import share
@@ -29,14 +31,14 @@ PASS_ROWS = 512
 """Points a factor pass takes at once: its fp64 temporaries (1 MiB at width 256) then stay in cache. Measured: 512 is
 several times faster a point than 4,096, where every temporary is fresh memory."""
 
-PASS_ROWS_GPU = 1 << 14
-"""The same on a GPU, where a chunk must fill the chip."""
-
 PRODUCT_ROWS = 1024
 """Points a product with cached factors takes at once, so that a scaled factor stays in the second-level cache."""
 
 STREAMED_ROWS = 4096
 """Points whose factors are held at once where a pass over the grid computes them anew."""
+
+ROWS_GPU = 1 << 14
+"""The three of them on a GPU, where a chunk must fill the chip, and every operation of one is a launch."""
 
 LEAST_STREAMED = 128
 """Points that a budget must allow to be streamed at once: with fewer a pass over the grid would take forever."""
@@ -46,6 +48,11 @@ UNCOUNTED = 2**22
 
 PASS_BUFFERS, HOOKED_BUFFERS = 3, 6
 """Numbers in fp64 that a factor pass holds for each number of a factor: in closed form, and with norms or by hooks."""
+
+
+def rows_on(device: torch.device, cpu: int) -> int:
+    """Return the points taken at once on a device: ``cpu`` on a CPU."""
+    return cpu if device.type == "cpu" else ROWS_GPU
 
 
 RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (0.0, 1e300)}
@@ -90,11 +97,24 @@ class FactorStore:
         self.budget = budget
         self.backend = backend
         self._kept: list[Factors] | None = None
+        self._operands: dict[tuple[Plan, tuple[int, ...]], Operands] = {}  # of all points, by the layers in them
+        self._others: dict[str, ReferenceType[FactorStore]] = {}
         # Memory of recomputed factors by the number of points: fresh pages would cost more than the factors.
         self._spare: dict[int, list[list[Factors]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": None, "_spare": {}}  # a copy computes the factors anew
+        # A copy computes the factors anew.
+        return {**self.__dict__, "_kept": None, "_spare": {}, "_operands": {}, "_others": {}}
+
+    def at_precision(self, precision: str) -> FactorStore:
+        """Return the store of the same points at another precision, the same one as long as somebody holds it."""
+        held = self._others.get(precision)
+        found = None if held is None else held()
+        if found is None or found.budget != self.budget:
+            capture = self.capture.with_precision(precision)
+            found = FactorStore(capture, self.coords, self.budget, self.backend)
+            self._others[precision] = ref(found)
+        return found
 
     @property
     def bytes_per_point(self) -> int:
@@ -113,10 +133,10 @@ class FactorStore:
 
     def held_under(self, budget: int) -> int:
         """Return :attr:`bytes_held` for another budget of this store."""
-        kept = self.bytes_per_point * len(self.coords)
+        kept = max(self.bytes_per_point * len(self.coords), self._bytes_of_operands)
         if kept <= budget:
             return kept
-        return min(budget, self._bytes_of(STREAMED_ROWS))
+        return min(budget, self._bytes_of(rows_on(self.capture.device, STREAMED_ROWS)))
 
     @property
     def least_bytes(self) -> int:
@@ -129,8 +149,12 @@ class FactorStore:
         return self.bytes_per_point * rows + self._pass_bytes * min(rows, self._full_pass) * self._workers
 
     @property
+    def _bytes_of_operands(self) -> int:
+        return sum(made.nbytes for made in self._operands.values())
+
+    @property
     def _full_pass(self) -> int:
-        return PASS_ROWS if self.capture.device.type == "cpu" else PASS_ROWS_GPU
+        return rows_on(self.capture.device, PASS_ROWS)
 
     @property
     def _workers(self) -> int:
@@ -158,6 +182,8 @@ class FactorStore:
             self._spare = {}
             if not self.fits:
                 self._kept = None
+            if self._bytes_of_operands > budget:
+                self._operands = {}
         try:
             yield
         finally:
@@ -166,8 +192,8 @@ class FactorStore:
 
     @property
     def kept(self) -> bool:
-        """Whether the factors were computed and are held."""
-        return self._kept is not None
+        """Whether the factors were computed and are held, as they are or as operands."""
+        return self._kept is not None or bool(self._operands)
 
     @property
     def streaming_rows(self) -> int:
@@ -221,11 +247,79 @@ class FactorStore:
     @functools.cached_property
     def pass_errors(self) -> PassErrors:
         """What rounding in the factor pass does to the factors and to the Jacobian of these points."""
-        capture = self.capture
-        diagonal = torch.empty(len(self.coords), dtype=torch.float64, device=capture.device)
-        for points, factors in self.chunks(PRODUCT_ROWS):
-            diagonal[points] = gram_diagonal(factors, "trace", capture.outputs)
-        return capture.pass_errors(self.coords, diagonal)
+        return self.capture.pass_errors(self.coords, self._diagonal())
+
+    def _diagonal(self) -> Tensor:
+        """Return the diagonal of all outputs' and all layers' kernel, (N,) fp64; nothing is kept for it alone."""
+        n, outputs, layers = len(self.coords), self.capture.outputs, self.layers
+        found = torch.empty(n, dtype=torch.float64, device=self.capture.device)
+        if self.backend != "triton":
+            for points, factors in self.chunks(rows_on(found.device, PRODUCT_ROWS)):
+                found[points] = gram_diagonal(factors, "trace", outputs)
+            return found
+        for output in ("trace", "full"):
+            held = self._operands.get((self.exact_plan(output), layers))
+            if held is not None:
+                return diagonal(held).view(n, -1).sum(1)
+        plan = self.exact_plan("trace")
+        for points in chunks(n, min(CHUNK, self.operand_rows(plan, layers))):
+            found[points] = diagonal(self.operands_at(self.coords[points], plan, layers))
+        return found
+
+    # ---- operands of fused kernels -----------------------------------------------------------------------------
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The indices of all layers."""
+        return tuple(range(len(self.capture.layers)))
+
+    def layout(self, output: Output, layers: Sequence[int]) -> Layout:
+        """Return where some layers would lie in the operands of a fused kernel; its format is yet to be chosen."""
+        outputs = self.capture.outputs
+        shapes = tuple(self.capture.shape(index) for index in layers)
+        return Layout(shapes, output if outputs > 1 else "trace", outputs, "fp64")
+
+    def exact_plan(self, output: Output) -> Plan:
+        """Return the plan of all layers' operands in fp64, of which every layer's are a part."""
+        return make_plan("highest", self.layout(output, self.layers), [])
+
+    def _stored(self, plan: Plan, layers: tuple[int, ...]) -> tuple[Plan, tuple[int, ...]]:
+        """Return the plan and the layers of the operands that those of ``layers`` are a part of."""
+        if plan.layout.format != "fp64":
+            return plan, layers
+        return self.exact_plan(plan.layout.output), self.layers
+
+    def operand_rows(self, plan: Plan, layers: tuple[int, ...]) -> int:
+        """Return how many points' operands fit the budget together: all of them where they do."""
+        stored, _ = self._stored(plan, layers)
+        return max(1, min(len(self.coords), self.budget // stored.layout.bytes_per_point()))
+
+    def operands(self, points: slice, plan: Plan, layers: tuple[int, ...]) -> Operands:
+        """Return the operands of some layers at some points, those of all points kept as long as the budget allows."""
+        stored = self._stored(plan, layers)
+        if points == slice(0, len(self.coords)):
+            if stored not in self._operands:
+                needed = stored[0].layout.bytes_per_point() * len(self.coords)
+                if self._bytes_of_operands + needed > self.budget:
+                    self._operands = {}
+                self._operands[stored] = self._made(self.coords, *stored)
+            made = self._operands[stored]
+        else:
+            made = self._made(self.coords[points], *stored)
+        return made if stored[1] == layers else made.of_layer(layers[0])
+
+    def operands_at(self, coords: Tensor, plan: Plan, layers: tuple[int, ...]) -> Operands:
+        """Return the operands of some layers at any points (n, d), computed anew."""
+        stored = self._stored(plan, layers)
+        made = self._made(coords, *stored)
+        return made if stored[1] == layers else made.of_layer(layers[0])
+
+    def _made(self, coords: Tensor, plan: Plan, layers: tuple[int, ...]) -> Operands:
+        mlp = self.capture.fused_mlp(layers, plan.layout.output)
+        if mlp is not None:
+            return mlp_operands([mlp], self.capture.inputs(coords), plan)
+        factors = self.at(slice(0, len(coords))) if coords is self.coords else self.compute(coords)
+        return pack(plan, [self.capture.without_ones(index, factors[index]) for index in layers])
 
     def all(self) -> list[Factors]:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
@@ -296,12 +390,8 @@ class LayerwiseJacobian:
         self.dtype = self.capture.dtype
         self.device = self.capture.device
         names = [spec.name for spec in self.capture.layers]
-        self._operands: Operands | None = None  # of all points, once a product asked for them
-        self.indices = range(len(names)) if only is None else [names.index(only)]
+        self.indices = store.layers if only is None else (names.index(only),)
         self.shape = (len(self.coords) * self.capture.outputs, sum(spec.columns for spec in self.specs))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_operands": None}
 
     @property
     def specs(self) -> list[LayerSpec]:
@@ -334,17 +424,24 @@ class LayerwiseJacobian:
         parameters = {name: self._columns[name] for name in spec.parameters}
         return LayerSpec(spec.name, spec.kind, spec.in_features, spec.out_features, spec.has_bias, parameters)
 
-    def chunks(self, size: int = PRODUCT_ROWS, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
-        """Yield ``(points, factors of this Jacobian's layers)`` over the grid, or over a range of its points."""
-        for points, factors in self.store.chunks(size, within):
+    @property
+    def product_rows(self) -> int:
+        """Points that a product with the factors takes at once."""
+        return rows_on(self.device, PRODUCT_ROWS)
+
+    def chunks(self, size: int | None = None, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
+        """Yield ``(points, factors of this Jacobian's layers)`` over the grid, or over a range of its points.
+
+        At most ``size`` points at a time; None: as a product takes them.
+        """
+        for points, factors in self.store.chunks(self.product_rows if size is None else size, within):
             yield points, [factors[index] for index in self.indices]
 
     # ---- sides of a Gram product -------------------------------------------------------------------------------
 
     def layout(self, output: Output) -> Layout:
         """Return where these layers would lie in the operands of a fused kernel; its format is yet to be chosen."""
-        shapes = tuple(self.capture.shape(index) for index in self.indices)
-        return Layout(shapes, output, self.capture.outputs, "fp64")
+        return self.store.layout(output, self.indices)
 
     def ranges(self, output: Output) -> Ranges:
         """Return the ranges of the layers' features over all points."""
@@ -362,30 +459,30 @@ class LayerwiseJacobian:
         """Return how many points one side of a Gram product may hold: all of them where they fit the budget."""
         if plan is None:  # both sides are there at once
             return self.store.streaming_rows if self.store.fits else max(1, self.store.streaming_rows // 2)
-        return max(1, min(len(self.coords), self.store.budget // plan.layout.bytes_per_point()))
+        return self.store.operand_rows(plan, self.indices)
+
+    def keeps(self, plan: Plan | None) -> bool:
+        """Whether all that is made of the factors comes from the same numbers, computed once."""
+        return self.store.fits and (plan is None or self.gram_rows(plan) == len(self.coords))
 
     def side(self, points: slice, plan: Plan | None) -> list[Factors] | Operands:
         """Return some points as a side of a Gram product, those of all points kept: operands if there is a plan."""
-        if plan is None:
-            if self.store.fits:
-                self.store.all()
-            factors = self.store.at(points)
-            return [factors[index] for index in self.indices]
-        if points != slice(0, len(self.coords)):
-            return self.side_at(self.coords[points], plan)
-        held = self._operands
-        if held is None or held.plan != plan:
-            self._operands = held = None  # frees the ones before first
-            made = self.side_at(self.coords, plan)
-            assert isinstance(made, Operands)
-            self._operands = held = made
-        return held
+        if plan is not None:
+            return self.store.operands(points, plan, self.indices)
+        if self.store.fits:
+            self.store.all()
+        factors = self.store.at(points)
+        return [factors[index] for index in self.indices]
 
     def side_of(self, index: Tensor, plan: Plan | None) -> list[Factors] | Operands:
-        """Return the points of ``index`` as a side of a Gram product, from the kept factors if there are any.
+        """Return the points of ``index`` as a side of a Gram product, from what is kept.
 
         Computed anew, beside other points, they would round otherwise.
         """
+        if plan is not None and self.keeps(plan):
+            fold = plan.layout.fold
+            rows = (index.unsqueeze(1) * fold + torch.arange(fold, device=index.device)).flatten()
+            return self.store.operands(slice(0, len(self.coords)), plan, self.indices).at(rows)
         if plan is not None or not self.store.kept:
             return self.side_at(self.coords[index], plan)
         factors = self.store.at(index)
@@ -393,13 +490,10 @@ class LayerwiseJacobian:
 
     def side_at(self, coords: Tensor, plan: Plan | None) -> list[Factors] | Operands:
         """Return any points (n, d) as a side of a Gram product."""
-        mlp = None if plan is None else self.capture.fused_mlp(self.indices, plan.layout.output)
-        if plan is not None and mlp is not None:
-            return mlp_operands([mlp], self.capture.inputs(coords), plan)
-        known = coords is self.coords
-        factors = self.store.at(slice(0, len(coords))) if known else self.store.compute(coords)
-        own = [factors[index] for index in self.indices]
-        return own if plan is None else pack(plan, self._without_ones(own))
+        if plan is not None:
+            return self.store.operands_at(coords, plan, self.indices)
+        factors = self.store.at(slice(0, len(coords))) if coords is self.coords else self.store.compute(coords)
+        return [factors[index] for index in self.indices]
 
     def _without_ones(self, factors: Sequence[Factors]) -> list[Factors]:
         pairs = zip(self.indices, factors, strict=True)
@@ -445,7 +539,7 @@ class LayerwiseJacobian:
             self._need_range("J.rows")
             out = empty((count, m, self.shape[1]), self.dtype, self.device)
             write = row_ops.jacobian_rows_ if self.store.backend == "triton" else row_ops.rows_
-            size = min(PASS_ROWS if self.device.type == "cpu" else PASS_ROWS_GPU, self.store.streaming_rows)
+            size = min(rows_on(self.device, PASS_ROWS), self.store.streaming_rows)
             for part in chunks(count, size):
                 factors = self.store.at(slice(start + part.start, start + part.stop))
                 into = out[part]
@@ -497,8 +591,7 @@ class LayerwiseJacobian:
         """Return the points a product takes at once: scaled factors take a quarter of the budget."""
         widest = max(max(spec.block) for spec in self.specs)
         each = 2 * columns * widest * self.dtype.itemsize
-        most = PRODUCT_ROWS if self.device.type == "cpu" else PASS_ROWS_GPU
-        return max(1, min(most, self.memory_budget // (4 * each)))
+        return max(1, min(self.product_rows, self.memory_budget // (4 * each)))
 
     def _models(self, index: int, layer: Factors) -> tuple[Tensor | None, Tensor | None, bool]:
         """Return a layer's factors as those of one model, and whether a column of ones goes after its features."""

@@ -24,13 +24,13 @@ from inrfast.errors import (
     check_int,
 )
 from inrfast.jacobians import (
-    PRODUCT_ROWS,
     RANGE,
     STREAMED_ROWS,
     UNCOUNTED,
     FactorStore,
     LayerwiseJacobian,
     check_range,
+    rows_on,
     surely_held,
 )
 from inrfast.linalg import eigenvalues, systems
@@ -38,10 +38,10 @@ from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import budget_bytes, chunks, empty, format_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
-from inrfast.ops import gemm, reductions
+from inrfast.ops import gemm, reductions, tangent_product
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
-from inrfast.ops.operands import Plan, joint, make_plan
+from inrfast.ops.operands import Operands, Plan, joint, make_plan
 from inrfast.supported import LayerSpec
 from inrfast.threads import together
 
@@ -166,13 +166,10 @@ class NTK:
         """Return the same kernel at another precision (the same network snapshot)."""
         if precision == self.capture.precision:
             return self
-        capture = self.capture.with_precision(precision)
         sides = [
             None
             if side is None
-            else LayerwiseJacobian(
-                FactorStore(capture, side.coords, side.store.budget, side.store.backend), side.memory_budget, side.only
-            )
+            else LayerwiseJacobian(side.store.at_precision(precision), side.memory_budget, side.only)
             for side in (self.rows, self.columns_side)
         ]
         assert sides[0] is not None
@@ -226,14 +223,28 @@ class NTK:
         ranges = [] if precision == "highest" else joint([side.ranges(self.output) for side in sides])
         return make_plan(precision, self.rows.layout(self.output), ranges)
 
+    @cached_property
+    def _exact_plan(self) -> Plan | None:
+        """How both sides enter the products in fp64, whatever the kernel's precision; None for the torch backend."""
+        if self.rows.store.backend == "torch":
+            return None
+        return make_plan("highest", self.rows.layout(self.output), [])
+
     def _blocks(self, side: LayerwiseJacobian) -> Iterator[slice]:
         """Yield the blocks of points that one side of a product may hold: one if they fit, else as many as needed."""
         return chunks(len(side.coords), side.gram_rows(self._plan))
 
+    def _exact_sides(self, side: LayerwiseJacobian, plan: Plan) -> Iterator[tuple[slice, Operands]]:
+        """Yield blocks of points of a side as rows of the kernel, and their operands in fp64."""
+        for points in chunks(len(side.coords), side.gram_rows(plan)):
+            operands = side.side(points, plan)
+            assert isinstance(operands, Operands)
+            yield slice(points.start * self._fold, points.stop * self._fold), operands
+
     def _sides(self) -> Iterator[tuple[slice, Any]]:
         """Yield blocks of points and what they are as the rows of a product, each once; the next overwrites it."""
         if self._plan is None and not self.rows.store.fits:
-            yield from self.rows.chunks(STREAMED_ROWS)
+            yield from self.rows.chunks(rows_on(self.device, STREAMED_ROWS))
         else:
             for points in self._blocks(self.rows):
                 yield points, self.rows.side(points, self._plan)
@@ -338,19 +349,65 @@ class NTK:
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
-        wanted = self._column_index(index)
-        fold = self._fold
-        points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        picked = inverse * fold + wanted % fold
-        count, in_order = len(points) * fold, _in_order(picked, len(points) * fold)
-        numbers = self.shape[0] * (count if in_order else count + len(picked)) + self._numbers_of(len(points))
-        with self._room_for(numbers, f"{len(picked)} columns of order {self.shape[0]}", "ask for fewer of them"):
+        return self._columns(*self._points_of(self._column_index(index)))
+
+    def columns_at(self, index: Tensor) -> Tensor:
+        """Return :meth:`columns` of an index known to be right: int64, in range, on the device; rows may repeat.
+
+        A GPU is not waited for.
+        """
+        if self.device.type == "cpu":
+            return self._columns(*self._points_as_named(index))
+        self._need_range("columns of the kernel")
+        numbers = (self.shape[0] + self._numbers_of(1)) * len(index)
+        with self._room_for(numbers, f"{len(index)} columns of order {self.shape[0]}", "ask for fewer of them"):
+            chosen = self._operands_at(self._other, index)
+            if chosen is not None:
+                out = empty((self.shape[0], len(index)), self.dtype, self.device)
+                fold = self._fold
+                for rows, side in self._sides():
+                    gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
+                return out
+        return self._columns(*self._points_as_named(index))
+
+    def _columns(self, points: Tensor, picked: Tensor | None) -> Tensor:
+        """Return the columns of some points, or those of them that are ``picked``."""
+        fold, count = self._fold, len(points) * self._fold
+        given = count if picked is None else len(picked)
+        numbers = self.shape[0] * (count if picked is None else count + given) + self._numbers_of(len(points))
+        with self._room_for(numbers, f"{given} columns of order {self.shape[0]}", "ask for fewer of them"):
             self._need_range("columns of the kernel")
             chosen = self._other.side_of(points, self._plan)
             out = empty((self.shape[0], count), self.dtype, self.device)
             for rows, side in self._sides():
                 gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
-            return out if in_order else out[:, picked]
+            return out if picked is None else out[:, picked]
+
+    def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the points whose columns are wanted, each once, and where the wanted are among theirs.
+
+        The second is None where they are all of them, in order.
+        """
+        points, inverse = torch.unique(wanted // self._fold, return_inverse=True)
+        picked = inverse * self._fold + wanted % self._fold
+        return points, None if _in_order(picked, len(points) * self._fold) else picked
+
+    def _points_as_named(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the same, points in the order of the wanted, perhaps twice: nothing of a GPU is read."""
+        fold = self._fold
+        if fold == 1:
+            return wanted, None
+        if self.device.type == "cpu":  # where several outputs of a point need not cost more than one
+            return self._points_of(wanted)
+        return wanted // fold, torch.arange(len(wanted), device=wanted.device) * fold + wanted % fold
+
+    def _operands_at(self, side: LayerwiseJacobian, index: Tensor) -> Operands | None:
+        """Return some rows of a side's operands, where those of all its rows are one piece; else None."""
+        if self._plan is None or not side.store.fits or side.gram_rows(self._plan) < len(side.coords):
+            return None
+        whole = side.side(slice(0, len(side.coords)), self._plan)
+        assert isinstance(whole, Operands)
+        return whole.at(index)
 
     def _numbers_of(self, points: int) -> int:
         """Return how many numbers the factors of so many points hold."""
@@ -359,19 +416,32 @@ class NTK:
     def submatrix(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[index][:, index]``, symmetric to the last bit."""
         self._need_symmetric("submatrix")
-        wanted = self._column_index(index)
-        fold = self._fold
-        points, inverse = torch.unique(wanted // fold, return_inverse=True)
-        picked = inverse * fold + wanted % fold
-        order = len(points) * fold
-        in_order = _in_order(picked, order)
-        numbers = order**2 + (0 if in_order else len(picked) ** 2) + self._numbers_of(len(points))
-        with self._room_for(numbers, f"a submatrix of order {len(picked)}", "ask for a smaller one"):
+        return self._submatrix(*self._points_of(self._column_index(index)))
+
+    def submatrix_at(self, index: Tensor) -> Tensor:
+        """Return :meth:`submatrix` of an index known to be right, as for :meth:`columns_at`."""
+        if self.device.type == "cpu":
+            return self._submatrix(*self._points_as_named(index))
+        self._need_range("a submatrix of the kernel")
+        count = len(index)
+        with self._room_for((count + self._numbers_of(1)) * count, f"a submatrix of order {count}"):
+            chosen = self._operands_at(self.rows, index)
+            if chosen is not None:
+                out = empty((count, count), self.dtype, self.device)
+                return gram_ops.fill_(out, chosen, None, self.output, self.outputs)
+        return self._submatrix(*self._points_as_named(index))
+
+    def _submatrix(self, points: Tensor, picked: Tensor | None) -> Tensor:
+        """Return the rows and columns of some points, or those of them that are ``picked``."""
+        order = len(points) * self._fold
+        given = order if picked is None else len(picked)
+        numbers = order**2 + (0 if picked is None else given**2) + self._numbers_of(len(points))
+        with self._room_for(numbers, f"a submatrix of order {given}", "ask for a smaller one"):
             self._need_range("a submatrix of the kernel")
             chosen = self.rows.side_of(points, self._plan)
             out = empty((order, order), self.dtype, self.device)
             gram_ops.fill_(out, chosen, None, self.output, self.outputs)
-            return out if in_order else out[picked.unsqueeze(1), picked]
+            return out if picked is None else out[picked.unsqueeze(1), picked]
 
     def _column_index(self, index: Any) -> Tensor:
         n = self.shape[1]
@@ -397,15 +467,18 @@ class NTK:
 
         ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype.
         """
-        given = check_block("V", V, self.shape[1], self.device)
-        k = given.shape[1]
-        numbers = (self.shape[0] + (0 if given.dtype == self.dtype else self.shape[1])) * k
+        out = self.times(check_block("V", V, self.shape[1], self.device))
+        return out[:, 0] if V.ndim == 1 else out
+
+    def times(self, V: Tensor) -> Tensor:
+        """Return ``K V`` for a block V (columns, k) that needs no check: on a GPU that would wait for its numbers."""
+        k = V.shape[1]
+        numbers = (self.shape[0] + (0 if V.dtype == self.dtype else self.shape[1])) * k
         with self._room_for(numbers, f"K @ V of {k} columns"):
             self._need_range("K @ V")
-            block = given.to(self.dtype)
+            block = V.to(self.dtype)
             by_tiles = k >= self.cost().break_even_columns
-            out = self._product_by_tiles(block) if by_tiles else self.product_by_factors(block)
-        return out[:, 0] if V.ndim == 1 else out
+            return self._product_by_tiles(block) if by_tiles else self.product_by_factors(block)
 
     def product(self, V: Tensor, damping: float = 0.0) -> Tensor:
         """Return ``(K + damping I) V`` for one vector or a block of them."""
@@ -442,13 +515,40 @@ class NTK:
         return out
 
     def _product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        if self._exact_plan is not None:
+            return self._product_by_operands(V, self._exact_plan, total)
         if self.output == "full":
             return self.rows @ total(self._other.vjp(V))
         blocks = self._transposed_product(V, self.dtype)
         return self._spread([[total(block) for block in layers] for layers in blocks], V)
 
+    def _product_by_operands(self, V: Tensor, plan: Plan, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return ``J (J'^T V)`` by the fused kernels: in fp64, rounded at the end."""
+        sums, out = total(self._transposed_operand_product(V, plan)), None
+        for rows, operands in self._exact_sides(self.rows, plan):
+            found = tangent_product.product(operands, sums).to(self.dtype)
+            if operands.rows == self.shape[0]:
+                return found
+            if out is None:
+                out = torch.empty(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
+            out[rows] = found
+        assert out is not None
+        return out
+
+    def _transposed_operand_product(self, V: Tensor, plan: Plan) -> Tensor:
+        """Return ``J'^T V``, as :mod:`inrfast.ops.tangent_product` lays it out, over all blocks of points."""
+        sums: Tensor | None = None
+        wide = V.to(torch.float64)
+        for rows, operands in self._exact_sides(self._other, plan):
+            part = tangent_product.transposed_product(operands, wide[rows])
+            sums = part if sums is None else sums.add_(part)
+        assert sums is not None
+        return sums
+
     def _transposed_bytes(self, dtype: torch.dtype) -> int:
         """Return the bytes of one column of ``J'^T V``, its sums of all threads and what a layer takes among them."""
+        if self._exact_plan is not None:
+            return 3 * tangent_product.bytes_of_column(self._exact_plan.layout)
         parameters = sum(max(b, 1) * max(a, 1) for a, b in self._widths)
         workers = gemm.threads(self.capture.dtype, self.device)
         return dtype.itemsize * parameters * (len(self._picked) * (workers + 1) + 2)
@@ -458,13 +558,13 @@ class NTK:
         out = torch.zeros(self.shape[0], like.shape[1], dtype=self.dtype, device=self.device)
 
         def spread(share: slice) -> None:
-            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, like)
+            scratch = row_ops.scratch_for(self.rows.product_rows, self._widths, like)
             for points, factors in self.rows.chunks(within=share):
                 for m, layers in zip(self._picked, blocks, strict=True):
                     for layer, total in zip(factors, layers, strict=True):
                         row_ops.block_jvp_(out[points], layer.features, _of_output(layer, m), total, scratch)
 
-        together([partial(spread, share) for share in self.rows.store.shares(PRODUCT_ROWS)])
+        together([partial(spread, share) for share in self.rows.store.shares(self.rows.product_rows)])
         return out
 
     @property
@@ -485,7 +585,7 @@ class NTK:
         def gather(share: slice) -> list[list[Tensor]]:
             """The sums of some points: each worker its own, added up in order afterwards."""
             sums = [[torch.zeros(shape, dtype=dtype, device=self.device) for shape in shapes] for _ in self._picked]
-            scratch = row_ops.scratch_for(PRODUCT_ROWS, self._widths, V)
+            scratch = row_ops.scratch_for(self.rows.product_rows, self._widths, V)
             for points, factors in self._other.chunks(within=share):
                 for m, blocks in zip(self._picked, sums, strict=True):
                     v = by_output[points, m if self._fold > 1 else 0]
@@ -496,7 +596,8 @@ class NTK:
                             total += part
             return sums
 
-        first, *others = together([partial(gather, share) for share in self._other.store.shares(PRODUCT_ROWS)])
+        shares = self._other.store.shares(self.rows.product_rows)
+        first, *others = together([partial(gather, share) for share in shares])
         for sums in others:
             for blocks, more in zip(first, sums, strict=True):
                 for total, part in zip(blocks, more, strict=True):
@@ -508,17 +609,27 @@ class NTK:
     def diagonal(self) -> Tensor:
         """Return the diagonal, accumulated in fp64 and rounded to the kernel's dtype."""
         self._need_range("the diagonal")
-        return self.exact_diagonal().to(self.dtype)
+        return self.exact_diagonal().to(self.dtype, copy=True)
 
     def exact_diagonal(self) -> Tensor:
-        """Return the diagonal in fp64, whatever the kernel's dtype, from factors whose dtype holds it."""
+        """Return the diagonal in fp64, whatever the kernel's dtype, from factors whose dtype holds it; kept, to be read
+        only."""
         self._need_symmetric("diagonal")
-        if not surely_held(self.rows.magnitude, self.dtype) and self.dtype != torch.float64:
+        return self._diagonal
+
+    @cached_property
+    def _diagonal(self) -> Tensor:
+        by_operands = self._exact_plan is not None
+        if not by_operands and not surely_held(self.rows.magnitude, self.dtype) and self.dtype != torch.float64:
             return self._highest.exact_diagonal()
         fold = self._fold
         taken = 2 * torch.float64.itemsize * self.shape[0]  # the result is rounded beside it
         with self.rows.room_for(max(0, taken - UNCOUNTED), "the diagonal", "take fewer points"):
             found = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
+            if self._exact_plan is not None:
+                for rows, operands in self._exact_sides(self.rows, self._exact_plan):
+                    found[rows] = tangent_product.diagonal(operands)
+                return found
             for points, factors in self.rows.chunks():
                 rows = slice(points.start * fold, points.stop * fold)
                 found[rows] = gram_ops.gram_diagonal(factors, self.output, self.outputs)
@@ -527,6 +638,10 @@ class NTK:
     def trace(self) -> float:
         """Return the trace, accumulated in fp64."""
         self._need_symmetric("trace")
+        return self._trace
+
+    @cached_property
+    def _trace(self) -> float:
         return float(self.exact_diagonal().sum())
 
     def frobenius(self) -> float:
@@ -601,6 +716,9 @@ class NTK:
 
     def _quadratic_form_by_factors(self, Y: Tensor) -> Tensor:
         """``sum_m (J_m^T Y)^T (J_m^T Y)``; for ``"full"`` outputs share their parameters, all but the head's."""
+        if self._exact_plan is not None:
+            sums = self._transposed_operand_product(Y, self._exact_plan)
+            return tangent_product.inner_products(self._exact_plan.layout, sums)
         total = torch.zeros(Y.shape[1], Y.shape[1], dtype=torch.float64, device=self.device)
         for (_, b), *blocks in zip(self._widths, *self._transposed_product(Y, torch.float64), strict=True):
             for block in [sum(blocks)] if self.output == "full" and b > 0 else blocks:
@@ -659,7 +777,7 @@ class NTK:
         operator = self.at_precision("highest")
         with self._whole_budget_told(operator):
             found = eigenvalues.spectrum(
-                operator,
+                _Operator(operator),
                 rtol,
                 k,
                 method,
@@ -686,7 +804,7 @@ class NTK:
         beside other points: then two entries may be of two kernels.
         """
         trace = self.trace()
-        kept = self.rows.store.fits and self._plan is None
+        kept = self.rows.keeps(self._plan)
         return self.entry_error * trace + (0.0 if kept else 2 * kernel_error(self.jacobian_error, trace))
 
     @cached_property
@@ -742,7 +860,7 @@ class NTK:
         operator = self.at_precision("highest")
         with self._whole_budget_told(operator):
             budget = self._left_beside(operator)
-            return systems.solve(operator, right, ridge, tol, budget, seed, progress).reshape(y.shape)
+            return systems.solve(_Operator(operator), right, ridge, tol, budget, seed, progress).reshape(y.shape)
 
     def _left_beside(self, operator: NTK) -> int:
         """Return the bytes of the budget that the factors of ``operator``, and those kept here, leave."""
@@ -819,6 +937,19 @@ class NTK:
     def __repr__(self) -> str:
         names = [spec.name for spec in self.specs]
         return f"NTK(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+
+
+class _Operator:
+    """A kernel as the methods of :mod:`inrfast.linalg` take it: vectors that they made themselves are not checked."""
+
+    def __init__(self, kernel: NTK) -> None:
+        self._kernel = kernel
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        return self._kernel.times(V)
 
 
 def _in_order(picked: Tensor, count: int) -> bool:

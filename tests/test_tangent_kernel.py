@@ -614,6 +614,49 @@ def test_the_triton_backend_agrees_with_autodiff(device, net, n, n2, seed, preci
     assert ((cross.cpu() - exact_kernel(left, right, output)).abs() <= tol * bound).all()
 
 
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
+@given(
+    networks(max_depth=3),
+    st.integers(1, 40),
+    st.integers(1, 9),
+    st.integers(0, 10**6),
+    st.sampled_from(["highest", "high"]),
+    st.sampled_from(["trace", "full", 0]),
+    st.booleans(),
+)
+def test_the_triton_backend_multiplies_by_its_operands(device, net, n, n2, seed, precision, output, small):
+    """Products, whole and by layer, between two sets of points, forms and the diagonal; factors are computed once."""
+    coords, coords2 = random_coords(n, net.in_features, seed), random_coords(n2, net.in_features, seed + 1)
+    left, right = exact_jacobian(net, coords), exact_jacobian(net, coords2)
+    tol = TOLERANCE[precision]
+    moved = copy.deepcopy(net).to(device)
+    kwargs = {"output": output, "precision": precision, "backend": "triton"}
+    K = inr.ntk(moved, coords.to(device), memory_budget=200_000 if small else None, **kwargs)
+    truth = exact_kernel(left, left, output)
+    bound = scale(diagonal_of(left, output), diagonal_of(left, output))
+    V = torch.randn(K.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = K.product_by_factors(V.to(device, K.dtype)).cpu()
+    assert ((found - truth @ V).abs() <= tol * (bound @ V.abs())).all()
+    parts = sum(layer.product_by_factors(V.to(device, K.dtype)).double() for layer in K.layers.values()).cpu()
+    assert ((parts - truth @ V).abs() <= tol * (bound @ V.abs())).all()
+    form = K._quadratic_form_by_factors(V.to(device, K.dtype)).cpu()
+    assert ((form - V.t() @ truth @ V).abs() <= tol * (V.t().abs() @ bound @ V.abs())).all()
+    sums = sum(layer.exact_diagonal() for layer in K.layers.values()).cpu()
+    for diagonal in (K.exact_diagonal().cpu(), sums):
+        assert ((diagonal - truth.diagonal()).abs() <= tol * bound.diagonal()).all()
+    if precision == "highest" and not small:  # a layer's operands are a part of the whole kernel's
+        some = next(iter(K.layers.values()))
+        error = (some.columns([0, n - 1]) - some.to_dense()[:, [0, n - 1]]).abs().cpu()
+        assert (error <= 1e-14 * bound[:, [0, n - 1]]).all()
+        assert len(K.rows.store._operands) == 1
+        assert K.rows.store._kept is None
+    cross = inr.ntk(moved, coords.to(device), coords2.to(device), **kwargs)
+    U = torch.randn(cross.shape[1], 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    bound = scale(diagonal_of(left, output), diagonal_of(right, output))
+    found = cross.product_by_factors(U.to(device, K.dtype)).cpu()
+    assert ((found - exact_kernel(left, right, output) @ U).abs() <= tol * (bound @ U.abs())).all()
+
+
 def test_the_triton_backend_writes_into_what_it_is_given(device):
     net, coords = inr.INR(2, 2, width=20).to(device), inr.grid((6, 7)).to(device)
     K = inr.ntk(net, coords, backend="triton")

@@ -252,7 +252,7 @@ def _grow(
     while True:
         bar.update(factor.grow(min(block, most - factor.rank)))
         history.append((factor.rank, factor.norm_estimate))
-        estimate, largest = trust * factor.norm_estimate, factor.largest_estimate()
+        estimate, largest = trust * factor.norm_estimate, factor.largest_estimate
         last = factor.exhausted or factor.rank >= most or _hopeless(history, demand.hope(largest), most)
         few = isinstance(demand, Pairs) and factor.rank < demand.count
         if not last and (few or estimate > min(TIGHT * allowed, demand.near(largest))):
@@ -313,7 +313,7 @@ def _bounds(
         STEPS,
         FAILURE * 6 / (math.pi * attempt) ** 2,
         seed + attempt,
-        product_error(factor.operator) + rounding,
+        product_error(factor.operator, factor.operator_trace) + rounding,
         enough,
         lowest=-factor.shortfall() if factor.dtype == torch.float64 else None,
         partition=factor.partition,

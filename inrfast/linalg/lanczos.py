@@ -100,19 +100,20 @@ class KrylovBasis:
         self._projection[old:new, :old] = self._below[:, :old]
         basis, total = self.vectors[:, :new], self.partition.total
         coefficients = total(basis.t() @ image)
-        image = image - basis @ coefficients
+        image = torch.addmm(image, basis, coefficients, alpha=-1)
         correction = total(basis.t() @ image)
-        image -= basis @ correction
-        self._projection[:new, old:new] = coefficients + correction
+        image.addmm_(basis, correction, alpha=-1)
+        torch.add(coefficients, correction, out=self._projection[:new, old:new])
         self.next = self.partition.orthonormal(image)
         for _ in range(2):
-            self.next = self.partition.orthonormal(self.next - basis @ total(basis.t() @ self.next))
+            rest = torch.addmm(self.next, basis, total(basis.t() @ self.next), alpha=-1)
+            self.next = self.partition.orthonormal(rest)
         self._below[:, :old] = 0
         self._below[:, old:new] = total(self.next.t() @ image)
         self.size, self.steps = new, self.steps + 1
 
     def projection(self) -> Tensor:
-        """Return ``V^T K V`` (size, size) of the basis V, symmetric.
+        """Return ``V^T K V`` (size, size) of the basis V, symmetric, on the CPU: all that is read from a GPU.
 
         Both triangles come from products of their own, so that they tell whether the operator is symmetric.
 
@@ -121,7 +122,7 @@ class KrylovBasis:
         ValueError
             It is not.
         """
-        found = self._projection[: self.size, : self.size]
+        found = self._projection[: self.size, : self.size].cpu()
         gap, largest = float((found - found.t()).abs().amax()), float(found.abs().amax())
         if not gap <= ASYMMETRY * largest + 2 * self.error:
             raise ValueError(f"the operator is not symmetric: x^T (K y) and y^T (K x) differ by {gap:.1e}")
@@ -129,7 +130,7 @@ class KrylovBasis:
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the Ritz values, descending, their coefficients (size, size), and the norms of ``K y - t y``."""
-        values, vectors = torch.linalg.eigh(self.projection())
+        values, vectors = torch.linalg.eigh(self.projection().to(self.vectors.device))
         values, vectors = values.flip(0), vectors.flip(1)
         return values, vectors, torch.linalg.vector_norm(self._below[:, : self.size] @ vectors, dim=0)
 
@@ -140,7 +141,8 @@ class KrylovBasis:
         """
         kept = coefficients.shape[1]
         self.vectors[:, :kept] = self.vectors[:, : self.size] @ coefficients
-        projection, below = coefficients.t() @ self.projection() @ coefficients, self._below[:, : self.size]
+        found = self.projection().to(coefficients.device)
+        projection, below = coefficients.t() @ found @ coefficients, self._below[:, : self.size]
         self._below[:, :kept] = below @ coefficients
         self._projection.zero_()
         self._projection[:kept, :kept] = projection

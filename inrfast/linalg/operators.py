@@ -57,6 +57,15 @@ class SymmetricOperator(Protocol):
     def submatrix(self, index: Tensor) -> Tensor:
         """Return the rows and columns of ``index``, (count, count)."""
 
+    def columns_at(self, index: Tensor) -> Tensor:
+        """Return :meth:`columns` of an index known to be right: int64, in range, on the device; rows may repeat.
+
+        A GPU is not waited for.
+        """
+
+    def submatrix_at(self, index: Tensor) -> Tensor:
+        """Return :meth:`submatrix` of such an index."""
+
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with a block of vectors (n, k)."""
 
@@ -97,6 +106,8 @@ class DenseOperator:
         """Return the rows and columns of ``index``."""
         return self.matrix[index][:, index]
 
+    columns_at, submatrix_at = columns, submatrix
+
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""
         return self.matrix.clone()
@@ -106,20 +117,38 @@ class DenseOperator:
         return self.matrix @ V
 
 
-def product_error(operator: SymmetricOperator) -> float:
-    """Return a bound on the error of a product with a unit vector: that of the entries, and of sums of n terms."""
-    trace = float(operator.partition.total(operator.diagonal().abs().sum()))
+def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:
+    """Return a bound on the error of a product with a unit vector: that of the entries, and of sums of n terms.
+
+    ``trace`` is the sum of the diagonal's sizes, where it is known.
+    """
+    if trace is None:
+        trace = float(operator.partition.total(operator.diagonal().abs().sum()))
     return operator.matrix_error + shape_of(operator) * UNIT * trace
+
+
+def symmetry_faults(block: Tensor, diagonal: Tensor) -> Tensor:
+    """Return which faults a principal submatrix has: no mirror image of itself, or another diagonal; (2,), boolean.
+
+    NaN is none of them.
+    """
+    sizes = diagonal.clamp_min(0).sqrt()
+    scale = ASYMMETRY * torch.outer(sizes, sizes)
+    mirrored = ((block - block.mT).abs() > scale).any()
+    return torch.stack([mirrored, ((block.diagonal() - diagonal).abs() > scale.diagonal()).any()])
+
+
+def raise_symmetry_faults(mirrored: bool, diagonal: bool) -> None:
+    """Raise a ValueError for what :func:`symmetry_faults` found."""
+    if mirrored:
+        raise ValueError("the operator is not symmetric: its entries (i, j) and (j, i) differ")
+    if diagonal:
+        raise ValueError("the operator contradicts itself: diagonal() and columns() give different diagonal entries")
 
 
 def check_symmetric(block: Tensor, diagonal: Tensor) -> None:
     """Raise a ValueError if a principal submatrix differs from its mirror image or from the operator's diagonal."""
-    sizes = diagonal.clamp_min(0).sqrt()
-    scale = ASYMMETRY * torch.outer(sizes, sizes)
-    if bool(((block - block.mT).abs() > scale).any()):
-        raise ValueError("the operator is not symmetric: its entries (i, j) and (j, i) differ")
-    if bool(((block.diagonal() - diagonal).abs() > scale.diagonal()).any()):
-        raise ValueError("the operator contradicts itself: diagonal() and columns() give different diagonal entries")
+    raise_symmetry_faults(*symmetry_faults(block, diagonal).tolist())
 
 
 def check_semidefinite(smallest: float, slack: float) -> None:

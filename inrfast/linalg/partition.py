@@ -6,6 +6,8 @@ The methods of this folder are written against :class:`Whole`, which holds all r
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,12 +35,29 @@ class Whole:
         """Return this process's rows of a tensor that every process has whole."""
         return full[self.start : self.stop]
 
+    @property
+    def whole(self) -> bool:
+        """Whether this process holds every row: then no row that is asked for may be missing."""
+        return self.stop - self.start == self.size
+
     def pick(self, rows: Tensor, index: Tensor) -> Tensor:
         """Return the rows ``index`` (counted over all) of a tensor of which this process holds ``rows``."""
+        if self.whole:
+            return self.total(rows[index])
         here = (index >= self.start) & (index < self.stop)
         found = rows.new_zeros(len(index), *rows.shape[1:])
         found[here] = rows[index[here] - self.start]
         return self.total(found)
+
+    def place_(self, rows: Tensor, index: Tensor, values: Tensor) -> None:
+        """Write ``values`` into the rows ``index`` (counted over all) of ``rows``, those of them that are here.
+
+        A row may be named twice if its values are the same both times.
+        """
+        if not self.whole:
+            here = (index >= self.start) & (index < self.stop)
+            index, values = index[here] - self.start, values[here]
+        rows[index] = values
 
     def random(self, columns: int, seed: int, like: Tensor) -> Tensor:
         """Return this process's rows of a Gaussian matrix (size, columns) drawn from ``seed``, fp64."""
@@ -52,4 +71,19 @@ class Whole:
 
     def orthonormal(self, block: Tensor) -> Tensor:
         """Return an orthonormal basis of a block (rows, p), of p columns whatever its rank, by Householder's QR."""
+        if block.device.type != "cpu" and block.shape[1] == 1:
+            return _unit(block)
         return torch.linalg.qr(block).Q
+
+
+def _unit(vector: Tensor) -> Tensor:
+    """Return a vector (rows, 1) divided by its norm, the first unit vector in place of zero; no number is read.
+
+    What a QR of one column is, without its many launches on a GPU. Divided by its largest entry first, it has a square
+    of an ordinary size.
+    """
+    largest = torch.linalg.vector_norm(vector, math.inf)
+    missing = largest == 0
+    scaled = vector / (largest + missing)
+    scaled[0].add_(missing)
+    return scaled.div_(torch.linalg.vector_norm(scaled))

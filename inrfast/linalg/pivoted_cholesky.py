@@ -9,17 +9,24 @@ and each is kept with the share of it that the pivots kept before have left.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.errors import check_seed
-from inrfast.linalg.operators import UNIT, SymmetricOperator, check_symmetric, shape_of
+from inrfast.linalg.operators import (
+    UNIT,
+    SymmetricOperator,
+    raise_symmetry_faults,
+    shape_of,
+    symmetry_faults,
+)
 from inrfast.memory import LEAST_ROWS, cached_rows, chunks, empty
 from inrfast.ops import gemm
+from inrfast.ops.pivots import accept_pivots
 from inrfast.threads import together
 
 BLOCK = 256
@@ -37,6 +44,9 @@ CANDIDATE_SQUARES = 9
 
 POWER_STEPS = 12
 """Power iterations for the norm of a small matrix that is wanted to some ten percent."""
+
+FOLLOWING_STEPS = 4
+"""Power iterations that follow the leading eigenvector of a matrix which has grown."""
 
 
 def candidate_bytes(block: int) -> int:
@@ -71,11 +81,15 @@ class PivotedCholesky:
         Rows (and columns) of the operator that the factor reproduces, in the order of its columns.
     residual
         Diagonal of ``K - F F^T``, of the rows held here, never negative; zero where it is rounding.
+    trace
+        Trace of the residual ``K - F F^T``, a bound on its norm.
     gram
         ``F^T F`` (rank, rank): its eigenvalues are those of ``F F^T``.
     norm_estimate
         Estimate of the residual's spectral norm before the last block, from its entries at that block's candidates; no
         bound.
+    largest_estimate
+        Estimate of lambda_1 from below: the Gram matrix's norm by power steps, a few a block.
 
     Raises
     ------
@@ -91,19 +105,21 @@ class PivotedCholesky:
         self.generator = torch.Generator().manual_seed(check_seed("seed", seed))
         self.diagonal = operator.diagonal()
         whole = self.partition.gather(self.diagonal)
-        if not bool(torch.isfinite(whole).all()):
+        least = whole.argmin()
+        finite, smallest, at, total = _read(torch.isfinite(whole).all(), whole[least], least, whole.sum())
+        if not finite:
             raise ValueError("the operator's diagonal holds NaN or Inf")
-        if bool((whole < 0).any()):
-            raise ValueError(
-                f"the operator is not positive semidefinite: diagonal entry {int(whole.argmin())} is "
-                f"{float(whole.min()):.3e}"
-            )
-        self.operator_trace = float(whole.sum())
+        if smallest < 0:
+            raise ValueError(f"the operator is not positive semidefinite: diagonal entry {int(at)} is {smallest:.3e}")
+        self.operator_trace = self.trace = total
         self.residual = self.diagonal.clone()
-        self.pivots = torch.empty(0, dtype=torch.int64)
+        self.pivots = torch.empty(0, dtype=torch.int64, device=self.diagonal.device)
         self.blocks: list[Tensor] = []
         self.norm_estimate = math.inf
-        self._gram = self.diagonal.new_zeros(0, 0)
+        self.largest_estimate = 0.0
+        self.gram = self.diagonal.new_zeros(0, 0)
+        self._leading = self.diagonal.new_zeros(0)
+        self._on_cpu = self.diagonal.device.type == "cpu"
 
     @property
     def rank(self) -> int:
@@ -111,75 +127,97 @@ class PivotedCholesky:
         return len(self.pivots)
 
     @property
-    def gram(self) -> Tensor:
-        """``F^T F``, (rank, rank)."""
-        return self._gram
-
-    @property
-    def trace(self) -> float:
-        """Trace of the residual ``K - F F^T``, a bound on its norm."""
-        return float(self.partition.total(self.residual.sum()))
-
-    def largest_estimate(self) -> float:
-        """Return an estimate of lambda_1 from below: the Gram matrix's norm by a few power steps."""
-        return _norm(self._gram)
-
-    @property
     def exhausted(self) -> bool:
         """Whether nothing but rounding is left of the operator."""
         return self.trace == 0.0
 
     def grow(self, columns: int) -> int:
-        """Append at most ``columns`` columns (0 only if :attr:`exhausted`); return how many."""
-        if self.exhausted:
-            return 0
-        pivots, corner = self._draw(columns)
-        new = self.operator.columns(pivots.to(self.residual.device))
-        self.blocks.append(self._eliminate(new, pivots, corner))
-        self.pivots = torch.cat([self.pivots, pivots])
-        return len(pivots)
+        """Append at most ``columns`` columns (0 only if :attr:`exhausted`); return how many.
+
+        On a GPU no shape depends on how many candidates are kept, and what the host must know comes in one tensor at
+        the end: it waits once, and a block's kernels follow each other meanwhile.
+        """
+        while not self.exhausted:
+            drawn = self._draw(columns)
+            if self._on_cpu:  # nothing waits there, and no more columns are computed than are kept
+                drawn = drawn.cut(int(drawn.count))
+            if len(drawn.pivots) == 0:
+                self._judge(*_read(*drawn.faults))
+            elif count := self._append(drawn):
+                return count
+        return 0
+
+    def _append(self, drawn: _Drawn) -> int:
+        """Append the columns of a block's pivots to F; return how many."""
+        new = self.operator.columns_at(drawn.pivots)
+        kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(new, drawn)
+        gram = self._bordered(products)
+        leading, largest = self._follow(gram)
+        trace = self.partition.total(self.residual.sum())
+        found = _read(drawn.count, drawn.norm(), largest, trace, *drawn.faults, negative)
+        self.norm_estimate, self.largest_estimate, self.trace = found[1:4]
+        self._judge(*found[4:])
+        count, rank = int(found[0]), self.rank + int(found[0])
+        if count:
+            whole = count == len(drawn.pivots)
+            self.blocks.append(kept if whole else kept[:, :count].contiguous())
+            self.gram = gram if whole else gram[:rank, :rank].contiguous()
+            self._leading = leading[:rank]
+            self.pivots = torch.cat([self.pivots, drawn.pivots[:count]])
+        return count
+
+    def _judge(self, mirrored: float, diagonal: float, different: float, negative: float = math.inf) -> None:
+        """Raise a ValueError for what a block has shown to be wrong with the operator."""
+        raise_symmetry_faults(bool(mirrored), bool(diagonal))
+        if different:
+            raise ValueError("the operator contradicts itself: columns() and submatrix() give different entries")
+        if negative < math.inf:
+            raise ValueError(
+                "the operator is not positive semidefinite: eliminating columns left a negative diagonal entry "
+                f"({negative:.3e})"
+            )
 
     # ---- pivots ------------------------------------------------------------------------------------------------
 
-    def _draw(self, wanted: int) -> tuple[Tensor, Tensor]:
-        """Return pivots in ascending order and the Cholesky factor of the residual's rows and columns there."""
-        weights = self.partition.gather(self.residual).cpu()
+    def _draw(self, wanted: int) -> _Drawn:
+        """Return the pivots of a block, and the Cholesky factor of the residual's rows and columns there."""
+        weights = self.partition.gather(self.residual)
         ends = weights.cumsum(0)
-        total = float(ends[-1])
-        while True:
-            draws = total * torch.rand(CANDIDATES * wanted, generator=self.generator, dtype=torch.float64)
-            candidates = torch.searchsorted(ends, draws, right=True).clamp_max(self.size - 1)
-            lots = torch.rand(len(candidates), generator=self.generator, dtype=torch.float64)
-            distinct, place = torch.unique(candidates, return_inverse=True)
-            block = self._residual_block(distinct)
-            counts = torch.bincount(place, minlength=len(distinct))
-            counted = counts.to(weights.dtype) * total  # times a number, integers would take the default dtype
-            self.norm_estimate = _sampled_norm(block, counted / (len(candidates) * weights[distinct]))
-            kept = _accept(block.numpy(), place.numpy(), weights[distinct].numpy(), lots.numpy(), wanted)
-            if kept:
-                kept = sorted(kept)
-                factor, failed = torch.linalg.cholesky_ex(block[kept][:, kept])
-                if int(failed) == 0:
-                    return distinct[kept], factor
-                wanted = max(1, len(kept) // 2)  # rounding: a shorter block is better conditioned
-            elif not bool((self.residual > 0).any()):
-                raise AssertionError("candidates without weight")
-
-    def _residual_block(self, index: Tensor) -> Tensor:
-        """Return the rows and columns of ``index`` of the residual, on the CPU."""
-        there = index.to(self.residual.device)
-        block = self.operator.submatrix(there)
-        diagonal = self.partition.pick(self.diagonal, there)
-        check_symmetric(block, diagonal)
-        for part in self.blocks:
-            rows = self._rows(part, there)
-            block -= rows @ rows.t()
+        draws, lots = self._uniform(CANDIDATES * wanted)
+        candidates = torch.searchsorted(ends, ends[-1] * draws, right=True).clamp_max(self.size - 1)
         # Every process goes on from the same numbers, whatever its processor made of them.
-        block = self.partition.agree((block + block.t()) / 2).cpu()
-        shortfall = block.diagonal() - self.partition.pick(self.residual, there).cpu()
-        if bool((shortfall.abs() > 1e-6 * diagonal.cpu()).any()):
-            raise ValueError("the operator contradicts itself: columns() and submatrix() give different entries")
-        return block
+        candidates = self.partition.agree(candidates)
+        block, faults = self._residual_block(candidates)
+        own = weights[candidates]
+        places, factor, count = accept_pivots(block, candidates, own, lots, wanted)
+        return _Drawn(candidates[places], factor, count, faults, block, ends[-1] / (len(candidates) * own))
+
+    def _uniform(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return two rows of uniform numbers, the same on every device; a GPU gets them without being waited for."""
+        pinned = self.diagonal.device.type == "cuda"
+        numbers = torch.rand(2, count, generator=self.generator, dtype=torch.float64, pin_memory=pinned)
+        draws, lots = numbers.to(self.diagonal.device, non_blocking=True)
+        return draws, lots
+
+    def _residual_block(self, candidates: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the rows and columns of candidates of the residual, and what is wrong with the operator's there.
+
+        A candidate drawn twice has a row for every time. On a CPU it is computed once: on a GPU, how often a row was
+        drawn would have to be waited for.
+        """
+        index, again = torch.unique(candidates, return_inverse=True) if self._on_cpu else (candidates, None)
+        block = self.operator.submatrix_at(index)
+        diagonal = self.partition.pick(self.diagonal, index)
+        mirrored, other_diagonal = symmetry_faults(block, diagonal)
+        for part in self.blocks:
+            rows = self._rows(part, index)
+            block.addmm_(rows, rows.t(), alpha=-1)
+        block = self.partition.agree((block + block.t()) / 2)
+        shortfall = block.diagonal() - self.partition.pick(self.residual, index)
+        different = (shortfall.abs() > 1e-6 * diagonal).any()
+        if again is not None:
+            block = block[again].index_select(1, again)
+        return block, (mirrored, other_diagonal, different)
 
     # ---- elimination -------------------------------------------------------------------------------------------
 
@@ -187,70 +225,115 @@ class PivotedCholesky:
         """Return rows of some columns of F in fp64, whoever holds them."""
         return self.partition.pick(block, index).to(torch.float64)
 
-    def _eliminate(self, new: Tensor, pivots: Tensor, corner: Tensor) -> Tensor:
-        """Turn columns of K into columns of F; update the residual's diagonal and the Gram matrix. One pass."""
-        device = new.device
-        kept = new if self.dtype == new.dtype else empty(new.shape, self.dtype, device)
-        heads = [self._rows(part, pivots.to(device)).t() for part in self.blocks]
-        upper = corner.t().to(device)
-        before, count = self.rank, len(pivots)
-        growth = math.sqrt(before + count)
-        # F is lower triangular on its pivots, which :meth:`shortfall` rests on; what elimination leaves there is
-        # rounding.
-        known = torch.cat([self.pivots, pivots])
-        exact = torch.cat([corner.new_zeros(before, count), corner])
-        order = known.argsort()
-        known, exact = known[order] - self.partition.start, exact[order].to(device)
+    def _exact_rows(self, drawn: _Drawn) -> tuple[Tensor, Tensor]:
+        """Return all pivots, old and new, and the rows of the new columns of F there.
 
-        def job(rows: slice) -> Tensor:
-            """Eliminate in some rows, and return their part of the new columns of the Gram matrix."""
-            total = new.new_zeros(before + count, count)
+        F is lower triangular on its pivots, which :meth:`shortfall` rests on; what elimination leaves is rounding.
+        """
+        rows = torch.where(drawn.used.unsqueeze(1), drawn.factor, drawn.factor[:1])  # a row named again is the same
+        return torch.cat([self.pivots, drawn.pivots]), torch.cat([rows.new_zeros(self.rank, rows.shape[1]), rows])
+
+    def _eliminate(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn columns of K into columns of F, and take them off the residual's diagonal, in one pass.
+
+        Return them, the new columns of the Gram matrix, and the smallest diagonal entry that no rounding explains.
+        """
+        kept = new if self.dtype == new.dtype else empty(new.shape, self.dtype, new.device)
+        heads = [self._rows(part, drawn.pivots).t() for part in self.blocks]
+        upper, before, count = drawn.factor.t(), self.rank, len(drawn.pivots)
+        known, exact = self._exact_rows(drawn)
+        order = known.argsort()
+        known, exact = known[order] - self.partition.start, exact[order]
+
+        def job(rows: slice) -> tuple[Tensor, Tensor]:
+            """Eliminate in some rows, and return their part of the result."""
+            total, negative = new.new_zeros(before + count, count), new.new_full((), math.inf)
             for part in self._tiles(rows):
                 tile = new[part]
                 for block, head in zip(self.blocks, heads, strict=True):
                     tile.addmm_(block[part].to(tile), head, alpha=-1)
                 torch.linalg.solve_triangular(upper, tile, upper=True, left=False, out=tile)
                 first, last = (int(torch.searchsorted(known, end)) for end in (part.start, part.stop))
-                tile[(known[first:last] - part.start).to(device)] = exact[first:last]
+                tile[known[first:last] - part.start] = exact[first:last]
                 if kept is not new:
                     tile.copy_(kept[part].copy_(tile))
-                start = 0
-                for block in self.blocks:
-                    stop = start + block.shape[1]
-                    total[start:stop].addmm_(block[part].to(tile).t(), tile)
-                    start = stop
-                total[before:].addmm_(tile.t(), tile)
-                self._subtract(part, tile.square().sum(1), growth)
-            return total
+                self._add_products(total, part, tile)
+                negative = torch.minimum(negative, self._subtract(part, tile.square().sum(1), before + count))
+            return total, negative
 
-        sums = together([partial(job, rows) for rows in self._shares()])
-        here = pivots[(pivots >= self.partition.start) & (pivots < self.partition.stop)] - self.partition.start
-        self.residual[here.to(device)] = 0
-        self._append_gram(self.partition.total(torch.stack(sums).sum(0)))
-        return kept
+        sums, smallest = zip(*together([partial(job, rows) for rows in self._shares()]), strict=True)
+        self._clear(drawn)
+        return kept, self.partition.total(torch.stack(sums).sum(0)), torch.stack(smallest).min()
 
-    def _subtract(self, part: slice, squares: Tensor, growth: float) -> None:
-        """Take the new columns' squares off the residual's diagonal; what is left of rounding's size is nothing."""
+    def _eliminate_at_once(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
+        """Do the same on a GPU, each step for many rows; columns after the last one kept count for nothing."""
+        heads = [self._rows(part, drawn.pivots).t() for part in self.blocks]
+        upper, before, count = drawn.factor.t(), self.rank, len(drawn.pivots)
+        parts = list(self._tiles(slice(0, len(new))))
+        for part in parts:
+            tile = new[part]
+            for block, head in zip(self.blocks, heads, strict=True):
+                tile.addmm_(block[part].to(tile), head, alpha=-1)
+            torch.linalg.solve_triangular(upper, tile, upper=True, left=False, out=tile)
+        self.partition.place_(new, *self._exact_rows(drawn))
+        kept = new.to(self.dtype)
+        used = drawn.used.to(new.dtype)
+        total, negative = new.new_zeros(before + count, count), new.new_full((), math.inf)
+        for part in parts:
+            tile = kept[part].to(new)
+            self._add_products(total, part, tile)
+            negative = torch.minimum(negative, self._subtract(part, tile.square() @ used, before + count))
+        self._clear(drawn)
+        total[before:] *= used.unsqueeze(1)
+        return kept, self.partition.total(total * used), negative
+
+    def _add_products(self, total: Tensor, part: slice, tile: Tensor) -> None:
+        """Add the products of some rows of F, the new columns among them, with those of the new columns."""
+        start = 0
+        for block in self.blocks:
+            stop = start + block.shape[1]
+            total[start:stop].addmm_(block[part].to(tile).t(), tile)
+            start = stop
+        total[start:].addmm_(tile.t(), tile)
+
+    def _subtract(self, part: slice, squares: Tensor, rank: int) -> Tensor:
+        """Take the new columns' squares off the residual's diagonal; what is left of rounding's size is nothing.
+
+        Return the smallest entry that a positive semidefinite operator would not leave, infinite if there is none.
+        """
         left = self.residual[part].sub_(squares)
+        growth = math.sqrt(rank)
         unit = 8 * (8 + growth) * UNIT + (4 * torch.finfo(self.dtype).eps if self.dtype != torch.float64 else 0)
         noise = unit * self.diagonal[part]
-        uncertain = self.operator.matrix_error / self.operator_trace * self.diagonal[part]
         # In fp32 small pivots amplify the rounding of F without a bound; the certificate sees what it does.
-        if self.dtype == torch.float64 and bool((left < -(1e6 * noise + 4 * uncertain)).any()):
-            raise ValueError(
-                "the operator is not positive semidefinite: eliminating columns left a negative diagonal entry "
-                f"({float(left.min()):.3e})"
-            )
+        negative = left.new_full((), math.inf)
+        if self.dtype == torch.float64 and len(left) > 0:
+            uncertain = self.operator.matrix_error / self.operator_trace * self.diagonal[part]
+            negative = torch.where(left < -(1e6 * noise + 4 * uncertain), left, math.inf).min()
         left.masked_fill_(left <= noise, 0)
+        return negative
 
-    def _append_gram(self, columns: Tensor) -> None:
+    def _clear(self, drawn: _Drawn) -> None:
+        """Leave nothing of the residual at the new pivots, if there are any."""
+        left = self.partition.pick(self.residual, drawn.pivots)
+        self.partition.place_(self.residual, drawn.pivots, left * (drawn.count == 0))
+
+    def _bordered(self, columns: Tensor) -> Tensor:
+        """Return the Gram matrix with some columns more."""
         before, count = self.rank, columns.shape[1]
         grown = columns.new_empty(before + count, before + count)
-        grown[:before, :before] = self._gram
+        grown[:before, :before] = self.gram
         grown[:, before:] = columns
         grown[before:, :before] = columns[:before].t()
         grown[before:, before:] = (columns[before:] + columns[before:].t()) / 2
-        self._gram = grown
+        return grown
+
+    def _follow(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """Return about the leading eigenvector of the Gram matrix, from that of the last one, and its norm."""
+        if self.rank == 0:
+            return _power(gram.mv, gram.diagonal().clamp_min(0).sqrt(), POWER_STEPS)
+        start = nn.functional.pad(self._leading, (0, len(gram) - self.rank))
+        return _power(gram.mv, start, FOLLOWING_STEPS)
 
     def shortfall(self) -> float:
         """Return e for which ``K - F F^T >= -e``: the residual of an exact factor is positive semidefinite. fp64 only.
@@ -264,9 +347,9 @@ class PivotedCholesky:
         """
         if self.rank == 0:
             return 0.0
-        device = self._gram.device
+        device = self.gram.device
         lower = torch.cat([self._rows(block, self.pivots.to(device)) for block in self.blocks], 1)
-        half = torch.linalg.solve_triangular(lower, self._gram, upper=False, left=False)  # F^T F L^-1
+        half = torch.linalg.solve_triangular(lower, self.gram, upper=False, left=False)  # F^T F L^-1
         square = torch.linalg.solve_triangular(lower.t(), half, upper=True)
         del half
         interpolation = math.sqrt(float(torch.linalg.matrix_norm(square)))
@@ -322,41 +405,61 @@ class PivotedCholesky:
         return self.operator @ V - self.product(self.transposed_product(V))
 
 
-def _sampled_norm(block: Tensor, weights: Tensor) -> float:
-    """Return the norm of a matrix from some of its rows and columns, each of which stands for ``weights`` of them.
+@dataclass(frozen=True)
+class _Drawn:
+    """A block's pivots.
 
-    Too large on average where the matrix has more large eigenvalues than were drawn.
+    Attributes
+    ----------
+    pivots
+        Their rows in the operator (wanted,); the first one again after the last.
+    factor
+        Cholesky factor of the residual's rows and columns there (wanted, wanted), after the last one the identity's.
+    count
+        How many there are, 0-dimensional.
+    faults
+        What is wrong with the operator's entries: see :meth:`PivotedCholesky._judge`.
+    block, multiples
+        Rows and columns of the residual at the candidates, and for how many rows each of them stands.
     """
-    return _norm(block * torch.outer(weights.sqrt(), weights.sqrt()))
+
+    pivots: Tensor
+    factor: Tensor
+    count: Tensor
+    faults: tuple[Tensor, ...]
+    block: Tensor
+    multiples: Tensor
+
+    @property
+    def used(self) -> Tensor:
+        """Which of the pivots there are (wanted,), boolean."""
+        return torch.arange(len(self.pivots), device=self.pivots.device) < self.count
+
+    def cut(self, count: int) -> _Drawn:
+        """Return the same without what comes after the last pivot."""
+        return replace(self, pivots=self.pivots[:count], factor=self.factor[:count, :count])
+
+    def norm(self) -> Tensor:
+        """Return the residual's norm as the candidates' rows and columns show it.
+
+        Too large on average where the residual has more large eigenvalues than were drawn.
+        """
+        known = torch.isfinite(self.multiples)  # a candidate without weight stands for nothing
+        roots = torch.where(known, self.multiples, 0).sqrt()
+        start = roots * self.block.diagonal().clamp_min(0).sqrt()
+        return _power(lambda v: roots * (self.block @ (roots * v)), start, POWER_STEPS)[1]
 
 
-def _norm(matrix: Tensor) -> float:
-    """Return the norm of a positive semidefinite matrix by power iteration, a little from below."""
-    v = matrix.diagonal().clamp_min(0).sqrt()
-    for _ in range(POWER_STEPS):
-        v = matrix @ (v / torch.linalg.vector_norm(v))
-    return float(torch.linalg.vector_norm(v))
+def _power(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Return a vector near the leading eigenvector of a positive semidefinite matrix, and its norm from a little below.
 
-
-def _accept(block: np.ndarray, place: np.ndarray, weights: np.ndarray, lots: np.ndarray, wanted: int) -> list[int]:
-    """Return the rows of a residual block that are kept as pivots, at most ``wanted``, candidates in their order.
-
-    A candidate at row ``p`` is kept if its lot is below ``r_p / weights_p``, with r the diagonal that the rows kept so
-    far leave; a row drawn twice has nothing left the second time.
+    Nothing is read from a GPU.
     """
-    left = block.diagonal().copy()
-    kept: list[int] = []
-    factor = np.empty((len(block), min(wanted, len(block))))
-    for p, lot in zip(place, lots, strict=True):
-        share_left = left[p] / weights[p]
-        if share_left <= 1e-8 or lot >= share_left:
-            continue
-        j = len(kept)
-        column = (block[:, p] - factor[:, :j] @ factor[p, :j]) / math.sqrt(left[p])
-        factor[:, j] = column
-        left -= column * column
-        left[p] = 0
-        kept.append(int(p))
-        if j + 1 == wanted:
-            break
-    return kept
+    for _ in range(steps):
+        v = product(nn.functional.normalize(v, dim=0, eps=torch.finfo(v.dtype).tiny))
+    return v, torch.linalg.vector_norm(v)
+
+
+def _read(*numbers: Tensor) -> list[float]:
+    """Return 0-dimensional tensors of one device as numbers: a GPU is waited for once."""
+    return torch.stack([number.to(torch.float64) for number in numbers]).tolist()

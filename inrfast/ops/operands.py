@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.kernels.formats import FORMATS, LARGEST_EXPONENT, PADDING, TOP, Format
 from inrfast.memory import chunks
@@ -235,6 +235,45 @@ class Operands:
             scale=self.scale[:, cut],
         )
 
+    def of_layer(self, layer: int) -> Operands:
+        """Return one layer of one model as views of these; only in fp64, which has no scales that all layers share."""
+        layout = self.plan.layout
+        assert layout.format == "fp64" and len(self.slabs) == 1
+        (place,) = [place for place in layout.places if place.layer == layer]
+        own = replace(layout, shapes=(layout.shapes[layer],))
+        slab, column = (
+            (place.sensitivities, place.features)
+            if place.narrow == "features"
+            else (place.features, place.sensitivities)
+        )
+        return replace(
+            self,
+            plan=Plan(own, (0,)),
+            slabs=self.slabs[:, :, slab : slab + own.slabs],
+            narrow=self.narrow[:, column : column + own.columns],
+        )
+
+    def at(self, index: Tensor) -> Operands:
+        """Return some rows, any of them and in any order, as operands of their own; a GPU is not waited for."""
+        count = len(index)
+        padding = (0, _padded(count) - count)
+        return replace(
+            self,
+            rows=count,
+            slabs=nn.functional.pad(self.slabs.index_select(3, index), (0, 0, *padding)),
+            narrow=nn.functional.pad(self.narrow.index_select(2, index), padding),
+            scale=nn.functional.pad(self.scale.index_select(1, index), padding, value=1.0),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return self.slabs.nbytes + self.narrow.nbytes + self.scale.nbytes
+
+
+def _padded(rows: int) -> int:
+    return -(-rows // PADDING) * PADDING
+
 
 def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operands:
     """Return operands of zeros, unscaled."""
@@ -242,7 +281,7 @@ def allocate(plan: Plan, models: int, rows: int, device: torch.device) -> Operan
     numbers = layout.numbers
     dtype = {"fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}[numbers.dtype]
     wide = torch.float64 if numbers.accumulator == "fp64" else torch.float32
-    padded = -(-rows // PADDING) * PADDING
+    padded = _padded(rows)
     return Operands(
         plan,
         rows,

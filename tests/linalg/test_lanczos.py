@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from known_spectra import matrix_with, operator_with, spectra
 
 from inrfast.errors import MemoryBudgetError, ResolutionError
-from inrfast.linalg import lanczos
+from inrfast.linalg import lanczos, partition
 from inrfast.linalg.lanczos import KrylovBasis, largest_eigenpairs, relative_gap, spectral_bounds
 from inrfast.linalg.operators import DenseOperator
 
@@ -50,6 +50,15 @@ def test_the_gap_is_near_the_textbook_one_and_vanishes_with_the_space():
         textbook = (math.log(1.648 * math.sqrt(n) / 1e-6) / (2 * m - 1)) ** 2
         assert 0.85 * textbook <= e <= textbook or e < 0.85 * textbook < 0.4
     assert relative_gap(30, 30, 1e-6) == 0.0
+
+
+@given(st.integers(1, 9), st.sampled_from([0.0, 1e-300, 1e-170, 1.0, 1e170, 1e300]), st.integers(0, 10**6))
+def test_one_column_is_its_own_basis_whatever_its_size(rows, size, seed):
+    """What stands in for a QR on a GPU: the same space, of one vector with norm 1, also where there is none."""
+    column = size * torch.randn(rows, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found, exact = partition._unit(column), torch.linalg.qr(column).Q
+    assert abs(float(found.norm()) - 1) <= 1e-15
+    torch.testing.assert_close(found * (found * exact).sum().sign(), exact, rtol=0, atol=1e-14)
 
 
 def test_stopping_early_is_allowed():
