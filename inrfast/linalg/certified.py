@@ -42,6 +42,10 @@ TIGHT = 0.8
 """Share of the allowed error that the residual's norm may be for Lanczos to go on: its bound is larger than the norm by
 a factor that falls with the steps (1.5 after 16, 1.25 after 21), each of which costs a tenth of a block of pivots."""
 
+EARLY = 1.25
+"""The same in units of the error that the residual promises to be allowed, for eigenvalues to be computed on a CPU: if
+they ask for more pivots, less than a block was lost. On a GPU they cost as much as ten blocks, and are asked late."""
+
 SLACK = 1.25
 """Factor by which the bound may exceed the norm where no more pivots can be had."""
 
@@ -86,9 +90,15 @@ class Ranks:
         """Return the lowest of the levels."""
         return min(self.absolute(largest))
 
-    def near(self, largest: float) -> float:
-        """Return the residual's norm from which on eigenvalues are worth computing."""
-        return self.level(largest) / 4
+    def near(self, largest: float, power: float) -> float:
+        """Return about the residual's norm that will do, at most a quarter of the level, without eigenvalues.
+
+        These fall as ``i^-p``, p about half of the ``power`` with which the residual's norm before a block falls with
+        the pivots after it (0: unknown). Where they are smaller by a share of ``1 - (1 + width)^-p``, they are more by
+        ``width``.
+        """
+        share = 1 - (1 + self.width) ** (-power / 2) if power > 0 else 1.0
+        return min(share, 1 / 4) * self.level(largest)
 
     def hope(self, largest: float) -> float:
         """Return the residual's norm that is probably needed: as if eigenvalues fell evenly."""
@@ -130,7 +140,7 @@ class Pairs:
     count: int
     accuracy: float
 
-    def near(self, largest: float) -> float:
+    def near(self, largest: float, power: float) -> float:
         """Return the residual's norm from which on a bound is worth computing: the error."""
         return self.hope(largest)
 
@@ -249,16 +259,19 @@ def _grow(
     """Grow the factor until its eigenvalues answer the demand; return them and the bounds of the residual."""
     history: list[tuple[int, float]] = []
     attempts, trust, allowed = 0, TRUST, math.inf
+    early = EARLY if factor.diagonal.device.type == "cpu" else TIGHT
     while True:
         bar.update(factor.grow(min(block, most - factor.rank)))
         history.append((factor.rank, factor.norm_estimate))
         estimate, largest = trust * factor.norm_estimate, factor.largest_estimate
         last = factor.exhausted or factor.rank >= most or _hopeless(history, demand.hope(largest), most)
         few = isinstance(demand, Pairs) and factor.rank < demand.count
-        if not last and (few or estimate > min(TIGHT * allowed, demand.near(largest))):
+        near = early * demand.near(largest, _power(history)) if math.isinf(allowed) else TIGHT * allowed
+        if not last and (few or estimate > near):
             continue
         if not last and math.isinf(allowed):  # it hardly changes from here on, and eigenvalues take time
-            allowed = demand.allowed_error(_eigenvalues(factor))
+            pairs = isinstance(demand, Pairs)
+            allowed = demand.hope(largest) if pairs else demand.allowed_error(factor.eigenvalues().cpu())
             if estimate > TIGHT * allowed:
                 continue
         attempts += 1
@@ -266,16 +279,18 @@ def _grow(
         bounds = _bounds(factor, attempts, seed, _stop(allowed, last))
         bar.set_postfix_str("")
         if last or bounds.upper <= allowed:
-            values = _eigenvalues(factor)
+            values = factor.eigenvalues().cpu()
             if last or demand.met(values, bounds.upper):
-                return values, bounds
+                return factor.eigenvalues(), bounds
             allowed = demand.allowed_error(values)
         trust = max(bounds.inner_upper / factor.norm_estimate, trust / 2)
 
 
-def _eigenvalues(factor: PivotedCholesky) -> Tensor:
-    """Return the eigenvalues of ``F F^T`` that F has columns for, descending."""
-    return torch.linalg.eigvalsh(factor.gram).flip(0)
+def _power(history: list[tuple[int, float]]) -> float:
+    """Return the power with which the residual's norm has fallen since half of the pivots; 0 if it has not, or NaN."""
+    rank, norm = history[-1]
+    half, before = next(entry for entry in history if entry[0] >= rank // 2)
+    return math.log(before / norm) / math.log(rank / half) if half < rank and 0 < norm < before else 0.0
 
 
 def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> bool:
@@ -283,11 +298,7 @@ def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> boo
     rank, norm = history[-1]
     if rank < PATIENCE or norm <= wanted:
         return False
-    half, before = next(entry for entry in history if entry[0] >= rank // 2)
-    if not norm < before:
-        return True
-    power = math.log(before / norm) / math.log(rank / half)
-    return power * math.log(HOPE * most / rank) < math.log(norm / wanted)
+    return _power(history) * math.log(HOPE * most / rank) < math.log(norm / wanted)
 
 
 def _stop(allowed: float, last: bool) -> Callable[[SpectralBounds], bool]:

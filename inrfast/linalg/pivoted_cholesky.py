@@ -119,6 +119,7 @@ class PivotedCholesky:
         self.largest_estimate = 0.0
         self.gram = self.diagonal.new_zeros(0, 0)
         self._leading = self.diagonal.new_zeros(0)
+        self._eigenvalues: Tensor | None = None
         self._on_cpu = self.diagonal.device.type == "cpu"
 
     @property
@@ -130,6 +131,12 @@ class PivotedCholesky:
     def exhausted(self) -> bool:
         """Whether nothing but rounding is left of the operator."""
         return self.trace == 0.0
+
+    def eigenvalues(self) -> Tensor:
+        """Return the eigenvalues of ``F F^T`` that F has columns for, descending (rank,)."""
+        if self._eigenvalues is None:
+            self._eigenvalues = torch.linalg.eigvalsh(self.gram).flip(0)
+        return self._eigenvalues
 
     def grow(self, columns: int) -> int:
         """Append at most ``columns`` columns (0 only if :attr:`exhausted`); return how many.
@@ -162,6 +169,7 @@ class PivotedCholesky:
             whole = count == len(drawn.pivots)
             self.blocks.append(kept if whole else kept[:, :count].contiguous())
             self.gram = gram if whole else gram[:rank, :rank].contiguous()
+            self._eigenvalues = None
             self._leading = leading[:rank]
             self.pivots = torch.cat([self.pivots, drawn.pivots[:count]])
         return count
@@ -330,10 +338,14 @@ class PivotedCholesky:
 
     def _follow(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """Return about the leading eigenvector of the Gram matrix, from that of the last one, and its norm."""
+        trace = gram.diagonal().sum().clamp_min(torch.finfo(gram.dtype).tiny)
         if self.rank == 0:
-            return _power(gram.mv, gram.diagonal().clamp_min(0).sqrt(), POWER_STEPS)
-        start = nn.functional.pad(self._leading, (0, len(gram) - self.rank))
-        return _power(gram.mv, start, FOLLOWING_STEPS)
+            start, steps = (gram.diagonal().clamp_min(0) / trace).sqrt(), POWER_STEPS
+        else:
+            start = nn.functional.pad(self._leading, (0, len(gram) - self.rank))
+            start, steps = nn.functional.normalize(start, dim=0), FOLLOWING_STEPS
+        leading, norm = _power(lambda v: gram.mv(v) / trace, start, steps)
+        return leading, norm * trace
 
     def shortfall(self) -> float:
         """Return e for which ``K - F F^T >= -e``: the residual of an exact factor is positive semidefinite. fp64 only.
@@ -445,19 +457,22 @@ class _Drawn:
         Too large on average where the residual has more large eigenvalues than were drawn.
         """
         known = torch.isfinite(self.multiples)  # a candidate without weight stands for nothing
-        roots = torch.where(known, self.multiples, 0).sqrt()
-        start = roots * self.block.diagonal().clamp_min(0).sqrt()
-        return _power(lambda v: roots * (self.block @ (roots * v)), start, POWER_STEPS)[1]
+        sizes = torch.where(known, self.multiples * self.block.diagonal(), 0).clamp_min(0)
+        trace = sizes.sum().clamp_min(torch.finfo(sizes.dtype).tiny)
+        roots = (torch.where(known, self.multiples, 0) / trace).sqrt()
+        scaled = self.block * torch.outer(roots, roots)
+        return trace * _power(scaled.mv, (sizes / trace).sqrt(), POWER_STEPS)[1]
 
 
 def _power(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return a vector near the leading eigenvector of a positive semidefinite matrix, and its norm from a little below.
 
-    Nothing is read from a GPU.
+    The matrix has trace 1, so that unit vectors ``v`` neither overflow nor vanish. Nothing is read from a GPU.
     """
+    last = v
     for _ in range(steps):
-        v = product(nn.functional.normalize(v, dim=0, eps=torch.finfo(v.dtype).tiny))
-    return v, torch.linalg.vector_norm(v)
+        last, v = v, product(v)
+    return v, torch.linalg.vector_norm(v) / torch.linalg.vector_norm(last).clamp_min(torch.finfo(v.dtype).tiny)
 
 
 def _read(*numbers: Tensor) -> list[float]:

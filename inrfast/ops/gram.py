@@ -377,11 +377,18 @@ def kernel_sides(*sides: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[T
 def kernel_tables(
     segments: Sequence[int], values: Sequence[float], format: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the tables as the kernels read them, (layers, 2) each."""
+    """Return the tables as the kernels read them, (layers, 2) each; made once, as copies to a GPU are waited for."""
+    return _tables(tuple(segments), tuple(values), format, device)
+
+
+@functools.lru_cache(maxsize=64)
+def _tables(
+    segments: tuple[int, ...], values: tuple[float, ...], format: str, device: torch.device
+) -> tuple[Tensor, Tensor]:
     accumulator = torch.float64 if FORMATS[format].accumulator == "fp64" else torch.float32
     return (
-        torch.tensor(list(segments), dtype=torch.int32, device=device).view(-1, 2),
-        torch.tensor(list(values), dtype=accumulator, device=device).view(-1, 2),
+        torch.tensor(segments, dtype=torch.int32, device=device).view(-1, 2),
+        torch.tensor(values, dtype=accumulator, device=device).view(-1, 2),
     )
 
 

@@ -255,15 +255,13 @@ class Operands:
 
     def at(self, index: Tensor) -> Operands:
         """Return some rows, any of them and in any order, as operands of their own; a GPU is not waited for."""
+        parts = self.slabs.index_select(3, index), self.narrow.index_select(2, index), self.scale.index_select(1, index)
         count = len(index)
-        padding = (0, _padded(count) - count)
-        return replace(
-            self,
-            rows=count,
-            slabs=nn.functional.pad(self.slabs.index_select(3, index), (0, 0, *padding)),
-            narrow=nn.functional.pad(self.narrow.index_select(2, index), padding),
-            scale=nn.functional.pad(self.scale.index_select(1, index), padding, value=1.0),
-        )
+        if more := _padded(count) - count:
+            slabs, narrow, scale = parts
+            padded = nn.functional.pad(slabs, (0, 0, 0, more)), nn.functional.pad(narrow, (0, more))
+            parts = (*padded, nn.functional.pad(scale, (0, more), value=1.0))
+        return replace(self, rows=count, slabs=parts[0], narrow=parts[1], scale=parts[2])
 
     @property
     def nbytes(self) -> int:

@@ -50,6 +50,9 @@ def accept_pivots(
     count
         How many are kept, 0-dimensional, int64.
     """
+    if type(block) is Tensor and block.device.type == "cpu":
+        entries, names, sizes, numbers = (tensor.numpy() for tensor in (block, candidates, weights, lots))
+        return reference(entries, names, sizes, numbers, wanted)
     return _accept_pivots(block, candidates, weights, lots, wanted)
 
 
@@ -64,8 +67,8 @@ def _accept_pivots(
             given = (block.contiguous(), candidates.contiguous(), weights.contiguous(), lots.contiguous())
             places, count, columns = kernel.launch(*given, wanted, LEAST_SHARE)
         return from_columns(places, count, columns)
-    arrays = (tensor.cpu().numpy() for tensor in (block, candidates, weights, lots))
-    places, factor, count = reference(*arrays, wanted)
+    entries, names, sizes, numbers = (tensor.cpu().numpy() for tensor in (block, candidates, weights, lots))
+    places, factor, count = reference(entries, names, sizes, numbers, wanted)
     return places.to(block.device), factor.to(block.device), count.to(block.device)
 
 
