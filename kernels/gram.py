@@ -266,6 +266,137 @@ def gram_tile(
             _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK)
 
 
+@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "tiles", "models"])
+def gram_stream(
+    rows,
+    columns,
+    narrow_rows,
+    narrow_columns,
+    scale_rows,
+    scale_columns,
+    segments,
+    values,
+    order,
+    out,
+    n,
+    m,
+    rows_padded,
+    columns_padded,
+    slabs,
+    narrow,
+    narrow_layers,
+    layers,
+    one,
+    stride,
+    model_stride,
+    tiles,
+    models,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    MIRROR: tl.constexpr,
+):
+    """Compute what :func:`gram_tile` does by a few programs, each of which walks over tiles of all models.
+
+    One loop over the slabs of all its tiles: slabs of the next factor and of the next tile are on their way while the
+    last are multiplied. Arguments as there; ``tiles`` and ``models`` count what the grid does not.
+    """
+    offsets = tl.arange(0, BLOCK)
+    programs = tl.num_programs(0)
+    first_stop = tl.load(segments)
+    first_bias = tl.load(values)
+    index = tl.program_id(0) - programs
+    mine = (tiles * models - tl.program_id(0) + programs - 1) // programs
+    slab = slabs - 1
+    i = 0
+    j = 0
+    model = 0
+    layer = 0
+    second = 0
+    stop = first_stop
+    column = 0
+    # The products that are being summed, promoted ones beside ``left``; the first factor of a wide layer.
+    chain = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + first_bias
+    left = chain
+    total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+    ones = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + one
+    for _ in tl.range(0, mine * slabs, num_stages=STAGES):
+        slab = tl.where(slab == slabs - 1, 0, slab + 1)
+        if slab == 0:
+            index += programs
+            model = index // tiles
+            place = order + 2 * (index % tiles).to(tl.int64)
+            i = tl.load(place) * BLOCK
+            j = tl.load(place + 1) * BLOCK
+        if PROMOTED:
+            found = _product(
+                tl.zeros((BLOCK, BLOCK), ACCUMULATOR), rows, columns, model * (PLANES * slabs) + slab, slabs, i, j,
+                rows_padded, columns_padded, BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
+            )  # fmt: skip
+            # The pipeliner must see a use of a chain of products before the branches.
+            found *= one
+            if second == 1:
+                total = tl.fma(found, left, total)
+            else:
+                left = tl.fma(found, ones, left)
+        else:
+            chain = _product(
+                chain, rows, columns, model * (PLANES * slabs) + slab, slabs, i, j, rows_padded, columns_padded,
+                BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
+            )  # fmt: skip
+        if slab + 1 == stop:
+            if layer >= narrow_layers and second == 0:
+                second = 1
+                stop = tl.load(segments + 2 * layer + 1)
+                if not PROMOTED:
+                    left = chain
+                    chain = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+            else:
+                if second == 1:
+                    if not PROMOTED:
+                        total = tl.fma(left, chain, total)
+                else:
+                    last = tl.load(segments + 2 * layer + 1)
+                    weight = tl.load(values + 2 * layer + 1)
+                    x_place = narrow_rows + model.to(tl.int64) * narrow * rows_padded + i
+                    y_place = narrow_columns + model.to(tl.int64) * narrow * columns_padded + j
+                    for c in range(column, last):
+                        x = tl.load(x_place + tl.cast(c, tl.int64) * rows_padded + offsets) * weight
+                        y = tl.load(y_place + tl.cast(c, tl.int64) * columns_padded + offsets)
+                        factor = left if PROMOTED else chain
+                        total = tl.fma(factor * x[:, None], y[None, :].broadcast_to(BLOCK, BLOCK), total)
+                    column = last
+                second = 0
+                layer += 1
+                if layer == layers:
+                    r = tl.load(scale_rows + (model.to(tl.int64) * rows_padded + i) + offsets)
+                    c = tl.load(scale_columns + (model.to(tl.int64) * columns_padded + j) + offsets)
+                    total = total * r[:, None] * c[None, :]
+                    target = out + model.to(tl.int64) * model_stride
+                    if SYMMETRIC:
+                        if i == j:
+                            total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
+                    _store(target, i, j, total, n, m, stride, BLOCK, BLOCK)
+                    if MIRROR:
+                        if i != j:
+                            _store(target, j, i, total.T, m, n, stride, BLOCK, BLOCK)
+                    total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+                    layer = 0
+                    column = 0
+                stop = tl.load(segments + 2 * layer)
+                bias = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
+                if PROMOTED:
+                    left = bias
+                else:
+                    chain = bias
+
+
 @triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "tiles"])
 def gram_norm(
     rows,
@@ -430,30 +561,26 @@ def launch(
     narrow_layers: int,
     symmetric: bool,
     mirror: bool,
+    multiprocessors: int = 2,
 ) -> None:
-    """Run :func:`gram_tile` on every tile of ``order`` and every model.
+    """Compute every tile of ``order`` of every model, by :func:`gram_tile` or :func:`gram_stream`.
 
     ``rows`` and ``columns`` are slabs (models, planes, slabs, points, columns of a slab), narrow columns (models,
     columns, points) and scales (models, points); points may be a part of those in memory, from a multiple of 16 on.
-    ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format.
+    ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format; ``multiprocessors`` those of
+    the GPU.
     """
     models, n, m = out.shape
     if len(order) == 0 or models == 0:
         return
     pointers, sizes, constants = _arguments(name, config, rows, columns, segments, values, narrow_layers)
-    gram_tile[(len(order), models)](
-        *pointers,
-        order,
-        out,
-        n,
-        m,
-        *sizes,
-        out.stride(1),
-        out.stride(0),
-        SYMMETRIC=symmetric,
-        MIRROR=symmetric and mirror,
-        **constants,
-    )
+    arguments = [*pointers, order, out, n, m, *sizes, out.stride(1), out.stride(0)]
+    constants |= {"SYMMETRIC": symmetric, "MIRROR": symmetric and mirror}
+    if config.design == "tile":
+        gram_tile[(len(order), models)](*arguments, **constants)
+        return
+    resident = max(1, multiprocessors * 8 // config.warps)
+    gram_stream[(min(resident, len(order) * models),)](*arguments, len(order), models, **constants)
 
 
 def launch_norm(
