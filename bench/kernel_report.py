@@ -291,7 +291,6 @@ def _tangent(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
     types |= dict.fromkeys(("partial", "out", "slabs", "narrow", "parameters", "values"), "*fp64") | {"table": "*i64"}
     types |= {"padded": "i32:16", "size": "i32:16", "vectors": "i32" if entry.kernel == "product" else "*fp64"}
-    types |= dict.fromkeys(("vector_model", "vector_row", "vector_column"), "i64")
     types = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
     return kernel, types, constants, tile.warps, tile.stages, ("table", "values"), kernels.SHARED
 

@@ -80,7 +80,11 @@ def _slab_columns(first, stop, column, padded, SLAB: tl.constexpr):
     return slab * padded * SLAB + column % SLAB, slab < stop
 
 
-@triton.jit(do_not_specialize=["n", "slab_count", "narrow_count", "models", "steps"])
+@triton.jit(
+    do_not_specialize=[
+        "n", "slab_count", "narrow_count", "models", "steps", "vector_model", "vector_row", "vector_column",
+    ]
+)  # fmt: skip
 def transposed_product(
     partial,
     slabs,
