@@ -78,6 +78,17 @@ def jacobian_entries(gates: bool) -> list[Entry]:
     ]
 
 
+TANGENT = ("transposed_product", "product")
+
+
+def tangent_entries(gates: bool) -> list[Entry]:
+    """Products with a tangent kernel through its operands: both tiles of wide layers, that of narrow ones, ``J p``."""
+    kinds = [("transposed_product", {"units": 64}), ("transposed_product", {"units": 128})]
+    kinds += [("transposed_product", {"narrow": True}), ("product", {})]
+    chosen = kinds[1::2] if gates else kinds
+    return [Entry(kernel, "fp64", c, tuple(options.items())) for kernel, options in chosen for c in (90, 80)]
+
+
 FUSED_LINEAR = ("fused_linear", "input_gradient", "weight_gradient")
 
 
@@ -146,7 +157,7 @@ def entries(gates: bool) -> list[Entry]:
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
         table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
-        table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates)
+        table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
         table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
         table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
@@ -154,7 +165,7 @@ def entries(gates: bool) -> list[Entry]:
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
-    table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates)
+    table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
     table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
     return table + [
@@ -169,6 +180,7 @@ def measure(entry: Entry) -> dict[str, Any]:
     options = dict(entry.options)
     build = _gram if entry.kernel.startswith("gram") else _factors
     build = _jacobian if entry.kernel.startswith("jacobian") else build
+    build = _tangent if entry.kernel in TANGENT else build
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     build = _step if entry.kernel in STEP else build
     kernel, types, constants, warps, stages, tables, limit = build(entry, options)
@@ -282,6 +294,23 @@ def _jacobian(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         constants["outputs"] = 1
     types = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
     return kernel, types, constants, warps, stages, (), kernels.SHARED
+
+
+def _tangent(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import tangent_product as kernels
+
+    kernel, narrow = getattr(kernels, entry.kernel), bool(options.get("narrow"))
+    if entry.kernel == "product":
+        tile = kernels.PRODUCT
+        constants = kernels.product_constants(tile)
+    else:
+        tile = kernels.NARROW_TRANSPOSED if narrow else kernels.transposed_tile(options["units"])
+        constants = kernels.transposed_constants(tile, narrow)
+    types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
+    types |= dict.fromkeys(("partial", "out", "slabs", "narrow", "parameters", "values"), "*fp64") | {"table": "*i64"}
+    types |= {"padded": "i32:16", "size": "i32:16", "vectors": "i32" if entry.kernel == "product" else "*fp64"}
+    types = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
+    return kernel, types, constants, tile.warps, tile.stages, ("table", "values"), kernels.SHARED
 
 
 def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

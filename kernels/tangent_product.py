@@ -55,6 +55,13 @@ multiprocessor."""
 NARROW_TRANSPOSED = Tile(16, NARROW_UNITS, 64, 4, 3)
 PRODUCT = Tile(128, 64, SLAB, 8, 3)
 
+CANDIDATES = {
+    "transposed_product": ((16, 64, 64, 8, 3), (16, 128, 64, 8, 3), (16, 64, 128, 8, 3), (16, 128, 128, 8, 3)),
+    "narrow_transposed_product": ((16, 16, 64, 4, 3), (16, 16, 128, 4, 3)),
+    "product": ((128, 64, 16, 8, 3), (64, 64, 16, 8, 3), (64, 128, 16, 8, 3), (128, 64, 16, 8, 4)),
+}
+"""Tiles without a spill that a GPU should time beside these: the choice above is by arithmetic."""
+
 SHARED = 50 * 1024
 """Bytes of shared memory that a program may take; every supported GPU has more."""
 
@@ -73,7 +80,11 @@ def _slab_columns(first, stop, column, padded, SLAB: tl.constexpr):
     return slab * padded * SLAB + column % SLAB, slab < stop
 
 
-@triton.jit(do_not_specialize=["n", "slab_count", "narrow_count", "models", "steps"])
+@triton.jit(
+    do_not_specialize=[
+        "n", "slab_count", "narrow_count", "models", "steps", "vector_model", "vector_row", "vector_column",
+    ]
+)  # fmt: skip
 def transposed_product(
     partial,
     slabs,

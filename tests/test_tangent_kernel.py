@@ -431,7 +431,7 @@ def test_an_interrupted_spectrum_leaves_nothing_half_true(monkeypatch):
         monkeypatch.setattr(module, "SMALL", 100)
     K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((25, 25)), precision="highest", memory_budget=4 << 20)
     expected = K.spectrum(1e-6).eigenvalues
-    whole, calls = inr.NTK.__matmul__, []
+    whole, calls = inr.NTK.times, []
 
     def interrupted(self, V):
         calls.append(0)
@@ -439,11 +439,11 @@ def test_an_interrupted_spectrum_leaves_nothing_half_true(monkeypatch):
             raise KeyboardInterrupt
         return whole(self, V)
 
-    monkeypatch.setattr(inr.NTK, "__matmul__", interrupted)
+    monkeypatch.setattr(inr.NTK, "times", interrupted)
     with pytest.raises(KeyboardInterrupt):
         K.spectrum(1e-6)
     assert len(calls) == 3
-    monkeypatch.setattr(inr.NTK, "__matmul__", whole)
+    monkeypatch.setattr(inr.NTK, "times", whole)
     assert torch.equal(K.spectrum(1e-6).eigenvalues, expected)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
@@ -71,3 +72,64 @@ def test_products_against_the_kernel(device, layout, n, m, models, k):
         scale = (own[0].diagonal().sqrt() @ V[0].abs()).square().sum()
         assert ((form - V[0].t() @ own[0] @ V[0]).abs() <= 2 * bound(layout, m) * scale).all()
         torch.testing.assert_close(tangent_product.diagonal(columns), own[0].diagonal(), rtol=1e-13, atol=0)
+
+
+def test_parts_and_layers_are_read_where_they_lie(device):
+    """Some rows, and one layer, as views: the same numbers as of copies."""
+    whole = filled(EVERY_KIND, 1, 300, 3, device)
+    V = torch.randn(162, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64).to(device)
+    total = torch.zeros(300, 2, dtype=torch.float64, device=device)
+    some = whole.part(128, 290)
+    for layer in range(len(EVERY_KIND.shapes)):
+        part = some.of_layer(layer)
+        copy = dataclasses.replace(part, slabs=part.slabs.contiguous(), narrow=part.narrow.contiguous())
+        sums = tangent_product.transposed_product(part, V)
+        assert torch.equal(sums, tangent_product.transposed_product(copy, V))
+        total += tangent_product.product(whole.of_layer(layer), sums)
+    found = tangent_product.product(whole, tangent_product.transposed_product(some, V))
+    torch.testing.assert_close(total, found, rtol=0, atol=1e-12 * float(found.abs().max()))
+
+
+def operator_arguments(device, models=1):
+    made = filled(EVERY_KIND, models, 20, 0, device)
+    (slabs, narrow, *_), (segments, values, narrow_layers) = gram.operator_arguments(made, made)
+    rng = torch.Generator().manual_seed(1)
+    vectors = torch.randn(models, 20, 2, generator=rng, dtype=torch.float64).to(device)
+    sums = tangent_product.transposed_product_op(slabs, narrow, vectors, segments, narrow_layers)
+    return slabs, narrow, vectors, sums, segments, values, narrow_layers
+
+
+def test_torchs_contract_for_operators(device):
+    slabs, narrow, vectors, sums, segments, values, narrow_layers = operator_arguments(device)
+    for operator, tensors in (
+        (tangent_product.transposed_product_op, (slabs, narrow, vectors, segments, narrow_layers)),
+        (tangent_product.product_op, (slabs, narrow, sums, 20, segments, values, narrow_layers)),
+    ):
+        torch.library.opcheck(operator, tensors, test_utils=["test_schema", "test_faketensor"])
+
+
+def test_a_batch_is_more_models(device):
+    slabs, narrow, vectors, _, segments, values, narrow_layers = operator_arguments(device, models=2)
+
+    def both(slabs, narrow, vectors):
+        found = tangent_product.transposed_product_op(slabs, narrow, vectors, segments, narrow_layers)
+        return tangent_product.product_op(slabs, narrow, found, 20, segments, values, narrow_layers)
+
+    many = torch.vmap(both, (0, 0, None))(slabs.unsqueeze(1), narrow.unsqueeze(1), vectors[:1])
+    for model in range(2):
+        one = both(slabs[model : model + 1], narrow[model : model + 1], vectors[:1])
+        torch.testing.assert_close(many[model], one, rtol=1e-12, atol=1e-12)
+
+
+def test_bad_input_is_refused_by_name(device):
+    made = filled(EVERY_KIND, 1, 20, 0, device)
+    half = allocate(Plan(dataclasses.replace(EVERY_KIND, format="fp16x3"), (0, 0, 0)), 1, 20, device)
+    v = torch.ones(20, 1, dtype=torch.float64, device=device)
+    for call, message in (
+        (lambda: tangent_product.transposed_product(half, v), "format 'fp64'"),
+        (lambda: tangent_product.transposed_product(made, v[1:]), "V must have shape"),
+        (lambda: tangent_product.transposed_product(made, v.float()), "V must be fp64"),
+        (lambda: tangent_product.product(made, v.t()), "parameters must have shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
