@@ -147,11 +147,15 @@ def step_entries(gates: bool) -> list[Entry]:
     return table + [step(STEP[3], kind, c, 256) for kind in kinds for c in (90, 80)]
 
 
+PIVOTS = "accept_pivots"
+
+
 def entries(gates: bool) -> list[Entry]:
     """Return the entries of the gates, or all that is launched."""
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
+    pivots = [Entry(PIVOTS, "fp64", capability, ()) for capability in (90, 80)]
     if gates:
-        table = [gram(f, c, True, True) for c in (90, 80) for f in formats]
+        table = pivots + [gram(f, c, True, True) for c in (90, 80) for f in formats]
         table += [gram(f, 90, False, False) for f in formats]
         table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
@@ -161,7 +165,7 @@ def entries(gates: bool) -> list[Entry]:
         table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
         table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
-    table = [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
+    table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
@@ -183,6 +187,7 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _tangent if entry.kernel in TANGENT else build
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     build = _step if entry.kernel in STEP else build
+    build = _pivots if entry.kernel == PIVOTS else build
     kernel, types, constants, warps, stages, tables, limit = build(entry, options)
     found = ahead_of_time.compile_kernel(kernel, types, constants, entry.capability, warps, stages, tables, SMALL)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
@@ -311,6 +316,14 @@ def _tangent(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types |= {"padded": "i32:16", "size": "i32:16", "vectors": "i32" if entry.kernel == "product" else "*fp64"}
     types = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
     return kernel, types, constants, tile.warps, tile.stages, ("table", "values"), kernels.SHARED
+
+
+def _pivots(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import pivots as kernels
+
+    types = dict.fromkeys(("factor", "left", "block", "weights", "lots"), "*fp64")
+    types |= dict.fromkeys(("kept", "order", "candidates"), "*i64") | dict.fromkeys(("count", "wanted"), "i32")
+    return kernels.accept_pivots, types, kernels.constants(1e-8), kernels.WARPS, kernels.STAGES, (), kernels.SHARED
 
 
 def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

@@ -9,6 +9,8 @@ The same call gives the same bits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -161,6 +163,11 @@ def accept_pivots(
     tl.store(kept, tl.cast(taken, tl.int64))
 
 
+def constants(least: float) -> dict[str, Any]:
+    """Return the compile-time arguments, for the least share that is kept."""
+    return {"LEAST": least, "PANEL": PANEL, "ROWS": ROWS, "DEPTH": DEPTH, "STAGES": STAGES}
+
+
 def launch(
     block: Tensor, candidates: Tensor, weights: Tensor, lots: Tensor, wanted: int, least: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,6 +183,6 @@ def launch(
     left = block.diagonal().clone()
     accept_pivots[(1,)](
         kept, order, factor, left, block, candidates, weights, lots, count, wanted,
-        LEAST=least, PANEL=PANEL, ROWS=ROWS, DEPTH=DEPTH, STAGES=STAGES, num_warps=WARPS, num_stages=STAGES,
+        **constants(least), num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     return order, kept, factor

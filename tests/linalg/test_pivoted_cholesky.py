@@ -15,10 +15,17 @@ def factor_of(cholesky):
     return torch.cat(cholesky.blocks, 1)
 
 
-@given(spectra(), st.integers(1, 50), st.integers(0, 10**6))
-def test_the_factor_reproduces_its_pivots_and_leaves_a_semidefinite_rest(values, step, seed):
+def as_on_a_gpu(operator, seed, dtype=torch.float64):
+    """A factor that takes no decision on the host before the end of a block."""
+    cholesky = PivotedCholesky(operator, seed, dtype)
+    cholesky._on_cpu = False
+    return cholesky
+
+
+@given(spectra(), st.integers(1, 50), st.integers(0, 10**6), st.booleans())
+def test_the_factor_reproduces_its_pivots_and_leaves_a_semidefinite_rest(values, step, seed, gpu):
     operator = operator_with(values, seed)
-    cholesky = PivotedCholesky(operator, seed)
+    cholesky = as_on_a_gpu(operator, seed) if gpu else PivotedCholesky(operator, seed)
     scale = float(operator.matrix.diagonal().sum())
     for _ in range(3):
         grown = cholesky.grow(step)
@@ -53,10 +60,10 @@ def test_to_exhaustion_the_factor_is_the_matrix_and_its_rank_the_rank(values, se
 
 
 @settings(max_examples=15)
-@given(spectra(), st.integers(0, 10**6))
-def test_kept_in_fp32_all_is_computed_from_what_is_kept(values, seed):
+@given(spectra(), st.integers(0, 10**6), st.booleans())
+def test_kept_in_fp32_all_is_computed_from_what_is_kept(values, seed, gpu):
     operator = operator_with(values, seed)
-    cholesky = PivotedCholesky(operator, seed, torch.float32)
+    cholesky = (as_on_a_gpu if gpu else PivotedCholesky)(operator, seed, torch.float32)
     scale = float(operator.matrix.diagonal().sum())
     while cholesky.trace > 1e-5 * scale and cholesky.grow(20):
         pass
@@ -68,6 +75,21 @@ def test_kept_in_fp32_all_is_computed_from_what_is_kept(values, seed):
     assert (cholesky.gram - F.t() @ F).abs().max() <= 1e-12 * scale
     assert torch.linalg.eigvalsh(rest).min() >= -1e-6 * scale
     assert (cholesky.residual - rest.diagonal()).abs().max() <= 1e-6 * scale
+
+
+def test_a_gpu_takes_the_pivots_that_a_cpu_takes():
+    for values in (torch.logspace(0, -8, 300), torch.arange(1, 301) ** -3.0, torch.ones(300)):
+        operator = operator_with(values.double(), 0)
+        on_cpu, on_gpu = PivotedCholesky(operator, 1), as_on_a_gpu(operator, 1)
+        for _ in range(3):
+            assert on_cpu.grow(40) == on_gpu.grow(40)
+        assert torch.equal(on_cpu.pivots, on_gpu.pivots)
+        assert (factor_of(on_cpu) - factor_of(on_gpu)).abs().max() <= 1e-9
+        assert on_gpu.trace == pytest.approx(on_cpu.trace, rel=1e-9)
+        assert on_gpu.norm_estimate == pytest.approx(on_cpu.norm_estimate, rel=1e-6)
+        exact = torch.linalg.eigvalsh(on_gpu.gram)
+        assert 0.5 * exact[-1] <= on_gpu.largest_estimate <= (1 + 1e-12) * exact[-1]
+        assert (on_gpu.eigenvalues() - exact.flip(0)).abs().max() <= 1e-12 * exact[-1]
 
 
 def test_the_same_seed_gives_the_same_factor_and_another_one_another():
@@ -131,17 +153,27 @@ def with_nan():
     return DenseOperator(matrix)
 
 
-def exhaust(operator):
-    cholesky = PivotedCholesky(operator)
+class Contradictory(DenseOperator):
+    """Its columns are of another matrix than its submatrices."""
+
+    def submatrix_at(self, index):
+        return super().submatrix(index) + 1e-3 * torch.eye(len(index), dtype=torch.float64)
+
+
+def exhaust(operator, gpu=False):
+    cholesky = as_on_a_gpu(operator, 0) if gpu else PivotedCholesky(operator)
     while cholesky.grow(16):
         pass
 
 
-def test_what_is_no_positive_semidefinite_operator_is_named():
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_is_no_positive_semidefinite_operator_is_named(gpu):
     with pytest.raises(ValueError, match="not symmetric"):
-        exhaust(nonsymmetric())
+        exhaust(nonsymmetric(), gpu)
     with pytest.raises(ValueError, match="not positive semidefinite"):
-        exhaust(indefinite())
+        exhaust(indefinite(), gpu)
+    with pytest.raises(ValueError, match="contradicts itself"):
+        exhaust(Contradictory(matrix_with(torch.logspace(0, -3, 60), 0)), gpu)
     with pytest.raises(ValueError, match="NaN"):
         exhaust(with_nan())
     with pytest.raises(ValueError, match="diagonal entry 3 is -1"):
