@@ -187,6 +187,11 @@ class Capture:
         """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
         return self._mlp is not None and all(layer.norm is None for layer in self._mlp.hidden)
 
+    @property
+    def mlp(self) -> MLP | None:
+        """The network as layers that follow each other, in fp64; None where factors come by hooks."""
+        return self._mlp
+
     def with_precision(self, precision: str) -> Capture:
         """Return the same snapshot, probes not repeated, at another precision."""
         other = object.__new__(Capture)
