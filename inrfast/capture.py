@@ -8,6 +8,7 @@ construction: training the network afterwards does not change a kernel already m
 
 from __future__ import annotations
 
+import math
 import pickle
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -78,9 +79,9 @@ class Factors(NamedTuple):
         """Return the factors rounded once to ``dtype``."""
         return Factors(*(None if f is None else f.to(dtype) for f in self))
 
-    def first(self) -> Factors:
-        """Return the factors of the first point."""
-        return Factors(*(None if f is None else f[:1] for f in self))
+    def first(self, count: int = 1) -> Factors:
+        """Return the factors of the first points."""
+        return Factors(*(None if f is None else f[:count] for f in self))
 
     def balanced(self) -> Factors:
         """Return factors with the same product, rows of features whose square fp32 could not hold brought near 1.
@@ -176,16 +177,24 @@ class Capture:
             found = self.exact(sample)
             self.widths = tuple(factors.widths for factors in found)
             self.outputs = int(self._outputs(sample).shape[1])
-            if not self.closed_form:  # a module may reorder points inside, and undo it behind its layers
+            largest = torch.stack([gram_diagonal([layer], "trace", self.outputs).amax() for layer in found])
+            if self.closed_form:  # beside other points they round otherwise, which shows where rounding counts
+                sample, found = sample[:2], [factors.first(2) for factors in found]
+            else:  # a module may reorder points inside, and undo it behind its layers
                 shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
                 sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
-            self._probe_jacobian(sample[:2] if self.closed_form else sample)
-            self.magnitudes = [float(gram_diagonal([layer], "trace", self.outputs).amax()) for layer in found]
+                found = self.exact(sample)
+            self.magnitudes = self._probe_jacobian(sample, found, largest)
 
     @property
     def plain(self) -> bool:
         """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
         return self._mlp is not None and all(layer.norm is None for layer in self._mlp.hidden)
+
+    @property
+    def mlp(self) -> MLP | None:
+        """The network as layers that follow each other, in fp64; None where factors come by hooks."""
+        return self._mlp
 
     def with_precision(self, precision: str) -> Capture:
         """Return the same snapshot, probes not repeated, at another precision."""
@@ -549,32 +558,44 @@ class Capture:
                 "that rounding; cast to the dtype of the input or of a parameter"
             )
 
-    def _probe_jacobian(self, sample: Tensor) -> None:
+    def _probe_jacobian(self, sample: Tensor, captured: list[Factors], known: Tensor) -> list[float]:
         """Compare ``J^T v`` by the factors with automatic differentiation, on a few points, for one v.
 
-        In reverse mode: forward mode of torch is not safe in threads.
+        In reverse mode: forward mode of torch is not safe in threads. A GPU is waited for once, for all answers and the
+        ``known`` numbers, which are returned.
         """
-        captured = self.exact(sample)
+        count = len(sample) * self.outputs
+        weights = torch.linspace(0.5, 1.5, count, dtype=PASS_DTYPE, device=self.device).view(-1, self.outputs)
+        truth = self._products_by_autograd(sample, weights)
+        ours = [vjp(*factors, weights.unsqueeze(-1)) for factors in captured]
+        largest = torch.stack([own.abs().amax() for own in ours]).amax()
+        sums = torch.stack([f.sum() for factors in captured for f in factors if f is not None])
+        answers = torch.stack([self._agree(ours, truth, largest, 0.0).to(PASS_DTYPE), sums.sum(), largest])
+        agree, total, size, *numbers = torch.cat([answers, known]).tolist()
+        if not math.isfinite(total):
+            self._need_finite(captured)
+        if not agree:
+            self._refuse_other_jacobian(sample, weights, ours, truth, size)
+        return numbers
+
+    def _need_finite(self, captured: list[Factors]) -> None:
         for spec, factors in zip(self.layers, captured, strict=True):
             if not all(bool(torch.isfinite(f).all()) for f in factors if f is not None):
                 raise ValueError(
                     f"layer {spec.name!r} has NaN or Inf features or sensitivities at the first points of coords"
                 )
-        count = len(sample) * self.outputs
-        weights = torch.linspace(0.5, 1.5, count, dtype=PASS_DTYPE, device=self.device).view(-1, self.outputs)
-        truth = self._products_by_autograd(sample, weights)
-        ours = [vjp(*factors, weights.unsqueeze(-1)) for factors in captured]
-        largest = max(float(own.abs().amax()) for own in ours)
-        if self._agree(ours, truth, largest, 0.0):
-            return
-        # Deep networks of high frequency amplify fp64 rounding: see what it does here.
+
+    def _refuse_other_jacobian(
+        self, sample: Tensor, weights: Tensor, ours: list[Tensor], truth: list[Tensor], largest: float
+    ) -> None:
+        """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify."""
         eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
         for seed in range(3):
             near = self._rounded_copy(eps, seed)._products_by_autograd(_rounded(sample, eps, seed), weights)
             effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
         if effect > CHAOTIC * largest:
             raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
-        if not self._agree(ours, truth, largest, AMPLIFIED * effect):
+        if not bool(self._agree(ours, truth, largest, AMPLIFIED * effect)):
             error = max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True))
             raise UnsupportedModuleError(
                 "the captured factors do not reproduce the network's Jacobian (checked against automatic "
@@ -583,12 +604,14 @@ class Capture:
             )
 
     @staticmethod
-    def _agree(ours: list[Tensor], truth: list[Tensor], largest: float, rounding: float) -> bool:
+    def _agree(ours: list[Tensor], truth: list[Tensor], largest: Tensor | float, rounding: float) -> Tensor:
+        """Return whether two lists of blocks agree, a tensor that nobody waits for."""
+        floor = largest * (1e-3 * JACOBIAN_TOLERANCE) + (rounding + 1e-290)
+        found = []
         for own, other in zip(ours, truth, strict=True):
-            size = own.abs() + other.abs() + largest * 1e-3
-            if not bool(((own - other).abs() <= JACOBIAN_TOLERANCE * size + rounding + 1e-290).all()):
-                return False
-        return True
+            allowed = own.abs().add_(other.abs()).mul_(JACOBIAN_TOLERANCE).add_(floor)
+            found.append(((own - other).abs_() <= allowed).all())
+        return torch.stack(found).all()
 
     def _products_by_autograd(self, sample: Tensor, weights: Tensor) -> list[Tensor]:
         """Return ``J^T v`` by autograd as the layers' blocks (1, b, a)."""

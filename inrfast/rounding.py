@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from inrfast.linalg.operators import UNIT
-from inrfast.memory import chunks
+from inrfast.memory import DEVICE_ROWS, chunks
 from inrfast.ops.factors import MLP, HiddenLayer, linear, mlp_factors
 
 DISTURBANCE = 2.0**-44
@@ -44,6 +44,9 @@ POINTS, REPEATS = 32, 2
 HINGE_ROWS, HINGE_BYTES, MOST_EXACT = 8192, 2**21, 20_000
 """Points whose hinges are looked at together at most, the size of one buffer of theirs, and hinges next to a point that
 are computed exactly (0.1 s)."""
+
+HINGE_BYTES_GPU = 2**26
+"""Size of one buffer on a GPU, which a chunk must fill; five of them are there at once."""
 
 DOUBTFUL_ROWS = 512
 """Hinges in doubt whose slopes are computed together."""
@@ -94,7 +97,7 @@ class PassErrors:
     Attributes
     ----------
     jacobian
-        ``sum_n |dJ_n|^2`` of every layer and output, (layers, M).
+        ``sum_n |dJ_n|^2`` of every layer and output, (layers, M); like the others on the CPU.
     features, sensitivities
         ``sum_n |dz_n|^2`` and ``sum_n |dS_n|^2`` of every layer, (layers,); 0 for a factor that is constant.
     """
@@ -106,7 +109,7 @@ class PassErrors:
     def plus(self, layer: int, jacobian: Tensor, sensitivities: float) -> PassErrors:
         """Return the same with more squared errors in one layer, (M,) and a number, which need no safety factor."""
         rows, slopes = self.jacobian.clone(), self.sensitivities.clone()
-        rows[layer] += jacobian / SAFETY**2
+        rows[layer] += jacobian.cpu() / SAFETY**2
         slopes[layer] += sensitivities / SAFETY**2
         return PassErrors(rows, self.features, slopes)
 
@@ -134,24 +137,25 @@ def pass_errors(
     """
     count = len(coords)
     chance = torch.full((count,), 1 / count, dtype=torch.float64)
-    if weights is not None and float(weights.sum()) > 0:
-        own = weights.to("cpu", torch.float64)
+    own = None if weights is None else weights.to("cpu", torch.float64)
+    if own is not None and float(own.sum()) > 0:
         chance = chance / 2 + own / (2 * own.sum())
     # By the inverse of the distribution function: torch.multinomial ends at 2^24 points.
     draws = torch.rand(POINTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     index = torch.searchsorted(chance.cumsum(0), draws).clamp_max(count - 1)
-    outer = torch.cat([coords.argmin(0), coords.argmax(0)]).unique().cpu()
+    outer = torch.cat([coords.argmin(0), coords.argmax(0)]).cpu().unique()
     points = coords[torch.cat([index, outer]).to(coords.device)]
     share = torch.cat([1 / (POINTS * chance[index]), torch.ones(len(outer), dtype=torch.float64)])
-    share = (share / REPEATS).to(coords.device) * (UNIT / DISTURBANCE) ** 2
-    exact = factors(points)
+    share = share / REPEATS * (UNIT / DISTURBANCE) ** 2
+    exact = _on_cpu(factors(points))
+    with Disturbed(0, coords.device):
+        disturbed = _on_cpu(factors(points.repeat(REPEATS, 1)))
     sizes = [_squared_rows(layer, outputs) for layer in exact]
     size = torch.stack(sizes).sum((0, 2))
-    jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64, device=coords.device)
-    single = torch.zeros(2, len(exact), dtype=torch.float64, device=coords.device)
-    for repeat in range(REPEATS):
-        with Disturbed(repeat, coords.device):
-            moved = factors(points)
+    jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64)
+    single = torch.zeros(2, len(exact), dtype=torch.float64)
+    for part in chunks(REPEATS * len(points), len(points)):
+        moved = [_rows_of(layer, part) for layer in disturbed]
         distances = [_squared_distance(one, other, outputs) for one, other in zip(exact, moved, strict=True)]
         response = torch.stack(distances).sum((0, 2))
         linear = response <= LINEAR**2 * size
@@ -173,6 +177,21 @@ def pass_errors(
     return PassErrors(jacobian, single[0], single[1])
 
 
+def _on_cpu(layers: Sequence[Row]) -> list[Row]:
+    """Return factors of a few points on the CPU, in one transfer: what is done with them are many small operations."""
+    tensors = [t for row in layers for t in row if t is not None]
+    if not tensors or tensors[0].device.type == "cpu":
+        return [(z, s) for z, s in layers]
+    flat = torch.cat([t.flatten() for t in tensors]).cpu().split([t.numel() for t in tensors])
+    parts = iter([part.view(t.shape) for part, t in zip(flat, tensors, strict=True)])
+    return [(None if z is None else next(parts), None if s is None else next(parts)) for z, s in layers]
+
+
+def _rows_of(layer: Row, points: slice) -> Row:
+    z, s = layer
+    return None if z is None else z[points], None if s is None else s[points]
+
+
 def _repeats(
     factors: Callable[[Tensor], Sequence[Row]], points: Tensor, exact: Sequence[Row], n: int, size: float
 ) -> bool:
@@ -180,8 +199,8 @@ def _repeats(
 
     If so, what a disturbance made of it was the switch of a ReLU whose hinge no rounding moves.
     """
-    alone = factors(points[n : n + 1])
-    one = [(None if z is None else z[n : n + 1], None if s is None else s[n : n + 1]) for z, s in exact]
+    alone = _on_cpu(factors(points[n : n + 1]))
+    one = [_rows_of(layer, slice(n, n + 1)) for layer in exact]
     outputs = max([1, *(s.shape[1] for _, s in one if s is not None)])
     distance = sum(float(_squared_distance(a, b, outputs).sum()) for a, b in zip(one, alone, strict=True))
     return distance <= LINEAR**2 * size
@@ -237,11 +256,14 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
         doubt were the other ones.
     """
     outputs, first = len(mlp.head_weight), mlp.hidden[0]
-    rows_error, slopes_error = mlp.head_weight.new_zeros(outputs), 0.0
+    rows_error, slopes_error = mlp.head_weight.new_zeros(outputs), mlp.head_weight.new_zeros(())
     if first.activation != "relu" or first.norm is not None:
-        return rows_error, slopes_error
+        return rows_error, 0.0
     above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
-    size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * max(first.weight.shape))))
+    widest = max(first.weight.shape)
+    size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
+    if coords.device.type != "cpu":
+        size = min(DEVICE_ROWS, max(256, HINGE_BYTES_GPU // (8 * widest)))
     for part in chunks(len(coords), size):
         x = inputs(coords[part])
         u, terms = linear(x, first.weight, first.bias), x.abs() @ first.weight.abs().t()
@@ -249,9 +271,9 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
             terms += first.bias.abs()
         near = (u.abs() <= 8 * (x.shape[1] + 1) * UNIT * terms) & (terms > 0)
         places = near.nonzero()
-        exact = [_is_exact(float(u[n, j]), x[n], first, j) for n, j in places[:MOST_EXACT].tolist()]
-        doubtful = torch.tensor([not known for known in exact], dtype=torch.bool, device=places.device)
-        places = torch.cat([places[: len(exact)][doubtful], places[len(exact) :]])
+        if len(places) == 0:
+            continue
+        places = torch.cat([_doubtful(u, x, first, places[:MOST_EXACT]), places[MOST_EXACT:]])
         for some in places.split(DOUBTFUL_ROWS):
             rows, units = some.unbind(1)
             if len(mlp.hidden) > 1:
@@ -260,12 +282,21 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
                 behind = torch.eye(outputs, dtype=x.dtype, device=x.device).expand(len(rows), -1, -1)
             gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2).square()  # (in doubt, M): of the unit's value
             rows_error += (x[rows].square().sum(1) + (first.bias is not None)) @ gradient
-            slopes_error += float(gradient.sum())
-    return rows_error, slopes_error
+            slopes_error += gradient.sum()
+    return rows_error, float(slopes_error)
 
 
-def _is_exact(computed: float, x: Tensor, layer: HiddenLayer, unit: int) -> bool:
-    """Return whether a pre-activation was computed without rounding, so that no other order of the sum differs."""
-    terms = [Fraction(a) * Fraction(b) for a, b in zip(x.tolist(), layer.weight[unit].tolist(), strict=True)]
-    bias = Fraction(0) if layer.bias is None else Fraction(float(layer.bias[unit]))
-    return Fraction(computed) == sum(terms, bias)
+def _doubtful(u: Tensor, x: Tensor, layer: HiddenLayer, places: Tensor) -> Tensor:
+    """Return the places (point, unit) whose pre-activations ``u`` rounding made: another order of the sum differs."""
+    rows, units = places.unbind(1)
+    bias = u.new_zeros(len(places)) if layer.bias is None else layer.bias[units]
+    numbers = torch.cat([u[rows, units].unsqueeze(1), bias.unsqueeze(1), x[rows], layer.weight[units]], dim=1)
+    rounded = [index for index, (computed, *terms) in enumerate(numbers.tolist()) if not _is_exact(computed, *terms)]
+    return places[torch.tensor(rounded, dtype=torch.int64).to(places.device)]
+
+
+def _is_exact(computed: float, bias: float, *factors: float) -> bool:
+    """Return whether ``bias`` and the products of the first half of ``factors`` with the other add up to this."""
+    half = len(factors) // 2
+    terms = [Fraction(a) * Fraction(b) for a, b in zip(factors[:half], factors[half:], strict=True)]
+    return Fraction(computed) == sum(terms, Fraction(bias))

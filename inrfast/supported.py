@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,8 +82,10 @@ class LayerSpec:
 def check_tensors(net: nn.Module, device: torch.device) -> None:
     """Raise for parameters and buffers on another device, without numbers or complex, and parameters of NaN or Inf.
 
-    A buffer may hold -Inf, as masks of attention do.
+    A buffer may hold -Inf, as masks of attention do. A GPU is waited for once: a sum of finite numbers is finite, as a
+    rule, and where it is not, the parameters are looked at one by one.
     """
+    floating: dict[str, Tensor] = {}
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
             raise UnsupportedModuleError(f"{name!r} holds no numbers yet ({type(tensor).__name__} on {tensor.device})")
@@ -90,8 +93,15 @@ def check_tensors(net: nn.Module, device: torch.device) -> None:
             raise ValueError(f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}")
         if tensor.is_complex():
             raise UnsupportedModuleError(f"{name!r} is complex; only real networks are supported")
-        parameter = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-        if parameter and not bool(torch.isfinite(tensor).all()):
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+            floating[name] = tensor.detach()
+    if not floating:
+        return
+    sums = torch.stack([tensor.sum(dtype=torch.float64) for tensor in floating.values()])
+    if math.isfinite(float(sums.sum())):
+        return
+    for name, tensor in floating.items():
+        if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"net holds NaN or Inf in {name!r}")
 
 

@@ -6,9 +6,8 @@ too, with their error, unless fewer points are asked for; the report says which.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from inrfast import backends
+from inrfast.analysis.feature_jacobians import feature_jacobians
 from inrfast.analysis.rank import check_tolerance
 from inrfast.analysis.report import (
     BlockBounds,
     DiagnosisReport,
-    FeatureJacobian,
     KernelDiagnosis,
     KernelSpectrum,
-    PixelRanks,
     Representation,
     Sensitivity,
     Weight,
@@ -32,27 +31,23 @@ from inrfast.analysis.report import (
 )
 from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import check_coords, check_int, check_seed
-from inrfast.jacobians import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED
+from inrfast.jacobians import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, LayerwiseJacobian
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
-from inrfast.memory import budget_bytes, chunks, require
+from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
-from inrfast.nn import INR, SphereNorm, described_network, warn_of_dead_units
+from inrfast.nn import INR, described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
-from inrfast.rounding import SAFETY
+from inrfast.rounding import SAFETY, PassErrors
 from inrfast.supported import LayerSpec
 from inrfast.tangent_kernel import NTK, ntk
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
 
-JACOBIAN_ROWS = 32
-"""Pixels whose feature Jacobians are held at once at most (16 MiB at width 256)."""
-
-JACOBIAN_BUFFERS, TANGENT_BUFFERS = 4, 36
-"""Numbers in fp64 that it takes for one of a feature Jacobian: slopes, rows that count, and the singular values' work;
-and where a norm makes it take tangents by automatic differentiation."""
+SHARED = 4
+"""Share of the budget, its inverse, that the full grid may take beside factors that the kernel keeps."""
 
 LEAST_ROWS = 16
 """Points a chunk of a layer's Jacobian at least, where its Gram matrix is added up."""
@@ -134,16 +129,22 @@ def diagnose(
         points = check_coords("ntk_coords", ntk_coords, capture.in_features, capture.device).detach()
         full_grid = torch.equal(points, coords)
     budget = budget_bytes(memory_budget, capture.device)
-    kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
+    if ntk_coords is None:  # of the same snapshot, whose probes looked at these points
+        store = FactorStore(capture, points, budget // 2, backends.resolve("auto", capture.device))
+        kernel = NTK(LayerwiseJacobian(store, budget), None, "trace")
+    else:
+        kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
 
-    rows = _chunk_rows(capture, budget)
+    grid = _grid(capture, coords, kernel if points is coords else None, budget)
     network = described_network(net) or {"class": type(net).__name__}
-    jacobians_of = net.hidden_layers if isinstance(net, INR) and capture.closed_form else 0
-    steps = len(range(0, len(coords), rows)) + len(kernel.specs) + 1 + jacobians_of
+    mlp = capture.mlp
+    jacobians_of = 0 if mlp is None else len(mlp.hidden)
+    steps = len(range(0, len(coords), grid.rows)) + len(kernel.specs) + 1 + jacobians_of
     with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
-        representations, sensitivities = _full_grid(capture, coords, rows, rtols, bar)
+        representations, sensitivities = _full_grid(grid, rtols, bar)
         weights, products = _weights(net, capture, rtols)
-        jacobians = _feature_jacobians(net, capture, _sampled(coords, jacobian_pixels, generator), rtols, budget, bar)
+        pixels = _sampled(coords, jacobian_pixels, generator)
+        jacobians = () if mlp is None else feature_jacobians(mlp, capture.inputs(pixels), rtols, budget, bar)
         whole, blocks, bounds = _kernels(kernel, rtols, seed, bar)
     return DiagnosisReport(
         network=network,
@@ -174,7 +175,8 @@ def _check_tolerances(rtols: Sequence[float]) -> tuple[float, ...]:
 
 
 def _grid_axes(coords: Tensor) -> list[Tensor] | None:
-    """Return the axes whose row-major product ``coords`` is, or None if it is no such grid."""
+    """Return the axes whose row-major product ``coords`` is, on the CPU, or None if it is no such grid."""
+    coords = coords.cpu()
     axes = [torch.unique(column) for column in coords.unbind(1)]
     if math.prod(len(axis) for axis in axes) != len(coords):
         return None
@@ -199,7 +201,7 @@ def _thinned(coords: Tensor, limit: int) -> Tensor:
         stride += 1
     # Centred: what the last step leaves over is shared between both ends.
     thinned = [axis[(len(axis) - 1) % stride // 2 :: stride] for axis in axes]
-    return torch.stack(torch.meshgrid(*thinned, indexing="ij"), dim=-1).reshape(-1, len(axes))
+    return torch.stack(torch.meshgrid(*thinned, indexing="ij"), dim=-1).reshape(-1, len(axes)).to(coords.device)
 
 
 def _sampled(coords: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -208,23 +210,62 @@ def _sampled(coords: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return coords[torch.randperm(len(coords), generator=generator)[:count].sort().values.to(coords.device)]
 
 
-def _chunk_rows(capture: Capture, budget: int) -> int:
-    """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget.
+@dataclass(frozen=True)
+class _Grid:
+    """The full grid, whose factors come in chunks of so many points: computed here, or those that the kernel keeps."""
+
+    capture: Capture
+    coords: Tensor
+    rows: int
+    store: FactorStore | None
+    pass_errors: Callable[[], PassErrors]
+
+    def passes(self) -> Iterator[Sequence[Factors]]:
+        """Yield the factors of all points, chunk by chunk."""
+        if self.store is not None:
+            for _, factors in self.store.chunks(self.rows):
+                yield factors
+        else:
+            for part in chunks(len(self.coords), self.rows):
+                yield self.capture(self.coords[part])
+
+
+def _grid(capture: Capture, coords: Tensor, kernel: NTK | None, budget: int) -> _Grid:
+    """Return the full grid; ``kernel`` is that on all of it, if there is one.
 
     Raises
     ------
     MemoryBudgetError
         The square matrices of all layers leave no room for a chunk.
     """
+    if kernel is None:
+        return _Grid(capture, coords, _chunk_rows(capture, budget), None, lambda: capture.pass_errors(coords))
+    store = kernel.rows.store
+    squares, each = _chunk_bytes(capture)
+    # Kept factors take half of the budget, and a pass that makes them half of that.
+    shared = store.fits and squares + each * min(CHUNK_ROWS, len(coords)) <= budget // SHARED
+    rows = _chunk_rows(capture, budget // SHARED if shared else budget)
+    return _Grid(capture, coords, rows, store if shared else None, lambda: store.pass_errors)
+
+
+def _chunk_bytes(capture: Capture) -> tuple[int, int]:
+    """Return the bytes of the square matrices of all layers, and of a point in a chunk."""
     blocks = [spec.block for spec in capture.layers]
-    numbers = sum(b * capture.outputs + a for b, a in blocks)
+    numbers = sum(b * capture.outputs + a for a, b in blocks)
     widest = max(max(block) for block in blocks)
     each = 8 * numbers * (PASS_BUFFERS if capture.plain else HOOKED_BUFFERS)
     # One for every factor, and two more like the largest: of a chunk stacked under it, and of LAPACK.
-    squares = 8 * (sum(a * a + b * b for b, a in blocks) + 2 * widest * widest)
+    return 8 * (sum(a * a + b * b for a, b in blocks) + 2 * widest * widest), each
+
+
+def _chunk_rows(capture: Capture, budget: int) -> int:
+    """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget."""
+    squares, each = _chunk_bytes(capture)
+    widest = max(max(spec.block) for spec in capture.layers)
     instead = "take a narrower network or fewer of its layers (params=)"
     require(max(0, squares + each - UNCOUNTED), budget, "a diagnosis' square matrices", instead)
-    return max(1, min(max(CHUNK_ROWS, widest), (budget - squares) // each))
+    liked = max(CHUNK_ROWS, widest) if capture.device.type == "cpu" else DEVICE_ROWS
+    return max(1, min(liked, (budget - squares) // each))
 
 
 # ---- representations and sensitivities on the full grid ----------------------------------------------------------
@@ -233,14 +274,13 @@ Key = tuple[str, str]
 """``"features"`` or ``"sensitivities"``, and the parameter layer's name."""
 
 
-@dataclass
 class _Tally:
-    """What is counted of one parameter layer while the grid streams by."""
+    """What is counted of one parameter layer while the grid streams by, on the device of the factors."""
 
-    alive_units: Tensor | None = None
-    dead_features: int = 0
-    dead_sensitivities: int = 0
-    trace: float = 0.0
+    def __init__(self, device: torch.device) -> None:
+        self.alive_units: Tensor | None = None
+        # Dead features, dead sensitivities and the trace: numbers that fp64 holds exactly, the first two.
+        self.numbers = torch.zeros(3, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor | None, factors: Factors, outputs: int) -> None:
         """Count one chunk; ``features`` are Z without the column of ones."""
@@ -248,11 +288,34 @@ class _Tally:
             alive = features != 0
             units = alive.any(0)
             self.alive_units = units if self.alive_units is None else self.alive_units | units
-            self.dead_features += int((~alive.any(1)).sum())
+            self.numbers[0] += (~alive.any(1)).sum()
         if factors.sensitivities is not None:
-            self.dead_sensitivities += int((factors.sensitivities == 0).all(2).any(1).sum())
+            self.numbers[1] += (~(factors.sensitivities != 0).any(2).all(1)).sum()
         pair = (factors.features, factors.sensitivities)
-        self.trace += float(gram_diagonal([pair], "trace", outputs).sum())
+        self.numbers[2] += gram_diagonal([pair], "trace", outputs).sum()
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What was counted of one layer; ``dead_units`` is None where it has no features of its own."""
+
+    dead_units: int | None
+    dead_features: int
+    dead_sensitivities: int
+    trace: float
+
+
+def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
+    """Return what was counted, all of it in one transfer."""
+    parts = []
+    for tally in tallies.values():
+        dead = tally.numbers.new_zeros(1) if tally.alive_units is None else (~tally.alive_units).sum().view(1)
+        parts += [tally.numbers, dead.to(tally.numbers.dtype)]
+    rows = torch.cat(parts).view(-1, 4).tolist()
+    return {
+        name: _Counts(None if tally.alive_units is None else int(units), int(features), int(sensitivities), trace)
+        for (name, tally), (features, sensitivities, trace, units) in zip(tallies.items(), rows, strict=True)
+    }
 
 
 def _features(spec: LayerSpec, factors: Factors) -> Tensor | None:
@@ -274,51 +337,49 @@ def _matrices(layers: Sequence[LayerSpec], factors: Sequence[Factors]) -> Iterat
 
 
 def _full_grid(
-    capture: Capture, coords: Tensor, rows: int, rtols: tuple[float, ...], bar: tqdm
+    grid: _Grid, rtols: tuple[float, ...], bar: tqdm
 ) -> tuple[tuple[Representation, ...], tuple[Sensitivity, ...]]:
     """Return the spectra of both factors of every layer on all points: Gram matrices, TSQR for those they fail."""
-    tallies = {spec.name: _Tally() for spec in capture.layers}
+    capture, device = grid.capture, grid.coords.device
+    tallies = {spec.name: _Tally(device) for spec in capture.layers}
     streams: dict[Key, StreamedGram | StreamedQR] = {}
     bar.set_description("full grid")
     first = StreamedGram if rtols[-1] >= GRAM_RTOL else StreamedQR
-    for factors in _passes(capture, coords, rows):
+    for factors in grid.passes():
         for spec, layer in zip(capture.layers, factors, strict=True):
             tallies[spec.name].add(_features(spec, layer), layer, capture.outputs)
         for key, matrix in _matrices(capture.layers, factors):
             if key not in streams:
-                streams[key] = first(matrix.shape[1], matrix.device)
+                streams[key] = first(matrix.shape[1], device)
             streams[key].add(matrix)
         bar.update()
-    errors = _errors(capture, coords)
+    counts = _read(tallies)
+    errors = _errors(grid)
     spectra = {key: _singular_values(key, stream, errors[key]) for key, stream in streams.items()}
     again: dict[Key, StreamedQR] = {}
     if first is StreamedGram:
         for key, values in spectra.items():
             if any(v.floor > rtols[-1] for v in values):
-                again[key] = StreamedQR(values[-1].shape[1], coords.device)
+                again[key] = StreamedQR(values[-1].shape[1], device)
     if again:
         bar.set_description("full grid, TSQR")
-        for factors in _passes(capture, coords, rows):
+        for factors in grid.passes():
             for key, matrix in _matrices(capture.layers, factors):
                 if key in again:
                     again[key].add(matrix)
         spectra |= {key: _singular_values(key, stream, errors[key]) for key, stream in again.items()}
-    sensitivities = _sensitivities(capture, spectra, tallies, rtols, len(coords))
-    return _representations(capture, spectra, tallies, rtols), sensitivities
+    sensitivities = _sensitivities(capture, spectra, counts, rtols, len(grid.coords))
+    return _representations(capture, spectra, counts, rtols), sensitivities
 
 
-def _passes(capture: Capture, coords: Tensor, rows: int) -> Iterator[tuple[Factors, ...]]:
-    for part in chunks(len(coords), rows):
-        yield capture(coords[part])
-
-
-def _errors(capture: Capture, coords: Tensor) -> dict[Key, float]:
+def _errors(grid: _Grid) -> dict[Key, float]:
     """Return what rounding in the factor pass does to every matrix, a bound on its spectral norm."""
-    found = capture.pass_errors(coords)
+    found = grid.pass_errors()
+    squares = torch.stack([found.features, found.sensitivities]).tolist()
     errors: dict[Key, float] = {}
-    for layer, spec in enumerate(capture.layers):
-        errors["features", spec.name] = SAFETY * math.sqrt(float(found.features[layer]))
-        errors["sensitivities", spec.name] = SAFETY * math.sqrt(float(found.sensitivities[layer]))
+    for spec, features, sensitivities in zip(grid.capture.layers, *squares, strict=True):
+        errors["features", spec.name] = SAFETY * math.sqrt(features)
+        errors["sensitivities", spec.name] = SAFETY * math.sqrt(sensitivities)
     return errors
 
 
@@ -333,18 +394,17 @@ def _singular_values(key: Key, stream: StreamedGram | StreamedQR, error: float) 
 def _representations(
     capture: Capture,
     spectra: Mapping[Key, tuple[SingularValues, ...]],
-    tallies: Mapping[str, _Tally],
+    counts: Mapping[str, _Counts],
     rtols: tuple[float, ...],
 ) -> tuple[Representation, ...]:
     """Return the inputs of the linear layers, each named by the layer that it comes from."""
     found, name = [], "input"
     for spec in capture.layers:
-        tally = tallies[spec.name]
-        if tally.alive_units is None:
+        own = counts[spec.name]
+        if own.dead_units is None:
             continue
         plain, with_ones = (matrix_spectrum(values, rtols) for values in spectra["features", spec.name])
-        dead = int((~tally.alive_units).sum())
-        found.append(Representation(name, plain, with_ones, dead, tally.dead_features))
+        found.append(Representation(name, plain, with_ones, own.dead_units, own.dead_features))
         name = spec.name
     return tuple(found)
 
@@ -352,32 +412,32 @@ def _representations(
 def _sensitivities(
     capture: Capture,
     spectra: Mapping[Key, tuple[SingularValues, ...]],
-    tallies: Mapping[str, _Tally],
+    counts: Mapping[str, _Counts],
     rtols: tuple[float, ...],
     points: int,
 ) -> tuple[Sensitivity, ...]:
     m = capture.outputs
     # The head's sensitivities are the identity at every point, and not streamed.
     head = SingularValues(torch.full((m,), math.sqrt(points), dtype=torch.float64), 0.0, (points * m, m), "identity")
-    total = sum(tally.trace for tally in tallies.values())
+    total = sum(own.trace for own in counts.values())
     found = []
     for spec in capture.layers:
         (values,) = spectra.get(("sensitivities", spec.name), (head,))
-        tally = tallies[spec.name]
+        own = counts[spec.name]
         found.append(
             Sensitivity(
                 name=spec.name,
                 kind=spec.kind,
                 spectrum=matrix_spectrum(values, rtols),
-                dead_pixels=tally.dead_sensitivities,
-                trace=tally.trace,
-                trace_share=tally.trace / total if total > 0 else 0.0,
+                dead_pixels=own.dead_sensitivities,
+                trace=own.trace,
+                trace_share=own.trace / total if total > 0 else 0.0,
             )
         )
     return tuple(found)
 
 
-# ---- weights and feature Jacobians -------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------
 
 
 def _weights(
@@ -385,12 +445,12 @@ def _weights(
 ) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
     """Return the spectra of the single weights, and of an INR's products ``W_{h-1} ... W_k`` without the head."""
     linear = {spec.name: net.get_submodule(spec.name).weight for spec in capture.layers if spec.kind == "linear"}
-    weights = {name: w.detach().double() for name, w in linear.items() if isinstance(w, Tensor)}
+    weights = {name: w.detach().double().cpu() for name, w in linear.items() if isinstance(w, Tensor)}
     singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
     if not isinstance(net, INR) or not capture.closed_form:
         return singles, ()
     names = [f"layers.{k}" for k in range(net.hidden_layers)]
-    hidden = [net.get_parameter(f"{name}.weight").detach().double() for name in names]
+    hidden = [net.get_parameter(f"{name}.weight").detach().double().cpu() for name in names]
     products = (
         _weight(tuple(reversed(names[k:])), torch.linalg.multi_dot(hidden[k:][::-1]), rtols)
         for k in range(len(hidden) - 1)
@@ -404,64 +464,6 @@ def _weight(factors: tuple[str, ...], matrix: Tensor, rtols: tuple[float, ...]) 
     return Weight(factors, matrix_spectrum(replace(values, shape=(matrix.shape[0], matrix.shape[1])), rtols))
 
 
-def _feature_jacobians(
-    net: nn.Module, capture: Capture, pixels: Tensor, rtols: tuple[float, ...], budget: int, bar: tqdm
-) -> tuple[FeatureJacobian, ...]:
-    """Return the ranks of every hidden layer's ``d z_out / d z_in`` at ``pixels``; norms count, batch norm frozen."""
-    if not isinstance(net, INR) or not capture.closed_form:
-        return ()
-    exact = copy.deepcopy(net).double().requires_grad_(False)
-    features = pixels.double()
-    if exact.encoding is not None:
-        features = exact.encoding(features)
-    tolerances = torch.tensor(rtols, dtype=torch.float64, device=pixels.device)
-    found = []
-    for index in range(exact.hidden_layers):
-        bar.set_description(f"feature Jacobians of layers.{index}")
-        layer = exact.layers[index]
-        assert isinstance(layer, nn.Linear)
-        preactivations = layer(features)
-        counts = []
-        buffers = TANGENT_BUFFERS if isinstance(exact.norms[index], SphereNorm) else JACOBIAN_BUFFERS
-        each = 8 * buffers * layer.out_features * max(layer.in_features, layer.out_features)
-        for part in chunks(len(pixels), max(1, min(JACOBIAN_ROWS, budget // (2 * each)))):
-            for matrix in _slopes(exact, index, preactivations[part], layer.weight):
-                alive = matrix[(matrix != 0).any(1)]  # a ReLU leaves half of the rows, or none
-                values = torch.linalg.svdvals(alive).unsqueeze(1)
-                counts.append((values > tolerances * values[:1]).sum(0))
-        ranks = torch.stack(counts)
-        found.append(
-            FeatureJacobian(
-                name=f"layers.{index}",
-                rows=layer.out_features,
-                columns=layer.in_features,
-                pixels=len(pixels),
-                ranks=tuple(
-                    PixelRanks(rtol, int(column.min()), float(column.double().quantile(0.5)), int(column.max()))
-                    for rtol, column in zip(rtols, ranks.unbind(1), strict=True)
-                ),
-            )
-        )
-        features = exact.activate(index, preactivations)
-        bar.update()
-    return tuple(found)
-
-
-def _slopes(net: INR, index: int, preactivations: Tensor, weight: Tensor) -> Tensor:
-    """Return ``d activate(u_n) / d u_n`` times the weight at every point, (n, D_out, D_in)."""
-    if isinstance(net.norms[index], SphereNorm):
-
-        def activate_one(u: Tensor) -> Tensor:
-            return net.activate(index, u.unsqueeze(0)).squeeze(0)
-
-        return torch.func.vmap(torch.func.jacfwd(activate_one))(preactivations) @ weight
-    # Elementwise, so the gradient of the sum holds the whole diagonal.
-    with torch.enable_grad():
-        u = preactivations.detach().requires_grad_()
-        (diagonal,) = torch.autograd.grad(net.activate(index, u).sum(), u)
-    return diagonal.unsqueeze(2) * weight
-
-
 # ---- the tangent kernel and its blocks ---------------------------------------------------------------------------
 
 
@@ -470,7 +472,7 @@ def _kernels(
 ) -> tuple[KernelSpectrum, tuple[KernelSpectrum, ...], tuple[BlockBounds, ...]]:
     """Return the eigenvalues of the kernel and of its blocks, all counted above the same absolute thresholds."""
     bar.set_description("eigenvalues of the NTK")
-    whole = kernel.spectrum(rtols[-1], seed=seed, progress=False)
+    whole = _on_cpu(kernel.spectrum(rtols[-1], seed=seed, progress=False))
     bar.update()
     largest = float(whole.eigenvalues[0])
     if (whole.method == "dense" and largest > 0) or math.isinf(whole.upper_error):
@@ -479,11 +481,16 @@ def _kernels(
     spectra: dict[str, Spectrum] = {}
     for name, block in kernel.layers.items():
         bar.set_description(f"eigenvalues of {name}")
-        spectra[name] = _block_spectrum(block, rtols[-1], thresholds[rtols[-1]], seed)
+        spectra[name] = _on_cpu(_block_spectrum(block, rtols[-1], thresholds[rtols[-1]], seed))
         bar.update()
     bounds = tuple(_bounds(whole, list(spectra.values()), rtol, tau) for rtol, tau in thresholds.items())
     blocks = tuple(kernel_spectrum(name, spectrum, thresholds) for name, spectrum in spectra.items())
     return kernel_spectrum("ntk", whole, thresholds), blocks, bounds
+
+
+def _on_cpu(spectrum: Spectrum) -> Spectrum:
+    """Return a spectrum that is counted on the CPU, many times."""
+    return replace(spectrum, eigenvalues=spectrum.eigenvalues.cpu())
 
 
 def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectrum:
@@ -494,7 +501,9 @@ def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectru
     """
     n, columns = block.shape[0], block.outputs * block.rows.shape[1]
     left = block.memory_budget - block.rows.store.bytes_held - 8 * GRAMS * columns**2
-    rows = min(CHUNK_ROWS, left // (2 * 8 * columns))
+    on_cpu = block.device.type == "cpu"
+    # Beside a chunk of rows what makes it, and the sums of its blocks where it is long.
+    rows = min(CHUNK_ROWS if on_cpu else DEVICE_ROWS, left // ((2 if on_cpu else 3) * 8 * columns))
     if columns <= 2 * min(n, SMALL) and rows >= min(n, LEAST_ROWS):
         gram = StreamedGram(columns, block.device)
         for points in chunks(n, rows):

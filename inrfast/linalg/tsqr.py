@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ GRAM_RTOL = 1e-7
 CHUNK_ROWS = 512
 """Rows a chunk (or the number of columns, if larger): enough for products at full speed, few enough for the caches."""
 
+HOST_ORDER = 512
+"""Order up to which a GPU's Gram matrix is decomposed on the CPU: 20 ms at 512, where cuSOLVER takes as long."""
+
 ROUNDOFF = torch.finfo(torch.float64).eps / 2
 
 
@@ -36,7 +40,7 @@ class SingularValues:
     Attributes
     ----------
     values
-        Descending, fp64, as many as the smaller side of the matrix.
+        Descending, fp64, on the CPU, as many as the smaller side of the matrix.
     error
         ``"tsqr"``: every true value lies within ``error`` of the computed one; ``"gram"``: its square does.
     shape
@@ -112,6 +116,31 @@ class SingularValues:
         return float(torch.exp(-(p * p.log()).sum()))
 
 
+F = TypeVar("F", float, Tensor)
+
+
+def gram_error(order: F, additions: int, longest: F, total: F, largest: F, products: F) -> F:
+    """Return a bound on the error of the eigenvalues of a computed Gram matrix of order d, in fp64.
+
+    Entry (i, j) has an error of ``sqrt(c) u |a_i| |a_j|``; a matrix of independent errors of that size has a spectral
+    norm of at most about ``4 sqrt(c) u max |a_i| |A|_F`` (Bandeira and van Handel, Ann. Probab. 44(4), 2016). The
+    eigenvalue solver adds ``d u lambda_1``, underflow ``d`` times the smallest number a product.
+
+    Parameters
+    ----------
+    order
+        d; like the following a number, or one for each of several matrices.
+    additions
+        c, the length of the sums.
+    longest, total, largest
+        ``max |a_i|^2``, ``|A|_F^2`` and lambda_1.
+    products
+        Number of products in a sum, times what they are multiplied by afterwards.
+    """
+    error = (4 * math.sqrt(additions) * longest**0.5 * total**0.5 + order * largest) * ROUNDOFF
+    return error + products * order * torch.finfo(torch.float64).tiny
+
+
 class StreamedGram:
     """The Gram matrix ``A^T A`` of the rows added so far, in fp64.
 
@@ -127,39 +156,61 @@ class StreamedGram:
         self.rows = 0
         self._gram = torch.zeros(columns, columns, dtype=torch.float64, device=device)
         self._additions = 0
+        self._longest = 0
+        self._read: Tensor | None = None
 
     def add(self, rows: Tensor) -> None:
-        """Add a chunk of rows (n, columns)."""
+        """Add a chunk of rows (n, columns); nothing waits for a GPU.
+
+        Blocks of a long chunk are summed apart, which keeps the sums short and fills a GPU; that takes as much memory
+        as the chunk at most.
+        """
         rows = rows.to(self._gram.dtype)
-        self._gram.addmm_(rows.t(), rows)
-        self._additions = max(self._additions, len(rows)) + 1
+        block = max(CHUNK_ROWS, len(self._gram))
+        whole = len(rows) - len(rows) % block if len(rows) >= 2 * block else 0
+        if whole > 0:
+            blocks = rows[:whole].unflatten(0, (-1, block))
+            self._gram += torch.bmm(blocks.mT, blocks).sum(0)
+            self._count(block, whole // block)
+        if whole < len(rows):
+            self._gram.addmm_(rows[whole:].t(), rows[whole:])
+            self._count(len(rows) - whole, 1)
         self.rows += len(rows)
+        self._read = None
+
+    def _count(self, length: int, number: int) -> None:
+        """Count the additions of so many sums of one length, and of what is added up of them."""
+        longest = max(self._longest, length)
+        self._additions += longest - self._longest + number
+        self._longest = longest
 
     def without_zeros(self) -> int:
         """Leave out columns of zeros (one stays, if all are); return how many are left."""
-        alive = self._gram.diagonal() != 0
-        alive[0] |= not bool(alive.any())
-        self._gram = self._gram[alive][:, alive]
+        alive = (self._gram.diagonal() != 0).cpu().nonzero().flatten()
+        if len(alive) < len(self._gram):
+            alive = (alive if len(alive) > 0 else torch.tensor([0])).to(self._gram.device)
+            self._gram = self._gram[alive][:, alive]
+            self._read = None
         return len(self._gram)
 
-    def singular_values(self, columns: int | None = None) -> SingularValues:
-        """Return the singular values of all columns, or of the first ``columns``.
+    def _matrix(self) -> Tensor:
+        """Return the matrix where it is decomposed: on the CPU up to :data:`HOST_ORDER`, read there once."""
+        if self._read is None:
+            small = len(self._gram) <= HOST_ORDER
+            self._read = self._gram.cpu() if small else self._gram
+        return self._read
 
-        Entry (i, j) of the Gram matrix has an error of ``sqrt(c) u |a_i| |a_j|``; a matrix of independent errors of
-        that size has a spectral norm of at most about ``4 sqrt(c) u max |a_i| |A|_F`` (Bandeira and van Handel,
-        Ann. Probab. 44(4), 2016). The eigenvalue solver adds ``D u lambda_1``, underflow ``n D`` times the smallest
-        number.
-        """
-        gram = self._gram[:columns, :columns]
+    def singular_values(self, columns: int | None = None) -> SingularValues:
+        """Return the singular values of all columns, or of the first ``columns``; :func:`gram_error` is theirs."""
+        gram = self._matrix()[:columns, :columns]
         d = len(gram)
         shape, count = (self.rows, d), min(self.rows, d)
         if not bool(torch.isfinite(gram).all()):  # the squares overflow: nothing is known, TSQR has to do it
-            return SingularValues(gram.new_zeros(count), math.inf, shape, "gram")
-        eigenvalues = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0)
-        squares = gram.diagonal()
-        norms = math.sqrt(float(squares.max())) * math.sqrt(float(squares.sum()))
-        error = (4 * math.sqrt(self._additions) * norms + d * float(eigenvalues[0])) * ROUNDOFF
-        error += self.rows * d * torch.finfo(torch.float64).tiny
+            return SingularValues(torch.zeros(count, dtype=gram.dtype), math.inf, shape, "gram")
+        eigenvalues = torch.linalg.eigvalsh(gram).flip(0).clamp_min(0).cpu()
+        squares, largest = gram.diagonal(), float(eigenvalues[0])
+        longest, total = float(squares.max()), float(squares.sum())
+        error = gram_error(float(d), self._additions, longest, total, largest, float(self.rows))
         return SingularValues(eigenvalues[:count].sqrt(), error, shape, "gram")
 
 
@@ -194,9 +245,10 @@ class StreamedQR:
         Householder QR perturbs every column by ``sqrt(c) u`` of its norm, hence ``4 sqrt(c) u |A|_F`` overall.
         """
         r = self._r[:, :columns]
+        r = r.cpu() if len(r) <= HOST_ORDER else r
         if not bool(torch.isfinite(r).all()):
             raise ValueError("the matrix holds NaN or Inf, or numbers near the largest of fp64")
-        values = torch.linalg.svdvals(r)[: self.rows]
+        values = torch.linalg.svdvals(r)[: self.rows].cpu()
         largest = float(values[0])
         # Scaled, so that no square over- or underflows.
         frobenius = largest * float(torch.linalg.vector_norm(values / largest)) if largest > 0 else 0.0

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -238,6 +239,37 @@ def _norm_backward(
         normalised, slope = state
         return gradient * slope, NormFactors(normalised, gradient.contiguous())
     return _sphere_backward(gradient, *state), None
+
+
+class Slopes(NamedTuple):
+    """The derivative of a hidden layer's output in its pre-activations: ``diag(left) (I - v v^T) diag(right)``.
+
+    Each of shape (n, D), v being ``direction``; without a sphere norm, which alone mixes units, ``diag(left)``.
+    """
+
+    left: Tensor
+    direction: Tensor | None = None
+    right: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Slopes:
+        """Return the same with every tensor changed."""
+        direction, right = (None if t is None else change(t) for t in (self.direction, self.right))
+        return Slopes(change(self.left), direction, right)
+
+
+def hidden_slopes(layer: HiddenLayer, inputs: Tensor) -> tuple[Tensor, Slopes]:
+    """Return a hidden layer's output (n, D) at ``inputs`` (n, D_in), and its derivative. Autograd must be off."""
+    values, gate, state = _hidden_forward(layer, inputs, Room(), 0)
+    values = values[:, :-1]
+    if layer.norm != "sphere":
+        slopes, _ = _hidden_backward(layer, torch.ones_like(gate).unsqueeze(1), gate, state)
+        return values, Slopes(slopes.squeeze(1))
+    assert state is not None
+    projected, factor = state
+    direction = projected / projected.shape[1] ** 0.5  # where one unit is left, a one: its derivative vanishes exactly
+    if layer.norm_after:
+        return values, Slopes(factor.expand_as(gate), direction, gate)
+    return values, Slopes(gate * factor, direction)
 
 
 # ---- the fused pass ----------------------------------------------------------------------------------------------
