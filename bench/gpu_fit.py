@@ -49,7 +49,7 @@ class Problem:
         waves = torch.stack([coords[:, 0] * 3, coords[:, 1] * 5, coords.prod(1) * 4], 1)
         return cls(nets, coords, 0.5 * torch.sin(waves + phases))
 
-    def fused(self, precision: str, at_once: int) -> Callable[[], Tensor]:
+    def fused(self, precision: str, at_once: int) -> Callable[[], Any]:
         """Return what takes ``at_once`` fused steps of all networks."""
         stack = Stack(self.nets, flat=True)
         data = Data(self.coords.unsqueeze(0), self.targets)

@@ -11,6 +11,7 @@ Every kernel takes a model axis: many networks of one shape in one launch.
 
 from __future__ import annotations
 
+import functools
 import struct
 from dataclasses import dataclass, replace
 from typing import Any
@@ -300,6 +301,7 @@ def kind_of(dtype: str, precision: str) -> str:
     return "fp64" if dtype == "float64" else "fp16"
 
 
+@functools.cache
 def fitting(config: Config, columns: int) -> Config:
     """Return a configuration whose tile is not wider than the columns there are, but 16 at least."""
     return replace(config, columns=min(config.columns, max(16, triton.next_power_of_2(columns))))
@@ -320,6 +322,12 @@ def common(kind: str, config: Config) -> dict[str, Any]:
 def resources(config: Config) -> dict[str, Any]:
     """Return the options of a launch."""
     return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+
+
+@functools.cache
+def _options(kind: str, config: Config) -> dict[str, Any]:
+    """Return choices and options of a launch together, made once: a dictionary takes as long as a small kernel."""
+    return common(kind, config) | resources(config)
 
 
 def launch_forward(
@@ -350,8 +358,7 @@ def launch_forward(
         SAVED=keep,
         BIAS=bias is not None,
         FEW=x.shape[2] <= FEW,
-        **common(kind, config),
-        **resources(config),
+        **_options(kind, config),
     )
 
 
@@ -378,8 +385,7 @@ def launch_input_gradient(
         saved.stride(0),
         ACTIVATION=activation,
         SAVED=keep,
-        **common(kind, config),
-        **resources(config),
+        **_options(kind, config),
     )
 
 
@@ -424,6 +430,5 @@ def launch_weight_gradient(
         ACTIVATION=activation,
         SAVED=keep,
         BIAS=biases is not None,
-        **common(kind, config),
-        **resources(config),
+        **_options(kind, config),
     )

@@ -89,7 +89,8 @@ def fused_linear(
     >>> y.shape
     torch.Size([5, 8])
     """
-    _check(x, weight, bias)
+    if not _belong(x, weight, bias):
+        _check(x, weight, bias)
     if activation not in ACTIVATIONS or type(omega) is not float or not 0.0 < omega < math.inf:
         check_choice("activation", activation, ACTIVATIONS)
         omega = check_float("omega", omega, minimum=0.0, exclusive=True)
@@ -104,6 +105,18 @@ def fused_linear(
         with torch.autocast(kind, enabled=False):
             return _run(x, weight, bias, activation, omega, precision, chosen)
     return _run(x, weight, bias, activation, omega, precision, chosen)
+
+
+def _belong(x: Any, weight: Any, bias: Any) -> bool:
+    """Return whether tensors make a linear layer, and have one dtype: what nearly every call has, told in one look."""
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        return False
+    dtype, device, shape = x.dtype, x.device, weight.shape
+    if dtype not in DTYPES or weight.dtype is not dtype or weight.device != device:
+        return False
+    if len(shape) != 2 or x.ndim < 1 or x.shape[-1] != shape[1]:
+        return False
+    return bias is None or (bias.dtype is dtype and bias.device == device and bias.shape == shape[:1])
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -131,13 +144,35 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float, precision: str, backend: str
 ) -> Tensor:
-    size = x.shape[:-1].numel() * len(weight) * x.element_size()
-    if backend == "torch" and x.device.type == "cpu" and (activation == "identity" or size <= LARGE):
-        return _by_torch(F.linear(x, weight, bias), activation, omega)
+    if backend == "torch" and x.device.type == "cpu":
+        size = x.shape[:-1].numel() * weight.shape[0] * x.element_size()
+        if activation == "identity" or size <= LARGE:
+            return _by_torch(F.linear(x, weight, bias), activation, omega)
     if torch.compiler.is_compiling():
         # Dynamo takes operators whole, and would refuse the Function for its forward mode.
         return torch.ops.inrfast.fused_linear(x, weight, bias, activation, omega, precision, backend)
-    return _apply(x, weight, bias, activation, omega, precision, backend)
+    if not _is_plain(x, weight, bias):
+        return _apply(x, weight, bias, activation, omega, precision, backend)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        return _Eager.apply(x, weight, bias, activation, omega, precision, backend)
+    y, _ = _forward(*_as_model(x, weight, bias), activation, omega, precision, backend, False)
+    return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def _is_plain(*tensors: Tensor | None) -> bool:
+    """Return whether nothing looks on: no transform, tracer, mode or subclass that must see the operators."""
+    return (
+        all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _as_model(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the tensors of a layer as those of one model."""
+    return x.reshape(1, -1, x.shape[-1]), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
 
 
 def _by_torch(u: Tensor, activation: str, omega: float) -> Tensor:
@@ -163,17 +198,7 @@ def _apply(
     """Return the layer's result by the operators below, as one model's."""
     backend = backends.resolve(backend, x.device)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    rows = x.reshape(1, -1, x.shape[-1])
-    y, _ = _FusedLinear.apply(
-        rows,
-        weight.unsqueeze(0),
-        None if bias is None else bias.unsqueeze(0),
-        activation,
-        omega,
-        precision,
-        backend,
-        keep,
-    )
+    y, _ = _FusedLinear.apply(*_as_model(x, weight, bias), activation, omega, precision, backend, keep)
     return y.view(*x.shape[:-1], len(weight))
 
 
@@ -296,6 +321,44 @@ class _Gradients(torch.autograd.Function):
         return tuple(t if needed else t[:, :0] for t, needed in zip(found, ctx.needs, strict=True))
 
 
+class _Eager(torch.autograd.Function):
+    """The layer of one model where nothing but autograd looks on: the operators' own functions, called directly.
+
+    Passing an operator and a Function that ``torch.func`` can see takes the host several times as long as a kernel.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        activation: str,
+        omega: float,
+        precision: str,
+        backend: str,
+    ) -> Tensor:
+        y, saved = _forward(*_as_model(x, weight, bias), activation, omega, precision, backend, True)
+        y = y.view(*x.shape[:-1], weight.shape[0])
+        ctx.settings = activation, omega, precision, backend
+        ctx.save_for_backward(x, weight, bias, y if kept(activation, backend) == "result" else saved)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight, bias, saved = ctx.saved_tensors
+        needs = [needed and t is not None for needed, t in zip(ctx.needs_input_grad, (x, weight, bias), strict=False)]
+        flat, (rows, weights, biases) = gradient.reshape(1, -1, weight.shape[0]), _as_model(x, weight, bias)
+        saved = saved.reshape(1, flat.shape[1], saved.shape[-1])
+        activation, omega, precision, backend = ctx.settings
+        if torch.is_grad_enabled():  # the gradient is to be differentiated
+            dx, dw, db = _Gradients.apply(flat, rows, weights, biases, saved, *ctx.settings, *needs)
+        else:
+            dx, dw, db = _backward(flat, rows, weights, saved, activation, omega, precision, backend, needs)
+        dx, dw, db = dx.view(x.shape) if needs[0] else None, dw[0] if needs[1] else None, db[0] if needs[2] else None
+        return dx, dw, db, None, None, None, None
+
+
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return ``x W^T + b`` of several models, with torch's own derivatives."""
     u = x @ weight.mT
@@ -335,8 +398,7 @@ def _saved(y: Tensor, activation: str, backend: str, keep: bool) -> Tensor:
     return torch.empty_like(y) if what == "slope" else y.new_empty(*y.shape[:2], 0)
 
 
-@torch.library.custom_op("inrfast::fused_linear_forward", mutates_args=())
-def fused_linear_forward(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -377,14 +439,16 @@ def fused_linear_forward(
     return y, saved
 
 
+fused_linear_forward = torch.library.custom_op("inrfast::fused_linear_forward", _forward, mutates_args=())
+
+
 @fused_linear_forward.register_fake
 def _(x, weight, bias, activation, omega, precision, backend, keep):  # type: ignore[no-untyped-def]
     y = x.new_empty(len(weight), x.shape[1], weight.shape[1])
     return y, _saved(y, activation, backend, keep)
 
 
-@torch.library.custom_op("inrfast::fused_linear_backward", mutates_args=())
-def fused_linear_backward(
+def _backward(
     gradient: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -416,6 +480,9 @@ def fused_linear_backward(
             db[index] if needs[2] else None,
         )
     return dx, dw, db
+
+
+fused_linear_backward = torch.library.custom_op("inrfast::fused_linear_backward", _backward, mutates_args=())
 
 
 @fused_linear_backward.register_fake
@@ -504,10 +571,16 @@ def _launch_backward(
             models, outputs, inputs = weight.shape
             ranges, length = kernel.ranges_of(kind, models, x.shape[1], inputs, outputs, _programs(x.device))
             wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-            weights = x.new_empty(models, ranges, outputs, inputs, dtype=wide)
-            biases = x.new_empty(models, ranges, outputs, dtype=wide) if needs[2] else None
+            # The only range's part is the sum: it goes where the sum belongs.
+            direct = ranges == 1 and needs[1] and x.dtype == wide
+            weights = dw.unsqueeze(1) if direct else x.new_empty(models, ranges, outputs, inputs, dtype=wide)
+            biases = None
+            if needs[2]:
+                biases = db.unsqueeze(1) if direct else x.new_empty(models, ranges, outputs, dtype=wide)
             kernel.launch_weight_gradient(kind, gradient, x, saved, weights, biases, length, what, number)
-            if needs[1]:
-                dw.copy_(weights.sum(1))
-            if biases is not None:
-                db.copy_(biases.sum(1))
+            for sums, parts, needed in ((dw, weights, needs[1]), (db, biases, needs[2])):
+                if needed and parts is not None and not direct:
+                    if sums.dtype == wide:
+                        torch.sum(parts, 1, out=sums)
+                    else:
+                        sums.copy_(parts.sum(1))

@@ -283,6 +283,41 @@ def test_two_runs_are_equal_bit_by_bit(device, backend, monkeypatch):
     )
 
 
+@settings(max_examples=30, phases=[Phase.explicit, Phase.generate])
+@given(
+    activation=st.sampled_from(sorted(set(ACTIVATIONS) - {"identity"})),  # on a CPU that is torch's own linear
+    leading=st.sampled_from([(), (1,), (0, 3), (2, 17), (300,)]),
+    outputs=st.sampled_from([1, 9, 40]),
+    bias=st.booleans(),
+    wanted=st.sets(st.sampled_from(["x", "weight", "bias"]), min_size=1),
+    twice=st.booleans(),
+    chosen=st.sampled_from(["torch", "triton"]),
+)
+def test_a_call_that_only_autograd_sees_goes_past_the_operators_and_has_their_bits(
+    device, activation, leading, outputs, bias, wanted, twice, chosen
+):
+    rng = torch.Generator().manual_seed(outputs)
+    tensors = {name: torch.randn(*size, generator=rng).to(device)
+               for name, size in (("x", (*leading, 5)), ("weight", (outputs, 5)), ("bias", (outputs,)))}  # fmt: skip
+    wanted = [tensors[name].requires_grad_() for name in sorted(wanted) if bias or name != "bias"]
+    arguments = tensors["x"], tensors["weight"], tensors["bias"] if bias else None, activation, 1.5, "high", chosen
+    runs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(op, "LARGE", -1)
+        for function in (torch.ops.inrfast.fused_linear, fused_linear):
+            y = function(*arguments)
+            found = torch.autograd.grad(y, wanted, torch.ones_like(y), create_graph=twice) if wanted else ()
+            if twice and wanted and any(t.requires_grad for t in found):
+                total = sum(t.square().sum() for t in found)
+                found += torch.autograd.grad(total, wanted, allow_unused=True, materialize_grads=True)
+            with torch.no_grad():
+                runs.append([y, function(*arguments), *found])
+            for name in ("fused_linear_forward", "fused_linear_backward"):
+                if not twice:  # the second time they are not there
+                    patch.setattr(op, name, None)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
 def test_what_the_backward_keeps_is_cheap(device, backend):
     """Beyond x, the weight, the bias and y: a bit a number for ReLU, nothing for tanh, one number for sine."""
     x, weight, b = (t.requires_grad_() for t in layer(64, 3, 21, True, torch.float32, device))

@@ -1,6 +1,11 @@
 """Fits by fused steps: the trajectories of fp64, the same bits one step or many at a time, and everything a fit can."""
 
 import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -252,3 +257,27 @@ def test_a_backend_that_is_named_never_falls_back(device, monkeypatch):
     if device.type == "cpu":
         with pytest.raises(NotAvailableError, match="run on CUDA devices"):
             inr.fit(network(), coords, target, steps=2, backend="triton")
+
+
+def test_blocks_of_steps_are_graphs_of_their_own_gpu():
+    """On either of two GPUs: the numbers of the other one, everything in graphs, one wait a block; a capture that fails
+    leaves no trace but a warning."""
+    script = Path(__file__).parents[1] / "pretend_fits.py"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    alone, failed, passes = found["cuda:1"]["all points"], found["failing"], 3
+    assert found["cuda:0"]["all points"] == alone
+    assert found["many"]["violations"] == []
+    for name, case in found["cuda:1"].items():
+        assert case["violations"] == case["warnings"] == [] and case["current device"] == 0
+        first, _, *later = case["blocks"]
+        assert first["replays"] == 0 and len(later) >= 2
+        assert all(block["replays"] == 1 and block["waits"] == 1 for block in later)
+        # Rates, losses, finiteness; with batches the points of each step, and permutations for passes over them.
+        assert max(block["kernels"] for block in later) <= (8 if name == "all points" else 12 + 35 * passes)
+    assert failed["weights"] == alone["weights"] and failed["losses"] == alone["losses"]
+    assert failed["current device"] == 0
+    assert any("launched one by one, not as a CUDA graph: operation not permitted" in w for w in failed["warnings"])
+    assert not any(block["replays"] for block in failed["blocks"])
