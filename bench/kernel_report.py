@@ -186,6 +186,7 @@ def measure(entry: Entry) -> dict[str, Any]:
                 entry.kernel in ("jacobian_rows", "mlp_update") or options.get("bias_alone") or options.get("few")
             ),
             f"no {wanted}": wanted is not None and found.instructions[wanted] == 0,
+            "sums stay in the tensor cores": found.instructions["FFMA"] < _promotions(entry),
             f"32-bit offsets: {found.narrow_offsets}": bool(found.narrow_offsets),
         }.items()
         if there
@@ -199,6 +200,21 @@ def measure(entry: Entry) -> dict[str, Any]:
         "instructions": found.instructions,
         "faults": faults,
     }
+
+
+def _promotions(entry: Entry) -> int:
+    """Return the fewest fused multiply-adds a thread of a kernel whose three loops add a tile after every slab.
+
+    One more for the narrow columns: a compiler that made one chain of the sums again would leave half of them.
+    """
+    from inrfast.kernels import formats
+
+    if not entry.kernel.startswith("gram") or not formats.FORMATS[entry.format].promoted:
+        return 0
+    config = formats.config_for(
+        entry.format, divmod(entry.capability, 10), SHARED[entry.capability], entry.kernel == "gram_product"
+    )
+    return 4 * config.block**2 // (32 * config.warps)
 
 
 def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -219,11 +235,13 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types |= dict.fromkeys(("stride", "model_stride"), "i64" + sixteen) | dict.fromkeys(("n", "m"), "i32" + sixteen)
     types |= {"rows_padded": "i32:16", "columns_padded": "i32:16"}
     types |= dict.fromkeys(("slabs", "narrow", "narrow_layers", "layers", "tiles", "splits", "chunks"), "i32")
+    types |= {"one": "fp32"}
     constants = {
         "BLOCK": config.block,
         "SLAB": layout.slab,
         "PLANES": layout.planes,
         "PRECISION": layout.precision,
+        "PROMOTED": layout.promoted,
         "ACCUMULATOR": tl.float64 if layout.accumulator == "fp64" else tl.float32,
         "STAGES": config.stages,
         "COPY_ENGINE": config.copy_engine,

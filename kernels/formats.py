@@ -1,8 +1,11 @@
-"""Number formats of the Gram kernel's operands, and the tiles each is computed in; plain data, for hosts too."""
+"""Number formats of the Gram kernel's operands; plain data, for hosts too."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from inrfast.kernels import tiles
+from inrfast.kernels.tiles import Config
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Format:
         """Whether rows are rescaled after rounding, so that the kernel's diagonal is exact."""
         return self.dtype == "fp16" and self.planes == 1
 
+    @property
+    def promoted(self) -> bool:
+        """Whether sums leave the tensor cores after every slab, or the truncation of a long chain would break the
+        format's promise: ``"medium"`` loses more by its operands, and fp64 rounds."""
+        return self.accumulator == "fp32" and (self.planes == 2 or self.dtype == "fp32")
+
 
 FORMATS = {
     "fp16": Format("fp16", 1, 64, "ieee", "fp32"),
@@ -43,58 +52,7 @@ FORMATS = {
 }
 
 
-@dataclass(frozen=True)
-class Config:
-    """Tile and resources of one launch.
-
-    Attributes
-    ----------
-    block
-        Points a side of a tile.
-    warps, stages
-        Warps a program, and slabs in flight.
-    copy_engine
-        Whether slabs come through tensor descriptors (sm_90 and newer).
-    shared
-        Bytes of shared memory it may take; the ahead-of-time check holds the compiler to it.
-    """
-
-    block: int
-    warps: int
-    stages: int
-    copy_engine: bool
-    shared: int
-
-
-LARGE_SHARED = 200 * 1024
-"""Bytes of shared memory a program, from which on the large configurations are taken (data-centre GPUs since sm_90)."""
-
-LARGE = {
-    "fp16": Config(128, 8, 3, True, 100 * 1024),
-    "fp16x3": Config(128, 8, 3, True, 196 * 1024),
-    "tf32x3": Config(64, 4, 3, True, 50 * 1024),
-    "fp64": Config(64, 8, 3, True, 34 * 1024),
-}
-
-SMALL = {
-    "fp16": Config(128, 8, 3, False, 64 * 1024),
-    "fp16x3": Config(64, 4, 2, False, 34 * 1024),
-    "tf32x3": Config(64, 4, 3, False, 34 * 1024),
-    "fp64": Config(64, 8, 3, False, 34 * 1024),
-}
-
-LARGE_PRODUCT = LARGE | {"fp64": Config(64, 8, 3, True, 40 * 1024)}
-"""The product of tiles with V: a piece of V lies beside the slabs."""
-
-SMALL_PRODUCT = {
-    "fp16": Config(64, 8, 3, False, 32 * 1024),
-    "fp16x3": Config(64, 8, 2, False, 32 * 1024),
-    "tf32x3": Config(32, 4, 3, False, 16 * 1024),
-    "fp64": Config(64, 8, 3, False, 40 * 1024),
-}
-"""The same where registers are short: more warps or smaller tiles, or it would spill."""
-
-SMALLEST_SHARED = max(config.shared for config in SMALL.values())
+SMALLEST_SHARED = tiles.smallest_shared()
 """Bytes of shared memory a program without which no configuration runs."""
 
 PADDING = 128
@@ -113,9 +71,7 @@ def config_for(name: str, capability: tuple[int, int], shared: int, product: boo
 
     ``product``: that of the kernel that multiplies tiles with V.
     """
-    if capability >= (9, 0) and shared >= LARGE_SHARED:
-        return (LARGE_PRODUCT if product else LARGE)[name]
-    return (SMALL_PRODUCT if product else SMALL)[name]
+    return tiles.config("gram_product" if product else "gram_tile", name, tiles.kind_of(capability, shared))
 
 
 def product_precision(name: str) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.formats import FORMATS, Config, product_precision
+from inrfast.kernels.formats import FORMATS, product_precision
+from inrfast.kernels.tiles import Config
 
 Side = tuple[Any, Any, Any]
 """One side of a kernel: slabs, narrow columns and scales."""
@@ -35,8 +36,37 @@ def _slab(operand, slab, point, padded, BLOCK: tl.constexpr, SLAB: tl.constexpr,
 
 
 @triton.jit
+def _product(
+    total,
+    rows,
+    columns,
+    slab,
+    low,
+    i,
+    j,
+    rows_padded,
+    columns_padded,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+):
+    """Add the product of one slab to ``total``; of two planes, the smallest products first."""
+    a = _slab(rows, slab, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
+    b = _slab(columns, slab, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
+    if PLANES == 2:
+        a_low = _slab(rows, slab + low, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
+        b_low = _slab(columns, slab + low, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
+        total = tl.dot(a_low, b.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+        total = tl.dot(a, b_low.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+    return tl.dot(a, b.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
 def _products(
     total,
+    factor,
     rows,
     columns,
     start,
@@ -51,19 +81,28 @@ def _products(
     SLAB: tl.constexpr,
     PLANES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
 ):
-    """Add the product of slabs ``start`` to ``stop`` to ``total``; of two planes, the smallest products first."""
+    """Add the products of slabs ``start`` to ``stop`` to ``total``; promoted, each times ``factor``.
+
+    Tensor cores cut off what does not fit their fp32 sums: a chain of them loses a little at every step, always toward
+    zero. Promoted, a chain is no longer than one slab's products and begins at zero; what it gives is added by fused
+    multiply-adds, which round.
+    """
     for t in tl.range(start, stop, num_stages=STAGES):
-        a = _slab(rows, first + t, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
-        b = _slab(columns, first + t, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
-        if PLANES == 2:
-            a_low = _slab(rows, first + low + t, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
-            b_low = _slab(columns, first + low + t, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
-            total = tl.dot(a_low, b.T, total, input_precision=PRECISION, out_dtype=total.dtype)
-            total = tl.dot(a, b_low.T, total, input_precision=PRECISION, out_dtype=total.dtype)
-        total = tl.dot(a, b.T, total, input_precision=PRECISION, out_dtype=total.dtype)
+        if PROMOTED:
+            found = _product(
+                tl.zeros((BLOCK, BLOCK), total.dtype), rows, columns, first + t, low, i, j, rows_padded, columns_padded,
+                BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
+            )  # fmt: skip
+            total = tl.fma(found, factor, total)
+        else:
+            total = _product(
+                total, rows, columns, first + t, low, i, j, rows_padded, columns_padded,
+                BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
+            )  # fmt: skip
     return total
 
 
@@ -102,10 +141,12 @@ def _tile(
     narrow,
     narrow_layers,
     layers,
+    one,
     BLOCK: tl.constexpr,
     SLAB: tl.constexpr,
     PLANES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
@@ -119,15 +160,16 @@ def _tile(
     narrow_columns += model.to(tl.int64) * narrow * columns_padded + j
 
     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+    ones = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + one
     slab = 0
     column = 0
     # A loop for each kind of layer: the accumulators of both together would not fit the registers.
     for layer in range(0, narrow_layers):
         stop = tl.load(segments + 2 * layer)
-        right = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
         right = _products(
-            right, rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
-            BLOCK, SLAB, PLANES, PRECISION, STAGES, COPY_ENGINE,
+            tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer), ones,
+            rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
+            BLOCK, SLAB, PLANES, PRECISION, PROMOTED, STAGES, COPY_ENGINE,
         )  # fmt: skip
         slab = stop
         stop = tl.load(segments + 2 * layer + 1)
@@ -139,20 +181,20 @@ def _tile(
         column = stop
     for layer in range(narrow_layers, layers):
         stop = tl.load(segments + 2 * layer)
-        left = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
         left = _products(
-            left, rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
-            BLOCK, SLAB, PLANES, PRECISION, STAGES, COPY_ENGINE,
+            tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer), ones,
+            rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
+            BLOCK, SLAB, PLANES, PRECISION, PROMOTED, STAGES, COPY_ENGINE,
         )  # fmt: skip
         slab = stop
         stop = tl.load(segments + 2 * layer + 1)
-        right = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
         right = _products(
-            right, rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
-            BLOCK, SLAB, PLANES, PRECISION, STAGES, COPY_ENGINE,
+            total if PROMOTED else tl.zeros((BLOCK, BLOCK), ACCUMULATOR), left,
+            rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
+            BLOCK, SLAB, PLANES, PRECISION, PROMOTED, STAGES, COPY_ENGINE,
         )  # fmt: skip
         slab = stop
-        total = tl.fma(left, right, total)
+        total = right if PROMOTED else tl.fma(left, right, total)
 
     # Read again, or the addresses below would be computed up there and kept in registers through the loops.
     i = tl.load(row_place, volatile=True) * BLOCK
@@ -182,12 +224,14 @@ def gram_tile(
     narrow,
     narrow_layers,
     layers,
+    one,
     stride,
     model_stride,
     BLOCK: tl.constexpr,
     SLAB: tl.constexpr,
     PLANES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
@@ -199,7 +243,8 @@ def gram_tile(
     ``rows``, ``columns``: slabs (models, PLANES, slabs, points, SLAB), as pointers or descriptors of all points of all
     slabs; ``narrow_*``: (models, narrow, points); ``scale_*``: (models, points), powers of two that undo the slabs'
     scales; ``segments`` (layers, 2): where a layer's two factors end, in slabs, or in narrow columns for the second
-    factor of a narrow layer; ``values`` (layers, 2): the bias in units of the scaled product, and a weight. ``order``
+    factor of a narrow layer; ``values`` (layers, 2): the bias in units of the scaled product, and a narrow layer's
+    weight; ``one``: 1, which the compiler must not know, or it would make one chain of a promoted sum again. ``order``
     (tiles, 2): places of the tiles; ``out``: rows of ``stride`` elements, models ``model_stride`` apart.
     """
     place = order + 2 * tl.program_id(0).to(tl.int64)
@@ -207,8 +252,8 @@ def gram_tile(
     offsets = tl.arange(0, BLOCK)
     total, i, j = _tile(
         rows, columns, narrow_rows, narrow_columns, scale_rows, scale_columns, segments, values,
-        place, place + 1, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers,
-        BLOCK, SLAB, PLANES, PRECISION, ACCUMULATOR, STAGES, COPY_ENGINE,
+        place, place + 1, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers, one,
+        BLOCK, SLAB, PLANES, PRECISION, PROMOTED, ACCUMULATOR, STAGES, COPY_ENGINE,
     )  # fmt: skip
     out += model.to(tl.int64) * model_stride
     if SYMMETRIC:
@@ -219,6 +264,137 @@ def gram_tile(
     if MIRROR:
         if i != j:
             _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK)
+
+
+@triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "tiles", "models"])
+def gram_stream(
+    rows,
+    columns,
+    narrow_rows,
+    narrow_columns,
+    scale_rows,
+    scale_columns,
+    segments,
+    values,
+    order,
+    out,
+    n,
+    m,
+    rows_padded,
+    columns_padded,
+    slabs,
+    narrow,
+    narrow_layers,
+    layers,
+    one,
+    stride,
+    model_stride,
+    tiles,
+    models,
+    BLOCK: tl.constexpr,
+    SLAB: tl.constexpr,
+    PLANES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
+    ACCUMULATOR: tl.constexpr,
+    STAGES: tl.constexpr,
+    COPY_ENGINE: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    MIRROR: tl.constexpr,
+):
+    """Compute what :func:`gram_tile` does by a few programs, each of which walks over tiles of all models.
+
+    One loop over the slabs of all its tiles: slabs of the next factor and of the next tile are on their way while the
+    last are multiplied. Arguments as there; ``tiles`` and ``models`` count what the grid does not.
+    """
+    offsets = tl.arange(0, BLOCK)
+    programs = tl.num_programs(0)
+    first_stop = tl.load(segments)
+    first_bias = tl.load(values)
+    index = tl.program_id(0) - programs
+    mine = (tiles * models - tl.program_id(0) + programs - 1) // programs
+    slab = slabs - 1
+    i = 0
+    j = 0
+    model = 0
+    layer = 0
+    second = 0
+    stop = first_stop
+    column = 0
+    # The products that are being summed, promoted ones beside ``left``; the first factor of a wide layer.
+    chain = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + first_bias
+    left = chain
+    total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+    ones = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + one
+    for _ in tl.range(0, mine * slabs, num_stages=STAGES):
+        slab = tl.where(slab == slabs - 1, 0, slab + 1)
+        if slab == 0:
+            index += programs
+            model = index // tiles
+            place = order + 2 * (index % tiles).to(tl.int64)
+            i = tl.load(place) * BLOCK
+            j = tl.load(place + 1) * BLOCK
+        if PROMOTED:
+            found = _product(
+                tl.zeros((BLOCK, BLOCK), ACCUMULATOR), rows, columns, model * (PLANES * slabs) + slab, slabs, i, j,
+                rows_padded, columns_padded, BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
+            )  # fmt: skip
+            # The pipeliner must see a use of a chain of products before the branches.
+            found *= one
+            if second == 1:
+                total = tl.fma(found, left, total)
+            else:
+                left = tl.fma(found, ones, left)
+        else:
+            chain = _product(
+                chain, rows, columns, model * (PLANES * slabs) + slab, slabs, i, j, rows_padded, columns_padded,
+                BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
+            )  # fmt: skip
+        if slab + 1 == stop:
+            if layer >= narrow_layers and second == 0:
+                second = 1
+                stop = tl.load(segments + 2 * layer + 1)
+                if not PROMOTED:
+                    left = chain
+                    chain = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+            else:
+                if second == 1:
+                    if not PROMOTED:
+                        total = tl.fma(left, chain, total)
+                else:
+                    last = tl.load(segments + 2 * layer + 1)
+                    weight = tl.load(values + 2 * layer + 1)
+                    x_place = narrow_rows + model.to(tl.int64) * narrow * rows_padded + i
+                    y_place = narrow_columns + model.to(tl.int64) * narrow * columns_padded + j
+                    for c in range(column, last):
+                        x = tl.load(x_place + tl.cast(c, tl.int64) * rows_padded + offsets) * weight
+                        y = tl.load(y_place + tl.cast(c, tl.int64) * columns_padded + offsets)
+                        factor = left if PROMOTED else chain
+                        total = tl.fma(factor * x[:, None], y[None, :].broadcast_to(BLOCK, BLOCK), total)
+                    column = last
+                second = 0
+                layer += 1
+                if layer == layers:
+                    r = tl.load(scale_rows + (model.to(tl.int64) * rows_padded + i) + offsets)
+                    c = tl.load(scale_columns + (model.to(tl.int64) * columns_padded + j) + offsets)
+                    total = total * r[:, None] * c[None, :]
+                    target = out + model.to(tl.int64) * model_stride
+                    if SYMMETRIC:
+                        if i == j:
+                            total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
+                    _store(target, i, j, total, n, m, stride, BLOCK, BLOCK)
+                    if MIRROR:
+                        if i != j:
+                            _store(target, j, i, total.T, m, n, stride, BLOCK, BLOCK)
+                    total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
+                    layer = 0
+                    column = 0
+                stop = tl.load(segments + 2 * layer)
+                bias = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
+                if PROMOTED:
+                    left = bias
+                else:
+                    chain = bias
 
 
 @triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "tiles"])
@@ -241,11 +417,13 @@ def gram_norm(
     narrow,
     narrow_layers,
     layers,
+    one,
     tiles,
     BLOCK: tl.constexpr,
     SLAB: tl.constexpr,
     PLANES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
@@ -262,8 +440,8 @@ def gram_norm(
     offsets = tl.arange(0, BLOCK)
     total, i, j = _tile(
         rows, columns, narrow_rows, narrow_columns, scale_rows, scale_columns, segments, values,
-        place, place + 1, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers,
-        BLOCK, SLAB, PLANES, PRECISION, ACCUMULATOR, STAGES, COPY_ENGINE,
+        place, place + 1, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers, one,
+        BLOCK, SLAB, PLANES, PRECISION, PROMOTED, ACCUMULATOR, STAGES, COPY_ENGINE,
     )  # fmt: skip
     total = tl.where((i + offsets < n)[:, None] & (j + offsets < m)[None, :], total, 0.0)
     if SYMMETRIC:
@@ -330,12 +508,14 @@ def gram_product(
     narrow,
     narrow_layers,
     layers,
+    one,
     splits,
     chunks,
     BLOCK: tl.constexpr,
     SLAB: tl.constexpr,
     PLANES: tl.constexpr,
     PRECISION: tl.constexpr,
+    PROMOTED: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
@@ -358,8 +538,8 @@ def gram_product(
     for t in range(split * tiles // splits, (split + 1) * tiles // splits):
         total, i, j = _tile(
             rows, columns, narrow_rows, narrow_columns, scale_rows, scale_columns, segments, values,
-            places + block, places + t, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers,
-            BLOCK, SLAB, PLANES, PRECISION, ACCUMULATOR, STAGES, COPY_ENGINE,
+            places + block, places + t, model, rows_padded, columns_padded, slabs, narrow, narrow_layers, layers, one,
+            BLOCK, SLAB, PLANES, PRECISION, PROMOTED, ACCUMULATOR, STAGES, COPY_ENGINE,
         )  # fmt: skip
         total = tl.where((j + tl.arange(0, BLOCK) < m)[None, :], total, 0.0)
         # From the places read again, or these addresses too would be kept through the loops.
@@ -381,30 +561,26 @@ def launch(
     narrow_layers: int,
     symmetric: bool,
     mirror: bool,
+    multiprocessors: int = 2,
 ) -> None:
-    """Run :func:`gram_tile` on every tile of ``order`` and every model.
+    """Compute every tile of ``order`` of every model, by :func:`gram_tile` or :func:`gram_stream`.
 
     ``rows`` and ``columns`` are slabs (models, planes, slabs, points, columns of a slab), narrow columns (models,
     columns, points) and scales (models, points); points may be a part of those in memory, from a multiple of 16 on.
-    ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format.
+    ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format; ``multiprocessors`` those of
+    the GPU.
     """
     models, n, m = out.shape
     if len(order) == 0 or models == 0:
         return
     pointers, sizes, constants = _arguments(name, config, rows, columns, segments, values, narrow_layers)
-    gram_tile[(len(order), models)](
-        *pointers,
-        order,
-        out,
-        n,
-        m,
-        *sizes,
-        out.stride(1),
-        out.stride(0),
-        SYMMETRIC=symmetric,
-        MIRROR=symmetric and mirror,
-        **constants,
-    )
+    arguments = [*pointers, order, out, n, m, *sizes, out.stride(1), out.stride(0)]
+    constants |= {"SYMMETRIC": symmetric, "MIRROR": symmetric and mirror}
+    if config.design == "tile":
+        gram_tile[(len(order), models)](*arguments, **constants)
+        return
+    resident = max(1, multiprocessors * 8 // config.warps)
+    gram_stream[(min(resident, len(order) * models),)](*arguments, len(order), models, **constants)
 
 
 def launch_norm(
@@ -472,12 +648,13 @@ def _arguments(
     if copy_engine:
         left, right = (_descriptor(t, config.block, layout.slab) for t in (left, right))
     pointers = [left, right, rows[1], columns[1], rows[2], columns[2], segments, values]
-    sizes = [*padded, rows[0].shape[2], rows[1].shape[1], narrow_layers, len(segments)]
+    sizes = [*padded, rows[0].shape[2], rows[1].shape[1], narrow_layers, len(segments), 1.0]
     constants = {
         "BLOCK": config.block,
         "SLAB": layout.slab,
         "PLANES": layout.planes,
         "PRECISION": layout.precision,
+        "PROMOTED": layout.promoted,
         "ACCUMULATOR": tl.float64 if layout.accumulator == "fp64" else tl.float32,
         "STAGES": config.stages,
         "COPY_ENGINE": copy_engine,

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.kernels.formats import FORMATS, Config, config_for
+from inrfast.kernels.formats import FORMATS, config_for
+from inrfast.kernels.tiles import Config
 from inrfast.ops.batching import as_models
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads

@@ -1,16 +1,23 @@
 """The Gram kernel against the same numbers multiplied in fp64, for every format, tile, shape and number of models."""
 
+import contextlib
 import dataclasses
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from random_networks import random_coords
+from tensor_cores import truncating
 
+import inrfast as inr
+from inrfast.capture import Capture
 from inrfast.kernels import gram as kernel
-from inrfast.kernels.formats import FORMATS, LARGE, SMALL, config_for
-from inrfast.ops.gram import config_on, gram_reference, tile_order
-from inrfast.ops.operands import LayerShape, Layout, Plan, allocate
+from inrfast.kernels import tiles
+from inrfast.kernels.formats import FORMATS, config_for
+from inrfast.ops import factors, reductions
+from inrfast.ops.gram import config_on, gram, gram_reference, tile_order
+from inrfast.ops.operands import LayerShape, Layout, Plan, allocate, make_plan
 
 UNIT = {"fp16": 2.0**-24, "fp16x3": 2.0**-22, "tf32x3": 2.0**-21, "fp64": 2.0**-53}
 """What one product may lose, relative to its terms: the accumulator's rounding, and the split's dropped halves."""
@@ -73,16 +80,17 @@ SIZES = [0, 1, 2, 63, 127, 131]
     st.sampled_from(SIZES),
     st.sampled_from(SIZES),
     st.integers(1, 2),
-    st.sampled_from([SMALL, LARGE]),
+    st.sampled_from(["small", "large"]),
     st.booleans(),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_tiles_against_fp64(device, data, format, n, m, models, configs, symmetric, dtype):
+def test_tiles_against_fp64(device, data, format, n, m, models, kind, symmetric, dtype):
     layout = data.draw(layouts(format))
     plan = Plan(layout, (0,) * len(layout.shapes))
     rows, columns = (filled(plan, models, size, seed, device) for seed, size in enumerate((n, m)))
     values = [v for place in layout.places for v in (0.5 if layout.shapes[place.layer].bias else 0.0, place.weight)]
-    config = configs[format] if device.type == "cpu" else config_on(format, device)
+    choices = tiles.candidates("gram_tile", format, kind) if device.type == "cpu" else [config_on(format, device)]
+    config = data.draw(st.sampled_from(choices))
     other, width = (rows, n) if symmetric else (columns, m)
     # A part of a larger matrix: the stride is not the width, and its surroundings must stay.
     around = torch.full((models, n + 3, width + 5), 7.0, dtype=dtype, device=device)
@@ -117,7 +125,8 @@ def test_a_part_of_operands_gives_a_part_of_the_kernel(device):
     values = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     part = whole.part(128, 290)
     out = torch.empty(2, 162, 300, device=device)
-    for config in (LARGE["fp16x3"], SMALL["fp16x3"]) if device.type == "cpu" else (config_on("fp16x3", device),):
+    interpreted = [c for kind in ("small", "large") for c in tiles.candidates("gram_tile", "fp16x3", kind)]
+    for config in interpreted if device.type == "cpu" else [config_on("fp16x3", device)]:
         launch("fp16x3", config, part, whole, out, values, symmetric=False)
         exact, size = truth(whole, whole, values, 300, 300)
         assert ((out - exact[:, 128:290]).abs() <= 1e-4 * size[:, 128:290]).all()
@@ -125,9 +134,63 @@ def test_a_part_of_operands_gives_a_part_of_the_kernel(device):
 
 @pytest.mark.parametrize("format", sorted(FORMATS))
 def test_every_gpu_since_ampere_has_a_configuration(format):
-    assert config_for(format, (9, 0), 227 * 1024) == LARGE[format]
-    for capability, shared in (((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((12, 0), 99)):
-        config = config_for(format, capability, shared * 1024)
-        assert config == SMALL[format]
-        assert config.shared <= shared * 1024
-        assert not config.copy_engine
+    for product in (False, True):
+        kernel_name = "gram_product" if product else "gram_tile"
+        assert config_for(format, (9, 0), 227 * 1024, product) == tiles.config(kernel_name, format, "large")
+        for capability, shared in (((8, 0), 163), ((8, 6), 99), ((8, 9), 99), ((12, 0), 99)):
+            config = config_for(format, capability, shared * 1024, product)
+            assert config == tiles.config(kernel_name, format, "small")
+            assert config.shared <= shared * 1024
+            assert not config.copy_engine
+
+
+# ---- what a precision promises, on tensor cores that truncate --------------------------------------------------------
+
+
+PROMISES = {"fp16": 2e-4, "fp16x3": 1e-6, "tf32x3": 1e-6}
+
+
+def operands(net, coords, format):
+    """Operands of a network in a format, whatever would be chosen for it."""
+    capture = Capture(net, coords)
+    mlp, inputs = capture._mlp, capture.inputs(coords)
+    layout = Layout(factors.layer_shapes(mlp), "trace", net.out_features, "fp64")
+    if format == "tf32x3":
+        plan = make_plan("highest", dataclasses.replace(layout, format=format), [])
+        plan = dataclasses.replace(plan, layout=dataclasses.replace(layout, format=format))
+    else:
+        plan = make_plan("medium" if format == "fp16" else "high", layout, factors.feature_ranges(mlp, inputs))
+    assert plan.layout.format == format
+    return factors.mlp_operands([mlp], inputs, plan)
+
+
+@pytest.mark.parametrize("format", sorted(PROMISES))
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@example(("relu", {"init": "rank_expanding"}), 256, 3, 0)
+@example(("sine", {"init": "siren"}), 256, 2, 0)
+@given(
+    st.sampled_from([("relu", {}), ("relu", {"init": "rank_expanding"}), ("sine", {"init": "siren"}), ("gelu", {})]),
+    st.sampled_from([64, 192, 384]),
+    st.integers(1, 3),
+    st.integers(0, 99),
+)
+def test_every_format_keeps_its_promise_on_tensor_cores_that_truncate(device, format, activation, width, layers, seed):
+    """Entries, norm and ``K V``, relative to ``sqrt(K_ii K_jj)``: the chains of sums are those of a whole network."""
+    net = inr.INR(2, 1, width=width, hidden_layers=layers, activation=activation[0], seed=seed, **activation[1])
+    coords = random_coords(32, 2, seed)
+    exact = inr.ntk(net, coords, precision="highest").to_dense().double()
+    made = operands(net.to(device), coords.to(device), format)
+    V = torch.randn(32, 3, generator=torch.Generator().manual_seed(seed))
+    with truncating() if device.type == "cpu" else contextlib.nullcontext(), pytest.MonkeyPatch.context() as patch:
+        for name in ("gram_tile", "gram_product"):  # small tiles have the same sums as large ones
+            _, *row = tiles.TILES[name, format, "small"]
+            patch.setitem(tiles.TILES, (name, format, "small"), (32, *row))
+        entries, norm = gram(made).double().cpu(), float(reductions.gram_norm(made).sqrt())
+        product = reductions.gram_product(made, None, V.to(device)).double().cpu()
+    size = exact.diagonal().sqrt().outer(exact.diagonal().sqrt())
+    promise = PROMISES[format]
+    assert ((entries - exact).abs() <= promise * size).all()
+    assert abs(norm - float(exact.norm())) <= promise * float(exact.trace())
+    assert ((product - exact @ V.double()).abs() <= promise * (size @ V.double().abs())).all()
+    # Of many errors of either sign little is left in the mean; a core's truncation has one sign.
+    assert abs(float(((entries - exact) / size).mean())) <= promise / 4
