@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-BENCH = Path(__file__).parents[2] / "bench"
-sys.path.insert(0, str(BENCH))
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import gpu
 import gpu_cache
 import gpu_parts
 import gpu_table
 import tiles
 
+BENCH = Path(__file__).parents[2] / "bench"
 PROGRAMS = {
     "fine": "save(seconds=1.0); save(second=2.0)",
     "crash": "save(before=1.0); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
@@ -101,7 +101,7 @@ def test_preflight_says_what_is_missing(tmp_path):
 
 def test_parts_are_rehearsed_on_the_pretend_gpu(tmp_path):
     """One part of each kind, in order: right results, times with quartiles, one file."""
-    names = ("smoke columns", "machine", "dense relu high", "step 64x64 relu medium")
+    names = ("smoke columns", "dense relu high", "step 64x64 relu medium")
     done = call(tmp_path, "--rehearse", "--at-once", "1", "--only", "^(" + "|".join(names) + ")$")
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert done.returncode == 0, done.stdout
@@ -112,9 +112,8 @@ def test_parts_are_rehearsed_on_the_pretend_gpu(tmp_path):
     assert dense["error"]["largest"] <= 1e-6
     low, high = dense["to_dense"]["quartiles"]
     assert 0 < low <= dense["to_dense"]["seconds"] <= high
-    assert found["machine"]["copy"]["bytes_per_second"] > 0
     assert step["error"]["gradient"] <= 2e-2
-    assert {"ratio to eager fp32", "ratio to compiled bf16, CUDA graph", "ratio of the floor"} <= set(step)
+    assert {"ratio to eager fp32", "ratio to compiled bf16, CUDA graph"} <= set(step)
     assert "a REHEARSAL" in done.stdout
 
 
