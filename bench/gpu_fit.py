@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from gpu_bench import Bench
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import inrfast as inr
-from inrfast.backends import capturing
-from inrfast.kernels import fused_mlp as kernels
 from inrfast.modes import products
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
@@ -23,13 +23,6 @@ from inrfast.training.stack import Stack
 RATE = 1e-3
 ERRORS = {"medium": 2e-2, "high": 1e-3}
 """Largest error of a gradient, relative to its norm: ReLU's gates near 0 are a part of it."""
-
-CANDIDATES = {
-    "LARGE": [(128, 128, 64, 8, 2), (128, 128, 64, 8, 4), (128, 64, 64, 8, 3), (64, 128, 64, 8, 3)],
-    "LARGE_ON_CHIP": [(128, 128, 64, 8, 1), (64, 128, 64, 8, 2), (128, 128, 64, 4, 2)],
-    "WEIGHT_GRADIENTS": [(128, 128, 64, 8, 3), (128, 128, 32, 8, 4), (64, 128, 64, 4, 3), (128, 256, 32, 8, 3)],
-}
-"""Other tiles of the fused step: rows, columns, terms, warps, stages."""
 
 
 @dataclasses.dataclass
@@ -41,7 +34,7 @@ class Problem:
     targets: Tensor
 
     @classmethod
-    def make(cls, bench: Any, side: int, width: int, count: int, activation: str) -> Problem:
+    def make(cls, bench: Bench, side: int, width: int, count: int, activation: str) -> Problem:
         options = {"activation": activation} | ({"init": "siren"} if activation == "sine" else {})
         nets = [inr.INR(2, 3, width=width, hidden_layers=3, seed=k, **options).to(bench.device) for k in range(count)]
         coords = inr.grid((side, side), device=bench.device)
@@ -83,146 +76,110 @@ def stepper(net: nn.Module, coords: Tensor, target: Tensor, **options: Any) -> C
     return step
 
 
-def tf32(allowed: bool) -> products:
-    """Let fp32 products run in TF32, or not, inside."""
-    return products("high" if allowed else "highest")
-
-
-def captured(step: Callable[[], None], device: torch.device, at_once: int) -> Callable[[], None]:
-    """Return ``at_once`` steps as one CUDA graph; where there are none, as a loop."""
-    if device.type != "cuda":
-
-        def loop() -> None:
-            for _ in range(at_once):
-                step()
-
-        return loop
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with capturing(graph, device):
-        for _ in range(at_once):
-            step()
-    return graph.replay
-
-
-def floor(bench: Any, points: int, width: int, models: int) -> dict[str, float]:
-    """Return the seconds a step in 16 bits cannot beat, with the rates measured in this run.
+def floor(bench: Bench, points: int, width: int, models: int) -> dict[str, float] | None:
+    """Return the seconds a step in 16 bits cannot beat, with the rates measured in this run, or None without them.
 
     All products at the rate of the best fp16 product, and features and errors written once and read once.
     """
-    ceilings = bench.results["ceilings"]
+    best, copied = bench.rate("fp16"), bench.rate("copy", "bytes_per_second")
+    if best is None or copied is None:
+        return None
     flops = 6.0 * points * models * (2 * width * width + 5 * width)
     moved = 2.0 * points * models * width * (3 + 2 + 2 + 2)
-    arithmetic = flops / ceilings["fp16"]["flops_per_second"]
-    traffic = moved / ceilings["copy"]["bytes_per_second"]
-    return {"arithmetic": arithmetic, "traffic": traffic, "seconds": arithmetic + traffic}
+    return {"arithmetic": flops / best, "traffic": moved / copied, "seconds": flops / best + moved / copied}
 
 
-def step_of_one(
-    bench: Any, side: int, width: int, activation: str, precision: str, compiled: bool, found: dict[str, Any]
-) -> None:
-    """A full-batch step of one network against eager fp32 and, if ``compiled``, against TF32 compiled and captured."""
-    at_once = 32 if bench.device.type == "cuda" else 2
-    problem = Problem.make(bench, side, width, 1, activation)
-    net, target = Problem.make(bench, side, width, 1, activation).nets[0], problem.targets[0]
+def step_of_one(bench: Bench, side: int, activation: str, precision: str) -> None:
+    """A full-batch step of one network against eager fp32 and TF32, and against compiled steps in a CUDA graph.
+
+    The compiled rivals are TF32, and bf16 autocast, with Adam fused into one kernel.
+    """
+    at_once = 32 if bench.large else 2
+    side = side if bench.large else bench.grid
+    problem = Problem.make(bench, side, bench.width, 1, activation)
     take = problem.fused(precision, at_once)
-    found["error"] = {"gradient": problem.error(), "target": ERRORS[precision]}
-    if not found["error"]["gradient"] <= ERRORS[precision]:
-        raise AssertionError(f"error {found['error']}: no time is reported")
+    bench.found["error"] = {"gradient": problem.error(), "target": ERRORS[precision]}
+    bench.check(bench.found["error"]["gradient"] <= ERRORS[precision], f"error {bench.found['error']}")
+    take()  # the first call compiles, the second captures
+    bench.found["fused"] = _shared(bench.seconds(take), at_once)
 
-    def scaled(entry: dict[str, Any]) -> dict[str, Any]:
-        return entry | {"seconds": entry["seconds"] / at_once, "quartiles": [q / at_once for q in entry["quartiles"]]}
+    def rival(compiled: bool, **options: Any) -> Callable[[], None]:
+        net = Problem.make(bench, side, bench.width, 1, activation).nets[0]
+        return stepper(torch.compile(net) if compiled else net, problem.coords, problem.targets[0], **options)
 
-    found["fused"] = scaled(bench.seconds(take))
-    eager = stepper(net, problem.coords, target)
-    found["eager fp32"] = bench.seconds(eager)
-    with tf32(True):
-        found["eager TF32"] = bench.seconds(eager)
-        if not compiled:
-            return _ratios(bench, found, side * side, width, 1)
-        try:
-            options = {"capturable": True, "fused": True} if bench.device.type == "cuda" else {}
-            rival = torch.compile(Problem.make(bench, side, width, 1, activation).nets[0])
-            graph = captured(stepper(rival, problem.coords, target, **options), bench.device, at_once)
-            found["compiled TF32, CUDA graph"] = scaled(bench.seconds(graph))
-        except Exception as error:
-            found["compiled"] = f"{type(error).__name__}: {error}"[:500]
-    return _ratios(bench, found, side * side, width, 1)
+    with products("highest"):
+        bench.attempt("eager fp32", lambda: bench.seconds(rival(False), 5))
+    with products("high"):
+        bench.attempt("eager TF32", lambda: bench.seconds(rival(False), 5))
+        captured: dict[str, Any] = {"capturable": True, "fused": True}
+        for name, narrow in (("compiled TF32, CUDA graph", False), ("compiled bf16, CUDA graph", True)):
+            step = functools.partial(_several, rival(True, **captured), at_once, narrow)
+            bench.attempt(name, lambda step=step: _shared(bench.seconds(bench.graph(step), 5), at_once))
+    _ratios(bench, side * side, bench.width, 1)
+    if bench.found.get("ratio to eager fp32", 0) < 5:
+        bench.profile("profile", take)
 
 
-def step_of_many(bench: Any, count: int, side: int, width: int, precision: str, found: dict[str, Any]) -> None:
+def _several(step: Callable[[], None], count: int, narrow: bool) -> None:
+    with torch.autocast("cuda", torch.bfloat16, enabled=narrow, cache_enabled=False):
+        for _ in range(count):
+            step()
+
+
+def _shared(entry: dict[str, Any], count: int) -> dict[str, Any]:
+    """Return a time of ``count`` steps as that of one."""
+    return entry | {"seconds": entry["seconds"] / count, "quartiles": [q / count for q in entry["quartiles"]]}
+
+
+def step_of_many(bench: Bench, count: int, side: int, precision: str) -> None:
     """A full-batch step of many networks against a loop of eager steps, and against ``vmap``."""
-    at_once = 8 if bench.device.type == "cuda" else 1
+    at_once, width = (8, bench.width // 2) if bench.large else (1, bench.width)
+    count, side = (count, side) if bench.large else (2, bench.grid)
     problem = Problem.make(bench, side, width, count, "relu")
     twins = Problem.make(bench, side, width, count, "relu")
     take = problem.fused(precision, at_once)
-    found["error"] = {"gradient": problem.error(), "target": ERRORS[precision]}
-    if not found["error"]["gradient"] <= ERRORS[precision]:
-        raise AssertionError(f"error {found['error']}: no time is reported")
-    found["fused"] = bench.seconds(take)
-    found["fused"]["seconds"] /= at_once
-    found["fused"]["quartiles"] = [q / at_once for q in found["fused"]["quartiles"]]
-
+    bench.found["error"] = {"gradient": problem.error(), "target": ERRORS[precision]}
+    bench.check(bench.found["error"]["gradient"] <= ERRORS[precision], f"error {bench.found['error']}")
+    take()
+    bench.found["fused"] = _shared(bench.seconds(take), at_once)
     loop = [stepper(net, twins.coords, y) for net, y in zip(twins.nets, twins.targets, strict=True)]
-    found["eager fp32"] = bench.seconds(lambda: [step() for step in loop], 3)
+    with products("highest"):
+        bench.attempt("eager fp32", lambda: bench.seconds(lambda: [step() for step in loop], 3))
+        bench.attempt("vmap", lambda: bench.seconds(by_vmap(twins), 5))
+    with products("high"):
+        bench.attempt("vmap, TF32", lambda: bench.seconds(by_vmap(twins), 5))
+    _ratios(bench, side * side, width, count)
 
-    parameters, buffers = stack_module_state(twins.nets)
+
+def by_vmap(problem: Problem) -> Callable[[], None]:
+    """Return one step of all networks by ``torch.func``."""
+    parameters, buffers = stack_module_state(problem.nets)
     parameters = {name: tensor.detach().clone().requires_grad_() for name, tensor in parameters.items()}
-    base = twins.nets[0]
+    base = problem.nets[0]
+    assert not any(buffers.values())
 
     def loss(own: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(functional_call(base, (own, {}), (x,)), y)
 
     gradients = vmap(grad(loss), (0, None, 0))
-    optimizer = torch.optim.Adam(parameters.values(), lr=RATE, fused=bench.device.type == "cuda")
+    optimizer = torch.optim.Adam(parameters.values(), lr=RATE)
 
-    def by_vmap() -> None:
-        for name, value in gradients(parameters, twins.coords, twins.targets).items():
+    def step() -> None:
+        for name, value in gradients(parameters, problem.coords, problem.targets).items():
             parameters[name].grad = value
         optimizer.step()
 
-    assert not any(buffers.values())
-    found["vmap"] = bench.seconds(by_vmap)
-    with tf32(True):
-        found["vmap, TF32"] = bench.seconds(by_vmap)
-    _ratios(bench, found, side * side, width, count)
+    return step
 
 
-def _ratios(bench: Any, found: dict[str, Any], points: int, width: int, models: int) -> None:
-    ours = found["fused"]["seconds"]
+def _ratios(bench: Bench, points: int, width: int, models: int) -> None:
+    found, ours = bench.found, bench.found["fused"]["seconds"]
     for name in [key for key, entry in found.items() if isinstance(entry, dict) and "seconds" in entry]:
         if name != "fused":
             found[f"ratio to {name}"] = found[name]["seconds"] / ours
-    found["floor"] = floor(bench, points, width, models)
-    found["ratio of the floor"] = ours / found["floor"]["seconds"]
-
-
-def step_candidates(bench: Any, side: int, width: int, found: dict[str, Any]) -> None:
-    """Time a step in "medium" with other tiles, those in use first: the figures from which to choose."""
-    at_once = 16 if bench.device.type == "cuda" else 1
-    for name, tiles in CANDIDATES.items():
-        table = getattr(kernels, name)
-        in_use = table["fp16"]
-        try:
-            for config in [in_use, *(kernels.Config(*tile) for tile in tiles)]:
-                if bench.late:
-                    found["stopped"] = "out of time"
-                    return
-                table["fp16"] = config
-                try:
-                    take = Problem.make(bench, side, width, 1, "sine").fused("medium", at_once)
-                    entry = bench.seconds(take, 3)
-                    found[f"{name}, {config}"] = entry | {"seconds": entry["seconds"] / at_once}
-                except Exception as error:
-                    found[f"{name}, {config}"] = {"failed": f"{type(error).__name__}: {error}"[:200]}
-        finally:
-            table["fp16"] = in_use
+    least = floor(bench, points, width, models)
+    if least is not None:
+        found |= {"floor": least, "ratio of the floor": ours / least["seconds"]}
 
 
 TARGETS: dict[str, dict[str, float]] = {
@@ -233,14 +190,3 @@ TARGETS: dict[str, dict[str, float]] = {
     "steps of 100, 64x64 medium": {"ratio to eager fp32": 20, "ratio to vmap": 3},
 }  # fmt: skip
 """What the steps are meant to reach: ratios of at least so much, and of the floor at most."""
-
-
-def summary(name: str, entry: dict[str, Any]) -> Sequence[str]:
-    """Return the lines of one part for the short table."""
-    fused = 1e6 * entry["fused"]["seconds"]
-    lines = [f"{name:32} {fused:9.1f} us a step, gradient {entry['error']['gradient']:.1e}"]
-    for key, ratio in entry.items():
-        if key.startswith("ratio"):
-            target = TARGETS.get(name, {}).get(key)
-            lines.append(f"{'':32} {key}: {ratio:.2f}" + (f" (target {target:g})" if target else ""))
-    return lines

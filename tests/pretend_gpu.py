@@ -374,6 +374,8 @@ class Call:
         if self.func._schema.is_mutable:
             graph.calls.append(lambda: self.func(*args, **kwargs))
             changed = [a for a in self.func._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+            if not self.func._schema.returns:  # torch._foreach_add_ and its kin
+                return None
             found = [self._argument(a.name, args, kwargs) for a in changed]
             return found[0] if len(found) == 1 else tuple(found)
         result = self.compute()
@@ -632,6 +634,17 @@ def _to(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return real(self, *map(inner, args), **{name: inner(value) for name, value in kwargs.items()})
 
     return to
+
+
+def without_cuda(load: Callable[[], Any]) -> Callable[[], Any]:
+    """Return what loads the native extension as one that was built without CUDA: it would ask the driver."""
+
+    def loaded() -> Any:
+        extension = load()
+        info = dict(extension.build_info()) | {"cuda": None}
+        return types.SimpleNamespace(build_info=lambda: info, rank_expanding=extension.rank_expanding)
+
+    return loaded
 
 
 def _cuda(properties: types.SimpleNamespace) -> dict[str, Any]:

@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import time
-import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,9 +33,7 @@ from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
 from inrfast.training import run
 
-extension = grid_init.load_extension()
-native = types.SimpleNamespace(build_info=lambda: {"cuda": None}, rank_expanding=extension.rank_expanding)
-grid_init.load_extension = lambda: native  # its CUDA half would ask the driver
+grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
 run.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
 

@@ -67,7 +67,7 @@ ERROR = 2e-6
 ON_THE_HOST = ("Frobenius norm", "diagnose", "fit")
 """Paths that return numbers of the host."""
 
-ONE_GPU = ("fit", "fit medium", "fit mini-batches", "fit_many")
+ONE_GPU = ()
 """Paths whose captures still fail on a second GPU."""
 
 

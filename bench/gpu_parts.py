@@ -1,0 +1,73 @@
+"""The parts of ``bench/gpu.py`` in the order of their value, each with its limit in seconds; plain data, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What runs in one process: ``module.function(bench, *arguments)``, stopped after ``limit`` seconds.
+
+    ``smoke``: it is run beside others, for what it finds right or wrong and not for its time.
+    """
+
+    name: str
+    call: str
+    arguments: tuple[Any, ...] = ()
+    limit: float = 40.0
+    smoke: bool = False
+
+
+SMOKES = (
+    *(f"dense {a} {p}" for p in ("medium", "high", "highest") for a in ("relu", "sine")),
+    "norm",
+    "columns",
+    *(f"product {p} of {k}" for p in ("high", "highest") for k in (1, 40)),
+    *(f"jacobian {p}" for p in ("high", "highest")),
+    *(f"layer {kind}" for kind in ("float16 relu", "bfloat16 sine", "float32 sine")),
+    "fit medium",
+    "fit high",
+    "fit encoded medium",
+    "initialisation",
+)
+
+PARTS = (
+    *(Part(f"smoke {name}", "gpu_smoke.run", (name,), 75, True) for name in SMOKES),
+    Part("machine", "gpu_machine.machine", (), 40),
+    *(Part(f"dense relu {p}", "gpu_dense.dense", ("relu", p), 45) for p in ("medium", "high", "highest")),
+    Part("rank", "gpu_rank.spectrum", (), 60),
+    Part("diagnose", "gpu_rank.diagnose", (), 60),
+    Part("step 512x512 relu medium", "gpu_fit.step_of_one", (512, "relu", "medium"), 60),
+    *(Part(f"dense rival {name}", "gpu_dense.rival", (name,), 45) for name in ("fp32", "tf32", "compiled", "bf16")),
+    Part("fp64 K v", "gpu_rank.products", (), 40),
+    Part("layer float16 sine", "gpu_layers.layer", ("float16", "sine"), 45),
+    Part("layer float16 relu", "gpu_layers.layer", ("float16", "relu"), 45),
+    Part("layer float32 sine", "gpu_layers.layer", ("float32", "sine"), 45),
+    Part("rows high", "gpu_rows.rows", ("high",), 40),
+    Part("rows highest", "gpu_rows.rows", ("highest",), 40),
+    *(Part(f"dense sine {p}", "gpu_dense.dense", ("sine", p), 40) for p in ("medium", "high")),
+    Part("step 512x512 sine medium", "gpu_fit.step_of_one", (512, "sine", "medium"), 60),
+    Part("step 512x512 relu high", "gpu_fit.step_of_one", (512, "relu", "high"), 60),
+    Part("steps of 100, 64x64 medium", "gpu_fit.step_of_many", (100, 64, "medium"), 45),
+    Part("frobenius high", "gpu_dense.frobenius", ("high",), 40),
+    Part("products K V high", "gpu_dense.product", ("high",), 45),
+    *(Part(f"candidates {name}", "gpu_tiles.gram", (name,), 60) for name in ("fp16x3", "fp16", "fp64")),
+    *(Part(f"products {p}", "gpu_rows.products", (p,), 40) for p in ("high", "highest")),
+    Part("step 64x64 relu medium", "gpu_fit.step_of_one", (64, "relu", "medium"), 45),
+    Part("layer bfloat16 sine", "gpu_layers.layer", ("bfloat16", "sine"), 45),
+    Part("torch.func", "gpu_dense.by_torch_func", (), 40),
+)
+
+NOT_INTERPRETED = ("bfloat16",)
+"""Words of parts that a rehearsal leaves out: Triton's interpreter multiplies the bits of bf16."""
+
+
+def function_of(name: str) -> tuple[Callable[..., None], tuple[Any, ...]]:
+    """Return the function of a part, and its arguments after the bench."""
+    part = next(part for part in PARTS if part.name == name)
+    module, function = part.call.split(".")
+    return getattr(importlib.import_module(module), function), part.arguments
