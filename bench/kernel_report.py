@@ -188,10 +188,14 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     build = _step if entry.kernel in STEP else build
     build = _pivots if entry.kernel == PIVOTS else build
-    kernel, types, constants, warps, stages, tables, limit = build(entry, options)
-    found = ahead_of_time.compile_kernel(kernel, types, constants, entry.capability, warps, stages, tables, SMALL)
+    kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
+    found = ahead_of_time.compile_kernel(
+        kernel, types, constants, entry.capability, warps, stages, tables, SMALL, *most
+    )
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
-    hopper = entry.kernel.startswith("gram") or (entry.kernel in STEP[:3] and entry.format == "fp16")
+    # A weight gradient has two warp groups of 64 rows each: narrower layers take the older instruction.
+    narrow = entry.kernel == "mlp_weight_gradients" and options["width"] < 64
+    hopper = entry.kernel.startswith("gram") or (entry.kernel in STEP[:3] and entry.format == "fp16" and not narrow)
     wanted = "HGMMA" if hopper and entry.capability >= 90 and entry.format != "fp64" else None
     faults = [
         fault
@@ -290,15 +294,15 @@ def _jacobian(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
             "COLUMNS": kernels.COLUMNS[1],
             "POINTS": kernels.POINTS,
         }
-        warps, stages = kernels.ROW_WARPS, 3
+        warps, stages, registers = kernels.ROW_WARPS, 3, None
     else:
         tile = (kernels.PRODUCT if entry.kernel == "jacobian_product" else kernels.TRANSPOSED)[entry.format]
         constants = kernels.constants(entry.format, tile, features, identity, True)
-        warps, stages = tile.warps, tile.stages
+        warps, stages, registers = tile.warps, tile.stages, tile.registers
     if options.get("one_output"):
         constants["outputs"] = 1
     types = {name: types[name] for name in kernel.arg_names if name in types and name not in constants}
-    return kernel, types, constants, warps, stages, (), kernels.SHARED
+    return kernel, types, constants, warps, stages, (), kernels.SHARED, registers
 
 
 def _tangent(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -330,8 +334,11 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import fused_linear as kernels
 
     kernel, pointer = getattr(kernels, entry.kernel), "*" + options["dtype"]
-    table = {"fused_linear": kernels.FORWARD, "input_gradient": kernels.INPUT_GRADIENT}
-    config = table.get(entry.kernel, kernels.WEIGHT_GRADIENT)[entry.format]
+    config = {
+        "fused_linear": (kernels.FORWARD_FEW if options["few"] else kernels.FORWARD)[entry.format],
+        "input_gradient": kernels.INPUT_GRADIENT[entry.format],
+        "weight_gradient": kernels.WEIGHT_GRADIENT[entry.format],
+    }[entry.kernel]
     kept = {"identity": kernels.NOTHING, "relu": kernels.MASK, "tanh": kernels.RESULT, "softplus": kernels.RESULT}
     saved = kept.get(options["activation"], kernels.SLOPE).value
     if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:
@@ -346,7 +353,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types |= dict.fromkeys(("weights", "biases"), "*fp64" if entry.format == "fp64" else "*fp32")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
-    return kernel, types, constants, config.warps, config.stages, (), kernels.SHARED
+    return kernel, types, constants, config.warps, config.stages, (), kernels.SHARED, config.registers
 
 
 def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -373,7 +380,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     if entry.kernel == "mlp_update":
         constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "OPTIMIZER": kernels.ADAM.value}
         constants |= {"COPY": entry.format == "fp16"}
-        warps, stages, limit = constants["num_warps"], 3, 48 * 1024
+        warps, stages, registers, limit = constants["num_warps"], 3, None, 48 * 1024
     else:
         activation = ACTIVATIONS.index(options.get("activation", "relu"))
         forward, backward, on_chip = kernels.passes_configs(entry.format, width, activation, large)
@@ -383,11 +390,12 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         else:
             constants |= {"ACTIVATION": activation, "ON_CHIP": on_chip}
         constants |= fused_linear.common(entry.format, config)
-        warps, stages = config.warps, config.stages
+        warps, stages, registers = config.warps, config.stages, config.registers
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
-    return kernel, types, constants, warps, stages, ("omegas", "scales", "losses", "rates", "table", "factors"), limit
+    tables = ("omegas", "scales", "losses", "rates", "table", "factors")
+    return kernel, types, constants, warps, stages, tables, limit, registers
 
 
 def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

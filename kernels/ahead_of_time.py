@@ -68,12 +68,14 @@ def compile_kernel(
     stages: int,
     tables: Collection[str] = (),
     small: Collection[str] = (),
+    registers: int | None = None,
 ) -> Compiled:
     """Compile a kernel for compute capability ``capability`` (90 is 9.0) and return its resources.
 
     ``types`` gives the argument types as Triton writes them (``"*fp16"``, ``"i32"``, ...), all but the ``constants``;
     pointers, and integers written ``"i32:16"``, are taken as multiples of 16. ``tables`` names the arguments that are
-    too small for 32 bits to overflow, ``small`` integers that the host holds to :data:`MOST_SMALL`.
+    too small for 32 bits to overflow, ``small`` integers that the host holds to :data:`MOST_SMALL`. ``registers`` are
+    the most that a thread may have, None for what the assembler takes.
     """
     names = list(kernel.arg_names)
     signature = {name: "constexpr" if name in constants else types[name].removesuffix(":16") for name in names}
@@ -84,7 +86,7 @@ def compile_kernel(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True, "maxnreg": registers}
     built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])

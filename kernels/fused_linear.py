@@ -35,35 +35,42 @@ RESULT = tl.constexpr(3)
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a product (rows, columns, terms taken at once) and resources of one launch."""
+    """Tile of a product (rows, columns, terms taken at once) and resources of one launch.
+
+    ``registers``: most a thread; named where the assembler, left to itself, would spill a few to fit more programs.
+    """
 
     rows: int
     columns: int
     terms: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
 FORWARD = {
     "fp16": Config(128, 128, 64, 8, 3),
     "tf32": Config(128, 64, 32, 8, 3),
     "tf32x3": Config(64, 64, 32, 4, 2),
-    "fp64": Config(64, 32, 16, 8, 2),
+    "fp64": Config(64, 32, 16, 8, 2, 128),
 }
 """By kind of product; bf16 is as fp16."""
 
+FORWARD_FEW = FORWARD | {"fp16": Config(64, 128, 64, 8, 3)}
+"""The same for few columns of x: multiply-adds take more registers than tensor cores."""
+
 INPUT_GRADIENT = {
     "fp16": Config(128, 128, 32, 8, 3),
-    "tf32": Config(128, 64, 32, 8, 3),
+    "tf32": Config(128, 64, 32, 8, 3, 255),
     "tf32x3": Config(64, 64, 32, 8, 2),
-    "fp64": Config(64, 32, 16, 8, 2),
+    "fp64": Config(64, 32, 16, 8, 2, 128),
 }
 
 WEIGHT_GRADIENT = {
     "fp16": Config(128, 128, 32, 8, 3),
     "tf32": Config(64, 64, 32, 4, 3),
-    "tf32x3": Config(64, 64, 32, 8, 2),
-    "fp64": Config(32, 32, 16, 4, 2),
+    "tf32x3": Config(64, 64, 16, 8, 3),
+    "fp64": Config(32, 32, 16, 4, 2, 168),
 }
 """Rows and columns are those of the weight, terms are points."""
 
@@ -82,6 +89,24 @@ def _slope_of_result(y, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def add_product(total, left, right, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """Return ``total + left right``, the product summed for itself and then added in the accumulator's dtype.
+
+    Tensor cores truncate where they add to an accumulator of fp32: over a long chain of products that is an error in
+    one direction, over the few steps of one product it is small. Products of fp64 are rounded as IEEE says, and the
+    three of TF32 that make one of fp32 are added up by themselves in any case. The bound on inexact steps keeps the
+    compiler from taking ``total`` for the accumulator; for these dtypes it says nothing else.
+    """
+    if ACCUMULATOR == tl.float64 or PRECISION == "tf32x3":
+        return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+    else:
+        none = tl.zeros_like(total)
+        return total + tl.dot(
+            left, right, none, input_precision=PRECISION, max_num_imprecise_acc=1 << 20, out_dtype=ACCUMULATOR
+        )
+
+
+@triton.jit
 def _errors(
     gradient, saved, points, columns, outputs, inside, SAVED: tl.constexpr, ACTIVATION: tl.constexpr
 ):  # fmt: skip
@@ -92,7 +117,11 @@ def _errors(
     elif SAVED == MASK:
         width = tl.cdiv(outputs, 8)
         bytes = tl.load(saved + points[:, None] * width + (columns // 8)[None, :], mask=inside, other=0)
-        return tl.where((bytes.to(tl.int32) >> (columns % 8).to(tl.int32)[None, :]) & 1 == 1, g, 0.0).to(g.dtype)
+        e = tl.where((bytes.to(tl.int32) >> (columns % 8).to(tl.int32)[None, :]) & 1 == 1, g, 0.0).to(g.dtype)
+        if g.dtype == tl.float64:
+            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for products of fp64 that no GPU has.
+            e = tl.sum(e[:, :, None], 2)
+        return e
     else:
         slope = tl.load(saved + points[:, None] * outputs + columns[None, :], mask=inside, other=0.0)
         if g.dtype != tl.float64:
@@ -162,7 +191,7 @@ def fused_linear(
                 mask=present[:, None] & within[None, :],
                 other=0.0,
             )
-            total = tl.dot(left, right.T, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+            total = add_product(total, left, right.T, PRECISION, ACCUMULATOR)
     if BIAS:
         total += tl.load(bias + model * outputs + columns, mask=present, other=0.0).to(ACCUMULATOR)[None, :]
 
@@ -228,7 +257,7 @@ def input_gradient(
             mask=within[:, None] & present[None, :],
             other=0.0,
         )
-        total = tl.dot(left, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        total = add_product(total, left, right, PRECISION, ACCUMULATOR)
     places = points[:, None] * inputs + columns[None, :]
     tl.store(out + model * n * inputs + places, total.to(out.dtype.element_ty), mask=alive[:, None] & present[None, :])
 
@@ -284,7 +313,7 @@ def weight_gradient(
         right = tl.load(
             x + points[:, None] * x_row + columns[None, :], mask=alive[:, None] & present[None, :], other=0.0
         )
-        total = tl.dot(left.T, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+        total = add_product(total, left.T, right, PRECISION, ACCUMULATOR)
         if BIAS:
             sums += tl.sum(left.to(ACCUMULATOR), 0)
     at = model * tl.num_programs(1) + part
@@ -321,7 +350,13 @@ def common(kind: str, config: Config) -> dict[str, Any]:
 
 def resources(config: Config) -> dict[str, Any]:
     """Return the options of a launch."""
-    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True}
+    most = {} if config.registers is None else {"maxnreg": config.registers}
+    return {"num_warps": config.warps, "num_stages": config.stages, "enable_fp_fusion": True, **most}
+
+
+def forward_config(kind: str, inputs: int, outputs: int) -> Config:
+    """Return the tile of :func:`fused_linear`."""
+    return fitting((FORWARD_FEW if inputs <= FEW else FORWARD)[kind], outputs)
 
 
 @functools.cache
@@ -335,7 +370,7 @@ def launch_forward(
 ) -> None:
     """Run :func:`fused_linear`: shapes as there, ``x`` with columns next to each other, ``saved`` empty for none."""
     models, n, outputs = out.shape
-    config = fitting(FORWARD[kind], outputs)
+    config = forward_config(kind, x.shape[2], outputs)
     high = _fp32(omega)
     middle = _fp32(omega - high)
     if out.numel() == 0:

@@ -50,7 +50,7 @@ LARGEST_SCALE = tl.constexpr(24)
 LARGE = {
     "fp16": Config(128, 128, 64, 8, 3),
     "tf32x3": Config(64, 128, 16, 8, 2),
-    "fp64": Config(64, 32, 16, 8, 2),
+    "fp64": Config(64, 32, 16, 8, 2, 255),
 }
 """Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
 
@@ -58,9 +58,9 @@ LARGE_BACKWARD = {"tf32x3": Config(64, 32, 32, 4, 2)}
 """Those of the way back where its sums leave fewer registers; rows are those of the way forward."""
 
 SMALL = {
-    "fp16": Config(64, 128, 32, 8, 2),
-    "tf32x3": Config(32, 32, 16, 4, 2),
-    "fp64": Config(32, 32, 16, 4, 2),
+    "fp16": Config(64, 128, 32, 8, 2, 255),
+    "tf32x3": Config(32, 32, 16, 4, 2, 255),
+    "fp64": Config(32, 32, 16, 4, 2, 255),
 }
 """The same where registers or shared memory are short."""
 
@@ -68,6 +68,9 @@ SMALL_BACKWARD = {"fp16": Config(64, 64, 32, 8, 3)}
 
 LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
 """Tiles of passes that keep features on the chip; columns are the most that a layer may have."""
+
+RAGGED_ROWS = 64
+"""Rows of these where a layer is wide and no power of two: the masks of its columns take registers."""
 
 SMALL_ON_CHIP = {"fp16": Config(64, 64, 64, 4, 2)}
 
@@ -88,7 +91,7 @@ WEIGHT_GRADIENTS = {
 ENCODED_WEIGHT_GRADIENTS = WEIGHT_GRADIENTS | {"fp16": Config(64, 128, 32, 8, 3)}
 """The same where the first layer's inputs, gathered, take registers too."""
 
-BLOCK, PARTS = 64, 64
+BLOCK, PARTS = 64, 16
 """Parameters of a program of the update, and partial sums that it takes at once."""
 
 
@@ -260,7 +263,11 @@ def _slope(
         chosen = start // 8 + tl.arange(0, COLUMNS // 8)
         bytes = tl.load(masks + r[:, None] * pitch + chosen[None, :], mask=(chosen < pitch)[None, :], other=0)
         bits = (bytes.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
-        return tl.reshape(bits, (ROWS, COLUMNS)).to(ACCUMULATOR)
+        slope = tl.reshape(bits, (ROWS, COLUMNS)).to(ACCUMULATOR)
+        if ACCUMULATOR == tl.float64:
+            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for products of fp64 that no GPU has.
+            slope = tl.sum(slope[:, :, None], 2)
+        return slope
     else:
         columns = start + tl.arange(0, COLUMNS)
         places = r[:, None] * width + columns[None, :]
@@ -922,7 +929,8 @@ def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple
     on_chip = (LARGE_ON_CHIP if large else SMALL_ON_CHIP).get(kind)
     heavy = activation in HEAVY
     if on_chip is not None and columns <= (HEAVY_ON_CHIP if heavy else on_chip.columns):
-        on_chip = replace(on_chip, columns=columns)
+        ragged = width < columns and columns > RAGGED_ROWS
+        on_chip = replace(on_chip, rows=RAGGED_ROWS if ragged else on_chip.rows, columns=columns)
         return on_chip, on_chip, True
     forward = (LARGE if large else SMALL)[kind]
     if heavy and large:

@@ -34,6 +34,8 @@ class Tile:
         Columns of the sensitivities and of the features at once.
     warps, stages
         Warps a program, and loads in flight.
+    registers
+        Most a thread; named where the assembler, left to itself, would spill a few to fit more programs.
     """
 
     points: int
@@ -41,10 +43,11 @@ class Tile:
     features: int
     warps: int
     stages: int
+    registers: int | None = None
 
 
-PRODUCT = {"fp32": Tile(64, 64, 32, 8, 3), "fp64": Tile(64, 64, 16, 8, 3)}
-TRANSPOSED = {"fp32": Tile(32, 64, 64, 8, 3), "fp64": Tile(16, 64, 64, 8, 3)}
+PRODUCT = {"fp32": Tile(64, 64, 32, 8, 3), "fp64": Tile(64, 64, 16, 8, 3, 255)}
+TRANSPOSED = {"fp32": Tile(32, 64, 64, 8, 3), "fp64": Tile(16, 64, 64, 8, 3, 255)}
 PRECISION = {"fp32": "tf32x3", "fp64": "ieee"}
 
 SHARED = 50 * 1024
@@ -359,8 +362,7 @@ def launch_product(out: Any, features: Any, sensitivities: Any, parameters: Any,
         *_factor_strides(features, sensitivities),
         *parameters.stride()[:3],
         **constants(name, tile, features is not None, sensitivities is None, bias),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **resources(tile),
     )
 
 
@@ -401,8 +403,7 @@ def launch_transposed_product(features: Any, sensitivities: Any, cotangents: Any
         *_factor_strides(features, sensitivities),
         *cotangents.stride(),
         **constants(name, tile, features is not None, sensitivities is None, bias),
-        num_warps=tile.warps,
-        num_stages=tile.stages,
+        **resources(tile),
     )
     return partial
 
@@ -436,3 +437,9 @@ def constants(name: str, tile: Tile, features: bool, identity: bool, bias: bool)
         "WIDTH": tile.features,
         "STAGES": tile.stages,
     }
+
+
+def resources(tile: Tile) -> dict[str, int]:
+    """Return the options of a launch of either product."""
+    most = {} if tile.registers is None else {"maxnreg": tile.registers}
+    return {"num_warps": tile.warps, "num_stages": tile.stages, **most}
