@@ -48,6 +48,19 @@ def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: boo
     return Entry("gram_tile", name, capability, chosen)
 
 
+def streams(symmetric: Sequence[bool]) -> list[Entry]:
+    """Every candidate of the Gram kernel that is one loop over all slabs, by its place among the candidates."""
+    from inrfast.kernels import tiles
+
+    return [
+        Entry("gram_stream", f, 90, (("candidate", index), ("symmetric", s), ("mirror", s)))
+        for (kernel, f, _), rows in tiles.CANDIDATES.items()
+        for index, row in enumerate(rows)
+        for s in symmetric
+        if kernel == "gram_tile" and row[5] == "stream"
+    ]
+
+
 def reduction(kernel: str, name: str, capability: int, **options: Any) -> Entry:
     """An epilogue of the Gram tile: ``"gram_norm"`` or ``"gram_product"``."""
     return Entry(kernel, name, capability, tuple(options.items()))
@@ -158,6 +171,7 @@ def entries(gates: bool) -> list[Entry]:
         table = pivots + [gram(f, c, True, True) for c in (90, 80) for f in formats]
         table += [gram(f, 90, False, False) for f in formats]
         table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
+        table += streams((True,))
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
         table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
@@ -167,6 +181,7 @@ def entries(gates: bool) -> list[Entry]:
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
     table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
+    table += streams((True, False))
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
     table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
@@ -224,18 +239,26 @@ def measure(entry: Entry) -> dict[str, Any]:
 
 
 def _promotions(entry: Entry) -> int:
-    """Return the fewest fused multiply-adds a thread of a kernel whose three loops add a tile after every slab.
+    """Return the fewest fused multiply-adds a thread of a kernel whose loops add a tile after every slab.
 
-    One more for the narrow columns: a compiler that made one chain of the sums again would leave half of them.
+    One more for the narrow columns: a compiler that made one chain of the sums again would leave fewer.
     """
     from inrfast.kernels import formats
 
     if not entry.kernel.startswith("gram") or not formats.FORMATS[entry.format].promoted:
         return 0
-    config = formats.config_for(
-        entry.format, divmod(entry.capability, 10), SHARED[entry.capability], entry.kernel == "gram_product"
-    )
-    return 4 * config.block**2 // (32 * config.warps)
+    config, loops = gram_config(entry), 1 if entry.kernel == "gram_stream" else 3
+    return (loops + 1) * config.block**2 // (32 * config.warps)
+
+
+def gram_config(entry: Entry) -> Any:
+    """Return the tiles of a Gram kernel's entry."""
+    from inrfast.kernels import formats, tiles
+
+    if entry.kernel == "gram_stream":
+        return tiles.candidates("gram_tile", entry.format, "large")[1 + dict(entry.options)["candidate"]]
+    capability, product = divmod(entry.capability, 10), entry.kernel == "gram_product"
+    return formats.config_for(entry.format, capability, SHARED[entry.capability], product)
 
 
 def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
@@ -245,8 +268,7 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import gram as kernels
 
     layout = formats.FORMATS[entry.format]
-    capability, product = divmod(entry.capability, 10), entry.kernel == "gram_product"
-    config = formats.config_for(entry.format, capability, SHARED[entry.capability], product)
+    config, product = gram_config(entry), entry.kernel == "gram_product"
     wide = "*" + layout.accumulator
     slabs = f"tensordesc<{layout.dtype}[{config.block},{layout.slab}]>" if config.copy_engine else "*" + layout.dtype
     types = {"rows": slabs, "columns": slabs, "out": wide, "order": "*i32", "segments": "*i32", "values": wide}
@@ -255,7 +277,7 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     sixteen = ":16" if options.get("unaligned") is False else ""
     types |= dict.fromkeys(("stride", "model_stride"), "i64" + sixteen) | dict.fromkeys(("n", "m"), "i32" + sixteen)
     types |= {"rows_padded": "i32:16", "columns_padded": "i32:16"}
-    types |= dict.fromkeys(("slabs", "narrow", "narrow_layers", "layers", "tiles", "splits", "chunks"), "i32")
+    types |= dict.fromkeys(("slabs", "narrow", "narrow_layers", "layers", "tiles", "splits", "chunks", "models"), "i32")
     types |= {"one": "fp32"}
     constants = {
         "BLOCK": config.block,

@@ -123,6 +123,44 @@ def _store(out, i, j, tile, n, m, stride, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 
 @triton.jit
+def _store_part(
+    out,
+    i,
+    j,
+    tile,
+    n,
+    m,
+    stride,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    LOWER: tl.constexpr,
+    TURNED: tl.constexpr,
+):
+    """Store a tile, only what is on or below the diagonal if LOWER; or, TURNED, the mirror image of what is below.
+
+    Turned over a few columns at a time: a whole tile would take shared memory that holds slabs on their way.
+    """
+    if COLUMNS > 32:
+        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
+        _store_part(out, i, j, left, n, m, stride, ROWS, COLUMNS // 2, LOWER, TURNED)
+        _store_part(out, i, j + COLUMNS // 2, right, n, m, stride, ROWS, COLUMNS // 2, LOWER, TURNED)
+    else:
+        r = tl.arange(0, ROWS)
+        c = tl.arange(0, COLUMNS)
+        if TURNED:
+            inside = (j + c < m)[:, None] & (i + r < n)[None, :] & ((j + c)[:, None] < (i + r)[None, :])
+            tl.store(
+                out + (tl.cast(j, tl.int64) * stride + i) + (c[:, None] * stride + r[None, :]), tile.T, mask=inside
+            )
+        else:
+            inside = (i + r < n)[:, None] & (j + c < m)[None, :]
+            if LOWER:
+                inside &= (i + r)[:, None] >= (j + c)[None, :]
+            places = r[:, None] * stride + c[None, :]
+            tl.store(out + (tl.cast(i, tl.int64) * stride + j) + places, tile, mask=inside)
+
+
+@triton.jit
 def _tile(
     rows,
     columns,
@@ -331,7 +369,7 @@ def gram_stream(
         if slab == 0:
             index += programs
             model = index // tiles
-            place = order + 2 * (index % tiles).to(tl.int64)
+            place = order + 2 * tl.cast(index % tiles, tl.int64)
             i = tl.load(place) * BLOCK
             j = tl.load(place + 1) * BLOCK
         if PROMOTED:
@@ -364,8 +402,8 @@ def gram_stream(
                 else:
                     last = tl.load(segments + 2 * layer + 1)
                     weight = tl.load(values + 2 * layer + 1)
-                    x_place = narrow_rows + model.to(tl.int64) * narrow * rows_padded + i
-                    y_place = narrow_columns + model.to(tl.int64) * narrow * columns_padded + j
+                    x_place = narrow_rows + tl.cast(model, tl.int64) * narrow * rows_padded + i
+                    y_place = narrow_columns + tl.cast(model, tl.int64) * narrow * columns_padded + j
                     for c in range(column, last):
                         x = tl.load(x_place + tl.cast(c, tl.int64) * rows_padded + offsets) * weight
                         y = tl.load(y_place + tl.cast(c, tl.int64) * columns_padded + offsets)
@@ -375,17 +413,14 @@ def gram_stream(
                 second = 0
                 layer += 1
                 if layer == layers:
-                    r = tl.load(scale_rows + (model.to(tl.int64) * rows_padded + i) + offsets)
-                    c = tl.load(scale_columns + (model.to(tl.int64) * columns_padded + j) + offsets)
+                    r = tl.load(scale_rows + (tl.cast(model, tl.int64) * rows_padded + i) + offsets)
+                    c = tl.load(scale_columns + (tl.cast(model, tl.int64) * columns_padded + j) + offsets)
                     total = total * r[:, None] * c[None, :]
-                    target = out + model.to(tl.int64) * model_stride
+                    target = out + tl.cast(model, tl.int64) * model_stride
+                    _store_part(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, False)
                     if SYMMETRIC:
-                        if i == j:
-                            total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
-                    _store(target, i, j, total, n, m, stride, BLOCK, BLOCK)
-                    if MIRROR:
-                        if i != j:
-                            _store(target, j, i, total.T, m, n, stride, BLOCK, BLOCK)
+                        if MIRROR or i == j:
+                            _store_part(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, True)
                     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
                     layer = 0
                     column = 0

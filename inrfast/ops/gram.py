@@ -26,6 +26,8 @@ from inrfast.threads import share
 
 Pair = tuple[Tensor | None, Tensor | None]
 Output = str | int
+Sides = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Slabs, narrow columns and scales of the rows, then of the columns."""
 
 TILE = 512
 """Points a side of a tile: three tiles of fp32 (3 MiB) stay in the second-level caches of two cores; measured on a
@@ -293,9 +295,7 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
     return out
 
 
-def operator_arguments(
-    rows: Operands, columns: Operands
-) -> tuple[tuple[Tensor, ...], tuple[list[int], list[float], int]]:
+def operator_arguments(rows: Operands, columns: Operands) -> tuple[Sides, tuple[list[int], list[float], int]]:
     """Return both sides' tensors and the tables, as the operators take them.
 
     Raises
@@ -342,6 +342,20 @@ def gram_(
     On a GPU the Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
     """
     sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
+    _write(sides, out, segments, values, narrow_layers, symmetric, mirror, format)
+
+
+def _write(
+    sides: Sides,
+    out: Tensor,
+    segments: Sequence[int],
+    values: Sequence[float],
+    narrow_layers: int,
+    symmetric: bool,
+    mirror: bool,
+    format: str,
+) -> None:
+    """Do what :func:`gram_` says. On a GPU a second call is one launch: its tables are there already."""
     if not runs_kernels(out.device):
         result = gram_reference(*sides, segments, values, narrow_layers)
         out.copy_(result[:, : out.shape[1], : out.shape[2]])
@@ -350,17 +364,12 @@ def gram_(
 
     config = config_on(format, out.device)
     order = tile_order(out.shape[1], out.shape[2], config.block, symmetric, out.device)
+    tables = kernel_tables(segments, values, format, out.device)
+    on_gpu = out.device.type == "cuda"
+    programs = torch.cuda.get_device_properties(out.device).multi_processor_count if on_gpu else 2
     with backends.launching_on(out.device):
         kernel.launch(
-            format,
-            config,
-            *kernel_sides(*sides),
-            out,
-            order,
-            *kernel_tables(segments, values, format, out.device),
-            narrow_layers,
-            symmetric,
-            mirror,
+            format, config, *kernel_sides(*sides), out, order, *tables, narrow_layers, symmetric, mirror, programs
         )
 
 
@@ -377,19 +386,25 @@ def kernel_sides(*sides: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[T
 def kernel_tables(
     segments: Sequence[int], values: Sequence[float], format: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the tables as the kernels read them, (layers, 2) each; made once, as copies to a GPU are waited for."""
-    return _tables(tuple(segments), tuple(values), format, device)
+    """Return the tables as the kernels read them, (layers, 2) each, copied to the device once."""
+    return _kernel_tables(tuple(segments), tuple(values), FORMATS[format].accumulator, device)
 
 
 @functools.lru_cache(maxsize=64)
-def _tables(
-    segments: tuple[int, ...], values: tuple[float, ...], format: str, device: torch.device
+def _kernel_tables(
+    segments: tuple[int, ...], values: tuple[float, ...], accumulator: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    accumulator = torch.float64 if FORMATS[format].accumulator == "fp64" else torch.float32
+    wide = torch.float64 if accumulator == "fp64" else torch.float32
     return (
         torch.tensor(segments, dtype=torch.int32, device=device).view(-1, 2),
-        torch.tensor(values, dtype=accumulator, device=device).view(-1, 2),
+        torch.tensor(values, dtype=wide, device=device).view(-1, 2),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def tile_places(tiles: int, device: torch.device) -> Tensor:
+    """Return 0, 1, 2, ... as the kernels read a tile's place, int32."""
+    return torch.arange(tiles, dtype=torch.int32, device=device)
 
 
 def _packed(slabs: Tensor, narrow: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -429,7 +444,7 @@ def gram_new(
     """Return kernels (models, n, m) in the accumulator's dtype; the rest as in :func:`gram_`."""
     out = row_scale.new_empty(len(row_slabs), n, m)
     sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
-    gram_(*sides, out, segments, values, narrow_layers, symmetric, True, format)
+    _write(sides, out, segments, values, narrow_layers, symmetric, True, format)
     return out
 
 

@@ -28,6 +28,7 @@ from inrfast.ops.gram import (
     operator_arguments,
     runs_kernels,
     tile_order,
+    tile_places,
 )
 from inrfast.ops.operands import Operands
 
@@ -238,11 +239,12 @@ def gram_product_op(
     config = config_on(format, device, product=True)
     width = product_width(config)
     blocks, tiles, pieces = (-(-size // side) for size, side in ((n, config.block), (m, config.block), (k, width)))
-    padded = F.pad(vectors, (0, pieces * width - k, 0, tiles * config.block - m))
+    missing = (0, pieces * width - k, 0, tiles * config.block - m)
+    padded = F.pad(vectors, missing) if any(missing) else vectors
     turned = padded.view(models, tiles, config.block, pieces, width).permute(0, 1, 3, 4, 2).contiguous()
     splits = max(1, min(tiles, PROGRAMS // max(blocks, 1)))
     sums = vectors.new_zeros(splits, models, blocks, pieces, config.block, width)
-    places = torch.arange(max(blocks, tiles), dtype=torch.int32, device=device)
+    places = tile_places(max(blocks, tiles), device)
     tables = kernel_tables(segments, values, format, device)
     with backends.launching_on(device):
         kernel.launch_product(format, config, *kernel_sides(*sides), turned, sums, places, *tables, narrow_layers, m)

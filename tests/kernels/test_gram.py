@@ -44,7 +44,7 @@ def filled(plan, models, rows, seed, device):
     return dataclasses.replace(made, **dict(zip(("slabs", "narrow", "scale"), moved, strict=True)))
 
 
-def launch(format, config, rows, columns, out, values, symmetric, mirror=True):
+def launch(format, config, rows, columns, out, values, symmetric, mirror=True, multiprocessors=2):
     layout = rows.plan.layout
     wide = rows.scale.dtype
     kernel.launch(
@@ -59,6 +59,7 @@ def launch(format, config, rows, columns, out, values, symmetric, mirror=True):
         layout.narrow_layers,
         symmetric,
         mirror,
+        multiprocessors,
     )
 
 
@@ -89,8 +90,7 @@ def test_tiles_against_fp64(device, data, format, n, m, models, kind, symmetric,
     plan = Plan(layout, (0,) * len(layout.shapes))
     rows, columns = (filled(plan, models, size, seed, device) for seed, size in enumerate((n, m)))
     values = [v for place in layout.places for v in (0.5 if layout.shapes[place.layer].bias else 0.0, place.weight)]
-    choices = tiles.candidates("gram_tile", format, kind) if device.type == "cpu" else [config_on(format, device)]
-    config = data.draw(st.sampled_from(choices))
+    config = tiles.config("gram_tile", format, kind) if device.type == "cpu" else config_on(format, device)
     other, width = (rows, n) if symmetric else (columns, m)
     # A part of a larger matrix: the stride is not the width, and its surroundings must stay.
     around = torch.full((models, n + 3, width + 5), 7.0, dtype=dtype, device=device)
@@ -103,6 +103,37 @@ def test_tiles_against_fp64(device, data, format, n, m, models, kind, symmetric,
         assert torch.equal(out, out.mT)
     around[:, 1 : 1 + n, 2 : 2 + width] = 7.0
     assert (around == 7.0).all()
+
+
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+@given(
+    st.data(),
+    st.sampled_from(sorted(FORMATS)),
+    st.sampled_from([1, 40, 70]),
+    st.sampled_from([1, 40, 70]),
+    st.integers(1, 2),
+    st.sampled_from(["whole", "lower", "rectangular"]),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_designs_agree_to_the_last_bit(device, data, format, n, m, models, kind, multiprocessors, copy_engine):
+    """However many programs share the tiles of a stream, and wherever a tile of theirs begins."""
+    layout = data.draw(layouts(format))
+    plan = Plan(layout, (0,) * len(layout.shapes))
+    rows = filled(plan, models, n, 0, device)
+    other = filled(plan, models, m, 1, device) if kind == "rectangular" else rows
+    values = [v for place in layout.places for v in (0.5 if layout.shapes[place.layer].bias else 0.0, place.weight)]
+    config = config_on(format, device)
+    if device.type == "cpu":
+        config = dataclasses.replace(config, block=32, copy_engine=copy_engine)
+    found = []
+    for design in ("tile", "stream"):
+        out = torch.full((models, n, other.rows), 7.0, dtype=rows.scale.dtype, device=device)
+        chosen = dataclasses.replace(config, design=design)
+        symmetric, mirror = kind != "rectangular", kind == "whole"
+        launch(format, chosen, rows, other, out, values, symmetric, mirror, multiprocessors)
+        found.append(out)
+    assert torch.equal(*found)
 
 
 def test_without_its_mirror_the_upper_half_stays(device):
@@ -125,7 +156,7 @@ def test_a_part_of_operands_gives_a_part_of_the_kernel(device):
     values = [0.0, 1.0, 1.0, 1.0, 1.0, 1.0]
     part = whole.part(128, 290)
     out = torch.empty(2, 162, 300, device=device)
-    interpreted = [c for kind in ("small", "large") for c in tiles.candidates("gram_tile", "fp16x3", kind)]
+    interpreted = [tiles.config("gram_tile", "fp16x3", kind) for kind in ("small", "large")]
     for config in interpreted if device.type == "cpu" else [config_on("fp16x3", device)]:
         launch("fp16x3", config, part, whole, out, values, symmetric=False)
         exact, size = truth(whole, whole, values, 300, 300)

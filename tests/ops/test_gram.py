@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from inrfast.ops import gram
 from inrfast.ops.operands import LayerShape, Layout, Plan, pack
@@ -130,6 +131,31 @@ def test_many_models_and_vmap_are_one_by_one(device):
     shared = torch.vmap(one_model, in_dims=(0, 0, 0, None, None, None))(*sides[:3], *(t[0] for t in sides[3:]))
     assert torch.equal(shared[0], together[0])
     torch.testing.assert_close(shared[2], gram.gram(operands(20, 2, 1, device), operands(9, 5, 1, device)))
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators of torch that run within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_second_call_makes_no_tables(device, monkeypatch):
+    """On a GPU every small copy to it is a wait; what follows from the plan alone is made once."""
+    rows = operands(40, 0, 1, device)
+    sides, (segments, values, narrow_layers, symmetric) = arguments(rows, rows, True)
+    out = torch.empty(1, 40, 40, device=device)
+    call = (sides, out, segments, values, narrow_layers, symmetric, True, "fp16x3")
+    gram._write(*call)
+    monkeypatch.setattr("inrfast.kernels.gram.launch", lambda *arguments, **named: None)
+    with Operators() as seen:
+        gram._write(*call)
+    assert seen.names == []
 
 
 def test_the_operator_compiles_whole(device):
