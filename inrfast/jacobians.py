@@ -131,9 +131,11 @@ class FactorStore:
         """Bytes that a pass over the grid takes: the kept factors, or one chunk of recomputed ones."""
         return self.held_under(self.budget)
 
-    def held_under(self, budget: int) -> int:
-        """Return :attr:`bytes_held` for another budget of this store."""
+    def held_under(self, budget: int, output: Output | None = None) -> int:
+        """Return :attr:`bytes_held` for another budget of this store; with the operands of an ``output``, if given."""
         kept = max(self.bytes_per_point * len(self.coords), self._bytes_of_operands)
+        if output is not None and self.backend == "triton":
+            kept = max(kept, self.exact_plan(output).layout.bytes_per_point() * len(self.coords))
         if kept <= budget:
             return kept
         return min(budget, self._bytes_of(rows_on(self.capture.device, STREAMED_ROWS)))

@@ -869,8 +869,12 @@ class NTK:
     def _held_under(self, budget: int, operator: NTK) -> int:
         """Return the bytes that factors take of a budget, those of ``operator`` and those kept here."""
         stores = {id(kernel.rows.store): kernel.rows.store for kernel in (self, operator)}.values()
-        used = [store for store in stores if store.kept or store is operator.rows.store]
-        return sum(store.held_under(budget * store.budget // self.memory_budget) for store in used)
+        own = operator.rows.store
+        used = [store for store in stores if store.kept or store is own]
+        return sum(
+            store.held_under(budget * store.budget // self.memory_budget, self.output if store is own else None)
+            for store in used
+        )
 
     @contextmanager
     def _whole_budget_told(self, operator: NTK) -> Iterator[None]:
