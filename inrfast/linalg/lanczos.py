@@ -122,7 +122,7 @@ class KrylovBasis:
             It is not.
         """
         found = self._projection[: self.size, : self.size]
-        gap, largest = float((found - found.t()).abs().amax()), float(found.abs().amax())
+        gap, largest = torch.stack([(found - found.t()).abs().amax(), found.abs().amax()]).tolist()
         if not gap <= ASYMMETRY * largest + 2 * self.error:
             raise ValueError(f"the operator is not symmetric: x^T (K y) and y^T (K x) differ by {gap:.1e}")
         return (found + found.t()) / 2
@@ -232,7 +232,7 @@ def spectral_bounds(
         for _ in range(batch):
             if not basis.full:
                 basis.step(product(basis.next))
-        values = torch.linalg.eigvalsh(basis.projection())
+        values = torch.linalg.eigvalsh(basis.projection().cpu())  # so small a problem a GPU would only be waited for
         low, high = float(values[0]), float(values[-1])
         if lowest is None:
             e = relative_gap(n, basis.steps, failure / 2)
