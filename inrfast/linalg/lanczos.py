@@ -234,7 +234,7 @@ def spectral_bounds(
         for _ in range(batch):
             if not basis.full:
                 basis.step(product(basis.next))
-        values = torch.linalg.eigvalsh(basis.projection())
+        values = torch.linalg.eigvalsh(basis.projection().cpu())  # so small a problem a GPU would only be waited for
         low, high = float(values[0]), float(values[-1])
         if lowest is None:
             e = relative_gap(n, basis.steps, failure / 2)

@@ -105,8 +105,7 @@ class PivotedCholesky:
         self.generator = torch.Generator().manual_seed(check_seed("seed", seed))
         self.diagonal = operator.diagonal()
         whole = self.partition.gather(self.diagonal)
-        least = whole.argmin()
-        finite, smallest, at, total = _read(torch.isfinite(whole).all(), whole[least], least, whole.sum())
+        finite, smallest, at, total = _read(torch.isfinite(whole).all(), whole.min(), whole.argmin(), whole.sum())
         if not finite:
             raise ValueError("the operator's diagonal holds NaN or Inf")
         if smallest < 0:
