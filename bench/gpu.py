@@ -26,15 +26,21 @@ from typing import Any
 
 import gpu_cache
 import gpu_table
-from gpu_parts import NOT_INTERPRETED, PARTS, Part
+from gpu_parts import LAST_BEFORE_TESTS, NOT_INTERPRETED, PARTS, Part
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+SECONDS = 525.0
+"""The deadline of all."""
+
 LEAST = 12.0
 """Seconds without which no part begins: Python, torch and the GPU's context take half of them."""
 
+PATIENCE = 20
+"""How many times a part's limit compiling it may take, on a machine of few cores."""
+
 FOR_TESTS = 75.0
-"""Seconds kept for the tests while the later parts run."""
+"""Seconds kept for the tests while the parts of least value run."""
 
 TESTS = (
     "tests/kernels/test_gram.py", "tests/kernels/test_factors.py", "tests/kernels/test_rows.py",
@@ -80,7 +86,7 @@ class Run:
         """Run a part in its own process and return what it found; ``"skipped"`` if there is no time for it."""
         if self.left - reserve < LEAST:
             return {"skipped": "no time left"}
-        limit = min(part.limit, self.left - reserve)
+        limit = min(part.limit * (PATIENCE if self.rehearse == "compile" else 1), self.left - reserve)
         file = self.logs / (re.sub(r"[^\w.]+", "-", part.name) + ".json")
         file.unlink(missing_ok=True)
         begin = time.monotonic()
@@ -96,9 +102,11 @@ class Run:
             running = {pool.submit(self.part, part): part for part in parts if part.smoke}
             for done in concurrent.futures.as_completed(running):
                 self.keep(running[done].name, done.result())
-        alone = [part for part in parts if not part.smoke]
-        for part in alone:
-            self.keep(part.name, self.part(part, FOR_TESTS if part.name.startswith("candidates") else 0.0))
+        reserve = 0.0
+        for part in parts:
+            if not part.smoke:
+                self.keep(part.name, self.part(part, reserve))
+            reserve = FOR_TESTS if part.name == LAST_BEFORE_TESTS else reserve
 
     def tests(self, files: Sequence[str], at_once: int, limit: float = 150.0) -> None:
         """Run test files side by side, each with a limit; list what failed."""
@@ -107,8 +115,8 @@ class Run:
             if self.left < LEAST:
                 return {"skipped": "no time left"}
             log = self.logs / (re.sub(r"\W+", "-", file) + ".log")
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "--maxfail=20", "-p", "no:cacheprovider", file]
-            ended = run_alone([c for c in command if c != "-x"], min(limit, self.left), log)
+            command = [sys.executable, "-m", "pytest", "-q", "--maxfail=20", "-p", "no:cacheprovider", file]
+            ended = run_alone(command, min(limit, self.left), log)
             text = log.read_text(errors="replace")
             failures = re.findall(r"^(?:FAILED|ERROR) (.*)$", text, flags=re.MULTILINE)
             last = text.strip().splitlines()[-1:] or [""]
@@ -185,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Look, then run; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="the folder of gpu.json")
-    parser.add_argument("--seconds", type=float, default=525.0, help="the deadline; later parts are skipped by name")
+    parser.add_argument("--seconds", type=float, help="the deadline, 525; later parts are skipped by name")
     parser.add_argument("--only", default="", help="a regular expression: run the parts whose names it is found in")
     parser.add_argument("--at-once", type=int, help="smokes and test files side by side; default: by the cores")
     parser.add_argument("--no-tests", action="store_true")
@@ -194,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how.add_argument("--compile", action="store_const", const="compile", dest="rehearse")
     chosen = parser.parse_args(arguments)
     rehearse = chosen.rehearse
-    run = Run(chosen.out.resolve(), chosen.seconds, rehearse)
+    seconds = chosen.seconds or (float("inf") if rehearse == "compile" else SECONDS)
+    run = Run(chosen.out.resolve(), seconds, rehearse)
     found = preflight(rehearse)
     print("; ".join(f"{name} {value}" for name, value in found.items() if not isinstance(value, dict)), flush=True)
     if "stop" in found:

@@ -44,23 +44,26 @@ PARTS = (
     Part("step 512x512 relu medium", "gpu_fit.step_of_one", (512, "relu", "medium"), 60),
     *(Part(f"dense rival {name}", "gpu_dense.rival", (name,), 45) for name in ("fp32", "tf32", "compiled", "bf16")),
     Part("fp64 K v", "gpu_rank.products", (), 40),
-    Part("layer float16 sine", "gpu_layers.layer", ("float16", "sine"), 45),
-    Part("layer float16 relu", "gpu_layers.layer", ("float16", "relu"), 45),
-    Part("layer float32 sine", "gpu_layers.layer", ("float32", "sine"), 45),
+    Part("layer float16 sine", "gpu_layers.layer", ("float16", "sine"), 60),
+    Part("layer float16 relu", "gpu_layers.layer", ("float16", "relu"), 60),
+    Part("layer float32 sine", "gpu_layers.layer", ("float32", "sine"), 60),
     Part("rows high", "gpu_rows.rows", ("high",), 40),
     Part("rows highest", "gpu_rows.rows", ("highest",), 40),
+    *(Part(f"candidates {name}", "gpu_tiles.gram", (name,), 60) for name in ("fp16x3", "fp16", "fp64")),
     *(Part(f"dense sine {p}", "gpu_dense.dense", ("sine", p), 40) for p in ("medium", "high")),
     Part("step 512x512 sine medium", "gpu_fit.step_of_one", (512, "sine", "medium"), 60),
     Part("step 512x512 relu high", "gpu_fit.step_of_one", (512, "relu", "high"), 60),
     Part("steps of 100, 64x64 medium", "gpu_fit.step_of_many", (100, 64, "medium"), 45),
     Part("frobenius high", "gpu_dense.frobenius", ("high",), 40),
     Part("products K V high", "gpu_dense.product", ("high",), 45),
-    *(Part(f"candidates {name}", "gpu_tiles.gram", (name,), 60) for name in ("fp16x3", "fp16", "fp64")),
     *(Part(f"products {p}", "gpu_rows.products", (p,), 40) for p in ("high", "highest")),
     Part("step 64x64 relu medium", "gpu_fit.step_of_one", (64, "relu", "medium"), 45),
-    Part("layer bfloat16 sine", "gpu_layers.layer", ("bfloat16", "sine"), 45),
+    Part("layer bfloat16 sine", "gpu_layers.layer", ("bfloat16", "sine"), 60),
     Part("torch.func", "gpu_dense.by_torch_func", (), 40),
 )
+
+LAST_BEFORE_TESTS = "candidates fp64"
+"""What comes after this part leaves time for the tests."""
 
 NOT_INTERPRETED = ("bfloat16",)
 """Words of parts that a rehearsal leaves out: Triton's interpreter multiplies the bits of bf16."""

@@ -83,9 +83,10 @@ NOT_NUMERICAL = (
     "tests/test_info.py",
     "tests/test_memory.py",
     "tests/test_plots.py",
+    "tests/test_pretend_gpu.py",
     "tests/test_readme.py",
 )
-"""Test files and folders whose results no rounding can change."""
+"""Test files and folders whose results no rounding can change, or that are of a GPU."""
 
 
 def is_numerical(path: str) -> bool:
