@@ -38,6 +38,9 @@ LARGE = 1 << 25
 """Bytes of a result beyond which a CPU takes chunks of rows: the C library then takes the memory of every temporary
 fresh from the system, and touching it costs more than the arithmetic. Below, torch's own operations are the fastest."""
 
+TINY = 1 << 16
+"""Bytes of a result up to which torch's autograd takes longer over an operation in place than over a new tensor."""
+
 OF_RESULT = ("tanh", "softplus")
 """Activations whose slope is a function of their result."""
 
@@ -145,8 +148,10 @@ def _run(
     x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float, precision: str, backend: str
 ) -> Tensor:
     if backend == "torch" and x.device.type == "cpu":
-        size = x.shape[:-1].numel() * weight.shape[0] * x.element_size()
-        if activation == "identity" or size <= LARGE:
+        u_bytes = x.numel() * weight.shape[0] * x.element_size()  # times the number of inputs
+        if activation == "identity" or u_bytes <= LARGE * x.shape[-1]:
+            if u_bytes <= TINY * x.shape[-1]:
+                return ACTIVATIONS[activation].value(F.linear(x, weight, bias), omega)
             return _by_torch(F.linear(x, weight, bias), activation, omega)
     if torch.compiler.is_compiling():
         # Dynamo takes operators whole, and would refuse the Function for its forward mode.
