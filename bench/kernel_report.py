@@ -151,7 +151,8 @@ def entries(gates: bool) -> list[Entry]:
         table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates)
         table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
         table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
-        table += [factors("fp16", 80, "relu", True), step(STEP[3], "fp64", 80, 256)]
+        table += [factors("fp16", 80, a, True) for a in ("identity", "relu", "sine")]
+        table += [step(STEP[3], "fp64", 80, 256)]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
     table = [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
