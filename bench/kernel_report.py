@@ -369,7 +369,8 @@ def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         "BLOCK": factors.block_for(entry.format, activation),
         "DEPTH": factors.DEPTH,
     }
-    return factors.mlp_slabs, types, constants, factors.WARPS, factors.STAGES, ("table", "constants"), 48 * 1024
+    tables, registers = ("table", "constants"), factors.REGISTERS
+    return factors.mlp_slabs, types, constants, factors.WARPS, factors.STAGES, tables, 48 * 1024, registers
 
 
 def measure_all(table: Sequence[Entry], processes: int | None = None) -> list[dict[str, Any]]:
