@@ -10,12 +10,15 @@
 #   make bench    the benchmarks; JSON into bench/results/
 #   make kernel-report   compile every GPU kernel without a GPU and write what each needs; fails if one spills; then
 #                    count what a training step moves
+#   make kernel-gates    compile a table of the GPU kernels with the oldest supported Triton, brought into a folder of its
+#                    own beside the environment; `make test` does it with the installed one
 #   make lint     ruff, mypy, import-linter
 #   make clean    remove what was built and the tools' caches; the packages in .venv and out/ stay
 #
 # Variables:
 #   PYTHON  the interpreter that .venv is made with; default: the first one found that is 3.11 or newer
 #   OLDEST_PYTHON, OLDEST_TORCH, NEWEST_PYTHON, NEWEST_TORCH  the ends of the range that `make test-versions` takes
+#   OLDEST_TRITON  the version of Triton that `make kernel-gates` takes
 #   TORCH   the PyTorch to install; the plain release here takes the CPU build where the package index offers that,
 #           else name it, as in TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
 #   INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py; `make clean` first, since
@@ -27,7 +30,8 @@ READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 OLDEST_PYTHON ?= python3.11
-OLDEST_TORCH ?= torch==2.8.0
+OLDEST_TORCH ?= torch==2.10.0
+OLDEST_TRITON ?= 3.6.0
 NEWEST_PYTHON ?= python3.13
 NEWEST_TORCH ?= --upgrade torch
 
@@ -35,7 +39,7 @@ IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest bench kernel-report lint clean
+.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest bench kernel-report kernel-gates lint clean
 
 demo: $(READY)
 	$(BIN)/inrfast demo
@@ -69,6 +73,15 @@ bench: $(READY)
 kernel-report: $(READY)
 	$(BIN)/python -W ignore bench/kernel_report.py
 	$(BIN)/python -W ignore bench/step_report.py
+
+# Without a network there is no other Triton: that is said, and nothing is compiled.
+kernel-gates: $(READY)
+	@test -d $(VENV)/triton-$(OLDEST_TRITON) || { \
+		rm -rf $(VENV)/triton.part && $(BIN)/python -m pip install -q --no-deps --target $(VENV)/triton.part \
+			triton==$(OLDEST_TRITON) && mv $(VENV)/triton.part $(VENV)/triton-$(OLDEST_TRITON); \
+	} || echo "skipped: triton $(OLDEST_TRITON) could not be fetched"
+	@test ! -d $(VENV)/triton-$(OLDEST_TRITON) || PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) \
+		$(BIN)/python -W ignore bench/kernel_report.py --gates --processes 2 > /dev/null
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -116,6 +116,7 @@ def fused_linear_entries(gates: bool) -> list[Entry]:
     if gates:
         table = [entry(k, "fp16", "fp16", 90, a) for k in FUSED_LINEAR for a in ("relu", "sine")]
         table += [entry(k, "tf32x3", "fp32", 80, "relu") for k in FUSED_LINEAR]
+        table += [entry(k, "fp64", "fp64", 90, "relu") for k in FUSED_LINEAR[1:]]
         return [*table, entry("fused_linear", "fp16", "bf16", 80, "sine", few=True)]
     table = [
         entry(k, *kind, c, a) for k in FUSED_LINEAR for kind in (*kinds, ("fp16", "bf16")) for c in (90, 80)
@@ -144,6 +145,7 @@ def step_entries(gates: bool) -> list[Entry]:
         table += [step(k, "fp16", 80, w, "sine") for k in passes for w in (64, 256)]
         table += [step(k, "tf32x3", c, 256, "relu") for k in passes for c in (90, 80)]
         table += [step(k, "fp64", 90, 64, "finer", encoded=True, drawn=True) for k in passes]
+        table += [step("mlp_forward", "fp16", 90, 100, "sine"), step("mlp_backward", "fp64", 90, 64, "relu")]
         table += [step(STEP[2], kind, c, 256) for kind, c in (("fp16", 90), ("fp16", 80), ("tf32x3", 90))]
         return [*table, step(STEP[2], "fp16", 90, 256, encoded=True, drawn=True), step(STEP[3], "fp16", 90, 256)]
     widths, kinds = (16, 64, 100, 128, 256, 512), ("fp16", "tf32x3", "fp64")
@@ -178,6 +180,8 @@ def entries(gates: bool) -> list[Entry]:
         table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
         table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
         table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
+        table += [factors("fp16", 80, a, True) for a in ("identity", "relu", "sine")]
+        table += [step(STEP[3], "fp64", 80, 256)]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
     table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
@@ -192,6 +196,12 @@ def entries(gates: bool) -> list[Entry]:
     ]
 
 
+def is_promoted(entry: Entry) -> bool:
+    """Return whether a kernel's bound leaves no room for truncation over long sums: that of training in fp16 does."""
+    products = ("jacobian_product", "jacobian_transposed_product", *FUSED_LINEAR)
+    return entry.kernel in products + (STEP if entry.format == "tf32x3" else ()) and entry.format != "fp64"
+
+
 def measure(entry: Entry) -> dict[str, Any]:
     """Compile one entry; return its title, resources and what is wrong with it."""
     from inrfast.kernels import ahead_of_time
@@ -204,9 +214,8 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _step if entry.kernel in STEP else build
     build = _pivots if entry.kernel == PIVOTS else build
     kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
-    found = ahead_of_time.compile_kernel(
-        kernel, types, constants, entry.capability, warps, stages, tables, SMALL, *most
-    )
+    resources = (entry.capability, warps, stages, tables, SMALL, *most)
+    found = ahead_of_time.compile_kernel(kernel, types, constants, *resources)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
     # A weight gradient has two warp groups of 64 rows each: narrower layers take the older instruction.
     narrow = entry.kernel == "mlp_weight_gradients" and options["width"] < 64
@@ -224,6 +233,7 @@ def measure(entry: Entry) -> dict[str, Any]:
             f"no {wanted}": wanted is not None and found.instructions[wanted] == 0,
             "sums stay in the tensor cores": found.instructions["FFMA"] < _promotions(entry),
             f"32-bit offsets: {found.narrow_offsets}": bool(found.narrow_offsets),
+            f"{len(found.chains)} sums within the tensor cores": bool(found.chains) and is_promoted(entry),
         }.items()
         if there
     ]
@@ -441,7 +451,8 @@ def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         "BLOCK": factors.block_for(entry.format, activation),
         "DEPTH": factors.DEPTH,
     }
-    return factors.mlp_slabs, types, constants, factors.WARPS, factors.STAGES, ("table", "constants"), 48 * 1024
+    tables, registers = ("table", "constants"), factors.REGISTERS
+    return factors.mlp_slabs, types, constants, factors.WARPS, factors.STAGES, tables, 48 * 1024, registers
 
 
 def measure_all(table: Sequence[Entry], processes: int | None = None) -> list[dict[str, Any]]:
@@ -486,6 +497,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = measure_all(entries(chosen.gates), chosen.processes)
     if chosen.gates:
         print(json.dumps(rows))
+        for row in rows:
+            if row["faults"]:
+                print(f"{row['title']}: {'; '.join(row['faults'])}", file=sys.stderr)
     else:
         REPORT.parent.mkdir(parents=True, exist_ok=True)
         REPORT.write_text(render(rows))

@@ -44,6 +44,8 @@ class Compiled:
         ``BAR``; ``ALL`` is the number of all instructions.
     narrow_offsets
         Lines of the intermediate code that compute an address with an offset of 32 bits that might overflow.
+    chains
+        Products that a loop adds within the tensor cores, step after step: in fp32 each step truncates.
     """
 
     registers: int
@@ -51,6 +53,7 @@ class Compiled:
     shared: int
     instructions: dict[str, int]
     narrow_offsets: tuple[str, ...]
+    chains: tuple[str, ...]
 
 
 COUNTED = (
@@ -97,9 +100,18 @@ def compile_kernel(
     assert found is not None, usage
     counts = {name: len(re.findall(rf"\b{name}\b", assembly)) for name in COUNTED}
     counts["ALL"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, flags=re.MULTILINE))
-    return Compiled(
-        int(found[1]), int(found[2]), built.metadata.shared, counts, _narrow_offsets(built.asm["ttir"], tables, small)
-    )
+    narrow, chains = _narrow_offsets(built.asm["ttir"], tables, small), _chains(built.asm["ttgir"])
+    return Compiled(int(found[1]), int(found[2]), built.metadata.shared, counts, narrow, chains)
+
+
+def _chains(code: str) -> tuple[str, ...]:
+    """Return the products whose accumulator is what the loop around them carries from step to step, as their lines."""
+    carried: set[str] = set()
+    for loop in re.findall(r"scf\.for .*iter_args\((.*?)\) ->", code):
+        carried.update(re.findall(r"(%[\w.]+) =", loop))
+    product = re.compile(r"= (?:tt\.dot|ttng\.warp_group_dot) %[\w.#]+, %[\w.#]+, (%[\w.#]+)")
+    lines = (line.strip() for line in code.splitlines())
+    return tuple(line for line in lines if (found := product.search(line)) and found[1] in carried)
 
 
 def _run(tool: str, *arguments: str) -> str:

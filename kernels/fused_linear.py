@@ -97,7 +97,7 @@ def add_product(total, left, right, PRECISION: tl.constexpr, ACCUMULATOR: tl.con
     three of TF32 that make one of fp32 are added up by themselves in any case. The bound on inexact steps keeps the
     compiler from taking ``total`` for the accumulator; for these dtypes it says nothing else.
     """
-    if ACCUMULATOR == tl.float64 or PRECISION == "tf32x3":
+    if total.dtype == tl.float64 or PRECISION == "tf32x3":
         return tl.dot(left, right, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     else:
         none = tl.zeros_like(total)
@@ -119,7 +119,7 @@ def _errors(
         bytes = tl.load(saved + points[:, None] * width + (columns // 8)[None, :], mask=inside, other=0)
         e = tl.where((bytes.to(tl.int32) >> (columns % 8).to(tl.int32)[None, :]) & 1 == 1, g, 0.0).to(g.dtype)
         if g.dtype == tl.float64:
-            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for products of fp64 that no GPU has.
+            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for fp64 products that no GPU has.
             e = tl.sum(e[:, :, None], 2)
         return e
     else:

@@ -264,8 +264,8 @@ def _slope(
         bytes = tl.load(masks + r[:, None] * pitch + chosen[None, :], mask=(chosen < pitch)[None, :], other=0)
         bits = (bytes.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
         slope = tl.reshape(bits, (ROWS, COLUMNS)).to(ACCUMULATOR)
-        if ACCUMULATOR == tl.float64:
-            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for products of fp64 that no GPU has.
+        if slope.dtype == tl.float64:
+            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for fp64 products that no GPU has.
             slope = tl.sum(slope[:, :, None], 2)
         return slope
     else:

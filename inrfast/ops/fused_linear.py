@@ -9,8 +9,8 @@ Many networks of one shape are one operation: ``torch.vmap`` over weights become
 
 Error, against the exact result for the numbers given: with u the unit roundoff of the tensors' dtype (of fp32 products,
 for 16-bit tensors on a GPU: fp32), ``|dy| <= 4 u |y| + c u sqrt(D) |act'| |x o w|``, where D is the number of inputs,
-``|x o w|`` the Euclidean norm of the terms of the product and c = 4 (16-bit tensors on a CPU round the pre-activation
-as well: ``u |act'| |pre-activation|`` more).
+``|x o w|`` the Euclidean norm of the terms of the product and c = 4, on a GPU 8: its tensor cores truncate (16-bit
+tensors on a CPU round the pre-activation as well: ``u |act'| |pre-activation|`` more).
 """
 
 from __future__ import annotations

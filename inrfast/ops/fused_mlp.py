@@ -39,6 +39,9 @@ MOST_OUTPUTS = 16
 MOST_COLUMNS = 2**14
 """Widest layer or input: offsets within a weight then fit 32 bits."""
 
+CHAIN = 2**17
+"""Most points of a sum within the tensor cores, which truncate: terms of 16 bits and one sign lose 2^-10 of it then."""
+
 RATES = 4
 """Numbers a step and network of the table of rates: see :meth:`FusedMLP.update`."""
 
@@ -397,7 +400,7 @@ class FusedMLP:
     def _splits(self, rows: int) -> int:
         """Return into how many ranges the points of the weight gradients fall, to give every multiprocessor two."""
         tiles = self._weight_tiles() * self.models
-        wanted = -(-2 * self.multiprocessors // max(tiles, 1))
+        wanted = max(-(-2 * self.multiprocessors // max(tiles, 1)), -(-rows // CHAIN))
         return max(1, min(wanted, rows // (4 * self.weight_tile.terms)))
 
     def _table(self) -> Tensor:

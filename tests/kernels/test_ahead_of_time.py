@@ -2,7 +2,7 @@
 
 import re
 
-from inrfast.kernels.ahead_of_time import _narrow_offsets
+from inrfast.kernels.ahead_of_time import _chains, _narrow_offsets
 from inrfast.kernels.formats import SMALLEST_SHARED
 
 
@@ -79,3 +79,16 @@ def test_offsets_are_bounded_by_what_they_are_made_of():
     """
     found = [re.match(r"%(\d)", line)[1] for line in _narrow_offsets(code, (), ("width",))]
     assert found == ["2", "3", "5", "6"]
+
+
+def test_sums_within_the_tensor_cores_are_found():
+    """A product that adds to what its loop carries is a chain; one from zero, or after another product, is none."""
+    code = """
+      %t:2 = scf.for %i = %c0 to %n step %c1 iter_args(%arg1 = %zero, %arg2 = %c0) -> (tensor<64x64xf32>, i32)  : i32 {
+        %1 = tt.dot %a, %b, %arg1, inputPrecision = tf32 : tensor<64x32xf32>
+        %2 = ttng.warp_group_dot %a#0, %b, %arg1 {isAsync = true} : tensor<64x32xf32>
+        %3 = tt.dot %a, %b, %zero : tensor<64x32xf32>
+        %4 = ttng.warp_group_dot %a, %b, %3#0 {isAsync = true} : tensor<64x32xf32>
+        %5 = arith.addf %arg1, %4 : tensor<64x64xf32>
+    """
+    assert [line[1] for line in _chains(code)] == ["1", "2"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tensor_cores import truncating
 
 from inrfast.activations import ACTIVATIONS
 from inrfast.kernels import fused_linear as kernel
@@ -44,6 +45,41 @@ def test_tiles_ranges_and_models(device, kind):
     kernel.launch_weight_gradient(kind, g, x, saved, weights, biases, length, kernel.MASK.value, number)
     for found, truth in ((weights.sum(1), e.mT @ x.double()), (biases.sum(1), e.sum(1))):
         assert (found.double() - truth).abs().max() <= 8 * UNIT[kind] * truth.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["fp16", "tf32", "tf32x3"])
+def test_long_sums_keep_the_bound_on_cores_that_truncate(device, kind):
+    """Of terms of one sign the errors of a truncated chain all add up: a product of 4096 terms is fp32-accurate yet.
+
+    The numbers are such as every kind holds exactly; ``out`` is fp32, so that nothing but the sum is rounded.
+    """
+    terms, few = 4096, 16
+    rng = torch.Generator().manual_seed(0)
+
+    def positive(*shape):
+        return (torch.rand(shape, generator=rng) + 0.5).half().to(device, KINDS[kind])
+
+    def excess(found, left, right):
+        left, right = left.double(), right.double()
+        exact, squares = left @ right, (left**2) @ (right**2)
+        bound = 2.0**-24 * (4 * exact + 8 * (terms * squares).sqrt())
+        return float(((found.double() - exact).abs() / bound).max())
+
+    number = ACTIVATIONS["identity"].kernel_id
+    empty = torch.zeros(1, 0, device=device)
+    with truncating():
+        x, weight = positive(1, few, terms), positive(1, few, terms)
+        y = torch.zeros(1, few, few, device=device)
+        kernel.launch_forward(kind, x, weight, None, y, empty, kernel.NOTHING.value, number, 1.0)
+        gradient, across = positive(1, few, terms), positive(1, terms, few)
+        dx = torch.zeros(1, few, few, device=device)
+        kernel.launch_input_gradient(kind, gradient, across, empty, dx, kernel.NOTHING.value, number)
+        errors, features = positive(1, terms, few), positive(1, terms, few)
+        dw, db = (torch.zeros(1, 1, *shape, device=device) for shape in ((few, few), (few,)))
+        kernel.launch_weight_gradient(kind, errors, features, empty, dw, db, terms, kernel.NOTHING.value, number)
+    assert excess(y, x, weight.mT) <= 1
+    assert excess(dx, gradient, across) <= 1
+    assert excess(dw[:, 0], errors.mT, features) <= 1
 
 
 @given(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
+from tensor_cores import truncating
 
 from inrfast.kernels import rows as kernel
 
@@ -101,6 +102,22 @@ def test_products_against_fp64(device, n, a, b, outputs, absent, k, models, bias
             terms = rows.shape[2] * rows.shape[3] if found is product else n * outputs
             bound = 4 * SPLIT[dtype] * (1 + terms) ** 0.5
             assert ((found[model] - exact).abs() <= bound * size + 1e-300).all()
+
+
+def test_long_sums_keep_the_bound_on_cores_that_truncate(device):
+    """1024 terms of one sign, over features one way and over points the other, are summed as in fp32 all the same."""
+    terms, few = 1024, 8
+    z, s, v = (torch.rand(1, terms, *rest, device=device) + 0.5 for rest in ((few,), (1, few), (1, 1)))
+    wide, ones = torch.rand(1, few, terms, device=device) + 0.5, torch.ones(1, few, 1, 1, device=device)
+    p = torch.rand(1, 1, 1, terms, device=device) + 0.5
+    product = torch.zeros(1, few, 1, 1, device=device)
+    with truncating():
+        kernel.launch_product(product, wide, ones, p, False)
+        transposed = kernel.launch_transposed_product(z, s, v, False).sum(2)
+    exact = torch.einsum("gna,gnmb,gnmk->gkba", z.double(), s.double(), v.double())
+    assert ((transposed - exact).abs() <= 12 * 2.0**-24 * exact).all()
+    exact = torch.einsum("gna,gkba->gnk", wide.double(), p.double())[:, :, None]
+    assert ((product - exact).abs() <= 12 * 2.0**-24 * exact).all()
 
 
 def test_the_same_call_gives_the_same_bits(device):
