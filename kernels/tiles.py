@@ -51,7 +51,7 @@ TILES: dict[Key, Row] = {
     ("gram_tile", "fp64", "large"): (64, 8, 3, True, 34, "tile", "reasoned"),
     ("gram_tile", "fp16", "small"): (64, 4, 3, False, 34, "tile", "reasoned"),
     ("gram_tile", "fp16x3", "small"): (64, 4, 2, False, 34, "tile", "reasoned"),
-    ("gram_tile", "tf32x3", "small"): (64, 8, 3, False, 34, "tile", "reasoned"),
+    ("gram_tile", "tf32x3", "small"): (32, 4, 3, False, 34, "tile", "reasoned"),
     ("gram_tile", "fp64", "small"): (64, 8, 3, False, 34, "tile", "reasoned"),
     # The product of tiles with V: a piece of V lies beside the slabs. Where registers are short it has more warps or
     # smaller tiles, or it would spill.
