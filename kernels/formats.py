@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inrfast.kernels import tiles
+from inrfast.kernels.tiles import SMALLEST_SHARED as SMALLEST_SHARED
 from inrfast.kernels.tiles import Config
 
 
@@ -51,9 +52,6 @@ FORMATS = {
     "fp64": Format("fp64", 1, 16, "ieee", "fp64"),
 }
 
-
-SMALLEST_SHARED = tiles.smallest_shared()
-"""Bytes of shared memory a program without which no configuration runs."""
 
 PADDING = 128
 """Operands hold a multiple of so many points, so that no load of a tile needs a mask."""

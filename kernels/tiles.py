@@ -87,6 +87,9 @@ CANDIDATES: dict[Key, tuple[Row, ...]] = {
 LARGE_SHARED = 200 * 1024
 """Bytes of shared memory a program from which on a GPU counts as large."""
 
+SMALLEST_SHARED = 64 * 1024
+"""Bytes of shared memory a program without which no GPU is taken; what is compiled for small ones keeps within it."""
+
 
 def config(kernel: str, format: str, kind: str) -> Config:
     """Return what is launched."""
@@ -107,8 +110,3 @@ def as_config(row: Row) -> Config:
 def kind_of(capability: tuple[int, int], shared: int) -> str:
     """Return the class of a GPU from its compute capability and bytes of shared memory a program."""
     return "large" if capability >= (9, 0) and shared >= LARGE_SHARED else "small"
-
-
-def smallest_shared() -> int:
-    """Return the bytes of shared memory a program without which no launch runs."""
-    return max(row[4] for (kernel, _, kind), row in TILES.items() if kernel == "gram_tile" and kind == "small") * 1024
