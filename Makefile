@@ -57,12 +57,13 @@ test-versions: test-oldest test-newest
 
 test-oldest: PYTHON_OF_END = $(OLDEST_PYTHON)
 test-oldest: TORCH_OF_END = $(OLDEST_TORCH)
+test-oldest: NUMPY_OF_END = "numpy<2.4"  # with which the interpreter of Triton 3.6 runs loops
 test-newest: PYTHON_OF_END = $(NEWEST_PYTHON)
 test-newest: TORCH_OF_END = $(NEWEST_TORCH)
 test-oldest test-newest: test-%:
 	$(PYTHON_OF_END) -m venv $(VENV)/$*
 	$(VENV)/$*/bin/python -m pip install -q $(TORCH_OF_END)
-	$(VENV)/$*/bin/python -m pip install -q -e ".[dev]"
+	$(VENV)/$*/bin/python -m pip install -q -e ".[dev]" $(NUMPY_OF_END)
 	$(VENV)/$*/bin/python -m inrfast.info
 	$(VENV)/$*/bin/python -m pytest tests -q $(PYTEST_ARGS)
 
