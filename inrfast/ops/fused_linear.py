@@ -101,13 +101,18 @@ def fused_linear(
         check_choice("precision", precision, PRECISIONS)
     kind = x.device.type
     chosen = "torch" if backend == "auto" and kind == "cpu" else backends.resolve(backend, x.device)
-    if torch.is_autocast_enabled(kind):
+    if _casts(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
         bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
         with torch.autocast(kind, enabled=False):
             return _run(x, weight, bias, activation, omega, precision, chosen)
     return _run(x, weight, bias, activation, omega, precision, chosen)
+
+
+def _casts(kind: str) -> bool:
+    """Return whether autocast is on for a kind of device; torch knows no autocast for tensors without memory."""
+    return kind != "meta" and torch.is_autocast_enabled(kind)
 
 
 def _belong(x: Any, weight: Any, bias: Any) -> bool:
@@ -133,7 +138,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             raise TypeError(f"{name} must be fp16, bf16, fp32 or fp64, got {t.dtype}")
         if t is not x and t.device != x.device:
             raise ValueError(f"{name} is on {t.device} but x is on {x.device}")
-        if t.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+        if t.dtype != x.dtype and not _casts(x.device.type):
             raise TypeError(f"{name} must have the dtype of x, {x.dtype}, got {t.dtype}")
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(

@@ -353,6 +353,16 @@ def test_autocast_is_that_of_linear(device):
     assert all(t.dtype == torch.float32 for t in torch.autograd.grad(y.float().sum(), (x, weight, b)))
 
 
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_tensors_without_memory_have_shapes(backend):
+    """On the meta device, as ``torch.nn.Linear`` has it, gradients too."""
+    x, weight, bias = (torch.empty(*shape, device="meta", requires_grad=True) for shape in ((5, 3), (6, 3), (6,)))
+    y = fused_linear(x, weight, bias, "sine", 30.0, backend=backend)
+    assert (y.shape, y.device.type) == ((5, 6), "meta")
+    found = torch.autograd.grad(y.sum(), (x, weight, bias))
+    assert [g.shape for g in found] == [x.shape, weight.shape, bias.shape]
+
+
 def test_small_layers_take_torch_itself_and_agree(device):
     x, weight, b = layer(20, 3, 8, True, torch.float64, device)
     for activation, table in ACTIVATIONS.items():
