@@ -1,7 +1,8 @@
 """Walk every public path on the pretend device and print what each cost and how far it is from the CPU's, as JSON.
 
-``python tests/pretend_walk.py [EXPRESSION]`` prints a line for each path whose name the expression is found in; with
-``--places`` the counts' places follow on standard error. :mod:`tests.test_pretend_gpu` holds the lines to their bounds.
+``python tests/pretend_walk.py [EXPRESSION]`` prints a line for each path whose name the expression is found in, and for
+each such loop how often the host waits in its turns; with ``--places`` the counts' places follow on standard error.
+:mod:`tests.test_pretend_gpu` holds the lines to their bounds.
 """
 
 # ruff: noqa: E402  (what is imported asks which devices there are: the pretend machine comes first)
@@ -29,6 +30,9 @@ pretend_gpu.install("interpret")  # before anything asks which devices there are
 
 import inrfast as inr
 from inrfast import backends, init
+from inrfast.linalg.lanczos import spectral_bounds
+from inrfast.linalg.operators import DenseOperator
+from inrfast.linalg.pivoted_cholesky import PivotedCholesky
 from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
 from inrfast.training import run
@@ -53,6 +57,10 @@ class Machine:
     @functools.cached_property
     def K(self) -> inr.NTK:
         return inr.ntk(self.net, self.coords)
+
+    @functools.cached_property
+    def exact(self) -> inr.NTK:
+        return inr.ntk(self.net, self.coords, precision="highest")
 
     @functools.cached_property
     def J(self) -> inr.LayerwiseJacobian:
@@ -148,6 +156,47 @@ PATHS: dict[str, tuple[str, Callable[[Machine, Any], torch.Tensor]]] = {
 and of that; it returns what is the same on every machine but for rounding."""
 
 
+def pivots(machine: Machine, turn: Callable[[], Any]) -> None:
+    """Grow a factor block by block, and ask it each time what decides whether to go on."""
+    factor = PivotedCholesky(machine.exact)
+    for _ in range(4):
+        assert factor.grow(4) > 0
+        assert not factor.exhausted
+        assert min(factor.norm_estimate, factor.largest_estimate) > 0
+        turn()
+
+
+def lanczos(machine: Machine, turn: Callable[[], Any], residual: bool) -> None:
+    """Bound the spectrum of a matrix, or of what a factor leaves of a kernel, by batches of four products."""
+    factor = PivotedCholesky(machine.exact)
+    factor.grow(4)
+    product = factor.apply_residual if residual else DenseOperator(machine.exact.to_dense()).__matmul__
+    spectral_bounds(product, factor.diagonal, 16, 1e-3, 0, enough=lambda bounds: bool(turn()))
+
+
+LOOPS: dict[str, Callable[[Machine, Callable[[], Any]], None]] = {
+    "blocks of pivots": pivots,
+    "batches of Lanczos": functools.partial(lanczos, residual=False),
+    "batches of Lanczos on a residual": functools.partial(lanczos, residual=True),
+}
+"""What goes on until something is met: a function of the machine, and of what it calls after each turn."""
+
+
+def go_round(name: str, machine: Machine, places: bool) -> dict[str, Any]:
+    """Return how often the host waits in each turn of a loop but the first, which makes what others find."""
+    last, waits = copy.deepcopy(pretend_gpu.record), []
+
+    def turn() -> None:
+        nonlocal last
+        found, last = pretend_gpu.record.since(last), copy.deepcopy(pretend_gpu.record)
+        waits.append(found.waits)
+        if places:
+            print(f"{name}\n{found.listing()}", file=sys.stderr, flush=True)
+
+    LOOPS[name](machine, turn)
+    return {"loop": name, "waits": waits[1:]}
+
+
 def walk(name: str, places: bool) -> dict[str, Any]:
     """Return what a path costs on both devices, and its distance from the CPU's result relative to its largest."""
     what, path = PATHS[name]
@@ -185,6 +234,10 @@ def main() -> None:
     for name in PATHS:
         if re.search(chosen.expression, name):
             print(json.dumps(walk(name, chosen.places)), flush=True)
+    machine = Machine("cuda:1")
+    for name in LOOPS:
+        if re.search(chosen.expression, name):
+            print(json.dumps(go_round(name, machine, chosen.places)), flush=True)
 
 
 if __name__ == "__main__":

@@ -69,14 +69,20 @@ ON_THE_HOST = ("Frobenius norm", "diagnose", "fit")
 
 
 @pytest.fixture(scope="module")
-def walked():
-    """Return what each path cost, and how far it is from the CPU's, by path."""
+def lines():
+    """Return what the walk prints: what each path cost and how far it is from the CPU's, the waits of each loop."""
     command = [sys.executable, "-W", "ignore", str(HERE / "pretend_walk.py")]
     paths = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = {entry["path"]: entry for entry in map(json.loads, done.stdout.splitlines())}
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def walked(lines):
+    """Return what each path cost by its name."""
+    found = {entry["path"]: entry for entry in lines if "path" in entry}
     print(f"{'path':24} kernels  waits  replays")
     for name, entry in found.items():
         costs = (entry["cuda:0"].get(what, "-") for what in ("kernels", "waits", "replays"))
@@ -103,6 +109,21 @@ def test_paths(walked, path, device):
     assert found["waits"] <= waits
     replayed = path.startswith("fit") and path != "fit by torch"
     assert (found["replays"] > 0) == replayed
+
+
+@pytest.mark.parametrize(
+    ("loop", "most"),
+    [
+        ("blocks of pivots", 1),
+        ("batches of Lanczos", 1),
+        ("batches of Lanczos on a residual", 1 + 4),  # a kernel looks for NaN in every block that it is multiplied by
+    ],
+)
+def test_loops_wait_once_a_turn(lines, loop, most):
+    """What decides whether to go on is read at once, and all kernels of a turn follow each other until then."""
+    (waits,) = (entry["waits"] for entry in lines if entry.get("loop") == loop)
+    assert len(waits) >= 2
+    assert set(waits) == {most}
 
 
 LAWS = """

@@ -1,18 +1,21 @@
 """Fused steps against fp64 automatic differentiation, on networks, batches and tiles of every kind."""
 
+import contextlib
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from exact_gradients import weighted_mse
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensor_cores import product, truncating
 
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError
 from inrfast.kernels import fused_mlp as kernels
-from inrfast.ops.fused_mlp import ACTIVATIONS, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.ops.fused_mlp import ACTIVATIONS, CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.stack import Stack
 
 UNIT = {"fp16": 2.0**-11, "tf32x3": 2.0**-22, "fp64": 2.0**-53}
@@ -72,6 +75,19 @@ class Case:
         grads[:, ~self.held()] = 0
         self.step.update(grads, grads, grads, 0, True, step)
         return grads
+
+    def make_positive(self):
+        """Make every term of every sum positive: parameters, coordinates and errors; layers keep their size."""
+        with torch.no_grad():
+            self.coords.abs_()
+            self.target.neg_()
+            for index, net in enumerate(self.nets):
+                for name, parameter in net.named_parameters():
+                    value = parameter.abs()
+                    value = value / value.sum(1).mean() if name.endswith("weight") else value.fill_(0.1)
+                    for own in (parameter, self.stack.view_of(self.stack.flat, name)[index]):
+                        own.copy_(value)
+        self.step.refresh()
 
     def held(self):
         """Which of the Q numbers belong to parameters: what lies between them is never written."""
@@ -136,6 +152,37 @@ def test_relu_in_narrow_and_wide_layers(device, kind, width):
     case = Case(device, kind, n=150, width=width, hidden_layers=3, activation="relu", outputs=1)
     assert case.step.on_chip == (kind == "fp16" and width <= 128)
     case.check(factor=32.0 if kind == "fp16" else 64.0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sine"])
+@pytest.mark.parametrize("kind", ["fp16", "tf32x3"])
+def test_gradients_keep_the_promise_on_cores_that_truncate(device, kind, activation):
+    """All terms are positive, so that what every step of a sum loses adds up; sums of fp32 terms leave the cores."""
+    case = Case(device, kind, n=96, width=64, hidden_layers=3, activation=activation, omega=1.0, outputs=1)
+    case.make_positive()
+    with truncating() if device.type == "cpu" else contextlib.nullcontext():
+        case.check(factor=16.0 if kind == "fp16" else 8.0)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_longest_sum_within_the_cores_loses_less_than_the_promise(late):
+    """Positive terms of one size, or a large one before many that the cores cut off but for a bit."""
+    rng = np.random.default_rng(0)
+    left, right = ((rng.random(shape) + 0.5).astype(np.float16) for shape in ((2, CHAIN), (CHAIN, 2)))
+    if late:
+        left[:, 1:], right[1:] = 2.0**-12 * (1 - 2.0**-10), 2.0**-13
+    exact = left.astype(np.float64) @ right.astype(np.float64)
+    lost = float((1 - product(left, right, np.zeros((2, 2)), "fp16") / exact).max())
+    assert lost <= (16 * UNIT["fp16"] if late else 2.0**-10)
+
+
+@given(st.integers(1, 10**8), st.integers(1, 200), st.sampled_from(sorted(OPERANDS)), st.booleans())
+def test_ranges_of_points_are_not_longer_than_the_longest_sum(rows, multiprocessors, kind, encoded):
+    case = Case(torch.device("cpu"), kind, n=1, encoding=inr.RandomFourier(7, 0.5) if encoded else None)
+    case.step.multiprocessors = multiprocessors
+    ranges = case.step._splits(rows)
+    assert 1 <= ranges <= max(1, rows // (4 * case.step.weight_tile.terms))
+    assert -(-rows // ranges) <= CHAIN
 
 
 @pytest.mark.parametrize("outputs", [1, 16])
