@@ -358,6 +358,7 @@ class Session:
             "identities": {**self._identities(), **self.watching},
             "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
             "machine": {
+                "device": _device_name(self.members[0].data.target.device),
                 "threads": torch.get_num_threads(),
                 "processor": gemm.processor(),
                 "torch": torch.__version__,
@@ -370,7 +371,10 @@ class Session:
 
     def _warn_of_other_digits(self, then: dict[str, Any]) -> None:
         """Warn if the fit will not repeat the digits of an uninterrupted one."""
-        now = {"machine": self.about["machine"], "layout": self._layout(), "gemm": self.about["gemm"]}
+        known = {name: value for name, value in self.about["machine"].items() if name in then["machine"]}
+        now: dict[str, Any] = {"machine": known, "layout": self._layout()}  # files of old do not name the device
+        if self.members[0].data.target.device.type == "cpu":  # the libraries of a CPU multiply nothing on a GPU
+            now["gemm"] = self.about["gemm"]
         changed = differences(now, {key: then[key] for key in now})
         if changed:
             warnings.warn(
@@ -543,6 +547,11 @@ class Session:
         except NotAvailableError as error:
             warnings.warn(f"the fit goes on, but not bit by bit: {error}", RuntimeWarning, stacklevel=5)
             return None
+
+
+def _device_name(device: torch.device) -> str:
+    """Return what a GPU is called, or the kind of any other device: another one gives other digits."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _listed(found: Sequence[str], most: int) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.ops import gemm, mlp_step
-from inrfast.training import checkpoint
+from inrfast.training import checkpoint, session
 from inrfast.training.callbacks import TrackNTK
 from inrfast.training.checkpoint import save_network
 from inrfast.training.loop import fit
@@ -760,6 +760,23 @@ def test_other_callbacks_are_told(other: Any, named: str, saves: bool, tmp_path:
     with pytest.warns(RuntimeWarning, match=rf"callbacks other than it began with: callbacks\[1\]: {named}") as caught:
         run(other(saves), 8)
     assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_another_device_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "device.safetensors"
+    real = session._device_name
+    for name, named in (("GPU A", "GPU A"), ("GPU A", "GPU B"), (None, "GPU B")):
+        path.unlink(missing_ok=True)
+        monkeypatch.setattr(session, "_device_name", real if name is None else lambda device, name=name: name)
+        fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(3)], checkpoint=path)
+        monkeypatch.setattr(session, "_device_name", lambda device, named=named: named)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(99)], checkpoint=path, resume=True)
+        told = [str(w.message) for w in caught if "not bit by bit" in str(w.message)]
+        now, then = repr(named), repr("cpu" if name is None else name)
+        wanted = f"other machine.device (now {now}, in the checkpoint {then})"
+        assert [message.endswith(wanted) for message in told] == ([True] if now != then else [])
 
 
 def test_other_chunks_are_told(saved: Path, tmp_path: Path) -> None:
