@@ -17,7 +17,7 @@ PRECISIONS = {"fp16": "medium", "fp16x3": "high", "fp64": "highest"}
 def gram(bench: Bench, name: str) -> None:
     """The dense kernel with each tile of one format, the one in use first; each is held to its error before."""
     _, capability, shared = backends.gpu(bench.device)
-    key = ("gram_tile", name, tiles.kind_of(capability, shared))
+    key = ("gram_aligned", name, tiles.kind_of(capability, shared))
     precision = PRECISIONS[name]
     K, n = kernel(bench, "relu", precision=precision, backend="triton"), bench.grid**2
     exact = kernel(bench, "relu", precision="highest", backend="torch")

@@ -48,20 +48,25 @@ def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: boo
     return Entry("gram_tile", name, capability, chosen)
 
 
-def streams(symmetric: Sequence[bool]) -> list[Entry]:
-    """Every candidate of the Gram kernel that is one loop over all slabs, by its place among the candidates.
-
-    Sizes are multiples of 16: with others the fp16 formats spill when they mirror.
-    """
+def aligned_candidates(symmetric: Sequence[bool]) -> list[Entry]:
+    """What the dense kernel of aligned sizes launches or may launch, by its place: 0 is in use, if it is a row of its
+    own."""
     from inrfast.kernels import tiles
 
-    return [
-        Entry("gram_stream", f, 90, (("candidate", index), ("symmetric", s), ("mirror", s), ("unaligned", False)))
-        for (kernel, f, _), rows in tiles.CANDIDATES.items()
-        for index, row in enumerate(rows)
-        for s in symmetric
-        if kernel == "gram_tile" and row[5] == "stream"
-    ]
+    table = []
+    for (kernel, f, kind), row in tiles.TILES.items():
+        if kernel == "gram_aligned":
+            own = row[:-1] != tiles.TILES["gram_tile", f, kind][:-1]
+            chosen = tiles.candidates(kernel, f, kind)
+            table += [
+                Entry(f"gram_{config.design}", f, 90, (("candidate", index), *_aligned(s)))
+                for index, config in enumerate(chosen) for s in symmetric if own or index > 0
+            ]  # fmt: skip
+    return table
+
+
+def _aligned(symmetric: bool) -> tuple[tuple[str, bool], ...]:
+    return ("symmetric", symmetric), ("mirror", symmetric), ("unaligned", False)
 
 
 def reduction(kernel: str, name: str, capability: int, **options: Any) -> Entry:
@@ -176,7 +181,7 @@ def entries(gates: bool) -> list[Entry]:
         table = pivots + [gram(f, c, True, True) for c in (90, 80) for f in formats]
         table += [gram(f, 90, False, False) for f in formats]
         table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
-        table += streams((True,))
+        table += aligned_candidates((True,))
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
         table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
@@ -188,7 +193,7 @@ def entries(gates: bool) -> list[Entry]:
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
     table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
-    table += streams((True, False))
+    table += aligned_candidates((True, False))
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
     table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
@@ -268,8 +273,9 @@ def gram_config(entry: Entry) -> Any:
     """Return the tiles of a Gram kernel's entry."""
     from inrfast.kernels import formats, tiles
 
-    if entry.kernel == "gram_stream":
-        return tiles.candidates("gram_tile", entry.format, "large")[1 + dict(entry.options)["candidate"]]
+    options = dict(entry.options)
+    if "candidate" in options:
+        return tiles.candidates("gram_aligned", entry.format, "large")[options["candidate"]]
     capability, product = divmod(entry.capability, 10), entry.kernel == "gram_product"
     return formats.config_for(entry.format, capability, SHARED[entry.capability], product)
 
