@@ -337,7 +337,7 @@ def _jacobian(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         }
         warps, stages, registers = kernels.ROW_WARPS, 3, None
     else:
-        tile = (kernels.PRODUCT if entry.kernel == "jacobian_product" else kernels.TRANSPOSED)[entry.format]
+        tile = kernels.tile_of(entry.kernel, entry.format)
         constants = kernels.constants(entry.format, tile, features, identity, True)
         warps, stages, registers = tile.warps, tile.stages, tile.registers
     if options.get("one_output"):
@@ -351,10 +351,10 @@ def _tangent(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
 
     kernel, narrow = getattr(kernels, entry.kernel), bool(options.get("narrow"))
     if entry.kernel == "product":
-        tile = kernels.PRODUCT
+        tile = kernels.tile_of("product")
         constants = kernels.product_constants(tile)
     else:
-        tile = kernels.NARROW_TRANSPOSED if narrow else kernels.transposed_tile(options["units"])
+        tile = kernels.tile_of("transposed_product_narrow") if narrow else kernels.transposed_tile(options["units"])
         constants = kernels.transposed_constants(tile, narrow)
     types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
     types |= dict.fromkeys(("partial", "out", "slabs", "narrow", "parameters", "values"), "*fp64") | {"table": "*i64"}
@@ -375,11 +375,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import fused_linear as kernels
 
     kernel, pointer = getattr(kernels, entry.kernel), "*" + options["dtype"]
-    config = {
-        "fused_linear": (kernels.FORWARD_FEW if options["few"] else kernels.FORWARD)[entry.format],
-        "input_gradient": kernels.INPUT_GRADIENT[entry.format],
-        "weight_gradient": kernels.WEIGHT_GRADIENT[entry.format],
-    }[entry.kernel]
+    config = kernels.config_of(entry.kernel + "_few" * options["few"], entry.format)
     kept = {"identity": kernels.NOTHING, "relu": kernels.MASK, "tanh": kernels.RESULT, "softplus": kernels.RESULT}
     saved = kept.get(options["activation"], kernels.SLOPE).value
     if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:
