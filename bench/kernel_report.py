@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,49 @@ def step_entries(gates: bool) -> list[Entry]:
     return table + [step(STEP[3], kind, c, 256) for kind in kinds for c in (90, 80)]
 
 
+WIDTHS = {"mlp_forward": 256, "mlp_on_chip": 128, "mlp_weight_gradients": 256}
+"""Widths at which candidates of the training step are compiled: those at which the benchmark times them."""
+
+
+def product_candidates() -> list[Entry]:
+    """What a GPU may choose instead of the tiles in use, as the benchmark times it: by its place among candidates."""
+    from inrfast.kernels import tiles
+
+    table: list[Entry] = []
+    for (name, kind, _), rows in tiles.PRODUCT_CANDIDATES.items():
+        for index in range(len(rows)):
+            chosen: dict[str, Any] = {"candidate": index}
+            if name in WIDTHS:
+                kernels = STEP[2:3] if name == STEP[2] else STEP[:2]
+                table += [step(k, kind, 90, WIDTHS[name], "sine", **chosen) for k in kernels]
+            elif name in FUSED_LINEAR:
+                options = {"dtype": "fp16", "activation": "sine", "few": False} | chosen
+                table.append(Entry(name, kind, 90, tuple(options.items())))
+            else:
+                options = {"narrow": name.endswith("narrow"), "units": 128} | chosen
+                table.append(Entry(TANGENT[name == "product"], kind, 90, tuple(options.items())))
+    return table
+
+
+@contextlib.contextmanager
+def in_place(entry: Entry) -> Iterator[None]:
+    """Have the tables hold an entry's candidate of a product meanwhile."""
+    from inrfast.kernels import tiles
+
+    options = dict(entry.options)
+    if "candidate" not in options or entry.kernel.startswith("gram"):
+        yield
+        return
+    name = entry.kernel
+    if entry.kernel in STEP[:2]:
+        name = next(key for key, width in WIDTHS.items() if width == options["width"] and key != STEP[2])
+    elif entry.kernel == TANGENT[0]:
+        name += "_narrow" if options["narrow"] else "_wide"
+    key = next(key for key in tiles.PRODUCT_CANDIDATES if key[0] == name)
+    with tiles.chosen(key, tiles.PRODUCT_CANDIDATES[key][options["candidate"]]):
+        yield
+
+
 PIVOTS = "accept_pivots"
 
 
@@ -193,7 +237,7 @@ def entries(gates: bool) -> list[Entry]:
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
     table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
-    table += aligned_candidates((True, False))
+    table += aligned_candidates((True, False)) + product_candidates()
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
     table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
@@ -221,7 +265,8 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     build = _step if entry.kernel in STEP else build
     build = _pivots if entry.kernel == PIVOTS else build
-    kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
+    with in_place(entry):
+        kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
     resources = (entry.capability, warps, stages, tables, SMALL, *most)
     found = ahead_of_time.compile_kernel(kernel, types, constants, *resources)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
