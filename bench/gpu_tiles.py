@@ -118,20 +118,27 @@ def compare(
     limit: float,
     run: Callable[[], Any],
 ) -> None:
-    """Time ``run`` with each row, the one in use first; each is held to its error before. Late ones are named."""
+    """Time ``run`` with each row, the one in use first; each is held to its error before. Late ones are named.
+
+    Where the row in use fails, so does the part, after all others.
+    """
 
     def timed() -> dict[str, Any]:
         found = error()
         bench.check(found <= limit, f"error {found:.2e} above {limit:.0e}")
-        return bench.seconds(run, 5) | {"key": key, "row": row, "error": found}
+        return bench.seconds(run, 5) | {"key": key, "row": row, "in_use": row is rows[0], "error": found}
 
-    late = []
+    late, titles = [], []
     for row in rows:
-        title = f"{key[0]} " + " ".join(map(str, row[:-1]))
+        title = f"{key[0]} " + " ".join(str(value) for value in row[:-1] if value is not None)
         if bench.late:
             late.append(title)
             continue
+        titles.append(title)
         with tiles.chosen(key, row):
             bench.attempt(title, timed)
     if late:
         bench.found["stopped"] = [*bench.found.get("stopped", []), *late]
+    for title in titles[:1]:
+        failure = bench.found[title].get("failed")
+        bench.check(failure is None, f"what is in use, {title}: {failure}")

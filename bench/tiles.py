@@ -32,7 +32,12 @@ def timed(results: Mapping[str, Any]) -> dict[tuple[str, ...], list[dict[str, An
 
 
 def fastest(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fastest entry, or the first, which is in use, where it is as fast but for noise."""
+    """Return the fastest entry, or the first, which is in use, where it is as fast but for noise.
+
+    Where what is in use was not timed there is nothing to compare with: the first again.
+    """
+    if not entries[0].get("in_use", True):
+        return entries[0]
     best = min(entries, key=lambda entry: entry["seconds"])
     return best if best["quartiles"][1] < entries[0]["quartiles"][0] else entries[0]
 

@@ -1,5 +1,6 @@
 """The GPU benchmark where there is no GPU: its driver outlives its parts, and its parts run on the pretend machine."""
 
+import ast
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import gpu_cache
 import gpu_parts
 import gpu_table
 import tiles
+
+from inrfast.kernels import tiles as table
 
 BENCH = Path(__file__).parents[2] / "bench"
 PROGRAMS = {
@@ -194,3 +197,14 @@ def test_the_fastest_tiles_are_written_into_the_table(tmp_path):
     assert file.read_text().count(new) == 1
     results.write_text(json.dumps({"environment": environment | {"rehearsal": "interpret"}, "candidates x": timed}))
     assert tiles.main([str(results), "--table", str(file)]) == 1  # no table from a pretend GPU
+
+
+def test_every_candidate_has_a_row_that_can_be_rewritten():
+    """Where the command finds a row of the project's own table, that row stands."""
+    text = tiles.TABLE.read_text()
+    where, tables = tiles.places(text), (table.TILES, table.TANGENTS, table.LAYERS, table.STEPS)
+    assert {*table.CANDIDATES, *table.PRODUCT_CANDIDATES} <= set(where)
+    assert len(where) == sum(map(len, tables))
+    for key, (begin, end) in where.items():
+        row = next(rows[key] for rows in tables if key in rows)
+        assert ast.literal_eval(text.encode()[begin:end].decode()) == row == ast.literal_eval(tiles.literal(row))
