@@ -26,7 +26,10 @@ SMOKES = (
     *(f"dense {a} {p}" for p in ("medium", "high", "highest") for a in ("relu", "sine")),
     "norm",
     "columns",
+    *(f"stream {f}" for f in ("fp16", "fp16x3", "fp64")),
     *(f"product {p} of {k}" for p in ("high", "highest") for k in (1, 40)),
+    "tangent products",
+    "pivots",
     *(f"jacobian {p}" for p in ("high", "highest")),
     *(f"layer {kind}" for kind in ("float16 relu", "bfloat16 sine", "float32 sine")),
     "fit medium",
@@ -60,6 +63,12 @@ PARTS = (
     Part("step 64x64 relu medium", "gpu_fit.step_of_one", (64, "relu", "medium"), 45),
     Part("layer bfloat16 sine", "gpu_layers.layer", ("bfloat16", "sine"), 60),
     Part("torch.func", "gpu_dense.by_torch_func", (), 40),
+    Part("candidates K v", "gpu_tiles.tangent", (), 60),
+    Part("candidates layer", "gpu_tiles.layer", (), 45),
+    *(
+        Part(f"candidates step, {name}", "gpu_tiles.step", (name, side), 45)
+        for name, side in (("mlp_forward", 512), ("mlp_weight_gradients", 512), ("mlp_on_chip", 64))
+    ),
 )
 
 LAST_BEFORE_TESTS = "candidates fp64"

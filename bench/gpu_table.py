@@ -43,6 +43,8 @@ def lines(name: str, found: Mapping[str, Any]) -> list[str]:
         elif key.startswith(("ratio", "fraction")):
             ratio, target = value if isinstance(value, list | tuple) else (value, None)
             result.append(f"    {key:38} {ratio:8.2f}" + (f"     (target {target})" if target else ""))
+        elif key == "stopped":
+            result.append(f"    no time left for {', '.join(value)}")
         elif key == "rank":
             result.append(f"    {key:38} {value}")
     return result

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +49,25 @@ def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: boo
     return Entry("gram_tile", name, capability, chosen)
 
 
-def streams(symmetric: Sequence[bool]) -> list[Entry]:
-    """Every candidate of the Gram kernel that is one loop over all slabs, by its place among the candidates.
-
-    Sizes are multiples of 16: with others the fp16 formats spill when they mirror.
-    """
+def aligned_candidates(symmetric: Sequence[bool]) -> list[Entry]:
+    """What the dense kernel of aligned sizes launches or may launch, by its place: 0 is in use, if it is a row of its
+    own."""
     from inrfast.kernels import tiles
 
-    return [
-        Entry("gram_stream", f, 90, (("candidate", index), ("symmetric", s), ("mirror", s), ("unaligned", False)))
-        for (kernel, f, _), rows in tiles.CANDIDATES.items()
-        for index, row in enumerate(rows)
-        for s in symmetric
-        if kernel == "gram_tile" and row[5] == "stream"
-    ]
+    table = []
+    for (kernel, f, kind), row in tiles.TILES.items():
+        if kernel == "gram_aligned":
+            own = row[:-1] != tiles.TILES["gram_tile", f, kind][:-1]
+            chosen = tiles.candidates(kernel, f, kind)
+            table += [
+                Entry(f"gram_{config.design}", f, 90, (("candidate", index), *_aligned(s)))
+                for index, config in enumerate(chosen) for s in symmetric if own or index > 0
+            ]  # fmt: skip
+    return table
+
+
+def _aligned(symmetric: bool) -> tuple[tuple[str, bool], ...]:
+    return ("symmetric", symmetric), ("mirror", symmetric), ("unaligned", False)
 
 
 def reduction(kernel: str, name: str, capability: int, **options: Any) -> Entry:
@@ -165,6 +171,49 @@ def step_entries(gates: bool) -> list[Entry]:
     return table + [step(STEP[3], kind, c, 256) for kind in kinds for c in (90, 80)]
 
 
+WIDTHS = {"mlp_forward": 256, "mlp_on_chip": 128, "mlp_weight_gradients": 256}
+"""Widths at which candidates of the training step are compiled: those at which the benchmark times them."""
+
+
+def product_candidates() -> list[Entry]:
+    """What a GPU may choose instead of the tiles in use, as the benchmark times it: by its place among candidates."""
+    from inrfast.kernels import tiles
+
+    table: list[Entry] = []
+    for (name, kind, _), rows in tiles.PRODUCT_CANDIDATES.items():
+        for index in range(len(rows)):
+            chosen: dict[str, Any] = {"candidate": index}
+            if name in WIDTHS:
+                kernels = STEP[2:3] if name == STEP[2] else STEP[:2]
+                table += [step(k, kind, 90, WIDTHS[name], "sine", **chosen) for k in kernels]
+            elif name in FUSED_LINEAR:
+                options = {"dtype": "fp16", "activation": "sine", "few": False} | chosen
+                table.append(Entry(name, kind, 90, tuple(options.items())))
+            else:
+                options = {"narrow": name.endswith("narrow"), "units": 128} | chosen
+                table.append(Entry(TANGENT[name == "product"], kind, 90, tuple(options.items())))
+    return table
+
+
+@contextlib.contextmanager
+def in_place(entry: Entry) -> Iterator[None]:
+    """Have the tables hold an entry's candidate of a product meanwhile."""
+    from inrfast.kernels import tiles
+
+    options = dict(entry.options)
+    if "candidate" not in options or entry.kernel.startswith("gram"):
+        yield
+        return
+    name = entry.kernel
+    if entry.kernel in STEP[:2]:
+        name = next(key for key, width in WIDTHS.items() if width == options["width"] and key != STEP[2])
+    elif entry.kernel == TANGENT[0]:
+        name += "_narrow" if options["narrow"] else "_wide"
+    key = next(key for key in tiles.PRODUCT_CANDIDATES if key[0] == name)
+    with tiles.chosen(key, tiles.PRODUCT_CANDIDATES[key][options["candidate"]]):
+        yield
+
+
 PIVOTS = "accept_pivots"
 
 
@@ -176,7 +225,7 @@ def entries(gates: bool) -> list[Entry]:
         table = pivots + [gram(f, c, True, True) for c in (90, 80) for f in formats]
         table += [gram(f, 90, False, False) for f in formats]
         table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
-        table += streams((True,))
+        table += aligned_candidates((True,))
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
         table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
@@ -188,7 +237,7 @@ def entries(gates: bool) -> list[Entry]:
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
     table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
-    table += streams((True, False))
+    table += aligned_candidates((True, False)) + product_candidates()
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
     table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
@@ -216,7 +265,8 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     build = _step if entry.kernel in STEP else build
     build = _pivots if entry.kernel == PIVOTS else build
-    kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
+    with in_place(entry):
+        kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
     resources = (entry.capability, warps, stages, tables, SMALL, *most)
     found = ahead_of_time.compile_kernel(kernel, types, constants, *resources)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
@@ -268,8 +318,9 @@ def gram_config(entry: Entry) -> Any:
     """Return the tiles of a Gram kernel's entry."""
     from inrfast.kernels import formats, tiles
 
-    if entry.kernel == "gram_stream":
-        return tiles.candidates("gram_tile", entry.format, "large")[1 + dict(entry.options)["candidate"]]
+    options = dict(entry.options)
+    if "candidate" in options:
+        return tiles.candidates("gram_aligned", entry.format, "large")[options["candidate"]]
     capability, product = divmod(entry.capability, 10), entry.kernel == "gram_product"
     return formats.config_for(entry.format, capability, SHARED[entry.capability], product)
 
@@ -331,7 +382,7 @@ def _jacobian(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         }
         warps, stages, registers = kernels.ROW_WARPS, 3, None
     else:
-        tile = (kernels.PRODUCT if entry.kernel == "jacobian_product" else kernels.TRANSPOSED)[entry.format]
+        tile = kernels.tile_of(entry.kernel, entry.format)
         constants = kernels.constants(entry.format, tile, features, identity, True)
         warps, stages, registers = tile.warps, tile.stages, tile.registers
     if options.get("one_output"):
@@ -345,10 +396,10 @@ def _tangent(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
 
     kernel, narrow = getattr(kernels, entry.kernel), bool(options.get("narrow"))
     if entry.kernel == "product":
-        tile = kernels.PRODUCT
+        tile = kernels.tile_of("product")
         constants = kernels.product_constants(tile)
     else:
-        tile = kernels.NARROW_TRANSPOSED if narrow else kernels.transposed_tile(options["units"])
+        tile = kernels.tile_of("transposed_product_narrow") if narrow else kernels.transposed_tile(options["units"])
         constants = kernels.transposed_constants(tile, narrow)
     types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
     types |= dict.fromkeys(("partial", "out", "slabs", "narrow", "parameters", "values"), "*fp64") | {"table": "*i64"}
@@ -369,11 +420,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import fused_linear as kernels
 
     kernel, pointer = getattr(kernels, entry.kernel), "*" + options["dtype"]
-    config = {
-        "fused_linear": (kernels.FORWARD_FEW if options["few"] else kernels.FORWARD)[entry.format],
-        "input_gradient": kernels.INPUT_GRADIENT[entry.format],
-        "weight_gradient": kernels.WEIGHT_GRADIENT[entry.format],
-    }[entry.kernel]
+    config = kernels.config_of(entry.kernel + "_few" * options["few"], entry.format)
     kept = {"identity": kernels.NOTHING, "relu": kernels.MASK, "tanh": kernels.RESULT, "softplus": kernels.RESULT}
     saved = kept.get(options["activation"], kernels.SLOPE).value
     if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:

@@ -1,8 +1,8 @@
 """Write the fastest tiles of a GPU's run into the table: ``python bench/tiles.py bench/results/gpu.json``.
 
-A row of ``kernels/tiles.py`` changes where another one was timed, gave the right result, and took less than the one in
-use, their quartiles apart; its origin then says on which GPU and when. All else in the file stays as it is. Status 1:
-the results are a rehearsal's, or hold no candidates.
+A row of a table in ``kernels/tiles.py`` changes where another one was timed, gave the right result, and took less than
+the one in use, their quartiles apart; its origin then says on which GPU and when. All else in the file stays as it is.
+Status 1: the results are a rehearsal's, or hold no candidates.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from typing import Any
 
 TABLE = Path(__file__).resolve().parents[1] / "kernels" / "tiles.py"
 
+REWRITTEN = ("TILES", "TANGENTS", "LAYERS", "STEPS")
+"""The tables of which the benchmark times candidates; a key is in one of them."""
+
 
 def timed(results: Mapping[str, Any]) -> dict[tuple[str, ...], list[dict[str, Any]]]:
     """Return what was timed, by key of the table; the row in use comes first."""
@@ -29,28 +32,31 @@ def timed(results: Mapping[str, Any]) -> dict[tuple[str, ...], list[dict[str, An
 
 
 def fastest(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the fastest entry, or the first, which is in use, where it is as fast but for noise."""
+    """Return the fastest entry, or the first, which is in use, where it is as fast but for noise.
+
+    Where what is in use was not timed there is nothing to compare with: the first again.
+    """
+    if not entries[0].get("in_use", True):
+        return entries[0]
     best = min(entries, key=lambda entry: entry["seconds"])
     return best if best["quartiles"][1] < entries[0]["quartiles"][0] else entries[0]
 
 
 def places(text: str) -> dict[tuple[str, ...], tuple[int, int]]:
-    """Return where the value of each key of ``TILES`` stands in the text."""
+    """Return where the value of each key of the tables stands in the text, in bytes."""
     starts = [0]
     for line in text.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+    found = {}
     for node in ast.parse(text).body:
         named = node.target if isinstance(node, ast.AnnAssign) else getattr(node, "targets", [None])[0]
-        if isinstance(named, ast.Name) and named.id == "TILES" and isinstance(node.value, ast.Dict):  # type: ignore
-            pairs = zip(node.value.keys, node.value.values, strict=True)  # type: ignore
-            return {
-                ast.literal_eval(key): (
-                    starts[value.lineno - 1] + value.col_offset,
-                    starts[value.end_lineno - 1] + value.end_col_offset,
-                )
-                for key, value in pairs
-            }
-    raise ValueError("no TILES in the table")
+        if isinstance(named, ast.Name) and named.id in REWRITTEN and isinstance(node.value, ast.Dict):  # type: ignore
+            for key, value in zip(node.value.keys, node.value.values, strict=True):  # type: ignore
+                begin = starts[value.lineno - 1] + value.col_offset
+                found[ast.literal_eval(key)] = begin, starts[value.end_lineno - 1] + value.end_col_offset
+    if not found:
+        raise ValueError(f"none of {', '.join(REWRITTEN)} in the table")
+    return found
 
 
 def literal(value: Any) -> str:

@@ -14,24 +14,13 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels import formats
+from inrfast.kernels import formats, tiles
 from inrfast.kernels.activations import GELU, SINE, SOFTPLUS, activate
 
-POINTS = 32
-"""Points a program takes at once."""
-
-BLOCK = 64
-"""Columns of a product at most, and the granularity of the scratch."""
-
-DEPTH = 16
-"""Terms of a product taken at once."""
-
-WARPS = 8
-
-STAGES = 2
-
-REGISTERS = 255
-"""Most a thread: the assembler, left to itself, would spill some to fit more programs."""
+POINTS, BLOCK, DEPTH, WARPS, STAGES, REGISTERS = tiles.SIZES["mlp_slabs", "any", "any"][0]
+"""Points a program takes at once; columns of a product at most, and the granularity of the scratch; terms of a product
+taken at once; warps; stages; registers, most a thread: the assembler, left to itself, would spill some to fit more
+programs."""
 
 HALVED = {
     "fp16": tuple(range(8)),

@@ -64,12 +64,18 @@ LARGEST_EXPONENT = 60
 """Largest exponent of a scale: within it, products of two scales are ordinary fp32 numbers."""
 
 
-def config_for(name: str, capability: tuple[int, int], shared: int, product: bool = False) -> Config:
+def config_for(
+    name: str, capability: tuple[int, int], shared: int, product: bool = False, aligned: bool = False
+) -> Config:
     """Return the configuration of a format on a GPU of this compute capability and shared memory a program.
 
-    ``product``: that of the kernel that multiplies tiles with V.
+    ``product``: that of the kernel that multiplies tiles with V; ``aligned``: that of the dense kernel where every size
+    is a multiple of 16.
     """
-    return tiles.config("gram_product" if product else "gram_tile", name, tiles.kind_of(capability, shared))
+    kind = tiles.kind_of(capability, shared)
+    if aligned and ("gram_aligned", name, kind) in tiles.TILES:
+        return tiles.config("gram_aligned", name, kind)
+    return tiles.config("gram_product" if product else "gram_tile", name, kind)
 
 
 def product_precision(name: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from inrfast.kernels import tiles
 from inrfast.kernels.activations import SOFTPLUS, TANH, activate
 
 FEW = 8
@@ -48,31 +49,14 @@ class Config:
     registers: int | None = None
 
 
-FORWARD = {
-    "fp16": Config(128, 128, 64, 8, 3),
-    "tf32": Config(128, 64, 32, 8, 3),
-    "tf32x3": Config(64, 64, 32, 4, 2),
-    "fp64": Config(64, 32, 16, 8, 2, 128),
-}
-"""By kind of product; bf16 is as fp16."""
+def config_of(kernel: str, kind: str) -> Config:
+    """Return the tile of a kernel for wide layers, by kind of product; bf16 is as fp16."""
+    return _as_config(tiles.LAYERS[kernel, kind, "any"])
 
-FORWARD_FEW = FORWARD | {"fp16": Config(64, 128, 64, 8, 3)}
-"""The same for few columns of x: multiply-adds take more registers than tensor cores."""
 
-INPUT_GRADIENT = {
-    "fp16": Config(128, 128, 32, 8, 3),
-    "tf32": Config(128, 64, 32, 8, 3, 255),
-    "tf32x3": Config(64, 64, 32, 8, 2),
-    "fp64": Config(64, 32, 16, 8, 2, 128),
-}
-
-WEIGHT_GRADIENT = {
-    "fp16": Config(128, 128, 32, 8, 3),
-    "tf32": Config(64, 64, 32, 4, 3),
-    "tf32x3": Config(64, 64, 16, 8, 3),
-    "fp64": Config(32, 32, 16, 4, 2, 168),
-}
-"""Rows and columns are those of the weight, terms are points."""
+@functools.cache
+def _as_config(row: tiles.ProductRow) -> Config:
+    return Config(*row[:-1])
 
 
 @triton.jit
@@ -356,7 +340,7 @@ def resources(config: Config) -> dict[str, Any]:
 
 def forward_config(kind: str, inputs: int, outputs: int) -> Config:
     """Return the tile of :func:`fused_linear`."""
-    return fitting((FORWARD_FEW if inputs <= FEW else FORWARD)[kind], outputs)
+    return fitting(config_of("fused_linear_few" if inputs <= FEW else "fused_linear", kind), outputs)
 
 
 @functools.cache
@@ -406,7 +390,7 @@ def launch_input_gradient(
 ) -> None:
     """Run :func:`input_gradient`."""
     models, n, inputs = out.shape
-    config = fitting(INPUT_GRADIENT[kind], inputs)
+    config = fitting(config_of("input_gradient", kind), inputs)
     if out.numel() == 0:
         return
     input_gradient[(triton.cdiv(n, config.rows) * triton.cdiv(inputs, config.columns), models)](
@@ -426,9 +410,9 @@ def launch_input_gradient(
 
 def ranges_of(kind: str, models: int, n: int, inputs: int, outputs: int, programs: int) -> tuple[int, int]:
     """Return into how many ranges, of how many points, the rows of a weight gradient fall to make so many programs."""
-    config = fitting(WEIGHT_GRADIENT[kind], inputs)
-    tiles = triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns) * models
-    wanted = min(max(1, programs // tiles), max(1, n // (4 * config.terms)))
+    config = fitting(config_of("weight_gradient", kind), inputs)
+    places = triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns) * models
+    wanted = min(max(1, programs // places), max(1, n // (4 * config.terms)))
     length = triton.cdiv(triton.cdiv(n, wanted), config.terms) * config.terms
     return max(1, triton.cdiv(n, max(length, 1))), length
 
@@ -446,7 +430,7 @@ def launch_weight_gradient(
 ) -> None:
     """Run :func:`weight_gradient` for ranges of ``length`` points; ``biases`` is None where it is not wanted."""
     models, ranges, outputs, inputs = weights.shape
-    config = fitting(WEIGHT_GRADIENT[kind], inputs)
+    config = fitting(config_of("weight_gradient", kind), inputs)
     if weights.numel() == 0:
         return
     weight_gradient[(triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns), ranges, models)](

@@ -32,6 +32,7 @@ import triton.language as tl
 
 from inrfast.kernels.activations import FINER, GELU, RELU, SOFTPLUS, activate
 from inrfast.kernels.fused_linear import Config
+from inrfast.kernels.tiles import SIZES, STEPS, ProductRow
 
 LARGE_SHARED = 200 * 1024
 """Bytes of shared memory a program may have on GPUs that take the large tiles."""
@@ -46,52 +47,15 @@ SGD = tl.constexpr(3)
 LARGEST_SCALE = tl.constexpr(24)
 """Largest exponent of the power of two that errors in 16 bits are multiplied by."""
 
-
-LARGE = {
-    "fp16": Config(128, 128, 64, 8, 3),
-    "tf32x3": Config(64, 128, 16, 8, 2),
-    "fp64": Config(64, 32, 16, 8, 2, 255),
-}
-"""Tiles of both passes, by kind of product, on data-centre GPUs since sm_90."""
-
-LARGE_BACKWARD = {"tf32x3": Config(64, 32, 32, 4, 2)}
-"""Those of the way back where its sums leave fewer registers; rows are those of the way forward."""
-
-SMALL = {
-    "fp16": Config(64, 128, 32, 8, 2, 255),
-    "tf32x3": Config(32, 32, 16, 4, 2, 255),
-    "fp64": Config(32, 32, 16, 4, 2, 255),
-}
-"""The same where registers or shared memory are short."""
-
-SMALL_BACKWARD = {"fp16": Config(64, 64, 32, 8, 3)}
-
-LARGE_ON_CHIP = {"fp16": Config(128, 128, 64, 8, 2)}
-"""Tiles of passes that keep features on the chip; columns are the most that a layer may have."""
-
 RAGGED_ROWS = 64
-"""Rows of these where a layer is wide and no power of two: the masks of its columns take registers."""
-
-SMALL_ON_CHIP = {"fp16": Config(64, 64, 64, 4, 2)}
+"""Rows of tiles on the chip where a layer is wide and no power of two: the masks of its columns take registers."""
 
 HEAVY = (FINER.value, GELU.value, SOFTPLUS.value)
 """Activations that leave fewer registers; beyond :data:`HEAVY_ON_CHIP` columns their features leave the chip."""
 
-LARGE_HEAVY = {"fp16": Config(64, 128, 64, 8, 3)}
-
 HEAVY_ON_CHIP = 64
 
-WEIGHT_GRADIENTS = {
-    "fp16": Config(128, 128, 32, 8, 3),
-    "tf32x3": Config(64, 64, 32, 8, 2),
-    "fp64": Config(32, 32, 16, 4, 2),
-}
-"""Rows and columns are those of a weight, terms are points."""
-
-ENCODED_WEIGHT_GRADIENTS = WEIGHT_GRADIENTS | {"fp16": Config(64, 128, 32, 8, 3)}
-"""The same where the first layer's inputs, gathered, take registers too."""
-
-BLOCK, PARTS = 64, 16
+BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 """Parameters of a program of the update, and partial sums that it takes at once."""
 
 
@@ -926,23 +890,34 @@ def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.
     """
     columns = max(16, triton.next_power_of_2(width))
-    on_chip = (LARGE_ON_CHIP if large else SMALL_ON_CHIP).get(kind)
+    size = "large" if large else "small"
+    on_chip = _config("mlp_on_chip", kind, size)
     heavy = activation in HEAVY
     if on_chip is not None and columns <= (HEAVY_ON_CHIP if heavy else on_chip.columns):
         ragged = width < columns and columns > RAGGED_ROWS
         on_chip = replace(on_chip, rows=RAGGED_ROWS if ragged else on_chip.rows, columns=columns)
         return on_chip, on_chip, True
-    forward = (LARGE if large else SMALL)[kind]
-    if heavy and large:
-        forward = LARGE_HEAVY.get(kind, forward)
-    backward = (LARGE_BACKWARD if large else SMALL_BACKWARD).get(kind, forward)
+    forward = _as_config(STEPS["mlp_forward", kind, size])
+    if heavy:
+        forward = _config("mlp_forward_heavy", kind, size) or forward
+    backward = _config("mlp_backward", kind, size) or forward
     forward = replace(forward, columns=min(forward.columns, columns))
     return forward, replace(backward, columns=min(backward.columns, columns)), False
 
 
+def _config(kernel: str, kind: str, size: str) -> Config | None:
+    """Return the tile of a pass, or None where the table has none of its own."""
+    row = STEPS.get((kernel, kind, size))
+    return None if row is None else _as_config(row)
+
+
+def _as_config(row: ProductRow) -> Config:
+    return Config(*row[:-1])
+
+
 def weight_gradients_config(kind: str, width: int, encoded: bool) -> Config:
     """Return the tile of :func:`mlp_weight_gradients` for a width, where the first layer is one of its own or not."""
-    config = (ENCODED_WEIGHT_GRADIENTS if encoded else WEIGHT_GRADIENTS)[kind]
+    config = _as_config(STEPS["mlp_weight_gradients" + "_encoded" * encoded, kind, "any"])
     side = max(16, triton.next_power_of_2(width))
     return replace(config, rows=min(config.rows, side), columns=min(config.columns, side))
 
@@ -956,6 +931,6 @@ def update_constants(kind: str) -> dict[str, Any]:
         "ACCUMULATOR": tl.float64 if kind == "fp64" else tl.float32,
         "BLOCK": BLOCK,
         "PARTS": PARTS,
-        "num_warps": 4,
+        "num_warps": UPDATE_WARPS,
         "enable_fp_fusion": False,
     }

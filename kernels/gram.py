@@ -602,6 +602,7 @@ def launch(
 
     ``rows`` and ``columns`` are slabs (models, planes, slabs, points, columns of a slab), narrow columns (models,
     columns, points) and scales (models, points); points may be a part of those in memory, from a multiple of 16 on.
+    A stream is right for every ``out``, but made for those of which all numbers are multiples of 16: see ``tiles``.
     ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format; ``multiprocessors`` those of
     the GPU.
     """

@@ -16,16 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PANEL = 16
-"""Candidates at once."""
+from inrfast.kernels import tiles
 
-ROWS = 64
-"""Rows after the panel that are brought up to date at once."""
-
-DEPTH = 32
-"""Columns of the factor that a product takes at once."""
-
-WARPS, STAGES = 8, 3
+PANEL, ROWS, DEPTH, WARPS, STAGES = tiles.SIZES["accept_pivots", "fp64", "any"][0]
+"""Candidates at once, rows after the panel that are brought up to date at once, columns of the factor that a product
+takes at once, warps, loads in flight."""
 
 SHARED = 50 * 1024
 """Bytes of shared memory that the program may take; every supported GPU has more."""

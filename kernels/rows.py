@@ -7,19 +7,18 @@ fixed order and nothing is added atomically: the same call gives the same bits.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import triton
 import triton.language as tl
 
-COLUMNS = (256, 1024)
-"""Columns of a block of rows that a program takes: the smaller for parameters that have no more, such as a bias."""
+from inrfast.kernels import tiles
 
-POINTS = 16
-"""Points over which a program of :func:`jacobian_rows` walks with its columns."""
-
-ROW_WARPS = 4
+*COLUMNS, POINTS, ROW_WARPS = tiles.SIZES["jacobian_rows", "any", "any"][0]
+"""Columns of a block of rows that a program of :func:`jacobian_rows` takes, the smaller for parameters that have no
+more, such as a bias; points over which it walks with its columns; warps."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,6 @@ class Tile:
     registers: int | None = None
 
 
-PRODUCT = {"fp32": Tile(64, 64, 32, 8, 3), "fp64": Tile(64, 64, 16, 8, 3, 255)}
-TRANSPOSED = {"fp32": Tile(32, 64, 64, 8, 3), "fp64": Tile(16, 64, 64, 8, 3, 255)}
 PRECISION = {"fp32": "tf32x3", "fp64": "ieee"}
 
 SHARED = 50 * 1024
@@ -347,7 +344,7 @@ def launch_product(out: Any, features: Any, sensitivities: Any, parameters: Any,
     if out.numel() == 0:
         return
     name = _name(out)
-    tile = PRODUCT[name]
+    tile = tile_of("jacobian_product", name)
     blocks = triton.cdiv(n, tile.points)
     jacobian_product[(blocks * k * models,)](
         out,
@@ -366,10 +363,10 @@ def launch_product(out: Any, features: Any, sensitivities: Any, parameters: Any,
     )
 
 
-def splits_for(n: int, tiles: int, tile: Tile) -> tuple[int, int]:
-    """Return in how many ranges n points are split where there are so many tiles, and the blocks of points of each."""
+def splits_for(n: int, programs: int, tile: Tile) -> tuple[int, int]:
+    """Return in how many ranges n points are split beside so many programs, and the blocks of points of each."""
     blocks = triton.cdiv(n, tile.points)
-    steps = max(1, triton.cdiv(blocks * tiles, PROGRAMS))
+    steps = max(1, triton.cdiv(blocks * programs, PROGRAMS))
     return triton.cdiv(blocks, steps), steps
 
 
@@ -383,13 +380,13 @@ def launch_transposed_product(features: Any, sensitivities: Any, cotangents: Any
     a = 0 if features is None else features.shape[2]
     b = outputs if sensitivities is None else sensitivities.shape[3]
     name = _name(cotangents)
-    tile = TRANSPOSED[name]
-    tiles = triton.cdiv(b, tile.units) * max(1, triton.cdiv(a, tile.features)) * k * models
-    splits, steps = splits_for(n, tiles, tile)
+    tile = tile_of("jacobian_transposed_product", name)
+    programs = triton.cdiv(b, tile.units) * max(1, triton.cdiv(a, tile.features)) * k * models
+    splits, steps = splits_for(n, programs, tile)
     partial = cotangents.new_empty(models, k, splits, b, a + bias)
     if partial.numel() == 0:
         return partial
-    jacobian_transposed_product[(tiles * splits,)](
+    jacobian_transposed_product[(programs * splits,)](
         partial,
         *_factors(features, sensitivities, partial),
         cotangents,
@@ -406,6 +403,16 @@ def launch_transposed_product(features: Any, sensitivities: Any, cotangents: Any
         **resources(tile),
     )
     return partial
+
+
+def tile_of(kernel: str, name: str) -> Tile:
+    """Return the tile of a product in fp32 or fp64."""
+    return _as_tile(tiles.JACOBIANS[kernel, name, "any"])
+
+
+@functools.cache
+def _as_tile(row: tiles.ProductRow) -> Tile:
+    return Tile(*row[:-1])
 
 
 def _name(tensor: Any) -> str:

@@ -13,11 +13,14 @@ nothing is added atomically: the same call gives the same bits.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import triton
 import triton.language as tl
+
+from inrfast.kernels import tiles
 
 SLAB = 16
 """Columns of a slab of fp64."""
@@ -46,21 +49,6 @@ class Tile:
     warps: int
     stages: int
 
-
-TRANSPOSED = (Tile(16, 64, 64, 8, 3), Tile(16, 128, 64, 8, 3))
-"""For wide layers: the first where no layer has more columns of B than it has units. The larger takes 10.7 FLOP for a
-byte from the second-level cache, about what an H100 has of both; the smaller lets two programs share a
-multiprocessor."""
-
-NARROW_TRANSPOSED = Tile(16, NARROW_UNITS, 64, 4, 3)
-PRODUCT = Tile(128, 64, SLAB, 8, 3)
-
-CANDIDATES = {
-    "transposed_product": ((16, 64, 64, 8, 3), (16, 128, 64, 8, 3), (16, 64, 128, 8, 3), (16, 128, 128, 8, 3)),
-    "narrow_transposed_product": ((16, 16, 64, 4, 3), (16, 16, 128, 4, 3)),
-    "product": ((128, 64, 16, 8, 3), (64, 64, 16, 8, 3), (64, 128, 16, 8, 3), (128, 64, 16, 8, 4)),
-}
-"""Tiles without a spill that a GPU should time beside these: the choice above is by arithmetic."""
 
 SHARED = 50 * 1024
 """Bytes of shared memory that a program may take; every supported GPU has more."""
@@ -253,7 +241,19 @@ def product(
 
 def transposed_tile(units: int) -> Tile:
     """Return the tile of wide layers of which the widest has so many columns of B."""
-    return TRANSPOSED[units > TRANSPOSED[0].units]
+    small = tile_of("transposed_product")
+    return small if units <= small.units else tile_of("transposed_product_wide")
+
+
+def tile_of(kernel: str) -> Tile:
+    """Return the tile of a kernel."""
+    return _as_tile(tiles.TANGENTS[kernel, "fp64", "any"])
+
+
+@functools.cache
+def _as_tile(row: tiles.ProductRow) -> Tile:
+    points, units, width, warps, stages, _, _ = row
+    return Tile(points, units, width, warps, stages)
 
 
 def launch_transposed_product(
@@ -269,14 +269,15 @@ def launch_transposed_product(
     most = max(len(wide_tiles), len(narrow_tiles)) * k * models
     splits, steps = splits_for(n, most)
     partial = slabs.new_empty(splits, models, k, size)
-    for tiles, chosen, few in ((wide_tiles, tile, False), (narrow_tiles, NARROW_TRANSPOSED, True)):
-        if len(tiles) > 0 and partial.numel() > 0:
-            transposed_product[(len(tiles), k, splits * models)](
+    narrow_tile = tile_of("transposed_product_narrow")
+    for table, chosen, few in ((wide_tiles, tile, False), (narrow_tiles, narrow_tile, True)):
+        if len(table) > 0 and partial.numel() > 0:
+            transposed_product[(len(table), k, splits * models)](
                 partial,
                 slabs,
                 narrow,
                 vectors,
-                tiles,
+                table,
                 n,
                 slabs.stride(2) // SLAB,
                 slabs.shape[2],
@@ -299,7 +300,8 @@ def launch_product(
     models, n, k = out.shape
     if out.numel() == 0:
         return
-    product[(triton.cdiv(n, PRODUCT.points) * k, models)](
+    tile = tile_of("product")
+    product[(triton.cdiv(n, tile.points) * k, models)](
         out,
         slabs,
         narrow,
@@ -314,15 +316,15 @@ def launch_product(
         parameters.shape[2],
         narrow_layers,
         len(layers),
-        **product_constants(PRODUCT),
-        num_warps=PRODUCT.warps,
-        num_stages=PRODUCT.stages,
+        **product_constants(tile),
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
 def splits_for(n: int, programs: int) -> tuple[int, int]:
     """Return in how many ranges n rows are split beside so many programs, and the blocks of rows of each."""
-    blocks = triton.cdiv(n, NARROW_TRANSPOSED.points)  # those of every tile
+    blocks = triton.cdiv(n, tile_of("transposed_product_narrow").points)  # those of every tile
     steps = max(LEAST_STEPS, triton.cdiv(blocks * max(programs, 1), PROGRAMS))
     return max(1, triton.cdiv(blocks, steps)), steps
 

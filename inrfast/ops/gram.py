@@ -362,7 +362,7 @@ def _write(
         return
     from inrfast.kernels import gram as kernel  # imports triton
 
-    config = config_on(format, out.device)
+    config = config_on(format, out.device, aligned=_is_aligned(out))
     order = tile_order(out.shape[1], out.shape[2], config.block, symmetric, out.device)
     tables = kernel_tables(segments, values, format, out.device)
     on_gpu = out.device.type == "cuda"
@@ -511,9 +511,14 @@ def tile_order(n: int, m: int, block: int, symmetric: bool, device: torch.device
     return torch.stack([rows[order], columns[order]], 1).contiguous().to(device)
 
 
-def config_on(format: str, device: torch.device, product: bool = False) -> Config:
-    """Return the tiles of the kernels on this device, or those of the product with V."""
+def config_on(format: str, device: torch.device, product: bool = False, aligned: bool = False) -> Config:
+    """Return the tiles of the kernels on this device, those of the product with V, or those of aligned results."""
     if device.type != "cuda":
-        return config_for(format, (8, 0), 0, product)  # interpreted
+        return config_for(format, (8, 0), 0, product, aligned)  # interpreted
     _, capability, shared = backends.gpu(device)
-    return config_for(format, capability, shared, product)
+    return config_for(format, capability, shared, product, aligned)
+
+
+def _is_aligned(out: Tensor) -> bool:
+    """Return whether Triton takes all that describes a result (models, n, m) for multiples of 16."""
+    return all(number % 16 == 0 for number in (*out.shape[1:], *out.stride()[:2], out.data_ptr()))

@@ -178,7 +178,7 @@ def transposed_product_op(
     )
     tables = [
         _tiles(tuple(segments), narrow_layers, few, chosen.units, chosen.width, slabs.device)
-        for few, chosen in ((False, tile), (True, kernel.NARROW_TRANSPOSED))
+        for few, chosen in ((False, tile), (True, kernel.tile_of("transposed_product_narrow")))
     ]
     with backends.launching_on(slabs.device):
         partial = kernel.launch_transposed_product(*_packed(slabs, narrow), vectors, size, tile, *tables)

@@ -1,5 +1,6 @@
 """The GPU benchmark where there is no GPU: its driver outlives its parts, and its parts run on the pretend machine."""
 
+import ast
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import gpu_cache
 import gpu_parts
 import gpu_table
 import tiles
+
+from inrfast.kernels import tiles as table
 
 BENCH = Path(__file__).parents[2] / "bench"
 PROGRAMS = {
@@ -164,7 +167,8 @@ TILES: dict[Key, Row] = {
     # A comment that stays.
     ("gram_tile", "fp64", "large"): (64, 8, 3, True, 34, "tile", "reasoned"),
 }
-"""What is launched."""
+"""What is launched: é."""
+LAYERS: dict[Key, ProductRow] = {("fused_linear", "fp16", "any"): (128, 128, 64, 8, 3, None, "reasoned")}
 '''
 
 
@@ -179,12 +183,28 @@ def test_the_fastest_tiles_are_written_into_the_table(tmp_path):
 
     timed = {"a": row(3, "tile", 0.030), "b": row(4, "stream", 0.020), "c": row(2, "tile", 0.025)}
     timed["d"] = {"key": ["gram_tile", "fp16", "large"], "row": [1, 1, 1, True, 1, "tile", ""], "failed": "wrong"}
+    layer = {"key": ["fused_linear", "fp16", "any"]}
+    layers = {"used": layer | {"row": [128, 128, 64, 8, 3, None, "reasoned"], "seconds": 2, "quartiles": [2, 2]}}
+    layers["new"] = layer | {"row": [64, 128, 64, 4, 4, 255, "reasoned"], "seconds": 1, "quartiles": [1, 1]}
     environment = {"gpu": "GPU", "date": "2026-01-02T03:04:05+00:00", "rehearsal": ""}
-    results.write_text(json.dumps({"environment": environment, "candidates x": timed}))
+    results.write_text(json.dumps({"environment": environment, "candidates x": timed, "candidates y": layers}))
     assert tiles.main([str(results), "--table", str(file)]) == 0
     new = '(128, 8, 4, True, 116, "stream", "measured: GPU, 2026-01-02")'
-    assert file.read_text() == TABLE.replace('(128, 8, 3, True, 100, "tile", "reasoned")', new)
+    written = TABLE.replace('(128, 8, 3, True, 100, "tile", "reasoned")', new)
+    other = '(64, 128, 64, 4, 4, 255, "measured: GPU, 2026-01-02")'
+    assert file.read_text() == written.replace('(128, 128, 64, 8, 3, None, "reasoned")', other)
     assert tiles.main([str(results), "--table", str(file)]) == 0
     assert file.read_text().count(new) == 1
     results.write_text(json.dumps({"environment": environment | {"rehearsal": "interpret"}, "candidates x": timed}))
     assert tiles.main([str(results), "--table", str(file)]) == 1  # no table from a pretend GPU
+
+
+def test_every_candidate_has_a_row_that_can_be_rewritten():
+    """Where the command finds a row of the project's own table, that row stands."""
+    text = tiles.TABLE.read_text()
+    where, tables = tiles.places(text), (table.TILES, table.TANGENTS, table.LAYERS, table.STEPS)
+    assert {*table.CANDIDATES, *table.PRODUCT_CANDIDATES} <= set(where)
+    assert len(where) == sum(map(len, tables))
+    for key, (begin, end) in where.items():
+        row = next(rows[key] for rows in tables if key in rows)
+        assert ast.literal_eval(text.encode()[begin:end].decode()) == row == ast.literal_eval(tiles.literal(row))

@@ -8,6 +8,7 @@ from tensor_cores import truncating
 
 from inrfast.activations import ACTIVATIONS
 from inrfast.kernels import fused_linear as kernel
+from inrfast.kernels import tiles
 
 KINDS = {"fp16": torch.float16, "tf32": torch.float32, "tf32x3": torch.float32, "fp64": torch.float64}
 UNIT = {"fp16": 2.0**-10, "tf32": 2.0**-10, "tf32x3": 2.0**-22, "fp64": 2.0**-50}
@@ -91,13 +92,13 @@ def test_ranges_cover_all_points_once(kind, models, n, inputs, outputs, programs
     assert ranges >= 1
     assert ranges * length >= n
     assert (ranges - 1) * length < max(n, 1)
-    assert length % kernel.WEIGHT_GRADIENT[kind].terms == 0
+    assert length % kernel.config_of("weight_gradient", kind).terms == 0
 
 
 @pytest.mark.parametrize("columns", [1, 2, 16, 17, 64, 1000])
 def test_tiles_are_not_wider_than_the_layer(columns):
-    for table in (kernel.FORWARD, kernel.INPUT_GRADIENT, kernel.WEIGHT_GRADIENT):
-        for config in table.values():
-            found = kernel.fitting(config, columns)
-            assert 16 <= found.columns <= config.columns
-            assert found.columns == config.columns or found.columns >= columns
+    for name, kind, _ in tiles.LAYERS:
+        config = kernel.config_of(name, kind)
+        found = kernel.fitting(config, columns)
+        assert 16 <= found.columns <= config.columns
+        assert found.columns == config.columns or found.columns >= columns

@@ -136,6 +136,41 @@ def test_designs_agree_to_the_last_bit(device, data, format, n, m, models, kind,
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("format", ["fp16x3", "fp64"])
+@settings(max_examples=2, phases=[Phase.explicit, Phase.generate])
+@example(16, 32, 0)
+@example(16, 32, 1)
+@given(st.integers(1, 32), st.sampled_from([16, 20, 32]), st.integers(0, 1))
+def test_a_measured_stream_is_launched_at_aligned_sizes_alone(format, n, m, place):
+    """Whatever of a result is no multiple of 16, its size, stride or address, it comes from tiles: the same bits."""
+    layout = Layout((LayerShape(2, 20, True), LayerShape(20, 9, True)), "trace", 1, format)
+    rows, columns = (filled(Plan(layout, (0, 0)), 1, size, size, torch.device("cpu")) for size in (n, m))
+    found, launched = [], []
+    for design in ("tile", "stream"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("inrfast.ops.gram.runs_kernels", lambda device: True)
+            for name, chosen in (("gram_tile", "tile"), ("gram_aligned", design)):
+                patch.setitem(tiles.TILES, (name, format, "small"), (32, 4, 2, False, 34, chosen, "measured"))
+            for name in ("gram_tile", "gram_stream"):
+                patch.setattr(kernel, name, Recorded(getattr(kernel, name), launched, name))
+            out = torch.full((1, n, m + place), 7.0, dtype=rows.scale.dtype)[:, :, place:]
+            found.append(gram(rows, columns, out=out))
+    aligned = n % 16 == m % 16 == place == 0
+    assert torch.equal(*found)
+    assert launched == ["gram_tile", "gram_stream" if aligned else "gram_tile"]
+
+
+class Recorded:
+    """A kernel that says when it is launched."""
+
+    def __init__(self, own, launched, name):
+        self.own, self.launched, self.name = own, launched, name
+
+    def __getitem__(self, grid):
+        self.launched.append(self.name)
+        return self.own[grid]
+
+
 def test_without_its_mirror_the_upper_half_stays(device):
     layout = Layout((LayerShape(2, 20, True), LayerShape(20, 0, True)), "trace", 1, "fp64")
     rows = filled(Plan(layout, (0, 0)), 1, 200, 0, device)

@@ -134,7 +134,7 @@ def test_the_same_call_gives_the_same_bits(device):
 @pytest.mark.parametrize("n", [1, 100, 65_536, 10_000_000])
 @pytest.mark.parametrize("tiles", [1, 16, 5000])
 def test_ranges_of_points_cover_them(n, tiles):
-    tile = kernel.TRANSPOSED["fp32"]
+    tile = kernel.tile_of("jacobian_transposed_product", "fp32")
     splits, steps = kernel.splits_for(n, tiles, tile)
     blocks = -(-n // tile.points)
     assert (splits - 1) * steps < blocks <= splits * steps

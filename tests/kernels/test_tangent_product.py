@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from inrfast.kernels import tangent_product as kernel
+from inrfast.kernels import tiles
 from inrfast.ops import tangent_product
 from inrfast.ops.operands import LayerShape, Layout, Plan, pack
 
@@ -12,13 +13,17 @@ from inrfast.ops.operands import LayerShape, Layout, Plan, pack
 @pytest.mark.parametrize("programs", [0, 1, 16, 5000])
 def test_ranges_of_rows_cover_them(n, programs):
     splits, steps = kernel.splits_for(n, programs)
-    blocks = -(-n // kernel.NARROW_TRANSPOSED.points)
+    blocks = -(-n // kernel.tile_of("transposed_product_narrow").points)
     assert (splits - 1) * steps < blocks <= splits * steps
     assert splits == 1 or splits * programs <= kernel.PROGRAMS + programs
 
 
 def test_all_tiles_sum_over_the_same_blocks_of_rows():
-    assert {tile.points for tile in (*kernel.TRANSPOSED, kernel.NARROW_TRANSPOSED)} == {16}
+    for tables in ([*tiles.TANGENTS.items()], [*tiles.PRODUCT_CANDIDATES.items()]):
+        for (name, *_), found in tables:
+            for points, units, *_ in found if isinstance(found[0], tuple) else (found,):
+                assert points == 16 or not name.startswith("transposed_product")
+                assert units == kernel.NARROW_UNITS or name != "transposed_product_narrow"
     assert kernel.transposed_tile(64).units == 64
     assert kernel.transposed_tile(65).units == 128
 
