@@ -2,7 +2,8 @@
 
 ``bash bench/gpu.sh`` calls this. Every part runs in a process of its own with a limit of its own: a crash, a hang or a
 wrong result in one leaves the others. ``gpu.json`` is whole after every part; a line is printed as each ends. No time
-is reported for a result that is wrong. Exit status: 0, or 1 if a part failed, or from 2 on what was missing.
+is reported for a result that is wrong. Exit status: 0; 1 if a part failed or none ran; 2 to 6 what was missing (see
+``gpu.sh``); 64 wrong arguments; 130 and 143 after Ctrl-C and SIGTERM, which end the parts that run.
 
     bash bench/gpu.sh                everything, on the GPU
     bash bench/gpu.sh --rehearse     the same on the pretend GPU, kernels interpreted, tiny: its times mean nothing
@@ -13,16 +14,19 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import gpu_cache
 import gpu_table
@@ -51,6 +55,27 @@ TESTS = (
 )  # fmt: skip
 
 
+STOPPED = threading.Event()
+"""Set once the run was told to stop: nothing begins any more."""
+
+_running: set[subprocess.Popen[bytes]] = set()
+_starting = threading.RLock()
+
+
+class Stopped(BaseException):
+    """The run was told to stop by the signal of this number."""
+
+
+def stop(number: int, _: Any) -> None:
+    """End every part that runs, with all its processes, and raise :class:`Stopped` in the main thread."""
+    with _starting:
+        STOPPED.set()
+        for process in _running:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    raise Stopped(number)
+
+
 class Run:
     """All parts of one call: what they found, and the time that is left."""
 
@@ -61,11 +86,13 @@ class Run:
         self.end = self.begin + seconds
         self.results: dict[str, Any] = {}
         self.logs.mkdir(parents=True, exist_ok=True)
+        if self.file.exists():  # or it would pass for what this run found
+            os.replace(self.file, self.file.with_name("gpu.before.json"))
 
     @property
     def left(self) -> float:
-        """Seconds until the deadline."""
-        return self.end - time.monotonic()
+        """Seconds until the deadline; none once the run was told to stop."""
+        return 0.0 if STOPPED.is_set() else self.end - time.monotonic()
 
     def keep(self, name: str, found: dict[str, Any]) -> None:
         """Add what a part found, write all, and print its lines."""
@@ -135,9 +162,14 @@ def run_alone(command: Sequence[str], limit: float, log: Path) -> str:
     Past its limit the whole process group is killed; a process that even that cannot end is left behind.
     """
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT
-        )
+        with _starting:
+            if STOPPED.is_set():
+                return "not begun: the run was told to stop"
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                cwd=ROOT,
+            )  # fmt: skip
+            _running.add(process)
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -147,6 +179,8 @@ def run_alone(command: Sequence[str], limit: float, log: Path) -> str:
             except subprocess.TimeoutExpired:
                 return f"hangs: past {limit:.0f} s, and cannot be killed"
             return f"hangs: killed after {limit:.0f} s"
+        finally:
+            _running.discard(process)
     if status < 0:
         return f"crashed: {signal.Signals(-status).name}"
     last = log.read_text(errors="replace").strip().splitlines()[-1:] or [""]
@@ -189,9 +223,17 @@ def build(run: Run, found: dict[str, Any]) -> dict[str, Any]:
     return {"failed": ended} if ended else {"summary": f"built {how}"}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Look, then run; see the module's docstring."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+class Arguments(argparse.ArgumentParser):
+    """A parser whose complaints have a status that says nothing else."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line and exit."""
+        self.exit(64, f"stopped: {message}; see --help\n")
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments, or exit with one line that says which is wrong."""
+    parser = Arguments(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results", help="the folder of gpu.json")
     parser.add_argument("--seconds", type=float, help="the deadline, 525; later parts are skipped by name")
     parser.add_argument("--only", default="", help="a regular expression: run the parts whose names it is found in")
@@ -201,9 +243,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how.add_argument("--rehearse", action="store_const", const="interpret", default="")
     how.add_argument("--compile", action="store_const", const="compile", dest="rehearse")
     chosen = parser.parse_args(arguments)
+    if chosen.seconds is not None and not 0 < chosen.seconds < float("inf"):
+        parser.error(f"--seconds must be a positive number, got {chosen.seconds}")
+    if chosen.at_once is not None and chosen.at_once < 1:
+        parser.error(f"--at-once must be at least 1, got {chosen.at_once}")
+    try:
+        names = [name for name in (*(part.name for part in PARTS), *TESTS) if re.search(chosen.only, name)]
+    except re.error as error:
+        parser.error(f"--only must be a regular expression, got {chosen.only!r}: {error}")
+    if not names:
+        parser.error(f"--only {chosen.only!r} is found in no part's name")
+    chosen.out = chosen.out.resolve()
+    try:
+        chosen.out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=chosen.out).close()
+    except OSError as error:
+        parser.error(f"--out {chosen.out} cannot be written: {error.strerror}")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Look, then run; see the module's docstring."""
+    chosen = parsed(arguments)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    try:
+        return measured(chosen)
+    except Stopped as stopped:
+        number = int(stopped.args[0])
+        print(f"stopped by {signal.Signals(number).name}; what was found is in {chosen.out}", file=sys.stderr)
+        return 128 + number
+
+
+def measured(chosen: argparse.Namespace) -> int:
+    """Do what the arguments say, and return the exit status."""
     rehearse = chosen.rehearse
     seconds = chosen.seconds or (float("inf") if rehearse == "compile" else SECONDS)
-    run = Run(chosen.out.resolve(), seconds, rehearse)
+    run = Run(chosen.out, seconds, rehearse)
     found = preflight(rehearse)
     print("; ".join(f"{name} {value}" for name, value in found.items() if not isinstance(value, dict)), flush=True)
     if "stop" in found:
@@ -225,7 +301,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (rehearse or chosen.no_tests or {"pytest", "hypothesis"} & set(found["missing"])):
         run.tests([file for file in TESTS if re.search(chosen.only, file)], at_once)
     print(gpu_table.last(run.results, time.monotonic() - run.begin), flush=True)
-    return int(any("failed" in entry for entry in run.results.values()))
+    ran = [entry for name, entry in run.results.items() if name != "environment" and "skipped" not in entry]
+    return int(not ran or any("failed" in entry for entry in ran))
 
 
 if __name__ == "__main__":

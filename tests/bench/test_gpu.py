@@ -3,10 +3,13 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import gpu
@@ -74,6 +77,65 @@ def test_parts_without_time_are_skipped_by_name(tmp_path):
     assert list(found) == ["after", "fine", "tests/test_words.py"]
     assert all(set(entry) == {"skipped"} for entry in found.values())
     assert "skipped: after, fine, tests/test_words.py" in gpu_table.last(found, 1.0)
+
+
+STOPPED = """
+import signal, sys, gpu, gpu_parts
+from pathlib import Path
+out = Path(sys.argv[1])
+class Hanging(gpu.Run):
+    def command(self, part, file, limit):
+        program = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(600)"
+        return [sys.executable, "-S", "-c", program, str(self.out / (part.name + ".pid"))]
+gpu.measured = lambda chosen: Hanging(out, 300.0).all([gpu_parts.Part(n, "", smoke=True) for n in "abc"], 2)
+sys.exit(gpu.main(["--out", str(out)]))
+"""
+
+
+def test_a_run_that_is_stopped_leaves_nothing_running(tmp_path):
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        out = tmp_path / str(status)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCH), str(BENCH.parent)])}
+        run = subprocess.Popen([sys.executable, "-c", STOPPED, str(out)], env=environment, start_new_session=True)
+        pids: list[str] = []
+        for _ in range(600):
+            pids = [text for file in out.glob("*.pid") if (text := file.read_text())]
+            if len(pids) == 2:
+                break
+            time.sleep(0.05)
+        os.killpg(run.pid, number)
+        assert run.wait(20) == status
+        assert len(pids) == 2
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        assert not (out / "c.pid").exists()  # nothing begins any more
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--nonsense"], "nonsense"),
+        (["--only", "("], "--only"),
+        (["--only", "no such part"], "--only"),
+        (["--seconds", "nan"], "--seconds"),
+        (["--seconds", "0"], "--seconds"),
+        (["--at-once", "0"], "--at-once"),
+        (["--out", "/dev/null/here"], "--out"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main(arguments)
+    assert stopped.value.code == 64
+    said = capsys.readouterr().err
+    assert said.startswith("stopped: ")
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_an_old_result_does_not_pass_for_a_new_one(tmp_path):
+    (tmp_path / "gpu.json").write_text("{}")
+    gpu.Run(tmp_path, 1.0)
+    assert [file.name for file in tmp_path.glob("*.json")] == ["gpu.before.json"]
 
 
 def test_failed_tests_are_listed(tmp_path):
