@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from inrfast.kernels import formats, tiles
-from inrfast.kernels.activations import GELU, SINE, SOFTPLUS, activate
+from inrfast.kernels.activations import FINER, GELU, SINE, SOFTPLUS, activate
 
 POINTS, BLOCK, DEPTH, WARPS, STAGES, REGISTERS = tiles.SIZES["mlp_slabs", "any", "any"][0]
 """Points a program takes at once; columns of a product at most, and the granularity of the scratch; terms of a product
@@ -24,7 +24,7 @@ programs."""
 
 HALVED = {
     "fp16": tuple(range(8)),
-    "fp16x3": (SINE.value, GELU.value, SOFTPLUS.value),
+    "fp16x3": (SINE.value, FINER.value, GELU.value, SOFTPLUS.value),
     "tf32x3": (GELU.value, SOFTPLUS.value),
     "fp64": (),
 }
