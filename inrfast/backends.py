@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from inrfast.errors import NotAvailableError, check_choice
-from inrfast.kernels.formats import SMALLEST_SHARED
+from inrfast.kernels.tiles import SMALLEST_SHARED
 
 BACKENDS = ("auto", "torch", "triton")
 

@@ -363,25 +363,26 @@ class NTK:
         with self._room_for(numbers, f"{len(index)} columns of order {self.shape[0]}", "ask for fewer of them"):
             chosen = self._operands_at(self._other, index)
             if chosen is not None:
-                out = empty((self.shape[0], len(index)), self.dtype, self.device)
-                fold = self._fold
-                for rows, side in self._sides():
-                    gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
-                return out
+                return self._columns_of(chosen, len(index))
         return self._columns(*self._points_as_named(index))
 
     def _columns(self, points: Tensor, picked: Tensor | None) -> Tensor:
         """Return the columns of some points, or those of them that are ``picked``."""
-        fold, count = self._fold, len(points) * self._fold
+        count = len(points) * self._fold
         given = count if picked is None else len(picked)
         numbers = self.shape[0] * (count if picked is None else count + given) + self._numbers_of(len(points))
         with self._room_for(numbers, f"{given} columns of order {self.shape[0]}", "ask for fewer of them"):
             self._need_range("columns of the kernel")
-            chosen = self._other.side_of(points, self._plan)
-            out = empty((self.shape[0], count), self.dtype, self.device)
-            for rows, side in self._sides():
-                gram_ops.fill_(out[rows.start * fold : rows.stop * fold], side, chosen, self.output, self.outputs)
+            out = self._columns_of(self._other.side_of(points, self._plan), count)
             return out if picked is None else out[:, picked]
+
+    def _columns_of(self, chosen: Any, count: int) -> Tensor:
+        """Return the columns of a side of so many rows of the kernel."""
+        out = empty((self.shape[0], count), self.dtype, self.device)
+        for rows, side in self._sides():
+            part = out[rows.start * self._fold : rows.stop * self._fold]
+            gram_ops.fill_(part, side, chosen, self.output, self.outputs)
+        return out
 
     def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the points whose columns are wanted, each once, and where the wanted are among theirs.

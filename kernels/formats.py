@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inrfast.kernels import tiles
-from inrfast.kernels.tiles import SMALLEST_SHARED as SMALLEST_SHARED
 from inrfast.kernels.tiles import Config
 
 

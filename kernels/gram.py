@@ -107,23 +107,7 @@ def _products(
 
 
 @triton.jit
-def _store(out, i, j, tile, n, m, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Store the part of a tile that lies inside an n x m matrix, a few columns at a time: all addresses at once would
-    not fit the registers."""
-    if COLUMNS > 32:
-        left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
-        _store(out, i, j, left, n, m, stride, ROWS, COLUMNS // 2)
-        _store(out, i, j + COLUMNS // 2, right, n, m, stride, ROWS, COLUMNS // 2)
-    else:
-        r = tl.arange(0, ROWS)
-        c = tl.arange(0, COLUMNS)
-        places = r[:, None] * stride + c[None, :]
-        inside = (i + r < n)[:, None] & (j + c < m)[None, :]
-        tl.store(out + (tl.cast(i, tl.int64) * stride + j) + places, tile, mask=inside)
-
-
-@triton.jit
-def _store_part(
+def _store(
     out,
     i,
     j,
@@ -138,12 +122,13 @@ def _store_part(
 ):
     """Store a tile, only what is on or below the diagonal if LOWER; or, TURNED, the mirror image of what is below.
 
-    Turned over a few columns at a time: a whole tile would take shared memory that holds slabs on their way.
+    A few columns at a time: all addresses at once would not fit the registers, and a whole tile turned over would take
+    shared memory that holds slabs on their way.
     """
     if COLUMNS > 32:
         left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
-        _store_part(out, i, j, left, n, m, stride, ROWS, COLUMNS // 2, LOWER, TURNED)
-        _store_part(out, i, j + COLUMNS // 2, right, n, m, stride, ROWS, COLUMNS // 2, LOWER, TURNED)
+        _store(out, i, j, left, n, m, stride, ROWS, COLUMNS // 2, LOWER, TURNED)
+        _store(out, i, j + COLUMNS // 2, right, n, m, stride, ROWS, COLUMNS // 2, LOWER, TURNED)
     else:
         r = tl.arange(0, ROWS)
         c = tl.arange(0, COLUMNS)
@@ -298,10 +283,10 @@ def gram_tile(
         if i == j:
             # Two halves may differ by the order of their products: the lower one counts.
             total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
-    _store(out, i, j, total, n, m, stride, BLOCK, BLOCK)
+    _store(out, i, j, total, n, m, stride, BLOCK, BLOCK, False, False)
     if MIRROR:
         if i != j:
-            _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK)
+            _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK, False, False)
 
 
 @triton.jit(do_not_specialize=["slabs", "narrow", "narrow_layers", "layers", "tiles", "models"])
@@ -417,10 +402,10 @@ def gram_stream(
                     c = tl.load(scale_columns + (tl.cast(model, tl.int64) * columns_padded + j) + offsets)
                     total = total * r[:, None] * c[None, :]
                     target = out + tl.cast(model, tl.int64) * model_stride
-                    _store_part(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, False)
+                    _store(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, False)
                     if SYMMETRIC:
                         if MIRROR or i == j:
-                            _store_part(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, True)
+                            _store(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, True)
                     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
                     layer = 0
                     column = 0

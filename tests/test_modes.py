@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import inrfast as inr
+from inrfast import modes
 from inrfast.metrics import psnr, ssim
 from inrfast.modes import own_modes, products, training_modes
 from inrfast.ops import gemm
@@ -256,3 +257,15 @@ def test_products_have_their_precision_inside_and_every_setting_is_as_it_was_aft
             if raises:
                 raise KeyError
         assert [readings(), do(after)] == expected
+
+
+def test_without_the_names_of_the_second_setting_the_first_is_kept(monkeypatch):
+    monkeypatch.setattr(modes, "_read", None)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with products():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

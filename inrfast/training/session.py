@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,9 @@ from inrfast.words import one_line
 
 UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
 """Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
+
+Described = dict[str, dict[str, str]]
+"""What is known of each callable of a fit, by its place."""
 
 
 @dataclass(frozen=True)
@@ -495,8 +498,9 @@ class Session:
                 kept = groups[0] if groups else None
                 optimizers.check_started(start["optimizer"], about["optimizer"], kept, "optimizer")
         start.update({key: about[key] for key in start if key in about})
-        self._warn_of_uncompared(now, before)
-        self._warn_of_callbacks(before)
+        self._warn_of("; not compared with what", callables.uncompared, now, before)
+        # Most callbacks only watch, and what they do to the fit nobody knows.
+        self._warn_of(" with callbacks other than", callables.different, self.watching, before)
         return {**tree, "about": about}
 
     def _check_state(self, tree: dict[str, Any]) -> None:
@@ -512,25 +516,12 @@ class Session:
             kinds = {_kind(self.members[place]) for place in group["members"]}
             check(f"tree.groups[{index}].members", len(kinds) == 1, "of networks of one shape", group["members"])
 
-    def _warn_of_uncompared(self, now: dict[str, dict[str, str]], then: dict[str, dict[str, str]]) -> None:
-        """Name what may be another than in the fit that the checkpoint is of, and nobody can tell."""
-        unknown = [f"{place}: {key}" for place in now for key in callables.uncompared(now[place], then.get(place, {}))]
-        if unknown:
-            names = _listed(unknown, 5)
+    def _warn_of(self, what: str, keys: Callable[..., list[str]], now: Described, then: Described) -> None:
+        """Name what ``keys`` finds between two descriptions, ``now`` and that of the fit in the checkpoint."""
+        found = [f"{place}: {key}" for place in now for key in keys(now[place], then.get(place, {}))]
+        if found:
             warnings.warn(
-                f"the fit goes on from {shown(self._file)}; not compared with what it began with: {names}",
-                RuntimeWarning,
-                stacklevel=6,
-            )
-
-    def _warn_of_callbacks(self, then: dict[str, dict[str, str]]) -> None:
-        """Name what is another in the callbacks: most of them only watch, and what they do to the fit nobody knows."""
-        now = self.watching
-        other = [f"{place}: {key}" for place in now for key in callables.different(now[place], then.get(place, {}))]
-        if other:
-            names = _listed(other, 5)
-            warnings.warn(
-                f"the fit goes on from {shown(self._file)} with callbacks other than it began with: {names}",
+                f"the fit goes on from {shown(self._file)}{what} it began with: {_listed(found, 5)}",
                 RuntimeWarning,
                 stacklevel=6,
             )

@@ -3,7 +3,7 @@
 import re
 
 from inrfast.kernels.ahead_of_time import _chains, _narrow_offsets
-from inrfast.kernels.formats import SMALLEST_SHARED
+from inrfast.kernels.tiles import SMALLEST_SHARED
 
 
 def test_no_kernel_has_a_fault(compiled_kernels):

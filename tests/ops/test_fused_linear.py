@@ -318,6 +318,19 @@ def test_a_call_that_only_autograd_sees_goes_past_the_operators_and_has_their_bi
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+def test_without_torchs_names_for_who_looks_on_the_operators_are_taken(monkeypatch):
+    x, weight, b = layer(20, 3, 8, True, torch.float32, torch.device("cpu"))
+    assert op._is_plain(x, weight, b)
+    for name in ("_len_torch_dispatch_stack", "_get_tracing_state"):
+        with monkeypatch.context() as patch:
+            patch.delattr(torch._C, name)
+            assert not op._is_plain(x, weight, b)
+    monkeypatch.setattr(op, "_is_plain", lambda *_: False)
+    monkeypatch.setattr(op, "_Eager", None)
+    monkeypatch.setattr(op, "LARGE", -1)
+    assert fused_linear(x.requires_grad_(), weight, b, "sine", backend="torch").requires_grad
+
+
 def test_what_the_backward_keeps_is_cheap(device, backend):
     """Beyond x, the weight, the bias and y: a bit a number for ReLU, nothing for tanh, one number for sine."""
     x, weight, b = (t.requires_grad_() for t in layer(64, 3, 21, True, torch.float32, device))
