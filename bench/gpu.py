@@ -51,7 +51,7 @@ TESTS = (
     "tests/kernels/test_activations.py", "tests/kernels/test_fused_mlp.py", "tests/ops/test_gram.py",
     "tests/ops/test_factors.py", "tests/ops/test_rows.py", "tests/ops/test_reductions.py",
     "tests/ops/test_fused_linear.py", "tests/ops/test_fused_mlp.py", "tests/ops/test_grid_init.py",
-    "tests/test_tangent_kernel.py", "tests/test_jacobians.py", "tests/training/test_fused.py",
+    "tests/tangent/test_kernel.py", "tests/tangent/test_jacobian.py", "tests/training/engines/test_fused.py",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import inrfast as inr
 from inrfast.modes import products
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
-from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.stack import Stack
 
 RATE = 1e-3

@@ -21,7 +21,7 @@ from inrfast.memory import chunks
 from inrfast.ops.gemm import multiplies_bf16
 from inrfast.threads import cores
 from inrfast.training.data import check_data
-from inrfast.training.gradients import gradient_of
+from inrfast.training.engines.autograd import gradient_of
 from inrfast.training.stack import Stack
 
 SIDE, WIDTH, OUTPUTS = 256, 256, 3

@@ -1,7 +1,7 @@
 """Tangent kernels shared by several processes: each holds the factors of its part of the grid.
 
 Start one process a device (``torchrun --nproc-per-node=2 script.py``), each with the same network and coordinates, and
-call :func:`ntk` in all of them. The calls are those of :class:`inrfast.tangent_kernel.NTK` and give every process the
+call :func:`ntk` in all of them. The calls are those of :class:`inrfast.tangent.kernel.NTK` and give every process the
 same results. Rows of the grid are split in order; ``J^T v`` is added up over processes; a column of the kernel, and
 with it the Cholesky factor, is computed by each process for its own rows.
 """
@@ -20,15 +20,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from inrfast import backends
-from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import NotAvailableError, check_block, check_choice, check_float, check_int
-from inrfast.jacobians import RANGE, FactorStore, LayerwiseJacobian, check_range, surely_held
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes, methods_in_own_modes
-from inrfast.tangent_kernel import NTK
+from inrfast.tangent.capture import Capture, Factors, Select
+from inrfast.tangent.jacobian import RANGE, FactorStore, LayerwiseJacobian, check_range, surely_held
+from inrfast.tangent.kernel import NTK
 
 
 class Sharded(Whole):
@@ -200,7 +200,7 @@ class ShardedNTK:
     Attributes
     ----------
     shape, dtype, device
-        As of :class:`inrfast.tangent_kernel.NTK`; the device is this process's.
+        As of :class:`inrfast.tangent.kernel.NTK`; the device is this process's.
     partition
         Which rows this process holds.
     layers
@@ -269,7 +269,7 @@ class ShardedNTK:
         progress: bool | None = None,
         levels: Sequence[float] = (),
     ) -> Spectrum:
-        """Return the eigenvalues with their error; see :meth:`inrfast.tangent_kernel.NTK.spectrum`.
+        """Return the eigenvalues with their error; see :meth:`inrfast.tangent.kernel.NTK.spectrum`.
 
         The Cholesky factor and Krylov bases are split as the grid is. Eigenvectors come back whole.
         """
@@ -293,7 +293,7 @@ class ShardedNTK:
     def solve(
         self, y: Tensor, ridge: float = 0.0, tol: float = 1e-6, seed: int = 0, progress: bool | None = None
     ) -> Tensor:
-        """Return x with ``(K + ridge I) x = y`` in fp64; see :meth:`inrfast.tangent_kernel.NTK.solve`."""
+        """Return x with ``(K + ridge I) x = y`` in fp64; see :meth:`inrfast.tangent.kernel.NTK.solve`."""
         ridge, tol = check_float("ridge", ridge, minimum=0.0), check_float("tol", tol, minimum=0.0, exclusive=True)
         right = check_block("y", y, self.shape[0], self.device).to(torch.float64)
         budget, shown = self._network.budget // 2 * self.partition.processes, progress

@@ -6,14 +6,14 @@ from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
-from inrfast.jacobians import LayerwiseJacobian, jacobian
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR, SphereNorm, calibrate_batchnorm_
 from inrfast.ops.grid_init import rank_expanding
-from inrfast.tangent_kernel import NTK, ntk
-from inrfast.training.loop import fit
+from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
+from inrfast.tangent.kernel import NTK, ntk
+from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
-from inrfast.training.session import FitResult
+from inrfast.training.trainer import FitResult
 
 __all__ = [
     "INR",

@@ -38,12 +38,12 @@ THREADED = (
     "tests/ops/test_gram.py",
     "tests/signals/test_render.py",
     "tests/signals/test_winding.py",
-    "tests/test_tangent_kernel.py::test_large_grids",
-    "tests/test_tangent_kernel.py::test_recomputed_factors",
-    "tests/test_tangent_kernel.py::test_tiles_of_many_points",
+    "tests/tangent/test_kernel.py::test_large_grids",
+    "tests/tangent/test_kernel.py::test_recomputed_factors",
+    "tests/tangent/test_kernel.py::test_tiles_of_many_points",
     "tests/test_threads.py",
     "tests/training/test_checkpoint.py",
-    "tests/training/test_layerwise.py",
+    "tests/training/engines/test_layerwise.py",
 )
 """Beginnings of the names of tests whose work falls to several threads."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.data import check_data
-from inrfast.training.gradients import Gradient, gradient_of
+from inrfast.training.engines.autograd import Gradient, gradient_of
 from inrfast.training.stack import Stack
 
 BUDGET = 2**30

@@ -14,7 +14,7 @@ import torch
 pretend_gpu.install("interpret")
 
 import inrfast as inr  # noqa: E402 (a machine is pretended before it is looked at)
-from inrfast.training.fused import FusedSteps  # noqa: E402
+from inrfast.training.engines.fused import FusedSteps  # noqa: E402
 
 CASES = {
     "all points": {},

@@ -35,11 +35,11 @@ from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
 from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
-from inrfast.training import run
+from inrfast.training import group
 
 grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
-run.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
+group.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
 
 SIDE = 6
 """Points along each axis of the grid."""

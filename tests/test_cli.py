@@ -19,7 +19,7 @@ from inrfast.signals.audio import load_audio, save_audio
 from inrfast.signals.image import load_image, save_image
 from inrfast.signals.mesh import load_mesh, save_mesh
 from inrfast.signals.volume import load_volume
-from inrfast.training import loop
+from inrfast.training import fit as fitting
 from inrfast.training.checkpoint import load_network, save_network
 
 SMALL = ["--width", "8", "--hidden-layers", "2"]
@@ -169,7 +169,7 @@ def test_ntk_leaves_nothing_when_interrupted(tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "kernel.npy"
     path.write_bytes(b"former")
-    monkeypatch.setattr("inrfast.tangent_kernel.NTK.to_dense", interrupted)
+    monkeypatch.setattr("inrfast.tangent.kernel.NTK.to_dense", interrupted)
     assert main(["ntk", *SMALL, "--grid", "4x4", "--out", str(path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert files(tmp_path) == ["kernel.npy"]
@@ -319,13 +319,13 @@ def test_a_page_is_fitted_as_a_file_of_its_own(tmp_path, capsys, refused):
 
 def test_a_mask_leaves_out_what_is_missing_and_the_psnr_is_of_all(photo, tmp_path, capsys, monkeypatch, refused):
     given = {}
-    real = loop.fit
+    real = fitting.fit
 
     def spy(*arguments, **options):
         given.update(options, target=arguments[2])
         return real(*arguments, **options)
 
-    monkeypatch.setattr(loop, "fit", spy)
+    monkeypatch.setattr(fitting, "fit", spy)
     mask = torch.ones(12, 16)
     mask[:, 8:] = 0
     save_image(mask, tmp_path / "mask.png")
@@ -401,7 +401,7 @@ def test_fit_refuses_an_unusable_out_before_it_starts(photo, sound, tmp_path, re
     def never(*arguments, **options):
         raise AssertionError("the fit started")
 
-    monkeypatch.setattr(loop, "fit", never)
+    monkeypatch.setattr(fitting, "fit", never)
     refused(fit_photo(photo, "--out", photo / "result.png"), "--out", "photo.png")
     refused(fit_photo(photo, "--out", "/proc/nowhere/result.png"), "--out", "/proc/nowhere")
     refused(fit_photo(photo, "--out", tmp_path / "result.txt"), "--out", ".png")
@@ -433,14 +433,14 @@ def test_fit_refuses_bad_settings(photo, cube, ball, tmp_path, refused):
 
 
 def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monkeypatch, capsys):
-    real = loop.fit
+    real = fitting.fit
 
     class CtrlC:
         def on_step(self, state):
             if state.step == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: real(*arguments, **options, callbacks=[CtrlC()]))
+    monkeypatch.setattr(fitting, "fit", lambda *arguments, **options: real(*arguments, **options, callbacks=[CtrlC()]))
     out = tmp_path / "result.png"
     assert main(fit_photo(photo, "--out", out, "--quiet", "--json")) == 130
     captured = capsys.readouterr()
@@ -457,7 +457,7 @@ def test_a_fit_that_does_not_end_leaves_nothing(photo, tmp_path, monkeypatch, ca
     def broken(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(loop, "fit", broken)
+    monkeypatch.setattr(fitting, "fit", broken)
     assert main(fit_photo(photo, "--out", tmp_path / "result.png")) == code
     captured = capsys.readouterr()
     assert captured.out == ""

@@ -24,7 +24,7 @@ EXAMPLES = examples()
 
 
 def test_the_examples_were_found():
-    assert {test.name for test in EXAMPLES} >= {"inrfast.training.loop.fit", "inrfast.grids.grid"}
+    assert {test.name for test in EXAMPLES} >= {"inrfast.training.fit.fit", "inrfast.grids.grid"}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda test: test.name)

@@ -119,7 +119,7 @@ def test_nor_are_coordinate_networks(net, n, seed, dtype):
 @pytest.mark.parametrize("size", [0.0, 1e-12])
 def test_coupling_behind_a_head_of_zeros_is_noticed(monkeypatch, name, size):
     """It does not show in the predictions, but in the kernel, and in the fit from its second step on."""
-    monkeypatch.setattr("inrfast.training.gradients.cached_rows", lambda *arguments: 16)
+    monkeypatch.setattr("inrfast.training.engines.autograd.cached_rows", lambda *arguments: 16)
     net, coords = Hidden(COUPLINGS[name]), inr.grid((9, 6))
     with torch.no_grad():
         net.b.weight.mul_(size)
@@ -145,7 +145,7 @@ def test_dependence_that_begins_with_many_points_is_noticed(begin, kind, seed):
 @pytest.mark.parametrize("name", sorted(COUPLINGS))
 def test_fit_its_psnr_and_render_take_all_points_of_such_a_network_at_once(monkeypatch, name):
     monkeypatch.setattr(rendering, "cached_rows", lambda *arguments: 16)
-    monkeypatch.setattr("inrfast.training.gradients.cached_rows", lambda *arguments: 16)
+    monkeypatch.setattr("inrfast.training.engines.autograd.cached_rows", lambda *arguments: 16)
     coords = inr.grid((9, 6))
     target = (3 * coords).sin().prod(1, keepdim=True)
     net = Hidden(COUPLINGS[name])

@@ -29,9 +29,7 @@ from inrfast.analysis.report import (
     kernel_spectrum,
     matrix_spectrum,
 )
-from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import check_coords, check_int, check_seed
-from inrfast.jacobians import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, LayerwiseJacobian
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
@@ -41,7 +39,9 @@ from inrfast.nn import INR, described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.supported import LayerSpec
-from inrfast.tangent_kernel import NTK, ntk
+from inrfast.tangent.capture import Capture, Factors, Select
+from inrfast.tangent.jacobian import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, LayerwiseJacobian
+from inrfast.tangent.kernel import NTK, ntk
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
@@ -78,7 +78,7 @@ def diagnose(
     Parameters
     ----------
     net
-        :class:`inrfast.INR`, or any module of supported layers (see :mod:`inrfast.capture`); not changed.
+        :class:`inrfast.INR`, or any module of supported layers (see :mod:`inrfast.tangent.capture`); not changed.
     coords
         The full grid (N, d). Representations, sensitivities, dead units and traces are exact on all of it.
     rtols

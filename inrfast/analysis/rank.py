@@ -14,7 +14,7 @@ from inrfast.linalg.spectrum import RankInterval
 from inrfast.linalg.tsqr import CHUNK_ROWS, singular_values
 from inrfast.memory import chunks
 from inrfast.modes import in_own_modes
-from inrfast.tangent_kernel import NTK
+from inrfast.tangent.kernel import NTK
 
 
 @in_own_modes
@@ -28,7 +28,7 @@ def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | NTK, rtol: float) -> 
     ----------
     matrix_or_kernel
         A matrix (m, n), tensor or NumPy array, of any floating dtype: **singular values** relative to sigma_1. Or an
-        :class:`~inrfast.tangent_kernel.NTK`: **eigenvalues** relative to lambda_1. Both are computed in fp64.
+        :class:`~inrfast.tangent.kernel.NTK`: **eigenvalues** relative to lambda_1. Both are computed in fp64.
     rtol
         Relative tolerance in (0, 1).
 

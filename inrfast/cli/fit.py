@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     from inrfast.signals.paths import readable
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import save_network
-    from inrfast.training.loop import fit
+    from inrfast.training.fit import fit
 
     name = kinds.kind_of(arguments.signal)
     kind = kinds.KINDS[name]

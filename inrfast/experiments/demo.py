@@ -32,7 +32,7 @@ from inrfast.info import info
 from inrfast.memory import chunks
 from inrfast.nn import INR, calibrate_batchnorm_
 from inrfast.signals.image import MID_GREY, astronaut, load_image
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 
 SCHEMA = "inrfast.demo/1"
 

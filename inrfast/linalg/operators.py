@@ -25,7 +25,7 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent_kernel.NTK` of ``precision="highest"`` is one.
+    :class:`inrfast.tangent.kernel.NTK` of ``precision="highest"`` is one.
     """
 
     @property

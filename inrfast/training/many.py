@@ -23,12 +23,11 @@ from inrfast.training.data import (
     count_outputs,
     range_of,
 )
-from inrfast.training.gradients import Loss
-from inrfast.training.loop import check_evaluation
+from inrfast.training.engines.autograd import Loss
+from inrfast.training.fit import check_evaluation
+from inrfast.training.group import Member
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates
-from inrfast.training.run import Member
-from inrfast.training.session import FitResult, Session
-from inrfast.training.settings import (
+from inrfast.training.options import (
     check_checkpoint,
     check_loss,
     check_optimizer,
@@ -36,6 +35,7 @@ from inrfast.training.settings import (
     check_settings,
     described,
 )
+from inrfast.training.trainer import FitResult, Session
 
 T = TypeVar("T")
 

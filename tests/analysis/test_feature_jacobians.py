@@ -10,8 +10,8 @@ from tqdm import tqdm
 import inrfast as inr
 from inrfast.analysis import feature_jacobians as module
 from inrfast.analysis.feature_jacobians import feature_jacobians
-from inrfast.capture import Capture
 from inrfast.modes import own_modes
+from inrfast.tangent.capture import Capture
 from inrfast.threads import cores
 
 SILENT = tqdm(disable=True)

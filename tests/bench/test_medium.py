@@ -9,7 +9,7 @@ import torch
 
 import inrfast as inr
 from inrfast.training.data import Data
-from inrfast.training.fused import FusedGradient
+from inrfast.training.engines.fused import FusedGradient
 from inrfast.training.stack import Stack
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))

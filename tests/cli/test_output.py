@@ -17,7 +17,7 @@ from PIL import Image
 
 from inrfast.cli import main
 from inrfast.cli.output import check_target, make_folder
-from inrfast.training import loop
+from inrfast.training import fit as fitting
 
 SMALL = ["--width", "4", "--hidden-layers", "1", "--quiet"]
 
@@ -85,7 +85,7 @@ def test_what_is_no_file_is_refused_before_the_work(folder, monkeypatch, capfd, 
     (odd,) = (word for word in words if word.startswith("ODD"))
     path = make(kind, odd)
     before = tree(folder)
-    for work in ("inrfast.training.loop.fit", "inrfast.tangent_kernel.NTK.trace", "inrfast.signals.render.render"):
+    for work in ("inrfast.training.fit.fit", "inrfast.tangent.kernel.NTK.trace", "inrfast.signals.render.render"):
         monkeypatch.setattr(work, lambda *arguments, **options: pytest.fail("the work began"))
     assert main([str(path) if word == odd else word for word in words]) == 2
     out, err = capfd.readouterr()
@@ -190,7 +190,7 @@ def test_a_kernel_for_which_the_disk_has_no_room_is_refused(mounted, capsys, mon
 
 def test_a_read_only_folder_is_refused_before_the_work(mounted, folder, capsys, monkeypatch):
     disk = mounted("-o", "ro")
-    monkeypatch.setattr(loop, "fit", lambda *arguments, **options: pytest.fail("the fit began"))
+    monkeypatch.setattr(fitting, "fit", lambda *arguments, **options: pytest.fail("the fit began"))
     for words in (
         ["fit", "photo.png", "--size", "4", "--out", f"{disk}/new.png", *SMALL],
         ["fit", "photo.png", "--size", "4", "--checkpoint", f"{disk}/below/state", *SMALL],

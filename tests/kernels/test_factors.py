@@ -11,10 +11,10 @@ from random_networks import random_coords
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS
-from inrfast.capture import Capture
 from inrfast.kernels.formats import FORMATS
 from inrfast.ops import factors
 from inrfast.ops.operands import Layout, make_plan
+from inrfast.tangent.capture import Capture
 
 UNIT = {"fp16": 2.0**-10, "fp16x3": 2.0**-21, "tf32x3": 2.0**-24, "fp64": 2.0**-46}
 

@@ -11,13 +11,13 @@ from random_networks import random_coords
 from tensor_cores import truncating
 
 import inrfast as inr
-from inrfast.capture import Capture
 from inrfast.kernels import gram as kernel
 from inrfast.kernels import tiles
 from inrfast.kernels.formats import FORMATS, config_for
 from inrfast.ops import factors, reductions
 from inrfast.ops.gram import config_on, gram, gram_reference, tile_order
 from inrfast.ops.operands import LayerShape, Layout, Plan, allocate, make_plan
+from inrfast.tangent.capture import Capture
 
 UNIT = {"fp16": 2.0**-24, "fp16x3": 2.0**-22, "tf32x3": 2.0**-21, "fp64": 2.0**-53}
 """What one product may lose, relative to its terms: the accumulator's rounding, and the split's dropped halves."""

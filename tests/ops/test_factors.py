@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from random_networks import networks, random_coords
 
 import inrfast as inr
-from inrfast.capture import Capture
 from inrfast.ops import factors
 from inrfast.ops.factors import Room
 from inrfast.ops.operands import Layout, make_plan
+from inrfast.tangent.capture import Capture
 
 
 @settings(max_examples=40)

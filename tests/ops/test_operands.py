@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inrfast as inr
-from inrfast.capture import Capture
 from inrfast.ops import factors
 from inrfast.ops.gram import gram_reference
 from inrfast.ops.operands import LayerShape, Layout, feature_exponent, make_plan, pack, ranges_of
+from inrfast.tangent.capture import Capture
 
 SHAPES = st.builds(
     LayerShape, st.sampled_from([0, 1, 2, 8, 9, 20, 70]), st.sampled_from([0, 1, 3, 20, 70]), st.booleans()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.callables import attributes, described, different, uncompared, untrained
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 
 GLOBAL = nn.Linear(1, 1)
 FACTOR = 2.0

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.ops import gemm, mlp_step
-from inrfast.training import checkpoint, session
+from inrfast.training import checkpoint, trainer
 from inrfast.training.callbacks import TrackNTK
 from inrfast.training.checkpoint import save_network
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 from inrfast.training.trees import digest
 
@@ -764,12 +764,12 @@ def test_other_callbacks_are_told(other: Any, named: str, saves: bool, tmp_path:
 
 def test_another_device_is_told(tmp_path, monkeypatch):
     path = tmp_path / "device.safetensors"
-    real = session._device_name
+    real = trainer._device_name
     for name, named in (("GPU A", "GPU A"), ("GPU A", "GPU B"), (None, "GPU B")):
         path.unlink(missing_ok=True)
-        monkeypatch.setattr(session, "_device_name", real if name is None else lambda device, name=name: name)
+        monkeypatch.setattr(trainer, "_device_name", real if name is None else lambda device, name=name: name)
         fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(3)], checkpoint=path)
-        monkeypatch.setattr(session, "_device_name", lambda device, named=named: named)
+        monkeypatch.setattr(trainer, "_device_name", lambda device, named=named: named)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(99)], checkpoint=path, resume=True)

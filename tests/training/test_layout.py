@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError
 from inrfast.training.data import check_net
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 
 COORDS = inr.grid((9, 8))

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.errors import DivergedError, NotAvailableError
 from inrfast.ops import mlp_step
-from inrfast.training import layerwise
-from inrfast.training.loop import fit
+from inrfast.training.engines import layerwise
+from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 
 COORDS = inr.grid((12, 12))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 
 COORDS = inr.grid((10, 10))

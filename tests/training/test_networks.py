@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.checkpoint import load_network, save_network
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 
 COORDS = inr.grid((12, 12))

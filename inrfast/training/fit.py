@@ -14,11 +14,10 @@ from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import warn_of_untrained
 from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
-from inrfast.training.gradients import Loss
+from inrfast.training.engines.autograd import Loss
+from inrfast.training.group import Member
 from inrfast.training.optimizers import learning_rates
-from inrfast.training.run import Member
-from inrfast.training.session import FitResult, Session
-from inrfast.training.settings import (
+from inrfast.training.options import (
     check_checkpoint,
     check_loss,
     check_optimizer,
@@ -26,6 +25,7 @@ from inrfast.training.settings import (
     check_settings,
     described,
 )
+from inrfast.training.trainer import FitResult, Session
 
 
 @in_training_modes

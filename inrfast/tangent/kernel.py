@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
-from inrfast.capture import Capture, Factors, Select
 from inrfast.errors import (
     MemoryBudgetError,
     check_block,
@@ -22,16 +21,6 @@ from inrfast.errors import (
     check_coords,
     check_float,
     check_int,
-)
-from inrfast.jacobians import (
-    RANGE,
-    STREAMED_ROWS,
-    UNCOUNTED,
-    FactorStore,
-    LayerwiseJacobian,
-    check_range,
-    rows_on,
-    surely_held,
 )
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
@@ -43,6 +32,17 @@ from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
 from inrfast.ops.operands import Operands, Plan, joint, make_plan
 from inrfast.supported import LayerSpec
+from inrfast.tangent.capture import Capture, Factors, Select
+from inrfast.tangent.jacobian import (
+    RANGE,
+    STREAMED_ROWS,
+    UNCOUNTED,
+    FactorStore,
+    LayerwiseJacobian,
+    check_range,
+    rows_on,
+    surely_held,
+)
 from inrfast.threads import together
 
 if TYPE_CHECKING:
@@ -983,7 +983,7 @@ def ntk(
     Parameters
     ----------
     net
-        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.capture`). Its
+        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.tangent.capture`). Its
         parameters are copied: training it later does not change the kernel.
     coords, coords2
         Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.

@@ -12,8 +12,8 @@ import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
 from inrfast.ops import gemm, mlp_step
-from inrfast.training import layerwise
-from inrfast.training.layerwise import LayerwiseGradient
+from inrfast.training.engines import layerwise
+from inrfast.training.engines.layerwise import LayerwiseGradient
 
 
 @st.composite

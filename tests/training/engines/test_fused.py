@@ -13,11 +13,12 @@ from exact_gradients import exact, of, signal
 
 import inrfast as inr
 from inrfast.errors import DivergedError, NotAvailableError
-from inrfast.training import fused, run
+from inrfast.training import group
 from inrfast.training.callbacks import Callback
 from inrfast.training.data import check_data
-from inrfast.training.fused import FusedGradient
-from inrfast.training.gradients import gradient_of
+from inrfast.training.engines import fused
+from inrfast.training.engines.autograd import gradient_of
+from inrfast.training.engines.fused import FusedGradient
 from inrfast.training.stack import Stack
 
 STEPS = 10
@@ -104,7 +105,7 @@ def test_few_steps_at_once_change_nothing(device, monkeypatch):
     net, result = fitted(device, batch_size=30)
     monkeypatch.setattr(fused, "DRAWN_SHARE", 2**22)  # room for the points of three steps
     other, same = fitted(device, batch_size=30, memory_budget=3 * 2**22 * 8 * 30)
-    monkeypatch.setattr(run, "LONGEST", 0.0)  # every look at the losses comes too late: ever fewer steps at once
+    monkeypatch.setattr(group, "LONGEST", 0.0)  # every look at the losses comes too late: ever fewer steps at once
     slow, slower = fitted(device, batch_size=30)
     assert same_weights(net, other)
     assert same_weights(net, slow)
@@ -262,7 +263,7 @@ def test_a_backend_that_is_named_never_falls_back(device, monkeypatch):
 def test_blocks_of_steps_are_graphs_of_their_own_gpu():
     """On either of two GPUs: the numbers of the other one, everything in graphs, one wait a block; a capture that fails
     leaves no trace but a warning."""
-    script = Path(__file__).parents[1] / "pretend_fits.py"
+    script = Path(__file__).parents[2] / "pretend_fits.py"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[1]), *sys.path])}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from inrfast.nn import INR
 from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
-from inrfast.training.layerwise import encoded
+from inrfast.training.engines.layerwise import encoded
 from inrfast.training.stack import Stack
 
 MOST_STEPS = 64
@@ -112,7 +112,7 @@ class FusedEvaluation:
         self.engine = _engine(stack, data, rows, _wide(stack), 1, budget, gradient=False)
 
     def mean_square(self) -> Tensor:
-        """See :class:`inrfast.training.gradients.Gradient`."""
+        """See :class:`inrfast.training.engines.autograd.Gradient`."""
         return self.engine.mean_square().cpu()
 
 
@@ -154,7 +154,7 @@ class FusedGradient:
 
     @property
     def layout(self) -> dict[str, object]:
-        """See :class:`inrfast.training.gradients.Gradient`."""
+        """See :class:`inrfast.training.engines.autograd.Gradient`."""
         return {"gradient": self.name, **self.engine.describe()}
 
     @torch.no_grad()
@@ -175,7 +175,7 @@ class FusedGradient:
         return engine.losses[0].double().cpu()
 
     def mean_square(self) -> Tensor:
-        """See :class:`inrfast.training.gradients.Gradient`."""
+        """See :class:`inrfast.training.engines.autograd.Gradient`."""
         if not self.narrow and self.points == self.data.points:
             return self.engine.mean_square().cpu()
         if self.evaluation is None:

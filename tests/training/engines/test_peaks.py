@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from inrfast.training.derivatives import gradient, laplacian
-from inrfast.training.peaks import Live, generators_kept, held, holdable, peak_of
+from inrfast.training.engines.peaks import Live, generators_kept, held, holdable, peak_of
 
 WIDTH = 24
 TERMS = {

@@ -15,7 +15,7 @@ from inrfast.ops import gemm, mlp_step
 from inrfast.threads import MOST_THREADS, share
 from inrfast.threads import cores as torch_cores
 from inrfast.training.data import Data
-from inrfast.training.passes import NARROW, NativePass, Pass, TensorPass, gathered
+from inrfast.training.engines.passes import NARROW, NativePass, Pass, TensorPass, gathered
 from inrfast.training.stack import Stack
 
 LEAST_ROWS, SHARES, MOST_SHARES = 256, 4, 16
@@ -38,7 +38,7 @@ class LayerwiseGradient:
 
     With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = 2 w (f - y) / sum w`` at the head:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
-    of rows: by native steps where they apply, else by torch's operations (:mod:`inrfast.training.passes`).
+    of rows: by native steps where they apply, else by torch's operations (:mod:`inrfast.training.engines.passes`).
 
     On a CPU each thread takes its own networks or, of a single one, its own shares of the rows, so that threads wait
     for each other once a step and not once an operation. Shares and their sums are fixed, whichever thread takes them:

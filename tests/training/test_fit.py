@@ -16,10 +16,10 @@ import inrfast as inr
 from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
 from inrfast.metrics import psnr
 from inrfast.ops import gemm
-from inrfast.training import optimizers, session
+from inrfast.training import optimizers, trainer
 from inrfast.training.batches import Batches
 from inrfast.training.derivatives import laplacian
-from inrfast.training.loop import fit
+from inrfast.training.fit import fit
 
 COORDS = inr.grid((12, 12))
 
@@ -233,12 +233,12 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
     if where == "bar":
         calls = 1  # the bar moves after the update
 
-        class Bar(session.tqdm):
+        class Bar(trainer.tqdm):
             def update(self, n: float = 1) -> None:
                 if n:
                     fifth_time()
 
-        monkeypatch.setattr(session, "tqdm", Bar)
+        monkeypatch.setattr(trainer, "tqdm", Bar)
     result = fit(net, COORDS, picture(), steps=50, schedule="constant", loss=loss)
     assert result.interrupted
     assert (result.steps, len(result.losses), result.eval_steps[-1]) == (4, 4, 4)

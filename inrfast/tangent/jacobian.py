@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
-from inrfast.capture import PASS_DTYPE, Capture, Factors, Select
 from inrfast.errors import RangeError, check_tensor
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.modes import in_own_modes, methods_in_own_modes
@@ -25,6 +24,7 @@ from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, 
 from inrfast.ops.tangent_product import diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.supported import LayerSpec
+from inrfast.tangent.capture import PASS_DTYPE, Capture, Factors, Select
 from inrfast.threads import share
 
 PASS_ROWS = 512
@@ -722,7 +722,7 @@ def jacobian(
     Parameters
     ----------
     net
-        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.capture`).
+        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.tangent.capture`).
     coords
         Shape (N, d), on the network's device. They and the parameters are copied: later changes to them do not matter.
     params
@@ -741,7 +741,7 @@ def jacobian(
     Raises
     ------
     UnsupportedModuleError, NotAvailableError, ValueError, TypeError
-        See :class:`inrfast.capture.Capture` and :mod:`inrfast.backends`.
+        See :class:`inrfast.tangent.capture.Capture` and :mod:`inrfast.backends`.
     """
     capture = Capture(net, coords, params, select, precision)
     chosen = backends.resolve(backend, capture.device)

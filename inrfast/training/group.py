@@ -25,9 +25,16 @@ from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.checkpoint import check_like
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.fused import FusedGradient, FusedOptimizer, FusedSteps
-from inrfast.training.gradients import PROBE_ROWS, Gradient, WholeGradient, against_fused, evaluation_of, gradient_of
-from inrfast.training.settings import LEAST_BETWEEN, Settings
+from inrfast.training.engines.autograd import (
+    PROBE_ROWS,
+    Gradient,
+    WholeGradient,
+    against_fused,
+    evaluation_of,
+    gradient_of,
+)
+from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.options import LEAST_BETWEEN, Settings
 from inrfast.training.stack import Stack
 
 LONGEST = 0.5

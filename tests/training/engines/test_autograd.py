@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
-from inrfast.training.gradients import ChunkedGradient, WholeGradient, pieces, sizes_of
-from inrfast.training.layerwise import LayerwiseGradient
+from inrfast.training.engines.autograd import ChunkedGradient, WholeGradient, pieces, sizes_of
+from inrfast.training.engines.layerwise import LayerwiseGradient
 
 
 class Centred(nn.Module):

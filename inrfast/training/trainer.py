@@ -31,10 +31,10 @@ from inrfast.training import callables, optimizers
 from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
-from inrfast.training.gradients import is_plain
-from inrfast.training.run import Member, Run
+from inrfast.training.engines.autograd import is_plain
+from inrfast.training.group import Member, Run
+from inrfast.training.options import Settings, check_not_there
 from inrfast.training.schema import FIT_SCHEMA, check
-from inrfast.training.settings import Settings, check_not_there
 from inrfast.training.stack import modes_kept
 from inrfast.training.trees import fault_told, pack, write_tree
 from inrfast.words import one_line

@@ -1,8 +1,9 @@
 """The gradient of a fit's loss in four ways that give the same numbers: fused, layerwise, chunked, whole.
 
-- :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels (:mod:`inrfast.training.fused`).
+- :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels
+  (:mod:`inrfast.training.engines.fused`).
 - :class:`LayerwiseGradient`: forward and backward of an :class:`inrfast.INR`, or of several of one shape, written out
-  over chunks of rows that stay in cache, on a CPU natively (:mod:`inrfast.training.layerwise`).
+  over chunks of rows that stay in cache, on a CPU natively (:mod:`inrfast.training.engines.layerwise`).
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
 - :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
   draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once. A mini-batch couples
@@ -31,10 +32,10 @@ from inrfast.nn import INR
 from inrfast.pointwise import dependence, stirred_
 from inrfast.snapshot import snapshot, twin
 from inrfast.training.data import Data
-from inrfast.training.fused import FusedEvaluation, FusedGradient, why_not
-from inrfast.training.layerwise import SMALL, LayerwiseGradient
-from inrfast.training.passes import NARROW
-from inrfast.training.peaks import FRAGMENTS, Peak, held, holdable, peak_of
+from inrfast.training.engines.fused import FusedEvaluation, FusedGradient, why_not
+from inrfast.training.engines.layerwise import SMALL, LayerwiseGradient
+from inrfast.training.engines.passes import NARROW
+from inrfast.training.engines.peaks import FRAGMENTS, Peak, held, holdable, peak_of
 from inrfast.training.stack import Stack, modes_kept
 
 Loss = str | Callable[..., Tensor]

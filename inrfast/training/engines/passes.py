@@ -18,7 +18,7 @@ NARROW = torch.bfloat16
 
 
 class Work(Protocol):
-    """What all threads share: see :class:`inrfast.training.layerwise.LayerwiseGradient`.
+    """What all threads share: see :class:`inrfast.training.engines.layerwise.LayerwiseGradient`.
 
     Attributes
     ----------

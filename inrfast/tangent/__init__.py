@@ -1,0 +1,1 @@
+"""The factors of a network, its Jacobian and its tangent kernel as operators."""
