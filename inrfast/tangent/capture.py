@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.modes import own_modes
-from inrfast.nn import INR, FusedLinear, SphereNorm, is_known, is_unchanged
+from inrfast.nn import INR, FusedLinear, is_known, is_unchanged
+from inrfast.norms.sphere import SphereNorm
 from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output

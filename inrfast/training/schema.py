@@ -14,7 +14,8 @@ from torch import Tensor
 
 from inrfast.activations import ACTIVATIONS
 from inrfast.encodings import ENCODINGS
-from inrfast.nn import NORM_POSITIONS, NORMS
+from inrfast.nn import NORM_POSITIONS
+from inrfast.norms import NORMS
 from inrfast.ops.gemm import LIBRARIES
 
 FIT_SCHEMA = "inrfast.checkpoint/1"
@@ -97,9 +98,9 @@ def flag(value: Any, place: str) -> None:
 
 def word(choices: Collection[str | None]) -> Schema:
     """Accept one of some texts."""
-    known = [choice or "nothing" for choice in choices]
 
     def checked(value: Any, place: str) -> None:
+        known = [choice or "nothing" for choice in choices]  # a registry grows
         fits = (value is None or isinstance(value, str)) and value in choices
         check(place, fits, f"one of {', '.join(sorted(known))}", value)
 
@@ -216,7 +217,7 @@ NETWORK: Schema = fields(
         "activation": one_or_listed(word(ACTIVATIONS)),
         "omega": one_or_listed(number(0.0, exclusive=True)),
         "encoding": maybe(lambda value, place: encoding(value, place)),
-        "norm": one_or_listed(word((None, *NORMS))),
+        "norm": one_or_listed(maybe(word(NORMS))),
         "norm_position": word(NORM_POSITIONS),
         "init": plain,
         "bias": flag,
