@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import ACTIVATIONS
-from inrfast.encodings import ENCODINGS
+from inrfast.encodings import ENCODINGS, Encoding
 from inrfast.norms import Norm
 
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -87,8 +87,8 @@ class MLP:
     ----------
     inputs
         Number of coordinates d.
-    encoding
-        The module before the first layer, or None.
+    encoding, encoding_name
+        What stands before the first layer, or None, and the qualified name of its module.
     hidden
         The hidden layers, at least one.
     head
@@ -99,9 +99,10 @@ class MLP:
     """
 
     inputs: int
-    encoding: nn.Module | None
+    encoding: Encoding | None
     hidden: tuple[HiddenLayer, ...]
     head: LinearLayer
+    encoding_name: str = ""
     hooked_backward: bool = False
 
     @property
@@ -150,13 +151,14 @@ class MLP:
         return tuple(layer.norm for layer in self.hidden if layer.norm is not None)
 
     @property
-    def pointwise(self) -> bool:
-        """Whether each prediction is known to depend on its own point alone, in the network's present mode.
+    def known_encoding(self) -> bool:
+        """Whether there is no encoding, or one of the library's own; any other may look at its batch."""
+        return self.encoding is None or type(self.encoding) in ENCODINGS.values()
 
-        The library's own encodings are known; any other may look at its batch.
-        """
-        known = self.encoding is None or type(self.encoding) in ENCODINGS.values()
-        return known and not any(norm.couples for norm in self.norms)
+    @property
+    def pointwise(self) -> bool:
+        """Whether each prediction is known to depend on its own point alone, in the network's present mode."""
+        return self.known_encoding and not any(norm.couples for norm in self.norms)
 
     def detached(self) -> MLP:
         """Return the same with linear layers that autograd does not follow."""
@@ -183,6 +185,12 @@ def describe(net: nn.Module) -> MLP | str:
             return f"{where} has a method {changed[0]!r} of its own"
     found: MLP | str = own(net)
     return found if isinstance(found, str) else replace(found, hooked_backward=_hooked_backward(net))
+
+
+def is_pointwise(net: nn.Module) -> bool:
+    """Return whether each prediction of ``net``, in its present mode, is known to depend on its own point alone."""
+    found = describe(net)
+    return isinstance(found, MLP) and found.pointwise
 
 
 def _hooked_backward(net: nn.Module) -> bool:

@@ -19,7 +19,7 @@ from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
 from inrfast.mlp import MLP, BoundActivation, HiddenLayer, linear_layer
 from inrfast.modes import without_autocast
-from inrfast.norms import NORMS, Norm, norm_of
+from inrfast.norms import NORMS, norm_of
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
 NORM_POSITIONS = ("pre", "post")
@@ -332,6 +332,9 @@ class INR(nn.Module):
             if isinstance(norm, str):
                 return f"norms.{index} {norm}"
             norms.append(norm)
+        for below, above in itertools.pairwise(linear):
+            if above.inputs != below.outputs:
+                return f"{above.name} takes {above.inputs} features of the {below.outputs} of {below.name}"
         if linear[-1].outputs != self.out_features:
             return f"its last layer has {linear[-1].outputs} units for {self.out_features} outputs"
         after = self.norm_position == "post"
@@ -341,7 +344,7 @@ class INR(nn.Module):
                 zip(linear[:-1], self.activations, self.omegas, norms, strict=True)
             )
         )
-        return MLP(self.in_features, self.encoding, hidden, linear[-1])
+        return MLP(self.in_features, self.encoding, hidden, linear[-1], "encoding")
 
     def extra_repr(self) -> str:
         return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
@@ -358,27 +361,9 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
 KNOWN_ENCODINGS = (type(None), *ENCODINGS.values())
 
 
-def is_unchanged(net: nn.Module) -> bool:
-    """Return whether ``net`` is an INR as its constructor makes it: nothing subclassed, replaced, hooked or added.
-
-    The encoding may be anybody's.
-    """
-    if type(net) is not INR or len(net.layers) != net.hidden_layers + 1:
-        return False
-    changed = ("forward", "activate")
-    if any(m._forward_hooks or m._forward_pre_hooks or any(c in vars(m) for c in changed) for m in net.modules()):
-        return False
-    plain = all(type(layer) is nn.Linear for layer in net.layers)
-    return plain and all(norm_of(norm) is None or isinstance(norm_of(norm), Norm) for norm in net.norms)
-
-
-def is_known(net: nn.Module) -> bool:
-    """Return whether ``net`` is an unchanged INR that, in eval mode, is known to treat its points one by one."""
-    return (
-        is_unchanged(net)
-        and type(net.encoding) in KNOWN_ENCODINGS
-        and not any(isinstance(norm, nn.BatchNorm1d) and norm.running_mean is None for norm in net.norms)  # type: ignore[union-attr]
-    )
+def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
+    """Return the numbers of coordinates and outputs that an INR, whatever was changed in it, declares; else None."""
+    return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
 
 
 def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> None:

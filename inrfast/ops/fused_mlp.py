@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS as TABLE
 from inrfast.memory import chunks, require
+from inrfast.mlp import MLP
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -448,14 +448,23 @@ class FusedMLP:
         return sum(tensor.numel() * tensor.element_size() for tensor in buffers)
 
 
-def reason_against(activations: Sequence[str], columns: int, outputs: int, dtype: torch.dtype) -> str | None:
-    """Return why networks with these activations, most columns of a layer and outputs take no fused steps, or None."""
-    if len(set(activations)) > 1:
-        return f"its layers have different activations ({', '.join(sorted(set(activations)))})"
-    if activations[0] not in ACTIVATIONS:
-        return f"the activation {activations[0]!r} has no fused step"
-    if outputs > MOST_OUTPUTS:
-        return f"it has {outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
+    """Return why networks of this shape, on points of ``dtype``, take no fused steps, or None.
+
+    That backpropagation is written out for them at all (no norms, one width) is asked elsewhere.
+    """
+    names = sorted({activation.name for activation in mlp.activations})
+    if len(names) > 1:
+        return f"its layers have different activations ({', '.join(names)})"
+    if names[0] not in ACTIVATIONS:
+        return f"the activation {names[0]!r} has no fused step"
+    if len({layer.bias is not None for layer in mlp.layers}) > 1:
+        return "some of its layers have a bias and others have none"
+    if len(mlp.parameters) < sum(len(layer.parameters) for layer in mlp.layers):
+        return "its layers share parameters"
+    if mlp.outputs > MOST_OUTPUTS:
+        return f"it has {mlp.outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+    columns = max(*mlp.widths, mlp.columns)
     if columns > MOST_COLUMNS:
         return f"it has a layer of {columns} columns, and a fused step takes {MOST_COLUMNS} at most"
     if dtype not in (torch.float32, torch.float64):

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, over_budget, require, told
-from inrfast.nn import INR
+from inrfast.mlp import describe
 from inrfast.pointwise import dependence, stirred_
 from inrfast.snapshot import snapshot, twin
 from inrfast.training.data import Data
-from inrfast.training.engines.fused import FusedEvaluation, FusedGradient, why_not
+from inrfast.training.engines import fused, layerwise
+from inrfast.training.engines.fused import FusedEvaluation, FusedGradient
 from inrfast.training.engines.layerwise import SMALL, LayerwiseGradient
 from inrfast.training.engines.passes import NARROW
 from inrfast.training.engines.peaks import FRAGMENTS, Peak, held, holdable, peak_of
@@ -76,8 +76,6 @@ DRAWN_BYTES = 48
 TABLE_SHARE = 8
 """Numbers kept in a chunk per entry of tables: then adding up dense gradients takes a small part of the time."""
 
-ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
-
 
 class Gradient(Protocol):
     """What a fit asks for: called with the rows of a batch (None: all), it fills the gradients of a stack."""
@@ -115,7 +113,7 @@ def gradient_of(
     Parameters
     ----------
     stack
-        Networks in train mode: one, or several for which :func:`is_plain` holds, of one shape; flat ones if
+        Networks in train mode: one, or several of one shape for which backpropagation is written out; flat ones if
         :func:`against_fused` has nothing against it.
     data
         Their points, values and weights.
@@ -145,7 +143,7 @@ def gradient_of(
     beside = max(0, beside - UNCOUNTED)
     require(beside, budget - 1, "what a fit keeps beside its steps", "a smaller network or a larger memory_budget")
     budget -= beside
-    if not callable(loss) and is_plain(net):
+    if not callable(loss) and layerwise.reason_against(describe(net)) is None:
         return LayerwiseGradient(stack, data, points, budget - budget // MEASURED, narrow, cores)
     for name, grad in stack.grads.items():
         net.get_parameter(name).grad = grad[0]
@@ -163,7 +161,7 @@ def evaluation_of(stack: Stack, data: Data, budget: int, cores: int | None = Non
     """Return what measures the mean squared errors (B,) on these points, in eval mode and the networks' own dtype."""
     if stack.flat is not None:
         return FusedEvaluation(stack, data, budget).mean_square
-    if is_plain(stack.nets[0]):
+    if layerwise.reason_against(describe(stack.nets[0])) is None:
         budget = max(1, (budget - max(0, _copied_bytes(stack) - UNCOUNTED)) // MEASURED)
         return LayerwiseGradient(stack, data, data.points, budget, cores=cores).mean_square
     return _AutogradGradient(stack, data, data.points, narrow=False, budget=budget).mean_square
@@ -173,9 +171,7 @@ def against_fused(nets: Sequence[nn.Module], data: Data, loss: Loss, budget: int
     """Return why the kernels do not take these networks, stacked, and this loss; None if they do."""
     if callable(loss):
         return "the loss is no 'mse'"
-    if not is_plain(nets[0]):
-        return "the network is no inrfast.INR without norms, hooks and changed parts"
-    return why_not(nets, data, budget, narrow)
+    return fused.reason_against(describe(nets[0]), len(nets), data, budget, narrow)
 
 
 def _has_hooks(net: nn.Module) -> bool:
@@ -184,20 +180,6 @@ def _has_hooks(net: nn.Module) -> bool:
     on_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
     return any(getattr(module, kind, None) for module in net.modules() for kind in kinds) or any(
         getattr(parameter, kind, None) for parameter in net.parameters() for kind in on_parameters
-    )
-
-
-def is_plain(net: nn.Module) -> bool:
-    """Return whether ``net`` is an INR without norms whose parts are the library's own, so its formula is known."""
-    return (
-        type(net) is INR
-        and all(type(layer) is nn.Linear for layer in net.layers)
-        and all(type(norm) is nn.Identity for norm in net.norms)
-        and type(net.encoding) in ENCODINGS
-        and (net.encoding is None or not any(p.requires_grad for p in net.encoding.parameters()))
-        and len({(p.dtype, p.device) for p in net.parameters()}) == 1
-        and not any("forward" in vars(module) or "activate" in vars(module) for module in net.modules())
-        and not _has_hooks(net)
     )
 
 
@@ -360,7 +342,8 @@ class WholeGradient(_AutogradGradient):
         self.trials = trials
         self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
         self.weighted, self.with_coords = not callable(loss), callable(loss) and takes_coords(loss)
-        self.beside, self.share = beside, MEASURED if is_plain(self.net) else 0  # of an evaluation with own buffers
+        written_out = layerwise.reason_against(describe(self.net)) is None
+        self.beside, self.share = beside, MEASURED if written_out else 0  # of an evaluation with own buffers
         self.room = budget - (budget // self.share if self.share else 0)
         self.batch = points
         self.watched = self._require()

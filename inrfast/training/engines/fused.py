@@ -8,15 +8,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast import backends
 from inrfast.memory import format_bytes
-from inrfast.nn import INR
-from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.mlp import MLP, describe
+from inrfast.ops import fused_mlp
+from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
-from inrfast.training.engines.layerwise import encoded
+from inrfast.training.engines import layerwise
 from inrfast.training.stack import Stack
 
 MOST_STEPS = 64
@@ -43,19 +44,17 @@ NUMBERS = {"adam": 1, "adamw": 2, "sgd": 3}
 BETA1, BETA2 = 0.9, 0.999
 
 
-def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) -> str | None:
-    """Return why INRs of one shape whose formula is known (``is_plain``) cannot take fused steps, or None."""
-    net = nets[0]
-    assert isinstance(net, INR)
-    parameters = [parameter for layer in net.layers for parameter in layer.parameters()]
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
-        return "its layers share parameters"
-    inputs = _inputs(net)
-    reason = reason_against(net.activations, max(net.width, inputs), net.out_features, data.target.dtype)
+def reason_against(described: MLP | str, count: int, data: Data, budget: int, narrow: bool) -> str | None:
+    """Return why ``count`` networks of one shape, of which the first is described, take no fused steps, or None."""
+    reason = layerwise.reason_against(described)
     if reason is not None:
         return reason
-    if inputs > FEW:
-        needed = len(nets) * data.points * inputs * data.target.dtype.itemsize
+    assert isinstance(described, MLP)
+    reason = fused_mlp.reason_against(described, data.target.dtype)
+    if reason is not None:
+        return reason
+    if described.columns > FEW:
+        needed = count * data.points * described.columns * data.target.dtype.itemsize
         if 4 * needed > budget:
             return (
                 f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {format_bytes(budget)}"
@@ -65,18 +64,12 @@ def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) ->
     return None
 
 
-def _inputs(net: INR) -> int:
-    """Return the columns of the first layer's inputs."""
-    return net.in_features if net.encoding is None else int(net.encoding.out_features)
-
-
-def _shape(stack: Stack, inputs: int) -> Shape:
-    net = stack.nets[0]
-    assert isinstance(net, INR)
-    layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-    names = [(stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers]
+def _shape(stack: Stack, mlp: MLP) -> Shape:
+    names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
-    return Shape(inputs, net.width, net.hidden_layers, net.out_features, net.activations[0], tuple(net.omegas), places)
+    omegas = tuple(activation.omega for activation in mlp.activations)
+    name = mlp.activations[0].name
+    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, name, omegas, places)
 
 
 def _engine(
@@ -84,18 +77,17 @@ def _engine(
 ) -> FusedMLP:  # fmt: skip
     """Return kernels and their memory for the networks of a flat stack."""
     assert stack.flat is not None
-    net = stack.nets[0]
-    assert isinstance(net, INR)
-    dtype = OPERANDS[kind] if _inputs(net) > FEW else data.coords.dtype
-    inputs, encodings = encoded(stack, data.coords, budget, dtype)
-    assert encodings is None, "checked by why_not"
+    mlp = describe(stack.nets[0])
+    assert isinstance(mlp, MLP)
+    dtype = OPERANDS[kind] if mlp.columns > FEW else data.coords.dtype
+    inputs, encodings = layerwise.encoded(stack, mlp, data.coords, budget, dtype)
+    assert encodings is None, "checked by reason_against"
     trained = torch.zeros(stack.flat.shape[1], dtype=torch.uint8, device=stack.flat.device)
     for name in stack.trainable:
         stack.view_of(trained.unsqueeze(0), name).fill_(1)
     points = Points(inputs.contiguous(), data.target, data.weight)
-    shape = _shape(stack, inputs.shape[2])
     kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
-    return FusedMLP(shape, stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
+    return FusedMLP(_shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
 
 
 def _wide(stack: Stack) -> str:

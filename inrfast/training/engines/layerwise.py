@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
-from inrfast.nn import INR
+from inrfast.mlp import MLP, describe
 from inrfast.ops import gemm, mlp_step
 from inrfast.threads import MOST_THREADS, share
 from inrfast.threads import cores as torch_cores
@@ -31,6 +31,26 @@ ENCODING_BUFFERS = 5
 LEAST_WORK, MOST_BYTES = 2**26, 2**22
 """FLOP of a product between hidden layers from which threads no longer wait for their turns at Python, and the size of
 a buffer up to which narrow layers get there: larger than the cache is dear too."""
+
+
+def reason_against(described: MLP | str) -> str | None:
+    """Return why backpropagation is not written out for a network, by whichever kernels or operations, or None."""
+    if isinstance(described, str):
+        return described
+    if described.norms:
+        return "its hidden layers have norms"
+    if described.hooked_backward:
+        return "hooks see its backward passes"
+    if not described.known_encoding:
+        return f"its encoding is a {type(described.encoding).__name__}, none of the library's own"
+    encoding = [] if described.encoding is None else list(described.encoding.parameters())
+    if any(parameter.requires_grad for parameter in encoding):
+        return "its encoding is trained"
+    if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
+        return "its parameters have several dtypes or devices"
+    if len(set(described.widths)) > 1:
+        return f"its hidden layers have different widths ({', '.join(map(str, sorted(set(described.widths))))})"
+    return None
 
 
 class LayerwiseGradient:
@@ -72,10 +92,10 @@ class LayerwiseGradient:
         self, stack: Stack, data: Data, points: int, budget: int, narrow: bool = False, cores: int | None = None
     ) -> None:
         self.stack, self.data, self.narrow = stack, data, narrow
-        net = stack.nets[0]
-        assert isinstance(net, INR)
-        self.net = net
-        self.encoded, self.encodings = encoded(stack, data.coords, budget, NARROW if narrow else data.coords.dtype)
+        mlp = describe(stack.nets[0])
+        assert isinstance(mlp, MLP)
+        self.mlp = mlp
+        self.encoded, self.encodings = encoded(stack, mlp, data.coords, budget, NARROW if narrow else data.coords.dtype)
         if self.encoded is not data.coords:
             budget -= self.encoded.nbytes
         self.most_shares = max(1, min(MOST_SHARES, budget // (4 * sum(grad.nbytes for grad in stack.grads.values()))))
@@ -85,7 +105,7 @@ class LayerwiseGradient:
         self.passes: Sequence[Pass] = self._native_passes(points, budget, cores)
         self.native = mlp_step.instructions() if self.passes else ""
         self.passes = self.passes or self._tensor_passes(points, budget, cores)
-        widest = max(net.width, net.out_features)
+        widest = max(*mlp.widths, mlp.outputs)
         self.one_core = len(self.passes) > 1 or self.block * self.rows * widest <= SMALL
         # The first share adds straight to the gradients; where there are several of the rows, the others have own sums.
         own = 1 if self.by_networks else self._shares_of(points)
@@ -93,10 +113,10 @@ class LayerwiseGradient:
 
     def _native_passes(self, points: int, budget: int, cores: int) -> Sequence[Pass]:
         """Return the threads' parts by native steps, none where those do not apply or fit."""
-        inputs = self.encoded
-        if self.narrow or self.encodings is not None or not NativePass.applies(self.net, self.stack, inputs, self.data):
+        inputs, mlp = self.encoded, self.mlp
+        if self.narrow or self.encodings is not None or NativePass.reason_against(mlp, self.stack, inputs, self.data):
             return ()
-        widest = max(self.net.width, self.net.out_features, inputs.shape[2])
+        widest = max(*mlp.widths, mlp.outputs, inputs.shape[2])
         cores = min(cores, MOST_THREADS)
         self.rows = mlp_step.chunk_rows(widest, points)
         self.block = math.ceil(len(self.stack) / (4 * cores))
@@ -108,12 +128,11 @@ class LayerwiseGradient:
 
     def _tensor_passes(self, points: int, budget: int, cores: int) -> Sequence[Pass]:
         """Return the threads' parts by torch's operations."""
-        net, like = self.net, self.data.target
-        widest = max(net.width, net.out_features)
-        row_bytes = like.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
+        mlp, like = self.mlp, self.data.target
+        widest = max(*mlp.widths, mlp.outputs)
+        row_bytes = like.element_size() * ((2 * len(mlp.hidden) + 2) * mlp.widths[0] + mlp.outputs)
         if self.encodings is not None:
-            assert net.encoding is not None
-            row_bytes += ENCODING_BUFFERS * like.element_size() * net.encoding.out_features
+            row_bytes += ENCODING_BUFFERS * like.element_size() * mlp.columns
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
         affordable = budget // row_bytes
         size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
@@ -177,7 +196,7 @@ class LayerwiseGradient:
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""
-        weight, outputs = self.data.weight, self.net.out_features
+        weight, outputs = self.data.weight, self.mlp.outputs
         if weight is None:
             total = torch.full((1,), float(self._count(batch) * outputs), dtype=torch.float64)
         else:
@@ -211,20 +230,19 @@ class LayerwiseGradient:
 
 @torch.no_grad()
 def encoded(
-    stack: Stack, coords: Tensor, budget: int, dtype: torch.dtype
+    stack: Stack, mlp: MLP, coords: Tensor, budget: int, dtype: torch.dtype
 ) -> tuple[Tensor, list[nn.Module] | None]:  # fmt: skip
     """Return the encoded points in a dtype, or points and encodings if keeping them would take over half the budget."""
-    nets = [net for net in stack.nets if isinstance(net, INR)]
-    encodings = [net.encoding for net in nets if net.encoding is not None]
-    if not encodings:
+    if mlp.encoding is None:
         return coords, None
-    columns = encodings[0].out_features
+    encodings = [net.get_submodule(mlp.encoding_name) for net in stack.nets]
+    columns = mlp.columns
     alike = len(coords) == 1 and all(_equal(encodings[0], other) for other in encodings[1:])
-    count = 1 if alike else len(nets)
+    count = 1 if alike else len(stack)
     if 2 * count * coords.shape[1] * columns * dtype.itemsize > budget:
-        return coords, list(encodings)
+        return coords, encodings
     inputs = coords.new_empty(count, coords.shape[1], columns, dtype=dtype)
-    for own, encode, points in zip(inputs, encodings, coords.expand(len(nets), -1, -1), strict=False):
+    for own, encode, points in zip(inputs, encodings, coords.expand(len(stack), -1, -1), strict=False):
         for rows in chunks(len(points), cached_rows(columns, coords)):
             own[rows] = encode(points[rows])
     return inputs, None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.memory import chunks
-from inrfast.nn import INR
+from inrfast.mlp import MLP, BoundActivation
 from inrfast.ops import gemm, mlp_step
 from inrfast.ops.in_place import IN_PLACE, times_relu_slope
 from inrfast.training.data import Data
@@ -22,8 +22,8 @@ class Work(Protocol):
 
     Attributes
     ----------
-    net, stack, data
-        The first of the networks, all of them, and their data.
+    mlp, stack, data
+        The description of the first of the networks, all of them, and their data.
     encoded, encodings
         Inputs (B or 1, N, columns) of the first layer; points, where encodings are taken anew each time.
     rows, block
@@ -32,7 +32,7 @@ class Work(Protocol):
         Whether products between hidden layers are in bfloat16.
     """
 
-    net: INR
+    mlp: MLP
     stack: Stack
     data: Data
     encoded: Tensor
@@ -60,10 +60,11 @@ class NativePass:
         self.memory = of.data.target.new_empty(mlp_step.workspace(self._layers(slice(None), {}), of.rows))
 
     @staticmethod
-    def applies(net: INR, stack: Stack, inputs: Tensor, data: Data) -> bool:
-        """Return whether the native step takes these networks and data."""
-        return mlp_step.applies(
-            net.activations, [*stack.parameters.values(), *stack.grads.values(), inputs, data.target, data.weight]
+    def reason_against(mlp: MLP, stack: Stack, inputs: Tensor, data: Data) -> str | None:
+        """Return why the native step does not take these networks and data, or None."""
+        names = [activation.name for activation in mlp.activations]
+        return mlp_step.reason_against(
+            names, [*stack.parameters.values(), *stack.grads.values(), inputs, data.target, data.weight]
         )
 
     @torch.no_grad()
@@ -89,20 +90,19 @@ class NativePass:
 
     def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
         """Return the layers of some networks, with the sums for their gradients."""
-        stack, net = self.of.stack, self.of.net
+        stack, mlp = self.of.stack, self.of.mlp
 
-        def pair(parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-            if parameter is None:
+        def pair(name: str | None) -> tuple[Tensor | None, Tensor | None]:
+            if name is None:
                 return None, None
-            total = sums.get(stack.names[parameter])
-            return stack.of(parameter)[block], None if total is None else total[block]
+            total = sums.get(name)
+            return stack.parameters[name][block], None if total is None else total[block]
 
         layers = []
-        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*net.omegas, 1.0], strict=True):
-            assert isinstance(layer, nn.Linear)
-            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight), pair(layer.bias)
+        for layer, activation in zip(mlp.layers, [*mlp.activations, BoundActivation("relu", 1.0)], strict=True):
+            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight_name), pair(layer.bias_name)
             assert weight is not None
-            layers.append(mlp_step.Layer(name, omega, weight, bias, weight_grad, bias_grad))
+            layers.append(mlp_step.Layer(activation.name, activation.omega, weight, bias, weight_grad, bias_grad))
         return layers
 
 
@@ -110,27 +110,24 @@ class TensorPass:
     """By torch's operations, for all activations and dtypes; networks of few points share a chunk as a batch."""
 
     def __init__(self, of: Work) -> None:
-        self.of, net, stack, like = of, of.net, of.stack, of.data.target
-        self.activations, self.omegas, self.width = net.activations, net.omegas, net.width
-        layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-        self.weights = [stack.of(layer.weight) for layer in layers]
-        self.biases = [None if layer.bias is None else stack.of(layer.bias).unsqueeze(1) for layer in layers]
-        self.names = [
-            (stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers
-        ]
+        self.of, mlp, stack, like = of, of.mlp, of.stack, of.data.target
+        self.activations, self.width = mlp.activations, mlp.widths[0]
+        self.names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
+        self.weights = [stack.parameters[weight] for weight, _ in self.names]
+        self.biases = [None if bias is None else stack.parameters[bias].unsqueeze(1) for _, bias in self.names]
         trainable = [any(name in stack.grads for name in names if name) for names in self.names]
         self.lowest = trainable.index(True)
-        size = of.block * of.rows * net.width
+        size = of.block * of.rows * self.width
         kind = NARROW if of.narrow else like.dtype
         # ReLU needs no slopes of its own: they are where its values are above 0.
         self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
-        self.slopes = [None if name == "relu" else like.new_empty(size, dtype=kind) for name in self.activations]
+        self.slopes = [None if own.name == "relu" else like.new_empty(size, dtype=kind) for own in self.activations]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
         self.views: dict[tuple[int, int, int], Tensor] = {}
-        self.outputs = like.new_empty(of.block * of.rows * net.out_features)
+        self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
-        self.narrow_from = 0 if net.encoding is not None else 1
+        self.narrow_from = 0 if mlp.encoding is not None else 1
 
     @torch.no_grad()
     def over(
@@ -185,34 +182,34 @@ class TensorPass:
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
-        for index, name in enumerate(self.activations):
+        for index in range(len(self.activations)):
             value, slope = self._view(self.features[index], k, n), self.slopes[index]
             if slope is None:
                 u = self._linear(features, weights[index], biases[index], value)
                 (u if u is value else value.copy_(u)).clamp_min_(0)
             else:
-                self._activate(index, name, features, weights[index], biases[index], value, self._view(slope, k, n))
+                self._activate(index, features, weights[index], biases[index], value, self._view(slope, k, n))
             features = value
         if self.of.narrow:
             features = self._view(self.wide[0], k, n).copy_(features)
         # Column-major, since BLAS is several times faster on a few long columns than on many short rows.
-        outputs = self.outputs[: k * n * self.of.net.out_features]
+        outputs = self.outputs[: k * n * self.of.mlp.outputs]
         outputs = outputs.view(1, -1, n).mT if k == 1 else outputs.view(k, n, -1)
         return self._linear(features, weights[-1], biases[-1], outputs)
 
     def _activate(
-        self, index: int, name: str, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
+        self, index: int, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
     ) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
-        k, n, _ = value.shape
+        activation, (k, n, _) = self.activations[index], value.shape
         scratch = self._view(self.wide[0], k, n)
         u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
-            return IN_PLACE[name](u, self.omegas[index], value, scratch)
+            return IN_PLACE[activation.name](u, activation.omega, value, scratch)
         if u is slope:
             u = self._view(self.wide[1], k, n).copy_(u)
         wide = self._view(self.wide[2], k, n)
-        IN_PLACE[name](u, self.omegas[index], wide, scratch)
+        IN_PLACE[activation.name](u, activation.omega, wide, scratch)
         value.copy_(wide)
         slope.copy_(u)
         return None

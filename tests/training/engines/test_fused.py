@@ -240,8 +240,8 @@ def test_a_backend_that_is_named_never_falls_back(device, monkeypatch):
     shared.layers[1] = shared.layers[2]
     refused = [
         (network(activation=["relu", "sine"]), {}, "different activations"),
-        (network(norm="sphere"), {}, "without norms"),
-        (torch.nn.Linear(2, 2), {}, "without norms"),
+        (network(norm="sphere"), {}, "have norms"),
+        (torch.nn.Linear(2, 2), {}, "no inrfast.INR"),
         (network(), {"loss": lambda pred, target: (pred - target).abs().mean()}, "loss"),
         (shared, {}, "share parameters"),
         (network(encoding=inr.RandomFourier(50, 1.0)), {"memory_budget": 10_000}, "encoded points"),
