@@ -170,21 +170,20 @@ def describe(net: nn.Module) -> MLP | str:
     """Return the description of a coordinate MLP, or the reason why ``net`` is none whose formula is known.
 
     A class of networks describes itself by a method ``as_mlp`` of its own, as :class:`inrfast.INR` does; a subclass
-    may compute anything and is not asked by the method that it inherits. The description is one of the present
-    modules; its tensors are the live ones.
+    may compute anything and is not asked by the method that it inherits. The tensors of linear layers are the live
+    ones; norms are described with the numbers that they have now.
     """
     own = vars(type(net)).get("as_mlp")
     if own is None:
-        return f"it is a {type(net).__name__}, no inrfast.INR"
+        return f"it is a {type(net).__name__}, not an inrfast.INR"
     for name, module in net.named_modules():
-        where = name or "it"
-        if any(getattr(module, kind, None) for kind in FORWARD_HOOKS):
-            return f"{where} has forward hooks"
+        if _has(module, FORWARD_HOOKS):
+            return f"{name or 'it'} has hooks"
         changed = sorted({"forward", "activate"} & vars(module).keys())
         if changed:
-            return f"{where} has a method {changed[0]!r} of its own"
+            return f"{name or 'it'} has a method {changed[0]!r} of its own"
     found: MLP | str = own(net)
-    return found if isinstance(found, str) else replace(found, hooked_backward=_hooked_backward(net))
+    return found if isinstance(found, str) else replace(found, hooked_backward=hooked_backward(net))
 
 
 def is_pointwise(net: nn.Module) -> bool:
@@ -193,9 +192,19 @@ def is_pointwise(net: nn.Module) -> bool:
     return isinstance(found, MLP) and found.pointwise
 
 
-def _hooked_backward(net: nn.Module) -> bool:
-    modules = any(getattr(module, kind, None) for module in net.modules() for kind in BACKWARD_HOOKS)
-    return modules or any(getattr(p, kind, None) for p in net.parameters() for kind in PARAMETER_HOOKS)
+def hooked_forward(net: nn.Module) -> bool:
+    """Return whether hooks see or change forward passes."""
+    return any(_has(module, FORWARD_HOOKS) for module in net.modules())
+
+
+def hooked_backward(net: nn.Module) -> bool:
+    """Return whether hooks see or change gradients in backward passes."""
+    modules = any(_has(module, BACKWARD_HOOKS) for module in net.modules())
+    return modules or any(_has(parameter, PARAMETER_HOOKS) for parameter in net.parameters())
+
+
+def _has(thing: object, kinds: tuple[str, ...]) -> bool:
+    return any(getattr(thing, kind, None) for kind in kinds)
 
 
 def linear_layer(module: nn.Module, name: str, names: Mapping[int, str]) -> LinearLayer | str:

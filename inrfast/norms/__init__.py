@@ -30,7 +30,7 @@ class NormSlope(NamedTuple):
 
 
 class Norm(ABC):
-    """The norm of one hidden layer as the factor pass takes it. What it reads are the module's live tensors.
+    """The norm of one hidden layer as the factor pass takes it, with the numbers that its module had at that time.
 
     A subclass with its module, derivative and factors, added to :data:`NORMS`, is a norm that ``INR(norm=...)`` takes
     and that fits, kernels, files and the command line know.

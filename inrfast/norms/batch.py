@@ -12,13 +12,12 @@ from inrfast.norms import NORMS, Norm, NormFactors, NormSlope
 
 @dataclass(frozen=True)
 class BatchNorm(Norm):
-    """``weight (u - mean) / sqrt(variance + eps) + bias`` with the running statistics, each of shape (D,)."""
+    """``scale (u - mean) inverse_std + shift`` with the running statistics, each of shape (D,)."""
 
     mean: Tensor
-    variance: Tensor
-    eps: float
-    weight: Tensor | None
-    bias: Tensor | None
+    inverse_std: Tensor
+    scale: Tensor
+    shift: Tensor
     training: bool
 
     module = nn.BatchNorm1d
@@ -39,7 +38,11 @@ class BatchNorm(Norm):
         """See :class:`inrfast.norms.Norm`."""
         if module.running_mean is None or module.running_var is None:
             return "keeps no running statistics, so it couples points in every mode"
-        return cls(module.running_mean, module.running_var, module.eps, module.weight, module.bias, module.training)
+        # Once, and not in every pass: what rounding does to a pass is measured operation by operation.
+        inverse_std = (module.running_var + module.eps).rsqrt()
+        scale = torch.ones_like(inverse_std) if module.weight is None else module.weight.detach()
+        shift = torch.zeros_like(inverse_std) if module.bias is None else module.bias.detach()
+        return cls(module.running_mean, inverse_std, scale, shift, module.training)
 
     @property
     def couples(self) -> bool:
@@ -48,11 +51,8 @@ class BatchNorm(Norm):
 
     def forward(self, u: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """See :class:`inrfast.norms.Norm`."""
-        inverse_std = (self.variance + self.eps).rsqrt()
-        scale = torch.ones_like(inverse_std) if self.weight is None else self.weight.detach()
-        shift = torch.zeros_like(inverse_std) if self.bias is None else self.bias.detach()
-        normalised = (u - self.mean) * inverse_std
-        return normalised * scale + shift, (normalised, scale * inverse_std)
+        normalised = (u - self.mean) * self.inverse_std
+        return normalised * self.scale + self.shift, (normalised, self.scale * self.inverse_std)
 
     def backward(self, gradient: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, NormFactors]:
         """See :class:`inrfast.norms.Norm`."""

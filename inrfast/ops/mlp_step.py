@@ -109,22 +109,21 @@ class Points:
 
 
 def reason_against(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> str | None:
-    """Return why the native step does not take networks of such activations, parameters and points, or None.
-
-    ``tensors`` are the stacked parameters and gradients, and the points: (B or 1, ...), or None for what is missing.
-    """
+    """Return why the native step does not take networks of such activations, whose parameters and points are these."""
     if not instructions():
-        return "there is no native step on this machine, or INRFAST_NATIVE or INRFAST_GEMM asks for another"
-    unknown = [name for name in activations if name not in ACTIVATIONS]
+        return "this processor, build or environment has no native step"
+    unknown = sorted(set(activations) - set(ACTIVATIONS))
     if unknown:
         return f"the activation {unknown[0]!r} has no native step"
     if len(activations) >= MOST_LAYERS:
-        return f"it has {len(activations)} hidden layers, and a native step takes {MOST_LAYERS - 1} at most"
-    given = [tensor for tensor in tensors if tensor is not None]
-    if any(tensor.dtype != torch.float32 or tensor.device.type != "cpu" for tensor in given):
-        return "its numbers are not fp32 on the CPU"
-    if any(not tensor[0].is_contiguous() for tensor in given):
-        return "some of its tensors are not contiguous"
+        return f"it has {len(activations)} hidden layers, and native steps take fewer than {MOST_LAYERS}"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return f"native steps take fp32 on a CPU, not {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+        if not tensor[0].is_contiguous():
+            return "its parameters are not contiguous"
     return None
 
 

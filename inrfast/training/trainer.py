@@ -32,7 +32,7 @@ from inrfast.training import callables, optimizers
 from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
-from inrfast.training.engines import layerwise
+from inrfast.training.engines.task import against_formula
 from inrfast.training.group import Member, Run
 from inrfast.training.options import Settings, check_not_there
 from inrfast.training.schema import FIT_SCHEMA, check
@@ -621,7 +621,7 @@ def _kind(member: Member) -> Any:
     """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
     net, data = member.net, member.data
     mlp = describe(net)
-    if isinstance(mlp, str) or layerwise.reason_against(mlp) is not None:
+    if isinstance(mlp, str) or against_formula(mlp) is not None:
         return id(net)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
     encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
