@@ -8,25 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import BoundActivation
 from inrfast.encodings import ENCODINGS, Encoding
 from inrfast.norms import Norm
 
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
-
-
-@dataclass(frozen=True)
-class BoundActivation:
-    """An activation of the table with its frequency."""
-
-    name: str
-    omega: float
-
-    def value(self, u: Tensor) -> Tensor:
-        """Return the activation of ``u``, by torch's operations."""
-        return ACTIVATIONS[self.name].value(u, self.omega)
 
 
 @dataclass(frozen=True)

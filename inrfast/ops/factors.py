@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, BoundActivation
 from inrfast.memory import chunks
-from inrfast.mlp import MLP, BoundActivation, HiddenLayer, LinearLayer
+from inrfast.mlp import MLP, HiddenLayer, LinearLayer
 from inrfast.norms import NormFactors
 from inrfast.ops.batching import as_models, points_of_models
 from inrfast.ops.gemm import exact_products
-from inrfast.ops.in_place import IN_PLACE
 from inrfast.ops.operands import (
     CHUNK,
     NARROW,
@@ -140,7 +139,7 @@ def _hidden_forward(layer: HiddenLayer, z: Tensor, room: Room, index: int) -> tu
     features = room.take(f"features {index}", (n, width + 1), z)
     features[:, -1] = 1
     values = features[:, :-1]
-    IN_PLACE[layer.activation.name](u, layer.activation.omega, values, room.take("scratch", (n, width), z))
+    layer.activation.in_place(u, values, room.take("scratch", (n, width), z))
     if layer.norm is not None and layer.norm_after:
         normalised, state = layer.norm.forward(values)
         values.copy_(normalised)
@@ -194,9 +193,6 @@ def hidden_slopes(layer: HiddenLayer, inputs: Tensor) -> tuple[Tensor, Slopes]:
 
 # ---- the fused pass ----------------------------------------------------------------------------------------------
 
-BOUNDED = ("sine", "gaussian", "finer", "tanh")
-"""Activations between -1 and 1."""
-
 SCRATCH_BYTES = 1 << 28
 """Scratch of all programs of a fused pass at most."""
 
@@ -209,9 +205,11 @@ def layer_shapes(mlp: MLP) -> tuple[LayerShape, ...]:
 
 def reason_against(mlp: MLP, output: Output) -> str | None:
     """Return why the fused pass does not take this network and output, or None."""
-    names = sorted({activation.name for activation in mlp.activations})
-    if len(names) > 1:
-        return f"its layers have different activations ({', '.join(names)})"
+    kinds = {activation.kind for activation in mlp.activations}
+    if len(kinds) > 1:
+        return f"its layers have different activations ({', '.join(sorted(kind.name for kind in kinds))})"
+    if mlp.activations[0].kind.device is None:
+        return f"the activation {mlp.activations[0].name!r} has no device function"
     if mlp.norms:
         return "its hidden layers have norms"
     if len({layer.bias is not None for layer in mlp.layers}) > 1:
@@ -238,12 +236,18 @@ def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
         [shape.features for shape in layout.shapes] + [layout.outputs],
         first.head.bias is not None,
         first.activations[0].name,
-        [activation.omega for activation in first.activations],
+        [number for activation in first.activations for number in activation.numbers],
         str(layout.output),
         layout.format,
         list(plan.exponents),
     )
     return Operands(plan, inputs.shape[1] * layout.fold, *tensors)
+
+
+def by_layer(numbers: Sequence[float], layers: int) -> list[tuple[float, ...]]:
+    """Return the numbers of each layer's activation, equally many a layer, from all of them in one list."""
+    count = len(numbers) // layers
+    return [tuple(numbers[index * count : (index + 1) * count]) for index in range(layers)]
 
 
 def flat_parameters(mlp: MLP) -> Tensor:
@@ -257,8 +261,9 @@ def feature_ranges(mlp: MLP, inputs: Tensor) -> Ranges:
 
     A few digits are enough for a scale; bounded activations beside a bias need not be computed.
     """
-    if all(h.activation.name in BOUNDED and h.linear.bias is not None for h in mlp.hidden):
-        return [row_range(inputs.abs().amax(1)), *[(1.0, 1.0)] * len(mlp.hidden)]
+    bounds = [h.activation.bound if h.linear.bias is not None else None for h in mlp.hidden]
+    if None not in bounds:
+        return [row_range(inputs.abs().amax(1)), *[(bound, bound) for bound in bounds if bound is not None]]
     largest: list[list[Tensor]] = [[] for _ in range(len(mlp.hidden) + 1)]
     with exact_products(inputs.device):
         for points in chunks(len(inputs), CHUNK):
@@ -279,7 +284,7 @@ def mlp_slabs(
     widths: Sequence[int],
     bias: bool,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
     output: str,
     format: str,
     exponents: Sequence[int],
@@ -291,14 +296,14 @@ def mlp_slabs(
     """
     plan = Plan(_layout(widths, bias, output, format), tuple(exponents))
     if backends.reason_against_triton(inputs.device) is not None:
-        result = mlp_operands_reference(inputs, parameters, plan, activation, omegas)
+        result = mlp_operands_reference(inputs, parameters, plan, activation, numbers)
     else:
-        result = _launch(inputs, parameters, plan, activation, omegas)
+        result = _launch(inputs, parameters, plan, activation, numbers)
     return result.slabs, result.narrow, result.scale
 
 
 @mlp_slabs.register_fake
-def _(inputs, parameters, widths, bias, activation, omegas, output, format, exponents):  # type: ignore[no-untyped-def]
+def _(inputs, parameters, widths, bias, activation, numbers, output, format, exponents):  # type: ignore[no-untyped-def]
     layout = _layout(widths, bias, output, format)
     made = allocate(Plan(layout, tuple(exponents)), len(parameters), inputs.shape[1] * layout.fold, inputs.device)
     return made.slabs, made.narrow, made.scale
@@ -324,12 +329,12 @@ def mlp_operands_reference(
     parameters: Tensor,
     plan: Plan,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
 ) -> Operands:
     """Return what the fused pass computes, by :func:`mlp_factors` and plain torch, network by network."""
     made = []
     for index, vector in enumerate(parameters):
-        mlp = _unflatten(vector, plan.layout, activation, omegas)
+        mlp = _unflatten(vector, plan.layout, activation, numbers)
         found = mlp_factors(mlp, inputs[index if len(inputs) > 1 else 0])
         factors = zip(found.features, [*found.sensitivities, None], strict=True)
         made.append(pack(plan, [(z[:, :-1], s) for z, s in factors]))
@@ -337,7 +342,7 @@ def mlp_operands_reference(
     return Operands(plan, made[0].rows, *tensors)
 
 
-def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence[float]) -> MLP:
+def _unflatten(vector: Tensor, layout: Layout, activation: str, numbers: Sequence[float]) -> MLP:
     """Return the MLP of a vector as :func:`flat_parameters` makes it."""
     layers, start = [], 0
     for shape in layout.shapes:
@@ -346,8 +351,10 @@ def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence
         start += weight.numel()
         layers.append(LinearLayer(weight, vector[start : start + out] if shape.bias else None))
         start += out * shape.bias
-    bound = [BoundActivation(activation, omega) for omega in omegas]
-    hidden = [HiddenLayer(layer, act) for layer, act in zip(layers[:-1], bound, strict=True)]
+    hidden = [
+        HiddenLayer(layer, BoundActivation(ACTIVATIONS[activation], own))
+        for layer, own in zip(layers[:-1], by_layer(numbers, len(layers) - 1), strict=True)
+    ]
     return MLP(layers[0].inputs, None, tuple(hidden), layers[-1])
 
 
@@ -356,7 +363,7 @@ def _launch(
     parameters: Tensor,
     plan: Plan,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
 ) -> Operands:
     from inrfast.kernels import factors as kernel  # imports triton
 
@@ -367,11 +374,12 @@ def _launch(
     outputs = 1 if single else layout.outputs
     places = sorted(layout.places, key=lambda place: place.layer)
     table, constants, start = [], [], 0
+    own = by_layer(numbers, len(layout.shapes) - 1)
     for index, shape in enumerate(layout.shapes[:-1]):
         weight = shape.features * shape.sensitivities
         bias = start + weight if shape.bias else -1
         table.append([shape.features, shape.sensitivities, start, bias, *_starts(places, index)])
-        constants.append([omegas[index], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
+        constants.append([(*own[index], 1.0)[0], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
         start += weight + shape.sensitivities * shape.bias
     hidden, width = len(table), -(-max(max(row[:2]) for row in table) // kernel.BLOCK) * kernel.BLOCK
     slots = 2 + hidden * (1 + outputs) + -(-(2 * hidden + 2) // width)
@@ -393,7 +401,7 @@ def _launch(
                 outputs=outputs,
                 first_output=int(layout.output) if single else 0,
                 floor=2.0 ** -exponents[-1],
-                activation=ACTIVATIONS[activation].kernel_id,
+                activation=ACTIVATIONS[activation].device_name,
                 input_scale=0.0 if places[0].narrow == "features" else 2.0 ** exponents[0],
                 full=layout.output == "full",
             )

@@ -627,7 +627,8 @@ def _kind(member: Member) -> Any:
     encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
-    return str((parameters, encoding, mlp.activations, shapes, evaluation))
+    activations = [(activation.name, activation.numbers) for activation in mlp.activations]
+    return str((parameters, encoding, activations, shapes, evaluation))
 
 
 @contextmanager

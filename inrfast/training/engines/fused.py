@@ -63,9 +63,8 @@ def _against(task: Task) -> str | None:
 def _shape(stack: Stack, mlp: MLP) -> Shape:
     names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
-    omegas = tuple(activation.omega for activation in mlp.activations)
-    name = mlp.activations[0].name
-    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, name, omegas, places)
+    kind, numbers = mlp.activations[0].kind, tuple(activation.numbers for activation in mlp.activations)
+    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, kind, numbers, places)
 
 
 def _engine(

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 
 from inrfast.memory import format_bytes
-from inrfast.mlp import BoundActivation
 from inrfast.ops import mlp_step
 from inrfast.threads import MOST_THREADS
 from inrfast.training.engines.layerwise import LayerwiseGradient, Pass, Plan, encoded_bytes, is_kept, own, planned
 from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.stack import Stack
-
-NO_ACTIVATION = BoundActivation("relu", 1.0)
-"""What the native step is told of the head, whose values are not activated."""
 
 
 class NativeGradient(LayerwiseGradient):
@@ -36,10 +32,10 @@ class NativeGradient(LayerwiseGradient):
             return "the loss is no 'mse'"
         if task.narrow:
             return "products in 16 bits are those of the matrix library"
-        data, names = task.data, [activation.name for activation in task.mlp.activations]
+        data = task.data
         # Of several networks the stack has copies, which are contiguous.
         parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
-        reason = mlp_step.reason_against(names, [*parameters, data.coords, data.target, data.weight])
+        reason = mlp_step.reason_against(task.mlp.activations, [*parameters, data.coords, data.target, data.weight])
         return reason or _against_memory(task)
 
     def _plan(self, task: Task, budget: int) -> Plan:
@@ -64,8 +60,8 @@ def _against_memory(task: Task) -> str | None:
     if not is_kept(size, budget):
         return f"the encoded points ({format_bytes(size)}) take over half of the budget {format_bytes(budget)}"
     plan = _plan(task)
-    kinds = zip(task.mlp.layers, [*task.mlp.activations, NO_ACTIVATION], strict=True)
-    layers = [mlp_step.Layer(kind.name, kind.omega, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
+    kinds = zip(task.mlp.layers, [*task.mlp.activations, None], strict=True)
+    layers = [mlp_step.Layer(kind, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
     needed = plan.threads * mlp_step.workspace(layers, plan.rows) * coords.element_size()
     if needed > budget - size:
         return f"its buffers ({format_bytes(needed)}) exceed the budget {format_bytes(budget - size)}"
@@ -111,8 +107,8 @@ class NativePass:
             return stack.parameters[name][block], None if total is None else total[block]
 
         layers = []
-        for layer, kind in zip(mlp.layers, [*mlp.activations, NO_ACTIVATION], strict=True):
+        for layer, kind in zip(mlp.layers, [*mlp.activations, None], strict=True):
             (weight, weight_grad), (bias, bias_grad) = pair(layer.weight_name), pair(layer.bias_name)
             assert weight is not None
-            layers.append(mlp_step.Layer(kind.name, kind.omega, weight, bias, weight_grad, bias_grad))
+            layers.append(mlp_step.Layer(kind, weight, bias, weight_grad, bias_grad))
         return layers

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from inrfast.activations import BoundActivation
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
 from inrfast.ops import gemm
-from inrfast.ops.in_place import IN_PLACE, times_relu_slope
 from inrfast.threads import cores as torch_cores
 from inrfast.training.engines.layerwise import NARROW, LayerwiseGradient, Pass, Plan, gathered, own, planned
 from inrfast.training.engines.task import Task, against_formula
@@ -64,9 +64,11 @@ class TensorPass:
         self.lowest = trainable.index(True)
         size = of.block * of.rows * self.width
         kind = NARROW if of.narrow else like.dtype
-        # ReLU needs no slopes of its own: they are where its values are above 0.
+        # Where a slope is 0 or 1, and 1 where the value is above 0, it needs no memory of its own.
         self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
-        self.slopes = [None if a.name == "relu" else like.new_empty(size, dtype=kind) for a in self.activations]
+        self.slopes = [
+            None if act.kind.keeps == "mask" else like.new_empty(size, dtype=kind) for act in self.activations
+        ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
         self.views: dict[tuple[int, int, int], Tensor] = {}
@@ -127,13 +129,13 @@ class TensorPass:
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
-        for index in range(len(self.activations)):
+        for index, activation in enumerate(self.activations):
             value, slope = self._view(self.features[index], k, n), self.slopes[index]
             if slope is None:
                 u = self._linear(features, weights[index], biases[index], value)
-                (u if u is value else value.copy_(u)).clamp_min_(0)
+                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n))
             else:
-                self._activate(index, features, weights[index], biases[index], value, self._view(slope, k, n))
+                self._activate(activation, features, weights[index], biases[index], value, self._view(slope, k, n))
             features = value
         if self.of.narrow:
             features = self._view(self.wide[0], k, n).copy_(features)
@@ -143,21 +145,27 @@ class TensorPass:
         return self._linear(features, weights[-1], biases[-1], outputs)
 
     def _activate(
-        self, index: int, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
+        self,
+        activation: BoundActivation,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        value: Tensor,
+        slope: Tensor,
     ) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
-        activation, (k, n, _) = self.activations[index], value.shape
+        k, n, _ = value.shape
         scratch = self._view(self.wide[0], k, n)
         u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
-            return IN_PLACE[activation.name](u, activation.omega, value, scratch)
+            activation.in_place(u, value, scratch)
+            return
         if u is slope:
             u = self._view(self.wide[1], k, n).copy_(u)
         wide = self._view(self.wide[2], k, n)
-        IN_PLACE[activation.name](u, activation.omega, wide, scratch)
+        activation.in_place(u, wide, scratch)
         value.copy_(wide)
         slope.copy_(u)
-        return None
 
     def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
         """Return ``features W^T + b`` in ``out``, or beside it if that has another dtype."""
@@ -188,7 +196,9 @@ class TensorPass:
         if slope is not None:
             return error.mul_(self._view(slope, k, n))
         value = self._view(self.features[index], k, n)
-        return times_relu_slope(error, value, error)
+        times_slope = self.activations[index].kind.times_slope
+        assert times_slope is not None
+        return times_slope(error, value, error)
 
     def _add(self, index: int, error: Tensor, features: Tensor, sums: dict[str, Tensor]) -> None:
         """Add the gradients of one layer's weight and bias."""
