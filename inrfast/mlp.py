@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation
-from inrfast.encodings import ENCODINGS, Encoding
+from inrfast.encodings import Encoding, is_own
 from inrfast.norms import Norm
 
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -141,7 +141,7 @@ class MLP:
     @property
     def known_encoding(self) -> bool:
         """Whether there is no encoding, or one of the library's own; any other may look at its batch."""
-        return self.encoding is None or type(self.encoding) in ENCODINGS.values()
+        return is_own(self.encoding)
 
     @property
     def pointwise(self) -> bool:

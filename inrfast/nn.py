@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation, bind
 from inrfast.backends import BACKENDS
-from inrfast.encodings import ENCODINGS, Encoding, check_entries, from_config
-from inrfast.errors import check_choice, check_coords, check_int, check_seed
+from inrfast.encodings import Encoding, from_config
+from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
@@ -375,9 +375,6 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
         return net.config() if isinstance(net, INR) else None
     except NotImplementedError:
         return None
-
-
-KNOWN_ENCODINGS = (type(None), *ENCODINGS.values())
 
 
 def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
