@@ -25,7 +25,7 @@ from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, MLPFactors, R
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.pointwise import spread_points
-from inrfast.rounding import PassErrors, hinge_errors, pass_errors
+from inrfast.rounding import PassErrors, hinges_in_doubt, pass_errors, squared_rows
 from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network, Select
@@ -40,6 +40,9 @@ SHUFFLED_ROWS = 32
 
 ROW_COPIES = 6
 """Numbers in fp64 that a pass holds for each number of a row by automatic differentiation."""
+
+UNCOUNTED = 2**22
+"""Bytes of scratch, of the smallest stream among it, that are taken as nothing beside those of the process itself."""
 
 CLOSED = ("layers", "norms", "encoding")
 """Where the parameters of an :class:`inrfast.INR` are."""
@@ -198,7 +201,7 @@ class Capture:
             f"the Jacobian are computed by automatic differentiation, {numbers} numbers per point"
         )
         require(
-            PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES,
+            max(0, PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
             budget,
             f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
@@ -325,10 +328,23 @@ class Capture:
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
         found = pass_errors(self.exact, coords, self.outputs, weights)
-        first = [index for index, layer in enumerate(self.layers) if layer.name == "layers.0"]
-        if self._mlp is None or not first:
+        if self._mlp is None:
             return found
-        return found.plus(first[0], *hinge_errors(self._mlp, self.inputs, coords))
+        first, weight = self._mlp.hidden[0], self._mlp.hidden[0].weight
+        for hinges in hinges_in_doubt(self._mlp, self.inputs, coords):
+            squares = hinges.gradient.square()
+            for index, layer in enumerate(self.layers):
+                if layer.name == "layers.0":
+                    inputs = hinges.inputs.square().sum(1) + (first.bias is not None)
+                    found = found.plus(index, inputs @ squares, float(squares.sum()))
+            if self._run_layers:  # below the first layer: what its input's makers add
+                with own_modes():
+                    derivatives = hinges.gradient.unsqueeze(2) * weight[hinges.units].unsqueeze(1)
+                    moved = self._by_running(hinges.points.to(PASS_DTYPE), derivatives)
+                for index, (z, s) in moved.items():
+                    rows = squared_rows((z, s), self.outputs).sum(0)
+                    found = found.plus(index, rows, 0.0 if s is None else float(s.square().sum()))
+        return found
 
     # ---- operands of a fused kernel ----------------------------------------------------------------------------
 

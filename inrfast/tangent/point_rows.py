@@ -84,7 +84,8 @@ class PointRows:
             return vmap(lambda direction: pull(direction)[0])(cotangent)
 
         found = vmap(at_point, (0, None if cotangents is None else 0))(coords, cotangents)
-        return {name: found[f"root.{name}"].flatten(2) for name in self._names}
+        rows = {name: found[f"root.{name}"] for name in self._names}
+        return {name: row.reshape(*row.shape[:2], tensors[name].numel()) for name, row in rows.items()}
 
     def _each(self, coords: Tensor, cotangents: Tensor | None) -> dict[str, Tensor]:
         """Return the same, one point after the other."""
