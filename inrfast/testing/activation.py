@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class Checks:
             for dtype in DTYPES:
                 for u in (points(dtype), points(dtype)[0, 2], points(dtype)[:0]):
                     before = u.clone()
-                    found = self.tried(f"{name} of shape {tuple(u.shape)}, {dtype},", lambda u=u, f=function: f(u))
+                    found = self.tried(f"{name} of shape {tuple(u.shape)}, {dtype},", partial(function, u))
                     self.holds(isinstance(found, Tensor), f"{name} must return a tensor, not {type(found).__name__}")
                     same = found.shape == u.shape and found.dtype == u.dtype
                     got = f"shape {tuple(found.shape)}, {found.dtype}"
@@ -195,7 +196,7 @@ class Checks:
         """``torch.vmap`` and pickle take it."""
         u = points()
         for name, function in (("value", self.own.value), ("slope", self.own.slope)):
-            mapped = self.tried(f"torch.vmap of {name}", lambda f=function: torch.vmap(f)(u))
+            mapped = self.tried(f"torch.vmap of {name}", partial(torch.vmap(function), u))
             self.close(mapped, function(u), f"{name} under torch.vmap must be {name}")
         again = self.tried("pickle", lambda: pickle.loads(pickle.dumps(self.own)))
         self.holds(again == self.own, "pickle must give back the same activation")

@@ -11,6 +11,7 @@ from inrfast.errors import NotAvailableError
 from inrfast.nn import FusedLinear
 from inrfast.ops import fused_linear as op
 from inrfast.testing import check_activation
+from inrfast.training.callables import attributes, different, uncompared
 from inrfast.training.networks import load_network, save_network
 
 
@@ -99,6 +100,18 @@ def test_a_backend_named_for_it_says_what_is_missing(own):
         op.fused_linear(torch.rand(5, 2), torch.rand(3, 2), None, "own_swish", backend="triton")
     with pytest.raises(NotAvailableError, match="'own_swish' has no fused step"):
         inr.fit(network(), torch.rand(5, 2), torch.rand(5, 3), steps=1, backend="triton", progress=False)
+
+
+class Sub(inr.INR):
+    """A network of one's own class, which a checkpoint describes attribute by attribute."""
+
+
+def test_checkpoints_compare_the_activations_of_networks_of_ones_own_class(own):
+    now = attributes(Sub(2, 3, width=4, hidden_layers=2, activation=SPEC))
+    assert uncompared(now, now) == []
+    spec = {"first": {"name": "own_swish", "beta": 2.5, "shift": -0.4}, "hidden": "own_swish"}
+    (told,) = different(attributes(Sub(2, 3, width=4, hidden_layers=2, activation=spec)), now)
+    assert "bound_activations[0]" in told and "-0.4" in told
 
 
 def test_files_give_it_back_and_name_it_where_it_is_missing(own, tmp_path):
