@@ -58,7 +58,8 @@ def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names) + "}")
-    for name in names:
+    # Only the command at hand is described: what another one needs is not imported.
+    for name in words[:1] if words and words[0] in names else names:
         importlib.import_module(f"inrfast.cli.{name}").add(commands)
     return parser.parse_args(words)
 

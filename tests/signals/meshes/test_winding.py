@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.signals.winding import exact_winding_numbers, winding_numbers
+from inrfast.signals.meshes.winding import exact_winding_numbers, winding_numbers
 
 BOUND = 0.01
 """Of the error at the default accuracy."""
