@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from inrfast.activations import ACTIVATIONS, activation
 from inrfast.backends import BACKENDS
-from inrfast.encodings import ENCODINGS, Encoding, check_entries, from_config
-from inrfast.errors import check_choice, check_coords, check_float, check_int, check_seed
+from inrfast.encodings import Encoding, from_config, is_own
+from inrfast.errors import check_choice, check_coords, check_entries, check_float, check_int, check_seed
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
@@ -342,9 +342,6 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
         return None
 
 
-KNOWN_ENCODINGS = (type(None), *ENCODINGS.values())
-
-
 def is_unchanged(net: nn.Module) -> bool:
     """Return whether ``net`` is an INR as its constructor makes it: nothing subclassed, replaced, hooked or added.
 
@@ -363,7 +360,7 @@ def is_known(net: nn.Module) -> bool:
     """Return whether ``net`` is an unchanged INR that, in eval mode, is known to treat its points one by one."""
     return (
         is_unchanged(net)
-        and type(net.encoding) in KNOWN_ENCODINGS
+        and is_own(net.encoding)  # type: ignore[arg-type]
         and not any(isinstance(norm, nn.BatchNorm1d) and norm.running_mean is None for norm in net.norms)  # type: ignore[union-attr]
     )
 

@@ -11,17 +11,10 @@ import torch
 from torch import Tensor
 
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
-from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
+from inrfast.encodings.spelling import spelled, spellings
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
-from inrfast.spelling import named, number, size_in_bytes, whole
-
-ENCODINGS: dict[str, tuple[type[Encoding], dict[str, int | float]]] = {
-    "fourier": (RandomFourier, {"n": 256, "sigma": 10.0}),
-    "positional": (PositionalEncoding, {"n": 10}),
-    "polynomial": (Polynomial, {"degree": 8}),
-}
-"""Encodings by their name on the command line, with the numbers that follow it and their defaults."""
+from inrfast.spelling import number, size_in_bytes, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +105,12 @@ def network_options() -> Parser:
     group.add_argument("--init", default="default", help="rank_expanding, siren, kaiming, xavier or %(default)s")
     group.add_argument("--hidden-init", help="initialisation of the layers after the first, where it differs")
     group.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
-    group.add_argument("--encoding", type=encoding, help="fourier:256:10, positional:10 or polynomial:8")
+    group.add_argument(
+        "--encoding",
+        type=spelled,
+        help=f"{spellings()}; side by side with +, one after the other with a comma, as in identity+fourier:64:3; "
+        ":trainable after one whose numbers are to be trained",
+    )
     return options
 
 
@@ -161,12 +159,3 @@ def device(text: str) -> torch.device:
     except Exception as error:  # each kind of device has its own
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
-
-
-def encoding(text: str) -> Encoding:
-    """Return the encoding in ``name:number:...``; numbers left out have their defaults."""
-    name, numbers = named("encoding", ENCODINGS, lambda kind: kind[1])(text)
-    try:
-        return ENCODINGS[name][0](**numbers)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from inrfast.activations import ACTIVATIONS
-from inrfast.encodings import ENCODINGS
+from inrfast.encodings import from_config
+from inrfast.errors import MemoryBudgetError
 from inrfast.nn import NORM_POSITIONS, NORMS
 from inrfast.ops.gemm import LIBRARIES
 
@@ -225,17 +226,14 @@ NETWORK: Schema = fields(
 )
 """What :meth:`inrfast.INR.config` describes."""
 
-_ENCODINGS: dict[str, Schema] = {
-    "RandomFourier": fields({"name": text, "n": _COUNT, "sigma": number(0.0, exclusive=True)}),
-    "PositionalEncoding": fields({"name": text, "n": _COUNT}),
-    "Polynomial": fields({"name": text, "degree": whole(), "coefficients": listed(number(0.0))}),
-}
-
 
 def encoding(value: Any, place: str) -> None:
-    """Accept what ``Encoding.config`` describes."""
-    fields({"name": word(ENCODINGS)}, open_=True)(value, place)
-    _ENCODINGS[value["name"]](value, place)
+    """Accept what ``Encoding.config`` describes: what its class makes an encoding of."""
+    plain(value, place)
+    try:
+        from_config(value)
+    except (ValueError, TypeError, OverflowError, MemoryBudgetError) as error:
+        raise ValueError(f"{place} describes no encoding: {error}") from error
 
 
 STATE: Schema = named(tensor())

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
+from inrfast.encodings import is_own
 from inrfast.errors import MemoryBudgetError
 from inrfast.memory import cached_rows, chunks, over_budget, require, told
 from inrfast.nn import INR
@@ -75,8 +75,6 @@ DRAWN_BYTES = 48
 
 TABLE_SHARE = 8
 """Numbers kept in a chunk per entry of tables: then adding up dense gradients takes a small part of the time."""
-
-ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
 
 
 class Gradient(Protocol):
@@ -193,7 +191,7 @@ def is_plain(net: nn.Module) -> bool:
         type(net) is INR
         and all(type(layer) is nn.Linear for layer in net.layers)
         and all(type(norm) is nn.Identity for norm in net.norms)
-        and type(net.encoding) in ENCODINGS
+        and is_own(net.encoding)
         and (net.encoding is None or not any(p.requires_grad for p in net.encoding.parameters()))
         and len({(p.dtype, p.device) for p in net.parameters()}) == 1
         and not any("forward" in vars(module) or "activate" in vars(module) for module in net.modules())
