@@ -19,6 +19,7 @@ from torch import Tensor
 
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS as TABLE
+from inrfast.losses import BoundLoss, loss_of
 from inrfast.memory import chunks, require
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ MOST_COLUMNS = 2**14
 
 CHAIN = 2**17
 """Most points of a sum within the tensor cores, which truncate: terms of 16 bits and one sign lose 2^-10 of it then."""
+
+MEAN_SQUARE = loss_of("mse")
 
 RATES = 4
 """Numbers a step and network of the table of rates: see :meth:`FusedMLP.update`."""
@@ -117,6 +120,8 @@ class FusedMLP:
         Bytes for the buffers; the points of a step pass through them in chunks.
     gradient
         Whether gradients are wanted, or predictions alone.
+    loss
+        One with a Triton function; evaluations are mean squared errors, whatever it is.
 
     Raises
     ------
@@ -135,7 +140,9 @@ class FusedMLP:
         steps: int = 1,
         budget: int = 2**62,
         gradient: bool = True,
+        loss: BoundLoss = MEAN_SQUARE,
     ) -> None:
+        self.loss = loss
         self.shape, self.parameters, self.trained, self.points = shape, parameters, trained, points
         self.kind, self.gradient, self.models = kind, gradient, len(parameters)
         self.device, kernels = parameters.device, _kernels()
@@ -169,11 +176,14 @@ class FusedMLP:
         self.masks = buffer(-(-shape.width // 8), torch.uint8, gradient and shape.activation == "relu")
         self.head_errors = torch.empty(self.models, self.capacity, shape.outputs, dtype=operands, device=self.device)
         self.partials = parameters.new_empty(self.models, self.partial_model)
-        self.totals = parameters.new_empty(self.models, 2, self.tiles)
+        self.totals = parameters.new_empty(self.models, 2 if loss.is_mean_square else 3, self.tiles)
+        self.numbers = parameters.new_tensor([*loss.numbers, 0.0])
         self.factors = parameters.new_empty(self.models)
-        # Where nothing was trained yet, errors are taken to be as large as the targets.
+        # Where nothing was trained yet, errors are taken to be those of predictions of 0.
         self.scales = torch.ones(steps + 1, self.models, dtype=torch.float32, device=self.device)
-        self.scales[:] = _power(points.target.double().square().mean((1, 2)))
+        target = points.target.double()
+        errors = target if loss.is_mean_square else loss.slope(torch.zeros_like(target), target)
+        self.scales[:] = _power(errors.square().mean((1, 2)))
         self.losses = parameters.new_zeros(steps, self.models)
         self.rates = parameters.new_zeros(steps, self.models, RATES)
         self.table = self._table().to(self.device)
@@ -210,7 +220,8 @@ class FusedMLP:
         count = self.points.target.shape[1]
         for some in chunks(count, self.capacity):
             self._forward(some, None, False, None, 0)
-        return self.totals[:, 0].double().sum(1) / (count * self.shape.outputs)
+        totals = self.totals.view(-1)[: 2 * self.models * self.tiles].view(self.models, 2, self.tiles)
+        return totals[:, 0].double().sum(1) / (count * self.shape.outputs)
 
     def update(
         self, gradients: Tensor, means: Tensor, squares: Tensor, optimizer: int, reduce: bool, step: int
@@ -252,6 +263,7 @@ class FusedMLP:
                 points.inputs,
                 points.target,
                 points.target if weight is None else weight,
+                self.numbers,
                 self.parameters,
                 self.operands,
                 self.frequencies,
@@ -284,7 +296,7 @@ class FusedMLP:
                 GRADIENT=gradient,
                 GATHERED=draws is not None,
                 WEIGHTED=weight is not None,
-                **self._constants(),
+                **self._constants(self.loss if gradient else MEAN_SQUARE),
                 **products.common(self.kind, self.tile),
                 **products.resources(self.tile),
             )
@@ -327,7 +339,7 @@ class FusedMLP:
                 self.thin_at,
                 self.thin,
                 GATHERED=draws is not None,
-                **self._constants(),
+                **self._constants(self.loss),
                 **products.common(self.kind, self.tile_back),
                 **products.resources(self.tile_back),
             )
@@ -375,7 +387,7 @@ class FusedMLP:
         (weight, bias), (above, _) = (*self.shape.places, (0, 0))[1:3]
         return (weight, above - weight, bias - weight) if self.shape.hidden > 1 else (0, 0, 0)
 
-    def _constants(self) -> dict[str, Any]:
+    def _constants(self, loss: BoundLoss) -> dict[str, Any]:
         """Return the compile-time choices that both passes share."""
         shape = self.shape
         return {
@@ -385,6 +397,7 @@ class FusedMLP:
             "ACTIVATION": TABLE[shape.activation].kernel_id,
             "BIAS": shape.bias,
             "COORDINATES": not shape.encoded,
+            "LOSS": getattr(_losses(), str(loss.kind.triton)).value,
             "SCALED": self.kind == "fp16",
             "ON_CHIP": self.on_chip,
         }
@@ -467,6 +480,12 @@ def _kernels() -> ModuleType:
     from inrfast.kernels import fused_mlp  # imports triton
 
     return fused_mlp
+
+
+def _losses() -> ModuleType:
+    from inrfast.kernels import losses  # imports triton
+
+    return losses
 
 
 def _products() -> ModuleType:

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
+from inrfast.losses import BoundLoss, loss_of
 
 ACTIVATIONS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
 """Activations that the native step knows, with their numbers there."""
 
 MOST_LAYERS = 64
+
+MEAN_SQUARE = loss_of("mse")
 
 TILE_ROWS = 84
 """A whole number of tiles, whatever their height: 6, 12 or 14 rows (and nearly for 8)."""
@@ -141,8 +144,9 @@ def steps(
     chunk: int,
     memory: Tensor,
     instructions: str,
+    loss: BoundLoss = MEAN_SQUARE,
 ) -> Tensor:
-    """Return the sums of ``w (f - y)^2`` (count,) in fp64 of ``count`` networks, adding the gradients to the layers'.
+    """Return the sums of ``w l(f, y)`` (count,) in fp64 of ``count`` networks, adding the gradients to the layers'.
 
     The gradients are those of ``scale`` times these sums. They are the same to the bit for the same arguments and
     instructions.
@@ -152,13 +156,15 @@ def steps(
     layers, points
         Of ``count`` networks.
     scales
-        One factor a network, (count,), of its loss; None: squared errors alone.
+        One factor per network, (count,), of its loss; None: losses alone.
     chunk
         Points that go through a network together, as of :func:`chunk_rows`.
     memory
         At least :func:`workspace` floats.
     instructions
         Those of :func:`instructions`, or others that this processor has.
+    loss
+        One with a native function.
     """
     native, rows, own = load_extension(), points.rows, _native(layers)
     assert memory.numel() >= native.mlp_step_workspace(own, chunk) + ALIGNMENT // 4
@@ -176,10 +182,12 @@ def steps(
         instructions=instructions,
         layers=own,
         points=place,
-        scales=[0.0] * count if scales is None else (2 * scales).tolist(),
+        scales=[0.0] * count if scales is None else scales.tolist(),
         gradient=scales is not None,
         chunk=chunk,
         workspace=-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT,
+        loss=loss.kind.native,
+        number=loss.numbers[0] if loss.numbers else 0.0,
     )
     return torch.tensor(found, dtype=torch.float64)
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS as FORMULAS
 from inrfast.errors import NotAvailableError
+from inrfast.losses import LOSSES, loss_of
 from inrfast.ops import mlp_step
 from inrfast.ops.mlp_step import ACTIVATIONS, Layer, Points
 
@@ -46,10 +48,22 @@ def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer
 
 
 def run(
-    instructions: str, layers: list[Layer], points: Points, scales: Tensor | None, count: int, chunk: int = 84
+    instructions: str,
+    layers: list[Layer],
+    points: Points,
+    scales: Tensor | None,
+    count: int,
+    chunk: int = 84,
+    loss: Any = "mse",
 ) -> Tensor:
     memory = torch.full((mlp_step.workspace(layers, chunk),), float("nan"))  # nothing may depend on what was there
-    return mlp_step.steps(layers, points, scales, count, chunk, memory, instructions)
+    return mlp_step.steps(layers, points, scales, count, chunk, memory, instructions, loss_of(loss))
+
+
+def losses() -> st.SearchStrategy[Any]:
+    """Every loss with a native function; Huber's with kinks inside and outside the errors."""
+    deltas = st.floats(0.05, 3.0).map(lambda delta: {"name": "huber", "delta": delta})
+    return st.sampled_from([name for name in LOSSES if LOSSES[name].native]) | deltas
 
 
 @torch.no_grad()
@@ -90,15 +104,20 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
     scales = 0.1 + torch.rand(count, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     layers = layers_of(nets, frozen)
     chunk = data.draw(st.sampled_from([84, 168]))
-    found = run(kind, layers, Points(coords, target, weight, rows), scales, count, chunk)
+    loss = data.draw(losses())
+    target = target.abs() if loss_of(loss).name == "bce" else target
+    found = run(kind, layers, Points(coords, target, weight, rows), scales, count, chunk, loss)
 
     for number, net in enumerate(nets):
         twin = copy.deepcopy(net).double()
         chosen = torch.arange(n)[rows.start :] if isinstance(rows, range) else rows[min(number, len(rows) - 1)]
         x, y = (own[min(number, len(own) - 1)][chosen].double() for own in (coords, target))
+        prediction = twin(x)
+        # Where a slope jumps, as that of ReLU and of |f - y| at 0, fp32 and fp64 may be on different sides.
         assume(distance_from_gates(twin, x) > 1e-6)
-        errors = (twin(x) - y).square()
-        square = (errors if weight is None else errors * weight[0][chosen].double()).sum()
+        assume(loss != "l1" or float((prediction - y).detach().abs().min()) > 1e-6)
+        values = loss_of(loss).value(prediction, y)
+        square = (values if weight is None else values * weight[0][chosen].double()).sum()
         assert float(found[number]) == pytest.approx(float(square.detach()), rel=1e-5)
         (scales[number] * square).backward()
         for index, (layer, own) in enumerate(zip(layers, twin.layers, strict=True)):
@@ -135,7 +154,8 @@ def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str
 
 @needs_native
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_what_is_no_number_stays_so(instructions: str, name: str, loss: str) -> None:
     for bad in (float("nan"), float("inf") if name in ("sine", "finer") else float("nan")):
         net = inr.INR(2, 1, width=20, hidden_layers=2, activation=name)
         with torch.no_grad():
@@ -147,6 +167,7 @@ def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
             Points(random(1, 9, 2, seed=0), random(1, 9, 1, seed=1), None, range(9)),
             torch.ones(1),
             1,
+            loss=loss,
         )
         assert math.isnan(float(found))
         assert layers[1].weight_grad is not None
@@ -154,7 +175,7 @@ def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
 
 
 @needs_native
-def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str) -> None:
+def test_losses_alone_leave_gradients_as_they_are(instructions: str) -> None:
     net = inr.INR(2, 3, width=40, hidden_layers=2)
     layers = layers_of([net])
     points = Points(random(1, 500, 2, seed=0), random(1, 500, 3, seed=1), None, range(500))
