@@ -164,6 +164,7 @@ OPTIONS = {
         "--schedule": ["constant", "cosine", *NAMES],
         "--batch-size": NUMBERS,
         "--optimizer": ["sgd", "adamw", *NAMES],
+        "--loss": ["l1", "huber:0.1", "huber:0", "huber:x", "bce", *NAMES],
         "--weight-decay": NUMBERS,
         "--precision": ["high", "highest", "medium", *NAMES],
         "--target-psnr": NUMBERS,

@@ -16,9 +16,11 @@ from inrfast.cli.output import bar, check_file, check_target, finite, make_folde
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.cli.signal_options import add_signal_options, given_options
 from inrfast.files import shown
+from inrfast.losses import LOSSES
 from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed
 from inrfast.signals.paths import readable
-from inrfast.spelling import number, path, whole
+from inrfast.spelling import choice, number, path, spec, spellings, whole
+from inrfast.training.optimizers import OPTIMIZERS, SCHEDULES
 
 if TYPE_CHECKING:
     from inrfast.nn import INR
@@ -52,9 +54,25 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=whole(), default=2000, help="updates (default: %(default)s)")
     group.add_argument("--lr", type=number, default=1e-3, help="learning rate (default: %(default)s)")
-    group.add_argument("--schedule", default="exponential", help="exponential (to 0.1), cosine, constant (%(default)s)")
-    group.add_argument("--batch-size", type=whole(), help="points an update (default: all)")
-    group.add_argument("--optimizer", default="adam", help="adam, adamw or sgd (default: %(default)s)")
+    group.add_argument(
+        "--schedule",
+        type=choice("schedule", SCHEDULES),
+        default="exponential",
+        help=f"of the learning rate: {', '.join(SCHEDULES)} (%(default)s)",
+    )
+    group.add_argument("--batch-size", type=whole(), help="points per update (default: all)")
+    group.add_argument(
+        "--loss",
+        type=spec("loss", LOSSES, lambda kind: kind.numbers),
+        default="mse",
+        help=f"{spellings(LOSSES, lambda kind: kind.numbers)} (%(default)s)",
+    )
+    group.add_argument(
+        "--optimizer",
+        type=choice("optimizer", OPTIMIZERS),
+        default="adam",
+        help=f"{', '.join(OPTIMIZERS)} (%(default)s)",
+    )
     group.add_argument("--weight-decay", type=number, default=0.0, help="of the optimizer (default: %(default)s)")
     group.add_argument("--precision", default="high", help="high (fp32), highest (fp64), medium (bf16) (%(default)s)")
     group.add_argument("--target-psnr", type=number, help="stop at this PSNR (dB)")
@@ -143,6 +161,7 @@ def _fitted(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, FitResu
             lr=arguments.lr,
             schedule=arguments.schedule,
             batch_size=arguments.batch_size,
+            loss=arguments.loss,
             weight=weight,
             optimizer=arguments.optimizer,
             weight_decay=arguments.weight_decay,
