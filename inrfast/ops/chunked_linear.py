@@ -1,4 +1,4 @@
-"""The fused layer on the torch backend: a chunk of rows at a time, so that what lies between the product and the result
+"""The fused layer on the torch backend, a chunk of rows at a time.
 stays in cache and is never written to memory."""
 
 from __future__ import annotations
