@@ -432,7 +432,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:
         saved = kernels.NOTHING.value
     constants = kernels.common(entry.format, config)
-    constants |= {"ACTIVATION": ACTIVATIONS.index(options["activation"]), "SAVED": saved}
+    constants |= {"ACTIVATION": options["activation"], "SAVED": saved}
     constants |= {"BIAS": True, "FEW": options["few"]}
     types = {name: "i32:16" for name in kernel.arg_names if name.islower()}
     types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient"), pointer)
@@ -481,7 +481,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         constants |= {"COPY": entry.format == "fp16"}
         warps, stages, registers, limit = constants["num_warps"], 3, None, 48 * 1024
     else:
-        activation = ACTIVATIONS.index(options.get("activation", "relu"))
+        activation = options.get("activation", "relu")
         forward, backward, on_chip = kernels.passes_configs(entry.format, width, activation, large)
         config = backward if entry.kernel == "mlp_backward" else forward
         if entry.kernel == "mlp_weight_gradients":
@@ -502,7 +502,7 @@ def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import factors, formats
 
     layout = formats.FORMATS[entry.format]
-    activation = ACTIVATIONS.index(options["activation"])
+    activation = options["activation"]
     types = {"table": "*i64", "slabs": "*" + layout.dtype, "scale": "*" + layout.accumulator}
     types |= dict.fromkeys(("inputs", "parameters", "constants", "scratch"), "*fp64")
     types |= dict.fromkeys(("n", "slab_count", "depth", "hidden", "head", "outputs", "first_output"), "i32")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.activations import ACTIVATIONS, activation
+from inrfast.activations import BoundActivation, bind
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, from_config, is_own
-from inrfast.errors import check_choice, check_coords, check_entries, check_float, check_int, check_seed
+from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
@@ -23,6 +23,9 @@ from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 NORMS = ("batch", "sphere")
 NORM_POSITIONS = ("pre", "post")
 CALIBRATION_ROWS = 8192
+
+DEFAULT_OMEGA = 30.0
+"""What ``omegas`` say of activations without a frequency when none was given."""
 
 MOST_LAYERS = 2**15
 """Hidden layers at most: building more takes over ten seconds, and nobody trains them."""
@@ -92,8 +95,8 @@ class FusedLinear(nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: str = "relu",
-        omega: float = 30.0,
+        activation: str | Mapping[str, Any] = "relu",
+        omega: float | None = None,
         precision: str = "high",
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -106,30 +109,45 @@ class FusedLinear(nn.Linear):
         what = f"a layer of {counted(in_features)} x {counted(out_features)} weights"
         require_free(item * in_features * out_features, what, "take a smaller one", where)
         super().__init__(in_features, out_features, bool(bias), device, dtype)
-        self.activation = check_choice("activation", activation, ACTIVATIONS)
-        self.omega = check_float("omega", omega, minimum=0.0, exclusive=True)
+        self.bound_activation = bind(activation, omega)
+        self.activation = self.bound_activation.name
+        self.omega = _omega_of(self.bound_activation, omega)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``act(x W^T + b)``."""
-        return fused_linear(x, self.weight, self.bias, self.activation, self.omega, self.precision, self.backend)
+        return fused_linear(
+            x, self.weight, self.bias, self.bound_activation, precision=self.precision, backend=self.backend
+        )
 
     def activate(self, preactivation: Tensor) -> Tensor:
         """Return the activation of ``x W^T + b``, by torch's operations."""
-        return activation(self.activation).value(preactivation, self.omega)
+        return self.bound_activation.value(preactivation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}, omega={self.omega:g}"
 
 
 def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
-    """Return one value a layer from a single value or a sequence with one value a layer."""
+    """Return one value per layer from a single value, a sequence of them, or ``{"first": ..., "hidden": ...}``."""
+    if isinstance(given, Mapping) and "name" not in given:
+        if set(given) != {"first", "hidden"}:
+            raise ValueError(
+                f"{argument} as a mapping takes the keys 'first' and 'hidden' (or 'name'), "
+                f"got {sorted(map(str, given))}"
+            )
+        return [given["first"]] + [given["hidden"]] * (layers - 1)
     if isinstance(given, Sequence) and not isinstance(given, str):
         if len(given) != layers:
             raise ValueError(f"{argument} must be one value or {layers} of them (one a hidden layer), got {len(given)}")
         return list(given)
     return [given] * layers
+
+
+def _omega_of(activation: BoundActivation, given: float | None) -> float:
+    """Return the frequency of a layer; that of activations without one does not matter, and is kept as it was given."""
+    return activation.named.get("omega", DEFAULT_OMEGA if given is None else float(given))
 
 
 class _Undrawn(nn.Linear):
@@ -210,8 +228,8 @@ class INR(nn.Module):
         out_features: int,
         width: int = 256,
         hidden_layers: int = 3,
-        activation: str | Sequence[str] = "relu",
-        omega: float | Sequence[float] = 30.0,
+        activation: Any = "relu",
+        omega: float | Sequence[float] | Mapping[str, float] | None = None,
         encoding: Encoding | None = None,
         norm: str | Sequence[str | None] | None = None,
         norm_position: str = "pre",
@@ -233,13 +251,14 @@ class INR(nn.Module):
         dtype = dtype or torch.float32
         where = torch.empty(0, device=device).device
         self._require_free(encoding, dtype, where)
-        self.activations: tuple[str, ...] = tuple(
-            check_choice("activation", name, ACTIVATIONS)
-            for name in _per_layer("activation", activation, hidden_layers)
+        omegas = _per_layer("omega", omega, hidden_layers)
+        self.bound_activations: tuple[BoundActivation, ...] = tuple(
+            bind(given, own)
+            for given, own in zip(_per_layer("activation", activation, hidden_layers), omegas, strict=True)
         )
+        self.activations: tuple[str, ...] = tuple(own.name for own in self.bound_activations)
         self.omegas: tuple[float, ...] = tuple(
-            check_float("omega", value, minimum=0.0, exclusive=True)
-            for value in _per_layer("omega", omega, hidden_layers)
+            _omega_of(own, value) for own, value in zip(self.bound_activations, omegas, strict=True)
         )
         self.norm_names: tuple[str | None, ...] = tuple(
             None if name is None else check_choice("norm", name, NORMS)
@@ -279,7 +298,7 @@ class INR(nn.Module):
         norm = self.norms[index]
         if self.norm_position == "pre":
             preactivation = norm(preactivation)
-        features = activation(self.activations[index]).value(preactivation, self.omegas[index])
+        features = self.bound_activations[index].value(preactivation)
         return norm(features) if self.norm_position == "post" else features
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -320,7 +339,7 @@ class INR(nn.Module):
             "out_features": self.out_features,
             "width": self.width,
             "hidden_layers": self.hidden_layers,
-            "activation": list(self.activations),
+            "activation": [own.config() for own in self.bound_activations],
             "omega": list(self.omegas),
             "encoding": None if self.encoding is None else self.encoding.config(),
             "norm": list(self.norm_names),
@@ -463,5 +482,5 @@ def _norm_input(net: INR, index: int, coords: Tensor) -> Tensor:
         features = net.activate(before, net.layers[before](features))
     features = net.layers[index](features)
     if net.norm_position == "post":
-        features = activation(net.activations[index]).value(features, net.omegas[index])
+        features = net.bound_activations[index].value(features)
     return features

@@ -257,7 +257,7 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
     """
     outputs, first = len(mlp.head_weight), mlp.hidden[0]
     rows_error, slopes_error = mlp.head_weight.new_zeros(outputs), mlp.head_weight.new_zeros(())
-    if first.activation != "relu" or first.norm is not None:
+    if first.activation.name != "relu" or first.norm is not None:
         return rows_error, 0.0
     above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
     widest = max(first.weight.shape)

@@ -923,7 +923,7 @@ def mlp_update(
 # ---- launches ----------------------------------------------------------------------------------------------------
 
 
-def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple[Config, Config, bool]:
+def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:
     """Return the tiles of the passes, forward and backward, for a layer, and whether features stay on the chip.
 
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.

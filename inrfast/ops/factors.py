@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, BoundActivation
 from inrfast.memory import chunks
 from inrfast.ops.batching import as_models, points_of_models
 from inrfast.ops.gemm import exact_products
-from inrfast.ops.in_place import IN_PLACE
 from inrfast.ops.operands import (
     CHUNK,
     NARROW,
@@ -61,8 +60,7 @@ class HiddenLayer:
 
     weight: Tensor
     bias: Tensor | None
-    activation: str
-    omega: float
+    activation: BoundActivation
     norm: BatchStatistics | str | None = None
     norm_after: bool = False
 
@@ -201,7 +199,7 @@ def _hidden_forward(
     features = room.take(f"features {index}", (n, width + 1), z)
     features[:, -1] = 1
     values = features[:, :-1]
-    IN_PLACE[layer.activation](u, layer.omega, values, room.take("scratch", (n, width), z))
+    layer.activation.in_place(u, values, room.take("scratch", (n, width), z))
     if layer.norm is not None and layer.norm_after:
         normalised, state = _norm_forward(layer.norm, values)
         values.copy_(normalised)
@@ -274,9 +272,6 @@ def hidden_slopes(layer: HiddenLayer, inputs: Tensor) -> tuple[Tensor, Slopes]:
 
 # ---- the fused pass ----------------------------------------------------------------------------------------------
 
-BOUNDED = ("sine", "gaussian", "finer", "tanh")
-"""Activations between -1 and 1."""
-
 SCRATCH_BYTES = 1 << 28
 """Scratch of all programs of a fused pass at most."""
 
@@ -295,7 +290,8 @@ def fusible(mlp: MLP, output: Output) -> bool:
     """
     biases = {h.bias is not None for h in mlp.hidden} | {mlp.head_bias is not None}
     return (
-        len({h.activation for h in mlp.hidden}) == 1
+        len({h.activation.kind for h in mlp.hidden}) == 1
+        and mlp.hidden[0].activation.kind.device is not None
         and len(biases) == 1
         and all(h.norm is None and len(h.weight) > NARROW for h in mlp.hidden)
         and (output != "full" or len(mlp.head_weight) <= NARROW)
@@ -316,13 +312,19 @@ def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
         parameters,
         [shape.features for shape in layout.shapes] + [layout.outputs],
         first.head_bias is not None,
-        first.hidden[0].activation,
-        [h.omega for h in first.hidden],
+        first.hidden[0].activation.name,
+        [number for h in first.hidden for number in h.activation.numbers],
         str(layout.output),
         layout.format,
         list(plan.exponents),
     )
     return Operands(plan, inputs.shape[1] * layout.fold, *tensors)
+
+
+def by_layer(numbers: Sequence[float], layers: int) -> list[tuple[float, ...]]:
+    """Return the numbers of each layer's activation, equally many a layer, from all of them in one list."""
+    count = len(numbers) // layers
+    return [tuple(numbers[index * count : (index + 1) * count]) for index in range(layers)]
 
 
 def flat_parameters(mlp: MLP) -> Tensor:
@@ -336,8 +338,9 @@ def feature_ranges(mlp: MLP, inputs: Tensor) -> Ranges:
 
     A few digits are enough for a scale; bounded activations beside a bias need not be computed.
     """
-    if all(h.activation in BOUNDED and h.bias is not None for h in mlp.hidden):
-        return [row_range(inputs.abs().amax(1)), *[(1.0, 1.0)] * len(mlp.hidden)]
+    bounds = [h.activation.bound if h.bias is not None else None for h in mlp.hidden]
+    if None not in bounds:
+        return [row_range(inputs.abs().amax(1)), *[(bound, bound) for bound in bounds if bound is not None]]
     largest: list[list[Tensor]] = [[] for _ in range(len(mlp.hidden) + 1)]
     with exact_products(inputs.device):
         for points in chunks(len(inputs), CHUNK):
@@ -346,7 +349,7 @@ def feature_ranges(mlp: MLP, inputs: Tensor) -> Ranges:
             for index, layer in enumerate(mlp.hidden):
                 bias = None if layer.bias is None else layer.bias.to(torch.float32)
                 u = linear(z, layer.weight.to(torch.float32), bias)
-                z = ACTIVATIONS[layer.activation].value(u, layer.omega)
+                z = layer.activation.value(u)
                 largest[index + 1].append(z.abs().amax(1))
     return [row_range(torch.cat(parts)) for parts in largest]
 
@@ -358,7 +361,7 @@ def mlp_slabs(
     widths: Sequence[int],
     bias: bool,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
     output: str,
     format: str,
     exponents: Sequence[int],
@@ -370,14 +373,14 @@ def mlp_slabs(
     """
     plan = Plan(_layout(widths, bias, output, format), tuple(exponents))
     if backends.reason_against_triton(inputs.device) is not None:
-        result = mlp_operands_reference(inputs, parameters, plan, activation, omegas)
+        result = mlp_operands_reference(inputs, parameters, plan, activation, numbers)
     else:
-        result = _launch(inputs, parameters, plan, activation, omegas)
+        result = _launch(inputs, parameters, plan, activation, numbers)
     return result.slabs, result.narrow, result.scale
 
 
 @mlp_slabs.register_fake
-def _(inputs, parameters, widths, bias, activation, omegas, output, format, exponents):  # type: ignore[no-untyped-def]
+def _(inputs, parameters, widths, bias, activation, numbers, output, format, exponents):  # type: ignore[no-untyped-def]
     layout = _layout(widths, bias, output, format)
     made = allocate(Plan(layout, tuple(exponents)), len(parameters), inputs.shape[1] * layout.fold, inputs.device)
     return made.slabs, made.narrow, made.scale
@@ -403,12 +406,12 @@ def mlp_operands_reference(
     parameters: Tensor,
     plan: Plan,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
 ) -> Operands:
     """Return what the fused pass computes, by :func:`mlp_factors` and plain torch, network by network."""
     made = []
     for index, vector in enumerate(parameters):
-        mlp = _unflatten(vector, plan.layout, activation, omegas)
+        mlp = _unflatten(vector, plan.layout, activation, numbers)
         found = mlp_factors(mlp, inputs[index if len(inputs) > 1 else 0])
         factors = zip(found.features, [*found.sensitivities, None], strict=True)
         made.append(pack(plan, [(z[:, :-1], s) for z, s in factors]))
@@ -416,7 +419,7 @@ def mlp_operands_reference(
     return Operands(plan, made[0].rows, *tensors)
 
 
-def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence[float]) -> MLP:
+def _unflatten(vector: Tensor, layout: Layout, activation: str, numbers: Sequence[float]) -> MLP:
     """Return the MLP of a vector as :func:`flat_parameters` makes it."""
     layers, start = [], 0
     for shape in layout.shapes:
@@ -425,7 +428,10 @@ def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence
         start += weight.numel()
         layers.append((weight, vector[start : start + out] if shape.bias else None))
         start += out * shape.bias
-    hidden = [HiddenLayer(w, b, activation, omega) for (w, b), omega in zip(layers, omegas, strict=False)]
+    hidden = [
+        HiddenLayer(*layer, BoundActivation(ACTIVATIONS[activation], own))
+        for layer, own in zip(layers[:-1], by_layer(numbers, len(layers) - 1), strict=True)
+    ]
     return MLP(tuple(hidden), *layers[-1])
 
 
@@ -434,7 +440,7 @@ def _launch(
     parameters: Tensor,
     plan: Plan,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
 ) -> Operands:
     from inrfast.kernels import factors as kernel  # imports triton
 
@@ -445,11 +451,12 @@ def _launch(
     outputs = 1 if single else layout.outputs
     places = sorted(layout.places, key=lambda place: place.layer)
     table, constants, start = [], [], 0
+    own = by_layer(numbers, len(layout.shapes) - 1)
     for index, shape in enumerate(layout.shapes[:-1]):
         weight = shape.features * shape.sensitivities
         bias = start + weight if shape.bias else -1
         table.append([shape.features, shape.sensitivities, start, bias, *_starts(places, index)])
-        constants.append([omegas[index], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
+        constants.append([(*own[index], 1.0)[0], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
         start += weight + shape.sensitivities * shape.bias
     hidden, width = len(table), -(-max(max(row[:2]) for row in table) // kernel.BLOCK) * kernel.BLOCK
     slots = 2 + hidden * (1 + outputs) + -(-(2 * hidden + 2) // width)
@@ -471,7 +478,7 @@ def _launch(
                 outputs=outputs,
                 first_output=int(layout.output) if single else 0,
                 floor=2.0 ** -exponents[-1],
-                activation=ACTIVATIONS[activation].kernel_id,
+                activation=ACTIVATIONS[activation].device_name,
                 input_scale=0.0 if places[0].narrow == "features" else 2.0 ** exponents[0],
                 full=layout.output == "full",
             )

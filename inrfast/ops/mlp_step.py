@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.activations import BoundActivation
 from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
 from inrfast.losses import BoundLoss, loss_of
 
-ACTIVATIONS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
-"""Activations that the native step knows, with their numbers there."""
+_NUMBERS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
 
 MOST_LAYERS = 64
 
@@ -75,7 +75,7 @@ def instructions() -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of B networks and the activation behind it (``"relu"`` for the head, where it is not used).
+    """A linear layer of B networks and the activation behind it, None of the head.
 
     Attributes
     ----------
@@ -85,8 +85,7 @@ class Layer:
         Tensors like them, to which gradients are added; None: not wanted.
     """
 
-    activation: str
-    omega: float
+    activation: BoundActivation | None
     weight: Tensor
     bias: Tensor | None
     weight_grad: Tensor | None = None
@@ -111,11 +110,11 @@ class Points:
     rows: Tensor | range
 
 
-def applies(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> bool:
+def applies(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> bool:
     """Return whether the native step takes networks of such activations, whose parameters and points are these."""
     return (
         bool(instructions())
-        and all(name in ACTIVATIONS for name in activations)
+        and all(activation.kind.native is not None for activation in activations)
         and len(activations) < MOST_LAYERS
         and all(
             tensor is None
@@ -198,8 +197,8 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
         module.MlpLayer(
             inputs=layer.weight.shape[2],
             outputs=layer.weight.shape[1],
-            activation=ACTIVATIONS[layer.activation],
-            omega=layer.omega,
+            activation=0 if layer.activation is None else _NUMBERS[str(layer.activation.kind.native)],
+            omega=1.0 if layer.activation is None else (*layer.activation.numbers, 1.0)[0],
             weight=_stacked(layer.weight),
             bias=_stacked(layer.bias),
             weight_grad=_stacked(layer.weight_grad),

@@ -733,9 +733,7 @@ def _as_mlp(net: INR) -> MLP:
             frozen = "sphere"
         bias = None if linear.bias is None else linear.bias.detach()
         after = net.norm_position == "post"
-        hidden.append(
-            HiddenLayer(linear.weight.detach(), bias, net.activations[index], net.omegas[index], frozen, after)
-        )
+        hidden.append(HiddenLayer(linear.weight.detach(), bias, net.bound_activations[index], frozen, after))
     head = net.layers[-1]
     assert isinstance(head, nn.Linear)
     return MLP(tuple(hidden), head.weight.detach(), None if head.bias is None else head.bias.detach())

@@ -214,7 +214,7 @@ NETWORK: Schema = fields(
         "out_features": _COUNT,
         "width": _COUNT,
         "hidden_layers": _COUNT,
-        "activation": one_or_listed(word(ACTIVATIONS)),
+        "activation": one_or_listed(lambda value, place: activation(value, place)),
         "omega": one_or_listed(number(0.0, exclusive=True)),
         "encoding": maybe(lambda value, place: encoding(value, place)),
         "norm": one_or_listed(word((None, *NORMS))),
@@ -225,6 +225,17 @@ NETWORK: Schema = fields(
     }
 )
 """What :meth:`inrfast.INR.config` describes."""
+
+
+def activation(value: Any, place: str) -> None:
+    """Accept what ``BoundActivation.config`` describes: a name, or a dict of a name and numbers."""
+    if not isinstance(value, dict):
+        word(ACTIVATIONS)(value, place)
+        return
+    fields({"name": word(ACTIVATIONS)}, open_=True)(value, place)
+    kind = ACTIVATIONS[value["name"]]
+    numbers = {key: number() if key in kind.signed else number(0.0, exclusive=True) for key in kind.numbers}
+    fields({"name": text}, numbers)(value, place)
 
 
 def encoding(value: Any, place: str) -> None:

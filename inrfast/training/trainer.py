@@ -626,7 +626,8 @@ def _kind(member: Member) -> Any:
     encoding = None if net.encoding is None else repr(net.encoding.config() | {"columns": net.encoding.out_features})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
-    return str((parameters, encoding, net.activations, net.omegas, shapes, evaluation))
+    numbers = [own.numbers for own in net.bound_activations]
+    return str((parameters, encoding, net.activations, net.omegas, numbers, shapes, evaluation))
 
 
 @contextmanager

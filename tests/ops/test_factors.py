@@ -104,7 +104,7 @@ def test_ranges_are_those_of_the_features(net, n):
     found = factors.feature_ranges(capture._mlp, capture.inputs(coords))
     for (largest, smallest), values in zip(found, capture.representations(coords).values(), strict=True):
         rows = values.abs().amax(1)
-        bounded = net.layers[0].bias is not None and capture._mlp.hidden[0].activation in factors.BOUNDED
+        bounded = net.layers[0].bias is not None and capture._mlp.hidden[0].activation.bound is not None
         if bounded:
             assert rows.amax() <= largest * (1 + 1e-6) + 1e-12
         else:

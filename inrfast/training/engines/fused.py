@@ -51,7 +51,7 @@ def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) ->
     if len({id(parameter) for parameter in parameters}) < len(parameters):
         return "its layers share parameters"
     inputs = _inputs(net)
-    reason = reason_against(net.activations, max(net.width, inputs), net.out_features, data.target.dtype)
+    reason = reason_against(net.bound_activations, max(net.width, inputs), net.out_features, data.target.dtype)
     if reason is not None:
         return reason
     if inputs > FEW:
@@ -76,7 +76,8 @@ def _shape(stack: Stack, inputs: int) -> Shape:
     layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
     names = [(stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
-    return Shape(inputs, net.width, net.hidden_layers, net.out_features, net.activations[0], tuple(net.omegas), places)
+    kind, numbers = net.bound_activations[0].kind, tuple(own.numbers for own in net.bound_activations)
+    return Shape(inputs, net.width, net.hidden_layers, net.out_features, kind, numbers, places)
 
 
 def _engine(

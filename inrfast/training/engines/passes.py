@@ -7,10 +7,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from inrfast.activations import BoundActivation
 from inrfast.memory import chunks
 from inrfast.nn import INR
 from inrfast.ops import gemm, mlp_step
-from inrfast.ops.in_place import IN_PLACE, times_relu_slope
 from inrfast.training.data import Data
 from inrfast.training.stack import Stack
 
@@ -63,7 +63,7 @@ class NativePass:
     def applies(net: INR, stack: Stack, inputs: Tensor, data: Data) -> bool:
         """Return whether the native step takes these networks and data."""
         return mlp_step.applies(
-            net.activations, [*stack.parameters.values(), *stack.grads.values(), inputs, data.target, data.weight]
+            net.bound_activations, [*stack.parameters.values(), *stack.grads.values(), inputs, data.target, data.weight]
         )
 
     @torch.no_grad()
@@ -98,11 +98,11 @@ class NativePass:
             return stack.of(parameter)[block], None if total is None else total[block]
 
         layers = []
-        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*net.omegas, 1.0], strict=True):
+        for layer, activation in zip(net.layers, [*net.bound_activations, None], strict=True):
             assert isinstance(layer, nn.Linear)
             (weight, weight_grad), (bias, bias_grad) = pair(layer.weight), pair(layer.bias)
             assert weight is not None
-            layers.append(mlp_step.Layer(name, omega, weight, bias, weight_grad, bias_grad))
+            layers.append(mlp_step.Layer(activation, weight, bias, weight_grad, bias_grad))
         return layers
 
 
@@ -111,7 +111,7 @@ class TensorPass:
 
     def __init__(self, of: Work) -> None:
         self.of, net, stack, like = of, of.net, of.stack, of.data.target
-        self.activations, self.omegas, self.width = net.activations, net.omegas, net.width
+        self.activations, self.width = net.bound_activations, net.width
         layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
         self.weights = [stack.of(layer.weight) for layer in layers]
         self.biases = [None if layer.bias is None else stack.of(layer.bias).unsqueeze(1) for layer in layers]
@@ -122,9 +122,11 @@ class TensorPass:
         self.lowest = trainable.index(True)
         size = of.block * of.rows * net.width
         kind = NARROW if of.narrow else like.dtype
-        # ReLU needs no slopes of its own: they are where its values are above 0.
+        # Where a slope is 0 or 1, and 1 where the value is above 0, it needs no memory of its own.
         self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
-        self.slopes = [None if name == "relu" else like.new_empty(size, dtype=kind) for name in self.activations]
+        self.slopes = [
+            None if act.kind.keeps == "mask" else like.new_empty(size, dtype=kind) for act in self.activations
+        ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
         self.views: dict[tuple[int, int, int], Tensor] = {}
@@ -185,13 +187,13 @@ class TensorPass:
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
-        for index, name in enumerate(self.activations):
+        for index, activation in enumerate(self.activations):
             value, slope = self._view(self.features[index], k, n), self.slopes[index]
             if slope is None:
                 u = self._linear(features, weights[index], biases[index], value)
-                (u if u is value else value.copy_(u)).clamp_min_(0)
+                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n))
             else:
-                self._activate(index, name, features, weights[index], biases[index], value, self._view(slope, k, n))
+                self._activate(activation, features, weights[index], biases[index], value, self._view(slope, k, n))
             features = value
         if self.of.narrow:
             features = self._view(self.wide[0], k, n).copy_(features)
@@ -201,21 +203,27 @@ class TensorPass:
         return self._linear(features, weights[-1], biases[-1], outputs)
 
     def _activate(
-        self, index: int, name: str, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
+        self,
+        activation: BoundActivation,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        value: Tensor,
+        slope: Tensor,
     ) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
         k, n, _ = value.shape
         scratch = self._view(self.wide[0], k, n)
         u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
-            return IN_PLACE[name](u, self.omegas[index], value, scratch)
+            activation.in_place(u, value, scratch)
+            return
         if u is slope:
             u = self._view(self.wide[1], k, n).copy_(u)
         wide = self._view(self.wide[2], k, n)
-        IN_PLACE[name](u, self.omegas[index], wide, scratch)
+        activation.in_place(u, wide, scratch)
         value.copy_(wide)
         slope.copy_(u)
-        return None
 
     def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
         """Return ``features W^T + b`` in ``out``, or beside it if that has another dtype."""
@@ -246,7 +254,9 @@ class TensorPass:
         if slope is not None:
             return error.mul_(self._view(slope, k, n))
         value = self._view(self.features[index], k, n)
-        return times_relu_slope(error, value, error)
+        times_slope = self.activations[index].kind.times_slope
+        assert times_slope is not None
+        return times_slope(error, value, error)
 
     def _add(self, index: int, error: Tensor, features: Tensor, sums: dict[str, Tensor]) -> None:
         """Add the gradients of one layer's weight and bias."""
