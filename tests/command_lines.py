@@ -123,7 +123,7 @@ NETWORK = {
     "--seed": [*NUMBERS, "5"],
     "--width": [*NUMBERS, "8", "16"],
     "--hidden-layers": [*NUMBERS, "2", "100000"],
-    "--activation": [*NAMES, "sine", "gaussian", "finer", "tanh"],
+    "--activation": [*NAMES, "sine", "gaussian:2", "finer:0", "sine:x", "tanh:1"],
     "--omega": NUMBERS,
     "--init": [*NAMES, "siren", "kaiming", "rank_expanding"],
     "--hidden-init": [*NAMES, "siren", "kaiming"],

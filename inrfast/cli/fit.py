@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,9 +64,9 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=whole(), help="points per update (default: all)")
     group.add_argument(
         "--loss",
-        type=spec("loss", LOSSES, lambda kind: kind.numbers),
+        type=spec("loss", LOSSES, attrgetter("numbers")),
         default="mse",
-        help=f"{spellings(LOSSES, lambda kind: kind.numbers)} (%(default)s)",
+        help=f"{spellings(LOSSES, attrgetter('numbers'))} (%(default)s)",
     )
     group.add_argument(
         "--optimizer",
