@@ -12,15 +12,16 @@ from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation, bind
 from inrfast.backends import BACKENDS
-from inrfast.encodings import Encoding, from_config, is_own
+from inrfast.encodings import Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
+from inrfast.mlp import MLP, HiddenLayer, linear_layer
 from inrfast.modes import without_autocast
+from inrfast.norms import NORMS, norm_of
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
-NORMS = ("batch", "sphere")
 NORM_POSITIONS = ("pre", "post")
 CALIBRATION_ROWS = 8192
 
@@ -38,22 +39,6 @@ SAME_BOX = 0.25
 
 DEAD_SHARE = 0.05
 """Share of dead units in a layer that is worth a warning."""
-
-
-class SphereNorm(nn.Module):
-    """Projection of each sample onto the sphere of radius ``sqrt(m)``: ``sqrt(m) z / max(|z|, tiny)``.
-
-    Shape ``(..., m)`` to ``(..., m)``. At ``z = 0`` the value and the derivative are 0.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        # Dividing by the largest entry first keeps |z|^2 from under- or overflowing; the factor cancels.
-        tiny = torch.finfo(features.dtype).tiny
-        scale = features.detach().abs().amax(-1, keepdim=True)
-        zero = scale < tiny
-        unit = features / scale.masked_fill(zero, 1.0)
-        norm = torch.linalg.vector_norm(unit.masked_fill(zero, 1.0), dim=-1, keepdim=True)
-        return (features.shape[-1] ** 0.5 * unit / norm).masked_fill(zero, 0.0)
 
 
 class FusedLinear(nn.Linear):
@@ -271,7 +256,9 @@ class INR(nn.Module):
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
         self.layers = nn.ModuleList(_undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
-        self.norms = nn.ModuleList(self._norm(name, where, dtype) for name in self.norm_names)
+        self.norms = nn.ModuleList(
+            nn.Identity() if name is None else NORMS[name].make(self.width, where, dtype) for name in self.norm_names
+        )
         self.init = init
         initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
 
@@ -287,11 +274,6 @@ class INR(nn.Module):
         require_free(needed, what, "take a smaller width, fewer layers, outputs or columns of the encoding", device)
         if count > MOST_LAYERS:
             raise ValueError(f"hidden_layers must be at most {MOST_LAYERS}, got {counted(count)}")
-
-    def _norm(self, name: str | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        if name == "batch":
-            return nn.BatchNorm1d(self.width, device=device, dtype=dtype)
-        return SphereNorm() if name == "sphere" else nn.Identity()
 
     def activate(self, index: int, preactivation: Tensor) -> Tensor:
         """Return the output of hidden layer ``index`` from its pre-activation, norm and activation in their order."""
@@ -349,6 +331,40 @@ class INR(nn.Module):
             "seed": self.seed,
         }
 
+    def as_mlp(self) -> MLP | str:
+        """Return the description of this network, or why its parts are not those of the constructor.
+
+        Hooks and methods of single objects are not looked at: :func:`inrfast.mlp.describe` does.
+        """
+        depth = self.hidden_layers
+        if len(self.layers) != depth + 1 or len(self.norms) < depth:
+            return f"it has {len(self.layers)} linear layers and {len(self.norms)} norms for {depth} hidden layers"
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        linear, norms = [], []
+        for index, module in enumerate(self.layers):
+            layer = linear_layer(module, f"layers.{index}", names)
+            if isinstance(layer, str):
+                return layer
+            linear.append(layer)
+        for index, module in enumerate(list(self.norms)[:depth]):
+            norm = norm_of(module)
+            if isinstance(norm, str):
+                return f"norms.{index} {norm}"
+            norms.append(norm)
+        for below, above in itertools.pairwise(linear):
+            if above.inputs != below.outputs:
+                return f"{above.name} takes {above.inputs} features of the {below.outputs} of {below.name}"
+        if linear[-1].outputs != self.out_features:
+            return f"its last layer has {linear[-1].outputs} units for {self.out_features} outputs"
+        after = self.norm_position == "post"
+        hidden = tuple(
+            HiddenLayer(layer, activation, norm, after, f"norms.{index}")
+            for index, (layer, activation, norm) in enumerate(
+                zip(linear[:-1], self.bound_activations, norms, strict=True)
+            )
+        )
+        return MLP(self.in_features, self.encoding, hidden, linear[-1], "encoding")
+
     def extra_repr(self) -> str:
         return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
 
@@ -361,27 +377,9 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
         return None
 
 
-def is_unchanged(net: nn.Module) -> bool:
-    """Return whether ``net`` is an INR as its constructor makes it: nothing subclassed, replaced, hooked or added.
-
-    The encoding may be anybody's.
-    """
-    if type(net) is not INR or len(net.layers) != net.hidden_layers + 1:
-        return False
-    changed = ("forward", "activate")
-    if any(m._forward_hooks or m._forward_pre_hooks or any(c in vars(m) for c in changed) for m in net.modules()):
-        return False
-    plain = all(type(layer) is nn.Linear for layer in net.layers)
-    return plain and all(type(norm) in (nn.Identity, nn.BatchNorm1d, SphereNorm) for norm in net.norms)
-
-
-def is_known(net: nn.Module) -> bool:
-    """Return whether ``net`` is an unchanged INR that, in eval mode, is known to treat its points one by one."""
-    return (
-        is_unchanged(net)
-        and is_own(net.encoding)  # type: ignore[arg-type]
-        and not any(isinstance(norm, nn.BatchNorm1d) and norm.running_mean is None for norm in net.norms)  # type: ignore[union-attr]
-    )
+def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
+    """Return the numbers of coordinates and outputs that an INR, whatever was changed in it, declares; else None."""
+    return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
 
 
 def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,10 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import Activation, BoundActivation
+from inrfast.activations import Activation
 from inrfast.losses import BoundLoss, loss_of
 from inrfast.memory import chunks, require
+from inrfast.mlp import MLP
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -184,8 +184,9 @@ class FusedMLP:
         self.losses = parameters.new_zeros(steps, self.models)
         self.rates = parameters.new_zeros(steps, self.models, RATES)
         self.table = self._table().to(self.device)
-        frequencies = [_split((*own, 1.0)[0]) for own in shape.numbers]
-        self.frequencies = torch.tensor(frequencies, dtype=torch.float32, device=self.device)
+        numbers = [[*own, *[0.0] * (kernels.NUMBERS.value - len(own))] for own in shape.numbers]
+        parts = [[_split(number) for number in own] for own in numbers]
+        self.activation_numbers = torch.tensor(parts, dtype=torch.float32, device=self.device)
 
     def tile_bytes(self, shape: Shape, kind: str, gradient: bool) -> int:
         """Return the bytes of one tile of points of one network between the passes."""
@@ -263,7 +264,7 @@ class FusedMLP:
                 self.numbers,
                 self.parameters,
                 self.operands,
-                self.frequencies,
+                self.activation_numbers,
                 order,
                 self.scales,
                 self.features,
@@ -458,17 +459,24 @@ class FusedMLP:
         return sum(tensor.numel() * tensor.element_size() for tensor in buffers)
 
 
-def reason_against(
-    activations: Sequence[BoundActivation], columns: int, outputs: int, dtype: torch.dtype
-) -> str | None:
-    """Return why networks with these activations, most columns of a layer and outputs take no fused steps, or None."""
-    names = sorted({activation.name for activation in activations})
-    if len(names) > 1:
-        return f"its layers have different activations ({', '.join(names)})"
-    if activations[0].kind.device is None or activations[0].kind.keeps == "nothing":
-        return f"the activation {names[0]!r} has no fused step"
-    if outputs > MOST_OUTPUTS:
-        return f"it has {outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
+    """Return why networks of this shape, on points of ``dtype``, take no fused steps, or None.
+
+    That backpropagation is written out for them at all (no norms, one width) is asked elsewhere.
+    """
+    kinds = {activation.kind for activation in mlp.activations}
+    if len(kinds) > 1:
+        return f"its layers have different activations ({', '.join(sorted(kind.name for kind in kinds))})"
+    kind = mlp.activations[0].kind
+    if kind.device is None or kind.keeps == "nothing":
+        return f"the activation {kind.name!r} has no fused step"
+    if len({layer.bias is not None for layer in mlp.layers}) > 1:
+        return "some of its layers have a bias and others have none"
+    if len(mlp.parameters) < sum(len(layer.parameters) for layer in mlp.layers):
+        return "its layers share parameters"
+    if mlp.outputs > MOST_OUTPUTS:
+        return f"it has {mlp.outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+    columns = max(*mlp.widths, mlp.columns)
     if columns > MOST_COLUMNS:
         return f"it has a layer of {columns} columns, and a fused step takes {MOST_COLUMNS} at most"
     if dtype not in (torch.float32, torch.float64):

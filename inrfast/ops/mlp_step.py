@@ -23,8 +23,6 @@ from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
 from inrfast.losses import BoundLoss, loss_of
 
-_NUMBERS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
-
 MOST_LAYERS = 64
 
 MEAN_SQUARE = loss_of("mse")
@@ -110,18 +108,23 @@ class Points:
     rows: Tensor | range
 
 
-def applies(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> bool:
-    """Return whether the native step takes networks of such activations, whose parameters and points are these."""
-    return (
-        bool(instructions())
-        and all(activation.kind.native is not None for activation in activations)
-        and len(activations) < MOST_LAYERS
-        and all(
-            tensor is None
-            or (tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor[0].is_contiguous())
-            for tensor in tensors
-        )
-    )
+def reason_against(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> str | None:
+    """Return why the native step does not take networks of such activations, whose parameters and points are these."""
+    if not instructions():
+        return "this processor, build or environment has no native step"
+    unknown = sorted(activation.name for activation in activations if activation.kind.native is None)
+    if unknown:
+        return f"the activation {unknown[0]!r} has no native step"
+    if len(activations) >= MOST_LAYERS:
+        return f"it has {len(activations)} hidden layers, and native steps take fewer than {MOST_LAYERS}"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return f"native steps take fp32 on a CPU, not {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+        if not tensor[0].is_contiguous():
+            return "its parameters are not contiguous"
+    return None
 
 
 def chunk_rows(width: int, points: int) -> int:
@@ -197,8 +200,8 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
         module.MlpLayer(
             inputs=layer.weight.shape[2],
             outputs=layer.weight.shape[1],
-            activation=0 if layer.activation is None else _NUMBERS[str(layer.activation.kind.native)],
-            omega=1.0 if layer.activation is None else (*layer.activation.numbers, 1.0)[0],
+            activation="relu" if layer.activation is None else layer.activation.kind.native,
+            numbers=[] if layer.activation is None else layer.activation.numbers,
             weight=_stacked(layer.weight),
             bias=_stacked(layer.bias),
             weight_grad=_stacked(layer.weight_grad),

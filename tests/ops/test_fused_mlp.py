@@ -14,10 +14,10 @@ from tensor_cores import product, truncating
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS as TABLE
-from inrfast.activations import bind
 from inrfast.errors import MemoryBudgetError
 from inrfast.kernels import fused_mlp as kernels
 from inrfast.losses import loss_of
+from inrfast.mlp import describe
 from inrfast.ops.fused_mlp import CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.stack import Stack
 
@@ -311,13 +311,25 @@ def test_steps_repeat_bit_by_bit_and_do_not_depend_on_what_lies_between(device):
 
 
 def test_reasons_against():
-    assert reason_against([bind("relu")] * 2, 64, 3, torch.float32) is None
-    for arguments, said in (
-        ((["relu", "sine"], 64, 3, torch.float32), "different activations"),
-        ((["identity"], 64, 3, torch.float32), "identity"),
-        ((["relu"], 64, 17, torch.float32), "17 outputs"),
-        ((["relu"], 2**15, 3, torch.float32), "32768 columns"),
-        ((["relu"], 64, 3, torch.bfloat16), "bfloat16"),
+    def reason(dtype=torch.float32, activation=("relu", "relu"), outputs=3, width=64, change=lambda net: None):
+        net = inr.INR(2, outputs, width, len(activation), activation)
+        change(net)
+        return reason_against(describe(net), dtype)
+
+    def tie(net):
+        net.layers[1].bias = net.layers[0].bias
+
+    def drop_bias(net):
+        net.layers[1].bias = None
+
+    assert reason() is None
+    for options, said in (
+        ({"activation": ("relu", "sine")}, "different activations"),
+        ({"activation": ("identity",)}, "identity"),
+        ({"outputs": 17}, "17 outputs"),
+        ({"width": 2**15, "activation": ("relu",)}, "32768 columns"),
+        ({"dtype": torch.bfloat16}, "bfloat16"),
+        ({"change": tie}, "share parameters"),
+        ({"change": drop_bias}, "others have none"),
     ):
-        names, *rest = arguments
-        assert said in reason_against([bind(name) for name in names], *rest)
+        assert said in reason(**options)
