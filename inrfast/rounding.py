@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from inrfast.linalg.operators import UNIT
 from inrfast.memory import DEVICE_ROWS, chunks
-from inrfast.ops.factors import MLP, HiddenLayer, linear, mlp_factors
+from inrfast.mlp import MLP, LinearLayer
+from inrfast.ops.factors import linear, mlp_factors
 
 DISTURBANCE = 2.0**-44
 """Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
@@ -268,10 +269,9 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
     coords
         All points (N, d).
     """
-    outputs, first = len(mlp.head_weight), mlp.hidden[0]
-    if first.activation != "relu" or first.norm is not None:
+    outputs, first, above = mlp.outputs, mlp.layers[0], mlp.layers[1].weight
+    if mlp.activations[0].name != "relu" or mlp.hidden[0].norm is not None:
         return
-    above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
     widest = max(first.weight.shape)
     size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
     if coords.device.type != "cpu":
@@ -296,7 +296,7 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
             yield Hinges(coords[part][rows], x[rows], units, gradient)
 
 
-def _doubtful(u: Tensor, x: Tensor, layer: HiddenLayer, places: Tensor) -> Tensor:
+def _doubtful(u: Tensor, x: Tensor, layer: LinearLayer, places: Tensor) -> Tensor:
     """Return the places (point, unit) whose pre-activations ``u`` rounding made: another order of the sum differs."""
     rows, units = places.unbind(1)
     bias = u.new_zeros(len(places)) if layer.bias is None else layer.bias[units]
