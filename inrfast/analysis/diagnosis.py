@@ -55,8 +55,8 @@ LEAST_ROWS = 16
 """Points a chunk of a layer's Jacobian at least, where its Gram matrix is added up."""
 
 WIDE = 4096
-"""Parameters up to which rows by automatic differentiation are looked at as a matrix of sensitivities. Those of more,
-such as an encoding's tables, have a block of the kernel and nothing else: their Gram matrix would be too large."""
+"""Parameters up to which rows by automatic differentiation are looked at as a matrix of sensitivities. Larger ones,
+such as the tables of an encoding, have a block of the kernel only: their Gram matrix would be too large."""
 
 GRAMS = 3
 """Matrices as large as a Gram matrix that its eigenvalues take: itself, one without columns of zeros, and LAPACK's."""

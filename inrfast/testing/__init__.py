@@ -1,0 +1,5 @@
+"""Checks for authors of extensions: that a kind of thing of your own keeps what its users rely on."""
+
+from inrfast.testing.layer import check_layer
+
+__all__ = ["check_layer"]
