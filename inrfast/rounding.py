@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from inrfast.linalg.operators import UNIT
 from inrfast.memory import DEVICE_ROWS, chunks
-from inrfast.ops.factors import MLP, HiddenLayer, linear, mlp_factors
+from inrfast.mlp import MLP, LinearLayer
+from inrfast.ops.factors import linear, mlp_factors
 
 DISTURBANCE = 2.0**-44
 """Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
@@ -255,11 +256,11 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
         ``sum_n |dJ_n|^2`` of the first layer's rows for every output (M,), and ``sum_n |dS_n|^2``, if all slopes in
         doubt were the other ones.
     """
-    outputs, first = len(mlp.head_weight), mlp.hidden[0]
-    rows_error, slopes_error = mlp.head_weight.new_zeros(outputs), mlp.head_weight.new_zeros(())
-    if first.activation != "relu" or first.norm is not None:
+    outputs, first, head = mlp.outputs, mlp.layers[0], mlp.head.weight
+    rows_error, slopes_error = head.new_zeros(outputs), head.new_zeros(())
+    if mlp.activations[0].name != "relu" or mlp.hidden[0].norm is not None:
         return rows_error, 0.0
-    above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
+    above = mlp.layers[1].weight
     widest = max(first.weight.shape)
     size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
     if coords.device.type != "cpu":
@@ -286,7 +287,7 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
     return rows_error, float(slopes_error)
 
 
-def _doubtful(u: Tensor, x: Tensor, layer: HiddenLayer, places: Tensor) -> Tensor:
+def _doubtful(u: Tensor, x: Tensor, layer: LinearLayer, places: Tensor) -> Tensor:
     """Return the places (point, unit) whose pre-activations ``u`` rounding made: another order of the sum differs."""
     rows, units = places.unbind(1)
     bias = u.new_zeros(len(places)) if layer.bias is None else layer.bias[units]

@@ -35,7 +35,7 @@ from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
-from inrfast.nn import INR, described_network, warn_of_dead_units
+from inrfast.nn import described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.supported import LayerSpec
@@ -443,14 +443,14 @@ def _sensitivities(
 def _weights(
     net: nn.Module, capture: Capture, rtols: tuple[float, ...]
 ) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
-    """Return the spectra of the single weights, and of an INR's products ``W_{h-1} ... W_k`` without the head."""
+    """Return the spectra of the single weights, and of an MLP's products ``W_{h-1} ... W_k`` without the head."""
     linear = {spec.name: net.get_submodule(spec.name).weight for spec in capture.layers if spec.kind == "linear"}
     weights = {name: w.detach().double().cpu() for name, w in linear.items() if isinstance(w, Tensor)}
     singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
-    if not isinstance(net, INR) or not capture.closed_form:
+    if capture.mlp is None:
         return singles, ()
-    names = [f"layers.{k}" for k in range(net.hidden_layers)]
-    hidden = [net.get_parameter(f"{name}.weight").detach().double().cpu() for name in names]
+    names = [layer.linear.name for layer in capture.mlp.hidden]
+    hidden = [layer.linear.weight.cpu() for layer in capture.mlp.hidden]
     products = (
         _weight(tuple(reversed(names[k:])), torch.linalg.multi_dot(hidden[k:][::-1]), rtols)
         for k in range(len(hidden) - 1)

@@ -2,8 +2,8 @@
 
 A network is captured if all its differentiated parameters sit in ``nn.Linear`` layers, batch norms with frozen
 statistics, or elementwise affine norms (``LayerNorm``, ``RMSNorm``), each used once, and if no sample influences
-another. :class:`inrfast.INR` takes a closed form, every other module forward hooks. The parameters are copied at
-construction: training the network afterwards does not change a kernel already made.
+another. A network that :func:`inrfast.mlp.describe` knows takes a closed form, every other module forward hooks. The
+parameters are copied at construction: training the network afterwards does not change a kernel already made.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
+from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import INR, FusedLinear, SphereNorm, is_known, is_unchanged
-from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, Room, fusible, layer_shapes, mlp_factors
+from inrfast.nn import FusedLinear, declared_sizes
+from inrfast.ops.factors import Room, layer_shapes, mlp_factors, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.ops.rows import vjp
@@ -154,22 +155,23 @@ class Capture:
             raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
         self.device = next(iter(tensors.values())).device
         check_tensors(net, self.device)
-        check_coords("coords", coords, net.in_features if isinstance(net, INR) else None, self.device)
+        check_coords("coords", coords, declared_sizes(net)[0], self.device)
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net, chosen)
         self.select = _Selector(select)
         self.layers = layer_specs(net, chosen)
         self.columns = sum(tensors[name].numel() for name in chosen)
-        self.closed_form = select is None and is_unchanged(net) and all(name.startswith(INR_LAYERS) for name in chosen)
-        # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
-        self.concurrent = self.closed_form and is_known(net)
+        described = None if select is not None else describe(net)
+        known = isinstance(described, MLP) and {spec.name for spec in self.layers} <= _places(described).keys()
+        self.closed_form = known
+        self.concurrent = isinstance(described, MLP) and known and described.pointwise
         self._lock = threading.RLock()
         with own_modes():
             self._module = widen_(snapshot(net))
             for name, parameter in self._module.named_parameters():
                 parameter.requires_grad_(name in chosen)
-            self._mlp = _as_mlp(self._module) if isinstance(self._module, INR) and self.closed_form else None
+            self._mlp = self._described()
             coords = coords.detach()
             sample = spread_points(coords.to(PASS_DTYPE), 4)
             if not self.concurrent:
@@ -189,7 +191,7 @@ class Capture:
     @property
     def plain(self) -> bool:
         """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
-        return self._mlp is not None and all(layer.norm is None for layer in self._mlp.hidden)
+        return self._mlp is not None and not self._mlp.norms
 
     @property
     def mlp(self) -> MLP | None:
@@ -225,7 +227,12 @@ class Capture:
         self.__dict__.update(state)
         self._module, self.select = (pickle.loads(state[name]) for name in ("_module", "select"))
         self._lock = threading.RLock()
-        self._mlp = _as_mlp(self._module) if isinstance(self._module, INR) and self.closed_form else None
+        self._mlp = self._described()
+
+    def _described(self) -> MLP | None:
+        """Return the description of the snapshot, if its factors have a closed form."""
+        found = describe(self._module) if self.closed_form else None
+        return found.detached() if isinstance(found, MLP) else None
 
     def __call__(self, coords: Tensor) -> tuple[Factors, ...]:
         """Return the factors of every layer at ``coords`` (n, d), one chunk of points."""
@@ -297,10 +304,10 @@ class Capture:
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
         found = pass_errors(self.exact, coords, self.outputs, weights)
-        first = [index for index, spec in enumerate(self.layers) if spec.name == "layers.0"]
-        if self._mlp is None or not first:
+        if self._mlp is None:
             return found
-        return found.plus(first[0], *hinge_errors(self._mlp, self.inputs, coords))
+        first = [index for index, spec in enumerate(self.layers) if spec.name == self._mlp.layers[0].name]
+        return found.plus(first[0], *hinge_errors(self._mlp, self.inputs, coords)) if first else found
 
     # ---- operands of a fused kernel ----------------------------------------------------------------------------
 
@@ -325,33 +332,33 @@ class Capture:
     def fused_mlp(self, layers: Iterable[int], output: Output) -> MLP | None:
         """Return the network as a fused factor pass takes it, or None where that does not cover these layers."""
         shapes = tuple(self.shape(layer) for layer in layers)
-        if self._mlp is None or not fusible(self._mlp, output) or shapes != layer_shapes(self._mlp):
+        mlp = self._mlp
+        if mlp is None or shapes != layer_shapes(mlp) or reason_against(mlp, output) is not None:
             return None
-        return self._mlp
+        return mlp
 
     def inputs(self, coords: Tensor) -> Tensor:
         """Return the input of the first layer at ``coords`` (n, d), in fp64."""
         coords = coords.to(PASS_DTYPE)
-        encoding = self._module.encoding if isinstance(self._module, INR) else None
+        encoding = None if self._mlp is None else self._mlp.encoding
         if encoding is None:
             return coords
         with own_modes(), nullcontext() if self.concurrent else self._lock:
             if len(coords) == 1 and not self.concurrent:
                 return encoding(coords.expand(2, -1))[:1]
-            return encoding(coords)
+            encoded: Tensor = encoding(coords)
+            return encoded
 
     # ---- closed form -------------------------------------------------------------------------------------------
 
     def _closed_factors(self, coords: Tensor, room: Room | None) -> list[Factors]:
-        assert isinstance(self._module, INR) and self._mlp is not None
-        found = mlp_factors(self._mlp, self.inputs(coords), room)
+        assert self._mlp is not None
+        found, places = mlp_factors(self._mlp, self.inputs(coords), room), _places(self._mlp)
         result = []
         for spec in self.layers:
-            kind, index = spec.name.split(".")
-            k = int(index)
-            if kind == "norms":
-                norm = found.norms[k]
-                assert norm is not None
+            k = places[spec.name]
+            norm = found.norms[k] if spec.kind == "affine" else None
+            if norm is not None:
                 result.append(_affine_factors(spec, norm.normalised, norm.sensitivities))
             else:
                 s = found.sensitivities[k] if k < len(found.sensitivities) else None
@@ -712,30 +719,7 @@ def _normalised(module: nn.Module, z: Tensor) -> Tensor:
     return F.rms_norm(z, list(module.normalized_shape), eps=module.eps)
 
 
-# ---- the closed form of an INR -----------------------------------------------------------------------------------
-
-INR_LAYERS = ("layers.", "norms.")
-
-
-def _as_mlp(net: INR) -> MLP:
-    hidden = []
-    for index in range(net.hidden_layers):
-        linear, norm = net.layers[index], net.norms[index]
-        assert isinstance(linear, nn.Linear)
-        frozen: BatchStatistics | str | None = None
-        if isinstance(norm, nn.BatchNorm1d):
-            assert norm.running_mean is not None and norm.running_var is not None
-            inverse_std = (norm.running_var + norm.eps).rsqrt()
-            scale = torch.ones_like(inverse_std) if norm.weight is None else norm.weight.detach()  # affine=False
-            shift = torch.zeros_like(inverse_std) if norm.bias is None else norm.bias.detach()
-            frozen = BatchStatistics(norm.running_mean, inverse_std, scale, shift)
-        elif isinstance(norm, SphereNorm):
-            frozen = "sphere"
-        bias = None if linear.bias is None else linear.bias.detach()
-        after = net.norm_position == "post"
-        hidden.append(
-            HiddenLayer(linear.weight.detach(), bias, net.activations[index], net.omegas[index], frozen, after)
-        )
-    head = net.layers[-1]
-    assert isinstance(head, nn.Linear)
-    return MLP(tuple(hidden), head.weight.detach(), None if head.bias is None else head.bias.detach())
+def _places(mlp: MLP) -> dict[str, int]:
+    """Return the place of every layer and norm by its module's name."""
+    norms = {layer.norm_name: index for index, layer in enumerate(mlp.hidden) if layer.norm is not None}
+    return {**{layer.name: index for index, layer in enumerate(mlp.layers)}, **norms}

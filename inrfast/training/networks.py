@@ -14,7 +14,9 @@ from torch import Tensor
 from inrfast.encodings import ENCODINGS, Encoding, from_config
 from inrfast.encodings.base import Shape
 from inrfast.files import shown, whole_file
-from inrfast.nn import INR, is_unchanged
+from inrfast.mlp import describe
+from inrfast.nn import INR
+from inrfast.norms import NORMS
 from inrfast.training.schema import (
     FIT_SCHEMA,
     NETWORK,
@@ -88,9 +90,9 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
 
 def _changes(net: INR, state: dict[str, Tensor], about: dict[str, Any]) -> str:
     """Return what a file would not give back of a network, or an empty string."""
-    hooked = [name for name, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    if type(net) is not INR or hooked:
-        return f"{hooked[0] or 'it'} has hooks" if hooked else f"it is of the class {type(net).__name__}"
+    found = describe(net)
+    if isinstance(found, str):
+        return found
     empty = [name for name, tensor in state.items() if tensor.is_meta]
     if empty:
         return f"{empty[0]} holds no numbers (it is on the device meta)"
@@ -98,7 +100,7 @@ def _changes(net: INR, state: dict[str, Tensor], about: dict[str, Any]) -> str:
         again = str(_network({"net": state}, about, "net"))
     except ValueError as error:
         return str(error)
-    return "" if is_unchanged(net) and again == str(net) else "its modules were changed, replaced or added to"
+    return "" if again == str(net) else "its modules were changed, replaced or added to"
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
@@ -186,9 +188,9 @@ def _shapes(config: dict[str, Any], encoding: Encoding | None, state: dict[str, 
         if config["bias"]:
             yield f"layers.{index}.bias", (sizes[index + 1],)
     norms = config["norm"] if isinstance(config["norm"], list) else [config["norm"]] * layers
-    for index in (index for index, norm in enumerate(norms) if norm == "batch"):
-        yield from ((f"norms.{index}.{name}", (width,)) for name in ("weight", "bias", "running_mean", "running_var"))
-        yield f"norms.{index}.num_batches_tracked", ()
+    for index, norm in enumerate(norms):
+        if norm is not None:
+            yield from ((f"norms.{index}.{name}", shape) for name, shape in NORMS[norm].state(width).items())
 
 
 def _check_state(net: INR, state: dict[str, Tensor]) -> None:

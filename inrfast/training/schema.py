@@ -15,7 +15,8 @@ from torch import Tensor
 from inrfast.activations import ACTIVATIONS
 from inrfast.encodings import from_config
 from inrfast.errors import MemoryBudgetError
-from inrfast.nn import NORM_POSITIONS, NORMS
+from inrfast.nn import NORM_POSITIONS
+from inrfast.norms import NORMS
 from inrfast.ops.gemm import LIBRARIES
 
 FIT_SCHEMA = "inrfast.checkpoint/1"
@@ -98,9 +99,9 @@ def flag(value: Any, place: str) -> None:
 
 def word(choices: Collection[str | None]) -> Schema:
     """Accept one of some texts."""
-    known = [choice or "nothing" for choice in choices]
 
     def checked(value: Any, place: str) -> None:
+        known = [choice or "nothing" for choice in choices]  # a registry grows
         fits = (value is None or isinstance(value, str)) and value in choices
         check(place, fits, f"one of {', '.join(sorted(known))}", value)
 
@@ -214,10 +215,10 @@ NETWORK: Schema = fields(
         "out_features": _COUNT,
         "width": _COUNT,
         "hidden_layers": _COUNT,
-        "activation": one_or_listed(word(ACTIVATIONS)),
+        "activation": one_or_listed(lambda value, place: activation(value, place)),
         "omega": one_or_listed(number(0.0, exclusive=True)),
         "encoding": maybe(lambda value, place: encoding(value, place)),
-        "norm": one_or_listed(word((None, *NORMS))),
+        "norm": one_or_listed(maybe(word(NORMS))),
         "norm_position": word(NORM_POSITIONS),
         "init": plain,
         "bias": flag,
@@ -225,6 +226,17 @@ NETWORK: Schema = fields(
     }
 )
 """What :meth:`inrfast.INR.config` describes."""
+
+
+def activation(value: Any, place: str) -> None:
+    """Accept what ``BoundActivation.config`` describes: a name, or a dict of a name and numbers."""
+    if not isinstance(value, dict):
+        word(ACTIVATIONS)(value, place)
+        return
+    fields({"name": word(ACTIVATIONS)}, open_=True)(value, place)
+    kind = ACTIVATIONS[value["name"]]
+    numbers = {key: number() if key in kind.signed else number(0.0, exclusive=True) for key in kind.numbers}
+    fields({"name": text}, numbers)(value, place)
 
 
 def encoding(value: Any, place: str) -> None:
