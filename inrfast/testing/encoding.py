@@ -48,7 +48,8 @@ def check_encoding(encoding: Encoding, in_features: int = 2, bounds: tuple[float
 
     Examples
     --------
-    >>> check_encoding(inrfast.encodings.RandomFourier(8, 1.0, trainable=True))
+    >>> from inrfast.encodings import RandomFourier
+    >>> check_encoding(RandomFourier(8, 1.0, trainable=True))
     """
     if not isinstance(encoding, Encoding):
         raise TypeError(f"encoding must be an inrfast.encodings.Encoding, got {type(encoding).__name__}")
