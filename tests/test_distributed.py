@@ -76,7 +76,7 @@ def test_each_process_holds_half(found, alone):
     output, K = alone
     held = sum(
         f.numel() * f.element_size()
-        for pair in K.rows.store.all()
+        for pair in K.left.store.all()
         for f in (pair.features, pair.sensitivities)
         if f is not None
     )

@@ -32,7 +32,7 @@ from inrfast.grids import grid
 from inrfast.memory import format_bytes
 
 if TYPE_CHECKING:
-    from inrfast.tangent.kernel import NTK
+    from inrfast.tangent.local import NTK
 
 OUTPUTS = ("trace", "full")
 
@@ -59,7 +59,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the kernel's numbers, and write it where a file is named."""
-    from inrfast.tangent.kernel import ntk
+    from inrfast.tangent.local import ntk
 
     coords = grid(arguments.grid, device=arguments.device)
     net = calibrated_network(arguments, coords, arguments.outputs)

@@ -43,7 +43,7 @@ def solve(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Tensor:
-    """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent.kernel.NTK.solve`."""
+    """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent.kernel.TangentKernel.solve`."""
     n, seed = operator.shape[0], check_seed("seed", seed)
     if n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget:  # the matrix, its factor and a copy on the way
         return _dense(operator, y, ridge, tol)

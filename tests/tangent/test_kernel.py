@@ -14,6 +14,8 @@ import inrfast as inr
 from inrfast.backends import warn_once
 from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError, ResolutionError
 from inrfast.linalg import eigenvalues, systems
+from inrfast.tangent import products
+from inrfast.tangent.kernel import KernelOperator
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
 
@@ -24,6 +26,12 @@ def scale(kernel_diagonal, other_diagonal):
     """sqrt(K_ii K_jj), the size of an entry by Cauchy and Schwarz."""
     tiny = 1e-30 * (1 + kernel_diagonal.max())
     return torch.outer((kernel_diagonal + tiny).sqrt(), (other_diagonal + tiny).sqrt())
+
+
+def multiplied(name, kernel, V):
+    """Return ``K V`` by one engine, whether it would be taken or not."""
+    engine = next(engine for engine in products.ENGINES if engine.name == name)
+    return engine.product(kernel.sides, V, lambda part: part)
 
 
 def diagonal_of(jacobian, output):
@@ -57,8 +65,8 @@ def test_everything_agrees_with_autodiff(net, n, n2, seed, precision):
         assert ((K @ V - truth @ V).abs() <= tol * size).all()
         assert (((K @ V[:, 0]) - (truth @ V)[:, 0]).abs() <= tol * size[:, 0]).all()
         W = V.to(K.dtype)
-        assert ((K._product_by_tiles(W) - truth @ V).abs() <= tol * size).all()
-        assert ((K.product_by_factors(W) - truth @ V).abs() <= tol * size).all()
+        assert ((multiplied("tiles", K, W) - truth @ V).abs() <= tol * size).all()
+        assert ((multiplied("factors", K, W) - truth @ V).abs() <= tol * size).all()
         assert ((K.row_sums() - truth.sum(1)).abs() <= tol * bound.sum(1)).all()
         form, size = K.quadratic_form(V), V.t().abs() @ bound @ V.abs()
         assert form.dtype == torch.float64
@@ -101,9 +109,9 @@ def test_streaming_under_a_small_budget_changes_nothing(net, n, seed):
     for output in ("trace", "full", 0):
         K = inr.ntk(net, coords, output=output, precision="highest")
         dense, V = K.to_dense(), torch.randn(K.shape[1], 2, dtype=torch.float64)
-        per_point = K.rows.store.bytes_per_point
+        per_point = K.left.store.bytes_per_point
         small = inr.ntk(net, coords, output=output, precision="highest", memory_budget=40 * per_point)
-        assert n <= 20 or not small.rows.store.fits
+        assert n <= 20 or not small.left.store.fits
         out = torch.full_like(dense, float("nan"))
         bound = scale(dense.diagonal(), dense.diagonal())
         assert ((small.to_dense(out=out) - dense).abs() <= 1e-13 * bound).all()
@@ -119,12 +127,12 @@ def test_recomputed_factors_of_many_points_are_those_that_are_kept(output):
     coords = random_coords(5003, 2, 3)
     K = inr.ntk(net, coords, output=output, precision="highest")
     small = inr.ntk(net, coords, output=output, precision="highest", memory_budget=4 << 20)
-    assert K.rows.store.fits
-    assert not small.rows.store.fits
+    assert K.left.store.fits
+    assert not small.left.store.fits
     V = torch.randn(K.shape[0], 2, dtype=torch.float64)
     size, chosen = K.diagonal().sqrt(), [1, 4999, 3]  # |K_ij| <= size_i size_j: what entries and sums are measured by
     for _ in range(2):
-        error = (small.product_by_factors(V) - K.product_by_factors(V)).abs()
+        error = (multiplied("factors", small, V) - multiplied("factors", K, V)).abs()
         assert (error <= 1e-13 * torch.outer(size, size @ V.abs())).all()
         error = (small.columns(chosen) - K.columns(chosen)).abs()
         assert (error <= 1e-13 * torch.outer(size, size[chosen])).all()
@@ -142,7 +150,7 @@ def test_tiles_of_many_points_agree_with_products(precision, output):
     assert torch.equal(dense, dense.t())
     V = torch.randn(K.shape[1], 4, dtype=K.dtype)
     tol = 1e-12 if precision == "highest" else 2e-5
-    for product in (K @ V, K._product_by_tiles(V), K.product_by_factors(V)):
+    for product in (K @ V, multiplied("tiles", K, V), multiplied("factors", K, V)):
         torch.testing.assert_close(product, dense @ V, rtol=0, atol=tol * float((dense @ V).abs().max()))
     torch.testing.assert_close(K.columns([7, 1100, 3]), dense[:, [7, 1100, 3]], rtol=0, atol=tol * float(dense.max()))
 
@@ -163,7 +171,7 @@ def test_quadratic_forms_of_many_columns_go_by_tiles(output):
     assert ((many - truth).abs() <= 1e-6 * size).all()
     form = K.quadratic_form(Y[:, :few])
     assert ((form - truth[:few, :few]).abs() <= 1e-6 * size[:few, :few]).all()
-    wide = K._quadratic_form_by_factors(Y)
+    wide = products.ByFactors().form(K.sides, Y, lambda part: part)
     assert torch.linalg.eigvalsh(wide).min() >= -1e-13 * wide.trace()
 
 
@@ -184,7 +192,7 @@ def test_factors_whose_squares_fp32_cannot_hold():
     for seed in (0, 5, 36):
         net = inr.INR(3, 2, width=31, hidden_layers=3, omega=30.0, init="siren", seed=seed, **options)
         exact = inr.ntk(net, x, precision="highest")
-        smallest = min(smallest, float(exact.rows.store.all()[1].features.abs().amax(1).min()))
+        smallest = min(smallest, float(exact.left.store.all()[1].features.abs().amax(1).min()))
         dense, truth = inr.ntk(net, x).to_dense(), exact.to_dense()
         assert ((dense - truth).abs() <= 1e-6 * scale(truth.diagonal(), truth.diagonal())).all()
         J, v = inr.jacobian(net, x), torch.ones(46, dtype=torch.float64)
@@ -330,8 +338,8 @@ def test_columns_are_those_of_the_products():
     for output in ("trace", "full", 1):
         K = inr.ntk(net, coords, output=output, precision="highest")
         K.diagonal()
-        kept = K.rows.store.all()
-        columns = K.rows.side_of(torch.tensor([3, 80, 41]), None)
+        kept = K.left.store.all()
+        columns = K.left.side_of(torch.tensor([3, 80, 41]), None)
         for layer, some in zip(kept, columns, strict=True):
             for whole, part in zip(layer, some, strict=True):
                 assert whole is None or torch.equal(whole[[3, 80, 41]], part)
@@ -414,7 +422,7 @@ def test_the_largest_eigenpairs_stream_under_a_budget(monkeypatch):
     monkeypatch.setattr(eigenvalues, "SMALL", 1000)
     net, coords = inr.INR(2, 1, width=32, hidden_layers=2), inr.grid((40, 40))
     K = inr.ntk(net, coords, memory_budget=3 << 20, precision="highest")
-    assert not K.rows.store.fits
+    assert not K.left.store.fits
     s = K.spectrum(1e-4, k=20, eigenvectors=True)
     assert (s.method, len(s.eigenvalues)) == ("cholesky", 20)
     dense = inr.ntk(net, coords, precision="highest").to_dense()
@@ -431,7 +439,7 @@ def test_an_interrupted_spectrum_leaves_nothing_half_true(monkeypatch):
         monkeypatch.setattr(module, "SMALL", 100)
     K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((25, 25)), precision="highest", memory_budget=4 << 20)
     expected = K.spectrum(1e-6).eigenvalues
-    whole, calls = inr.NTK.times, []
+    whole, calls = inr.NTK._product, []
 
     def interrupted(self, V):
         calls.append(0)
@@ -439,11 +447,11 @@ def test_an_interrupted_spectrum_leaves_nothing_half_true(monkeypatch):
             raise KeyboardInterrupt
         return whole(self, V)
 
-    monkeypatch.setattr(inr.NTK, "times", interrupted)
+    monkeypatch.setattr(inr.NTK, "_product", interrupted)
     with pytest.raises(KeyboardInterrupt):
         K.spectrum(1e-6)
     assert len(calls) == 3
-    monkeypatch.setattr(inr.NTK, "times", whole)
+    monkeypatch.setattr(inr.NTK, "_product", whole)
     assert torch.equal(K.spectrum(1e-6).eigenvalues, expected)
 
 
@@ -458,8 +466,8 @@ def test_submatrices_and_damped_products():
         assert torch.equal(part, part.t())
         torch.testing.assert_close(part, dense[index][:, index])
         named = torch.tensor(index)
-        torch.testing.assert_close(K.submatrix_at(named), part)
-        torch.testing.assert_close(K.columns_at(named), dense[:, index])
+        torch.testing.assert_close(KernelOperator(K).submatrix(named), part)
+        torch.testing.assert_close(KernelOperator(K).columns(named), dense[:, index])
         v = torch.randn(K.shape[0], 2, dtype=torch.float64)
         torch.testing.assert_close(K.product(v, 0.5), dense @ v + 0.5 * v)
         torch.testing.assert_close(K.product(v), dense @ v)
@@ -478,7 +486,7 @@ def test_kernel_is_a_snapshot():
 def test_cost_predicts_the_factors_and_the_dense_kernel():
     net = inr.INR(2, 1, width=16, hidden_layers=2)
     K = inr.ntk(net, inr.grid((20, 20)))
-    kept = K.rows.store.all()
+    kept = K.left.store.all()
     held = sum(t.numel() * t.element_size() for f in kept for t in (f.features, f.sensitivities) if t is not None)
     cost = K.cost()
     dense = K.to_dense()
@@ -603,7 +611,7 @@ def test_the_triton_backend_agrees_with_autodiff(device, net, n, n2, seed, preci
     assert ((K.columns(index).cpu() - truth[:, index]).abs() <= tol * bound[:, index]).all()
     assert abs(K.frobenius() - truth.norm()) <= tol * bound.norm()
     V = torch.randn(K.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    product = K._product_by_tiles(V.to(device, K.dtype)).cpu()
+    product = multiplied("tiles", K, V.to(device, K.dtype)).cpu()
     assert ((product - truth @ V).abs() <= (tol + 1e-6 * (precision != "highest")) * (bound @ V.abs())).all()
 
     found = K.row_sums().cpu()
@@ -638,25 +646,25 @@ def test_the_triton_backend_multiplies_by_its_operands(device, net, n, n2, seed,
     truth = exact_kernel(left, left, output)
     bound = scale(diagonal_of(left, output), diagonal_of(left, output))
     V = torch.randn(K.shape[1], 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = K.product_by_factors(V.to(device, K.dtype)).cpu()
+    found = multiplied("operands", K, V.to(device, K.dtype)).cpu()
     assert ((found - truth @ V).abs() <= tol * (bound @ V.abs())).all()
-    parts = sum(layer.product_by_factors(V.to(device, K.dtype)).double() for layer in K.layers.values()).cpu()
+    parts = sum(multiplied("operands", layer, V.to(device, K.dtype)).double() for layer in K.layers.values()).cpu()
     assert ((parts - truth @ V).abs() <= tol * (bound @ V.abs())).all()
-    form = K._quadratic_form_by_factors(V.to(device, K.dtype)).cpu()
+    form = products.ByOperands().form(K.sides, V.to(device, K.dtype), lambda part: part).cpu()
     assert ((form - V.t() @ truth @ V).abs() <= tol * (V.t().abs() @ bound @ V.abs())).all()
-    sums = sum(layer.exact_diagonal() for layer in K.layers.values()).cpu()
-    for diagonal in (K.exact_diagonal().cpu(), sums):
+    sums = sum(layer._diagonal for layer in K.layers.values()).cpu()
+    for diagonal in (K._diagonal.cpu(), sums):
         assert ((diagonal - truth.diagonal()).abs() <= tol * bound.diagonal()).all()
     if precision == "highest" and not small:  # a layer's operands are a part of the whole kernel's
         some = next(iter(K.layers.values()))
         error = (some.columns([0, n - 1]) - some.to_dense()[:, [0, n - 1]]).abs().cpu()
         assert (error <= 1e-14 * bound[:, [0, n - 1]]).all()
-        assert len(K.rows.store._operands) == 1
-        assert K.rows.store._kept is None
+        assert len(K.left.store._operands) == 1
+        assert K.left.store._kept is None
     cross = inr.ntk(moved, coords.to(device), coords2.to(device), **kwargs)
     U = torch.randn(cross.shape[1], 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     bound = scale(diagonal_of(left, output), diagonal_of(right, output))
-    found = cross.product_by_factors(U.to(device, K.dtype)).cpu()
+    found = multiplied("operands", cross, U.to(device, K.dtype)).cpu()
     assert ((found - exact_kernel(left, right, output) @ U).abs() <= tol * (bound @ U.abs())).all()
 
 
@@ -718,7 +726,7 @@ def test_ranges_too_wide_for_half_precision(device):
         net.layers[0].weight.mul_(1e9)
     coords = torch.cat([random_coords(20, 2, 0), random_coords(20, 2, 1) * 1e-12]).to(device)
     K = inr.ntk(net, coords, backend="triton")
-    assert K._plan.layout.format == "tf32x3"
+    assert K.sides.plan.layout.format == "tf32x3"
     exact = inr.ntk(net, coords, precision="highest", backend="torch").to_dense()
     size = torch.outer(exact.diagonal().sqrt(), exact.diagonal().sqrt())
     assert ((K.to_dense() - exact).abs() <= 1e-6 * size).all()
