@@ -17,8 +17,9 @@ from inrfast import backends
 from inrfast.errors import NotAvailableError
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes
-from inrfast.tangent.capture import Capture, Select
+from inrfast.tangent.capture import Capture
 from inrfast.tangent.local import check_output
+from inrfast.tangent.network import Select
 from inrfast.tangent.sharded import Sharded, ShardedNTK, SharedNetwork
 
 
@@ -58,7 +59,7 @@ def ntk(
             "torch.distributed is not initialised: start with torchrun and call "
             "torch.distributed.init_process_group('gloo') ('nccl' on GPUs) first"
         )
-    capture = Capture(net, coords, params, select, precision)
+    capture = Capture(net, coords, params, select, precision, memory_budget)
     output = check_output(output, capture.outputs)
     partition = Sharded(len(coords), capture.outputs if output == "full" else 1, group)
     if len(coords) < partition.processes:

@@ -30,6 +30,7 @@ from inrfast.analysis.report import (
     matrix_spectrum,
 )
 from inrfast.errors import check_coords, check_int, check_seed
+from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
@@ -38,10 +39,11 @@ from inrfast.modes import in_own_modes
 from inrfast.nn import INR, described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
-from inrfast.supported import LayerSpec
-from inrfast.tangent.capture import Capture, Factors, Select
-from inrfast.tangent.jacobian import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, LayerwiseJacobian
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK, ntk
+from inrfast.tangent.network import Select
+from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
@@ -120,7 +122,7 @@ def diagnose(
     jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
     seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
-    capture = Capture(net, coords, params, select, "highest")
+    capture = Capture(net, coords, params, select, "highest", memory_budget)
     coords = coords.detach()
     warn_of_dead_units(net, coords, stacklevel=3)
     if ntk_coords is None:
@@ -318,22 +320,15 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
     }
 
 
-def _features(spec: LayerSpec, factors: Factors) -> Tensor | None:
-    """Return Z, the input of a linear layer whose weight is differentiated."""
-    if spec.kind != "linear" or not spec.with_weight or factors.features is None:
-        return None
-    return factors.features[:, : spec.in_features]
-
-
-def _matrices(layers: Sequence[LayerSpec], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
+def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
     """Yield [Z, 1] and S, the latter with rows (n, m), of every layer on a chunk of points."""
-    for spec, layer in zip(layers, factors, strict=True):
-        z = _features(spec, layer)
-        if z is not None and layer.features is not None:
+    for layer, own in zip(layers, factors, strict=True):
+        z = layer.representation(own)
+        if z is not None and own.features is not None:
             # The layer's own features where it has a bias: they hold the ones already.
-            yield ("features", spec.name), layer.features if spec.with_bias else F.pad(z, (0, 1), value=1.0)
-        if layer.sensitivities is not None:
-            yield ("sensitivities", spec.name), layer.sensitivities.flatten(0, 1)
+            yield ("features", layer.name), own.features if layer.ends_with_ones else F.pad(z, (0, 1), value=1.0)
+        if own.sensitivities is not None:
+            yield ("sensitivities", layer.name), own.sensitivities.flatten(0, 1)
 
 
 def _full_grid(
@@ -346,8 +341,8 @@ def _full_grid(
     bar.set_description("full grid")
     first = StreamedGram if rtols[-1] >= GRAM_RTOL else StreamedQR
     for factors in grid.passes():
-        for spec, layer in zip(capture.layers, factors, strict=True):
-            tallies[spec.name].add(_features(spec, layer), layer, capture.outputs)
+        for layer, own in zip(capture.layers, factors, strict=True):
+            tallies[layer.name].add(layer.representation(own), own, capture.outputs)
         for key, matrix in _matrices(capture.layers, factors):
             if key not in streams:
                 streams[key] = first(matrix.shape[1], device)
@@ -444,8 +439,8 @@ def _weights(
     net: nn.Module, capture: Capture, rtols: tuple[float, ...]
 ) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
     """Return the spectra of the single weights, and of an INR's products ``W_{h-1} ... W_k`` without the head."""
-    linear = {spec.name: net.get_submodule(spec.name).weight for spec in capture.layers if spec.kind == "linear"}
-    weights = {name: w.detach().double().cpu() for name, w in linear.items() if isinstance(w, Tensor)}
+    found = {layer.name: layer.matrix(net.get_submodule(layer.module)) for layer in capture.layers}
+    weights = {name: w.detach().double().cpu() for name, w in found.items() if w is not None}
     singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
     if not isinstance(net, INR) or not capture.closed_form:
         return singles, ()

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_block, check_float, check_int
+from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import empty
 from inrfast.modes import methods_in_own_modes
-from inrfast.supported import LayerSpec
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
-from inrfast.tangent.jacobian import RANGE, check_range, surely_held
 from inrfast.tangent.sides import Sides
+from inrfast.tangent.store import RANGE, check_range, surely_held
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -81,7 +81,7 @@ class TangentKernel:
         return self.sides.outputs
 
     @property
-    def specs(self) -> list[LayerSpec]:
+    def specs(self) -> list[Layer]:
         """The parameter layers that add up to this kernel."""
         return self.left.specs
 

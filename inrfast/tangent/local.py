@@ -13,10 +13,12 @@ from inrfast.errors import MemoryBudgetError, check_choice, check_coords, check_
 from inrfast.linalg.partition import Whole
 from inrfast.memory import budget_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
-from inrfast.tangent.capture import Capture, Select
-from inrfast.tangent.jacobian import FactorStore, LayerwiseJacobian
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
+from inrfast.tangent.network import Select
 from inrfast.tangent.sides import Sides
+from inrfast.tangent.store import FactorStore
 
 
 @methods_in_own_modes
@@ -156,7 +158,7 @@ def ntk(
     >>> K.shape, sorted(K.layers)
     ((64, 64), ['layers.0', 'layers.1', 'layers.2', 'layers.3'])
     """
-    capture = Capture(net, coords, params, select, precision)
+    capture = Capture(net, coords, params, select, precision, memory_budget)
     output = check_output(output, capture.outputs)
     backend = backends.resolve(backend, capture.device)
     budget = budget_bytes(memory_budget, capture.device)

@@ -9,14 +9,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from inrfast.layers import Factors
 from inrfast.memory import chunks
 from inrfast.ops import gemm, reductions, tangent_product
 from inrfast.ops import rows as row_ops
 from inrfast.ops.operands import Plan
-from inrfast.tangent.capture import Factors
 from inrfast.tangent.cost import break_even_columns
-from inrfast.tangent.jacobian import STREAMED_ROWS
 from inrfast.tangent.sides import Sides
+from inrfast.tangent.store import STREAMED_ROWS
 from inrfast.threads import together
 
 Total = Callable[[Tensor], Tensor]

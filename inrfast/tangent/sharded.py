@@ -16,14 +16,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inrfast.layers import Factors
 from inrfast.linalg.partition import Whole
 from inrfast.memory import chunks
 from inrfast.modes import methods_in_own_modes
 from inrfast.tangent import products
-from inrfast.tangent.capture import Capture, Factors
-from inrfast.tangent.jacobian import FactorStore, LayerwiseJacobian
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.sides import Sides
+from inrfast.tangent.store import FactorStore
 
 EXCHANGED_ROWS = 1024
 """Rows of a dense kernel that are sent at a time: the copy that is sent stays small beside the matrix."""

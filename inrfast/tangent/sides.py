@@ -14,7 +14,8 @@ from inrfast.memory import chunks, empty
 from inrfast.ops import gemm, reductions, tangent_product
 from inrfast.ops import gram as gram_ops
 from inrfast.ops.operands import Operands, Plan, joint, make_plan
-from inrfast.tangent.jacobian import STREAMED_ROWS, UNCOUNTED, LayerwiseJacobian, rows_on
+from inrfast.tangent.jacobian import LayerwiseJacobian
+from inrfast.tangent.store import STREAMED_ROWS, UNCOUNTED, rows_on
 
 
 class Sides:
