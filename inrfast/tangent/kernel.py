@@ -180,7 +180,7 @@ class TangentKernel:
     def _column_index(self, index: Any) -> Tensor:
         n = self.shape[1]
         if isinstance(index, slice):
-            wanted = torch.arange(n)[index]
+            wanted = torch.from_numpy(np.arange(n)[index].copy())
         elif isinstance(index, Tensor):
             if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1:
                 raise TypeError(f"index must be one-dimensional and integer, got {index.dtype} {tuple(index.shape)}")
