@@ -408,7 +408,7 @@ class TangentKernel:
                 self._shown(progress),
                 levels,
             )
-        found = replace(found, outputs=self.outputs if self.output == "trace" else 1)
+        found = replace(found, output=self.output, outputs=self.outputs)
         if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process
             return found
         return replace(found, eigenvectors=self.partition.gather(found.eigenvectors))

@@ -287,6 +287,12 @@ def test_a_sum_over_outputs_predicts_the_training_of_the_head():
     full = inr.ntk(net, coords, params=["layers.1"], output="full").spectrum(1e-10, eigenvectors=True)
     whole = full.predict(target.flatten(), start.flatten(), lr, 30)
     torch.testing.assert_close(whole.view_as(found), found, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(full.predict(target, start, lr, 30), found, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(full.energy(target), full.energy(target.flatten()))
+    for wrong, message in ((s, "one per point, as the kernel sums over its 3"), (one, "36 rows"), (full, "times 3")):
+        with pytest.raises(ValueError, match=message):
+            wrong.predict(*(torch.ones(wrong.size + 36, 2, dtype=torch.float64),) * 2, lr, 3)
+    assert (s.output, one.output, full.output) == ("trace", 1, "full")
 
 
 def test_columns_are_those_of_the_products():
