@@ -86,6 +86,8 @@ def named(
 ) -> Callable[[str], tuple[str, dict[str, int | float]]]:
     """Return a type for ``name:number:...``: a thing of a registry, and the numbers that it is made with.
 
+    A number stands in its place, or anywhere with its name: ``wire:20:10`` or ``wire:sigma=10``.
+
     Parameters
     ----------
     what
@@ -108,8 +110,11 @@ def named(
             if len(given) > len(found):
                 usual = ":".join(map(str, (name, *found.values())))
                 raise ValueError(f"{name} takes {len(found)} number(s), as in {usual}")
-            for (key, default), word in zip(list(found.items()), given, strict=False):
-                found[key] = _like(default, word)
+            for place, word in zip(tuple(found), given, strict=False):
+                key, equals, value = word.partition("=")
+                key, value = (key, value) if equals else (place, word)
+                check_choice(f"a number of {name}", key, found)
+                found[key] = _like(found[key], value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
         return name, found

@@ -124,6 +124,7 @@ NETWORK = {
     "--width": [*NUMBERS, "8", "16"],
     "--hidden-layers": [*NUMBERS, "2", "100000"],
     "--activation": [*NAMES, "sine", "gaussian:2", "finer:0", "sine:x", "tanh:1"],
+    "--first-activation": ["sine:60", "relu", *NAMES],
     "--omega": NUMBERS,
     "--init": [*NAMES, "siren", "kaiming", "rank_expanding"],
     "--hidden-init": [*NAMES, "siren", "kaiming"],

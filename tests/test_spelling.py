@@ -47,6 +47,8 @@ def test_a_name_has_its_numbers_or_their_defaults(count, sigma):
     assert NAMED("plain") == ("plain", {})
     assert NAMED("waves") == ("waves", {"count": 8, "sigma": 2.5})
     assert NAMED(f"waves:{count}") == ("waves", {"count": count, "sigma": 2.5})
+    assert NAMED(f"waves:sigma={sigma!r}") == ("waves", {"count": 8, "sigma": sigma})
+    assert NAMED(f"waves:{count}:sigma={sigma!r}") == NAMED(f"waves:sigma={sigma!r}:count={count}")
     assert NAMED(f"waves:{count}:{sigma!r}") == ("waves", {"count": count, "sigma": sigma})
 
 
@@ -59,6 +61,7 @@ def test_a_name_has_its_numbers_or_their_defaults(count, sigma):
         (NAMED, "waves:1:x", "a number in place of 'x'"),
         (NAMED, "waves:1:2:3", "takes 2 number.*as in waves:8:2.5"),
         (NAMED, "plain:1", "takes 0 number"),
+        (NAMED, "waves:sigm=1", "a number of waves .*Did you mean 'sigma'"),
         (whole(2, 5), "6", "at least 2 and at most 5"),
         (whole(), "1e3", "whole number"),
         (number, "nan", "finite"),

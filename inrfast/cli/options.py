@@ -17,6 +17,7 @@ from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice
 from inrfast.init import INITIALISERS
 from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.norms import NORMS
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
 
 
@@ -108,13 +109,20 @@ def network_options() -> Parser:
         "--activation",
         type=spec("activation", ACTIVATIONS, numbers),
         default="relu",
-        help=f"{spellings(ACTIVATIONS, numbers)}; --omega where no number follows the name (%(default)s)",
+        help=f"{spellings(ACTIVATIONS, numbers)}; numbers in this order, or as sine:omega=30 (%(default)s)",
     )
-    group.add_argument("--omega", type=number, default=30.0, help=f"frequency of {', '.join(with_omega)} (%(default)s)")
+    group.add_argument(
+        "--first-activation", type=spec("activation", ACTIVATIONS, numbers), help="of the first layer, where it differs"
+    )
+    group.add_argument("--omega", type=number, help=f"frequency of {', '.join(with_omega)} (each has its own default)")
     init = choice("initialisation", INITIALISERS)
     group.add_argument("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
     group.add_argument("--hidden-init", type=init, help="of the layers after the first, where it differs")
-    group.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
+    group.add_argument(
+        "--norm",
+        type=choice("norm", NORMS),
+        help=f"{', '.join(NORMS)} (default: none); batch norms are calibrated on the grid",
+    )
     group.add_argument(
         "--encoding",
         type=encoding_spelling.spelled,
@@ -127,14 +135,14 @@ def network_options() -> Parser:
 
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode, batch norms as they start."""
-    hidden = arguments.hidden_init
+    hidden, first = arguments.hidden_init, arguments.first_activation
     with at_work("building the network", arguments.quiet):
         return INR(
             inputs,
             outputs,
             width=arguments.width,
             hidden_layers=arguments.hidden_layers,
-            activation=arguments.activation,
+            activation=arguments.activation if first is None else {"first": first, "hidden": arguments.activation},
             omega=arguments.omega,
             encoding=arguments.encoding,
             norm=arguments.norm,
