@@ -111,18 +111,23 @@ class Points:
     rows: Tensor | range
 
 
-def applies(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> bool:
-    """Return whether the native step takes networks of such activations, whose parameters and points are these."""
-    return (
-        bool(instructions())
-        and all(name in ACTIVATIONS for name in activations)
-        and len(activations) < MOST_LAYERS
-        and all(
-            tensor is None
-            or (tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor[0].is_contiguous())
-            for tensor in tensors
-        )
-    )
+def reason_against(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> str | None:
+    """Return why the native step does not take networks of such activations, whose parameters and points are these."""
+    if not instructions():
+        return "this processor, build or environment has no native step"
+    unknown = sorted(set(activations) - set(ACTIVATIONS))
+    if unknown:
+        return f"the activation {unknown[0]!r} has no native step"
+    if len(activations) >= MOST_LAYERS:
+        return f"it has {len(activations)} hidden layers, and native steps take fewer than {MOST_LAYERS}"
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+            return f"native steps take fp32 on a CPU, not {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+        if not tensor[0].is_contiguous():
+            return "its parameters are not contiguous"
+    return None
 
 
 def chunk_rows(width: int, points: int) -> int:

@@ -31,7 +31,7 @@ from inrfast.training import callables, optimizers
 from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
-from inrfast.training.engines.autograd import is_plain
+from inrfast.training.engines.task import against_formula
 from inrfast.training.group import Member, Run
 from inrfast.training.options import Settings, check_not_there
 from inrfast.training.schema import FIT_SCHEMA, check
@@ -619,7 +619,7 @@ def _grouped(members: Sequence[Member]) -> list[list[Member]]:
 def _kind(member: Member) -> Any:
     """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
     net, data = member.net, member.data
-    if not is_plain(net):
+    if against_formula(net) is not None:
         return id(net)
     assert isinstance(net, INR)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]

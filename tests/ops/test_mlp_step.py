@@ -190,13 +190,13 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("INRFAST_GEMM", raising=False)
     x, measured = torch.rand(2, 5, 3), mlp_step._available.__wrapped__
     monkeypatch.setattr(mlp_step, "_available", lambda: "avx2")
-    assert mlp_step.applies(["relu", "sine"], [x, None])
-    assert not mlp_step.applies(["relu", "tanh"], [x])
-    assert not mlp_step.applies(["relu"], [x.double()])
-    assert not mlp_step.applies(["relu"], [x.mT])
-    assert not mlp_step.applies(["relu"] * 64, [x])
+    assert mlp_step.reason_against(["relu", "sine"], [x, None]) is None
+    assert "'tanh'" in str(mlp_step.reason_against(["relu", "tanh"], [x]))
+    assert "not float64 on cpu" in str(mlp_step.reason_against(["relu"], [x.double()]))
+    assert "contiguous" in str(mlp_step.reason_against(["relu"], [x.mT]))
+    assert "64 hidden layers" in str(mlp_step.reason_against(["relu"] * 64, [x]))
     monkeypatch.setenv("INRFAST_GEMM", "torch")
-    assert not mlp_step.applies(["relu"], [x])
+    assert "no native step" in str(mlp_step.reason_against(["relu"], [x]))
     monkeypatch.delenv("INRFAST_GEMM")
 
     def missing() -> None:
@@ -204,4 +204,4 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(mlp_step, "load_extension", missing)
     monkeypatch.setattr(mlp_step, "_available", measured)
-    assert not mlp_step.applies(["relu"], [x])
+    assert "no native step" in str(mlp_step.reason_against(["relu"], [x]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points,
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
 from inrfast.training.engines.layerwise import encoded
+from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.stack import Stack
 
 MOST_STEPS = 64
@@ -43,9 +45,9 @@ NUMBERS = {"adam": 1, "adamw": 2, "sgd": 3}
 BETA1, BETA2 = 0.9, 0.999
 
 
-def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) -> str | None:
-    """Return why INRs of one shape whose formula is known (``is_plain``) cannot take fused steps, or None."""
-    net = nets[0]
+def _against(task: Task) -> str | None:
+    """Return why INRs of one shape whose formula is known cannot take fused steps, or None."""
+    net, data = task.nets[0], task.data
     assert isinstance(net, INR)
     parameters = [parameter for layer in net.layers for parameter in layer.parameters()]
     if len({id(parameter) for parameter in parameters}) < len(parameters):
@@ -55,12 +57,11 @@ def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) ->
     if reason is not None:
         return reason
     if inputs > FEW:
-        needed = len(nets) * data.points * inputs * data.target.dtype.itemsize
-        if 4 * needed > budget:
-            return (
-                f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {format_bytes(budget)}"
-            )
-    elif narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
+        needed = len(task.nets) * data.points * inputs * data.target.dtype.itemsize
+        if 4 * needed > task.budget:
+            budget = format_bytes(task.budget)
+            return f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {budget}"
+    elif task.narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
         return f"coordinates beyond {MOST_COORDINATE} do not fit precision='medium'"
     return None
 
@@ -87,8 +88,8 @@ def _engine(
     net = stack.nets[0]
     assert isinstance(net, INR)
     dtype = OPERANDS[kind] if _inputs(net) > FEW else data.coords.dtype
-    inputs, encodings = encoded(stack, data.coords, budget, dtype)
-    assert encodings is None, "checked by why_not"
+    inputs, encodings = encoded(stack.nets, data.coords, budget, dtype)
+    assert encodings is None, "checked by reason_against"
     trained = torch.zeros(stack.flat.shape[1], dtype=torch.uint8, device=stack.flat.device)
     for name in stack.trainable:
         stack.view_of(trained.unsqueeze(0), name).fill_(1)
@@ -107,30 +108,25 @@ def _wide(stack: Stack) -> str:
 class FusedEvaluation:
     """Mean squared errors of the networks of a flat stack, in their own dtype."""
 
-    def __init__(self, stack: Stack, data: Data, budget: int) -> None:
-        rows = min(data.points, EVALUATED_ROWS)
-        self.engine = _engine(stack, data, rows, _wide(stack), 1, budget, gradient=False)
+    def __init__(self, stack: Stack, task: Task) -> None:
+        rows = min(task.data.points, EVALUATED_ROWS)
+        self.engine = _engine(stack, task.data, rows, _wide(stack), 1, task.budget, gradient=False)
 
     def mean_square(self) -> Tensor:
-        """See :class:`inrfast.training.engines.autograd.Gradient`."""
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         return self.engine.mean_square().cpu()
 
 
 class FusedGradient:
-    """Gradient of the mean squared error of INRs without norms by fused kernels; a ``Gradient`` of a fit.
+    """Gradient of the mean squared error of INRs without norms by fused kernels.
 
     Parameters
     ----------
     stack
         Flat; each call overwrites its gradients.
-    data
-        Points, values and weights.
-    points
-        Points of a step.
-    budget
-        Bytes for the buffers, and for the encoded points.
-    narrow
-        Features, errors and weights of the products between hidden layers in fp16; sums, weights and updates in fp32.
+    task
+        What is wanted: see :class:`inrfast.training.engines.task.Task`. ``narrow``: features, errors and weights of the
+        products between hidden layers in fp16; sums, weights and updates in fp32.
     steps
         Most steps at once.
 
@@ -140,21 +136,31 @@ class FusedGradient:
         Not even one tile of points fits the budget.
     """
 
-    name = "fused"
+    name: ClassVar[str] = "fused"
+    backend: ClassVar[str] = "triton"
+    flat: ClassVar[bool] = True
     one_core = False
 
-    def __init__(
-        self, stack: Stack, data: Data, points: int, budget: int, narrow: bool = False, steps: int = MOST_STEPS
-    ) -> None:
-        self.stack, self.data, self.points, self.budget, self.narrow = stack, data, points, budget, narrow
+    def __init__(self, stack: Stack, task: Task, steps: int = MOST_STEPS) -> None:
+        self.stack, self.task, self.points, self.narrow = stack, task, task.points, task.narrow
         self.steps = steps
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
-        self.engine = _engine(stack, data, points, "fp16" if narrow else _wide(stack), steps, budget // 2, True)
+        kind = "fp16" if self.narrow else _wide(stack)
+        self.engine = _engine(stack, task.data, self.points, kind, steps, task.budget // 2, True)
         self.evaluation: FusedEvaluation | None = None
+
+    @staticmethod
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        if task.backend != "triton":
+            return "fused steps are those of backend='triton'"
+        if callable(task.loss):
+            return "the loss is no 'mse'"
+        return against_formula(task.nets[0]) or _against(task)
 
     @property
     def layout(self) -> dict[str, object]:
-        """See :class:`inrfast.training.engines.autograd.Gradient`."""
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         return {"gradient": self.name, **self.engine.describe()}
 
     @torch.no_grad()
@@ -175,11 +181,11 @@ class FusedGradient:
         return engine.losses[0].double().cpu()
 
     def mean_square(self) -> Tensor:
-        """See :class:`inrfast.training.engines.autograd.Gradient`."""
-        if not self.narrow and self.points == self.data.points:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        if not self.narrow and self.points == self.task.data.points:
             return self.engine.mean_square().cpu()
         if self.evaluation is None:
-            self.evaluation = FusedEvaluation(self.stack, self.data, self.budget // 2)
+            self.evaluation = FusedEvaluation(self.stack, replace(self.task, budget=self.task.budget // 2))
         return self.evaluation.mean_square()
 
     def state(self) -> Tensor:
@@ -280,7 +286,7 @@ class FusedSteps:
         self.engine = optimizer.engine = gradient.engine
         self.draws: Draws | None = None
         drawn = 0 if batches.rows(0) is None else gradient.points * len(batches.seeds)
-        self.most = max(1, min(gradient.steps, gradient.budget // max(DRAWN_SHARE * 8 * drawn, 1)))
+        self.most = max(1, min(gradient.steps, gradient.task.budget // max(DRAWN_SHARE * 8 * drawn, 1)))
         self.graphs: dict[int, Any] = {}
         self.compiled = False
         self.capture = self.engine.device.type == "cuda"

@@ -1,115 +1,61 @@
-"""One thread's part of a layerwise gradient: forward and backward over a share of the rows, or of the networks."""
+"""The tensor engine: torch's operations on chunks that stay in cache, for all activations, dtypes and devices."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
 
 import torch
 from torch import Tensor, nn
 
-from inrfast.memory import chunks
-from inrfast.nn import INR
-from inrfast.ops import gemm, mlp_step
+from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
+from inrfast.ops import gemm
 from inrfast.ops.in_place import IN_PLACE, times_relu_slope
-from inrfast.training.data import Data
-from inrfast.training.stack import Stack
+from inrfast.threads import cores as torch_cores
+from inrfast.training.engines.layerwise import NARROW, LayerwiseGradient, Pass, Plan, gathered, own, planned
+from inrfast.training.engines.task import Task, against_formula
 
-NARROW = torch.bfloat16
+ENCODING_BUFFERS = 5
+"""Buffers of an encoding's columns that it takes to make them: phases, cosines and sines, both together, a copy."""
 
-
-class Work(Protocol):
-    """What all threads share: see :class:`inrfast.training.engines.layerwise.LayerwiseGradient`.
-
-    Attributes
-    ----------
-    net, stack, data
-        The first of the networks, all of them, and their data.
-    encoded, encodings
-        Inputs (B or 1, N, columns) of the first layer; points, where encodings are taken anew each time.
-    rows, block
-        Points and networks of a chunk.
-    narrow
-        Whether products between hidden layers are in bfloat16.
-    """
-
-    net: INR
-    stack: Stack
-    data: Data
-    encoded: Tensor
-    encodings: list[nn.Module] | None
-    rows: int
-    block: int
-    narrow: bool
+LEAST_WORK, MOST_BYTES = 2**26, 2**22
+"""Minimum FLOP of a product between hidden layers that hides contention for Python's lock, and the size of a buffer up
+to which narrow layers get there: larger than the cache costs time too."""
 
 
-class Pass(Protocol):
-    """What one thread needs, its own buffers among it."""
-
-    def over(
-        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
-        ...
-
-
-class NativePass:
-    """By one native call a block of networks: see :mod:`inrfast.ops.mlp_step`."""
-
-    def __init__(self, of: Work) -> None:
-        self.of, self.instructions = of, mlp_step.instructions()
-        self.memory = of.data.target.new_empty(mlp_step.workspace(self._layers(slice(None), {}), of.rows))
+class TensorGradient(LayerwiseGradient):
+    """The layerwise gradient by torch's operations; networks of few points share a chunk as a batch."""
 
     @staticmethod
-    def applies(net: INR, stack: Stack, inputs: Tensor, data: Data) -> bool:
-        """Return whether the native step takes these networks and data."""
-        return mlp_step.applies(
-            net.activations, [*stack.parameters.values(), *stack.grads.values(), inputs, data.target, data.weight]
-        )
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        return against_formula(task.nets[0]) or ("the loss is no 'mse'" if callable(task.loss) else None)
 
-    @torch.no_grad()
-    def over(
-        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """See :class:`Pass`."""
-        data = self.of.data
-        chosen: Tensor | range = rows
-        if batch is not None:
-            chosen = batch[_own(batch, block), rows.start : rows.stop]
-        weight = None if data.weight is None or scales is None else data.weight[_own(data.weight, block)]
-        inputs, target = (own[_own(own, block)] for own in (self.of.encoded, data.target))
-        return mlp_step.steps(
-            self._layers(block, sums),
-            mlp_step.Points(inputs, target, weight, chosen),
-            None if scales is None else scales[block],
-            block.stop - block.start,
-            self.of.rows,
-            self.memory,
-            self.instructions,
-        )
+    def _plan(self, task: Task, budget: int) -> Plan:
+        net, like, networks, points = self.net, self.data.target, len(self.stack), task.points
+        widest = max(net.width, net.out_features)
+        row_bytes = like.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
+        if self.encodings is not None:
+            assert net.encoding is not None
+            row_bytes += ENCODING_BUFFERS * like.element_size() * net.encoding.out_features
+        require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
+        affordable = budget // row_bytes
+        size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
+        rows = min(cached_rows(widest, like, size), points, affordable)
+        with torch_cores(torch.get_num_threads() if task.cores is None else task.cores):
+            cores = gemm.threads(like.dtype, like.device)
+        together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
+        block = min(together_fit, math.ceil(networks / (2 * cores))) if rows == points else 1
+        plan = planned(networks, points, rows, block, cores)
+        return plan._replace(threads=min(plan.threads, max(1, affordable // (block * rows))))
 
-    def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
-        """Return the layers of some networks, with the sums for their gradients."""
-        stack, net = self.of.stack, self.of.net
-
-        def pair(parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-            if parameter is None:
-                return None, None
-            total = sums.get(stack.names[parameter])
-            return stack.of(parameter)[block], None if total is None else total[block]
-
-        layers = []
-        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*net.omegas, 1.0], strict=True):
-            assert isinstance(layer, nn.Linear)
-            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight), pair(layer.bias)
-            assert weight is not None
-            layers.append(mlp_step.Layer(name, omega, weight, bias, weight_grad, bias_grad))
-        return layers
+    def _pass(self) -> Pass:
+        return TensorPass(self)
 
 
 class TensorPass:
-    """By torch's operations, for all activations and dtypes; networks of few points share a chunk as a batch."""
+    """One thread's part, with its own buffers."""
 
-    def __init__(self, of: Work) -> None:
+    def __init__(self, of: TensorGradient) -> None:
         self.of, net, stack, like = of, of.net, of.stack, of.data.target
         self.activations, self.omegas, self.width = net.activations, net.omegas, net.width
         layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
@@ -144,7 +90,7 @@ class TensorPass:
         for part in chunks(len(rows), self.of.rows):
             index: Tensor | slice = slice(rows.start + part.start, rows.start + part.stop)
             if batch is not None:
-                index = batch[_own(batch, block), index]
+                index = batch[own(batch, block), index]
             x, target = self._inputs(block, index), gathered(self.of.data.target, block, index)
             error = self._forward(x, weights, biases, k).sub_(target)
             weight = self.of.data.weight if scales is not None else None
@@ -261,20 +207,3 @@ class TensorPass:
             gemm.baddbmm_(weight, error.mT, features)
         else:
             weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
-
-
-def _own(shared: Tensor, block: slice) -> slice:
-    """Return where a block of networks finds its part on the first axis of a tensor that all may share."""
-    return slice(0, 1) if len(shared) == 1 else block
-
-
-def gathered(source: Tensor, block: slice, index: Tensor | slice) -> Tensor:
-    """Return rows of (B or 1, N, c) for some networks, (k or 1, n, c); an index (k or 1, n) may have rows for each."""
-    some = source[_own(source, block)]
-    if isinstance(index, slice):
-        return some[:, index]
-    if len(some) == 1:
-        return some[0][index]
-    if len(index) == 1:
-        return some[:, index[0]]
-    return some[torch.arange(len(some), device=index.device).unsqueeze(1), index]
