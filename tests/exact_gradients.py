@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.training.data import check_data
 from inrfast.training.engines import Gradient, Task, gradient_of
+from inrfast.training.objective import check_objective
 from inrfast.training.stack import Stack
 
 BUDGET = 2**30
@@ -29,7 +30,8 @@ def of(
 ) -> Gradient:
     """The gradient that a fit of this network would take."""
     net.train()
-    task = Task([net], check_data(net, coords, target, weight), loss, **{"budget": BUDGET, **options})
+    objective = check_objective(loss, weight is not None)
+    task = Task([net], check_data(net, coords, target, weight), objective, **{"budget": BUDGET, **options})
     return gradient_of(Stack([net]), task)
 
 

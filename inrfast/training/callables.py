@@ -171,8 +171,10 @@ def _foreign(module: str | None) -> bool:
 # ---- modules that nobody trains ----------------------------------------------------------------------------------
 
 
-def check_trained(objective: Objective, nets: Sequence[nn.Module]) -> None:
+def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = False) -> None:
     """Refuse functions of an objective that hold what asks to be trained and will not be.
+
+    ``many`` networks have one function in common, which must ask for modules of their own.
 
     Raises
     ------
@@ -182,10 +184,14 @@ def check_trained(objective: Objective, nets: Sequence[nn.Module]) -> None:
     for term in objective.terms:
         found = untrained(term.call, [*nets, *objective.modules])
         if found:
+            instead = "hand it over (modules=[...]; a bare tensor goes into a module)"
+            if many:
+                instead = (
+                    "hand over one per network (modules=[...]), and let the function ask for them by name, modules"
+                )
             raise ValueError(
-                f"{term.place} holds {', '.join(found)}, which asks to be trained, and the fit does not train it: hand "
-                "it over (modules=[...]; a bare tensor goes into a module), or freeze it (requires_grad_(False)) if it "
-                "is meant to stay"
+                f"{term.place} holds {', '.join(found)}, which asks to be trained, and the fit does not train it: "
+                f"{instead}, or freeze it (requires_grad_(False)) if it is meant to stay"
             )
 
 

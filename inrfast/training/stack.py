@@ -47,13 +47,10 @@ class Stack:
     def __init__(self, nets: Sequence[nn.Module], flat: bool = False, modules: Sequence[nn.Module] = ()) -> None:
         assert not modules or (len(nets) == 1 and not flat)
         self.nets, self.modules = list(nets), list(modules)
-        first = dict(self.nets[0].named_parameters())
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in first.items()}
-        for index, module in enumerate(self.modules):
-            for name, parameter in module.named_parameters():
-                self.names.setdefault(parameter, f"modules.{index}.{name}")
-        self.beside = {name: own for own, name in self.names.items() if name not in first}
-        first |= self.beside
+        self.names = names_of(self.nets[0], self.modules)
+        first = {name: parameter for parameter, name in self.names.items()}
+        own = dict(self.nets[0].named_parameters())
+        self.beside = {name: parameter for name, parameter in first.items() if name not in own}
         self.trainable = [name for name, parameter in first.items() if parameter.requires_grad]
         self.flat: Tensor | None = None
         self.places: dict[str, int] = {}
@@ -132,6 +129,15 @@ class Stack:
         for parameter, own in self.lent:
             parameter.data = own.copy_(parameter.data)
         self.lent.clear()
+
+
+def names_of(net: nn.Module, modules: Sequence[nn.Module]) -> dict[Tensor, str]:
+    """Return the names of a network's parameters, and of those of modules that are no part of it, each once."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
+    for index, module in enumerate(modules):
+        for name, parameter in module.named_parameters():
+            names.setdefault(parameter, f"modules.{index}.{name}")
+    return names
 
 
 def _gradient_of(parameter: Tensor) -> Tensor:
