@@ -269,8 +269,8 @@ class TorchOptimizer:
             beside = " and those of modules" if stack.modules else ""
             raise ValueError(
                 f"optimizer must hold the network's trainable parameters{beside}, got one that holds "
-                f"{' and '.join(found)}; make it from net.parameters(){beside}, and freeze what is not to be trained with "
-                "requires_grad_(False)"
+                f"{' and '.join(found)}; make it from net.parameters(){beside}, and freeze what is not to be trained "
+                "with requires_grad_(False)"
             )
         for group in optimizer.param_groups:
             gaps = [mine[parameter] for parameter in group["params"] if has_gaps(parameter)]
