@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,15 +17,13 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import ACTIVATIONS as TABLE
+from inrfast.activations import Activation
 from inrfast.losses import BoundLoss, loss_of
 from inrfast.memory import chunks, require
+from inrfast.mlp import MLP
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-ACTIVATIONS = ("relu", "sine", "gaussian", "finer", "tanh", "gelu", "softplus")
-"""Activations that the kernels take, one for all layers."""
 
 OPERANDS = {"fp16": torch.float16, "tf32x3": torch.float32, "fp64": torch.float64}
 """Dtype of features, errors and weights in products, by kind."""
@@ -53,16 +50,16 @@ RATES = 4
 class Shape:
     """What networks must have in common: inputs of the first layer, width, hidden layers, outputs, activation.
 
-    ``frequencies`` has one number a hidden layer; activations without one ignore it. ``places`` are where weight and
-    bias (-1: none) of each layer begin among the Q numbers of a network, the head last.
+    ``numbers`` are those of each hidden layer's activation. ``places`` are where weight and bias (-1: none) of each
+    layer begin among the Q numbers of a network, the head last.
     """
 
     inputs: int
     width: int
     hidden: int
     outputs: int
-    activation: str
-    frequencies: tuple[float, ...]
+    activation: Activation
+    numbers: tuple[tuple[float, ...], ...]
     places: tuple[tuple[int, int], ...]
 
     @property
@@ -149,7 +146,7 @@ class FusedMLP:
         operands = OPERANDS[kind]
         self.operands = parameters if operands == parameters.dtype else parameters.to(operands)
         self.tile, self.tile_back, self.on_chip = kernels.passes_configs(
-            kind, shape.width, TABLE[shape.activation].kernel_id, _is_large(self.device)
+            kind, shape.width, shape.activation.device_name, _is_large(self.device)
         )
         self.weight_tile = kernels.weight_gradients_config(kind, shape.width, shape.encoded)
         self.multiprocessors = _multiprocessors(self.device)
@@ -171,9 +168,9 @@ class FusedMLP:
             return torch.empty(size, dtype=dtype, device=self.device)
 
         self.features = buffer(shape.width, operands)
-        self.slopes = buffer(shape.width, operands, gradient and shape.activation != "relu")
+        self.slopes = buffer(shape.width, operands, gradient and shape.activation.keeps != "mask")
         self.errors = buffer(shape.width, operands, gradient)
-        self.masks = buffer(-(-shape.width // 8), torch.uint8, gradient and shape.activation == "relu")
+        self.masks = buffer(-(-shape.width // 8), torch.uint8, gradient and shape.activation.keeps == "mask")
         self.head_errors = torch.empty(self.models, self.capacity, shape.outputs, dtype=operands, device=self.device)
         self.partials = parameters.new_empty(self.models, self.partial_model)
         self.totals = parameters.new_empty(self.models, 2 if loss.is_mean_square else 3, self.tiles)
@@ -187,13 +184,14 @@ class FusedMLP:
         self.losses = parameters.new_zeros(steps, self.models)
         self.rates = parameters.new_zeros(steps, self.models, RATES)
         self.table = self._table().to(self.device)
-        frequencies = [_split(omega) for omega in shape.frequencies]
-        self.frequencies = torch.tensor(frequencies, dtype=torch.float32, device=self.device)
+        numbers = [[*own, *[0.0] * (kernels.NUMBERS.value - len(own))] for own in shape.numbers]
+        parts = [[_split(number) for number in own] for own in numbers]
+        self.activation_numbers = torch.tensor(parts, dtype=torch.float32, device=self.device)
 
     def tile_bytes(self, shape: Shape, kind: str, gradient: bool) -> int:
         """Return the bytes of one tile of points of one network between the passes."""
         size = OPERANDS[kind].itemsize
-        slopes = -(-shape.width // 8) if shape.activation == "relu" else shape.width * size
+        slopes = -(-shape.width // 8) if shape.activation.keeps == "mask" else shape.width * size
         row = shape.hidden * (shape.width * size * (1 + gradient) + slopes * gradient)
         return self.tile.rows * (row + shape.outputs * size) + (self.thin + 2) * self.parameters.dtype.itemsize
 
@@ -266,7 +264,7 @@ class FusedMLP:
                 self.numbers,
                 self.parameters,
                 self.operands,
-                self.frequencies,
+                self.activation_numbers,
                 order,
                 self.scales,
                 self.features,
@@ -394,7 +392,7 @@ class FusedMLP:
             "width": shape.width,
             "depth": shape.inputs,
             "outputs": shape.outputs,
-            "ACTIVATION": TABLE[shape.activation].kernel_id,
+            "ACTIVATION": shape.activation.device_name,
             "BIAS": shape.bias,
             "COORDINATES": not shape.encoded,
             "LOSS": getattr(_losses(), str(loss.kind.triton)).value,
@@ -461,14 +459,24 @@ class FusedMLP:
         return sum(tensor.numel() * tensor.element_size() for tensor in buffers)
 
 
-def reason_against(activations: Sequence[str], columns: int, outputs: int, dtype: torch.dtype) -> str | None:
-    """Return why networks with these activations, most columns of a layer and outputs take no fused steps, or None."""
-    if len(set(activations)) > 1:
-        return f"its layers have different activations ({', '.join(sorted(set(activations)))})"
-    if activations[0] not in ACTIVATIONS:
-        return f"the activation {activations[0]!r} has no fused step"
-    if outputs > MOST_OUTPUTS:
-        return f"it has {outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
+    """Return why networks of this shape, on points of ``dtype``, take no fused steps, or None.
+
+    That backpropagation is written out for them at all (no norms, one width) is asked elsewhere.
+    """
+    kinds = {activation.kind for activation in mlp.activations}
+    if len(kinds) > 1:
+        return f"its layers have different activations ({', '.join(sorted(kind.name for kind in kinds))})"
+    kind = mlp.activations[0].kind
+    if kind.device is None or kind.keeps == "nothing":
+        return f"the activation {kind.name!r} has no fused step"
+    if len({layer.bias is not None for layer in mlp.layers}) > 1:
+        return "some of its layers have a bias and others have none"
+    if len(mlp.parameters) < sum(len(layer.parameters) for layer in mlp.layers):
+        return "its layers share parameters"
+    if mlp.outputs > MOST_OUTPUTS:
+        return f"it has {mlp.outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+    columns = max(*mlp.widths, mlp.columns)
     if columns > MOST_COLUMNS:
         return f"it has a layer of {columns} columns, and a fused step takes {MOST_COLUMNS} at most"
     if dtype not in (torch.float32, torch.float64):

@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.activations import BoundActivation
 from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
 from inrfast.losses import BoundLoss, loss_of
-
-ACTIVATIONS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
-"""Activations that the native step knows, with their numbers there."""
 
 MOST_LAYERS = 64
 
@@ -75,7 +73,7 @@ def instructions() -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of B networks and the activation behind it (``"relu"`` for the head, where it is not used).
+    """A linear layer of B networks and the activation behind it, None of the head.
 
     Attributes
     ----------
@@ -85,8 +83,7 @@ class Layer:
         Tensors like them, to which gradients are added; None: not wanted.
     """
 
-    activation: str
-    omega: float
+    activation: BoundActivation | None
     weight: Tensor
     bias: Tensor | None
     weight_grad: Tensor | None = None
@@ -111,11 +108,11 @@ class Points:
     rows: Tensor | range
 
 
-def reason_against(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> str | None:
+def reason_against(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> str | None:
     """Return why the native step does not take networks of such activations, whose parameters and points are these."""
     if not instructions():
         return "this processor, build or environment has no native step"
-    unknown = sorted(set(activations) - set(ACTIVATIONS))
+    unknown = sorted(activation.name for activation in activations if activation.kind.native is None)
     if unknown:
         return f"the activation {unknown[0]!r} has no native step"
     if len(activations) >= MOST_LAYERS:
@@ -203,8 +200,8 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
         module.MlpLayer(
             inputs=layer.weight.shape[2],
             outputs=layer.weight.shape[1],
-            activation=ACTIVATIONS[layer.activation],
-            omega=layer.omega,
+            activation="relu" if layer.activation is None else layer.activation.kind.native,
+            numbers=[] if layer.activation is None else layer.activation.numbers,
             weight=_stacked(layer.weight),
             bias=_stacked(layer.bias),
             weight_grad=_stacked(layer.weight_grad),

@@ -24,7 +24,8 @@ from inrfast.errors import (
 )
 from inrfast.files import shown, sole_writer
 from inrfast.memory import is_refusal
-from inrfast.nn import INR, described_network
+from inrfast.mlp import describe
+from inrfast.nn import described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
 from inrfast.training import callables, optimizers
@@ -638,14 +639,15 @@ def _grouped(members: Sequence[Member]) -> list[list[Member]]:
 def _kind(member: Member) -> Any:
     """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
     net, data = member.net, member.data
-    if against_formula(net) is not None:
+    mlp = describe(net)
+    if isinstance(mlp, str) or against_formula(mlp) is not None:
         return id(net)
-    assert isinstance(net, INR)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
-    encoding = None if net.encoding is None else repr(net.encoding.config() | {"columns": net.encoding.out_features})
+    encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
-    return str((parameters, encoding, net.activations, net.omegas, shapes, evaluation))
+    activations = [(activation.name, activation.numbers) for activation in mlp.activations]
+    return str((parameters, encoding, activations, shapes, evaluation))
 
 
 @contextmanager

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from tensor_cores import product, truncating
 
 import inrfast as inr
+from inrfast.activations import ACTIVATIONS as TABLE
 from inrfast.errors import MemoryBudgetError
 from inrfast.kernels import fused_mlp as kernels
 from inrfast.losses import loss_of
-from inrfast.ops.fused_mlp import ACTIVATIONS, CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.mlp import describe
+from inrfast.ops.fused_mlp import CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.stack import Stack
 
 TORCH = {
@@ -26,6 +28,8 @@ TORCH = {
     "bce": lambda f, y, numbers: F.binary_cross_entropy_with_logits(f, y, reduction="none"),
 }
 UNIT = {"fp16": 2.0**-11, "tf32x3": 2.0**-22, "fp64": 2.0**-53}
+ACTIVATIONS = tuple(sorted(name for name, kind in TABLE.items() if kind.device is not None and kind.keeps != "nothing"))
+
 SMOOTH = tuple(name for name in ACTIVATIONS if name != "relu")
 
 
@@ -70,9 +74,9 @@ class Case:
             tuple(self.stack.places.get(f"layers.{k}.{part}", -1) for part in ("weight", "bias"))
             for k in range(len(first.layers))
         )
-        shape = Shape(
-            encoded.shape[2], first.width, self.hidden, outputs, first.activations[0], tuple(first.omegas), places
-        )
+        numbers = tuple(own.numbers for own in first.bound_activations)
+        activation = first.bound_activations[0].kind
+        shape = Shape(encoded.shape[2], first.width, self.hidden, outputs, activation, numbers, places)
         trained = torch.ones(self.stack.flat.shape[1], dtype=torch.uint8, device=device)
         points = Points(encoded, self.target, self.weight)
         self.count = drawn or n
@@ -307,12 +311,25 @@ def test_steps_repeat_bit_by_bit_and_do_not_depend_on_what_lies_between(device):
 
 
 def test_reasons_against():
-    assert reason_against(["relu", "relu"], 64, 3, torch.float32) is None
-    for arguments, said in (
-        ((["relu", "sine"], 64, 3, torch.float32), "different activations"),
-        ((["identity"], 64, 3, torch.float32), "identity"),
-        ((["relu"], 64, 17, torch.float32), "17 outputs"),
-        ((["relu"], 2**15, 3, torch.float32), "32768 columns"),
-        ((["relu"], 64, 3, torch.bfloat16), "bfloat16"),
+    def reason(dtype=torch.float32, activation=("relu", "relu"), outputs=3, width=64, change=lambda net: None):
+        net = inr.INR(2, outputs, width, len(activation), activation)
+        change(net)
+        return reason_against(describe(net), dtype)
+
+    def tie(net):
+        net.layers[1].bias = net.layers[0].bias
+
+    def drop_bias(net):
+        net.layers[1].bias = None
+
+    assert reason() is None
+    for options, said in (
+        ({"activation": ("relu", "sine")}, "different activations"),
+        ({"activation": ("identity",)}, "identity"),
+        ({"outputs": 17}, "17 outputs"),
+        ({"width": 2**15, "activation": ("relu",)}, "32768 columns"),
+        ({"dtype": torch.bfloat16}, "bfloat16"),
+        ({"change": tie}, "share parameters"),
+        ({"change": drop_bias}, "others have none"),
     ):
-        assert said in reason_against(*arguments)
+        assert said in reason(**options)

@@ -11,11 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import inrfast as inr
-from inrfast.activations import ACTIVATIONS as FORMULAS
+from inrfast.activations import ACTIVATIONS as TABLE
+from inrfast.activations import Activation, bind
 from inrfast.errors import NotAvailableError
 from inrfast.losses import LOSSES, loss_of
 from inrfast.ops import mlp_step
-from inrfast.ops.mlp_step import ACTIVATIONS, Layer, Points
+from inrfast.ops.mlp_step import Layer, Points
+
+ACTIVATIONS = sorted(name for name, kind in TABLE.items() if kind.native is not None)
 
 ALL = [name for name in ("avx512", "avx2") if name == mlp_step._available() or mlp_step._available() == "avx512"]
 
@@ -34,16 +37,15 @@ def random(*shape: int, seed: int) -> Tensor:
 def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer]:  # type: ignore[assignment]
     """Parameters side by side, with zeros for the gradients of those that are not frozen."""
     found = []
-    for index, name in enumerate([*nets[0].activations, "relu"]):
+    for index, activation in enumerate([*nets[0].bound_activations, None]):
         weight = torch.stack([net.layers[index].weight.detach() for net in nets])
         bias = None
         if nets[0].layers[index].bias is not None:
             bias = torch.stack([net.layers[index].bias.detach() for net in nets])
-        omega = nets[0].omegas[index] if index < len(nets[0].omegas) else 1.0
         grads = [None, None] if index in frozen else [torch.zeros_like(weight), None]
         if bias is not None and index not in frozen:
             grads[1] = torch.zeros_like(bias)
-        found.append(Layer(name, omega, weight, bias, *grads))
+        found.append(Layer(activation, weight, bias, *grads))
     return found
 
 
@@ -70,10 +72,10 @@ def losses() -> st.SearchStrategy[Any]:
 def distance_from_gates(net: inr.INR, x: Tensor) -> float:
     """How far arguments of ReLU stay from 0, where gates of fp32 and fp64 differ: that is no error of a gradient."""
     least = math.inf
-    for layer, name, omega in zip(net.layers, net.activations, net.omegas, strict=False):
+    for layer, activation in zip(net.layers, net.bound_activations, strict=False):
         x = layer(x)
-        least = min(least, float(x.abs().min())) if name == "relu" else least
-        x = FORMULAS[name].value(x, omega)
+        least = min(least, float(x.abs().min())) if activation.name == "relu" else least
+        x = activation.value(x)
     return least
 
 
@@ -143,7 +145,7 @@ def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str
         value, slope = torch.sin(angle), scale * torch.cos(angle)
 
     one, zero, grad = torch.ones(3000, 1, 1), torch.zeros(3000, 1), torch.zeros(3000, 1)
-    layers = [Layer(name, 1.0, one, zero, None, grad), Layer("relu", 1.0, one, zero)]
+    layers = [Layer(bind(name, 1.0), one, zero, None, grad), Layer(None, one, zero)]
     points = Points(x.reshape(-1, 1, 1), torch.full((1, 1, 1), -2.0), None, range(1))
     squares = run(
         instructions, layers, points, torch.full((3000,), 0.5), 3000
@@ -188,15 +190,15 @@ def test_losses_alone_leave_gradients_as_they_are(instructions: str) -> None:
 def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INRFAST_NATIVE", raising=False)
     monkeypatch.delenv("INRFAST_GEMM", raising=False)
-    x, measured = torch.rand(2, 5, 3), mlp_step._available.__wrapped__
+    x, relu, measured = torch.rand(2, 5, 3), bind("relu"), mlp_step._available.__wrapped__
     monkeypatch.setattr(mlp_step, "_available", lambda: "avx2")
-    assert mlp_step.reason_against(["relu", "sine"], [x, None]) is None
-    assert "'tanh'" in str(mlp_step.reason_against(["relu", "tanh"], [x]))
-    assert "not float64 on cpu" in str(mlp_step.reason_against(["relu"], [x.double()]))
-    assert "contiguous" in str(mlp_step.reason_against(["relu"], [x.mT]))
-    assert "64 hidden layers" in str(mlp_step.reason_against(["relu"] * 64, [x]))
+    assert mlp_step.reason_against([relu, bind("sine")], [x, None]) is None
+    assert "'tanh'" in str(mlp_step.reason_against([relu, bind("tanh")], [x]))
+    assert "not float64 on cpu" in str(mlp_step.reason_against([relu], [x.double()]))
+    assert "contiguous" in str(mlp_step.reason_against([relu], [x.mT]))
+    assert "64 hidden layers" in str(mlp_step.reason_against([relu] * 64, [x]))
     monkeypatch.setenv("INRFAST_GEMM", "torch")
-    assert "no native step" in str(mlp_step.reason_against(["relu"], [x]))
+    assert "no native step" in str(mlp_step.reason_against([relu], [x]))
     monkeypatch.delenv("INRFAST_GEMM")
 
     def missing() -> None:
@@ -204,4 +206,15 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(mlp_step, "load_extension", missing)
     monkeypatch.setattr(mlp_step, "_available", measured)
-    assert "no native step" in str(mlp_step.reason_against(["relu"], [x]))
+    assert "no native step" in str(mlp_step.reason_against([relu], [x]))
+
+
+@needs_native
+def test_an_activation_that_the_extension_does_not_have_is_refused() -> None:
+    one = torch.ones(1, 1, 1)
+    for kind, told in (
+        (Activation("x", torch.sin, torch.cos, native="unheard_of"), "no activation called unheard_of"),
+        (Activation("x", torch.sin, torch.cos, dict.fromkeys("abc", 1.0), native="sine"), "at most 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mlp_step.workspace([Layer(kind.bind(), one, None)], 84)

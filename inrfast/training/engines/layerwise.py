@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.memory import cached_rows, chunks
-from inrfast.nn import INR
+from inrfast.mlp import MLP
 from inrfast.threads import share
 from inrfast.training.engines.task import Task
 from inrfast.training.stack import Stack
@@ -91,20 +91,18 @@ class LayerwiseGradient:
 
     def __init__(self, stack: Stack, task: Task) -> None:
         self.stack, self.data, self.narrow = stack, task.data, task.narrow
-        net = stack.nets[0]
-        assert isinstance(net, INR)
         assert task.objective.named is not None
-        self.net, self.loss = net, task.objective.named
+        self.mlp, self.loss = task.mlp, task.objective.named
         budget = task.buffers
         dtype = NARROW if self.narrow else self.data.coords.dtype
-        self.encoded, self.encodings = encoded(stack.nets, self.data.coords, budget, dtype)
+        self.encoded, self.encodings = encoded(stack.nets, self.mlp, self.data.coords, budget, dtype)
         if self.encoded is not self.data.coords:
             budget -= self.encoded.nbytes
         self.most_shares = max(1, min(MOST_SHARES, budget // (4 * sum(grad.nbytes for grad in stack.grads.values()))))
         plan = self._plan(task, budget)
         self.rows, self.block, _, self.by_networks = plan
         self.passes: Sequence[Pass] = [self._pass() for _ in range(plan.threads)]
-        widest = max(net.width, net.out_features)
+        widest = max(*self.mlp.widths, self.mlp.outputs)
         self.one_core = plan.threads > 1 or self.block * self.rows * widest <= SMALL
         # The first share adds straight to the gradients; where there are several of the rows, the others have own sums.
         own = 1 if self.by_networks else self._shares_of(task.points)
@@ -162,7 +160,7 @@ class LayerwiseGradient:
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""
-        weight, outputs = self.data.weight, self.net.out_features
+        weight, outputs = self.data.weight, self.mlp.outputs
         if weight is None:
             total = torch.full((1,), float(self._count(batch) * outputs), dtype=torch.float64)
         else:
@@ -194,13 +192,12 @@ class LayerwiseGradient:
         return torch.cat(found) if self.by_networks else torch.stack(found).sum(0)
 
 
-def encoded_bytes(nets: Sequence[nn.Module], coords: Tensor, dtype: torch.dtype) -> int:
+def encoded_bytes(nets: Sequence[nn.Module], mlp: MLP, coords: Tensor, dtype: torch.dtype) -> int:
     """Return the bytes of the encoded points of networks in a dtype; 0 without an encoding."""
-    encodings = _encodings(nets)
-    if not encodings:
+    if mlp.encoding is None:
         return 0
-    count = 1 if _alike(encodings, coords) else len(nets)
-    return count * coords.shape[1] * encodings[0].out_features * dtype.itemsize
+    count = 1 if _alike(_encodings(nets, mlp), coords) else len(nets)
+    return count * coords.shape[1] * mlp.columns * dtype.itemsize
 
 
 def is_kept(size: int, budget: int) -> bool:
@@ -210,15 +207,14 @@ def is_kept(size: int, budget: int) -> bool:
 
 @torch.no_grad()
 def encoded(
-    nets: Sequence[nn.Module], coords: Tensor, budget: int, dtype: torch.dtype
+    nets: Sequence[nn.Module], mlp: MLP, coords: Tensor, budget: int, dtype: torch.dtype
 ) -> tuple[Tensor, list[nn.Module] | None]:  # fmt: skip
     """Return the encoded points in a dtype, or points and encodings if keeping them would take over half the budget."""
-    encodings = _encodings(nets)
-    if not encodings:
+    if mlp.encoding is None:
         return coords, None
-    if not is_kept(encoded_bytes(nets, coords, dtype), budget):
-        return coords, list(encodings)
-    columns = encodings[0].out_features
+    encodings, columns = _encodings(nets, mlp), mlp.columns
+    if not is_kept(encoded_bytes(nets, mlp, coords, dtype), budget):
+        return coords, encodings
     count = 1 if _alike(encodings, coords) else len(nets)
     inputs = coords.new_empty(count, coords.shape[1], columns, dtype=dtype)
     for own, encode, points in zip(inputs, encodings, coords.expand(len(nets), -1, -1), strict=False):
@@ -227,8 +223,8 @@ def encoded(
     return inputs, None
 
 
-def _encodings(nets: Sequence[nn.Module]) -> list[Any]:
-    return [net.encoding for net in nets if isinstance(net, INR) and net.encoding is not None]
+def _encodings(nets: Sequence[nn.Module], mlp: MLP) -> list[nn.Module]:
+    return [net.get_submodule(mlp.encoding_name) for net in nets]
 
 
 def _alike(encodings: Sequence[nn.Module], coords: Tensor) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.memory import require
-from inrfast.nn import INR
+from inrfast.mlp import MLP, describe, hooked_backward, hooked_forward
 from inrfast.training.data import Data
 from inrfast.training.objective import Objective
 from inrfast.training.stack import Stack
@@ -27,8 +27,6 @@ UNCOUNTED = 2**22
 
 DRAWN_BYTES = 48
 """Bytes per point of a permutation, with what drawing it takes."""
-
-ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
 
 
 @dataclass(frozen=True)
@@ -72,6 +70,17 @@ class Task:
     measuring: bool = False
     backend: str = "torch"
     named: bool = False
+
+    @cached_property
+    def described(self) -> MLP | str:
+        """The description of the first network, or why there is none."""
+        return describe(self.nets[0])
+
+    @property
+    def mlp(self) -> MLP:
+        """The description, of which :func:`against_formula` has nothing to say."""
+        assert isinstance(self.described, MLP), self.described
+        return self.described
 
     @property
     def points(self) -> int:
@@ -149,27 +158,25 @@ class Gradient(Protocol):
 
 def has_hooks(net: nn.Module) -> bool:
     """Return whether hooks watch or change the passes: they expect the whole batch, once per step."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    on_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    return any(getattr(module, kind, None) for module in net.modules() for kind in kinds) or any(
-        getattr(parameter, kind, None) for parameter in net.parameters() for kind in on_parameters
-    )
+    return hooked_forward(net) or hooked_backward(net)
 
 
-def against_formula(net: nn.Module) -> str | None:
-    """Return why ``net`` is no INR without norms made of the library's own parts; None: its formula is known."""
-    if type(net) is not INR:
-        return f"the network is a {type(net).__name__}, not an inrfast.INR"
-    if not all(type(norm) is nn.Identity for norm in net.norms):
-        return "the network has norms"
-    if not all(type(layer) is nn.Linear for layer in net.layers):
-        return "one of the network's layers is no torch.nn.Linear"
-    if type(net.encoding) not in ENCODINGS:
-        return f"the encoding is a {type(net.encoding).__name__}, not one of this library's"
-    if net.encoding is not None and any(parameter.requires_grad for parameter in net.encoding.parameters()):
-        return "the encoding is trained"
-    if len({(parameter.dtype, parameter.device) for parameter in net.parameters()}) != 1:
-        return "the network's parameters have several dtypes or devices"
-    if any("forward" in vars(module) or "activate" in vars(module) for module in net.modules()):
-        return "a part of the network has a forward of its own"
-    return "the network has hooks" if has_hooks(net) else None
+def against_formula(described: MLP | str) -> str | None:
+    """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is."""
+    if isinstance(described, str):
+        return described
+    if described.norms:
+        return "its hidden layers have norms"
+    if described.hooked_backward:
+        return "hooks see its backward passes"
+    if not described.known_encoding:
+        return f"its encoding is a {type(described.encoding).__name__}, not one of this library's"
+    encoding = [] if described.encoding is None else list(described.encoding.parameters())
+    if any(parameter.requires_grad for parameter in encoding):
+        return "its encoding is trained"
+    if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
+        return "its parameters have several dtypes or devices"
+    widths = sorted(set(described.widths))
+    if len(widths) > 1:
+        return f"its hidden layers have different widths ({', '.join(map(str, widths))})"
+    return None

@@ -42,7 +42,7 @@ class WholeGradient(AutogradGradient):
         super().__init__(stack, task)
         self.objective, self.trials = task.objective, task.trials
         # The share of an evaluation that has buffers of its own.
-        self.beside, self.share = task.beside, MEASURED if against_formula(self.net) is None else 0
+        self.beside, self.share = task.beside, MEASURED if against_formula(task.described) is None else 0
         self.room = self.budget - (self.budget // self.share if self.share else 0)
         self.batch = task.points
         self.watched = self._require()

@@ -58,7 +58,7 @@ UNKNOWN = {
     "norms": small(norm="sphere"),
     "torch.nn.Linear": changed(lambda net: net.layers.__setitem__(1, Shifted(8, 8))),
     "hooks": changed(lambda net: net.layers[0].register_forward_hook(lambda module, inputs, output: None)),
-    "forward of its own": changed(lambda net: setattr(net.layers[0], "forward", net.layers[0].forward)),
+    "method 'forward' of its own": changed(lambda net: setattr(net.layers[0], "forward", net.layers[0].forward)),
 }
 """Networks whose formula is not known, by what is said of them."""
 

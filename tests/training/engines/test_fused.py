@@ -256,7 +256,7 @@ def test_a_backend_that_is_named_never_falls_back(device, monkeypatch):
     shared.layers[1] = shared.layers[2]
     refused = [
         (network(activation=["relu", "sine"]), {}, "different activations"),
-        (network(norm="sphere"), {}, "has norms"),
+        (network(norm="sphere"), {}, "have norms"),
         (torch.nn.Linear(2, 2), {}, "not an inrfast.INR"),
         (network(), {"loss": lambda pred, target: (pred - target).abs().mean()}, "loss"),
         (shared, {}, "share parameters"),
