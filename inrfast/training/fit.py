@@ -12,14 +12,13 @@ from torch import Tensor, nn
 from inrfast.errors import check_float, check_int, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
-from inrfast.training.callables import warn_of_untrained
+from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
-from inrfast.training.engines.task import Loss
 from inrfast.training.group import Member
+from inrfast.training.objective import Loss, Regularizers, check_objective
 from inrfast.training.optimizers import learning_rates
 from inrfast.training.options import (
     check_checkpoint,
-    check_loss,
     check_optimizer,
     check_progress,
     check_settings,
@@ -58,6 +57,8 @@ def fit(
     eval_coords: Tensor | None = None,
     eval_target: Tensor | None = None,
     data_range: float | None = None,
+    regularizers: Regularizers = (),
+    modules: Sequence[nn.Module] = (),
 ) -> FitResult:
     """Train ``net`` in place so that ``net(coords)`` approaches ``target``; it ends on the last weights.
 
@@ -84,14 +85,18 @@ def fit(
         Points a step, drawn without replacement from a seeded permutation a pass, on the network's device (what is left
         of a pass when no full batch remains is skipped); None takes all.
     loss
-        ``"mse"`` (mean over points and outputs), or a callable of (predictions, targets), or of (predictions, targets,
-        coordinates), of the step's whole batch, shapes (n, M), (n, M), (n, d), that returns a scalar tensor. The
-        coordinates then require gradients: see :mod:`inrfast.training.derivatives`. A module in it that asks to be
-        trained, and is no part of the network, is not, which is warned of.
+        A named loss l of predictions f and targets y, the mean over points and outputs: ``"mse"``, ``"l1"``,
+        ``"huber"``, ``"bce"`` (f a logit, y in [0, 1]), with numbers ``{"name": "huber", "delta": 0.1}``
+        (:mod:`inrfast.losses`). Or a function of (predictions, targets) or (predictions, targets, coordinates) of the
+        step's whole batch, shapes (n, M), (n, M), (n, d), that returns a scalar tensor. It may ask by name for
+        ``coords``, ``weight`` (n, M), ``index`` (numbers of the points among those given), ``net``, ``step`` and
+        ``modules``: parameters of these names without a default, or with None, are given. Coordinates then require
+        gradients: see :mod:`inrfast.training.derivatives`.
     weight
         Weights (N,), (N, 1) or (N, M), or with the target's own grid (*grid), (*grid, 1) or (*grid, M), zero or more,
-        or a mask of booleans: the loss is ``sum w (f - y)^2 / sum w`` over the step's points and outputs. Points of
-        weight 0 are left out of the fit and its PSNR; their targets may be anything, NaN too.
+        or a mask of booleans: a named loss is ``sum w l(f, y) / sum w`` over the step's points and outputs, a function
+        must take them as ``weight``. Points of weight 0 are left out of the fit and its PSNR; their targets may be
+        anything, NaN too.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, or any ``torch.optim.Optimizer`` of the network's
         trainable parameters.
@@ -102,7 +107,7 @@ def fit(
         ``"medium"`` is the same as ``"high"``.
     backend
         ``"triton"``: fused steps on a GPU, many at once without a word from the host, for :class:`inrfast.INR` without
-        norms, of one activation (not identity) and at most 16 outputs, and ``"mse"``; ``"torch"``; ``"auto"``: the
+        norms, of one activation (not identity) and at most 16 outputs, and a named loss; ``"torch"``; ``"auto"``: the
         first on a GPU where it can, and else, with a warning, the second.
     callbacks
         Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
@@ -144,14 +149,23 @@ def fit(
         Points and values for the evaluation, such as another resolution; values alone belong to ``coords``, points of
         weight 0 included.
     data_range
-        Range of the signal for which PSNRs are stated, kept in the result. None takes it from the values of the
-        evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest minus the smallest
-        (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+        Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. None takes it from the
+        values of the evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest
+        minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+    regularizers
+        What is added to the loss: functions, or pairs (function, factor), each a scalar tensor. They ask by name for
+        ``net``, ``prediction``, ``target``, ``coords``, ``weight``, ``index``, ``step`` and ``modules``, points being
+        those of the step. The loss keeps its fast gradient and autograd takes theirs, but where one asks for
+        ``prediction`` autograd takes everything at once.
+    modules
+        Modules beside the network, held by a loss or regulariser, that are trained with it: optimiser, ``clip_norm``
+        and checkpoints include their parameters. A function that holds trainable parameters which are neither the
+        network's nor here is refused.
 
     Warns
     -----
     UserWarning
-        A loss that holds modules which are not trained; a rank-expanding first layer with dead units at ``coords``.
+        A regulariser without a gradient; a rank-expanding first layer with dead units at ``coords``.
     RuntimeWarning
         A loss that grew, or ended far from any start: what to try is said. A checkpoint that could not be written; one
         that is gone on from, but not bit by bit, or with things that could not be compared.
@@ -185,7 +199,7 @@ def fit(
     """
     start = time.perf_counter()
     optimizer, weight_decay = check_optimizer(optimizer, weight_decay)
-    loss = check_loss(loss, weight is not None)
+    objective = check_objective(loss, weight is not None, regularizers, modules)
     path = check_checkpoint(checkpoint, checkpoint_seconds, resume)
     progress = check_progress(progress)
     steps = check_int("steps", steps, minimum=1)
@@ -194,14 +208,16 @@ def fit(
     goal = None if target_psnr is None else check_float("target_psnr", target_psnr)
     dtype, device = check_net(net)
     data = check_data(net, coords, target, weight)
-    if not callable(loss) and data_range is None:
-        check_spread(data)
+    if objective.named is not None:
+        objective.named.check_target("target", data.target)
+        if data_range is None:
+            check_spread(data)
     evaluation = check_evaluation(net, coords, eval_coords, eval_target)
     measured = evaluation or data
-    if callable(loss):
+    if objective.named is None:
         asked = {"target_psnr": target_psnr, "patience": patience}
         check_measured(measured, [name for name, value in asked.items() if value is not None])
-        warn_of_untrained(loss, [net], stacklevel=3)
+    check_trained(objective, [net])
     warn_of_dead_units(net, data.coords[0], stacklevel=3)
     settings = check_settings(
         points=data.points,
@@ -209,7 +225,7 @@ def fit(
         device=device,
         steps=steps,
         batch_size=batch_size,
-        loss=loss,
+        objective=objective,
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
@@ -223,6 +239,7 @@ def fit(
     )
     seed = check_seed("seed", seed, bits=63)
     member = Member(net, data, evaluation, lr, rate, goal, seed, range_of(measured, data_range), data_range is not None)
+    member.modules = objective.modules
     config = described(settings, schedule, target_psnr, precision)
     session = Session([member], settings, config, path, checkpoint_seconds, resume, progress)
     session.train()

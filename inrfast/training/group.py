@@ -24,7 +24,7 @@ from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.checkpoint import check_like
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.engines import Gradient, Task, engine_of, evaluation_of
+from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of, evaluation_of, gradient_of
 from inrfast.training.engines.autograd import PROBE_ROWS
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.engines.whole import WholeGradient
@@ -52,6 +52,7 @@ class Member:
     seed: int
     data_range: float = 1.0
     range_given: bool = False
+    modules: tuple[nn.Module, ...] = ()
     index: int = 0
     done: int = 0
     losses: list[float] = field(default_factory=list)
@@ -96,7 +97,7 @@ class Run:
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
         self.engine = engine_of(self._task())
-        self.stack = Stack([member.net for member in members], self.engine.flat)
+        self.stack = Stack([member.net for member in members], self.engine.flat, self.members[0].modules)
         try:
             self._begin()
         except BaseException:
@@ -109,7 +110,7 @@ class Run:
         return Task(
             nets=[member.net for member in self.members],
             data=self.data,
-            loss=settings.loss,
+            objective=replace(settings.objective, modules=self.members[0].modules),
             batch=settings.batch_size,
             budget=settings.budget,
             narrow=settings.narrow,
@@ -141,10 +142,12 @@ class Run:
     def _take(self) -> None:
         """Make the gradient and the evaluation of the stack."""
         s, task = self.settings, self._task()
-        self.gradient: Gradient = self.engine(self.stack, task)
+        self.gradient: Taken = gradient_of(self.stack, task, self.engine)
+        # Of the loss alone: what is asked of an engine is asked of this one.
+        self.own = self.gradient.of if isinstance(self.gradient, RegularizedGradient) else self.gradient
         for member in self.members:
             member.gradient = self.gradient.name
-        fused = isinstance(self.gradient, FusedGradient)
+        fused = isinstance(self.own, FusedGradient)
         own = self.evaluation is None and (fused or not s.narrow)
         if own and not isinstance(self.gradient, WholeGradient):
             self.mean_square = self.gradient.mean_square
@@ -153,41 +156,48 @@ class Run:
         full = s.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
         own = own and not fused  # where many steps are taken at once their losses come too late
-        self.free = own and full and self.data.weight is None and not isinstance(self.gradient, WholeGradient)
+        own = own and task.objective.is_mean_square and not isinstance(self.gradient, WholeGradient)
+        self.free = own and full and self.data.weight is None
         self.every = s.eval_every
         if isinstance(self.gradient, WholeGradient) and full and not s.often:
             self.every = max(self.every, LEAST_BETWEEN)
         for member in self.members:
             member.eval_every = self.every
         self.several: FusedSteps | None = None
-        if isinstance(self.gradient, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
-            self.several = FusedSteps(self.gradient, self.optimizer, self.batches)
+        if isinstance(self.own, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
+            self.several = FusedSteps(self.own, self.optimizer, self.batches)
         self.at_once = 1
-        if self.several is not None and s.clip_norm is None and not _watches_steps(s.callbacks):
+        alone = s.clip_norm is not None or self.own is not self.gradient or _watches_steps(s.callbacks)
+        if self.several is not None and not alone:
             self.at_once = self.several.most
         self.buffers = self._changing_buffers() if len(self.stack) == 1 else []
         places = {id(buffer) for buffer in self.buffers}
         count = len(self.stack.parameters)
-        every = list(self.stack.nets[0].buffers()) if len(self.stack) == 1 else []
+        every = self.stack.buffers
         # What a step changes; tables of constants and frozen layers would cost a copy each step.
         self.moving = [i for i, name in enumerate(self.stack.parameters) if name in self.stack.grads]
         self.moving += [count + i for i, buffer in enumerate(every) if id(buffer) in places]
 
     def _changing_buffers(self) -> list[Tensor]:
-        """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy."""
+        """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy.
+
+        Those of modules are all taken: nobody knows how they are called.
+        """
         net = self.stack.nets[0]
+        beside = self.stack.buffers[len(list(net.buffers())) :]
         own = dict(net.named_buffers())
         probe = twin(net) if own else net
         if probe is net:
-            return list(own.values())
+            return [*own.values(), *beside]
         device = self.data.coords.device
         try:
             with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
                 probe.train()(self.data.coords[0, :PROBE_ROWS].clone())
         except Exception:  # a network may take nothing but its full grid
-            return list(own.values())
+            return [*own.values(), *beside]
         tried = dict(probe.named_buffers())
-        return [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
+        some = [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
+        return [*some, *beside]
 
     @torch.no_grad()
     def _keep(self) -> None:
@@ -284,11 +294,11 @@ class Run:
 
     def _gradient(self, batch: Tensor | None) -> Tensor:
         with self._seeded():
-            return self.gradient(batch)
+            return self.gradient(batch, self.done)
 
     def _seeded(self) -> AbstractContextManager[Any]:
-        """Draw what a network or a loss draws (dropout, collocation points) from the seed and the step alone."""
-        if not isinstance(self.gradient, WholeGradient):
+        """Draw what a network or a function of the user's own draws (dropout, points) from seed and step alone."""
+        if not isinstance(self.gradient, (WholeGradient, RegularizedGradient)):
             return nullcontext()
         return _drawing_from(self.members[0].seed, self.done, self.data.coords.device)
 
@@ -391,10 +401,10 @@ class Run:
         """Set a network back to the last weights that gave finite numbers, and say what happened."""
         member = self.members[place]
         for name, grad in self.stack.grads.items():
-            member.net.get_parameter(name).grad = grad[place]
+            self.stack.owner(name, place).grad = grad[place]
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
-        where = first_nonfinite(member.net, coords if rows is None else coords[rows])
+        where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside)
         for i in self.moving:
             self.stack.state[i][place].copy_(self.good[i][place])
         lr = member.rate(max(self.done - 1, 0))
@@ -430,18 +440,17 @@ class Run:
         self.good, self.best = ([tensor[index] for tensor in tensors] for tensors in (self.good, self.best))
         self.batches.keep(index)
         self.optimizer.keep(self.stack, index)
-        scales = self.gradient.state()[index] if isinstance(self.gradient, FusedGradient) else None
+        scales = self.own.state()[index] if isinstance(self.own, FusedGradient) else None
         self.engine = engine_of(self._task())
         self._take()
-        if isinstance(self.gradient, FusedGradient) and scales is not None:
-            self.gradient.load(scales)
+        if isinstance(self.own, FusedGradient) and scales is not None:
+            self.own.load(scales)
         return None
 
     def _best_state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the best ``state_dict`` of one network."""
         net = self.members[place].net
-        tensors = [*net.parameters(), *(net.buffers() if len(self.stack) == 1 else ())]
-        best = {id(tensor): kept[place] for tensor, kept in zip(tensors, self.best, strict=True)}
+        best = {id(tensor): kept[place] for tensor, kept in zip(self.stack.owners(place), self.best, strict=True)}
         own = net.state_dict(keep_vars=True)
         return {name: best.get(id(tensor), tensor).detach().clone() for name, tensor in own.items()}
 
@@ -482,7 +491,7 @@ class Run:
 
     def state(self) -> dict[str, Any]:
         """Return what the next steps depend on: members, their number of steps, weights, best weights, optimiser."""
-        own = {"gradient": self.gradient.state()} if isinstance(self.gradient, FusedGradient) else {}
+        own = {"gradient": self.own.state()} if isinstance(self.own, FusedGradient) else {}
         return {
             "members": [member.index for member in self.members],
             "done": self.done,
@@ -508,9 +517,9 @@ class Run:
             check_like(state["optimizer"], self.optimizer.state(), f"{place}.optimizer")
         _copy(state["best"], self.best)
         self.optimizer.load(state["optimizer"])
-        if isinstance(self.gradient, FusedGradient) and "gradient" in state:
-            check_like(state["gradient"], self.gradient.state(), f"{place}.gradient")
-            self.gradient.load(state["gradient"])
+        if isinstance(self.own, FusedGradient) and "gradient" in state:
+            check_like(state["gradient"], self.own.state(), f"{place}.gradient")
+            self.own.load(state["gradient"])
         self._keep()
         self.begun = self.done = state["done"]
 

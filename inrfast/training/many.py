@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inrfast.errors import check_coords, check_float, check_int, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
-from inrfast.training.callables import warn_of_untrained
+from inrfast.training.callables import check_trained
 from inrfast.training.data import (
     Data,
     aligned,
@@ -23,13 +23,12 @@ from inrfast.training.data import (
     count_outputs,
     range_of,
 )
-from inrfast.training.engines.task import Loss
 from inrfast.training.fit import check_evaluation
 from inrfast.training.group import Member
+from inrfast.training.objective import Loss, Regularizers, check_modules, check_objective
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates
 from inrfast.training.options import (
     check_checkpoint,
-    check_loss,
     check_optimizer,
     check_progress,
     check_settings,
@@ -70,6 +69,8 @@ def fit_many(
     eval_coords: Tensor | Sequence[Tensor] | None = None,
     eval_target: Tensor | Sequence[Tensor] | None = None,
     data_range: float | Sequence[float | None] | None = None,
+    regularizers: Regularizers = (),
+    modules: Sequence[nn.Module | Sequence[nn.Module]] = (),
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
@@ -96,6 +97,11 @@ def fit_many(
         See :func:`inrfast.fit`. One checkpoint holds all networks; callbacks are told each network by ``state.index``.
     progress, memory_budget, weight_decay, clip_norm, patience
         See :func:`inrfast.fit`; norms are clipped, and patience is lost, by each network for itself.
+    regularizers
+        See :func:`inrfast.fit`; each network has its own, as it has its own loss. With them networks are not stacked.
+    modules
+        One module, or a sequence of them, per network, none in common: those that are trained with it. A loss or a
+        regulariser asks for its network's by the name ``modules``.
 
     Raises
     ------
@@ -121,7 +127,8 @@ def fit_many(
             "call fit for each network to use an optimizer of your own"
         )
     name, weight_decay = check_optimizer(optimizer, weight_decay)
-    loss = check_loss(loss, weight is not None)
+    objective = check_objective(loss, weight is not None, regularizers)
+    beside = _each_modules(modules, count)
     path = check_checkpoint(checkpoint, checkpoint_seconds, resume)
     progress = check_progress(progress)
     steps = check_int("steps", steps, minimum=1)
@@ -133,17 +140,20 @@ def fit_many(
     ]
     dtype, device = check_net(nets[0], "nets[0]")
     given_ranges = _each("data_range", data_range, count)
-    spread = [not callable(loss) and own is None for own in given_ranges]
+    spread = [objective.named is not None and own is None for own in given_ranges]
     data, evaluations = _check_all(nets, coords, targets, weight, eval_coords, eval_target, spread)
     measured = [evaluation or own for own, evaluation in zip(data, evaluations, strict=True)]
     ranges = [
         range_of(one, own, f"data_range[{i}]") for i, (one, own) in enumerate(zip(measured, given_ranges, strict=True))
     ]
-    if callable(loss):
+    for i, one in enumerate(data if objective.named is not None else ()):
+        assert objective.named is not None
+        objective.named.check_target(f"targets[{i}]", one.target)
+    if objective.named is None:
         for i, (one, goal) in enumerate(zip(measured, goals, strict=True)):
             asked = {"target_psnr": goal, "patience": patience}
             check_measured(one, [key for key, value in asked.items() if value is not None], f"targets[{i}]")
-        warn_of_untrained(loss, nets, stacklevel=3)
+    check_trained(objective, nets, many=True)
     for net, one in zip(nets, data, strict=True):
         warn_of_dead_units(net, one.coords[0], stacklevel=3)
     settings = check_settings(
@@ -152,7 +162,7 @@ def fit_many(
         device=device,
         steps=steps,
         batch_size=batch_size,
-        loss=loss,
+        objective=objective,
         optimizer=name,
         weight_decay=weight_decay,
         clip_norm=clip_norm,
@@ -175,6 +185,7 @@ def fit_many(
             seeds[i],
             ranges[i],
             given_ranges[i] is not None,
+            beside[i],
         )
         for i, net in enumerate(nets)
     ]
@@ -207,6 +218,21 @@ def _check_nets(nets: Any) -> list[nn.Module]:
         {f"nets[{i}].{name}": parameter for i, net in enumerate(given) for name, parameter in net.named_parameters()}
     )
     return given
+
+
+def _each_modules(given: Any, count: int) -> list[tuple[nn.Module, ...]]:
+    """Return the modules that are trained with each network, which share no parameter."""
+    if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+        raise TypeError(f"modules must be a sequence of one per network, got one {type(given).__name__}")
+    if not len(given):
+        return [()] * count
+    found = [check_modules(own, f"modules[{i}]") for i, own in enumerate(_each("modules", list(given), count))]
+    owner: dict[Tensor, int] = {}
+    for i, own in enumerate(found):
+        for parameter in (parameter for module in own for parameter in module.parameters()):
+            if owner.setdefault(parameter, i) != i:
+                raise ValueError(f"modules[{owner[parameter]}] and modules[{i}] must share no parameter, but do")
+    return found
 
 
 def _each(argument: str, given: Any, count: int) -> list[Any]:

@@ -16,7 +16,7 @@ from inrfast.files import check_writable, shown, target_of
 from inrfast.memory import budget_bytes
 from inrfast.ops import gemm
 from inrfast.training.callbacks import check_callbacks
-from inrfast.training.engines.task import LOSSES, Loss
+from inrfast.training.objective import Objective
 from inrfast.training.optimizers import OPTIMIZERS
 
 PRECISIONS = ("highest", "high", "medium")
@@ -33,7 +33,7 @@ class Settings:
 
     steps: int
     batch_size: int | None
-    loss: Loss
+    objective: Objective
     optimizer: str | torch.optim.Optimizer
     weight_decay: float
     clip_norm: float | None
@@ -47,7 +47,7 @@ class Settings:
     """Whether the backend was asked for by name, and must not fall back."""
     schedule: str | Callable[[int], float] = "exponential"
     budgeted: bool = False
-    """Whether ``memory_budget`` was given, so that a loss of the user's own may be tried before its first step."""
+    """Whether ``memory_budget`` was given, so that functions of the user's own may be tried before the first step."""
     often: bool = False
     """Whether ``eval_every`` was given, and is taken at its word."""
 
@@ -59,7 +59,7 @@ def check_settings(
     device: torch.device,
     steps: int,
     batch_size: Any,
-    loss: Loss,
+    objective: Objective,
     optimizer: str | torch.optim.Optimizer,
     weight_decay: float,
     clip_norm: Any,
@@ -73,14 +73,14 @@ def check_settings(
 ) -> Settings:
     """Return the settings of networks of this dtype and device, on so many points at least.
 
-    ``steps``, ``loss``, ``optimizer`` and ``weight_decay`` are checked already.
+    ``steps``, ``objective``, ``optimizer`` and ``weight_decay`` are checked already.
     """
     resolved = backends.resolve(backend, device)
     often = max(1, steps // EVALUATIONS)
     return Settings(
         steps=steps,
         batch_size=check_batch_size(batch_size, points),
-        loss=loss,
+        objective=objective,
         optimizer=optimizer,
         weight_decay=weight_decay,
         clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
@@ -95,15 +95,6 @@ def check_settings(
         schedule=schedule,
         often=eval_every is not None,
     )
-
-
-def check_loss(loss: Any, weighted: bool) -> Loss:
-    """Return a loss known by name or a callable, which takes no weights."""
-    if not callable(loss):
-        return check_choice("loss", loss, LOSSES)
-    if weighted:
-        raise ValueError("weight goes with loss='mse'; a loss of your own weights its points itself")
-    return loss
 
 
 def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.optim.Optimizer, float]:
@@ -194,7 +185,7 @@ def described(
         "steps": settings.steps,
         "schedule": _named(schedule),
         "batch_size": settings.batch_size,
-        "loss": _named(settings.loss),
+        **settings.objective.config(),
         "optimizer": optimizer if isinstance(optimizer, str) else _optimizer_named(optimizer),
         "weight_decay": settings.weight_decay,
         "clip_norm": settings.clip_norm,

@@ -273,7 +273,7 @@ FIT_TREE: Schema = fields(
                     "stopped": word(STOPS),
                     "error": maybe(text),
                 },
-                {"buffers": STATE},
+                {"buffers": STATE, "modules": listed(STATE)},
             ),
             1,
         ),

@@ -156,7 +156,8 @@ class Session:
             start = self._start()
             state = self._read(start)
             for member in self.members:
-                stack.enter_context(_training(member.net))
+                for module in (member.net, *member.modules):
+                    stack.enter_context(_training(module))
             libraries = self._libraries(state)
             if libraries is not None:
                 stack.enter_context(gemm.forced(*libraries))
@@ -205,10 +206,11 @@ class Session:
 
     def _warn_of_growth(self) -> None:
         """Warn, once for all networks, where a loss grew and nobody would see it but in the curve."""
-        mean, found = not callable(self.settings.loss), []
+        objective, found = self.settings.objective, []
+        loss = None if objective.regularizers else objective.named
         for member in self.members:
-            whole = mean and self.settings.batch_size in (None, member.data.points)
-            how = growth(member.losses, range_of(member.data, None) ** 2 if mean else None, whole)
+            whole = loss is not None and self.settings.batch_size in (None, member.data.points)
+            how = growth(member.losses, loss, range_of(member.data, None), whole)
             if how is not None and member.error is None:
                 found.append((member, how))
         if not found:
@@ -298,13 +300,14 @@ class Session:
     def _make_runs(self, state: dict[str, Any] | None) -> None:
         """Make the runs: networks of one shape together, every other network by itself."""
         if state is None:
-            # A loss of the user's own is of one network's predictions.
-            alone = callable(self.settings.loss)
+            # Functions of the user's own are of one network.
+            alone = bool(self.settings.objective.terms) or any(member.modules for member in self.members)
             for group in [[member] for member in self.members] if alone else _grouped(self.members):
                 self.runs.append(self._run(group))
             return
         going = {index for kept in state["groups"] for index in kept["members"]}
-        before = [[tensor.clone() for tensor in _tensors(member.net)] for member in self.members]
+        tensors = [tensor for m in self.members for module in (m.net, *m.modules) for tensor in _tensors(module)]
+        before = [tensor.clone() for tensor in tensors]
         try:
             for member, kept in zip(self.members, state["networks"], strict=True):
                 _restore(member, kept, member.index in going)
@@ -315,9 +318,8 @@ class Session:
         except BaseException as error:
             self._release()
             with torch.no_grad():
-                for member, tensors in zip(self.members, before, strict=True):
-                    for tensor, old in zip(_tensors(member.net), tensors, strict=True):
-                        tensor.copy_(old)
+                for tensor, old in zip(tensors, before, strict=True):
+                    tensor.copy_(old)
             if isinstance(error, ValueError) and not isinstance(error, InrfastError):
                 raise ValueError(f"checkpoint: {shown(self._file)} does not fit this fit: {error}") from error
             raise
@@ -401,9 +403,14 @@ class Session:
 
     def _identities(self) -> dict[str, dict[str, str]]:
         """Return what tells the callables and modules of a fit from others of the same text."""
-        given = {"loss": self.settings.loss, "schedule": self.settings.schedule}
+        given: dict[str, Any] = {term.place: term.call for term in self.settings.objective.terms}
+        given["schedule"] = self.settings.schedule
         found = {name: callables.described(own) for name, own in given.items() if callable(own)}
-        return {**found, **{f"nets[{m.index}]": callables.attributes(m.net) for m in self.members}}
+        for member in self.members:
+            found[f"nets[{member.index}]"] = callables.attributes(member.net)
+            for place, module in enumerate(member.modules):
+                found[f"modules[{member.index}][{place}]"] = callables.attributes(module)
+        return found
 
     def _callbacks(self) -> dict[str, dict[str, str]]:
         """Return what tells the callbacks from others, beside their states."""
@@ -460,7 +467,8 @@ class Session:
         """Return what an optimiser of the user's own is now, before anything changes it, for checkpoints."""
         if self.path is None or isinstance(self.settings.optimizer, str):
             return {}
-        return {"optimizer": optimizers.started(self.settings.optimizer, self.members[0].net)}
+        member = self.members[0]
+        return {"optimizer": optimizers.started(self.settings.optimizer, member.net, member.modules)}
 
     def _read(self, start: dict[str, Any]) -> dict[str, Any] | None:
         """Return the state in the checkpoint, if there is one to go on from and it is one of this fit.
@@ -513,6 +521,8 @@ class Session:
                 check_like(kept["best_state"], own, f"{place}.best_state")
             buffers = kept.get("buffers", {})  # files of old have none
             check_like(buffers, {name: unsaved.get(name) for name in buffers}, f"{place}.buffers")
+            modules = [_tensors_of(module) for module in member.modules]
+            check_like(kept.get("modules", []), modules, f"{place}.modules")
         for index, group in enumerate(tree["groups"]):
             kinds = {_kind(self.members[place]) for place in group["members"]}
             check(f"tree.groups[{index}].members", len(kinds) == 1, "of networks of one shape", group["members"])
@@ -565,6 +575,7 @@ def _kept(member: Member) -> dict[str, Any]:
     return {
         "net": dict(member.net.state_dict()),
         "buffers": _unsaved(member.net),
+        **({"modules": [_tensors_of(module) for module in member.modules]} if member.modules else {}),
         "done": member.done,
         "losses": torch.tensor(member.losses[: member.done], dtype=torch.float64),
         "eval_steps": torch.tensor([step for step, _ in member.history], dtype=torch.int64),
@@ -579,6 +590,11 @@ def _unsaved(net: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that ``state_dict`` leaves out (``persistent=False``)."""
     saved = net.state_dict()
     return {name: buffer for name, buffer in net.named_buffers() if name not in saved}
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers of a module by name, those included that its ``state_dict`` leaves out."""
+    return {name: own.detach() for name, own in (*module.named_parameters(), *module.named_buffers())}
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:
@@ -597,6 +613,9 @@ def _restore(member: Member, kept: dict[str, Any], going: bool) -> None:
     for name, tensor in _unsaved(member.net).items():
         if name in kept.get("buffers", {}):  # files of old have none
             tensor.copy_(kept["buffers"][name])
+    for module, tensors in zip(member.modules, kept.get("modules", []), strict=True):
+        for name, tensor in _tensors_of(module).items():
+            tensor.copy_(tensors[name])
     member.done = kept["done"]
     member.losses = kept["losses"].tolist()
     for step, psnr in zip(kept["eval_steps"].tolist(), kept["psnrs"].tolist(), strict=True):

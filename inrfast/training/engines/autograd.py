@@ -42,7 +42,7 @@ class AutogradGradient:
         self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], task.data, task.narrow
         self.budget = task.budget if task.measuring else task.room
         self.evaluation_rows: int | None = None
-        self.gradients = [(self.net.get_parameter(name), grad, grad[0]) for name, grad in stack.grads.items()]
+        self.gradients = [(stack.owner(name), grad, grad[0]) for name, grad in stack.grads.items()]
         if not task.measuring:
             self._attach()
         self.sizes = sizes_of(self.net, self.data.coords[0])

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
+from inrfast.losses import BoundLoss
 from inrfast.memory import format_bytes
 from inrfast.mlp import MLP
-from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.ops.fused_mlp import FEW, MEAN_SQUARE, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.batches import Batches
 from inrfast.training.engines.layerwise import encoded
 from inrfast.training.engines.task import Task, against_formula
@@ -68,9 +69,9 @@ def _shape(stack: Stack, mlp: MLP) -> Shape:
 
 
 def _engine(
-    stack: Stack, task: Task, rows: int, kind: str, steps: int, budget: int, gradient: bool
+    stack: Stack, task: Task, rows: int, kind: str, steps: int, budget: int, loss: BoundLoss | None
 ) -> FusedMLP:  # fmt: skip
-    """Return kernels and their memory for the networks of a flat stack."""
+    """Return kernels and their memory for the networks of a flat stack; without a loss, for evaluations alone."""
     assert stack.flat is not None
     mlp, data = task.mlp, task.data
     dtype = OPERANDS[kind] if mlp.columns > FEW else data.coords.dtype
@@ -81,7 +82,10 @@ def _engine(
         stack.view_of(trained.unsqueeze(0), name).fill_(1)
     points = Points(inputs.contiguous(), data.target, data.weight)
     kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
-    return FusedMLP(_shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
+    return FusedMLP(
+        _shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, loss is not None,
+        loss or MEAN_SQUARE,
+    )  # fmt: skip
 
 
 def _wide(stack: Stack) -> str:
@@ -95,7 +99,7 @@ class FusedEvaluation:
 
     def __init__(self, stack: Stack, task: Task) -> None:
         rows = min(task.data.points, EVALUATED_ROWS)
-        self.engine = _engine(stack, task, rows, _wide(stack), 1, task.budget, gradient=False)
+        self.engine = _engine(stack, task, rows, _wide(stack), 1, task.budget, None)
 
     def mean_square(self) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
@@ -103,7 +107,7 @@ class FusedEvaluation:
 
 
 class FusedGradient:
-    """Gradient of the mean squared error of INRs without norms by fused kernels.
+    """Gradient of a named loss of INRs without norms by fused kernels.
 
     Parameters
     ----------
@@ -131,7 +135,7 @@ class FusedGradient:
         self.steps = steps
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
         kind = "fp16" if self.narrow else _wide(stack)
-        self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, True)
+        self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, task.objective.named)
         self.evaluation: FusedEvaluation | None = None
 
     @staticmethod
@@ -139,8 +143,14 @@ class FusedGradient:
         """See :class:`inrfast.training.engines.task.Gradient`."""
         if task.backend != "triton":
             return "fused steps are those of backend='triton'"
-        if callable(task.loss):
-            return "the loss is no 'mse'"
+        objective = task.objective
+        reason = objective.reason_against_parts()
+        if reason is not None:
+            return reason
+        if objective.named is None or objective.named.kind.triton is None:
+            return f"the loss {objective.config()['loss']!r} has no fused step"
+        if objective.modules:
+            return "modules are trained beside the network"
         return against_formula(task.described) or _against(task)
 
     @property
@@ -149,8 +159,8 @@ class FusedGradient:
         return {"gradient": self.name, **self.engine.describe()}
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64 on the CPU."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         engine = self.engine
         engine.refresh()
         draws = None if batch is None else Draws(batch.contiguous(), batch.shape[1])
