@@ -12,6 +12,7 @@ from inrfast.norms.sphere import SphereNorm
 from inrfast.ops.grid_init import rank_expanding
 from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
 from inrfast.tangent.local import NTK, ntk
+from inrfast.training import derivatives
 from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 from inrfast.training.trainer import FitResult
@@ -29,6 +30,7 @@ __all__ = [
     "Spectrum",
     "SphereNorm",
     "calibrate_batchnorm_",
+    "derivatives",
     "diagnose",
     "distributed",
     "fit",
