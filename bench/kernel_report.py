@@ -20,11 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from inrfast.activations import ACTIVATIONS as REGISTERED
+
 REPORT = Path(__file__).parent / "results" / "kernel-report.md"
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 """Bytes of shared memory a program may have, by compute capability."""
 
-ACTIVATIONS = ("identity", "relu", "sine", "gaussian", "finer", "tanh", "gelu", "softplus")
+ACTIVATIONS = tuple(kind.device for kind in REGISTERED.values() if kind.device is not None)
 
 
 @dataclasses.dataclass(frozen=True)
