@@ -173,7 +173,7 @@ class INR(nn.Module):
     encoding
         An encoding of :mod:`inrfast.encodings`, or None.
     norm
-        None, ``"batch"`` or ``"sphere"``; one or one a layer.
+        None or the name of a norm in :mod:`inrfast.norms`, such as ``"batch"`` or ``"sphere"``; one or one per layer.
     norm_position
         ``"pre"`` or ``"post"`` the activation.
     init

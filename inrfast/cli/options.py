@@ -14,6 +14,7 @@ from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings.spelling import spelled, spellings
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.norms import NORMS
 from inrfast.spelling import number, size_in_bytes, whole
 
 
@@ -103,7 +104,8 @@ def network_options() -> Parser:
     group.add_argument("--omega", type=number, default=30.0, help="frequency of sine, gaussian, finer (%(default)s)")
     group.add_argument("--init", default="default", help="rank_expanding, siren, kaiming, xavier or %(default)s")
     group.add_argument("--hidden-init", help="initialisation of the layers after the first, where it differs")
-    group.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
+    names = ", ".join(NORMS)
+    group.add_argument("--norm", help=f"one of {names}; batch is calibrated on the grid (default: none)")
     group.add_argument(
         "--encoding",
         type=spelled,
