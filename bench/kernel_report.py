@@ -437,7 +437,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types = {name: "i32:16" for name in kernel.arg_names if name.islower()}
     types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient"), pointer)
     types |= {"saved": "*u8" if saved == kernels.MASK.value else pointer}
-    types |= dict.fromkeys(("omega", "omega_middle", "omega_low"), "fp32")
+    types |= dict.fromkeys([name for name in kernel.arg_names if name.startswith(("omega", "second"))], "fp32")
     types |= dict.fromkeys(("weights", "biases"), "*fp64" if entry.format == "fp64" else "*fp32")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
@@ -471,7 +471,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     )
     types |= dict.fromkeys((*numbers, "squares", "rates"), wide)
     types |= dict.fromkeys(("operands", "features", "slopes", "errors", "head_errors"), operand)
-    types |= {"inputs": operand if encoded else wide, "omegas": "*fp32", "scales": "*fp32", "order": "*i64"}
+    types |= {"inputs": operand if encoded else wide, "activation_numbers": "*fp32", "scales": "*fp32", "order": "*i64"}
     types |= {"masks": "*u8", "trained": "*u8", "table": "*i64"}
     constants: dict[str, Any] = {"width": width, "depth": 256 if encoded else 2, "outputs": 3}
     constants |= {"GRADIENT": True, "BIAS": True, "COORDINATES": not encoded, "ENCODED": encoded, "GATHERED": drawn}
@@ -494,7 +494,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
-    tables = ("omegas", "scales", "losses", "rates", "table", "factors")
+    tables = ("activation_numbers", "scales", "losses", "rates", "table", "factors")
     return kernel, types, constants, warps, stages, tables, limit, registers
 
 

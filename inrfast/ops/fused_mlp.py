@@ -184,8 +184,9 @@ class FusedMLP:
         self.losses = parameters.new_zeros(steps, self.models)
         self.rates = parameters.new_zeros(steps, self.models, RATES)
         self.table = self._table().to(self.device)
-        frequencies = [_split((*own, 1.0)[0]) for own in shape.numbers]
-        self.frequencies = torch.tensor(frequencies, dtype=torch.float32, device=self.device)
+        numbers = [[*own, *[0.0] * (kernels.NUMBERS.value - len(own))] for own in shape.numbers]
+        parts = [[_split(number) for number in own] for own in numbers]
+        self.activation_numbers = torch.tensor(parts, dtype=torch.float32, device=self.device)
 
     def tile_bytes(self, shape: Shape, kind: str, gradient: bool) -> int:
         """Return the bytes of one tile of points of one network between the passes."""
@@ -263,7 +264,7 @@ class FusedMLP:
                 self.numbers,
                 self.parameters,
                 self.operands,
-                self.frequencies,
+                self.activation_numbers,
                 order,
                 self.scales,
                 self.features,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from random_networks import mild
 from torch import Tensor
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS as TABLE
-from inrfast.activations import bind
+from inrfast.activations import Activation, bind
 from inrfast.errors import NotAvailableError
 from inrfast.losses import LOSSES, loss_of
 from inrfast.ops import mlp_step
@@ -88,7 +89,8 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
     d, outputs = data.draw(st.sampled_from([1, 2, 3, 20, 70])), data.draw(st.sampled_from([1, 3, 9, 33]))
     width = data.draw(st.sampled_from([1, 7, 16, 31, 48, 64, 65, 81, 130]))
     names = data.draw(st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth))
-    options = {"width": width, "hidden_layers": depth, "activation": names, "bias": data.draw(st.booleans())}
+    activation = [mild(name) for name in names]
+    options = {"width": width, "hidden_layers": depth, "activation": activation, "bias": data.draw(st.booleans())}
     nets = [inr.INR(d, outputs, omega=1.3, seed=seed, **options) for seed in range(count)]
     n = data.draw(st.sampled_from([1, 5, 84, 85, 200]))
     coords, target = (
@@ -207,3 +209,14 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(mlp_step, "load_extension", missing)
     monkeypatch.setattr(mlp_step, "_available", measured)
     assert "no native step" in str(mlp_step.reason_against([relu], [x]))
+
+
+@needs_native
+def test_an_activation_that_the_extension_does_not_have_is_refused() -> None:
+    one = torch.ones(1, 1, 1)
+    for kind, told in (
+        (Activation("x", torch.sin, torch.cos, native="unheard_of"), "no activation called unheard_of"),
+        (Activation("x", torch.sin, torch.cos, dict.fromkeys("abc", 1.0), native="sine"), "at most 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mlp_step.workspace([Layer(kind.bind(), one, None)], 84)
