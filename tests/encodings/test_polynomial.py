@@ -24,8 +24,8 @@ def test_it_starts_as_the_fixed_one_and_stays_the_kernel_of_its_coefficients(
     degree = len(coefficients) - 1
     x = random_coords(6, d, seed).double()
     kinds = [inr.Polynomial(degree, coefficients, trainable) for trainable in (False, True)]
-    fixed, trained = (inr.INR(d, 1, width=4, hidden_layers=1, encoding=kind).double().encoding for kind in kinds)
-    torch.testing.assert_close(trained(x), fixed(x), rtol=1e-6, atol=1e-6)
+    fixed, trained = (inr.INR(d, 1, width=4, encoding=kind, dtype=torch.float64).encoding for kind in kinds)
+    torch.testing.assert_close(trained(x), fixed(x))
     with torch.no_grad():
         trained.roots.add_(torch.randn(degree + 1, generator=torch.Generator().manual_seed(seed)))
     now = trained.coefficients
