@@ -140,7 +140,7 @@ class Capture:
         found = self.exact(sample)
         self.widths = tuple(factors.widths for factors in found)
         largest = torch.stack([gram_diagonal([layer], "trace", self.outputs).amax() for layer in found])
-        if self.closed_form:  # beside other points they round otherwise, which shows where rounding counts
+        if not self._run_layers:  # beside other points they round otherwise, which shows where rounding counts
             sample, found = sample[:2], [factors.at(slice(2)) for factors in found]
         else:  # a module may reorder points inside, and undo it behind its layers
             shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
@@ -160,11 +160,6 @@ class Capture:
         """Indices of the layers whose factors are made by running the network, or its encoding alone."""
         places = range(len(self.layers))
         return [k for k in places if self._mlp is None or _in_encoding(self.layers[k], self._mlp)]
-
-    @property
-    def _row_layers(self) -> list[Layer]:
-        """The layers whose rows come from automatic differentiation."""
-        return [layer for layer in self.layers if not layer.observed]
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
