@@ -41,7 +41,7 @@ from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
-from inrfast.tangent.kernel import NTK, ntk
+from inrfast.tangent.local import NTK, ntk
 from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore
 
@@ -246,7 +246,7 @@ def _grid(capture: Capture, coords: Tensor, kernel: NTK | None, budget: int) -> 
     """
     if kernel is None:
         return _Grid(capture, coords, _chunk_rows(capture, budget), None, lambda: capture.pass_errors(coords))
-    store = kernel.rows.store
+    store = kernel.left.store
     squares, each = _chunk_bytes(capture)
     # Kept factors take half of the budget, and a pass that makes them half of that.
     shared = store.fits and squares + each * min(CHUNK_ROWS, len(coords)) <= budget // SHARED
@@ -503,15 +503,15 @@ def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectru
     G is the layer's Jacobians of all outputs side by side; its square has to fit the budget. Columns of zeros do not
     count: the head of a network with several outputs has mostly those.
     """
-    n, columns = block.shape[0], block.outputs * block.rows.shape[1]
-    left = block.memory_budget - block.rows.store.bytes_held - 8 * GRAMS * columns**2
+    n, columns = block.shape[0], block.outputs * block.left.shape[1]
+    left = block.memory_budget - block.left.store.bytes_held - 8 * GRAMS * columns**2
     on_cpu = block.device.type == "cpu"
     # Beside a chunk of rows what makes it, and the sums of its blocks where it is long.
     rows = min(CHUNK_ROWS if on_cpu else DEVICE_ROWS, left // ((2 if on_cpu else 3) * 8 * columns))
     if columns <= 2 * min(n, SMALL) and rows >= min(n, LEAST_ROWS):
         gram = StreamedGram(columns, block.device)
         for points in chunks(n, rows):
-            gram.add(block.rows.rows(points).reshape(-1, columns))
+            gram.add(block.left.rows(points).reshape(-1, columns))
         alive = gram.without_zeros()
         if alive < n:
             found = gram.singular_values()
