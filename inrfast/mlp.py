@@ -148,6 +148,12 @@ class MLP:
         """Whether each prediction is known to depend on its own point alone, in the network's present mode."""
         return self.known_encoding and not any(norm.couples for norm in self.norms)
 
+    @property
+    def places(self) -> dict[str, tuple[bool, int]]:
+        """By the qualified name of a linear layer's or norm's module: whether it is a norm, and the layer's index."""
+        norms = {layer.norm_name: (True, index) for index, layer in enumerate(self.hidden) if layer.norm is not None}
+        return {**{layer.name: (False, index) for index, layer in enumerate(self.layers)}, **norms}
+
     def detached(self) -> MLP:
         """Return the same with linear layers that autograd does not follow."""
         hidden = tuple(replace(layer, linear=layer.linear.detached()) for layer in self.hidden)

@@ -169,7 +169,7 @@ def test_ntk_leaves_nothing_when_interrupted(tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "kernel.npy"
     path.write_bytes(b"former")
-    monkeypatch.setattr("inrfast.tangent.kernel.NTK.to_dense", interrupted)
+    monkeypatch.setattr("inrfast.tangent.local.NTK.to_dense", interrupted)
     assert main(["ntk", *SMALL, "--grid", "4x4", "--out", str(path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert files(tmp_path) == ["kernel.npy"]
