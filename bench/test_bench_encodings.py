@@ -61,9 +61,8 @@ class Embeddings(nn.Module):
 def signal(d: int) -> tuple[Tensor, Tensor]:
     points = torch.rand(SIDE**2, d, generator=torch.Generator().manual_seed(0)) * 2 - 1
     coords = inr.grid((SIDE, SIDE)) if d == 2 else points
-    return coords, 0.5 + 0.4 * torch.cat(
-        [(k * 3 * coords[:, :1]).sin() * (9 * coords[:, 1:2]).cos() for k in (1, 2, 3)], 1
-    )
+    waves = [(3 * k * coords[:, :1]).sin() * (9 * coords[:, 1:2]).cos() for k in range(1, OUTPUTS + 1)]
+    return coords, 0.5 + 0.4 * torch.cat(waves, dim=1)
 
 
 def rival_of(net: inr.INR, coords: Tensor, target: Tensor, batch: int | None) -> Callable[[], float]:
