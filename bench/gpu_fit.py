@@ -17,6 +17,7 @@ import inrfast as inr
 from inrfast.modes import products
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
+from inrfast.training.engines import Task
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.stack import Stack
 
@@ -46,7 +47,7 @@ class Problem:
         """Return what takes ``at_once`` fused steps of all networks."""
         stack = Stack(self.nets, flat=True)
         data = Data(self.coords.unsqueeze(0), self.targets)
-        gradient = FusedGradient(stack, data, len(self.coords), 1 << 40, precision == "medium")
+        gradient = FusedGradient(stack, Task(self.nets, data, budget=1 << 40, narrow=precision == "medium"))
         batches = Batches(len(self.coords), None, [0] * len(self.nets), self.coords.device)
         steps = FusedSteps(gradient, FusedOptimizer(stack, "adam"), batches)
         rates = [[RATE] * len(self.nets)] * at_once

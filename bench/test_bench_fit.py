@@ -21,7 +21,7 @@ from inrfast.memory import chunks
 from inrfast.ops.gemm import multiplies_bf16
 from inrfast.threads import cores
 from inrfast.training.data import check_data
-from inrfast.training.engines.autograd import gradient_of
+from inrfast.training.engines import Task, gradient_of
 from inrfast.training.stack import Stack
 
 SIDE, WIDTH, OUTPUTS = 256, 256, 3
@@ -128,7 +128,7 @@ def gradient_errors(net: inr.INR, coords: Tensor, target: Tensor) -> dict[str, f
     exact = exact_gradient(eager, coords, target)
     found: dict[str, Tensor] = {}
     for name, narrow in (("inrfast", False), ("inrfast bf16", True)):
-        gradient = gradient_of(Stack([net]), check_data(net, coords, target), narrow=narrow)
+        gradient = gradient_of(Stack([net]), Task([net], check_data(net, coords, target), narrow=narrow))
         gradient(None)
         found[name] = torch.cat([grad.flatten() for grad in gradient.stack.grads.values()])
     for name, narrow in (("eager", False), ("eager autocast bf16", True)):
@@ -157,7 +157,7 @@ def test_fit_step(benchmark: Any, activation: str, precision: str) -> None:
     errors = gradient_errors(net, coords, target)
     assert errors["inrfast"] <= TOLERANCE
     assert errors["inrfast bf16"] <= max(0.02, 2 * errors["eager autocast bf16"])
-    gradient = gradient_of(Stack([net]), check_data(net, coords, target), narrow=narrow)
+    gradient = gradient_of(Stack([net]), Task([net], check_data(net, coords, target), narrow=narrow))
     with cores(1):  # as in a fit
         benchmark.pedantic(gradient, args=(None,), rounds=5, warmup_rounds=1)
 
@@ -179,7 +179,8 @@ def test_fit_step(benchmark: Any, activation: str, precision: str) -> None:
 def test_many_networks(benchmark: Any) -> None:
     coords, target = signal(MANY_SIDE)
     nets = [inr.INR(2, OUTPUTS, width=MANY_WIDTH, hidden_layers=3, seed=seed) for seed in range(MANY)]
-    gradient = gradient_of(Stack(copy.deepcopy(nets)), check_data(nets[0], coords, target))
+    stack = Stack(copy.deepcopy(nets))
+    gradient = gradient_of(stack, Task(stack.nets, check_data(nets[0], coords, target)))
     with cores(1):  # as in a fit
         benchmark.pedantic(gradient, args=(None,), rounds=5, warmup_rounds=1)
 

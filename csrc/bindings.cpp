@@ -84,8 +84,9 @@ std::int64_t mlp_step_workspace(const std::vector<StackedLayer>& stacked, std::i
 
 std::vector<double> mlp_steps(const std::string& instructions, const std::vector<StackedLayer>& stacked,
                               const StackedPoints& points, const std::vector<double>& scales, bool gradient,
-                              std::int64_t chunk, std::uintptr_t workspace) {
-  std::vector<double> squares;
+                              std::int64_t chunk, std::uintptr_t workspace, const std::string& loss, float number) {
+  const inrfast::Loss kind = inrfast::loss_named(loss);
+  std::vector<double> losses;
   for (std::size_t n = 0; n < scales.size(); ++n) {
     const auto network = static_cast<std::int64_t>(n);
     const auto layers = layers_of(stacked, network);
@@ -94,10 +95,10 @@ std::vector<double> mlp_steps(const std::string& instructions, const std::vector
                                  at<const std::int64_t>(points.index, network), points.first, points.count};
     const inrfast::MlpStep step{layers.data(), static_cast<int>(layers.size()), own,
                                 static_cast<float>(scales[n]), gradient, chunk,
-                                reinterpret_cast<float*>(workspace)};
-    squares.push_back(inrfast::mlp_step(step, instructions.c_str()));
+                                reinterpret_cast<float*>(workspace), kind, number};
+    losses.push_back(inrfast::mlp_step(step, instructions.c_str()));
   }
-  return squares;
+  return losses;
 }
 
 py::dict build_info() {
@@ -140,7 +141,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("mlp_step_workspace", &mlp_step_workspace, py::arg("layers"), py::arg("chunk"),
              "Floats that mlp_steps needs beside its arguments.");
   module.def("mlp_steps", &mlp_steps, py::arg("instructions"), py::arg("layers"), py::arg("points"), py::arg("scales"),
-             py::arg("gradient"), py::arg("chunk"), py::arg("workspace"), py::call_guard<py::gil_scoped_release>(),
-             "Pass over the points of each network; add its gradient and return its weighted squared errors.");
+             py::arg("gradient"), py::arg("chunk"), py::arg("workspace"), py::arg("loss"), py::arg("number"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Pass over the points of each network; add its gradient and return the sum of its weighted losses.");
   module.def("build_info", &build_info, "What this module was compiled with; cuda is None without the CUDA half.");
 }

@@ -12,14 +12,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-IDENTITY = tl.constexpr(0)
-RELU = tl.constexpr(1)
-SINE = tl.constexpr(2)
-GAUSSIAN = tl.constexpr(3)
-FINER = tl.constexpr(4)
-TANH = tl.constexpr(5)
-GELU = tl.constexpr(6)
-SOFTPLUS = tl.constexpr(7)
+IDENTITY = tl.constexpr("identity")
+RELU = tl.constexpr("relu")
+SINE = tl.constexpr("sine")
+GAUSSIAN = tl.constexpr("gaussian")
+FINER = tl.constexpr("finer")
+TANH = tl.constexpr("tanh")
+GELU = tl.constexpr("gelu")
+SOFTPLUS = tl.constexpr("softplus")
 
 LARGEST_ANGLE = tl.constexpr(float(2**40))
 

@@ -350,7 +350,7 @@ def _options(kind: str, config: Config) -> dict[str, Any]:
 
 
 def launch_forward(
-    kind: str, x: Any, weight: Any, bias: Any, out: Any, saved: Any, keep: int, activation: int, omega: float
+    kind: str, x: Any, weight: Any, bias: Any, out: Any, saved: Any, keep: int, activation: str, omega: float
 ) -> None:
     """Run :func:`fused_linear`: shapes as there, ``x`` with columns next to each other, ``saved`` empty for none."""
     models, n, outputs = out.shape
@@ -386,7 +386,7 @@ def _fp32(number: float) -> float:
 
 
 def launch_input_gradient(
-    kind: str, gradient: Any, weight: Any, saved: Any, out: Any, keep: int, activation: int
+    kind: str, gradient: Any, weight: Any, saved: Any, out: Any, keep: int, activation: str
 ) -> None:
     """Run :func:`input_gradient`."""
     models, n, inputs = out.shape
@@ -426,7 +426,7 @@ def launch_weight_gradient(
     biases: Any,
     length: int,
     keep: int,
-    activation: int,
+    activation: str,
 ) -> None:
     """Run :func:`weight_gradient` for ranges of ``length`` points; ``biases`` is None where it is not wanted."""
     models, ranges, outputs, inputs = weights.shape

@@ -14,9 +14,9 @@ compile-time choice: offsets are then constants, where run-time widths would tak
 thin is multiplied on the tensor cores too, 16 columns at a time: ones and coordinates beside each other.
 
 No sum depends on which program comes first: a step repeats bit for bit. Errors in 16 bits are scaled by a power of two
-that follows the loss, step by step, so that they keep clear of underflow (the idea of loss scaling: Micikevicius et
-al., Mixed precision training, ICLR 2018). Coordinates, and the weights of the first layer that takes them and of the
-head, go through products of 16 bits as two halves each: next to nothing of fp32 is lost.
+that follows their mean square, step by step, so that they keep clear of underflow (the idea of loss scaling:
+Micikevicius et al., Mixed precision training, ICLR 2018). Coordinates, and the weights of the first layer that takes
+them and of the head, go through products of 16 bits as two halves each: next to nothing of fp32 is lost.
 
 Rows beyond the last point are computed as if they were the first one, and have no error: no load or store of features
 needs a mask for them.
@@ -32,6 +32,7 @@ import triton.language as tl
 
 from inrfast.kernels.activations import FINER, GELU, RELU, SOFTPLUS, activate
 from inrfast.kernels.fused_linear import Config
+from inrfast.kernels.losses import MSE, loss_and_slope
 from inrfast.kernels.tiles import SIZES, STEPS, ProductRow
 
 LARGE_SHARED = 200 * 1024
@@ -281,25 +282,54 @@ def _sides(
 
 @triton.jit
 def _errors(
-    y, target, weight, rows, alive, outputs: tl.constexpr, weight_columns, totals, tiles, later, WEIGHTED: tl.constexpr
-):  # fmt: skip
-    """Return weighted errors (ROWS, 16); write the sum of their squares and, ``tiles`` further on, of the weights."""
+    y,
+    target,
+    weight,
+    numbers,
+    rows,
+    alive,
+    outputs: tl.constexpr,
+    weight_columns,
+    totals,
+    tiles,
+    later,
+    WEIGHTED: tl.constexpr,
+    LOSS: tl.constexpr,
+):
+    """Return errors at the head (ROWS, 16): weighted slopes of the loss, of the mean squared error half of them.
+
+    Write the sums of a tile: the weighted losses, ``tiles`` further on the weights, and behind those the weighted
+    squares of the slopes, which for the mean squared error are its losses.
+    """
     o = tl.arange(0, 16)
     there = alive[:, None] & (o < outputs)[None, :]
     places = rows[:, None] * outputs + o[None, :]
-    error = tl.where(there, y - tl.load(target + places, mask=there, other=0.0), 0.0)
+    goal = tl.load(target + places, mask=there, other=0.0)
+    if LOSS == MSE:
+        error = tl.where(there, y - goal, 0.0)
+    else:
+        values, error = loss_and_slope(y, goal, numbers, LOSS)
+        values = tl.where(there, values, 0.0)
+        error = tl.where(there, error, 0.0)
     weighted = error
     count = tl.where(there, 1.0, 0.0).to(y.dtype)
     if WEIGHTED:
         column = tl.where(weight_columns == 1, 0, o)
         count = tl.load(weight + (rows[:, None] * weight_columns + column[None, :]), mask=there, other=0.0)
         weighted = error * count
-    squares = tl.sum(tl.sum(error * weighted, 1), 0)
+    if LOSS == MSE:
+        losses = tl.sum(tl.sum(error * weighted, 1), 0)
+    else:
+        losses = tl.sum(tl.sum(values * count, 1), 0)
+        squares = tl.sum(tl.sum(error * weighted, 1), 0)
+        if later != 0:
+            squares += tl.load(totals + 2 * tiles)
+        tl.store(totals + 2 * tiles, squares)
     weights = tl.sum(tl.sum(count, 1), 0)
     if later != 0:
-        squares += tl.load(totals)
+        losses += tl.load(totals)
         weights += tl.load(totals + tiles)
-    tl.store(totals, squares)
+    tl.store(totals, losses)
     tl.store(totals + tiles, weights)
     return weighted
 
@@ -315,9 +345,9 @@ def _total(values, count):
 
 
 @triton.jit
-def _next_scale(loss):
+def _next_scale(square):
     """Return the power of two that brings errors of this mean square near 1; NaN and Inf give the smallest."""
-    exponent = ((loss.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
+    exponent = ((square.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
     up = tl.minimum(tl.maximum(-(exponent >> 1), -LARGEST_SCALE), LARGEST_SCALE)
     return ((up + 127) << 23).to(tl.float32, bitcast=True)
 
@@ -374,6 +404,7 @@ def mlp_forward(
     inputs,
     target,
     weight,
+    numbers,
     parameters,
     operands,
     omegas,
@@ -416,6 +447,7 @@ def mlp_forward(
     COORDINATES: tl.constexpr,
     GATHERED: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    LOSS: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
@@ -430,14 +462,15 @@ def mlp_forward(
     ON_CHIP: one block of COLUMNS holds all columns of a layer, and a tile's features go from product to product.
 
     ``inputs``: (models or 1, N, depth), coordinates or, without COORDINATES, their encodings in the operands' dtype;
-    ``target``: (models or 1, N, outputs); ``weight``: (models or 1, N, weight_columns); ``parameters``: (models, Q) in
+    ``target``: (models or 1, N, outputs); ``weight``: (models or 1, N, weight_columns); ``numbers``: those of the loss,
+    in full precision; ``parameters``: (models, Q) in
     full precision, ``operands``: the same in the operands' dtype, each parameter at its place; ``omegas``: (hidden, 3)
     fp32. The ``n`` rows of the launch are the points from ``first`` on or, GATHERED, those of ``order`` (models or 1,
     draws), of which each step takes ``size`` consecutive. ``scales``: (steps, models) powers of two for the errors.
 
     ``features``, ``slopes``: (models, hidden, capacity, width); ``masks``: (models, hidden, capacity, bytes);
-    ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2, tiles), the weighted
-    squares of the errors of each tile, and their weights; ``partials``: (models, partial_model), where each tile leaves
+    ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2 or 3, tiles), see
+    :func:`_errors`; ``partials``: (models, partial_model), where each tile leaves
     the gradient of the head's bias (outputs), from ``tail`` on and ``thin_pitch`` apart. ``later``: add to what is
     there.
     """
@@ -458,7 +491,7 @@ def mlp_forward(
     masks += model * hidden * mask_plane
     head_errors += model * capacity * outputs
     tiles = capacity // ROWS
-    totals += model * 2 * tiles + tile
+    totals += model * (2 if LOSS == MSE else 3) * tiles + tile
     hidden_at, hidden_pitch = tl.cast(hidden_at, tl.int64), tl.cast(hidden_pitch, tl.int64)
     first_bias = parameters + tl.cast(first_bias, tl.int64)
     head = parameters + tl.cast(head, tl.int64)
@@ -531,7 +564,9 @@ def mlp_forward(
         y = _times_exact(held, _head_weight(head, columns, width, outputs).T, y, PRECISION, ACCUMULATOR)
     if BIAS:
         y += tl.load(head_bias + o, mask=o < outputs, other=0.0)[None, :]
-    weighted = _errors(y, target, weight, rows, alive, outputs, weight_columns, totals, tiles, later, WEIGHTED)
+    weighted = _errors(
+        y, target, weight, numbers, rows, alive, outputs, weight_columns, totals, tiles, later, WEIGHTED, LOSS
+    )  # fmt: skip
     if GRADIENT:
         if SCALED:
             weighted *= tl.load(scales + step * models + model)
@@ -581,6 +616,7 @@ def mlp_backward(
     BIAS: tl.constexpr,
     COORDINATES: tl.constexpr,
     GATHERED: tl.constexpr,
+    LOSS: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
@@ -615,14 +651,17 @@ def mlp_backward(
     errors += model * hidden * plane
     if tl.program_id(0) == 0:
         tiles = capacity // ROWS
-        totals += model * 2 * tiles
+        totals += model * (2 if LOSS == MSE else 3) * tiles
         weights = _total(totals + tiles, tiles)
         loss = _total(totals, tiles) / weights
-        factor = 2 / weights
+        factor = (2 if LOSS == MSE else 1) / weights
         at_step = step * tl.num_programs(1) + model
         if SCALED:
             factor /= tl.load(scales + at_step)
-            tl.store(scales + at_step + tl.num_programs(1), _next_scale(loss))
+            square = loss
+            if LOSS != MSE:
+                square = _total(totals + 2 * tiles, tiles) / weights
+            tl.store(scales + at_step + tl.num_programs(1), _next_scale(square))
         tl.store(losses + at_step, loss)
         tl.store(factors + model, factor)
     hidden_at, hidden_pitch = tl.cast(hidden_at, tl.int64), tl.cast(hidden_pitch, tl.int64)
@@ -884,7 +923,7 @@ def mlp_update(
 # ---- launches ----------------------------------------------------------------------------------------------------
 
 
-def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple[Config, Config, bool]:
+def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:
     """Return the tiles of the passes, forward and backward, for a layer, and whether features stay on the chip.
 
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.data import check_data
-from inrfast.training.engines.autograd import Gradient, gradient_of
+from inrfast.training.engines import Gradient, Task, gradient_of
 from inrfast.training.stack import Stack
 
 BUDGET = 2**30
@@ -29,7 +29,8 @@ def of(
 ) -> Gradient:
     """The gradient that a fit of this network would take."""
     net.train()
-    return gradient_of(Stack([net]), check_data(net, coords, target, weight), loss, **{"budget": BUDGET, **options})
+    task = Task([net], check_data(net, coords, target, weight), loss, **{"budget": BUDGET, **options})
+    return gradient_of(Stack([net]), task)
 
 
 def flat(gradient: Gradient, index: int = 0) -> Tensor:

@@ -1,9 +1,9 @@
 """Capture: the per-layer factors of a network, exactly, or a refusal that names the reason.
 
 Every trainable parameter is captured: by its layer's two factors where a handler of :mod:`inrfast.layers` knows them,
-else by automatic differentiation point by point. No sample may influence another. :class:`inrfast.INR` takes a closed
-form, every other module forward hooks. The parameters are copied at construction: training the network afterwards does
-not change a kernel already made.
+else by automatic differentiation point by point. No sample may influence another. A network that
+:func:`inrfast.mlp.describe` knows takes a closed form, every other module forward hooks. The parameters are copied at
+construction: training the network afterwards does not change a kernel already made.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from inrfast import backends
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.layers import Factors, Layer, layers_of
 from inrfast.memory import budget_bytes, require
+from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import INR, SphereNorm, is_known, is_unchanged
-from inrfast.ops.factors import MLP, BatchStatistics, HiddenLayer, MLPFactors, Room, fusible, layer_shapes, mlp_factors
+from inrfast.nn import declared_sizes
+from inrfast.ops.factors import Room, layer_shapes, mlp_factors, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.pointwise import spread_points
-from inrfast.rounding import PassErrors, hinge_errors, pass_errors
+from inrfast.rounding import PassErrors, hinges_in_doubt, pass_errors, squared_rows
 from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network, Select
@@ -41,8 +42,8 @@ SHUFFLED_ROWS = 32
 ROW_COPIES = 6
 """Numbers in fp64 that a pass holds for each number of a row by automatic differentiation."""
 
-CLOSED = ("layers", "norms", "encoding")
-"""Where the parameters of an :class:`inrfast.INR` are."""
+UNCOUNTED = 2**22
+"""Bytes of scratch, of the smallest stream among it, that are taken as nothing beside those of the process itself."""
 
 
 class Capture:
@@ -104,16 +105,16 @@ class Capture:
             raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
         self.device = next(iter(tensors.values())).device
         check_tensors(net, self.device)
-        check_coords("coords", coords, net.in_features if isinstance(net, INR) else None, self.device)
+        check_coords("coords", coords, declared_sizes(net)[0], self.device)
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
         shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
         self.layers = layers_of(net, chosen, shared)
         self.columns = sum(tensors[name].numel() for name in chosen)
-        plain = all(map(_in_closed_form, self.layers))
-        self.closed_form = select is None and is_unchanged(net) and not shared and plain
-        known = self.closed_form and is_known(net)
+        mlp = None if select is not None or shared else describe(net)
+        self.closed_form = isinstance(mlp, MLP) and all(_in_closed_form(layer, mlp) for layer in self.layers)
+        known = self.closed_form and isinstance(mlp, MLP) and mlp.pointwise
         with own_modes():
             self.network = Network(widen_(snapshot(net)), select)
             for name, parameter in self.network.module.named_parameters():
@@ -139,7 +140,7 @@ class Capture:
         found = self.exact(sample)
         self.widths = tuple(factors.widths for factors in found)
         largest = torch.stack([gram_diagonal([layer], "trace", self.outputs).amax() for layer in found])
-        if self.closed_form:  # beside other points they round otherwise, which shows where rounding counts
+        if not self._run_layers:  # beside other points they round otherwise, which shows where rounding counts
             sample, found = sample[:2], [factors.at(slice(2)) for factors in found]
         else:  # a module may reorder points inside, and undo it behind its layers
             shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
@@ -150,27 +151,24 @@ class Capture:
     # ---- how its factors are made ------------------------------------------------------------------------------
 
     def _described(self) -> MLP | None:
-        module = self.network.module
-        return _as_mlp(module) if isinstance(module, INR) and self.closed_form else None
+        """Return the description of the snapshot, if its factors have a closed form."""
+        found = describe(self.network.module) if self.closed_form else None
+        return found.detached() if isinstance(found, MLP) else None
 
     @property
     def _run_layers(self) -> list[int]:
         """Indices of the layers whose factors are made by running the network, or its encoding alone."""
         places = range(len(self.layers))
-        return [k for k in places if self._mlp is None or self.layers[k].module.split(".")[0] == "encoding"]
-
-    @property
-    def _row_layers(self) -> list[Layer]:
-        """The layers whose rows come from automatic differentiation."""
-        return [layer for layer in self.layers if not layer.observed]
+        return [k for k in places if self._mlp is None or _in_encoding(self.layers[k], self._mlp)]
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
         module = self.network.module
         if self._mlp is None:
             return self.network.output_in(module(coords.clone()), len(coords))
-        assert isinstance(module, INR) and module.encoding is not None
-        return module.encoding(coords.clone())
+        assert self._mlp.encoding is not None
+        encoded: Tensor = self._mlp.encoding(coords.clone())
+        return encoded
 
     def _reasons_against_layers(self, sample: Tensor) -> dict[str, str]:
         """Return why parameters of layers that are observed go to automatic differentiation all the same."""
@@ -198,7 +196,7 @@ class Capture:
             f"the Jacobian are computed by automatic differentiation, {numbers} numbers per point"
         )
         require(
-            PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES,
+            max(0, PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
             budget,
             f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
@@ -207,7 +205,7 @@ class Capture:
     @property
     def plain(self) -> bool:
         """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
-        return self._mlp is not None and not self._run_layers and all(layer.norm is None for layer in self._mlp.hidden)
+        return self._mlp is not None and not self._run_layers and not self._mlp.norms
 
     @property
     def mlp(self) -> MLP | None:
@@ -263,20 +261,19 @@ class Capture:
 
     def _closed_factors(self, mlp: MLP, coords: Tensor, room: Room | None) -> list[Factors]:
         found = mlp_factors(mlp, self.inputs(coords), room)
-        if not self._run_layers:
-            return [self._closed_factor(layer, found) for layer in self.layers]
-        first = mlp.hidden[0].weight
-        run = self._by_running(coords, found.sensitivities[0] @ first)
-        return [run[k] if k in run else self._closed_factor(layer, found) for k, layer in enumerate(self.layers)]
-
-    def _closed_factor(self, layer: Layer, found: MLPFactors) -> Factors:
-        kind, index = layer.module.split(".")
-        k = int(index)
-        if kind == "norms":
-            norm = found.norms[k]
-            assert norm is not None
-            return layer.factors(norm.normalised, norm.sensitivities)
-        return layer.factors(found.features[k], found.sensitivities[k] if k < len(found.sensitivities) else None)
+        run: dict[int, Factors] = {}
+        if self._run_layers:
+            run = self._by_running(coords, found.sensitivities[0] @ mlp.layers[0].weight)
+        places, s = mlp.places, [*found.sensitivities, None]
+        result = []
+        for index, layer in enumerate(self.layers):
+            if index in run:
+                result.append(run[index])
+                continue
+            is_norm, k = places[layer.module]
+            norm = found.norms[k] if is_norm else None
+            result.append(layer.factors(*(norm or (found.features[k], s[k]))))
+        return result
 
     def _by_running(self, coords: Tensor, cotangents: Tensor | None) -> dict[int, Factors]:
         """Return the factors of the layers that are run, by their index.
@@ -297,14 +294,14 @@ class Capture:
     def inputs(self, coords: Tensor) -> Tensor:
         """Return the input of the first layer at ``coords`` (n, d), in fp64."""
         coords = coords.to(PASS_DTYPE)
-        module = self.network.module
-        encoding = module.encoding if isinstance(module, INR) else None
+        encoding = None if self._mlp is None else self._mlp.encoding
         if encoding is None:
             return coords
         with own_modes(), nullcontext() if self.concurrent else self.network.alone():
             if len(coords) == 1 and not self.concurrent:
                 return encoding(coords.expand(2, -1))[:1]
-            return encoding(coords)
+            encoded: Tensor = encoding(coords)
+            return encoded
 
     def representations(self, coords: Tensor) -> dict[str, Tensor]:
         """Return the fp64 input of every linear layer (n, D): ``input``, then each named by the layer it comes from.
@@ -325,10 +322,23 @@ class Capture:
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
         found = pass_errors(self.exact, coords, self.outputs, weights)
-        first = [index for index, layer in enumerate(self.layers) if layer.name == "layers.0"]
-        if self._mlp is None or not first:
+        if self._mlp is None:
             return found
-        return found.plus(first[0], *hinge_errors(self._mlp, self.inputs, coords))
+        first = self._mlp.layers[0]
+        for hinges in hinges_in_doubt(self._mlp, self.inputs, coords):
+            squares = hinges.gradient.square()
+            for index, layer in enumerate(self.layers):
+                if layer.name == first.name:
+                    inputs = hinges.inputs.square().sum(1) + (first.bias is not None)
+                    found = found.plus(index, inputs @ squares, float(squares.sum()))
+            if self._run_layers:  # below the first layer: what its input's makers add
+                with own_modes():
+                    derivatives = hinges.gradient.unsqueeze(2) * first.weight[hinges.units].unsqueeze(1)
+                    moved = self._by_running(hinges.points.to(PASS_DTYPE), derivatives)
+                for index, (z, s) in moved.items():
+                    rows = squared_rows((z, s), self.outputs).sum(0)
+                    found = found.plus(index, rows, 0.0 if s is None else float(s.square().sum()))
+        return found
 
     # ---- operands of a fused kernel ----------------------------------------------------------------------------
 
@@ -348,35 +358,16 @@ class Capture:
     def fused_mlp(self, layers: Iterable[int], output: Output) -> MLP | None:
         """Return the network as a fused factor pass takes it, or None where that does not cover these layers."""
         shapes = tuple(self.shape(layer) for layer in layers)
-        if self._mlp is None or not fusible(self._mlp, output) or shapes != layer_shapes(self._mlp):
+        mlp = self._mlp
+        if mlp is None or shapes != layer_shapes(mlp) or reason_against(mlp, output) is not None:
             return None
-        return self._mlp
+        return mlp
 
 
-def _in_closed_form(layer: Layer) -> bool:
-    """Return whether the closed form of an INR gives this layer's factors, or what its encoding needs to give them."""
-    return layer.module.split(".")[0] in CLOSED
+def _in_closed_form(layer: Layer, mlp: MLP) -> bool:
+    """Return whether the closed form gives this layer's factors, or what the encoding needs to give them."""
+    return layer.module in mlp.places or _in_encoding(layer, mlp)
 
 
-def _as_mlp(net: INR) -> MLP:
-    hidden = []
-    for index in range(net.hidden_layers):
-        linear, norm = net.layers[index], net.norms[index]
-        assert isinstance(linear, nn.Linear)
-        frozen: BatchStatistics | str | None = None
-        if isinstance(norm, nn.BatchNorm1d):
-            assert norm.running_mean is not None and norm.running_var is not None
-            inverse_std = (norm.running_var + norm.eps).rsqrt()
-            scale = torch.ones_like(inverse_std) if norm.weight is None else norm.weight.detach()  # affine=False
-            shift = torch.zeros_like(inverse_std) if norm.bias is None else norm.bias.detach()
-            frozen = BatchStatistics(norm.running_mean, inverse_std, scale, shift)
-        elif isinstance(norm, SphereNorm):
-            frozen = "sphere"
-        bias = None if linear.bias is None else linear.bias.detach()
-        after = net.norm_position == "post"
-        hidden.append(
-            HiddenLayer(linear.weight.detach(), bias, net.activations[index], net.omegas[index], frozen, after)
-        )
-    head = net.layers[-1]
-    assert isinstance(head, nn.Linear)
-    return MLP(tuple(hidden), head.weight.detach(), None if head.bias is None else head.bias.detach())
+def _in_encoding(layer: Layer, mlp: MLP) -> bool:
+    return mlp.encoding is not None and f"{layer.module}.".startswith(f"{mlp.encoding_name}.")

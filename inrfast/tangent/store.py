@@ -20,7 +20,7 @@ from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, make_plan, pack
 from inrfast.ops.tangent_product import diagonal
 from inrfast.rounding import PassErrors
-from inrfast.tangent.capture import Capture
+from inrfast.tangent.capture import UNCOUNTED, Capture
 from inrfast.tangent.network import PASS_DTYPE
 from inrfast.threads import share
 
@@ -39,9 +39,6 @@ ROWS_GPU = 1 << 14
 
 LEAST_STREAMED = 128
 """Points that a budget must allow to be streamed at once: with fewer a pass over the grid would take forever."""
-
-UNCOUNTED = 2**22
-"""Bytes of scratch, of the smallest stream among it, that are taken as nothing beside those of the process itself."""
 
 PASS_BUFFERS, HOOKED_BUFFERS = 3, 6
 """Numbers in fp64 that a factor pass holds for each number of a factor: in closed form, and with norms or by hooks."""

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from inrfast.errors import check_coords, check_float, check_tensor
 from inrfast.metrics import data_range_of
-from inrfast.nn import INR
+from inrfast.nn import declared_sizes
 from inrfast.snapshot import twin
 from inrfast.training.stack import has_gaps, modes_kept
 
@@ -184,7 +184,7 @@ def check_data(
         Bad shapes, dtypes, devices; NaN or Inf; negative weights, or none above 0.
     """
     dtype, device = check_net(net)
-    coords = check_coords(names[0], coords, net.in_features if isinstance(net, INR) else None, device)
+    coords = check_coords(names[0], coords, declared_sizes(net)[0], device)
     n, outputs = len(coords), count_outputs(net, coords, names[0])
     target = check_tensor(names[1], target, finite=False)
     if target.device != device:
@@ -324,8 +324,9 @@ def aligned(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords") -> int:
     """Return M, from two points or, for a network that takes nothing else, from all."""
-    if isinstance(net, INR):
-        return net.out_features
+    declared = declared_sizes(net)[1]
+    if declared is not None:
+        return declared
     net = twin(net)
     with modes_kept(net):
         net.eval()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.nn import INR
+from inrfast.mlp import MLP, describe
 
 LAST = 10
 """Losses whose median is that of the end: single batches scatter."""
@@ -97,11 +97,12 @@ def growth(losses: Sequence[float], square: float | None, whole: bool) -> str | 
 def remedies(net: nn.Module, coords: Tensor, lr: float) -> str:
     """Say in words what to try where a loss grew."""
     tried = [f"lower lr (it was {lr:.3g})", "omega", "the gain of the initialisation"]
-    if isinstance(net, INR) and net.encoding is not None:
-        largest = float(net.encoding(coords[:: max(1, len(coords) // ADVISED_ROWS)]).abs().max())
+    mlp = describe(net)
+    if isinstance(mlp, MLP) and mlp.encoding is not None:
+        largest = float(mlp.encoding(coords[:: max(1, len(coords) // ADVISED_ROWS)]).abs().max())
         if largest > 10:
             tried.append(
-                f"what makes the features of {type(net.encoding).__name__} as large as {largest:.3g} (its degree, its "
+                f"what makes the features of {type(mlp.encoding).__name__} as large as {largest:.3g} (its degree, its "
                 "coefficients, or the range of the coordinates)"
             )
     return f"{', '.join(tried[:-1])} or {tried[-1]}"

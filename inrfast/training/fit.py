@@ -14,7 +14,7 @@ from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import warn_of_untrained
 from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
-from inrfast.training.engines.autograd import Loss
+from inrfast.training.engines.task import Loss
 from inrfast.training.group import Member
 from inrfast.training.optimizers import learning_rates
 from inrfast.training.options import (

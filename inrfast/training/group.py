@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inrfast import backends
-from inrfast.errors import DivergedError, NotAvailableError
+from inrfast.errors import DivergedError
 from inrfast.metrics import mse_to_psnr
 from inrfast.snapshot import twin
 from inrfast.threads import cores, interrupts_later
@@ -25,15 +24,10 @@ from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.checkpoint import check_like
 from inrfast.training.data import Data
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.engines.autograd import (
-    PROBE_ROWS,
-    Gradient,
-    WholeGradient,
-    against_fused,
-    evaluation_of,
-    gradient_of,
-)
+from inrfast.training.engines import Gradient, Task, engine_of, evaluation_of
+from inrfast.training.engines.autograd import PROBE_ROWS
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.engines.whole import WholeGradient
 from inrfast.training.options import LEAST_BETWEEN, Settings
 from inrfast.training.stack import Stack
 
@@ -99,13 +93,31 @@ class Run:
     ) -> None:
         self.members, self.settings = list(members), settings
         self.data, self.evaluation = stack_data, evaluation
-        nets = [member.net for member in members]
-        self.stack = Stack(nets, flat=_fused(nets, stack_data, settings))
+        # Now, while torch may use all cores: between the steps of threads it may use one.
+        self.callers_cores = torch.get_num_threads()
+        self.engine = engine_of(self._task())
+        self.stack = Stack([member.net for member in members], self.engine.flat)
         try:
             self._begin()
         except BaseException:
             self.stack.release()
             raise
+
+    def _task(self) -> Task:
+        """Return what is asked of the engine."""
+        settings = self.settings
+        return Task(
+            nets=[member.net for member in self.members],
+            data=self.data,
+            loss=settings.loss,
+            batch=settings.batch_size,
+            budget=settings.budget,
+            narrow=settings.narrow,
+            cores=self.callers_cores,
+            trials=settings.budgeted,
+            backend=settings.backend,
+            named=settings.named,
+        )
 
     def _begin(self) -> None:
         """Make what takes the steps, and keep the weights of the start."""
@@ -121,8 +133,6 @@ class Run:
             self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, self.members[0].lr)
         self.begun = self.done = 0
         self.finite = True
-        # Now, while torch may use all cores: between the steps of threads it may use one.
-        self.callers_cores = torch.get_num_threads()
         self._take()
         self.good = [tensor.clone() for tensor in self.stack.state]
         self.best = [tensor.clone() for tensor in self.stack.state]
@@ -130,10 +140,8 @@ class Run:
 
     def _take(self) -> None:
         """Make the gradient and the evaluation of the stack."""
-        s = self.settings
-        self.gradient: Gradient = gradient_of(
-            self.stack, self.data, s.loss, s.budget, s.batch_size, s.narrow, self.callers_cores, s.budgeted
-        )
+        s, task = self.settings, self._task()
+        self.gradient: Gradient = self.engine(self.stack, task)
         for member in self.members:
             member.gradient = self.gradient.name
         fused = isinstance(self.gradient, FusedGradient)
@@ -141,7 +149,7 @@ class Run:
         if own and not isinstance(self.gradient, WholeGradient):
             self.mean_square = self.gradient.mean_square
         else:
-            self.mean_square = evaluation_of(self.stack, self.evaluation or self.data, s.budget, self.callers_cores)
+            self.mean_square = evaluation_of(self.stack, replace(task, data=self.evaluation or self.data))
         full = s.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
         own = own and not fused  # where many steps are taken at once their losses come too late
@@ -423,6 +431,7 @@ class Run:
         self.batches.keep(index)
         self.optimizer.keep(self.stack, index)
         scales = self.gradient.state()[index] if isinstance(self.gradient, FusedGradient) else None
+        self.engine = engine_of(self._task())
         self._take()
         if isinstance(self.gradient, FusedGradient) and scales is not None:
             self.gradient.load(scales)
@@ -504,19 +513,6 @@ class Run:
             self.gradient.load(state["gradient"])
         self._keep()
         self.begun = self.done = state["done"]
-
-
-def _fused(nets: Sequence[nn.Module], data: Data, settings: Settings) -> bool:
-    """Return whether these networks take fused steps; a backend named that cannot is refused."""
-    if settings.backend != "triton":
-        return False
-    reason = against_fused(nets, data, settings.loss, settings.budget, settings.narrow)
-    if reason is None:
-        return True
-    if settings.named:
-        raise NotAvailableError(f"backend='triton' has no fused step here: {reason}; use 'torch' or 'auto'")
-    backends.warn_once(f"backend='auto' takes 'torch' for a fit: {reason}")
-    return False
 
 
 def _watches_steps(callbacks: Sequence[Any]) -> bool:

@@ -23,7 +23,7 @@ from inrfast.training.data import (
     count_outputs,
     range_of,
 )
-from inrfast.training.engines.autograd import Loss
+from inrfast.training.engines.task import Loss
 from inrfast.training.fit import check_evaluation
 from inrfast.training.group import Member
 from inrfast.training.optimizers import OPTIMIZERS, learning_rates

@@ -16,7 +16,7 @@ from inrfast.files import check_writable, shown, target_of
 from inrfast.memory import budget_bytes
 from inrfast.ops import gemm
 from inrfast.training.callbacks import check_callbacks
-from inrfast.training.engines.autograd import LOSSES, Loss
+from inrfast.training.engines.task import LOSSES, Loss
 from inrfast.training.optimizers import OPTIMIZERS
 
 PRECISIONS = ("highest", "high", "medium")

@@ -24,14 +24,15 @@ from inrfast.errors import (
 )
 from inrfast.files import shown, sole_writer
 from inrfast.memory import is_refusal
-from inrfast.nn import INR, described_network
+from inrfast.mlp import describe
+from inrfast.nn import described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later, one_core
 from inrfast.training import callables, optimizers
 from inrfast.training.checkpoint import check_like, differences, fingerprint, read_fit
 from inrfast.training.data import range_of, stacked
 from inrfast.training.divergence import growth, remedies
-from inrfast.training.engines.autograd import is_plain
+from inrfast.training.engines.task import against_formula
 from inrfast.training.group import Member, Run
 from inrfast.training.options import Settings, check_not_there
 from inrfast.training.schema import FIT_SCHEMA, check
@@ -619,14 +620,15 @@ def _grouped(members: Sequence[Member]) -> list[list[Member]]:
 def _kind(member: Member) -> Any:
     """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
     net, data = member.net, member.data
-    if not is_plain(net):
+    mlp = describe(net)
+    if isinstance(mlp, str) or against_formula(mlp) is not None:
         return id(net)
-    assert isinstance(net, INR)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
-    encoding = None if net.encoding is None else repr(net.encoding.config() | {"columns": net.encoding.out_features})
+    encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
-    return str((parameters, encoding, net.activations, net.omegas, shapes, evaluation))
+    activations = [(activation.name, activation.numbers) for activation in mlp.activations]
+    return str((parameters, encoding, activations, shapes, evaluation))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 
 import inrfast as inr
 from inrfast.training.data import Data
+from inrfast.training.engines import Task
 from inrfast.training.engines.fused import FusedGradient
 from inrfast.training.stack import Stack
 
@@ -28,7 +29,7 @@ def test_gradients_of_the_kernels_and_of_their_arithmetic(device, options):
         for narrow in (True, False):
             stack = Stack([copy.deepcopy(net).to(device) for net in nets], flat=True)
             data = Data(coords.to(device).unsqueeze(0), target.to(device).unsqueeze(0))
-            gradient = FusedGradient(stack, data, len(coords), 2**40, narrow)
+            gradient = FusedGradient(stack, Task(nets, data, budget=2**40, narrow=narrow, backend="triton"))
             losses = gradient(None)
             found.append((losses, torch.cat([grad.flatten(1).cpu() for grad in stack.grads.values()], 1)))
         (losses, ours), (_, exact) = found

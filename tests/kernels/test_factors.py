@@ -47,7 +47,7 @@ def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth
     ]
     coords = random_coords(max(n, 1), inputs, seed).double()
     mlps = [Capture(net, coords)._mlp for net in nets]
-    assert factors.fusible(mlps[0], output)
+    assert factors.reason_against(mlps[0], output) is None
     layout = Layout(factors.layer_shapes(mlps[0]), output, outputs, format)
     if format == "tf32x3":  # what ranges too wide for half precision lead to
         plan = make_plan("high", layout, [(1e30, 1e-30)] * (depth + 1))

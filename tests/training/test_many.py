@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.errors import DivergedError, NotAvailableError
 from inrfast.ops import mlp_step
-from inrfast.training.engines import layerwise
+from inrfast.training.engines import tensor
 from inrfast.training.fit import fit
 from inrfast.training.many import fit_many
 
@@ -74,7 +74,7 @@ def test_a_hundred_steps_are_those_of_separate_fits(data: st.DataObject) -> None
     twins = copy.deepcopy(nets)
     with pytest.MonkeyPatch.context() as patch:
         if data.draw(st.booleans()):  # several chunks of rows
-            patch.setattr(layerwise, "cached_rows", lambda *sizes: 17)
+            patch.setattr(tensor, "cached_rows", lambda *sizes: 17)
             patch.setattr(mlp_step, "chunk_rows", lambda *sizes: 17)
         results = fit_many(nets, coords, targets, lr=rates, seed=seeds, **options)
     for i, (twin, result) in enumerate(zip(twins, results, strict=True)):
@@ -137,8 +137,8 @@ def test_each_network_stops_by_itself() -> None:
         result = fit(twins[i], coords, target, lr=rates[i], target_psnr=goal if i == 1 else None, **options)
         assert_same(results[i], result)
         assert_same_weights(nets[i], twins[i])
-        for name, tensor in results[i].best_state.items():
-            torch.testing.assert_close(tensor, result.best_state[name], rtol=1e-3, atol=1e-5)
+        for name, best in results[i].best_state.items():
+            torch.testing.assert_close(best, result.best_state[name], rtol=1e-3, atol=1e-5)
 
 
 def test_networks_have_their_own_memory_again() -> None:

@@ -1,1 +1,81 @@
-"""The ways to take the gradient of a fit, from the fastest to the most general."""
+"""The engines of a fit: ways to take the gradient of its loss that give the same numbers, in order of speed.
+
+- :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels.
+- :class:`NativeGradient`: the same on a CPU, by one native call per chunk of points.
+- :class:`TensorGradient`: the same by torch's operations, over chunks of points that stay in cache.
+- :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
+- :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
+  draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once. A mini-batch couples
+  its own points only, as a loop in PyTorch does; errors and PSNR are of all points at once.
+
+Each answers one question, ``reason_against(task)``; the first that answers None is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from torch import Tensor
+
+from inrfast import backends
+from inrfast.errors import NotAvailableError
+from inrfast.training.engines.autograd import AutogradGradient
+from inrfast.training.engines.chunked import ChunkedGradient
+from inrfast.training.engines.fused import FusedEvaluation, FusedGradient
+from inrfast.training.engines.native import NativeGradient
+from inrfast.training.engines.task import Gradient, Task
+from inrfast.training.engines.tensor import TensorGradient
+from inrfast.training.engines.whole import WholeGradient
+from inrfast.training.stack import Stack
+
+__all__ = ["ENGINES", "Gradient", "Task", "engine_of", "evaluation_of", "gradient_of"]
+
+ENGINES: tuple[type[Gradient], ...] = (
+    FusedGradient,
+    NativeGradient,
+    TensorGradient,
+    ChunkedGradient,
+    WholeGradient,
+)
+"""The fastest first."""
+
+
+def engine_of(task: Task) -> type[Gradient]:
+    """Return the fastest engine whose gradient is exact for a task.
+
+    Raises
+    ------
+    NotAvailableError
+        The backend was named, and its engine does not take this task; the reason is given.
+    """
+    for engine in ENGINES:
+        reason = engine.reason_against(task)
+        if reason is None:
+            return engine
+        if engine.backend == task.backend != "torch":
+            if task.named:
+                raise NotAvailableError(
+                    f"backend={task.backend!r} has no fused step here: {reason}; use 'torch' or 'auto'"
+                )
+            backends.warn_once(f"backend='auto' takes 'torch' for a fit: {reason}")
+    raise AssertionError("the last engine takes every task")
+
+
+def gradient_of(stack: Stack, task: Task) -> Gradient:
+    """Return the gradient of a stack by the fastest engine that is exact for it; a flat stack is for fused steps."""
+    return engine_of(task)(stack, task)
+
+
+def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
+    """Return what measures the mean squared errors (B,) on a task's points, in eval mode and the networks' own dtype.
+
+    It takes a share of the budget of its own, beside the steps.
+    """
+    measured = replace(task, loss="mse", batch=None, narrow=False, measuring=True)
+    if stack.flat is not None:
+        return FusedEvaluation(stack, measured).mean_square
+    for engine in (NativeGradient, TensorGradient):
+        if engine.reason_against(measured) is None:
+            return engine(stack, measured).mean_square
+    return AutogradGradient(stack, measured).mean_square

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast import backends
 from inrfast.memory import format_bytes
-from inrfast.nn import INR
+from inrfast.mlp import MLP
 from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.batches import Batches
-from inrfast.training.data import Data
 from inrfast.training.engines.layerwise import encoded
+from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.stack import Stack
 
 MOST_STEPS = 64
@@ -43,59 +44,44 @@ NUMBERS = {"adam": 1, "adamw": 2, "sgd": 3}
 BETA1, BETA2 = 0.9, 0.999
 
 
-def why_not(nets: Sequence[nn.Module], data: Data, budget: int, narrow: bool) -> str | None:
-    """Return why INRs of one shape whose formula is known (``is_plain``) cannot take fused steps, or None."""
-    net = nets[0]
-    assert isinstance(net, INR)
-    parameters = [parameter for layer in net.layers for parameter in layer.parameters()]
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
-        return "its layers share parameters"
-    inputs = _inputs(net)
-    reason = reason_against(net.activations, max(net.width, inputs), net.out_features, data.target.dtype)
+def _against(task: Task) -> str | None:
+    """Return why networks of one shape whose backpropagation is written out cannot take fused steps, or None."""
+    mlp, data = task.mlp, task.data
+    reason = reason_against(mlp, data.target.dtype)
     if reason is not None:
         return reason
-    if inputs > FEW:
-        needed = len(nets) * data.points * inputs * data.target.dtype.itemsize
-        if 4 * needed > budget:
-            return (
-                f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {format_bytes(budget)}"
-            )
-    elif narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
+    if mlp.columns > FEW:
+        needed = len(task.nets) * data.points * mlp.columns * data.target.dtype.itemsize
+        if 4 * needed > task.budget:
+            budget = format_bytes(task.budget)
+            return f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {budget}"
+    elif task.narrow and float(data.coords.abs().max()) > MOST_COORDINATE:
         return f"coordinates beyond {MOST_COORDINATE} do not fit precision='medium'"
     return None
 
 
-def _inputs(net: INR) -> int:
-    """Return the columns of the first layer's inputs."""
-    return net.in_features if net.encoding is None else int(net.encoding.out_features)
-
-
-def _shape(stack: Stack, inputs: int) -> Shape:
-    net = stack.nets[0]
-    assert isinstance(net, INR)
-    layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-    names = [(stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers]
+def _shape(stack: Stack, mlp: MLP) -> Shape:
+    names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
-    return Shape(inputs, net.width, net.hidden_layers, net.out_features, net.activations[0], tuple(net.omegas), places)
+    kind, numbers = mlp.activations[0].kind, tuple(activation.numbers for activation in mlp.activations)
+    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, kind, numbers, places)
 
 
 def _engine(
-    stack: Stack, data: Data, rows: int, kind: str, steps: int, budget: int, gradient: bool
+    stack: Stack, task: Task, rows: int, kind: str, steps: int, budget: int, gradient: bool
 ) -> FusedMLP:  # fmt: skip
     """Return kernels and their memory for the networks of a flat stack."""
     assert stack.flat is not None
-    net = stack.nets[0]
-    assert isinstance(net, INR)
-    dtype = OPERANDS[kind] if _inputs(net) > FEW else data.coords.dtype
-    inputs, encodings = encoded(stack, data.coords, budget, dtype)
-    assert encodings is None, "checked by why_not"
+    mlp, data = task.mlp, task.data
+    dtype = OPERANDS[kind] if mlp.columns > FEW else data.coords.dtype
+    inputs, encodings = encoded(stack.nets, mlp, data.coords, budget, dtype)
+    assert encodings is None, "checked by reason_against"
     trained = torch.zeros(stack.flat.shape[1], dtype=torch.uint8, device=stack.flat.device)
     for name in stack.trainable:
         stack.view_of(trained.unsqueeze(0), name).fill_(1)
     points = Points(inputs.contiguous(), data.target, data.weight)
-    shape = _shape(stack, inputs.shape[2])
     kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
-    return FusedMLP(shape, stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
+    return FusedMLP(_shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
 
 
 def _wide(stack: Stack) -> str:
@@ -107,30 +93,25 @@ def _wide(stack: Stack) -> str:
 class FusedEvaluation:
     """Mean squared errors of the networks of a flat stack, in their own dtype."""
 
-    def __init__(self, stack: Stack, data: Data, budget: int) -> None:
-        rows = min(data.points, EVALUATED_ROWS)
-        self.engine = _engine(stack, data, rows, _wide(stack), 1, budget, gradient=False)
+    def __init__(self, stack: Stack, task: Task) -> None:
+        rows = min(task.data.points, EVALUATED_ROWS)
+        self.engine = _engine(stack, task, rows, _wide(stack), 1, task.budget, gradient=False)
 
     def mean_square(self) -> Tensor:
-        """See :class:`inrfast.training.engines.autograd.Gradient`."""
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         return self.engine.mean_square().cpu()
 
 
 class FusedGradient:
-    """Gradient of the mean squared error of INRs without norms by fused kernels; a ``Gradient`` of a fit.
+    """Gradient of the mean squared error of INRs without norms by fused kernels.
 
     Parameters
     ----------
     stack
         Flat; each call overwrites its gradients.
-    data
-        Points, values and weights.
-    points
-        Points of a step.
-    budget
-        Bytes for the buffers, and for the encoded points.
-    narrow
-        Features, errors and weights of the products between hidden layers in fp16; sums, weights and updates in fp32.
+    task
+        What is wanted: see :class:`inrfast.training.engines.task.Task`. ``narrow``: features, errors and weights of the
+        products between hidden layers in fp16; sums, weights and updates in fp32.
     steps
         Most steps at once.
 
@@ -140,21 +121,31 @@ class FusedGradient:
         Not even one tile of points fits the budget.
     """
 
-    name = "fused"
+    name: ClassVar[str] = "fused"
+    backend: ClassVar[str] = "triton"
+    flat: ClassVar[bool] = True
     one_core = False
 
-    def __init__(
-        self, stack: Stack, data: Data, points: int, budget: int, narrow: bool = False, steps: int = MOST_STEPS
-    ) -> None:
-        self.stack, self.data, self.points, self.budget, self.narrow = stack, data, points, budget, narrow
+    def __init__(self, stack: Stack, task: Task, steps: int = MOST_STEPS) -> None:
+        self.stack, self.task, self.points, self.narrow = stack, task, task.points, task.narrow
         self.steps = steps
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
-        self.engine = _engine(stack, data, points, "fp16" if narrow else _wide(stack), steps, budget // 2, True)
+        kind = "fp16" if self.narrow else _wide(stack)
+        self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, True)
         self.evaluation: FusedEvaluation | None = None
+
+    @staticmethod
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        if task.backend != "triton":
+            return "fused steps are those of backend='triton'"
+        if callable(task.loss):
+            return "the loss is no 'mse'"
+        return against_formula(task.described) or _against(task)
 
     @property
     def layout(self) -> dict[str, object]:
-        """See :class:`inrfast.training.engines.autograd.Gradient`."""
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         return {"gradient": self.name, **self.engine.describe()}
 
     @torch.no_grad()
@@ -175,11 +166,11 @@ class FusedGradient:
         return engine.losses[0].double().cpu()
 
     def mean_square(self) -> Tensor:
-        """See :class:`inrfast.training.engines.autograd.Gradient`."""
-        if not self.narrow and self.points == self.data.points:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        if not self.narrow and self.points == self.task.data.points:
             return self.engine.mean_square().cpu()
         if self.evaluation is None:
-            self.evaluation = FusedEvaluation(self.stack, self.data, self.budget // 2)
+            self.evaluation = FusedEvaluation(self.stack, replace(self.task, budget=self.task.budget // 2))
         return self.evaluation.mean_square()
 
     def state(self) -> Tensor:
@@ -280,7 +271,7 @@ class FusedSteps:
         self.engine = optimizer.engine = gradient.engine
         self.draws: Draws | None = None
         drawn = 0 if batches.rows(0) is None else gradient.points * len(batches.seeds)
-        self.most = max(1, min(gradient.steps, gradient.budget // max(DRAWN_SHARE * 8 * drawn, 1)))
+        self.most = max(1, min(gradient.steps, gradient.task.budget // max(DRAWN_SHARE * 8 * drawn, 1)))
         self.graphs: dict[int, Any] = {}
         self.compiled = False
         self.capture = self.engine.device.type == "cuda"

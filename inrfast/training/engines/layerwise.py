@@ -1,64 +1,78 @@
-"""Backpropagation of coordinate MLPs written out: chunks that stay in cache, buffers reused, one thread a core."""
+"""Backpropagation of coordinate MLPs written out: what the native and tensor engines share."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
-from inrfast.nn import INR
-from inrfast.ops import gemm, mlp_step
-from inrfast.threads import MOST_THREADS, share
-from inrfast.threads import cores as torch_cores
-from inrfast.training.data import Data
-from inrfast.training.engines.passes import NARROW, NativePass, Pass, TensorPass, gathered
+from inrfast.memory import cached_rows, chunks
+from inrfast.mlp import MLP
+from inrfast.threads import share
+from inrfast.training.engines.task import Task
 from inrfast.training.stack import Stack
 
+NARROW = torch.bfloat16
+"""Dtype of products in 16 bits."""
+
 LEAST_ROWS, SHARES, MOST_SHARES = 256, 4, 16
-"""Fewest rows that are worth a thread; shares of the rows a thread, the next one for whichever is free; and of all
+"""Fewest rows that are worth a thread; shares of the rows per thread, the next one for whichever is free; and of all
 threads, where more would take longer to add up than they save."""
 
 SMALL = 2**15
 """Entries of features up to which an operation is over before a second core has joined in: torch's own grain."""
 
-ENCODING_BUFFERS = 5
-"""Buffers of an encoding's columns that it takes to make them: phases, cosines and sines, both together, a copy."""
 
-LEAST_WORK, MOST_BYTES = 2**26, 2**22
-"""FLOP of a product between hidden layers from which threads no longer wait for their turns at Python, and the size of
-a buffer up to which narrow layers get there: larger than the cache is dear too."""
+class Pass(Protocol):
+    """What one thread needs, its own buffers among it."""
+
+    def over(
+        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
+    ) -> Tensor:
+        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
+        ...
+
+
+class Plan(NamedTuple):
+    """How the work is divided: points and networks of a chunk, threads, and whether these share networks or rows."""
+
+    rows: int
+    block: int
+    threads: int
+    by_networks: bool
+
+
+def planned(networks: int, points: int, rows: int, block: int, cores: int) -> Plan:
+    """Return the plan for chunks of so many rows and networks on so many cores."""
+    blocks = math.ceil(networks / block)
+    by_networks = blocks >= 2 * cores > 2
+    return Plan(rows, block, max(1, min(cores, blocks if by_networks else points // LEAST_ROWS)), by_networks)
 
 
 class LayerwiseGradient:
-    """Gradient of the mean squared error of INRs without norms, one or several of one shape; a ``Gradient`` of a fit.
+    """Gradient of the mean squared error of INRs without norms, one or several of one shape.
 
     With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = 2 w (f - y) / sum w`` at the head:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
-    of rows: by native steps where they apply, else by torch's operations (:mod:`inrfast.training.engines.passes`).
+    of rows.
 
     On a CPU each thread takes its own networks or, of a single one, its own shares of the rows, so that threads wait
-    for each other once a step and not once an operation. Shares and their sums are fixed, whichever thread takes them:
-    a step can be repeated bit by bit.
+    for each other once per step and not once per operation. Shares and their sums are fixed, whichever thread takes
+    them: a step can be repeated bit by bit.
 
     Parameters
     ----------
     stack
         Networks without norms; each call overwrites their gradients.
-    data
-        Their points, values and weights.
-    points
-        Most points of a step.
-    budget
-        Bytes for the buffers, and for the encoded points if they fit half of it.
-    cores
-        Threads at most, and fewer where the matrix library has its own; None takes as many as torch may use now.
-    narrow
-        Products between hidden layers take operands in bfloat16 and round results to it; what meets the coordinates,
-        predictions, weights and their gradients stays as it is. A gradient then has a relative error near 1e-2.
+    task
+        What is wanted: see :class:`inrfast.training.engines.task.Task`. Encoded points are kept if they fit half of the
+        budget. ``narrow``: products between hidden layers take operands in bfloat16 and round results to it; what meets
+        the coordinates, predictions, weights and their gradients stays as it is. A gradient then has a relative error
+        near 1e-2.
 
     Raises
     ------
@@ -66,74 +80,39 @@ class LayerwiseGradient:
         Not even one row fits the budget.
     """
 
-    name = "layerwise"
+    name: ClassVar[str] = "layerwise"
+    backend: ClassVar[str] = "torch"
+    flat: ClassVar[bool] = False
+    native = ""
+    """The instructions of native steps."""
 
-    def __init__(
-        self, stack: Stack, data: Data, points: int, budget: int, narrow: bool = False, cores: int | None = None
-    ) -> None:
-        self.stack, self.data, self.narrow = stack, data, narrow
-        net = stack.nets[0]
-        assert isinstance(net, INR)
-        self.net = net
-        self.encoded, self.encodings = encoded(stack, data.coords, budget, NARROW if narrow else data.coords.dtype)
-        if self.encoded is not data.coords:
+    def __init__(self, stack: Stack, task: Task) -> None:
+        self.stack, self.data, self.narrow = stack, task.data, task.narrow
+        self.mlp = task.mlp
+        budget = task.buffers
+        dtype = NARROW if self.narrow else self.data.coords.dtype
+        self.encoded, self.encodings = encoded(stack.nets, self.mlp, self.data.coords, budget, dtype)
+        if self.encoded is not self.data.coords:
             budget -= self.encoded.nbytes
         self.most_shares = max(1, min(MOST_SHARES, budget // (4 * sum(grad.nbytes for grad in stack.grads.values()))))
-        self.rows = self.block = 1
-        self.by_networks = False
-        cores = torch.get_num_threads() if cores is None else cores
-        self.passes: Sequence[Pass] = self._native_passes(points, budget, cores)
-        self.native = mlp_step.instructions() if self.passes else ""
-        self.passes = self.passes or self._tensor_passes(points, budget, cores)
-        widest = max(net.width, net.out_features)
-        self.one_core = len(self.passes) > 1 or self.block * self.rows * widest <= SMALL
+        plan = self._plan(task, budget)
+        self.rows, self.block, _, self.by_networks = plan
+        self.passes: Sequence[Pass] = [self._pass() for _ in range(plan.threads)]
+        widest = max(*self.mlp.widths, self.mlp.outputs)
+        self.one_core = plan.threads > 1 or self.block * self.rows * widest <= SMALL
         # The first share adds straight to the gradients; where there are several of the rows, the others have own sums.
-        own = 1 if self.by_networks else self._shares_of(points)
+        own = 1 if self.by_networks else self._shares_of(task.points)
         self.sums = [stack.grads, *({n: torch.zeros_like(g) for n, g in stack.grads.items()} for _ in range(own - 1))]
 
-    def _native_passes(self, points: int, budget: int, cores: int) -> Sequence[Pass]:
-        """Return the threads' parts by native steps, none where those do not apply or fit."""
-        inputs = self.encoded
-        if self.narrow or self.encodings is not None or not NativePass.applies(self.net, self.stack, inputs, self.data):
-            return ()
-        widest = max(self.net.width, self.net.out_features, inputs.shape[2])
-        cores = min(cores, MOST_THREADS)
-        self.rows = mlp_step.chunk_rows(widest, points)
-        self.block = math.ceil(len(self.stack) / (4 * cores))
-        threads = self._threads(points, cores)
-        first = NativePass(self)
-        if threads * first.memory.nbytes > budget:
-            return ()
-        return [first, *(NativePass(self) for _ in range(threads - 1))]
+    def _plan(self, task: Task, budget: int) -> Plan:
+        raise NotImplementedError
 
-    def _tensor_passes(self, points: int, budget: int, cores: int) -> Sequence[Pass]:
-        """Return the threads' parts by torch's operations."""
-        net, like = self.net, self.data.target
-        widest = max(net.width, net.out_features)
-        row_bytes = like.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
-        if self.encodings is not None:
-            assert net.encoding is not None
-            row_bytes += ENCODING_BUFFERS * like.element_size() * net.encoding.out_features
-        require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
-        affordable = budget // row_bytes
-        size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
-        self.rows = min(cached_rows(widest, like, size), points, affordable)
-        with torch_cores(cores):
-            cores = gemm.threads(like.dtype, like.device)
-        together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
-        self.block = min(together_fit, math.ceil(len(self.stack) / (2 * cores))) if self.rows == points else 1
-        threads = min(self._threads(points, cores), max(1, affordable // (self.block * self.rows)))
-        return [TensorPass(self) for _ in range(threads)]
-
-    def _threads(self, points: int, cores: int) -> int:
-        """Decide whether threads share the networks or the rows; return how many there are."""
-        blocks = math.ceil(len(self.stack) / self.block)
-        self.by_networks = blocks >= 2 * cores > 2
-        return max(1, min(cores, blocks if self.by_networks else points // LEAST_ROWS))
+    def _pass(self) -> Pass:
+        raise NotImplementedError
 
     @property
     def layout(self) -> dict[str, object]:
-        """What decides about the last digits of a gradient, beside the matrix library."""
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         return {
             "gradient": self.name,
             "rows": self.rows,
@@ -177,7 +156,7 @@ class LayerwiseGradient:
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""
-        weight, outputs = self.data.weight, self.net.out_features
+        weight, outputs = self.data.weight, self.mlp.outputs
         if weight is None:
             total = torch.full((1,), float(self._count(batch) * outputs), dtype=torch.float64)
         else:
@@ -209,20 +188,30 @@ class LayerwiseGradient:
         return torch.cat(found) if self.by_networks else torch.stack(found).sum(0)
 
 
+def encoded_bytes(nets: Sequence[nn.Module], mlp: MLP, coords: Tensor, dtype: torch.dtype) -> int:
+    """Return the bytes of the encoded points of networks in a dtype; 0 without an encoding."""
+    if mlp.encoding is None:
+        return 0
+    count = 1 if _alike(_encodings(nets, mlp), coords) else len(nets)
+    return count * coords.shape[1] * mlp.columns * dtype.itemsize
+
+
+def is_kept(size: int, budget: int) -> bool:
+    """Return whether encoded points of ``size`` bytes are kept rather than made again for every chunk."""
+    return 2 * size <= budget
+
+
 @torch.no_grad()
 def encoded(
-    stack: Stack, coords: Tensor, budget: int, dtype: torch.dtype
+    nets: Sequence[nn.Module], mlp: MLP, coords: Tensor, budget: int, dtype: torch.dtype
 ) -> tuple[Tensor, list[nn.Module] | None]:  # fmt: skip
     """Return the encoded points in a dtype, or points and encodings if keeping them would take over half the budget."""
-    nets = [net for net in stack.nets if isinstance(net, INR)]
-    encodings = [net.encoding for net in nets if net.encoding is not None]
-    if not encodings:
+    if mlp.encoding is None:
         return coords, None
-    columns = encodings[0].out_features
-    alike = len(coords) == 1 and all(_equal(encodings[0], other) for other in encodings[1:])
-    count = 1 if alike else len(nets)
-    if 2 * count * coords.shape[1] * columns * dtype.itemsize > budget:
-        return coords, list(encodings)
+    encodings, columns = _encodings(nets, mlp), mlp.columns
+    if not is_kept(encoded_bytes(nets, mlp, coords, dtype), budget):
+        return coords, encodings
+    count = 1 if _alike(encodings, coords) else len(nets)
     inputs = coords.new_empty(count, coords.shape[1], columns, dtype=dtype)
     for own, encode, points in zip(inputs, encodings, coords.expand(len(nets), -1, -1), strict=False):
         for rows in chunks(len(points), cached_rows(columns, coords)):
@@ -230,7 +219,33 @@ def encoded(
     return inputs, None
 
 
+def _encodings(nets: Sequence[nn.Module], mlp: MLP) -> list[nn.Module]:
+    return [net.get_submodule(mlp.encoding_name) for net in nets]
+
+
+def _alike(encodings: Sequence[nn.Module], coords: Tensor) -> bool:
+    """Return whether all networks have the same encoded points."""
+    return len(coords) == 1 and all(_equal(encodings[0], other) for other in encodings[1:])
+
+
 def _equal(one: nn.Module, other: nn.Module) -> bool:
     """Return whether two encodings of one class have the same numbers."""
     first, second = ([*encoding.buffers(), *encoding.parameters()] for encoding in (one, other))
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def own(shared: Tensor, block: slice) -> slice:
+    """Return where a block of networks finds its part on the first axis of a tensor that all may share."""
+    return slice(0, 1) if len(shared) == 1 else block
+
+
+def gathered(source: Tensor, block: slice, index: Tensor | slice) -> Tensor:
+    """Return rows of (B or 1, N, c) for some networks, (k or 1, n, c); an index (k or 1, n) may have rows for each."""
+    some = source[own(source, block)]
+    if isinstance(index, slice):
+        return some[:, index]
+    if len(some) == 1:
+        return some[0][index]
+    if len(index) == 1:
+        return some[:, index[0]]
+    return some[torch.arange(len(some), device=index.device).unsqueeze(1), index]

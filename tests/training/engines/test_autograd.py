@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
-from inrfast.training.engines.autograd import ChunkedGradient, WholeGradient, pieces, sizes_of
-from inrfast.training.engines.layerwise import LayerwiseGradient
+from inrfast.training.engines.autograd import pieces, sizes_of
+from inrfast.training.engines.chunked import ChunkedGradient
+from inrfast.training.engines.native import NativeGradient
+from inrfast.training.engines.whole import WholeGradient
 
 
 class Centred(nn.Module):
@@ -52,7 +54,7 @@ class Doubled(inr.INR):
 @pytest.mark.parametrize(
     ("net", "kind"),
     [
-        (small(), LayerwiseGradient),
+        (small(), NativeGradient),
         (small(norm="sphere"), ChunkedGradient),
         (Doubled(2, 1, width=8, hidden_layers=2), ChunkedGradient),
         (nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1)), ChunkedGradient),

@@ -16,8 +16,7 @@ from inrfast.errors import DivergedError, NotAvailableError
 from inrfast.training import group
 from inrfast.training.callbacks import Callback
 from inrfast.training.data import check_data
-from inrfast.training.engines import fused
-from inrfast.training.engines.autograd import gradient_of
+from inrfast.training.engines import Task, fused, gradient_of
 from inrfast.training.engines.fused import FusedGradient
 from inrfast.training.stack import Stack
 
@@ -225,7 +224,8 @@ def test_a_gradient_that_overflows_sixteen_bits_is_taken_again(device):
     net = network()
     coords, target = signal(net, 60)
     stack = Stack([net.to(device)], flat=True)
-    gradient = gradient_of(stack, check_data(net, coords.to(device), target.to(device)), budget=2**40, narrow=True)
+    points = check_data(net, coords.to(device), target.to(device))
+    gradient = gradient_of(stack, Task([net], points, budget=2**40, narrow=True, backend="triton"))
     assert isinstance(gradient, FusedGradient)
     gradient.engine.scales[0] = 2.0**24
     loss, expected = exact(net, coords.to(device), target.to(device))
@@ -240,8 +240,8 @@ def test_a_backend_that_is_named_never_falls_back(device, monkeypatch):
     shared.layers[1] = shared.layers[2]
     refused = [
         (network(activation=["relu", "sine"]), {}, "different activations"),
-        (network(norm="sphere"), {}, "without norms"),
-        (torch.nn.Linear(2, 2), {}, "without norms"),
+        (network(norm="sphere"), {}, "have norms"),
+        (torch.nn.Linear(2, 2), {}, "not an inrfast.INR"),
         (network(), {"loss": lambda pred, target: (pred - target).abs().mean()}, "loss"),
         (shared, {}, "share parameters"),
         (network(encoding=inr.RandomFourier(50, 1.0)), {"memory_budget": 10_000}, "encoded points"),

@@ -12,7 +12,7 @@ import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
 from inrfast.ops import gemm, mlp_step
-from inrfast.training.engines import layerwise
+from inrfast.training.engines import layerwise, tensor
 from inrfast.training.engines.layerwise import LayerwiseGradient
 
 
@@ -20,7 +20,8 @@ from inrfast.training.engines.layerwise import LayerwiseGradient
 def networks(draw: st.DrawFn, dtype: torch.dtype, smooth: bool, native: bool) -> inr.INR:
     hidden = draw(st.integers(1, 4))
     # ReLU gates of fp32 and fp64 differ near 0, which is not an error of the gradient: fp32 takes the smooth ones.
-    names = sorted(set(mlp_step.ACTIVATIONS if native else ACTIVATIONS) - ({"relu"} if smooth else set()))
+    kinds = [kind for kind in ACTIVATIONS.values() if not native or kind.native is not None]
+    names = [kind.name for kind in kinds if not (smooth and kind.keeps == "mask")]
     encoding = draw(
         st.sampled_from([None, None, inr.RandomFourier(5, 1.0), inr.PositionalEncoding(2), inr.Polynomial(2)])
     )
@@ -51,7 +52,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
     rows, threads = data.draw(st.integers(1, 30)), data.draw(st.integers(1, 3))
     with pytest.MonkeyPatch.context() as patch:  # several chunks and threads on few points
         patch.setattr(layerwise, "LEAST_ROWS", 5)
-        patch.setattr(layerwise, "cached_rows", lambda *sizes: rows)
+        patch.setattr(tensor, "cached_rows", lambda *sizes: rows)
         patch.setattr(gemm, "threads", lambda dtype, device: threads)
         patch.setattr(mlp_step, "chunk_rows", lambda width, points: rows)
         if not native:
@@ -66,7 +67,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
 
 
 def test_many_chunks_in_fp32_stay_accurate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layerwise, "cached_rows", lambda *sizes: 16)
+    monkeypatch.setattr(tensor, "cached_rows", lambda *sizes: 16)
     monkeypatch.setattr(mlp_step, "chunk_rows", lambda *sizes: 16)
     net = inr.INR(2, 3, width=64, hidden_layers=2, activation="sine", omega=5.0)
     coords, target = signal(net, 128 * 128)
@@ -79,7 +80,7 @@ def test_measuring_takes_more_points_than_a_step() -> None:
     net = inr.INR(2, 3, width=16, hidden_layers=2)
     coords, target = signal(net, 5000)
     for cores in (1, 2, 3):
-        gradient = of(net, coords, target, points=600, cores=cores)
+        gradient = of(net, coords, target, batch=600, cores=cores)
         exact = (net(coords) - target).detach().double().square().mean()
         assert float(gradient.mean_square()) == pytest.approx(float(exact), rel=1e-5)
         assert_exact(net, gradient, coords, target, torch.arange(10, 610))

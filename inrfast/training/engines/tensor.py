@@ -1,136 +1,80 @@
-"""One thread's part of a layerwise gradient: forward and backward over a share of the rows, or of the networks."""
+"""The tensor engine: torch's operations on chunks that stay in cache, for all activations, dtypes and devices."""
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inrfast.memory import chunks
-from inrfast.nn import INR
-from inrfast.ops import gemm, mlp_step
-from inrfast.ops.in_place import IN_PLACE, times_relu_slope
-from inrfast.training.data import Data
-from inrfast.training.stack import Stack
+from inrfast.activations import BoundActivation
+from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
+from inrfast.ops import gemm
+from inrfast.threads import cores as torch_cores
+from inrfast.training.engines.layerwise import NARROW, LayerwiseGradient, Pass, Plan, gathered, own, planned
+from inrfast.training.engines.task import Task, against_formula
 
-NARROW = torch.bfloat16
+ENCODING_BUFFERS = 5
+"""Buffers of an encoding's columns that it takes to make them: phases, cosines and sines, both together, a copy."""
 
-
-class Work(Protocol):
-    """What all threads share: see :class:`inrfast.training.engines.layerwise.LayerwiseGradient`.
-
-    Attributes
-    ----------
-    net, stack, data
-        The first of the networks, all of them, and their data.
-    encoded, encodings
-        Inputs (B or 1, N, columns) of the first layer; points, where encodings are taken anew each time.
-    rows, block
-        Points and networks of a chunk.
-    narrow
-        Whether products between hidden layers are in bfloat16.
-    """
-
-    net: INR
-    stack: Stack
-    data: Data
-    encoded: Tensor
-    encodings: list[nn.Module] | None
-    rows: int
-    block: int
-    narrow: bool
+LEAST_WORK, MOST_BYTES = 2**26, 2**22
+"""Minimum FLOP of a product between hidden layers that hides contention for Python's lock, and the size of a buffer up
+to which narrow layers get there: larger than the cache costs time too."""
 
 
-class Pass(Protocol):
-    """What one thread needs, its own buffers among it."""
-
-    def over(
-        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
-        ...
-
-
-class NativePass:
-    """By one native call a block of networks: see :mod:`inrfast.ops.mlp_step`."""
-
-    def __init__(self, of: Work) -> None:
-        self.of, self.instructions = of, mlp_step.instructions()
-        self.memory = of.data.target.new_empty(mlp_step.workspace(self._layers(slice(None), {}), of.rows))
+class TensorGradient(LayerwiseGradient):
+    """The layerwise gradient by torch's operations; networks of few points share a chunk as a batch."""
 
     @staticmethod
-    def applies(net: INR, stack: Stack, inputs: Tensor, data: Data) -> bool:
-        """Return whether the native step takes these networks and data."""
-        return mlp_step.applies(
-            net.activations, [*stack.parameters.values(), *stack.grads.values(), inputs, data.target, data.weight]
-        )
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        return against_formula(task.described) or ("the loss is no 'mse'" if callable(task.loss) else None)
 
-    @torch.no_grad()
-    def over(
-        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
-    ) -> Tensor:
-        """See :class:`Pass`."""
-        data = self.of.data
-        chosen: Tensor | range = rows
-        if batch is not None:
-            chosen = batch[_own(batch, block), rows.start : rows.stop]
-        weight = None if data.weight is None or scales is None else data.weight[_own(data.weight, block)]
-        inputs, target = (own[_own(own, block)] for own in (self.of.encoded, data.target))
-        return mlp_step.steps(
-            self._layers(block, sums),
-            mlp_step.Points(inputs, target, weight, chosen),
-            None if scales is None else scales[block],
-            block.stop - block.start,
-            self.of.rows,
-            self.memory,
-            self.instructions,
-        )
+    def _plan(self, task: Task, budget: int) -> Plan:
+        mlp, like, networks, points = self.mlp, self.data.target, len(self.stack), task.points
+        widest = max(*mlp.widths, mlp.outputs)
+        row_bytes = like.element_size() * ((2 * len(mlp.hidden) + 2) * mlp.widths[0] + mlp.outputs)
+        if self.encodings is not None:
+            row_bytes += ENCODING_BUFFERS * like.element_size() * mlp.columns
+        require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
+        affordable = budget // row_bytes
+        size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
+        rows = min(cached_rows(widest, like, size), points, affordable)
+        with torch_cores(torch.get_num_threads() if task.cores is None else task.cores):
+            cores = gemm.threads(like.dtype, like.device)
+        together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
+        block = min(together_fit, math.ceil(networks / (2 * cores))) if rows == points else 1
+        plan = planned(networks, points, rows, block, cores)
+        return plan._replace(threads=min(plan.threads, max(1, affordable // (block * rows))))
 
-    def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
-        """Return the layers of some networks, with the sums for their gradients."""
-        stack, net = self.of.stack, self.of.net
-
-        def pair(parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-            if parameter is None:
-                return None, None
-            total = sums.get(stack.names[parameter])
-            return stack.of(parameter)[block], None if total is None else total[block]
-
-        layers = []
-        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*net.omegas, 1.0], strict=True):
-            assert isinstance(layer, nn.Linear)
-            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight), pair(layer.bias)
-            assert weight is not None
-            layers.append(mlp_step.Layer(name, omega, weight, bias, weight_grad, bias_grad))
-        return layers
+    def _pass(self) -> Pass:
+        return TensorPass(self)
 
 
 class TensorPass:
-    """By torch's operations, for all activations and dtypes; networks of few points share a chunk as a batch."""
+    """One thread's part, with its own buffers."""
 
-    def __init__(self, of: Work) -> None:
-        self.of, net, stack, like = of, of.net, of.stack, of.data.target
-        self.activations, self.omegas, self.width = net.activations, net.omegas, net.width
-        layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-        self.weights = [stack.of(layer.weight) for layer in layers]
-        self.biases = [None if layer.bias is None else stack.of(layer.bias).unsqueeze(1) for layer in layers]
-        self.names = [
-            (stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers
-        ]
+    def __init__(self, of: TensorGradient) -> None:
+        self.of, mlp, stack, like = of, of.mlp, of.stack, of.data.target
+        self.activations, self.width = mlp.activations, mlp.widths[0]
+        self.names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
+        self.weights = [stack.parameters[weight] for weight, _ in self.names]
+        self.biases = [None if bias is None else stack.parameters[bias].unsqueeze(1) for _, bias in self.names]
         trainable = [any(name in stack.grads for name in names if name) for names in self.names]
         self.lowest = trainable.index(True)
-        size = of.block * of.rows * net.width
+        size = of.block * of.rows * self.width
         kind = NARROW if of.narrow else like.dtype
-        # ReLU needs no slopes of its own: they are where its values are above 0.
+        # Where a slope is 0 or 1, and 1 where the value is above 0, it needs no memory of its own.
         self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
-        self.slopes = [None if name == "relu" else like.new_empty(size, dtype=kind) for name in self.activations]
+        self.slopes = [
+            None if act.kind.keeps == "mask" else like.new_empty(size, dtype=kind) for act in self.activations
+        ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
         self.views: dict[tuple[int, int, int], Tensor] = {}
-        self.outputs = like.new_empty(of.block * of.rows * net.out_features)
+        self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
-        self.narrow_from = 0 if net.encoding is not None else 1
+        self.narrow_from = 0 if mlp.encoding is not None else 1
 
     @torch.no_grad()
     def over(
@@ -144,7 +88,7 @@ class TensorPass:
         for part in chunks(len(rows), self.of.rows):
             index: Tensor | slice = slice(rows.start + part.start, rows.start + part.stop)
             if batch is not None:
-                index = batch[_own(batch, block), index]
+                index = batch[own(batch, block), index]
             x, target = self._inputs(block, index), gathered(self.of.data.target, block, index)
             error = self._forward(x, weights, biases, k).sub_(target)
             weight = self.of.data.weight if scales is not None else None
@@ -185,37 +129,43 @@ class TensorPass:
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
-        for index, name in enumerate(self.activations):
+        for index, activation in enumerate(self.activations):
             value, slope = self._view(self.features[index], k, n), self.slopes[index]
             if slope is None:
                 u = self._linear(features, weights[index], biases[index], value)
-                (u if u is value else value.copy_(u)).clamp_min_(0)
+                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n))
             else:
-                self._activate(index, name, features, weights[index], biases[index], value, self._view(slope, k, n))
+                self._activate(activation, features, weights[index], biases[index], value, self._view(slope, k, n))
             features = value
         if self.of.narrow:
             features = self._view(self.wide[0], k, n).copy_(features)
         # Column-major, since BLAS is several times faster on a few long columns than on many short rows.
-        outputs = self.outputs[: k * n * self.of.net.out_features]
+        outputs = self.outputs[: k * n * self.of.mlp.outputs]
         outputs = outputs.view(1, -1, n).mT if k == 1 else outputs.view(k, n, -1)
         return self._linear(features, weights[-1], biases[-1], outputs)
 
     def _activate(
-        self, index: int, name: str, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
+        self,
+        activation: BoundActivation,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        value: Tensor,
+        slope: Tensor,
     ) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
         k, n, _ = value.shape
         scratch = self._view(self.wide[0], k, n)
         u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
-            return IN_PLACE[name](u, self.omegas[index], value, scratch)
+            activation.in_place(u, value, scratch)
+            return
         if u is slope:
             u = self._view(self.wide[1], k, n).copy_(u)
         wide = self._view(self.wide[2], k, n)
-        IN_PLACE[name](u, self.omegas[index], wide, scratch)
+        activation.in_place(u, wide, scratch)
         value.copy_(wide)
         slope.copy_(u)
-        return None
 
     def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
         """Return ``features W^T + b`` in ``out``, or beside it if that has another dtype."""
@@ -246,7 +196,9 @@ class TensorPass:
         if slope is not None:
             return error.mul_(self._view(slope, k, n))
         value = self._view(self.features[index], k, n)
-        return times_relu_slope(error, value, error)
+        times_slope = self.activations[index].kind.times_slope
+        assert times_slope is not None
+        return times_slope(error, value, error)
 
     def _add(self, index: int, error: Tensor, features: Tensor, sums: dict[str, Tensor]) -> None:
         """Add the gradients of one layer's weight and bias."""
@@ -261,20 +213,3 @@ class TensorPass:
             gemm.baddbmm_(weight, error.mT, features)
         else:
             weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
-
-
-def _own(shared: Tensor, block: slice) -> slice:
-    """Return where a block of networks finds its part on the first axis of a tensor that all may share."""
-    return slice(0, 1) if len(shared) == 1 else block
-
-
-def gathered(source: Tensor, block: slice, index: Tensor | slice) -> Tensor:
-    """Return rows of (B or 1, N, c) for some networks, (k or 1, n, c); an index (k or 1, n) may have rows for each."""
-    some = source[_own(source, block)]
-    if isinstance(index, slice):
-        return some[:, index]
-    if len(some) == 1:
-        return some[0][index]
-    if len(index) == 1:
-        return some[:, index[0]]
-    return some[torch.arange(len(some), device=index.device).unsqueeze(1), index]

@@ -1,0 +1,63 @@
+"""The chunked engine: autograd over chunks of points, for every network that treats its points one by one."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from inrfast.training.engines.autograd import AutogradGradient, coupling, pieces
+from inrfast.training.engines.task import Task, has_hooks
+from inrfast.training.stack import Stack
+
+TABLE_SHARE = 8
+"""Numbers kept in a chunk per entry of tables: then adding up dense gradients takes a small part of the time."""
+
+
+class ChunkedGradient(AutogradGradient):
+    """Autograd of the mean squared error over chunks of rows, exact for networks that treat points one by one."""
+
+    name: ClassVar[str] = "chunked"
+
+    def __init__(self, stack: Stack, task: Task) -> None:
+        super().__init__(stack, task)
+        self.rows = self.evaluation_rows = self._cached_rows()
+        # A table's gradient is dense, and added once a chunk, however few of its rows the chunk has read.
+        wanted = math.ceil(TABLE_SHARE * self.sizes.tables / self.sizes.kept)
+        # Twice: the backward pass has the gradients of what was kept beside it.
+        item = task.data.target.element_size()
+        affordable = max(self.rows, int(self.budget // (2 * self.sizes.kept * item)))
+        rows = min(max(self.rows, wanted), affordable)
+        # Two chunks gain nothing: a batch that small is at home in the caches beyond.
+        at_once = task.points <= 2 * rows and task.points <= affordable
+        self.rows = min(task.data.points if at_once else rows, task.data.points)
+
+    @staticmethod
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        if callable(task.loss):
+            return "a loss of one's own is of all predictions at once"
+        if has_hooks(task.nets[0]):
+            return "the network has hooks, which expect all points at once"
+        return coupling(task.nets[0], task.data.coords[0])
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        return {**super().layout, "rows": self.rows}
+
+    def __call__(self, batch: Tensor | None) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        coords, target, weight = self._rows(batch)
+        self._zero_gradients()
+        total = target.numel() if weight is None else float(weight.double().expand_as(target).sum())
+        squares = 0.0
+        for rows in pieces(len(coords), self.rows):
+            with torch.enable_grad():
+                errors = (self._predict(coords[rows]) - target[rows]).square()
+                square = (errors if weight is None else errors * weight[rows]).sum()
+                (square / total).backward()
+            squares += float(square.detach())
+        return torch.tensor([squares / total], dtype=torch.float64)

@@ -1,0 +1,114 @@
+"""The native engine: one call per block of networks and share of the rows, in fp32 on a CPU."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from inrfast.memory import format_bytes
+from inrfast.ops import mlp_step
+from inrfast.threads import MOST_THREADS
+from inrfast.training.engines.layerwise import LayerwiseGradient, Pass, Plan, encoded_bytes, is_kept, own, planned
+from inrfast.training.engines.task import Task, against_formula
+from inrfast.training.stack import Stack
+
+
+class NativeGradient(LayerwiseGradient):
+    """The layerwise gradient by native steps: see :mod:`inrfast.ops.mlp_step`."""
+
+    def __init__(self, stack: Stack, task: Task) -> None:
+        self.native = mlp_step.instructions()
+        super().__init__(stack, task)
+
+    @staticmethod
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        reason = against_formula(task.described)
+        if reason is not None:
+            return reason
+        if callable(task.loss):
+            return "the loss is no 'mse'"
+        if task.narrow:
+            return "products in 16 bits are those of the matrix library"
+        data = task.data
+        # Of several networks the stack has copies, which are contiguous.
+        parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
+        reason = mlp_step.reason_against(task.mlp.activations, [*parameters, data.coords, data.target, data.weight])
+        return reason or _against_memory(task)
+
+    def _plan(self, task: Task, budget: int) -> Plan:
+        return _plan(task)
+
+    def _pass(self) -> Pass:
+        return NativePass(self)
+
+
+def _plan(task: Task) -> Plan:
+    mlp = task.mlp
+    cores = min(torch.get_num_threads() if task.cores is None else task.cores, MOST_THREADS)
+    widest = max(*mlp.widths, mlp.outputs, mlp.columns)
+    rows = mlp_step.chunk_rows(widest, task.points)
+    return planned(len(task.nets), task.points, rows, math.ceil(len(task.nets) / (4 * cores)), cores)
+
+
+def _against_memory(task: Task) -> str | None:
+    """Return why encoded points and buffers do not fit the budget; None if they do."""
+    budget, coords = task.buffers, task.data.coords
+    size = encoded_bytes(task.nets, task.mlp, coords, coords.dtype)
+    if not is_kept(size, budget):
+        return f"the encoded points ({format_bytes(size)}) take over half of the budget {format_bytes(budget)}"
+    plan = _plan(task)
+    kinds = zip(task.mlp.layers, [*task.mlp.activations, None], strict=True)
+    layers = [mlp_step.Layer(kind, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
+    needed = plan.threads * mlp_step.workspace(layers, plan.rows) * coords.element_size()
+    if needed > budget - size:
+        return f"its buffers ({format_bytes(needed)}) exceed the budget {format_bytes(budget - size)}"
+    return None
+
+
+class NativePass:
+    """By one native call a block of networks: see :mod:`inrfast.ops.mlp_step`."""
+
+    def __init__(self, of: NativeGradient) -> None:
+        self.of = of
+        self.memory = of.data.target.new_empty(mlp_step.workspace(self._layers(slice(None), {}), of.rows))
+
+    @torch.no_grad()
+    def over(
+        self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
+    ) -> Tensor:
+        """See :class:`Pass`."""
+        data = self.of.data
+        chosen: Tensor | range = rows
+        if batch is not None:
+            chosen = batch[own(batch, block), rows.start : rows.stop]
+        weight = None if data.weight is None or scales is None else data.weight[own(data.weight, block)]
+        inputs, target = (one[own(one, block)] for one in (self.of.encoded, data.target))
+        return mlp_step.steps(
+            self._layers(block, sums),
+            mlp_step.Points(inputs, target, weight, chosen),
+            None if scales is None else scales[block],
+            block.stop - block.start,
+            self.of.rows,
+            self.memory,
+            self.of.native,
+        )
+
+    def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
+        """Return the layers of some networks, with the sums for their gradients."""
+        stack, mlp = self.of.stack, self.of.mlp
+
+        def pair(name: str | None) -> tuple[Tensor | None, Tensor | None]:
+            if name is None:
+                return None, None
+            total = sums.get(name)
+            return stack.parameters[name][block], None if total is None else total[block]
+
+        layers = []
+        for layer, kind in zip(mlp.layers, [*mlp.activations, None], strict=True):
+            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight_name), pair(layer.bias_name)
+            assert weight is not None
+            layers.append(mlp_step.Layer(kind, weight, bias, weight_grad, bias_grad))
+        return layers

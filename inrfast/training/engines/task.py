@@ -1,0 +1,182 @@
+"""What an engine is asked for, and what it answers with: the gradient of the loss of networks on their data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from inrfast.memory import require
+from inrfast.mlp import MLP, describe, hooked_backward, hooked_forward
+from inrfast.training.data import Data
+from inrfast.training.stack import Stack
+
+Loss = str | Callable[..., Tensor]
+LOSSES = ("mse",)
+"""Losses known by name; all of them are means over points and outputs."""
+
+COPIES = 6
+"""Copies of a network's parameters that a fit makes: gradients, the last good weights, the best ones twice, and the two
+moments of Adam."""
+
+MEASURED = 4
+"""One part in so many of the budget is for the evaluation, where it has buffers of its own."""
+
+UNCOUNTED = 2**22
+"""Bytes of such copies, and of drawn batches, that are not counted: they are small beside the process itself."""
+
+DRAWN_BYTES = 48
+"""Bytes per point of a permutation, with what drawing it takes."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Networks, data and loss whose gradient is wanted, and what it may take.
+
+    Attributes
+    ----------
+    nets
+        Networks in train mode: one, or several of one shape whose formula is known (:func:`against_formula`).
+    data
+        Their points, values and weights.
+    loss
+        ``"mse"``, or a callable of (predictions, targets) or (predictions, targets, coordinates).
+    batch
+        Most points of a step; None: all.
+    budget
+        Bytes for all that a fit keeps: copies of the parameters, buffers, and encoded points.
+    narrow
+        Whether the products between hidden layers may be in 16 bits, where they take most of the time.
+    cores
+        Most threads; None takes those that torch may use now.
+    trials
+        Whether a callable loss may be called on a few points, to know what a step takes before it is taken.
+    measuring
+        Whether evaluations alone are wanted, beside another engine's steps.
+    backend
+        ``"triton"`` or ``"torch"``: that of the fused steps, if they are wanted.
+    named
+        Whether the backend was named by the user and must not be replaced.
+    """
+
+    nets: Sequence[nn.Module]
+    data: Data
+    loss: Loss = "mse"
+    batch: int | None = None
+    budget: int = 2**62
+    narrow: bool = False
+    cores: int | None = None
+    trials: bool = True
+    measuring: bool = False
+    backend: str = "torch"
+    named: bool = False
+
+    @cached_property
+    def described(self) -> MLP | str:
+        """The description of the first network, or why there is none."""
+        return describe(self.nets[0])
+
+    @property
+    def mlp(self) -> MLP:
+        """The description, of which :func:`against_formula` has nothing to say."""
+        assert isinstance(self.described, MLP), self.described
+        return self.described
+
+    @property
+    def points(self) -> int:
+        """Most points of a step."""
+        return self.data.points if self.batch is None else self.batch
+
+    @property
+    def beside(self) -> int:
+        """Bytes that a fit keeps beside the buffers of its steps: copies of the networks, and drawn batches."""
+        drawn = DRAWN_BYTES * self.data.points * len(self.nets) if self.points < self.data.points else 0
+        return max(0, copied_bytes(self.nets) + drawn - UNCOUNTED)
+
+    @property
+    def room(self) -> int:
+        """Bytes for the buffers of steps and evaluations.
+
+        Raises
+        ------
+        MemoryBudgetError
+            There are none left.
+        """
+        instead = "a smaller network or a larger memory_budget"
+        require(self.beside, self.budget - 1, "what a fit keeps beside its steps", instead)
+        return self.budget - self.beside
+
+    @property
+    def buffers(self) -> int:
+        """Bytes for the buffers of an engine that steps and measures in buffers of its own."""
+        own = self.room // MEASURED
+        return max(1, own) if self.measuring else self.room - own
+
+
+def copied_bytes(nets: Sequence[nn.Module]) -> int:
+    """Return the bytes of the copies that a fit makes of its networks; buffers are copied of a single one."""
+    tensors: list[Tensor] = [parameter for net in nets for parameter in net.parameters()]
+    tensors += list(nets[0].buffers()) if len(nets) == 1 else []
+    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class Gradient(Protocol):
+    """What a fit takes its gradients from: called with the rows of a batch (None: all), it fills those of a stack.
+
+    Made from a flat stack (:class:`inrfast.training.stack.Stack`) if the class says ``flat``.
+    """
+
+    name: ClassVar[str]
+    backend: ClassVar[str]
+    flat: ClassVar[bool]
+    one_core: bool
+    """Whether the calling thread's own operations are best kept to one core: they are small, or beside workers."""
+
+    def __init__(self, stack: Stack, task: Task) -> None: ...
+
+    @staticmethod
+    def reason_against(task: Task) -> str | None:
+        """Return why this engine cannot take the gradient of a task exactly; None if it can."""
+        ...
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """What decides about the last digits of a gradient, beside the matrix library."""
+        ...
+
+    def __call__(self, batch: Tensor | None) -> Tensor:
+        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n), in fp64 on the CPU."""
+        ...
+
+    def mean_square(self) -> Tensor:
+        """Return the mean squared errors (B,) of the predictions in eval mode over all points, unweighted."""
+        ...
+
+
+def has_hooks(net: nn.Module) -> bool:
+    """Return whether hooks watch or change the passes: they expect the whole batch, once per step."""
+    return hooked_forward(net) or hooked_backward(net)
+
+
+def against_formula(described: MLP | str) -> str | None:
+    """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is."""
+    if isinstance(described, str):
+        return described
+    if described.norms:
+        return "its hidden layers have norms"
+    if described.hooked_backward:
+        return "hooks see its backward passes"
+    if not described.known_encoding:
+        return f"its encoding is a {type(described.encoding).__name__}, not one of this library's"
+    encoding = [] if described.encoding is None else list(described.encoding.parameters())
+    if any(parameter.requires_grad for parameter in encoding):
+        return "its encoding is trained"
+    if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
+        return "its parameters have several dtypes or devices"
+    widths = sorted(set(described.widths))
+    if len(widths) > 1:
+        return f"its hidden layers have different widths ({', '.join(map(str, widths))})"
+    return None

@@ -1,0 +1,201 @@
+"""The whole engine: autograd over all points of a batch at once, for every network and loss."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import MemoryBudgetError
+from inrfast.memory import over_budget, told
+from inrfast.snapshot import twin
+from inrfast.training.engines.autograd import MARGIN, PAIRS, PROBE_ROWS, AutogradGradient, kept_bytes
+from inrfast.training.engines.peaks import FRAGMENTS, Peak, held, holdable, peak_of
+from inrfast.training.engines.task import MEASURED, Task, against_formula, has_hooks
+from inrfast.training.stack import Stack
+
+BESIDE = 3
+"""Tensors like the largest that is kept which a pass has at hand beside what autograd keeps: the gradients on their way
+back, and what an operation makes of them."""
+
+SUSPECT = 32
+"""Times what a forward pass keeps that a loss may make of it: a batch that could take its budget so is looked at."""
+
+
+class WholeGradient(AutogradGradient):
+    """Autograd over all points of the batch at once, exact for every network and loss.
+
+    What a loss of the user's own takes, second derivatives and pairs of points among it, steps over few points show
+    where a whole one might come near a budget that was asked for. Elsewhere, and where they cannot, the first step is
+    watched, and ends where what autograd keeps would exceed the budget: a loss may count how often it is called.
+    """
+
+    name: ClassVar[str] = "whole"
+
+    def __init__(self, stack: Stack, task: Task) -> None:
+        super().__init__(stack, task)
+        loss, self.trials = task.loss, task.trials
+        self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
+        self.with_coords = callable(loss) and takes_coords(loss)
+        # The share of an evaluation that has buffers of its own.
+        self.beside, self.share = task.beside, MEASURED if against_formula(task.described) is None else 0
+        self.room = self.budget - (self.budget // self.share if self.share else 0)
+        self.batch = task.points
+        self.watched = self._require()
+        if self.batch < self.data.points:
+            # Refuses before the first step what could not be measured after it.
+            self._evaluation_rows(self.data.coords[0])
+
+    @staticmethod
+    def reason_against(task: Task) -> str | None:
+        """See :class:`inrfast.training.engines.task.Gradient`: none, for every network and loss."""
+        return None
+
+    def __call__(self, batch: Tensor | None) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        coords, target, weight = self._rows(batch)
+        self._zero_gradients()
+        if self.watched:
+            return self._step(coords, target, weight)
+        graph = Graph(self.room, (coords, target, weight, *self.net.parameters(), *self.net.buffers()))
+        with graph.watched():
+            value = self._step(coords, target, weight)
+        self.watched = True
+        if graph.ended:
+            for parameter, _, _ in self.gradients:
+                parameter.grad = None
+            raise self._over_budget(self._peak())
+        return value
+
+    def _step(
+        self,
+        coords: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        net: nn.Module | None = None,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        with torch.enable_grad():
+            if self.with_coords:
+                coords = coords.detach().requires_grad_()
+            arguments = (self._predict(coords, net), target, *((coords,) if self.with_coords else ()))
+            if weight is not None:
+                value = self.loss(*arguments, weight=weight.expand_as(target))
+            else:
+                value = self.loss(*arguments)
+            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                raise TypeError(f"loss must return a tensor of one element that depends on the predictions, got {got}")
+            value.backward(inputs=inputs)
+        return value.detach().double().reshape(1).cpu()
+
+    def _require(self) -> bool:
+        """Refuse a batch that would take more than the budget; return whether one is known to take less."""
+        coords = self.data.coords[0]
+        few, more = min(PROBE_ROWS, self.batch), min(2 * PROBE_ROWS, self.batch)
+        try:
+            base, twice = (kept_bytes(self.net, coords[:count]).values() for count in (few, more))
+        except Exception:  # a network that takes nothing but its full grid: the first step tells
+            return False
+        row = (sum(twice) - sum(base)) / (more - few) if more > few else sum(base) / few
+        row += 3 * coords.element_size()
+        suspect = max(SUSPECT * row * self.batch, PAIRS * coords.element_size() * self.batch**2) > self.room
+        peak = self._peak() if self.trials and suspect and not has_hooks(self.net) else None
+        taken = row * self.batch if peak is None else held(peak(self.batch))
+        if taken > self.room:
+            raise self._over_budget(self._peak() if peak is None else peak)
+        return peak is not None
+
+    def _peak(self) -> Peak | None:
+        """Return what a step takes, from steps over few points; network, loss and generators stay as they were."""
+        net, before = twin(self.net), {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        inputs, kept = [parameter for parameter, _, _ in self.gradients], self.loss
+
+        def step(count: int) -> None:
+            self._step(*self.data.rows(self._spread(count, self.batch)), net, inputs)
+
+        try:
+            self.loss = twin(kept) if isinstance(kept, nn.Module) else kept
+            return peak_of(step, self.batch, holdable(self.room))
+        finally:
+            self.loss = kept
+            for name, buffer in self.net.named_buffers():
+                buffer.copy_(before[name])
+
+    def _over_budget(self, peak: Peak | None) -> MemoryBudgetError:
+        """Return the error of a step that takes more than the budget, with the size that would fit."""
+        what, room = f"a step over {self.batch} points at once", holdable(self.room / MARGIN)
+        fits = 0 if peak is None else peak.most(room, self.batch)
+        if peak is None or fits == self.batch:  # it takes nothing but its full batch, or more there than few let expect
+            return MemoryBudgetError(
+                f"{what} exceeds the budget of {told(self.budget + self.beside)}; a smaller batch_size, a narrower "
+                "network or a larger memory_budget would fit"
+            )
+        needed = math.ceil(MARGIN * max(held(peak(self.batch)), self.room))
+        whole = self.beside + (-(-needed * self.share // (self.share - 1)) if self.share else needed) + 1
+        advice = f"batch_size={fits} would fit" if fits > 0 else "a smaller network would fit"
+        try:
+            self._evaluation_rows(self.data.coords[0])
+        except MemoryBudgetError as error:
+            return over_budget(max(whole, error.needed or 0), self.budget + self.beside, what, error.instead)
+        return over_budget(whole, self.budget + self.beside, what, advice)
+
+
+class Graph:
+    """What autograd keeps in a block, counted as it is kept; the block ends where that exceeds a budget.
+
+    Parameters
+    ----------
+    budget
+        Bytes that may be kept, with :data:`BESIDE` times the largest tensor.
+    known
+        Tensors that were there before, and do not count.
+    """
+
+    def __init__(self, budget: int, known: Iterable[Tensor | None]) -> None:
+        self.budget = budget
+        self.ended = False
+        self._seen = {tensor.untyped_storage().data_ptr() for tensor in known if tensor is not None}
+        self._kept = self._largest = 0
+
+    @property
+    def taken(self) -> int:
+        """Bytes at the peak, about."""
+        return int(FRAGMENTS * (self._kept + BESIDE * self._largest))
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Count in this block, and leave it where the budget is exceeded: then :attr:`ended` is true."""
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
+                yield
+        except Exception:  # an error that passes through autograd may come out as another
+            if not self.ended:
+                raise
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if place not in self._seen:
+            self._seen.add(place)
+            self._kept += size
+            self._largest = max(self._largest, size)
+            if self.taken > self.budget:
+                self.ended = True
+                raise MemoryBudgetError("a step exceeds its budget")
+        return tensor
+
+
+def takes_coords(loss: Callable[..., Any]) -> bool:
+    """Return whether a loss asks for a third argument, the coordinates."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):  # some callables of C have no signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) >= 3
