@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import os
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import Enum
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from inrfast.errors import warn
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 """Values that are what they print."""
@@ -170,16 +171,15 @@ def _foreign(module: str | None) -> bool:
 # ---- modules that nobody trains ----------------------------------------------------------------------------------
 
 
-def warn_of_untrained(loss: Any, nets: Sequence[nn.Module], stacklevel: int) -> None:
+def warn_of_untrained(loss: Any, nets: Sequence[nn.Module]) -> None:
     """Warn if a loss holds what asks to be trained and will not be."""
     found = untrained(loss, nets) if callable(loss) else []
     if found:
-        warnings.warn(
+        warn(
             f"the loss holds {', '.join(found)}, which the fit does not train: it trains the parameters of the network "
             "alone. Make it a part of the network (net.name = module) to train it, or freeze it "
             "(requires_grad_(False)) if it is meant to stay",
             UserWarning,
-            stacklevel=stacklevel + 1,
         )
 
 

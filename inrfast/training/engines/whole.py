@@ -36,6 +36,7 @@ class WholeGradient(AutogradGradient):
     """
 
     name: ClassVar[str] = "whole"
+    whole: ClassVar[bool] = True
 
     def __init__(self, stack: Stack, task: Task) -> None:
         super().__init__(stack, task)
