@@ -13,6 +13,7 @@ from gpu_layers import OMEGA
 
 import inrfast as inr
 from inrfast import backends
+from inrfast.activations import bind
 from inrfast.kernels import tiles
 from inrfast.ops import fused_linear as layers
 
@@ -69,7 +70,7 @@ def layer(bench: Bench) -> None:
         return layers.fused_linear_backward(g, x, weight, slope, *settings, list(needs))
 
     wide = [t.double() for t in (g, x, weight)]
-    truths = layers.fused_linear_backward_reference(*wide, activation="sine", omega=OMEGA)
+    truths = layers.fused_linear_backward_reference(*wide, act=bind("sine", OMEGA))
     passes: dict[str, tuple[Callable[[], torch.Tensor], torch.Tensor]] = {
         "fused_linear": (
             lambda: layers.fused_linear_forward(x, weight, None, *settings, True)[0],

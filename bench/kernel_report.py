@@ -155,6 +155,8 @@ def step_entries(gates: bool) -> list[Entry]:
         table += [step(k, "tf32x3", c, 256, "relu") for k in passes for c in (90, 80)]
         table += [step(k, "fp64", 90, 64, "finer", encoded=True, drawn=True) for k in passes]
         table += [step("mlp_forward", "fp16", 90, 100, "sine"), step("mlp_backward", "fp64", 90, 64, "relu")]
+        table += [step("mlp_forward", kind, 90, 256, "sine", loss="BCE") for kind in ("fp16", "fp64")]
+        table += [step("mlp_forward", "fp16", 80, 64, "relu", loss="HUBER"), step(passes[1], "fp16", 90, 64, loss="L1")]
         table += [step(STEP[2], kind, c, 256) for kind, c in (("fp16", 90), ("fp16", 80), ("tf32x3", 90))]
         return [*table, step(STEP[2], "fp16", 90, 256, encoded=True, drawn=True), step(STEP[3], "fp16", 90, 256)]
     widths, kinds = (16, 64, 100, 128, 256, 512), ("fp16", "tf32x3", "fp64")
@@ -165,6 +167,10 @@ def step_entries(gates: bool) -> list[Entry]:
     table += [
         step(k, kind, c, w, "sine", encoded=True, drawn=True) for k in passes for kind in kinds for c in (90, 80)
         for w in (64, 256)
+    ]  # fmt: skip
+    table += [
+        step(k, kind, c, w, "sine", loss=loss) for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)
+        for loss in ("L1", "HUBER", "BCE")
     ]  # fmt: skip
     table += [step(STEP[2], kind, c, w) for kind in kinds for c in (90, 80) for w in widths]
     table += [step(STEP[2], kind, c, 256, encoded=True, drawn=True) for kind in kinds for c in (90, 80)]
@@ -426,12 +432,12 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:
         saved = kernels.NOTHING.value
     constants = kernels.common(entry.format, config)
-    constants |= {"ACTIVATION": ACTIVATIONS.index(options["activation"]), "SAVED": saved}
+    constants |= {"ACTIVATION": options["activation"], "SAVED": saved}
     constants |= {"BIAS": True, "FEW": options["few"]}
     types = {name: "i32:16" for name in kernel.arg_names if name.islower()}
     types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient"), pointer)
     types |= {"saved": "*u8" if saved == kernels.MASK.value else pointer}
-    types |= dict.fromkeys(("omega", "omega_middle", "omega_low"), "fp32")
+    types |= dict.fromkeys([name for name in kernel.arg_names if name.startswith(("omega", "second"))], "fp32")
     types |= dict.fromkeys(("weights", "biases"), "*fp64" if entry.format == "fp64" else "*fp32")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
@@ -439,7 +445,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
-    from inrfast.kernels import fused_linear
+    from inrfast.kernels import fused_linear, losses
     from inrfast.kernels import fused_mlp as kernels
     from inrfast.ops.fused_mlp import OPERANDS
     from inrfast.training.optimizers.adam import Adam
@@ -452,10 +458,21 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     # Parameters begin at multiples of 16, and tiles have as many points.
     places = ("first_bias", "hidden_at", "hidden_pitch", "bias_at", "head", "head_bias")
     types |= dict.fromkeys(("capacity", "parameter_model", *places), "i32:16")
-    numbers = ("target", "weight", "parameters", "totals", "factors", "losses", "partials", "gradients", "means")
+    numbers = (
+        "target",
+        "weight",
+        "numbers",
+        "parameters",
+        "totals",
+        "factors",
+        "losses",
+        "partials",
+        "gradients",
+        "means",
+    )
     types |= dict.fromkeys((*numbers, "squares", "rates"), wide)
     types |= dict.fromkeys(("operands", "features", "slopes", "errors", "head_errors"), operand)
-    types |= {"inputs": operand if encoded else wide, "omegas": "*fp32", "scales": "*fp32", "order": "*i64"}
+    types |= {"inputs": operand if encoded else wide, "activation_numbers": "*fp32", "scales": "*fp32", "order": "*i64"}
     types |= {"masks": "*u8", "trained": "*u8", "table": "*i64"}
     constants: dict[str, Any] = {"width": width, "depth": 256 if encoded else 2, "outputs": 3}
     constants |= {"GRADIENT": True, "BIAS": True, "COORDINATES": not encoded, "ENCODED": encoded, "GATHERED": drawn}
@@ -466,19 +483,20 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         constants |= {"OPTIMIZER": adam.name, "BETA1": adam.beta1, "BETA2": adam.beta2, "EPSILON": adam.epsilon}
         warps, stages, registers, limit = constants["num_warps"], 3, None, 48 * 1024
     else:
-        activation = ACTIVATIONS.index(options.get("activation", "relu"))
+        activation = options.get("activation", "relu")
         forward, backward, on_chip = kernels.passes_configs(entry.format, width, activation, large)
         config = backward if entry.kernel == "mlp_backward" else forward
         if entry.kernel == "mlp_weight_gradients":
             config = kernels.weight_gradients_config(entry.format, width, encoded)
         else:
             constants |= {"ACTIVATION": activation, "ON_CHIP": on_chip}
+            constants |= {"LOSS": getattr(losses, options.get("loss", "MSE")).value}
         constants |= fused_linear.common(entry.format, config)
         warps, stages, registers = config.warps, config.stages, config.registers
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
-    tables = ("omegas", "scales", "losses", "rates", "table", "factors")
+    tables = ("activation_numbers", "scales", "losses", "rates", "table", "factors")
     return kernel, types, constants, warps, stages, tables, limit, registers
 
 
@@ -486,7 +504,7 @@ def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import factors, formats
 
     layout = formats.FORMATS[entry.format]
-    activation = ACTIVATIONS.index(options["activation"])
+    activation = options["activation"]
     types = {"table": "*i64", "slabs": "*" + layout.dtype, "scale": "*" + layout.accumulator}
     types |= dict.fromkeys(("inputs", "parameters", "constants", "scratch"), "*fp64")
     types |= dict.fromkeys(("n", "slab_count", "depth", "hidden", "head", "outputs", "first_output"), "i32")

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 import inrfast as inr
-from inrfast.activations import ACTIVATIONS
 from inrfast.files import write_whole
 from inrfast.info import info
 from inrfast.metrics import psnr
@@ -71,7 +70,7 @@ class Rounded:
     """
 
     def __init__(self, nets: Sequence[inr.INR], coords: Tensor, target: Tensor) -> None:
-        self.activation, self.omegas = ACTIVATIONS[nets[0].activations[0]], nets[0].omegas
+        self.activations = nets[0].bound_activations
         self.encoded = nets[0].encoding is not None
         inputs = [net.encoding(coords) if net.encoding is not None else coords for net in nets]
         self.inputs = torch.stack(inputs).detach()
@@ -92,11 +91,11 @@ class Rounded:
         weights, biases = self.parameters[::2], self.parameters[1::2]
         operands = [w if k in ((0, -1) if not self.encoded else (-1,)) else half(w) for k, w in enumerate(weights)]
         features, slopes, z = [], [], self.inputs
-        for weight, bias, omega in zip(operands[:-1], biases[:-1], self.omegas, strict=True):
+        for weight, bias, activation in zip(operands[:-1], biases[:-1], self.activations, strict=True):
             u = z @ weight.mT + bias.unsqueeze(1)
-            z = half(self.activation.value(u, omega))
+            z = half(activation.value(u))
             features.append(z)
-            slopes.append(half(self.activation.derivative(u, omega)))
+            slopes.append(half(activation.slope(u)))
         error = z @ weights[-1].mT + biases[-1].unsqueeze(1) - self.target
         losses = error.square().mean((1, 2))
         factors = 2 / (self.target.numel() * self.scale)

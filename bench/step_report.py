@@ -109,7 +109,8 @@ def engine(problem: Problem, points: int) -> Any:
     assert stack.flat is not None
     names = [(f"layers.{k}.weight", f"layers.{k}.bias") for k in range(problem.hidden + 1)]
     places = tuple((stack.places[weight], stack.places[bias]) for weight, bias in names)
-    shape = Shape(2, problem.width, problem.hidden, 3, problem.activation, tuple(net.omegas), places)
+    kind, numbers = net.bound_activations[0].kind, tuple(own.numbers for own in net.bound_activations)
+    shape = Shape(2, problem.width, problem.hidden, 3, kind, numbers, places)
     data = Points(torch.rand(1, points, 2), torch.rand(1, points, 3), None)
     trained = torch.ones(stack.flat.shape[1], dtype=torch.uint8)
     made = FusedMLP(shape, stack.flat, trained, data, points, problem.kind)
@@ -125,7 +126,7 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
     from inrfast.ops import fused_mlp
     from inrfast.training.optimizers.adam import Adam
 
-    activation = ACTIVATIONS[problem.activation].kernel_id
+    activation = ACTIVATIONS[problem.activation].device_name
     rows = fused_mlp._kernels().passes_configs(problem.kind, problem.width, activation, True)[0].rows
     tiles = -(-problem.points // rows)
     found: dict[str, dict[str, float]] = {}

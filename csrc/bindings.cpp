@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -57,8 +59,8 @@ T* at(const Stacked& own, std::int64_t network) {
 
 struct StackedLayer {
   std::int64_t in, out;
-  int activation;
-  float omega;
+  inrfast::Activation activation;
+  std::array<float, inrfast::kMostNumbers> numbers;
   Stacked weight, bias, weight_grad, bias_grad;
 };
 
@@ -67,12 +69,24 @@ struct StackedPoints {
   std::int64_t weight_columns, first, count;
 };
 
+StackedLayer layer_of(std::int64_t in, std::int64_t out, const std::string& activation,
+                      const std::vector<float>& numbers, Stacked weight, Stacked bias, Stacked weight_grad,
+                      Stacked bias_grad) {
+  StackedLayer layer{in, out, inrfast::activation_named(activation), {}, weight, bias, weight_grad, bias_grad};
+  if (numbers.size() > layer.numbers.size()) {
+    throw std::invalid_argument("an activation of the native step has at most " +
+                                std::to_string(inrfast::kMostNumbers) + " numbers");
+  }
+  std::copy(numbers.begin(), numbers.end(), layer.numbers.begin());
+  return layer;
+}
+
 std::vector<inrfast::MlpLayer> layers_of(const std::vector<StackedLayer>& stacked, std::int64_t network) {
   std::vector<inrfast::MlpLayer> layers;
   for (const auto& own : stacked) {
     layers.push_back({own.in, own.out, at<const float>(own.weight, network), at<const float>(own.bias, network),
-                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network),
-                      static_cast<inrfast::Activation>(own.activation), own.omega});
+                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network), own.activation, {}});
+    std::copy(own.numbers.begin(), own.numbers.end(), layers.back().numbers);
   }
   return layers;
 }
@@ -84,8 +98,9 @@ std::int64_t mlp_step_workspace(const std::vector<StackedLayer>& stacked, std::i
 
 std::vector<double> mlp_steps(const std::string& instructions, const std::vector<StackedLayer>& stacked,
                               const StackedPoints& points, const std::vector<double>& scales, bool gradient,
-                              std::int64_t chunk, std::uintptr_t workspace) {
-  std::vector<double> squares;
+                              std::int64_t chunk, std::uintptr_t workspace, const std::string& loss, float number) {
+  const inrfast::Loss kind = inrfast::loss_named(loss);
+  std::vector<double> losses;
   for (std::size_t n = 0; n < scales.size(); ++n) {
     const auto network = static_cast<std::int64_t>(n);
     const auto layers = layers_of(stacked, network);
@@ -94,10 +109,10 @@ std::vector<double> mlp_steps(const std::string& instructions, const std::vector
                                  at<const std::int64_t>(points.index, network), points.first, points.count};
     const inrfast::MlpStep step{layers.data(), static_cast<int>(layers.size()), own,
                                 static_cast<float>(scales[n]), gradient, chunk,
-                                reinterpret_cast<float*>(workspace)};
-    squares.push_back(inrfast::mlp_step(step, instructions.c_str()));
+                                reinterpret_cast<float*>(workspace), kind, number};
+    losses.push_back(inrfast::mlp_step(step, instructions.c_str()));
   }
-  return squares;
+  return losses;
 }
 
 py::dict build_info() {
@@ -128,9 +143,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("device") = kHost, py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>(),
              "Fill weight (width x d) and bias (width) at the given addresses; device -1 is host memory.");
   py::class_<StackedLayer>(module, "MlpLayer", "A layer of networks side by side; addresses with their steps.")
-      .def(py::init<std::int64_t, std::int64_t, int, float, Stacked, Stacked, Stacked, Stacked>(), py::arg("inputs"),
-           py::arg("outputs"), py::arg("activation"), py::arg("omega"), py::arg("weight"), py::arg("bias"),
-           py::arg("weight_grad"), py::arg("bias_grad"));
+      .def(py::init(&layer_of), py::arg("inputs"), py::arg("outputs"), py::arg("activation"), py::arg("numbers"),
+           py::arg("weight"), py::arg("bias"), py::arg("weight_grad"), py::arg("bias_grad"));
   py::class_<StackedPoints>(module, "MlpPoints", "The points of networks side by side; addresses with their steps.")
       .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t>(), py::arg("coords"),
            py::arg("target"), py::arg("weight"), py::arg("index"), py::arg("weight_columns"), py::arg("first"),
@@ -140,7 +154,8 @@ PYBIND11_MODULE(_C, module) {
   module.def("mlp_step_workspace", &mlp_step_workspace, py::arg("layers"), py::arg("chunk"),
              "Floats that mlp_steps needs beside its arguments.");
   module.def("mlp_steps", &mlp_steps, py::arg("instructions"), py::arg("layers"), py::arg("points"), py::arg("scales"),
-             py::arg("gradient"), py::arg("chunk"), py::arg("workspace"), py::call_guard<py::gil_scoped_release>(),
-             "Pass over the points of each network; add its gradient and return its weighted squared errors.");
+             py::arg("gradient"), py::arg("chunk"), py::arg("workspace"), py::arg("loss"), py::arg("number"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Pass over the points of each network; add its gradient and return the sum of its weighted losses.");
   module.def("build_info", &build_info, "What this module was compiled with; cuda is None without the CUDA half.");
 }

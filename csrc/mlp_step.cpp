@@ -8,6 +8,23 @@
 
 namespace inrfast {
 
+Loss loss_named(const std::string& name) {
+  if (name == "mse") return Loss::kMse;
+  if (name == "l1") return Loss::kL1;
+  if (name == "huber") return Loss::kHuber;
+  if (name == "bce") return Loss::kBce;
+  throw std::invalid_argument("loss must be mse, l1, huber or bce, got " + name);
+}
+
+Activation activation_named(const std::string& name) {
+  int number = 0;
+  for (const char* known : kActivationNames) {
+    if (name == known) return static_cast<Activation>(number);
+    ++number;
+  }
+  throw std::invalid_argument("the native step has no activation called " + name);
+}
+
 #ifdef INRFAST_HAS_MLP_STEP
 
 const char* mlp_step_instructions() {

@@ -1,11 +1,14 @@
-// One pass of one network over its points: predictions, squared errors and, if wanted, the gradient, in fp32.
+// One pass of one network over its points: predictions, losses and, if wanted, the gradient, in fp32.
 //
 // A chunk of points runs through all layers and back while it is in cache; bias, ReLU and its derivative are applied
 // to tiles of the product before they leave the registers. With u_l = Z_{l-1} W_l^T + b_l, Z_l = act(u_l) and the
-// error E_L = scale w (f - y): dW_l = E_l^T Z_{l-1}, db_l = sum_n E_l, E_{l-1} = (E_l W_l) * act'(u_{l-1}).
+// error E_L = scale w l'(f, y): dW_l = E_l^T Z_{l-1}, db_l = sum_n E_l, E_{l-1} = (E_l W_l) * act'(u_{l-1}).
 #pragma once
 
 #include <cstdint>
+#include <string>
+
+#include "mlp_step_activations.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define INRFAST_HAS_MLP_STEP  // elsewhere the code for single processors, by GCC's pragmas, is left out
@@ -15,7 +18,13 @@ namespace inrfast {
 
 constexpr int kMostLayers = 64;
 
-enum class Activation : int { kRelu = 0, kSine = 1, kGaussian = 2, kFiner = 3 };
+enum class Loss : int { kMse, kL1, kHuber, kBce };
+
+// The loss of a name: "mse", "l1", "huber" or "bce"; std::invalid_argument for another.
+Loss loss_named(const std::string& name);
+
+// The activation of a name out of kActivationNames; std::invalid_argument for another.
+Activation activation_named(const std::string& name);
 
 struct MlpLayer {
   std::int64_t in, out;
@@ -24,7 +33,7 @@ struct MlpLayer {
   float* weight_grad;   // the gradient is added here; null: not wanted
   float* bias_grad;
   Activation activation;  // behind this layer; not used of the last one, the head
-  float omega;
+  float numbers[kMostNumbers];  // of the activation
 };
 
 struct MlpPoints {
@@ -41,9 +50,11 @@ struct MlpStep {
   int depth;
   MlpPoints points;
   float scale;          // of the errors, as above
-  bool gradient;        // false: squared errors alone
+  bool gradient;        // false: losses alone
   std::int64_t chunk;   // points at a time
   float* workspace;     // mlp_step_workspace floats, at an address that is a multiple of 64
+  Loss loss;
+  float number;         // of the loss: delta of kHuber
 };
 
 // Which instructions this processor has: "avx512", "avx2", or "" for neither: then there is no mlp_step.
@@ -52,7 +63,7 @@ const char* mlp_step_instructions();
 // Floats that a step needs beside its arguments.
 std::int64_t mlp_step_workspace(const MlpLayer* layers, int depth, std::int64_t chunk);
 
-// Return the sum of w (f - y)^2. `instructions` is one of those above that this processor has.
+// Return the sum of w l(f, y). `instructions` is one of those above that this processor has.
 double mlp_step(const MlpStep& step, const char* instructions);
 
 // The two of them; only for processors that have the instructions.

@@ -5,6 +5,8 @@
 
 #define INRFAST_INLINE inline __attribute__((always_inline))
 
+#include "mlp_step_losses.h"
+
 namespace inrfast {
 namespace {
 
@@ -141,28 +143,13 @@ void product(Index rows, Index columns, Index depth, const float* a, Index a_row
 // ---- activations -------------------------------------------------------------------------------------------------
 
 // Replace u by act(u) and write act'(u).
-void activate(Activation activation, float omega, Index rows, Index columns, Index step, float* u, float* slope) {
-  const Vec frequency = broadcast(omega);
+void activate(const MlpLayer& layer, Index rows, Index step, float* u, float* slope) {
   for (Index i = 0; i < rows; ++i) {
-    for (Index j = 0; j < columns; j += kWidth) {
+    for (Index j = 0; j < padded(layer.out); j += kWidth) {
       float* place = u + i * step + j;
-      const Vec x = load(place);
-      Vec value = x, derivative = broadcast(1.0f);
-      if (activation == Activation::kSine) {
-        Vec cosine;
-        sine_and_cosine(multiply(frequency, x), value, cosine);
-        derivative = multiply(frequency, cosine);
-      } else if (activation == Activation::kFiner) {  // sin(omega (|x| + 1) x)
-        const Vec size = magnitude(x);
-        Vec cosine;
-        sine_and_cosine(multiply(multiply(add(size, broadcast(1.0f)), x), frequency), value, cosine);
-        derivative = multiply(multiply(fma(size, broadcast(2.0f), broadcast(1.0f)), cosine), frequency);
-      } else if (activation == Activation::kGaussian) {  // exp(-(omega x)^2)
-        const Vec scaled = multiply(frequency, x);
-        value = exponential(multiply(multiply(scaled, scaled), broadcast(-1.0f)));
-        derivative = multiply(multiply(x, value), broadcast(-2.0f * omega * omega));
-      }
-      store(place, value);
+      Vec x = load(place);
+      const Vec derivative = activation_of(layer.activation, layer.numbers, x);
+      store(place, x);
       store(slope + i * step + j, derivative);
     }
   }
@@ -220,7 +207,7 @@ void layer_forward(const MlpLayer& layer, const Buffers& buffers, bool head, Ind
   } else {
     product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
             Target<AddBias>{buffers.value, step, {buffers.bias}});
-    if (!head) activate(layer.activation, layer.omega, rows, padded(layer.out), step, buffers.value, buffers.slope);
+    if (!head) activate(layer, rows, step, buffers.value, buffers.slope);
   }
 }
 
@@ -266,21 +253,35 @@ void gather(const MlpPoints& points, Index first, Index rows, Index columns, Ind
   }
 }
 
-// Turn predictions into the error at the head; return the chunk's sum of squares.
-double errors_of(const MlpPoints& points, Index first, Index rows, Index columns, Index step, float scale, float* out) {
-  double squares = 0;
+// Turn predictions into the error at the head; return the chunk's sum of losses.
+template <class Kind>
+double errors_by(const Kind& loss, const MlpPoints& points, Index first, Index rows, Index columns, Index step,
+                 float scale, float* out) {
+  double losses = 0;
   for (Index i = 0; i < rows; ++i) {
     const Index row = points.index != nullptr ? points.index[first + i] : points.first + first + i;
     for (Index c = 0; c < columns; ++c) {
       const Index own = row * points.weight_columns + (points.weight_columns > 1 ? c : 0);
       const float weight = points.weight == nullptr ? 1.0f : points.weight[own];
-      const float error = out[i * step + c] - points.target[row * columns + c];
-      squares += static_cast<double>(error * weight) * error;
-      out[i * step + c] = error * weight * scale;
+      const Weighted found = loss(out[i * step + c], points.target[row * columns + c], weight);
+      losses += found.value;
+      out[i * step + c] = found.slope * scale;
     }
     for (Index c = columns; c < padded(columns); ++c) out[i * step + c] = 0.0f;
   }
-  return squares;
+  return losses;
+}
+
+double errors_of(const MlpStep& own, Index first, Index rows, Index columns, Index step, float* out) {
+  const auto by = [&](const auto& loss) {
+    return errors_by(loss, own.points, first, rows, columns, step, own.scale, out);
+  };
+  switch (own.loss) {
+    case Loss::kL1: return by(AbsoluteError{});
+    case Loss::kHuber: return by(Huber{own.number});
+    case Loss::kBce: return by(CrossEntropy{});
+    default: return by(MeanSquare{});
+  }
 }
 
 // ---- all chunks --------------------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ double run(const MlpStep& step) {
   const Index in_step = row_step(step.layers[0].in);
   float* in = take(free, step.chunk * in_step);
   float* errors[2] = {take(free, step.chunk * widest), take(free, step.chunk * widest)};
-  double squares = 0;
+  double losses = 0;
   for (Index first = 0; first < points.count; first += step.chunk) {
     const Index rows = points.count - first < step.chunk ? points.count - first : step.chunk;
     gather(points, first, rows, step.layers[0].in, in_step, in);
@@ -355,7 +356,7 @@ double run(const MlpStep& step) {
       layer_forward(step.layers[l], buffers[l], l == head, rows, from, l == 0 ? in_step : row_step(step.layers[l].in));
     }
     const Index out_step = row_step(step.layers[head].out);
-    squares += errors_of(points, first, rows, step.layers[head].out, out_step, step.scale, buffers[head].value);
+    losses += errors_of(step, first, rows, step.layers[head].out, out_step, buffers[head].value);
     const float* error = buffers[head].value;
     for (int l = head; step.gradient && l >= lowest; --l) {
       const float* from = l == 0 ? in : buffers[l - 1].value;
@@ -367,7 +368,7 @@ double run(const MlpStep& step) {
     }
   }
   for (int l = lowest; step.gradient && l <= head; ++l) add_gradient(step.layers[l], buffers[l]);
-  return squares;
+  return losses;
 }
 
 }  // namespace

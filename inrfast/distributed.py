@@ -21,14 +21,17 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.errors import NotAvailableError, check_block, check_choice, check_float, check_int
+from inrfast.layers import Factors
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes, methods_in_own_modes
-from inrfast.tangent.capture import Capture, Factors, Select
-from inrfast.tangent.jacobian import RANGE, FactorStore, LayerwiseJacobian, check_range, surely_held
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import NTK
+from inrfast.tangent.network import Select
+from inrfast.tangent.store import RANGE, FactorStore, check_range, surely_held
 
 
 class Sharded(Whole):
@@ -345,7 +348,7 @@ def ntk(
         check_choice("output", output, ("trace", "full"))
     else:
         output = check_int("output", output, minimum=0)
-    capture = Capture(net, coords, params, select, precision)
+    capture = Capture(net, coords, params, select, precision, memory_budget)
     if isinstance(output, int) and output >= capture.outputs:
         raise ValueError(f"output must be below the network's {capture.outputs} outputs, got {output}")
     partition = Sharded(len(coords), capture.outputs if output == "full" else 1, group)

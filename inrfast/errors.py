@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import sys
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -163,3 +164,22 @@ def check_coords(argument: str, got: Any, in_features: int | None = None, device
     if device is not None and coords.device != device:
         raise ValueError(f"{argument} is on {coords.device} but the network is on {device}; move one of them")
     return check_tensor(argument, coords)
+
+
+def check_entries(argument: str, config: Mapping[str, Any], kind: type) -> None:
+    """Check that a description has entries that a class takes, and all those without a default."""
+    parameters = inspect.signature(kind).parameters
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    for entry in config:
+        if entry not in named and len(named) == len(parameters):
+            raise ValueError(f"{argument} takes the entries {', '.join(named)}, got {entry!r}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in config:
+            raise ValueError(f"{argument} misses the entry {name!r}")
+
+
+def check_flag(argument: str, got: Any) -> bool:
+    """Return ``got`` if it is True or False."""
+    if not isinstance(got, bool):
+        raise TypeError(f"{argument} must be True or False, got {got!r}")
+    return got

@@ -9,19 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.activations import ACTIVATIONS, activation
+from inrfast.activations import BoundActivation, bind
 from inrfast.backends import BACKENDS
-from inrfast.encodings import ENCODINGS, Encoding, check_entries, from_config
-from inrfast.errors import check_choice, check_coords, check_float, check_int, check_seed, warn
+from inrfast.encodings import Encoding, from_config
+from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
+from inrfast.mlp import MLP, HiddenLayer, linear_layer
 from inrfast.modes import without_autocast
+from inrfast.norms import NORMS, norm_of
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
-NORMS = ("batch", "sphere")
 NORM_POSITIONS = ("pre", "post")
 CALIBRATION_ROWS = 8192
+
+DEFAULT_OMEGA = 30.0
+"""What ``omegas`` say of activations without a frequency when none was given."""
 
 MOST_LAYERS = 2**15
 """Hidden layers at most: building more takes over ten seconds, and nobody trains them."""
@@ -34,22 +38,6 @@ SAME_BOX = 0.25
 
 DEAD_SHARE = 0.05
 """Share of dead units in a layer that is worth a warning."""
-
-
-class SphereNorm(nn.Module):
-    """Projection of each sample onto the sphere of radius ``sqrt(m)``: ``sqrt(m) z / max(|z|, tiny)``.
-
-    Shape ``(..., m)`` to ``(..., m)``. At ``z = 0`` the value and the derivative are 0.
-    """
-
-    def forward(self, features: Tensor) -> Tensor:
-        # Dividing by the largest entry first keeps |z|^2 from under- or overflowing; the factor cancels.
-        tiny = torch.finfo(features.dtype).tiny
-        scale = features.detach().abs().amax(-1, keepdim=True)
-        zero = scale < tiny
-        unit = features / scale.masked_fill(zero, 1.0)
-        norm = torch.linalg.vector_norm(unit.masked_fill(zero, 1.0), dim=-1, keepdim=True)
-        return (features.shape[-1] ** 0.5 * unit / norm).masked_fill(zero, 0.0)
 
 
 class FusedLinear(nn.Linear):
@@ -91,8 +79,8 @@ class FusedLinear(nn.Linear):
         in_features: int,
         out_features: int,
         bias: bool = True,
-        activation: str = "relu",
-        omega: float = 30.0,
+        activation: str | Mapping[str, Any] = "relu",
+        omega: float | None = None,
         precision: str = "high",
         backend: str = "auto",
         device: torch.device | str | None = None,
@@ -105,30 +93,45 @@ class FusedLinear(nn.Linear):
         what = f"a layer of {counted(in_features)} x {counted(out_features)} weights"
         require_free(item * in_features * out_features, what, "take a smaller one", where)
         super().__init__(in_features, out_features, bool(bias), device, dtype)
-        self.activation = check_choice("activation", activation, ACTIVATIONS)
-        self.omega = check_float("omega", omega, minimum=0.0, exclusive=True)
+        self.bound_activation = bind(activation, omega)
+        self.activation = self.bound_activation.name
+        self.omega = _omega_of(self.bound_activation, omega)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.backend = check_choice("backend", backend, BACKENDS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``act(x W^T + b)``."""
-        return fused_linear(x, self.weight, self.bias, self.activation, self.omega, self.precision, self.backend)
+        return fused_linear(
+            x, self.weight, self.bias, self.bound_activation, precision=self.precision, backend=self.backend
+        )
 
     def activate(self, preactivation: Tensor) -> Tensor:
         """Return the activation of ``x W^T + b``, by torch's operations."""
-        return activation(self.activation).value(preactivation, self.omega)
+        return self.bound_activation.value(preactivation)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, activation={self.activation!r}, omega={self.omega:g}"
 
 
 def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
-    """Return one value a layer from a single value or a sequence with one value a layer."""
+    """Return one value per layer from a single value, a sequence of them, or ``{"first": ..., "hidden": ...}``."""
+    if isinstance(given, Mapping) and "name" not in given:
+        if set(given) != {"first", "hidden"}:
+            raise ValueError(
+                f"{argument} as a mapping takes the keys 'first' and 'hidden' (or 'name'), "
+                f"got {sorted(map(str, given))}"
+            )
+        return [given["first"]] + [given["hidden"]] * (layers - 1)
     if isinstance(given, Sequence) and not isinstance(given, str):
         if len(given) != layers:
             raise ValueError(f"{argument} must be one value or {layers} of them (one a hidden layer), got {len(given)}")
         return list(given)
     return [given] * layers
+
+
+def _omega_of(activation: BoundActivation, given: float | None) -> float:
+    """Return the frequency of a layer; that of activations without one does not matter, and is kept as it was given."""
+    return activation.named.get("omega", DEFAULT_OMEGA if given is None else float(given))
 
 
 class _Undrawn(nn.Linear):
@@ -209,8 +212,8 @@ class INR(nn.Module):
         out_features: int,
         width: int = 256,
         hidden_layers: int = 3,
-        activation: str | Sequence[str] = "relu",
-        omega: float | Sequence[float] = 30.0,
+        activation: Any = "relu",
+        omega: float | Sequence[float] | Mapping[str, float] | None = None,
         encoding: Encoding | None = None,
         norm: str | Sequence[str | None] | None = None,
         norm_position: str = "pre",
@@ -232,13 +235,14 @@ class INR(nn.Module):
         dtype = dtype or torch.float32
         where = torch.empty(0, device=device).device
         self._require_free(encoding, dtype, where)
-        self.activations: tuple[str, ...] = tuple(
-            check_choice("activation", name, ACTIVATIONS)
-            for name in _per_layer("activation", activation, hidden_layers)
+        omegas = _per_layer("omega", omega, hidden_layers)
+        self.bound_activations: tuple[BoundActivation, ...] = tuple(
+            bind(given, own)
+            for given, own in zip(_per_layer("activation", activation, hidden_layers), omegas, strict=True)
         )
+        self.activations: tuple[str, ...] = tuple(own.name for own in self.bound_activations)
         self.omegas: tuple[float, ...] = tuple(
-            check_float("omega", value, minimum=0.0, exclusive=True)
-            for value in _per_layer("omega", omega, hidden_layers)
+            _omega_of(own, value) for own, value in zip(self.bound_activations, omegas, strict=True)
         )
         self.norm_names: tuple[str | None, ...] = tuple(
             None if name is None else check_choice("norm", name, NORMS)
@@ -251,7 +255,9 @@ class INR(nn.Module):
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
         self.layers = nn.ModuleList(_undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
-        self.norms = nn.ModuleList(self._norm(name, where, dtype) for name in self.norm_names)
+        self.norms = nn.ModuleList(
+            nn.Identity() if name is None else NORMS[name].make(self.width, where, dtype) for name in self.norm_names
+        )
         self.init = init
         initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
 
@@ -268,17 +274,12 @@ class INR(nn.Module):
         if count > MOST_LAYERS:
             raise ValueError(f"hidden_layers must be at most {MOST_LAYERS}, got {counted(count)}")
 
-    def _norm(self, name: str | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        if name == "batch":
-            return nn.BatchNorm1d(self.width, device=device, dtype=dtype)
-        return SphereNorm() if name == "sphere" else nn.Identity()
-
     def activate(self, index: int, preactivation: Tensor) -> Tensor:
         """Return the output of hidden layer ``index`` from its pre-activation, norm and activation in their order."""
         norm = self.norms[index]
         if self.norm_position == "pre":
             preactivation = norm(preactivation)
-        features = activation(self.activations[index]).value(preactivation, self.omegas[index])
+        features = self.bound_activations[index].value(preactivation)
         return norm(features) if self.norm_position == "post" else features
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -319,7 +320,7 @@ class INR(nn.Module):
             "out_features": self.out_features,
             "width": self.width,
             "hidden_layers": self.hidden_layers,
-            "activation": list(self.activations),
+            "activation": [own.config() for own in self.bound_activations],
             "omega": list(self.omegas),
             "encoding": None if self.encoding is None else self.encoding.config(),
             "norm": list(self.norm_names),
@@ -328,6 +329,40 @@ class INR(nn.Module):
             "bias": self.layers[0].bias is not None,
             "seed": self.seed,
         }
+
+    def as_mlp(self) -> MLP | str:
+        """Return the description of this network, or why its parts are not those of the constructor.
+
+        Hooks and methods of single objects are not looked at: :func:`inrfast.mlp.describe` does.
+        """
+        depth = self.hidden_layers
+        if len(self.layers) != depth + 1 or len(self.norms) < depth:
+            return f"it has {len(self.layers)} linear layers and {len(self.norms)} norms for {depth} hidden layers"
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        linear, norms = [], []
+        for index, module in enumerate(self.layers):
+            layer = linear_layer(module, f"layers.{index}", names)
+            if isinstance(layer, str):
+                return layer
+            linear.append(layer)
+        for index, module in enumerate(list(self.norms)[:depth]):
+            norm = norm_of(module)
+            if isinstance(norm, str):
+                return f"norms.{index} {norm}"
+            norms.append(norm)
+        for below, above in itertools.pairwise(linear):
+            if above.inputs != below.outputs:
+                return f"{above.name} takes {above.inputs} features of the {below.outputs} of {below.name}"
+        if linear[-1].outputs != self.out_features:
+            return f"its last layer has {linear[-1].outputs} units for {self.out_features} outputs"
+        after = self.norm_position == "post"
+        hidden = tuple(
+            HiddenLayer(layer, activation, norm, after, f"norms.{index}")
+            for index, (layer, activation, norm) in enumerate(
+                zip(linear[:-1], self.bound_activations, norms, strict=True)
+            )
+        )
+        return MLP(self.in_features, self.encoding, hidden, linear[-1], "encoding")
 
     def extra_repr(self) -> str:
         return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
@@ -341,30 +376,9 @@ def described_network(net: nn.Module) -> dict[str, Any] | None:
         return None
 
 
-KNOWN_ENCODINGS = (type(None), *ENCODINGS.values())
-
-
-def is_unchanged(net: nn.Module) -> bool:
-    """Return whether ``net`` is an INR as its constructor makes it: nothing subclassed, replaced, hooked or added.
-
-    The encoding may be anybody's.
-    """
-    if type(net) is not INR or len(net.layers) != net.hidden_layers + 1:
-        return False
-    changed = ("forward", "activate")
-    if any(m._forward_hooks or m._forward_pre_hooks or any(c in vars(m) for c in changed) for m in net.modules()):
-        return False
-    plain = all(type(layer) is nn.Linear for layer in net.layers)
-    return plain and all(type(norm) in (nn.Identity, nn.BatchNorm1d, SphereNorm) for norm in net.norms)
-
-
-def is_known(net: nn.Module) -> bool:
-    """Return whether ``net`` is an unchanged INR that, in eval mode, is known to treat its points one by one."""
-    return (
-        is_unchanged(net)
-        and type(net.encoding) in KNOWN_ENCODINGS
-        and not any(isinstance(norm, nn.BatchNorm1d) and norm.running_mean is None for norm in net.norms)  # type: ignore[union-attr]
-    )
+def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
+    """Return the numbers of coordinates and outputs that an INR, whatever was changed in it, declares; else None."""
+    return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
 
 
 def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
@@ -464,5 +478,5 @@ def _norm_input(net: INR, index: int, coords: Tensor) -> Tensor:
         features = net.activate(before, net.layers[before](features))
     features = net.layers[index](features)
     if net.norm_position == "post":
-        features = activation(net.activations[index]).value(features, net.omegas[index])
+        features = net.bound_activations[index].value(features)
     return features

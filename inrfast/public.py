@@ -7,7 +7,8 @@ from inrfast.analysis.report import DiagnosisReport
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.linalg.spectrum import RankInterval, Spectrum
-from inrfast.nn import INR, SphereNorm, calibrate_batchnorm_
+from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.norms.sphere import SphereNorm
 from inrfast.ops.grid_init import rank_expanding
 from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
 from inrfast.tangent.kernel import NTK, ntk

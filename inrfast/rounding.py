@@ -10,10 +10,10 @@ It takes any module, since it needs to know nothing of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_leaves
 
 from inrfast.linalg.operators import UNIT
 from inrfast.memory import DEVICE_ROWS, chunks
-from inrfast.ops.factors import MLP, HiddenLayer, linear, mlp_factors
+from inrfast.mlp import MLP, LinearLayer
+from inrfast.ops.factors import linear, mlp_factors
 
 DISTURBANCE = 2.0**-44
 """Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
@@ -150,7 +151,7 @@ def pass_errors(
     exact = _on_cpu(factors(points))
     with Disturbed(0, coords.device):
         disturbed = _on_cpu(factors(points.repeat(REPEATS, 1)))
-    sizes = [_squared_rows(layer, outputs) for layer in exact]
+    sizes = [squared_rows(layer, outputs) for layer in exact]
     size = torch.stack(sizes).sum((0, 2))
     jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64)
     single = torch.zeros(2, len(exact), dtype=torch.float64)
@@ -206,7 +207,7 @@ def _repeats(
     return distance <= LINEAR**2 * size
 
 
-def _squared_rows(layer: Row, outputs: int) -> Tensor:
+def squared_rows(layer: Row, outputs: int) -> Tensor:
     """Return ``|s|^2 |z|^2``, (n, M)."""
     z, s = layer
     if s is None:
@@ -235,11 +236,30 @@ def _squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
 # ---- hinges ------------------------------------------------------------------------------------------------------
 
 
-def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -> tuple[Tensor, float]:
-    """Return what first-layer ReLUs do to the Jacobian whose hinge rounding puts on one side of a point.
+class Hinges(NamedTuple):
+    """ReLUs of the first layer, k of them, whose slope at a point rounding decided.
+
+    Attributes
+    ----------
+    points, inputs
+        The points (k, d), and the input of the first layer there (k, D).
+    units
+        The units (k,).
+    gradient
+        Derivatives (k, M) of the outputs by the unit's value: what its slope adds to them, or does not.
+    """
+
+    points: Tensor
+    inputs: Tensor
+    units: Tensor
+    gradient: Tensor
+
+
+def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -> Iterator[Hinges]:
+    """Yield the first-layer ReLUs whose hinge rounding puts on one side of a point, some of them at a time.
 
     Their values are next to 0, but their slopes are 0 or 1, and no small disturbance shows that. Of networks without a
-    norm behind the first layer; others get 0. Where the sum ``w x + b`` is exact, as for fp32 numbers on a line,
+    norm behind the first layer; others have none. Where the sum ``w x + b`` is exact, as for fp32 numbers on a line,
     nothing is in doubt.
 
     Parameters
@@ -248,18 +268,10 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
         The network, and what makes the inputs of its first layer from coordinates.
     coords
         All points (N, d).
-
-    Returns
-    -------
-    tuple
-        ``sum_n |dJ_n|^2`` of the first layer's rows for every output (M,), and ``sum_n |dS_n|^2``, if all slopes in
-        doubt were the other ones.
     """
-    outputs, first = len(mlp.head_weight), mlp.hidden[0]
-    rows_error, slopes_error = mlp.head_weight.new_zeros(outputs), mlp.head_weight.new_zeros(())
-    if first.activation != "relu" or first.norm is not None:
-        return rows_error, 0.0
-    above = mlp.hidden[1].weight if len(mlp.hidden) > 1 else mlp.head_weight
+    outputs, first, above = mlp.outputs, mlp.layers[0], mlp.layers[1].weight
+    if mlp.activations[0].name != "relu" or mlp.hidden[0].norm is not None:
+        return
     widest = max(first.weight.shape)
     size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
     if coords.device.type != "cpu":
@@ -280,13 +292,11 @@ def hinge_errors(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -
                 behind = mlp_factors(mlp, x[rows]).sensitivities[1]
             else:
                 behind = torch.eye(outputs, dtype=x.dtype, device=x.device).expand(len(rows), -1, -1)
-            gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2).square()  # (in doubt, M): of the unit's value
-            rows_error += (x[rows].square().sum(1) + (first.bias is not None)) @ gradient
-            slopes_error += gradient.sum()
-    return rows_error, float(slopes_error)
+            gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2)
+            yield Hinges(coords[part][rows], x[rows], units, gradient)
 
 
-def _doubtful(u: Tensor, x: Tensor, layer: HiddenLayer, places: Tensor) -> Tensor:
+def _doubtful(u: Tensor, x: Tensor, layer: LinearLayer, places: Tensor) -> Tensor:
     """Return the places (point, unit) whose pre-activations ``u`` rounding made: another order of the sum differs."""
     rows, units = places.unbind(1)
     bias = u.new_zeros(len(places)) if layer.bias is None else layer.bias[units]

@@ -14,9 +14,9 @@ compile-time choice: offsets are then constants, where run-time widths would tak
 thin is multiplied on the tensor cores too, 16 columns at a time: ones and coordinates beside each other.
 
 No sum depends on which program comes first: a step repeats bit for bit. Errors in 16 bits are scaled by a power of two
-that follows the loss, step by step, so that they keep clear of underflow (the idea of loss scaling: Micikevicius et
-al., Mixed precision training, ICLR 2018). Coordinates, and the weights of the first layer that takes them and of the
-head, go through products of 16 bits as two halves each: next to nothing of fp32 is lost.
+that follows their mean square, step by step, so that they keep clear of underflow (the idea of loss scaling:
+Micikevicius et al., Mixed precision training, ICLR 2018). Coordinates, and the weights of the first layer that takes
+them and of the head, go through products of 16 bits as two halves each: next to nothing of fp32 is lost.
 
 Rows beyond the last point are computed as if they were the first one, and have no error: no load or store of features
 needs a mask for them.
@@ -30,8 +30,9 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.activations import FINER, GELU, RELU, SOFTPLUS, activate
+from inrfast.kernels.activations import HEAVY, NUMBERS, RELU, activate
 from inrfast.kernels.fused_linear import Config
+from inrfast.kernels.losses import MSE, loss_and_slope
 from inrfast.kernels.tiles import SIZES, STEPS, ProductRow
 
 LARGE_SHARED = 200 * 1024
@@ -46,10 +47,8 @@ LARGEST_SCALE = tl.constexpr(24)
 RAGGED_ROWS = 64
 """Rows of tiles on the chip where a layer is wide and no power of two: the masks of its columns take registers."""
 
-HEAVY = (FINER.value, GELU.value, SOFTPLUS.value)
-"""Activations that leave fewer registers; beyond :data:`HEAVY_ON_CHIP` columns their features leave the chip."""
-
 HEAVY_ON_CHIP = 64
+"""Columns up to which features of activations that leave fewer registers stay on the chip."""
 
 BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 """Parameters of a program of the update, and partial sums that it takes at once."""
@@ -159,19 +158,22 @@ def _first_weight(parameters, bias, columns, width: tl.constexpr, depth: tl.cons
 
 
 @triton.jit
-def _activated(u, omegas, layer, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
-    """Return value and slope at ``u``; the frequency of a layer is the sum of three fp32 numbers."""
+def _activated(u, numbers, layer, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
+    """Return value and slope at ``u``; each number of a layer is the sum of three fp32 numbers."""
     if ACTIVATION == RELU:
-        return activate(u, 1.0, 0.0, ACTIVATION, SHORT)
+        return activate(u, 1.0, 0.0, 0.0, ACTIVATION, SHORT)
     else:
-        high = tl.load(omegas + 3 * layer)
-        middle = tl.load(omegas + 3 * layer + 1)
+        numbers += 3 * NUMBERS * layer
         if u.dtype == tl.float64:
-            low = tl.load(omegas + 3 * layer + 2)
-            frequency = high.to(tl.float64) + middle.to(tl.float64) + low.to(tl.float64)
-            return activate(u, frequency, 0.0, ACTIVATION, SHORT)
+            return activate(u, _whole(numbers), 0.0, _whole(numbers + 3), ACTIVATION, SHORT)
         else:
-            return activate(u, high, middle, ACTIVATION, SHORT)
+            return activate(u, tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 3), ACTIVATION, SHORT)
+
+
+@triton.jit
+def _whole(parts):
+    """Return the fp64 number that is the sum of three fp32 numbers."""
+    return tl.load(parts).to(tl.float64) + tl.load(parts + 1).to(tl.float64) + tl.load(parts + 2).to(tl.float64)
 
 
 @triton.jit
@@ -277,25 +279,54 @@ def _sides(
 
 @triton.jit
 def _errors(
-    y, target, weight, rows, alive, outputs: tl.constexpr, weight_columns, totals, tiles, later, WEIGHTED: tl.constexpr
-):  # fmt: skip
-    """Return weighted errors (ROWS, 16); write the sum of their squares and, ``tiles`` further on, of the weights."""
+    y,
+    target,
+    weight,
+    numbers,
+    rows,
+    alive,
+    outputs: tl.constexpr,
+    weight_columns,
+    totals,
+    tiles,
+    later,
+    WEIGHTED: tl.constexpr,
+    LOSS: tl.constexpr,
+):
+    """Return errors at the head (ROWS, 16): weighted slopes of the loss, of the mean squared error half of them.
+
+    Write the sums of a tile: the weighted losses, ``tiles`` further on the weights, and behind those the weighted
+    squares of the slopes, which for the mean squared error are its losses.
+    """
     o = tl.arange(0, 16)
     there = alive[:, None] & (o < outputs)[None, :]
     places = rows[:, None] * outputs + o[None, :]
-    error = tl.where(there, y - tl.load(target + places, mask=there, other=0.0), 0.0)
+    goal = tl.load(target + places, mask=there, other=0.0)
+    if LOSS == MSE:
+        error = tl.where(there, y - goal, 0.0)
+    else:
+        values, error = loss_and_slope(y, goal, numbers, LOSS)
+        values = tl.where(there, values, 0.0)
+        error = tl.where(there, error, 0.0)
     weighted = error
     count = tl.where(there, 1.0, 0.0).to(y.dtype)
     if WEIGHTED:
         column = tl.where(weight_columns == 1, 0, o)
         count = tl.load(weight + (rows[:, None] * weight_columns + column[None, :]), mask=there, other=0.0)
         weighted = error * count
-    squares = tl.sum(tl.sum(error * weighted, 1), 0)
+    if LOSS == MSE:
+        losses = tl.sum(tl.sum(error * weighted, 1), 0)
+    else:
+        losses = tl.sum(tl.sum(values * count, 1), 0)
+        squares = tl.sum(tl.sum(error * weighted, 1), 0)
+        if later != 0:
+            squares += tl.load(totals + 2 * tiles)
+        tl.store(totals + 2 * tiles, squares)
     weights = tl.sum(tl.sum(count, 1), 0)
     if later != 0:
-        squares += tl.load(totals)
+        losses += tl.load(totals)
         weights += tl.load(totals + tiles)
-    tl.store(totals, squares)
+    tl.store(totals, losses)
     tl.store(totals + tiles, weights)
     return weighted
 
@@ -311,9 +342,9 @@ def _total(values, count):
 
 
 @triton.jit
-def _next_scale(loss):
+def _next_scale(square):
     """Return the power of two that brings errors of this mean square near 1; NaN and Inf give the smallest."""
-    exponent = ((loss.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
+    exponent = ((square.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
     up = tl.minimum(tl.maximum(-(exponent >> 1), -LARGEST_SCALE), LARGEST_SCALE)
     return ((up + 127) << 23).to(tl.float32, bitcast=True)
 
@@ -370,9 +401,10 @@ def mlp_forward(
     inputs,
     target,
     weight,
+    numbers,
     parameters,
     operands,
-    omegas,
+    activation_numbers,
     order,
     scales,
     features,
@@ -412,6 +444,7 @@ def mlp_forward(
     COORDINATES: tl.constexpr,
     GATHERED: tl.constexpr,
     WEIGHTED: tl.constexpr,
+    LOSS: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
@@ -426,14 +459,15 @@ def mlp_forward(
     ON_CHIP: one block of COLUMNS holds all columns of a layer, and a tile's features go from product to product.
 
     ``inputs``: (models or 1, N, depth), coordinates or, without COORDINATES, their encodings in the operands' dtype;
-    ``target``: (models or 1, N, outputs); ``weight``: (models or 1, N, weight_columns); ``parameters``: (models, Q) in
-    full precision, ``operands``: the same in the operands' dtype, each parameter at its place; ``omegas``: (hidden, 3)
-    fp32. The ``n`` rows of the launch are the points from ``first`` on or, GATHERED, those of ``order`` (models or 1,
-    draws), of which each step takes ``size`` consecutive. ``scales``: (steps, models) powers of two for the errors.
+    ``target``: (models or 1, N, outputs); ``weight``: (models or 1, N, weight_columns); ``numbers``: those of the loss,
+    in full precision; ``parameters``: (models, Q) in full precision, ``operands``: the same in the operands' dtype,
+    each parameter at its place; ``activation_numbers``: (hidden, NUMBERS, 3) fp32. The ``n`` rows of the launch are the
+    points from ``first`` on or, GATHERED, those of ``order`` (models or 1, draws), of which each step takes ``size``
+    consecutive. ``scales``: (steps, models) powers of two for the errors.
 
     ``features``, ``slopes``: (models, hidden, capacity, width); ``masks``: (models, hidden, capacity, bytes);
-    ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2, tiles), the weighted
-    squares of the errors of each tile, and their weights; ``partials``: (models, partial_model), where each tile leaves
+    ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2 or 3, tiles), see
+    :func:`_errors`; ``partials``: (models, partial_model), where each tile leaves
     the gradient of the head's bias (outputs), from ``tail`` on and ``thin_pitch`` apart. ``later``: add to what is
     there.
     """
@@ -454,7 +488,7 @@ def mlp_forward(
     masks += model * hidden * mask_plane
     head_errors += model * capacity * outputs
     tiles = capacity // ROWS
-    totals += model * 2 * tiles + tile
+    totals += model * (2 if LOSS == MSE else 3) * tiles + tile
     hidden_at, hidden_pitch = tl.cast(hidden_at, tl.int64), tl.cast(hidden_pitch, tl.int64)
     first_bias = parameters + tl.cast(first_bias, tl.int64)
     head = parameters + tl.cast(head, tl.int64)
@@ -486,7 +520,7 @@ def mlp_forward(
             )  # fmt: skip
             if BIAS:
                 u += tl.load(first_bias + columns, mask=columns < width, other=0.0)[None, :]
-        value, slope = _activated(u, omegas, 0, ACTIVATION, short)
+        value, slope = _activated(u, activation_numbers, 0, ACTIVATION, short)
         _keep(z, s, m, value, slope, r, start, width, ACTIVATION, GRADIENT, ROWS, COLUMNS)
         if ON_CHIP:
             held = value.to(held.dtype)
@@ -508,7 +542,7 @@ def mlp_forward(
                 )  # fmt: skip
             if BIAS:
                 u += tl.load(parameters + (at + bias_at) + columns, mask=columns < width, other=0.0)[None, :]
-            value, slope = _activated(u, omegas, layer, ACTIVATION, short)
+            value, slope = _activated(u, activation_numbers, layer, ACTIVATION, short)
             _keep(
                 z + above, s + above, m + tl.cast(layer, tl.int64) * mask_plane, value, slope, r, start,
                 width, ACTIVATION, GRADIENT, ROWS, COLUMNS,
@@ -527,7 +561,9 @@ def mlp_forward(
         y = _times_exact(held, _head_weight(head, columns, width, outputs).T, y, PRECISION, ACCUMULATOR)
     if BIAS:
         y += tl.load(head_bias + o, mask=o < outputs, other=0.0)[None, :]
-    weighted = _errors(y, target, weight, rows, alive, outputs, weight_columns, totals, tiles, later, WEIGHTED)
+    weighted = _errors(
+        y, target, weight, numbers, rows, alive, outputs, weight_columns, totals, tiles, later, WEIGHTED, LOSS
+    )  # fmt: skip
     if GRADIENT:
         if SCALED:
             weighted *= tl.load(scales + step * models + model)
@@ -577,6 +613,7 @@ def mlp_backward(
     BIAS: tl.constexpr,
     COORDINATES: tl.constexpr,
     GATHERED: tl.constexpr,
+    LOSS: tl.constexpr,
     SCALED: tl.constexpr,
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
@@ -611,14 +648,17 @@ def mlp_backward(
     errors += model * hidden * plane
     if tl.program_id(0) == 0:
         tiles = capacity // ROWS
-        totals += model * 2 * tiles
+        totals += model * (2 if LOSS == MSE else 3) * tiles
         weights = _total(totals + tiles, tiles)
         loss = _total(totals, tiles) / weights
-        factor = 2 / weights
+        factor = (2 if LOSS == MSE else 1) / weights
         at_step = step * tl.num_programs(1) + model
         if SCALED:
             factor /= tl.load(scales + at_step)
-            tl.store(scales + at_step + tl.num_programs(1), _next_scale(loss))
+            square = loss
+            if LOSS != MSE:
+                square = _total(totals + 2 * tiles, tiles) / weights
+            tl.store(scales + at_step + tl.num_programs(1), _next_scale(square))
         tl.store(losses + at_step, loss)
         tl.store(factors + model, factor)
     hidden_at, hidden_pitch = tl.cast(hidden_at, tl.int64), tl.cast(hidden_pitch, tl.int64)
@@ -885,7 +925,7 @@ def mlp_update(
 # ---- launches ----------------------------------------------------------------------------------------------------
 
 
-def passes_configs(kind: str, width: int, activation: int, large: bool) -> tuple[Config, Config, bool]:
+def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:
     """Return the tiles of the passes, forward and backward, for a layer, and whether features stay on the chip.
 
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.

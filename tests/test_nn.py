@@ -179,7 +179,7 @@ def test_calibration_refuses():
 def fused_and_plain(activation, dtype=torch.float64):
     """One network twice: of fused layers, and as anyone would write it, with the same weights."""
     rng = torch.Generator().manual_seed(0)
-    table = inr.activations.ACTIVATIONS[activation]
+    own = inr.activations.bind(activation, 2.0)
     fused = nn.Sequential(
         inr.nn.FusedLinear(2, 7, activation=activation, omega=2.0),
         inr.nn.FusedLinear(7, 6, activation=activation, omega=2.0),
@@ -191,7 +191,7 @@ def fused_and_plain(activation, dtype=torch.float64):
     class Plain(nn.Sequential):
         def forward(self, x):
             for layer in self[:-1]:
-                x = table.value(layer(x), 2.0)
+                x = own.value(layer(x))
             return self[-1](x)
 
     plain = Plain(nn.Linear(2, 7), nn.Linear(7, 6), nn.Linear(6, 2)).to(dtype)

@@ -30,18 +30,20 @@ from inrfast.analysis.report import (
     matrix_spectrum,
 )
 from inrfast.errors import check_coords, check_int, check_seed
+from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
-from inrfast.nn import INR, described_network, warn_of_dead_units
+from inrfast.nn import described_network, warn_of_dead_units
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
-from inrfast.supported import LayerSpec
-from inrfast.tangent.capture import Capture, Factors, Select
-from inrfast.tangent.jacobian import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, LayerwiseJacobian
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import NTK, ntk
+from inrfast.tangent.network import Select
+from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
@@ -51,6 +53,10 @@ SHARED = 4
 
 LEAST_ROWS = 16
 """Points a chunk of a layer's Jacobian at least, where its Gram matrix is added up."""
+
+WIDE = 4096
+"""Parameters up to which rows by automatic differentiation are looked at as a matrix of sensitivities. Those of more,
+such as an encoding's tables, have a block of the kernel and nothing else: their Gram matrix would be too large."""
 
 GRAMS = 3
 """Matrices as large as a Gram matrix that its eigenvalues take: itself, one without columns of zeros, and LAPACK's."""
@@ -120,7 +126,7 @@ def diagnose(
     jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
     seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
-    capture = Capture(net, coords, params, select, "highest")
+    capture = Capture(net, coords, params, select, "highest", memory_budget)
     coords = coords.detach()
     warn_of_dead_units(net, coords)
     if ntk_coords is None:
@@ -250,9 +256,9 @@ def _grid(capture: Capture, coords: Tensor, kernel: NTK | None, budget: int) -> 
 
 def _chunk_bytes(capture: Capture) -> tuple[int, int]:
     """Return the bytes of the square matrices of all layers, and of a point in a chunk."""
-    blocks = [spec.block for spec in capture.layers]
-    numbers = sum(b * capture.outputs + a for a, b in blocks)
-    widest = max(max(block) for block in blocks)
+    blocks = [layer.block for layer in capture.layers if _is_looked_at(layer)]
+    numbers = sum(b * capture.outputs + a for a, b in (layer.block for layer in capture.layers))
+    widest = max((max(block) for block in blocks), default=1)
     each = 8 * numbers * (PASS_BUFFERS if capture.plain else HOOKED_BUFFERS)
     # One for every factor, and two more like the largest: of a chunk stacked under it, and of LAPACK.
     return 8 * (sum(a * a + b * b for a, b in blocks) + 2 * widest * widest), each
@@ -261,7 +267,7 @@ def _chunk_bytes(capture: Capture) -> tuple[int, int]:
 def _chunk_rows(capture: Capture, budget: int) -> int:
     """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget."""
     squares, each = _chunk_bytes(capture)
-    widest = max(max(spec.block) for spec in capture.layers)
+    widest = max((max(layer.block) for layer in capture.layers if _is_looked_at(layer)), default=1)
     instead = "take a narrower network or fewer of its layers (params=)"
     require(max(0, squares + each - UNCOUNTED), budget, "a diagnosis' square matrices", instead)
     liked = max(CHUNK_ROWS, widest) if capture.device.type == "cpu" else DEVICE_ROWS
@@ -318,22 +324,20 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
     }
 
 
-def _features(spec: LayerSpec, factors: Factors) -> Tensor | None:
-    """Return Z, the input of a linear layer whose weight is differentiated."""
-    if spec.kind != "linear" or not spec.with_weight or factors.features is None:
-        return None
-    return factors.features[:, : spec.in_features]
+def _is_looked_at(layer: Layer) -> bool:
+    """Return whether the singular values of a layer's sensitivities are asked for."""
+    return layer.observed or layer.columns <= WIDE
 
 
-def _matrices(layers: Sequence[LayerSpec], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
+def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
     """Yield [Z, 1] and S, the latter with rows (n, m), of every layer on a chunk of points."""
-    for spec, layer in zip(layers, factors, strict=True):
-        z = _features(spec, layer)
-        if z is not None and layer.features is not None:
+    for layer, own in zip(layers, factors, strict=True):
+        z = layer.representation(own)
+        if z is not None and own.features is not None:
             # The layer's own features where it has a bias: they hold the ones already.
-            yield ("features", spec.name), layer.features if spec.with_bias else F.pad(z, (0, 1), value=1.0)
-        if layer.sensitivities is not None:
-            yield ("sensitivities", spec.name), layer.sensitivities.flatten(0, 1)
+            yield ("features", layer.name), own.features if layer.ends_with_ones else F.pad(z, (0, 1), value=1.0)
+        if own.sensitivities is not None and _is_looked_at(layer):
+            yield ("sensitivities", layer.name), own.sensitivities.flatten(0, 1)
 
 
 def _full_grid(
@@ -346,8 +350,8 @@ def _full_grid(
     bar.set_description("full grid")
     first = StreamedGram if rtols[-1] >= GRAM_RTOL else StreamedQR
     for factors in grid.passes():
-        for spec, layer in zip(capture.layers, factors, strict=True):
-            tallies[spec.name].add(_features(spec, layer), layer, capture.outputs)
+        for layer, own in zip(capture.layers, factors, strict=True):
+            tallies[layer.name].add(layer.representation(own), own, capture.outputs)
         for key, matrix in _matrices(capture.layers, factors):
             if key not in streams:
                 streams[key] = first(matrix.shape[1], device)
@@ -421,7 +425,7 @@ def _sensitivities(
     head = SingularValues(torch.full((m,), math.sqrt(points), dtype=torch.float64), 0.0, (points * m, m), "identity")
     total = sum(own.trace for own in counts.values())
     found = []
-    for spec in capture.layers:
+    for spec in filter(_is_looked_at, capture.layers):
         (values,) = spectra.get(("sensitivities", spec.name), (head,))
         own = counts[spec.name]
         found.append(
@@ -443,14 +447,14 @@ def _sensitivities(
 def _weights(
     net: nn.Module, capture: Capture, rtols: tuple[float, ...]
 ) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
-    """Return the spectra of the single weights, and of an INR's products ``W_{h-1} ... W_k`` without the head."""
-    linear = {spec.name: net.get_submodule(spec.name).weight for spec in capture.layers if spec.kind == "linear"}
-    weights = {name: w.detach().double().cpu() for name, w in linear.items() if isinstance(w, Tensor)}
+    """Return the spectra of the single weights, and of an MLP's products ``W_{h-1} ... W_k`` without the head."""
+    found = {layer.name: layer.matrix(net.get_submodule(layer.module)) for layer in capture.layers}
+    weights = {name: w.detach().double().cpu() for name, w in found.items() if w is not None}
     singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
-    if not isinstance(net, INR) or not capture.closed_form:
+    if capture.mlp is None:
         return singles, ()
-    names = [f"layers.{k}" for k in range(net.hidden_layers)]
-    hidden = [net.get_parameter(f"{name}.weight").detach().double().cpu() for name in names]
+    names = [layer.linear.name for layer in capture.mlp.hidden]
+    hidden = [layer.linear.weight.cpu() for layer in capture.mlp.hidden]
     products = (
         _weight(tuple(reversed(names[k:])), torch.linalg.multi_dot(hidden[k:][::-1]), rtols)
         for k in range(len(hidden) - 1)

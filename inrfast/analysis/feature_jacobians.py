@@ -23,7 +23,8 @@ from tqdm import tqdm
 from inrfast.analysis.report import FeatureJacobian, PixelRanks
 from inrfast.linalg.tsqr import GRAM_RTOL, gram_error
 from inrfast.memory import chunks
-from inrfast.ops.factors import MLP, Slopes, hidden_slopes
+from inrfast.mlp import MLP
+from inrfast.ops.factors import Slopes, hidden_slopes
 from inrfast.threads import MOST_THREADS, share
 
 PASS_PIXELS, PASS_BUFFERS = 4096, 8
@@ -55,8 +56,8 @@ def feature_jacobians(
     found = []
     for index, layer in enumerate(mlp.hidden):
         bar.set_description(f"feature Jacobians of layers.{index}")
-        rows, columns = layer.weight.shape
-        here = _Layer(layer.weight.cpu(), tolerances)
+        rows, columns = layer.linear.weight.shape
+        here = _Layer(layer.linear.weight.cpu(), tolerances)
         ranks = torch.empty(len(features), len(rtols), dtype=torch.int64)
         values = []
         for part in chunks(len(features), max(1, min(PASS_PIXELS, budget // (4 * 8 * PASS_BUFFERS * rows)))):
@@ -100,12 +101,14 @@ class _Layer:
 
     def jacobian(self, slopes: Slopes) -> Tensor:
         """Return the Jacobian ``A W`` at one point, without rows of zeros."""
-        left, v, right = slopes
+        left, directions, right = slopes
         alive = left.nonzero().flatten()  # a ReLU leaves half of the rows, or none
-        if v is None:
+        if directions is None:
             return left[alive].unsqueeze(1) * self.weight[alive]
         inner = self.weight if right is None else right.unsqueeze(1) * self.weight
-        rows = torch.addr(inner, v, v @ inner, alpha=-1)[alive].mul_(left[alive].unsqueeze(1))
+        for v in directions:  # orthogonal to each other, so one after the other
+            inner = torch.addr(inner, v, v @ inner, alpha=-1)
+        rows = inner[alive].mul_(left[alive].unsqueeze(1))
         return rows if right is None else rows[(rows != 0).any(1)]
 
 
@@ -124,7 +127,7 @@ class _Grams:
         self.layer = layer
         self.slopes = slopes
         n, (rows, columns) = len(slopes.left), layer.weight.shape
-        diagonal = slopes.direction is None and rows <= columns
+        diagonal = slopes.directions is None and rows <= columns
         self._products = layer.weight @ layer.weight.t() if diagonal else None
         self._length = columns + 2 if diagonal else max(rows, columns)
         # Places of eigenvalues that a smaller matrix does not have hold -Inf, which counts as nothing.

@@ -83,7 +83,8 @@ class Sensitivity:
     Attributes
     ----------
     name, kind
-        The layer, ``"linear"`` or ``"affine"`` (a batch norm's own parameters: there S is its Jacobian itself).
+        The layer, and the kind of it: ``"linear"``, or one whose S is its Jacobian itself, ``"affine"`` (a norm's own
+        parameters) or ``"autodiff"`` (any others, up to 4,096 of them).
     spectrum
         Of S ((N M) x D_out), rows ``d f_m(x_n) / d u``; the head's is the identity at every point.
     dead_pixels

@@ -171,6 +171,8 @@ def _narrowest(report: DiagnosisReport) -> str:
 
 
 def _shares(layers: Sequence[Sensitivity]) -> str:
+    if sum(layer.trace_share for layer in layers) < 0.999:  # others hold a part: those that are too wide to be listed
+        return ""
     largest, smallest = max(layers, key=lambda s: s.trace_share), min(layers, key=lambda s: s.trace_share)
     if largest is smallest:
         return ""

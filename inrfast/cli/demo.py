@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, path, seed_option
+from inrfast.cli.options import add_command, common_options, seed_option
 from inrfast.cli.output import print_result
+from inrfast.spelling import path
 
 
 def add(commands: Any) -> None:

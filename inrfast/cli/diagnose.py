@@ -5,19 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inrfast.cli.options import (
-    add_command,
-    calibrated_network,
-    common_options,
-    network_options,
-    path,
-    seed_option,
-    shape,
-    share,
-    whole,
-)
+from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option
 from inrfast.cli.output import bar, check_folder, print_result, progress
 from inrfast.grids import grid
+from inrfast.spelling import path, shape, share, whole
 
 
 def add(commands: Any) -> None:

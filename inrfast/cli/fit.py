@@ -11,21 +11,11 @@ from typing import Any
 
 import torch
 
-from inrfast.cli.options import (
-    add_command,
-    common_options,
-    memory_option,
-    network,
-    network_options,
-    number,
-    path,
-    seed_option,
-    shape,
-    whole,
-)
+from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option
 from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress, reading
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.files import shown
+from inrfast.spelling import number, path, shape, whole
 
 ENDINGS = """\
 signals, by the ending of the file:

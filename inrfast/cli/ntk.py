@@ -13,23 +13,14 @@ import numpy as np
 import torch
 from numpy.lib import format as npy_format
 
-from inrfast.cli.options import (
-    add_command,
-    calibrated_network,
-    common_options,
-    network_options,
-    path,
-    seed_option,
-    shape,
-    share,
-    whole,
-)
+from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option
 from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
 from inrfast.cli.shell import at_work, say
 from inrfast.errors import nearest
 from inrfast.files import shown, whole_file
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
+from inrfast.spelling import path, shape, share, whole
 
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import NTK

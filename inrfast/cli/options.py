@@ -4,31 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
-from inrfast.encodings import Encoding, Polynomial, PositionalEncoding, RandomFourier
+from inrfast.encodings.spelling import spelled, spellings
 from inrfast.errors import check_choice
 from inrfast.nn import INR, calibrate_batchnorm_
-
-ENCODINGS: dict[str, tuple[type[Encoding], tuple[int | float, ...]]] = {
-    "fourier": (RandomFourier, (256, 10.0)),
-    "positional": (PositionalEncoding, (10,)),
-    "polynomial": (Polynomial, (8,)),
-}
-"""Encodings by their name on the command line, with the numbers that follow it and their defaults."""
-
-MOST_WHOLE = 2**63 - 1
-"""The largest number of anything: what 64 bits hold."""
-
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+from inrfast.spelling import number, size_in_bytes, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,7 +104,12 @@ def network_options() -> Parser:
     group.add_argument("--init", default="default", help="rank_expanding, siren, kaiming, xavier or %(default)s")
     group.add_argument("--hidden-init", help="initialisation of the layers after the first, where it differs")
     group.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
-    group.add_argument("--encoding", type=encoding, help="fourier:256:10, positional:10 or polynomial:8")
+    group.add_argument(
+        "--encoding",
+        type=spelled,
+        help=f"{spellings()}; side by side with +, one after the other with a comma, as in identity+fourier:64:3; "
+        ":trainable after one whose numbers are to be trained",
+    )
     return options
 
 
@@ -151,64 +142,6 @@ def calibrated_network(arguments: argparse.Namespace, coords: Tensor, outputs: i
         return calibrate_batchnorm_(net, coords)
 
 
-def whole(least: int = 1, most: int = MOST_WHOLE) -> Callable[[str], int]:
-    """Return a type of options: whole numbers in a range."""
-    upper = f" and at most {most}" if most < MOST_WHOLE else ""
-
-    def parse(text: str) -> int:
-        with suppress(ValueError):
-            if least <= (number := int(text)) <= most:
-                return number
-        raise argparse.ArgumentTypeError(f"takes a whole number, at least {least}{upper}, got {text!r}")
-
-    return parse
-
-
-def number(text: str) -> float:
-    """Return a finite number."""
-    with suppress(ValueError):
-        if math.isfinite(found := float(text)):
-            return found
-    raise argparse.ArgumentTypeError(f"takes a finite number, got {text!r}")
-
-
-def share(text: str) -> float:
-    """Return a number above 0 and below 1."""
-    with suppress(ValueError):
-        if 0 < (found := float(text)) < 1:
-            return found
-    raise argparse.ArgumentTypeError(f"takes numbers above 0 and below 1, such as 1e-4, got {text!r}")
-
-
-def path(text: str) -> Path:
-    """Return a path; an empty one, which would be the current folder, is a variable of the shell that is not set."""
-    if not text:
-        raise argparse.ArgumentTypeError("takes a path, got ''")
-    return Path(text)
-
-
-def shape(text: str) -> tuple[int, ...]:
-    """Return the sizes in ``256x256``; one size alone is a one-dimensional grid, or a square image."""
-    sizes: tuple[int, ...] = ()
-    with suppress(ValueError):
-        sizes = tuple(int(size) for size in text.lower().split("x"))
-    if not sizes or not 1 <= min(sizes) <= max(sizes) <= MOST_WHOLE:
-        raise argparse.ArgumentTypeError(f"takes sizes of at least 1 joined by x, such as 256x256, got {text!r}")
-    return sizes
-
-
-def size_in_bytes(text: str) -> int:
-    """Return the bytes in ``512M`` or ``2G`` (powers of 1024), or in a bare number."""
-    count, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
-    try:
-        found = int(float(count) * UNITS[unit])
-    except (KeyError, ValueError, OverflowError):
-        found = 0
-    if not 1 <= found <= MOST_WHOLE:
-        raise argparse.ArgumentTypeError(f"takes bytes above 0, such as 512M or 2G, got {text!r}")
-    return found
-
-
 def memory_option(parser: argparse._ActionsContainer) -> None:
     """Add ``--memory-budget``."""
     parser.add_argument(
@@ -225,23 +158,3 @@ def device(text: str) -> torch.device:
     except Exception as error:  # each kind of device has its own
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
-
-
-def _number(kind: type[int | float], text: str) -> int | float:
-    try:
-        return kind(text)
-    except ValueError:
-        raise ValueError(f"takes {'a whole number' if kind is int else 'a number'} in place of {text!r}") from None
-
-
-def encoding(text: str) -> Encoding:
-    """Return the encoding in ``name:number:...``; numbers left out have their defaults."""
-    name, *given = text.split(":")
-    try:
-        make, defaults = ENCODINGS[check_choice("the encoding's name", name, ENCODINGS)]
-        if len(given) > len(defaults):
-            raise ValueError(f"{name} takes {len(defaults)} number(s), as in {':'.join(map(str, (name, *defaults)))}")
-        numbers = [_number(type(default), text) for default, text in zip(defaults, given, strict=False)]
-        return make(*numbers, *defaults[len(numbers) :])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None

@@ -6,10 +6,11 @@ import argparse
 import time
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, memory_option, path, shape, whole
+from inrfast.cli.options import add_command, common_options, memory_option
 from inrfast.cli.output import bar, check_file, make_folder, print_result, progress, reading
 from inrfast.cli.shell import at_work
 from inrfast.errors import check_int
+from inrfast.spelling import path, shape, whole
 
 
 def add(commands: Any) -> None:

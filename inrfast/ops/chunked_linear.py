@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.activations import Activation, BoundActivation
 from inrfast.memory import cached_rows, chunks
 from inrfast.ops import gemm
-from inrfast.ops.in_place import IN_PLACE, VALUE_IN_PLACE, times_relu_slope, times_tanh_slope
 
 CHUNK_BYTES = 1 << 22
 """Size of one buffer of a chunk of rows on a CPU: what lies between product and result stays in the cores' caches."""
@@ -31,8 +31,7 @@ def forward_(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    activation: str,
-    omega: float,
+    activation: BoundActivation,
     precision: str,
     y: Tensor,
     slope: Tensor | None,
@@ -52,9 +51,9 @@ def forward_(
             if half:
                 u, value = wide[0][:n].copy_(u), wide[1][:n]
             if slope is None:
-                VALUE_IN_PLACE[activation](u, omega, scratch[:n])
+                activation.value_in_place(u, scratch[:n])
             else:
-                IN_PLACE[activation](u, omega, value, scratch[:n])
+                activation.in_place(u, value, scratch[:n])
             if half:
                 y[place] = u if slope is None else value
                 if slope is not None:
@@ -66,7 +65,7 @@ def backward_(
     x: Tensor,
     weight: Tensor,
     saved: Tensor,
-    activation: str,
+    activation: Activation,
     precision: str,
     dx: Tensor | None,
     dw: Tensor | None,
@@ -74,7 +73,7 @@ def backward_(
 ) -> None:
     """Write the gradients that are wanted; sums over rows are in fp32 at least, in a fixed order.
 
-    ``saved`` is what the forward pass kept: the result for ReLU, tanh and softplus, else the slope.
+    ``saved`` is what the forward pass kept: the result or the slope (``Activation.keeps``).
     """
     rows, half = _rows(x, len(weight)), x.dtype.itemsize == 2
     dtype = torch.float32 if half else x.dtype
@@ -99,14 +98,10 @@ def backward_(
             target.copy_(sums)
 
 
-def _errors(gradient: Tensor, saved: Tensor, activation: str, out: Tensor) -> Tensor:
+def _errors(gradient: Tensor, saved: Tensor, activation: Activation, out: Tensor) -> Tensor:
     """Return ``dL/dy * act'(u)`` of some rows, written into ``out`` where it is not the gradient itself."""
-    if activation == "identity":
+    if activation.keeps == "nothing":
         return gradient
-    if activation == "relu":
-        return times_relu_slope(gradient, saved, out)
-    if activation == "tanh":
-        return times_tanh_slope(gradient, saved, out)
-    if activation == "softplus":
-        return torch.neg(saved, out=out).expm1_().neg_().mul_(gradient)
+    if activation.times_slope is not None:
+        return activation.times_slope(gradient, saved, out)
     return torch.mul(gradient, saved, out=out)

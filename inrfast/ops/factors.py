@@ -12,18 +12,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, BoundActivation
 from inrfast.memory import chunks
+from inrfast.mlp import MLP, HiddenLayer, LinearLayer
+from inrfast.norms import NormFactors
 from inrfast.ops.batching import as_models, points_of_models
 from inrfast.ops.gemm import exact_products
-from inrfast.ops.in_place import IN_PLACE
 from inrfast.ops.operands import (
     CHUNK,
     NARROW,
@@ -42,49 +43,6 @@ from inrfast.ops.operands import (
 
 
 @dataclass(frozen=True)
-class BatchStatistics:
-    """A batch norm with frozen statistics: ``scale * (u - mean) * inverse_std + shift``, each of shape (D,)."""
-
-    mean: Tensor
-    inverse_std: Tensor
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass(frozen=True)
-class HiddenLayer:
-    """One hidden layer: ``weight`` (D_out, D_in), ``bias`` (D_out,) or None, activation and norm.
-
-    ``norm`` is None, ``"sphere"`` or the statistics of a batch norm; it stands before the activation unless
-    ``norm_after``.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    activation: str
-    omega: float
-    norm: BatchStatistics | str | None = None
-    norm_after: bool = False
-
-
-@dataclass(frozen=True)
-class MLP:
-    """A coordinate MLP as plain tensors: hidden layers and the linear head (M, D)."""
-
-    hidden: tuple[HiddenLayer, ...]
-    head_weight: Tensor
-    head_bias: Tensor | None
-
-
-@dataclass(frozen=True)
-class NormFactors:
-    """Factors of a batch norm's own parameters: normalised input (n, D) and sensitivities of its output (n, M, D)."""
-
-    normalised: Tensor
-    sensitivities: Tensor
-
-
-@dataclass(frozen=True)
 class MLPFactors:
     """What :func:`mlp_factors` returns, each a tuple over the hidden layers unless said otherwise.
 
@@ -95,7 +53,7 @@ class MLPFactors:
     sensitivities
         ``d f / d u_l`` of every hidden layer, (n, M, D_out); the head's is the identity and not stored.
     norms
-        Factors of the batch norms, None for layers without one.
+        Factors of the norms' own weights, None for layers without such.
     outputs
         The network's values (n, M).
     """
@@ -104,24 +62,6 @@ class MLPFactors:
     sensitivities: tuple[Tensor, ...]
     norms: tuple[NormFactors | None, ...]
     outputs: Tensor
-
-
-def _sphere(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the projection of the rows on the sphere of radius sqrt(m), and ``sqrt(m) / |z|`` (0 at z = 0)."""
-    # Dividing by the largest entry first keeps |z|^2 from under- or overflowing.
-    scale = z.abs().amax(-1, keepdim=True)
-    zero = scale < torch.finfo(z.dtype).tiny
-    scale = scale.masked_fill(zero, 1.0)
-    unit = z / scale
-    factor = z.shape[-1] ** 0.5 / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).masked_fill(zero, 1.0)
-    return (unit * factor).masked_fill(zero, 0.0), (factor / scale).masked_fill(zero, 0.0)
-
-
-def _sphere_backward(gradient: Tensor, projected: Tensor, factor: Tensor) -> Tensor:
-    """Apply the (symmetric, not diagonal) Jacobian of the projection: ``factor (g - y (y . g) / m)``."""
-    y = projected.unsqueeze(1)
-    along = (gradient * y).sum(-1, keepdim=True) / projected.shape[-1]
-    return factor.unsqueeze(1) * (gradient - y * along)
 
 
 class Room:
@@ -154,26 +94,26 @@ def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactor
     be off. The result lies in ``room``; None: in memory of its own.
     """
     room = Room() if room is None else room
-    n, outputs = len(inputs), len(mlp.head_weight)
-    features, gates, norm_states = [_with_ones(inputs, room, "inputs")], [], []
+    n, outputs = len(inputs), mlp.outputs
+    features, gates, states = [_with_ones(inputs, room, "inputs")], [], []
     for index, layer in enumerate(mlp.hidden):
         z, gate, state = _hidden_forward(layer, features[-1][:, :-1], room, index)
         features.append(z)
         gates.append(gate)
-        norm_states.append(state)
-    values = linear(features[-1][:, :-1], mlp.head_weight, mlp.head_bias)
+        states.append(state)
+    values = linear(features[-1][:, :-1], mlp.head.weight, mlp.head.bias)
 
     sensitivities: list[Tensor] = []
     norms: list[NormFactors | None] = []
     for index in reversed(range(len(mlp.hidden))):
-        width = len(mlp.hidden[index].weight)
+        width = mlp.widths[index]
         gradient = room.take(f"sensitivities {index}", (n, outputs, width), inputs)
         if sensitivities:
             above = sensitivities[-1].flatten(0, 1)
-            torch.mm(above, mlp.hidden[index + 1].weight, out=gradient.view(n * outputs, width))
+            torch.mm(above, mlp.layers[index + 1].weight, out=gradient.view(n * outputs, width))
         else:
-            gradient.copy_(mlp.head_weight)
-        s, norm = _hidden_backward(mlp.hidden[index], gradient, gates[index], norm_states[index])
+            gradient.copy_(mlp.head.weight)
+        s, norm = _hidden_backward(mlp.hidden[index], gradient, gates[index], states[index])
         sensitivities.append(s)
         norms.append(norm)
     return MLPFactors(tuple(features), tuple(reversed(sensitivities)), tuple(reversed(norms)), values)
@@ -187,137 +127,116 @@ def _with_ones(z: Tensor, room: Room, name: str) -> Tensor:
     return out
 
 
-def _hidden_forward(
-    layer: HiddenLayer, z: Tensor, room: Room, index: int
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+def _hidden_forward(layer: HiddenLayer, z: Tensor, room: Room, index: int) -> tuple[Tensor, Tensor, Any]:
     """Return the layer's output with a column of ones, its activation's derivative, what the norm's backward needs."""
-    n, width = len(z), len(layer.weight)
-    u = linear(z, layer.weight, layer.bias, out=room.take(f"slope {index}", (n, width), z))
+    n, width = len(z), layer.linear.outputs
+    u = linear(z, layer.linear.weight, layer.linear.bias, out=room.take(f"slope {index}", (n, width), z))
     state = None
     if layer.norm is not None and not layer.norm_after:
-        u, state = _norm_forward(layer.norm, u)
-        if state[0] is u:  # the norm's backward needs the values that the activation overwrites with its slope
+        u, state = layer.norm.forward(u)
+        if any(kept is u for kept in state):  # the activation overwrites it with its slope
             u = u.clone()
     features = room.take(f"features {index}", (n, width + 1), z)
     features[:, -1] = 1
     values = features[:, :-1]
-    IN_PLACE[layer.activation](u, layer.omega, values, room.take("scratch", (n, width), z))
+    layer.activation.in_place(u, values, room.take("scratch", (n, width), z))
     if layer.norm is not None and layer.norm_after:
-        normalised, state = _norm_forward(layer.norm, values)
+        normalised, state = layer.norm.forward(values)
         values.copy_(normalised)
     return features, u, state
 
 
-def _norm_forward(norm: BatchStatistics | str, u: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    if isinstance(norm, BatchStatistics):
-        normalised = (u - norm.mean) * norm.inverse_std
-        return normalised * norm.scale + norm.shift, (normalised, norm.scale * norm.inverse_std)
-    projected, factor = _sphere(u)
-    return projected, (projected, factor)
-
-
 def _hidden_backward(
-    layer: HiddenLayer, gradient: Tensor, gate: Tensor, state: tuple[Tensor, Tensor] | None
+    layer: HiddenLayer, gradient: Tensor, gate: Tensor, state: Any
 ) -> tuple[Tensor, NormFactors | None]:
-    """Return ``d f / d u`` from ``d f / d z`` (n, M, D) of one hidden layer, and the factors of its batch norm.
+    """Return ``d f / d u`` from ``d f / d z`` (n, M, D) of one hidden layer, and the factors of its norm's weights.
 
     ``gradient`` is overwritten.
     """
     gate = gate.unsqueeze(1)
-    if state is None:
+    if layer.norm is None:
         return gradient.mul_(gate), None
     if layer.norm_after:
-        gradient, norm = _norm_backward(layer, gradient, state)
+        gradient, norm = layer.norm.backward(gradient, state)
         return gradient.mul_(gate), norm
-    return _norm_backward(layer, gradient.mul_(gate), state)
-
-
-def _norm_backward(
-    layer: HiddenLayer, gradient: Tensor, state: tuple[Tensor, Tensor]
-) -> tuple[Tensor, NormFactors | None]:
-    if isinstance(layer.norm, BatchStatistics):
-        normalised, slope = state
-        return gradient * slope, NormFactors(normalised, gradient.contiguous())
-    return _sphere_backward(gradient, *state), None
+    return layer.norm.backward(gradient.mul_(gate), state)
 
 
 class Slopes(NamedTuple):
-    """The derivative of a hidden layer's output in its pre-activations: ``diag(left) (I - v v^T) diag(right)``.
+    """The derivative of a hidden layer's output in its pre-activations: ``diag(left) (I - V^T V) diag(right)``.
 
-    Each of shape (n, D), v being ``direction``; without a sphere norm, which alone mixes units, ``diag(left)``.
+    ``left`` and ``right`` have the shape (n, D), None for ones. ``directions`` are V (n, K, D), whose rows are
+    orthogonal to each other; None for K = 0: only some norms mix units.
     """
 
     left: Tensor
-    direction: Tensor | None = None
+    directions: Tensor | None = None
     right: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Slopes:
         """Return the same with every tensor changed."""
-        direction, right = (None if t is None else change(t) for t in (self.direction, self.right))
-        return Slopes(change(self.left), direction, right)
+        directions, right = (None if t is None else change(t) for t in (self.directions, self.right))
+        return Slopes(change(self.left), directions, right)
 
 
 def hidden_slopes(layer: HiddenLayer, inputs: Tensor) -> tuple[Tensor, Slopes]:
     """Return a hidden layer's output (n, D) at ``inputs`` (n, D_in), and its derivative. Autograd must be off."""
     values, gate, state = _hidden_forward(layer, inputs, Room(), 0)
     values = values[:, :-1]
-    if layer.norm != "sphere":
-        slopes, _ = _hidden_backward(layer, torch.ones_like(gate).unsqueeze(1), gate, state)
-        return values, Slopes(slopes.squeeze(1))
-    assert state is not None
-    projected, factor = state
-    direction = projected / projected.shape[1] ** 0.5  # where one unit is left, a one: its derivative vanishes exactly
-    if layer.norm_after:
-        return values, Slopes(factor.expand_as(gate), direction, gate)
-    return values, Slopes(gate * factor, direction)
+    if layer.norm is None:
+        return values, Slopes(gate)
+    left, directions = layer.norm.slope(state)
+    if directions is None or not layer.norm_after:
+        return values, Slopes(gate * left, directions)
+    return values, Slopes(left.expand_as(gate), directions, gate)
 
 
 # ---- the fused pass ----------------------------------------------------------------------------------------------
-
-BOUNDED = ("sine", "gaussian", "finer", "tanh")
-"""Activations between -1 and 1."""
 
 SCRATCH_BYTES = 1 << 28
 """Scratch of all programs of a fused pass at most."""
 
 
 def layer_shapes(mlp: MLP) -> tuple[LayerShape, ...]:
-    """Return the shapes of an MLP's factors, all its parameters differentiated (batch norms apart)."""
-    linear = [(h.weight, h.bias) for h in mlp.hidden]
-    shapes = [LayerShape(w.shape[1], w.shape[0], b is not None) for w, b in linear]
-    return (*shapes, LayerShape(mlp.head_weight.shape[1], 0, mlp.head_bias is not None))
+    """Return the shapes of an MLP's factors, all its linear layers' parameters differentiated."""
+    shapes = [LayerShape(layer.inputs, layer.outputs, layer.bias is not None) for layer in mlp.layers]
+    return (*shapes[:-1], replace(shapes[-1], sensitivities=0))
 
 
-def fusible(mlp: MLP, output: Output) -> bool:
-    """Return whether the fused pass covers this network: one activation, no norm, biases everywhere or nowhere.
-
-    Widths from 9 on, any of them; with ``"full"`` up to 8 outputs.
-    """
-    biases = {h.bias is not None for h in mlp.hidden} | {mlp.head_bias is not None}
-    return (
-        len({h.activation for h in mlp.hidden}) == 1
-        and len(biases) == 1
-        and all(h.norm is None and len(h.weight) > NARROW for h in mlp.hidden)
-        and (output != "full" or len(mlp.head_weight) <= NARROW)
-    )
+def reason_against(mlp: MLP, output: Output) -> str | None:
+    """Return why the fused pass does not take this network and output, or None."""
+    kinds = {activation.kind for activation in mlp.activations}
+    if len(kinds) > 1:
+        return f"its layers have different activations ({', '.join(sorted(kind.name for kind in kinds))})"
+    if mlp.activations[0].kind.device is None:
+        return f"the activation {mlp.activations[0].name!r} has no device function"
+    if mlp.norms:
+        return "its hidden layers have norms"
+    if len({layer.bias is not None for layer in mlp.layers}) > 1:
+        return "some of its layers have a bias and others have none"
+    if min(mlp.widths) <= NARROW:
+        return f"it has a hidden layer of {min(mlp.widths)} units, and the fused pass takes {NARROW + 1} or more"
+    if output == "full" and mlp.outputs > NARROW:
+        return f"it has {mlp.outputs} outputs, and the fused pass with output='full' takes {NARROW} at most"
+    return None
 
 
 def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
-    """Return the operands of one or more :func:`fusible` MLPs of one shape at ``inputs``.
+    """Return the operands at ``inputs`` of one or more MLPs of one shape that the fused pass takes.
 
     ``inputs`` are (n, D_in) for all of them, or (1 or models, n, D_in).
     """
     first, layout = mlps[0], plan.layout
-    assert fusible(first, layout.output) and all(layer_shapes(mlp) == layout.shapes for mlp in mlps)
+    assert reason_against(first, layout.output) is None and all(layer_shapes(mlp) == layout.shapes for mlp in mlps)
     parameters = torch.stack([flat_parameters(mlp) for mlp in mlps])
     inputs = (inputs if inputs.ndim == 3 else inputs.unsqueeze(0)).to(torch.float64)
     tensors = mlp_slabs(
         inputs.contiguous(),
         parameters,
         [shape.features for shape in layout.shapes] + [layout.outputs],
-        first.head_bias is not None,
-        first.hidden[0].activation,
-        [h.omega for h in first.hidden],
+        first.head.bias is not None,
+        first.activations[0].name,
+        [number for activation in first.activations for number in activation.numbers],
         str(layout.output),
         layout.format,
         list(plan.exponents),
@@ -325,10 +244,16 @@ def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
     return Operands(plan, inputs.shape[1] * layout.fold, *tensors)
 
 
+def by_layer(numbers: Sequence[float], layers: int) -> list[tuple[float, ...]]:
+    """Return the numbers of each layer's activation, equally many a layer, from all of them in one list."""
+    count = len(numbers) // layers
+    return [tuple(numbers[index * count : (index + 1) * count]) for index in range(layers)]
+
+
 def flat_parameters(mlp: MLP) -> Tensor:
     """Return the weights and biases of an MLP in one fp64 vector: each layer's weight, then its bias."""
-    linear = [*((h.weight, h.bias) for h in mlp.hidden), (mlp.head_weight, mlp.head_bias)]
-    return torch.cat([t.flatten().to(torch.float64) for pair in linear for t in pair if t is not None])
+    pairs = [(layer.weight, layer.bias) for layer in mlp.layers]
+    return torch.cat([t.flatten().to(torch.float64) for pair in pairs for t in pair if t is not None])
 
 
 def feature_ranges(mlp: MLP, inputs: Tensor) -> Ranges:
@@ -336,17 +261,18 @@ def feature_ranges(mlp: MLP, inputs: Tensor) -> Ranges:
 
     A few digits are enough for a scale; bounded activations beside a bias need not be computed.
     """
-    if all(h.activation in BOUNDED and h.bias is not None for h in mlp.hidden):
-        return [row_range(inputs.abs().amax(1)), *[(1.0, 1.0)] * len(mlp.hidden)]
+    bounds = [h.activation.bound if h.linear.bias is not None else None for h in mlp.hidden]
+    if None not in bounds:
+        return [row_range(inputs.abs().amax(1)), *[(bound, bound) for bound in bounds if bound is not None]]
     largest: list[list[Tensor]] = [[] for _ in range(len(mlp.hidden) + 1)]
     with exact_products(inputs.device):
         for points in chunks(len(inputs), CHUNK):
             z = inputs[points].to(torch.float32)
             largest[0].append(z.abs().amax(1))
             for index, layer in enumerate(mlp.hidden):
-                bias = None if layer.bias is None else layer.bias.to(torch.float32)
-                u = linear(z, layer.weight.to(torch.float32), bias)
-                z = ACTIVATIONS[layer.activation].value(u, layer.omega)
+                own = layer.linear
+                bias = None if own.bias is None else own.bias.to(torch.float32)
+                z = layer.activation.value(linear(z, own.weight.to(torch.float32), bias))
                 largest[index + 1].append(z.abs().amax(1))
     return [row_range(torch.cat(parts)) for parts in largest]
 
@@ -358,7 +284,7 @@ def mlp_slabs(
     widths: Sequence[int],
     bias: bool,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
     output: str,
     format: str,
     exponents: Sequence[int],
@@ -370,14 +296,14 @@ def mlp_slabs(
     """
     plan = Plan(_layout(widths, bias, output, format), tuple(exponents))
     if backends.reason_against_triton(inputs.device) is not None:
-        result = mlp_operands_reference(inputs, parameters, plan, activation, omegas)
+        result = mlp_operands_reference(inputs, parameters, plan, activation, numbers)
     else:
-        result = _launch(inputs, parameters, plan, activation, omegas)
+        result = _launch(inputs, parameters, plan, activation, numbers)
     return result.slabs, result.narrow, result.scale
 
 
 @mlp_slabs.register_fake
-def _(inputs, parameters, widths, bias, activation, omegas, output, format, exponents):  # type: ignore[no-untyped-def]
+def _(inputs, parameters, widths, bias, activation, numbers, output, format, exponents):  # type: ignore[no-untyped-def]
     layout = _layout(widths, bias, output, format)
     made = allocate(Plan(layout, tuple(exponents)), len(parameters), inputs.shape[1] * layout.fold, inputs.device)
     return made.slabs, made.narrow, made.scale
@@ -403,12 +329,12 @@ def mlp_operands_reference(
     parameters: Tensor,
     plan: Plan,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
 ) -> Operands:
     """Return what the fused pass computes, by :func:`mlp_factors` and plain torch, network by network."""
     made = []
     for index, vector in enumerate(parameters):
-        mlp = _unflatten(vector, plan.layout, activation, omegas)
+        mlp = _unflatten(vector, plan.layout, activation, numbers)
         found = mlp_factors(mlp, inputs[index if len(inputs) > 1 else 0])
         factors = zip(found.features, [*found.sensitivities, None], strict=True)
         made.append(pack(plan, [(z[:, :-1], s) for z, s in factors]))
@@ -416,17 +342,20 @@ def mlp_operands_reference(
     return Operands(plan, made[0].rows, *tensors)
 
 
-def _unflatten(vector: Tensor, layout: Layout, activation: str, omegas: Sequence[float]) -> MLP:
+def _unflatten(vector: Tensor, layout: Layout, activation: str, numbers: Sequence[float]) -> MLP:
     """Return the MLP of a vector as :func:`flat_parameters` makes it."""
     layers, start = [], 0
     for shape in layout.shapes:
         out = shape.sensitivities or layout.outputs
         weight = vector[start : start + out * shape.features].view(out, shape.features)
         start += weight.numel()
-        layers.append((weight, vector[start : start + out] if shape.bias else None))
+        layers.append(LinearLayer(weight, vector[start : start + out] if shape.bias else None))
         start += out * shape.bias
-    hidden = [HiddenLayer(w, b, activation, omega) for (w, b), omega in zip(layers, omegas, strict=False)]
-    return MLP(tuple(hidden), *layers[-1])
+    hidden = [
+        HiddenLayer(layer, BoundActivation(ACTIVATIONS[activation], own))
+        for layer, own in zip(layers[:-1], by_layer(numbers, len(layers) - 1), strict=True)
+    ]
+    return MLP(layers[0].inputs, None, tuple(hidden), layers[-1])
 
 
 def _launch(
@@ -434,9 +363,10 @@ def _launch(
     parameters: Tensor,
     plan: Plan,
     activation: str,
-    omegas: Sequence[float],
+    numbers: Sequence[float],
 ) -> Operands:
     from inrfast.kernels import factors as kernel  # imports triton
+    from inrfast.kernels.activations import NUMBERS
 
     device, n, models = inputs.device, inputs.shape[1], len(parameters)
     layout, exponents = plan.layout, plan.exponents
@@ -445,11 +375,13 @@ def _launch(
     outputs = 1 if single else layout.outputs
     places = sorted(layout.places, key=lambda place: place.layer)
     table, constants, start = [], [], 0
+    own = by_layer(numbers, len(layout.shapes) - 1)
     for index, shape in enumerate(layout.shapes[:-1]):
         weight = shape.features * shape.sensitivities
         bias = start + weight if shape.bias else -1
         table.append([shape.features, shape.sensitivities, start, bias, *_starts(places, index)])
-        constants.append([omegas[index], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
+        unused = [0.0] * (NUMBERS.value - len(own[index]))
+        constants.append([2.0 ** exponents[index + 1], 2.0 ** -exponents[index], *own[index], *unused])
         start += weight + shape.sensitivities * shape.bias
     hidden, width = len(table), -(-max(max(row[:2]) for row in table) // kernel.BLOCK) * kernel.BLOCK
     slots = 2 + hidden * (1 + outputs) + -(-(2 * hidden + 2) // width)
@@ -471,7 +403,7 @@ def _launch(
                 outputs=outputs,
                 first_output=int(layout.output) if single else 0,
                 floor=2.0 ** -exponents[-1],
-                activation=ACTIVATIONS[activation].kernel_id,
+                activation=ACTIVATIONS[activation].device_name,
                 input_scale=0.0 if places[0].narrow == "features" else 2.0 ** exponents[0],
                 full=layout.output == "full",
             )

@@ -16,8 +16,7 @@ tensors on a CPU round the pre-activation as well: ``u |act'| |pre-activation|``
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import ACTIVATIONS
-from inrfast.errors import check_choice, check_float
+from inrfast.activations import ACTIVATIONS, BoundActivation, bind
+from inrfast.errors import check_choice
 from inrfast.ops import chunked_linear
 from inrfast.ops.batching import as_models, points_of_models
 
@@ -41,16 +40,13 @@ fresh from the system, and touching it costs more than the arithmetic. Below, to
 TINY = 1 << 16
 """Bytes of a result up to which torch's autograd takes longer over an operation in place than over a new tensor."""
 
-OF_RESULT = ("tanh", "softplus")
-"""Activations whose slope is a function of their result."""
-
 
 def fused_linear(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    activation: str = "relu",
-    omega: float = 30.0,
+    activation: str | Mapping[str, Any] | BoundActivation = "relu",
+    omega: float | None = None,
     precision: str = "high",
     backend: str = "auto",
 ) -> Tensor:
@@ -64,10 +60,10 @@ def fused_linear(
     weight, bias
         Shapes (D_out, D_in) and (D_out,) or None; dtype and device of x.
     activation
-        ``relu``, ``sine``, ``gaussian``, ``finer``, ``tanh``, ``gelu`` (exact), ``softplus`` or ``identity``.
+        A name out of :data:`inrfast.activations.ACTIVATIONS`, or ``{"name": ..., **numbers}``.
     omega
-        Frequency of sine, gaussian and finer; the others ignore it. Sine is accurate to 2 units in the last place for
-        ``|omega u| <= 1e3``; on a GPU it is NaN beyond 2^22 (2^40 in fp64).
+        The number ``omega`` of activations that have one, such as sine; None: its default. Sine is accurate to 2 units
+        in the last place for ``|omega u| <= 1e3``; on a GPU it is NaN beyond 2^22 (2^40 in fp64).
     precision
         Of fp32 products on a GPU: ``"high"`` is fp32-accurate, ``"medium"`` takes TF32. Torch's global TF32 flags
         change nothing.
@@ -94,9 +90,7 @@ def fused_linear(
     """
     if not _belong(x, weight, bias):
         _check(x, weight, bias)
-    if activation not in ACTIVATIONS or type(omega) is not float or not 0.0 < omega < math.inf:
-        check_choice("activation", activation, ACTIVATIONS)
-        omega = check_float("omega", omega, minimum=0.0, exclusive=True)
+    act = activation if isinstance(activation, BoundActivation) else bind(activation, omega)
     if precision not in PRECISIONS:
         check_choice("precision", precision, PRECISIONS)
     kind = x.device.type
@@ -106,8 +100,8 @@ def fused_linear(
         x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
         bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(dtype)
         with torch.autocast(kind, enabled=False):
-            return _run(x, weight, bias, activation, omega, precision, chosen)
-    return _run(x, weight, bias, activation, omega, precision, chosen)
+            return _run(x, weight, bias, act, precision, chosen)
+    return _run(x, weight, bias, act, precision, chosen)
 
 
 def _casts(kind: str) -> bool:
@@ -150,22 +144,21 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _run(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float, precision: str, backend: str
-) -> Tensor:
+    x: Tensor, weight: Tensor, bias: Tensor | None, act: BoundActivation, precision: str, backend: str
+) -> Tensor:  # fmt: skip
     if backend == "torch" and x.device.type == "cpu":
         u_bytes = x.numel() * weight.shape[0] * x.element_size()  # times the number of inputs
-        if activation == "identity" or u_bytes <= LARGE * x.shape[-1]:
-            if u_bytes <= TINY * x.shape[-1]:
-                return ACTIVATIONS[activation].value(F.linear(x, weight, bias), omega)
-            return _by_torch(F.linear(x, weight, bias), activation, omega)
+        if act.kind.keeps == "nothing" or u_bytes <= LARGE * x.shape[-1]:
+            u = F.linear(x, weight, bias)
+            return act.value(u) if u_bytes <= TINY * x.shape[-1] else _by_torch(u, act)
     if torch.compiler.is_compiling():
         # Dynamo takes operators whole, and would refuse the Function for its forward mode.
-        return torch.ops.inrfast.fused_linear(x, weight, bias, activation, omega, precision, backend)
+        return torch.ops.inrfast.fused_linear(x, weight, bias, act.name, act.numbers, precision, backend)
     if not _is_plain(x, weight, bias):
-        return _apply(x, weight, bias, activation, omega, precision, backend)
+        return _by_operators(x, weight, bias, act, precision, backend)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        return _Eager.apply(x, weight, bias, activation, omega, precision, backend)
-    y, _ = _forward(*_as_model(x, weight, bias), activation, omega, precision, backend, False)
+        return _Eager.apply(x, weight, bias, act, precision, backend)
+    y, _ = _forward(*_as_model(x, weight, bias), act.name, act.numbers, precision, backend, False)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -191,41 +184,48 @@ def _as_model(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.reshape(1, -1, x.shape[-1]), weight.unsqueeze(0), None if bias is None else bias.unsqueeze(0)
 
 
-def _by_torch(u: Tensor, activation: str, omega: float) -> Tensor:
+def _by_torch(u: Tensor, act: BoundActivation) -> Tensor:
     """Return the activation of a fresh pre-activation by torch's operations, in its memory where autograd allows."""
-    if activation == "relu":
+    if act.name == "relu":
         return F.relu(u, inplace=True)
-    if activation == "tanh":
+    if act.name == "tanh":
         return u.tanh_()
-    if activation == "sine":
-        return torch.sin(u.mul_(omega))
-    return ACTIVATIONS[activation].value(u, omega)
+    if act.name == "sine":
+        return torch.sin(u.mul_(act.numbers[0]))
+    return act.value(u)
 
 
-def _apply(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    activation: str = "relu",
-    omega: float = 30.0,
-    precision: str = "high",
-    backend: str = "auto",
+def _by_operators(
+    x: Tensor, weight: Tensor, bias: Tensor | None, act: BoundActivation, precision: str, backend: str
 ) -> Tensor:
     """Return the layer's result by the operators below, as one model's."""
     backend = backends.resolve(backend, x.device)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
-    y, _ = _FusedLinear.apply(*_as_model(x, weight, bias), activation, omega, precision, backend, keep)
+    y, _ = _FusedLinear.apply(*_as_model(x, weight, bias), act, precision, backend, keep)
     return y.view(*x.shape[:-1], len(weight))
+
+
+def _operator(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "relu",
+    numbers: Sequence[float] = (),
+    precision: str = "high",
+    backend: str = "auto",
+) -> Tensor:
+    act = BoundActivation(ACTIVATIONS[activation], tuple(numbers))
+    return _by_operators(x, weight, bias, act, precision, backend)
 
 
 _library = torch.library.Library("inrfast", "FRAGMENT")
 _library.define(
-    "fused_linear(Tensor x, Tensor weight, Tensor? bias=None, str activation='relu', float omega=30., "
+    "fused_linear(Tensor x, Tensor weight, Tensor? bias=None, str activation='relu', float[] numbers=[], "
     "str precision='high', str backend='auto') -> Tensor"
 )
-_library.impl("fused_linear", _apply, "CompositeImplicitAutograd")
+_library.impl("fused_linear", _operator, "CompositeImplicitAutograd")
 # Transforms of torch.func must see the Function below, not the operators inside it.
-_library.impl("fused_linear", _apply, "FuncTorchDynamicLayerFrontMode")
+_library.impl("fused_linear", _operator, "FuncTorchDynamicLayerFrontMode")
 
 
 # ---- derivatives -------------------------------------------------------------------------------------------------
@@ -241,22 +241,21 @@ class _FusedLinear(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        activation: str,
-        omega: float,
+        act: BoundActivation,
         precision: str,
         backend: str,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        return fused_linear_forward(x, weight, bias, activation, omega, precision, backend, keep)
+        return fused_linear_forward(x, weight, bias, act.name, act.numbers, precision, backend, keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         x, weight, bias, *ctx.settings, _ = inputs
         y, saved = output
-        activation, _, _, backend = ctx.settings
+        act, _, backend = ctx.settings
         ctx.mark_non_differentiable(saved)
         ctx.set_materialize_grads(False)
-        tensors = x, weight, bias, y if kept(activation, backend) == "result" else saved
+        tensors = x, weight, bias, y if kept(act.name, backend) == "result" else saved
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)  # the same ones: under vmap torch remembers one set
 
@@ -264,12 +263,12 @@ class _FusedLinear(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, _: None) -> Any:
         x, weight, bias, saved = ctx.saved_tensors
         if gradient is None:
-            return (None,) * 8
+            return (None,) * 7
         needs = [needed and t is not None for needed, t in zip(ctx.needs_input_grad, (x, weight, bias), strict=False)]
         found = _Gradients.apply(gradient, x, weight, bias, saved, *ctx.settings, *needs)
         shared = needs[0] and len(x) < len(weight)
         dx = found[0].sum(0, keepdim=True) if shared else found[0]
-        return (*(t if needed else None for t, needed in zip((dx, *found[1:]), needs, strict=True)), *[None] * 5)
+        return (*(t if needed else None for t, needed in zip((dx, *found[1:]), needs, strict=True)), *[None] * 4)
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor | None, dw: Tensor | None, db: Tensor | None, *_: None) -> Any:
@@ -282,8 +281,7 @@ class _FusedLinear(torch.autograd.Function):
             du = du + x @ dw.mT
         if db is not None:
             du = du + db.unsqueeze(1)
-        activation, omega, _, _ = ctx.settings
-        return ACTIVATIONS[activation].derivative(u, omega) * du, None
+        return ctx.settings[0].slope(u) * du, None
 
 
 class _Gradients(torch.autograd.Function):
@@ -298,17 +296,16 @@ class _Gradients(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         saved: Tensor,
-        activation: str,
-        omega: float,
+        act: BoundActivation,
         precision: str,
         backend: str,
         *needs: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        return fused_linear_backward(gradient, x, weight, saved, activation, omega, precision, backend, needs)
+        return fused_linear_backward(gradient, x, weight, saved, act.name, act.numbers, precision, backend, needs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        gradient, x, weight, bias, _, ctx.activation, ctx.omega, _, _, *ctx.needs = inputs
+        gradient, x, weight, bias, _, ctx.act, _, _, *ctx.needs = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gradient, x, weight, bias)
         ctx.save_for_forward(gradient, x, weight, bias)
@@ -318,21 +315,21 @@ class _Gradients(torch.autograd.Function):
         given = [t for t in ctx.saved_tensors if t is not None]
         wanted = [needed and v is not None for needed, v in zip(ctx.needs, cotangents, strict=True)]
         if not any(wanted):
-            return (None,) * 12
+            return (None,) * 11
 
         def reference(*tensors: Tensor) -> list[Tensor]:
-            made = fused_linear_backward_reference(*tensors, activation=ctx.activation, omega=ctx.omega)
+            made = fused_linear_backward_reference(*tensors, act=ctx.act)
             return [t for t, needed in zip(made, wanted, strict=True) if needed]
 
         _, pull_back, *_ = torch.func.vjp(reference, *given)
         found = pull_back([v for v, needed in zip(cotangents, wanted, strict=True) if needed])
-        return (*found, *[None] * (12 - len(found)))
+        return (*found, *[None] * (11 - len(found)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         given = [t for t in ctx.saved_tensors if t is not None]
         moved = [torch.zeros_like(t) if dt is None else dt for t, dt in zip(given, tangents, strict=False)]
-        reference = functools.partial(fused_linear_backward_reference, activation=ctx.activation, omega=ctx.omega)
+        reference = functools.partial(fused_linear_backward_reference, act=ctx.act)
         _, found, *_ = torch.func.jvp(reference, tuple(given), tuple(moved))
         return tuple(t if needed else t[:, :0] for t, needed in zip(found, ctx.needs, strict=True))
 
@@ -349,15 +346,14 @@ class _Eager(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        activation: str,
-        omega: float,
+        act: BoundActivation,
         precision: str,
         backend: str,
     ) -> Tensor:
-        y, saved = _forward(*_as_model(x, weight, bias), activation, omega, precision, backend, True)
+        y, saved = _forward(*_as_model(x, weight, bias), act.name, act.numbers, precision, backend, True)
         y = y.view(*x.shape[:-1], weight.shape[0])
-        ctx.settings = activation, omega, precision, backend
-        ctx.save_for_backward(x, weight, bias, y if kept(activation, backend) == "result" else saved)
+        ctx.settings = act, precision, backend
+        ctx.save_for_backward(x, weight, bias, y if kept(act.name, backend) == "result" else saved)
         return y
 
     @staticmethod
@@ -366,13 +362,13 @@ class _Eager(torch.autograd.Function):
         needs = [needed and t is not None for needed, t in zip(ctx.needs_input_grad, (x, weight, bias), strict=False)]
         flat, (rows, weights, biases) = gradient.reshape(1, -1, weight.shape[0]), _as_model(x, weight, bias)
         saved = saved.reshape(1, flat.shape[1], saved.shape[-1])
-        activation, omega, precision, backend = ctx.settings
+        act, precision, backend = ctx.settings
         if torch.is_grad_enabled():  # the gradient is to be differentiated
             dx, dw, db = _Gradients.apply(flat, rows, weights, biases, saved, *ctx.settings, *needs)
         else:
-            dx, dw, db = _backward(flat, rows, weights, saved, activation, omega, precision, backend, needs)
+            dx, dw, db = _backward(flat, rows, weights, saved, act.name, act.numbers, precision, backend, needs)
         dx, dw, db = dx.view(x.shape) if needs[0] else None, dw[0] if needs[1] else None, db[0] if needs[2] else None
-        return dx, dw, db, None, None, None, None
+        return dx, dw, db, None, None, None
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -381,16 +377,11 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return u if bias is None else u + bias.unsqueeze(1)
 
 
-def fused_linear_reference(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, omega: float) -> Tensor:
-    """Return what the operator computes, by torch's operations: ``x`` (models or 1, n, D_in), weights of each model."""
-    return ACTIVATIONS[activation].value(_linear(x, weight, bias), omega)
-
-
 def fused_linear_backward_reference(
-    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: str, omega: float
+    gradient: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, act: BoundActivation
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``e W``, ``e^T x`` and ``sum e`` with ``e = dL/dy * act'(x W^T + b)``, model by model."""
-    errors = gradient * ACTIVATIONS[activation].derivative(_linear(x, weight, bias), omega)
+    errors = gradient * act.slope(_linear(x, weight, bias))
     return errors @ weight, errors.mT @ x, errors.sum(1)
 
 
@@ -399,11 +390,8 @@ def fused_linear_backward_reference(
 
 def kept(activation: str, backend: str) -> str:
     """Return what the backward pass needs of an activation: ``"nothing"``, ``"result"``, ``"mask"`` or ``"slope"``."""
-    if activation == "identity":
-        return "nothing"
-    if activation in OF_RESULT or (activation == "relu" and backend == "torch"):
-        return "result"
-    return "mask" if activation == "relu" else "slope"
+    keeps = ACTIVATIONS[activation].keeps
+    return "result" if keeps == "mask" and backend == "torch" else keeps
 
 
 def _saved(y: Tensor, activation: str, backend: str, keep: bool) -> Tensor:
@@ -419,7 +407,7 @@ def _forward(
     weight: Tensor,
     bias: Tensor | None,
     activation: str,
-    omega: float,
+    numbers: Sequence[float],
     precision: str,
     backend: str,
     keep: bool,
@@ -443,15 +431,15 @@ def _forward(
                 y,
                 saved,
                 _number(kernel, "nothing" if saved.numel() == 0 else kept(activation, backend)),
-                ACTIVATIONS[activation].kernel_id,
-                omega,
+                ACTIVATIONS[activation].device_name,
+                numbers,
             )
         return y, saved
-    slope = saved if saved.numel() else None
+    slope, act = saved if saved.numel() else None, BoundActivation(ACTIVATIONS[activation], tuple(numbers))
     for index in range(len(weight)):
         b = None if bias is None else bias[index]
         layer = x[index if len(x) > 1 else 0], weight[index], b
-        chunked_linear.forward_(*layer, activation, omega, precision, y[index], None if slope is None else slope[index])
+        chunked_linear.forward_(*layer, act, precision, y[index], None if slope is None else slope[index])
     return y, saved
 
 
@@ -459,7 +447,7 @@ fused_linear_forward = torch.library.custom_op("inrfast::fused_linear_forward", 
 
 
 @fused_linear_forward.register_fake
-def _(x, weight, bias, activation, omega, precision, backend, keep):  # type: ignore[no-untyped-def]
+def _(x, weight, bias, activation, numbers, precision, backend, keep):  # type: ignore[no-untyped-def]
     y = x.new_empty(len(weight), x.shape[1], weight.shape[1])
     return y, _saved(y, activation, backend, keep)
 
@@ -470,7 +458,7 @@ def _backward(
     weight: Tensor,
     saved: Tensor,
     activation: str,
-    omega: float,
+    numbers: Sequence[float],
     precision: str,
     backend: str,
     needs: Sequence[bool],
@@ -489,7 +477,7 @@ def _backward(
             x[index if len(x) > 1 else 0],
             weight[index],
             saved[index],
-            activation,
+            ACTIVATIONS[activation],
             precision,
             dx[index] if needs[0] else None,
             dw[index] if needs[1] else None,
@@ -502,7 +490,7 @@ fused_linear_backward = torch.library.custom_op("inrfast::fused_linear_backward"
 
 
 @fused_linear_backward.register_fake
-def _(gradient, x, weight, saved, activation, omega, precision, backend, needs):  # type: ignore[no-untyped-def]
+def _(gradient, x, weight, saved, activation, numbers, precision, backend, needs):  # type: ignore[no-untyped-def]
     return _gradients(x, weight, needs)
 
 
@@ -577,7 +565,7 @@ def _launch_backward(
     dx, dw, db = out
     kind = kernel.kind_of(str(x.dtype).removeprefix("torch."), precision)
     what = _number(kernel, kept(activation, "triton"))
-    number = ACTIVATIONS[activation].kernel_id
+    number = ACTIVATIONS[activation].device_name
     gradient, saved, weight = gradient.contiguous(), saved.contiguous(), weight.contiguous()
     x = x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
     with backends.launching_on(x.device):

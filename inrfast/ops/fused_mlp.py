@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +17,13 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
-from inrfast.activations import ACTIVATIONS as TABLE
+from inrfast.activations import Activation
+from inrfast.losses import BoundLoss, loss_of
 from inrfast.memory import chunks, require
+from inrfast.mlp import MLP
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-ACTIVATIONS = ("relu", "sine", "gaussian", "finer", "tanh", "gelu", "softplus")
-"""Activations that the kernels take, one for all layers."""
 
 OPERANDS = {"fp16": torch.float16, "tf32x3": torch.float32, "fp64": torch.float64}
 """Dtype of features, errors and weights in products, by kind."""
@@ -42,6 +40,8 @@ MOST_COLUMNS = 2**14
 CHAIN = 2**17
 """Most points of a sum within the tensor cores, which truncate: terms of 16 bits and one sign lose 2^-10 of it then."""
 
+MEAN_SQUARE = loss_of("mse")
+
 RATES = 4
 """Numbers a step and network of the table of rates: see :meth:`FusedMLP.update`."""
 
@@ -50,16 +50,16 @@ RATES = 4
 class Shape:
     """What networks must have in common: inputs of the first layer, width, hidden layers, outputs, activation.
 
-    ``frequencies`` has one number a hidden layer; activations without one ignore it. ``places`` are where weight and
-    bias (-1: none) of each layer begin among the Q numbers of a network, the head last.
+    ``numbers`` are those of each hidden layer's activation. ``places`` are where weight and bias (-1: none) of each
+    layer begin among the Q numbers of a network, the head last.
     """
 
     inputs: int
     width: int
     hidden: int
     outputs: int
-    activation: str
-    frequencies: tuple[float, ...]
+    activation: Activation
+    numbers: tuple[tuple[float, ...], ...]
     places: tuple[tuple[int, int], ...]
 
     @property
@@ -127,6 +127,8 @@ class FusedMLP:
         Bytes for the buffers; the points of a step pass through them in chunks.
     gradient
         Whether gradients are wanted, or predictions alone.
+    loss
+        One with a Triton function; evaluations are mean squared errors, whatever it is.
 
     Raises
     ------
@@ -145,14 +147,16 @@ class FusedMLP:
         steps: int = 1,
         budget: int = 2**62,
         gradient: bool = True,
+        loss: BoundLoss = MEAN_SQUARE,
     ) -> None:
+        self.loss = loss
         self.shape, self.parameters, self.trained, self.points = shape, parameters, trained, points
         self.kind, self.gradient, self.models = kind, gradient, len(parameters)
         self.device, kernels = parameters.device, _kernels()
         operands = OPERANDS[kind]
         self.operands = parameters if operands == parameters.dtype else parameters.to(operands)
         self.tile, self.tile_back, self.on_chip = kernels.passes_configs(
-            kind, shape.width, TABLE[shape.activation].kernel_id, _is_large(self.device)
+            kind, shape.width, shape.activation.device_name, _is_large(self.device)
         )
         self.weight_tile = kernels.weight_gradients_config(kind, shape.width, shape.encoded)
         self.multiprocessors = _multiprocessors(self.device)
@@ -174,26 +178,30 @@ class FusedMLP:
             return torch.empty(size, dtype=dtype, device=self.device)
 
         self.features = buffer(shape.width, operands)
-        self.slopes = buffer(shape.width, operands, gradient and shape.activation != "relu")
+        self.slopes = buffer(shape.width, operands, gradient and shape.activation.keeps != "mask")
         self.errors = buffer(shape.width, operands, gradient)
-        self.masks = buffer(-(-shape.width // 8), torch.uint8, gradient and shape.activation == "relu")
+        self.masks = buffer(-(-shape.width // 8), torch.uint8, gradient and shape.activation.keeps == "mask")
         self.head_errors = torch.empty(self.models, self.capacity, shape.outputs, dtype=operands, device=self.device)
         self.partials = parameters.new_empty(self.models, self.partial_model)
-        self.totals = parameters.new_empty(self.models, 2, self.tiles)
+        self.totals = parameters.new_empty(self.models, 2 if loss.is_mean_square else 3, self.tiles)
+        self.numbers = parameters.new_tensor([*loss.numbers, 0.0])
         self.factors = parameters.new_empty(self.models)
-        # Where nothing was trained yet, errors are taken to be as large as the targets.
+        # Where nothing was trained yet, errors are taken to be those of predictions of 0.
         self.scales = torch.ones(steps + 1, self.models, dtype=torch.float32, device=self.device)
-        self.scales[:] = _power(points.target.double().square().mean((1, 2)))
+        target = points.target.double()
+        errors = target if loss.is_mean_square else loss.slope(torch.zeros_like(target), target)
+        self.scales[:] = _power(errors.square().mean((1, 2)))
         self.losses = parameters.new_zeros(steps, self.models)
         self.rates = parameters.new_zeros(steps, self.models, RATES)
         self.table = self._table().to(self.device)
-        frequencies = [_split(omega) for omega in shape.frequencies]
-        self.frequencies = torch.tensor(frequencies, dtype=torch.float32, device=self.device)
+        numbers = [[*own, *[0.0] * (kernels.NUMBERS.value - len(own))] for own in shape.numbers]
+        parts = [[_split(number) for number in own] for own in numbers]
+        self.activation_numbers = torch.tensor(parts, dtype=torch.float32, device=self.device)
 
     def tile_bytes(self, shape: Shape, kind: str, gradient: bool) -> int:
         """Return the bytes of one tile of points of one network between the passes."""
         size = OPERANDS[kind].itemsize
-        slopes = -(-shape.width // 8) if shape.activation == "relu" else shape.width * size
+        slopes = -(-shape.width // 8) if shape.activation.keeps == "mask" else shape.width * size
         row = shape.hidden * (shape.width * size * (1 + gradient) + slopes * gradient)
         return self.tile.rows * (row + shape.outputs * size) + (self.thin + 2) * self.parameters.dtype.itemsize
 
@@ -220,7 +228,8 @@ class FusedMLP:
         count = self.points.target.shape[1]
         for some in chunks(count, self.capacity):
             self._forward(some, None, False, None, 0)
-        return self.totals[:, 0].double().sum(1) / (count * self.shape.outputs)
+        totals = self.totals.view(-1)[: 2 * self.models * self.tiles].view(self.models, 2, self.tiles)
+        return totals[:, 0].double().sum(1) / (count * self.shape.outputs)
 
     def update(
         self, gradients: Tensor, means: Tensor, squares: Tensor, optimizer: Update | None, reduce: bool, step: int
@@ -265,9 +274,10 @@ class FusedMLP:
                 points.inputs,
                 points.target,
                 points.target if weight is None else weight,
+                self.numbers,
                 self.parameters,
                 self.operands,
-                self.frequencies,
+                self.activation_numbers,
                 order,
                 self.scales,
                 self.features,
@@ -297,7 +307,7 @@ class FusedMLP:
                 GRADIENT=gradient,
                 GATHERED=draws is not None,
                 WEIGHTED=weight is not None,
-                **self._constants(),
+                **self._constants(self.loss if gradient else MEAN_SQUARE),
                 **products.common(self.kind, self.tile),
                 **products.resources(self.tile),
             )
@@ -340,7 +350,7 @@ class FusedMLP:
                 self.thin_at,
                 self.thin,
                 GATHERED=draws is not None,
-                **self._constants(),
+                **self._constants(self.loss),
                 **products.common(self.kind, self.tile_back),
                 **products.resources(self.tile_back),
             )
@@ -388,16 +398,17 @@ class FusedMLP:
         (weight, bias), (above, _) = (*self.shape.places, (0, 0))[1:3]
         return (weight, above - weight, bias - weight) if self.shape.hidden > 1 else (0, 0, 0)
 
-    def _constants(self) -> dict[str, Any]:
+    def _constants(self, loss: BoundLoss) -> dict[str, Any]:
         """Return the compile-time choices that both passes share."""
         shape = self.shape
         return {
             "width": shape.width,
             "depth": shape.inputs,
             "outputs": shape.outputs,
-            "ACTIVATION": TABLE[shape.activation].kernel_id,
+            "ACTIVATION": shape.activation.device_name,
             "BIAS": shape.bias,
             "COORDINATES": not shape.encoded,
+            "LOSS": getattr(_losses(), str(loss.kind.triton)).value,
             "SCALED": self.kind == "fp16",
             "ON_CHIP": self.on_chip,
         }
@@ -461,14 +472,24 @@ class FusedMLP:
         return sum(tensor.numel() * tensor.element_size() for tensor in buffers)
 
 
-def reason_against(activations: Sequence[str], columns: int, outputs: int, dtype: torch.dtype) -> str | None:
-    """Return why networks with these activations, most columns of a layer and outputs take no fused steps, or None."""
-    if len(set(activations)) > 1:
-        return f"its layers have different activations ({', '.join(sorted(set(activations)))})"
-    if activations[0] not in ACTIVATIONS:
-        return f"the activation {activations[0]!r} has no fused step"
-    if outputs > MOST_OUTPUTS:
-        return f"it has {outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
+    """Return why networks of this shape, on points of ``dtype``, take no fused steps, or None.
+
+    That backpropagation is written out for them at all (no norms, one width) is asked elsewhere.
+    """
+    kinds = {activation.kind for activation in mlp.activations}
+    if len(kinds) > 1:
+        return f"its layers have different activations ({', '.join(sorted(kind.name for kind in kinds))})"
+    kind = mlp.activations[0].kind
+    if kind.device is None or kind.keeps == "nothing":
+        return f"the activation {kind.name!r} has no fused step"
+    if len({layer.bias is not None for layer in mlp.layers}) > 1:
+        return "some of its layers have a bias and others have none"
+    if len(mlp.parameters) < sum(len(layer.parameters) for layer in mlp.layers):
+        return "its layers share parameters"
+    if mlp.outputs > MOST_OUTPUTS:
+        return f"it has {mlp.outputs} outputs, and a fused step takes {MOST_OUTPUTS} at most"
+    columns = max(*mlp.widths, mlp.columns)
     if columns > MOST_COLUMNS:
         return f"it has a layer of {columns} columns, and a fused step takes {MOST_COLUMNS} at most"
     if dtype not in (torch.float32, torch.float64):
@@ -480,6 +501,12 @@ def _kernels() -> ModuleType:
     from inrfast.kernels import fused_mlp  # imports triton
 
     return fused_mlp
+
+
+def _losses() -> ModuleType:
+    from inrfast.kernels import losses  # imports triton
+
+    return losses
 
 
 def _products() -> ModuleType:

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.activations import BoundActivation
 from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
-
-ACTIVATIONS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
-"""Activations that the native step knows, with their numbers there."""
+from inrfast.losses import BoundLoss, loss_of
 
 MOST_LAYERS = 64
+
+MEAN_SQUARE = loss_of("mse")
 
 TILE_ROWS = 84
 """A whole number of tiles, whatever their height: 6, 12 or 14 rows (and nearly for 8)."""
@@ -72,7 +73,7 @@ def instructions() -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of B networks and the activation behind it (``"relu"`` for the head, where it is not used).
+    """A linear layer of B networks and the activation behind it, None of the head.
 
     Attributes
     ----------
@@ -82,8 +83,7 @@ class Layer:
         Tensors like them, to which gradients are added; None: not wanted.
     """
 
-    activation: str
-    omega: float
+    activation: BoundActivation | None
     weight: Tensor
     bias: Tensor | None
     weight_grad: Tensor | None = None
@@ -108,11 +108,11 @@ class Points:
     rows: Tensor | range
 
 
-def reason_against(activations: Sequence[str], tensors: Sequence[Tensor | None]) -> str | None:
+def reason_against(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> str | None:
     """Return why the native step does not take networks of such activations, whose parameters and points are these."""
     if not instructions():
         return "this processor, build or environment has no native step"
-    unknown = sorted(set(activations) - set(ACTIVATIONS))
+    unknown = sorted(activation.name for activation in activations if activation.kind.native is None)
     if unknown:
         return f"the activation {unknown[0]!r} has no native step"
     if len(activations) >= MOST_LAYERS:
@@ -146,8 +146,9 @@ def steps(
     chunk: int,
     memory: Tensor,
     instructions: str,
+    loss: BoundLoss = MEAN_SQUARE,
 ) -> Tensor:
-    """Return the sums of ``w (f - y)^2`` (count,) in fp64 of ``count`` networks, adding the gradients to the layers'.
+    """Return the sums of ``w l(f, y)`` (count,) in fp64 of ``count`` networks, adding the gradients to the layers'.
 
     The gradients are those of ``scale`` times these sums. They are the same to the bit for the same arguments and
     instructions.
@@ -157,13 +158,15 @@ def steps(
     layers, points
         Of ``count`` networks.
     scales
-        One factor a network, (count,), of its loss; None: squared errors alone.
+        One factor per network, (count,), of its loss; None: losses alone.
     chunk
         Points that go through a network together, as of :func:`chunk_rows`.
     memory
         At least :func:`workspace` floats.
     instructions
         Those of :func:`instructions`, or others that this processor has.
+    loss
+        One with a native function.
     """
     native, rows, own = load_extension(), points.rows, _native(layers)
     assert memory.numel() >= native.mlp_step_workspace(own, chunk) + ALIGNMENT // 4
@@ -181,10 +184,12 @@ def steps(
         instructions=instructions,
         layers=own,
         points=place,
-        scales=[0.0] * count if scales is None else (2 * scales).tolist(),
+        scales=[0.0] * count if scales is None else scales.tolist(),
         gradient=scales is not None,
         chunk=chunk,
         workspace=-(-memory.data_ptr() // ALIGNMENT) * ALIGNMENT,
+        loss=loss.kind.native,
+        number=loss.numbers[0] if loss.numbers else 0.0,
     )
     return torch.tensor(found, dtype=torch.float64)
 
@@ -195,8 +200,8 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
         module.MlpLayer(
             inputs=layer.weight.shape[2],
             outputs=layer.weight.shape[1],
-            activation=ACTIVATIONS[layer.activation],
-            omega=layer.omega,
+            activation="relu" if layer.activation is None else layer.activation.kind.native,
+            numbers=[] if layer.activation is None else layer.activation.numbers,
             weight=_stacked(layer.weight),
             bias=_stacked(layer.bias),
             weight_grad=_stacked(layer.weight_grad),

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from inrfast.errors import MemoryBudgetError
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
+from inrfast.mlp import is_pointwise
 from inrfast.modes import in_own_modes
-from inrfast.nn import is_known
 from inrfast.pointwise import RANDOM, ROWS, dependence
 from inrfast.threads import MOST_THREADS, one_core, share
 from inrfast.training.stack import modes_kept
@@ -104,7 +104,7 @@ def render(
 
 def _threads(net: nn.Module, like: Tensor) -> int:
     """Return how many chunks are computed at a time: only of known parts is it known that their calls do not meet."""
-    return min(torch.get_num_threads(), MOST_THREADS) if is_known(net) and like.device.type == "cpu" else 1
+    return min(torch.get_num_threads(), MOST_THREADS) if is_pointwise(net) and like.device.type == "cpu" else 1
 
 
 def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int) -> bool:
@@ -115,7 +115,7 @@ def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, li
     MemoryBudgetError
         It does, and the whole grid does not fit the budget.
     """
-    if is_known(net):
+    if is_pointwise(net):
         return False
     count = min(points, 2 * ROWS)
     places = torch.arange(count) * (points - 1) // max(count - 1, 1)

@@ -22,6 +22,7 @@ from inrfast.errors import (
     check_float,
     check_int,
 )
+from inrfast.layers import Factors, Layer
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
@@ -31,18 +32,10 @@ from inrfast.ops import gemm, reductions, tangent_product
 from inrfast.ops import gram as gram_ops
 from inrfast.ops import rows as row_ops
 from inrfast.ops.operands import Operands, Plan, joint, make_plan
-from inrfast.supported import LayerSpec
-from inrfast.tangent.capture import Capture, Factors, Select
-from inrfast.tangent.jacobian import (
-    RANGE,
-    STREAMED_ROWS,
-    UNCOUNTED,
-    FactorStore,
-    LayerwiseJacobian,
-    check_range,
-    rows_on,
-    surely_held,
-)
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
+from inrfast.tangent.network import Select
+from inrfast.tangent.store import RANGE, STREAMED_ROWS, UNCOUNTED, FactorStore, check_range, rows_on, surely_held
 from inrfast.threads import together
 
 if TYPE_CHECKING:
@@ -130,7 +123,7 @@ class NTK:
         return self.outputs if self.output == "full" else 1
 
     @property
-    def specs(self) -> list[LayerSpec]:
+    def specs(self) -> list[Layer]:
         """The parameter layers that add up to this kernel."""
         return self.rows.specs
 
@@ -1026,7 +1019,7 @@ def ntk(
         check_choice("output", output, ("trace", "full"))
     else:
         output = check_int("output", output, minimum=0)
-    capture = Capture(net, coords, params, select, precision)
+    capture = Capture(net, coords, params, select, precision, memory_budget)
     if isinstance(output, int) and output >= capture.outputs:
         raise ValueError(f"output must be below the network's {capture.outputs} outputs, got {output}")
     backend = backends.resolve(backend, capture.device)

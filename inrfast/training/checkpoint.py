@@ -20,7 +20,7 @@ from inrfast.ops import gemm
 from inrfast.threads import interrupts_later
 from inrfast.training import callables
 from inrfast.training.group import Group, kind_of
-from inrfast.training.member import Member, unsaved
+from inrfast.training.member import Member, tensors_of, unsaved
 from inrfast.training.networks import load_network, save_network
 from inrfast.training.optimizers.torchs import check_started, started
 from inrfast.training.options import Options, check_not_there
@@ -59,8 +59,9 @@ class Checkpoint:
         self.about: dict[str, Any] = {}
         self.causes: set[str] = set()
         # What an optimiser of the user's own is, before anything changes it.
-        own = not isinstance(options.optimizer, str)
-        self.start: dict[str, Any] = {"optimizer": started(options.optimizer, members[0].net)} if own else {}  # type: ignore[arg-type]
+        self.start: dict[str, Any] = {}
+        if not isinstance(options.optimizer, str):
+            self.start["optimizer"] = started(options.optimizer, members[0].net, members[0].modules)
 
     # ---- what is said about a fit --------------------------------------------------------------------------------
 
@@ -105,9 +106,14 @@ class Checkpoint:
 
     def _identities(self) -> Described:
         """Return what tells the callables and modules of a fit from others of the same text."""
-        given = {"loss": self.options.loss, "schedule": self.options.schedule}
+        given: dict[str, Any] = {term.place: term.call for term in self.options.objective.terms}
+        given["schedule"] = self.options.schedule
         found = {name: callables.described(own) for name, own in given.items() if callable(own)}
-        return {**found, **{f"nets[{m.index}]": callables.attributes(m.net) for m in self.members}}
+        for member in self.members:
+            found[f"nets[{member.index}]"] = callables.attributes(member.net)
+            for place, module in enumerate(member.modules):
+                found[f"modules[{member.index}][{place}]"] = callables.attributes(module)
+        return found
 
     def _callbacks(self) -> Described:
         """Return what tells the callbacks from others, beside their states."""
@@ -218,6 +224,8 @@ class Checkpoint:
                 check_like(kept["best_state"], own, f"{place}.best_state")
             buffers = kept.get("buffers", {})  # files of old have none
             check_like(buffers, {name: beside.get(name) for name in buffers}, f"{place}.buffers")
+            modules = [tensors_of(module) for module in member.modules]
+            check_like(kept.get("modules", []), modules, f"{place}.modules")
         for index, group in enumerate(tree["groups"]):
             kinds = {kind_of(self.members[place]) for place in group["members"]}
             check(f"tree.groups[{index}].members", len(kinds) == 1, "of networks of one shape", group["members"])

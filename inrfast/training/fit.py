@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
-from inrfast.training.callables import warn_of_untrained
+from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
-from inrfast.training.engines.task import Loss
 from inrfast.training.member import Member
+from inrfast.training.objective import Loss, Regularizers
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.options import Options, check_batch_size
 from inrfast.training.result import FitResult
@@ -54,6 +54,8 @@ def fit(
     eval_coords: Tensor | None = None,
     eval_target: Tensor | None = None,
     data_range: float | None = None,
+    regularizers: Regularizers = (),
+    modules: Sequence[nn.Module] = (),
 ) -> FitResult:
     """Train ``net`` in place so that ``net(coords)`` approaches ``target``; it ends on the last weights.
 
@@ -80,14 +82,18 @@ def fit(
         Points a step, drawn without replacement from a seeded permutation a pass, on the network's device (what is left
         of a pass when no full batch remains is skipped); None takes all.
     loss
-        ``"mse"`` (mean over points and outputs), or a callable of (predictions, targets), or of (predictions, targets,
-        coordinates), of the step's whole batch, shapes (n, M), (n, M), (n, d), that returns a scalar tensor. The
-        coordinates then require gradients: see :mod:`inrfast.training.derivatives`. A module in it that asks to be
-        trained, and is no part of the network, is not, which is warned of.
+        A named loss l of predictions f and targets y, the mean over points and outputs: ``"mse"``, ``"l1"``,
+        ``"huber"``, ``"bce"`` (f a logit, y in [0, 1]), with numbers ``{"name": "huber", "delta": 0.1}``
+        (:mod:`inrfast.losses`). Or a function of (predictions, targets) or (predictions, targets, coordinates) of the
+        step's whole batch, shapes (n, M), (n, M), (n, d), that returns a scalar tensor. It may ask by name for
+        ``coords``, ``weight`` (n, M), ``index`` (numbers of the points among those given), ``net``, ``step`` and
+        ``modules``: parameters of these names without a default, or with None, are given. Coordinates then require
+        gradients: see :mod:`inrfast.training.derivatives`.
     weight
         Weights (N,), (N, 1) or (N, M), or with the target's own grid (*grid), (*grid, 1) or (*grid, M), zero or more,
-        or a mask of booleans: the loss is ``sum w (f - y)^2 / sum w`` over the step's points and outputs. Points of
-        weight 0 are left out of the fit and its PSNR; their targets may be anything, NaN too.
+        or a mask of booleans: a named loss is ``sum w l(f, y) / sum w`` over the step's points and outputs, a function
+        must take them as ``weight``. Points of weight 0 are left out of the fit and its PSNR; their targets may be
+        anything, NaN too.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, or any ``torch.optim.Optimizer`` of the network's
         trainable parameters.
@@ -98,7 +104,7 @@ def fit(
         ``"medium"`` is the same as ``"high"``.
     backend
         ``"triton"``: fused steps on a GPU, many at once without a word from the host, for :class:`inrfast.INR` without
-        norms, of one activation (not identity) and at most 16 outputs, and ``"mse"``; ``"torch"``; ``"auto"``: the
+        norms, of one activation (not identity) and at most 16 outputs, and a named loss; ``"torch"``; ``"auto"``: the
         first on a GPU where it can, and else, with a warning, the second.
     callbacks
         Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
@@ -140,14 +146,23 @@ def fit(
         Points and values for the evaluation, such as another resolution; values alone belong to ``coords``, points of
         weight 0 included.
     data_range
-        Range of the signal for which PSNRs are stated, kept in the result. None takes it from the values of the
-        evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest minus the smallest
-        (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+        Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. None takes it from the
+        values of the evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest
+        minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
+    regularizers
+        What is added to the loss: functions, or pairs (function, factor), each a scalar tensor. They ask by name for
+        ``net``, ``prediction``, ``target``, ``coords``, ``weight``, ``index``, ``step`` and ``modules``, points being
+        those of the step. The loss keeps its fast gradient and autograd takes theirs, but where one asks for
+        ``prediction`` autograd takes everything at once.
+    modules
+        Modules beside the network, held by a loss or regulariser, that are trained with it: optimiser, ``clip_norm``
+        and checkpoints include their parameters. A function that holds trainable parameters which are neither the
+        network's nor here is refused.
 
     Warns
     -----
     UserWarning
-        A loss that holds modules which are not trained; a rank-expanding first layer with dead units at ``coords``.
+        A regulariser without a gradient; a rank-expanding first layer with dead units at ``coords``.
     RuntimeWarning
         A loss that grew, or ended far from any start: what to try is said. A checkpoint that could not be written; one
         that is gone on from, but not bit by bit, or with things that could not be compared.
@@ -216,6 +231,8 @@ def fit_many(
     eval_coords: Tensor | Sequence[Tensor] | None = None,
     eval_target: Tensor | Sequence[Tensor] | None = None,
     data_range: float | Sequence[float | None] | None = None,
+    regularizers: Regularizers = (),
+    modules: Sequence[nn.Module | Sequence[nn.Module]] = (),
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
@@ -242,6 +259,11 @@ def fit_many(
         See :func:`inrfast.fit`. One checkpoint holds all networks; callbacks are told each network by ``state.index``.
     progress, memory_budget, weight_decay, clip_norm, patience
         See :func:`inrfast.fit`; norms are clipped, and patience is lost, by each network for itself.
+    regularizers
+        See :func:`inrfast.fit`; each network has its own, as it has its own loss. With them networks are not stacked.
+    modules
+        One module, or a sequence of them, per network, none in common: those that are trained with it. A loss or a
+        regulariser asks for its network's by the name ``modules``.
 
     Raises
     ------
@@ -278,8 +300,7 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
         _member(net, one, options, i if several else None) for i, (net, one) in enumerate(zip(nets, own, strict=True))
     ]
     check_batch_size(options.batch_size, min(member.data.points for member in members))
-    if callable(options.loss):
-        warn_of_untrained(options.loss, nets)
+    check_trained(options.objective, nets, several)
     for member in members:
         warn_of_dead_units(member.net, member.data.coords[0])
     trainer = Trainer(members, options, options.described(None if several else given["target_psnr"]))
@@ -292,14 +313,16 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
     """Return a network of a fit with its own arguments checked; ``index`` is its place in ``fit_many``."""
     at = "" if index is None else f"[{index}]"
     target = "target" if index is None else "targets"
-    mean = not callable(options.loss)
+    named = options.objective.named
     lr = check_float(f"lr{at}", own.lr, minimum=0.0, exclusive=True)
     goal = None if own.target_psnr is None else check_float(f"target_psnr{at}", own.target_psnr)
     seed = check_seed(f"seed{at}", own.seed, bits=63)
     try:
         data = check_data(net, own.coords, own.target, own.weight, ("coords", target, "weight"))
-        if mean and own.data_range is None:
-            check_spread(data, target)
+        if named is not None:
+            named.check_target(target, data.target)
+            if own.data_range is None:
+                check_spread(data, target)
         evaluation = _check_evaluation(net, own)
     except (ValueError, TypeError) as error:
         if index is None:
@@ -307,11 +330,12 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
         raise type(error)(f"nets[{index}]: {error}") from error
     measured = evaluation or data
     data_range = range_of(measured, own.data_range, f"data_range{at}")
-    if not mean:
+    if named is None:
         asked = {"target_psnr": goal, "patience": options.patience}
         check_measured(measured, [name for name, value in asked.items() if value is not None], f"{target}{at}")
     rate = learning_rates(lr, options.schedule, options.steps)
-    return Member(net, data, evaluation, lr, rate, goal, seed, data_range, own.data_range is not None)
+    modules = own.modules or options.objective.modules
+    return Member(net, data, evaluation, lr, rate, goal, seed, data_range, own.data_range is not None, modules)
 
 
 def _check_evaluation(net: nn.Module, own: Own) -> Data | None:

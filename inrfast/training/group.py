@@ -15,13 +15,13 @@ from torch import Tensor
 
 from inrfast.errors import DivergedError
 from inrfast.metrics import mse_to_psnr
-from inrfast.nn import INR
+from inrfast.mlp import describe
 from inrfast.threads import cores, interrupts_later
 from inrfast.training.batches import Batches, drawing_from
 from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.data import stacked
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.engines import Gradient, Task, engine_of, evaluation_of
+from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of, evaluation_of, gradient_of
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.engines.task import against_formula
 from inrfast.training.member import Member, named
@@ -64,7 +64,7 @@ class Group:
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
         self.engine = engine_of(self._task())
-        self.stack = Stack([member.net for member in members], self.engine.flat)
+        self.stack = Stack([member.net for member in members], self.engine.flat, self.members[0].modules)
         try:
             self._begin()
         except BaseException:
@@ -77,7 +77,7 @@ class Group:
         return Task(
             nets=[member.net for member in self.members],
             data=self.data,
-            loss=options.loss,
+            objective=replace(options.objective, modules=self.members[0].modules),
             batch=options.batch_size,
             budget=options.memory_budget,
             narrow=options.narrow,
@@ -109,7 +109,7 @@ class Group:
     def _take(self) -> None:
         """Make the gradient and the evaluation of the stack."""
         options, task = self.options, self._task()
-        self.gradient: Gradient = self.engine(self.stack, task)
+        self.gradient: Taken = gradient_of(self.stack, task, self.engine)
         self.losses: list[float] = []
         self.rates: list[float] = []
         self._norms: Tensor | None = None
@@ -121,17 +121,22 @@ class Group:
             self.mean_square = evaluation_of(self.stack, replace(task, data=self.evaluation or self.data))
         full = options.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
-        self.free = own and full and self.data.weight is None and not self.gradient.several
+        plain = task.objective.is_mean_square and self.data.weight is None
+        self.free = own and full and plain and not self.gradient.several
         self.every = options.eval_every
         if self.gradient.whole and full and not options.often:
             self.every = max(self.every, LEAST_BETWEEN)
         for member in self.members:
             member.gradient, member.eval_every = self.gradient.name, self.every
         self.several: FusedSteps | None = None
-        if isinstance(self.gradient, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
-            self.several = FusedSteps(self.gradient, self.optimizer, self.batches)
+        alone = options.clip_norm is not None or _watches_steps(options.callbacks)
+        of_loss = self.gradient
+        if isinstance(self.gradient, RegularizedGradient):
+            of_loss, alone = self.gradient.of, True
+        if isinstance(of_loss, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
+            self.several = FusedSteps(of_loss, self.optimizer, self.batches)
         self.at_once = 1
-        if self.several is not None and options.clip_norm is None and not _watches_steps(options.callbacks):
+        if self.several is not None and not alone:
             self.at_once = self.several.most
 
     # ---- steps ---------------------------------------------------------------------------------------------------
@@ -222,11 +227,11 @@ class Group:
 
     def _gradient(self, batch: Tensor | None) -> Tensor:
         with self._seeded():
-            return self.gradient(batch)
+            return self.gradient(batch, self.done)
 
     def _seeded(self) -> AbstractContextManager[Any]:
-        """Draw what a network or a loss draws (dropout, collocation points) from the seed and the step alone."""
-        if not self.gradient.whole:
+        """Draw what a network or a function of the user's own draws (dropout, points) from seed and step alone."""
+        if not self.gradient.draws:
             return nullcontext()
         return drawing_from(self.members[0].seed, self.done, self.data.coords.device)
 
@@ -339,10 +344,10 @@ class Group:
         """Set a network back to the last weights that gave finite numbers, and say what happened."""
         member = self.members[place]
         for name, grad in self.stack.grads.items():
-            member.net.get_parameter(name).grad = grad[place]
+            self.stack.owner(name, place).grad = grad[place]
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
-        where = first_nonfinite(member.net, coords if rows is None else coords[rows])
+        where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside)
         self.weights.set_back(place)
         lr = member.rate(max(self.done - 1, 0))
         wider = ", or take precision='high'" if self.options.narrow else ""
@@ -455,14 +460,15 @@ class Group:
 def kind_of(member: Member) -> Any:
     """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
     net, data = member.net, member.data
-    if against_formula(net) is not None:
+    mlp = describe(net)
+    if isinstance(mlp, str) or against_formula(mlp) is not None:
         return id(net)
-    assert isinstance(net, INR)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
-    encoding = None if net.encoding is None else repr(net.encoding.config() | {"columns": net.encoding.out_features})
+    encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
-    return str((parameters, encoding, net.activations, net.omegas, shapes, evaluation))
+    activations = [(activation.name, activation.numbers) for activation in mlp.activations]
+    return str((parameters, encoding, activations, shapes, evaluation))
 
 
 def _watches_steps(callbacks: Sequence[Any]) -> bool:

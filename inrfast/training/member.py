@@ -31,6 +31,7 @@ class Member:
     seed: int
     data_range: float = 1.0
     range_given: bool = False
+    modules: tuple[nn.Module, ...] = ()
     index: int = 0
     done: int = 0
     losses: list[float] = field(default_factory=list)
@@ -65,6 +66,7 @@ class Member:
         return {
             "net": dict(self.net.state_dict()),
             "buffers": unsaved(self.net),
+            **({"modules": [tensors_of(module) for module in self.modules]} if self.modules else {}),
             "done": self.done,
             "losses": torch.tensor(self.losses[: self.done], dtype=torch.float64),
             "eval_steps": torch.tensor([step for step, _ in self.history], dtype=torch.int64),
@@ -86,6 +88,9 @@ class Member:
         for name, tensor in unsaved(self.net).items():
             if name in kept.get("buffers", {}):  # files of old have none
                 tensor.copy_(kept["buffers"][name])
+        for module, tensors in zip(self.modules, kept.get("modules", []), strict=True):
+            for name, tensor in tensors_of(module).items():
+                tensor.copy_(tensors[name])
         self.done = kept["done"]
         self.losses = kept["losses"].tolist()
         for step, psnr in zip(kept["eval_steps"].tolist(), kept["psnrs"].tolist(), strict=True):
@@ -107,3 +112,8 @@ def unsaved(net: nn.Module) -> dict[str, Tensor]:
     """Return the buffers that ``state_dict`` leaves out (``persistent=False``)."""
     saved = net.state_dict()
     return {name: buffer for name, buffer in net.named_buffers() if name not in saved}
+
+
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers of a module by name, those included that its ``state_dict`` leaves out."""
+    return {name: own.detach() for name, own in (*module.named_parameters(), *module.named_buffers())}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.encodings import Encoding, from_config
+from inrfast.encodings import ENCODINGS, Encoding, from_config
+from inrfast.encodings.base import Shape
 from inrfast.files import shown, whole_file
-from inrfast.nn import INR, KNOWN_ENCODINGS, is_unchanged
+from inrfast.mlp import describe
+from inrfast.nn import INR
+from inrfast.norms import NORMS
 from inrfast.training.schema import (
     FIT_SCHEMA,
     NETWORK,
@@ -30,8 +32,6 @@ from inrfast.training.trees import content_of, fault_told, read_tree
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Dtypes that networks have."""
-
-Shape = tuple[int, ...]
 
 
 def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] | None = None) -> None:
@@ -53,7 +53,8 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
     Raises
     ------
     TypeError
-        ``net`` is no INR, or has an encoding of your own; something in ``signal`` or its ``init`` is no plain value.
+        ``net`` is no INR, or has an encoding that is not registered; something in ``signal`` or its ``init`` is no
+        plain value.
     ValueError
         ``net`` is not what its description says; a number in its description or in ``signal`` is not finite.
     OSError
@@ -63,8 +64,13 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
         raise TypeError(f"net must be an inrfast.INR, got {type(net).__name__}")
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path must name a .safetensors file, got {shown(path)!r}")
-    if type(net.encoding) not in KNOWN_ENCODINGS:
-        raise TypeError(f"net must have an encoding of inrfast, got {type(net.encoding).__name__}; save its state_dict")
+    parts = [] if net.encoding is None else [part for part in net.encoding.modules() if isinstance(part, Encoding)]
+    unknown = next((type(part) for part in parts if type(part) not in ENCODINGS.values()), None)
+    if unknown is not None:
+        raise TypeError(
+            f"net must have encodings that files know by name, got {unknown.__name__}: decorate its class with "
+            "inrfast.encodings.register, or save the state_dict"
+        )
     if not isinstance(signal, (dict, type(None))):
         raise TypeError(f"signal must be a dict, got {type(signal).__name__}")
     about = {"net": net.config(), "signal": signal or {}}
@@ -84,9 +90,9 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
 
 def _changes(net: INR, state: dict[str, Tensor], about: dict[str, Any]) -> str:
     """Return what a file would not give back of a network, or an empty string."""
-    hooked = [name for name, m in net.named_modules() if m._forward_hooks or m._forward_pre_hooks]
-    if type(net) is not INR or hooked:
-        return f"{hooked[0] or 'it'} has hooks" if hooked else f"it is of the class {type(net).__name__}"
+    found = describe(net)
+    if isinstance(found, str):
+        return found
     empty = [name for name, tensor in state.items() if tensor.is_meta]
     if empty:
         return f"{empty[0]} holds no numbers (it is on the device meta)"
@@ -94,7 +100,7 @@ def _changes(net: INR, state: dict[str, Tensor], about: dict[str, Any]) -> str:
         again = str(_network({"net": state}, about, "net"))
     except ValueError as error:
         return str(error)
-    return "" if is_unchanged(net) and again == str(net) else "its modules were changed, replaced or added to"
+    return "" if again == str(net) else "its modules were changed, replaced or added to"
 
 
 def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
@@ -141,14 +147,12 @@ def _network(tree: dict[str, Any], about: dict[str, Any], place: str) -> INR:
     NETWORK(config, place)
     first = state.get("layers.0.weight")
     check("layers.0.weight", isinstance(first, Tensor) and first.dtype in DTYPES, "a tensor of real numbers", first)
-    _check_state(config, state, first.dtype)
-    arguments = {**config, "init": "default", "encoding": None, "dtype": first.dtype}
+    encoding = None if config["encoding"] is None else from_config(config["encoding"])
+    _check_sizes(config, encoding, state)
+    arguments = {**config, "init": "default", "encoding": encoding, "dtype": first.dtype}
     arguments["seed"] %= 2**32  # files of old have larger ones, of which this is what counted
-    if config["encoding"] is not None:
-        arguments["encoding"] = _encoding(config, state)
     net = INR(**arguments)
-    if net.encoding is not None:
-        del net.encoding.build
+    _check_state(net, state)
     net.load_state_dict(state)
     return net
 
@@ -156,7 +160,7 @@ def _network(tree: dict[str, Any], about: dict[str, Any], place: str) -> INR:
 # ---- sizes -------------------------------------------------------------------------------------------------------
 
 
-def _check_state(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype) -> None:
+def _check_sizes(config: dict[str, Any], encoding: Encoding | None, state: dict[str, Tensor]) -> None:
     """Compare the sizes that a description states with the tensors, whatever they are: nothing is built from them."""
     layers = config["hidden_layers"]
     held = sum(name.startswith("layers.") and name.endswith(".weight") for name in state)
@@ -164,60 +168,45 @@ def _check_state(config: dict[str, Any], state: dict[str, Tensor], dtype: torch.
     for argument in ("activation", "omega", "norm"):
         given = config[argument]
         fits = not isinstance(given, list) or len(given) == layers
-        check(argument, fits, f"one value or {layers} of them, one a hidden layer", given)
-    expected = dict(_shapes(config, state))
-    for name in (*expected, *(name for name in state if name not in expected)):
-        if name not in state or name not in expected:
-            raise ValueError(f"{name} is {'missing' if name in expected else 'no tensor of this network'}")
-        kind = torch.int64 if name.endswith(("exponents", "num_batches_tracked")) else dtype
-        fits = state[name].dtype == kind and tuple(state[name].shape) == expected[name]
-        check(name, fits, f"a tensor {_printed(expected[name])} of {str(kind).removeprefix('torch.')}", state[name])
+        check(argument, fits, f"one value or {layers} of them, one per hidden layer", given)
+    for name, shape in _shapes(config, encoding, state):
+        if name not in state:
+            raise ValueError(f"{name} is missing")
+        check(name, tuple(state[name].shape) == shape, f"a tensor {_printed(shape)}", state[name])
 
 
-def _shapes(config: dict[str, Any], state: dict[str, Tensor]) -> Iterator[tuple[str, Shape]]:
-    """Yield the shapes of all tensors of a network, by its description; the encoding's are compared on the way."""
+def _shapes(config: dict[str, Any], encoding: Encoding | None, state: dict[str, Tensor]) -> Iterator[tuple[str, Shape]]:
+    """Yield the shapes of the tensors of a network, by its description; but those that an encoding does not know."""
     layers, width, inlet = config["hidden_layers"], config["width"], config["in_features"]
-    if config["encoding"] is not None:
-        inlet, shapes = _encoded(config["encoding"], inlet, state)
-        yield from shapes.items()
+    if encoding is not None:
+        shapes = encoding.shapes(inlet)
+        yield from ((f"encoding.{name}", shape) for name, shape in (shapes or {}).items())
+        inlet = encoding.columns(inlet) or state["layers.0.weight"].shape[-1]
     sizes = [inlet, *[width] * layers, config["out_features"]]
     for index in range(layers + 1):
         yield f"layers.{index}.weight", (sizes[index + 1], sizes[index])
         if config["bias"]:
             yield f"layers.{index}.bias", (sizes[index + 1],)
     norms = config["norm"] if isinstance(config["norm"], list) else [config["norm"]] * layers
-    for index in (index for index, norm in enumerate(norms) if norm == "batch"):
-        yield from ((f"norms.{index}.{name}", (width,)) for name in ("weight", "bias", "running_mean", "running_var"))
-        yield f"norms.{index}.num_batches_tracked", ()
+    for index, norm in enumerate(norms):
+        if norm is not None:
+            yield from ((f"norms.{index}.{name}", shape) for name, shape in NORMS[norm].state(width).items())
 
 
-def _encoded(config: dict[str, Any], coords: int, state: dict[str, Tensor]) -> tuple[int, dict[str, Shape]]:
-    """Return the columns of an encoding of so many coordinates, and the shapes of its buffers."""
-    if config["name"] == "RandomFourier":
-        return 2 * config["n"], {"encoding.frequencies": (config["n"], coords)}
-    if config["name"] == "PositionalEncoding":
-        return 2 * config["n"] * coords, {"encoding.octaves": (config["n"],)}
-    degree, given = config["degree"], config["coefficients"]
-    check("encoding.coefficients", len(given) == degree + 1, f"degree + 1 = {degree + 1} numbers", given)
-    exponents = state.get("encoding.exponents", torch.empty(0, 0))
-    # The number of monomials may have a million digits; but it is not below d k + 1.
-    fits = exponents.ndim == 2 and exponents.shape[1] == coords and degree * coords < len(exponents)
-    columns = math.comb(degree + coords, degree) if fits else 0
-    check("encoding.exponents", fits and columns == len(exponents), f"of degree {degree} in {coords}", exponents)
-    fits = exponents.dtype == torch.int64 and int(exponents.min()) >= 0 and int(exponents.max()) <= degree
-    check("encoding.exponents", fits, f"whole numbers from 0 to {degree}", exponents)
-    return columns, {"encoding.exponents": (columns, coords), "encoding.scales": (columns,)}
-
-
-def _encoding(config: dict[str, Any], state: dict[str, Tensor]) -> Encoding:
-    """Return an encoding that is built already, of the file's tensors: to draw or list its own may take long."""
-    encoding = from_config(config["encoding"])
-    encoding.in_features = config["in_features"]
-    encoding.out_features, shapes = _encoded(config["encoding"], config["in_features"], state)
-    for name in shapes:
-        encoding.register_buffer(name.removeprefix("encoding."), state[name].clone())
-    encoding.build = lambda *arguments: encoding  # type: ignore[method-assign]
-    return encoding
+def _check_state(net: INR, state: dict[str, Tensor]) -> None:
+    """Compare names, shapes and dtypes with those of the network that was built, and the encoding's numbers."""
+    built = net.state_dict()
+    for name in (*built, *(name for name in state if name not in built)):
+        if name not in state or name not in built:
+            raise ValueError(f"{name} is {'missing' if name in built else 'no tensor of this network'}")
+        shape, kind = tuple(built[name].shape), built[name].dtype
+        fits = state[name].dtype == kind and tuple(state[name].shape) == shape
+        check(name, fits, f"a tensor {_printed(shape)} of {str(kind).removeprefix('torch.')}", state[name])
+    if net.encoding is not None:
+        prefix = "encoding."
+        net.encoding.check_state(
+            {name.removeprefix(prefix): own for name, own in state.items() if name.startswith(prefix)}
+        )
 
 
 def _printed(shape: Shape) -> str:

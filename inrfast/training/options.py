@@ -16,7 +16,7 @@ from inrfast.files import check_writable, shown, target_of
 from inrfast.memory import budget_bytes
 from inrfast.ops import gemm
 from inrfast.training.callbacks import check_callbacks
-from inrfast.training.engines.task import LOSSES, Loss
+from inrfast.training.objective import Objective, check_objective
 from inrfast.training.optimizers import OPTIMIZERS
 
 PRECISIONS = ("highest", "high", "medium")
@@ -25,9 +25,6 @@ EVALUATIONS = 100
 
 LEAST_BETWEEN = 10
 """Steps at least between two of them where each takes a pass of its own over all points of a step."""
-
-PLAIN = ("steps", "schedule", "batch_size", "loss", "optimizer", "weight_decay", "clip_norm", "precision", "eval_every")
-"""Options that results and checkpoints have as plain values, in this order."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,8 @@ class Options:
     eval_every
         Resolved: a number of steps; ``often`` says that it was given, and is taken at its word.
     memory_budget
-        Resolved: bytes; ``budgeted`` says that it was given, so that a callable loss may be tried before the first
-        step.
+        Resolved: bytes; ``budgeted`` says that it was given, so that functions of the user's own may be tried before
+        the first step.
     backend
         Resolved: ``"triton"`` or ``"torch"``; ``named`` says that ``"triton"`` was asked for by name, and must not be
         replaced.
@@ -51,7 +48,7 @@ class Options:
     steps: int
     schedule: str | Callable[[int], float]
     batch_size: int | None
-    loss: Loss
+    objective: Objective
     optimizer: str | torch.optim.Optimizer
     weight_decay: float
     clip_norm: float | None
@@ -85,6 +82,9 @@ class Options:
             As :func:`inrfast.fit`.
         """
         optimizer, weight_decay = check_optimizer(given["optimizer"], given["weight_decay"])
+        # Each network of fit_many has modules of its own.
+        modules = () if "nets" in given else given["modules"]
+        objective = check_objective(given["loss"], given["weight"] is not None, given["regularizers"], modules)
         steps = check_int("steps", given["steps"], minimum=1)
         backend = backends.resolve(given["backend"], device)
         clip_norm, eval_every, patience = given["clip_norm"], given["eval_every"], given["patience"]
@@ -93,7 +93,7 @@ class Options:
             steps=steps,
             schedule=given["schedule"],
             batch_size=None if given["batch_size"] is None else check_int("batch_size", given["batch_size"], minimum=1),
-            loss=check_loss(given["loss"], given["weight"] is not None),
+            objective=objective,
             optimizer=optimizer,
             weight_decay=weight_decay,
             clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
@@ -115,17 +115,19 @@ class Options:
 
     def described(self, target_psnr: float | None) -> dict[str, Any]:
         """Return what networks have in common as plain values, for results and checkpoints."""
-        plain = {name: _plain(getattr(self, name)) for name in PLAIN}
-        return {**plain, "target_psnr": target_psnr, "patience": self.patience}
-
-
-def check_loss(loss: Any, weighted: bool) -> Loss:
-    """Return a loss known by name or a callable, which takes no weights."""
-    if not callable(loss):
-        return check_choice("loss", loss, LOSSES)
-    if weighted:
-        raise ValueError("weight goes with loss='mse'; a loss of your own weights its points itself")
-    return loss
+        return {
+            "steps": self.steps,
+            "schedule": _plain(self.schedule),
+            "batch_size": self.batch_size,
+            **self.objective.config(),
+            "optimizer": _plain(self.optimizer),
+            "weight_decay": self.weight_decay,
+            "clip_norm": self.clip_norm,
+            "precision": self.precision,
+            "eval_every": self.eval_every,
+            "target_psnr": target_psnr,
+            "patience": self.patience,
+        }
 
 
 def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.optim.Optimizer, float]:
@@ -208,11 +210,11 @@ def check_progress(progress: Any) -> bool | None:
     return progress
 
 
-def _plain(value: Any) -> Any:
-    """Return an option as a plain value; of an object, what it is called."""
+def _plain(value: Any) -> str:
+    """Return what an option is called."""
     if isinstance(value, torch.optim.Optimizer):
         return _optimizer_named(value)
-    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
+    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
 
 
 def _optimizer_named(optimizer: torch.optim.Optimizer) -> str:

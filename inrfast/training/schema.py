@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from inrfast.activations import ACTIVATIONS
-from inrfast.encodings import ENCODINGS
-from inrfast.nn import NORM_POSITIONS, NORMS
+from inrfast.encodings import from_config
+from inrfast.errors import MemoryBudgetError
+from inrfast.nn import NORM_POSITIONS
+from inrfast.norms import NORMS
 from inrfast.ops.gemm import LIBRARIES
 
 FIT_SCHEMA = "inrfast.checkpoint/1"
@@ -122,9 +124,9 @@ def flag(value: Any, place: str) -> None:
 
 def word(choices: Collection[str | None]) -> Schema:
     """Accept one of some texts."""
-    known = [choice or "nothing" for choice in choices]
 
     def checked(value: Any, place: str) -> None:
+        known = [choice or "nothing" for choice in choices]  # a registry grows
         fits = (value is None or isinstance(value, str)) and value in choices
         check(place, fits, f"one of {', '.join(sorted(known))}", value)
 
@@ -238,10 +240,10 @@ NETWORK: Schema = fields(
         "out_features": _COUNT,
         "width": _COUNT,
         "hidden_layers": _COUNT,
-        "activation": one_or_listed(word(ACTIVATIONS)),
+        "activation": one_or_listed(lambda value, place: activation(value, place)),
         "omega": one_or_listed(number(0.0, exclusive=True)),
         "encoding": maybe(lambda value, place: encoding(value, place)),
-        "norm": one_or_listed(word((None, *NORMS))),
+        "norm": one_or_listed(maybe(word(NORMS))),
         "norm_position": word(NORM_POSITIONS),
         "init": plain,
         "bias": flag,
@@ -250,17 +252,25 @@ NETWORK: Schema = fields(
 )
 """What :meth:`inrfast.INR.config` describes."""
 
-_ENCODINGS: dict[str, Schema] = {
-    "RandomFourier": fields({"name": text, "n": _COUNT, "sigma": number(0.0, exclusive=True)}),
-    "PositionalEncoding": fields({"name": text, "n": _COUNT}),
-    "Polynomial": fields({"name": text, "degree": whole(), "coefficients": listed(number(0.0))}),
-}
+
+def activation(value: Any, place: str) -> None:
+    """Accept what ``BoundActivation.config`` describes: a name, or a dict of a name and numbers."""
+    if not isinstance(value, dict):
+        word(ACTIVATIONS)(value, place)
+        return
+    fields({"name": word(ACTIVATIONS)}, open_=True)(value, place)
+    kind = ACTIVATIONS[value["name"]]
+    numbers = {key: number() if key in kind.signed else number(0.0, exclusive=True) for key in kind.numbers}
+    fields({"name": text}, numbers)(value, place)
 
 
 def encoding(value: Any, place: str) -> None:
-    """Accept what ``Encoding.config`` describes."""
-    fields({"name": word(ENCODINGS)}, open_=True)(value, place)
-    _ENCODINGS[value["name"]](value, place)
+    """Accept what ``Encoding.config`` describes: what its class makes an encoding of."""
+    plain(value, place)
+    try:
+        from_config(value)
+    except (ValueError, TypeError, OverflowError, MemoryBudgetError) as error:
+        raise ValueError(f"{place} describes no encoding: {error}") from error
 
 
 STATE: Schema = named(tensor())
@@ -288,7 +298,7 @@ FIT_TREE: Schema = fields(
                     "stopped": word(STOPS),
                     "error": maybe(text),
                 },
-                {"buffers": STATE},
+                {"buffers": STATE, "modules": listed(STATE)},
             ),
             1,
         ),

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 
 from inrfast.errors import check_coords
 from inrfast.training.data import aligned, check_apart, check_net, count_outputs
+from inrfast.training.objective import check_modules
 
 
 @dataclass(frozen=True)
 class Own:
-    """The arguments of a fit that are one network's own, not yet checked, by their names in :func:`inrfast.fit`."""
+    """The arguments of a fit that are one network's own, not yet checked, by their names in :func:`inrfast.fit`.
+
+    ``modules`` are those of ``fit_many``; one network has those of the objective.
+    """
 
     coords: Any
     target: Any
@@ -25,11 +29,12 @@ class Own:
     target_psnr: Any
     seed: Any
     data_range: Any
+    modules: tuple[nn.Module, ...] = ()
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Own:
         """Return those of :func:`inrfast.fit`, from its arguments by name."""
-        return cls(**{name: given[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: given[name] for name in cls.__dataclass_fields__ if name != "modules"})
 
     @classmethod
     def of_many(cls, nets: Sequence[nn.Module], given: Mapping[str, Any]) -> list[Own]:
@@ -45,6 +50,7 @@ class Own:
             evaluated = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
             own |= {"eval_coords": evaluated}
             own |= {"eval_target": _own_values("eval_target", eval_target, evaluated, count, outputs)}
+        own |= {"modules": _each_modules(given["modules"], count)}
         return [cls(**{name: values[i] for name, values in own.items()}) for i in range(count)]
 
 
@@ -70,6 +76,21 @@ def check_nets(nets: Any) -> list[nn.Module]:
         {f"nets[{i}].{name}": parameter for i, net in enumerate(given) for name, parameter in net.named_parameters()}
     )
     return given
+
+
+def _each_modules(given: Any, count: int) -> list[tuple[nn.Module, ...]]:
+    """Return the modules that are trained with each network, which share no parameter."""
+    if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
+        raise TypeError(f"modules must be a sequence of one per network, got one {type(given).__name__}")
+    if not len(given):
+        return [()] * count
+    found = [check_modules(own, f"modules[{i}]") for i, own in enumerate(each("modules", list(given), count))]
+    owner: dict[Tensor, int] = {}
+    for i, own in enumerate(found):
+        for parameter in (parameter for module in own for parameter in module.parameters()):
+            if owner.setdefault(parameter, i) != i:
+                raise ValueError(f"modules[{owner[parameter]}] and modules[{i}] must share no parameter, but do")
+    return found
 
 
 def each(argument: str, given: Any, count: int) -> list[Any]:

@@ -63,7 +63,8 @@ class Trainer:
         with ExitStack() as stack:
             state = self._read(stack)
             for member in self.members:
-                stack.enter_context(_training(member.net))
+                for module in (member.net, *member.modules):
+                    stack.enter_context(_training(module))
             self._force_libraries(stack, state)
             bar = stack.enter_context(self._bar())
             try:
@@ -132,10 +133,11 @@ class Trainer:
 
     def _warn_of_growth(self) -> None:
         """Warn, once for all networks, where a loss grew and nobody would see it but in the curve."""
-        mean, found = not callable(self.options.loss), []
+        objective, found = self.options.objective, []
+        loss = None if objective.regularizers else objective.named
         for member in self.members:
-            whole = mean and self.options.batch_size in (None, member.data.points)
-            how = growth(member.losses, range_of(member.data, None) ** 2 if mean else None, whole)
+            whole = loss is not None and self.options.batch_size in (None, member.data.points)
+            how = growth(member.losses, loss, range_of(member.data, None), whole)
             if how is not None and member.error is None:
                 found.append((member, how))
         if not found:
@@ -223,20 +225,20 @@ class Trainer:
     def _make_groups(self, state: dict[str, Any] | None) -> None:
         """Make the groups: networks of one shape together, every other network by itself."""
         if state is None:
-            # A callable loss is of one network's predictions.
-            alone = callable(self.options.loss)
+            # Functions of the user's own are of one network.
+            alone = bool(self.options.objective.terms) or any(member.modules for member in self.members)
             for members in [[member] for member in self.members] if alone else _grouped(self.members):
                 self.groups.append(Group(members, self.options))
             return
-        before = [[tensor.clone() for tensor in _tensors(member.net)] for member in self.members]
+        tensors = [tensor for m in self.members for module in (m.net, *m.modules) for tensor in _tensors(module)]
+        before = [tensor.clone() for tensor in tensors]
         try:
             self._load(state)
         except BaseException as error:
             self._release()
             with torch.no_grad():
-                for member, tensors in zip(self.members, before, strict=True):
-                    for tensor, old in zip(_tensors(member.net), tensors, strict=True):
-                        tensor.copy_(old)
+                for tensor, old in zip(tensors, before, strict=True):
+                    tensor.copy_(old)
             if isinstance(error, ValueError) and not isinstance(error, InrfastError):
                 assert self.checkpoint is not None
                 raise ValueError(f"checkpoint: {shown(self.checkpoint.path)} does not fit this fit: {error}") from error

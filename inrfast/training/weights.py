@@ -38,7 +38,7 @@ class Weights:
         # What a step changes; tables of constants and frozen layers would cost a copy each step.
         self.moving = [i for i, name in enumerate(stack.parameters) if name in stack.grads]
         changing = {id(buffer) for buffer in self.buffers}
-        every = list(stack.nets[0].buffers()) if single else []
+        every = stack.buffers
         self.moving += [len(stack.parameters) + i for i, buffer in enumerate(every) if id(buffer) in changing]
 
     def keep(self, stack: Stack, index: Sequence[int], coords: Tensor) -> None:
@@ -97,28 +97,31 @@ class Weights:
 
     def best_state(self, place: int) -> dict[str, Tensor]:
         """Return a copy of the best ``state_dict`` of one network."""
-        net = self.stack.nets[place]
-        tensors = [*net.parameters(), *(net.buffers() if len(self.stack) == 1 else ())]
-        best = {id(tensor): kept[place] for tensor, kept in zip(tensors, self.best, strict=True)}
-        own = net.state_dict(keep_vars=True)
+        best = {id(tensor): kept[place] for tensor, kept in zip(self.stack.owners(place), self.best, strict=True)}
+        own = self.stack.nets[place].state_dict(keep_vars=True)
         return {name: best.get(id(tensor), tensor).detach().clone() for name, tensor in own.items()}
 
 
 def _changing_buffers(stack: Stack, coords: Tensor) -> list[Tensor]:
-    """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy."""
+    """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy.
+
+    Those of modules are all taken: nobody knows how they are called.
+    """
     net = stack.nets[0]
+    beside = stack.buffers[len(list(net.buffers())) :]
     own = dict(net.named_buffers())
     probe = twin(net) if own else net
     if probe is net:
-        return list(own.values())
+        return [*own.values(), *beside]
     try:
         devices = [coords.device] if coords.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
             probe.train()(coords[:PROBE_ROWS].clone())
     except Exception:  # a network may take nothing but its full grid
-        return list(own.values())
+        return [*own.values(), *beside]
     tried = dict(probe.named_buffers())
-    return [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
+    some = [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
+    return [*some, *beside]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, bind
 from inrfast.kernels import activations as device_functions
 from inrfast.kernels.activations import activate
 
@@ -14,7 +14,7 @@ from inrfast.kernels.activations import activate
 @triton.jit
 def apply(u, value, slope, omega, ACTIVATION: tl.constexpr, COUNT: tl.constexpr):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), tl.load(omega), 0.0, ACTIVATION, False)
+    v, s = activate(tl.load(u + places), tl.load(omega), 0.0, 0.0, ACTIVATION, False)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 
@@ -25,7 +25,7 @@ def on_device(name, u, omega, device):
     padded = torch.nn.functional.pad(u, (0, count - len(u)))
     value, slope = torch.full_like(padded, 7.0), torch.full_like(padded, 7.0)
     frequency = torch.tensor([omega], dtype=torch.float64, device=device)
-    apply[(1,)](padded, value, slope, frequency, ACTIVATION=ACTIVATIONS[name].kernel_id, COUNT=count)
+    apply[(1,)](padded, value, slope, frequency, ACTIVATION=ACTIVATIONS[name].device_name, COUNT=count)
     return value[: len(u)].cpu(), slope[: len(u)].cpu()
 
 
@@ -95,9 +95,10 @@ def test_sine_of_large_angles(size, device):
     assert all(t.isnan().all() for t in on_device("sine", beyond, 1.0, device))
 
 
-def test_numbers_of_the_activations_are_those_of_the_table():
-    for name, activation in ACTIVATIONS.items():
-        assert getattr(device_functions, name.upper()).value == activation.kernel_id
+def test_device_names_of_the_registry_are_those_of_the_kernels():
+    for activation in ACTIVATIONS.values():
+        if activation.device is not None:
+            assert getattr(device_functions, activation.device.upper()).value == activation.device
 
 
 # ---- fp32 ----------------------------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def test_numbers_of_the_activations_are_those_of_the_table():
 @triton.jit
 def apply_fp32(u, value, slope, omega, omega_rest, ACTIVATION: tl.constexpr, SHORT: tl.constexpr, COUNT: tl.constexpr):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), omega, omega_rest, ACTIVATION, SHORT)
+    v, s = activate(tl.load(u + places), omega, omega_rest, 0.0, ACTIVATION, SHORT)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 
@@ -117,7 +118,7 @@ def on_device_fp32(name, u, omega, device, short=False):
     value, slope = torch.full_like(padded, 7.0), torch.full_like(padded, 7.0)
     high = float(torch.tensor(omega, dtype=torch.float32))
     apply_fp32[(1,)](
-        padded, value, slope, high, omega - high, ACTIVATION=ACTIVATIONS[name].kernel_id, SHORT=short, COUNT=count
+        padded, value, slope, high, omega - high, ACTIVATION=ACTIVATIONS[name].device_name, SHORT=short, COUNT=count
     )
     return value[: len(u)].cpu(), slope[: len(u)].cpu()
 
@@ -165,4 +166,4 @@ def test_fp32_activations_of_what_is_no_number(device):
     assert value.isnan().all()
     for name in ("relu", "tanh", "softplus", "gaussian", "identity"):
         value, _ = on_device_fp32(name, points[:3], 1.0, device)
-        torch.testing.assert_close(value, ACTIVATIONS[name].value(points[:3], 1.0), equal_nan=True, rtol=0, atol=0)
+        torch.testing.assert_close(value, bind(name, 1.0).value(points[:3]), equal_nan=True, rtol=0, atol=0)

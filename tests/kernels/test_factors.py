@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from random_networks import random_coords
 
 import inrfast as inr
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, bind
 from inrfast.kernels.formats import FORMATS
 from inrfast.ops import factors
 from inrfast.ops.operands import Layout, make_plan
@@ -47,7 +47,7 @@ def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth
     ]
     coords = random_coords(max(n, 1), inputs, seed).double()
     mlps = [Capture(net, coords)._mlp for net in nets]
-    assert factors.fusible(mlps[0], output)
+    assert factors.reason_against(mlps[0], output) is None
     layout = Layout(factors.layer_shapes(mlps[0]), output, outputs, format)
     if format == "tf32x3":  # what ranges too wide for half precision lead to
         plan = make_plan("high", layout, [(1e30, 1e-30)] * (depth + 1))
@@ -60,7 +60,7 @@ def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth
             plan = replace(plan, layout=replace(layout, format="fp16"))
     points = coords[:n].unsqueeze(0)
     parameters = torch.stack([factors.flat_parameters(mlp) for mlp in mlps])
-    names = activation, [omega] * depth
+    names = activation, [*bind(activation, omega).numbers] * depth
     expected = factors.mlp_operands_reference(points, parameters, plan, *names)
     made = factors._launch(points.to(device), parameters.to(device), plan, *names)
     unit = UNIT[plan.layout.format]

@@ -22,7 +22,7 @@ def test_tiles_ranges_and_models(device, kind):
     sizes = ((1, n, inputs), (models, outputs, inputs), (models, outputs), (models, n, outputs))
     x, weight, bias, g = (torch.randn(*size, generator=rng).to(device, KINDS[kind]) for size in sizes)
     weight /= inputs**0.5
-    number = ACTIVATIONS["relu"].kernel_id
+    number = ACTIVATIONS["relu"].device_name
     y = torch.full_like(g, 7.0)
     saved = torch.zeros(models, n, -(-outputs // 8), dtype=torch.uint8, device=device)
     kernel.launch_forward(kind, x, weight, bias, y, saved, kernel.MASK.value, number, 1.0)
@@ -66,7 +66,7 @@ def test_long_sums_keep_the_bound_on_cores_that_truncate(device, kind):
         bound = 2.0**-24 * (4 * exact + 8 * (terms * squares).sqrt())
         return float(((found.double() - exact).abs() / bound).max())
 
-    number = ACTIVATIONS["identity"].kernel_id
+    number = ACTIVATIONS["identity"].device_name
     empty = torch.zeros(1, 0, device=device)
     with truncating():
         x, weight = positive(1, few, terms), positive(1, few, terms)

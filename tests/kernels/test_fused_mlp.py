@@ -15,7 +15,7 @@ WIDTHS = (1, 16, 17, 64, 100, 128, 129, 256, 512)
 @pytest.mark.parametrize("activation", ["relu", "finer"])
 def test_tiles_fit_the_width_and_each_other(kind, large, activation):
     for width in WIDTHS:
-        tile, back, on_chip = kernels.passes_configs(kind, width, ACTIVATIONS[activation].kernel_id, large)
+        tile, back, on_chip = kernels.passes_configs(kind, width, ACTIVATIONS[activation].device_name, large)
         assert tile.rows == back.rows
         for columns in (tile.columns, back.columns):
             assert columns % 16 == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, bind
 from inrfast.ops import chunked_linear
 from inrfast.ops.fused_linear import fused_linear_backward_reference, kept
 
@@ -17,18 +17,19 @@ def test_chunks_of_any_size_give_the_formula(monkeypatch, activation, rows):
     shapes = ((20, 3), (5, 3), (5,), (20, 5))
     x, weight, bias, gradient = (torch.randn(*shape, generator=rng, dtype=torch.float64) for shape in shapes)
     u = F.linear(x, weight, bias)
-    value, derivative = (of(u, 1.3) for of in (ACTIVATIONS[activation].value, ACTIVATIONS[activation].derivative))
+    own = bind(activation, 1.3)
+    value, derivative = own.value(u), own.slope(u)
     what = kept(activation, "torch")
     for slope in (None, torch.full_like(u, float("nan"))):
         y = torch.full_like(u, float("nan"))
-        chunked_linear.forward_(x, weight, bias, activation, 1.3, "high", y, slope)
+        chunked_linear.forward_(x, weight, bias, own, "high", y, slope)
         torch.testing.assert_close(y, value)
     torch.testing.assert_close(slope, derivative)
 
     saved = y if what == "result" else slope
     out = [torch.full_like(t, float("nan")) for t in (x, weight, bias)]
-    chunked_linear.backward_(gradient, x, weight, saved, activation, "high", *out)
+    chunked_linear.backward_(gradient, x, weight, saved, own.kind, "high", *out)
     one = (gradient.unsqueeze(0), x.unsqueeze(0), weight.unsqueeze(0), bias.unsqueeze(0))
-    expected = fused_linear_backward_reference(*one, activation=activation, omega=1.3)
+    expected = fused_linear_backward_reference(*one, act=own)
     for found, truth in zip(out, expected, strict=True):
         torch.testing.assert_close(found, truth[0])

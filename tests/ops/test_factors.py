@@ -92,19 +92,19 @@ def test_many_networks_and_vmap_are_one_by_one(device):
     ],
 )
 def test_what_the_fused_pass_covers(kwargs, output, covered):
-    assert factors.fusible(mlp(**kwargs), output) is covered
+    assert (factors.reason_against(mlp(**kwargs), output) is None) is covered
 
 
 @given(networks(max_width=20, max_depth=3), st.integers(1, 30))
 def test_ranges_are_those_of_the_features(net, n):
     coords = random_coords(n, net.in_features, 0)
     capture = Capture(net, coords)
-    if not factors.fusible(capture._mlp, "trace"):
+    if factors.reason_against(capture._mlp, "trace") is not None:
         return
     found = factors.feature_ranges(capture._mlp, capture.inputs(coords))
     for (largest, smallest), values in zip(found, capture.representations(coords).values(), strict=True):
         rows = values.abs().amax(1)
-        bounded = net.layers[0].bias is not None and capture._mlp.hidden[0].activation in factors.BOUNDED
+        bounded = net.layers[0].bias is not None and capture._mlp.activations[0].bound is not None
         if bounded:
             assert rows.amax() <= largest * (1 + 1e-6) + 1e-12
         else:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, bind
 from inrfast.errors import NotAvailableError
 from inrfast.ops import chunked_linear
 from inrfast.ops import fused_linear as op
@@ -92,7 +92,7 @@ def test_result_and_gradients_are_within_the_bound(
         y = fused_linear(x, weight, b, activation, omega, backend=chosen)
     exact = wide(x, weight, b)
     u = F.linear(*exact)
-    truth = ACTIVATIONS[activation].value(u, omega)
+    truth = bind(activation, omega).value(u)
     assert y.shape == (*x.shape[:-1], outputs) and y.dtype == dtype
 
     unit = UNIT[dtype]
@@ -140,7 +140,7 @@ def test_nan_and_infinity_pass_as_in_torch(device, backend, activation):
         g[20, 3] = math.nan
         given_tensors = [t.clone().requires_grad_() for t in (x, weight, b)]
         ours = fused_linear(*given_tensors, activation, 2.0, backend=backend)
-        theirs = ACTIVATIONS[activation].value(F.linear(*given_tensors), 2.0)
+        theirs = bind(activation, 2.0).value(F.linear(*given_tensors))
         pairs = [(ours, theirs)]
         pairs += zip(*(torch.autograd.grad(t, given_tensors, g) for t in (ours, theirs)), strict=True)
         for found, expected in pairs:
@@ -166,7 +166,7 @@ def test_derivatives_of_every_order_and_mode(device, backend, activation):
     for k in range(3):  # one of them alone
         alone = [t if k == j else t.detach() for j, t in enumerate(tensors)]
         found = torch.autograd.grad(run(*alone).square().sum(), tensors[k])
-        plain = ACTIVATIONS[activation].value(F.linear(*alone), 1.3)
+        plain = bind(activation, 1.3).value(F.linear(*alone))
         torch.testing.assert_close(found, torch.autograd.grad(plain.square().sum(), tensors[k]))
 
 
@@ -178,7 +178,7 @@ def test_transforms_of_torch_func(device, backend, call):
     function = fused_linear if call == "function" else torch.ops.inrfast.fused_linear
 
     def ours(x, w, b):
-        return function(x, w, b, "sine", 1.3, "high", backend)
+        return function(x, w, b, "sine", 1.3 if call == "function" else [1.3], "high", backend)
 
     def theirs(x, w, b):
         return torch.sin(1.3 * F.linear(x, w, b))
@@ -226,10 +226,10 @@ def test_many_models_are_one_by_one(device, backend):
 
 def test_the_operators_keep_their_contract_with_torch(device, backend):
     x, weight, b = (t.requires_grad_() for t in layer(3, 9, 11, True, torch.float64, device))
-    torch.library.opcheck(torch.ops.inrfast.fused_linear, (x, weight, b, "sine", 1.3, "high", backend))
+    torch.library.opcheck(torch.ops.inrfast.fused_linear, (x, weight, b, "sine", [1.3], "high", backend))
     checks = ("test_schema", "test_faketensor")
     for activation, bias in (("relu", b), ("sine", None), ("tanh", b), ("identity", None)):
-        settings = activation, 1.3, "high", backend
+        settings = activation, bind(activation, 1.3).numbers, "high", backend
         raw = [None if t is None else t.detach().unsqueeze(0) for t in (x, weight, bias)]
         torch.library.opcheck(op.fused_linear_forward, (*raw, *settings, True), test_utils=checks)
         y, saved = op.fused_linear_forward(*raw, *settings, True)
@@ -300,11 +300,13 @@ def test_a_call_that_only_autograd_sees_goes_past_the_operators_and_has_their_bi
     tensors = {name: torch.randn(*size, generator=rng).to(device)
                for name, size in (("x", (*leading, 5)), ("weight", (outputs, 5)), ("bias", (outputs,)))}  # fmt: skip
     wanted = [tensors[name].requires_grad_() for name in sorted(wanted) if bias or name != "bias"]
-    arguments = tensors["x"], tensors["weight"], tensors["bias"] if bias else None, activation, 1.5, "high", chosen
+    layer_ = tensors["x"], tensors["weight"], tensors["bias"] if bias else None
+    numbers = bind(activation, 1.5).numbers
     runs = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(op, "LARGE", -1)
-        for function in (torch.ops.inrfast.fused_linear, fused_linear):
+        for function, given in ((torch.ops.inrfast.fused_linear, numbers), (fused_linear, 1.5)):
+            arguments = *layer_, activation, given, "high", chosen
             y = function(*arguments)
             found = torch.autograd.grad(y, wanted, torch.ones_like(y), create_graph=twice) if wanted else ()
             if twice and wanted and any(t.requires_grad for t in found):
@@ -378,9 +380,9 @@ def test_tensors_without_memory_have_shapes(backend):
 
 def test_small_layers_take_torch_itself_and_agree(device):
     x, weight, b = layer(20, 3, 8, True, torch.float64, device)
-    for activation, table in ACTIVATIONS.items():
+    for activation in ACTIVATIONS:
         torch.testing.assert_close(
-            fused_linear(x, weight, b, activation, 2.0), table.value(F.linear(x, weight, b), 2.0)
+            fused_linear(x, weight, b, activation, 2.0), bind(activation, 2.0).value(F.linear(x, weight, b))
         )
 
 

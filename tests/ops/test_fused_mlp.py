@@ -7,19 +7,30 @@ import math
 import numpy as np
 import pytest
 import torch
-from exact_gradients import weighted_mse
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensor_cores import product, truncating
 
 import inrfast as inr
+from inrfast.activations import ACTIVATIONS as TABLE
 from inrfast.errors import MemoryBudgetError
 from inrfast.kernels import fused_mlp as kernels
-from inrfast.ops.fused_mlp import ACTIVATIONS, CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.losses import loss_of
+from inrfast.mlp import describe
+from inrfast.ops.fused_mlp import CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.stack import Stack
 
+TORCH = {
+    "mse": lambda f, y, numbers: F.mse_loss(f, y, reduction="none"),
+    "l1": lambda f, y, numbers: F.l1_loss(f, y, reduction="none"),
+    "huber": lambda f, y, numbers: F.huber_loss(f, y, reduction="none", delta=numbers[0]),
+    "bce": lambda f, y, numbers: F.binary_cross_entropy_with_logits(f, y, reduction="none"),
+}
 UNIT = {"fp16": 2.0**-11, "tf32x3": 2.0**-22, "fp64": 2.0**-53}
+ACTIVATIONS = tuple(sorted(name for name, kind in TABLE.items() if kind.device is not None and kind.keeps != "nothing"))
+
 SMOOTH = tuple(name for name in ACTIVATIONS if name != "relu")
 
 
@@ -33,6 +44,7 @@ class Case:
     def __init__(self, device, kind, models=1, n=100, drawn=0, weighted=0, seed=0, budget=2**40, steps=1, **options):
         options = {"width": 24, "hidden_layers": 2, "activation": "sine", "omega": 2.0} | options
         inputs, outputs = options.pop("inputs", 2), options.pop("outputs", 3)
+        self.loss = loss_of(options.pop("loss", "mse"))
         dtype = dtype_of(kind)
         self.kind, self.hidden = kind, options["hidden_layers"]
         self.nets = [
@@ -44,6 +56,10 @@ class Case:
         self.weight = None
         if weighted:
             self.weight = (torch.rand(models, n, weighted, generator=rng) + 0.1).to(device, dtype)
+        if self.loss.name == "l1":  # its slope jumps where the error is 0
+            for own, net in zip(self.target, self.nets, strict=True):
+                errors = net(self.coords[0]).detach() - own
+                own -= torch.where(errors.abs() < 0.02, 0.05, 0.0) * errors.sign()
         self.rows, self.draws = [slice(None)] * models, None
         if drawn:
             order = torch.stack([torch.randperm(n, generator=rng)[:drawn] for _ in range(models)]).to(device)
@@ -59,13 +75,13 @@ class Case:
             tuple(self.stack.places.get(f"layers.{k}.{part}", -1) for part in ("weight", "bias"))
             for k in range(len(first.layers))
         )
-        shape = Shape(
-            encoded.shape[2], first.width, self.hidden, outputs, first.activations[0], tuple(first.omegas), places
-        )
+        numbers = tuple(own.numbers for own in first.bound_activations)
+        activation = first.bound_activations[0].kind
+        shape = Shape(encoded.shape[2], first.width, self.hidden, outputs, activation, numbers, places)
         trained = torch.ones(self.stack.flat.shape[1], dtype=torch.uint8, device=device)
         points = Points(encoded, self.target, self.weight)
         self.count = drawn or n
-        self.step = FusedMLP(shape, self.stack.flat, trained, points, self.count, kind, steps, budget)
+        self.step = FusedMLP(shape, self.stack.flat, trained, points, self.count, kind, steps, budget, loss=self.loss)
         step = self.step
         for buffer in (step.features, step.slopes, step.errors, step.head_errors, step.partials, step.totals):
             buffer.fill_(float("nan"))  # nothing may be read before it is written
@@ -101,10 +117,11 @@ class Case:
         """Loss and gradients of one network by fp64 autodiff."""
         net, rows = self.nets[index], self.rows[index]
         twin = copy.deepcopy(net).double()
-        loss = torch.nn.functional.mse_loss
+        prediction, target = twin(self.coords[0, rows].double()), self.target[index, rows].double()
+        weight = torch.ones_like(target)
         if self.weight is not None:
-            loss = weighted_mse(self.weight[index, rows].double())
-        value = loss(twin(self.coords[0, rows].double()), self.target[index, rows].double())
+            weight = self.weight[index, rows].double().expand_as(target)
+        value = (weight * TORCH[self.loss.name](prediction, target, self.loss.numbers)).sum() / weight.sum()
         value.backward()
         return float(value.detach()), dict(twin.named_parameters())
 
@@ -118,6 +135,12 @@ class Case:
             errors = [self.stack.view_of(grads, name)[index].double() - p.grad for name, p in parameters.items()]
             size = torch.cat([p.grad.flatten() for p in parameters.values()]).norm()
             assert torch.cat([error.flatten() for error in errors]).norm() <= bound * size
+
+
+def losses():
+    """The mean squared error twice as often as each other one, Huber's with kinks inside and outside the errors."""
+    deltas = st.floats(0.05, 3.0).map(lambda delta: {"name": "huber", "delta": delta})
+    return st.sampled_from(["mse", "mse", "l1", "bce"]) | deltas
 
 
 @settings(max_examples=10)
@@ -143,6 +166,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(device, kind, data):
         omega=data.draw(st.floats(0.5, 2.0)),
         encoding=encoding,
         bias=data.draw(st.booleans()),
+        loss=data.draw(losses()),
     ).check(factor=16.0 if kind == "fp16" else 8.0)
 
 
@@ -222,9 +246,10 @@ def test_small_errors_keep_clear_of_underflow(device):
     assert (once - twice).norm() <= 1e-3 * once.norm()
 
 
-@pytest.mark.parametrize("kind", ["fp16", "tf32x3", "fp64"])
-def test_evaluations_are_mean_squares_over_all_points(device, kind):
-    case = Case(device, kind, models=2, n=333, drawn=90, weighted=1)
+@pytest.mark.parametrize(("kind", "loss"), [("fp16", "mse"), ("tf32x3", "bce"), ("fp64", "mse"), ("fp64", "huber")])
+def test_evaluations_are_mean_squares_over_all_points(device, kind, loss):
+    case = Case(device, kind, models=2, n=333, drawn=90, weighted=1, loss=loss)
+    case.gradients()
     predictions = torch.stack([copy.deepcopy(net).double()(case.coords[0].double()) for net in case.nets])
     exact = (predictions - case.target.double()).square().mean((1, 2))
     assert torch.allclose(case.step.mean_square(), exact, rtol=16 * UNIT[kind], atol=0)
@@ -287,12 +312,25 @@ def test_steps_repeat_bit_by_bit_and_do_not_depend_on_what_lies_between(device):
 
 
 def test_reasons_against():
-    assert reason_against(["relu", "relu"], 64, 3, torch.float32) is None
-    for arguments, said in (
-        ((["relu", "sine"], 64, 3, torch.float32), "different activations"),
-        ((["identity"], 64, 3, torch.float32), "identity"),
-        ((["relu"], 64, 17, torch.float32), "17 outputs"),
-        ((["relu"], 2**15, 3, torch.float32), "32768 columns"),
-        ((["relu"], 64, 3, torch.bfloat16), "bfloat16"),
+    def reason(dtype=torch.float32, activation=("relu", "relu"), outputs=3, width=64, change=lambda net: None):
+        net = inr.INR(2, outputs, width, len(activation), activation)
+        change(net)
+        return reason_against(describe(net), dtype)
+
+    def tie(net):
+        net.layers[1].bias = net.layers[0].bias
+
+    def drop_bias(net):
+        net.layers[1].bias = None
+
+    assert reason() is None
+    for options, said in (
+        ({"activation": ("relu", "sine")}, "different activations"),
+        ({"activation": ("identity",)}, "identity"),
+        ({"outputs": 17}, "17 outputs"),
+        ({"width": 2**15, "activation": ("relu",)}, "32768 columns"),
+        ({"dtype": torch.bfloat16}, "bfloat16"),
+        ({"change": tie}, "share parameters"),
+        ({"change": drop_bias}, "others have none"),
     ):
-        assert said in reason_against(*arguments)
+        assert said in reason(**options)

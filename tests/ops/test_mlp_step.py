@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import inrfast as inr
-from inrfast.activations import ACTIVATIONS as FORMULAS
+from inrfast.activations import ACTIVATIONS as TABLE
+from inrfast.activations import Activation, bind
 from inrfast.errors import NotAvailableError
+from inrfast.losses import LOSSES, loss_of
 from inrfast.ops import mlp_step
-from inrfast.ops.mlp_step import ACTIVATIONS, Layer, Points
+from inrfast.ops.mlp_step import Layer, Points
+
+ACTIVATIONS = sorted(name for name, kind in TABLE.items() if kind.native is not None)
 
 ALL = [name for name in ("avx512", "avx2") if name == mlp_step._available() or mlp_step._available() == "avx512"]
 
@@ -32,34 +37,45 @@ def random(*shape: int, seed: int) -> Tensor:
 def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer]:  # type: ignore[assignment]
     """Parameters side by side, with zeros for the gradients of those that are not frozen."""
     found = []
-    for index, name in enumerate([*nets[0].activations, "relu"]):
+    for index, activation in enumerate([*nets[0].bound_activations, None]):
         weight = torch.stack([net.layers[index].weight.detach() for net in nets])
         bias = None
         if nets[0].layers[index].bias is not None:
             bias = torch.stack([net.layers[index].bias.detach() for net in nets])
-        omega = nets[0].omegas[index] if index < len(nets[0].omegas) else 1.0
         grads = [None, None] if index in frozen else [torch.zeros_like(weight), None]
         if bias is not None and index not in frozen:
             grads[1] = torch.zeros_like(bias)
-        found.append(Layer(name, omega, weight, bias, *grads))
+        found.append(Layer(activation, weight, bias, *grads))
     return found
 
 
 def run(
-    instructions: str, layers: list[Layer], points: Points, scales: Tensor | None, count: int, chunk: int = 84
+    instructions: str,
+    layers: list[Layer],
+    points: Points,
+    scales: Tensor | None,
+    count: int,
+    chunk: int = 84,
+    loss: Any = "mse",
 ) -> Tensor:
     memory = torch.full((mlp_step.workspace(layers, chunk),), float("nan"))  # nothing may depend on what was there
-    return mlp_step.steps(layers, points, scales, count, chunk, memory, instructions)
+    return mlp_step.steps(layers, points, scales, count, chunk, memory, instructions, loss_of(loss))
+
+
+def losses() -> st.SearchStrategy[Any]:
+    """Every loss with a native function; Huber's with kinks inside and outside the errors."""
+    deltas = st.floats(0.05, 3.0).map(lambda delta: {"name": "huber", "delta": delta})
+    return st.sampled_from([name for name in LOSSES if LOSSES[name].native]) | deltas
 
 
 @torch.no_grad()
 def distance_from_gates(net: inr.INR, x: Tensor) -> float:
     """How far arguments of ReLU stay from 0, where gates of fp32 and fp64 differ: that is no error of a gradient."""
     least = math.inf
-    for layer, name, omega in zip(net.layers, net.activations, net.omegas, strict=False):
+    for layer, activation in zip(net.layers, net.bound_activations, strict=False):
         x = layer(x)
-        least = min(least, float(x.abs().min())) if name == "relu" else least
-        x = FORMULAS[name].value(x, omega)
+        least = min(least, float(x.abs().min())) if activation.name == "relu" else least
+        x = activation.value(x)
     return least
 
 
@@ -90,15 +106,20 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
     scales = 0.1 + torch.rand(count, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     layers = layers_of(nets, frozen)
     chunk = data.draw(st.sampled_from([84, 168]))
-    found = run(kind, layers, Points(coords, target, weight, rows), scales, count, chunk)
+    loss = data.draw(losses())
+    target = target.abs() if loss_of(loss).name == "bce" else target
+    found = run(kind, layers, Points(coords, target, weight, rows), scales, count, chunk, loss)
 
     for number, net in enumerate(nets):
         twin = copy.deepcopy(net).double()
         chosen = torch.arange(n)[rows.start :] if isinstance(rows, range) else rows[min(number, len(rows) - 1)]
         x, y = (own[min(number, len(own) - 1)][chosen].double() for own in (coords, target))
+        prediction = twin(x)
+        # Where a slope jumps, as that of ReLU and of |f - y| at 0, fp32 and fp64 may be on different sides.
         assume(distance_from_gates(twin, x) > 1e-6)
-        errors = (twin(x) - y).square()
-        square = (errors if weight is None else errors * weight[0][chosen].double()).sum()
+        assume(loss != "l1" or float((prediction - y).detach().abs().min()) > 1e-6)
+        values = loss_of(loss).value(prediction, y)
+        square = (values if weight is None else values * weight[0][chosen].double()).sum()
         assert float(found[number]) == pytest.approx(float(square.detach()), rel=1e-5)
         (scales[number] * square).backward()
         for index, (layer, own) in enumerate(zip(layers, twin.layers, strict=True)):
@@ -124,7 +145,7 @@ def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str
         value, slope = torch.sin(angle), scale * torch.cos(angle)
 
     one, zero, grad = torch.ones(3000, 1, 1), torch.zeros(3000, 1), torch.zeros(3000, 1)
-    layers = [Layer(name, 1.0, one, zero, None, grad), Layer("relu", 1.0, one, zero)]
+    layers = [Layer(bind(name, 1.0), one, zero, None, grad), Layer(None, one, zero)]
     points = Points(x.reshape(-1, 1, 1), torch.full((1, 1, 1), -2.0), None, range(1))
     squares = run(
         instructions, layers, points, torch.full((3000,), 0.5), 3000
@@ -135,7 +156,8 @@ def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str
 
 @needs_native
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
+@pytest.mark.parametrize("loss", list(LOSSES))
+def test_what_is_no_number_stays_so(instructions: str, name: str, loss: str) -> None:
     for bad in (float("nan"), float("inf") if name in ("sine", "finer") else float("nan")):
         net = inr.INR(2, 1, width=20, hidden_layers=2, activation=name)
         with torch.no_grad():
@@ -147,6 +169,7 @@ def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
             Points(random(1, 9, 2, seed=0), random(1, 9, 1, seed=1), None, range(9)),
             torch.ones(1),
             1,
+            loss=loss,
         )
         assert math.isnan(float(found))
         assert layers[1].weight_grad is not None
@@ -154,7 +177,7 @@ def test_what_is_no_number_stays_so(instructions: str, name: str) -> None:
 
 
 @needs_native
-def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str) -> None:
+def test_losses_alone_leave_gradients_as_they_are(instructions: str) -> None:
     net = inr.INR(2, 3, width=40, hidden_layers=2)
     layers = layers_of([net])
     points = Points(random(1, 500, 2, seed=0), random(1, 500, 3, seed=1), None, range(500))
@@ -167,15 +190,15 @@ def test_squared_errors_alone_leave_gradients_as_they_are(instructions: str) -> 
 def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("INRFAST_NATIVE", raising=False)
     monkeypatch.delenv("INRFAST_GEMM", raising=False)
-    x, measured = torch.rand(2, 5, 3), mlp_step._available.__wrapped__
+    x, relu, measured = torch.rand(2, 5, 3), bind("relu"), mlp_step._available.__wrapped__
     monkeypatch.setattr(mlp_step, "_available", lambda: "avx2")
-    assert mlp_step.reason_against(["relu", "sine"], [x, None]) is None
-    assert "'tanh'" in str(mlp_step.reason_against(["relu", "tanh"], [x]))
-    assert "not float64 on cpu" in str(mlp_step.reason_against(["relu"], [x.double()]))
-    assert "contiguous" in str(mlp_step.reason_against(["relu"], [x.mT]))
-    assert "64 hidden layers" in str(mlp_step.reason_against(["relu"] * 64, [x]))
+    assert mlp_step.reason_against([relu, bind("sine")], [x, None]) is None
+    assert "'tanh'" in str(mlp_step.reason_against([relu, bind("tanh")], [x]))
+    assert "not float64 on cpu" in str(mlp_step.reason_against([relu], [x.double()]))
+    assert "contiguous" in str(mlp_step.reason_against([relu], [x.mT]))
+    assert "64 hidden layers" in str(mlp_step.reason_against([relu] * 64, [x]))
     monkeypatch.setenv("INRFAST_GEMM", "torch")
-    assert "no native step" in str(mlp_step.reason_against(["relu"], [x]))
+    assert "no native step" in str(mlp_step.reason_against([relu], [x]))
     monkeypatch.delenv("INRFAST_GEMM")
 
     def missing() -> None:
@@ -183,4 +206,15 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(mlp_step, "load_extension", missing)
     monkeypatch.setattr(mlp_step, "_available", measured)
-    assert "no native step" in str(mlp_step.reason_against(["relu"], [x]))
+    assert "no native step" in str(mlp_step.reason_against([relu], [x]))
+
+
+@needs_native
+def test_an_activation_that_the_extension_does_not_have_is_refused() -> None:
+    one = torch.ones(1, 1, 1)
+    for kind, told in (
+        (Activation("x", torch.sin, torch.cos, native="unheard_of"), "no activation called unheard_of"),
+        (Activation("x", torch.sin, torch.cos, dict.fromkeys("abc", 1.0), native="sine"), "at most 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mlp_step.workspace([Layer(kind.bind(), one, None)], 84)

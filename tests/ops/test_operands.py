@@ -118,9 +118,9 @@ def test_medium_keeps_its_promise_and_the_diagonal_is_exact(kwargs, width):
     plan = make_plan("medium", layout, factors.feature_ranges(mlp, coords.double()))
     assert plan.layout.format == "fp16"
     vector = factors.flat_parameters(mlp).unsqueeze(0)
-    omegas = [h.omega for h in mlp.hidden]
+    name, numbers = mlp.hidden[0].activation.name, [number for h in mlp.hidden for number in h.activation.numbers]
     with torch.no_grad():
-        made = factors.mlp_operands_reference(coords.double()[None], vector, plan, mlp.hidden[0].activation, omegas)
+        made = factors.mlp_operands_reference(coords.double()[None], vector, plan, name, numbers)
     truth = inr.ntk(net, coords, precision="highest").to_dense()
     size = torch.outer(truth.diagonal().sqrt(), truth.diagonal().sqrt())
     error = (from_operands(made) - truth).abs() / size

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
+from inrfast import backends
 from inrfast.errors import UnsupportedModuleError
 
 
@@ -191,19 +192,34 @@ def frozen():
     return net.requires_grad_(False)
 
 
-REFUSALS = {
-    "shared": (shared_weight, r"layers\.1\.weight.*layers\.2\.weight.*share"),
-    "used twice": (Twice, "'a' is used more than once"),
+GENERAL = {
+    "shared": (shared_weight, r"layers\.1\.weight.*it is also 'layers\.2\.weight'"),
+    "used twice": (Twice, r"'a\.weight', 'a\.bias'.*used more than once"),
     "bare parameter": (Bare, "'gain'"),
+    "uncalled": (Uncalled, "does not call its module"),
+    "positions": (Ranked, r"input has the shape \(4, 2, 1\)"),
+    "convolution": (lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 3, 1), nn.Flatten()), "1.weight"),
+}
+
+
+@pytest.mark.parametrize("name", GENERAL)
+def test_what_has_no_two_factors_is_differentiated_point_by_point_and_says_so(name):
+    make, message = GENERAL[name]
+    backends.warn_once.cache_clear()
+    net, coords = make(), random_coords(7, 2, 0)
+    truth = exact_jacobian(net, coords).flatten(0, 1)
+    with pytest.warns(RuntimeWarning, match=message):
+        J = inr.jacobian(net, coords, precision="highest")
+    torch.testing.assert_close(J.rows(), truth, rtol=1e-10, atol=1e-12)
+
+
+REFUSALS = {
     "coupled": (Coupled, "couples samples"),
     "outside its layer": (Backdoor, "acts outside its layer"),
     "reordered": (Reordered, "another order"),
-    "uncalled": (Uncalled, "'b'.*does not call"),
     "random": (Noisy, "random"),
-    "positions": (Ranked, "input of shape"),
     "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 1))), "parametrised"),
     "spectral norm": (lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(2, 2))), "parametrised"),
-    "convolution": (lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 1, 1), nn.Flatten()), "Conv1d"),
     "dropout": (lambda: nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 1)), "train mode"),
     "batchnorm in train mode": (
         lambda: inr.calibrate_batchnorm_(inr.INR(2, 1, width=4, norm="batch"), inr.grid((4, 4))).train(),

@@ -170,8 +170,8 @@ def deep(levels: int) -> Any:
 @pytest.mark.parametrize(
     ("net", "signal", "named"),
     [
-        (Wider(2, 3, width=4), {}, "it is of the class Wider"),
-        (small(encoding=Mine()), {}, "encoding of inrfast, got Mine"),
+        (Wider(2, 3, width=4), {}, "it is a Wider"),
+        (small(encoding=Mine()), {}, "files know by name, got Mine"),
         (small(init={"name": "siren", "omega": np.float32(3)}), {}, r"net\.init\.omega must be a number"),
         (small(), {"rate": np.int64(3)}, r"signal\.rate must be a number, a text, a list or a dict, got int64"),
         (small(), {"a": {"b": [1.0, float("nan")]}}, r"signal\.a\.b\[1\] must be a finite number"),

@@ -39,6 +39,7 @@ class AutogradGradient:
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     several: ClassVar[bool] = False
 
     def __init__(self, stack: Stack, task: Task) -> None:
@@ -46,7 +47,7 @@ class AutogradGradient:
         self.measures = not (self.whole or task.narrow)
         self.budget = task.budget if task.measuring else task.room
         self.evaluation_rows: int | None = None
-        self.gradients = [(self.net.get_parameter(name), grad, grad[0]) for name, grad in stack.grads.items()]
+        self.gradients = [(stack.owner(name), grad, grad[0]) for name, grad in stack.grads.items()]
         if not task.measuring:
             self._attach()
         self.sizes = sizes_of(self.net, self.data.coords[0])

@@ -9,14 +9,14 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast import backends
+from inrfast.losses import BoundLoss
 from inrfast.memory import format_bytes
-from inrfast.nn import INR
-from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.mlp import MLP
+from inrfast.ops.fused_mlp import FEW, MEAN_SQUARE, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.batches import Batches
-from inrfast.training.data import Data
 from inrfast.training.engines.layerwise import encoded
 from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.optimizers import Optimizer
@@ -42,18 +42,13 @@ BACKOFFS, BACKOFF = 3, 2.0**-8
 
 
 def _against(task: Task) -> str | None:
-    """Return why INRs of one shape whose formula is known cannot take fused steps, or None."""
-    net, data = task.nets[0], task.data
-    assert isinstance(net, INR)
-    parameters = [parameter for layer in net.layers for parameter in layer.parameters()]
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
-        return "its layers share parameters"
-    inputs = _inputs(net)
-    reason = reason_against(net.activations, max(net.width, inputs), net.out_features, data.target.dtype)
+    """Return why networks of one shape whose backpropagation is written out cannot take fused steps, or None."""
+    mlp, data = task.mlp, task.data
+    reason = reason_against(mlp, data.target.dtype)
     if reason is not None:
         return reason
-    if inputs > FEW:
-        needed = len(task.nets) * data.points * inputs * data.target.dtype.itemsize
+    if mlp.columns > FEW:
+        needed = len(task.nets) * data.points * mlp.columns * data.target.dtype.itemsize
         if 4 * needed > task.budget:
             budget = format_bytes(task.budget)
             return f"its encoded points need {format_bytes(needed)}, over a quarter of the budget {budget}"
@@ -62,37 +57,31 @@ def _against(task: Task) -> str | None:
     return None
 
 
-def _inputs(net: INR) -> int:
-    """Return the columns of the first layer's inputs."""
-    return net.in_features if net.encoding is None else int(net.encoding.out_features)
-
-
-def _shape(stack: Stack, inputs: int) -> Shape:
-    net = stack.nets[0]
-    assert isinstance(net, INR)
-    layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-    names = [(stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers]
+def _shape(stack: Stack, mlp: MLP) -> Shape:
+    names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
-    return Shape(inputs, net.width, net.hidden_layers, net.out_features, net.activations[0], tuple(net.omegas), places)
+    kind, numbers = mlp.activations[0].kind, tuple(activation.numbers for activation in mlp.activations)
+    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, kind, numbers, places)
 
 
 def _engine(
-    stack: Stack, data: Data, rows: int, kind: str, steps: int, budget: int, gradient: bool
+    stack: Stack, task: Task, rows: int, kind: str, steps: int, budget: int, loss: BoundLoss | None
 ) -> FusedMLP:  # fmt: skip
-    """Return kernels and their memory for the networks of a flat stack."""
+    """Return kernels and their memory for the networks of a flat stack; without a loss, for evaluations alone."""
     assert stack.flat is not None
-    net = stack.nets[0]
-    assert isinstance(net, INR)
-    dtype = OPERANDS[kind] if _inputs(net) > FEW else data.coords.dtype
-    inputs, encodings = encoded(stack.nets, data.coords, budget, dtype)
+    mlp, data = task.mlp, task.data
+    dtype = OPERANDS[kind] if mlp.columns > FEW else data.coords.dtype
+    inputs, encodings = encoded(stack.nets, mlp, data.coords, budget, dtype)
     assert encodings is None, "checked by reason_against"
     trained = torch.zeros(stack.flat.shape[1], dtype=torch.uint8, device=stack.flat.device)
     for name in stack.trainable:
         stack.view_of(trained.unsqueeze(0), name).fill_(1)
     points = Points(inputs.contiguous(), data.target, data.weight)
-    shape = _shape(stack, inputs.shape[2])
     kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
-    return FusedMLP(shape, stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
+    return FusedMLP(
+        _shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, loss is not None,
+        loss or MEAN_SQUARE,
+    )  # fmt: skip
 
 
 def _wide(stack: Stack) -> str:
@@ -106,7 +95,7 @@ class FusedEvaluation:
 
     def __init__(self, stack: Stack, task: Task) -> None:
         rows = min(task.data.points, EVALUATED_ROWS)
-        self.engine = _engine(stack, task.data, rows, _wide(stack), 1, task.budget, gradient=False)
+        self.engine = _engine(stack, task, rows, _wide(stack), 1, task.budget, None)
 
     def mean_square(self) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
@@ -114,7 +103,7 @@ class FusedEvaluation:
 
 
 class FusedGradient:
-    """Gradient of the mean squared error of INRs without norms by fused kernels.
+    """Gradient of a named loss of INRs without norms by fused kernels.
 
     Parameters
     ----------
@@ -136,6 +125,7 @@ class FusedGradient:
     backend: ClassVar[str] = "triton"
     flat: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     several: ClassVar[bool] = True
     measures = True
     one_core = False
@@ -145,7 +135,7 @@ class FusedGradient:
         self.steps = steps
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
         kind = "fp16" if self.narrow else _wide(stack)
-        self.engine = _engine(stack, task.data, self.points, kind, steps, task.budget // 2, True)
+        self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, task.objective.named)
         self.evaluation: FusedEvaluation | None = None
 
     @staticmethod
@@ -153,9 +143,15 @@ class FusedGradient:
         """See :class:`inrfast.training.engines.task.Gradient`."""
         if task.backend != "triton":
             return "fused steps are those of backend='triton'"
-        if callable(task.loss):
-            return "the loss is no 'mse'"
-        return against_formula(task.nets[0]) or _against(task)
+        objective = task.objective
+        reason = objective.reason_against_parts()
+        if reason is not None:
+            return reason
+        if objective.named is None or objective.named.kind.triton is None:
+            return f"the loss {objective.config()['loss']!r} has no fused step"
+        if objective.modules:
+            return "modules are trained beside the network"
+        return against_formula(task.described) or _against(task)
 
     @property
     def layout(self) -> dict[str, object]:
@@ -163,8 +159,8 @@ class FusedGradient:
         return {"gradient": self.name, **self.engine.describe()}
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64 on the CPU."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         engine = self.engine
         engine.refresh()
         draws = None if batch is None else Draws(batch.contiguous(), batch.shape[1])

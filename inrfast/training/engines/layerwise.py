@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.memory import cached_rows, chunks
-from inrfast.nn import INR
+from inrfast.mlp import MLP
 from inrfast.threads import share
 from inrfast.training.engines.task import Task
 from inrfast.training.stack import Stack
@@ -33,7 +33,10 @@ class Pass(Protocol):
     def over(
         self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
     ) -> Tensor:
-        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
+        """Return the losses of these networks on these rows, and with ``scales`` add the gradients to ``sums``.
+
+        Without, these are squared errors, unweighted.
+        """
         ...
 
 
@@ -54,9 +57,9 @@ def planned(networks: int, points: int, rows: int, block: int, cores: int) -> Pl
 
 
 class LayerwiseGradient:
-    """Gradient of the mean squared error of INRs without norms, one or several of one shape.
+    """Gradient of a named loss l of INRs without norms, one or several of one shape.
 
-    With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = 2 w (f - y) / sum w`` at the head:
+    With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = w l'(f, y) / sum w`` at the head:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
     of rows.
 
@@ -84,6 +87,7 @@ class LayerwiseGradient:
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
     whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     several: ClassVar[bool] = False
     native = ""
     """The instructions of native steps."""
@@ -91,19 +95,18 @@ class LayerwiseGradient:
     def __init__(self, stack: Stack, task: Task) -> None:
         self.stack, self.data, self.narrow = stack, task.data, task.narrow
         self.measures = not task.narrow
-        net = stack.nets[0]
-        assert isinstance(net, INR)
-        self.net = net
+        assert task.objective.named is not None
+        self.mlp, self.loss = task.mlp, task.objective.named
         budget = task.buffers
         dtype = NARROW if self.narrow else self.data.coords.dtype
-        self.encoded, self.encodings = encoded(stack.nets, self.data.coords, budget, dtype)
+        self.encoded, self.encodings = encoded(stack.nets, self.mlp, self.data.coords, budget, dtype)
         if self.encoded is not self.data.coords:
             budget -= self.encoded.nbytes
         self.most_shares = max(1, min(MOST_SHARES, budget // (4 * sum(grad.nbytes for grad in stack.grads.values()))))
         plan = self._plan(task, budget)
         self.rows, self.block, _, self.by_networks = plan
         self.passes: Sequence[Pass] = [self._pass() for _ in range(plan.threads)]
-        widest = max(net.width, net.out_features)
+        widest = max(*self.mlp.widths, self.mlp.outputs)
         self.one_core = plan.threads > 1 or self.block * self.rows * widest <= SMALL
         # The first share adds straight to the gradients; where there are several of the rows, the others have own sums.
         own = 1 if self.by_networks else self._shares_of(task.points)
@@ -129,19 +132,19 @@ class LayerwiseGradient:
         }
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         scales = 1 / self._weights(batch)
         count = self._count(batch)
         used = self.sums[: 1 if self.by_networks else self._shares_of(count)]
         for sums in used:
             for total in sums.values():
                 total.zero_()
-        squares = self._each_share(batch, count, scales)
+        losses = self._each_share(batch, count, scales)
         for sums in used[1:]:
             for name, total in sums.items():
                 self.stack.grads[name].add_(total)
-        return squares * scales.cpu()
+        return losses * scales.cpu()
 
     @torch.no_grad()
     def mean_square(self) -> Tensor:
@@ -167,7 +170,7 @@ class LayerwiseGradient:
 
     def _weights(self, batch: Tensor | None) -> Tensor:
         """Return the sum of weights (B,) of a batch over its points and outputs."""
-        weight, outputs = self.data.weight, self.net.out_features
+        weight, outputs = self.data.weight, self.mlp.outputs
         if weight is None:
             total = torch.full((1,), float(self._count(batch) * outputs), dtype=torch.float64)
         else:
@@ -176,9 +179,9 @@ class LayerwiseGradient:
         return total.expand(len(self.stack))
 
     def _each_share(self, batch: Tensor | None, count: int, scales: Tensor | None) -> Tensor:
-        """Let each thread pass over its share of networks or rows; return the squared errors (B,), weighted for a step.
+        """Let each thread pass over its share of networks or rows; return the sums of losses (B,), weighted for a step.
 
-        ``scales`` are the factors of the losses; None: predictions alone, no gradient.
+        ``scales`` are the factors of the losses; None: squared errors alone, no gradient.
         """
         blocks = list(chunks(len(self.stack), self.block))
         pieces: list[tuple[int, list[slice], range]]  # which sums are theirs, networks, rows
@@ -199,13 +202,12 @@ class LayerwiseGradient:
         return torch.cat(found) if self.by_networks else torch.stack(found).sum(0)
 
 
-def encoded_bytes(nets: Sequence[nn.Module], coords: Tensor, dtype: torch.dtype) -> int:
+def encoded_bytes(nets: Sequence[nn.Module], mlp: MLP, coords: Tensor, dtype: torch.dtype) -> int:
     """Return the bytes of the encoded points of networks in a dtype; 0 without an encoding."""
-    encodings = _encodings(nets)
-    if not encodings:
+    if mlp.encoding is None:
         return 0
-    count = 1 if _alike(encodings, coords) else len(nets)
-    return count * coords.shape[1] * encodings[0].out_features * dtype.itemsize
+    count = 1 if _alike(_encodings(nets, mlp), coords) else len(nets)
+    return count * coords.shape[1] * mlp.columns * dtype.itemsize
 
 
 def is_kept(size: int, budget: int) -> bool:
@@ -215,15 +217,14 @@ def is_kept(size: int, budget: int) -> bool:
 
 @torch.no_grad()
 def encoded(
-    nets: Sequence[nn.Module], coords: Tensor, budget: int, dtype: torch.dtype
+    nets: Sequence[nn.Module], mlp: MLP, coords: Tensor, budget: int, dtype: torch.dtype
 ) -> tuple[Tensor, list[nn.Module] | None]:  # fmt: skip
     """Return the encoded points in a dtype, or points and encodings if keeping them would take over half the budget."""
-    encodings = _encodings(nets)
-    if not encodings:
+    if mlp.encoding is None:
         return coords, None
-    if not is_kept(encoded_bytes(nets, coords, dtype), budget):
-        return coords, list(encodings)
-    columns = encodings[0].out_features
+    encodings, columns = _encodings(nets, mlp), mlp.columns
+    if not is_kept(encoded_bytes(nets, mlp, coords, dtype), budget):
+        return coords, encodings
     count = 1 if _alike(encodings, coords) else len(nets)
     inputs = coords.new_empty(count, coords.shape[1], columns, dtype=dtype)
     for own, encode, points in zip(inputs, encodings, coords.expand(len(nets), -1, -1), strict=False):
@@ -232,8 +233,8 @@ def encoded(
     return inputs, None
 
 
-def _encodings(nets: Sequence[nn.Module]) -> list[Any]:
-    return [net.encoding for net in nets if isinstance(net, INR) and net.encoding is not None]
+def _encodings(nets: Sequence[nn.Module], mlp: MLP) -> list[nn.Module]:
+    return [net.get_submodule(mlp.encoding_name) for net in nets]
 
 
 def _alike(encodings: Sequence[nn.Module], coords: Tensor) -> bool:

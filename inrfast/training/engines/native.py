@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast.memory import format_bytes
-from inrfast.nn import INR
 from inrfast.ops import mlp_step
+from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import MOST_THREADS
 from inrfast.training.engines.layerwise import LayerwiseGradient, Pass, Plan, encoded_bytes, is_kept, own, planned
 from inrfast.training.engines.task import Task, against_formula
@@ -27,56 +26,50 @@ class NativeGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        reason = against_formula(task.nets[0])
+        reason = against_formula(task.described)
         if reason is not None:
             return reason
-        if callable(task.loss):
-            return "the loss is no 'mse'"
+        reason = task.objective.reason_against_parts()
+        if reason is not None:
+            return reason
+        if task.objective.named is None or task.objective.named.kind.native is None:
+            return f"the loss {task.objective.config()['loss']!r} has no native step"
         if task.narrow:
             return "products in 16 bits are those of the matrix library"
-        net = task.nets[0]
-        assert isinstance(net, INR)
-        # Of several networks the stack has copies, which are contiguous.
-        parameters = [parameter.unsqueeze(0) for parameter in net.parameters()] if len(task.nets) == 1 else []
         data = task.data
-        reason = mlp_step.reason_against(net.activations, [*parameters, data.coords, data.target, data.weight])
-        return reason or _against_memory(task, net)
+        # Of several networks the stack has copies, which are contiguous.
+        parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
+        reason = mlp_step.reason_against(task.mlp.activations, [*parameters, data.coords, data.target, data.weight])
+        return reason or _against_memory(task)
 
     def _plan(self, task: Task, budget: int) -> Plan:
-        return _plan(task, self.net)
+        return _plan(task)
 
     def _pass(self) -> Pass:
         return NativePass(self)
 
 
-def _plan(task: Task, net: INR) -> Plan:
+def _plan(task: Task) -> Plan:
+    mlp = task.mlp
     cores = min(torch.get_num_threads() if task.cores is None else task.cores, MOST_THREADS)
-    widest = max(net.width, net.out_features, _inputs(net))
+    widest = max(*mlp.widths, mlp.outputs, mlp.columns)
     rows = mlp_step.chunk_rows(widest, task.points)
     return planned(len(task.nets), task.points, rows, math.ceil(len(task.nets) / (4 * cores)), cores)
 
 
-def _inputs(net: INR) -> int:
-    return net.in_features if net.encoding is None else int(net.encoding.out_features)
-
-
-def _against_memory(task: Task, net: INR) -> str | None:
+def _against_memory(task: Task) -> str | None:
     """Return why encoded points and buffers do not fit the budget; None if they do."""
     budget, coords = task.buffers, task.data.coords
-    size = encoded_bytes(task.nets, coords, coords.dtype)
+    size = encoded_bytes(task.nets, task.mlp, coords, coords.dtype)
     if not is_kept(size, budget):
         return f"the encoded points ({format_bytes(size)}) take over half of the budget {format_bytes(budget)}"
-    plan = _plan(task, net)
-    kinds = zip(_linears(net), [*net.activations, "relu"], strict=True)
-    layers = [mlp_step.Layer(name, 1.0, layer.weight.unsqueeze(0), None) for layer, name in kinds]
+    plan = _plan(task)
+    kinds = zip(task.mlp.layers, [*task.mlp.activations, None], strict=True)
+    layers = [mlp_step.Layer(kind, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
     needed = plan.threads * mlp_step.workspace(layers, plan.rows) * coords.element_size()
     if needed > budget - size:
         return f"its buffers ({format_bytes(needed)}) exceed the budget {format_bytes(budget - size)}"
     return None
-
-
-def _linears(net: INR) -> Sequence[nn.Linear]:
-    return [layer for layer in net.layers if isinstance(layer, nn.Linear)]
 
 
 class NativePass:
@@ -105,22 +98,22 @@ class NativePass:
             self.of.rows,
             self.memory,
             self.of.native,
+            MEAN_SQUARE if scales is None else self.of.loss,
         )
 
     def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
         """Return the layers of some networks, with the sums for their gradients."""
-        stack, net = self.of.stack, self.of.net
+        stack, mlp = self.of.stack, self.of.mlp
 
-        def pair(parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-            if parameter is None:
+        def pair(name: str | None) -> tuple[Tensor | None, Tensor | None]:
+            if name is None:
                 return None, None
-            total = sums.get(stack.names[parameter])
-            return stack.of(parameter)[block], None if total is None else total[block]
+            total = sums.get(name)
+            return stack.parameters[name][block], None if total is None else total[block]
 
         layers = []
-        for layer, name, omega in zip(net.layers, [*net.activations, "relu"], [*net.omegas, 1.0], strict=True):
-            assert isinstance(layer, nn.Linear)
-            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight), pair(layer.bias)
+        for layer, kind in zip(mlp.layers, [*mlp.activations, None], strict=True):
+            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight_name), pair(layer.bias_name)
             assert weight is not None
-            layers.append(mlp_step.Layer(name, omega, weight, bias, weight_grad, bias_grad))
+            layers.append(mlp_step.Layer(kind, weight, bias, weight_grad, bias_grad))
         return layers

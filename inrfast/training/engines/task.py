@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.memory import require
-from inrfast.nn import INR
+from inrfast.mlp import MLP, describe, hooked_backward, hooked_forward
 from inrfast.training.data import Data
+from inrfast.training.objective import Objective
 from inrfast.training.stack import Stack
-
-Loss = str | Callable[..., Tensor]
-LOSSES = ("mse",)
-"""Losses known by name; all of them are means over points and outputs."""
 
 COPIES = 6
 """Copies of a network's parameters that a fit makes: gradients, the last good weights, the best ones twice, and the two
@@ -31,12 +28,10 @@ UNCOUNTED = 2**22
 DRAWN_BYTES = 48
 """Bytes per point of a permutation, with what drawing it takes."""
 
-ENCODINGS = (type(None), RandomFourier, PositionalEncoding, Polynomial)
-
 
 @dataclass(frozen=True)
 class Task:
-    """Networks, data and loss whose gradient is wanted, and what it may take.
+    """Networks, data and objective whose gradient is wanted, and what it may take.
 
     Attributes
     ----------
@@ -44,8 +39,8 @@ class Task:
         Networks in train mode: one, or several of one shape whose formula is known (:func:`against_formula`).
     data
         Their points, values and weights.
-    loss
-        ``"mse"``, or a callable of (predictions, targets) or (predictions, targets, coordinates).
+    objective
+        What is minimised; engines take the gradient of its loss, and one that takes the whole batch that of all of it.
     batch
         Most points of a step; None: all.
     budget
@@ -55,7 +50,7 @@ class Task:
     cores
         Most threads; None takes those that torch may use now.
     trials
-        Whether a callable loss may be called on a few points, to know what a step takes before it is taken.
+        Whether functions of the user's own may be called on a few points, to know what a step takes before it is taken.
     measuring
         Whether evaluations alone are wanted, beside another engine's steps.
     backend
@@ -66,7 +61,7 @@ class Task:
 
     nets: Sequence[nn.Module]
     data: Data
-    loss: Loss = "mse"
+    objective: Objective = field(default_factory=Objective)
     batch: int | None = None
     budget: int = 2**62
     narrow: bool = False
@@ -75,6 +70,17 @@ class Task:
     measuring: bool = False
     backend: str = "torch"
     named: bool = False
+
+    @cached_property
+    def described(self) -> MLP | str:
+        """The description of the first network, or why there is none."""
+        return describe(self.nets[0])
+
+    @property
+    def mlp(self) -> MLP:
+        """The description, of which :func:`against_formula` has nothing to say."""
+        assert isinstance(self.described, MLP), self.described
+        return self.described
 
     @property
     def points(self) -> int:
@@ -124,7 +130,9 @@ class Gradient(Protocol):
     backend: ClassVar[str]
     flat: ClassVar[bool]
     whole: ClassVar[bool]
-    """Whether a step is one graph of its whole batch: it may draw random numbers, and tells nothing of evaluations."""
+    """Whether a step is one graph of its whole batch, which tells nothing of evaluations."""
+    draws: ClassVar[bool]
+    """Whether a step calls the network's or the user's own code, which may draw random numbers for its whole batch."""
     several: ClassVar[bool]
     """Whether many steps may be taken at once, so that their losses come too late for an evaluation."""
     measures: bool
@@ -144,8 +152,11 @@ class Gradient(Protocol):
         """What decides about the last digits of a gradient, beside the matrix library."""
         ...
 
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n), in fp64 on the CPU."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n), in fp64 on the CPU.
+
+        ``step``, the number of updates done before, is for functions of the user's own that ask for it.
+        """
         ...
 
     def mean_square(self) -> Tensor:
@@ -163,27 +174,25 @@ class Gradient(Protocol):
 
 def has_hooks(net: nn.Module) -> bool:
     """Return whether hooks watch or change the passes: they expect the whole batch, once per step."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    on_parameters = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    return any(getattr(module, kind, None) for module in net.modules() for kind in kinds) or any(
-        getattr(parameter, kind, None) for parameter in net.parameters() for kind in on_parameters
-    )
+    return hooked_forward(net) or hooked_backward(net)
 
 
-def against_formula(net: nn.Module) -> str | None:
-    """Return why ``net`` is no INR without norms made of the library's own parts; None: its formula is known."""
-    if type(net) is not INR:
-        return f"the network is a {type(net).__name__}, not an inrfast.INR"
-    if not all(type(norm) is nn.Identity for norm in net.norms):
-        return "the network has norms"
-    if not all(type(layer) is nn.Linear for layer in net.layers):
-        return "one of the network's layers is no torch.nn.Linear"
-    if type(net.encoding) not in ENCODINGS:
-        return f"the encoding is a {type(net.encoding).__name__}, not one of this library's"
-    if net.encoding is not None and any(parameter.requires_grad for parameter in net.encoding.parameters()):
-        return "the encoding is trained"
-    if len({(parameter.dtype, parameter.device) for parameter in net.parameters()}) != 1:
-        return "the network's parameters have several dtypes or devices"
-    if any("forward" in vars(module) or "activate" in vars(module) for module in net.modules()):
-        return "a part of the network has a forward of its own"
-    return "the network has hooks" if has_hooks(net) else None
+def against_formula(described: MLP | str) -> str | None:
+    """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is."""
+    if isinstance(described, str):
+        return described
+    if described.norms:
+        return "its hidden layers have norms"
+    if described.hooked_backward:
+        return "hooks see its backward passes"
+    if not described.known_encoding:
+        return f"its encoding is a {type(described.encoding).__name__}, not one of this library's"
+    encoding = [] if described.encoding is None else list(described.encoding.parameters())
+    if any(parameter.requires_grad for parameter in encoding):
+        return "its encoding is trained"
+    if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
+        return "its parameters have several dtypes or devices"
+    widths = sorted(set(described.widths))
+    if len(widths) > 1:
+        return f"its hidden layers have different widths ({', '.join(map(str, widths))})"
+    return None

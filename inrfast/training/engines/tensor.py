@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from inrfast.activations import BoundActivation
+from inrfast.losses import BoundLoss
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
 from inrfast.ops import gemm
-from inrfast.ops.in_place import IN_PLACE, times_relu_slope
+from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import cores as torch_cores
 from inrfast.training.engines.layerwise import NARROW, LayerwiseGradient, Pass, Plan, gathered, own, planned
 from inrfast.training.engines.task import Task, against_formula
@@ -28,15 +30,14 @@ class TensorGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        return against_formula(task.nets[0]) or ("the loss is no 'mse'" if callable(task.loss) else None)
+        return against_formula(task.described) or task.objective.reason_against_parts()
 
     def _plan(self, task: Task, budget: int) -> Plan:
-        net, like, networks, points = self.net, self.data.target, len(self.stack), task.points
-        widest = max(net.width, net.out_features)
-        row_bytes = like.element_size() * ((2 * net.hidden_layers + 2) * net.width + net.out_features)
+        mlp, like, networks, points = self.mlp, self.data.target, len(self.stack), task.points
+        widest = max(*mlp.widths, mlp.outputs)
+        row_bytes = like.element_size() * ((2 * len(mlp.hidden) + 2) * mlp.widths[0] + mlp.outputs)
         if self.encodings is not None:
-            assert net.encoding is not None
-            row_bytes += ENCODING_BUFFERS * like.element_size() * net.encoding.out_features
+            row_bytes += ENCODING_BUFFERS * like.element_size() * mlp.columns
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
         affordable = budget // row_bytes
         size = min(max(CACHED_BYTES, LEAST_WORK * like.element_size() // (2 * widest)), MOST_BYTES)
@@ -56,27 +57,26 @@ class TensorPass:
     """One thread's part, with its own buffers."""
 
     def __init__(self, of: TensorGradient) -> None:
-        self.of, net, stack, like = of, of.net, of.stack, of.data.target
-        self.activations, self.omegas, self.width = net.activations, net.omegas, net.width
-        layers = [layer for layer in net.layers if isinstance(layer, nn.Linear)]
-        self.weights = [stack.of(layer.weight) for layer in layers]
-        self.biases = [None if layer.bias is None else stack.of(layer.bias).unsqueeze(1) for layer in layers]
-        self.names = [
-            (stack.names[layer.weight], None if layer.bias is None else stack.names[layer.bias]) for layer in layers
-        ]
+        self.of, mlp, stack, like = of, of.mlp, of.stack, of.data.target
+        self.activations, self.width = mlp.activations, mlp.widths[0]
+        self.names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
+        self.weights = [stack.parameters[weight] for weight, _ in self.names]
+        self.biases = [None if bias is None else stack.parameters[bias].unsqueeze(1) for _, bias in self.names]
         trainable = [any(name in stack.grads for name in names if name) for names in self.names]
         self.lowest = trainable.index(True)
-        size = of.block * of.rows * net.width
+        size = of.block * of.rows * self.width
         kind = NARROW if of.narrow else like.dtype
-        # ReLU needs no slopes of its own: they are where its values are above 0.
+        # Where a slope is 0 or 1, and 1 where the value is above 0, it needs no memory of its own.
         self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
-        self.slopes = [None if name == "relu" else like.new_empty(size, dtype=kind) for name in self.activations]
+        self.slopes = [
+            None if act.kind.keeps == "mask" else like.new_empty(size, dtype=kind) for act in self.activations
+        ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
         self.views: dict[tuple[int, int, int], Tensor] = {}
-        self.outputs = like.new_empty(of.block * of.rows * net.out_features)
+        self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
-        self.narrow_from = 0 if net.encoding is not None else 1
+        self.narrow_from = 0 if mlp.encoding is not None else 1
 
     @torch.no_grad()
     def over(
@@ -84,7 +84,7 @@ class TensorPass:
     ) -> Tensor:
         """See :class:`Pass`."""
         k = block.stop - block.start
-        squares = torch.zeros(k, dtype=torch.float64)
+        losses = torch.zeros(k, dtype=torch.float64)
         weights, biases = self._narrowed(block)
         some = {name: total[block] for name, total in sums.items()}
         for part in chunks(len(rows), self.of.rows):
@@ -92,14 +92,13 @@ class TensorPass:
             if batch is not None:
                 index = batch[own(batch, block), index]
             x, target = self._inputs(block, index), gathered(self.of.data.target, block, index)
-            error = self._forward(x, weights, biases, k).sub_(target)
-            weight = self.of.data.weight if scales is not None else None
-            weighted = error if weight is None else error * gathered(weight, block, index)
-            squares += (error * weighted).sum((1, 2)).double().cpu()
+            weight, loss = (None, MEAN_SQUARE) if scales is None else (self.of.data.weight, self.of.loss)
+            weight = None if weight is None else gathered(weight, block, index)
+            values, error = _at_head(loss, self._forward(x, weights, biases, k), target, weight)
+            losses += values.sum((1, 2)).double().cpu()
             if scales is not None:
-                scale = 2 * scales[block].to(error)[:, None, None]
-                self._backward(x, weights, weighted.mul_(scale), some)
-        return squares
+                self._backward(x, weights, error.mul_(scales[block].to(error)[:, None, None]), some)
+        return losses
 
     def _inputs(self, block: slice, index: Tensor | slice) -> Tensor:
         """Return the encoded points (k, n, columns) of some networks."""
@@ -131,37 +130,43 @@ class TensorPass:
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
-        for index, name in enumerate(self.activations):
+        for index, activation in enumerate(self.activations):
             value, slope = self._view(self.features[index], k, n), self.slopes[index]
             if slope is None:
                 u = self._linear(features, weights[index], biases[index], value)
-                (u if u is value else value.copy_(u)).clamp_min_(0)
+                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n))
             else:
-                self._activate(index, name, features, weights[index], biases[index], value, self._view(slope, k, n))
+                self._activate(activation, features, weights[index], biases[index], value, self._view(slope, k, n))
             features = value
         if self.of.narrow:
             features = self._view(self.wide[0], k, n).copy_(features)
         # Column-major, since BLAS is several times faster on a few long columns than on many short rows.
-        outputs = self.outputs[: k * n * self.of.net.out_features]
+        outputs = self.outputs[: k * n * self.of.mlp.outputs]
         outputs = outputs.view(1, -1, n).mT if k == 1 else outputs.view(k, n, -1)
         return self._linear(features, weights[-1], biases[-1], outputs)
 
     def _activate(
-        self, index: int, name: str, features: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, slope: Tensor
+        self,
+        activation: BoundActivation,
+        features: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        value: Tensor,
+        slope: Tensor,
     ) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
         k, n, _ = value.shape
         scratch = self._view(self.wide[0], k, n)
         u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
-            return IN_PLACE[name](u, self.omegas[index], value, scratch)
+            activation.in_place(u, value, scratch)
+            return
         if u is slope:
             u = self._view(self.wide[1], k, n).copy_(u)
         wide = self._view(self.wide[2], k, n)
-        IN_PLACE[name](u, self.omegas[index], wide, scratch)
+        activation.in_place(u, wide, scratch)
         value.copy_(wide)
         slope.copy_(u)
-        return None
 
     def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
         """Return ``features W^T + b`` in ``out``, or beside it if that has another dtype."""
@@ -192,7 +197,9 @@ class TensorPass:
         if slope is not None:
             return error.mul_(self._view(slope, k, n))
         value = self._view(self.features[index], k, n)
-        return times_relu_slope(error, value, error)
+        times_slope = self.activations[index].kind.times_slope
+        assert times_slope is not None
+        return times_slope(error, value, error)
 
     def _add(self, index: int, error: Tensor, features: Tensor, sums: dict[str, Tensor]) -> None:
         """Add the gradients of one layer's weight and bias."""
@@ -207,3 +214,14 @@ class TensorPass:
             gemm.baddbmm_(weight, error.mT, features)
         else:
             weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
+
+
+def _at_head(loss: BoundLoss, prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weighted losses and slopes (k, n, M); the predictions are overwritten."""
+    if not loss.is_mean_square:
+        values, slope = loss.value(prediction, target), loss.slope(prediction, target)
+        return (values, slope) if weight is None else (values * weight, slope * weight)
+    error = prediction.sub_(target)
+    weighted = error if weight is None else error * weight
+    values = error * weighted
+    return values, weighted.mul_(2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.training.optimizers import Optimizer
 from inrfast.training.schema import anything, check, fields, listed, named, short
-from inrfast.training.stack import Stack, has_gaps
+from inrfast.training.stack import Stack, has_gaps, names_of
 
 NAMES = ("params", "param_names")
 """What says which parameters a group has, in torch's own ways."""
@@ -35,30 +35,31 @@ class TorchOptimizer(Optimizer):
     def __init__(self, stack: Stack, optimizer: torch.optim.Optimizer, lr: float) -> None:
         super().__init__(stack)
         self.optimizer, self.lr = optimizer, lr
-        net = stack.nets[0]
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        mine = {parameter: name for name, parameter in net.named_parameters() if parameter.requires_grad}
+        mine = {stack.owner(name): name for name in stack.trainable}
         held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
         foreign, missing = len(held - set(mine)), [name for parameter, name in mine.items() if parameter not in held]
         if foreign or missing:
             found = [f"{foreign} parameter(s) that are not"] if foreign else []
             found += [f"not {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"] if missing else []
+            beside = " and those of modules" if stack.modules else ""
             raise ValueError(
-                f"optimizer must hold the network's trainable parameters, got one that holds {' and '.join(found)}; "
-                "make it from net.parameters(), and freeze what is not to be trained with requires_grad_(False)"
+                f"optimizer must hold the network's trainable parameters{beside}, got one that holds "
+                f"{' and '.join(found)}; make it from net.parameters(){beside}, and freeze what is not to be trained "
+                "with requires_grad_(False)"
             )
         for group in optimizer.param_groups:
             gaps = [mine[parameter] for parameter in group["params"] if has_gaps(parameter)]
             if group.get("fused") and gaps:
                 raise ValueError(
                     f"optimizer is fused, and torch's fused update writes beside {gaps[0]}, whose entries have gaps "
-                    f"(strides {tuple(net.get_parameter(gaps[0]).stride())}); make it with fused=False"
+                    f"(strides {tuple(stack.owner(gaps[0]).stride())}); make it with fused=False"
                 )
 
     def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """See :class:`Optimizer`."""
         for name, grad in self.stack.grads.items():
-            self.stack.nets[0].get_parameter(name).grad = grad[0]
+            self.stack.owner(name).grad = grad[0]
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * (rates[0] / self.lr)
         if isinstance(self.optimizer, torch.optim.LBFGS):
@@ -119,12 +120,12 @@ class TorchOptimizer(Optimizer):
             raise ValueError(f"the optimizer does not take its state ({words})") from error
 
 
-def started(optimizer: torch.optim.Optimizer, net: nn.Module) -> list[dict[str, Any]]:
+def started(optimizer: torch.optim.Optimizer, net: nn.Module, modules: Sequence[nn.Module]) -> list[dict[str, Any]]:
     """Return, for each parameter group, its parameters' names in their order and its settings, the rate included.
 
     At the start of a fit: schedules change the rates, and a scheduler of the user's own may change all else.
     """
-    names = {parameter: name for name, parameter in net.named_parameters()}
+    names = names_of(net, modules)
     return [
         {
             "parameters": [names.get(parameter, "no parameter of the network") for parameter in group["params"]],

@@ -1,0 +1,22 @@
+"""Input encodings: maps of the coordinates before the first layer, one file each; fixed, trained or composed."""
+
+from inrfast.encodings.base import ENCODINGS, Encoding, described, from_config, is_own, register
+from inrfast.encodings.composed import Compose, Concatenate, Identity
+from inrfast.encodings.polynomial import Polynomial
+from inrfast.encodings.positional import PositionalEncoding
+from inrfast.encodings.random_fourier import RandomFourier
+
+__all__ = [
+    "ENCODINGS",
+    "Compose",
+    "Concatenate",
+    "Encoding",
+    "Identity",
+    "Polynomial",
+    "PositionalEncoding",
+    "RandomFourier",
+    "described",
+    "from_config",
+    "is_own",
+    "register",
+]

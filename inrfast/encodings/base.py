@@ -1,0 +1,155 @@
+"""What every encoding is: its base class, the registry of encodings, and their descriptions as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import check_entries, nearest
+from inrfast.registry import Registry
+
+FEWER = "take a smaller one"
+
+Shape = tuple[int, ...]
+
+
+class Encoding(nn.Module):
+    """Base of the encodings: a map of coordinates ``(..., d)`` to columns ``(..., out_features)``, point by point.
+
+    An encoding is described without the number of coordinates; :class:`inrfast.INR` builds it with its own
+    ``in_features`` and seed. What it trains are parameters, everything else it holds are buffers.
+
+    An encoding of your own is a subclass with :meth:`build`, :meth:`config` and :meth:`forward`, decorated with
+    :func:`register` where files and checkpoints shall hold it; :func:`inrfast.testing.check_encoding` checks it.
+
+    Attributes
+    ----------
+    in_features, out_features
+        Number of coordinates and of columns, once it is built.
+    spelling, numbers
+        Of the class: its name on the command line, empty for one that has none, and the arguments that may follow it,
+        in their order, with their defaults: ``fourier:256:10``.
+    """
+
+    spelling: ClassVar[str] = ""
+    numbers: ClassVar[Mapping[str, int | float]] = {}
+
+    in_features: int
+    out_features: int
+
+    def build(self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Encoding:
+        """Return this encoding for ``in_features`` coordinates, drawing what is random from ``generator``.
+
+        Draw on the CPU and move the result, so that a seed gives the same numbers on every device.
+        """
+        raise NotImplementedError
+
+    def columns(self, in_features: int) -> int:
+        """Return how many columns :meth:`build` would make; 0 where that is not known before."""
+        return 0
+
+    def config(self) -> dict[str, Any]:
+        """Return the class's name and the arguments that make the same encoding, as plain values."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_entries(cls, entries: Mapping[str, Any]) -> Encoding:
+        """Return the encoding of a :meth:`config`, whose entries beside the name are the arguments of the class."""
+        check_entries("encoding", entries, cls)
+        return cls(**entries)
+
+    def shapes(self, in_features: int) -> dict[str, Shape] | None:
+        """Return the shapes of the tensors in the state of what :meth:`build` would make; None: not known before.
+
+        Files are compared with them before anything is built.
+
+        Raises
+        ------
+        ValueError
+            No file can hold as many numbers.
+        """
+        return None
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Check the numbers of a file, of the right shapes and dtypes: raise ``ValueError`` for what cannot be."""
+
+    def _hold(self, name: str, numbers: Tensor, trainable: bool) -> None:
+        """Register numbers as a parameter if they are trained, else as a buffer."""
+        if trainable:
+            self.register_parameter(name, nn.Parameter(numbers))
+        else:
+            self.register_buffer(name, numbers)
+
+
+ENCODINGS: Registry[type[Encoding]] = Registry("encoding", "inrfast.encodings")
+
+Kind = TypeVar("Kind", bound=type[Encoding])
+
+
+def register(kind: Kind) -> Kind:
+    """Make a class of encodings known by its name, so that files, checkpoints and configs may name it; a decorator.
+
+    A file never imports anything: register the class before loading a network with it.
+
+    Raises
+    ------
+    TypeError
+        No subclass of :class:`Encoding`.
+    ValueError
+        Another encoding has its name.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Encoding)):
+        raise TypeError(f"register takes a subclass of inrfast.encodings.Encoding, got {kind!r}")
+    ENCODINGS.add(kind.__name__, kind)
+    return kind
+
+
+def is_own(encoding: nn.Module | None) -> bool:
+    """Return whether an encoding, with all that it consists of, is this library's own: no probe need ask what it does.
+
+    Encodings of this library map every point alone, and keep nothing from a call.
+    """
+    if encoding is None:
+        return True
+    own = {kind for kind in ENCODINGS.values() if kind.__module__.startswith("inrfast.")}
+    parts = [module for module in encoding.modules() if not isinstance(module, nn.ModuleList)]
+    return all(type(part) in own for part in parts)
+
+
+def from_config(config: Mapping[str, Any]) -> Encoding:
+    """Return the encoding that :meth:`Encoding.config` described.
+
+    Raises
+    ------
+    ValueError, TypeError
+        No dict; an unknown name; entries that its class does not take, or that it misses.
+    """
+    if not isinstance(config, Mapping):
+        raise TypeError(f"encoding must be a dict that describes it, got {type(config).__name__}")
+    entries = dict(config)
+    name = entries.pop("name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"the name of encoding must be one of {sorted(ENCODINGS)}, got {type(name).__name__}")
+    if name not in ENCODINGS:
+        raise ValueError(
+            f"encoding must be one of {sorted(ENCODINGS)}, got {name[:80]!r}.{nearest(name[:80], ENCODINGS)}"
+            " One of your own is known after inrfast.encodings.register(YourEncoding)"
+        )
+    return ENCODINGS[name].from_entries(entries)
+
+
+def described(config: Mapping[str, Any]) -> str:
+    """Return a config for a reader: ``RandomFourier(n=256, sigma=10.0)``."""
+    arguments = ", ".join(f"{name}={_told(value)}" for name, value in config.items() if name != "name")
+    return f"{config['name']}({arguments})"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping) and "name" in value:
+        return described(value)
+    if isinstance(value, list) and any(isinstance(entry, (Mapping, list)) for entry in value):
+        return f"[{', '.join(_told(entry) for entry in value)}]"
+    return str(value)

@@ -1,0 +1,61 @@
+"""How encodings are written on the command line: ``fourier:256:10``, ``fourier:64:trainable+identity``."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+
+from inrfast.encodings.base import ENCODINGS, Encoding
+from inrfast.encodings.composed import Compose, Concatenate
+from inrfast.spelling import named
+
+TRAINABLE = ":trainable"
+
+BESIDE, THEN = re.compile(r"\+(?=\D)"), re.compile(",")
+"""What joins encodings; a plus before a digit belongs to a number, as in ``1e+3``."""
+
+
+def spelled(text: str) -> Encoding:
+    """Return the encoding that a word of the command line stands for.
+
+    ``name:number:...``, where numbers left out have their defaults, and ``:trainable`` at the end, where the encoding
+    has something to train. ``+`` puts encodings side by side, a comma one after the other, which binds
+    more tightly.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        An unknown name (with the nearest match), wrong numbers, nothing to train.
+    """
+    try:
+        beside = [_chain(part) for part in BESIDE.split(text)]
+        return beside[0] if len(beside) == 1 else Concatenate(*beside)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
+
+
+def spellings() -> str:
+    """Return all encodings as they are written, for the help of a command."""
+    written = [":".join([name, *(f"{n:g}" for n in kind.numbers.values())]) for name, kind in _known().items()]
+    return ", ".join(written)
+
+
+def _known() -> dict[str, type[Encoding]]:
+    return {kind.spelling: kind for kind in ENCODINGS.values() if kind.spelling}
+
+
+def _chain(text: str) -> Encoding:
+    parts = [_one(part) for part in THEN.split(text)]
+    return parts[0] if len(parts) == 1 else Compose(*parts)
+
+
+def _one(text: str) -> Encoding:
+    trainable = text.endswith(TRAINABLE)
+    name, numbers = named("encoding", _known(), lambda kind: kind.numbers)(text.removesuffix(TRAINABLE))
+    kind = _known()[name]
+    if not trainable:
+        return kind(**numbers)
+    if "trainable" not in inspect.signature(kind).parameters:
+        raise ValueError(f"{name} has nothing to choose whether it is trained")
+    return kind(**numbers, trainable=True)

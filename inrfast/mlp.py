@@ -1,0 +1,220 @@
+"""The description of a coordinate MLP, all that a fast path reads of a network, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.activations import BoundActivation
+from inrfast.encodings import Encoding, is_own
+from inrfast.norms import Norm
+
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A linear layer: the live parameters ``weight`` (D_out, D_in) and ``bias`` (D_out,) or None, and their names.
+
+    ``name`` is the module's qualified name; ``weight_name`` and ``bias_name`` are those of the parameters as
+    ``named_parameters()`` gives them: a shared parameter has the name of its first place.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    name: str = ""
+    weight_name: str = ""
+    bias_name: str | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Number of input features."""
+        return self.weight.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Number of units."""
+        return self.weight.shape[0]
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters by name, weight before bias."""
+        found = {self.weight_name: self.weight}
+        return found if self.bias is None or self.bias_name is None else {**found, self.bias_name: self.bias}
+
+    def detached(self) -> LinearLayer:
+        """Return the same with tensors that autograd does not follow."""
+        bias = None if self.bias is None else self.bias.detach()
+        return replace(self, weight=self.weight.detach(), bias=bias)
+
+
+@dataclass(frozen=True)
+class HiddenLayer:
+    """One hidden layer: linear, activation and norm, which stands before the activation unless ``norm_after``.
+
+    ``norm_name`` is the qualified name of the norm's module.
+    """
+
+    linear: LinearLayer
+    activation: BoundActivation
+    norm: Norm | None = None
+    norm_after: bool = False
+    norm_name: str = ""
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A coordinate MLP ``R^d -> R^M``: ``encoding -> [linear -> norm -> activation] * depth -> linear``.
+
+    Attributes
+    ----------
+    inputs
+        Number of coordinates d.
+    encoding, encoding_name
+        What stands before the first layer, or None, and the qualified name of its module.
+    hidden
+        The hidden layers, at least one.
+    head
+        The last linear layer.
+    hooked_backward
+        Whether hooks see or change gradients in backward passes. (Hooks on forward passes are a reason for
+        :func:`describe` to refuse.)
+    """
+
+    inputs: int
+    encoding: Encoding | None
+    hidden: tuple[HiddenLayer, ...]
+    head: LinearLayer
+    encoding_name: str = ""
+    hooked_backward: bool = False
+
+    @property
+    def layers(self) -> tuple[LinearLayer, ...]:
+        """All linear layers, the head last."""
+        return (*(layer.linear for layer in self.hidden), self.head)
+
+    @property
+    def columns(self) -> int:
+        """Number of input features of the first layer."""
+        return self.layers[0].inputs
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs M."""
+        return self.head.outputs
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of units of every hidden layer."""
+        return tuple(layer.linear.outputs for layer in self.hidden)
+
+    @property
+    def activations(self) -> tuple[BoundActivation, ...]:
+        """The activation of every hidden layer."""
+        return tuple(layer.activation for layer in self.hidden)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """The parameters of all linear layers by name; a shared one stands once."""
+        return {name: tensor for layer in self.layers for name, tensor in layer.parameters.items()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first layer's weight."""
+        return self.layers[0].weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first layer's weight."""
+        return self.layers[0].weight.device
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """The norms that there are."""
+        return tuple(layer.norm for layer in self.hidden if layer.norm is not None)
+
+    @property
+    def known_encoding(self) -> bool:
+        """Whether there is no encoding, or one of the library's own; any other may look at its batch."""
+        return is_own(self.encoding)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether each prediction is known to depend on its own point alone, in the network's present mode."""
+        return self.known_encoding and not any(norm.couples for norm in self.norms)
+
+    @property
+    def places(self) -> dict[str, tuple[bool, int]]:
+        """By the qualified name of a linear layer's or norm's module: whether it is a norm, and the layer's index."""
+        norms = {layer.norm_name: (True, index) for index, layer in enumerate(self.hidden) if layer.norm is not None}
+        return {**{layer.name: (False, index) for index, layer in enumerate(self.layers)}, **norms}
+
+    def detached(self) -> MLP:
+        """Return the same with linear layers that autograd does not follow."""
+        hidden = tuple(replace(layer, linear=layer.linear.detached()) for layer in self.hidden)
+        return replace(self, hidden=hidden, head=self.head.detached())
+
+
+def describe(net: nn.Module) -> MLP | str:
+    """Return the description of a coordinate MLP, or the reason why ``net`` is none whose formula is known.
+
+    A class of networks describes itself by a method ``as_mlp`` of its own, as :class:`inrfast.INR` does; a subclass
+    may compute anything and is not asked by the method that it inherits. The tensors of linear layers are the live
+    ones; norms are described with the numbers that they have now.
+    """
+    own = vars(type(net)).get("as_mlp")
+    if own is None:
+        return f"it is a {type(net).__name__}, not an inrfast.INR"
+    for name, module in net.named_modules():
+        if _has(module, FORWARD_HOOKS):
+            return f"{name or 'it'} has hooks"
+        changed = sorted({"forward", "activate"} & vars(module).keys())
+        if changed:
+            return f"{name or 'it'} has a method {changed[0]!r} of its own"
+    found: MLP | str = own(net)
+    return found if isinstance(found, str) else replace(found, hooked_backward=hooked_backward(net))
+
+
+def is_pointwise(net: nn.Module) -> bool:
+    """Return whether each prediction of ``net``, in its present mode, is known to depend on its own point alone."""
+    found = describe(net)
+    return isinstance(found, MLP) and found.pointwise
+
+
+def hooked_forward(net: nn.Module) -> bool:
+    """Return whether hooks see or change forward passes."""
+    return any(_has(module, FORWARD_HOOKS) for module in net.modules())
+
+
+def hooked_backward(net: nn.Module) -> bool:
+    """Return whether hooks see or change gradients in backward passes."""
+    modules = any(_has(module, BACKWARD_HOOKS) for module in net.modules())
+    return modules or any(_has(parameter, PARAMETER_HOOKS) for parameter in net.parameters())
+
+
+def _has(thing: object, kinds: tuple[str, ...]) -> bool:
+    return any(getattr(thing, kind, None) for kind in kinds)
+
+
+def linear_layer(module: nn.Module, name: str, names: Mapping[int, str]) -> LinearLayer | str:
+    """Return the description of a plain ``nn.Linear``, or why it is none.
+
+    Parameters
+    ----------
+    module, name
+        The module and its qualified name.
+    names
+        The names of the network's parameters by their ``id``.
+    """
+    if type(module) is not nn.Linear:
+        return f"{name} is a {type(module).__name__}, no plain torch.nn.Linear"
+    weight, bias = module.weight, module.bias
+    for leaf, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and id(tensor) not in names:
+            return f"{name}.{leaf} is no parameter"
+    return LinearLayer(weight, bias, name, names[id(weight)], None if bias is None else names[id(bias)])

@@ -1,0 +1,126 @@
+"""How values are written on the command line: numbers, sizes, paths, and a name with its numbers (``fourier:256:10``).
+
+Every function takes the text of one word and is a ``type`` for argparse: it raises ``argparse.ArgumentTypeError`` with
+what is accepted and what came.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from inrfast.errors import check_choice
+
+Item = TypeVar("Item")
+
+MOST_WHOLE = 2**63 - 1
+"""The largest whole number: what 64 bits hold."""
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def whole(least: int = 1, most: int = MOST_WHOLE) -> Callable[[str], int]:
+    """Return a type for whole numbers in a range."""
+    upper = f" and at most {most}" if most < MOST_WHOLE else ""
+
+    def parse(text: str) -> int:
+        with suppress(ValueError):
+            if least <= (found := int(text)) <= most:
+                return found
+        raise argparse.ArgumentTypeError(f"takes a whole number, at least {least}{upper}, got {text!r}")
+
+    return parse
+
+
+def number(text: str) -> float:
+    """Return a finite number."""
+    with suppress(ValueError):
+        if math.isfinite(found := float(text)):
+            return found
+    raise argparse.ArgumentTypeError(f"takes a finite number, got {text!r}")
+
+
+def share(text: str) -> float:
+    """Return a number above 0 and below 1."""
+    with suppress(ValueError):
+        if 0 < (found := float(text)) < 1:
+            return found
+    raise argparse.ArgumentTypeError(f"takes numbers above 0 and below 1, such as 1e-4, got {text!r}")
+
+
+def path(text: str) -> Path:
+    """Return a path. An empty word would be the current folder; it is usually a shell variable that is not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("takes a path, got ''")
+    return Path(text)
+
+
+def shape(text: str) -> tuple[int, ...]:
+    """Return the sizes in ``256x256``; a single size stands for a one-dimensional grid or a square image."""
+    sizes: tuple[int, ...] = ()
+    with suppress(ValueError):
+        sizes = tuple(int(size) for size in text.lower().split("x"))
+    if not sizes or not 1 <= min(sizes) <= max(sizes) <= MOST_WHOLE:
+        raise argparse.ArgumentTypeError(f"takes sizes of at least 1 joined by x, such as 256x256, got {text!r}")
+    return sizes
+
+
+def size_in_bytes(text: str) -> int:
+    """Return the bytes in ``512M`` or ``2G`` (powers of 1024), or in a bare number."""
+    count, unit = (text[:-1], text[-1:].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        found = int(float(count) * UNITS[unit])
+    except (KeyError, ValueError, OverflowError):
+        found = 0
+    if not 1 <= found <= MOST_WHOLE:
+        raise argparse.ArgumentTypeError(f"takes bytes above 0, such as 512M or 2G, got {text!r}")
+    return found
+
+
+def named(
+    what: str, kinds: Mapping[str, Item], numbers: Callable[[Item], Mapping[str, int | float]]
+) -> Callable[[str], tuple[str, dict[str, int | float]]]:
+    """Return a type for ``name:number:...``: a thing of a registry, and the numbers that it is made with.
+
+    Parameters
+    ----------
+    what
+        What the name stands for, as an error calls it: ``"encoding"``.
+    kinds
+        The registry, which is read when the word is parsed.
+    numbers
+        The numbers that a thing takes and their defaults, in the order of the command line. A whole default takes
+        whole numbers.
+
+    Returns
+    -------
+    The name, and its numbers by their names; those left out have their defaults.
+    """
+
+    def parse(text: str) -> tuple[str, dict[str, int | float]]:
+        name, *given = text.split(":")
+        try:
+            found = dict(numbers(kinds[check_choice(f"the {what}'s name", name, kinds)]))
+            if len(given) > len(found):
+                usual = ":".join(map(str, (name, *found.values())))
+                raise ValueError(f"{name} takes {len(found)} number(s), as in {usual}")
+            for (key, default), word in zip(list(found.items()), given, strict=False):
+                found[key] = _like(default, word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
+        return name, found
+
+    return parse
+
+
+def _like(default: int | float, text: str) -> int | float:
+    """Return the number of a text: a whole one if the default is whole."""
+    try:
+        return type(default)(text)
+    except ValueError:
+        what = "a whole number" if isinstance(default, int) else "a number"
+        raise ValueError(f"takes {what} in place of {text!r}") from None

@@ -1,0 +1,142 @@
+"""The network that is differentiated: a copy in fp64 of its own, run by one thread at a time."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import UnsupportedModuleError
+from inrfast.pointwise import stirred_
+from inrfast.snapshot import snapshot
+
+PASS_DTYPE = torch.float64
+"""The factor pass runs in fp64 in every precision: in fp32 a ReLU gate flips and sine layers amplify rounding, so a
+factor rounded once is the only one whose error is known. It is a small part of any Gram product's cost."""
+
+Select = Callable[[Any], Tensor] | str | int | None
+
+REENTRANT = (
+    "net uses activation checkpointing with use_reentrant=True, whose layers cannot be observed; pass "
+    "use_reentrant=False to torch.utils.checkpoint.checkpoint"
+)
+
+
+class Network:
+    """A module in fp64 and what takes the output from its return value.
+
+    Parameters
+    ----------
+    module
+        A copy of the user's network, in fp64, which nobody else uses.
+    select
+        A key, an index or a function that takes the output tensor from what the module returns; None: it is the output.
+    """
+
+    def __init__(self, module: nn.Module, select: Select) -> None:
+        self.module = module
+        self.select = select
+        # Hooks sit on one module, which may also keep tensors between calls.
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, bytes]:
+        state = {}
+        for name, what in (("module", "the network"), ("select", "its select= function")):
+            try:
+                state[name] = pickle.dumps(getattr(self, name))
+            except Exception as error:
+                raise TypeError(
+                    f"cannot pickle a kernel or Jacobian: {what} cannot be pickled ({type(error).__name__}: {error}). "
+                    "Define classes and functions at the top of a module (no lambda), give select= as a key or an "
+                    "index, or build the kernel inside the process that needs it (start method 'spawn')"
+                ) from error
+        return state
+
+    def __setstate__(self, state: dict[str, bytes]) -> None:
+        self.__init__(*(pickle.loads(state[name]) for name in ("module", "select")))  # type: ignore[misc]
+
+    @contextmanager
+    def alone(self) -> Iterator[nn.Module]:
+        """Hold the module in this block: no other thread runs it."""
+        with self._lock:
+            yield self.module
+
+    def outputs(self, coords: Tensor) -> Tensor:
+        """Return the outputs (n, M) at ``coords`` (n, d)."""
+        if len(coords) == 1:  # modules that squeeze() would drop the axis of a single point
+            return self.outputs(coords.expand(2, -1))[:1]
+        with self.alone():
+            return self.output_in(self.module(coords.clone()), len(coords))
+
+    def output_in(self, returned: Any, points: int) -> Tensor:
+        """Return the output (n, M) in what the module returns for so many points."""
+        output = self._selected(returned)
+        if not isinstance(output, Tensor):
+            keys = list(returned) if isinstance(returned, Mapping) else ""
+            raise TypeError(
+                f"net returns {type(returned).__name__} {keys}; pass select= (a key, an index or a function) that "
+                f"takes the output tensor from it (it gave {type(output).__name__})"
+            )
+        if output.ndim == 0 or len(output) != points:
+            raise ValueError(
+                f"the output must have one row per point: {points} points gave shape {tuple(output.shape)}"
+            )
+        if output.is_complex():
+            raise UnsupportedModuleError(f"net returns complex values ({output.dtype}); only real ones are supported")
+        return output.reshape(points, -1)
+
+    def _selected(self, returned: Any) -> Any:
+        if self.select is None:
+            return returned
+        if callable(self.select):
+            return self.select(returned)
+        try:
+            return returned[self.select]
+        except (KeyError, IndexError, TypeError) as error:
+            keys = list(returned) if isinstance(returned, Mapping) else type(returned).__name__
+            raise ValueError(f"select={self.select!r} is not in what net returns: {keys}") from error
+
+    def rounded(self, eps: float, seed: int) -> Network:
+        """Return this network with parameters changed at random, by a relative ``eps`` at most."""
+        module = snapshot(self.module)
+        for number, parameter in enumerate(module.parameters()):
+            parameter.copy_(rounded(parameter, eps, seed + 1000 * number))
+        return Network(module, self.select)
+
+    def stirred(self) -> Network:
+        """Return this network with trainable parameters moved a little."""
+        return Network(stirred_(snapshot(self.module)), self.select)
+
+
+def rounded(tensor: Tensor, eps: float, seed: int) -> Tensor:
+    """Return a tensor whose entries are changed at random, by a relative ``eps`` at most."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = 2 * torch.rand(tensor.shape, generator=generator, dtype=PASS_DTYPE) - 1
+    return tensor.detach() * (1 + eps * noise.to(tensor.device))
+
+
+def gradients(total: Tensor, wanted: Sequence[Tensor], again: bool = False) -> list[Tensor]:
+    """Return the gradients of ``total``; zeros for what it does not depend on, or was computed under ``no_grad``.
+
+    ``again`` keeps the graph for more of them.
+    """
+    found = [torch.zeros_like(tensor) for tensor in wanted]
+    places = [place for place, tensor in enumerate(wanted) if tensor.requires_grad]
+    if not total.requires_grad or not places:
+        return found
+    try:
+        computed = torch.autograd.grad(
+            total, [wanted[place] for place in places], retain_graph=again, allow_unused=True, materialize_grads=True
+        )
+    except RuntimeError as error:
+        if "checkpoint" in str(error):
+            raise UnsupportedModuleError(REENTRANT) from error
+        raise
+    for place, gradient in zip(places, computed, strict=True):
+        found[place] = gradient
+    return found

@@ -1,0 +1,243 @@
+"""Probes: whether a network is what it must be for its factors to be exact, tried on a few of its points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import UnsupportedModuleError
+from inrfast.layers import Factors, Layer
+from inrfast.ops.rows import vjp
+from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points
+from inrfast.snapshot import own_dtype, snapshot
+from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
+
+JACOBIAN_TOLERANCE = 1e-7
+"""Of the factors' check against automatic differentiation, relative to the size of the terms."""
+
+AMPLIFIED = 16.0
+"""How many times the effect of rounding inputs and parameters may stand for rounding in every operation."""
+
+CHAOTIC = 1e-7
+"""Share of a result that rounding may change in fp64; beyond it the precision that is promised cannot be held."""
+
+MOST_DRAWS = 32
+"""Roundings tried before a network counts as another function in fp64."""
+
+COMPARED_ROWS = 64
+"""Points at which the fp64 copy is compared with the network in its own dtype."""
+
+
+# ---- the network -------------------------------------------------------------------------------------------------
+
+
+def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
+    """Refuse networks that cannot run in fp64, look at their batch, or are another function in fp64.
+
+    Parameters
+    ----------
+    net
+        The network as it was given.
+    network
+        Its copy in fp64.
+    coords
+        The points (N, d) that it is for.
+    """
+    own = own_dtype(net)
+    points = spread_points(coords, COMPARED_ROWS).to(own)
+    wide = points.to(PASS_DTYPE)
+    in_own = None
+    with suppress(RuntimeError):  # parts of several dtypes run in fp64 only
+        in_own = network.output_in(snapshot(net)(points.clone()), len(points))
+    try:
+        expected = network.outputs(wide)
+    except RuntimeError as error:
+        if in_own is None:
+            raise ValueError(f"net does not take coords of shape {tuple(points.shape)}: {error}") from error
+        raise UnsupportedModuleError(
+            f"net runs in {own} but not in fp64, in which factors are computed ({error}). Make fixed tensors "
+            "buffers, and cast to the dtype of a parameter or of the input, not to a fixed one (.float())"
+        ) from error
+    _refuse_coupling(network, coords.to(PASS_DTYPE), wide, expected)
+    if in_own is not None and own != PASS_DTYPE and bool(torch.isfinite(in_own).all()):
+        _compare(network, own, in_own, wide, expected)
+    few = slice(None, None, 8)
+    _refuse_chaos(network, wide[few], expected[few])
+    _refuse_fp32_inside(network, wide[few], expected[few])
+
+
+def _refuse_coupling(network: Network, coords: Tensor, points: Tensor, expected: Tensor) -> None:
+    """Refuse networks whose output at a point depends on anything beside that point, now or behind zero weights."""
+    found = dependence(network.outputs, coords, number=len(coords))
+    if found == RANDOM:
+        raise UnsupportedModuleError(f"net is random: {found}. Put it in eval mode")
+    if found not in (None, MOVED):  # then rounding alone may differ
+        _refuse_chaos(network, points, expected)
+    if found is None:
+        found = _hidden_coupling(network, coords, points)
+    if found is not None:
+        raise UnsupportedModuleError(
+            f"net couples samples: {found}, so the kernel is not one of points (batch statistics, attention over "
+            "the batch and row numbers do this)"
+        )
+
+
+def _hidden_coupling(network: Network, coords: Tensor, points: Tensor) -> str | None:
+    """Return what a copy whose parameters are moved a little depends on beside a point."""
+    other = network.stirred()
+    found = dependence(other.outputs, coords)
+    if found not in (None, MOVED):
+        try:
+            _refuse_chaos(other, points, other.outputs(points))
+        except UnsupportedModuleError:  # moved so, it says nothing
+            return None
+    return None if found is None else f"{found} once its parameters are not exactly these"
+
+
+def _compare(network: Network, own: torch.dtype, in_own: Tensor, points: Tensor, expected: Tensor) -> None:
+    """Refuse networks whose outputs in their own dtype differ from those in fp64 by more than rounding."""
+    difference = float((in_own.double() - expected).abs().max())
+    eps = torch.finfo(own).eps
+    allowed = AMPLIFIED * eps * float(expected.abs().max()) + torch.finfo(own).smallest_normal
+    for seed in range(MOST_DRAWS):  # many only where it would be refused: a step is seldom met
+        if difference <= allowed:
+            break
+        effect = network.rounded(eps, seed).outputs(rounded(points, eps, seed)) - expected
+        allowed = max(allowed, 4 * AMPLIFIED * float(effect.abs().max()))
+    if difference > allowed:
+        raise UnsupportedModuleError(
+            f"net is another function in fp64, in which factors are computed, than in {own}: outputs differ by "
+            f"{difference:.2e}, where rounding explains {allowed:.2e}. Some module takes a number from the dtype "
+            "(torch.finfo, an epsilon of None), casts in its forward pass, or works below the dtype's range: give "
+            "the number, cast to the dtype of the input, or convert net to fp64 if that is the function meant"
+        )
+
+
+def _refuse_chaos(network: Network, points: Tensor, expected: Tensor) -> None:
+    """Refuse networks whose outputs at most points are made by fp64 rounding.
+
+    The parameters alone are rounded: a table that is read by the cell of a coordinate may jump at its border.
+    """
+    outputs = network.rounded(torch.finfo(PASS_DTYPE).eps, 0).outputs(points)
+    effect = float((outputs - expected).abs().amax(1).median())
+    size = float(expected.abs().max())
+    if effect > CHAOTIC * size:
+        raise UnsupportedModuleError(_chaotic("outputs", effect / max(size, 1e-300)))
+
+
+def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> None:
+    """Refuse networks that round to fp32 inside.
+
+    Steps of the input below that rounding then change nothing, although slopes say so; larger ones do. Where they do
+    not either, the network is a step function with slopes of its own (quantisation), which is exact in fp64.
+    """
+    tiny, larger = 2.0**-36, 2.0**-18
+    slope = torch.zeros_like(coords)
+    with suppress(RuntimeError), torch.enable_grad(), network.alone() as module:  # some operations have no slope there
+        moving = coords.clone().requires_grad_()
+        (slope,) = gradients(network.output_in(module(moving * 1), len(coords)).sum(), [moving])
+
+    def moved(step: float) -> Tensor:
+        return (network.outputs(coords * (1 + step)) - before).sum(1).abs()
+
+    expected = (slope * coords).sum(1).abs() * tiny
+    size = before.abs().sum(1)
+    # Beyond rounding, and small enough for the slope to tell it.
+    visible = (expected > 1e4 * torch.finfo(PASS_DTYPE).eps * size) & (expected < 1e-3 * size)
+    if not bool(visible.any()) or float((moved(tiny) < 0.1 * expected)[visible].double().mean()) < 0.5:
+        return
+    if float((moved(larger) > 0)[visible].double().mean()) > 0.5:
+        raise UnsupportedModuleError(
+            "net rounds to fp32 inside its forward pass (.float(), a fixed dtype=), so its fp64 factors would hold "
+            "that rounding; cast to the dtype of the input or of a parameter"
+        )
+
+
+# ---- the Jacobian ------------------------------------------------------------------------------------------------
+
+
+def check_jacobian(
+    network: Network, layers: Sequence[Layer], sample: Tensor, captured: Sequence[Factors], known: Tensor
+) -> list[float]:
+    """Compare ``J^T v`` by the factors with automatic differentiation, on a few points, for one v.
+
+    In reverse mode: forward mode of torch is not safe in threads. A GPU is waited for once, for all answers and the
+    ``known`` numbers, which are returned.
+    """
+    outputs = network.outputs(sample[:2]).shape[1]
+    weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
+    truth = _products_by_autograd(network, layers, sample, weights)
+    ours = [vjp(*factors, weights.unsqueeze(-1)) for factors in captured]
+    largest = torch.stack([own.abs().amax() for own in ours]).amax()
+    sums = torch.stack([f.sum() for factors in captured for f in factors if f is not None])
+    answers = torch.stack([_agree(ours, truth, largest, 0.0).to(PASS_DTYPE), sums.sum(), largest])
+    agree, total, size, *numbers = torch.cat([answers, known]).tolist()
+    if not math.isfinite(total):
+        _need_finite(layers, captured)
+    if not agree:
+        _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size)
+    return numbers
+
+
+def _need_finite(layers: Sequence[Layer], captured: Sequence[Factors]) -> None:
+    for layer, factors in zip(layers, captured, strict=True):
+        if not all(bool(torch.isfinite(f).all()) for f in factors if f is not None):
+            raise ValueError(
+                f"layer {layer.name!r} has NaN or Inf features or sensitivities at the first points of coords"
+            )
+
+
+def _refuse_other_jacobian(
+    network: Network,
+    layers: Sequence[Layer],
+    sample: Tensor,
+    weights: Tensor,
+    ours: list[Tensor],
+    truth: list[Tensor],
+    largest: float,
+) -> None:
+    """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify."""
+    eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
+    for seed in range(3):
+        near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
+        effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
+    if effect > CHAOTIC * largest:
+        raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
+    if not bool(_agree(ours, truth, largest, AMPLIFIED * effect)):
+        error = max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True))
+        raise UnsupportedModuleError(
+            "the captured factors do not reproduce the network's Jacobian (checked against automatic "
+            f"differentiation on {len(sample)} points, error {error:.2e}): a parameter acts outside its layer's "
+            "forward, a layer gets the points in another order, or a part computes in 16 bits"
+        )
+
+
+def _agree(ours: list[Tensor], truth: list[Tensor], largest: Tensor | float, rounding: float) -> Tensor:
+    """Return whether two lists of blocks agree, a tensor that nobody waits for."""
+    floor = largest * (1e-3 * JACOBIAN_TOLERANCE) + (rounding + 1e-290)
+    found = []
+    for own, other in zip(ours, truth, strict=True):
+        allowed = own.abs().add_(other.abs()).mul_(JACOBIAN_TOLERANCE).add_(floor)
+        found.append(((own - other).abs_() <= allowed).all())
+    return torch.stack(found).all()
+
+
+def _products_by_autograd(network: Network, layers: Sequence[Layer], sample: Tensor, weights: Tensor) -> list[Tensor]:
+    """Return ``J^T v`` by autograd as the layers' blocks (1, b, a)."""
+    tensors = {name: p for name, p in network.module.named_parameters() if p.requires_grad}
+    with torch.enable_grad():
+        total = (network.outputs(sample) * weights).sum()
+        found = gradients(total, list(tensors.values()))
+    by_name = dict(zip(tensors, found, strict=True))
+    return [layer.join([by_name[name].reshape(1, -1) for name in layer.parameters]) for layer in layers]
+
+
+def _chaotic(what: str, effect: float) -> str:
+    return (
+        f"net is so ill-conditioned at these coordinates that fp64 does not determine its {what} (rounding weights in "
+        f"their last bit makes a change of {effect:.1e} of the size); scale coords to [-1, 1] or lower the frequencies"
+    )
