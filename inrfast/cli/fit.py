@@ -21,11 +21,12 @@ from inrfast.losses import LOSSES
 from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed
 from inrfast.signals.paths import readable
 from inrfast.spelling import choice, number, path, spec, spellings, whole
-from inrfast.training.optimizers import OPTIMIZERS, SCHEDULES
+from inrfast.training.optimizers import OPTIMIZERS
+from inrfast.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
     from inrfast.nn import INR
-    from inrfast.training.trainer import FitResult
+    from inrfast.training.result import FitResult
 
 
 def add(commands: Any) -> None:
