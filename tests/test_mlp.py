@@ -278,7 +278,7 @@ def test_what_is_no_coordinate_mlp_says_why(net, said):
         (changed(encoding=Learned()), "its encoding is a Learned, not one of this library's"),
         (changed(encoding=inr.RandomFourier(4, 1.0, trainable=True)), "its encoding is trained"),
         (changed(lambda net: net.layers[3].double()), "its parameters have several dtypes or devices"),
-        (changed(widen), "its hidden layers have different widths (9, 12)"),
+        (changed(widen), None),
         (changed(), None),
     ],
 )

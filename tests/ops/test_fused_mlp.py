@@ -321,6 +321,9 @@ def test_reasons_against():
     def tie(net):
         net.layers[1].bias = net.layers[0].bias
 
+    def widen(net):
+        net.layers[0], net.layers[1] = torch.nn.Linear(2, 65), torch.nn.Linear(65, 64)
+
     def drop_bias(net):
         net.layers[1].bias = None
 
@@ -333,5 +336,6 @@ def test_reasons_against():
         ({"dtype": torch.bfloat16}, "bfloat16"),
         ({"change": tie}, "share parameters"),
         ({"change": drop_bias}, "others have none"),
+        ({"change": widen}, "different widths (64, 65)"),
     ):
         assert said in reason(**options)
