@@ -41,7 +41,6 @@ TESTED_BY = {
     "inrfast/linalg/partition.py": "tests/test_distributed.py",
     "inrfast/linalg/preconditioners/*.py": "tests/tangent/test_kernel.py",
     "inrfast/losses/*.py": "tests/losses/test_formulas.py",
-    "inrfast/mlp.py": "tests/ops/test_factors.py",
     "inrfast/norms/*.py": "tests/ops/test_factors.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
     "inrfast/public.py": "tests/test_imports.py",
@@ -53,7 +52,6 @@ TESTED_BY = {
     "inrfast/training/engines/*.py": "tests/training/engines/test_engines.py",
     "inrfast/training/*.py": "tests/training/test_fit.py",
     "kernels/formats.py": "tests/kernels/test_tensor_cores.py",
-    "kernels/losses.py": "tests/ops/test_fused_mlp.py",
     "kernels/tiles.py": "tests/kernels/test_ahead_of_time.py",
 }
 """Modules without a test file of their own name, and the file that tests them. The first pattern that fits counts."""
