@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from inrfast.activations import BoundActivation, bind, shown
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, from_config
-from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed
+from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
-from inrfast.mlp import MLP, HiddenLayer, linear_layer
+from inrfast.mlp import MLP, HiddenLayer, describe, linear_layer
 from inrfast.modes import without_autocast
 from inrfast.norms import NORMS, norm_of
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
@@ -183,7 +182,7 @@ class INR(nn.Module):
     encoding
         An encoding of :mod:`inrfast.encodings`, or None.
     norm
-        None, ``"batch"`` or ``"sphere"``; one or one a layer.
+        None or the name of a norm in :mod:`inrfast.norms`, such as ``"batch"`` or ``"sphere"``; one or one per layer.
     norm_position
         ``"pre"`` or ``"post"`` the activation.
     init
@@ -393,19 +392,18 @@ def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
     return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
 
 
-def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> None:
+def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     """Warn if rank-expanding hinges lie among other coordinates than these, so that units of the first layer are dead.
 
     Only where the box of the coordinates is another one than the initialiser's ``bounds``: see
     :func:`inrfast.init.dead_units` for what is counted, and at which cost.
     """
     options = expands_rank(net.init) if isinstance(net, INR) else None
-    if options is None or not isinstance(net, INR) or net.activations[0] != "relu":
+    mlp = describe(net)
+    if options is None or isinstance(mlp, str) or mlp.encoding is not None:
         return
-    first = net.layers[0]
-    if not isinstance(first, nn.Linear) or net.encoding is not None:
-        return
-    if net.norm_position == "pre" and not isinstance(net.norms[0], nn.Identity):
+    first = mlp.hidden[0]
+    if first.activation.name != "relu" or (first.norm is not None and not first.norm_after):
         return
     low, high = (side.double().cpu() for side in torch.aminmax(coords.detach(), dim=0))
     bounds = torch.tensor(check_bounds(options.get("bounds", (-1, 1)), len(low)), dtype=torch.float64)
@@ -413,18 +411,17 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> N
     apart = torch.maximum((low - bounds[:, 0]).abs(), (high - bounds[:, 1]).abs()) / sizes
     if float(apart.max()) <= SAME_BOX or bool((low == high).any()):
         return
-    dead = dead_units(first, coords.detach())
-    if dead < DEAD_SHARE * first.out_features:
+    dead = dead_units(first.linear, coords.detach())
+    if dead < DEAD_SHARE * first.linear.outputs:
         return
     box = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     given = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    warnings.warn(
-        f"{dead} of the {first.out_features} units of the first layer are dead at these coordinates, which lie in "
+    warn(
+        f"{dead} of the {first.linear.outputs} units of the first layer are dead at these coordinates, which lie in "
         f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give it "
         f"those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale "
         "these (inrfast.grid has bounds=(-1, 1))",
         UserWarning,
-        stacklevel=stacklevel + 1,
     )
 
 

@@ -9,6 +9,7 @@ from torch.func import functional_call, jacrev, vmap
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS
+from inrfast.norms import NORMS
 
 
 @contextlib.contextmanager
@@ -37,7 +38,7 @@ def networks(draw, max_width=64, max_depth=5):
     """Networks of every activation, encoding, norm and initialiser, in eval mode, batch norms calibrated."""
     d, m = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     depth = draw(st.integers(1, max_depth))
-    norm = draw(st.sampled_from([None, None, "batch", "sphere"]))
+    norm = draw(st.sampled_from([None, None, *sorted(NORMS)]))
     names = st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth)
     activation = [mild(name) for name in draw(names)]
     # A frequency above 5 with another init than SIREN's makes a chaotic function: no dtype computes it to 1e-10.

@@ -54,7 +54,7 @@ def spectrum(
     progress: bool | None,
     levels: Sequence[float] = (),
 ) -> Spectrum:
-    """Return the spectrum of ``operator``; see :meth:`inrfast.tangent.kernel.NTK.spectrum` for the arguments."""
+    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``."""
     n = operator.shape[0]
     rtol = check_float("rtol", rtol, minimum=0.0, exclusive=True)
     if rtol >= 1:

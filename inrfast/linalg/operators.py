@@ -25,7 +25,7 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent.kernel.NTK` of ``precision="highest"`` is one.
+    :class:`inrfast.tangent.kernel.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
     """
 
     @property
@@ -52,19 +52,14 @@ class SymmetricOperator(Protocol):
         """Return the diagonal (n,)."""
 
     def columns(self, index: Tensor) -> Tensor:
-        """Return the columns of ``index`` (counted over all rows), (n, count), memory of their own."""
+        """Return the columns of ``index``, (n, count), memory of their own.
 
-    def submatrix(self, index: Tensor) -> Tensor:
-        """Return the rows and columns of ``index``, (count, count)."""
-
-    def columns_at(self, index: Tensor) -> Tensor:
-        """Return :meth:`columns` of an index known to be right: int64, in range, on the device; rows may repeat.
-
-        A GPU is not waited for.
+        The index is known to be right: int64, counted over all rows, in range, on the device; rows may repeat. A GPU is
+        not waited for.
         """
 
-    def submatrix_at(self, index: Tensor) -> Tensor:
-        """Return :meth:`submatrix` of such an index."""
+    def submatrix(self, index: Tensor) -> Tensor:
+        """Return the rows and columns of such an index, (count, count)."""
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with a block of vectors (n, k)."""
@@ -105,8 +100,6 @@ class DenseOperator:
     def submatrix(self, index: Tensor) -> Tensor:
         """Return the rows and columns of ``index``."""
         return self.matrix[index][:, index]
-
-    columns_at, submatrix_at = columns, submatrix
 
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""

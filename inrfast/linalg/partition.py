@@ -31,6 +31,9 @@ class Whole:
         """Return the first process's ``tensor``, of the same shape and dtype everywhere."""
         return tensor
 
+    def complete_(self, matrix: Tensor) -> None:
+        """Fill in the rows of a symmetric matrix (size, size) that other processes have, and mirror its lower half."""
+
     def mine(self, full: Tensor) -> Tensor:
         """Return this process's rows of a tensor that every process has whole."""
         return full[self.start : self.stop]

@@ -155,7 +155,7 @@ class PivotedCholesky:
 
     def _append(self, drawn: _Drawn) -> int:
         """Append the columns of a block's pivots to F; return how many."""
-        new = self.operator.columns_at(drawn.pivots)
+        new = self.operator.columns(drawn.pivots)
         kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(new, drawn)
         gram = self._bordered(products)
         leading, largest = self._follow(gram)
@@ -213,7 +213,7 @@ class PivotedCholesky:
         drawn would have to be waited for.
         """
         index, again = torch.unique(candidates, return_inverse=True) if self._on_cpu else (candidates, None)
-        block = self.operator.submatrix_at(index)
+        block = self.operator.submatrix(index)
         diagonal = self.partition.pick(self.diagonal, index)
         mirrored, other_diagonal = symmetry_faults(block, diagonal)
         for part in self.blocks:

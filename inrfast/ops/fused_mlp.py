@@ -87,6 +87,16 @@ class Points:
 
 
 @dataclass(frozen=True)
+class Update:
+    """An optimiser that the kernels know: ``"adam"``, ``"adamw"`` or ``"sgd"``; the constants are Adam's."""
+
+    name: str
+    beta1: float = 0.0
+    beta2: float = 0.0
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
 class Draws:
     """The points of some steps: ``order`` (B or 1, draws), int64, of which each step takes ``size`` consecutive."""
 
@@ -222,14 +232,14 @@ class FusedMLP:
         return totals[:, 0].double().sum(1) / (count * self.shape.outputs)
 
     def update(
-        self, gradients: Tensor, means: Tensor, squares: Tensor, optimizer: int, reduce: bool, step: int
+        self, gradients: Tensor, means: Tensor, squares: Tensor, optimizer: Update | None, reduce: bool, step: int
     ) -> None:
-        """Add up the partial sums (``reduce``), and update the parameters by an optimiser (0: none).
+        """Add up the partial sums (``reduce``), and update the parameters by an optimiser, if there is one.
 
         ``gradients`` (B, Q) are written where there is no optimiser, and read where nothing is added up. ``rates`` hold
         a step's learning rate, the rate over Adam's first bias correction, the root of its second, the weight decay.
         """
-        kernels = _kernels()
+        kernels, optimizer = _kernels(), optimizer or Update("none")
         with backends.launching_on(self.device):
             kernels.mlp_update[(len(self.table), self.models)](
                 self.parameters,
@@ -246,7 +256,10 @@ class FusedMLP:
                 self.parameters.stride(0),
                 self.partial_model,
                 REDUCE=reduce,
-                OPTIMIZER=optimizer,
+                OPTIMIZER=optimizer.name,
+                BETA1=optimizer.beta1,
+                BETA2=optimizer.beta2,
+                EPSILON=optimizer.epsilon,
                 COPY=self.operands is not self.parameters,
                 **kernels.update_constants(self.kind),
             )
@@ -395,7 +408,7 @@ class FusedMLP:
             "ACTIVATION": shape.activation.device_name,
             "BIAS": shape.bias,
             "COORDINATES": not shape.encoded,
-            "LOSS": getattr(_losses(), str(loss.kind.triton)).value,
+            "LOSS": loss.kind.triton,
             "SCALED": self.kind == "fp16",
             "ON_CHIP": self.on_chip,
         }
@@ -462,7 +475,7 @@ class FusedMLP:
 def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
     """Return why networks of this shape, on points of ``dtype``, take no fused steps, or None.
 
-    That backpropagation is written out for them at all (no norms, one width) is asked elsewhere.
+    That backpropagation is written out for them at all (no norms, fixed encodings) is asked elsewhere.
     """
     kinds = {activation.kind for activation in mlp.activations}
     if len(kinds) > 1:
@@ -470,6 +483,9 @@ def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
     kind = mlp.activations[0].kind
     if kind.device is None or kind.keeps == "nothing":
         return f"the activation {kind.name!r} has no fused step"
+    widths = sorted(set(mlp.widths))
+    if len(widths) > 1:
+        return f"its hidden layers have different widths ({', '.join(map(str, widths))})"
     if len({layer.bias is not None for layer in mlp.layers}) > 1:
         return "some of its layers have a bias and others have none"
     if len(mlp.parameters) < sum(len(layer.parameters) for layer in mlp.layers):
@@ -488,12 +504,6 @@ def _kernels() -> ModuleType:
     from inrfast.kernels import fused_mlp  # imports triton
 
     return fused_mlp
-
-
-def _losses() -> ModuleType:
-    from inrfast.kernels import losses  # imports triton
-
-    return losses
 
 
 def _products() -> ModuleType:
