@@ -40,7 +40,7 @@ THREADED = (
     "tests/signals/test_winding.py",
     "tests/tangent/test_local.py::test_large_grids",
     "tests/tangent/test_local.py::test_recomputed_factors",
-    "tests/tangent/test_local.py::test_tiles_of_many_points",
+    "tests/tangent/test_products.py::test_tiles_of_many_points",
     "tests/test_threads.py",
     "tests/training/test_checkpoint.py",
     "tests/training/engines/test_layerwise.py",
