@@ -436,7 +436,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types = {name: "i32:16" for name in kernel.arg_names if name.islower()}
     types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient"), pointer)
     types |= {"saved": "*u8" if saved == kernels.MASK.value else pointer}
-    types |= dict.fromkeys(("omega", "omega_middle", "omega_low"), "fp32")
+    types |= dict.fromkeys([name for name in kernel.arg_names if name.startswith(("omega", "second"))], "fp32")
     types |= dict.fromkeys(("weights", "biases"), "*fp64" if entry.format == "fp64" else "*fp32")
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
@@ -447,6 +447,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import fused_linear, losses
     from inrfast.kernels import fused_mlp as kernels
     from inrfast.ops.fused_mlp import OPERANDS
+    from inrfast.training.optimizers.adam import Adam
 
     kernel, width, large = getattr(kernels, entry.kernel), options["width"], entry.capability >= 90
     encoded, drawn = bool(options.get("encoded")), bool(options.get("drawn"))
@@ -470,14 +471,15 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     )
     types |= dict.fromkeys((*numbers, "squares", "rates"), wide)
     types |= dict.fromkeys(("operands", "features", "slopes", "errors", "head_errors"), operand)
-    types |= {"inputs": operand if encoded else wide, "omegas": "*fp32", "scales": "*fp32", "order": "*i64"}
+    types |= {"inputs": operand if encoded else wide, "activation_numbers": "*fp32", "scales": "*fp32", "order": "*i64"}
     types |= {"masks": "*u8", "trained": "*u8", "table": "*i64"}
     constants: dict[str, Any] = {"width": width, "depth": 256 if encoded else 2, "outputs": 3}
     constants |= {"GRADIENT": True, "BIAS": True, "COORDINATES": not encoded, "ENCODED": encoded, "GATHERED": drawn}
     constants |= {"WEIGHTED": False, "SCALED": entry.format == "fp16"}
     if entry.kernel == "mlp_update":
-        constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "OPTIMIZER": kernels.ADAM.value}
-        constants |= {"COPY": entry.format == "fp16"}
+        constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "COPY": entry.format == "fp16"}
+        adam = Adam.kernel
+        constants |= {"OPTIMIZER": adam.name, "BETA1": adam.beta1, "BETA2": adam.beta2, "EPSILON": adam.epsilon}
         warps, stages, registers, limit = constants["num_warps"], 3, None, 48 * 1024
     else:
         activation = options.get("activation", "relu")
@@ -493,7 +495,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
-    tables = ("omegas", "scales", "losses", "rates", "table", "factors")
+    tables = ("activation_numbers", "scales", "losses", "rates", "table", "factors")
     return kernel, types, constants, warps, stages, tables, limit, registers
 
 

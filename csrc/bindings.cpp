@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -57,8 +59,8 @@ T* at(const Stacked& own, std::int64_t network) {
 
 struct StackedLayer {
   std::int64_t in, out;
-  int activation;
-  float omega;
+  inrfast::Activation activation;
+  std::array<float, inrfast::kMostNumbers> numbers;
   Stacked weight, bias, weight_grad, bias_grad;
 };
 
@@ -67,12 +69,24 @@ struct StackedPoints {
   std::int64_t weight_columns, first, count;
 };
 
+StackedLayer layer_of(std::int64_t in, std::int64_t out, const std::string& activation,
+                      const std::vector<float>& numbers, Stacked weight, Stacked bias, Stacked weight_grad,
+                      Stacked bias_grad) {
+  StackedLayer layer{in, out, inrfast::activation_named(activation), {}, weight, bias, weight_grad, bias_grad};
+  if (numbers.size() > layer.numbers.size()) {
+    throw std::invalid_argument("an activation of the native step has at most " +
+                                std::to_string(inrfast::kMostNumbers) + " numbers");
+  }
+  std::copy(numbers.begin(), numbers.end(), layer.numbers.begin());
+  return layer;
+}
+
 std::vector<inrfast::MlpLayer> layers_of(const std::vector<StackedLayer>& stacked, std::int64_t network) {
   std::vector<inrfast::MlpLayer> layers;
   for (const auto& own : stacked) {
     layers.push_back({own.in, own.out, at<const float>(own.weight, network), at<const float>(own.bias, network),
-                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network),
-                      static_cast<inrfast::Activation>(own.activation), own.omega});
+                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network), own.activation, {}});
+    std::copy(own.numbers.begin(), own.numbers.end(), layers.back().numbers);
   }
   return layers;
 }
@@ -129,9 +143,8 @@ PYBIND11_MODULE(_C, module) {
              py::arg("device") = kHost, py::arg("stream") = 0, py::call_guard<py::gil_scoped_release>(),
              "Fill weight (width x d) and bias (width) at the given addresses; device -1 is host memory.");
   py::class_<StackedLayer>(module, "MlpLayer", "A layer of networks side by side; addresses with their steps.")
-      .def(py::init<std::int64_t, std::int64_t, int, float, Stacked, Stacked, Stacked, Stacked>(), py::arg("inputs"),
-           py::arg("outputs"), py::arg("activation"), py::arg("omega"), py::arg("weight"), py::arg("bias"),
-           py::arg("weight_grad"), py::arg("bias_grad"));
+      .def(py::init(&layer_of), py::arg("inputs"), py::arg("outputs"), py::arg("activation"), py::arg("numbers"),
+           py::arg("weight"), py::arg("bias"), py::arg("weight_grad"), py::arg("bias_grad"));
   py::class_<StackedPoints>(module, "MlpPoints", "The points of networks side by side; addresses with their steps.")
       .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t>(), py::arg("coords"),
            py::arg("target"), py::arg("weight"), py::arg("index"), py::arg("weight_columns"), py::arg("first"),

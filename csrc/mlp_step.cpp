@@ -16,6 +16,15 @@ Loss loss_named(const std::string& name) {
   throw std::invalid_argument("loss must be mse, l1, huber or bce, got " + name);
 }
 
+Activation activation_named(const std::string& name) {
+  int number = 0;
+  for (const char* known : kActivationNames) {
+    if (name == known) return static_cast<Activation>(number);
+    ++number;
+  }
+  throw std::invalid_argument("the native step has no activation called " + name);
+}
+
 #ifdef INRFAST_HAS_MLP_STEP
 
 const char* mlp_step_instructions() {

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <string>
 
+#include "mlp_step_activations.h"
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define INRFAST_HAS_MLP_STEP  // elsewhere the code for single processors, by GCC's pragmas, is left out
 #endif
@@ -21,7 +23,8 @@ enum class Loss : int { kMse, kL1, kHuber, kBce };
 // The loss of a name: "mse", "l1", "huber" or "bce"; std::invalid_argument for another.
 Loss loss_named(const std::string& name);
 
-enum class Activation : int { kRelu = 0, kSine = 1, kGaussian = 2, kFiner = 3 };
+// The activation of a name out of kActivationNames; std::invalid_argument for another.
+Activation activation_named(const std::string& name);
 
 struct MlpLayer {
   std::int64_t in, out;
@@ -30,7 +33,7 @@ struct MlpLayer {
   float* weight_grad;   // the gradient is added here; null: not wanted
   float* bias_grad;
   Activation activation;  // behind this layer; not used of the last one, the head
-  float omega;
+  float numbers[kMostNumbers];  // of the activation
 };
 
 struct MlpPoints {

@@ -57,6 +57,7 @@ INRFAST_VEC Vec times_power_of_two(Vec x, Vec n) {  // by halves: the power itse
 }  // namespace inrfast
 
 #include "mlp_step_functions.h"
+#include "mlp_step_activations.h"
 #include "mlp_step_kernels.h"
 
 double inrfast::mlp_step_avx2(const MlpStep& step) { return run(step); }

@@ -49,6 +49,7 @@ INRFAST_VEC Vec times_power_of_two(Vec x, Vec n) { return _mm512_scalef_ps(x, n)
 }  // namespace inrfast
 
 #include "mlp_step_functions.h"
+#include "mlp_step_activations.h"
 #include "mlp_step_kernels.h"
 
 double inrfast::mlp_step_avx512(const MlpStep& step) { return run(step); }

@@ -143,28 +143,13 @@ void product(Index rows, Index columns, Index depth, const float* a, Index a_row
 // ---- activations -------------------------------------------------------------------------------------------------
 
 // Replace u by act(u) and write act'(u).
-void activate(Activation activation, float omega, Index rows, Index columns, Index step, float* u, float* slope) {
-  const Vec frequency = broadcast(omega);
+void activate(const MlpLayer& layer, Index rows, Index step, float* u, float* slope) {
   for (Index i = 0; i < rows; ++i) {
-    for (Index j = 0; j < columns; j += kWidth) {
+    for (Index j = 0; j < padded(layer.out); j += kWidth) {
       float* place = u + i * step + j;
-      const Vec x = load(place);
-      Vec value = x, derivative = broadcast(1.0f);
-      if (activation == Activation::kSine) {
-        Vec cosine;
-        sine_and_cosine(multiply(frequency, x), value, cosine);
-        derivative = multiply(frequency, cosine);
-      } else if (activation == Activation::kFiner) {  // sin(omega (|x| + 1) x)
-        const Vec size = magnitude(x);
-        Vec cosine;
-        sine_and_cosine(multiply(multiply(add(size, broadcast(1.0f)), x), frequency), value, cosine);
-        derivative = multiply(multiply(fma(size, broadcast(2.0f), broadcast(1.0f)), cosine), frequency);
-      } else if (activation == Activation::kGaussian) {  // exp(-(omega x)^2)
-        const Vec scaled = multiply(frequency, x);
-        value = exponential(multiply(multiply(scaled, scaled), broadcast(-1.0f)));
-        derivative = multiply(multiply(x, value), broadcast(-2.0f * omega * omega));
-      }
-      store(place, value);
+      Vec x = load(place);
+      const Vec derivative = activation_of(layer.activation, layer.numbers, x);
+      store(place, x);
       store(slope + i * step + j, derivative);
     }
   }
@@ -222,7 +207,7 @@ void layer_forward(const MlpLayer& layer, const Buffers& buffers, bool head, Ind
   } else {
     product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
             Target<AddBias>{buffers.value, step, {buffers.bias}});
-    if (!head) activate(layer.activation, layer.omega, rows, padded(layer.out), step, buffers.value, buffers.slope);
+    if (!head) activate(layer, rows, step, buffers.value, buffers.slope);
   }
 }
 

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from inrfast import backends
 from inrfast.errors import NotAvailableError
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes
@@ -21,6 +20,7 @@ from inrfast.tangent.capture import Capture
 from inrfast.tangent.local import check_output
 from inrfast.tangent.network import Select
 from inrfast.tangent.sharded import Sharded, ShardedNTK, SharedNetwork
+from inrfast.tangent.store import backend_for
 
 
 @in_own_modes
@@ -68,7 +68,7 @@ def ntk(
             f"points for {partition.processes} processes"
         )
     _check_same(net, coords, partition)
-    backend = backends.resolve(backend, capture.device)
+    backend = backend_for(capture, backend)
     if memory_budget is None and capture.device.type == "cpu":
         budget = budget_bytes(None) // partition.processes
     else:

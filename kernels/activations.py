@@ -21,6 +21,20 @@ TANH = tl.constexpr("tanh")
 GELU = tl.constexpr("gelu")
 SOFTPLUS = tl.constexpr("softplus")
 
+NUMBERS = tl.constexpr(2)
+"""Numbers of a layer's activation that the kernels' tables have room for; what is beyond those it has is 0."""
+
+HEAVY = (FINER.value, GELU.value, SOFTPLUS.value)
+"""Activations that leave a training step fewer registers for features."""
+
+HALVED = {
+    "fp16x3": (SINE.value, FINER.value, GELU.value, SOFTPLUS.value),
+    "tf32x3": (GELU.value, SOFTPLUS.value),
+    "fp64": (),
+}
+"""Activations that leave the factor pass in these formats registers for half as many columns, as all do in fp16; the
+ahead-of-time report shows it."""
+
 LARGEST_ANGLE = tl.constexpr(float(2**40))
 
 LARGEST_ANGLE_FP32 = tl.constexpr(float(2**22))
@@ -146,11 +160,11 @@ def _periodic(u, omega, omega_rest, SHORT: tl.constexpr):
 
 
 @triton.jit
-def activate(u, omega, omega_rest, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
+def activate(u, omega, omega_rest, second, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
     """Return the activation's value and derivative at ``u``, in fp64 or fp32.
 
-    ``omega + omega_rest`` is the frequency of those that have one, in the precision of ``u`` and its rest; SHORT: a
-    result of 16 bits will do. NaN stays NaN, as torch's does.
+    ``omega + omega_rest`` is the first number of those that have one, in the precision of ``u`` and its rest, and
+    ``second`` the second. SHORT: a result of 16 bits will do. NaN stays NaN, as torch's does.
     """
     if ACTIVATION == RELU:
         return tl.where(u <= 0, 0.0, u).to(u.dtype), tl.where(u <= 0, 0.0, 1.0).to(u.dtype)

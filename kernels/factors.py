@@ -15,20 +15,12 @@ import triton
 import triton.language as tl
 
 from inrfast.kernels import formats, tiles
-from inrfast.kernels.activations import FINER, GELU, SINE, SOFTPLUS, activate
+from inrfast.kernels.activations import GELU, HALVED, NUMBERS, activate
 
 POINTS, BLOCK, DEPTH, WARPS, STAGES, REGISTERS = tiles.SIZES["mlp_slabs", "any", "any"][0]
 """Points a program takes at once; columns of a product at most, and the granularity of the scratch; terms of a product
 taken at once; warps; stages; registers, most a thread: the assembler, left to itself, would spill some to fit more
 programs."""
-
-HALVED = {
-    "fp16x3": (SINE.value, FINER.value, GELU.value, SOFTPLUS.value),
-    "tf32x3": (GELU.value, SOFTPLUS.value),
-    "fp64": (),
-}
-"""Activations that, in these formats, leave registers for half as many columns, as all do in fp16; the ahead-of-time
-report shows it."""
 
 
 def block_for(name: str, activation: str) -> int:
@@ -143,12 +135,12 @@ def mlp_slabs(
 
     ``inputs``: (models, n, depth) fp64; ``parameters``: (models, Q) fp64, found through ``table`` (hidden, 6): inputs,
     outputs, places of weight (outputs, inputs) and bias (-1: none), slabs at which the features and the sensitivities
-    begin; ``constants`` (hidden, 3): frequency, scale of the features, and the reciprocal of the scale of the layer's
-    own input. ``head``: place of the head's weight. ``slabs``: (models, PLANES, slab_count, rows, SLAB), zero where
-    nothing is written; ``scale``: (models, rows). With FULL a row is a pair of a point and an output, else a point, its
-    outputs each from a slab of their own on. ``scratch``: (models, programs, slots, POINTS, width) fp64 with
-    2 + (1 + outputs) hidden slots, and more for 2 (hidden + 1) numbers a point. ``floor`` bounds the largest
-    sensitivity of a row from below; ``input_scale`` is that of the inputs' slabs, 0 where they have none.
+    begin; ``constants`` (hidden, 2 + NUMBERS): scale of the features, reciprocal of the scale of the layer's own input,
+    and the numbers of its activation. ``head``: place of the head's weight. ``slabs``: (models, PLANES, slab_count,
+    rows, SLAB), zero where nothing is written; ``scale``: (models, rows). With FULL a row is a pair of a point and an
+    output, else a point, its outputs each from a slab of their own on. ``scratch``: (models, programs, slots, POINTS,
+    width) fp64 with 2 + (1 + outputs) hidden slots, and more for 2 (hidden + 1) numbers per point. ``floor`` bounds the
+    largest sensitivity of a row from below; ``input_scale`` is that of the inputs' slabs, 0 where they have none.
     """
     model = tl.program_id(1).to(tl.int64)
     programs = tl.num_programs(0)
@@ -192,8 +184,9 @@ def mlp_slabs(
             weight = parameters + tl.load(table + 6 * layer + 2)
             bias = tl.load(table + 6 * layer + 3)
             slab = tl.load(table + 6 * layer + 4)
-            omega = tl.load(constants + 3 * layer)
-            factor = tl.load(constants + 3 * layer + 1)
+            numbers = constants + (2 + NUMBERS) * layer
+            omega, second = tl.load(numbers + 2), tl.load(numbers + 3)
+            factor = tl.load(numbers)
             source = scratch + (layer % 2) * size
             target = scratch + (1 - layer % 2) * size
             exact = tl.zeros((POINTS,), tl.float64)
@@ -205,7 +198,7 @@ def mlp_slabs(
                 u += tl.load(parameters + bias + columns, mask=columns < tl.where(bias >= 0, fan_out, 0), other=0.0)[
                     None, :
                 ]
-                z, slope = activate(u, omega, 0.0, ACTIVATION, False)
+                z, slope = activate(u, omega, 0.0, second, ACTIVATION, False)
                 places = p[:, None] * width + columns[None, :]
                 tl.store(target + places, z)
                 tl.store(slopes + layer * size + places, slope)
@@ -231,7 +224,7 @@ def mlp_slabs(
             for step in range(0, hidden):
                 layer = hidden - 1 - step
                 fan_out = tl.load(table + 6 * layer + 1).to(tl.int32)
-                relative = tl.load(constants + 3 * layer + 2)
+                relative = tl.load(constants + (2 + NUMBERS) * layer + 1)
                 target = gradients + (m * hidden + layer) * size
                 above = tl.minimum(layer + 1, hidden - 1)
                 # The last layer has the head's row in place of a product: no term of it is taken.
@@ -320,7 +313,7 @@ def _sensitivities(
     for layer in range(0, hidden):
         fan_out = tl.load(table + 6 * layer + 1).to(tl.int32)
         start_slab = tl.load(table + 6 * layer + 5) + output * tl.cdiv(fan_out, SLAB)
-        factor = up * tl.load(constants + 3 * layer + 2)
+        factor = up * tl.load(constants + (2 + NUMBERS) * layer + 1)
         squares = tl.zeros((POINTS,), tl.float64)
         about = tl.zeros((POINTS,), tl.float64)
         for start in range(0, fan_out, BLOCK):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 
 from inrfast.kernels import tiles
-from inrfast.kernels.activations import SOFTPLUS, TANH, activate
+from inrfast.kernels.activations import NUMBERS, SOFTPLUS, TANH, activate
 
 FEW = 8
 """Columns of x up to which the product is summed by multiply-adds: coordinates would fill a tensor core with zeros."""
@@ -130,6 +131,9 @@ def fused_linear(
     omega,
     omega_middle,
     omega_low,
+    second,
+    second_middle,
+    second_low,
     ACTIVATION: tl.constexpr,
     SAVED: tl.constexpr,
     BIAS: tl.constexpr,
@@ -145,7 +149,7 @@ def fused_linear(
 
     ``x``: (models or 1, n, inputs), rows ``x_row`` and models ``x_model`` elements apart; ``weight``: (models, outputs,
     inputs); ``bias``: (models, outputs); ``out``: (models, n, outputs); ``saved``: like ``out``, or the bits of eight
-    columns a byte. The frequency is the sum of three fp32 numbers, so that fp64 loses no digit.
+    columns a byte. Each number of the activation is the sum of three fp32 numbers, so that fp64 loses no digit.
     """
     model = tl.program_id(1).to(tl.int64)
     across = tl.cdiv(outputs, COLUMNS)
@@ -181,9 +185,11 @@ def fused_linear(
 
     if total.dtype == tl.float64:
         frequency = tl.cast(omega, tl.float64) + tl.cast(omega_middle, tl.float64) + tl.cast(omega_low, tl.float64)
-        value, slope = activate(total, frequency, 0.0, ACTIVATION, False)
+        other = tl.cast(second, tl.float64) + tl.cast(second_middle, tl.float64) + tl.cast(second_low, tl.float64)
+        value, slope = activate(total, frequency, 0.0, other, ACTIVATION, False)
     else:
-        value, slope = activate(total, omega, omega_middle, ACTIVATION, out.dtype.element_ty.primitive_bitwidth == 16)
+        SHORT: tl.constexpr = out.dtype.element_ty.primitive_bitwidth == 16
+        value, slope = activate(total, omega, omega_middle, second, ACTIVATION, SHORT)
     inside = alive[:, None] & present[None, :]
     places = points[:, None] * outputs + columns[None, :]
     tl.store(out + places, value.to(out.dtype.element_ty), mask=inside)
@@ -350,13 +356,19 @@ def _options(kind: str, config: Config) -> dict[str, Any]:
 
 
 def launch_forward(
-    kind: str, x: Any, weight: Any, bias: Any, out: Any, saved: Any, keep: int, activation: str, omega: float
+    kind: str,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    out: Any,
+    saved: Any,
+    keep: int,
+    activation: str,
+    numbers: Sequence[float],
 ) -> None:
     """Run :func:`fused_linear`: shapes as there, ``x`` with columns next to each other, ``saved`` empty for none."""
     models, n, outputs = out.shape
     config = forward_config(kind, x.shape[2], outputs)
-    high = _fp32(omega)
-    middle = _fp32(omega - high)
     if out.numel() == 0:
         return
     fused_linear[(triton.cdiv(n, config.rows) * triton.cdiv(outputs, config.columns), models)](
@@ -370,15 +382,24 @@ def launch_forward(
         outputs,
         x.stride(1),
         x.stride(0) if len(x) > 1 else 0,
-        high,
-        middle,
-        omega - high - middle,
+        *_parts(tuple(numbers)),
         ACTIVATION=activation,
         SAVED=keep,
         BIAS=bias is not None,
         FEW=x.shape[2] <= FEW,
         **_options(kind, config),
     )
+
+
+@functools.cache
+def _parts(numbers: tuple[float, ...]) -> tuple[float, ...]:
+    """Return each of the :data:`NUMBERS` numbers, 0 beyond those given, as three of fp32 whose sum it is."""
+    parts: list[float] = []
+    for number in (*numbers, *[0.0] * (NUMBERS.value - len(numbers))):
+        high = _fp32(number)
+        middle = _fp32(number - high)
+        parts += [high, middle, number - high - middle]
+    return tuple(parts)
 
 
 def _fp32(number: float) -> float:

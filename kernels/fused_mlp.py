@@ -30,7 +30,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.activations import FINER, GELU, RELU, SOFTPLUS, activate
+from inrfast.kernels.activations import HEAVY, NUMBERS, RELU, activate
 from inrfast.kernels.fused_linear import Config
 from inrfast.kernels.losses import MSE, loss_and_slope
 from inrfast.kernels.tiles import SIZES, STEPS, ProductRow
@@ -41,20 +41,14 @@ LARGE_SHARED = 200 * 1024
 SMALL_SHARED = 99 * 1024
 """Bytes of shared memory a program takes elsewhere: every GPU since sm_86 has them."""
 
-ADAM = tl.constexpr(1)
-ADAMW = tl.constexpr(2)
-SGD = tl.constexpr(3)
-
 LARGEST_SCALE = tl.constexpr(24)
 """Largest exponent of the power of two that errors in 16 bits are multiplied by."""
 
 RAGGED_ROWS = 64
 """Rows of tiles on the chip where a layer is wide and no power of two: the masks of its columns take registers."""
 
-HEAVY = (FINER.value, GELU.value, SOFTPLUS.value)
-"""Activations that leave fewer registers; beyond :data:`HEAVY_ON_CHIP` columns their features leave the chip."""
-
 HEAVY_ON_CHIP = 64
+"""Columns up to which features of activations that leave fewer registers stay on the chip."""
 
 BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 """Parameters of a program of the update, and partial sums that it takes at once."""
@@ -164,19 +158,22 @@ def _first_weight(parameters, bias, columns, width: tl.constexpr, depth: tl.cons
 
 
 @triton.jit
-def _activated(u, omegas, layer, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
-    """Return value and slope at ``u``; the frequency of a layer is the sum of three fp32 numbers."""
+def _activated(u, numbers, layer, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
+    """Return value and slope at ``u``; each number of a layer is the sum of three fp32 numbers."""
     if ACTIVATION == RELU:
-        return activate(u, 1.0, 0.0, ACTIVATION, SHORT)
+        return activate(u, 1.0, 0.0, 0.0, ACTIVATION, SHORT)
     else:
-        high = tl.load(omegas + 3 * layer)
-        middle = tl.load(omegas + 3 * layer + 1)
+        numbers += 3 * NUMBERS * layer
         if u.dtype == tl.float64:
-            low = tl.load(omegas + 3 * layer + 2)
-            frequency = high.to(tl.float64) + middle.to(tl.float64) + low.to(tl.float64)
-            return activate(u, frequency, 0.0, ACTIVATION, SHORT)
+            return activate(u, _whole(numbers), 0.0, _whole(numbers + 3), ACTIVATION, SHORT)
         else:
-            return activate(u, high, middle, ACTIVATION, SHORT)
+            return activate(u, tl.load(numbers), tl.load(numbers + 1), tl.load(numbers + 3), ACTIVATION, SHORT)
+
+
+@triton.jit
+def _whole(parts):
+    """Return the fp64 number that is the sum of three fp32 numbers."""
+    return tl.load(parts).to(tl.float64) + tl.load(parts + 1).to(tl.float64) + tl.load(parts + 2).to(tl.float64)
 
 
 @triton.jit
@@ -407,7 +404,7 @@ def mlp_forward(
     numbers,
     parameters,
     operands,
-    omegas,
+    activation_numbers,
     order,
     scales,
     features,
@@ -463,10 +460,10 @@ def mlp_forward(
 
     ``inputs``: (models or 1, N, depth), coordinates or, without COORDINATES, their encodings in the operands' dtype;
     ``target``: (models or 1, N, outputs); ``weight``: (models or 1, N, weight_columns); ``numbers``: those of the loss,
-    in full precision; ``parameters``: (models, Q) in
-    full precision, ``operands``: the same in the operands' dtype, each parameter at its place; ``omegas``: (hidden, 3)
-    fp32. The ``n`` rows of the launch are the points from ``first`` on or, GATHERED, those of ``order`` (models or 1,
-    draws), of which each step takes ``size`` consecutive. ``scales``: (steps, models) powers of two for the errors.
+    in full precision; ``parameters``: (models, Q) in full precision, ``operands``: the same in the operands' dtype,
+    each parameter at its place; ``activation_numbers``: (hidden, NUMBERS, 3) fp32. The ``n`` rows of the launch are the
+    points from ``first`` on or, GATHERED, those of ``order`` (models or 1, draws), of which each step takes ``size``
+    consecutive. ``scales``: (steps, models) powers of two for the errors.
 
     ``features``, ``slopes``: (models, hidden, capacity, width); ``masks``: (models, hidden, capacity, bytes);
     ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2 or 3, tiles), see
@@ -523,7 +520,7 @@ def mlp_forward(
             )  # fmt: skip
             if BIAS:
                 u += tl.load(first_bias + columns, mask=columns < width, other=0.0)[None, :]
-        value, slope = _activated(u, omegas, 0, ACTIVATION, short)
+        value, slope = _activated(u, activation_numbers, 0, ACTIVATION, short)
         _keep(z, s, m, value, slope, r, start, width, ACTIVATION, GRADIENT, ROWS, COLUMNS)
         if ON_CHIP:
             held = value.to(held.dtype)
@@ -545,7 +542,7 @@ def mlp_forward(
                 )  # fmt: skip
             if BIAS:
                 u += tl.load(parameters + (at + bias_at) + columns, mask=columns < width, other=0.0)[None, :]
-            value, slope = _activated(u, omegas, layer, ACTIVATION, short)
+            value, slope = _activated(u, activation_numbers, layer, ACTIVATION, short)
             _keep(
                 z + above, s + above, m + tl.cast(layer, tl.int64) * mask_plane, value, slope, r, start,
                 width, ACTIVATION, GRADIENT, ROWS, COLUMNS,
@@ -852,12 +849,17 @@ def mlp_update(
     partial_model,
     REDUCE: tl.constexpr,
     OPTIMIZER: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
     COPY: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Add up the partial sums of some parameters (REDUCE), and take the optimiser's step on them (OPTIMIZER, 0: none).
+    """Add up the partial sums of some parameters (REDUCE), and take the step of an OPTIMIZER on them.
+
+    It is "adam", "adamw", "sgd" or "none"; Adam's constants are BETA1, BETA2 and EPSILON.
 
     ``parameters``, ``gradients``, ``means``, ``squares``: (models, Q); ``operands``: their copy for products (COPY);
     ``trained``: (Q,) bytes, 0 for frozen ones. ``table``: a row a program: place of the parameter, first element,
@@ -891,29 +893,29 @@ def mlp_update(
             )
             gradient += tl.sum(some, 0)
         gradient *= tl.load(factors + model)
-        if OPTIMIZER == 0:
+        if OPTIMIZER == "none":
             tl.store(gradients + places, gradient, mask=there)
     else:
         gradient = tl.load(gradients + places, mask=there, other=0.0)
-    if OPTIMIZER != 0:
+    if OPTIMIZER != "none":
         rates += (step * models + model) * 4
         rate = tl.load(rates)
         weight_decay = tl.load(rates + 3)
         parameter = tl.load(parameters + places, mask=there, other=0.0)
-        if OPTIMIZER == SGD:
+        if OPTIMIZER == "sgd":
             parameter -= rate * (gradient + weight_decay * parameter)
         else:
-            if OPTIMIZER == ADAM:
+            if OPTIMIZER == "adam":
                 gradient += weight_decay * parameter
             else:
                 parameter -= rate * weight_decay * parameter
             mean = tl.load(means + places, mask=there, other=0.0)
             square = tl.load(squares + places, mask=there, other=0.0)
-            mean += _constant(mean, 1 - 0.9) * (gradient - mean)
-            square = _constant(square, 0.999) * square + _constant(square, 1 - 0.999) * (gradient * gradient)
+            mean += _constant(mean, 1 - BETA1) * (gradient - mean)
+            square = _constant(square, BETA2) * square + _constant(square, 1 - BETA2) * (gradient * gradient)
             tl.store(means + places, mean, mask=moved)
             tl.store(squares + places, square, mask=moved)
-            size = tl.sqrt(square) / tl.load(rates + 2) + _constant(square, 1e-8)
+            size = tl.sqrt(square) / tl.load(rates + 2) + _constant(square, EPSILON)
             parameter -= tl.load(rates + 1) * (mean / size)
         tl.store(parameters + places, parameter, mask=moved)
         if COPY:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.data import check_data
 from inrfast.training.engines import Gradient, Task, gradient_of
+from inrfast.training.objective import check_objective
 from inrfast.training.stack import Stack
 
 BUDGET = 2**30
@@ -29,7 +31,8 @@ def of(
 ) -> Gradient:
     """The gradient that a fit of this network would take."""
     net.train()
-    task = Task([net], check_data(net, coords, target, weight), loss, **{"budget": BUDGET, **options})
+    objective = check_objective(loss, weight is not None)
+    task = Task([net], check_data(net, coords, target, weight), objective, **{"budget": BUDGET, **options})
     return gradient_of(Stack([net]), task)
 
 
@@ -38,12 +41,38 @@ def flat(gradient: Gradient, index: int = 0) -> Tensor:
     return torch.cat([grad[index].double().flatten() for grad in gradient.stack.grads.values()])
 
 
-def weighted_mse(weight: Tensor) -> Any:
-    def loss(pred: Tensor, target: Tensor) -> Tensor:
-        spread = weight.to(pred).expand_as(pred)
-        return (spread * (pred - target) ** 2).sum() / spread.sum()
+FORMULAS: dict[str, Any] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,
+    "bce": F.binary_cross_entropy_with_logits,
+}
+"""The named losses as PyTorch has them."""
 
-    return loss
+
+def losses() -> st.SearchStrategy[Any]:
+    """Named losses; Huber's with kinks inside and outside of the errors."""
+    deltas = st.floats(0.05, 2.0).map(lambda delta: {"name": "huber", "delta": delta})
+    return st.sampled_from(["mse", "l1", "bce"]) | deltas
+
+
+def formula(loss: Any, weight: Tensor | None = None) -> Any:
+    """The plain formula of a named loss, for :func:`exact`: the mean, weighted if there are weights of its rows."""
+    numbers = {"name": loss} if isinstance(loss, str) else dict(loss)
+    of_entries = FORMULAS[numbers.pop("name")]
+
+    def mean(pred: Tensor, target: Tensor) -> Tensor:
+        spread = torch.ones_like(pred) if weight is None else weight.to(pred).expand_as(pred)
+        return (spread * of_entries(pred, target, reduction="none", **numbers)).sum() / spread.sum()
+
+    return mean
+
+
+def off_kinks(net: nn.Module, coords: Tensor, target: Tensor) -> Tensor:
+    """Targets in [0, 1] that no prediction is near: there the slope of the absolute error jumps."""
+    with torch.no_grad():
+        pred = copy.deepcopy(net).train()(coords)
+    return torch.where((pred - target).abs() < 1e-3, (target + 0.5) % 1, target)
 
 
 def exact(net: nn.Module, coords: Tensor, target: Tensor, loss: Any = F.mse_loss) -> tuple[float, Tensor]:

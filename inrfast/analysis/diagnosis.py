@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inrfast import backends
 from inrfast.analysis.feature_jacobians import feature_jacobians
 from inrfast.analysis.rank import check_tolerance
 from inrfast.analysis.report import (
@@ -43,7 +42,7 @@ from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK, ntk
 from inrfast.tangent.network import Select
-from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore
+from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, backend_for
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
@@ -128,7 +127,7 @@ def diagnose(
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest", memory_budget)
     coords = coords.detach()
-    warn_of_dead_units(net, coords, stacklevel=3)
+    warn_of_dead_units(net, coords)
     if ntk_coords is None:
         points, full_grid = _thinned(coords, ntk_points), len(coords) <= ntk_points
     else:
@@ -136,7 +135,7 @@ def diagnose(
         full_grid = torch.equal(points, coords)
     budget = budget_bytes(memory_budget, capture.device)
     if ntk_coords is None:  # of the same snapshot, whose probes looked at these points
-        store = FactorStore(capture, points, budget // 2, backends.resolve("auto", capture.device))
+        store = FactorStore(capture, points, budget // 2, backend_for(capture, "auto"))
         kernel = NTK(LayerwiseJacobian(store, budget), None, "trace")
     else:
         kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
@@ -257,7 +256,8 @@ def _grid(capture: Capture, coords: Tensor, kernel: NTK | None, budget: int) -> 
 def _chunk_bytes(capture: Capture) -> tuple[int, int]:
     """Return the bytes of the square matrices of all layers, and of a point in a chunk."""
     blocks = [layer.block for layer in capture.layers if _is_looked_at(layer)]
-    numbers = sum(b * capture.outputs + a for a, b in (layer.block for layer in capture.layers))
+    held = [own if layer.sparse else layer.block for layer, own in zip(capture.layers, capture.stored, strict=True)]
+    numbers = sum(b * capture.outputs + a for a, b in held)
     widest = max((max(block) for block in blocks), default=1)
     each = 8 * numbers * (PASS_BUFFERS if capture.plain else HOOKED_BUFFERS)
     # One for every factor, and two more like the largest: of a chunk stacked under it, and of LAPACK.
@@ -325,8 +325,8 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
 
 
 def _is_looked_at(layer: Layer) -> bool:
-    """Return whether the singular values of a layer's sensitivities are asked for."""
-    return layer.observed or layer.columns <= WIDE
+    """Return whether the singular values of a layer's sensitivities are asked for, which sparse rows have not."""
+    return not layer.sparse and (layer.observed or layer.columns <= WIDE)
 
 
 def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:

@@ -366,6 +366,7 @@ def _launch(
     numbers: Sequence[float],
 ) -> Operands:
     from inrfast.kernels import factors as kernel  # imports triton
+    from inrfast.kernels.activations import NUMBERS
 
     device, n, models = inputs.device, inputs.shape[1], len(parameters)
     layout, exponents = plan.layout, plan.exponents
@@ -379,7 +380,8 @@ def _launch(
         weight = shape.features * shape.sensitivities
         bias = start + weight if shape.bias else -1
         table.append([shape.features, shape.sensitivities, start, bias, *_starts(places, index)])
-        constants.append([(*own[index], 1.0)[0], 2.0 ** exponents[index + 1], 2.0 ** -exponents[index]])
+        unused = [0.0] * (NUMBERS.value - len(own[index]))
+        constants.append([2.0 ** exponents[index + 1], 2.0 ** -exponents[index], *own[index], *unused])
         start += weight + shape.sensitivities * shape.bias
     hidden, width = len(table), -(-max(max(row[:2]) for row in table) // kernel.BLOCK) * kernel.BLOCK
     slots = 2 + hidden * (1 + outputs) + -(-(2 * hidden + 2) // width)

@@ -432,7 +432,7 @@ def _forward(
                 saved,
                 _number(kernel, "nothing" if saved.numel() == 0 else kept(activation, backend)),
                 ACTIVATIONS[activation].device_name,
-                (*numbers, 1.0)[0],
+                numbers,
             )
         return y, saved
     slope, act = saved if saved.numel() else None, BoundActivation(ACTIVATIONS[activation], tuple(numbers))

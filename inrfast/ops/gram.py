@@ -21,6 +21,7 @@ from inrfast.kernels.tiles import Config
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads
 from inrfast.ops.operands import Operands, Place, Plan
+from inrfast.ops.sparse_rows import add_gram_, is_sparse
 from inrfast.threads import share
 
 Pair = tuple[Tensor | None, Tensor | None]
@@ -120,6 +121,9 @@ def _tile(rows: list[Pair], columns: list[Pair], output: Output, outputs: int, v
                 mm(s, s2, out)
             else:
                 addmm_(out, s, s2)
+        elif is_sparse(z):
+            assert s is not None and s2 is not None
+            add_gram_(out.zero_() if empty else out, (z, s), (z2.t(), s2.t()))
         elif s is None or s2 is None:
             mm(z, z2, left)
             _add_identity(out.zero_() if empty else out, left, output, outputs)
@@ -241,7 +245,7 @@ def gram_diagonal(factors: Sequence[Pair], output: Output, outputs: int) -> Tens
     reference = next(f for pair in factors for f in pair if f is not None)
     total = torch.zeros(n, outputs, dtype=torch.float64, device=reference.device)
     for z, s in factors:
-        left = 1.0 if z is None else _squared_norm(z).unsqueeze(1)
+        left = 1.0 if z is None or is_sparse(z) else _squared_norm(z).unsqueeze(1)
         total += left * (1.0 if s is None else _squared_norm(s))
     if output == "trace":
         return total.sum(1)

@@ -23,8 +23,6 @@ from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
 from inrfast.losses import BoundLoss, loss_of
 
-_NUMBERS = {"relu": 0, "sine": 1, "gaussian": 2, "finer": 3}
-
 MOST_LAYERS = 64
 
 MEAN_SQUARE = loss_of("mse")
@@ -202,8 +200,8 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
         module.MlpLayer(
             inputs=layer.weight.shape[2],
             outputs=layer.weight.shape[1],
-            activation=0 if layer.activation is None else _NUMBERS[str(layer.activation.kind.native)],
-            omega=1.0 if layer.activation is None else (*layer.activation.numbers, 1.0)[0],
+            activation="relu" if layer.activation is None else layer.activation.kind.native,
+            numbers=[] if layer.activation is None else layer.activation.numbers,
             weight=_stacked(layer.weight),
             bias=_stacked(layer.bias),
             weight_grad=_stacked(layer.weight_grad),

@@ -57,14 +57,18 @@ class Cost:
 def dense_flops(sides: Sides) -> int:
     """Return the FLOP of all entries in the rows computed here."""
     pairs = {"trace": sides.outputs, "full": sides.outputs**2}.get(str(sides.output), 1)
-    per_pair = sum(2 * a + 2 * b * pairs for a, b in sides.widths)
+    per_pair = sum(2 * a + 2 * b * pairs for a, b in sides.stored)
     return len(sides.left.coords) * len(sides.right.coords) * per_pair // (2 if sides.same else 1)
 
 
 def product_flops(sides: Sides) -> int:
     """Return the FLOP of ``J (J'^T v)`` in this process; for the trace one such product per output."""
     points, products = len(sides.left.coords) + len(sides.summed.coords), sides.outputs
-    return 2 * points * sides.left.shape[1] * (products if sides.output == "trace" else 1)
+    # Of sparse rows the entries count, of others every parameter.
+    entries = sum(
+        b if layer.sparse else layer.columns for layer, (_, b) in zip(sides.left.specs, sides.stored, strict=True)
+    )
+    return 2 * points * entries * (products if sides.output == "trace" else 1)
 
 
 def break_even_columns(sides: Sides) -> int:

@@ -342,7 +342,7 @@ class TangentKernel:
         An entry is a sum of products of inner products of length at most a and M b, so its error is at most ``c u``
         with c their sum (Higham, Accuracy and Stability, section 3.1).
         """
-        c = max(a + self.outputs * b for a, b in self.sides.widths) + len(self.specs) + 2
+        c = max(a + self.outputs * b for a, b in self.sides.stored) + len(self.specs) + 2
         return c * torch.finfo(torch.float64).eps / 2
 
     # ---- spectrum and systems ----------------------------------------------------------------------------------

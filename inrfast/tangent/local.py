@@ -8,7 +8,6 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from inrfast import backends
 from inrfast.errors import MemoryBudgetError, check_choice, check_coords, check_int
 from inrfast.linalg.partition import Whole
 from inrfast.memory import budget_bytes, over_budget
@@ -18,7 +17,7 @@ from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.network import Select
 from inrfast.tangent.sides import Sides
-from inrfast.tangent.store import FactorStore
+from inrfast.tangent.store import FactorStore, backend_for
 
 
 @methods_in_own_modes
@@ -160,7 +159,7 @@ def ntk(
     """
     capture = Capture(net, coords, params, select, precision, memory_budget)
     output = check_output(output, capture.outputs)
-    backend = backends.resolve(backend, capture.device)
+    backend = backend_for(capture, backend)
     budget = budget_bytes(memory_budget, capture.device)
     left = LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, backend), budget)
     right = None

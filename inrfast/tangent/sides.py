@@ -71,6 +71,11 @@ class Sides:
         return [self.left.capture.widths[index] for index in self.left.indices]
 
     @property
+    def stored(self) -> list[tuple[int, int]]:
+        """Columns (a, b) of this kernel's factors as they are stored: fewer than the widths where rows are sparse."""
+        return [self.left.capture.stored[index] for index in self.left.indices]
+
+    @property
     def picked(self) -> Sequence[int]:
         """The network's outputs that enter this kernel."""
         return [self.output] if isinstance(self.output, int) else range(self.outputs)
@@ -256,7 +261,7 @@ class Sides:
 
     def _numbers_of(self, points: int) -> int:
         """Return how many numbers the factors of so many points hold."""
-        return points * sum(a + self.outputs * b for a, b in self.left.capture.widths)
+        return points * self.left.capture.numbers_per_point
 
     # ---- reductions --------------------------------------------------------------------------------------------
 

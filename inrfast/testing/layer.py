@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.layers import Factors, Layer, layers_of
 from inrfast.modes import own_modes
-from inrfast.ops.rows import rows as rows_of
+from inrfast.ops.rows import rows_
 from inrfast.pointwise import dependence
 from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
@@ -183,7 +183,7 @@ class _Check:
         self.check_tap(layer)
         truth = self.rows_by_autograd(layer)
         names = ", ".join(layer.parameters)
-        block = _rows(found).flatten(0, 1)
+        block = _rows(found, layer.block).flatten(0, 1)
         for name, own in zip(layer.parameters, layer.divide(block), strict=True):
             self.compare(f"the rows of {name} (of {names})", own, truth[name])
         for ones in (True, False):
@@ -191,16 +191,23 @@ class _Check:
             if len(parts) != len(layer.parameters):
                 self.fail(f"parts() must yield the factors of each of {names}, got {len(parts)}")
             for name, part in zip(layer.parameters, parts, strict=True):
-                self.compare(f"parts() of {name}", _rows(part).flatten(0, 1).flatten(1), truth[name])
+                own = _rows(part, (truth[name].shape[1], 1) if layer.sparse else None).flatten(0, 1).flatten(1)
+                self.compare(f"parts() of {name}", own, truth[name])
         few = self._tried("factors of few points", lambda: self.factors(layer, self.inputs[1:4]))
-        self.compare("the rows of three points alone", _rows(few), _rows(found.at(slice(1, 4))))
+        self.compare(
+            "the rows of three points alone", _rows(few, layer.block), _rows(found.at(slice(1, 4)), layer.block)
+        )
 
     def check_shapes(self, layer: Layer, found: Factors) -> None:
         """Check sizes and dtype of the factors, and what is said of ones, of the representation and the weight."""
         n, (b, a) = len(self.inputs), layer.block
         z, s = found
-        if not isinstance(found, Factors) or any(f is not None and f.dtype != torch.float64 for f in found):
+        dtypes = (torch.float64, torch.int64 if layer.sparse else torch.float64)
+        if not isinstance(found, Factors) or any(f is not None and f.dtype not in dtypes for f in found):
             self.fail("factors() must return Factors in the dtype of the features, fp64")
+        if layer.sparse:
+            self.check_sparse(layer, found)
+            return
         if (z is None and a != 1) or (z is not None and z.shape != (n, a)):
             got = None if z is None else tuple(z.shape)
             self.fail(f"features must be (n, a) = {(n, a)} for a block of {b} x {a} (None: a = 1), got {got}")
@@ -215,6 +222,19 @@ class _Check:
         weight = layer.matrix(self.module)
         if weight is not None and weight.ndim != 2:
             self.fail(f"matrix() must have two dimensions, got {tuple(weight.shape)}")
+
+    def check_sparse(self, layer: Layer, found: Factors) -> None:
+        """Check the columns and entries of sparse rows."""
+        columns, entries = found
+        if columns is None or columns.dtype != torch.int64 or columns.ndim != 2 or len(columns) != len(self.inputs):
+            self.fail("features of sparse rows must be their columns (n, q), int64")
+        if entries is None or entries.shape != (len(columns), OUTPUTS, columns.shape[1]):
+            self.fail("sensitivities of sparse rows must be their entries (n, M, q)")
+        if int(columns.min()) < 0 or int(columns.max()) >= layer.columns:
+            self.fail(f"columns of sparse rows must lie in 0 to {layer.columns - 1}")
+        dense = _rows(found, layer.block).square().sum((1, 2, 3))
+        squares = entries.square().sum((1, 2))
+        self.compare("squared lengths of rows, a column that stands twice holding its entry once,", squares, dense)
 
     def check_tap(self, layer: Layer) -> None:
         """Check that what is observed leaves the module's output as it is."""
@@ -246,6 +266,11 @@ class _Check:
             self.fail(f"{what} differ from those of autograd by {error:.2e}, where they reach {size:.2e}")
 
 
-def _rows(factors: Factors) -> Tensor:
-    """Return the rows (n, M, b, a)."""
-    return rows_of(factors.features, factors.sensitivities, OUTPUTS)
+def _rows(factors: Factors, block: tuple[int, int] | None = None) -> Tensor:
+    """Return the rows (n, M, b, a) of a block, whose shape dense factors tell."""
+    z, s = factors
+    assert s is not None
+    shape = (s.shape[2], 1 if z is None else z.shape[1]) if block is None else block
+    out = s.new_empty(len(s), OUTPUTS, *shape)
+    rows_(out, z, s)
+    return out

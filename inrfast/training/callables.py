@@ -7,7 +7,6 @@ import hashlib
 import itertools
 import os
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from enum import Enum
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from inrfast.training.objective import Objective
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 """Values that are what they print."""
@@ -170,21 +171,32 @@ def _foreign(module: str | None) -> bool:
 # ---- modules that nobody trains ----------------------------------------------------------------------------------
 
 
-def warn_of_untrained(loss: Any, nets: Sequence[nn.Module], stacklevel: int) -> None:
-    """Warn if a loss holds what asks to be trained and will not be."""
-    found = untrained(loss, nets) if callable(loss) else []
-    if found:
-        warnings.warn(
-            f"the loss holds {', '.join(found)}, which the fit does not train: it trains the parameters of the network "
-            "alone. Make it a part of the network (net.name = module) to train it, or freeze it "
-            "(requires_grad_(False)) if it is meant to stay",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )
+def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = False) -> None:
+    """Refuse functions of an objective that hold what asks to be trained and will not be.
+
+    ``many`` networks have one function in common, which must ask for modules of their own.
+
+    Raises
+    ------
+    ValueError
+        It is a part neither of the networks nor of the objective's modules; the message names it.
+    """
+    for term in objective.terms:
+        found = untrained(term.call, [*nets, *objective.modules])
+        if found:
+            instead = "hand it over (modules=[...]; a bare tensor goes into a module)"
+            if many:
+                instead = (
+                    "hand over one per network (modules=[...]), and let the function ask for them by name, modules"
+                )
+            raise ValueError(
+                f"{term.place} holds {', '.join(found)}, which asks to be trained, and the fit does not train it: "
+                f"{instead}, or freeze it (requires_grad_(False)) if it is meant to stay"
+            )
 
 
 def untrained(loss: Callable[..., Any], nets: Sequence[nn.Module]) -> list[str]:
-    """Return names of what a loss holds that asks to be trained and is no part of the networks.
+    """Return names of what a function holds that asks to be trained and is no part of these modules.
 
     Modules with trainable parameters, and leaf tensors that require gradients, in what :func:`held` finds, in
     containers, and in the attributes of objects there.

@@ -36,11 +36,14 @@ class Data:
         Shapes (B or 1, N, d) and (B or 1, N, M).
     weight
         Shape (B or 1, N, 1 or M), no point of weight 0 in it; None: all alike.
+    given
+        Row numbers (B or 1, N) of the points among those that the caller gave; None: these are all.
     """
 
     coords: Tensor
     target: Tensor
     weight: Tensor | None = None
+    given: Tensor | None = None
 
     @property
     def points(self) -> int:
@@ -52,12 +55,19 @@ class Data:
         some = [None if own is None else own if len(own) == 1 else own[list(index)] for own in self._all()]
         return Data(*some)  # type: ignore[arg-type]
 
-    def rows(self, index: Tensor | slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return points, values and weights of some rows of a single network, without the first axis."""
-        return tuple(None if own is None else own[0, index] for own in self._all())  # type: ignore[return-value]
+    def rows(self, index: Tensor | slice, place: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return points, values and weights of some rows of one network, without the first axis."""
+        some = self._all()[:3]
+        return tuple(None if own is None else own[place % len(own), index] for own in some)  # type: ignore[return-value]
 
-    def _all(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.coords, self.target, self.weight
+    def numbers(self, index: Tensor | slice, place: int = 0) -> Tensor:
+        """Return the numbers of some rows of one network among the points that the caller gave."""
+        if self.given is not None:
+            return self.given[place % len(self.given), index]
+        return torch.arange(self.points, device=self.coords.device)[index] if isinstance(index, slice) else index
+
+    def _all(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.coords, self.target, self.weight, self.given
 
 
 def stacked(data: Sequence[Data]) -> Data:
@@ -73,7 +83,7 @@ def stacked(data: Sequence[Data]) -> Data:
 
     coords, target = joined([one.coords for one in data]), joined([one.target for one in data])
     assert coords is not None and target is not None
-    return Data(coords, target, joined([one.weight for one in data]))
+    return Data(coords, target, joined([one.weight for one in data]), joined([one.given for one in data]))
 
 
 def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.device]:
@@ -195,14 +205,16 @@ def check_data(
     grid = _grid_of(names[1], target, coords, outputs)
     weight, counts = _check_weight(names[2], weight, coords, grid, outputs, dtype)
     target = target.detach().reshape(n, outputs)
-    coords = coords.detach()
+    coords, given = coords.detach(), None
     if counts is not None:
         assert weight is not None
         coords, target, weight = coords[counts], target[counts], weight[counts]
+        given = counts.nonzero().squeeze(1)
     if weight is not None:  # a single output of no weight may hold anything too
         target = torch.where(weight > 0, target, torch.zeros_like(target))
     check_tensor(names[1], target)
-    return Data(*(None if own is None else aligned(own).unsqueeze(0) for own in (coords, target, weight)))  # type: ignore[arg-type]
+    found = [None if own is None else aligned(own).unsqueeze(0) for own in (coords, target, weight, given)]
+    return Data(*found)  # type: ignore[arg-type]
 
 
 def range_of(data: Data, given: Any, argument: str = "data_range") -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.losses import BoundLoss
 from inrfast.mlp import MLP, describe
 
 LAST = 10
@@ -20,23 +21,25 @@ GROWN, BATCHES_GROWN = 2.0, 10.0
 BURST = 1e3
 """Times its first value from which a loss has burst, if it does not fall below half of the first again."""
 
-FAR = 100.0
-"""Mean squared error that is worse than any start should be, in squares of the target's range or of 1: networks begin
-with outputs near that."""
+FAR = 10.0
+"""Error that is worse than any start should be, in units of the target's range or of 1: networks begin with outputs
+near that."""
 
-CLOSE = 1e-6
-"""Mean squared error, in squares of the target's range, below which growing means nothing: it is 60 dB."""
+CLOSE = 1e-3
+"""Error, in units of the target's range, below which growing means nothing: it is 60 dB."""
 
 ADVISED_ROWS = 4096
 
 
 @torch.no_grad()
-def first_nonfinite(net: nn.Module, coords: Tensor) -> str:
+def first_nonfinite(net: nn.Module, coords: Tensor, beside: Mapping[str, Tensor] | None = None) -> str:
     """Say in words where a NaN or Inf arises first: a weight, a layer's output, a prediction, or a gradient.
 
-    ``net`` holds the weights and gradients that failed; ``coords`` are the points (n, d) of the failing step.
+    ``net`` holds the weights and gradients that failed, and ``beside`` those of modules that are trained with it;
+    ``coords`` are the points (n, d) of the failing step.
     """
-    for name, parameter in net.named_parameters():
+    trained = {**dict(net.named_parameters()), **(beside or {})}
+    for name, parameter in trained.items():
         if not bool(torch.isfinite(parameter).all()):
             return f"the weights of {name}"
     seen: list[str] = []
@@ -59,28 +62,30 @@ def first_nonfinite(net: nn.Module, coords: Tensor) -> str:
         return f"the output of {seen[0]}"
     if not finite:
         return "the predictions"
-    for name, parameter in net.named_parameters():
+    for name, parameter in trained.items():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of {name}"
     return "the loss"
 
 
-def growth(losses: Sequence[float], square: float | None, whole: bool) -> str | None:
+def growth(losses: Sequence[float], loss: BoundLoss | None, span: float, whole: bool) -> str | None:
     """Say in words how a loss grew over a fit, or None if it did not.
 
     Parameters
     ----------
     losses
-        One an update.
-    square
-        Square of the target's range, for the mean squared error; None for a loss of another kind.
+        One per update.
+    loss
+        What they are means of; None for a loss of the user's own, or with regularisers, which may be of any size.
+    span
+        The target's range.
     whole
-        Whether each is a mean squared error over all points, which scatters little.
+        Whether each is a mean over all points, which scatters little.
     """
     if len(losses) < LAST:
         return None
     first, last, most = losses[0], statistics.median(losses[-LAST:]), max(losses)
-    if square is not None and last <= CLOSE * square:
+    if loss is not None and last <= loss.cost(CLOSE * span):
         return None
     if first > 0:
         times = GROWN if whole else BATCHES_GROWN
@@ -88,8 +93,8 @@ def growth(losses: Sequence[float], square: float | None, whole: bool) -> str | 
             return f"ended with a loss of {last:.3g}, {last / first:.3g} times that of its start"
         if most > BURST * first and last > first / 2:
             return f"had a loss of up to {most:.3g}, and ended at {last:.3g} where it had begun at {first:.3g}"
-    if square is not None and last > FAR * max(square, 1.0):
-        return f"ended with a mean squared error of {last:.3g} on a target of range {square**0.5:.3g}"
+    if loss is not None and last > loss.cost(FAR * max(span, 1.0)):
+        return f"ended with a mean {loss.name} loss of {last:.3g} on a target of range {span:.3g}"
     return None
 
 

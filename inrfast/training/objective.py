@@ -11,13 +11,15 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from inrfast.errors import check_float, nearest
 from inrfast.losses import BoundLoss, LossSpec, loss_of
+from inrfast.snapshot import twin
+from inrfast.training.data import Data, check_net
 
 Loss = LossSpec | Callable[..., Tensor]
 """What ``fit`` takes as a loss."""
@@ -175,13 +177,40 @@ class Objective:
             warnings.warn(f"{places} depends on nothing that is trained: it has no gradient", UserWarning, stacklevel=2)
         return total
 
+    def twin(self) -> Objective:
+        """Return the same objective with copies of the modules that are its terms, which have the same parameters."""
+
+        def copied(term: Term) -> Term:
+            return replace(term, call=twin(term.call)) if isinstance(term.call, nn.Module) else term
+
+        loss = copied(self.loss) if isinstance(self.loss, Term) else self.loss
+        return replace(self, loss=loss, regularizers=tuple(copied(term) for term in self.regularizers))
+
     def config(self) -> dict[str, Any]:
         """Return the objective in plain values, for results and checkpoints."""
         own = self.loss.config() if isinstance(self.loss, BoundLoss) else _name_of(self.loss.call)
         found: dict[str, Any] = {"loss": own}
         if self.regularizers:
             found["regularizers"] = [[_name_of(term.call), term.factor] for term in self.regularizers]
+        if self.modules:
+            found["modules"] = [type(module).__name__ for module in self.modules]
         return found
+
+
+def batch_of(data: Data, net: nn.Module, objective: Objective, index: Tensor | slice, step: int) -> Batch:
+    """Return what an objective may ask for of some rows of a network's data, the predictions aside."""
+    coords, target, weight = data.rows(index)
+    if objective.with_coords:
+        coords = coords.detach().requires_grad_()
+    return Batch(
+        net,
+        coords,
+        target,
+        None if weight is None else weight.expand_as(target),
+        data.numbers(index),
+        step,
+        objective.modules,
+    )
 
 
 def check_objective(loss: Any, weighted: bool, regularizers: Any = (), modules: Any = ()) -> Objective:
@@ -194,7 +223,7 @@ def check_objective(loss: Any, weighted: bool, regularizers: Any = (), modules: 
         (``weighted``); a factor that is no finite number; a module that is none.
     """
     bound = _loss_term(loss, weighted) if callable(loss) else loss_of(loss)
-    return Objective(bound, _regularizer_terms(regularizers), _check_modules(modules))
+    return Objective(bound, _regularizer_terms(regularizers), check_modules(modules))
 
 
 def _loss_term(loss: Callable[..., Tensor], weighted: bool) -> Term:
@@ -267,17 +296,14 @@ def _unknown(place: str, name: str, names: Sequence[str]) -> str:
     return f"{place} asks for {name!r}; what it may ask for by name is {', '.join(names)}.{nearest(name, names)}"
 
 
-def _check_modules(given: Any) -> tuple[nn.Module, ...]:
+def check_modules(given: Any, argument: str = "modules") -> tuple[nn.Module, ...]:
     """Return modules that are to be trained, each once."""
     own = [given] if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList) else given
     if isinstance(own, (str, Mapping)) or not isinstance(own, (Sequence, nn.ModuleList)):
-        raise TypeError(f"modules must be a sequence of torch.nn.Module, got {type(given).__name__}")
+        raise TypeError(f"{argument} must be a sequence of torch.nn.Module, got {type(given).__name__}")
     for index, module in enumerate(own):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"modules[{index}] must be a torch.nn.Module, got {type(module).__name__}")
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            raise ValueError(f"modules[{index}] ({type(module).__name__}) has no trainable parameter")
-    return tuple(own)
+        check_net(module, argument if own is not given and len(own) == 1 else f"{argument}[{index}]")
+    return tuple(dict.fromkeys(own))
 
 
 def _name_of(call: Any) -> str:

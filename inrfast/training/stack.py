@@ -24,11 +24,13 @@ class Stack:
         The networks.
     flat
         Whether all numbers of a network lie next to each other, as native kernels take them.
+    modules
+        What is trained beside a single network that is not flat; module i's parameters are called ``modules.i.name``.
 
     Attributes
     ----------
-    nets
-        The networks, in the order of the first axis.
+    nets, modules
+        The networks, in the order of the first axis; the modules.
     parameters
         Stacked parameters by their qualified name; a shared one stands once.
     trainable
@@ -36,16 +38,19 @@ class Stack:
     grads
         Stacked gradients of the trainable ones: with a parameter's own strides, or contiguous if those leave gaps.
     state
-        Everything that a fit changes: parameters and, of a single network, its buffers.
+        Everything that a fit changes: parameters and, of a single network, its buffers and those of the modules.
     flat, flat_grads
         Of a flat stack, (B, Q): all parameters, and gradients of all; each begins at one of the ``places``, a multiple
         of :data:`ALIGNMENT` numbers.
     """
 
-    def __init__(self, nets: Sequence[nn.Module], flat: bool = False) -> None:
-        self.nets = list(nets)
-        first = dict(self.nets[0].named_parameters())
-        self.names: dict[Tensor, str] = {parameter: name for name, parameter in first.items()}
+    def __init__(self, nets: Sequence[nn.Module], flat: bool = False, modules: Sequence[nn.Module] = ()) -> None:
+        assert not modules or (len(nets) == 1 and not flat)
+        self.nets, self.modules = list(nets), list(modules)
+        self.names = names_of(self.nets[0], self.modules)
+        first = {name: parameter for parameter, name in self.names.items()}
+        own = dict(self.nets[0].named_parameters())
+        self.beside = {name: parameter for name, parameter in first.items() if name not in own}
         self.trainable = [name for name, parameter in first.items() if parameter.requires_grad]
         self.flat: Tensor | None = None
         self.places: dict[str, int] = {}
@@ -63,15 +68,28 @@ class Stack:
             if flat
             else {name: _gradient_of(self.parameters[name]) for name in self.trainable}
         )
-        buffers = self.nets[0].buffers() if len(self.nets) == 1 else ()
-        self.state = [*self.parameters.values(), *(buffer.detach().unsqueeze(0) for buffer in buffers)]
+        self.state = [*self.parameters.values(), *(buffer.detach().unsqueeze(0) for buffer in self.buffers)]
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Buffers that a fit may change: those of a single network, and of the modules."""
+        own = self.nets if len(self.nets) == 1 else []
+        return [buffer for module in (*own, *self.modules) for buffer in module.buffers()]
+
+    def owner(self, name: str, place: int = 0) -> Tensor:
+        """Return the parameter of one network, or of the modules, that has this name."""
+        return self.beside[name] if name in self.beside else self.nets[place].get_parameter(name)
+
+    def owners(self, place: int) -> list[Tensor]:
+        """Return the tensors of one network, and of the modules, in the order of ``state``."""
+        return [*(self.owner(name, place) for name in self.parameters), *self.buffers]
 
     def __len__(self) -> int:
         return len(self.nets)
 
     @torch.no_grad()
     def _side_by_side(self, name: str) -> Tensor:
-        own = [net.get_parameter(name) for net in self.nets]
+        own = [self.owner(name, place) for place in range(len(self.nets))]
         if len(own) == 1 and self.flat is None:
             return own[0].detach().unsqueeze(0)
         stacked = torch.stack([parameter.detach() for parameter in own])
@@ -92,6 +110,21 @@ class Stack:
         assert self.flat is not None
         return bool(self.flat.sum().isfinite())
 
+    @torch.no_grad()
+    def gradient_norms(self) -> Tensor:
+        """Return the norm (B,) of each network's gradient over all its parameters, in fp64."""
+        rows = [grad.reshape(len(grad), -1).double() for grad in self.grads.values()]
+        return torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()
+
+    @torch.no_grad()
+    def clip_gradients_(self, most: float) -> Tensor:
+        """Shorten each network's gradient to this norm where it is longer; return the norms before."""
+        norms = self.gradient_norms()
+        factors = (most / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+        for grad in self.grads.values():
+            grad.mul_(factors.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
+        return norms
+
     def of(self, parameter: Tensor) -> Tensor:
         """Return the stacked tensor of a parameter of the first network."""
         return self.parameters[self.names[parameter]]
@@ -100,7 +133,7 @@ class Stack:
     def keep(self, index: Sequence[int]) -> Stack:
         """Return the stack of some of the networks, with their gradients; the others have their own memory again."""
         self.release()
-        kept = Stack([self.nets[i] for i in index], self.flat is not None)
+        kept = Stack([self.nets[i] for i in index], self.flat is not None, self.modules)
         for name, grad in kept.grads.items():
             grad.copy_(self.grads[name][list(index)])
         return kept
@@ -111,6 +144,15 @@ class Stack:
         for parameter, own in self.lent:
             parameter.data = own.copy_(parameter.data)
         self.lent.clear()
+
+
+def names_of(net: nn.Module, modules: Sequence[nn.Module]) -> dict[Tensor, str]:
+    """Return the names of a network's parameters, and of those of modules that are no part of it, each once."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in net.named_parameters()}
+    for index, module in enumerate(modules):
+        for name, parameter in module.named_parameters():
+            names.setdefault(parameter, f"modules.{index}.{name}")
+    return names
 
 
 def _gradient_of(parameter: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from inrfast.kernels.activations import activate
 @triton.jit
 def apply(u, value, slope, omega, ACTIVATION: tl.constexpr, COUNT: tl.constexpr):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), tl.load(omega), 0.0, ACTIVATION, False)
+    v, s = activate(tl.load(u + places), tl.load(omega), 0.0, 0.0, ACTIVATION, False)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 
@@ -107,7 +107,7 @@ def test_device_names_of_the_registry_are_those_of_the_kernels():
 @triton.jit
 def apply_fp32(u, value, slope, omega, omega_rest, ACTIVATION: tl.constexpr, SHORT: tl.constexpr, COUNT: tl.constexpr):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), omega, omega_rest, ACTIVATION, SHORT)
+    v, s = activate(tl.load(u + places), omega, omega_rest, 0.0, ACTIVATION, SHORT)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from random_networks import random_coords
 
 import inrfast as inr
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, bind
 from inrfast.kernels.formats import FORMATS
 from inrfast.ops import factors
 from inrfast.ops.operands import Layout, make_plan
@@ -60,7 +60,7 @@ def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth
             plan = replace(plan, layout=replace(layout, format="fp16"))
     points = coords[:n].unsqueeze(0)
     parameters = torch.stack([factors.flat_parameters(mlp) for mlp in mlps])
-    names = activation, [omega] * depth
+    names = activation, [*bind(activation, omega).numbers] * depth
     expected = factors.mlp_operands_reference(points, parameters, plan, *names)
     made = factors._launch(points.to(device), parameters.to(device), plan, *names)
     unit = UNIT[plan.layout.format]

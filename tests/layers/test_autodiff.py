@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:parameters .* have no form of tw
 ALLOWED = {"highest": 1e-10, "high": 1e-6, "medium": 2e-4}
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     modules(),
     st.integers(1, 6),

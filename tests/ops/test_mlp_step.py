@@ -12,7 +12,7 @@ from torch import Tensor
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS as TABLE
-from inrfast.activations import bind
+from inrfast.activations import Activation, bind
 from inrfast.errors import NotAvailableError
 from inrfast.losses import LOSSES, loss_of
 from inrfast.ops import mlp_step
@@ -207,3 +207,14 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(mlp_step, "load_extension", missing)
     monkeypatch.setattr(mlp_step, "_available", measured)
     assert "no native step" in str(mlp_step.reason_against([relu], [x]))
+
+
+@needs_native
+def test_an_activation_that_the_extension_does_not_have_is_refused() -> None:
+    one = torch.ones(1, 1, 1)
+    for kind, told in (
+        (Activation("x", torch.sin, torch.cos, native="unheard_of"), "no activation called unheard_of"),
+        (Activation("x", torch.sin, torch.cos, dict.fromkeys("abc", 1.0), native="sine"), "at most 2 numbers"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            mlp_step.workspace([Layer(kind.bind(), one, None)], 84)

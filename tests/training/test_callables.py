@@ -6,7 +6,6 @@ import os
 import sys
 import textwrap
 import types
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -104,14 +103,20 @@ def test_globals_and_bare_tensors_are_found_and_what_losses_usually_hold_is_not(
         assert untrained(fine, [net]) == []
 
 
-def test_a_fit_says_what_it_does_not_train() -> None:
+def test_a_fit_refuses_what_it_does_not_train() -> None:
     x = inr.grid((5, 5))
-    with pytest.warns(UserWarning, match="the loss holds held .Linear., which the fit does not train") as caught:
-        fit(inr.INR(2, 1, width=4), x, x[:, :1], steps=1, loss=by_closure(nn.Linear(1, 1)))
-    assert [warning.filename for warning in caught] == [__file__]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        fit(inr.INR(2, 1, width=4), x, x[:, :1], steps=1, loss=by_closure(nn.Identity()))
+    for held, refused in (
+        (nn.Linear(1, 1), True),
+        (nn.Linear(1, 1).requires_grad_(False), False),
+        (nn.Identity(), False),
+    ):
+        options: dict[str, Any] = {"steps": 1, "loss": by_closure(held)}
+        if refused:
+            with pytest.raises(ValueError, match=r"loss holds held \(Linear\), which asks to be trained.*modules="):
+                fit(inr.INR(2, 1, width=4), x, x[:, :1], **options)
+            with pytest.raises(ValueError, match="by name, modules"):
+                inr.fit_many([inr.INR(2, 1, width=4)], x, x[:, :1], **options)
+        fit(inr.INR(2, 1, width=4), x, x[:, :1], **options, modules=[held] if refused else [])
 
 
 VALUES = st.recursive(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import inrfast as inr
+from inrfast.losses import LOSSES, loss_of
 from inrfast.training.divergence import first_nonfinite, growth
 
 
@@ -45,17 +46,25 @@ def test_an_operation_between_modules_shows_in_the_predictions() -> None:
 
 
 def test_growth_is_told_from_the_start_and_from_the_signal_s_range() -> None:
-    falling = [0.5**step for step in range(40)]
-    assert growth(falling, 1.0, True) is None
-    assert growth(falling[::-1], 1.0, True).startswith("ended with a loss of")
-    assert growth([4.0 * value for value in falling[::-1]], None, False) is not None
-    assert growth([1e-9 * 2.0**step for step in range(9)], 1.0, True) is None  # too few to tell
-    assert growth([1e-12 * 1.5**step for step in range(20)], 1.0, True) is None  # beyond 60 dB growing means nothing
-    assert growth([1.0, *[1e5] * 5, *[0.9] * 20], 1.0, True).startswith("had a loss of up to 1e+05")
-    assert growth([1.0, *[1e5] * 5, *[0.1] * 20], 1.0, True) is None
-    assert growth([1e6] * 20, 1.0, True).startswith("ended with a mean squared error of 1e+06")
-    assert growth([0.1] * 20, 1e-4, True) is None  # a small signal: outputs begin near 1
-    assert growth([1e6] * 20, None, True) is None  # a loss of one's own may be of any size
+    falling, mse = [0.5**step for step in range(40)], loss_of("mse")
+    assert growth(falling, mse, 1.0, True) is None
+    assert growth(falling[::-1], mse, 1.0, True).startswith("ended with a loss of")
+    assert growth([4.0 * value for value in falling[::-1]], None, 1.0, False) is not None
+    assert growth([1e-9 * 2.0**step for step in range(9)], mse, 1.0, True) is None  # too few to tell
+    assert growth([1e-12 * 1.5**step for step in range(20)], mse, 1.0, True) is None  # beyond 60 dB it means nothing
+    assert growth([1.0, *[1e5] * 5, *[0.9] * 20], mse, 1.0, True).startswith("had a loss of up to 1e+05")
+    assert growth([1.0, *[1e5] * 5, *[0.1] * 20], mse, 1.0, True) is None
+    assert growth([0.1] * 20, mse, 1e-2, True) is None  # a small signal: outputs begin near 1
+    assert growth([1e6] * 20, None, 1.0, True) is None  # a loss of one's own may be of any size
+
+
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_growth_of_every_named_loss_is_told_by_what_errors_cost(name: str) -> None:
+    loss = loss_of(name)
+    small, large = loss.cost(1e-4), loss.cost(1e3)
+    assert growth([small * 1.1**step for step in range(20)], loss, 1.0, True) is None
+    assert growth([large] * 20, loss, 1.0, True).startswith(f"ended with a mean {name} loss of")
+    assert growth([loss.cost(1.0)] * 20, loss, 1.0, True) is None
 
 
 @pytest.mark.parametrize("degree", [64, 128])

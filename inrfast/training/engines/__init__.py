@@ -8,7 +8,9 @@
   draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once. A mini-batch couples
   its own points only, as a loop in PyTorch does; errors and PSNR are of all points at once.
 
-Each answers one question, ``reason_against(task)``; the first that answers None is taken.
+Each answers one question, ``reason_against(task)``; the first that answers None is taken. Of an objective with
+regularisers it takes the gradient of the loss, and :class:`RegularizedGradient` adds autograd's of the regularisers;
+where one of these asks for the predictions, autograd takes all of it at once.
 """
 
 from __future__ import annotations
@@ -24,12 +26,17 @@ from inrfast.training.engines.autograd import AutogradGradient
 from inrfast.training.engines.chunked import ChunkedGradient
 from inrfast.training.engines.fused import FusedEvaluation, FusedGradient
 from inrfast.training.engines.native import NativeGradient
+from inrfast.training.engines.regularized import RegularizedGradient
 from inrfast.training.engines.task import Gradient, Task
 from inrfast.training.engines.tensor import TensorGradient
 from inrfast.training.engines.whole import WholeGradient
+from inrfast.training.objective import Objective
 from inrfast.training.stack import Stack
 
-__all__ = ["ENGINES", "Gradient", "Task", "engine_of", "evaluation_of", "gradient_of"]
+__all__ = ["ENGINES", "Gradient", "RegularizedGradient", "Taken", "Task", "engine_of", "evaluation_of", "gradient_of"]
+
+Taken = Gradient | RegularizedGradient
+"""What a fit takes its gradients from."""
 
 ENGINES: tuple[type[Gradient], ...] = (
     FusedGradient,
@@ -62,9 +69,15 @@ def engine_of(task: Task) -> type[Gradient]:
     raise AssertionError("the last engine takes every task")
 
 
-def gradient_of(stack: Stack, task: Task) -> Gradient:
-    """Return the gradient of a stack by the fastest engine that is exact for it; a flat stack is for fused steps."""
-    return engine_of(task)(stack, task)
+def gradient_of(stack: Stack, task: Task, engine: type[Gradient] | None = None) -> Taken:
+    """Return the gradient of a stack's objective by an engine; None: the fastest one that is exact.
+
+    Regularisers that do not need the batch's predictions are differentiated beside it. A flat stack is for fused steps.
+    """
+    gradient: Gradient = (engine or engine_of(task))(stack, task)
+    if task.objective.regularizers and not isinstance(gradient, WholeGradient):
+        return RegularizedGradient(gradient, stack, task)
+    return gradient
 
 
 def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
@@ -72,7 +85,7 @@ def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
 
     It takes a share of the budget of its own, beside the steps.
     """
-    measured = replace(task, loss="mse", batch=None, narrow=False, measuring=True)
+    measured = replace(task, objective=Objective(), batch=None, narrow=False, measuring=True)
     if stack.flat is not None:
         return FusedEvaluation(stack, measured).mean_square
     for engine in (NativeGradient, TensorGradient):

@@ -17,12 +17,14 @@ TABLE_SHARE = 8
 
 
 class ChunkedGradient(AutogradGradient):
-    """Autograd of the mean squared error over chunks of rows, exact for networks that treat points one by one."""
+    """Autograd of a named loss over chunks of rows, exact for networks that treat points one by one."""
 
     name: ClassVar[str] = "chunked"
 
     def __init__(self, stack: Stack, task: Task) -> None:
         super().__init__(stack, task)
+        assert task.objective.named is not None
+        self.loss = task.objective.named
         self.rows = self.evaluation_rows = self._cached_rows()
         # A table's gradient is dense, and added once a chunk, however few of its rows the chunk has read.
         wanted = math.ceil(TABLE_SHARE * self.sizes.tables / self.sizes.kept)
@@ -37,8 +39,9 @@ class ChunkedGradient(AutogradGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        if callable(task.loss):
-            return "a loss of one's own is of all predictions at once"
+        reason = task.objective.reason_against_parts()
+        if reason is not None:
+            return reason
         if has_hooks(task.nets[0]):
             return "the network has hooks, which expect all points at once"
         return coupling(task.nets[0], task.data.coords[0])
@@ -48,16 +51,16 @@ class ChunkedGradient(AutogradGradient):
         """See :class:`inrfast.training.engines.task.Gradient`."""
         return {**super().layout, "rows": self.rows}
 
-    def __call__(self, batch: Tensor | None) -> Tensor:
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
         coords, target, weight = self._rows(batch)
         self._zero_gradients()
         total = target.numel() if weight is None else float(weight.double().expand_as(target).sum())
-        squares = 0.0
+        losses = 0.0
         for rows in pieces(len(coords), self.rows):
             with torch.enable_grad():
-                errors = (self._predict(coords[rows]) - target[rows]).square()
-                square = (errors if weight is None else errors * weight[rows]).sum()
-                (square / total).backward()
-            squares += float(square.detach())
-        return torch.tensor([squares / total], dtype=torch.float64)
+                values = self.loss.value(self._predict(coords[rows]), target[rows])
+                loss = (values if weight is None else values * weight[rows]).sum()
+                (loss / total).backward()
+            losses += float(loss.detach())
+        return torch.tensor([losses / total], dtype=torch.float64)

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from inrfast import backends
+from inrfast.losses import BoundLoss
 from inrfast.memory import format_bytes
 from inrfast.mlp import MLP
-from inrfast.ops.fused_mlp import FEW, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.ops.fused_mlp import FEW, MEAN_SQUARE, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.training.batches import Batches
 from inrfast.training.engines.layerwise import encoded
 from inrfast.training.engines.task import Task, against_formula
+from inrfast.training.optimizers import Optimizer
 from inrfast.training.stack import Stack
 
 MOST_STEPS = 64
@@ -37,11 +39,6 @@ DRAWN_SHARE = 16
 
 BACKOFFS, BACKOFF = 3, 2.0**-8
 """How often a gradient that overflows 16 bits is taken again, and by what its errors are scaled down each time."""
-
-NUMBERS = {"adam": 1, "adamw": 2, "sgd": 3}
-"""Optimisers by the number by which the kernels know them."""
-
-BETA1, BETA2 = 0.9, 0.999
 
 
 def _against(task: Task) -> str | None:
@@ -68,9 +65,9 @@ def _shape(stack: Stack, mlp: MLP) -> Shape:
 
 
 def _engine(
-    stack: Stack, task: Task, rows: int, kind: str, steps: int, budget: int, gradient: bool
+    stack: Stack, task: Task, rows: int, kind: str, steps: int, budget: int, loss: BoundLoss | None
 ) -> FusedMLP:  # fmt: skip
-    """Return kernels and their memory for the networks of a flat stack."""
+    """Return kernels and their memory for the networks of a flat stack; without a loss, for evaluations alone."""
     assert stack.flat is not None
     mlp, data = task.mlp, task.data
     dtype = OPERANDS[kind] if mlp.columns > FEW else data.coords.dtype
@@ -81,7 +78,10 @@ def _engine(
         stack.view_of(trained.unsqueeze(0), name).fill_(1)
     points = Points(inputs.contiguous(), data.target, data.weight)
     kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
-    return FusedMLP(_shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, gradient)
+    return FusedMLP(
+        _shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, loss is not None,
+        loss or MEAN_SQUARE,
+    )  # fmt: skip
 
 
 def _wide(stack: Stack) -> str:
@@ -95,7 +95,7 @@ class FusedEvaluation:
 
     def __init__(self, stack: Stack, task: Task) -> None:
         rows = min(task.data.points, EVALUATED_ROWS)
-        self.engine = _engine(stack, task, rows, _wide(stack), 1, task.budget, gradient=False)
+        self.engine = _engine(stack, task, rows, _wide(stack), 1, task.budget, None)
 
     def mean_square(self) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
@@ -103,7 +103,7 @@ class FusedEvaluation:
 
 
 class FusedGradient:
-    """Gradient of the mean squared error of INRs without norms by fused kernels.
+    """Gradient of a named loss of INRs without norms by fused kernels.
 
     Parameters
     ----------
@@ -124,6 +124,10 @@ class FusedGradient:
     name: ClassVar[str] = "fused"
     backend: ClassVar[str] = "triton"
     flat: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    several: ClassVar[bool] = True
+    measures = True
     one_core = False
 
     def __init__(self, stack: Stack, task: Task, steps: int = MOST_STEPS) -> None:
@@ -131,7 +135,7 @@ class FusedGradient:
         self.steps = steps
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
         kind = "fp16" if self.narrow else _wide(stack)
-        self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, True)
+        self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, task.objective.named)
         self.evaluation: FusedEvaluation | None = None
 
     @staticmethod
@@ -139,8 +143,14 @@ class FusedGradient:
         """See :class:`inrfast.training.engines.task.Gradient`."""
         if task.backend != "triton":
             return "fused steps are those of backend='triton'"
-        if callable(task.loss):
-            return "the loss is no 'mse'"
+        objective = task.objective
+        reason = objective.reason_against_parts()
+        if reason is not None:
+            return reason
+        if objective.named is None or objective.named.kind.triton is None:
+            return f"the loss {objective.config()['loss']!r} has no fused step"
+        if objective.modules:
+            return "modules are trained beside the network"
         return against_formula(task.described) or _against(task)
 
     @property
@@ -149,15 +159,15 @@ class FusedGradient:
         return {"gradient": self.name, **self.engine.describe()}
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64 on the CPU."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         engine = self.engine
         engine.refresh()
         draws = None if batch is None else Draws(batch.contiguous(), batch.shape[1])
         grads = self.stack.flat_grads
         for _ in range(BACKOFFS):
             engine.gradients(self.points, draws)
-            engine.update(grads, grads, grads, 0, True, 0)
+            engine.update(grads, grads, grads, None, True, 0)
             overflown = engine.losses[0].isfinite() & ~grads.sum(1).isfinite()
             if not self.narrow or not bool(overflown.any()):
                 break
@@ -182,24 +192,31 @@ class FusedGradient:
         self.engine.scales[0] = state.to(self.engine.scales)
 
 
-class FusedOptimizer:
-    """Adam, AdamW or SGD with torch's defaults by the kernels; an ``Optimizer`` of a fit.
+class FusedOptimizer(Optimizer):
+    """An optimiser by the kernels, on all parameters at once; its state has the form of the one it stands for.
 
-    Its state has the form of :class:`inrfast.training.optimizers.Adam`'s.
+    Parameters
+    ----------
+    stack
+        Flat.
+    kind
+        What it stands for, of a :attr:`inrfast.training.optimizers.Optimizer.kernel`.
     """
 
-    def __init__(self, stack: Stack, name: str, weight_decay: float = 0.0) -> None:
+    def __init__(self, stack: Stack, kind: type[Optimizer], weight_decay: float = 0.0) -> None:
         assert stack.flat is not None
-        self.stack, self.number, self.weight_decay, self.done = stack, NUMBERS[name], weight_decay, 0
-        self.moments = [torch.zeros_like(stack.flat) for _ in range(2 if name != "sgd" else 0)]
+        assert kind.kernel is not None
+        super().__init__(stack, weight_decay)
+        self.update_kind, self.names, self.done = kind.kernel, kind.keeps, 0
+        self.moments = [torch.zeros_like(stack.flat) for _ in self.names]
         self.engine: FusedMLP | None = None
 
     def fill(self, rates: Sequence[Sequence[float]]) -> None:
         """Write the learning rates (steps, networks) of the next steps where the kernels read them."""
         assert self.engine is not None
-        rows = []
+        rows, kind = [], self.update_kind
         for step, own in enumerate(rates, self.done + 1):
-            first, second = 1 - BETA1**step, math.sqrt(1 - BETA2**step)
+            first, second = 1 - kind.beta1**step, math.sqrt(1 - kind.beta2**step)
             rows.append([(rate, rate / first, second, self.weight_decay) for rate in own])
         table = torch.tensor(rows, dtype=torch.float64).to(self.engine.rates.dtype)
         assert table.shape[2] == RATES
@@ -209,7 +226,7 @@ class FusedOptimizer:
         """Update the parameters from partial sums (``reduce``) or from the gradients of the stack."""
         assert self.engine is not None
         means, squares = self.moments or [self.stack.flat_grads] * 2
-        self.engine.update(self.stack.flat_grads, means, squares, self.number, reduce, step)
+        self.engine.update(self.stack.flat_grads, means, squares, self.update_kind, reduce, step)
 
     def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """See :class:`inrfast.training.optimizers.Optimizer`."""
@@ -219,7 +236,8 @@ class FusedOptimizer:
 
     def keep(self, stack: Stack, index: Sequence[int]) -> None:
         """See :class:`inrfast.training.optimizers.Optimizer`."""
-        self.stack, self.engine = stack, None
+        self.take(stack)
+        self.engine = None
         self.moments = [moment[list(index)] for moment in self.moments]
 
     def copy(self) -> list[Tensor]:
@@ -249,7 +267,7 @@ class FusedOptimizer:
             self.done = round(float(next(iter(state["steps"].values()))))
 
     def _named(self) -> list[tuple[str, Tensor]]:
-        return list(zip(("means", "squares"), self.moments, strict=False))
+        return list(zip(self.names, self.moments, strict=True))
 
 
 class FusedSteps:

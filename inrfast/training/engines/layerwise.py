@@ -33,7 +33,10 @@ class Pass(Protocol):
     def over(
         self, block: slice, rows: range, batch: Tensor | None, scales: Tensor | None, sums: dict[str, Tensor]
     ) -> Tensor:
-        """Return the squared errors of these networks on these rows; with ``scales``, add the gradients to ``sums``."""
+        """Return the losses of these networks on these rows, and with ``scales`` add the gradients to ``sums``.
+
+        Without, these are squared errors, unweighted.
+        """
         ...
 
 
@@ -54,9 +57,9 @@ def planned(networks: int, points: int, rows: int, block: int, cores: int) -> Pl
 
 
 class LayerwiseGradient:
-    """Gradient of the mean squared error of INRs without norms, one or several of one shape.
+    """Gradient of a named loss l of INRs without norms, one or several of one shape.
 
-    With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = 2 w (f - y) / sum w`` at the head:
+    With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = w l'(f, y) / sum w`` at the head:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
     of rows.
 
@@ -83,12 +86,17 @@ class LayerwiseGradient:
     name: ClassVar[str] = "layerwise"
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     native = ""
     """The instructions of native steps."""
 
     def __init__(self, stack: Stack, task: Task) -> None:
         self.stack, self.data, self.narrow = stack, task.data, task.narrow
-        self.mlp = task.mlp
+        self.measures = not task.narrow
+        assert task.objective.named is not None
+        self.mlp, self.loss = task.mlp, task.objective.named
         budget = task.buffers
         dtype = NARROW if self.narrow else self.data.coords.dtype
         self.encoded, self.encodings = encoded(stack.nets, self.mlp, self.data.coords, budget, dtype)
@@ -124,24 +132,30 @@ class LayerwiseGradient:
         }
 
     @torch.no_grad()
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n) (None: all), in fp64."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
         scales = 1 / self._weights(batch)
         count = self._count(batch)
         used = self.sums[: 1 if self.by_networks else self._shares_of(count)]
         for sums in used:
             for total in sums.values():
                 total.zero_()
-        squares = self._each_share(batch, count, scales)
+        losses = self._each_share(batch, count, scales)
         for sums in used[1:]:
             for name, total in sums.items():
                 self.stack.grads[name].add_(total)
-        return squares * scales.cpu()
+        return losses * scales.cpu()
 
     @torch.no_grad()
     def mean_square(self) -> Tensor:
         """Return the mean squared errors (B,) over all points, unweighted, in fp64."""
         return self._each_share(None, self.data.points, None) / self.data.target[0].numel()
+
+    def state(self) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`: nothing."""
+
+    def load(self, state: Tensor) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
 
     def _count(self, batch: Tensor | None) -> int:
         return self.data.points if batch is None else batch.shape[1]
@@ -165,9 +179,9 @@ class LayerwiseGradient:
         return total.expand(len(self.stack))
 
     def _each_share(self, batch: Tensor | None, count: int, scales: Tensor | None) -> Tensor:
-        """Let each thread pass over its share of networks or rows; return the squared errors (B,), weighted for a step.
+        """Let each thread pass over its share of networks or rows; return the sums of losses (B,), weighted for a step.
 
-        ``scales`` are the factors of the losses; None: predictions alone, no gradient.
+        ``scales`` are the factors of the losses; None: squared errors alone, no gradient.
         """
         blocks = list(chunks(len(self.stack), self.block))
         pieces: list[tuple[int, list[slice], range]]  # which sums are theirs, networks, rows

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inrfast.memory import format_bytes
 from inrfast.ops import mlp_step
+from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import MOST_THREADS
 from inrfast.training.engines.layerwise import LayerwiseGradient, Pass, Plan, encoded_bytes, is_kept, own, planned
 from inrfast.training.engines.task import Task, against_formula
@@ -28,8 +29,11 @@ class NativeGradient(LayerwiseGradient):
         reason = against_formula(task.described)
         if reason is not None:
             return reason
-        if callable(task.loss):
-            return "the loss is no 'mse'"
+        reason = task.objective.reason_against_parts()
+        if reason is not None:
+            return reason
+        if task.objective.named is None or task.objective.named.kind.native is None:
+            return f"the loss {task.objective.config()['loss']!r} has no native step"
         if task.narrow:
             return "products in 16 bits are those of the matrix library"
         data = task.data
@@ -94,6 +98,7 @@ class NativePass:
             self.of.rows,
             self.memory,
             self.of.native,
+            MEAN_SQUARE if scales is None else self.of.loss,
         )
 
     def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Protocol
 
@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from inrfast.memory import require
 from inrfast.mlp import MLP, describe, hooked_backward, hooked_forward
 from inrfast.training.data import Data
+from inrfast.training.objective import Objective
 from inrfast.training.stack import Stack
-
-Loss = str | Callable[..., Tensor]
-LOSSES = ("mse",)
-"""Losses known by name; all of them are means over points and outputs."""
 
 COPIES = 6
 """Copies of a network's parameters that a fit makes: gradients, the last good weights, the best ones twice, and the two
@@ -34,7 +31,7 @@ DRAWN_BYTES = 48
 
 @dataclass(frozen=True)
 class Task:
-    """Networks, data and loss whose gradient is wanted, and what it may take.
+    """Networks, data and objective whose gradient is wanted, and what it may take.
 
     Attributes
     ----------
@@ -42,8 +39,8 @@ class Task:
         Networks in train mode: one, or several of one shape whose formula is known (:func:`against_formula`).
     data
         Their points, values and weights.
-    loss
-        ``"mse"``, or a callable of (predictions, targets) or (predictions, targets, coordinates).
+    objective
+        What is minimised; engines take the gradient of its loss, and one that takes the whole batch that of all of it.
     batch
         Most points of a step; None: all.
     budget
@@ -53,7 +50,7 @@ class Task:
     cores
         Most threads; None takes those that torch may use now.
     trials
-        Whether a callable loss may be called on a few points, to know what a step takes before it is taken.
+        Whether functions of the user's own may be called on a few points, to know what a step takes before it is taken.
     measuring
         Whether evaluations alone are wanted, beside another engine's steps.
     backend
@@ -64,7 +61,7 @@ class Task:
 
     nets: Sequence[nn.Module]
     data: Data
-    loss: Loss = "mse"
+    objective: Objective = field(default_factory=Objective)
     batch: int | None = None
     budget: int = 2**62
     narrow: bool = False
@@ -132,6 +129,14 @@ class Gradient(Protocol):
     name: ClassVar[str]
     backend: ClassVar[str]
     flat: ClassVar[bool]
+    whole: ClassVar[bool]
+    """Whether a step is one graph of its whole batch, which tells nothing of evaluations."""
+    draws: ClassVar[bool]
+    """Whether a step calls the network's or the user's own code, which may draw random numbers for its whole batch."""
+    several: ClassVar[bool]
+    """Whether many steps may be taken at once, so that their losses come too late for an evaluation."""
+    measures: bool
+    """Whether :meth:`mean_square` is in the networks' own dtype, and the fastest there is."""
     one_core: bool
     """Whether the calling thread's own operations are best kept to one core: they are small, or beside workers."""
 
@@ -147,12 +152,23 @@ class Gradient(Protocol):
         """What decides about the last digits of a gradient, beside the matrix library."""
         ...
 
-    def __call__(self, batch: Tensor | None) -> Tensor:
-        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n), in fp64 on the CPU."""
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
+        """Fill the gradients and return the losses (B,) of these rows, (B or 1, n), in fp64 on the CPU.
+
+        ``step``, the number of updates done before, is for functions of the user's own that ask for it.
+        """
         ...
 
     def mean_square(self) -> Tensor:
         """Return the mean squared errors (B,) of the predictions in eval mode over all points, unweighted."""
+        ...
+
+    def state(self) -> Tensor | None:
+        """Return what the next gradient depends on beside the weights, (B, ...), if there is anything."""
+        ...
+
+    def load(self, state: Tensor) -> None:
+        """Take over such a state."""
         ...
 
 

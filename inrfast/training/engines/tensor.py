@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from inrfast.activations import BoundActivation
+from inrfast.losses import BoundLoss
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
 from inrfast.ops import gemm
+from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import cores as torch_cores
 from inrfast.training.engines.layerwise import NARROW, LayerwiseGradient, Pass, Plan, gathered, own, planned
 from inrfast.training.engines.task import Task, against_formula
@@ -28,7 +30,7 @@ class TensorGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        return against_formula(task.described) or ("the loss is no 'mse'" if callable(task.loss) else None)
+        return against_formula(task.described) or task.objective.reason_against_parts()
 
     def _plan(self, task: Task, budget: int) -> Plan:
         mlp, like, networks, points = self.mlp, self.data.target, len(self.stack), task.points
@@ -82,7 +84,7 @@ class TensorPass:
     ) -> Tensor:
         """See :class:`Pass`."""
         k = block.stop - block.start
-        squares = torch.zeros(k, dtype=torch.float64)
+        losses = torch.zeros(k, dtype=torch.float64)
         weights, biases = self._narrowed(block)
         some = {name: total[block] for name, total in sums.items()}
         for part in chunks(len(rows), self.of.rows):
@@ -90,14 +92,13 @@ class TensorPass:
             if batch is not None:
                 index = batch[own(batch, block), index]
             x, target = self._inputs(block, index), gathered(self.of.data.target, block, index)
-            error = self._forward(x, weights, biases, k).sub_(target)
-            weight = self.of.data.weight if scales is not None else None
-            weighted = error if weight is None else error * gathered(weight, block, index)
-            squares += (error * weighted).sum((1, 2)).double().cpu()
+            weight, loss = (None, MEAN_SQUARE) if scales is None else (self.of.data.weight, self.of.loss)
+            weight = None if weight is None else gathered(weight, block, index)
+            values, error = _at_head(loss, self._forward(x, weights, biases, k), target, weight)
+            losses += values.sum((1, 2)).double().cpu()
             if scales is not None:
-                scale = 2 * scales[block].to(error)[:, None, None]
-                self._backward(x, weights, weighted.mul_(scale), some)
-        return squares
+                self._backward(x, weights, error.mul_(scales[block].to(error)[:, None, None]), some)
+        return losses
 
     def _inputs(self, block: slice, index: Tensor | slice) -> Tensor:
         """Return the encoded points (k, n, columns) of some networks."""
@@ -213,3 +214,14 @@ class TensorPass:
             gemm.baddbmm_(weight, error.mT, features)
         else:
             weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
+
+
+def _at_head(loss: BoundLoss, prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return weighted losses and slopes (k, n, M); the predictions are overwritten."""
+    if not loss.is_mean_square:
+        values, slope = loss.value(prediction, target), loss.slope(prediction, target)
+        return (values, slope) if weight is None else (values * weight, slope * weight)
+    error = prediction.sub_(target)
+    weighted = error if weight is None else error * weight
+    values = error * weighted
+    return values, weighted.mul_(2)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.memory import over_budget, told
@@ -17,6 +17,7 @@ from inrfast.snapshot import twin
 from inrfast.training.engines.autograd import MARGIN, PAIRS, PROBE_ROWS, AutogradGradient, kept_bytes
 from inrfast.training.engines.peaks import FRAGMENTS, Peak, held, holdable, peak_of
 from inrfast.training.engines.task import MEASURED, Task, against_formula, has_hooks
+from inrfast.training.objective import Batch, batch_of
 from inrfast.training.stack import Stack
 
 BESIDE = 3
@@ -36,12 +37,12 @@ class WholeGradient(AutogradGradient):
     """
 
     name: ClassVar[str] = "whole"
+    whole: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     def __init__(self, stack: Stack, task: Task) -> None:
         super().__init__(stack, task)
-        loss, self.trials = task.loss, task.trials
-        self.loss: Callable[..., Tensor] = loss if callable(loss) else nn.functional.mse_loss
-        self.with_coords = callable(loss) and takes_coords(loss)
+        self.objective, self.trials = task.objective, task.trials
         # The share of an evaluation that has buffers of its own.
         self.beside, self.share = task.beside, MEASURED if against_formula(task.described) is None else 0
         self.room = self.budget - (self.budget // self.share if self.share else 0)
@@ -56,15 +57,18 @@ class WholeGradient(AutogradGradient):
         """See :class:`inrfast.training.engines.task.Gradient`: none, for every network and loss."""
         return None
 
-    def __call__(self, batch: Tensor | None) -> Tensor:
+    def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        coords, target, weight = self._rows(batch)
+        index = slice(None) if batch is None else batch[0]
         self._zero_gradients()
+        own = batch_of(self.data, self.net, self.objective, index, step)
         if self.watched:
-            return self._step(coords, target, weight)
-        graph = Graph(self.room, (coords, target, weight, *self.net.parameters(), *self.net.buffers()))
+            return self._step(own)
+        modules = (self.net, *self.objective.modules)
+        tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+        graph = Graph(self.room, (own.coords, own.target, own.weight, *tensors))
         with graph.watched():
-            value = self._step(coords, target, weight)
+            value = self._step(own)
         self.watched = True
         if graph.ended:
             for parameter, _, _ in self.gradients:
@@ -72,25 +76,10 @@ class WholeGradient(AutogradGradient):
             raise self._over_budget(self._peak())
         return value
 
-    def _step(
-        self,
-        coords: Tensor,
-        target: Tensor,
-        weight: Tensor | None,
-        net: nn.Module | None = None,
-        inputs: Sequence[Tensor] | None = None,
-    ) -> Tensor:
+    def _step(self, batch: Batch, inputs: Sequence[Tensor] | None = None) -> Tensor:
         with torch.enable_grad():
-            if self.with_coords:
-                coords = coords.detach().requires_grad_()
-            arguments = (self._predict(coords, net), target, *((coords,) if self.with_coords else ()))
-            if weight is not None:
-                value = self.loss(*arguments, weight=weight.expand_as(target))
-            else:
-                value = self.loss(*arguments)
-            if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
-                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise TypeError(f"loss must return a tensor of one element that depends on the predictions, got {got}")
+            prediction = self._predict(batch.coords, batch.net)
+            value = self.objective.value(replace(batch, prediction=prediction))
             value.backward(inputs=inputs)
         return value.detach().double().reshape(1).cpu()
 
@@ -113,19 +102,20 @@ class WholeGradient(AutogradGradient):
 
     def _peak(self) -> Peak | None:
         """Return what a step takes, from steps over few points; network, loss and generators stay as they were."""
-        net, before = twin(self.net), {name: buffer.clone() for name, buffer in self.net.named_buffers()}
-        inputs, kept = [parameter for parameter, _, _ in self.gradients], self.loss
+        net, before = twin(self.net), [buffer.clone() for buffer in self.stack.buffers]
+        inputs, kept = [parameter for parameter, _, _ in self.gradients], self.objective
 
         def step(count: int) -> None:
-            self._step(*self.data.rows(self._spread(count, self.batch)), net, inputs)
+            index = self._spread(count, self.batch)
+            self._step(batch_of(self.data, net, kept, index, 0), inputs)
 
         try:
-            self.loss = twin(kept) if isinstance(kept, nn.Module) else kept
+            self.objective = kept.twin()
             return peak_of(step, self.batch, holdable(self.room))
         finally:
-            self.loss = kept
-            for name, buffer in self.net.named_buffers():
-                buffer.copy_(before[name])
+            self.objective = kept
+            for buffer, old in zip(self.stack.buffers, before, strict=True):
+                buffer.copy_(old)
 
     def _over_budget(self, peak: Peak | None) -> MemoryBudgetError:
         """Return the error of a step that takes more than the budget, with the size that would fit."""
@@ -189,13 +179,3 @@ class Graph:
                 self.ended = True
                 raise MemoryBudgetError("a step exceeds its budget")
         return tensor
-
-
-def takes_coords(loss: Callable[..., Any]) -> bool:
-    """Return whether a loss asks for a third argument, the coordinates."""
-    try:
-        parameters = inspect.signature(loss).parameters.values()
-    except (TypeError, ValueError):  # some callables of C have no signature
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is inspect.Parameter.empty for p in parameters) >= 3

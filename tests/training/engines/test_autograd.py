@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from exact_gradients import assert_exact, exact, flat, of, signal
-from hypothesis import given
+from exact_gradients import assert_exact, exact, flat, formula, losses, of, off_kinks, signal
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -80,6 +80,24 @@ def test_each_network_gets_a_gradient_that_is_exact_for_it(net: nn.Module, kind:
     if any(isinstance(module, nn.Dropout) for module in net.modules()):
         return  # two passes draw two masks
     assert_exact(net, gradient, coords, target, None)
+
+
+@settings(max_examples=25)
+@given(kind=st.sampled_from(["chunked", "whole"]), loss=losses(), columns=st.integers(0, 2), drawn=st.booleans())
+def test_every_named_loss_is_that_of_fp64_autodiff(kind: str, loss: Any, columns: int, drawn: bool) -> None:
+    rng = torch.Generator().manual_seed(0)
+    coords, target = torch.rand(50, 2, generator=rng), torch.rand(50, 2, generator=rng)
+    weight = torch.rand(50, columns, generator=rng) + 0.01 if columns else None
+    norm: nn.Module = nn.LayerNorm(8) if kind == "chunked" else nn.BatchNorm1d(8)
+    net = nn.Sequential(nn.Linear(2, 8), norm, nn.Tanh(), nn.Linear(8, 2))
+    target = off_kinks(net, coords, target)
+    gradient = of(net, coords, target, loss, weight)
+    assert gradient.name == kind
+    if kind == "chunked":
+        gradient.rows = 7
+    batch = torch.randperm(50, generator=rng)[:20] if drawn else None
+    rows = slice(None) if batch is None else batch
+    assert_exact(net, gradient, coords, target, batch, formula(loss, None if weight is None else weight[rows]))
 
 
 def test_a_hook_on_a_parameter_runs_once_on_the_whole_gradient() -> None:

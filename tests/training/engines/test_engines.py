@@ -1,6 +1,7 @@
 """Every engine says why it does not take a task; the first that takes it is taken; a backend that is named raises."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.errors import NotAvailableError
+from inrfast.losses import BoundLoss, loss_of
 from inrfast.ops import mlp_step
 from inrfast.training.data import check_data
 from inrfast.training.engines import ENGINES, Task, engine_of
 from inrfast.training.engines.chunked import ChunkedGradient
 from inrfast.training.engines.fused import FusedGradient
 from inrfast.training.engines.native import NativeGradient
+from inrfast.training.objective import Objective, check_objective
 
 
 class Shifted(nn.Linear):
@@ -44,6 +47,11 @@ def changed(change: Any) -> inr.INR:
     return net
 
 
+OWN = check_objective(absolute, False)
+SEEING = check_objective("mse", False, [lambda prediction: prediction.square().mean()])
+PLAIN = BoundLoss(replace(loss_of("mse").kind, name="plain", native=None, triton=None))
+"""A loss without device functions."""
+
 FOURIER = inr.RandomFourier(50, 1.0)
 UNKNOWN = {
     "an inrfast.INR": nn.Sequential(nn.Linear(2, 1)),
@@ -56,7 +64,14 @@ UNKNOWN = {
 
 REFUSED: list[tuple[type, nn.Module, dict[str, Any], str]] = [
     *((engine, net, {"backend": "triton"}, said) for said, net in UNKNOWN.items() for engine in ENGINES[:3]),
-    *((engine, small(), {"loss": absolute, "backend": "triton"}, "loss") for engine in ENGINES[:-1]),
+    *((engine, small(), {"objective": OWN, "backend": "triton"}, "one of your own") for engine in ENGINES[:-1]),
+    *(
+        (engine, small(), {"objective": SEEING, "backend": "triton"}, r"\[0\] asks for the pred")
+        for engine in ENGINES[:-1]
+    ),
+    (FusedGradient, small(), {"objective": Objective(PLAIN), "backend": "triton"}, "'plain' has no fused step"),
+    (NativeGradient, small(), {"objective": Objective(PLAIN)}, "'plain' has no native step"),
+    (FusedGradient, small(), {"objective": Objective(modules=(nn.Linear(1, 1),)), "backend": "triton"}, "modules"),
     (FusedGradient, small(), {}, "backend='triton'"),
     (FusedGradient, small(activation=["relu", "sine"]), {"backend": "triton"}, "different activations"),
     (FusedGradient, small(), {"backend": "triton", "narrow": True, "far": True}, "coordinates beyond"),
@@ -86,7 +101,7 @@ def test_the_first_engine_without_a_reason_is_taken_and_a_named_backend_raises_w
     net = data.draw(st.sampled_from([small, lambda: small(activation="tanh"), lambda: small(norm="sphere")]))()
     asked = task(
         net,
-        loss=data.draw(st.sampled_from(["mse", absolute])),
+        objective=data.draw(st.sampled_from([Objective(), Objective(PLAIN), Objective(loss_of("l1")), OWN, SEEING])),
         narrow=data.draw(st.booleans()),
         backend=data.draw(st.sampled_from(["torch", "triton"])),
         named=data.draw(st.booleans()),

@@ -87,6 +87,22 @@ def test_fits_are_those_of_the_other_backend(device, options, fit):
     assert ours.psnrs == pytest.approx(theirs.psnrs, abs=20 * bound)
 
 
+@pytest.mark.parametrize(
+    ("loss", "precision", "bound"), [("l1", "high", 2e-5), ({"name": "huber", "delta": 0.2}, "medium", 5e-3)]
+)
+def test_named_losses_and_regularisers_are_those_of_the_other_backend(device, loss, precision, bound):
+    def decay(net):
+        return sum(parameter.square().sum() for parameter in net.parameters())
+
+    options = {"loss": loss, "batch_size": 30, "clip_norm": 0.05}
+    for more in ({}, {"regularizers": [(decay, 1e-3), lambda net, coords: net(coords).square().mean()]}):
+        _, exact = fitted(device, network().double(), "torch", **options, **more)
+        _, ours = fitted(device, precision=precision, **options, **more)
+        assert ours.config["gradient"] == "fused"
+        assert ours.losses == pytest.approx(exact.losses, rel=bound)
+        assert ours.psnrs == pytest.approx(exact.psnrs, abs=20 * bound)
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_one_step_at_a_time_or_many_have_the_same_bits(device, precision):
     """And a run repeats bit by bit, wherever it is cut into steps."""

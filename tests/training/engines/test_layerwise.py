@@ -1,10 +1,11 @@
 """The layerwise gradient is that of fp64 autodiff, whatever the network, the chunks and the threads."""
 
+import copy
 import threading
 
 import pytest
 import torch
-from exact_gradients import assert_exact, flat, of, signal
+from exact_gradients import assert_exact, flat, formula, losses, of, off_kinks, signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -57,12 +58,19 @@ def test_the_gradient_is_that_of_fp64_autodiff(dtype: torch.dtype, data: st.Data
         patch.setattr(mlp_step, "chunk_rows", lambda width, points: rows)
         if not native:
             patch.setattr(mlp_step, "instructions", lambda: "")
-        gradient = of(net, coords, target, cores=threads)
+        loss, weight = data.draw(losses()), None
+        if data.draw(st.booleans()):
+            columns = data.draw(st.sampled_from([1, net.out_features]))
+            weight = torch.rand(len(coords), columns, generator=torch.Generator().manual_seed(4), dtype=dtype) + 0.01
+        target = off_kinks(net, coords, target)
+        gradient = of(net, coords, target, loss, weight, cores=threads)
         assert isinstance(gradient, LayerwiseGradient)
         assert bool(gradient.native) == native
-        assert_exact(net, gradient, coords, target, None)
+        assert_exact(net, gradient, coords, target, None, formula(loss, weight))
         batch = torch.randperm(len(coords), generator=torch.Generator().manual_seed(3))[: 1 + len(coords) // 2]
-        assert_exact(net, gradient, coords, target, batch)
+        assert_exact(net, gradient, coords, target, batch, formula(loss, None if weight is None else weight[batch]))
+        squares = (copy.deepcopy(net)(coords) - target).detach().double().square().mean()
+        assert float(gradient.mean_square()) == pytest.approx(float(squares), rel=1e-5)
     assert set(gradient.stack.grads) == {name for name, p in net.named_parameters() if p.requires_grad}
 
 

@@ -1,0 +1,286 @@
+"""Regularised fits are those of a plain PyTorch loop; modules are trained; what cannot be meant is refused."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import inrfast as inr
+from inrfast.errors import DivergedError
+from inrfast.training.derivatives import gradient
+
+STEPS, LR = 6, 1e-2
+
+
+def signal(n: int = 60, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    coords = 2 * torch.rand(n, 2, generator=rng, dtype=dtype) - 1
+    return coords, torch.rand(n, 1, generator=rng, dtype=dtype), torch.rand(n, 1, generator=rng, dtype=dtype)
+
+
+def small(dtype: torch.dtype = torch.float64, **options: Any) -> inr.INR:
+    return inr.INR(2, 1, width=10, hidden_layers=2, activation="sine", omega=3.0, dtype=dtype, **options)
+
+
+class Normed(nn.Module):
+    """A network that no fast engine knows, but that treats its points one by one; with batch norm it couples them."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.parts = nn.Sequential(nn.Linear(2, 8), norm, nn.Tanh(), nn.Linear(8, 1)).double()
+
+    def forward(self, coords: Tensor) -> Tensor:
+        return self.parts(coords)
+
+
+def decay(net: nn.Module) -> Tensor:
+    return torch.stack([parameter.square().sum() for parameter in net.parameters()]).sum()
+
+
+def variation(net: nn.Module, coords: Tensor) -> Tensor:
+    """Total variation along the first axis, at points of its own beside those of the batch."""
+    return (net(coords + 1e-2) - net(coords)).abs().mean()
+
+
+def smooth(prediction: Tensor, coords: Tensor) -> Tensor:
+    return gradient(prediction, coords).square().mean()
+
+
+def drawn(net: nn.Module) -> Tensor:
+    """Draws its points: from the seed of the fit and the step."""
+    return net(torch.rand(5, 2, dtype=torch.float64)).square().mean()
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    "native": functools.partial(small, torch.float32),
+    "tensor": small,
+    "chunked": lambda: Normed(nn.LayerNorm(8)),
+    "whole": lambda: Normed(nn.BatchNorm1d(8)),
+}
+
+
+def loop(net: nn.Module, coords: Tensor, target: Tensor, weight: Tensor, total: Any, rows: list[Tensor]) -> list[float]:
+    """The loop that everybody writes: Adam on the weighted Huber loss plus regularisers, on these batches."""
+    optimizer, losses = torch.optim.Adam(net.parameters(), lr=LR), []
+    for index in rows:
+        optimizer.zero_grad()
+        x = coords[index].requires_grad_()
+        prediction = net(x)
+        values = weight[index] * F.huber_loss(prediction, target[index], reduction="none", delta=0.3)
+        value = values.sum() / weight[index].sum() + total(net, prediction, x)
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch", [None, 20])
+@pytest.mark.parametrize("predicted", [False, True])
+def test_a_regularised_fit_is_that_of_a_plain_loop(kind: str, batch: int | None, predicted: bool) -> None:
+    net = KINDS[kind]()
+    dtype = next(net.parameters()).dtype
+    coords, target, weight = signal(dtype=dtype)
+    weight[::5] = 0  # such points leave the fit: what is told of the others has their own numbers
+    twin, seen = copy.deepcopy(net), []
+
+    def watch(net: nn.Module, index: Tensor, coords: Tensor, target: Tensor, weight: Tensor, step: int) -> Tensor:
+        given = signal(dtype=dtype)
+        for mine, theirs in zip((coords, target, weight), given, strict=True):
+            assert torch.equal(mine.detach(), theirs[index])
+        assert step == len(seen)
+        seen.append(index)
+        return 0.0 * decay(net)
+
+    extra: list[Any] = [(smooth, 1e-3)] if predicted else []
+    result = inr.fit(
+        net,
+        coords,
+        target,
+        steps=STEPS,
+        lr=LR,
+        schedule="constant",
+        loss={"name": "huber", "delta": 0.3},
+        weight=weight,
+        batch_size=batch,
+        regularizers=[(decay, 1e-3), watch, (variation, 0.1), *extra],
+        progress=False,
+    )
+    assert result.config["gradient"] in (("whole",) if predicted or kind == "whole" else (kind, "layerwise"))
+    assert [len(index) for index in seen] == [batch or 48] * STEPS
+
+    def total(net: nn.Module, prediction: Tensor, x: Tensor) -> Tensor:
+        value = 1e-3 * decay(net) + 0.1 * variation(net, x)
+        return value + 1e-3 * smooth(prediction, x) if predicted else value
+
+    losses = loop(twin, coords, target, weight, total, seen)
+    close = {"rtol": 1e-3, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-8, "atol": 1e-10}
+    torch.testing.assert_close(torch.tensor(result.losses), torch.tensor(losses), **close, check_dtype=False)
+    for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_networks_that_are_fitted_together_are_regularised_each_for_itself() -> None:
+    coords, target, _ = signal()
+    nets = [small(seed=seed) for seed in range(2)]
+    alone = copy.deepcopy(nets)
+    options: dict[str, Any] = {"steps": STEPS, "regularizers": [(decay, 1e-2), drawn], "progress": False}
+    results = inr.fit_many(nets, coords, [target, 1 - target], seed=[3, 4], **options)
+    for net, one, own, seed, result in zip(nets, alone, (target, 1 - target), (3, 4), results, strict=True):
+        assert inr.fit(one, coords, own, seed=seed, **options).losses == result.losses
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), one.parameters(), strict=True))
+
+
+class Scale(nn.Module):
+    """A loss with a number of its own, and a buffer that counts its calls."""
+
+    def __init__(self, start: float = 0.5) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor(start, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, pred: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        errors = (pred - target).square() if weight is None else weight * (pred - target).square()
+        return errors.mean() * torch.exp(-self.log) + self.log
+
+
+def test_modules_are_trained_with_the_network_and_clipped_with_it() -> None:
+    coords, target, weight = signal()
+    net, scale = small(), Scale()
+    twins = copy.deepcopy((net, scale))
+    options: dict[str, Any] = {"steps": STEPS, "lr": LR, "schedule": "constant", "clip_norm": 0.5, "progress": False}
+    scale.eval()
+    result = inr.fit(net, coords, target, loss=scale, weight=weight, modules=[scale], **options)
+    optimizer = torch.optim.Adam([p for twin in twins for p in twin.parameters()], lr=LR)
+    losses = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        value = twins[1](twins[0](coords), target, weight)
+        value.backward()
+        nn.utils.clip_grad_norm_([p for twin in twins for p in twin.parameters()], 0.5)
+        optimizer.step()
+        losses.append(float(value.detach()))
+    torch.testing.assert_close(torch.tensor(result.losses), torch.tensor(losses), rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(
+        [*net.parameters(), *scale.parameters()], [p for twin in twins for p in twin.parameters()], strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert scale.log.grad is None
+    assert not scale.training
+    assert float(scale.log.detach()) != 0.5
+
+
+@pytest.mark.parametrize("way", ["loss", "regularizer"])
+@pytest.mark.parametrize("optimizer", ["adam", "own"])
+def test_a_fit_with_modules_goes_on_bit_by_bit(way: str, optimizer: str, tmp_path: Path) -> None:
+    coords, target, _ = signal()
+    file = tmp_path / "fit.checkpoint"
+
+    def run(steps: int, start: float, **more: Any) -> tuple[Any, ...]:
+        net, scale = small(), Scale(start)
+        both: dict[str, Any] = {"steps": steps, "schedule": "constant", "modules": [scale], "progress": False}
+        if way == "loss":
+            both["loss"] = scale
+        else:
+            both["regularizers"] = [penalty_of(scale)]
+        if optimizer == "own":
+            both["optimizer"] = torch.optim.Adam([*net.parameters(), *scale.parameters()], lr=1e-3)
+        result = inr.fit(net, coords, target, batch_size=20, **both, **more)
+        return net, scale, result
+
+    def penalty_of(scale: Scale) -> Callable[..., Tensor]:
+        return lambda net, target, coords: scale(net(coords), target)
+
+    whole = run(10, 0.5)
+    run(4, 0.5, checkpoint=file)
+    net, scale, result = run(10, 0.5, checkpoint=file, resume=True)
+    assert result.losses == whole[2].losses
+    for ours, theirs in zip(
+        [*net.parameters(), *scale.state_dict().values()],
+        [*whole[0].parameters(), *whole[1].state_dict().values()],
+        strict=True,
+    ):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match=r"checkpoint: .* is of .*regularizers|modules"):
+        inr.fit(small(), coords, target, steps=10, schedule="constant", checkpoint=file, resume=True, batch_size=20)
+
+
+def test_a_module_that_diverges_is_named_and_set_back() -> None:
+    coords, target, _ = signal()
+    net, scale = small(), Scale()
+
+    def broken(net: nn.Module, step: int) -> Tensor:
+        return decay(net) * 1e-9 + (scale.log * math.inf if step == 3 else scale.log)
+
+    with pytest.raises(DivergedError, match="after 3 updates"):
+        inr.fit(net, coords, target, steps=9, regularizers=[broken], modules=[scale], progress=False)
+    assert bool(scale.log.isfinite())
+
+
+HELD = Scale()
+
+REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"regularizers": decay}, TypeError, "one alone goes into a list"),
+    ({"regularizers": "decay"}, TypeError, "regularizers must be a sequence"),
+    ({"regularizers": [3]}, TypeError, r"regularizers\[0\] must be a callable or a pair"),
+    ({"regularizers": [(decay, 1, 2)]}, TypeError, "must be a callable or a pair"),
+    ({"regularizers": [decay, (decay, "x")]}, TypeError, r"regularizers\[1\]\[1\], the factor, must be a number"),
+    ({"regularizers": [(decay, math.nan)]}, ValueError, "the factor, must be finite"),
+    (
+        {"regularizers": [lambda network: network]},
+        TypeError,
+        r"regularizers\[0\] asks for 'network'.*Did you mean 'net'",
+    ),
+    ({"regularizers": [lambda net, /: net]}, TypeError, "'net' is positional only"),
+    (
+        {"regularizers": [lambda net: 1.0]},
+        TypeError,
+        r"regularizers\[0\] must return a tensor of one element, got float",
+    ),
+    ({"regularizers": [lambda coords: coords]}, TypeError, r"one element, got shape \(60, 2\)"),
+    ({"loss": lambda pred, target, *, mask: pred}, TypeError, "loss asks for 'mask'"),
+    ({"loss": lambda pred, target: pred.sum(), "weight": torch.ones(60)}, ValueError, "parameter named weight"),
+    ({"loss": "bce"}, ValueError, r"target must lie in \[0, 1\] for loss='bce', got -"),
+    ({"loss": "hubber"}, ValueError, "Did you mean 'huber'"),
+    ({"modules": 3}, TypeError, "modules must be a sequence"),
+    ({"modules": [3]}, TypeError, r"modules\[0\] must be a torch.nn.Module, got int"),
+    ({"modules": [nn.Tanh()]}, ValueError, r"modules\[0\] has no trainable parameter"),
+    ({"modules": [nn.Linear(1, 1).half()]}, TypeError, r"modules\[0\] must be fp32 or fp64"),
+    ({"regularizers": [lambda net, scale=HELD: scale.log]}, ValueError, r"regularizers\[0\] holds scale \(Scale\)"),
+    ({"loss": Scale()}, ValueError, r"loss holds Scale \(Scale\).*modules=\[...\]"),
+]
+
+
+@pytest.mark.parametrize(("options", "kind", "said"), REFUSED)
+def test_what_cannot_be_meant_is_refused(options: dict[str, Any], kind: type[Exception], said: str) -> None:
+    coords, target, _ = signal()
+    with pytest.raises(kind, match=said):
+        inr.fit(small(), coords, target - 0.5, steps=2, progress=False, **options)
+
+
+def test_functions_are_given_what_they_ask_for_and_keep_their_own_defaults() -> None:
+    coords, target, weight = signal()
+    seen: dict[str, Any] = {}
+
+    def loss(pred: Tensor, target: Tensor, coords: Tensor, index: Tensor, weight: Any = None, step: int = 7) -> Tensor:
+        seen.update(coords=coords, index=index, weight=weight, step=step)
+        return (pred - target).square().mean()
+
+    inr.fit(small(), coords, target, steps=1, loss=loss, weight=weight, progress=False)
+    assert torch.equal(seen["index"], torch.arange(60))
+    assert torch.equal(seen["weight"], weight)
+    assert seen["coords"].requires_grad
+    assert seen["step"] == 7
+    inr.fit(small(), coords, target, steps=1, loss=lambda p, t, x: (p - t * x[:, :1]).square().mean(), progress=False)
+    inr.fit(small(), coords, target, steps=1, loss=F.mse_loss, weight=weight, progress=False)
+    with pytest.warns(UserWarning, match=r"regularizers\[0\] depends on nothing that is trained"):
+        inr.fit(small(), coords, target, steps=2, regularizers=[lambda target: target.mean()], progress=False)
