@@ -306,5 +306,5 @@ def test_functions_are_given_what_they_ask_for_and_keep_their_own_defaults() -> 
     assert seen["step"] == 7
     inr.fit(small(), coords, target, steps=1, loss=lambda p, t, x: (p - t * x[:, :1]).square().mean(), progress=False)
     inr.fit(small(), coords, target, steps=1, loss=F.mse_loss, weight=weight, progress=False)
-    with pytest.warns(UserWarning, match=r"regularizers\[0\] depends on nothing that is trained"):
-        inr.fit(small(), coords, target, steps=2, regularizers=[lambda target: target.mean()], progress=False)
+    with pytest.warns(UserWarning, match=r"regularizers\[1\] has no gradient"):
+        inr.fit(small(), coords, target, steps=2, regularizers=[decay, lambda target: target.mean()], progress=False)
