@@ -19,6 +19,7 @@ from inrfast.training.batches import Batches
 from inrfast.training.data import Data
 from inrfast.training.engines import Task
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.optimizers.adam import Adam
 from inrfast.training.stack import Stack
 
 RATE = 1e-3
@@ -49,7 +50,7 @@ class Problem:
         data = Data(self.coords.unsqueeze(0), self.targets)
         gradient = FusedGradient(stack, Task(self.nets, data, budget=1 << 40, narrow=precision == "medium"))
         batches = Batches(len(self.coords), None, [0] * len(self.nets), self.coords.device)
-        steps = FusedSteps(gradient, FusedOptimizer(stack, "adam"), batches)
+        steps = FusedSteps(gradient, FusedOptimizer(stack, Adam), batches)
         rates = [[RATE] * len(self.nets)] * at_once
         self.gradient = gradient
         return lambda: steps.take(0, rates)

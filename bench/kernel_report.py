@@ -448,6 +448,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import fused_linear
     from inrfast.kernels import fused_mlp as kernels
     from inrfast.ops.fused_mlp import OPERANDS
+    from inrfast.training.optimizers.adam import Adam
 
     kernel, width, large = getattr(kernels, entry.kernel), options["width"], entry.capability >= 90
     encoded, drawn = bool(options.get("encoded")), bool(options.get("drawn"))
@@ -477,8 +478,9 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     constants |= {"GRADIENT": True, "BIAS": True, "COORDINATES": not encoded, "ENCODED": encoded, "GATHERED": drawn}
     constants |= {"WEIGHTED": False, "SCALED": entry.format == "fp16"}
     if entry.kernel == "mlp_update":
-        constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "OPTIMIZER": kernels.ADAM.value}
-        constants |= {"COPY": entry.format == "fp16"}
+        constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "COPY": entry.format == "fp16"}
+        adam = Adam.kernel
+        constants |= {"OPTIMIZER": adam.name, "BETA1": adam.beta1, "BETA2": adam.beta2, "EPSILON": adam.epsilon}
         warps, stages, registers, limit = constants["num_warps"], 3, None, 48 * 1024
     else:
         activation = options.get("activation", "relu")

@@ -124,6 +124,7 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
 
     from inrfast.activations import ACTIVATIONS
     from inrfast.ops import fused_mlp
+    from inrfast.training.optimizers.adam import Adam
 
     activation = ACTIVATIONS[problem.activation].device_name
     rows = fused_mlp._kernels().passes_configs(problem.kind, problem.width, activation, True)[0].rows
@@ -154,7 +155,7 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
     # The update reads the sums of every tile and range: each part of them is as large as one.
     moments = [torch.zeros_like(one.parameters) for _ in range(2)]
     with counted() as bytes_of:
-        one.update(one.parameters.clone(), *moments, 1, True, 0)
+        one.update(one.parameters.clone(), *moments, Adam.kernel, True, 0)
     itemsize = one.parameters.element_size()
     parts = itemsize * (one.dense * (splits - one.splits) + one.thin * (tiles - one.tiles))
     found["mlp_update"] = {

@@ -7,14 +7,13 @@ import importlib.metadata
 import importlib.util
 import os
 import re
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
-from inrfast.errors import NotAvailableError, check_choice
+from inrfast.errors import NotAvailableError, check_choice, warn
 from inrfast.kernels.tiles import SMALLEST_SHARED
 
 BACKENDS = ("auto", "torch", "triton")
@@ -139,7 +138,7 @@ def resolve(backend: str, device: torch.device | str) -> str:
 @functools.cache
 def warn_once(message: str) -> None:
     """Warn of a fallback, each message once a process."""
-    warnings.warn(message, RuntimeWarning, stacklevel=4)
+    warn(message)
 
 
 def report(device: torch.device | str = "cpu") -> dict[str, str]:

@@ -1,10 +1,12 @@
-"""Exceptions of inrfast, and the checks every public function makes at its door."""
+"""Exceptions of inrfast, the checks every public function makes at its door, and warnings at the caller's line."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import math
+import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -50,6 +52,18 @@ class RangeError(InrfastError, ArithmeticError):
 
 class DivergedError(InrfastError, ArithmeticError):
     """A fit met a NaN or Inf; the network holds its last good state."""
+
+
+INNER = ("inrfast", "torch", "contextlib", "functools")
+"""Packages whose frames lie between a warning and the line of the user's that it is about."""
+
+
+def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn at the line outside this library that called into it."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INNER:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def nearest(got: object, choices: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from inrfast.activations import BoundActivation, bind
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, from_config
-from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed
+from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
@@ -382,7 +381,7 @@ def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
     return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
 
 
-def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> None:
+def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     """Warn if rank-expanding hinges lie among other coordinates than these, so that units of the first layer are dead.
 
     Only where the box of the coordinates is another one than the initialiser's ``bounds``: see
@@ -407,13 +406,12 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor, stacklevel: int = 1) -> N
         return
     box = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     given = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    warnings.warn(
+    warn(
         f"{dead} of the {first.out_features} units of the first layer are dead at these coordinates, which lie in "
         f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give it "
         f"those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale "
         "these (inrfast.grid has bounds=(-1, 1))",
         UserWarning,
-        stacklevel=stacklevel + 1,
     )
 
 

@@ -12,9 +12,8 @@ from inrfast.norms.sphere import SphereNorm
 from inrfast.ops.grid_init import rank_expanding
 from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
 from inrfast.tangent.kernel import NTK, ntk
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
-from inrfast.training.trainer import FitResult
+from inrfast.training.fit import fit, fit_many
+from inrfast.training.result import FitResult
 
 __all__ = [
     "INR",

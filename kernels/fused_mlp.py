@@ -41,10 +41,6 @@ LARGE_SHARED = 200 * 1024
 SMALL_SHARED = 99 * 1024
 """Bytes of shared memory a program takes elsewhere: every GPU since sm_86 has them."""
 
-ADAM = tl.constexpr(1)
-ADAMW = tl.constexpr(2)
-SGD = tl.constexpr(3)
-
 LARGEST_SCALE = tl.constexpr(24)
 """Largest exponent of the power of two that errors in 16 bits are multiplied by."""
 
@@ -853,12 +849,17 @@ def mlp_update(
     partial_model,
     REDUCE: tl.constexpr,
     OPTIMIZER: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
     COPY: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Add up the partial sums of some parameters (REDUCE), and take the optimiser's step on them (OPTIMIZER, 0: none).
+    """Add up the partial sums of some parameters (REDUCE), and take the step of an OPTIMIZER on them.
+
+    It is "adam", "adamw", "sgd" or "none"; Adam's constants are BETA1, BETA2 and EPSILON.
 
     ``parameters``, ``gradients``, ``means``, ``squares``: (models, Q); ``operands``: their copy for products (COPY);
     ``trained``: (Q,) bytes, 0 for frozen ones. ``table``: a row a program: place of the parameter, first element,
@@ -892,29 +893,29 @@ def mlp_update(
             )
             gradient += tl.sum(some, 0)
         gradient *= tl.load(factors + model)
-        if OPTIMIZER == 0:
+        if OPTIMIZER == "none":
             tl.store(gradients + places, gradient, mask=there)
     else:
         gradient = tl.load(gradients + places, mask=there, other=0.0)
-    if OPTIMIZER != 0:
+    if OPTIMIZER != "none":
         rates += (step * models + model) * 4
         rate = tl.load(rates)
         weight_decay = tl.load(rates + 3)
         parameter = tl.load(parameters + places, mask=there, other=0.0)
-        if OPTIMIZER == SGD:
+        if OPTIMIZER == "sgd":
             parameter -= rate * (gradient + weight_decay * parameter)
         else:
-            if OPTIMIZER == ADAM:
+            if OPTIMIZER == "adam":
                 gradient += weight_decay * parameter
             else:
                 parameter -= rate * weight_decay * parameter
             mean = tl.load(means + places, mask=there, other=0.0)
             square = tl.load(squares + places, mask=there, other=0.0)
-            mean += _constant(mean, 1 - 0.9) * (gradient - mean)
-            square = _constant(square, 0.999) * square + _constant(square, 1 - 0.999) * (gradient * gradient)
+            mean += _constant(mean, 1 - BETA1) * (gradient - mean)
+            square = _constant(square, BETA2) * square + _constant(square, 1 - BETA2) * (gradient * gradient)
             tl.store(means + places, mean, mask=moved)
             tl.store(squares + places, square, mask=moved)
-            size = tl.sqrt(square) / tl.load(rates + 2) + _constant(square, 1e-8)
+            size = tl.sqrt(square) / tl.load(rates + 2) + _constant(square, EPSILON)
             parameter -= tl.load(rates + 1) * (mean / size)
         tl.store(parameters + places, parameter, mask=moved)
         if COPY:

@@ -128,7 +128,7 @@ def diagnose(
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest", memory_budget)
     coords = coords.detach()
-    warn_of_dead_units(net, coords, stacklevel=3)
+    warn_of_dead_units(net, coords)
     if ntk_coords is None:
         points, full_grid = _thinned(coords, ntk_points), len(coords) <= ntk_points
     else:

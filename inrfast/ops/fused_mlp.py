@@ -87,6 +87,16 @@ class Points:
 
 
 @dataclass(frozen=True)
+class Update:
+    """An optimiser that the kernels know: ``"adam"``, ``"adamw"`` or ``"sgd"``; the constants are Adam's."""
+
+    name: str
+    beta1: float = 0.0
+    beta2: float = 0.0
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
 class Draws:
     """The points of some steps: ``order`` (B or 1, draws), int64, of which each step takes ``size`` consecutive."""
 
@@ -222,14 +232,14 @@ class FusedMLP:
         return totals[:, 0].double().sum(1) / (count * self.shape.outputs)
 
     def update(
-        self, gradients: Tensor, means: Tensor, squares: Tensor, optimizer: int, reduce: bool, step: int
+        self, gradients: Tensor, means: Tensor, squares: Tensor, optimizer: Update | None, reduce: bool, step: int
     ) -> None:
-        """Add up the partial sums (``reduce``), and update the parameters by an optimiser (0: none).
+        """Add up the partial sums (``reduce``), and update the parameters by an optimiser, if there is one.
 
         ``gradients`` (B, Q) are written where there is no optimiser, and read where nothing is added up. ``rates`` hold
         a step's learning rate, the rate over Adam's first bias correction, the root of its second, the weight decay.
         """
-        kernels = _kernels()
+        kernels, optimizer = _kernels(), optimizer or Update("none")
         with backends.launching_on(self.device):
             kernels.mlp_update[(len(self.table), self.models)](
                 self.parameters,
@@ -246,7 +256,10 @@ class FusedMLP:
                 self.parameters.stride(0),
                 self.partial_model,
                 REDUCE=reduce,
-                OPTIMIZER=optimizer,
+                OPTIMIZER=optimizer.name,
+                BETA1=optimizer.beta1,
+                BETA2=optimizer.beta2,
+                EPSILON=optimizer.epsilon,
                 COPY=self.operands is not self.parameters,
                 **kernels.update_constants(self.kind),
             )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inrfast.backends import warn_once
 from inrfast.errors import NotAvailableError, check_choice, check_float, check_int, check_tensor
 from inrfast.extension import load_extension
 from inrfast.grids import check_bounds
@@ -88,7 +87,7 @@ def rank_expanding(
     extension = load_extension()
     on_gpu = target.type == "cuda" and extension.build_info()["cuda"] is not None
     if target.type == "cuda" and not on_gpu:
-        _warn_once("inrfast._C was built without its CUDA half: rank_expanding computes on the CPU and copies")
+        warn_once("inrfast._C was built without its CUDA half: rank_expanding computes on the CPU and copies")
     memory = target if on_gpu else torch.device("cpu")
     weight = torch.empty((request.width, request.in_features), dtype=dtype, device=memory)
     bias = torch.empty(request.width, dtype=dtype, device=memory)
@@ -241,11 +240,6 @@ def _check_device(device: Any) -> torch.device:
     if target.type == "cuda" and not torch.cuda.is_available():
         raise NotAvailableError(f"device={str(target)!r} cannot be used: torch finds no CUDA device here")
     return target
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
 def _point(k: int, width: int, in_features: int) -> tuple[list[float], float]:

@@ -1,8 +1,10 @@
-"""Mini-batches: permutations of the points that are computed where the points are, from a seed and the step alone."""
+"""What is drawn in a step, from a seed and the step alone: mini-batches, and random numbers of networks and losses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -89,3 +91,19 @@ class Batches:
     def keep(self, index: Sequence[int]) -> None:
         """Go on with some of the networks."""
         self.seeds, self.number, self.own = [self.seeds[i] for i in index], -1, None
+
+
+_generators = threading.RLock()
+"""PyTorch's generators are the whole process's: fits in several threads draw from them one after another."""
+
+
+@contextmanager
+def drawing_from(seed: int, step: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for the block; afterwards they are as they were."""
+    with _generators, torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # torch.manual_seed tells devices that are not there, too, and takes a millisecond for it.
+        torch.default_generator.manual_seed(step_seed(seed, step))
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(step_seed(seed, step))
+        yield

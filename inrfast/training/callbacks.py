@@ -46,7 +46,16 @@ class FitState:
     psnr: float
     best_psnr: float
     coords: Tensor
+    _gradient_norm: Callable[[], float] = field(default=lambda: math.nan, repr=False)
     _stopped: list[bool] = field(default_factory=list, repr=False)
+
+    def gradient_norm(self) -> float:
+        """Return the norm of the gradient of the loss over all trained parameters, before clipping.
+
+        In ``on_step`` it is that of the update just done, in ``on_eval`` that of the weights as they are. It costs
+        nothing where nobody asks. NaN at the end of a fit, where no more gradient is taken.
+        """
+        return self._gradient_norm()
 
     def stop(self) -> None:
         """End the fit of this network after the call."""

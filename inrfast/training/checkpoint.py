@@ -1,35 +1,286 @@
-"""Checkpoints of fits: whether a file's state is that of the fit at hand."""
+"""Checkpoints of fits: what is said about a fit, its state, and whether a file's state is that of the fit at hand."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast.errors import NotAvailableError, warn
 from inrfast.files import shown
+from inrfast.nn import described_network
+from inrfast.ops import gemm
+from inrfast.threads import interrupts_later
+from inrfast.training import callables
+from inrfast.training.group import Group, kind_of
+from inrfast.training.member import Member, tensors_of, unsaved
 from inrfast.training.networks import load_network, save_network
-from inrfast.training.schema import FIT_SCHEMA, NETWORK_SCHEMA, check, check_fit, short
-from inrfast.training.trees import fault_told, pack, read_tree, unpack, write_tree
-from inrfast.words import shortened
+from inrfast.training.optimizers.torchs import check_started, started
+from inrfast.training.options import Options, check_not_there
+from inrfast.training.schema import FIT_SCHEMA, check, check_fit, check_like
+from inrfast.training.trees import fault_told, pack, read_tree, write_tree
+from inrfast.words import one_line, shortened
 
-__all__ = [
-    "FIT_SCHEMA",
-    "NETWORK_SCHEMA",
-    "check_like",
-    "differences",
-    "fingerprint",
-    "load_network",
-    "pack",
-    "read_fit",
-    "read_tree",
-    "save_network",
-    "unpack",
-    "write_tree",
-]
+__all__ = ["Checkpoint", "load_network", "save_network"]
+
+UNLIKE_SCHEDULES = ("steps", "eval_every", "target_psnr", "patience")
+"""Settings that a checkpoint may differ in; the number of steps only where no rate depends on it."""
+
+Described = dict[str, dict[str, str]]
+"""What is known of each callable of a fit, by its place."""
+
+
+class Checkpoint:
+    """The file of one fit: read once at its start, written again and again.
+
+    Made before anything of the file is loaded into networks, optimisers and callbacks.
+
+    Parameters
+    ----------
+    path
+        The file.
+    members, options
+        The networks, and what they have in common.
+    config
+        The options as plain values.
+    """
+
+    def __init__(self, path: Path, members: Sequence[Member], options: Options, config: dict[str, Any]) -> None:
+        self.path, self.members, self.options, self.config = path, members, options, config
+        self.in_states = [callables.names_in_state(callback) for callback in options.callbacks]
+        self.watching = self._callbacks()
+        self.about: dict[str, Any] = {}
+        self.causes: set[str] = set()
+        # What an optimiser of the user's own is, before anything changes it.
+        self.start: dict[str, Any] = {}
+        if not isinstance(options.optimizer, str):
+            self.start["optimizer"] = started(options.optimizer, members[0].net, members[0].modules)
+
+    # ---- what is said about a fit --------------------------------------------------------------------------------
+
+    def describe(self) -> None:
+        """Take down what is said about the fit in the files to come; refuse states of callbacks that none can hold."""
+        for index, callback in enumerate(self.options.callbacks):
+            try:
+                state = callback.state_dict() if hasattr(callback, "state_dict") else None
+            except Exception:  # it may have none yet
+                continue
+            pack(state, f"callbacks[{index}].state_dict()", {})
+        dtypes = {member.data.target.dtype for member in self.members}
+        self.about = {
+            **self._configuration(),
+            "identities": {**self._identities(), **self.watching},
+            "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
+            "machine": {
+                "device": _device_name(self._device),
+                "threads": torch.get_num_threads(),
+                "processor": gemm.processor(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            **self.start,
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        return self.members[0].data.target.device
+
+    def _configuration(self) -> dict[str, Any]:
+        """Return what a checkpoint and the fit that goes on from it must have in common."""
+        members = self.members
+        return {
+            "config": self.config,
+            "nets": [described_network(member.net) or str(member.net) for member in members],
+            "data": [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in members],
+            "own": [{"lr": m.lr, "seed": m.seed, "data_range": m.data_range} for m in members],
+            "trainable": [[name for name, p in m.net.named_parameters() if p.requires_grad] for m in members],
+            "evaluation": [None if (e := m.evaluation) is None else fingerprint(e.coords, e.target) for m in members],
+        }
+
+    def _identities(self) -> Described:
+        """Return what tells the callables and modules of a fit from others of the same text."""
+        given: dict[str, Any] = {term.place: term.call for term in self.options.objective.terms}
+        given["schedule"] = self.options.schedule
+        found = {name: callables.described(own) for name, own in given.items() if callable(own)}
+        for member in self.members:
+            found[f"nets[{member.index}]"] = callables.attributes(member.net)
+            for place, module in enumerate(member.modules):
+                found[f"modules[{member.index}][{place}]"] = callables.attributes(module)
+        return found
+
+    def _callbacks(self) -> Described:
+        """Return what tells the callbacks from others, beside their states."""
+        given = zip(self.options.callbacks, self.in_states, strict=True)
+        return {f"callbacks[{i}]": callables.of_callback(*own) for i, own in enumerate(given)}
+
+    # ---- writing -------------------------------------------------------------------------------------------------
+
+    def write(self, groups: Sequence[Group], last: bool = False) -> None:
+        """Write the file if every optimiser's state is that of its network's last update.
+
+        Where that fails the fit goes on and says so, once for every cause and for the ``last`` one: a checkpoint is
+        there to save work, not to end it.
+        """
+        if not self.about or not all(group.whole for group in groups):
+            return
+        try:
+            with interrupts_later():
+                about = {**self.about, **self._present(groups)}
+                write_tree(self.path, FIT_SCHEMA, self._state(groups), about, durable=last)
+        except Exception as error:
+            reason = str(getattr(error, "strerror", None) or error)
+            if not last and reason in self.causes:
+                return
+            self.causes.add(reason)
+            done = max((group.done for group in groups), default=0)
+            kept = "holds an earlier state" if self.path.exists() else "is not there"
+            then = f"it is the last one, and {shown(self.path)} {kept}" if last else "the fit goes on, and tries again"
+            warn(f"a checkpoint was not written after {done} steps: {reason}; {then}")
+
+    def _state(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Return all that the next steps depend on."""
+        return {
+            "networks": [member.state() for member in self.members],
+            "groups": [group.state() for group in groups if group.members],
+            "callbacks": [
+                callback.state_dict() if hasattr(callback, "state_dict") else None
+                for callback in self.options.callbacks
+            ],
+        }
+
+    def _present(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Return what is said about the fit and may be another than at its start."""
+        # What has changed since the start is state, such as a count of calls, and tells nothing from another.
+        now = {**self._identities(), **self._callbacks()}
+        fixed = {
+            place: {key: text for key, text in own.items() if now[place].get(key) == text}
+            for place, own in self.about["identities"].items()
+        }
+        return {"identities": fixed, "layout": _layout(groups)}
+
+    # ---- reading -------------------------------------------------------------------------------------------------
+
+    def read(self) -> dict[str, Any] | None:
+        """Return the state in the file, if there is one to go on from and it is one of this fit.
+
+        What is said there about the start of the fit's optimiser is then what counts, for the files to come too.
+
+        Raises
+        ------
+        ValueError
+            It is damaged, or of another fit.
+        FileExistsError
+            It is there, and the fit is not to go on from it.
+        """
+        check_not_there(self.path, self.options.resume)  # once more, now that no other fit writes it
+        if not self.path.exists():
+            return None
+        tree, about = read_fit(self.path)
+        _as_before(about["own"], self.members)
+        now, before = self._identities(), about.get("identities", {})
+        self._check_same(about, now, before)
+        if len(tree["callbacks"]) != len(self.options.callbacks):
+            then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.options.callbacks)}"
+            raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
+        with fault_told(f"checkpoint: {shown(self.path)} does not fit this fit"):
+            self._check_state(tree)
+            if "optimizer" in self.start and "optimizer" in about:  # files of old have none
+                groups = [group["optimizer"].get("param_groups") for group in tree["groups"]]
+                kept = groups[0] if groups else None
+                check_started(self.start["optimizer"], about["optimizer"], kept, "optimizer")
+        self.start.update({key: about[key] for key in self.start if key in about})
+        self._warn_of("; not compared with what", callables.uncompared, now, before)
+        # Most callbacks only watch, and what they do to the fit nobody knows.
+        self._warn_of(" with callbacks other than", callables.different, self.watching, before)
+        return {**tree, "about": about}
+
+    def _check_same(self, about: dict[str, Any], now: Described, before: Described) -> None:
+        """Check that the file's networks, data and options are those of this fit."""
+        mine: dict[str, Any] = self._configuration()
+        then: dict[str, Any] = {key: about[key] for key in mine if key in about}  # files of old have fewer
+        mine = {key: mine[key] for key in then}
+        by_steps = self.config["schedule"] in ("exponential", "cosine")
+        free = set(UNLIKE_SCHEDULES[1:] if by_steps else UNLIKE_SCHEDULES)
+        for side in (mine, then):
+            side["config"] = {key: value for key, value in side["config"].items() if key not in free}
+        wrong = differences(mine, then)
+        wrong += [f"{place}: {key}" for place in now for key in callables.different(now[place], before.get(place, {}))]
+        if wrong:
+            raise ValueError(f"checkpoint: {shown(self.path)} is of another fit, with other {_listed(wrong, 8)}")
+
+    def _check_state(self, tree: dict[str, Any]) -> None:
+        """Check that a checkpoint's networks and groups are like those of this fit, before any of them is changed."""
+        for index, (member, kept) in enumerate(zip(self.members, tree["networks"], strict=True)):
+            place, own, beside = f"tree.networks[{index}]", dict(member.net.state_dict()), unsaved(member.net)
+            check_like(kept["net"], own, f"{place}.net")
+            if kept["best_state"] or kept["stopped"]:
+                check_like(kept["best_state"], own, f"{place}.best_state")
+            buffers = kept.get("buffers", {})  # files of old have none
+            check_like(buffers, {name: beside.get(name) for name in buffers}, f"{place}.buffers")
+            modules = [tensors_of(module) for module in member.modules]
+            check_like(kept.get("modules", []), modules, f"{place}.modules")
+        for index, group in enumerate(tree["groups"]):
+            kinds = {kind_of(self.members[place]) for place in group["members"]}
+            check(f"tree.groups[{index}].members", len(kinds) == 1, "of networks of one shape", group["members"])
+
+    def _warn_of(self, what: str, keys: Callable[..., list[str]], now: Described, then: Described) -> None:
+        """Name what ``keys`` finds between two descriptions, ``now`` and that of the fit in the checkpoint."""
+        found = [f"{place}: {key}" for place in now for key in keys(now[place], then.get(place, {}))]
+        if found:
+            warn(f"the fit goes on from {shown(self.path)}{what} it began with: {_listed(found, 5)}")
+
+    def warn_of_other_digits(self, groups: Sequence[Group], then: dict[str, Any]) -> None:
+        """Warn if the fit will not repeat the digits of an uninterrupted one."""
+        known = {name: value for name, value in self.about["machine"].items() if name in then["machine"]}
+        now: dict[str, Any] = {"machine": known, "layout": _layout(groups)}  # files of old do not name the device
+        if self._device.type == "cpu":  # the libraries of a CPU multiply nothing on a GPU
+            now["gemm"] = self.about["gemm"]
+        changed = differences(now, {key: then[key] for key in now})
+        if changed:
+            warn(f"the fit goes on from {shown(self.path)}, but not bit by bit: other {'; '.join(changed)}")
+
+    def libraries(self, about: dict[str, Any]) -> tuple[torch.dtype, dict[str, str]] | None:
+        """Return the matrix libraries to force: those of the checkpoint, whatever is measured now."""
+        if self._device.type != "cpu":
+            return None
+        dtype = self.members[0].data.target.dtype
+        libraries = about["gemm"].get(str(dtype).removeprefix("torch."), {})
+        try:
+            with gemm.forced(dtype, libraries):
+                return dtype, libraries
+        except NotAvailableError as error:
+            warn(f"the fit goes on, but not bit by bit: {error}")
+            return None
+
+
+def _layout(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    return [group.gradient.layout for group in groups if group.members]
+
+
+def _device_name(device: torch.device) -> str:
+    """Return what a GPU is called, or the kind of any other device: another one gives other digits."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _listed(found: Sequence[str], most: int) -> str:
+    return "; ".join(one_line(entry, 160) for entry in found[:most]) + (
+        f" and {len(found) - most} more" if len(found) > most else ""
+    )
+
+
+def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:
+    """Take the PSNR's range of files that do not name it, which is 1, where none is asked for."""
+    for then, member in zip(own, members, strict=False):
+        if "data_range" not in then:
+            then["data_range"] = 1.0
+            member.data_range = member.data_range if member.range_given else 1.0
 
 
 def read_fit(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -44,31 +295,6 @@ def read_fit(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, An
     with fault_told(f"{shown(path)} is damaged"):
         check_fit(tree, about)
     return tree, about
-
-
-def check_like(kept: Any, own: Any, place: str) -> None:
-    """Check that a tree of a file is built as a fit's own is: the same entries, tensors of the same shape and dtype.
-
-    Raises
-    ------
-    ValueError
-        The first place that is not.
-    """
-    if isinstance(own, Tensor):
-        fits = isinstance(kept, Tensor) and kept.shape == own.shape and kept.dtype == own.dtype
-        check(place, fits, short(own), kept)
-    elif isinstance(own, dict):
-        fits = isinstance(kept, dict) and kept.keys() == own.keys()
-        check(place, fits, f"a dict of {', '.join(map(str, own))}"[:200], kept)
-        for key, inner in own.items():
-            check_like(kept[key], inner, f"{place}.{key}")
-    elif isinstance(own, (list, tuple)):
-        check(place, isinstance(kept, list) and len(kept) == len(own), f"a list of {len(own)}", kept)
-        for index, inner in enumerate(own):
-            check_like(kept[index], inner, f"{place}[{index}]")
-    else:
-        number = isinstance(own, (int, float)) and isinstance(kept, (int, float))
-        check(place, number or type(kept) is type(own), f"like {short(own)}", kept)
 
 
 def fingerprint(*tensors: Tensor | None) -> str:

@@ -1,30 +1,27 @@
-"""The fit of one network to one signal."""
+"""The fit of one network to one signal, and of many at once: those of one shape take their steps together."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, check_int, check_seed
+from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
-from inrfast.training.group import Member
-from inrfast.training.objective import Loss, Regularizers, check_objective
-from inrfast.training.optimizers import learning_rates
-from inrfast.training.options import (
-    check_checkpoint,
-    check_optimizer,
-    check_progress,
-    check_settings,
-    described,
-)
-from inrfast.training.trainer import FitResult, Session
+from inrfast.training.member import Member
+from inrfast.training.objective import Loss, Regularizers
+from inrfast.training.optimizers import OPTIMIZERS
+from inrfast.training.options import Options, check_batch_size
+from inrfast.training.result import FitResult
+from inrfast.training.schedules import learning_rates
+from inrfast.training.spread import Own, check_nets
+from inrfast.training.trainer import Trainer
 
 
 @in_training_modes
@@ -197,62 +194,155 @@ def fit(
     >>> result.psnr > 30
     True
     """
+    given = dict(locals())
+    (result,) = _fitted([net], [Own.of(given)], given)
+    if result.error is not None:
+        raise result.error
+    return result
+
+
+@in_training_modes
+def fit_many(
+    nets: Sequence[nn.Module],
+    coords: Tensor | Sequence[Tensor],
+    targets: Tensor | Sequence[Tensor],
+    steps: int = 2000,
+    lr: float | Sequence[float] = 1e-3,
+    schedule: str | Callable[[int], float] = "exponential",
+    batch_size: int | None = None,
+    loss: Loss = "mse",
+    weight: Tensor | Sequence[Tensor | None] | None = None,
+    optimizer: str = "adam",
+    precision: str = "high",
+    backend: str = "auto",
+    callbacks: Sequence[Any] = (),
+    eval_every: int | None = None,
+    target_psnr: float | Sequence[float | None] | None = None,
+    checkpoint: Any = None,
+    checkpoint_seconds: float = 60,
+    resume: bool = False,
+    seed: int | Sequence[int] = 0,
+    progress: bool | None = None,
+    memory_budget: int | None = None,
+    *,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = None,
+    patience: int | None = None,
+    eval_coords: Tensor | Sequence[Tensor] | None = None,
+    eval_target: Tensor | Sequence[Tensor] | None = None,
+    data_range: float | Sequence[float | None] | None = None,
+    regularizers: Regularizers = (),
+    modules: Sequence[nn.Module | Sequence[nn.Module]] = (),
+) -> list[FitResult]:
+    """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
+
+    INRs of one shape without norms, on equally many points, are stacked: their parameters lie side by side, and each
+    thread takes its own networks, or on a GPU one sequence of launches all of them. All others (batch norm, other
+    modules, losses of your own) take their steps one after another in the same loop. A network that reaches its goal,
+    loses patience or diverges stops; the others go on.
+
+    Parameters
+    ----------
+    nets
+        B networks that share no parameter, on one device, of one dtype.
+    coords
+        Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N.
+    targets
+        Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
+    lr, seed, target_psnr, data_range
+        One for all, or one a network. With one seed all networks see the same batches.
+    weight, eval_coords, eval_target
+        One for all, or a sequence of one a network; see :func:`inrfast.fit`.
+    optimizer
+        ``"adam"``, ``"adamw"`` or ``"sgd"``.
+    steps, schedule, batch_size, loss, precision, backend, callbacks, eval_every, checkpoint, checkpoint_seconds, resume
+        See :func:`inrfast.fit`. One checkpoint holds all networks; callbacks are told each network by ``state.index``.
+    progress, memory_budget, weight_decay, clip_norm, patience
+        See :func:`inrfast.fit`; norms are clipped, and patience is lost, by each network for itself.
+    regularizers
+        See :func:`inrfast.fit`; each network has its own, as it has its own loss. With them networks are not stacked.
+    modules
+        One module, or a sequence of them, per network, none in common: those that are trained with it. A loss or a
+        regulariser asks for its network's by the name ``modules``.
+
+    Raises
+    ------
+    ValueError, TypeError, FileExistsError, MemoryBudgetError, NotAvailableError
+        As :func:`inrfast.fit`; the message names the network. A network that diverges raises nothing: its result says
+        so in ``stopped`` and ``error``.
+
+    Examples
+    --------
+    >>> from inrfast import INR, grid
+    >>> x = grid(64)
+    >>> nets = [INR(1, 1, width=16, hidden_layers=1, activation="sine", init="siren", seed=s) for s in range(3)]
+    >>> results = fit_many(nets, x, [(k * x).sin() for k in (1.0, 2.0, 3.0)], steps=50, lr=[1e-3, 2e-3, 3e-3])
+    >>> [result.steps for result in results]
+    [50, 50, 50]
+    """
+    given = dict(locals())
+    if not isinstance(optimizer, str):
+        raise TypeError(
+            f"optimizer must be one of {list(OPTIMIZERS)} for several networks, got {type(optimizer).__name__}; "
+            "call fit for each network to use an optimizer of your own"
+        )
+    given["nets"] = check_nets(nets)
+    return _fitted(given["nets"], Own.of_many(given["nets"], given), given)
+
+
+def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, Any]) -> list[FitResult]:
+    """Check the arguments of a fit, each network's ``own`` and those of ``given`` that all share, and take it."""
     start = time.perf_counter()
-    optimizer, weight_decay = check_optimizer(optimizer, weight_decay)
-    objective = check_objective(loss, weight is not None, regularizers, modules)
-    path = check_checkpoint(checkpoint, checkpoint_seconds, resume)
-    progress = check_progress(progress)
-    steps = check_int("steps", steps, minimum=1)
-    lr = check_float("lr", lr, minimum=0.0, exclusive=True)
-    rate = learning_rates(lr, schedule, steps)
-    goal = None if target_psnr is None else check_float("target_psnr", target_psnr)
-    dtype, device = check_net(net)
-    data = check_data(net, coords, target, weight)
-    if objective.named is not None:
-        objective.named.check_target("target", data.target)
-        if data_range is None:
-            check_spread(data)
-    evaluation = check_evaluation(net, coords, eval_coords, eval_target)
+    several = "nets" in given
+    dtype, device = check_net(nets[0], "nets[0]" if several else "net")
+    options = Options.checked(given, dtype, device)
+    members = [
+        _member(net, one, options, i if several else None) for i, (net, one) in enumerate(zip(nets, own, strict=True))
+    ]
+    check_batch_size(options.batch_size, min(member.data.points for member in members))
+    check_trained(options.objective, nets, several)
+    for member in members:
+        warn_of_dead_units(member.net, member.data.coords[0])
+    trainer = Trainer(members, options, options.described(None if several else given["target_psnr"]))
+    trainer.train()
+    seconds = time.perf_counter() - start
+    return [trainer.result(member, seconds) for member in members]
+
+
+def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Member:
+    """Return a network of a fit with its own arguments checked; ``index`` is its place in ``fit_many``."""
+    at = "" if index is None else f"[{index}]"
+    target = "target" if index is None else "targets"
+    named = options.objective.named
+    lr = check_float(f"lr{at}", own.lr, minimum=0.0, exclusive=True)
+    goal = None if own.target_psnr is None else check_float(f"target_psnr{at}", own.target_psnr)
+    seed = check_seed(f"seed{at}", own.seed, bits=63)
+    try:
+        data = check_data(net, own.coords, own.target, own.weight, ("coords", target, "weight"))
+        if named is not None:
+            named.check_target(target, data.target)
+            if own.data_range is None:
+                check_spread(data, target)
+        evaluation = _check_evaluation(net, own)
+    except (ValueError, TypeError) as error:
+        if index is None:
+            raise
+        raise type(error)(f"nets[{index}]: {error}") from error
     measured = evaluation or data
-    if objective.named is None:
-        asked = {"target_psnr": target_psnr, "patience": patience}
-        check_measured(measured, [name for name, value in asked.items() if value is not None])
-    check_trained(objective, [net])
-    warn_of_dead_units(net, data.coords[0], stacklevel=3)
-    settings = check_settings(
-        points=data.points,
-        dtype=dtype,
-        device=device,
-        steps=steps,
-        batch_size=batch_size,
-        objective=objective,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        eval_every=eval_every,
-        patience=patience,
-        precision=precision,
-        backend=backend,
-        memory_budget=memory_budget,
-        callbacks=callbacks,
-        schedule=schedule,
-    )
-    seed = check_seed("seed", seed, bits=63)
-    member = Member(net, data, evaluation, lr, rate, goal, seed, range_of(measured, data_range), data_range is not None)
-    member.modules = objective.modules
-    config = described(settings, schedule, target_psnr, precision)
-    session = Session([member], settings, config, path, checkpoint_seconds, resume, progress)
-    session.train()
-    if member.error is not None:
-        raise member.error
-    return session.result(member, time.perf_counter() - start)
+    data_range = range_of(measured, own.data_range, f"data_range{at}")
+    if named is None:
+        asked = {"target_psnr": goal, "patience": options.patience}
+        check_measured(measured, [name for name, value in asked.items() if value is not None], f"{target}{at}")
+    rate = learning_rates(lr, options.schedule, options.steps)
+    modules = own.modules or options.objective.modules
+    return Member(net, data, evaluation, lr, rate, goal, seed, data_range, own.data_range is not None, modules)
 
 
-def check_evaluation(net: nn.Module, coords: Any, eval_coords: Any, eval_target: Any) -> Data | None:
+def _check_evaluation(net: nn.Module, own: Own) -> Data | None:
     """Return the data of the evaluation; without points of its own it is on those of the fit, masked or not."""
-    if eval_target is None:
-        if eval_coords is not None:
+    if own.eval_target is None:
+        if own.eval_coords is not None:
             raise ValueError("eval_coords needs eval_target, the values there")
         return None
-    points = coords if eval_coords is None else eval_coords
-    return check_data(net, points, eval_target, names=("eval_coords", "eval_target", "weight"))
+    points = own.coords if own.eval_coords is None else own.eval_coords
+    return check_data(net, points, own.eval_target, names=("eval_coords", "eval_target", "weight"))

@@ -1,99 +1,66 @@
-"""The moving parts of a fit: networks that take their steps together, their histories, best and last good weights."""
+"""Networks that take their steps together: gradient, evaluation, update, and the way back from a step that failed."""
 
 from __future__ import annotations
 
 import functools
 import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast.errors import DivergedError
 from inrfast.metrics import mse_to_psnr
-from inrfast.snapshot import twin
+from inrfast.mlp import describe
 from inrfast.threads import cores, interrupts_later
-from inrfast.training import optimizers
-from inrfast.training.batches import Batches, step_seed
+from inrfast.training.batches import Batches, drawing_from
 from inrfast.training.callbacks import Callback, FitState, told
-from inrfast.training.checkpoint import check_like
-from inrfast.training.data import Data
+from inrfast.training.data import stacked
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of, evaluation_of, gradient_of
-from inrfast.training.engines.autograd import PROBE_ROWS
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
-from inrfast.training.engines.whole import WholeGradient
-from inrfast.training.options import LEAST_BETWEEN, Settings
+from inrfast.training.engines.task import against_formula
+from inrfast.training.member import Member, named
+from inrfast.training.optimizers import OPTIMIZERS, Optimizer
+from inrfast.training.optimizers.torchs import TorchOptimizer
+from inrfast.training.options import LEAST_BETWEEN, Options
+from inrfast.training.schema import check_like
 from inrfast.training.stack import Stack
+from inrfast.training.weights import Weights, copy_
 
 LONGEST = 0.5
 """Seconds after which an interrupt should have been heard and a bar moved: fewer steps are taken at once then."""
 
 
-@dataclass
-class Member:
-    """One network of a fit: what is its own, and its history.
-
-    ``stopped`` is why it takes no more steps: ``"steps"``, ``"target_psnr"``, ``"patience"``, ``"callback"`` or
-    ``"diverged"``, then with the ``error``.
-    """
-
-    net: nn.Module
-    data: Data
-    evaluation: Data | None
-    lr: float
-    rate: Callable[[int], float]
-    goal: float | None
-    seed: int
-    data_range: float = 1.0
-    range_given: bool = False
-    modules: tuple[nn.Module, ...] = ()
-    index: int = 0
-    done: int = 0
-    losses: list[float] = field(default_factory=list)
-    history: list[tuple[int, float]] = field(default_factory=list)
-    best_state: dict[str, Tensor] = field(default_factory=dict)
-    gradient: str = ""
-    eval_every: int = 1
-    best_step: int = 0
-    best_psnr: float = math.nan
-    since_best: int = 0
-    stopped: str = ""
-    error: DivergedError | None = None
-
-    @property
-    def psnr(self) -> float:
-        """PSNR of the last evaluation."""
-        return self.history[-1][1] if self.history else math.nan
-
-    def record(self, step: int, psnr: float) -> bool:
-        """Take down an evaluation, once a step; return whether it is the best so far."""
-        if self.history and self.history[-1][0] == step:
-            return False
-        self.history.append((step, psnr))
-        if len(self.history) == 1 or psnr > self.best_psnr:
-            self.best_step, self.best_psnr, self.since_best = step, psnr, 0
-            return True
-        self.since_best += 1
-        return False
-
-
-class Run:
+class Group:
     """Networks of one shape, or one network of any shape, that take their steps together.
 
-    Those that have stopped leave the stack, and the others go on in a smaller one.
+    Those that have stopped leave the group, and the others go on in a smaller one.
+
+    Parameters
+    ----------
+    members
+        The networks with their data.
+    options
+        What they have in common.
+
+    Attributes
+    ----------
+    members
+        Those that go on.
+    done
+        Updates done.
     """
 
-    def __init__(
-        self, members: Sequence[Member], stack_data: Data, evaluation: Data | None, settings: Settings
-    ) -> None:
-        self.members, self.settings = list(members), settings
-        self.data, self.evaluation = stack_data, evaluation
+    def __init__(self, members: Sequence[Member], options: Options) -> None:
+        self.members, self.options = list(members), options
+        self.data = stacked([member.data for member in members])
+        evaluations = [member.evaluation for member in members if member.evaluation is not None]
+        self.evaluation = stacked(evaluations) if evaluations else None
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
         self.engine = engine_of(self._task())
@@ -106,191 +73,157 @@ class Run:
 
     def _task(self) -> Task:
         """Return what is asked of the engine."""
-        settings = self.settings
+        options = self.options
         return Task(
             nets=[member.net for member in self.members],
             data=self.data,
-            objective=replace(settings.objective, modules=self.members[0].modules),
-            batch=settings.batch_size,
-            budget=settings.budget,
-            narrow=settings.narrow,
+            objective=replace(options.objective, modules=self.members[0].modules),
+            batch=options.batch_size,
+            budget=options.memory_budget,
+            narrow=options.narrow,
             cores=self.callers_cores,
-            trials=settings.budgeted,
-            backend=settings.backend,
-            named=settings.named,
+            trials=options.budgeted,
+            backend=options.backend,
+            named=options.named,
         )
 
     def _begin(self) -> None:
         """Make what takes the steps, and keep the weights of the start."""
-        settings, data = self.settings, self.data
         seeds = [member.seed for member in self.members]
-        self.batches = Batches(data.points, settings.batch_size, seeds, data.coords.device)
-        self.optimizer: optimizers.Optimizer
-        if isinstance(settings.optimizer, str) and self.stack.flat is not None:
-            self.optimizer = FusedOptimizer(self.stack, settings.optimizer, settings.weight_decay)
-        elif isinstance(settings.optimizer, str):
-            self.optimizer = optimizers.make(settings.optimizer, self.stack, settings.weight_decay)
-        else:
-            self.optimizer = optimizers.TorchOptimizer(self.stack, settings.optimizer, self.members[0].lr)
+        self.batches = Batches(self.data.points, self.options.batch_size, seeds, self.data.coords.device)
+        self.optimizer = self._optimizer()
         self.begun = self.done = 0
         self.finite = True
         self._take()
-        self.good = [tensor.clone() for tensor in self.stack.state]
-        self.best = [tensor.clone() for tensor in self.stack.state]
-        self.buffers_before: list[Tensor] | None = None
+        self.weights = Weights(self.stack, self.data.coords[0])
+
+    def _optimizer(self) -> Optimizer:
+        given, decay = self.options.optimizer, self.options.weight_decay
+        if not isinstance(given, str):
+            return TorchOptimizer(self.stack, given, self.members[0].lr)
+        kind = OPTIMIZERS[given]
+        if self.stack.flat is not None and kind.kernel is not None:
+            return FusedOptimizer(self.stack, kind, decay)
+        return kind(self.stack, decay)
 
     def _take(self) -> None:
         """Make the gradient and the evaluation of the stack."""
-        s, task = self.settings, self._task()
+        options, task = self.options, self._task()
         self.gradient: Taken = gradient_of(self.stack, task, self.engine)
-        # Of the loss alone: what is asked of an engine is asked of this one.
-        self.own = self.gradient.of if isinstance(self.gradient, RegularizedGradient) else self.gradient
-        for member in self.members:
-            member.gradient = self.gradient.name
-        fused = isinstance(self.own, FusedGradient)
-        own = self.evaluation is None and (fused or not s.narrow)
-        if own and not isinstance(self.gradient, WholeGradient):
+        self.losses: list[float] = []
+        self.rates: list[float] = []
+        self._norms: Tensor | None = None
+        self._gradient_at = -1
+        own = self.evaluation is None and self.gradient.measures
+        if own:
             self.mean_square = self.gradient.mean_square
         else:
             self.mean_square = evaluation_of(self.stack, replace(task, data=self.evaluation or self.data))
-        full = s.batch_size in (None, self.data.points)
+        full = options.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
-        own = own and not fused  # where many steps are taken at once their losses come too late
-        own = own and task.objective.is_mean_square and not isinstance(self.gradient, WholeGradient)
-        self.free = own and full and self.data.weight is None
-        self.every = s.eval_every
-        if isinstance(self.gradient, WholeGradient) and full and not s.often:
+        plain = task.objective.is_mean_square and self.data.weight is None
+        self.free = own and full and plain and not self.gradient.several
+        self.every = options.eval_every
+        if self.gradient.whole and full and not options.often:
             self.every = max(self.every, LEAST_BETWEEN)
         for member in self.members:
-            member.eval_every = self.every
+            member.gradient, member.eval_every = self.gradient.name, self.every
         self.several: FusedSteps | None = None
-        if isinstance(self.own, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
-            self.several = FusedSteps(self.own, self.optimizer, self.batches)
+        alone = options.clip_norm is not None or _watches_steps(options.callbacks)
+        of_loss = self.gradient
+        if isinstance(self.gradient, RegularizedGradient):
+            of_loss, alone = self.gradient.of, True
+        if isinstance(of_loss, FusedGradient) and isinstance(self.optimizer, FusedOptimizer):
+            self.several = FusedSteps(of_loss, self.optimizer, self.batches)
         self.at_once = 1
-        alone = s.clip_norm is not None or self.own is not self.gradient or _watches_steps(s.callbacks)
         if self.several is not None and not alone:
             self.at_once = self.several.most
-        self.buffers = self._changing_buffers() if len(self.stack) == 1 else []
-        places = {id(buffer) for buffer in self.buffers}
-        count = len(self.stack.parameters)
-        every = self.stack.buffers
-        # What a step changes; tables of constants and frozen layers would cost a copy each step.
-        self.moving = [i for i, name in enumerate(self.stack.parameters) if name in self.stack.grads]
-        self.moving += [count + i for i, buffer in enumerate(every) if id(buffer) in places]
-
-    def _changing_buffers(self) -> list[Tensor]:
-        """Return the buffers that a forward pass in train mode changes, or all where that can't be tried on a copy.
-
-        Those of modules are all taken: nobody knows how they are called.
-        """
-        net = self.stack.nets[0]
-        beside = self.stack.buffers[len(list(net.buffers())) :]
-        own = dict(net.named_buffers())
-        probe = twin(net) if own else net
-        if probe is net:
-            return [*own.values(), *beside]
-        device = self.data.coords.device
-        try:
-            with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-                probe.train()(self.data.coords[0, :PROBE_ROWS].clone())
-        except Exception:  # a network may take nothing but its full grid
-            return [*own.values(), *beside]
-        tried = dict(probe.named_buffers())
-        some = [buffer for name, buffer in own.items() if name not in tried or not torch.equal(buffer, tried[name])]
-        return [*some, *beside]
-
-    @torch.no_grad()
-    def _keep(self) -> None:
-        """Take down the weights, and what else a step changes, as the last that gave finite numbers."""
-        for i in self.moving:
-            self.good[i].copy_(self.stack.state[i])
-
-    @torch.no_grad()
-    def _go_back(self) -> None:
-        """Set them to those last taken down."""
-        for i in self.moving:
-            self.stack.state[i].copy_(self.good[i])
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
     def reach(self) -> int:
         """Return up to which step the next call of :meth:`advance` could go: not past the next evaluation."""
-        if self.settings.callbacks and self.done % self.every == 0:
-            return self.done + 1  # what a callback does to the weights counts after the gradient of this step
+        if self.options.callbacks and self.done % self.every == 0:
+            return self.done + 1  # callbacks may edit weights, so this step is taken alone
         evaluation = (self.done // self.every + 1) * self.every
-        return min(self.done + self.at_once, evaluation, self.settings.steps)
+        return min(self.done + self.at_once, evaluation, self.options.steps)
 
     def advance(self, stop: int) -> None:
         """Take the steps up to ``stop``, at most :meth:`reach`: several at once where the kernels do."""
         if self.several is None or stop == self.done + 1 or not self.finite:
             self.step()
             self.finite = self.several is None or not self.members or self.stack.flat_finite()
-            return None
+            return
         if self.done % self.every == 0 and self._evaluate(None):
             self._drop_finished()
         if not self.members:
-            return None
-        assert self.several is not None
-        assert isinstance(self.optimizer, FusedOptimizer)
+            return
+        seconds = self._several_steps(stop)
+        if seconds is None:  # step by step again, up to the one that diverges
+            while self.members and self.done < stop:
+                self.step()
+            self.finite = not self.members or self.stack.flat_finite()
+            return
+        for member in self.members:
+            member.done = self.done
+        if seconds > LONGEST and self.at_once > 1:
+            self.at_once //= 2
+
+    def _several_steps(self, stop: int) -> float | None:
+        """Take the steps up to ``stop`` at once, or none (None) where they lead to NaN or Inf.
+
+        Returns the seconds that they took; 0 for the first time, which compiles them.
+        """
+        several, optimizer = self.several, self.optimizer
+        assert several is not None
+        assert isinstance(optimizer, FusedOptimizer)
         rates = [[member.rate(step) for member in self.members] for step in range(self.done, stop)]
         with interrupts_later():
-            self._keep()
-            moments, scales = self.optimizer.copy(), self.several.gradient.state()
+            self.weights.mark()
+            moments, scales = optimizer.copy(), several.gradient.state()
             self.begun = stop
-            compiled, start = self.several.compiled, time.perf_counter()
-            losses, self.finite = self.several.take(self.done, rates)
+            compiled, start = several.compiled, time.perf_counter()
+            losses, self.finite = several.take(self.done, rates)
             seconds = time.perf_counter() - start
             if self.finite:
                 for member, own in zip(self.members, losses.T.tolist(), strict=True):
                     del member.losses[self.done :]
                     member.losses.extend(own)
                 self.done = stop
-            else:  # step by step again, up to the one that diverges
-                self._go_back()
-                self.optimizer.restore(moments, self.done)
-                self.several.gradient.load(scales)
+            else:
+                self.weights.go_back()
+                optimizer.restore(moments, self.done)
+                several.gradient.load(scales)
                 self.begun = self.done
         if not self.finite:
-            while self.members and self.done < stop:
-                self.step()
-            self.finite = not self.members or self.stack.flat_finite()
             return None
-        for member in self.members:
-            member.done = self.done
-        if seconds > LONGEST and compiled and self.at_once > 1:
-            self.at_once //= 2
-        return None
+        return seconds if compiled else 0.0
 
     def step(self) -> None:
         """Take one gradient, measure if it is time, update; networks that end here are left as they were."""
-        settings = self.settings
+        options = self.options
         batch = self.batches.rows(self.done)
-        rates = [member.rate(self.done) for member in self.members]
-        self.buffers_before = [buffer.clone() for buffer in self.buffers]
-        losses = self._gradient(batch).tolist()
-        losses = self._drop_diverged(losses, batch)
-        if not self.members:
-            return
-        if self.done % self.every == 0 and self._evaluate(losses if self.free else None):
-            numbers = {id(member): loss for member, loss in zip(self.members, losses, strict=True)}
+        self.rates = [member.rate(self.done) for member in self.members]
+        self.weights.begin()
+        self.losses = self._gradient(batch).tolist()
+        self._norms, self._gradient_at = None, self.done
+        self._drop_diverged(batch)
+        if self.members and self.done % self.every == 0 and self._evaluate(self.losses if self.free else None):
             self._drop_finished()
-            losses = [numbers[id(member)] for member in self.members]
         if not self.members:
             return
-        if settings.clip_norm is not None:
-            optimizers.clip_(self.stack, settings.clip_norm)
-        if len(rates) != len(self.members):
-            rates = [member.rate(self.done) for member in self.members]
-        for member, loss in zip(self.members, losses, strict=True):
+        if options.clip_norm is not None:
+            self._norms = self.stack.clip_gradients_(options.clip_norm)
+        for member, loss in zip(self.members, self.losses, strict=True):
             del member.losses[self.done :]  # an interrupt may have come after the last time
             member.losses.append(loss)
-        with interrupts_later() if isinstance(settings.optimizer, str) else nullcontext():
-            self._keep()
+        with interrupts_later() if isinstance(options.optimizer, str) else nullcontext():
+            self.weights.mark()
             self.begun = self.done + 1
-            self.optimizer.step(rates, functools.partial(self._again, batch))
+            self.optimizer.step(self.rates, functools.partial(self._again, batch))
             self.done = self.begun
-            self.buffers_before = None
-        self._tell_step(losses, rates)
+            self.weights.end()
+        self._tell_step()
 
     def _gradient(self, batch: Tensor | None) -> Tensor:
         with self._seeded():
@@ -298,44 +231,58 @@ class Run:
 
     def _seeded(self) -> AbstractContextManager[Any]:
         """Draw what a network or a function of the user's own draws (dropout, points) from seed and step alone."""
-        if not isinstance(self.gradient, (WholeGradient, RegularizedGradient)):
+        if not self.gradient.draws:
             return nullcontext()
-        return _drawing_from(self.members[0].seed, self.done, self.data.coords.device)
+        return drawing_from(self.members[0].seed, self.done, self.data.coords.device)
 
     def _again(self, batch: Tensor | None) -> float:
         """Take the gradient anew, for optimisers that look around before they step."""
         loss = float(self._gradient(batch))
-        if self.settings.clip_norm is not None:
-            optimizers.clip_(self.stack, self.settings.clip_norm)
+        self._norms = None
+        if self.options.clip_norm is not None:
+            self._norms = self.stack.clip_gradients_(self.options.clip_norm)
         return loss
 
-    def _tell_step(self, losses: Sequence[float], rates: Sequence[float]) -> None:
+    # ---- callbacks -----------------------------------------------------------------------------------------------
+
+    def _tell_step(self) -> None:
         ended = False
-        for member, loss, rate in zip(self.members, losses, rates, strict=True):
+        for place, member in enumerate(self.members):
             member.done = self.done
-            if self.settings.callbacks and self._told("on_step", member, loss, rate):
+            if self.options.callbacks and self._told("on_step", place, self.losses[place], self.rates[place]):
                 member.stopped, ended = "callback", True
         if ended:
             self._drop_finished()
 
-    def _told(self, method: str, member: Member, loss: float, rate: float) -> bool:
+    def _told(self, method: str, place: int, loss: float, rate: float) -> bool:
+        member, taken_at = self.members[place], self.done - (method == "on_step")
+
         def state() -> FitState:
             return FitState(
                 net=member.net,
                 index=member.index,
                 step=self.done,
-                steps=self.settings.steps,
+                steps=self.options.steps,
                 loss=loss,
                 lr=rate,
                 psnr=member.psnr,
                 best_psnr=member.best_psnr,
                 coords=member.data.coords[0],
+                _gradient_norm=functools.partial(self._gradient_norm, place, taken_at),
             )
 
         with cores(self.callers_cores):
-            return told(self.settings.callbacks, method, member.net, state)
+            return told(self.options.callbacks, method, member.net, state)
 
-    # ---- measures ------------------------------------------------------------------------------------------------
+    def _gradient_norm(self, place: int, taken_at: int) -> float:
+        """Return the norm, before clipping, of a network's gradient at the weights after ``taken_at`` updates."""
+        if self._gradient_at != taken_at:
+            return math.nan
+        if self._norms is None:
+            self._norms = self.stack.gradient_norms()
+        return float(self._norms[place])
+
+    # ---- evaluations ---------------------------------------------------------------------------------------------
 
     def _evaluate(self, losses: Sequence[float] | None) -> bool:
         """Record the PSNR of the weights as they are, from these losses if they tell it; return whether some end."""
@@ -347,30 +294,27 @@ class Run:
         improved, ended = [], False
         for place, (member, psnr) in enumerate(zip(self.members, psnrs, strict=True)):
             if math.isnan(psnr) or psnr == -math.inf:
-                ended |= self._diverge(place, None)
+                self._diverge(place, None)
+                ended = True
                 continue
             new = not member.history or member.history[-1][0] != self.done
             if member.record(self.done, psnr):
                 improved.append(place)
-            if new and self.settings.callbacks:
+            if new and self.options.callbacks:
                 last = member.losses[self.done - 1] if self.done else math.nan
                 rate = member.rate(self.done - 1) if self.done else math.nan
-                if self._told("on_eval", member, last, rate):
+                if self._told("on_eval", place, last, rate):
                     member.stopped = "callback"
             member.stopped = member.stopped or self._verdict(member)
             ended |= bool(member.stopped)
-        if len(improved) == len(self.members):
-            _copy(self.stack.state, self.best)
-        elif improved:
-            for best, now in zip(self.best, self.stack.state, strict=True):
-                best[improved] = now[improved]
+        self.weights.improve(improved)
         return ended
 
     def _verdict(self, member: Member) -> str:
         """Return why a network needs no more steps, or an empty string."""
         if member.goal is not None and member.psnr >= member.goal:
             return "target_psnr"
-        patience = self.settings.patience
+        patience = self.options.patience
         return "patience" if patience is not None and member.since_best >= patience else ""
 
     def evaluate_end(self) -> None:
@@ -380,24 +324,23 @@ class Run:
 
     # ---- ends ----------------------------------------------------------------------------------------------------
 
-    def _drop_diverged(self, losses: list[float], batch: Tensor | None) -> list[float]:
-        """Take networks out of the stack whose loss or gradient is not finite; return the others' losses."""
-        sums = torch.stack([grad.reshape(len(grad), -1).sum(1) for grad in self.stack.grads.values()]).sum(0).tolist()
+    def _drop_diverged(self, batch: Tensor | None) -> None:
+        """Take networks out of the stack whose loss or gradient is not finite."""
+        grads = self.stack.grads.values()
+        sums = torch.stack([grad.reshape(len(grad), -1).sum(1) for grad in grads]).sum(0).tolist()
         ended = False
-        for place, (loss, total) in enumerate(zip(losses, sums, strict=True)):
+        for place, (loss, total) in enumerate(zip(self.losses, sums, strict=True)):
             # A sum is NaN or Inf where an entry is (the cheapest pass over them), and may be where none is.
             if math.isfinite(loss + total):
                 continue
-            if math.isfinite(loss) and all(bool(g[place].isfinite().all()) for g in self.stack.grads.values()):
+            if math.isfinite(loss) and all(bool(grad[place].isfinite().all()) for grad in grads):
                 continue
-            ended |= self._diverge(place, batch)
-        if not ended:
-            return losses
-        kept = [loss for loss, member in zip(losses, self.members, strict=True) if not member.stopped]
-        self._drop_finished()
-        return kept
+            self._diverge(place, batch)
+            ended = True
+        if ended:
+            self._drop_finished()
 
-    def _diverge(self, place: int, batch: Tensor | None) -> bool:
+    def _diverge(self, place: int, batch: Tensor | None) -> None:
         """Set a network back to the last weights that gave finite numbers, and say what happened."""
         member = self.members[place]
         for name, grad in self.stack.grads.items():
@@ -405,11 +348,10 @@ class Run:
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
         where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside)
-        for i in self.moving:
-            self.stack.state[i][place].copy_(self.good[i][place])
+        self.weights.set_back(place)
         lr = member.rate(max(self.done - 1, 0))
-        wider = ", or take precision='high'" if self.settings.narrow else ""
-        who = "the fit" if len(self.members) == 1 else f"the fit of network {member.index}"
+        wider = ", or take precision='high'" if self.options.narrow else ""
+        who = named(member, len(self.members))
         member.stopped, member.error = (
             "diverged",
             DivergedError(
@@ -418,49 +360,43 @@ class Run:
                 "set back to its last good weights"
             ),
         )
-        return True
 
     def _drop_finished(self) -> None:
-        """Take networks that have stopped out of the stack."""
+        """Take networks that have stopped out of the stack, with their losses and rates of this step."""
         for member in self.members:
             member.done = self.done
         if any(member.stopped and member.error is None for member in self.members):
             self.evaluate_end()
         for place, member in enumerate(self.members):
             if member.stopped:
-                member.best_state = self._best_state(place)
+                member.best_state = self.weights.best_state(place)
         index = [place for place, member in enumerate(self.members) if not member.stopped]
         if len(index) == len(self.members):
             return
         self.members = [self.members[place] for place in index]
         if not self.members:
-            return self.stack.release()
+            self.stack.release()
+            return
+        losses, rates, taken_at = self.losses, self.rates, self._gradient_at
+        scales = self.gradient.state()
         self.stack, self.data = self.stack.keep(index), self.data.keep(index)
         self.evaluation = None if self.evaluation is None else self.evaluation.keep(index)
-        self.good, self.best = ([tensor[index] for tensor in tensors] for tensors in (self.good, self.best))
+        self.weights.keep(self.stack, index, self.data.coords[0])
         self.batches.keep(index)
         self.optimizer.keep(self.stack, index)
-        scales = self.own.state()[index] if isinstance(self.own, FusedGradient) else None
         self.engine = engine_of(self._task())
         self._take()
-        if isinstance(self.own, FusedGradient) and scales is not None:
-            self.own.load(scales)
-        return None
-
-    def _best_state(self, place: int) -> dict[str, Tensor]:
-        """Return a copy of the best ``state_dict`` of one network."""
-        net = self.members[place].net
-        best = {id(tensor): kept[place] for tensor, kept in zip(self.stack.owners(place), self.best, strict=True)}
-        own = net.state_dict(keep_vars=True)
-        return {name: best.get(id(tensor), tensor).detach().clone() for name, tensor in own.items()}
+        if scales is not None:
+            self.gradient.load(scales[index])
+        self._gradient_at = taken_at
+        self.losses, self.rates = ([own[place] for place in index] if own else [] for own in (losses, rates))
 
     def undo(self) -> None:
         """Go back to the end of the last complete update, wherever in a step an interrupt or an error came."""
         if self.begun != self.done:
-            self._go_back()
-        elif self.buffers_before is not None:
-            _copy(self.buffers_before, self.buffers)
-        self.buffers_before = None
+            self.weights.go_back()
+            self.weights.end()
+        self.weights.undo()
         for member in self.members:
             member.done = self.done
             del member.losses[self.done :]
@@ -478,26 +414,25 @@ class Run:
         for place, member in enumerate(self.members):
             member.done = self.done
             member.stopped = member.stopped or reason
-            member.best_state = self._best_state(place)
+            member.best_state = self.weights.best_state(place)
         self.stack.release()
 
     def release(self) -> None:
         """Leave nothing of the fit in the networks but their weights."""
         self.stack.release()
-        if isinstance(self.optimizer, optimizers.TorchOptimizer):
-            self.optimizer.release()
+        self.optimizer.release()
 
     # ---- states --------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
         """Return what the next steps depend on: members, their number of steps, weights, best weights, optimiser."""
-        own = {"gradient": self.own.state()} if isinstance(self.own, FusedGradient) else {}
+        scales = self.gradient.state()
         return {
             "members": [member.index for member in self.members],
             "done": self.done,
-            "best": self.best,
+            "best": self.weights.best,
             "optimizer": self.optimizer.state(),
-            **own,
+            **({} if scales is None else {"gradient": scales}),
         }
 
     def load(self, state: dict[str, Any], place: str, compared: bool = False) -> None:
@@ -508,45 +443,35 @@ class Run:
         Raises
         ------
         ValueError
-            It is not built as this run's own is; ``place`` names it.
+            It is not built as this group's own is; ``place`` names it.
         """
-        check_like(state["best"], self.best, f"{place}.best")
-        if isinstance(self.optimizer, optimizers.TorchOptimizer):
-            self.optimizer.check(state["optimizer"], f"{place}.optimizer", settings=not compared)
-        else:
-            check_like(state["optimizer"], self.optimizer.state(), f"{place}.optimizer")
-        _copy(state["best"], self.best)
+        check_like(state["best"], self.weights.best, f"{place}.best")
+        self.optimizer.check(state["optimizer"], f"{place}.optimizer", settings=not compared)
+        copy_(state["best"], self.weights.best)
         self.optimizer.load(state["optimizer"])
-        if isinstance(self.own, FusedGradient) and "gradient" in state:
-            check_like(state["gradient"], self.own.state(), f"{place}.gradient")
-            self.own.load(state["gradient"])
-        self._keep()
+        scales = self.gradient.state()
+        if scales is not None and "gradient" in state:
+            check_like(state["gradient"], scales, f"{place}.gradient")
+            self.gradient.load(state["gradient"])
+        self.weights.mark()
         self.begun = self.done = state["done"]
+
+
+def kind_of(member: Member) -> Any:
+    """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
+    net, data = member.net, member.data
+    mlp = describe(net)
+    if isinstance(mlp, str) or against_formula(mlp) is not None:
+        return id(net)
+    parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
+    encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
+    shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
+    evaluation = None if member.evaluation is None else member.evaluation.points
+    activations = [(activation.name, activation.numbers) for activation in mlp.activations]
+    return str((parameters, encoding, activations, shapes, evaluation))
 
 
 def _watches_steps(callbacks: Sequence[Any]) -> bool:
     """Return whether a callback is to be told every step."""
     methods = [getattr(type(callback), "on_step", getattr(callback, "on_step", None)) for callback in callbacks]
     return any(method is not None and method is not Callback.on_step for method in methods)
-
-
-@torch.no_grad()
-def _copy(source: Sequence[Tensor], into: Sequence[Tensor]) -> None:
-    for old, new in zip(into, source, strict=True):
-        old.copy_(new)
-
-
-_generators = threading.RLock()
-"""PyTorch's generators are the whole process's: fits in several threads draw from them one after another."""
-
-
-@contextmanager
-def _drawing_from(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for the block; afterwards they are as they were."""
-    with _generators, torch.random.fork_rng([device] if device.type == "cuda" else []):
-        # torch.manual_seed tells devices that are not there, too, and takes a millisecond for it.
-        torch.default_generator.manual_seed(step_seed(seed, step))
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(step_seed(seed, step))
-        yield

@@ -1,9 +1,9 @@
-"""The settings of a fit, checked at its door: what all its networks have in common."""
+"""The options of a fit that all its networks have in common, checked when it begins."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from inrfast.files import check_writable, shown, target_of
 from inrfast.memory import budget_bytes
 from inrfast.ops import gemm
 from inrfast.training.callbacks import check_callbacks
-from inrfast.training.objective import Objective
+from inrfast.training.objective import Objective, check_objective
 from inrfast.training.optimizers import OPTIMIZERS
 
 PRECISIONS = ("highest", "high", "medium")
@@ -28,73 +28,106 @@ LEAST_BETWEEN = 10
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What all networks of a fit have in common."""
+class Options:
+    """The arguments of :func:`inrfast.fit` that networks have in common, by their names there, checked and resolved.
+
+    Attributes
+    ----------
+    eval_every
+        Resolved: a number of steps; ``often`` says that it was given, and is taken at its word.
+    memory_budget
+        Resolved: bytes; ``budgeted`` says that it was given, so that functions of the user's own may be tried before
+        the first step.
+    backend
+        Resolved: ``"triton"`` or ``"torch"``; ``named`` says that ``"triton"`` was asked for by name, and must not be
+        replaced.
+    narrow
+        Whether products may be in 16 bits: ``precision="medium"``, where that gains something.
+    """
 
     steps: int
+    schedule: str | Callable[[int], float]
     batch_size: int | None
     objective: Objective
     optimizer: str | torch.optim.Optimizer
     weight_decay: float
     clip_norm: float | None
+    precision: str
+    backend: str
+    callbacks: tuple[Any, ...]
     eval_every: int
     patience: int | None
+    checkpoint: Path | None
+    checkpoint_seconds: float
+    resume: bool
+    progress: bool | None
+    memory_budget: int
     narrow: bool
-    budget: int
-    callbacks: tuple[Any, ...]
-    backend: str
+    often: bool
+    budgeted: bool
     named: bool
-    """Whether the backend was asked for by name, and must not fall back."""
-    schedule: str | Callable[[int], float] = "exponential"
-    budgeted: bool = False
-    """Whether ``memory_budget`` was given, so that functions of the user's own may be tried before the first step."""
-    often: bool = False
-    """Whether ``eval_every`` was given, and is taken at its word."""
 
+    @classmethod
+    def checked(cls, given: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Options:
+        """Return the options of networks of this dtype and device.
 
-def check_settings(
-    *,
-    points: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    steps: int,
-    batch_size: Any,
-    objective: Objective,
-    optimizer: str | torch.optim.Optimizer,
-    weight_decay: float,
-    clip_norm: Any,
-    eval_every: Any,
-    patience: Any,
-    precision: Any,
-    backend: str,
-    memory_budget: Any,
-    callbacks: Any,
-    schedule: str | Callable[[int], float] = "exponential",
-) -> Settings:
-    """Return the settings of networks of this dtype and device, on so many points at least.
+        Parameters
+        ----------
+        given
+            The arguments of :func:`inrfast.fit` or :func:`inrfast.fit_many` by name; others are left alone.
 
-    ``steps``, ``objective``, ``optimizer`` and ``weight_decay`` are checked already.
-    """
-    resolved = backends.resolve(backend, device)
-    often = max(1, steps // EVALUATIONS)
-    return Settings(
-        steps=steps,
-        batch_size=check_batch_size(batch_size, points),
-        objective=objective,
-        optimizer=optimizer,
-        weight_decay=weight_decay,
-        clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
-        eval_every=often if eval_every is None else check_int("eval_every", eval_every, minimum=1),
-        patience=None if patience is None else check_int("patience", patience, minimum=1),
-        narrow=check_precision(precision, dtype, device, resolved),
-        budget=budget_bytes(memory_budget, device),
-        budgeted=memory_budget is not None,
-        callbacks=check_callbacks(callbacks),
-        backend=resolved,
-        named=backend == "triton",
-        schedule=schedule,
-        often=eval_every is not None,
-    )
+        Raises
+        ------
+        ValueError, TypeError, FileExistsError, OSError, NotAvailableError
+            As :func:`inrfast.fit`.
+        """
+        optimizer, weight_decay = check_optimizer(given["optimizer"], given["weight_decay"])
+        # Each network of fit_many has modules of its own.
+        modules = () if "nets" in given else given["modules"]
+        objective = check_objective(given["loss"], given["weight"] is not None, given["regularizers"], modules)
+        steps = check_int("steps", given["steps"], minimum=1)
+        backend = backends.resolve(given["backend"], device)
+        clip_norm, eval_every, patience = given["clip_norm"], given["eval_every"], given["patience"]
+        often = eval_every is not None
+        return cls(
+            steps=steps,
+            schedule=given["schedule"],
+            batch_size=None if given["batch_size"] is None else check_int("batch_size", given["batch_size"], minimum=1),
+            objective=objective,
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            clip_norm=None if clip_norm is None else check_float("clip_norm", clip_norm, minimum=0.0, exclusive=True),
+            precision=check_precision(given["precision"], dtype),
+            backend=backend,
+            callbacks=check_callbacks(given["callbacks"]),
+            eval_every=check_int("eval_every", eval_every, minimum=1) if often else max(1, steps // EVALUATIONS),
+            patience=None if patience is None else check_int("patience", patience, minimum=1),
+            checkpoint=check_checkpoint(given["checkpoint"], given["checkpoint_seconds"], given["resume"]),
+            checkpoint_seconds=given["checkpoint_seconds"],
+            resume=given["resume"],
+            progress=check_progress(given["progress"]),
+            memory_budget=budget_bytes(given["memory_budget"], device),
+            narrow=given["precision"] == "medium" and gains_by_16_bits(device, backend),
+            often=often,
+            budgeted=given["memory_budget"] is not None,
+            named=given["backend"] == "triton",
+        )
+
+    def described(self, target_psnr: float | None) -> dict[str, Any]:
+        """Return what networks have in common as plain values, for results and checkpoints."""
+        return {
+            "steps": self.steps,
+            "schedule": _plain(self.schedule),
+            "batch_size": self.batch_size,
+            **self.objective.config(),
+            "optimizer": _plain(self.optimizer),
+            "weight_decay": self.weight_decay,
+            "clip_norm": self.clip_norm,
+            "precision": self.precision,
+            "eval_every": self.eval_every,
+            "target_psnr": target_psnr,
+            "patience": self.patience,
+        }
 
 
 def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.optim.Optimizer, float]:
@@ -111,24 +144,25 @@ def check_optimizer(optimizer: Any, weight_decay: Any) -> tuple[str | torch.opti
     return check_choice("optimizer", optimizer, OPTIMIZERS), weight_decay
 
 
-def check_precision(precision: Any, dtype: torch.dtype, device: torch.device, backend: str) -> bool:
-    """Return whether products may be in 16 bits: asked for, and a gain on this device and backend."""
+def check_precision(precision: Any, dtype: torch.dtype) -> str:
+    """Return a precision in which networks of this dtype can be trained."""
     check_choice("precision", precision, PRECISIONS)
     if precision == "highest" and dtype != torch.float64:
         raise ValueError(f"precision='highest' trains in fp64 but the network is {dtype}; call net.double() first")
     if precision == "medium" and dtype != torch.float32:
         raise ValueError(f"precision='medium' takes fp32 networks, got {dtype}; use 'high' or 'highest'")
-    return precision == "medium" and (device.type == "cuda" or backend == "triton" or gemm.multiplies_bf16())
+    return str(precision)
 
 
-def check_batch_size(batch_size: Any, points: int) -> int | None:
-    """Return the points of a step, at most all of them."""
-    if batch_size is None:
-        return None
-    batch_size = check_int("batch_size", batch_size, minimum=1)
-    if batch_size > points:
+def gains_by_16_bits(device: torch.device, backend: str) -> bool:
+    """Return whether products in 16 bits are faster on this device and backend."""
+    return device.type == "cuda" or backend == "triton" or gemm.multiplies_bf16()
+
+
+def check_batch_size(batch_size: int | None, points: int) -> None:
+    """Check that a step takes at most all points."""
+    if batch_size is not None and batch_size > points:
         raise ValueError(f"batch_size must be at most the number of points {points}, got {batch_size}")
-    return batch_size
 
 
 def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
@@ -176,28 +210,11 @@ def check_progress(progress: Any) -> bool | None:
     return progress
 
 
-def described(
-    settings: Settings, schedule: str | Callable[[int], float], target_psnr: float | None, precision: str
-) -> dict[str, Any]:
-    """Return the settings that networks have in common as plain values, for results and checkpoints."""
-    optimizer = settings.optimizer
-    return {
-        "steps": settings.steps,
-        "schedule": _named(schedule),
-        "batch_size": settings.batch_size,
-        **settings.objective.config(),
-        "optimizer": optimizer if isinstance(optimizer, str) else _optimizer_named(optimizer),
-        "weight_decay": settings.weight_decay,
-        "clip_norm": settings.clip_norm,
-        "precision": precision,
-        "eval_every": settings.eval_every,
-        "target_psnr": target_psnr,
-        "patience": settings.patience,
-    }
-
-
-def _named(given: Any) -> str:
-    return given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
+def _plain(value: Any) -> str:
+    """Return what an option is called."""
+    if isinstance(value, torch.optim.Optimizer):
+        return _optimizer_named(value)
+    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
 
 
 def _optimizer_named(optimizer: torch.optim.Optimizer) -> str:

@@ -42,6 +42,31 @@ def check(place: str, fits: bool, wanted: str, got: Any) -> None:
         raise ValueError(f"{place} must be {wanted}, got {short(got)}")
 
 
+def check_like(kept: Any, own: Any, place: str) -> None:
+    """Check that a tree of a file is built as a fit's own is: the same entries, tensors of the same shape and dtype.
+
+    Raises
+    ------
+    ValueError
+        The first place that is not.
+    """
+    if isinstance(own, Tensor):
+        fits = isinstance(kept, Tensor) and kept.shape == own.shape and kept.dtype == own.dtype
+        check(place, fits, short(own), kept)
+    elif isinstance(own, dict):
+        fits = isinstance(kept, dict) and kept.keys() == own.keys()
+        check(place, fits, f"a dict of {', '.join(map(str, own))}"[:200], kept)
+        for key, inner in own.items():
+            check_like(kept[key], inner, f"{place}.{key}")
+    elif isinstance(own, (list, tuple)):
+        check(place, isinstance(kept, list) and len(kept) == len(own), f"a list of {len(own)}", kept)
+        for index, inner in enumerate(own):
+            check_like(kept[index], inner, f"{place}[{index}]")
+    else:
+        number = isinstance(own, (int, float)) and isinstance(kept, (int, float))
+        check(place, number or type(kept) is type(own), f"like {short(own)}", kept)
+
+
 def short(value: Any) -> str:
     """Return a value in a few words."""
     if isinstance(value, Tensor):

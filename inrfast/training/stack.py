@@ -110,6 +110,21 @@ class Stack:
         assert self.flat is not None
         return bool(self.flat.sum().isfinite())
 
+    @torch.no_grad()
+    def gradient_norms(self) -> Tensor:
+        """Return the norm (B,) of each network's gradient over all its parameters, in fp64."""
+        rows = [grad.reshape(len(grad), -1).double() for grad in self.grads.values()]
+        return torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt()
+
+    @torch.no_grad()
+    def clip_gradients_(self, most: float) -> Tensor:
+        """Shorten each network's gradient to this norm where it is longer; return the norms before."""
+        norms = self.gradient_norms()
+        factors = (most / norms.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+        for grad in self.grads.values():
+            grad.mul_(factors.to(grad.dtype).view(-1, *[1] * (grad.ndim - 1)))
+        return norms
+
     def of(self, parameter: Tensor) -> Tensor:
         """Return the stacked tensor of a parameter of the first network."""
         return self.parameters[self.names[parameter]]

@@ -25,7 +25,7 @@ import inrfast as inr
 from fuzz.laws import Case, LawBroken
 from fuzz.mutations import dump_json, mutate_bytes, mutate_json
 from inrfast.errors import DivergedError, InrfastError
-from inrfast.training import checkpoint
+from inrfast.training import networks, schema, trees
 
 INNER = ("tree", "about")
 """Texts of JSON within the metadata."""
@@ -148,12 +148,12 @@ def _old_format(data: bytes, rng: random.Random) -> bytes:
 def _crafted(data: bytes, schema: str, path: Path, rng: random.Random) -> bytes:
     """Change the contents of a file, and let the product write them, with the checksum that goes with them."""
     path.write_bytes(data)
-    found, tree, about = checkpoint.read_tree(path, (schema,))
-    pack = checkpoint.pack
+    found, tree, about = trees.read_tree(path, (schema,))
+    pack = trees.pack
     where = rng.choice(("packed", "packed", "about", "tensors"))
 
-    def changed(tree: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
-        packed = pack(tree, place, tensors)
+    def changed(tree: Any, place: str, tensors: dict[str, torch.Tensor], depth: int = 0) -> Any:
+        packed = pack(tree, place, tensors, depth)
         if place == "" and where == "packed":
             packed = mutate_json(packed, rng)
         elif place == "" and where == "tensors":
@@ -162,8 +162,8 @@ def _crafted(data: bytes, schema: str, path: Path, rng: random.Random) -> bytes:
 
     about = mutate_json(about, rng) if where == "about" else about
     cannot_be_written = (ValueError, TypeError, AttributeError, RecursionError)
-    with mock.patch.object(checkpoint, "pack", changed), contextlib.suppress(*cannot_be_written):
-        checkpoint.write_tree(path, found, tree, about)
+    with mock.patch.object(trees, "pack", changed), contextlib.suppress(*cannot_be_written):
+        trees.write_tree(path, found, tree, about)
     crafted = path.read_bytes()
     path.unlink()
     return crafted
@@ -210,14 +210,14 @@ def network_files() -> list[bytes]:
         path = Path(folder, "net.safetensors")
         found = []
         for net in nets:
-            checkpoint.save_network(net, path, about)
+            networks.save_network(net, path, about)
             found.append(path.read_bytes())
     return found
 
 
 def _load_network(path: Path, index: int) -> dict[str, torch.Tensor]:
     """Return a network's weights, its outputs at four points, and what it says about its signal, as numbers."""
-    net, signal = checkpoint.load_network(path)
+    net, signal = networks.load_network(path)
     with torch.no_grad():
         outputs = net(torch.linspace(-1, 1, 4 * net.in_features, dtype=next(net.parameters()).dtype).view(4, -1))
     said = torch.frombuffer(bytearray(json.dumps([net.config(), signal], sort_keys=True).encode()), dtype=torch.uint8)
@@ -272,5 +272,5 @@ def checkpoint_files() -> list[bytes]:
     return found
 
 
-NETWORKS = States(checkpoint.NETWORK_SCHEMA, network_files, _load_network)
-CHECKPOINTS = States(checkpoint.FIT_SCHEMA, checkpoint_files, _fit, writes=True)
+NETWORKS = States(schema.NETWORK_SCHEMA, network_files, _load_network)
+CHECKPOINTS = States(schema.FIT_SCHEMA, checkpoint_files, _fit, writes=True)

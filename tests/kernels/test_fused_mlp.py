@@ -59,7 +59,8 @@ def test_any_number_of_partial_sums(device, parts):
     trained = torch.ones(96, dtype=torch.uint8, device=device)
     kernels.mlp_update[(len(table), 2)](
         gradients, gradients, gradients, gradients, gradients, trained, partials, table, partials, factors, 0, 96,
-        parts * 100, REDUCE=True, OPTIMIZER=0, COPY=False, **kernels.update_constants("fp64"),
+        parts * 100, REDUCE=True, OPTIMIZER="none", BETA1=0.0, BETA2=0.0, EPSILON=0.0, COPY=False,
+        **kernels.update_constants("fp64"),
     )  # fmt: skip
     sums = partials.view(2, parts, 100).sum(1)[:, 3 : 3 + size].view(2, columns, rows).mT.flatten(1)
     assert torch.allclose(gradients[:, 16 : 16 + size], sums * factors[:, None], rtol=1e-12, atol=1e-12)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 import inrfast as inr
 from inrfast.training.callbacks import Callback, FitState, TrackNTK
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
+from inrfast.training.fit import fit, fit_many
 
 COORDS = inr.grid((10, 10))
 TARGET = (3 * COORDS).sin()[:, :1] / 2

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.ops import gemm, mlp_step
-from inrfast.training import checkpoint, trainer
+from inrfast.training import checkpoint, schema, trees
 from inrfast.training.callbacks import TrackNTK
 from inrfast.training.checkpoint import save_network
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
+from inrfast.training.fit import fit, fit_many
 from inrfast.training.trees import digest
 
 COORDS = inr.grid((12, 12))
@@ -138,7 +137,7 @@ def test_a_native_step_takes_the_threads_that_a_library_with_its_own_would_not(
     coords = inr.grid((40, 40))
     for name, net in (("native", small()), ("tensors", small(activation="tanh"))):
         fit(net, coords, torch.zeros(1600, net.out_features), steps=1, checkpoint=tmp_path / name)
-        (layout,) = checkpoint.read_tree(tmp_path / name, [checkpoint.FIT_SCHEMA])[2]["layout"]
+        (layout,) = trees.read_tree(tmp_path / name, [schema.FIT_SCHEMA])[2]["layout"]
         assert layout["threads"] == (torch.get_num_threads() if name == "native" else 1)
 
 
@@ -764,12 +763,12 @@ def test_other_callbacks_are_told(other: Any, named: str, saves: bool, tmp_path:
 
 def test_another_device_is_told(tmp_path, monkeypatch):
     path = tmp_path / "device.safetensors"
-    real = trainer._device_name
+    real = checkpoint._device_name
     for name, named in (("GPU A", "GPU A"), ("GPU A", "GPU B"), (None, "GPU B")):
         path.unlink(missing_ok=True)
-        monkeypatch.setattr(trainer, "_device_name", real if name is None else lambda device, name=name: name)
+        monkeypatch.setattr(checkpoint, "_device_name", real if name is None else lambda device, name=name: name)
         fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(3)], checkpoint=path)
-        monkeypatch.setattr(trainer, "_device_name", lambda device, named=named: named)
+        monkeypatch.setattr(checkpoint, "_device_name", lambda device, named=named: named)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             fit(small(), COORDS, TARGET, steps=6, callbacks=[InterruptAt(99)], checkpoint=path, resume=True)

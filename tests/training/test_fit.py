@@ -16,10 +16,11 @@ import inrfast as inr
 from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
 from inrfast.metrics import psnr
 from inrfast.ops import gemm
-from inrfast.training import optimizers, trainer
+from inrfast.training import trainer
 from inrfast.training.batches import Batches
 from inrfast.training.derivatives import laplacian
 from inrfast.training.fit import fit
+from inrfast.training.optimizers.adam import Adam
 
 COORDS = inr.grid((12, 12))
 
@@ -223,13 +224,13 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
 
     net = small()
     if where == "update":
-        step = optimizers.Adam.step
+        step = Adam.step
 
-        def half_step(self: optimizers.Adam, rates: Any, again: Any) -> None:
+        def half_step(self: Adam, rates: Any, again: Any) -> None:
             step(self, rates, again)
             fifth_time()
 
-        monkeypatch.setattr(optimizers.Adam, "step", half_step)
+        monkeypatch.setattr(Adam, "step", half_step)
     if where == "bar":
         calls = 1  # the bar moves after the update
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError
 from inrfast.training.data import check_net
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
+from inrfast.training.fit import fit, fit_many
 
 COORDS = inr.grid((9, 8))
 TARGET = 0.5 + 0.4 * (3 * COORDS).sin().prod(1, keepdim=True)

@@ -14,8 +14,7 @@ import inrfast as inr
 from inrfast.errors import DivergedError, NotAvailableError
 from inrfast.ops import mlp_step
 from inrfast.training.engines import tensor
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
+from inrfast.training.fit import fit, fit_many
 
 COORDS = inr.grid((12, 12))
 

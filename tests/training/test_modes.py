@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
+from inrfast.training.fit import fit, fit_many
 
 COORDS = inr.grid((10, 10))
 TARGET = 0.5 + 0.4 * (3 * COORDS).sin().prod(1, keepdim=True)

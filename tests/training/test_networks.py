@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.checkpoint import load_network, save_network
-from inrfast.training.fit import fit
-from inrfast.training.many import fit_many
+from inrfast.training.fit import fit, fit_many
 
 COORDS = inr.grid((12, 12))
 TARGET = torch.cat([(3 * COORDS).sin(), (2 * COORDS[:, :1]).cos()], dim=1) / 2

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from inrfast.training import optimizers
-from inrfast.training.optimizers import SCHEDULES, TorchOptimizer, clip_, learning_rates, make
+from inrfast.training.optimizers import OPTIMIZERS, adam
+from inrfast.training.optimizers.torchs import TorchOptimizer
+from inrfast.training.schedules import SCHEDULES, learning_rates
 from inrfast.training.stack import Stack
 
 
@@ -64,14 +65,14 @@ def test_adam_is_that_of_the_formula(torchs: str, monkeypatch: pytest.MonkeyPatc
         monkeypatch.delattr(sys.modules["torch.optim.adam"], "adam")
     elif torchs == "changed":
         monkeypatch.setattr(sys.modules["torch.optim.adam"], "adam", lambda parameters: None)
-    update = optimizers.functional_adam.__wrapped__()
-    monkeypatch.setattr(optimizers, "functional_adam", lambda: update)
-    assert (update is optimizers.plain_adam) == (torchs != "there")
+    update = adam.functional_adam.__wrapped__()
+    monkeypatch.setattr(adam, "functional_adam", lambda: update)
+    assert (update is adam.plain_adam) == (torchs != "there")
     rng = torch.Generator().manual_seed(0)
     stack = stack_of(1)
     weight = stack.nets[0].weight
     expected, m, v = weight.detach().clone(), torch.zeros_like(weight), torch.zeros_like(weight)
-    optimizer = make("adam", stack, 0.0)
+    optimizer = OPTIMIZERS["adam"](stack)
     for t in range(1, 6):
         gradient = torch.randn(4, 3, generator=rng, dtype=torch.float64)
         stack.grads["weight"][0] = gradient
@@ -97,11 +98,11 @@ def test_stacked_updates_are_torch_s_of_each_network(
 ) -> None:
     """Also after a network has left the stack, after the state has moved on, and by the plain update."""
     if plain:
-        monkeypatch.setattr(optimizers, "functional_adam", lambda: optimizers.plain_adam)
+        monkeypatch.setattr(adam, "functional_adam", lambda: adam.plain_adam)
     stack = stack_of(3)
     twins = [copy.deepcopy(net) for net in stack.nets]
     others = [torchs(t.parameters(), lr=rate, weight_decay=decay) for t, rate in zip(twins, rates, strict=True)]
-    optimizer = make(name, stack, decay)
+    optimizer = OPTIMIZERS[name](stack, decay)
     rng = torch.Generator().manual_seed(1)
     places = [0, 1, 2]
     for step in range(9):
@@ -111,7 +112,7 @@ def test_stacked_updates_are_torch_s_of_each_network(
             optimizer.keep(stack, places)
         if step == 6:
             state = copy.deepcopy(optimizer.state())
-            optimizer = make(name, stack, decay)
+            optimizer = OPTIMIZERS[name](stack, decay)
             optimizer.load(state)
         for grad, parameter in zip(stack.grads.values(), ("weight", "bias"), strict=True):
             grad.copy_(torch.randn(grad.shape, generator=rng, dtype=torch.float64))
@@ -132,7 +133,7 @@ def test_clipping_is_torch_s_by_each_network() -> None:
         stack.grads["weight"][i] = norm / math.sqrt(24)
         stack.grads["bias"][i] = norm / math.sqrt(8)
     expected = {name: grad.clone() for name, grad in stack.grads.items()}
-    clip_(stack, 2.5)
+    assert stack.clip_gradients_(2.5).tolist() == pytest.approx(norms)
     for name, grad in stack.grads.items():
         for i, norm in enumerate(norms):
             torch.testing.assert_close(grad[i], expected[name][i] * min(1.0, 2.5 / norm))

@@ -20,6 +20,7 @@ from inrfast.training.engines.task import Task, has_hooks
 from inrfast.training.stack import Stack, modes_kept
 
 PROBE_ROWS = 16
+"""Points of a forward pass that shows what a network keeps."""
 
 EVALUATION_BUFFERS = 3
 """Buffers of the widest layer that a forward pass without gradients is counted with."""
@@ -37,9 +38,13 @@ class AutogradGradient:
     name: ClassVar[str] = "autograd"
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    several: ClassVar[bool] = False
 
     def __init__(self, stack: Stack, task: Task) -> None:
         self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], task.data, task.narrow
+        self.measures = not (self.whole or task.narrow)
         self.budget = task.budget if task.measuring else task.room
         self.evaluation_rows: int | None = None
         self.gradients = [(stack.owner(name), grad, grad[0]) for name, grad in stack.grads.items()]
@@ -86,6 +91,12 @@ class AutogradGradient:
             for some in pieces(len(coords), self._evaluation_rows(coords)):
                 squares += float((self.net(coords[some]) - target[some]).double().square().sum())
         return torch.tensor([squares / target.numel()], dtype=torch.float64)
+
+    def state(self) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`: nothing."""
+
+    def load(self, state: Tensor) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
 
     def _evaluation_rows(self, coords: Tensor) -> int:
         """Return how many points are measured at once: all, if the network couples them in eval mode too."""

@@ -19,6 +19,7 @@ from inrfast.ops.fused_mlp import FEW, MEAN_SQUARE, OPERANDS, RATES, Draws, Fuse
 from inrfast.training.batches import Batches
 from inrfast.training.engines.layerwise import encoded
 from inrfast.training.engines.task import Task, against_formula
+from inrfast.training.optimizers import Optimizer
 from inrfast.training.stack import Stack
 
 MOST_STEPS = 64
@@ -38,11 +39,6 @@ DRAWN_SHARE = 16
 
 BACKOFFS, BACKOFF = 3, 2.0**-8
 """How often a gradient that overflows 16 bits is taken again, and by what its errors are scaled down each time."""
-
-NUMBERS = {"adam": 1, "adamw": 2, "sgd": 3}
-"""Optimisers by the number by which the kernels know them."""
-
-BETA1, BETA2 = 0.9, 0.999
 
 
 def _against(task: Task) -> str | None:
@@ -128,6 +124,10 @@ class FusedGradient:
     name: ClassVar[str] = "fused"
     backend: ClassVar[str] = "triton"
     flat: ClassVar[bool] = True
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    several: ClassVar[bool] = True
+    measures = True
     one_core = False
 
     def __init__(self, stack: Stack, task: Task, steps: int = MOST_STEPS) -> None:
@@ -167,7 +167,7 @@ class FusedGradient:
         grads = self.stack.flat_grads
         for _ in range(BACKOFFS):
             engine.gradients(self.points, draws)
-            engine.update(grads, grads, grads, 0, True, 0)
+            engine.update(grads, grads, grads, None, True, 0)
             overflown = engine.losses[0].isfinite() & ~grads.sum(1).isfinite()
             if not self.narrow or not bool(overflown.any()):
                 break
@@ -192,24 +192,31 @@ class FusedGradient:
         self.engine.scales[0] = state.to(self.engine.scales)
 
 
-class FusedOptimizer:
-    """Adam, AdamW or SGD with torch's defaults by the kernels; an ``Optimizer`` of a fit.
+class FusedOptimizer(Optimizer):
+    """An optimiser by the kernels, on all parameters at once; its state has the form of the one it stands for.
 
-    Its state has the form of :class:`inrfast.training.optimizers.Adam`'s.
+    Parameters
+    ----------
+    stack
+        Flat.
+    kind
+        What it stands for, of a :attr:`inrfast.training.optimizers.Optimizer.kernel`.
     """
 
-    def __init__(self, stack: Stack, name: str, weight_decay: float = 0.0) -> None:
+    def __init__(self, stack: Stack, kind: type[Optimizer], weight_decay: float = 0.0) -> None:
         assert stack.flat is not None
-        self.stack, self.number, self.weight_decay, self.done = stack, NUMBERS[name], weight_decay, 0
-        self.moments = [torch.zeros_like(stack.flat) for _ in range(2 if name != "sgd" else 0)]
+        assert kind.kernel is not None
+        super().__init__(stack, weight_decay)
+        self.update_kind, self.names, self.done = kind.kernel, kind.keeps, 0
+        self.moments = [torch.zeros_like(stack.flat) for _ in self.names]
         self.engine: FusedMLP | None = None
 
     def fill(self, rates: Sequence[Sequence[float]]) -> None:
         """Write the learning rates (steps, networks) of the next steps where the kernels read them."""
         assert self.engine is not None
-        rows = []
+        rows, kind = [], self.update_kind
         for step, own in enumerate(rates, self.done + 1):
-            first, second = 1 - BETA1**step, math.sqrt(1 - BETA2**step)
+            first, second = 1 - kind.beta1**step, math.sqrt(1 - kind.beta2**step)
             rows.append([(rate, rate / first, second, self.weight_decay) for rate in own])
         table = torch.tensor(rows, dtype=torch.float64).to(self.engine.rates.dtype)
         assert table.shape[2] == RATES
@@ -219,7 +226,7 @@ class FusedOptimizer:
         """Update the parameters from partial sums (``reduce``) or from the gradients of the stack."""
         assert self.engine is not None
         means, squares = self.moments or [self.stack.flat_grads] * 2
-        self.engine.update(self.stack.flat_grads, means, squares, self.number, reduce, step)
+        self.engine.update(self.stack.flat_grads, means, squares, self.update_kind, reduce, step)
 
     def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
         """See :class:`inrfast.training.optimizers.Optimizer`."""
@@ -229,7 +236,8 @@ class FusedOptimizer:
 
     def keep(self, stack: Stack, index: Sequence[int]) -> None:
         """See :class:`inrfast.training.optimizers.Optimizer`."""
-        self.stack, self.engine = stack, None
+        self.take(stack)
+        self.engine = None
         self.moments = [moment[list(index)] for moment in self.moments]
 
     def copy(self) -> list[Tensor]:
@@ -259,7 +267,7 @@ class FusedOptimizer:
             self.done = round(float(next(iter(state["steps"].values()))))
 
     def _named(self) -> list[tuple[str, Tensor]]:
-        return list(zip(("means", "squares"), self.moments, strict=False))
+        return list(zip(self.names, self.moments, strict=True))
 
 
 class FusedSteps:

@@ -86,11 +86,15 @@ class LayerwiseGradient:
     name: ClassVar[str] = "layerwise"
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
+    several: ClassVar[bool] = False
     native = ""
     """The instructions of native steps."""
 
     def __init__(self, stack: Stack, task: Task) -> None:
         self.stack, self.data, self.narrow = stack, task.data, task.narrow
+        self.measures = not task.narrow
         assert task.objective.named is not None
         self.mlp, self.loss = task.mlp, task.objective.named
         budget = task.buffers
@@ -146,6 +150,12 @@ class LayerwiseGradient:
     def mean_square(self) -> Tensor:
         """Return the mean squared errors (B,) over all points, unweighted, in fp64."""
         return self._each_share(None, self.data.points, None) / self.data.target[0].numel()
+
+    def state(self) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`: nothing."""
+
+    def load(self, state: Tensor) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
 
     def _count(self, batch: Tensor | None) -> int:
         return self.data.points if batch is None else batch.shape[1]

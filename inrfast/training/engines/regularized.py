@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,15 @@ class RegularizedGradient:
         self.parameters = [stack.owner(name) for name in stack.trainable]
         self.gradients = [stack.grads[name][0] for name in stack.trainable]
 
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    several: ClassVar[bool] = False
+
+    @property
+    def measures(self) -> bool:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        return self.of.measures
+
     @property
     def layout(self) -> dict[str, object]:
         """See :class:`inrfast.training.engines.task.Gradient`."""
@@ -47,6 +58,14 @@ class RegularizedGradient:
                     if more is not None:
                         gradient.add_(more)
         return loss + value.detach().double().cpu()
+
+    def state(self) -> Tensor | None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        return self.of.state()
+
+    def load(self, state: Tensor) -> None:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        self.of.load(state)
 
     def mean_square(self) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""

@@ -129,6 +129,14 @@ class Gradient(Protocol):
     name: ClassVar[str]
     backend: ClassVar[str]
     flat: ClassVar[bool]
+    whole: ClassVar[bool]
+    """Whether a step is one graph of its whole batch, which tells nothing of evaluations."""
+    draws: ClassVar[bool]
+    """Whether a step calls the network's or the user's own code, which may draw random numbers for its whole batch."""
+    several: ClassVar[bool]
+    """Whether many steps may be taken at once, so that their losses come too late for an evaluation."""
+    measures: bool
+    """Whether :meth:`mean_square` is in the networks' own dtype, and the fastest there is."""
     one_core: bool
     """Whether the calling thread's own operations are best kept to one core: they are small, or beside workers."""
 
@@ -153,6 +161,14 @@ class Gradient(Protocol):
 
     def mean_square(self) -> Tensor:
         """Return the mean squared errors (B,) of the predictions in eval mode over all points, unweighted."""
+        ...
+
+    def state(self) -> Tensor | None:
+        """Return what the next gradient depends on beside the weights, (B, ...), if there is anything."""
+        ...
+
+    def load(self, state: Tensor) -> None:
+        """Take over such a state."""
         ...
 
 

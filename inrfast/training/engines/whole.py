@@ -37,6 +37,8 @@ class WholeGradient(AutogradGradient):
     """
 
     name: ClassVar[str] = "whole"
+    whole: ClassVar[bool] = True
+    draws: ClassVar[bool] = True
 
     def __init__(self, stack: Stack, task: Task) -> None:
         super().__init__(stack, task)

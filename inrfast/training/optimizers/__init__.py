@@ -1,0 +1,118 @@
+"""Optimisers of a fit by name: a new one is a file here, or a class that is added from anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inrfast.ops.fused_mlp import Update
+from inrfast.registry import Registry
+from inrfast.training.schema import check_like
+
+if TYPE_CHECKING:
+    from inrfast.training.stack import Stack
+
+
+class Optimizer:
+    """Base of optimisers: updates of one or several networks from their gradients, and a state that can be kept.
+
+    One of its own names what it keeps in the shape of each gradient (:attr:`keeps`) and defines :meth:`step`; that is
+    enough for :func:`inrfast.fit`, :func:`inrfast.fit_many` and checkpoints::
+
+        class Momentum(Optimizer):
+            keeps = ("velocities",)
+
+            @torch.no_grad()
+            def step(self, rates, again):
+                for name, grad in self.stack.grads.items():
+                    velocity = self.kept["velocities"][name].mul_(0.9).add_(self.decayed(name, grad))
+                    self.move(name, velocity, rates)
+
+        OPTIMIZERS.add("momentum", Momentum)
+
+    Parameters
+    ----------
+    stack
+        What is updated: parameters and gradients (B, *shape) by name.
+    weight_decay
+        As :func:`inrfast.fit` got it.
+
+    Attributes
+    ----------
+    kept
+        Zeros in the shape of each gradient, by the names of :attr:`keeps` and of the parameters.
+    """
+
+    keeps: ClassVar[tuple[str, ...]] = ()
+    kernel: ClassVar[Update | None] = None
+    """The form that runs within fused steps on a GPU; None: steps are taken one by one."""
+
+    def __init__(self, stack: Stack, weight_decay: float = 0.0) -> None:
+        self.weight_decay = weight_decay
+        self.kept: dict[str, dict[str, Tensor]] = {
+            key: {name: torch.zeros_like(grad) for name, grad in stack.grads.items()} for key in self.keeps
+        }
+        self.take(stack)
+
+    def take(self, stack: Stack) -> None:
+        """Go on with the parameters and gradients of ``stack``."""
+        self.stack = stack
+
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        """Update the parameters in place, with one learning rate per network.
+
+        The gradients stay as they are. ``again`` takes them anew at the parameters as they are then, and returns the
+        loss, for optimisers that search.
+        """
+        raise NotImplementedError
+
+    def decayed(self, name: str, grad: Tensor) -> Tensor:
+        """Return the gradient of a parameter with that of ``weight_decay / 2 |p|^2``."""
+        return grad.add(self.stack.parameters[name], alpha=self.weight_decay) if self.weight_decay else grad
+
+    def move(self, name: str, direction: Tensor, rates: Sequence[float]) -> None:
+        """Move a parameter against a direction (B, *shape), by each network's rate."""
+        parameter = self.stack.parameters[name]
+        parameter.addcmul_(direction, per_network(rates, parameter), value=-1)
+
+    def keep(self, stack: Stack, index: Sequence[int]) -> None:
+        """Go on with ``stack``, which holds the networks ``index`` of the one before."""
+        for tensors in self.kept.values():
+            for name, grad in stack.grads.items():
+                tensors[name] = torch.empty_like(grad).copy_(tensors[name][list(index)])
+        self.take(stack)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on, beside weights and gradients."""
+        return dict(self.kept)
+
+    def check(self, state: Any, place: str, settings: bool = True) -> None:
+        """Check that a kept state is one of this optimiser; ``place`` names it.
+
+        Raises
+        ------
+        ValueError
+            It is not.
+        """
+        check_like(state, self.state(), place)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a state, of tensors in dicts."""
+        for key, own in self.state().items():
+            for name, tensor in own.items():
+                tensor.copy_(state[key][name])
+
+    def release(self) -> None:
+        """Leave nothing of the fit in what is the user's."""
+
+
+OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "inrfast.training.optimizers")
+"""Optimisers known by name; they update several networks at once."""
+
+
+def per_network(rates: Sequence[float], parameter: Tensor) -> Tensor:
+    """Return the rates (B, 1, ...) for a stacked parameter."""
+    return torch.tensor(rates, dtype=parameter.dtype, device=parameter.device).view(-1, *[1] * (parameter.ndim - 1))

@@ -1,0 +1,60 @@
+"""What a fit returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from inrfast.errors import DivergedError
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit did; the network itself holds the last weights.
+
+    Attributes
+    ----------
+    steps
+        Updates done: fewer than asked for where it stopped early.
+    losses
+        The training loss of every update, taken on its batch with the weights before the update.
+    eval_steps, psnrs
+        PSNR (dB, for ``data_range``, all points of the evaluation, eval mode) after that many updates; the first is of
+        the start, the last of the end.
+    psnr
+        PSNR of the last weights.
+    best_psnr, best_step, best_state
+        The best of ``psnrs``, its step, and a copy of the ``state_dict`` that had it. With a loss of your own and a
+        target that only stands in (zeros), they mean nothing.
+    seconds
+        Wall-clock time of the whole call; after a resume, of this call alone.
+    interrupted
+        Whether Ctrl-C stopped it; the network is then in its state after the last complete update.
+    config
+        The settings and ``"gradient"``: ``"fused"``, ``"layerwise"``, ``"chunked"`` or ``"whole"``, the way gradients
+        were taken.
+    stopped
+        Why it ended: ``"steps"`` (all done), ``"target_psnr"``, ``"patience"``, ``"callback"``, ``"interrupted"``, and
+        in ``fit_many`` ``"diverged"``.
+    error
+        In ``fit_many``, what a diverged network's own fit would have raised.
+    data_range
+        The range of the signal for which the PSNRs are stated: see ``data_range`` of :func:`inrfast.fit`.
+    """
+
+    steps: int
+    losses: tuple[float, ...]
+    eval_steps: tuple[int, ...]
+    psnrs: tuple[float, ...]
+    psnr: float
+    best_psnr: float
+    best_step: int
+    best_state: dict[str, Tensor]
+    seconds: float
+    interrupted: bool
+    config: dict[str, Any]
+    stopped: str = "steps"
+    error: DivergedError | None = None
+    data_range: float = 1.0
