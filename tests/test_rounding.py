@@ -33,7 +33,7 @@ def deep_networks(draw):
     net = inr.INR(
         2,
         draw(st.integers(1, 3)),
-        width=draw(st.sampled_from([3, 24, 96])),
+        width=draw(st.sampled_from([12, 24, 96])),  # of a few units the error is luck
         hidden_layers=depth,
         activation=activation,
         omega=omega,
@@ -108,8 +108,8 @@ def test_claims_of_a_spectrum_hold_the_truth(measured, method, kept):
     net, coords, exact, truth, rest = measured
     K = inr.ntk(net, coords, precision="highest")
     if not kept:
-        K.rows.store.budget = 6 * K.rows.store.bytes_per_point * 20
-        assert not K.rows.store.fits
+        K.left.store.budget = 6 * K.left.store.bytes_per_point * 20
+        assert not K.left.store.fits
     count = {"k": 12} if method == "lanczos" else {}
     s = K.spectrum(1e-9, method=method, eigenvectors=True, progress=False, **count)
     values = s.eigenvalues.numpy().astype(LONG)

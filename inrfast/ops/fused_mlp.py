@@ -408,7 +408,7 @@ class FusedMLP:
             "ACTIVATION": shape.activation.device_name,
             "BIAS": shape.bias,
             "COORDINATES": not shape.encoded,
-            "LOSS": getattr(_losses(), str(loss.kind.triton)).value,
+            "LOSS": loss.kind.triton,
             "SCALED": self.kind == "fp16",
             "ON_CHIP": self.on_chip,
         }
@@ -504,12 +504,6 @@ def _kernels() -> ModuleType:
     from inrfast.kernels import fused_mlp  # imports triton
 
     return fused_mlp
-
-
-def _losses() -> ModuleType:
-    from inrfast.kernels import losses  # imports triton
-
-    return losses
 
 
 def _products() -> ModuleType:

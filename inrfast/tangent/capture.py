@@ -69,7 +69,9 @@ class Capture:
     layers
         The :class:`inrfast.layers.Layer` of every module with differentiated parameters, in parameters_to_vector order.
     widths
-        Widths (a, b) of each layer's stored factors.
+        Widths (a, b) of each layer's factors, whose outer product has the shape of its block; 0 for a constant one.
+    stored
+        Columns (a, b) of each layer's factors as they are stored: fewer where rows are sparse.
     outputs, columns
         Number of outputs M and of differentiated parameters P.
     dtype, device
@@ -140,9 +142,12 @@ class Capture:
     def _probe(self, sample: Tensor, coords: Tensor) -> None:
         """Measure the factors, and compare them with automatic differentiation, at a few points."""
         found = self.exact(sample)
-        self.widths = tuple(factors.widths for factors in found)
+        self.stored = tuple(factors.widths for factors in found)
+        self.widths = tuple(
+            (0, layer.columns) if layer.sparse else held for layer, held in zip(self.layers, self.stored, strict=True)
+        )
         largest = torch.stack([gram_diagonal([layer], "trace", self.outputs).amax() for layer in found])
-        if self.closed_form:  # beside other points they round otherwise, which shows where rounding counts
+        if not self._run_layers:  # beside other points they round otherwise, which shows where rounding counts
             sample, found = sample[:2], [factors.at(slice(2)) for factors in found]
         else:  # a module may reorder points inside, and undo it behind its layers
             shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
@@ -167,11 +172,6 @@ class Capture:
         """Indices of the layers whose factors are made by running the network, or its encoding alone."""
         places = range(len(self.layers))
         return [k for k in places if self._mlp is None or _in_encoding(self.layers[k], self._mlp)]
-
-    @property
-    def _row_layers(self) -> list[Layer]:
-        """The layers whose rows come from automatic differentiation."""
-        return [layer for layer in self.layers if not layer.observed]
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
@@ -213,6 +213,12 @@ class Capture:
             f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
         )
+
+    @property
+    def numbers_per_point(self) -> int:
+        """Numbers that one point's factors hold; a column of sparse rows is as large as two of fp32."""
+        pairs = zip(self.layers, self.stored, strict=True)
+        return sum((2 if layer.sparse else 1) * a + self.outputs * b for layer, (a, b) in pairs)
 
     @property
     def plain(self) -> bool:
