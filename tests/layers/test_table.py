@@ -111,6 +111,17 @@ def test_embeddings_and_grids_inside_of_any_module():
     check_layer(grid, random_coords(9, 2, 1))
 
 
+def test_rounding_is_known_where_points_lie_between_the_cells_of_a_table():
+    """Places in a table are whole numbers: disturbed by the probe of rounding, they would be others."""
+    for encoding in (HashGrid(3, 2, table_size=16, coarsest=2, finest=8), Levels(2, 64, 2)):
+        net, coords = inr.INR(2, 2, width=8, hidden_layers=2, encoding=encoding), inr.grid((15, 13))
+        K = inr.ntk(net, coords, precision="highest")
+        assert 0 < K.jacobian_error <= 1e-10 * K.trace() ** 0.5
+        exact = torch.linalg.eigvalsh(exact_kernel(*[jacobian_by_points(net, coords)] * 2, "trace"))
+        rank = K.spectrum(method="cholesky", progress=False).rank(1e-5)
+        assert rank.lower <= int((exact > 1e-5 * exact[-1]).sum()) <= rank.upper
+
+
 def test_large_tables_take_no_memory_of_their_length():
     """A table of 2^20 rows: its kernel, spectrum and diagnosis, streamed; and the same bits for copies of a kernel."""
     encoding = Levels(2, 2**19, 2)
