@@ -20,7 +20,7 @@ CASES = {
 }
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(**CASES)
 def test_in_one_process(net, n, seed, precision, output):
     coords = random_coords(n, net.in_features, seed)
@@ -36,7 +36,7 @@ def two(tmp_path_factory):
         yield found
 
 
-@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])
 @given(**CASES)
 def test_shared_by_two_processes(two, net, n, seed, precision, output):
     """Both find the same numbers, to the last bit."""
