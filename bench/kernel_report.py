@@ -20,11 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from inrfast.activations import ACTIVATIONS as REGISTERED
+
 REPORT = Path(__file__).parent / "results" / "kernel-report.md"
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 """Bytes of shared memory a program may have, by compute capability."""
 
-ACTIVATIONS = ("identity", "relu", "sine", "gaussian", "finer", "tanh", "gelu", "softplus")
+ACTIVATIONS = tuple(kind.device for kind in REGISTERED.values() if kind.device is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +157,8 @@ def step_entries(gates: bool) -> list[Entry]:
         table += [step(k, "tf32x3", c, 256, "relu") for k in passes for c in (90, 80)]
         table += [step(k, "fp64", 90, 64, "finer", encoded=True, drawn=True) for k in passes]
         table += [step("mlp_forward", "fp16", 90, 100, "sine"), step("mlp_backward", "fp64", 90, 64, "relu")]
-        table += [step("mlp_forward", kind, 90, 256, "sine", loss="BCE") for kind in ("fp16", "fp64")]
-        table += [step("mlp_forward", "fp16", 80, 64, "relu", loss="HUBER"), step(passes[1], "fp16", 90, 64, loss="L1")]
+        table += [step("mlp_forward", kind, 90, 256, "sine", loss="bce") for kind in ("fp16", "fp64")]
+        table += [step("mlp_forward", "fp16", 80, 64, "relu", loss="huber"), step(passes[1], "fp16", 90, 64, loss="l1")]
         table += [step(STEP[2], kind, c, 256) for kind, c in (("fp16", 90), ("fp16", 80), ("tf32x3", 90))]
         return [*table, step(STEP[2], "fp16", 90, 256, encoded=True, drawn=True), step(STEP[3], "fp16", 90, 256)]
     widths, kinds = (16, 64, 100, 128, 256, 512), ("fp16", "tf32x3", "fp64")
@@ -170,7 +172,7 @@ def step_entries(gates: bool) -> list[Entry]:
     ]  # fmt: skip
     table += [
         step(k, kind, c, w, "sine", loss=loss) for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)
-        for loss in ("L1", "HUBER", "BCE")
+        for loss in ("l1", "huber", "bce")
     ]  # fmt: skip
     table += [step(STEP[2], kind, c, w) for kind in kinds for c in (90, 80) for w in widths]
     table += [step(STEP[2], kind, c, 256, encoded=True, drawn=True) for kind in kinds for c in (90, 80)]
@@ -445,7 +447,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
-    from inrfast.kernels import fused_linear, losses
+    from inrfast.kernels import fused_linear
     from inrfast.kernels import fused_mlp as kernels
     from inrfast.ops.fused_mlp import OPERANDS
     from inrfast.training.optimizers.adam import Adam
@@ -490,7 +492,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
             config = kernels.weight_gradients_config(entry.format, width, encoded)
         else:
             constants |= {"ACTIVATION": activation, "ON_CHIP": on_chip}
-            constants |= {"LOSS": getattr(losses, options.get("loss", "MSE")).value}
+            constants |= {"LOSS": options.get("loss", "mse")}
         constants |= fused_linear.common(entry.format, config)
         warps, stages, registers = config.warps, config.stages, config.registers
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED

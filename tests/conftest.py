@@ -37,7 +37,6 @@ THREADED = (
     "tests/linalg/test_pivoted_cholesky.py",
     "tests/ops/test_gram.py",
     "tests/signals/test_render.py",
-    "tests/signals/test_winding.py",
     "tests/tangent/test_local.py::test_large_grids",
     "tests/tangent/test_local.py::test_recomputed_factors",
     "tests/tangent/test_local.py::test_tiles_of_many_points",

@@ -176,6 +176,15 @@ def systems_of(K: TangentKernel, truth: Truth) -> list[Tensor]:
         residual = torch.linalg.vector_norm(y - truth.matrix @ x - ridge * x, dim=0)
         assert (residual <= 2e-9 * torch.linalg.vector_norm(y, dim=0) + 1e-10 * truth.bound.norm() * x.norm()).all()
         found.append(x)
+    damped = truth.matrix + ridge * torch.eye(len(y), dtype=torch.float64)
+    factor = torch.linalg.cholesky(damped)
+    ways = ("none", "diagonal", "pivoted_cholesky", lambda residual: torch.cholesky_solve(residual, factor))
+    for way in ways:
+        x = K.solve(y, ridge, tol=1e-6, progress=False, preconditioner=way)
+        assert (torch.linalg.vector_norm(y - damped @ x, dim=0) <= 2e-6 * torch.linalg.vector_norm(y, dim=0)).all()
+        found.append(x)
+    with pytest.raises(ValueError, match="not positive definite"):
+        K.solve(y, ridge, preconditioner=torch.neg)
     return found
 
 

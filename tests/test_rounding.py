@@ -8,7 +8,7 @@ import torch
 from extended_precision import LONG, eigenvalues, factors, kernel, needs_long_double
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_networks import random_coords
+from random_networks import mild, random_coords
 from torch import nn
 
 import inrfast as inr
@@ -26,7 +26,8 @@ def deep_networks(draw):
     depth = draw(st.integers(1, 5))
     init = draw(st.sampled_from(["default", "kaiming", "siren"]))
     omega = draw(st.sampled_from([1.0, 5.0, 30.0]))
-    activation = draw(st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth))
+    names = draw(st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth))
+    activation = [mild(name) for name in names]
     if draw(st.booleans()):
         activation = [activation[0]] * depth
     net = inr.INR(

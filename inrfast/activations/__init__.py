@@ -181,9 +181,6 @@ class BoundActivation:
             return self.name
         return {"name": self.name, **self.named}
 
-    def __str__(self) -> str:
-        return self.name + "".join(f" {number}={value:g}" for number, value in self.named.items())
-
 
 ACTIVATIONS: Registry[Activation] = Registry("activation", "inrfast.activations")
 """All activations by name."""
@@ -233,6 +230,13 @@ def bind(given: Any, omega: float | None = None, argument: str = "activation") -
         if "omega" in kind.numbers:
             numbers.setdefault("omega", omega)
     return kind.bind(**numbers)
+
+
+def shown(config: str | Mapping[str, Any]) -> str:
+    """Return what :meth:`BoundActivation.config` describes in a few words, such as ``"wire(omega=20, sigma=10)"``."""
+    if isinstance(config, str):
+        return config
+    return f"{config['name']}({', '.join(f'{key}={value:g}' for key, value in config.items() if key != 'name')})"
 
 
 def torch_operator(name: str, overload: str) -> Callable[..., Tensor] | None:

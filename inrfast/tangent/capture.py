@@ -78,6 +78,8 @@ class Capture:
         Of the factors.
     magnitudes
         Largest entry of every layer's kernel at the points of the probes, in fp64.
+    against_closed_form
+        Why factors come by hooks and not in closed form; None: they do come in closed form.
 
     Raises
     ------
@@ -114,9 +116,9 @@ class Capture:
         shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
         self.layers = layers_of(net, chosen, shared)
         self.columns = sum(tensors[name].numel() for name in chosen)
-        mlp = None if select is not None or shared else describe(net)
-        self.closed_form = isinstance(mlp, MLP) and all(_in_closed_form(layer, mlp) for layer in self.layers)
-        known = self.closed_form and isinstance(mlp, MLP) and mlp.pointwise
+        described = describe(net)
+        self.against_closed_form = _reason_against(described, self.layers, select, shared)
+        known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
             self.network = Network(widen_(snapshot(net)), select)
             for name, parameter in self.network.module.named_parameters():
@@ -154,6 +156,11 @@ class Capture:
         self.magnitudes = check_jacobian(self.network, self.layers, sample, found, largest)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether factors come in closed form."""
+        return self.against_closed_form is None
 
     def _described(self) -> MLP | None:
         """Return the description of the snapshot, if its factors have a closed form."""
@@ -375,9 +382,23 @@ class Capture:
         return mlp
 
 
-def _in_closed_form(layer: Layer, mlp: MLP) -> bool:
-    """Return whether the closed form gives this layer's factors, or what the encoding needs to give them."""
-    return layer.module in mlp.places or _in_encoding(layer, mlp)
+def _reason_against(
+    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, str]
+) -> str | None:
+    """Return why a network's factors have no closed form, or None.
+
+    ``shared`` maps the names of shared parameters to what they are beside.
+    """
+    if isinstance(described, str):
+        return described
+    if select is not None:
+        return "select= takes its output from what it returns"
+    if shared:
+        return f"its layers share {next(iter(shared))!r}"
+    for layer in layers:
+        if layer.module not in described.places and not _in_encoding(layer, described):
+            return f"{layer.module!r} is none of its layers"
+    return None
 
 
 def _in_encoding(layer: Layer, mlp: MLP) -> bool:

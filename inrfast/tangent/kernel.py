@@ -414,7 +414,13 @@ class TangentKernel:
         return replace(found, eigenvectors=self.partition.gather(found.eigenvectors))
 
     def solve(
-        self, y: Tensor, ridge: float = 0.0, tol: float = 1e-6, seed: int = 0, progress: bool | None = None
+        self,
+        y: Tensor,
+        ridge: float = 0.0,
+        tol: float = 1e-6,
+        seed: int = 0,
+        progress: bool | None = None,
+        preconditioner: str | Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return x with ``(K + ridge I) x = y`` in fp64.
 
@@ -433,6 +439,11 @@ class TangentKernel:
             Of the pivots.
         progress
             Whether to show bars; None: on a terminal only.
+        preconditioner
+            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``, ``"diagonal"``,
+            ``"none"``, another name of :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, or a function that takes
+            a residual (n, c) in fp64 and returns a tensor of its shape: an approximation of ``(K + ridge I)^-1`` times
+            it, linear, symmetric and positive definite. None: as above.
 
         Raises
         ------
@@ -440,6 +451,8 @@ class TangentKernel:
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
             The preconditioner does not fit the budget.
+        ValueError, TypeError
+            Bad arguments; a kernel with ``coords2``; a function that random vectors show to be no preconditioner.
         """
         self._need_symmetric("solve")
         right = check_block("y", y, self.shape[0], self.device).to(torch.float64)
@@ -448,7 +461,8 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             budget, shown = self._solver_budget(exact), self._shown(progress)
-            return systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown).reshape(y.shape)
+            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner)
+        return found.reshape(y.shape)
 
     def _solver_budget(self, exact: Self) -> int:
         """Return the bytes that methods of :mod:`inrfast.linalg` may take beside the factors of ``exact``."""

@@ -21,7 +21,7 @@ from random_meshes import WRITERS, Solid, glb, glb_parts, joined, write_obj
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.signals.mesh import load_mesh, save_mesh
-from inrfast.signals.paths import MESH_SUFFIXES
+from inrfast.signals.meshes.files import SUFFIXES
 
 QUICK = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
@@ -597,7 +597,7 @@ def test_no_small_file_repeats_a_mesh_without_end(tmp_path: Path, monkeypatch: p
     tree["scenes"][0]["nodes"] = list(range(2000))
     (tmp_path / "repeated.glb").write_bytes(glb(tree, data))
     assert len(load_mesh(tmp_path / "repeated.glb").faces) % 2000 == 0
-    monkeypatch.setattr("inrfast.signals.mesh_glb.budget_bytes", lambda asked: 2 * 10**6)
+    monkeypatch.setattr("inrfast.signals.meshes.glb.budget_bytes", lambda asked: 2 * 10**6)
     tracemalloc.start()
     with pytest.raises(MemoryBudgetError, match="all its copies needs"):
         load_mesh(tmp_path / "repeated.glb")
@@ -608,7 +608,7 @@ def test_no_small_file_repeats_a_mesh_without_end(tmp_path: Path, monkeypatch: p
 def test_json_takes_no_more_memory_than_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists of nothing and objects in objects take up to 48 times their text."""
     asked = []
-    monkeypatch.setattr("inrfast.signals.mesh_glb.require", lambda needed, *_: asked.append(needed))
+    monkeypatch.setattr("inrfast.signals.meshes.glb.require", lambda needed, *_: asked.append(needed))
     for item in (
         "[]",
         "{}",
@@ -652,7 +652,7 @@ def test_what_the_scene_does_not_show_changes_nothing(seed: int, tmp_path: Path)
 # ---- what is saved comes back ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", MESH_SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @given(seed=SEEDS, power=st.integers(-280, 280), far=st.integers(0, 24))
 @settings(max_examples=30, **QUICK)
 def test_what_is_saved_comes_back_or_is_refused(suffix: str, seed: int, power: int, far: int, tmp_path: Path) -> None:
@@ -783,7 +783,7 @@ def test_what_other_texts_should_not_hold_is_named_with_its_line(
 
 def test_a_file_larger_than_the_memory_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.obj").write_text(CORNER + "f 1 2 3\n")
-    monkeypatch.setattr("inrfast.signals.mesh_files.budget_bytes", lambda asked: 100)
+    monkeypatch.setattr("inrfast.signals.meshes.files.budget_bytes", lambda asked: 100)
     with pytest.raises(MemoryBudgetError, match=r"a\.obj does not fit the memory: its mesh needs .* budget is 100 B"):
         load_mesh(tmp_path / "a.obj")
 

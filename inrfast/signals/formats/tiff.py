@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from inrfast.signals import jpeg
-from inrfast.signals.decoding import decoding
-from inrfast.signals.png import MOST_INFLATED
-from inrfast.signals.raster import Demand, Raster, check_page, from_array, oriented
+from inrfast.signals.formats import jpeg
+from inrfast.signals.formats.decoding import decoding
+from inrfast.signals.formats.png import MOST_INFLATED
+from inrfast.signals.formats.raster import Demand, Raster, check_page, from_array, oriented
 
 SIGNATURES = frozenset({b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"})
 
@@ -95,7 +95,7 @@ class Page:
 def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Raster | int:
     """Return a page of an open TIFF, turned as it says, or its index among all if its colours are left to Pillow.
 
-    Parameters and errors are those of :func:`inrfast.signals.picture.read`.
+    Parameters and errors are those of :func:`inrfast.signals.formats.picture.read`.
     """
     import tifffile  # slow to import, and needed for this one format only
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inrfast.errors import MemoryBudgetError
+from inrfast.signals.formats.raster import oriented
 from inrfast.signals.image import load_image
-from inrfast.signals.raster import oriented
 
 KINDS = [
     *((bits, 1, keyed) for bits in (1, 2, 4, 8, 16) for keyed in (False, True)),

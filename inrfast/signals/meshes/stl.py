@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from inrfast.signals.mesh_text import blocks, is_float, line_at, plain_text, shown, to_floats
+from inrfast.signals.meshes.text import blocks, is_float, line_at, plain_text, shown, to_floats
 
 HEADER, COUNT = 80, 4
 """Bytes before the triangles of a binary file: anything, and how many there are."""

@@ -6,20 +6,22 @@ import math
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import trimesh
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.files import write_whole
 from inrfast.memory import budget_bytes, chunks, require
-from inrfast.signals.mesh_glb import read_glb
-from inrfast.signals.mesh_obj import read_obj
-from inrfast.signals.mesh_off import read_off
-from inrfast.signals.mesh_ply import read_ply
-from inrfast.signals.mesh_stl import read_stl
-from inrfast.signals.paths import MESH_SUFFIXES, readable, writable
+from inrfast.signals.meshes.glb import read_glb
+from inrfast.signals.meshes.obj import read_obj
+from inrfast.signals.meshes.off import read_off
+from inrfast.signals.meshes.ply import read_ply
+from inrfast.signals.meshes.stl import read_stl
+from inrfast.signals.paths import readable, writable
+
+if TYPE_CHECKING:
+    import trimesh
 
 READERS: dict[str, Callable[[bytes], tuple[np.ndarray, np.ndarray]]] = {
     ".glb": read_glb,
@@ -32,6 +34,9 @@ READERS: dict[str, Callable[[bytes], tuple[np.ndarray, np.ndarray]]] = {
 
 trimesh looks for what it knows in a file and passes over the rest, so that one written a little differently, or cut, is
 a smaller mesh without a word. These take every line and every byte, and refuse what they do not know."""
+
+SUFFIXES = tuple(READERS)
+"""In lower case; the same are written."""
 
 GROWTH = 6
 """Bytes of memory that reading takes for one of a file, about: 2 to 9 measured, more for very short lines."""
@@ -72,7 +77,7 @@ def load_mesh(path: str | PathLike[str]) -> trimesh.Trimesh:
     TypeError
         ``path`` is no path.
     """
-    file = readable(path, "a mesh", MESH_SUFFIXES)
+    file = readable(path, "a mesh", SUFFIXES)
     try:
         return _surface(file, *_read(file))
     except MemoryError as error:
@@ -95,6 +100,8 @@ def _surface(file: Path, vertices: np.ndarray, faces: np.ndarray) -> trimesh.Tri
     finite = np.isfinite(vertices).all(axis=1)
     if not finite.all() and not finite[faces].all():
         raise ValueError(f"{file} holds NaN or Inf among the vertices of its faces")
+    import trimesh  # slow to import
+
     kept = _have_area(vertices, faces)
     if not kept.any():
         raise ValueError(f"{file} holds no face with an area")
@@ -121,12 +128,14 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | PathLike[str]) -> None:
         The folder is missing or cannot be written to; nothing is left behind.
     """
     mesh = check_mesh(mesh)
-    target = writable(path, "a mesh", MESH_SUFFIXES)
+    target = writable(path, "a mesh", SUFFIXES)
     write_whole(target, _exported(mesh, target))
 
 
 def check_mesh(mesh: Any) -> trimesh.Trimesh:
     """Return ``mesh`` if it is one with faces."""
+    import trimesh
+
     if not isinstance(mesh, trimesh.Trimesh):
         raise TypeError(f"mesh must be a trimesh.Trimesh, got {type(mesh).__name__}")
     if len(mesh.faces) == 0:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inrfast.errors import MemoryBudgetError
+from inrfast.signals.formats.raster import oriented
 from inrfast.signals.image import load_image
-from inrfast.signals.raster import oriented
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from inrfast.memory import require
-from inrfast.signals import headers, png, tiff
-from inrfast.signals.decoding import decoding
-from inrfast.signals.raster import Box, Demand, Raster, check_page, from_array, oriented
+from inrfast.signals.formats import headers, png, tiff
+from inrfast.signals.formats.decoding import decoding
+from inrfast.signals.formats.raster import Box, Demand, Raster, check_page, from_array, oriented
 
 FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",

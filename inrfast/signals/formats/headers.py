@@ -6,8 +6,8 @@ import re
 import struct
 from pathlib import Path
 
-from inrfast.signals import jpeg, png
-from inrfast.signals.raster import Demand
+from inrfast.signals.formats import jpeg, png
+from inrfast.signals.formats.raster import Demand
 
 JPEG2000, CODESTREAM = b"\x00\x00\x00\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"
 ICON, PCX_PALETTE, SGI = b"\x00\x00\x01\x00", b"\x0a\x05\x01\x08", b"\x01\xda"

@@ -10,8 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from inrfast.signals.mesh_polygons import Polygons
-from inrfast.signals.mesh_text import (
+from inrfast.signals.meshes.polygons import Polygons
+from inrfast.signals.meshes.text import (
     RowReader,
     Rows,
     check_floats,

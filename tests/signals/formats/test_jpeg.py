@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from imagecodecs import jpeg8_encode, jpegls_encode, ljpeg_encode
 from PIL import Image
 
-from inrfast.signals import jpeg
+from inrfast.signals.formats import jpeg
 from inrfast.signals.image import load_image
 
 

@@ -10,10 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.signals.winding import exact_winding_numbers, winding_numbers
+from inrfast.signals.meshes.winding import POINTS, winding_numbers
 
 BOUND = 0.01
 """Of the error at the default accuracy."""
+
+
+def exact_winding_numbers(triangles: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Return the winding numbers from every triangle's solid angle, fp64 (n,).
+
+    Source: Van Oosterom, Strackee, The solid angle of a plane triangle, IEEE Transactions on Biomedical Engineering
+    BME-30(2), 1983, equation 8; in a triangle's plane, where the angle jumps, it is the mean of both sides.
+    """
+    if len(points) > 16:  # what lies in between stays in cache
+        return torch.cat([exact_winding_numbers(triangles, part) for part in points.split(16)])
+    a, b, c = (triangles.unsqueeze(1) - points[None, :, None]).unbind(2)
+    normal = torch.linalg.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]).unsqueeze(1)
+    aa, bb, cc = (corner.norm(dim=2) for corner in (a, b, c))
+    determinant = (a * normal).sum(2)
+    denominator = aa * bb * cc + (a * b).sum(2) * cc + (b * c).sum(2) * aa + (c * a).sum(2) * bb
+    return torch.where(determinant == 0, 0.0, torch.atan2(determinant, denominator)).sum(0) / (2 * math.pi)
 
 
 def corners(mesh: trimesh.Trimesh) -> torch.Tensor:
@@ -110,17 +126,16 @@ def test_soups_of_any_size_place_and_scale(faces: int, n: int, seed: int, scale:
     assert torch.allclose(got, exact, atol=BOUND, rtol=0)
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
-    triangles, points = corners(trimesh.creation.icosphere(4)), cloud(1000)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = winding_numbers(triangles, points)
-        torch.set_num_threads(3)
-        assert torch.equal(winding_numbers(triangles, points), alone)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
+def test_points_far_away_and_many_calls_give_what_one_point_does() -> None:
+    """fp32 holds no seventh power of a large distance; calls are split by the number of points."""
+    triangles = corners(trimesh.creation.icosphere(2))
+    directions = torch.nn.functional.normalize(cloud(POINTS + 9), dim=1)
+    points = directions * torch.logspace(-2, 30, len(directions), dtype=torch.float64).unsqueeze(1)
+    got = winding_numbers(triangles, points, progress=False)
+    apart = (points.norm(dim=1) - 1).abs() > 0.03  # of the facets
+    assert torch.allclose(got[apart], (points.norm(dim=1) < 1).double()[apart], atol=BOUND)
+    picked = [0, POINTS - 1, POINTS, POINTS + 8]
+    assert torch.equal(torch.cat([winding_numbers(triangles, points[n : n + 1]) for n in picked]), got[picked])
 
 
 def test_bad_input_is_refused_by_name() -> None:

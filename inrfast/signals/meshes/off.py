@@ -7,8 +7,8 @@ from itertools import chain
 
 import numpy as np
 
-from inrfast.signals.mesh_polygons import Polygons
-from inrfast.signals.mesh_text import (
+from inrfast.signals.meshes.polygons import Polygons
+from inrfast.signals.meshes.text import (
     RowReader,
     check_line_count,
     check_open_index,
