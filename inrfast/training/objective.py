@@ -9,14 +9,13 @@ regularisers, autograd takes it.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, nearest
+from inrfast.errors import check_float, nearest, warn
 from inrfast.losses import BoundLoss, LossSpec, loss_of
 from inrfast.snapshot import twin
 from inrfast.training.data import Data, check_net
@@ -172,7 +171,7 @@ class Objective:
         values = [term(batch) for term in self.regularizers]
         for term, value in zip(self.regularizers, values, strict=True):
             if not value.requires_grad and batch.step == 0:
-                warnings.warn(f"{term.place} has no gradient: it depends on nothing that is trained", stacklevel=2)
+                warn(f"{term.place} has no gradient: it depends on nothing that is trained", UserWarning)
         return sum(values[1:], values[0])
 
     def twin(self) -> Objective:
