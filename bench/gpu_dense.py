@@ -69,7 +69,7 @@ def dense(bench: Bench, activation: str, precision: str) -> None:
 
 def _gram_alone(bench: Bench, K: inr.NTK, out: Tensor) -> dict[str, Any]:
     """Time the tiles alone, their operands made before."""
-    operands = K.rows.side_at(K.rows.coords, K._plan)
+    operands = K.left.side_at(K.left.coords, K.sides.plan)
     return bench.seconds(lambda: gram_ops.gram(operands, out=out))
 
 
@@ -119,7 +119,7 @@ def rival(bench: Bench, name: str) -> None:
     ``torch.compile``; ``"bf16"`` is bf16 autocast, compiled, in one CUDA graph.
     """
     K = kernel(bench, "relu", backend="torch")
-    pairs = [(f.features, None if f.sensitivities is None else f.sensitivities[:, 0]) for f in K.rows.store.all()]
+    pairs = [(f.features, None if f.sensitivities is None else f.sensitivities[:, 0]) for f in K.left.store.all()]
     sides = [None if f is None else f.contiguous() for pair in pairs for f in pair]
     n = bench.grid**2
     out = torch.empty(n, n, device=bench.device)

@@ -20,11 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from inrfast.activations import ACTIVATIONS as REGISTERED
+
 REPORT = Path(__file__).parent / "results" / "kernel-report.md"
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}
 """Bytes of shared memory a program may have, by compute capability."""
 
-ACTIVATIONS = ("identity", "relu", "sine", "gaussian", "finer", "tanh", "gelu", "softplus")
+ACTIVATIONS = tuple(kind.device for kind in REGISTERED.values() if kind.device is not None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +45,9 @@ class Entry:
         return f"{self.kernel} {self.format} sm_{self.capability} {chosen}".strip()
 
 
-def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: bool = True) -> Entry:
+def gram(name: str, capability: int, symmetric: bool, aligned: bool = True) -> Entry:
     """``aligned``: sizes and strides are multiples of 16, for which there is machine code of its own."""
-    chosen = (("symmetric", symmetric), ("mirror", mirror), ("unaligned", not aligned))
+    chosen = (("symmetric", symmetric), ("unaligned", not aligned))
     return Entry("gram_tile", name, capability, chosen)
 
 
@@ -67,7 +69,7 @@ def aligned_candidates(symmetric: Sequence[bool]) -> list[Entry]:
 
 
 def _aligned(symmetric: bool) -> tuple[tuple[str, bool], ...]:
-    return ("symmetric", symmetric), ("mirror", symmetric), ("unaligned", False)
+    return ("symmetric", symmetric), ("unaligned", False)
 
 
 def reduction(kernel: str, name: str, capability: int, **options: Any) -> Entry:
@@ -155,8 +157,8 @@ def step_entries(gates: bool) -> list[Entry]:
         table += [step(k, "tf32x3", c, 256, "relu") for k in passes for c in (90, 80)]
         table += [step(k, "fp64", 90, 64, "finer", encoded=True, drawn=True) for k in passes]
         table += [step("mlp_forward", "fp16", 90, 100, "sine"), step("mlp_backward", "fp64", 90, 64, "relu")]
-        table += [step("mlp_forward", kind, 90, 256, "sine", loss="BCE") for kind in ("fp16", "fp64")]
-        table += [step("mlp_forward", "fp16", 80, 64, "relu", loss="HUBER"), step(passes[1], "fp16", 90, 64, loss="L1")]
+        table += [step("mlp_forward", kind, 90, 256, "sine", loss="bce") for kind in ("fp16", "fp64")]
+        table += [step("mlp_forward", "fp16", 80, 64, "relu", loss="huber"), step(passes[1], "fp16", 90, 64, loss="l1")]
         table += [step(STEP[2], kind, c, 256) for kind, c in (("fp16", 90), ("fp16", 80), ("tf32x3", 90))]
         return [*table, step(STEP[2], "fp16", 90, 256, encoded=True, drawn=True), step(STEP[3], "fp16", 90, 256)]
     widths, kinds = (16, 64, 100, 128, 256, 512), ("fp16", "tf32x3", "fp64")
@@ -170,7 +172,7 @@ def step_entries(gates: bool) -> list[Entry]:
     ]  # fmt: skip
     table += [
         step(k, kind, c, w, "sine", loss=loss) for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)
-        for loss in ("L1", "HUBER", "BCE")
+        for loss in ("l1", "huber", "bce")
     ]  # fmt: skip
     table += [step(STEP[2], kind, c, w) for kind in kinds for c in (90, 80) for w in widths]
     table += [step(STEP[2], kind, c, 256, encoded=True, drawn=True) for kind in kinds for c in (90, 80)]
@@ -228,9 +230,9 @@ def entries(gates: bool) -> list[Entry]:
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
     pivots = [Entry(PIVOTS, "fp64", capability, ()) for capability in (90, 80)]
     if gates:
-        table = pivots + [gram(f, c, True, True) for c in (90, 80) for f in formats]
-        table += [gram(f, 90, False, False) for f in formats]
-        table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
+        table = pivots + [gram(f, c, True) for c in (90, 80) for f in formats]
+        table += [gram(f, 90, False) for f in formats]
+        table += [gram(f, 90, True, aligned=False) for f in ("fp16", "fp16x3")]
         table += aligned_candidates((True,))
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
@@ -241,14 +243,13 @@ def entries(gates: bool) -> list[Entry]:
         table += [factors("fp16", 80, a, True) for a in ("identity", "relu", "sine")]
         table += [step(STEP[3], "fp64", 80, 256)]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
-    table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
-    table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
+    table = pivots + [gram(f, c, s) for c in (90, 80) for f in formats for s in (True, False)]
+    table += [gram(f, c, True, aligned=False) for c in (90, 80) for f in formats]
     table += aligned_candidates((True, False)) + product_candidates()
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
     table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
-    table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
-    table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
+    table += [gram(f, c, False, aligned=False) for c in (90, 80) for f in formats]
     return table + [
         factors(f, c, a, full) for c in (90, 80) for f in formats for a in ACTIVATIONS for full in (False, True)
     ]
@@ -365,7 +366,7 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
             "PRODUCT": formats.product_precision(entry.format),
         }
     else:
-        constants |= {name.upper(): options[name] for name in ("symmetric", "mirror") if name in options}
+        constants |= {name.upper(): options[name] for name in ("symmetric",) if name in options}
     tables = ("order", "places", "segments", "values")
     return getattr(kernels, entry.kernel), types, constants, config.warps, config.stages, tables, config.shared
 
@@ -445,7 +446,7 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
-    from inrfast.kernels import fused_linear, losses
+    from inrfast.kernels import fused_linear
     from inrfast.kernels import fused_mlp as kernels
     from inrfast.ops.fused_mlp import OPERANDS
     from inrfast.training.optimizers.adam import Adam
@@ -490,7 +491,7 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
             config = kernels.weight_gradients_config(entry.format, width, encoded)
         else:
             constants |= {"ACTIVATION": activation, "ON_CHIP": on_chip}
-            constants |= {"LOSS": getattr(losses, options.get("loss", "MSE")).value}
+            constants |= {"LOSS": options.get("loss", "mse")}
         constants |= fused_linear.common(entry.format, config)
         warps, stages, registers = config.warps, config.stages, config.registers
         limit = kernels.LARGE_SHARED if large else kernels.SMALL_SHARED

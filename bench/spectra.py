@@ -80,7 +80,7 @@ def full_grid(name: str, side: int) -> dict[str, Any]:
     """Time the rank at 1e-6 of one network on one grid."""
     kernel, rate, spent = kernel_of(name, side), ProductRate(), {"pivoting": 0.0, "bounds": 0.0, "products": 0.0}
     grow, bounds, flops, steps = PivotedCholesky.grow, certified._bounds, [0.0], [0]
-    n, per_pair = side * side, sum(2 * a + 2 * b for a, b in kernel._widths)
+    n, per_pair = side * side, sum(2 * a + 2 * b for a, b in kernel.sides.widths)
 
     def timed_grow(self: PivotedCholesky, columns: int) -> int:
         start, before = time.perf_counter(), self.rank
@@ -114,7 +114,7 @@ def full_grid(name: str, side: int) -> dict[str, Any]:
         "lanczos_steps": steps[0],
         "gemm_gflops": rate.rate / 1e9,
         "pivoting_over_its_flops": spent["pivoting"] / (flops[0] / rate.rate),
-        "all_flops_seconds_at_165_gflops": (flops[0] + steps[0] * 4.0 * n * kernel.rows.shape[1]) / 165e9,
+        "all_flops_seconds_at_165_gflops": (flops[0] + steps[0] * 4.0 * n * kernel.left.shape[1]) / 165e9,
         "pivots": len(s.eigenvalues),
         "rank": [interval.lower, interval.upper],
         "width": (interval.upper - interval.lower) / max(interval.lower, 1),

@@ -111,11 +111,11 @@ def too_little(name: str, capability: tuple[int, int], shared: int) -> str | Non
     return None
 
 
-def resolve(backend: str, device: torch.device | str) -> str:
+def resolve(backend: str, device: torch.device | str, against: str | None = None) -> str:
     """Return the backend that will run: ``auto`` picks, a backend asked for by name runs or raises.
 
     ``auto`` is ``"triton"`` on a CUDA device whose GPU can run it, else ``"torch"``; on a CUDA device it says once, by
-    a warning, why it is not ``"triton"``.
+    a warning, why it is not ``"triton"``. ``against`` is a reason of the caller's own, such as a missing kernel.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def resolve(backend: str, device: torch.device | str) -> str:
     kind = torch.device(device).type
     if backend == "torch" or (backend == "auto" and kind != "cuda"):
         return "torch"
-    reason = reason_against_triton(device)
+    reason = against or reason_against_triton(device)
     if reason is None:
         return "triton"
     if backend == "triton":

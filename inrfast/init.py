@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.errors import check_choice, check_float
 from inrfast.memory import chunks
+from inrfast.mlp import LinearLayer
 from inrfast.ops.grid_init import rank_expanding
 
 SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
@@ -138,13 +139,12 @@ def rank_expanding_(
 
 
 @torch.no_grad()
-def dead_units(linear: nn.Linear, coords: Tensor) -> int:
+def dead_units(linear: nn.Linear | LinearLayer, coords: Tensor) -> int:
     """Return how many units of a layer never rise above 0 at any of these points (n, d): behind ReLU they do nothing.
 
     Exact, and cheap where few are in doubt: a unit that is active at one of a few points is alive, one that is nowhere
     in the box around all points is dead, and only the others are computed at every point.
     """
-    _check_linear(linear)
     weight = linear.weight.to(coords.dtype)
     bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.to(coords.dtype)
     rows = torch.arange(0, len(coords), -(-len(coords) // SAMPLED_ROWS), device=coords.device)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.activations import BoundActivation, bind
+from inrfast.activations import BoundActivation, bind, shown
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, from_config
 from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
-from inrfast.mlp import MLP, HiddenLayer, linear_layer
+from inrfast.mlp import MLP, HiddenLayer, describe, linear_layer
 from inrfast.modes import without_autocast
 from inrfast.norms import NORMS, norm_of
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
@@ -51,10 +51,9 @@ class FusedLinear(nn.Linear):
     in_features, out_features, bias, device, dtype
         As in ``torch.nn.Linear``.
     activation
-        ``relu``, ``sine`` (``sin(omega u)``), ``gaussian``, ``finer``, ``tanh``, ``gelu``, ``softplus`` or
-        ``identity``.
+        A name or ``{"name": ..., **numbers}``, see :class:`INR`.
     omega
-        Frequency of sine, gaussian and finer; 30 is SIREN's.
+        The number ``omega`` of one that has such a number and does not say it itself; None: its default.
     precision
         Of fp32 products on a GPU: ``"high"`` or ``"medium"`` (TF32).
     backend
@@ -110,7 +109,8 @@ class FusedLinear(nn.Linear):
         return self.bound_activation.value(preactivation)
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, activation={self.activation!r}, omega={self.omega:g}"
+        told = f"{super().extra_repr()}, activation={self.activation!r}, omega={self.omega:g}"
+        return told + _other_numbers([self.bound_activation])
 
 
 def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
@@ -124,9 +124,17 @@ def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
         return [given["first"]] + [given["hidden"]] * (layers - 1)
     if isinstance(given, Sequence) and not isinstance(given, str):
         if len(given) != layers:
-            raise ValueError(f"{argument} must be one value or {layers} of them (one a hidden layer), got {len(given)}")
+            raise ValueError(
+                f"{argument} must be one value or {layers} of them (one per hidden layer), got {len(given)}"
+            )
         return list(given)
     return [given] * layers
+
+
+def _other_numbers(activations: Sequence[BoundActivation]) -> str:
+    """Return what is to be said of activations whose numbers are not ``omega`` alone; of others nothing."""
+    described = dict.fromkeys(shown(own.config()) for own in activations if not isinstance(own.config(), str))
+    return f", {', '.join(described)}" if described else ""
 
 
 def _omega_of(activation: BoundActivation, given: float | None) -> float:
@@ -165,14 +173,16 @@ class INR(nn.Module):
         Number of activated layers: 2 -> 256 -> 256 -> 256 -> 1 has 3. At most 32,768.
     activation
         ``relu``, ``sine`` (``sin(omega u)``), ``gaussian`` (``exp(-(omega u)^2)``), ``finer``
-        (``sin(omega (|u| + 1) u)``), ``tanh``, ``gelu`` (exact), ``softplus`` or ``identity``; one for all hidden
-        layers or one a layer.
+        (``sin(omega (|u| + 1) u)``), ``tanh``, ``gelu`` (exact), ``softplus``, ``identity`` or another name of
+        :data:`inrfast.activations.ACTIVATIONS`; or ``{"name": ..., **numbers}`` for its numbers. One for all hidden
+        layers, a list with one per layer, or ``{"first": ..., "hidden": ...}``.
     omega
-        Frequency of sine, gaussian and finer, one or one a layer; 30 is SIREN's.
+        The number ``omega`` of the activations that have one and do not say it themselves, in the same forms; None:
+        their defaults, of sine, gaussian and finer 30, which is SIREN's.
     encoding
         An encoding of :mod:`inrfast.encodings`, or None.
     norm
-        None, ``"batch"`` or ``"sphere"``; one or one a layer.
+        None or the name of a norm in :mod:`inrfast.norms`, such as ``"batch"`` or ``"sphere"``; one or one per layer.
     norm_position
         ``"pre"`` or ``"post"`` the activation.
     init
@@ -365,7 +375,8 @@ class INR(nn.Module):
         return MLP(self.in_features, self.encoding, hidden, linear[-1], "encoding")
 
     def extra_repr(self) -> str:
-        return f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
+        told = f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
+        return told + _other_numbers(self.bound_activations)
 
 
 def described_network(net: nn.Module) -> dict[str, Any] | None:
@@ -388,12 +399,11 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     :func:`inrfast.init.dead_units` for what is counted, and at which cost.
     """
     options = expands_rank(net.init) if isinstance(net, INR) else None
-    if options is None or not isinstance(net, INR) or net.activations[0] != "relu":
+    mlp = describe(net)
+    if options is None or isinstance(mlp, str) or mlp.encoding is not None:
         return
-    first = net.layers[0]
-    if not isinstance(first, nn.Linear) or net.encoding is not None:
-        return
-    if net.norm_position == "pre" and not isinstance(net.norms[0], nn.Identity):
+    first = mlp.hidden[0]
+    if first.activation.name != "relu" or (first.norm is not None and not first.norm_after):
         return
     low, high = (side.double().cpu() for side in torch.aminmax(coords.detach(), dim=0))
     bounds = torch.tensor(check_bounds(options.get("bounds", (-1, 1)), len(low)), dtype=torch.float64)
@@ -401,13 +411,13 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     apart = torch.maximum((low - bounds[:, 0]).abs(), (high - bounds[:, 1]).abs()) / sizes
     if float(apart.max()) <= SAME_BOX or bool((low == high).any()):
         return
-    dead = dead_units(first, coords.detach())
-    if dead < DEAD_SHARE * first.out_features:
+    dead = dead_units(first.linear, coords.detach())
+    if dead < DEAD_SHARE * first.linear.outputs:
         return
     box = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     given = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     warn(
-        f"{dead} of the {first.out_features} units of the first layer are dead at these coordinates, which lie in "
+        f"{dead} of the {first.linear.outputs} units of the first layer are dead at these coordinates, which lie in "
         f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give it "
         f"those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale "
         "these (inrfast.grid has bounds=(-1, 1))",

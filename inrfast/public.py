@@ -11,7 +11,8 @@ from inrfast.nn import INR, calibrate_batchnorm_
 from inrfast.norms.sphere import SphereNorm
 from inrfast.ops.grid_init import rank_expanding
 from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
-from inrfast.tangent.kernel import NTK, ntk
+from inrfast.tangent.local import NTK, ntk
+from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
 from inrfast.training.result import FitResult
 
@@ -28,6 +29,7 @@ __all__ = [
     "Spectrum",
     "SphereNorm",
     "calibrate_batchnorm_",
+    "derivatives",
     "diagnose",
     "distributed",
     "fit",

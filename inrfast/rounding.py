@@ -24,6 +24,7 @@ from inrfast.linalg.operators import UNIT
 from inrfast.memory import DEVICE_ROWS, chunks
 from inrfast.mlp import MLP, LinearLayer
 from inrfast.ops.factors import linear, mlp_factors
+from inrfast.ops.sparse_rows import coalesced, is_sparse
 
 DISTURBANCE = 2.0**-44
 """Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
@@ -53,10 +54,10 @@ DOUBTFUL_ROWS = 512
 """Hinges in doubt whose slopes are computed together."""
 
 _NAMES = (
-    "_to_copy abs alias cat clamp clamp_max clamp_min clone constant_pad_nd copy copy_ detach embedding eq fill_ "
-    "flip full_like gather ge gt index index_select le lt masked_fill masked_fill_ max maximum min minimum ne neg "
-    "neg_ new_zeros ones_like relu relu_ repeat roll sign sort stack threshold threshold_backward where zero_ "
-    "zeros_like"
+    "_to_copy abs alias cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy copy_ detach embedding eq fill_ "
+    "flip floor fmod frac full_like gather ge gt index index_select le lt masked_fill masked_fill_ max maximum min "
+    "minimum ne neg neg_ new_zeros ones_like relu relu_ repeat roll round sign sort stack threshold "
+    "threshold_backward trunc where zero_ zeros_like"
 )
 EXACT = frozenset(_NAMES.split())
 """Operators of torch that round nothing."""
@@ -170,7 +171,7 @@ def pass_errors(
         for layer, distance in enumerate(distances):
             jacobian[layer] += share @ torch.where(linear.unsqueeze(1), distance, level * sizes[layer])
             for kind, (before, after) in enumerate(zip(exact[layer], moved[layer], strict=True)):
-                if before is not None and after is not None:
+                if before is not None and after is not None and before.is_floating_point():
                     squares = (after - before).square().flatten(1).sum(1)
                     single[kind, layer] += share @ torch.where(
                         linear, squares, level * before.square().flatten(1).sum(1)
@@ -184,7 +185,7 @@ def _on_cpu(layers: Sequence[Row]) -> list[Row]:
     if not tensors or tensors[0].device.type == "cpu":
         return [(z, s) for z, s in layers]
     flat = torch.cat([t.flatten() for t in tensors]).cpu().split([t.numel() for t in tensors])
-    parts = iter([part.view(t.shape) for part, t in zip(flat, tensors, strict=True)])
+    parts = iter([part.view(t.shape).to(t.dtype) for part, t in zip(flat, tensors, strict=True)])
     return [(None if z is None else next(parts), None if s is None else next(parts)) for z, s in layers]
 
 
@@ -214,7 +215,7 @@ def squared_rows(layer: Row, outputs: int) -> Tensor:
         assert z is not None
         return z.square().sum(1, keepdim=True).expand(-1, outputs)
     rows = s.square().sum(2)
-    return rows if z is None else rows * z.square().sum(1, keepdim=True)
+    return rows if z is None or is_sparse(z) else rows * z.square().sum(1, keepdim=True)
 
 
 def _squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
@@ -224,6 +225,10 @@ def _squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
         assert s is not None and s2 is not None
         return (s2 - s).square().sum(2)
     assert z2 is not None
+    if is_sparse(z):
+        assert s is not None and s2 is not None
+        # A disturbance may lead to other places of a table, with entries that were next to zero.
+        return coalesced(torch.cat([z2, z], dim=1), torch.cat([s2, -s], dim=2))[1].square().sum(2)
     dz = z2 - z
     if s is None or s2 is None:
         return dz.square().sum(1, keepdim=True).expand(-1, outputs)
@@ -270,7 +275,7 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
         All points (N, d).
     """
     outputs, first, above = mlp.outputs, mlp.layers[0], mlp.layers[1].weight
-    if mlp.activations[0].name != "relu" or mlp.hidden[0].norm is not None:
+    if mlp.activations[0].kind.keeps != "mask" or mlp.hidden[0].norm is not None:
         return
     widest = max(first.weight.shape)
     size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))

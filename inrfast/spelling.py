@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from inrfast.errors import check_choice
 
@@ -86,6 +86,8 @@ def named(
 ) -> Callable[[str], tuple[str, dict[str, int | float]]]:
     """Return a type for ``name:number:...``: a thing of a registry, and the numbers that it is made with.
 
+    A number stands in its place, or anywhere with its name: ``wire:20:10`` or ``wire:sigma=10``.
+
     Parameters
     ----------
     what
@@ -108,13 +110,49 @@ def named(
             if len(given) > len(found):
                 usual = ":".join(map(str, (name, *found.values())))
                 raise ValueError(f"{name} takes {len(found)} number(s), as in {usual}")
-            for (key, default), word in zip(list(found.items()), given, strict=False):
-                found[key] = _like(default, word)
+            for place, word in zip(tuple(found), given, strict=False):
+                key, equals, value = word.partition("=")
+                key, value = (key, value) if equals else (place, word)
+                check_choice(f"a number of {name}", key, found)
+                found[key] = _like(found[key], value)
         except ValueError as error:
             raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
         return name, found
 
     return parse
+
+
+def spec(
+    what: str, kinds: Mapping[str, Item], numbers: Callable[[Item], Mapping[str, int | float]]
+) -> Callable[[str], str | dict[str, Any]]:
+    """Return a type as :func:`named`, for arguments that take a name or a mapping of a name and its numbers.
+
+    ``huber`` alone stays a name, so that the defaults are those of the argument; ``huber:0.1`` becomes
+    ``{"name": "huber", "delta": 0.1}``.
+    """
+
+    def parse(text: str) -> str | dict[str, Any]:
+        name, found = named(what, kinds, numbers)(text)
+        return {"name": name, **found} if ":" in text else name
+
+    return parse
+
+
+def choice(what: str, kinds: Collection[str]) -> Callable[[str], str]:
+    """Return a type for the names of a registry, which is read when the word is parsed."""
+
+    def parse(text: str) -> str:
+        try:
+            return check_choice(f"the {what}'s name", text, kinds)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def spellings(kinds: Mapping[str, Item], numbers: Callable[[Item], Mapping[str, int | float]]) -> str:
+    """Return all things of a registry as they are written, with their defaults, for the help of a command."""
+    return ", ".join(":".join([name, *(f"{n:g}" for n in numbers(kind).values())]) for name, kind in kinds.items())
 
 
 def _like(default: int | float, text: str) -> int | float:

@@ -7,10 +7,10 @@ import triton.language as tl
 
 from inrfast.kernels.activations import log1p
 
-MSE = tl.constexpr(0)
-L1 = tl.constexpr(1)
-HUBER = tl.constexpr(2)
-BCE = tl.constexpr(3)
+MSE = tl.constexpr("mse")
+L1 = tl.constexpr("l1")
+HUBER = tl.constexpr("huber")
+BCE = tl.constexpr("bce")
 
 
 @triton.jit

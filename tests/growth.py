@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 import inrfast as inr
+from inrfast.signals.meshes.winding import winding_numbers
 from inrfast.signals.render import render
-from inrfast.signals.winding import winding_numbers
 from inrfast.training.derivatives import gradient, laplacian
 
 Call = Callable[..., Any]

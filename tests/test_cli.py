@@ -169,7 +169,7 @@ def test_ntk_leaves_nothing_when_interrupted(tmp_path, monkeypatch, capsys):
 
     path = tmp_path / "kernel.npy"
     path.write_bytes(b"former")
-    monkeypatch.setattr("inrfast.tangent.kernel.NTK.to_dense", interrupted)
+    monkeypatch.setattr("inrfast.tangent.local.NTK.to_dense", interrupted)
     assert main(["ntk", *SMALL, "--grid", "4x4", "--out", str(path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert files(tmp_path) == ["kernel.npy"]
@@ -376,7 +376,7 @@ def test_fit_refuses_what_is_no_image(photo, tmp_path, refused):
     refused(fit_photo(text, *out), "text.png", "not an image")
     refused(fit_photo(empty, *out), "empty.png", "empty")
     refused(fit_photo(tmp_path, *out), "folder")
-    refused(fit_photo(tmp_path / "song.mp3", *out), ".mp3", "Pillow", ".wav", ".npy", ".obj")
+    refused(fit_photo(tmp_path / "song.mp3", *out), ".mp3", ".png", ".wav", ".npy", ".obj")
     assert files(tmp_path) == before
 
 
@@ -391,7 +391,7 @@ def test_fit_refuses_damaged_signals_of_every_kind(tmp_path, refused, name):
 
 
 def test_fit_refuses_options_of_other_kinds(photo, sound, cube, ball, refused):
-    refused(fit_command(sound, "--size", "4"), "--size", "image or volume or mesh", "sound.wav", "audio")
+    refused(fit_command(sound, "--size", "4"), "--size", "image or mesh or volume", "sound.wav", "audio")
     refused(fit_command(cube, "--grey"), "--grey", "image", "volume")
     refused(fit_command(photo, "--samples", "5"), "--samples", "mesh", "image")
     refused(fit_command(cube, "--weight", photo), "--weight", "image")

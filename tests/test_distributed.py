@@ -1,96 +1,70 @@
 """Two processes give the numbers of one, and each holds half."""
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from shared_calls import COORDS, network
+from shared_processes import processes
 
 import inrfast as inr
 from inrfast import distributed
-from inrfast.distributed import ShardedNTK
 from inrfast.errors import NotAvailableError
 from inrfast.linalg import eigenvalues, systems
-
-SCRIPT = Path(__file__).parent / "distributed_script.py"
-
-
-def run(folder, world):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen([sys.executable, SCRIPT, folder, str(rank), str(world)], env=environment)
-        for rank in range(world)
-    ]
-    assert [process.wait(timeout=600) for process in running] == [0] * world
-    return [torch.load(folder / f"found-{rank}.pt") for rank in range(world)]
+from inrfast.tangent.sharded import ShardedNTK
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("two"), 2)
+def two(tmp_path_factory):
+    with processes(2, tmp_path_factory.mktemp("two")) as found:
+        yield found
 
 
-@pytest.fixture(scope="module", params=["trace", "full"])
-def alone(request):
-    net = inr.INR(2, 2, width=12, hidden_layers=2, activation="sine", init="siren", omega=6.0)
-    return request.param, inr.ntk(net, inr.grid((21, 13)), output=request.param, precision="highest")
-
-
-def test_the_same_calls_give_the_same_numbers_in_every_process(found, alone, monkeypatch):
+@pytest.mark.parametrize("output", ["trace", "full"])
+def test_large_kernels_have_the_numbers_of_one_process_and_half_in_each(two, output, monkeypatch):
     for module in (eigenvalues, systems):
         monkeypatch.setattr(module, "SMALL", 100)
-    output, K = alone
+    K = inr.ntk(network(), COORDS, output=output, precision="highest")
     V = torch.randn(K.shape[0], 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     s = K.spectrum(1e-6, eigenvectors=True)
-    ridge = 1e-3 * float(s.eigenvalues[0])
     size = float(s.eigenvalues[0])
-    for shared in (of_rank[output] for of_rank in found):
-        assert tuple(shared["shape"]) == K.shape
-        close(shared["diagonal"], K.diagonal())
-        assert shared["trace"] == pytest.approx(K.trace(), rel=1e-12)
-        close(shared["columns"], K.columns([3, 250, 17]))
-        close(shared["product"], K @ V)
-        close(shared["vector"], K @ V[:, 0])
-        assert shared["method"] == s.method == "cholesky"
-        assert len(shared["eigenvalues"]) == len(s.eigenvalues)
-        assert (shared["eigenvalues"] - s.eigenvalues).abs().max() <= 1e-10 * size
-        Q = shared["eigenvectors"]
-        assert Q.shape == s.eigenvectors.shape
-        residuals = torch.linalg.vector_norm(K @ Q - Q * s.eigenvalues, dim=0)
-        assert residuals.max() <= max(s.lower_error, s.upper_error)
-        assert (shared["layer"] - K.layers["layers.1"].spectrum(1e-4).eigenvalues).abs().max() <= 1e-10 * size
-        assert (shared["lanczos"] - torch.linalg.eigvalsh(K.to_dense()).flip(0)[:5]).abs().max() <= 1e-8 * size
-        close(shared["quadrature"][:, 0], K.spectrum(method="quadrature").counts.nodes[:, 0])
-        residual = torch.linalg.vector_norm(K.product(shared["solution"], ridge) - V, dim=0)
-        assert (residual <= 1.1e-9 * torch.linalg.vector_norm(V, dim=0)).all()
-    first, second = (of_rank[output] for of_rank in found)
-    for name in ("eigenvalues", "errors", "product", "solution"):
-        assert torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name])), name
+    first, second = two.call("shared_calls", "large", output)
+    for name, found in first.items():
+        assert not isinstance(found, torch.Tensor) or torch.equal(found, second[name]), name
+    close(first["product"], K @ V)
+    close(first["form"], K.quadratic_form(V))
+    close(first["frobenius"], torch.tensor(K.frobenius(), dtype=torch.float64))
+    close(first["quadrature"][:, 0], K.spectrum(method="quadrature").counts.nodes[:, 0])
+    assert first["method"] == s.method == "cholesky"
+    assert first["eigenvectors"].shape == s.eigenvectors.shape
+    assert (first["eigenvalues"] - s.eigenvalues).abs().max() <= 1e-10 * size
+    assert (first["layer"] - K.layers["layers.1"].spectrum(1e-4).eigenvalues).abs().max() <= 1e-10 * size
+    residual = torch.linalg.vector_norm(K.product(first["solution"], 1e-3 * size) - V, dim=0)
+    assert (residual <= 1.1e-9 * torch.linalg.vector_norm(V, dim=0)).all()
+
+    held = sum(f.numel() * f.element_size() for pair in K.left.store.all() for f in pair if f is not None)
+    assert first["rows"][1] == second["rows"][0]
+    assert (first["rows"][0], second["rows"][1]) == (0, K.shape[0])
+    assert first["bytes"] + second["bytes"] == held
+    assert max(first["bytes"], second["bytes"]) <= 0.51 * held
+    assert first["nothing"]
+    assert second["nothing"]
 
 
-def test_each_process_holds_half(found, alone):
-    output, K = alone
-    held = sum(
-        f.numel() * f.element_size()
-        for pair in K.rows.store.all()
-        for f in (pair.features, pair.sensitivities)
-        if f is not None
-    )
-    parts = [of_rank[output] for of_rank in found]
-    assert parts[0]["rows"][1] == parts[1]["rows"][0]
-    assert (parts[0]["rows"][0], parts[1]["rows"][1]) == (0, K.shape[0])
-    assert sum(part["bytes"] for part in parts) == held
-    assert max(part["bytes"] for part in parts) <= 0.51 * held
-    assert all(part["nothing"] for part in parts)
+@pytest.mark.parametrize("output", ["trace", "full"])
+def test_the_smallest_budget_counts_for_all_and_changes_no_number(two, output):
+    K = inr.ntk(network(), COORDS, output=output, precision="highest")
+    first, second = two.call("shared_calls", "recomputed", output)
+    assert torch.equal(first["dense"], second["dense"])
+    assert torch.equal(first["dense"], first["dense"].t())
+    close(first["dense"], K.to_dense())
+    close(first["submatrix"], K.submatrix([3, 200, 77]))
+    assert first["frobenius"] == second["frobenius"] == pytest.approx(K.frobenius(), rel=1e-12)
 
 
-def test_different_networks_are_refused(found):
-    messages = [of_rank["different"] for of_rank in found]
-    assert all("networks differ between processes" in message for message in messages)
+def test_different_networks_are_refused(two):
+    assert all("networks differ between processes" in message for message in two.call("shared_calls", "different"))
 
 
 def test_without_a_process_group_it_says_how_to_start():

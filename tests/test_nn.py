@@ -74,23 +74,6 @@ def test_two_starts_of_one_seed_share_their_other_layers():
         assert torch.equal(default.layers[k].weight, cured.layers[k].weight)
 
 
-@given(st.integers(1, 9), st.integers(0, 100))
-def test_sphere_norm(m, seed):
-    z = random_coords(5, m, seed).double()
-    z[2] = 0
-    z[3] *= 1e-200
-    norm = inr.SphereNorm()
-    y = norm(z)
-    assert torch.equal(y[2], torch.zeros(m, dtype=torch.float64))
-    torch.testing.assert_close(y[[0, 1, 3, 4]].norm(dim=1), torch.full((4,), m**0.5, dtype=torch.float64))
-    torch.testing.assert_close(norm(z * 7), y)
-    jacobian = torch.func.vmap(torch.func.jacrev(norm))(z)
-    assert torch.equal(jacobian[2], torch.zeros(m, m, dtype=torch.float64))
-    unit = y[0] / m**0.5
-    expected = m**0.5 / z[0].norm() * (torch.eye(m, dtype=torch.float64) - torch.outer(unit, unit))
-    torch.testing.assert_close(jacobian[0], expected)
-
-
 @pytest.mark.parametrize("position", ["pre", "post"])
 @pytest.mark.parametrize("encoding", [None, inr.RandomFourier(4, 1.0)])
 def test_calibrated_batchnorm_equals_one_batch_in_train_mode(position, encoding):

@@ -1,9 +1,13 @@
 """The README's and the examples' code runs as it stands; its commands exist and take their arguments."""
 
+import contextlib
+import os
 import re
 import runpy
 import shlex
 import sys
+import traceback
+import warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,13 @@ from inrfast.cli.options import parsed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = PYTHON.findall(README)
+RECIPES = {
+    block.partition("\n")[0].strip("# ") + f" {number}": code
+    for block in (ROOT / "docs" / "architecture.md").read_text().split("\n### ")[1:]
+    for number, code in enumerate(PYTHON.findall(block))
+}
 COMMANDS = [
     line.partition(" #")[0].strip()
     for text in (README, (ROOT / "CONTRIBUTING.md").read_text())
@@ -27,6 +37,33 @@ TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILIN
 def test_the_readme_s_python_runs(number, capsys):
     exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_of_the_architecture_runs(recipe, tmp_path):
+    """In a child, so that what it registers is gone with it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(tmp_path)
+            with open("out", "w") as out, contextlib.redirect_stdout(out), warnings.catch_warnings():
+                warnings.simplefilter("error")
+                exec(compile(RECIPES[recipe], recipe, "exec"), {"__name__": "recipe"})
+            os._exit(0)
+        except BaseException:
+            (tmp_path / "error").write_text(traceback.format_exc())
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status == 0, (tmp_path / "error").read_text()
+    assert (tmp_path / "out").read_text().strip()
+
+
+def test_the_drawing_is_of_this_house():
+    house = runpy.run_path(str(ROOT / "docs" / "house.py"))
+    assert sorted(house["rooms"]()) == sorted(room for floor in house["FLOORS"].values() for room in floor)
+    assert [room for floor in house["FLOORS"].values() for room in floor] == house["rooms"]()
+    assert (ROOT / "docs" / "house.svg").read_text() == house["drawing"]()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -51,9 +88,9 @@ def test_the_examples_run(script, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
 def test_every_file_a_page_points_to_exists(page):
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", (ROOT / page).read_text())
     assert links
     for link in links:
-        assert (ROOT / link).exists(), link
+        assert (ROOT / page).parent.joinpath(link).exists(), link

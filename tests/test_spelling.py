@@ -6,7 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inrfast.spelling import MOST_WHOLE, UNITS, named, number, path, shape, share, size_in_bytes, whole
+from inrfast.spelling import (
+    MOST_WHOLE,
+    UNITS,
+    choice,
+    named,
+    number,
+    path,
+    shape,
+    share,
+    size_in_bytes,
+    spec,
+    spellings,
+    whole,
+)
 
 KINDS = {"plain": {}, "waves": {"count": 8, "sigma": 2.5}}
 NAMED = named("thing", KINDS, lambda kind: kind)
@@ -34,6 +47,8 @@ def test_a_name_has_its_numbers_or_their_defaults(count, sigma):
     assert NAMED("plain") == ("plain", {})
     assert NAMED("waves") == ("waves", {"count": 8, "sigma": 2.5})
     assert NAMED(f"waves:{count}") == ("waves", {"count": count, "sigma": 2.5})
+    assert NAMED(f"waves:sigma={sigma!r}") == ("waves", {"count": 8, "sigma": sigma})
+    assert NAMED(f"waves:{count}:sigma={sigma!r}") == NAMED(f"waves:sigma={sigma!r}:count={count}")
     assert NAMED(f"waves:{count}:{sigma!r}") == ("waves", {"count": count, "sigma": sigma})
 
 
@@ -41,10 +56,12 @@ def test_a_name_has_its_numbers_or_their_defaults(count, sigma):
     ("kind", "text", "words"),
     [
         (NAMED, "wavse", "the thing's name .*Did you mean 'waves'"),
+        (choice("thing", KINDS), "plan", "Did you mean .plain."),
         (NAMED, "waves:1.5", "a whole number in place of '1.5'"),
         (NAMED, "waves:1:x", "a number in place of 'x'"),
         (NAMED, "waves:1:2:3", "takes 2 number.*as in waves:8:2.5"),
         (NAMED, "plain:1", "takes 0 number"),
+        (NAMED, "waves:sigm=1", "a number of waves .*Did you mean 'sigma'"),
         (whole(2, 5), "6", "at least 2 and at most 5"),
         (whole(), "1e3", "whole number"),
         (number, "nan", "finite"),
@@ -57,3 +74,11 @@ def test_a_name_has_its_numbers_or_their_defaults(count, sigma):
 def test_what_cannot_be_meant_is_refused(kind, text, words):
     with pytest.raises(argparse.ArgumentTypeError, match=words):
         kind(text)
+
+
+@given(st.integers())
+def test_a_name_alone_leaves_its_numbers_to_the_argument(count):
+    assert spec("thing", KINDS, lambda kind: kind)("waves") == "waves"
+    assert spec("thing", KINDS, lambda kind: kind)(f"waves:{count}") == {"name": "waves", "count": count, "sigma": 2.5}
+    assert [NAMED(word)[0] for word in spellings(KINDS, lambda kind: kind).split(", ")] == list(KINDS)
+    assert choice("thing", KINDS)("plain") == "plain"

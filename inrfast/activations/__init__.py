@@ -21,6 +21,9 @@ KEEPS = ("slope", "result", "mask", "nothing")
 
 Numbers = Sequence[float]
 
+MOST_DEVICE_NUMBERS = 2
+"""Numbers that the kernels' tables have room for: ``NUMBERS`` of :mod:`inrfast.kernels.activations`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Activation:
@@ -81,6 +84,10 @@ class Activation:
             raise ValueError(f"keeps of {self.name} must be one of {KEEPS}, got {self.keeps!r}")
         if (self.keeps in ("result", "mask")) != (self.times_slope is not None):
             raise ValueError(f"times_slope of {self.name} belongs to keeps='result' or 'mask', got {self.keeps!r}")
+        if self.device is not None and len(self.numbers) > MOST_DEVICE_NUMBERS:
+            raise ValueError(
+                f"a device function takes at most {MOST_DEVICE_NUMBERS} numbers, {self.name} has {len(self.numbers)}"
+            )
         if self.bound is not None and not self.bound >= 0:
             raise ValueError(f"bound of {self.name} must be at least 0, or None, got {self.bound}")
         defaults = {number: self.check_number(number, value) for number, value in self.numbers.items()}
@@ -181,9 +188,6 @@ class BoundActivation:
             return self.name
         return {"name": self.name, **self.named}
 
-    def __str__(self) -> str:
-        return self.name + "".join(f" {number}={value:g}" for number, value in self.named.items())
-
 
 ACTIVATIONS: Registry[Activation] = Registry("activation", "inrfast.activations")
 """All activations by name."""
@@ -233,6 +237,13 @@ def bind(given: Any, omega: float | None = None, argument: str = "activation") -
         if "omega" in kind.numbers:
             numbers.setdefault("omega", omega)
     return kind.bind(**numbers)
+
+
+def shown(config: str | Mapping[str, Any]) -> str:
+    """Return what :meth:`BoundActivation.config` describes in a few words, such as ``"wire(omega=20, sigma=10)"``."""
+    if isinstance(config, str):
+        return config
+    return f"{config['name']}({', '.join(f'{key}={value:g}' for key, value in config.items() if key != 'name')})"
 
 
 def torch_operator(name: str, overload: str) -> Callable[..., Tensor] | None:

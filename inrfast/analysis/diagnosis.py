@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inrfast import backends
 from inrfast.analysis.feature_jacobians import feature_jacobians
 from inrfast.analysis.rank import check_tolerance
 from inrfast.analysis.report import (
@@ -41,9 +40,9 @@ from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
-from inrfast.tangent.kernel import NTK, ntk
+from inrfast.tangent.local import NTK, ntk
 from inrfast.tangent.network import Select
-from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore
+from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, backend_for
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
@@ -55,8 +54,8 @@ LEAST_ROWS = 16
 """Points a chunk of a layer's Jacobian at least, where its Gram matrix is added up."""
 
 WIDE = 4096
-"""Parameters up to which rows by automatic differentiation are looked at as a matrix of sensitivities. Those of more,
-such as an encoding's tables, have a block of the kernel and nothing else: their Gram matrix would be too large."""
+"""Parameters up to which rows by automatic differentiation are looked at as a matrix of sensitivities. Larger ones,
+such as the tables of an encoding, have a block of the kernel only: their Gram matrix would be too large."""
 
 GRAMS = 3
 """Matrices as large as a Gram matrix that its eigenvalues take: itself, one without columns of zeros, and LAPACK's."""
@@ -136,7 +135,7 @@ def diagnose(
         full_grid = torch.equal(points, coords)
     budget = budget_bytes(memory_budget, capture.device)
     if ntk_coords is None:  # of the same snapshot, whose probes looked at these points
-        store = FactorStore(capture, points, budget // 2, backends.resolve("auto", capture.device))
+        store = FactorStore(capture, points, budget // 2, backend_for(capture, "auto"))
         kernel = NTK(LayerwiseJacobian(store, budget), None, "trace")
     else:
         kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
@@ -246,7 +245,7 @@ def _grid(capture: Capture, coords: Tensor, kernel: NTK | None, budget: int) -> 
     """
     if kernel is None:
         return _Grid(capture, coords, _chunk_rows(capture, budget), None, lambda: capture.pass_errors(coords))
-    store = kernel.rows.store
+    store = kernel.left.store
     squares, each = _chunk_bytes(capture)
     # Kept factors take half of the budget, and a pass that makes them half of that.
     shared = store.fits and squares + each * min(CHUNK_ROWS, len(coords)) <= budget // SHARED
@@ -257,7 +256,8 @@ def _grid(capture: Capture, coords: Tensor, kernel: NTK | None, budget: int) -> 
 def _chunk_bytes(capture: Capture) -> tuple[int, int]:
     """Return the bytes of the square matrices of all layers, and of a point in a chunk."""
     blocks = [layer.block for layer in capture.layers if _is_looked_at(layer)]
-    numbers = sum(b * capture.outputs + a for a, b in (layer.block for layer in capture.layers))
+    held = [own if layer.sparse else layer.block for layer, own in zip(capture.layers, capture.stored, strict=True)]
+    numbers = sum(b * capture.outputs + a for a, b in held)
     widest = max((max(block) for block in blocks), default=1)
     each = 8 * numbers * (PASS_BUFFERS if capture.plain else HOOKED_BUFFERS)
     # One for every factor, and two more like the largest: of a chunk stacked under it, and of LAPACK.
@@ -325,8 +325,8 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
 
 
 def _is_looked_at(layer: Layer) -> bool:
-    """Return whether the singular values of a layer's sensitivities are asked for."""
-    return layer.observed or layer.columns <= WIDE
+    """Return whether the singular values of a layer's sensitivities are asked for, which sparse rows have not."""
+    return not layer.sparse and (layer.observed or layer.columns <= WIDE)
 
 
 def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
@@ -503,15 +503,15 @@ def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectru
     G is the layer's Jacobians of all outputs side by side; its square has to fit the budget. Columns of zeros do not
     count: the head of a network with several outputs has mostly those.
     """
-    n, columns = block.shape[0], block.outputs * block.rows.shape[1]
-    left = block.memory_budget - block.rows.store.bytes_held - 8 * GRAMS * columns**2
+    n, columns = block.shape[0], block.outputs * block.left.shape[1]
+    left = block.memory_budget - block.left.store.bytes_held - 8 * GRAMS * columns**2
     on_cpu = block.device.type == "cpu"
     # Beside a chunk of rows what makes it, and the sums of its blocks where it is long.
     rows = min(CHUNK_ROWS if on_cpu else DEVICE_ROWS, left // ((2 if on_cpu else 3) * 8 * columns))
     if columns <= 2 * min(n, SMALL) and rows >= min(n, LEAST_ROWS):
         gram = StreamedGram(columns, block.device)
         for points in chunks(n, rows):
-            gram.add(block.rows.rows(points).reshape(-1, columns))
+            gram.add(block.left.rows(points).reshape(-1, columns))
         alive = gram.without_zeros()
         if alive < n:
             found = gram.singular_values()

@@ -14,11 +14,11 @@ from inrfast.linalg.spectrum import RankInterval
 from inrfast.linalg.tsqr import CHUNK_ROWS, singular_values
 from inrfast.memory import chunks
 from inrfast.modes import in_own_modes
-from inrfast.tangent.kernel import NTK
+from inrfast.tangent.kernel import TangentKernel
 
 
 @in_own_modes
-def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | NTK, rtol: float) -> RankInterval:
+def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | TangentKernel, rtol: float) -> RankInterval:
     """Return how many singular values of a matrix, or eigenvalues of a kernel, exceed ``rtol`` times the largest.
 
     The two conventions differ on purpose: ``lambda = sigma^2``, so a kernel ``J J^T`` at ``rtol`` has the rank of the
@@ -27,8 +27,8 @@ def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | NTK, rtol: float) -> 
     Parameters
     ----------
     matrix_or_kernel
-        A matrix (m, n), tensor or NumPy array, of any floating dtype: **singular values** relative to sigma_1. Or an
-        :class:`~inrfast.tangent.kernel.NTK`: **eigenvalues** relative to lambda_1. Both are computed in fp64.
+        A matrix (m, n), tensor or NumPy array, of any floating dtype: **singular values** relative to sigma_1. Or a
+        tangent kernel, of one process or shared by several: **eigenvalues** relative to lambda_1. Both in fp64.
     rtol
         Relative tolerance in (0, 1).
 
@@ -50,7 +50,7 @@ def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | NTK, rtol: float) -> 
     2
     """
     rtol = check_tolerance("rtol", rtol)
-    if isinstance(matrix_or_kernel, NTK):
+    if isinstance(matrix_or_kernel, TangentKernel):
         return matrix_or_kernel.spectrum(rtol).rank(rtol)
     given = matrix_or_kernel
     if isinstance(given, np.ndarray):

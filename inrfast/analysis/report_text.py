@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from inrfast.activations import shown
 from inrfast.encodings import described
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def network_name(network: Mapping[str, Any]) -> str:
     if "class" in network:
         return str(network["class"])
     sizes = [network["in_features"], *[network["width"]] * network["hidden_layers"], network["out_features"]]
-    activations = "/".join(dict.fromkeys(network["activation"]))
+    activations = "/".join(dict.fromkeys(map(shown, network["activation"])))
     told = ["-".join(map(str, sizes)), activations, f"init {network['init']}"]
     told += [described(network["encoding"])] if network["encoding"] else []
     norms = "/".join(dict.fromkeys(str(norm) for norm in network["norm"] if norm))

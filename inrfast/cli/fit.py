@@ -6,25 +6,27 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option
 from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress, reading
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
+from inrfast.cli.signal_options import add_signal_options, given_options
 from inrfast.files import shown
-from inrfast.spelling import number, path, shape, whole
+from inrfast.losses import LOSSES
+from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed
+from inrfast.signals.paths import readable
+from inrfast.spelling import choice, number, path, spec, spellings, whole
+from inrfast.training.optimizers import OPTIMIZERS
+from inrfast.training.schedules import SCHEDULES
 
-ENDINGS = """\
-signals, by the ending of the file:
-  image    PNG, JPEG, TIFF, WebP, ...; transparency is kept unless --grey; --size, --grey, --page, --weight
-  audio    .wav, .flac, .ogg; sines of a high frequency are usual: --activation sine --init siren --omega 300
-  volume   .npy, or .npz with one array, of shape (D, H, W) or (D, H, W, C); --size averages it down
-  mesh     .obj, .ply, .stl, .off, .glb: inside or outside at sampled points; --samples, --size of the reconstruction
-
-"""
+if TYPE_CHECKING:
+    from inrfast.nn import INR
+    from inrfast.training.result import FitResult
 
 
 def add(commands: Any) -> None:
@@ -42,36 +44,37 @@ def add(commands: Any) -> None:
         "  inrfast fit speech.wav --activation sine --init siren --omega 300 --batch-size 16384\n"
         "  inrfast fit bunny.obj --batch-size 20000 --checkpoint bunny.checkpoint --resume\n",
     )
-    parser.epilog = ENDINGS + str(parser.epilog)
-    parser.add_argument("signal", type=path, help="the image, sound, volume or mesh")
+    kinds = "".join(f"  {name:8} {kind.summary}\n" for name, kind in SIGNALS.items())
+    parser.epilog = f"signals, by the ending of the file:\n{kinds}\n{parser.epilog}"
+    parser.add_argument("signal", type=path, help=f"the file: {', '.join(SIGNALS)}")
     parser.add_argument("--out", type=path, help="file to write, report and model beside it (result.png, .wav, ...)")
-    _signal_options(parser)
+    add_signal_options(parser.add_argument_group("signal"), "options")
     _training_options(parser)
-
-
-def _signal_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("signal")
-    group.add_argument(
-        "--size",
-        type=shape,
-        help="image: pixels to fit, like 256 or 240x320 (256); volume: voxels to fit (all); mesh: grid of the "
-        "reconstruction (128)",
-    )
-    group.add_argument("--grey", action="store_true", help="image: one channel instead of three or four")
-    group.add_argument("--page", type=whole(0), help="image: page of a TIFF or frame of an animation, from 0")
-    group.add_argument(
-        "--weight", type=path, help="image: grey mask of its size, 0 where it is missing; the PSNR is of all pixels"
-    )
-    group.add_argument("--samples", type=whole(), help="mesh: points to fit, half of them near the surface (200000)")
 
 
 def _training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=whole(), default=2000, help="updates (default: %(default)s)")
     group.add_argument("--lr", type=number, default=1e-3, help="learning rate (default: %(default)s)")
-    group.add_argument("--schedule", default="exponential", help="exponential (to 0.1), cosine, constant (%(default)s)")
-    group.add_argument("--batch-size", type=whole(), help="points an update (default: all)")
-    group.add_argument("--optimizer", default="adam", help="adam, adamw or sgd (default: %(default)s)")
+    group.add_argument(
+        "--schedule",
+        type=choice("schedule", SCHEDULES),
+        default="exponential",
+        help=f"of the learning rate: {', '.join(SCHEDULES)} (%(default)s)",
+    )
+    group.add_argument("--batch-size", type=whole(), help="points per update (default: all)")
+    group.add_argument(
+        "--loss",
+        type=spec("loss", LOSSES, attrgetter("numbers")),
+        default="mse",
+        help=f"{spellings(LOSSES, attrgetter('numbers'))} (%(default)s)",
+    )
+    group.add_argument(
+        "--optimizer",
+        type=choice("optimizer", OPTIMIZERS),
+        default="adam",
+        help=f"{', '.join(OPTIMIZERS)} (%(default)s)",
+    )
     group.add_argument("--weight-decay", type=number, default=0.0, help="of the optimizer (default: %(default)s)")
     group.add_argument("--precision", default="high", help="high (fp32), highest (fp64), medium (bf16) (%(default)s)")
     group.add_argument("--target-psnr", type=number, help="stop at this PSNR (dB)")
@@ -84,66 +87,27 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit, write reconstruction, report and model, and print how close it came."""
-    from inrfast.cli import kinds
-    from inrfast.signals.paths import readable
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import save_network
-    from inrfast.training.fit import fit
 
-    name = kinds.kind_of(arguments.signal)
-    kind = kinds.KINDS[name]
-    _check_options(arguments, name)
-    if arguments.resume and arguments.checkpoint is None:
-        raise ValueError("--resume needs --checkpoint, the file to go on from")
-    readable(arguments.signal, kind.called)
-    if arguments.weight is not None:
-        readable(arguments.weight, "an image")
+    name = kind_of(arguments.signal)
+    kind = SIGNALS[name]
+    options = given_options(arguments, name, "options", arguments.signal)
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
-    check_file(out, kind.suffixes(1), kinds.listed(kind.suffixes(1)))
-    for file in (report_file, model_file):
-        check_target("--out", file)
-    if arguments.checkpoint is not None:
-        check_target("--checkpoint", arguments.checkpoint)
-    _check_apart((out, report_file, model_file), arguments)
+    _check_files(arguments, kind, options, (out, report_file, model_file))
     with reading(arguments, arguments.signal):
-        signal = kind.load(arguments)
-    outputs = signal.target.shape[-1]
-    check_file(out, kind.suffixes(outputs), kinds.listed(kind.suffixes(outputs)))
-
-    dtype = torch.float64 if arguments.precision == "highest" else torch.float32
-    net = network(arguments, signal.coords.shape[1], outputs, dtype)
-    coords, target, weight = (
-        None if values is None else values.to(arguments.device, dtype)
-        for values in (signal.coords, signal.target, signal.weight)
-    )
-    assert coords is not None and target is not None
-    target = target.reshape(len(coords), outputs)
-    make_folder(arguments.checkpoint)
-    with bar(arguments, "the fit"):
-        result = fit(
-            net,
-            coords,
-            target,
-            steps=arguments.steps,
-            lr=arguments.lr,
-            schedule=arguments.schedule,
-            batch_size=arguments.batch_size,
-            weight=weight,
-            optimizer=arguments.optimizer,
-            weight_decay=arguments.weight_decay,
-            precision=arguments.precision,
-            target_psnr=arguments.target_psnr,
-            patience=arguments.patience,
-            checkpoint=arguments.checkpoint,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            resume=arguments.resume,
-            eval_target=None if weight is None else target,
+        signal = kind.load(
+            arguments.signal,
             seed=arguments.seed,
-            progress=progress(arguments),
             memory_budget=arguments.memory_budget,
-            data_range=1.0 if name == "image" else None,
+            progress=progress(arguments),
+            **options,
         )
+    outputs = signal.target.shape[-1]
+    check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
+
+    net, result = _fitted(arguments, signal)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
@@ -154,22 +118,12 @@ def run(arguments: argparse.Namespace) -> int:
         "size": [*about["shape"], outputs],
         "out": str(out),
         "model": str(model_file),
-        "interrupted": result.interrupted,
-        "stopped": result.stopped,
-        "steps": result.steps,
-        "seconds": result.seconds,
-        "psnr": finite(result.psnr),
-        "data_range": result.data_range,
-        "best_psnr": finite(result.best_psnr),
-        "best_step": result.best_step,
-        "eval_steps": result.eval_steps,
-        "psnrs": [finite(psnr) for psnr in result.psnrs],
-        "settings": result.config,
+        **_numbers(result),
     }
     stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
     outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {arguments.steps} steps"
     if signal.held_out is not None:
-        found["samples"] = len(coords)
+        found["samples"] = len(signal.coords)
         found["iou"] = _held_out_iou(net, *signal.held_out)
         outcome += f", IoU {found['iou']:.4f} at points it did not see"
     with bar(arguments, "evaluating the network"):
@@ -189,36 +143,96 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _check_options(arguments: argparse.Namespace, name: str) -> None:
-    """Refuse options that say nothing about a signal of this kind."""
-    from inrfast.cli.kinds import KINDS
+def _fitted(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, FitResult]:
+    """Return the network of the options, fitted to the signal, and the fit's result."""
+    from inrfast.training.fit import fit
 
-    given = {
-        "size": arguments.size is not None,
-        "grey": arguments.grey,
-        "page": arguments.page is not None,
-        "weight": arguments.weight is not None,
-        "samples": arguments.samples is not None,
+    outputs = signal.target.shape[-1]
+    dtype = torch.float64 if arguments.precision == "highest" else torch.float32
+    net = network(arguments, signal.coords.shape[1], outputs, dtype)
+    coords = signal.coords.to(arguments.device, dtype)
+    target = signal.target.to(arguments.device, dtype).reshape(len(coords), outputs)
+    weight = None if signal.weight is None else signal.weight.to(arguments.device, dtype)
+    make_folder(arguments.checkpoint)
+    with bar(arguments, "the fit"):
+        result = fit(
+            net,
+            coords,
+            target,
+            steps=arguments.steps,
+            lr=arguments.lr,
+            schedule=arguments.schedule,
+            batch_size=arguments.batch_size,
+            loss=arguments.loss,
+            weight=weight,
+            optimizer=arguments.optimizer,
+            weight_decay=arguments.weight_decay,
+            precision=arguments.precision,
+            target_psnr=arguments.target_psnr,
+            patience=arguments.patience,
+            checkpoint=arguments.checkpoint,
+            checkpoint_seconds=arguments.checkpoint_seconds,
+            resume=arguments.resume,
+            eval_target=None if weight is None else target,
+            seed=arguments.seed,
+            progress=progress(arguments),
+            memory_budget=arguments.memory_budget,
+            data_range=signal.data_range,
+        )
+    return net, result
+
+
+def _numbers(result: FitResult) -> dict[str, Any]:
+    """Return what the report says of a fit."""
+    return {
+        "interrupted": result.interrupted,
+        "stopped": result.stopped,
+        "steps": result.steps,
+        "seconds": result.seconds,
+        "psnr": finite(result.psnr),
+        "data_range": result.data_range,
+        "best_psnr": finite(result.best_psnr),
+        "best_step": result.best_step,
+        "eval_steps": result.eval_steps,
+        "psnrs": [finite(psnr) for psnr in result.psnrs],
+        "settings": result.config,
     }
-    for option, used in given.items():
-        if used and option not in KINDS[name].options:
-            takers = " or ".join(other for other, kind in KINDS.items() if option in kind.options)
-            raise ValueError(f"--{option} goes with a signal of the kind {takers}; {arguments.signal} is of {name}")
 
 
-def _check_apart(written: Iterable[Path], arguments: argparse.Namespace) -> None:
+def _check_files(
+    arguments: argparse.Namespace, kind: SignalKind, options: dict[str, Any], written: tuple[Path, ...]
+) -> None:
+    """Refuse files that cannot be read or written before anything takes time."""
+    if arguments.resume and arguments.checkpoint is None:
+        raise ValueError("--resume needs --checkpoint, the file to go on from")
+    read = {"the signal": arguments.signal}
+    read |= {f"--{option}": value for option, value in options.items() if isinstance(value, Path)}
+    for what, file in read.items():
+        readable(file, kind.called if what == "the signal" else f"a {what}")
+    out = written[0]
+    check_file(out, kind.writable(1), listed(kind.writable(1)))
+    for file in written[1:]:
+        check_target("--out", file)
+    if arguments.checkpoint is not None:
+        check_target("--checkpoint", arguments.checkpoint)
+    _check_apart(written, read, arguments.checkpoint, arguments.resume)
+
+
+def _check_apart(written: Iterable[Path], read: dict[str, Path], checkpoint: Path | None, resume: bool) -> None:
     """Refuse to write over what is read, or one file over another."""
-    checkpoint = arguments.checkpoint
-    files = {"the signal": arguments.signal, "--weight": arguments.weight}
-    for what, other in files.items():
-        if None not in (checkpoint, other) and os.path.realpath(checkpoint) == os.path.realpath(other):
-            raise ValueError(f"--checkpoint must be another file than {what}, got {checkpoint} for both")
-    if checkpoint is not None and checkpoint.exists() and not arguments.resume:
-        raise FileExistsError(f"--checkpoint: {shown(checkpoint)} exists; go on from it with --resume, or name another")
-    files["--checkpoint"] = checkpoint
+    files = dict(read)
+    if checkpoint is not None:
+        for what, other in read.items():
+            if os.path.realpath(checkpoint) == os.path.realpath(other):
+                raise ValueError(f"--checkpoint must be another file than {what}, got {checkpoint} for both")
+        if checkpoint.exists() and not resume:
+            raise FileExistsError(
+                f"--checkpoint: {shown(checkpoint)} exists; go on from it with --resume, or name another"
+            )
+        files["--checkpoint"] = checkpoint
     for file in written:
         for what, other in files.items():
-            if other is not None and os.path.realpath(file) == os.path.realpath(other):
+            if os.path.realpath(file) == os.path.realpath(other):
                 raise ValueError(f"--out must be another file than {what}, got {file} for both")
 
 

@@ -23,7 +23,7 @@ from inrfast.memory import format_bytes
 from inrfast.spelling import path, shape, share, whole
 
 if TYPE_CHECKING:
-    from inrfast.tangent.kernel import NTK
+    from inrfast.tangent.local import NTK
 
 OUTPUTS = ("trace", "full")
 
@@ -50,7 +50,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the kernel's numbers, and write it where a file is named."""
-    from inrfast.tangent.kernel import ntk
+    from inrfast.tangent.local import ntk
 
     coords = grid(arguments.grid, device=arguments.device)
     net = calibrated_network(arguments, coords, arguments.outputs)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from inrfast.activations import ACTIVATIONS
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
-from inrfast.encodings.spelling import spelled, spellings
+from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice
+from inrfast.init import INITIALISERS
 from inrfast.nn import INR, calibrate_batchnorm_
-from inrfast.spelling import number, size_in_bytes, whole
+from inrfast.norms import NORMS
+from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +55,8 @@ def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names) + "}")
-    for name in names:
+    # Only the command at hand is described: what another one needs is not imported.
+    for name in words[:1] if words and words[0] in names else names:
         importlib.import_module(f"inrfast.cli.{name}").add(commands)
     return parser.parse_args(words)
 
@@ -99,15 +104,30 @@ def network_options() -> Parser:
     group = options.add_argument_group("network")
     group.add_argument("--width", type=whole(), default=256, help="units of a hidden layer (%(default)s)")
     group.add_argument("--hidden-layers", type=whole(), default=3, help="activated layers (%(default)s)")
-    group.add_argument("--activation", default="relu", help="relu, sine, gaussian, finer, tanh, ... (%(default)s)")
-    group.add_argument("--omega", type=number, default=30.0, help="frequency of sine, gaussian, finer (%(default)s)")
-    group.add_argument("--init", default="default", help="rank_expanding, siren, kaiming, xavier or %(default)s")
-    group.add_argument("--hidden-init", help="initialisation of the layers after the first, where it differs")
-    group.add_argument("--norm", help="batch (calibrated on the grid) or sphere (default: none)")
+    numbers, with_omega = attrgetter("numbers"), [name for name, a in ACTIVATIONS.items() if "omega" in a.numbers]
+    group.add_argument(
+        "--activation",
+        type=spec("activation", ACTIVATIONS, numbers),
+        default="relu",
+        help=f"{spellings(ACTIVATIONS, numbers)}; numbers in this order, or as sine:omega=30 (%(default)s)",
+    )
+    group.add_argument(
+        "--first-activation", type=spec("activation", ACTIVATIONS, numbers), help="of the first layer, where it differs"
+    )
+    group.add_argument("--omega", type=number, help=f"frequency of {', '.join(with_omega)} (each has its own default)")
+    init = choice("initialisation", INITIALISERS)
+    group.add_argument("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
+    group.add_argument("--hidden-init", type=init, help="of the layers after the first, where it differs")
+    group.add_argument(
+        "--norm",
+        type=choice("norm", NORMS),
+        help=f"{', '.join(NORMS)} (default: none); batch norms are calibrated on the grid",
+    )
     group.add_argument(
         "--encoding",
-        type=spelled,
-        help=f"{spellings()}; side by side with +, one after the other with a comma, as in identity+fourier:64:3; "
+        type=encoding_spelling.spelled,
+        help=f"{encoding_spelling.spellings()}; side by side with +, one after the other with a comma, as in "
+        "identity+fourier:64:3; "
         ":trainable after one whose numbers are to be trained",
     )
     return options
@@ -115,14 +135,14 @@ def network_options() -> Parser:
 
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode, batch norms as they start."""
-    hidden = arguments.hidden_init
+    hidden, first = arguments.hidden_init, arguments.first_activation
     with at_work("building the network", arguments.quiet):
         return INR(
             inputs,
             outputs,
             width=arguments.width,
             hidden_layers=arguments.hidden_layers,
-            activation=arguments.activation,
+            activation=arguments.activation if first is None else {"first": first, "hidden": arguments.activation},
             omega=arguments.omega,
             encoding=arguments.encoding,
             norm=arguments.norm,

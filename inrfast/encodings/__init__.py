@@ -2,6 +2,7 @@
 
 from inrfast.encodings.base import ENCODINGS, Encoding, described, from_config, is_own, register
 from inrfast.encodings.composed import Compose, Concatenate, Identity
+from inrfast.encodings.hash_grid import HashGrid
 from inrfast.encodings.polynomial import Polynomial
 from inrfast.encodings.positional import PositionalEncoding
 from inrfast.encodings.random_fourier import RandomFourier
@@ -11,6 +12,7 @@ __all__ = [
     "Compose",
     "Concatenate",
     "Encoding",
+    "HashGrid",
     "Identity",
     "Polynomial",
     "PositionalEncoding",

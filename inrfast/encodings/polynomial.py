@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.encodings.base import FEWER, Encoding, Shape, register
-from inrfast.errors import check_float, check_int
+from inrfast.errors import check_flag, check_float, check_int
 from inrfast.memory import counted, require_free
 
 HIGHEST = 1030
@@ -63,6 +63,10 @@ class Polynomial(Encoding):
         Highest degree; degrees 0 to ``degree`` are all present.
     coefficients
         The ``degree + 1`` non-negative numbers ``a_k``; default all 1.
+    trainable
+        Whether the ``a_k`` are trained, from these on. The parameter is ``roots``, ``r_k`` with ``a_k = r_k^2``: no
+        step makes an ``a_k`` negative, the features are linear in it, and an ``a_k`` of 0 still has a gradient; a
+        softplus could not even start there. ``encoding.coefficients`` are the present ``a_k``.
 
     Source: PEAK (Li et al.), Theorem 3.3.
     """
@@ -72,31 +76,40 @@ class Polynomial(Encoding):
 
     exponents: Tensor
     scales: Tensor
+    roots: Tensor
 
-    def __init__(self, degree: int, coefficients: Sequence[float] | None = None) -> None:
+    def __init__(self, degree: int, coefficients: Sequence[float] | None = None, trainable: bool = False) -> None:
         super().__init__()
         self.degree = check_int("degree", degree, minimum=0)
         require_free(32 * (self.degree + 1), f"a polynomial encoding of degree {counted(self.degree)}", FEWER)
         if coefficients is None:
-            self.coefficients = [1.0] * (self.degree + 1)
+            self.start = [1.0] * (self.degree + 1)
         else:
-            self.coefficients = [check_float("coefficients", a, minimum=0.0) for a in coefficients]
-        if len(self.coefficients) != self.degree + 1:
-            raise ValueError(
-                f"coefficients must hold degree + 1 = {self.degree + 1} numbers, got {len(self.coefficients)}"
-            )
+            self.start = [check_float("coefficients", a, minimum=0.0) for a in coefficients]
+        if len(self.start) != self.degree + 1:
+            raise ValueError(f"coefficients must hold degree + 1 = {self.degree + 1} numbers, got {len(self.start)}")
+        self.trainable = check_flag("trainable", trainable)
+
+    @property
+    def coefficients(self) -> list[float]:
+        """The ``degree + 1`` numbers ``a_k`` as they are now, trained or not."""
+        if "roots" not in self._parameters:
+            return list(self.start)
+        present: list[float] = self.roots.detach().double().square().tolist()
+        return present
 
     def columns(self, in_features: int) -> int:
         """Return the number of monomials, ``(degree + d)! / (degree! d!)``."""
         return math.comb(self.degree + in_features, in_features)
 
     def shapes(self, in_features: int) -> dict[str, Shape]:
-        """Return those of the exponents and the scales, one per monomial."""
+        """Return those of the exponents and the scales, one per monomial, and of the roots if they are trained."""
         # The number of monomials may have a million digits; but it is not below 1 + d k.
         if self.degree * in_features >= MOST_MONOMIALS:
             raise ValueError(f"the monomials of degree {self.degree} in {counted(in_features)} coordinates fit no file")
         count = self.columns(in_features)
-        return {"exponents": (count, in_features), "scales": (count,)}
+        roots = {"roots": (self.degree + 1,)} if self.trainable else {}
+        return {"exponents": (count, in_features), "scales": (count,), **roots}
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Check that the exponents are from 0 to the degree."""
@@ -122,15 +135,19 @@ class Polynomial(Encoding):
         require_free(8 * count * (4 * in_features + 6), what, "take a lower degree")
         if in_features > 1 and self.degree >= HIGHEST:
             raise ValueError(f"degree must be below {HIGHEST} in several coordinates, where it overflows fp64")
-        built = Polynomial(self.degree, self.coefficients)
+        built = Polynomial(self.degree, self.start, self.trainable)
         exponents, weights = _monomials(self.degree, in_features)
         with np.errstate(over="ignore"):
-            scales = np.sqrt(np.asarray(self.coefficients)[exponents.sum(1)] * weights)
+            apart = [1.0] * (self.degree + 1) if self.trainable else self.start
+            scales = np.sqrt(np.asarray(apart)[exponents.sum(1)] * weights)
         if not np.isfinite(scales).all():
             raise ValueError(f"degree {self.degree} in {in_features} coordinates overflows fp64; take a lower one")
         built.in_features, built.out_features = in_features, count
         built.register_buffer("exponents", torch.from_numpy(exponents).to(device))
         built.register_buffer("scales", torch.from_numpy(scales).to(device=device, dtype=dtype))
+        if self.trainable:
+            roots = torch.tensor(self.start, dtype=torch.float64).sqrt()
+            built.register_parameter("roots", nn.Parameter(roots.to(device=device, dtype=dtype)))
         return built
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -139,10 +156,14 @@ class Polynomial(Encoding):
             powers.append(powers[-1] * coords)
         table = torch.stack(powers, dim=-1)  # (..., d, degree + 1)
         columns = [table[..., axis, :].index_select(-1, self.exponents[:, axis]) for axis in range(coords.shape[-1])]
-        return self.scales * torch.stack(columns, dim=-1).prod(-1)
+        scales = self.scales
+        if self.trainable:
+            scales = scales * self.roots.index_select(0, self.exponents.sum(1))
+        return scales * torch.stack(columns, dim=-1).prod(-1)
 
     def config(self) -> dict[str, Any]:
-        return {"name": "Polynomial", "degree": self.degree, "coefficients": self.coefficients}
+        trained = {"trainable": True} if self.trainable else {}
+        return {"name": "Polynomial", "degree": self.degree, "coefficients": list(self.start), **trained}
 
     def extra_repr(self) -> str:
-        return f"degree={self.degree}"
+        return f"degree={self.degree}" + (", trainable=True" if self.trainable else "")

@@ -85,11 +85,11 @@ class RandomFourier(Encoding):
         built.in_features = in_features
         if self.given is None:
             numbers = self.sigma * torch.randn(self.n, in_features, generator=generator, dtype=torch.float64)
-        elif self.given.shape[1] == in_features:
-            numbers = self.given
+        elif len(self.given[0]) == in_features:
+            numbers = torch.tensor(self.given, dtype=torch.float64)
         else:
-            raise ValueError(f"frequencies must have shape (n, {in_features}), got {tuple(self.given.shape)}")
-        built._hold("frequencies", numbers.to(device=device, dtype=dtype, copy=True), self.trainable)
+            raise ValueError(f"frequencies must have shape (n, {in_features}), got {(self.n, len(self.given[0]))}")
+        built._hold("frequencies", numbers.to(device=device, dtype=dtype), self.trainable)
         return built
 
     def forward(self, coords: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class RandomFourier(Encoding):
 
     def config(self) -> dict[str, Any]:
         drawn = {"n": self.n, "sigma": self.sigma}
-        start = drawn if self.given is None else {"frequencies": self.given.tolist()}
+        start = drawn if self.given is None else {"frequencies": self.given}
         return {"name": "RandomFourier", **start, **({"trainable": True} if self.trainable else {})}
 
     def extra_repr(self) -> str:
@@ -106,11 +106,12 @@ class RandomFourier(Encoding):
         return start + (", trainable=True" if self.trainable else "")
 
 
-def _matrix(given: Any) -> Tensor:
-    """Return given frequencies as a matrix on the CPU, in fp64: a copy."""
+def _matrix(given: Any) -> list[list[float]]:
+    """Return given frequencies as plain numbers."""
     if not isinstance(given, Tensor):
         try:
             given = torch.as_tensor(given, dtype=torch.float64)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"frequencies must be numbers of shape (n, d): {error}") from None
-    return check_tensor("frequencies", given, ndim=2).detach().to(device="cpu", dtype=torch.float64, copy=True)
+    numbers: list[list[float]] = check_tensor("frequencies", given, ndim=2).double().tolist()
+    return numbers

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import inspect
 import re
+from operator import attrgetter
 
+from inrfast import spelling
 from inrfast.encodings.base import ENCODINGS, Encoding
 from inrfast.encodings.composed import Compose, Concatenate
-from inrfast.spelling import named
 
 TRAINABLE = ":trainable"
 
@@ -37,8 +38,7 @@ def spelled(text: str) -> Encoding:
 
 def spellings() -> str:
     """Return all encodings as they are written, for the help of a command."""
-    written = [":".join([name, *(f"{n:g}" for n in kind.numbers.values())]) for name, kind in _known().items()]
-    return ", ".join(written)
+    return spelling.spellings(_known(), attrgetter("numbers"))
 
 
 def _known() -> dict[str, type[Encoding]]:
@@ -52,7 +52,7 @@ def _chain(text: str) -> Encoding:
 
 def _one(text: str) -> Encoding:
     trainable = text.endswith(TRAINABLE)
-    name, numbers = named("encoding", _known(), lambda kind: kind.numbers)(text.removesuffix(TRAINABLE))
+    name, numbers = spelling.named("encoding", _known(), lambda kind: kind.numbers)(text.removesuffix(TRAINABLE))
     kind = _known()[name]
     if not trainable:
         return kind(**numbers)

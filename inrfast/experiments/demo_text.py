@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from inrfast.activations import ACTIVATIONS, shown
 from inrfast.encodings import described
 
 Entry = Mapping[str, Any]
@@ -380,8 +381,10 @@ def _method(report: Mapping[str, Any]) -> str:
 
 def _options(network: Mapping[str, Any]) -> dict[str, Any]:
     """Return what tells one start from another, without what it does not have."""
-    found = {"activation": network["activation"][0], "init": network["init"]}
+    activation = network["activation"][0]
+    found = {"activation": shown(activation), "init": network["init"]}
     found |= {"encoding": described(network["encoding"]) if network["encoding"] else None}
     found |= {"norm": network["norm"][0], "norm position": network["norm_position"] if network["norm"][0] else None}
-    found |= {"omega": network["omega"][0] if network["activation"][0] in ("sine", "gaussian", "finer") else None}
+    has_omega = isinstance(activation, str) and "omega" in ACTIVATIONS[activation].numbers
+    found |= {"omega": network["omega"][0] if has_omega else None}
     return {key: value for key, value in found.items() if value is not None}

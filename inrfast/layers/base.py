@@ -9,6 +9,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from inrfast.ops.sparse_rows import is_sparse
 from inrfast.registry import Registry
 
 SAFE_EXPONENT = 40
@@ -19,6 +20,8 @@ class Factors(NamedTuple):
     """Factors of one layer on n points; the Jacobian's rows are ``sensitivities (x) features``.
 
     ``features`` (n, a) is Z or [Z, 1], None for a column of ones; ``sensitivities`` (n, M, b), None for the identity.
+    Sparse rows (:mod:`inrfast.ops.sparse_rows`) stand in their place: features of int64 are the columns (n, q) that
+    are not zero, sensitivities the entries (n, M, q) in them.
     """
 
     features: Tensor | None
@@ -26,13 +29,13 @@ class Factors(NamedTuple):
 
     @property
     def widths(self) -> tuple[int, int]:
-        """Widths (a, b) of the stored factors, 0 for one that is not stored."""
+        """Columns (a, b) of the stored factors, 0 for one that is not stored."""
         a = 0 if self.features is None else self.features.shape[1]
         return a, 0 if self.sensitivities is None else self.sensitivities.shape[2]
 
     def to(self, dtype: torch.dtype) -> Factors:
         """Return the factors rounded once to ``dtype``."""
-        return Factors(*(None if f is None else f.to(dtype) for f in self))
+        return Factors(*(f.to(dtype) if f is not None and f.is_floating_point() else f for f in self))
 
     def at(self, points: slice | Tensor) -> Factors:
         """Return the factors of some points: a slice of them, or an index."""
@@ -45,7 +48,7 @@ class Factors(NamedTuple):
         exact.
         """
         z, s = self
-        if z is None or s is None or z.numel() == 0:
+        if z is None or s is None or z.numel() == 0 or is_sparse(z):
             return self
         exponent = torch.frexp(z.abs().amax(1)).exponent
         exponent = torch.where(exponent.abs() > SAFE_EXPONENT, exponent, 0)
@@ -77,6 +80,8 @@ class Layer:
     order
         Handlers are asked in this order, those of one order as they were registered: 0 of a user's own, 1 of the
         library, 2 of the one that takes everything.
+    sparse
+        Whether the factors are sparse rows.
     observed
         Whether the factors are made of the module's input and of the sensitivities of its output, both observed while
         the network runs. If not, the rows come from automatic differentiation.
@@ -90,6 +95,7 @@ class Layer:
     kind: ClassVar[str]
     order: ClassVar[int] = 0
     observed: ClassVar[bool] = True
+    sparse: ClassVar[bool] = False
 
     # ---- what it takes, and its factors ------------------------------------------------------------------------
 

@@ -9,24 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.linalg.partition import Whole
-from inrfast.linalg.pivoted_cholesky import PivotedCholesky
 
 Product = Callable[[Tensor], Tensor]
-
-
-def cholesky_preconditioner(factor: PivotedCholesky, shift: float) -> Product:
-    """Return ``V -> (F F^T + shift I)^-1 V``, by Woodbury's identity.
-
-    For Nystroem factors Frangella, Tropp and Udell, SIAM J. Matrix Anal. Appl. 44(2), 2023.
-    """
-    values, vectors = torch.linalg.eigh(factor.gram)
-    inverse = 1 / (values.clamp_min(0) + shift)
-
-    def apply(V: Tensor) -> Tensor:
-        inner = vectors @ (inverse.unsqueeze(1) * (vectors.t() @ factor.transposed_product(V)))
-        return (V - factor.product(inner)) / shift
-
-    return apply
 
 
 def conjugate_gradients(

@@ -25,7 +25,7 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent.kernel.NTK` of ``precision="highest"`` is one.
+    :class:`inrfast.tangent.kernel.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
     """
 
     @property
@@ -52,19 +52,14 @@ class SymmetricOperator(Protocol):
         """Return the diagonal (n,)."""
 
     def columns(self, index: Tensor) -> Tensor:
-        """Return the columns of ``index`` (counted over all rows), (n, count), memory of their own."""
+        """Return the columns of ``index``, (n, count), memory of their own.
 
-    def submatrix(self, index: Tensor) -> Tensor:
-        """Return the rows and columns of ``index``, (count, count)."""
-
-    def columns_at(self, index: Tensor) -> Tensor:
-        """Return :meth:`columns` of an index known to be right: int64, in range, on the device; rows may repeat.
-
-        A GPU is not waited for.
+        The index is known to be right: int64, counted over all rows, in range, on the device; rows may repeat. A GPU is
+        not waited for.
         """
 
-    def submatrix_at(self, index: Tensor) -> Tensor:
-        """Return :meth:`submatrix` of such an index."""
+    def submatrix(self, index: Tensor) -> Tensor:
+        """Return the rows and columns of such an index, (count, count)."""
 
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with a block of vectors (n, k)."""
@@ -106,8 +101,6 @@ class DenseOperator:
         """Return the rows and columns of ``index``."""
         return self.matrix[index][:, index]
 
-    columns_at, submatrix_at = columns, submatrix
-
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""
         return self.matrix.clone()
@@ -118,9 +111,9 @@ class DenseOperator:
 
 
 def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:
-    """Return a bound on the error of a product with a unit vector: that of the entries, and of sums of n terms.
+    """Return a bound on the error of a product with a unit vector: from the entries, and from sums of n terms.
 
-    ``trace`` is the sum of the diagonal's sizes, where it is known.
+    ``trace`` is the sum of the absolute values on the diagonal, where it is known.
     """
     if trace is None:
         trace = float(operator.partition.total(operator.diagonal().abs().sum()))
@@ -128,9 +121,9 @@ def product_error(operator: SymmetricOperator, trace: float | None = None) -> fl
 
 
 def symmetry_faults(block: Tensor, diagonal: Tensor) -> Tensor:
-    """Return which faults a principal submatrix has: no mirror image of itself, or another diagonal; (2,), boolean.
+    """Return two booleans (2,): whether a principal submatrix is not symmetric, and whether its diagonal differs.
 
-    NaN is none of them.
+    NaN counts as neither.
     """
     sizes = diagonal.clamp_min(0).sqrt()
     scale = ASYMMETRY * torch.outer(sizes, sizes)
@@ -152,7 +145,7 @@ def check_symmetric(block: Tensor, diagonal: Tensor) -> None:
 
 
 def check_semidefinite(smallest: float, slack: float) -> None:
-    """Raise a ValueError if a number that the operator's spectrum reaches down to is below ``-slack``."""
+    """Raise a ValueError if ``smallest``, which the smallest eigenvalue does not exceed, is below ``-slack``."""
     if smallest < -slack:
         raise ValueError(f"the operator is not positive semidefinite: it has an eigenvalue of {smallest:.3e} or less")
 

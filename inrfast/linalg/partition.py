@@ -31,6 +31,9 @@ class Whole:
         """Return the first process's ``tensor``, of the same shape and dtype everywhere."""
         return tensor
 
+    def complete_(self, matrix: Tensor) -> None:
+        """Fill in the rows of a symmetric matrix (size, size) that other processes have, and mirror its lower half."""
+
     def mine(self, full: Tensor) -> Tensor:
         """Return this process's rows of a tensor that every process has whole."""
         return full[self.start : self.stop]
@@ -79,8 +82,8 @@ class Whole:
 def _unit(vector: Tensor) -> Tensor:
     """Return a vector (rows, 1) divided by its norm, the first unit vector in place of zero; no number is read.
 
-    What a QR of one column is, without its many launches on a GPU. Divided by its largest entry first, it has a square
-    of an ordinary size.
+    The same as a QR of one column, without its many launches on a GPU. Dividing by the largest entry first keeps the
+    squares in range.
     """
     largest = torch.linalg.vector_norm(vector, math.inf)
     missing = largest == 0

@@ -80,8 +80,11 @@ class Spectrum:
         Of an operator ``J J^T``, a bound on the spectral norm of the error of J; the errors above hold what follows
         from it for the largest eigenvalue. Of smaller ones less follows: a singular value of J moves by at most this,
         so that ``lambda`` moves by some ``2 sqrt(lambda)`` times as much, and ranks use that.
+    output
+        Of a tangent kernel: ``"trace"`` if it sums over the network's outputs, ``"full"`` if its rows are points times
+        outputs, the number of the output if it is of one. None for every other operator.
     outputs
-        Number M of outputs that a kernel with ``output="trace"`` sums over; 1 for every other operator.
+        Number M of the network's outputs; 1 for an operator that is no kernel.
     """
 
     eigenvalues: Tensor
@@ -97,6 +100,7 @@ class Spectrum:
     note: str = ""
     counts: Counts | None = None
     jacobian_error: float = 0.0
+    output: str | int | None = None
     outputs: int = 1
 
     def with_jacobian_error(self, error: float) -> Spectrum:
@@ -248,7 +252,8 @@ class Spectrum:
         ----------
         target
             One signal (n,), or c of them as the columns of (n, c): then the mean of their shares, so that each signal
-            counts alike whatever its size (P4, equation 11, which is an expectation over signals).
+            counts alike whatever its size (P4, equation 11, which is an expectation over signals). Of a kernel with
+            ``output="full"`` n counts points times outputs; a signal may also be of shape (points, M).
 
         Raises
         ------
@@ -277,7 +282,7 @@ class Spectrum:
         ----------
         target, y0
             Target and initial outputs, (n,) or (n, c): c signals, or the M outputs of a kernel that sums over them; n
-            counts rows of the kernel.
+            counts rows of the kernel. With ``output="full"`` also (points, M), as the network returns them.
         lr
             Learning rate; stable below ``2 / lambda_1``, M times that for a sum over outputs.
         steps
@@ -293,13 +298,14 @@ class Spectrum:
         if target.shape != y0.shape:
             raise ValueError(f"y0 must have the shape of target {tuple(target.shape)}, got {tuple(y0.shape)}")
         lr, steps = check_float("lr", lr, minimum=0.0, exclusive=True), check_int("steps", steps, minimum=0)
-        if self.outputs > 1:
+        summed = self.outputs if self.output == "trace" else 1
+        if summed > 1:
             warn_once(
-                f"predict takes each of the {self.outputs} outputs to have 1/{self.outputs} of the summed kernel; "
+                f"predict takes each of the {summed} outputs to have 1/{summed} of the summed kernel; "
                 'ntk(..., output="full") predicts without that assumption'
             )
         error = start - y
-        decay = (1 - lr * self.eigenvalues / self.outputs) ** steps - 1
+        decay = (1 - lr * self.eigenvalues / summed) ** steps - 1
         if not bool(torch.isfinite(decay).all()):
             raise ValueError(f"lr={lr:g} diverges beyond fp64 in {steps} steps; stable is a rate below 2 / lambda_1")
         return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
@@ -310,9 +316,18 @@ class Spectrum:
         return self.eigenvectors
 
     def _function(self, argument: str, given: Tensor) -> Tensor:
+        """Return signals as columns (size, c), fp64; of a kernel of all outputs also those of shape (points, M)."""
         check_tensor(argument, given)
-        if given.shape[0] != self.size:
-            raise ValueError(f"{argument} must have {self.size} rows, got shape {tuple(given.shape)}")
+        points, full = self.size // self.outputs, self.output == "full"
+        if given.ndim == 0 or (given.shape[0] != self.size and not (full and given.shape == (points, self.outputs))):
+            accepted = f"{self.size} rows"
+            if full:
+                accepted += (
+                    f" ({points} points times {self.outputs} outputs, output fast) or shape {points, self.outputs}"
+                )
+            elif self.output == "trace" and self.outputs > 1:
+                accepted += f", one per point, as the kernel sums over its {self.outputs} outputs"
+            raise ValueError(f"{argument} must have {accepted}, got shape {tuple(given.shape)}")
         return given.detach().to(self.eigenvalues).reshape(self.size, -1)
 
 

@@ -24,4 +24,4 @@ def _cost(error: float) -> float:
     return error
 
 
-BCE = LOSSES.add("bce", Loss("bce", _value, _slope, {}, (0.0, 1.0), _cost, native="bce", triton="BCE"))
+BCE = LOSSES.add("bce", Loss("bce", _value, _slope, {}, (0.0, 1.0), _cost, native="bce", triton="bce"))

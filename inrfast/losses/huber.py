@@ -19,4 +19,4 @@ def _slope(prediction: Tensor, target: Tensor, delta: float) -> Tensor:
     return (prediction - target).clamp(-delta, delta)
 
 
-HUBER = LOSSES.add("huber", Loss("huber", _value, _slope, {"delta": 1.0}, native="huber", triton="HUBER"))
+HUBER = LOSSES.add("huber", Loss("huber", _value, _slope, {"delta": 1.0}, native="huber", triton="huber"))

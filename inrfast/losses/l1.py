@@ -15,4 +15,4 @@ def _slope(prediction: Tensor, target: Tensor) -> Tensor:
     return (prediction - target).sign()
 
 
-L1 = LOSSES.add("l1", Loss("l1", _value, _slope, native="l1", triton="L1"))
+L1 = LOSSES.add("l1", Loss("l1", _value, _slope, native="l1", triton="l1"))

@@ -15,4 +15,4 @@ def _slope(prediction: Tensor, target: Tensor) -> Tensor:
     return 2 * (prediction - target)
 
 
-MSE = LOSSES.add("mse", Loss("mse", _value, _slope, native="mse", triton="MSE"))
+MSE = LOSSES.add("mse", Loss("mse", _value, _slope, native="mse", triton="mse"))

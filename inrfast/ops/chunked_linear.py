@@ -1,5 +1,7 @@
-"""The fused layer on the torch backend: a chunk of rows at a time, so that what lies between the product and the result
-stays in cache and is never written to memory."""
+"""The fused layer on the torch backend, a chunk of rows at a time.
+
+What lies between the product and the result stays in cache and is never written to memory.
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def fused_linear(
     if precision not in PRECISIONS:
         check_choice("precision", precision, PRECISIONS)
     kind = x.device.type
-    chosen = "torch" if backend == "auto" and kind == "cpu" else backends.resolve(backend, x.device)
+    chosen = "torch" if backend == "auto" and kind == "cpu" else _resolved(act, backend, x.device)
     if _casts(kind):
         dtype = torch.get_autocast_dtype(kind)
         x, weight = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, weight))
@@ -102,6 +102,12 @@ def fused_linear(
         with torch.autocast(kind, enabled=False):
             return _run(x, weight, bias, act, precision, chosen)
     return _run(x, weight, bias, act, precision, chosen)
+
+
+def _resolved(act: BoundActivation, backend: str, device: torch.device) -> str:
+    """Return the backend that takes this activation."""
+    against = None if act.kind.device is not None else f"the activation {act.name!r} has no device function"
+    return backends.resolve(backend, device, against)
 
 
 def _casts(kind: str) -> bool:
@@ -199,7 +205,7 @@ def _by_operators(
     x: Tensor, weight: Tensor, bias: Tensor | None, act: BoundActivation, precision: str, backend: str
 ) -> Tensor:
     """Return the layer's result by the operators below, as one model's."""
-    backend = backends.resolve(backend, x.device)
+    backend = _resolved(act, backend, x.device)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
     y, _ = _FusedLinear.apply(*_as_model(x, weight, bias), act, precision, backend, keep)
     return y.view(*x.shape[:-1], len(weight))

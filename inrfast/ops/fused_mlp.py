@@ -408,7 +408,7 @@ class FusedMLP:
             "ACTIVATION": shape.activation.device_name,
             "BIAS": shape.bias,
             "COORDINATES": not shape.encoded,
-            "LOSS": getattr(_losses(), str(loss.kind.triton)).value,
+            "LOSS": loss.kind.triton,
             "SCALED": self.kind == "fp16",
             "ON_CHIP": self.on_chip,
         }
@@ -475,7 +475,7 @@ class FusedMLP:
 def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
     """Return why networks of this shape, on points of ``dtype``, take no fused steps, or None.
 
-    That backpropagation is written out for them at all (no norms, one width) is asked elsewhere.
+    That backpropagation is written out for them at all (no norms, fixed encodings) is asked elsewhere.
     """
     kinds = {activation.kind for activation in mlp.activations}
     if len(kinds) > 1:
@@ -483,6 +483,9 @@ def reason_against(mlp: MLP, dtype: torch.dtype) -> str | None:
     kind = mlp.activations[0].kind
     if kind.device is None or kind.keeps == "nothing":
         return f"the activation {kind.name!r} has no fused step"
+    widths = sorted(set(mlp.widths))
+    if len(widths) > 1:
+        return f"its hidden layers have different widths ({', '.join(map(str, widths))})"
     if len({layer.bias is not None for layer in mlp.layers}) > 1:
         return "some of its layers have a bias and others have none"
     if len(mlp.parameters) < sum(len(layer.parameters) for layer in mlp.layers):
@@ -501,12 +504,6 @@ def _kernels() -> ModuleType:
     from inrfast.kernels import fused_mlp  # imports triton
 
     return fused_mlp
-
-
-def _losses() -> ModuleType:
-    from inrfast.kernels import losses  # imports triton
-
-    return losses
 
 
 def _products() -> ModuleType:

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from inrfast import backends
 from inrfast.memory import chunks
+from inrfast.ops import sparse_rows
 from inrfast.ops.batching import as_models
 from inrfast.ops.gemm import addmm_, exact_products, mm
+from inrfast.ops.sparse_rows import is_sparse
 
 CACHE_ELEMENTS = 1 << 18
 """Scratch of a scaled factor in elements: 1 MiB of fp32, half the second-level cache of a current core."""
@@ -33,7 +35,10 @@ CACHE_ELEMENTS = 1 << 18
 
 def rows_(out: Tensor, features: Tensor | None, sensitivities: Tensor | None) -> None:
     """Write the Jacobian block into ``out`` (n, M, b, a), any strides."""
-    if sensitivities is None:
+    if is_sparse(features):
+        assert features is not None and sensitivities is not None
+        sparse_rows.write_(out.squeeze(3), features, sensitivities)
+    elif sensitivities is None:
         out.zero_()
         diagonal = out.diagonal(dim1=1, dim2=2)  # (n, a, b)
         if features is None:
@@ -60,6 +65,9 @@ def jvp(features: Tensor | None, sensitivities: Tensor | None, parameters: Tenso
     """Return ``J p`` (n, M, k) of one block for k parameter blocks (k, b, a)."""
     k, b, _ = parameters.shape
     with exact_products(parameters.device):
+        if is_sparse(features):
+            assert features is not None and sensitivities is not None
+            return sparse_rows.product(features, sensitivities, parameters.squeeze(2))
         if features is None:
             assert sensitivities is not None
             return sensitivities @ parameters.reshape(k, b).t()
@@ -73,8 +81,18 @@ def jvp(features: Tensor | None, sensitivities: Tensor | None, parameters: Tenso
         return torch.stack(mixed, dim=-1) if mixed else features.new_empty(shape)
 
 
-def vjp(features: Tensor | None, sensitivities: Tensor | None, cotangents: Tensor, bias: bool = False) -> Tensor:
-    """Return ``J^T v`` (k, b, a) of one block for k cotangents (n, M, k): outputs are summed before the product."""
+def vjp(
+    features: Tensor | None, sensitivities: Tensor | None, cotangents: Tensor, bias: bool = False, rows: int = 0
+) -> Tensor:
+    """Return ``J^T v`` (k, b, a) of one block for k cotangents (n, M, k): outputs are summed before the product.
+
+    ``rows`` is the height b of the block, which sparse rows do not tell.
+    """
+    if is_sparse(features):
+        assert features is not None and sensitivities is not None
+        sums = cotangents.new_zeros(cotangents.shape[2], rows)
+        sparse_rows.add_transposed_product_(sums, features, sensitivities, cotangents)
+        return sums.unsqueeze(2)
     v = cotangents.permute(2, 0, 1)  # (k, n, M)
     with exact_products(cotangents.device):
         weighted = v if sensitivities is None else torch.einsum("knm,nmb->knb", v, sensitivities)
@@ -103,6 +121,10 @@ def block_vjp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | Non
     """
     k, b, a = out.shape
     n = len(v)
+    if is_sparse(features):
+        assert features is not None and sensitivities is not None
+        sparse_rows.add_transposed_product_(out.squeeze(2), features, sensitivities.unsqueeze(1), v.unsqueeze(1))
+        return
     if features is None or sensitivities is None:
         (factor,) = [f for f in (features, sensitivities) if f is not None]
         addmm_(out.view(k, -1), v.t(), factor)
@@ -126,6 +148,10 @@ def block_jvp_(
     """Add ``J_m P`` to ``out`` (n, k) for one output and k parameter blocks (k, b, a); the mirror of the above."""
     k, b, a = parameters.shape
     n = len(out)
+    if is_sparse(features):
+        assert features is not None and sensitivities is not None
+        out.add_(sparse_rows.product(features, sensitivities.unsqueeze(1), parameters.squeeze(2)).squeeze(1))
+        return
     if features is None or sensitivities is None:
         (factor,) = [f for f in (features, sensitivities) if f is not None]
         addmm_(out, factor, parameters.reshape(k, -1).t())

@@ -1,4 +1,4 @@
-"""Sound: WAV, FLAC and Ogg files to float tensors (T, C) in [-1, 1] and back."""
+"""Sound: WAV, FLAC and Ogg files to float tensors (T, C) in [-1, 1] and back; the kind of signal "audio"."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from scipy.io import wavfile
 from torch import Tensor
 
+from inrfast import spelling
 from inrfast.errors import check_int, check_tensor
 from inrfast.files import whole_file
+from inrfast.grids import grid
 from inrfast.memory import budget_bytes, require
-from inrfast.signals import ogg, wav
-from inrfast.signals.decoding import decoding
+from inrfast.signals.formats import ogg, wav
+from inrfast.signals.formats.decoding import decoding
+from inrfast.signals.kinds import SIGNALS, Bounds, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import readable, writable
 
 FULL_SCALE = 2**15
 """Of 16-bit samples: the same number on the way in and out, so that they survive both unchanged."""
 
+READ = (".flac", ".oga", ".ogg", ".opus", ".rf64", ".wav", ".wave")
 WRITTEN = (".flac", ".wav")
-"""The suffixes of what :func:`save_audio` writes."""
+"""The suffixes of what :func:`load_audio` and :func:`save_audio` take."""
 
 MOST_CHANNELS, MOST_BYTES = 2**15 - 1, 2**32 - 1
 """What the fields of a WAV header hold: 16 bits for the bytes of a sample of all channels, 32 for bytes a second."""
@@ -121,6 +124,8 @@ def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
         if flac:
             opened.write(_flac(samples, rate))
         else:
+            from scipy.io import wavfile  # slow to import
+
             wavfile.write(opened, rate, samples)
 
 
@@ -189,3 +194,47 @@ def _decoded(sound: Any, whole: bool, bits: int) -> tuple[Tensor, bytes]:
         values[done : done + len(part)] = torch.from_numpy(scaled)
         done += len(part)
     return values[:done], seen.digest()
+
+
+# ---- the kind of signal ------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, seed: int, memory_budget: int | None, progress: bool | None, **options: Any) -> Signal:
+    """Return the samples; the rate is kept for the file that is written."""
+    values, rate = load_audio(path, memory_budget)
+    about = {"shape": [len(values)], "offset": 0.0, "scale": 1.0, "rate": rate}
+    return Signal(grid(len(values)), values, about)
+
+
+def _check_rate(about: dict[str, Any]) -> None:
+    """Check the rate."""
+    check_int("rate", about["rate"], minimum=1)
+
+
+def _resampled(about: dict[str, Any], rate: int | None = None) -> tuple[list[int], Bounds]:
+    """Return the samples at another rate and their bounds: the same times, none after the last fitted one."""
+    (samples,), fitted = about["shape"], about["rate"]
+    if rate is None or rate == fitted or samples == 1:
+        return [samples], (-1.0, 1.0)
+    count = (samples - 1) * rate // fitted + 1
+    if count < 2:
+        raise ValueError(f"--rate must leave at least 2 samples of {samples} at {fitted} Hz, got {rate}")
+    return [count], (-1.0, min(2.0 * (count - 1) * fitted / (rate * (samples - 1)) - 1.0, 1.0))
+
+
+SIGNALS.add(
+    "audio",
+    SignalKind(
+        called="a sound",
+        summary=".wav, .flac, .ogg; sines of a high frequency are usual: --activation sine --init siren --omega 300",
+        ending=".wav",
+        axes=1,
+        readable=lambda: READ,
+        writable=lambda outputs: WRITTEN,
+        load=_load,
+        write=lambda predictions, about, path: save_audio(unscaled(predictions, about), path, about["rate"]),
+        render_options={"rate": Option("in Hz (default: as fitted); it lasts as long, to a sample", spelling.whole())},
+        grid=_resampled,
+        check=_check_rate,
+    ),
+)

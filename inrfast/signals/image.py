@@ -1,4 +1,4 @@
-"""Images: files to float tensors (H, W, C) in [0, 1] and back, with or without transparency."""
+"""Images: files to float tensors (H, W, C) in [0, 1] and back; the kind of signal "image"."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from inrfast import spelling
 from inrfast.errors import check_int, check_tensor
 from inrfast.files import write_whole
+from inrfast.grids import grid
 from inrfast.memory import budget_bytes, chunks
+from inrfast.signals.formats.picture import formats, read
+from inrfast.signals.formats.raster import Box, Demand, Raster, from_array
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import readable, writable
-from inrfast.signals.picture import formats, read
-from inrfast.signals.raster import Box, Demand, Raster, from_array
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
@@ -28,6 +32,9 @@ LUMA = (0.299, 0.587, 0.114)
 MID_GREY = 0.5
 """Taken from the pixels before a fit and given back after it: a network's outputs start near 0, an image's mean does
 not."""
+
+SIDE = 256
+"""Pixels per axis of an image that is fitted, unless others are asked for."""
 
 TRANSPARENT = frozenset({"JPEG2000", "PNG", "TGA", "TIFF", "WEBP"})
 """Formats, by Pillow's names, that give eight bits of transparency back as they were written."""
@@ -290,3 +297,62 @@ def _seen(image: Tensor, transparent: bool) -> Tensor:
     # What nobody sees has no right colour: it keeps its own.
     visible = torch.where(opacity > 0, seen / opacity.clamp_min(torch.finfo(opacity.dtype).tiny), plain)
     return torch.cat([visible.clamp(0, 1), opacity], -1)
+
+
+# ---- the kind of signal ------------------------------------------------------------------------------------------
+
+
+def _load(
+    path: Path,
+    seed: int,
+    memory_budget: int | None,
+    progress: bool | None,
+    size: tuple[int, ...] = (SIDE,),
+    grey: bool = False,
+    page: int | None = None,
+    weight: Path | None = None,
+) -> Signal:
+    """Return the pixels minus mid-grey, and the mask's values as weights."""
+    size = size * 2 if len(size) == 1 else size
+    if len(size) != 2:
+        got = "x".join(map(str, size))
+        raise ValueError(f"--size of an image must be one size or two, such as 240x320, got {got}")
+    pixels, whole = load_with_size(path, size, grey, None, page, memory_budget)
+    weights = None if weight is None else _weights(weight, size, whole, memory_budget)
+    about = {"shape": list(pixels.shape[:2]), "offset": MID_GREY, "scale": 1.0}
+    return Signal(grid(pixels.shape[:2]), pixels - MID_GREY, about, weights, data_range=1.0)
+
+
+def _weights(path: Path, size: tuple[int, ...], whole: tuple[int, int], memory_budget: int | None) -> Tensor:
+    """Return a mask's grey values (N,), if it is of the ``whole`` image's size or of the fitted one."""
+    mask, given = load_with_size(path, size, grey=True, memory_budget=memory_budget)
+    if given not in (whole, size):
+        raise ValueError(
+            f"--weight must have the size of the image ({whole[0]}x{whole[1]}) or of the fit "
+            f"({size[0]}x{size[1]}), got {given[0]}x{given[1]} in {path}"
+        )
+    weight = mask.flatten()
+    if not bool((weight > 0).any()):
+        raise ValueError(f"--weight: {path} is black everywhere, so that nothing of the image is known")
+    return weight
+
+
+SIGNALS.add(
+    "image",
+    SignalKind(
+        called="an image",
+        summary="PNG, JPEG, TIFF, WebP, ...; transparency is kept unless --grey; --size, --grey, --page, --weight",
+        ending=".png",
+        axes=2,
+        readable=readable_suffixes,
+        writable=lambda outputs: image_suffixes(transparent=outputs == 4),
+        load=_load,
+        write=lambda predictions, about, path: save_image(unscaled(predictions, about), path),
+        options={
+            "size": Option(f"pixels to fit, like 256 or 240x320 ({SIDE})", spelling.shape),
+            "grey": Option("one channel instead of three or four"),
+            "page": Option("page of a TIFF or frame of an animation, from 0", spelling.whole(0)),
+            "weight": Option("grey mask of its size, 0 where it is missing; the PSNR is of all pixels", spelling.path),
+        },
+    ),
+)

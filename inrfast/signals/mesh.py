@@ -1,19 +1,24 @@
-"""Surfaces: meshes to occupancies at points, and occupancies on a grid back to meshes."""
+"""Surfaces: meshes to occupancies at points, occupancies on a grid back to meshes; the kind of signal "mesh"."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import trimesh
 from torch import Tensor
 
+from inrfast import spelling
 from inrfast.errors import check_float, check_int, check_seed, check_tensor
 from inrfast.grids import check_bounds
-from inrfast.signals.mesh_files import check_mesh, load_mesh, save_mesh
-from inrfast.signals.winding import winding_numbers
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid
+from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
+from inrfast.signals.meshes.winding import winding_numbers
+
+if TYPE_CHECKING:
+    import trimesh
 
 __all__ = ["Placement", "isosurface", "load_mesh", "occupancy", "sample_occupancy", "save_mesh"]
 
@@ -22,6 +27,12 @@ EXTENT = 0.9
 
 INSIDE = 0.5
 """Least absolute winding number inside: halfway between outside (0) and once around."""
+
+FIT_SIDE, RENDER_SIDE, SAMPLES = 128, 256, 200_000
+"""Defaults: points per axis of the surface that is written after a fit and by ``render``; points to fit."""
+
+LEAST_SIDE = 2
+"""Points per axis of a grid that has a cube."""
 
 
 # ---- placement ---------------------------------------------------------------------------------------------------
@@ -82,7 +93,7 @@ def occupancy(
     points
         Shape (n, 3), on the CPU, in the mesh's coordinates.
     memory_budget, progress
-        As in :func:`inrfast.signals.winding.winding_numbers`, as are the errors.
+        As in :func:`inrfast.signals.meshes.winding.winding_numbers`, as are the errors.
 
     Source: Jacobson, Kavan, Sorkine-Hornung, Robust inside-outside segmentation using generalized winding numbers, ACM
     Transactions on Graphics 32(4), 2013.
@@ -195,7 +206,8 @@ def isosurface(
         raise ValueError(
             f"there is no surface: the values lie between {smallest:.6g} and {largest:.6g} and do not cross {level:.6g}"
         )
-    from skimage.measure import marching_cubes  # slow to import
+    import trimesh
+    from skimage.measure import marching_cubes
 
     # "ascent": values rise towards the inside, the outward side is the low one.
     places, faces, _, _ = marching_cubes(values.double().cpu().numpy(), level, gradient_direction="ascent")
@@ -205,3 +217,64 @@ def isosurface(
     if placement is not None:
         vertices = placement.to_world(vertices)
     return trimesh.Trimesh(vertices.numpy(), np.ascontiguousarray(faces), process=False)
+
+
+# ---- the kind of signal ------------------------------------------------------------------------------------------
+
+
+def _load(
+    path: Path,
+    seed: int,
+    memory_budget: int | None,
+    progress: bool | None,
+    size: tuple[int, ...] = (FIT_SIDE,),
+    samples: int = SAMPLES,
+) -> Signal:
+    """Return points and occupancies, and others that are held out."""
+    size = size * 3 if len(size) == 1 else size
+    if len(size) != 3 or min(size) < LEAST_SIDE:
+        raise ValueError(f"--size of a mesh must be 3 sizes (or one for all) of at least 2, got {size}")
+    mesh = load_mesh(path)
+    placement = Placement.of(mesh)
+    coords, inside = sample_occupancy(mesh, samples, seed=seed, progress=progress)
+    # Of another seed, and few beside the others.
+    other = (seed + 1) % 2**32
+    held_out = sample_occupancy(mesh, max(samples // 4, 1), seed=other, progress=progress)
+    about = {"shape": list(size), "offset": 0.5, "scale": 1.0}
+    about |= {"centre": list(placement.centre), "length": placement.scale}
+    return Signal(coords, inside - 0.5, about, held_out=held_out)
+
+
+def _write(predictions: Tensor, about: dict[str, Any], path: Path) -> None:
+    """Write the surface between outside and inside, at its place in the world."""
+    placement = Placement(tuple(about["centre"]), about["length"])
+    save_mesh(isosurface(predictions[..., 0], 0.0, placement), path)
+
+
+def _check_placement(about: dict[str, Any]) -> None:
+    """Check the placement."""
+    check_float("length", about["length"], minimum=0.0, exclusive=True)
+    if len([check_float("centre", value) for value in about["centre"]]) != 3:
+        raise ValueError("centre must have 3 coordinates")
+
+
+SIGNALS.add(
+    "mesh",
+    SignalKind(
+        called="a mesh",
+        summary=".obj, .ply, .stl, .off, .glb: inside or outside at sampled points; --samples, --size of the surface",
+        ending=".obj",
+        axes=3,
+        readable=lambda: SUFFIXES,
+        writable=lambda outputs: SUFFIXES,
+        load=_load,
+        write=_write,
+        options={
+            "size": Option(f"grid of the reconstruction ({FIT_SIDE})", spelling.shape),
+            "samples": Option(f"points to fit, half of them near the surface ({SAMPLES})", spelling.whole()),
+        },
+        render_options={"size": Option(f"points per axis of marching cubes ({RENDER_SIDE})", spelling.shape)},
+        grid=lambda about, size=(RENDER_SIDE,): fitted_grid(about, size, LEAST_SIDE),
+        check=_check_placement,
+    ),
+)

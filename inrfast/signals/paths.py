@@ -10,11 +10,6 @@ from typing import Any
 from inrfast.errors import nearest
 from inrfast.files import opened, shown, target_of
 
-AUDIO_SUFFIXES = (".flac", ".oga", ".ogg", ".opus", ".rf64", ".wav", ".wave")
-VOLUME_SUFFIXES = (".npy", ".npz")
-MESH_SUFFIXES = (".glb", ".obj", ".off", ".ply", ".stl")
-"""The endings that name a format, but for images, whose formats are Pillow's."""
-
 
 def as_path(path: Any) -> Path:
     """Return ``path`` as a :class:`pathlib.Path`; anything but a path or a string is a TypeError."""

@@ -1,4 +1,4 @@
-"""Volumes: NumPy files to float tensors (D, H, W, C) and back."""
+"""Volumes: NumPy files to float tensors (D, H, W, C) and back; the kind of signal "volume"."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from typing import IO, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from inrfast import spelling
 from inrfast.errors import check_tensor
 from inrfast.files import whole_file
+from inrfast.grids import grid
 from inrfast.memory import budget_bytes, chunks, require
-from inrfast.signals.decoding import decoding
-from inrfast.signals.paths import VOLUME_SUFFIXES, readable, writable
-from inrfast.signals.png import MOST_INFLATED
+from inrfast.signals.formats.decoding import decoding
+from inrfast.signals.formats.png import MOST_INFLATED
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
+from inrfast.signals.paths import readable, writable
 
+READ = (".npy", ".npz")
 WRITTEN = (".npy",)
-"""The suffix of what :func:`save_volume` writes."""
+"""The suffixes of what :func:`load_volume` and :func:`save_volume` take."""
 
 MOST_CHANNELS = 4
 """A longer last axis is more likely a fourth dimension than channels."""
@@ -76,7 +81,7 @@ def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) 
     TypeError
         ``path`` is no path.
     """
-    file = readable(path, "a NumPy array", VOLUME_SUFFIXES)
+    file = readable(path, "a NumPy array", READ)
     budget = budget_bytes(memory_budget)
     with open(file, "rb") as opened:
         if opened.read(2) == ARCHIVE:
@@ -213,3 +218,45 @@ def _divisor(file: Path, dtype: np.dtype[Any]) -> float:
     if dtype.kind == "i":
         raise ValueError(f"{file} holds signed integers ({dtype}), whose range is not stated; convert them to floats")
     raise ValueError(f"{file} holds {dtype}; a volume has real numbers (floats, unsigned integers or booleans)")
+
+
+# ---- the kind of signal ------------------------------------------------------------------------------------------
+
+
+def _load(
+    path: Path,
+    seed: int,
+    memory_budget: int | None,
+    progress: bool | None,
+    size: tuple[int, ...] | None = None,
+) -> Signal:
+    """Return the voxels, averaged down to ``size``."""
+    values = load_volume(path, memory_budget)
+    if size is not None:
+        sides = size * 3 if len(size) == 1 else size
+        if len(sides) != 3 or any(side > whole for side, whole in zip(sides, values.shape[:3], strict=True)):
+            whole = "x".join(map(str, values.shape[:3]))
+            got = "x".join(map(str, sides))
+            raise ValueError(f"--size must be sizes from 1 to the volume's {whole}, got {got}")
+        values = F.adaptive_avg_pool3d(values.movedim(3, 0), sides).movedim(0, 3).contiguous()
+    low, high = float(values.min()), float(values.max())
+    offset, scale = (low + high) / 2, high - low if high > low else 1.0
+    target = ((values.double() - offset) / scale).float()
+    about = {"shape": list(values.shape[:3]), "offset": offset, "scale": scale}
+    return Signal(grid(values.shape[:3]), target, about)
+
+
+SIGNALS.add(
+    "volume",
+    SignalKind(
+        called="a NumPy array",
+        summary=".npy, or .npz with one array, of shape (D, H, W) or (D, H, W, C); --size averages it down",
+        ending=".npy",
+        axes=3,
+        readable=lambda: READ,
+        writable=lambda outputs: WRITTEN,
+        load=_load,
+        write=lambda predictions, about, path: save_volume(unscaled(predictions, about), path),
+        options={"size": Option("voxels to fit (all)", spelling.shape)},
+    ),
+)

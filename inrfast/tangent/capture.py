@@ -69,13 +69,17 @@ class Capture:
     layers
         The :class:`inrfast.layers.Layer` of every module with differentiated parameters, in parameters_to_vector order.
     widths
-        Widths (a, b) of each layer's stored factors.
+        Widths (a, b) of each layer's factors, whose outer product has the shape of its block; 0 for a constant one.
+    stored
+        Columns (a, b) of each layer's factors as they are stored: fewer where rows are sparse.
     outputs, columns
         Number of outputs M and of differentiated parameters P.
     dtype, device
         Of the factors.
     magnitudes
         Largest entry of every layer's kernel at the points of the probes, in fp64.
+    against_closed_form
+        Why factors come by hooks and not in closed form; None: they do come in closed form.
 
     Raises
     ------
@@ -112,9 +116,9 @@ class Capture:
         shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
         self.layers = layers_of(net, chosen, shared)
         self.columns = sum(tensors[name].numel() for name in chosen)
-        mlp = None if select is not None or shared else describe(net)
-        self.closed_form = isinstance(mlp, MLP) and all(_in_closed_form(layer, mlp) for layer in self.layers)
-        known = self.closed_form and isinstance(mlp, MLP) and mlp.pointwise
+        described = describe(net)
+        self.against_closed_form = _reason_against(described, self.layers, select, shared)
+        known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
             self.network = Network(widen_(snapshot(net)), select)
             for name, parameter in self.network.module.named_parameters():
@@ -138,9 +142,12 @@ class Capture:
     def _probe(self, sample: Tensor, coords: Tensor) -> None:
         """Measure the factors, and compare them with automatic differentiation, at a few points."""
         found = self.exact(sample)
-        self.widths = tuple(factors.widths for factors in found)
+        self.stored = tuple(factors.widths for factors in found)
+        self.widths = tuple(
+            (0, layer.columns) if layer.sparse else held for layer, held in zip(self.layers, self.stored, strict=True)
+        )
         largest = torch.stack([gram_diagonal([layer], "trace", self.outputs).amax() for layer in found])
-        if self.closed_form:  # beside other points they round otherwise, which shows where rounding counts
+        if not self._run_layers:  # beside other points they round otherwise, which shows where rounding counts
             sample, found = sample[:2], [factors.at(slice(2)) for factors in found]
         else:  # a module may reorder points inside, and undo it behind its layers
             shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
@@ -149,6 +156,11 @@ class Capture:
         self.magnitudes = check_jacobian(self.network, self.layers, sample, found, largest)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether factors come in closed form."""
+        return self.against_closed_form is None
 
     def _described(self) -> MLP | None:
         """Return the description of the snapshot, if its factors have a closed form."""
@@ -160,11 +172,6 @@ class Capture:
         """Indices of the layers whose factors are made by running the network, or its encoding alone."""
         places = range(len(self.layers))
         return [k for k in places if self._mlp is None or _in_encoding(self.layers[k], self._mlp)]
-
-    @property
-    def _row_layers(self) -> list[Layer]:
-        """The layers whose rows come from automatic differentiation."""
-        return [layer for layer in self.layers if not layer.observed]
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
@@ -206,6 +213,12 @@ class Capture:
             f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
         )
+
+    @property
+    def numbers_per_point(self) -> int:
+        """Numbers that one point's factors hold; a column of sparse rows is as large as two of fp32."""
+        pairs = zip(self.layers, self.stored, strict=True)
+        return sum((2 if layer.sparse else 1) * a + self.outputs * b for layer, (a, b) in pairs)
 
     @property
     def plain(self) -> bool:
@@ -369,9 +382,23 @@ class Capture:
         return mlp
 
 
-def _in_closed_form(layer: Layer, mlp: MLP) -> bool:
-    """Return whether the closed form gives this layer's factors, or what the encoding needs to give them."""
-    return layer.module in mlp.places or _in_encoding(layer, mlp)
+def _reason_against(
+    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, str]
+) -> str | None:
+    """Return why a network's factors have no closed form, or None.
+
+    ``shared`` maps the names of shared parameters to what they are beside.
+    """
+    if isinstance(described, str):
+        return described
+    if select is not None:
+        return "select= takes its output from what it returns"
+    if shared:
+        return f"its layers share {next(iter(shared))!r}"
+    for layer in layers:
+        if layer.module not in described.places and not _in_encoding(layer, described):
+            return f"{layer.module!r} is none of its layers"
+    return None
 
 
 def _in_encoding(layer: Layer, mlp: MLP) -> bool:

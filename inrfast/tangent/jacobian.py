@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast import backends
 from inrfast.errors import check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.memory import budget_bytes, chunks, empty, require
@@ -22,7 +21,7 @@ from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, 
 from inrfast.rounding import SAFETY
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.network import Select
-from inrfast.tangent.store import PASS_ROWS, PRODUCT_ROWS, RANGE, FactorStore, check_range, rows_on
+from inrfast.tangent.store import PASS_ROWS, PRODUCT_ROWS, RANGE, FactorStore, backend_for, check_range, rows_on
 
 
 @methods_in_own_modes
@@ -206,7 +205,8 @@ class LayerwiseJacobian:
                     parts = spec.parts(factors[index], ones=self.store.backend != "triton")
                     for own, (features, sensitivities) in zip(columns, parts, strict=True):
                         b = m if sensitivities is None else sensitivities.shape[2]
-                        write(into[:, :, own].unflatten(2, (b, -1)), features, sensitivities)
+                        block = (-1, 1) if spec.sparse else (b, -1)
+                        write(into[:, :, own].unflatten(2, block), features, sensitivities)
         return out.flatten(0, 1)
 
     @contextmanager
@@ -294,7 +294,7 @@ class LayerwiseJacobian:
                     z, s, bias = self._models(index, layer)
                     total += row_ops.transposed_product_of_models(z, s, cotangents[None, points], bias)[0]
                 else:
-                    total += row_ops.vjp(*layer, cotangents[points])
+                    total += row_ops.vjp(*layer, cotangents[points], rows=total.shape[1])
         flat = torch.empty(k, self.shape[1], dtype=self.dtype, device=self.device)
         for spec, total in zip(self.specs, totals, strict=True):
             self._local(spec).from_block(total, flat)
@@ -379,6 +379,6 @@ def jacobian(
         See :class:`inrfast.tangent.capture.Capture` and :mod:`inrfast.backends`.
     """
     capture = Capture(net, coords, params, select, precision, memory_budget)
-    chosen = backends.resolve(backend, capture.device)
+    chosen = backend_for(capture, backend)
     budget = budget_bytes(memory_budget, capture.device)
     return LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, chosen), budget)

@@ -1,92 +1,41 @@
-"""The neural tangent kernel as a lazy operator, whole or by layer: products, columns, norms, dense form, spectrum."""
+"""What every tangent kernel offers, whoever computes its rows: entries, products, norms, spectrum, systems."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inrfast import backends
-from inrfast.errors import (
-    MemoryBudgetError,
-    check_block,
-    check_choice,
-    check_coords,
-    check_float,
-    check_int,
-)
-from inrfast.layers import Factors, Layer
+from inrfast.errors import check_block, check_float, check_int
+from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
-from inrfast.memory import budget_bytes, chunks, empty, format_bytes, over_budget
-from inrfast.modes import in_own_modes, methods_in_own_modes
-from inrfast.ops import gemm, reductions, tangent_product
-from inrfast.ops import gram as gram_ops
-from inrfast.ops import rows as row_ops
-from inrfast.ops.operands import Operands, Plan, joint, make_plan
-from inrfast.tangent.capture import Capture
-from inrfast.tangent.jacobian import LayerwiseJacobian
-from inrfast.tangent.network import Select
-from inrfast.tangent.store import RANGE, STREAMED_ROWS, UNCOUNTED, FactorStore, check_range, rows_on, surely_held
-from inrfast.threads import together
+from inrfast.memory import empty
+from inrfast.modes import methods_in_own_modes
+from inrfast.tangent import products
+from inrfast.tangent.cost import Cost, cost_of
+from inrfast.tangent.sides import Sides
+from inrfast.tangent.store import RANGE, check_range, surely_held
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
 
-@dataclass(frozen=True)
-class Cost:
-    """Predicted cost of a kernel's operations; bytes and FLOP (one multiply-add is 2).
-
-    Attributes
-    ----------
-    factor_bytes
-        Factors of all points, both sides.
-    factors_kept
-        Whether they fit the budget and are computed once; otherwise chunks are recomputed.
-    factor_flops
-        One factor pass over all points.
-    dense_bytes, dense_flops
-        The dense kernel (the symmetric one computes each pair once).
-    product_flops_per_column
-        ``K @ v`` through the factors.
-    break_even_columns
-        Number of columns from which ``K @ V`` goes through kernel tiles instead.
-    dense_method
-        ``"tiles"`` in memory, or what to do where the dense kernel exceeds the budget.
-    """
-
-    factor_bytes: int
-    factors_kept: bool
-    factor_flops: int
-    dense_bytes: int
-    dense_flops: int
-    product_flops_per_column: int
-    break_even_columns: int
-    dense_method: str
-
-    def __str__(self) -> str:
-        kept = "kept" if self.factors_kept else "recomputed in chunks"
-        return (
-            f"factors {format_bytes(self.factor_bytes)} ({kept}), one pass {self.factor_flops:.3g} FLOP; dense kernel "
-            f"{format_bytes(self.dense_bytes)}, {self.dense_flops:.3g} FLOP ({self.dense_method}); K @ v "
-            f"{self.product_flops_per_column:.3g} FLOP a column, by tiles from {self.break_even_columns} columns on"
-        )
-
-
 @methods_in_own_modes
-class NTK:
+class TangentKernel:
     """A neural tangent kernel ``K = sum_l (Z_l Z_l'^T + 1) * (S_l S_l'^T)`` between two sets of points, lazy.
 
-    Built by :func:`ntk`; nothing is computed before something is asked for, and never the Jacobian.
+    Nothing is computed before something is asked for, and never the Jacobian. :class:`inrfast.tangent.local.NTK` is one
+    in this process, :class:`inrfast.tangent.sharded.ShardedNTK` one whose rows several processes share: then every
+    process must call the same methods with the same arguments, and all get the same results.
 
     Attributes
     ----------
@@ -94,193 +43,73 @@ class NTK:
         (N, N'), or (N M, N' M) for ``output="full"`` with the output index fast.
     dtype
         fp64 for ``precision="highest"``, else fp32: the dtype of every result.
-    layers
-        Mapping from layer name to that layer's own kernel; they add up to this one.
+    device
+        Of the results: this process's.
+    output
+        ``"trace"``, ``"full"`` or the number of one output.
+    coords
+        The points (N, d) of the rows.
+    partition
+        Which rows of the kernel this process computes.
+    left, right
+        The Jacobians of rows and columns in this process; one object where both are the same points.
     """
 
-    def __init__(self, rows: LayerwiseJacobian, columns: LayerwiseJacobian | None, output: str | int) -> None:
-        self.rows = rows
-        self.columns_side = columns
-        self.output = output
-        self.capture: Capture = rows.capture
-        self.coords = rows.coords
-        self.memory_budget = rows.memory_budget
-        self.dtype = rows.dtype
-        self.device = rows.device
-        other = rows if columns is None else columns
-        self.shape = (len(rows.coords) * self._fold, len(other.coords) * self._fold)
+    def __init__(self, sides: Sides, coords: Tensor, partition: Whole) -> None:
+        self.sides, self.coords, self.partition = sides, coords, partition
+        self.left, self.right = sides.left, sides.right
+        self.output = sides.output
+        self.capture = sides.left.capture
+        self.memory_budget = sides.memory_budget
+        self.dtype, self.device = sides.dtype, sides.device
+        self.shape = (partition.size, sides.width)
 
     # ---- structure ---------------------------------------------------------------------------------------------
 
     @property
-    def outputs(self) -> int:
-        """Number of outputs M of the network."""
-        return self.capture.outputs
+    def layers(self) -> Mapping[str, Self]:
+        """Per-layer kernels by qualified module name; they add up to this one."""
+        raise NotImplementedError
+
+    def at_precision(self, precision: str) -> Self:
+        """Return the same kernel at another precision (the same network snapshot)."""
+        raise NotImplementedError
 
     @property
-    def _fold(self) -> int:
-        """Rows of the kernel a point."""
-        return self.outputs if self.output == "full" else 1
+    def outputs(self) -> int:
+        """Number of outputs M of the network."""
+        return self.sides.outputs
 
     @property
     def specs(self) -> list[Layer]:
         """The parameter layers that add up to this kernel."""
-        return self.rows.specs
-
-    @property
-    def _widths(self) -> list[tuple[int, int]]:
-        """Widths (a, b) of the stored factors of this kernel's layers."""
-        return [self.capture.widths[i] for i in self.rows.indices]
+        return self.left.specs
 
     @property
     def symmetric(self) -> bool:
-        """Whether both sides are the same points."""
-        return self.columns_side is None
+        """Whether rows and columns are at the same points."""
+        return self.sides.symmetric
 
     @property
-    def partition(self) -> Whole:
-        """Which rows of the kernel this process holds: all."""
-        return Whole(self.shape[0])
-
-    @property
-    def _other(self) -> LayerwiseJacobian:
-        return self.rows if self.columns_side is None else self.columns_side
+    def rank_bound(self) -> int:
+        """A bound on the rank of ``K = sum_m J_m J_m^T``: parameters, times the outputs that are summed over."""
+        return self.left.shape[1] * (self.outputs if self.output == "trace" else 1)
 
     @cached_property
-    def layers(self) -> Mapping[str, NTK]:
-        """Per-layer kernels by qualified module name; their sum is this kernel."""
-        other = self.columns_side
-        return {
-            name: NTK(rows, None if other is None else other.layers[name], self.output)
-            for name, rows in self.rows.layers.items()
-        }
-
-    def at_precision(self, precision: str) -> NTK:
-        """Return the same kernel at another precision (the same network snapshot)."""
-        if precision == self.capture.precision:
-            return self
-        sides = [
-            None
-            if side is None
-            else LayerwiseJacobian(side.store.at_precision(precision), side.memory_budget, side.only)
-            for side in (self.rows, self.columns_side)
-        ]
-        assert sides[0] is not None
-        return NTK(sides[0], sides[1], self.output)
-
-    @cached_property
-    def _highest(self) -> NTK:
+    def _highest(self) -> Self:
         """This kernel in fp64."""
         return self.at_precision("highest")
 
     def cost(self) -> Cost:
         """Return predicted bytes, FLOP and method of this kernel's operations."""
-        item = self.dtype.itemsize
-        n, m = len(self.coords), len(self._other.coords)
-        parameters = self.rows.shape[1]
-        sides = [self.rows.store] if self.symmetric else [self.rows.store, self._other.store]
-        factor_bytes = sum(store.bytes_per_point * len(store.coords) for store in sides)
-        products = self.outputs if self.output == "trace" else 1
-        per_pair = self._tile_flops_per_pair()
-        dense_flops = n * m * per_pair // (2 if self.symmetric else 1)
-        per_column = 2 * (n + m) * parameters * products
-        extra = 2 * self.shape[0] * self.shape[1]
-        break_even = dense_flops // max(per_column - extra, 1) + 1 if per_column > extra else 1 << 62
-        dense_bytes = self.shape[0] * self.shape[1] * item
-        fits = dense_bytes <= self.memory_budget
-        return Cost(
-            factor_bytes=factor_bytes,
-            factors_kept=all(store.fits for store in sides),
-            # One forward, and one backward an output.
-            factor_flops=sum(2 * len(s.coords) * s.capture.columns * (1 + self.outputs) for s in sides),
-            dense_bytes=dense_bytes,
-            dense_flops=dense_flops,
-            product_flops_per_column=per_column,
-            break_even_columns=break_even,
-            dense_method="tiles" if fits else "exceeds the budget: to_dense(out=numpy.memmap), columns or products",
-        )
-
-    def _tile_flops_per_pair(self) -> int:
-        pairs = {"trace": self.outputs, "full": self.outputs**2}.get(str(self.output), 1)
-        return sum(2 * a + 2 * b * pairs for a, b in self._widths)
-
-    # ---- tiles -------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _plan(self) -> Plan | None:
-        """How both sides enter a fused kernel; None for the torch backend."""
-        if self.rows.store.backend == "torch":
-            return None
-        precision = self.capture.precision
-        sides = [self.rows] if self.columns_side is None else [self.rows, self.columns_side]
-        ranges = [] if precision == "highest" else joint([side.ranges(self.output) for side in sides])
-        return make_plan(precision, self.rows.layout(self.output), ranges)
-
-    @cached_property
-    def _exact_plan(self) -> Plan | None:
-        """How both sides enter the products in fp64, whatever the kernel's precision; None for the torch backend."""
-        if self.rows.store.backend == "torch":
-            return None
-        return make_plan("highest", self.rows.layout(self.output), [])
-
-    def _blocks(self, side: LayerwiseJacobian) -> Iterator[slice]:
-        """Yield the blocks of points that one side of a product may hold: one if they fit, else as many as needed."""
-        return chunks(len(side.coords), side.gram_rows(self._plan))
-
-    def _exact_sides(self, side: LayerwiseJacobian, plan: Plan) -> Iterator[tuple[slice, Operands]]:
-        """Yield blocks of points of a side as rows of the kernel, and their operands in fp64."""
-        for points in chunks(len(side.coords), side.gram_rows(plan)):
-            operands = side.side(points, plan)
-            assert isinstance(operands, Operands)
-            yield slice(points.start * self._fold, points.stop * self._fold), operands
-
-    def _sides(self) -> Iterator[tuple[slice, Any]]:
-        """Yield blocks of points and what they are as the rows of a product, each once; the next overwrites it."""
-        if self._plan is None and not self.rows.store.fits:
-            yield from self.rows.chunks(rows_on(self.device, STREAMED_ROWS))
-        else:
-            for points in self._blocks(self.rows):
-                yield points, self.rows.side(points, self._plan)
-
-    def _for_each_block(self, compute: Callable[[slice, slice, Any, Any], None]) -> None:
-        """Call ``compute(rows, columns, row side, column side)`` on all blocks of the kernel, or its upper ones.
-
-        The column side is None where both are the same points; slices count rows of the kernel.
-        """
-        fold = self._fold
-        for points in self._blocks(self.rows):
-            rows: Any = self.rows.side(points, self._plan)
-            for others in self._blocks(self._other):
-                if self.symmetric and others.start < points.start:
-                    continue
-                same = self.symmetric and others.start == points.start
-                columns = None if same else self._other.side(others, self._plan)
-                i, j = (slice(part.start * fold, part.stop * fold) for part in (points, others))
-                compute(i, j, rows, columns)
-                columns = None  # or it would be there beside the next one
-            rows = None
-
-    def _room_for(
-        self, numbers: int, what: str, instead: str = "take fewer points or columns"
-    ) -> AbstractContextManager[None]:
-        """Leave room in a block for so many numbers of the kernel's dtype, and for tiles, beside the factors.
-
-        Raises
-        ------
-        MemoryBudgetError
-            They do not fit the budget.
-        """
-        item = self.dtype.itemsize
-        side = min(gram_ops.TILE if self.device.type == "cpu" else gram_ops.TILE_GPU, max(self.shape))
-        tiles = 3 * item * side * side * (gemm.threads(self.dtype, self.device) - 1)  # one thread's go uncounted
-        # What further threads take is made room for, and is no reason to refuse what one thread could do.
-        taken = max(numbers * item, min(numbers * item + tiles, self.memory_budget // 2))
-        return self.rows.room_for(taken, what, instead, self.columns_side)
+        return cost_of(self.sides, self.shape[0])
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
     def to_dense(self, out: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray:
-        """Return the dense kernel; the symmetric one computes each pair of points once and is exactly symmetric.
+        """Return the dense kernel; between the same points it is symmetric to the last bit.
+
+        In one process each pair of points is computed once.
 
         Parameters
         ----------
@@ -299,16 +128,11 @@ class NTK:
             if given.is_inference():  # it may be written in inference mode only, what is kept here must not be
                 given = torch.from_dlpack(given)  # the same memory
         instead = "pass out=numpy.memmap(...), or use K @ V, K.columns(index), K.frobenius()"
-        with self._room_for(numbers, "the dense kernel", instead):
+        with self.sides.room_for(numbers, "the dense kernel", instead):
             self._need_range("the dense kernel")
             target = empty(self.shape, self.dtype, self.device) if given is None else given
-
-            def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
-                gram_ops.fill_(target[i, j], rows, columns, self.output, self.outputs)
-                if self.symmetric and columns is not None:
-                    target[j, i] = target[i, j].t()
-
-            self._for_each_block(compute)
+            self.sides.fill_(target[self.partition.start : self.partition.stop])
+        self.partition.complete_(target)
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
@@ -342,105 +166,21 @@ class NTK:
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
-        return self._columns(*self._points_of(self._column_index(index)))
-
-    def columns_at(self, index: Tensor) -> Tensor:
-        """Return :meth:`columns` of an index known to be right: int64, in range, on the device; rows may repeat.
-
-        A GPU is not waited for.
-        """
-        if self.device.type == "cpu":
-            return self._columns(*self._points_as_named(index))
+        wanted = self._column_index(index)
         self._need_range("columns of the kernel")
-        numbers = (self.shape[0] + self._numbers_of(1)) * len(index)
-        with self._room_for(numbers, f"{len(index)} columns of order {self.shape[0]}", "ask for fewer of them"):
-            chosen = self._operands_at(self._other, index)
-            if chosen is not None:
-                return self._columns_of(chosen, len(index))
-        return self._columns(*self._points_as_named(index))
-
-    def _columns(self, points: Tensor, picked: Tensor | None) -> Tensor:
-        """Return the columns of some points, or those of them that are ``picked``."""
-        count = len(points) * self._fold
-        given = count if picked is None else len(picked)
-        numbers = self.shape[0] * (count if picked is None else count + given) + self._numbers_of(len(points))
-        with self._room_for(numbers, f"{given} columns of order {self.shape[0]}", "ask for fewer of them"):
-            self._need_range("columns of the kernel")
-            out = self._columns_of(self._other.side_of(points, self._plan), count)
-            return out if picked is None else out[:, picked]
-
-    def _columns_of(self, chosen: Any, count: int) -> Tensor:
-        """Return the columns of a side of so many rows of the kernel."""
-        out = empty((self.shape[0], count), self.dtype, self.device)
-        for rows, side in self._sides():
-            part = out[rows.start * self._fold : rows.stop * self._fold]
-            gram_ops.fill_(part, side, chosen, self.output, self.outputs)
-        return out
-
-    def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the points whose columns are wanted, each once, and where the wanted are among theirs.
-
-        The second is None where they are all of them, in order.
-        """
-        points, inverse = torch.unique(wanted // self._fold, return_inverse=True)
-        picked = inverse * self._fold + wanted % self._fold
-        return points, None if _in_order(picked, len(points) * self._fold) else picked
-
-    def _points_as_named(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the same, points in the order of the wanted, perhaps twice: nothing of a GPU is read."""
-        fold = self._fold
-        if fold == 1:
-            return wanted, None
-        if self.device.type == "cpu":  # where several outputs of a point need not cost more than one
-            return self._points_of(wanted)
-        return wanted // fold, torch.arange(len(wanted), device=wanted.device) * fold + wanted % fold
-
-    def _operands_at(self, side: LayerwiseJacobian, index: Tensor) -> Operands | None:
-        """Return some rows of a side's operands, where those of all its rows are one piece; else None."""
-        if self._plan is None or not side.store.fits or side.gram_rows(self._plan) < len(side.coords):
-            return None
-        whole = side.side(slice(0, len(side.coords)), self._plan)
-        assert isinstance(whole, Operands)
-        return whole.at(index)
-
-    def _numbers_of(self, points: int) -> int:
-        """Return how many numbers the factors of so many points hold."""
-        return points * sum(a + self.outputs * b for a, b in self.capture.widths)
+        return self.partition.gather(self.sides.columns(wanted))
 
     def submatrix(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[index][:, index]``, symmetric to the last bit."""
         self._need_symmetric("submatrix")
-        return self._submatrix(*self._points_of(self._column_index(index)))
-
-    def submatrix_at(self, index: Tensor) -> Tensor:
-        """Return :meth:`submatrix` of an index known to be right, as for :meth:`columns_at`."""
-        if self.device.type == "cpu":
-            return self._submatrix(*self._points_as_named(index))
+        wanted = self._column_index(index)
         self._need_range("a submatrix of the kernel")
-        count = len(index)
-        with self._room_for((count + self._numbers_of(1)) * count, f"a submatrix of order {count}"):
-            chosen = self._operands_at(self.rows, index)
-            if chosen is not None:
-                out = empty((count, count), self.dtype, self.device)
-                return gram_ops.fill_(out, chosen, None, self.output, self.outputs)
-        return self._submatrix(*self._points_as_named(index))
-
-    def _submatrix(self, points: Tensor, picked: Tensor | None) -> Tensor:
-        """Return the rows and columns of some points, or those of them that are ``picked``."""
-        order = len(points) * self._fold
-        given = order if picked is None else len(picked)
-        numbers = order**2 + (0 if picked is None else given**2) + self._numbers_of(len(points))
-        with self._room_for(numbers, f"a submatrix of order {given}", "ask for a smaller one"):
-            self._need_range("a submatrix of the kernel")
-            chosen = self.rows.side_of(points, self._plan)
-            out = empty((order, order), self.dtype, self.device)
-            gram_ops.fill_(out, chosen, None, self.output, self.outputs)
-            return out if picked is None else out[picked.unsqueeze(1), picked]
+        return self.sides.submatrix(wanted)
 
     def _column_index(self, index: Any) -> Tensor:
         n = self.shape[1]
         if isinstance(index, slice):
-            wanted = torch.arange(n)[index]
+            wanted = torch.from_numpy(np.arange(n)[index].copy())
         elif isinstance(index, Tensor):
             if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1:
                 raise TypeError(f"index must be one-dimensional and integer, got {index.dtype} {tuple(index.shape)}")
@@ -461,18 +201,22 @@ class NTK:
 
         ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype.
         """
-        out = self.times(check_block("V", V, self.shape[1], self.device))
+        block = check_block("V", V, self.shape[1], self.device)
+        out = self.partition.gather(self._product(self.partition.mine(block) if self.symmetric else block))
         return out[:, 0] if V.ndim == 1 else out
 
-    def times(self, V: Tensor) -> Tensor:
-        """Return ``K V`` for a block V (columns, k) that needs no check: on a GPU that would wait for its numbers."""
-        k = V.shape[1]
-        numbers = (self.shape[0] + (0 if V.dtype == self.dtype else self.shape[1])) * k
-        with self._room_for(numbers, f"K @ V of {k} columns"):
+    def _product(self, V: Tensor) -> Tensor:
+        """Return this process's rows of ``K V`` for its rows of V; unchecked, as a check would wait for a GPU."""
+        k, sides = V.shape[1], self.sides
+        numbers = (sides.height + (0 if V.dtype == self.dtype else len(V))) * k
+        with sides.room_for(numbers, f"K @ V of {k} columns", sides=(sides.left, sides.summed)):
             self._need_range("K @ V")
-            block = V.to(self.dtype)
-            by_tiles = k >= self.cost().break_even_columns
-            return self._product_by_tiles(block) if by_tiles else self.product_by_factors(block)
+            return products.product(sides, V.to(self.dtype), self.partition.total, self._columns_at_once)
+
+    @cached_property
+    def _columns_at_once(self) -> int:
+        """Number of columns of a product that the budget allows at a time, the same in every process."""
+        return products.columns_at_once(self.sides)
 
     def product(self, V: Tensor, damping: float = 0.0) -> Tensor:
         """Return ``(K + damping I) V`` for one vector or a block of them."""
@@ -482,152 +226,21 @@ class NTK:
         self._need_symmetric("a damped product")
         return (self @ V).add_(V.detach().to(self.dtype), alpha=damping)
 
-    def _product_by_tiles(self, V: Tensor) -> Tensor:
-        out = torch.zeros(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
-
-        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
-            mirror = (out[j], V[i]) if self.symmetric and columns is not None else None
-            reductions.add_product_(out[i], rows, columns, V[j], self.output, self.outputs, mirror)
-
-        self._for_each_block(compute)
-        return out
-
-    def product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Return ``J (J'^T V)``; for the trace, one such product an output.
-
-        ``total`` is applied to ``J'^T V``: where other processes hold more of its rows, it adds theirs. Without it, V
-        is taken a few columns at a time where ``J'^T V`` of all of them would exceed the budget.
-        """
-        if total is not None:
-            return self._product_by_factors(V, total)
-        most = max(1, self.memory_budget // (4 * self._transposed_bytes(self.dtype)))
-        if V.shape[1] <= most:
-            return self._product_by_factors(V, lambda part: part)
-        out = torch.empty(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
-        for some in chunks(V.shape[1], most):
-            out[:, some] = self._product_by_factors(V[:, some], lambda part: part)
-        return out
-
-    def _product_by_factors(self, V: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-        if self._exact_plan is not None:
-            return self._product_by_operands(V, self._exact_plan, total)
-        if self.output == "full":
-            return self.rows @ total(self._other.vjp(V))
-        blocks = self._transposed_product(V, self.dtype)
-        return self._spread([[total(block) for block in layers] for layers in blocks], V)
-
-    def _product_by_operands(self, V: Tensor, plan: Plan, total: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return ``J (J'^T V)`` by the fused kernels: in fp64, rounded at the end."""
-        sums, out = total(self._transposed_operand_product(V, plan)), None
-        for rows, operands in self._exact_sides(self.rows, plan):
-            found = tangent_product.product(operands, sums).to(self.dtype)
-            if operands.rows == self.shape[0]:
-                return found
-            if out is None:
-                out = torch.empty(self.shape[0], V.shape[1], dtype=self.dtype, device=self.device)
-            out[rows] = found
-        assert out is not None
-        return out
-
-    def _transposed_operand_product(self, V: Tensor, plan: Plan) -> Tensor:
-        """Return ``J'^T V``, as :mod:`inrfast.ops.tangent_product` lays it out, over all blocks of points."""
-        sums: Tensor | None = None
-        wide = V.to(torch.float64)
-        for rows, operands in self._exact_sides(self._other, plan):
-            part = tangent_product.transposed_product(operands, wide[rows])
-            sums = part if sums is None else sums.add_(part)
-        assert sums is not None
-        return sums
-
-    def _transposed_bytes(self, dtype: torch.dtype) -> int:
-        """Return the bytes of one column of ``J'^T V``, its sums of all threads and what a layer takes among them."""
-        if self._exact_plan is not None:
-            return 3 * tangent_product.bytes_of_column(self._exact_plan.layout)
-        parameters = sum(max(b, 1) * max(a, 1) for a, b in self._widths)
-        workers = gemm.threads(self.capture.dtype, self.device)
-        return dtype.itemsize * parameters * (len(self._picked) * (workers + 1) + 2)
-
-    def _spread(self, blocks: list[list[Tensor]], like: Tensor) -> Tensor:
-        """Return ``J P`` for the blocks that :meth:`_transposed_product` makes of vectors ``like`` (columns, k)."""
-        out = torch.zeros(self.shape[0], like.shape[1], dtype=self.dtype, device=self.device)
-
-        def spread(share: slice) -> None:
-            scratch = row_ops.scratch_for(self.rows.product_rows, self._widths, like)
-            for points, factors in self.rows.chunks(within=share):
-                for m, layers in zip(self._picked, blocks, strict=True):
-                    for layer, total in zip(factors, layers, strict=True):
-                        row_ops.block_jvp_(out[points], layer.features, _of_output(layer, m), total, scratch)
-
-        together([partial(spread, share) for share in self.rows.store.shares(self.rows.product_rows)])
-        return out
-
-    @property
-    def _picked(self) -> Sequence[int]:
-        """The outputs of the network that enter this kernel."""
-        return [self.output] if isinstance(self.output, int) else range(self.outputs)
-
-    def _transposed_product(self, V: Tensor, dtype: torch.dtype) -> list[list[Tensor]]:
-        """Return ``J'_m^T V`` of every picked output and layer, (k, b, a) each: added up over chunks in ``dtype``.
-
-        For ``output="full"`` V's rows are those of output m.
-        """
-        k = V.shape[1]
-        # The head's identity sensitivities select one row of its block an output, so b = 1 there.
-        shapes = [(k, max(b, 1), max(a, 1)) for a, b in self._widths]
-        by_output = V.reshape(len(self._other.coords), self._fold, k)
-
-        def gather(share: slice) -> list[list[Tensor]]:
-            """The sums of some points: each worker its own, added up in order afterwards."""
-            sums = [[torch.zeros(shape, dtype=dtype, device=self.device) for shape in shapes] for _ in self._picked]
-            scratch = row_ops.scratch_for(self.rows.product_rows, self._widths, V)
-            for points, factors in self._other.chunks(within=share):
-                for m, blocks in zip(self._picked, sums, strict=True):
-                    v = by_output[points, m if self._fold > 1 else 0]
-                    for layer, total in zip(factors, blocks, strict=True):
-                        part = total if dtype == self.dtype else torch.zeros_like(total, dtype=self.dtype)
-                        row_ops.block_vjp_(part, layer.features, _of_output(layer, m), v, scratch)
-                        if part is not total:
-                            total += part
-            return sums
-
-        shares = self._other.store.shares(self.rows.product_rows)
-        first, *others = together([partial(gather, share) for share in shares])
-        for sums in others:
-            for blocks, more in zip(first, sums, strict=True):
-                for total, part in zip(blocks, more, strict=True):
-                    total += part
-        return first
-
     # ---- reductions --------------------------------------------------------------------------------------------
 
     def diagonal(self) -> Tensor:
-        """Return the diagonal, accumulated in fp64 and rounded to the kernel's dtype."""
-        self._need_range("the diagonal")
-        return self.exact_diagonal().to(self.dtype, copy=True)
-
-    def exact_diagonal(self) -> Tensor:
-        """Return the diagonal in fp64, whatever the kernel's dtype, from factors whose dtype holds it; kept, to be read
-        only."""
+        """Return the diagonal (rows,), accumulated in fp64 and rounded to the kernel's dtype."""
         self._need_symmetric("diagonal")
-        return self._diagonal
+        self._need_range("the diagonal")
+        return self.partition.gather(self._diagonal).to(self.dtype, copy=True)
 
     @cached_property
     def _diagonal(self) -> Tensor:
-        by_operands = self._exact_plan is not None
-        if not by_operands and not surely_held(self.rows.magnitude, self.dtype) and self.dtype != torch.float64:
-            return self._highest.exact_diagonal()
-        fold = self._fold
-        taken = 2 * torch.float64.itemsize * self.shape[0]  # the result is rounded beside it
-        with self.rows.room_for(max(0, taken - UNCOUNTED), "the diagonal", "take fewer points"):
-            found = torch.empty(self.shape[0], dtype=torch.float64, device=self.device)
-            if self._exact_plan is not None:
-                for rows, operands in self._exact_sides(self.rows, self._exact_plan):
-                    found[rows] = tangent_product.diagonal(operands)
-                return found
-            for points, factors in self.rows.chunks():
-                rows = slice(points.start * fold, points.stop * fold)
-                found[rows] = gram_ops.gram_diagonal(factors, self.output, self.outputs)
-        return found
+        """The diagonal of this process's rows in fp64, from factors whose dtype holds it; to be read only."""
+        by_operands = self.sides.exact_plan is not None
+        if not by_operands and not surely_held(self.left.magnitude, self.dtype) and self.dtype != torch.float64:
+            return self._highest._diagonal
+        return self.sides.diagonal()
 
     def trace(self) -> float:
         """Return the trace, accumulated in fp64."""
@@ -636,7 +249,7 @@ class NTK:
 
     @cached_property
     def _trace(self) -> float:
-        return float(self.exact_diagonal().sum())
+        return float(self.partition.total(self._diagonal.sum()))
 
     def frobenius(self) -> float:
         """Return the Frobenius norm ``|K|_F``, tile by tile, accumulated in fp64; nothing N x N is stored.
@@ -653,15 +266,8 @@ class NTK:
             check_range("the squares of the Frobenius norm", self._largest, 1e-150, 1e150, self.dtype)
         elif not self._in_range():
             return self._highest.frobenius()
-        squares = []
-
-        def compute(i: slice, j: slice, rows: Any, columns: Any) -> None:
-            square = reductions.squared_norm(rows, columns, self.output, self.outputs, self.dtype)
-            squares.append(2 * square if self.symmetric and columns is not None else square)
-
-        with self._room_for(0, "the Frobenius norm", "take fewer points"):
-            self._for_each_block(compute)
-        return math.sqrt(sum(squares))
+        square = torch.tensor(self.sides.squared_norm(), dtype=torch.float64, device=self.device)
+        return math.sqrt(float(self.partition.total(square)))
 
     def row_sums(self) -> Tensor:
         """Return the sums of the rows, ``K 1``, of shape (rows,) in the kernel's dtype, computed as ``K @ V`` is."""
@@ -687,37 +293,57 @@ class NTK:
         """
         self._need_symmetric("quadratic_form")
         self._need_range("the quadratic form")
-        given = check_block("Y", Y, self.shape[1], self.device)
-        k = given.shape[1]
-        numbers = 0 if given.dtype == self.dtype else self.shape[0] * k
-        # By products also where the factors' way would hold more numbers than the budget.
-        by_products = k >= self.cost().break_even_columns or (
-            2 * k * self._transposed_bytes(torch.float64) > self.memory_budget
-        )
+        given = self.partition.mine(check_block("Y", Y, self.shape[1], self.device))
+        k, sides = given.shape[1], self.sides
+        by_products = products.form_by_products(sides, k)
+        numbers = 0 if given.dtype == self.dtype else sides.height * k
         if by_products:
-            numbers += self.shape[0] * k
-        with self._room_for(numbers, f"the quadratic form of {k} columns"):
+            numbers += sides.height * k
+        with sides.room_for(numbers, f"the quadratic form of {k} columns", sides=(sides.left, sides.summed)):
             block = given.to(self.dtype)
             if by_products:
-                image = self @ block
-                total = torch.zeros(k, k, dtype=torch.float64, device=self.device)
-                for rows in chunks(len(block), STREAMED_ROWS):
-                    total += block[rows].double().t() @ image[rows].double()
+                total = self.partition.total(products.inner_products(block, self._product(block)))
             else:
-                total = self._quadratic_form_by_factors(block)
+                total = products.transposing(sides, k).form(sides, block, self.partition.total)
         total = (total + total.t()) / 2
         return total[0, 0] if Y.ndim == 1 else total
 
-    def _quadratic_form_by_factors(self, Y: Tensor) -> Tensor:
-        """``sum_m (J_m^T Y)^T (J_m^T Y)``; for ``"full"`` outputs share their parameters, all but the head's."""
-        if self._exact_plan is not None:
-            sums = self._transposed_operand_product(Y, self._exact_plan)
-            return tangent_product.inner_products(self._exact_plan.layout, sums)
-        total = torch.zeros(Y.shape[1], Y.shape[1], dtype=torch.float64, device=self.device)
-        for (_, b), *blocks in zip(self._widths, *self._transposed_product(Y, torch.float64), strict=True):
-            for block in [sum(blocks)] if self.output == "full" and b > 0 else blocks:
-                total += block.flatten(1) @ block.flatten(1).t()
-        return total
+    # ---- errors of the entries ---------------------------------------------------------------------------------
+
+    @cached_property
+    def matrix_error(self) -> float:
+        """Bound on the spectral norm of the rounding error of the entries, for ``precision="highest"``.
+
+        It is relative to the kernel of the factors as computed; :attr:`jacobian_error` is their own. The matrix
+        ``sqrt(K_ii K_jj)`` has norm trace(K). Factors that are not kept round differently each time they are computed,
+        beside other points: then two entries may be of two kernels.
+        """
+        trace = self.trace()
+        return self.entry_error * trace + (0.0 if self._keeps else 2 * kernel_error(self.jacobian_error, trace))
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether all entries come from the same factors, computed once."""
+        return self.left.keeps(self.sides.plan)
+
+    @cached_property
+    def jacobian_error(self) -> float:
+        """Bound on the spectral norm of the error of J, ``K = J J^T``, from rounding in the factor pass.
+
+        Measured on a sample of points, with a safety factor of 8: see :mod:`inrfast.rounding`.
+        """
+        own = torch.tensor(self.left.squared_pass_error(self.output), dtype=torch.float64, device=self.device)
+        return math.sqrt(float(self.partition.total(own)))
+
+    @property
+    def entry_error(self) -> float:
+        """Bound on the rounding error of an entry, relative to ``sqrt(K_ii K_jj)``, for ``precision="highest"``.
+
+        An entry is a sum of products of inner products of length at most a and M b, so its error is at most ``c u``
+        with c their sum (Higham, Accuracy and Stability, section 3.1).
+        """
+        c = max(a + self.outputs * b for a, b in self.sides.stored) + len(self.specs) + 2
+        return c * torch.finfo(torch.float64).eps / 2
 
     # ---- spectrum and systems ----------------------------------------------------------------------------------
 
@@ -768,59 +394,33 @@ class NTK:
             Bad arguments; a kernel with ``coords2``.
         """
         self._need_symmetric("spectrum")
-        operator = self.at_precision("highest")
-        with self._whole_budget_told(operator):
+        exact = self.at_precision("highest")
+        with self._whole_budget_told(exact):
             found = eigenvalues.spectrum(
-                _Operator(operator),
+                KernelOperator(exact),
                 rtol,
                 k,
                 method,
                 eigenvectors,
                 min(self.shape[0], self.rank_bound),
-                self._left_beside(operator),
+                self._solver_budget(exact),
                 seed,
-                progress,
+                self._shown(progress),
                 levels,
             )
-        return replace(found, outputs=self.outputs if self.output == "trace" else 1)
-
-    @property
-    def rank_bound(self) -> int:
-        """Parameters times outputs summed over: the rank of K = sum_m J_m J_m^T is at most M P."""
-        return self.rows.shape[1] * (self.outputs if self.output == "trace" else 1)
-
-    @cached_property
-    def matrix_error(self) -> float:
-        """Bound on the spectral norm of the rounding error of the entries, for ``precision="highest"``.
-
-        It is relative to the kernel of the factors as computed; :attr:`jacobian_error` is their own. The matrix
-        ``sqrt(K_ii K_jj)`` has norm trace(K). Factors that are not kept round differently each time they are computed,
-        beside other points: then two entries may be of two kernels.
-        """
-        trace = self.trace()
-        kept = self.rows.keeps(self._plan)
-        return self.entry_error * trace + (0.0 if kept else 2 * kernel_error(self.jacobian_error, trace))
-
-    @cached_property
-    def jacobian_error(self) -> float:
-        """Bound on the spectral norm of the error of J, ``K = J J^T``, from rounding in the factor pass.
-
-        Measured on a sample of points, with a safety factor of 8: see :mod:`inrfast.rounding`.
-        """
-        return math.sqrt(self.rows.squared_pass_error(self.output))
-
-    @property
-    def entry_error(self) -> float:
-        """Bound on the rounding error of an entry, relative to ``sqrt(K_ii K_jj)``, for ``precision="highest"``.
-
-        An entry is a sum of products of inner products of length at most a and M b, so its error is at most ``c u``
-        with c their sum (Higham, Accuracy and Stability, section 3.1).
-        """
-        c = max(a + self.outputs * b for a, b in self._widths) + len(self.specs) + 2
-        return c * torch.finfo(torch.float64).eps / 2
+        found = replace(found, output=self.output, outputs=self.outputs)
+        if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process
+            return found
+        return replace(found, eigenvectors=self.partition.gather(found.eigenvectors))
 
     def solve(
-        self, y: Tensor, ridge: float = 0.0, tol: float = 1e-6, seed: int = 0, progress: bool | None = None
+        self,
+        y: Tensor,
+        ridge: float = 0.0,
+        tol: float = 1e-6,
+        seed: int = 0,
+        progress: bool | None = None,
+        preconditioner: str | Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return x with ``(K + ridge I) x = y`` in fp64.
 
@@ -839,6 +439,11 @@ class NTK:
             Of the pivots.
         progress
             Whether to show bars; None: on a terminal only.
+        preconditioner
+            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``, ``"diagonal"``,
+            ``"none"``, another name of :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, or a function that takes
+            a residual (n, c) in fp64 and returns a tensor of its shape: an approximation of ``(K + ridge I)^-1`` times
+            it, linear, symmetric and positive definite. None: as above.
 
         Raises
         ------
@@ -846,44 +451,30 @@ class NTK:
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
             The preconditioner does not fit the budget.
+        ValueError, TypeError
+            Bad arguments; a kernel with ``coords2``; a function that random vectors show to be no preconditioner.
         """
         self._need_symmetric("solve")
         right = check_block("y", y, self.shape[0], self.device).to(torch.float64)
         ridge = check_float("ridge", ridge, minimum=0.0)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        operator = self.at_precision("highest")
-        with self._whole_budget_told(operator):
-            budget = self._left_beside(operator)
-            return systems.solve(_Operator(operator), right, ridge, tol, budget, seed, progress).reshape(y.shape)
+        exact = self.at_precision("highest")
+        with self._whole_budget_told(exact):
+            budget, shown = self._solver_budget(exact), self._shown(progress)
+            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner)
+        return found.reshape(y.shape)
 
-    def _left_beside(self, operator: NTK) -> int:
-        """Return the bytes of the budget that the factors of ``operator``, and those kept here, leave."""
-        return max(self.memory_budget - self._held_under(self.memory_budget, operator), 0)
+    def _solver_budget(self, exact: Self) -> int:
+        """Return the bytes that methods of :mod:`inrfast.linalg` may take beside the factors of ``exact``."""
+        raise NotImplementedError
 
-    def _held_under(self, budget: int, operator: NTK) -> int:
-        """Return the bytes that factors take of a budget, those of ``operator`` and those kept here."""
-        stores = {id(kernel.rows.store): kernel.rows.store for kernel in (self, operator)}.values()
-        own = operator.rows.store
-        used = [store for store in stores if store.kept or store is own]
-        return sum(
-            store.held_under(budget * store.budget // self.memory_budget, self.output if store is own else None)
-            for store in used
-        )
+    def _whole_budget_told(self, exact: Self) -> AbstractContextManager[None]:
+        """Return a context in which errors of those methods name the memory budget that the kernel would need."""
+        return nullcontext()
 
-    @contextmanager
-    def _whole_budget_told(self, operator: NTK) -> Iterator[None]:
-        """Name whole budgets in the error of a method that has what factors leave of one."""
-        try:
-            yield
-        except MemoryBudgetError as error:
-            if error.needed is None:
-                raise
-            budget = error.needed
-            while budget - (held := self._held_under(budget, operator)) < error.needed:
-                budget = error.needed + held
-            raise over_budget(
-                max(budget, self.memory_budget + 1), self.memory_budget, error.what, error.instead
-            ) from None
+    def _shown(self, progress: bool | None) -> bool | None:
+        """Return whether this process shows bars."""
+        return progress
 
     def to_scipy(self) -> LinearOperator:
         """Return the kernel as a ``scipy.sparse.linalg.LinearOperator`` (products go through ``K @ V``).
@@ -893,7 +484,7 @@ class NTK:
 
         from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
 
-        def forward(kernel: NTK) -> Callable[[np.ndarray], np.ndarray]:
+        def forward(kernel: TangentKernel) -> Callable[[np.ndarray], np.ndarray]:
             def apply(v: np.ndarray) -> np.ndarray:
                 if np.iscomplexobj(v):
                     return apply(v.real) + 1j * apply(v.imag)
@@ -901,7 +492,7 @@ class NTK:
 
             return apply
 
-        transposed = self if self.columns_side is None else NTK(self.columns_side, self.rows, self.output)
+        transposed = self._transposed()
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         return LinearOperator(
             self.shape,
@@ -912,12 +503,18 @@ class NTK:
             dtype=dtype,
         )
 
+    def _transposed(self) -> TangentKernel:
+        """Return the kernel with its sides exchanged."""
+        return self
+
+    # ---- checks ------------------------------------------------------------------------------------------------
+
     @cached_property
     def _largest(self) -> float:
-        """The largest entry of the kernel, which lies on its diagonal; from a few points if they leave no question."""
-        guess = self.rows.magnitude
+        """The largest entry of the kernel, which lies on its diagonal; estimated at a few points if that will do."""
+        guess = self.left.magnitude
         if self.symmetric and not surely_held(guess, self.dtype):
-            return float(self.exact_diagonal().amax())
+            return float(self.partition.gather(self._diagonal).amax())
         return guess
 
     def _in_range(self) -> bool:
@@ -925,7 +522,7 @@ class NTK:
         return self._largest == 0 or low <= self._largest <= high
 
     def _need_range(self, what: str) -> None:
-        """Refuse results that the kernel's dtype cannot hold."""
+        """Refuse results that the kernel's dtype cannot hold, in every process or in none."""
         check_range(what, self._largest, *RANGE[self.dtype], self.dtype)
 
     def _need_symmetric(self, what: str) -> None:
@@ -934,100 +531,45 @@ class NTK:
 
     def __repr__(self) -> str:
         names = [spec.name for spec in self.specs]
-        return f"NTK(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
 
 
-class _Operator:
-    """A kernel as the methods of :mod:`inrfast.linalg` take it: vectors that they made themselves are not checked."""
+class KernelOperator:
+    """The rows of a kernel in this process as an operator of :mod:`inrfast.linalg`, whose vectors need no checks."""
 
-    def __init__(self, kernel: NTK) -> None:
+    def __init__(self, kernel: TangentKernel) -> None:
         self._kernel = kernel
+        self.shape, self.device, self.partition = kernel.shape, kernel.device, kernel.partition
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._kernel, name)
+    @property
+    def matrix_error(self) -> float:
+        """Bound on the spectral norm of the rounding error of the entries."""
+        return self._kernel.matrix_error
+
+    @property
+    def jacobian_error(self) -> float:
+        """Bound on the spectral norm of the error of J."""
+        return self._kernel.jacobian_error
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of these rows."""
+        self._kernel._need_range("the diagonal")
+        return self._kernel._diagonal.to(self._kernel.dtype, copy=True)
+
+    def columns(self, index: Tensor) -> Tensor:
+        """Return these rows of some columns."""
+        self._kernel._need_range("columns of the kernel")
+        return self._kernel.sides.columns_as_named(index)
+
+    def submatrix(self, index: Tensor) -> Tensor:
+        """Return some rows and columns, the same in every process."""
+        self._kernel._need_range("a submatrix of the kernel")
+        return self._kernel.sides.submatrix_as_named(index)
+
+    def to_dense(self) -> Any:
+        """Return the whole matrix."""
+        return self._kernel.to_dense()
 
     def __matmul__(self, V: Tensor) -> Tensor:
-        return self._kernel.times(V)
-
-
-def _in_order(picked: Tensor, count: int) -> bool:
-    """Return whether an index picks all of so many rows, in their order."""
-    return len(picked) == count and bool((picked == torch.arange(count, device=picked.device)).all())
-
-
-def _of_output(layer: Factors, output: int) -> Tensor | None:
-    return None if layer.sensitivities is None else layer.sensitivities[:, output]
-
-
-@in_own_modes
-def ntk(
-    net: nn.Module,
-    coords: Tensor,
-    coords2: Tensor | None = None,
-    output: str | int = "trace",
-    params: Iterable[str] | None = None,
-    select: Select = None,
-    precision: str = "high",
-    backend: str = "auto",
-    memory_budget: int | None = None,
-) -> NTK:
-    """Return the neural tangent kernel of ``net`` on ``coords`` as a lazy operator (P1, equation 1, by layer (4)).
-
-    Parameters
-    ----------
-    net
-        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.tangent.capture`). Its
-        parameters are copied: training it later does not change the kernel.
-    coords, coords2
-        Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.
-    output
-        ``"trace"`` sums over the M outputs (no division), ``"full"`` is (N M) x (N' M) with the output index fast, an
-        int picks one output.
-    params
-        Names of parameters or modules to differentiate; None: every trainable one.
-    select
-        A key, an index or a function that takes the output tensor from what ``net`` returns.
-    precision
-        ``"highest"``: fp64 throughout; ``"high"``: ``|dK_ij| <= 1e-6 sqrt(K_ii K_jj)``, fp32 results; ``"medium"``:
-        2e-4 (on a CPU the same as ``"high"``). The coordinates and parameters count as the exact numbers they hold.
-    backend
-        ``"triton"`` computes dense kernels, columns and tiles by fused kernels on a CUDA GPU (sm_80 and newer),
-        ``"torch"`` everywhere; ``"auto"`` picks. A named backend that cannot run raises.
-    memory_budget
-        Bytes for factors, results and scratch; None: half of what is free.
-
-    Raises
-    ------
-    UnsupportedModuleError
-        The network cannot be captured exactly; the message says why.
-    NotAvailableError, ValueError, TypeError
-        An absent backend; bad arguments.
-
-    Notes
-    -----
-    A kernel can be pickled (``spawn``, joblib) if its network can. After a ``fork``, torch's own products hang in the
-    child once the parent has run threads: start processes with ``spawn``.
-
-    Examples
-    --------
-    >>> import inrfast as inr
-    >>> K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((8, 8)))
-    >>> K.shape, sorted(K.layers)
-    ((64, 64), ['layers.0', 'layers.1', 'layers.2', 'layers.3'])
-    """
-    if isinstance(output, str):
-        check_choice("output", output, ("trace", "full"))
-    else:
-        output = check_int("output", output, minimum=0)
-    capture = Capture(net, coords, params, select, precision, memory_budget)
-    if isinstance(output, int) and output >= capture.outputs:
-        raise ValueError(f"output must be below the network's {capture.outputs} outputs, got {output}")
-    backend = backends.resolve(backend, capture.device)
-    budget = budget_bytes(memory_budget, capture.device)
-    rows = LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, backend), budget)
-    columns = None
-    if coords2 is not None:
-        check_coords("coords2", coords2, capture.in_features, capture.device)
-        rows.store.budget = budget // 4
-        columns = LayerwiseJacobian(FactorStore(capture, coords2.detach().clone(), budget // 4, backend), budget)
-    return NTK(rows, columns, output)
+        """Return these rows of ``K V`` for these rows of V (n, k)."""
+        return self._kernel._product(V)

@@ -30,7 +30,7 @@ class PointRows:
     layers
         The layers whose rows are wanted.
     run
-        Returns values (n, D) of points (n, d), by running ``root`` or a part of it; each depends on its point alone.
+        Returns values (n, D) of points (n, ...), by running ``root`` or a part of it; each depends on its point alone.
     """
 
     def __init__(self, root: nn.Module, layers: Sequence[Layer], run: Callable[[Tensor], Tensor]) -> None:
@@ -42,7 +42,7 @@ class PointRows:
         self._copies: int | None = None
 
     def __call__(self, coords: Tensor, cotangents: Tensor | None = None) -> list[Factors]:
-        """Return the rows of every layer at ``coords`` (n, d), as factors with features of ones.
+        """Return the rows of every layer at points (n, ...), as factors with features of ones.
 
         ``cotangents`` (n, M, D) are the derivatives of the outputs by the values; None: the values are the outputs.
         """
@@ -75,7 +75,7 @@ class PointRows:
 
         def at_point(point: Tensor, cotangent: Tensor | None) -> dict[str, Tensor]:
             def values(parameters: dict[str, Tensor]) -> Tensor:
-                found: Tensor = functional_call(self._runner, parameters, (point.expand(copies, -1),))
+                found: Tensor = functional_call(self._runner, parameters, (point.expand(copies, *point.shape),))
                 return found[0]
 
             at_once, pull, *_ = vjp(values, chosen)
@@ -94,7 +94,8 @@ class PointRows:
         rows: list[list[Tensor]] = [[] for _ in wanted]
         for n, point in enumerate(coords):
             with torch.enable_grad():
-                values = self._run(point.expand(2, -1))[0]  # a copy beside it: some modules drop the axis of one point
+                # With a copy beside it: some modules drop the axis of a single point.
+                values = self._run(point.expand(2, *point.shape))[0]
                 directions = torch.eye(len(values)).to(values) if cotangents is None else cotangents[n]
                 last = len(directions) - 1
                 found = [

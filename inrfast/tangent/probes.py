@@ -171,7 +171,9 @@ def check_jacobian(
     outputs = network.outputs(sample[:2]).shape[1]
     weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
     truth = _products_by_autograd(network, layers, sample, weights)
-    ours = [vjp(*factors, weights.unsqueeze(-1)) for factors in captured]
+    cotangents = weights.unsqueeze(-1)
+    pairs = zip(layers, captured, strict=True)
+    ours = [vjp(*factors, cotangents, rows=layer.block[0]) for layer, factors in pairs]
     largest = torch.stack([own.abs().amax() for own in ours]).amax()
     sums = torch.stack([f.sum() for factors in captured for f in factors if f is not None])
     answers = torch.stack([_agree(ours, truth, largest, 0.0).to(PASS_DTYPE), sums.sum(), largest])

@@ -11,7 +11,8 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
-from inrfast.errors import RangeError
+from inrfast import backends
+from inrfast.errors import NotAvailableError, RangeError
 from inrfast.layers import Factors
 from inrfast.memory import chunks, empty
 from inrfast.ops import gemm
@@ -72,6 +73,25 @@ def check_range(what: str, largest: float, low: float, high: float, dtype: torch
     )
 
 
+def backend_for(capture: Capture, backend: str) -> str:
+    """Return the backend of products with a network's factors: see :func:`inrfast.backends.resolve`.
+
+    Raises
+    ------
+    NotAvailableError
+        ``"triton"`` was named and cannot run, or the factors of a layer are sparse rows.
+    """
+    chosen = backends.resolve(backend, capture.device)
+    sparse = [layer.name for layer in capture.layers if layer.sparse]
+    if chosen == "torch" or not sparse:
+        return chosen
+    reason = f"the rows of layer {sparse[0]!r} are sparse, and its kernels take dense factors"
+    if backend == "triton":
+        raise NotAvailableError(f"backend='triton' cannot run: {reason}; use backend='torch' or 'auto'")
+    backends.warn_once(f"backend='auto' takes 'torch': {reason}")
+    return "torch"
+
+
 class FactorStore:
     """Factors of all layers on all points: computed once and kept if they fit the budget, else recomputed by chunks.
 
@@ -113,7 +133,7 @@ class FactorStore:
     @property
     def bytes_per_point(self) -> int:
         """Bytes of one point's factors, as kept."""
-        return self.capture.dtype.itemsize * sum(a + self.capture.outputs * b for a, b in self.capture.widths)
+        return self.capture.dtype.itemsize * self.capture.numbers_per_point
 
     @property
     def fits(self) -> bool:
@@ -160,8 +180,11 @@ class FactorStore:
     @property
     def _pass_bytes(self) -> int:
         """Bytes that a pass in fp64 holds a point, its results among them."""
-        numbers = sum(a + self.capture.outputs * b for a, b in self.capture.widths)
-        return PASS_DTYPE.itemsize * numbers * (PASS_BUFFERS if self.capture.plain else HOOKED_BUFFERS)
+        return (
+            PASS_DTYPE.itemsize
+            * self.capture.numbers_per_point
+            * (PASS_BUFFERS if self.capture.plain else HOOKED_BUFFERS)
+        )
 
     @property
     def _pass_rows(self) -> int:
@@ -326,11 +349,14 @@ class FactorStore:
 
     def _room(self, n: int) -> list[Factors]:
         """Return memory for the factors of n points."""
-        outputs = self.capture.outputs
-        room_for = functools.partial(empty, dtype=self.capture.dtype, device=self.capture.device)
+        outputs, dtype = self.capture.outputs, self.capture.dtype
+        room_for = functools.partial(empty, device=self.capture.device)
         return [
-            Factors(room_for((n, a)) if a > 0 else None, room_for((n, outputs, b)) if b > 0 else None)
-            for a, b in self.capture.widths
+            Factors(
+                room_for((n, a), dtype=torch.int64 if layer.sparse else dtype) if a > 0 else None,
+                room_for((n, outputs, b), dtype=dtype) if b > 0 else None,
+            )
+            for layer, (a, b) in zip(self.capture.layers, self.capture.stored, strict=True)
         ]
 
     def compute(self, coords: Tensor, whole: list[Factors] | None = None) -> list[Factors]:

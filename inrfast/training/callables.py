@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrfast.activations import BoundActivation
 from inrfast.training.objective import Objective
 
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
@@ -263,6 +264,9 @@ def _describe(name: str, value: Any, found: dict[str, str], seen: set[int], dept
             _describe_classes(name, value.__mro__, found, seen, depth + 1)
     elif isinstance(value, ModuleType) or value is os.environ or _is_mark(type(value).__module__):
         return
+    elif isinstance(value, BoundActivation):
+        found[name] = f"{value.name} {value.named}"
+        _describe(f"{name}.value", value.kind.value, found, seen, depth)
     elif isinstance(value, nn.Module):
         if id(value) not in seen:
             found.update({f"{name}.{key}".removeprefix("."): text for key, text in attributes(value, seen).items()})

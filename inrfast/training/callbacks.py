@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.errors import check_float, check_int, check_seed
 from inrfast.linalg.spectrum import RankInterval
-from inrfast.tangent.kernel import ntk
+from inrfast.tangent.local import ntk
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from inrfast.analysis import diagnosis
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.errors import MemoryBudgetError, ResolutionError, UnsupportedModuleError
 from inrfast.linalg import eigenvalues
+from inrfast.norms import NORMS
 
 RTOLS = (1e-1, 1e-3, 1e-6)
 
@@ -105,7 +106,7 @@ def test_the_block_bounds_hold(net, n, seed):
         assert bound.whole_at_multiple.lower <= bound.sum_of_blocks.upper
 
 
-@pytest.mark.parametrize("norm", [None, "batch", "sphere"])
+@pytest.mark.parametrize("norm", [None, *sorted(NORMS)])
 @pytest.mark.parametrize("position", ["pre", "post"])
 @pytest.mark.parametrize("activation", ["relu", "sine"])
 def test_feature_jacobians_are_those_of_reverse_mode(norm, position, activation):

@@ -85,7 +85,7 @@ def test_what_is_no_file_is_refused_before_the_work(folder, monkeypatch, capfd, 
     (odd,) = (word for word in words if word.startswith("ODD"))
     path = make(kind, odd)
     before = tree(folder)
-    for work in ("inrfast.training.fit.fit", "inrfast.tangent.kernel.NTK.trace", "inrfast.signals.render.render"):
+    for work in ("inrfast.training.fit.fit", "inrfast.tangent.local.NTK.trace", "inrfast.signals.render.render"):
         monkeypatch.setattr(work, lambda *arguments, **options: pytest.fail("the work began"))
     assert main([str(path) if word == odd else word for word in words]) == 2
     out, err = capfd.readouterr()

@@ -5,16 +5,17 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from random_networks import mild
 
-from inrfast.activations import ACTIVATIONS, bind
+from inrfast.activations import ACTIVATIONS, MOST_DEVICE_NUMBERS, bind
 from inrfast.kernels import activations as device_functions
 from inrfast.kernels.activations import activate
 
 
 @triton.jit
-def apply(u, value, slope, omega, ACTIVATION: tl.constexpr, COUNT: tl.constexpr):
+def apply(u, value, slope, numbers, ACTIVATION: tl.constexpr, COUNT: tl.constexpr):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), tl.load(omega), 0.0, 0.0, ACTIVATION, False)
+    v, s = activate(tl.load(u + places), tl.load(numbers), 0.0, tl.load(numbers + 1), ACTIVATION, False)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 
@@ -24,31 +25,31 @@ def on_device(name, u, omega, device):
     count = triton.next_power_of_2(len(u))
     padded = torch.nn.functional.pad(u, (0, count - len(u)))
     value, slope = torch.full_like(padded, 7.0), torch.full_like(padded, 7.0)
-    frequency = torch.tensor([omega], dtype=torch.float64, device=device)
-    apply[(1,)](padded, value, slope, frequency, ACTIVATION=ACTIVATIONS[name].device_name, COUNT=count)
+    numbers = torch.tensor([*bind(mild(name), omega).numbers, 0.0, 0.0], dtype=torch.float64, device=device)
+    apply[(1,)](padded, value, slope, numbers, ACTIVATION=ACTIVATIONS[name].device_name, COUNT=count)
     return value[: len(u)].cpu(), slope[: len(u)].cpu()
 
 
 EXACT = {
-    "identity": lambda u, omega: u,
-    "relu": lambda u, omega: mpmath.mpf(max(u, 0)),
+    "identity": lambda u: u,
+    "relu": lambda u: mpmath.mpf(max(u, 0)),
     "sine": lambda u, omega: mpmath.sin(omega * u),
     "gaussian": lambda u, omega: mpmath.exp(-((omega * u) ** 2)),
     "finer": lambda u, omega: mpmath.sin(omega * (abs(u) + 1) * u),
-    "tanh": lambda u, omega: mpmath.tanh(u),
-    "gelu": lambda u, omega: u * (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2,
-    "softplus": lambda u, omega: mpmath.log1p(mpmath.exp(u)),
+    "tanh": lambda u: mpmath.tanh(u),
+    "gelu": lambda u: u * (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2,
+    "softplus": lambda u: mpmath.log1p(mpmath.exp(u)),
 }
 
 SLOPES = {
-    "identity": lambda u, omega: mpmath.mpf(1),
-    "relu": lambda u, omega: mpmath.mpf(u > 0),
+    "identity": lambda u: mpmath.mpf(1),
+    "relu": lambda u: mpmath.mpf(u > 0),
     "sine": lambda u, omega: omega * mpmath.cos(omega * u),
     "gaussian": lambda u, omega: -2 * omega**2 * u * mpmath.exp(-((omega * u) ** 2)),
     "finer": lambda u, omega: omega * (2 * abs(u) + 1) * mpmath.cos(omega * (abs(u) + 1) * u),
-    "tanh": lambda u, omega: mpmath.sech(u) ** 2,
-    "gelu": lambda u, omega: (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2 + u * mpmath.npdf(u),
-    "softplus": lambda u, omega: 1 / (1 + mpmath.exp(-u)),
+    "tanh": lambda u: mpmath.sech(u) ** 2,
+    "gelu": lambda u: (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2 + u * mpmath.npdf(u),
+    "softplus": lambda u: 1 / (1 + mpmath.exp(-u)),
 }
 
 
@@ -57,10 +58,10 @@ SLOPES = {
 def test_value_and_derivative(name, omega, device):
     spread = torch.randn(60, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     points = torch.cat([spread, spread * 1e-9, spread * 30, torch.tensor([0.0, -0.0, 0.5, -0.5, 35.0, -35.0])])
-    value, slope = on_device(name, points, omega, device)
+    numbers, (value, slope) = bind(mild(name), omega).numbers, on_device(name, points, omega, device)
     with mpmath.workdps(50):
         for u, v, s in zip(points.tolist(), value.tolist(), slope.tolist(), strict=True):
-            exact, derivative = EXACT[name](mpmath.mpf(u), omega), SLOPES[name](mpmath.mpf(u), omega)
+            exact, derivative = EXACT[name](mpmath.mpf(u), *numbers), SLOPES[name](mpmath.mpf(u), *numbers)
             # The angle's own rounding, a unit in its last place, is not the function's error.
             angle = abs(omega * u) * (abs(u) + 1 if name == "finer" else 1) if omega > 1 or name == "finer" else 0.0
             slack = 4e-16 * (1 + angle)
@@ -77,7 +78,7 @@ def test_small_results_keep_their_digits(name, device):
     value, _ = on_device(name, points, 1.0, device)
     with mpmath.workdps(50):
         for u, v in zip(points.tolist(), value.tolist(), strict=True):
-            exact = EXACT[name](mpmath.mpf(u), 1.0)
+            exact = EXACT[name](mpmath.mpf(u))
             assert abs(v - exact) <= 2e-15 * abs(exact)
 
 
@@ -96,6 +97,7 @@ def test_sine_of_large_angles(size, device):
 
 
 def test_device_names_of_the_registry_are_those_of_the_kernels():
+    assert device_functions.NUMBERS.value == MOST_DEVICE_NUMBERS
     for activation in ACTIVATIONS.values():
         if activation.device is not None:
             assert getattr(device_functions, activation.device.upper()).value == activation.device
@@ -105,9 +107,11 @@ def test_device_names_of_the_registry_are_those_of_the_kernels():
 
 
 @triton.jit
-def apply_fp32(u, value, slope, omega, omega_rest, ACTIVATION: tl.constexpr, SHORT: tl.constexpr, COUNT: tl.constexpr):
+def apply_fp32(
+    u, value, slope, omega, omega_rest, second, ACTIVATION: tl.constexpr, SHORT: tl.constexpr, COUNT: tl.constexpr
+):
     places = tl.arange(0, COUNT)
-    v, s = activate(tl.load(u + places), omega, omega_rest, 0.0, ACTIVATION, SHORT)
+    v, s = activate(tl.load(u + places), omega, omega_rest, second, ACTIVATION, SHORT)
     tl.store(value + places, v)
     tl.store(slope + places, s)
 
@@ -116,10 +120,10 @@ def on_device_fp32(name, u, omega, device, short=False):
     count = triton.next_power_of_2(len(u))
     padded = torch.nn.functional.pad(u.to(device, torch.float32), (0, count - len(u)))
     value, slope = torch.full_like(padded, 7.0), torch.full_like(padded, 7.0)
-    high = float(torch.tensor(omega, dtype=torch.float32))
-    apply_fp32[(1,)](
-        padded, value, slope, high, omega - high, ACTIVATION=ACTIVATIONS[name].device_name, SHORT=short, COUNT=count
-    )
+    first, second, *_ = (*bind(mild(name), omega).numbers, 0.0, 0.0)
+    high = float(torch.tensor(first, dtype=torch.float32))
+    numbers = high, first - high, second
+    apply_fp32[(1,)](padded, value, slope, *numbers, ACTIVATION=ACTIVATIONS[name].device_name, SHORT=short, COUNT=count)
     return value[: len(u)].cpu(), slope[: len(u)].cpu()
 
 
@@ -150,10 +154,10 @@ def test_fp32_sine_is_within_two_units_in_the_last_place(omega, device):
 def test_fp32_value_and_derivative(name, omega, device):
     spread = torch.randn(60, generator=torch.Generator().manual_seed(1))
     points = torch.cat([spread, spread * 1e-5, spread * 10, torch.tensor([0.0, -0.0, 0.5, -0.5, 35.0, -35.0])])
-    value, slope = on_device_fp32(name, points, omega, device)
+    numbers, (value, slope) = bind(mild(name), omega).numbers, on_device_fp32(name, points, omega, device)
     with mpmath.workdps(40):
         for u, v, s in zip(points.tolist(), value.tolist(), slope.tolist(), strict=True):
-            exact, derivative = EXACT[name](mpmath.mpf(u), omega), SLOPES[name](mpmath.mpf(u), omega)
+            exact, derivative = EXACT[name](mpmath.mpf(u), *numbers), SLOPES[name](mpmath.mpf(u), *numbers)
             angle = abs(omega * u) * (abs(u) + 1) if name == "finer" else 1.0  # its own rounding
             assert abs(v - exact) <= 2e-7 * (1 + angle) * max(1.0, abs(u))
             size = omega * (2 * abs(u) + 1) * (1 + omega * abs(u))

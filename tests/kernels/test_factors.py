@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from random_networks import random_coords
+from random_networks import mild, random_coords
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS, bind
@@ -38,11 +38,9 @@ def precision_of(format):
     seed=st.integers(0, 1000),
 )
 def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth, output, bias, models, seed):
-    omega = 3.0 if activation in ("sine", "finer", "gaussian") else 1.0
+    own = bind(mild(activation), 3.0)
     nets = [
-        inr.INR(
-            inputs, outputs, width=width, hidden_layers=depth, activation=activation, omega=omega, bias=bias, seed=k
-        )
+        inr.INR(inputs, outputs, width=width, hidden_layers=depth, activation=own, bias=bias, seed=k)
         for k in range(seed, seed + models)
     ]
     coords = random_coords(max(n, 1), inputs, seed).double()
@@ -60,7 +58,7 @@ def test_fused_pass(device, activation, format, n, inputs, outputs, width, depth
             plan = replace(plan, layout=replace(layout, format="fp16"))
     points = coords[:n].unsqueeze(0)
     parameters = torch.stack([factors.flat_parameters(mlp) for mlp in mlps])
-    names = activation, [*bind(activation, omega).numbers] * depth
+    names = activation, [*own.numbers] * depth
     expected = factors.mlp_operands_reference(points, parameters, plan, *names)
     made = factors._launch(points.to(device), parameters.to(device), plan, *names)
     unit = UNIT[plan.layout.format]

@@ -156,7 +156,7 @@ def with_nan():
 class Contradictory(DenseOperator):
     """Its columns are of another matrix than its submatrices."""
 
-    def submatrix_at(self, index):
+    def submatrix(self, index):
         return super().submatrix(index) + 1e-3 * torch.eye(len(index), dtype=torch.float64)
 
 

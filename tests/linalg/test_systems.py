@@ -1,5 +1,7 @@
 """Ridge systems: dense and by iteration, the residual that was asked for or an error."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,6 +10,7 @@ from known_spectra import operator_with, spectra
 
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg import systems
+from inrfast.linalg.preconditioners import PRECONDITIONERS, System
 
 
 @pytest.fixture
@@ -58,3 +61,77 @@ def test_singular_systems_and_small_budgets_are_refused(iterated):
     with pytest.raises(MemoryBudgetError, match="a preconditioner of order 600"):
         systems.solve(operator, y, 1.0, 1e-8, 1000)
     assert (systems.solve(operator, 0 * y, 1.0, 1e-8, 1 << 30) == 0).all()
+
+
+@given(spectra(), st.sampled_from(sorted(PRECONDITIONERS)), st.integers(1, 3), st.integers(0, 10**6))
+def test_every_preconditioner_is_linear_symmetric_and_positive_definite(values, name, columns, seed):
+    operator = operator_with(values, seed)
+    system = System(operator, 1e-3 * float(values[0]), 1 << 30, 0, seed, False)
+    P = PRECONDITIONERS[name](system)(torch.eye(len(values), dtype=torch.float64))
+    assert (P - P.t()).abs().max() <= 1e-8 * P.abs().max()
+    assert torch.linalg.eigvalsh(P).min() > 0
+    V = torch.randn(len(values), columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    torch.testing.assert_close(PRECONDITIONERS[name](system)(V), P @ V, rtol=1e-7, atol=1e-7 * float(P.abs().max()))
+
+
+def products_of(preconditioner, values, scale):
+    """Return how many products a system takes whose rows are scaled."""
+    operator = operator_with(values, 0)
+    operator.matrix = scale.unsqueeze(1) * operator.matrix * scale
+    taken, product = [], operator.__matmul__
+
+    class Counted(type(operator)):
+        def __matmul__(self, V):
+            taken.append(V.shape[1])
+            return product(V)
+
+    operator.__class__ = Counted
+    y = torch.randn(len(values), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    systems.solve(operator, y, 0.0, 1e-6, 1 << 30, preconditioner=preconditioner)
+    return len(taken)
+
+
+def test_a_preconditioner_that_knows_the_matrix_takes_fewer_products():
+    values, scale = torch.linspace(1, 2, 300).double(), torch.logspace(0, 1.5, 300, dtype=torch.float64)
+    exact = scale.unsqueeze(1) * operator_with(values, 0).matrix * scale
+    factor = torch.linalg.cholesky(exact)
+    taken = {name: products_of(name, values, scale) for name in ("none", "diagonal")}
+    taken["own"] = products_of(lambda residual: torch.cholesky_solve(residual, factor), values, scale)
+    taken["fp32"] = products_of(lambda residual: torch.cholesky_solve(residual.float(), factor.float()), values, scale)
+    assert taken["none"] > 2 * taken["diagonal"]
+    assert taken["own"] <= 3
+    assert taken["fp32"] <= 6
+
+
+NO_PRECONDITIONERS = {
+    "name": ("choleski", ValueError, "preconditioner must be one of"),
+    "number": (3, TypeError, "a name, a function"),
+    "nothing": (lambda r: None, TypeError, "must return a torch.Tensor"),
+    "shape": (lambda r: r[:, 0], ValueError, "must return a floating tensor of shape"),
+    "integers": (lambda r: r.long(), ValueError, "must return a floating tensor"),
+    "NaN": (lambda r: r * math.nan, ValueError, "NaN or Inf"),
+    "nonlinear": (lambda r: r.abs(), ValueError, "not linear"),
+    "columns": (lambda r: r / r.norm(), ValueError, "not linear, column by column"),
+    "nonsymmetric": (lambda r: r.cumsum(0), ValueError, "not symmetric"),
+    "negative": (lambda r: -r, ValueError, "not positive definite"),
+    "indefinite": (lambda r: torch.cat([-r[:20], r[20:]]), ValueError, "not positive definite"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PRECONDITIONERS)
+def test_what_is_no_preconditioner_is_refused(name):
+    given, error, message = NO_PRECONDITIONERS[name]
+    operator = operator_with(torch.logspace(0, -3, 30, dtype=torch.float64), 0)
+    with pytest.raises(error, match=message):
+        systems.solve(operator, torch.ones(30, 1, dtype=torch.float64), 1e-2, 1e-6, 1 << 30, preconditioner=given)
+
+
+def test_a_preconditioner_may_write_into_what_it_gets_and_one_that_does_not_help_is_told():
+    operator = operator_with(torch.logspace(0, -6, 200, dtype=torch.float64), 0)
+    y = torch.ones(200, 1, dtype=torch.float64)
+    x = systems.solve(operator, y, 1.0, 1e-9, 1 << 30, preconditioner=lambda r: r.mul_(2.0))
+    assert (y - operator @ x - x).norm() <= 1e-8 * y.norm()
+    with pytest.raises(ResolutionError, match="another preconditioner"):
+        systems.solve(operator, y, 0.0, 1e-13, 1 << 30, preconditioner="none")
+    with pytest.raises(MemoryBudgetError, match="an iteration of order 200"):
+        systems.solve(operator, y, 1.0, 1e-9, 1000, preconditioner="diagonal")

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_networks import mild
 from tensor_cores import product, truncating
 
 import inrfast as inr
@@ -162,7 +163,7 @@ def test_the_gradient_is_that_of_fp64_autodiff(device, kind, data):
         inputs=data.draw(st.integers(1, 3)),
         width=data.draw(st.integers(1, 70)),
         hidden_layers=data.draw(st.integers(1, 3)),
-        activation=data.draw(st.sampled_from(SMOOTH if smooth else ACTIVATIONS)),
+        activation=mild(data.draw(st.sampled_from(SMOOTH if smooth else ACTIVATIONS))),
         omega=data.draw(st.floats(0.5, 2.0)),
         encoding=encoding,
         bias=data.draw(st.booleans()),
@@ -246,6 +247,16 @@ def test_small_errors_keep_clear_of_underflow(device):
     assert (once - twice).norm() <= 1e-3 * once.norm()
 
 
+def test_errors_that_a_loss_makes_small_keep_clear_of_underflow(device):
+    """Slopes of 1e-6 everywhere, from the first step on; the scale follows their mean square, not the loss."""
+    case = Case(device, "fp16", n=60, steps=2, loss={"name": "huber", "delta": 1e-6}, outputs=1)
+    with torch.no_grad():
+        case.target.add_(1.0)  # no error near the kink at 1e-6
+    case.check(factor=16.0)
+    assert 2.0**19 <= float(case.step.scales[0, 0]) <= 2.0**20
+    assert float(case.step.scales[1, 0]) == float(case.step.scales[0, 0])
+
+
 @pytest.mark.parametrize(("kind", "loss"), [("fp16", "mse"), ("tf32x3", "bce"), ("fp64", "mse"), ("fp64", "huber")])
 def test_evaluations_are_mean_squares_over_all_points(device, kind, loss):
     case = Case(device, kind, models=2, n=333, drawn=90, weighted=1, loss=loss)
@@ -320,6 +331,9 @@ def test_reasons_against():
     def tie(net):
         net.layers[1].bias = net.layers[0].bias
 
+    def widen(net):
+        net.layers[0], net.layers[1] = torch.nn.Linear(2, 65), torch.nn.Linear(65, 64)
+
     def drop_bias(net):
         net.layers[1].bias = None
 
@@ -332,5 +346,6 @@ def test_reasons_against():
         ({"dtype": torch.bfloat16}, "bfloat16"),
         ({"change": tie}, "share parameters"),
         ({"change": drop_bias}, "others have none"),
+        ({"change": widen}, "different widths (64, 65)"),
     ):
         assert said in reason(**options)

@@ -192,7 +192,4 @@ def against_formula(described: MLP | str) -> str | None:
         return "its encoding is trained"
     if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
         return "its parameters have several dtypes or devices"
-    widths = sorted(set(described.widths))
-    if len(widths) > 1:
-        return f"its hidden layers have different widths ({', '.join(map(str, widths))})"
     return None

@@ -35,7 +35,7 @@ class TensorGradient(LayerwiseGradient):
     def _plan(self, task: Task, budget: int) -> Plan:
         mlp, like, networks, points = self.mlp, self.data.target, len(self.stack), task.points
         widest = max(*mlp.widths, mlp.outputs)
-        row_bytes = like.element_size() * ((2 * len(mlp.hidden) + 2) * mlp.widths[0] + mlp.outputs)
+        row_bytes = like.element_size() * ((2 * len(mlp.hidden) + 2) * max(mlp.widths) + mlp.outputs)
         if self.encodings is not None:
             row_bytes += ENCODING_BUFFERS * like.element_size() * mlp.columns
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
@@ -58,13 +58,13 @@ class TensorPass:
 
     def __init__(self, of: TensorGradient) -> None:
         self.of, mlp, stack, like = of, of.mlp, of.stack, of.data.target
-        self.activations, self.width = mlp.activations, mlp.widths[0]
+        self.activations, self.widths = mlp.activations, mlp.widths
         self.names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
         self.weights = [stack.parameters[weight] for weight, _ in self.names]
         self.biases = [None if bias is None else stack.parameters[bias].unsqueeze(1) for _, bias in self.names]
         trainable = [any(name in stack.grads for name in names if name) for names in self.names]
         self.lowest = trainable.index(True)
-        size = of.block * of.rows * self.width
+        size = of.block * of.rows * max(self.widths)
         kind = NARROW if of.narrow else like.dtype
         # Where a slope is 0 or 1, and 1 where the value is above 0, it needs no memory of its own.
         self.features = [like.new_empty(size, dtype=kind) for _ in self.activations]
@@ -73,7 +73,7 @@ class TensorPass:
         ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
-        self.views: dict[tuple[int, int, int], Tensor] = {}
+        self.views: dict[tuple[int, int, int, int], Tensor] = {}
         self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
         self.narrow_from = 0 if mlp.encoding is not None else 1
@@ -120,26 +120,29 @@ class TensorPass:
                 weights[index], biases[index] = weights[index].to(NARROW), None if bias is None else bias.to(NARROW)
         return weights, biases
 
-    def _view(self, buffer: Tensor, k: int, n: int) -> Tensor:
+    def _view(self, buffer: Tensor, k: int, n: int, width: int) -> Tensor:
         """Return the start of a buffer as (k, n, width)."""
-        key = id(buffer), k, n
+        key = id(buffer), k, n, width
         if key not in self.views:  # a few shapes come again and again, and making a view takes as long as small work
-            self.views[key] = buffer[: k * n * self.width].view(k, n, self.width)
+            self.views[key] = buffer[: k * n * width].view(k, n, width)
         return self.views[key]
 
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
         for index, activation in enumerate(self.activations):
-            value, slope = self._view(self.features[index], k, n), self.slopes[index]
+            width, slope = self.widths[index], self.slopes[index]
+            value = self._view(self.features[index], k, n, width)
             if slope is None:
                 u = self._linear(features, weights[index], biases[index], value)
-                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n))
+                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n, width))
             else:
-                self._activate(activation, features, weights[index], biases[index], value, self._view(slope, k, n))
+                self._activate(
+                    activation, features, weights[index], biases[index], value, self._view(slope, k, n, width)
+                )
             features = value
         if self.of.narrow:
-            features = self._view(self.wide[0], k, n).copy_(features)
+            features = self._view(self.wide[0], k, n, self.widths[-1]).copy_(features)
         # Column-major, since BLAS is several times faster on a few long columns than on many short rows.
         outputs = self.outputs[: k * n * self.of.mlp.outputs]
         outputs = outputs.view(1, -1, n).mT if k == 1 else outputs.view(k, n, -1)
@@ -155,15 +158,15 @@ class TensorPass:
         slope: Tensor,
     ) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
-        k, n, _ = value.shape
-        scratch = self._view(self.wide[0], k, n)
+        k, n, width = value.shape
+        scratch = self._view(self.wide[0], k, n, width)
         u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
             activation.in_place(u, value, scratch)
             return
         if u is slope:
-            u = self._view(self.wide[1], k, n).copy_(u)
-        wide = self._view(self.wide[2], k, n)
+            u = self._view(self.wide[1], k, n, width).copy_(u)
+        wide = self._view(self.wide[2], k, n, width)
         activation.in_place(u, wide, scratch)
         value.copy_(wide)
         slope.copy_(u)
@@ -171,7 +174,7 @@ class TensorPass:
     def _linear(self, features: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
         """Return ``features W^T + b`` in ``out``, or beside it if that has another dtype."""
         if weight.dtype != out.dtype:
-            out = self._view(self.wide[1], len(out), out.shape[1])
+            out = self._view(self.wide[1], *out.shape)
         gemm.bmm(features, weight.mT, out)
         return out if bias is None else out.add_(bias)
 
@@ -179,24 +182,25 @@ class TensorPass:
         """Add the gradients of one chunk, from the error at the head down to the lowest trainable layer."""
         k, n, last = x.shape[0], x.shape[1], len(weights) - 1
         for index in range(last, self.lowest - 1, -1):
-            features = self._view(self.features[index - 1], k, n) if index > 0 else x
+            below = self.widths[index - 1]
+            features = self._view(self.features[index - 1], k, n, below) if index > 0 else x
             if self.of.narrow and index == last:
-                features = self._view(self.wide[0], k, n)  # where the forward pass left them
+                features = self._view(self.wide[0], k, n, below)  # where the forward pass left them
             self._add(index, error, features, sums)
             if index > self.lowest:
                 into = self.wide[1] if error.dtype != NARROW and self.of.narrow else self.errors[index % 2]
-                below = gemm.bmm(error, weights[index], self._view(into, k, n))
-                error = self._times_slope(below, index - 1, self._view(self.errors[index % 2], k, n))
+                error = gemm.bmm(error, weights[index], self._view(into, k, n, below))
+                error = self._times_slope(error, index - 1, self._view(self.errors[index % 2], k, n, below))
 
     def _times_slope(self, error: Tensor, index: int, out: Tensor) -> Tensor:
         """Return an error behind an activation from that before it, in ``out``, of the buffers' dtype."""
-        k, n, _ = error.shape
+        k, n, width = error.shape
         slope = self.slopes[index]
         if error.dtype != out.dtype:
             error = out.copy_(error)
         if slope is not None:
-            return error.mul_(self._view(slope, k, n))
-        value = self._view(self.features[index], k, n)
+            return error.mul_(self._view(slope, k, n, width))
+        value = self._view(self.features[index], k, n, width)
         times_slope = self.activations[index].kind.times_slope
         assert times_slope is not None
         return times_slope(error, value, error)
@@ -209,7 +213,7 @@ class TensorPass:
         if weight is None:
             return
         if error.dtype != features.dtype:  # the first layer of coordinates: its error is as narrow as all others
-            error = self._view(self.wide[0], *error.shape[:2]).copy_(error)
+            error = self._view(self.wide[0], *error.shape).copy_(error)
         if error.dtype == weight.dtype:
             gemm.baddbmm_(weight, error.mT, features)
         else:

@@ -1,0 +1,76 @@
+"""Options that kinds of signals take; several kinds may share one, and the kind of the file reads its value."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from inrfast.cli.shell import UsageError
+from inrfast.signals.kinds import SIGNALS, Option
+
+Which = Literal["options", "render_options"]
+"""The attribute of a kind: its options of ``fit``, or of ``render``."""
+
+
+def add_signal_options(parser: argparse._ActionsContainer, which: Which) -> None:
+    """Add the options of all kinds; values are texts until :func:`given_options` knows the kind.
+
+    Raises
+    ------
+    ValueError
+        An option is a switch for one kind and takes a value for another.
+    """
+    for option, takers in _by_option(which).items():
+        texts = list(dict.fromkeys(taker.help for taker in takers.values()))
+        switches = {taker.type is None for taker in takers.values()}
+        if len(switches) > 1:
+            raise ValueError(f"--{option} must take a value for all of {', '.join(takers)}, or for none")
+        named = [f"{', '.join(n for n, taker in takers.items() if taker.help == text)}: {text}" for text in texts]
+        about = "; ".join(named).replace("%", "%%")
+        if switches == {True}:
+            parser.add_argument(f"--{option}", action="store_true", default=None, help=about)
+        else:
+            parser.add_argument(f"--{option}", help=about)
+
+
+def given_options(arguments: argparse.Namespace, kind: str, which: Which, file: Path) -> dict[str, Any]:
+    """Return the options that were given, as the kind reads them.
+
+    Raises
+    ------
+    ValueError
+        One that the kind of ``file`` does not take.
+    UsageError
+        A text that the kind cannot read.
+    """
+    given = {}
+    for option, takers in _by_option(which).items():
+        text = getattr(arguments, option.replace("-", "_"))
+        if text is None:
+            continue
+        if kind not in takers:
+            others = " or ".join(takers)
+            own = ", ".join(f"--{name}" for name in getattr(SIGNALS[kind], which)) or "no such option"
+            raise ValueError(f"--{option} goes with a signal of the kind {others}; {file} is of {kind}, with {own}")
+        given[option.replace("-", "_")] = _read(option, takers[kind], text)
+    return given
+
+
+def _read(option: str, taker: Option, text: Any) -> Any:
+    if taker.type is None:
+        return text
+    try:
+        return taker.type(text)
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"argument --{option}: {error}") from None
+
+
+def _by_option(which: Which) -> Mapping[str, dict[str, Option]]:
+    """Return, for each option, the kinds that take it."""
+    found: dict[str, dict[str, Option]] = {}
+    for name, kind in SIGNALS.items():
+        for option, taker in getattr(kind, which).items():
+            found.setdefault(option, {})[name] = taker
+    return found

@@ -1,0 +1,190 @@
+"""Kinds of signals: what the command line must know to fit a network to a file and to write a file from a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from inrfast import spelling
+from inrfast.errors import check_choice, check_float, check_int
+from inrfast.registry import Registry
+
+Bounds = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a network is fitted to, on the CPU, and what its model file has to remember.
+
+    Attributes
+    ----------
+    coords, target
+        Points (N, d) and values (N, M) or (*grid, M), floating.
+    about
+        Plain values for the ``write`` of its kind. Every kind states ``shape``, the points per axis of the grid that is
+        written, and ``scale`` and ``offset``: the signal is ``prediction * scale + offset``.
+    weight
+        Shape (N,), 0 where the signal is not known; None weighs all points alike.
+    held_out
+        Points (n, d) and occupancies (n, 1) that the fit does not see, for an IoU; None for kinds without one.
+    data_range
+        Of the PSNR; None takes it from the target.
+    """
+
+    coords: Tensor
+    target: Tensor
+    about: dict[str, Any]
+    weight: Tensor | None = None
+    held_out: tuple[Tensor, Tensor] | None = None
+    data_range: float | None = None
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of ``inrfast fit`` or ``inrfast render`` that a kind of signal takes.
+
+    ``type`` reads its text, as those of :mod:`inrfast.spelling` do; None makes it a switch, whose value is True.
+    """
+
+    help: str
+    type: Callable[[str], Any] | None = None
+
+
+def fitted_grid(about: dict[str, Any], size: Sequence[int] | None = None, least: int = 1) -> tuple[list[int], Bounds]:
+    """Return the points per axis, as fitted or by ``size`` (at least ``least`` each), and the bounds of all axes."""
+    fitted = list(about["shape"])
+    if size is None:
+        return fitted, (-1.0, 1.0)
+    sizes = list(size) * (len(fitted) if len(size) == 1 else 1)
+    if len(sizes) != len(fitted) or min(sizes) < least:
+        raise ValueError(
+            f"--size must be one size or {len(fitted)} of them, each at least {least}, got {'x'.join(map(str, size))}"
+        )
+    return sizes, (-1.0, 1.0)
+
+
+def _nothing_more(about: dict[str, Any]) -> None:
+    """Check nothing: the kind states what every kind states."""
+
+
+SIZE = Option("points per axis, such as 1024x1024 (default: as fitted)", spelling.shape)
+
+
+@dataclass(frozen=True)
+class SignalKind:
+    """A kind of signal, in the registry :data:`SIGNALS`.
+
+    Attributes
+    ----------
+    called
+        What a file of it is, with an article, for messages: ``"an image"``.
+    summary
+        One line for ``inrfast fit --help``: formats, and what to know of them.
+    ending
+        Suffix of the file that ``inrfast fit`` writes if none is named.
+    axes
+        Coordinates of a point: the axes of the grid that is written.
+    readable
+        ``readable()``: the suffixes that make a file one of this kind, in lower case.
+    writable
+        ``writable(outputs)``: the suffixes of files that ``write`` takes for a network of so many outputs.
+    load
+        ``load(path, seed=, memory_budget=, progress=, **options) -> Signal``, with the options of ``fit`` that were
+        given; ``seed`` is for what is drawn at random, ``progress`` as in :func:`inrfast.fit`.
+    write
+        ``write(predictions, about, path)``: predictions (*grid, M), and what ``load`` said, in which options of
+        ``render`` replace what has their name. It raises ValueError where the predictions hold no such signal;
+        ``inrfast fit`` then keeps the network and says so.
+    options, render_options
+        Options of ``inrfast fit`` and ``inrfast render``, by their names without ``--``. Kinds may share a name.
+    grid
+        ``grid(about, **options)``: the points per axis to render, and the bounds of all axes, with the options of
+        ``render`` that were given.
+    check
+        ``check(about)`` raises KeyError, TypeError or ValueError if a file lacks what this kind alone states.
+    """
+
+    called: str
+    summary: str
+    ending: str
+    axes: int
+    readable: Callable[[], Collection[str]]
+    writable: Callable[[int], Collection[str]]
+    load: Callable[..., Signal]
+    write: Callable[[Tensor, dict[str, Any], Path], None]
+    options: Mapping[str, Option] = field(default_factory=dict)
+    render_options: Mapping[str, Option] = field(default_factory=lambda: {"size": SIZE})
+    grid: Callable[..., tuple[list[int], Bounds]] = fitted_grid
+    check: Callable[[dict[str, Any]], None] = _nothing_more
+
+
+SIGNALS: Registry[SignalKind] = Registry("signal", "inrfast.signals")
+"""All kinds of signals. To add one, write a file like ``volume.py`` beside it."""
+
+ANY = "image"
+"""The kind of a file without a suffix, of which the content must decide."""
+
+
+def kind_of(path: Path) -> str:
+    """Return the name of the kind of a file's signal, by its suffix; of two that claim it, the one added last.
+
+    Raises
+    ------
+    ValueError
+        No kind has such a suffix.
+    """
+    suffix = path.suffix.lower()
+    claims = [name for name, kind in SIGNALS.items() if suffix in kind.readable()]
+    if claims:
+        return claims[-1]
+    if suffix and not path.is_dir():
+        known = ", ".join(f"{name} ({listed(kind.readable())})" for name, kind in SIGNALS.items())
+        raise ValueError(f"no kind of signal ends in {suffix}: {known}; got {path}")
+    return ANY
+
+
+def listed(suffixes: Collection[str]) -> str:
+    """Return suffixes in words, for a message: of an image's many, the usual ones."""
+    usual = [suffix for suffix in (".png", ".jpg", ".tiff", ".webp") if suffix in suffixes]
+    return f"{', '.join(usual)} (or another image)" if usual else " or ".join(suffixes)
+
+
+def unscaled(predictions: Tensor, about: dict[str, Any]) -> Tensor:
+    """Return the values of the signal from a network's predictions."""
+    return predictions * about["scale"] + about["offset"]
+
+
+def check_about(about: Any, inputs: int, source: Path) -> tuple[SignalKind, dict[str, Any]]:
+    """Return the kind of a model file's signal and what the file says about it, if that fits the network.
+
+    Parameters
+    ----------
+    about
+        What the file says.
+    inputs
+        Coordinates that its network takes.
+    source
+        The file, for messages.
+
+    Raises
+    ------
+    ValueError
+        It says nothing of a signal, or something that the kind cannot write.
+    """
+    if not isinstance(about, dict) or not isinstance(about.get("kind"), str):
+        raise ValueError(f"{source} does not say what its network stands for; render takes models of inrfast fit")
+    kind = SIGNALS[check_choice(f"the kind of signal of {source}", about["kind"], SIGNALS)]
+    try:
+        sides = [check_int("shape", side, minimum=1) for side in about["shape"]]
+        if len(sides) != inputs or len(sides) != kind.axes:
+            raise ValueError(f"shape {sides} for a network of {inputs} coordinates")
+        check_float("offset", about["offset"])
+        check_float("scale", about["scale"], minimum=0.0, exclusive=True)
+        kind.check(about)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{source} is damaged: what it says about its signal is wrong or missing: {error}") from error
+    return kind, about

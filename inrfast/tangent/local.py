@@ -1,0 +1,170 @@
+"""The neural tangent kernel in one process: factors kept within a memory budget, or recomputed chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from inrfast.errors import MemoryBudgetError, check_choice, check_coords, check_int
+from inrfast.linalg.partition import Whole
+from inrfast.memory import budget_bytes, over_budget
+from inrfast.modes import in_own_modes, methods_in_own_modes
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.jacobian import LayerwiseJacobian
+from inrfast.tangent.kernel import TangentKernel
+from inrfast.tangent.network import Select
+from inrfast.tangent.sides import Sides
+from inrfast.tangent.store import FactorStore, backend_for
+
+
+@methods_in_own_modes
+class NTK(TangentKernel):
+    """A tangent kernel all of whose rows are computed in this process; built by :func:`ntk`.
+
+    It can be pickled (``spawn``, joblib) if its network can.
+
+    Parameters
+    ----------
+    left, right
+        The Jacobians of rows and columns; None: the same points.
+    output
+        ``"trace"``, ``"full"`` or the number of one output.
+    """
+
+    def __init__(self, left: LayerwiseJacobian, right: LayerwiseJacobian | None, output: str | int) -> None:
+        sides = Sides(left, left if right is None else right, output)
+        super().__init__(sides, left.coords, Whole(sides.height))
+
+    @cached_property
+    def layers(self) -> Mapping[str, NTK]:
+        """Per-layer kernels by qualified module name; their sum is this kernel."""
+        return {
+            name: NTK(left, None if self.symmetric else self.right.layers[name], self.output)
+            for name, left in self.left.layers.items()
+        }
+
+    def at_precision(self, precision: str) -> NTK:
+        """Return the same kernel at another precision (the same network snapshot)."""
+        if precision == self.capture.precision:
+            return self
+
+        def moved(side: LayerwiseJacobian) -> LayerwiseJacobian:
+            return LayerwiseJacobian(side.store.at_precision(precision), side.memory_budget, side.only)
+
+        return NTK(moved(self.left), None if self.symmetric else moved(self.right), self.output)
+
+    def _transposed(self) -> NTK:
+        return self if self.symmetric else NTK(self.right, self.left, self.output)
+
+    # ---- the budget of spectrum and solve ----------------------------------------------------------------------
+
+    def _solver_budget(self, exact: NTK) -> int:
+        """Return the bytes of the budget that the factors of ``exact``, and those kept here, leave."""
+        return max(self.memory_budget - self._held_under(self.memory_budget, exact), 0)
+
+    def _held_under(self, budget: int, exact: NTK) -> int:
+        """Return the bytes that factors take of a budget, those of ``exact`` and those kept here."""
+        stores = {id(kernel.left.store): kernel.left.store for kernel in (self, exact)}.values()
+        own = exact.left.store
+        used = [store for store in stores if store.kept or store is own]
+        return sum(
+            store.held_under(budget * store.budget // self.memory_budget, self.output if store is own else None)
+            for store in used
+        )
+
+    @contextmanager
+    def _whole_budget_told(self, exact: NTK) -> Iterator[None]:
+        """Name whole budgets in the error of a method that has what factors leave of one."""
+        try:
+            yield
+        except MemoryBudgetError as error:
+            if error.needed is None:
+                raise
+            budget = error.needed
+            while budget - (held := self._held_under(budget, exact)) < error.needed:
+                budget = error.needed + held
+            raise over_budget(
+                max(budget, self.memory_budget + 1), self.memory_budget, error.what, error.instead
+            ) from None
+
+
+def check_output(output: object, outputs: int) -> str | int:
+    """Return ``output`` if it is ``"trace"``, ``"full"`` or the number of one of so many outputs."""
+    if isinstance(output, str):
+        return check_choice("output", output, ("trace", "full"))
+    number = check_int("output", output, minimum=0)
+    if number >= outputs:
+        raise ValueError(f"output must be below the network's {outputs} outputs, got {number}")
+    return number
+
+
+@in_own_modes
+def ntk(
+    net: nn.Module,
+    coords: Tensor,
+    coords2: Tensor | None = None,
+    output: str | int = "trace",
+    params: Iterable[str] | None = None,
+    select: Select = None,
+    precision: str = "high",
+    backend: str = "auto",
+    memory_budget: int | None = None,
+) -> NTK:
+    """Return the neural tangent kernel of ``net`` on ``coords`` as a lazy operator (P1, equation 1, by layer (4)).
+
+    Parameters
+    ----------
+    net
+        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.tangent.capture`). Its
+        parameters are copied: training it later does not change the kernel.
+    coords, coords2
+        Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.
+    output
+        ``"trace"`` sums over the M outputs (no division), ``"full"`` is (N M) x (N' M) with the output index fast, an
+        int picks one output.
+    params
+        Names of parameters or modules to differentiate; None: every trainable one.
+    select
+        A key, an index or a function that takes the output tensor from what ``net`` returns.
+    precision
+        ``"highest"``: fp64 throughout; ``"high"``: ``|dK_ij| <= 1e-6 sqrt(K_ii K_jj)``, fp32 results; ``"medium"``:
+        2e-4 (on a CPU the same as ``"high"``). The coordinates and parameters count as the exact numbers they hold.
+    backend
+        ``"triton"`` computes dense kernels, columns and tiles by fused kernels on a CUDA GPU (sm_80 and newer),
+        ``"torch"`` everywhere; ``"auto"`` picks. A named backend that cannot run raises.
+    memory_budget
+        Bytes for factors, results and scratch; None: half of what is free.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        The network cannot be captured exactly; the message says why.
+    NotAvailableError, ValueError, TypeError
+        An absent backend; bad arguments.
+
+    Notes
+    -----
+    A kernel can be pickled (``spawn``, joblib) if its network can. After a ``fork``, torch's own products hang in the
+    child once the parent has run threads: start processes with ``spawn``.
+
+    Examples
+    --------
+    >>> import inrfast as inr
+    >>> K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((8, 8)))
+    >>> K.shape, sorted(K.layers)
+    ((64, 64), ['layers.0', 'layers.1', 'layers.2', 'layers.3'])
+    """
+    capture = Capture(net, coords, params, select, precision, memory_budget)
+    output = check_output(output, capture.outputs)
+    backend = backend_for(capture, backend)
+    budget = budget_bytes(memory_budget, capture.device)
+    left = LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, backend), budget)
+    right = None
+    if coords2 is not None:
+        check_coords("coords2", coords2, capture.in_features, capture.device)
+        left.store.budget = budget // 4
+        right = LayerwiseJacobian(FactorStore(capture, coords2.detach().clone(), budget // 4, backend), budget)
+    return NTK(left, right, output)

@@ -1,0 +1,7 @@
+"""Checks for authors of extensions: that a kind of thing of your own keeps what its users rely on."""
+
+from inrfast.testing.activation import check_activation
+from inrfast.testing.encoding import check_encoding
+from inrfast.testing.layer import check_layer
+
+__all__ = ["check_activation", "check_encoding", "check_layer"]

@@ -1,0 +1,60 @@
+"""What a network and a fused layer take as activation and omega, and how they describe it."""
+
+import pytest
+
+import inrfast as inr
+from inrfast.nn import FusedLinear
+
+
+def layers_of(**options):
+    return [(own.name, *own.numbers) for own in inr.INR(2, 1, width=4, hidden_layers=3, **options).bound_activations]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [("relu",)] * 3),
+        ({"activation": "sine"}, [("sine", 30.0)] * 3),
+        ({"activation": "sine", "omega": 7}, [("sine", 7.0)] * 3),
+        ({"activation": ["sine", "relu", "finer"], "omega": [1, 2, 3]}, [("sine", 1.0), ("relu",), ("finer", 3.0)]),
+        ({"activation": "sine", "omega": {"first": 60, "hidden": 5}}, [("sine", 60.0), ("sine", 5.0), ("sine", 5.0)]),
+        ({"activation": {"first": "sine", "hidden": "relu"}}, [("sine", 30.0), ("relu",), ("relu",)]),
+        ({"activation": {"name": "sine", "omega": 4}, "omega": 9}, [("sine", 4.0)] * 3),
+        (
+            {"activation": {"first": {"name": "sine", "omega": 60}, "hidden": "sine"}, "omega": 5},
+            [("sine", 60.0), ("sine", 5.0), ("sine", 5.0)],
+        ),
+    ],
+)
+def test_forms_of_activation_and_omega(options, expected):
+    assert layers_of(**options) == expected
+    net = inr.INR(2, 1, width=4, hidden_layers=3, **options)
+    assert inr.INR.from_config(net.config()).bound_activations == net.bound_activations
+    assert inr.INR.from_config(net.config()).config() == net.config() | {"init": "default"}
+
+
+def test_configs_of_what_todays_files_hold_are_written_as_today():
+    net = inr.INR(2, 1, width=4, hidden_layers=2, activation=["relu", "sine"], omega=[3.0, 5.0])
+    assert (net.config()["activation"], net.config()["omega"]) == (["relu", "sine"], [3.0, 5.0])
+    assert inr.INR(2, 1, width=4, hidden_layers=2).config()["omega"] == [30.0, 30.0]
+    expected = "activations=('relu', 'sine'), omegas=(3.0, 5.0), norm_position='pre'"
+    assert net.extra_repr() == expected
+    assert FusedLinear(2, 3).extra_repr().endswith("activation='relu', omega=30")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"activation": ["sine"]}, ValueError, "activation must be one value or 3 of them"),
+        ({"activation": {"first": "sine"}}, ValueError, "'first' and 'hidden'.*got \\['first'\\]"),
+        ({"activation": {"first": "sine", "hidden": "rleu"}}, ValueError, "Did you mean 'relu'"),
+        ({"activation": {"name": "sine", "sigma": 1.0}}, ValueError, "sine has no number 'sigma'"),
+        ({"activation": 3}, TypeError, "activation must be a name"),
+        ({"omega": {"first": 1.0, "hiden": 2.0}}, ValueError, "omega as a mapping takes the keys"),
+        ({"omega": 0.0}, ValueError, "omega must be above 0"),
+        ({"omega": [1.0, "2", 3.0]}, TypeError, "omega must be a number"),
+    ],
+)
+def test_bad_forms_are_refused_by_name(options, error, told):
+    with pytest.raises(error, match=told):
+        layers_of(**options)

@@ -1,0 +1,121 @@
+"""Kinds of signals: each gives back what it loads, and a new one needs nothing but its registration."""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import inrfast as inr
+from inrfast import spelling
+from inrfast.cli import main
+from inrfast.cli.signal_options import add_signal_options
+from inrfast.signals.audio import save_audio
+from inrfast.signals.image import save_image
+from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, check_about, kind_of, unscaled
+from inrfast.signals.volume import save_volume
+
+ENDING = ".frames"
+
+
+def load_video(path, seed, memory_budget, progress, frames=None):
+    values = torch.from_numpy(np.load(path))[:frames]
+    about = {"shape": list(values.shape[:3]), "offset": 0.5, "scale": 1.0, "fps": 25}
+    return Signal(inr.grid(values.shape[:3]), values - 0.5, about, data_range=1.0)
+
+
+def write_video(predictions, about, path):
+    with open(path, "wb") as file:
+        np.save(file, unscaled(predictions, about).numpy())
+
+
+@pytest.fixture
+def video():
+    """A kind of signal that nothing else in the package knows."""
+    yield SIGNALS.add(
+        "video",
+        SignalKind(
+            called="a video",
+            summary="frames in one array",
+            ending=ENDING,
+            axes=3,
+            readable=lambda: [ENDING],
+            writable=lambda outputs: [ENDING],
+            load=load_video,
+            write=write_video,
+            options={"frames": Option("frames to fit (100% if not given)", spelling.whole())},
+        ),
+    )
+    del SIGNALS._items["video"]
+
+
+def test_a_registered_kind_is_fitted_and_rendered(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("clip.frames", "wb") as file:
+        np.save(file, np.random.default_rng(0).random((4, 5, 6, 3), dtype=np.float32))
+    network = ["--width", "8", "--hidden-layers", "1", "--steps", "2", "--quiet"]
+    assert main(["fit", "clip.frames", *network, "--frames", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["size"], found["out"]) == ("video", [3, 5, 6, 3], "result.frames")
+    assert main(["render", "result.safetensors", "again.frames"]) == 0
+    assert Path("again.frames").read_bytes() == Path("result.frames").read_bytes()
+    assert main(["render", "result.safetensors", "large.frames", "--size", "6x7x8", "--quiet"]) == 0
+    assert np.load("large.frames").shape == (6, 7, 8, 3)
+    capsys.readouterr()
+    for words, told in (
+        (
+            ["fit", "clip.frames", "--grey"],
+            "--grey goes with a signal of the kind image; clip.frames is of video",
+        ),
+        (["fit", "clip.frames", "--frames", "0"], "argument --frames: takes a whole number, at least 1"),
+        (["fit", "clip.frame"], "video (.frames)"),
+        (["render", "result.safetensors", "out.png"], "video: OUT must name a .frames file"),
+    ):
+        assert main(words) == 2
+        assert told in capsys.readouterr().err
+    assert main(["fit", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "frames in one array" in told
+    assert "video: frames to fit (100% if not given)" in told
+
+
+def test_an_option_of_two_kinds_has_one_form(video):
+    video.options["grey"] = Option("a value where images have a switch", spelling.whole())
+    with pytest.raises(ValueError, match="--grey must take a value for all of image, video"):
+        add_signal_options(argparse.ArgumentParser(), "options")
+
+
+@pytest.mark.parametrize("name", ["image", "audio", "volume"])
+def test_a_kind_gives_back_what_it_loads(name, tmp_path):
+    """What is written from predictions that are the target loads as the same target and the same words."""
+    draws = torch.Generator().manual_seed(0)
+    kind, path = SIGNALS[name], tmp_path / "first"
+    path = path.with_suffix(kind.ending)
+    {
+        "image": lambda: save_image(torch.rand(5, 7, 3, generator=draws), path),
+        "audio": lambda: save_audio(torch.rand(40, 2, generator=draws) - 0.5, path, 8000),
+        "volume": lambda: save_volume(torch.rand(3, 4, 5, 1, generator=draws), path),
+    }[name]()
+    options = {"size": (5, 7)} if name == "image" else {}
+    first = kind.load(path, seed=0, memory_budget=None, progress=False, **options)
+    assert kind_of(path) == name
+    assert first.coords.shape == (first.target.shape[:-1].numel(), kind.axes)
+    stated, about = check_about({"kind": name, **first.about}, kind.axes, path)
+    assert stated is kind
+    shape, bounds = kind.grid(about)
+    torch.testing.assert_close(inr.grid(shape, bounds=bounds), first.coords)
+    again = path.with_stem("again")
+    kind.write(first.target, about, again)
+    second = kind.load(again, seed=0, memory_budget=None, progress=False, **options)
+    torch.testing.assert_close(second.target, first.target, atol=1e-6, rtol=0)
+    assert second.about.pop("shape") == first.about.pop("shape")
+    assert second.about == pytest.approx(first.about)
+
+
+def test_a_model_of_an_unknown_kind_is_refused_by_name():
+    unknown = ({}, "does not say"), ({"kind": 3}, "does not say"), ({"kind": "imagee"}, "Did you mean 'image'")
+    for about, told in unknown:
+        with pytest.raises(ValueError, match=told):
+            check_about(about, 2, Path("model.safetensors"))

@@ -1,0 +1,100 @@
+"""The rules of the house that a tool can check: sizes, first lines, and a test for every module."""
+
+import ast
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FILES = {
+    path.relative_to(ROOT).as_posix(): path
+    for folder in ("inrfast", "kernels")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if not path.is_relative_to(ROOT / "inrfast" / "kernels")  # a link to kernels/
+}
+
+MOST_LINES, MOST_CODE = 600, 60
+
+LONG_FILES = {
+    "kernels/fused_mlp.py": "one step of training: its kernels share layout and loops",
+    "kernels/gram.py": "one tile in three forms, which share loads and stores",
+}
+"""Files that may be longer, with the reason."""
+
+LONG_FUNCTIONS = {
+    "kernels/factors.py::mlp_slabs": "a Triton kernel: its tiles live in registers from first to last line",
+    "kernels/fused_mlp.py::mlp_forward": "a Triton kernel",
+    "kernels/fused_mlp.py::mlp_backward": "a Triton kernel",
+    "kernels/gram.py::gram_stream": "a Triton kernel",
+    "kernels/pivots.py::accept_pivots": "a Triton kernel",
+}
+"""Functions that may have more code, with the reason."""
+
+TESTED_BY = {
+    "inrfast/activations/*.py": "tests/activations/test_activations.py",
+    "inrfast/analysis/report_*.py": "tests/analysis/test_report.py",
+    "inrfast/cli/*.py": "tests/test_cli.py",
+    "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",
+    "inrfast/experiments/demo_*.py": "tests/experiments/test_demo.py",
+    "inrfast/layers/*.py": "tests/tangent/test_capture.py",
+    "inrfast/linalg/conjugate_gradients.py": "tests/tangent/test_kernel.py",
+    "inrfast/linalg/operators.py": "tests/linalg/test_lanczos.py",
+    "inrfast/linalg/partition.py": "tests/test_distributed.py",
+    "inrfast/linalg/preconditioners/*.py": "tests/tangent/test_kernel.py",
+    "inrfast/losses/*.py": "tests/losses/test_formulas.py",
+    "inrfast/norms/*.py": "tests/ops/test_factors.py",
+    "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
+    "inrfast/public.py": "tests/test_imports.py",
+    "inrfast/registry.py": "tests/signals/test_kinds.py",
+    "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
+    "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
+    "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",
+    "inrfast/tangent/*.py": "tests/tangent/test_kernel.py",
+    "inrfast/training/engines/*.py": "tests/training/engines/test_engines.py",
+    "inrfast/training/*.py": "tests/training/test_fit.py",
+    "kernels/formats.py": "tests/kernels/test_tensor_cores.py",
+    "kernels/tiles.py": "tests/kernels/test_ahead_of_time.py",
+}
+"""Modules without a test file of their own name, and the file that tests them. The first pattern that fits counts."""
+
+
+def functions(path):
+    """Yield the functions of a file with the number of their lines of code: no comments, blanks or docstring."""
+    text = path.read_text()
+    lines = [bool(line.strip()) and not line.strip().startswith("#") for line in text.splitlines()]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            yield node.name, sum(lines[body[0].lineno - 1 : node.end_lineno]) if body else 0
+
+
+def test_no_file_is_longer_than_600_lines_without_a_reason():
+    long = {name for name, path in FILES.items() if len(path.read_text().splitlines()) > MOST_LINES}
+    assert long == set(LONG_FILES)
+
+
+def test_no_function_has_more_than_60_lines_of_code_without_a_reason():
+    long = {f"{file}::{name}" for file, path in FILES.items() for name, count in functions(path) if count > MOST_CODE}
+    assert long == set(LONG_FUNCTIONS)
+
+
+def test_every_file_says_in_its_first_line_what_it_is_for():
+    for name, path in FILES.items():
+        first = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()
+        assert first and first[0].endswith((".", ":", "``")), name
+
+
+def test_every_module_has_its_tests():
+    """``inrfast/room/file.py`` is tested by ``tests/room/test_file.py``, or by the file that the table names."""
+    used = set()
+    for name in FILES:
+        path = Path(name)
+        if path.stem.startswith("__"):
+            continue
+        own = path.relative_to("inrfast") if path.parts[0] == "inrfast" else path
+        if (ROOT / "tests" / own.with_name(f"test_{own.name}")).is_file():
+            continue
+        pattern = next((pattern for pattern in TESTED_BY if fnmatch(name, pattern)), None)
+        assert pattern, f"{name} has no tests/{own.with_name(f'test_{own.name}')} and no line in TESTED_BY"
+        used.add(pattern)
+    assert used == set(TESTED_BY), "lines that no module needs"
+    assert all((ROOT / file).is_file() for file in TESTED_BY.values())
