@@ -209,9 +209,12 @@ def test_a_group_goes_on_from_its_state_bit_by_bit(data: st.DataObject) -> None:
     one = group(nets, **common)
     while one.done < STEPS - 1:
         one.step()
-    state, going = copy.deepcopy(one.state()), [member.index for member in one.members]
+    state, kept = copy.deepcopy((one.state(), [member.state() for member in one.members]))
+    going = [member.index for member in one.members]
     others = [copy.deepcopy(nets[i]) for i in going]
     again = group(others, places=going, **common)
+    for member, own in zip(again.members, kept, strict=True):
+        member.load(own, going=True)
     again.load(state, "state")
     taken(one)
     taken(again)
