@@ -275,7 +275,7 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
         All points (N, d).
     """
     outputs, first, above = mlp.outputs, mlp.layers[0], mlp.layers[1].weight
-    if mlp.activations[0].name != "relu" or mlp.hidden[0].norm is not None:
+    if mlp.activations[0].kind.keeps != "mask" or mlp.hidden[0].norm is not None:
         return
     widest = max(first.weight.shape)
     size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))

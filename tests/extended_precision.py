@@ -25,7 +25,7 @@ def _erf(u):
     return np.sign(u) * 2 / np.sqrt(PI) * np.exp(-a * a) * total
 
 
-def _activation(name, u, omega):
+def _activation(name, u, omega=None):
     """Value and derivative."""
     if name == "identity":
         return u, np.ones_like(u)
@@ -63,7 +63,8 @@ def factors(net: inr.INR, coords):
         features.append(z if layer.bias is None else np.concatenate([z, np.ones((len(z), 1), LONG)], 1))
         if k < net.hidden_layers:
             u = z @ numbers(layer.weight).T + (0 if layer.bias is None else numbers(layer.bias))
-            z, slope = _activation(net.activations[k], u, LONG(net.omegas[k]))
+            own = net.bound_activations[k]
+            z, slope = _activation(own.name, u, *map(LONG, own.numbers))
             slopes.append(slope)
     s = np.broadcast_to(numbers(net.layers[-1].weight), (len(z), *net.layers[-1].weight.shape))
     sensitivities = []

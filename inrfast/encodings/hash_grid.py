@@ -176,10 +176,10 @@ class HashGrid(Encoding):
         for axis, ((low, high), factor) in enumerate(zip(self.box, self.factors, strict=True)):
             unit = ((coords[:, axis].to(fine) - low) / (high - low)).clamp(0, 1)
             place = unit * counts
-            corner = torch.minimum(place.detach().floor(), counts - 1)
+            corner = torch.minimum(place.detach().to(self.counts.dtype), self.counts - 1)
             share = (place - corner).to(coords.dtype)
             shares.append((1 - share, share))
-            term = corner.to(factor.dtype) * factor
+            term = corner * factor
             terms.append((term, term + factor))
         places: list[Tensor] = []
         weights: list[Tensor] = []

@@ -511,7 +511,7 @@ class TangentKernel:
 
     @cached_property
     def _largest(self) -> float:
-        """The largest entry of the kernel, which lies on its diagonal; from a few points if they leave no question."""
+        """The largest entry of the kernel, which lies on its diagonal; estimated at a few points if that will do."""
         guess = self.left.magnitude
         if self.symmetric and not surely_held(guess, self.dtype):
             return float(self.partition.gather(self._diagonal).amax())

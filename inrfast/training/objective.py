@@ -169,13 +169,11 @@ class Objective:
 
     def penalty(self, batch: Batch) -> Tensor:
         """Return the sum of the regularisers, a tensor of one element."""
-        total = self.regularizers[0](batch)
-        for term in self.regularizers[1:]:
-            total = total + term(batch)
-        if not total.requires_grad and batch.step == 0:
-            places = ", ".join(term.place for term in self.regularizers)
-            warnings.warn(f"{places} depends on nothing that is trained: it has no gradient", UserWarning, stacklevel=2)
-        return total
+        values = [term(batch) for term in self.regularizers]
+        for term, value in zip(self.regularizers, values, strict=True):
+            if not value.requires_grad and batch.step == 0:
+                warnings.warn(f"{term.place} has no gradient: it depends on nothing that is trained", stacklevel=2)
+        return sum(values[1:], values[0])
 
     def twin(self) -> Objective:
         """Return the same objective with copies of the modules that are its terms, which have the same parameters."""
