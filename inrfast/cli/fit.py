@@ -89,7 +89,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fit, write reconstruction, report and model, and print how close it came."""
+    """Fit, write reconstruction, report and model, and print the quality."""
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import save_network
 
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with at_work(f"writing {out}", arguments.quiet):
             kind.write(predictions, about, out)
-    except ValueError as error:  # a surface that is not there; the network is worth keeping
+    except ValueError as error:  # no surface was found; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)
         return complain(f"{error}; after {outcome}; kept the network in {model_file} and {report_file}", 1)
