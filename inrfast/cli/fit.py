@@ -17,7 +17,7 @@ from inrfast.cli.output import bar, check_file, check_target, finite, make_folde
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.cli.signal_options import add_signal_options, given_options
 from inrfast.files import shown
-from inrfast.losses import LOSSES
+from inrfast.losses import LOSSES, loss_of
 from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed
 from inrfast.signals.paths import readable
 from inrfast.spelling import choice, number, path, spec, spellings, whole
@@ -151,7 +151,10 @@ def _fitted(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, FitResu
     dtype = torch.float64 if arguments.precision == "highest" else torch.float32
     net = network(arguments, signal.coords.shape[1], outputs, dtype)
     coords = signal.coords.to(arguments.device, dtype)
-    target = signal.target.to(arguments.device, dtype).reshape(len(coords), outputs)
+    values = signal.target
+    if signal.held_out is not None and loss_of(arguments.loss).kind.targets == (0.0, 1.0):
+        values = values + signal.about["offset"]  # occupancies as probabilities: the network gives their logits
+    target = values.to(arguments.device, dtype).reshape(len(coords), outputs)
     weight = None if signal.weight is None else signal.weight.to(arguments.device, dtype)
     make_folder(arguments.checkpoint)
     with bar(arguments, "the fit"):
