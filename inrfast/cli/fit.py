@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from inrfast.nn import INR
     from inrfast.training.result import FitResult
 
+PROBABILITIES = (0.0, 1.0)
+"""Targets of losses of probabilities, which occupancies are."""
+
 
 def add(commands: Any) -> None:
     """Describe the subcommand."""
@@ -151,10 +154,10 @@ def _fitted(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, FitResu
     dtype = torch.float64 if arguments.precision == "highest" else torch.float32
     net = network(arguments, signal.coords.shape[1], outputs, dtype)
     coords = signal.coords.to(arguments.device, dtype)
-    values = signal.target
-    if signal.held_out is not None and loss_of(arguments.loss).kind.targets == (0.0, 1.0):
-        values = values + signal.about["offset"]  # occupancies as probabilities: the network gives their logits
-    target = values.to(arguments.device, dtype).reshape(len(coords), outputs)
+    target = signal.target.to(arguments.device, dtype).reshape(len(coords), outputs)
+    if signal.held_out is not None and loss_of(arguments.loss).kind.targets == PROBABILITIES:
+        # The network then gives logits, whose sign tells inside from outside as its values do for other losses.
+        target = signal.about["offset"] + signal.about["scale"] * target
     weight = None if signal.weight is None else signal.weight.to(arguments.device, dtype)
     make_folder(arguments.checkpoint)
     with bar(arguments, "the fit"):
