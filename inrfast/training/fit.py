@@ -95,8 +95,8 @@ def fit(
         must take them as ``weight``. Points of weight 0 are left out of the fit and its PSNR; their targets may be
         anything, NaN too.
     optimizer
-        ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, or any ``torch.optim.Optimizer`` of the network's
-        trainable parameters.
+        ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, or any ``torch.optim.Optimizer`` of the trainable
+        parameters of the network and of ``modules``.
     precision
         ``"high"``: the network's own dtype; ``"highest"``: fp64, which asks for an fp64 network; ``"medium"``: products
         in 16 bits, weights, updates and evaluations in fp32. Fused steps take fp16 (a gradient's relative error is near

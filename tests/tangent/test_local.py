@@ -41,7 +41,7 @@ def diagonal_of(jacobian, output):
     return squares.flatten() if output == "full" else squares[:, output]
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     networks(),
     st.integers(1, 23),
@@ -72,6 +72,7 @@ def test_kernels_between_two_sets_of_points_agree_with_autodiff(net, n, n2, seed
     assert ((parts - truth).abs() <= tol * bound).all()
 
 
+@settings(max_examples=12)
 @given(networks(max_width=24, max_depth=3), st.integers(2, 40), st.integers(0, 10**6))
 def test_streaming_under_a_small_budget_changes_nothing(net, n, seed):
     coords = random_coords(n, net.in_features, seed)
