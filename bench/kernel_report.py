@@ -45,9 +45,9 @@ class Entry:
         return f"{self.kernel} {self.format} sm_{self.capability} {chosen}".strip()
 
 
-def gram(name: str, capability: int, symmetric: bool, mirror: bool, aligned: bool = True) -> Entry:
+def gram(name: str, capability: int, symmetric: bool, aligned: bool = True) -> Entry:
     """``aligned``: sizes and strides are multiples of 16, for which there is machine code of its own."""
-    chosen = (("symmetric", symmetric), ("mirror", mirror), ("unaligned", not aligned))
+    chosen = (("symmetric", symmetric), ("unaligned", not aligned))
     return Entry("gram_tile", name, capability, chosen)
 
 
@@ -69,7 +69,7 @@ def aligned_candidates(symmetric: Sequence[bool]) -> list[Entry]:
 
 
 def _aligned(symmetric: bool) -> tuple[tuple[str, bool], ...]:
-    return ("symmetric", symmetric), ("mirror", symmetric), ("unaligned", False)
+    return ("symmetric", symmetric), ("unaligned", False)
 
 
 def reduction(kernel: str, name: str, capability: int, **options: Any) -> Entry:
@@ -230,9 +230,9 @@ def entries(gates: bool) -> list[Entry]:
     formats = ("fp16", "fp16x3", "tf32x3", "fp64")
     pivots = [Entry(PIVOTS, "fp64", capability, ()) for capability in (90, 80)]
     if gates:
-        table = pivots + [gram(f, c, True, True) for c in (90, 80) for f in formats]
-        table += [gram(f, 90, False, False) for f in formats]
-        table += [gram(f, 90, True, True, aligned=False) for f in ("fp16", "fp16x3")]
+        table = pivots + [gram(f, c, True) for c in (90, 80) for f in formats]
+        table += [gram(f, 90, False) for f in formats]
+        table += [gram(f, 90, True, aligned=False) for f in ("fp16", "fp16x3")]
         table += aligned_candidates((True,))
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
@@ -243,14 +243,13 @@ def entries(gates: bool) -> list[Entry]:
         table += [factors("fp16", 80, a, True) for a in ("identity", "relu", "sine")]
         table += [step(STEP[3], "fp64", 80, 256)]
         return [*table, factors("tf32x3", 90, "sine", True), factors("fp64", 80, "finer", True)]
-    table = pivots + [gram(f, c, s, s) for c in (90, 80) for f in formats for s in (True, False)]
-    table += [gram(f, c, True, True, aligned=False) for c in (90, 80) for f in formats]
+    table = pivots + [gram(f, c, s) for c in (90, 80) for f in formats for s in (True, False)]
+    table += [gram(f, c, True, aligned=False) for c in (90, 80) for f in formats]
     table += aligned_candidates((True, False)) + product_candidates()
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
     table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
-    table += [gram(f, c, s, False, aligned=False) for c in (90, 80) for f in formats for s in (True, False)]
-    table += [gram(f, c, True, False) for c in (90, 80) for f in formats]
+    table += [gram(f, c, False, aligned=False) for c in (90, 80) for f in formats]
     return table + [
         factors(f, c, a, full) for c in (90, 80) for f in formats for a in ACTIVATIONS for full in (False, True)
     ]
@@ -367,7 +366,7 @@ def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
             "PRODUCT": formats.product_precision(entry.format),
         }
     else:
-        constants |= {name.upper(): options[name] for name in ("symmetric", "mirror") if name in options}
+        constants |= {name.upper(): options[name] for name in ("symmetric",) if name in options}
     tables = ("order", "places", "segments", "values")
     return getattr(kernels, entry.kernel), types, constants, config.warps, config.stages, tables, config.shared
 

@@ -1,4 +1,4 @@
-"""Networks: the coordinate MLP ``INR``, its norms, and a linear layer fused with its activation: ordinary modules."""
+"""Networks: the coordinate MLP ``INR``, and a linear layer fused with its activation. Both are ordinary modules."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MOST_LAYERS = 2**15
 """Hidden layers at most: building more takes over ten seconds, and nobody trains them."""
 
 LAYER_BYTES = 2**13
-"""What Python's objects of a layer take beside its numbers."""
+"""Bytes of a layer's Python objects, beside its parameters."""
 
 SAME_BOX = 0.25
-"""How far, in sides of the box, that of coordinates may be from the bounds of an initialiser to count as the same."""
+"""Largest distance, in sides of the box, at which the box of the coordinates counts as an initialiser's bounds."""
 
 DEAD_SHARE = 0.05
-"""Share of dead units in a layer that is worth a warning."""
+"""Share of a layer's units from which on dead ones are warned of."""
 
 
 class FusedLinear(nn.Linear):
@@ -399,8 +399,10 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     :func:`inrfast.init.dead_units` for what is counted, and at which cost.
     """
     options = expands_rank(net.init) if isinstance(net, INR) else None
+    if options is None:
+        return
     mlp = describe(net)
-    if options is None or isinstance(mlp, str) or mlp.encoding is not None:
+    if isinstance(mlp, str) or mlp.encoding is not None:
         return
     first = mlp.hidden[0]
     if first.activation.name != "relu" or (first.norm is not None and not first.norm_after):

@@ -1,4 +1,4 @@
-"""Tiles of a tangent kernel: ``K = sum_l (Z_l Z_l'^T + bias) * (S_l S_l'^T)``, a program a tile, a product a slab.
+"""Tiles of a tangent kernel, one program per tile: ``K = sum_l (Z_l Z_l'^T + bias) * (S_l S_l'^T)``.
 
 Operands are *slabs*: the columns of all factors, cut into pieces of 128 bytes, each piece stored for all points next
 to each other. A tile's slab is then one contiguous block of memory, a few kilobytes, whatever the widths of the layers
@@ -259,7 +259,6 @@ def gram_tile(
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    MIRROR: tl.constexpr,
 ):
     """Compute one tile of one model's kernel, and its mirror image.
 
@@ -284,7 +283,7 @@ def gram_tile(
             # Two halves may differ by the order of their products: the lower one counts.
             total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
     _store(out, i, j, total, n, m, stride, BLOCK, BLOCK, False, False)
-    if MIRROR:
+    if SYMMETRIC:
         if i != j:
             _store(out, j, i, total.T, m, n, stride, BLOCK, BLOCK, False, False)
 
@@ -323,7 +322,6 @@ def gram_stream(
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
-    MIRROR: tl.constexpr,
 ):
     """Compute what :func:`gram_tile` does by a few programs, each of which walks over tiles of all models.
 
@@ -404,8 +402,7 @@ def gram_stream(
                     target = out + tl.cast(model, tl.int64) * model_stride
                     _store(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, False)
                     if SYMMETRIC:
-                        if MIRROR or i == j:
-                            _store(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, True)
+                        _store(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, True)
                     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
                     layer = 0
                     column = 0
@@ -544,7 +541,7 @@ def gram_product(
 ):
     """Add the products of a range of column tiles with their rows of V to one block of rows of ``K V``.
 
-    ``places``: 0, 1, 2, ..., as many as there are tiles a side; ``vectors``: (models, column tiles, chunks, WIDTH,
+    ``places``: 0, 1, 2, ..., as many as there are tiles per side; ``vectors``: (models, column tiles, chunks, WIDTH,
     BLOCK), V in pieces that are turned over, zero from its m-th row on; ``out``: (splits, models, row tiles, chunks,
     BLOCK, WIDTH), zeros at first, whatever rows beyond the last point become; the rest as in :func:`gram_tile`.
 
@@ -580,7 +577,6 @@ def launch(
     values: Any,
     narrow_layers: int,
     symmetric: bool,
-    mirror: bool,
     multiprocessors: int = 2,
 ) -> None:
     """Compute every tile of ``order`` of every model, by :func:`gram_tile` or :func:`gram_stream`.
@@ -596,7 +592,7 @@ def launch(
         return
     pointers, sizes, constants = _arguments(name, config, rows, columns, segments, values, narrow_layers)
     arguments = [*pointers, order, out, n, m, *sizes, out.stride(1), out.stride(0)]
-    constants |= {"SYMMETRIC": symmetric, "MIRROR": symmetric and mirror}
+    constants["SYMMETRIC"] = symmetric
     if config.design == "tile":
         gram_tile[(len(order), models)](*arguments, **constants)
         return

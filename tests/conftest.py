@@ -39,7 +39,7 @@ THREADED = (
     "tests/signals/test_render.py",
     "tests/tangent/test_local.py::test_large_grids",
     "tests/tangent/test_local.py::test_recomputed_factors",
-    "tests/tangent/test_local.py::test_tiles_of_many_points",
+    "tests/tangent/test_products.py::test_tiles_of_many_points",
     "tests/test_threads.py",
     "tests/training/test_checkpoint.py",
     "tests/training/engines/test_layerwise.py",

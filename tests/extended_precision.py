@@ -25,7 +25,7 @@ def _erf(u):
     return np.sign(u) * 2 / np.sqrt(PI) * np.exp(-a * a) * total
 
 
-def _activation(name, u, omega):
+def _activation(name, u, omega=None, sigma=None):
     """Value and derivative."""
     if name == "identity":
         return u, np.ones_like(u)
@@ -44,6 +44,10 @@ def _activation(name, u, omega):
     if name == "gelu":
         phi = (1 + _erf(u / np.sqrt(LONG(2)))) / 2
         return u * phi, phi + u * np.exp(-u * u / 2) / np.sqrt(2 * PI)
+    if name == "wire":
+        bell = np.exp(-((sigma * u) ** 2))
+        slope = -(omega * np.sin(omega * u) + 2 * sigma * sigma * u * np.cos(omega * u)) * bell
+        return np.cos(omega * u) * bell, slope
     assert name == "softplus"
     return np.logaddexp(u, LONG(0)), 1 / (1 + np.exp(-u))
 
@@ -63,7 +67,8 @@ def factors(net: inr.INR, coords):
         features.append(z if layer.bias is None else np.concatenate([z, np.ones((len(z), 1), LONG)], 1))
         if k < net.hidden_layers:
             u = z @ numbers(layer.weight).T + (0 if layer.bias is None else numbers(layer.bias))
-            z, slope = _activation(net.activations[k], u, LONG(net.omegas[k]))
+            own = net.bound_activations[k]
+            z, slope = _activation(own.name, u, *map(LONG, own.numbers))
             slopes.append(slope)
     s = np.broadcast_to(numbers(net.layers[-1].weight), (len(z), *net.layers[-1].weight.shape))
     sensitivities = []

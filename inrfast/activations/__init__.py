@@ -21,6 +21,9 @@ KEEPS = ("slope", "result", "mask", "nothing")
 
 Numbers = Sequence[float]
 
+MOST_DEVICE_NUMBERS = 2
+"""Numbers that the kernels' tables have room for: ``NUMBERS`` of :mod:`inrfast.kernels.activations`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Activation:
@@ -81,6 +84,10 @@ class Activation:
             raise ValueError(f"keeps of {self.name} must be one of {KEEPS}, got {self.keeps!r}")
         if (self.keeps in ("result", "mask")) != (self.times_slope is not None):
             raise ValueError(f"times_slope of {self.name} belongs to keeps='result' or 'mask', got {self.keeps!r}")
+        if self.device is not None and len(self.numbers) > MOST_DEVICE_NUMBERS:
+            raise ValueError(
+                f"a device function takes at most {MOST_DEVICE_NUMBERS} numbers, {self.name} has {len(self.numbers)}"
+            )
         if self.bound is not None and not self.bound >= 0:
             raise ValueError(f"bound of {self.name} must be at least 0, or None, got {self.bound}")
         defaults = {number: self.check_number(number, value) for number, value in self.numbers.items()}

@@ -30,38 +30,38 @@ from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import MOST_ROWS, chunks, require
 
 WIDTH = 0.028
-"""Width of a rank's interval, relative to the rank, at which a computation stops: at most 3 % with rounding added."""
+"""Stop once a rank's interval is at most this wide, relative to the rank: 3 % with rounding added."""
 
 PATIENCE = 8 * BLOCK
-"""Pivots before which a computation is not given up."""
+"""Number of pivots before which the computation is never given up."""
 
 HOPE = 2.0
-"""Factor by which the pivots that seem to be needed may exceed those that fit before it is given up."""
+"""Give up once the pivots that seem to be needed exceed this many times those that fit."""
 
 TIGHT = 0.8
-"""Share of the allowed error that the residual's norm may be for Lanczos to go on: its bound is larger than the norm by
-a factor that falls with the steps (1.5 after 16, 1.25 after 21), each of which costs a tenth of a block of pivots."""
+"""Continue Lanczos while the residual norm is below 0.8 of the allowed error. Its bound exceeds the norm by a factor
+that falls with the steps (1.5 after 16, 1.25 after 21); a step costs a tenth of a block of pivots."""
 
 EARLY = 1.25
-"""The same in units of the error that the residual promises to be allowed, for eigenvalues to be computed on a CPU: if
-they ask for more pivots, less than a block was lost. On a GPU they cost as much as ten blocks, and are asked late."""
+"""On a CPU, compute the factor's eigenvalues once the residual norm is below this many times the estimated allowed
+error: if they ask for more pivots, less than a block was lost. On a GPU they cost as much as ten blocks, so it is
+TIGHT there."""
 
 SLACK = 1.25
-"""Factor by which the bound may exceed the norm where no more pivots can be had."""
+"""Accept a bound within this factor of the norm where no more pivots can be had."""
 
 TRUST = 0.4
-"""First guess of the residual's norm in units of the factor's estimate, which is of the block before and too large by
-itself; the first attempt of a few steps corrects it."""
-
+"""Initial ratio of the true residual norm to its estimate, which is one block old and too high; the first attempt of a
+few Lanczos steps corrects it."""
 
 SINGLE = 1e-6
-"""Accuracy from which the factor is kept in fp32, whose rounding is a tenth of that."""
+"""Smallest relative accuracy for which the factor is kept in fp32: its rounding is a tenth of that."""
 
 DISTINCT = 1e-8
-"""Eigenvalue, relative to lambda_1, from which on rounding leaves eigenvectors of the factor orthogonal to 1e-12."""
+"""Smallest eigenvalue, relative to lambda_1, for which the factor's eigenvectors are orthogonal to 1e-12."""
 
 LEAST_BLOCK = 16
-"""Pivots a block at least: fewer are not worth a pass over the grid."""
+"""Smallest number of pivots per block: fewer are not worth a pass over the grid."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +91,17 @@ class Ranks:
         return min(self.absolute(largest))
 
     def near(self, largest: float, power: float) -> float:
-        """Return about the residual's norm that will do, at most a quarter of the level, without eigenvalues.
+        """Return an estimate, made without eigenvalues, of the residual norm that suffices, at most level / 4.
 
-        These fall as ``i^-p``, p about half of the ``power`` with which the residual's norm before a block falls with
-        the pivots after it (0: unknown). Where they are smaller by a share of ``1 - (1 + width)^-p``, they are more by
-        ``width``.
+        Eigenvalues fall as ``i^-p``, with p about half of ``power``, the exponent with which the residual norm before a
+        block falls with the pivots after it (0: unknown). Lowering the level by a fraction ``1 - (1 + width)^-p`` then
+        raises the count by the fraction ``width``.
         """
         share = 1 - (1 + self.width) ** (-power / 2) if power > 0 else 1.0
         return min(share, 1 / 4) * self.level(largest)
 
     def hope(self, largest: float) -> float:
-        """Return the residual's norm that is probably needed: as if eigenvalues fell evenly."""
+        """Return the residual norm that is needed if the eigenvalues are evenly spread around the level."""
         return self.width * self.level(largest)
 
     def met(self, values: Tensor, error: float) -> bool:
@@ -115,7 +115,7 @@ class Ranks:
         return True
 
     def allowed_error(self, values: Tensor) -> float:
-        """Return the largest error with which it is met, to a factor of 0.8."""
+        """Return the largest error for which :meth:`met` holds, up to a factor of 0.8."""
         largest = float(values[0])
         error = self.level(largest)
         while error > UNIT * largest:
@@ -141,7 +141,7 @@ class Pairs:
     accuracy: float
 
     def near(self, largest: float, power: float) -> float:
-        """Return the residual's norm from which on a bound is worth computing: the error."""
+        """Return the residual norm below which a bound is worth computing: the accuracy itself."""
         return self.hope(largest)
 
     def hope(self, largest: float) -> float:
@@ -149,7 +149,7 @@ class Pairs:
         return self.accuracy * largest
 
     def met(self, values: Tensor, error: float) -> bool:
-        """Return whether there are as many, with so small an error."""
+        """Return whether there are enough eigenvalues, with a small enough error."""
         return len(values) >= self.count and error <= self.hope(float(values[0]))
 
     def allowed_error(self, values: Tensor) -> float:
@@ -166,17 +166,17 @@ def certified_spectrum(
     eigenvectors: bool = False,
     progress: bool | None = None,
 ) -> Spectrum:
-    """Return the eigenvalues that the pivoted Cholesky factor of an operator has, as the operator's, with their error.
+    """Return the eigenvalues of an operator's pivoted Cholesky factor as the operator's own, with their error.
 
-    Stops when ``demand`` is met, when the factor is as large as ``budget`` bytes allow or would plainly have to be
-    larger, or when nothing is left of the operator but rounding.
+    Stops when ``demand`` is met, when the factor has the size that ``budget`` allows or is clearly going to need more,
+    or when only rounding is left of the operator.
 
     Parameters
     ----------
     operator
         Symmetric positive semidefinite, fp64.
     demand
-        Which ranks must be known how well, or how many eigenpairs: then those alone are returned.
+        The ranks to be known, and how well; or the number of eigenpairs, and then only those are returned.
     rank_bound
         A bound on the operator's rank.
     budget
@@ -226,10 +226,10 @@ def certified_spectrum(
 
 
 def _room(n: int, budget: int, item: int, eigenvectors: bool, k: int | None) -> tuple[int, int]:
-    """Return how many pivots a block takes, and how many there may be in all, with ``item`` bytes a number of F.
+    """Return the pivots per block and the largest number in all, with ``item`` bytes per entry of F.
 
-    Beside F there is room for its Gram matrix and what comes of that; for columns of the operator, a copy of them, and
-    what choosing them takes; then for the Krylov basis and what orthogonalising takes; at the end for eigenvectors.
+    Beside F there is room for its Gram matrix and matrices of that size; for columns of the operator, a copy of them
+    and the scratch of choosing them, later for the Krylov basis and its scratch, at the end for eigenvectors.
     """
     each, vector, squares = n * item, 8 * n, SQUARES
     vectors = 0
@@ -287,14 +287,14 @@ def _grow(
 
 
 def _power(history: list[tuple[int, float]]) -> float:
-    """Return the power with which the residual's norm has fallen since half of the pivots; 0 if it has not, or NaN."""
+    """Return p where the residual norm fell as ``rank^-p`` over the last half of the pivots; 0 if it did not fall."""
     rank, norm = history[-1]
     half, before = next(entry for entry in history if entry[0] >= rank // 2)
     return math.log(before / norm) / math.log(rank / half) if half < rank and 0 < norm < before else 0.0
 
 
 def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> bool:
-    """Return whether the residual's norm, falling as it has since half of the pivots, needs too many for ``wanted``."""
+    """Return whether the residual norm, at its recent rate, reaches ``wanted`` only with far more pivots than fit."""
     rank, norm = history[-1]
     if rank < PATIENCE or norm <= wanted:
         return False
@@ -302,7 +302,7 @@ def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> boo
 
 
 def _stop(allowed: float, last: bool) -> Callable[[SpectralBounds], bool]:
-    """Return when Lanczos may stop: with a bound tight enough, or a norm so large that more pivots are needed first."""
+    """Return the test that stops Lanczos: the bound is tight enough, or the norm so large that it takes pivots."""
 
     def enough(bounds: SpectralBounds) -> bool:
         if bounds.upper <= allowed and math.isfinite(allowed):

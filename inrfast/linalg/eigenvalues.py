@@ -25,14 +25,14 @@ DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
 
 MATRICES, MATRICES_OF_VECTORS = 3, 5
-"""Matrices of the operator's order that LAPACK takes for eigenvalues: the operator's, its copy, one more on the way;
-with eigenvectors also its work space of two."""
+"""Matrices of the operator's order in memory during LAPACK's eigenvalue computation: the operator, a copy and one
+temporary; with eigenvectors also a work space of two."""
 
 PAIRS = 128
-"""Eigenpairs by Lanczos where no number is asked for."""
+"""Number of eigenpairs that Lanczos computes where ``k`` is None."""
 
 LEAST_RTOL = 1e-13
-"""Smallest tolerance that is accepted: rounding of an fp64 kernel is larger."""
+"""Smallest tolerance that is accepted: below it rounding of an fp64 kernel is larger."""
 
 
 class DenseableOperator(SymmetricOperator, Protocol):

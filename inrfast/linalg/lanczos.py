@@ -35,22 +35,22 @@ FAILURE = 1e-6
 """Probability that a certificate does not hold, over its random starts."""
 
 STEPS = 48
-"""Steps of a certificate at most: its bound is then 6 % above the norm at order 65,536."""
+"""Largest number of steps of a certificate: its bound is then 6 % above the norm at order 65,536."""
 
 BLOCK = 8
-"""Vectors a block of the eigenpair iteration: as many products at once, and multiplicities up to it at no cost."""
+"""Vectors per block of the eigenpair iteration: one product takes them all, and finds multiplicities up to this."""
 
 EXTRA = 8
-"""Eigenpairs computed beyond those asked for, at least: the last ones converge slowest."""
+"""Smallest number of eigenpairs computed beyond those asked for: the last ones converge slowest."""
 
 WHOLE = 7
-"""Matrices of the operator's order that it takes to write it down, make it symmetric, and find its eigenvectors."""
+"""Matrices of the operator's order in memory while it is written out, made symmetric and diagonalised."""
 
 TEMPORARIES = 6
-"""Blocks that a step takes beside the basis: the product, what is left of it, and their QR."""
+"""Blocks in memory during a step, beside the basis: the product, its remainder, and their QR."""
 
 RESTARTS = 100
-"""Restarts of the eigenpair iteration at most."""
+"""Largest number of restarts of the eigenpair iteration."""
 
 
 class KrylovBasis:
@@ -61,7 +61,7 @@ class KrylovBasis:
     start
         First block (n, p), of full rank.
     most
-        Vectors for which there is room, the block after the last one not counted.
+        Largest number of vectors; the block that comes next is not among them.
     error
         Bound on the error of a product with a unit vector.
     partition
@@ -86,11 +86,11 @@ class KrylovBasis:
 
     @property
     def full(self) -> bool:
-        """Whether another block would exceed the room or the space itself."""
+        """Whether another block would exceed the allocated vectors or the space itself."""
         return self.size + self.width > self.vectors.shape[1]
 
     def step(self, image: Tensor) -> None:
-        """Take the next block, whose product is ``image``, and find the one after it; nothing is read from a GPU.
+        """Append :attr:`next`, whose product with the operator is ``image``, and find the next block; no GPU is read.
 
         Orthogonalising twice leaves only rounding. Twice more after normalising mends blocks of deficient rank, whose
         missing directions Householder's QR fills with some others.
@@ -135,7 +135,7 @@ class KrylovBasis:
         return values, vectors, torch.linalg.vector_norm(self._below[:, : self.size] @ vectors, dim=0)
 
     def restart(self, coefficients: Tensor) -> None:
-        """Keep the combinations of the basis that ``coefficients`` (size, kept), orthonormal, name, and the next block.
+        """Replace the basis by ``basis @ coefficients`` (size, kept), orthonormal columns; the next block stays.
 
         Thick restart (Wu and Simon, SIAM J. Matrix Anal. Appl. 22(2), 2000).
         """
@@ -234,7 +234,7 @@ def spectral_bounds(
         for _ in range(batch):
             if not basis.full:
                 basis.step(product(basis.next))
-        values = torch.linalg.eigvalsh(basis.projection().cpu())  # so small a problem a GPU would only be waited for
+        values = torch.linalg.eigvalsh(basis.projection().cpu())  # a problem too small for a GPU
         low, high = float(values[0]), float(values[-1])
         if lowest is None:
             e = relative_gap(n, basis.steps, failure / 2)
@@ -262,8 +262,8 @@ def largest_eigenpairs(
 ) -> Spectrum:
     """Return the k largest eigenvalues of a positive semidefinite operator, with their error, and their eigenvectors.
 
-    Thickly restarted block Lanczos, until the residuals of k pairs and of some more are below ``rtol lambda_1``. That
-    none was missed is certified by bounds of what is left when they are taken off, from a start of its own.
+    Block Lanczos with thick restarts, until the residuals of k pairs and of some more are below ``rtol lambda_1``. A
+    second run on the operator without these pairs, from another start, certifies that none was missed.
 
     Parameters
     ----------
@@ -327,7 +327,7 @@ def largest_eigenpairs(
             )
     values, vectors = values[:wanted], basis.vectors[:, : basis.size] @ coefficients[:, :wanted]
     error = float(torch.linalg.vector_norm(residuals[:wanted])) + rounding
-    del basis  # another one, for the bound, takes its place
+    del basis  # before the one for the bound is allocated
 
     def deflated(v: Tensor) -> Tensor:
         return operator @ v - vectors @ (values.unsqueeze(1) * partition.total(vectors.t() @ v))
@@ -354,7 +354,7 @@ def largest_eigenpairs(
 
 
 def _whole_space(operator: SymmetricOperator, k: int, rank_bound: int, rtol: float, eigenvectors: bool) -> Spectrum:
-    """Return the k largest eigenvalues where the basis would be of the whole space."""
+    """Return the k largest eigenvalues of the dense matrix, where the basis would span the whole space."""
     n = operator.shape[0]
     partition = operator.partition
     matrix = operator @ partition.mine(torch.eye(n, dtype=torch.float64, device=operator.device))

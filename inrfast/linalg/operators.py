@@ -111,9 +111,9 @@ class DenseOperator:
 
 
 def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:
-    """Return a bound on the error of a product with a unit vector: that of the entries, and of sums of n terms.
+    """Return a bound on the error of a product with a unit vector: from the entries, and from sums of n terms.
 
-    ``trace`` is the sum of the diagonal's sizes, where it is known.
+    ``trace`` is the sum of the absolute values on the diagonal, where it is known.
     """
     if trace is None:
         trace = float(operator.partition.total(operator.diagonal().abs().sum()))
@@ -121,9 +121,9 @@ def product_error(operator: SymmetricOperator, trace: float | None = None) -> fl
 
 
 def symmetry_faults(block: Tensor, diagonal: Tensor) -> Tensor:
-    """Return which faults a principal submatrix has: no mirror image of itself, or another diagonal; (2,), boolean.
+    """Return two booleans (2,): whether a principal submatrix is not symmetric, and whether its diagonal differs.
 
-    NaN is none of them.
+    NaN counts as neither.
     """
     sizes = diagonal.clamp_min(0).sqrt()
     scale = ASYMMETRY * torch.outer(sizes, sizes)
@@ -145,7 +145,7 @@ def check_symmetric(block: Tensor, diagonal: Tensor) -> None:
 
 
 def check_semidefinite(smallest: float, slack: float) -> None:
-    """Raise a ValueError if a number that the operator's spectrum reaches down to is below ``-slack``."""
+    """Raise a ValueError if ``smallest``, which the smallest eigenvalue does not exceed, is below ``-slack``."""
     if smallest < -slack:
         raise ValueError(f"the operator is not positive semidefinite: it has an eigenvalue of {smallest:.3e} or less")
 

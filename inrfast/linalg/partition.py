@@ -82,8 +82,8 @@ class Whole:
 def _unit(vector: Tensor) -> Tensor:
     """Return a vector (rows, 1) divided by its norm, the first unit vector in place of zero; no number is read.
 
-    What a QR of one column is, without its many launches on a GPU. Divided by its largest entry first, it has a square
-    of an ordinary size.
+    The same as a QR of one column, without its many launches on a GPU. Dividing by the largest entry first keeps the
+    squares in range.
     """
     largest = torch.linalg.vector_norm(vector, math.inf)
     missing = largest == 0

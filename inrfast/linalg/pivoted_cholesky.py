@@ -30,23 +30,23 @@ from inrfast.ops.pivots import accept_pivots
 from inrfast.threads import together
 
 BLOCK = 256
-"""Pivots a block: products with it run at full speed, and few are wasted when the factor turns out long enough."""
+"""Pivots per block: products with it run at full speed, and few are wasted when the factor turns out long enough."""
 
 CANDIDATES = 3
-"""Candidates drawn for every pivot of a block: a third is kept where the block halves the residual twice."""
+"""Candidates drawn per pivot of a block: a third is kept where the block quarters the residual."""
 
 SQUARES, SQUARES_OF_VECTORS = 4, 5
-"""Matrices of the factor's rank in fp64 that live at once: the Gram matrix with what bounds its errors or gives its
-eigenvalues, or also its eigenvectors."""
+"""fp64 matrices of the factor's rank in memory at once: the Gram matrix and the scratch of its error bound or of its
+eigenvalues; with eigenvectors one more."""
 
 CANDIDATE_SQUARES = 9
-"""Matrices of the candidates' number that choosing among them takes."""
+"""Matrices of the candidates' number in memory while pivots are chosen among them."""
 
 POWER_STEPS = 12
-"""Power iterations for the norm of a small matrix that is wanted to some ten percent."""
+"""Power iterations for the norm of a small matrix, which is needed to about ten percent."""
 
 FOLLOWING_STEPS = 4
-"""Power iterations that follow the leading eigenvector of a matrix which has grown."""
+"""Power iterations that update the leading eigenvector of a matrix after it has grown."""
 
 
 def candidate_bytes(block: int) -> int:
@@ -89,7 +89,7 @@ class PivotedCholesky:
         Estimate of the residual's spectral norm before the last block, from its entries at that block's candidates; no
         bound.
     largest_estimate
-        Estimate of lambda_1 from below: the Gram matrix's norm by power steps, a few a block.
+        Estimate of lambda_1 from below: the Gram matrix's norm by power steps, a few per block.
 
     Raises
     ------
@@ -241,7 +241,7 @@ class PivotedCholesky:
         return torch.cat([self.pivots, drawn.pivots]), torch.cat([rows.new_zeros(self.rank, rows.shape[1]), rows])
 
     def _eliminate(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn columns of K into columns of F, and take them off the residual's diagonal, in one pass.
+        """Turn columns of K into columns of F and subtract them from the residual's diagonal, in one pass.
 
         Return them, the new columns of the Gram matrix, and the smallest diagonal entry that no rounding explains.
         """
@@ -304,9 +304,9 @@ class PivotedCholesky:
         total[start:].addmm_(tile.t(), tile)
 
     def _subtract(self, part: slice, squares: Tensor, rank: int) -> Tensor:
-        """Take the new columns' squares off the residual's diagonal; what is left of rounding's size is nothing.
+        """Subtract the squares of the new columns from the residual's diagonal; entries of rounding's size become 0.
 
-        Return the smallest entry that a positive semidefinite operator would not leave, infinite if there is none.
+        Return the smallest entry that is too negative for a positive semidefinite operator; infinite if there is none.
         """
         left = self.residual[part].sub_(squares)
         growth = math.sqrt(rank)
@@ -321,12 +321,12 @@ class PivotedCholesky:
         return negative
 
     def _clear(self, drawn: _Drawn) -> None:
-        """Leave nothing of the residual at the new pivots, if there are any."""
+        """Set the residual to 0 at the new pivots, if there are any."""
         left = self.partition.pick(self.residual, drawn.pivots)
         self.partition.place_(self.residual, drawn.pivots, left * (drawn.count == 0))
 
     def _bordered(self, columns: Tensor) -> Tensor:
-        """Return the Gram matrix with some columns more."""
+        """Return the Gram matrix of F with new columns, from the products of all columns with the new ones."""
         before, count = self.rank, columns.shape[1]
         grown = columns.new_empty(before + count, before + count)
         grown[:before, :before] = self.gram
@@ -336,7 +336,7 @@ class PivotedCholesky:
         return grown
 
     def _follow(self, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """Return about the leading eigenvector of the Gram matrix, from that of the last one, and its norm."""
+        """Return an approximate leading eigenvector of the grown Gram matrix, from the last one's, and its norm."""
         trace = gram.diagonal().sum().clamp_min(torch.finfo(gram.dtype).tiny)
         if self.rank == 0:
             start, steps = (gram.diagonal().clamp_min(0) / trace).sqrt(), POWER_STEPS

@@ -2,16 +2,15 @@
 
 A random vector v sees every eigenvalue with the weight of its component; Lanczos from v gives the Gauss quadrature of
 that measure (Golub and Meurant, Matrices, Moments and Quadrature, 2010), and n times its share above a level is, in
-the mean over v, the count (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38(4), 2017). What a quadrature of m nodes
-knows of a measure is exact: between two nodes the share lies between two partial sums of the weights (Chebyshev,
-Markov, Stieltjes). Near zero the nodes are few and the sums far apart, at levels below about ``lambda_1 / m^2``; there
-the count is refused.
+the mean over v, the count (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38(4), 2017). A quadrature of m nodes
+bounds the measure exactly: between two nodes the share lies between two partial sums of the weights (Chebyshev,
+Markov, Stieltjes). At levels below about ``lambda_1 / m^2`` the nodes are few and the sums far apart; there the count
+is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +23,8 @@ from inrfast.linalg.operators import SymmetricOperator, product_error
 from inrfast.linalg.spectrum import RankInterval
 
 RESOLVED = 0.8
-"""Width of the bracket of a count, relative to its middle, up to which its level counts as resolved: 40 % either way,
-of which the three standard errors of two probes are 21 % at a count of 400."""
+"""A level is resolved if the bracket of its count is at most this wide, relative to its middle: 40 % either way, of
+which the three standard errors of two probes are 21 % at a count of 400."""
 
 LEVELS = 44
 """Halvings of lambda_1 down to about 1e-13, the floor of fp64."""
@@ -122,16 +121,12 @@ class QuadratureCounts:
         lower, upper = self.bracket(level)
         return RankInterval(math.floor(lower), math.ceil(upper), rtol)
 
-    def density(self, levels: Sequence[float]) -> list[tuple[float, float]]:
-        """Return the brackets of the counts above absolute ``levels``: the cumulative density with its error bars."""
-        return [self.bracket(level) for level in levels]
-
 
 PROBES, STEPS = 2, 48
-"""Random vectors and products that are taken where nobody says."""
+"""Default number of random vectors, and of products."""
 
 TEMPORARIES = 12
-"""Vectors a probe that a step takes beside its Krylov basis: products, what is left of them, and their QR."""
+"""Vectors per probe in memory during a step, beside its Krylov basis: products, their remainders, and their QR."""
 
 
 def quadrature_bytes(n: int, probes: int = PROBES, steps: int = STEPS) -> int:

@@ -1,6 +1,6 @@
 """Singular values of tall matrices that arrive in chunks of rows: one pass, memory of one chunk and one square.
 
-Two ways, both in fp64. The Gram matrix, added up over the chunks, costs one product a chunk but squares the condition
+Two ways, both in fp64. The Gram matrix, added up over the chunks, costs one product per chunk but squares the condition
 number: it resolves ``sigma / sigma_1`` down to about 1e-7, where its error is the square root of rounding. TSQR keeps
 the triangular factor instead and resolves down to rounding itself, at some ten times the time.
 
@@ -25,7 +25,7 @@ GRAM_RTOL = 1e-7
 """Smallest relative tolerance at which the Gram matrix is tried before TSQR."""
 
 CHUNK_ROWS = 512
-"""Rows a chunk (or the number of columns, if larger): enough for products at full speed, few enough for the caches."""
+"""Rows per chunk (or the number of columns, if larger): enough for products at full speed, few enough for caches."""
 
 HOST_ORDER = 512
 """Order up to which a GPU's Gram matrix is decomposed on the CPU: 20 ms at 512, where cuSOLVER takes as long."""
@@ -124,12 +124,12 @@ def gram_error(order: F, additions: int, longest: F, total: F, largest: F, produ
 
     Entry (i, j) has an error of ``sqrt(c) u |a_i| |a_j|``; a matrix of independent errors of that size has a spectral
     norm of at most about ``4 sqrt(c) u max |a_i| |A|_F`` (Bandeira and van Handel, Ann. Probab. 44(4), 2016). The
-    eigenvalue solver adds ``d u lambda_1``, underflow ``d`` times the smallest number a product.
+    eigenvalue solver adds ``d u lambda_1``, underflow ``d`` times the smallest normal number per product.
 
     Parameters
     ----------
     order
-        d; like the following a number, or one for each of several matrices.
+        d; like the following a number, or a tensor of one per matrix.
     additions
         c, the length of the sums.
     longest, total, largest
@@ -179,7 +179,7 @@ class StreamedGram:
         self._read = None
 
     def _count(self, length: int, number: int) -> None:
-        """Count the additions of so many sums of one length, and of what is added up of them."""
+        """Count the additions behind an entry: ``number`` sums of ``length`` terms, then the sum of those."""
         longest = max(self._longest, length)
         self._additions += longest - self._longest + number
         self._longest = longest
@@ -265,7 +265,7 @@ def singular_values(source: Callable[[], Iterable[Tensor]], rtol: float) -> Sing
     Parameters
     ----------
     source
-        Called once a pass; yields chunks (n, D), n >= 1, of one D, any floating dtype (taken as exact in fp64), best
+        Called once per pass; yields chunks (n, D), n >= 1, of one D, any floating dtype (taken as exact in fp64), best
         of ``max(CHUNK_ROWS, D)`` rows.
     rtol
         Smallest tolerance, relative to sigma_1, at which ranks will be asked for.

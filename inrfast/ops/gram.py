@@ -18,7 +18,6 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.kernels.formats import FORMATS, config_for
 from inrfast.kernels.tiles import Config
-from inrfast.ops.batching import as_models
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads
 from inrfast.ops.operands import Operands, Place, Plan
@@ -260,7 +259,7 @@ def _squared_norm(t: Tensor) -> Tensor:
 # ---- the Triton backend ------------------------------------------------------------------------------------------
 
 
-def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = None, mirror: bool = True) -> Tensor:
+def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = None) -> Tensor:
     """Return the kernel between two operands of one layout, (n, m), or (models, n, m) where they hold several models.
 
     Parameters
@@ -270,8 +269,6 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
     out
         Where to write: a tensor of that shape, fp32 or fp64, any strides; None allocates one in the accumulator's
         dtype.
-    mirror
-        Whether the symmetric kernel's upper half is written as well; without, entries above the diagonal tiles stay.
 
     Raises
     ------
@@ -283,8 +280,7 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
     models, n, m = len(rows.slabs), rows.rows, other.rows
     symmetric, format = columns is None, rows.plan.layout.format
     if out is None:
-        result = gram_new(*sides, n, m, *tables, symmetric, format)
-        return result[0] if models == 1 else result
+        out = rows.scale.new_empty((n, m) if models == 1 else (models, n, m))
     target = out.unsqueeze(0) if out.ndim == 2 else out
     if target.shape != (models, n, m) or target.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"out must be fp32 or fp64 of shape {(models, n, m)}, got {out.dtype} {tuple(out.shape)}")
@@ -293,7 +289,7 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
     dense = target if target.stride(2) == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
     if dense is not target:
         dense.copy_(target)
-    gram_(*sides, dense, *tables, symmetric, mirror, format)
+    gram_(*sides, dense, *tables, symmetric, format)
     if dense is not target:
         target.copy_(dense)
     return out
@@ -338,7 +334,6 @@ def gram_(
     values: Sequence[float],
     narrow_layers: int,
     symmetric: bool,
-    mirror: bool,
     format: str,
 ) -> None:
     """Write kernels into ``out`` (models, n, m), its last stride 1: the tables as :mod:`inrfast.kernels.gram` says.
@@ -346,7 +341,7 @@ def gram_(
     On a GPU the Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
     """
     sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
-    _write(sides, out, segments, values, narrow_layers, symmetric, mirror, format)
+    _write(sides, out, segments, values, narrow_layers, symmetric, format)
 
 
 def _write(
@@ -356,7 +351,6 @@ def _write(
     values: Sequence[float],
     narrow_layers: int,
     symmetric: bool,
-    mirror: bool,
     format: str,
 ) -> None:
     """Do what :func:`gram_` says. On a GPU a second call is one launch: its tables are there already."""
@@ -372,9 +366,7 @@ def _write(
     on_gpu = out.device.type == "cuda"
     programs = torch.cuda.get_device_properties(out.device).multi_processor_count if on_gpu else 2
     with backends.launching_on(out.device):
-        kernel.launch(
-            format, config, *kernel_sides(*sides), out, order, *tables, narrow_layers, symmetric, mirror, programs
-        )
+        kernel.launch(format, config, *kernel_sides(*sides), out, order, *tables, narrow_layers, symmetric, programs)
 
 
 def runs_kernels(device: torch.device) -> bool:
@@ -427,41 +419,6 @@ def _packed(slabs: Tensor, narrow: Tensor, scale: Tensor) -> tuple[Tensor, Tenso
     ):
         return slabs, narrow, scale
     return slabs.contiguous(), narrow.contiguous(), scale.contiguous()
-
-
-@torch.library.custom_op("inrfast::gram", mutates_args=())
-def gram_new(
-    row_slabs: Tensor,
-    row_narrow: Tensor,
-    row_scale: Tensor,
-    column_slabs: Tensor,
-    column_narrow: Tensor,
-    column_scale: Tensor,
-    n: int,
-    m: int,
-    segments: Sequence[int],
-    values: Sequence[float],
-    narrow_layers: int,
-    symmetric: bool,
-    format: str,
-) -> Tensor:
-    """Return kernels (models, n, m) in the accumulator's dtype; the rest as in :func:`gram_`."""
-    out = row_scale.new_empty(len(row_slabs), n, m)
-    sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
-    _write(sides, out, segments, values, narrow_layers, symmetric, True, format)
-    return out
-
-
-@gram_new.register_fake
-def _(row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale, n, m, *rest):  # type: ignore[no-untyped-def]
-    return row_scale.new_empty(len(row_slabs), n, m)
-
-
-@gram_new.register_vmap
-def _(info, in_dims, *arguments):  # type: ignore[no-untyped-def]
-    """Take the batch as more models."""
-    result = gram_new(*as_models(info.batch_size, in_dims[:6], arguments[:6]), *arguments[6:])
-    return result.unflatten(0, (info.batch_size, -1)), 0
 
 
 def gram_reference(

@@ -87,21 +87,21 @@ def add_product_(
     V: Tensor,
     output: Output,
     outputs: int,
-    mirror: tuple[Tensor, Tensor] | None = None,
+    transposed: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Add ``K V`` to ``out`` (rows, k), for V (columns, k) of the same dtype; ``columns=None`` is the symmetric kernel.
 
-    ``mirror`` is ``(other, W)``: ``K^T W`` is added to ``other``, from the same tiles where they are factors'.
+    ``transposed`` is ``(other, W)``: ``K^T W`` is added to ``other``, from the same tiles where they are of factors.
     """
     if isinstance(rows, Operands):
         assert columns is None or isinstance(columns, Operands)
         out += gram_product(rows, columns, V)
-        if mirror is not None:
+        if transposed is not None:
             assert columns is not None
-            mirror[0].add_(gram_product(columns, rows, mirror[1]))
+            transposed[0].add_(gram_product(columns, rows, transposed[1]))
         return
     assert not isinstance(columns, Operands)
-    back = (out, V) if columns is None else mirror
+    back = (out, V) if columns is None else transposed
 
     def add(i: slice, j: slice, tile: Tensor) -> None:
         addmm_(out[i], tile, V[j])
@@ -183,7 +183,7 @@ def gram_norm_op(
     symmetric: bool,
     format: str,
 ) -> Tensor:
-    """Return the sums of squares (models,) of kernels (models, n, m), fp64; arguments as ``inrfast::gram`` has them."""
+    """Return the sums of squares (models,) of kernels (models, n, m), fp64; arguments as of ``inrfast::gram_``."""
     sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
     device = row_slabs.device
     if not runs_kernels(device):
@@ -227,7 +227,7 @@ def gram_product_op(
     format: str,
 ) -> Tensor:
     """Return ``K V`` (models, n, k) for ``vectors`` V (models, m, k), both in the accumulator's dtype; the rest as
-    ``inrfast::gram`` has it."""
+    :func:`inrfast.ops.gram.gram_` has it."""
     sides = (row_slabs, row_narrow, row_scale, column_slabs, column_narrow, column_scale)
     device = row_slabs.device
     models, m, k = vectors.shape

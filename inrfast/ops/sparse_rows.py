@@ -7,7 +7,6 @@ row holds its entry once and zeros beside it, so that squares add up to the row'
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,44 +48,46 @@ def add_transposed_product_(out: Tensor, columns: Tensor, entries: Tensor, cotan
 
 
 def add_gram_(out: Tensor, left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> None:
-    """Add the inner products of two sets of rows to ``out`` (rows, rows').
+    """Add the inner products of two sets of rows to ``out`` (rows, rows'), each summed in fp64.
 
-    Each is (columns (n, q), entries): entries (n, q) of one output, (n, M q) of all of them side by side, or (n M, q)
-    of all below each other. As sparse matrices: on a CPU by SciPy, whose products are the faster ones.
+    Each set is (columns (n, q), entries): entries (n, q) of one output, (n, M q) of all of them side by side, or
+    (n M, q) of all below each other. It is a product of sparse matrices with the columns that the right one has; on a
+    CPU SciPy computes it, whose products are the faster ones.
     """
     bound = 1 + max(int(columns.max()) for columns, _ in (left, right))
-    (z, s), (z2, s2) = (_spread(*side, bound) for side in (left, right))
-    width = bound * max(1, s.shape[1] // left[0].shape[1])
+    (z, s), (z2, s2) = (_flat(*side, bound) for side in (left, right))
+    keys, order = z2.flatten().sort()
+    known, counts = torch.unique_consecutive(keys, return_counts=True)
+    places = torch.searchsorted(known, z).clamp_(max=len(known) - 1)
+    met = known[places] == z
+    first = met.sum(1), places[met], s[met]
+    second = counts, order // z2.shape[1], s2.reshape(-1)[order]
+    shapes = (len(z), len(known)), (len(known), len(z2))
     if out.device.type == "cpu":
-        out += torch.from_numpy(_by_scipy(z, s, z2, s2, width))
+        from scipy.sparse import csr_matrix  # costs a fifth of the whole import, and few need it
+
+        a, b = (
+            csr_matrix((entries.double().numpy(), columns.numpy(), _ends(count).numpy()), shape=shape)
+            for (count, columns, entries), shape in zip((first, second), shapes, strict=True)
+        )
+        out += torch.from_numpy((a @ b).toarray())
         return
-    first = torch.sparse_coo_tensor(_places(z), s.flatten(), (len(z), width), check_invariants=False)
-    second = torch.sparse_coo_tensor(_places(z2).flip(0), s2.flatten(), (width, len(z2)), check_invariants=False)
-    out += torch.sparse.mm(first, second).to_dense()
+    a, b = (
+        torch.sparse_csr_tensor(_ends(count), columns, entries.double(), size=shape, check_invariants=False)
+        for (count, columns, entries), shape in zip((first, second), shapes, strict=True)
+    )
+    out += (a @ b).to_dense()
 
 
-def _spread(columns: Tensor, entries: Tensor, bound: int) -> tuple[Tensor, Tensor]:
+def _ends(counts: Tensor) -> Tensor:
+    """Return where each row of a sparse matrix ends, after a zero, from its number of entries."""
+    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+
+
+def _flat(columns: Tensor, entries: Tensor, bound: int) -> tuple[Tensor, Tensor]:
     """Return columns of the same shape as the entries: each output beside another has columns of its own."""
     outputs, copies = entries.shape[1] // columns.shape[1], len(entries) // len(columns)
     if outputs > 1:
         offsets = bound * torch.arange(outputs, device=columns.device).view(1, -1, 1)
         columns = (columns.unsqueeze(1) + offsets).flatten(1)
     return columns.repeat_interleave(copies, 0) if copies > 1 else columns, entries
-
-
-def _places(columns: Tensor) -> Tensor:
-    rows = torch.arange(len(columns), device=columns.device).unsqueeze(1).expand_as(columns)
-    return torch.stack([rows.flatten(), columns.flatten()])
-
-
-def _by_scipy(z: Tensor, s: Tensor, z2: Tensor, s2: Tensor, width: int) -> np.ndarray:
-    """Return the dense product as a NumPy array."""
-    from scipy.sparse import csr_matrix  # costs a fifth of the whole import, and few need it
-
-    matrices = []
-    for columns, entries in ((z, s), (z2, s2)):
-        ends = np.arange(0, columns.numel() + 1, columns.shape[1])
-        parts = entries.reshape(-1).numpy(), columns.reshape(-1).numpy(), ends
-        matrices.append(csr_matrix(parts, shape=(len(columns), width)))
-    dense: np.ndarray = (matrices[0] @ matrices[1].T).toarray()
-    return dense

@@ -30,6 +30,7 @@ FORMULAS = {
     "tanh": lambda u: math.tanh(u),
     "gelu": lambda u: 0.5 * u * (1 + math.erf(u / math.sqrt(2))),
     "softplus": lambda u: math.log1p(math.exp(u)),
+    "wire": lambda u, w, s: math.cos(w * u) * math.exp(-((s * u) ** 2)),
 }
 
 
@@ -167,6 +168,7 @@ def test_a_registered_activation_is_complete() -> None:
         ({"keeps": "result"}, "times_slope of bad"),
         ({"times_slope": torch.mul}, "times_slope of bad"),
         ({"bound": -1.0}, "bound of bad"),
+        ({"numbers": dict.fromkeys("abc", 1.0), "device": "sine"}, "at most 2 numbers"),
     ):
         with pytest.raises(ValueError, match=told):
             Activation("bad", torch.sin, torch.cos, **settings_)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from random_networks import mild
 
-from inrfast.activations import ACTIVATIONS, bind
+from inrfast.activations import ACTIVATIONS, MOST_DEVICE_NUMBERS, bind
 from inrfast.kernels import activations as device_functions
 from inrfast.kernels.activations import activate
 
@@ -39,6 +39,7 @@ EXACT = {
     "tanh": lambda u: mpmath.tanh(u),
     "gelu": lambda u: u * (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2,
     "softplus": lambda u: mpmath.log1p(mpmath.exp(u)),
+    "wire": lambda u, omega, sigma: mpmath.cos(omega * u) * mpmath.exp(-((sigma * u) ** 2)),
 }
 
 SLOPES = {
@@ -50,6 +51,9 @@ SLOPES = {
     "tanh": lambda u: mpmath.sech(u) ** 2,
     "gelu": lambda u: (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2 + u * mpmath.npdf(u),
     "softplus": lambda u: 1 / (1 + mpmath.exp(-u)),
+    "wire": lambda u, omega, sigma: (
+        -(omega * mpmath.sin(omega * u) + 2 * sigma**2 * u * mpmath.cos(omega * u)) * mpmath.exp(-((sigma * u) ** 2))
+    ),
 }
 
 
@@ -97,6 +101,7 @@ def test_sine_of_large_angles(size, device):
 
 
 def test_device_names_of_the_registry_are_those_of_the_kernels():
+    assert device_functions.NUMBERS.value == MOST_DEVICE_NUMBERS
     for activation in ACTIVATIONS.values():
         if activation.device is not None:
             assert getattr(device_functions, activation.device.upper()).value == activation.device

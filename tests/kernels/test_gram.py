@@ -44,7 +44,7 @@ def filled(plan, models, rows, seed, device):
     return dataclasses.replace(made, **dict(zip(("slabs", "narrow", "scale"), moved, strict=True)))
 
 
-def launch(format, config, rows, columns, out, values, symmetric, mirror=True, multiprocessors=2):
+def launch(format, config, rows, columns, out, values, symmetric, multiprocessors=2):
     layout = rows.plan.layout
     wide = rows.scale.dtype
     kernel.launch(
@@ -58,7 +58,6 @@ def launch(format, config, rows, columns, out, values, symmetric, mirror=True, m
         torch.tensor(values, dtype=wide, device=out.device).view(-1, 2),
         layout.narrow_layers,
         symmetric,
-        mirror,
         multiprocessors,
     )
 
@@ -112,7 +111,7 @@ def test_tiles_against_fp64(device, data, format, n, m, models, kind, symmetric,
     st.sampled_from([1, 40, 70]),
     st.sampled_from([1, 40, 70]),
     st.integers(1, 2),
-    st.sampled_from(["whole", "lower", "rectangular"]),
+    st.sampled_from(["symmetric", "rectangular"]),
     st.integers(1, 5),
     st.booleans(),
 )
@@ -130,8 +129,7 @@ def test_designs_agree_to_the_last_bit(device, data, format, n, m, models, kind,
     for design in ("tile", "stream"):
         out = torch.full((models, n, other.rows), 7.0, dtype=rows.scale.dtype, device=device)
         chosen = dataclasses.replace(config, design=design)
-        symmetric, mirror = kind != "rectangular", kind == "whole"
-        launch(format, chosen, rows, other, out, values, symmetric, mirror, multiprocessors)
+        launch(format, chosen, rows, other, out, values, kind == "symmetric", multiprocessors)
         found.append(out)
     assert torch.equal(*found)
 
@@ -169,20 +167,6 @@ class Recorded:
     def __getitem__(self, grid):
         self.launched.append(self.name)
         return self.own[grid]
-
-
-def test_without_its_mirror_the_upper_half_stays(device):
-    layout = Layout((LayerShape(2, 20, True), LayerShape(20, 0, True)), "trace", 1, "fp64")
-    rows = filled(Plan(layout, (0, 0)), 1, 200, 0, device)
-    values = [0.0, 1.0, 1.0, 1.0]
-    out = torch.full((1, 200, 200), 7.0, dtype=torch.float64, device=device)
-    config = dataclasses.replace(config_on("fp64", device), copy_engine=False)
-    launch("fp64", config, rows, rows, out, values, symmetric=True, mirror=False)
-    exact, _ = truth(rows, rows, values, 200, 200)
-    place = torch.arange(200, device=device) // config.block
-    written = place[:, None] >= place[None, :]
-    torch.testing.assert_close(out[0][written], exact[0][written], rtol=1e-12, atol=1e-12)
-    assert (out[0][~written] == 7.0).all()
 
 
 def test_a_part_of_operands_gives_a_part_of_the_kernel(device):

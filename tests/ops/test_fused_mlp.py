@@ -247,6 +247,16 @@ def test_small_errors_keep_clear_of_underflow(device):
     assert (once - twice).norm() <= 1e-3 * once.norm()
 
 
+def test_errors_that_a_loss_makes_small_keep_clear_of_underflow(device):
+    """Slopes of 1e-6 everywhere, from the first step on; the scale follows their mean square, not the loss."""
+    case = Case(device, "fp16", n=60, steps=2, loss={"name": "huber", "delta": 1e-6}, outputs=1)
+    with torch.no_grad():
+        case.target.add_(1.0)  # no error near the kink at 1e-6
+    case.check(factor=16.0)
+    assert 2.0**19 <= float(case.step.scales[0, 0]) <= 2.0**20
+    assert float(case.step.scales[1, 0]) == float(case.step.scales[0, 0])
+
+
 @pytest.mark.parametrize(("kind", "loss"), [("fp16", "mse"), ("tf32x3", "bce"), ("fp64", "mse"), ("fp64", "huber")])
 def test_evaluations_are_mean_squares_over_all_points(device, kind, loss):
     case = Case(device, kind, models=2, n=333, drawn=90, weighted=1, loss=loss)

@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 from kernel_laws import LAWS, Truth
 from random_networks import networks, random_coords
 from shared_processes import processes
+from torch import nn
 
 import inrfast as inr
+from inrfast.encodings.hash_grid import HashGrid
 
 CASES = {
     "net": networks(max_width=24, max_depth=3),
@@ -18,7 +20,7 @@ CASES = {
 }
 
 
-@settings(max_examples=12)
+@settings(max_examples=10)
 @given(**CASES)
 def test_in_one_process(net, n, seed, precision, output):
     coords = random_coords(n, net.in_features, seed)
@@ -34,11 +36,31 @@ def two(tmp_path_factory):
         yield found
 
 
-@settings(max_examples=4, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=3, phases=[Phase.explicit, Phase.generate])
 @given(**CASES)
 def test_shared_by_two_processes(two, net, n, seed, precision, output):
     """Both find the same numbers, to the last bit."""
     coords = random_coords(n, net.in_features, seed)
     truth = Truth.of(net, coords, output, precision, seed)
     first, second = two.call("kernel_laws", "shared", net, coords, output, precision, truth)
+    assert first == second
+
+
+OTHERS = {
+    "trained frequencies": lambda: inr.INR(
+        2, 2, width=6, hidden_layers=1, encoding=inr.RandomFourier(4, 1.0, trainable=True)
+    ),
+    "tables": lambda: inr.INR(2, 2, width=6, hidden_layers=1, encoding=HashGrid(3, 2, 16, 2, 4)),
+    "affine norm": lambda: nn.Sequential(nn.Linear(2, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_kernels_of_other_layers_obey_the_same_laws(two, name):
+    net, coords = OTHERS[name](), random_coords(9, 2, 1)
+    truth = Truth.of(net, coords, "full", "highest", 3)
+    K = inr.ntk(net, coords, output="full", precision="highest")
+    for law in LAWS.values():
+        law(K, truth)
+    first, second = two.call("kernel_laws", "shared", net, coords, "full", "highest", truth)
     assert first == second

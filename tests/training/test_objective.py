@@ -139,6 +139,30 @@ def test_networks_that_are_fitted_together_are_regularised_each_for_itself() -> 
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), one.parameters(), strict=True))
 
 
+def test_networks_that_are_fitted_together_train_modules_of_their_own() -> None:
+    coords, target, _ = signal()
+
+    def loss(pred: Tensor, target: Tensor, modules: tuple[nn.Module, ...]) -> Tensor:
+        return modules[0](pred, target)
+
+    nets, scales = [small(seed=seed) for seed in range(2)], [Scale(0.1), Scale(0.9)]
+    alone = copy.deepcopy((nets, scales))
+    options: dict[str, Any] = {"steps": STEPS, "loss": loss, "progress": False}
+    results = inr.fit_many(nets, coords, target, modules=scales, **options)
+    for net, scale, own, one, result in zip(nets, scales, *alone, results, strict=True):
+        assert inr.fit(own, coords, target, modules=[one], **options).losses == result.losses
+        assert torch.equal(scale.log, one.log)
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), own.parameters(), strict=True))
+    for given, kind, said in (
+        (scales[:1], ValueError, "modules must be one value or 2"),
+        ([scales[0]] * 2, ValueError, r"modules\[0\] and modules\[1\] must share no parameter"),
+        (scales[0], TypeError, "one per network"),
+        ([3, 4], TypeError, r"modules\[0\] must be a sequence of torch.nn.Module"),
+    ):
+        with pytest.raises(kind, match=said):
+            inr.fit_many(nets, coords, target, modules=given, **options)
+
+
 class Scale(nn.Module):
     """A loss with a number of its own, and a buffer that counts its calls."""
 
@@ -282,5 +306,5 @@ def test_functions_are_given_what_they_ask_for_and_keep_their_own_defaults() -> 
     assert seen["step"] == 7
     inr.fit(small(), coords, target, steps=1, loss=lambda p, t, x: (p - t * x[:, :1]).square().mean(), progress=False)
     inr.fit(small(), coords, target, steps=1, loss=F.mse_loss, weight=weight, progress=False)
-    with pytest.warns(UserWarning, match=r"regularizers\[0\] depends on nothing that is trained"):
-        inr.fit(small(), coords, target, steps=2, regularizers=[lambda target: target.mean()], progress=False)
+    with pytest.warns(UserWarning, match=r"regularizers\[1\] has no gradient"):
+        inr.fit(small(), coords, target, steps=2, regularizers=[decay, lambda target: target.mean()], progress=False)
