@@ -15,7 +15,10 @@ from inrfast.cli import main
 from inrfast.encodings import ENCODINGS, Compose, Concatenate, Encoding, HashGrid, Identity, register
 from inrfast.training.checkpoint import load_network, save_network
 
-pytestmark = pytest.mark.filterwarnings("ignore:parameters .* have no form of two factors:RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:parameters .* have no form of two factors:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore:the fit goes on from .* with callbacks other than:RuntimeWarning"),
+]
 
 COORDS = inr.grid((12, 12), dtype=torch.float64)
 TARGET = 0.3 * torch.cat([(3 * COORDS).sin().prod(1, keepdim=True), (2 * COORDS[:, :1]).cos()], dim=1)
