@@ -82,7 +82,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     Raises
     ------
     OSError, ValueError
-        As :func:`whole_path`, except for a disk that fills up later.
+        As :func:`whole_file`, except for a disk that fills up later.
     """
     with _told(path):
         target = _target_of(path)
@@ -184,11 +184,11 @@ def opened(path: str | os.PathLike[str], kind: str = "a file") -> IO[bytes]:
 
 
 @contextmanager
-def whole_path(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[Path]:
-    """Yield the path of a new file that becomes ``path`` at the end of the block, and is removed if the block fails.
+def whole_file(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Yield a new file, open for writing and reading, that becomes ``path`` at the end of the block.
 
-    A replaced file hands on its mode, and its owner where that is allowed. A symbolic link stays; the file that it
-    names is replaced.
+    It is removed if the block fails. A replaced file hands on its mode, and its owner where that is allowed. A symbolic
+    link stays; the file that it names is replaced.
 
     Parameters
     ----------
@@ -196,7 +196,7 @@ def whole_path(path: str | os.PathLike[str], *, size: int | None = None, durable
         The final name.
     size
         Bytes to reserve before anything is written: the file then has this length from the start, and writing within it
-        cannot fail, through a memory map either. Open it to be changed (``"r+b"``): ``"wb"`` cuts it to nothing.
+        cannot fail, through a memory map either.
     durable
         Whether to wait until the data are on the disk (fsync).
 
@@ -206,14 +206,7 @@ def whole_path(path: str | os.PathLike[str], *, size: int | None = None, durable
         The folder is missing or read-only, the disk is full, the name is too long or that of a folder, pipe or device;
         what was there before is as it was, and nothing is left behind.
     """
-    with _becoming(path, size, durable) as (_, temporary):
-        yield temporary
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
-    """Yield a file, open for writing and reading, that becomes ``path`` as in :func:`whole_path`."""
-    with _becoming(path, size, durable) as (descriptor, _), open(descriptor, "w+b", closefd=False) as file:
+    with _becoming(path, size, durable) as descriptor, open(descriptor, "w+b", closefd=False) as file:
         yield file
 
 
@@ -224,8 +217,8 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 @contextmanager
-def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> Iterator[tuple[int, Path]]:
-    """Yield the descriptor and the current path of a new file that becomes ``path``."""
+def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> Iterator[int]:
+    """Yield the descriptor of a new file that becomes ``path``."""
     with _told(path):
         target = _target_of(path)
         with _folder_of(target) as folder:
@@ -235,7 +228,7 @@ def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> 
             try:
                 if size:
                     _reserve(descriptor, size)
-                yield descriptor, Path(f"/proc/self/fd/{descriptor}") if name is None else target.with_name(name)
+                yield descriptor
                 _take_over(descriptor, target)
                 if durable:
                     os.fsync(descriptor)
@@ -352,7 +345,7 @@ def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     BlockingIOError
         Another writer, in this process or in one that the message names, has the file.
     OSError, ValueError
-        As :func:`whole_path`.
+        As :func:`whole_file`.
     """
     with _told(path):
         target = _target_of(path)

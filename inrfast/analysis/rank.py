@@ -56,7 +56,9 @@ def numerical_rank(matrix_or_kernel: Tensor | np.ndarray | TangentKernel, rtol: 
     if isinstance(given, np.ndarray):
         given = torch.from_numpy(_as_torch_takes_it(given))
     if not isinstance(given, Tensor):
-        raise TypeError(f"matrix_or_kernel must be a tensor, a NumPy array or an NTK, got {type(given).__name__}")
+        raise TypeError(
+            f"matrix_or_kernel must be a tensor, a NumPy array or a tangent kernel, got {type(given).__name__}"
+        )
     matrix = check_tensor("matrix_or_kernel", given, ndim=2).detach()
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.t()

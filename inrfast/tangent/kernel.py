@@ -424,8 +424,8 @@ class TangentKernel:
     ) -> Tensor:
         """Return x with ``(K + ridge I) x = y`` in fp64.
 
-        Up to order 4,096 by a dense Cholesky factorisation, above by conjugate gradients with the factor of a pivoted
-        one as preconditioner (nothing n x n).
+        Up to order 4,096 by a dense Cholesky factorisation; above by conjugate gradients, preconditioned by a pivoted
+        Cholesky factor of few columns (nothing n x n).
 
         Parameters
         ----------
@@ -443,7 +443,8 @@ class TangentKernel:
             Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``, ``"diagonal"``,
             ``"none"``, another name of :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, or a function that takes
             a residual (n, c) in fp64 and returns a tensor of its shape: an approximation of ``(K + ridge I)^-1`` times
-            it, linear, symmetric and positive definite. None: as above.
+            it, linear, symmetric and positive definite. Where processes share the kernel, each hands it the whole
+            residual. None: as above.
 
         Raises
         ------

@@ -114,7 +114,7 @@ def test_embeddings_and_grids_inside_of_any_module():
 def test_rounding_is_known_where_points_lie_between_the_cells_of_a_table():
     """Places in a table are whole numbers: disturbed by the probe of rounding, they would be others."""
     for encoding in (HashGrid(3, 2, table_size=16, coarsest=2, finest=8), Levels(2, 64, 2)):
-        net, coords = inr.INR(2, 2, width=8, hidden_layers=2, encoding=encoding), inr.grid((15, 13))
+        net, coords = inr.INR(2, 2, width=8, hidden_layers=2, encoding=encoding), inr.grid((10, 7))
         K = inr.ntk(net, coords, precision="highest")
         assert 0 < K.jacobian_error <= 1e-10 * K.trace() ** 0.5
         exact = torch.linalg.eigvalsh(exact_kernel(*[jacobian_by_points(net, coords)] * 2, "trace"))
