@@ -6,9 +6,9 @@
 
 namespace inrfast {
 
-enum class Activation : int { kRelu, kSine, kGaussian, kFiner };
+enum class Activation : int { kRelu, kSine, kGaussian, kFiner, kWire };
 
-constexpr const char* kActivationNames[] = {"relu", "sine", "gaussian", "finer"};  // in the order of Activation
+constexpr const char* kActivationNames[] = {"relu", "sine", "gaussian", "finer", "wire"};  // in the order of Activation
 
 constexpr int kMostNumbers = 2;  // of one layer's activation
 
@@ -34,6 +34,15 @@ INRFAST_VEC Vec activation_of(Activation activation, const float* numbers, Vec& 
     Vec cosine;
     sine_and_cosine(multiply(multiply(add(size, broadcast(1.0f)), u), frequency), x, cosine);
     return multiply(multiply(fma(size, broadcast(2.0f), broadcast(1.0f)), cosine), frequency);
+  }
+  if (activation == Activation::kWire) {  // cos(omega u) exp(-(sigma u)^2)
+    const Vec width = broadcast(numbers[1]), scaled = multiply(width, u);
+    const Vec bell = exponential(multiply(multiply(scaled, scaled), broadcast(-1.0f)));
+    Vec sine, cosine;
+    sine_and_cosine(multiply(frequency, u), sine, cosine);
+    x = multiply(cosine, bell);
+    const Vec inside = multiply(multiply(width, scaled), cosine);
+    return multiply(fma(inside, broadcast(-2.0f), multiply(multiply(frequency, sine), broadcast(-1.0f))), bell);
   }
   const Vec scaled = multiply(frequency, u);  // Gaussian, exp(-(omega u)^2)
   x = exponential(multiply(multiply(scaled, scaled), broadcast(-1.0f)));

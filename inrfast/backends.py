@@ -22,7 +22,7 @@ OLDEST = (8, 0)
 """Compute capability from which a GPU multiplies fp64 on its tensor cores."""
 
 OLDEST_TRITON = (3, 6)
-"""Version of Triton from which the kernels compile, and are interpreted with the roundings of a GPU."""
+"""Oldest Triton that compiles the kernels, and interprets them with the rounding of a GPU."""
 
 
 NO_CONTEXT = nullcontext()
@@ -50,7 +50,7 @@ def reason_against_triton(device: torch.device | str) -> str | None:
 
 @functools.cache
 def reason_against_package() -> str | None:
-    """Return why the installed Triton cannot compile the kernels, on whatever device, or None if it can."""
+    """Return why the installed Triton cannot compile the kernels for any device, or None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     found = triton_version()
@@ -67,12 +67,12 @@ def triton_version() -> str:
     """Return the version of the installed Triton."""
     try:
         return importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:  # a nightly build of PyTorch names its package otherwise
+    except importlib.metadata.PackageNotFoundError:  # nightly builds of PyTorch use another package name
         return str(importlib.import_module("triton").__version__)
 
 
 def launching_on(device: torch.device) -> AbstractContextManager[Any]:
-    """Return a context in which Triton launches its kernels on this device: on a GPU that is the current one, none."""
+    """Return a context in which Triton launches on this device; Triton always takes the current GPU."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return NO_CONTEXT
@@ -80,10 +80,10 @@ def launching_on(device: torch.device) -> AbstractContextManager[Any]:
 
 @contextmanager
 def capturing(graph: Any, device: torch.device) -> Iterator[None]:
-    """Capture what is launched inside on this GPU as a CUDA graph; however it ends, device and stream are as before.
+    """Capture the launches of this block on this GPU as a CUDA graph; device and stream are restored in any case.
 
-    torch captures on one stream for all devices, that of the first: on another one a graph would stay empty, and what
-    belongs into it would run at once. A capture that fails leaves torch on its stream. Work of other threads may go on.
+    By default torch captures on a stream of the first device: on another device the graph would stay empty and the
+    kernels would run at once. A failed capture leaves torch on the capture stream. Other threads may keep working.
     """
     stream = torch.cuda.Stream(device)
     capture = torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
@@ -100,7 +100,7 @@ def gpu(device: torch.device) -> tuple[str, tuple[int, int], int]:
 
 
 def too_little(name: str, capability: tuple[int, int], shared: int) -> str | None:
-    """Return why a GPU of this compute capability and shared memory a program (bytes) is too little, or None."""
+    """Return why a GPU of this compute capability and shared memory per program (bytes) is too little, or None."""
     if capability < OLDEST:
         return (
             f"{name} has compute capability {capability[0]}.{capability[1]}; the kernels need {OLDEST[0]}.{OLDEST[1]} "
@@ -137,7 +137,7 @@ def resolve(backend: str, device: torch.device | str, against: str | None = None
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Warn of a fallback, each message once a process."""
+    """Warn of a fallback, each message once per process."""
     warn(message)
 
 

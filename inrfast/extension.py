@@ -1,4 +1,4 @@
-"""The native module ``inrfast._C``: loaded at its first use, since all that needs none works without it.
+"""The native module ``inrfast._C``, loaded at first use: everything else works without it.
 
 The environment variable ``INRFAST_NATIVE`` says how much of it is used:
 

@@ -1,8 +1,9 @@
-"""Files that are read as files only, and written whole or not at all, by one writer where a fit asks for it.
+"""Safe files: reads take regular files only, writes appear whole or not at all, and a lock keeps a second writer out.
 
-What is written has no name until it is whole, where the file system can do that (``O_TMPFILE``), else a hidden one
-beside its target, ``.inrfast-`` with a hash of the target's name. Each is locked by its writer, and a lock ends with
-its process: what a killed one has left is known by that, and the next writer of the same target removes it.
+A file is written without a name until it is complete, where the file system supports that (``O_TMPFILE``); otherwise
+under a hidden name beside its target, ``.inrfast-`` and a hash of the target's name. The writer holds a lock on it, and
+a lock ends with its process. A hidden file without a lock was left by a killed process; the next writer of the same
+target removes it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 SLOTS = 8
-"""Hidden names of one target that are looked at for leftovers: as many may be written at the same moment."""
+"""Hidden names per target that are searched for leftovers: more writers of one target at a time are not expected."""
 
 KINDS = {
     stat.S_IFDIR: "folder",
@@ -32,23 +33,23 @@ KINDS = {
 }
 
 _held: set[int] = set()
-"""Descriptors whose locks are this process's: a child that is forked meanwhile must not go on holding them."""
+"""Descriptors that this process has locked. A forked child closes them, so that it does not keep the locks."""
 
 _nameless: set[int] = set()
-"""Devices whose files have been seen to take a name late."""
+"""Devices known to support files that get their name after they were written."""
 
 
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """Return a path as one printable line, whatever bytes and signs it is made of."""
+    """Return a path as one printable line, whatever bytes it contains."""
     text = os.fspath(path).encode("utf-8", "surrogateescape" if _possible(path) else "surrogatepass")
     return "".join(s if s.isprintable() else ascii(s)[1:-1] for s in text.decode("utf-8", "backslashreplace"))
 
 
 def _possible(path: str | os.PathLike[str]) -> bool:
-    """Return whether a file could have this name."""
+    """Return whether a file can have this name."""
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError:
@@ -62,7 +63,7 @@ def _check_name(path: str | os.PathLike[str]) -> None:
 
 
 def target_of(path: str | os.PathLike[str]) -> Path:
-    """Return where a file of this name is written: links are followed, the last one too.
+    """Return the file that is written for this path: all symbolic links are followed, the last one too.
 
     Raises
     ------
@@ -76,12 +77,12 @@ def target_of(path: str | os.PathLike[str]) -> Path:
 
 
 def check_writable(path: str | os.PathLike[str]) -> Path:
-    """Return :func:`target_of` a path if it can be written: what would fail after the work fails before.
+    """Return :func:`target_of` a path if it can be written, so that errors come before the work.
 
     Raises
     ------
     OSError, ValueError
-        As :func:`whole_path`, but for a disk that is yet to fill.
+        As :func:`whole_file`, except for a disk that fills up later.
     """
     with _told(path):
         target = _target_of(path)
@@ -106,7 +107,7 @@ def _target_of(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def _told(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Say which file cannot be written, and why, in one sentence."""
+    """Raise errors of this block as one sentence that names the file and the reason."""
     try:
         yield
     except OSError as error:
@@ -114,20 +115,20 @@ def _told(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _error(number: int | None, words: str) -> OSError:
-    """Return the error of this number (``FileNotFoundError``, ...) that prints as these words and nothing else."""
+    """Return the OSError subclass for this errno (``FileNotFoundError``, ...) that prints as these words alone."""
     error = type(OSError(number, words))(words)
     error.errno = number
     return error
 
 
 def _hidden(name: str, what: object) -> str:
-    """Return a hidden name that belongs to a target; the target's own may be as long as names can be."""
+    """Return a hidden name that belongs to a target: a hash, since the target's name may have the greatest length."""
     return f".inrfast-{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}-{what}"
 
 
 @contextmanager
 def _folder_of(target: Path) -> Iterator[int]:
-    """Give the target's folder, open: it stays the same one, whatever its name is meanwhile."""
+    """Yield a descriptor of the target's folder, which stays the same folder even if it is renamed."""
     try:
         folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
     except OSError as error:
@@ -142,7 +143,7 @@ def _folder_of(target: Path) -> Iterator[int]:
 
 
 def opened(path: str | os.PathLike[str], kind: str = "a file") -> IO[bytes]:
-    """Open a file for reading, and nothing but a file: named pipes would wait for a writer, devices never end.
+    """Open a regular file for reading. Named pipes would wait for a writer and devices never end: both are refused.
 
     Parameters
     ----------
@@ -183,21 +184,21 @@ def opened(path: str | os.PathLike[str], kind: str = "a file") -> IO[bytes]:
 
 
 @contextmanager
-def whole_path(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[Path]:
-    """Give a new file that becomes ``path`` in the end, and goes if there is no such end, however the process ends.
+def whole_file(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Yield a new file, open for writing and reading, that becomes ``path`` at the end of the block.
 
-    A file that is replaced hands on its mode, and its owner where that is allowed; a link stays, and the file that it
-    names is replaced.
+    It is removed if the block fails. A replaced file hands on its mode, and its owner where that is allowed. A symbolic
+    link stays; the file that it names is replaced.
 
     Parameters
     ----------
     path
-        What the file is to be called in the end.
+        The final name.
     size
         Bytes to reserve before anything is written: the file then has this length from the start, and writing within it
-        cannot fail, through a memory map either. Open it to be changed (``"r+b"``): ``"wb"`` cuts it to nothing.
+        cannot fail, through a memory map either.
     durable
-        Whether the file is on the disk, not only on its way there, when this returns.
+        Whether to wait until the data are on the disk (fsync).
 
     Raises
     ------
@@ -205,14 +206,7 @@ def whole_path(path: str | os.PathLike[str], *, size: int | None = None, durable
         The folder is missing or read-only, the disk is full, the name is too long or that of a folder, pipe or device;
         what was there before is as it was, and nothing is left behind.
     """
-    with _becoming(path, size, durable) as (_, temporary):
-        yield temporary
-
-
-@contextmanager
-def whole_file(path: str | os.PathLike[str], *, size: int | None = None, durable: bool = False) -> Iterator[IO[bytes]]:
-    """Give a file, open for writing and reading, that becomes ``path`` as in :func:`whole_path`."""
-    with _becoming(path, size, durable) as (descriptor, _), open(descriptor, "w+b", closefd=False) as file:
+    with _becoming(path, size, durable) as descriptor, open(descriptor, "w+b", closefd=False) as file:
         yield file
 
 
@@ -223,18 +217,18 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 @contextmanager
-def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> Iterator[tuple[int, Path]]:
-    """Give the descriptor and the present path of a new file that becomes ``path``."""
+def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> Iterator[int]:
+    """Yield the descriptor of a new file that becomes ``path``."""
     with _told(path):
         target = _target_of(path)
         with _folder_of(target) as folder:
             _remove_leftovers(folder, target.name)
-            # The mode of a file that is replaced is known at the end, and may be narrower than that of a new one.
+            # The mode of the replaced file is only read at the end, and may be narrower than a new file's.
             descriptor, name = _new_file(folder, target.name, 0o600 if target.exists() else 0o666)
             try:
                 if size:
                     _reserve(descriptor, size)
-                yield descriptor, Path(f"/proc/self/fd/{descriptor}") if name is None else target.with_name(name)
+                yield descriptor
                 _take_over(descriptor, target)
                 if durable:
                     os.fsync(descriptor)
@@ -249,9 +243,9 @@ def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> 
 
 
 def _new_file(folder: int, target: str, mode: int) -> tuple[int, str | None]:
-    """Return an open, locked, empty file without a name, or with a hidden one where names cannot come late."""
+    """Return an open, locked, empty file: without a name, or with a hidden one where the file system needs one."""
     if _names_late(folder, target):
-        with suppress(OSError):  # the other way tells why
+        with suppress(OSError):  # the fallback reports the reason
             return _lock(os.open(".", os.O_TMPFILE | os.O_RDWR, mode, dir_fd=folder)), None
     for slot in itertools.count():
         name = _hidden(target, slot)
@@ -262,12 +256,12 @@ def _new_file(folder: int, target: str, mode: int) -> tuple[int, str | None]:
         _lock(descriptor)
         if os.fstat(descriptor).st_nlink:
             return descriptor, name
-        _let_go(descriptor, None, folder)  # taken for a leftover in the moment before it was locked
+        _let_go(descriptor, None, folder)  # another writer removed it before it was locked
     raise AssertionError
 
 
 def _names_late(folder: int, target: str) -> bool:
-    """Return whether a file in this folder can be made without a name and get one: tried once a device."""
+    """Return whether files in this folder can be created without a name and linked later; tested once per device."""
     device = os.fstat(folder).st_dev
     if device not in _nameless:
         with suppress(OSError):
@@ -281,7 +275,7 @@ def _names_late(folder: int, target: str) -> bool:
 
 
 def _given_name(folder: int, descriptor: int, target: str) -> str:
-    """Give a file without a name a hidden one, and return it: only a rename can replace what is there."""
+    """Link an unnamed file to a hidden name, and return it: only a rename can replace an existing file."""
     for slot in itertools.count():
         name = _hidden(target, slot)
         try:
@@ -293,14 +287,14 @@ def _given_name(folder: int, descriptor: int, target: str) -> str:
 
 
 def _reserve(descriptor: int, size: int) -> None:
-    """Take ``size`` bytes of the disk."""
+    """Reserve ``size`` bytes of the disk."""
     try:
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise
-            for start in range(0, size, 1 << 20):  # this file system reserves nothing but what is written
+            for start in range(0, size, 1 << 20):  # this file system cannot reserve space: write zeros
                 os.pwrite(descriptor, bytes(min(1 << 20, size - start)), start)
     except OSError as error:
         os.ftruncate(descriptor, 0)
@@ -310,7 +304,7 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 def _take_over(descriptor: int, target: Path) -> None:
-    """Give the new file the owner and the mode of the one that it replaces."""
+    """Set the owner and mode of the new file to those of the one that it replaces."""
     try:
         old = os.lstat(target)
     except FileNotFoundError:
@@ -322,13 +316,13 @@ def _take_over(descriptor: int, target: Path) -> None:
         except OSError:
             try:
                 os.fchown(descriptor, -1, old.st_gid)
-            except OSError:  # the group's rights were those of another group
+            except OSError:  # the group bits were meant for another group: leave what everybody may do
                 mode = mode & ~0o070 | (mode & 0o007) << 3
     os.fchmod(descriptor, mode)
 
 
 def _sync(folder: int) -> None:
-    with suppress(OSError):  # file systems that cannot do this have no names to lose
+    with suppress(OSError):  # some file systems cannot sync folders
         descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
         try:
             os.fsync(descriptor)
@@ -341,17 +335,17 @@ def _sync(folder: int) -> None:
 
 @contextmanager
 def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Be the only one that writes ``path`` for the block, among all who ask; removes what killed writers have left.
+    """Hold the only right to write ``path`` for the block; remove what killed writers have left.
 
-    The lock (``flock``) is on a hidden file beside the target, which goes with the block. Where the process is killed
-    the lock ends with it, and the file stays for the next writer to take. File systems without locks let all in.
+    The lock (``flock``) is on a hidden file beside the target, which is removed at the end. If the process is killed,
+    the lock ends with it, and the next writer takes over the file. On file systems without locks nobody is refused.
 
     Raises
     ------
     BlockingIOError
-        Somebody else writes the file, in this process or in another, which is named.
+        Another writer, in this process or in one that the message names, has the file.
     OSError, ValueError
-        As :func:`whole_path`.
+        As :func:`whole_file`.
     """
     with _told(path):
         target = _target_of(path)
@@ -362,7 +356,7 @@ def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
             descriptor = _sole(folder, name)
             stack.callback(_let_go, descriptor, name, folder)
             _remove_leftovers(folder, target.name)
-            with suppress(OSError):  # for those who come second, and for those who find it after a crash
+            with suppress(OSError):  # for the error of a second writer, and for who finds the file after a crash
                 text = f"process {os.getpid()} on {socket.gethostname()} writes {shown(target.name)}\n".encode()
                 os.pwrite(descriptor, text, 0)
                 os.ftruncate(descriptor, len(text))
@@ -370,7 +364,7 @@ def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _sole(folder: int, name: str) -> int:
-    """Return a descriptor of the lock file that nobody else has locked."""
+    """Return a locked descriptor of the lock file."""
     while True:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=folder)
         try:
@@ -383,7 +377,7 @@ def _sole(folder: int, name: str) -> int:
             who = "another fit of this process" if mine else words or "another process"
             os.close(descriptor)
             raise BlockingIOError(errno.EAGAIN, f"{who} is writing it; give each its own file") from None
-        _let_go(descriptor, None, folder)  # its last owner has just removed it
+        _let_go(descriptor, None, folder)  # its last owner removed it just now
 
 
 def _lock(descriptor: int, wait: bool = True) -> int:
@@ -392,7 +386,7 @@ def _lock(descriptor: int, wait: bool = True) -> int:
     Raises
     ------
     BlockingIOError
-        It is locked, and this was not to wait.
+        It is locked by another, and waiting was not asked for.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -405,7 +399,7 @@ def _lock(descriptor: int, wait: bool = True) -> int:
 
 
 def _let_go(descriptor: int, name: str | None, folder: int) -> None:
-    """Close a file and remove its hidden name, if it has one; in a forked child it is its parent's to do."""
+    """Close a file and remove its hidden name, if it has one; a forked child leaves that to its parent."""
     if descriptor not in _held:
         return
     if name is not None:
@@ -435,7 +429,7 @@ def _remove_leftovers(folder: int, target: str) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_named(descriptor, folder, name):
                 os.unlink(name, dir_fd=folder)
-        except OSError:  # a living one has it, or nobody can tell
+        except OSError:  # a running process holds it, or locks do not work here
             pass
         finally:
             os.close(descriptor)

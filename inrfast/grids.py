@@ -16,11 +16,11 @@ ENDPOINTS = ("inclusive", "exclusive", "center")
 
 
 def check_bounds(bounds: Any, dimensions: int) -> list[tuple[float, float]]:
-    """Return one ``(low, high)`` pair an axis from a single pair or a sequence of pairs."""
+    """Return one ``(low, high)`` pair per axis from a single pair or a sequence of pairs."""
     try:
         pairs = [tuple(pair) for pair in bounds] if isinstance(bounds[0], Sequence) else [tuple(bounds)] * dimensions
     except (TypeError, IndexError, KeyError):
-        raise TypeError(f"bounds must be a pair (low, high) or one pair an axis, got {bounds!r}") from None
+        raise TypeError(f"bounds must be a pair (low, high) or one pair per axis, got {bounds!r}") from None
     if len(pairs) != dimensions or any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"bounds must be a pair (low, high) or {dimensions} of them, got {bounds!r}")
     checked = [(check_float("bounds", low), check_float("bounds", high)) for low, high in pairs]
@@ -30,7 +30,7 @@ def check_bounds(bounds: Any, dimensions: int) -> list[tuple[float, float]]:
 
 
 def _axis(points: int, endpoint: str, low: float, high: float) -> Tensor:
-    """Return the fp64 coordinates of one axis, so that every dtype rounds the same numbers once."""
+    """Return the fp64 coordinates of one axis: every other dtype is rounded once from these."""
     if endpoint == "inclusive" and points > 1:
         return torch.linspace(low, high, points, dtype=torch.float64)
     offset = {"inclusive": 0.5, "exclusive": 0.0, "center": 0.5}[endpoint]
@@ -52,7 +52,7 @@ def axes(
     if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
     pairs = check_bounds(bounds, len(sizes))
-    # The coordinates in fp64, what rounding makes of them, and a copy between the two.
+    # Counted: the coordinates in fp64, the rounded ones, and a copy in between.
     require_free(24 * sum(sizes), f"axes of {counted(sum(sizes))} points", "take fewer points")
     alike = {axis: _axis(axis[0], endpoint, *axis[1]).to(dtype) for axis in zip(sizes, pairs, strict=True)}
     return [alike[axis] for axis in zip(sizes, pairs, strict=True)]
@@ -71,12 +71,12 @@ def grid(
     Parameters
     ----------
     shape
-        Points an axis, e.g. ``(256, 256)``; an int is a one-dimensional grid.
+        Points per axis, e.g. ``(256, 256)``; an int is a one-dimensional grid.
     endpoint
         ``"inclusive"``: both bounds are grid points (an axis of one point sits in the middle);
         ``"exclusive"``: the lower bound is, the upper is not; ``"center"``: the middles of equal cells.
     bounds
-        ``(low, high)`` for every axis, or one such pair an axis.
+        ``(low, high)`` for every axis, or one such pair per axis.
     dtype, device
         Of the result; coordinates are computed in fp64 and rounded once.
 
@@ -104,8 +104,8 @@ def grid(
         f"a grid of {counted(points)} points",
         "take fewer points, or inrfast.signals.render, which needs no list of them",
     )
-    # Without the axes of one point: each view of a mesh has as many sizes as there are axes, which of many take longer
-    # than the numbers.
+    # Axes of one point are left out: a view has one size per axis, and with very many axes these take longer than the
+    # numbers.
     long = [index for index, column in enumerate(columns) if len(column) > 1] or [0]
     mesh = torch.meshgrid(*[columns[index] for index in long], indexing="ij")
     rows = torch.stack(mesh, dim=-1).reshape(-1, len(long))

@@ -17,10 +17,10 @@ from inrfast.ops.grid_init import rank_expanding
 SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
 
 SAMPLED_ROWS = 4096
-"""Points at which units are first looked for that are active."""
+"""Points that are searched first for active units."""
 
 SLACK = 8
-"""Rounding errors of a unit's value, in units of its terms."""
+"""Allowed rounding of a unit's value, in roundoffs of its terms."""
 
 
 def _check_linear(linear: Any) -> nn.Linear:
@@ -140,17 +140,17 @@ def rank_expanding_(
 
 @torch.no_grad()
 def dead_units(linear: nn.Linear | LinearLayer, coords: Tensor) -> int:
-    """Return how many units of a layer never rise above 0 at any of these points (n, d): behind ReLU they do nothing.
+    """Return how many units of a layer are never positive at these points (n, d): behind ReLU they are dead.
 
-    Exact, and cheap where few are in doubt: a unit that is active at one of a few points is alive, one that is nowhere
-    in the box around all points is dead, and only the others are computed at every point.
+    Exact, and cheap where most units are decided early: a unit that is active at one of a few points is alive, one that
+    is inactive on the whole box around the points is dead, and only the others are computed at every point.
     """
     weight = linear.weight.to(coords.dtype)
     bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.to(coords.dtype)
     rows = torch.arange(0, len(coords), -(-len(coords) // SAMPLED_ROWS), device=coords.device)
     idle = (coords[rows] @ weight.mT + bias).amax(0) <= 0
     low, high = torch.aminmax(coords, dim=0)
-    # An affine function is largest in a corner of the box; the slack keeps rounding from calling a live unit dead.
+    # An affine function is largest in a corner of the box; the slack keeps rounding from declaring a live unit dead.
     most = torch.maximum(weight * low, weight * high).sum(1) + bias
     slack = (
         SLACK
@@ -202,8 +202,8 @@ def initialise_(
 ) -> None:
     """Initialise the linear layers of a network, the head last, by ``rule`` (see :class:`inrfast.INR`, ``init``).
 
-    Every layer consumes the same random numbers whatever its rule, so two networks of one seed that differ in the
-    first layer's rule share their other layers.
+    Every layer consumes the same number of random values whatever its rule: two networks of one seed that differ only
+    in the first layer's rule share their other layers.
     """
     if isinstance(rule, Mapping) and "name" not in rule:
         unknown = set(rule) - {"first", "hidden"}

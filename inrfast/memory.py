@@ -23,7 +23,7 @@ DEFAULT_FRACTION = 0.5
 """Share of the free memory used when no ``memory_budget`` is given: the other half stays for the caller."""
 
 SMALL = 2**26
-"""Bytes up to which nobody asks how much is free before taking them: the answer costs more than many a small object."""
+"""Requests of up to so many bytes skip the question how much is free, which takes longer than a small allocation."""
 
 HUGE = 2**22
 """Bytes from which NumPy asks for huge pages."""
@@ -31,12 +31,12 @@ HUGE = 2**22
 CACHE_LINE = 64
 
 CACHED_BYTES = 2**19
-"""Size of one buffer of activations on a CPU: a handful of them live between the second and third cache level."""
+"""Bytes of one buffer of activations on a CPU: a few of them fit between the second and third level of cache."""
 
 LEAST_ROWS, MOST_ROWS = 256, 8192
 
 DEVICE_ROWS = 2**16
-"""Rows of a chunk elsewhere than on a CPU: enough to fill a GPU, few enough to fit it."""
+"""Rows per chunk on other devices: enough to fill a GPU, few enough to fit its memory."""
 
 
 def available_bytes(device: torch.device | str = "cpu") -> int:
@@ -87,10 +87,10 @@ def cached_rows(widest: int, like: Tensor, cached: int = CACHED_BYTES) -> int:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Return an uninitialised tensor; a large one on the CPU lies on huge pages, where the system grants them.
+    """Return an uninitialised tensor; large ones on the CPU use huge pages where the system provides them.
 
-    NumPy asks for them, torch does not: touching 64 MiB for the first time then took 5 ms in place of 17. The memory
-    starts at a cache line, as torch's does.
+    NumPy requests huge pages, torch does not: first use of 64 MiB took 5 ms instead of 17 ms. The memory is aligned to
+    a cache line, as torch's is.
     """
     device = torch.device(device)
     size = math.prod(shape) * dtype.itemsize
@@ -108,14 +108,14 @@ def require(needed: int, budget: int, what: str, instead: str) -> None:
 
 
 def over_budget(needed: int, budget: int, what: str, instead: str) -> MemoryBudgetError:
-    """Return the error of what needs more than the budget."""
+    """Return the error for a request beyond the budget."""
     error = MemoryBudgetError(f"{what} needs {told(needed)} but the budget is {told(budget)}; {instead}")
     error.needed, error.what, error.instead = needed, what, instead
     return error
 
 
 def require_free(needed: int, what: str, instead: str, device: torch.device | str = "cpu") -> None:
-    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed half of what is free, where no budget is given."""
+    """Raise :class:`MemoryBudgetError` if ``needed`` bytes exceed half of the free memory (calls without a budget)."""
     if needed > SMALL and torch.device(device).type in ("cpu", "cuda"):
         free = budget_bytes(None, device)
         if needed > free:
@@ -126,7 +126,7 @@ def require_free(needed: int, what: str, instead: str, device: torch.device | st
 
 @contextmanager
 def refusals_told() -> Iterator[None]:
-    """Raise :class:`MemoryBudgetError` where the system refuses memory in this block, to whichever library."""
+    """Turn a refused allocation in this block, of any library, into :class:`MemoryBudgetError`."""
     try:
         yield
     except Exception as error:
@@ -134,7 +134,7 @@ def refusals_told() -> Iterator[None]:
             raise
         try:
             free = told(available_bytes())
-        except (MemoryError, OSError):  # not even enough to read a line of a file
+        except (MemoryError, OSError):  # too little memory even to read a line of source
             free = "0 B (0 bytes)"
         raise MemoryBudgetError(
             f"the system refused memory ({' '.join(str(error).split())[:200] or type(error).__name__}); "
@@ -144,7 +144,7 @@ def refusals_told() -> Iterator[None]:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Return whether an error of torch, NumPy, Python or the C++ library says that memory ended."""
+    """Return whether an error of torch, NumPy, Python or the C++ library means that an allocation failed."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     if isinstance(error, OSError):
@@ -154,7 +154,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def tells_refusals(function: F) -> F:
-    """Decorate a function that runs in :func:`refusals_told`."""
+    """Decorate a function so that it runs in :func:`refusals_told`."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -165,17 +165,17 @@ def tells_refusals(function: F) -> F:
 
 
 def told(n: int) -> str:
-    """Return a number of bytes in both ways that messages have: ``2 KiB (2048 bytes)``."""
+    """Return a number of bytes in units and in full: ``2 KiB (2048 bytes)``."""
     return f"{format_bytes(n)} ({counted(n)} bytes)"
 
 
 def counted(n: int) -> str:
-    """Return a number of things for a reader, with all its digits as far as anybody reads them."""
+    """Return a count for a message: all digits, or a power of ten where there are too many."""
     return str(n) if n < 10**18 else f"about 10^{math.floor(math.log10(n))}"
 
 
 def format_bytes(n: int) -> str:
-    """Return ``n`` bytes for a reader, in powers of 1024."""
+    """Return ``n`` bytes for a message, in powers of 1024."""
     if n >= 10**18:
         return f"{counted(n)} B"
     value = float(n)

@@ -13,7 +13,7 @@ from inrfast.errors import check_float, check_tensor
 SSIM_WINDOW = 11
 
 LEAST_SPREAD = 0.5
-"""Least spread of values in [-1, 1] whose PSNR is stated for a range of 1."""
+"""Smallest range of values in [-1, 1] for which the PSNR is stated with data_range 1."""
 
 
 def _check_pair(pred: Any, target: Any, *, floating: bool = True) -> tuple[Tensor, Tensor]:
@@ -31,7 +31,7 @@ def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
 
 
 def data_range_of(target: Tensor) -> float:
-    """Return the range of a signal for which its PSNR is stated, where none is named.
+    """Return the data range of a signal's PSNR where the caller names none.
 
     1 for values that lie in [-1, 1] and span at least 0.5: an image in [0, 1] as
     :func:`inrfast.signals.image.load_image` gives it, the same minus mid-grey, or a sound or wave in [-1, 1], for which
@@ -102,7 +102,7 @@ def ssim(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
             f"pred must be an image (H, W) or (H, W, C) of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
             f"got shape {tuple(pred.shape)}"
         )
-    from skimage.metrics import structural_similarity  # heavy, and needed by nobody who only fits
+    from skimage.metrics import structural_similarity  # slow to import, and not needed by fits
 
     return float(
         structural_similarity(

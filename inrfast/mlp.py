@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,11 @@ FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
+METHODS = ("forward", "activate")
+"""Methods that compute a module's output; one that a single object has of its own may compute anything."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class LinearLayer:
     """A linear layer: the live parameters ``weight`` (D_out, D_in) and ``bias`` (D_out,) or None, and their names.
 
@@ -53,7 +57,7 @@ class LinearLayer:
         return replace(self, weight=self.weight.detach(), bias=bias)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HiddenLayer:
     """One hidden layer: linear, activation and norm, which stands before the activation unless ``norm_after``.
 
@@ -67,7 +71,7 @@ class HiddenLayer:
     norm_name: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MLP:
     """A coordinate MLP ``R^d -> R^M``: ``encoding -> [linear -> norm -> activation] * depth -> linear``.
 
@@ -93,7 +97,7 @@ class MLP:
     encoding_name: str = ""
     hooked_backward: bool = False
 
-    @property
+    @cached_property
     def layers(self) -> tuple[LinearLayer, ...]:
         """All linear layers, the head last."""
         return (*(layer.linear for layer in self.hidden), self.head)
@@ -108,17 +112,17 @@ class MLP:
         """Number of outputs M."""
         return self.head.outputs
 
-    @property
+    @cached_property
     def widths(self) -> tuple[int, ...]:
         """Number of units of every hidden layer."""
         return tuple(layer.linear.outputs for layer in self.hidden)
 
-    @property
+    @cached_property
     def activations(self) -> tuple[BoundActivation, ...]:
         """The activation of every hidden layer."""
         return tuple(layer.activation for layer in self.hidden)
 
-    @property
+    @cached_property
     def parameters(self) -> Mapping[str, Tensor]:
         """The parameters of all linear layers by name; a shared one stands once."""
         return {name: tensor for layer in self.layers for name, tensor in layer.parameters.items()}
@@ -148,7 +152,7 @@ class MLP:
         """Whether each prediction is known to depend on its own point alone, in the network's present mode."""
         return self.known_encoding and not any(norm.couples for norm in self.norms)
 
-    @property
+    @cached_property
     def places(self) -> dict[str, tuple[bool, int]]:
         """By the qualified name of a linear layer's or norm's module: whether it is a norm, and the layer's index."""
         norms = {layer.norm_name: (True, index) for index, layer in enumerate(self.hidden) if layer.norm is not None}
@@ -170,12 +174,11 @@ def describe(net: nn.Module) -> MLP | str:
     own = vars(type(net)).get("as_mlp")
     if own is None:
         return f"it is a {type(net).__name__}, not an inrfast.INR"
-    for name, module in net.named_modules():
-        if _has(module, FORWARD_HOOKS):
-            return f"{name or 'it'} has hooks"
-        changed = sorted({"forward", "activate"} & vars(module).keys())
-        if changed:
-            return f"{name or 'it'} has a method {changed[0]!r} of its own"
+    for module in net.modules():
+        changed = [method for method in METHODS if method in vars(module)]
+        if changed or _has(module, FORWARD_HOOKS):
+            name = next(name for name, other in net.named_modules() if other is module)
+            return f"{name or 'it'} has {f'a method {changed[0]!r} of its own' if changed else 'hooks'}"
     found: MLP | str = own(net)
     return found if isinstance(found, str) else replace(found, hooked_backward=hooked_backward(net))
 
@@ -197,8 +200,8 @@ def hooked_backward(net: nn.Module) -> bool:
     return modules or any(_has(parameter, PARAMETER_HOOKS) for parameter in net.parameters())
 
 
-def _has(thing: object, kinds: tuple[str, ...]) -> bool:
-    return any(getattr(thing, kind, None) for kind in kinds)
+def _has(thing: object, kinds: tuple[str, str]) -> bool:
+    return bool(getattr(thing, kinds[0], None) or getattr(thing, kinds[1], None))
 
 
 def linear_layer(module: nn.Module, name: str, names: Mapping[int, str]) -> LinearLayer | str:

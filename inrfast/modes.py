@@ -1,6 +1,6 @@
-"""The caller's modes of torch, kept out: autocast, gradients, inference and default device change no result.
+"""Isolation from the caller's torch modes: autocast, gradients, inference mode and default device change no result.
 
-They are entered at the doors of the library, where also memory that the system refuses becomes an error of its own.
+Public functions enter them; there a failed allocation also becomes an error of this package.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AUTOCAST_DEVICES = ("cpu", "cuda")
 
 @contextmanager
 def without_autocast() -> Iterator[None]:
-    """Run a block without the caller's autocast: it would round fp32 products to 16 bits."""
+    """Run a block without the caller's autocast, which would round fp32 products to 16 bits."""
     with ExitStack() as stack:
         for device in AUTOCAST_DEVICES:
             if torch.is_autocast_enabled(device):
@@ -33,19 +33,19 @@ def without_autocast() -> Iterator[None]:
 
 _read: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)
 _write: Callable[[str, str, str], None] | None = getattr(torch._C, "_set_fp32_precision_setter", None)
-"""torch's second setting of fp32 products, from 2.9 on, by backend and operation. Its public names write one of them
-(``mkldnn``, ``all``) to another place."""
+"""torch's second setting for fp32 products (since 2.9), per backend and operation. torch's public properties write one
+of them (``mkldnn``, ``all``) to another place."""
 
 BACKENDS = ("cuda", "mkldnn")
 
 
 class products:
-    """Context in which torch multiplies fp32 numbers, on CPU and GPU, as ``set_float32_matmul_precision`` would say.
+    """Context in which fp32 products, on CPU and GPU, have the precision named as in ``set_float32_matmul_precision``.
 
-    torch has two settings for that since 2.9. The second is by operation, backend and for all, and each may leave it to
-    the next (``"none"``); the getters of the first raise where a caller has set the two to different things. Inside,
-    both say ``precision``; afterwards each is what it was, also where it had been left to the next or the getters
-    raise. The settings are the whole process's.
+    Since 2.9 torch has two settings. The second exists per operation, per backend and globally, where ``"none"`` defers
+    to the next level; the getters of the first raise if the caller has set the two to different values. Inside, both
+    are ``precision``; afterwards each has its old value, also where it was deferred or the getters raise. The settings
+    hold for the whole process.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class products:
         self.before: tuple[str, list[tuple[str, str]]] | None = None
 
     def __enter__(self) -> None:
-        # Where the first setting can be read, and is the highest, torch has seen to it that the second agrees.
+        # If the first setting can be read and is the highest, torch guarantees that the second agrees.
         if self.precision != "highest" or not _are_full():
             self.before = _settings_of_products()
             torch.set_float32_matmul_precision(self.precision)
@@ -73,7 +73,7 @@ class products:
 
 
 def _are_full() -> bool:
-    """Return whether fp32 products are fp32 everywhere, by both settings."""
+    """Return whether both settings leave all fp32 products in fp32."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:
@@ -81,7 +81,7 @@ def _are_full() -> bool:
 
 
 def _settings_of_products() -> tuple[str, list[tuple[str, str]]]:
-    """Return the first setting, and the second of each backend; the latter may be changed afterwards."""
+    """Return the first setting, and the second per backend, in a form that can be restored."""
     if _read is None or _write is None:
         return torch.get_float32_matmul_precision(), []
     second = [(backend, _own_setting(_read, _write, backend, "matmul")) for backend in BACKENDS]
@@ -89,16 +89,17 @@ def _settings_of_products() -> tuple[str, list[tuple[str, str]]]:
         return torch.get_float32_matmul_precision(), second
     except RuntimeError:
         for backend in BACKENDS:
-            _write(backend, "matmul", "ieee")  # agrees with whatever the first one is
+            _write(backend, "matmul", "ieee")  # agrees with any value of the first
         return torch.get_float32_matmul_precision(), second
 
 
 def _own_setting(
     read: Callable[[str, str], str], write: Callable[[str, str, str], None], backend: str, operation: str
 ) -> str:
-    """Return the second setting of an operation itself: ``"none"`` where it is left to the one above.
+    """Return an operation's own second setting: ``"none"`` where it defers to the level above.
 
-    torch reads what comes of both. Where that is the same, the one above is changed for a moment to see who follows.
+    torch returns the effective value. Where both levels agree, the one above is changed briefly to see whether the
+    operation follows.
     """
     found = read(backend, operation)
     above = (backend, "all") if operation != "all" else ("generic", "all")
@@ -114,10 +115,10 @@ def _own_setting(
 
 @contextmanager
 def training_modes() -> Iterator[None]:
-    """Run a block that trains without autocast, inference mode and another default device; gradients stay as they are.
+    """Run training code without the caller's autocast, inference mode and default device; gradients stay as they are.
 
-    Autocast keeps 16-bit copies of weights until its outermost block ends, and would go on with those of weights that
-    have changed since: inside there is no such memory, and the caller's is emptied at the end.
+    Autocast caches 16-bit copies of weights until its outermost block ends, and would use stale copies after an update:
+    inside there is no cache, and the caller's cache is cleared at the end.
     """
     with ExitStack() as stack:
         stack.enter_context(refusals_told())
@@ -133,12 +134,11 @@ def training_modes() -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Run a block without autocast, gradients, inference mode, narrow products and another default device.
+    """Run a block without the caller's autocast, gradients, inference mode, reduced precision and default device.
 
-    Tensors made in inference mode could not be changed after it. A block that differentiates switches gradients on
-    itself.
+    Tensors made in inference mode could not be changed later. Code that differentiates switches gradients on itself.
     """
-    if _are_own():  # as in a method called by another
+    if _are_own():  # as in a method that another public method calls
         with refusals_told():
             yield
         return
@@ -152,7 +152,7 @@ def own_modes() -> Iterator[None]:
 
 
 def _are_own() -> bool:
-    """Return whether everything is off already that :func:`own_modes` switches off."""
+    """Return whether everything that :func:`own_modes` switches off is off already."""
     if torch.is_grad_enabled() or torch.is_inference_mode_enabled() or torch.get_default_device().type != "cpu":
         return False
     if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
@@ -161,7 +161,7 @@ def _are_own() -> bool:
 
 
 def in_own_modes(function: F) -> F:
-    """Decorate a function that runs in :func:`own_modes`."""
+    """Decorate a function so that it runs in :func:`own_modes`."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -172,7 +172,7 @@ def in_own_modes(function: F) -> F:
 
 
 def in_training_modes(function: F) -> F:
-    """Decorate a function that runs in :func:`training_modes`."""
+    """Decorate a function so that it runs in :func:`training_modes`."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -183,7 +183,7 @@ def in_training_modes(function: F) -> F:
 
 
 def methods_in_own_modes(cls: C) -> C:
-    """Decorate a class whose public methods, and products ``@``, run in :func:`own_modes` (generators do not)."""
+    """Decorate a class so that its public methods and products ``@`` run in :func:`own_modes` (generators do not)."""
     for name, member in list(vars(cls).items()):
         public = not name.startswith("_") or name == "__matmul__"
         if public and inspect.isfunction(member) and not inspect.isgeneratorfunction(member):

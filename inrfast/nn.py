@@ -1,4 +1,4 @@
-"""Networks: the coordinate MLP ``INR``, its norms, and a linear layer fused with its activation: ordinary modules."""
+"""Networks: the coordinate MLP ``INR``, and a linear layer fused with its activation. Both are ordinary modules."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MOST_LAYERS = 2**15
 """Hidden layers at most: building more takes over ten seconds, and nobody trains them."""
 
 LAYER_BYTES = 2**13
-"""What Python's objects of a layer take beside its numbers."""
+"""Bytes of a layer's Python objects, beside its parameters."""
 
 SAME_BOX = 0.25
-"""How far, in sides of the box, that of coordinates may be from the bounds of an initialiser to count as the same."""
+"""Largest distance, in sides of the box, at which the box of the coordinates counts as an initialiser's bounds."""
 
 DEAD_SHARE = 0.05
-"""Share of dead units in a layer that is worth a warning."""
+"""Share of a layer's units from which on dead ones are warned of."""
 
 
 class FusedLinear(nn.Linear):
@@ -93,8 +93,7 @@ class FusedLinear(nn.Linear):
         require_free(item * in_features * out_features, what, "take a smaller one", where)
         super().__init__(in_features, out_features, bool(bias), device, dtype)
         self.bound_activation = bind(activation, omega)
-        self.activation = self.bound_activation.name
-        self.omega = _omega_of(self.bound_activation, omega)
+        self._omega = _omega_of(self.bound_activation, omega)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.backend = check_choice("backend", backend, BACKENDS)
 
@@ -103,6 +102,22 @@ class FusedLinear(nn.Linear):
         return fused_linear(
             x, self.weight, self.bias, self.bound_activation, precision=self.precision, backend=self.backend
         )
+
+    @property
+    def activation(self) -> str:
+        """The activation's name."""
+        return self.bound_activation.name
+
+    @property
+    def omega(self) -> float:
+        """The activation's number ``omega``; of one without such a number, what was given."""
+        return self._omega
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "bound_activation" not in state:  # pickled by a version whose activations had no other number than omega
+            self._omega = vars(self).pop("omega")
+            self.bound_activation = bind(vars(self).pop("activation"), self._omega)
 
     def activate(self, preactivation: Tensor) -> Tensor:
         """Return the activation of ``x W^T + b``, by torch's operations."""
@@ -250,8 +265,7 @@ class INR(nn.Module):
             bind(given, own)
             for given, own in zip(_per_layer("activation", activation, hidden_layers), omegas, strict=True)
         )
-        self.activations: tuple[str, ...] = tuple(own.name for own in self.bound_activations)
-        self.omegas: tuple[float, ...] = tuple(
+        self._omegas: tuple[float, ...] = tuple(
             _omega_of(own, value) for own, value in zip(self.bound_activations, omegas, strict=True)
         )
         self.norm_names: tuple[str | None, ...] = tuple(
@@ -283,6 +297,22 @@ class INR(nn.Module):
         require_free(needed, what, "take a smaller width, fewer layers, outputs or columns of the encoding", device)
         if count > MOST_LAYERS:
             raise ValueError(f"hidden_layers must be at most {MOST_LAYERS}, got {counted(count)}")
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """The name of each hidden layer's activation."""
+        return tuple(own.name for own in self.bound_activations)
+
+    @property
+    def omegas(self) -> tuple[float, ...]:
+        """The number ``omega`` of each hidden layer's activation; of one without such a number, what was given."""
+        return self._omegas
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "bound_activations" not in state:  # pickled by a version whose activations had no other number than omega
+            self._omegas = vars(self).pop("omegas")
+            self.bound_activations = tuple(map(bind, vars(self).pop("activations"), self._omegas))
 
     def activate(self, index: int, preactivation: Tensor) -> Tensor:
         """Return the output of hidden layer ``index`` from its pre-activation, norm and activation in their order."""
@@ -399,8 +429,10 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     :func:`inrfast.init.dead_units` for what is counted, and at which cost.
     """
     options = expands_rank(net.init) if isinstance(net, INR) else None
+    if options is None:
+        return
     mlp = describe(net)
-    if options is None or isinstance(mlp, str) or mlp.encoding is not None:
+    if isinstance(mlp, str) or mlp.encoding is not None:
         return
     first = mlp.hidden[0]
     if first.activation.name != "relu" or (first.norm is not None and not first.norm_after):

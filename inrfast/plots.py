@@ -46,7 +46,7 @@ def rank_against_tolerance(
     full_rank: int | None = None,
     legend: bool = True,
 ) -> Axes:
-    """Draw numerical ranks against the relative tolerance, one curve a name; a rank is a curve, never one number.
+    """Draw numerical ranks against the relative tolerance, one curve per name: a rank depends on the tolerance.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ def rank_against_tolerance(
     order = np.argsort(-x)
     for number, (name, ranks) in enumerate(curves.items()):
         if len(ranks) != len(x):
-            raise ValueError(f"curves[{name!r}] must have one rank a tolerance ({len(x)}), got {len(ranks)}")
+            raise ValueError(f"curves[{name!r}] must have one rank per tolerance ({len(x)}), got {len(ranks)}")
         lower, upper = np.array(ranks, dtype=float)[order].T
         style = _style(number)
         axes.plot(x[order], (lower + upper) / 2, marker="o", markersize=4, label=name, **style)
@@ -117,7 +117,7 @@ def spectra(
     Parameters
     ----------
     curves
-        Values of each name, descending and not negative; those below what was resolved should be left out before.
+        Values of each name, descending and not negative; leave out those below what was resolved.
     axes
         To draw on; None makes a figure of its own.
     quantity
@@ -193,7 +193,7 @@ def reconstructions(
         figure = Figure(figsize=(2.6 * len(panels), 2.6 * height / width + 0.45), layout="constrained")
     found = list(figure.subplots(1, len(panels), squeeze=False)[0])
     for axes, (title, picture) in zip(found, panels, strict=True):
-        # Nearest: a reader should see the pixels, not the plotting library's idea of what lies between them.
+        # Nearest, so that a reader sees the pixels and no interpolation.
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(title, fontsize=11)
         axes.set_axis_off()
@@ -205,7 +205,7 @@ def _axes(axes: Axes | None, size: tuple[float, float]) -> Axes:
 
 
 def _style(number: int, dashed: bool = False) -> dict[str, Any]:
-    """Return colour and line of the curve of this number in the palette; -1 is black."""
+    """Return colour and line style of the curve with this number; -1 is black."""
     color = BLACK if number < 0 else PALETTE[number % len(PALETTE)]
     linestyle = "--" if dashed else ":" if number >= len(PALETTE) else "-"
     return {"color": color, "linestyle": linestyle, "linewidth": 1.6}
@@ -218,7 +218,7 @@ def _finish(axes: Axes, title: str | None, legend: bool) -> Axes:
     if title is not None:
         axes.set_title(title, fontsize=11)
     if legend:
-        # Below the axes, where no curve can be.
+        # Below the axes, where it covers no curve.
         axes.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=9, handlelength=2.4
         )

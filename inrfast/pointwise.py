@@ -1,7 +1,7 @@
 """The probe that asks whether a network treats its points one by one.
 
-The factors of a kernel, and fits, evaluations and pictures that are computed chunk by chunk, are right only for
-networks whose prediction at a point depends on that point alone: not on the other points, their order or their number.
+The factors of a kernel, and fits, evaluations and renderings in chunks, are correct only for networks whose
+prediction at a point depends on that point alone: not on the other points, their order or their number.
 Batch statistics, attention over the batch, sorting, row numbers and "subtract the minimum" all break this.
 """
 
@@ -14,32 +14,32 @@ import torch
 from torch import Tensor, nn
 
 NUMBER = "the outputs depend on the number of points, or on their places"
-"""What it says of networks that look at the length of their batch, or at row numbers."""
+"""The answer for networks that use the length of their batch, or row numbers."""
 
 RANDOM = "two forward passes over the same points differ"
-"""What :func:`dependence` says of networks that draw random numbers."""
+"""The answer of :func:`dependence` for networks that draw random numbers."""
 
 MOVED = "moving some points changes the outputs at others"
-"""What it says where other points are seen, which no rounding explains: their number and order stay."""
+"""The answer where predictions depend on other points by more than rounding, with number and order unchanged."""
 
 ROWS = 16
-"""Points of the probe at most; a power of two, for networks that take pairs of points or multiples of four."""
+"""Most points of the probe; a power of two, for networks that take pairs of points or multiples of four."""
 
 LONGEST = 2048
-"""Points of the longest batch of the probe: several times those of a chunk."""
+"""Points of the longest batch of the probe, several times those of a chunk."""
 
 STIR, NOTHING = 0.05, 1e-6
-"""How far a stirred copy's parameters are moved, relative to their size, and the size that counts as zero."""
+"""Relative size of the perturbation of a copy's parameters, and the size that counts as zero."""
 
 FLOOR_EXPONENT = 0.6
-"""Differences below ``eps ** 0.6`` of the largest prediction count as rounding (1e-9 in fp64, 7e-5 in fp32). BLAS adds
-up in another order for another number of rows, and deep networks amplify that."""
+"""Differences below ``eps ** 0.6`` of the largest prediction count as rounding (1e-9 in fp64, 7e-5 in fp32). BLAS
+sums in another order for another number of rows, and deep networks amplify the difference."""
 
 AMPLIFIED = 16.0
-"""How many times the effect of one rounded coordinate may stand for rounding inside the network."""
+"""Allowed rounding, in multiples of the effect of rounding one coordinate."""
 
 LARGEST_TOLERANCE = 1e-2
-"""Of the largest prediction: beyond this even a chaotic network counts as one that depends on its batch."""
+"""Share of the largest prediction beyond which a difference is never rounding, even of a chaotic network."""
 
 
 def spread_points(coords: Tensor, count: int) -> Tensor:
@@ -61,10 +61,10 @@ def _spread(n: int, count: int, device: torch.device) -> Tensor:
 
 
 def stirred_(net: nn.Module) -> nn.Module:
-    """Move the trainable parameters of a copy a little, in place, and return it.
+    """Perturb the trainable parameters of a copy slightly, in place, and return it.
 
-    What couples points behind a weight of zero (a zero-initialised head or branch) does not show in the predictions,
-    but in the gradients, and in the predictions after the first step. It shows in those of the stirred copy.
+    A coupling of points behind zero weights (a zero-initialised head or branch) does not change the predictions, only
+    the gradients, and so the predictions after one step. It changes those of the perturbed copy.
     """
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -80,10 +80,10 @@ def stirred_(net: nn.Module) -> nn.Module:
 
 
 def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool = False, number: int = 0) -> str | None:
-    """Return what a network's predictions depend on beside their own point, in words; None: on nothing.
+    """Return in words what predictions depend on beside their own point; None if on nothing.
 
-    A dozen forward passes over at most 32 points, and one over as many as there will be, at most :data:`LONGEST`.
-    Gradients, modes and buffers are the caller's business.
+    It takes a dozen forward passes over at most 32 points, and one over ``number`` points, at most :data:`LONGEST`.
+    The caller takes care of gradients, modes and buffers.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def dependence(predict: Callable[[Tensor], Tensor], coords: Tensor, exact: bool 
             if not _equal(before, _rows(predict, base)):
                 return RANDOM
             return _compared(predict, base, others, before, exact, min(number, LONGEST))
-        except Exception as error:  # whatever a network raises that takes nothing but its full grid
+        except Exception as error:  # a network that only takes its full grid may raise anything
             return f"net does not take {len(base)} points of them, or not in every number and order ({error})"
 
 
@@ -126,7 +126,7 @@ def _compared(
         if not (_equal if exact else near)(moved[kept], before[kept]):
             return MOVED
 
-    order = (5 * number + 3) % n  # n is a power of two: no row stays, and none meets its old neighbour
+    order = (5 * number + 3) % n  # n is a power of two: every row moves, and no two neighbours stay together
     if not near(_rows(predict, base[order]), before[order]):
         return "the outputs depend on the order of the points"
 
@@ -145,12 +145,12 @@ def _compared(
 
 
 def _rows(predict: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
-    """Return the predictions at copies of ``points`` as (n, M): a module may write to what it is given."""
+    """Return the predictions at copies of ``points`` as (n, M); copies, since a module may change its input."""
     return predict(points.clone()).detach().reshape(len(points), -1)
 
 
 def _tolerance(predict: Callable[[Tensor], Tensor], base: Tensor, before: Tensor) -> float:
-    """Return the difference that rounding may make, from what one rounded coordinate makes."""
+    """Return the difference that rounding may cause, from the effect of rounding one coordinate."""
     unit = torch.finfo(base.dtype).eps
     floor = max(unit, torch.finfo(before.dtype).eps) ** FLOOR_EXPONENT if before.is_floating_point() else 0.0
     scale, effect = _largest(before), 0.0
@@ -164,7 +164,7 @@ def _largest(values: Tensor) -> float:
 
 
 def _near(got: Tensor, expected: Tensor, tolerance: Callable[[], float]) -> bool:
-    """Return whether two tensors agree, up to a tolerance that is asked for only where they are not equal."""
+    """Return whether two tensors agree up to a tolerance, which is computed only if they differ."""
     if _equal(got, expected):
         return True
     if got.shape != expected.shape:

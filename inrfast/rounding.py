@@ -26,6 +26,9 @@ from inrfast.mlp import MLP, LinearLayer
 from inrfast.ops.factors import linear, mlp_factors
 from inrfast.ops.sparse_rows import coalesced, is_sparse
 
+WHOLE = 2.0**26
+"""Size up to which products of whole numbers are exact in fp64."""
+
 DISTURBANCE = 2.0**-44
 """Standard deviation of the relative disturbances: far above rounding (2^-53), far below what is no longer linear."""
 
@@ -62,6 +65,9 @@ _NAMES = (
 EXACT = frozenset(_NAMES.split())
 """Operators of torch that round nothing."""
 
+OF_WHOLE_NUMBERS = frozenset({"add", "add_", "mul", "mul_", "rsub", "sub", "sub_"})
+"""Operators of torch that round nothing where they are given whole numbers: places in a table are computed so."""
+
 Row = tuple[Tensor | None, Tensor | None]
 
 
@@ -85,11 +91,20 @@ class Disturbed(TorchDispatchMode):
         aliases = [argument.alias_info for argument in func._schema.arguments if argument.alias_info is not None]
         if func.overloadpacket.__name__ in EXACT or not all(alias.is_write for alias in aliases):  # else it is a view
             return found
+        whole = func.overloadpacket.__name__ in OF_WHOLE_NUMBERS and all(map(_is_whole, args))
         for value in tree_leaves(found):
             if isinstance(value, Tensor) and value.dtype == torch.float64:
                 noise = torch.randn(value.shape, generator=self.generator, dtype=value.dtype, device=value.device)
-                value.mul_(noise.mul_(DISTURBANCE).add_(1))
+                if not whole:
+                    value.mul_(noise.mul_(DISTURBANCE).add_(1))
         return found
+
+
+def _is_whole(number: Any) -> bool:
+    """Return whether an operand is a whole number, or a tensor of them, small enough for exact products and sums."""
+    if isinstance(number, Tensor):
+        return not number.is_floating_point() or bool(((number == number.round()) & (number.abs() < WHOLE)).all())
+    return isinstance(number, (int, float)) and abs(number) < WHOLE and float(number).is_integer()
 
 
 @dataclass(frozen=True)

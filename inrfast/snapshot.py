@@ -1,4 +1,4 @@
-"""Snapshots of networks: copies whose numbers no longer change, in the network's own dtype or widened to fp64."""
+"""Snapshots of networks: independent copies, in the network's own dtype or converted to fp64."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FOREIGN = frozenset({"torch", "numpy", "builtins", "collections", "functools", "
 
 
 def twin(net: nn.Module) -> nn.Module:
-    """Return a copy of a network with the same parameters, to be run without a trace; itself if it has no copy."""
+    """Return a copy that shares the parameters, to run without side effects; the network itself if it has no copy."""
     try:
         return snapshot(net, parameters=False)
     except UnsupportedModuleError:
@@ -35,8 +35,8 @@ def twin(net: nn.Module) -> nn.Module:
 def snapshot(net: nn.Module, parameters: bool = True) -> nn.Module:
     """Return a copy of a network, with its ``parameters`` or with those of the network itself.
 
-    Tensors that a module keeps from a forward pass (activations, pruned weights) belong to a graph, which cannot be
-    copied: the copy holds their values.
+    Tensors that a module keeps from a forward pass (activations, pruned weights) belong to an autograd graph, which
+    cannot be copied: the copy holds their values.
 
     Raises
     ------
@@ -53,14 +53,14 @@ def snapshot(net: nn.Module, parameters: bool = True) -> nn.Module:
         raise UnsupportedModuleError(f"{_culprit(net)} cannot be copied ({type(error).__name__}: {error})") from error
     for module in copied.modules():
         own = vars(module)
-        if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:  # its class is slow to import
+        if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:  # slow to import
             own["forward"] = module._modules["_orig_mod"]
         own.pop("_compiled_call_impl", None)
     return copied
 
 
 def _culprit(net: nn.Module) -> str:
-    """Return the attribute that cannot be copied."""
+    """Return the name of the attribute that cannot be copied."""
     for name, module in net.named_modules():
         for key, value in vars(module).items():
             if key not in TORCH_ATTRIBUTES:
@@ -74,7 +74,7 @@ def _culprit(net: nn.Module) -> str:
 def widen_(net: nn.Module) -> nn.Module:
     """Convert a copy of a network to fp64 in place: parameters, buffers and tensors in plain attributes.
 
-    ``nn.RMSNorm`` without an epsilon takes it from the dtype; the copy gets that of the dtype it had, so that it stays
+    ``nn.RMSNorm(eps=None)`` takes its epsilon from the dtype; the copy keeps the epsilon of the old dtype, and so stays
     the same function.
     """
     own = own_dtype(net)
@@ -124,7 +124,7 @@ def _widened(tensor: Tensor) -> Tensor:
 
 
 def _attributes(value: Any) -> dict[str, Any] | None:
-    """Return an object's attributes if it is one of the user's classes; None: it is not searched."""
+    """Return the attributes of an object of a user's class; None for objects that are not searched."""
     if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType, types.BuiltinFunctionType)):
         return None
     if not isinstance(value, nn.Module) and type(value).__module__.partition(".")[0] in FOREIGN:
@@ -161,7 +161,7 @@ def _convert(value: Any, change: Callable[[Tensor], Tensor], seen: dict[int, tup
     if isinstance(value, (str, bytes, int, float)):
         return value
     if id(value) not in seen:
-        seen[id(value)] = (value, value)  # a cycle ends here
+        seen[id(value)] = (value, value)  # already seen: cycles end here
         seen[id(value)] = (value, _converted(value, change, seen))
     return seen[id(value)][1]
 

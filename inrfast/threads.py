@@ -1,7 +1,7 @@
-"""Threads that each take whole pieces of work: they wait for each other once a job, not once an operation.
+"""Threads that take whole pieces of work: they synchronise once per job, not once per operation.
 
-A parallel tensor operation ends in a barrier, and whatever disturbs one core then stops all. Where a job falls into
-independent pieces (tiles, chunks of points), one single-threaded worker a core does the same work without barriers.
+A parallel tensor operation ends in a barrier, so that a delay on one core stops all cores. Where a job consists of
+independent pieces (tiles, chunks of points), one single-threaded worker per core does the same work without barriers.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ T = TypeVar("T")
 NAME = "inrfast-worker"
 
 MOST_THREADS = 16
-"""Between two operations only one thread runs Python: more threads than this would wait for it."""
+"""Only one thread at a time runs Python between operations: more threads than this would wait for the GIL."""
 
 
 def _one_core() -> None:
-    """Give the tensor operations of this thread one core."""
-    torch.get_num_threads()  # a thread takes over torch's common number at its first question: let that be past
+    """Restrict the tensor operations of this thread to one core."""
+    torch.get_num_threads()  # Read once, so that torch initialises this thread's count before we override it.
     torch.set_num_threads(1)
 
 
 @contextmanager
 def cores(count: int) -> Iterator[None]:
-    """Let this thread's tensor operations take so many cores."""
+    """Set how many cores this thread's tensor operations use."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -46,13 +46,13 @@ def cores(count: int) -> Iterator[None]:
 
 
 def one_core() -> AbstractContextManager[None]:
-    """Keep this thread's tensor operations on one core: beside workers, small ones only wait for their barriers."""
+    """Keep this thread's tensor operations on one core: beside workers, parallel ones only wait at barriers."""
     return cores(1)
 
 
 @functools.cache
 def workers(threads: int) -> ThreadPoolExecutor:
-    """Return started threads whose own tensor operations run on one core each; the same pool for the same number."""
+    """Return a pool of threads whose tensor operations run on one core each; one pool per number of threads."""
     check_int("threads", threads, minimum=1)
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, NAME, initializer=_one_core)
@@ -60,19 +60,19 @@ def workers(threads: int) -> ThreadPoolExecutor:
     waiting = [pool.submit(started.wait) for _ in range(threads)]
     started.wait()
     wait(waiting)
-    torch.set_num_threads(before)  # what the last thread set is also the start value of threads to come
+    torch.set_num_threads(before)  # torch starts later threads with the number that the last thread set
     return pool
 
 
-# The threads of a pool do not survive a fork; the child makes its own.
+# Threads do not survive a fork; the child makes its own pool.
 os.register_at_fork(after_in_child=workers.cache_clear)
 
 
 def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """Run one job a thread and return their results; after an interrupt, too, none is left at work.
+    """Run one job per thread and return their results; no job keeps running after an interrupt.
 
-    One job, and jobs started from inside a job, run in the calling thread: a pool that waits for itself never ends.
-    Inside ``torch.inference_mode`` the jobs are in it too: they may write to tensors made there.
+    A single job, and jobs started inside a job, run in the calling thread: a pool that waits for itself would deadlock.
+    Inside ``torch.inference_mode`` the jobs run in it too, since they may write to inference tensors.
     """
     if len(jobs) == 1 or threading.current_thread().name.startswith(NAME):
         return [job() for job in jobs]
@@ -91,9 +91,9 @@ def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
-    """Give every piece to whichever job is free next; each job runs in a thread of its own.
+    """Hand every piece to the next free job; each job runs in its own thread.
 
-    The first error stops the handing out and is raised.
+    After the first error no more pieces are handed out, and it is raised.
     """
     lock, source, stopped = threading.Lock(), iter(pieces), threading.Event()
 
@@ -117,14 +117,14 @@ def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
 
 
 INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a program to end."""
+"""Signals that ask a process to end."""
 
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Hold back Ctrl-C until the block is done, for what is worth nothing by halves; SIGTERM and SIGHUP too.
+    """Delay Ctrl-C, SIGTERM and SIGHUP until the end of the block, for work that must not stop halfway.
 
-    Only in the main thread, and only signals that Python handles: others end the process without asking.
+    Only in the main thread, and only for signals with a Python handler; others end the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -135,7 +135,7 @@ def interrupts_later() -> Iterator[None]:
     def later(number: int, frame: FrameType | None) -> None:
         if holding:
             came.append((number, frame))
-        else:  # a signal came between the last two lines below
+        else:  # a signal came between the last two statements below
             before[signal.Signals(number)](number, frame)
 
     try:
@@ -146,5 +146,5 @@ def interrupts_later() -> Iterator[None]:
         holding.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
-        for signalled in came:  # though the block failed: who caught that would not know of them
+        for signalled in came:  # also if the block failed: whoever catches its error would miss the signals
             before[signal.Signals(signalled[0])](*signalled)

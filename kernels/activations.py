@@ -20,17 +20,18 @@ FINER = tl.constexpr("finer")
 TANH = tl.constexpr("tanh")
 GELU = tl.constexpr("gelu")
 SOFTPLUS = tl.constexpr("softplus")
+WIRE = tl.constexpr("wire")
 
 NUMBERS = tl.constexpr(2)
 """Numbers of a layer's activation that the kernels' tables have room for; what is beyond those it has is 0."""
 
-HEAVY = (FINER.value, GELU.value, SOFTPLUS.value)
+HEAVY = (FINER.value, GELU.value, SOFTPLUS.value, WIRE.value)
 """Activations that leave a training step fewer registers for features."""
 
 HALVED = {
-    "fp16x3": (SINE.value, FINER.value, GELU.value, SOFTPLUS.value),
-    "tf32x3": (GELU.value, SOFTPLUS.value),
-    "fp64": (),
+    "fp16x3": (SINE.value, FINER.value, GELU.value, SOFTPLUS.value, WIRE.value),
+    "tf32x3": (GELU.value, SOFTPLUS.value, WIRE.value),
+    "fp64": (WIRE.value,),
 }
 """Activations that leave the factor pass in these formats registers for half as many columns, as all do in fp16; the
 ahead-of-time report shows it."""
@@ -179,6 +180,11 @@ def activate(u, omega, omega_rest, second, ACTIVATION: tl.constexpr, SHORT: tl.c
         size = tl.abs(u)
         value, cosine = _periodic((size + 1) * u, omega, omega_rest, SHORT)
         return value, omega * (2 * size + 1) * cosine
+    elif ACTIVATION == WIRE:
+        sine, cosine = _periodic(u, omega, omega_rest, SHORT)
+        scaled = second * u
+        bell = tl.exp(-scaled * scaled)
+        return cosine * bell, -(omega * sine + 2 * second * scaled * cosine) * bell
     elif ACTIVATION == TANH:
         value = tanh(u)
         return value, 1 - value * value

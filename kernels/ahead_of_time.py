@@ -34,9 +34,9 @@ class Compiled:
     Attributes
     ----------
     registers, stack
-        Registers and bytes of local memory a thread; a stack means spills, or arrays that found no register.
+        Registers and bytes of local memory per thread; a stack means spills, or arrays that found no register.
     shared
-        Bytes of shared memory a program.
+        Bytes of shared memory per program.
     instructions
         How often the machine code has each kind: ``HGMMA``, ``HMMA``, ``DMMA`` (tensor cores), ``UTMALDG`` (copy
         engine), ``LDL`` and ``STL`` (local memory), ``FFMA``, ``FMUL``, ``FADD``, ``MUFU`` (special functions), loads

@@ -18,9 +18,9 @@ from inrfast.kernels import formats, tiles
 from inrfast.kernels.activations import GELU, HALVED, NUMBERS, activate
 
 POINTS, BLOCK, DEPTH, WARPS, STAGES, REGISTERS = tiles.SIZES["mlp_slabs", "any", "any"][0]
-"""Points a program takes at once; columns of a product at most, and the granularity of the scratch; terms of a product
-taken at once; warps; stages; registers, most a thread: the assembler, left to itself, would spill some to fit more
-programs."""
+"""Points that a program takes at once; columns of a product at most, and the granularity of the scratch; terms of a
+product taken at once; warps; stages; registers, the most per thread: the assembler, left to itself, would spill some to
+fit more programs."""
 
 
 def block_for(name: str, activation: str) -> int:

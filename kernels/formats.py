@@ -66,7 +66,7 @@ LARGEST_EXPONENT = 60
 def config_for(
     name: str, capability: tuple[int, int], shared: int, product: bool = False, aligned: bool = False
 ) -> Config:
-    """Return the configuration of a format on a GPU of this compute capability and shared memory a program.
+    """Return the configuration of a format on a GPU of this compute capability and shared memory per program.
 
     ``product``: that of the kernel that multiplies tiles with V; ``aligned``: that of the dense kernel where every size
     is a multiple of 16.

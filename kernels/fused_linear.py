@@ -27,7 +27,7 @@ FEW = 8
 """Columns of x up to which the product is summed by multiply-adds: coordinates would fill a tensor core with zeros."""
 
 SHARED = 99 * 1024
-"""Bytes of shared memory a program takes at most: every GPU since sm_86 has them."""
+"""Most bytes of shared memory that a program takes: every GPU since sm_86 has them."""
 
 NOTHING = tl.constexpr(0)
 MASK = tl.constexpr(1)
@@ -39,7 +39,8 @@ RESULT = tl.constexpr(3)
 class Config:
     """Tile of a product (rows, columns, terms taken at once) and resources of one launch.
 
-    ``registers``: most a thread; named where the assembler, left to itself, would spill a few to fit more programs.
+    ``registers``: the most per thread; named where the assembler, left to itself, would spill a few to fit more
+    programs.
     """
 
     rows: int
@@ -149,7 +150,7 @@ def fused_linear(
 
     ``x``: (models or 1, n, inputs), rows ``x_row`` and models ``x_model`` elements apart; ``weight``: (models, outputs,
     inputs); ``bias``: (models, outputs); ``out``: (models, n, outputs); ``saved``: like ``out``, or the bits of eight
-    columns a byte. Each number of the activation is the sum of three fp32 numbers, so that fp64 loses no digit.
+    columns per byte. Each number of the activation is the sum of three fp32 numbers, so that fp64 loses no digit.
     """
     model = tl.program_id(1).to(tl.int64)
     across = tl.cdiv(outputs, COLUMNS)

@@ -36,10 +36,10 @@ from inrfast.kernels.losses import MSE, loss_and_slope
 from inrfast.kernels.tiles import SIZES, STEPS, ProductRow
 
 LARGE_SHARED = 200 * 1024
-"""Bytes of shared memory a program may have on GPUs that take the large tiles."""
+"""Bytes of shared memory that a program may have on GPUs that take the large tiles."""
 
 SMALL_SHARED = 99 * 1024
-"""Bytes of shared memory a program takes elsewhere: every GPU since sm_86 has them."""
+"""Bytes of shared memory that a program takes elsewhere: every GPU since sm_86 has them."""
 
 LARGEST_SCALE = tl.constexpr(24)
 """Largest exponent of the power of two that errors in 16 bits are multiplied by."""
@@ -191,7 +191,7 @@ def _keep(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the features of some columns, and their slopes or, of ReLU, the bits of eight columns a byte."""
+    """Write the features of some columns, and their slopes or, of ReLU, the bits of eight columns per byte."""
     columns = start + tl.arange(0, COLUMNS)
     present = (columns < width)[None, :]
     places = r[:, None] * width + columns[None, :]
@@ -862,7 +862,7 @@ def mlp_update(
     It is "adam", "adamw", "sgd" or "none"; Adam's constants are BETA1, BETA2 and EPSILON.
 
     ``parameters``, ``gradients``, ``means``, ``squares``: (models, Q); ``operands``: their copy for products (COPY);
-    ``trained``: (Q,) bytes, 0 for frozen ones. ``table``: a row a program: place of the parameter, first element,
+    ``trained``: (Q,) bytes, 0 for frozen ones. ``table``: one row per program: place of the parameter, first element,
     number of elements, columns; where the first part of its gradient lies, how far apart its rows, columns and parts
     are, and how many parts there are. ``rates``: (steps, models, 4), the learning rate, the rate over Adam's first bias
     correction, the root of its second, the weight decay; ``factors``: (models,), of the sums. Without REDUCE gradients
@@ -928,7 +928,7 @@ def mlp_update(
 def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:
     """Return the tiles of the passes, forward and backward, for a layer, and whether features stay on the chip.
 
-    ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes a program.
+    ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes per program.
     """
     columns = max(16, triton.next_power_of_2(width))
     size = "large" if large else "small"

@@ -1,4 +1,4 @@
-"""Tiles of a tangent kernel: ``K = sum_l (Z_l Z_l'^T + bias) * (S_l S_l'^T)``, a program a tile, a product a slab.
+"""Tiles of a tangent kernel, one program per tile: ``K = sum_l (Z_l Z_l'^T + bias) * (S_l S_l'^T)``.
 
 Operands are *slabs*: the columns of all factors, cut into pieces of 128 bytes, each piece stored for all points next
 to each other. A tile's slab is then one contiguous block of memory, a few kilobytes, whatever the widths of the layers
@@ -541,7 +541,7 @@ def gram_product(
 ):
     """Add the products of a range of column tiles with their rows of V to one block of rows of ``K V``.
 
-    ``places``: 0, 1, 2, ..., as many as there are tiles a side; ``vectors``: (models, column tiles, chunks, WIDTH,
+    ``places``: 0, 1, 2, ..., as many as there are tiles per side; ``vectors``: (models, column tiles, chunks, WIDTH,
     BLOCK), V in pieces that are turned over, zero from its m-th row on; ``out``: (splits, models, row tiles, chunks,
     BLOCK, WIDTH), zeros at first, whatever rows beyond the last point become; the rest as in :func:`gram_tile`.
 

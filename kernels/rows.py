@@ -32,7 +32,7 @@ class Tile:
     units, features
         Columns of the sensitivities and of the features at once.
     warps, stages
-        Warps a program, and loads in flight.
+        Warps per program, and loads in flight.
     registers
         Most a thread; named where the assembler, left to itself, would spill a few to fit more programs.
     """
@@ -84,7 +84,7 @@ def jacobian_rows(
     """Write ``out[n, m, (b, a)] = S[n, m, b] Z[n, a]``, a program the same columns of several points.
 
     Without ``FEATURES`` Z is a column of ones (a = 1); with ``IDENTITY`` S is the identity (b = M). Which b and a a
-    column has is computed once a program: the walk over points divides nothing.
+    column has is computed once per program: the walk over points divides nothing.
     """
     program = tl.program_id(0).to(tl.int64)
     first = program // chunks * POINTS

@@ -40,7 +40,7 @@ class Tile:
     units, width
         Columns of B and of A; of ``J p`` all of A's are summed over, slab by slab.
     warps, stages
-        Warps a program, and loads in flight.
+        Warps per program, and loads in flight.
     """
 
     points: int

@@ -21,16 +21,16 @@ class Config:
     Attributes
     ----------
     block
-        Points a side of a tile.
+        Points per side of a tile.
     warps, stages
-        Warps a program, and slabs in flight.
+        Warps per program, and slabs in flight.
     copy_engine
         Whether slabs come through tensor descriptors (sm_90 and newer).
     shared
         Bytes of shared memory it may take; the ahead-of-time check holds the compiler to it.
     design
-        ``"tile"``: a program a tile, a loop a factor. ``"stream"``: as many programs as the GPU holds at a time, each
-        of them one loop over the slabs of all its tiles.
+        ``"tile"``: one program per tile, one loop per factor. ``"stream"``: as many programs as the GPU holds at a
+        time, each of them one loop over the slabs of all its tiles.
     """
 
     block: int
@@ -48,8 +48,8 @@ Row = tuple[int, int, int, bool, int, str, str]
 """Block, warps, stages, copy engine, KiB of shared memory, design, origin."""
 
 ProductRow = tuple[int, int, int, int, int, int | None, str]
-"""Three sides of a tile, warps, stages, registers, origin; registers: most a thread, named where the assembler, left to
-itself, would spill a few to fit more programs."""
+"""Three sides of a tile, warps, stages, registers, origin; registers: the most per thread, named where the assembler,
+left to itself, would spill a few to fit more programs."""
 
 SizesRow = tuple[tuple[int, ...], str]
 """Sizes and resources in an order of the kernel's own, origin."""
@@ -224,10 +224,10 @@ PRODUCT_CANDIDATES: dict[Key, tuple[ProductRow, ...]] = {
 has."""
 
 LARGE_SHARED = 200 * 1024
-"""Bytes of shared memory a program from which on a GPU counts as large."""
+"""Bytes of shared memory per program from which on a GPU counts as large."""
 
 SMALLEST_SHARED = 64 * 1024
-"""Bytes of shared memory a program without which no GPU is taken; what is compiled for small ones keeps within it."""
+"""Bytes of shared memory per program without which no GPU is taken; what is compiled for small ones keeps within it."""
 
 
 def config(kernel: str, format: str, kind: str) -> Config:
@@ -259,5 +259,5 @@ def as_config(row: Row) -> Config:
 
 
 def kind_of(capability: tuple[int, int], shared: int) -> str:
-    """Return the class of a GPU from its compute capability and bytes of shared memory a program."""
+    """Return the class of a GPU from its compute capability and bytes of shared memory per program."""
     return "large" if capability >= (9, 0) and shared >= LARGE_SHARED else "small"

@@ -116,6 +116,9 @@ ENCODINGS += [
     f"polynomial:{2**70}",
     "polynomial:",
 ]
+ENCODINGS += ["hashgrid:2:2:16:2:5", "hashgrid:2:2:15", f"hashgrid:64:99:{2**24}:{2**20}:{2**20}", "identity:1"]
+ENCODINGS += ["identity+fourier:4:1e+0:trainable", "fourier:2,polynomial:2:trainable", "identity:trainable", "+", ","]
+ENCODINGS += [",".join(["polynomial:900"] * 5), "+".join(["identity"] * 500)]
 ENCODINGS += ["fourier:4:1:1", ":", "polynomial:", "positional:x", "", "fourier:" + "9" * 5000, "\udcff:1"]
 
 COMMON = {"--device": DEVICES, "--quiet": None, "--json": None}

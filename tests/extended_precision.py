@@ -25,7 +25,7 @@ def _erf(u):
     return np.sign(u) * 2 / np.sqrt(PI) * np.exp(-a * a) * total
 
 
-def _activation(name, u, omega=None):
+def _activation(name, u, omega=None, sigma=None):
     """Value and derivative."""
     if name == "identity":
         return u, np.ones_like(u)
@@ -44,6 +44,10 @@ def _activation(name, u, omega=None):
     if name == "gelu":
         phi = (1 + _erf(u / np.sqrt(LONG(2)))) / 2
         return u * phi, phi + u * np.exp(-u * u / 2) / np.sqrt(2 * PI)
+    if name == "wire":
+        bell = np.exp(-((sigma * u) ** 2))
+        slope = -(omega * np.sin(omega * u) + 2 * sigma * sigma * u * np.cos(omega * u)) * bell
+        return np.cos(omega * u) * bell, slope
     assert name == "softplus"
     return np.logaddexp(u, LONG(0)), 1 / (1 + np.exp(-u))
 

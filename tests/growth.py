@@ -31,7 +31,7 @@ Call = Callable[..., Any]
 """The call to be measured, of a budget (and a batch size); its own arguments exist before."""
 
 SIZES = {"tiny": (6, 8, 8), "small": (56, 40, 48), "large": (160, 96, 128)}
-"""Points a side of a grid, of the grid of what is dense, and width."""
+"""Points per side of a grid, of the grid of what is dense, and width."""
 
 CASES: dict[str, Callable[[str], Call]] = {}
 

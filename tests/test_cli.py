@@ -263,8 +263,25 @@ def test_a_constant_volume_is_fitted(tmp_path, capsys):
     assert torch.allclose(load_volume(out), torch.tensor(7.0), atol=1.0)
 
 
-def test_a_mesh_is_fitted_and_rendered_again(ball, tmp_path, capsys):
-    argv = ["fit", str(ball), "--width", "16", "--steps", "150", "--lr", "0.02", "--samples", "2000", "--size", "16"]
+@pytest.mark.parametrize("loss", ["mse", "bce", "huber:delta=0.1"])
+def test_a_mesh_is_fitted_and_rendered_again(ball, tmp_path, capsys, loss):
+    """With cross-entropy the network gives logits, which are 0 on the surface as other losses' values are."""
+    argv = [
+        "fit",
+        "--loss",
+        loss,
+        str(ball),
+        "--width",
+        "16",
+        "--steps",
+        "150",
+        "--lr",
+        "0.02",
+        "--samples",
+        "2000",
+        "--size",
+        "16",
+    ]
     assert main([*argv, "--out", str(tmp_path / "out.obj"), "--quiet", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["size"], found["samples"]) == ("mesh", [16, 16, 16, 1], 2000)

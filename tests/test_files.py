@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inrfast import files
-from inrfast.files import opened, sole_writer, whole_file, whole_path, write_whole
+from inrfast.files import opened, sole_writer, whole_file, write_whole
 
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda n: not {0, ord("/")} & set(n) and n not in (b".", b".."))
 
@@ -149,7 +149,7 @@ def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path) -> None:
             file.write(b"ab")
         with (
             pytest.raises(OSError, match=r"cannot write .*data: File too large: it takes 1,073,741,825 bytes, .* free"),
-            whole_path(path, size=most + 1),
+            whole_file(path, size=most + 1),
         ):
             raise AssertionError("began to write")
     finally:
@@ -172,10 +172,11 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("way")
 def test_reserved_bytes_are_there_for_a_memory_map(tmp_path: Path) -> None:
     size = 3 << 20
-    with whole_path(tmp_path / "map", size=size) as here:
-        assert here.stat().st_size == size
-        assert here.stat().st_blocks * 512 >= size
-        np.memmap(here, np.uint8, "r+", shape=(size,))[-1] = 7
+    with whole_file(tmp_path / "map", size=size) as file:
+        about = os.fstat(file.fileno())
+        assert about.st_size == size
+        assert about.st_blocks * 512 >= size
+        np.memmap(file, np.uint8, "r+", shape=(size,))[-1] = 7
     data = (tmp_path / "map").read_bytes()
     assert (len(data), data[-1]) == (size, 7)
 

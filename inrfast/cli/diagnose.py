@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
         "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
         "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
     )
-    parser.add_argument("--grid", type=shape, default="256x256", help="points an axis (default: %(default)s)")
+    parser.add_argument("--grid", type=shape, default="256x256", help="points per axis (default: %(default)s)")
     parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
     parser.add_argument("--rtols", type=share, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
     parser.add_argument(

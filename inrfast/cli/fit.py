@@ -17,7 +17,7 @@ from inrfast.cli.output import bar, check_file, check_target, finite, make_folde
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.cli.signal_options import add_signal_options, given_options
 from inrfast.files import shown
-from inrfast.losses import LOSSES
+from inrfast.losses import LOSSES, loss_of
 from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed
 from inrfast.signals.paths import readable
 from inrfast.spelling import choice, number, path, spec, spellings, whole
@@ -27,6 +27,9 @@ from inrfast.training.schedules import SCHEDULES
 if TYPE_CHECKING:
     from inrfast.nn import INR
     from inrfast.training.result import FitResult
+
+PROBABILITIES = (0.0, 1.0)
+"""Targets of losses of probabilities, which occupancies are."""
 
 
 def add(commands: Any) -> None:
@@ -86,7 +89,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Fit, write reconstruction, report and model, and print how close it came."""
+    """Fit, write reconstruction, report and model, and print the quality."""
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import save_network
 
@@ -131,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with at_work(f"writing {out}", arguments.quiet):
             kind.write(predictions, about, out)
-    except ValueError as error:  # a surface that is not there; the network is worth keeping
+    except ValueError as error:  # no surface was found; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)
         return complain(f"{error}; after {outcome}; kept the network in {model_file} and {report_file}", 1)
@@ -152,6 +155,9 @@ def _fitted(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, FitResu
     net = network(arguments, signal.coords.shape[1], outputs, dtype)
     coords = signal.coords.to(arguments.device, dtype)
     target = signal.target.to(arguments.device, dtype).reshape(len(coords), outputs)
+    if signal.held_out is not None and loss_of(arguments.loss).kind.targets == PROBABILITIES:
+        # The network then gives logits, whose sign tells inside from outside as its values do for other losses.
+        target = signal.about["offset"] + signal.about["scale"] * target
     weight = None if signal.weight is None else signal.weight.to(arguments.device, dtype)
     make_folder(arguments.checkpoint)
     with bar(arguments, "the fit"):

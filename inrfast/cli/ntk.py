@@ -40,7 +40,7 @@ def add(commands: Any) -> None:
         "  inrfast ntk --grid 48x48 --rtols 1e-2 1e-4 1e-6 --activation sine --init siren\n"
         "  inrfast ntk --grid 64x64 --out kernel.npy\n",
     )
-    parser.add_argument("--grid", type=shape, default="64x64", help="points an axis (default: %(default)s)")
+    parser.add_argument("--grid", type=shape, default="64x64", help="points per axis (default: %(default)s)")
     parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
     parser.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (trace)")
     parser.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if not arguments.quiet:
         say(str(cost))
-    # First what may be refused for its size, before anything long.
+    # First what may be refused for its size, before the long computations.
     ranks, note = [], ""
     if arguments.rtols:
         with bar(arguments, "the spectrum"):
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
         note = spectrum.note
         if spectrum.method == "dense":
             ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
-        else:  # an interval even where it is wide
+        else:  # report the interval even if it is wide
             largest = float(spectrum.eigenvalues[0])
             ranks = [asdict(spectrum.count_above(rtol * largest, rtol)) for rtol in arguments.rtols]
     with at_work("computing the kernel's norms", arguments.quiet):
@@ -119,9 +119,9 @@ def _interval(rank: dict[str, Any]) -> str:
 
 
 def _write_dense(kernel: NTK, path: Path) -> None:
-    """Write the dense kernel in NumPy's format, tile by tile, into a file that has its place on the disk before.
+    """Write the dense kernel in NumPy's format, tile by tile, into a file whose space is reserved.
 
-    A map of a file that has not would end the process by a signal where the disk is full.
+    Writing through a memory map without reserved space would end the process by SIGBUS on a full disk.
     """
     header = io.BytesIO()
     dtype = np.dtype(np.float64 if kernel.dtype == torch.float64 else np.float32)

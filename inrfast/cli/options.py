@@ -1,4 +1,4 @@
-"""What subcommands share on the way in: options, their types, and the network that they describe."""
+"""Options that subcommands share, and the network that they describe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help as results are printed: argparse itself would not tell of a stdout that is full."""
+        """Print the help as results are printed, since argparse ignores a full stdout."""
         print_out(self.format_help().rstrip())
 
 
@@ -46,7 +46,7 @@ def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
     if words and not words[0].startswith("-"):
         check_choice("command", words[0], names)
     for word in words:
-        if word.startswith("--") and word.endswith("=--"):  # argparse takes the -- away and has no value left
+        if word.startswith("--") and word.endswith("=--"):  # argparse drops the -- and then finds no value
             raise UsageError(f"{word.removesuffix('=--')} takes a value, got '--'")
     parser = Parser(
         prog="inrfast",
@@ -55,7 +55,7 @@ def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names) + "}")
-    # Only the command at hand is described: what another one needs is not imported.
+    # Only the given command is described, so that imports of the others are not paid.
     for name in words[:1] if words and words[0] in names else names:
         importlib.import_module(f"inrfast.cli.{name}").add(commands)
     return parser.parse_args(words)
@@ -134,7 +134,7 @@ def network_options() -> Parser:
 
 
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
-    """Return the network of the options in eval mode, batch norms as they start."""
+    """Return the network of the options in eval mode; batch norms keep their initial statistics."""
     hidden, first = arguments.hidden_init, arguments.first_activation
     with at_work("building the network", arguments.quiet):
         return INR(
@@ -170,11 +170,11 @@ def memory_option(parser: argparse._ActionsContainer) -> None:
 
 
 def device(text: str) -> torch.device:
-    """Return a device that holds numbers (meta does not)."""
+    """Return a device that can hold numbers (``meta`` cannot)."""
     try:
         one = torch.ones(1, device=text)
         one.item()
         return one.device
-    except Exception as error:  # each kind of device has its own
+    except Exception as error:  # each backend raises its own type
         reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
         raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None

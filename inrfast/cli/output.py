@@ -1,4 +1,4 @@
-"""What subcommands share on the way out: text or JSON, and files that can be written before the work begins."""
+"""Output of subcommands: text or JSON, and checks before the work that files can be written."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from inrfast.cli.shell import at_work, print_out
 from inrfast.files import check_writable, shown, target_of
 
 PROBE = ".inrfast-probe"
-"""A name that stands for those of files in a folder."""
+"""A file name to test whether a folder can be written."""
 
 
 def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str) -> None:
     """Print what was found, as JSON or as text."""
-    # JSON has escapes for the bytes of names that are not UTF-8; text has them as errors do.
+    # JSON escapes bytes of file names that are not UTF-8; text is escaped as errors are.
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     print_out(json.dumps(found, indent=2, allow_nan=False) if arguments.json else text)
 
 
 def progress(arguments: argparse.Namespace) -> bool | None:
-    """Return whether to show progress bars: None leaves it to the terminal."""
+    """Return whether to show progress bars; None shows them on a terminal only."""
     return False if arguments.quiet else None
 
 
 def bar(arguments: argparse.Namespace, what: str) -> AbstractContextManager[None]:
-    """Say what takes long where no progress bar does: it is for terminals only."""
+    """Say what takes long where no progress bar is shown, which is everywhere but on a terminal."""
     return at_work(what, arguments.quiet or (sys.stderr is not None and sys.stderr.isatty()))
 
 
 @contextmanager
 def reading(arguments: argparse.Namespace, file: Path) -> Iterator[None]:
-    """Say that a file is read, if that takes long, and which it was where the system only says what was wrong."""
+    """Say that a file is being read, if that takes long, and name the file in errors of the system."""
     try:
         with at_work(f"reading {file}", arguments.quiet):
             yield
@@ -50,12 +50,12 @@ def reading(arguments: argparse.Namespace, file: Path) -> Iterator[None]:
 
 
 def finite(value: float) -> float | None:
-    """Return the number, or None for the infinite PSNR of an exact fit, which JSON lacks."""
+    """Return the number, or None for the infinite PSNR of an exact fit, which JSON cannot hold."""
     return value if math.isfinite(value) else None
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Check that files can be written into a folder that is there, or will be: what would fail later fails before.
+    """Check before the work that files can be written into a folder, which may not exist yet.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_target(option: str, path: Path) -> None:
-    """Check that a file can be written there, in a folder that is there or will be; errors as :func:`check_folder`."""
+    """Check that a file can be written, in a folder that may not exist yet; errors as :func:`check_folder`."""
     with _told(option):
         target = target_of(path)
         if target.parent.is_dir():
@@ -94,14 +94,14 @@ def check_file(path: Path, suffixes: Collection[str], named: str, option: str = 
 
 
 def make_folder(*files: Path | None) -> None:
-    """Make the folders of files that are now to be written."""
+    """Create the folders of files that are about to be written."""
     for file in files:
         if file is not None:
             target_of(file).parent.mkdir(parents=True, exist_ok=True)
 
 
 def existing_folder(file: Path) -> Path:
-    """Return the nearest folder of a file's that is there."""
+    """Return the nearest existing folder above a file."""
     folder = target_of(file).parent
     while not folder.exists():
         folder = folder.parent
@@ -110,7 +110,7 @@ def existing_folder(file: Path) -> Path:
 
 @contextmanager
 def _told(option: str) -> Iterator[None]:
-    """Name the option in whatever is wrong with its path."""
+    """Name the option in errors about its path."""
     try:
         yield
     except OSError as error:

@@ -1,6 +1,6 @@
-"""The one place through which everything leaves the command line: errors, warnings, signals and standard streams.
+"""How a command ends: exit codes, one-line errors and warnings, signals, standard streams.
 
-Imports nothing that takes time: a signal that comes while the libraries load finds it at its post.
+Imports nothing slow, so that signals are handled while the libraries load.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ exit codes:
 """
 
 TRACEBACK = "INRFAST_TRACEBACK"
-"""The variable of the environment that, set to anything but 0, shows tracebacks."""
+"""Environment variable that, set to anything but 0, shows tracebacks."""
 
 INTERRUPTED = 130
-"""The code of a command that was interrupted; :func:`orderly` puts the signal's own code in its place."""
+"""Exit code of an interrupted command; :func:`orderly` replaces it by the signal's own."""
 
 INTERRUPTION = "interrupted; no file is left half-written"
 
@@ -46,7 +46,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_SECONDS = 0.05
 
 WORD_SECONDS = 5.0
-"""After so long without a sign of life a command says what it is at."""
+"""After so many silent seconds a command says what it is doing."""
 
 
 class UsageError(ValueError):
@@ -54,15 +54,15 @@ class UsageError(ValueError):
 
 
 class UnwritableError(OSError):
-    """A standard stream that takes nothing more."""
+    """A standard stream that is closed or full."""
 
 
 # ---- words -------------------------------------------------------------------------------------------------------
 
 
 def say(line: str) -> None:
-    """Print a line on stderr, if it takes one: a computation does not end because nobody listens."""
-    if sys.stderr is not None:  # print would take stdout for it
+    """Print a line on stderr; errors of stderr are ignored, so that a closed stream does not end a computation."""
+    if sys.stderr is not None:  # print would write to stdout instead
         with suppress(OSError, ValueError):
             print(line, file=sys.stderr, flush=True)
 
@@ -75,7 +75,7 @@ def complain(what: object, code: int) -> int:
 
 @contextmanager
 def at_work(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say on stderr what takes long, once it does: who sees nothing at all cannot tell work from a fault."""
+    """Say on stderr what is running once it has taken :data:`WORD_SECONDS`, so that work is not taken for a fault."""
     timer = threading.Timer(WORD_SECONDS, say, [f"inrfast: {one_line(what)} takes long; Ctrl-C ends it"])
     timer.daemon = True
     if not quiet:
@@ -90,10 +90,10 @@ def at_work(what: str, quiet: bool = False) -> Iterator[None]:
 
 
 class Interrupts:
-    """Signals that ask a command to end: SIGTERM and SIGHUP do what Ctrl-C does, with exit codes of their own.
+    """Handling of SIGINT, SIGTERM and SIGHUP: all three interrupt alike, each with its own exit code.
 
-    Before :meth:`begin` nothing has been done, and a signal ends the process at once; from then on it is a
-    KeyboardInterrupt. Signals that are ignored, as under nohup, stay so.
+    Before :meth:`begin` a signal ends the process at once, since nothing has been done; afterwards it raises
+    KeyboardInterrupt. Signals that are ignored, as under nohup, stay ignored.
     """
 
     def __init__(self, own: bool) -> None:
@@ -109,24 +109,24 @@ class Interrupts:
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self.before.items():
-            # A process that has said all dies of a signal without another word.
+            # The process is about to end: from here a signal ends it silently.
             signal.signal(number, signal.SIG_DFL if self.own else handler)
 
     def begin(self) -> None:
-        """Let signals be exceptions from now on."""
+        """Let signals raise KeyboardInterrupt from now on."""
         self.begun = True
 
     def take(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
         if self.own and not self.begun:
-            with suppress(OSError):  # print may just be printing
+            with suppress(OSError):  # print is not reentrant
                 os.write(2, b"inrfast: interrupted before anything was done\n")
-            os._exit(128 + number)  # an exception inside an import may get lost there
+            os._exit(128 + number)  # an exception inside an import may be swallowed
         self.came = number
         raise KeyboardInterrupt
 
     def again(self) -> None:
-        """Send the signal once more, a moment later: it had hit a place where exceptions are swallowed."""
+        """Send the signal again a moment later, since its exception was swallowed."""
         time.sleep(AGAIN_SECONDS)
         os.kill(os.getpid(), self.came or signal.SIGINT)
 
@@ -136,15 +136,14 @@ class Interrupts:
 
 
 def orderly(work: Callable[[Interrupts], int], own: bool) -> int:
-    """Return the exit code of ``work``; whatever it raises, or warns of, leaves as one line on stderr.
+    """Return the exit code of ``work``; whatever it raises or warns of becomes one line on stderr.
 
     Parameters
     ----------
     work
         Calls :meth:`Interrupts.begin` when its imports are done, and returns its exit code.
     own
-        Whether the process is a command of its own, which ends with it: its standard streams and its handling of
-        signals are then not put back.
+        Whether the process ends with this command: then standard streams and signal handlers are not restored.
     """
     if own:
         sys.excepthook = _last_word
@@ -154,7 +153,7 @@ def orderly(work: Callable[[Interrupts], int], own: bool) -> int:
         stack.enter_context(_one_line_warnings(interrupts))
         try:
             try:
-                flush()  # where results cannot go, none are worked out
+                flush()  # fail before the work if stdout is closed
                 code = work(interrupts)
             except SystemExit as stop:  # argparse has printed the help
                 code = int(stop.code or 0)
@@ -167,12 +166,12 @@ def orderly(work: Callable[[Interrupts], int], own: bool) -> int:
 
 
 def _last_word(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Take what comes while the last word is said: a second Ctrl-C."""
+    """Handle an exception during the exit itself, such as a second Ctrl-C."""
     complain(INTERRUPTION if issubclass(kind, KeyboardInterrupt) else error, INTERRUPTED)
 
 
 def flush() -> None:
-    """Bring out what was printed.
+    """Flush stdout.
 
     Raises
     ------
@@ -192,7 +191,7 @@ def flush() -> None:
 
 
 def print_out(text: str) -> None:
-    """Print results on stdout, and bring them out: errors as of :func:`flush`."""
+    """Print results on stdout and flush; errors as :func:`flush`."""
     try:
         print(text)
     except BrokenPipeError:
@@ -210,7 +209,7 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
         return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt):
         return complain(INTERRUPTION, INTERRUPTED)
-    errors = sys.modules.get("inrfast.errors")  # where it is not imported, nothing of it was raised
+    errors = sys.modules.get("inrfast.errors")  # if it is not imported, none of its errors was raised
     if errors is not None and isinstance(error, errors.DivergedError):
         return complain(error, 1)
     if isinstance(error, (ValueError, OSError)) or (errors is not None and isinstance(error, errors.InrfastError)):
@@ -218,16 +217,16 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
     first = shortened((str(error).strip().splitlines() or [""])[0], 150)
     memory = sys.modules.get("inrfast.memory")
     if isinstance(error, MemoryError) or (memory is not None and memory.is_refusal(error)):
-        asked = re.search(r"allocate (\S+ ?\w+)", str(error))  # torch's words, and NumPy's
+        asked = re.search(r"allocate (\S+ ?\w+)", str(error))  # the wording of torch and of NumPy
         return complain(f"memory ended{f' at a request of {asked[1]}' if asked else ''}; ask for smaller sizes", 2)
-    if interrupts.came:  # what an interrupt became inside a library
+    if interrupts.came:  # a library turned the interrupt into another error
         return complain(INTERRUPTION, INTERRUPTED)
     name = type(error).__name__
     return complain(f"unforeseen {name}: {first}; {TRACEBACK}=1 shows where, which is worth a report", 1)
 
 
 def _words(error: Exception) -> str:
-    """Return what an error says, an operating system's without its number."""
+    """Return an error's message; that of an OSError without its number."""
     if isinstance(error, OSError) and error.strerror:
         named = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return f"{named}{error.strerror}"
@@ -239,7 +238,7 @@ def _words(error: Exception) -> str:
 
 @contextmanager
 def _standard_streams(own: bool) -> Iterator[None]:
-    """Let every character leave stdout and stderr, escaped where their encoding lacks it."""
+    """Let stdout and stderr escape characters that their encoding lacks."""
     if own:
         _fill_closed()
     before = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
@@ -254,21 +253,21 @@ def _standard_streams(own: bool) -> Iterator[None]:
 
 
 def _escape(stream: Any, errors: str | None) -> None:
-    with suppress(OSError, ValueError):  # it is flushed, and may be full; who prints next is told
+    with suppress(OSError, ValueError):  # reconfigure flushes, and the stream may be full; the next print reports it
         stream.reconfigure(errors=errors)
 
 
 def _fill_closed() -> None:
-    """Put /dev/null where the shell closed a standard stream, or the next file would take its number."""
+    """Open /dev/null for closed standard streams; otherwise the next opened file would get their number."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
 
 
 def _let_go() -> None:
-    """Give the interpreter nothing more to bring out at its end, where it could only fail with a traceback."""
+    """Flush, or redirect to /dev/null: a failing flush at interpreter exit would print a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None:
             continue
@@ -281,7 +280,7 @@ def _let_go() -> None:
 
 @contextmanager
 def _one_line_warnings(interrupts: Interrupts) -> Iterator[None]:
-    """Print warnings, and what is raised where nobody can catch it, as single lines."""
+    """Print warnings and unraisable exceptions as single lines."""
 
     def show(
         message: Warning | str,

@@ -10,6 +10,10 @@ from torch import Tensor, nn
 
 from inrfast.encodings.base import Encoding, Shape, from_config, register
 from inrfast.errors import check_entries
+from inrfast.memory import counted
+
+MOST_COLUMNS = 2**31
+"""Columns that one encoding may hand to the next: of far more, even the number takes long to compute."""
 
 
 @register
@@ -132,6 +136,8 @@ class Compose(_Composed):
         inlets = [in_features]
         for part in self._parts[:-1]:
             inlets.append(part.columns(inlets[-1]) if inlets[-1] else 0)
+            if inlets[-1] > MOST_COLUMNS:
+                raise ValueError(f"{type(part).__name__} inside Compose has {counted(inlets[-1])} columns; take fewer")
         return inlets
 
     def columns(self, in_features: int) -> int:

@@ -67,6 +67,12 @@ class HashGrid(Encoding):
 
     Source: Mueller et al., Instant neural graphics primitives with a multiresolution hash encoding, SIGGRAPH 2022,
     equations 2 to 4 and section 3.
+
+    Examples
+    --------
+    >>> from inrfast import INR
+    >>> INR(2, 3, width=64, hidden_layers=2, encoding=HashGrid(levels=4, finest=64)).encoding.cells
+    [16, 25, 40, 64]
     """
 
     spelling = "hashgrid"

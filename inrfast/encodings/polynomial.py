@@ -18,7 +18,7 @@ from inrfast.memory import counted, require_free
 HIGHEST = 1030
 """Degree from which on a binomial coefficient is beyond fp64."""
 
-MOST_MONOMIALS = 2**40
+MOST_MONOMIALS = 2**31
 """Monomials that no file has, and that are not counted."""
 
 

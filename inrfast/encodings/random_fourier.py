@@ -89,6 +89,9 @@ class RandomFourier(Encoding):
             numbers = torch.tensor(self.given, dtype=torch.float64)
         else:
             raise ValueError(f"frequencies must have shape (n, {in_features}), got {(self.n, len(self.given[0]))}")
+        if float(numbers.abs().max()) > torch.finfo(dtype).max:
+            what = "sigma" if self.given is None else "frequencies"
+            raise ValueError(f"{what} must be smaller: a frequency of {float(numbers.abs().max()):g} overflows {dtype}")
         built._hold("frequencies", numbers.to(device=device, dtype=dtype), self.trainable)
         return built
 

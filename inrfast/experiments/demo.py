@@ -72,11 +72,11 @@ class Settings:
     Attributes
     ----------
     grid
-        Points an axis for representations, sensitivities and traces.
+        Points per axis for representations, sensitivities and traces.
     ntk_grid
-        Points an axis for the eigenvalues of the tangent kernel and its blocks.
+        Points per axis for the eigenvalues of the tangent kernel and its blocks.
     image_size
-        Pixels an axis of the fitted photograph, grey.
+        Pixels per axis of the fitted photograph, grey.
     width, hidden_layers
         Of every network.
     jacobian_pixels

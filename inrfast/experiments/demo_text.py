@@ -31,12 +31,12 @@ def representations(entry: Entry) -> dict[str, Mapping[str, Any]]:
 
 
 def inlet_ranks(entry: Entry) -> list[Interval]:
-    """Return the ranks of Z_0, the output of the first layer, one a tolerance."""
+    """Return the ranks of Z_0, the output of the first layer, one per tolerance."""
     return _intervals(representations(entry)["layers.0"]["spectrum"]["ranks"])
 
 
 def kernel_ranks(entry: Entry) -> list[Interval]:
-    """Return the ranks of the tangent kernel, one a tolerance."""
+    """Return the ranks of the tangent kernel, one per tolerance."""
     return _intervals(entry["diagnosis"]["kernel"]["whole"]["ranks"])
 
 

@@ -33,7 +33,7 @@ class Norm(ABC):
     """The norm of one hidden layer as the factor pass takes it, with the numbers that its module had at that time.
 
     A subclass with its module, derivative and factors, added to :data:`NORMS`, is a norm that ``INR(norm=...)`` takes
-    and that fits, kernels, files and the command line know.
+    and that fits, kernels, files and the command line know. :func:`inrfast.testing.check_norm` checks it.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Norm(ABC):
 
     @abstractmethod
     def forward(self, u: Tensor) -> tuple[Tensor, Any]:
-        """Return the norm's values at ``u`` (n, D), and what the other methods need of this pass."""
+        """Return the values at ``u`` (n, D), and what the other methods need of this pass: a tensor, or a tuple."""
 
     @abstractmethod
     def backward(self, gradient: Tensor, state: Any) -> tuple[Tensor, NormFactors | None]:

@@ -134,8 +134,8 @@ def _hidden_forward(layer: HiddenLayer, z: Tensor, room: Room, index: int) -> tu
     state = None
     if layer.norm is not None and not layer.norm_after:
         u, state = layer.norm.forward(u)
-        if any(kept is u for kept in state):  # the activation overwrites it with its slope
-            u = u.clone()
+        if any(kept is u for kept in (state if isinstance(state, tuple) else (state,))):
+            u = u.clone()  # the activation overwrites it with its slope
     features = room.take(f"features {index}", (n, width + 1), z)
     features[:, -1] = 1
     values = features[:, :-1]

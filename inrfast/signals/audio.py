@@ -23,23 +23,23 @@ from inrfast.signals.kinds import SIGNALS, Bounds, Option, Signal, SignalKind, u
 from inrfast.signals.paths import readable, writable
 
 FULL_SCALE = 2**15
-"""Of 16-bit samples: the same number on the way in and out, so that they survive both unchanged."""
+"""Full scale of 16-bit samples, for reading and writing, so that a round trip changes nothing."""
 
 READ = (".flac", ".oga", ".ogg", ".opus", ".rf64", ".wav", ".wave")
 WRITTEN = (".flac", ".wav")
 """The suffixes of what :func:`load_audio` and :func:`save_audio` take."""
 
 MOST_CHANNELS, MOST_BYTES = 2**15 - 1, 2**32 - 1
-"""What the fields of a WAV header hold: 16 bits for the bytes of a sample of all channels, 32 for bytes a second."""
+"""Limits of a WAV header's fields: 16 bits for the bytes of one sample of all channels, 32 for bytes per second."""
 
 FLAC_CHANNELS, FLAC_RATE = 8, 655350
-"""The most that a FLAC file has."""
+"""Limits of a FLAC file."""
 
 BLOCK = 2**18
 """Samples that are decoded at a time."""
 
 BLOCK_BYTES = 40
-"""What a sample of a block takes on its way, at most: as stored, in the upper bits of an integer, as a float."""
+"""Most bytes per sample while a block is decoded: as stored, in the upper bits of an integer, as a float."""
 
 
 def load_audio(path: str | os.PathLike[str], memory_budget: int | None = None) -> tuple[Tensor, int]:
@@ -50,10 +50,10 @@ def load_audio(path: str | os.PathLike[str], memory_budget: int | None = None) -
     path
         WAV (also RIFX, RF64 and BW64), FLAC, or Ogg with Vorbis, Opus or FLAC, by its content. PCM of 8 (unsigned), 16,
         24 or 32 bits becomes [-1, 1) by division by its full scale, rounded to fp32 once; floating-point samples stay
-        as they are, also beyond [-1, 1] where a file holds such. Data written to a pipe, of unknown size, reach to
-        the end of a WAV file; a wrong size of the whole and bytes after the data do not matter.
+        as they are, also beyond [-1, 1] where a file holds such. A data chunk of unknown size, written to a
+        pipe, ends with the file; a wrong total size and bytes after the data are ignored.
     memory_budget
-        Bytes that reading may take; None is half of what is free. What a header states is checked first.
+        Bytes that reading may take; None is half of the free memory. The size in the header is checked first.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def load_audio(path: str | os.PathLike[str], memory_budget: int | None = None) -
 
 
 def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
-    """Write a sound as a WAV or FLAC file with 16 bits a sample; values outside [-1, 1] are clipped. Whole or absent.
+    """Write a sound as a WAV or FLAC file with 16 bits per sample; values outside [-1, 1] are clipped. Whole or absent.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
     path
         Ends in ``.wav`` or ``.flac``; its folder must exist. An older file is replaced.
     rate
-        Samples a second (Hz).
+        Samples per second (Hz).
 
     Raises
     ------
@@ -132,13 +132,13 @@ def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
 def _flac(samples: np.ndarray[Any, Any], rate: int) -> bytes:
     import soundfile  # loads a library of its own, for these formats only
 
-    content = io.BytesIO()  # of a disk that is full, the library would not say so
+    content = io.BytesIO()  # encoded in memory, since the library ignores a full disk
     soundfile.write(content, samples, rate, format="FLAC", subtype="PCM_16")
     return content.getvalue()
 
 
 def _check_size(file: Path, frames: int, channels: int, budget: int) -> None:
-    """Refuse a sound that exceeds the budget with a block of it on its way, and a byte each for the search for NaN."""
+    """Refuse a sound beyond the budget: all samples, one block in progress, a byte per sample to search for NaN."""
     block = BLOCK_BYTES * min(frames * channels, max(BLOCK, channels))
     fit = max(budget - block, 0) // (5 * channels)
     what = f"reading {file} ({frames} samples of {channels} channels)"
@@ -146,7 +146,7 @@ def _check_size(file: Path, frames: int, channels: int, budget: int) -> None:
 
 
 def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple[Tensor, int]:
-    """Return samples and rate of a FLAC or Ogg file, whose checksums are checked: its decoders pass over damage."""
+    """Return samples and rate of a FLAC or Ogg file; checksums are verified, since the decoders skip damage."""
     import soundfile  # loads a library of its own, for these formats only
 
     opened.seek(0)
@@ -177,8 +177,8 @@ def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple
 def _decoded(sound: Any, whole: bool, bits: int) -> tuple[Tensor, bytes]:
     """Return the samples of an open file of soundfile, and FLAC's checksum of them.
 
-    ``whole`` says that they are integers, of so many ``bits`` in a FLAC file. The checksum is of their bytes, as few as
-    hold the bits.
+    ``whole``: samples are integers, of ``bits`` bits in a FLAC file. The checksum is of their bytes, as few per sample
+    as hold the bits.
     """
     values, done = torch.empty(sound.frames, sound.channels), 0
     seen = hashlib.md5(usedforsecurity=False)

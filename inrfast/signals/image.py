@@ -30,24 +30,24 @@ LUMA = (0.299, 0.587, 0.114)
 """Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
 
 MID_GREY = 0.5
-"""Taken from the pixels before a fit and given back after it: a network's outputs start near 0, an image's mean does
-not."""
+"""Subtracted from the pixels before a fit and added again after it: a network's outputs start near 0, the mean of an
+image does not."""
 
 SIDE = 256
-"""Pixels per axis of an image that is fitted, unless others are asked for."""
+"""Default number of pixels per axis of a fitted image."""
 
 TRANSPARENT = frozenset({"JPEG2000", "PNG", "TGA", "TIFF", "WEBP"})
-"""Formats, by Pillow's names, that give eight bits of transparency back as they were written."""
+"""Formats, by Pillow's names, that store eight bits of transparency without loss."""
 
 ICONS = frozenset({"ICNS", "ICO"})
-"""Formats, by Pillow's names, of which it writes the sizes that they have instead of another one."""
+"""Formats, by Pillow's names, with fixed sizes, to which it silently resizes."""
 
 LAYERS = 7
-"""Most channels that are averaged: colours, opacity, and colours weighed by it."""
+"""Most channels that are averaged: colours, opacity, and colours weighted by opacity."""
 
 STRIP, LEAST_STRIP, STRIPS = 2**24, 2**16, 16
-"""Bytes of all layers of a strip of rows, in fp32, at most and at least; how often they fit into a budget. A strip is
-copied up to seven times on its way; the other half of the budget stays for the rest."""
+"""Most and fewest bytes of a strip of rows with all layers, in fp32, and strips per budget. A strip is copied up to
+seven times while it is processed; the other half of the budget is for everything else."""
 
 
 def load_image(
@@ -64,9 +64,9 @@ def load_image(
     ----------
     path
         A raster image by its content, whatever its name: AVIF, BMP, DDS, GIF, ICO, JPEG, JPEG 2000, MSP, PCX,
-        PNG, PBM, PGM, PPM, PSD, QOI, SGI, TGA, TIFF, WebP or XBM. Nothing that another program would have to draw (EPS,
-        PDF, WMF) is ever opened. PNG, PGM and PPM keep all of their up to 16 bits a channel, TIFF keeps up to 64;
-        the largest number of so many bits becomes 1. The camera's orientation is applied.
+        PNG, PBM, PGM, PPM, PSD, QOI, SGI, TGA, TIFF, WebP or XBM. Formats that another program would have to render
+        (EPS, PDF, WMF) are refused. PNG, PGM and PPM are read with up to 16 bits per channel, TIFF with up to
+        64; the largest number of so many bits becomes 1. The camera's orientation is applied.
     size
         ``(H, W)``, or one int for a square; None keeps the file's. The image is cropped about its centre to that
         aspect, so it is never distorted, then averaged over areas.
@@ -78,12 +78,12 @@ def load_image(
         drops it where it is opaque everywhere or ``grey`` is asked for. Averages over areas weigh colours by their
         opacity, so that the colours of invisible pixels do not bleed into visible ones.
     page
-        Which page of a TIFF or frame of an animation, from 0; None where there is but one. Smaller copies and masks
+        Page of a TIFF or frame of an animation, from 0; None if there is only one. Smaller copies and masks
         beside a TIFF's pages are not counted; of the previews beside a photograph, the photograph is read.
     memory_budget
-        Bytes that decoding may take; None is half of what is free. What a header states is checked first. Pillow, which
-        decodes all but TIFF, PNG of 16 bits and deep PGM and PPM, has a limit of its own whatever the budget: twice
-        ``PIL.Image.MAX_IMAGE_PIXELS``, 178,956,970 pixels unless it is set.
+        Bytes that decoding may take; None is half of the free memory. The size in the header is checked before
+        decoding. Pillow, which decodes all but TIFF, PNG of 16 bits and deep PGM and PPM, has its own limit beside the
+        budget: twice ``PIL.Image.MAX_IMAGE_PIXELS``, 178,956,970 pixels unless it is set.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def load_image(
     ValueError
         The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked; a JPEG
         states none: fewer bytes than its blocks need are refused, other damage within its data may pass); signed
-        or floating-point samples, whose range is not stated; more than 8 bits a channel in a format that loses them;
+        or floating-point samples, whose range is not stated; more than 8 bits per channel in a format that loses them;
         several pages and no ``page``; a size below 1; ``grey`` together with ``alpha=True``.
     MemoryBudgetError
         The image is larger than the budget allows; nothing was decoded.
@@ -139,7 +139,7 @@ def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write an image with 8 bits a channel; values outside [0, 1] are clipped. The file is whole or absent.
+    """Write an image with 8 bits per channel; values outside [0, 1] are clipped. The file is whole or absent.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     name = Image.registered_extensions()[target.suffix.lower()]
     if picture.mode == "L" and not _writes(name, "L"):
         picture = picture.convert("RGB")
-    # Encoded in memory: to a file itself Pillow writes past Python, and of a disk that is full it says nothing.
+    # Encoded in memory: Pillow writes files without Python, and ignores a full disk.
     write_whole(target, _encoded(picture, name))
 
 
@@ -182,7 +182,7 @@ def image_suffixes(transparent: bool = False) -> list[str]:
 
 @cache
 def _writes(name: str, mode: str) -> bool:
-    """Say whether Pillow writes such pixels in a format: some have no colours, and some it only reads."""
+    """Return whether Pillow writes pixels of this mode in a format: some have no colours, some are read-only."""
     try:
         return name in Image.SAVE and bool(_encoded(Image.new(mode, (16, 16)), name))
     except ValueError:
@@ -190,7 +190,7 @@ def _writes(name: str, mode: str) -> bool:
 
 
 def _encoded(picture: Image.Image, name: str) -> bytes:
-    """Return a picture as a file of a format, of its size."""
+    """Return the content of a file that holds a picture in a format, at its own size."""
     content, options = io.BytesIO(), {"sizes": [picture.size]} if name == "ICO" else {}
     what = f"an image of {picture.height}x{picture.width} pixels cannot be written as {name}"
     try:
@@ -200,7 +200,7 @@ def _encoded(picture: Image.Image, name: str) -> bytes:
             written = Image.open(content, formats=[name]).size if name in ICONS else picture.size
     except MemoryError:
         raise
-    except Exception as error:  # encoders have no common one
+    except Exception as error:  # encoders raise all kinds of errors
         raise ValueError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
     if written != picture.size:
         raise ValueError(f"{what}: such a file would hold {written[1]}x{written[0]}")
@@ -233,7 +233,7 @@ def _room(sides: tuple[int, int], shape: tuple[int, int] | None, layers: int, st
 
 
 def _transparent(raster: Raster, strip: int) -> bool:
-    """Say whether something of the image is not opaque."""
+    """Return whether a part of the image is not opaque."""
     if raster.opacity is None:
         return False
     whole = slice(0, raster.width)
@@ -275,7 +275,7 @@ def _crop(sides: Sequence[int], shape: tuple[int, int]) -> list[int]:
 
 
 def _layers(raster: Raster, box: Box, grey: bool, transparent: bool, weighed: bool) -> Tensor:
-    """Return what of a box is averaged: a grey; colours; or colours, opacity and, if ``weighed``, their products."""
+    """Return a box's channels to average: grey; colours; or colours, opacity and, if ``weighed``, their products."""
     colours = raster.colours(box)
     if grey:
         return (colours @ colours.new_tensor(LUMA)).unsqueeze(-1)
@@ -290,11 +290,11 @@ def _averaged(image: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _seen(image: Tensor, transparent: bool) -> Tensor:
-    """Return colours and opacity (H, W, 4) from averages of all of :func:`_layers`: colours by what is seen of them."""
+    """Return colours and opacity (H, W, 4) from averages of :func:`_layers`: colours are weighted by opacity."""
     if not transparent:
         return image
     plain, opacity, seen = image.split([3, 1, 3], -1)
-    # What nobody sees has no right colour: it keeps its own.
+    # Invisible pixels keep their plain average.
     visible = torch.where(opacity > 0, seen / opacity.clamp_min(torch.finfo(opacity.dtype).tiny), plain)
     return torch.cat([visible.clamp(0, 1), opacity], -1)
 

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 __all__ = ["Placement", "isosurface", "load_mesh", "occupancy", "sample_occupancy", "save_mesh"]
 
 EXTENT = 0.9
-"""Half the side of the placed bounding box: the rest of [-1, 1] stays empty, so that marching cubes closes surfaces."""
+"""Half the side of the placed bounding box: a margin of [-1, 1] stays empty, so that marching cubes closes surfaces."""
 
 INSIDE = 0.5
-"""Least absolute winding number inside: halfway between outside (0) and once around."""
+"""Smallest absolute winding number that counts as inside: halfway between 0 and 1."""
 
 FIT_SIDE, RENDER_SIDE, SAMPLES = 128, 256, 200_000
 """Defaults: points per axis of the surface that is written after a fit and by ``render``; points to fit."""
 
 LEAST_SIDE = 2
-"""Points per axis of a grid that has a cube."""
+"""Fewest points per axis for marching cubes, which needs one cell."""
 
 
 # ---- placement ---------------------------------------------------------------------------------------------------
@@ -115,16 +115,16 @@ def sample_occupancy(
     Parameters
     ----------
     mesh
-        Is placed by :meth:`Placement.of`.
+        The surface; it is placed by :meth:`Placement.of`.
     n
         Number of points.
     near_surface
         Share of points on the surface (uniform by area) moved by Gaussian noise, the first ones returned; the others
-        are uniform in the cube. Half and half is usual: the border is learnt, and that there is nothing elsewhere.
+        are uniform in the cube. Half and half is usual: the network learns the surface, and that the rest is empty.
     sigma
         Standard deviation of that noise, in placed coordinates; 0.03 is a sixtieth of the largest placed mesh.
     seed
-        Of everything drawn, on a generator of its own.
+        Of a CPU generator of its own.
     progress
         Whether to show a progress bar; None shows it on a terminal only.
 
@@ -186,7 +186,7 @@ def isosurface(
     placement
         Of the mesh that was fitted: the surface is returned in its world. None leaves it in the grid's coordinates.
     bounds
-        ``(low, high)`` for every axis, or one such pair an axis.
+        ``(low, high)`` for every axis, or one such pair per axis.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def isosurface(
     """
     values = check_tensor("values", values, ndim=3).detach()
     if min(values.shape) < 2:
-        raise ValueError(f"values must have at least 2 points an axis, got shape {tuple(values.shape)}")
+        raise ValueError(f"values must have at least 2 points per axis, got shape {tuple(values.shape)}")
     level = check_float("level", level)
     pairs = check_bounds(bounds, 3)
     smallest, largest = float(values.min()), float(values.max())
@@ -237,7 +237,7 @@ def _load(
     mesh = load_mesh(path)
     placement = Placement.of(mesh)
     coords, inside = sample_occupancy(mesh, samples, seed=seed, progress=progress)
-    # Of another seed, and few beside the others.
+    # another seed, and few points, since they are only measured
     other = (seed + 1) % 2**32
     held_out = sample_occupancy(mesh, max(samples // 4, 1), seed=other, progress=progress)
     about = {"shape": list(size), "offset": 0.5, "scale": 1.0}

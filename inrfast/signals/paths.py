@@ -1,4 +1,4 @@
-"""Paths at the door: what a loader can read and a writer can write, before anything is opened."""
+"""Checks of paths before anything is opened: whether a loader can read a file, and a writer can write it."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ def readable(path: Any, kind: str, suffixes: Collection[str] | None = None) -> P
 
 
 def writable(path: Any, kind: str, suffixes: Collection[str]) -> Path:
-    """Return the path of a file that can be written: a known suffix, in an existing folder, and nothing else there.
+    """Return the path of a file that can be written: a known suffix, an existing folder, no folder or device of that
+    name.
 
-    Of a link it is the file that counts to which it leads, whether there is one yet or not.
+    Of a symbolic link its target counts, whether it exists or not.
 
     Raises
     ------

@@ -21,7 +21,7 @@ from inrfast.threads import MOST_THREADS, one_core, share
 from inrfast.training.stack import modes_kept
 
 BUFFERS = 4
-"""Buffers of a layer's width that a chunk is counted with: features, pre-activations and what an activation takes."""
+"""Buffers of a layer's width per chunk: features, pre-activations, and the temporaries of an activation."""
 
 
 @in_own_modes
@@ -35,17 +35,17 @@ def render(
 ) -> Tensor:
     """Return the predictions of a network on ``inrfast.grid(shape, endpoint, bounds)``, on the CPU, (*shape, M).
 
-    Coordinates are computed chunk by chunk and are bit by bit those of the grid. A chunk's activations stay in cache.
+    Coordinates are computed chunk by chunk, bitwise equal to those of the grid. A chunk's activations stay in cache.
     A network that couples its points (batch statistics, attention over the batch) gets the whole grid at once; its
-    picture is then that of this grid, and another grid gives other values at the same points.
+    values then belong to this grid, and another grid gives other values at the same points.
 
     Parameters
     ----------
     net
         An :class:`inrfast.INR` or any module that maps (n, d) to (n, M), on any device. It is evaluated in eval mode;
-        every module has its own mode back afterwards. No gradients are kept.
+        every module gets its own mode back afterwards. No gradients are recorded.
     shape
-        Points an axis; an int is a one-dimensional grid.
+        Points per axis; an int is a one-dimensional grid.
     bounds, endpoint
         As in :func:`inrfast.grid`; by default those of a fit to a grid.
     memory_budget
@@ -94,7 +94,7 @@ def render(
         ):
 
             def predict(part: slice) -> None:
-                with torch.no_grad():  # a thread starts with torch's defaults, the caller's other modes not among them
+                with torch.no_grad():  # worker threads start with torch's default modes, not the caller's
                     values[part] = _predicted(net, grid_rows(columns, part).to(like.device)).view(-1, outputs).cpu()
                 bar.update(part.stop - part.start)
 
@@ -103,12 +103,12 @@ def render(
 
 
 def _threads(net: nn.Module, like: Tensor) -> int:
-    """Return how many chunks are computed at a time: only of known parts is it known that their calls do not meet."""
+    """Return how many chunks are computed at a time: more than one only for modules known to be thread-safe."""
     return min(torch.get_num_threads(), MOST_THREADS) if is_pointwise(net) and like.device.type == "cpu" else 1
 
 
 def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int) -> bool:
-    """Return whether a network depends on more than the point at hand, so that chunks would change its values.
+    """Return whether predictions depend on other points, so that chunks would change them.
 
     Raises
     ------
@@ -127,7 +127,7 @@ def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, li
             return False
         if points <= affordable:
             return True
-        if dependence(net, sample, number=points) is None:  # a difference of rounding alone
+        if dependence(net, sample, number=points) is None:  # only a difference of rounding
             return False
     raise MemoryBudgetError(
         f"net couples its points ({found}), so it must be given all {points} points of the grid at once; the budget "
@@ -136,12 +136,12 @@ def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, li
 
 
 def grid_rows(columns: Sequence[Tensor], rows: slice) -> Tensor:
-    """Return some rows (n, d) of the grid with these axes, from their numbers."""
+    """Return some rows (n, d) of the grid with these axes."""
     return _at(columns, torch.arange(rows.start, rows.stop))
 
 
 def _at(columns: Sequence[Tensor], numbers: Tensor) -> Tensor:
-    """Return the rows (n, d) of the grid with these numbers."""
+    """Return the rows (n, d) of the grid with these indices."""
     places = torch.unravel_index(numbers, [len(column) for column in columns])
     return torch.stack([column[place] for column, place in zip(columns, places, strict=True)], 1)
 
@@ -149,13 +149,13 @@ def _at(columns: Sequence[Tensor], numbers: Tensor) -> Tensor:
 def _predicted(net: nn.Module, points: Tensor) -> Any:
     """Return the predictions at some points.
 
-    A single point is given twice to modules that do not take it alone: ``squeeze()`` would drop its axis.
+    A single point is passed twice to modules that fail on one point, such as those that call ``squeeze()``.
     """
     if len(points) > 1:
         return net(points)
     try:
         values = net(points)
-    except Exception:  # whatever it raises for one point, two copies of it may do
+    except Exception:  # it may take two copies of the point, whatever it raises for one
         values = None
     if isinstance(values, Tensor) and values.ndim == 2 and len(values) == 1:
         return values

@@ -30,10 +30,10 @@ WRITTEN = (".npy",)
 """The suffixes of what :func:`load_volume` and :func:`save_volume` take."""
 
 MOST_CHANNELS = 4
-"""A longer last axis is more likely a fourth dimension than channels."""
+"""Most channels: a longer last axis is more likely a fourth dimension."""
 
 BLOCK = 2**20
-"""Numbers that are converted at a time, or one row (W, C) if that is longer."""
+"""Numbers converted at a time, or one row (W, C) if that is longer."""
 
 ARCHIVE = b"PK"
 """What a ``.npz`` begins with."""
@@ -43,7 +43,7 @@ NO_ARRAY = "is not a NumPy array that can be read"
 
 @dataclass(frozen=True)
 class Header:
-    """What a NumPy file states about its array, and the byte at which its numbers begin."""
+    """The header of a NumPy file, and the offset of its numbers."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -62,11 +62,11 @@ def load_volume(path: str | os.PathLike[str], memory_budget: int | None = None) 
     Parameters
     ----------
     path
-        A ``.npy`` file, or a ``.npz`` file with one array (which one it is says its content), (D, H, W) or (D, H, W, C)
-        with C <= 4, in any byte and memory order. Unsigned integers and booleans are divided by the largest value of
-        their dtype, to [0, 1]; floats stay as they are, rounded to fp32. Objects are never unpickled.
+        A ``.npy`` file, or a ``.npz`` file with one array (the content decides which of the two), (D, H, W) or (D, H,
+        W, C) with C <= 4, in any byte and memory order. Unsigned integers and booleans are divided by the largest value
+        of their dtype, to [0, 1]; floats stay as they are, rounded to fp32. Objects are never unpickled.
     memory_budget
-        Bytes that reading may take; None is half of what is free. What a header states is checked first.
+        Bytes that reading may take; None is half of the free memory. The size in the header is checked first.
 
     Raises
     ------
@@ -134,7 +134,7 @@ def _header(opened: IO[bytes], file: Path) -> Header:
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(opened)
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(opened)
-        else:  # 3.0 is of structures whose fields have names beyond Latin-1
+        else:  # version 3.0 is for structures with field names beyond Latin-1
             raise ValueError(f"it is of version {version}, which no array of numbers needs")
         if min(shape, default=0) < 0:
             raise ValueError(f"its shape is {shape}")
@@ -179,18 +179,18 @@ def _numbers(opened: IO[bytes], about: Header, file: Path, budget: int) -> Tenso
     fit = max(budget - block, 0) // 4
     require(4 * math.prod(shape) + block, budget, f"reading {file} of shape {shape}", f"{fit} voxels fit")
     values, divisor = torch.empty(shape), _divisor(file, about.dtype)
-    # The first index changes fastest in a Fortran array: the file has the axes in the other order.
+    # Fortran order: the file has the axes in reverse order.
     stored = values.permute(*reversed(range(len(shape)))) if about.fortran else values
     finite = True
     with decoding(file, NO_ARRAY):
         for rows in _blocks(stored.shape):
             into = stored[rows]
             part = np.frombuffer(opened.read(into.numel() * about.dtype.itemsize), about.dtype)
-            with np.errstate(over="ignore"):  # what is Inf in fp32 is refused below
+            with np.errstate(over="ignore"):  # overflow to Inf is refused below
                 single = (part.astype(np.float64) / divisor).astype(np.float32)
             into.copy_(torch.from_numpy(single).view(into.shape))
             finite &= bool(np.isfinite(single).all())
-        if opened.read(1):  # at the end an archive compares its checksum, too
+        if opened.read(1):  # reading to the end also makes zipfile check the CRC
             raise ValueError("it is longer than it states")
     if not finite:
         raise ValueError(f"{file} holds NaN, Inf or values beyond fp32")
@@ -210,7 +210,7 @@ def _blocks(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
 
 
 def _divisor(file: Path, dtype: np.dtype[Any]) -> float:
-    """Return the value that becomes 1."""
+    """Return the value that is mapped to 1."""
     if dtype.kind == "u":
         return float(np.iinfo(dtype).max)
     if dtype.kind in "bf":

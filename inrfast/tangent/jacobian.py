@@ -232,7 +232,8 @@ class LayerwiseJacobian:
 
     def _product_rows(self, columns: int) -> int:
         """Return the points a product takes at once: scaled factors take a quarter of the budget."""
-        widest = max(max(spec.block) for spec in self.specs)
+        held = zip(self.specs, (self.capture.stored[index] for index in self.indices), strict=True)
+        widest = max(max(stored if layer.sparse else layer.block) for layer, stored in held)
         each = 2 * columns * widest * self.dtype.itemsize
         return max(1, min(self.product_rows, self.memory_budget // (4 * each)))
 
@@ -357,7 +358,7 @@ def jacobian(
     Parameters
     ----------
     net
-        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.tangent.capture`).
+        As in :func:`inrfast.ntk`.
     coords
         Shape (N, d), on the network's device. They and the parameters are copied: later changes to them do not matter.
     params

@@ -118,8 +118,10 @@ def ntk(
     Parameters
     ----------
     net
-        :class:`inrfast.INR` (closed form) or any module of supported layers (see :mod:`inrfast.tangent.capture`). Its
-        parameters are copied: training it later does not change the kernel.
+        Any module that treats its points one by one, in eval mode: :class:`inrfast.INR` in closed form, other modules
+        by hooks. Linear layers, norms and tables are kept as small factors (:mod:`inrfast.layers`); every other
+        parameter, also one used twice, costs its number of entries per point and output, and a warning says so. The
+        parameters are copied: training the network later does not change the kernel.
     coords, coords2
         Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.
     output

@@ -26,37 +26,39 @@ from inrfast.tangent.network import PASS_DTYPE
 from inrfast.threads import share
 
 PASS_ROWS = 512
-"""Points a factor pass takes at once: its fp64 temporaries (1 MiB at width 256) then stay in cache. Measured: 512 is
-several times faster a point than 4,096, where every temporary is fresh memory."""
+"""Points per factor pass: its fp64 temporaries (1 MiB at width 256) then stay in cache. Measured per point, 512 is
+several times faster than 4,096, where every temporary is newly allocated."""
 
 PRODUCT_ROWS = 1024
-"""Points a product with cached factors takes at once, so that a scaled factor stays in the second-level cache."""
+"""Points per step of a product with kept factors, so that a scaled factor stays in the second-level cache."""
 
 STREAMED_ROWS = 4096
-"""Points whose factors are held at once where a pass over the grid computes them anew."""
+"""Points whose factors are held at once where every pass over the grid recomputes them."""
 
 ROWS_GPU = 1 << 14
-"""The three of them on a GPU, where a chunk must fill the chip, and every operation of one is a launch."""
+"""All three on a GPU: a chunk must fill the chip, and every operation costs a launch."""
 
 LEAST_STREAMED = 128
-"""Points that a budget must allow to be streamed at once: with fewer a pass over the grid would take forever."""
+"""Fewest points per recomputed chunk that a budget must hold: with less, a pass over the grid would be far too slow."""
 
 PASS_BUFFERS, HOOKED_BUFFERS = 3, 6
-"""Numbers in fp64 that a factor pass holds for each number of a factor: in closed form, and with norms or by hooks."""
+"""fp64 numbers that a factor pass allocates per number of its factors: in closed form; with norms or by hooks."""
 
 
 def rows_on(device: torch.device, cpu: int) -> int:
-    """Return the points taken at once on a device: ``cpu`` on a CPU."""
+    """Return the points per chunk on a device: ``cpu`` on a CPU, :data:`ROWS_GPU` elsewhere."""
     return cpu if device.type == "cpu" else ROWS_GPU
 
 
 RANGE = {torch.float32: (1e-30, 1e37), torch.float64: (0.0, 1e300)}
-"""Largest entry of a result, from and to which a dtype holds it, and what is a millionth of it, with all digits. Below
-1e-300 fp64 loses them too, but such numbers only stand beside others."""
+"""Range of a result's largest entry in which its dtype holds it, and entries a millionth as large, with all digits."""
 
 
 def surely_held(guess: float, dtype: torch.dtype) -> bool:
-    """Return whether the largest entry of a kernel is in range, from that at a few points: others differ by 1e10."""
+    """Return whether a kernel's largest entry is in range for sure, ``guess`` being that of a few points.
+
+    Entries at other points may be 1e10 times larger or smaller.
+    """
     low, high = RANGE[dtype]
     return low * 1e10 <= guess <= high * 1e-10
 
@@ -121,7 +123,7 @@ class FactorStore:
         return {**self.__dict__, "_kept": None, "_spare": {}, "_operands": {}, "_others": {}}
 
     def at_precision(self, precision: str) -> FactorStore:
-        """Return the store of the same points at another precision, the same one as long as somebody holds it."""
+        """Return the store of the same points at another precision, one object while a reference to it exists."""
         held = self._others.get(precision)
         found = None if held is None else held()
         if found is None or found.budget != self.budget:
@@ -179,7 +181,7 @@ class FactorStore:
 
     @property
     def _pass_bytes(self) -> int:
-        """Bytes that a pass in fp64 holds a point, its results among them."""
+        """Bytes per point that a pass in fp64 allocates, its results included."""
         return (
             PASS_DTYPE.itemsize
             * self.capture.numbers_per_point
@@ -193,7 +195,7 @@ class FactorStore:
 
     @contextmanager
     def limited(self, budget: int) -> Iterator[None]:
-        """Hold the store to so many bytes in this block; factors that were kept and do not fit are let go."""
+        """Limit the store to so many bytes in this block; kept factors that do not fit are freed."""
         before = self.budget
         budget = max(budget, min(self._bytes_of(LEAST_STREAMED), UNCOUNTED))
         if budget < before:
@@ -225,7 +227,7 @@ class FactorStore:
     def chunks(self, size: int, within: slice | None = None) -> Iterator[tuple[slice, list[Factors]]]:
         """Yield ``(rows, factors)`` over the points (``within`` a range of them), at most ``size`` at a time.
 
-        Recomputed factors are gone when the next ones are asked for: they share their memory.
+        Recomputed factors are overwritten by the next ones.
         """
         start, stop, _ = (within or slice(None)).indices(len(self.coords))
         if self.fits:

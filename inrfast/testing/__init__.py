@@ -3,5 +3,6 @@
 from inrfast.testing.activation import check_activation
 from inrfast.testing.encoding import check_encoding
 from inrfast.testing.layer import check_layer
+from inrfast.testing.norm import check_norm
 
-__all__ = ["check_activation", "check_encoding", "check_layer"]
+__all__ = ["check_activation", "check_encoding", "check_layer", "check_norm"]

@@ -79,8 +79,8 @@ def fit(
         Learning rate and its factor over the steps t: ``"exponential"`` (``0.1^(t/steps)``), ``"cosine"``,
         ``"constant"``, or a callable of t. An optimiser of your own has rates of its own; the schedule multiplies them.
     batch_size
-        Points a step, drawn without replacement from a seeded permutation a pass, on the network's device (what is left
-        of a pass when no full batch remains is skipped); None takes all.
+        Points per step, drawn without replacement from a seeded permutation per pass, on the network's device (what is
+        left of a pass when no full batch remains is skipped); None takes all.
     loss
         A named loss l of predictions f and targets y, the mean over points and outputs: ``"mse"``, ``"l1"``,
         ``"huber"``, ``"bce"`` (f a logit, y in [0, 1]), with numbers ``{"name": "huber", "delta": 0.1}``
@@ -95,8 +95,9 @@ def fit(
         must take them as ``weight``. Points of weight 0 are left out of the fit and its PSNR; their targets may be
         anything, NaN too.
     optimizer
-        ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, or any ``torch.optim.Optimizer`` of the network's
-        trainable parameters.
+        ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, one of your own by its name
+        (:class:`inrfast.training.optimizers.Optimizer`), or any ``torch.optim.Optimizer`` of the network's trainable
+        parameters.
     precision
         ``"high"``: the network's own dtype; ``"highest"``: fp64, which asks for an fp64 network; ``"medium"``: products
         in 16 bits, weights, updates and evaluations in fp32. Fused steps take fp16 (a gradient's relative error is near
@@ -250,11 +251,11 @@ def fit_many(
     targets
         Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
     lr, seed, target_psnr, data_range
-        One for all, or one a network. With one seed all networks see the same batches.
+        One for all, or one per network. With one seed all networks see the same batches.
     weight, eval_coords, eval_target
-        One for all, or a sequence of one a network; see :func:`inrfast.fit`.
+        One for all, or a sequence of one per network; see :func:`inrfast.fit`.
     optimizer
-        ``"adam"``, ``"adamw"`` or ``"sgd"``.
+        ``"adam"``, ``"adamw"``, ``"sgd"``, or one of your own by its name.
     steps, schedule, batch_size, loss, precision, backend, callbacks, eval_every, checkpoint, checkpoint_seconds, resume
         See :func:`inrfast.fit`. One checkpoint holds all networks; callbacks are told each network by ``state.index``.
     progress, memory_budget, weight_decay, clip_norm, patience

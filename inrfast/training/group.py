@@ -63,7 +63,7 @@ class Group:
         self.evaluation = stacked(evaluations) if evaluations else None
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
-        self.engine = engine_of(self._task())
+        self.engine, self.reason = engine_of(self._task())
         self.stack = Stack([member.net for member in members], self.engine.flat, self.members[0].modules)
         try:
             self._begin()
@@ -127,7 +127,8 @@ class Group:
         if self.gradient.whole and full and not options.often:
             self.every = max(self.every, LEAST_BETWEEN)
         for member in self.members:
-            member.gradient, member.eval_every = self.gradient.name, self.every
+            member.gradient, member.reason = self.gradient.name, self.reason
+            member.eval_every = self.every
         self.several: FusedSteps | None = None
         alone = options.clip_norm is not None or _watches_steps(options.callbacks)
         of_loss = self.gradient
@@ -384,7 +385,7 @@ class Group:
         self.weights.keep(self.stack, index, self.data.coords[0])
         self.batches.keep(index)
         self.optimizer.keep(self.stack, index)
-        self.engine = engine_of(self._task())
+        self.engine, self.reason = engine_of(self._task())
         self._take()
         if scales is not None:
             self.gradient.load(scales[index])

@@ -38,6 +38,7 @@ class Member:
     history: list[tuple[int, float]] = field(default_factory=list)
     best_state: dict[str, Tensor] = field(default_factory=dict)
     gradient: str = ""
+    reason: str | None = None
     eval_every: int = 1
     best_step: int = 0
     best_psnr: float = math.nan

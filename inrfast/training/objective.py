@@ -9,14 +9,13 @@ regularisers, autograd takes it.
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, nearest
+from inrfast.errors import check_float, nearest, warn
 from inrfast.losses import BoundLoss, LossSpec, loss_of
 from inrfast.snapshot import twin
 from inrfast.training.data import Data, check_net
@@ -47,7 +46,7 @@ class Batch:
     weight
         (n, M) or None.
     index
-        Row numbers (n,) of these points among those given to the fit, int64.
+        Row numbers (n,) of these points among those given to the fit, int64; None where nobody asks.
     step
         Updates done before.
     modules
@@ -60,7 +59,7 @@ class Batch:
     coords: Tensor
     target: Tensor
     weight: Tensor | None
-    index: Tensor
+    index: Tensor | None
     step: int
     modules: tuple[nn.Module, ...] = ()
     prediction: Tensor | None = None
@@ -136,10 +135,9 @@ class Objective:
         """Functions of the user's own."""
         return (*((self.loss,) if isinstance(self.loss, Term) else ()), *self.regularizers)
 
-    @property
-    def with_coords(self) -> bool:
-        """Whether coordinates must require gradients, since a term may differentiate with respect to them."""
-        return any("coords" in term.asks for term in self.terms)
+    def asks(self, name: str) -> bool:
+        """Return whether a function of the user's own is given this."""
+        return any(name in term.asks for term in self.terms)
 
     def reason_against_parts(self) -> str | None:
         """Return why the loss is no sum over points whose gradient an engine can take alone; None if it is."""
@@ -172,7 +170,7 @@ class Objective:
         values = [term(batch) for term in self.regularizers]
         for term, value in zip(self.regularizers, values, strict=True):
             if not value.requires_grad and batch.step == 0:
-                warnings.warn(f"{term.place} has no gradient: it depends on nothing that is trained", stacklevel=2)
+                warn(f"{term.place} has no gradient: it depends on nothing that is trained", UserWarning)
         return sum(values[1:], values[0])
 
     def twin(self) -> Objective:
@@ -198,14 +196,14 @@ class Objective:
 def batch_of(data: Data, net: nn.Module, objective: Objective, index: Tensor | slice, step: int) -> Batch:
     """Return what an objective may ask for of some rows of a network's data, the predictions aside."""
     coords, target, weight = data.rows(index)
-    if objective.with_coords:
+    if objective.asks("coords"):  # since a term may differentiate with respect to them
         coords = coords.detach().requires_grad_()
     return Batch(
         net,
         coords,
         target,
         None if weight is None else weight.expand_as(target),
-        data.numbers(index),
+        data.numbers(index) if objective.asks("index") else None,
         step,
         objective.modules,
     )

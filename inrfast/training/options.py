@@ -173,7 +173,7 @@ def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:
     FileExistsError
         There is a file and the fit is not to go on from it: an hour's work is not overwritten by a forgotten argument.
     OSError, ValueError
-        No file can be written there: see :func:`inrfast.files.whole_path`.
+        No file can be written there: see :func:`inrfast.files.whole_file`.
     """
     check_float("checkpoint_seconds", seconds, minimum=0.0)
     if not isinstance(resume, bool):

@@ -197,6 +197,7 @@ class Trainer:
             "eval_every": member.eval_every,
             "points": member.data.points,
             "gradient": member.gradient,
+            "reason": member.reason,
             "net": net,
         }
         return FitResult(

@@ -138,7 +138,7 @@ def write_tree(
     Raises
     ------
     OSError
-        As :func:`inrfast.files.whole_path`.
+        As :func:`inrfast.files.whole_file`.
     TypeError, ValueError
         As :func:`pack`.
     """

@@ -30,6 +30,7 @@ FORMULAS = {
     "tanh": lambda u: math.tanh(u),
     "gelu": lambda u: 0.5 * u * (1 + math.erf(u / math.sqrt(2))),
     "softplus": lambda u: math.log1p(math.exp(u)),
+    "wire": lambda u, w, s: math.cos(w * u) * math.exp(-((s * u) ** 2)),
 }
 
 

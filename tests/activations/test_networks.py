@@ -1,6 +1,7 @@
 """What a network and a fused layer take as activation and omega, and how they describe it."""
 
 import pytest
+import torch
 
 import inrfast as inr
 from inrfast.nn import FusedLinear
@@ -40,6 +41,26 @@ def test_configs_of_what_todays_files_hold_are_written_as_today():
     expected = "activations=('relu', 'sine'), omegas=(3.0, 5.0), norm_position='pre'"
     assert net.extra_repr() == expected
     assert FusedLinear(2, 3).extra_repr().endswith("activation='relu', omega=30")
+
+
+@pytest.mark.parametrize(
+    "module", [inr.INR(2, 1, 4, activation=["sine", "relu", "finer"], omega=7.0), FusedLinear(2, 3)]
+)
+def test_names_and_frequencies_are_read_only_and_modules_pickled_before_they_were_are_read(module):
+    several = isinstance(module, inr.INR)
+    for name in ("activations", "omegas") if several else ("activation", "omega"):
+        with pytest.raises(AttributeError):
+            setattr(module, name, getattr(module, name))
+    state = dict(vars(module))
+    for new, old in (("bound_activations", "activations"), ("_omegas", "omegas")):
+        new, old = (new, old) if several else (new.removesuffix("s"), old.removesuffix("s"))
+        del state[new]
+        state[old] = getattr(module, old)
+    read = type(module).__new__(type(module))
+    read.__setstate__(state)
+    x = torch.rand(5, 2)
+    assert torch.equal(read(x), module(x))
+    assert set(vars(read)) == set(vars(module))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_networks import random_coords
+from torch import nn
 
 import inrfast as inr
 
@@ -71,6 +72,15 @@ def test_encodings_are_buffers_drawn_with_the_networks_seed():
     [
         (lambda: inr.RandomFourier(0), ValueError, "n must be at least 1"),
         (lambda: inr.RandomFourier(4, -1.0), ValueError, "sigma must be above"),
+        (lambda: inr.INR(2, 1, encoding=inr.RandomFourier(4, 1e300)), ValueError, "overflows torch.float32"),
+        (lambda: inr.RandomFourier(frequencies=[[1.0, 2.0], [3.0]]), TypeError, "numbers of shape"),
+        (lambda: inr.RandomFourier(frequencies=[1.0, 2.0]), ValueError, "must have 2 dimensions"),
+        (lambda: inr.RandomFourier(3, frequencies=[[1.0, 2.0]]), ValueError, "n must be 1, the number of frequencies"),
+        (lambda: inr.INR(3, 1, encoding=inr.RandomFourier(frequencies=[[1.0, 2.0]])), ValueError, r"\(n, 3\), got"),
+        (lambda: inr.RandomFourier(trainable="no"), TypeError, "trainable must be True or False, got 'no'"),
+        (lambda: inr.encodings.Concatenate(), ValueError, "at least one encoding"),
+        (lambda: inr.encodings.Concatenate(nn.Linear(2, 2)), TypeError, "takes inrfast encodings, got Linear"),
+        (lambda: inr.encodings.from_config({"name": "RandomFurier"}), ValueError, "Did you mean 'RandomFourier'"),
         (lambda: inr.PositionalEncoding(1.5), TypeError, "n must be an integer"),
         (lambda: inr.Polynomial(-1), ValueError, "degree"),
         (lambda: inr.Polynomial(2, [1.0, 1.0]), ValueError, "3 numbers"),

@@ -24,6 +24,7 @@ import torch
 import inrfast as inr
 from fuzz.laws import Case, LawBroken
 from fuzz.mutations import dump_json, mutate_bytes, mutate_json
+from inrfast.encodings import Concatenate, HashGrid, Identity
 from inrfast.errors import DivergedError, InrfastError
 from inrfast.training import networks, schema, trees
 
@@ -204,6 +205,7 @@ def network_files() -> list[bytes]:
     ]
     nets += [inr.INR(2, 1, width=4, hidden_layers=1, norm=norm) for norm in ("batch", "sphere")]
     encodings = (inr.RandomFourier(3, 1.0), inr.PositionalEncoding(2), inr.Polynomial(2))
+    encodings = (*encodings, HashGrid(2, 2, 16, 2, 5), Concatenate(Identity(), inr.Polynomial(2, trainable=True)))
     nets += [inr.INR(2, 2, width=4, hidden_layers=1, encoding=encoding) for encoding in encodings]
     nets.append(inr.INR(3, 1, width=4, hidden_layers=3, init="rank_expanding", dtype=torch.float64))
     with TemporaryDirectory() as folder:

@@ -39,6 +39,7 @@ EXACT = {
     "tanh": lambda u: mpmath.tanh(u),
     "gelu": lambda u: u * (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2,
     "softplus": lambda u: mpmath.log1p(mpmath.exp(u)),
+    "wire": lambda u, omega, sigma: mpmath.cos(omega * u) * mpmath.exp(-((sigma * u) ** 2)),
 }
 
 SLOPES = {
@@ -50,6 +51,9 @@ SLOPES = {
     "tanh": lambda u: mpmath.sech(u) ** 2,
     "gelu": lambda u: (1 + mpmath.erf(u / mpmath.sqrt(2))) / 2 + u * mpmath.npdf(u),
     "softplus": lambda u: 1 / (1 + mpmath.exp(-u)),
+    "wire": lambda u, omega, sigma: (
+        -(omega * mpmath.sin(omega * u) + 2 * sigma**2 * u * mpmath.cos(omega * u)) * mpmath.exp(-((sigma * u) ** 2))
+    ),
 }
 
 

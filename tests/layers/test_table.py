@@ -8,6 +8,7 @@ from random_networks import exact_kernel, random_coords
 from torch import nn
 
 import inrfast as inr
+from inrfast.encodings import HashGrid
 from inrfast.testing import check_layer
 
 ALLOWED = {"highest": 1e-10, "high": 1e-6, "medium": 2e-4}
@@ -97,6 +98,8 @@ def check(net, coords, precision, output, budget=None):
 )
 def test_hash_grids(d, levels, entries, features, norm, budget, precision, output, seed):
     encoding = Levels(levels, entries, features)
+    if seed % 2:
+        encoding = HashGrid(levels, features, table_size=2 ** (entries // 2), coarsest=2, finest=5)
     net = inr.INR(d, 2, width=6, hidden_layers=2, encoding=encoding, norm=norm, activation="tanh", seed=seed)
     check(net, random_coords(12, d, seed), precision, output, budget)
 
@@ -106,6 +109,17 @@ def test_embeddings_and_grids_inside_of_any_module():
     grid = Levels().build(2, torch.Generator().manual_seed(0), "cpu", torch.float32)
     check(nn.Sequential(grid, nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), random_coords(15, 2, 0), "high", "full")
     check_layer(grid, random_coords(9, 2, 1))
+
+
+def test_rounding_is_known_where_points_lie_between_the_cells_of_a_table():
+    """Places in a table are whole numbers: disturbed by the probe of rounding, they would be others."""
+    for encoding in (HashGrid(3, 2, table_size=16, coarsest=2, finest=8), Levels(2, 64, 2)):
+        net, coords = inr.INR(2, 2, width=8, hidden_layers=2, encoding=encoding), inr.grid((10, 7))
+        K = inr.ntk(net, coords, precision="highest")
+        assert 0 < K.jacobian_error <= 1e-10 * K.trace() ** 0.5
+        exact = torch.linalg.eigvalsh(exact_kernel(*[jacobian_by_points(net, coords)] * 2, "trace"))
+        rank = K.spectrum(method="cholesky", progress=False).rank(1e-5)
+        assert rank.lower <= int((exact > 1e-5 * exact[-1]).sum()) <= rank.upper
 
 
 def test_large_tables_take_no_memory_of_their_length():

@@ -21,10 +21,12 @@ C = 4
 """The constant of the stated bound."""
 
 SLOPE = {"sine": lambda u, w: w, "gaussian": lambda u, w: 0.86 * w, "finer": lambda u, w: w * (2 * u.abs() + 1.1)}
+SLOPE["wire"] = lambda u, w: w + 1  # sigma is 1
 CURVATURE = {
     "sine": lambda u, w: w**2,
     "gaussian": lambda u, w: 2 * w**2,
     "finer": lambda u, w: (w * (2 * u.abs() + 1.1)) ** 2 + 2 * w,
+    "wire": lambda u, w: (w + 1.5) ** 2,
     "relu": lambda u, w: 0.0,
     "identity": lambda u, w: 0.0,
 }

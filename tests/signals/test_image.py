@@ -345,7 +345,7 @@ def test_depths_that_a_format_loses_are_refused(tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} holds 1[026] bits a channel, which its format loses here"):
+        with pytest.raises(ValueError, match=rf"{name} holds 1[026] bits per channel, which its format loses here"):
             load_image(tmp_path / name)
     Image.fromarray(deep[..., 0]).save(tmp_path / "grey.jp2")
     assert np.array_equal(load_image(tmp_path / "grey.jp2")[..., 0].numpy(), deep[..., 0] / np.float32(65535))

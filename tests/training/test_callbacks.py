@@ -147,3 +147,44 @@ def test_a_kernel_of_zeros_has_no_rank_and_ends_no_fit() -> None:
     for entry in tracker.history:
         assert (entry.trace, entry.effective_rank, entry.stable_rank) == (0.0, 0.0, 0.0)
         assert all((rank.lower, rank.upper) == (0, 0) for rank in entry.ranks)
+
+
+class Scalars(Callback):
+    """Writes what a TensorBoard writer takes: (name, value, step), of each network."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, float, int]] = []
+        self.nets: list[tuple[str, int, Any]] = []
+
+    def on_step(self, state: FitState) -> None:
+        self.written.append((f"{state.index}/step", state.gradient_norm(), state.step - 1))
+
+    def on_eval(self, state: FitState) -> None:
+        self.written.append((f"{state.index}/eval", state.gradient_norm(), state.step))
+        self.nets.append((f"{state.index}", state.step, copy.deepcopy(state.net)))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 1e-3])
+@pytest.mark.parametrize("kind", ["native", "tensor", "chunked", "whole", "many"])
+def test_the_norm_of_the_gradient_is_that_of_autodiff_before_clipping(kind: str, clip_norm: float | None) -> None:
+    coords = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
+    target, writer = coords.prod(1, keepdim=True), Scalars()
+    options: dict[str, Any] = {"activation": "relu" if kind == "native" else "tanh"}
+    options |= {"norm": {"chunked": "sphere", "whole": "batch"}.get(kind)}
+    nets = [inr.INR(2, 1, width=8, hidden_layers=1, seed=seed, **options) for seed in range(3 if kind == "many" else 1)]
+    given: dict[str, Any] = {"steps": 5, "eval_every": 1, "callbacks": [writer], "clip_norm": clip_norm}
+    # Decay is added to gradients, and is no part of their norm.
+    given |= {"optimizer": "sgd", "weight_decay": 0.5, "lr": 1e-2}
+    if kind == "many":
+        fit_many(nets, coords, target, **given)
+    else:
+        fit(nets[0], coords, target, **given)
+    found = {(name, step): value for name, value, step in writer.written}
+    for index, step, net in writer.nets:
+        if step == 5:
+            assert math.isnan(found[f"{index}/eval", step])
+            continue
+        twin = net.double().train()
+        (twin(coords.double()) - target.double()).square().mean().backward()
+        exact = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()]).norm()
+        assert found[f"{index}/eval", step] == found[f"{index}/step", step] == pytest.approx(float(exact), rel=1e-4)

@@ -3,6 +3,9 @@
 import copy
 import math
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from inrfast.training.optimizers import OPTIMIZERS, adam
+from inrfast import INR
+from inrfast.training.fit import fit, fit_many
+from inrfast.training.optimizers import OPTIMIZERS, Optimizer, adam
 from inrfast.training.optimizers.torchs import TorchOptimizer
 from inrfast.training.schedules import SCHEDULES, learning_rates
 from inrfast.training.stack import Stack
@@ -147,3 +152,68 @@ def test_an_optimiser_must_hold_the_network_s_parameters() -> None:
         TorchOptimizer(Stack([net]), torch.optim.SGD([net.weight], lr=0.1), 0.1)
     net.bias.requires_grad_(False)
     TorchOptimizer(Stack([net]), torch.optim.SGD([net.weight], lr=0.1), 0.1)
+
+
+class RMSprop(Optimizer):
+    """Graves (2013), with torch's defaults: an optimiser of the user's own."""
+
+    keeps = ("squares",)
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        for name, grad in self.stack.grads.items():
+            grad = self.decayed(name, grad)
+            square = self.kept["squares"][name].mul_(0.99).addcmul_(grad, grad, value=0.01)
+            self.move(name, grad / square.sqrt().add_(1e-8), rates)
+
+
+@pytest.fixture
+def registered() -> Iterator[str]:
+    OPTIMIZERS.add("rmsprop", RMSprop)
+    yield "rmsprop"
+    OPTIMIZERS._items.pop("rmsprop")
+
+
+class Interrupt:
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def on_step(self, state: Any) -> None:
+        if state.step == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_an_optimiser_of_ones_own_is_known_by_its_name_everywhere(registered: str, many: bool, tmp_path: Path) -> None:
+    """In fit and fit_many, with decay, clipping and own rates, as torch's; from a checkpoint it goes on to the bit."""
+    coords = torch.rand(40, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = coords.prod(1, keepdim=True).sin()
+    rates = [1e-3, 3e-3] if many else [1e-3]
+
+    def nets() -> list[INR]:
+        return [INR(2, 1, width=8, hidden_layers=1, seed=seed, dtype=torch.float64) for seed in range(len(rates))]
+
+    def fitted(own: list[INR], optimizer: Any, **options: Any) -> None:
+        options = {"steps": 12, "weight_decay": 0.1, "clip_norm": 0.05, **options}
+        if many:
+            fit_many(own, coords, target, lr=rates, optimizer=optimizer, **options)
+        else:
+            fit(own[0], coords, target, lr=rates[0], optimizer=optimizer, **options)
+
+    ours, theirs, again = nets(), nets(), nets()
+    fitted(ours, registered)
+    for net, rate in zip(theirs, rates, strict=True):
+        optimizer = torch.optim.RMSprop(net.parameters(), lr=rate, weight_decay=0.1)
+        fit(net, coords, target, steps=12, lr=rate, optimizer=optimizer, clip_norm=0.05)
+    fitted(again, registered, checkpoint=tmp_path / "run", callbacks=[Interrupt(5)])
+    resumed = nets()
+    fitted(resumed, registered, checkpoint=tmp_path / "run", resume=True, callbacks=[Interrupt(99)])
+    for net, other, gone_on in zip(ours, theirs, resumed, strict=True):
+        for mine, its, later in zip(net.parameters(), other.parameters(), gone_on.parameters(), strict=True):
+            torch.testing.assert_close(mine, its, rtol=1e-9, atol=1e-11)
+            assert torch.equal(mine, later)
+
+
+def test_an_unknown_optimiser_gets_the_nearest_match(registered: str) -> None:
+    with pytest.raises(ValueError, match="'rmsprop'"):
+        fit(INR(1, 1), torch.rand(4, 1), torch.rand(4, 1), optimizer="rmsprob")

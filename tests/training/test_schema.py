@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import inrfast as inr
+from inrfast.encodings import Compose, Concatenate, HashGrid, Identity
 from inrfast.errors import InrfastError
 from inrfast.training import schema
 from inrfast.training.callbacks import TrackNTK
@@ -70,6 +71,13 @@ FILES = {
     "polynomial": network(encoding=inr.Polynomial(3), norm=["batch", None]),
     "siren": network(activation="sine", init={"first": {"name": "siren", "omega": 20.0}}, bias=False),
     "positional": network(encoding=inr.PositionalEncoding(3)),
+    "trained": network(
+        encoding=Concatenate(
+            Identity(),
+            inr.RandomFourier(frequencies=[[1.0, 2.0]], trainable=True),
+            Compose(HashGrid(2, 2, 16, 2, 5), inr.Polynomial(2, trainable=True)),
+        )
+    ),
 }
 """Ways to write a file, and to use it."""
 

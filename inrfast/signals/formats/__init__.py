@@ -1,1 +1,1 @@
-"""Image and sound formats: decoders, and what headers state that the libraries behind them pass over."""
+"""Image and sound formats: decoders, and checks of headers that the decoding libraries skip."""

@@ -1,4 +1,4 @@
-"""One way out for whatever a decoder raises when it meets a damaged file."""
+"""Turns any exception of a decoder on a damaged file into one kind of error."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from inrfast.words import one_line
 
 LONGEST = 200
-"""Letters of a decoder's own words that are handed on."""
+"""Most characters of a decoder's own message that are quoted."""
 
 
 @contextmanager
 def decoding(file: Path, fault: str = "is truncated, damaged or too large to decode") -> Iterator[None]:
-    """Turn any exception into a ValueError that names the file, says its ``fault`` and hands on the decoder's words.
+    """Turn any exception into a ValueError that names the file, states its ``fault`` and quotes the decoder's message.
 
-    Decoders meet damage in their own ways, and new ones with each version: no list of exceptions would be complete.
-    Nothing but a decoder's own call belongs inside.
+    Decoders raise all kinds of exceptions on damage, and new ones with each version: no list would be complete. Only
+    the call of a decoder belongs inside.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters becomes an error here, and names the file
+            warnings.simplefilter("ignore")  # what matters becomes an error that names the file
             yield
     except Exception as error:
         words = one_line(" ".join(str(error).split()) or type(error).__name__, LONGEST)

@@ -1,4 +1,4 @@
-"""What headers of image formats state, and Pillow passes over: ends that are missing, depths that would be lost."""
+"""Checks of image headers that Pillow skips: missing ends, and depths that it would reduce to 8 bits."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ END, TILE = b"\xff\xd9", b"\xff\x90"
 """Markers of JPEG 2000."""
 
 INNER_BYTES = 12
-"""What a pixel takes: as a decoder holds it, and as Pillow does."""
+"""Bytes per pixel while decoding: in the decoder, and in Pillow."""
 
 
 def check(content: bytes, file: Path, demand: Demand) -> None:
-    """Refuse an image of which Pillow would make up pixels, or give 8 bits of more, without a word.
+    """Refuse an image of which Pillow would silently invent pixels, or keep 8 of more bits.
 
     Raises
     ------
@@ -50,17 +50,19 @@ def check(content: bytes, file: Path, demand: Demand) -> None:
     elif content.startswith(PCX_PALETTE) and content[65:66] == b"\x01" and content[-769:-768] != b"\x0c":
         raise ValueError(f"{file} is truncated or damaged: its palette of 256 colours is missing")
     if bits != 8:
-        raise ValueError(f"{file} holds {bits} bits a channel, which its format loses here; convert it to PNG or TIFF")
+        raise ValueError(
+            f"{file} holds {bits} bits per channel, which its format loses here; convert it to PNG or TIFF"
+        )
 
 
 def _check_gif(content: bytes, file: Path) -> None:
-    """Refuse a GIF whose blocks do not lead to its trailer: Pillow passes over what is missing or between them."""
+    """Refuse a GIF whose blocks do not lead to its trailer: Pillow skips gaps and missing blocks."""
     at = 13 + (3 << (content[10] & 7) + 1 if content[10:11] >= b"\x80" else 0)
     while content[at : at + 1] in (b"!", b","):
         if content[at] == ord(","):
             flags = int.from_bytes(content[at + 9 : at + 10])
             at += 9 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
-        at += 2  # past the kind of an extension, or the width of an image's codes
+        at += 2  # skip the type of an extension, or the code size of an image
         while (length := int.from_bytes(content[at : at + 1])) > 0:
             at += 1 + length
         at += 1
@@ -89,7 +91,7 @@ def _check_codestream(content: bytes, at: int, file: Path) -> None:
 
 
 def _jpeg2000_bits(content: bytes, at: int) -> int:
-    """Return the bits a channel, 8 where Pillow keeps what there is: unsigned 8, or one channel of unsigned 16."""
+    """Return the bits per channel; 8 where Pillow keeps all of them: unsigned 8, or one channel of unsigned 16."""
     channels = int.from_bytes(content[at + 40 : at + 42], "big")
     depths = set(content[at + 42 : at + 42 + 3 * channels : 3])  # bits - 1, and 128 for a sign
     if depths <= {7} or (depths == {15} and channels == 1):
@@ -98,7 +100,7 @@ def _jpeg2000_bits(content: bytes, at: int) -> int:
 
 
 def _check_icon(content: bytes, file: Path, demand: Demand) -> int:
-    """Return the most bits a channel of the PNGs in an icon, none of which is damaged; no picture is too large."""
+    """Return the most bits per channel of the PNGs in an icon, none of which is damaged; no picture is too large."""
     bits = 8
     for found in re.finditer(re.escape(png.SIGNATURE), content):
         part = png.check(content[found.start() :], file)
@@ -113,5 +115,5 @@ def _check_icon(content: bytes, file: Path, demand: Demand) -> int:
 
 
 def _check_inner(file: Path, height: int, width: int, demand: Demand) -> None:
-    """Refuse a picture beyond the budget whose size the format states in two places, of which Pillow shows one."""
+    """Refuse an embedded picture beyond the budget; its size is stated twice, and Pillow reports one of them."""
     demand.check(file, height, width, INNER_BYTES * height * width)

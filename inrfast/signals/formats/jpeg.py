@@ -1,4 +1,4 @@
-"""JPEG: segments, frames and scans checked before anything is decoded; decoders make up what is missing."""
+"""JPEG: segments, frames and scans checked before anything is decoded; decoders invent what is missing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 """What begins a segment; other bytes after FF belong to the data of a scan, or fill."""
 
 MOST_SCANS = 100
-"""Of a frame: each costs a pass over all pixels, however few bytes it has. Encoders write up to about 12."""
+"""Most scans of a frame: each costs a pass over all pixels, however few bytes it has. Encoders write up to about 12."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a frame states: its kind, sides, bits a sample, and of each component the blocks of 8x8 samples."""
+    """What a frame states: its kind, sides, bits per sample, and of each component the blocks of 8x8 samples."""
 
     kind: int
     height: int
@@ -66,7 +66,7 @@ def frame(content: bytes) -> Frame | None:
 
 
 def check(content: bytes, file: Path) -> None:
-    """Refuse a JPEG of a kind that is not read, or of which a decoder would make up pixels without a word.
+    """Refuse a JPEG of a kind that is not read, or of which a decoder would silently invent pixels.
 
     Raises
     ------
@@ -120,4 +120,6 @@ def _check_kind(about: Frame, file: Path) -> None:
         name = "JPEG-LS" if about.kind == 0xF7 else f"JPEG of the lossless or hierarchical kind {about.kind:#x}"
         raise ValueError(f"{file} is a {name}, which is not read; convert it to PNG")
     if about.bits != 8:
-        raise ValueError(f"{file} holds {about.bits} bits a channel, and of JPEG 8 are read; convert it to PNG or TIFF")
+        raise ValueError(
+            f"{file} holds {about.bits} bits per channel, and of JPEG 8 are read; convert it to PNG or TIFF"
+        )

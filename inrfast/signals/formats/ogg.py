@@ -1,4 +1,4 @@
-"""Ogg: its pages checked before they are decoded; a decoder leaves out damaged ones without a word."""
+"""Ogg: pages are checked before they are decoded, since decoders silently skip damaged ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-"""Each byte with its bits in the other order."""
+"""Each byte with its bits reversed."""
 
 FIRST, LAST = 2, 4
 """Bits of a page's kind: the first and the last one of a stream."""
@@ -43,6 +43,6 @@ def check(content: bytes, file: Path) -> None:
 
 
 def checksum(page: bytes) -> int:
-    """Return Ogg's checksum: the polynomial of zlib's crc32 with all bits in the other order, from 0 and to 0."""
+    """Return Ogg's checksum: the polynomial of zlib's crc32 with reversed bits, without its complements."""
     plain = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{plain:032b}"[::-1], 2)

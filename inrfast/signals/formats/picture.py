@@ -22,13 +22,13 @@ FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
     "QOI", "SGI", "TGA", "TIFF", "WEBP", "XBM",
 )  # fmt: skip
-"""What is read, by Pillow's names: pixels, and nothing that starts another program (EPS), runs a script or draws."""
+"""Formats that are read, by Pillow's names: none that starts a program (EPS), runs a script or renders vectors."""
 
 STILL = frozenset({"ICO", "MPO", "PSD"})
-"""What Pillow calls their frames are sizes, previews or layers of one picture, which comes first."""
+"""Formats whose frames, in Pillow, are sizes, previews or layers of one picture, which comes first."""
 
 WHOLE = frozenset({"AVIF", "DDS", "ICO", "JPEG2000", "QOI", "WEBP"})
-"""Their decoders hold all pixels beside Pillow's own."""
+"""Formats whose decoders hold all pixels beside Pillow's copy."""
 
 EIGHT_BITS = frozenset({"1", "CMYK", "HSV", "L", "LA", "LAB", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
 
@@ -39,7 +39,7 @@ NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
 COMMENT = re.compile(rb"#[^\n]*")
 
 WORD_BYTES = 64
-"""What a sample takes that is written out in digits: as an object of Python, and in two arrays."""
+"""Bytes per sample that is written in digits: as a Python object, and in two arrays."""
 
 
 def formats() -> list[str]:
@@ -54,7 +54,7 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
     Parameters
     ----------
     page
-        Which of several, from 0; None where there is but one.
+        Which of several, from 0; None if there is only one.
     demand
         The memory that it may take.
 
@@ -92,7 +92,7 @@ def read(file: Path, page: int | None, demand: Demand) -> Raster:
 def _by_pillow(
     content: BinaryIO, names: list[str], file: Path, page: int | None, demand: Demand, header: png.Header | None = None
 ) -> Raster:
-    """Return a picture of 8 bits a channel (or one grey of 16), decoded by Pillow; ``header``: of a PNG."""
+    """Return a picture of 8 bits per channel (or one grey of 16), decoded by Pillow; ``header``: of a PNG."""
     with decoding(file):
         try:
             picture = Image.open(content, formats=names)
@@ -135,15 +135,15 @@ def _by_pillow(
 
 
 def _turned(picture: Image.Image, exif: bytes | None) -> int:
-    """Return the camera's orientation of a picture that is not decoded yet, 1 where its notes cannot be read.
+    """Return the camera's orientation of a picture that is not decoded yet, 1 if its Exif data cannot be read.
 
     ``exif`` may stand after its pixels.
     """
     if exif is not None:
         picture.info["exif"] = exif
     try:
-        return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # that of a PNG would decode all pixels
-    except Exception:  # notes that cannot be read say nothing of the pixels; its parser has no common error
+        return int(Image.Image.getexif(picture).get(ORIENTATION, 1))  # PNG's own method decodes all pixels
+    except Exception:  # unreadable Exif data say nothing about the pixels; the parser raises all kinds of errors
         return 1
 
 
@@ -158,7 +158,7 @@ def _raster(picture: Image.Image) -> Raster:
 
     def colours(box: Box) -> Tensor:
         cut = part(box)
-        if cut.mode.startswith("I"):  # 16 bits a pixel, which Pillow's own conversions clip to 8
+        if cut.mode.startswith("I"):  # 16 bits per pixel, which Pillow's own conversions clip to 8
             return torch.from_numpy(np.asarray(cut).astype(np.float32)).div(65535).unsqueeze(-1).expand(-1, -1, 3)
         if cut.mode == "P" and see_through:
             cut = cut.convert("RGBA")
@@ -176,7 +176,7 @@ def _raster(picture: Image.Image) -> Raster:
 def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, demand: Demand) -> Raster:
     if header.frames > 1:
         raise ValueError(
-            f"{file} holds {header.frames} frames of 16 bits a channel; convert one of them to a PNG first"
+            f"{file} holds {header.frames} frames of 16 bits per channel; convert one of them to a PNG first"
         )
     check_page(file, page, 1)
     with decoding(file):

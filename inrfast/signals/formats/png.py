@@ -1,4 +1,4 @@
-"""PNG: every chunk checked before anything is decoded, and 16 bits a channel, of which Pillow gives the upper 8."""
+"""PNG: every chunk checked before anything is decoded, and 16 bits per channel, of which Pillow returns the upper 8."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Samples a pixel by the type of colour: grey, RGB, palette, grey with opacity, RGB with opacity."""
+"""Samples per pixel by the type of colour: grey, RGB, palette, grey with opacity, RGB with opacity."""
 
 MOST_INFLATED = 1032
 """Bytes that one byte of a deflate stream gives at most: 258 for a length and a distance of one bit each."""
@@ -81,9 +81,9 @@ def check(content: bytes, file: Path) -> Header:
 
 
 def without_texts(content: bytes) -> bytes:
-    """Return a PNG that was checked without its texts, save those that may state the camera's orientation.
+    """Return a checked PNG without its text chunks, except those that may state the camera's orientation.
 
-    Pillow reads all of them, and refuses the picture for one that is long.
+    Pillow reads all of them, and refuses the picture if one is long.
     """
     kept, start, at = [], 0, len(SIGNATURE)
     name = b""
@@ -97,7 +97,7 @@ def without_texts(content: bytes) -> bytes:
 
 
 def check_pixels(header: Header, file: Path) -> None:
-    """Refuse pixels that do not inflate to the rows that the header states: Pillow makes up what is missing."""
+    """Refuse pixels that do not inflate to the rows that the header states: Pillow invents what is missing."""
     expected, bits = 0, CHANNELS[header.kind] * header.bits
     for left, top, across, down in PASSES if header.interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(header.width - left) // across), -(-(header.height - top) // down)

@@ -1,4 +1,4 @@
-"""Decoded pictures as their files hold them, handed out in boxes, so that fp32 copies of large ones stay small."""
+"""Decoded pictures in the numbers of their files, converted to fp32 box by box, so that copies stay small."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Raster:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a caller lets a picture cost: ``budget`` bytes, of which ``beside(height, width)`` go into its results."""
+    """Memory for a picture: ``budget`` bytes, of which ``beside(height, width)`` go into the results."""
 
     budget: int
     beside: Callable[[int, int], int]

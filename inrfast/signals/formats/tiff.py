@@ -93,13 +93,13 @@ class Page:
 
 
 def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Raster | int:
-    """Return a page of an open TIFF, turned as it says, or its index among all if its colours are left to Pillow.
+    """Return a page of an open TIFF, oriented, or its index among all if its colours are left to Pillow.
 
     Parameters and errors are those of :func:`inrfast.signals.formats.picture.read`.
     """
     import tifffile  # slow to import, and needed for this one format only
 
-    # What is wrong with a file becomes an error, or does not matter; a handler keeps it off the standard error stream.
+    # Faults of a file become errors or do not matter; a handler keeps tifffile's log off stderr.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())
     tif: Any
     with decoding(file):
@@ -134,7 +134,7 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
 
 
 def _count(opened: BinaryIO) -> int:
-    """Return how many pages, copies and masks the file lists; a list that comes back on itself would have no end."""
+    """Return how many pages, copies and masks the file lists; a cyclic list is refused."""
     start = opened.read(16)
     order = "<" if start[:2] == b"II" else ">"
     number, offset, entry, at = ("Q", "Q", 20, 8) if start[2] == 43 or start[3] == 43 else ("H", "I", 12, 4)
@@ -154,7 +154,7 @@ def _count(opened: BinaryIO) -> int:
 def _check_tags(about: Page, file: Path) -> None:
     """Refuse a page without what says how its bytes are to be read; the defaults of TIFF would give other pixels."""
     needed = {WIDTH, LENGTH, COMPRESSION, PHOTOMETRIC}
-    # One bit a sample need not be stated. Where the bytes are those of single bits, it is not a tag that got lost.
+    # One bit per sample is the default. If the number of bytes fits single bits, no tag was lost.
     single = about.compression == UNCOMPRESSED and sum(about.counts) == about.height * -(-about.width // 8)
     if about.compression not in FAX and not single:
         needed.add(BITS_PER_SAMPLE)
@@ -174,7 +174,7 @@ def _check_tags(about: Page, file: Path) -> None:
 
 
 def _check_meaning(about: Page, file: Path) -> None:
-    """Refuse samples of which it is not known what they stand for."""
+    """Refuse samples of unknown meaning."""
     if len(about.bits) != 1 or about.depth != 1:
         raise ValueError(
             f"{file} holds samples of {str(about.bits)[:40]} bits in {about.depth} layers; convert it to PNG first"
@@ -189,12 +189,12 @@ def _check_meaning(about: Page, file: Path) -> None:
         return
     if about.meaning not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE):
         raise ValueError(
-            f"{file} holds {max(about.bits)} bits a sample of the photometric interpretation {about.meaning}, which is "
-            "not read; convert it to PNG first"
+            f"{file} holds {max(about.bits)} bits per sample of the photometric interpretation {about.meaning}, which "
+            "is not read; convert it to PNG first"
         )
     further = about.samples - _base(about)
     if further < 0 or (_base(about) == 1 and further > 1):
-        raise ValueError(f"{file} holds {about.samples} samples a pixel for {'colours' if further < 0 else 'a grey'}")
+        raise ValueError(f"{file} holds {about.samples} samples per pixel for {'colours' if further < 0 else 'a grey'}")
     if about.meaning == PALETTE and (about.palette is None or np.size(about.palette) != 3 * 2 ** max(about.bits)):
         raise ValueError(f"{file} is damaged: its palette is missing, or not of {2 ** max(about.bits)} colours")
 
@@ -248,7 +248,7 @@ def _check_unnamed(samples: np.ndarray[Any, Any], about: Page, file: Path) -> No
         place = index - _base(about)
         named = place < len(about.extra) and about.extra[place] in (UNSPECIFIED, ASSOCIATED, UNASSOCIATED)
         if not named and int(samples[..., index].min()) != 2 ** max(about.bits) - 1:
-            raise ValueError(f"{file} does not say what sample {index + 1} of its {about.samples} a pixel stands for")
+            raise ValueError(f"{file} does not say what sample {index + 1} of its {about.samples} per pixel stands for")
 
 
 def _base(about: Page) -> int:
@@ -270,7 +270,7 @@ def _raster(samples: np.ndarray[Any, Any], about: Page) -> Raster:
     if about.meaning != PALETTE:
         return raster
     table = np.asarray(about.palette).reshape(3, -1).T.astype(np.float32)
-    if table.max() < 256:  # old writers put 8 bits where 16 belong; libtiff knows them so, too
+    if table.max() < 256:  # old writers put 8 bits where 16 belong; libtiff detects them in the same way
         table /= 255
     else:  # others put 8 bits into the upper half and nothing into the lower
         table /= 65535 if (table % 256).any() else 65280

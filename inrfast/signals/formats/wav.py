@@ -23,8 +23,7 @@ GUID_TAILS = (bytes.fromhex("000000001000800000aa00389b71"), bytes.fromhex("0000
 """What follows the number of the format in an extensible header: of plain channels, and of Ambisonic ones."""
 
 UNKNOWN_SIZES = (0xFFFFFFFF, 0x80000000, 0x7FFFFFFF, 0x7FFFF000)
-"""What programs state as the size of the data when they write to a pipe and cannot come back; ffmpeg and SoX first and
-last."""
+"""Sizes of the data that programs write to a pipe, where they cannot seek back; ffmpeg's first and SoX's last."""
 
 BLOCK = 2**18
 """Samples that are converted at a time."""
@@ -38,7 +37,7 @@ class Header:
     floating: bool
     channels: int
     rate: int
-    width: int  # bytes a sample
+    width: int  # bytes per sample
     start: int
     frames: int
 
@@ -46,7 +45,7 @@ class Header:
 def header(opened: BinaryIO, size: int, file: Path) -> Header:
     """Return the header of an open WAV file of ``size`` bytes.
 
-    The size that a header states for the whole file is passed over (many programs get it wrong), and so are bytes after
+    The size that a header states for the whole file is ignored (many programs get it wrong), and so are bytes after
     the data; a byte that fills up an odd number may be counted. Data of unknown size, written to a pipe, reach to the
     file's end.
 
@@ -83,7 +82,7 @@ def read(opened: BinaryIO, about: Header) -> Tensor:
         count = (rows.stop - rows.start) * about.channels
         part = opened.read(count * about.width)
         if len(part) != count * about.width:
-            raise EOFError(f"{len(part)} of {count * about.width} bytes of a block")  # it shrank while it was read
+            raise EOFError(f"{len(part)} of {count * about.width} bytes of a block")  # the file shrank meanwhile
         values[rows] = torch.from_numpy(_numbers(part, about)).view(-1, about.channels)
     return values
 
@@ -148,7 +147,7 @@ def _check_alone(opened: BinaryIO, at: int, order: str, file: Path) -> None:
 
 
 def _format(form: bytes, order: str, file: Path) -> tuple[bool, int, int, int]:
-    """Return whether samples are floats, the channels, the rate, and the bytes a sample, or say what is not read."""
+    """Return whether samples are floats, the channels, the rate, and the bytes per sample, or say what is not read."""
     if len(form) < 16:
         raise ValueError(f"{file} is damaged: what it states about its samples is missing, or {len(form)} bytes long")
     code, channels, rate, _, frame, bits = struct.unpack(f"{order}HHIIHH", form[:16])

@@ -48,18 +48,22 @@ ENGINES: tuple[type[Gradient], ...] = (
 """The fastest first."""
 
 
-def engine_of(task: Task) -> type[Gradient]:
-    """Return the fastest engine whose gradient is exact for a task.
+def engine_of(task: Task) -> tuple[type[Gradient], str | None]:
+    """Return the fastest engine whose gradient is exact for a task, and why it is no faster one.
+
+    The reason is that against the engine before it in :data:`ENGINES`; None where no other of its backend is faster.
 
     Raises
     ------
     NotAvailableError
         The backend was named, and its engine does not take this task; the reason is given.
     """
+    slower: str | None = None
     for engine in ENGINES:
         reason = engine.reason_against(task)
         if reason is None:
-            return engine
+            return engine, slower
+        slower = reason if engine.backend in (task.backend, "torch") else None
         if engine.backend == task.backend != "torch":
             if task.named:
                 raise NotAvailableError(
@@ -74,7 +78,7 @@ def gradient_of(stack: Stack, task: Task, engine: type[Gradient] | None = None) 
 
     Regularisers that do not need the batch's predictions are differentiated beside it. A flat stack is for fused steps.
     """
-    gradient: Gradient = (engine or engine_of(task))(stack, task)
+    gradient: Gradient = (engine or engine_of(task)[0])(stack, task)
     if task.objective.regularizers and not isinstance(gradient, WholeGradient):
         return RegularizedGradient(gradient, stack, task)
     return gradient

@@ -24,16 +24,16 @@ class RegularizedGradient:
         See :class:`inrfast.training.engines.task.Gradient`; one network.
     """
 
+    whole: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    several: ClassVar[bool] = False
+
     def __init__(self, of: Gradient, stack: Stack, task: Task) -> None:
         self.of, self.data, self.objective, self.net = of, task.data, task.objective, stack.nets[0]
         self.name, self.one_core = of.name, of.one_core
         self.cores = torch.get_num_threads() if task.cores is None else task.cores
         self.parameters = [stack.owner(name) for name in stack.trainable]
         self.gradients = [stack.grads[name][0] for name in stack.trainable]
-
-    whole: ClassVar[bool] = False
-    draws: ClassVar[bool] = True
-    several: ClassVar[bool] = False
 
     @property
     def measures(self) -> bool:

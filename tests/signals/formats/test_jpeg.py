@@ -68,7 +68,7 @@ def test_other_kinds_are_named(tmp_path: Path) -> None:
     kinds = {
         "JPEG-LS": jpegls_encode(pixels.astype(np.uint8)),
         "lossless": ljpeg_encode(pixels, bitspersample=12),
-        "12 bits a channel": jpeg8_encode(pixels, bitspersample=12),
+        "12 bits per channel": jpeg8_encode(pixels, bitspersample=12),
     }
     for words, content in kinds.items():
         (tmp_path / "a.jpg").write_bytes(content)

@@ -23,7 +23,7 @@ KINDS = [
     *((bits, channels, keyed) for bits in (8, 16) for channels, keyed in ((2, False), (3, False), (3, True))),
     *((bits, 4, False) for bits in (8, 16)),
 ]
-"""Bits, samples a pixel, and whether one colour stands for "transparent"."""
+"""Bits, samples per pixel, and whether one colour stands for "transparent"."""
 
 
 def samples(bits: int, channels: int, height: int, width: int, seed: int) -> np.ndarray:

@@ -156,7 +156,7 @@ def test_samples_without_a_stated_range_are_refused(tmp_path: Path, dtype: str) 
 def test_meanings_that_are_not_read_are_named(tmp_path: Path) -> None:
     for photometric in ("ycbcr", "cielab", "separated"):
         content = by_tifffile(noise((8, 8, 4 if photometric == "separated" else 3), "u2"), photometric=photometric)
-        with pytest.raises(ValueError, match=r"16 bits a sample of the photometric interpretation [568]"):
+        with pytest.raises(ValueError, match=r"16 bits per sample of the photometric interpretation [568]"):
             load(tmp_path, content)
 
 

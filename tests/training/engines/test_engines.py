@@ -112,4 +112,19 @@ def test_the_first_engine_without_a_reason_is_taken_and_a_named_backend_raises_w
             engine_of(asked)
         assert reasons[0] in str(raised.value)
     else:
-        assert engine_of(asked) is ENGINES[reasons.index(None)]
+        taken, first = engine_of(asked), reasons.index(None)
+        assert taken[0] is ENGINES[first]
+        fastest = first == 0 or (first == 1 and asked.backend == "torch")
+        assert taken[1] == (None if fastest else reasons[first - 1])
+
+
+def test_a_result_says_how_gradients_were_taken_and_why_not_faster() -> None:
+    x = inr.grid(8)
+    for net, gradient, said in (
+        (inr.INR(1, 1, width=4, activation="tanh"), "layerwise", "'tanh'"),
+        (inr.INR(1, 1, width=4, norm="sphere"), "chunked", "norms"),
+        (inr.INR(1, 1, width=4, norm="batch"), "whole", "others"),
+    ):
+        config = inr.fit(net, x, x, steps=1).config
+        assert config["gradient"] == gradient
+        assert said in config["reason"], config["reason"]

@@ -1,0 +1,117 @@
+"""The check of a norm: that its derivative and the factors of its weights are those of its module."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import check_int
+from inrfast.norms import Norm
+from inrfast.pointwise import dependence
+
+POINTS = 12
+
+OUTPUTS = 3
+"""Outputs whose sensitivities are taken back through the norm."""
+
+AGREES = 1e-9
+"""Largest error, relative to the largest factor of the derivative at a point."""
+
+
+def check_norm(kind: type[Norm], width: int = 7) -> None:
+    """Check that a norm keeps the contract of :class:`inrfast.norms.Norm`, in fp64 on the CPU.
+
+    Its module's numbers are drawn at random. Then its values, its derivative in both forms, and the factors of its
+    weight and bias are compared with the module and with automatic differentiation; what it says of the module's
+    tensors and of points that influence each other is compared with the module itself.
+
+    Parameters
+    ----------
+    kind
+        The class, registered or not.
+    width
+        Number of units.
+
+    Raises
+    ------
+    AssertionError
+        It breaks the contract; the message says where.
+    TypeError, ValueError
+        Bad arguments.
+
+    Examples
+    --------
+    >>> from inrfast.norms import NORMS
+    >>> check_norm(NORMS["layer"])
+    """
+    if not (isinstance(kind, type) and issubclass(kind, Norm)):
+        raise TypeError(f"kind must be a subclass of inrfast.norms.Norm, got {kind!r}")
+    check_int("width", width, minimum=1)
+    module = _drawn(kind, width)
+    u = _random(POINTS, width, seed=1) * torch.tensor([0.01, 1.0, 100.0]).double().repeat(POINTS // 3).unsqueeze(1)
+    for mode in (True, False):
+        norm = kind.of(module.train(mode))
+        if isinstance(norm, Norm) and norm.couples != (dependence(module, u) is not None):
+            _fail(kind, f"couples is {norm.couples} in {'train' if mode else 'eval'} mode, but points say otherwise")
+    if not isinstance(norm, kind):
+        _fail(kind, f"of() must take what make() returns in eval mode, got {norm!r}")
+    if norm.couples:
+        _fail(kind, "its points influence each other in eval mode, where it has no derivative at single points")
+    with torch.no_grad():
+        _check_derivative(kind, module, norm, u)
+
+
+def _fail(kind: type[Norm], what: str) -> NoReturn:
+    raise AssertionError(f"{kind.__name__} breaks the contract of norms: {what}")
+
+
+def _random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _drawn(kind: type[Norm], width: int) -> nn.Module:
+    """Return a module of the norm whose numbers are between 0.5 and 1.5."""
+    module = kind.make(width, torch.device("cpu"), torch.float64)
+    if type(module) is not kind.module:
+        _fail(kind, f"make() must return a {kind.module.__name__}, got {type(module).__name__}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if shapes != kind.state(width):
+        _fail(kind, f"state({width}) must be {shapes}, got {kind.state(width)}")
+    for seed, tensor in enumerate([*module.parameters(), *module.buffers()]):
+        if tensor.is_floating_point():
+            tensor.data.copy_(0.5 + torch.sigmoid(_random(*tensor.shape, seed=seed)))
+    return module
+
+
+def _check_derivative(kind: type[Norm], module: nn.Module, norm: Norm, u: Tensor) -> None:
+    values, state = norm.forward(u.clone())
+    if not torch.allclose(values, module(u), rtol=1e-9, atol=1e-12):
+        _fail(kind, "forward() gives other values than the module")
+    one = torch.func.jacrev(lambda row: module(row.unsqueeze(0))[0])
+    jacobians: Tensor = torch.func.vmap(one)(u)  # (n, out, in)
+    slope = norm.slope(state)
+    left = slope.left.expand_as(u)
+    mixing = torch.eye(u.shape[1], dtype=u.dtype).expand(len(u), -1, -1)
+    if slope.directions is not None:
+        mixing = mixing - slope.directions.mT @ slope.directions
+    allowed = AGREES * left.abs().amax(1).view(-1, 1, 1) + 1e-290
+    if bool(((left.unsqueeze(2) * mixing - jacobians).abs() > allowed).any()):
+        _fail(kind, "slope() is not the derivative of the module")
+    gradient = _random(len(u), OUTPUTS, u.shape[1], seed=3)
+    below, factors = norm.backward(gradient.clone(), state)
+    if bool(((below - gradient @ jacobians).abs() > allowed * gradient.abs().sum(2, keepdim=True)).any()):
+        _fail(kind, "backward() is not the product with the derivative of the module")
+    names = {name for name, _ in module.named_parameters()}
+    if (factors is not None) != bool(names):
+        _fail(kind, f"backward() must return factors if the module has weights: it has {sorted(names) or 'none'}")
+    if factors is None:
+        return
+    rows = {"weight": factors.sensitivities * factors.normalised.unsqueeze(1), "bias": factors.sensitivities}
+    for name, parameter in module.named_parameters():
+        for k in range(OUTPUTS):
+            with torch.enable_grad():
+                (expected,) = torch.autograd.grad((module(u) * gradient[:, k]).sum(), parameter)
+            if name not in rows or not torch.allclose(rows[name][:, k].sum(0), expected, rtol=1e-9, atol=1e-9):
+                _fail(kind, f"the factors of backward() are not the gradient of {name!r}")
