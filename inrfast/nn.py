@@ -19,6 +19,7 @@ from inrfast.memory import chunks, counted, require_free, tells_refusals
 from inrfast.mlp import MLP, HiddenLayer, describe, linear_layer
 from inrfast.modes import without_autocast
 from inrfast.norms import NORMS, norm_of
+from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
 NORM_POSITIONS = ("pre", "post")

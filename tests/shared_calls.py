@@ -1,10 +1,12 @@
 """What each of several processes calls on the kernel that they share, and what it found."""
 
+import pytest
 import torch
 
 import inrfast as inr
 from inrfast import distributed
 from inrfast.linalg import eigenvalues, systems
+from inrfast.tangent import sharded
 
 COORDS = inr.grid((21, 13))
 
@@ -40,13 +42,16 @@ def large(output):
 
 
 def recomputed(output):
-    """A budget that one of the processes sets so low that no factors are kept: it counts for all."""
+    """A budget that one of the processes sets so low that no factors are kept; rows are sent a few at a time."""
     budget = 100_000 if torch.distributed.get_rank() == 1 else None
     K = distributed.ntk(network(), COORDS, output=output, precision="highest", memory_budget=budget)
     assert K.memory_budget <= 100_000
     assert not K.left.store.fits
-    out = torch.empty(K.shape, dtype=torch.float64)
-    return {"dense": K.to_dense(out=out), "frobenius": K.frobenius(), "submatrix": K.submatrix([3, 200, 77])}
+    out = torch.full(K.shape, torch.nan, dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded, "EXCHANGED_ROWS", 50)
+        K.to_dense(out=out)
+    return {"dense": out, "frobenius": K.frobenius(), "submatrix": K.submatrix([3, 200, 77])}
 
 
 def different():

@@ -93,4 +93,8 @@ def test_every_file_a_page_points_to_exists(page):
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", (ROOT / page).read_text())
     assert links
     for link in links:
-        assert (ROOT / page).parent.joinpath(link).exists(), link
+        file, _, section = link.partition("#")
+        text = (ROOT / page).parent / file
+        assert text.exists(), link
+        titles = re.findall(r"^#+ (.*)$", text.read_text(), re.MULTILINE) if section else []
+        assert not section or section in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]

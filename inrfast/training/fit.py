@@ -79,8 +79,8 @@ def fit(
         Learning rate and its factor over the steps t: ``"exponential"`` (``0.1^(t/steps)``), ``"cosine"``,
         ``"constant"``, or a callable of t. An optimiser of your own has rates of its own; the schedule multiplies them.
     batch_size
-        Points per step, drawn without replacement from a seeded permutation per pass, on the network's device (what is left
-        of a pass when no full batch remains is skipped); None takes all.
+        Points per step, drawn without replacement from a seeded permutation per pass, on the network's device (what is
+        left of a pass when no full batch remains is skipped); None takes all.
     loss
         A named loss l of predictions f and targets y, the mean over points and outputs: ``"mse"``, ``"l1"``,
         ``"huber"``, ``"bce"`` (f a logit, y in [0, 1]), with numbers ``{"name": "huber", "delta": 0.1}``
