@@ -128,12 +128,11 @@ class Capture:
             if not known:
                 check_network(net, self.network, coords)
             sample = spread_points(coords.to(PASS_DTYPE), 4)
-            reasons = shared | self._reasons_against_layers(sample)
+            reasons, self.outputs = self._tried(sample, shared)
             if reasons:
                 self.layers = layers_of(net, chosen, reasons)
             # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
             self.concurrent = known and not self._run_layers
-            self.outputs = int(self.network.outputs(sample).shape[1])
             self._rows = self._point_rows()
             if self._rows is not None:
                 self._tell_of_rows(reasons, budget_bytes(memory_budget, self.device))
@@ -153,7 +152,7 @@ class Capture:
             shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
             sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
             found = self.exact(sample)
-        self.magnitudes = check_jacobian(self.network, self.layers, sample, found, largest)
+        self.magnitudes = check_jacobian(self.network, self.layers, sample, self.outputs, found, largest)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 
@@ -182,14 +181,17 @@ class Capture:
         encoded: Tensor = self._mlp.encoding(coords.clone())
         return encoded
 
-    def _reasons_against_layers(self, sample: Tensor) -> dict[str, str]:
-        """Return why parameters of layers that are observed go to automatic differentiation all the same."""
+    def _tried(self, sample: Tensor, reasons: Mapping[str, str]) -> tuple[dict[str, str], int]:
+        """Return why parameters go to automatic differentiation, ``reasons`` among them, and the number of outputs."""
         observed = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
-        if not observed:
-            return {}
         with self.network.alone() as module:
-            found = reasons_against(module, observed, self._run, sample)
-        return {name: found[layer.name] for layer in observed if layer.name in found for name in layer.parameters}
+            found, values = reasons_against(module, observed, self._run, sample) if observed else ({}, None)
+            if self._mlp is not None:
+                outputs = self._mlp.outputs
+            else:
+                outputs = (self.network.outputs(sample) if values is None else values).shape[1]
+        named = {name: found[layer.name] for layer in observed if layer.name in found for name in layer.parameters}
+        return {**reasons, **named}, outputs
 
     def _point_rows(self) -> PointRows | None:
         """Return what differentiates point by point, where a layer needs it."""

@@ -72,12 +72,15 @@ class _Taps:
 
 
 def reasons_against(
-    root: nn.Module, layers: Sequence[Layer], run: Callable[[Tensor], Any], coords: Tensor
-) -> dict[str, str]:
-    """Return why some of the layers have no factors of their own kind in the way the network uses them, by name."""
+    root: nn.Module, layers: Sequence[Layer], run: Callable[[Tensor], Tensor], coords: Tensor
+) -> tuple[dict[str, str], Tensor]:
+    """Return why some of the layers have no factors of their own kind in the way the network uses them, by name.
+
+    The second is what ``run`` returns.
+    """
     with _Taps(root, layers, len(coords)) as taps:
-        run(coords)
-    return taps.missing()
+        values = run(coords)
+    return taps.missing(), values
 
 
 def observed_factors(

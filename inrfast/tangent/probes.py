@@ -161,14 +161,13 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
 
 
 def check_jacobian(
-    network: Network, layers: Sequence[Layer], sample: Tensor, captured: Sequence[Factors], known: Tensor
+    network: Network, layers: Sequence[Layer], sample: Tensor, outputs: int, captured: Sequence[Factors], known: Tensor
 ) -> list[float]:
     """Compare ``J^T v`` by the factors with automatic differentiation, on a few points, for one v.
 
     In reverse mode: forward mode of torch is not safe in threads. A GPU is waited for once, for all answers and the
     ``known`` numbers, which are returned.
     """
-    outputs = network.outputs(sample[:2]).shape[1]
     weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
     truth = _products_by_autograd(network, layers, sample, weights)
     cotangents = weights.unsqueeze(-1)

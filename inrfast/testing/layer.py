@@ -175,7 +175,9 @@ class _Check:
     def check_factors(self, layer: Layer) -> None:
         """Compare the rows with automatic differentiation, whole, by parameter, and at few points."""
         if layer.observed:
-            reasons = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
+            reasons, _ = self._tried(
+                "the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs)
+            )
             if reasons:
                 self.fail(f"it has no factors for this module: {reasons[layer.name]}")
         found = self._tried("making factors", lambda: self.factors(layer, self.inputs))
