@@ -174,13 +174,16 @@ def describe(net: nn.Module) -> MLP | str:
     own = vars(type(net)).get("as_mlp")
     if own is None:
         return f"it is a {type(net).__name__}, not an inrfast.INR"
-    for module in net.modules():
-        changed = [method for method in METHODS if method in vars(module)]
+    hooked = False
+    for module in net.modules():  # one look at each: networks of many layers are described often
+        own_names = vars(module)
+        changed = [method for method in METHODS if method in own_names]
         if changed or _has(module, FORWARD_HOOKS):
             name = next(name for name, other in net.named_modules() if other is module)
             return f"{name or 'it'} has {f'a method {changed[0]!r} of its own' if changed else 'hooks'}"
+        hooked = hooked or _hooked_backward(module)
     found: MLP | str = own(net)
-    return found if isinstance(found, str) else replace(found, hooked_backward=hooked_backward(net))
+    return replace(found, hooked_backward=True) if hooked and isinstance(found, MLP) else found
 
 
 def is_pointwise(net: nn.Module) -> bool:
@@ -196,8 +199,13 @@ def hooked_forward(net: nn.Module) -> bool:
 
 def hooked_backward(net: nn.Module) -> bool:
     """Return whether hooks see or change gradients in backward passes."""
-    modules = any(_has(module, BACKWARD_HOOKS) for module in net.modules())
-    return modules or any(_has(parameter, PARAMETER_HOOKS) for parameter in net.parameters())
+    return any(_hooked_backward(module) for module in net.modules())
+
+
+def _hooked_backward(module: nn.Module) -> bool:
+    """Return whether hooks see or change the gradients of a module's outputs or of its own parameters."""
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    return _has(module, BACKWARD_HOOKS) or any(_has(parameter, PARAMETER_HOOKS) for parameter in own)
 
 
 def _has(thing: object, kinds: tuple[str, str]) -> bool:

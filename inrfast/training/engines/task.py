@@ -87,7 +87,7 @@ class Task:
         """Most points of a step."""
         return self.data.points if self.batch is None else self.batch
 
-    @property
+    @cached_property
     def beside(self) -> int:
         """Bytes that a fit keeps beside the buffers of its steps: copies of the networks, and drawn batches."""
         drawn = DRAWN_BYTES * self.data.points * len(self.nets) if self.points < self.data.points else 0
