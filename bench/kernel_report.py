@@ -335,9 +335,9 @@ def gram_config(entry: Entry) -> Any:
 def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     import triton.language as tl
 
-    from inrfast.kernels import formats
-    from inrfast.kernels import gram as kernels
+    from inrfast.kernels import formats, gram, gram_reductions
 
+    kernels = gram_reductions if entry.kernel in ("gram_norm", "gram_product") else gram
     layout = formats.FORMATS[entry.format]
     config, product = gram_config(entry), entry.kernel == "gram_product"
     wide = "*" + layout.accumulator
