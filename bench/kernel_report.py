@@ -170,6 +170,7 @@ def step_entries(gates: bool) -> list[Entry]:
         step(k, kind, c, w, "sine", encoded=True, drawn=True) for k in passes for kind in kinds for c in (90, 80)
         for w in (64, 256)
     ]  # fmt: skip
+    table += [step(k, kind, c, w, "wire") for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)]
     table += [
         step(k, kind, c, w, "sine", loss=loss) for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)
         for loss in ("l1", "huber", "bce")
