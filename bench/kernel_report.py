@@ -170,6 +170,7 @@ def step_entries(gates: bool) -> list[Entry]:
         step(k, kind, c, w, "sine", encoded=True, drawn=True) for k in passes for kind in kinds for c in (90, 80)
         for w in (64, 256)
     ]  # fmt: skip
+    table += [step(k, kind, c, w, "wire") for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)]
     table += [
         step(k, kind, c, w, "sine", loss=loss) for k in passes for kind in kinds for c in (90, 80) for w in (64, 256)
         for loss in ("l1", "huber", "bce")
@@ -335,9 +336,9 @@ def gram_config(entry: Entry) -> Any:
 def _gram(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     import triton.language as tl
 
-    from inrfast.kernels import formats
-    from inrfast.kernels import gram as kernels
+    from inrfast.kernels import formats, gram, gram_reductions
 
+    kernels = gram_reductions if entry.kernel in ("gram_norm", "gram_product") else gram
     layout = formats.FORMATS[entry.format]
     config, product = gram_config(entry), entry.kernel == "gram_product"
     wide = "*" + layout.accumulator

@@ -336,7 +336,7 @@ def gram_(
     symmetric: bool,
     format: str,
 ) -> None:
-    """Write kernels into ``out`` (models, n, m), its last stride 1: the tables as :mod:`inrfast.kernels.gram` says.
+    """Write kernels into ``out`` (models, n, m), its last stride 1; tables as in :mod:`inrfast.kernels.gram`.
 
     On a GPU the Triton kernel; on a CPU the reference, or the kernel where Triton interprets.
     """

@@ -1,8 +1,8 @@
 """Operands of the Gram kernel: the factors of all layers as slabs, in the numbers that the tensor cores multiply.
 
-A *slab* is 128 bytes of columns of a factor for all points, one contiguous piece of memory (:mod:`inrfast.kernels.gram`
-says why). In a *narrow* layer one factor has a few columns or none; it is kept in full precision and summed without
-tensor cores.
+A *slab* is 128 bytes of columns of a factor for all points, one contiguous piece of memory
+(:mod:`inrfast.kernels.gram_tiles` says why). In a *narrow* layer one factor has a few columns or none; it is kept in
+full precision and summed without tensor cores.
 
 Half-precision formats scale by powers of two, which is exact. Features of layer l are scaled by one ``2^p`` for all
 points, so that their bias, 1, has one scale as well. Sensitivities of row i are scaled by ``2^(e_i - p)``, so that all

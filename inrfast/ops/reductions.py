@@ -188,7 +188,7 @@ def gram_norm_op(
     device = row_slabs.device
     if not runs_kernels(device):
         return gram_reference(*sides, segments, values, narrow_layers)[:, :n, :m].square().sum((1, 2))
-    from inrfast.kernels import gram as kernel  # imports triton
+    from inrfast.kernels import gram_reductions as kernel  # imports triton
 
     config = config_on(format, device)
     order = tile_order(n, m, config.block, symmetric, device)
@@ -234,7 +234,7 @@ def gram_product_op(
     if not runs_kernels(device):
         reference = gram_reference(*sides, segments, values, narrow_layers)[:, :n, :m]
         return (reference @ vectors.to(torch.float64)).to(vectors.dtype)
-    from inrfast.kernels import gram as kernel  # imports triton
+    from inrfast.kernels import gram_reductions as kernel  # imports triton
 
     config = config_on(format, device, product=True)
     width = product_width(config)
