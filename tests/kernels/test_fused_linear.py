@@ -22,10 +22,10 @@ def test_tiles_ranges_and_models(device, kind):
     sizes = ((1, n, inputs), (models, outputs, inputs), (models, outputs), (models, n, outputs))
     x, weight, bias, g = (torch.randn(*size, generator=rng).to(device, KINDS[kind]) for size in sizes)
     weight /= inputs**0.5
-    number = ACTIVATIONS["relu"].device_name
+    name = ACTIVATIONS["relu"].device_name
     y = torch.full_like(g, 7.0)
     saved = torch.zeros(models, n, -(-outputs // 8), dtype=torch.uint8, device=device)
-    kernel.launch_forward(kind, x, weight, bias, y, saved, kernel.MASK.value, number, 1.0)
+    kernel.launch_forward(kind, x, weight, bias, y, saved, kernel.MASK.value, name, ())
     u = x.double() @ weight.double().mT + bias.double().unsqueeze(1)
     assert (y.double() - u.relu()).abs().max() <= 8 * UNIT[kind] * u.abs().max()
     shifts = torch.arange(8, device=device, dtype=torch.uint8)
@@ -35,7 +35,7 @@ def test_tiles_ranges_and_models(device, kind):
 
     e = g.double() * bits
     dx = torch.full((models, n, inputs), 7.0, device=device, dtype=x.dtype)
-    kernel.launch_input_gradient(kind, g, weight, saved, dx, kernel.MASK.value, number)
+    kernel.launch_input_gradient(kind, g, weight, saved, dx, kernel.MASK.value, name)
     truth = e @ weight.double()
     assert (dx.double() - truth).abs().max() <= 8 * UNIT[kind] * truth.abs().max()
 
@@ -43,7 +43,7 @@ def test_tiles_ranges_and_models(device, kind):
     wide = torch.float64 if kind == "fp64" else torch.float32
     weights = torch.full((models, ranges, outputs, inputs), 7.0, device=device, dtype=wide)
     biases = torch.full((models, ranges, outputs), 7.0, device=device, dtype=wide)
-    kernel.launch_weight_gradient(kind, g, x, saved, weights, biases, length, kernel.MASK.value, number)
+    kernel.launch_weight_gradient(kind, g, x, saved, weights, biases, length, kernel.MASK.value, name)
     for found, truth in ((weights.sum(1), e.mT @ x.double()), (biases.sum(1), e.sum(1))):
         assert (found.double() - truth).abs().max() <= 8 * UNIT[kind] * truth.abs().max()
 
@@ -66,18 +66,18 @@ def test_long_sums_keep_the_bound_on_cores_that_truncate(device, kind):
         bound = 2.0**-24 * (4 * exact + 8 * (terms * squares).sqrt())
         return float(((found.double() - exact).abs() / bound).max())
 
-    number = ACTIVATIONS["identity"].device_name
+    name = ACTIVATIONS["identity"].device_name
     empty = torch.zeros(1, 0, device=device)
     with truncating():
         x, weight = positive(1, few, terms), positive(1, few, terms)
         y = torch.zeros(1, few, few, device=device)
-        kernel.launch_forward(kind, x, weight, None, y, empty, kernel.NOTHING.value, number, 1.0)
+        kernel.launch_forward(kind, x, weight, None, y, empty, kernel.NOTHING.value, name, ())
         gradient, across = positive(1, few, terms), positive(1, terms, few)
         dx = torch.zeros(1, few, few, device=device)
-        kernel.launch_input_gradient(kind, gradient, across, empty, dx, kernel.NOTHING.value, number)
+        kernel.launch_input_gradient(kind, gradient, across, empty, dx, kernel.NOTHING.value, name)
         errors, features = positive(1, terms, few), positive(1, terms, few)
         dw, db = (torch.zeros(1, 1, *shape, device=device) for shape in ((few, few), (few,)))
-        kernel.launch_weight_gradient(kind, errors, features, empty, dw, db, terms, kernel.NOTHING.value, number)
+        kernel.launch_weight_gradient(kind, errors, features, empty, dw, db, terms, kernel.NOTHING.value, name)
     assert excess(y, x, weight.mT) <= 1
     assert excess(dx, gradient, across) <= 1
     assert excess(dw[:, 0], errors.mT, features) <= 1
