@@ -2,8 +2,8 @@
 
 A program takes a few points through the whole network and back. What it needs again (the features of the layer before,
 the slopes, the sensitivities) goes to a scratch of its own, which stays in the second-level cache: no width is too
-large for it, as it would be for registers, and nothing but the operands of :mod:`inrfast.kernels.gram` is written to
-memory. Every product is fp64 on the tensor cores: in fp32 a ReLU's gate flips and a sine layer amplifies rounding, so
+large for it, as it would be for registers, and nothing but the operands of :mod:`inrfast.kernels.gram_tiles` is written
+to memory. Every product is fp64 on the tensor cores: in fp32 a ReLU's gate flips and a sine layer amplifies rounding;
 only a factor rounded once, at its end, has a known error; the pass is a small part of a kernel's cost.
 """
 

@@ -66,7 +66,7 @@ BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 
 
 def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:
-    """Return the tiles of the passes, forward and backward, for a layer, and whether features stay on the chip.
+    """Return the tiles of the forward and the backward pass for a width, and whether features stay on the chip.
 
     ``large``: a GPU since sm_90 with :data:`LARGE_SHARED` bytes per program.
     """
@@ -87,7 +87,7 @@ def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple
 
 
 def _config(kernel: str, kind: str, size: str) -> Config | None:
-    """Return the tile of a pass, or None where the table has none of its own."""
+    """Return the tile of a pass, or None where the table has no row for it."""
     row = STEPS.get((kernel, kind, size))
     return None if row is None else _as_config(row)
 
@@ -97,16 +97,16 @@ def _as_config(row: ProductRow) -> Config:
 
 
 def weight_gradients_config(kind: str, width: int, encoded: bool) -> Config:
-    """Return the tile of :func:`mlp_weight_gradients` for a width, where the first layer is one of its own or not."""
+    """Return the tile of :func:`mlp_weight_gradients` for a width; ``encoded``: its first layer takes encodings."""
     config = _as_config(STEPS["mlp_weight_gradients" + "_encoded" * encoded, kind, "any"])
     side = max(16, triton.next_power_of_2(width))
     return replace(config, rows=min(config.rows, side), columns=min(config.columns, side))
 
 
 def update_constants(kind: str) -> dict[str, Any]:
-    """Return the compile-time choices of :func:`mlp_update` and its resources.
+    """Return the compile-time choices and resources of :func:`mlp_update`.
 
-    No product is fused with a sum: whether a gradient was stored in between or not, an update has the same bits.
+    Products are not fused with sums, so that an update has the same bits whether or not the gradient was stored first.
     """
     return {
         "ACCUMULATOR": tl.float64 if kind == "fp64" else tl.float32,

@@ -53,8 +53,8 @@ def gram_tile(
     slabs; ``narrow_*``: (models, narrow, points); ``scale_*``: (models, points), powers of two that undo the slabs'
     scales; ``segments`` (layers, 2): where a layer's two factors end, in slabs, or in narrow columns for the second
     factor of a narrow layer; ``values`` (layers, 2): the bias in units of the scaled product, and a narrow layer's
-    weight; ``one``: 1, which the compiler must not know, or it would make one chain of a promoted sum again. ``order``
-    (tiles, 2): places of the tiles; ``out``: rows of ``stride`` elements, models ``model_stride`` apart.
+    weight; ``one``: 1 at run time; if the compiler knew it, it would merge promoted sums into one chain again.
+    ``order`` (tiles, 2): places of the tiles; ``out``: rows of ``stride`` elements, models ``model_stride`` apart.
     """
     place = order + 2 * tl.program_id(0).to(tl.int64)
     model = tl.program_id(1)
@@ -67,7 +67,7 @@ def gram_tile(
     out += model.to(tl.int64) * model_stride
     if SYMMETRIC:
         if i == j:
-            # Two halves may differ by the order of their products: the lower one counts.
+            # The two halves may differ by the order of their products: the lower one is taken.
             total = tl.where(offsets[:, None] >= offsets[None, :], total, total.T)
     store_tile(out, i, j, total, n, m, stride, BLOCK, BLOCK, False, False)
     if SYMMETRIC:
@@ -110,10 +110,10 @@ def gram_stream(
     COPY_ENGINE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
 ):
-    """Compute what :func:`gram_tile` does by a few programs, each of which walks over tiles of all models.
+    """Compute the tiles of :func:`gram_tile` by a few programs, each of which walks over tiles of all models.
 
-    One loop over the slabs of all its tiles: slabs of the next factor and of the next tile are on their way while the
-    last are multiplied. Arguments as there; ``tiles`` and ``models`` count what the grid does not.
+    A program is one loop over the slabs of all its tiles: slabs of the next factor and of the next tile are loaded
+    while the last are multiplied. Arguments as there; ``tiles``, ``models``: how many, which the grid no longer says.
     """
     offsets = tl.arange(0, BLOCK)
     programs = tl.num_programs(0)
@@ -129,7 +129,7 @@ def gram_stream(
     second = 0
     stop = first_stop
     column = 0
-    # The products that are being summed, promoted ones beside ``left``; the first factor of a wide layer.
+    # ``chain``: the products being summed (unused if PROMOTED); ``left``: the first factor of a layer.
     chain = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + first_bias
     left = chain
     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
@@ -147,7 +147,7 @@ def gram_stream(
                 tl.zeros((BLOCK, BLOCK), ACCUMULATOR), rows, columns, model * (PLANES * slabs) + slab, slabs, i, j,
                 rows_padded, columns_padded, BLOCK, SLAB, PLANES, PRECISION, COPY_ENGINE,
             )  # fmt: skip
-            # The pipeliner must see a use of a chain of products before the branches.
+            # Triton's pipeliner needs a use of the products before the branches.
             found *= one
             if second == 1:
                 total = tl.fma(found, left, total)
@@ -218,9 +218,10 @@ def launch(
 
     ``rows`` and ``columns`` are slabs (models, planes, slabs, points, columns of a slab), narrow columns (models,
     columns, points) and scales (models, points); points may be a part of those in memory, from a multiple of 16 on.
-    A stream is right for every ``out``, but made for those of which all numbers are multiples of 16: see ``tiles``.
-    ``out`` is (models, n, m), its last stride 1; the name is that of the operands' format; ``multiprocessors`` those of
-    the GPU.
+    A stream is right for every ``out``, but meant for sizes, strides and addresses that are multiples of 16: see
+    ``inrfast.kernels.tiles``.
+    ``out`` is (models, n, m), its last stride 1; ``name`` is the operands' format; ``multiprocessors``: their
+    number on the GPU.
     """
     models, n, m = out.shape
     if len(order) == 0 or models == 0:

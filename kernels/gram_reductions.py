@@ -47,9 +47,9 @@ def gram_norm(
     COPY_ENGINE: tl.constexpr,
     SYMMETRIC: tl.constexpr,
 ):
-    """Write the sum of squares of what one tile, with its mirror image, adds to one model's kernel.
+    """Write the sum of squares of one tile and, SYMMETRIC, of its mirror image in one model's kernel.
 
-    ``out``: (models, tiles), fp64; the rest as in :func:`gram_tile`. The squares are summed along rows in the
+    ``out``: (models, tiles), fp64; the rest as in ``gram_tile``. The squares are summed along rows in the
     accumulator's precision, in units in which they neither overflow nor vanish, then in fp64.
     """
     tile = tl.program_id(0).to(tl.int64)
@@ -64,10 +64,10 @@ def gram_norm(
     total = tl.where((i + offsets < n)[:, None] & (j + offsets < m)[None, :], total, 0.0)
     if SYMMETRIC:
         if i == j:
-            # Only the half that the dense kernel takes, so that both agree to the last bit of every entry.
+            # Only the half that the dense kernel takes: both have the same entries, bit for bit.
             total = tl.where(offsets[:, None] >= offsets[None, :], total, 0.0)
     largest = tl.max(tl.max(tl.abs(total), 1), 0)
-    # Powers of two, so that nothing is rounded; of 0, Inf and NaN no multiple is a plausible number.
+    # Powers of two round nothing; 0, Inf and NaN stay what they are.
     unit = tl.where(largest > 2.0**57, 2.0**-70, tl.where(largest < 2.0**-38, 2.0**96, 1.0)).to(ACCUMULATOR)
     squares = total * unit
     squares = squares * squares
@@ -86,8 +86,8 @@ def _add_product(
 ):
     """Add the product of some columns of a tile with their rows of V to a block of ``K V``, WIDTH columns at a time.
 
-    They are added in memory: sums in registers would have to live through the loops over the layers. Nor would the
-    split numbers of a whole tile fit the registers.
+    Sums are kept in memory: in registers they would have to live through the loops over the layers. A whole tile's
+    numbers, split in halves, would not fit the registers either.
     """
     if COLUMNS > 32:
         left, right = tl.split(tl.permute(tl.reshape(tile, (BLOCK, 2, COLUMNS // 2)), (0, 2, 1)))
@@ -102,7 +102,7 @@ def _add_product(
             total = tl.load(out + start + places)
             total = tl.dot(tile, v.T, total, input_precision=PRECISION, out_dtype=total.dtype)
             tl.store(out + start + places, total)
-            # What one thread has stored another may load in the next round.
+            # Another thread may load in the next round what this one has stored.
             tl.debug_barrier()
 
 
@@ -143,11 +143,11 @@ def gram_product(
     """Add the products of a range of column tiles with their rows of V to one block of rows of ``K V``.
 
     ``places``: 0, 1, 2, ..., as many as there are tiles per side; ``vectors``: (models, column tiles, chunks, WIDTH,
-    BLOCK), V in pieces that are turned over, zero from its m-th row on; ``out``: (splits, models, row tiles, chunks,
-    BLOCK, WIDTH), zeros at first, whatever rows beyond the last point become; the rest as in :func:`gram_tile`.
+    BLOCK), V in transposed pieces, zero from its m-th row on; ``out``: (splits, models, row tiles, chunks,
+    BLOCK, WIDTH), zeros at first; its rows beyond the last point become anything; the rest as in ``gram_tile``.
 
-    A program walks over its tiles in order and adds to rows that are its own, so that the result does not depend on
-    which program runs when. The price: a symmetric kernel's tiles are computed twice.
+    A program walks over its tiles in order and adds to rows of its own, so that the result does not depend on the order
+    in which programs run. The price: a symmetric kernel's tiles are computed twice.
     """
     block = tl.program_id(0)
     split = tl.program_id(1)
@@ -160,7 +160,7 @@ def gram_product(
             BLOCK, SLAB, PLANES, PRECISION, PROMOTED, ACCUMULATOR, STAGES, COPY_ENGINE,
         )  # fmt: skip
         total = tl.where((j + tl.arange(0, BLOCK) < m)[None, :], total, 0.0)
-        # From the places read again, or these addresses too would be kept through the loops.
+        # Computed from the places read again: otherwise these addresses too would be kept through the loops.
         source = (model.to(tl.int64) * tiles + j // BLOCK) * chunks * (BLOCK * WIDTH)
         target = (split.to(tl.int64) * tl.num_programs(2) + model) * tl.num_programs(0) + i // BLOCK
         target = target * chunks * (BLOCK * WIDTH)

@@ -55,7 +55,7 @@ def slab_product(
     PRECISION: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
 ):
-    """Add the product of one slab to ``total``; of two planes, the smallest products first."""
+    """Add the product of one slab to ``total``; with two planes, the smallest products first."""
     a = _slab(rows, slab, i, rows_padded, BLOCK, SLAB, COPY_ENGINE)
     b = _slab(columns, slab, j, columns_padded, BLOCK, SLAB, COPY_ENGINE)
     if PLANES == 2:
@@ -88,11 +88,11 @@ def _products(
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
 ):
-    """Add the products of slabs ``start`` to ``stop`` to ``total``; promoted, each times ``factor``.
+    """Add the products of slabs ``start`` to ``stop`` to ``total``; PROMOTED, each times ``factor``.
 
-    Tensor cores cut off what does not fit their fp32 sums: a chain of them loses a little at every step, always toward
-    zero. Promoted, a chain is no longer than one slab's products and begins at zero; what it gives is added by fused
-    multiply-adds, which round.
+    Tensor cores truncate their fp32 sums: a chain of them loses a little at every step, always toward zero. PROMOTED, a
+    chain is no longer than one slab's products and begins at zero; its result is added by fused multiply-adds, which
+    round.
     """
     for t in tl.range(start, stop, num_stages=STAGES):
         if PROMOTED:
@@ -138,7 +138,7 @@ def kernel_tile(
     STAGES: tl.constexpr,
     COPY_ENGINE: tl.constexpr,
 ):
-    """Return one tile of one model's kernel and its first row and column; the pointers ``*_place`` hold its place."""
+    """Return one tile of one model's kernel, its first row and its first column; ``*_place`` point to its place."""
     i = tl.load(row_place) * BLOCK
     j = tl.load(column_place) * BLOCK
     first = model * (PLANES * slabs)
@@ -183,7 +183,7 @@ def kernel_tile(
         slab = stop
         total = right if PROMOTED else tl.fma(left, right, total)
 
-    # Read again, or the addresses below would be computed up there and kept in registers through the loops.
+    # Read again: otherwise the addresses below would be computed above and kept in registers through the loops.
     i = tl.load(row_place, volatile=True) * BLOCK
     j = tl.load(column_place, volatile=True) * BLOCK
     r = tl.load(scale_rows + (model.to(tl.int64) * rows_padded + i) + offsets)
@@ -205,10 +205,10 @@ def store_tile(
     LOWER: tl.constexpr,
     TURNED: tl.constexpr,
 ):
-    """Store a tile, only what is on or below the diagonal if LOWER; or, TURNED, the mirror image of what is below.
+    """Store a tile, with LOWER its part on or below the diagonal alone; TURNED, the transpose of the part below.
 
-    A few columns at a time: all addresses at once would not fit the registers, and a whole tile turned over would take
-    shared memory that holds slabs on their way.
+    It stores a few columns at a time: all addresses at once would not fit the registers, and transposing a whole tile
+    would take shared memory that holds slabs in flight.
     """
     if COLUMNS > 32:
         left, right = tl.split(tl.permute(tl.reshape(tile, (ROWS, 2, COLUMNS // 2)), (0, 2, 1)))
@@ -233,7 +233,7 @@ def store_tile(
 def launch_arguments(
     name: str, config: Config, rows: Side, columns: Side, segments: Any, values: Any, narrow_layers: int
 ) -> tuple[list[Any], list[Any], dict[str, Any]]:
-    """Return what all kernels take: pointers to both sides and the tables, sizes, and compile-time choices."""
+    """Return the arguments of all Gram kernels: pointers to both sides and the tables, sizes, compile-time choices."""
     layout = FORMATS[name]
     left, right = rows[0], columns[0]
     padded = [t.stride(2) // layout.slab for t in (left, right)]
@@ -259,13 +259,13 @@ def launch_arguments(
 
 
 def _rows_in_memory(slabs: Any) -> int:
-    """Return the rows of all slabs, models and planes from the first point on, each of the slab's columns."""
+    """Return the number of rows, each one slab wide, from the first point on: over all models, planes and slabs."""
     models, planes, count, points, _ = slabs.shape
     return (models * planes * count - 1) * (slabs.stride(2) // slabs.stride(3)) + points
 
 
 def _countable(slabs: Any) -> bool:
-    """Return whether a descriptor can count the rows: in 32 bits."""
+    """Return whether the rows' number fits the 32 bits of a descriptor."""
     return _rows_in_memory(slabs) < 2**31
 
 

@@ -23,7 +23,7 @@ LARGEST_SCALE = tl.constexpr(24)
 
 @triton.jit
 def _total(values, count):
-    """Return the sum of numbers, always in the same order."""
+    """Return the sum of ``count`` values, always in the same order."""
     i = tl.arange(0, 1024)
     total = tl.zeros((1024,), values.dtype.element_ty)
     for begin in range(0, count, 1024):
@@ -33,7 +33,7 @@ def _total(values, count):
 
 @triton.jit
 def _next_scale(square):
-    """Return the power of two that brings errors of this mean square near 1; NaN and Inf give the smallest."""
+    """Return the power of two that scales errors of this mean square to about 1; NaN and Inf give the smallest."""
     exponent = ((square.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 255) - 127
     up = tl.minimum(tl.maximum(-(exponent >> 1), -LARGEST_SCALE), LARGEST_SCALE)
     return ((up + 127) << 23).to(tl.float32, bitcast=True)
@@ -62,9 +62,9 @@ def _behind_activation(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Return some columns of the error before the activation of a layer, an operand, and write it.
+    """Return and write some columns of the error before a layer's activation, in the operands' dtype.
 
-    Its product with ``sides`` is the gradient of the bias and, of a first layer that takes coordinates, of the weight.
+    Its product with ``sides`` is the gradient of the bias and, in a first layer that takes coordinates, of the weight.
     """
     columns = start + tl.arange(0, COLUMNS)
     slope = kept_slope(slopes, masks, r, start, width, ACTIVATION, ACCUMULATOR, ROWS, COLUMNS)
@@ -80,7 +80,7 @@ def _behind_activation(
             place = tl.where(j == 0, layer, hidden + j - 1)
         inside = (columns < width)[:, None] & (wanted != 0)[None, :]
         add_sums(sums + (place[None, :] * width + columns[:, None]), inside, thin, later)
-    # Errors of a first layer that takes coordinates are needed in the sums alone.
+    # Errors of a first layer that takes coordinates enter the sums alone: they are not stored.
     kept = tl.where(layer > 0, width, 0) if COORDINATES else width
     tl.store(errors + (r[:, None] * width + columns[None, :]), error, mask=(columns < kept)[None, :])
     return error
@@ -135,9 +135,9 @@ def mlp_backward(
     TERMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Take the errors of tiles of points back through the layers, and add up the gradients that are thin.
+    """Take the errors of a tile of points back through the layers, and sum the gradients that are thin.
 
-    Arguments as in :func:`mlp_forward`, of the same points; ``errors``: (models, hidden, capacity, width), those before
+    Arguments as in ``mlp_forward``, of the same points; ``errors``: (models, hidden, capacity, width), those before
     the activations. Each tile's sums lie from ``thin`` on, ``thin_pitch`` apart: biases (hidden, width), columns of the
     first weight (depth, width), rows of the head (outputs, width). The first program writes ``losses`` (steps, models),
     the ``factors`` (models) that make gradients of sums, and the ``scales`` of the next step.

@@ -21,7 +21,7 @@ from inrfast.kernels.mlp_layers import (
 
 @triton.jit
 def _exact_product(left, right, like, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """Return ``left right`` of full precision; operands of 16 bits, as ``like`` points to, in two halves each."""
+    """Return ``left right`` in full precision; where ``like`` points to 16 bits, both are split in two halves."""
     total = tl.zeros((left.shape[0], right.shape[1]), ACCUMULATOR)
     operand: tl.constexpr = like.dtype.element_ty
     if operand.primitive_bitwidth == 16:
@@ -37,7 +37,7 @@ def _exact_product(left, right, like, PRECISION: tl.constexpr, ACCUMULATOR: tl.c
 
 @triton.jit
 def _first_weight(parameters, bias, columns, width: tl.constexpr, depth: tl.constexpr, BIAS: tl.constexpr):
-    """Return some columns of a first layer that takes coordinates as (16, columns): its bias, then its weight."""
+    """Return some columns of a first layer that takes coordinates, (16, columns): its bias, then its weight."""
     j = tl.arange(0, 16)
     present = columns < width
     column = tl.where(j == 0, 0, j - 1)
@@ -50,7 +50,7 @@ def _first_weight(parameters, bias, columns, width: tl.constexpr, depth: tl.cons
 
 @triton.jit
 def _activated(u, numbers, layer, ACTIVATION: tl.constexpr, SHORT: tl.constexpr):
-    """Return value and slope at ``u``; each number of a layer is the sum of three fp32 numbers."""
+    """Return value and slope at ``u``; each number of a layer's activation is stored as a sum of three fp32 numbers."""
     if ACTIVATION == RELU:
         return activate(u, 1.0, 0.0, 0.0, ACTIVATION, SHORT)
     else:
@@ -83,10 +83,10 @@ def _errors(
     WEIGHTED: tl.constexpr,
     LOSS: tl.constexpr,
 ):
-    """Return errors at the head (ROWS, 16): weighted slopes of the loss, of the mean squared error half of them.
+    """Return errors at the head (ROWS, 16): weighted slopes of the loss, for the mean squared error half of them.
 
-    Write the sums of a tile: the weighted losses, ``tiles`` further on the weights, and behind those the weighted
-    squares of the slopes, which for the mean squared error are its losses.
+    Write a tile's sums, ``tiles`` elements apart: of the weighted losses, of the weights, and (except for the mean
+    squared error, where they equal the losses) of the weighted squares of the slopes.
     """
     o = tl.arange(0, 16)
     there = alive[:, None] & (o < outputs)[None, :]
@@ -179,7 +179,7 @@ def mlp_forward(
     TERMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Take tiles of points of one network to its predictions and, with GRADIENT, keep what the way back needs.
+    """Take a tile of points of one network to its predictions; with GRADIENT, store what the backward pass needs.
 
     ON_CHIP: one block of COLUMNS holds all columns of a layer, and a tile's features go from product to product.
 
@@ -192,9 +192,8 @@ def mlp_forward(
 
     ``features``, ``slopes``: (models, hidden, capacity, width); ``masks``: (models, hidden, capacity, bytes);
     ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2 or 3, tiles), see
-    :func:`_errors`; ``partials``: (models, partial_model), where each tile leaves
-    the gradient of the head's bias (outputs), from ``tail`` on and ``thin_pitch`` apart. ``later``: add to what is
-    there.
+    :func:`_errors`; ``partials``: (models, partial_model), where each tile writes the gradient of the head's bias
+    (outputs), from ``tail`` on and ``thin_pitch`` apart. ``later``: add to what is there.
     """
     model = tl.program_id(1).to(tl.int64)
     tile = tl.program_id(0).to(tl.int64)

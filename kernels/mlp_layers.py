@@ -1,8 +1,8 @@
-"""What the passes of the training step share: products with layers, loads of a tile's points, kept features and sums.
+"""Device functions that the passes of the training step share: points of a tile, products with layers, stored slopes.
 
-Rows beyond the last point are computed as if they were the first point, and have no error: no load or store of features
-needs a mask for them. What is thin is multiplied on the tensor cores too, 16 columns at a time: ones and coordinates
-beside each other.
+Rows beyond the last point are computed as if they were the first point, and have no error: loads and stores of features
+need no mask for them. Thin matrices are padded to 16 columns and multiplied on the tensor cores too: a column of ones
+and the coordinates side by side.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from inrfast.kernels.activations import RELU
 
 @triton.jit
 def row_numbers(order, step, size, first, p, alive, GATHERED: tl.constexpr):
-    """Return which points the rows of a tile are: consecutive ones, or those drawn for this step."""
+    """Return the points of a tile's rows: consecutive ones, or GATHERED those drawn for this step."""
     if GATHERED:
         return tl.load(order + (tl.cast(step, tl.int64) * size + first + p), mask=alive, other=0)
     else:
@@ -42,7 +42,7 @@ def layer_product(
 ):
     """Return some columns of ``left W^T`` (FORWARD, W: (across, depth)) or ``left W`` (W: (depth, across)).
 
-    ``rows`` of ``left`` lie ``pitch`` elements apart; ``limit`` is the number of columns there are.
+    ``rows`` of ``left`` lie ``pitch`` elements apart; ``limit`` is the number of columns of the result.
     """
     total = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
     present = columns < limit
@@ -73,7 +73,7 @@ def layer_product_on_chip(
     PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
 ):
-    """Return ``left W^T`` (FORWARD) or ``left W`` of a tile that is at hand; W: (width, width)."""
+    """Return ``left W^T`` (FORWARD) or ``left W``, where the tile ``left`` is in registers; W: (width, width)."""
     i = tl.arange(0, COLUMNS)
     within = i < width
     whole = tl.load(weight + i[:, None] * width + i[None, :], mask=within[:, None] & within[None, :], other=0.0)
@@ -99,7 +99,7 @@ def keep(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """Write the features of some columns, and their slopes or, of ReLU, the bits of eight columns per byte."""
+    """Write the features of some columns and, with GRADIENT, their slopes; for ReLU eight columns per byte."""
     columns = start + tl.arange(0, COLUMNS)
     present = (columns < width)[None, :]
     places = r[:, None] * width + columns[None, :]
@@ -135,7 +135,8 @@ def kept_slope(
         bits = (bytes.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
         slope = tl.reshape(bits, (ROWS, COLUMNS)).to(ACCUMULATOR)
         if slope.dtype == tl.float64:
-            # Sums of one number: Triton 3.6 would lay out an operand made of bytes for fp64 products that no GPU has.
+            # A sum over one element changes the layout: Triton 3.6 would otherwise choose one for fp64 products that no
+            # GPU has, since the operand is made of bytes.
             slope = tl.sum(slope[:, :, None], 2)
         return slope
     else:
@@ -146,7 +147,7 @@ def kept_slope(
 
 @triton.jit
 def times_exact(left, right, total, PRECISION: tl.constexpr, ACCUMULATOR: tl.constexpr):
-    """Return ``total + left right``, where ``right`` has more digits than an operand of 16 bits: in two halves."""
+    """Return ``total + left right`` with ``right`` in full precision: two halves where ``left`` has 16 bits."""
     high = right.to(left.dtype)
     total = tl.dot(left, high, total, input_precision=PRECISION, out_dtype=ACCUMULATOR)
     if left.dtype.primitive_bitwidth == 16:
@@ -157,7 +158,7 @@ def times_exact(left, right, total, PRECISION: tl.constexpr, ACCUMULATOR: tl.con
 
 @triton.jit
 def add_sums(places, inside, values, later):
-    """Write a tile's sums, or (``later`` is 1, else 0) add them to what a tile of an earlier launch left."""
+    """Write a tile's sums (``later`` is 0), or add them to those of an earlier launch (``later`` is 1)."""
     before = tl.load(places, mask=tl.where(inside, later, 0) != 0, other=0.0)
     tl.store(places, before + values, mask=inside)
 
@@ -174,7 +175,7 @@ def head_weight(head, columns, width: tl.constexpr, outputs: tl.constexpr):
 def ones_and_coordinates(
     inputs, rows, depth: tl.constexpr, COORDINATES: tl.constexpr, ROWS: tl.constexpr, ACCUMULATOR: tl.constexpr
 ):  # fmt: skip
-    """Return (ROWS, 16): a column of ones, then the coordinates; errors times these are the thin gradients."""
+    """Return (ROWS, 16): a column of ones, then the coordinates. Errors times these are the thin gradients."""
     j = tl.arange(0, 16)
     sides = tl.where(j == 0, 1.0, 0.0).to(ACCUMULATOR)[None, :].broadcast_to(ROWS, 16)
     if COORDINATES:

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def _constant(x, VALUE: tl.constexpr):
-    """Return a constant in all digits of the numbers of ``x``: a bare one is taken as fp32."""
+    """Return a constant in the precision of ``x``: Triton takes a bare one as fp32."""
     return tl.full(x.shape, VALUE, x.dtype)
 
 
@@ -37,16 +37,16 @@ def mlp_update(
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """Add up the partial sums of some parameters (REDUCE), and take the step of an OPTIMIZER on them.
+    """Sum the partial gradients of some parameters (REDUCE), and take the step of an OPTIMIZER on them.
 
-    It is "adam", "adamw", "sgd" or "none"; Adam's constants are BETA1, BETA2 and EPSILON.
+    OPTIMIZER is "adam", "adamw", "sgd" or "none"; Adam's constants are BETA1, BETA2 and EPSILON.
 
     ``parameters``, ``gradients``, ``means``, ``squares``: (models, Q); ``operands``: their copy for products (COPY);
     ``trained``: (Q,) bytes, 0 for frozen ones. ``table``: one row per program: place of the parameter, first element,
     number of elements, columns; where the first part of its gradient lies, how far apart its rows, columns and parts
     are, and how many parts there are. ``rates``: (steps, models, 4), the learning rate, the rate over Adam's first bias
-    correction, the root of its second, the weight decay; ``factors``: (models,), of the sums. Without REDUCE gradients
-    are read, else written where there is no OPTIMIZER.
+    correction, the root of its second, the weight decay; ``factors``: (models,), times which the sums are gradients.
+    Without REDUCE, gradients are read; with REDUCE and OPTIMIZER "none", they are written.
     """
     model = tl.program_id(1).to(tl.int64)
     models = tl.num_programs(1)

@@ -39,9 +39,9 @@ def mlp_weight_gradients(
     TERMS: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Write one range of points' part of a tile of ``errors^T features`` of one layer of one network.
+    """Write what one range of points adds to one tile of ``errors^T features``, for one layer of one network.
 
-    Arguments as in :func:`mlp_forward` and :func:`mlp_backward`. The parts lie at ``dense`` in a model's partial sums,
+    Arguments as in ``mlp_forward`` and ``mlp_backward``. The parts lie at ``dense`` in a model's partial sums,
     ``dense_pitch`` apart: the weights (width, width) of all layers between hidden ones and, ENCODED, (width, depth) of
     the first. Ranges have ``length`` points, a multiple of TERMS.
     """

@@ -1,9 +1,9 @@
 """Products with a tangent kernel through its factors: ``K V = J' (J^T V)``, fp64, all layers in a few launches.
 
-The operands are those of :mod:`inrfast.kernels.gram` in fp64: slabs of 16 columns, and narrow columns. There every
-layer is a pair of matrices, A and B, whose row-wise Khatri-Rao product is the layer's block of the Jacobian: of a wide
-layer A are the features and B the sensitivities of all outputs side by side, of a narrow one A are its slabs and B its
-narrow columns. A row of A ends with a number more, the layer's bias (1 or 0), which is not stored.
+The operands are those of :mod:`inrfast.kernels.gram_tiles` in fp64: slabs of 16 columns, and narrow columns. There
+every layer is a pair of matrices, A and B, whose row-wise Khatri-Rao product is the layer's block of the Jacobian: of a
+wide layer A are the features and B the sensitivities of all outputs side by side, of a narrow one A are its slabs and B
+its narrow columns. A row of A ends with a number more, the layer's bias (1 or 0), which is not stored.
 
 ``J^T v`` is, for every layer, the matrix ``sum_n v_n B[n] [A[n], 1]^T``; ``J p`` is ``sum [A[n], bias] P^T B[n]``. Both
 are products on the fp64 tensor cores. The vectors lie next to each other in the order of programs, so that factors come
