@@ -74,11 +74,13 @@ Row = tuple[Tensor | None, Tensor | None]
 class Disturbed(TorchDispatchMode):
     """Context in which every fp64 result gets a random relative error: ``1 + DISTURBANCE xi`` with normal xi.
 
-    What is exactly zero stays so. A difference of nearly equal results shows the digits that it loses.
+    What is exactly zero stays so. A difference of nearly equal results shows the digits that it loses. With ``tables``
+    sums and products of whole numbers stay exact: they are places in tables. Looking for them waits for the device.
     """
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def __init__(self, seed: int, device: torch.device, tables: bool = False) -> None:
         super().__init__()
+        self.tables = tables
         self.generator = torch.Generator(device).manual_seed(seed)
 
     @classmethod
@@ -91,7 +93,7 @@ class Disturbed(TorchDispatchMode):
         aliases = [argument.alias_info for argument in func._schema.arguments if argument.alias_info is not None]
         if func.overloadpacket.__name__ in EXACT or not all(alias.is_write for alias in aliases):  # else it is a view
             return found
-        whole = func.overloadpacket.__name__ in OF_WHOLE_NUMBERS and all(map(_is_whole, args))
+        whole = self.tables and func.overloadpacket.__name__ in OF_WHOLE_NUMBERS and all(map(_is_whole, args))
         for value in tree_leaves(found):
             if isinstance(value, Tensor) and value.dtype == torch.float64:
                 noise = torch.randn(value.shape, generator=self.generator, dtype=value.dtype, device=value.device)
@@ -132,7 +134,11 @@ class PassErrors:
 
 
 def pass_errors(
-    factors: Callable[[Tensor], Sequence[Row]], coords: Tensor, outputs: int, weights: Tensor | None = None
+    factors: Callable[[Tensor], Sequence[Row]],
+    coords: Tensor,
+    outputs: int,
+    weights: Tensor | None = None,
+    tables: bool = False,
 ) -> PassErrors:
     """Return the squared rounding errors of a factor pass over ``coords`` (N, d), measured on some points.
 
@@ -151,6 +157,8 @@ def pass_errors(
     weights
         The kernel's diagonal (N,), or None. Half of the sample is drawn in proportion to it, half evenly: points with a
         large row of the Jacobian, which make the spectrum, are not missed where they are few.
+    tables
+        Whether the pass may read tables at places that it computes: see :class:`Disturbed`.
     """
     count = len(coords)
     chance = torch.full((count,), 1 / count, dtype=torch.float64)
@@ -165,7 +173,7 @@ def pass_errors(
     share = torch.cat([1 / (POINTS * chance[index]), torch.ones(len(outer), dtype=torch.float64)])
     share = share / REPEATS * (UNIT / DISTURBANCE) ** 2
     exact = _on_cpu(factors(points))
-    with Disturbed(0, coords.device):
+    with Disturbed(0, coords.device, tables):
         disturbed = _on_cpu(factors(points.repeat(REPEATS, 1)))
     sizes = [squared_rows(layer, outputs) for layer in exact]
     size = torch.stack(sizes).sum((0, 2))

@@ -23,6 +23,10 @@ class Whole:
         """Return the sum of every process's ``part``."""
         return part
 
+    def sum(self, number: float, device: torch.device) -> float:
+        """Return the sum of every process's ``number``; ``device`` is the kernel's."""
+        return number
+
     def gather(self, rows: Tensor) -> Tensor:
         """Return all rows of a tensor of which this process holds ``rows``."""
         return rows

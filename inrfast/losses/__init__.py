@@ -93,9 +93,10 @@ class BoundLoss:
 
     def check_target(self, argument: str, target: Tensor) -> None:
         """Refuse targets that the loss does not take."""
-        low, high = (float(value) for value in torch.aminmax(target))
-        if self.kind.targets is not None and not (self.kind.targets[0] <= low <= high <= self.kind.targets[1]):
-            least, most = self.kind.targets
+        if self.kind.targets is None:  # and so the device is not waited for
+            return
+        (least, most), (low, high) = self.kind.targets, (float(value) for value in torch.aminmax(target))
+        if not least <= low <= high <= most:
             raise ValueError(
                 f"{argument} must lie in [{least:g}, {most:g}] for loss={self.name!r}, got {low:g} to {high:g}"
             )

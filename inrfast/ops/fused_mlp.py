@@ -184,7 +184,7 @@ class FusedMLP:
         self.head_errors = torch.empty(self.models, self.capacity, shape.outputs, dtype=operands, device=self.device)
         self.partials = parameters.new_empty(self.models, self.partial_model)
         self.totals = parameters.new_empty(self.models, 2 if loss.is_mean_square else 3, self.tiles)
-        self.numbers = parameters.new_tensor([*loss.numbers, 0.0])
+        self.numbers = parameters.new_tensor(loss.numbers) if loss.numbers else parameters.new_empty(1)
         self.factors = parameters.new_empty(self.models)
         # Where nothing was trained yet, errors are taken to be those of predictions of 0.
         self.scales = torch.ones(steps + 1, self.models, dtype=torch.float32, device=self.device)

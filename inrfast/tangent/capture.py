@@ -341,7 +341,8 @@ class Capture:
 
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
-        found = pass_errors(self.exact, coords, self.outputs, weights)
+        tables = self._mlp is None or self._mlp.encoding is not None
+        found = pass_errors(self.exact, coords, self.outputs, weights, tables)
         if self._mlp is None:
             return found
         first = self._mlp.layers[0]

@@ -266,8 +266,7 @@ class TangentKernel:
             check_range("the squares of the Frobenius norm", self._largest, 1e-150, 1e150, self.dtype)
         elif not self._in_range():
             return self._highest.frobenius()
-        square = torch.tensor(self.sides.squared_norm(), dtype=torch.float64, device=self.device)
-        return math.sqrt(float(self.partition.total(square)))
+        return math.sqrt(self.partition.sum(self.sides.squared_norm(), self.device))
 
     def row_sums(self) -> Tensor:
         """Return the sums of the rows, ``K 1``, of shape (rows,) in the kernel's dtype, computed as ``K @ V`` is."""

@@ -57,6 +57,10 @@ class Sharded(Whole):
         dist.all_reduce(summed, group=self.group)
         return summed
 
+    def sum(self, number: float, device: torch.device) -> float:
+        """Return the sum of every process's ``number``."""
+        return float(self.total(torch.tensor(number, dtype=torch.float64, device=device)))
+
     def smallest(self, number: int, device: torch.device) -> int:
         """Return the smallest of every process's ``number``."""
         found = torch.tensor(number, device=device)
