@@ -38,7 +38,6 @@ TESTED_BY = {
     "inrfast/norms/*.py": "tests/norms/test_norms.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
     "inrfast/public.py": "tests/test_imports.py",
-    "inrfast/registry.py": "tests/signals/test_kinds.py",
     "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
     "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
     "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",

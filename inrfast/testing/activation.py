@@ -47,7 +47,8 @@ def check_activation(activation: str | Activation | BoundActivation) -> None:
     same way each time, among 287, 5,000 and 20,000; the slope against automatic differentiation and difference
     quotients in fp64; fp32 values, slopes and gradients against fp64, up to ``|u| = 1000``; in-place passes, and the
     native step where this machine runs it, against value and slope; what ``keeps`` says; the bound; that NaN stays NaN;
-    that ``torch.vmap`` takes it, and pickle one that is registered. Device functions are not run: see ``device``.
+    that ``torch.vmap`` takes it, and pickle one that is registered. Device functions are not run; it is compared with
+    the library's activation that has the same one.
 
     Parameters
     ----------
@@ -76,6 +77,7 @@ def check_activation(activation: str | Activation | BoundActivation) -> None:
         checks.slope()
         checks.fp32()
         checks.in_place()
+        checks.named()
         checks.native_step()
         checks.kept()
         checks.bound(reached=number == 0)
@@ -229,6 +231,16 @@ class Checks:
             self.close(slope, self.own.slope(u), f"in_place must leave the slope in its first argument {told}")
             self.close(alone, self.own.value(u), f"value_in_place must leave the value in its first argument {told}")
 
+    def named(self) -> None:
+        """Device function and native step are those of an activation with the same value and slope."""
+        u = points()
+        for field in ("device", "native"):
+            name = getattr(self.own.kind, field)
+            if name is not None:
+                same = BoundActivation(ACTIVATIONS[name], self.own.numbers)
+                self.close(self.own.value(u), same.value(u), f"{field}={name!r} must have the same value")
+                self.close(self.own.slope(u), same.slope(u), f"{field}={name!r} must have the same slope")
+
     def native_step(self) -> None:
         """The native step that it names has its value and slope, where this machine has that step."""
         if self.own.kind.native is None or not mlp_step.instructions():
@@ -246,9 +258,9 @@ class Checks:
         chunk = mlp_step.chunk_rows(1, 1)
         memory = torch.empty(mlp_step.workspace(layers, chunk))
         mlp_step.steps(layers, at, torch.ones(len(u)), len(u), chunk, memory, mlp_step.instructions())
-        named = f"native={self.own.kind.native!r}"
-        self.close((head.flatten() - 1) / 2 + value, value, f"{named} must have the same value")
-        self.close(hidden.flatten() / head.flatten(), self.own.slope(u), f"{named} must have the same slope")
+        told = f"the native step {self.own.kind.native!r} must have the same"
+        self.close((head.flatten() - 1) / 2 + value, value, f"{told} value")
+        self.close(hidden.flatten() / head.flatten(), self.own.slope(u), f"{told} slope")
 
     def kept(self) -> None:
         """The slope follows from what ``keeps`` says is enough."""

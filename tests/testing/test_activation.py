@@ -193,10 +193,10 @@ def test_faults_of_numbers_dtypes_and_sizes_are_found_and_named(fault: str) -> N
         check_activation(replace(kind, **changes))
 
 
-@pytest.mark.skipif(not mlp_step.instructions(), reason="this processor has no native step")
-def test_a_native_step_of_another_function_or_order_is_found() -> None:
-    with pytest.raises(AssertionError, match="native='relu' must have the same value"):
-        check_activation(replace(HALF_SQUARE, native="relu"))
+@pytest.mark.parametrize("field", ["native", "device"])
+def test_a_named_function_of_another_formula_or_order_is_found(field: str) -> None:
+    with pytest.raises(AssertionError, match=f"{field}='relu' must have the same value"):
+        check_activation(replace(HALF_SQUARE, **{field: "relu"}))
     wire = ACTIVATIONS["wire"]
     swapped = replace(
         wire,
@@ -205,10 +205,21 @@ def test_a_native_step_of_another_function_or_order_is_found() -> None:
         numbers=dict(reversed(wire.numbers.items())),
         in_place=None,
         value_in_place=None,
+        native=None,
+        device=None,
     )
-    with pytest.raises(AssertionError, match="native='wire' must have the same value"):
-        check_activation(swapped)
-    check_activation(replace(swapped, native=None))
+    with pytest.raises(AssertionError, match=f"{field}='wire' must have the same value"):
+        check_activation(replace(swapped, **{field: "wire"}))
+    check_activation(swapped)
+
+
+@pytest.mark.skipif(not mlp_step.instructions(), reason="this processor has no native step")
+def test_what_the_native_step_computes_is_compared(monkeypatch) -> None:
+    """As if the library's own activation of that name were another one."""
+    kind = replace(HALF_SQUARE, native="relu")
+    monkeypatch.setattr(ACTIVATIONS, "_items", {**ACTIVATIONS, "relu": replace(HALF_SQUARE, name="relu")})
+    with pytest.raises(AssertionError, match="the native step 'relu' must have the same value"):
+        check_activation(kind)
 
 
 RIGHT = [

@@ -109,7 +109,7 @@ class Optimizer:
         """Leave nothing of the fit in what is the user's."""
 
 
-OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "inrfast.training.optimizers")
+OPTIMIZERS: Registry[type[Optimizer]] = Registry("optimizer", "inrfast.training.optimizers", Optimizer, classes=True)
 """Optimisers known by name; they update several networks at once."""
 
 
