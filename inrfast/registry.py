@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from inrfast.errors import check_choice, check_float
 
 Item = TypeVar("Item")
@@ -177,6 +179,23 @@ def check_function(kind: Any, field: str, known: Mapping[str, int]) -> None:
             f"{field}={name!r} of {kind.name} is a function of {wanted} numbers, but it has {len(kind.numbers)}: "
             f"{', '.join(kind.numbers) or 'none'}"
         )
+
+
+def check_like(what: str, found: Any, given: Tensor, dtype: bool = False) -> Tensor:
+    """Return what a function of the user's made of a tensor, if it has that one's shape and, if asked, its dtype.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Another shape or dtype; no tensor.
+    """
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{what} must return a tensor of shape {tuple(given.shape)}, got {type(found).__name__}")
+    if found.shape != given.shape:
+        raise ValueError(f"{what} must return a tensor of shape {tuple(given.shape)}, got {tuple(found.shape)}")
+    if dtype and found.dtype != given.dtype:
+        raise TypeError(f"{what} must return {given.dtype}, as it was given, got {found.dtype}")
+    return found
 
 
 def _a(noun: str) -> str:

@@ -170,3 +170,59 @@ def test_an_encoding_replaces_one_of_ones_own() -> None:
         assert inr.encodings.register(kinds[1], replace=True) is ENCODINGS["Again"]
     finally:
         ENCODINGS._items.pop("Again", None)
+
+
+def _wide(u: torch.Tensor) -> torch.Tensor:
+    return u.relu().double()
+
+
+WRONG = {
+    "shape": (ValueError, lambda u: u[..., :1].relu(), lambda f, y: (f - y)[..., :1].abs()),
+    "scalar": (ValueError, lambda u: u.relu().mean(), lambda f, y: (f - y).abs().mean()),
+    "number": (TypeError, lambda u: 1.0, lambda f, y: 1.0),
+}
+
+
+def _fit(**options: Any) -> Any:
+    net = inr.INR(2, 3, width=4, hidden_layers=2, activation=options.pop("activation", "relu"))
+    return inr.fit(net, torch.rand(20, 2), torch.rand(20, 3), steps=2, progress=False, **options)
+
+
+@pytest.mark.parametrize("field", ["value", "slope"])
+@pytest.mark.parametrize("wrong", WRONG)
+def test_functions_of_ones_own_that_return_another_shape_stop_the_fit(wrong: str, field: str) -> None:
+    error, activation, loss = WRONG[wrong]
+    with (
+        registered(replace(PLAIN, **{field: activation})),
+        pytest.raises(error, match=f"{field} of the activation 'pl"),
+    ):
+        _fit(activation="plain")
+    LOSSES.add("plain", replace(Loss("plain", lambda f, y: (f - y).abs(), torch.sub), **{field: loss}))
+    try:
+        with pytest.raises(error, match=f"{field} of the loss 'plain' must return"):
+            _fit(loss="plain")
+    finally:
+        del LOSSES._items["plain"]
+
+
+@pytest.mark.parametrize("field", ["value", "slope"])
+def test_another_dtype_does_not_go_unseen_in_place(field: str) -> None:
+    own, u = replace(PLAIN, **{field: _wide}).bind(), torch.rand(3, 2)
+    with pytest.raises(TypeError, match=f"{field} of the activation 'plain' must return torch.float32"):
+        own.in_place(u, u.clone(), u.clone())
+    with registered(own.kind), pytest.raises(TypeError, match=f"{field} of the activation 'plain'"):
+        _fit(activation="plain")
+
+
+def test_an_optimiser_that_moves_by_another_shape_stops_the_fit() -> None:
+    class Wrong(Optimizer):
+        def step(self, rates: Any, again: Any) -> None:
+            for name, grad in self.stack.grads.items():
+                self.move(name, grad.mean(), rates)
+
+    OPTIMIZERS.add("wrong", Wrong)
+    try:
+        with pytest.raises(ValueError, match=r"direction of layers.0.weight must be a tensor of shape \(1, 4, 2\)"):
+            _fit(optimizer="wrong")
+    finally:
+        del OPTIMIZERS._items["wrong"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError, check_float, nearest
-from inrfast.registry import Registry, check_fields, check_function
+from inrfast.registry import Registry, check_fields, check_function, check_like
 
 KEEPS = ("slope", "result", "mask", "nothing")
 
@@ -184,27 +184,32 @@ class BoundActivation:
         return dict(zip(self.kind.numbers, self.numbers, strict=True))
 
     def value(self, u: Tensor) -> Tensor:
-        """Return ``act(u)``."""
-        return self.kind.value(u, *self.numbers)
+        """Return ``act(u)``; another shape than that of ``u`` raises ``ValueError``."""
+        found = self.kind.value(u, *self.numbers)
+        return found if isinstance(found, Tensor) and found.shape == u.shape else self._like("value", found, u)
 
     def slope(self, u: Tensor) -> Tensor:
-        """Return ``act'(u)``."""
-        return self.kind.slope(u, *self.numbers)
+        """Return ``act'(u)``; another shape than that of ``u`` raises ``ValueError``."""
+        found = self.kind.slope(u, *self.numbers)
+        return found if isinstance(found, Tensor) and found.shape == u.shape else self._like("slope", found, u)
+
+    def _like(self, what: str, found: Any, u: Tensor) -> Tensor:
+        return check_like(f"{what} of the activation {self.name!r}", found, u, dtype=True)
 
     def in_place(self, u: Tensor, value: Tensor, scratch: Tensor) -> None:
         """Write ``act(u)`` into ``value`` and ``act'(u)`` into ``u``; ``scratch`` is lost. Autograd must be off."""
         if self.kind.in_place is not None:
             self.kind.in_place(u, self.numbers, value, scratch)
         else:
-            value.copy_(self.value(u))
-            u.copy_(self.slope(u))
+            value.copy_(self._like("value", self.value(u), u))
+            u.copy_(self._like("slope", self.slope(u), u))
 
     def value_in_place(self, u: Tensor, scratch: Tensor) -> None:
         """Write ``act(u)`` into ``u``; ``scratch`` is lost. Autograd must be off."""
         if self.kind.value_in_place is not None:
             self.kind.value_in_place(u, self.numbers, scratch)
         else:
-            u.copy_(self.value(u))
+            u.copy_(self._like("value", self.value(u), u))
 
     def config(self) -> str | dict[str, Any]:
         """Return what :func:`bind` reads: the name where it has no numbers but ``omega``, which configs list apart."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_float, nearest
-from inrfast.registry import Registry, check_fields, check_function
+from inrfast.registry import Registry, check_fields, check_function, check_like
 
 NAMED = {"mse": 0, "l1": 0, "huber": 1, "bce": 0}
 """The losses of ``csrc/mlp_step_losses.h`` and of ``kernels/losses.py``, with how many numbers each takes."""
@@ -92,12 +92,14 @@ class BoundLoss:
         return self.kind.name == "mse"
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each entry."""
-        return self.kind.value(prediction, target, *self.numbers)
+        """Return the loss of each entry; another shape than the prediction's raises ``ValueError``."""
+        found = self.kind.value(prediction, target, *self.numbers)
+        return check_like(f"value of the loss {self.name!r}", found, prediction)
 
     def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the derivative of each entry's loss in its prediction."""
-        return self.kind.slope(prediction, target, *self.numbers)
+        """Return the derivative of each entry's loss in its prediction; another shape raises ``ValueError``."""
+        found = self.kind.slope(prediction, target, *self.numbers)
+        return check_like(f"slope of the loss {self.name!r}", found, prediction)
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Return ``sum w l(f, y) / sum w``; ``weight`` has the target's shape, or is None for the plain mean."""

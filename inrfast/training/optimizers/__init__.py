@@ -74,8 +74,17 @@ class Optimizer:
         return grad.add(self.stack.parameters[name], alpha=self.weight_decay) if self.weight_decay else grad
 
     def move(self, name: str, direction: Tensor, rates: Sequence[float]) -> None:
-        """Move a parameter against a direction (B, *shape), by each network's rate."""
+        """Move a parameter against a direction (B, *shape), by each network's rate.
+
+        Raises
+        ------
+        ValueError
+            A direction of another shape.
+        """
         parameter = self.stack.parameters[name]
+        if not isinstance(direction, Tensor) or direction.shape != parameter.shape:
+            got = tuple(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
+            raise ValueError(f"the direction of {name} must be a tensor of shape {tuple(parameter.shape)}, got {got}")
         parameter.addcmul_(direction, per_network(rates, parameter), value=-1)
 
     def keep(self, stack: Stack, index: Sequence[int]) -> None:
