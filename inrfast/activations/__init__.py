@@ -277,6 +277,11 @@ def bind(given: Any, omega: float | None = None, argument: str = "activation") -
         if "name" not in numbers:
             raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
         given = numbers.pop("name")
+    if isinstance(given, str) and given not in ACTIVATIONS:
+        raise ValueError(
+            f"{argument} must be one of {sorted(ACTIVATIONS)}, got {given[:80]!r}.{nearest(given[:80], ACTIVATIONS)}"
+            " One of your own is known after inrfast.activations.register(YourActivation)"
+        )
     kind = ACTIVATIONS.find(argument, given)
     if omega is not None:
         omega = check_float("omega", omega, minimum=0.0, exclusive=True)
