@@ -66,10 +66,23 @@ def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
+NEAR = 0.75
+"""Share of letters in common from which on a name is taken for another one mistyped."""
+
+
 def nearest(got: object, choices: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the choice nearest to ``got``, or an empty string."""
-    close = difflib.get_close_matches(str(got).lower(), list(choices), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """Return `` Did you mean 'x'?`` for the choice nearest to ``got``, or an empty string.
+
+    A choice is near that has three quarters of its letters in common, or the same ones in another order, or that
+    ``got`` begins with or begins.
+    """
+    word = str(got).lower()
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word, lowered, n=1, cutoff=NEAR)
+    swapped = [low for low in lowered if sorted(low) == sorted(word)]
+    begun = [low for low in lowered if min(len(low), len(word)) > 2 and (low.startswith(word) or word.startswith(low))]
+    found = [*close, *swapped, *sorted(begun, key=len, reverse=True)]
+    return f" Did you mean {lowered[found[0]]!r}?" if found else ""
 
 
 def check_choice(argument: str, got: object, choices: Collection[str]) -> str:
@@ -106,12 +119,21 @@ def check_float(argument: str, got: Any, *, minimum: float | None = None, exclus
     """Return ``got`` as a finite float, at least (or, if ``exclusive``, above) ``minimum``."""
     if isinstance(got, (bool, str)) or not hasattr(got, "__float__"):
         raise TypeError(f"{argument} must be a number, got {got!r} ({type(got).__name__})")
-    value = float(got)
+    try:
+        value = float(got)
+    except OverflowError:
+        raise ValueError(f"{argument} must be at most 1.8e308 in size, got a larger integer") from None
+    except (ValueError, TypeError, RuntimeError):  # an array or a tensor of several numbers, or of complex ones
+        raise TypeError(f"{argument} must be one number, got {type(got).__name__}{_shape(got)}") from None
     if not math.isfinite(value):
         raise ValueError(f"{argument} must be finite, got {value}")
     if minimum is not None and (value <= minimum if exclusive else value < minimum):
         raise ValueError(f"{argument} must be {'above' if exclusive else 'at least'} {minimum}, got {value}")
     return value
+
+
+def _shape(got: Any) -> str:
+    return f" of shape {tuple(got.shape)}" if hasattr(got, "shape") else ""
 
 
 def check_tensor(

@@ -125,7 +125,8 @@ class FusedLinear(nn.Linear):
         return self.bound_activation.value(preactivation)
 
     def extra_repr(self) -> str:
-        told = f"{super().extra_repr()}, activation={self.activation!r}, omega={self.omega:g}"
+        omega = self.bound_activation.named.get("omega")
+        told = f"{super().extra_repr()}, activation={self.activation!r}" + (f", omega={omega:g}" if omega else "")
         return told + _other_numbers([self.bound_activation])
 
 
@@ -138,6 +139,8 @@ def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
                 f"got {sorted(map(str, given))}"
             )
         return [given["first"]] + [given["hidden"]] * (layers - 1)
+    if getattr(given, "ndim", 0) == 1 and hasattr(given, "tolist"):  # a tensor or an array
+        given = given.tolist()
     if isinstance(given, Sequence) and not isinstance(given, str):
         if len(given) != layers:
             raise ValueError(
@@ -406,7 +409,9 @@ class INR(nn.Module):
         return MLP(self.in_features, self.encoding, hidden, linear[-1], "encoding")
 
     def extra_repr(self) -> str:
-        told = f"activations={self.activations}, omegas={self.omegas}, norm_position={self.norm_position!r}"
+        frequencies = [own.named.get("omega") for own in self.bound_activations]
+        omegas = f"omegas={tuple(frequencies)}, " if any(frequencies) else ""
+        told = f"activations={self.activations}, {omegas}norm_position={self.norm_position!r}"
         return told + _other_numbers(self.bound_activations)
 
 

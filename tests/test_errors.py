@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inrfast.errors import check_choice, check_coords, check_float, check_int, check_tensor
+from inrfast.errors import check_choice, check_coords, check_float, check_int, check_tensor, nearest
 
 
 def test_good_values_pass_through():
@@ -24,6 +24,9 @@ def test_good_values_pass_through():
         (lambda: check_int("n", True), TypeError, "n must be an integer, got True"),
         (lambda: check_int("n", 2.0), TypeError, "n must be an integer"),
         (lambda: check_int("n", 0, minimum=1), ValueError, "n must be at least 1, got 0"),
+        (lambda: check_float("t", 10**400), ValueError, "t must be at most 1.8e308 in size, got a larger integer"),
+        (lambda: check_float("t", torch.ones(2)), TypeError, r"t must be one number, got Tensor of shape \(2,\)"),
+        (lambda: check_float("t", np.ones((2, 2))), TypeError, r"t must be one number, got ndarray of shape \(2, 2\)"),
         (lambda: check_float("t", "1"), TypeError, "t must be a number"),
         (lambda: check_float("t", float("inf")), ValueError, "t must be finite"),
         (lambda: check_float("t", 0, minimum=0, exclusive=True), ValueError, "t must be above 0"),
@@ -39,3 +42,13 @@ def test_good_values_pass_through():
 def test_bad_values_are_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("choices", [("relu", "sine", "gaussian", "wire", "finer"), ("RandomFourier", "HashGrid")])
+def test_the_nearest_match_is_one_that_is_near(choices):
+    for choice in choices:
+        mistyped = {choice[:-1], choice + choice[-1], choice[1:], choice.upper(), choice.lower(), f"{choice}2"}
+        for word in mistyped - {choice}:
+            assert nearest(word, choices) == f" Did you mean {choice!r}?"
+    for word in ("siren", "linear", "none", "swish", "", "n", "x" * 80, 3):
+        assert nearest(word, choices) == ""

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError, check_float, nearest
-from inrfast.registry import Registry
+from inrfast.registry import Registry, check_fields, check_function, check_like
 
 KEEPS = ("slope", "result", "mask", "nothing")
 
 Numbers = Sequence[float]
 
-MOST_DEVICE_NUMBERS = 2
-"""Numbers that the kernels' tables have room for: ``NUMBERS`` of :mod:`inrfast.kernels.activations`."""
+NATIVE = {"relu": 0, "sine": 1, "gaussian": 1, "finer": 1, "wire": 2}
+"""The activations of ``csrc/mlp_step_activations.h``, with how many numbers each takes."""
+
+DEVICE = NATIVE | {"identity": 0, "tanh": 0, "gelu": 0, "softplus": 0}
+"""Those of :mod:`inrfast.kernels.activations`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +61,16 @@ class Activation:
     bound
         The largest ``|value|``; None: unbounded.
     device
-        Its name in :func:`inrfast.kernels.activations.activate` (Triton); None: it has no device function.
+        Its name in :func:`inrfast.kernels.activations.activate` (Triton), one of :data:`DEVICE`, of as many numbers;
+        None: it has no device function.
     native
-        Its name in ``csrc/mlp_step_activations.h``; None: the native step does not have it.
+        Its name in ``csrc/mlp_step_activations.h``, one of :data:`NATIVE`; None: the native step does not have it.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A name, a function, a number or a bound is no such thing; ``device`` or ``native`` is unknown (with the nearest
+        match), or is a function of another count of numbers.
     """
 
     name: str
@@ -77,18 +87,19 @@ class Activation:
     native: str | None = None
 
     def __post_init__(self) -> None:
-        for number in self.numbers:
-            if not number.isidentifier() or number == "name":
-                raise ValueError(f"a number of {self.name} must be called by an identifier, got {number!r}")
+        check_fields(self, functions=("value", "slope"), optional=("in_place", "value_in_place", "times_slope"))
+        if not isinstance(self.signed, tuple) or not set(self.signed) <= set(self.numbers):
+            raise ValueError(
+                f"signed of {self.name} must be a tuple of names out of its numbers, {sorted(self.numbers)}, "
+                f"got {self.signed!r}"
+            )
         if self.keeps not in KEEPS:
             raise ValueError(f"keeps of {self.name} must be one of {KEEPS}, got {self.keeps!r}")
         if (self.keeps in ("result", "mask")) != (self.times_slope is not None):
             raise ValueError(f"times_slope of {self.name} belongs to keeps='result' or 'mask', got {self.keeps!r}")
-        if self.device is not None and len(self.numbers) > MOST_DEVICE_NUMBERS:
-            raise ValueError(
-                f"a device function takes at most {MOST_DEVICE_NUMBERS} numbers, {self.name} has {len(self.numbers)}"
-            )
-        if self.bound is not None and not self.bound >= 0:
+        check_function(self, "device", DEVICE)
+        check_function(self, "native", NATIVE)
+        if self.bound is not None and not check_float(f"bound of {self.name}", self.bound) >= 0:
             raise ValueError(f"bound of {self.name} must be at least 0, or None, got {self.bound}")
         defaults = {number: self.check_number(number, value) for number, value in self.numbers.items()}
         object.__setattr__(self, "numbers", MappingProxyType(defaults))
@@ -144,6 +155,19 @@ class BoundActivation:
     kind: Activation
     numbers: tuple[float, ...] = ()
 
+    def __reduce__(self) -> Any:
+        return _rebound, (self.kind, self.named)
+
+    def __deepcopy__(self, memo: Any) -> BoundActivation:
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a version kept that did not keep the names of the numbers."""
+        _check_names(state["kind"], dict(zip(state["kind"].numbers, state["numbers"], strict=False)))
+        if len(state["numbers"]) > len(state["kind"].numbers):
+            raise ValueError(_other(state["kind"], f"{len(state['numbers'])} numbers"))
+        self.__dict__.update(state)
+
     @property
     def name(self) -> str:
         """The activation's name."""
@@ -160,27 +184,32 @@ class BoundActivation:
         return dict(zip(self.kind.numbers, self.numbers, strict=True))
 
     def value(self, u: Tensor) -> Tensor:
-        """Return ``act(u)``."""
-        return self.kind.value(u, *self.numbers)
+        """Return ``act(u)``; another shape than that of ``u`` raises ``ValueError``."""
+        found = self.kind.value(u, *self.numbers)
+        return found if isinstance(found, Tensor) and found.shape == u.shape else self._like("value", found, u)
 
     def slope(self, u: Tensor) -> Tensor:
-        """Return ``act'(u)``."""
-        return self.kind.slope(u, *self.numbers)
+        """Return ``act'(u)``; another shape than that of ``u`` raises ``ValueError``."""
+        found = self.kind.slope(u, *self.numbers)
+        return found if isinstance(found, Tensor) and found.shape == u.shape else self._like("slope", found, u)
+
+    def _like(self, what: str, found: Any, u: Tensor) -> Tensor:
+        return check_like(f"{what} of the activation {self.name!r}", found, u, dtype=True)
 
     def in_place(self, u: Tensor, value: Tensor, scratch: Tensor) -> None:
         """Write ``act(u)`` into ``value`` and ``act'(u)`` into ``u``; ``scratch`` is lost. Autograd must be off."""
         if self.kind.in_place is not None:
             self.kind.in_place(u, self.numbers, value, scratch)
         else:
-            value.copy_(self.value(u))
-            u.copy_(self.slope(u))
+            value.copy_(self._like("value", self.value(u), u))
+            u.copy_(self._like("slope", self.slope(u), u))
 
     def value_in_place(self, u: Tensor, scratch: Tensor) -> None:
         """Write ``act(u)`` into ``u``; ``scratch`` is lost. Autograd must be off."""
         if self.kind.value_in_place is not None:
             self.kind.value_in_place(u, self.numbers, scratch)
         else:
-            u.copy_(self.value(u))
+            u.copy_(self._like("value", self.value(u), u))
 
     def config(self) -> str | dict[str, Any]:
         """Return what :func:`bind` reads: the name where it has no numbers but ``omega``, which configs list apart."""
@@ -189,16 +218,33 @@ class BoundActivation:
         return {"name": self.name, **self.named}
 
 
-ACTIVATIONS: Registry[Activation] = Registry("activation", "inrfast.activations")
+def _rebound(kind: Activation, named: dict[str, float]) -> BoundActivation:
+    """Return an activation with the numbers that were pickled; other names than its own raise ``ValueError``."""
+    _check_names(kind, named)
+    return kind.bind(**named)
+
+
+def _check_names(kind: Activation, named: Mapping[str, float]) -> None:
+    if set(named) != set(kind.numbers):
+        raise ValueError(_other(kind, ", ".join(named) or "no numbers"))
+
+
+def _other(kind: Activation, got: str) -> str:
+    now = ", ".join(kind.numbers) or "no numbers"
+    return f"the activation {kind.name!r} was pickled with {got}, but the one registered here has {now}"
+
+
+ACTIVATIONS: Registry[Activation] = Registry("activation", "inrfast.activations", Activation, called="name")
 """All activations by name."""
 
 
-def register(kind: Activation) -> Activation:
+def register(kind: Activation, replace: bool = False) -> Activation:
     """Add an activation to the registry and return it; a name that another one has raises ``ValueError``.
 
+    With ``replace`` it takes the place of another of your own; networks that have that one keep it.
     :func:`inrfast.testing.check_activation` tells whether it keeps its word.
     """
-    return ACTIVATIONS.add(kind.name, kind)
+    return ACTIVATIONS.add(getattr(kind, "name", ""), kind, replace)
 
 
 def activation(name: str) -> Activation:
@@ -231,6 +277,11 @@ def bind(given: Any, omega: float | None = None, argument: str = "activation") -
         if "name" not in numbers:
             raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
         given = numbers.pop("name")
+    if isinstance(given, str) and given not in ACTIVATIONS:
+        raise ValueError(
+            f"{argument} must be one of {sorted(ACTIVATIONS)}, got {given[:80]!r}.{nearest(given[:80], ACTIVATIONS)}"
+            " One of your own is known after inrfast.activations.register(YourActivation)"
+        )
     kind = ACTIVATIONS.find(argument, given)
     if omega is not None:
         omega = check_float("omega", omega, minimum=0.0, exclusive=True)

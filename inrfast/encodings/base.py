@@ -84,15 +84,18 @@ class Encoding(nn.Module):
             self.register_buffer(name, numbers)
 
 
-ENCODINGS: Registry[type[Encoding]] = Registry("encoding", "inrfast.encodings")
+ENCODINGS: Registry[type[Encoding]] = Registry(
+    "encoding", "inrfast.encodings", Encoding, classes=True, called="__name__"
+)
 
 Kind = TypeVar("Kind", bound=type[Encoding])
 
 
-def register(kind: Kind) -> Kind:
+def register(kind: Kind, replace: bool = False) -> Kind:
     """Make a class of encodings known by its name, so that files, checkpoints and configs may name it; a decorator.
 
-    A file never imports anything: register the class before loading a network with it.
+    A file never imports anything: register the class before loading a network with it. With ``replace`` it takes the
+    place of another of your own with its name.
 
     Raises
     ------
@@ -101,9 +104,7 @@ def register(kind: Kind) -> Kind:
     ValueError
         Another encoding has its name.
     """
-    if not (isinstance(kind, type) and issubclass(kind, Encoding)):
-        raise TypeError(f"register takes a subclass of inrfast.encodings.Encoding, got {kind!r}")
-    ENCODINGS.add(kind.__name__, kind)
+    ENCODINGS.add(getattr(kind, "__name__", ""), kind, replace)
     return kind
 
 

@@ -197,7 +197,7 @@ class Layer:
         return None
 
 
-LAYERS: Registry[type[Layer]] = Registry("kind of layer", "inrfast.layers")
+LAYERS: Registry[type[Layer]] = Registry("kind of layer", "inrfast.layers", Layer, classes=True, called="kind")
 
 
 def layers_of(net: nn.Module, chosen: Sequence[str], general: Collection[str] = ()) -> tuple[Layer, ...]:

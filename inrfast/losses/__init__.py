@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import check_float, nearest
-from inrfast.registry import Registry
+from inrfast.registry import Registry, check_fields, check_function, check_like
+
+NAMED = {"mse": 0, "l1": 0, "huber": 1, "bce": 0}
+"""The losses of ``csrc/mlp_step_losses.h`` and of ``kernels/losses.py``, with how many numbers each takes."""
 
 LossSpec = str | Mapping[str, Any]
 """How a loss is named: ``"huber"``, or with its numbers, ``{"name": "huber", "delta": 0.1}``."""
@@ -42,6 +45,12 @@ class Loss:
     native, triton
         Names of its functions in the native step (``csrc/mlp_step_losses.h``) and in the Triton kernels
         (``kernels/losses.py``); None: none there, so that fits take PyTorch's operations.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A name, a function, a number or the range of targets is no such thing; ``native`` or ``triton`` is unknown (with
+        the nearest match), or is a function of another count of numbers.
     """
 
     name: str
@@ -52,6 +61,17 @@ class Loss:
     cost: Callable[..., float] | None = None
     native: str | None = None
     triton: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self, functions=("value", "slope"), optional=("cost",))
+        for number, value in self.numbers.items():
+            check_float(f"the number {number!r} of {self.name}", value, minimum=0.0, exclusive=True)
+        if self.targets is not None and not (
+            isinstance(self.targets, tuple) and len(self.targets) == 2 and self.targets[0] <= self.targets[1]
+        ):
+            raise ValueError(f"targets of {self.name} must be (smallest, largest) or None, got {self.targets!r}")
+        check_function(self, "native", NAMED)
+        check_function(self, "triton", NAMED)
 
 
 @dataclass(frozen=True)
@@ -72,12 +92,14 @@ class BoundLoss:
         return self.kind.name == "mse"
 
     def value(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each entry."""
-        return self.kind.value(prediction, target, *self.numbers)
+        """Return the loss of each entry; another shape than the prediction's raises ``ValueError``."""
+        found = self.kind.value(prediction, target, *self.numbers)
+        return check_like(f"value of the loss {self.name!r}", found, prediction)
 
     def slope(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the derivative of each entry's loss in its prediction."""
-        return self.kind.slope(prediction, target, *self.numbers)
+        """Return the derivative of each entry's loss in its prediction; another shape raises ``ValueError``."""
+        found = self.kind.slope(prediction, target, *self.numbers)
+        return check_like(f"slope of the loss {self.name!r}", found, prediction)
 
     def mean(self, prediction: Tensor, target: Tensor, weight: Tensor | None) -> Tensor:
         """Return ``sum w l(f, y) / sum w``; ``weight`` has the target's shape, or is None for the plain mean."""
@@ -107,7 +129,7 @@ class BoundLoss:
         return {"name": self.name, **named} if named else self.name
 
 
-LOSSES: Registry[Loss] = Registry("loss", "inrfast.losses")
+LOSSES: Registry[Loss] = Registry("loss", "inrfast.losses", Loss, called="name")
 """The losses known by name."""
 
 

@@ -79,7 +79,7 @@ class Norm(ABC):
         """Return the derivative of the values in the input."""
 
 
-NORMS: Registry[type[Norm]] = Registry("norm", "inrfast.norms")
+NORMS: Registry[type[Norm]] = Registry("norm", "inrfast.norms", Norm, classes=True)
 """The norms that ``INR(norm=...)`` takes."""
 
 

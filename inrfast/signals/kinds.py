@@ -122,7 +122,7 @@ class SignalKind:
     check: Callable[[dict[str, Any]], None] = _nothing_more
 
 
-SIGNALS: Registry[SignalKind] = Registry("signal", "inrfast.signals")
+SIGNALS: Registry[SignalKind] = Registry("signal", "inrfast.signals", SignalKind)
 """All kinds of signals. To add one, write a file like ``volume.py`` beside it."""
 
 ANY = "image"

@@ -22,13 +22,17 @@ STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9)
 AGREES = 1e-4
 """Relative difference up to which a difference quotient confirms a derivative."""
 
+ROUNDED = 1e-3
+"""Difference up to which fp32 agrees with fp64, relative to a column's largest value, beside what the rounding of
+coordinates and numbers makes."""
+
 
 def check_encoding(encoding: Encoding, in_features: int = 2, bounds: tuple[float, float] = (-1.0, 1.0)) -> None:
     """Check that an encoding keeps the contract of :class:`inrfast.encodings.Encoding`, on the CPU.
 
     It is built and used at random points of ``bounds``: sizes, dtypes and seeds; that every point is mapped alone;
-    that values are finite, and derivatives (in the coordinates and in every parameter) those of the values; that its
-    description and its state give it back.
+    that values are finite, and derivatives (in the coordinates and in every parameter) those of the values; that fp32
+    has the values of fp64, but for rounding; that its description and its state give it back.
 
     Parameters
     ----------
@@ -187,10 +191,20 @@ def _quotient(built: Encoding, coords: Tensor, moved: Tensor, step: Tensor, cota
 
 
 def _check_moves(encoding: Encoding, in_features: int, coords: Tensor) -> None:
-    """Check fp32, and that ``.to()`` reaches every number: a tensor in a plain attribute stays as it is."""
+    """Check fp32 against fp64, and that ``.to()`` reaches every number: a tensor in a plain attribute stays."""
     narrow = _built(encoding, in_features, torch.float32, 0)
-    _values(encoding, narrow, coords.float())
-    _values(encoding, copy.deepcopy(narrow).double(), coords, "after .double(), forward()")
+    found = _values(encoding, narrow, coords.float()).detach().double()
+    coords = coords.float().double()
+    wide = copy.deepcopy(narrow).double()
+    truth = _values(encoding, wide, coords, "after .double(), forward()").detach()
+    with torch.no_grad():
+        moved = [wide(coords * (1 + step)) - truth for step in (-1e-6, 1e-6)]
+    allowed = ROUNDED * truth.abs().amax(0) + 2 * torch.stack(moved).abs().amax((0, 1))
+    off = (found - truth).abs() - allowed
+    if bool((off > 0).any()):
+        worst = int(off.argmax())
+        got = f"{float(found.flatten()[worst]):g}, where fp64 gives {float(truth.flatten()[worst]):g}"
+        _fail(encoding, f"forward() of fp32 coordinates gives {got}")
 
 
 def _check_config(encoding: Encoding, built: Encoding, coords: Tensor) -> None:

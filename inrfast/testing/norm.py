@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NoReturn
 
 import torch
@@ -19,13 +20,17 @@ OUTPUTS = 3
 AGREES = 1e-9
 """Largest error, relative to the largest factor of the derivative at a point."""
 
+ROUNDED = 1e-3
+"""Largest error of fp32, relative to the largest number at a point."""
+
 
 def check_norm(kind: type[Norm], width: int = 7) -> None:
-    """Check that a norm keeps the contract of :class:`inrfast.norms.Norm`, in fp64 on the CPU.
+    """Check that a norm keeps the contract of :class:`inrfast.norms.Norm`, in fp64 and fp32 on the CPU.
 
     Its module's numbers are drawn at random. Then its values, its derivative in both forms, and the factors of its
     weight and bias are compared with the module and with automatic differentiation; what it says of the module's
-    tensors and of points that influence each other is compared with the module itself.
+    tensors and of points that influence each other is compared with the module itself. Values, derivative and
+    factors in fp32 are compared with those in fp64.
 
     Parameters
     ----------
@@ -61,6 +66,7 @@ def check_norm(kind: type[Norm], width: int = 7) -> None:
         _fail(kind, "its points influence each other in eval mode, where it has no derivative at single points")
     with torch.no_grad():
         _check_derivative(kind, module, norm, u)
+        _check_fp32(kind, module, norm, u)
 
 
 def _fail(kind: type[Norm], what: str) -> NoReturn:
@@ -115,3 +121,33 @@ def _check_derivative(kind: type[Norm], module: nn.Module, norm: Norm, u: Tensor
                 (expected,) = torch.autograd.grad((module(u) * gradient[:, k]).sum(), parameter)
             if name not in rows or not torch.allclose(rows[name][:, k].sum(0), expected, rtol=1e-9, atol=1e-9):
                 _fail(kind, f"the factors of backward() are not the gradient of {name!r}")
+
+
+def _check_fp32(kind: type[Norm], module: nn.Module, norm: Norm, u: Tensor) -> None:
+    narrow = copy.deepcopy(module).float()
+    other = kind.of(narrow)
+    if not isinstance(other, Norm):
+        _fail(kind, f"of() must take the module in fp32 too, got {other!r}")
+    module = copy.deepcopy(narrow).double()  # of the same numbers
+    norm = kind.of(module)  # type: ignore[assignment]
+    u = u.float().double()
+    gradient = _random(len(u), OUTPUTS, u.shape[1], seed=3).float().double()
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+    for own, values, given, tensors in ((other, narrow, torch.float32, found), (norm, module, u.dtype, expected)):
+        out, state = own.forward(u.to(given))
+        below, factors = own.backward(gradient.to(given), state)
+        slope = own.slope(state)
+        tensors += [values(u.to(given)), out, below, slope.left.expand_as(u), *(factors or ())]
+        if slope.directions is not None:
+            tensors.append(slope.directions.mT @ slope.directions)  # a direction may have either sign
+    names = ("the module's values", "forward()", "backward()", "slope()", "the factors", "the factors", "slope()")
+    for name, one, truth in zip(names[: len(expected)], found, expected, strict=True):
+        if one.dtype != torch.float32:
+            _fail(kind, f"{name} of fp32 must be fp32, got {one.dtype}")
+        size = truth.flatten(1).abs().amax(1)
+        if name == "backward()":  # what cancels in it is as large as its factors
+            size = expected[3].abs().amax(1) * gradient.abs().sum((1, 2))
+        size = size.view(-1, *[1] * (truth.ndim - 1))
+        if not bool(((one.double() - truth).abs() <= ROUNDED * size + 1e-30).all()):
+            _fail(kind, f"{name} in fp32 differs from fp64 by more than rounding")

@@ -221,6 +221,7 @@ class Group:
         with interrupts_later() if isinstance(options.optimizer, str) else nullcontext():
             self.weights.mark()
             self.begun = self.done + 1
+            self.optimizer.done = self.done
             self.optimizer.step(self.rates, functools.partial(self._again, batch))
             self.done = self.begun
             self.weights.end()

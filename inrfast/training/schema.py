@@ -122,13 +122,13 @@ def flag(value: Any, place: str) -> None:
     check(place, isinstance(value, bool), "true or false", value)
 
 
-def word(choices: Collection[str | None]) -> Schema:
-    """Accept one of some texts."""
+def word(choices: Collection[str | None], more: str = "") -> Schema:
+    """Accept one of some texts; ``more`` says how there come to be more of them."""
 
     def checked(value: Any, place: str) -> None:
         known = [choice or "nothing" for choice in choices]  # a registry grows
         fits = (value is None or isinstance(value, str)) and value in choices
-        check(place, fits, f"one of {', '.join(sorted(known))}", value)
+        check(place, fits, f"one of {', '.join(sorted(known))}{f' ({more})' if more else ''}", value)
 
     return checked
 
@@ -234,6 +234,10 @@ def _plain(value: Any, place: str, depth: int) -> None:
 
 _COUNT = whole(1)
 
+_ACTIVATION = word(ACTIVATIONS, "one of your own is known after inrfast.activations.register(YourActivation)")
+
+_NORM = word(NORMS, "one of your own is known after inrfast.norms.NORMS.add")
+
 NETWORK: Schema = fields(
     {
         "in_features": _COUNT,
@@ -243,7 +247,7 @@ NETWORK: Schema = fields(
         "activation": one_or_listed(lambda value, place: activation(value, place)),
         "omega": one_or_listed(number(0.0, exclusive=True)),
         "encoding": maybe(lambda value, place: encoding(value, place)),
-        "norm": one_or_listed(maybe(word(NORMS))),
+        "norm": one_or_listed(maybe(_NORM)),
         "norm_position": word(NORM_POSITIONS),
         "init": plain,
         "bias": flag,
@@ -256,9 +260,9 @@ NETWORK: Schema = fields(
 def activation(value: Any, place: str) -> None:
     """Accept what ``BoundActivation.config`` describes: a name, or a dict of a name and numbers."""
     if not isinstance(value, dict):
-        word(ACTIVATIONS)(value, place)
+        _ACTIVATION(value, place)
         return
-    fields({"name": word(ACTIVATIONS)}, open_=True)(value, place)
+    fields({"name": _ACTIVATION}, open_=True)(value, place)
     kind = ACTIVATIONS[value["name"]]
     numbers = {key: number() if key in kind.signed else number(0.0, exclusive=True) for key in kind.numbers}
     fields({"name": text}, numbers)(value, place)

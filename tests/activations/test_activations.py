@@ -168,7 +168,7 @@ def test_a_registered_activation_is_complete() -> None:
         ({"keeps": "result"}, "times_slope of bad"),
         ({"times_slope": torch.mul}, "times_slope of bad"),
         ({"bound": -1.0}, "bound of bad"),
-        ({"numbers": dict.fromkeys("abc", 1.0), "device": "sine"}, "at most 2 numbers"),
+        ({"numbers": dict.fromkeys("abc", 1.0), "device": "sine"}, "of 1 numbers, but it has 3"),
     ):
         with pytest.raises(ValueError, match=told):
             Activation("bad", torch.sin, torch.cos, **settings_)

@@ -1,5 +1,6 @@
 """What a network and a fused layer take as activation and omega, and how they describe it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,9 +39,16 @@ def test_configs_of_what_todays_files_hold_are_written_as_today():
     net = inr.INR(2, 1, width=4, hidden_layers=2, activation=["relu", "sine"], omega=[3.0, 5.0])
     assert (net.config()["activation"], net.config()["omega"]) == (["relu", "sine"], [3.0, 5.0])
     assert inr.INR(2, 1, width=4, hidden_layers=2).config()["omega"] == [30.0, 30.0]
-    expected = "activations=('relu', 'sine'), omegas=(3.0, 5.0), norm_position='pre'"
-    assert net.extra_repr() == expected
-    assert FusedLinear(2, 3).extra_repr().endswith("activation='relu', omega=30")
+    assert net.extra_repr() == "activations=('relu', 'sine'), omegas=(None, 5.0), norm_position='pre'"
+    assert FusedLinear(2, 3, activation="sine").extra_repr().endswith("activation='sine', omega=30")
+    for module in (inr.INR(2, 1, width=4), FusedLinear(2, 3)):
+        assert "omega" not in repr(module)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_frequencies_per_layer_come_in_any_kind_of_sequence(kind):
+    net = inr.INR(2, 1, width=4, hidden_layers=2, activation="sine", omega=kind([3.0, 5.0]))
+    assert net.omegas == (3.0, 5.0)
 
 
 @pytest.mark.parametrize(

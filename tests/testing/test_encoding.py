@@ -125,6 +125,10 @@ FAULTS = [
     planted("two builds from the same seed differ", build=own_seed),
     planted("global generator", build=globally),
     planted(r"after \.double\(\), forward\(\) raises", build=kept),
+    planted(
+        "of fp32 coordinates gives .*, where fp64 gives",
+        forward=lambda self, x: (x @ self.weight).sin() * (1.01 if x.dtype == torch.float32 else 1.0),
+    ),
     planted("gives other values", config=lambda self: {"name": "Planted", "slope": 1.0}),
     planted("plain values", config=lambda self: {"name": "Planted", "slope": (1.5,)}),
     planted("raises TypeError", config=lambda self: {"name": "Planted", "slope": torch.ones(1)}),

@@ -45,6 +45,28 @@ class WrongFactors(LayerNorm):
         return below, factors._replace(normalised=2 * factors.normalised)
 
 
+def narrowly(tensor: Tensor) -> float:
+    return 1.01 if tensor.dtype == torch.float32 else 1.0
+
+
+class NarrowValues(LayerNorm):
+    def forward(self, u: Tensor) -> tuple[Tensor, Any]:
+        values, state = super().forward(u)
+        return values * narrowly(u), state
+
+
+class NarrowBackward(LayerNorm):
+    def backward(self, gradient: Tensor, state: Any) -> tuple[Tensor, NormFactors]:
+        below, factors = super().backward(gradient, state)
+        return below * narrowly(below), factors
+
+
+class NarrowSlope(LayerNorm):
+    def slope(self, state: Any) -> NormSlope:
+        found = super().slope(state)
+        return found._replace(left=found.left * narrowly(found.left))
+
+
 class NoFactors(LayerNorm):
     def backward(self, gradient: Tensor, state: Any) -> Any:
         return super().backward(gradient, state)[0], None
@@ -83,6 +105,9 @@ class Refusing(LayerNorm):
         (WrongState, r"state\(7\) must be"),
         (WrongModule, "must return a RMSNorm, got LayerNorm"),
         (WrongWord, "couples is True in train mode"),
+        (NarrowValues, r"forward\(\) in fp32 differs"),
+        (NarrowBackward, r"backward\(\) in fp32 differs"),
+        (NarrowSlope, r"slope\(\) in fp32 differs"),
         (Refusing, "must take what make.. returns"),
     ],
 )

@@ -217,3 +217,44 @@ def test_an_optimiser_of_ones_own_is_known_by_its_name_everywhere(registered: st
 def test_an_unknown_optimiser_gets_the_nearest_match(registered: str) -> None:
     with pytest.raises(ValueError, match="'rmsprop'"):
         fit(INR(1, 1), torch.rand(4, 1), torch.rand(4, 1), optimizer="rmsprob")
+
+
+class Counting(Optimizer):
+    """Steps that depend on two counts of its own and on the fit's."""
+
+    turns = 0
+
+    def __init__(self, stack: Stack, weight_decay: float = 0.0) -> None:
+        super().__init__(stack, weight_decay)
+        self.share = 1
+
+    @torch.no_grad()
+    def step(self, rates: Sequence[float], again: Callable[[], float]) -> None:
+        self.turns += 1
+        self.share *= 0.9
+        for name, grad in self.stack.grads.items():
+            self.move(name, grad * self.share / self.turns + 0.01 * self.done, rates)
+
+
+def test_an_optimiser_s_own_numbers_go_on(tmp_path: Path) -> None:
+    coords = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+
+    def fitted(**options: Any) -> INR:
+        net = INR(2, 1, width=8, hidden_layers=1)
+        fit(net, coords, coords[:, :1], steps=12, lr=0.1, **{"optimizer": "counting", **options})
+        return net
+
+    OPTIMIZERS.add("counting", Counting)
+    try:
+        kept = {"checkpoint": tmp_path / "run", "progress": False}
+        whole = fitted(progress=False)
+        fitted(**kept, callbacks=[Interrupt(5)])
+        resumed = fitted(**kept, resume=True, callbacks=[Interrupt(99)])
+        for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+            assert torch.equal(one, other)
+        optimizer = Counting(stack_of(1))
+        for state in ({}, {"numbers": {"turns": 3}}, {"numbers": {"step": torch.tensor(3), "share": torch.tensor(1)}}):
+            with pytest.raises(ValueError, match=r"here\.numbers"):
+                optimizer.check(state, "here")
+    finally:
+        del OPTIMIZERS._items["counting"]

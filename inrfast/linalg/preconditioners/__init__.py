@@ -54,7 +54,7 @@ class System:
 
 Preconditioner = Callable[[System], Apply]
 
-PRECONDITIONERS: Registry[Preconditioner] = Registry("preconditioner", "inrfast.linalg.preconditioners")
+PRECONDITIONERS: Registry[Preconditioner] = Registry("preconditioner", "inrfast.linalg.preconditioners", Callable)
 """The known preconditioners."""
 
 
