@@ -84,7 +84,19 @@ class Encoding(nn.Module):
             self.register_buffer(name, numbers)
 
 
-ENCODINGS: Registry[type[Encoding]] = Registry("encoding", "inrfast.encodings")
+def _check_spelling(name: str, kind: type[Encoding]) -> None:
+    """Refuse a spelling that the command line cannot read, or that another encoding has."""
+    spelled = kind.spelling
+    if spelled == "":
+        return
+    if not isinstance(spelled, str) or not spelled.isidentifier():
+        raise ValueError(f"the spelling of {name} must be an identifier (or empty: it has none), got {spelled!r}")
+    for known, other in ENCODINGS._items.items():  # without a look for more: the package may still be loading
+        if other.spelling == spelled and known != name:
+            raise ValueError(f"{known} has the spelling {spelled!r} already; take another one for {name}")
+
+
+ENCODINGS: Registry[type[Encoding]] = Registry("encoding", "inrfast.encodings", _check_spelling)
 
 Kind = TypeVar("Kind", bound=type[Encoding])
 
@@ -99,7 +111,7 @@ def register(kind: Kind) -> Kind:
     TypeError
         No subclass of :class:`Encoding`.
     ValueError
-        Another encoding has its name.
+        Another encoding has its name, or its spelling; the spelling is no identifier.
     """
     if not (isinstance(kind, type) and issubclass(kind, Encoding)):
         raise TypeError(f"register takes a subclass of inrfast.encodings.Encoding, got {kind!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,32 @@ class SignalKind:
     check: Callable[[dict[str, Any]], None] = _nothing_more
 
 
-SIGNALS: Registry[SignalKind] = Registry("signal", "inrfast.signals")
+PACKAGE = "inrfast.signals"
+
+
+def _check_suffixes(name: str, kind: SignalKind) -> None:
+    """Refuse a kind whose suffixes are none, or belong to another kind; those of this package are known to be apart."""
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith(f"{PACKAGE}."):  # who called add()
+        return
+    suffixes = kind.readable()
+    if isinstance(suffixes, str) or not suffixes or not all(_is_suffix(suffix) for suffix in (*suffixes, kind.ending)):
+        raise ValueError(
+            f"ending and readable() of the signal {name!r} must be suffixes in lower case, such as '.txt' and "
+            f"['.txt'], got {kind.ending!r} and {suffixes!r}"
+        )
+    for other, known in SIGNALS.items():
+        taken = sorted(set(suffixes).intersection(known.readable()))
+        if taken and known is not kind:
+            raise ValueError(
+                f"{', '.join(taken)} of the signal {name!r} belongs to {other!r} already; take another one"
+            )
+
+
+def _is_suffix(given: Any) -> bool:
+    return isinstance(given, str) and given == Path(f"signal{given}").suffix == given.lower() != ""
+
+
+SIGNALS: Registry[SignalKind] = Registry("signal", PACKAGE, _check_suffixes)
 """All kinds of signals. To add one, write a file like ``volume.py`` beside it."""
 
 ANY = "image"
@@ -130,7 +156,7 @@ ANY = "image"
 
 
 def kind_of(path: Path) -> str:
-    """Return the name of the kind of a file's signal, by its suffix; of two that claim it, the one added last.
+    """Return the name of the kind of a file's signal, by its suffix.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +120,17 @@ def test_a_model_of_an_unknown_kind_is_refused_by_name():
     for about, told in unknown:
         with pytest.raises(ValueError, match=told):
             check_about(about, 2, Path("model.safetensors"))
+
+
+def test_a_kind_whose_suffixes_are_no_suffixes_or_anothers_is_refused_and_leaves_no_trace(video):
+    known = dict(SIGNALS)
+    for other, taken in SIGNALS.items():
+        suffix = sorted(taken.readable())[0]
+        with pytest.raises(ValueError, match=rf"\{suffix} of the signal 'films' belongs to '{other}'"):
+            SIGNALS.add("films", replace(video, readable=lambda suffix=suffix: [".films", suffix]))
+    for wrong in ({"readable": lambda: []}, {"readable": lambda: ".films"}, {"readable": lambda: [".a.b"]}):
+        with pytest.raises(ValueError, match="must be suffixes in lower case"):
+            SIGNALS.add("films", replace(video, **wrong))
+    with pytest.raises(ValueError, match="must be suffixes in lower case"):
+        SIGNALS.add("films", replace(video, readable=lambda: [".films"], ending="films"))
+    assert dict(SIGNALS) == known

@@ -160,3 +160,10 @@ def test_an_encoding_of_ones_own_passes_once_it_is_registered() -> None:
         register(nn.Linear)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="must be an inrfast"):
         check_encoding(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spelled", [*sorted(kind.spelling for kind in ENCODINGS.values() if kind.spelling), "a:b", 3])
+def test_a_spelling_that_another_has_or_nobody_can_write_is_refused(spelled: Any) -> None:
+    with pytest.raises(ValueError, match=f"the spelling.*{spelled}"):
+        register(type("Planted", (Ramp,), {"spelling": spelled}))
+    assert "Planted" not in ENCODINGS
