@@ -68,7 +68,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=whole(), help="points per update (default: all)")
     group.add_argument(
         "--loss",
-        type=spec("loss", LOSSES, attrgetter("numbers")),
+        type=spec("loss", LOSSES, attrgetter("numbers"), loss_of),
         default="mse",
         help=f"{spellings(LOSSES, attrgetter('numbers'))} (%(default)s)",
     )
