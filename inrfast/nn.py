@@ -515,7 +515,7 @@ def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
 
 def _norm_input(net: INR, index: int, coords: Tensor) -> Tensor:
     """Return what enters the norm of hidden layer ``index``."""
-    features = coords if net.encoding is None else net.encoding(coords)
+    features = coords if net.encoding is None else net.encoding(coords.clone())  # it might write into them
     for before in range(index):
         features = net.activate(before, net.layers[before](features))
     features = net.layers[index](features)
