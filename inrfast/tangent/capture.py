@@ -403,6 +403,8 @@ def _reason_against(
     for layer in layers:
         if layer.module not in described.places and not _in_encoding(layer, described):
             return f"{layer.module!r} is none of its layers"
+        if layer.module in described.places and not layer.observed:
+            return f"the parameters of {layer.module!r} have no handler of their own in inrfast.layers"
     return None
 
 
