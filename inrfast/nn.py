@@ -158,6 +158,17 @@ def _omega_of(activation: BoundActivation, given: float | None) -> float:
     return activation.named.get("omega", DEFAULT_OMEGA if given is None else float(given))
 
 
+def _device(given: Any) -> torch.device:
+    """Return the device that numbers are made on."""
+    try:
+        return torch.empty(0, device=given).device
+    except Exception as error:  # each backend raises its own type
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"device must be a device of this machine, such as 'cpu' or 'cuda', got {given!r}: {reason}"
+        ) from error
+
+
 class _Undrawn(nn.Linear):
     """A linear layer whose numbers are not drawn, since an initialiser follows."""
 
@@ -258,7 +269,7 @@ class INR(nn.Module):
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         dtype = dtype or torch.float32
-        where = torch.empty(0, device=device).device
+        where = _device(device)
         self._require_free(encoding, dtype, where)
         omegas = _per_layer("omega", omega, hidden_layers)
         self.bound_activations: tuple[BoundActivation, ...] = tuple(
@@ -324,7 +335,10 @@ class INR(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """Return the outputs ``(..., M)`` at coordinates ``(..., d)``."""
-        leading = coords.shape[:-1]
+        try:
+            leading = coords.shape[:-1]
+        except AttributeError:
+            raise TypeError(f"coords must be a torch.Tensor, got {type(coords).__name__}") from None
         features = coords.reshape(-1, coords.shape[-1])
         if self.encoding is not None:
             features = self.encoding(features)

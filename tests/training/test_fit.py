@@ -20,6 +20,7 @@ from inrfast.metrics import psnr
 from inrfast.ops import gemm
 from inrfast.training import trainer
 from inrfast.training.batches import Batches
+from inrfast.training.callbacks import TrackNTK
 from inrfast.training.derivatives import laplacian
 from inrfast.training.fit import fit
 from inrfast.training.optimizers.adam import Adam
@@ -296,6 +297,15 @@ def test_highest_precision_is_fp64() -> None:
 NAN = float("nan")
 
 
+class OfTwo:
+    def on_eval(self, state: Any, more: Any) -> None: ...
+
+
+class OneArgument(nn.Module):
+    def forward(self, prediction: Tensor) -> Tensor:
+        return prediction.sum()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -345,6 +355,12 @@ NAN = float("nan")
         ({"weight": [1.0] * 144}, TypeError, "weight must be a torch.Tensor"),
         ({"weight": torch.ones(144), "loss": lambda p, y: (p - y).mean()}, ValueError, "a parameter named weight"),
         ({"callbacks": (print,)}, TypeError, r"callbacks\[0\] must have a method on_step"),
+        ({"callbacks": [TrackNTK]}, TypeError, r"callbacks\[0\] must .* got the class TrackNTK; write TrackNTK\("),
+        ({"callbacks": [OfTwo()]}, TypeError, r"callbacks\[0\]\.on_eval is called with \(state\).* argument: 'more'"),
+        ({"loss": nn.MSELoss}, TypeError, r"loss must .* got the class MSELoss; write MSELoss\("),
+        ({"loss": lambda f: f.sum()}, TypeError, r"loss is called with \(prediction, target\), and .*too many"),
+        ({"loss": OneArgument()}, TypeError, r"loss is called with \(prediction, target\), and .*too many"),
+        ({"regularizers": [nn.MSELoss]}, TypeError, r"regularizers\[0\] must .* got the class MSELoss"),
         ({"callbacks": 3}, TypeError, "callbacks must be a sequence"),
         ({"checkpoint": "/nowhere/run.safetensors"}, FileNotFoundError, "/nowhere is not an existing folder"),
         ({"checkpoint": "/"}, IsADirectoryError, "checkpoint must be a file"),
