@@ -7,7 +7,7 @@ import inspect
 import math
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -205,3 +205,22 @@ def check_flag(argument: str, got: Any) -> bool:
     if not isinstance(got, bool):
         raise TypeError(f"{argument} must be True or False, got {got!r}")
     return got
+
+
+def check_takes(argument: str, call: Any, positional: Sequence[str], named: Sequence[str] = ()) -> None:
+    """Refuse a function that cannot be called with these arguments, ``named`` ones by keyword; or a class of such."""
+    if isinstance(call, type):
+        raise TypeError(
+            f"{argument} must be a function or an object, got the class {call.__name__}; write {call.__name__}(...)"
+        )
+    try:
+        signature = inspect.signature(call.forward if isinstance(call, torch.nn.Module) else call)
+    except (TypeError, ValueError):  # some callables of C have none
+        return
+    try:
+        signature.bind(*positional, **dict.fromkeys(named))
+    except TypeError as error:
+        raise TypeError(
+            f"{argument} is called with ({', '.join((*positional, *named))}), and {getattr(call, '__name__', call)} "
+            f"does not take them: {error}"
+        ) from None

@@ -35,10 +35,22 @@ class Registry(Mapping[str, Item]):
         Whether it holds subclasses of ``base`` instead of its instances.
     called
         The attribute by which a thing knows its own name, which must be the one it is added under; None: it has none.
+    check
+        ``check(name, item)`` raises for a user's item that cannot stand beside those that there are; None takes all.
     """
 
-    def __init__(self, kind: str, package: str, base: Any, *, classes: bool = False, called: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        base: Any,
+        *,
+        classes: bool = False,
+        called: str | None = None,
+        check: Callable[[str, Item], None] | None = None,
+    ) -> None:
         self.kind, self.package, self.base, self.classes, self.called = kind, package, base, classes, called
+        self.check = check
         self._items: dict[str, Item] = {}
         self._built_in: set[str] = set()
         self._complete = False
@@ -60,7 +72,8 @@ class Registry(Mapping[str, Item]):
         TypeError
             The item is no such thing, or is a class that lacks methods.
         ValueError
-            The name is no identifier, or is not the item's own, or another thing has it.
+            The name is no identifier, is not the item's own, or is taken; or the item takes something else that another
+            thing of its kind has.
         """
         self._check(item)
         if not isinstance(name, str) or not name.isidentifier():
@@ -72,6 +85,8 @@ class Registry(Mapping[str, Item]):
             self._built_in.add(name)
         else:
             self._completed()  # or a name of the library's own would be free until the first look
+            if self.check is not None:
+                self.check(name, item)
         if self._items.setdefault(name, item) is not item:
             if not replace or name in self._built_in:
                 way = (

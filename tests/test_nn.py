@@ -134,6 +134,7 @@ def test_torch_compile_captures_the_whole_graph():
         ({"encoding": "fourier"}, TypeError, "encoding must be"),
         ({"seed": -1}, ValueError, "seed"),
         ({"dtype": torch.int32}, TypeError, "dtype"),
+        ({"device": "cda"}, ValueError, "device must be .* got 'cda'"),
         ({"init": "rank_expanding", "bias": False}, ValueError, "bias"),
         ({"init": "rank_expanding", "encoding": inr.PositionalEncoding(2)}, ValueError, "behind an encoding"),
         ({"init": {"hidden": "rank_expanding"}}, ValueError, "hidden layer"),
@@ -142,6 +143,8 @@ def test_torch_compile_captures_the_whole_graph():
 def test_bad_input_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         inr.INR(2, 1, **arguments)
+    with pytest.raises(TypeError, match=r"coords must be a torch.Tensor, got list"):
+        inr.INR(2, 1, width=4)([[0.0, 0.0]])
 
 
 def test_calibration_refuses():

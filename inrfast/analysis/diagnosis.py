@@ -28,7 +28,7 @@ from inrfast.analysis.report import (
     kernel_spectrum,
     matrix_spectrum,
 )
-from inrfast.errors import check_coords, check_int, check_seed
+from inrfast.errors import check_coords, check_int, check_seed, check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
@@ -121,6 +121,7 @@ def diagnose(
         Bad arguments.
     """
     rtols = _check_tolerances(rtols)
+    check_tensor("coords", coords, ndim=2, finite=False)
     ntk_points = len(coords) if ntk_points is None else check_int("ntk_points", ntk_points, minimum=1)
     jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
     seed = check_seed("seed", seed)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
-from inrfast.errors import check_float, check_int, check_seed
+from inrfast.errors import check_float, check_int, check_seed, check_takes
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.tangent.local import ntk
 
@@ -82,9 +82,14 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
         raise TypeError(f"callbacks must be a sequence of callbacks, got {type(callbacks).__name__}")
     given = tuple(callbacks)
     for number, callback in enumerate(given):
-        if not any(callable(getattr(callback, method, None)) for method in ("on_step", "on_eval")):
+        methods = [method for method in ("on_step", "on_eval") if callable(getattr(callback, method, None))]
+        if isinstance(callback, type):
+            check_takes(f"callbacks[{number}]", callback, ())
+        if not methods:
             got = type(callback).__name__
             raise TypeError(f"callbacks[{number}] must have a method on_step(state) or on_eval(state), got {got}")
+        for method in methods:
+            check_takes(f"callbacks[{number}].{method}", getattr(callback, method), ["state"])
     return given
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, nearest, warn
+from inrfast.errors import check_float, check_takes, nearest, warn
 from inrfast.losses import BoundLoss, LossSpec, loss_of
 from inrfast.snapshot import twin
 from inrfast.training.data import Data, check_net
@@ -135,6 +135,15 @@ class Objective:
         """Functions of the user's own."""
         return (*((self.loss,) if isinstance(self.loss, Term) else ()), *self.regularizers)
 
+    @property
+    def own_code(self) -> list[str]:
+        """What calls code of the user's own, as messages call it."""
+        places = [term.place for term in self.terms]
+        named = self.named
+        if named is not None and not str(getattr(named.kind.value, "__module__", "")).startswith("inrfast."):
+            places.append(f"loss={named.name!r}")
+        return places
+
     def asks(self, name: str) -> bool:
         """Return whether a function of the user's own is given this."""
         return any(name in term.asks for term in self.terms)
@@ -224,6 +233,8 @@ def check_objective(loss: Any, weighted: bool, regularizers: Any = (), modules: 
 
 def _loss_term(loss: Callable[..., Tensor], weighted: bool) -> Term:
     """Return the term of a loss of (prediction, target), of (prediction, target, coords), and of what it names."""
+    if isinstance(loss, type):
+        check_takes("loss", loss, ())
     positional, named = ["prediction", "target"], []
     for place, parameter in enumerate(_parameters(loss)):
         required = parameter.default is inspect.Parameter.empty
@@ -235,6 +246,7 @@ def _loss_term(loss: Callable[..., Tensor], weighted: bool) -> Term:
             positional.append("coords")
         elif required:
             raise TypeError(_unknown("loss", parameter.name, OF_LOSSES))
+    check_takes("loss", loss, positional, named)
     if weighted and "weight" not in named:
         raise ValueError(
             "weight is given, but loss, one of your own, does not take it: give the function a parameter named weight "
@@ -259,6 +271,8 @@ def _regularizer_term(place: str, given: Any) -> Term:
         raise TypeError(f"{place} must be a callable or a pair (callable, factor), got {given!r}")
     call, factor = pair[0], check_float(f"{place}[1], the factor,", pair[1])
     named = []
+    if isinstance(call, type):
+        check_takes(place, call, ())
     for parameter in _parameters(call):
         if parameter.kind == inspect.Parameter.POSITIONAL_ONLY and parameter.default is inspect.Parameter.empty:
             raise TypeError(f"{place} must take its arguments by name, but {parameter.name!r} is positional only")
