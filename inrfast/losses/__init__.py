@@ -42,6 +42,9 @@ class Loss:
     native, triton
         Names of its functions in the native step (``csrc/mlp_step_losses.h``) and in the Triton kernels
         (``kernels/losses.py``); None: none there, so that fits take PyTorch's operations.
+    link
+        ``link(prediction)`` is what is compared with the target where a PSNR is measured, such as the probability of a
+        logit; None: the prediction itself.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Loss:
     cost: Callable[..., float] | None = None
     native: str | None = None
     triton: str | None = None
+    link: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,9 @@ def fit(
         Points and values for the evaluation, such as another resolution; values alone belong to ``coords``, points of
         weight 0 included.
     data_range
-        Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. None takes it from the
+        Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. PSNRs compare the
+        predictions with the targets; with ``"bce"``, whose predictions are logits f, the probabilities ``sigmoid(f)``
+        (:attr:`inrfast.losses.Loss.link`). None takes the range from the
         values of the evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest
         minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
     regularizers
@@ -325,6 +327,8 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
             if own.data_range is None:
                 check_spread(data, target)
         evaluation = _check_evaluation(net, own)
+        if named is not None and evaluation is not None:
+            named.check_target("eval_target", evaluation.target)
     except (ValueError, TypeError) as error:
         if index is None:
             raise

@@ -114,7 +114,7 @@ class Group:
         self.rates: list[float] = []
         self._norms: Tensor | None = None
         self._gradient_at = -1
-        own = self.evaluation is None and self.gradient.measures
+        own = self.evaluation is None and self.gradient.measures and task.objective.link is None
         if own:
             self.mean_square = self.gradient.mean_square
         else:

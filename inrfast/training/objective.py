@@ -126,6 +126,11 @@ class Objective:
         return self.loss if isinstance(self.loss, BoundLoss) else None
 
     @property
+    def link(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes of predictions the values that a PSNR compares with the targets; None: nothing."""
+        return self.loss.kind.link if isinstance(self.loss, BoundLoss) else None
+
+    @property
     def is_mean_square(self) -> bool:
         """Whether its value is the mean squared error, weighted or not, and nothing else."""
         return isinstance(self.loss, BoundLoss) and self.loss.is_mean_square and not self.regularizers

@@ -250,6 +250,42 @@ def test_a_module_that_diverges_is_named_and_set_back() -> None:
     assert bool(scale.log.isfinite())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["plain", "batches", "elsewhere", "weighted", "many", "regularised"])
+def test_psnrs_compare_what_a_loss_makes_of_its_predictions(kind: str, way: str) -> None:
+    """Of logits the probabilities: by every engine, at the start and the end, and for the best weights."""
+    nets = [KINDS[kind]() for _ in range(3 if way == "many" else 1)]
+    dtype = next(nets[0].parameters()).dtype
+    coords, target, weight = signal(dtype=dtype)
+    points, values = coords[:25] + 0.01, target[:25]
+    ways: dict[str, dict[str, Any]] = {
+        "batches": {"batch_size": 20},
+        "elsewhere": {"eval_coords": points, "eval_target": values},
+        "weighted": {"weight": weight},
+        "regularised": {"regularizers": [(decay, 1e-3)]},
+    }
+    if way != "elsewhere":
+        points, values = coords, target
+
+    @torch.no_grad()
+    def psnr(net: nn.Module) -> float:
+        error = copy.deepcopy(net).eval()(points).sigmoid().double() - values.double()
+        return float(-10 * error.square().mean().log10())
+
+    first = [psnr(net) for net in nets]
+    options = {"loss": "bce", "steps": 8, "eval_every": 2, "lr": 1e-2, "data_range": 1.0, "progress": False}
+    if way == "many":
+        results = inr.fit_many(nets, coords, target, **options)
+    else:
+        results = [inr.fit(nets[0], coords, target, **options, **ways.get(way, {}))]
+    for net, result, start in zip(nets, results, first, strict=True):
+        if kind != "whole":  # whose first step changes the statistics of its norm before
+            assert result.psnrs[0] == pytest.approx(start, abs=1e-4)
+        assert result.psnr == pytest.approx(psnr(net), abs=1e-4)
+        net.load_state_dict(result.best_state)
+        assert result.best_psnr == max(result.psnrs) == pytest.approx(psnr(net), abs=1e-4)
+
+
 HELD = Scale()
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -289,6 +325,12 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, Any], kind: type[Exc
     coords, target, _ = signal()
     with pytest.raises(kind, match=said):
         inr.fit(small(), coords, target - 0.5, steps=2, progress=False, **options)
+
+
+def test_targets_of_an_evaluation_are_those_that_the_loss_takes() -> None:
+    coords, target, _ = signal()
+    with pytest.raises(ValueError, match=r"eval_target must lie in \[0, 1\] for loss='bce', got "):
+        inr.fit(small(), coords, target, steps=2, loss="bce", eval_target=target + 0.5, progress=False)
 
 
 def test_functions_are_given_what_they_ask_for_and_keep_their_own_defaults() -> None:
