@@ -13,7 +13,7 @@ from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import check_trained
-from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
+from inrfast.training.data import Data, check_apart, check_data, check_measured, check_net, check_spread, range_of
 from inrfast.training.member import Member
 from inrfast.training.objective import Loss, Regularizers
 from inrfast.training.optimizers import OPTIMIZERS
@@ -21,6 +21,7 @@ from inrfast.training.options import Options, check_batch_size
 from inrfast.training.result import FitResult
 from inrfast.training.schedules import learning_rates
 from inrfast.training.spread import Own, check_nets
+from inrfast.training.trained import named_of
 from inrfast.training.trainer import Trainer
 
 
@@ -108,7 +109,8 @@ def fit(
         norms, of one activation (not identity) and at most 16 outputs, and a named loss; ``"torch"``; ``"auto"``: the
         first on a GPU where it can, and else, with a warning, the second.
     callbacks
-        Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
+        Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`. They may
+        edit weights in place; replacing, freezing or converting them, or adding hooks, is refused.
     eval_every
         Steps between two evaluations; None takes a hundred of them, but at most one in ten steps where a network or
         loss takes its batch as a whole. With full batches and ``"mse"`` they cost nothing, else a pass over all points.
@@ -117,7 +119,8 @@ def fit(
         asks for a target that is not one value everywhere.
     checkpoint, checkpoint_seconds
         File for the state of the fit (safetensors), written whole or not at all: every so many seconds, at an interrupt
-        (Ctrl-C, or a ``SystemExit`` that a handler of SIGTERM raises) and at the end. An existing one is not
+        (Ctrl-C, or a ``SystemExit`` that a handler of SIGTERM raises), at an error of a callback or a step (of the last
+        complete update; not where the fit diverges) and at the end. An existing one is not
         overwritten without ``resume``. One fit at a time writes it. A write that fails (a full disk) is warned of, once
         for every reason, and tried again at the next one; the fit goes on.
     resume
@@ -182,6 +185,8 @@ def fit(
         The checkpoint cannot be written, such as into a missing folder (BlockingIOError: another fit writes it).
     MemoryBudgetError
         The batch does not fit; the message says what would.
+    RuntimeError
+        Another fit, in another thread or around a callback, trains the network.
     DivergedError
         A loss or gradient became NaN or Inf; the network holds the last weights whose loss and gradient were finite.
     NotAvailableError
@@ -304,6 +309,7 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
     ]
     check_batch_size(options.batch_size, min(member.data.points for member in members))
     check_trained(options.objective, nets, several)
+    _check_memory(members, several)
     for member in members:
         warn_of_dead_units(member.net, member.data.coords[0])
     trainer = Trainer(members, options, options.described(None if several else given["target_psnr"]))
@@ -340,7 +346,31 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
         check_measured(measured, [name for name, value in asked.items() if value is not None], f"{target}{at}")
     rate = learning_rates(lr, options.schedule, options.steps)
     modules = own.modules or options.objective.modules
-    return Member(net, data, evaluation, lr, rate, goal, seed, data_range, own.data_range is not None, modules)
+    return Member(
+        net,
+        data,
+        evaluation,
+        lr,
+        rate,
+        goal,
+        seed,
+        data_range,
+        own.data_range is not None,
+        modules,
+        several=index is not None,
+    )
+
+
+def _check_memory(members: Sequence[Member], several: bool) -> None:
+    """Refuse modules whose parameters overlap in memory with those of a network; what is one parameter is one."""
+    if not any(member.modules for member in members):
+        return
+    parameters: dict[Tensor, str] = {}
+    for i, member in enumerate(members):
+        for argument, module in named_of(member.net, member.modules, i if several else None).items():
+            for name, parameter in module.named_parameters():
+                parameters.setdefault(parameter, f"{argument}.{name}")
+    check_apart({name: parameter for parameter, name in parameters.items()})
 
 
 def _check_evaluation(net: nn.Module, own: Own) -> Data | None:

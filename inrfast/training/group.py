@@ -30,6 +30,7 @@ from inrfast.training.optimizers.torchs import TorchOptimizer
 from inrfast.training.options import LEAST_BETWEEN, Options
 from inrfast.training.schema import check_like
 from inrfast.training.stack import Stack
+from inrfast.training.trained import ChangedError, Layout, named_of
 from inrfast.training.weights import Weights, copy_
 
 LONGEST = 0.5
@@ -126,6 +127,10 @@ class Group:
         self.every = options.eval_every
         if self.gradient.whole and full and not options.often:
             self.every = max(self.every, LEAST_BETWEEN)
+        # Where callbacks can change them; engines that take the network as a whole call its hooks, old and new.
+        layouts = self.members if options.callbacks else []
+        whole = self.gradient.whole
+        self.layouts = [Layout(named_of(m.net, m.modules, m.place), not whole) for m in layouts]
         for member in self.members:
             member.gradient, member.reason = self.gradient.name, self.reason
             member.eval_every = self.every
@@ -272,8 +277,20 @@ class Group:
                 _gradient_norm=functools.partial(self._gradient_norm, place, taken_at),
             )
 
+        after = functools.partial(self._check_layout, place, method)
         with cores(self.callers_cores):
-            return told(self.options.callbacks, method, member.net, state)
+            return told(self.options.callbacks, method, member.net, state, after)
+
+    def _check_layout(self, place: int, method: str) -> None:
+        """Refuse what callbacks have done to a network that its fit would not follow."""
+        change = self.layouts[place].change()
+        if change is not None:
+            kinds = ", ".join(dict.fromkeys(type(callback).__name__ for callback in self.options.callbacks))
+            raise ChangedError(
+                f"callbacks ({kinds}) may edit weights in place alone, but after {method} {change}; a fit would go on "
+                "with what it began with: freeze, convert, replace and hook before the fit, or end it (state.stop()) "
+                "and begin another"
+            )
 
     def _gradient_norm(self, place: int, taken_at: int) -> float:
         """Return the norm, before clipping, of a network's gradient at the weights after ``taken_at`` updates."""

@@ -176,7 +176,7 @@ def test_an_interrupt_in_the_middle_of_a_step_loses_that_step_alone(where: str, 
 
 def test_many_networks_go_on_with_those_that_had_stopped(tmp_path: Path) -> None:
     def run(at: int, path: Path | None) -> tuple[list[nn.Module], list[inr.FitResult]]:
-        nets = [small(seed, norm="batch" if seed == 3 else None) for seed in range(5)]
+        nets = [small(seed, norm="batch" if seed == 3 else None, width=9 if seed == 4 else 16) for seed in range(5)]
         goals = [None, 9.0, None, None, 9.5]
         rates = [1e-3, 5e-3, 1e30, 5e-3, 5e-3]
         options: dict[str, Any] = {"steps": 60, "eval_every": 3, "batch_size": 60, "seed": [1, 1, 2, 3, 4]}
