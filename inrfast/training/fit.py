@@ -93,8 +93,8 @@ def fit(
     weight
         Weights (N,), (N, 1) or (N, M), or with the target's own grid (*grid), (*grid, 1) or (*grid, M), zero or more,
         or a mask of booleans: a named loss is ``sum w l(f, y) / sum w`` over the step's points and outputs, a function
-        must take them as ``weight``. Points of weight 0 are left out of the fit and its PSNR; their targets may be
-        anything, NaN too.
+        must take them as ``weight`` (None where the fit has none). Points of weight 0 are left out of the fit and its
+        PSNR; their targets may be anything, NaN too.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, one of your own by its name
         (:class:`inrfast.training.optimizers.Optimizer`), or any ``torch.optim.Optimizer`` of the network's trainable
@@ -126,8 +126,9 @@ def fit(
     resume
         Go on from the checkpoint if there is one, else start: on the same machine the result is that of an
         uninterrupted fit, bit by bit, if all that a network changes beside its parameters lies in buffers (counters
-        and generators in plain attributes are not kept). Network, data and settings must be those of the checkpoint,
-        ``steps`` only where the schedule does not depend on it. Of modules and callables of your own the code, plain
+        and generators in plain attributes are not kept). Network, data and settings must be those of the checkpoint.
+        ``eval_every``, ``patience`` and ``target_psnr`` may be others, and ``steps`` where no rate depends on it
+        (``"constant"``, a callable). Of modules and callables of your own the code, plain
         attributes, arrays and tensors are compared, and what closures, containers and objects hold. What is left, such
         as objects of libraries, is named in a warning; not looked at are global names that a module's methods use, the
         insides of libraries, and code made by another Python.
@@ -143,7 +144,8 @@ def fit(
     weight_decay
         Of ``"adam"`` and ``"sgd"`` added to the gradient, of ``"adamw"`` decoupled; per unit of the learning rate.
     clip_norm
-        Longer gradients are shortened to this norm over all parameters.
+        Longer gradients are shortened to this norm over all parameters, exactly, with no 1e-6 in the divisor as in
+        ``torch.nn.utils.clip_grad_norm_``.
     patience
         Stop after so many evaluations without a better PSNR.
     eval_coords, eval_target
@@ -307,7 +309,8 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
     members = [
         _member(net, one, options, i if several else None) for i, (net, one) in enumerate(zip(nets, own, strict=True))
     ]
-    check_batch_size(options.batch_size, min(member.data.points for member in members))
+    fewest = min((member.data for member in members), key=lambda data: data.points)
+    check_batch_size(options.batch_size, fewest.points, fewest.given is not None)
     check_trained(options.objective, nets, several)
     _check_memory(members, several)
     for member in members:

@@ -25,6 +25,7 @@ from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.engines.task import against_formula
 from inrfast.training.member import Member, named
+from inrfast.training.objective import Batch, batch_of, nonfinite_part
 from inrfast.training.optimizers import OPTIMIZERS, Optimizer
 from inrfast.training.optimizers.torchs import TorchOptimizer
 from inrfast.training.options import LEAST_BETWEEN, Options
@@ -366,18 +367,39 @@ class Group:
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
         where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside)
+        part = self._nonfinite_part(place, rows) if where.startswith(("the loss", "the gradient")) else None
         self.weights.set_back(place)
         lr = member.rate(max(self.done - 1, 0))
         wider = ", or take precision='high'" if self.options.narrow else ""
+        advice = (
+            f"lower lr (it was {lr:.3g}), omega, the gain of the initialisation or the degree of a polynomial encoding"
+        )
+        if part is not None and self.done == 0:  # no rate has done anything yet
+            advice = (
+                "it is so at the weights of the start, whatever lr is: look at its formula, and at its numbers there"
+            )
         who = named(member, len(self.members))
         member.stopped, member.error = (
             "diverged",
             DivergedError(
-                f"{who} met a NaN or Inf after {self.done} updates, first in {where}; lower lr (it was {lr:.3g}), "
-                f"omega, the gain of the initialisation or the degree of a polynomial encoding{wider}. The network was "
-                "set back to its last good weights"
+                f"{who} met a NaN or Inf after {self.done} updates, first in {part or where}; {advice}{wider}. The "
+                "network was set back to its last good weights"
             ),
         )
+
+    def _nonfinite_part(self, place: int, rows: Tensor | None) -> str | None:
+        """Say which part of the objective fails at a network's weights on these rows, if one does by itself."""
+        member = self.members[place]
+        objective = replace(self.options.objective, modules=member.modules)
+        parameters = [self.stack.owner(name, place) for name in self.stack.trainable]
+
+        def batch() -> Batch:
+            index = slice(None) if rows is None else rows
+            own = batch_of(member.data, member.net, objective, index, self.done)
+            return replace(own, prediction=member.net(own.coords))
+
+        with self._seeded():
+            return nonfinite_part(objective, batch, parameters)
 
     def _drop_finished(self) -> None:
         """Take networks that have stopped out of the stack, with their losses and rates of this step."""

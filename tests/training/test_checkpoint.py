@@ -273,8 +273,10 @@ def saved(tmp_path: Path) -> Path:
     [
         ({"net": small(width=8)}, "nets"),
         ({"net": small(activation="tanh")}, "nets"),
-        ({"target": 0.5 * TARGET}, "data"),
-        ({"weight": torch.arange(144.0)}, "data"),
+        ({"target": 0.5 * TARGET}, "target;"),
+        ({"coords": 0.5 * COORDS}, "coords$"),
+        ({"weight": 1 + torch.arange(144.0)}, "weight$"),
+        ({"weight": torch.arange(144.0)}, "coords, target, weight$"),
         ({"lr": 2e-3}, r"own.*0\.002"),
         ({"seed": 1}, "own"),
         ({"steps": 7}, r"config.steps \(now 7, in the checkpoint 6\)"),
@@ -528,7 +530,7 @@ def test_a_file_that_says_less_is_of_the_same_fit(saved: Path) -> None:
     with safetensors.safe_open(saved, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     about = json.loads(metadata["about"])
-    for key in ("trainable", "evaluation", "identities"):
+    for key in ("trainable", "evaluation", "identities", "parts"):
         del about[key]
     del metadata["sha256"]
     del about["own"][0]["data_range"]
@@ -536,6 +538,8 @@ def test_a_file_that_says_less_is_of_the_same_fit(saved: Path) -> None:
     result = fit(small(), COORDS, TARGET, steps=6, checkpoint=saved, resume=True)
     assert (result.steps, result.data_range) == (6, 1.0)
     safetensors.torch.save_file(tensors, saved, {**metadata, "about": json.dumps(about)})
+    with pytest.raises(ValueError, match="with other coords, target or weight"):
+        fit(small(), COORDS, 0.5 * TARGET, steps=6, checkpoint=saved, resume=True)
     with pytest.raises(ValueError, match="data_range"):
         fit(small(), COORDS, TARGET, steps=6, checkpoint=saved, resume=True, data_range=0.5)
 

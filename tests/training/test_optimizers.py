@@ -217,3 +217,9 @@ def test_an_optimiser_of_ones_own_is_known_by_its_name_everywhere(registered: st
 def test_an_unknown_optimiser_gets_the_nearest_match(registered: str) -> None:
     with pytest.raises(ValueError, match="'rmsprop'"):
         fit(INR(1, 1), torch.rand(4, 1), torch.rand(4, 1), optimizer="rmsprob")
+
+
+def test_an_optimizer_of_sparse_gradients_is_refused() -> None:
+    net, x = INR(2, 1, width=4), torch.rand(5, 2)
+    with pytest.raises(ValueError, match="optimizer is a SparseAdam"):
+        fit(net, x, x[:, :1], steps=1, optimizer=torch.optim.SparseAdam(list(net.parameters())))
