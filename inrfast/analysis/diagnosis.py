@@ -265,7 +265,7 @@ def _chunk_bytes(capture: Capture) -> tuple[int, int]:
 
 
 def _chunk_rows(capture: Capture, budget: int) -> int:
-    """Return the points a chunk: as many as the products like, unless factors and temporaries exceed the budget."""
+    """Return the points per chunk: as many as the products like, unless factors and temporaries exceed the budget."""
     squares, each = _chunk_bytes(capture)
     widest = max((max(layer.block) for layer in capture.layers if _is_looked_at(layer)), default=1)
     instead = "take a narrower network or fewer of its layers (params=)"

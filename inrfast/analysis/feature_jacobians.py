@@ -50,7 +50,7 @@ def feature_jacobians(
     budget
         Bytes; a matrix of its own for one thread is taken without asking.
     bar
-        Moves on by one a layer.
+        Moves on by one per layer.
     """
     tolerances = torch.tensor(rtols, dtype=torch.float64)
     found = []

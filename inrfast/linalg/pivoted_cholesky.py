@@ -55,7 +55,7 @@ def candidate_bytes(block: int) -> int:
 
 
 def most_pivots(budget: int, each: int, squares: int = SQUARES) -> int:
-    """Return the largest rank whose factor, of ``each`` bytes a column, and squares fit: ``each r + 8 s r^2``."""
+    """Return the largest rank whose factor, of ``each`` bytes per column, and squares fit: ``each r + 8 s r^2``."""
     if budget <= 0:
         return 0
     s = 8 * squares

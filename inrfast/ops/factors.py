@@ -245,7 +245,7 @@ def mlp_operands(mlps: Sequence[MLP], inputs: Tensor, plan: Plan) -> Operands:
 
 
 def by_layer(numbers: Sequence[float], layers: int) -> list[tuple[float, ...]]:
-    """Return the numbers of each layer's activation, equally many a layer, from all of them in one list."""
+    """Return the numbers of each layer's activation, equally many per layer, from all of them in one list."""
     count = len(numbers) // layers
     return [tuple(numbers[index * count : (index + 1) * count]) for index in range(layers)]
 

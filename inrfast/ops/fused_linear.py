@@ -1,6 +1,6 @@
 """A linear layer and its activation in one operation, ``y = act(x W^T + b)``, for any training code.
 
-The pre-activation is never written to memory, and the backward pass keeps what is cheapest: a bit a number for ReLU,
+The pre-activation is never written to memory, and the backward pass keeps what is cheapest: one bit per ReLU unit,
 the slope for sine and others, nothing beyond y for tanh and softplus. On a GPU each pass is a Triton kernel
 (:mod:`inrfast.kernels.fused_linear`). On a CPU large results are made a chunk of rows at a time
 (:mod:`inrfast.ops.chunked_linear`), smaller ones by torch's own operations, which are the fastest there.

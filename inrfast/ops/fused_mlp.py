@@ -43,7 +43,7 @@ CHAIN = 2**17
 MEAN_SQUARE = loss_of("mse")
 
 RATES = 4
-"""Numbers a step and network of the table of rates: see :meth:`FusedMLP.update`."""
+"""Values per step and network in the rates table: see :meth:`FusedMLP.update`."""
 
 
 @dataclass(frozen=True)

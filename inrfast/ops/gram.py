@@ -1,6 +1,6 @@
 """Gram products of factors: tiles of ``K = sum_l (Z_l Z_l^T) * (S_l S_l^T)``, dense or reduced, never the Jacobian.
 
-``factors`` are pairs ``(features, sensitivities)``, one a layer, as in :mod:`inrfast.ops.rows`; features carry their
+``factors`` are pairs ``(features, sensitivities)``, one per layer, as in :mod:`inrfast.ops.rows`; features carry their
 column of ones where the layer has a bias. ``output`` is ``"trace"`` (sum over outputs), ``"full"`` (every pair of
 outputs, output index fast) or an int (that output alone).
 

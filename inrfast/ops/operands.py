@@ -84,7 +84,7 @@ class Layout:
 
     @property
     def fold(self) -> int:
-        """Rows of the kernel a point."""
+        """Rows of the kernel per point."""
         return self.outputs if self.output == "full" else 1
 
     @property

@@ -1,6 +1,6 @@
 """Products with a kernel through its operands: ``J^T V``, ``J P``, so ``K V``, and the diagonal; fp64, no tile of K.
 
-The operands of fp64 hold, for every layer, two matrices A and B, one row a row of the kernel, whose row-wise Khatri-Rao
+The operands of fp64 hold two matrices A and B per layer, with one row per row of the kernel. Their row-wise Khatri-Rao
 product is the layer's block of J (:mod:`inrfast.kernels.tangent_product`). Of all outputs together the sensitivities
 stand side by side, so that one product serves ``"trace"`` as well.
 

@@ -68,7 +68,7 @@ class Batches:
     size
         Points of a step, or None.
     seeds
-        One a network.
+        One per network.
     """
 
     def __init__(self, n: int, size: int | None, seeds: Sequence[int], device: torch.device) -> None:

@@ -357,7 +357,7 @@ def check_fit(tree: Any, about: Any) -> None:
     count = len(tree["networks"])
     for key in ("nets", "data", "parts", "own", "trainable", "evaluation"):
         if key in about:
-            check(f"about.{key}", len(about[key]) == count, f"a list of {count}, one a network", about[key])
+            check(f"about.{key}", len(about[key]) == count, f"a list of {count}, one per network", about[key])
     for index, kept in enumerate(tree["networks"]):
         _check_history(kept, f"tree.networks[{index}]")
     going: list[int] = []

@@ -78,7 +78,7 @@ def options_of(command: str) -> tuple[argparse.Action, ...]:
         raise SystemExit(0)
 
     with mock.patch.object(argparse.ArgumentParser, "parse_known_args", caught):
-        cli.main(["info"])
+        cli.main([command])  # a parser is made for the subcommand that is given alone
     (subparsers,) = (action for action in seen[0]._actions if isinstance(action, argparse._SubParsersAction))
     return tuple(subparsers.choices[command]._actions)
 

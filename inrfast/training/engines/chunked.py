@@ -26,7 +26,7 @@ class ChunkedGradient(AutogradGradient):
         assert task.objective.named is not None
         self.loss = task.objective.named
         self.rows = self.evaluation_rows = self._cached_rows()
-        # A table's gradient is dense, and added once a chunk, however few of its rows the chunk has read.
+        # A table's gradient is dense, and added once per chunk, however few of its rows the chunk has read.
         wanted = math.ceil(TABLE_SHARE * self.sizes.tables / self.sizes.kept)
         # Twice: the backward pass has the gradients of what was kept beside it.
         item = task.data.target.element_size()

@@ -161,7 +161,7 @@ class LayerwiseGradient:
         return self.data.points if batch is None else batch.shape[1]
 
     def _shares_of(self, count: int) -> int:
-        """Return into how many shares so many rows fall: a few a thread, since cores are rarely equally free."""
+        """Return into how many shares so many rows fall: a few per thread, since cores are rarely equally free."""
         threads = min(len(self.passes), max(1, count // LEAST_ROWS))
         if threads == 1:
             return 1

@@ -112,13 +112,16 @@ class WholeGradient(AutogradGradient):
             raise self._over_budget(self._peak() if peak is None else peak)
         return peak is not None
 
-    def _peak(self) -> Peak | None:
-        """Return what a step takes, from steps over few points; network, loss and generators stay as they were."""
+    def _peak(self, drawn: bool = False) -> Peak | None:
+        """Return what a step takes, from steps over few points; network, loss and generators stay as they were.
+
+        With ``drawn`` it is a step of a mini-batch, whose points are copies.
+        """
         net, before = twin(self.net), [buffer.clone() for buffer in self.stack.buffers]
         inputs, kept = [parameter for parameter, _, _ in self.gradients], self.objective
 
         def step(count: int) -> None:
-            index = self._spread(count, self.batch)
+            index = self._spread(count, 0 if drawn else self.batch)
             self._step(batch_of(self.data, net, kept, index, 0), inputs)
 
         try:
@@ -132,7 +135,8 @@ class WholeGradient(AutogradGradient):
     def _over_budget(self, peak: Peak | None) -> MemoryBudgetError:
         """Return the error of a step that takes more than the budget, with the size that would fit."""
         what, room = f"a step over {self.batch} points at once", holdable(self.room / MARGIN)
-        fits = 0 if peak is None else peak.most(room, self.batch)
+        smaller = peak if peak is None or self.batch < self.data.points else self._peak(drawn=True)
+        fits = 0 if smaller is None else smaller.most(room, self.batch)
         if peak is None or fits == self.batch:  # it takes nothing but its full batch, or more there than few let expect
             return MemoryBudgetError(
                 f"{what} exceeds the budget of {told(self.budget + self.beside)}; a smaller batch_size, a narrower "

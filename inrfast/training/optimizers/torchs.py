@@ -69,7 +69,7 @@ class TorchOptimizer(Optimizer):
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * (rates[0] / self.lr)
         if isinstance(self.optimizer, torch.optim.LBFGS):
-            self.optimizer.step(again)  # it takes several gradients a step, where it searches
+            self.optimizer.step(again)  # it takes several gradients per step, where it searches
         else:
             self.optimizer.step()
 
