@@ -203,7 +203,8 @@ class INR(nn.Module):
         Number of activated layers: 2 -> 256 -> 256 -> 256 -> 1 has 3. At most 32,768.
     activation
         ``relu``, ``sine`` (``sin(omega u)``), ``gaussian`` (``exp(-(omega u)^2)``), ``finer``
-        (``sin(omega (|u| + 1) u)``), ``tanh``, ``gelu`` (exact), ``softplus``, ``identity`` or another name of
+        (``sin(omega (|u| + 1) u)``), ``wire`` (``cos(omega u) exp(-(sigma u)^2)``), ``tanh``, ``gelu`` (exact),
+        ``softplus``, ``identity`` or another name of
         :data:`inrfast.activations.ACTIVATIONS`; or ``{"name": ..., **numbers}`` for its numbers. One for all hidden
         layers, a list with one per layer, or ``{"first": ..., "hidden": ...}``.
     omega

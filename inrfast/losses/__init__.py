@@ -45,6 +45,9 @@ class Loss:
     native, triton
         Names of its functions in the native step (``csrc/mlp_step_losses.h``) and in the Triton kernels
         (``kernels/losses.py``); None: none there, so that fits take PyTorch's operations.
+    link
+        ``link(prediction)`` is what is compared with the target where a PSNR is measured, such as the probability of a
+        logit; None: the prediction itself.
 
     Raises
     ------
@@ -61,9 +64,10 @@ class Loss:
     cost: Callable[..., float] | None = None
     native: str | None = None
     triton: str | None = None
+    link: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, functions=("value", "slope"), optional=("cost",))
+        check_fields(self, functions=("value", "slope"), optional=("cost", "link"))
         for number, value in self.numbers.items():
             check_float(f"the number {number!r} of {self.name}", value, minimum=0.0, exclusive=True)
         if self.targets is not None and not (

@@ -5,6 +5,7 @@ The predicted probability is ``sigmoid(f)``, and the slope ``sigmoid(f) - y``.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,4 +25,6 @@ def _cost(error: float) -> float:
     return error
 
 
-BCE = LOSSES.add("bce", Loss("bce", _value, _slope, {}, (0.0, 1.0), _cost, native="bce", triton="bce"))
+BCE = LOSSES.add(
+    "bce", Loss("bce", _value, _slope, {}, (0.0, 1.0), _cost, native="bce", triton="bce", link=torch.sigmoid)
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import itertools
@@ -42,6 +43,9 @@ UNKNOWN = "an object of "
 MODULE_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 PARAMETER_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 """Where torch keeps functions that watch or change passes and gradients."""
+
+GLOBALS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME")
+"""Instructions that read a global, or import a module: other names in code are those of attributes."""
 
 DEEPEST = 8
 """Containers and objects inside each other that are looked into."""
@@ -85,7 +89,7 @@ def _of_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """Yield what a function reaches: closure, defaults, attributes, globals, what it names of modules."""
     codes = list(_codes(function.__code__))
     used = dict.fromkeys(name for code in codes for name in code.co_names)
-    for name, value in itertools.chain(_bound(function), _global(function, used)):
+    for name, value in itertools.chain(_bound(function), _global(function, codes)):
         if value is os.environ or value is os.getenv or value is os:
             if value is not os or not used.keys().isdisjoint(("environ", "getenv")):
                 yield from _of_environment(codes, function.__doc__)
@@ -108,15 +112,23 @@ def _bound(function: FunctionType) -> Iterator[tuple[str, Any]]:
     yield from vars(function).items()
 
 
-def _global(function: FunctionType, used: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the globals that a function names, and modules that it imports itself; none of a package's function."""
+def _global(function: FunctionType, codes: Iterable[CodeType]) -> Iterator[tuple[str, Any]]:
+    """Yield the globals that a function reads, and modules that it imports itself; none of a package's function."""
     if _foreign(function.__module__) or _installed(function.__module__):
         return
-    for name in used:
-        if name in function.__globals__:
+    for name, imported in dict.fromkeys(pair for code in codes for pair in _names_read(code)):
+        if imported:
+            if isinstance(module := sys.modules.get(name), ModuleType):
+                yield name, module
+        elif name in function.__globals__:
             yield name, function.__globals__[name]
-        elif isinstance(imported := sys.modules.get(name), ModuleType):
-            yield name, imported
+
+
+@functools.lru_cache(maxsize=1024)
+def _names_read(code: CodeType) -> tuple[tuple[str, bool], ...]:
+    """Return the names that code looks up among globals, each with whether it imports it."""
+    read = [(i.argval, i.opname == "IMPORT_NAME") for i in dis.get_instructions(code) if i.opname in GLOBALS]
+    return tuple(dict.fromkeys(read))
 
 
 def _of_module(name: str, module: ModuleType, used: Iterable[str], depth: int) -> Iterator[tuple[str, Any]]:

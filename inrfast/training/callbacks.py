@@ -24,7 +24,8 @@ class FitState:
     Attributes
     ----------
     net
-        The network, in eval mode for the time of the call. What a callback does to its weights counts.
+        The network, in eval mode for the time of the call. What a callback does to its weights in place counts; what
+        replaces, converts or freezes them, or adds hooks, is refused.
     index
         Its place among the networks of ``fit_many``; 0 in ``fit``.
     step, steps
@@ -48,18 +49,33 @@ class FitState:
     coords: Tensor
     _gradient_norm: Callable[[], float] = field(default=lambda: math.nan, repr=False)
     _stopped: list[bool] = field(default_factory=list, repr=False)
+    _over: list[bool] = field(default_factory=list, repr=False)
 
     def gradient_norm(self) -> float:
         """Return the norm of the gradient of the loss over all trained parameters, before clipping.
 
         In ``on_step`` it is that of the update just done, in ``on_eval`` that of the weights as they are. It costs
         nothing where nobody asks. NaN at the end of a fit, where no more gradient is taken.
+
+        Raises
+        ------
+        RuntimeError
+            The call that this state was given to is over, and the gradient another.
         """
+        self._check_now("gradient_norm")
         return self._gradient_norm()
 
     def stop(self) -> None:
         """End the fit of this network after the call."""
+        self._check_now("stop")
         self._stopped.append(True)
+
+    def _check_now(self, method: str) -> None:
+        if self._over:
+            raise RuntimeError(
+                f"state.{method}() belongs to the call of step {self.step}, which is over; call it within on_step or "
+                "on_eval, and keep what it returns"
+            )
 
 
 class Callback:
@@ -207,8 +223,17 @@ class TrackNTK(Callback):
         self._evaluations = dict(state["evaluations"])
 
 
-def told(callbacks: Sequence[Any], method: str, net: nn.Module, state: Callable[[], FitState]) -> bool:
-    """Call a method of all callbacks that have it, the network in eval mode; return whether one asked to stop."""
+def told(
+    callbacks: Sequence[Any],
+    method: str,
+    net: nn.Module,
+    state: Callable[[], FitState],
+    after: Callable[[], None],
+) -> bool:
+    """Call a method of all callbacks that have it, the network in eval mode; return whether one asked to stop.
+
+    ``after`` follows the calls, whatever they raised.
+    """
     methods = [getattr(callback, method, None) for callback in callbacks]
     if not any(callable(method) for method in methods):
         return False
@@ -219,5 +244,7 @@ def told(callbacks: Sequence[Any], method: str, net: nn.Module, state: Callable[
             if callable(call):
                 call(now)
     finally:
+        now._over.append(True)
         net.train()
+        after()
     return bool(now._stopped)

@@ -19,6 +19,7 @@ from inrfast.nn import described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later
 from inrfast.training import callables
+from inrfast.training.data import Data
 from inrfast.training.group import Group, kind_of
 from inrfast.training.member import Member, tensors_of, unsaved
 from inrfast.training.networks import load_network, save_network
@@ -99,6 +100,7 @@ class Checkpoint:
             "config": self.config,
             "nets": [described_network(member.net) or str(member.net) for member in members],
             "data": [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in members],
+            "parts": [_parts_of(member.data) for member in members],
             "own": [{"lr": m.lr, "seed": m.seed, "data_range": m.data_range} for m in members],
             "trainable": [[name for name, p in m.net.named_parameters() if p.requires_grad] for m in members],
             "evaluation": [None if (e := m.evaluation) is None else fingerprint(e.coords, e.target) for m in members],
@@ -210,7 +212,7 @@ class Checkpoint:
         free = set(UNLIKE_SCHEDULES[1:] if by_steps else UNLIKE_SCHEDULES)
         for side in (mine, then):
             side["config"] = {key: value for key, value in side["config"].items() if key not in free}
-        wrong = differences(mine, then)
+        wrong = _other_data(mine, then) + differences(mine, then)
         wrong += [f"{place}: {key}" for place in now for key in callables.different(now[place], before.get(place, {}))]
         if wrong:
             raise ValueError(f"checkpoint: {shown(self.path)} is of another fit, with other {_listed(wrong, 8)}")
@@ -258,6 +260,27 @@ class Checkpoint:
         except NotAvailableError as error:
             warn(f"the fit goes on, but not bit by bit: {error}")
             return None
+
+
+def _parts_of(data: Data) -> dict[str, str]:
+    """Return hashes of points, values and weights by the names of the arguments, to say which of them are others."""
+    parts = {"coords": data.coords, "target": data.target, "weight": data.weight}
+    return {name: fingerprint(part) for name, part in parts.items()}
+
+
+def _other_data(mine: dict[str, Any], then: dict[str, Any]) -> list[str]:
+    """Take the data out of two descriptions, and say which arguments differ, and of which network of several."""
+    now, before = mine.pop("data"), then.pop("data")
+    parts = zip(mine.pop("parts", [{}] * len(now)), then.pop("parts", [{}] * len(before)), strict=False)
+    if len(now) != len(before):
+        return [f"nets (now {len(now)}, in the checkpoint {len(before)})"]
+    found = []
+    for index, (one, other, (own, theirs)) in enumerate(zip(now, before, parts, strict=True)):
+        if one != other:
+            names = [name for name in own if theirs.get(name) != own[name]] if theirs else []
+            of = f" of nets[{index}]" if len(now) > 1 else ""
+            found.append((", ".join(names) or "coords, target or weight") + of)
+    return found
 
 
 def _layout(groups: Sequence[Group]) -> list[dict[str, Any]]:

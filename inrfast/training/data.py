@@ -335,6 +335,12 @@ def _check_weight(
     weight = weight.detach().to(dtype).reshape(n, -1)
     if bool((weight < 0).any()):
         raise ValueError(f"{argument} must not be negative, got {float(weight.min()):g}")
+    total = float(weight.double().sum()) * (outputs / weight.shape[1])
+    if total > torch.finfo(dtype).max:
+        raise ValueError(
+            f"{argument} must have a sum within {str(dtype).removeprefix('torch.')}, got up to {float(weight.max()):g} "
+            f"and a sum of {total:g}; divide it by its largest, since the loss is a mean and its scale does not matter"
+        )
     counts = (weight > 0).any(1)
     if not bool(counts.any()):
         raise ValueError(f"{argument} must be above 0 somewhere, got only 0")

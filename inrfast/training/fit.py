@@ -13,7 +13,7 @@ from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_dead_units
 from inrfast.training.callables import check_trained
-from inrfast.training.data import Data, check_data, check_measured, check_net, check_spread, range_of
+from inrfast.training.data import Data, check_apart, check_data, check_measured, check_net, check_spread, range_of
 from inrfast.training.member import Member
 from inrfast.training.objective import Loss, Regularizers
 from inrfast.training.optimizers import OPTIMIZERS
@@ -21,6 +21,7 @@ from inrfast.training.options import Options, check_batch_size
 from inrfast.training.result import FitResult
 from inrfast.training.schedules import learning_rates
 from inrfast.training.spread import Own, check_nets
+from inrfast.training.trained import named_of
 from inrfast.training.trainer import Trainer, own_code
 
 
@@ -92,8 +93,8 @@ def fit(
     weight
         Weights (N,), (N, 1) or (N, M), or with the target's own grid (*grid), (*grid, 1) or (*grid, M), zero or more,
         or a mask of booleans: a named loss is ``sum w l(f, y) / sum w`` over the step's points and outputs, a function
-        must take them as ``weight``. Points of weight 0 are left out of the fit and its PSNR; their targets may be
-        anything, NaN too.
+        must take them as ``weight`` (None where the fit has none). Points of weight 0 are left out of the fit and its
+        PSNR; their targets may be anything, NaN too.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, one of your own by its name
         (:class:`inrfast.training.optimizers.Optimizer`), or any ``torch.optim.Optimizer`` of the network's trainable
@@ -108,7 +109,8 @@ def fit(
         norms, of one activation (not identity) and at most 16 outputs, and a named loss; ``"torch"``; ``"auto"``: the
         first on a GPU where it can, and else, with a warning, the second.
     callbacks
-        Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`.
+        Objects with ``on_step(state)`` or ``on_eval(state)``: :class:`inrfast.training.callbacks.Callback`. They may
+        edit weights in place; replacing, freezing or converting them, or adding hooks, is refused.
     eval_every
         Steps between two evaluations; None takes a hundred of them, but at most one in ten steps where a network or
         loss takes its batch as a whole. With full batches and ``"mse"`` they cost nothing, else a pass over all points.
@@ -117,14 +119,16 @@ def fit(
         asks for a target that is not one value everywhere.
     checkpoint, checkpoint_seconds
         File for the state of the fit (safetensors), written whole or not at all: every so many seconds, at an interrupt
-        (Ctrl-C, or a ``SystemExit`` that a handler of SIGTERM raises) and at the end. An existing one is not
+        (Ctrl-C, or a ``SystemExit`` that a handler of SIGTERM raises), at an error of a callback or a step (of the last
+        complete update; not where the fit diverges) and at the end. An existing one is not
         overwritten without ``resume``. One fit at a time writes it. A write that fails (a full disk) is warned of, once
         for every reason, and tried again at the next one; the fit goes on.
     resume
         Go on from the checkpoint if there is one, else start: on the same machine the result is that of an
         uninterrupted fit, bit by bit, if all that a network changes beside its parameters lies in buffers (counters
-        and generators in plain attributes are not kept). Network, data and settings must be those of the checkpoint,
-        ``steps`` only where the schedule does not depend on it. Of modules and callables of your own the code, plain
+        and generators in plain attributes are not kept). Network, data and settings must be those of the checkpoint.
+        ``eval_every``, ``patience`` and ``target_psnr`` may be others, and ``steps`` where no rate depends on it
+        (``"constant"``, a callable). Of modules and callables of your own the code, plain
         attributes, arrays and tensors are compared, and what closures, containers and objects hold. What is left, such
         as objects of libraries, is named in a warning; not looked at are global names that a module's methods use, the
         insides of libraries, and code made by another Python.
@@ -140,14 +144,17 @@ def fit(
     weight_decay
         Of ``"adam"`` and ``"sgd"`` added to the gradient, of ``"adamw"`` decoupled; per unit of the learning rate.
     clip_norm
-        Longer gradients are shortened to this norm over all parameters.
+        Longer gradients are shortened to this norm over all parameters, exactly, with no 1e-6 in the divisor as in
+        ``torch.nn.utils.clip_grad_norm_``.
     patience
         Stop after so many evaluations without a better PSNR.
     eval_coords, eval_target
         Points and values for the evaluation, such as another resolution; values alone belong to ``coords``, points of
         weight 0 included.
     data_range
-        Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. None takes it from the
+        Range of the signal for which PSNRs are stated, whatever the loss is, kept in the result. PSNRs compare the
+        predictions with the targets; with ``"bce"``, whose predictions are logits f, the probabilities ``sigmoid(f)``
+        (:attr:`inrfast.losses.Loss.link`). None takes the range from the
         values of the evaluation: 1 where they lie in [-1, 1] and span at least 0.5, as images do; else the largest
         minus the smallest (:func:`inrfast.metrics.data_range_of`). Targets that span more than 100 ask for it.
     regularizers
@@ -180,6 +187,8 @@ def fit(
         The checkpoint cannot be written, such as into a missing folder (BlockingIOError: another fit writes it).
     MemoryBudgetError
         The batch does not fit; the message says what would.
+    RuntimeError
+        Another fit, in another thread or around a callback, trains the network.
     DivergedError
         A loss or gradient became NaN or Inf; the network holds the last weights whose loss and gradient were finite.
     NotAvailableError
@@ -300,8 +309,10 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
     members = [
         _member(net, one, options, i if several else None) for i, (net, one) in enumerate(zip(nets, own, strict=True))
     ]
-    check_batch_size(options.batch_size, min(member.data.points for member in members))
+    fewest = min((member.data for member in members), key=lambda data: data.points)
+    check_batch_size(options.batch_size, fewest.points, fewest.given is not None)
     check_trained(options.objective, nets, several)
+    _check_memory(members, several)
     copies: dict[tuple[int, torch.Size], Tensor] = {}
     for member in members:
         if own_code(member.net) or options.objective.own_code:
@@ -330,6 +341,8 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
             if own.data_range is None:
                 check_spread(data, target)
         evaluation = _check_evaluation(net, own)
+        if named is not None and evaluation is not None:
+            named.check_target("eval_target", evaluation.target)
     except (ValueError, TypeError) as error:
         if index is None:
             raise
@@ -341,7 +354,31 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
         check_measured(measured, [name for name, value in asked.items() if value is not None], f"{target}{at}")
     rate = learning_rates(lr, options.schedule, options.steps)
     modules = own.modules or options.objective.modules
-    return Member(net, data, evaluation, lr, rate, goal, seed, data_range, own.data_range is not None, modules)
+    return Member(
+        net,
+        data,
+        evaluation,
+        lr,
+        rate,
+        goal,
+        seed,
+        data_range,
+        own.data_range is not None,
+        modules,
+        several=index is not None,
+    )
+
+
+def _check_memory(members: Sequence[Member], several: bool) -> None:
+    """Refuse modules whose parameters overlap in memory with those of a network; what is one parameter is one."""
+    if not any(member.modules for member in members):
+        return
+    parameters: dict[Tensor, str] = {}
+    for i, member in enumerate(members):
+        for argument, module in named_of(member.net, member.modules, i if several else None).items():
+            for name, parameter in module.named_parameters():
+                parameters.setdefault(parameter, f"{argument}.{name}")
+    check_apart({name: parameter for parameter, name in parameters.items()})
 
 
 def _check_evaluation(net: nn.Module, own: Own) -> Data | None:

@@ -25,11 +25,13 @@ from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.engines.task import against_formula
 from inrfast.training.member import Member, named
+from inrfast.training.objective import Batch, batch_of, nonfinite_part
 from inrfast.training.optimizers import OPTIMIZERS, Optimizer
 from inrfast.training.optimizers.torchs import TorchOptimizer
 from inrfast.training.options import LEAST_BETWEEN, Options
 from inrfast.training.schema import check_like
 from inrfast.training.stack import Stack
+from inrfast.training.trained import ChangedError, Layout, named_of
 from inrfast.training.weights import Weights, copy_
 
 LONGEST = 0.5
@@ -114,7 +116,7 @@ class Group:
         self.rates: list[float] = []
         self._norms: Tensor | None = None
         self._gradient_at = -1
-        own = self.evaluation is None and self.gradient.measures
+        own = self.evaluation is None and self.gradient.measures and task.objective.link is None
         if own:
             self.mean_square = self.gradient.mean_square
         else:
@@ -126,6 +128,10 @@ class Group:
         self.every = options.eval_every
         if self.gradient.whole and full and not options.often:
             self.every = max(self.every, LEAST_BETWEEN)
+        # Where callbacks can change them; engines that take the network as a whole call its hooks, old and new.
+        layouts = self.members if options.callbacks else []
+        whole = self.gradient.whole
+        self.layouts = [Layout(named_of(m.net, m.modules, m.place), not whole) for m in layouts]
         for member in self.members:
             member.gradient, member.reason = self.gradient.name, self.reason
             member.eval_every = self.every
@@ -273,8 +279,20 @@ class Group:
                 _gradient_norm=functools.partial(self._gradient_norm, place, taken_at),
             )
 
+        after = functools.partial(self._check_layout, place, method)
         with cores(self.callers_cores):
-            return told(self.options.callbacks, method, member.net, state)
+            return told(self.options.callbacks, method, member.net, state, after)
+
+    def _check_layout(self, place: int, method: str) -> None:
+        """Refuse what callbacks have done to a network that its fit would not follow."""
+        change = self.layouts[place].change()
+        if change is not None:
+            kinds = ", ".join(dict.fromkeys(type(callback).__name__ for callback in self.options.callbacks))
+            raise ChangedError(
+                f"callbacks ({kinds}) may edit weights in place alone, but after {method} {change}; a fit would go on "
+                "with what it began with: freeze, convert, replace and hook before the fit, or end it (state.stop()) "
+                "and begin another"
+            )
 
     def _gradient_norm(self, place: int, taken_at: int) -> float:
         """Return the norm, before clipping, of a network's gradient at the weights after ``taken_at`` updates."""
@@ -350,18 +368,39 @@ class Group:
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
         where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside)
+        part = self._nonfinite_part(place, rows) if where.startswith(("the loss", "the gradient")) else None
         self.weights.set_back(place)
         lr = member.rate(max(self.done - 1, 0))
         wider = ", or take precision='high'" if self.options.narrow else ""
+        advice = (
+            f"lower lr (it was {lr:.3g}), omega, the gain of the initialisation or the degree of a polynomial encoding"
+        )
+        if part is not None and self.done == 0:  # no rate has done anything yet
+            advice = (
+                "it is so at the weights of the start, whatever lr is: look at its formula, and at its numbers there"
+            )
         who = named(member, len(self.members))
         member.stopped, member.error = (
             "diverged",
             DivergedError(
-                f"{who} met a NaN or Inf after {self.done} updates, first in {where}; lower lr (it was {lr:.3g}), "
-                f"omega, the gain of the initialisation or the degree of a polynomial encoding{wider}. The network was "
-                "set back to its last good weights"
+                f"{who} met a NaN or Inf after {self.done} updates, first in {part or where}; {advice}{wider}. The "
+                "network was set back to its last good weights"
             ),
         )
+
+    def _nonfinite_part(self, place: int, rows: Tensor | None) -> str | None:
+        """Say which part of the objective fails at a network's weights on these rows, if one does by itself."""
+        member = self.members[place]
+        objective = replace(self.options.objective, modules=member.modules)
+        parameters = [self.stack.owner(name, place) for name in self.stack.trainable]
+
+        def batch() -> Batch:
+            index = slice(None) if rows is None else rows
+            own = batch_of(member.data, member.net, objective, index, self.done)
+            return replace(own, prediction=member.net(own.coords))
+
+        with self._seeded():
+            return nonfinite_part(objective, batch, parameters)
 
     def _drop_finished(self) -> None:
         """Take networks that have stopped out of the stack, with their losses and rates of this step."""

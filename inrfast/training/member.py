@@ -33,6 +33,7 @@ class Member:
     range_given: bool = False
     modules: tuple[nn.Module, ...] = ()
     index: int = 0
+    several: bool = False
     done: int = 0
     losses: list[float] = field(default_factory=list)
     history: list[tuple[int, float]] = field(default_factory=list)
@@ -45,6 +46,11 @@ class Member:
     since_best: int = 0
     stopped: str = ""
     error: DivergedError | None = None
+
+    @property
+    def place(self) -> int | None:
+        """Its index in ``fit_many``; None in ``fit``."""
+        return self.index if self.several else None
 
     @property
     def psnr(self) -> float:

@@ -13,12 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_float, check_takes, nearest, warn
 from inrfast.losses import BoundLoss, LossSpec, loss_of
+from inrfast.memory import is_refusal
 from inrfast.snapshot import twin
 from inrfast.training.data import Data, check_net
+from inrfast.training.trained import ChangedError
 
 Loss = LossSpec | Callable[..., Tensor]
 """What ``fit`` takes as a loss."""
@@ -53,6 +56,8 @@ class Batch:
         Those that are trained with the network.
     prediction
         (n, M), where it was computed.
+    watched
+        Trained parameters of the network, which no function may change, or give gradients.
     """
 
     net: nn.Module
@@ -63,6 +68,7 @@ class Batch:
     step: int
     modules: tuple[nn.Module, ...] = ()
     prediction: Tensor | None = None
+    watched: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,27 @@ class Term:
         return frozenset((*self.positional, *self.named))
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return its value times its factor."""
+        """Return its value times its factor; errors name it."""
         given = [getattr(batch, name) for name in self.positional]
-        value = self.call(*given, **{name: getattr(batch, name) for name in self.named})
+        before = [(own._version, own.grad, None if own.grad is None else own.grad._version) for own in batch.watched]
+        try:
+            value = self.call(*given, **{name: getattr(batch, name) for name in self.named})
+        except RuntimeError as error:
+            if type(error) is not RuntimeError or is_refusal(error):
+                raise
+            raise RuntimeError(f"{self.place}: {error}") from error
+        for own, (version, grad, filled) in zip(batch.watched, before, strict=True):
+            if own._version != version:
+                raise ChangedError(
+                    f"{self.place} changes the network's weights in place; it may only compute with them"
+                )
+            if own.grad is not grad or (grad is not None and grad._version != filled):
+                raise ChangedError(
+                    f"{self.place} changes the gradients of the network, as backward() does; return the value alone, "
+                    "which the fit differentiates, and take derivatives by torch.autograd.grad"
+                )
+        if isinstance(value, Tensor) and value.is_complex():
+            raise TypeError(f"{self.place} must return a real number, got {value.dtype}; take its real part or abs()")
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise TypeError(f"{self.place} must return a tensor of one element, got {got}")
@@ -124,6 +148,11 @@ class Objective:
     def named(self) -> BoundLoss | None:
         """The loss, if it is a named one: a mean over points and outputs."""
         return self.loss if isinstance(self.loss, BoundLoss) else None
+
+    @property
+    def link(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes of predictions the values that a PSNR compares with the targets; None: nothing."""
+        return self.loss.kind.link if isinstance(self.loss, BoundLoss) else None
 
     @property
     def is_mean_square(self) -> bool:
@@ -202,7 +231,66 @@ class Objective:
         return found
 
 
-def batch_of(data: Data, net: nn.Module, objective: Objective, index: Tensor | slice, step: int) -> Batch:
+def blamed(
+    error: RuntimeError, terms: Sequence[Term], batch: Callable[[], Batch], parameters: Sequence[Tensor]
+) -> RuntimeError:
+    """Return the error of a backward pass with the name of the function that it comes from.
+
+    ``batch`` gives what functions ask for anew, since a pass frees its graph.
+    """
+    if type(error) is not RuntimeError or is_refusal(error) or not terms:
+        return error
+    what = " ".join(str(error).split())
+    try:
+        own = batch()
+        for term in terms if "inplace" in what else ():  # in their order: one may change what all of them get
+            versions = [None if given is None else given._version for given in (own.prediction, own.target, own.coords)]
+            term(own)
+            now = [None if given is None else given._version for given in (own.prediction, own.target, own.coords)]
+            if now != versions:
+                return RuntimeError(f"{term.place} changes what it is given in place: {what}")
+    except RuntimeError:
+        pass
+    for term in terms:
+        try:
+            value = term(batch())
+            if value.requires_grad:
+                torch.autograd.grad(value, parameters, allow_unused=True)
+        except RuntimeError as alone:
+            return RuntimeError(f"{term.place} cannot be differentiated: {' '.join(str(alone).split())}")
+    return error
+
+
+def nonfinite_part(objective: Objective, batch: Callable[[], Batch], parameters: Sequence[Tensor]) -> str | None:
+    """Say which part of an objective, or whose gradient, is NaN or Inf; None if none is by itself.
+
+    ``batch`` gives what functions ask for, with predictions, anew.
+    """
+    parts: list[tuple[str, Callable[[Batch], Tensor]]] = [(term.place, term) for term in objective.terms]
+    if isinstance(objective.loss, BoundLoss):
+        parts.insert(0, (f"the loss {objective.loss.name!r}", replace(objective, regularizers=()).value))
+    for place, part in parts:
+        try:
+            with torch.enable_grad():
+                value = part(batch())
+                if not bool(value.isfinite()):
+                    return f"{place}, which is {float(value)}"
+                found = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else ()
+        except (RuntimeError, ValueError, TypeError):  # it was called before: what it says of this was said then
+            continue
+        if not all(own is None or bool(own.isfinite().all()) for own in found):
+            return f"the gradient of {place}, which is finite ({float(value):.3g})"
+    return None
+
+
+def batch_of(
+    data: Data,
+    net: nn.Module,
+    objective: Objective,
+    index: Tensor | slice,
+    step: int,
+    watched: Sequence[Tensor] = (),
+) -> Batch:
     """Return what an objective may ask for of some rows of a network's data, the predictions aside."""
     coords, target, weight = data.rows(index)
     if objective.asks("coords"):  # since a term may differentiate with respect to them
@@ -215,6 +303,7 @@ def batch_of(data: Data, net: nn.Module, objective: Objective, index: Tensor | s
         data.numbers(index) if objective.asks("index") else None,
         step,
         objective.modules,
+        watched=watched,
     )
 
 

@@ -159,10 +159,11 @@ def gains_by_16_bits(device: torch.device, backend: str) -> bool:
     return device.type == "cuda" or backend == "triton" or gemm.multiplies_bf16()
 
 
-def check_batch_size(batch_size: int | None, points: int) -> None:
-    """Check that a step takes at most all points."""
+def check_batch_size(batch_size: int | None, points: int, masked: bool = False) -> None:
+    """Check that a step takes at most all points; ``masked``: weights of 0 have left some out."""
     if batch_size is not None and batch_size > points:
-        raise ValueError(f"batch_size must be at most the number of points {points}, got {batch_size}")
+        which = "points of weight above 0," if masked else "points"
+        raise ValueError(f"batch_size must be at most the number of {which} {points}, got {batch_size}")
 
 
 def check_checkpoint(checkpoint: Any, seconds: Any, resume: Any) -> Path | None:

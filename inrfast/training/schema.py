@@ -340,6 +340,7 @@ FIT_ABOUT: Schema = fields(
     {
         "trainable": listed(listed(text), 1),
         "evaluation": listed(maybe(text), 1),
+        "parts": listed(named(text), 1),
         "identities": named(named(text)),
         "optimizer": listed(fields({"parameters": listed(text), "settings": named(anything)})),
     },
@@ -358,7 +359,7 @@ def check_fit(tree: Any, about: Any) -> None:
     FIT_TREE(tree, "tree")
     FIT_ABOUT(about, "about")
     count = len(tree["networks"])
-    for key in ("nets", "data", "own", "trainable", "evaluation"):
+    for key in ("nets", "data", "parts", "own", "trainable", "evaluation"):
         if key in about:
             check(f"about.{key}", len(about[key]) == count, f"a list of {count}, one per network", about[key])
     for index, kept in enumerate(tree["networks"]):

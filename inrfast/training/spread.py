@@ -50,7 +50,7 @@ class Own:
             evaluated = points if eval_coords is None else _own_points("eval_coords", eval_coords, count)
             own |= {"eval_coords": evaluated}
             own |= {"eval_target": _own_values("eval_target", eval_target, evaluated, count, outputs)}
-        own |= {"modules": _each_modules(given["modules"], count)}
+        own |= {"modules": _each_modules(given["modules"], nets)}
         return [cls(**{name: values[i] for name, values in own.items()}) for i in range(count)]
 
 
@@ -78,15 +78,23 @@ def check_nets(nets: Any) -> list[nn.Module]:
     return given
 
 
-def _each_modules(given: Any, count: int) -> list[tuple[nn.Module, ...]]:
-    """Return the modules that are trained with each network, which share no parameter."""
+def _each_modules(given: Any, nets: Sequence[nn.Module]) -> list[tuple[nn.Module, ...]]:
+    """Return the modules that are trained with each network, which share nothing with others or their networks."""
+    count = len(nets)
     if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList):
         raise TypeError(f"modules must be a sequence of one per network, got one {type(given).__name__}")
     if not len(given):
         return [()] * count
     found = [check_modules(own, f"modules[{i}]") for i, own in enumerate(each("modules", list(given), count))]
+    nets_of = {id(tensor): i for i, net in enumerate(nets) for tensor in (*net.parameters(), *net.buffers())}
     owner: dict[Tensor, int] = {}
     for i, own in enumerate(found):
+        for tensor in (tensor for module in own for tensor in (*module.parameters(), *module.buffers())):
+            if (other := nets_of.get(id(tensor), i)) != i:
+                raise ValueError(
+                    f"modules[{i}] must share nothing with nets[{other}], which trains it itself, but it does; "
+                    f"modules[{i}] is what is trained with nets[{i}] alone"
+                )
         for parameter in (parameter for module in own for parameter in module.parameters()):
             if owner.setdefault(parameter, i) != i:
                 raise ValueError(f"modules[{owner[parameter]}] and modules[{i}] must share no parameter, but do")

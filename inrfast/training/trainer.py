@@ -27,6 +27,7 @@ from inrfast.training.member import Member, named
 from inrfast.training.options import Options
 from inrfast.training.result import FitResult
 from inrfast.training.stack import modes_kept
+from inrfast.training.trained import ChangedError, named_of, sole_trainer
 
 
 class Trainer:
@@ -61,21 +62,26 @@ class Trainer:
             Memory ended; the networks are as they were after their last complete update.
         BlockingIOError
             Another fit writes the checkpoint.
+        RuntimeError
+            Another fit trains one of the networks.
         """
         with ExitStack() as stack:
+            given = [named_of(member.net, member.modules, member.place) for member in self.members]
+            stack.enter_context(sole_trainer({name: module for own in given for name, module in own.items()}))
             state = self._read(stack)
             for member in self.members:
                 for module in (member.net, *member.modules):
                     stack.enter_context(_training(module))
             self._force_libraries(stack, state)
             bar = stack.enter_context(self._bar())
+            begun, at_start = False, 0
             try:
                 stack.callback(self._release)
-                begun = False
                 self._begin(state)
                 if all(group.gradient.one_core for group in self.groups):
                     stack.enter_context(one_core())
                 begun = True
+                at_start = self._updates()
                 with _out_of_memory_told(self.options):
                     self._steps(bar)
             except KeyboardInterrupt:
@@ -85,10 +91,14 @@ class Trainer:
             except BaseException as error:
                 for group in self.groups:
                     group.undo()
-                if begun and isinstance(error, SystemExit):  # as a handler of SIGTERM raises it
-                    self._write(last=True)
+                if begun:
+                    self._save_after(error, at_start)
                 raise
-            self._end()
+            try:
+                self._end()
+            except BaseException as error:  # of a callback that is told the last evaluation
+                self._save_after(error, at_start)
+                raise
 
     def _read(self, stack: ExitStack) -> dict[str, Any] | None:
         """Return the state to go on from, if there is one, as the only fit that writes the checkpoint."""
@@ -140,6 +150,16 @@ class Trainer:
     def _write(self, last: bool = False) -> None:
         if self.checkpoint is not None:
             self.checkpoint.write(self.groups, last)
+
+    def _save_after(self, error: BaseException, at_start: int) -> None:
+        """Write the last complete update where an error would lose it: there were more than ``at_start``."""
+        # A handler of SIGTERM raises SystemExit, which is an interrupt.
+        worth = self._updates() > at_start or isinstance(error, SystemExit)
+        if worth and not isinstance(error, ChangedError):
+            self._write(last=True)
+
+    def _updates(self) -> int:
+        return sum(group.done for group in self.groups)
 
     def _bar(self) -> Any:
         shown = self.options.progress

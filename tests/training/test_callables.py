@@ -273,6 +273,35 @@ def test_what_a_loss_reaches_in_any_way_tells_it_from_another(name: str, monkeyp
     assert uncompared(same, one) == []
 
 
+NAMESAKES = {
+    "method": "scale = {v}\nclass L(Base):\n    w = lambda self: self.scale()\n    scale = lambda self: 1.0",
+    "attribute": "class scale: c = {v}\nclass L(Base):\n    scale = 1.0\n    w = lambda self: self.scale",
+    "inside": "scale = {v}\nclass L(Base):\n    def w(self): return [s.real for s in (1.0,) if self.scale][0]\n"
+    "    scale = True",
+    "keyword": "scale = {v}\nclass L(Base):\n    w = lambda self: dict(scale=1.0)['scale']",
+}
+"""Losses in whose code the name of a global stands, as that of something else."""
+
+
+@pytest.mark.parametrize("name", NAMESAKES)
+def test_what_only_has_the_name_of_a_global_is_not_compared(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = (described(written(NAMESAKES[name], value, monkeypatch)) for value in (1.0, 2.0))
+    assert one == other
+
+
+net = nn.Linear(1, 1)
+"""A module that nobody trains, of a name that losses use for parts of others."""
+
+
+def test_a_part_of_a_module_is_not_the_global_of_its_name() -> None:
+    x, holder = inr.grid((5, 5)), nn.ModuleDict({"net": nn.Linear(1, 1)})
+
+    def loss(pred: Tensor, target: Tensor, modules: Any) -> Tensor:
+        return modules[0].net(pred - target).square().mean()
+
+    fit(inr.INR(2, 1, width=4), x, x[:, :1], steps=1, loss=loss, modules=[holder])
+
+
 def test_no_more_of_the_environment_is_compared_than_code_names(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = []
     for value in ("1", "2"):

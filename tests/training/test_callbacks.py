@@ -2,14 +2,18 @@
 
 import copy
 import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.training.callbacks import Callback, FitState, TrackNTK
+from inrfast.training.checkpoint import read_fit
 from inrfast.training.fit import fit, fit_many
 
 COORDS = inr.grid((10, 10))
@@ -188,3 +192,147 @@ def test_the_norm_of_the_gradient_is_that_of_autodiff_before_clipping(kind: str,
         (twin(coords.double()) - target.double()).square().mean().backward()
         exact = torch.cat([parameter.grad.flatten() for parameter in twin.parameters()]).norm()
         assert found[f"{index}/eval", step] == found[f"{index}/step", step] == pytest.approx(float(exact), rel=1e-4)
+
+
+CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "freezing": (lambda net: net.layers[1].requires_grad_(False), r"net\.layers\.1\.weight was frozen"),
+    "thawing": (lambda net: net.layers[0].bias.requires_grad_(True), r"net\.layers\.0\.bias was unfrozen"),
+    "another parameter": (
+        lambda net: setattr(net.layers[1], "weight", nn.Parameter(net.layers[1].weight.detach().clone())),
+        r"net\.layers\.1\.weight was replaced",
+    ),
+    "another layer": (
+        lambda net: net.layers.__setitem__(1, copy.deepcopy(net.layers[1])),
+        r"net\.layers\.1 was replaced",
+    ),
+    "other memory": (
+        lambda net: setattr(net.layers[1].weight, "data", net.layers[1].weight.detach().clone()),
+        r"net\.layers\.1\.weight has other memory",
+    ),
+    "assigned": (
+        lambda net: net.load_state_dict(copy.deepcopy(net.state_dict()), assign=True),
+        r"net\.layers\.0\.weight was replaced",
+    ),
+    "converting": (lambda net: net.double(), r"net\.layers\.0\.weight is torch.float64 now"),
+    "a hook": (
+        lambda net: net.layers[1].register_forward_hook(lambda module, inputs, output: output),
+        r"hooks of net\.layers\.1 were added or removed",
+    ),
+    "a hook of a parameter": (
+        lambda net: net.layers[1].weight.register_hook(lambda grad: 0 * grad),
+        r"hooks of net\.layers\.1\.weight were",
+    ),
+    "a new part": (lambda net: net.add_module("more", nn.Linear(1, 1)), r"net\.more\S* is new"),
+}
+
+
+@pytest.mark.parametrize("method", ["on_step", "on_eval"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_a_fit_would_not_follow_is_refused_by_name(change: str, method: str, tmp_path: Path) -> None:
+    """Nothing is saved then; what is done to weights in place, and undone within a call, is fine."""
+    do, said = CHANGES[change]
+
+    def changer(doing: Callable[[Any], Any]) -> Any:
+        def call(self: Any, state: FitState) -> None:
+            if state.step == 4:
+                doing(state.net)
+
+        return type("Changer", (), {method: call})()
+
+    def run(doing: Callable[[Any], Any], **options: Any) -> Any:
+        net = small()
+        net.layers[0].bias.requires_grad_(False)
+        return fit(net, COORDS, TARGET, steps=8, eval_every=2, callbacks=[changer(doing)], **options)
+
+    path = tmp_path / "fit.safetensors"
+    with pytest.raises(ValueError, match=rf"callbacks \(Changer\) .* after {method} {said}"):
+        run(do, checkpoint=path)
+    assert not path.exists()
+
+    def fine(net: Any) -> None:
+        with torch.no_grad():
+            net.layers[1].weight.mul_(0.99)
+        net.layers[1].weight.requires_grad_(False)
+        net.layers[1].weight.requires_grad_(True)
+        net.layers[1].register_forward_hook(lambda *_: None).remove()
+
+    assert run(fine).steps == 8
+
+
+def test_one_fit_at_a_time_trains_a_network() -> None:
+    """Neither a thread nor a callback trains what is being trained; afterwards, and after errors, anybody may."""
+    net, other = small(), small(1)
+    shared = nn.Sequential(net.layers[0], nn.Linear(16, 1))
+    found: list[str] = []
+
+    class Nested:
+        def on_step(self, state: FitState) -> None:
+            def again(nested: Any) -> None:
+                try:
+                    fit(nested, COORDS, TARGET, steps=1)
+                    found.append("fitted")
+                except RuntimeError as error:
+                    found.append(str(error))
+
+            if state.step == 2:
+                for nested in (state.net, shared, other):
+                    again(nested)
+                thread = threading.Thread(target=again, args=(state.net,))
+                thread.start()
+                thread.join()
+            if state.step == 3:
+                raise KeyError("mine")
+
+    for _ in range(2):
+        with pytest.raises(KeyError, match="mine"):
+            fit(net, COORDS, TARGET, steps=4, callbacks=[Nested()])
+    words = "is being trained by another fit"
+    assert [words in text or text for text in found] == [True, True, "fitted", True] * 2
+    assert found[0].startswith("net.layers.0.weight") and found[1].startswith("net.0.weight")
+    fit(shared, COORDS, TARGET, steps=1)
+
+
+@pytest.mark.parametrize("where", ["on_step", "on_eval", "loss", "the last evaluation"])
+def test_an_error_loses_no_update(where: str, tmp_path: Path) -> None:
+    """The checkpoint holds the last complete update, and the fit goes on from it bit by bit."""
+    at = 12 if where == "the last evaluation" else 6
+    repaired = tmp_path / "repaired"
+
+    class Broken:
+        def on_step(self, state: FitState) -> None:
+            if not repaired.exists() and where == "on_step" and state.step == at:
+                raise RuntimeError("mine")
+
+        def on_eval(self, state: FitState) -> None:
+            if not repaired.exists() and where in ("on_eval", "the last evaluation") and state.step == at:
+                raise RuntimeError("mine")
+
+    def loss(prediction: Tensor, target: Tensor, step: int) -> Tensor:
+        if not repaired.exists() and where == "loss" and step == at:
+            raise RuntimeError("mine")
+        return (prediction - target).abs().mean()
+
+    def run(**options: Any) -> tuple[Any, Any]:
+        net = small()
+        extra = {"loss": loss} if where == "loss" else {}
+        return net, fit(net, COORDS, TARGET, steps=12, eval_every=3, callbacks=[Broken()], **extra, **options)
+
+    path = tmp_path / "fit.safetensors"
+    with pytest.raises(RuntimeError, match="mine"):
+        run(checkpoint=path)
+    tree, _ = read_fit(path)
+    assert tree["networks"][0]["done"] == at
+    repaired.touch()
+    net, result = run(checkpoint=path, resume=True)
+    whole, expected = run()
+    assert (result.losses, result.psnrs) == (expected.losses, expected.psnrs)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), whole.parameters(), strict=True))
+
+
+def test_a_state_belongs_to_its_call() -> None:
+    notes = Notes()
+    fit(small(), COORDS, TARGET, steps=2, callbacks=[notes])
+    for state in (*notes.steps, *notes.evaluations):
+        for call in (state.gradient_norm, state.stop):
+            with pytest.raises(RuntimeError, match=r"belongs to the call of step \d"):
+                call()

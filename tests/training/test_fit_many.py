@@ -218,6 +218,28 @@ def test_networks_that_share_a_parameter_are_refused() -> None:
         fit_many([one, one], COORDS, waves(1.0), steps=2)
 
 
+def test_a_network_is_no_module_of_another() -> None:
+    """Nor is a part of one, or a view of its memory; its own parts may be, and are trained once."""
+    nets, beside = [small(0), small(1)], nn.Linear(1, 1)
+    overlapping = nn.Linear(1, 1)
+    overlapping.bias = nn.Parameter(nets[0].layers[0].bias.detach()[:1])
+    for modules, said in (
+        ([nets[1], nets[0]], r"modules\[0\] must share nothing with nets\[1\]"),
+        ([beside, nets[0].layers[1]], r"modules\[1\] must share nothing with nets\[0\]"),
+        ([beside, overlapping], "overlap in memory"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            fit_many(nets, COORDS, waves(1.0), steps=1, modules=modules)
+    with pytest.raises(ValueError, match="overlap in memory"):
+        fit(nets[0], COORDS, waves(1.0), steps=1, modules=[overlapping])
+    twins = copy.deepcopy(nets)
+    options: dict[str, Any] = {"steps": 3, "loss": nn.functional.mse_loss}
+    fit_many(nets, COORDS, waves(1.0), modules=[net.layers[0] for net in nets], **options)
+    fit_many(twins, COORDS, waves(1.0), **options)
+    for net, twin in zip(nets, twins, strict=True):
+        assert_same_weights(net, twin)
+
+
 def test_a_stack_of_grids_is_told_from_one_grid_by_the_number_of_outputs() -> None:
     """As many networks as columns: (3, H, 3) is three signals of one output, or one of three."""
     coords = inr.grid((6, 3))

@@ -250,6 +250,162 @@ def test_a_module_that_diverges_is_named_and_set_back() -> None:
     assert bool(scale.log.isfinite())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["plain", "batches", "elsewhere", "weighted", "many", "regularised"])
+def test_psnrs_compare_what_a_loss_makes_of_its_predictions(kind: str, way: str) -> None:
+    """Of logits the probabilities: by every engine, at the start and the end, and for the best weights."""
+    nets = [KINDS[kind]() for _ in range(3 if way == "many" else 1)]
+    dtype = next(nets[0].parameters()).dtype
+    coords, target, weight = signal(dtype=dtype)
+    points, values = coords[:25] + 0.01, target[:25]
+    ways: dict[str, dict[str, Any]] = {
+        "batches": {"batch_size": 20},
+        "elsewhere": {"eval_coords": points, "eval_target": values},
+        "weighted": {"weight": weight},
+        "regularised": {"regularizers": [(decay, 1e-3)]},
+    }
+    if way != "elsewhere":
+        points, values = coords, target
+
+    @torch.no_grad()
+    def psnr(net: nn.Module) -> float:
+        error = copy.deepcopy(net).eval()(points).sigmoid().double() - values.double()
+        return float(-10 * error.square().mean().log10())
+
+    first = [psnr(net) for net in nets]
+    options = {"loss": "bce", "steps": 8, "eval_every": 2, "lr": 1e-2, "data_range": 1.0, "progress": False}
+    if way == "many":
+        results = inr.fit_many(nets, coords, target, **options)
+    else:
+        results = [inr.fit(nets[0], coords, target, **options, **ways.get(way, {}))]
+    for net, result, start in zip(nets, results, first, strict=True):
+        if kind != "whole":  # whose first step changes the statistics of its norm before
+            assert result.psnrs[0] == pytest.approx(start, abs=1e-4)
+        assert result.psnr == pytest.approx(psnr(net), abs=1e-4)
+        net.load_state_dict(result.best_state)
+        assert result.best_psnr == max(result.psnrs) == pytest.approx(psnr(net), abs=1e-4)
+
+
+def in_place(net: nn.Module) -> Tensor:
+    with torch.no_grad():
+        next(net.parameters()).clamp_(-1, 1)
+    return decay(net)
+
+
+def of_a_leaf(net: nn.Module) -> Tensor:
+    return next(net.parameters()).mul_(2).sum()
+
+
+def backwards(net: nn.Module) -> Tensor:
+    value = decay(net)
+    value.backward()
+    return value
+
+
+def backwards_twice(net: nn.Module) -> Tensor:
+    value = decay(net)
+    value.backward(retain_graph=True)
+    return value
+
+
+def freed(net: nn.Module) -> Tensor:
+    value = decay(net)
+    torch.autograd.grad(value, list(net.parameters()))
+    return value
+
+
+def overwritten(net: nn.Module) -> Tensor:
+    values = torch.cat([parameter.flatten() for parameter in net.parameters()]).exp()
+    value = (values * values).sum()
+    values.zero_()
+    return value
+
+
+FAULTS: dict[str, tuple[Callable[..., Tensor], type[Exception], str]] = {
+    "weights in place": (in_place, ValueError, "changes the network's weights in place"),
+    "a leaf in place": (of_a_leaf, RuntimeError, "a leaf Variable"),
+    "its own backward": (backwards, ValueError, r"changes the gradients.* as backward\(\) does"),
+    "twice": (backwards_twice, ValueError, r"changes the gradients.* as backward\(\) does"),
+    "a freed graph": (freed, RuntimeError, "cannot be differentiated: .*second time"),
+    "overwritten": (overwritten, RuntimeError, "cannot be differentiated: .*inplace"),
+    "complex": (lambda net: decay(net) * 1j, TypeError, "must return a real number, got torch.complex128"),
+    "no graph": (
+        lambda net: torch.autograd.grad(torch.ones(1).sum(), list(net.parameters()))[0].sum(),
+        RuntimeError,
+        "does not require grad",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("way", ["beside", "with predictions", "as the loss"])
+def test_what_a_function_may_not_do_is_said_with_its_name(fault: str, way: str) -> None:
+    call, kind, said = FAULTS[fault]
+    coords, target, _ = signal()
+    options: dict[str, Any] = {"regularizers": [decay, call]}
+    if way == "with predictions":
+        options = {"regularizers": [smooth, call]}
+    if way == "as the loss":
+        options = {"loss": lambda prediction, target, net: (prediction - target).square().mean() + call(net)}
+    place = "loss" if way == "as the loss" else r"regularizers\[1\]"
+    with pytest.raises(kind, match=rf"{place}.*{said}"):
+        inr.fit(small(), coords, target, steps=3, progress=False, **options)
+
+
+def test_predictions_changed_in_place_are_said_with_the_name_of_who_does_it() -> None:
+    """Where that harms; a loss may use their memory where nobody else needs them."""
+    coords, target, _ = signal()
+    with pytest.raises(RuntimeError, match=r"regularizers\[1\] changes what it is given in place"):
+        inr.fit(
+            small(), coords, target, steps=1, loss="bce", progress=False,
+            regularizers=[decay, lambda prediction: prediction.mul_(2).sum()],
+        )  # fmt: skip
+    inr.fit(small(), coords, target, steps=1, loss=lambda p, t: p.sub_(t).square().mean(), progress=False)
+
+
+def test_a_network_that_changes_its_own_weights_in_each_pass_is_regularised() -> None:
+    coords, target, _ = signal()
+    net = nn.Sequential(Cells(), nn.Linear(3, 1)).double()
+    for regularizer in (lambda net, coords: net(coords).square().mean(), lambda prediction: prediction.square().mean()):
+        inr.fit(net, coords, target, steps=3, regularizers=[regularizer], progress=False)
+
+
+class Cells(nn.Module):
+    """A table whose rows are shortened in place when they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 3, max_norm=0.5)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        return self.table((4 * (coords[:, 0] + 1)).long())
+
+
+NOT_FINITE: dict[str, tuple[dict[str, Any], str]] = {
+    "a loss": ({"loss": lambda p, t: (p - t).mean() * math.nan}, "first in loss, which is nan"),
+    "a regulariser": (
+        {"regularizers": [decay, lambda net: (-1 - decay(net)).log()]},
+        r"first in regularizers\[1\], which is nan",
+    ),
+    "its gradient": (
+        {"regularizers": [lambda net: (decay(net) * 0).sqrt()]},
+        r"first in the gradient of regularizers\[0\], which is finite",
+    ),
+    "a named loss": ({"loss": "mse", "data_range": 1.0}, "first in the loss 'mse', which is inf"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FINITE)
+@pytest.mark.parametrize("batch", [None, 20])
+def test_what_is_not_finite_before_any_update_is_named(case: str, batch: int | None) -> None:
+    options, said = NOT_FINITE[case]
+    coords, target, _ = signal()
+    target = target * 1e200 if case == "a named loss" else target
+    with pytest.raises(DivergedError, match=rf"{said}.*whatever lr is") as found:
+        inr.fit(small(), coords, target, steps=3, batch_size=batch, progress=False, **options)
+    assert "lower lr" not in str(found.value)
+
+
 HELD = Scale()
 
 REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
@@ -275,6 +431,17 @@ REFUSED: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"loss": lambda pred, target: pred.sum(), "weight": torch.ones(60)}, ValueError, "parameter named weight"),
     ({"loss": "bce"}, ValueError, r"target must lie in \[0, 1\] for loss='bce', got -"),
     ({"loss": "hubber"}, ValueError, "Did you mean 'huber'"),
+    (
+        {"weight": torch.full((60,), 1e307, dtype=torch.float64)},
+        ValueError,
+        "weight must have a sum within float64, got up to 1e\\+307 and a sum of inf",
+    ),
+    (
+        {"weight": torch.arange(60) < 5, "batch_size": 6},
+        ValueError,
+        "at most the number of points of weight above 0, 5, got 6",
+    ),
+    ({"batch_size": 61}, ValueError, "at most the number of points 60, got 61"),
     ({"modules": 3}, TypeError, "modules must be a sequence"),
     ({"modules": [3]}, TypeError, r"modules\[0\] must be a torch.nn.Module, got int"),
     ({"modules": [nn.Tanh()]}, ValueError, r"modules\[0\] has no trainable parameter"),
@@ -289,6 +456,12 @@ def test_what_cannot_be_meant_is_refused(options: dict[str, Any], kind: type[Exc
     coords, target, _ = signal()
     with pytest.raises(kind, match=said):
         inr.fit(small(), coords, target - 0.5, steps=2, progress=False, **options)
+
+
+def test_targets_of_an_evaluation_are_those_that_the_loss_takes() -> None:
+    coords, target, _ = signal()
+    with pytest.raises(ValueError, match=r"eval_target must lie in \[0, 1\] for loss='bce', got "):
+        inr.fit(small(), coords, target, steps=2, loss="bce", eval_target=target + 0.5, progress=False)
 
 
 def test_functions_are_given_what_they_ask_for_and_keep_their_own_defaults() -> None:

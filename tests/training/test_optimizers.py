@@ -258,3 +258,9 @@ def test_an_optimiser_s_own_numbers_go_on(tmp_path: Path) -> None:
                 optimizer.check(state, "here")
     finally:
         del OPTIMIZERS._items["counting"]
+
+
+def test_an_optimizer_of_sparse_gradients_is_refused() -> None:
+    net, x = INR(2, 1, width=4), torch.rand(5, 2)
+    with pytest.raises(ValueError, match="optimizer is a SparseAdam"):
+        fit(net, x, x[:, :1], steps=1, optimizer=torch.optim.SparseAdam(list(net.parameters())))

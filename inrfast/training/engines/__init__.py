@@ -87,12 +87,14 @@ def gradient_of(stack: Stack, task: Task, engine: type[Gradient] | None = None) 
 def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
     """Return what measures the mean squared errors (B,) on a task's points, in eval mode and the networks' own dtype.
 
-    It takes a share of the budget of its own, beside the steps.
+    It takes a share of the budget of its own, beside the steps. A link of the loss is taken first, by torch's
+    operations.
     """
-    measured = replace(task, objective=Objective(), batch=None, narrow=False, measuring=True)
-    if stack.flat is not None:
+    link = task.objective.link
+    measured = replace(task, objective=Objective(), batch=None, narrow=False, measuring=True, link=link)
+    if stack.flat is not None and link is None:
         return FusedEvaluation(stack, measured).mean_square
-    for engine in (NativeGradient, TensorGradient):
+    for engine in (NativeGradient, TensorGradient) if link is None else (TensorGradient,):
         if engine.reason_against(measured) is None:
             return engine(stack, measured).mean_square
     return AutogradGradient(stack, measured).mean_square

@@ -44,7 +44,7 @@ class AutogradGradient:
 
     def __init__(self, stack: Stack, task: Task) -> None:
         self.stack, self.net, self.data, self.narrow = stack, stack.nets[0], task.data, task.narrow
-        self.measures = not (self.whole or task.narrow)
+        self.measures, self.link = not (self.whole or task.narrow), task.link
         self.budget = task.budget if task.measuring else task.room
         self.evaluation_rows: int | None = None
         self.gradients = [(stack.owner(name), grad, grad[0]) for name, grad in stack.grads.items()]
@@ -89,7 +89,8 @@ class AutogradGradient:
             self.net.eval()
             squares = 0.0
             for some in pieces(len(coords), self._evaluation_rows(coords)):
-                squares += float((self.net(coords[some]) - target[some]).double().square().sum())
+                values = self.net(coords[some]) if self.link is None else self.link(self.net(coords[some]))
+                squares += float((values - target[some]).double().square().sum())
         return torch.tensor([squares / target.numel()], dtype=torch.float64)
 
     def state(self) -> None:

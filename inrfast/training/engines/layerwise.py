@@ -96,7 +96,7 @@ class LayerwiseGradient:
         self.stack, self.data, self.narrow = stack, task.data, task.narrow
         self.measures = not task.narrow
         assert task.objective.named is not None
-        self.mlp, self.loss = task.mlp, task.objective.named
+        self.mlp, self.loss, self.link = task.mlp, task.objective.named, task.link
         budget = task.buffers
         dtype = NARROW if self.narrow else self.data.coords.dtype
         self.encoded, self.encodings = encoded(stack.nets, self.mlp, self.data.coords, budget, dtype)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inrfast.threads import cores
 from inrfast.training.engines.task import Gradient, Task
-from inrfast.training.objective import batch_of
+from inrfast.training.objective import batch_of, blamed
 from inrfast.training.stack import Stack
 
 
@@ -33,6 +33,7 @@ class RegularizedGradient:
         self.name, self.one_core = of.name, of.one_core
         self.cores = torch.get_num_threads() if task.cores is None else task.cores
         self.parameters = [stack.owner(name) for name in stack.trainable]
+        self.watched = [stack.owner(name) for name in stack.trainable if name not in stack.beside]
         self.gradients = [stack.grads[name][0] for name in stack.trainable]
 
     @property
@@ -47,13 +48,20 @@ class RegularizedGradient:
 
     def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
+        versions = [own._version for own in self.watched]
         loss = self.of(batch, step)
-        own = batch_of(self.data, self.net, self.objective, slice(None) if batch is None else batch[0], step)
+        # Some layers (an Embedding with max_norm) change their weights in each forward pass.
+        still = [own for own, version in zip(self.watched, versions, strict=True) if own._version == version]
+        index = slice(None) if batch is None else batch[0]
+        own = batch_of(self.data, self.net, self.objective, index, step, still)
         # A fit keeps its own operations to one core beside threads of an engine, which have come to their end here.
         with torch.enable_grad(), cores(self.cores):
             value = self.objective.penalty(own)
             if value.requires_grad:
-                found = torch.autograd.grad(value, self.parameters, allow_unused=True)
+                try:
+                    found = torch.autograd.grad(value, self.parameters, allow_unused=True)
+                except RuntimeError as error:
+                    raise blamed(error, self.objective.regularizers, lambda: own, self.parameters) from error
                 for gradient, more in zip(self.gradients, found, strict=True):
                     if more is not None:
                         gradient.add_(more)

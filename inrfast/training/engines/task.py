@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Protocol
@@ -53,6 +53,8 @@ class Task:
         Whether functions of the user's own may be called on a few points, to know what a step takes before it is taken.
     measuring
         Whether evaluations alone are wanted, beside another engine's steps.
+    link
+        Where they are: what makes of predictions the values that are compared with the targets; None: nothing.
     backend
         ``"triton"`` or ``"torch"``: that of the fused steps, if they are wanted.
     named
@@ -68,6 +70,7 @@ class Task:
     cores: int | None = None
     trials: bool = True
     measuring: bool = False
+    link: Callable[[Tensor], Tensor] | None = None
     backend: str = "torch"
     named: bool = False
 
@@ -160,7 +163,10 @@ class Gradient(Protocol):
         ...
 
     def mean_square(self) -> Tensor:
-        """Return the mean squared errors (B,) of the predictions in eval mode over all points, unweighted."""
+        """Return the mean squared errors (B,) of the predictions in eval mode over all points, unweighted.
+
+        Of the predictions as they are: where the loss has a link, :func:`evaluation_of` measures.
+        """
         ...
 
     def state(self) -> Tensor | None:

@@ -94,7 +94,10 @@ class TensorPass:
             x, target = self._inputs(block, index), gathered(self.of.data.target, block, index)
             weight, loss = (None, MEAN_SQUARE) if scales is None else (self.of.data.weight, self.of.loss)
             weight = None if weight is None else gathered(weight, block, index)
-            values, error = _at_head(loss, self._forward(x, weights, biases, k), target, weight)
+            prediction = self._forward(x, weights, biases, k)
+            if self.of.link is not None:  # of an evaluation: steps have none
+                prediction = self.of.link(prediction)
+            values, error = _at_head(loss, prediction, target, weight)
             losses += values.sum((1, 2)).double().cpu()
             if scales is not None:
                 self._backward(x, weights, error.mul_(scales[block].to(error)[:, None, None]), some)
@@ -223,6 +226,7 @@ class TensorPass:
 def _at_head(loss: BoundLoss, prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weighted losses and slopes (k, n, M); the predictions are overwritten."""
     if not loss.is_mean_square:
+        target = target.expand_as(prediction)  # networks of a stack may have one in common
         values, slope = loss.value(prediction, target), loss.slope(prediction, target)
         return (values, slope) if weight is None else (values * weight, slope * weight)
     error = prediction.sub_(target)

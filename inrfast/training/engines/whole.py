@@ -17,7 +17,7 @@ from inrfast.snapshot import twin
 from inrfast.training.engines.autograd import MARGIN, PAIRS, PROBE_ROWS, AutogradGradient, kept_bytes
 from inrfast.training.engines.peaks import FRAGMENTS, Peak, held, holdable, peak_of
 from inrfast.training.engines.task import MEASURED, Task, against_formula, has_hooks
-from inrfast.training.objective import Batch, batch_of
+from inrfast.training.objective import Batch, batch_of, blamed
 from inrfast.training.stack import Stack
 
 BESIDE = 3
@@ -43,6 +43,7 @@ class WholeGradient(AutogradGradient):
     def __init__(self, stack: Stack, task: Task) -> None:
         super().__init__(stack, task)
         self.objective, self.trials = task.objective, task.trials
+        self.parameters = [stack.owner(name) for name in stack.trainable if name not in stack.beside]
         # The share of an evaluation that has buffers of its own.
         self.beside, self.share = task.beside, MEASURED if against_formula(task.described) is None else 0
         self.room = self.budget - (self.budget // self.share if self.share else 0)
@@ -61,7 +62,7 @@ class WholeGradient(AutogradGradient):
         """See :class:`inrfast.training.engines.task.Gradient`."""
         index = slice(None) if batch is None else batch[0]
         self._zero_gradients()
-        own = batch_of(self.data, self.net, self.objective, index, step)
+        own = batch_of(self.data, self.net, self.objective, index, step, self.parameters)
         if self.watched:
             return self._step(own)
         modules = (self.net, *self.objective.modules)
@@ -78,10 +79,21 @@ class WholeGradient(AutogradGradient):
 
     def _step(self, batch: Batch, inputs: Sequence[Tensor] | None = None) -> Tensor:
         with torch.enable_grad():
-            prediction = self._predict(batch.coords, batch.net)
-            value = self.objective.value(replace(batch, prediction=prediction))
-            value.backward(inputs=inputs)
+            own = self._predicted(batch)
+            value = self.objective.value(own)
+            try:
+                value.backward(inputs=inputs)
+            except RuntimeError as error:
+                parameters = [parameter for parameter, _, _ in self.gradients]
+                raise blamed(error, self.objective.terms, lambda: self._predicted(batch), parameters) from error
         return value.detach().double().reshape(1).cpu()
+
+    def _predicted(self, batch: Batch) -> Batch:
+        """Return a batch with its predictions, and without parameters that change in every forward pass."""
+        versions = [own._version for own in batch.watched]
+        prediction = self._predict(batch.coords, batch.net)
+        still = [own for own, version in zip(batch.watched, versions, strict=True) if own._version == version]
+        return replace(batch, prediction=prediction, watched=still)
 
     def _require(self) -> bool:
         """Refuse a batch that would take more than the budget; return whether one is known to take less."""
@@ -166,13 +178,13 @@ class Graph:
     def watched(self) -> Iterator[None]:
         """Count in this block, and leave it where the budget is exceeded: then :attr:`ended` is true."""
         try:
-            with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(self._keep, _unchanged):
                 yield
         except Exception:  # an error that passes through autograd may come out as another
             if not self.ended:
                 raise
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _keep(self, tensor: Tensor) -> tuple[Tensor, int]:
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if place not in self._seen:
@@ -182,4 +194,12 @@ class Graph:
             if self.taken > self.budget:
                 self.ended = True
                 raise MemoryBudgetError("a step exceeds its budget")
-        return tensor
+        return tensor, tensor._version
+
+
+def _unchanged(kept: tuple[Tensor, int]) -> Tensor:
+    """Return what was kept, if it is as it was: where there are hooks, torch does not look."""
+    tensor, version = kept
+    if tensor._version != version:
+        raise RuntimeError("a tensor needed for the gradient was changed by an inplace operation")
+    return tensor

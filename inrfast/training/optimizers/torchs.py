@@ -29,11 +29,17 @@ class TorchOptimizer(Optimizer):
     Raises
     ------
     ValueError
-        Its parameters are not the network's trainable ones; it is fused, and one of them is a view with gaps.
+        Its parameters are not the network's trainable ones; it takes sparse gradients alone; it is fused, and one
+        of them is a view with gaps.
     """
 
     def __init__(self, stack: Stack, optimizer: torch.optim.Optimizer, lr: float) -> None:
         super().__init__(stack)
+        if isinstance(optimizer, torch.optim.SparseAdam):
+            raise ValueError(
+                "optimizer is a SparseAdam, which takes sparse gradients alone, and those of a fit are dense; take "
+                "torch.optim.Adam"
+            )
         self.optimizer, self.lr = optimizer, lr
         self.rates = [group["lr"] for group in optimizer.param_groups]
         mine = {stack.owner(name): name for name in stack.trainable}
