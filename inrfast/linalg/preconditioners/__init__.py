@@ -89,18 +89,24 @@ def _checked(function: Callable[[Tensor], Tensor], system: System) -> Apply:
 
     def apply(rows: Tensor) -> Tensor:
         residual = partition.gather(rows)
-        found = function(residual.clone())  # the iteration goes on with its own
-        if not isinstance(found, Tensor):
-            raise TypeError(f"preconditioner must return a torch.Tensor, got {type(found).__name__}")
-        if found.shape != residual.shape or found.device != residual.device or not found.is_floating_point():
-            raise ValueError(
-                f"preconditioner must return a floating tensor of shape {tuple(residual.shape)} on {residual.device}, "
-                f"got {found.dtype} {tuple(found.shape)} on {found.device}"
-            )
+        with partition.all_or_none():  # the function may raise in one process alone
+            found = _result(function(residual.clone()), residual)  # the iteration goes on with its own
         return partition.mine(found.detach().to(torch.float64, copy=True))
 
     _probe(apply, system)
     return apply
+
+
+def _result(found: object, residual: Tensor) -> Tensor:
+    """Return what a user's function made of a residual, if it is a tensor of the same shape."""
+    if not isinstance(found, Tensor):
+        raise TypeError(f"preconditioner must return a torch.Tensor, got {type(found).__name__}")
+    if found.shape != residual.shape or found.device != residual.device or not found.is_floating_point():
+        raise ValueError(
+            f"preconditioner must return a floating tensor of shape {tuple(residual.shape)} on {residual.device}, "
+            f"got {found.dtype} {tuple(found.shape)} on {found.device}"
+        )
+    return found
 
 
 def _probe(apply: Apply, system: System) -> None:
