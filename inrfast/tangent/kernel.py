@@ -452,6 +452,8 @@ class TangentKernel:
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
             The preconditioner does not fit the budget.
+        RangeError
+            The solution has numbers beyond fp64.
         ValueError, TypeError
             Bad arguments; a kernel with ``coords2``; a function that random vectors show to be no preconditioner.
         """
