@@ -137,7 +137,8 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
     """
     tiny, larger = 2.0**-36, 2.0**-18
     slope = torch.zeros_like(coords)
-    with suppress(RuntimeError), torch.enable_grad(), network.alone() as module:  # some operations have no slope there
+    no_slope = suppress(RuntimeError, UnsupportedModuleError)  # some operations have none there
+    with no_slope, torch.enable_grad(), network.alone() as module:
         moving = coords.clone().requires_grad_()
         (slope,) = gradients(network.output_in(module(moving * 1), len(coords)).sum(), [moving])
 

@@ -243,6 +243,77 @@ def test_refusals_name_the_culprit(name):
         inr.ntk(make(), random_coords(6, 2, 0))
 
 
+class Whole(nn.Sequential):
+    """Layers, and what becomes of their outputs."""
+
+    def __init__(self, end):
+        super().__init__(nn.Linear(2, 3))
+        self.end = end
+
+    def forward(self, x):
+        return self.end(super().forward(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_outputs_without_derivatives_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"floating-point numbers, got {dtype}"):
+        inr.ntk(Whole(lambda h: (4 * h).to(dtype)), random_coords(6, 2, 0))
+
+
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(context, h):
+        return 2 * h
+
+    @staticmethod
+    def backward(context, gradient):
+        raise NotImplementedError("no slope")
+
+
+@pytest.mark.parametrize(
+    "end", [Raises.apply, lambda h: torch.igamma(h.abs() + 1, h.abs() + 2), lambda h: h.exp_().mul_(h)]
+)
+def test_what_torch_cannot_differentiate_is_told(end):
+    with pytest.raises(UnsupportedModuleError, match="net cannot be differentiated by torch: "):
+        inr.ntk(Whole(end), random_coords(6, 2, 0))
+
+
+class Empty(nn.Module):
+    """A parameter or a layer without numbers beside an ordinary one."""
+
+    def __init__(self, beside, use):
+        super().__init__()
+        self.inlet, self.beside, self.use = nn.Linear(2, 3), beside, use
+
+    def forward(self, x):
+        return torch.tanh(self.inlet(x)) + (self.use(self.beside, x) if self.use else 0)
+
+
+NOTHING = {
+    "unused": (lambda: nn.ParameterList([torch.zeros(0)]), None),
+    "summed": (lambda: nn.ParameterList([torch.zeros(0)]), lambda p, x: p[0].sum()),
+    "matrix": (lambda: nn.ParameterList([torch.zeros(0, 3)]), lambda p, x: x[:, :0] @ p[0]),
+    "linear in": (lambda: nn.Linear(0, 3), lambda layer, x: layer(x[:, :0])),
+    "linear out": (lambda: nn.Linear(2, 0), lambda layer, x: layer(x).sum(1, keepdim=True)),
+    "norm": (lambda: nn.LayerNorm(0), lambda layer, x: layer(x[:, :0]).sum(1, keepdim=True)),
+    "table": (lambda: nn.Embedding(4, 0), lambda layer, x: layer((x[:, 0] > 0).long()).sum(1, keepdim=True)),
+    "between": (lambda: nn.Sequential(nn.Linear(2, 0), nn.Tanh(), nn.Linear(0, 3)), lambda layer, x: layer(x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("name", NOTHING)
+def test_parameters_without_entries_contribute_nothing(name):
+    make, use = NOTHING[name]
+    net, coords = Empty(make(), use), random_coords(7, 2, 0)
+    truth = exact_jacobian(net, coords).flatten(0, 1)
+    torch.testing.assert_close(inr.jacobian(net, coords, precision="highest").rows(), truth, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(inr.ntk(net, coords, output="full", precision="highest").to_dense(), truth @ truth.t())
+    named = next((p for p, values in net.named_parameters() if values.numel() == 0), None)
+    with pytest.raises(ValueError, match=f"{named!r} has size 0"):
+        inr.ntk(net, coords, params=[named])
+
+
 def test_other_returns_need_select():
     coords = random_coords(6, 2, 0)
     with pytest.raises(TypeError, match="select="):
