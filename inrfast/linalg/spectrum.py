@@ -248,6 +248,9 @@ class Spectrum:
     def energy(self, target: Tensor) -> Tensor:
         """Return the share of a signal's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
 
+        Eigenvectors of equal eigenvalues, those of the null space (eigenvalues within the error of 0) among them, are
+        any basis of their space: only the sum of their shares has a meaning.
+
         Parameters
         ----------
         target

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import torch
@@ -162,12 +162,19 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
 
 
 def check_jacobian(
-    network: Network, layers: Sequence[Layer], sample: Tensor, outputs: int, captured: Sequence[Factors], known: Tensor
-) -> list[float]:
+    network: Network,
+    layers: Sequence[Layer],
+    sample: Tensor,
+    outputs: int,
+    captured: Sequence[Factors],
+    known: Tensor,
+    movable: Collection[int],
+) -> tuple[list[float], list[int]]:
     """Compare ``J^T v`` by the factors with automatic differentiation, on a few points, for one v.
 
     In reverse mode: forward mode of torch is not safe in threads. A GPU is waited for once, for all answers and the
-    ``known`` numbers, which are returned.
+    ``known`` numbers, which are returned. The second are the layers, of those that are ``movable`` to automatic
+    differentiation, whose factors are not those of the network; another such layer is refused.
     """
     weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
     truth = _products_by_autograd(network, layers, sample, weights)
@@ -180,9 +187,9 @@ def check_jacobian(
     agree, total, size, *numbers = torch.cat([answers, known]).tolist()
     if not math.isfinite(total):
         _need_finite(layers, captured)
-    if not agree:
-        _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size)
-    return numbers
+    if agree:
+        return numbers, []
+    return numbers, _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size, movable)
 
 
 def _need_finite(layers: Sequence[Layer], captured: Sequence[Factors]) -> None:
@@ -201,8 +208,12 @@ def _refuse_other_jacobian(
     ours: list[Tensor],
     truth: list[Tensor],
     largest: float,
-) -> None:
-    """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify."""
+    movable: Collection[int],
+) -> list[int]:
+    """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify.
+
+    Layers that differ are returned where all or some of them are movable.
+    """
     eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
     for seed in range(3):
         near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
@@ -210,12 +221,16 @@ def _refuse_other_jacobian(
     if effect > CHAOTIC * largest:
         raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
     if not bool(_agree(ours, truth, largest, AMPLIFIED * effect)):
+        apart = [k for k in movable if not bool(_agree([ours[k]], [truth[k]], largest, AMPLIFIED * effect))]
+        if apart:
+            return apart
         error = max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True))
         raise UnsupportedModuleError(
             "the captured factors do not reproduce the network's Jacobian (checked against automatic "
             f"differentiation on {len(sample)} points, error {error:.2e}): a parameter acts outside its layer's "
             "forward, a layer gets the points in another order, or a part computes in 16 bits"
         )
+    return []
 
 
 def _agree(ours: list[Tensor], truth: list[Tensor], largest: Tensor | float, rounding: float) -> Tensor:

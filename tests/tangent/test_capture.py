@@ -136,7 +136,7 @@ class Coupled(nn.Module):
 
 
 class Backdoor(nn.Module):
-    """Uses a weight outside its layer's forward: only the numerical probe can see it."""
+    """Uses a weight outside its layer's forward pass too: only the numerical probe can see it."""
 
     def __init__(self):
         super().__init__()
@@ -156,6 +156,42 @@ class Reordered(nn.Module):
     def forward(self, x):
         order = x[:, 1].argsort()
         return self.b(torch.tanh(self.a(x[order]))[order.argsort()])
+
+
+class Tied(nn.Module):
+    """A head written by hand with the weight of the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(2, 3), nn.Linear(3, 3), nn.LayerNorm(3)
+
+    def forward(self, x):
+        return self.norm(self.b(torch.tanh(self.a(x)))) @ self.a.weight * self.norm.weight[:2]
+
+
+class Sloped(nn.Module):
+    """Returns its own derivatives by the coordinates."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            value = self.b(torch.tanh(self.a(x)))
+            return torch.cat([value, *torch.autograd.grad(value.sum(), x, create_graph=True)], 1)
+
+
+class Halved(nn.Module):
+    """Computes in 16 bits inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)).half().to(x.dtype))
 
 
 class Uncalled(nn.Module):
@@ -199,6 +235,9 @@ GENERAL = {
     "uncalled": (Uncalled, "does not call its module"),
     "positions": (Ranked, r"input has the shape \(4, 2, 1\)"),
     "convolution": (lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 3, 1), nn.Flatten()), "1.weight"),
+    "outside its layer": (Backdoor, r"'a\.weight', 'a\.bias' have.*acts outside the module"),
+    "tied by hand": (Tied, r"'a\.weight', 'a\.bias', 'norm\.weight', 'norm\.bias' have.*acts outside the module"),
+    "reordered": (Reordered, r"'a\.weight', 'a\.bias' have.*another order"),
 }
 
 
@@ -213,10 +252,22 @@ def test_what_has_no_two_factors_is_differentiated_point_by_point_and_says_so(na
     torch.testing.assert_close(J.rows(), truth, rtol=1e-10, atol=1e-12)
 
 
+def test_a_network_that_returns_its_own_slopes_is_differentiated_point_by_point():
+    backends.warn_once.cache_clear()
+    net, coords = Sloped(), random_coords(5, 2, 0)
+    with pytest.warns(RuntimeWarning, match=r"'a\.weight', 'a\.bias', 'b\.weight', 'b\.bias' have"):
+        J = inr.jacobian(net, coords, precision="highest")
+    net.double()
+    parameters, rows = list(net.parameters()), []
+    for value in net(coords.double()).flatten():
+        found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in found]))
+    torch.testing.assert_close(J.rows(), torch.stack(rows), rtol=1e-10, atol=1e-12)
+
+
 REFUSALS = {
     "coupled": (Coupled, "couples samples"),
-    "outside its layer": (Backdoor, "acts outside its layer"),
-    "reordered": (Reordered, "another order"),
+    "16 bits": (Halved, "16 bits"),
     "random": (Noisy, "random"),
     "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 1))), "parametrised"),
     "spectral norm": (lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(2, 2))), "parametrised"),
