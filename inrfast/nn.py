@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation, bind, shown
 from inrfast.backends import BACKENDS
-from inrfast.encodings import Encoding, from_config
+from inrfast.encodings import Encoding, built, encoding_of, from_config
 from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
 from inrfast.init import dead_units, expands_rank, initialise_
@@ -254,8 +254,7 @@ class INR(nn.Module):
         self.out_features = check_int("out_features", out_features, minimum=1)
         self.width = check_int("width", width, minimum=1)
         self.hidden_layers = check_int("hidden_layers", hidden_layers, minimum=1)
-        if encoding is not None and not isinstance(encoding, Encoding):
-            raise TypeError(f"encoding must be an inrfast encoding or None, got {type(encoding).__name__}")
+        encoding = encoding_of(encoding)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         dtype = dtype or torch.float32
@@ -276,7 +275,7 @@ class INR(nn.Module):
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
         self.seed = check_seed("seed", seed)
         generator = torch.Generator().manual_seed(self.seed)
-        self.encoding = None if encoding is None else encoding.build(self.in_features, generator, where, dtype)
+        self.encoding = None if encoding is None else built(encoding, self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
         self.layers = nn.ModuleList(_undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
@@ -516,7 +515,7 @@ def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
 
 def _norm_input(net: INR, index: int, coords: Tensor) -> Tensor:
     """Return what enters the norm of hidden layer ``index``."""
-    features = coords if net.encoding is None else net.encoding(coords)
+    features = coords if net.encoding is None else net.encoding(coords.clone())  # it might write into them
     for before in range(index):
         features = net.activate(before, net.layers[before](features))
     features = net.layers[index](features)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 from inrfast.errors import check_choice
@@ -24,10 +24,12 @@ class Registry(Mapping[str, Item]):
         What it holds, as an error calls it: ``"activation"``.
     package
         The package whose modules add to it, such as ``"inrfast.activations"``.
+    check
+        ``check(name, item)`` raises for an item that cannot stand beside those that there are; None takes all.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind, self.package = kind, package
+    def __init__(self, kind: str, package: str, check: Callable[[str, Item], None] | None = None) -> None:
+        self.kind, self.package, self.check = kind, package, check
         self._items: dict[str, Item] = {}
         self._complete = False
 
@@ -37,10 +39,12 @@ class Registry(Mapping[str, Item]):
         Raises
         ------
         ValueError
-            The name is no identifier, or another thing has it.
+            The name is no identifier, or another thing has it, or something else that its kind has alone.
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"the name of {self._a_kind} must be an identifier, got {name!r}")
+        if self.check is not None:
+            self.check(name, item)
         if self._items.setdefault(name, item) is not item:
             raise ValueError(f"there is {self._a_kind} called {name!r} already; take another name")
         return item

@@ -104,36 +104,61 @@ def named(
     """
 
     def parse(text: str) -> tuple[str, dict[str, int | float]]:
-        name, *given = text.split(":")
-        try:
-            found = dict(numbers(kinds[check_choice(f"the {what}'s name", name, kinds)]))
-            if len(given) > len(found):
-                usual = ":".join(map(str, (name, *found.values())))
-                raise ValueError(f"{name} takes {len(found)} number(s), as in {usual}")
-            for place, word in zip(tuple(found), given, strict=False):
-                key, equals, value = word.partition("=")
-                key, value = (key, value) if equals else (place, word)
-                check_choice(f"a number of {name}", key, found)
-                found[key] = _like(found[key], value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
-        return name, found
+        name, given = _given(text, what, kinds, numbers)
+        return name, {**numbers(kinds[name]), **given}
 
     return parse
 
 
+def _given(
+    text: str, what: str, kinds: Mapping[str, Item], numbers: Callable[[Item], Mapping[str, int | float]]
+) -> tuple[str, dict[str, int | float]]:
+    """Return the name in ``name:number:...``, and those numbers that stand there."""
+    name, *words = text.split(":")
+    found: dict[str, int | float] = {}
+    try:
+        usual = numbers(kinds[check_choice(f"the {what}'s name", name, kinds)])
+        for index, word in enumerate(words):
+            key, equals, value = word.partition("=")
+            if not equals and index >= len(usual):
+                example = ":".join(map(str, (name, *usual.values())))
+                raise ValueError(f"{name} takes {len(usual)} number(s), as in {example}")
+            key, value = (key, value) if equals else (tuple(usual)[index], word)
+            check_choice(f"a number of {name}", key, usual)
+            if key in found:
+                raise ValueError(f"{key} is given twice")
+            found[key] = _like(usual[key], value)
+    except ValueError as error:
+        raise unread(text, error) from None
+    return name, found
+
+
+def unread(text: str, error: Exception) -> argparse.ArgumentTypeError:
+    """Return what argparse is told of a word that cannot be read."""
+    return argparse.ArgumentTypeError(str(error) if f"got {text!r}" in str(error) else f"in {text!r}, {error}")
+
+
 def spec(
-    what: str, kinds: Mapping[str, Item], numbers: Callable[[Item], Mapping[str, int | float]]
+    what: str,
+    kinds: Mapping[str, Item],
+    numbers: Callable[[Item], Mapping[str, int | float]],
+    check: Callable[[str | dict[str, Any]], object] | None = None,
 ) -> Callable[[str], str | dict[str, Any]]:
     """Return a type as :func:`named`, for arguments that take a name or a mapping of a name and its numbers.
 
-    ``huber`` alone stays a name, so that the defaults are those of the argument; ``huber:0.1`` becomes
-    ``{"name": "huber", "delta": 0.1}``.
+    ``huber`` alone stays a name, and numbers left out stay so, whose defaults are those of the argument; ``huber:0.1``
+    becomes ``{"name": "huber", "delta": 0.1}``. ``check`` raises ``ValueError`` for numbers out of their range.
     """
 
     def parse(text: str) -> str | dict[str, Any]:
-        name, found = named(what, kinds, numbers)(text)
-        return {"name": name, **found} if ":" in text else name
+        name, given = _given(text, what, kinds, numbers)
+        found: str | dict[str, Any] = {"name": name, **given} if given else name
+        try:
+            if check is not None:
+                check(found)
+        except ValueError as error:
+            raise unread(text, error) from None
+        return found
 
     return parse
 

@@ -61,6 +61,9 @@ def test_a_name_has_its_numbers_or_their_defaults(count, sigma):
         (NAMED, "waves:1:x", "a number in place of 'x'"),
         (NAMED, "waves:1:2:3", "takes 2 number.*as in waves:8:2.5"),
         (NAMED, "plain:1", "takes 0 number"),
+        (NAMED, "waves:1:count=2", "count is given twice"),
+        (NAMED, "waves:sigma=1:2", "sigma is given twice"),
+        (NAMED, "waves:sigma=1:sigma=1", "sigma is given twice"),
         (NAMED, "waves:sigm=1", "a number of waves .*Did you mean 'sigma'"),
         (whole(2, 5), "6", "at least 2 and at most 5"),
         (whole(), "1e3", "whole number"),
@@ -79,6 +82,6 @@ def test_what_cannot_be_meant_is_refused(kind, text, words):
 @given(st.integers())
 def test_a_name_alone_leaves_its_numbers_to_the_argument(count):
     assert spec("thing", KINDS, lambda kind: kind)("waves") == "waves"
-    assert spec("thing", KINDS, lambda kind: kind)(f"waves:{count}") == {"name": "waves", "count": count, "sigma": 2.5}
+    assert spec("thing", KINDS, lambda kind: kind)(f"waves:{count}") == {"name": "waves", "count": count}
     assert [NAMED(word)[0] for word in spellings(KINDS, lambda kind: kind).split(", ")] == list(KINDS)
     assert choice("thing", KINDS)("plain") == "plain"

@@ -18,7 +18,7 @@ from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.cli.signal_options import add_signal_options, given_options
 from inrfast.files import shown
 from inrfast.losses import LOSSES, loss_of
-from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed
+from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed, load_signal, write_signal
 from inrfast.signals.paths import readable
 from inrfast.spelling import choice, number, path, spec, spellings, whole
 from inrfast.training.optimizers import OPTIMIZERS
@@ -68,7 +68,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--batch-size", type=whole(), help="points per update (default: all)")
     group.add_argument(
         "--loss",
-        type=spec("loss", LOSSES, attrgetter("numbers")),
+        type=spec("loss", LOSSES, attrgetter("numbers"), loss_of),
         default="mse",
         help=f"{spellings(LOSSES, attrgetter('numbers'))} (%(default)s)",
     )
@@ -100,7 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
     _check_files(arguments, kind, options, (out, report_file, model_file))
     with reading(arguments, arguments.signal):
-        signal = kind.load(
+        signal = load_signal(
+            name,
             arguments.signal,
             seed=arguments.seed,
             memory_budget=arguments.memory_budget,
@@ -133,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         predictions = render(net, about["shape"], progress=progress(arguments), memory_budget=arguments.memory_budget)
     try:
         with at_work(f"writing {out}", arguments.quiet):
-            kind.write(predictions, about, out)
+            write_signal(name, predictions, about, out)
     except ValueError as error:  # no surface was found; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from inrfast.activations import ACTIVATIONS
+from inrfast.activations import ACTIVATIONS, bind
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice
@@ -105,14 +105,17 @@ def network_options() -> Parser:
     group.add_argument("--width", type=whole(), default=256, help="units of a hidden layer (%(default)s)")
     group.add_argument("--hidden-layers", type=whole(), default=3, help="activated layers (%(default)s)")
     numbers, with_omega = attrgetter("numbers"), [name for name, a in ACTIVATIONS.items() if "omega" in a.numbers]
+    activation = spec("activation", ACTIVATIONS, numbers, bind)
     group.add_argument(
         "--activation",
-        type=spec("activation", ACTIVATIONS, numbers),
+        type=activation,
         default="relu",
         help=f"{spellings(ACTIVATIONS, numbers)}; numbers in this order, or as sine:omega=30 (%(default)s)",
     )
     group.add_argument(
-        "--first-activation", type=spec("activation", ACTIVATIONS, numbers), help="of the first layer, where it differs"
+        "--first-activation",
+        type=spec("activation", ACTIVATIONS, numbers, bind),
+        help="of the first layer, where it differs",
     )
     group.add_argument("--omega", type=number, help=f"frequency of {', '.join(with_omega)} (each has its own default)")
     init = choice("initialisation", INITIALISERS)
@@ -136,6 +139,7 @@ def network_options() -> Parser:
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode; batch norms keep their initial statistics."""
     hidden, first = arguments.hidden_init, arguments.first_activation
+    _check_omega(arguments.omega, [arguments.activation, arguments.activation if first is None else first])
     with at_work("building the network", arguments.quiet):
         return INR(
             inputs,
@@ -151,6 +155,17 @@ def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: tor
             device=arguments.device,
             dtype=dtype,
         ).eval()
+
+
+def _check_omega(omega: float | None, activations: Sequence[str | dict[str, Any]]) -> None:
+    """Refuse a frequency that no layer would have."""
+    given = [own if isinstance(own, dict) else {"name": own} for own in activations]
+    if omega is None or any("omega" not in own and "omega" in ACTIVATIONS[own["name"]].numbers for own in given):
+        return
+    raise ValueError(
+        f"--omega is the number omega of activations that do not say it themselves, and there are none, got "
+        f"{omega:g}; leave it out, or take --activation sine"
+    )
 
 
 def calibrated_network(arguments: argparse.Namespace, coords: Tensor, outputs: int) -> INR:

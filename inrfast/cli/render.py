@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Evaluate the network and write what it stands for."""
-    from inrfast.signals.kinds import check_about, listed
+    from inrfast.signals.kinds import check_about, listed, write_signal
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import load_network
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     make_folder(arguments.out)
     with at_work(f"writing {arguments.out}", arguments.quiet):
-        kind.write(predictions, {**about, **options}, arguments.out)
+        write_signal(about["kind"], predictions, {**about, **options}, arguments.out)
     found = {
         "schema": "inrfast.render/1",
         "model": str(arguments.model),

@@ -1,6 +1,6 @@
 """Input encodings: maps of the coordinates before the first layer, one file each; fixed, trained or composed."""
 
-from inrfast.encodings.base import ENCODINGS, Encoding, described, from_config, is_own, register
+from inrfast.encodings.base import ENCODINGS, Encoding, built, described, encoding_of, from_config, is_own, register
 from inrfast.encodings.composed import Compose, Concatenate, Identity
 from inrfast.encodings.hash_grid import HashGrid
 from inrfast.encodings.polynomial import Polynomial
@@ -17,7 +17,9 @@ __all__ = [
     "Polynomial",
     "PositionalEncoding",
     "RandomFourier",
+    "built",
     "described",
+    "encoding_of",
     "from_config",
     "is_own",
     "register",

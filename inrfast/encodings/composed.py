@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.encodings.base import Encoding, Shape, from_config, register
+from inrfast.encodings.base import Encoding, Shape, built, from_config, register
 from inrfast.errors import check_entries
 from inrfast.memory import counted
 
@@ -32,9 +32,9 @@ class Identity(Encoding):
 
     def build(self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> Identity:
         """Fix the number of coordinates."""
-        built = Identity()
-        built.in_features = built.out_features = in_features
-        return built
+        found = Identity()
+        found.in_features = found.out_features = in_features
+        return found
 
     def forward(self, coords: Tensor) -> Tensor:
         return coords
@@ -117,9 +117,9 @@ class Concatenate(_Composed):
         self, in_features: int, generator: torch.Generator, device: torch.device, dtype: torch.dtype
     ) -> Concatenate:
         """Build every encoding for the same coordinates."""
-        built = Concatenate(*(part.build(in_features, generator, device, dtype) for part in self._parts))
-        built.in_features, built.out_features = in_features, sum(part.out_features for part in built._parts)
-        return built
+        found = Concatenate(*(built(part, in_features, generator, device, dtype) for part in self._parts))
+        found.in_features, found.out_features = in_features, sum(part.out_features for part in found._parts)
+        return found
 
     def forward(self, coords: Tensor) -> Tensor:
         return torch.cat([part(coords) for part in self.encodings], dim=-1)
@@ -149,11 +149,11 @@ class Compose(_Composed):
         """Build every encoding for the columns of the one before."""
         parts, inlet = [], in_features
         for part in self._parts:
-            parts.append(part.build(inlet, generator, device, dtype))
+            parts.append(built(part, inlet, generator, device, dtype))
             inlet = parts[-1].out_features
-        built = Compose(*parts)
-        built.in_features, built.out_features = in_features, inlet
-        return built
+        found = Compose(*parts)
+        found.in_features, found.out_features = in_features, inlet
+        return found
 
     def forward(self, coords: Tensor) -> Tensor:
         columns = coords

@@ -10,6 +10,7 @@ from operator import attrgetter
 from inrfast import spelling
 from inrfast.encodings.base import ENCODINGS, Encoding
 from inrfast.encodings.composed import Compose, Concatenate
+from inrfast.errors import nearest
 
 TRAINABLE = ":trainable"
 
@@ -33,7 +34,7 @@ def spelled(text: str) -> Encoding:
         beside = [_chain(part) for part in BESIDE.split(text)]
         return beside[0] if len(beside) == 1 else Concatenate(*beside)
     except (ValueError, TypeError) as error:
-        raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
+        raise spelling.unread(text, error) from None
 
 
 def spellings() -> str:
@@ -52,7 +53,11 @@ def _chain(text: str) -> Encoding:
 
 def _one(text: str) -> Encoding:
     trainable = text.endswith(TRAINABLE)
-    name, numbers = spelling.named("encoding", _known(), lambda kind: kind.numbers)(text.removesuffix(TRAINABLE))
+    try:
+        name, numbers = spelling.named("encoding", _known(), lambda kind: kind.numbers)(text.removesuffix(TRAINABLE))
+    except argparse.ArgumentTypeError as error:
+        hint = nearest(text.rpartition(":")[2], [TRAINABLE.removeprefix(":")]) if ":" in text else ""
+        raise argparse.ArgumentTypeError(f"{error}{hint and '.'}{hint}") from None
     kind = _known()[name]
     if not trainable:
         return kind(**numbers)

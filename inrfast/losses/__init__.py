@@ -132,6 +132,7 @@ def loss_of(spec: Any, argument: str = "loss") -> BoundLoss:
     return BoundLoss(
         kind,
         tuple(
-            check_float(f"{argument}[{key!r}]", value, minimum=0.0, exclusive=True) for key, value in numbers.items()
+            check_float(f"{key} of {argument} {kind.name!r}", value, minimum=0.0, exclusive=True)
+            for key, value in numbers.items()
         ),
     )

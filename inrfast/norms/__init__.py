@@ -65,7 +65,11 @@ class Norm(ABC):
 
     @abstractmethod
     def forward(self, u: Tensor) -> tuple[Tensor, Any]:
-        """Return the values at ``u`` (n, D), and what the other methods need of this pass: a tensor, or a tuple."""
+        """Return the values at ``u`` (n, D), and what the other methods need of this pass: a tensor, or a tuple.
+
+        ``u`` may be overwritten and returned, unless what the other methods need is made of it later; values are
+        overwritten by the caller, so a state that holds them as they are must be the same tensor, or a copy.
+        """
 
     @abstractmethod
     def backward(self, gradient: Tensor, state: Any) -> tuple[Tensor, NormFactors | None]:

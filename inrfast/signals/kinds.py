@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from inrfast import spelling
-from inrfast.errors import check_choice, check_float, check_int
+from inrfast.errors import check_choice, check_float, check_int, check_tensor
 from inrfast.registry import Registry
 
 Bounds = tuple[float, float]
@@ -122,7 +123,32 @@ class SignalKind:
     check: Callable[[dict[str, Any]], None] = _nothing_more
 
 
-SIGNALS: Registry[SignalKind] = Registry("signal", "inrfast.signals")
+PACKAGE = "inrfast.signals"
+
+
+def _check_suffixes(name: str, kind: SignalKind) -> None:
+    """Refuse a kind whose suffixes are none, or belong to another kind; those of this package are known to be apart."""
+    if str(sys._getframe(2).f_globals.get("__name__")).startswith(f"{PACKAGE}."):  # who called add()
+        return
+    suffixes = kind.readable()
+    if isinstance(suffixes, str) or not suffixes or not all(_is_suffix(suffix) for suffix in (*suffixes, kind.ending)):
+        raise ValueError(
+            f"ending and readable() of the signal {name!r} must be suffixes in lower case, such as '.txt' and "
+            f"['.txt'], got {kind.ending!r} and {suffixes!r}"
+        )
+    for other, known in SIGNALS.items():
+        taken = sorted(set(suffixes).intersection(known.readable()))
+        if taken and known is not kind:
+            raise ValueError(
+                f"{', '.join(taken)} of the signal {name!r} belongs to {other!r} already; take another one"
+            )
+
+
+def _is_suffix(given: Any) -> bool:
+    return isinstance(given, str) and given == Path(f"signal{given}").suffix == given.lower() != ""
+
+
+SIGNALS: Registry[SignalKind] = Registry("signal", PACKAGE, _check_suffixes)
 """All kinds of signals. To add one, write a file like ``volume.py`` beside it."""
 
 ANY = "image"
@@ -130,7 +156,7 @@ ANY = "image"
 
 
 def kind_of(path: Path) -> str:
-    """Return the name of the kind of a file's signal, by its suffix; of two that claim it, the one added last.
+    """Return the name of the kind of a file's signal, by its suffix.
 
     Raises
     ------
@@ -151,6 +177,57 @@ def listed(suffixes: Collection[str]) -> str:
     """Return suffixes in words, for a message: of an image's many, the usual ones."""
     usual = [suffix for suffix in (".png", ".jpg", ".tiff", ".webp") if suffix in suffixes]
     return f"{', '.join(usual)} (or another image)" if usual else " or ".join(suffixes)
+
+
+def load_signal(name: str, path: Path, **given: Any) -> Signal:
+    """Return what the kind called ``name`` loads from a file, if it is a signal.
+
+    Raises
+    ------
+    ValueError
+        It is none, or its parts do not belong together.
+    """
+    signal = SIGNALS[name].load(path, **given)
+    try:
+        return _checked(signal, SIGNALS[name], f"load of the signal {name!r}")
+    except TypeError as error:  # of what was loaded, not of what a command was given
+        raise ValueError(str(error)) from error
+
+
+def _checked(signal: Any, kind: SignalKind, what: str) -> Signal:
+    """Return a signal whose parts belong together."""
+    if not isinstance(signal, Signal):
+        raise TypeError(f"{what} must return a Signal(coords, target, about), got {type(signal).__name__}")
+    coords, target = check_tensor(f"coords of {what}", signal.coords, ndim=2), signal.target
+    check_tensor(f"target of {what}", target, finite=False)
+    if coords.shape[1] != kind.axes:
+        raise ValueError(f"coords of {what} must be (N, {kind.axes}) for its axes, got {tuple(coords.shape)}")
+    if target.ndim < 2 or target.shape[:-1].numel() != len(coords):
+        raise ValueError(
+            f"target of {what} must be (N, M) or (*grid, M) for its N = {len(coords)} coords, got {tuple(target.shape)}"
+        )
+    try:
+        _check_stated(kind, signal.about, kind.axes)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"about of {what} is wrong or lacks something: {error}") from error
+    return signal
+
+
+def write_signal(name: str, predictions: Tensor, about: dict[str, Any], path: Path) -> None:
+    """Write predictions as the kind called ``name`` does; ``ValueError`` if no file comes of it."""
+    before = _state_of(path)
+    SIGNALS[name].write(predictions, about, path)
+    if not path.exists() or (path.is_file() and _state_of(path) == before):
+        raise ValueError(f"write of the signal {name!r} wrote no file {path}")
+
+
+def _state_of(path: Path) -> tuple[int, ...] | None:
+    """Return what tells a file from the same one before it was written."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def unscaled(predictions: Tensor, about: dict[str, Any]) -> Tensor:
@@ -179,12 +256,22 @@ def check_about(about: Any, inputs: int, source: Path) -> tuple[SignalKind, dict
         raise ValueError(f"{source} does not say what its network stands for; render takes models of inrfast fit")
     kind = SIGNALS[check_choice(f"the kind of signal of {source}", about["kind"], SIGNALS)]
     try:
-        sides = [check_int("shape", side, minimum=1) for side in about["shape"]]
-        if len(sides) != inputs or len(sides) != kind.axes:
-            raise ValueError(f"shape {sides} for a network of {inputs} coordinates")
-        check_float("offset", about["offset"])
-        check_float("scale", about["scale"], minimum=0.0, exclusive=True)
-        kind.check(about)
+        _check_stated(kind, about, inputs)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source} is damaged: what it says about its signal is wrong or missing: {error}") from error
     return kind, about
+
+
+def _check_stated(kind: SignalKind, about: Any, inputs: int) -> None:
+    """Check what every kind states, and what this one alone does."""
+    if not isinstance(about, dict):
+        raise TypeError(f"a dict is needed, got {type(about).__name__}")
+    for entry in ("shape", "offset", "scale"):
+        if entry not in about:
+            raise ValueError(f"the entry {entry!r} is missing")
+    sides = [check_int("shape", side, minimum=1) for side in about["shape"]]
+    if len(sides) != inputs or len(sides) != kind.axes:
+        raise ValueError(f"shape {sides} for a network of {inputs} coordinates")
+    check_float("offset", about["offset"])
+    check_float("scale", about["scale"], minimum=0.0, exclusive=True)
+    kind.check(about)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
+from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.layers import Factors, Layer, layers_of
 from inrfast.memory import budget_bytes, require
@@ -335,6 +336,8 @@ class Capture:
         encoding = None if self._mlp is None else self._mlp.encoding
         if encoding is None:
             return coords
+        if not is_own(encoding):
+            coords = coords.clone()  # it might write into them
         with own_modes(), nullcontext() if self.concurrent else self.network.alone():
             if len(coords) == 1 and not self.concurrent:
                 return encoding(coords.expand(2, -1))[:1]
@@ -418,6 +421,8 @@ def _reason_against(
     for layer in layers:
         if layer.module not in described.places and not _in_encoding(layer, described):
             return f"{layer.module!r} is none of its layers"
+        if layer.module in described.places and not layer.observed:
+            return f"the parameters of {layer.module!r} have no handler of their own in inrfast.layers"
     return None
 
 

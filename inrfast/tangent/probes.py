@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
+from inrfast.mlp import MLP, describe
 from inrfast.ops.rows import vjp
 from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
@@ -221,16 +223,42 @@ def _refuse_other_jacobian(
     if effect > CHAOTIC * largest:
         raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
     if not bool(_agree(ours, truth, largest, AMPLIFIED * effect)):
-        apart = [k for k in movable if not bool(_agree([ours[k]], [truth[k]], largest, AMPLIFIED * effect))]
+        allowed = AMPLIFIED * effect
+        places = range(len(layers))
+        off = [k for k in places if not bool(_agree(ours[k : k + 1], truth[k : k + 1], largest, allowed))]
+        apart = [k for k in off if k in movable]
         if apart:
             return apart
-        error = max(float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True))
+        errors = [float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True)]
+        where = f"most in layer {layers[errors.index(max(errors))].name!r}, last in layer {layers[off[-1]].name!r}"
         raise UnsupportedModuleError(
             "the captured factors do not reproduce the network's Jacobian (checked against automatic "
-            f"differentiation on {len(sample)} points, error {error:.2e}): a parameter acts outside its layer's "
-            "forward, a layer gets the points in another order, or a part computes in 16 bits"
+            f"differentiation on {len(sample)} points, error {max(errors):.2e}, {where}): {_own_parts(network, layers)}"
+            "a parameter acts outside its layer's forward, a layer gets the points in another order, or a part "
+            "computes in 16 bits"
         )
     return []
+
+
+def _own_parts(network: Network, layers: Sequence[Layer]) -> str:
+    """Return in words which parts of a network are the user's own, and what checks them; nothing if there are none."""
+    mlp = describe(network.module)
+    parts: list[tuple[str, str, Callable[..., Any] | type]] = []
+    if isinstance(mlp, MLP):
+        for hidden in mlp.hidden:
+            kind = hidden.activation.kind
+            parts.append((f"the slope of the activation {kind.name!r}", "check_activation", kind.slope))
+            if hidden.norm is not None:
+                parts.append(
+                    (f"the derivative of the norm {type(hidden.norm).__name__}", "check_norm", type(hidden.norm))
+                )
+    parts += [(f"the factors of {type(layer).__name__}", "check_layer", type(layer)) for layer in layers]
+    told = [
+        f"{what} may be wrong (inrfast.testing.{check} tells)"
+        for what, check, code in parts
+        if not str(getattr(code, "__module__", "")).startswith("inrfast.")
+    ]
+    return "".join(f"{one}, " for one in dict.fromkeys(told)) + ("or " if told else "")
 
 
 def _agree(ours: list[Tensor], truth: list[Tensor], largest: Tensor | float, rounding: float) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from inrfast.encodings import ENCODINGS, Encoding, from_config
+from inrfast.encodings.base import shares
 from inrfast.errors import check_int
 from inrfast.pointwise import dependence, stirred_
 
@@ -86,9 +87,13 @@ def _built(encoding: Encoding, in_features: int, dtype: torch.dtype, seed: int) 
     generator = torch.Generator().manual_seed(seed)
     arguments = in_features, generator, torch.device("cpu"), dtype
     before = torch.random.get_rng_state()
-    built = _tried(encoding, "build()", lambda: copy.deepcopy(encoding).build(*arguments))
+    given = copy.deepcopy(encoding)
+    built = _tried(encoding, "build()", lambda: given.build(*arguments))
     if not isinstance(built, Encoding):
         _fail(encoding, f"build() must return an Encoding, got {type(built).__name__}")
+    shared = shares(given, built)
+    if shared is not None:
+        _fail(encoding, f"build() must return a new encoding, but {shared}")
     if not torch.equal(before, torch.random.get_rng_state()):
         _fail(encoding, "build() draws from the global generator; draw from the one that it is given")
     for name, tensor in built.state_dict().items():
@@ -100,7 +105,10 @@ def _built(encoding: Encoding, in_features: int, dtype: torch.dtype, seed: int) 
 
 
 def _values(encoding: Encoding, built: Encoding, coords: Tensor, what: str = "forward()") -> Tensor:
-    values = _tried(encoding, what, lambda: built(coords.clone()))
+    given = coords.clone()
+    values = _tried(encoding, what, lambda: built(given))
+    if not torch.equal(given, coords):
+        _fail(encoding, f"{what} must not write into its argument; work on a copy (coords.clone())")
     shape = *coords.shape[:-1], built.out_features
     if not isinstance(values, Tensor) or values.shape != shape:
         got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -118,11 +126,14 @@ def _check_sizes(encoding: Encoding, built: Encoding, coords: Tensor) -> None:
         got = getattr(built, name, None)
         if not isinstance(got, int) or got < 1 or wanted not in (None, got):
             _fail(encoding, f"build() must set {name} to {wanted or 'the number of columns'}, got {got!r}")
-    stated = encoding.columns(d)
+    stated = _tried(encoding, "columns()", lambda: encoding.columns(d))
     if stated not in (0, built.out_features):
         _fail(encoding, f"columns({d}) is {stated}, but build() makes {built.out_features} (0 stands for: not known)")
     for some in (coords, coords[:1]):
-        _values(encoding, built, some)
+        if not torch.equal(_values(encoding, built, some), _values(encoding, built, some)):
+            _fail(
+                encoding, "forward() gives other values at its second call; they may not depend on chance or on calls"
+            )
 
 
 def _check_leading(encoding: Encoding, built: Encoding, coords: Tensor) -> None:
@@ -195,10 +206,12 @@ def _check_moves(encoding: Encoding, in_features: int, coords: Tensor) -> None:
 
 def _check_config(encoding: Encoding, built: Encoding, coords: Tensor) -> None:
     config = _tried(encoding, "config()", built.config)
+    if not isinstance(config, dict):
+        _fail(encoding, f"config() must return a dict of its name and its arguments, got {type(config).__name__}")
     same = _tried(encoding, "config(), which must hold plain values:", lambda: json.loads(json.dumps(config)))
     if same != config:
         _fail(encoding, f"config() must hold plain values, as JSON gives them back; got {config!r}")
-    if encoding.config() != config:
+    if _tried(encoding, "config() before build()", encoding.config) != config:
         _fail(encoding, "config() is another one before and after build()")
     if config.get("name") not in ENCODINGS or ENCODINGS[config["name"]] is not type(encoding):
         _fail(
@@ -219,7 +232,7 @@ def _check_state(encoding: Encoding, built: Encoding, coords: Tensor) -> None:
     changed = copy.deepcopy(built)
     stirred_(changed)
     state = copy.deepcopy(changed.state_dict())
-    shapes = encoding.shapes(d)
+    shapes = _tried(encoding, "shapes()", lambda: encoding.shapes(d))
     if shapes is not None and shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         _fail(encoding, f"shapes({d}) must be those of the state_dict, or None; got {shapes}")
     other = _built(encoding, d, torch.float64, 7)

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from inrfast.errors import check_tensor
 from inrfast.layers import Factors, Layer, layers_of
 from inrfast.modes import own_modes
 from inrfast.ops.rows import rows_
@@ -59,6 +60,9 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.ndim < 2 or len(inputs) < 4:
         raise ValueError("inputs must be a floating tensor (n, ...) of at least 4 points")
+    check_tensor("inputs", inputs)
+    if not bool(inputs.any()):
+        raise ValueError("inputs must be points in general position, got zeros alone, at which any factors seem right")
     if handler is not None and not (isinstance(handler, type) and issubclass(handler, Layer)):
         raise TypeError(f"handler must be a class derived from inrfast.layers.Layer, got {handler!r}")
     if not any(True for _ in module.parameters(recurse=False)):
@@ -114,14 +118,14 @@ class _Check:
         """Return which of the parameters the handler takes, each once."""
         if not isinstance(getattr(self.handler, "kind", None), str) or not self.handler.kind.isidentifier():
             self.fail("kind must be an identifier, the name that it is registered under")
-        taken = list(self._tried("takes()", lambda: self.handler.takes(self.module, list(names))))
+        taken = list(self._tried("takes()", lambda: list(self.handler.takes(self.module, list(names)))))
         if not taken:
             self.fail(f"takes() finds nothing among {list(names)} of {type(self.module).__name__}")
         if len(set(taken)) < len(taken) or not set(taken) <= set(names):
             self.fail(
                 f"takes() must return some of the names that it is asked for, {list(names)}, each once; got {taken}"
             )
-        if list(self.handler.takes(nn.Identity(), [])):
+        if self._tried("takes() of a module without parameters", lambda: list(self.handler.takes(nn.Identity(), []))):
             self.fail("takes() must return nothing where there are no parameters")
         return taken
 
@@ -138,14 +142,15 @@ class _Check:
 
     def check_block(self, layer: Layer) -> None:
         """Check that parameter vectors survive the way into the block and back, in both directions."""
-        b, a = layer.block
+        b, a = self._tried("block", lambda: tuple(map(int, layer.block)))
         if b * a != layer.columns:
             self.fail(f"block must have as many entries as there are parameters, {layer.columns}, got {b} x {a}")
         total = max(columns.stop for columns in layer.parameters.values()) + 2
         flat = torch.arange(2.0 * total, dtype=torch.float64, device=self.inputs.device).view(2, total) + 1
         block = self._tried("to_block()", lambda: layer.to_block(flat))
-        if block.shape != (2, b, a):
-            self.fail(f"to_block() must return (k, {b}, {a}), got {tuple(block.shape)} for k = 2")
+        if not isinstance(block, Tensor) or block.shape != (2, b, a):
+            got = tuple(block.shape) if isinstance(block, Tensor) else type(block).__name__
+            self.fail(f"to_block() must return (k, {b}, {a}), got {got} for k = 2")
         back = torch.zeros_like(flat)
         self._tried("from_block()", lambda: layer.from_block(block, back))
         expected = torch.zeros_like(flat)
@@ -184,6 +189,8 @@ class _Check:
         self.check_shapes(layer, found)
         self.check_tap(layer)
         truth = self.rows_by_autograd(layer)
+        if not any(bool(rows.any()) for rows in truth.values()):
+            raise ValueError("inputs tell nothing: every derivative in the module's parameters vanishes at them")
         names = ", ".join(layer.parameters)
         block = _rows(found, layer.block).flatten(0, 1)
         for name, own in zip(layer.parameters, layer.divide(block), strict=True):
@@ -203,9 +210,11 @@ class _Check:
     def check_shapes(self, layer: Layer, found: Factors) -> None:
         """Check sizes and dtype of the factors, and what is said of ones, of the representation and the weight."""
         n, (b, a) = len(self.inputs), layer.block
+        if not isinstance(found, Factors):
+            self.fail(f"factors() must return Factors(features, sensitivities), got {type(found).__name__}")
         z, s = found
         dtypes = (torch.float64, torch.int64 if layer.sparse else torch.float64)
-        if not isinstance(found, Factors) or any(f is not None and f.dtype not in dtypes for f in found):
+        if any(f is not None and f.dtype not in dtypes for f in found):
             self.fail("factors() must return Factors in the dtype of the features, fp64")
         if layer.sparse:
             self.check_sparse(layer, found)
@@ -218,10 +227,10 @@ class _Check:
             self.fail(f"sensitivities must be (n, M, b) = {(n, OUTPUTS, b)} for a block of {b} x {a}, got {got}")
         if layer.ends_with_ones and (z is None or z.shape[1] < 2 or not bool((z[:, -1] == 1).all())):
             self.fail("ends_with_ones is true, but the features do not end with a column of ones beside others")
-        shown = layer.representation(found)
+        shown = self._tried("representation()", lambda: layer.representation(found))
         if shown is not None and (shown.ndim != 2 or len(shown) != n):
             self.fail(f"representation() must be (n, D) or None, got {tuple(shown.shape)}")
-        weight = layer.matrix(self.module)
+        weight = self._tried("matrix()", lambda: layer.matrix(self.module))
         if weight is not None and weight.ndim != 2:
             self.fail(f"matrix() must have two dimensions, got {tuple(weight.shape)}")
 
@@ -241,7 +250,10 @@ class _Check:
     def check_tap(self, layer: Layer) -> None:
         """Check that what is observed leaves the module's output as it is."""
         output = self.module(self.inputs.clone())
-        _, returned = self._tried("tap()", lambda: layer.tap(self.module, self.inputs, output))
+        pair = self._tried("tap()", lambda: layer.tap(self.module, self.inputs, output))
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Tensor):
+            self.fail(f"tap() must return what is observed and the output, got {type(pair).__name__}")
+        returned = pair[1]
         self.compare("the output that tap() returns", returned, output)
 
     def rows_by_autograd(self, layer: Layer) -> dict[str, Tensor]:

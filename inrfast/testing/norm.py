@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_int
-from inrfast.norms import Norm
+from inrfast.norms import Norm, NormFactors, NormSlope
 from inrfast.pointwise import dependence
 
 POINTS = 12
@@ -51,8 +52,11 @@ def check_norm(kind: type[Norm], width: int = 7) -> None:
     check_int("width", width, minimum=1)
     module = _drawn(kind, width)
     u = _random(POINTS, width, seed=1) * torch.tensor([0.01, 1.0, 100.0]).double().repeat(POINTS // 3).unsqueeze(1)
+    values = _tried(kind, "its module", lambda: module(u.clone()))
+    if not isinstance(values, Tensor) or values.shape != u.shape:
+        _fail(kind, f"its module must keep the shape {tuple(u.shape)}, got {_shown(values)}")
     for mode in (True, False):
-        norm = kind.of(module.train(mode))
+        norm = _tried(kind, "of()", lambda mode=mode: kind.of(module.train(mode)))  # type: ignore[misc]
         if isinstance(norm, Norm) and norm.couples != (dependence(module, u) is not None):
             _fail(kind, f"couples is {norm.couples} in {'train' if mode else 'eval'} mode, but points say otherwise")
     if not isinstance(norm, kind):
@@ -67,18 +71,35 @@ def _fail(kind: type[Norm], what: str) -> NoReturn:
     raise AssertionError(f"{kind.__name__} breaks the contract of norms: {what}")
 
 
+def _tried(kind: type[Norm], what: str, call: Callable[[], Any]) -> Any:
+    """Return what a call gives; whatever it raises becomes the error of this check."""
+    try:
+        return call()
+    except Exception as error:
+        told = f"{what} raises {type(error).__name__}: {error}"
+        raise AssertionError(f"{kind.__name__} breaks the contract of norms: {told}") from error
+
+
+def _shown(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
 def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def _drawn(kind: type[Norm], width: int) -> nn.Module:
     """Return a module of the norm whose numbers are between 0.5 and 1.5."""
-    module = kind.make(width, torch.device("cpu"), torch.float64)
-    if type(module) is not kind.module:
-        _fail(kind, f"make() must return a {kind.module.__name__}, got {type(module).__name__}")
+    wanted = getattr(kind, "module", None)
+    if not (isinstance(wanted, type) and issubclass(wanted, nn.Module)):
+        _fail(kind, f"module must be the class of its torch.nn.Module, got {wanted!r}")
+    module: nn.Module = _tried(kind, "make()", lambda: kind.make(width, torch.device("cpu"), torch.float64))
+    if type(module) is not wanted:
+        _fail(kind, f"make() must return a {wanted.__name__}, got {type(module).__name__}")
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    if shapes != kind.state(width):
-        _fail(kind, f"state({width}) must be {shapes}, got {kind.state(width)}")
+    stated = _tried(kind, "state()", lambda: kind.state(width))
+    if shapes != stated:
+        _fail(kind, f"state({width}) must be {shapes}, got {stated}")
     for seed, tensor in enumerate([*module.parameters(), *module.buffers()]):
         if tensor.is_floating_point():
             tensor.data.copy_(0.5 + torch.sigmoid(_random(*tensor.shape, seed=seed)))
@@ -86,13 +107,18 @@ def _drawn(kind: type[Norm], width: int) -> nn.Module:
 
 
 def _check_derivative(kind: type[Norm], module: nn.Module, norm: Norm, u: Tensor) -> None:
-    values, state = norm.forward(u.clone())
+    found = _tried(kind, "forward()", lambda: norm.forward(u.clone()))
+    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], Tensor):
+        _fail(kind, f"forward() must return the values and a state for slope() and backward(), got {_shown(found)}")
+    values, state = found
     if not torch.allclose(values, module(u), rtol=1e-9, atol=1e-12):
         _fail(kind, "forward() gives other values than the module")
     one = torch.func.jacrev(lambda row: module(row.unsqueeze(0))[0])
     jacobians: Tensor = torch.func.vmap(one)(u)  # (n, out, in)
-    slope = norm.slope(state)
-    left = slope.left.expand_as(u)
+    slope = _tried(kind, "slope()", lambda: norm.slope(state))
+    if not isinstance(slope, NormSlope):
+        _fail(kind, f"slope() must return a NormSlope, got {_shown(slope)}")
+    left = _tried(kind, "slope() whose left is of another shape", lambda: slope.left.expand_as(u))
     mixing = torch.eye(u.shape[1], dtype=u.dtype).expand(len(u), -1, -1)
     if slope.directions is not None:
         mixing = mixing - slope.directions.mT @ slope.directions
@@ -100,7 +126,12 @@ def _check_derivative(kind: type[Norm], module: nn.Module, norm: Norm, u: Tensor
     if bool(((left.unsqueeze(2) * mixing - jacobians).abs() > allowed).any()):
         _fail(kind, "slope() is not the derivative of the module")
     gradient = _random(len(u), OUTPUTS, u.shape[1], seed=3)
-    below, factors = norm.backward(gradient.clone(), state)
+    pair = _tried(kind, "backward()", lambda: norm.backward(gradient.clone(), state))
+    if not isinstance(pair, tuple) or len(pair) != 2 or _shown(pair[0]) != _shown(gradient):
+        _fail(kind, f"backward() must return the gradient {tuple(gradient.shape)} below, and factors or None")
+    below, factors = pair
+    if factors is not None and not isinstance(factors, NormFactors):
+        _fail(kind, f"the factors of backward() must be NormFactors, got {_shown(factors)}")
     if bool(((below - gradient @ jacobians).abs() > allowed * gradient.abs().sum(2, keepdim=True)).any()):
         _fail(kind, "backward() is not the product with the derivative of the module")
     names = {name for name, _ in module.named_parameters()}

@@ -66,6 +66,23 @@ class Data:
             return self.given[place % len(self.given), index]
         return torch.arange(self.points, device=self.coords.device)[index] if isinstance(index, slice) else index
 
+    def apart(self, copies: dict[tuple[int, torch.Size], Tensor]) -> Data:
+        """Return copies, for functions that might write into them; ``copies`` are those made before, by their place."""
+
+        def copied(own: Tensor | None) -> Tensor | None:
+            if own is None:
+                return None
+            place = own.data_ptr(), own.shape
+            if place not in copies:
+                copies[place] = own.clone()
+            return copies[place]
+
+        return Data(*(copied(own) for own in self._all()))  # type: ignore[arg-type]
+
+    def written(self) -> tuple[int, ...]:
+        """Return how often coordinates, targets and weights were written to."""
+        return tuple(0 if own is None else own._version for own in self._all()[:3])
+
     def _all(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         return self.coords, self.target, self.weight, self.given
 
@@ -342,13 +359,13 @@ def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords") -> i
     net = twin(net)
     with modes_kept(net):
         net.eval()
-        try:
+        try:  # on copies, since a network may write into what it gets
             rows = coords[:2]
-            values = net(rows)
+            values = net(rows.clone())
         except Exception:  # whatever a network raises on two points, it may still take its full grid
             rows = coords
             try:
-                values = net(rows)
+                values = net(rows.clone())
             except Exception as error:
                 raise ValueError(f"net does not take {argument} of shape {tuple(coords.shape)}: {error}") from error
     if not isinstance(values, Tensor):

@@ -21,7 +21,7 @@ from inrfast.training.options import Options, check_batch_size
 from inrfast.training.result import FitResult
 from inrfast.training.schedules import learning_rates
 from inrfast.training.spread import Own, check_nets
-from inrfast.training.trainer import Trainer
+from inrfast.training.trainer import Trainer, own_code
 
 
 @in_training_modes
@@ -302,6 +302,11 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
     ]
     check_batch_size(options.batch_size, min(member.data.points for member in members))
     check_trained(options.objective, nets, several)
+    copies: dict[tuple[int, torch.Size], Tensor] = {}
+    for member in members:
+        if own_code(member.net) or options.objective.own_code:
+            member.data = member.data.apart(copies)
+            member.evaluation = None if member.evaluation is None else member.evaluation.apart(copies)
     for member in members:
         warn_of_dead_units(member.net, member.data.coords[0])
     trainer = Trainer(members, options, options.described(None if several else given["target_psnr"]))

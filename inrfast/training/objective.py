@@ -135,6 +135,15 @@ class Objective:
         """Functions of the user's own."""
         return (*((self.loss,) if isinstance(self.loss, Term) else ()), *self.regularizers)
 
+    @property
+    def own_code(self) -> list[str]:
+        """What calls code of the user's own, as messages call it."""
+        places = [term.place for term in self.terms]
+        named = self.named
+        if named is not None and not str(getattr(named.kind.value, "__module__", "")).startswith("inrfast."):
+            places.append(f"loss={named.name!r}")
+        return places
+
     def asks(self, name: str) -> bool:
         """Return whether a function of the user's own is given this."""
         return any(name in term.asks for term in self.terms)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from inrfast.errors import InrfastError, MemoryBudgetError, warn
 from inrfast.files import shown, sole_writer
 from inrfast.memory import is_refusal
+from inrfast.mlp import describe
 from inrfast.nn import described_network
 from inrfast.ops import gemm
 from inrfast.threads import one_core
@@ -47,6 +48,7 @@ class Trainer:
             member.index = index
         self.groups: list[Group] = []
         self.interrupted = False
+        self.written = [member.data.written() for member in self.members]
         path = options.checkpoint
         self.checkpoint = None if path is None else Checkpoint(path, self.members, options, config)
 
@@ -109,10 +111,24 @@ class Trainer:
             if state is not None:
                 self.checkpoint.warn_of_other_digits(self.groups, state["about"])
 
+    def _check_unwritten(self) -> None:
+        """Refuse functions that changed the points, values or weights that they were given to read."""
+        for member, before in zip(self.members, self.written, strict=True):
+            names = ("coords", "target", "weight")
+            changed = [n for n, a, b in zip(names, before, member.data.written(), strict=True) if a != b]
+            if changed:
+                suspects = [*own_code(member.net), *self.options.objective.own_code]
+                raise ValueError(
+                    f"{' and '.join(changed)} of {named(member, len(self.members))} changed in its steps, which are "
+                    f"taken on copies of your tensors: {' or '.join(suspects)} writes into its arguments; let it work "
+                    "on a copy (.clone())"
+                )
+
     def _end(self) -> None:
         """Measure the last weights and write the last checkpoint."""
         for group in self.groups:
             group.undo()
+        self._check_unwritten()
         if self.interrupted:  # before the end is measured, which an uninterrupted fit does not do here
             self._write(last=True)
         for group in self.groups:
@@ -155,11 +171,15 @@ class Trainer:
         step = min((group.done for group in groups), default=options.steps)
         bar.update(step)
         written = shown = time.monotonic()
+        looked = False
         while step < options.steps:
             going = [group for group in groups if group.members and group.done == step]
             stop = min((group.reach() for group in going), default=options.steps)
             for group in going:
                 group.advance(stop)
+            if not looked:
+                looked = True
+                self._check_unwritten()
             if not any(group.members for group in groups) or self._failed():
                 break
             now = time.monotonic()
@@ -262,6 +282,14 @@ class Trainer:
                 name = f"callbacks[{index}] ({type(callback).__name__})"
                 words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
                 raise ValueError(f"{name} does not take its state ({words})") from error
+
+
+def own_code(net: nn.Module) -> list[str]:
+    """Return what of a network calls code that is not this library's and gets the coordinates, as messages call it."""
+    mlp = describe(net)
+    if isinstance(mlp, str):
+        return [f"the network ({type(net).__name__})"]
+    return [] if mlp.known_encoding else [f"the encoding ({type(mlp.encoding).__name__})"]
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +121,59 @@ def test_a_model_of_an_unknown_kind_is_refused_by_name():
     for about, told in unknown:
         with pytest.raises(ValueError, match=told):
             check_about(about, 2, Path("model.safetensors"))
+
+
+def test_a_kind_whose_suffixes_are_no_suffixes_or_anothers_is_refused_and_leaves_no_trace(video):
+    known = dict(SIGNALS)
+    for other, taken in SIGNALS.items():
+        suffix = sorted(taken.readable())[0]
+        with pytest.raises(ValueError, match=rf"\{suffix} of the signal 'films' belongs to '{other}'"):
+            SIGNALS.add("films", replace(video, readable=lambda suffix=suffix: [".films", suffix]))
+    for wrong in ({"readable": lambda: []}, {"readable": lambda: ".films"}, {"readable": lambda: [".a.b"]}):
+        with pytest.raises(ValueError, match="must be suffixes in lower case"):
+            SIGNALS.add("films", replace(video, **wrong))
+    with pytest.raises(ValueError, match="must be suffixes in lower case"):
+        SIGNALS.add("films", replace(video, readable=lambda: [".films"], ending="films"))
+    assert dict(SIGNALS) == known
+
+
+@pytest.mark.parametrize(
+    ("loaded", "words"),
+    [
+        (lambda signal: None, "load of the signal 'video' must return a Signal.*, got NoneType"),
+        (lambda signal: (signal.coords, signal.target), "must return a Signal.*, got tuple"),
+        (lambda signal: replace(signal, coords=signal.coords[:-1]), r"target of .*'video' must be .* N = 59 coords"),
+        (lambda signal: replace(signal, coords=signal.coords[:, :2]), r"coords of .*'video' must be \(N, 3\)"),
+        (lambda signal: replace(signal, coords=signal.coords.tolist()), "coords of .*'video' must be a torch.Tensor"),
+        (lambda signal: replace(signal, target=signal.target.flatten()), "target of .*'video' must be"),
+        (lambda signal: replace(signal, about={}), "about of .*'video' .*'shape' is missing"),
+        (lambda signal: replace(signal, about=None), "about of .*'video' .*got NoneType"),
+        (
+            lambda signal: replace(signal, about={**signal.about, "scale": 0}),
+            "about of .*'video' .*scale must be above",
+        ),
+    ],
+)
+def test_what_is_no_signal_is_told_with_its_kind(video, loaded, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("clip.frames", "wb") as file:
+        np.save(file, np.zeros((3, 4, 5, 1), dtype=np.float32))
+    wrong = replace(video, load=lambda *given, **options: loaded(load_video(*given, **options)))
+    monkeypatch.setattr(SIGNALS, "_items", {**SIGNALS, "video": wrong})
+    assert main(["fit", "clip.frames", "--width", "4", "--steps", "1", "--quiet"]) == 2
+    assert re.search(words, capsys.readouterr().err)
+
+
+def test_a_kind_that_writes_nothing_is_told_and_the_network_is_kept(video, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with open("clip.frames", "wb") as file:
+        np.save(file, np.zeros((3, 4, 5, 1), dtype=np.float32))
+    monkeypatch.setattr(SIGNALS, "_items", {**SIGNALS, "video": replace(video, write=lambda *given: None)})
+    for _ in range(2):  # also over a file that is there already
+        assert main(["fit", "clip.frames", "--width", "4", "--steps", "1", "--quiet"]) == 1
+        told = capsys.readouterr().err
+        assert "write of the signal 'video' wrote no file result.frames" in told
+        assert "kept the network" in told
+        assert main(["render", "result.safetensors", "result.frames", "--quiet"]) == 2
+        assert "wrote no file result.frames" in capsys.readouterr().err
+        Path("result.frames").write_bytes(b"old")

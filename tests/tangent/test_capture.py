@@ -18,7 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
 from inrfast import backends
+from inrfast.activations import ACTIVATIONS, Activation
 from inrfast.errors import UnsupportedModuleError
+from inrfast.layers import LAYERS, Factors
+from inrfast.layers.linear import Linear
+from inrfast.norms import NORMS, Norm, NormSlope
+from inrfast.norms.layer import LayerNorm
 
 
 class Residual(nn.Module):
@@ -603,3 +608,84 @@ def test_representations_are_the_activated_outputs():
         torch.testing.assert_close(found[name], z)
         if index < 2:
             z = net.activate(index, net.layers[index](z))
+
+
+class OwnModule(nn.LayerNorm):
+    """A module of the user's own, which no handler of the library knows."""
+
+
+class OwnNorm(LayerNorm):
+    module = OwnModule
+
+    @classmethod
+    def make(cls, width, device, dtype):
+        return OwnModule(width, device=device, dtype=dtype)
+
+
+class HalfModule(nn.Module):
+    def forward(self, features):
+        return features / 2
+
+
+class WrongHalf(Norm):
+    module = HalfModule
+
+    @classmethod
+    def make(cls, width, device, dtype):
+        return HalfModule()
+
+    @classmethod
+    def of(cls, module):
+        return cls()
+
+    def forward(self, u):
+        return u / 2, u[:1]
+
+    def backward(self, gradient, state):
+        return gradient / 3, None
+
+    def slope(self, state):
+        return NormSlope(state.new_full((1,), 1 / 3))
+
+
+class WrongLinear(Linear):
+    kind = "wrong"
+    order = -1
+
+    def factors(self, features, sensitivities):
+        return Factors(features, None if sensitivities is None else 2 * sensitivities)
+
+
+@pytest.mark.parametrize(
+    ("activation", "norm", "handler", "said"),
+    [
+        ("off", None, None, r"last in layer 'layers\.1'\): the slope of the activation 'off' .*check_activation"),
+        ("tanh", WrongHalf, None, r"layer 'layers\.0'\): the derivative of the norm WrongHalf .*check_norm"),
+        ("tanh", None, WrongLinear, r"layer 'layers\.\d'\): the factors of WrongLinear .*check_layer"),
+    ],
+)
+def test_a_wrong_derivative_of_ones_own_is_named_with_its_layer_and_its_check(
+    activation, norm, handler, said, monkeypatch
+):
+    wrong = Activation("off", value=torch.sin, slope=torch.sin)
+    monkeypatch.setattr(ACTIVATIONS, "_items", {**ACTIVATIONS, "off": wrong})
+    monkeypatch.setattr(NORMS, "_items", {**NORMS, "own": norm})
+    if handler is not None:
+        monkeypatch.setattr(LAYERS, "_items", {**LAYERS, "wrong": handler})
+    net = inr.INR(
+        2,
+        1,
+        width=8,
+        activation=["tanh", activation, "tanh"],
+        norm=None if norm is None else ["own", None, None],
+    )
+    with pytest.raises(UnsupportedModuleError, match=said):
+        inr.ntk(net, inr.grid((6, 6)))
+
+
+def test_a_norm_of_ones_own_with_weights_is_exact(monkeypatch):
+    monkeypatch.setattr(NORMS, "_items", {**NORMS, "own": OwnNorm})
+    backends.warn_once.cache_clear()
+    net, coords = inr.INR(2, 2, width=6, hidden_layers=2, norm="own").double(), random_coords(12, 2, 0).double()
+    J = inr.jacobian(net, coords, precision="highest")
+    torch.testing.assert_close(J.rows(), exact_jacobian(net, coords).flatten(0, 1), rtol=1e-10, atol=1e-12)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from inrfast import INR
 from inrfast.encodings import (
     ENCODINGS,
     Compose,
@@ -113,7 +114,31 @@ def kept(self: Ramp, *arguments: Any) -> Ramp:
     return built
 
 
+def oneself(self: Ramp, *arguments: Any) -> Ramp:
+    vars(self).update(vars(Ramp.build(self, *arguments)))
+    return self
+
+
+def with_one_weight(self: Ramp, *arguments: Any) -> Ramp:
+    built: Ramp = Ramp.build(self, *arguments)
+    built.weight = self.weight = nn.Parameter(built.weight.detach().clone())
+    return built
+
+
+def in_place(self: Ramp, x: Tensor) -> Tensor:
+    found = (x @ self.weight).sin()
+    with torch.no_grad():
+        x.mul_(2)
+    return found
+
+
 FAULTS = [
+    planted("build.. must return a new encoding, but returns itself", build=oneself),
+    planted("must return a new encoding, but shares the parameter 'weight'", build=with_one_weight),
+    planted("must return an Encoding, got NoneType", build=lambda self, *arguments: None),
+    planted("must not write into its argument", forward=in_place),
+    planted("other values at its second call", forward=lambda self, x: (x @ self.weight).sin() + torch.rand(2)),
+    planted("must return a dict of its name and its arguments, got NoneType", config=lambda self: None),
     planted("must have shape", forward=lambda self, x: (x @ self.weight)[..., :1]),
     planted("must return torch.float32", forward=lambda self, x: (x.double() @ self.weight.double()).sin()),
     planted("NaN or Inf", forward=lambda self, x: (x @ self.weight).log()),
@@ -160,3 +185,40 @@ def test_an_encoding_of_ones_own_passes_once_it_is_registered() -> None:
         register(nn.Linear)  # type: ignore[type-var]
     with pytest.raises(TypeError, match="must be an inrfast"):
         check_encoding(nn.Linear(2, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spelled", [*sorted(kind.spelling for kind in ENCODINGS.values() if kind.spelling), "a:b", 3])
+def test_a_spelling_that_another_has_or_nobody_can_write_is_refused(spelled: Any) -> None:
+    with pytest.raises(ValueError, match=f"the spelling.*{spelled}"):
+        register(type("Planted", (Ramp,), {"spelling": spelled}))
+    assert "Planted" not in ENCODINGS
+
+
+@pytest.mark.parametrize(
+    ("message", "changes"),
+    [
+        ("must return a new encoding, but returns itself", {"build": oneself}),
+        ("must return a new encoding, but shares the parameter 'weight'", {"build": with_one_weight}),
+        ("must return an Encoding, got NoneType", {"build": lambda self, *arguments: None}),
+        (r"must set out_features to its columns, the 3 of columns\(2\), got 2", {"columns": lambda self, d: 3}),
+        (r"\(2, out_features\) = \(2, 2\), got \(2, 1\)", {"forward": lambda self, x: x[:, :1]}),
+        ("does not take coordinates .2, 2.: RuntimeError", {"forward": lambda self, x: x @ torch.ones(3, 2)}),
+    ],
+)
+@pytest.mark.parametrize("inside", [lambda one: one, Concatenate, lambda one: Compose(Identity(), one)])
+def test_a_network_refuses_what_cannot_be_its_encoding(message: str, changes: dict[str, Any], inside: Any) -> None:
+    kind = type("Planted", (Ramp,), changes)
+    state = torch.random.get_rng_state()
+    with pytest.raises((TypeError, ValueError), match=f"encoding Planted.*{message}"):
+        INR(2, 1, width=8, encoding=inside(kind()))
+    INR(2, 1, width=8, encoding=inside(Ramp()))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_what_is_no_encoding_and_one_that_is_not_built_are_told_how_it_is_done() -> None:
+    for other in ("fourier", RandomFourier, "RandomFurier"):
+        with pytest.raises(TypeError, match=r"encodings\.RandomFourier\(\.\.\.\), made of one of .*Polynomial.*; got"):
+            INR(2, 1, encoding=other)  # type: ignore[arg-type]
+    for encoding in (RandomFourier(2), Concatenate(RandomFourier(2)), Ramp()):
+        with pytest.raises(AttributeError, match=r"is not built: INR\(encoding=\.\.\.\) builds it"):
+            encoding(torch.zeros(3, 2))

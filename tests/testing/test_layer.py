@@ -164,3 +164,41 @@ def test_planted_faults_are_named(name):
 def test_bad_arguments(module, inputs, handler, error):
     with pytest.raises(error):
         check_layer(module, inputs, handler)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"factors": lambda self, features, sensitivities: None}, r"factors\(\) must return Factors.*, got NoneType"),
+        ({"features": lambda self, module, given: None}, "features must be"),
+        ({"tap": lambda self, module, given, output: None}, "NoneType"),
+        ({"takes": classmethod(lambda cls, module, names: None)}, r"takes\(\) raises TypeError"),
+        ({"to_block": lambda self, flat: None}, r"to_block\(\) must return .*, got NoneType"),
+        ({"representation": lambda self, factors: factors.nothing}, r"representation\(\) raises AttributeError"),
+    ],
+)
+def test_what_returns_something_else_is_named(changes, said):
+    kind = type("Planted", (Linear,), changes)
+    with pytest.raises(AssertionError, match=f"Planted breaks the contract of layers: .*{said}"):
+        check_layer(nn.Linear(4, 3), INPUTS, kind)
+
+
+def test_inputs_that_tell_nothing_are_refused():
+    for inputs, said in (
+        (torch.zeros(9, 4), "got zeros alone"),
+        (INPUTS.where(INPUTS > 0, float("nan")), "must be finite"),
+        (-INPUTS.abs(), "every derivative in the module's parameters vanishes"),
+    ):
+        with pytest.raises(ValueError, match=f"inputs .*{said}"):
+            check_layer(Gated() if said.startswith("every") else nn.Linear(4, 3), inputs)
+
+
+class Gated(nn.Module):
+    """A gain of positive inputs alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, features):
+        return self.gain * features.relu()

@@ -72,9 +72,23 @@ class Refusing(LayerNorm):
         return "is not to its taste"
 
 
+def planted(**changes: Any) -> type[Norm]:
+    return type("Planted", (LayerNorm,), changes)
+
+
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
+        (planted(module=int), "module must be the class of its torch.nn.Module, got <class 'int'>"),
+        (planted(make=staticmethod(lambda *given: None)), "must return a LayerNorm, got NoneType"),
+        (planted(make=staticmethod(lambda *given: 1 / 0)), r"make\(\) raises ZeroDivisionError"),
+        (planted(state=staticmethod(lambda width: None)), r"state\(7\) must be .*got None"),
+        (planted(of=staticmethod(lambda module: module.nothing)), r"of\(\) raises AttributeError"),
+        (planted(forward=lambda self, u: u), r"forward\(\) must return the values and a state .*, got shape"),
+        (planted(forward=lambda self, u: None), r"forward\(\) must return .*, got a NoneType"),
+        (planted(slope=lambda self, state: None), r"slope\(\) must return a NormSlope, got a NoneType"),
+        (planted(backward=lambda self, gradient, state: gradient), r"backward\(\) must return the gradient"),
+        (planted(backward=lambda self, gradient, state: (gradient, 3)), r"backward\(\) must be NormFactors"),
         (WrongValues, r"forward\(\) gives other values"),
         (WrongSlope, r"slope\(\) is not the derivative"),
         (WrongBackward, r"backward\(\) is not the product"),

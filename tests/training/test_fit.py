@@ -2,6 +2,7 @@
 
 import copy
 import math
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
+from inrfast.losses import LOSSES, Loss
 from inrfast.metrics import psnr
 from inrfast.ops import gemm
 from inrfast.training import trainer
@@ -618,3 +620,84 @@ def test_an_interrupt_before_the_first_step_is_not_swallowed(number: int) -> Non
         return
     assert result.interrupted
     assert result.stopped == "interrupted"
+
+
+class Writing(inr.encodings.Encoding):
+    """An encoding that doubles what it was given to read."""
+
+    def build(self, in_features, generator, device, dtype):
+        built = Writing()
+        built.in_features = built.out_features = in_features
+        return built
+
+    def forward(self, coords):
+        found = coords.clone()
+        with torch.no_grad():
+            coords.mul_(2)
+        return found
+
+
+class WritingNet(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, coords):
+        found = super().forward(coords.clone())
+        coords.mul_(2)
+        return found
+
+
+def writing_values(prediction, target):
+    with torch.no_grad():
+        target.add_(1)
+    return (prediction - target).square()
+
+
+def writing_loss(prediction, target):
+    with torch.no_grad():
+        target.add_(1)
+    return (prediction - target).square().mean()
+
+
+def writing_regularizer(net, coords, weight):
+    with torch.no_grad():
+        coords.add_(1)
+        weight.mul_(2)
+    return sum(parameter.square().sum() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize(
+    ("net", "settings", "culprit"),
+    [
+        (lambda: inr.INR(2, 1, width=8, encoding=Writing()), {}, r"coords of the fit .*the encoding \(Writing\)"),
+        (WritingNet, {}, r"coords of the fit .*the network \(WritingNet\)"),
+        (lambda: inr.INR(2, 1, width=8), {"loss": writing_loss}, "target of the fit .*loss writes"),
+        (
+            lambda: inr.INR(2, 1, width=8),
+            {"regularizers": [writing_regularizer]},
+            r"coords and weight of the fit .*regularizers\[0\]",
+        ),
+        (lambda: inr.INR(2, 1, width=8), {"loss": "writing"}, "target of the fit .*loss='writing'"),
+    ],
+)
+def test_functions_that_write_into_their_arguments_never_reach_the_callers(
+    net, settings, culprit, batch_size, monkeypatch
+):
+    monkeypatch.setattr(LOSSES, "_items", {**LOSSES, "writing": Loss("writing", writing_values, lambda f, y: f - y)})
+    coords, target, weight = inr.grid((4, 3)), torch.rand(12, 1), torch.rand(12, 1) + 0.5
+    kept = [tensor.clone() for tensor in (coords, target, weight)]
+    if "weight" in culprit:
+        settings = {**settings, "weight": weight}
+    if batch_size is None:
+        with pytest.raises(ValueError, match=culprit):
+            inr.fit(net(), coords, target, steps=3, **settings)
+    else:  # only evaluations hand over more than a batch, which is a copy
+        with suppress(ValueError):
+            inr.fit(net(), coords, target, steps=3, batch_size=batch_size, **settings)
+    if "encoding" in culprit:
+        points = coords.double()
+        for measure in (inr.ntk, inr.jacobian, inr.diagnose):
+            measure(net().double(), points)
+        assert torch.equal(points, coords.double())
+    assert all(map(torch.equal, kept, (coords, target, weight)))

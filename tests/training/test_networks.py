@@ -117,8 +117,9 @@ class Wider(inr.INR):
 
 class Mine(inr.encodings.Encoding):
     def build(self, in_features: int, *arguments: Any) -> "Mine":
-        self.in_features = self.out_features = in_features
-        return self
+        built = Mine()
+        built.in_features = built.out_features = in_features
+        return built
 
     def forward(self, coords: Tensor) -> Tensor:
         return coords
