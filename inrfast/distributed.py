@@ -1,8 +1,8 @@
 """Tangent kernels shared by several processes: each holds the factors of its part of the grid.
 
 Start one process per device (``torchrun --nproc-per-node=2 script.py``), each with the same network and coordinates,
-and call :func:`ntk` in all of them. The calls of the kernel are those of :class:`inrfast.NTK`, and give every process
-the same results.
+and call :func:`ntk` in all of them. The calls of the kernel are those of :class:`inrfast.NTK`; every process must make
+each of them, with the same arguments, and all get the same results.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ from torch import Tensor, nn
 from inrfast.errors import NotAvailableError
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes
+from inrfast.pointwise import spread_points
+from inrfast.tangent.agreement import Agreement, digest
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.local import check_output
-from inrfast.tangent.network import Select
+from inrfast.tangent.network import PASS_DTYPE, Select
 from inrfast.tangent.sharded import Sharded, ShardedNTK, SharedNetwork
 from inrfast.tangent.store import backend_for
+
+COMBINATIONS = 7
+"""Combinations of outputs by which processes compare their networks."""
+
+OUTPUT_TOLERANCE = 1e-6
+"""Difference of these, relative to the size of the outputs, that rounding on other devices may make."""
 
 
 @in_own_modes
@@ -52,43 +60,61 @@ def ntk(
     NotAvailableError
         ``torch.distributed`` is not initialised.
     ValueError
-        The processes hold different networks or coordinates; fewer points than processes.
+        The processes give different networks, coordinates or options (``memory_budget`` may differ; functions given
+        as ``select`` are compared by the outputs at a few points); fewer points than processes. What one process
+        refuses is raised in all of them.
     """
     if not dist.is_available() or not dist.is_initialized():
         raise NotAvailableError(
             "torch.distributed is not initialised: start with torchrun and call "
             "torch.distributed.init_process_group('gloo') ('nccl' on GPUs) first"
         )
-    capture = Capture(net, coords, params, select, precision, memory_budget)
-    output = check_output(output, capture.outputs)
-    partition = Sharded(len(coords), capture.outputs if output == "full" else 1, group)
-    if len(coords) < partition.processes:
-        raise ValueError(
-            f"coords must hold at least one point per process, got {len(coords)} "
-            f"points for {partition.processes} processes"
-        )
-    _check_same(net, coords, partition)
-    backend = backend_for(capture, backend)
-    if memory_budget is None and capture.device.type == "cpu":
-        budget = budget_bytes(None) // partition.processes
-    else:
-        budget = budget_bytes(memory_budget, capture.device)
-    network = SharedNetwork(
-        capture, coords.detach().clone(), output, partition.smallest(budget, coords.device), backend, partition
-    )
+    given = coords.device if isinstance(coords, Tensor) else torch.device("cpu")
+    agreement = Agreement(group, given)
+    with agreement.all_or_none():
+        capture = Capture(net, coords, params, select, precision, memory_budget)
+        output = check_output(output, capture.outputs)
+        backend = backend_for(capture, backend)
+        if memory_budget is None and capture.device.type == "cpu":
+            budget = budget_bytes(None) // agreement.processes
+        else:
+            budget = budget_bytes(memory_budget, capture.device)
+        if len(coords) < agreement.processes:
+            raise ValueError(
+                f"coords must hold at least one point per process, got {len(coords)} "
+                f"points for {agreement.processes} processes"
+            )
+        options = {
+            "net": net,
+            "coords": coords,
+            "params": [name for layer in capture.layers for name in layer.parameters],
+            "output": output,
+            "precision": precision,
+            "backend": backend,
+            "the number of outputs of net": capture.outputs,
+            "the form of the layers of net": [[layer.kind, *layer.block] for layer in capture.layers],
+        }
+        shown = _shown_outputs(capture, coords)
+    digests = agreement.check(options)
+    _check_outputs(agreement, shown)
+    partition = Sharded(len(coords), capture.outputs if output == "full" else 1, agreement)
+    budget = partition.smallest(budget, coords.device)
+    network = SharedNetwork(capture, coords.detach().clone(), output, budget, backend, partition, digest(digests))
     return ShardedNTK(network, precision)
 
 
-def _check_same(net: nn.Module, coords: Tensor, partition: Sharded) -> None:
-    """Raise if the processes do not hold the same numbers, by sums in which every place has a weight of its own."""
-    state = [t.detach().double().flatten() for t in net.state_dict().values() if t.is_floating_point()]
-    sums = []
-    for numbers in (torch.cat([s.to(coords.device) for s in state]), coords.detach().double().flatten()):
-        places = torch.arange(1, len(numbers) + 1, dtype=torch.float64, device=coords.device)
-        sums.append((numbers * torch.sin(places)).sum())
-    found = torch.stack(sums)
-    differ = (partition.agree(found) != found).to(torch.float64)
-    differ = partition.total(differ)
-    for what, count in zip(("networks", "coordinates"), differ.tolist(), strict=True):
-        if count > 0:
-            raise ValueError(f"{what} differ between processes: build them from the same seed in each")
+def _shown_outputs(capture: Capture, coords: Tensor) -> Tensor:
+    """Return combinations of the outputs at a few points and, last, the size of these outputs."""
+    values = capture.network.outputs(spread_points(coords.detach().to(PASS_DTYPE), 4)).flatten()
+    places = torch.arange(1, len(values) + 1, dtype=PASS_DTYPE, device=values.device)
+    angles = torch.arange(1, COMBINATIONS + 1, dtype=PASS_DTYPE, device=values.device).unsqueeze(1) * places
+    return torch.cat([torch.sin(angles) @ values, values.abs().sum().unsqueeze(0)])
+
+
+def _check_outputs(agreement: Agreement, shown: Tensor) -> None:
+    """Raise in every process if their networks, or what ``select=`` takes from them, have other outputs."""
+    every = torch.stack(agreement.exchange(shown))
+    if bool(((every - every[0]).abs() > OUTPUT_TOLERANCE * every[0, -1]).any()):
+        raise ValueError(
+            "select, and what net computes, must be the same in every process, got other outputs at a few points"
+        )

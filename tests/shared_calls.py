@@ -55,10 +55,73 @@ def recomputed(output):
     return found | {"matrix error": K.matrix_error, "jacobian error": K.jacobian_error}
 
 
-def different():
-    """Return what is said of networks that differ between processes."""
+def _message(call):
     try:
-        distributed.ntk(network(seed=torch.distributed.get_rank()), COORDS)
-    except ValueError as error:
-        return str(error)
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
     return ""
+
+
+def _of_this_process(output):
+    return output if torch.distributed.get_rank() == 0 else output.flip(1)
+
+
+def options():
+    """Return what is said of networks, coordinates and options that differ between processes, by what differs."""
+    rank = torch.distributed.get_rank()
+    first, *others = (
+        {"net": network(seed=rank)},
+        {"coords": COORDS if rank == 0 else COORDS.flip(0)},
+        {"coords": COORDS[: len(COORDS) - rank]},
+        {"output": ("trace", 0)[rank]},
+        {"params": (None, ["layers.1"])[rank]},
+        {"select": _of_this_process},
+        {"precision": ("high", "highest")[rank]},
+        {"process 0 raised": None, "output": (5, 0)[rank]},
+        {"process 1 raised": None, "precision": ("high", "hi")[rank]},
+    )
+    found = []
+    for case in (first, *others):
+        given = {"net": network(), "coords": COORDS} | {name: x for name, x in case.items() if " " not in name}
+        found.append((next(iter(case)), _message(lambda given=given: distributed.ntk(**given))))
+    return found
+
+
+def arguments():
+    """Return what is said of calls that differ between processes, by what differs, and a product made at the end."""
+    eigenvalues.SMALL = systems.SMALL = 100
+    rank = torch.distributed.get_rank()
+    K = distributed.ntk(network(), COORDS, precision="highest")
+    n = len(COORDS)
+    v = torch.linspace(-1, 1, n, dtype=torch.float64)
+    signs = torch.where(torch.arange(n) % (2 + rank) == 0, 1.0, -1.0)
+
+    def fails(residual):
+        if rank == 1:
+            raise ZeroDivisionError("of this process")
+        return residual
+
+    cases = [
+        ("V", lambda: K @ (v + rank)),
+        ("V", lambda: K @ signs),
+        ("V", lambda: K @ v[: n - rank]),
+        ("V", lambda: K @ (v if rank else None)),
+        ("V", lambda: K.product(v * (1 + rank))),
+        ("damping", lambda: K.product(v, damping=0.1 + rank)),
+        ("index", lambda: K.columns([rank])),
+        ("index", lambda: K.submatrix(slice(0, 3 + rank))),
+        ("ridge", lambda: K.solve(v, ridge=0.1 + rank)),
+        ("preconditioner", lambda: K.solve(v, 1.0, preconditioner=("none", "diagonal")[rank])),
+        ("process 1 raised ZeroDivisionError: of this process", lambda: K.solve(v, 1.0, preconditioner=fails)),
+        ("Y", lambda: K.quadratic_form(v.flip(0) if rank else v)),
+        ("k", lambda: K.spectrum(k=3 + rank)),
+        ("levels", lambda: K.spectrum(levels=[0.5, 1.0 + rank])),
+        ("arguments", lambda: K.frobenius(*[1] * rank)),
+        ("the method", lambda: K.frobenius() if rank else K.trace()),
+        ("the method", lambda: K.jacobian_error if rank else K.matrix_error),
+        ("the kernel", lambda: (K if rank else K.layers["layers.1"]).trace()),
+        ("out", lambda: K.to_dense(out=torch.empty(n, n + rank, dtype=torch.float64))),
+        ("precision", lambda: K.at_precision(("high", "medium")[rank])),
+    ]
+    return [(what, _message(call)) for what, call in cases], K @ v

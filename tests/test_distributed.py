@@ -67,8 +67,20 @@ def test_the_smallest_budget_counts_for_all_and_changes_no_number(two, output):
     assert first["matrix error"] == second["matrix error"] == pytest.approx(K.matrix_error + rounding)
 
 
-def test_different_networks_are_refused(two):
-    assert all("networks differ between processes" in message for message in two.call("shared_calls", "different"))
+@pytest.mark.parametrize("calls", ["options", "arguments"])
+def test_what_differs_between_processes_is_named_in_all_of_them(two, calls):
+    first, second = two.call("shared_calls", calls)
+    if calls == "arguments":
+        (first, product), (second, other) = first, second
+        assert torch.equal(product, other)
+    for (what, here), (_, there) in zip(first, second, strict=True):
+        if "raised" in what:  # elsewhere it is the error itself
+            assert sum(f": {what}" in message for message in (here, there)) == 1
+            assert "" not in (here, there)
+        else:
+            assert here == there
+            assert here.startswith(f"ValueError: {what}")
+            assert "must be the same in every process, got" in here
 
 
 def test_without_a_process_group_it_says_how_to_start():

@@ -41,6 +41,7 @@ TESTED_BY = {
     "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
     "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
     "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",
+    "inrfast/tangent/agreement.py": "tests/test_distributed.py",
     "inrfast/tangent/*.py": "tests/tangent/test_kernel.py",
     "inrfast/testing/entrywise.py": "tests/testing/test_activation.py",
     "inrfast/training/engines/*.py": "tests/training/engines/test_engines.py",

@@ -88,9 +88,9 @@ class Linear(Layer):
         return factors.features[:, : next(iter(self.shapes.values()))[1]]
 
     def matrix(self, module: nn.Module) -> Tensor | None:
-        """Return W (D_out, D_in)."""
+        """Return W (D_out, D_in), if it has entries."""
         assert isinstance(module, nn.Linear)
-        return module.weight
+        return module.weight if module.weight.numel() > 0 else None
 
 
 LAYERS.add(Linear.kind, Linear)

@@ -7,6 +7,7 @@ The methods of this folder are written against :class:`Whole`, which holds all r
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -34,6 +35,10 @@ class Whole:
     def agree(self, tensor: Tensor) -> Tensor:
         """Return the first process's ``tensor``, of the same shape and dtype everywhere."""
         return tensor
+
+    def all_or_none(self) -> AbstractContextManager[None]:
+        """Return a block that exchanges nothing, in which an error of one process is raised in all."""
+        return nullcontext()
 
     def complete_(self, matrix: Tensor) -> None:
         """Fill in the rows of a symmetric matrix (size, size) that other processes have, and mirror its lower half."""

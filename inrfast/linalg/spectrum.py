@@ -248,6 +248,9 @@ class Spectrum:
     def energy(self, target: Tensor) -> Tensor:
         """Return the share of a signal's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
 
+        Eigenvectors of equal eigenvalues, those of the null space (eigenvalues within the error of 0) among them, are
+        any basis of their space: only the sum of their shares has a meaning.
+
         Parameters
         ----------
         target
@@ -305,7 +308,7 @@ class Spectrum:
                 'ntk(..., output="full") predicts without that assumption'
             )
         error = start - y
-        decay = (1 - lr * self.eigenvalues / summed) ** steps - 1
+        decay = _powers(1 - lr * self.eigenvalues / summed, steps) - 1
         if not bool(torch.isfinite(decay).all()):
             raise ValueError(f"lr={lr:g} diverges beyond fp64 in {steps} steps; stable is a rate below 2 / lambda_1")
         return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
@@ -362,6 +365,14 @@ def dense_spectrum(
     trace = float(matrix.diagonal().sum())
     whole = Spectrum(values, vectors, error, error, n, trace, min(rank_bound, n), rtol, "dense")
     return whole if k is None else whole.truncated(k)
+
+
+def _powers(base: Tensor, steps: int) -> Tensor:
+    """Return the powers of the entries of ``base``, of exponents beyond those that fp64 tells from their neighbours."""
+    if steps < 2**53:
+        return base**steps
+    found = base.abs() ** float(min(steps, 2**1000))
+    return found * base.sign() if steps % 2 else found
 
 
 def _raised(eigenvalue: float, jacobian_error: float) -> float:

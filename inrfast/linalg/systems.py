@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import ResolutionError, check_seed
+from inrfast.errors import RangeError, ResolutionError, check_seed
 from inrfast.linalg.conjugate_gradients import conjugate_gradients
 from inrfast.linalg.eigenvalues import SMALL, DenseableOperator
 from inrfast.linalg.preconditioners import Preconditioner, System, find
@@ -34,12 +36,31 @@ def solve(
     """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent.kernel.TangentKernel.solve`."""
     n, seed = operator.shape[0], check_seed("seed", seed)
     make = find(DEFAULT if preconditioner is None else preconditioner)
+    powers = _powers(y)
+    y = y / powers  # or squares of very large or small right-hand sides would over- or underflow
     small = n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget  # the matrix, its factor and a copy on the way
     if small and preconditioner is None:
-        return _dense(operator, y, ridge, tol)
+        return _scaled(_dense(operator, y, ridge, tol), powers)
     own = operator.partition.mine(y)
     system = System(operator, ridge, budget, VECTORS * 8 * n * y.shape[1], seed, progress)
-    return operator.partition.gather(_iterated(system, make, own, tol))
+    return _scaled(operator.partition.gather(_iterated(system, make, own, tol)), powers)
+
+
+def _powers(y: Tensor) -> Tensor:
+    """Return for every column the power of two with which its largest entry is in [1, 2); 1 for a column of zeros."""
+    mantissas, exponents = torch.frexp(y.abs().amax(0))
+    found = [
+        math.ldexp(1.0, e - 1) if m > 0 else 1.0 for m, e in zip(mantissas.tolist(), exponents.tolist(), strict=True)
+    ]
+    return torch.tensor(found, dtype=y.dtype, device=y.device)
+
+
+def _scaled(x: Tensor, powers: Tensor) -> Tensor:
+    """Return solutions of the systems that were scaled."""
+    found = x * powers
+    if not bool(torch.isfinite(found).all()):
+        raise RangeError("the solution would hold numbers beyond fp64; give a smaller y or a larger ridge")
+    return found
 
 
 def _dense(operator: DenseableOperator, y: Tensor, ridge: float, tol: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Capture: the per-layer factors of a network, exactly, or a refusal that names the reason.
 
 Every trainable parameter is captured: by its layer's two factors where a handler of :mod:`inrfast.layers` knows them,
-else by automatic differentiation point by point. No sample may influence another. A network that
+else by automatic differentiation point by point. That is also the way of a parameter whose factors are not all of its
+derivatives, such as a weight that is used once more outside its layer. No sample may influence another. A network that
 :func:`inrfast.mlp.describe` knows takes a closed form, every other module forward hooks. The parameters are copied at
 construction: training the network afterwards does not change a kernel already made.
 """
@@ -42,6 +43,12 @@ SHUFFLED_ROWS = 32
 
 ROW_COPIES = 6
 """Numbers in fp64 that a pass holds for each number of a row by automatic differentiation."""
+
+OUTSIDE = (
+    "its module's factors are not all of its derivatives, as where it acts outside the module's forward pass too, or "
+    "where the module gets the points in another order"
+)
+"""Why the parameters of a module that hooks do not see whole go to automatic differentiation."""
 
 UNCOUNTED = 2**22
 """Bytes of scratch, of the smallest stream among it, that are taken as nothing beside those of the process itself."""
@@ -130,17 +137,24 @@ class Capture:
                 check_network(net, self.network, coords)
             sample = spread_points(coords.to(PASS_DTYPE), 4)
             reasons, self.outputs = self._tried(sample, shared)
-            if reasons:
-                self.layers = layers_of(net, chosen, reasons)
-            # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
-            self.concurrent = known and not self._run_layers
-            self._rows = self._point_rows()
-            if self._rows is not None:
-                self._tell_of_rows(reasons, budget_bytes(memory_budget, self.device))
-            self._probe(sample, coords)
+            while True:
+                if reasons:
+                    self.layers = layers_of(net, chosen, reasons)
+                # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
+                self.concurrent = known and not self._run_layers
+                self._rows = self._point_rows()
+                if self._rows is not None:
+                    self._tell_of_rows(reasons, budget_bytes(memory_budget, self.device))
+                apart = self._probe(sample, coords)
+                if not apart:
+                    break
+                reasons |= {name: OUTSIDE for index in apart for name in self.layers[index].parameters}
 
-    def _probe(self, sample: Tensor, coords: Tensor) -> None:
-        """Measure the factors, and compare them with automatic differentiation, at a few points."""
+    def _probe(self, sample: Tensor, coords: Tensor) -> list[int]:
+        """Measure the factors, and compare them with automatic differentiation, at a few points.
+
+        Returns the layers that hooks do not see whole: they are for automatic differentiation.
+        """
         found = self.exact(sample)
         self.stored = tuple(factors.widths for factors in found)
         self.widths = tuple(
@@ -153,7 +167,11 @@ class Capture:
             shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
             sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
             found = self.exact(sample)
-        self.magnitudes = check_jacobian(self.network, self.layers, sample, self.outputs, found, largest)
+        movable = [index for index in self._run_layers if self.layers[index].observed]
+        self.magnitudes, apart = check_jacobian(
+            self.network, self.layers, sample, self.outputs, found, largest, movable
+        )
+        return apart
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 

@@ -331,8 +331,7 @@ class TangentKernel:
 
         Measured on a sample of points, with a safety factor of 8: see :mod:`inrfast.rounding`.
         """
-        own = torch.tensor(self.left.squared_pass_error(self.output), dtype=torch.float64, device=self.device)
-        return math.sqrt(float(self.partition.total(own)))
+        return math.sqrt(self.partition.sum(self.left.squared_pass_error(self.output), self.device))
 
     @property
     def entry_error(self) -> float:
@@ -451,6 +450,8 @@ class TangentKernel:
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
             The preconditioner does not fit the budget.
+        RangeError
+            The solution has numbers beyond fp64.
         ValueError, TypeError
             Bad arguments; a kernel with ``coords2``; a function that random vectors show to be no preconditioner.
         """

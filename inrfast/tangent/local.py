@@ -120,7 +120,9 @@ def ntk(
     net
         Any module that treats its points one by one, in eval mode: :class:`inrfast.INR` in closed form, other modules
         by hooks. Linear layers, norms and tables are kept as small factors (:mod:`inrfast.layers`); every other
-        parameter, also one used twice, costs its number of entries per point and output, and a warning says so. The
+        parameter, also one used twice or outside its layer (a head tied by hand, a network that returns its own
+        slopes), costs its number of entries per point and output, and a warning says so. Refused are parametrised
+        modules (weight norm, spectral norm), which are to be baked in first, and modules that draw random numbers. The
         parameters are copied: training the network later does not change the kernel.
     coords, coords2
         Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.

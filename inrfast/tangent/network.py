@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError
+from inrfast.memory import is_refusal
 from inrfast.pointwise import stirred_
 from inrfast.snapshot import snapshot
 
@@ -88,6 +89,13 @@ class Network:
             )
         if output.is_complex():
             raise UnsupportedModuleError(f"net returns complex values ({output.dtype}); only real ones are supported")
+        if not output.is_floating_point():
+            raise TypeError(
+                f"net must return floating-point numbers, got {output.dtype}: whole numbers and truth values have no "
+                "derivatives"
+            )
+        if output.numel() == 0:
+            raise ValueError(f"net must return at least one output per point, got shape {tuple(output.shape)}")
         return output.reshape(points, -1)
 
     def _selected(self, returned: Any) -> Any:
@@ -136,7 +144,9 @@ def gradients(total: Tensor, wanted: Sequence[Tensor], again: bool = False) -> l
     except RuntimeError as error:
         if "checkpoint" in str(error):
             raise UnsupportedModuleError(REENTRANT) from error
-        raise
+        if is_refusal(error):
+            raise
+        raise UnsupportedModuleError(f"net cannot be differentiated by torch: {error}") from error
     for place, gradient in zip(places, computed, strict=True):
         found[place] = gradient
     return found

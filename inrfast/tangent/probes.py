@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -139,7 +139,8 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
     """
     tiny, larger = 2.0**-36, 2.0**-18
     slope = torch.zeros_like(coords)
-    with suppress(RuntimeError), torch.enable_grad(), network.alone() as module:  # some operations have no slope there
+    no_slope = suppress(RuntimeError, UnsupportedModuleError)  # some operations have none there
+    with no_slope, torch.enable_grad(), network.alone() as module:
         moving = coords.clone().requires_grad_()
         (slope,) = gradients(network.output_in(module(moving * 1), len(coords)).sum(), [moving])
 
@@ -163,12 +164,19 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
 
 
 def check_jacobian(
-    network: Network, layers: Sequence[Layer], sample: Tensor, outputs: int, captured: Sequence[Factors], known: Tensor
-) -> list[float]:
+    network: Network,
+    layers: Sequence[Layer],
+    sample: Tensor,
+    outputs: int,
+    captured: Sequence[Factors],
+    known: Tensor,
+    movable: Collection[int],
+) -> tuple[list[float], list[int]]:
     """Compare ``J^T v`` by the factors with automatic differentiation, on a few points, for one v.
 
     In reverse mode: forward mode of torch is not safe in threads. A GPU is waited for once, for all answers and the
-    ``known`` numbers, which are returned.
+    ``known`` numbers, which are returned. The second are the layers, of those that are ``movable`` to automatic
+    differentiation, whose factors are not those of the network; another such layer is refused.
     """
     weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
     truth = _products_by_autograd(network, layers, sample, weights)
@@ -181,9 +189,9 @@ def check_jacobian(
     agree, total, size, *numbers = torch.cat([answers, known]).tolist()
     if not math.isfinite(total):
         _need_finite(layers, captured)
-    if not agree:
-        _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size)
-    return numbers
+    if agree:
+        return numbers, []
+    return numbers, _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size, movable)
 
 
 def _need_finite(layers: Sequence[Layer], captured: Sequence[Factors]) -> None:
@@ -202,8 +210,12 @@ def _refuse_other_jacobian(
     ours: list[Tensor],
     truth: list[Tensor],
     largest: float,
-) -> None:
-    """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify."""
+    movable: Collection[int],
+) -> list[int]:
+    """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify.
+
+    Layers that differ are returned where all or some of them are movable.
+    """
     eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
     for seed in range(3):
         near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
@@ -211,19 +223,21 @@ def _refuse_other_jacobian(
     if effect > CHAOTIC * largest:
         raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
     if not bool(_agree(ours, truth, largest, AMPLIFIED * effect)):
+        allowed = AMPLIFIED * effect
+        places = range(len(layers))
+        off = [k for k in places if not bool(_agree(ours[k : k + 1], truth[k : k + 1], largest, allowed))]
+        apart = [k for k in off if k in movable]
+        if apart:
+            return apart
         errors = [float((a - b).abs().max()) for a, b in zip(ours, truth, strict=True)]
-        off = [
-            layer.name
-            for layer, own, other in zip(layers, ours, truth, strict=True)
-            if not bool(_agree([own], [other], largest, AMPLIFIED * effect))
-        ]
-        where = f"most in layer {layers[errors.index(max(errors))].name!r}, last in layer {off[-1]!r}"
+        where = f"most in layer {layers[errors.index(max(errors))].name!r}, last in layer {layers[off[-1]].name!r}"
         raise UnsupportedModuleError(
             "the captured factors do not reproduce the network's Jacobian (checked against automatic "
             f"differentiation on {len(sample)} points, error {max(errors):.2e}, {where}): {_own_parts(network, layers)}"
             "a parameter acts outside its layer's forward, a layer gets the points in another order, or a part "
             "computes in 16 bits"
         )
+    return []
 
 
 def _own_parts(network: Network, layers: Sequence[Layer]) -> str:

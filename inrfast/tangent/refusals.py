@@ -45,12 +45,15 @@ def check_tensors(net: nn.Module, device: torch.device) -> None:
 
 
 def chosen_parameters(net: nn.Module, params: Iterable[str] | None) -> list[str]:
-    """Return the names of the parameters to differentiate, in parameters_to_vector order."""
+    """Return the names of the parameters to differentiate, in parameters_to_vector order; none without entries."""
     trainable = [name for name, p in net.named_parameters() if p.requires_grad]
+    empty = {name for name, p in net.named_parameters() if p.numel() == 0}
     if params is None:
         if not trainable:
             raise UnsupportedModuleError("net has no trainable parameters: all are frozen")
-        return trainable
+        if empty.issuperset(trainable):
+            raise UnsupportedModuleError(f"net has no trainable numbers: {trainable[0]!r} and all others have size 0")
+        return [name for name in trainable if name not in empty]
     if isinstance(params, str):
         raise TypeError(f"params must be a list of names, got the string {params!r}; write [{params!r}]")
     asked = list(params)
@@ -60,7 +63,7 @@ def chosen_parameters(net: nn.Module, params: Iterable[str] | None) -> list[str]
             raise TypeError(f"params must hold names, got {entry!r}")
         found = [name for name in trainable if name == entry or name.startswith(entry + ".")]
         if not found:
-            modules = {name.rpartition(".")[0] for name in trainable}
+            modules = {name.rpartition(".")[0] for name in trainable if "." in name}
             raise ValueError(
                 f"params names {entry!r}, which is no trainable parameter or module with one."
                 f"{nearest(entry, [*trainable, *modules])}"
@@ -68,7 +71,9 @@ def chosen_parameters(net: nn.Module, params: Iterable[str] | None) -> list[str]
         chosen.update(found)
     if not chosen:
         raise ValueError("params must name at least one parameter, got an empty list")
-    return [name for name in trainable if name in chosen]
+    if empty.issuperset(chosen):
+        raise ValueError(f"params must name at least one parameter with numbers, but {min(chosen)!r} has size 0")
+    return [name for name in trainable if name in chosen and name not in empty]
 
 
 def shared_parameters(net: nn.Module) -> dict[str, str]:

@@ -6,7 +6,8 @@ Cholesky factor of a spectrum, is computed by each process for its own rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -19,8 +20,9 @@ from torch import Tensor
 from inrfast.layers import Factors
 from inrfast.linalg.partition import Whole
 from inrfast.memory import chunks
-from inrfast.modes import methods_in_own_modes
+from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.tangent import products
+from inrfast.tangent.agreement import Agreement, collective
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
@@ -38,14 +40,14 @@ class Sharded(Whole):
     ----------
     points, fold
         Points of the grid; rows of the kernel a point.
-    group
-        A process group; None: all processes.
+    agreement
+        The processes.
     """
 
-    def __init__(self, points: int, fold: int, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, points: int, fold: int, agreement: Agreement) -> None:
         super().__init__(points * fold)
-        self.group = group
-        self.rank, self.processes = dist.get_rank(group), dist.get_world_size(group)
+        self.agreement, self.group = agreement, agreement.group
+        self.rank, self.processes = agreement.rank, agreement.processes
         ends = [points * rank // self.processes for rank in range(self.processes + 1)]
         self.sizes = [(b - a) * fold for a, b in pairwise(ends)]
         self.points = slice(ends[self.rank], ends[self.rank + 1])
@@ -60,6 +62,10 @@ class Sharded(Whole):
     def sum(self, number: float, device: torch.device) -> float:
         """Return the sum of every process's ``number``."""
         return float(self.total(torch.tensor(number, dtype=torch.float64, device=device)))
+
+    def all_or_none(self) -> AbstractContextManager[None]:
+        """Return a block that exchanges nothing, in which an error of one process is raised in all."""
+        return self.agreement.all_or_none()
 
     def smallest(self, number: int, device: torch.device) -> int:
         """Return the smallest of every process's ``number``."""
@@ -202,6 +208,8 @@ class SharedNetwork:
         As :func:`inrfast.distributed.ntk` takes them; the budget in bytes is the same in every process.
     partition
         Which rows of the kernel are here.
+    number
+        The same in every process, and another one for another kernel.
     stores
         By precision: the factors of the own points, and those of any points.
     """
@@ -212,6 +220,7 @@ class SharedNetwork:
     budget: int
     backend: str
     partition: Sharded
+    number: int
     stores: dict[str, tuple[FactorStore, GatheredStore]] = field(default_factory=dict)
 
     def sides(self, precision: str, only: str | None) -> SharedSides:
@@ -228,8 +237,14 @@ class SharedNetwork:
 class ShardedNTK(TangentKernel):
     """A tangent kernel between all points, of which each process computes its rows.
 
-    Built by :func:`inrfast.distributed.ntk`. The calls are those of :class:`inrfast.NTK`; every process of the group
-    must make the same ones with the same arguments, and all get the same results. It cannot be pickled.
+    Built by :func:`inrfast.distributed.ntk`. The calls are those of :class:`inrfast.NTK`, and all processes get the
+    same results. It cannot be pickled.
+
+    Every call exchanges numbers between all processes of the group, so that each of them must make it, with the same
+    arguments and in the same order: methods, ``K @ v``, products by :meth:`to_scipy`, and the properties
+    :attr:`matrix_error` and :attr:`jacobian_error`. A call that one process makes alone (to print a trace, say) waits
+    for the others. The processes compare the names and arguments of their calls first; where these differ, a
+    ValueError that names the argument is raised in all. ``progress=`` may differ; functions are compared by name.
     """
 
     def __init__(self, network: SharedNetwork, precision: str, only: str | None = None) -> None:
@@ -258,6 +273,36 @@ class ShardedNTK(TangentKernel):
         own = torch.tensor(products.columns_at_once(self.sides), device=self.device)
         return int(self.partition.agree(own))
 
+    @cached_property
+    def matrix_error(self) -> float:
+        """Bound on the spectral norm of the rounding error of the entries; to be read in every process."""
+        with self.together("matrix_error", {}):
+            return super().matrix_error
+
+    @cached_property
+    def jacobian_error(self) -> float:
+        """Bound on the spectral norm of the error of J, ``K = J J^T``; to be read in every process."""
+        with self.together("jacobian_error", {}):
+            return super().jacobian_error
+
+    @contextmanager
+    def together(self, call: str, given: Mapping[str, Any]) -> Iterator[None]:
+        """Run a call once every process is seen to make it, of this kernel and with the arguments ``given``."""
+        agreement = self._network.partition.agreement
+        if not agreement.inside and given.get("out") is not None:  # another array in every process
+            given = {**given, "out": self._target_told(given["out"])}
+        kernel = f"{self._only or 'all layers'} at precision {self.capture.precision!r}"
+        with agreement.call({"the method": call, "the kernel": kernel, "the network": self._network.number, **given}):
+            yield
+
+    def _target_told(self, out: Any) -> str:
+        """Return what is to be compared of ``out``: whether it is accepted, or the reason why not."""
+        try:
+            self._as_target(out)
+        except Exception as error:  # raised by the method too, if by that of every process
+            return f"one refused ({error})"
+        return "an accepted one"
+
     @property
     def _keeps(self) -> bool:
         store = self.right.store
@@ -275,3 +320,24 @@ class ShardedNTK(TangentKernel):
     def __repr__(self) -> str:
         part = self._network.partition
         return f"ShardedNTK(shape={self.shape}, rows {part.start} to {part.stop} here, {part.processes} processes)"
+
+
+COLLECTIVE = (
+    "__matmul__",
+    "at_precision",
+    "columns",
+    "diagonal",
+    "frobenius",
+    "product",
+    "quadratic_form",
+    "row_sums",
+    "solve",
+    "spectrum",
+    "submatrix",
+    "to_dense",
+    "trace",
+)
+"""Methods that exchange numbers."""
+
+for _name in COLLECTIVE:
+    setattr(ShardedNTK, _name, in_own_modes(collective(getattr(ShardedNTK, _name))))

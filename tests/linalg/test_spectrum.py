@@ -119,3 +119,13 @@ def test_energy_of_several_signals_is_the_mean_of_theirs(count, seed):
 def test_measures_of_the_zero_operator_are_zero():
     zero = dense_spectrum(torch.zeros(3, 3, dtype=torch.float64), 0.0, 1e-6, 3)
     assert zero.stable_rank() == zero.effective_rank() == 0
+
+
+@pytest.mark.parametrize("steps", [2**53 + 1, 2**62 + 1, 10**30, 10**400, 10**400 + 1])
+def test_predictions_after_any_number_of_steps_are_those_of_the_limit(steps):
+    values = torch.tensor([2.0, 1.5, 1.0, 0.5, 0.0], dtype=torch.float64)  # factors -1, -1/2, 0, 1/2, 1
+    vectors = torch.eye(5, dtype=torch.float64)
+    s = dense_spectrum(vectors * values, 0.0, 1e-6, 5, eigenvectors=True)
+    limit = torch.tensor([(-1.0) ** (steps % 2), 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
+    start = torch.ones(5, dtype=torch.float64)
+    torch.testing.assert_close(s.predict(0 * start, start, 1.0, steps), limit)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_spectra import operator_with, spectra
 
-from inrfast.errors import MemoryBudgetError, ResolutionError
+from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
 from inrfast.linalg import systems
 from inrfast.linalg.preconditioners import PRECONDITIONERS, System
 
@@ -135,3 +135,28 @@ def test_a_preconditioner_may_write_into_what_it_gets_and_one_that_does_not_help
         systems.solve(operator, y, 0.0, 1e-13, 1 << 30, preconditioner="none")
     with pytest.raises(MemoryBudgetError, match="an iteration of order 200"):
         systems.solve(operator, y, 1.0, 1e-9, 1000, preconditioner="diagonal")
+
+
+@given(
+    spectra(), st.integers(-300, 300), st.integers(-300, 300), st.sampled_from([None, "own", *sorted(PRECONDITIONERS)])
+)
+def test_solutions_scale_with_the_right_hand_side_and_not_with_the_preconditioner(values, exponent, other, name):
+    """A column of zeros gives zeros; so it does beside columns of any size."""
+    n, operator = len(values), operator_with(values, 0)
+    ridge = float(values[0])
+    y = torch.randn(n, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = torch.tensor([10.0**exponent, 10.0**other, 0.0], dtype=torch.float64)
+    truth = torch.linalg.solve(operator.matrix + ridge * torch.eye(n, dtype=torch.float64), y)
+    given_by = {"own": lambda r: r * 10.0**exponent}.get(name, name)
+    x = systems.solve(operator, y * scale, ridge, 1e-9, 1 << 30, progress=False, preconditioner=given_by)
+    assert (x[:, 2] == 0).all()
+    for column in range(2):
+        # Both may lie below what fp64 holds with all digits, or the solution beyond it.
+        found, wanted = x[:, column] / scale[column], truth[:, column]
+        assert (found - wanted).norm() <= 1e-8 * wanted.norm() + 1e-320 / scale[column]
+
+
+def test_a_solution_beyond_fp64_is_told():
+    operator = operator_with(torch.full((20,), 1e-20, dtype=torch.float64), 0)
+    with pytest.raises(RangeError, match="beyond fp64"):
+        systems.solve(operator, torch.full((20, 1), 1e300, dtype=torch.float64), 1e-20, 1e-6, 1 << 30)

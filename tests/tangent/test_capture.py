@@ -141,7 +141,7 @@ class Coupled(nn.Module):
 
 
 class Backdoor(nn.Module):
-    """Uses a weight outside its layer's forward: only the numerical probe can see it."""
+    """Uses a weight outside its layer's forward pass too: only the numerical probe can see it."""
 
     def __init__(self):
         super().__init__()
@@ -161,6 +161,42 @@ class Reordered(nn.Module):
     def forward(self, x):
         order = x[:, 1].argsort()
         return self.b(torch.tanh(self.a(x[order]))[order.argsort()])
+
+
+class Tied(nn.Module):
+    """A head written by hand with the weight of the first layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(2, 3), nn.Linear(3, 3), nn.LayerNorm(3)
+
+    def forward(self, x):
+        return self.norm(self.b(torch.tanh(self.a(x)))) @ self.a.weight * self.norm.weight[:2]
+
+
+class Sloped(nn.Module):
+    """Returns its own derivatives by the coordinates."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.requires_grad_()
+            value = self.b(torch.tanh(self.a(x)))
+            return torch.cat([value, *torch.autograd.grad(value.sum(), x, create_graph=True)], 1)
+
+
+class Halved(nn.Module):
+    """Computes in 16 bits inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)).half().to(x.dtype))
 
 
 class Uncalled(nn.Module):
@@ -204,6 +240,9 @@ GENERAL = {
     "uncalled": (Uncalled, "does not call its module"),
     "positions": (Ranked, r"input has the shape \(4, 2, 1\)"),
     "convolution": (lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 3, 1), nn.Flatten()), "1.weight"),
+    "outside its layer": (Backdoor, r"'a\.weight', 'a\.bias' have.*acts outside the module"),
+    "tied by hand": (Tied, r"'a\.weight', 'a\.bias', 'norm\.weight', 'norm\.bias' have.*acts outside the module"),
+    "reordered": (Reordered, r"'a\.weight', 'a\.bias' have.*another order"),
 }
 
 
@@ -218,10 +257,22 @@ def test_what_has_no_two_factors_is_differentiated_point_by_point_and_says_so(na
     torch.testing.assert_close(J.rows(), truth, rtol=1e-10, atol=1e-12)
 
 
+def test_a_network_that_returns_its_own_slopes_is_differentiated_point_by_point():
+    backends.warn_once.cache_clear()
+    net, coords = Sloped(), random_coords(5, 2, 0)
+    with pytest.warns(RuntimeWarning, match=r"'a\.weight', 'a\.bias', 'b\.weight', 'b\.bias' have"):
+        J = inr.jacobian(net, coords, precision="highest")
+    net.double()
+    parameters, rows = list(net.parameters()), []
+    for value in net(coords.double()).flatten():
+        found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+        rows.append(torch.cat([gradient.flatten() for gradient in found]))
+    torch.testing.assert_close(J.rows(), torch.stack(rows), rtol=1e-10, atol=1e-12)
+
+
 REFUSALS = {
     "coupled": (Coupled, "couples samples"),
-    "outside its layer": (Backdoor, "acts outside its layer"),
-    "reordered": (Reordered, "another order"),
+    "16 bits": (Halved, "16 bits"),
     "random": (Noisy, "random"),
     "weight norm": (lambda: nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 1))), "parametrised"),
     "spectral norm": (lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(2, 2))), "parametrised"),
@@ -246,6 +297,77 @@ def test_refusals_name_the_culprit(name):
     make, message = REFUSALS[name]
     with pytest.raises(UnsupportedModuleError, match=message):
         inr.ntk(make(), random_coords(6, 2, 0))
+
+
+class Whole(nn.Sequential):
+    """Layers, and what becomes of their outputs."""
+
+    def __init__(self, end):
+        super().__init__(nn.Linear(2, 3))
+        self.end = end
+
+    def forward(self, x):
+        return self.end(super().forward(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool])
+def test_outputs_without_derivatives_are_refused(dtype):
+    with pytest.raises(TypeError, match=f"floating-point numbers, got {dtype}"):
+        inr.ntk(Whole(lambda h: (4 * h).to(dtype)), random_coords(6, 2, 0))
+
+
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(context, h):
+        return 2 * h
+
+    @staticmethod
+    def backward(context, gradient):
+        raise NotImplementedError("no slope")
+
+
+@pytest.mark.parametrize(
+    "end", [Raises.apply, lambda h: torch.igamma(h.abs() + 1, h.abs() + 2), lambda h: h.exp_().mul_(h)]
+)
+def test_what_torch_cannot_differentiate_is_told(end):
+    with pytest.raises(UnsupportedModuleError, match="net cannot be differentiated by torch: "):
+        inr.ntk(Whole(end), random_coords(6, 2, 0))
+
+
+class Empty(nn.Module):
+    """A parameter or a layer without numbers beside an ordinary one."""
+
+    def __init__(self, beside, use):
+        super().__init__()
+        self.inlet, self.beside, self.use = nn.Linear(2, 3), beside, use
+
+    def forward(self, x):
+        return torch.tanh(self.inlet(x)) + (self.use(self.beside, x) if self.use else 0)
+
+
+NOTHING = {
+    "unused": (lambda: nn.ParameterList([torch.zeros(0)]), None),
+    "summed": (lambda: nn.ParameterList([torch.zeros(0)]), lambda p, x: p[0].sum()),
+    "matrix": (lambda: nn.ParameterList([torch.zeros(0, 3)]), lambda p, x: x[:, :0] @ p[0]),
+    "linear in": (lambda: nn.Linear(0, 3), lambda layer, x: layer(x[:, :0])),
+    "linear out": (lambda: nn.Linear(2, 0), lambda layer, x: layer(x).sum(1, keepdim=True)),
+    "norm": (lambda: nn.LayerNorm(0), lambda layer, x: layer(x[:, :0]).sum(1, keepdim=True)),
+    "table": (lambda: nn.Embedding(4, 0), lambda layer, x: layer((x[:, 0] > 0).long()).sum(1, keepdim=True)),
+    "between": (lambda: nn.Sequential(nn.Linear(2, 0), nn.Tanh(), nn.Linear(0, 3)), lambda layer, x: layer(x)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("name", NOTHING)
+def test_parameters_without_entries_contribute_nothing(name):
+    make, use = NOTHING[name]
+    net, coords = Empty(make(), use), random_coords(7, 2, 0)
+    truth = exact_jacobian(net, coords).flatten(0, 1)
+    torch.testing.assert_close(inr.jacobian(net, coords, precision="highest").rows(), truth, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(inr.ntk(net, coords, output="full", precision="highest").to_dense(), truth @ truth.t())
+    named = next((p for p, values in net.named_parameters() if values.numel() == 0), None)
+    with pytest.raises(ValueError, match=f"{named!r} has size 0"):
+        inr.ntk(net, coords, params=[named])
 
 
 def test_other_returns_need_select():

@@ -6,6 +6,7 @@ function of a block of vectors. P must be linear, symmetric and positive definit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -89,32 +90,47 @@ def _checked(function: Callable[[Tensor], Tensor], system: System) -> Apply:
 
     def apply(rows: Tensor) -> Tensor:
         residual = partition.gather(rows)
-        found = function(residual.clone())  # the iteration goes on with its own
-        if not isinstance(found, Tensor):
-            raise TypeError(f"preconditioner must return a torch.Tensor, got {type(found).__name__}")
-        if found.shape != residual.shape or found.device != residual.device or not found.is_floating_point():
-            raise ValueError(
-                f"preconditioner must return a floating tensor of shape {tuple(residual.shape)} on {residual.device}, "
-                f"got {found.dtype} {tuple(found.shape)} on {found.device}"
-            )
+        with partition.all_or_none():  # the function may raise in one process alone
+            found = _result(function(residual.clone()), residual)  # the iteration goes on with its own
         return partition.mine(found.detach().to(torch.float64, copy=True))
 
-    _probe(apply, system)
-    return apply
+    power = _probe(apply, system)
+    return lambda rows: apply(rows).div_(power)  # the iteration is the same for every multiple of P
 
 
-def _probe(apply: Apply, system: System) -> None:
-    """Raise a ValueError if P is seen to be other than linear, symmetric and positive definite on random vectors."""
+def _result(found: object, residual: Tensor) -> Tensor:
+    """Return what a user's function made of a residual, if it is a tensor of the same shape."""
+    if not isinstance(found, Tensor):
+        raise TypeError(f"preconditioner must return a torch.Tensor, got {type(found).__name__}")
+    if found.shape != residual.shape or found.device != residual.device or not found.is_floating_point():
+        raise ValueError(
+            f"preconditioner must return a floating tensor of shape {tuple(residual.shape)} on {residual.device}, "
+            f"got {found.dtype} {tuple(found.shape)} on {found.device}"
+        )
+    return found
+
+
+def _probe(apply: Apply, system: System) -> float:
+    """Return the power of two that is the size of P's results, near 1 for random vectors once divided by it.
+
+    Raises
+    ------
+    ValueError
+        P is seen to be other than linear, symmetric and positive definite on random vectors.
+    """
     partition = system.operator.partition
     x = partition.random(PROBES, system.seed, system.operator.diagonal())
     image = apply(x)
+    largest = float(partition.gather(image).abs().amax())
+    if not math.isfinite(largest):
+        raise ValueError("preconditioner returned NaN or Inf for a random residual")
+    power = math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
+    image /= power
     found = partition.total(x.t() @ image)
     size = partition.norm(image)
     needed = "conjugate gradients need a linear, symmetric, positive definite one"
-    if not bool(torch.isfinite(size).all()):
-        raise ValueError("preconditioner returned NaN or Inf for a random residual")
     # The sum of two vectors, as a block of its own: columns must not count for each other either.
-    apart = float(partition.norm(apply(x[:, :1] + x[:, 1:2]) - image[:, :1] - image[:, 1:2]))
+    apart = float(partition.norm(apply(x[:, :1] + x[:, 1:2]) / power - image[:, :1] - image[:, 1:2]))
     if apart > LOOSE * float(size.amax()):
         raise ValueError(f"preconditioner is not linear, column by column: P(x + y) is off by {apart:.1e}; {needed}")
     gap = float((found - found.t()).abs().amax())
@@ -126,3 +142,4 @@ def _probe(apply: Apply, system: System) -> None:
             f"preconditioner is not positive definite: x^T P(x) = {smallest:.1e} for a combination x of "
             f"random residuals; {needed}"
         )
+    return power
