@@ -35,6 +35,7 @@ from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
 from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
+from inrfast.tangent.kernel import KernelOperator
 from inrfast.training import group
 
 grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
@@ -158,7 +159,7 @@ and of that; it returns what is the same on every machine but for rounding."""
 
 def pivots(machine: Machine, turn: Callable[[], Any]) -> None:
     """Grow a factor block by block, and ask it each time what decides whether to go on."""
-    factor = PivotedCholesky(machine.exact)
+    factor = PivotedCholesky(KernelOperator(machine.exact))
     for _ in range(4):
         assert factor.grow(4) > 0
         assert not factor.exhausted
@@ -168,7 +169,7 @@ def pivots(machine: Machine, turn: Callable[[], Any]) -> None:
 
 def lanczos(machine: Machine, turn: Callable[[], Any], residual: bool) -> None:
     """Bound the spectrum of a matrix, or of what a factor leaves of a kernel, by batches of four products."""
-    factor = PivotedCholesky(machine.exact)
+    factor = PivotedCholesky(KernelOperator(machine.exact))
     factor.grow(4)
     product = factor.apply_residual if residual else DenseOperator(machine.exact.to_dense()).__matmul__
     spectral_bounds(product, factor.diagonal, 16, 1e-3, 0, enough=lambda bounds: bool(turn()))
