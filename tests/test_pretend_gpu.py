@@ -42,7 +42,7 @@ CEILINGS = {
     "spectrum cholesky": (2914, 29),
     "spectrum lanczos": (273, 20),
     "spectrum quadrature": (3219, 19),
-    "solve": (62, 7),
+    "solve": (67, 8),
     "diagnose": (689, 63),
     "fit": (345, 33),
     "fit medium": (370, 38),

@@ -57,9 +57,13 @@ def test_a_thing_of_ones_own_can_be_replaced_one_of_the_library_cannot(
     called = registry.called
 
     def another(name: str) -> Any:
+        if registry is ENCODINGS:  # no other may have its spelling
+            return type(name, (item,), {"spelling": ""} if name == "mine" else {})
         if isinstance(item, type):
             return type(name, (item,), {called: name} if called == "kind" else {})
-        return replace(item, name=name) if called else (replace(item) if registry is SIGNALS else lambda system: None)
+        if registry is SIGNALS:
+            return replace(item, ending=".mine", readable=lambda: [".mine"])
+        return replace(item, name=name) if called else lambda system: None
 
     with pytest.raises(ValueError, match=f"called '{name}' already; take another name$"):
         registry.add(name, another(name), replace=True)

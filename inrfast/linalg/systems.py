@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -48,11 +46,9 @@ def solve(
 
 def _powers(y: Tensor) -> Tensor:
     """Return for every column the power of two with which its largest entry is in [1, 2); 1 for a column of zeros."""
-    mantissas, exponents = torch.frexp(y.abs().amax(0))
-    found = [
-        math.ldexp(1.0, e - 1) if m > 0 else 1.0 for m, e in zip(mantissas.tolist(), exponents.tolist(), strict=True)
-    ]
-    return torch.tensor(found, dtype=y.dtype, device=y.device)
+    largest = y.abs().amax(0)
+    mantissas = torch.frexp(largest).mantissa
+    return torch.where(largest > 0, largest / (2 * mantissas), 1.0)  # exact: the quotient is a power of two
 
 
 def _scaled(x: Tensor, powers: Tensor) -> Tensor:
