@@ -56,7 +56,7 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
         ``net`` is no INR, or has an encoding that is not registered; something in ``signal`` or its ``init`` is no
         plain value.
     ValueError
-        ``net`` is not what its description says; a number in its description or in ``signal`` is not finite.
+        ``net`` is not what its description says; a number in it, in its description or in ``signal`` is not finite.
     OSError
         The folder is missing or cannot be written to; nothing is left behind.
     """
@@ -114,7 +114,8 @@ def load_network(path: str | os.PathLike[str]) -> tuple[INR, dict[str, Any]]:
     FileNotFoundError, IsADirectoryError, PermissionError, OSError
         There is no such file, it is no file, or it cannot be read.
     ValueError
-        The file is truncated, damaged, of another kind, of several networks or of no INR, or its weights do not fit.
+        The file is truncated, damaged, of another kind, of several networks or of no INR, or its weights do not fit, or
+        hold NaN or Inf.
     """
     schema, tree, about = read_tree(path, (NETWORK_SCHEMA, FIT_SCHEMA))
     with fault_told(f"{shown(path)} does not hold the network it describes"):
@@ -202,6 +203,8 @@ def _check_state(net: INR, state: dict[str, Tensor]) -> None:
         shape, kind = tuple(built[name].shape), built[name].dtype
         fits = state[name].dtype == kind and tuple(state[name].shape) == shape
         check(name, fits, f"a tensor {_printed(shape)} of {str(kind).removeprefix('torch.')}", state[name])
+        if kind.is_floating_point and not bool(torch.isfinite(state[name]).all()):
+            raise ValueError(f"{name} holds NaN or Inf")
     if net.encoding is not None:
         prefix = "encoding."
         net.encoding.check_state(
