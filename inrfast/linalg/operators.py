@@ -61,6 +61,12 @@ class SymmetricOperator(Protocol):
     def submatrix(self, index: Tensor) -> Tensor:
         """Return the rows and columns of such an index, (count, count)."""
 
+    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
+        """Write some rows, counted over those here, of the columns of such an index into ``out`` (rows, count).
+
+        ``out`` is fp64, or fp32 where entries of single precision suffice.
+        """
+
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with a block of vectors (n, k)."""
 
@@ -100,6 +106,10 @@ class DenseOperator:
     def submatrix(self, index: Tensor) -> Tensor:
         """Return the rows and columns of ``index``."""
         return self.matrix[index][:, index]
+
+    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
+        """Write some rows of the columns of ``index`` into ``out``, rounded to its dtype."""
+        out.copy_(self.matrix[rows, index])
 
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""

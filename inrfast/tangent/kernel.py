@@ -567,6 +567,17 @@ class KernelOperator:
         self._kernel._need_range("a submatrix of the kernel")
         return self._kernel.sides.submatrix_as_named(index)
 
+    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
+        """Write some of these rows of some columns into ``out``, computed in its precision."""
+        kernel = self._kernel if out.dtype == self._kernel.dtype else self._in_single
+        kernel._need_range("a block of the kernel")
+        kernel.sides.block_(out, rows, index)
+
+    @cached_property
+    def _in_single(self) -> TangentKernel:
+        """The kernel in fp32."""
+        return self._kernel.at_precision("high")
+
     def to_dense(self) -> Any:
         """Return the whole matrix."""
         return self._kernel.to_dense()

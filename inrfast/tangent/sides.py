@@ -233,6 +233,25 @@ class Sides:
             gram_ops.fill_(out, chosen, None, self.output, self.outputs)
             return out if picked is None else out[picked.unsqueeze(1), picked]
 
+    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
+        """Write some of the rows here of the columns ``index`` (int64, in range) into ``out`` (rows, count)."""
+        points, picked = self._points_as_named(index)
+        chosen, count = self.right.side_of(points, self.plan), len(points) * self.fold
+        first, last = rows.start // self.fold, -(-rows.stop // self.fold)
+        for part in chunks(last - first, self.left.gram_rows(self.plan)):
+            own = slice(first + part.start, first + part.stop)
+            entries = self._entries(own)
+            wanted = slice(max(entries.start, rows.start), min(entries.stop, rows.stop))
+            target = out[wanted.start - rows.start : wanted.stop - rows.start]
+            side = self.left.side(own, self.plan)
+            if picked is None and wanted == entries:
+                gram_ops.fill_(target, side, chosen, self.output, self.outputs)
+                continue
+            whole = empty((entries.stop - entries.start, count), self.dtype, self.device)
+            gram_ops.fill_(whole, side, chosen, self.output, self.outputs)
+            kept = whole[wanted.start - entries.start : wanted.stop - entries.start]
+            target.copy_(kept if picked is None else kept[:, picked])
+
     def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the points of some columns, each once, and where among their columns the wanted ones are.
 
