@@ -78,6 +78,17 @@ class BlockLDL:
         """Number of negative eigenvalues of M, exact."""
         return int((self.pivots < 0).sum())
 
+    def rounding(self) -> float:
+        """Return a bound on the error of a product with a unit vector, and on M's own in a solution's place."""
+        ones = torch.ones(self.size, 1, dtype=torch.float64, device=self.pivots.device)
+        sums = torch.zeros_like(ones)
+        for k, step in enumerate(self.steps):
+            sums[: step.start] += self._rows(k).abs().t() @ ones[step.rows]
+        sums /= self.pivots.abs().unsqueeze(1)
+        rows = [self._rows(k).abs() @ sums[: step.start] for k, step in enumerate(self.steps)]
+        size = float(self.pivots.abs().max()) ** 0.5 + float(torch.cat(rows).max()) ** 0.5
+        return 2 * 8 * self.size**0.5 * 2.0**-53 * size * size
+
     def _rows(self, k: int) -> Tensor:
         """Return the rows of window k of W, (rows, start), fp64."""
         return self.lower[k][:, : self.steps[k].start].double()
