@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.kernels.formats import PADDING
 from inrfast.memory import chunks, empty
 from inrfast.ops import gemm, reductions, tangent_product
 from inrfast.ops import gram as gram_ops
@@ -234,7 +235,15 @@ class Sides:
             return out if picked is None else out[picked.unsqueeze(1), picked]
 
     def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some of the rows here of the columns ``index`` (int64, in range) into ``out`` (rows, count)."""
+        """Write some of the rows here of the columns ``index`` (int64, in range) into ``out`` (rows, count).
+
+        Where the operands of all points are kept, a GPU is not waited for, and rows from a multiple of
+        :data:`PADDING` on take one launch of the kernel.
+        """
+        operands, named = self._whole_operands(self.left), self._operands_at(self.right, index)
+        if operands is not None and named is not None:
+            self._operand_block_(out, operands, rows, named)
+            return
         points, picked = self._points_as_named(index)
         chosen, count = self.right.side_of(points, self.plan), len(points) * self.fold
         first, last = rows.start // self.fold, -(-rows.stop // self.fold)
@@ -251,6 +260,16 @@ class Sides:
             gram_ops.fill_(whole, side, chosen, self.output, self.outputs)
             kept = whole[wanted.start - entries.start : wanted.stop - entries.start]
             target.copy_(kept if picked is None else kept[:, picked])
+
+    def _operand_block_(self, out: Tensor, whole: Operands, rows: slice, chosen: Operands) -> None:
+        """Write some rows of all operands times the chosen ones into ``out``; the rows before a multiple of the
+        padding, which are no part of what is in memory, by themselves."""
+        first = min(-(-rows.start // PADDING) * PADDING, rows.stop)
+        if first > rows.start:
+            ragged = whole.at(torch.arange(rows.start, first, device=self.device))
+            gram_ops.fill_(out[: first - rows.start], ragged, chosen, self.output, self.outputs)
+        if rows.stop > first:
+            gram_ops.fill_(out[first - rows.start :], whole.part(first, rows.stop), chosen, self.output, self.outputs)
 
     def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the points of some columns, each once, and where among their columns the wanted ones are.
@@ -272,11 +291,16 @@ class Sides:
 
     def _operands_at(self, side: LayerwiseJacobian, index: Tensor) -> Operands | None:
         """Return some rows of a side's operands, where those of all its rows are kept in one piece; else None."""
+        whole = self._whole_operands(side)
+        return None if whole is None else whole.at(index)
+
+    def _whole_operands(self, side: LayerwiseJacobian) -> Operands | None:
+        """Return the operands of all rows of a side where they are kept in one piece; else None."""
         if self.plan is None or not side.store.fits or side.gram_rows(self.plan) < len(side.coords):
             return None
         whole = side.side(slice(0, len(side.coords)), self.plan)
         assert isinstance(whole, Operands)
-        return whole.at(index)
+        return whole
 
     def _numbers_of(self, points: int) -> int:
         """Return how many numbers the factors of so many points hold."""
