@@ -25,7 +25,7 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent.kernel.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
+    :class:`inrfast.tangent.kernel_operator.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
     """
 
     @property
