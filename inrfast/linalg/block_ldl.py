@@ -130,7 +130,7 @@ def block_ldl(
     Parameters
     ----------
     operator
-        K, symmetric; each pair of rows is asked for once, through ``block_``.
+        K, symmetric; each pair of rows is asked for once, through ``blocks_``.
     shift
         Any number.
     dtype
@@ -153,7 +153,7 @@ def block_ldl(
         index = torch.arange(rows.start, rows.stop, device=device)
         scaled = (lower[k][:, :start].double() / pivots[:start]).to(dtype)
         panel = torch.empty(n - rows.start, len(index), dtype=dtype, device=device)
-        operator.block_(panel, slice(rows.start, n), index)
+        operator.blocks_([(panel, slice(rows.start, n))], index, dtype)
         panel[: len(index)].diagonal().sub_(shift)
         for j in range(k, len(windows)):
             here = slice(windows[j].start - rows.start, windows[j].stop - rows.start)

@@ -234,18 +234,29 @@ class Sides:
             gram_ops.fill_(out, chosen, None, self.output, self.outputs)
             return out if picked is None else out[picked.unsqueeze(1), picked]
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some of the rows here of the columns ``index`` (int64, in range) into ``out`` (rows, count).
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor) -> None:
+        """Write rows here of the columns ``index`` (int64, in range) into each target: ``(out (rows, count), rows)``.
 
-        Where the operands of all points are kept, a GPU is not waited for, and rows from a multiple of
-        :data:`PADDING` on take one launch of the kernel.
+        Where the operands of all points are kept, a GPU is not waited for, and a target whose rows begin at a multiple
+        of :data:`PADDING` is one launch. Processes that share a kernel call it together, with targets of their own.
         """
-        operands, named = self._whole_operands(self.left), self._operands_at(self.right, index)
-        if operands is not None and named is not None:
-            self._operand_block_(out, operands, rows, named)
-            return
-        points, picked = self._points_as_named(index)
-        chosen, count = self.right.side_of(points, self.plan), len(points) * self.fold
+        picked: Tensor | None = None
+        chosen: Any = self._operands_at(self.right, index)
+        count = len(index)
+        if chosen is None:
+            points, picked = self._points_as_named(index)
+            chosen, count = self.right.side_of(points, self.plan), len(points) * self.fold
+            if picked is not None and isinstance(chosen, Operands):
+                chosen, picked, count = chosen.at(picked), None, len(index)
+        whole = self._whole_operands(self.left)
+        for out, rows in targets:
+            if whole is not None:
+                self._operand_block_(out, whole, rows, chosen)
+            else:
+                self._block_(out, rows, chosen, picked, count)
+
+    def _block_(self, out: Tensor, rows: slice, chosen: Any, picked: Tensor | None, count: int) -> None:
+        """Write some rows of the ``count`` columns of a right side, or of those of them that are ``picked``."""
         first, last = rows.start // self.fold, -(-rows.stop // self.fold)
         for part in chunks(last - first, self.left.gram_rows(self.plan)):
             own = slice(first + part.start, first + part.stop)

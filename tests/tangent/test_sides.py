@@ -1,12 +1,11 @@
 """Blocks of a kernel's entries: any rows of any columns, into memory of any strides, by either backend."""
 
-import pytest
 import torch
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import inrfast as inr
-from inrfast.tangent.kernel import KernelOperator
+from inrfast.tangent.kernel_operator import KernelOperator
 
 
 def memory(kind, rows, columns, dtype):
@@ -41,9 +40,11 @@ def test_blocks_are_entries_of_the_kernel(backend, output, dtype, kind, start, s
     stop = min(stop, len(truth))
     start = min(start, stop - 1)
     index = torch.randint(len(truth), (1 + seed % 40,), generator=torch.Generator().manual_seed(seed))
-    out, whole = memory(kind, stop - start, len(index), dtype)
-    KernelOperator(K).block_(out, slice(start, stop), index)
+    parts = [slice(start, stop), slice(0, start + 1)]
+    blocks = [memory(kind, part.stop - part.start, len(index), dtype) for part in parts]
+    KernelOperator(K).blocks_([(out, part) for (out, _), part in zip(blocks, parts, strict=True)], index, dtype)
     size = truth.diagonal().sqrt()
-    error = ((out.double() - truth[start:stop, index]).abs() / torch.outer(size[start:stop], size[index])).max()
-    assert float(error) <= (1e-12 if dtype == torch.float64 else 2e-6)
-    assert int(whole.isnan().sum()) == whole.numel() - out.numel()  # nothing else is written
+    for (out, whole), part in zip(blocks, parts, strict=True):
+        error = ((out.double() - truth[part, index]).abs() / torch.outer(size[part], size[index])).max()
+        assert float(error) <= (1e-12 if dtype == torch.float64 else 2e-6)
+        assert int(whole.isnan().sum()) == whole.numel() - out.numel()  # nothing else is written
