@@ -78,9 +78,45 @@ class BlockLDL:
         """Number of negative eigenvalues of M, exact."""
         return int((self.pivots < 0).sum())
 
+    def rounding(self) -> float:
+        """Return a bound on the error of a product with a unit vector, and on M's own in a solution's place."""
+        ones = torch.ones(self.size, 1, dtype=torch.float64, device=self.pivots.device)
+        sums = torch.zeros_like(ones)
+        for k, step in enumerate(self.steps):
+            sums[: step.start] += self._rows(k).abs().t() @ ones[step.rows]
+        sums /= self.pivots.abs().unsqueeze(1)
+        rows = [self._rows(k).abs() @ sums[: step.start] for k, step in enumerate(self.steps)]
+        size = float(self.pivots.abs().max()) ** 0.5 + float(torch.cat(rows).max()) ** 0.5
+        return 2 * 8 * self.size**0.5 * 2.0**-53 * size * size
+
     def _rows(self, k: int) -> Tensor:
         """Return the rows of window k of W, (rows, start), fp64."""
         return self.lower[k][:, : self.steps[k].start].double()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factor."""
+        return self.lower.nbytes + self.pivots.nbytes + sum(step.basis.nbytes for step in self.steps)
+
+    def rounding(self) -> float:
+        """Return a bound on the error of a product with a unit vector: ``2 n u`` times the norm of ``|G||D||G^T|``."""
+        V = self.pivots.new_ones(self.size, 1)
+        sums, sizes = torch.zeros_like(V), self.pivots.abs().unsqueeze(1)
+        for k, step in enumerate(self.steps):
+            sums[: step.start] += self._rows(k).abs().t() @ V[step.rows]
+        inner = sums / sizes
+        carried = V[:0]
+        for step in self.steps:
+            turned = step.basis.abs().t() @ torch.cat([carried, V[step.rows]])
+            inner[step.start : step.start + step.kept] += turned[: step.kept]
+            carried = turned[step.kept :]
+        scaled, out, carried = inner * sizes, torch.empty_like(V), V[:0]
+        for k in reversed(range(len(self.steps))):
+            step = self.steps[k]
+            turned = step.basis.abs() @ torch.cat([scaled[step.start : step.start + step.kept], carried])
+            carried = turned[: step.carried]
+            out[step.rows] = turned[step.carried :] + self._rows(k).abs() @ inner[: step.start]
+        return self.size * torch.finfo(torch.float64).eps * float(out.amax())
 
     def product(self, V: Tensor) -> Tensor:
         """Return ``M V`` for V (n, k), fp64."""
