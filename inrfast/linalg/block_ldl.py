@@ -251,7 +251,7 @@ class BlockLDL:
 
     def _strips(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows and their part of W; the rows of their first windows end in zeros."""
-        for steps, before in self._groups():
+        for steps, _ in self._groups():
             rows = slice(steps[0].rows.start, steps[-1].rows.stop)
             yield rows, self.lower[rows.start // len(self.lower[0])][:, : steps[-1].start]
 
@@ -331,7 +331,7 @@ def block_ldl(
     Parameters
     ----------
     operator
-        K, symmetric; each pair of rows is asked for once, through ``block_``.
+        K, symmetric; each pair of rows is asked for once, through ``blocks_``.
     shift
         Any finite number.
     dtype
@@ -501,8 +501,8 @@ class Elimination:
     def _fill(self, rows: slice) -> Tensor:
         """Write ``K - shift I`` into the columns of a panel, from its rows on; return the faults of its windows."""
         index = torch.arange(rows.start, rows.stop, device=self.device)
-        for part, view in self._views(rows.start, self.order):
-            self.operator.block_(view[:, rows], part, index)
+        targets = [(view[:, rows], part) for part, view in self._views(rows.start, self.order)]
+        self.operator.blocks_(targets, index, self.lower.dtype)
         own = next(self._views(rows.start, rows.stop))[1][:, rows]
         faults = [_faults(own[part, part], self.unit) for part in chunks(len(own), self.window)]
         own.diagonal().sub_(self.shift)
