@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -43,11 +45,11 @@ class KernelOperator:
         self._kernel._need_range("a submatrix of the kernel")
         return self._kernel.sides.submatrix_as_named(index)
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some of these rows of some columns into ``out``, computed in its precision."""
-        kernel = self._kernel if out.dtype == self._kernel.dtype else self._in_single
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor, dtype: torch.dtype) -> None:
+        """Write some of these rows of some columns into each target, of ``dtype`` and computed in its precision."""
+        kernel = self._kernel if dtype == self._kernel.dtype else self._in_single
         kernel._need_range("a block of the kernel")
-        kernel.sides.block_(out, rows, index)
+        kernel.sides.blocks_(targets, index)
 
     @cached_property
     def _in_single(self) -> TangentKernel:
