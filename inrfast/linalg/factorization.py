@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
 from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
@@ -79,13 +79,18 @@ class Factorization:
 
     @property
     def negative(self) -> int:
-        """Number of negative eigenvalues of M, exact; odd: the determinant of M is negative."""
+        """Number of negative eigenvalues of M, exact; if odd the determinant of M is negative."""
         return self._ldl.negative
 
     @property
     def nbytes(self) -> int:
         """Bytes of the factor."""
         return self._ldl.nbytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are in this process."""
+        return self._operator.partition.whole
 
     # ---- how far it is off -------------------------------------------------------------------------------------
 
@@ -152,11 +157,14 @@ class Factorization:
         """Return ``(K - shift I) V``."""
         return self._operator @ V - self.shift * V
 
+    def rows_of_inverse(self, V: Tensor) -> Tensor:
+        """Return this process's rows of ``M^-1 V`` for its rows of V (n, c), fp64, unchecked."""
+        return self._ldl.inverse(V)
+
     # ---- what it is for ----------------------------------------------------------------------------------------
 
     def __call__(self, V: Tensor) -> Tensor:
         """Return ``M^-1 V`` for V (n,) or (n, c), in fp64."""
-        self._need_regular()
         partition = self._operator.partition
         block = check_block("V", V, self.shape[0], self.device).to(torch.float64)
         return partition.gather(self._ldl.inverse(partition.mine(block))).reshape(V.shape)
@@ -193,9 +201,18 @@ class Factorization:
             The residual is as small as wanted, and so near singular is ``K - shift I`` that the solution would be
             another one for entries of K rounded otherwise.
         """
-        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        self._need_regular()
+        x, residuals = self.refined(b, tol, progress)
+        worst = float(residuals.amax())
+        if not worst <= tol:
+            raise ResolutionError(
+                f"the relative residual {worst:.1e} stays above tol={tol:g}: {self.told()}; take {self._better()}"
+            )
+        return x
+
+    def refined(self, b: Tensor, tol: float, progress: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`solve` found, however good it is, and the relative residuals of its columns (c,)."""
+        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         partition = self._operator.partition
         factors = powers(right)
         own, cycle, columns = partition.mine(right / factors), *self._room(right)
@@ -207,8 +224,11 @@ class Factorization:
                     self._product, own[:, part], self._ldl.inverse, tol, STEPS, bar, partition, cycle
                 )
                 residuals.append(reached)
-        self._check_solution(torch.cat(residuals), partition.norm(found) / partition.norm(own), tol)
-        return scaled_back(partition.gather(found), factors, "give a smaller b or another shift").reshape(b.shape)
+        reached = torch.cat(residuals)
+        if float(reached.amax()) <= tol:
+            self._warn_of_rounding(partition.norm(found) / partition.norm(own))
+        x = scaled_back(partition.gather(found), factors, "give a smaller b or another shift")
+        return x.reshape(b.shape), reached
 
     def _room(self, right: Tensor) -> tuple[int, int]:
         """Return the steps of GMRES between starts, and the columns at a time, that the budget allows."""
@@ -220,15 +240,8 @@ class Factorization:
         require(self.nbytes + 3 * right.nbytes + one, self._budget, f"a solution of order {n}", "raise memory_budget")
         return vectors, max(left // one, 1)
 
-    def _check_solution(self, residuals: Tensor, growth: Tensor, tol: float) -> None:
-        """Refuse solutions whose residual is too large, and warn of those that rounding could change."""
-        worst = float(residuals.amax())
-        if not worst <= tol:
-            raise ResolutionError(
-                f"the relative residual {worst:.1e} stays above tol={tol:g}: K - {self.shift:g} I is within "
-                f"{self.residual:.1e} of a factor whose eigenvalues are at least {self._least:.1e} in size, and "
-                f"rounding of K may be {UNIT * self._errors.norm:.1e}; take {self._better()}"
-            )
+    def _warn_of_rounding(self, growth: Tensor) -> None:
+        """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
         change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
@@ -236,17 +249,15 @@ class Factorization:
                 f"{min(change, 1.0):.0e} of its size, though its residual is small"
             )
 
+    def told(self) -> str:
+        """Return how near to singular ``K - shift I`` may be, in words."""
+        near = f"eigenvalues of at least {self._least:.1e} in size" if self._least > 0 else "eigenvalues near zero"
+        return f"K - {self.shift:g} I is within {self.residual:.1e} of a factor with {near}"
+
     def _better(self) -> str:
         """Return what to do about a shift that is too near to an eigenvalue."""
         other = "a larger noise" if self.shift < 0 else "another shift"
         return other if self.precision == "highest" else f'precision="highest" or {other}'
-
-    def _need_regular(self) -> None:
-        """Refuse a factor with a pivot that is zero or not a number."""
-        if self.positive + self.negative < self.shape[0]:
-            raise ResolutionError(
-                f"the factor is singular: {self.shift:g} is an eigenvalue to rounding; take {self._better()}"
-            )
 
     # ---- log-determinant ---------------------------------------------------------------------------------------
 
@@ -287,7 +298,6 @@ class Factorization:
         True
         """
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        self._need_regular()
         logs = self._ldl.pivots.abs().log()
         n, value = self.shape[0], float(logs.sum())
         own = self._defect + n * UNIT * float(logs.abs().sum())
@@ -300,22 +310,15 @@ class Factorization:
         if not error <= tol:
             known = "nothing is known of its error" if math.isinf(error) else f"its error may be {error:.1e}"
             raise ResolutionError(
-                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: the factor is "
-                f"off by up to {self.residual:.1e} and its eigenvalues are at least {self._least:.1e} in size; take "
-                f"{self._better()}, or a larger tol"
+                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: {self.told()}; "
+                f"take {self._better()}, or a larger tol"
             )
         return value
 
     @cached_property
     def _defect(self) -> float:
-        """Bound on ``|log |det M| - log |det D||``: from the columns of the bases, orthonormal up to rounding."""
-        total = 0.0
-        for step in self._ldl.steps:
-            basis = step.basis.double()
-            off = basis.t() @ basis
-            off.diagonal().sub_(1)
-            total += 2 * math.sqrt(len(basis)) * float(torch.linalg.matrix_norm(off)) + len(basis) ** 2 * UNIT
-        return total
+        """Bound on ``|log |det M| - log |det D||``: a basis Q adds ``|log det Q^T Q| <= order |Q^T Q - I|``, about."""
+        return sum(1.01 * len(step.basis) * step.defect for step in self._ldl.steps)
 
     @cached_property
     def _jacobian_part(self) -> float:
@@ -365,11 +368,16 @@ def factorize(
     progress: bool | None = None,
 ) -> Factorization:
     """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``."""
-    shift = check_float("shift", shift)
+    shift = check_float("shift", shift) + 0.0  # -0.0 is 0
     check_choice("precision", precision, PRECISIONS)
     seed = check_seed("seed", seed)
-    ldl = block_ldl(operator, shift, PRECISIONS[precision])
+    ldl = block_ldl(operator, shift, PRECISIONS[precision], budget=budget, progress=progress)
     return Factorization(operator, ldl, precision, budget, seed, progress)
+
+
+def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:
+    """Return how many bytes :func:`factorize` needs, of all processes together."""
+    return bytes_needed(operator.shape[0], PRECISIONS[precision], operator.device)
 
 
 def _low(probability: float) -> float:

@@ -97,6 +97,16 @@ class DenseOperator:
         self.matrix_error = UNIT * norm if matrix_error is None else matrix_error
         self.jacobian_error = 0.0
 
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries: they are there."""
+        return 0.0
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector."""
+        return 2.0 * self.shape[0] ** 2
+
     def diagonal(self) -> Tensor:
         """Return the diagonal (n,)."""
         return self.matrix.diagonal().clone()
