@@ -253,7 +253,7 @@ class BlockLDL:
 
     def _strips(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield blocks of rows and their part of W; the rows of their first windows end in zeros."""
-        for steps, before in self._groups():
+        for steps, _ in self._groups():
             rows = slice(steps[0].rows.start, steps[-1].rows.stop)
             yield rows, self.lower[rows.start // len(self.lower[0])][:, : steps[-1].start]
 
