@@ -196,12 +196,16 @@ class BlockLDL:
         3.1 and 8.1). A basis of order m adds ``gamma_m sqrt(m)`` and its defect; how directions that were passed on
         gather the errors of several bases is bounded by the norms of the blocks between them (block Gershgorin).
         """
+        return self._rounding
+
+    @cached_property
+    def _rounding(self) -> float:
         ones = self.pivots.new_ones(1, self.size)
         sums = self._transposed(ones, absolute=True) / self.pivots.abs()
         largest = self.pivots.new_zeros(())
         for _, matrix in self._strips():
             largest = torch.maximum(largest, times(matrix, sums[:, : matrix.shape[1]], absolute=True).max())
-        below, top = float(largest.clamp_min(0)) ** 0.5, float(self.pivots.abs().max()) ** 0.5
+        below, top = torch.stack([largest.clamp_min(0), self.pivots.abs().max()]).sqrt().tolist()
         gamma = _gamma(terms(self.size, self.lower.device) + len(self.steps) + 4)
         turning = max(_gamma(len(s.basis)) * (1 + s.defect) * len(s.basis) ** 0.5 + s.defect for s in self.steps)
         turning *= _gathered(self.steps)
@@ -552,9 +556,8 @@ class Elimination:
         kept = count if last else max(int((found.abs() >= self.delay).sum()), count - self.window)
         pivots = self._away_from_zero(found[:kept], last)
         defect = float(torch.linalg.matrix_norm(basis.t() @ basis - torch.eye(count, dtype=torch.float64)))
-        step = Step(
-            rows, carried, self.start, kept, sent(basis, self.device), defect, _norm_above(basis[:carried, kept:])
-        )
+        through = _norm_above(basis[:carried, kept:])
+        step = Step(rows, carried, self.start, kept, sent(basis, self.device), defect, through)
         self.steps.append(step)
         self.pivots[self.start : self.start + kept] = sent(pivots, self.device)
         self._turn(step)
