@@ -59,7 +59,7 @@ from torch import Tensor
 
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl
-from inrfast.linalg.lanczos import FAILURE
+from inrfast.linalg.lanczos import FAILURE, KrylovBasis
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.spectrum import CertifiedCount
