@@ -57,9 +57,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.errors import MemoryBudgetError
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl
-from inrfast.linalg.lanczos import FAILURE, KrylovBasis
+from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.spectrum import CertifiedCount

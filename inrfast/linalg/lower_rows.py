@@ -14,7 +14,7 @@ from torch import Tensor
 
 from inrfast.errors import NotAvailableError
 from inrfast.files import shown
-from inrfast.memory import empty, format_bytes, over_budget
+from inrfast.memory import CACHE_LINE, empty, format_bytes, over_budget
 
 Shapes = Sequence[tuple[int, int]]
 
@@ -52,9 +52,10 @@ class LowerRows:
         return self.blocks[block]
 
 
-def entries(shapes: Shapes) -> int:
-    """Return the number of entries of all blocks."""
-    return sum(rows * columns for rows, columns in shapes)
+def array_length(shapes: Shapes, dtype: torch.dtype) -> int:
+    """Return how many entries an array must have that the blocks begin at cache lines of, as they do in memory."""
+    line = CACHE_LINE // dtype.itemsize
+    return sum(-(-rows * columns // line) * line for rows, columns in shapes) + line
 
 
 def in_array(array: Any, shapes: Shapes, dtype: torch.dtype, device: torch.device) -> LowerRows:
@@ -63,7 +64,7 @@ def in_array(array: Any, shapes: Shapes, dtype: torch.dtype, device: torch.devic
     Parameters
     ----------
     array
-        One-dimensional, of this dtype, contiguous and writable, with as many entries as the blocks have, or more: a
+        One-dimensional, of this dtype, contiguous and writable, of :func:`array_length` entries or more: a
         ``numpy.memmap``, say, whose file gets its space now, since writing to a map on a full disk ends the process.
 
     Raises
@@ -78,20 +79,22 @@ def in_array(array: Any, shapes: Shapes, dtype: torch.dtype, device: torch.devic
     if not isinstance(array, np.ndarray):
         raise TypeError(f"out must be a path or a one-dimensional NumPy array, got {type(array).__name__}")
     need_cpu(device)
-    wanted, name = entries(shapes), str(dtype).removeprefix("torch.")
+    wanted, name = array_length(shapes, dtype), str(dtype).removeprefix("torch.")
     if array.dtype != np.dtype(name) or not array.dtype.isnative:
         raise ValueError(
             f"out must have dtype {name}, got {array.dtype.str if not array.dtype.isnative else array.dtype}"
         )
     if array.ndim != 1 or array.size < wanted:
         raise ValueError(f"out must have one dimension and {wanted:,} entries or more, got shape {array.shape}")
-    if not array.flags.writeable or not array.flags.c_contiguous:
-        raise ValueError("out must be writable and contiguous")
+    if not (array.flags.writeable and array.flags.c_contiguous and array.flags.aligned):
+        raise ValueError("out must be writable, contiguous and aligned to its entries")
     _reserve_file_of(array)
-    flat, found, place = torch.from_numpy(array), [], 0
+    line = CACHE_LINE // dtype.itemsize
+    place = -array.ctypes.data % CACHE_LINE // dtype.itemsize
+    flat, found = torch.from_numpy(array), []
     for rows, columns in shapes:
         found.append(flat[place : place + rows * columns].view(rows, columns))
-        place += rows * columns
+        place += -(-rows * columns // line) * line
     return LowerRows(shapes, dtype, device, found)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -237,8 +238,13 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
             found += _differences(mine, other)
         else:
             short = [shortened(repr(side), 40) for side in (mine, other)]
-            found.append(f"{name} (now {short[0]}, in the file {short[1]})")
+            values = f" (now {short[0]}, in the file {short[1]})"
+            found.append(name + ("" if _is_digest(mine) and _is_digest(other) else values))
     return found
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None
 
 
 def _alike(mine: list[list[float]], other: Any) -> bool:
