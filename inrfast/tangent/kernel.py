@@ -349,7 +349,7 @@ class TangentKernel:
 
     def spectrum(
         self,
-        rtol: float = 1e-6,
+        rtol: float | Sequence[float] = 1e-6,
         k: int | None = None,
         method: str = "auto",
         eigenvectors: bool = False,
@@ -362,7 +362,8 @@ class TangentKernel:
         Parameters
         ----------
         rtol
-            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on.
+            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on; or several, all
+            of which are then answered.
         k
             Only the k largest, to an error of ``rtol lambda_1``; None: all that the method gives.
         method
@@ -370,8 +371,11 @@ class TangentKernel:
             the rank at ``rtol`` is known to 3 % (with ``k``: until the error is reached) or the memory budget is used
             up; the errors hold except with probability 1e-6 (:mod:`inrfast.linalg.certified`). ``"lanczos"``: the k
             (default 128) largest to a residual of ``rtol lambda_1``. ``"quadrature"``: lambda_1, and estimates for
-            ``estimated_rank``. ``"auto"``: dense up to order 4,096, above that Cholesky, and the quadrature beside it
-            where that cannot resolve ``rtol``; ``note`` on the result says which and why.
+            ``estimated_rank``. ``"inertia"``: lambda_1, and the counts at ``rtol`` or ``levels``, each proven by a
+            factorisation of ``K - level I`` whatever the rank (:mod:`inrfast.linalg.inertia`).
+            ``"auto"``: dense up to order 4,096. Above that Cholesky; where its pivots will not answer, or cost more,
+            factorisations beside what they have shown, if they fit the budget; if not, the quadrature. ``note`` on the
+            result says which and why. Only counts (without ``k`` and ``eigenvectors``) are left to factorisations.
         eigenvectors
             Whether to keep them, orthonormal functions on the grid: column i reshapes to the grid's shape.
         seed
@@ -380,7 +384,7 @@ class TangentKernel:
             Whether to show a bar; None: on a terminal only.
         levels
             Absolute levels, in the kernel's units, whose counts must be known in place of the one at ``rtol``: a
-            layer's kernel is counted above the threshold of the whole one.
+            layer's kernel is counted above the threshold of the whole one. They are taken as exact.
 
         Raises
         ------
@@ -391,8 +395,35 @@ class TangentKernel:
         MemoryBudgetError
             The method's matrices exceed the budget; the message says what they need.
         ValueError, TypeError
-            Bad arguments; a kernel with ``coords2``.
+            Bad arguments, ``k`` or ``eigenvectors`` with ``method="inertia"`` among them; a kernel with ``coords2``.
         """
+        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels, eigenvalues.SMALL)
+
+    def counts(
+        self,
+        rtol: float | Sequence[float] = 1e-6,
+        levels: Sequence[float] = (),
+        seed: int = 0,
+        progress: bool | None = False,
+    ) -> Spectrum:
+        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 1,024 only.
+
+        Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
+        """
+        return self._spectrum(rtol, None, "auto", False, seed, progress, levels, eigenvalues.FEW)
+
+    def _spectrum(
+        self,
+        rtol: float | Sequence[float],
+        k: int | None,
+        method: str,
+        eigenvectors: bool,
+        seed: int,
+        progress: bool | None,
+        levels: Sequence[float],
+        small: int,
+    ) -> Spectrum:
+        """Return the spectrum; ``small`` is the order up to which ``"auto"`` computes all eigenvalues."""
         self._need_symmetric("spectrum")
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
@@ -407,6 +438,7 @@ class TangentKernel:
                 seed,
                 self._shown(progress),
                 levels,
+                small,
             )
         found = replace(found, output=self.output, outputs=self.outputs)
         if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process
