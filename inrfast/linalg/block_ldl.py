@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from inrfast.errors import RangeError, check_float, check_int
 from inrfast.linalg.lower_products import add_transposed_, terms, times
 from inrfast.linalg.lower_rows import LowerRows
 from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of
+from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks, require, told
 from inrfast.ops import gemm
 
@@ -39,7 +41,7 @@ HEIGHT_GPU = 4096
 """Rows of a block of W on a GPU, a multiple of the panel; on a CPU it is the panel."""
 
 DEPTH = 4096
-"""Directions per product of an update: a scaled piece of the panel's rows stays in the last level of cache."""
+"""Directions per product of an update on a CPU: a scaled piece of the panel's rows stays in the last level of cache."""
 
 DELAY = 0.1
 """Directions whose eigenvalue is below this share of ``|shift|`` are passed on."""
@@ -128,7 +130,7 @@ class BlockLDL:
         self.size, self.dtype = len(pivots), lower.dtype
         self.delayed = sum(step.carried for step in steps)
 
-    @property
+    @cached_property
     def positive(self) -> int:
         """Number of positive eigenvalues of M, exact."""
         return int((self.pivots > 0).sum())
@@ -194,12 +196,16 @@ class BlockLDL:
         3.1 and 8.1). A basis of order m adds ``gamma_m sqrt(m)`` and its defect; how directions that were passed on
         gather the errors of several bases is bounded by the norms of the blocks between them (block Gershgorin).
         """
+        return self._rounding
+
+    @cached_property
+    def _rounding(self) -> float:
         ones = self.pivots.new_ones(1, self.size)
         sums = self._transposed(ones, absolute=True) / self.pivots.abs()
         largest = self.pivots.new_zeros(())
         for _, matrix in self._strips():
             largest = torch.maximum(largest, times(matrix, sums[:, : matrix.shape[1]], absolute=True).max())
-        below, top = float(largest.clamp_min(0)) ** 0.5, float(self.pivots.abs().max()) ** 0.5
+        below, top = torch.stack([largest.clamp_min(0), self.pivots.abs().max()]).sqrt().tolist()
         gamma = _gamma(terms(self.size, self.lower.device) + len(self.steps) + 4)
         turning = max(_gamma(len(s.basis)) * (1 + s.defect) * len(s.basis) ** 0.5 + s.defect for s in self.steps)
         turning *= _gathered(self.steps)
@@ -307,7 +313,7 @@ def bytes_needed(
     lower = sum(rows * columns for rows, columns in shapes(order, height)) * dtype.itemsize
     steps, widest = -(-order // window), min(2 * window, order)
     bases = (1 if steps == 1 else 4) * order * window * 8
-    scaled = panel * min(order, DEPTH) * (dtype.itemsize + 8)
+    scaled = panel * (min(order, DEPTH) if device.type == "cpu" else order) * (dtype.itemsize + 8)
     return lower + bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
 
 
@@ -482,16 +488,18 @@ class Elimination:
         """
         rows = slice(self.row, min(self.row + self.panel, self.order))
         before = self.start
-        faults = _on_host(self._fill(rows))
+        faults = self._fill(rows)
         for window in chunks(rows.stop - rows.start, self.window):
             entering = slice(rows.start + window.start, rows.start + window.stop)
             columns, depth = (entering, slice(before, self.start)) if window.start else (rows, slice(0, before))
             self._update(slice(columns.start, columns.stop), columns, depth)
-            strip = _on_host(next(self._views(entering.start, entering.stop))[1][:, self.start : entering.stop])
+            strip = next(self._views(entering.start, entering.stop))[1][:, self.start : entering.stop]
+            arrived = fetched(strip) if window.start else fetched(strip, faults)
             self._update(slice(columns.stop, self.order), columns, depth)
-            if not window.start:
-                _raise_faults(faults())
-            self._eliminate(entering, strip())
+            strip, *told = arrived()
+            if told:
+                _raise_faults(told[0])
+            self._eliminate(entering, strip)
             yield
 
     def _views(self, start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
@@ -516,7 +524,8 @@ class Elimination:
         if rows.start >= rows.stop or depth.start >= depth.stop:
             return
         own = next(self._views(columns.start, columns.stop))[1]
-        for part in chunks(depth.stop - depth.start, DEPTH):
+        deepest = DEPTH if self.device.type == "cpu" else self.order
+        for part in chunks(depth.stop - depth.start, deepest):
             some = slice(depth.start + part.start, depth.start + part.stop)
             scaled = (own[:, some].double() / -self.pivots[some]).to(self.lower.dtype).t()
             for piece, view in self._views(rows.start, rows.stop):
@@ -545,17 +554,18 @@ class Elimination:
         order = found.abs().argsort(descending=True)
         found, basis = found[order], basis[:, order]
         kept = count if last else max(int((found.abs() >= self.delay).sum()), count - self.window)
-        pivots = self._away_from_zero(found[:kept], last)
+        pivots = self._away_from_zero(found, last)[:kept]
         defect = float(torch.linalg.matrix_norm(basis.t() @ basis - torch.eye(count, dtype=torch.float64)))
-        step = Step(rows, carried, self.start, kept, basis.to(self.device), defect, _norm_above(basis[:carried, kept:]))
+        through = _norm_above(basis[:carried, kept:])
+        step = Step(rows, carried, self.start, kept, sent(basis, self.device), defect, through)
         self.steps.append(step)
-        self.pivots[self.start : self.start + kept] = pivots.to(self.device)
+        self.pivots[self.start : self.start + kept] = sent(pivots, self.device)
         self._turn(step)
         next(self._views(rows.start, rows.stop))[1][:, self.start :].zero_()
         self.row, self.start, self.values = rows.stop, self.start + kept, found[kept:].clone()
 
     def _away_from_zero(self, pivots: Tensor, last: bool) -> Tensor:
-        """Return pivots that are nowhere smaller than rounding; what that changes of M counts in its distance to A.
+        """Return a window's pivots, none smaller than rounding; what that changes of M counts in its distance to A.
 
         Pivots are small where too many directions would have been passed on (static pivoting: Li and Demmel, SC98), or
         in the last window, where A is singular to rounding. Zero becomes positive.
@@ -574,23 +584,6 @@ class Elimination:
             if self._memory.numel() < target.numel():
                 self._memory = self._memory.new_empty(target.numel())
             target.copy_(gemm.mm(target, basis, self._memory[: target.numel()].view(target.shape)))
-
-
-def _on_host(tensor: Tensor) -> Callable[[], Tensor]:
-    """Start a copy to the host and return what waits for it."""
-    if tensor.device.type != "cuda":
-        copied = tensor.cpu()
-        return lambda: copied
-    target = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    target.copy_(tensor, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record(torch.cuda.current_stream(tensor.device))
-
-    def wait() -> Tensor:
-        arrived.synchronize()
-        return target
-
-    return wait
 
 
 def _faults(block: Tensor, unit: float) -> Tensor:

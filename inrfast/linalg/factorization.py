@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
-from inrfast.linalg.operators import UNIT, SymmetricOperator, product_error
+from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
-from inrfast.linalg.spectrum import kernel_error
+from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.memory import chunks, format_bytes, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
@@ -24,9 +24,9 @@ PRECISIONS = {"highest": torch.float64, "high": torch.float32}
 """The dtype of a factor's entries by precision."""
 
 FAILURE = 1e-6
-"""Probability, over random vectors, with which what is stated of one log-determinant may not hold."""
+"""Probability, over random vectors, with which one of the statements on a factorisation may not hold."""
 
-EVENTS = 4
+EVENTS = 5
 """Random events that one statement rests on at most; each has an even share of the probability."""
 
 STEPS = 200
@@ -79,13 +79,18 @@ class Factorization:
 
     @property
     def negative(self) -> int:
-        """Number of negative eigenvalues of M, exact; odd: the determinant of M is negative."""
+        """Number of negative eigenvalues of M, exact; if odd the determinant of M is negative."""
         return self._ldl.negative
 
     @property
     def nbytes(self) -> int:
         """Bytes of the factor."""
         return self._ldl.nbytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are in this process."""
+        return self._operator.partition.whole
 
     # ---- how far it is off -------------------------------------------------------------------------------------
 
@@ -100,48 +105,66 @@ class Factorization:
 
     @property
     def failure(self) -> float:
-        """Probability, over the random vectors, with which :attr:`residual` is no bound."""
-        return FAILURE / EVENTS
+        """Probability, over random vectors, with which one of :attr:`residual`, ``count`` and ``logdet`` is wrong."""
+        return FAILURE
+
+    def count(self) -> CertifiedCount:
+        """Return how many eigenvalues of K exceed the shift, as an interval that contains it.
+
+        Proven from this factorisation alone (:mod:`inrfast.linalg.inertia`), of the exact network: the rounding of its
+        factors moves the levels that are counted at.
+        """
+        operator, shift, n = self._operator, self.shift, self.shape[0]
+        error, root = operator.jacobian_error, math.sqrt(max(shift, 0.0))
+        low = high = shift
+        if error > 0 and shift >= 0:  # J J^T of an exact J: the roots of its eigenvalues are within the error
+            low, high = max(root - error, 0.0) ** 2, (root + error) ** 2 * (1 + 8 * UNIT)
+        found = decide(operator, self._ldl, low, high, FAILURE, self._seed, self._errors)
+        upper = n if error > root and shift >= 0 else found.upper
+        return CertifiedCount(shift, shift, found.lower, upper, self.precision, found.residual, FAILURE)
+
+    @cached_property
+    def _errors(self) -> ProductErrors:
+        """How far products with K are off."""
+        with own_modes():
+            return product_errors(self._operator, FAILURE / EVENTS, self._seed)
 
     @cached_property
     def _residual(self) -> NormBound:
         with own_modes():
-            return norm_bound(self._gap, *self._drawn(0), error=self._rounding, enough=_within_double)
+            return residual_bound(self._operator, self._ldl, self._errors, FAILURE / EVENTS, self._seed_of(1))
 
-    def _gap(self, V: Tensor) -> Tensor:
-        """Return ``(K - shift I - M) V``."""
-        return self._product(V) - self._ldl.product(V)
+    @cached_property
+    def _least(self) -> float:
+        """Lower bound on the size of M's eigenvalues, except with the probability of one event; 0: none is known."""
+        operator, rounding = self._operator, self._ldl.rounding()
+        with own_modes():
+            inverse = norm_bound(
+                self._ldl.inverse,
+                operator.diagonal(),
+                operator.partition,
+                FAILURE / EVENTS,
+                self._seed_of(2),
+                lambda before, after: (0 * before, rounding * after),
+                enough=lambda bound: bound.upper <= 2 * bound.lower,
+            )
+        return 1 / inverse.upper if inverse.upper > 0 else math.inf
+
+    def _seed_of(self, event: int) -> int:
+        return (self._seed + event * 2654435761) % 2**32
 
     def _product(self, V: Tensor) -> Tensor:
         """Return ``(K - shift I) V``."""
         return self._operator @ V - self.shift * V
 
-    @cached_property
-    def _trace(self) -> float:
-        return float(self._operator.partition.total(self._operator.diagonal().abs().sum()))
-
-    @cached_property
-    def _rounding(self) -> float:
-        """Bound on the error of a product of ``K - shift I - M`` with a unit vector."""
-        return product_error(self._operator, self._trace) + 2 * UNIT * abs(self.shift) + self._ldl.rounding()
-
-    @cached_property
-    def _least(self) -> float:
-        """Lower bound on the size of M's eigenvalues, except with the probability of one event; 0: none is known."""
-        with own_modes():
-            inverse = norm_bound(self._ldl.inverse, *self._drawn(1), enough=_within_double)
-        return max(1 / inverse.upper - self._ldl.rounding(), 0.0) if inverse.upper > 0 else math.inf
-
-    def _drawn(self, event: int) -> tuple[Tensor, Any, float, int]:
-        """Return what :func:`norm_bound` needs of a random event: a vector, the partition, its probability, a seed."""
-        operator = self._operator
-        return operator.diagonal(), operator.partition, FAILURE / EVENTS, (self._seed + event * 2654435761) % 2**32
+    def rows_of_inverse(self, V: Tensor) -> Tensor:
+        """Return this process's rows of ``M^-1 V`` for its rows of V (n, c), fp64, unchecked."""
+        return self._ldl.inverse(V)
 
     # ---- what it is for ----------------------------------------------------------------------------------------
 
     def __call__(self, V: Tensor) -> Tensor:
         """Return ``M^-1 V`` for V (n,) or (n, c), in fp64."""
-        self._need_regular()
         partition = self._operator.partition
         block = check_block("V", V, self.shape[0], self.device).to(torch.float64)
         return partition.gather(self._ldl.inverse(partition.mine(block))).reshape(V.shape)
@@ -178,9 +201,18 @@ class Factorization:
             The residual is as small as wanted, and so near singular is ``K - shift I`` that the solution would be
             another one for entries of K rounded otherwise.
         """
-        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        self._need_regular()
+        x, residuals = self.refined(b, tol, progress)
+        worst = float(residuals.amax())
+        if not worst <= tol:
+            raise ResolutionError(
+                f"the relative residual {worst:.1e} stays above tol={tol:g}: {self.told()}; take {self._better()}"
+            )
+        return x
+
+    def refined(self, b: Tensor, tol: float, progress: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`solve` found, however good it is, and the relative residuals of its columns (c,)."""
+        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         partition = self._operator.partition
         factors = powers(right)
         own, cycle, columns = partition.mine(right / factors), *self._room(right)
@@ -192,8 +224,11 @@ class Factorization:
                     self._product, own[:, part], self._ldl.inverse, tol, STEPS, bar, partition, cycle
                 )
                 residuals.append(reached)
-        self._check_solution(torch.cat(residuals), partition.norm(found) / partition.norm(own), tol)
-        return scaled_back(partition.gather(found), factors, "give a smaller b or another shift").reshape(b.shape)
+        reached = torch.cat(residuals)
+        if float(reached.amax()) <= tol:
+            self._warn_of_rounding(partition.norm(found) / partition.norm(own))
+        x = scaled_back(partition.gather(found), factors, "give a smaller b or another shift")
+        return x.reshape(b.shape), reached
 
     def _room(self, right: Tensor) -> tuple[int, int]:
         """Return the steps of GMRES between starts, and the columns at a time, that the budget allows."""
@@ -205,33 +240,24 @@ class Factorization:
         require(self.nbytes + 3 * right.nbytes + one, self._budget, f"a solution of order {n}", "raise memory_budget")
         return vectors, max(left // one, 1)
 
-    def _check_solution(self, residuals: Tensor, growth: Tensor, tol: float) -> None:
-        """Refuse solutions whose residual is too large, and warn of those that rounding could change."""
-        worst = float(residuals.amax())
-        if not worst <= tol:
-            raise ResolutionError(
-                f"the relative residual {worst:.1e} stays above tol={tol:g}: K - {self.shift:g} I is within "
-                f"{self.residual:.1e} of a factor whose eigenvalues are at least {self._least:.1e} in size, and "
-                f"rounding of K may be {UNIT * self._trace:.1e}; take {self._better()}"
-            )
-        change = UNIT * self._trace * float(growth.nan_to_num(0.0).amax())
+    def _warn_of_rounding(self, growth: Tensor) -> None:
+        """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
+        change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
                 f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
                 f"{min(change, 1.0):.0e} of its size, though its residual is small"
             )
 
+    def told(self) -> str:
+        """Return how near to singular ``K - shift I`` may be, in words."""
+        near = f"eigenvalues of at least {self._least:.1e} in size" if self._least > 0 else "eigenvalues near zero"
+        return f"K - {self.shift:g} I is within {self.residual:.1e} of a factor with {near}"
+
     def _better(self) -> str:
         """Return what to do about a shift that is too near to an eigenvalue."""
         other = "a larger noise" if self.shift < 0 else "another shift"
         return other if self.precision == "highest" else f'precision="highest" or {other}'
-
-    def _need_regular(self) -> None:
-        """Refuse a factor with a pivot that is zero or not a number."""
-        if self.positive + self.negative < self.shape[0]:
-            raise ResolutionError(
-                f"the factor is singular: {self.shift:g} is an eigenvalue to rounding; take {self._better()}"
-            )
 
     # ---- log-determinant ---------------------------------------------------------------------------------------
 
@@ -272,7 +298,6 @@ class Factorization:
         True
         """
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        self._need_regular()
         logs = self._ldl.pivots.abs().log()
         n, value = self.shape[0], float(logs.sum())
         own = self._defect + n * UNIT * float(logs.abs().sum())
@@ -285,39 +310,34 @@ class Factorization:
         if not error <= tol:
             known = "nothing is known of its error" if math.isinf(error) else f"its error may be {error:.1e}"
             raise ResolutionError(
-                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: the factor is "
-                f"off by up to {self.residual:.1e} and its eigenvalues are at least {self._least:.1e} in size; take "
-                f"{self._better()}, or a larger tol"
+                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: {self.told()}; "
+                f"take {self._better()}, or a larger tol"
             )
         return value
 
     @cached_property
     def _defect(self) -> float:
-        """Bound on ``|log |det M| - log |det D||``: from the columns of the bases, orthonormal up to rounding."""
-        total = 0.0
-        for step in self._ldl.steps:
-            basis = step.basis.double()
-            off = basis.t() @ basis
-            off.diagonal().sub_(1)
-            total += 2 * math.sqrt(len(basis)) * float(torch.linalg.matrix_norm(off)) + len(basis) ** 2 * UNIT
-        return total
+        """Bound on ``|log |det M| - log |det D||``: a basis Q adds ``|log det Q^T Q| <= order |Q^T Q - I|``, about."""
+        return sum(1.01 * len(step.basis) * step.defect for step in self._ldl.steps)
 
     @cached_property
     def _jacobian_part(self) -> float:
         """Bound on the distance of K from the kernel of the exact network."""
-        return kernel_error(self._operator.jacobian_error, self._trace)
+        return kernel_error(self._operator.jacobian_error, self._errors.norm)
 
     def _trace_of_gap(self, share: float) -> tuple[float, float]:
         """Return the estimated trace of ``X`` and a bound on ``|log |det(I + X)| - trace|``, for ``|X| <= share``."""
         partition = self._operator.partition
-        off = (self._rounding + self._jacobian_part) / self._least  # of X v, for a unit vector v
+        errors, rounding = self._errors, self._ldl.rounding()
+        own = errors.matrix + errors.sums + rounding + 4 * UNIT * (errors.norm + abs(self.shift))
+        off = (own + self._jacobian_part) / self._least  # of X v, for a unit vector v
         if off >= 1:
             return 0.0, math.inf
-        like, _, probability, seed = self._drawn(2)
+        like, probability = self._operator.diagonal(), FAILURE / EVENTS
         found = mass = inner = mixed = 0.0
         for number in range(PROBES // PROBES_AT_ONCE):
-            probes = partition.random(PROBES_AT_ONCE, (seed + number) % 2**32, like)
-            image = self._ldl.inverse(self._gap(probes))
+            probes = partition.random(PROBES_AT_ONCE, self._seed_of(3 + number), like)
+            image = self._ldl.inverse(self._product(probes) - self._ldl.product(probes))
             sizes, lengths = partition.norm(image), partition.norm(probes)
             found += float(partition.total((probes * image).sum(0)).sum())
             inner += float(sizes.square().sum())
@@ -348,16 +368,16 @@ def factorize(
     progress: bool | None = None,
 ) -> Factorization:
     """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``."""
-    shift = check_float("shift", shift)
+    shift = check_float("shift", shift) + 0.0  # -0.0 is 0
     check_choice("precision", precision, PRECISIONS)
     seed = check_seed("seed", seed)
-    ldl = block_ldl(operator, shift, PRECISIONS[precision])
+    ldl = block_ldl(operator, shift, PRECISIONS[precision], budget=budget, progress=progress)
     return Factorization(operator, ldl, precision, budget, seed, progress)
 
 
-def _within_double(bound: NormBound) -> bool:
-    """Return whether a bound is known to a factor of 2."""
-    return bound.upper <= 2 * bound.lower
+def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:
+    """Return how many bytes :func:`factorize` needs, of all processes together."""
+    return bytes_needed(operator.shape[0], PRECISIONS[precision], operator.device)
 
 
 def _low(probability: float) -> float:

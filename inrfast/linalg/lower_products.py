@@ -14,8 +14,9 @@ from torch import Tensor
 from inrfast.memory import chunks
 from inrfast.threads import MOST_THREADS, share
 
-PIECE, PIECE_GPU = (128, 512), (4096, 4096)
-"""Rows and columns of a piece: 512 KiB in fp64, which stays in the second-level cache of a core."""
+PIECE, PIECE_GPU = (128, 512), (2048, 2048)
+"""Rows and columns of a piece: 512 KiB in fp64, which stays in the second-level cache of a core; 32 MiB in that of a
+large GPU, and few launches."""
 
 
 def piece_of(device: torch.device) -> tuple[int, int]:

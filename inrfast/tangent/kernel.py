@@ -452,12 +452,10 @@ class TangentKernel:
         tol: float = 1e-6,
         seed: int = 0,
         progress: bool | None = None,
-        preconditioner: str | Callable[[Tensor], Tensor] | None = None,
+        preconditioner: str | Callable[[Tensor], Tensor] | Factorization | None = None,
+        method: str = "auto",
     ) -> Tensor:
         """Return x with ``(K + ridge I) x = y`` in fp64.
-
-        Up to order 4,096 by a dense Cholesky factorisation; above by conjugate gradients, preconditioned by a pivoted
-        Cholesky factor of few columns (nothing n x n).
 
         Parameters
         ----------
@@ -472,18 +470,25 @@ class TangentKernel:
         progress
             Whether to show bars; None: on a terminal only.
         preconditioner
-            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``, ``"diagonal"``,
-            ``"none"``, another name of :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, or a function that takes
-            a residual (n, c) in fp64 and returns a tensor of its shape: an approximation of ``(K + ridge I)^-1`` times
-            it, linear, symmetric and positive definite. Where processes share the kernel, each hands it the whole
-            residual. None: as above.
+            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``,
+            ``"factorization"``, ``"diagonal"``, ``"none"``, another name of
+            :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, a positive definite factorisation such as
+            ``K.factor(-ridge)``, or a function that takes a residual (n, c) in fp64 and returns a tensor of its shape:
+            an approximation of ``(K + ridge I)^-1`` times it, linear, symmetric and positive definite. Where processes
+            share the kernel, each hands it the whole residual. None: a pivoted Cholesky factor of few columns.
+        method
+            ``"direct"``: a factorisation as of :meth:`factor`, in fp64 where the ridge is small and the budget allows,
+            else in fp32, with iterative refinement. ``"cg"``: conjugate gradients, nothing n x n. ``"auto"``: up to
+            order 4,096 a dense Cholesky factorisation; above conjugate gradients, as long as they cost fewer FLOP than
+            a factorisation would, then that (a warning says so); where no factor fits the budget, and with a
+            ``preconditioner``, conjugate gradients alone.
 
         Raises
         ------
         ResolutionError
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
-            The preconditioner does not fit the budget.
+            The preconditioner, or the factor that was asked for, does not fit the budget.
         RangeError
             The solution has numbers beyond fp64.
         ValueError, TypeError
@@ -496,7 +501,7 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             budget, shown = self._solver_budget(exact), self._shown(progress)
-            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner)
+            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner, method)
         return found.reshape(y.shape)
 
     def factor(
@@ -504,8 +509,8 @@ class TangentKernel:
     ) -> Factorization:
         """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
 
-        It costs ``n^3 / 3`` multiply-adds whatever the rank, and half a matrix of memory. With ``shift = -noise`` it is
-        the covariance of a Gaussian process with this kernel.
+        It costs ``n^3 / 3`` FLOP beside the entries, whatever the rank, and half a matrix of memory. With
+        ``shift = -noise`` it is the covariance of a Gaussian process with this kernel.
 
         Parameters
         ----------

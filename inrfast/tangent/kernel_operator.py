@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from inrfast.tangent.cost import dense_flops, product_flops
+
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import TangentKernel
 
@@ -29,6 +31,16 @@ class KernelOperator:
     def jacobian_error(self) -> float:
         """Bound on the spectral norm of the error of J."""
         return self._kernel.jacobian_error
+
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries, each pair once, in all processes."""
+        return self.partition.sum(float(dense_flops(self._kernel.sides)), self.device)
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector, in all processes."""
+        return self.partition.sum(float(product_flops(self._kernel.sides)), self.device)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of these rows."""
