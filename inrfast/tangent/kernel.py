@@ -26,6 +26,7 @@ from inrfast.tangent.cost import Cost, cost_of
 from inrfast.tangent.kernel_operator import KernelOperator
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import RANGE, check_range, surely_held
+from inrfast.tangent.target import as_target
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -138,33 +139,7 @@ class TangentKernel:
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
-        if isinstance(out, np.ndarray):
-            if not out.flags.writeable:
-                raise ValueError("out must be writable")
-            if self.device.type != "cpu":
-                raise ValueError(f"out is a NumPy array but the kernel is on {self.device}; pass a tensor there")
-            if not out.dtype.isnative:
-                raise ValueError(f"out must have this machine's byte order, got dtype {out.dtype.str!r}")
-            if any(stride < 0 for stride in out.strides):
-                raise ValueError(f"out must have no negative strides, got {out.strides} (a reversed view)")
-            if any(stride % out.itemsize for stride in out.strides):
-                raise ValueError(f"out must have strides in whole entries of {out.itemsize} bytes, got {out.strides}")
-            if out.dtype not in (np.float32, np.float64):
-                raise ValueError(f"out must have dtype {str(self.dtype)[6:]}, got {out.dtype}")
-            out = torch.from_numpy(out)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"out must be a tensor or a NumPy array, got {type(out).__name__}")
-        if tuple(out.shape) != self.shape or out.dtype != self.dtype or out.device != self.device:
-            raise ValueError(
-                f"out must have shape {self.shape}, dtype {self.dtype} and device {self.device}, got "
-                f"{tuple(out.shape)}, {out.dtype}, {out.device}"
-            )
-        extent = 0
-        for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
-            if size > 1 and stride <= extent:
-                raise ValueError(f"out must have memory of its own for every entry, got strides {out.stride()}")
-            extent += stride * (size - 1)
-        return out
+        return as_target(out, self.shape, self.dtype, self.device)
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
