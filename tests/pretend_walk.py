@@ -31,7 +31,7 @@ pretend_gpu.install("interpret")  # before anything asks which devices there are
 
 import inrfast as inr
 from inrfast import backends, init
-from inrfast.linalg import block_ldl
+from inrfast.linalg import block_ldl, inertia, largest_eigenvalue
 from inrfast.linalg.lanczos import spectral_bounds
 from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
@@ -44,7 +44,9 @@ from inrfast.training import group
 grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
 group.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
-block_ldl.WINDOW_GPU, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU = 8, 8, 16  # several windows and blocks of so few rows
+block_ldl.WINDOW_GPU = block_ldl.PANEL_GPU = 12  # several windows of so few rows
+block_ldl.HEIGHT_GPU = 24
+inertia.WHOLE = largest_eigenvalue.WHOLE = 8  # which are counted as many are
 
 SIDE = 6
 """Points along each axis of the grid."""
@@ -164,11 +166,14 @@ PATHS: dict[str, tuple[str, Callable[[Machine, Any], torch.Tensor]]] = {
     "spectrum dense": ("K", lambda m, K: eigenvalues(K, method="dense")),
     "spectrum cholesky": ("K", lambda m, K: eigenvalues(K, method="cholesky", rtol=1e-3)),
     "spectrum lanczos": ("K", lambda m, K: eigenvalues(K, method="lanczos", k=4)),
+    "spectrum inertia": (
+        "K",
+        lambda m, K: interval(K.spectrum(method="inertia", levels=[m.level], progress=False).certified[0]),
+    ),
     "spectrum quadrature": ("K", lambda m, K: eigenvalues(K, method="quadrature")[:1]),
     "solve": ("K", lambda m, K: K.solve(m.numbers(SIDE**2), ridge=1.0)),
     "factor, solve": ("exact", lambda m, K: factored(m, K, "high").solve(m.numbers(SIDE**2), tol=1e-10)),
     "factor, logdet": ("exact", lambda m, K: torch.tensor(factored(m, K, "highest").logdet())),
-    "factor, count": ("exact", lambda m, K: interval(factored(m, K, "high").count())),
     "diagnose": ("net", lambda m, net: ranks(m)),
     "fit": ("net", lambda m, net: m.fit()),
     "fit medium": ("net", lambda m, net: m.fit(precision="medium")),
@@ -209,8 +214,8 @@ def lanczos(machine: Machine, turn: Callable[[], Any], residual: bool) -> None:
 def windows(machine: Machine, turn: Callable[[], Any], dtype: torch.dtype) -> None:
     """Factor the kernel window by window."""
     operator, level = KernelOperator(machine.exact), machine.level
-    block_ldl.block_ldl(operator, level, dtype, progress=False)
-    block_ldl.block_ldl(operator, level, dtype, progress=False, save=lambda state: turn())
+    block_ldl.block_ldl(operator, level, dtype, window=8, panel=8, progress=False)
+    block_ldl.block_ldl(operator, level, dtype, window=8, panel=8, progress=False, save=lambda state: turn())
 
 
 LOOPS: dict[str, Callable[[Machine, Callable[[], Any]], None]] = {
