@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inrfast.linalg.lower_rows import LowerRows
 from inrfast.linalg.operators import SymmetricOperator
-from inrfast.memory import chunks
+from inrfast.linalg.partition import Whole, Window
 
 WINDOW = 256
 """Rows per window."""
@@ -32,7 +32,7 @@ class Step:
 
     Attributes
     ----------
-    rows
+    window
         The operator's rows that enter.
     carried
         Directions m that earlier windows passed on, which come before the rows.
@@ -42,7 +42,7 @@ class Step:
         Orthogonal (m + rows, m + rows), fp64: eliminated directions first.
     """
 
-    rows: slice
+    window: Window
     carried: int
     start: int
     kept: int
@@ -61,12 +61,16 @@ class BlockLDL:
     steps
         The eliminations in order.
     lower
-        Block k holds the rows of window k of ``W = L D`` (rows, columns eliminated before), with room for more columns.
+        The rows of ``W = L D`` that are here: for each window of this process a block (rows, columns eliminated
+        before), with room for more columns.
     """
 
-    def __init__(self, shift: float, pivots: Tensor, steps: list[Step], lower: LowerRows, delayed: int) -> None:
+    def __init__(
+        self, shift: float, pivots: Tensor, steps: list[Step], lower: LowerRows, delayed: int, partition: Whole
+    ) -> None:
         self.shift, self.pivots, self.steps, self.lower, self.delayed = shift, pivots, steps, lower, delayed
-        self.size = len(pivots)
+        self.size, self.partition = len(pivots), partition
+        self._own = [step for step in steps if step.window.owner == partition.rank]
 
     @property
     def positive(self) -> int:
@@ -79,46 +83,54 @@ class BlockLDL:
         return int((self.pivots < 0).sum())
 
     def _rows(self, k: int) -> Tensor:
-        """Return the rows of window k of W, (rows, start), fp64."""
-        return self.lower[k][:, : self.steps[k].start].double()
+        """Return this process's window k of W, (rows, start), fp64."""
+        return self.lower[k][:, : self._own[k].start].double()
 
     def product(self, V: Tensor) -> Tensor:
         """Return ``M V`` for V (n, k), fp64."""
         sums = V.new_zeros(self.size, V.shape[1])
-        for k, step in enumerate(self.steps):
-            sums[: step.start] += self._rows(k).t() @ V[step.rows]
-        inner = sums / self.pivots.unsqueeze(1)  # L^T V
-        carried = V[:0]
+        for k, step in enumerate(self._own):
+            sums[: step.start] += self._rows(k).t() @ V[step.window.rows]
+        inner = self.partition.total(sums) / self.pivots.unsqueeze(1)  # L^T V
+        whole, carried = self.partition.gather(V), V[:0]
         for step in self.steps:
-            turned = step.basis.t() @ torch.cat([carried, V[step.rows]])
+            turned = step.basis.t() @ torch.cat([carried, whole[step.window.index]])
             inner[step.start : step.start + step.kept] += turned[: step.kept]
             carried = turned[step.kept :]
         scaled, out, carried = inner * self.pivots.unsqueeze(1), torch.empty_like(V), V[:0]
-        for k in reversed(range(len(self.steps))):
-            step = self.steps[k]
+        for step in reversed(self.steps):
             turned = step.basis @ torch.cat([scaled[step.start : step.start + step.kept], carried])
             carried = turned[: step.carried]
-            out[step.rows] = turned[step.carried :] + self._rows(k) @ inner[: step.start]
+            if step.window.owner == self.partition.rank:
+                out[step.window.rows] = turned[step.carried :]
+        for k, step in enumerate(self._own):
+            out[step.window.rows] += self._rows(k) @ inner[: step.start]
         return out
 
     def inverse(self, V: Tensor) -> Tensor:
         """Return ``M^-1 V`` for V (n, k), fp64."""
-        scale = self.pivots.unsqueeze(1)
-        found, carried = torch.empty_like(V), V[:0]  # G^-1 V
-        for k, step in enumerate(self.steps):
-            own = V[step.rows] - self._rows(k) @ (found[: step.start] / scale[: step.start])
-            turned = step.basis.t() @ torch.cat([carried, own])
+        scale, partition = self.pivots.unsqueeze(1), self.partition
+        found, carried, place = V.new_empty(self.size, V.shape[1]), V[:0], 0  # G^-1 V
+        for step in self.steps:
+            rows = V.new_empty(len(step.window), V.shape[1])
+            if step.window.owner == partition.rank:
+                rows = V[step.window.rows] - self._rows(place) @ (found[: step.start] / scale[: step.start])
+                place += 1
+            rows = partition.from_owner(step.window.owner, rows)
+            turned = step.basis.t() @ torch.cat([carried, rows])
             found[step.start : step.start + step.kept] = turned[: step.kept]
             carried = turned[step.kept :]
         found /= scale
-        sums, out, carried = torch.zeros_like(V), torch.empty_like(V), V[:0]
-        for k in reversed(range(len(self.steps))):
-            step = self.steps[k]
+        sums, out, carried = torch.zeros_like(found), torch.empty_like(V), V[:0]
+        for step in reversed(self.steps):
             new = slice(step.start, step.start + step.kept)
-            turned = step.basis @ torch.cat([found[new] - sums[new] / scale[new], carried])
+            known = partition.total(sums[new]) / scale[new]
+            turned = step.basis @ torch.cat([found[new] - known, carried])
             carried = turned[: step.carried]
-            out[step.rows] = turned[step.carried :]
-            sums[: step.start] += self._rows(k).t() @ out[step.rows]
+            if step.window.owner == partition.rank:
+                place -= 1
+                out[step.window.rows] = turned[step.carried :]
+                sums[: step.start] += self._rows(place).t() @ out[step.window.rows]
         return out
 
 
@@ -140,44 +152,63 @@ def block_ldl(
     window
         Rows per window.
     """
-    n, device = operator.shape[0], operator.device
-    windows = list(chunks(n, window))
-    lower = LowerRows([(rows.stop - rows.start, rows.start) for rows in windows], dtype, device)
+    n, device, partition = operator.shape[0], operator.device, operator.partition
+    windows, before = partition.windows(window), 0
+    own, shapes = [], []
+    for each in windows:
+        if each.owner == partition.rank:
+            own.append(each)
+            shapes.append((len(each), before))
+        before += len(each)
+    lower = LowerRows(shapes, dtype, device)
     pivots = torch.ones(n, dtype=torch.float64, device=device)
     delay = DELAY * abs(shift) if delay is None else delay
     steps: list[Step] = []
-    passed = torch.empty(n, 0, dtype=dtype, device=device)  # columns that were passed on, for all rows still to come
+    first = 0  # of this process's windows still to come
+    height = partition.stop - partition.start
+    passed = torch.empty(height, 0, dtype=dtype, device=device)  # columns that were passed on, for rows still to come
     values = pivots[:0]  # and their diagonal entries
     start = delayed = 0
-    for k, rows in enumerate(windows):
-        index = torch.arange(rows.start, rows.stop, device=device)
-        scaled = (lower[k][:, :start].double() / pivots[:start]).to(dtype)
-        panel = torch.empty(n - rows.start, len(index), dtype=dtype, device=device)
-        operator.block_(panel, slice(rows.start, n), index)
-        panel[: len(index)].diagonal().sub_(shift)
-        for j in range(k, len(windows)):
-            here = slice(windows[j].start - rows.start, windows[j].stop - rows.start)
+    for number, each in enumerate(windows):
+        mine, last = each.owner == partition.rank, number + 1 == len(windows)
+        index = torch.arange(each.index.start, each.index.stop, device=device)
+        top = own[first].rows.start if first < len(own) else height
+        panel = torch.empty(height - top, len(each), dtype=dtype, device=device)
+        operator.block_(panel, slice(top, height), index)
+        if mine:
+            panel[: len(each)].diagonal().sub_(shift)
+        rows = lower[first][:, :start] if mine else panel.new_empty(len(each), start)
+        scaled = (partition.from_owner(each.owner, rows).double() / pivots[:start]).to(dtype)
+        for j in range(first, len(own)):
+            here = slice(own[j].rows.start - top, own[j].rows.stop - top)
             panel[here].addmm_(lower[j][:, :start], scaled.t(), alpha=-1)
         whole = torch.cat([passed, panel], 1)
-        carried, count = len(values), len(values) + len(index)
-        corner = torch.diag(torch.cat([values, values.new_zeros(len(index))]))
-        corner[carried:, :carried] = whole[: len(index), :carried]
-        corner[:carried, carried:] = whole[: len(index), :carried].t()
-        corner[carried:, carried:] = (panel[: len(index)] + panel[: len(index)].t()).double() / 2
-        found, basis = torch.linalg.eigh(corner)
+        carried, count = len(values), len(values) + len(each)
+        corner = torch.diag(torch.cat([values, values.new_zeros(len(each))]))
+        if mine:
+            corner[carried:, :carried] = whole[: len(each), :carried]
+            corner[:carried, carried:] = whole[: len(each), :carried].t()
+            corner[carried:, carried:] = (panel[: len(each)] + panel[: len(each)].t()).double() / 2
+            found, basis = torch.linalg.eigh(corner)
+        else:
+            found, basis = corner.new_empty(count), corner
+        found, basis = partition.from_owner(each.owner, torch.cat([found.unsqueeze(0), basis])).split([1, count])
+        found = found[0]
         keep = found.abs() >= delay
-        if rows.stop == n:
+        if last:
             keep[:] = True
         elif int(keep.sum()) < count // 2:
             keep = found.abs() >= found.abs().median()
         order = torch.cat([keep.nonzero()[:, 0], (~keep).nonzero()[:, 0]])
         found, basis, kept = found[order], basis[:, order], int(keep.sum())
-        turned = whole[len(index) :] @ basis.to(dtype)
-        for j in range(k + 1, len(windows)):
-            there = slice(windows[j].start - rows.stop, windows[j].stop - rows.stop)
+        done = len(each) if mine else 0
+        first += mine
+        turned = whole[done:] @ basis.to(dtype)
+        for j in range(first, len(own)):
+            there = slice(own[j].rows.start - top - done, own[j].rows.stop - top - done)
             lower[j][:, start : start + kept] = turned[there, :kept]
         passed, values = turned[:, kept:].clone(), found[kept:]
         pivots[start : start + kept] = found[:kept]
-        steps.append(Step(rows, carried, start, kept, basis))
+        steps.append(Step(each, carried, start, kept, basis))
         start, delayed = start + kept, delayed + count - kept
-    return BlockLDL(shift, pivots, steps, lower, delayed)
+    return BlockLDL(shift, pivots, steps, lower, delayed, partition)
