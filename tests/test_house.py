@@ -34,6 +34,8 @@ TESTED_BY = {
     "inrfast/linalg/operators.py": "tests/linalg/test_lanczos.py",
     "inrfast/linalg/partition.py": "tests/test_distributed.py",
     "inrfast/linalg/preconditioners/*.py": "tests/tangent/test_kernel.py",
+    "inrfast/linalg/refinement.py": "tests/linalg/test_factorization.py",
+    "inrfast/linalg/scales.py": "tests/linalg/test_systems.py",
     "inrfast/losses/*.py": "tests/losses/test_formulas.py",
     "inrfast/norms/*.py": "tests/norms/test_norms.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",

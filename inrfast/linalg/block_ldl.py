@@ -86,6 +86,22 @@ class BlockLDL:
         """Return this process's window k of W, (rows, start), fp64."""
         return self.lower[k][:, : self._own[k].start].double()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factor."""
+        lower = int(self.partition.sum(self.lower.nbytes, self.pivots.device))
+        return lower + self.pivots.nbytes + sum(step.basis.nbytes for step in self.steps)
+
+    def rounding(self) -> float:
+        """Return a bound on the error of a product with a unit vector, and on M's own in a solution's place."""
+        sums = self.pivots.new_zeros(self.size)
+        for k, step in enumerate(self._own):
+            sums[: step.start] += self._rows(k).abs().sum(0)
+        sums = self.partition.total(sums) / self.pivots.abs()
+        largest = [float((self._rows(k).abs() @ sums[: step.start]).max()) for k, step in enumerate(self._own)]
+        size = float(self.pivots.abs().max()) ** 0.5 + self.partition.largest(max(largest), sums.device) ** 0.5
+        return 2 * 8 * self.size**0.5 * 2.0**-53 * size * size
+
     def product(self, V: Tensor) -> Tensor:
         """Return ``M V`` for V (n, k), fp64."""
         sums = V.new_zeros(self.size, V.shape[1])
@@ -142,7 +158,7 @@ def block_ldl(
     Parameters
     ----------
     operator
-        K, symmetric; each pair of rows is asked for once, through ``block_``.
+        K, symmetric; each pair of rows is asked for once, through ``blocks_``.
     shift
         Any number.
     dtype
@@ -174,7 +190,7 @@ def block_ldl(
         index = torch.arange(each.index.start, each.index.stop, device=device)
         top = own[first].rows.start if first < len(own) else height
         panel = torch.empty(height - top, len(each), dtype=dtype, device=device)
-        operator.block_(panel, slice(top, height), index)
+        operator.blocks_([(panel, slice(top, height))], index, dtype)
         if mine:
             panel[: len(each)].diagonal().sub_(shift)
         rows = lower[first][:, :start] if mine else panel.new_empty(len(each), start)

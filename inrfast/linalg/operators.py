@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +26,7 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent.kernel.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
+    :class:`inrfast.tangent.kernel_operator.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
     """
 
     @property
@@ -61,10 +62,11 @@ class SymmetricOperator(Protocol):
     def submatrix(self, index: Tensor) -> Tensor:
         """Return the rows and columns of such an index, (count, count)."""
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some rows, counted over those here, of the columns of such an index into ``out`` (rows, count).
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor, dtype: torch.dtype) -> None:
+        """Write rows, counted over those here, of the columns of such an index into each target ``(out, rows)``.
 
-        ``out`` is fp64, or fp32 where entries of single precision suffice.
+        ``out`` (rows, count) is of ``dtype``: fp64, or fp32 where entries of single precision suffice. Processes that
+        share the operator call it together, each with targets of its own, or none. A GPU is not waited for.
         """
 
     def __matmul__(self, V: Tensor) -> Tensor:
@@ -107,9 +109,10 @@ class DenseOperator:
         """Return the rows and columns of ``index``."""
         return self.matrix[index][:, index]
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some rows of the columns of ``index`` into ``out``, rounded to its dtype."""
-        out.copy_(self.matrix[rows, index])
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor, dtype: torch.dtype) -> None:
+        """Write rows of the columns of ``index`` into each target, rounded to its dtype."""
+        for out, rows in targets:
+            out.copy_(self.matrix[rows, index])
 
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""

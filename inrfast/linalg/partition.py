@@ -75,6 +75,10 @@ class Whole:
         """Return the sum of every process's ``number``; ``device`` is the kernel's."""
         return number
 
+    def largest(self, number: float, device: torch.device) -> float:
+        """Return the largest of every process's ``number``, NaN if one is; ``device`` is the kernel's."""
+        return number
+
     def gather(self, rows: Tensor) -> Tensor:
         """Return all rows of a tensor of which this process holds ``rows``."""
         return rows

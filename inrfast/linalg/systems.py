@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import RangeError, ResolutionError, check_seed
+from inrfast.errors import ResolutionError, check_seed
 from inrfast.linalg.conjugate_gradients import conjugate_gradients
 from inrfast.linalg.eigenvalues import SMALL, DenseableOperator
 from inrfast.linalg.preconditioners import Preconditioner, System, find
+from inrfast.linalg.scales import powers, scaled_back
 
 STEPS = 500
 """Largest number of products of an iteration."""
@@ -19,6 +20,9 @@ VECTORS = 12
 
 DEFAULT = "pivoted_cholesky"
 """The preconditioner where none is named."""
+
+SMALLER = "give a smaller y or a larger ridge"
+"""What to do about a solution beyond fp64."""
 
 
 def solve(
@@ -34,29 +38,14 @@ def solve(
     """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent.kernel.TangentKernel.solve`."""
     n, seed = operator.shape[0], check_seed("seed", seed)
     make = find(DEFAULT if preconditioner is None else preconditioner)
-    powers = _powers(y)
-    y = y / powers  # or squares of very large or small right-hand sides would over- or underflow
+    factors = powers(y)
+    y = y / factors  # or squares of very large or small right-hand sides would over- or underflow
     small = n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget  # the matrix, its factor and a copy on the way
     if small and preconditioner is None:
-        return _scaled(_dense(operator, y, ridge, tol), powers)
+        return scaled_back(_dense(operator, y, ridge, tol), factors, SMALLER)
     own = operator.partition.mine(y)
     system = System(operator, ridge, budget, VECTORS * 8 * n * y.shape[1], seed, progress)
-    return _scaled(operator.partition.gather(_iterated(system, make, own, tol)), powers)
-
-
-def _powers(y: Tensor) -> Tensor:
-    """Return for every column the power of two with which its largest entry is in [1, 2); 1 for a column of zeros."""
-    largest = y.abs().amax(0)
-    mantissas = torch.frexp(largest).mantissa
-    return torch.where(largest > 0, largest / (2 * mantissas), 1.0)  # exact: the quotient is a power of two
-
-
-def _scaled(x: Tensor, powers: Tensor) -> Tensor:
-    """Return solutions of the systems that were scaled."""
-    found = x * powers
-    if not bool(torch.isfinite(found).all()):
-        raise RangeError("the solution would hold numbers beyond fp64; give a smaller y or a larger ridge")
-    return found
+    return scaled_back(operator.partition.gather(_iterated(system, make, own, tol)), factors, SMALLER)
 
 
 def _dense(operator: DenseableOperator, y: Tensor, ridge: float, tol: float) -> Tensor:

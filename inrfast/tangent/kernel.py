@@ -16,12 +16,14 @@ from torch import Tensor
 from inrfast.errors import check_block, check_float, check_int
 from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
+from inrfast.linalg.factorization import Factorization, factorize
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import empty
 from inrfast.modes import methods_in_own_modes
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
+from inrfast.tangent.kernel_operator import KernelOperator
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import RANGE, check_range, surely_held
 
@@ -465,6 +467,48 @@ class TangentKernel:
             found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner)
         return found.reshape(y.shape)
 
+    def factor(
+        self, shift: float, precision: str = "highest", seed: int = 0, progress: bool | None = None
+    ) -> Factorization:
+        """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
+
+        It costs ``n^3 / 3`` multiply-adds whatever the rank, and half a matrix of memory. With ``shift = -noise`` it is
+        the covariance of a Gaussian process with this kernel.
+
+        Parameters
+        ----------
+        shift
+            Any number, in the kernel's units.
+        precision
+            Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32, half the memory and time. How far it is off is
+            measured in fp64 either way.
+        seed
+            Of the random vectors that measure it.
+        progress
+            Whether to show bars; None: on a terminal only.
+
+        Raises
+        ------
+        MemoryBudgetError
+            The factor exceeds the budget; raised before it is allocated, with what fits.
+        ValueError, TypeError
+            Bad arguments; a kernel with ``coords2``.
+
+        Examples
+        --------
+        >>> import inrfast as inr
+        >>> K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((8, 8)))
+        >>> F = K.factor(0.5)
+        >>> F.positive + F.negative, F.residual < 1e-9
+        (64, True)
+        """
+        self._need_symmetric("factor")
+        exact = self.at_precision("highest")
+        with self._whole_budget_told(exact):
+            return factorize(
+                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress)
+            )
+
     def _solver_budget(self, exact: Self) -> int:
         """Return the bytes that methods of :mod:`inrfast.linalg` may take beside the factors of ``exact``."""
         raise NotImplementedError
@@ -533,55 +577,3 @@ class TangentKernel:
     def __repr__(self) -> str:
         names = [spec.name for spec in self.specs]
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
-
-
-class KernelOperator:
-    """The rows of a kernel in this process as an operator of :mod:`inrfast.linalg`, whose vectors need no checks."""
-
-    def __init__(self, kernel: TangentKernel) -> None:
-        self._kernel = kernel
-        self.shape, self.device, self.partition = kernel.shape, kernel.device, kernel.partition
-
-    @property
-    def matrix_error(self) -> float:
-        """Bound on the spectral norm of the rounding error of the entries."""
-        return self._kernel.matrix_error
-
-    @property
-    def jacobian_error(self) -> float:
-        """Bound on the spectral norm of the error of J."""
-        return self._kernel.jacobian_error
-
-    def diagonal(self) -> Tensor:
-        """Return the diagonal of these rows."""
-        self._kernel._need_range("the diagonal")
-        return self._kernel._diagonal.to(self._kernel.dtype, copy=True)
-
-    def columns(self, index: Tensor) -> Tensor:
-        """Return these rows of some columns."""
-        self._kernel._need_range("columns of the kernel")
-        return self._kernel.sides.columns_as_named(index)
-
-    def submatrix(self, index: Tensor) -> Tensor:
-        """Return some rows and columns, the same in every process."""
-        self._kernel._need_range("a submatrix of the kernel")
-        return self._kernel.sides.submatrix_as_named(index)
-
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some of these rows of some columns into ``out``, computed in its precision."""
-        kernel = self._kernel if out.dtype == self._kernel.dtype else self._in_single
-        kernel._need_range("a block of the kernel")
-        kernel.sides.block_(out, rows, index)
-
-    @cached_property
-    def _in_single(self) -> TangentKernel:
-        """The kernel in fp32."""
-        return self._kernel.at_precision("high")
-
-    def to_dense(self) -> Any:
-        """Return the whole matrix."""
-        return self._kernel.to_dense()
-
-    def __matmul__(self, V: Tensor) -> Tensor:
-        """Return these rows of ``K V`` for these rows of V (n, k)."""
-        return self._kernel._product(V)

@@ -74,6 +74,11 @@ class Sharded(Whole):
         """Return the sum of every process's ``number``."""
         return float(self.total(torch.tensor(number, dtype=torch.float64, device=device)))
 
+    def largest(self, number: float, device: torch.device) -> float:
+        """Return the largest of every process's ``number``, NaN if one is."""
+        numbers = self._stacked(torch.tensor([number], dtype=torch.float64, device=device), [1] * self.processes)
+        return float(numbers.amax())
+
     def all_or_none(self) -> AbstractContextManager[None]:
         """Return a block that exchanges nothing, in which an error of one process is raised in all."""
         return self.agreement.all_or_none()

@@ -1,0 +1,373 @@
+"""A factorisation of ``K - shift I`` as users have it: its inertia, how far it is off, solutions, log-determinant."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.linalg.norm_bounds import NormBound, norm_bound
+from inrfast.linalg.operators import UNIT, SymmetricOperator, product_error
+from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
+from inrfast.linalg.scales import powers, scaled_back
+from inrfast.linalg.spectrum import kernel_error
+from inrfast.memory import chunks, format_bytes, require
+from inrfast.modes import methods_in_own_modes, own_modes
+
+PRECISIONS = {"highest": torch.float64, "high": torch.float32}
+"""The dtype of a factor's entries by precision."""
+
+FAILURE = 1e-6
+"""Probability, over random vectors, with which what is stated of one log-determinant may not hold."""
+
+EVENTS = 4
+"""Random events that one statement rests on at most; each has an even share of the probability."""
+
+STEPS = 200
+"""Largest number of products with K in a solution."""
+
+LEAST_CYCLE = 4
+"""Steps of GMRES between starts that must fit the budget."""
+
+PROBES, PROBES_AT_ONCE = 64, 16
+"""Random vectors for the trace of ``M^-1 (K - shift I - M)``, and how many are taken together."""
+
+LOST = 1e-3
+"""Relative change of a solution under the rounding of K's entries from which on a warning says so."""
+
+
+@methods_in_own_modes
+class Factorization:
+    """``M = G D G^T`` near ``K - shift I``, with D diagonal; made by ``K.factor(shift)``.
+
+    M has exactly ``positive`` positive and ``negative`` negative eigenvalues (Sylvester's law of inertia). How far it
+    is from ``K - shift I`` is measured when it is first asked for. A factorisation is a function, ``F(V) = M^-1 V``:
+    where M is positive definite, a preconditioner for ``K.solve(y, ridge, preconditioner=F)``.
+
+    It can be pickled if its kernel can and it is not in a file; the factor goes along, ``nbytes`` of it.
+
+    Attributes
+    ----------
+    shift
+        In the units of K.
+    precision
+        Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32.
+    shape
+        (n, n).
+    device
+        Where right-hand sides lie.
+    """
+
+    def __init__(
+        self, operator: SymmetricOperator, ldl: BlockLDL, precision: str, budget: int, seed: int, progress: bool | None
+    ) -> None:
+        self._operator, self._ldl, self._budget, self._seed, self._progress = operator, ldl, budget, seed, progress
+        self.shift, self.precision, self.shape, self.device = ldl.shift, precision, operator.shape, operator.device
+
+    # ---- what was computed -------------------------------------------------------------------------------------
+
+    @property
+    def positive(self) -> int:
+        """Number of positive eigenvalues of M, exact."""
+        return self._ldl.positive
+
+    @property
+    def negative(self) -> int:
+        """Number of negative eigenvalues of M, exact; odd: the determinant of M is negative."""
+        return self._ldl.negative
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the factor."""
+        return self._ldl.nbytes
+
+    # ---- how far it is off -------------------------------------------------------------------------------------
+
+    @property
+    def residual(self) -> float:
+        """Bound on the spectral norm of ``K - shift I - M``, except with probability :attr:`failure`.
+
+        K is the kernel of its fp64 factors in exact arithmetic: the rounding of the products that measured it is in
+        the bound. Measured by some products with K at the first use.
+        """
+        return self._residual.upper
+
+    @property
+    def failure(self) -> float:
+        """Probability, over the random vectors, with which :attr:`residual` is no bound."""
+        return FAILURE / EVENTS
+
+    @cached_property
+    def _residual(self) -> NormBound:
+        with own_modes():
+            return norm_bound(self._gap, *self._drawn(0), error=self._rounding, enough=_within_double)
+
+    def _gap(self, V: Tensor) -> Tensor:
+        """Return ``(K - shift I - M) V``."""
+        return self._product(V) - self._ldl.product(V)
+
+    def _product(self, V: Tensor) -> Tensor:
+        """Return ``(K - shift I) V``."""
+        return self._operator @ V - self.shift * V
+
+    @cached_property
+    def _trace(self) -> float:
+        return float(self._operator.partition.total(self._operator.diagonal().abs().sum()))
+
+    @cached_property
+    def _rounding(self) -> float:
+        """Bound on the error of a product of ``K - shift I - M`` with a unit vector."""
+        return product_error(self._operator, self._trace) + 2 * UNIT * abs(self.shift) + self._ldl.rounding()
+
+    @cached_property
+    def _least(self) -> float:
+        """Lower bound on the size of M's eigenvalues, except with the probability of one event; 0: none is known."""
+        with own_modes():
+            inverse = norm_bound(self._ldl.inverse, *self._drawn(1), enough=_within_double)
+        return max(1 / inverse.upper - self._ldl.rounding(), 0.0) if inverse.upper > 0 else math.inf
+
+    def _drawn(self, event: int) -> tuple[Tensor, Any, float, int]:
+        """Return what :func:`norm_bound` needs of a random event: a vector, the partition, its probability, a seed."""
+        operator = self._operator
+        return operator.diagonal(), operator.partition, FAILURE / EVENTS, (self._seed + event * 2654435761) % 2**32
+
+    # ---- what it is for ----------------------------------------------------------------------------------------
+
+    def __call__(self, V: Tensor) -> Tensor:
+        """Return ``M^-1 V`` for V (n,) or (n, c), in fp64."""
+        self._need_regular()
+        partition = self._operator.partition
+        block = check_block("V", V, self.shape[0], self.device).to(torch.float64)
+        return partition.gather(self._ldl.inverse(partition.mine(block))).reshape(V.shape)
+
+    def solve(self, b: Tensor, tol: float = 1e-6, progress: bool | None = None) -> Tensor:
+        """Return x with ``(K - shift I) x = b`` in fp64.
+
+        ``M^-1 b`` is refined with residuals from products with K itself, which is not the factored matrix: by iterative
+        refinement and, where that stagnates, by GMRES (:mod:`inrfast.linalg.refinement`).
+
+        Parameters
+        ----------
+        b
+            Right-hand sides (n,) or (n, c), any floating dtype.
+        tol
+            Relative residual ``|b - (K - shift I) x| / |b|``, in fp64, that every column of the result has at most.
+        progress
+            Whether to show a bar; None: as given to ``factor``.
+
+        Raises
+        ------
+        ResolutionError
+            The residual stays above ``tol``: the shift is an eigenvalue to the accuracy of the factor.
+        MemoryBudgetError
+            The vectors of one right-hand side do not fit the budget beside the factor.
+        RangeError
+            The solution has numbers beyond fp64.
+        ValueError, TypeError
+            Bad arguments.
+
+        Warns
+        -----
+        RuntimeWarning
+            The residual is as small as wanted, and so near singular is ``K - shift I`` that the solution would be
+            another one for entries of K rounded otherwise.
+        """
+        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
+        tol = check_float("tol", tol, minimum=0.0, exclusive=True)
+        self._need_regular()
+        partition = self._operator.partition
+        factors = powers(right)
+        own, cycle, columns = partition.mine(right / factors), *self._room(right)
+        hidden = None if (shown := self._progress if progress is None else progress) is None else not shown
+        found, residuals = torch.empty_like(own), []
+        with tqdm(desc="refinement", disable=hidden, leave=False) as bar:
+            for part in chunks(own.shape[1], columns):
+                found[:, part], reached = refined(
+                    self._product, own[:, part], self._ldl.inverse, tol, STEPS, bar, partition, cycle
+                )
+                residuals.append(reached)
+        self._check_solution(torch.cat(residuals), partition.norm(found) / partition.norm(own), tol)
+        return scaled_back(partition.gather(found), factors, "give a smaller b or another shift").reshape(b.shape)
+
+    def _room(self, right: Tensor) -> tuple[int, int]:
+        """Return the steps of GMRES between starts, and the columns at a time, that the budget allows."""
+        n, left = self.shape[0], self._budget - self.nbytes - 3 * right.nbytes
+        vectors = max(min(CYCLE, n), LEAST_CYCLE)
+        while vectors > LEAST_CYCLE and 8 * n * (vectors + SCRATCH) > left:
+            vectors //= 2
+        one = 8 * n * (vectors + SCRATCH)
+        require(self.nbytes + 3 * right.nbytes + one, self._budget, f"a solution of order {n}", "raise memory_budget")
+        return vectors, max(left // one, 1)
+
+    def _check_solution(self, residuals: Tensor, growth: Tensor, tol: float) -> None:
+        """Refuse solutions whose residual is too large, and warn of those that rounding could change."""
+        worst = float(residuals.amax())
+        if not worst <= tol:
+            raise ResolutionError(
+                f"the relative residual {worst:.1e} stays above tol={tol:g}: K - {self.shift:g} I is within "
+                f"{self.residual:.1e} of a factor whose eigenvalues are at least {self._least:.1e} in size, and "
+                f"rounding of K may be {UNIT * self._trace:.1e}; take {self._better()}"
+            )
+        change = UNIT * self._trace * float(growth.nan_to_num(0.0).amax())
+        if change > LOST:
+            warn(
+                f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
+                f"{min(change, 1.0):.0e} of its size, though its residual is small"
+            )
+
+    def _better(self) -> str:
+        """Return what to do about a shift that is too near to an eigenvalue."""
+        other = "a larger noise" if self.shift < 0 else "another shift"
+        return other if self.precision == "highest" else f'precision="highest" or {other}'
+
+    def _need_regular(self) -> None:
+        """Refuse a factor with a pivot that is zero or not a number."""
+        if self.positive + self.negative < self.shape[0]:
+            raise ResolutionError(
+                f"the factor is singular: {self.shift:g} is an eigenvalue to rounding; take {self._better()}"
+            )
+
+    # ---- log-determinant ---------------------------------------------------------------------------------------
+
+    def logdet(self, tol: float = 1e-2) -> float:
+        r"""Return ``log |det(K - shift I)|`` with an error of at most ``tol``, except with probability 1e-6.
+
+        M has the determinant of D, up to the orthogonality of the bases, which is measured. With
+        ``X = M^-1 (K - shift I - M)`` of spectral norm at most ``c = residual |M^-1| < 1`` the rest is
+        ``log |det(I + X)|``, of size ``-n log(1 - c)`` at most. Where that is too much, ``tr X`` is estimated from
+        random vectors and added: its error follows from ``|X|_F`` (Laurent and Massart, Annals of Statistics 28(5),
+        2000, Lemma 1), what the trace leaves is at most ``(-log(1 - c) - c) / c^2 |X|_F^2`` (Weyl's inequality between
+        eigenvalues and singular values), and ``|X|_F`` itself is bounded from the same kind of vectors.
+
+        The sign of the determinant is ``(-1)^negative``; the bound proves that.
+
+        Parameters
+        ----------
+        tol
+            Accuracy, absolute, as one needs it of a log-likelihood.
+
+        Raises
+        ------
+        ResolutionError
+            The bound is larger, or nothing is known; the message says how large.
+
+        Examples
+        --------
+        The log evidence of a Gaussian process whose covariance is the kernel with noise on the diagonal:
+
+        >>> import math, torch, inrfast as inr
+        >>> K, noise = inr.ntk(inr.INR(2, 1, width=16), inr.grid((8, 8))), 0.1
+        >>> y = torch.linspace(-1, 1, 64, dtype=torch.float64)
+        >>> F = K.factor(-noise)
+        >>> evidence = -0.5 * y @ F.solve(y) - 0.5 * F.logdet() - 32 * math.log(2 * math.pi)
+        >>> covariance = K.at_precision("highest").to_dense() + noise * torch.eye(64, dtype=torch.float64)
+        >>> exact = torch.distributions.MultivariateNormal(torch.zeros(64, dtype=torch.float64), covariance).log_prob(y)
+        >>> bool((evidence - exact).abs() < 1e-2)
+        True
+        """
+        tol = check_float("tol", tol, minimum=0.0, exclusive=True)
+        self._need_regular()
+        logs = self._ldl.pivots.abs().log()
+        n, value = self.shape[0], float(logs.sum())
+        own = self._defect + n * UNIT * float(logs.abs().sum())
+        share = (self.residual + self._jacobian_part) / self._least if self._least > 0 else math.inf
+        error = own - n * math.log1p(-share) if share < 1 else math.inf
+        if error > tol and share < 1:
+            trace, rest = self._trace_of_gap(share)
+            if own + rest < error:
+                value, error = value + trace, own + rest
+        if not error <= tol:
+            known = "nothing is known of its error" if math.isinf(error) else f"its error may be {error:.1e}"
+            raise ResolutionError(
+                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: the factor is "
+                f"off by up to {self.residual:.1e} and its eigenvalues are at least {self._least:.1e} in size; take "
+                f"{self._better()}, or a larger tol"
+            )
+        return value
+
+    @cached_property
+    def _defect(self) -> float:
+        """Bound on ``|log |det M| - log |det D||``: from the columns of the bases, orthonormal up to rounding."""
+        total = 0.0
+        for step in self._ldl.steps:
+            basis = step.basis.double()
+            off = basis.t() @ basis
+            off.diagonal().sub_(1)
+            total += 2 * math.sqrt(len(basis)) * float(torch.linalg.matrix_norm(off)) + len(basis) ** 2 * UNIT
+        return total
+
+    @cached_property
+    def _jacobian_part(self) -> float:
+        """Bound on the distance of K from the kernel of the exact network."""
+        return kernel_error(self._operator.jacobian_error, self._trace)
+
+    def _trace_of_gap(self, share: float) -> tuple[float, float]:
+        """Return the estimated trace of ``X`` and a bound on ``|log |det(I + X)| - trace|``, for ``|X| <= share``."""
+        partition = self._operator.partition
+        off = (self._rounding + self._jacobian_part) / self._least  # of X v, for a unit vector v
+        if off >= 1:
+            return 0.0, math.inf
+        like, _, probability, seed = self._drawn(2)
+        found = mass = inner = mixed = 0.0
+        for number in range(PROBES // PROBES_AT_ONCE):
+            probes = partition.random(PROBES_AT_ONCE, (seed + number) % 2**32, like)
+            image = self._ldl.inverse(self._gap(probes))
+            sizes, lengths = partition.norm(image), partition.norm(probes)
+            found += float(partition.total((probes * image).sum(0)).sum())
+            inner += float(sizes.square().sum())
+            mass += float(lengths.square().sum())
+            mixed += float((sizes * lengths).sum())
+        more = off / (1 - off)  # of the inverse, relative
+        frobenius = (math.sqrt(inner) * (1 + more) + off * math.sqrt(mass)) / math.sqrt(PROBES * _low(probability))
+        x = math.log(2 / probability)
+        sampling = 2 * frobenius * math.sqrt(x / PROBES) + 2 * share * x / PROBES
+        rest = (-math.log1p(-share) - share) / share**2 if share > 1e-4 else 0.5 + share
+        return found / PROBES, (off * mass + more * mixed) / PROBES + sampling + rest * frobenius**2
+
+    def __repr__(self) -> str:
+        measured = "_residual" in vars(self)
+        residual = f"{self.residual:.2e}" if measured else "not measured yet"
+        return (
+            f"Factorization(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
+            f"positive={self.positive}, negative={self.negative}, residual={residual}, {format_bytes(self.nbytes)})"
+        )
+
+
+def factorize(
+    operator: SymmetricOperator,
+    shift: float,
+    precision: str,
+    budget: int,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Factorization:
+    """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``."""
+    shift = check_float("shift", shift)
+    check_choice("precision", precision, PRECISIONS)
+    seed = check_seed("seed", seed)
+    ldl = block_ldl(operator, shift, PRECISIONS[precision])
+    return Factorization(operator, ldl, precision, budget, seed, progress)
+
+
+def _within_double(bound: NormBound) -> bool:
+    """Return whether a bound is known to a factor of 2."""
+    return bound.upper <= 2 * bound.lower
+
+
+def _low(probability: float) -> float:
+    """Return z with ``P(sum_j |X w_j|^2 < z k |X|_F^2) <= probability`` for k Gaussian vectors and any X.
+
+    By Chernoff, ``P <= (z exp(1 - z))^(k / 2)``: the moment generating function is largest for X of rank one.
+    """
+    wanted = math.log(probability) * 2 / PROBES
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle == 0 or math.log(middle) + 1 - middle < wanted else (low, middle)
+    return low
