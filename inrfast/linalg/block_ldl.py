@@ -63,6 +63,8 @@ class BlockLDL:
     lower
         The rows of ``W = L D`` that are here: for each window of this process a block (rows, columns eliminated
         before), with room for more columns.
+    nbytes
+        Bytes of W, in all processes, and of bases and pivots in this one.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class BlockLDL:
     ) -> None:
         self.shift, self.pivots, self.steps, self.lower, self.delayed = shift, pivots, steps, lower, delayed
         self.size, self.partition = len(pivots), partition
+        own = int(partition.sum(lower.nbytes, pivots.device))
+        self.nbytes = own + pivots.nbytes + sum(step.basis.nbytes for step in steps)
         self._own = [step for step in steps if step.window.owner == partition.rank]
 
     @property
@@ -85,12 +89,6 @@ class BlockLDL:
     def _rows(self, k: int) -> Tensor:
         """Return this process's window k of W, (rows, start), fp64."""
         return self.lower[k][:, : self._own[k].start].double()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the factor."""
-        lower = int(self.partition.sum(self.lower.nbytes, self.pivots.device))
-        return lower + self.pivots.nbytes + sum(step.basis.nbytes for step in self.steps)
 
     def rounding(self) -> float:
         """Return a bound on the error of a product with a unit vector, and on M's own in a solution's place."""
@@ -151,7 +149,7 @@ class BlockLDL:
 
 
 def block_ldl(
-    operator: SymmetricOperator, shift: float, dtype: torch.dtype, delay: float | None = None, window: int = WINDOW
+    operator: SymmetricOperator, shift: float, dtype: torch.dtype, delay: float | None = None, window: int | None = None
 ) -> BlockLDL:
     """Factor ``K - shift I``, its entries rounded to ``dtype``.
 
@@ -166,10 +164,10 @@ def block_ldl(
     delay
         Directions with a smaller eigenvalue are passed on; None: :data:`DELAY` of ``|shift|``.
     window
-        Rows per window.
+        Rows per window; None: :data:`WINDOW`.
     """
     n, device, partition = operator.shape[0], operator.device, operator.partition
-    windows, before = partition.windows(window), 0
+    windows, before = partition.windows(WINDOW if window is None else window), 0
     own, shapes = [], []
     for each in windows:
         if each.owner == partition.rank:

@@ -26,6 +26,7 @@ from inrfast.tangent.agreement import Agreement, collective
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
+from inrfast.tangent.shared_factorization import SharedFactorization
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import FactorStore
 
@@ -285,6 +286,15 @@ class ShardedNTK(TangentKernel):
             return self
         return ShardedNTK(self._network, precision, self._only)
 
+    def factor(
+        self, shift: float, precision: str = "highest", seed: int = 0, progress: bool | None = None
+    ) -> SharedFactorization:
+        """Return a factorisation of ``K - shift I``, of which each process holds the rows of its points.
+
+        The arguments are those of :meth:`inrfast.tangent.kernel.TangentKernel.factor`.
+        """
+        return SharedFactorization(super().factor(shift, precision, seed, progress), self)
+
     @cached_property
     def _columns_at_once(self) -> int:
         own = torch.tensor(products.columns_at_once(self.sides), device=self.device)
@@ -344,6 +354,7 @@ COLLECTIVE = (
     "at_precision",
     "columns",
     "diagonal",
+    "factor",
     "frobenius",
     "product",
     "quadratic_form",
