@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from tqdm import tqdm
 
 from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
-from inrfast.linalg.operators import UNIT, SymmetricOperator, product_error
+from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
-from inrfast.linalg.spectrum import kernel_error
+from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.memory import chunks, format_bytes, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
@@ -24,9 +24,9 @@ PRECISIONS = {"highest": torch.float64, "high": torch.float32}
 """The dtype of a factor's entries by precision."""
 
 FAILURE = 1e-6
-"""Probability, over random vectors, with which what is stated of one log-determinant may not hold."""
+"""Probability, over random vectors, with which one of the statements on a factorisation may not hold."""
 
-EVENTS = 4
+EVENTS = 5
 """Random events that one statement rests on at most; each has an even share of the probability."""
 
 STEPS = 200
@@ -100,42 +100,57 @@ class Factorization:
 
     @property
     def failure(self) -> float:
-        """Probability, over the random vectors, with which :attr:`residual` is no bound."""
-        return FAILURE / EVENTS
+        """Probability, over random vectors, with which one of :attr:`residual`, ``count`` and ``logdet`` is wrong."""
+        return FAILURE
+
+    def count(self) -> CertifiedCount:
+        """Return how many eigenvalues of K exceed the shift, as an interval that contains it.
+
+        Proven from this factorisation alone (:mod:`inrfast.linalg.inertia`), of the exact network: the rounding of its
+        factors moves the levels that are counted at.
+        """
+        operator, shift, n = self._operator, self.shift, self.shape[0]
+        error, root = operator.jacobian_error, math.sqrt(max(shift, 0.0))
+        low = high = shift
+        if error > 0 and shift >= 0:  # J J^T of an exact J: the roots of its eigenvalues are within the error
+            low, high = max(root - error, 0.0) ** 2, (root + error) ** 2 * (1 + 8 * UNIT)
+        found = decide(operator, self._ldl, low, high, FAILURE, self._seed, self._errors)
+        upper = n if error > root and shift >= 0 else found.upper
+        return CertifiedCount(shift, shift, found.lower, upper, self.precision, found.residual, FAILURE)
+
+    @cached_property
+    def _errors(self) -> ProductErrors:
+        """How far products with K are off."""
+        with own_modes():
+            return product_errors(self._operator, FAILURE / EVENTS, self._seed)
 
     @cached_property
     def _residual(self) -> NormBound:
         with own_modes():
-            return norm_bound(self._gap, *self._drawn(0), error=self._rounding, enough=_within_double)
-
-    def _gap(self, V: Tensor) -> Tensor:
-        """Return ``(K - shift I - M) V``."""
-        return self._product(V) - self._ldl.product(V)
-
-    def _product(self, V: Tensor) -> Tensor:
-        """Return ``(K - shift I) V``."""
-        return self._operator @ V - self.shift * V
-
-    @cached_property
-    def _trace(self) -> float:
-        return float(self._operator.partition.total(self._operator.diagonal().abs().sum()))
-
-    @cached_property
-    def _rounding(self) -> float:
-        """Bound on the error of a product of ``K - shift I - M`` with a unit vector."""
-        return product_error(self._operator, self._trace) + 2 * UNIT * abs(self.shift) + self._ldl.rounding()
+            return residual_bound(self._operator, self._ldl, self._errors, FAILURE / EVENTS, self._seed_of(1))
 
     @cached_property
     def _least(self) -> float:
         """Lower bound on the size of M's eigenvalues, except with the probability of one event; 0: none is known."""
+        operator, rounding = self._operator, self._ldl.rounding()
         with own_modes():
-            inverse = norm_bound(self._ldl.inverse, *self._drawn(1), enough=_within_double)
-        return max(1 / inverse.upper - self._ldl.rounding(), 0.0) if inverse.upper > 0 else math.inf
+            inverse = norm_bound(
+                self._ldl.inverse,
+                operator.diagonal(),
+                operator.partition,
+                FAILURE / EVENTS,
+                self._seed_of(2),
+                lambda before, after: (0 * before, rounding * after),
+                enough=lambda bound: bound.upper <= 2 * bound.lower,
+            )
+        return 1 / inverse.upper if inverse.upper > 0 else math.inf
 
-    def _drawn(self, event: int) -> tuple[Tensor, Any, float, int]:
-        """Return what :func:`norm_bound` needs of a random event: a vector, the partition, its probability, a seed."""
-        operator = self._operator
-        return operator.diagonal(), operator.partition, FAILURE / EVENTS, (self._seed + event * 2654435761) % 2**32
+    def _seed_of(self, event: int) -> int:
+        return (self._seed + event * 2654435761) % 2**32
+
+    def _product(self, V: Tensor) -> Tensor:
+        """Return ``(K - shift I) V``."""
+        return self._operator @ V - self.shift * V
 
     # ---- what it is for ----------------------------------------------------------------------------------------
 
@@ -212,9 +227,9 @@ class Factorization:
             raise ResolutionError(
                 f"the relative residual {worst:.1e} stays above tol={tol:g}: K - {self.shift:g} I is within "
                 f"{self.residual:.1e} of a factor whose eigenvalues are at least {self._least:.1e} in size, and "
-                f"rounding of K may be {UNIT * self._trace:.1e}; take {self._better()}"
+                f"rounding of K may be {UNIT * self._errors.norm:.1e}; take {self._better()}"
             )
-        change = UNIT * self._trace * float(growth.nan_to_num(0.0).amax())
+        change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
                 f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
@@ -305,19 +320,21 @@ class Factorization:
     @cached_property
     def _jacobian_part(self) -> float:
         """Bound on the distance of K from the kernel of the exact network."""
-        return kernel_error(self._operator.jacobian_error, self._trace)
+        return kernel_error(self._operator.jacobian_error, self._errors.norm)
 
     def _trace_of_gap(self, share: float) -> tuple[float, float]:
         """Return the estimated trace of ``X`` and a bound on ``|log |det(I + X)| - trace|``, for ``|X| <= share``."""
         partition = self._operator.partition
-        off = (self._rounding + self._jacobian_part) / self._least  # of X v, for a unit vector v
+        errors, rounding = self._errors, self._ldl.rounding()
+        own = errors.matrix + errors.sums + rounding + 4 * UNIT * (errors.norm + abs(self.shift))
+        off = (own + self._jacobian_part) / self._least  # of X v, for a unit vector v
         if off >= 1:
             return 0.0, math.inf
-        like, _, probability, seed = self._drawn(2)
+        like, probability = self._operator.diagonal(), FAILURE / EVENTS
         found = mass = inner = mixed = 0.0
         for number in range(PROBES // PROBES_AT_ONCE):
-            probes = partition.random(PROBES_AT_ONCE, (seed + number) % 2**32, like)
-            image = self._ldl.inverse(self._gap(probes))
+            probes = partition.random(PROBES_AT_ONCE, self._seed_of(3 + number), like)
+            image = self._ldl.inverse(self._product(probes) - self._ldl.product(probes))
             sizes, lengths = partition.norm(image), partition.norm(probes)
             found += float(partition.total((probes * image).sum(0)).sum())
             inner += float(sizes.square().sum())
@@ -353,11 +370,6 @@ def factorize(
     seed = check_seed("seed", seed)
     ldl = block_ldl(operator, shift, PRECISIONS[precision])
     return Factorization(operator, ldl, precision, budget, seed, progress)
-
-
-def _within_double(bound: NormBound) -> bool:
-    """Return whether a bound is known to a factor of 2."""
-    return bound.upper <= 2 * bound.lower
 
 
 def _low(probability: float) -> float:

@@ -49,10 +49,12 @@ def test_every_shift_is_answered_within_what_is_stated_or_refused(values, expone
         assert gap <= 1e-6 * largest
         return
     distance = float(torch.linalg.matrix_norm(shifted - F._ldl.product(eye(n)), 2))
-    assert distance <= F.residual <= (1e-4 if precision == "high" else 1e-11) * (largest + abs(shift))
+    assert distance <= F.residual <= (1e-3 if precision == "high" else 1e-10) * (largest + abs(shift))
     # Weyl: the eigenvalues that are further from the shift than the factor is off.
     assert int((exact > F.residual).sum()) <= F.positive <= int((exact > -F.residual).sum())
-    assert F.positive + F.negative <= n
+    count = F.count()
+    assert count.lower <= int((exact > 0).sum()) <= count.upper
+    assert (count.lower, count.upper) == (F.positive, F.positive) or gap <= 10 * F.residual
     b = normal(n, columns, seed=seed)
     reachable = gap > max(1e3 * F.residual, 1e-5 * largest)
     with contextlib.nullcontext() if reachable else contextlib.suppress(ResolutionError), warnings.catch_warnings():
