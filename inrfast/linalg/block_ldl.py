@@ -554,7 +554,7 @@ class Elimination:
         order = found.abs().argsort(descending=True)
         found, basis = found[order], basis[:, order]
         kept = count if last else max(int((found.abs() >= self.delay).sum()), count - self.window)
-        pivots = self._away_from_zero(found[:kept], last)
+        pivots = self._away_from_zero(found, last)[:kept]
         defect = float(torch.linalg.matrix_norm(basis.t() @ basis - torch.eye(count, dtype=torch.float64)))
         through = _norm_above(basis[:carried, kept:])
         step = Step(rows, carried, self.start, kept, sent(basis, self.device), defect, through)
@@ -565,7 +565,7 @@ class Elimination:
         self.row, self.start, self.values = rows.stop, self.start + kept, found[kept:].clone()
 
     def _away_from_zero(self, pivots: Tensor, last: bool) -> Tensor:
-        """Return pivots that are nowhere smaller than rounding; what that changes of M counts in its distance to A.
+        """Return a window's pivots, none smaller than rounding; what that changes of M counts in its distance to A.
 
         Pivots are small where too many directions would have been passed on (static pivoting: Li and Demmel, SC98), or
         in the last window, where A is singular to rounding. Zero becomes positive.
