@@ -152,7 +152,7 @@ def test_sizes_change_no_more_than_rounding():
 def test_a_run_stopped_anywhere_goes_on_from_the_last_panel_to_the_same_bits(case, dtype, stop):
     operator, shift, given_sizes = case
     n = len(operator.matrix)
-    window, panel, height = sizes(n, operator.device, given_sizes["window"], given_sizes["panel"])
+    _, panel, height = sizes(n, operator.device, given_sizes["window"], given_sizes["panel"])
     once = block_ldl(operator, shift, dtype, **given_sizes)
     out = LowerRows(shapes(n, height), dtype, operator.device)
     for block in range(len(shapes(n, height))):
@@ -229,10 +229,10 @@ def test_a_budget_is_refused_before_anything_is_allocated_and_the_message_names_
 
     device = torch.device("cpu")
     single = bytes_needed(20000, torch.float32, device)
-    with pytest.raises(MemoryBudgetError, match="in fp32 .* fits") as refused:
+    with pytest.raises(MemoryBudgetError, match=r"in fp32 .* fits") as refused:
         block_ldl(Large(), 1.0, torch.float64, budget=single)
     assert refused.value.needed == bytes_needed(20000, torch.float64, device)
-    with pytest.raises(MemoryBudgetError, match="order 1[0-9]{4} fits"):
+    with pytest.raises(MemoryBudgetError, match=r"order 1[0-9]{4} fits"):
         block_ldl(Large(), 1.0, torch.float32, budget=single * 3 // 4)
 
 
