@@ -57,9 +57,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.errors import MemoryBudgetError, ResolutionError
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl
-from inrfast.linalg.lanczos import FAILURE
+from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.linalg.lanczos import FAILURE, KrylovBasis
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.spectrum import CertifiedCount
@@ -71,6 +71,9 @@ factorisations."""
 
 MOST, LOOK = 128, 2
 """Vectors of the Krylov basis at most, and its steps between two looks."""
+
+VECTORS = 7
+"""Blocks of so many vectors in memory at once, with their products and remainders."""
 
 GOOD = 1e-2
 """Relative residual of a pair of ``M^-1`` from which inverse iteration is sure to improve it."""
@@ -476,6 +479,16 @@ def certified_counts(
     return [found[number] for number in range(len(levels))]
 
 
+def counts_bytes(order: int, precision: str, device: torch.device) -> int:
+    """Return the budget with which :func:`certified_counts` runs at a precision."""
+    return bytes_needed(order, DTYPES[precision], device) + _vector_bytes(order)
+
+
+def _vector_bytes(order: int) -> int:
+    """Return the bytes of the vectors beside a factor: the Krylov basis, and what theorem 2 makes of it."""
+    return 8 * order * min(order, VECTORS * MOST)
+
+
 DTYPES = {"high": torch.float32, "highest": torch.float64}
 
 
@@ -522,10 +535,10 @@ class _Counting:
             for name in names:
                 try:
                     best = self._near(best, middle, name)
-                except MemoryBudgetError:
-                    if name == names[0]:
+                except (MemoryBudgetError, RangeError) as error:
+                    if name == names[-1 if isinstance(error, RangeError) else 0]:
                         raise
-                    break  # what fp32 proved stands
+                    continue  # fp32 did not reach so far, or what it proved stands
                 done = name
                 if best.lower == best.upper:
                     return best
@@ -560,7 +573,8 @@ class _Counting:
 
     def _decide(self, low: float, high: float, shift: float, name: str) -> Decision:
         """Return what a new factorisation proves."""
-        factor = block_ldl(self.operator, shift, DTYPES[name])
+        room = self.budget - _vector_bytes(self.operator.shape[0])
+        factor = block_ldl(self.operator, shift, DTYPES[name], budget=room, progress=self.progress)
         self.seed += 8
         return decide(self.operator, factor, low, high, self.failure, self.seed, self.errors)
 

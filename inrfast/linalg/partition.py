@@ -47,14 +47,14 @@ class Whole:
         Rows of all processes.
     start, stop
         The rows here are numbers ``start`` to ``stop`` of all.
-    rank
-        Number of this process.
+    rank, processes
+        Number of this process, and of processes.
     """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.start, self.stop = 0, size
-        self.rank = 0
+        self.rank, self.processes = 0, 1
 
     def windows(self, size: int) -> list[Window]:
         """Return windows of at most ``size`` rows that hold every row once, in the order in which they are eliminated.
@@ -75,9 +75,9 @@ class Whole:
         """Return the sum of every process's ``number``; ``device`` is the kernel's."""
         return number
 
-    def largest(self, number: float, device: torch.device) -> float:
-        """Return the largest of every process's ``number``, NaN if one is; ``device`` is the kernel's."""
-        return number
+    def largest(self, part: Tensor) -> Tensor:
+        """Return the largest of every process's ``part``, entry by entry; NaN where one is."""
+        return part
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return all rows of a tensor of which this process holds ``rows``."""

@@ -75,10 +75,9 @@ class Sharded(Whole):
         """Return the sum of every process's ``number``."""
         return float(self.total(torch.tensor(number, dtype=torch.float64, device=device)))
 
-    def largest(self, number: float, device: torch.device) -> float:
-        """Return the largest of every process's ``number``, NaN if one is."""
-        numbers = self._stacked(torch.tensor([number], dtype=torch.float64, device=device), [1] * self.processes)
-        return float(numbers.amax())
+    def largest(self, part: Tensor) -> Tensor:
+        """Return the largest of every process's ``part``, entry by entry; NaN where one is."""
+        return self._stacked(part.unsqueeze(0), [1] * self.processes).amax(0)
 
     def all_or_none(self) -> AbstractContextManager[None]:
         """Return a block that exchanges nothing, in which an error of one process is raised in all."""
