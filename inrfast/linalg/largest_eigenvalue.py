@@ -30,7 +30,7 @@ from inrfast.linalg.lanczos import FAILURE, KrylovBasis
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
 
-STEPS = 24
+STEPS = 40
 """Products of blocks at most."""
 
 ACCURACY = 1e-11
