@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -24,6 +25,7 @@ from inrfast.modes import methods_in_own_modes
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
 from inrfast.tangent.kernel_operator import KernelOperator
+from inrfast.tangent.scipy_operator import as_scipy
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import RANGE, check_range, surely_held
 from inrfast.tangent.target import as_target
@@ -480,7 +482,12 @@ class TangentKernel:
         return found.reshape(y.shape)
 
     def factor(
-        self, shift: float, precision: str = "highest", seed: int = 0, progress: bool | None = None
+        self,
+        shift: float,
+        precision: str = "highest",
+        out: str | os.PathLike[str] | np.ndarray | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
     ) -> Factorization:
         """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
 
@@ -494,6 +501,10 @@ class TangentKernel:
         precision
             Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32, half the memory and time. How far it is off is
             measured in fp64 either way.
+        out
+            A path, where the factor is too large for the memory: a factorisation that was stopped goes on from the
+            file, a finished one is read from it. Or a one-dimensional array of the factor's dtype, such as a
+            ``numpy.memmap``. None: in memory.
         seed
             Of the random vectors that measure it.
         progress
@@ -504,7 +515,9 @@ class TangentKernel:
         MemoryBudgetError
             The factor exceeds the budget; raised before it is allocated, with what fits.
         ValueError, TypeError
-            Bad arguments; a kernel with ``coords2``.
+            Bad arguments; a kernel with ``coords2``; a file of another factorisation.
+        NotAvailableError, OSError
+            ``out`` on a GPU or of a shared kernel; a full disk, or a file that another process is writing.
 
         Examples
         --------
@@ -518,7 +531,7 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             return factorize(
-                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress)
+                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress), out
             )
 
     def _solver_budget(self, exact: Self) -> int:
@@ -538,27 +551,7 @@ class TangentKernel:
 
         Complex vectors are multiplied part by part.
         """
-
-        from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
-
-        def forward(kernel: TangentKernel) -> Callable[[np.ndarray], np.ndarray]:
-            def apply(v: np.ndarray) -> np.ndarray:
-                if np.iscomplexobj(v):
-                    return apply(v.real) + 1j * apply(v.imag)
-                return (kernel @ torch.from_numpy(np.array(v)).to(kernel.device, kernel.dtype)).cpu().numpy()
-
-            return apply
-
-        transposed = self._transposed()
-        dtype = np.float64 if self.dtype == torch.float64 else np.float32
-        return LinearOperator(
-            self.shape,
-            matvec=forward(self),
-            matmat=forward(self),
-            rmatvec=forward(transposed),
-            rmatmat=forward(transposed),
-            dtype=dtype,
-        )
+        return as_scipy(self, self._transposed())
 
     def _transposed(self) -> TangentKernel:
         """Return the kernel with its sides exchanged."""
