@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -25,11 +26,11 @@ from tqdm import tqdm
 
 from inrfast.errors import RangeError, check_float, check_int
 from inrfast.linalg.ldl_factor import BlockLDL, Step, views_of
-from inrfast.linalg.lower_rows import LowerRows
+from inrfast.linalg.lower_rows import LowerRows, require_room
 from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of
 from inrfast.linalg.partition import Window
 from inrfast.linalg.transfer import fetched, sent
-from inrfast.memory import chunks, require, told
+from inrfast.memory import chunks
 from inrfast.ops import gemm
 
 WINDOW, WINDOW_GPU = 256, 128
@@ -153,15 +154,15 @@ def shapes_here(panels: Sequence[Window], rank: int, height: int) -> list[tuple[
     return [(rows.stop - rows.start, columns[rows.stop]) for rows in blocks]
 
 
-def bytes_needed(
+def room(
     order: int,
     dtype: torch.dtype,
     device: torch.device,
     window: int | None = None,
     panel: int | None = None,
     processes: int = 1,
-) -> int:
-    """Return how many bytes a factorisation takes at most: W, the bases at their largest, and what it works in.
+) -> tuple[int, int]:
+    """Return how many bytes a factorisation takes at most: W; the bases at their largest, and what it works in.
 
     Where processes share the rows, it is what all of them take.
     """
@@ -170,10 +171,21 @@ def bytes_needed(
     steps, widest = -(-order // window), min(2 * window, order)
     bases = (1 if steps == 1 else 4) * order * window * 8
     scaled = panel * (min(order, DEPTH) if device.type == "cpu" else order) * (dtype.itemsize + 8)
-    each = bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
-    if processes > 1:  # what is received
-        each += scaled + 2 * widest**2 * 8
-    return lower + processes * each
+    rest = bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
+    received = 0 if processes == 1 else scaled + 2 * widest**2 * 8
+    return lower, processes * (rest + received)
+
+
+def bytes_needed(
+    order: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int | None = None,
+    panel: int | None = None,
+    processes: int = 1,
+) -> int:
+    """Return how many bytes a factorisation takes at most, :func:`room` in all."""
+    return sum(room(order, dtype, device, window, panel, processes))
 
 
 def block_ldl(
@@ -234,10 +246,10 @@ def block_ldl(
     order, partition = shape_of(operator), operator.partition
     window, panel, height = sizes(order, operator.device, window, panel, partition.processes)
     if out is None:
-        needed = bytes_needed(order, dtype, operator.device, window, panel, partition.processes)
         if budget is not None:
-            what = f"the factor of order {order} in {'fp32' if dtype == torch.float32 else 'fp64'}"
-            require(needed, budget, what, _instead(order, dtype, operator.device, budget))
+            shared = partition.processes
+            bytes_of = partial(room, device=operator.device, window=window, panel=panel, processes=shared)
+            require_room(order, dtype, budget, bytes_of, storable=shared == 1)
         with partition.all_or_none():
             blocks = shapes_here(partition.windows(panel), partition.rank, height)
             out = LowerRows(blocks, dtype, operator.device)
@@ -252,18 +264,6 @@ def block_ldl(
             if save is not None and elimination.row < order:
                 save(elimination.state())
     return BlockLDL(shift, elimination.pivots, elimination.steps, out, partition)
-
-
-def _instead(order: int, dtype: torch.dtype, device: torch.device, budget: int) -> str:
-    """Return what fits a budget that is too small."""
-    single = bytes_needed(order, torch.float32, device)
-    if dtype == torch.float64 and single <= budget:
-        return f"in fp32 ({told(single)}) it fits"
-    least, most = 0, order
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if bytes_needed(middle, dtype, device) <= budget else (least, middle)
-    return f"order {least} fits" if least else "no order fits"
 
 
 def _costs(order: int, window: int, panels: Sequence[Window]) -> Iterator[float]:
@@ -411,7 +411,7 @@ class Elimination:
             rows = torch.empty(shape, dtype=self.lower.dtype, device=self.device)
         if some.start < some.stop:
             rows = self.partition.from_owner(owner, rows)
-        return (rows.double() / -self.pivots[some]).to(self.lower.dtype).t()
+        return (rows * self.pivots[some].reciprocal().neg_().to(self.lower.dtype)).t()
 
     def _update(self, rows: slice, columns: slice, some: slice, scaled: Tensor, inside: bool = False) -> None:
         """Subtract what some eliminated directions contribute to the Schur complement in these rows and columns.
