@@ -490,6 +490,7 @@ class Elimination:
         """
         sizes = pivots.abs()
         least = max(UNIT * float(sizes.max()), torch.finfo(torch.float64).tiny ** 0.5)
+        least = max(least, torch.finfo(self.lower.dtype).tiny)  # its reciprocal is in range
         if not last:
             least = max(least, 16 * self.unit * abs(self.shift))
         return torch.where(pivots < 0, -1.0, 1.0) * sizes.clamp_min(least)
