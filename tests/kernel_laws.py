@@ -197,10 +197,14 @@ def factorisations(K: TangentKernel, truth: Truth) -> list[Tensor]:
     for shift in (-1e-3 * largest, (0.3, 1e-2, 1e-5)[truth.seed % 3] * largest):
         precision = ("highest", "high")[truth.seed // 3 % 2]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(block_ldl, "WINDOW", 5)  # more windows than one in every process
+            patch.setattr(block_ldl, "WINDOW", 4)  # more windows than one in every process
+            patch.setattr(block_ldl, "PANEL", 8)
             F = K.factor(shift, precision=precision, progress=False)
         assert F.shape == K.shape
         assert F.positive + F.negative == n
+        count = F.count()
+        assert count.lower <= int((values > shift - slack).sum())
+        assert count.upper >= int((values > shift + slack).sum())
         off = F.residual + slack
         assert int((values > shift + off).sum()) <= F.positive <= int((values > shift - off).sum())
         gap = float((values - shift).abs().min())
