@@ -41,7 +41,7 @@ CEILINGS = {
     "spectrum dense": (243, 15),
     "spectrum cholesky": (2914, 29),
     "spectrum lanczos": (273, 20),
-    "spectrum inertia": (1500, 108),
+    "spectrum inertia": (2250, 115),
     "spectrum quadrature": (3219, 19),
     "solve": (67, 8),
     "factor, solve": (650, 33),
