@@ -25,9 +25,8 @@ METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia")
 SMALL = 4096
 """Order up to which ``"auto"`` computes all eigenvalues: some ten seconds on two cores."""
 
-FEW = 1024
-"""Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a factorisation and
-its certificate."""
+FEW = 2048
+"""Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a certificate."""
 
 DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
@@ -184,7 +183,7 @@ def _counted_at_any_rank(
         assert alternative is not None
         reason = verdict or _resolved(exact)
         note += f"; {reason}: {alternative.name} {_told(left)}"
-        if alternative.name == DENSE:
+        if alternative.whole:
             found = dense_spectrum(operator.to_dense(), operator.matrix_error, rtol, rank_bound)
         else:
             found = with_counts(found, operator, left, budget, seed, progress)
@@ -215,7 +214,7 @@ def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alt
     if counts_bytes(n, "high", operator.device) <= budget:
         fitting.append(Alternative(n, factorisation_flops(n, len(demand.absolute(1.0))), FACTORISED))
     if n <= DENSE_LIMIT and _dense_bytes(n, False) <= budget:
-        fitting.append(Alternative(n, dense_flops(n), DENSE))
+        fitting.append(Alternative(n, dense_flops(n), DENSE, whole=True))
     return min(fitting, key=lambda way: way.flops, default=None)
 
 
