@@ -25,10 +25,10 @@ from tqdm import tqdm
 
 from inrfast.errors import RangeError, check_float, check_int
 from inrfast.linalg.lower_products import add_transposed_, terms, times
-from inrfast.linalg.lower_rows import LowerRows
+from inrfast.linalg.lower_rows import LowerRows, require_room
 from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of
 from inrfast.linalg.transfer import fetched, sent
-from inrfast.memory import chunks, require, told
+from inrfast.memory import chunks
 from inrfast.ops import gemm
 
 WINDOW, WINDOW_GPU = 256, 128
@@ -305,16 +305,23 @@ def shapes(order: int, height: int) -> list[tuple[int, int]]:
     return [(rows.stop - rows.start, rows.stop) for rows in chunks(order, height)]
 
 
-def bytes_needed(
+def room(
     order: int, dtype: torch.dtype, device: torch.device, window: int | None = None, panel: int | None = None
-) -> int:
-    """Return how many bytes a factorisation takes at most: W, the bases at their largest, and what it works in."""
+) -> tuple[int, int]:
+    """Return how many bytes a factorisation takes at most: W; the bases at their largest, and what it works in."""
     window, panel, height = sizes(order, device, window, panel)
     lower = sum(rows * columns for rows, columns in shapes(order, height)) * dtype.itemsize
     steps, widest = -(-order // window), min(2 * window, order)
     bases = (1 if steps == 1 else 4) * order * window * 8
     scaled = panel * (min(order, DEPTH) if device.type == "cpu" else order) * (dtype.itemsize + 8)
-    return lower + bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
+    return lower, bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
+
+
+def bytes_needed(
+    order: int, dtype: torch.dtype, device: torch.device, window: int | None = None, panel: int | None = None
+) -> int:
+    """Return how many bytes a factorisation takes at most, :func:`room` in all."""
+    return sum(room(order, dtype, device, window, panel))
 
 
 def block_ldl(
@@ -375,10 +382,8 @@ def block_ldl(
     order = shape_of(operator)
     window, panel, height = sizes(order, operator.device, window, panel)
     if out is None:
-        needed = bytes_needed(order, dtype, operator.device, window, panel)
         if budget is not None:
-            what = f"the factor of order {order} in {'fp32' if dtype == torch.float32 else 'fp64'}"
-            require(needed, budget, what, _instead(order, dtype, operator.device, budget))
+            require_room(order, dtype, budget, lambda n, kind: room(n, kind, operator.device, window, panel))
         out = LowerRows(shapes(order, height), dtype, operator.device)
     elimination = Elimination(operator, shift, delay, window, panel, out, state)
     costs = list(_costs(order, window, panel))
@@ -391,18 +396,6 @@ def block_ldl(
             if save is not None and elimination.row < order:
                 save(elimination.state())
     return BlockLDL(shift, elimination.pivots, elimination.steps, out)
-
-
-def _instead(order: int, dtype: torch.dtype, device: torch.device, budget: int) -> str:
-    """Return what fits a budget that is too small."""
-    single = bytes_needed(order, torch.float32, device)
-    if dtype == torch.float64 and single <= budget:
-        return f"in fp32 ({told(single)}) it fits"
-    least, most = 0, order
-    while most - least > 1:
-        middle = (least + most) // 2
-        least, most = (middle, most) if bytes_needed(middle, dtype, device) <= budget else (least, middle)
-    return f"order {least} fits" if least else "no order fits"
 
 
 def _costs(order: int, window: int, panel: int) -> Iterator[float]:

@@ -281,8 +281,8 @@ class FactorFile:
             if not any(head):
                 empty += 1
                 continue
-            *counts, finished, _ = STATE.unpack(head)
-            turn = Turn(slot, *counts, bool(finished))
+            number, steps, row, start, passed, finished, _ = STATE.unpack(head)
+            turn = Turn(slot, number, steps, row, start, passed, bool(finished))
             if self._fits(turn) and head == turn.packed(*self._passed_bytes(turn)):
                 whole.append(turn)
         if not whole and not empty:

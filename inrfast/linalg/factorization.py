@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
+from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
 from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
@@ -17,7 +22,8 @@ from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
-from inrfast.memory import chunks, format_bytes, require
+from inrfast.linalg.stored_ldl import stored_ldl
+from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
@@ -65,9 +71,17 @@ class Factorization:
     """
 
     def __init__(
-        self, operator: SymmetricOperator, ldl: BlockLDL, precision: str, budget: int, seed: int, progress: bool | None
+        self,
+        operator: SymmetricOperator,
+        ldl: BlockLDL,
+        precision: str,
+        budget: int,
+        seed: int,
+        progress: bool | None,
+        stored: bool = False,
     ) -> None:
         self._operator, self._ldl, self._budget, self._seed, self._progress = operator, ldl, budget, seed, progress
+        self._stored = stored
         self.shift, self.precision, self.shape, self.device = ldl.shift, precision, operator.shape, operator.device
 
     # ---- what was computed -------------------------------------------------------------------------------------
@@ -232,12 +246,14 @@ class Factorization:
 
     def _room(self, right: Tensor) -> tuple[int, int]:
         """Return the steps of GMRES between starts, and the columns at a time, that the budget allows."""
-        n, left = self.shape[0], self._budget - self.nbytes - 3 * right.nbytes
+        n, left = self.shape[0], self._budget - 3 * right.nbytes
         vectors = max(min(CYCLE, n), LEAST_CYCLE)
         while vectors > LEAST_CYCLE and 8 * n * (vectors + SCRATCH) > left:
             vectors //= 2
         one = 8 * n * (vectors + SCRATCH)
-        require(self.nbytes + 3 * right.nbytes + one, self._budget, f"a solution of order {n}", "raise memory_budget")
+        held = 0 if self._stored else self.nbytes
+        what = f"a solution of order {n}" if self._stored else f"a solution of order {n}, with its factor,"
+        require(held + 3 * right.nbytes + one, held + self._budget, what, "raise memory_budget")
         return vectors, max(left // one, 1)
 
     def _warn_of_rounding(self, growth: Tensor) -> None:
@@ -350,6 +366,14 @@ class Factorization:
         rest = (-math.log1p(-share) - share) / share**2 if share > 1e-4 else 0.5 + share
         return found / PROBES, (off * mass + more * mixed) / PROBES + sampling + rest * frobenius**2
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._stored:
+            raise TypeError(
+                "cannot pickle a factorisation that is in a file or an array, nor copy it: call K.factor(shift, "
+                "out=path) where it is needed, which reads the file"
+            )
+        return super().__reduce_ex__(protocol)
+
     def __repr__(self) -> str:
         measured = "_residual" in vars(self)
         residual = f"{self.residual:.2e}" if measured else "not measured yet"
@@ -366,13 +390,31 @@ def factorize(
     budget: int,
     seed: int = 0,
     progress: bool | None = None,
+    out: str | os.PathLike[str] | np.ndarray | None = None,
 ) -> Factorization:
     """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``."""
     shift = check_float("shift", shift) + 0.0  # -0.0 is 0
     check_choice("precision", precision, PRECISIONS)
     seed = check_seed("seed", seed)
-    ldl = block_ldl(operator, shift, PRECISIONS[precision], budget=budget, progress=progress)
-    return Factorization(operator, ldl, precision, budget, seed, progress)
+    dtype = PRECISIONS[precision]
+    if out is None:
+        with _file_told(operator, shift, budget):
+            ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
+        return Factorization(operator, ldl, precision, budget - ldl.nbytes, seed, progress)
+    ldl = stored_ldl(operator, shift, dtype, out, budget=budget, progress=progress)
+    return Factorization(operator, ldl, precision, budget, seed, progress, stored=True)
+
+
+@contextmanager
+def _file_told(operator: SymmetricOperator, shift: float, budget: int) -> Iterator[None]:
+    """Say in the error of a factor beyond the budget that a file can hold it, where that is so."""
+    try:
+        yield
+    except MemoryBudgetError as error:
+        if error.needed is None or operator.device.type != "cpu" or not operator.partition.whole:
+            raise
+        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file"
+        raise over_budget(error.needed, budget, error.what, instead) from None
 
 
 def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:

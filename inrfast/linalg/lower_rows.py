@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -124,11 +123,11 @@ def _reserve_file_of(array: np.ndarray) -> None:
 
 # ---- the budget ----------------------------------------------------------------------------------------------------
 
-Needed = Callable[[int, torch.dtype], int]
-"""From an order and a dtype to bytes."""
+Room = Callable[[int, torch.dtype], tuple[int, int]]
+"""From an order and a dtype to the bytes of the lower half, and of what is beside it in memory."""
 
 
-def require_room(order: int, dtype: torch.dtype, budget: int, lower: Needed, scratch: Needed, stored: bool) -> None:
+def require_room(order: int, dtype: torch.dtype, budget: int, room: Room, stored: bool = False) -> None:
     """Refuse a factorisation that the budget does not hold, and say what would fit.
 
     Parameters
@@ -137,8 +136,8 @@ def require_room(order: int, dtype: torch.dtype, budget: int, lower: Needed, scr
         Of the factor.
     budget
         Bytes.
-    lower, scratch
-        Bytes of the lower half, and those beside it.
+    room
+        Bytes that are needed.
     stored
         Whether the lower half is in a file, whose pages do not count.
 
@@ -149,23 +148,23 @@ def require_room(order: int, dtype: torch.dtype, budget: int, lower: Needed, scr
     """
 
     def needed(n: int, kind: torch.dtype) -> int:
-        return scratch(n, kind) + (0 if stored else lower(n, kind))
+        lower, rest = room(n, kind)
+        return rest if stored else lower + rest
 
     if needed(order, dtype) <= budget:
         return
     name = {torch.float32: "fp32", torch.float64: "fp64"}
-    ways = [
-        f"the budget is enough for order {_largest(lambda n: needed(n, dtype) <= budget, order):,} in {name[dtype]}"
-    ]
+    most = _largest(lambda n: needed(n, dtype) <= budget, order)
+    ways = [f"order {most} fits" if most else "no order fits"]
     if dtype == torch.float64:
         single = needed(order, torch.float32)
-        fits = "fits" if single <= budget else f"takes {format_bytes(single)}"
-        ways.append(f'precision="high" (fp32) {fits}')
+        fits = "fits" if single <= budget else "does not fit either"
+        ways.append(f'in fp32 (precision="high", {format_bytes(single)}) it {fits}')
     if not stored:
-        disk, rest = lower(order, dtype), scratch(order, dtype)
-        fits = "" if rest <= budget else ", which is too much as well"
-        ways.append(f"out=PATH takes {format_bytes(disk)} of a disk and {format_bytes(rest)} of memory{fits}")
-    what = f"the factor of order {order:,} in {name[dtype]}"
+        lower, rest = room(order, dtype)
+        words = "which is too much as well" if rest > budget else "on a CPU"
+        ways.append(f"out=PATH takes some {format_bytes(lower)} of a disk and {format_bytes(rest)} of memory, {words}")
+    what = f"the factor of order {order} in {name[dtype]}"
     raise over_budget(needed(order, dtype), budget, what, "; ".join(ways))
 
 
@@ -173,6 +172,6 @@ def _largest(fits: Callable[[int], bool], above: int) -> int:
     """Return the largest number below ``above`` that fits, 0 where none does."""
     low, high = 0, above
     while high - low > 1:
-        middle = math.floor((low + high) / 2)
+        middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low

@@ -6,9 +6,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ from inrfast.files import shown, sole_writer, target_of, whole_file, writing_tol
 from inrfast.linalg import block_ldl as elimination
 from inrfast.linalg.block_ldl import BlockLDL, State, block_ldl
 from inrfast.linalg.factor_file import DamagedError, FactorFile, Layout, Turn, header_of, read_header
-from inrfast.linalg.lower_rows import LowerRows, in_array, need_cpu
+from inrfast.linalg.lower_rows import LowerRows, in_array, need_cpu, require_room
 from inrfast.linalg.operators import SymmetricOperator, shape_of
+from inrfast.memory import available_bytes
 from inrfast.ops import gemm
 from inrfast.words import shortened
 
 SAVING = 0.03
 """Share of the time that waiting for the disk may take: a state is written when so much has passed since the last."""
+
+WIDER = 4
+"""Times as many rows per panel in files that memory does not hold: all of W is read once per panel."""
 
 PROBES = 16
 """Rows and columns of an operator that are compared with those of the one in a file."""
@@ -73,58 +78,147 @@ def stored_ldl(
     TypeError
         ``out`` is neither.
     """
-    n, device, run = shape_of(operator), operator.device, {"budget": budget, "progress": progress}
     if not operator.partition.whole:
         raise NotAvailableError("out= is for kernels whose rows are all in one process; leave it away")
-    need_cpu(device)
-    sizes = elimination.sizes(n, device, window, panel)
+    need_cpu(operator.device)
     if isinstance(out, (str, os.PathLike)):
-        about = {
+        return _InFile(Path(out), operator, shift, dtype, delay, window, panel, budget, progress).run()
+    window, panel, height = elimination.sizes(shape_of(operator), operator.device, window, panel)
+    lower = in_array(out, elimination.shapes(shape_of(operator), height), dtype, operator.device)
+    return block_ldl(operator, shift, dtype, delay, window, panel, lower, budget, progress)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An open file of the factorisation that is asked for, its newest state, and what it says of itself."""
+
+    file: FactorFile
+    turn: Turn | None
+    about: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        return self.turn is not None and self.turn.finished
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """A factorisation that is made in a file, or read from it, with arguments as in :func:`stored_ldl`."""
+
+    path: Path
+    operator: SymmetricOperator
+    shift: float
+    dtype: torch.dtype
+    delay: float | None
+    window: int | None
+    panel: int | None
+    budget: int | None
+    progress: bool | None
+
+    def run(self) -> BlockLDL:
+        """Return the factorisation."""
+        with ExitStack() as stack:
+            found = self._look(stack, writing=False)
+            if found is None or not found.finished:
+                stack.enter_context(sole_writer(self.path, "factorisation"))
+                found = self._look(stack, writing=True)
+            assert found is not None
+            file, said, state = found.file, found.about, None
+            blocks = file.blocks(writable=not found.finished)
+            lower = LowerRows(file.layout.shapes, self.dtype, self.operator.device, blocks)
+            if found.turn is not None:
+                with _damage_told(self.path):
+                    state = file.read(found.turn)
+                    file.check_entries(blocks, state)
+                if found.finished:
+                    return BlockLDL(self.shift, state.pivots, state.steps, lower)
+            sizes = said["window"], said["panel"]
+            self._need_room(*sizes)
+            saver = _Saver(self.path, file, blocks)
+            with _same_digits(self.path, said, again=state is not None):
+                result = block_ldl(
+                    self.operator, self.shift, self.dtype, self.delay, *sizes, lower, None, self.progress, state, saver
+                )
+                saver.write(_whole(result), finished=True)
+            return result
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        """What the file must say; what is None may be anything."""
+        n, delay = shape_of(self.operator), self.delay
+        window, panel, _ = elimination.sizes(n, self.operator.device, self.window, self.panel)
+        return {
             "order": n,
-            "dtype": str(dtype).removeprefix("torch."),
-            "shift": shift,
-            "delay": elimination.DELAY * abs(shift) if delay is None else delay,
-            "window": None if window is None else sizes[0],
-            "panel": None if panel is None else sizes[1],
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "shift": self.shift,
+            "delay": elimination.DELAY * abs(self.shift) if delay is None else delay,
+            "window": None if self.window is None else window,
+            "panel": None if self.panel is None else panel,
             "byteorder": sys.byteorder,
-            **identity_of(operator),
+            **identity_of(self.operator),
         }
-        return _in_file(Path(out), about, operator, dtype, {"delay": delay, **run})
-    lower = in_array(out, elimination.shapes(n, sizes[2]), dtype, device)
-    return block_ldl(operator, shift, dtype, delay, *sizes[:2], lower, **run)
+
+    def _look(self, stack: ExitStack, writing: bool) -> _Found | None:
+        """Open the file and check what it says; where there is none, or an empty one, make it for ``writing``."""
+        target = target_of(self.path)
+        if not target.exists() or target.stat().st_size == 0:
+            if not writing:
+                return None
+            self._make()
+        with writing_told(self.path):
+            access = os.O_RDWR if writing else os.O_RDONLY
+            descriptor = os.open(target, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        stack.callback(os.close, descriptor)
+        with _damage_told(self.path):
+            said, header = read_header(descriptor)
+            changed = _differences(self._about, said)
+            if changed:
+                words = "; ".join(changed)
+                raise ValueError(f"out: {shown(self.path)} is of another factorisation, with other {words}. {ANEW}")
+            file = FactorFile(descriptor, self._layout(said, header))
+            return _Found(file, file.turn(), said)
+
+    def _make(self) -> None:
+        """Make the file with its header and all its space; only then it has its name."""
+        n, device, panel = shape_of(self.operator), self.operator.device, self.panel
+        if panel is None and elimination.room(n, self.dtype, device, self.window)[0] > available_bytes():
+            panel = WIDER * elimination.sizes(n, device, self.window)[1]
+        window, panel, _ = elimination.sizes(n, device, self.window, panel)
+        self._need_room(window, panel)
+        run = {"window": window, "panel": panel, "machine": _machine(), "libraries": _libraries()}
+        header = header_of({**self._about, **run})
+        with whole_file(self.path, size=self._layout(run, len(header)).size, durable=True) as file:
+            file.write(header)
+
+    def _need_room(self, window: int, panel: int) -> None:
+        """Refuse what the budget does not hold beside the file."""
+        n, device = shape_of(self.operator), self.operator.device
+        if self.budget is not None:
+            require_room(
+                n,
+                self.dtype,
+                self.budget,
+                lambda m, kind: elimination.room(m, kind, device, window, panel),
+                stored=True,
+            )
+
+    def _layout(self, said: Mapping[str, Any], header: int) -> Layout:
+        """Return the layout of a file with these widths."""
+        n, window, panel = shape_of(self.operator), said.get("window"), said.get("panel")
+        if type(window) is not int or type(panel) is not int:
+            raise DamagedError("its header is damaged")
+        try:
+            window, panel, height = elimination.sizes(n, self.operator.device, window, panel)
+        except ValueError:
+            raise DamagedError("its header is damaged") from None
+        blocks = tuple(elimination.shapes(n, height))
+        return Layout(n, blocks, -(-n // window), min(window, n), self.dtype, header)
 
 
-def _in_file(
-    path: Path, about: dict[str, Any], operator: SymmetricOperator, dtype: torch.dtype, run: dict[str, Any]
-) -> BlockLDL:
-    with ExitStack() as stack:
-        found = _look(path, about, dtype, stack)
-        if found is None or found.turn is None or not found.turn.finished:
-            stack.enter_context(sole_writer(path, "factorisation"))
-            found = _look(path, about, dtype, stack, lambda: _made(path, about, operator, dtype, run["budget"]))
-        assert found is not None
-        file, turn, said, state = found.file, found.turn, found.about, None
-        finished = turn is not None and turn.finished
-        blocks = file.blocks(writable=not finished)
-        lower = LowerRows(file.layout.shapes, dtype, operator.device, blocks)
-        if turn is not None:
-            with _damage_told(path):
-                state = file.read(turn)
-                file.check_entries(blocks, state)
-        if state is not None and finished:
-            return BlockLDL(said["shift"], state.pivots, state.steps, lower)
-        with _same_digits(path, said, again=state is not None):
-            run |= {"window": said["window"], "panel": said["panel"], "out": lower, "state": state}
-            saver = _Saver(path, file, blocks)
-            result = block_ldl(operator, said["shift"], dtype, **run, save=saver)
-            saver.write(_whole(result, dtype), finished=True)
-        return result
-
-
-def _whole(result: BlockLDL, dtype: torch.dtype) -> State:
+def _whole(result: BlockLDL) -> State:
     """Return the state of a finished factorisation."""
-    n, none = result.size, torch.empty(0, dtype=torch.float64)
-    return State(n, n, result.pivots, result.steps, none, torch.empty(0, 0, dtype=dtype))
+    none = torch.empty(0, dtype=torch.float64)
+    return State(result.size, result.size, result.pivots, result.steps, none, torch.empty(0, 0, dtype=result.dtype))
 
 
 class _Saver:
@@ -158,63 +252,6 @@ class _Saver:
 # ---- the file and what it says -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Found:
-    """An open file of the factorisation that is asked for, its newest state, and what it says of itself."""
-
-    file: FactorFile
-    turn: Turn | None
-    about: dict[str, Any]
-
-
-def _look(
-    path: Path, about: dict[str, Any], dtype: torch.dtype, stack: ExitStack, make: Callable[[], None] | None = None
-) -> _Found | None:
-    """Open a file and check what it says; None where there is none, or an empty one, and nothing makes it.
-
-    It is opened for writing if something would make it.
-    """
-    target = target_of(path)
-    if not target.exists() or target.stat().st_size == 0:
-        if make is None:
-            return None
-        make()
-    with writing_told(path):
-        access = os.O_RDONLY if make is None else os.O_RDWR
-        descriptor = os.open(target, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    stack.callback(os.close, descriptor)
-    with _damage_told(path):
-        said, header = read_header(descriptor)
-        changed = _differences(about, said)
-        if changed:
-            raise ValueError(f"out: {shown(path)} is of another factorisation, with other {'; '.join(changed)}. {ANEW}")
-        file = FactorFile(descriptor, _layout(said, dtype, header))
-        return _Found(file, file.turn(), said)
-
-
-def _made(
-    path: Path, about: dict[str, Any], operator: SymmetricOperator, dtype: torch.dtype, budget: int | None
-) -> None:
-    """Make the file with its header and all its space; only then it has its name."""
-    n, device = about["order"], operator.device
-    window, panel, height = elimination.sizes(n, device, about["window"], about["panel"])
-    needed, lower = elimination.bytes_needed(n, dtype, device, window, panel), elimination.shapes(n, height)
-    said = {**about, "window": window, "panel": panel, "machine": _machine(), "libraries": _libraries()}
-    header = header_of(said)
-    with whole_file(path, size=_layout(said, dtype, len(header)).size, durable=True) as file:
-        file.write(header)
-
-
-def _layout(said: Mapping[str, Any], dtype: torch.dtype, header: int) -> Layout:
-    window, panel, n = said.get("window"), said.get("panel"), said["order"]
-    for size in (window, panel):
-        if type(size) is not int or not 0 < size < 2**31:
-            raise DamagedError("its header is damaged")
-    blocks = tuple(elimination.shapes(n, panel))
-    windows = sum(-(-rows // window) for rows, _ in blocks)
-    return Layout(n, blocks, windows, min(window, n), dtype, header)
-
-
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
     """Name the file in the errors of a damaged one."""
@@ -225,7 +262,7 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Return, in words, in what two descriptions differ; what is None now is as it was."""
+    """Return, in words, in what two descriptions differ; what is None now may be anything."""
     found = []
     for name, mine in now.items():
         other = then.get(name)
@@ -235,7 +272,7 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
             if not _alike(mine, other):
                 found.append("entries of the kernel")
         elif isinstance(mine, dict) and isinstance(other, dict):
-            found += _differences(mine, other)
+            found += _differences({**dict.fromkeys(other, "unknown"), **mine}, other)
         else:
             short = [shortened(repr(side), 40) for side in (mine, other)]
             values = f" (now {short[0]}, in the file {short[1]})"

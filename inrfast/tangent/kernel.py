@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -480,7 +481,12 @@ class TangentKernel:
         return found.reshape(y.shape)
 
     def factor(
-        self, shift: float, precision: str = "highest", seed: int = 0, progress: bool | None = None
+        self,
+        shift: float,
+        precision: str = "highest",
+        out: str | os.PathLike[str] | np.ndarray | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
     ) -> Factorization:
         """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
 
@@ -494,6 +500,10 @@ class TangentKernel:
         precision
             Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32, half the memory and time. How far it is off is
             measured in fp64 either way.
+        out
+            A path, where the factor is too large for the memory: a factorisation that was stopped goes on from the
+            file, a finished one is read from it. Or a one-dimensional array of the factor's dtype, such as a
+            ``numpy.memmap``. None: in memory.
         seed
             Of the random vectors that measure it.
         progress
@@ -504,7 +514,9 @@ class TangentKernel:
         MemoryBudgetError
             The factor exceeds the budget; raised before it is allocated, with what fits.
         ValueError, TypeError
-            Bad arguments; a kernel with ``coords2``.
+            Bad arguments; a kernel with ``coords2``; a file of another factorisation.
+        NotAvailableError, OSError
+            ``out`` on a GPU or of a shared kernel; a full disk, or a file that another process is writing.
 
         Examples
         --------
@@ -518,7 +530,7 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             return factorize(
-                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress)
+                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress), out
             )
 
     def _solver_budget(self, exact: Self) -> int:

@@ -304,7 +304,8 @@ def test_entries_bases_and_pivots_are_all_summed(kind, files, tmp_path):
     path.write_bytes(data)
     with path.open("rb") as file:
         about, header = factor_file.read_header(file.fileno())
-        layout = stored_ldl._layout(about, torch.float32, header)
+        asked = stored_ldl._InFile(path, OPERATOR, SHIFT, torch.float32, None, None, None, None, None)
+        layout = asked._layout(about, header)
         found = factor_file.FactorFile(file.fileno(), layout)
         turn = found.turn()
         assert turn is not None
@@ -357,7 +358,7 @@ def test_another_factorisation_is_refused_with_what_differs(files, tmp_path):
             ({"dtype": torch.float64}, "dtype .now 'float64', in the file 'float32'"),
             ({"operator": DenseOperator(matrix(69))}, "order .now 69, in the file 70"),
             ({"operator": DenseOperator(other)}, "matrix"),
-            ({"operator": Unnamed(OPERATOR.matrix * 1.001)}, "operator.*entries of the kernel"),
+            ({"operator": Unnamed(OPERATOR.matrix * 1.001)}, "matrix .*entries of the kernel"),
             ({"delay": 0.01}, "delay"),
             ({"window": 7, "panel": 14}, "window .now 7, in the file 8.*panel"),
         ):
