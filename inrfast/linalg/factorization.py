@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
+from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
 from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
@@ -23,7 +21,7 @@ from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.linalg.stored_ldl import stored_ldl
-from inrfast.memory import chunks, format_bytes, over_budget, require
+from inrfast.memory import chunks, format_bytes, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
@@ -398,23 +396,10 @@ def factorize(
     seed = check_seed("seed", seed)
     dtype = PRECISIONS[precision]
     if out is None:
-        with _file_told(operator, shift, budget):
-            ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
+        ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
         return Factorization(operator, ldl, precision, budget - ldl.nbytes, seed, progress)
     ldl = stored_ldl(operator, shift, dtype, out, budget=budget, progress=progress)
     return Factorization(operator, ldl, precision, budget, seed, progress, stored=True)
-
-
-@contextmanager
-def _file_told(operator: SymmetricOperator, shift: float, budget: int) -> Iterator[None]:
-    """Say in the error of a factor beyond the budget that a file can hold it, where that is so."""
-    try:
-        yield
-    except MemoryBudgetError as error:
-        if error.needed is None or operator.device.type != "cpu" or not operator.partition.whole:
-            raise
-        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file"
-        raise over_budget(error.needed, budget, error.what, instead) from None
 
 
 def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:
