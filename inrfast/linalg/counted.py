@@ -28,13 +28,13 @@ TOLERATED = 1.5
 """Share of the demanded width up to which an interval passes: rounding is added to one that just met the demand."""
 
 
-def counts_bytes(order: int, device: torch.device, rtol: float = 1.0) -> int:
-    """Return the bytes that a certified count takes at least, with a factor in fp32 where that may do.
+def counts_bytes(order: int, device: torch.device, rtol: float = 1.0, processes: int = 1) -> int:
+    """Return the bytes that a certified count takes at least, in all processes, with a factor in fp32 if that may do.
 
     It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
     """
     dtype = DTYPES["high" if order >= SMALL and rtol >= HOPE else "highest"]
-    return bytes_needed(order, dtype, device) + 8 * order * min(order, VECTORS * MOST)
+    return bytes_needed(order, dtype, device, processes=processes) + 8 * order * min(order, VECTORS * MOST)
 
 
 def counted_spectrum(
@@ -71,7 +71,7 @@ def counted_spectrum(
     """
     n = shape_of(operator)
     require(
-        counts_bytes(n, operator.device, min(demand.rtols, default=1.0)),
+        counts_bytes(n, operator.device, min(demand.rtols, default=1.0), operator.partition.processes),
         budget,
         f"a certified count of order {n}",
         "raise memory_budget, take fewer points, or use method='cholesky' or 'quadrature'",
