@@ -85,7 +85,7 @@ def numerical_rank(
 
     Notes
     -----
-    From order 1,024 on the eigenvalues of a kernel are counted, not computed: by pivoted Cholesky where few are large,
+    From order 2,048 on the eigenvalues of a kernel are counted, not computed: by pivoted Cholesky where few are large,
     otherwise by factorisations of ``K - level I``, whatever the rank.
 
     Examples
