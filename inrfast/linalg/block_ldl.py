@@ -40,8 +40,8 @@ PANEL, PANEL_GPU = 1024, 128
 """Rows per panel, a multiple of the window."""
 
 HEIGHT_GPU = 4096
-"""Rows of a block of W on a GPU, whole panels: one product with a block should fill it. At most half of a process's rows,
-or W would take much more than half of the matrix. On a CPU it is the panel."""
+"""Rows of a block of W on a GPU, whole panels: one product with a block should fill it. At most half of a process's
+rows, or W would take much more than half of the matrix. On a CPU it is the panel."""
 
 DEPTH = 4096
 """Directions per product of an update on a CPU: a scaled piece of the panel's rows stays in the last level of cache."""
@@ -250,7 +250,7 @@ def block_ldl(
         if budget is not None:
             shared = partition.processes
             bytes_of = partial(room, device=operator.device, window=window, panel=panel, processes=shared)
-            require_room(order, dtype, budget, bytes_of, storable=shared == 1)
+            require_room(order, dtype, budget, bytes_of)
         with partition.all_or_none():
             blocks = shapes_here(partition.windows(panel), partition.rank, height)
             out = LowerRows(blocks, dtype, operator.device)
