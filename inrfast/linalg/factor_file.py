@@ -29,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.linalg.block_ldl import State, Step
+from inrfast.linalg.block_ldl import State
+from inrfast.linalg.ldl_factor import Step
 
 MAGIC = b"inrfast LDL^T\r\n\x1a"
 """The last three bytes are spoilt by what changes the ends of lines."""

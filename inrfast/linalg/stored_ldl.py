@@ -21,8 +21,9 @@ from torch import Tensor
 from inrfast.errors import NotAvailableError, warn
 from inrfast.files import shown, sole_writer, target_of, whole_file, writing_told
 from inrfast.linalg import block_ldl as elimination
-from inrfast.linalg.block_ldl import BlockLDL, State, block_ldl
+from inrfast.linalg.block_ldl import State, block_ldl
 from inrfast.linalg.factor_file import DamagedError, FactorFile, Layout, Turn, header_of, read_header
+from inrfast.linalg.ldl_factor import BlockLDL
 from inrfast.linalg.lower_rows import LowerRows, in_array, need_cpu, require_room
 from inrfast.linalg.operators import SymmetricOperator, shape_of
 from inrfast.memory import available_bytes
