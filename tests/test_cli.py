@@ -463,11 +463,11 @@ def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monke
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting, "fit", lambda *arguments, **options: real(*arguments, **options, callbacks=[CtrlC()]))
-    out = tmp_path / "result.png"
-    assert main(fit_photo(photo, "--out", out, "--quiet", "--json")) == 130
+    monkeypatch.chdir(tmp_path)  # a long path would be cut
+    assert main(fit_photo(photo, "--out", "result.png", "--quiet", "--json")) == 130
     captured = capsys.readouterr()
     assert "interrupted" in captured.err
-    assert str(out) in captured.err
+    assert "in result.png" in captured.err
     found = json.loads(captured.out)
     assert found["interrupted"]
     assert found["steps"] == 2
