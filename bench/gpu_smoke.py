@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import gpu_factor
 import torch
 from gpu_bench import Bench, relative
 from gpu_layers import OMEGA, ROUNDINGS
@@ -115,6 +116,11 @@ def accepted(bench: Bench) -> None:
     judge(bench, factor, torch.as_tensor(factor_of), 1e-10)
 
 
+def factored(bench: Bench, precision: str) -> None:
+    """The inertia of a shifted kernel within what its residual allows, and a solution."""
+    gpu_factor.judge(bench, gpu_factor.kernel(bench, SIDE if bench.large else 4), precision)
+
+
 def kernel_product(bench: Bench, precision: str, count: int) -> None:
     ours, exact = pair(bench, precision)
     V = torch.randn(len(ours.coords), count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -218,6 +224,7 @@ SMOKES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     **{f"stream {f}": (stream, (f,)) for f in ("fp16", "fp16x3", "fp64")},
     "tangent products": (tangent_products, ()),
     "pivots": (accepted, ()),
+    **{f"factor {p}": (factored, (p,)) for p in ("high", "highest")},
     **{f"product {p} of {k}": (kernel_product, (p, k)) for p in ("high", "highest") for k in (1, 40)},
     **{f"jacobian {p}": (jacobian, (p,)) for p in ("high", "highest")},
     **{f"layer {d} {a}": (layer, (d, a)) for d, a in (("float16", "relu"), ("bfloat16", "sine"), ("float32", "sine"))},

@@ -6,6 +6,7 @@ from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
+from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR, calibrate_batchnorm_
 from inrfast.norms.sphere import SphereNorm
@@ -20,6 +21,7 @@ __all__ = [
     "INR",
     "NTK",
     "DiagnosisReport",
+    "Factorization",
     "FitResult",
     "LayerwiseJacobian",
     "Polynomial",

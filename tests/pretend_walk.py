@@ -35,7 +35,7 @@ from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
 from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
-from inrfast.tangent.kernel import KernelOperator
+from inrfast.tangent.kernel_operator import KernelOperator
 from inrfast.training import group
 
 grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +28,8 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent.kernel.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
+    :class:`inrfast.tangent.kernel_operator.KernelOperator` makes one of a tangent kernel of ``precision="highest"``. A
+    method ``identity()``, where there is one, returns plain values by name that tell the operator from others.
     """
 
     @property
@@ -61,10 +65,11 @@ class SymmetricOperator(Protocol):
     def submatrix(self, index: Tensor) -> Tensor:
         """Return the rows and columns of such an index, (count, count)."""
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some rows, counted over those here, of the columns of such an index into ``out`` (rows, count).
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor, dtype: torch.dtype) -> None:
+        """Write rows, counted over those here, of the columns of such an index into each target ``(out, rows)``.
 
-        ``out`` is fp64, or fp32 where entries of single precision suffice.
+        ``out`` (rows, count) is of ``dtype``: fp64, or fp32 where entries of single precision suffice. Processes that
+        share the operator call it together, each with targets of its own, or none. A GPU is not waited for.
         """
 
     def __matmul__(self, V: Tensor) -> Tensor:
@@ -95,6 +100,16 @@ class DenseOperator:
         self.matrix_error = UNIT * norm if matrix_error is None else matrix_error
         self.jacobian_error = 0.0
 
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries: they are there."""
+        return 0.0
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector."""
+        return 2.0 * self.shape[0] ** 2
+
     def diagonal(self) -> Tensor:
         """Return the diagonal (n,)."""
         return self.matrix.diagonal().clone()
@@ -107,9 +122,14 @@ class DenseOperator:
         """Return the rows and columns of ``index``."""
         return self.matrix[index][:, index]
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some rows of the columns of ``index`` into ``out``, rounded to its dtype."""
-        out.copy_(self.matrix[rows, index])
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor, dtype: torch.dtype) -> None:
+        """Write rows of the columns of ``index`` into each target, rounded to its dtype."""
+        for out, rows in targets:
+            out.copy_(self.matrix[rows, index])
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells it from other operators."""
+        return {"matrix": digest(self.matrix)}
 
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""
@@ -118,6 +138,18 @@ class DenseOperator:
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with a block of vectors."""
         return self.matrix @ V
+
+
+def digest(*parts: Tensor | str) -> str:
+    """Return a hash of texts and of tensors: their values, shapes and dtypes."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            found.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            found.update(re.sub("0x[0-9a-f]+", "", part).encode())  # where an object lies, in its text
+    return found.hexdigest()
 
 
 def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:

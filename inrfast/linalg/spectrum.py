@@ -12,6 +12,9 @@ from torch import Tensor
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
 
+MOST_TOLD = 6
+"""Levels that a message names at most."""
+
 
 @dataclass(frozen=True)
 class RankInterval:
@@ -26,6 +29,48 @@ class RankInterval:
 
     def __contains__(self, rank: int) -> bool:
         return self.lower <= rank <= self.upper
+
+
+@dataclass(frozen=True)
+class CertifiedCount:
+    """A proven number of eigenvalues above a level, whatever the rank (:mod:`inrfast.linalg.inertia`).
+
+    Eigenvalues above a higher level are no more, above a lower one no less: so for every level up to :attr:`high` there
+    are at least :attr:`lower`, for every level from :attr:`low` on at most :attr:`upper`.
+
+    Attributes
+    ----------
+    low, high
+        Absolute levels: the number above every level between the two lies in ``[lower, upper]``. Where an error of the
+        Jacobian left nothing between them, ``low > high``.
+    lower, upper
+        The bounds.
+    precision
+        Of the factorisation that proved them: ``"high"`` (fp32) or ``"highest"`` (fp64).
+    residual
+        Bound on the spectral norm of what the factorisation misses of ``K - shift I``.
+    failure
+        Probability, over random starts, that the certificate does not hold.
+    """
+
+    low: float
+    high: float
+    lower: int
+    upper: int
+    precision: str
+    residual: float
+    failure: float
+
+    def covers(self, low: float, high: float) -> bool:
+        """Return whether every level of an interval is certified."""
+        return self.low <= low and high <= self.high
+
+    def with_jacobian_error(self, error: float) -> CertifiedCount:
+        """Return the same for the ``J J^T`` of an exact J, where it is of one that is off by ``error``."""
+        if error == 0:
+            return self
+        least, most = math.sqrt(max(self.low, 0.0)) + error, math.sqrt(max(self.high, 0.0)) - error
+        return replace(self, low=least * least, high=most * most if most >= 0 else -math.inf)
 
 
 def kernel_error(jacobian_error: float, largest: float) -> float:
@@ -85,6 +130,10 @@ class Spectrum:
         outputs, the number of the output if it is of one. None for every other operator.
     outputs
         Number M of the network's outputs; 1 for an operator that is no kernel.
+    certified
+        Numbers of eigenvalues above some levels that a factorisation proved, of the same network.
+    largest
+        An interval that holds lambda_1, where a narrower one is known than the errors above give; or None.
     """
 
     eigenvalues: Tensor
@@ -102,6 +151,8 @@ class Spectrum:
     jacobian_error: float = 0.0
     output: str | int | None = None
     outputs: int = 1
+    certified: tuple[CertifiedCount, ...] = ()
+    largest: tuple[float, float] | None = None
 
     def with_jacobian_error(self, error: float) -> Spectrum:
         """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``."""
@@ -112,19 +163,42 @@ class Spectrum:
             upper_error=self.upper_error + more,
             beyond=self.beyond if math.isinf(self.beyond) else _raised(self.beyond, error),
             jacobian_error=error,
+            certified=tuple(count.with_jacobian_error(error) for count in self.certified),
+            largest=None
+            if self.largest is None
+            else (_lowered(self.largest[0], error), _raised(self.largest[1], error)),
         )
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return a lower and an upper bound of every eigenvalue listed, (k,) each.
 
-        Tighter for small eigenvalues than :attr:`lower_error` and :attr:`upper_error`, where the error of J counts.
+        Tighter than :attr:`lower_error` and :attr:`upper_error` for small eigenvalues, where the error of J counts, and
+        where :attr:`certified` counts or :attr:`largest` say more.
         """
         error, values = self.jacobian_error, self.eigenvalues
         if error == 0:
-            return values - self.lower_error, values + self.upper_error
-        own_lower, own_upper = self._own_errors()
-        lower = ((values - own_lower).clamp_min(0).sqrt() - error).clamp_min(0).square()
-        return lower, ((values + own_upper).clamp_min(0).sqrt() + error).square()
+            lower, upper = values - self.lower_error, values + self.upper_error
+        else:
+            own_lower, own_upper = self._own_errors()
+            lower = ((values - own_lower).clamp_min(0).sqrt() - error).clamp_min(0).square()
+            upper = ((values + own_upper).clamp_min(0).sqrt() + error).square()
+        for count in self.certified:
+            lower[: count.lower] = lower[: count.lower].clamp_min(count.high)
+            upper[count.upper :] = upper[count.upper :].clamp_max(count.low)
+        if self.largest is not None:
+            lower[:1], upper = lower[:1].clamp_min(self.largest[0]), upper.clamp_max(self.largest[1])
+        return lower, upper
+
+    @property
+    def slack(self) -> float:
+        """Relative error of the largest eigenvalue listed: levels relative to it are known to this."""
+        value = float(self.eigenvalues[0])
+        if value <= 0:
+            return 0.0
+        error = max(self.lower_error, self.upper_error)
+        if self.largest is not None:
+            error = min(error, max(value - self.largest[0], self.largest[1] - value, 0.0))
+        return error / value
 
     def _own_errors(self) -> tuple[float, float]:
         """Return the lower and upper errors without what the error of J adds."""
@@ -148,31 +222,54 @@ class Spectrum:
         Parameters
         ----------
         rtol
-            Relative tolerance, at least the one computed for; None: that one.
+            Relative tolerance: one whose count is certified, or one that the eigenvalues listed resolve, at least the
+            one computed for. None: that one.
 
         Raises
         ------
         ResolutionError
-            ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed.
+            ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed. The
+            message says what is known of this count, and at which levels more is certified.
         """
         rtol = self.rtol if rtol is None else check_float("rtol", rtol, minimum=0.0, exclusive=True)
         if self.trace == 0 == self.jacobian_error:  # positive semidefinite without a trace: the zero operator
             return RankInterval(0, 0, rtol)
+        level, slack = rtol * float(self.eigenvalues[0]), self.slack
+        found = self.count_above(level, rtol)
+        narrow = self.certified and found.lower == found.upper
+        if narrow or any(count.covers(level * (1 - slack), level * (1 + slack)) for count in self.certified):
+            return found
         if rtol < self.floor:
             raise ResolutionError(
                 f"rtol={rtol:g} is below the floor {self.floor:.2e} of this spectrum ({self.method}); at least "
-                f"{self.count_above(rtol * float(self.eigenvalues[0]), rtol).lower} eigenvalues are above it"
+                f"{found.lower} eigenvalues are above it{self._known(found)}"
             )
         if rtol < self.rtol * (1 - 1e-12):
-            raise ResolutionError(f"rtol={rtol:g} is below rtol={self.rtol:g}, for which this spectrum was computed")
-        found = self.count_above(rtol * float(self.eigenvalues[0]), rtol)
+            raise ResolutionError(
+                f"rtol={rtol:g} is below rtol={self.rtol:g}, for which this spectrum was computed{self._known(found)}"
+            )
         listed = len(self.eigenvalues)
         if listed < self.size and found.upper > listed:
+            if self.certified:
+                raise ResolutionError(f"the count at rtol={rtol:g} is not certified{self._known(found)}")
             raise ResolutionError(
                 f"all {listed} computed eigenvalues may exceed rtol={rtol:g} times the largest; compute more of them"
                 + (", or estimated_rank" if self.counts is not None else "")
             )
         return found
+
+    def _known(self, found: RankInterval) -> str:
+        """Return in words what certified counts say instead of an answer, and how to have one; empty without any."""
+        if not self.certified:
+            return ""
+        places = sorted({f"{count.high:.4g}" for count in self.certified}, key=float, reverse=True)
+        told = ", ".join(places[:MOST_TOLD]) + (", ..." if len(places) > MOST_TOLD else "")
+        value = float(self.eigenvalues[0])
+        return (
+            f": by the counts certified at the levels {told} (lambda_1 is {value:.4g}) it lies in "
+            f"[{found.lower}, {found.upper}]; ask for spectrum(rtol={found.rtol:g}), or for levels="
+            f"[{found.rtol * value:.4g}, ...] at once"
+        )
 
     def estimated_rank(self, rtol: float) -> RankInterval:
         """Return the rank at ``rtol`` where :meth:`rank` cannot: with error bars of three standard errors, no proof.
@@ -186,20 +283,29 @@ class Spectrum:
             raise ResolutionError(f"this spectrum ({self.method}) holds no estimates; use method='quadrature'")
         return self.counts.count(rtol)
 
-    def count_above(self, threshold: float, rtol: float) -> RankInterval:
+    def count_above(self, threshold: float, rtol: float | None = None) -> RankInterval:
         """Return how many eigenvalues exceed an absolute ``threshold``, as wide an interval as it takes.
 
-        ``rtol`` only labels the result. The threshold itself is taken as exact up to a relative error of
-        ``upper_error / lambda_1``.
+        Parameters
+        ----------
+        threshold
+            The level, in the operator's units.
+        rtol
+            Label of the result, where the threshold is this many times lambda_1 as far as it is known: then it may be
+            off by as much as lambda_1, relative to it. None: the threshold is exact, and the label is its ratio to
+            lambda_1.
         """
-        largest = float(self.eigenvalues[0])
-        slack = max(self.lower_error, self.upper_error) / largest if largest > 0 else 0.0
+        largest, slack = float(self.eigenvalues[0]), 0.0 if rtol is None else self.slack
+        if rtol is None:
+            rtol = threshold / largest if largest > 0 else math.inf
         least, most = self.bounds()
-        lower = int((least > threshold * (1 + slack)).sum())
-        upper = int((most > threshold * (1 - slack)).sum())
-        if len(self.eigenvalues) < self.size and self.beyond > threshold * (1 - slack):
+        low, high = threshold * (1 - slack), threshold * (1 + slack)
+        lower, upper = int((least > high).sum()), int((most > low).sum())
+        if len(self.eigenvalues) < self.size and self.beyond > low:
             upper = self.size
-        return RankInterval(lower, max(lower, min(upper, self.rank_bound)), rtol)
+        lower = max([lower, *(count.lower for count in self.certified if high <= count.high)])
+        upper = min([upper, self.rank_bound, *(count.upper for count in self.certified if count.low <= low)])
+        return RankInterval(lower, max(lower, upper), rtol)
 
     def truncated(self, k: int, eigenvectors: Tensor | None = None) -> Spectrum:
         """Return the k largest eigenvalues alone (all, if they are fewer), with these or their own eigenvectors."""
@@ -315,7 +421,8 @@ class Spectrum:
 
     def _vectors(self, what: str) -> Tensor:
         if self.eigenvectors is None:
-            raise ValueError(f"{what} needs eigenvectors: ask for spectrum(eigenvectors=True)")
+            methods = ' with another method, as "inertia" counts alone' if self.method == "inertia" else ""
+            raise ValueError(f"{what} needs eigenvectors: ask for spectrum(eigenvectors=True){methods}")
         return self.eigenvectors
 
     def _function(self, argument: str, given: Tensor) -> Tensor:
@@ -378,3 +485,8 @@ def _powers(base: Tensor, steps: int) -> Tensor:
 def _raised(eigenvalue: float, jacobian_error: float) -> float:
     """Return what an eigenvalue of ``J J^T`` may be for another J, that is off by so much."""
     return (math.sqrt(max(eigenvalue, 0.0)) + jacobian_error) ** 2
+
+
+def _lowered(eigenvalue: float, jacobian_error: float) -> float:
+    """Return what an eigenvalue of ``J J^T`` is at least for another J, that is off by so much."""
+    return max(math.sqrt(max(eigenvalue, 0.0)) - jacobian_error, 0.0) ** 2

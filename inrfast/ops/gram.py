@@ -268,7 +268,7 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
         Operands of the same layers; None: the symmetric kernel, every pair of rows computed once.
     out
         Where to write: a tensor of that shape, fp32 or fp64, any strides; None allocates one in the accumulator's
-        dtype.
+        dtype. Where neither rows nor columns lie next to each other it is copied once.
 
     Raises
     ------
@@ -286,9 +286,9 @@ def gram(rows: Operands, columns: Operands | None = None, out: Tensor | None = N
         raise ValueError(f"out must be fp32 or fp64 of shape {(models, n, m)}, got {out.dtype} {tuple(out.shape)}")
     if out.device != rows.slabs.device:
         raise ValueError(f"out is on {out.device}, the operands are on {rows.slabs.device}")
+    if target.stride(2) != 1 and target.stride(1) == 1:  # turned over: the kernel between the sides exchanged
+        sides, target = (*sides[3:], *sides[:3]), target.mT
     dense = target if target.stride(2) == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
-    if dense is not target:
-        dense.copy_(target)
     gram_(*sides, dense, *tables, symmetric, format)
     if dense is not target:
         target.copy_(dense)
@@ -456,20 +456,38 @@ def gram_reference(
     return total * row_scale.to(torch.float64).unsqueeze(2) * column_scale.to(torch.float64).unsqueeze(1)
 
 
-@functools.lru_cache(maxsize=8)
+GROUP = 16
+"""Tiles a side of a group whose operands stay in the second-level cache."""
+
+LEAST_ORDER = 1024
+"""Fewest rows of tiles in an order that is kept on the device for blocks of few columns."""
+
+
 def tile_order(n: int, m: int, block: int, symmetric: bool, device: torch.device) -> Tensor:
     """Return the places (tiles, 2) of the tiles, int32: in groups of 16 x 16, so that a group's operands stay in the
-    second-level cache; of a symmetric kernel those on and below the diagonal."""
-    group = 16
-    i = torch.arange(-(-n // block), dtype=torch.int32)
-    j = torch.arange(-(-m // block), dtype=torch.int32)
-    rows, columns = (t.flatten() for t in torch.meshgrid(i, j, indexing="ij"))
+    second-level cache; of a symmetric kernel those on and below the diagonal.
+
+    They are made on the host and kept on the device. Blocks one group wide and of any height share one order: a
+    factorisation asks for one of another height at every step, and must not wait for a copy there.
+    """
+    rows, columns = -(-n // block), -(-m // block)
+    if symmetric or columns > GROUP:
+        return _tile_order(rows, columns, symmetric, device)
+    longest = max(LEAST_ORDER, 1 << max(rows - 1, 0).bit_length())
+    return _tile_order(longest, columns, False, device)[: rows * columns]  # one group wide: row after row
+
+
+@functools.lru_cache(maxsize=8)
+def _tile_order(rows: int, columns: int, symmetric: bool, device: torch.device) -> Tensor:
+    """Return the places of so many rows and columns of tiles."""
+    i, j = (torch.arange(count, dtype=torch.int32) for count in (rows, columns))
+    first, second = (t.flatten() for t in torch.meshgrid(i, j, indexing="ij"))
     if symmetric:
-        kept = rows >= columns
-        rows, columns = rows[kept], columns[kept]
-    groups = (rows // group).to(torch.int64) * (len(j) // group + 1) + columns // group
+        kept = first >= second
+        first, second = first[kept], second[kept]
+    groups = (first // GROUP).to(torch.int64) * (columns // GROUP + 1) + second // GROUP
     order = torch.sort(groups, stable=True).indices
-    return torch.stack([rows[order], columns[order]], 1).contiguous().to(device)
+    return torch.stack([first[order], second[order]], 1).contiguous().to(device)
 
 
 def config_on(format: str, device: torch.device, product: bool = False, aligned: bool = False) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -16,14 +17,17 @@ from torch import Tensor
 from inrfast.errors import check_block, check_float, check_int
 from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
+from inrfast.linalg.factorization import Factorization, factorize
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import empty
 from inrfast.modes import methods_in_own_modes
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
+from inrfast.tangent.kernel_operator import KernelOperator
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import RANGE, check_range, surely_held
+from inrfast.tangent.target import as_target
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -136,33 +140,7 @@ class TangentKernel:
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
-        if isinstance(out, np.ndarray):
-            if not out.flags.writeable:
-                raise ValueError("out must be writable")
-            if self.device.type != "cpu":
-                raise ValueError(f"out is a NumPy array but the kernel is on {self.device}; pass a tensor there")
-            if not out.dtype.isnative:
-                raise ValueError(f"out must have this machine's byte order, got dtype {out.dtype.str!r}")
-            if any(stride < 0 for stride in out.strides):
-                raise ValueError(f"out must have no negative strides, got {out.strides} (a reversed view)")
-            if any(stride % out.itemsize for stride in out.strides):
-                raise ValueError(f"out must have strides in whole entries of {out.itemsize} bytes, got {out.strides}")
-            if out.dtype not in (np.float32, np.float64):
-                raise ValueError(f"out must have dtype {str(self.dtype)[6:]}, got {out.dtype}")
-            out = torch.from_numpy(out)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"out must be a tensor or a NumPy array, got {type(out).__name__}")
-        if tuple(out.shape) != self.shape or out.dtype != self.dtype or out.device != self.device:
-            raise ValueError(
-                f"out must have shape {self.shape}, dtype {self.dtype} and device {self.device}, got "
-                f"{tuple(out.shape)}, {out.dtype}, {out.device}"
-            )
-        extent = 0
-        for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
-            if size > 1 and stride <= extent:
-                raise ValueError(f"out must have memory of its own for every entry, got strides {out.stride()}")
-            extent += stride * (size - 1)
-        return out
+        return as_target(out, self.shape, self.dtype, self.device)
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
@@ -347,7 +325,7 @@ class TangentKernel:
 
     def spectrum(
         self,
-        rtol: float = 1e-6,
+        rtol: float | Sequence[float] = 1e-6,
         k: int | None = None,
         method: str = "auto",
         eigenvectors: bool = False,
@@ -360,7 +338,8 @@ class TangentKernel:
         Parameters
         ----------
         rtol
-            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on.
+            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on; or several, all
+            of which are then answered.
         k
             Only the k largest, to an error of ``rtol lambda_1``; None: all that the method gives.
         method
@@ -368,8 +347,11 @@ class TangentKernel:
             the rank at ``rtol`` is known to 3 % (with ``k``: until the error is reached) or the memory budget is used
             up; the errors hold except with probability 1e-6 (:mod:`inrfast.linalg.certified`). ``"lanczos"``: the k
             (default 128) largest to a residual of ``rtol lambda_1``. ``"quadrature"``: lambda_1, and estimates for
-            ``estimated_rank``. ``"auto"``: dense up to order 4,096, above that Cholesky, and the quadrature beside it
-            where that cannot resolve ``rtol``; ``note`` on the result says which and why.
+            ``estimated_rank``. ``"inertia"``: lambda_1, and the counts at ``rtol`` or ``levels``, each proven by a
+            factorisation of ``K - level I`` whatever the rank (:mod:`inrfast.linalg.inertia`).
+            ``"auto"``: dense up to order 4,096. Above that Cholesky; where its pivots will not answer, or cost more,
+            factorisations beside what they have shown, if they fit the budget; if not, the quadrature. ``note`` on the
+            result says which and why. Only counts (without ``k`` and ``eigenvectors``) are left to factorisations.
         eigenvectors
             Whether to keep them, orthonormal functions on the grid: column i reshapes to the grid's shape.
         seed
@@ -378,7 +360,7 @@ class TangentKernel:
             Whether to show a bar; None: on a terminal only.
         levels
             Absolute levels, in the kernel's units, whose counts must be known in place of the one at ``rtol``: a
-            layer's kernel is counted above the threshold of the whole one.
+            layer's kernel is counted above the threshold of the whole one. They are taken as exact.
 
         Raises
         ------
@@ -389,8 +371,35 @@ class TangentKernel:
         MemoryBudgetError
             The method's matrices exceed the budget; the message says what they need.
         ValueError, TypeError
-            Bad arguments; a kernel with ``coords2``.
+            Bad arguments, ``k`` or ``eigenvectors`` with ``method="inertia"`` among them; a kernel with ``coords2``.
         """
+        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels, eigenvalues.SMALL)
+
+    def counts(
+        self,
+        rtol: float | Sequence[float] = 1e-6,
+        levels: Sequence[float] = (),
+        seed: int = 0,
+        progress: bool | None = False,
+    ) -> Spectrum:
+        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 2,048 only.
+
+        Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
+        """
+        return self._spectrum(rtol, None, "auto", False, seed, progress, levels, eigenvalues.FEW)
+
+    def _spectrum(
+        self,
+        rtol: float | Sequence[float],
+        k: int | None,
+        method: str,
+        eigenvectors: bool,
+        seed: int,
+        progress: bool | None,
+        levels: Sequence[float],
+        small: int,
+    ) -> Spectrum:
+        """Return the spectrum; ``small`` is the order up to which ``"auto"`` computes all eigenvalues."""
         self._need_symmetric("spectrum")
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
@@ -405,6 +414,7 @@ class TangentKernel:
                 seed,
                 self._shown(progress),
                 levels,
+                small,
             )
         found = replace(found, output=self.output, outputs=self.outputs)
         if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process
@@ -418,12 +428,10 @@ class TangentKernel:
         tol: float = 1e-6,
         seed: int = 0,
         progress: bool | None = None,
-        preconditioner: str | Callable[[Tensor], Tensor] | None = None,
+        preconditioner: str | Callable[[Tensor], Tensor] | Factorization | None = None,
+        method: str = "auto",
     ) -> Tensor:
         """Return x with ``(K + ridge I) x = y`` in fp64.
-
-        Up to order 4,096 by a dense Cholesky factorisation; above by conjugate gradients, preconditioned by a pivoted
-        Cholesky factor of few columns (nothing n x n).
 
         Parameters
         ----------
@@ -438,18 +446,25 @@ class TangentKernel:
         progress
             Whether to show bars; None: on a terminal only.
         preconditioner
-            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``, ``"diagonal"``,
-            ``"none"``, another name of :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, or a function that takes
-            a residual (n, c) in fp64 and returns a tensor of its shape: an approximation of ``(K + ridge I)^-1`` times
-            it, linear, symmetric and positive definite. Where processes share the kernel, each hands it the whole
-            residual. None: as above.
+            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``,
+            ``"factorization"``, ``"diagonal"``, ``"none"``, another name of
+            :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, a positive definite factorisation such as
+            ``K.factor(-ridge)``, or a function that takes a residual (n, c) in fp64 and returns a tensor of its shape:
+            an approximation of ``(K + ridge I)^-1`` times it, linear, symmetric and positive definite. Where processes
+            share the kernel, each hands it the whole residual. None: a pivoted Cholesky factor of few columns.
+        method
+            ``"direct"``: a factorisation as of :meth:`factor`, in fp64 where the ridge is small and the budget allows,
+            else in fp32, with iterative refinement. ``"cg"``: conjugate gradients, nothing n x n. ``"auto"``: up to
+            order 4,096 a dense Cholesky factorisation; above conjugate gradients, as long as they cost fewer FLOP than
+            a factorisation would, then that (a warning says so); where no factor fits the budget, and with a
+            ``preconditioner``, conjugate gradients alone.
 
         Raises
         ------
         ResolutionError
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
-            The preconditioner does not fit the budget.
+            The preconditioner, or the factor that was asked for, does not fit the budget.
         RangeError
             The solution has numbers beyond fp64.
         ValueError, TypeError
@@ -462,8 +477,61 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             budget, shown = self._solver_budget(exact), self._shown(progress)
-            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner)
+            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner, method)
         return found.reshape(y.shape)
+
+    def factor(
+        self,
+        shift: float,
+        precision: str = "highest",
+        out: str | os.PathLike[str] | np.ndarray | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> Factorization:
+        """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
+
+        It costs ``n^3 / 3`` FLOP beside the entries, whatever the rank, and half a matrix of memory. With
+        ``shift = -noise`` it is the covariance of a Gaussian process with this kernel.
+
+        Parameters
+        ----------
+        shift
+            Any number, in the kernel's units.
+        precision
+            Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32, half the memory and time. How far it is off is
+            measured in fp64 either way.
+        out
+            A path, where the factor is too large for the memory: a factorisation that was stopped goes on from the
+            file, a finished one is read from it. Or a one-dimensional array of the factor's dtype, such as a
+            ``numpy.memmap``. None: in memory.
+        seed
+            Of the random vectors that measure it.
+        progress
+            Whether to show bars; None: on a terminal only.
+
+        Raises
+        ------
+        MemoryBudgetError
+            The factor exceeds the budget; raised before it is allocated, with what fits.
+        ValueError, TypeError
+            Bad arguments; a kernel with ``coords2``; a file of another factorisation.
+        NotAvailableError, OSError
+            ``out`` on a GPU or of a shared kernel; a full disk, or a file that another process is writing.
+
+        Examples
+        --------
+        >>> import inrfast as inr
+        >>> K = inr.ntk(inr.INR(2, 1, width=16), inr.grid((8, 8)))
+        >>> F = K.factor(0.5)
+        >>> F.positive + F.negative, F.residual < 1e-9
+        (64, True)
+        """
+        self._need_symmetric("factor")
+        exact = self.at_precision("highest")
+        with self._whole_budget_told(exact):
+            return factorize(
+                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress), out
+            )
 
     def _solver_budget(self, exact: Self) -> int:
         """Return the bytes that methods of :mod:`inrfast.linalg` may take beside the factors of ``exact``."""
@@ -533,55 +601,3 @@ class TangentKernel:
     def __repr__(self) -> str:
         names = [spec.name for spec in self.specs]
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
-
-
-class KernelOperator:
-    """The rows of a kernel in this process as an operator of :mod:`inrfast.linalg`, whose vectors need no checks."""
-
-    def __init__(self, kernel: TangentKernel) -> None:
-        self._kernel = kernel
-        self.shape, self.device, self.partition = kernel.shape, kernel.device, kernel.partition
-
-    @property
-    def matrix_error(self) -> float:
-        """Bound on the spectral norm of the rounding error of the entries."""
-        return self._kernel.matrix_error
-
-    @property
-    def jacobian_error(self) -> float:
-        """Bound on the spectral norm of the error of J."""
-        return self._kernel.jacobian_error
-
-    def diagonal(self) -> Tensor:
-        """Return the diagonal of these rows."""
-        self._kernel._need_range("the diagonal")
-        return self._kernel._diagonal.to(self._kernel.dtype, copy=True)
-
-    def columns(self, index: Tensor) -> Tensor:
-        """Return these rows of some columns."""
-        self._kernel._need_range("columns of the kernel")
-        return self._kernel.sides.columns_as_named(index)
-
-    def submatrix(self, index: Tensor) -> Tensor:
-        """Return some rows and columns, the same in every process."""
-        self._kernel._need_range("a submatrix of the kernel")
-        return self._kernel.sides.submatrix_as_named(index)
-
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some of these rows of some columns into ``out``, computed in its precision."""
-        kernel = self._kernel if out.dtype == self._kernel.dtype else self._in_single
-        kernel._need_range("a block of the kernel")
-        kernel.sides.block_(out, rows, index)
-
-    @cached_property
-    def _in_single(self) -> TangentKernel:
-        """The kernel in fp32."""
-        return self._kernel.at_precision("high")
-
-    def to_dense(self) -> Any:
-        """Return the whole matrix."""
-        return self._kernel.to_dense()
-
-    def __matmul__(self, V: Tensor) -> Tensor:
-        """Return these rows of ``K V`` for these rows of V (n, k)."""
-        return self._kernel._product(V)

@@ -326,6 +326,7 @@ COLLECTIVE = (
     "__matmul__",
     "at_precision",
     "columns",
+    "counts",
     "diagonal",
     "frobenius",
     "product",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.kernels.formats import PADDING
 from inrfast.memory import chunks, empty
 from inrfast.ops import gemm, reductions, tangent_product
 from inrfast.ops import gram as gram_ops
@@ -233,10 +234,29 @@ class Sides:
             gram_ops.fill_(out, chosen, None, self.output, self.outputs)
             return out if picked is None else out[picked.unsqueeze(1), picked]
 
-    def block_(self, out: Tensor, rows: slice, index: Tensor) -> None:
-        """Write some of the rows here of the columns ``index`` (int64, in range) into ``out`` (rows, count)."""
-        points, picked = self._points_as_named(index)
-        chosen, count = self.right.side_of(points, self.plan), len(points) * self.fold
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor) -> None:
+        """Write rows here of the columns ``index`` (int64, in range) into each target: ``(out (rows, count), rows)``.
+
+        Where the operands of all points are kept, a GPU is not waited for, and a target whose rows begin at a multiple
+        of :data:`PADDING` is one launch. Processes that share a kernel call it together, with targets of their own.
+        """
+        picked: Tensor | None = None
+        chosen: Any = self._operands_at(self.right, index)
+        count = len(index)
+        if chosen is None:
+            points, picked = self._points_as_named(index)
+            chosen, count = self.right.side_of(points, self.plan), len(points) * self.fold
+            if picked is not None and isinstance(chosen, Operands):
+                chosen, picked, count = chosen.at(picked), None, len(index)
+        whole = self._whole_operands(self.left)
+        for out, rows in targets:
+            if whole is not None:
+                self._operand_block_(out, whole, rows, chosen)
+            else:
+                self._block_(out, rows, chosen, picked, count)
+
+    def _block_(self, out: Tensor, rows: slice, chosen: Any, picked: Tensor | None, count: int) -> None:
+        """Write some rows of the ``count`` columns of a right side, or of those of them that are ``picked``."""
         first, last = rows.start // self.fold, -(-rows.stop // self.fold)
         for part in chunks(last - first, self.left.gram_rows(self.plan)):
             own = slice(first + part.start, first + part.stop)
@@ -251,6 +271,16 @@ class Sides:
             gram_ops.fill_(whole, side, chosen, self.output, self.outputs)
             kept = whole[wanted.start - entries.start : wanted.stop - entries.start]
             target.copy_(kept if picked is None else kept[:, picked])
+
+    def _operand_block_(self, out: Tensor, whole: Operands, rows: slice, chosen: Operands) -> None:
+        """Write some rows of all operands times the chosen ones into ``out``; the rows before a multiple of the
+        padding, which are no part of what is in memory, by themselves."""
+        first = min(-(-rows.start // PADDING) * PADDING, rows.stop)
+        if first > rows.start:
+            ragged = whole.at(torch.arange(rows.start, first, device=self.device))
+            gram_ops.fill_(out[: first - rows.start], ragged, chosen, self.output, self.outputs)
+        if rows.stop > first:
+            gram_ops.fill_(out[first - rows.start :], whole.part(first, rows.stop), chosen, self.output, self.outputs)
 
     def _points_of(self, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the points of some columns, each once, and where among their columns the wanted ones are.
@@ -272,11 +302,16 @@ class Sides:
 
     def _operands_at(self, side: LayerwiseJacobian, index: Tensor) -> Operands | None:
         """Return some rows of a side's operands, where those of all its rows are kept in one piece; else None."""
+        whole = self._whole_operands(side)
+        return None if whole is None else whole.at(index)
+
+    def _whole_operands(self, side: LayerwiseJacobian) -> Operands | None:
+        """Return the operands of all rows of a side where they are kept in one piece; else None."""
         if self.plan is None or not side.store.fits or side.gram_rows(self.plan) < len(side.coords):
             return None
         whole = side.side(slice(0, len(side.coords)), self.plan)
         assert isinstance(whole, Operands)
-        return whole.at(index)
+        return whole
 
     def _numbers_of(self, points: int) -> int:
         """Return how many numbers the factors of so many points hold."""

@@ -1,12 +1,16 @@
 """Ranks as intervals: they contain the truth for matrices whose spectrum is known by construction."""
 
+import math
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inrfast.errors import ResolutionError
-from inrfast.linalg.spectrum import RankInterval, dense_spectrum
+from inrfast.linalg.spectrum import CertifiedCount, RankInterval, Spectrum, dense_spectrum
 
 
 def matrix_with(values, seed):
@@ -129,3 +133,84 @@ def test_predictions_after_any_number_of_steps_are_those_of_the_limit(steps):
     limit = torch.tensor([(-1.0) ** (steps % 2), 0.0, 0.0, 0.0, 1.0], dtype=torch.float64)
     start = torch.ones(5, dtype=torch.float64)
     torch.testing.assert_close(s.predict(0 * start, start, 1.0, steps), limit)
+
+
+def certified_at(values, low, high, slack):
+    """A true count between two levels, as wide as ``slack`` makes it."""
+    lower, upper = int((values > high).sum()), int((values > low).sum())
+    return CertifiedCount(low, high, max(lower - slack, 0), min(upper + slack, len(values)), "high", 0.0, 1e-6)
+
+
+@st.composite
+def counted_spectra(draw):
+    """Eigenvalues, and a spectrum that lists some of them to an error and knows counts at some levels."""
+    n = draw(st.integers(2, 80))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    values = (10.0 ** -(6 * torch.rand(n, generator=generator, dtype=torch.float64))).sort(descending=True).values
+    listed, error = draw(st.integers(1, n)), 10.0 ** draw(st.floats(-9, -2))
+    width = 10.0 ** draw(st.floats(-9, -1))
+    levels = [10.0**e for e in draw(st.lists(st.floats(-6, 0), max_size=4))]
+    certified = tuple(certified_at(values, t * (1 - width), t * (1 + width), draw(st.integers(0, 2))) for t in levels)
+    moved = error * (2 * torch.rand(listed, generator=generator, dtype=torch.float64) - 1)
+    moved[0] = 0
+    known = (values[:listed] + moved).sort(descending=True).values
+    beyond = float(values[listed - 1]) if listed < n else math.inf
+    one = float(values[0])
+    largest = draw(st.sampled_from([None, (one * (1 - 1e-10), one * (1 + 1e-10))]))
+    total = float(values.sum())
+    s = Spectrum(known, None, error, error, n, total, n, 1e-5, "cholesky", beyond, certified=certified, largest=largest)
+    return values, s
+
+
+@given(counted_spectra(), st.lists(st.floats(-7, 0), min_size=1, max_size=8), st.floats(-12, -1))
+def test_certified_counts_and_listed_eigenvalues_bracket_the_truth_at_every_level(case, exponents, error):
+    values, s = case
+    assert pickle.loads(pickle.dumps(s)).certified == s.certified
+    lower, upper = s.bounds()
+    assert (lower <= values[: len(lower)]).all()
+    assert (values[: len(upper)] <= upper).all()
+    for count in s.certified:  # at the levels themselves nothing is lost
+        assert count.lower <= s.count_above(count.high).lower
+        assert s.count_above(count.low).upper <= count.upper
+    sigma, error = values.sqrt(), 10.0**error
+    generator = torch.Generator().manual_seed(0)
+    exact = (sigma + error * (2 * torch.rand(len(sigma), generator=generator, dtype=torch.float64) - 1)).clamp_min(0)
+    exact = exact.square().sort(descending=True).values
+    for truth, found in ((values, s), (exact, s.with_jacobian_error(1.0000001 * error)), (values, s.truncated(3))):
+        last = None
+        for exponent in sorted(exponents, reverse=True):
+            level = 10.0**exponent
+            assert int((truth > level).sum()) in found.count_above(level)
+            rtol = level / float(found.eigenvalues[0])
+            assert int((truth > rtol * float(truth[0])).sum()) in found.count_above(level, rtol)
+            assert last is None or found.count_above(level).upper >= last.upper
+            last = found.count_above(level)
+            try:
+                rank = found.rank(rtol)
+            except ResolutionError:
+                continue
+            assert int((truth > rtol * float(truth[0])).sum()) in rank
+
+
+def test_a_certified_level_is_answered_below_the_floor_and_no_other():
+    values = torch.logspace(0, -6, 61, dtype=torch.float64)
+    one = Spectrum(values[:1], None, 1e-3, 1e-3, 61, float(values.sum()), 61, 1e-4, "inertia", largest=(1.0, 1.0))
+    counts = tuple(certified_at(values, t * (1 - 1e-9), t * (1 + 1e-9), 0) for t in (2e-4, 2e-5))
+    s = replace(one, certified=counts)
+    assert (s.rank(2e-4).lower, s.rank(2e-4).upper) == (37, 37)
+    assert s.rank(2e-5) == RankInterval(47, 47, 2e-5)
+    with pytest.raises(
+        ResolutionError, match=r"levels 0.0002, 2e-05 \(lambda_1 is 1\) it lies in \[37, 47\].*levels=\[5e-05"
+    ):
+        s.rank(5e-5)
+    with pytest.raises(ResolutionError, match=r"\[1, 37\]"):
+        s.rank(1e-2)
+    with pytest.raises(ResolutionError, match=r"\[47, 61\]"):
+        s.rank(1e-6)
+    with pytest.raises(ResolutionError, match="needs all 61"):
+        s.effective_rank()
+    assert s.stable_rank() == pytest.approx(float(values.sum()))
+    with pytest.raises(ValueError, match='another method, as "inertia" counts alone'):
+        s.energy(torch.ones(61))
+    between = replace(s, certified=(*counts, certified_at(values, 2.1e-5, 2.1e-5, 0)))
+    assert between.rank(2.05e-5).lower == between.rank(2.05e-5).upper == 47  # equal on either side

@@ -15,7 +15,7 @@ from inrfast.backends import warn_once
 from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError, ResolutionError
 from inrfast.linalg import eigenvalues, systems
 from inrfast.tangent import products
-from inrfast.tangent.kernel import KernelOperator
+from inrfast.tangent.kernel_operator import KernelOperator
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
 

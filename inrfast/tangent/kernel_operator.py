@@ -1,0 +1,77 @@
+"""The rows of a tangent kernel in this process, as the operator that :mod:`inrfast.linalg` works on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from inrfast.tangent.cost import dense_flops, product_flops
+
+if TYPE_CHECKING:
+    from inrfast.tangent.kernel import TangentKernel
+
+
+class KernelOperator:
+    """The rows of a kernel in this process as an operator of :mod:`inrfast.linalg`, whose vectors need no checks."""
+
+    def __init__(self, kernel: TangentKernel) -> None:
+        self._kernel = kernel
+        self.shape, self.device, self.partition = kernel.shape, kernel.device, kernel.partition
+
+    @property
+    def matrix_error(self) -> float:
+        """Bound on the spectral norm of the rounding error of the entries."""
+        return self._kernel.matrix_error
+
+    @property
+    def jacobian_error(self) -> float:
+        """Bound on the spectral norm of the error of J."""
+        return self._kernel.jacobian_error
+
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries, each pair once, in all processes."""
+        return self.partition.sum(float(dense_flops(self._kernel.sides)), self.device)
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector, in all processes."""
+        return self.partition.sum(float(product_flops(self._kernel.sides)), self.device)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of these rows."""
+        self._kernel._need_range("the diagonal")
+        return self._kernel._diagonal.to(self._kernel.dtype, copy=True)
+
+    def columns(self, index: Tensor) -> Tensor:
+        """Return these rows of some columns."""
+        self._kernel._need_range("columns of the kernel")
+        return self._kernel.sides.columns_as_named(index)
+
+    def submatrix(self, index: Tensor) -> Tensor:
+        """Return some rows and columns, the same in every process."""
+        self._kernel._need_range("a submatrix of the kernel")
+        return self._kernel.sides.submatrix_as_named(index)
+
+    def blocks_(self, targets: Sequence[tuple[Tensor, slice]], index: Tensor, dtype: torch.dtype) -> None:
+        """Write some of these rows of some columns into each target, of ``dtype`` and computed in its precision."""
+        kernel = self._kernel if dtype == self._kernel.dtype else self._in_single
+        kernel._need_range("a block of the kernel")
+        kernel.sides.blocks_(targets, index)
+
+    @cached_property
+    def _in_single(self) -> TangentKernel:
+        """The kernel in fp32."""
+        return self._kernel.at_precision("high")
+
+    def to_dense(self) -> Any:
+        """Return the whole matrix."""
+        return self._kernel.to_dense()
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Return these rows of ``K V`` for these rows of V (n, k)."""
+        return self._kernel._product(V)
