@@ -7,8 +7,6 @@ by threads with two. ``OMP_NUM_THREADS`` sets the number for all. Threads that w
 may run tests at once.
 """
 
-# ruff: noqa: E402  (torch reads how its threads wait when it is imported)
-
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
