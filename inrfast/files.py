@@ -72,7 +72,7 @@ def target_of(path: str | os.PathLike[str]) -> Path:
     ValueError
         No file can have such a name.
     """
-    with _told(path):
+    with writing_told(path):
         return _target_of(path)
 
 
@@ -84,7 +84,7 @@ def check_writable(path: str | os.PathLike[str]) -> Path:
     OSError, ValueError
         As :func:`whole_file`, except for a disk that fills up later.
     """
-    with _told(path):
+    with writing_told(path):
         target = _target_of(path)
         with _folder_of(target) as folder:
             _let_go(*_new_file(folder, target.name, 0o600), folder)
@@ -106,7 +106,7 @@ def _target_of(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def _told(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing_told(path: str | os.PathLike[str]) -> Iterator[None]:
     """Raise errors of this block as one sentence that names the file and the reason."""
     try:
         yield
@@ -219,7 +219,7 @@ def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
 @contextmanager
 def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> Iterator[int]:
     """Yield the descriptor of a new file that becomes ``path``."""
-    with _told(path):
+    with writing_told(path):
         target = _target_of(path)
         with _folder_of(target) as folder:
             _remove_leftovers(folder, target.name)
@@ -334,8 +334,10 @@ def _sync(folder: int) -> None:
 
 
 @contextmanager
-def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
+def sole_writer(path: str | os.PathLike[str], work: str = "fit") -> Iterator[None]:
     """Hold the only right to write ``path`` for the block; remove what killed writers have left.
+
+    ``work`` is what writes it, for the message of a second writer.
 
     The lock (``flock``) is on a hidden file beside the target, which is removed at the end. If the process is killed,
     the lock ends with it, and the next writer takes over the file. On file systems without locks nobody is refused.
@@ -347,13 +349,13 @@ def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
     OSError, ValueError
         As :func:`whole_file`.
     """
-    with _told(path):
+    with writing_told(path):
         target = _target_of(path)
     name = _hidden(target.name, "lock")
     with ExitStack() as stack:
-        with _told(path):
+        with writing_told(path):
             folder = stack.enter_context(_folder_of(target))
-            descriptor = _sole(folder, name)
+            descriptor = _sole(folder, name, work)
             stack.callback(_let_go, descriptor, name, folder)
             _remove_leftovers(folder, target.name)
             with suppress(OSError):  # for the error of a second writer, and for who finds the file after a crash
@@ -363,7 +365,7 @@ def sole_writer(path: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def _sole(folder: int, name: str) -> int:
+def _sole(folder: int, name: str, work: str) -> int:
     """Return a locked descriptor of the lock file."""
     while True:
         descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=folder)
@@ -374,7 +376,7 @@ def _sole(folder: int, name: str) -> int:
         except BlockingIOError:
             words = os.pread(descriptor, 500, 0).decode(errors="replace").partition(" writes ")[0]
             mine = words.startswith(f"process {os.getpid()} on {socket.gethostname()}")
-            who = "another fit of this process" if mine else words or "another process"
+            who = f"another {work} of this process" if mine else words or "another process"
             os.close(descriptor)
             raise BlockingIOError(errno.EAGAIN, f"{who} is writing it; give each its own file") from None
         _let_go(descriptor, None, folder)  # its last owner removed it just now

@@ -11,11 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from inrfast.linalg.costs import Alternative
 from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, spectral_bounds
 from inrfast.linalg.operators import UNIT, SymmetricOperator, check_semidefinite, product_error
 from inrfast.linalg.pivoted_cholesky import (
@@ -59,6 +61,12 @@ SINGLE = 1e-6
 
 DISTINCT = 1e-8
 """Smallest eigenvalue, relative to lambda_1, for which the factor's eigenvectors are orthogonal to 1e-12."""
+
+BLOCKS = 16
+"""Blocks at least that all pivots come in, where something else may take over."""
+
+SHOWN = 4
+"""Blocks after the first that show at what rate the residual falls; estimates from fewer were off by tens."""
 
 LEAST_BLOCK = 16
 """Smallest number of pivots per block: fewer are not worth a pass over the grid."""
@@ -165,6 +173,7 @@ def certified_spectrum(
     seed: int = 0,
     eigenvectors: bool = False,
     progress: bool | None = None,
+    alternative: Alternative | None = None,
 ) -> Spectrum:
     """Return the eigenvalues of an operator's pivoted Cholesky factor as the operator's own, with their error.
 
@@ -188,6 +197,9 @@ def certified_spectrum(
         :data:`DISTINCT` of the largest). The residuals ``|K q - theta q|`` are at most the larger of the errors.
     progress
         Whether to show a bar; None: on a terminal only.
+    alternative
+        What may take over the counting. Where the pivots give way to it, what they have shown is returned, and the
+        result's ``note`` says why.
 
     Raises
     ------
@@ -210,13 +222,15 @@ def certified_spectrum(
         )
         return Spectrum(zeros, unit, 0.0, 0.0, n, 0.0, rank_bound, rtol, "cholesky", beyond=0.0)
     block, most = _room(n, budget, factor.dtype.itemsize, eigenvectors, k)
+    if alternative is not None:  # what it costs less than shows after a few blocks
+        block = min(block, max(n // BLOCKS, LEAST_BLOCK))
     with tqdm(total=most, desc="pivots", disable=None if progress is None else not progress, leave=False) as bar:
-        values, bounds = _grow(factor, demand, block, most, seed, bar)
+        values, bounds, verdict = _grow(factor, demand, block, most, seed, bar, alternative)
     check_semidefinite(bounds.inner_lower, -bounds.lower)
     # Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues.
     rounding = (n + factor.rank) * UNIT * trace
     lower, upper = max(0.0, -bounds.lower) + rounding, max(0.0, bounds.upper) + rounding
-    spectrum = Spectrum(values, None, lower, upper, n, trace, rank_bound, rtol, "cholesky", beyond=upper)
+    spectrum = Spectrum(values, None, lower, upper, n, trace, rank_bound, rtol, "cholesky", beyond=upper, note=verdict)
     if eigenvectors:
         # Of smaller values the error says nothing; where pairs are asked for, they are left out for rounding alone.
         known = max(lower, upper) if k is None else min(max(lower, upper), DISTINCT * float(values[0]))
@@ -254,9 +268,18 @@ def _room(n: int, budget: int, item: int, eigenvectors: bool, k: int | None) -> 
 
 
 def _grow(
-    factor: PivotedCholesky, demand: Ranks | Pairs, block: int, most: int, seed: int, bar: tqdm
-) -> tuple[Tensor, SpectralBounds]:
-    """Grow the factor until its eigenvalues answer the demand; return them and the bounds of the residual."""
+    factor: PivotedCholesky,
+    demand: Ranks | Pairs,
+    block: int,
+    most: int,
+    seed: int,
+    bar: tqdm,
+    alternative: Alternative | None,
+) -> tuple[Tensor, SpectralBounds, str]:
+    """Grow the factor until its eigenvalues answer the demand; return them and the bounds of the residual.
+
+    And the reason why it gave way to an alternative; empty if it did not.
+    """
     history: list[tuple[int, float]] = []
     attempts, trust, allowed = 0, TRUST, math.inf
     early = EARLY if factor.diagonal.device.type == "cpu" else TIGHT
@@ -265,6 +288,11 @@ def _grow(
         history.append((factor.rank, factor.norm_estimate))
         estimate, largest = trust * factor.norm_estimate, factor.largest_estimate
         last = factor.exhausted or factor.rank >= most or _hopeless(history, demand.hope(largest), most)
+        verdict = ""
+        if alternative is not None and not last:
+            wanted = min(demand.near(largest, _power(history)), allowed)
+            verdict = alternative.verdict(factor.rank, _needed(history, wanted / trust), most)
+            last = verdict != ""
         few = isinstance(demand, Pairs) and factor.rank < demand.count
         near = early * demand.near(largest, _power(history)) if math.isinf(allowed) else TIGHT * allowed
         if not last and (few or estimate > near):
@@ -281,7 +309,7 @@ def _grow(
         if last or bounds.upper <= allowed:
             values = factor.eigenvalues().cpu()
             if last or demand.met(values, bounds.upper):
-                return factor.eigenvalues(), bounds
+                return factor.eigenvalues(), bounds, verdict
             allowed = demand.allowed_error(values)
         trust = max(bounds.inner_upper / factor.norm_estimate, trust / 2)
 
@@ -291,6 +319,19 @@ def _power(history: list[tuple[int, float]]) -> float:
     rank, norm = history[-1]
     half, before = next(entry for entry in history if entry[0] >= rank // 2)
     return math.log(before / norm) / math.log(rank / half) if half < rank and 0 < norm < before else 0.0
+
+
+def _needed(history: list[tuple[int, float]], wanted: float) -> float:
+    """Return how many pivots the residual norm, at its recent rate, takes to reach ``wanted``.
+
+    A norm is the one before its block: after the pivots of the blocks before. No more than there are where few blocks
+    do not show a rate yet.
+    """
+    known = [(rank, norm) for (rank, _), (_, norm) in pairwise(history)]
+    if len(known) < SHOWN or known[-1][1] <= wanted:
+        return history[-1][0]
+    (rank, norm), power = known[-1], _power(known)
+    return rank * math.exp(min(math.log(norm / wanted) / power, 700.0)) if power > 0 and wanted > 0 else math.inf
 
 
 def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> bool:

@@ -6,20 +6,28 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from inrfast.errors import NotAvailableError, ResolutionError, check_choice, check_float, check_int, check_seed
 from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
+from inrfast.linalg.costs import Alternative, dense_flops, factorisation_flops
+from inrfast.linalg.counted import counted_spectrum, counts_bytes, unresolved, with_counts
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
 from inrfast.linalg.operators import SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import format_bytes, require
 
-METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature")
+METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia")
 
 SMALL = 4096
 """Order up to which ``"auto"`` computes all eigenvalues: some ten seconds on two cores."""
+
+FEW = 1024
+"""Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a factorisation and
+its certificate."""
 
 DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
@@ -44,7 +52,7 @@ class DenseableOperator(SymmetricOperator, Protocol):
 
 def spectrum(
     operator: DenseableOperator,
-    rtol: float,
+    rtol: float | Sequence[float],
     k: int | None,
     method: str,
     eigenvectors: bool,
@@ -53,64 +61,181 @@ def spectrum(
     seed: int,
     progress: bool | None,
     levels: Sequence[float] = (),
+    small: int | None = None,
 ) -> Spectrum:
-    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``."""
+    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``.
+
+    ``small`` is the order up to which ``"auto"`` computes all eigenvalues; None: :data:`SMALL`.
+    """
     n = operator.shape[0]
-    rtol = check_float("rtol", rtol, minimum=0.0, exclusive=True)
-    if rtol >= 1:
-        raise ValueError(f"rtol must be below 1 (it is relative to the largest eigenvalue), got {rtol:g}")
-    if rtol < LEAST_RTOL:
-        raise ResolutionError(f"rtol must be at least {LEAST_RTOL:g}, about the floor of fp64, got {rtol:g}")
+    rtols, levels = check_rtols("rtol", rtol), check_levels("levels", levels)
     check_seed("seed", seed)
-    for level in levels:
-        check_float("levels", level, minimum=0.0, exclusive=True)
     if k is not None and check_int("k", k, minimum=1) > n:
         raise ValueError(f"k must be at most the order {n}, got {k}")
     check_choice("method", method, METHODS)
+    if method == "inertia" and (k is not None or eigenvectors):
+        given = f"k must be None, got {k}" if k is not None else "eigenvectors must be False, got True"
+        raise ValueError(
+            f"{given}: method='inertia' counts eigenvalues and lists none but the largest; use 'cholesky' or 'lanczos'"
+        )
+    demand = Ranks((), levels) if levels else Ranks(rtols)
     note = ""
     if method == "auto":
-        method, note = _choose(n, budget, eigenvectors)
+        method, note = _choose(n, budget, eigenvectors, SMALL if small is None else small)
+    if note and method == "cholesky" and k is None and not eigenvectors:
+        return _counted_at_any_rank(operator, demand, min(rtols), rank_bound, budget, seed, progress, note)
     if method == "dense":
         if n > DENSE_LIMIT:
             raise NotAvailableError(
-                f"a dense spectrum of order {n} exceeds the dense limit {DENSE_LIMIT}; use method='cholesky'"
+                f"a dense spectrum of order {n} exceeds the dense limit {DENSE_LIMIT}; use method='cholesky' or "
+                "'inertia'"
             )
         needed = _dense_bytes(n, eigenvectors)
         require(needed, budget, "a dense spectrum", "use method='cholesky', fewer points, or raise memory_budget")
-        found = dense_spectrum(operator.to_dense(), operator.matrix_error, rtol, rank_bound, k, eigenvectors)
+        found = dense_spectrum(operator.to_dense(), operator.matrix_error, min(rtols), rank_bound, k, eigenvectors)
     elif method == "cholesky":
-        demand = Pairs(k, rtol) if k else Ranks((), tuple(levels)) if levels else Ranks((rtol,))
-        found = certified_spectrum(operator, demand, rank_bound, budget, seed, eigenvectors, progress)
+        wanted = Pairs(k, min(rtols)) if k else demand
+        found = certified_spectrum(operator, wanted, rank_bound, budget, seed, eigenvectors, progress)
     elif method == "lanczos":
-        found = largest_eigenpairs(operator, k or min(n, PAIRS), rank_bound, rtol, budget, seed, eigenvectors, progress)
+        k = k or min(n, PAIRS)
+        found = largest_eigenpairs(operator, k, rank_bound, min(rtols), budget, seed, eigenvectors, progress)
+    elif method == "inertia":
+        found = counted_spectrum(operator, demand, rank_bound, budget, seed, progress)
     else:
         require(quadrature_bytes(n), budget, f"a quadrature of order {n}", "take fewer points or raise memory_budget")
-        found = _by_quadrature(operator, rank_bound, rtol, seed, progress)
+        found = _by_quadrature(operator, rank_bound, min(rtols), seed, progress)
     found = found.with_jacobian_error(operator.jacobian_error)
-    if note and method == "cholesky" and k is None and found.floor > rtol:
-        note += f"; its {len(found.eigenvalues)} pivots resolve {found.floor:.1e} of lambda_1, "
-        held = 0 if found.eigenvectors is None else found.eigenvectors.nbytes
-        if quadrature_bytes(n) + held <= budget:
-            counts = quadrature_counts(operator, seed=seed, progress=progress)
-            found = replace(found, counts=counts)
-            note += f"a stochastic quadrature estimates counts: {counts.resolution()}"
-        else:
-            note += f"and a quadrature for estimates would take {format_bytes(quadrature_bytes(n))} of the budget"
+    if note and method == "cholesky" and k is None and found.floor > min(rtols):
+        return _estimated(operator, found, note, budget, seed, progress)
     return replace(found, note=note)
+
+
+def counts(
+    operator: DenseableOperator,
+    rtol: float | Sequence[float],
+    rank_bound: int,
+    budget: int,
+    seed: int = 0,
+    progress: bool | None = False,
+    levels: Sequence[float] = (),
+) -> Spectrum:
+    """Return a spectrum for counts alone, as :func:`spectrum` does where ``method="auto"``.
+
+    All eigenvalues are computed up to order :data:`FEW` only: from there on counting costs less.
+    """
+    return spectrum(operator, rtol, None, "auto", False, rank_bound, budget, seed, progress, levels, FEW)
+
+
+def check_rtols(argument: str, given: Any) -> tuple[float, ...]:
+    """Return one relative tolerance or several as a tuple: numbers below 1 that fp64 resolves."""
+    rtols = check_levels(argument, given)
+    if not rtols:
+        raise ValueError(f"{argument} must hold at least one tolerance, got none")
+    for rtol in rtols:
+        if rtol >= 1:
+            raise ValueError(f"{argument} must be below 1 (it is relative to the largest eigenvalue), got {rtol:g}")
+        if rtol < LEAST_RTOL:
+            raise ResolutionError(f"{argument} must be at least {LEAST_RTOL:g}, about the floor of fp64, got {rtol:g}")
+    return rtols
+
+
+def check_levels(argument: str, given: Any) -> tuple[float, ...]:
+    """Return one positive number or a sequence of them as a tuple."""
+    if isinstance(given, (np.ndarray, Tensor)):
+        if given.ndim > 1:
+            raise TypeError(f"{argument} must be a number or a sequence of them, got shape {tuple(given.shape)}")
+        given = given.tolist()
+    several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    return tuple(check_float(argument, level, minimum=0.0, exclusive=True) for level in (given if several else [given]))
 
 
 def _dense_bytes(n: int, eigenvectors: bool) -> int:
     return (MATRICES_OF_VECTORS if eigenvectors else MATRICES) * 8 * n * n
 
 
-def _choose(n: int, budget: int, eigenvectors: bool) -> tuple[str, str]:
+def _choose(n: int, budget: int, eigenvectors: bool, small: int) -> tuple[str, str]:
     """Return a method and the reason for it."""
-    if n <= SMALL and _dense_bytes(n, eigenvectors) <= budget:
-        return "dense", f"order {n} is at most {SMALL}: LAPACK computes every eigenvalue"
+    if n <= small and _dense_bytes(n, eigenvectors) <= budget:
+        return "dense", f"order {n} is at most {small}: LAPACK computes every eigenvalue"
     return (
         "cholesky",
-        f"order {n} is above {SMALL} or beyond the budget as a matrix: pivoted Cholesky with a certificate",
+        f"order {n} is above {small} or beyond the budget as a matrix: pivoted Cholesky with a certificate",
     )
+
+
+def _counted_at_any_rank(
+    operator: DenseableOperator,
+    demand: Ranks,
+    rtol: float,
+    rank_bound: int,
+    budget: int,
+    seed: int,
+    progress: bool | None,
+    note: str,
+) -> Spectrum:
+    """Return a spectrum by pivots, or where they do not answer, or only at a higher cost, by what does."""
+    error = operator.jacobian_error
+    alternative = _alternative(operator, demand, budget)
+    found = certified_spectrum(operator, demand, rank_bound, budget, seed, False, progress, alternative)
+    verdict, exact = found.note, found.with_jacobian_error(error)
+    left = unresolved(found, error, demand)
+    if left.absolute(1.0) and alternative is not None:
+        alternative = _alternative(operator, left, budget)
+        assert alternative is not None
+        reason = verdict or _resolved(exact)
+        note += f"; {reason}: {alternative.name} {_told(left)}"
+        if alternative.name == DENSE:
+            found = dense_spectrum(operator.to_dense(), operator.matrix_error, rtol, rank_bound)
+        else:
+            found = with_counts(found, operator, left, budget, seed, progress)
+        return replace(found.with_jacobian_error(error), note=note)
+    if exact.floor > min(demand.rtols, default=rtol):
+        return _estimated(operator, exact, note, budget, seed, progress)
+    return replace(exact, note=note)
+
+
+DENSE, FACTORISED = "all eigenvalues by LAPACK", "factorisations of K - level I"
+"""What may take over from pivots, in words."""
+
+
+def _told(left: Ranks) -> str:
+    """Return in words what an alternative to pivots does."""
+    several = len(left.rtols) + len(left.levels)
+    return f"count above {several} level{'s' if several > 1 else ''}"
+
+
+def _resolved(found: Spectrum) -> str:
+    return f"its {len(found.eigenvalues)} pivots resolve {found.floor:.1e} of lambda_1"
+
+
+def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alternative | None:
+    """Return the cheapest way beside pivots that fits the budget."""
+    n = operator.shape[0]
+    fitting = []
+    if counts_bytes(n, "high", operator.device) <= budget:
+        fitting.append(Alternative(n, factorisation_flops(n, len(demand.absolute(1.0))), FACTORISED))
+    if n <= DENSE_LIMIT and _dense_bytes(n, False) <= budget:
+        fitting.append(Alternative(n, dense_flops(n), DENSE))
+    return min(fitting, key=lambda way: way.flops, default=None)
+
+
+def _estimated(
+    operator: SymmetricOperator, found: Spectrum, note: str, budget: int, seed: int, progress: bool | None
+) -> Spectrum:
+    """Return a spectrum whose pivots do not resolve what was asked, with estimates beside it if they fit."""
+    n = operator.shape[0]
+    note += f"; {_resolved(found)}, "
+    held = 0 if found.eigenvectors is None else found.eigenvectors.nbytes
+    if quadrature_bytes(n) + held <= budget:
+        counts = quadrature_counts(operator, seed=seed, progress=progress)
+        found = replace(found, counts=counts)
+        note += f"a stochastic quadrature estimates counts: {counts.resolution()}"
+    else:
+        note += f"and a quadrature for estimates would take {format_bytes(quadrature_bytes(n))} of the budget"
+    needed = counts_bytes(n, "high", operator.device)
+    if needed > budget:
+        note += f"; a factorisation of K - level I would prove them with {format_bytes(needed)} of the budget"
+    return replace(found, note=note)
 
 
 def _by_quadrature(

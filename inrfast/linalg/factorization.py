@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed, room
 from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
-from inrfast.memory import chunks, format_bytes, require
+from inrfast.linalg.stored_ldl import stored_ldl
+from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
@@ -65,9 +71,17 @@ class Factorization:
     """
 
     def __init__(
-        self, operator: SymmetricOperator, ldl: BlockLDL, precision: str, budget: int, seed: int, progress: bool | None
+        self,
+        operator: SymmetricOperator,
+        ldl: BlockLDL,
+        precision: str,
+        budget: int,
+        seed: int,
+        progress: bool | None,
+        stored: bool = False,
     ) -> None:
         self._operator, self._ldl, self._budget, self._seed, self._progress = operator, ldl, budget, seed, progress
+        self._stored = stored
         self.shift, self.precision, self.shape, self.device = ldl.shift, precision, operator.shape, operator.device
 
     # ---- what was computed -------------------------------------------------------------------------------------
@@ -79,13 +93,18 @@ class Factorization:
 
     @property
     def negative(self) -> int:
-        """Number of negative eigenvalues of M, exact; odd: the determinant of M is negative."""
+        """Number of negative eigenvalues of M, exact; if odd the determinant of M is negative."""
         return self._ldl.negative
 
     @property
     def nbytes(self) -> int:
         """Bytes of the factor."""
         return self._ldl.nbytes
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows are in this process."""
+        return self._operator.partition.whole
 
     # ---- how far it is off -------------------------------------------------------------------------------------
 
@@ -152,11 +171,14 @@ class Factorization:
         """Return ``(K - shift I) V``."""
         return self._operator @ V - self.shift * V
 
+    def rows_of_inverse(self, V: Tensor) -> Tensor:
+        """Return this process's rows of ``M^-1 V`` for its rows of V (n, c), fp64, unchecked."""
+        return self._ldl.inverse(V)
+
     # ---- what it is for ----------------------------------------------------------------------------------------
 
     def __call__(self, V: Tensor) -> Tensor:
         """Return ``M^-1 V`` for V (n,) or (n, c), in fp64."""
-        self._need_regular()
         partition = self._operator.partition
         block = check_block("V", V, self.shape[0], self.device).to(torch.float64)
         return partition.gather(self._ldl.inverse(partition.mine(block))).reshape(V.shape)
@@ -193,9 +215,18 @@ class Factorization:
             The residual is as small as wanted, and so near singular is ``K - shift I`` that the solution would be
             another one for entries of K rounded otherwise.
         """
-        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        self._need_regular()
+        x, residuals = self.refined(b, tol, progress)
+        worst = float(residuals.amax())
+        if not worst <= tol:
+            raise ResolutionError(
+                f"the relative residual {worst:.1e} stays above tol={tol:g}: {self.told()}; take {self._better()}"
+            )
+        return x
+
+    def refined(self, b: Tensor, tol: float, progress: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`solve` found, however good it is, and the relative residuals of its columns (c,)."""
+        right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         partition = self._operator.partition
         factors = powers(right)
         own, cycle, columns = partition.mine(right / factors), *self._room(right)
@@ -207,28 +238,26 @@ class Factorization:
                     self._product, own[:, part], self._ldl.inverse, tol, STEPS, bar, partition, cycle
                 )
                 residuals.append(reached)
-        self._check_solution(torch.cat(residuals), partition.norm(found) / partition.norm(own), tol)
-        return scaled_back(partition.gather(found), factors, "give a smaller b or another shift").reshape(b.shape)
+        reached = torch.cat(residuals)
+        if float(reached.amax()) <= tol:
+            self._warn_of_rounding(partition.norm(found) / partition.norm(own))
+        x = scaled_back(partition.gather(found), factors, "give a smaller b or another shift")
+        return x.reshape(b.shape), reached
 
     def _room(self, right: Tensor) -> tuple[int, int]:
         """Return the steps of GMRES between starts, and the columns at a time, that the budget allows."""
-        n, left = self.shape[0], self._budget - self.nbytes - 3 * right.nbytes
+        n, left = self.shape[0], self._budget - 3 * right.nbytes
         vectors = max(min(CYCLE, n), LEAST_CYCLE)
         while vectors > LEAST_CYCLE and 8 * n * (vectors + SCRATCH) > left:
             vectors //= 2
         one = 8 * n * (vectors + SCRATCH)
-        require(self.nbytes + 3 * right.nbytes + one, self._budget, f"a solution of order {n}", "raise memory_budget")
+        held = 0 if self._stored else self.nbytes
+        what = f"a solution of order {n}" if self._stored else f"a solution of order {n}, with its factor,"
+        require(held + 3 * right.nbytes + one, held + self._budget, what, "raise memory_budget")
         return vectors, max(left // one, 1)
 
-    def _check_solution(self, residuals: Tensor, growth: Tensor, tol: float) -> None:
-        """Refuse solutions whose residual is too large, and warn of those that rounding could change."""
-        worst = float(residuals.amax())
-        if not worst <= tol:
-            raise ResolutionError(
-                f"the relative residual {worst:.1e} stays above tol={tol:g}: K - {self.shift:g} I is within "
-                f"{self.residual:.1e} of a factor whose eigenvalues are at least {self._least:.1e} in size, and "
-                f"rounding of K may be {UNIT * self._errors.norm:.1e}; take {self._better()}"
-            )
+    def _warn_of_rounding(self, growth: Tensor) -> None:
+        """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
         change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
@@ -236,17 +265,15 @@ class Factorization:
                 f"{min(change, 1.0):.0e} of its size, though its residual is small"
             )
 
+    def told(self) -> str:
+        """Return how near to singular ``K - shift I`` may be, in words."""
+        near = f"eigenvalues of at least {self._least:.1e} in size" if self._least > 0 else "eigenvalues near zero"
+        return f"K - {self.shift:g} I is within {self.residual:.1e} of a factor with {near}"
+
     def _better(self) -> str:
         """Return what to do about a shift that is too near to an eigenvalue."""
         other = "a larger noise" if self.shift < 0 else "another shift"
         return other if self.precision == "highest" else f'precision="highest" or {other}'
-
-    def _need_regular(self) -> None:
-        """Refuse a factor with a pivot that is zero or not a number."""
-        if self.positive + self.negative < self.shape[0]:
-            raise ResolutionError(
-                f"the factor is singular: {self.shift:g} is an eigenvalue to rounding; take {self._better()}"
-            )
 
     # ---- log-determinant ---------------------------------------------------------------------------------------
 
@@ -287,7 +314,6 @@ class Factorization:
         True
         """
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        self._need_regular()
         logs = self._ldl.pivots.abs().log()
         n, value = self.shape[0], float(logs.sum())
         own = self._defect + n * UNIT * float(logs.abs().sum())
@@ -300,22 +326,15 @@ class Factorization:
         if not error <= tol:
             known = "nothing is known of its error" if math.isinf(error) else f"its error may be {error:.1e}"
             raise ResolutionError(
-                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: the factor is "
-                f"off by up to {self.residual:.1e} and its eigenvalues are at least {self._least:.1e} in size; take "
-                f"{self._better()}, or a larger tol"
+                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: {self.told()}; "
+                f"take {self._better()}, or a larger tol"
             )
         return value
 
     @cached_property
     def _defect(self) -> float:
-        """Bound on ``|log |det M| - log |det D||``: from the columns of the bases, orthonormal up to rounding."""
-        total = 0.0
-        for step in self._ldl.steps:
-            basis = step.basis.double()
-            off = basis.t() @ basis
-            off.diagonal().sub_(1)
-            total += 2 * math.sqrt(len(basis)) * float(torch.linalg.matrix_norm(off)) + len(basis) ** 2 * UNIT
-        return total
+        """Bound on ``|log |det M| - log |det D||``: a basis Q adds ``|log det Q^T Q| <= order |Q^T Q - I|``, about."""
+        return sum(1.01 * len(step.basis) * step.defect for step in self._ldl.steps)
 
     @cached_property
     def _jacobian_part(self) -> float:
@@ -347,6 +366,14 @@ class Factorization:
         rest = (-math.log1p(-share) - share) / share**2 if share > 1e-4 else 0.5 + share
         return found / PROBES, (off * mass + more * mixed) / PROBES + sampling + rest * frobenius**2
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._stored:
+            raise TypeError(
+                "cannot pickle a factorisation that is in a file or an array, nor copy it: call K.factor(shift, "
+                "out=path) where it is needed, which reads the file"
+            )
+        return super().__reduce_ex__(protocol)
+
     def __repr__(self) -> str:
         measured = "_residual" in vars(self)
         residual = f"{self.residual:.2e}" if measured else "not measured yet"
@@ -363,13 +390,38 @@ def factorize(
     budget: int,
     seed: int = 0,
     progress: bool | None = None,
+    out: str | os.PathLike[str] | np.ndarray | None = None,
 ) -> Factorization:
     """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``."""
-    shift = check_float("shift", shift)
+    shift = check_float("shift", shift) + 0.0  # -0.0 is 0
     check_choice("precision", precision, PRECISIONS)
     seed = check_seed("seed", seed)
-    ldl = block_ldl(operator, shift, PRECISIONS[precision])
-    return Factorization(operator, ldl, precision, budget, seed, progress)
+    dtype = PRECISIONS[precision]
+    if out is None:
+        with _file_told(operator, shift, dtype, budget):
+            ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
+        return Factorization(operator, ldl, precision, budget - ldl.nbytes, seed, progress)
+    ldl = stored_ldl(operator, shift, dtype, out, budget=budget, progress=progress)
+    return Factorization(operator, ldl, precision, budget, seed, progress, stored=True)
+
+
+@contextmanager
+def _file_told(operator: SymmetricOperator, shift: float, dtype: torch.dtype, budget: int) -> Iterator[None]:
+    """Say in the error of a factor beyond the budget that a file can hold it, where that is so."""
+    try:
+        yield
+    except MemoryBudgetError as error:
+        if error.needed is None or operator.device.type != "cpu" or not operator.partition.whole:
+            raise
+        disk, memory = room(operator.shape[0], dtype, operator.device)
+        sizes = f"{format_bytes(disk)} and more of a disk and {format_bytes(memory)} of memory"
+        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file, with {sizes}"
+        raise over_budget(error.needed, budget, error.what, instead) from None
+
+
+def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:
+    """Return how many bytes :func:`factorize` needs, of all processes together."""
+    return bytes_needed(operator.shape[0], PRECISIONS[precision], operator.device)
 
 
 def _low(probability: float) -> float:

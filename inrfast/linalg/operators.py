@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -26,7 +28,8 @@ errors of a spectrum cover it."""
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
 
-    :class:`inrfast.tangent.kernel_operator.KernelOperator` makes one of a tangent kernel of ``precision="highest"``.
+    :class:`inrfast.tangent.kernel_operator.KernelOperator` makes one of a tangent kernel of ``precision="highest"``. A
+    method ``identity()``, where there is one, returns plain values by name that tell the operator from others.
     """
 
     @property
@@ -97,6 +100,16 @@ class DenseOperator:
         self.matrix_error = UNIT * norm if matrix_error is None else matrix_error
         self.jacobian_error = 0.0
 
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries: they are there."""
+        return 0.0
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector."""
+        return 2.0 * self.shape[0] ** 2
+
     def diagonal(self) -> Tensor:
         """Return the diagonal (n,)."""
         return self.matrix.diagonal().clone()
@@ -114,6 +127,10 @@ class DenseOperator:
         for out, rows in targets:
             out.copy_(self.matrix[rows, index])
 
+    def identity(self) -> dict[str, Any]:
+        """Return what tells it from other operators."""
+        return {"matrix": digest(self.matrix)}
+
     def to_dense(self) -> Tensor:
         """Return the matrix, a copy."""
         return self.matrix.clone()
@@ -121,6 +138,18 @@ class DenseOperator:
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return the product with a block of vectors."""
         return self.matrix @ V
+
+
+def digest(*parts: Tensor | str) -> str:
+    """Return a hash of texts and of tensors: their values, shapes and dtypes."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            found.update(f"{tuple(part.shape)} {part.dtype}".encode())
+            found.update(part.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        else:
+            found.update(re.sub("0x[0-9a-f]+", "", part).encode())  # where an object lies, in its text
+    return found.hexdigest()
 
 
 def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:

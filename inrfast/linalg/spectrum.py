@@ -190,8 +190,8 @@ class Spectrum:
         return lower, upper
 
     @property
-    def _slack(self) -> float:
-        """Relative error of the largest eigenvalue listed, by which levels relative to it are unknown."""
+    def slack(self) -> float:
+        """Relative error of the largest eigenvalue listed: levels relative to it are known to this."""
         value = float(self.eigenvalues[0])
         if value <= 0:
             return 0.0
@@ -234,7 +234,7 @@ class Spectrum:
         rtol = self.rtol if rtol is None else check_float("rtol", rtol, minimum=0.0, exclusive=True)
         if self.trace == 0 == self.jacobian_error:  # positive semidefinite without a trace: the zero operator
             return RankInterval(0, 0, rtol)
-        level, slack = rtol * float(self.eigenvalues[0]), self._slack
+        level, slack = rtol * float(self.eigenvalues[0]), self.slack
         found = self.count_above(level, rtol)
         narrow = self.certified and found.lower == found.upper
         if narrow or any(count.covers(level * (1 - slack), level * (1 + slack)) for count in self.certified):
@@ -295,7 +295,7 @@ class Spectrum:
             off by as much as lambda_1, relative to it. None: the threshold is exact, and the label is its ratio to
             lambda_1.
         """
-        largest, slack = float(self.eigenvalues[0]), 0.0 if rtol is None else self._slack
+        largest, slack = float(self.eigenvalues[0]), 0.0 if rtol is None else self.slack
         if rtol is None:
             rtol = threshold / largest if largest > 0 else math.inf
         least, most = self.bounds()

@@ -1,19 +1,29 @@
-"""Systems ``(K + ridge I) x = y`` with a positive semidefinite K: dense where it is small, else by iteration."""
+"""Systems ``(K + ridge I) x = y`` with a positive semidefinite K: dense, by iteration, or by a factorisation."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import ResolutionError, check_seed
+from inrfast.backends import warn_once
+from inrfast.errors import ResolutionError, check_choice, check_seed
 from inrfast.linalg.conjugate_gradients import conjugate_gradients
 from inrfast.linalg.eigenvalues import SMALL, DenseableOperator
+from inrfast.linalg.factorization import PRECISIONS, bytes_of_factor, factorize
 from inrfast.linalg.preconditioners import Preconditioner, System, find
+from inrfast.linalg.refinement import SCRATCH
 from inrfast.linalg.scales import powers, scaled_back
+
+METHODS = ("auto", "direct", "cg")
 
 STEPS = 500
 """Largest number of products of an iteration."""
+
+LEAST_STEPS = 10
+"""Products for whose cost an iteration is started at all, where a factorisation fits."""
 
 VECTORS = 12
 """Vectors that the iteration holds per right-hand side, with the results of products and preconditioner."""
@@ -21,12 +31,31 @@ VECTORS = 12
 DEFAULT = "pivoted_cholesky"
 """The preconditioner where none is named."""
 
+SINGLE = 1e-5
+"""Ridge, relative to the trace, from which on a factor in fp32 is near enough: it is off by some 1e-7 of the largest
+eigenvalue."""
+
+OTHER = "raise ridge or tol, or take another preconditioner"
+"""What to do about conjugate gradients that do not converge."""
+
 SMALLER = "give a smaller y or a larger ridge"
 """What to do about a solution beyond fp64."""
 
 
+class CountedOperator(DenseableOperator, Protocol):
+    """An operator that knows what its operations cost; of several processes, in all of them together."""
+
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries, each pair once."""
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector."""
+
+
 def solve(
-    operator: DenseableOperator,
+    operator: CountedOperator,
     y: Tensor,
     ridge: float,
     tol: float,
@@ -34,18 +63,26 @@ def solve(
     seed: int = 0,
     progress: bool | None = None,
     preconditioner: object = None,
+    method: str = "auto",
 ) -> Tensor:
     """Return X with ``(K + ridge I) X = Y`` for Y (n, c); see :meth:`inrfast.tangent.kernel.TangentKernel.solve`."""
     n, seed = operator.shape[0], check_seed("seed", seed)
+    check_choice("method", method, METHODS)
+    if method == "direct" and preconditioner is not None:
+        raise ValueError("preconditioner is of conjugate gradients; with method='direct' it must be None")
     make = find(DEFAULT if preconditioner is None else preconditioner)
     factors = powers(y)
     y = y / factors  # or squares of very large or small right-hand sides would over- or underflow
-    small = n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget  # the matrix, its factor and a copy on the way
-    if small and preconditioner is None:
+    free = method == "auto" and preconditioner is None
+    if free and n <= SMALL and 3 * 8 * n * n + 4 * y.nbytes <= budget:  # the matrix, its factor and a copy on the way
         return scaled_back(_dense(operator, y, ridge, tol), factors, SMALLER)
-    own = operator.partition.mine(y)
     system = System(operator, ridge, budget, VECTORS * 8 * n * y.shape[1], seed, progress)
-    return scaled_back(operator.partition.gather(_iterated(system, make, own, tol)), factors, SMALLER)
+    if method == "direct":
+        return scaled_back(_direct(system, y, tol, _precision(system, y) or "high"), factors, SMALLER)
+    precision = _precision(system, y) if free else None
+    if precision is None:
+        return scaled_back(_accepted(*_iterated(system, make, y, tol, STEPS), tol, OTHER), factors, SMALLER)
+    return scaled_back(_cheapest(operator, system, make, y, tol, precision), factors, SMALLER)
 
 
 def _dense(operator: DenseableOperator, y: Tensor, ridge: float, tol: float) -> Tensor:
@@ -57,20 +94,64 @@ def _dense(operator: DenseableOperator, y: Tensor, ridge: float, tol: float) -> 
     x = torch.cholesky_solve(y, factor)
     x += torch.cholesky_solve(y - matrix @ x, factor)  # one step of refinement
     residual = torch.linalg.vector_norm(y - matrix @ x, dim=0)
-    return _accepted(
-        x, residual / torch.linalg.vector_norm(y, dim=0).clamp_min(torch.finfo(y.dtype).tiny), tol, "raise ridge or tol"
-    )
+    size = torch.linalg.vector_norm(y, dim=0).clamp_min(torch.finfo(y.dtype).tiny)
+    return _accepted(x, residual / size, tol, "raise ridge or tol")
 
 
-def _iterated(system: System, make: Preconditioner, y: Tensor, tol: float) -> Tensor:
+def _cheapest(
+    operator: CountedOperator, system: System, make: Preconditioner, y: Tensor, tol: float, precision: str
+) -> Tensor:
+    """Return X by conjugate gradients, while they cost no more than a factorisation would; then by that.
+
+    So at most twice the cheaper of the two is spent, whatever the condition number.
+    """
+    n = operator.shape[0]
+    afforded = (n**3 / 3 + operator.entry_flops) / (operator.product_flops * y.shape[1])
+    told = f"the factorisation (fp{8 * PRECISIONS[precision].itemsize})"
+    if afforded >= LEAST_STEPS:
+        x, residuals = _iterated(system, make, y, tol, int(min(afforded, STEPS)))
+        worst = float(residuals.amax())
+        if worst <= tol:
+            return x
+        warn_once(
+            f"conjugate gradients left a relative residual of {worst:.1e} at the cost of {told}, which solves the "
+            "system instead; method='direct' does so at once, K.factor(-ridge) keeps it for further right-hand sides"
+        )
+    return _direct(system, y, tol, precision)
+
+
+def _precision(system: System, y: Tensor) -> str | None:
+    """Return the precision of a factor that suits the ridge and fits the budget beside the vectors; None: neither."""
+    operator, n = system.operator, system.operator.shape[0]
+    trace = float(operator.partition.total(operator.diagonal().sum()))
+    left = system.budget - 4 * y.nbytes - 2 * SCRATCH * 8 * n
+    fitting = [name for name in PRECISIONS if bytes_of_factor(operator, name) <= left]
+    wanted = "high" if system.ridge >= SINGLE * trace else "highest"
+    return wanted if wanted in fitting else next(iter(fitting), None)
+
+
+def _direct(system: System, y: Tensor, tol: float, precision: str) -> Tensor:
+    factor = factorize(system.operator, -system.ridge, precision, system.budget, system.seed, system.progress)
+    x, residuals = factor.refined(y, tol)
+    return _accepted(x, residuals, tol, f"{factor.told()}; raise ridge or tol")
+
+
+def _iterated(system: System, make: Preconditioner, y: Tensor, tol: float, steps: int) -> tuple[Tensor, Tensor]:
+    """Return X by conjugate gradients, and its relative residuals."""
     operator, ridge = system.operator, system.ridge
     precondition = make(system)
     hidden = None if system.progress is None else not system.progress
-    with tqdm(total=STEPS, desc="conjugate gradients", disable=hidden, leave=False) as bar:
+    with tqdm(total=steps, desc="conjugate gradients", disable=hidden, leave=False) as bar:
         x, residuals = conjugate_gradients(
-            lambda v: operator @ v + ridge * v, y, precondition, tol, STEPS, bar, operator.partition
+            lambda v: operator @ v + ridge * v,
+            operator.partition.mine(y),
+            precondition,
+            tol,
+            steps,
+            bar,
+            operator.partition,
         )
-    return _accepted(x, residuals, tol, "raise ridge or tol, or take another preconditioner")
+    return operator.partition.gather(x), residuals
 
 
 def _accepted(x: Tensor, residuals: Tensor, tol: float, instead: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -24,8 +25,10 @@ from inrfast.modes import methods_in_own_modes
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
 from inrfast.tangent.kernel_operator import KernelOperator
+from inrfast.tangent.scipy_operator import as_scipy
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import RANGE, check_range, surely_held
+from inrfast.tangent.target import as_target
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -138,33 +141,7 @@ class TangentKernel:
         return target if out is None else out
 
     def _as_target(self, out: Any) -> Tensor:
-        if isinstance(out, np.ndarray):
-            if not out.flags.writeable:
-                raise ValueError("out must be writable")
-            if self.device.type != "cpu":
-                raise ValueError(f"out is a NumPy array but the kernel is on {self.device}; pass a tensor there")
-            if not out.dtype.isnative:
-                raise ValueError(f"out must have this machine's byte order, got dtype {out.dtype.str!r}")
-            if any(stride < 0 for stride in out.strides):
-                raise ValueError(f"out must have no negative strides, got {out.strides} (a reversed view)")
-            if any(stride % out.itemsize for stride in out.strides):
-                raise ValueError(f"out must have strides in whole entries of {out.itemsize} bytes, got {out.strides}")
-            if out.dtype not in (np.float32, np.float64):
-                raise ValueError(f"out must have dtype {str(self.dtype)[6:]}, got {out.dtype}")
-            out = torch.from_numpy(out)
-        if not isinstance(out, Tensor):
-            raise TypeError(f"out must be a tensor or a NumPy array, got {type(out).__name__}")
-        if tuple(out.shape) != self.shape or out.dtype != self.dtype or out.device != self.device:
-            raise ValueError(
-                f"out must have shape {self.shape}, dtype {self.dtype} and device {self.device}, got "
-                f"{tuple(out.shape)}, {out.dtype}, {out.device}"
-            )
-        extent = 0
-        for stride, size in sorted(zip(out.stride(), out.shape, strict=True)):
-            if size > 1 and stride <= extent:
-                raise ValueError(f"out must have memory of its own for every entry, got strides {out.stride()}")
-            extent += stride * (size - 1)
-        return out
+        return as_target(out, self.shape, self.dtype, self.device)
 
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
@@ -349,7 +326,7 @@ class TangentKernel:
 
     def spectrum(
         self,
-        rtol: float = 1e-6,
+        rtol: float | Sequence[float] = 1e-6,
         k: int | None = None,
         method: str = "auto",
         eigenvectors: bool = False,
@@ -362,7 +339,8 @@ class TangentKernel:
         Parameters
         ----------
         rtol
-            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on.
+            Smallest relative tolerance (of lambda_1) at which ranks will be asked for, from 1e-13 on; or several, all
+            of which are then answered.
         k
             Only the k largest, to an error of ``rtol lambda_1``; None: all that the method gives.
         method
@@ -370,8 +348,11 @@ class TangentKernel:
             the rank at ``rtol`` is known to 3 % (with ``k``: until the error is reached) or the memory budget is used
             up; the errors hold except with probability 1e-6 (:mod:`inrfast.linalg.certified`). ``"lanczos"``: the k
             (default 128) largest to a residual of ``rtol lambda_1``. ``"quadrature"``: lambda_1, and estimates for
-            ``estimated_rank``. ``"auto"``: dense up to order 4,096, above that Cholesky, and the quadrature beside it
-            where that cannot resolve ``rtol``; ``note`` on the result says which and why.
+            ``estimated_rank``. ``"inertia"``: lambda_1, and the counts at ``rtol`` or ``levels``, each proven by a
+            factorisation of ``K - level I`` whatever the rank (:mod:`inrfast.linalg.inertia`).
+            ``"auto"``: dense up to order 4,096. Above that Cholesky; where its pivots will not answer, or cost more,
+            factorisations beside what they have shown, if they fit the budget; if not, the quadrature. ``note`` on the
+            result says which and why. Only counts (without ``k`` and ``eigenvectors``) are left to factorisations.
         eigenvectors
             Whether to keep them, orthonormal functions on the grid: column i reshapes to the grid's shape.
         seed
@@ -380,7 +361,7 @@ class TangentKernel:
             Whether to show a bar; None: on a terminal only.
         levels
             Absolute levels, in the kernel's units, whose counts must be known in place of the one at ``rtol``: a
-            layer's kernel is counted above the threshold of the whole one.
+            layer's kernel is counted above the threshold of the whole one. They are taken as exact.
 
         Raises
         ------
@@ -391,8 +372,35 @@ class TangentKernel:
         MemoryBudgetError
             The method's matrices exceed the budget; the message says what they need.
         ValueError, TypeError
-            Bad arguments; a kernel with ``coords2``.
+            Bad arguments, ``k`` or ``eigenvectors`` with ``method="inertia"`` among them; a kernel with ``coords2``.
         """
+        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels, eigenvalues.SMALL)
+
+    def counts(
+        self,
+        rtol: float | Sequence[float] = 1e-6,
+        levels: Sequence[float] = (),
+        seed: int = 0,
+        progress: bool | None = False,
+    ) -> Spectrum:
+        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 1,024 only.
+
+        Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
+        """
+        return self._spectrum(rtol, None, "auto", False, seed, progress, levels, eigenvalues.FEW)
+
+    def _spectrum(
+        self,
+        rtol: float | Sequence[float],
+        k: int | None,
+        method: str,
+        eigenvectors: bool,
+        seed: int,
+        progress: bool | None,
+        levels: Sequence[float],
+        small: int,
+    ) -> Spectrum:
+        """Return the spectrum; ``small`` is the order up to which ``"auto"`` computes all eigenvalues."""
         self._need_symmetric("spectrum")
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
@@ -407,6 +415,7 @@ class TangentKernel:
                 seed,
                 self._shown(progress),
                 levels,
+                small,
             )
         found = replace(found, output=self.output, outputs=self.outputs)
         if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process
@@ -420,12 +429,10 @@ class TangentKernel:
         tol: float = 1e-6,
         seed: int = 0,
         progress: bool | None = None,
-        preconditioner: str | Callable[[Tensor], Tensor] | None = None,
+        preconditioner: str | Callable[[Tensor], Tensor] | Factorization | None = None,
+        method: str = "auto",
     ) -> Tensor:
         """Return x with ``(K + ridge I) x = y`` in fp64.
-
-        Up to order 4,096 by a dense Cholesky factorisation; above by conjugate gradients, preconditioned by a pivoted
-        Cholesky factor of few columns (nothing n x n).
 
         Parameters
         ----------
@@ -440,18 +447,25 @@ class TangentKernel:
         progress
             Whether to show bars; None: on a terminal only.
         preconditioner
-            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``, ``"diagonal"``,
-            ``"none"``, another name of :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, or a function that takes
-            a residual (n, c) in fp64 and returns a tensor of its shape: an approximation of ``(K + ridge I)^-1`` times
-            it, linear, symmetric and positive definite. Where processes share the kernel, each hands it the whole
-            residual. None: as above.
+            Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``,
+            ``"factorization"``, ``"diagonal"``, ``"none"``, another name of
+            :data:`inrfast.linalg.preconditioners.PRECONDITIONERS`, a positive definite factorisation such as
+            ``K.factor(-ridge)``, or a function that takes a residual (n, c) in fp64 and returns a tensor of its shape:
+            an approximation of ``(K + ridge I)^-1`` times it, linear, symmetric and positive definite. Where processes
+            share the kernel, each hands it the whole residual. None: a pivoted Cholesky factor of few columns.
+        method
+            ``"direct"``: a factorisation as of :meth:`factor`, in fp64 where the ridge is small and the budget allows,
+            else in fp32, with iterative refinement. ``"cg"``: conjugate gradients, nothing n x n. ``"auto"``: up to
+            order 4,096 a dense Cholesky factorisation; above conjugate gradients, as long as they cost fewer FLOP than
+            a factorisation would, then that (a warning says so); where no factor fits the budget, and with a
+            ``preconditioner``, conjugate gradients alone.
 
         Raises
         ------
         ResolutionError
             The system is singular to fp64, or the residual stays above ``tol``; raise ``ridge``.
         MemoryBudgetError
-            The preconditioner does not fit the budget.
+            The preconditioner, or the factor that was asked for, does not fit the budget.
         RangeError
             The solution has numbers beyond fp64.
         ValueError, TypeError
@@ -464,16 +478,21 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             budget, shown = self._solver_budget(exact), self._shown(progress)
-            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner)
+            found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner, method)
         return found.reshape(y.shape)
 
     def factor(
-        self, shift: float, precision: str = "highest", seed: int = 0, progress: bool | None = None
+        self,
+        shift: float,
+        precision: str = "highest",
+        out: str | os.PathLike[str] | np.ndarray | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
     ) -> Factorization:
         """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
 
-        It costs ``n^3 / 3`` multiply-adds whatever the rank, and half a matrix of memory. With ``shift = -noise`` it is
-        the covariance of a Gaussian process with this kernel.
+        It costs ``n^3 / 3`` FLOP beside the entries, whatever the rank, and half a matrix of memory. With
+        ``shift = -noise`` it is the covariance of a Gaussian process with this kernel.
 
         Parameters
         ----------
@@ -482,6 +501,10 @@ class TangentKernel:
         precision
             Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32, half the memory and time. How far it is off is
             measured in fp64 either way.
+        out
+            A path, where the factor is too large for the memory: a factorisation that was stopped goes on from the
+            file, a finished one is read from it. Or a one-dimensional array of the factor's dtype, such as a
+            ``numpy.memmap``. None: in memory.
         seed
             Of the random vectors that measure it.
         progress
@@ -492,7 +515,9 @@ class TangentKernel:
         MemoryBudgetError
             The factor exceeds the budget; raised before it is allocated, with what fits.
         ValueError, TypeError
-            Bad arguments; a kernel with ``coords2``.
+            Bad arguments; a kernel with ``coords2``; a file of another factorisation.
+        NotAvailableError, OSError
+            ``out`` on a GPU or of a shared kernel; a full disk, or a file that another process is writing.
 
         Examples
         --------
@@ -506,7 +531,7 @@ class TangentKernel:
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             return factorize(
-                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress)
+                KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress), out
             )
 
     def _solver_budget(self, exact: Self) -> int:
@@ -526,27 +551,7 @@ class TangentKernel:
 
         Complex vectors are multiplied part by part.
         """
-
-        from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
-
-        def forward(kernel: TangentKernel) -> Callable[[np.ndarray], np.ndarray]:
-            def apply(v: np.ndarray) -> np.ndarray:
-                if np.iscomplexobj(v):
-                    return apply(v.real) + 1j * apply(v.imag)
-                return (kernel @ torch.from_numpy(np.array(v)).to(kernel.device, kernel.dtype)).cpu().numpy()
-
-            return apply
-
-        transposed = self._transposed()
-        dtype = np.float64 if self.dtype == torch.float64 else np.float32
-        return LinearOperator(
-            self.shape,
-            matvec=forward(self),
-            matmat=forward(self),
-            rmatvec=forward(transposed),
-            rmatmat=forward(transposed),
-            dtype=dtype,
-        )
+        return as_scipy(self, self._transposed())
 
     def _transposed(self) -> TangentKernel:
         """Return the kernel with its sides exchanged."""

@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from inrfast.linalg.operators import digest
+from inrfast.nn import described_network
+from inrfast.tangent.cost import dense_flops, product_flops
+
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import TangentKernel
 
@@ -29,6 +33,16 @@ class KernelOperator:
     def jacobian_error(self) -> float:
         """Bound on the spectral norm of the error of J."""
         return self._kernel.jacobian_error
+
+    @property
+    def entry_flops(self) -> float:
+        """FLOP of all entries, each pair once, in all processes."""
+        return self.partition.sum(float(dense_flops(self._kernel.sides)), self.device)
+
+    @property
+    def product_flops(self) -> float:
+        """FLOP of a product with one vector, in all processes."""
+        return self.partition.sum(float(product_flops(self._kernel.sides)), self.device)
 
     def diagonal(self) -> Tensor:
         """Return the diagonal of these rows."""
@@ -55,6 +69,23 @@ class KernelOperator:
     def _in_single(self) -> TangentKernel:
         """The kernel in fp32."""
         return self._kernel.at_precision("high")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells the kernel from others: of which network, at which points, of which outputs and parameters.
+
+        Attributes of a module's own that are neither parameters nor buffers, nor in its text, are not in it.
+        """
+        capture = self._kernel.capture
+        module, select = capture.network.module, capture.network.select
+        state = [part for name, tensor in module.state_dict().items() for part in (name, tensor)]
+        return {
+            "network": described_network(module) or digest(str(module)),
+            "parameters": digest(*state),
+            "coords": digest(self._kernel.coords),
+            "output": self._kernel.output,
+            "params": digest(*(name for layer in self._kernel.specs for name in layer.parameters)),
+            "select": digest(repr(select)),
+        }
 
     def to_dense(self) -> Any:
         """Return the whole matrix."""

@@ -11,7 +11,7 @@ import mpmath
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_spectra import operator_with, spectra
 from random_networks import networks, random_coords
@@ -69,6 +69,7 @@ def test_every_shift_is_answered_within_what_is_stated_or_refused(values, expone
         assert F.negative == int((exact < 0).sum())
 
 
+@settings(max_examples=12)
 @given(st.integers(1, 9), st.floats(-4, 0), PRECISIONS, st.integers(0, 10**6))
 def test_small_ones_against_fifty_digits(n, exponent, precision, seed):
     """Entries and shift are taken as the exact numbers they are."""
@@ -87,6 +88,7 @@ def test_small_ones_against_fifty_digits(n, exponent, precision, seed):
         assert abs(mpmath.mpf(F.logdet(1.0)) - logdet) <= 1.0
 
 
+@settings(max_examples=10)
 @given(networks(max_width=16, max_depth=2), st.integers(2, 40), st.floats(-6, 0), PRECISIONS, st.integers(0, 10**6))
 def test_the_evidence_of_a_gaussian_process(net, n, exponent, precision, seed):
     K = inr.ntk(net, random_coords(n, net.in_features, seed), output=0)
@@ -140,12 +142,12 @@ def test_right_hand_sides_of_any_size_shape_and_dtype():
 
 def test_vectors_that_do_not_fit_together_are_solved_for_in_turn_or_refused():
     operator, b = operator_with(torch.logspace(0, -12, 200, dtype=torch.float64), 0), normal(200, 7)
-    roomy = factorize(operator, -1e-7, "high", 1 << 30)
-    tight = factorize(operator, -1e-7, "high", roomy.nbytes + 3 * b.nbytes + 8 * 200 * 16)
-    for F in (roomy, tight):
-        assert relative(b - operator.matrix @ F.solve(b) - 1e-7 * F.solve(b), b) <= 1.1e-6
+    F = factorize(operator, -1e-7, "high", 1 << 30)
+    F._budget = 3 * b.nbytes + 8 * 200 * 16
+    assert relative(b - operator.matrix @ F.solve(b) - 1e-7 * F.solve(b), b) <= 1.1e-6
+    F._budget = 3 * b.nbytes
     with pytest.raises(MemoryBudgetError, match="a solution of order 200"):
-        factorize(operator, -1e-7, "high", roomy.nbytes + 3 * b.nbytes).solve(b)
+        F.solve(b)
 
 
 def test_a_factor_goes_through_pickle_copies_and_threads(tmp_path):
@@ -161,6 +163,11 @@ def test_a_factor_goes_through_pickle_copies_and_threads(tmp_path):
     assert len(found) == 7
     assert all(relative(x - truth, truth) <= 1e-10 for x in found)
     assert repr(pickle.loads(pickle.dumps(F))) == repr(F)
+    stored = K.factor(-1.0, out=tmp_path / "factor")
+    assert torch.equal(stored.solve(b), truth)
+    assert torch.equal(K.factor(-1.0, out=tmp_path / "factor").solve(b), truth)
+    with pytest.raises(TypeError, match="nor copy it"):
+        pickle.dumps(stored)
 
 
 def test_it_says_what_it_is():
@@ -177,6 +184,15 @@ def test_it_says_what_it_is():
         assert part in repr(F)
     assert isinstance(F, inr.Factorization)
     assert F.positive + F.negative == 81
+
+
+def test_what_exceeds_the_budget_is_refused_with_what_fits(tmp_path):
+    K = inr.ntk(inr.INR(2, 1, width=8), inr.grid((40, 40)), memory_budget=18 * 10**6)
+    with pytest.raises(MemoryBudgetError, match=r"order 1600 in fp64.* fits.* fp32") as told:
+        K.factor(-1.0)
+    roomy = inr.ntk(inr.INR(2, 1, width=8), inr.grid((40, 40)), memory_budget=told.value.needed)
+    F, b = roomy.factor(-1.0), normal(1600)
+    assert relative((b - roomy.at_precision("highest") @ F.solve(b) - F.solve(b))[:, None], b[:, None]) <= 1.1e-6
 
 
 BAD = {

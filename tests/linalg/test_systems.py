@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from known_spectra import operator_with, spectra
 
+from inrfast.backends import warn_once
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
 from inrfast.linalg import systems
+from inrfast.linalg.factorization import factorize
 from inrfast.linalg.preconditioners import PRECONDITIONERS, System
+from inrfast.linalg.preconditioners import pivoted_cholesky as pivots
 
 
 @pytest.fixture
@@ -18,6 +21,7 @@ def iterated(monkeypatch):
     monkeypatch.setattr(systems, "SMALL", 0)
 
 
+@pytest.mark.filterwarnings("ignore:conjugate gradients left")
 @given(spectra(), st.integers(1, 3), st.floats(-6, 0), st.integers(0, 10**6))
 def test_the_residual_is_what_was_asked_for(values, columns, exponent, seed):
     operator = operator_with(values, seed)
@@ -25,10 +29,10 @@ def test_the_residual_is_what_was_asked_for(values, columns, exponent, seed):
     y = torch.randn(len(values), columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     damped = operator.matrix + ridge * torch.eye(len(values), dtype=torch.float64)
     truth = torch.linalg.solve(damped, y)
-    for small in (0, 10**6):
+    for small, method in ((0, "auto"), (10**6, "auto"), (0, "direct"), (10**6, "cg")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(systems, "SMALL", small)
-            x = systems.solve(operator, y, ridge, 1e-8, 1 << 30, progress=False)
+            x = systems.solve(operator, y, ridge, 1e-8, 1 << 30, progress=False, method=method)
         residual = torch.linalg.vector_norm(y - damped @ x, dim=0) / torch.linalg.vector_norm(y, dim=0)
         assert residual.max() <= 1.1e-8
         assert (x - truth).norm() <= 2e-8 * 10.0**-exponent * truth.norm()
@@ -52,6 +56,7 @@ def test_the_preconditioner_spares_products(iterated):
     assert len(taken) <= 60
 
 
+@pytest.mark.filterwarnings("ignore:conjugate gradients left")
 def test_singular_systems_and_small_budgets_are_refused(iterated):
     values = torch.where(torch.arange(600) < 300, 1.0, 0.0).double()
     operator = operator_with(values, 0)
@@ -160,3 +165,78 @@ def test_a_solution_beyond_fp64_is_told():
     operator = operator_with(torch.full((20,), 1e-20, dtype=torch.float64), 0)
     with pytest.raises(RangeError, match="beyond fp64"):
         systems.solve(operator, torch.full((20, 1), 1e300, dtype=torch.float64), 1e-20, 1e-6, 1 << 30)
+
+
+def attempt(operator, y, ridge, method, budget=1 << 30, **options):
+    """Return the largest relative residual of a solution, infinite where none was found."""
+    try:
+        x = systems.solve(operator, y, ridge, 1e-7, budget, progress=False, method=method, **options)
+    except ResolutionError:
+        return math.inf
+    residual = torch.linalg.vector_norm(y - operator.matrix @ x - ridge * x, dim=0)
+    return float((residual / torch.linalg.vector_norm(y, dim=0)).max())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@given(spectra(), st.floats(-13, 0), st.integers(1, 3), st.integers(0, 10**6))
+def test_auto_solves_what_either_method_solves(values, exponent, columns, seed):
+    """However near to singular; no method returns a residual above the one that was asked for."""
+    operator, ridge = operator_with(values, seed), float(values[0]) * 10.0**exponent
+    y = torch.randn(len(values), columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systems, "SMALL", 0)
+        found = {method: attempt(operator, y, ridge, method) for method in ("auto", "direct", "cg")}
+    assert all(residual <= 1.1e-7 or math.isinf(residual) for residual in found.values())
+    assert math.isinf(found["auto"]) <= math.isinf(found["direct"])
+    if exponent > -11:
+        assert not math.isinf(found["direct"])
+
+
+def test_conjugate_gradients_are_left_when_they_have_cost_as_much_as_a_factorisation(iterated):
+    """Flat over ten orders: no low rank helps; a warning tells, and what the budget forbids is not tried."""
+    operator = operator_with(torch.logspace(0, -10, 400, dtype=torch.float64), 0)
+    y, taken, product = torch.ones(400, 1, dtype=torch.float64), [], operator.__matmul__
+
+    class Counted(type(operator)):
+        def __matmul__(self, V):
+            taken.append(V.shape[1])
+            return product(V)
+
+    operator.__class__ = Counted
+    warn_once.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pivots, "PIVOTS", 16)
+        with pytest.warns(RuntimeWarning, match=r"factorisation \(fp64\), which solves the system"):
+            assert attempt(operator, y, 1e-10, "auto") <= 1e-7
+        assert len(taken) <= 400 / 6 + 30  # 400^3 / 3 FLOP, 2 400^2 a product
+        assert math.isinf(attempt(operator, y, 1e-10, "cg"))
+        assert math.isinf(attempt(operator, y, 1e-10, "auto", budget=1_500_000))
+    with pytest.raises(MemoryBudgetError, match="the factor of order 400"):
+        systems.solve(operator, y, 1e-10, 1e-7, 1_500_000, method="direct")
+
+
+@given(spectra(), st.floats(-13, 0), st.integers(0, 10**6))
+def test_a_factor_is_a_preconditioner(values, exponent, seed):
+    """By name it is positive definite whatever rounding does; one of another ridge and one in fp32 serve as well."""
+    operator, ridge = operator_with(values, seed), float(values[0]) * 10.0**exponent
+    y = torch.randn(len(values), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if exponent > -10:
+        assert attempt(operator, y, ridge, "auto", preconditioner="factorization") <= 1.1e-7
+    F = factorize(operator, -2 * ridge, "highest", 1 << 30)
+    if F.negative == 0 and exponent > -10:
+        assert attempt(operator, y, ridge, "cg", preconditioner=F) <= 1.1e-7
+    F = factorize(operator, float(values[0]), "high", 1 << 30)
+    if F.negative:
+        with pytest.raises(ValueError, match="negative eigenvalues"):
+            systems.solve(operator, y, ridge, 1e-7, 1 << 30, preconditioner=F)
+
+
+def test_methods_that_do_not_go_together_are_refused():
+    operator, y = operator_with(torch.ones(20), 0), torch.ones(20, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="Did you mean 'direct'"):
+        systems.solve(operator, y, 1.0, 1e-6, 1 << 30, method="dircet")
+    with pytest.raises(ValueError, match="with method='direct' it must be None"):
+        systems.solve(operator, y, 1.0, 1e-6, 1 << 30, method="direct", preconditioner="none")
+    other = factorize(operator_with(torch.ones(19), 0), -1.0, "high", 1 << 30)
+    with pytest.raises(ValueError, match="must have shape"):
+        systems.solve(operator, y, 1.0, 1e-6, 1 << 30, preconditioner=other)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.operators import SymmetricOperator
 from inrfast.memory import require
 from inrfast.registry import Registry
@@ -65,16 +66,36 @@ def find(given: object) -> Preconditioner:
     Raises
     ------
     ValueError, TypeError
-        An unknown name; neither a name nor a function.
+        An unknown name; neither a name nor a function nor a factorisation.
     """
+    if isinstance(given, Factorization):
+        return lambda system: _of_factor(given, system)
     if callable(given):
         return lambda system: _checked(given, system)
     if not isinstance(given, str):
         raise TypeError(
-            "preconditioner must be a name, a function of the residual (n, c), or None for the default, got "
-            f"{type(given).__name__}"
+            "preconditioner must be a name, a function of the residual (n, c), a Factorization, or None for the "
+            f"default, got {type(given).__name__}"
         )
     return PRECONDITIONERS.find("preconditioner", given)
+
+
+def _of_factor(factor: Factorization, system: System) -> Apply:
+    """Return a factorisation, of this or of another kernel of the same order, as P."""
+    if factor.negative:
+        raise ValueError(
+            f"preconditioner is not positive definite: this factorisation has {factor.negative} negative eigenvalues; "
+            "conjugate gradients need a positive definite one, such as K.factor(-ridge)"
+        )
+    if factor.shape != system.operator.shape or factor.device != system.operator.device:
+        raise ValueError(
+            f"preconditioner must have shape {system.operator.shape} on {system.operator.device}, got a factorisation "
+            f"of shape {factor.shape} on {factor.device}"
+        )
+    if factor.whole == system.operator.partition.whole:  # each process has the same rows of both
+        require_iteration(system)
+        return factor.rows_of_inverse
+    return _checked(factor, system)
 
 
 def require_iteration(system: System) -> None:

@@ -1,0 +1,83 @@
+"""What the ways to count eigenvalues cost, in FLOP of fp32, by a model: a choice made by it is the same every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+CERTIFICATE = 16384
+"""FLOP per entry of the lower half that proving a factorisation takes: some hundred products with blocks of vectors,
+which memory limits. At order 16,384 as much as the factorisation itself."""
+
+DENSE = 15.0
+"""Cost of LAPACK's eigenvalues, relative to the products of one factorisation: fp64, and half of it limited by
+memory."""
+
+DOUBLE = 2.0
+"""Cost of a product in fp64, relative to fp32."""
+
+SQUARES = 13.0
+"""Cost of a factor's eigenvalues, relative to the cube of its rank."""
+
+SPENT = 0.1
+"""No prediction is heard before the pivots have cost this share of the alternative: the decay shows only then, and
+little is lost if they have to give way."""
+
+PREFERRED = 2.0
+"""Pivots, which list eigenvalues beside counting them, may cost this many times as much as the alternative."""
+
+
+def pivots_flops(order: int, rank: float) -> float:
+    """Return the cost of a pivoted Cholesky factor and its eigenvalues: subtracting columns, and the Gram matrix."""
+    return DOUBLE * 2 * order * rank**2 + SQUARES * rank**3
+
+
+def factorisation_flops(order: int, levels: int) -> float:
+    """Return the cost of one certified factorisation a level."""
+    return levels * (order**3 + CERTIFICATE * order**2) / 3
+
+
+def dense_flops(order: int) -> float:
+    """Return the cost of all eigenvalues of a dense matrix."""
+    return DENSE * order**3 / 3
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """What else would answer, and when pivots should give way to it.
+
+    Attributes
+    ----------
+    order
+        Of the operator.
+    flops
+        Cost of the alternative.
+    name
+        In words.
+    """
+
+    order: int
+    flops: float
+    name: str
+
+    def verdict(self, rank: int, needed: float, most: int) -> str:
+        """Return why pivots should give way, in words; empty if they should not.
+
+        Parameters
+        ----------
+        rank
+            Pivots so far.
+        needed
+            Pivots that seem to be needed.
+        most
+            Pivots that fit the budget.
+        """
+        spent = pivots_flops(self.order, rank)
+        if spent < SPENT * self.flops:
+            return ""
+        needed = min(needed, self.order)
+        wanted = f"after {rank:,} of them some {needed:,.0f} pivots seem to be needed"
+        if needed > most:
+            return f"{wanted}, and {most:,} fit the budget"
+        if pivots_flops(self.order, needed) - spent > PREFERRED * self.flops:
+            return f"{wanted}, which costs more than {self.name}"
+        return ""

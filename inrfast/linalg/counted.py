@@ -1,0 +1,144 @@
+"""Spectra whose counts at some levels are certified by factorisations of ``K - level I``, whatever the rank.
+
+The level of a relative tolerance is an interval, as lambda_1 is known in one; and of an operator ``J J^T`` whose J is
+off by an error, the level of the exact one is an interval as well (:meth:`inrfast.linalg.spectrum.Spectrum.bounds`).
+The factorisation proves the count of every level in it (:mod:`inrfast.linalg.inertia`).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from inrfast.linalg.block_ldl import bytes_needed
+from inrfast.linalg.certified import Ranks
+from inrfast.linalg.inertia import DTYPES, MOST, certified_counts
+from inrfast.linalg.lanczos import FAILURE
+from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
+from inrfast.linalg.norm_bounds import BLOCK
+from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
+from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.memory import require
+
+MARGIN = 1e-12
+"""Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
+
+TOLERATED = 1.5
+"""Share of the demanded width up to which an interval passes: rounding is added to one that just met the demand."""
+
+
+BLOCKS = 8
+"""Blocks of vectors in memory beside the factor and the vectors of the Krylov basis."""
+
+
+def counts_bytes(order: int, precision: str, device: torch.device) -> int:
+    """Return the bytes that a certified count takes with a factor of this precision."""
+    return bytes_needed(order, DTYPES[precision], device) + 8 * order * (MOST + BLOCKS * BLOCK)
+
+
+def counted_spectrum(
+    operator: SymmetricOperator,
+    demand: Ranks,
+    rank_bound: int,
+    budget: int,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Spectrum:
+    """Return a spectrum of which lambda_1 is listed, and the counts that ``demand`` asks for are certified.
+
+    Parameters
+    ----------
+    operator
+        Symmetric positive semidefinite, fp64.
+    demand
+        The levels.
+    rank_bound
+        A bound on the operator's rank.
+    budget
+        Bytes for the factorisation.
+    seed
+        Of the random starts.
+    progress
+        Whether to show bars; None: on a terminal only.
+
+    Raises
+    ------
+    MemoryBudgetError
+        The factorisation exceeds the budget even in single precision.
+    ValueError
+        The operator is not symmetric, or its diagonal not that of a positive semidefinite one.
+    """
+    n = shape_of(operator)
+    require(
+        counts_bytes(n, "high", operator.device),
+        budget,
+        f"a factorisation of order {n} in single precision",
+        "raise memory_budget, take fewer points, or use method='cholesky' or 'quadrature'",
+    )
+    rtol = min(demand.rtols, default=UNIT)
+    diagonal = operator.partition.gather(operator.diagonal())
+    check_diagonal(diagonal)
+    trace = float(diagonal.sum())
+    if trace == 0:
+        return Spectrum(diagonal[:1].clone(), None, 0.0, 0.0, n, 0.0, rank_bound, rtol, "inertia", beyond=0.0)
+    low, high = largest_eigenvalue(operator, budget, seed, FAILURE / 2, progress)
+    values = torch.tensor([low], dtype=torch.float64, device=operator.device)
+    found = Spectrum(
+        values, None, 0.0, high - low, n, trace, rank_bound, rtol, "inertia", beyond=high, largest=(low, high)
+    )
+    return with_counts(found, operator, demand, budget, seed, progress)
+
+
+def with_counts(
+    found: Spectrum, operator: SymmetricOperator, demand: Ranks, budget: int, seed: int, progress: bool | None
+) -> Spectrum:
+    """Return a spectrum, of the operator as computed, with certified counts at the levels of ``demand``.
+
+    Its lambda_1 is bounded closer where that is not done yet. No factorisation is for levels above lambda_1, nor for
+    those that the error of the Jacobian does not let one tell from zero.
+    """
+    low, high = found.largest or largest_eigenvalue(operator, budget, seed, FAILURE / 2, progress)
+    found = replace(found, largest=(low, high))
+    if float(found.eigenvalues[0]) < low:
+        found = replace(found, eigenvalues=torch.cat([found.eigenvalues.new_tensor([low]), found.eigenvalues[1:]]))
+    error = operator.jacobian_error
+    slack = found.with_jacobian_error(error).slack + MARGIN
+    levels = sorted(set(demand.absolute(float(found.eigenvalues[0]))), reverse=True)
+    spans = [_span(level, slack, error) for level in levels]
+    asked = [span for span in spans if 0 < span[0] <= high]
+    if not asked:
+        return replace(found, method="inertia")
+    counts = certified_counts(operator, asked, budget, seed=seed, failure=FAILURE / 2, progress=progress)
+    counts = [replace(count, failure=count.failure + FAILURE / 2) for count in counts]
+    return replace(found, certified=(*found.certified, *counts), method="inertia")
+
+
+def _span(level: float, slack: float, jacobian_error: float) -> tuple[float, float]:
+    """Return the levels, of the operator as computed, between which a level of the exact one lies."""
+    low, high = (math.sqrt(level * (1 + sign * slack)) for sign in (-1, 1))
+    return max(low - jacobian_error, 0.0) ** 2, (high + jacobian_error) ** 2
+
+
+def unresolved(found: Spectrum, jacobian_error: float, demand: Ranks) -> Ranks:
+    """Return the levels of ``demand`` whose counts a spectrum, of the operator as computed, leaves too wide."""
+    exact = found.with_jacobian_error(jacobian_error)
+    largest = float(exact.eigenvalues[0])
+
+    def wide(count: RankInterval) -> bool:
+        return count.upper - count.lower > TOLERATED * demand.width * count.lower
+
+    rtols = tuple(rtol for rtol in demand.rtols if wide(exact.count_above(rtol * largest, rtol)))
+    return replace(demand, rtols=rtols, levels=tuple(t for t in demand.levels if wide(exact.count_above(t))))
+
+
+def check_diagonal(diagonal: torch.Tensor) -> None:
+    """Raise a ValueError if a diagonal is not finite, or not that of a positive semidefinite operator."""
+    smallest = float(diagonal.min())
+    if not bool(torch.isfinite(diagonal).all()):
+        raise ValueError("the operator's diagonal holds NaN or Inf")
+    if smallest < 0:
+        raise ValueError(
+            f"the operator is not positive semidefinite: diagonal entry {int(diagonal.argmin())} is {smallest:.3e}"
+        )
