@@ -256,7 +256,9 @@ class Factorization:
 
     def _warn_of_rounding(self, growth: Tensor) -> None:
         """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
-        change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
+        operator = self._operator
+        trace = float(operator.partition.total(operator.diagonal().abs().sum()))  # at least the norm of a kernel
+        change = UNIT * trace * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
                 f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
