@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import ResolutionError, check_block, check_choice, check_float, check_seed, warn
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed, room
 from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
@@ -21,7 +23,7 @@ from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.linalg.stored_ldl import stored_ldl
-from inrfast.memory import chunks, format_bytes, require
+from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
@@ -398,10 +400,25 @@ def factorize(
     seed = check_seed("seed", seed)
     dtype = PRECISIONS[precision]
     if out is None:
-        ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
+        with _file_told(operator, shift, dtype, budget):
+            ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
         return Factorization(operator, ldl, precision, budget - ldl.nbytes, seed, progress)
     ldl = stored_ldl(operator, shift, dtype, out, budget=budget, progress=progress)
     return Factorization(operator, ldl, precision, budget, seed, progress, stored=True)
+
+
+@contextmanager
+def _file_told(operator: SymmetricOperator, shift: float, dtype: torch.dtype, budget: int) -> Iterator[None]:
+    """Say in the error of a factor beyond the budget that a file can hold it, where that is so."""
+    try:
+        yield
+    except MemoryBudgetError as error:
+        if error.needed is None or operator.device.type != "cpu" or not operator.partition.whole:
+            raise
+        disk, memory = room(operator.shape[0], dtype, operator.device)
+        sizes = f"{format_bytes(disk)} and more of a disk and {format_bytes(memory)} of memory"
+        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file, with {sizes}"
+        raise over_budget(error.needed, budget, error.what, instead) from None
 
 
 def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:
