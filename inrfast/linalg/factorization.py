@@ -380,7 +380,7 @@ class Factorization:
         measured = "_residual" in vars(self)
         residual = f"{self.residual:.2e}" if measured else "not measured yet"
         return (
-            f"Factorization(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
+            f"{type(self).__name__}(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
             f"positive={self.positive}, negative={self.negative}, residual={residual}, {format_bytes(self.nbytes)})"
         )
 
