@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import inrfast as inr
 from inrfast import distributed
 from inrfast.errors import ResolutionError
-from inrfast.linalg import systems
+from inrfast.linalg import block_ldl, systems
 from inrfast.tangent.kernel import TangentKernel
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
@@ -188,6 +188,35 @@ def systems_of(K: TangentKernel, truth: Truth) -> list[Tensor]:
     return found
 
 
+def factorisations(K: TangentKernel, truth: Truth) -> list[Tensor]:
+    """Factors of ``K - t I``: counts by Weyl's inequality, solutions to their accuracy, determinants."""
+    values = torch.linalg.eigvalsh(truth.matrix).flip(0)
+    n, slack = len(values), 1e-11 * float(truth.bound.trace())  # of the exact matrix itself
+    largest = float(values[0]) if values[0] > 0 else 1.0
+    found = []
+    for shift in (-1e-3 * largest, (0.3, 1e-2, 1e-5)[truth.seed % 3] * largest):
+        precision = ("highest", "high")[truth.seed // 3 % 2]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(block_ldl, "WINDOW", 5)  # more windows than one in every process
+            F = K.factor(shift, precision=precision, progress=False)
+        assert F.shape == K.shape
+        assert F.positive + F.negative == n
+        off = F.residual + slack
+        assert int((values > shift + off).sum()) <= F.positive <= int((values > shift - off).sum())
+        gap = float((values - shift).abs().min())
+        found.append(torch.tensor([F.positive, F.residual]))
+        if gap < max(100 * off, 1e-6 * largest):
+            continue
+        assert F.positive == int((values > shift).sum())
+        b = truth.vectors(2)
+        x = F.solve(b, tol=1e-9, progress=False)
+        left = torch.linalg.vector_norm(b - truth.matrix @ x + shift * x, dim=0)
+        assert (left <= 2e-9 * torch.linalg.vector_norm(b, dim=0) + slack * torch.linalg.vector_norm(x, dim=0)).all()
+        assert abs(F.logdet(tol=1.0) - float((values - shift).abs().log().sum())) <= 1.0 + n * slack / gap
+        found += [x, F(b[:, 0])]
+    return found
+
+
 def precisions(K: TangentKernel, truth: Truth) -> list[Tensor]:
     """The same kernel at another precision."""
     exact = K.at_precision("highest")
@@ -222,7 +251,19 @@ def refusals(K: TangentKernel, truth: Truth) -> list[Tensor]:
 
 LAWS: dict[str, Callable[[TangentKernel, Truth], list[Tensor]]] = {
     law.__name__: law
-    for law in (structure, dense, entries, multiplication, reductions, forms, spectra, systems_of, precisions, refusals)
+    for law in (
+        structure,
+        dense,
+        entries,
+        multiplication,
+        reductions,
+        forms,
+        spectra,
+        systems_of,
+        factorisations,
+        precisions,
+        refusals,
+    )
 }
 
 

@@ -15,18 +15,19 @@ large products; then every window is updated by those of its own panel. All of i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.errors import RangeError, check_float, check_int
-from inrfast.linalg.lower_products import add_transposed_, terms, times
+from inrfast.linalg.ldl_factor import BlockLDL, Step, views_of
 from inrfast.linalg.lower_rows import LowerRows, require_room
 from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of
+from inrfast.linalg.partition import Window
 from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks
 from inrfast.ops import gemm
@@ -46,37 +47,17 @@ DEPTH = 4096
 DELAY = 0.1
 """Directions whose eigenvalue is below this share of ``|shift|`` are passed on."""
 
+FAULTS = (
+    "the operator must be finite, got NaN or Inf among its entries",
+    "the operator is not symmetric: its entries (i, j) and (j, i) differ",
+)
+"""What a diagonal block may show of an operator."""
+
+OVERFLOW = len(FAULTS)
+"""The fault of a window whose entries are beyond the range of W."""
+
 ENTRY = 4000
 """FLOP that an entry of the operator is taken to cost, for the time left."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One window's elimination.
-
-    Attributes
-    ----------
-    rows
-        The operator's rows that enter.
-    carried
-        Directions m that earlier windows passed on, which come before the rows.
-    start, kept
-        The eliminated directions are numbers ``start`` to ``start + kept`` of all.
-    basis
-        Orthogonal (m + rows, m + rows), fp64: eliminated directions first.
-    defect
-        Bound on ``|basis^T basis - I|_2``.
-    through
-        Bound on the norm of the block of the basis from the carried directions to those passed on.
-    """
-
-    rows: slice
-    carried: int
-    start: int
-    kept: int
-    basis: Tensor
-    defect: float
-    through: float
 
 
 @dataclass
@@ -107,186 +88,45 @@ class State:
     passed: Tensor
 
 
-class BlockLDL:
-    """``M = G D G^T`` near ``K - shift I``.
+@dataclass(frozen=True)
+class Directions:
+    """The eigenvectors of a window.
 
     Attributes
     ----------
-    shift
-        The shift.
-    pivots
-        The diagonal of D (n,), fp64; no entry is zero.
-    steps
-        The eliminations in order.
-    lower
-        Blocks of rows of ``W = L D``: the rows of a window have as many columns as directions were eliminated before,
-        then zeros.
-    delayed
-        How often a direction was passed on.
+    values, basis
+        Eigenvalues (m,), the largest in size first, and eigenvectors (m, m), fp64, on the host.
+    kept
+        So many of them are eliminated.
+    defect, through
+        As in :class:`Step`.
+    fault
+        The number of what was wrong: one of :data:`FAULTS`, or :data:`OVERFLOW`; -1: nothing.
     """
 
-    def __init__(self, shift: float, pivots: Tensor, steps: list[Step], lower: LowerRows) -> None:
-        self.shift, self.pivots, self.steps, self.lower = shift, pivots, steps, lower
-        self.size, self.dtype = len(pivots), lower.dtype
-        self.delayed = sum(step.carried for step in steps)
+    values: Tensor
+    basis: Tensor
+    kept: int
+    defect: float
+    through: float
+    fault: int = -1
 
-    @cached_property
-    def positive(self) -> int:
-        """Number of positive eigenvalues of M, exact."""
-        return int((self.pivots > 0).sum())
+    def packed(self) -> Tensor:
+        """Return everything as one tensor, to be sent."""
+        numbers = self.values.new_tensor([self.kept, self.defect, self.through, self.fault])
+        return torch.cat([self.values, self.basis.flatten(), numbers])
 
-    @property
-    def negative(self) -> int:
-        """Number of negative eigenvalues of M, exact."""
-        return self.size - self.positive
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of W, of the bases and of the pivots."""
-        return self.lower.nbytes + self.pivots.nbytes + sum(step.basis.nbytes for step in self.steps)
-
-    # ---- products ----------------------------------------------------------------------------------------------
-
-    def product(self, V: Tensor) -> Tensor:
-        """Return ``M V`` for V (n, k), fp64."""
-        vectors = V.t().contiguous()
-        scaled = self._transposed(vectors) + self._from_rows(vectors) * self.pivots  # D G^T V
-        out = self._to_rows(scaled)
-        inner = scaled / self.pivots
-        for rows, matrix in self._strips():
-            out[:, rows] += times(matrix, inner[:, : matrix.shape[1]])
-        return out.t().contiguous()
-
-    def inverse(self, V: Tensor) -> Tensor:
-        """Return ``M^-1 V`` for V (n, k), fp64."""
-        vectors = V.t().contiguous()
-        found, carried = torch.empty_like(vectors), vectors[:, :0]  # D^-1 G^-1 V
-        for steps, before in self._groups():
-            rows = slice(steps[0].rows.start, steps[-1].rows.stop)
-            own = vectors[:, rows] - times(before, found[:, : before.shape[1]])
-            for step in steps:
-                here = slice(step.rows.start - rows.start, step.rows.stop - rows.start)
-                between = slice(before.shape[1], step.start)
-                mine = own[:, here] - times(self._strip(step)[:, between], found[:, between])
-                turned = torch.cat([carried, mine], 1) @ step.basis
-                new = slice(step.start, step.start + step.kept)
-                found[:, new] = turned[:, : step.kept] / self.pivots[new]
-                carried = turned[:, step.kept :]
-        sums, out, carried = torch.zeros_like(vectors), torch.empty_like(vectors), vectors[:, :0]
-        for steps, before in reversed(list(self._groups())):
-            for step in reversed(steps):
-                new = slice(step.start, step.start + step.kept)
-                mine = found[:, new] - sums[:, new] / self.pivots[new]
-                turned = torch.cat([mine, carried], 1) @ step.basis.t()
-                carried, out[:, step.rows] = turned[:, : step.carried], turned[:, step.carried :]
-                between = slice(before.shape[1], step.start)
-                add_transposed_(sums[:, between], self._strip(step)[:, between], out[:, step.rows])
-            rows = slice(steps[0].rows.start, steps[-1].rows.stop)
-            add_transposed_(sums[:, : before.shape[1]], before, out[:, rows])
-        return out.t().contiguous()
-
-    def rounding(self) -> float:
-        """Return a bound on the 2-norm of the error of :meth:`product` on a unit vector, and on a change of M (not
-        symmetric, another one for every vector) for which :meth:`inverse` is exact.
-
-        With ``w^2 >= | |W| |D|^-1 |W|^T |_2`` (the largest row sum), ``q^2 = max |D|`` and hence
-        ``|G |D|^(1/2)|_2 <= q + w``, the sums over W add ``gamma w (q + w)`` on either side of D, the products with
-        the bases ``e q (q + w)``, other operations a few units of ``(q + w)^2``; gamma is Higham's
-        ``s u / (1 - s u)`` for sums of s additions (Accuracy and Stability of Numerical Algorithms, 2002, sections
-        3.1 and 8.1). A basis of order m adds ``gamma_m sqrt(m)`` and its defect; how directions that were passed on
-        gather the errors of several bases is bounded by the norms of the blocks between them (block Gershgorin).
-        """
-        return self._rounding
-
-    @cached_property
-    def _rounding(self) -> float:
-        ones = self.pivots.new_ones(1, self.size)
-        sums = self._transposed(ones, absolute=True) / self.pivots.abs()
-        largest = self.pivots.new_zeros(())
-        for _, matrix in self._strips():
-            largest = torch.maximum(largest, times(matrix, sums[:, : matrix.shape[1]], absolute=True).max())
-        below, top = torch.stack([largest.clamp_min(0), self.pivots.abs().max()]).sqrt().tolist()
-        gamma = _gamma(terms(self.size, self.lower.device) + len(self.steps) + 4)
-        turning = max(_gamma(len(s.basis)) * (1 + s.defect) * len(s.basis) ** 0.5 + s.defect for s in self.steps)
-        turning *= _gathered(self.steps)
-        whole = top + below
-        # 1.01: second-order terms, and the rounding of this bound itself.
-        bound = 2.02 * whole * (gamma * below + turning * top + 4 * UNIT * whole)
-        return bound if math.isfinite(bound) else math.inf
-
-    def _transposed(self, vectors: Tensor, absolute: bool = False) -> Tensor:
-        """Return ``W^T`` times vectors (k, n)."""
-        sums = torch.zeros_like(vectors)
-        for rows, matrix in self._strips():
-            add_transposed_(sums[:, : matrix.shape[1]], matrix, vectors[:, rows], absolute)
-        return sums
-
-    def _from_rows(self, vectors: Tensor) -> Tensor:
-        """Return ``O^T`` times vectors (k, n)."""
-        out, carried = torch.empty_like(vectors), vectors[:, :0]
-        for step in self.steps:
-            turned = torch.cat([carried, vectors[:, step.rows]], 1) @ step.basis
-            out[:, step.start : step.start + step.kept] = turned[:, : step.kept]
-            carried = turned[:, step.kept :]
-        return out
-
-    def _to_rows(self, vectors: Tensor) -> Tensor:
-        """Return ``O`` times vectors (k, n)."""
-        out, carried = torch.empty_like(vectors), vectors[:, :0]
-        for step in reversed(self.steps):
-            new = vectors[:, step.start : step.start + step.kept]
-            turned = torch.cat([new, carried], 1) @ step.basis.t()
-            carried, out[:, step.rows] = turned[:, : step.carried], turned[:, step.carried :]
-        return out
-
-    def _strip(self, step: Step) -> Tensor:
-        """Return the rows of a window of W (rows, start)."""
-        _, view = next(_views(self.lower, self.size, step.rows))
-        return view[:, : step.start]
-
-    def _groups(self) -> Iterator[tuple[list[Step], Tensor]]:
-        """Yield the windows of every block of rows, and its rows of W up to where its first window starts."""
-        height = len(self.lower[0])
-        index = 0
-        for rows in chunks(self.size, height):
-            group = []
-            while index < len(self.steps) and self.steps[index].rows.start < rows.stop:
-                group.append(self.steps[index])
-                index += 1
-            yield group, self.lower[rows.start // height][:, : group[0].start]
-
-    def _strips(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield blocks of rows and their part of W; the rows of their first windows end in zeros."""
-        for steps, _ in self._groups():
-            rows = slice(steps[0].rows.start, steps[-1].rows.stop)
-            yield rows, self.lower[rows.start // len(self.lower[0])][:, : steps[-1].start]
-
-
-def _gamma(additions: int) -> float:
-    """Return Higham's gamma, the relative error of a sum of products after so many additions."""
-    return additions * UNIT / (1 - additions * UNIT)
-
-
-def _gathered(steps: list[Step]) -> float:
-    """Return how much larger than at one basis the errors at all of them may be together.
-
-    That is the largest row sum of ``|T_j^T T_k|`` for the isometries ``T_k`` that take an error at step k to where it
-    ends: 0 where nothing is passed on from one to the other, else at most the product of ``through`` between them.
-    """
-    linked = [float(step.carried > 0) for step in steps]
-    before, behind = [0.0], [0.0]
-    for k in range(1, len(steps)):
-        before.append(linked[k] * (1 + steps[k - 1].through * before[-1]))
-    for k in reversed(range(len(steps) - 1)):
-        behind.append(linked[k + 1] * (1 + steps[k + 1].through * behind[-1]))
-    return max(1 + b + a for b, a in zip(before, reversed(behind), strict=True))
-
-
-# ---- elimination -----------------------------------------------------------------------------------------------------
+    @classmethod
+    def unpacked(cls, numbers: Tensor) -> Directions:
+        """Return what was packed."""
+        count = math.isqrt(len(numbers) - 4)  # m^2 + m numbers lie between m^2 and (m + 1)^2
+        values, basis, rest = numbers.split([count, count * count, 4])
+        kept, defect, through, fault = rest.tolist()
+        return cls(values, basis.view(count, count), int(kept), defect, through, int(fault))
 
 
 def sizes(
-    order: int, device: torch.device, window: int | None = None, panel: int | None = None
+    order: int, device: torch.device, window: int | None = None, panel: int | None = None, processes: int = 1
 ) -> tuple[int, int, int]:
     """Return the rows of a window, of a panel and of a block of W; None: what suits the device."""
     cpu = device.type == "cpu"
@@ -295,7 +135,7 @@ def sizes(
         panel = window * max(1, (PANEL if cpu else PANEL_GPU) // window)
     if check_int("panel", panel, minimum=1) % window:
         raise ValueError(f"panel must be a multiple of the window, got {panel} rows and a window of {window}")
-    height = panel if cpu else panel * max(1, HEIGHT_GPU // panel)
+    height = panel if cpu else panel * max(1, HEIGHT_GPU // (processes * panel))
     whole = -(-order // window) * window  # a small operator needs no more
     return window, min(panel, whole), min(height, whole)
 
@@ -305,23 +145,47 @@ def shapes(order: int, height: int) -> list[tuple[int, int]]:
     return [(rows.stop - rows.start, rows.stop) for rows in chunks(order, height)]
 
 
+def shapes_here(panels: Sequence[Window], rank: int, height: int) -> list[tuple[int, int]]:
+    """Return the same of one of several processes, where rows enter by panels of theirs."""
+    before = [0, *accumulate(map(len, panels))]
+    columns = {each.rows.stop: end for each, end in zip(panels, before[1:], strict=True) if each.owner == rank}
+    blocks = chunks(max(columns), height)
+    return [(rows.stop - rows.start, columns[rows.stop]) for rows in blocks]
+
+
 def room(
-    order: int, dtype: torch.dtype, device: torch.device, window: int | None = None, panel: int | None = None
+    order: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int | None = None,
+    panel: int | None = None,
+    processes: int = 1,
 ) -> tuple[int, int]:
-    """Return how many bytes a factorisation takes at most: W; the bases at their largest, and what it works in."""
-    window, panel, height = sizes(order, device, window, panel)
-    lower = sum(rows * columns for rows, columns in shapes(order, height)) * dtype.itemsize
+    """Return how many bytes a factorisation takes at most: W; the bases at their largest, and what it works in.
+
+    Where processes share the rows, it is what all of them take.
+    """
+    window, panel, height = sizes(order, device, window, panel, processes)
+    lower = sum(rows * columns for rows, columns in shapes(order, processes * height)) * dtype.itemsize
     steps, widest = -(-order // window), min(2 * window, order)
     bases = (1 if steps == 1 else 4) * order * window * 8
     scaled = panel * (min(order, DEPTH) if device.type == "cpu" else order) * (dtype.itemsize + 8)
-    return lower, bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
+    each = bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
+    if processes > 1:  # what is received
+        each += scaled + 2 * widest**2 * 8
+    return lower, processes * each
 
 
 def bytes_needed(
-    order: int, dtype: torch.dtype, device: torch.device, window: int | None = None, panel: int | None = None
+    order: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    window: int | None = None,
+    panel: int | None = None,
+    processes: int = 1,
 ) -> int:
     """Return how many bytes a factorisation takes at most, :func:`room` in all."""
-    return sum(room(order, dtype, device, window, panel))
+    return sum(room(order, dtype, device, window, panel, processes))
 
 
 def block_ldl(
@@ -379,14 +243,20 @@ def block_ldl(
     check_float("shift", shift)
     if dtype not in (torch.float32, torch.float64):
         raise TypeError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    order = shape_of(operator)
-    window, panel, height = sizes(order, operator.device, window, panel)
+    order, partition = shape_of(operator), operator.partition
+    window, panel, height = sizes(order, operator.device, window, panel, partition.processes)
     if out is None:
         if budget is not None:
-            require_room(order, dtype, budget, lambda n, kind: room(n, kind, operator.device, window, panel))
-        out = LowerRows(shapes(order, height), dtype, operator.device)
+
+            def needed(n: int, kind: torch.dtype) -> tuple[int, int]:
+                return room(n, kind, operator.device, window, panel, partition.processes)
+
+            require_room(order, dtype, budget, needed)
+        with partition.all_or_none():
+            blocks = shapes_here(partition.windows(panel), partition.rank, height)
+            out = LowerRows(blocks, dtype, operator.device)
     elimination = Elimination(operator, shift, delay, window, panel, out, state)
-    costs = list(_costs(order, window, panel))
+    costs = list(_costs(order, window, elimination.panels))
     hidden = None if progress is None else not progress
     with tqdm(total=sum(costs), desc="factor", unit="FLOP", unit_scale=True, disable=hidden, leave=False) as bar:
         bar.update(sum(costs[: len(elimination.steps)]))
@@ -395,36 +265,33 @@ def block_ldl(
                 bar.update(costs[len(elimination.steps) - 1])
             if save is not None and elimination.row < order:
                 save(elimination.state())
-    return BlockLDL(shift, elimination.pivots, elimination.steps, out)
+    return BlockLDL(shift, elimination.pivots, elimination.steps, out, partition)
 
 
-def _costs(order: int, window: int, panel: int) -> Iterator[float]:
+def _costs(order: int, window: int, panels: Sequence[Window]) -> Iterator[float]:
     """Yield the FLOP of every window, with those of its panel at the first one."""
-    for rows in chunks(order, panel):
-        for start in range(rows.start, rows.stop, window):
-            stop = min(start + window, rows.stop)
-            entering = 0.0
-            if start == rows.start:
-                entering = (ENTRY + 2.0 * start) * (rows.stop - rows.start) * (order - start)
-            own = 2.0 * (start - rows.start) * (stop - start) * (order - start)
+    for begin, panel in zip(accumulate(map(len, panels), initial=0), panels, strict=False):
+        for part in chunks(len(panel), window):
+            start, stop = begin + part.start, begin + part.stop
+            entering = (ENTRY + 2.0 * start) * len(panel) * (order - start) if start == begin else 0.0
+            own = 2.0 * (start - begin) * (stop - start) * (order - start)
             yield entering + own + 2.0 * (stop - start) ** 2 * (order - stop) + 50.0 * (stop - start) ** 3
-
-
-def _views(lower: LowerRows, order: int, rows: slice) -> Iterator[tuple[slice, Tensor]]:
-    """Yield the parts of some rows that lie in one block of W each, and their view (part, columns)."""
-    height = len(lower[0])
-    for block in range(rows.start // height, -(-rows.stop // height)):
-        part = slice(max(rows.start, block * height), min(rows.stop, (block + 1) * height, order))
-        yield part, lower[block][part.start - block * height : part.stop - block * height]
 
 
 class Elimination:
     """A block LDL^T on its way.
 
+    Rows enter in the order of the partition's windows: those of one process as they are numbered, those of several in
+    turn. Columns of W are numbered as rows enter.
+
     Attributes
     ----------
+    panels
+        The panels in order, each of rows of one process.
     row
         Rows that have entered.
+    entered
+        Those of them that are here, the first ones of this process.
     start
         Directions eliminated.
     pivots
@@ -445,14 +312,16 @@ class Elimination:
         lower: LowerRows,
         state: State | None,
     ) -> None:
-        self.operator, self.shift, self.window, self.panel, self.lower = operator, shift, window, panel, lower
-        self.order, self.device = shape_of(operator), operator.device
+        self.operator, self.shift, self.window, self.lower = operator, shift, window, lower
+        self.order, self.device, self.partition = shape_of(operator), operator.device, operator.partition
+        self.panels = self.partition.windows(panel)
+        self.height = self.partition.stop - self.partition.start
         self.unit = torch.finfo(lower.dtype).eps / 2
-        largest = float(operator.diagonal().abs().max())
+        largest = float(self.partition.largest(operator.diagonal().abs().max()))
         if not math.isfinite(largest):
             raise ValueError("the operator must be finite, got NaN or Inf on its diagonal")
         self.delay = max(DELAY * abs(shift), self.unit * largest) if delay is None else delay
-        self.row, self.start = 0, 0
+        self.row = self.entered = self.start = 0
         self.pivots = torch.ones(self.order, dtype=torch.float64, device=self.device)
         self.steps: list[Step] = []
         self.values = torch.empty(0, dtype=torch.float64)
@@ -461,16 +330,17 @@ class Elimination:
             self._restore(state)
 
     def state(self) -> State:
-        """Return all that a later run needs beside the final columns of W."""
-        rest = [view[:, self.start : self.row] for _, view in self._views(self.row, self.order)]
+        """Return all that a later run needs beside the final columns of W; of a run of one process."""
+        rest = [view[:, self.start : self.row] for _, view in self._views(self.entered, self.height)]
         pivots = self.pivots[: self.start].clone()
         return State(self.row, self.start, pivots, list(self.steps), self.values, torch.cat(rest))
 
     def _restore(self, state: State) -> None:
         """Go on from a state."""
-        self.row, self.start, self.steps, self.values = state.row, state.start, list(state.steps), state.values
+        self.row = self.entered = state.row
+        self.start, self.steps, self.values = state.start, list(state.steps), state.values
         self.pivots[: self.start] = state.pivots
-        for part, view in self._views(self.row, self.order):
+        for part, view in self._views(self.entered, self.height):
             view[:, self.start : self.row] = state.passed[part.start - self.row : part.stop - self.row]
 
     def windows_of_a_panel(self) -> Iterator[None]:
@@ -479,83 +349,140 @@ class Elimination:
         The rows of a window are updated first; while they travel to the host and are diagonalised there, a GPU updates
         the rows below: one wait per window.
         """
-        rows = slice(self.row, min(self.row + self.panel, self.order))
-        before = self.start
-        faults = self._fill(rows)
-        for window in chunks(rows.stop - rows.start, self.window):
-            entering = slice(rows.start + window.start, rows.start + window.stop)
-            columns, depth = (entering, slice(before, self.start)) if window.start else (rows, slice(0, before))
-            self._update(slice(columns.start, columns.stop), columns, depth)
-            strip = next(self._views(entering.start, entering.stop))[1][:, self.start : entering.stop]
-            arrived = fetched(strip) if window.start else fetched(strip, faults)
-            self._update(slice(columns.stop, self.order), columns, depth)
-            strip, *told = arrived()
-            if told:
-                _raise_faults(told[0])
-            self._eliminate(entering, strip)
+        ends = accumulate(map(len, self.panels))
+        panel = next(each for each, end in zip(self.panels, ends, strict=True) if end > self.row)
+        first, before, mine = self.row, self.start, panel.owner == self.partition.rank
+        told = self._fill(panel)
+        for window in chunks(len(panel), self.window):
+            columns = slice(self.row, first + (window.stop if window.start else len(panel)))
+            depth = slice(before, self.start) if window.start else slice(0, before)
+            own = slice(self.entered, self.entered + (columns.stop - columns.start if mine else 0))
+            arrived = None
+            for some in self._pieces(depth):
+                scaled = self._scaled(panel.owner, own, columns, some)
+                self._update(own, columns, some, scaled, inside=True)
+                if mine:
+                    strip = self._view(own.start, own.start + window.stop - window.start)
+                    arrived = fetched(strip[:, self.start : first + window.stop], *told)
+                self._update(slice(own.stop, self.height), columns, some, scaled)
+            rows = slice(panel.index.start + window.start, panel.index.start + window.stop)
+            found = None if arrived is None else self._diagonalised(*arrived())
+            self._eliminate(rows, panel.owner, self._agreed(rows, panel.owner, found))
+            told = ()
             yield
 
     def _views(self, start: int, stop: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield the parts of some rows that lie in one block of W each, and their view."""
-        return _views(self.lower, self.order, slice(start, stop))
+        """Yield the parts of some rows here that lie in one block of W each, and their view."""
+        return views_of(self.lower, slice(start, stop))
 
-    def _fill(self, rows: slice) -> Tensor:
-        """Write ``K - shift I`` into the columns of a panel, from its rows on; return the faults of its windows."""
-        index = torch.arange(rows.start, rows.stop, device=self.device)
-        targets = [(view[:, rows], part) for part, view in self._views(rows.start, self.order)]
+    def _view(self, start: int, stop: int) -> Tensor:
+        """Return the view of some rows here that lie in one block of W."""
+        return next(self._views(start, stop))[1]
+
+    def _pieces(self, depth: slice) -> list[slice]:
+        """Return parts of some directions that are taken together in an update; an empty one where there are none."""
+        deepest = DEPTH if self.device.type == "cpu" else self.order
+        parts = chunks(depth.stop - depth.start, deepest)
+        return [slice(depth.start + p.start, depth.start + p.stop) for p in parts] or [depth]
+
+    def _fill(self, panel: Window) -> tuple[Tensor, ...]:
+        """Write ``K - shift I`` into the columns of a panel, from its rows on.
+
+        Its owner gets the faults of its windows.
+        """
+        columns = slice(self.row, self.row + len(panel))
+        index = torch.arange(panel.index.start, panel.index.stop, device=self.device)
+        targets = [(view[:, columns], part) for part, view in self._views(self.entered, self.height)]
         self.operator.blocks_(targets, index, self.lower.dtype)
-        own = next(self._views(rows.start, rows.stop))[1][:, rows]
+        if panel.owner != self.partition.rank:
+            return ()
+        own = self._view(panel.rows.start, panel.rows.stop)[:, columns]
         faults = [_faults(own[part, part], self.unit) for part in chunks(len(own), self.window)]
         own.diagonal().sub_(self.shift)
-        return torch.stack(faults)
+        return (torch.stack(faults).any(0),)
 
-    def _update(self, rows: slice, columns: slice, depth: slice) -> None:
+    def _scaled(self, owner: int, own: slice, columns: slice, some: slice) -> Tensor:
+        """Return minus the rows of W at some columns, in some eliminated directions, divided by the pivots: transposed.
+
+        They are sent by their owner, where they are the rows ``own``.
+        """
+        shape = columns.stop - columns.start, some.stop - some.start
+        if owner == self.partition.rank:
+            rows = self._view(own.start, own.stop)[:, some]
+        else:
+            rows = torch.empty(shape, dtype=self.lower.dtype, device=self.device)
+        if some.start < some.stop:
+            rows = self.partition.from_owner(owner, rows)
+        return (rows.double() / -self.pivots[some]).to(self.lower.dtype).t()
+
+    def _update(self, rows: slice, columns: slice, some: slice, scaled: Tensor, inside: bool = False) -> None:
         """Subtract what some eliminated directions contribute to the Schur complement in these rows and columns.
 
-        The columns lie in one block of W. Rows among them are updated up to their window's diagonal block.
+        Rows that are the columns themselves, ``inside``, are updated up to their window's diagonal block.
         """
-        if rows.start >= rows.stop or depth.start >= depth.stop:
+        if rows.start >= rows.stop or some.start >= some.stop:
             return
-        own = next(self._views(columns.start, columns.stop))[1]
-        deepest = DEPTH if self.device.type == "cpu" else self.order
-        for part in chunks(depth.stop - depth.start, deepest):
-            some = slice(depth.start + part.start, depth.start + part.stop)
-            scaled = (own[:, some].double() / -self.pivots[some]).to(self.lower.dtype).t()
-            for piece, view in self._views(rows.start, rows.stop):
-                inside = piece.start < columns.stop
-                for these in chunks(len(view), self.window if inside else len(view)):
-                    stop = min(columns.stop, piece.start + these.stop) if inside else columns.stop
-                    target = view[these, columns.start : stop]
-                    gemm.addmm_(target, view[these, some], scaled[:, : stop - columns.start])
+        for piece, view in self._views(rows.start, rows.stop):
+            for these in chunks(len(view), self.window if inside else len(view)):
+                end = columns.start + piece.start - rows.start + these.stop
+                stop = min(columns.stop, end) if inside else columns.stop
+                target = view[these, columns.start : stop]
+                gemm.addmm_(target, view[these, some], scaled[:, : stop - columns.start])
 
-    def _eliminate(self, rows: slice, strip: Tensor) -> None:
-        """Diagonalise a window and eliminate its large directions.
+    def _diagonalised(self, strip: Tensor, faults: Tensor | None = None) -> Directions:
+        """Diagonalise a window.
 
-        ``strip``: its rows (rows, m + rows) of the columns passed on and of its own, on the host.
+        ``strip``: its rows (rows, m + rows) of the columns passed on and of its own, on the host; ``faults``: whether
+        the operator has NaN or Inf there, or is not symmetric.
         """
-        carried, last = len(self.values), rows.stop == self.order
+        carried = len(self.values)
         count = carried + len(strip)
         corner = torch.zeros(count, count, dtype=torch.float64)
         corner[:carried].diagonal().copy_(self.values)
         corner[carried:] = strip
-        if not bool(torch.isfinite(corner).all()):
+        told = [] if faults is None else faults.nonzero()[:, 0].tolist()
+        fault = told[0] if told else OVERFLOW
+        if told or not bool(torch.isfinite(corner).all()):
+            return Directions(self.values.new_zeros(count), corner.zero_(), 0, 0.0, 0.0, fault)
+        found, basis = torch.linalg.eigh(corner)  # reads the lower triangle
+        order = found.abs().argsort(descending=True)
+        found, basis = found[order], basis[:, order]
+        last = self.row + len(strip) == self.order
+        kept = count if last else max(int((found.abs() >= self.delay).sum()), count - self.window)
+        defect = float(torch.linalg.matrix_norm(basis.t() @ basis - torch.eye(count, dtype=torch.float64)))
+        return Directions(found, basis, kept, defect, _norm_above(basis[:carried, kept:]))
+
+    def _agreed(self, rows: slice, owner: int, found: Directions | None) -> Directions:
+        """Return what the owner of some rows found, in every process; raise its faults in all of them."""
+        if not self.partition.whole:
+            count = len(self.values) + rows.stop - rows.start
+            numbers = torch.empty(count * count + count + 4, dtype=torch.float64) if found is None else found.packed()
+            numbers = self.partition.from_owner(owner, numbers.to(self.device)).cpu()
+            found = Directions.unpacked(numbers)
+        assert found is not None
+        if found.fault == OVERFLOW:
             raise RangeError(
                 f"the factor of K - {self.shift:g} I has NaN or Inf in rows {rows.start} to {rows.stop}: the operator "
                 f"has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; scale it, or factor it in fp64"
             )
-        found, basis = torch.linalg.eigh(corner)  # reads the lower triangle
-        order = found.abs().argsort(descending=True)
-        found, basis = found[order], basis[:, order]
-        kept = count if last else max(int((found.abs() >= self.delay).sum()), count - self.window)
-        pivots = self._away_from_zero(found, last)[:kept]
-        defect = float(torch.linalg.matrix_norm(basis.t() @ basis - torch.eye(count, dtype=torch.float64)))
-        through = _norm_above(basis[:carried, kept:])
-        step = Step(rows, carried, self.start, kept, sent(basis, self.device), defect, through)
+        if found.fault >= 0:
+            raise ValueError(FAULTS[found.fault])
+        return found
+
+    def _eliminate(self, rows: slice, owner: int, found: Directions) -> None:
+        """Eliminate the large directions of a window."""
+        carried, kept, count = len(self.values), found.kept, rows.stop - rows.start
+        pivots = self._away_from_zero(found.values, self.row + count == self.order)[:kept]
+        basis = sent(found.basis, self.device)
+        step = Step(rows, carried, self.start, kept, basis, found.defect, found.through, owner)
         self.steps.append(step)
         self.pivots[self.start : self.start + kept] = sent(pivots, self.device)
+        if owner == self.partition.rank:
+            self._view(self.entered, self.entered + count)[:, self.start :].zero_()
+            self.entered += count
+        self.row += count
         self._turn(step)
-        next(self._views(rows.start, rows.stop))[1][:, self.start :].zero_()
-        self.row, self.start, self.values = rows.stop, self.start + kept, found[kept:].clone()
+        self.start, self.values = self.start + kept, found.values[kept:].clone()
 
     def _away_from_zero(self, pivots: Tensor, last: bool) -> Tensor:
         """Return a window's pivots, none smaller than rounding; what that changes of M counts in its distance to A.
@@ -572,8 +499,8 @@ class Elimination:
     def _turn(self, step: Step) -> None:
         """Turn the columns of a window in the rows below into its basis."""
         basis = step.basis.to(self.lower.dtype)
-        for _, view in self._views(step.rows.stop, self.order):
-            target = view[:, step.start : step.rows.stop]
+        for _, view in self._views(self.entered, self.height):
+            target = view[:, step.start : self.row]
             if self._memory.numel() < target.numel():
                 self._memory = self._memory.new_empty(target.numel())
             target.copy_(gemm.mm(target, basis, self._memory[: target.numel()].view(target.shape)))
@@ -585,15 +512,6 @@ def _faults(block: Tensor, unit: float) -> Tensor:
     scale = torch.maximum(torch.outer(sizes, sizes), block.abs())
     mirrored = ((block - block.t()).abs() > max(ASYMMETRY, 128 * unit) * scale).any()
     return torch.stack([~torch.isfinite(block).all(), mirrored])
-
-
-def _raise_faults(faults: Tensor) -> None:
-    """Raise a ValueError for what :func:`_faults` found in the windows of a panel."""
-    broken, mirrored = faults.any(0).tolist()
-    if broken:
-        raise ValueError("the operator must be finite, got NaN or Inf among its entries")
-    if mirrored:
-        raise ValueError("the operator is not symmetric: its entries (i, j) and (j, i) differ")
 
 
 def _norm_above(block: Tensor) -> float:

@@ -16,6 +16,7 @@ one goes on from its last state.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -28,7 +29,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.linalg.block_ldl import State, Step
+from inrfast.linalg.block_ldl import State
+from inrfast.linalg.ldl_factor import Step
 
 MAGIC = b"inrfast LDL^T\r\n\x1a"
 """The last three bytes are spoilt by what changes the ends of lines."""
@@ -193,7 +195,10 @@ def read_header(descriptor: int) -> tuple[dict[str, Any], int]:
     text = read_at(descriptor, length, HEAD.size)
     if found != _sum(HEAD.pack(magic, version, length, bytes(SUM)), text):
         raise DamagedError("its header is damaged")
-    about = json.loads(text)
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError):
+        raise DamagedError("its header is damaged") from None
     if not isinstance(about, dict):
         raise DamagedError("its header is damaged")
     return about, HEAD.size + length
@@ -291,10 +296,13 @@ class FactorFile:
 
     def _fits(self, turn: Turn) -> bool:
         layout = self.layout
+        ends = {0, layout.order, *itertools.accumulate(rows for rows, _ in layout.shapes)}
         return (
-            turn.steps <= layout.windows
-            and turn.start <= turn.row <= layout.order
-            and turn.passed == turn.row - turn.start <= layout.widest
+            turn.number < 2**63
+            and turn.steps <= layout.windows
+            and turn.row in ends
+            and 0 <= turn.row - turn.start == turn.passed <= layout.widest
+            and (not turn.finished or turn.start == layout.order)
         )
 
     def _passed_bytes(self, turn: Turn) -> tuple[bytes, bytes]:

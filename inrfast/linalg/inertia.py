@@ -417,8 +417,8 @@ def _between(
     if not (bool(torch.isfinite(T).all()) and bool(torch.isfinite(F).all())):
         return 0, n
     half = half * (1 + split.skew) + eta + 16 * j * UNIT * float(T.norm() + F.norm())
-    least = int((torch.linalg.eigvalsh(T - F) > half).sum())
-    most = int((torch.linalg.eigvalsh(T + F) > -half).sum())
+    counts = (torch.linalg.eigvalsh(T - F) > half).sum(), (torch.linalg.eigvalsh(T + F) > -half).sum()
+    least, most = partition.agree(torch.stack(counts).to(U.device)).tolist()
     return split.positive + least, split.positive + most
 
 

@@ -160,10 +160,6 @@ def require_room(order: int, dtype: torch.dtype, budget: int, room: Room, stored
         single = needed(order, torch.float32)
         fits = "fits" if single <= budget else "does not fit either"
         ways.append(f'in fp32 (precision="high", {format_bytes(single)}) it {fits}')
-    if not stored:
-        lower, rest = room(order, dtype)
-        words = "which is too much as well" if rest > budget else "on a CPU"
-        ways.append(f"out=PATH takes some {format_bytes(lower)} of a disk and {format_bytes(rest)} of memory, {words}")
     what = f"the factor of order {order} in {name[dtype]}"
     raise over_budget(needed(order, dtype), budget, what, "; ".join(ways))
 

@@ -8,17 +8,64 @@ from __future__ import annotations
 
 import math
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from inrfast.memory import chunks
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows of one process.
+
+    Attributes
+    ----------
+    owner
+        Number of the process that holds them.
+    rows
+        The rows, counted over those of the owner.
+    index
+        The same, counted over all.
+    """
+
+    owner: int
+    rows: slice
+    index: slice
+
+    def __len__(self) -> int:
+        return self.rows.stop - self.rows.start
+
 
 class Whole:
-    """All ``size`` rows in this process."""
+    """All ``size`` rows in this process.
+
+    Attributes
+    ----------
+    size
+        Rows of all processes.
+    start, stop
+        The rows here are numbers ``start`` to ``stop`` of all.
+    rank, processes
+        Number of this process, and of processes.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.start, self.stop = 0, size
+        self.rank, self.processes = 0, 1
+
+    def windows(self, size: int) -> list[Window]:
+        """Return windows of at most ``size`` rows that hold every row once, in the order in which they are eliminated.
+
+        Several processes take turns, so that each of them has rows left to work on for as long as it goes.
+        """
+        return [Window(0, rows, rows) for rows in chunks(self.size, size)]
+
+    def from_owner(self, owner: int, tensor: Tensor) -> Tensor:
+        """Return the ``tensor`` of one process, of the same shape and dtype everywhere."""
+        return tensor
 
     def total(self, part: Tensor) -> Tensor:
         """Return the sum of every process's ``part``."""
@@ -27,6 +74,10 @@ class Whole:
     def sum(self, number: float, device: torch.device) -> float:
         """Return the sum of every process's ``number``; ``device`` is the kernel's."""
         return number
+
+    def largest(self, part: Tensor) -> Tensor:
+        """Return the largest of every process's ``part``, entry by entry; NaN where one is."""
+        return part
 
     def gather(self, rows: Tensor) -> Tensor:
         """Return all rows of a tensor of which this process holds ``rows``."""

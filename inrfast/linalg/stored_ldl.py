@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -20,13 +21,14 @@ from torch import Tensor
 from inrfast.errors import NotAvailableError, warn
 from inrfast.files import shown, sole_writer, target_of, whole_file, writing_told
 from inrfast.linalg import block_ldl as elimination
-from inrfast.linalg.block_ldl import BlockLDL, State, block_ldl
+from inrfast.linalg.block_ldl import State, block_ldl
 from inrfast.linalg.factor_file import DamagedError, FactorFile, Layout, Turn, header_of, read_header
+from inrfast.linalg.ldl_factor import BlockLDL
 from inrfast.linalg.lower_rows import LowerRows, in_array, need_cpu, require_room
 from inrfast.linalg.operators import SymmetricOperator, shape_of
 from inrfast.memory import available_bytes
 from inrfast.ops import gemm
-from inrfast.words import shortened
+from inrfast.words import one_line, shortened
 
 SAVING = 0.03
 """Share of the time that waiting for the disk may take: a state is written when so much has passed since the last."""
@@ -39,6 +41,8 @@ PROBES = 16
 
 ALIKE = 1e-8
 """Difference between entries, relative to ``sqrt(K_ii K_jj)``, up to which they are those of the same operator."""
+
+DTYPES = ("float32", "float64")
 
 ANEW = "To factor anew, delete the file or name another one"
 
@@ -147,7 +151,7 @@ class _InFile:
         """What the file must say; what is None may be anything."""
         n, delay = shape_of(self.operator), self.delay
         window, panel, _ = elimination.sizes(n, self.operator.device, self.window, self.panel)
-        return {
+        about = {
             "order": n,
             "dtype": str(self.dtype).removeprefix("torch."),
             "shift": self.shift,
@@ -157,6 +161,7 @@ class _InFile:
             "byteorder": sys.byteorder,
             **identity_of(self.operator),
         }
+        return dict(json.loads(json.dumps(about)))  # as it is read again
 
     def _look(self, stack: ExitStack, writing: bool) -> _Found | None:
         """Open the file and check what it says; where there is none, or an empty one, make it for ``writing``."""
@@ -173,8 +178,9 @@ class _InFile:
             said, header = read_header(descriptor)
             changed = _differences(self._about, said)
             if changed:
-                words = "; ".join(changed)
+                words = _listed(changed)
                 raise ValueError(f"out: {shown(self.path)} is of another factorisation, with other {words}. {ANEW}")
+            _check_settings(said)
             file = FactorFile(descriptor, self._layout(said, header))
             return _Found(file, file.turn(), said)
 
@@ -263,13 +269,13 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     """Return, in words, in what two descriptions differ; what is None now may be anything."""
-    found = []
+    found: list[str] = []
     for name, mine in now.items():
         other = then.get(name)
         if mine is None or mine == other:
             continue
         if name == "entries":
-            if not _alike(mine, other):
+            if not found and not _alike(mine, other):
                 found.append("entries of the kernel")
         elif isinstance(mine, dict) and isinstance(other, dict):
             found += _differences({**dict.fromkeys(other, "unknown"), **mine}, other)
@@ -280,6 +286,11 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def _listed(changed: Sequence[str]) -> str:
+    more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+    return "; ".join(one_line(entry, 100) for entry in changed[:4]) + more
+
+
 def _is_digest(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch("[0-9a-f]{32}", value) is not None
 
@@ -288,7 +299,7 @@ def _alike(mine: list[list[float]], other: Any) -> bool:
     """Return whether entries of two operators are the same but for rounding."""
     try:
         one, two = (torch.tensor(side, dtype=torch.float64) for side in (mine, other))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return False
     if one.shape != two.shape:
         return False
@@ -305,7 +316,23 @@ def _machine() -> dict[str, Any]:
 
 def _libraries() -> dict[str, dict[str, str]]:
     """Return the matrix libraries in use: they are chosen by measurement, and another one has other digits."""
-    return {name: gemm.choices(getattr(torch, name)) for name in ("float32", "float64")}
+    return {name: gemm.choices(getattr(torch, name)) for name in DTYPES}
+
+
+def _check_settings(said: Mapping[str, Any]) -> None:
+    """Check what a file says of the machine that it was begun on."""
+    libraries = said.get("libraries")
+    if not isinstance(said.get("machine"), dict) or not isinstance(libraries, dict):
+        raise DamagedError("its header is damaged")
+    for choice in map(libraries.get, DTYPES):
+        if not isinstance(choice, dict) or not all(map(_is_choice, choice.items())):
+            raise DamagedError("its header is damaged")
+
+
+def _is_choice(entry: tuple[str, Any]) -> bool:
+    """Return whether an entry names a number of threads and a matrix library."""
+    threads, library = entry
+    return threads.isascii() and threads.isdecimal() and len(threads) < 6 and library in list(gemm.LIBRARIES)
 
 
 @contextmanager
@@ -313,13 +340,13 @@ def _same_digits(path: Path, said: Mapping[str, Any], again: bool) -> Iterator[N
     """Multiply as the file was begun; warn where it cannot be gone on ``again`` with the same digits."""
     changed = _differences(_machine(), said["machine"]) if again else []
     with ExitStack() as stack:
-        for name, libraries in said["libraries"].items():
+        for name in DTYPES:
             try:
-                stack.enter_context(gemm.forced(getattr(torch, name), libraries))
+                stack.enter_context(gemm.forced(getattr(torch, name), said["libraries"][name]))
             except NotAvailableError as error:
                 changed.append(str(error))
         if changed:
-            warn(f"the factorisation goes on from {shown(path)}, but not bit by bit: other {'; '.join(changed)}")
+            warn(f"the factorisation goes on from {shown(path)}, but not bit by bit: other {_listed(changed)}")
         yield
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from inrfast.linalg.operators import digest
+from inrfast.nn import described_network
 from inrfast.tangent.cost import dense_flops, product_flops
 
 if TYPE_CHECKING:
@@ -67,6 +69,23 @@ class KernelOperator:
     def _in_single(self) -> TangentKernel:
         """The kernel in fp32."""
         return self._kernel.at_precision("high")
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells the kernel from others: of which network, at which points, of which outputs and parameters.
+
+        Attributes of a module's own that are neither parameters nor buffers, nor in its text, are not in it.
+        """
+        capture = self._kernel.capture
+        module, select = capture.network.module, capture.network.select
+        state = [part for name, tensor in module.state_dict().items() for part in (name, tensor)]
+        return {
+            "network": described_network(module) or digest(str(module)),
+            "parameters": digest(*state),
+            "coords": digest(self._kernel.coords),
+            "output": self._kernel.output,
+            "params": digest(*(name for layer in self._kernel.specs for name in layer.parameters)),
+            "select": digest(repr(select)),
+        }
 
     def to_dense(self) -> Any:
         """Return the whole matrix."""

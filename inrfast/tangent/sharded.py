@@ -6,19 +6,21 @@ Cholesky factor of a spectrum, is computed by each process for its own rows.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise, zip_longest
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from inrfast.layers import Factors
-from inrfast.linalg.partition import Whole
+from inrfast.linalg.partition import Whole, Window
 from inrfast.memory import chunks
 from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.tangent import products
@@ -26,6 +28,7 @@ from inrfast.tangent.agreement import Agreement, collective
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
+from inrfast.tangent.shared_factorization import SharedFactorization
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import FactorStore
 
@@ -53,6 +56,17 @@ class Sharded(Whole):
         self.points = slice(ends[self.rank], ends[self.rank + 1])
         self.start, self.stop = self.points.start * fold, self.points.stop * fold
 
+    def windows(self, size: int) -> list[Window]:
+        """Return windows of at most ``size`` rows: those of each process in order, the processes in turn."""
+        starts = [0, *accumulate(self.sizes)]
+        turns = zip_longest(*(chunks(rows, size) for rows in self.sizes))
+        return [
+            Window(rank, rows, slice(starts[rank] + rows.start, starts[rank] + rows.stop))
+            for turn in turns
+            for rank, rows in enumerate(turn)
+            if rows is not None
+        ]
+
     def total(self, part: Tensor) -> Tensor:
         """Return the sum of every process's ``part``."""
         summed = part.clone()
@@ -62,6 +76,10 @@ class Sharded(Whole):
     def sum(self, number: float, device: torch.device) -> float:
         """Return the sum of every process's ``number``."""
         return float(self.total(torch.tensor(number, dtype=torch.float64, device=device)))
+
+    def largest(self, part: Tensor) -> Tensor:
+        """Return the largest of every process's ``part``, entry by entry; NaN where one is."""
+        return self._stacked(part.unsqueeze(0), [1] * self.processes).amax(0)
 
     def all_or_none(self) -> AbstractContextManager[None]:
         """Return a block that exchanges nothing, in which an error of one process is raised in all."""
@@ -87,7 +105,7 @@ class Sharded(Whole):
 
     def agree(self, tensor: Tensor) -> Tensor:
         """Return the first process's ``tensor``."""
-        return self._from(0, tensor)
+        return self.from_owner(0, tensor)
 
     def complete_(self, matrix: Tensor) -> None:
         """Fill in the rows of a symmetric matrix (size, size) that other processes have, and mirror its lower half."""
@@ -95,17 +113,18 @@ class Sharded(Whole):
         for rank, size in enumerate(self.sizes):
             for rows in chunks(size, EXCHANGED_ROWS):
                 part = matrix[start + rows.start : start + rows.stop]
-                part.copy_(self._from(rank, part))
+                part.copy_(self.from_owner(rank, part))
             start += size
         for above in chunks(self.size, EXCHANGED_ROWS):
             matrix[above, above.stop :] = matrix[above.stop :, above].t()
             part = matrix[above, above]
             part.copy_(part.tril().add_(part.tril(-1).t()))
 
-    def _from(self, rank: int, tensor: Tensor) -> Tensor:
-        """Return the ``tensor`` of one process."""
-        sent = tensor.contiguous().clone()
-        dist.broadcast(sent, rank if self.group is None else dist.get_global_rank(self.group, rank), group=self.group)
+    def from_owner(self, owner: int, tensor: Tensor) -> Tensor:
+        """Return the ``tensor`` of one process, a copy."""
+        sent = tensor.clone(memory_format=torch.contiguous_format)
+        source = owner if self.group is None else dist.get_global_rank(self.group, owner)
+        dist.broadcast(sent, source, group=self.group)
         return sent
 
     def orthonormal(self, block: Tensor) -> Tensor:
@@ -268,6 +287,20 @@ class ShardedNTK(TangentKernel):
             return self
         return ShardedNTK(self._network, precision, self._only)
 
+    def factor(
+        self,
+        shift: float,
+        precision: str = "highest",
+        out: str | os.PathLike[str] | np.ndarray | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> SharedFactorization:
+        """Return a factorisation of ``K - shift I``, of which each process holds the rows of its points.
+
+        The arguments are those of :meth:`inrfast.tangent.kernel.TangentKernel.factor`; ``out`` is refused.
+        """
+        return SharedFactorization(super().factor(shift, precision, out, seed, progress), self)
+
     @cached_property
     def _columns_at_once(self) -> int:
         own = torch.tensor(products.columns_at_once(self.sides), device=self.device)
@@ -328,6 +361,7 @@ COLLECTIVE = (
     "columns",
     "counts",
     "diagonal",
+    "factor",
     "frobenius",
     "product",
     "quadratic_form",

@@ -19,11 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from inrfast.errors import NotAvailableError
+import inrfast as inr
+from inrfast.errors import MemoryBudgetError, NotAvailableError
+from inrfast.linalg import block_ldl as elimination
 from inrfast.linalg import factor_file, stored_ldl
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.linalg.block_ldl import block_ldl
+from inrfast.linalg.ldl_factor import BlockLDL
 from inrfast.linalg.operators import DenseOperator
 from inrfast.ops import gemm
+from inrfast.tangent.kernel_operator import KernelOperator
 
 SIZES: dict[str, Any] = {"window": 8, "panel": 16, "progress": False}
 SHIFT = 0.5
@@ -153,7 +157,7 @@ def test_a_factorisation_goes_on_after_the_machine_lost_what_was_not_on_the_disk
     faults, rng = Faults(monkeypatch, tmp_path / "0"), random.Random(0)
     stored(faults.path)
     count = faults.calls
-    for case in range(30):
+    for case in range(16):
         faults.path, faults.durable = tmp_path / f"case{case}", b""
         faults.calls, faults.at = 0, rng.randrange(1, count + 1)
         with suppress(Stopped):
@@ -173,7 +177,7 @@ from inrfast.linalg import stored_ldl
 from inrfast.linalg.operators import DenseOperator
 torch.set_num_threads(1)
 stored_ldl.SAVING = float("inf")
-rng, kills, last, path = random.Random(0), 0, 0.5, sys.argv[2]
+rng, kills, last, path = random.Random(0), 0, 0.3, sys.argv[2]
 operator = DenseOperator(torch.load(sys.argv[1]))
 while True:
     child = os.fork()
@@ -181,7 +185,7 @@ while True:
         found = stored_ldl.stored_ldl(operator, 0.5, torch.float32, path, window=16, panel=32)
         torch.save(found.pivots, path + ".pivots")
         os._exit(0)
-    if kills == 5:
+    if kills == 4:
         assert os.waitpid(child, 0)[1] == 0
         break
     time.sleep(rng.uniform(0, last))
@@ -201,7 +205,7 @@ def test_processes_killed_at_any_time_leave_a_file_that_goes_on(tmp_path):
     operator = DenseOperator(matrix(400))
     torch.save(operator.matrix, tmp_path / "matrix")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "matrix"), str(tmp_path / "factor")]
-    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout.split() == ["5"]
+    assert subprocess.run(command, capture_output=True, check=True, text=True).stdout.split() == ["4"]
     again = stored(tmp_path / "factor", operator, window=None, panel=None)
     expected = block_ldl(operator, SHIFT, torch.float32, window=16, panel=32, progress=False)
     assert same(again, expected)
@@ -286,7 +290,7 @@ def test_a_file_with_a_changed_byte_is_refused_or_gives_the_same_bits(kind, file
     data, rng, refused = files[kind], random.Random(0), 0
     length = header_length(data)
     layout_pages = range(-(-length // 4096) * 4096, len(data))
-    places = [*range(factor_file.HEAD.size), *rng.sample(range(length), 40), *rng.sample(layout_pages, 100)]
+    places = [*range(factor_file.HEAD.size), *rng.sample(range(length), 40), *rng.sample(layout_pages, 50)]
     for at in places:
         path = tmp_path / str(at)
         path.write_bytes(data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :])
@@ -294,7 +298,7 @@ def test_a_file_with_a_changed_byte_is_refused_or_gives_the_same_bits(kind, file
         assert not taken or at >= length
         refused += not taken
         path.unlink()
-    assert refused > 80
+    assert refused > 60
 
 
 @pytest.mark.parametrize("kind", ["finished", "stopped"])
@@ -358,7 +362,7 @@ def test_another_factorisation_is_refused_with_what_differs(files, tmp_path):
             ({"dtype": torch.float64}, "dtype .now 'float64', in the file 'float32'"),
             ({"operator": DenseOperator(matrix(69))}, "order .now 69, in the file 70"),
             ({"operator": DenseOperator(other)}, "matrix"),
-            ({"operator": Unnamed(OPERATOR.matrix * 1.001)}, "matrix .*entries of the kernel"),
+            ({"operator": Unnamed(OPERATOR.matrix * 1.001)}, "matrix .now 'unknown'"),
             ({"delay": 0.01}, "delay"),
             ({"window": 7, "panel": 14}, "window .now 7, in the file 8.*panel"),
         ):
@@ -449,7 +453,7 @@ def test_matrix_libraries_of_the_file_are_used_and_another_machine_is_told(tmp_p
             super().blocks_(*arguments)
 
     library = "torch"
-    monkeypatch.setattr(stored_ldl, "_libraries", lambda: {"float32": {"1": library}})
+    monkeypatch.setattr(stored_ldl, "_libraries", lambda: {"float32": {"1": library}, "float64": {}})
     faults = Faults(monkeypatch, path)
     faults.at = 30
     with suppress(Stopped):
@@ -476,3 +480,76 @@ def test_kernels_elsewhere_are_refused(tmp_path):
         with pytest.raises(NotAvailableError, match=words):
             stored(tmp_path / "factor", operator)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_larger_than_memory_has_wider_panels_and_a_budget_is_kept(tmp_path, monkeypatch):
+    def panel(path: Path) -> Any:
+        with path.open("rb") as file:
+            return factor_file.read_header(file.fileno())[0]["panel"]
+
+    operator = DenseOperator(matrix(200))
+    monkeypatch.setattr(elimination, "PANEL", 16)
+    monkeypatch.setattr(elimination, "WINDOW", 8)
+    _, rest = elimination.room(200, torch.float64, torch.device("cpu"))
+    with pytest.raises(MemoryBudgetError, match=r"order [1-9]\d* fits; in fp32 .precision=.high.") as caught:
+        stored(tmp_path / "factor", operator, dtype=torch.float64, window=None, panel=None, budget=rest - 1)
+    assert caught.value.needed == rest
+    assert "out=" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+    for free, name, times in ((2**30, "small", 1), (1000, "large", stored_ldl.WIDER)):
+        monkeypatch.setattr(stored_ldl, "available_bytes", lambda free=free: free)
+        stored(tmp_path / name, operator, window=None, panel=None, budget=100 * rest)
+        assert panel(tmp_path / name) == 16 * times
+
+
+KERNEL = {"width": 8, "hidden_layers": 2, "activation": "sine", "seed": 0}
+
+
+def operator_of(net: Any, points: int = 6, **given: Any) -> KernelOperator:
+    return KernelOperator(inr.ntk(net, inr.grid((points, points)), precision="highest", **given))
+
+
+def test_kernels_are_told_apart_by_network_points_outputs_and_parameters(tmp_path):
+    path, net = tmp_path / "factor", inr.INR(2, 2, **KERNEL)
+    expected = stored(path, operator_of(net))
+    assert same(stored(path, operator_of(inr.INR(2, 2, **KERNEL))), expected)
+    moved = inr.INR(2, 2, **KERNEL)
+    with torch.no_grad():
+        next(moved.parameters())[0, 0] += 1e-6
+    for operator, words in (
+        (operator_of(moved), "other parameters. To"),
+        (operator_of(inr.INR(2, 2, **{**KERNEL, "activation": "gaussian"})), "activation .now .*gaussian.*sine"),
+        (operator_of(inr.INR(2, 2, **KERNEL, omega=20.0)), r"omega .now \[20.0, 20.0\]"),
+        (operator_of(net, output=0), "output .now 0, in the file 'trace'"),
+        (operator_of(net, params=["layers.0"]), "other params. To"),
+        (operator_of(net, points=5), "order .now 25, in the file 36"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            stored(path, operator)
+    coords = inr.grid((6, 6))
+    coords[7] += 1e-7
+    other = KernelOperator(inr.ntk(net, coords, precision="highest"))
+    with pytest.raises(ValueError, match="other coords"):
+        stored(path, other)
+
+
+class Scaled(torch.nn.Module):
+    """A module with a number that is neither a parameter nor in its text."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.inner, self.scale = torch.nn.Linear(2, 1, dtype=torch.float64), scale
+        with torch.no_grad():
+            self.inner.weight.fill_(0.5)
+            self.inner.bias.fill_(0.25)
+
+    def forward(self, coords: Tensor) -> Tensor:
+        return (self.scale * self.inner(coords.double())).sin()
+
+
+def test_what_a_module_does_not_say_of_itself_is_seen_in_its_entries(tmp_path):
+    path = tmp_path / "factor"
+    expected = stored(path, operator_of(Scaled(2.0)))
+    assert same(stored(path, operator_of(Scaled(2.0))), expected)
+    with pytest.raises(ValueError, match="with other entries of the kernel"):
+        stored(path, operator_of(Scaled(2.001)))

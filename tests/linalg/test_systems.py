@@ -21,6 +21,7 @@ def iterated(monkeypatch):
     monkeypatch.setattr(systems, "SMALL", 0)
 
 
+@pytest.mark.filterwarnings("ignore:conjugate gradients left")
 @given(spectra(), st.integers(1, 3), st.floats(-6, 0), st.integers(0, 10**6))
 def test_the_residual_is_what_was_asked_for(values, columns, exponent, seed):
     operator = operator_with(values, seed)
