@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.linalg.block_ldl import bytes_needed
+from inrfast.linalg import inertia
 from inrfast.linalg.certified import Ranks
-from inrfast.linalg.inertia import DTYPES, HOPE, MOST, SMALL, VECTORS, certified_counts
+from inrfast.linalg.inertia import HOPE, SMALL, certified_counts
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
@@ -35,13 +35,8 @@ def counts_bytes(operator: SymmetricOperator, rtol: float = 1.0) -> int:
     It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
     """
     n = operator.shape[0]
-    dtype = DTYPES["high" if n >= SMALL and rtol >= HOPE else "highest"]
-    return bytes_needed(n, dtype, operator.device, processes=operator.partition.processes) + vector_bytes(n)
-
-
-def vector_bytes(order: int) -> int:
-    """Return the bytes of the vectors of a certificate."""
-    return 8 * order * min(order, VECTORS * MOST)
+    precision = "high" if n >= SMALL and rtol >= HOPE else "highest"
+    return inertia.counts_bytes(n, precision, operator.device, operator.partition.processes)
 
 
 def counted_spectrum(
@@ -116,8 +111,8 @@ def with_counts(
     except MemoryBudgetError as error:  # of a level so low that it takes fp64
         if error.needed is None:
             raise
-        n = operator.shape[0]
-        raise over_budget(error.needed + vector_bytes(n), budget, f"{_what(n)} in fp64", INSTEAD) from None
+        needed = counts_bytes(operator, 0.0)
+        raise over_budget(needed, budget, f"{_what(operator.shape[0])} in fp64", INSTEAD) from None
     counts = [replace(count, failure=count.failure + FAILURE / 2) for count in counts]
     return replace(found, certified=(*found.certified, *counts), method="inertia")
 
