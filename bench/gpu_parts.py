@@ -30,6 +30,7 @@ SMOKES = (
     *(f"product {p} of {k}" for p in ("high", "highest") for k in (1, 40)),
     "tangent products",
     "pivots",
+    *(f"factor {p}" for p in ("high", "highest")),
     *(f"jacobian {p}" for p in ("high", "highest")),
     *(f"layer {kind}" for kind in ("float16 relu", "bfloat16 sine", "float32 sine")),
     "fit medium",

@@ -421,7 +421,8 @@ def _file_told(operator: SymmetricOperator, shift: float, dtype: torch.dtype, bu
 
 def bytes_of_factor(operator: SymmetricOperator, precision: str) -> int:
     """Return how many bytes :func:`factorize` needs, of all processes together."""
-    return bytes_needed(operator.shape[0], PRECISIONS[precision], operator.device)
+    processes = operator.partition.processes
+    return bytes_needed(operator.shape[0], PRECISIONS[precision], operator.device, processes=processes)
 
 
 def _low(probability: float) -> float:

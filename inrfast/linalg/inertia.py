@@ -485,9 +485,9 @@ def certified_counts(
     return [found[number] for number in range(len(levels))]
 
 
-def counts_bytes(order: int, precision: str, device: torch.device) -> int:
-    """Return the budget with which :func:`certified_counts` runs at a precision."""
-    return bytes_needed(order, DTYPES[precision], device) + _vector_bytes(order)
+def counts_bytes(order: int, precision: str, device: torch.device, processes: int = 1) -> int:
+    """Return the budget with which :func:`certified_counts` runs at a precision, in all processes together."""
+    return bytes_needed(order, DTYPES[precision], device, processes=processes) + _vector_bytes(order)
 
 
 def _vector_bytes(order: int) -> int:

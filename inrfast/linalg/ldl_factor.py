@@ -256,4 +256,5 @@ def views_of(lower: LowerRows, rows: slice) -> Iterator[tuple[slice, Tensor]]:
     height = len(lower[0])
     for block in range(rows.start // height, -(-rows.stop // height)):
         part = slice(max(rows.start, block * height), min(rows.stop, (block + 1) * height))
-        yield part, lower[block][part.start - block * height : part.stop - block * height]
+        if part.start < part.stop:
+            yield part, lower[block][part.start - block * height : part.stop - block * height]
