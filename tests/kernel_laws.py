@@ -264,6 +264,10 @@ def refusals(K: TangentKernel, truth: Truth) -> list[Tensor]:
         (lambda: K.solve(torch.ones(n), ridge=-1), ValueError, "ridge"),
         (lambda: K.quadratic_form(torch.ones(n + 1)), ValueError, "Y must have shape"),
         (lambda: K.at_precision("hihg"), ValueError, "Did you mean 'high'"),
+        (lambda: K.factor(float("nan")), ValueError, "shift"),
+        (lambda: K.factor(1.0, precision="hihg"), ValueError, "Did you mean 'high'"),
+        (lambda: K.factor(-1.0).solve(torch.ones(n + 1)), ValueError, "b must have shape"),
+        (lambda: K.solve(torch.ones(n), method="dirct"), ValueError, "Did you mean 'direct'"),
     ]
     for call, error, message in calls:
         with pytest.raises(error, match=message):
@@ -289,10 +293,13 @@ LAWS: dict[str, Callable[[TangentKernel, Truth], list[Tensor]]] = {
 }
 
 
-def shared(net: nn.Module, coords: Tensor, output: str | int, precision: str, truth: Truth) -> dict[str, str]:
-    """Run all laws on a kernel shared by the processes of this group; return a digest of what each of them found."""
+def shared(
+    net: nn.Module, coords: Tensor, output: str | int, precision: str, truth: Truth, *names: str
+) -> dict[str, str]:
+    """Run laws, all if none is named, on a kernel shared by the processes of this group; return digests of what they
+    found."""
     K = distributed.ntk(net, coords, output=output, precision=precision)
-    return {name: _digest(law(K, truth)) for name, law in LAWS.items()}
+    return {name: _digest(law(K, truth)) for name, law in LAWS.items() if name in (names or LAWS)}
 
 
 def _digest(found: list[Tensor]) -> str:

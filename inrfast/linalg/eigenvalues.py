@@ -23,7 +23,7 @@ from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
 from inrfast.linalg.costs import Alternative, dense_flops, factorisation_flops
 from inrfast.linalg.counted import counted_spectrum, counts_bytes, unresolved, with_counts
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
-from inrfast.linalg.operators import SymmetricOperator, product_error
+from inrfast.linalg.operators import DenseOperator, SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import format_bytes, require
@@ -128,9 +128,15 @@ def counts(
 ) -> Spectrum:
     """Return a spectrum for counts alone, as :func:`spectrum` does where ``method="auto"``.
 
-    All eigenvalues are computed up to order :data:`FEW` only: from there on counting costs less.
+    All eigenvalues are computed up to order :data:`FEW` only: from there on counting costs less. Of a dense matrix,
+    whose entries cost nothing, no pivots are taken: rounding may have left it slightly indefinite.
     """
-    return spectrum(operator, rtol, None, "auto", False, rank_bound, budget, seed, progress, levels, FEW)
+    method = "auto"
+    if isinstance(operator, DenseOperator) and operator.shape[0] > FEW:
+        demand = Ranks((), check_levels("levels", levels)) if levels else Ranks(check_rtols("rtol", rtol))
+        way = _alternative(operator, demand, budget)
+        method = "dense" if way is not None and way.whole else "inertia"
+    return spectrum(operator, rtol, None, method, False, rank_bound, budget, seed, progress, levels, FEW)
 
 
 def check_rtols(argument: str, given: Any) -> tuple[float, ...]:
