@@ -14,7 +14,7 @@ import torch
 
 from inrfast.linalg.block_ldl import bytes_needed
 from inrfast.linalg.certified import Ranks
-from inrfast.linalg.inertia import DTYPES, HOPE, MOST, SMALL, VECTORS, certified_counts
+from inrfast.linalg.inertia import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
@@ -34,7 +34,7 @@ def counts_bytes(order: int, device: torch.device, rtol: float = 1.0, processes:
     It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
     """
     dtype = DTYPES["high" if order >= SMALL and rtol >= HOPE else "highest"]
-    return bytes_needed(order, dtype, device, processes=processes) + 8 * order * min(order, VECTORS * MOST)
+    return bytes_needed(order, dtype, device, processes=processes) + vector_bytes(order)
 
 
 def counted_spectrum(
