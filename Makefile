@@ -1,7 +1,8 @@
 # Each target sets up what it needs: a machine with Python >= 3.11, make and a C++ compiler is enough.
 #
 #   make demo     see where networks lose rank on a real photograph, and what cures it; writes out/demo/
-#   make test     the tests            (PYTEST_ARGS="-k ntk" picks some)
+#   make test     the tests, on as many processes as there are cores, 4 at most (PYTEST_ARGS="-k ntk" picks some, "-n 0"
+#                    takes one process)
 #   make test-anywhere   the numerical tests on simulated processors: older instructions, other native code, threads
 #   make fuzz     mutated files, odd command lines and random memory budgets for ten minutes (PYTEST_ARGS="--minutes 1",
 #                    "--only png obj", "--seed random", "--case png:0:17")
@@ -29,6 +30,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# A process steals from the end of another's tests, so that those of one file mostly share their fixtures.
+PARALLEL := -n auto --maxprocesses 4 --dist worksteal
 OLDEST_PYTHON ?= python3.11
 OLDEST_TORCH ?= torch==2.10.0
 OLDEST_TRITON ?= 3.6.0
@@ -45,10 +48,10 @@ demo: $(READY)
 	$(BIN)/inrfast demo
 
 test: $(READY)
-	$(BIN)/python -m pytest tests -q $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests -q $(PARALLEL) $(PYTEST_ARGS)
 
 test-anywhere: $(READY)
-	$(BIN)/python tests/anywhere.py $(PYTEST_ARGS)
+	$(BIN)/python tests/anywhere.py $(PARALLEL) $(PYTEST_ARGS)
 
 fuzz: $(READY)
 	PYTHONPATH=tests $(BIN)/python -m fuzz $(PYTEST_ARGS)
@@ -65,7 +68,7 @@ test-oldest test-newest: test-%:
 	$(VENV)/$*/bin/python -m pip install -q $(TORCH_OF_END)
 	$(VENV)/$*/bin/python -m pip install -q -e ".[dev]" $(NUMPY_OF_END)
 	$(VENV)/$*/bin/python -m inrfast.info
-	$(VENV)/$*/bin/python -m pytest tests -q $(PYTEST_ARGS)
+	$(VENV)/$*/bin/python -m pytest tests -q $(PARALLEL) $(PYTEST_ARGS)
 
 bench: $(READY)
 	mkdir -p bench/results

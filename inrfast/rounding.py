@@ -10,7 +10,7 @@ It takes any module, since it needs to know nothing of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from inrfast.linalg.operators import UNIT
 from inrfast.memory import DEVICE_ROWS, chunks
@@ -43,8 +43,8 @@ SAFETY = 8.0
 much as a single operation, which 8 covers up to width 1,024; what it leaves is for the sampling. On samples of 400
 random networks the bound was 2.8 to 925 times the error found in long double."""
 
-POINTS, REPEATS = 32, 2
-"""Points of the sample, and disturbed passes over it."""
+POINTS, PASSES = 64, 128
+"""Points of the sample, and disturbed passes over points of it, all together."""
 
 HINGE_ROWS, HINGE_BYTES, MOST_EXACT = 8192, 2**21, 20_000
 """Points whose hinges are looked at together at most, the size of one buffer of theirs, and hinges next to a point that
@@ -65,6 +65,15 @@ _NAMES = (
 EXACT = frozenset(_NAMES.split())
 """Operators of torch that round nothing."""
 
+NOTHING = 4 * UNIT
+"""Size of a sum, relative to that of its terms, up to which it counts as zero, which stays so: the point lies on a
+hinge, and which side rounding takes is what :func:`hinges_in_doubt` is for."""
+
+_SUMS = "addbmm addmm addmm_ addmv addmv_ addr baddbmm baddbmm_ bmm convolution cumsum dot matmul mm mv sum trace vdot"
+SUMS = frozenset(_SUMS.split())
+"""Operators of torch that add up their arguments or products of them: partial sums round too, and may be larger than
+the result. Of the squares of their arguments they make the sum of the squares of their terms."""
+
 OF_WHOLE_NUMBERS = frozenset({"add", "add_", "mul", "mul_", "rsub", "sub", "sub_"})
 """Operators of torch that round nothing where they are given whole numbers: places in a table are computed so."""
 
@@ -72,10 +81,12 @@ Row = tuple[Tensor | None, Tensor | None]
 
 
 class Disturbed(TorchDispatchMode):
-    """Context in which every fp64 result gets a random relative error: ``1 + DISTURBANCE xi`` with normal xi.
+    """Context in which every fp64 result gets a random error: ``DISTURBANCE xi`` times its size, with normal xi.
 
-    What is exactly zero stays so. A difference of nearly equal results shows the digits that it loses. With ``tables``
-    sums and products of whole numbers stay exact: they are places in tables. Looking for them waits for the device.
+    What is exactly zero stays so. A difference of nearly equal results shows the digits that it loses; within a sum or
+    a matrix product nobody sees them, so that its error is relative to the root of its own square and those of its
+    terms, whose partial sums are of that size. With ``tables`` sums and products of whole numbers stay exact: they are
+    places in tables. Looking for them waits for the device.
     """
 
     def __init__(self, seed: int, device: torch.device, tables: bool = False) -> None:
@@ -89,17 +100,31 @@ class Disturbed(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        squares = _squares_of_terms(func.overloadpacket, args, kwargs) if name in SUMS else None
+        found = func(*args, **kwargs)
         aliases = [argument.alias_info for argument in func._schema.arguments if argument.alias_info is not None]
-        if func.overloadpacket.__name__ in EXACT or not all(alias.is_write for alias in aliases):  # else it is a view
+        if name in EXACT or not all(alias.is_write for alias in aliases):  # else it is a view
             return found
-        whole = self.tables and func.overloadpacket.__name__ in OF_WHOLE_NUMBERS and all(map(_is_whole, args))
+        whole = self.tables and name in OF_WHOLE_NUMBERS and all(map(_is_whole, args))
         for value in tree_leaves(found):
             if isinstance(value, Tensor) and value.dtype == torch.float64:
                 noise = torch.randn(value.shape, generator=self.generator, dtype=value.dtype, device=value.device)
-                if not whole:
+                if squares is not None:
+                    sizes = squares.addcmul_(value, value).sqrt_()
+                    value.addcmul_(noise, sizes.mul_(value.abs() > NOTHING * sizes), value=DISTURBANCE)
+                elif not whole:
                     value.mul_(noise.mul_(DISTURBANCE).add_(1))
         return found
+
+
+def _squares_of_terms(add: Any, args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return the sums of squares of what one of :data:`SUMS` adds up, or None where its result is not in fp64."""
+    given = {name: value for name, value in kwargs.items() if name != "out"}
+    factors = {name: given.pop(name) ** 2 for name in ("alpha", "beta") if name in given}
+    squared, given = tree_map_only(Tensor, torch.square, (args, given))
+    found = add(*squared, **given, **factors)
+    return found if isinstance(found, Tensor) and found.dtype == torch.float64 else None
 
 
 def _is_whole(number: Any) -> bool:
@@ -142,9 +167,10 @@ def pass_errors(
 ) -> PassErrors:
     """Return the squared rounding errors of a factor pass over ``coords`` (N, d), measured on some points.
 
-    On :data:`POINTS` drawn at random, which stand for all, and on the outermost of every axis, which stand for
-    themselves. It assumes that the operators of torch are as accurate as their arguments, and that what the sample does
-    not see is no worse. A network that amplifies rounding beyond :data:`LINEAR` gets an infinite error.
+    On all of up to :data:`POINTS`. Of more, on so many drawn at random, which stand for all, and on the outermost of
+    every axis, which stand for themselves: there it assumes that what the sample does not see is no worse. It assumes
+    that the operators of torch are as accurate as their arguments. A network that amplifies rounding beyond
+    :data:`LINEAR` gets an infinite error.
 
     Parameters
     ----------
@@ -160,26 +186,17 @@ def pass_errors(
     tables
         Whether the pass may read tables at places that it computes: see :class:`Disturbed`.
     """
-    count = len(coords)
-    chance = torch.full((count,), 1 / count, dtype=torch.float64)
-    own = None if weights is None else weights.to("cpu", torch.float64)
-    if own is not None and float(own.sum()) > 0:
-        chance = chance / 2 + own / (2 * own.sum())
-    # By the inverse of the distribution function: torch.multinomial ends at 2^24 points.
-    draws = torch.rand(POINTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    index = torch.searchsorted(chance.cumsum(0), draws).clamp_max(count - 1)
-    outer = torch.cat([coords.argmin(0), coords.argmax(0)]).cpu().unique()
-    points = coords[torch.cat([index, outer]).to(coords.device)]
-    share = torch.cat([1 / (POINTS * chance[index]), torch.ones(len(outer), dtype=torch.float64)])
-    share = share / REPEATS * (UNIT / DISTURBANCE) ** 2
+    index, share = _sample(coords, weights)
+    points, repeats = coords[index.to(coords.device)], max(1, PASSES // len(index))
+    share = share / repeats * (UNIT / DISTURBANCE) ** 2
     exact = _on_cpu(factors(points))
     with Disturbed(0, coords.device, tables):
-        disturbed = _on_cpu(factors(points.repeat(REPEATS, 1)))
+        disturbed = _on_cpu(factors(points.repeat(repeats, 1)))
     sizes = [squared_rows(layer, outputs) for layer in exact]
     size = torch.stack(sizes).sum((0, 2))
     jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64)
     single = torch.zeros(2, len(exact), dtype=torch.float64)
-    for part in chunks(REPEATS * len(points), len(points)):
+    for part in chunks(repeats * len(points), len(points)):
         moved = [_rows_of(layer, part) for layer in disturbed]
         distances = [_squared_distance(one, other, outputs) for one, other in zip(exact, moved, strict=True)]
         response = torch.stack(distances).sum((0, 2))
@@ -200,6 +217,23 @@ def pass_errors(
                         linear, squares, level * before.square().flatten(1).sum(1)
                     )
     return PassErrors(jacobian, single[0], single[1])
+
+
+def _sample(coords: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return which points are looked at, and how many of all points each stands for."""
+    count = len(coords)
+    if count <= POINTS:
+        return torch.arange(count), torch.ones(count, dtype=torch.float64)
+    chance = torch.full((count,), 1 / count, dtype=torch.float64)
+    own = None if weights is None else weights.to("cpu", torch.float64)
+    if own is not None and float(own.sum()) > 0:
+        chance = chance / 2 + own / (2 * own.sum())
+    # By the inverse of the distribution function: torch.multinomial ends at 2^24 points.
+    draws = torch.rand(POINTS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    index = torch.searchsorted(chance.cumsum(0), draws).clamp_max(count - 1)
+    outer = torch.cat([coords.argmin(0), coords.argmax(0)]).cpu().unique()
+    share = torch.cat([1 / (POINTS * chance[index]), torch.ones(len(outer), dtype=torch.float64)])
+    return torch.cat([index, outer]), share
 
 
 def _on_cpu(layers: Sequence[Row]) -> list[Row]:

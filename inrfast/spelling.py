@@ -52,6 +52,13 @@ def share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"takes numbers above 0 and below 1, such as 1e-4, got {text!r}")
 
 
+def level(text: str) -> float:
+    """Return a finite number above 0."""
+    if (found := number(text)) > 0:
+        return found
+    raise argparse.ArgumentTypeError(f"takes numbers above 0, got {text!r}")
+
+
 def path(text: str) -> Path:
     """Return a path. An empty word would be the current folder; it is usually a shell variable that is not set."""
     if not text:

@@ -3,10 +3,13 @@
 Where there is no GPU, Triton interprets its kernels on CPU tensors; the choice must be made before it is imported.
 
 Tests are small, and two threads wait for each other at every operation: most run with one, those whose work is shared
-by threads with two. ``OMP_NUM_THREADS`` sets the number for all.
+by threads with two. ``OMP_NUM_THREADS`` sets the number for all. Threads that wait give way, since several processes
+may run tests at once.
 """
 
 import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch

@@ -85,6 +85,10 @@ kernel_case("lanczos_vectors", lambda K, n: K.spectrum(1e-4, 10, "lanczos", True
 kernel_case("quadrature", lambda K, n: K.spectrum(method="quadrature", progress=False))
 kernel_case("solve", lambda K, n: K.solve(torch.ones(n), ridge=10.0, progress=False))
 kernel_case("solve_dense", lambda K, n: K.solve(torch.ones(n), ridge=10.0, progress=False), dense=True)
+kernel_case("solve_direct", lambda K, n: K.solve(torch.ones(n), ridge=1e-3, method="direct", progress=False))
+kernel_case(
+    "factor", lambda K, n: (F := K.factor(-1.0, "high", progress=False)).logdet(1e9) + F.solve(torch.ones(n))[0]
+)
 kernel_case("rank", lambda K, n: inr.numerical_rank(K, 1e-3))
 kernel_case("diagonal_sine", lambda K, n: K.diagonal(), activation="sine")
 

@@ -167,6 +167,41 @@ def test_ntk_writes_the_kernel_and_tells_its_norms(tmp_path, capsys, output):
         assert rank["lower"] <= (eigenvalues > rank["rtol"] * eigenvalues[-1]).sum() <= rank["upper"]
 
 
+@pytest.mark.parametrize("method", [None, "inertia", "cholesky"])
+def test_ntk_counts_eigenvalues_and_says_how(capsys, method):
+    argv = [
+        "ntk",
+        *SMALL,
+        "--activation",
+        "gaussian",
+        "--grid",
+        "12x12",
+        "--rtols",
+        "1e-2",
+        "1e-5",
+        "--levels",
+        "1e-3",
+        "2",
+    ]
+    argv += ["--precision", "highest", "--quiet"] + (["--method", method] if method else [])
+    assert main([*argv, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    net = inr.INR(2, 1, **{key: found["network"][key] for key in ("width", "hidden_layers", "activation", "seed")})
+    values = torch.linalg.eigvalsh(inr.ntk(net, inr.grid((12, 12)), precision="highest").to_dense())
+    assert [rank["rtol"] for rank in found["ranks"]] == [1e-2, 1e-5]
+    assert [count["level"] for count in found["counts"]] == [1e-3, 2]
+    for entry in found["ranks"] + found["counts"]:
+        level = entry["level"] if "level" in entry else entry["rtol"] * float(values[-1])
+        assert entry["lower"] <= int((values > level).sum()) <= entry["upper"]
+        assert entry["method"].startswith(method or "dense")
+        assert (entry["failure"] == 0) == (method is None)
+        assert entry["failure"] <= 1e-5
+    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\nrank ") == printed.count("\ncount ") == 2
+    assert (printed.count("failure") == 4) == (method is not None)
+
+
 def test_ntk_leaves_nothing_when_interrupted(tmp_path, monkeypatch, capsys):
     def interrupted(self, out=None):
         out[0, 0] = 1.0
@@ -463,11 +498,11 @@ def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monke
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting, "fit", lambda *arguments, **options: real(*arguments, **options, callbacks=[CtrlC()]))
-    out = tmp_path / "result.png"
-    assert main(fit_photo(photo, "--out", out, "--quiet", "--json")) == 130
+    monkeypatch.chdir(tmp_path)  # a long path would be cut
+    assert main(fit_photo(photo, "--out", "result.png", "--quiet", "--json")) == 130
     captured = capsys.readouterr()
     assert "interrupted" in captured.err
-    assert str(out) in captured.err
+    assert "in result.png" in captured.err
     found = json.loads(captured.out)
     assert found["interrupted"]
     assert found["steps"] == 2
@@ -593,6 +628,13 @@ def test_a_checkpoint_is_no_file_that_is_read(photo, tmp_path, refused):
         (["diagnose", "--out", "/proc/nowhere"], ["--out", "cannot write /proc/nowhere:"]),
         (["ntk", "--output", "-1"], ["--output", "number of an output"]),
         (["ntk", "--rtols", "2"], ["--rtols", "below 1"]),
+        (["ntk", "--levels", "0"], ["--levels", "above 0", "'0'"]),
+        (["ntk", "--levels", "nan"], ["--levels", "finite", "'nan'"]),
+        (["ntk", *SMALL, "--quiet", "--grid", "4x4", "--method", "dense"], ["--method", "--rtols", "--levels"]),
+        (
+            ["ntk", *SMALL, "--quiet", "--grid", "4x4", "--rtols", "0.1", "--method", "inertai"],
+            ["method", "'inertia'?"],
+        ),
         (["fit", "photo.png", "--size", "8x8x8"], ["--size of an image", "8x8x8"]),
     ],
 )

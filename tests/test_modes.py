@@ -95,6 +95,7 @@ def everything(made):
                 "form": K.quadratic_form(V),
                 "frobenius": K.frobenius(),
                 "solution": K.solve(V, ridge=1.0, progress=False),
+                "by a factor": K.factor(-1.0, precision, progress=False).solve(V),
                 "full": inr.ntk(net, x[:20], x[20:50], output="full", precision=precision).to_dense(),
                 "layer": next(iter(K.layers.values())).to_dense(),
                 "rows": J.rows(slice(0, 5)),

@@ -78,9 +78,8 @@ def test_the_bound_holds_what_rounding_does_to_the_jacobian(net, seed):
     error = math.sqrt(float(rows.sum()))
     # Numbers of 1: what is far below one rounding of the Jacobian itself is luck.
     luck = 2.0**-53 * math.sqrt(K.trace())
-    # A Gaussian's error may be that of a single entry, more than a standard deviation times SAFETY.
-    assert error <= K.jacobian_error * (2 if "gaussian" in net.activations else 1)
-    assert K.jacobian_error <= 3000 * max(error, luck)
+    assert error <= K.jacobian_error
+    assert K.jacobian_error <= 10_000 * max(error, luck)  # products of numbers of fp32 are exact, which nobody sees
     stated = pass_errors(K.capture.exact, coords, net.out_features)
     for kind, states in enumerate((stated.features, stated.sensitivities)):
         for true, squared in zip(single[kind], states.tolist(), strict=True):

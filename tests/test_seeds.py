@@ -63,6 +63,7 @@ REFUSED = {
     "diagnose": lambda seed: inr.diagnose(network(), COORDS, seed=seed, progress=False),
     "spectrum": lambda seed: inr.ntk(network(), COORDS).spectrum(seed=seed),
     "solve": lambda seed: inr.ntk(network(), COORDS).solve(COORDS[:, 0], ridge=1.0, seed=seed),
+    "factor": lambda seed: inr.ntk(network(), COORDS).factor(-1.0, seed=seed),
     "callback": lambda seed: TrackNTK(seed=seed),
     "demo": lambda seed: demo.run("/proc/nowhere", seed=seed),
 }

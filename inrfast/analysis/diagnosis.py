@@ -1,7 +1,8 @@
 """Where a network loses rank: representations, sensitivities, weights, feature Jacobians and tangent kernel.
 
 The full grid streams through the factor pass once, in fp64; the tangent kernel's eigenvalues are those on the full grid
-too, with their error, unless fewer points are asked for; the report says which.
+too, with their error, unless fewer points are asked for; the report says which. Ranks of the kernel and its blocks that
+pivots would not prove, or only at a higher cost, are counted by factorisations of ``K - level I``.
 """
 
 from __future__ import annotations
@@ -477,7 +478,8 @@ def _kernels(
 ) -> tuple[KernelSpectrum, tuple[KernelSpectrum, ...], tuple[BlockBounds, ...]]:
     """Return the eigenvalues of the kernel and of its blocks, all counted above the same absolute thresholds."""
     bar.set_description("eigenvalues of the NTK")
-    whole = _on_cpu(kernel.spectrum(rtols[-1], seed=seed, progress=False))
+    shown = not bar.disable
+    whole = _on_cpu(kernel.spectrum(rtols, seed=seed, progress=shown))
     bar.update()
     largest = float(whole.eigenvalues[0])
     if (whole.method == "dense" and largest > 0) or math.isinf(whole.upper_error):
@@ -486,7 +488,7 @@ def _kernels(
     spectra: dict[str, Spectrum] = {}
     for name, block in kernel.layers.items():
         bar.set_description(f"eigenvalues of {name}")
-        spectra[name] = _on_cpu(_block_spectrum(block, rtols[-1], thresholds[rtols[-1]], seed))
+        spectra[name] = _on_cpu(_block_spectrum(block, rtols[-1], tuple(thresholds.values()), seed, shown))
         bar.update()
     bounds = tuple(_bounds(whole, list(spectra.values()), rtol, tau) for rtol, tau in thresholds.items())
     blocks = tuple(kernel_spectrum(name, spectrum, thresholds) for name, spectrum in spectra.items())
@@ -498,8 +500,8 @@ def _on_cpu(spectrum: Spectrum) -> Spectrum:
     return replace(spectrum, eigenvalues=spectrum.eigenvalues.cpu())
 
 
-def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectrum:
-    """Return the eigenvalues of one layer's kernel ``G G^T``, known at ``level``: those of ``G^T G`` where G is thin.
+def _block_spectrum(block: NTK, rtol: float, levels: tuple[float, ...], seed: int, progress: bool) -> Spectrum:
+    """Return the eigenvalues of one layer's kernel ``G G^T``, known at ``levels``: those of ``G^T G`` where G is thin.
 
     G is the layer's Jacobians of all outputs side by side; its square has to fit the budget. Columns of zeros do not
     count: the head of a network with several outputs has mostly those.
@@ -520,7 +522,7 @@ def _block_spectrum(block: NTK, rtol: float, level: float, seed: int) -> Spectru
             trace = float(eigenvalues.sum())
             exact = Spectrum(eigenvalues, None, found.error, found.error, n, trace, alive, rtol, "gram")
             return exact.with_jacobian_error(block.jacobian_error)
-    return block.spectrum(rtol, seed=seed, progress=False, levels=(level,) if level > 0 else ())
+    return block.spectrum(rtol, seed=seed, progress=progress, levels=levels if min(levels) > 0 else ())
 
 
 def _bounds(whole: Spectrum, blocks: Sequence[Spectrum], rtol: float, tau: float) -> BlockBounds:

@@ -16,7 +16,6 @@ from inrfast.linalg.counted import check_diagonal
 from inrfast.linalg.eigenvalues import LEAST_RTOL, DenseableOperator, check_levels, counts
 from inrfast.linalg.operators import (
     ASYMMETRY,
-    NEGLIGIBLE,
     UNIT,
     DenseOperator,
     check_semidefinite,
@@ -85,7 +84,7 @@ def numerical_rank(
 
     Notes
     -----
-    From order 1,024 on the eigenvalues of a kernel are counted, not computed: by pivoted Cholesky where few are large,
+    From order 2,048 on the eigenvalues of a kernel are counted, not computed: by pivoted Cholesky where few are large,
     otherwise by factorisations of ``K - level I``, whatever the rank.
 
     Examples
@@ -127,7 +126,7 @@ def _of_operator(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]
         spectrum = counts(operator, wanted, operator.shape[0], budget, levels=levels)
         if len(spectrum.eigenvalues) == spectrum.size:
             smallest = float(spectrum.eigenvalues[-1])
-            check_semidefinite(smallest, NEGLIGIBLE * float(spectrum.eigenvalues.abs().max()) + spectrum.lower_error)
+            check_semidefinite(smallest, ROUNDED * float(spectrum.eigenvalues.abs().max()) + spectrum.lower_error)
     if levels:
         return tuple(spectrum.count_above(level) for level in levels)
     return tuple(spectrum.rank(rtol) for rtol in rtols)
@@ -159,6 +158,9 @@ def _of_matrix(
 
 OFFERED = ("device", "partition", "matrix_error", "jacobian_error", "diagonal", "columns", "submatrix", "blocks_")
 """What makes an object a :class:`inrfast.linalg.operators.SymmetricOperator`."""
+
+ROUNDED = 1e-5
+"""Size of a negative eigenvalue, relative to the largest, that rounding of entries to fp32 may have left."""
 
 MATRICES = 4
 """Matrices of the operator's order in memory while it is written down and made symmetric."""

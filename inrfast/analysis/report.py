@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from inrfast.analysis.proofs import RankProof, proof
 from inrfast.analysis.report_text import findings, table
 from inrfast.errors import ResolutionError
 from inrfast.files import write_whole
@@ -153,6 +154,8 @@ class KernelSpectrum:
     trace, stable_rank, effective_rank
         ``trace / lambda_1`` and ``exp`` of the entropy of ``lambda / trace``, relative to this kernel's own values; the
         latter is None where too much of the trace lies in eigenvalues that were not computed.
+    proofs
+        How each rank was found, and how probable it is that its interval is wrong; none in reports of earlier versions.
     """
 
     name: str
@@ -165,6 +168,7 @@ class KernelSpectrum:
     trace: float
     stable_rank: float
     effective_rank: float | None
+    proofs: tuple[RankProof, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -300,7 +304,8 @@ class DiagnosisReport:
         """Return a figure of the report; with ``path`` (.png, .pdf, .svg), also write it there, whole or not at all.
 
         From the left: ranks of the representations against the tolerance; singular values of the representations
-        (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks.
+        (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks, with the
+        intervals of the kernel's ranks at the tolerances as black bars.
         """
         from inrfast.analysis.report_figure import draw  # matplotlib takes long to import, and most draw nothing
 
@@ -344,6 +349,7 @@ def kernel_spectrum(name: str, spectrum: Spectrum, thresholds: Mapping[float, fl
         trace=spectrum.trace,
         stable_rank=0.0 if zero else spectrum.stable_rank(),
         effective_rank=0.0 if zero else _effective_rank(spectrum),
+        proofs=tuple(proof(spectrum, tau, rtol) for rtol, tau in thresholds.items()),
     )
 
 
@@ -363,5 +369,6 @@ def _build(kind: Any, data: Any) -> Any:
         return tuple(_build(get_args(kind)[0], entry) for entry in data)
     if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
-        return kind(**{field.name: _build(hints[field.name], data[field.name]) for field in fields(kind)})
+        given = [field.name for field in fields(kind) if field.name in data or field.default is MISSING]
+        return kind(**{name: _build(hints[name], data[name]) for name in given})
     return data

@@ -59,6 +59,10 @@ def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure
         right.axhline(error / largest, color="grey", linestyle=":", linewidth=1)
         said = {"transform": right.get_yaxis_transform(), "color": "grey", "fontsize": 9, "va": "bottom"}
         right.text(0.02, error / largest, "certified error of the NTK's", **said)
+    if largest > 0:  # intervals of the NTK's ranks: wide bars, or single marks on the curve
+        for rank in kernel.whole.ranks:
+            if rank.upper > 0:
+                right.plot([max(rank.lower, 1), rank.upper], [rank.rtol] * 2, color="black", marker="|", linewidth=3)
     figure.suptitle(network_name(report.network), fontsize=12)
     if path is not None:
         plots.save(figure, path)

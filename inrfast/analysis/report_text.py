@@ -10,7 +10,7 @@ from inrfast.activations import shown
 from inrfast.encodings import described
 
 if TYPE_CHECKING:
-    from inrfast.analysis.report import DiagnosisReport, MatrixSpectrum, Sensitivity
+    from inrfast.analysis.report import DiagnosisReport, KernelDiagnosis, MatrixSpectrum, Sensitivity
 
 COLUMNS = 100
 """Width of the text."""
@@ -145,6 +145,8 @@ def findings(report: DiagnosisReport) -> list[str]:
     ]
     kernel = report.kernel
     first, last = kernel.whole.ranks[0], kernel.whole.ranks[-1]
+    proven = _proven(kernel)
+    found += [proven] if proven else []
     found.append(
         f"The NTK has {first} eigenvalues above {_tolerance(first.rtol)} lambda_1, {last} above "
         f"{_tolerance(last.rtol)} ({kernel.label})."
@@ -155,6 +157,20 @@ def findings(report: DiagnosisReport) -> list[str]:
         + (f"are violated at {', '.join(broken)}." if broken else "hold at every tolerance.")
     )
     return [sentence for sentence in found if sentence]
+
+
+def _proven(kernel: KernelDiagnosis) -> str:
+    """Say which ranks of the kernel and its blocks rest on random starts, by which method, and how surely they hold."""
+    at: dict[str, list[str]] = {}
+    for k in (kernel.whole, *kernel.blocks):
+        places: dict[str, list[str]] = {}
+        for rank, proof in zip(k.ranks, k.proofs, strict=False):
+            if proof.failure:
+                places.setdefault(str(proof), []).append(_tolerance(rank.rtol))
+        for how, tolerances in places.items():
+            at.setdefault(how, []).append(f"{'NTK' if k is kernel.whole else k.name} at {', '.join(tolerances)}")
+    told = (f"{'; '.join(names)} ({how})" for how, names in at.items())
+    return f"Ranks by certificates of a random start: {'; '.join(told)}." if at else ""
 
 
 def _narrowest(report: DiagnosisReport) -> str:

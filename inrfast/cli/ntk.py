@@ -20,7 +20,7 @@ from inrfast.errors import nearest
 from inrfast.files import shown, whole_file
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
-from inrfast.spelling import path, shape, share, whole
+from inrfast.spelling import level, path, shape, share, whole
 
 if TYPE_CHECKING:
     from inrfast.tangent.local import NTK
@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
         "print the cost, trace, Frobenius norm and ranks of a tangent kernel, or write the kernel itself",
         "  inrfast ntk --grid 64x64\n"
         "  inrfast ntk --grid 48x48 --rtols 1e-2 1e-4 1e-6 --activation sine --init siren\n"
+        "  inrfast ntk --grid 96x96 --activation gaussian --rtols 1e-4 --method inertia\n"
         "  inrfast ntk --grid 64x64 --out kernel.npy\n",
     )
     parser.add_argument("--grid", type=shape, default="64x64", help="points per axis (default: %(default)s)")
@@ -45,6 +46,10 @@ def add(commands: Any) -> None:
     parser.add_argument("--output", type=_output, default="trace", help="trace, full, or an output's number (trace)")
     parser.add_argument("--precision", default="high", help="highest, high or medium (default: %(default)s)")
     parser.add_argument("--rtols", type=share, nargs="+", help="print ranks at these tolerances, as intervals")
+    parser.add_argument("--levels", type=level, nargs="+", help="print the numbers of eigenvalues above these numbers")
+    parser.add_argument(
+        "--method", help="auto, dense, cholesky, lanczos, quadrature or inertia: how they are found (auto)"
+    )
     parser.add_argument("--out", type=path, help="write the dense kernel to this .npy file")
 
 
@@ -67,16 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.quiet:
         say(str(cost))
     # First what may be refused for its size, before the long computations.
-    ranks, note = [], ""
-    if arguments.rtols:
-        with bar(arguments, "the spectrum"):
-            spectrum = kernel.spectrum(min(arguments.rtols), progress=progress(arguments))
-        note = spectrum.note
-        if spectrum.method == "dense":
-            ranks = [asdict(spectrum.rank(rtol)) for rtol in arguments.rtols]
-        else:  # report the interval even if it is wide
-            largest = float(spectrum.eigenvalues[0])
-            ranks = [asdict(spectrum.count_above(rtol * largest, rtol)) for rtol in arguments.rtols]
+    ranks, counts, notes = _counted(kernel, arguments)
     with at_work("computing the kernel's norms", arguments.quiet):
         trace, frobenius = float(kernel.trace()), float(kernel.frobenius())
     found = {
@@ -89,7 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
         "trace": trace,
         "frobenius": frobenius,
         "ranks": ranks,
-        "note": note,
+        "counts": counts,
+        "note": "; ".join(notes),
         "out": None if arguments.out is None else str(arguments.out),
     }
     if arguments.out is not None:
@@ -98,11 +95,46 @@ def run(arguments: argparse.Namespace) -> int:
             _write_dense(kernel, arguments.out)
     lines = [f"kernel     {kernel.shape[0]:,} x {kernel.shape[1]:,}, output {arguments.output}, {arguments.precision}"]
     lines += [f"trace      {found['trace']:.6g}", f"Frobenius  {found['frobenius']:.6g}"]
-    lines += [f"rank       {_interval(rank)} at lambda/lambda_1 > {rank['rtol']:g}" for rank in ranks]
-    lines += [f"by         {note}"] if note else []
+    lines += [f"rank       {_interval(rank)} at lambda/lambda_1 > {rank['rtol']:g}{_by(rank)}" for rank in ranks]
+    lines += [f"count      {_interval(count)} at lambda > {count['level']:g}{_by(count)}" for count in counts]
+    lines += [f"by         {note}" for note in notes]
     lines += [] if arguments.out is None else [f"wrote      {arguments.out} ({format_bytes(cost.dense_bytes)})"]
     print_result(arguments, found, "\n".join(lines))
     return 0
+
+
+def _counted(kernel: NTK, arguments: argparse.Namespace) -> tuple[list[Any], list[Any], list[str]]:
+    """Return the ranks at ``--rtols``, the counts above ``--levels``, and why they were found in this way."""
+    from inrfast.analysis.proofs import proof
+
+    if arguments.method is not None and not (arguments.rtols or arguments.levels):
+        raise ValueError("--method needs --rtols or --levels: without one of them nothing is counted")
+    options: dict[str, Any] = {"method": arguments.method or "auto", "seed": arguments.seed}
+    options["progress"] = progress(arguments)
+    ranks, counts, notes = [], [], []
+    if arguments.rtols:
+        with bar(arguments, "the spectrum"):
+            spectrum = kernel.spectrum(arguments.rtols, **options)
+        notes.append(spectrum.note)
+        for rtol in arguments.rtols:
+            threshold = rtol * float(spectrum.eigenvalues[0])
+            # Report the interval even if it is wide, but of a dense kernel, which has no finer one.
+            found = spectrum.rank(rtol) if spectrum.method == "dense" else spectrum.count_above(threshold, rtol)
+            ranks.append(asdict(found) | asdict(proof(spectrum, threshold, rtol)))
+    if arguments.levels:
+        with bar(arguments, "the spectrum"):
+            spectrum = kernel.spectrum(levels=arguments.levels, **options)
+        notes.append(spectrum.note)
+        for threshold in arguments.levels:
+            found = spectrum.count_above(threshold)
+            entry = {"lower": found.lower, "upper": found.upper, "level": threshold}
+            counts.append(entry | asdict(proof(spectrum, threshold)))
+    return ranks, counts, [note for note in dict.fromkeys(notes) if note]
+
+
+def _by(count: dict[str, Any]) -> str:
+    """Return in words by what a count holds but for a probability; empty for one that holds without."""
+    return f" (by {count['method']}; failure {count['failure']:.1g})" if count["failure"] else ""
 
 
 def _output(text: str) -> str | int:

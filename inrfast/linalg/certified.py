@@ -302,6 +302,12 @@ def _grow(
             allowed = demand.hope(largest) if pairs else demand.allowed_error(factor.eigenvalues().cpu())
             if estimate > TIGHT * allowed:
                 continue
+        if verdict and alternative is not None and alternative.whole:  # the residual's trace is a bound for nothing
+            return (
+                factor.eigenvalues(),
+                SpectralBounds(-factor.shortfall(), factor.trace, 0.0, factor.trace, 0.0, 0),
+                verdict,
+            )
         attempts += 1
         bar.set_postfix_str("bounding the rest")
         bounds = _bounds(factor, attempts, seed, _stop(allowed, last))

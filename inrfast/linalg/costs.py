@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CERTIFICATE = 16384
-"""FLOP per entry of the lower half that proving a factorisation takes: some hundred products with blocks of vectors,
-which memory limits. At order 16,384 as much as the factorisation itself."""
+CERTIFICATE = 24576
+"""FLOP per entry of the lower half that a proof takes, of a factorisation, of a pivoted factor or of lambda_1: some
+hundred products with vectors, which memory limits. At order 16,384 half as much again as the factorisation itself."""
 
 DENSE = 15.0
 """Cost of LAPACK's eigenvalues, relative to the products of one factorisation: fp64, and half of it limited by
@@ -22,9 +22,6 @@ SPENT = 0.1
 """No prediction is heard before the pivots have cost this share of the alternative: the decay shows only then, and
 little is lost if they have to give way."""
 
-PREFERRED = 2.0
-"""Pivots, which list eigenvalues beside counting them, may cost this many times as much as the alternative."""
-
 
 def pivots_flops(order: int, rank: float) -> float:
     """Return the cost of a pivoted Cholesky factor and its eigenvalues: subtracting columns, and the Gram matrix."""
@@ -32,8 +29,8 @@ def pivots_flops(order: int, rank: float) -> float:
 
 
 def factorisation_flops(order: int, levels: int) -> float:
-    """Return the cost of one certified factorisation a level."""
-    return levels * (order**3 + CERTIFICATE * order**2) / 3
+    """Return the cost of lambda_1 and of one certified factorisation a level."""
+    return (levels * (order**3 + CERTIFICATE * order**2) + CERTIFICATE * order**2) / 3
 
 
 def dense_flops(order: int) -> float:
@@ -53,11 +50,14 @@ class Alternative:
         Cost of the alternative.
     name
         In words.
+    whole
+        Whether it computes all eigenvalues, so that nothing of the pivots is worth keeping.
     """
 
     order: int
     flops: float
     name: str
+    whole: bool = False
 
     def verdict(self, rank: int, needed: float, most: int) -> str:
         """Return why pivots should give way, in words; empty if they should not.
@@ -78,6 +78,6 @@ class Alternative:
         wanted = f"after {rank:,} of them some {needed:,.0f} pivots seem to be needed"
         if needed > most:
             return f"{wanted}, and {most:,} fit the budget"
-        if pivots_flops(self.order, needed) - spent > PREFERRED * self.flops:
+        if pivots_flops(self.order, needed) - spent > self.flops:
             return f"{wanted}, which costs more than {self.name}"
         return ""

@@ -14,10 +14,9 @@ import torch
 
 from inrfast.linalg.block_ldl import bytes_needed
 from inrfast.linalg.certified import Ranks
-from inrfast.linalg.inertia import DTYPES, MOST, certified_counts
+from inrfast.linalg.inertia import DTYPES, HOPE, MOST, SMALL, VECTORS, certified_counts
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
-from inrfast.linalg.norm_bounds import BLOCK
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.memory import require
@@ -29,13 +28,13 @@ TOLERATED = 1.5
 """Share of the demanded width up to which an interval passes: rounding is added to one that just met the demand."""
 
 
-BLOCKS = 8
-"""Blocks of vectors in memory beside the factor and the vectors of the Krylov basis."""
+def counts_bytes(order: int, device: torch.device, rtol: float = 1.0, processes: int = 1) -> int:
+    """Return the bytes that a certified count takes at least, in all processes, with a factor in fp32 if that may do.
 
-
-def counts_bytes(order: int, precision: str, device: torch.device) -> int:
-    """Return the bytes that a certified count takes with a factor of this precision."""
-    return bytes_needed(order, DTYPES[precision], device) + 8 * order * (MOST + BLOCKS * BLOCK)
+    It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
+    """
+    dtype = DTYPES["high" if order >= SMALL and rtol >= HOPE else "highest"]
+    return bytes_needed(order, dtype, device, processes=processes) + 8 * order * min(order, VECTORS * MOST)
 
 
 def counted_spectrum(
@@ -72,9 +71,9 @@ def counted_spectrum(
     """
     n = shape_of(operator)
     require(
-        counts_bytes(n, "high", operator.device),
+        counts_bytes(n, operator.device, min(demand.rtols, default=1.0), operator.partition.processes),
         budget,
-        f"a factorisation of order {n} in single precision",
+        f"a certified count of order {n}",
         "raise memory_budget, take fewer points, or use method='cholesky' or 'quadrature'",
     )
     rtol = min(demand.rtols, default=UNIT)
@@ -104,7 +103,7 @@ def with_counts(
     if float(found.eigenvalues[0]) < low:
         found = replace(found, eigenvalues=torch.cat([found.eigenvalues.new_tensor([low]), found.eigenvalues[1:]]))
     error = operator.jacobian_error
-    slack = found.with_jacobian_error(error).slack + MARGIN
+    slack = 2 * found.with_jacobian_error(error).slack + MARGIN  # for levels that stand for multiples of lambda_1
     levels = sorted(set(demand.absolute(float(found.eigenvalues[0]))), reverse=True)
     spans = [_span(level, slack, error) for level in levels]
     asked = [span for span in spans if 0 < span[0] <= high]

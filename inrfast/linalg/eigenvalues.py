@@ -10,12 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import NotAvailableError, ResolutionError, check_choice, check_float, check_int, check_seed
+from inrfast.errors import (
+    MemoryBudgetError,
+    NotAvailableError,
+    ResolutionError,
+    check_choice,
+    check_float,
+    check_int,
+    check_seed,
+)
 from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
 from inrfast.linalg.costs import Alternative, dense_flops, factorisation_flops
 from inrfast.linalg.counted import counted_spectrum, counts_bytes, unresolved, with_counts
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
-from inrfast.linalg.operators import SymmetricOperator, product_error
+from inrfast.linalg.operators import DenseOperator, SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import format_bytes, require
@@ -25,9 +33,8 @@ METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia")
 SMALL = 4096
 """Order up to which ``"auto"`` computes all eigenvalues: some ten seconds on two cores."""
 
-FEW = 1024
-"""Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a factorisation and
-its certificate."""
+FEW = 2048
+"""Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a certificate."""
 
 DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
@@ -121,9 +128,15 @@ def counts(
 ) -> Spectrum:
     """Return a spectrum for counts alone, as :func:`spectrum` does where ``method="auto"``.
 
-    All eigenvalues are computed up to order :data:`FEW` only: from there on counting costs less.
+    All eigenvalues are computed up to order :data:`FEW` only: from there on counting costs less. Of a dense matrix,
+    whose entries cost nothing, no pivots are taken: rounding may have left it slightly indefinite.
     """
-    return spectrum(operator, rtol, None, "auto", False, rank_bound, budget, seed, progress, levels, FEW)
+    method = "auto"
+    if isinstance(operator, DenseOperator) and operator.shape[0] > FEW:
+        demand = Ranks((), check_levels("levels", levels)) if levels else Ranks(check_rtols("rtol", rtol))
+        way = _alternative(operator, demand, budget)
+        method = "dense" if way is not None and way.whole else "inertia"
+    return spectrum(operator, rtol, None, method, False, rank_bound, budget, seed, progress, levels, FEW)
 
 
 def check_rtols(argument: str, given: Any) -> tuple[float, ...]:
@@ -182,15 +195,17 @@ def _counted_at_any_rank(
     if left.absolute(1.0) and alternative is not None:
         alternative = _alternative(operator, left, budget)
         assert alternative is not None
-        reason = verdict or _resolved(exact)
-        note += f"; {reason}: {alternative.name} {_told(left)}"
-        if alternative.name == DENSE:
+        told = f"{note}; {verdict or _resolved(exact)}: {alternative.name} {_told(left)}"
+        if alternative.whole:
             found = dense_spectrum(operator.to_dense(), operator.matrix_error, rtol, rank_bound)
-        else:
+            return replace(found.with_jacobian_error(error), note=told)
+        try:
             found = with_counts(found, operator, left, budget, seed, progress)
-        return replace(found.with_jacobian_error(error), note=note)
+        except MemoryBudgetError as refused:  # in fp64, which a low level takes
+            return _estimated(operator, exact, note, budget, seed, progress, refused.needed)
+        return replace(found.with_jacobian_error(error), note=told)
     if exact.floor > min(demand.rtols, default=rtol):
-        return _estimated(operator, exact, note, budget, seed, progress)
+        return _estimated(operator, exact, note, budget, seed, progress, _proof_bytes(operator, demand))
     return replace(exact, note=note)
 
 
@@ -212,17 +227,32 @@ def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alt
     """Return the cheapest way beside pivots that fits the budget."""
     n = operator.shape[0]
     fitting = []
-    if counts_bytes(n, "high", operator.device) <= budget:
+    if _proof_bytes(operator, demand) <= budget:
         fitting.append(Alternative(n, factorisation_flops(n, len(demand.absolute(1.0))), FACTORISED))
     if n <= DENSE_LIMIT and _dense_bytes(n, False) <= budget:
-        fitting.append(Alternative(n, dense_flops(n), DENSE))
+        fitting.append(Alternative(n, dense_flops(n), DENSE, whole=True))
     return min(fitting, key=lambda way: way.flops, default=None)
 
 
+def _proof_bytes(operator: SymmetricOperator, demand: Ranks) -> int:
+    """Return the bytes with which factorisations prove counts."""
+    rtol = min(demand.rtols, default=1.0)
+    return counts_bytes(operator.shape[0], operator.device, rtol, operator.partition.processes)
+
+
 def _estimated(
-    operator: SymmetricOperator, found: Spectrum, note: str, budget: int, seed: int, progress: bool | None
+    operator: SymmetricOperator,
+    found: Spectrum,
+    note: str,
+    budget: int,
+    seed: int,
+    progress: bool | None,
+    proof: int | None = None,
 ) -> Spectrum:
-    """Return a spectrum whose pivots do not resolve what was asked, with estimates beside it if they fit."""
+    """Return a spectrum whose pivots do not resolve what was asked, with estimates beside it if they fit.
+
+    ``proof`` is the budget with which factorisations would prove counts.
+    """
     n = operator.shape[0]
     note += f"; {_resolved(found)}, "
     held = 0 if found.eigenvectors is None else found.eigenvectors.nbytes
@@ -232,9 +262,8 @@ def _estimated(
         note += f"a stochastic quadrature estimates counts: {counts.resolution()}"
     else:
         note += f"and a quadrature for estimates would take {format_bytes(quadrature_bytes(n))} of the budget"
-    needed = counts_bytes(n, "high", operator.device)
-    if needed > budget:
-        note += f"; a factorisation of K - level I would prove them with {format_bytes(needed)} of the budget"
+    if proof is not None:
+        note += f"; factorisations of K - level I would prove them with {format_bytes(proof)} of the budget"
     return replace(found, note=note)
 
 

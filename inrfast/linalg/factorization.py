@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed, room
 from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
@@ -258,7 +258,9 @@ class Factorization:
 
     def _warn_of_rounding(self, growth: Tensor) -> None:
         """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
-        change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
+        operator = self._operator
+        trace = float(operator.partition.total(operator.diagonal().abs().sum()))  # at least the norm of a kernel
+        change = UNIT * trace * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
                 f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
@@ -378,7 +380,7 @@ class Factorization:
         measured = "_residual" in vars(self)
         residual = f"{self.residual:.2e}" if measured else "not measured yet"
         return (
-            f"Factorization(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
+            f"{type(self).__name__}(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
             f"positive={self.positive}, negative={self.negative}, residual={residual}, {format_bytes(self.nbytes)})"
         )
 
@@ -398,7 +400,7 @@ def factorize(
     seed = check_seed("seed", seed)
     dtype = PRECISIONS[precision]
     if out is None:
-        with _file_told(operator, shift, budget):
+        with _file_told(operator, shift, dtype, budget):
             ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
         return Factorization(operator, ldl, precision, budget - ldl.nbytes, seed, progress)
     ldl = stored_ldl(operator, shift, dtype, out, budget=budget, progress=progress)
@@ -406,14 +408,16 @@ def factorize(
 
 
 @contextmanager
-def _file_told(operator: SymmetricOperator, shift: float, budget: int) -> Iterator[None]:
+def _file_told(operator: SymmetricOperator, shift: float, dtype: torch.dtype, budget: int) -> Iterator[None]:
     """Say in the error of a factor beyond the budget that a file can hold it, where that is so."""
     try:
         yield
     except MemoryBudgetError as error:
         if error.needed is None or operator.device.type != "cpu" or not operator.partition.whole:
             raise
-        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file"
+        disk, memory = room(operator.shape[0], dtype, operator.device)
+        sizes = f"{format_bytes(disk)} and more of a disk and {format_bytes(memory)} of memory"
+        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file, with {sizes}"
         raise over_budget(error.needed, budget, error.what, instead) from None
 
 

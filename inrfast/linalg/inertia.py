@@ -417,8 +417,8 @@ def _between(
     if not (bool(torch.isfinite(T).all()) and bool(torch.isfinite(F).all())):
         return 0, n
     half = half * (1 + split.skew) + eta + 16 * j * UNIT * float(T.norm() + F.norm())
-    least = int((torch.linalg.eigvalsh(T - F) > half).sum())
-    most = int((torch.linalg.eigvalsh(T + F) > -half).sum())
+    counts = (torch.linalg.eigvalsh(T - F) > half).sum(), (torch.linalg.eigvalsh(T + F) > -half).sum()
+    least, most = partition.agree(torch.stack(counts).to(U.device)).tolist()
     return split.positive + least, split.positive + most
 
 
@@ -479,9 +479,9 @@ def certified_counts(
     return [found[number] for number in range(len(levels))]
 
 
-def counts_bytes(order: int, precision: str, device: torch.device) -> int:
-    """Return the budget with which :func:`certified_counts` runs at a precision."""
-    return bytes_needed(order, DTYPES[precision], device) + _vector_bytes(order)
+def counts_bytes(order: int, precision: str, device: torch.device, processes: int = 1) -> int:
+    """Return the budget with which :func:`certified_counts` runs at a precision, in all processes together."""
+    return bytes_needed(order, DTYPES[precision], device, processes=processes) + _vector_bytes(order)
 
 
 def _vector_bytes(order: int) -> int:

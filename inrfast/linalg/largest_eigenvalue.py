@@ -4,10 +4,10 @@ Block Krylov from a random block W of k columns gives an orthonormal V whose spa
 values theta_i, residuals of size rho_i, and C, the restriction of K to V's complement. ``lambda_1 >= theta_1``. Above
 there are two bounds, and the smaller one counts:
 
-- Where ``s > |C|``, ``s I - K`` is positive semidefinite if its Schur complement is, ``s I - H - R^T (s - C)^-1 R``: so
-  ``lambda_1 <= s`` for every s with ``lambda_max(diag(theta) + rho rho^T / (s - |C|)) <= s``. With a gap that is
-  ``theta_1 + rho_1^2 / (theta_1 - |C|)``, quadratic in the residual. ``|C|`` is bounded from a new random block
-  (:mod:`inrfast.linalg.norm_bounds`).
+- Where ``C <= c < s``, ``s I - K`` is positive semidefinite if its Schur complement is, ``s I - H - R^T (s - C)^-1 R``:
+  so ``lambda_1 <= s`` for every s with ``lambda_max(diag(theta) + rho rho^T / (s - c)) <= s``. With a gap that is about
+  ``theta_1 + rho_1^2 / (theta_1 - c)``, quadratic in the residual. Lanczos from a new random start bounds C
+  (:func:`inrfast.linalg.lanczos.spectral_bounds`).
 - With a unit eigenvector x of lambda_1, ``x^T V (lambda_1 - H) = x^T R``. V holds W, so
   ``|x^T V| >= max_i |x . w_i| / |w_i|``, which is at least ``e / max_i |w_i|`` except with probability
   ``(e sqrt(2 / pi))^k``: ``lambda_1 <= theta_1 + |R| max_i |w_i| / e``. That is what an operator with few different
@@ -26,21 +26,23 @@ from torch import Tensor
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.linalg.inertia import EVENTS, WHOLE, ProductErrors, certified_counts, noise, product_errors
-from inrfast.linalg.lanczos import FAILURE, KrylovBasis
-from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
+from inrfast.linalg.lanczos import FAILURE, KrylovBasis, SpectralBounds, spectral_bounds
 from inrfast.linalg.operators import UNIT, SymmetricOperator
 
-STEPS = 40
+WIDTH = 2
+"""Vectors per block: products cost as much as their columns, and two find a double eigenvalue."""
+
+STEPS = 80
 """Products of blocks at most."""
 
-ACCURACY = 1e-11
-"""Relative width that is aimed at where there is a gap."""
+ACCURACY = 1e-8
+"""Relative width that is aimed at."""
 
-GAP = 0.3
-"""Size of the ninth Ritz value, relative to the first, up to which the rest may be bounded below the first."""
+OTHERS = 32
+"""Products of a vector at most for the bound on the rest: it is then some ten percent above the norm."""
 
-CLOSE = 1e-9
-"""Relative residual of the first pair from which it gains nothing by another product, gap or not."""
+CLOSE = 1e-5
+"""Relative residual of the first pair from which a factorisation proves more than another product, without a gap."""
 
 NARROW = 1e-7
 """Relative width up to which nothing is factored."""
@@ -74,16 +76,15 @@ def largest_eigenvalue(
     if operator.shape[0] <= WHOLE:
         return _of_small(operator, errors)
     basis, longest = _krylov(operator, errors, seed + 1)
-    values, _, residuals = basis.ritz()
-    values, residuals = operator.partition.agree(values).cpu(), operator.partition.agree(residuals).cpu()
-    own = _error(operator, basis, errors)
+    values, residuals = _ritz(basis)
+    own = _error(operator, basis, float(values[0]), errors)
     low = float(values[0]) - own
     residuals = residuals + own
-    spread = each ** (1 / BLOCK) * math.sqrt(math.pi / 2) / longest - noise(operator.shape[0])
+    spread = each ** (1 / WIDTH) * math.sqrt(math.pi / 2) / longest - noise(operator.shape[0])
     linear = float(values[0]) + own + float(residuals.norm()) / spread if spread > 0 else math.inf
     if linear - low <= NARROW * low:
         return low, linear
-    inner = _complement_norm(operator, basis.vectors[:, : basis.size], errors, low / 2, each, seed + 2)
+    inner = _complement_bound(operator, basis.vectors[:, : basis.size], errors, low, each, seed + 2)
     high = min(linear, _quadratic(values + own, residuals, inner))
     if high - low > NARROW * abs(low):
         low, high = _by_factors(operator, low, high, budget, seed + 3, each, progress)
@@ -104,33 +105,37 @@ def _of_small(operator: SymmetricOperator, errors: ProductErrors) -> tuple[float
 def _krylov(operator: SymmetricOperator, errors: ProductErrors, seed: int) -> tuple[KrylovBasis, float]:
     """Return a Krylov basis whose first Ritz pair is good, and the length of the longest vector of the start."""
     partition, like, n = operator.partition, operator.diagonal(), operator.shape[0]
-    start = partition.random(BLOCK, seed, like)
-    room = min(STEPS * BLOCK, n - n % BLOCK)
-    basis = KrylovBasis(start, room, errors.matrix + errors.sums, partition)
+    start = partition.random(WIDTH, seed, like)
+    basis = KrylovBasis(start, min(STEPS * WIDTH, n - n % WIDTH), errors.matrix + errors.sums, partition)
     while not basis.full:
         basis.step(operator @ basis.next)
-        values, _, residuals = basis.ritz()
-        values, residuals = partition.agree(values).cpu(), partition.agree(residuals).cpu()
+        values, residuals = _ritz(basis)
         largest, own = float(values[0]), float(residuals[0])
-        apart = float(values[BLOCK:].amax()) < GAP * largest if len(values) > BLOCK else float(residuals.max()) == 0
-        if own <= CLOSE * largest or (apart and own <= math.sqrt(ACCURACY) * largest):
+        left = values[residuals > 0.1 * values.abs()]  # what the complement has is about the first of these
+        gap = largest - 1.25 * float(left.amax()) if len(left) > 0 else largest
+        if own <= CLOSE * largest or own * own <= ACCURACY / 4 * largest * gap:
             break
     return basis, float(partition.norm(start).max())
 
 
-def _error(operator: SymmetricOperator, basis: KrylovBasis, errors: ProductErrors) -> float:
+def _ritz(basis: KrylovBasis) -> tuple[Tensor, Tensor]:
+    """Return Ritz values, descending, and the norms of their residuals, the same numbers in every process."""
+    values, _, residuals = basis.ritz()
+    return basis.partition.agree(values).cpu(), basis.partition.agree(residuals).cpu()
+
+
+def _error(operator: SymmetricOperator, basis: KrylovBasis, largest: float, errors: ProductErrors) -> float:
     """Return a bound on the error of a Ritz value, and of a residual."""
     V, n = basis.vectors[:, : basis.size], operator.shape[0]
     gram = operator.partition.total(V.t() @ V)
     skew = float((gram - torch.eye(basis.size, dtype=V.dtype, device=V.device)).norm()) + basis.size * noise(n)
-    largest = float(operator.partition.agree(basis.ritz()[0])[0])
     return errors.matrix + math.sqrt(basis.size) * errors.sums + 4 * skew * abs(largest)
 
 
-def _complement_norm(
-    operator: SymmetricOperator, V: Tensor, errors: ProductErrors, below: float, failure: float, seed: int
+def _complement_bound(
+    operator: SymmetricOperator, V: Tensor, errors: ProductErrors, largest: float, failure: float, seed: int
 ) -> float:
-    """Return a bound on the norm of the operator's restriction to the complement of V's span; ``below`` suffices."""
+    """Return an upper bound on the spectrum of the operator's restriction to the complement of V's span."""
     partition = operator.partition
 
     def restricted(W: Tensor) -> Tensor:
@@ -138,13 +143,12 @@ def _complement_norm(
         W = operator @ W
         return W - V @ partition.total(V.t() @ W)
 
-    def enough(bound: NormBound) -> bool:
-        return bound.upper < below
+    def enough(bounds: SpectralBounds) -> bool:
+        return bounds.upper < 0.6 * largest or bounds.inner_upper > 0.99 * largest
 
     flaw = 8 * V.shape[1] * noise(operator.shape[0])
-    found = norm_bound(
-        restricted, operator.diagonal(), partition, failure, seed, errors.sums + flaw * errors.norm, 4, enough
-    )
+    error, like = errors.sums + flaw * errors.norm, operator.diagonal()
+    found = spectral_bounds(restricted, like, OTHERS, failure, seed, error, enough, partition=partition)
     return found.upper + errors.matrix
 
 

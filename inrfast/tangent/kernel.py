@@ -25,6 +25,7 @@ from inrfast.modes import methods_in_own_modes
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
 from inrfast.tangent.kernel_operator import KernelOperator
+from inrfast.tangent.scipy_operator import as_scipy
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import RANGE, check_range, surely_held
 from inrfast.tangent.target import as_target
@@ -382,7 +383,7 @@ class TangentKernel:
         seed: int = 0,
         progress: bool | None = False,
     ) -> Spectrum:
-        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 1,024 only.
+        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 2,048 only.
 
         Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
         """
@@ -515,6 +516,8 @@ class TangentKernel:
             The factor exceeds the budget; raised before it is allocated, with what fits.
         ValueError, TypeError
             Bad arguments; a kernel with ``coords2``; a file of another factorisation.
+        RangeError
+            Entries are beyond the range of ``precision``.
         NotAvailableError, OSError
             ``out`` on a GPU or of a shared kernel; a full disk, or a file that another process is writing.
 
@@ -550,27 +553,7 @@ class TangentKernel:
 
         Complex vectors are multiplied part by part.
         """
-
-        from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
-
-        def forward(kernel: TangentKernel) -> Callable[[np.ndarray], np.ndarray]:
-            def apply(v: np.ndarray) -> np.ndarray:
-                if np.iscomplexobj(v):
-                    return apply(v.real) + 1j * apply(v.imag)
-                return (kernel @ torch.from_numpy(np.array(v)).to(kernel.device, kernel.dtype)).cpu().numpy()
-
-            return apply
-
-        transposed = self._transposed()
-        dtype = np.float64 if self.dtype == torch.float64 else np.float32
-        return LinearOperator(
-            self.shape,
-            matvec=forward(self),
-            matmat=forward(self),
-            rmatvec=forward(transposed),
-            rmatmat=forward(transposed),
-            dtype=dtype,
-        )
+        return as_scipy(self, self._transposed())
 
     def _transposed(self) -> TangentKernel:
         """Return the kernel with its sides exchanged."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
-from inrfast.errors import check_float, check_int, check_seed, check_takes
-from inrfast.linalg.spectrum import RankInterval
+from inrfast.errors import ResolutionError, check_float, check_int, check_seed, check_takes
+from inrfast.linalg import eigenvalues
+from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.tangent.local import ntk
 
 
@@ -111,7 +112,11 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class TrackedKernel:
-    """The tangent kernel at one step: ranks (one a tolerance), effective and stable rank, trace, eigenvalues, cost."""
+    """The tangent kernel at one step: ranks (one a tolerance), effective and stable rank, trace, eigenvalues, cost.
+
+    Beyond :data:`inrfast.linalg.eigenvalues.SMALL` points the eigenvalues are those that a certificate of the ranks
+    left behind, and the effective rank is NaN where they do not tell it.
+    """
 
     step: int
     index: int
@@ -123,11 +128,20 @@ class TrackedKernel:
     seconds: float
 
 
+def _effective_rank(spectrum: Spectrum) -> float:
+    try:
+        return spectrum.effective_rank()
+    except ResolutionError:
+        return math.nan
+
+
 class TrackNTK(Callback):
     """Spectrum and numerical ranks of the tangent kernel while training, in :attr:`history`.
 
     At an evaluation the kernel on a fixed random subset of the points is computed densely in fp64: for n points and M
     outputs that takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3`` for the eigenvalues.
+    Of more than 4,096 points only the ranks are computed, by pivots or by a factorisation of ``K - level I`` for each
+    tolerance (``n^3 / 3`` each), and hold except with probability 1e-6.
     Each entry says how long it took, and :attr:`seconds` is their sum: compare it with the fit's own. A kernel of zeros
     (a network whose head and last layer are zero) has ranks of 0.
 
@@ -180,9 +194,9 @@ class TrackNTK(Callback):
         if number % self.every:
             return
         start = time.perf_counter()
-        spectrum = ntk(state.net, self._subset(state.coords), precision="highest").spectrum(
-            min(self.rtols), method="dense", progress=False
-        )
+        kernel = ntk(state.net, self._subset(state.coords), precision="highest")
+        dense = kernel.shape[0] <= eigenvalues.SMALL
+        spectrum = kernel.spectrum(self.rtols, method="dense" if dense else "auto", progress=False)
         largest = float(spectrum.eigenvalues[0])
         dead = not bool(spectrum.eigenvalues.any())  # before a head of zeros, say: no rank of any kind
         ranks = [
@@ -193,9 +207,9 @@ class TrackNTK(Callback):
                 step=state.step,
                 index=state.index,
                 ranks=tuple(ranks),
-                effective_rank=0.0 if dead else float(spectrum.effective_rank()),
+                effective_rank=0.0 if dead else _effective_rank(spectrum),
                 stable_rank=0.0 if dead else float(spectrum.stable_rank()),
-                trace=float(spectrum.eigenvalues.sum()),
+                trace=float(spectrum.eigenvalues.sum()) if dense else spectrum.trace,
                 eigenvalues=spectrum.eigenvalues.cpu(),
                 seconds=time.perf_counter() - start,
             )

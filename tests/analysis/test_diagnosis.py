@@ -1,6 +1,7 @@
 """The diagnosis against exact Jacobians, hooks and NumPy, on random networks and on networks broken on purpose."""
 
 import copy
+import json
 import math
 
 import numpy as np
@@ -247,6 +248,33 @@ def test_a_factor_cut_short_is_reported_as_an_interval(monkeypatch, tmp_path):
     assert last.upper > 1.03 * last.lower
     assert str(last) in str(report)
     assert report.kernel.bounds[-1].hold
+    report.plot(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_ranks_that_pivots_would_not_prove_are_counted_by_factorisations(monkeypatch, tmp_path):
+    """Of a kernel of nearly full rank, and its blocks: the true ranks, and for each what stands behind it."""
+    for module, name in ((diagnosis, "SMALL"), (eigenvalues, "SMALL"), (eigenvalues, "DENSE_LIMIT")):
+        monkeypatch.setattr(module, name, 50)
+    monkeypatch.setattr(eigenvalues, "factorisation_flops", lambda *sizes: 1.0)  # as at orders where pivots cost more
+    net, coords = inr.INR(2, 1, width=40, hidden_layers=2, activation="gaussian", omega=10.0), inr.grid((24, 24))
+    K = inr.ntk(net, coords, precision="highest")
+    values = torch.linalg.eigvalsh(K.to_dense()).flip(0)
+    exact = {name: torch.linalg.eigvalsh(layer.to_dense()).flip(0) for name, layer in K.layers.items()}
+    report = run(net, coords)
+    whole = report.kernel.whole
+    assert whole.method == "inertia"
+    for place, rtol in enumerate(RTOLS):
+        tau = rtol * float(values[0])
+        assert int((values > tau).sum()) in whole.ranks[place]
+        for block in report.kernel.blocks:
+            assert int((exact[block.name] > tau).sum()) in block.ranks[place]
+        assert report.kernel.bounds[place].hold
+    assert whole.ranks[-1].lower == whole.ranks[-1].upper > 300
+    assert whole.proofs[-1].method.startswith("inertia, fp")
+    assert all(len(k.proofs) == len(RTOLS) and k.proofs[-1].failure <= 1e-5 for k in (whole, *report.kernel.blocks))
+    assert "certificates of a random start: NTK at" in str(report).replace("\n  ", " ")
+    assert inr.DiagnosisReport.from_dict(json.loads(report.to_json())) == report
     report.plot(tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 

@@ -7,11 +7,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_spectra import matrix_with, spectra
 from random_networks import exact_jacobian, exact_kernel, networks, random_coords
+from scipy.sparse.linalg import aslinearoperator
 
 import inrfast as inr
 from inrfast.analysis.rank import numerical_rank
 from inrfast.errors import ResolutionError
+from inrfast.linalg import costs, eigenvalues
+from inrfast.linalg.operators import DenseOperator
+from inrfast.tangent.kernel_operator import KernelOperator
 
 
 @given(
@@ -43,6 +48,102 @@ def test_of_a_kernel_counts_eigenvalues_and_of_its_jacobian_their_square_roots(n
         truth = int((values > rtol * values[-1]).sum())
         assert truth in numerical_rank(kernel, rtol)
         assert truth in numerical_rank(jacobian.flatten(0, 1), rtol**0.5)
+
+
+class Written:
+    """An operator that is nothing but a shape and to_dense()."""
+
+    def __init__(self, matrix):
+        self.matrix, self.shape = matrix, tuple(matrix.shape)
+
+    def to_dense(self):
+        return self.matrix
+
+
+AS_OPERATORS = {
+    "tensor": Written,
+    "fp32 array": lambda matrix: Written(matrix.float().numpy()),
+    "dense operator": DenseOperator,
+    "LinearOperator": lambda matrix: aslinearoperator(matrix.numpy()),
+}
+
+
+@given(spectra(90), st.sampled_from(sorted(AS_OPERATORS)), st.lists(st.floats(-5, 0.3), min_size=1, max_size=4))
+def test_of_operators_eigenvalues_are_counted_and_of_matrices_singular_values(values, kind, exponents):
+    matrix = matrix_with(values, 0)
+    given_as = AS_OPERATORS[kind](matrix)
+    exact, one = torch.linalg.eigvalsh(matrix).flip(0), float(values[0])
+    error = (1e-5 if "fp32" in kind else 1e-12) * one
+    levels = [10.0**e * one for e in exponents]
+    for found in (numerical_rank(given_as, levels=levels), numerical_rank(matrix, None, torch.tensor(levels))):
+        assert len(found) == len(levels)
+        for level, count in zip(levels, found, strict=True):
+            assert count.lower <= int((exact > level - error).sum())
+            assert count.upper >= int((exact > level + error).sum())
+            assert count.rtol == pytest.approx(level / one, rel=1e-4)
+    rtols = tuple(10.0**e for e in exponents if e < -0.01) or (0.1,)
+    several = numerical_rank(given_as, rtols)
+    assert several == tuple(numerical_rank(given_as, rtol) for rtol in rtols)
+    assert several == numerical_rank(given_as, np.array(rtols))
+
+
+@settings(max_examples=4)
+@given(
+    st.sampled_from(["gaussian", "relu", "tanh"]), st.sampled_from(["dense", "pivots", "inertia"]), st.integers(0, 99)
+)
+def test_large_kernels_are_counted_by_any_way(activation, way, seed):
+    coords = random_coords(220, 2, seed)
+    kernel = inr.ntk(inr.INR(2, 1, width=20, hidden_layers=2, activation=activation, omega=20.0, seed=seed), coords)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eigenvalues, "FEW", 300 if way == "dense" else 50)
+        patch.setattr(eigenvalues, "DENSE_LIMIT", 300 if way == "dense" else 0)
+        patch.setattr(costs, "CERTIFICATE", 0 if way == "inertia" else 1e9)
+        for K in (kernel, kernel.layers["layers.1"], KernelOperator(kernel.at_precision("highest"))):
+            dense = K if isinstance(K, KernelOperator) else K.at_precision("highest")
+            exact = torch.linalg.eigvalsh(dense.to_dense()).flip(0)
+            rtols = (1e-1, 1e-3, 1e-5)
+            levels = [rtol * float(exact[0]) for rtol in rtols]
+            for found in (numerical_rank(K, rtols), numerical_rank(K, levels=levels)):
+                for level, count in zip(levels, found, strict=True):
+                    assert int((exact > level).sum()) in count
+                    assert count.upper - count.lower <= 1 + 0.05 * count.lower
+
+
+def test_what_is_no_operator_is_refused():
+    matrix = matrix_with(torch.logspace(0, -3, 30), 0)
+    tilted = matrix.clone()
+    tilted[0, 5] += 0.1
+    broken = matrix.clone()
+    broken[3, 3] = math.nan
+    wrong = Written(matrix)
+    wrong.shape = (40, 40)
+    negative = matrix - 0.1 * torch.eye(30)
+    shifted = torch.eye(30) + 2 * torch.eye(30).flip(0)
+    for given_as, error, message in (
+        (Written(tilted), ValueError, "must be symmetric"),
+        (DenseOperator(tilted), ValueError, "not symmetric"),
+        (Written(broken), ValueError, "finite"),
+        (Written(matrix[:, :7]), ValueError, r"square to have eigenvalues, got an operator of shape \(30, 7\)"),
+        (wrong, ValueError, r"has shape \(40, 40\), but to_dense\(\) gives \(30, 30\)"),
+        (Written(negative), ValueError, "diagonal entry .* is -"),
+        (Written(shifted), ValueError, "not positive semidefinite"),
+        (Written, TypeError, "must be a tensor"),
+        (Written(matrix.to(torch.int64)), TypeError, "floating"),
+    ):
+        with pytest.raises(error, match=message):
+            numerical_rank(given_as, 1e-2)
+    for arguments, error, message in (
+        ({}, TypeError, "rtol must be a number .* and no levels"),
+        ({"rtol": []}, ValueError, "at least one tolerance"),
+        ({"rtol": [0.1, 1.0]}, ValueError, "below 1"),
+        ({"rtol": [0.1, "x"]}, TypeError, "rtol"),
+        ({"levels": []}, ValueError, "at least one level"),
+        ({"levels": [0.0]}, ValueError, "levels must be above 0"),
+        ({"levels": [math.nan]}, ValueError, "levels must be finite"),
+    ):
+        for given_as in (matrix, Written(matrix)):
+            with pytest.raises(error, match=message):
+                numerical_rank(given_as, **arguments)
 
 
 @given(

@@ -15,9 +15,9 @@ import step_report
 @pytest.mark.parametrize(
     "problem",
     [
-        step_report.Problem(32, 48, activation="sine"),
-        step_report.Problem(32, 150),
-        step_report.Problem(32, 40, precision="high"),
+        step_report.Problem(16, 48, activation="sine"),
+        step_report.Problem(16, 150),
+        step_report.Problem(16, 40, precision="high"),
     ],
     ids=lambda problem: problem.title,
 )

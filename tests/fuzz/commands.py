@@ -39,6 +39,7 @@ ENCODINGS += ["polynomial:2", "polynomial:5000", "polynomial:99999999999"]
 ENCODINGS += ["positional:2", "positional:-1", "positional:1000000000"]
 NAMES = ["relu", "sine", "gaussian", "siren", "kaiming", "rank_expanding", "batch", "sphere", "full", "trace", "adam"]
 NAMES += ["sgd", "cosine", "medium", "highest", "RELU", "relo", "low", "0", "", "é", "--json", "\x1b[31m", "x" * 3000]
+SHARES = ["1e-2", "0.5", "1e-6", "1e-12", "1e-300", "1e300", *NUMBERS]
 DEVICES = ["cpu", "cpu:0", "cpu:99", "cuda", "cuda:-1", "meta", "mps", "xla", "warp", ""]
 PATHS = ["photo.png", "sound.wav", "cube.npy", "ball.obj", "net.safetensors", "mask.png", "text.txt", "empty.png"]
 PATHS += ["folder", "link.png", "loop.png", "pipe.png", "photo.PNG", "photo.png/x.png", "none.png", "none/none.png"]
@@ -54,6 +55,9 @@ VALUES: dict[str, Sequence[str]] = {
     "memory_budget": BYTES,
     "encoding": ENCODINGS,
     "device": DEVICES,
+    "rtols": SHARES,
+    "levels": SHARES,
+    "method": ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia", *NAMES),
 }
 """Values by an option's name; others have numbers where they take numbers, paths where they take paths, or names."""
 

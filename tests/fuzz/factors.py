@@ -17,7 +17,7 @@ from fuzz.laws import Case, LawBroken
 from fuzz.mutations import dump_json, mutate_bytes, mutate_json
 from inrfast.errors import InrfastError
 from inrfast.linalg import factor_file, stored_ldl
-from inrfast.linalg.block_ldl import BlockLDL
+from inrfast.linalg.ldl_factor import BlockLDL
 from inrfast.linalg.operators import DenseOperator
 
 ORDER, SHIFT = 24, 1.0

@@ -157,7 +157,7 @@ def cases():
     for seed in range(5):
         for options in NETWORKS.values():
             net = inr.INR(2, 1, width=48, hidden_layers=3, seed=seed, **options)
-            K = inr.ntk(net, inr.grid((24, 24)), precision="highest")
+            K = inr.ntk(net, inr.grid((20, 20)), precision="highest")
             exact = torch.linalg.eigvalsh(K.to_dense())
             yield from ((K, exact, rtol) for rtol in RTOLS)
         for values in MATRICES.values():

@@ -1,5 +1,7 @@
 """The choice of a method, and what each is called with."""
 
+import re
+
 import pytest
 import torch
 from known_spectra import operator_with
@@ -36,8 +38,9 @@ def test_where_the_factor_is_too_short_a_quadrature_stands_beside_it(monkeypatch
     monkeypatch.setattr(eigenvalues, "SMALL", 500)
     monkeypatch.setattr(certified, "PATIENCE", 256)
     values = torch.logspace(0, -1, 900, dtype=torch.float64)
-    s = of(operator_with(values, 0), 1e-3)
-    assert "quadrature" in s.note
+    s = of(operator_with(values, 0), 1e-3, budget=1 << 23)  # too little for a factorisation, or all eigenvalues
+    assert "a stochastic quadrature estimates counts" in s.note
+    assert re.search(r"factorisations of K - level I would prove them with [\d.]+ MiB of the budget", s.note)
     with pytest.raises(ResolutionError, match="below the floor"):
         s.rank()
     found = s.estimated_rank(0.15)

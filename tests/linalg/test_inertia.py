@@ -93,10 +93,8 @@ def level(rng, values, error):
 
 
 def truth(values, error, low, high):
-    """The least and the largest number of eigenvalues above the levels that the known errors allow, with those in doubt.
-
-    The count above ``low`` is at least the first, the count above ``high`` at most the second number.
-    """
+    """Numbers of eigenvalues: the count above ``low`` is no less than the first, that above ``high`` no more than the
+    second; and the second with those in doubt."""
     return int((values > low + error).sum()), int((values > high - error).sum()), int((values > low - error).sum())
 
 
@@ -251,8 +249,7 @@ def test_the_certificate_is_what_makes_a_count_right(monkeypatch):
     wrong = {True: 0, False: 0}
     for kind in (True, False):
         if kind:
-            free = inertia.NormBound(0.0, 0.0, 0.0, 0)
-            monkeypatch.setattr(inertia, "residual_bound", lambda *a, **k: free)
+            monkeypatch.setattr(inertia, "residual_bound", lambda *a, **k: inertia.NormBound(0.0, 0.0, 0.0, 0))
         for number in range(10, 290, 14):
             threshold = float(values[number]) * (1 + 1e-9)
             factor = block_ldl(operator, threshold, torch.float32, window=50)

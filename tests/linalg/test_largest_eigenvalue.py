@@ -62,7 +62,7 @@ def test_without_room_for_a_factor_the_interval_is_wider(monkeypatch):
     assert high > 1.1
 
 
-def test_a_kernel_takes_few_products(monkeypatch):
+def test_a_kernel_takes_products_of_few_vectors(monkeypatch):
     net = inr.INR(2, 1, width=32, hidden_layers=2, activation="sine", omega=30.0, seed=0)
     kernel = inr.ntk(net, inr.grid((20, 20)), precision="highest")
     taken = []
@@ -73,4 +73,4 @@ def test_a_kernel_takes_few_products(monkeypatch):
     assert low <= exact * (1 + 1e-13)
     assert high >= exact * (1 - 1e-13)
     assert high - low <= 1e-7 * high
-    assert len(taken) <= 25
+    assert sum(taken) <= 120

@@ -1,4 +1,4 @@
-"""Bounds of norms hold for every spectrum and scale, for products that are off by as much as was said, as often as stated."""
+"""Bounds of norms hold for every spectrum and scale, as often as stated, for products that are off by what was said."""
 
 import math
 

@@ -479,8 +479,8 @@ def test_generic_module_equals_the_closed_form():
 
 @settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
 @given(
-    networks(max_depth=3),
-    st.integers(1, 40),
+    networks(max_width=32, max_depth=3),
+    st.integers(1, 24),
     st.integers(1, 9),
     st.integers(0, 10**6),
     st.sampled_from(sorted(FUSED_TOLERANCE)),
@@ -522,8 +522,8 @@ def test_the_triton_backend_agrees_with_autodiff(device, net, n, n2, seed, preci
 
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 @given(
-    networks(max_depth=3),
-    st.integers(1, 40),
+    networks(max_width=32, max_depth=3),
+    st.integers(1, 24),
     st.integers(1, 9),
     st.integers(0, 10**6),
     st.sampled_from(["highest", "high"]),

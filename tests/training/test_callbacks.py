@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import inrfast as inr
+from inrfast.linalg import eigenvalues
 from inrfast.training.callbacks import Callback, FitState, TrackNTK
 from inrfast.training.checkpoint import read_fit
 from inrfast.training.fit import fit, fit_many
@@ -130,6 +131,23 @@ def test_tracked_kernels_are_those_of_the_network_at_that_step(options: dict[str
             assert int((values > rtol * values[0]).sum()) in rank
         assert entry.seconds > 0
     assert tracker.seconds == pytest.approx(sum(entry.seconds for entry in tracker.history))
+
+
+def test_ranks_of_more_points_than_have_all_eigenvalues_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eigenvalues, "SMALL", 40)
+    tracker = TrackNTK(points=60, rtols=(1e-2, 1e-4))
+    nets = [small(), small()]
+    for net in nets:
+        fit(net, COORDS, TARGET, steps=2, eval_every=2, callbacks=[tracker])
+    dense = inr.ntk(nets[-1], tracker._subset(COORDS), precision="highest").to_dense()
+    values = torch.linalg.eigvalsh(dense).flip(0)
+    last = tracker.history[-1]
+    assert last.trace == pytest.approx(float(dense.trace()))
+    for rank, rtol in zip(last.ranks, (1e-2, 1e-4), strict=True):
+        assert int((values > rtol * values[0]).sum()) in rank
+    again = TrackNTK()
+    again.load_state_dict(tracker.state_dict())
+    assert [entry.ranks for entry in again.history] == [entry.ranks for entry in tracker.history]
 
 
 def test_a_tracker_refuses_what_it_cannot_do() -> None:
