@@ -403,6 +403,22 @@ def test_a_disk_that_is_full_is_told_before_the_work_and_leaves_nothing(tmp_path
         stored(mapped, operator)
 
 
+def test_numbers_that_are_none_and_budgets_are_refused_before_there_is_a_file(tmp_path):
+    broken = DenseOperator(OPERATOR.matrix)
+    broken.matrix = broken.matrix / 0
+    for others, error, words in (
+        ({"operator": broken}, ValueError, "the operator must be finite"),
+        ({"shift": float("inf")}, ValueError, "shift must be finite"),
+        ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"budget": 1000}, MemoryBudgetError, "the factor of order 70 in fp32"),
+    ):
+        with pytest.raises(error, match=words):
+            stored(tmp_path / "factor", **others)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(MemoryBudgetError, match="the factor of order 70 in fp32"):
+        stored(np.empty(10**5, np.float32), budget=1000)
+
+
 def test_names_that_are_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, error, words in (
@@ -520,6 +536,7 @@ def test_kernels_are_told_apart_by_network_points_outputs_and_parameters(tmp_pat
         (operator_of(moved), "other parameters. To"),
         (operator_of(inr.INR(2, 2, **{**KERNEL, "activation": "gaussian"})), "activation .now .*gaussian.*sine"),
         (operator_of(inr.INR(2, 2, **KERNEL, omega=20.0)), r"omega .now \[20.0, 20.0\]"),
+        (operator_of(inr.INR(2, 2, **KERNEL, encoding=inr.Polynomial(1))), "encoding .now .*in the file None"),
         (operator_of(net, output=0), "output .now 0, in the file 'trace'"),
         (operator_of(net, params=["layers.0"]), "other params. To"),
         (operator_of(net, points=5), "order .now 25, in the file 36"),
