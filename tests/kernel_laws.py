@@ -150,6 +150,7 @@ def spectra(K: TangentKernel, truth: Truth) -> list[Tensor]:
     values = torch.linalg.eigvalsh(truth.matrix).flip(0)
     slack = 1e-11 * float(truth.bound.trace())  # of the exact matrix itself
     method = ("cholesky", "lanczos", "dense")[truth.seed % 3]
+    found = [counted(K, values, slack)]
     k = min(3, len(values)) if method == "lanczos" else None
     s = K.spectrum(1e-6, k=k, method=method, eigenvectors=True, progress=False)
     assert (s.method, s.size, s.rank_bound) == (method, len(values), min(len(values), K.rank_bound))
@@ -163,16 +164,33 @@ def spectra(K: TangentKernel, truth: Truth) -> list[Tensor]:
         count = int((values > 1e-4 * values[0]).sum())
         assert count in s.rank(1e-4)
         assert count in inr.numerical_rank(K, 1e-4)
-    return [s.eigenvalues, Q]
+    return [*found, s.eigenvalues, Q]
+
+
+def counted(K: TangentKernel, values: Tensor, slack: float) -> Tensor:
+    """Require certified counts that contain the true ones, at relative tolerances and at levels; return them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_ldl, "WINDOW", 4)  # more windows than one in every process
+        patch.setattr(block_ldl, "PANEL", 8)
+        levels = [float(values[0]) * share for share in (0.5, 1e-3)]
+        s = K.spectrum(1e-2, method="inertia", levels=levels, progress=False)
+        ranks = [s.count_above(level) for level in levels]
+    if values[0] > 0:
+        assert s.method == "inertia"
+        assert s.lower_error - slack <= values[0] - s.eigenvalues[0] <= s.upper_error + slack
+    for rank, level in zip(ranks, levels, strict=True):
+        assert rank.lower <= int((values > level - slack).sum())
+        assert rank.upper >= int((values > level + slack).sum())
+    return torch.tensor([[rank.lower, rank.upper] for rank in ranks])
 
 
 def systems_of(K: TangentKernel, truth: Truth) -> list[Tensor]:
     """Ridge systems, by factorisation and by iteration, to the residual that was asked for."""
     y, ridge, found = truth.vectors(2), 1e-3 * float(truth.matrix.diagonal().max()) or 1.0, []
-    for small in (0, 4096):
+    for small, way in ((0, "cg"), (0, "direct"), (4096, "auto")):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(systems, "SMALL", small)
-            x = K.solve(y, ridge, tol=1e-9, progress=False)
+            x = K.solve(y, ridge, tol=1e-9, progress=False, method=way)
         residual = torch.linalg.vector_norm(y - truth.matrix @ x - ridge * x, dim=0)
         assert (residual <= 2e-9 * torch.linalg.vector_norm(y, dim=0) + 1e-10 * truth.bound.norm() * x.norm()).all()
         found.append(x)
@@ -197,10 +215,14 @@ def factorisations(K: TangentKernel, truth: Truth) -> list[Tensor]:
     for shift in (-1e-3 * largest, (0.3, 1e-2, 1e-5)[truth.seed % 3] * largest):
         precision = ("highest", "high")[truth.seed // 3 % 2]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(block_ldl, "WINDOW", 5)  # more windows than one in every process
+            patch.setattr(block_ldl, "WINDOW", 4)  # more windows than one in every process
+            patch.setattr(block_ldl, "PANEL", 8)
             F = K.factor(shift, precision=precision, progress=False)
         assert F.shape == K.shape
         assert F.positive + F.negative == n
+        count = F.count()
+        assert count.lower <= int((values > shift - slack).sum())
+        assert count.upper >= int((values > shift + slack).sum())
         off = F.residual + slack
         assert int((values > shift + off).sum()) <= F.positive <= int((values > shift - off).sum())
         gap = float((values - shift).abs().min())
@@ -242,6 +264,10 @@ def refusals(K: TangentKernel, truth: Truth) -> list[Tensor]:
         (lambda: K.solve(torch.ones(n), ridge=-1), ValueError, "ridge"),
         (lambda: K.quadratic_form(torch.ones(n + 1)), ValueError, "Y must have shape"),
         (lambda: K.at_precision("hihg"), ValueError, "Did you mean 'high'"),
+        (lambda: K.factor(float("nan")), ValueError, "shift"),
+        (lambda: K.factor(1.0, precision="hihg"), ValueError, "Did you mean 'high'"),
+        (lambda: K.factor(-1.0).solve(torch.ones(n + 1)), ValueError, "b must have shape"),
+        (lambda: K.solve(torch.ones(n), method="dirct"), ValueError, "Did you mean 'direct'"),
     ]
     for call, error, message in calls:
         with pytest.raises(error, match=message):
@@ -267,10 +293,13 @@ LAWS: dict[str, Callable[[TangentKernel, Truth], list[Tensor]]] = {
 }
 
 
-def shared(net: nn.Module, coords: Tensor, output: str | int, precision: str, truth: Truth) -> dict[str, str]:
-    """Run all laws on a kernel shared by the processes of this group; return a digest of what each of them found."""
+def shared(
+    net: nn.Module, coords: Tensor, output: str | int, precision: str, truth: Truth, *names: str
+) -> dict[str, str]:
+    """Run laws, all if none is named, on a kernel shared by the processes of this group; return digests of what they
+    found."""
     K = distributed.ntk(net, coords, output=output, precision=precision)
-    return {name: _digest(law(K, truth)) for name, law in LAWS.items()}
+    return {name: _digest(law(K, truth)) for name, law in LAWS.items() if name in (names or LAWS)}
 
 
 def _digest(found: list[Tensor]) -> str:

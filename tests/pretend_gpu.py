@@ -6,6 +6,8 @@ for sm_90 exactly as Triton's JIT specialises it and does not run it; tensors th
 
 - Tensors of different devices in one operation raise, as CUDA's do; so does a kernel that gets a tensor of the CPU, or
   of another device than the one it is launched on.
+- What is copied to pinned memory without waiting may be read on the host after an event that was recorded on its
+  device's current stream, or any other wait; before that it raises.
 - :data:`record` counts launches, torch operators that start kernels, and host synchronisations, each with the place in
   the project's code that it comes from.
 - A graph captures what touches its stream's device and replays it into the same memory. What must not happen inside is
@@ -61,6 +63,7 @@ SYNCHRONISING = {
 }  # fmt: skip
 """Operators of torch that wait for the GPU: the size of their result, or an error, is known there alone."""
 
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "mv", "addmv", "addmv_"}
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
 COPYING = {"_to_copy", "copy_", "copy", "_copy_from", "_copy_from_and_resize"}
 BETWEEN_DEVICES = COPYING | {"set_", "detach", "lift", "lift_fresh", "lift_fresh_copy", "alias"}
@@ -111,8 +114,11 @@ compiled: dict[Any, tuple[str, float]] = {}
 _current = [0]
 _captures: list[Graph] = []
 _generators: list[torch.Generator] = []
-_streams: list[Stream] = []
+_streams: dict[int, Stream] = {}
+"""The current stream of every device that was asked for one."""
 _fills_empty = [False]
+_arriving: dict[int, tuple[Any, int]] = {}
+"""Copies to the host that nothing waited for yet, by the address of their memory: that memory, kept, and the device."""
 
 
 @contextlib.contextmanager
@@ -144,9 +150,11 @@ def _count(counter: collections.Counter[tuple[str, str]], what: str) -> None:
         counter[what, where] += 1
 
 
-def waits(what: str) -> None:
-    """Record a host synchronisation."""
+def waits(what: str, arrived: set[int] | None = None) -> None:
+    """Record a host synchronisation, after which copies have arrived: all of them, or some by their addresses."""
     _count(record.synchronisations, what)
+    for address in list(_arriving) if arrived is None else arrived:
+        _arriving.pop(address, None)
     if _captures:
         violates(f"synchronisation: {what}")
 
@@ -289,6 +297,7 @@ class Call:
         if self.kwargs.get("device") is not None:
             self.kwargs["device"] = CPU
         self.kwargs.pop("pin_memory", None)
+        self.arriving: int | None = None
         self.view = self._is_view()
 
     def _is_view(self) -> bool:
@@ -305,7 +314,10 @@ class Call:
         return self.ours[0].device if self.ours else CPU
 
     def check_devices(self) -> None:
-        """Raise if the tensors are not all of one device, as CUDA does."""
+        """Raise if the tensors are not all of one device, as CUDA does, or if the host reads what has not arrived."""
+        for x in self.others if _arriving and not self.view else []:
+            if _address(x) in _arriving:
+                raise RuntimeError(f"{self.name} at {place()} reads a copy from the device before it has arrived")
         indices = {x.device for x in self.ours}
         strangers = [x for x in self.others if x.dim() > 0] if self.ours else []
         if self.name in INDEXING and self.ours and isinstance(self.args[0], OnDevice):
@@ -332,7 +344,12 @@ class Call:
         if not on_device or self.view or self.name in EMPTY:
             return
         self._count_waits()
-        _count(record.operators, self.name)
+        _count(record.operators, self.name + self._rounded())
+
+    def _rounded(self) -> str:
+        """Return a remark if this is a product of fp32 numbers that a GPU would take in TF32."""
+        single = self.name in PRODUCTS and self.ours[0].dtype == torch.float32
+        return " in TF32" if single and torch.get_float32_matmul_precision() != "highest" else ""
 
     def _count_waits(self) -> None:
         source: Any = None
@@ -345,6 +362,8 @@ class Call:
                     violates(f"copy from {toward}")
                 if not later:
                     waits(f"copy, {toward}")
+                elif isinstance(source, OnDevice):
+                    self.arriving = source.device.index
         elif self.name in SYNCHRONISING or (self.name == "repeat_interleave" and not self.kwargs.get("output_size")):
             waits(self.name)
         if self.name in INDEXING and isinstance(self.args[0], OnDevice):
@@ -405,6 +424,10 @@ def dispatch(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     call.check_devices()
     call.count()
     device = call.result_device()
+    if call.arriving is not None:
+        result = call.compute()
+        _arriving[_address(result)] = (result.untyped_storage(), call.arriving)
+        return result
     if _captures and device.type == "cuda" and device.index != _captures[-1].device:
         violates(f"{call.name} on {device} in a capture on a stream of cuda:{_captures[-1].device}")
         result = call.compute()
@@ -438,6 +461,10 @@ def _own(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     functions = OPDEFS[name]._backend_fns
     with Mode():
         return functions.get("cuda", functions.get(None))(*args, **kwargs)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 class Mode(TorchDispatchMode):
@@ -493,9 +520,14 @@ class Event:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.time = 0.0
+        self.before: set[int] = set()
 
-    def record(self, *_: Any) -> None:
+    def record(self, stream: Any = None) -> None:
+        """Stand behind the copies of the stream's device; a stream that is not its current one has none."""
         self.time = time.perf_counter()
+        stream = stream or _current_stream()
+        if stream is _current_stream(stream.device):
+            self.before = {address for address, (_, index) in _arriving.items() if index == stream.device_index}
 
     def elapsed_time(self, other: Event) -> float:
         return max((other.time - self.time) * 1e3, 1e-6)
@@ -504,7 +536,7 @@ class Event:
         return True
 
     def synchronize(self) -> None:
-        waits("event")
+        waits("event", self.before)
 
     def wait(self, *_: Any) -> None:
         pass
@@ -533,10 +565,20 @@ class Stream:
         pass
 
 
+def _current_stream(device: Any = None) -> Stream:
+    """Return the current stream of a device, by default of the current one."""
+    found = device_of("cuda" if device is None else device)
+    assert found is not None
+    if found.index not in _streams:
+        _streams[found.index] = Stream(found)
+    return _streams[found.index]
+
+
 class Current:
     """Makes a device the current one inside, as ``torch.cuda.device`` and ``torch.cuda.stream`` do."""
 
     def __init__(self, device: Any) -> None:
+        self.stream = device if isinstance(device, Stream) else None
         device = device.device if isinstance(device, Stream) else device
         found = device_of(None if device == -1 else device)
         self.index = None if found is None or found.type != "cuda" else found.index
@@ -545,10 +587,15 @@ class Current:
         self.before = _current[0]
         if self.index is not None:
             _current[0] = self.index
+        if self.stream is not None:
+            self.last = _current_stream(self.stream.device)
+            _streams[self.stream.device_index] = self.stream
         return self
 
     def __exit__(self, *_: Any) -> None:
         _current[0] = self.before
+        if self.stream is not None:
+            _streams[self.stream.device_index] = self.last
 
 
 class Graph:
@@ -686,7 +733,7 @@ def _cuda(properties: types.SimpleNamespace) -> dict[str, Any]:
         "reset_peak_memory_stats": none,
         "empty_cache": none,
         "synchronize": lambda *_: waits("torch.cuda.synchronize"),
-        "current_stream": lambda device=None: Stream(device),
+        "current_stream": _current_stream,
         "default_stream": lambda device=None: Stream(device),
         "Stream": Stream,
         "Event": Event,

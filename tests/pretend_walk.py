@@ -9,6 +9,7 @@ each such loop how often the host waits in its turns; with ``--places`` the coun
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import functools
 import json
@@ -30,9 +31,11 @@ pretend_gpu.install("interpret")  # before anything asks which devices there are
 
 import inrfast as inr
 from inrfast import backends, init
+from inrfast.linalg import block_ldl, inertia, largest_eigenvalue
 from inrfast.linalg.lanczos import spectral_bounds
 from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
+from inrfast.linalg.spectrum import CertifiedCount
 from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
 from inrfast.tangent.kernel_operator import KernelOperator
@@ -41,6 +44,8 @@ from inrfast.training import group
 grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
 group.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
+block_ldl.WINDOW_GPU = block_ldl.PANEL_GPU = 9  # several windows and blocks of so few rows
+inertia.WHOLE = largest_eigenvalue.WHOLE = 8  # which are counted as many are
 
 SIDE = 6
 """Points along each axis of the grid."""
@@ -62,6 +67,13 @@ class Machine:
     @functools.cached_property
     def exact(self) -> inr.NTK:
         return inr.ntk(self.net, self.coords, precision="highest")
+
+    @functools.cached_property
+    def level(self) -> float:
+        """In the middle of the widest gap between the larger eigenvalues of the exact kernel."""
+        values = torch.linalg.eigvalsh(Machine("cpu").exact.to_dense()).flip(0)[:20].log()
+        gap = int((values[:-1] - values[1:])[4:].argmax()) + 4
+        return float(((values[gap] + values[gap + 1]) / 2).exp())
 
     @functools.cached_property
     def J(self) -> inr.LayerwiseJacobian:
@@ -92,6 +104,23 @@ class Machine:
 
 def eigenvalues(K: inr.NTK, **options: Any) -> torch.Tensor:
     return K.spectrum(progress=False, **options).eigenvalues[:4]
+
+
+def factored(machine: Machine, K: inr.NTK, precision: str) -> inr.Factorization:
+    """Factor a kernel on a stream of the caller's, who lets fp32 products be in TF32, which none of ours may be."""
+    on_cpu, before = machine.device == "cpu", pretend_gpu.record.operators.copy()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with contextlib.nullcontext() if on_cpu else torch.cuda.stream(torch.cuda.Stream(machine.device)):
+            F = K.factor(machine.level, precision=precision, progress=False)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert not [what for what, _ in pretend_gpu.record.operators - before if "TF32" in what]
+    return F
+
+
+def interval(count: CertifiedCount) -> torch.Tensor:
+    return torch.tensor([count.lower, count.upper])
 
 
 def ranks(machine: Machine) -> torch.Tensor:
@@ -136,8 +165,14 @@ PATHS: dict[str, tuple[str, Callable[[Machine, Any], torch.Tensor]]] = {
     "spectrum dense": ("K", lambda m, K: eigenvalues(K, method="dense")),
     "spectrum cholesky": ("K", lambda m, K: eigenvalues(K, method="cholesky", rtol=1e-3)),
     "spectrum lanczos": ("K", lambda m, K: eigenvalues(K, method="lanczos", k=4)),
+    "spectrum inertia": (
+        "K",
+        lambda m, K: interval(K.spectrum(method="inertia", levels=[m.level], progress=False).certified[0]),
+    ),
     "spectrum quadrature": ("K", lambda m, K: eigenvalues(K, method="quadrature")[:1]),
     "solve": ("K", lambda m, K: K.solve(m.numbers(SIDE**2), ridge=1.0)),
+    "factor, solve": ("exact", lambda m, K: factored(m, K, "high").solve(m.numbers(SIDE**2), tol=1e-10)),
+    "factor, logdet": ("exact", lambda m, K: torch.tensor(factored(m, K, "highest").logdet())),
     "diagnose": ("net", lambda m, net: ranks(m)),
     "fit": ("net", lambda m, net: m.fit()),
     "fit medium": ("net", lambda m, net: m.fit(precision="medium")),
@@ -175,27 +210,37 @@ def lanczos(machine: Machine, turn: Callable[[], Any], residual: bool) -> None:
     spectral_bounds(product, factor.diagonal, 16, 1e-3, 0, enough=lambda bounds: bool(turn()))
 
 
+def windows(machine: Machine, turn: Callable[[], Any], dtype: torch.dtype) -> None:
+    """Factor the kernel window by window."""
+    operator, level = KernelOperator(machine.exact), machine.level
+    block_ldl.block_ldl(operator, level, dtype, window=8, panel=8, progress=False)
+    block_ldl.block_ldl(operator, level, dtype, window=8, panel=8, progress=False, save=lambda state: turn())
+
+
 LOOPS: dict[str, Callable[[Machine, Callable[[], Any]], None]] = {
     "blocks of pivots": pivots,
     "batches of Lanczos": functools.partial(lanczos, residual=False),
     "batches of Lanczos on a residual": functools.partial(lanczos, residual=True),
+    "windows of a factor": functools.partial(windows, dtype=torch.float64),
+    "windows of a factor in fp32": functools.partial(windows, dtype=torch.float32),
 }
 """What goes on until something is met: a function of the machine, and of what it calls after each turn."""
 
 
 def go_round(name: str, machine: Machine, places: bool) -> dict[str, Any]:
-    """Return how often the host waits in each turn of a loop but the first, which makes what others find."""
-    last, waits = copy.deepcopy(pretend_gpu.record), []
+    """Return waits and launches of each turn of a loop but the first, which makes what others find."""
+    last, waits, kernels = copy.deepcopy(pretend_gpu.record), [], []
 
     def turn() -> None:
         nonlocal last
         found, last = pretend_gpu.record.since(last), copy.deepcopy(pretend_gpu.record)
         waits.append(found.waits)
+        kernels.append(found.kernels)
         if places:
             print(f"{name}\n{found.listing()}", file=sys.stderr, flush=True)
 
     LOOPS[name](machine, turn)
-    return {"loop": name, "waits": waits[1:]}
+    return {"loop": name, "waits": waits[1:], "kernels": kernels[1:]}
 
 
 def walk(name: str, places: bool) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 
 import inrfast as inr
 from inrfast import distributed
-from inrfast.linalg import eigenvalues, systems
+from inrfast.linalg import block_ldl, eigenvalues, systems
 from inrfast.tangent import sharded
 
 COORDS = inr.grid((21, 13))
@@ -39,6 +39,59 @@ def large(output):
         "frobenius": torch.tensor(K.frobenius(), dtype=torch.float64),
         "solution": K.solve(V, ridge=1e-3 * float(s.eigenvalues[0]), tol=1e-9),
     }
+
+
+def factored(output):
+    """Factorisations with many windows, of which this process keeps its rows."""
+    K = distributed.ntk(network(), COORDS, output=output, precision="highest")
+    V = torch.randn(K.shape[0], 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_ldl, "WINDOW", 24)
+        patch.setattr(block_ldl, "PANEL", 48)
+        for precision in ("high", "highest"):
+            F = K.factor(1e-4 * K.trace(), precision=precision)
+            count = F.count()
+            found[precision] = {
+                "inertia": (F.positive, F.negative, count.lower, count.upper),
+                "residual": F.residual,
+                "solution": F.solve(V, tol=1e-9),
+                "inverse": F(V),
+                "nbytes": F.nbytes,
+            }
+            held = F._ldl.lower.nbytes
+    return found | {"held": held, "panels": [step.owner for step in F._ldl.steps]}
+
+
+def faults():
+    """Return what is said of faults of one process alone, by what they are."""
+    rank = torch.distributed.get_rank()
+    K = distributed.ntk(network(), COORDS, precision="highest")
+    small = distributed.ntk(network(), COORDS, precision="highest", memory_budget=400_000 if rank else None)
+
+    def broken(*given):
+        return torch.ones(2, dtype=torch.bool)
+
+    def overflown(self, strip, faults=None):
+        strip = torch.full_like(strip, torch.inf) if rank == 1 else strip
+        return diagonalised(self, strip, faults)
+
+    def exhausted(*given):
+        raise MemoryError("of this process")
+
+    diagonalised, found = block_ldl.Elimination._diagonalised, []
+    for what, place, name, fault in (
+        ("must be finite", block_ldl, "_faults", broken),
+        ("has NaN or Inf in rows", block_ldl.Elimination, "_diagonalised", overflown),
+        ("process 1 raised MemoryError: of this process", block_ldl, "LowerRows", exhausted),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if rank == 1:
+                patch.setattr(place, name, fault)
+            found.append((what, _message(lambda: K.factor(1.0, progress=False))))
+    found.append(("MemoryBudgetError: the factor of order", _message(lambda: small.factor(1.0))))
+    found.append(("out= is of a kernel in one process", _message(lambda: K.factor(1.0, out=f"/nowhere/{rank // 2}"))))
+    return found, K.factor(1.0).positive
 
 
 def recomputed(output):
@@ -97,6 +150,8 @@ def arguments():
     v = torch.linspace(-1, 1, n, dtype=torch.float64)
     signs = torch.where(torch.arange(n) % (2 + rank) == 0, 1.0, -1.0)
 
+    F, other = K.factor(-1.0), K.factor(-1.0, precision="high")
+
     def fails(residual):
         if rank == 1:
             raise ZeroDivisionError("of this process")
@@ -123,5 +178,11 @@ def arguments():
         ("the kernel", lambda: (K if rank else K.layers["layers.1"]).trace()),
         ("out", lambda: K.to_dense(out=torch.empty(n, n + rank, dtype=torch.float64))),
         ("precision", lambda: K.at_precision(("high", "medium")[rank])),
+        ("shift", lambda: K.factor(0.1 + rank)),
+        ("method", lambda: K.solve(v, 1.0, method=("direct", "cg")[rank])),
+        ("b", lambda: F.solve(v + rank)),
+        ("V", lambda: F(v + rank)),
+        ("the method", lambda: F.residual if rank else F.logdet()),
+        ("the factor's precision", lambda: (F, other)[rank].count()),
     ]
     return [(what, _message(call)) for what, call in cases], K @ v

@@ -2,9 +2,12 @@
 
 import copy
 import pickle
+from itertools import groupby
 
 import pytest
 import torch
+from kernel_laws import Truth
+from random_networks import random_coords
 from shared_calls import COORDS, network
 from shared_processes import processes
 
@@ -54,6 +57,45 @@ def test_large_kernels_have_the_numbers_of_one_process_and_half_in_each(two, out
 
 
 @pytest.mark.parametrize("output", ["trace", "full"])
+def test_factorisations_are_shared_by_turns_and_prove_the_same(two, output):
+    K = inr.ntk(network(), COORDS, output=output, precision="highest")
+    n, shift = K.shape[0], 1e-4 * K.trace()
+    matrix = K.to_dense()
+    values = torch.linalg.eigvalsh(matrix)
+    V = torch.randn(n, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    first, second = two.call("shared_calls", "factored", output)
+    for precision, accuracy in (("high", 1e-4), ("highest", 1e-8)):
+        here, there = first[precision], second[precision]
+        assert all(torch.equal(torch.as_tensor(here[name]), torch.as_tensor(there[name])) for name in here)
+        positive, negative, lower, upper = here["inertia"]
+        assert lower == upper == positive == n - negative == int((values > shift).sum())
+        assert 0 < here["residual"] <= accuracy * float(values[-1])
+        left = torch.linalg.vector_norm(V - matrix @ here["solution"] + shift * here["solution"], dim=0)
+        assert (left <= 1.1e-9 * torch.linalg.vector_norm(V, dim=0)).all()
+        error = torch.linalg.vector_norm(here["inverse"] - here["solution"], dim=0)
+        assert (error <= 2 * here["residual"] / float((values - shift).abs().min()) * here["solution"].norm()).all()
+    held = first["held"], second["held"]
+    assert sum(held) <= first["highest"]["nbytes"] <= 0.7 * 8 * n * n + 2 * 8 * 48 * n
+    assert max(held) <= 0.62 * sum(held)
+    owners = [owner for owner, _ in groupby(first["panels"])]
+    assert owners == [0, 1] * (len(owners) // 2) + [0] * (len(owners) % 2)
+    assert len(owners) >= 4
+
+
+def test_faults_of_one_process_are_raised_in_all(two):
+    first, second = two.call("shared_calls", "faults")
+    (first, positive), (second, other) = first, second
+    assert positive == other
+    for (what, here), (_, there) in zip(first, second, strict=True):
+        if "raised" in what:  # in the other one it is the error itself
+            assert what in here
+            assert "MemoryError: of this process" in there or "refused memory" in there
+        else:
+            assert what in here
+            assert here == there
+
+
+@pytest.mark.parametrize("output", ["trace", "full"])
 def test_the_smallest_budget_counts_for_all_and_changes_no_number(two, output):
     K = inr.ntk(network(), COORDS, output=output, precision="highest")
     first, second = two.call("shared_calls", "recomputed", output)
@@ -81,6 +123,16 @@ def test_what_differs_between_processes_is_named_in_all_of_them(two, calls):
             assert here == there
             assert here.startswith(f"ValueError: {what}")
             assert "must be the same in every process, got" in here
+
+
+def test_three_processes_of_which_one_runs_out_of_rows(tmp_path):
+    """Windows, panels and turns at numbers of rows that three does not divide."""
+    with processes(3, tmp_path) as three:
+        for points, output, laws in ((19, "trace", ["factorisations"]), (4, "full", ["spectra"])):
+            coords = random_coords(points, 2, points)
+            truth = Truth.of(network(), coords, output, "highest", points)
+            found = three.call("kernel_laws", "shared", network(), coords, output, "highest", truth, *laws)
+            assert found[0] == found[1] == found[2]
 
 
 def test_without_a_process_group_it_says_how_to_start():

@@ -38,6 +38,7 @@ TESTED_BY = {
     "inrfast/linalg/refinement.py": "tests/linalg/test_factorization.py",
     "inrfast/linalg/scales.py": "tests/linalg/test_systems.py",
     "inrfast/losses/*.py": "tests/losses/test_formulas.py",
+    "inrfast/linalg/ldl_factor.py": "tests/linalg/test_block_ldl.py",
     "inrfast/norms/*.py": "tests/norms/test_norms.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
     "inrfast/public.py": "tests/test_imports.py",

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
@@ -32,14 +33,15 @@ from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks
 from inrfast.ops import gemm
 
-WINDOW, WINDOW_GPU = 256, 128
-"""Rows per window."""
+WINDOW = 128
+"""Rows per window: on a CPU twice as many spend more on eigenvectors, half as many more on small products."""
 
 PANEL, PANEL_GPU = 1024, 128
 """Rows per panel, a multiple of the window."""
 
 HEIGHT_GPU = 4096
-"""Rows of a block of W on a GPU, a multiple of the panel; on a CPU it is the panel."""
+"""Rows of a block of W on a GPU, whole panels: one product with a block should fill it. At most half of a process's
+rows, or W would take much more than half of the matrix. On a CPU it is the panel."""
 
 DEPTH = 4096
 """Directions per product of an update on a CPU: a scaled piece of the panel's rows stays in the last level of cache."""
@@ -130,12 +132,12 @@ def sizes(
 ) -> tuple[int, int, int]:
     """Return the rows of a window, of a panel and of a block of W; None: what suits the device."""
     cpu = device.type == "cpu"
-    window = (WINDOW if cpu else WINDOW_GPU) if window is None else check_int("window", window, minimum=1)
+    window = WINDOW if window is None else check_int("window", window, minimum=1)
     if panel is None:
         panel = window * max(1, (PANEL if cpu else PANEL_GPU) // window)
     if check_int("panel", panel, minimum=1) % window:
         raise ValueError(f"panel must be a multiple of the window, got {panel} rows and a window of {window}")
-    height = panel if cpu else panel * max(1, HEIGHT_GPU // (processes * panel))
+    height = panel if cpu else panel * max(1, min(HEIGHT_GPU, order // (2 * processes)) // panel)
     whole = -(-order // window) * window  # a small operator needs no more
     return window, min(panel, whole), min(height, whole)
 
@@ -170,10 +172,9 @@ def room(
     steps, widest = -(-order // window), min(2 * window, order)
     bases = (1 if steps == 1 else 4) * order * window * 8
     scaled = panel * (min(order, DEPTH) if device.type == "cpu" else order) * (dtype.itemsize + 8)
-    each = bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
-    if processes > 1:  # what is received
-        each += scaled + 2 * widest**2 * 8
-    return lower, processes * each
+    rest = bases + scaled + height * max(panel, widest) * dtype.itemsize + 4 * widest**2 * 8 + 8 * order
+    received = 0 if processes == 1 else scaled + 2 * widest**2 * 8
+    return lower, processes * (rest + received)
 
 
 def bytes_needed(
@@ -247,11 +248,9 @@ def block_ldl(
     window, panel, height = sizes(order, operator.device, window, panel, partition.processes)
     if out is None:
         if budget is not None:
-
-            def needed(n: int, kind: torch.dtype) -> tuple[int, int]:
-                return room(n, kind, operator.device, window, panel, partition.processes)
-
-            require_room(order, dtype, budget, needed)
+            shared = partition.processes
+            bytes_of = partial(room, device=operator.device, window=window, panel=panel, processes=shared)
+            require_room(order, dtype, budget, bytes_of)
         with partition.all_or_none():
             blocks = shapes_here(partition.windows(panel), partition.rank, height)
             out = LowerRows(blocks, dtype, operator.device)
@@ -413,7 +412,7 @@ class Elimination:
             rows = torch.empty(shape, dtype=self.lower.dtype, device=self.device)
         if some.start < some.stop:
             rows = self.partition.from_owner(owner, rows)
-        return (rows.double() / -self.pivots[some]).to(self.lower.dtype).t()
+        return (rows * self.pivots[some].reciprocal().neg_().to(self.lower.dtype)).t()
 
     def _update(self, rows: slice, columns: slice, some: slice, scaled: Tensor, inside: bool = False) -> None:
         """Subtract what some eliminated directions contribute to the Schur complement in these rows and columns.
@@ -492,6 +491,7 @@ class Elimination:
         """
         sizes = pivots.abs()
         least = max(UNIT * float(sizes.max()), torch.finfo(torch.float64).tiny ** 0.5)
+        least = max(least, torch.finfo(self.lower.dtype).tiny)  # its reciprocal is in range
         if not last:
             least = max(least, 16 * self.unit * abs(self.shift))
         return torch.where(pivots < 0, -1.0, 1.0) * sizes.clamp_min(least)

@@ -247,7 +247,7 @@ class FactorFile:
         if size != layout.size:
             raise DamagedError(f"it has {size:,} bytes in place of {layout.size:,}")
         self._written = 0
-        self._sums = torch.zeros(layout.order, dtype=torch.int64)
+        self._sums = torch.zeros(layout.order, dtype=_integer(layout.dtype))
         self._last: Turn | None = None
 
     def blocks(self, writable: bool) -> list[Tensor]:
@@ -344,7 +344,7 @@ class FactorFile:
             raise DamagedError("its state is damaged")
         values, columns = self._passed_bytes(turn)
         self._written, self._last = turn.steps, turn
-        self._sums = _tensor(sums, torch.int64, layout.order)
+        self._sums = _tensor(sums, torch.int64, layout.order).to(_integer(layout.dtype))
         return State(
             turn.row,
             turn.start,
@@ -363,7 +363,7 @@ class FactorFile:
             step = state.steps[index]
             self._sums[step.start : step.start + step.kept] = self._column_sums(blocks, step)
             own = slice(step.start, step.start + step.kept)
-            basis, pivots, sums = (_bytes(part) for part in (step.basis, state.pivots[own], self._sums[own]))
+            basis, pivots, sums = (_bytes(part) for part in (step.basis, state.pivots[own], self._sums[own].long()))
             place = (step.rows.start, step.rows.stop, step.carried, step.start, step.kept, step.defect, step.through)
             record = RECORD.pack(*place, bytes(SUM))
             record = RECORD.pack(*place, _sum(record[:-SUM], basis, pivots, sums))
@@ -394,9 +394,9 @@ class FactorFile:
     def _column_sums(self, blocks: Sequence[Tensor], step: Step) -> Tensor:
         """Return the sums of the columns of one elimination, over the rows after it."""
         own = slice(step.start, step.start + step.kept)
-        total = torch.zeros(step.kept, dtype=torch.int64)
+        total = torch.zeros(step.kept, dtype=self._sums.dtype)
         for _, rows in self._rows_from(blocks, step.rows.stop):
-            total += _integers(rows)[:, own].sum(0, dtype=torch.int64)
+            total += rows.view(total.dtype)[:, own].sum(0, dtype=total.dtype)
         return total
 
     def check_entries(self, blocks: Sequence[Tensor], state: State) -> None:
@@ -407,15 +407,17 @@ class FactorFile:
         DamagedError
             The sums of the columns are others.
         """
-        found = torch.zeros(self.layout.order, dtype=torch.int64)
+        kind = self._sums.dtype
+        found = torch.zeros(self.layout.order, dtype=kind)
         for first, rows in self._rows_from(blocks, 0):
             done = min(max(state.row - first, 0), len(rows))  # these end in zeros, the others are not all written
-            found[: rows.shape[1]] += _integers(rows[:done]).sum(0, dtype=torch.int64)
+            found[: rows.shape[1]] += rows[:done].view(kind).sum(0, dtype=kind)
             final = min(state.start, rows.shape[1])
-            found[:final] += _integers(rows[done:])[:, :final].sum(0, dtype=torch.int64)
+            found[:final] += rows[done:].view(kind)[:, :final].sum(0, dtype=kind)
         if found[state.start :].any() or not torch.equal(found[: state.start], self._sums[: state.start]):
             raise DamagedError("entries of the factor are damaged")
 
 
-def _integers(rows: Tensor) -> Tensor:
-    return rows.view(torch.int32 if rows.dtype == torch.float32 else torch.int64)
+def _integer(dtype: torch.dtype) -> torch.dtype:
+    """Return the integers as which the entries of a column are added up, and their sum (modulo 2^32 or 2^64) kept."""
+    return torch.int32 if dtype == torch.float32 else torch.int64

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError, warn
-from inrfast.files import shown, sole_writer, target_of, whole_file, writing_told
+from inrfast.files import opened, shown, sole_writer, target_of, whole_file, writing_told
 from inrfast.linalg import block_ldl as elimination
 from inrfast.linalg.block_ldl import State, block_ldl
 from inrfast.linalg.factor_file import DamagedError, FactorFile, Layout, Turn, header_of, read_header
@@ -170,10 +170,12 @@ class _InFile:
             if not writing:
                 return None
             self._make()
-        with writing_told(self.path):
-            access = os.O_RDWR if writing else os.O_RDONLY
-            descriptor = os.open(target, access | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        stack.callback(os.close, descriptor)
+        if writing:
+            with writing_told(self.path):
+                descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            stack.callback(os.close, descriptor)
+        else:
+            descriptor = stack.enter_context(opened(target, "the file of a factorisation")).fileno()
         with _damage_told(self.path):
             said, header = read_header(descriptor)
             changed = _differences(self._about, said)

@@ -6,12 +6,12 @@ Cholesky factor of a spectrum, is computed by each process for its own rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise, zip_longest
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from inrfast.errors import NotAvailableError
 from inrfast.layers import Factors
 from inrfast.linalg.partition import Whole, Window
 from inrfast.memory import chunks
@@ -291,7 +292,7 @@ class ShardedNTK(TangentKernel):
         self,
         shift: float,
         precision: str = "highest",
-        out: str | os.PathLike[str] | np.ndarray | None = None,
+        out: str | PathLike[str] | np.ndarray | None = None,
         seed: int = 0,
         progress: bool | None = None,
     ) -> SharedFactorization:
@@ -299,7 +300,9 @@ class ShardedNTK(TangentKernel):
 
         The arguments are those of :meth:`inrfast.tangent.kernel.TangentKernel.factor`; ``out`` is refused.
         """
-        return SharedFactorization(super().factor(shift, precision, out, seed, progress), self)
+        if out is not None:
+            raise NotAvailableError("out= is of a kernel in one process; here each process keeps its rows in memory")
+        return SharedFactorization(super().factor(shift, precision, None, seed, progress), self)
 
     @cached_property
     def _columns_at_once(self) -> int:
@@ -322,7 +325,7 @@ class ShardedNTK(TangentKernel):
     def together(self, call: str, given: Mapping[str, Any]) -> Iterator[None]:
         """Run a call once every process is seen to make it, of this kernel and with the arguments ``given``."""
         agreement = self._network.partition.agreement
-        if not agreement.inside and given.get("out") is not None:  # another array in every process
+        if call == "to_dense" and not agreement.inside and given.get("out") is not None:  # each has its own array
             given = {**given, "out": self._target_told(given["out"])}
         kernel = f"{self._only or 'all layers'} at precision {self.capture.precision!r}"
         with agreement.call({"the method": call, "the kernel": kernel, "the network": self._network.number, **given}):

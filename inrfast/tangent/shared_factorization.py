@@ -42,10 +42,13 @@ class SharedFactorization(Factorization):
         with self.together("residual", {}):
             return super().residual
 
-    def solve(self, b: Tensor, tol: float = 1e-6, progress: bool | None = None) -> Tensor:
-        """Return x with ``(K - shift I) x = b`` in fp64: see :meth:`inrfast.Factorization.solve`."""
-        return super().solve(b, tol, self._kernel._shown(progress))
+    def refined(self, b: Tensor, tol: float, progress: bool | None = None) -> tuple[Tensor, Tensor]:
+        """Return what :meth:`solve` found, however good it is, and the relative residuals of its columns."""
+        return super().refined(b, tol, self._kernel._shown(progress))
 
 
-for _name in ("__call__", "logdet", "solve"):
+COLLECTIVE = ("__call__", "count", "logdet", "refined", "solve", "told")
+"""Methods that exchange numbers."""
+
+for _name in COLLECTIVE:
     setattr(SharedFactorization, _name, in_own_modes(collective(getattr(SharedFactorization, _name))))
