@@ -236,8 +236,7 @@ def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alt
 
 def _proof_bytes(operator: SymmetricOperator, demand: Ranks) -> int:
     """Return the bytes with which factorisations prove counts."""
-    rtol = min(demand.rtols, default=1.0)
-    return counts_bytes(operator.shape[0], operator.device, rtol, operator.partition.processes)
+    return counts_bytes(operator, min(demand.rtols, default=1.0))
 
 
 def _estimated(

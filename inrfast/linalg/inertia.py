@@ -91,6 +91,12 @@ SMALL = 2048
 HOPE = 1e-6
 """Smallest level, relative to lambda_1, at which fp32 is tried: its residual is 4e-8 to 1e-5 lambda_1."""
 
+FAR = 0.05
+"""Distance of a shift aside, relative to the level: farther away there is another eigenvalue."""
+
+SIDES = 3
+"""Factorisations on either side of a level at most, each farther away."""
+
 WIDE = 0.5
 """Relative width of an interval of levels from which its ends are counted apart."""
 
@@ -551,22 +557,26 @@ class _Counting:
             decision = self._decide(best.low, best.high, shift + sign * aside, name)
             best = _met(best, decision, name)
             aside = max(decision.aside, 4 * aside)
-            if best.lower == best.upper or decision.aside == 0:
+            if best.lower == best.upper or decision.aside == 0 or aside > FAR * abs(shift):
                 break
         return best
 
     def _aside(self, best: CertifiedCount, name: str) -> CertifiedCount:
-        """Return a count narrowed by one factorisation on either side of its levels, or two."""
+        """Return a count narrowed by factorisations on either side of its levels."""
         size = max(abs(best.low), abs(best.high))
         start = max(8 * best.residual if best.residual < size else 0.0, 1e3 * UNIT * self.errors.norm, 1e-12 * size)
         ends = {}
         for level, sign in ((best.high, 1), (best.low, -1)):
             if sign < 0 and level <= 0 and self.operator.jacobian_error > 0:
                 continue  # of J J^T no eigenvalue is below
-            for step in (start, 32 * start):
-                ends[sign] = self._decide(level + sign * step, level + sign * step, level + sign * step, name)
-                if ends[sign].exact:
+            step = start
+            for _ in range(SIDES):
+                there = level + sign * step
+                ends[sign] = self._decide(there, there, there, name)
+                residual = ends[sign].residual
+                if ends[sign].exact or step > size:
                     break
+                step = max(32 * step, 8 * residual if residual < size else 0.0)
         lower, upper = ends[1].lower, ends[-1].upper if -1 in ends else best.upper
         residual = max(end.residual for end in ends.values())
         return _met(best, Decision(lower, upper, residual, "two shifts", self.failure), name)

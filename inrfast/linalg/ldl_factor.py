@@ -156,10 +156,11 @@ class BlockLDL:
 
         With ``w^2 >= | |W| |D|^-1 |W|^T |_2`` (the largest row sum), ``q^2 = max |D|`` and hence
         ``|G |D|^(1/2)|_2 <= q + w``, the sums over W add ``gamma w (q + w)`` on either side of D, the products with
-        the bases ``e q (q + w)``, other operations a few units of ``(q + w)^2``; gamma is Higham's
-        ``s u / (1 - s u)`` for sums of s additions (Accuracy and Stability of Numerical Algorithms, 2002, sections
-        3.1 and 8.1). A basis of order m adds ``gamma_m sqrt(m)`` and its defect; how directions that were passed on
-        gather the errors of several bases is bounded by the norms of the blocks between them (block Gershgorin).
+        the bases ``e q (q + w)``, other operations a few units of ``(q + w)^2``; gamma is ``4 sqrt(s) u`` for sums of s
+        additions, whose rounding errors are taken as independent (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019).
+        A product with an orthogonal basis of order m is a sum whose partial sums are no longer than the vector: it adds
+        ``gamma_m`` and the basis's defect. How directions that were passed on gather the errors of several bases is
+        bounded by the norms of the blocks between them (block Gershgorin).
         """
         return self._rounding
 
@@ -175,7 +176,7 @@ class BlockLDL:
         largest = self.partition.largest(largest.clamp_min(0))
         below, top = torch.stack([largest, self.pivots.abs().max()]).sqrt().tolist()
         gamma = _gamma(terms(self.size, self.lower.device) + len(self.steps) + 4)
-        turning = max(_gamma(len(s.basis)) * (1 + s.defect) * len(s.basis) ** 0.5 + s.defect for s in self.steps)
+        turning = max(_gamma(len(s.basis)) * (1 + s.defect) + s.defect for s in self.steps)
         turning *= _gathered(self.steps)
         whole = top + below
         # 1.01: second-order terms, and the rounding of this bound itself.
@@ -235,8 +236,8 @@ class BlockLDL:
 
 
 def _gamma(additions: int) -> float:
-    """Return Higham's gamma, the relative error of a sum of products after so many additions."""
-    return additions * UNIT / (1 - additions * UNIT)
+    """Return the relative error of a sum of products after so many additions with independent rounding errors."""
+    return 4 * math.sqrt(additions) * UNIT
 
 
 def _gathered(steps: list[Step]) -> float:

@@ -301,6 +301,18 @@ def test_a_file_with_a_changed_byte_is_refused_or_gives_the_same_bits(kind, file
     assert refused > 60
 
 
+def test_no_byte_of_a_header_can_change(files, tmp_path):
+    data, path = files["finished"], tmp_path / "factor"
+    path.write_bytes(data)
+    with path.open("r+b", buffering=0) as file:
+        for at in range(header_length(data)):
+            os.pwrite(file.fileno(), bytes([data[at] ^ 1 << at % 8]), at)
+            with pytest.raises(factor_file.DamagedError):
+                factor_file.read_header(file.fileno())
+            os.pwrite(file.fileno(), data[at : at + 1], at)
+        assert factor_file.read_header(file.fileno())[0]["order"] == 70
+
+
 @pytest.mark.parametrize("kind", ["finished", "stopped"])
 def test_entries_bases_and_pivots_are_all_summed(kind, files, tmp_path):
     """Every part of the file that is read has a sum: what is refused covers pivots, bases, and W up to what is done."""
@@ -401,6 +413,22 @@ def test_a_disk_that_is_full_is_told_before_the_work_and_leaves_nothing(tmp_path
     mapped = np.memmap(tmp_path / "array", np.float32, "w+", shape=(10**5,))
     with pytest.raises(OSError, match=r"no space for all of .*array: No space left"):
         stored(mapped, operator)
+
+
+def test_numbers_that_are_none_and_budgets_are_refused_before_there_is_a_file(tmp_path):
+    broken = DenseOperator(OPERATOR.matrix)
+    broken.matrix = broken.matrix / 0
+    for others, error, words in (
+        ({"operator": broken}, ValueError, "the operator must be finite"),
+        ({"shift": float("inf")}, ValueError, "shift must be finite"),
+        ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"budget": 1000}, MemoryBudgetError, "the factor of order 70 in fp32"),
+    ):
+        with pytest.raises(error, match=words):
+            stored(tmp_path / "factor", **others)
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(MemoryBudgetError, match="the factor of order 70 in fp32"):
+        stored(np.empty(10**5, np.float32), budget=1000)
 
 
 def test_names_that_are_no_file(tmp_path):
@@ -520,6 +548,7 @@ def test_kernels_are_told_apart_by_network_points_outputs_and_parameters(tmp_pat
         (operator_of(moved), "other parameters. To"),
         (operator_of(inr.INR(2, 2, **{**KERNEL, "activation": "gaussian"})), "activation .now .*gaussian.*sine"),
         (operator_of(inr.INR(2, 2, **KERNEL, omega=20.0)), r"omega .now \[20.0, 20.0\]"),
+        (operator_of(inr.INR(2, 2, **KERNEL, encoding=inr.Polynomial(1))), "encoding .now .*in the file None"),
         (operator_of(net, output=0), "output .now 0, in the file 'trace'"),
         (operator_of(net, params=["layers.0"]), "other params. To"),
         (operator_of(net, points=5), "order .now 25, in the file 36"),
