@@ -301,6 +301,18 @@ def test_a_file_with_a_changed_byte_is_refused_or_gives_the_same_bits(kind, file
     assert refused > 60
 
 
+def test_no_byte_of_a_header_can_change(files, tmp_path):
+    data, path = files["finished"], tmp_path / "factor"
+    path.write_bytes(data)
+    with path.open("r+b", buffering=0) as file:
+        for at in range(header_length(data)):
+            os.pwrite(file.fileno(), bytes([data[at] ^ 1 << at % 8]), at)
+            with pytest.raises(factor_file.DamagedError):
+                factor_file.read_header(file.fileno())
+            os.pwrite(file.fileno(), data[at : at + 1], at)
+        assert factor_file.read_header(file.fileno())[0]["order"] == 70
+
+
 @pytest.mark.parametrize("kind", ["finished", "stopped"])
 def test_entries_bases_and_pivots_are_all_summed(kind, files, tmp_path):
     """Every part of the file that is read has a sum: what is refused covers pivots, bases, and W up to what is done."""
