@@ -79,7 +79,7 @@ def test_a_factor_of_something_else_is_worth_what_its_distance_allows(n, exponen
     ldl = block_ldl(DenseOperator(spoiled), shift, torch.float64)
     F = Factorization(operator, ldl, "highest", 1 << 30, seed, False)
     shifted, b = operator.matrix - shift * eye(n), normal(n, 2, seed=seed)
-    assert torch.linalg.matrix_norm(shifted - ldl.product(eye(n)), 2) <= F.residual <= 8 * size + 1e-12
+    assert torch.linalg.matrix_norm(shifted - ldl.product(eye(n)), 2) <= F.residual <= 8 * size + 1e-10
     assert relative(b - shifted @ F.solve(b, 1e-9), b) <= 1.1e-9
     truth, answers = float(torch.linalg.slogdet(shifted)[1]), 0
     for tol in (1e-6, 1e-3, 1.0):
