@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.linalg import inertia
+from inrfast.linalg.block_ldl import bytes_needed
 from inrfast.linalg.certified import Ranks
-from inrfast.linalg.inertia import HOPE, SMALL, certified_counts
+from inrfast.linalg.inertia import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
@@ -35,8 +35,8 @@ def counts_bytes(operator: SymmetricOperator, rtol: float = 1.0) -> int:
     It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
     """
     n = operator.shape[0]
-    precision = "high" if n >= SMALL and rtol >= HOPE else "highest"
-    return inertia.counts_bytes(n, precision, operator.device, operator.partition.processes)
+    dtype = DTYPES["high" if n >= SMALL and rtol >= HOPE else "highest"]
+    return bytes_needed(n, dtype, operator.device, processes=operator.partition.processes) + vector_bytes(n)
 
 
 def counted_spectrum(

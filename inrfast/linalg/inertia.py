@@ -52,13 +52,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl
 from inrfast.linalg.lanczos import FAILURE, KrylovBasis
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, SymmetricOperator
@@ -77,6 +77,9 @@ VECTORS = 7
 
 GOOD = 1e-2
 """Relative residual of a pair of ``M^-1`` from which inverse iteration is sure to improve it."""
+
+SURE = 0.1
+"""Rounding of M, relative to its smallest eigenvalue, up to which signs of theta are sure."""
 
 CLEAR = 32.0
 """Eigenvalues of M below so many times the distance to K at a level are looked for."""
@@ -258,11 +261,11 @@ def decide(
         each,
         seed + 2,
         lambda before, after: (0 * before, rounding * after),
-        enough=lambda b: b.upper * off < 1 or b.lower * off > 1,
+        enough=lambda b: b.upper * off < 1 or (b.lower * off > 1 and b.upper * rounding <= SURE),
     )
     if inverse.upper * off < 1:
         return Decision(factor.positive, factor.positive, r.upper, "theorem 1", failure)
-    if not inverse.upper * rounding <= 0.1:
+    if not inverse.upper * rounding <= SURE:
         return Decision(0, n, r.upper, "an eigenvalue of the factor is rounding", failure, 64 * rounding)
     lower, upper = 0, n
     for U in near_zero(factor, operator, off, seed + 3):
@@ -435,7 +438,6 @@ def certified_counts(
     precision: str | None = None,
     seed: int = 0,
     failure: float = FAILURE,
-    out: Any = None,
     progress: bool | None = None,
 ) -> list[CertifiedCount]:
     """Return proven numbers of eigenvalues above levels, one for every interval of levels.
@@ -459,38 +461,35 @@ def certified_counts(
         Of the random blocks.
     failure
         Probability that one of the intervals is wrong.
-    out
-        Where the factor's file is to be; None: in memory.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show bars; None: on a terminal only.
 
     Raises
     ------
     MemoryBudgetError
         The factor does not fit the budget.
+    ResolutionError
+        Two factorisations contradict each other: the operator's products are not those of its entries.
     """
     if len(levels) == 0:
         return []
     each = failure / len(levels)
-    counting = _Counting(operator, product_errors(operator, each / EVENTS, seed), budget, each, seed, out, progress)
     least = HOPE * _rayleigh(operator)
     found: dict[int, CertifiedCount] = {}
-    for number in sorted(range(len(levels)), key=lambda i: -sum(levels[i])):
-        low, high = levels[number]
-        both = operator.shape[0] >= SMALL and low > least
-        names = ("high", "highest") if precision is None and both else (precision or "highest",)
-        found[number] = counting.count(low, high, names)
-        if len(names) == 2 and found[number].precision == "highest":
-            least = math.inf  # fp32 was too coarse already
+    with tqdm(total=len(levels), desc="counts", disable=None if progress is None else not progress, leave=False) as bar:
+        counting = _Counting(operator, product_errors(operator, each / EVENTS, seed), budget, each, seed, progress, bar)
+        for number in sorted(range(len(levels)), key=lambda i: -sum(levels[i])):
+            low, high = levels[number]
+            both = operator.shape[0] >= SMALL and low > least
+            names = ("high", "highest") if precision is None and both else (precision or "highest",)
+            found[number] = counting.count(low, high, names)
+            bar.update()
+            if len(names) == 2 and found[number].precision == "highest":
+                least = math.inf  # fp32 was too coarse already
     return [found[number] for number in range(len(levels))]
 
 
-def counts_bytes(order: int, precision: str, device: torch.device, processes: int = 1) -> int:
-    """Return the budget with which :func:`certified_counts` runs at a precision, in all processes together."""
-    return bytes_needed(order, DTYPES[precision], device, processes=processes) + _vector_bytes(order)
-
-
-def _vector_bytes(order: int) -> int:
+def vector_bytes(order: int) -> int:
     """Return the bytes of the vectors beside a factor: the Krylov basis, and what theorem 2 makes of it."""
     return 8 * order * min(order, VECTORS * MOST)
 
@@ -508,21 +507,17 @@ def _rayleigh(operator: SymmetricOperator) -> float:
     return float(partition.total((start * (operator @ start)).sum())) / length / length if length > 0 else 0.0
 
 
+@dataclass
 class _Counting:
-    """What all levels share."""
+    """What all levels share; ``seed`` moves on with every factorisation."""
 
-    def __init__(
-        self,
-        operator: SymmetricOperator,
-        errors: ProductErrors,
-        budget: int,
-        failure: float,
-        seed: int,
-        out: Any,
-        progress: bool | None,
-    ) -> None:
-        self.operator, self.errors, self.budget = operator, errors, budget
-        self.failure, self.seed, self.out, self.progress = failure, seed, out, progress
+    operator: SymmetricOperator
+    errors: ProductErrors
+    budget: int
+    failure: float
+    seed: int
+    progress: bool | None
+    bar: tqdm
 
     def count(self, low: float, high: float, names: Sequence[str]) -> CertifiedCount:
         """Return the number of eigenvalues above the levels of an interval."""
@@ -583,9 +578,11 @@ class _Counting:
 
     def _decide(self, low: float, high: float, shift: float, name: str) -> Decision:
         """Return what a new factorisation proves."""
-        room = self.budget - _vector_bytes(self.operator.shape[0])
+        room = self.budget - vector_bytes(self.operator.shape[0])
+        self.bar.set_postfix_str("factoring")
         factor = block_ldl(self.operator, shift, DTYPES[name], budget=room, progress=self.progress)
         self.seed += 8
+        self.bar.set_postfix_str("bounding what the factor misses")
         return decide(self.operator, factor, low, high, self.failure, self.seed, self.errors)
 
 

@@ -114,12 +114,11 @@ def _cheapest(
     told = f"the factorisation (fp{8 * PRECISIONS[precision].itemsize})"
     if afforded >= LEAST_STEPS:
         x, residuals = _iterated(replace(system, flops=half), make, y, tol, int(min(afforded, STEPS)))
-        worst = float(residuals.amax())
-        if worst <= tol:
+        if float(residuals.amax()) <= tol:
             return x
         warn_once(
-            f"conjugate gradients left a relative residual of {worst:.1e} at the cost of {told}, which solves the "
-            "system instead; method='direct' does so at once, K.factor(-ridge) keeps it for further right-hand sides"
+            f"conjugate gradients did not reach tol={tol:g} at the cost of {told}, which solves the system instead; "
+            "method='direct' does so at once, K.factor(-ridge) keeps it for further right-hand sides"
         )
     return _direct(system, y, tol, precision)
 

@@ -22,8 +22,8 @@ import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
 from inrfast.linalg import inertia
-from inrfast.linalg.block_ldl import block_ldl
-from inrfast.linalg.inertia import certified_counts, counts_bytes, decide
+from inrfast.linalg.block_ldl import block_ldl, bytes_needed
+from inrfast.linalg.inertia import certified_counts, decide, vector_bytes
 from inrfast.linalg.operators import UNIT, DenseOperator
 from inrfast.tangent.kernel_operator import KernelOperator
 
@@ -274,7 +274,8 @@ def test_a_budget_that_is_too_small_is_refused_and_the_stated_one_suffices():
     values = 1.0 / torch.arange(1, 301, dtype=torch.float64)
     operator = DenseOperator(matrix_with(values, 0), 1e-13)
     for name in ("high", "highest"):
-        enough = counts_bytes(300, name, operator.device)
+        dtype = torch.float32 if name == "high" else torch.float64
+        enough = bytes_needed(300, dtype, operator.device) + vector_bytes(300)
         (found,) = certified_counts(operator, [(0.0101, 0.0101)], enough, name)
         assert found.lower == found.upper == 99
         with pytest.raises(MemoryBudgetError):
