@@ -263,14 +263,19 @@ class Factorization:
         change = UNIT * trace * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
-                f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
+                f"{self._name} is nearly singular: rounding the entries of K to fp64 changes this solution by "
                 f"{min(change, 1.0):.0e} of its size, though its residual is small"
             )
 
     def told(self) -> str:
         """Return how near to singular ``K - shift I`` may be, in words."""
         near = f"eigenvalues of at least {self._least:.1e} in size" if self._least > 0 else "eigenvalues near zero"
-        return f"K - {self.shift:g} I is within {self.residual:.1e} of a factor with {near}"
+        return f"{self._name} is within {self.residual:.1e} of a factor with {near}"
+
+    @property
+    def _name(self) -> str:
+        """What was factored, for messages."""
+        return f"K + {-self.shift:g} I" if self.shift < 0 else f"K - {self.shift:g} I"
 
     def _better(self) -> str:
         """Return what to do about a shift that is too near to an eigenvalue."""
@@ -328,7 +333,7 @@ class Factorization:
         if not error <= tol:
             known = "nothing is known of its error" if math.isinf(error) else f"its error may be {error:.1e}"
             raise ResolutionError(
-                f"log |det(K - {self.shift:g} I)| is about {value:.6g} and {known}, above tol={tol:g}: {self.told()}; "
+                f"log |det({self._name})| is about {value:.6g} and {known}, above tol={tol:g}: {self.told()}; "
                 f"take {self._better()}, or a larger tol"
             )
         return value

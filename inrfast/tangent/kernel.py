@@ -470,6 +470,12 @@ class TangentKernel:
             The solution has numbers beyond fp64.
         ValueError, TypeError
             Bad arguments; a kernel with ``coords2``; a function that random vectors show to be no preconditioner.
+
+        Warns
+        -----
+        RuntimeWarning
+            ``"auto"`` went over to a factorisation; by that, a system so near singular that rounding of the kernel
+            changes its solution.
         """
         self._need_symmetric("solve")
         right = check_block("y", y, self.shape[0], self.device).to(torch.float64)
