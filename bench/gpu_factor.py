@@ -84,16 +84,16 @@ def certified(bench: Bench) -> None:
 def candidates(bench: Bench, precision: str) -> None:
     """The factor of the large grid by other windows and blocks of rows."""
     K = kernel(bench, bench.grid)
-    level, used = level_of(K), (block_ldl.WINDOW_GPU, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU)
+    level, used = level_of(K), (block_ldl.WINDOW, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU)
     for window, height in ((128, 4096), (128, 8192), (128, 16384), (256, 4096), (256, 8192)):
-        block_ldl.WINDOW_GPU, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU = window, window, height
+        block_ldl.WINDOW, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU = window, window, height
         try:
             bench.attempt(
                 f"windows of {window}, blocks of {height}",
                 lambda: bench.seconds(lambda: K.factor(level, precision=precision, progress=False), 1),
             )
         finally:
-            block_ldl.WINDOW_GPU, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU = used
+            block_ldl.WINDOW, block_ldl.PANEL_GPU, block_ldl.HEIGHT_GPU = used
         if bench.late:
             break
 
