@@ -57,6 +57,7 @@ PARTS = (
     Part("rows high", "gpu_rows.rows", ("high",), 40),
     Part("rows highest", "gpu_rows.rows", ("highest",), 40),
     *(Part(f"candidates {name}", "gpu_tiles.gram", (name,), 60) for name in ("fp16x3", "fp16", "fp64")),
+    *(Part(f"candidates factor {p}", "gpu_factor.candidates", (p,), 75) for p in ("highest", "high")),
     *(Part(f"dense sine {p}", "gpu_dense.dense", ("sine", p), 40) for p in ("medium", "high")),
     Part("step 512x512 sine medium", "gpu_fit.step_of_one", (512, "sine", "medium"), 60),
     Part("step 512x512 relu high", "gpu_fit.step_of_one", (512, "relu", "high"), 60),

@@ -40,8 +40,9 @@ TYPICAL = 256.0
 
 SAFETY = 8.0
 """Factor from the measured standard deviation to the stated bound. A sum of n products may round sqrt(n) / 4 times as
-much as a single operation, which 8 covers up to width 1,024; what it leaves is for the sampling. On samples of 400
-random networks the bound was 2.8 to 925 times the error found in long double."""
+much as a single operation, which 8 covers up to width 1,024; what it leaves is for the sampling. Of 3,000 random
+networks the bound was 1.1 to 12,000 times the error found in long double, 20 times in the median; most where products
+of fp32 numbers are exact."""
 
 POINTS, PASSES = 64, 128
 """Points of the sample, and disturbed passes over points of it, all together."""

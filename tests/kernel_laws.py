@@ -17,6 +17,7 @@ import inrfast as inr
 from inrfast import distributed
 from inrfast.errors import ResolutionError
 from inrfast.linalg import block_ldl, systems
+from inrfast.linalg.spectrum import kernel_error
 from inrfast.tangent.kernel import TangentKernel
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}
@@ -172,7 +173,7 @@ def counted(K: TangentKernel, values: Tensor, slack: float) -> Tensor:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_ldl, "WINDOW", 4)  # more windows than one in every process
         patch.setattr(block_ldl, "PANEL", 8)
-        levels = [float(values[0]) * share for share in (0.5, 1e-3)]
+        levels = [(float(values[0]) or 1.0) * share for share in (0.5, 1e-3)]
         s = K.spectrum(1e-2, method="inertia", levels=levels, progress=False)
         ranks = [s.count_above(level) for level in levels]
     if values[0] > 0:
@@ -211,7 +212,8 @@ def factorisations(K: TangentKernel, truth: Truth) -> list[Tensor]:
     values = torch.linalg.eigvalsh(truth.matrix).flip(0)
     n, slack = len(values), 1e-11 * float(truth.bound.trace())  # of the exact matrix itself
     largest = float(values[0]) if values[0] > 0 else 1.0
-    found = []
+    exact, found = K.at_precision("highest"), []
+    rounding = kernel_error(exact.jacobian_error, exact.trace())  # what the network's own rounding does to K
     for shift in (-1e-3 * largest, (0.3, 1e-2, 1e-5)[truth.seed % 3] * largest):
         precision = ("highest", "high")[truth.seed // 3 % 2]
         with pytest.MonkeyPatch.context() as patch:
@@ -234,7 +236,8 @@ def factorisations(K: TangentKernel, truth: Truth) -> list[Tensor]:
         x = F.solve(b, tol=1e-9, progress=False)
         left = torch.linalg.vector_norm(b - truth.matrix @ x + shift * x, dim=0)
         assert (left <= 2e-9 * torch.linalg.vector_norm(b, dim=0) + slack * torch.linalg.vector_norm(x, dim=0)).all()
-        assert abs(F.logdet(tol=1.0) - float((values - shift).abs().log().sum())) <= 1.0 + n * slack / gap
+        if 10 * n * (F.residual + rounding) < gap:
+            assert abs(F.logdet(tol=1.0) - float((values - shift).abs().log().sum())) <= 1.0 + n * slack / gap
         found += [x, F(b[:, 0])]
     return found
 

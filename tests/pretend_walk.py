@@ -44,8 +44,7 @@ from inrfast.training import group
 grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
 group.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
-block_ldl.WINDOW_GPU = block_ldl.PANEL_GPU = 12  # several windows of so few rows
-block_ldl.HEIGHT_GPU = 24
+block_ldl.WINDOW = block_ldl.PANEL_GPU = 9  # several windows and blocks of so few rows
 inertia.WHOLE = largest_eigenvalue.WHOLE = 8  # which are counted as many are
 
 SIDE = 6

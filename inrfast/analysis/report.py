@@ -304,7 +304,8 @@ class DiagnosisReport:
         """Return a figure of the report; with ``path`` (.png, .pdf, .svg), also write it there, whole or not at all.
 
         From the left: ranks of the representations against the tolerance; singular values of the representations
-        (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks.
+        (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks, with the
+        intervals of the kernel's ranks at the tolerances as black bars.
         """
         from inrfast.analysis.report_figure import draw  # matplotlib takes long to import, and most draw nothing
 

@@ -23,6 +23,7 @@ from inrfast.memory import format_bytes
 from inrfast.spelling import level, path, shape, share, whole
 
 if TYPE_CHECKING:
+    from inrfast.linalg.spectrum import Spectrum
     from inrfast.tangent.local import NTK
 
 OUTPUTS = ("trace", "full")
@@ -112,6 +113,7 @@ def _counted(kernel: NTK, arguments: argparse.Namespace) -> tuple[list[Any], lis
     options: dict[str, Any] = {"method": arguments.method or "auto", "seed": arguments.seed}
     options["progress"] = progress(arguments)
     ranks, counts, notes = [], [], []
+    left = arguments.levels or []
     if arguments.rtols:
         with bar(arguments, "the spectrum"):
             spectrum = kernel.spectrum(arguments.rtols, **options)
@@ -121,15 +123,22 @@ def _counted(kernel: NTK, arguments: argparse.Namespace) -> tuple[list[Any], lis
             # Report the interval even if it is wide, but of a dense kernel, which has no finer one.
             found = spectrum.rank(rtol) if spectrum.method == "dense" else spectrum.count_above(threshold, rtol)
             ranks.append(asdict(found) | asdict(proof(spectrum, threshold, rtol)))
-    if arguments.levels:
+        if spectrum.method == "dense":
+            counts, left = [_count(spectrum, threshold) for threshold in left], []
+    if left:
         with bar(arguments, "the spectrum"):
-            spectrum = kernel.spectrum(levels=arguments.levels, **options)
+            spectrum = kernel.spectrum(levels=left, **options)
         notes.append(spectrum.note)
-        for threshold in arguments.levels:
-            found = spectrum.count_above(threshold)
-            entry = {"lower": found.lower, "upper": found.upper, "level": threshold}
-            counts.append(entry | asdict(proof(spectrum, threshold)))
+        counts = [_count(spectrum, threshold) for threshold in left]
     return ranks, counts, [note for note in dict.fromkeys(notes) if note]
+
+
+def _count(spectrum: Spectrum, threshold: float) -> dict[str, Any]:
+    """Return how many eigenvalues exceed a level, and how that was found."""
+    from inrfast.analysis.proofs import proof
+
+    found = spectrum.count_above(threshold)
+    return {"level": threshold, "lower": found.lower, "upper": found.upper} | asdict(proof(spectrum, threshold))
 
 
 def _by(count: dict[str, Any]) -> str:

@@ -33,14 +33,15 @@ from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks
 from inrfast.ops import gemm
 
-WINDOW, WINDOW_GPU = 256, 128
-"""Rows per window."""
+WINDOW = 128
+"""Rows per window: on a CPU twice as many spend more on eigenvectors, half as many more on small products."""
 
 PANEL, PANEL_GPU = 1024, 128
 """Rows per panel, a multiple of the window."""
 
 HEIGHT_GPU = 4096
-"""Rows of a block of W on a GPU, a multiple of the panel; on a CPU it is the panel."""
+"""Rows of a block of W on a GPU, whole panels: one product with a block should fill it. At most half of a process's
+rows, or W would take much more than half of the matrix. On a CPU it is the panel."""
 
 DEPTH = 4096
 """Directions per product of an update on a CPU: a scaled piece of the panel's rows stays in the last level of cache."""
@@ -131,12 +132,12 @@ def sizes(
 ) -> tuple[int, int, int]:
     """Return the rows of a window, of a panel and of a block of W; None: what suits the device."""
     cpu = device.type == "cpu"
-    window = (WINDOW if cpu else WINDOW_GPU) if window is None else check_int("window", window, minimum=1)
+    window = WINDOW if window is None else check_int("window", window, minimum=1)
     if panel is None:
         panel = window * max(1, (PANEL if cpu else PANEL_GPU) // window)
     if check_int("panel", panel, minimum=1) % window:
         raise ValueError(f"panel must be a multiple of the window, got {panel} rows and a window of {window}")
-    height = panel if cpu else panel * max(1, HEIGHT_GPU // (processes * panel))
+    height = panel if cpu else panel * max(1, min(HEIGHT_GPU, order // (2 * processes)) // panel)
     whole = -(-order // window) * window  # a small operator needs no more
     return window, min(panel, whole), min(height, whole)
 
@@ -249,7 +250,7 @@ def block_ldl(
         if budget is not None:
             shared = partition.processes
             bytes_of = partial(room, device=operator.device, window=window, panel=panel, processes=shared)
-            require_room(order, dtype, budget, bytes_of, storable=shared == 1)
+            require_room(order, dtype, budget, bytes_of)
         with partition.all_or_none():
             blocks = shapes_here(partition.windows(panel), partition.rank, height)
             out = LowerRows(blocks, dtype, operator.device)

@@ -49,7 +49,7 @@ class Alternative:
     flops
         Cost of the alternative.
     name
-        In words.
+        What it does, in words.
     whole
         Whether it computes all eigenvalues, so that nothing of the pivots is worth keeping.
     """
@@ -75,9 +75,9 @@ class Alternative:
         if spent < SPENT * self.flops:
             return ""
         needed = min(needed, self.order)
-        wanted = f"after {rank:,} of them some {needed:,.0f} pivots seem to be needed"
+        wanted = f"after {rank:,} pivots some {needed:,.0f} seem to be needed"
         if needed > most:
             return f"{wanted}, and {most:,} fit the budget"
         if pivots_flops(self.order, needed) - spent > self.flops:
-            return f"{wanted}, which costs more than {self.name}"
+            return f"{wanted}, which costs more"
         return ""

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from inrfast.errors import MemoryBudgetError
 from inrfast.linalg.block_ldl import bytes_needed
 from inrfast.linalg.certified import Ranks
 from inrfast.linalg.inertia import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
@@ -19,7 +20,7 @@ from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
 from inrfast.linalg.spectrum import RankInterval, Spectrum
-from inrfast.memory import require
+from inrfast.memory import over_budget, require
 
 MARGIN = 1e-12
 """Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
@@ -28,13 +29,14 @@ TOLERATED = 1.5
 """Share of the demanded width up to which an interval passes: rounding is added to one that just met the demand."""
 
 
-def counts_bytes(order: int, device: torch.device, rtol: float = 1.0, processes: int = 1) -> int:
-    """Return the bytes that a certified count takes at least, in all processes, with a factor in fp32 if that may do.
+def counts_bytes(operator: SymmetricOperator, rtol: float = 1.0) -> int:
+    """Return the bytes that a certified count takes at least, in all processes, with a factor in fp32 where it may do.
 
     It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
     """
-    dtype = DTYPES["high" if order >= SMALL and rtol >= HOPE else "highest"]
-    return bytes_needed(order, dtype, device, processes=processes) + vector_bytes(order)
+    n = operator.shape[0]
+    dtype = DTYPES["high" if n >= SMALL and rtol >= HOPE else "highest"]
+    return bytes_needed(n, dtype, operator.device, processes=operator.partition.processes) + vector_bytes(n)
 
 
 def counted_spectrum(
@@ -65,17 +67,12 @@ def counted_spectrum(
     Raises
     ------
     MemoryBudgetError
-        The factorisation exceeds the budget even in single precision.
+        The factorisation exceeds the budget, even in fp32 where that may do.
     ValueError
         The operator is not symmetric, or its diagonal not that of a positive semidefinite one.
     """
     n = shape_of(operator)
-    require(
-        counts_bytes(n, operator.device, min(demand.rtols, default=1.0), operator.partition.processes),
-        budget,
-        f"a certified count of order {n}",
-        "raise memory_budget, take fewer points, or use method='cholesky' or 'quadrature'",
-    )
+    require(counts_bytes(operator, min(demand.rtols, default=1.0)), budget, _what(n), INSTEAD)
     rtol = min(demand.rtols, default=UNIT)
     diagonal = operator.partition.gather(operator.diagonal())
     check_diagonal(diagonal)
@@ -109,9 +106,23 @@ def with_counts(
     asked = [span for span in spans if 0 < span[0] <= high]
     if not asked:
         return replace(found, method="inertia")
-    counts = certified_counts(operator, asked, budget, seed=seed, failure=FAILURE / 2, progress=progress)
+    try:
+        counts = certified_counts(operator, asked, budget, seed=seed, failure=FAILURE / 2, progress=progress)
+    except MemoryBudgetError as error:  # of a level so low that it takes fp64
+        if error.needed is None:
+            raise
+        needed = counts_bytes(operator, 0.0)
+        raise over_budget(needed, budget, f"{_what(operator.shape[0])} in fp64", INSTEAD) from None
     counts = [replace(count, failure=count.failure + FAILURE / 2) for count in counts]
     return replace(found, certified=(*found.certified, *counts), method="inertia")
+
+
+INSTEAD = "raise memory_budget, take fewer points, or use method='cholesky' or 'quadrature'"
+"""What to do where a factor does not fit."""
+
+
+def _what(order: int) -> str:
+    return f"a certified count of order {order}"
 
 
 def _span(level: float, slack: float, jacobian_error: float) -> tuple[float, float]:

@@ -195,7 +195,7 @@ def _counted_at_any_rank(
     if left.absolute(1.0) and alternative is not None:
         alternative = _alternative(operator, left, budget)
         assert alternative is not None
-        told = f"{note}; {verdict or _resolved(exact)}: {alternative.name} {_told(left)}"
+        told = f"{note}; {verdict or _resolved(exact)}: {alternative.name}"
         if alternative.whole:
             found = dense_spectrum(operator.to_dense(), operator.matrix_error, rtol, rank_bound)
             return replace(found.with_jacobian_error(error), note=told)
@@ -209,18 +209,12 @@ def _counted_at_any_rank(
     return replace(exact, note=note)
 
 
-DENSE, FACTORISED = "all eigenvalues by LAPACK", "factorisations of K - level I"
-"""What may take over from pivots, in words."""
-
-
-def _told(left: Ranks) -> str:
-    """Return in words what an alternative to pivots does."""
-    several = len(left.rtols) + len(left.levels)
-    return f"count above {several} level{'s' if several > 1 else ''}"
-
-
 def _resolved(found: Spectrum) -> str:
     return f"its {len(found.eigenvalues)} pivots resolve {found.floor:.1e} of lambda_1"
+
+
+PROVEN = "a factorisation of K - level I certifies the count"
+"""What takes over from pivots, in words."""
 
 
 def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alternative | None:
@@ -228,16 +222,17 @@ def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alt
     n = operator.shape[0]
     fitting = []
     if _proof_bytes(operator, demand) <= budget:
-        fitting.append(Alternative(n, factorisation_flops(n, len(demand.absolute(1.0))), FACTORISED))
+        levels = len(demand.absolute(1.0))
+        told = f"factorisations of K - level I certify {levels} counts" if levels > 1 else PROVEN
+        fitting.append(Alternative(n, factorisation_flops(n, levels), told))
     if n <= DENSE_LIMIT and _dense_bytes(n, False) <= budget:
-        fitting.append(Alternative(n, dense_flops(n), DENSE, whole=True))
+        fitting.append(Alternative(n, dense_flops(n), "LAPACK computes every eigenvalue", whole=True))
     return min(fitting, key=lambda way: way.flops, default=None)
 
 
 def _proof_bytes(operator: SymmetricOperator, demand: Ranks) -> int:
     """Return the bytes with which factorisations prove counts."""
-    rtol = min(demand.rtols, default=1.0)
-    return counts_bytes(operator.shape[0], operator.device, rtol, operator.partition.processes)
+    return counts_bytes(operator, min(demand.rtols, default=1.0))
 
 
 def _estimated(

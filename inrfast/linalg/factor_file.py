@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from inrfast.linalg.block_ldl import State
 from inrfast.linalg.ldl_factor import Step
@@ -399,8 +400,8 @@ class FactorFile:
             total += rows.view(total.dtype)[:, own].sum(0, dtype=total.dtype)
         return total
 
-    def check_entries(self, blocks: Sequence[Tensor], state: State) -> None:
-        """Read all of W that was written, once and in order.
+    def check_entries(self, blocks: Sequence[Tensor], state: State, progress: bool | None = None) -> None:
+        """Read all of W that was written, once and in order; with a bar where that takes long.
 
         Raises
         ------
@@ -409,7 +410,9 @@ class FactorFile:
         """
         kind = self._sums.dtype
         found = torch.zeros(self.layout.order, dtype=kind)
-        for first, rows in self._rows_from(blocks, 0):
+        hidden = None if progress is None else not progress
+        parts = list(self._rows_from(blocks, 0))
+        for first, rows in tqdm(parts, desc="reading the factor", disable=hidden, leave=False, delay=1.0):
             done = min(max(state.row - first, 0), len(rows))  # these end in zeros, the others are not all written
             found[: rows.shape[1]] += rows[:done].view(kind).sum(0, dtype=kind)
             final = min(state.start, rows.shape[1])

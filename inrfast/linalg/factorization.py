@@ -258,7 +258,9 @@ class Factorization:
 
     def _warn_of_rounding(self, growth: Tensor) -> None:
         """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
-        change = UNIT * self._errors.norm * float(growth.nan_to_num(0.0).amax())
+        operator = self._operator
+        trace = float(operator.partition.total(operator.diagonal().abs().sum()))  # at least the norm of a kernel
+        change = UNIT * trace * float(growth.nan_to_num(0.0).amax())
         if change > LOST:
             warn(
                 f"K - {self.shift:g} I is nearly singular: rounding the entries of K to fp64 changes this solution by "
@@ -378,7 +380,7 @@ class Factorization:
         measured = "_residual" in vars(self)
         residual = f"{self.residual:.2e}" if measured else "not measured yet"
         return (
-            f"Factorization(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
+            f"{type(self).__name__}(shape={self.shape}, shift={self.shift:g}, precision={self.precision!r}, "
             f"positive={self.positive}, negative={self.negative}, residual={residual}, {format_bytes(self.nbytes)})"
         )
 

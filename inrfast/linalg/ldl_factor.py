@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from inrfast.linalg.lower_products import add_transposed_, terms, times
+from inrfast.linalg.lower_products import add_transposed_, sharing, terms, times
 from inrfast.linalg.lower_rows import LowerRows
 from inrfast.linalg.operators import UNIT
 from inrfast.linalg.partition import Whole
@@ -94,11 +94,12 @@ class BlockLDL:
         """Return these rows of ``M V`` for these rows of V (n, k), fp64."""
         partition, vectors = self.partition, V.t().contiguous()
         whole = vectors if partition.whole else partition.gather(V).t().contiguous()
-        scaled = self._transposed(vectors) + self._from_rows(whole) * self.pivots  # D G^T V
-        out = self._to_rows(scaled)[:, partition.start : partition.stop]
-        inner = scaled / self.pivots
-        for rows, matrix in self._strips():
-            out[:, rows] += times(matrix, inner[:, : matrix.shape[1]])
+        with sharing(V.device) as threads:
+            scaled = self._transposed(vectors, threads) + self._from_rows(whole) * self.pivots  # D G^T V
+            out = self._to_rows(scaled)[:, partition.start : partition.stop]
+            inner = scaled / self.pivots
+            for rows, matrix in self._strips():
+                out[:, rows] += times(matrix, inner[:, : matrix.shape[1]], threads=threads)
         return out.t().contiguous()
 
     def inverse(self, V: Tensor) -> Tensor:
@@ -106,9 +107,13 @@ class BlockLDL:
 
         The rows of a block of W are multiplied at once by all directions eliminated before its first window.
         """
-        vectors = V.t().contiguous()
+        with sharing(V.device) as threads:
+            return self._inverse(V.t().contiguous(), threads).t().contiguous()
+
+    def _inverse(self, vectors: Tensor, threads: int) -> Tensor:
+        """Return the same for vectors (k, n)."""
         groups = {step.rows.start: group for group in self._groups() for step in group[0]}
-        found = self._forward(vectors, groups)
+        found = self._forward(vectors, groups, threads)
         sums, out, carried = torch.zeros_like(found), torch.empty_like(vectors), vectors[:, :0]
         for step in reversed(self.steps):
             new = slice(step.start, step.start + step.kept)
@@ -122,10 +127,10 @@ class BlockLDL:
             between = slice(before.shape[1], step.start)
             add_transposed_(sums[:, between], self._strip(step)[:, between], entering)
             if step is steps[0]:
-                add_transposed_(sums[:, : before.shape[1]], before, out[:, rows])
-        return out.t().contiguous()
+                add_transposed_(sums[:, : before.shape[1]], before, out[:, rows], threads=threads)
+        return out
 
-    def _forward(self, vectors: Tensor, groups: dict[int, tuple[list[Step], slice, Tensor]]) -> Tensor:
+    def _forward(self, vectors: Tensor, groups: dict[int, tuple[list[Step], slice, Tensor]], threads: int) -> Tensor:
         """Return ``D^-1 G^-1`` times vectors (k, n), from the blocks of W by the first rows of their windows."""
         found = vectors.new_empty(len(vectors), self.size)
         carried = own = vectors[:, :0]
@@ -134,7 +139,7 @@ class BlockLDL:
             if step.owner == self.partition.rank:
                 steps, rows, before = groups[step.rows.start]
                 if step is steps[0]:
-                    own = vectors[:, rows] - times(before, found[:, : before.shape[1]])
+                    own = vectors[:, rows] - times(before, found[:, : before.shape[1]], threads=threads)
                 here, between = self._here(step), slice(before.shape[1], step.start)
                 mine = own[:, here.start - rows.start : here.stop - rows.start]
                 mine = mine - times(self._strip(step)[:, between], found[:, between])
@@ -162,10 +167,12 @@ class BlockLDL:
     @cached_property
     def _rounding(self) -> float:
         ones = self.pivots.new_ones(1, self.partition.stop - self.partition.start)
-        sums = self._transposed(ones, absolute=True) / self.pivots.abs()
         largest = self.pivots.new_zeros(())
-        for _, matrix in self._strips():
-            largest = torch.maximum(largest, times(matrix, sums[:, : matrix.shape[1]], absolute=True).max())
+        with sharing(ones.device) as threads:
+            sums = self._transposed(ones, threads, absolute=True) / self.pivots.abs()
+            for _, matrix in self._strips():
+                found = times(matrix, sums[:, : matrix.shape[1]], absolute=True, threads=threads)
+                largest = torch.maximum(largest, found.max())
         largest = self.partition.largest(largest.clamp_min(0))
         below, top = torch.stack([largest, self.pivots.abs().max()]).sqrt().tolist()
         gamma = _gamma(terms(self.size, self.lower.device) + len(self.steps) + 4)
@@ -176,11 +183,11 @@ class BlockLDL:
         bound = 2.02 * whole * (gamma * below + turning * top + 4 * UNIT * whole)
         return bound if math.isfinite(bound) else math.inf
 
-    def _transposed(self, vectors: Tensor, absolute: bool = False) -> Tensor:
+    def _transposed(self, vectors: Tensor, threads: int, absolute: bool = False) -> Tensor:
         """Return ``W^T`` times vectors, of which the rows here are given (k, n)."""
         sums = vectors.new_zeros(len(vectors), self.size)
         for rows, matrix in self._strips():
-            add_transposed_(sums[:, : matrix.shape[1]], matrix, vectors[:, rows], absolute)
+            add_transposed_(sums[:, : matrix.shape[1]], matrix, vectors[:, rows], absolute, threads)
         return self.partition.total(sums)
 
     def _from_rows(self, vectors: Tensor) -> Tensor:

@@ -127,9 +127,7 @@ Room = Callable[[int, torch.dtype], tuple[int, int]]
 """From an order and a dtype to the bytes of the lower half, and of what is beside it in memory."""
 
 
-def require_room(
-    order: int, dtype: torch.dtype, budget: int, room: Room, stored: bool = False, storable: bool = True
-) -> None:
+def require_room(order: int, dtype: torch.dtype, budget: int, room: Room, stored: bool = False) -> None:
     """Refuse a factorisation that the budget does not hold, and say what would fit.
 
     Parameters
@@ -142,8 +140,6 @@ def require_room(
         Bytes that are needed.
     stored
         Whether the lower half is in a file, whose pages do not count.
-    storable
-        Whether it may be.
 
     Raises
     ------
@@ -164,10 +160,6 @@ def require_room(
         single = needed(order, torch.float32)
         fits = "fits" if single <= budget else "does not fit either"
         ways.append(f'in fp32 (precision="high", {format_bytes(single)}) it {fits}')
-    if storable and not stored:
-        lower, rest = room(order, dtype)
-        words = "which is too much as well" if rest > budget else "on a CPU"
-        ways.append(f"out=PATH takes some {format_bytes(lower)} of a disk and {format_bytes(rest)} of memory, {words}")
     what = f"the factor of order {order} in {name[dtype]}"
     raise over_budget(needed(order, dtype), budget, what, "; ".join(ways))
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import NotAvailableError, warn
+from inrfast.errors import NotAvailableError, check_float, warn
 from inrfast.files import opened, shown, sole_writer, target_of, whole_file, writing_told
 from inrfast.linalg import block_ldl as elimination
 from inrfast.linalg.block_ldl import State, block_ldl
@@ -85,11 +85,20 @@ def stored_ldl(
     if not operator.partition.whole:
         raise NotAvailableError("out= is for kernels whose rows are all in one process; leave it away")
     need_cpu(operator.device)
+    shift = check_float("shift", shift)
     if isinstance(out, (str, os.PathLike)):
         return _InFile(Path(out), operator, shift, dtype, delay, window, panel, budget, progress).run()
     window, panel, height = elimination.sizes(shape_of(operator), operator.device, window, panel)
+    _need_room(operator, dtype, window, panel, budget)
     lower = in_array(out, elimination.shapes(shape_of(operator), height), dtype, operator.device)
     return block_ldl(operator, shift, dtype, delay, window, panel, lower, budget, progress)
+
+
+def _need_room(operator: SymmetricOperator, dtype: torch.dtype, window: int, panel: int, budget: int | None) -> None:
+    """Refuse what the budget does not hold beside the lower half."""
+    if budget is not None:
+        room = partial(elimination.room, device=operator.device, window=window, panel=panel)
+        require_room(shape_of(operator), dtype, budget, room, stored=True)
 
 
 @dataclass(frozen=True)
@@ -128,16 +137,16 @@ class _InFile:
                 found = self._look(stack, writing=True)
             assert found is not None
             file, said, state = found.file, found.about, None
+            sizes = said["window"], said["panel"]
+            _need_room(self.operator, self.dtype, *sizes, self.budget)
             blocks = file.blocks(writable=not found.finished)
             lower = LowerRows(file.layout.shapes, self.dtype, self.operator.device, blocks)
             if found.turn is not None:
                 with _damage_told(self.path):
                     state = file.read(found.turn)
-                    file.check_entries(blocks, state)
+                    file.check_entries(blocks, state, self.progress)
                 if found.finished:
                     return BlockLDL(self.shift, state.pivots, state.steps, lower)
-            sizes = said["window"], said["panel"]
-            self._need_room(*sizes)
             saver = _Saver(self.path, file, blocks)
             with _same_digits(self.path, said, again=state is not None):
                 result = block_ldl(
@@ -148,7 +157,7 @@ class _InFile:
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        """What the file must say; what is None may be anything."""
+        """What the file must say."""
         n, delay = shape_of(self.operator), self.delay
         window, panel, _ = elimination.sizes(n, self.operator.device, self.window, self.panel)
         about = {
@@ -156,8 +165,8 @@ class _InFile:
             "dtype": str(self.dtype).removeprefix("torch."),
             "shift": self.shift,
             "delay": elimination.DELAY * abs(self.shift) if delay is None else delay,
-            "window": None if self.window is None else window,
-            "panel": None if self.panel is None else panel,
+            **({} if self.window is None else {"window": window}),
+            **({} if self.panel is None else {"panel": panel}),
             "byteorder": sys.byteorder,
             **identity_of(self.operator),
         }
@@ -192,23 +201,11 @@ class _InFile:
         if panel is None and elimination.room(n, self.dtype, device, self.window)[0] > available_bytes():
             panel = WIDER * elimination.sizes(n, device, self.window)[1]
         window, panel, _ = elimination.sizes(n, device, self.window, panel)
-        self._need_room(window, panel)
+        _need_room(self.operator, self.dtype, window, panel, self.budget)
         run = {"window": window, "panel": panel, "machine": _machine(), "libraries": _libraries()}
         header = header_of({**self._about, **run})
         with whole_file(self.path, size=self._layout(run, len(header)).size, durable=True) as file:
             file.write(header)
-
-    def _need_room(self, window: int, panel: int) -> None:
-        """Refuse what the budget does not hold beside the file."""
-        n, device = shape_of(self.operator), self.operator.device
-        if self.budget is not None:
-            require_room(
-                n,
-                self.dtype,
-                self.budget,
-                lambda m, kind: elimination.room(m, kind, device, window, panel),
-                stored=True,
-            )
 
     def _layout(self, said: Mapping[str, Any], header: int) -> Layout:
         """Return the layout of a file with these widths."""
@@ -270,11 +267,11 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Return, in words, in what two descriptions differ; what is None now may be anything."""
+    """Return, in words, where a description differs from that in a file, which may say more."""
     found: list[str] = []
     for name, mine in now.items():
         other = then.get(name)
-        if mine is None or mine == other:
+        if mine == other:
             continue
         if name == "entries":
             if not found and not _alike(mine, other):
@@ -363,4 +360,6 @@ def identity_of(operator: SymmetricOperator) -> dict[str, Any]:
     own: dict[str, Any] = getattr(operator, "identity", dict)()
     index = torch.linspace(0, shape_of(operator) - 1, PROBES, dtype=torch.float64).round().long().unique()
     entries = operator.submatrix(index.to(operator.device)).cpu()
+    if not bool(torch.isfinite(entries).all()):
+        raise ValueError("the operator must be finite, got NaN or Inf among its entries")
     return {"operator": own, "entries": entries.tolist()}

@@ -516,6 +516,8 @@ class TangentKernel:
             The factor exceeds the budget; raised before it is allocated, with what fits.
         ValueError, TypeError
             Bad arguments; a kernel with ``coords2``; a file of another factorisation.
+        RangeError
+            Entries are beyond the range of ``precision``.
         NotAvailableError, OSError
             ``out`` on a GPU or of a shared kernel; a full disk, or a file that another process is writing.
 

@@ -1,6 +1,7 @@
 """Spectra with certified counts: they hold the truth at every level, of every kernel, and the way is chosen by cost."""
 
 import pickle
+import re
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_pivots_give_way_exactly_where_they_do_not_answer_at_less_cost(monkeypat
     assert torch.equal(s.eigenvalues, both[1].eigenvalues)
     assert s.certified == both[1].certified
     assert s.method == ("cholesky" if power >= 3 else "inertia")
-    assert ("factorisations of K - level I count above" in s.note) == (s.method == "inertia")
+    assert bool(re.search("of K - level I certif", s.note)) == (s.method == "inertia")
     listed = len(s.eigenvalues)
     assert (values[:listed] >= s.eigenvalues - s.lower_error - 1e-12).all()
     assert (values[:listed] <= s.eigenvalues + s.upper_error + 1e-12).all()
@@ -138,28 +139,43 @@ def test_levels_that_pivots_resolve_are_not_factored(monkeypatch):
     s = spectrum(reflected(values), (0.1, 5e-6), None, "auto", False, n, 1 << 30, 0, False)
     assert s.method == "inertia"
     assert len(s.certified) == 1
-    assert "count above 1 level" in s.note
+    assert "a factorisation of K - level I certifies the count" in s.note
     assert s.rank(0.1).lower == s.rank(0.1).upper == int((values > 0.1).sum())
     assert fits(s.rank(5e-6), truth(values, 5e-6, 1e-12))
     with pytest.raises(ResolutionError, match=r"counts certified at the levels 5e-06 .* lies in \["):
         s.rank(2e-6)
 
 
-def test_budgets():
-    n, device = inertia.SMALL + 30, torch.device("cpu")
-    operator = reflected(torch.logspace(0, -3, n, dtype=torch.float64))
-    single, double = (counts_bytes(n, device, rtol) for rtol in (1.0, 1e-9))
+def test_budgets_for_single_and_for_double_precision(monkeypatch):
+    for module in (inertia, counted):
+        monkeypatch.setattr(module, "SMALL", 200)
+    n = 500
+    values = torch.logspace(0, -8, n, dtype=torch.float64)
+    operator = reflected(values)
+    single, double = (counts_bytes(operator, rtol) for rtol in (1.0, 1e-9))
     assert single < double
 
-    def of(budget, rtol, method="inertia"):
-        return spectrum(operator, rtol, None, method, False, n, budget, 0, False)
+    def of(budget, rtol, levels=(), method="inertia"):
+        return spectrum(operator, rtol, None, method, False, n, budget, 0, False, levels)
 
     s = of(single, 0.03)
     assert s.certified[0].precision == "high"
-    assert fits(s.rank(0.03), truth(torch.logspace(0, -3, n, dtype=torch.float64), 0.03, 1e-10))
-    for budget, rtol in ((single - 1, 0.03), (single, 1e-9)):
-        with pytest.raises(MemoryBudgetError, match=rf"certified count of order {n} needs .* raise memory_budget"):
-            of(budget, rtol)
+    assert fits(s.rank(0.03), truth(values, 0.03, 1e-12))
+    assert of(double, 1e-7).certified[0].precision == "highest"
+    message = f"certified count of order {n}( in fp64)? needs .*; raise memory_budget, take fewer points"
+    for budget, rtol, levels in ((single - 1, 0.03, ()), (double - 1, 1e-7, ()), (single, 0.1, (1e-7,))):
+        with pytest.raises(MemoryBudgetError, match=message) as caught:
+            of(budget, rtol, levels)
+        assert caught.value.needed in (single, double)
+    monkeypatch.setattr(eigenvalues, "SMALL", 100)  # nor do pivots resolve this level
+    monkeypatch.setattr(eigenvalues, "DENSE_LIMIT", 0)
+    monkeypatch.setattr(certified, "_room", lambda *given: (30, 120))
+    for budget, levels in ((single - 1, ()), (single, (1e-7,))):
+        told = of(budget, 1e-7, levels, "auto")
+        assert told.method == "cholesky"
+        assert "a stochastic quadrature estimates counts" in told.note
+        assert re.search(r"factorisations of K - level I would prove them with [\d.]+ MiB of the budget", told.note)
+    assert of(double, 0.1, (1e-7,), "auto").method == "inertia"
 
 
 def test_what_only_lists_is_refused_by_name():

@@ -18,7 +18,8 @@ from random_networks import networks, random_coords
 
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
-from inrfast.linalg.factorization import factorize
+from inrfast.linalg.block_ldl import block_ldl
+from inrfast.linalg.factorization import Factorization, factorize
 from inrfast.linalg.operators import DenseOperator
 
 PRECISIONS = st.sampled_from(["high", "highest"])
@@ -67,6 +68,25 @@ def test_every_shift_is_answered_within_what_is_stated_or_refused(values, expone
         truth = float(exact.abs().log().sum())
         assert abs(found - truth) <= 1e-2 + 4 * n * 1e-16 * n * largest / gap
         assert F.negative == int((exact < 0).sum())
+
+
+@given(st.integers(1, 300), st.floats(-4, 0), st.floats(-8, -0.5), st.integers(0, 2), st.integers(0, 10**6))
+def test_a_factor_of_something_else_is_worth_what_its_distance_allows(n, exponent, off, kind, seed):
+    """Spoiled by a multiple of the identity, of one direction, or by noise: bounds hold it, solutions repair it."""
+    operator, shift = operator_with(torch.logspace(0, -3, n, dtype=torch.float64), seed), -(10.0**exponent)
+    size, noise = abs(shift) * 10.0**off, normal(n, n, seed=seed)
+    spoiled = operator.matrix + size * (eye(n), torch.ones(n, n).double() / n, (noise + noise.t()) / 4 / n**0.5)[kind]
+    ldl = block_ldl(DenseOperator(spoiled), shift, torch.float64)
+    F = Factorization(operator, ldl, "highest", 1 << 30, seed, False)
+    shifted, b = operator.matrix - shift * eye(n), normal(n, 2, seed=seed)
+    assert torch.linalg.matrix_norm(shifted - ldl.product(eye(n)), 2) <= F.residual <= 8 * size + 1e-10
+    assert relative(b - shifted @ F.solve(b, 1e-9), b) <= 1.1e-9
+    truth, answers = float(torch.linalg.slogdet(shifted)[1]), 0
+    for tol in (1e-6, 1e-3, 1.0):
+        with contextlib.suppress(ResolutionError):
+            assert abs(F.logdet(tol) - truth) <= tol + 1e-11 * n
+            answers += 1
+    assert answers >= (1 if 10.0**off * n**0.5 <= 0.02 else 0)
 
 
 @settings(max_examples=12)

@@ -21,7 +21,7 @@ def iterated(monkeypatch):
     monkeypatch.setattr(systems, "SMALL", 0)
 
 
-@pytest.mark.filterwarnings("ignore:conjugate gradients left")
+@pytest.mark.filterwarnings("ignore:conjugate gradients did not")
 @given(spectra(), st.integers(1, 3), st.floats(-6, 0), st.integers(0, 10**6))
 def test_the_residual_is_what_was_asked_for(values, columns, exponent, seed):
     operator = operator_with(values, seed)
@@ -56,7 +56,7 @@ def test_the_preconditioner_spares_products(iterated):
     assert len(taken) <= 60
 
 
-@pytest.mark.filterwarnings("ignore:conjugate gradients left")
+@pytest.mark.filterwarnings("ignore:conjugate gradients did not")
 def test_singular_systems_and_small_budgets_are_refused(iterated):
     values = torch.where(torch.arange(600) < 300, 1.0, 0.0).double()
     operator = operator_with(values, 0)
@@ -188,7 +188,7 @@ def test_auto_solves_what_either_method_solves(values, exponent, columns, seed):
         found = {method: attempt(operator, y, ridge, method) for method in ("auto", "direct", "cg")}
     assert all(residual <= 1.1e-7 or math.isinf(residual) for residual in found.values())
     assert math.isinf(found["auto"]) <= math.isinf(found["direct"])
-    if exponent > -11:
+    if exponent > -8:
         assert not math.isinf(found["direct"])
 
 
@@ -208,7 +208,7 @@ def test_conjugate_gradients_are_left_when_they_have_cost_as_much_as_a_factorisa
         patch.setattr(pivots, "PIVOTS", 16)
         with pytest.warns(RuntimeWarning, match=r"factorisation \(fp64\), which solves the system"):
             assert attempt(operator, y, 1e-10, "auto") <= 1e-7
-        assert len(taken) <= 400 / 6 + 30  # 400^3 / 3 FLOP, 2 400^2 a product
+        assert len(taken) <= 400 / 12 + 30  # half of 400^3 / 3 FLOP, 2 400^2 a product
         assert math.isinf(attempt(operator, y, 1e-10, "cg"))
         assert math.isinf(attempt(operator, y, 1e-10, "auto", budget=1_500_000))
     with pytest.raises(MemoryBudgetError, match="the factor of order 400"):
@@ -220,10 +220,10 @@ def test_a_factor_is_a_preconditioner(values, exponent, seed):
     """By name it is positive definite whatever rounding does; one of another ridge and one in fp32 serve as well."""
     operator, ridge = operator_with(values, seed), float(values[0]) * 10.0**exponent
     y = torch.randn(len(values), 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    if exponent > -10:
+    if exponent > -8:
         assert attempt(operator, y, ridge, "auto", preconditioner="factorization") <= 1.1e-7
     F = factorize(operator, -2 * ridge, "highest", 1 << 30)
-    if F.negative == 0 and exponent > -10:
+    if F.negative == 0 and exponent > -8:
         assert attempt(operator, y, ridge, "cg", preconditioner=F) <= 1.1e-7
     F = factorize(operator, float(values[0]), "high", 1 << 30)
     if F.negative:

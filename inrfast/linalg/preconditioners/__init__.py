@@ -44,6 +44,8 @@ class System:
         Of what it draws.
     progress
         Whether to show a bar; None: on a terminal only.
+    flops
+        FLOP beside the operator's own that a preconditioner should take at most, where it has a choice.
     """
 
     operator: SymmetricOperator
@@ -52,6 +54,7 @@ class System:
     reserved: int
     seed: int
     progress: bool | None
+    flops: float = math.inf
 
 
 Preconditioner = Callable[[System], Apply]

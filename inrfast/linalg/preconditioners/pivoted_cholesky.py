@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -43,6 +45,7 @@ def pivoted_cholesky(system: System) -> Apply:
     least = scratch + block * 8 * n + 8 * SQUARES_OF_VECTORS * block**2
     require(least, budget, f"a preconditioner of order {n}", "raise memory_budget")
     most = min(n, PIVOTS, most_pivots(budget - scratch, 8 * n, SQUARES_OF_VECTORS))
+    most = int(min(most, max(math.sqrt(system.flops / (2 * n)), LEAST_BLOCK)))  # 2 n k^2 FLOP for k columns
     hidden = None if system.progress is None else not system.progress
     factor = PivotedCholesky(operator, system.seed)
     with tqdm(total=most, desc="preconditioner", disable=hidden, leave=False) as bar:
