@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed, room
-from inrfast.linalg.inertia import ProductErrors, decide, product_errors, residual_bound
+from inrfast.linalg.inertia import decide, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
-from inrfast.linalg.operators import UNIT, SymmetricOperator
+from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error

@@ -42,9 +42,11 @@ are independent (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), as elsewher
 - With ``S_i`` the computed ``N U_i``: Theta is off by ``1.1 rho |S_i| |S_k| + v |S_k|``, where ``|M^-1| rho <= 0.1`` is
   demanded. Scaled by Theta's diagonal from both sides this has a norm x, demanded to be at most 1/2: the signs of
   Theta stand, and ``|R Theta^-1 R^T| <= sum_i |R_i|^2 / |theta_i| / (1 - x)``.
-- ``R_i`` is off by ``(w + 3 v) |S_i| + |P N| rho |S_i|`` with ``w >= |U^T U - I|`` and ``|P N| <= |C| + |R|``.
-- T and Z are off by ``eta = matrix_error + sqrt(j) (v S + 3 u (|m| + |K U|)) + j v |K U - m U|``: F grows to
-  ``(1.1 Z^T Z + 11 eta^2) / (e - r - d)``, h to ``h (1 + w) + eta``.
+- ``R_i`` is off by ``(1.1 w + 3 v) |S_i| + |P N| rho |S_i|`` with ``0.01 >= w >= |U^T U - I|``, and
+  ``|P N| <= |C| + |R|``.
+- T and Z are off by ``eta = matrix_error + sqrt(j) (v S + 3 u (|m| + |K U|)) + (3 j v + 1.1 w) |K U - m U|``, with two
+  percent for ``|U|``: F grows to ``(1.1 Z^T Z + 11 eta^2) / (e - r - d)``, h to ``h (1 + w) + eta`` and the rounding of
+  eigenvalues of order j.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl
 from inrfast.linalg.lanczos import FAILURE, KrylovBasis
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
-from inrfast.linalg.operators import UNIT, SymmetricOperator
+from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, noise, product_errors
 from inrfast.linalg.spectrum import CertifiedCount
 
 EVENTS = 64
@@ -102,52 +104,6 @@ SIDES = 3
 
 WIDE = 0.5
 """Relative width of an interval of levels from which its ends are counted apart."""
-
-
-@dataclass(frozen=True)
-class ProductErrors:
-    """How far products with an operator K are off.
-
-    Attributes
-    ----------
-    matrix
-        Distance of the matrix whose products are taken from K.
-    sums
-        What summation adds to a product with a unit vector.
-    norm
-        Bound on ``|K|``.
-    """
-
-    matrix: float
-    sums: float
-    norm: float
-
-
-def product_errors(operator: SymmetricOperator, failure: float, seed: int) -> ProductErrors:
-    """Return the errors of products with an operator.
-
-    One of ``J J^T`` (with a ``jacobian_error``) has ``|K|_F <= trace``. Of others ``|K|_F`` is bounded from a random
-    block: ``|K W|_F^2`` has the distribution of ``sum_i lambda_i^2 chi_i`` with chi-squared numbers of k degrees of
-    freedom, and by Chernoff's bound it is below ``k y |K|_F^2`` with probability ``(y exp(1 - y))^(k / 2)`` at most.
-    """
-    partition, diagonal = operator.partition, operator.diagonal()
-    trace = float(partition.total(diagonal.abs().sum()))
-    scale = trace
-    if not operator.jacobian_error > 0:
-        images = operator @ partition.random(BLOCK, seed, diagonal)
-        share, wanted = 0.0, 2 * math.log(failure) / BLOCK
-        for _ in range(20):  # y exp(1 - y) = failure^(2 / k), from below
-            share = math.exp(wanted - 1 + share)
-        largest = float(partition.norm(images).max())  # apart, or its square may overflow
-        size = largest * float((partition.norm(images) / largest).square().sum().sqrt()) if largest > 0 else 0.0
-        scale = max(trace, size / math.sqrt(BLOCK * share))
-    sums = noise(partition.size) * scale
-    return ProductErrors(operator.matrix_error, sums, scale + operator.matrix_error + sums)
-
-
-def noise(n: int) -> float:
-    """Return v, the rounding error of a sum of n products, relative to the product of the factors' norms."""
-    return 4 * math.sqrt(n) * UNIT
 
 
 @dataclass(frozen=True)
@@ -364,10 +320,10 @@ def complement(
     off_diagonal = (theta - theta.diagonal().diag()).cpu() * torch.outer(scale, scale)
     x = float(off_diagonal.norm()) + 1.1 * rounding * weighted + sums * float(scale.norm()) * math.sqrt(weighted)
     length = float(lengths.norm())
-    if not (x <= 0.5 and rounding * length <= 0.25 and skew <= 0.1):
+    if not (x <= 0.5 and rounding * length <= 0.25 and skew <= 0.01):
         return None
     # |P N U| <= known + share |C|
-    flaw = skew + 3 * sums
+    flaw = 1.1 * skew + 3 * sums
     sizes = partition.norm(rest).cpu()
     known, share = 2 * (float(sizes.norm()) + flaw * length), 2 * rounding * length
     images = torch.zeros(BLOCK, dtype=torch.float64)
@@ -420,12 +376,15 @@ def _between(
     T = ((T + T.t()) / 2).cpu()
     size = float(partition.norm(moved).norm())
     eta = errors.matrix + math.sqrt(j) * (errors.sums + 3 * UNIT * (abs(middle) + float(partition.norm(images).max())))
-    eta += (math.sqrt(j) * noise(n) * (2 + math.sqrt(j)) + split.skew) * size
+    eta += (math.sqrt(j) * noise(n) * (2 + math.sqrt(j)) + 1.1 * split.skew) * size
+    eta *= 1.02  # for |U|
     F = partition.agree(partition.total(Z.t() @ Z)).cpu() * (1.1 / gap)
     F += torch.eye(j, dtype=F.dtype) * (11 * eta * eta / gap)
     if not (bool(torch.isfinite(T).all()) and bool(torch.isfinite(F).all())):
         return 0, n
-    half = half * (1 + split.skew) + eta + 16 * j * UNIT * float(T.norm() + F.norm())
+    half = (
+        half * (1 + split.skew) + eta + 16 * j * UNIT * float(T.norm()) + (16 * j * UNIT + noise(n)) * float(F.norm())
+    )
     counts = (torch.linalg.eigvalsh(T - F) > half).sum(), (torch.linalg.eigvalsh(T + F) > -half).sum()
     least, most = partition.agree(torch.stack(counts).to(U.device)).tolist()
     return split.positive + least, split.positive + most
@@ -559,6 +518,8 @@ class _Counting:
     def _aside(self, best: CertifiedCount, name: str) -> CertifiedCount:
         """Return a count narrowed by factorisations on either side of its levels."""
         size = max(abs(best.low), abs(best.high))
+        if size <= best.residual < math.inf:
+            return best  # a shift so far away would say nothing of these levels
         start = max(8 * best.residual if best.residual < size else 0.0, 1e3 * UNIT * self.errors.norm, 1e-12 * size)
         ends = {}
         for level, sign in ((best.high, 1), (best.low, -1)):

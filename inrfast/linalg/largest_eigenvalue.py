@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.linalg.inertia import EVENTS, WHOLE, ProductErrors, certified_counts, noise, product_errors
+from inrfast.linalg.inertia import EVENTS, WHOLE, certified_counts
 from inrfast.linalg.lanczos import FAILURE, KrylovBasis, SpectralBounds, spectral_bounds
-from inrfast.linalg.operators import UNIT, SymmetricOperator
+from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, noise, product_errors
 
 WIDTH = 2
 """Vectors per block: products cost as much as their columns, and two find a double eigenvalue."""

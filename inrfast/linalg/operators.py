@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from inrfast.errors import check_tensor
+from inrfast.linalg.norm_bounds import BLOCK
 from inrfast.linalg.partition import Whole
 
 UNIT = torch.finfo(torch.float64).eps / 2
@@ -160,6 +163,52 @@ def product_error(operator: SymmetricOperator, trace: float | None = None) -> fl
     if trace is None:
         trace = float(operator.partition.total(operator.diagonal().abs().sum()))
     return operator.matrix_error + shape_of(operator) * UNIT * trace
+
+
+@dataclass(frozen=True)
+class ProductErrors:
+    """How far products with an operator K are off.
+
+    Attributes
+    ----------
+    matrix
+        Distance of the matrix whose products are taken from K.
+    sums
+        What summation adds to a product with a unit vector.
+    norm
+        Bound on ``|K|``.
+    """
+
+    matrix: float
+    sums: float
+    norm: float
+
+
+def product_errors(operator: SymmetricOperator, failure: float, seed: int) -> ProductErrors:
+    """Return the errors of products with an operator.
+
+    One of ``J J^T`` (with a ``jacobian_error``) has ``|K|_F <= trace``. Of others ``|K|_F`` is bounded from a random
+    block: ``|K W|_F^2`` has the distribution of ``sum_i lambda_i^2 chi_i`` with chi-squared numbers of k degrees of
+    freedom, and by Chernoff's bound it is below ``k y |K|_F^2`` with probability ``(y exp(1 - y))^(k / 2)`` at most.
+    """
+    partition, diagonal = operator.partition, operator.diagonal()
+    trace = float(partition.total(diagonal.abs().sum()))
+    scale = trace
+    if not operator.jacobian_error > 0:
+        images = operator @ partition.random(BLOCK, seed, diagonal)
+        share, wanted = 0.0, 2 * math.log(failure) / BLOCK
+        for _ in range(20):  # y exp(1 - y) = failure^(2 / k), from below
+            share = math.exp(wanted - 1 + share)
+        largest = float(partition.norm(images).max())  # apart, or its square may overflow
+        size = largest * float((partition.norm(images) / largest).square().sum().sqrt()) if largest > 0 else 0.0
+        scale = max(trace, size / math.sqrt(BLOCK * share))
+    sums = noise(partition.size) * scale
+    return ProductErrors(operator.matrix_error, sums, scale + operator.matrix_error + sums)
+
+
+def noise(n: int) -> float:
+    """Return v, the rounding error of a sum of n products, relative to the product of the factors' norms."""
+    return 4 * math.sqrt(n) * UNIT
 
 
 def symmetry_faults(block: Tensor, diagonal: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def test_counts_hold_the_eigenvalues_of_long_double(seed):
         assert found.lower <= exact <= found.upper
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     spectra(most=180), st.floats(-100, 100), st.booleans(), st.data(), st.sampled_from(DTYPES), st.integers(0, 10**6)
 )
@@ -229,7 +229,7 @@ def test_a_spoiled_factor_proves_nothing_wrong(fault, dtype):
     values = 10.0 ** -torch.linspace(0, 4, 200, dtype=torch.float64)
     operator = DenseOperator(matrix_with(values, 0), 1e-13)
     noticed = 0
-    for seed in range(12):
+    for seed in range(8):
         threshold = 10.0 ** -random.Random(seed).uniform(0.5, 3.5)
         true = int((values > threshold).sum())
         factor = block_ldl(operator, threshold, dtype, window=33)
@@ -239,7 +239,7 @@ def test_a_spoiled_factor_proves_nothing_wrong(fault, dtype):
         assert sound.lower == sound.upper == true
         assert found.lower <= true <= found.upper
         noticed += found.residual > 10 * sound.residual
-    assert noticed >= 6
+    assert noticed >= 4
 
 
 def test_the_certificate_is_what_makes_a_count_right(monkeypatch):
@@ -250,7 +250,7 @@ def test_the_certificate_is_what_makes_a_count_right(monkeypatch):
     for kind in (True, False):
         if kind:
             monkeypatch.setattr(inertia, "residual_bound", lambda *a, **k: inertia.NormBound(0.0, 0.0, 0.0, 0))
-        for number in range(10, 290, 14):
+        for number in range(10, 290, 28):
             threshold = float(values[number]) * (1 + 1e-9)
             factor = block_ldl(operator, threshold, torch.float32, window=50)
             found = decide(operator, factor, threshold, threshold)
