@@ -20,6 +20,7 @@ from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
 from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.linalg.written import written
 from inrfast.memory import over_budget, require
 
 MARGIN = 1e-12
@@ -79,6 +80,7 @@ def counted_spectrum(
     trace = float(diagonal.sum())
     if trace == 0:
         return Spectrum(diagonal[:1].clone(), None, 0.0, 0.0, n, 0.0, rank_bound, rtol, "inertia", beyond=0.0)
+    operator, budget = written(operator, budget, counts_bytes(operator, 0.0))
     low, high = largest_eigenvalue(operator, budget, seed, FAILURE / 2, progress)
     values = torch.tensor([low], dtype=torch.float64, device=operator.device)
     found = Spectrum(
@@ -95,6 +97,7 @@ def with_counts(
     Its lambda_1 is bounded closer where that is not done yet. No factorisation is for levels above lambda_1, nor for
     those that the error of the Jacobian does not let one tell from zero.
     """
+    operator, budget = written(operator, budget, counts_bytes(operator, 0.0))
     low, high = found.largest or largest_eigenvalue(operator, budget, seed, FAILURE / 2, progress)
     found = replace(found, largest=(low, high))
     if float(found.eigenvalues[0]) < low:
