@@ -19,7 +19,7 @@ from inrfast.linalg.lower_rows import LowerRows
 from inrfast.linalg.operators import SymmetricOperator
 from inrfast.memory import chunks
 
-PRODUCTS = 48
+PRODUCTS = 100
 """Products with one vector that a proof takes at least, with lambda_1."""
 
 
