@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CERTIFICATE = 24576
-"""FLOP per entry of the lower half that a proof takes, of a factorisation, of a pivoted factor or of lambda_1: some
-hundred products with vectors, which memory limits. At order 16,384 half as much again as the factorisation itself."""
+CERTIFICATE = 8192
+"""FLOP per entry of the lower half that a proof takes, of a factorisation, of a pivoted factor or of lambda_1: entries
+in fp64 and some hundred products with vectors, which memory limits. At order 16,384 as much as the factorisation."""
 
 DENSE = 15.0
 """Cost of LAPACK's eigenvalues, relative to the products of one factorisation: fp64, and half of it limited by

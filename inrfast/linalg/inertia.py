@@ -60,7 +60,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
 from inrfast.linalg.lanczos import FAILURE, KrylovBasis
 from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, noise, product_errors
@@ -415,7 +415,8 @@ def certified_counts(
     budget
         Bytes for the factor.
     precision
-        Of the factor: ``"high"`` (fp32), ``"highest"`` (fp64), or None: fp32 where that may do, fp64 where it does not.
+        Of the factor: ``"high"`` (fp32), ``"highest"`` (fp64), or None: fp32 where that may do, fp64 where it does not;
+        on a GPU fp64 where it fits.
     seed
         Of the random blocks.
     failure
@@ -433,13 +434,16 @@ def certified_counts(
     if len(levels) == 0:
         return []
     each = failure / len(levels)
-    least = HOPE * _rayleigh(operator)
+    n, device = operator.shape[0], operator.device
+    double = bytes_needed(n, torch.float64, device, processes=operator.partition.processes) + vector_bytes(n)
+    # Tensor cores multiply in fp64 as fast as a GPU does in fp32, which only saves memory there.
+    least = HOPE * _rayleigh(operator) if device.type == "cpu" or double > budget else math.inf
     found: dict[int, CertifiedCount] = {}
     with tqdm(total=len(levels), desc="counts", disable=None if progress is None else not progress, leave=False) as bar:
         counting = _Counting(operator, product_errors(operator, each / EVENTS, seed), budget, each, seed, progress, bar)
         for number in sorted(range(len(levels)), key=lambda i: -sum(levels[i])):
             low, high = levels[number]
-            both = operator.shape[0] >= SMALL and low > least
+            both = n >= SMALL and low > least
             names = ("high", "highest") if precision is None and both else (precision or "highest",)
             found[number] = counting.count(low, high, names)
             bar.update()
