@@ -50,6 +50,13 @@ THREADED = (
 """Beginnings of the names of tests whose work falls to several threads."""
 
 
+def pytest_collection_modifyitems(items):
+    """Names of tests hold no addresses: processes that share the tests must give them the same names."""
+    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
+    if addresses:
+        raise pytest.UsageError(f"give ids= to the parameters of {addresses[0]}: its name holds an address")
+
+
 def pytest_runtest_setup(item):
     """Every test draws the same numbers, on the same number of threads, whatever ran before it."""
     torch.manual_seed(0)
