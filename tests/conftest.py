@@ -50,13 +50,6 @@ THREADED = (
 """Beginnings of the names of tests whose work falls to several threads."""
 
 
-def pytest_collection_modifyitems(items):
-    """Names of tests hold no addresses: processes that share the tests must give them the same names."""
-    addresses = [item.nodeid for item in items if " at 0x" in item.nodeid]
-    if addresses:
-        raise pytest.UsageError(f"give ids= to the parameters of {addresses[0]}: its name holds an address")
-
-
 def pytest_runtest_setup(item):
     """Every test draws the same numbers, on the same number of threads, whatever ran before it."""
     torch.manual_seed(0)
@@ -70,8 +63,13 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
-    """Skip what runs Triton kernels, by name or where kernels run, if this Triton cannot."""
+    """Skip what runs Triton kernels, by name or where kernels run, if this Triton cannot.
+
+    Names of tests hold no addresses: processes that share the tests must give them the same names.
+    """
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"give ids= to the parameters of {item.nodeid}: its name holds an address")
         if AGAINST_TRITON is not None and ("triton" in item.nodeid or "device" in item.fixturenames):
             item.add_marker(pytest.mark.skip(reason=AGAINST_TRITON))
 

@@ -31,7 +31,9 @@ NETS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"loss": absolute}, {"precision": "medium"}], ids=["mse", "own loss", "medium"])
+@pytest.mark.parametrize(
+    "options", [{}, {"loss": absolute}, {"precision": "medium"}], ids=["mse", "own loss", "medium"]
+)
 @pytest.mark.parametrize("kind", NETS)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_fit_is_that_outside_to_the_bit(mode: str, kind: str, options: dict[str, Any], monkeypatch: Any) -> None:
