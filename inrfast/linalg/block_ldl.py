@@ -58,6 +58,9 @@ FAULTS = (
 OVERFLOW = len(FAULTS)
 """The fault of a window whose entries are beyond the range of W."""
 
+RANGE_SINGLE = (1e-30, 1e37)
+"""Sizes that the largest entry of a factor in fp32 may have: small ones and sums keep all their digits."""
+
 ENTRY = 4000
 """FLOP that an entry of the operator is taken to cost, for the time left."""
 
@@ -319,6 +322,7 @@ class Elimination:
         largest = float(self.partition.largest(operator.diagonal().abs().max()))
         if not math.isfinite(largest):
             raise ValueError("the operator must be finite, got NaN or Inf on its diagonal")
+        _need_range(max(largest, abs(shift)), shift, lower.dtype)
         self.delay = max(DELAY * abs(shift), self.unit * largest) if delay is None else delay
         self.row = self.entered = self.start = 0
         self.pivots = torch.ones(self.order, dtype=torch.float64, device=self.device)
@@ -459,13 +463,17 @@ class Elimination:
             numbers = self.partition.from_owner(owner, numbers.to(self.device)).cpu()
             found = Directions.unpacked(numbers)
         assert found is not None
-        if found.fault == OVERFLOW:
+        fault = found.fault
+        if fault == 0 and self.lower.dtype == torch.float32:
+            index = torch.arange(rows.start, rows.stop, device=self.device)
+            fault = OVERFLOW if bool(torch.isfinite(self.operator.submatrix(index)).all()) else 0
+        if fault == OVERFLOW:
             raise RangeError(
                 f"the factor of K - {self.shift:g} I has NaN or Inf in rows {rows.start} to {rows.stop}: the operator "
                 f"has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; scale it, or factor it in fp64"
             )
-        if found.fault >= 0:
-            raise ValueError(FAULTS[found.fault])
+        if fault >= 0:
+            raise ValueError(FAULTS[fault])
         return found
 
     def _eliminate(self, rows: slice, owner: int, found: Directions) -> None:
@@ -504,6 +512,16 @@ class Elimination:
             if self._memory.numel() < target.numel():
                 self._memory = self._memory.new_empty(target.numel())
             target.copy_(gemm.mm(target, basis, self._memory[: target.numel()].view(target.shape)))
+
+
+def _need_range(size: float, shift: float, dtype: torch.dtype) -> None:
+    """Refuse an operator whose diagonal, with the shift, is outside the range of fp32, where that is the dtype."""
+    least, most = RANGE_SINGLE
+    if dtype == torch.float32 and (0 < size < least or size > most):
+        raise RangeError(
+            f"the factor of K - {shift:g} I would hold fp32 numbers near {size:.1e}, outside the range from {least:g} "
+            f"to {most:g} in which fp32 has all its digits; scale it, or factor it in fp64 (precision='highest')"
+        )
 
 
 def _faults(block: Tensor, unit: float) -> Tensor:

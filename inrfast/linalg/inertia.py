@@ -506,7 +506,12 @@ class _Counting:
                 done = name
                 if best.lower == best.upper:
                     return best
-        return self._aside(best, done)
+        try:
+            return self._aside(best, done)
+        except RangeError:
+            if done == names[-1]:
+                raise
+            return self._aside(best, names[-1])
 
     def _near(self, best: CertifiedCount, shift: float, name: str) -> CertifiedCount:
         """Return a count narrowed by factorisations at a shift, and aside of it where that may prove more."""

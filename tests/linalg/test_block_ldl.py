@@ -194,11 +194,24 @@ def test_entries_that_are_not_finite_are_refused(bad, place):
         block_ldl(operator, 0.5, torch.float64, window=8, panel=16, progress=False)
 
 
-def test_values_beyond_fp32_are_refused_in_fp32_alone():
-    operator = operator_with(torch.linspace(1, 0.1, 40, dtype=torch.float64) * 1e45, 0)
-    with pytest.raises((ValueError, RangeError), match="NaN or Inf"):
-        block_ldl(operator, 5e44, torch.float32, window=8, panel=16, progress=False)
-    assert block_ldl(operator, 5e44, torch.float64, window=8, panel=16, progress=False).positive == 22
+@pytest.mark.parametrize("scale", [1e45, 1e-45])
+def test_values_beyond_fp32_are_refused_in_fp32_alone(scale):
+    operator, shift = operator_with(torch.linspace(1, 0.1, 40, dtype=torch.float64) * scale, 0), 0.5 * scale
+    with pytest.raises(RangeError, match="fp32 numbers near"):
+        block_ldl(operator, shift, torch.float32, window=8, panel=16, progress=False)
+    assert block_ldl(operator, shift, torch.float64, window=8, panel=16, progress=False).positive == 22
+
+
+@pytest.mark.parametrize("first", [0, 10, 20])
+def test_entries_beside_the_diagonal_beyond_fp32_are_not_called_infinite(first):
+    half = torch.zeros(20, 20, dtype=torch.float64)
+    matrix = matrix_with(torch.linspace(1, 0.1, 20, dtype=torch.float64) * 1e40, 0)
+    order = torch.arange(40).view(2, 20).T.flatten().roll(first)  # in the diagonal blocks, too
+    operator = DenseOperator(torch.cat([torch.cat([half, matrix], 1), torch.cat([matrix, half], 1)])[order][:, order])
+    with pytest.raises(RangeError, match=r"entries exceed 3.4e\+38"):
+        block_ldl(operator, 9e36, torch.float32, window=8, panel=16, progress=False)
+    found = block_ldl(operator, 9e36, torch.float64, window=8, panel=16, progress=False)
+    assert found.positive == int((torch.linalg.eigvalsh(operator.matrix) > 9e36).sum())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

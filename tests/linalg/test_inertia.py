@@ -280,3 +280,22 @@ def test_a_budget_that_is_too_small_is_refused_and_the_stated_one_suffices():
         assert found.lower == found.upper == 99
         with pytest.raises(MemoryBudgetError):
             certified_counts(operator, [(0.0101, 0.0101)], enough // 2, name)
+
+
+@pytest.mark.parametrize("scale", [2.0**-200, 2.0**150])
+@pytest.mark.parametrize("width", [0.0, 0.6])
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_counts_do_not_hang_on_the_unit(scale, width, diagonal, monkeypatch):
+    """fp32 is tried, does not hold these numbers, and fp64 goes on."""
+    monkeypatch.setattr(inertia, "SMALL", 100)
+    values = torch.logspace(0, -3, 150, dtype=torch.float64)
+    matrix, zero = matrix_with(values, 1), torch.zeros(150, 150, dtype=torch.float64)
+    if not diagonal:
+        matrix = torch.cat([torch.cat([zero, matrix], 1), torch.cat([matrix, zero], 1)])
+    high = float(values[49] + values[50]) / 2
+    low = (1 - width) * high
+    (found,) = certified_counts(
+        DenseOperator(matrix * scale), [(low * scale, high * scale)], BUDGET, failure=1e-6, progress=False
+    )
+    assert found.precision == "highest"
+    assert (found.lower, found.upper) == (50, int((values > low).sum()))
