@@ -13,6 +13,7 @@ import fcntl
 import hashlib
 import itertools
 import os
+import resource
 import socket
 import stat
 from collections.abc import Iterator
@@ -106,12 +107,12 @@ def _target_of(path: str | os.PathLike[str]) -> Path:
 
 
 @contextmanager
-def writing_told(path: str | os.PathLike[str]) -> Iterator[None]:
+def writing_told(path: str | os.PathLike[str], action: str = "write") -> Iterator[None]:
     """Raise errors of this block as one sentence that names the file and the reason."""
     try:
         yield
     except OSError as error:
-        raise _error(error.errno, f"cannot write {shown(path)}: {error.strerror or error}") from error
+        raise _error(error.errno, f"cannot {action} {shown(path)}: {error.strerror or error}") from error
 
 
 def _error(number: int | None, words: str) -> OSError:
@@ -298,9 +299,12 @@ def _reserve(descriptor: int, size: int) -> None:
                 os.pwrite(descriptor, bytes(min(1 << 20, size - start)), start)
     except OSError as error:
         os.ftruncate(descriptor, 0)
-        at = os.fstatvfs(descriptor)
-        free = at.f_bavail * at.f_frsize
-        raise OSError(error.errno, f"{error.strerror}: it takes {size:,} bytes, {free:,} are free") from error
+        at, most = os.fstatvfs(descriptor), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        room = f"{at.f_bavail * at.f_frsize:,} are free"
+        if error.errno == errno.EFBIG:
+            limited = most != resource.RLIM_INFINITY and most < size
+            room = f"a file of this process may have {most:,} (ulimit -f)" if limited else "more than this disk allows"
+        raise OSError(error.errno, f"{error.strerror}: it takes {size:,} bytes, {room}") from error
 
 
 def _take_over(descriptor: int, target: Path) -> None:

@@ -21,6 +21,7 @@ import json
 import mmap
 import os
 import struct
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -258,7 +259,8 @@ class FactorFile:
         if length == 0:
             return [torch.empty(shape, dtype=layout.dtype) for shape in layout.shapes]
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
-        mapped = mmap.mmap(self.descriptor, length, access=access, offset=first)
+        keep: dict[str, Any] = {} if sys.version_info < (3, 13) else {"trackfd": False}
+        mapped = mmap.mmap(self.descriptor, length, access=access, offset=first, **keep)
         found = []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing writes to a finished file

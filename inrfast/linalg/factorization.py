@@ -15,14 +15,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
-from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed, room
+from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
 from inrfast.linalg.inertia import decide, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
-from inrfast.linalg.stored_ldl import stored_ldl
+from inrfast.linalg.stored_ldl import stored_bytes, stored_ldl
 from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
@@ -420,8 +420,11 @@ def _file_told(operator: SymmetricOperator, shift: float, dtype: torch.dtype, bu
     except MemoryBudgetError as error:
         if error.needed is None or operator.device.type != "cpu" or not operator.partition.whole:
             raise
-        disk, memory = room(operator.shape[0], dtype, operator.device)
-        sizes = f"{format_bytes(disk)} and more of a disk and {format_bytes(memory)} of memory"
+        try:
+            disk, memory = stored_bytes(operator, shift, dtype)
+        except MemoryBudgetError:  # what tells the kernel from others does not fit either
+            raise error from None
+        sizes = f"{format_bytes(disk)} of a disk and {format_bytes(memory)} of memory"
         instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file, with {sizes}"
         raise over_budget(error.needed, budget, error.what, instead) from None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,20 +36,45 @@ class LowerRows:
         self, shapes: Shapes, dtype: torch.dtype, device: torch.device, blocks: Sequence[Tensor] | None = None
     ) -> None:
         self.dtype, self.device = dtype, device
-        self.blocks = [empty(shape, dtype, device) for shape in shapes] if blocks is None else list(blocks)
+        self._blocks = [empty(shape, dtype, device) for shape in shapes] if blocks is None else list(blocks)
+        self._overwritten = False
+
+    @property
+    def blocks(self) -> list[Tensor]:
+        """The blocks.
+
+        Raises
+        ------
+        ValueError
+            They lie in an array that others were put into since.
+        """
+        if self._overwritten:
+            raise ValueError("another factorisation was written to the array of this one; give each its own array")
+        return self._blocks
 
     @property
     def nbytes(self) -> int:
         """Bytes of all entries."""
-        return sum(block.nbytes for block in self.blocks)
+        return sum(block.nbytes for block in self._blocks)
 
     def __len__(self) -> int:
         """Return the number of blocks."""
-        return len(self.blocks)
+        return len(self._blocks)
 
     def __getitem__(self, block: int) -> Tensor:
         """Return a block (rows, columns): a view."""
         return self.blocks[block]
+
+    def take_over(self, address: int, stop: int) -> None:
+        """Say that the blocks lie at these addresses: all others that overlap them cannot be used any more."""
+        for other, (first, last) in list(_places.items()):
+            if first < stop and address < last:
+                other._overwritten = True
+        _places[self] = address, stop
+
+
+_places: weakref.WeakKeyDictionary[LowerRows, tuple[int, int]] = weakref.WeakKeyDictionary()
+"""Addresses of the blocks in arrays of users; they keep their array alive."""
 
 
 def array_length(shapes: Shapes, dtype: torch.dtype) -> int:
@@ -64,7 +90,8 @@ def in_array(array: Any, shapes: Shapes, dtype: torch.dtype, device: torch.devic
     ----------
     array
         One-dimensional, of this dtype, contiguous and writable, of :func:`array_length` entries or more: a
-        ``numpy.memmap``, say, whose file gets its space now, since writing to a map on a full disk ends the process.
+        ``numpy.memmap``, say, whose file, if it still has its name, gets its space now: writing to a map on a full disk
+        ends the process. Blocks that were put into the same memory before cannot be used any more.
 
     Raises
     ------
@@ -94,7 +121,9 @@ def in_array(array: Any, shapes: Shapes, dtype: torch.dtype, device: torch.devic
     for rows, columns in shapes:
         found.append(flat[place : place + rows * columns].view(rows, columns))
         place += -(-rows * columns // line) * line
-    return LowerRows(shapes, dtype, device, found)
+    lower = LowerRows(shapes, dtype, device, found)
+    lower.take_over(array.ctypes.data, array.ctypes.data + array.nbytes)
+    return lower
 
 
 def need_cpu(device: torch.device) -> None:
@@ -111,7 +140,12 @@ def _reserve_file_of(array: np.ndarray) -> None:
     path, mode = getattr(array, "filename", None), getattr(array, "mode", None)
     if path is None or mode == "c":
         return
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # the map is valid all the same
+        return
+    except OSError as error:
+        raise type(error)(error.errno, f"out: cannot open {shown(path)}: {error.strerror}") from error
     try:
         os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
     except OSError as error:

@@ -81,17 +81,30 @@ def stored_ldl(
         The kernel is on another device than the CPU, or other processes have rows of it.
     TypeError
         ``out`` is neither.
+
+    Notes
+    -----
+    What is stored stays mapped: whoever makes its file shorter while the factorisation is in use ends the process, and
+    before Python 3.13 each one holds a file descriptor.
     """
     if not operator.partition.whole:
         raise NotAvailableError("out= is for kernels whose rows are all in one process; leave it away")
     need_cpu(operator.device)
     shift = check_float("shift", shift)
     if isinstance(out, (str, os.PathLike)):
+        if not os.fspath(out):
+            raise ValueError("out is an empty path; name a file")
         return _InFile(Path(out), operator, shift, dtype, delay, window, panel, budget, progress).run()
     window, panel, height = elimination.sizes(shape_of(operator), operator.device, window, panel)
     _need_room(operator, dtype, window, panel, budget)
     lower = in_array(out, elimination.shapes(shape_of(operator), height), dtype, operator.device)
     return block_ldl(operator, shift, dtype, delay, window, panel, lower, budget, progress)
+
+
+def stored_bytes(operator: SymmetricOperator, shift: float, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the length of the file that :func:`stored_ldl` would make, and the bytes of memory beside it."""
+    _, layout, sizes = _InFile(Path(), operator, shift, dtype, None, None, None, None, None).planned()
+    return layout.size, elimination.room(shape_of(operator), dtype, operator.device, *sizes)[1]
 
 
 def _need_room(operator: SymmetricOperator, dtype: torch.dtype, window: int, panel: int, budget: int | None) -> None:
@@ -139,7 +152,8 @@ class _InFile:
             file, said, state = found.file, found.about, None
             sizes = said["window"], said["panel"]
             _need_room(self.operator, self.dtype, *sizes, self.budget)
-            blocks = file.blocks(writable=not found.finished)
+            with writing_told(self.path, "map"):
+                blocks = file.blocks(writable=not found.finished)
             lower = LowerRows(file.layout.shapes, self.dtype, self.operator.device, blocks)
             if found.turn is not None:
                 with _damage_told(self.path):
@@ -197,15 +211,20 @@ class _InFile:
 
     def _make(self) -> None:
         """Make the file with its header and all its space; only then it has its name."""
+        header, layout, sizes = self.planned()
+        _need_room(self.operator, self.dtype, *sizes, self.budget)
+        with whole_file(self.path, size=layout.size, durable=True) as file:
+            file.write(header)
+
+    def planned(self) -> tuple[bytes, Layout, tuple[int, int]]:
+        """Return the header and layout of a new file, and the rows of a window and of a panel."""
         n, device, panel = shape_of(self.operator), self.operator.device, self.panel
         if panel is None and elimination.room(n, self.dtype, device, self.window)[0] > available_bytes():
             panel = WIDER * elimination.sizes(n, device, self.window)[1]
         window, panel, _ = elimination.sizes(n, device, self.window, panel)
-        _need_room(self.operator, self.dtype, window, panel, self.budget)
         run = {"window": window, "panel": panel, "machine": _machine(), "libraries": _libraries()}
         header = header_of({**self._about, **run})
-        with whole_file(self.path, size=self._layout(run, len(header)).size, durable=True) as file:
-            file.write(header)
+        return header, self._layout(run, len(header)), (window, panel)
 
     def _layout(self, said: Mapping[str, Any], header: int) -> Layout:
         """Return the layout of a file with these widths."""
@@ -271,7 +290,7 @@ def _differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
     found: list[str] = []
     for name, mine in now.items():
         other = then.get(name)
-        if mine == other:
+        if mine == other or (name == "delay" and now.get("shift") != then.get("shift")):  # it follows from the shift
             continue
         if name == "entries":
             if not found and not _alike(mine, other):

@@ -510,7 +510,8 @@ class TangentKernel:
         out
             A path, where the factor is too large for the memory: a factorisation that was stopped goes on from the
             file, a finished one is read from it. Or a one-dimensional array of the factor's dtype, such as a
-            ``numpy.memmap``. None: in memory.
+            ``numpy.memmap``, of one factorisation at a time. None: in memory. A file in use must stay as it is: making
+            it shorter ends the process (SIGBUS), other bytes give other numbers; deleting it is harmless.
         seed
             Of the random vectors that measure it.
         progress

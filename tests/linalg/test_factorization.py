@@ -21,6 +21,7 @@ from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
 from inrfast.linalg.block_ldl import block_ldl
 from inrfast.linalg.factorization import Factorization, factorize
 from inrfast.linalg.operators import DenseOperator
+from inrfast.memory import format_bytes
 
 PRECISIONS = st.sampled_from(["high", "highest"])
 
@@ -213,6 +214,8 @@ def test_what_exceeds_the_budget_is_refused_with_what_fits(tmp_path):
     roomy = inr.ntk(inr.INR(2, 1, width=8), inr.grid((40, 40)), memory_budget=told.value.needed)
     F, b = roomy.factor(-1.0), normal(1600)
     assert relative((b - roomy.at_precision("highest") @ F.solve(b) - F.solve(b))[:, None], b[:, None]) <= 1.1e-6
+    roomy.factor(-1.0, out=tmp_path / "factor")
+    assert f"in a file, with {format_bytes((tmp_path / 'factor').stat().st_size)} of a disk" in str(told.value)
 
 
 BAD = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -47,3 +49,24 @@ def test_arrays_that_cannot_hold_the_blocks():
     ):
         with pytest.raises(error, match=words):
             in_array(array, SHAPES, torch.float32, CPU)
+
+
+def test_the_map_of_a_file_that_is_gone_is_an_array_like_any_other(tmp_path):
+    mapped = np.memmap(tmp_path / "array", np.float32, "w+", shape=(array_length(SHAPES, torch.float32),))
+    (tmp_path / "array").unlink()
+    in_array(mapped, SHAPES, torch.float32, CPU)[0].fill_(1.0)
+    assert mapped.sum() == 9
+
+
+def test_blocks_whose_memory_others_took_are_refused():
+    length = array_length(SHAPES, torch.float64)
+    array = np.zeros(2 * length)
+    one, other = (in_array(part, SHAPES, torch.float64, CPU) for part in (array[:length], array[length:]))
+    both = in_array(array[5 : 5 + length], SHAPES, torch.float64, CPU)
+    for rows, taken in ((one, True), (other, True), (both, False)):
+        with pytest.raises(ValueError, match="its own array") if taken else nullcontext():
+            rows[0].sum()
+    for _ in range(3):  # of one that is gone nothing is left
+        del both
+        both = in_array(array[5 : 5 + length], SHAPES, torch.float64, CPU)
+        both[0].sum()

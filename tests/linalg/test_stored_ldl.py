@@ -8,7 +8,7 @@ import random
 import resource
 import subprocess
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -378,7 +378,7 @@ def test_another_factorisation_is_refused_with_what_differs(files, tmp_path):
         path = tmp_path / kind
         path.write_bytes(data)
         for others, words in (
-            ({"shift": 0.25}, "shift .now 0.25, in the file 0.5"),
+            ({"shift": 0.25}, "shift .now 0.25, in the file 0.5.. To"),
             ({"dtype": torch.float64}, "dtype .now 'float64', in the file 'float32'"),
             ({"operator": DenseOperator(matrix(69))}, "order .now 69, in the file 70"),
             ({"operator": DenseOperator(other)}, "matrix"),
@@ -406,7 +406,7 @@ def test_a_disk_that_is_full_is_told_before_the_work_and_leaves_nothing(tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(OSError, match=r"cannot write .*factor: File too large: it takes .* bytes, .* are free"):
+        with pytest.raises(OSError, match=r"cannot write .*: File too large: it takes .* 20,000 .ulimit -f"):
             stored(path, operator)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -442,12 +442,14 @@ def test_numbers_that_are_none_and_budgets_are_refused_before_there_is_a_file(tm
 def test_names_that_are_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for name, error, words in (
-        ("", IsADirectoryError, "it is a folder"),
+        (".", IsADirectoryError, "it is a folder"),
         ("missing/factor", FileNotFoundError, "the folder .*missing"),
         ("pipe", OSError, "it is a named pipe"),
     ):
         with pytest.raises(error, match=words):
             stored(tmp_path / name)
+    with pytest.raises(ValueError, match="out is an empty path"):
+        stored("")
     assert sorted(os.listdir(tmp_path)) == ["pipe"]
     assert same(stored(str(tmp_path / "factor")), expected_one())  # a path as text
 
@@ -478,6 +480,31 @@ def test_a_file_is_written_by_one_at_a_time_and_read_by_many(tmp_path):
     assert same(one, other)
     path.unlink()  # what is open stays
     assert same(one, expected_one())
+
+
+def test_more_open_factors_than_descriptors_are_told(tmp_path):
+    path, kept = tmp_path / "factor", [stored(tmp_path / "factor")]
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = len(os.listdir("/proc/self/fd")) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, before[1]))
+    try:
+        with nullcontext() if sys.version_info >= (3, 13) else pytest.raises(OSError, match=r"cannot .*: Too many"):
+            for _ in range(60):
+                kept.append(stored(path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(kept) > 10
+    assert same(kept[-1], expected_one())
+
+
+def test_a_factor_whose_array_holds_another_is_refused(tmp_path):
+    array = np.empty(10**4, np.float32)
+    one, other = stored(array), stored(array, shift=2 * SHIFT)
+    vectors = torch.ones(70, 1, dtype=torch.float64)
+    for use in (one.product, one.inverse):
+        with pytest.raises(ValueError, match="another factorisation was written to the array"):
+            use(vectors)
+    assert same(other, in_memory(shift=2 * SHIFT))
 
 
 def test_matrix_libraries_of_the_file_are_used_and_another_machine_is_told(tmp_path, monkeypatch):
