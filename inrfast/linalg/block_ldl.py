@@ -319,10 +319,7 @@ class Elimination:
         self.panels = self.partition.windows(panel)
         self.height = self.partition.stop - self.partition.start
         self.unit = torch.finfo(lower.dtype).eps / 2
-        largest = float(self.partition.largest(operator.diagonal().abs().max()))
-        if not math.isfinite(largest):
-            raise ValueError("the operator must be finite, got NaN or Inf on its diagonal")
-        _need_range(max(largest, abs(shift)), shift, lower.dtype)
+        largest = largest_entry(operator, shift, lower.dtype)
         self.delay = max(DELAY * abs(shift), self.unit * largest) if delay is None else delay
         self.row = self.entered = self.start = 0
         self.pivots = torch.ones(self.order, dtype=torch.float64, device=self.device)
@@ -469,7 +466,7 @@ class Elimination:
             fault = OVERFLOW if bool(torch.isfinite(self.operator.submatrix(index)).all()) else 0
         if fault == OVERFLOW:
             raise RangeError(
-                f"the factor of K - {self.shift:g} I has NaN or Inf in rows {rows.start} to {rows.stop}: the operator "
+                f"the factor of {_name(self.shift)} has NaN or Inf in rows {rows.start} to {rows.stop}: the operator "
                 f"has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; scale it, or factor it in fp64"
             )
         if fault >= 0:
@@ -514,14 +511,31 @@ class Elimination:
             target.copy_(gemm.mm(target, basis, self._memory[: target.numel()].view(target.shape)))
 
 
-def _need_range(size: float, shift: float, dtype: torch.dtype) -> None:
-    """Refuse an operator whose diagonal, with the shift, is outside the range of fp32, where that is the dtype."""
-    least, most = RANGE_SINGLE
+def largest_entry(operator: SymmetricOperator, shift: float, dtype: torch.dtype) -> float:
+    """Return the largest size on the diagonal of K, if a factor of ``K - shift I`` in this dtype may hold it.
+
+    Raises
+    ------
+    ValueError
+        NaN or Inf is there.
+    RangeError
+        With the shift, it is outside the range of fp32, and that is the dtype.
+    """
+    largest = float(operator.partition.largest(operator.diagonal().abs().max()))
+    if not math.isfinite(largest):
+        raise ValueError("the operator must be finite, got NaN or Inf on its diagonal")
+    size, (least, most) = max(largest, abs(shift)), RANGE_SINGLE
     if dtype == torch.float32 and (0 < size < least or size > most):
         raise RangeError(
-            f"the factor of K - {shift:g} I would hold fp32 numbers near {size:.1e}, outside the range from {least:g} "
+            f"the factor of {_name(shift)} would hold fp32 numbers near {size:.1e}, outside the range from {least:g} "
             f"to {most:g} in which fp32 has all its digits; scale it, or factor it in fp64 (precision='highest')"
         )
+    return largest
+
+
+def _name(shift: float) -> str:
+    """Return what is factored, for messages."""
+    return f"K + {-shift:g} I" if shift < 0 else f"K - {shift:g} I"
 
 
 def _faults(block: Tensor, unit: float) -> Tensor:

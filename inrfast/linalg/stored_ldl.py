@@ -73,6 +73,8 @@ def stored_ldl(
     ------
     ValueError
         The file is of another factorisation (the message says what differs), damaged, or no such file.
+    RangeError
+        As there; then no file is made.
     BlockingIOError
         Another process, or another thread of this one, is writing it.
     OSError
@@ -212,6 +214,7 @@ class _InFile:
     def _make(self) -> None:
         """Make the file with its header and all its space; only then it has its name."""
         header, layout, sizes = self.planned()
+        elimination.largest_entry(self.operator, self.shift, self.dtype)
         _need_room(self.operator, self.dtype, *sizes, self.budget)
         with whole_file(self.path, size=layout.size, durable=True) as file:
             file.write(header)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import inrfast as inr
-from inrfast.errors import MemoryBudgetError, NotAvailableError
+from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError
 from inrfast.linalg import block_ldl as elimination
 from inrfast.linalg import factor_file, stored_ldl
 from inrfast.linalg.block_ldl import block_ldl
@@ -429,6 +429,7 @@ def test_numbers_that_are_none_and_budgets_are_refused_before_there_is_a_file(tm
     for others, error, words in (
         ({"operator": broken}, ValueError, "the operator must be finite"),
         ({"shift": float("inf")}, ValueError, "shift must be finite"),
+        ({"shift": 1e38}, RangeError, "K - 1e.38 I would hold fp32 numbers near 1.0e.38"),
         ({"window": 0}, ValueError, "window must be at least 1"),
         ({"budget": 1000}, MemoryBudgetError, "the factor of order 70 in fp32"),
     ):
