@@ -37,7 +37,11 @@ WINDOW = 128
 """Rows per window: on a CPU twice as many spend more on eigenvectors, half as many more on small products."""
 
 PANEL, PANEL_GPU = 1024, 128
-"""Rows per panel, a multiple of the window."""
+"""Rows per panel at most, a multiple of the window."""
+
+PANELS = 8
+"""Smallest number of panels on a CPU, where there are as many windows: fewer, and W takes much more than half of the
+matrix, as its blocks of rows are squares at the end."""
 
 HEIGHT_GPU = 4096
 """Rows of a block of W on a GPU, whole panels: one product with a block should fill it. At most half of a process's
@@ -137,7 +141,8 @@ def sizes(
     cpu = device.type == "cpu"
     window = WINDOW if window is None else check_int("window", window, minimum=1)
     if panel is None:
-        panel = window * max(1, (PANEL if cpu else PANEL_GPU) // window)
+        most = min(PANEL, order // PANELS) if cpu else PANEL_GPU
+        panel = window * max(1, most // window)
     if check_int("panel", panel, minimum=1) % window:
         raise ValueError(f"panel must be a multiple of the window, got {panel} rows and a window of {window}")
     height = panel if cpu else panel * max(1, min(HEIGHT_GPU, order // (2 * processes)) // panel)

@@ -32,6 +32,10 @@ decided up to some ``r^2 / e`` from an eigenvalue. Nothing of this depends on ho
 **Probability.** Three norms are bounded from random blocks (:mod:`inrfast.linalg.norm_bounds`): r, ``|M^-1|`` and |C|,
 the last one from a block drawn after U. Each may fail with ``failure / EVENTS``; a count tries fewer things than that.
 
+Where M has an eigenvalue of the size of its rounding, as at a level that is an eigenvalue of K, nothing can be said of
+its sign. Another M can: the smallest pivots of the last window, whose columns of G are orthonormal, are made a little
+larger, and r grows by as much.
+
 **Rounding.** u is the unit roundoff of fp64, ``v = 4 sqrt(n) u`` stands for sums of n products whose rounding errors
 are independent (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), as elsewhere in this library.
 
@@ -66,8 +70,8 @@ from inrfast.linalg.norm_bounds import BLOCK, NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, noise, product_errors
 from inrfast.linalg.spectrum import CertifiedCount
 
-EVENTS = 64
-"""Shares of the probability: a count bounds one norm of K, and three to four norms for each of at most 14
+EVENTS = 96
+"""Shares of the probability: a count bounds one norm of K, and three to six norms for each of at most 14
 factorisations."""
 
 
@@ -82,6 +86,9 @@ GOOD = 1e-2
 
 SURE = 0.1
 """Rounding of M, relative to its smallest eigenvalue, up to which signs of theta are sure."""
+
+LIFTS = 256.0, 8192.0
+"""Sizes of the smallest pivots, in units of M's rounding, that are tried where an eigenvalue of M is rounding."""
 
 CLEAR = 32.0
 """Eigenvalues of M below so many times the distance to K at a level are looked for."""
@@ -210,19 +217,19 @@ def decide(
     off = (r.upper + reach) * (1 + 16 * UNIT)
     if not math.isfinite(off):
         return Decision(0, n, math.inf, "the residual is not finite", failure)
-    inverse = norm_bound(
-        factor.inverse,
-        operator.diagonal(),
-        operator.partition,
-        each,
-        seed + 2,
-        lambda before, after: (0 * before, rounding * after),
-        enough=lambda b: b.upper * off < 1 or (b.lower * off > 1 and b.upper * rounding <= SURE),
-    )
+    inverse = _inverse_bound(factor, operator, off, each, seed + 2)
+    for number, lift in enumerate(LIFTS):
+        if inverse.upper * off < 1 or inverse.upper * rounding <= SURE:
+            break
+        # An eigenvalue of M is rounding. It stems from the last window's pivots: a matrix beside M has none.
+        least = lift * rounding
+        factor, off = factor.away_from_zero(least), off + 1.01 * least
+        rounding = factor.rounding()
+        inverse = _inverse_bound(factor, operator, off, each, seed + 5 + number)
     if inverse.upper * off < 1:
         return Decision(factor.positive, factor.positive, r.upper, "theorem 1", failure)
     if not inverse.upper * rounding <= SURE:
-        return Decision(0, n, r.upper, "an eigenvalue of the factor is rounding", failure, 64 * rounding)
+        return Decision(0, n, r.upper, "an eigenvalue of the factor is rounding", failure, LIFTS[0] * rounding)
     lower, upper = 0, n
     for U in near_zero(factor, operator, off, seed + 3):
         split = complement(factor, operator, U, off, each, seed + 4)
@@ -233,6 +240,20 @@ def decide(
     if lower > upper:
         return Decision(0, n, r.upper, "contradiction", failure)
     return Decision(lower, upper, r.upper, "theorem 2" if (lower, upper) != (0, n) else "undecided", failure)
+
+
+def _inverse_bound(factor: BlockLDL, operator: SymmetricOperator, off: float, failure: float, seed: int) -> NormBound:
+    """Return bounds of ``|M^-1|``, as good as it takes to decide what to do for a distance ``off``."""
+    rounding = factor.rounding()
+    return norm_bound(
+        factor.inverse,
+        operator.diagonal(),
+        operator.partition,
+        failure,
+        seed,
+        lambda before, after: (0 * before, rounding * after),
+        enough=lambda b: b.upper * off < 1 or (b.lower * off > 1 and b.upper * rounding <= SURE),
+    )
 
 
 def near_zero(factor: BlockLDL, operator: SymmetricOperator, off: float, seed: int) -> Iterator[Tensor]:

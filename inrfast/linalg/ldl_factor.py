@@ -88,6 +88,16 @@ class BlockLDL:
         """Number of negative eigenvalues of M, exact."""
         return self.size - self.positive
 
+    def away_from_zero(self, least: float) -> BlockLDL:
+        """Return a factor within ``1.01 least`` of M whose pivots of the last window are at least ``least`` in size.
+
+        The columns of G there are orthonormal, up to the bases' defects: no row of W is below them. The signs stay.
+        """
+        pivots, last = self.pivots.clone(), slice(self.steps[-1].start, self.size)
+        sizes = pivots[last].abs().clamp_min(least)
+        pivots[last] = torch.where(pivots[last] < 0, -sizes, sizes)
+        return BlockLDL(self.shift, pivots, self.steps, self.lower, self.partition)
+
     # ---- products ----------------------------------------------------------------------------------------------
 
     def product(self, V: Tensor) -> Tensor:

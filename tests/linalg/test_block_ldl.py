@@ -135,6 +135,15 @@ def test_singular_and_degenerate_matrices_have_no_zero_pivot_and_finite_products
         assert float(error.abs().max()) <= allowed + 1e-37, name
 
 
+@pytest.mark.parametrize("least", [1e-14, 1e-6, 1e-2])
+def test_larger_pivots_of_the_last_window_are_a_matrix_as_near_as_that(least):
+    factor = block_ldl(operator_with(torch.logspace(0, -9, 150), 3), 1e-5, torch.float64, window=32, panel=32)
+    other, unit = factor.away_from_zero(least), torch.eye(150, dtype=torch.float64)
+    apart = torch.linalg.matrix_norm(factor.product(unit) - other.product(unit), 2)
+    assert apart <= 1.01 * least + 2 * factor.rounding()
+    assert (other.positive, other.negative) == (factor.positive, factor.negative)
+
+
 def test_sizes_change_no_more_than_rounding():
     operator = operator_with(torch.linspace(1, 1e-3, 70), 3)
     ones = torch.eye(70, dtype=torch.float64)

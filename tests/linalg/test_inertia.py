@@ -192,6 +192,16 @@ def test_a_level_that_is_an_eigenvalue_of_a_diagonal_matrix(dtype, multiplicity)
     assert (wide.lower, wide.upper) == (60, 60 + multiplicity)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("number", [1, 3, 40, 200])
+def test_one_factor_at_an_eigenvalue_leaves_that_one_open_alone(dtype, number):
+    values = torch.logspace(0, -4, 300, dtype=torch.float64)
+    matrix = matrix_with(values, number)
+    operator, level = DenseOperator(matrix), float(torch.linalg.eigvalsh(matrix).flip(0)[number])
+    found = decide(operator, block_ldl(operator, level, dtype), level, level)
+    assert (found.lower, found.upper) == (number, number + 1), found.route
+
+
 def wrong_sign(factor, rng):
     factor.pivots[rng.randrange(factor.size)] *= -1
 
