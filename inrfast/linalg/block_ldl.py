@@ -27,7 +27,7 @@ from tqdm import tqdm
 from inrfast.errors import RangeError, check_float, check_int
 from inrfast.linalg.ldl_factor import BlockLDL, Step, views_of
 from inrfast.linalg.lower_rows import LowerRows, require_room
-from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of
+from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of, shifted_name
 from inrfast.linalg.partition import Window
 from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks
@@ -465,9 +465,11 @@ class Elimination:
             found = Directions.unpacked(numbers)
         assert found is not None
         if found.fault == OVERFLOW:
+            single = self.lower.dtype == torch.float32
+            instead = 'factor it in fp64 (precision="highest")' if single else "scale it"
             raise RangeError(
-                f"the factor of K - {self.shift:g} I has NaN or Inf in rows {rows.start} to {rows.stop}: the operator "
-                f"has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; scale it, or factor it in fp64"
+                f"the factor of {shifted_name(self.shift)} has NaN or Inf in rows {rows.start} to {rows.stop}: the "
+                f"operator has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; {instead}"
             )
         if found.fault >= 0:
             raise ValueError(FAULTS[found.fault])
