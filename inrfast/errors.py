@@ -154,10 +154,23 @@ def check_tensor(
         raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}")
     if nonempty and got.numel() == 0:
         raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
+    if finite:
+        _check_readable(argument, got)
     if finite and got.is_floating_point() and not _is_finite(got):
         bad = int((~torch.isfinite(got)).sum())
         raise ValueError(f"{argument} must be finite, got {bad} NaN or Inf among its {got.numel()} entries")
     return got
+
+
+def _check_readable(argument: str, got: Tensor) -> None:
+    """Refuse tensors whose entries are not there, or that torch hardly computes with."""
+    if got.layout != torch.strided or got.is_nested:
+        kind = "a nested tensor" if got.is_nested else f"layout {got.layout}; call .to_dense()"
+        raise TypeError(f"{argument} must be a dense tensor, got {kind}")
+    if got.is_floating_point() and got.dtype.itemsize < 2:
+        raise TypeError(f"{argument} must have a floating-point dtype of 16 bits or more, got {got.dtype}")
+    if got.device.type == "meta":
+        raise ValueError(f"{argument} is on the meta device, which holds no numbers")
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -170,11 +183,12 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def check_block(argument: str, got: Any, rows: int, device: torch.device) -> Tensor:
     """Return a finite vector (rows,) or block of vectors (rows, k) on the kernel's device as a block, detached."""
-    block = check_tensor(argument, got)
+    block = check_tensor(argument, got, finite=False)
     if block.ndim not in (1, 2) or block.shape[0] != rows:
         raise ValueError(f"{argument} must have shape ({rows},) or ({rows}, k), got {tuple(block.shape)}")
     if block.device != device:
         raise ValueError(f"{argument} is on {block.device} but the kernel is on {device}")
+    check_tensor(argument, block)
     return block.detach().reshape(rows, -1)
 
 

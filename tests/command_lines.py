@@ -154,6 +154,8 @@ OPTIONS = {
         "--output": [*NUMBERS, "trace", "full"],
         "--precision": ["high", "highest", "medium", *NAMES],
         "--rtols": NUMBERS,
+        "--levels": [*NUMBERS, "0.5"],
+        "--method": ["inertia", "dense", "lanczos", "quadrature", *NAMES],
         "--out": "out",
     },
     "fit": {

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from inrfast.errors import RangeError, check_float, check_int
 from inrfast.linalg.ldl_factor import BlockLDL, Step, views_of
 from inrfast.linalg.lower_rows import LowerRows, require_room
-from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of
+from inrfast.linalg.operators import ASYMMETRY, UNIT, SymmetricOperator, shape_of, shifted_name
 from inrfast.linalg.partition import Window
 from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks
@@ -470,9 +470,11 @@ class Elimination:
             index = torch.arange(rows.start, rows.stop, device=self.device)
             fault = OVERFLOW if bool(torch.isfinite(self.operator.submatrix(index)).all()) else 0
         if fault == OVERFLOW:
+            single = self.lower.dtype == torch.float32
+            instead = 'factor it in fp64 (precision="highest")' if single else "scale it"
             raise RangeError(
-                f"the factor of {_name(self.shift)} has NaN or Inf in rows {rows.start} to {rows.stop}: the operator "
-                f"has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; scale it, or factor it in fp64"
+                f"the factor of {shifted_name(self.shift)} has NaN or Inf in rows {rows.start} to {rows.stop}: the "
+                f"operator has, or entries exceed {torch.finfo(self.lower.dtype).max:.1e}; {instead}"
             )
         if fault >= 0:
             raise ValueError(FAULTS[fault])
@@ -532,15 +534,10 @@ def largest_entry(operator: SymmetricOperator, shift: float, dtype: torch.dtype)
     size, (least, most) = max(largest, abs(shift)), RANGE_SINGLE
     if dtype == torch.float32 and (0 < size < least or size > most):
         raise RangeError(
-            f"the factor of {_name(shift)} would hold fp32 numbers near {size:.1e}, outside the range from {least:g} "
-            f"to {most:g} in which fp32 has all its digits; scale it, or factor it in fp64 (precision='highest')"
+            f"the factor of {shifted_name(shift)} would hold fp32 numbers near {size:.1e}, outside the range from "
+            f"{least:g} to {most:g} in which fp32 has all its digits; factor it in fp64 (precision='highest')"
         )
     return largest
-
-
-def _name(shift: float) -> str:
-    """Return what is factored, for messages."""
-    return f"K + {-shift:g} I" if shift < 0 else f"K - {shift:g} I"
 
 
 def _faults(block: Tensor, unit: float) -> Tensor:

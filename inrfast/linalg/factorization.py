@@ -14,15 +14,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import MemoryBudgetError, ResolutionError, check_block, check_choice, check_float, check_seed, warn
+from inrfast.errors import (
+    MemoryBudgetError,
+    ResolutionError,
+    check_block,
+    check_choice,
+    check_flag,
+    check_float,
+    check_seed,
+    warn,
+)
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
 from inrfast.linalg.inertia import decide, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
-from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors
+from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors, shifted_name
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.linalg.stored_ldl import stored_bytes, stored_ldl
+from inrfast.linalg.written import PRODUCTS, WrittenOperator, written, written_bytes
 from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
 
@@ -44,8 +54,15 @@ LEAST_CYCLE = 4
 PROBES, PROBES_AT_ONCE = 64, 16
 """Random vectors for the trace of ``M^-1 (K - shift I - M)``, and how many are taken together."""
 
-LOST = 1e-3
-"""Relative change of a solution under the rounding of K's entries from which on a warning says so."""
+WRITTEN = 0.25
+"""Share of the budget that the entries of K may take beside the factor."""
+
+LOST = 1e-6
+"""Relative change of a solution under the rounding of K's entries from which on, if it is above the tolerance as well,
+a warning says so."""
+
+LARGEST_SHIFT = 1e140
+"""Squares of vectors that a larger one is multiplied with overflow."""
 
 
 @methods_in_own_modes
@@ -56,7 +73,7 @@ class Factorization:
     is from ``K - shift I`` is measured when it is first asked for. A factorisation is a function, ``F(V) = M^-1 V``:
     where M is positive definite, a preconditioner for ``K.solve(y, ridge, preconditioner=F)``.
 
-    It can be pickled if its kernel can and it is not in a file; the factor goes along, ``nbytes`` of it.
+    It can be pickled if its kernel can and it is not in a file; ``nbytes`` go along.
 
     Attributes
     ----------
@@ -98,8 +115,13 @@ class Factorization:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factor."""
-        return self._ldl.nbytes
+        """Bytes of the factor, and of the entries of K where they are kept beside it."""
+        return self._ldl.nbytes + self._kept
+
+    @property
+    def _kept(self) -> int:
+        """Bytes of the entries of K."""
+        return self._operator.nbytes if isinstance(self._operator, WrittenOperator) else 0
 
     @property
     def whole(self) -> bool:
@@ -162,7 +184,7 @@ class Factorization:
                 lambda before, after: (0 * before, rounding * after),
                 enough=lambda bound: bound.upper <= 2 * bound.lower,
             )
-        return 1 / inverse.upper if inverse.upper > 0 else math.inf
+        return 1 / inverse.upper if inverse.upper > 0 else 0.0
 
     def _seed_of(self, event: int) -> int:
         return (self._seed + event * 2654435761) % 2**32
@@ -178,10 +200,12 @@ class Factorization:
     # ---- what it is for ----------------------------------------------------------------------------------------
 
     def __call__(self, V: Tensor) -> Tensor:
-        """Return ``M^-1 V`` for V (n,) or (n, c), in fp64."""
+        """Return ``M^-1 V`` for V (n,) or (n, c), in fp64; a RangeError where numbers would be beyond fp64."""
         partition = self._operator.partition
         block = check_block("V", V, self.shape[0], self.device).to(torch.float64)
-        return partition.gather(self._ldl.inverse(partition.mine(block))).reshape(V.shape)
+        factors = powers(block)
+        found = partition.gather(self._ldl.inverse(partition.mine(block / factors)))
+        return scaled_back(found, factors, "give a smaller V or another shift").reshape(V.shape)
 
     def solve(self, b: Tensor, tol: float = 1e-6, progress: bool | None = None) -> Tensor:
         """Return x with ``(K - shift I) x = b`` in fp64.
@@ -194,7 +218,8 @@ class Factorization:
         b
             Right-hand sides (n,) or (n, c), any floating dtype.
         tol
-            Relative residual ``|b - (K - shift I) x| / |b|``, in fp64, that every column of the result has at most.
+            Relative residual ``|b - (K - shift I) x| / |b|``, as fp64 computes it, that every column of the result has
+            at most. Half of it is aimed at.
         progress
             Whether to show a bar; None: as given to ``factor``.
 
@@ -212,41 +237,47 @@ class Factorization:
         Warns
         -----
         RuntimeWarning
-            The residual is as small as wanted, and so near singular is ``K - shift I`` that the solution would be
-            another one for entries of K rounded otherwise.
+            The residual is as small as wanted, and so near singular is ``K - shift I`` that rounding of K's entries
+            changes the solution by more than ``tol`` and 1e-6.
         """
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
         x, residuals = self.refined(b, tol, progress)
         worst = float(residuals.amax())
         if not worst <= tol:
-            raise ResolutionError(
-                f"the relative residual {worst:.1e} stays above tol={tol:g}: {self.told()}; take {self._better()}"
-            )
+            right = b.detach().to(torch.float64).reshape(len(b), -1)
+            factors = powers(right)
+            floor = self._change(x.reshape(right.shape) / factors, right / factors)
+            resolved = f", and rounding in fp64 alone may leave {floor:.0e}: take a larger tol or "
+            told = resolved if tol < floor else f": {self.told()}; take "
+            raise ResolutionError(f"the relative residual {worst:.1e} stays above tol={tol:g}{told}{self._better()}")
         return x
 
     def refined(self, b: Tensor, tol: float, progress: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return what :meth:`solve` found, however good it is, and the relative residuals of its columns (c,)."""
+        progress = self._progress if progress is None else check_flag("progress", progress)
         right = check_block("b", b, self.shape[0], self.device).to(torch.float64)
         partition = self._operator.partition
         factors = powers(right)
         own, cycle, columns = partition.mine(right / factors), *self._room(right)
-        hidden = None if (shown := self._progress if progress is None else progress) is None else not shown
+        hidden = None if progress is None else not progress
         found, residuals = torch.empty_like(own), []
         with tqdm(desc="refinement", disable=hidden, leave=False) as bar:
             for part in chunks(own.shape[1], columns):
                 found[:, part], reached = refined(
-                    self._product, own[:, part], self._ldl.inverse, tol, STEPS, bar, partition, cycle
+                    self._product, own[:, part], self._ldl.inverse, tol / 2, STEPS, bar, partition, cycle
                 )
                 residuals.append(reached)
         reached = torch.cat(residuals)
         if float(reached.amax()) <= tol:
-            self._warn_of_rounding(partition.norm(found) / partition.norm(own))
+            self._warn_of_rounding(found, own, tol)
         x = scaled_back(partition.gather(found), factors, "give a smaller b or another shift")
         return x.reshape(b.shape), reached
 
     def _room(self, right: Tensor) -> tuple[int, int]:
         """Return the steps of GMRES between starts, and the columns at a time, that the budget allows."""
-        n, left = self.shape[0], self._budget - 3 * right.nbytes
+        n, left = self.shape[0], self._budget - self._kept - 3 * right.nbytes
+        if isinstance(self._operator, WrittenOperator) and left < 8 * n * (LEAST_CYCLE + SCRATCH):
+            self._operator, left = self._operator.operator, left + self._kept  # products are slower without
         vectors = max(min(CYCLE, n), LEAST_CYCLE)
         while vectors > LEAST_CYCLE and 8 * n * (vectors + SCRATCH) > left:
             vectors //= 2
@@ -256,12 +287,20 @@ class Factorization:
         require(held + 3 * right.nbytes + one, held + self._budget, what, "raise memory_budget")
         return vectors, max(left // one, 1)
 
-    def _warn_of_rounding(self, growth: Tensor) -> None:
-        """Warn of solutions, so many times as large as the right-hand sides, that rounding of K would change."""
-        operator = self._operator
-        trace = float(operator.partition.total(operator.diagonal().abs().sum()))  # at least the norm of a kernel
-        change = UNIT * trace * float(growth.nan_to_num(0.0).amax())
-        if change > LOST:
+    def _change(self, x: Tensor, right: Tensor) -> float:
+        """Return by how much rounding of K's entries may change solutions (rows here), relative to the largest one.
+
+        It is also what rounding may leave of the residuals, relative to the right-hand sides.
+        """
+        operator, partition = self._operator, self._operator.partition
+        trace = float(partition.total(operator.diagonal().abs().sum()))  # at least the norm of a kernel
+        growth = partition.norm(x) / partition.norm(right)
+        return UNIT * (trace + abs(self.shift)) * float(growth.nan_to_num(0.0).amax())
+
+    def _warn_of_rounding(self, x: Tensor, right: Tensor, tol: float) -> None:
+        """Warn of solutions that rounding of K would change."""
+        change = self._change(x, right)
+        if change > max(tol, LOST):
             warn(
                 f"{self._name} is nearly singular: rounding the entries of K to fp64 changes this solution by "
                 f"{min(change, 1.0):.0e} of its size, though its residual is small"
@@ -275,7 +314,7 @@ class Factorization:
     @property
     def _name(self) -> str:
         """What was factored, for messages."""
-        return f"K + {-self.shift:g} I" if self.shift < 0 else f"K - {self.shift:g} I"
+        return shifted_name(self.shift)
 
     def _better(self) -> str:
         """Return what to do about a shift that is too near to an eigenvalue."""
@@ -287,12 +326,17 @@ class Factorization:
     def logdet(self, tol: float = 1e-2) -> float:
         r"""Return ``log |det(K - shift I)|`` with an error of at most ``tol``, except with probability 1e-6.
 
-        M has the determinant of D, up to the orthogonality of the bases, which is measured. With
-        ``X = M^-1 (K - shift I - M)`` of spectral norm at most ``c = residual |M^-1| < 1`` the rest is
+        K is that of the exact network. M has the determinant of D, up to the orthogonality of the bases, which is
+        measured. With ``X = M^-1 (K - shift I - M)`` of spectral norm at most ``c = residual |M^-1| < 1`` the rest is
         ``log |det(I + X)|``, of size ``-n log(1 - c)`` at most. Where that is too much, ``tr X`` is estimated from
         random vectors and added: its error follows from ``|X|_F`` (Laurent and Massart, Annals of Statistics 28(5),
         2000, Lemma 1), what the trace leaves is at most ``(-log(1 - c) - c) / c^2 |X|_F^2`` (Weyl's inequality between
-        eigenvalues and singular values), and ``|X|_F`` itself is bounded from the same kind of vectors.
+        eigenvalues and singular values), and ``|X|_F`` itself is bounded from the same kind of vectors. Products that
+        are off by e, each of length one, change the estimate for a vector w by at most ``e |w| |M^-1 w|``.
+
+        The factors of the network, ``K = J J^T``, are rounded as well: singular values s of J move by ``|dJ|`` at most,
+        and ``log(s^2 + noise)`` by ``|dJ| / sqrt(noise)``, as ``2 s / (s^2 + noise) <= 1 / sqrt(noise)``. With a shift
+        above zero their error counts in c.
 
         The sign of the determinant is ``(-1)^negative``; the bound proves that.
 
@@ -324,17 +368,22 @@ class Factorization:
         logs = self._ldl.pivots.abs().log()
         n, value = self.shape[0], float(logs.sum())
         own = self._defect + n * UNIT * float(logs.abs().sum())
-        share = (self.residual + self._jacobian_part) / self._least if self._least > 0 else math.inf
+        inside = self._jacobian_part
+        if self.shift < 0:
+            own, inside = own + n * self._operator.jacobian_error / math.sqrt(-self.shift), 0.0
+        share = (self.residual + inside) / self._least if self._least > 0 else math.inf
         error = own - n * math.log1p(-share) if share < 1 else math.inf
         if error > tol and share < 1:
-            trace, rest = self._trace_of_gap(share)
+            trace, rest = self._trace_of_gap(share, inside)
             if own + rest < error:
                 value, error = value + trace, own + rest
         if not error <= tol:
-            known = "nothing is known of its error" if math.isinf(error) else f"its error may be {error:.1e}"
+            known, instead = "nothing is known of its error", ""
+            if math.isfinite(error):
+                known, instead = f"its error may be {error:.1e}", f", or tol={float(f'{1.05 * error:.1e}'):g}"
             raise ResolutionError(
                 f"log |det({self._name})| is about {value:.6g} and {known}, above tol={tol:g}: {self.told()}; "
-                f"take {self._better()}, or a larger tol"
+                f"take {self._better()}{instead}"
             )
         return value
 
@@ -348,16 +397,19 @@ class Factorization:
         """Bound on the distance of K from the kernel of the exact network."""
         return kernel_error(self._operator.jacobian_error, self._errors.norm)
 
-    def _trace_of_gap(self, share: float) -> tuple[float, float]:
-        """Return the estimated trace of ``X`` and a bound on ``|log |det(I + X)| - trace|``, for ``|X| <= share``."""
+    def _trace_of_gap(self, share: float, inside: float) -> tuple[float, float]:
+        """Return the estimated trace of ``X`` and a bound on ``|log |det(I + X)| - trace|``, for ``|X| <= share``.
+
+        ``inside`` is the distance of the exact K from the kernel, where it counts in X.
+        """
         partition = self._operator.partition
         errors, rounding = self._errors, self._ldl.rounding()
-        own = errors.matrix + errors.sums + rounding + 4 * UNIT * (errors.norm + abs(self.shift))
-        off = (own + self._jacobian_part) / self._least  # of X v, for a unit vector v
+        own = errors.matrix + errors.sums + rounding + 4 * UNIT * (errors.norm + abs(self.shift)) + inside
+        off, turned = own / self._least, rounding / self._least  # of X v and of an inverse, for a unit vector v
         if off >= 1:
             return 0.0, math.inf
         like, probability = self._operator.diagonal(), FAILURE / EVENTS
-        found = mass = inner = mixed = 0.0
+        found = mass = inner = mixed = around = 0.0
         for number in range(PROBES // PROBES_AT_ONCE):
             probes = partition.random(PROBES_AT_ONCE, self._seed_of(3 + number), like)
             image = self._ldl.inverse(self._product(probes) - self._ldl.product(probes))
@@ -366,12 +418,13 @@ class Factorization:
             inner += float(sizes.square().sum())
             mass += float(lengths.square().sum())
             mixed += float((sizes * lengths).sum())
-        more = off / (1 - off)  # of the inverse, relative
-        frobenius = (math.sqrt(inner) * (1 + more) + off * math.sqrt(mass)) / math.sqrt(PROBES * _low(probability))
+            around += float((partition.norm(self._ldl.inverse(probes)) * lengths).sum())
+        frobenius = (math.sqrt(inner) * (1 + turned) + off * math.sqrt(mass)) / math.sqrt(PROBES * _low(probability))
         x = math.log(2 / probability)
         sampling = 2 * frobenius * math.sqrt(x / PROBES) + 2 * share * x / PROBES
         rest = (-math.log1p(-share) - share) / share**2 if share > 1e-4 else 0.5 + share
-        return found / PROBES, (off * mass + more * mixed) / PROBES + sampling + rest * frobenius**2
+        estimate = own * min((1 + turned) * around, mass / self._least) + turned * mixed
+        return found / PROBES, estimate / PROBES + sampling + rest * frobenius**2
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._stored:
@@ -398,15 +451,25 @@ def factorize(
     seed: int = 0,
     progress: bool | None = None,
     out: str | os.PathLike[str] | np.ndarray | None = None,
+    products: float = PRODUCTS,
 ) -> Factorization:
-    """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``."""
+    """Return a factorisation of ``K - shift I``, with arguments as in ``TangentKernel.factor``.
+
+    ``products`` with one vector are expected of it: K's entries are kept where that is cheaper.
+    """
     shift = check_float("shift", shift) + 0.0  # -0.0 is 0
+    if abs(shift) > LARGEST_SHIFT:
+        raise ValueError(f"shift must be at most {LARGEST_SHIFT:g} in size, got {shift:g}")
     check_choice("precision", precision, PRECISIONS)
     seed = check_seed("seed", seed)
     dtype = PRECISIONS[precision]
     if out is None:
+        left = budget
+        if written_bytes(operator.shape[0], operator.device) <= WRITTEN * budget:
+            rest = bytes_of_factor(operator, precision)
+            operator, left = written(operator, budget, rest, products, dtype == torch.float64, progress)
         with _file_told(operator, shift, dtype, budget):
-            ldl = block_ldl(operator, shift, dtype, budget=budget, progress=progress)
+            ldl = block_ldl(operator, shift, dtype, budget=left, progress=progress)
         return Factorization(operator, ldl, precision, budget - ldl.nbytes, seed, progress)
     ldl = stored_ldl(operator, shift, dtype, out, budget=budget, progress=progress)
     return Factorization(operator, ldl, precision, budget, seed, progress, stored=True)
@@ -424,8 +487,11 @@ def _file_told(operator: SymmetricOperator, shift: float, dtype: torch.dtype, bu
             disk, memory = stored_bytes(operator, shift, dtype)
         except MemoryBudgetError:  # what tells the kernel from others does not fit either
             raise error from None
-        sizes = f"{format_bytes(disk)} of a disk and {format_bytes(memory)} of memory"
-        instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file, with {sizes}"
+        if memory <= budget:
+            sizes = f"{format_bytes(disk)} of a disk and {format_bytes(memory)} of memory"
+            instead = f"{error.instead}; or K.factor({shift:g}, out=path) keeps it in a file, with {sizes}"
+        else:
+            instead = f"{error.instead}; with out=path, in a file ({format_bytes(memory)} of memory), it does not fit"
         raise over_budget(error.needed, budget, error.what, instead) from None
 
 

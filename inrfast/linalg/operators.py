@@ -155,6 +155,13 @@ def digest(*parts: Tensor | str) -> str:
     return found.hexdigest()[:32]
 
 
+def shifted_name(shift: float) -> str:
+    """Return ``K - shift I`` for messages."""
+    if shift == 0:
+        return "K"
+    return f"K + {-shift:g} I" if shift < 0 else f"K - {shift:g} I"
+
+
 def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:
     """Return a bound on the error of a product with a unit vector: from the entries, and from sums of n terms.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -36,7 +37,10 @@ SINGLE = 1e-5
 """Ridge, relative to the trace, from which on a factor in fp32 is near enough: it is off by some 1e-7 of the largest
 eigenvalue."""
 
-OTHER = "raise ridge or tol, or take another preconditioner"
+FEW = 3
+"""Products with K that the refinement of a solution takes, mostly."""
+
+OTHER = "raise ridge or tol, take another preconditioner, or method='direct', which factors K + ridge I"
 """What to do about conjugate gradients that do not converge."""
 
 SMALLER = "give a smaller y or a larger ridge"
@@ -134,9 +138,10 @@ def _precision(system: System, y: Tensor) -> str | None:
 
 
 def _direct(system: System, y: Tensor, tol: float, precision: str) -> Tensor:
-    factor = factorize(system.operator, -system.ridge, precision, system.budget, system.seed, system.progress)
+    operator, budget, columns = system.operator, system.budget, y.shape[1]
+    factor = factorize(operator, -system.ridge, precision, budget, system.seed, system.progress, products=FEW * columns)
     x, residuals = factor.refined(y, tol)
-    return _accepted(x, residuals, tol, f"{factor.told()}; raise ridge or tol")
+    return _accepted(x, residuals, tol, lambda: f"{factor.told()}; raise ridge or tol")
 
 
 def _iterated(system: System, make: Preconditioner, y: Tensor, tol: float, steps: int) -> tuple[Tensor, Tensor]:
@@ -157,8 +162,10 @@ def _iterated(system: System, make: Preconditioner, y: Tensor, tol: float, steps
     return operator.partition.gather(x), residuals
 
 
-def _accepted(x: Tensor, residuals: Tensor, tol: float, instead: str) -> Tensor:
+def _accepted(x: Tensor, residuals: Tensor, tol: float, instead: str | Callable[[], str]) -> Tensor:
+    """Return x if its residuals are small enough; a function that says what to do instead may measure for it."""
     worst = float(residuals.amax())
     if not worst <= tol:
-        raise ResolutionError(f"the relative residual {worst:.1e} stays above tol={tol:g}; {instead}")
+        told = instead if isinstance(instead, str) else instead()
+        raise ResolutionError(f"the relative residual {worst:.1e} stays above tol={tol:g}; {told}")
     return x

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_block, check_float, check_int
+from inrfast.errors import check_block, check_flag, check_float, check_int
 from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.factorization import Factorization, factorize
@@ -374,6 +374,7 @@ class TangentKernel:
         ValueError, TypeError
             Bad arguments, ``k`` or ``eigenvectors`` with ``method="inertia"`` among them; a kernel with ``coords2``.
         """
+        self._need_symmetric("spectrum")
         return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels, eigenvalues.SMALL)
 
     def counts(
@@ -387,6 +388,7 @@ class TangentKernel:
 
         Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
         """
+        self._need_symmetric("counts")
         return self._spectrum(rtol, None, "auto", False, seed, progress, levels, eigenvalues.FEW)
 
     def _spectrum(
@@ -401,7 +403,6 @@ class TangentKernel:
         small: int,
     ) -> Spectrum:
         """Return the spectrum; ``small`` is the order up to which ``"auto"`` computes all eigenvalues."""
-        self._need_symmetric("spectrum")
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             found = eigenvalues.spectrum(
@@ -497,13 +498,14 @@ class TangentKernel:
     ) -> Factorization:
         """Return a block LDL^T factorisation of ``K - shift I``, which may be indefinite.
 
-        It costs ``n^3 / 3`` FLOP beside the entries, whatever the rank, and half a matrix of memory. With
-        ``shift = -noise`` it is the covariance of a Gaussian process with this kernel.
+        It costs ``n^3 / 3`` FLOP beside the entries, whatever the rank, and half a matrix of memory; and, where a
+        quarter of the budget holds it, the lower half of K in fp64, which makes residual, solutions and log-determinant
+        cheap. With ``shift = -noise`` it is the covariance of a Gaussian process with this kernel.
 
         Parameters
         ----------
         shift
-            Any number, in the kernel's units.
+            Any number up to 1e140 in size, in the kernel's units.
         precision
             Of the factor's entries: ``"highest"`` fp64, ``"high"`` fp32, half the memory and time. How far it is off is
             measured in fp64 either way.
@@ -553,7 +555,7 @@ class TangentKernel:
 
     def _shown(self, progress: bool | None) -> bool | None:
         """Return whether this process shows bars."""
-        return progress
+        return None if progress is None else check_flag("progress", progress)
 
     def to_scipy(self) -> LinearOperator:
         """Return the kernel as a ``scipy.sparse.linalg.LinearOperator`` (products go through ``K @ V``).

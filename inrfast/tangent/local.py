@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inrfast.errors import MemoryBudgetError, check_choice, check_coords, check_int
 from inrfast.linalg.partition import Whole
-from inrfast.memory import budget_bytes, over_budget
+from inrfast.memory import budget_bytes, format_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
@@ -86,9 +86,13 @@ class NTK(TangentKernel):
             budget = error.needed
             while budget - (held := self._held_under(budget, exact)) < error.needed:
                 budget = error.needed + held
-            raise over_budget(
-                max(budget, self.memory_budget + 1), self.memory_budget, error.what, error.instead
-            ) from None
+            instead, held = error.instead, self._held_under(self.memory_budget, exact)
+            if held > 0:
+                instead += (
+                    f". The network's factors, {format_bytes(held)}, count in what is needed and in the budget, not in "
+                    "other sizes"
+                )
+            raise over_budget(max(budget, self.memory_budget + 1), self.memory_budget, error.what, instead) from None
 
 
 def check_output(output: object, outputs: int) -> str | int:

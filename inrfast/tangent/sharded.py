@@ -351,7 +351,8 @@ class ShardedNTK(TangentKernel):
 
     def _shown(self, progress: bool | None) -> bool | None:
         assert isinstance(self.partition, Sharded)
-        return progress if self.partition.rank == 0 else False
+        shown = super()._shown(progress)
+        return shown if self.partition.rank == 0 else False
 
     def __repr__(self) -> str:
         part = self._network.partition

@@ -3,11 +3,15 @@
 import contextlib
 import copy
 import math
+import os
 import pickle
+import re
+import tempfile
 import threading
 import warnings
 
 import mpmath
+import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -18,9 +22,11 @@ from random_networks import networks, random_coords
 
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
+from inrfast.linalg import factorization, systems
 from inrfast.linalg.block_ldl import block_ldl
-from inrfast.linalg.factorization import Factorization, factorize
+from inrfast.linalg.factorization import Factorization, bytes_of_factor, factorize
 from inrfast.linalg.operators import DenseOperator
+from inrfast.linalg.written import written_bytes
 from inrfast.memory import format_bytes
 
 PRECISIONS = st.sampled_from(["high", "highest"])
@@ -214,11 +220,155 @@ def test_what_exceeds_the_budget_is_refused_with_what_fits(tmp_path):
     roomy = inr.ntk(inr.INR(2, 1, width=8), inr.grid((40, 40)), memory_budget=told.value.needed)
     F, b = roomy.factor(-1.0), normal(1600)
     assert relative((b - roomy.at_precision("highest") @ F.solve(b) - F.solve(b))[:, None], b[:, None]) <= 1.1e-6
-    roomy.factor(-1.0, out=tmp_path / "factor")
+    nearly = inr.ntk(inr.INR(2, 1, width=8), inr.grid((40, 40)), memory_budget=told.value.needed - 4096)
+    with pytest.raises(MemoryBudgetError) as told:
+        nearly.factor(-1.0)
+    nearly.factor(-1.0, out=tmp_path / "factor")
     assert f"in a file, with {format_bytes((tmp_path / 'factor').stat().st_size)} of a disk" in str(told.value)
 
 
+@settings(max_examples=12, deadline=None)
+@given(st.integers(5, 40), st.floats(0.05, 1.0), st.booleans())
+def test_what_a_refusal_says_fits_fits_and_what_it_says_does_not_is_refused(side, share, stored):
+    """Sizes are those of the factor, the network's factors come beside them."""
+
+    def kernel(points, budget):
+        return inr.ntk(inr.INR(2, 1, width=64, seed=0), inr.grid((1, points)), memory_budget=budget)
+
+    def fits(points, budget, **given):
+        with contextlib.suppress(MemoryBudgetError):
+            return kernel(points, budget).factor(-0.1, **given) is not None
+        return False
+
+    n = 16 * side
+    budget = int(share * (16 * n * n + 2**21))
+    with tempfile.TemporaryDirectory() as folder:
+        given, other = ({"out": os.path.join(folder, name)} if stored else {} for name in ("one", "two"))
+        if fits(n, budget, **given):
+            return
+        with pytest.raises(MemoryBudgetError) as refused:
+            kernel(n, budget).factor(-0.1, **given)
+        told, needed = str(refused.value), refused.value.needed
+        assert fits(n, needed, **given)
+        assert not fits(n, needed - 4096, **given)
+        if found := re.search(r"order (\d+) fits", told):
+            assert fits(int(found[1]), budget, **other)
+        if not stored:
+            assert fits(n, budget, precision="high") == ("it fits" in told)
+            assert fits(n, budget, out=os.path.join(folder, "three")) == ("keeps it in a file" in told)
+
+
+class Costly(DenseOperator):
+    """A matrix whose products are dear, as those of a kernel are."""
+
+    entry_flops, product_flops, products = 0.0, 1e12, 0
+
+    def __matmul__(self, V):
+        """Return the product, and count it."""
+        self.products += 1
+        return super().__matmul__(V)
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_entries_are_kept_where_there_is_room_and_given_up_for_vectors(precision, monkeypatch):
+    n, b = 300, normal(300, 5)
+    matrix = operator_with(torch.logspace(0, -4, n, dtype=torch.float64), 0).matrix
+    kept = written_bytes(n, torch.device("cpu"))
+    least = kept + bytes_of_factor(DenseOperator(matrix), precision)
+    assert least > 4 * kept
+    for budget, share, keeps in (
+        (1 << 30, 0.25, True),
+        (least, 0.25, True),
+        (least - 8, 0.25, False),
+        (1 << 30, 0, False),
+    ):
+        monkeypatch.setattr(factorization, "WRITTEN", share)
+        operator = Costly(matrix)
+        F = factorize(operator, -1e-2, precision, budget)
+        own = factorize(DenseOperator(matrix), -1e-2, precision, budget)
+        assert F.nbytes == own.nbytes + (kept if keeps else 0) <= budget
+        G = pickle.loads(pickle.dumps(F))
+        truth = torch.linalg.solve(matrix + 1e-2 * eye(n), b)
+        assert relative(G.solve(b, 1e-10) - truth, truth) <= 1e-8
+        assert abs(G.logdet(1e-3) - own.logdet(1e-3)) <= 2e-3
+        assert G.residual <= 2 * own.residual + 1e-12
+        assert relative(F.solve(b, 1e-10) - truth, truth) <= 1e-8
+        assert (operator.products == 0) == keeps
+    monkeypatch.undo()
+    F = factorize(Costly(matrix), -1e-2, precision, 1 << 30)
+    F._budget = 3 * b.nbytes + 8 * n * 10  # there is room for vectors, but not for the entries
+    assert relative(F.solve(b, 1e-10) - truth, truth) <= 1e-8
+    assert F.nbytes == own.nbytes
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.integers(4, 12), st.floats(-9, 0), st.sampled_from(["gaussian", "sine"]), st.integers(0, 100))
+def test_a_log_determinant_is_stated_as_well_as_its_noise_allows(side, exponent, activation, seed):
+    """Down to 1e-6 of the largest eigenvalue it must be to 1e-2; and the tolerance that a refusal names passes."""
+    K = inr.ntk(inr.INR(2, 1, width=24, activation=activation, seed=seed), inr.grid((side, side)))
+    dense = K.at_precision("highest").to_dense()
+    noise = float(torch.linalg.eigvalsh(dense)[-1]) * 10.0**exponent
+    F, truth = K.factor(-noise), float(torch.linalg.slogdet(dense + noise * eye(side * side))[1])
+    with contextlib.nullcontext() if exponent >= -6 else contextlib.suppress(ResolutionError):
+        assert abs(F.logdet() - truth) <= 1e-2
+    with pytest.raises(ResolutionError) as told:
+        F.logdet(1e-14)
+    if found := re.search(r"or tol=(\S+)$", str(told.value)):
+        assert abs(F.logdet(float(found[1])) - truth) <= float(found[1])
+    else:
+        assert exponent < -6
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.floats(-13, -2), PRECISIONS, st.integers(0, 10**6))
+def test_a_solution_that_rounding_of_the_entries_changes_is_warned_of(n, exponent, precision, seed):
+    """Without a warning the residual is as small in long double, which sees the rounding of the one in fp64."""
+    operator = operator_with(torch.linspace(1, 2, n, dtype=torch.float64), seed)
+    shift, b = 1.0 - 10.0**exponent, normal(n, 1, seed=seed)
+    noise = normal(n, n, seed=seed + 1)
+    other = operator.matrix + 1.1e-16 * operator.matrix.diagonal().sum() * (noise + noise.t()) / 4 / n**0.5
+    with warnings.catch_warnings(record=True) as told, contextlib.suppress(ResolutionError):
+        warnings.simplefilter("always")
+        x = factorize(operator, shift, precision, 1 << 30).solve(b)
+        exact = operator.matrix.numpy().astype(np.longdouble) - shift * np.eye(n, dtype=np.longdouble)
+        residual = torch.from_numpy((b.numpy() - exact @ x.numpy().astype(np.longdouble)).astype(np.float64))
+        moved = torch.linalg.solve(other - shift * eye(n), b)
+        if not told:
+            assert relative(residual, b) <= 1.2e-6
+            assert relative(moved - x, x) <= 1e-4  # b may have little of the direction that is nearly lost
+    assert not told or exponent < -6
+
+
+def test_a_direct_solution_measures_nothing_that_is_not_told(monkeypatch):
+    monkeypatch.setattr(Factorization, "told", None)
+    operator, b = operator_with(torch.logspace(0, -4, 50, dtype=torch.float64), 0), normal(50, 2)
+    x = systems.solve(operator, b, 1e-2, 1e-8, 1 << 30, method="direct")
+    assert relative(b - operator.matrix @ x - 1e-2 * x, b) <= 1e-8
+
+
+def test_what_is_not_to_be_had_is_said():
+    K, ones = inr.ntk(inr.INR(2, 1, width=8, seed=0), inr.grid((5, 5))), torch.ones(25)
+    with pytest.raises(ResolutionError, match=r"rounding in fp64 alone .* take a larger tol"):
+        K.factor(-1.0).solve(ones, tol=1e-17)
+    assert K.factor(0.0).told().startswith("K is within")
+    with pytest.raises(RangeError, match=r'K \+ 1e\+100 I .*precision="highest"'):
+        K.factor(-1e100, "high")
+    assert K.factor(1e100).residual <= 1e88
+    with pytest.raises(RangeError, match="beyond fp64; give a smaller V"):
+        K.factor(-1e-3)(normal(25) * 1e307)
+    F, V = K.factor(-1e-3), normal(25, 2)
+    assert relative(F(V * 1e300) / 1e300 - F(V), F(V)) <= 1e-14
+    with pytest.raises(ValueError, match="counts is of a kernel between the same points"):
+        inr.ntk(inr.INR(2, 1, width=8), inr.grid((5, 5)), inr.grid((4, 4))).counts()
+
+
 BAD = {
+    "meta": (lambda K: K.factor(-1.0).solve(torch.ones(25, device="meta")), ValueError, "b is on meta"),
+    "sparse": (lambda K: K @ torch.ones(25).to_sparse(), TypeError, "V must be a dense tensor"),
+    "float8": (lambda K: K.factor(-1.0)(torch.ones(25).to(torch.float8_e4m3fn)), TypeError, "16 bits or more"),
+    "huge shift": (lambda K: K.factor(-1e300), ValueError, r"shift must be at most 1e\+140 in size"),
+    "progress": (lambda K: K.factor(1.0, progress="x"), TypeError, "progress must be True or False"),
+    "progress of solve": (lambda K: K.factor(-1.0).solve(torch.ones(25), progress=2), TypeError, "progress must be"),
     "shift": (lambda K: K.factor(math.nan), ValueError, "shift must be finite"),
     "shift of text": (lambda K: K.factor("1"), TypeError, "shift must be a number"),
     "precision": (lambda K: K.factor(1.0, "hihg"), ValueError, "Did you mean 'high'"),

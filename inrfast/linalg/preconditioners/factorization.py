@@ -26,7 +26,8 @@ def factorization(system: System) -> Apply:
     least = torch.finfo(torch.float32).eps * trace
     shift = system.ridge or least
     while shift <= max(trace, system.ridge):
-        factor = factorize(operator, -shift, "high", system.budget - system.reserved, system.seed, system.progress)
+        budget = system.budget - system.reserved
+        factor = factorize(operator, -shift, "high", budget, system.seed, system.progress, products=0)
         if factor.negative == 0:
             return factor.rows_of_inverse
         del factor
