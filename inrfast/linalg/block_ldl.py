@@ -535,7 +535,7 @@ def largest_entry(operator: SymmetricOperator, shift: float, dtype: torch.dtype)
     if dtype == torch.float32 and (0 < size < least or size > most):
         raise RangeError(
             f"the factor of {shifted_name(shift)} would hold fp32 numbers near {size:.1e}, outside the range from "
-            f"{least:g} to {most:g} in which fp32 has all its digits; factor it in fp64 (precision='highest')"
+            f'{least:g} to {most:g} in which fp32 has all its digits; factor it in fp64 (precision="highest")'
         )
     return largest
 
