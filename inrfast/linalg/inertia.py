@@ -109,6 +109,9 @@ FAR = 0.05
 SIDES = 3
 """Factorisations on either side of a level at most, each farther away."""
 
+ZERO = 1e-9
+"""Distance from a level near zero, relative to ``|K|``, within which two shifts still say something of it."""
+
 WIDE = 0.5
 """Relative width of an interval of levels from which its ends are counted apart."""
 
@@ -547,7 +550,7 @@ class _Counting:
 
     def _aside(self, best: CertifiedCount, name: str) -> CertifiedCount:
         """Return a count narrowed by factorisations on either side of its levels."""
-        size = max(abs(best.low), abs(best.high))
+        size = max(abs(best.low), abs(best.high), ZERO * self.errors.norm)
         if size <= best.residual < math.inf:
             return best  # a shift so far away would say nothing of these levels
         start = max(8 * best.residual if best.residual < size else 0.0, 1e3 * UNIT * self.errors.norm, 1e-12 * size)
