@@ -360,8 +360,9 @@ class TangentKernel:
         progress
             Whether to show a bar; None: on a terminal only.
         levels
-            Absolute levels, in the kernel's units, whose counts must be known in place of the one at ``rtol``: a
-            layer's kernel is counted above the threshold of the whole one. They are taken as exact.
+            Absolute levels, in the kernel's units, whose counts must be known in place of those at ``rtol``, which is
+            then not counted at: a layer's kernel is counted above the threshold of the whole one. They are taken as
+            exact. Empty: the counts at ``rtol``.
 
         Raises
         ------
