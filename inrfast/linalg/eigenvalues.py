@@ -23,7 +23,7 @@ from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
 from inrfast.linalg.costs import Alternative, dense_flops, factorisation_flops
 from inrfast.linalg.counted import counted_spectrum, counts_bytes, left_open, unresolved, with_counts
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
-from inrfast.linalg.operators import DenseOperator, SymmetricOperator, product_error
+from inrfast.linalg.operators import RANGE, DenseOperator, SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import format_bytes, require
@@ -228,10 +228,11 @@ PROVEN = "a factorisation of K - level I certifies the count"
 
 
 def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alternative | None:
-    """Return the cheapest way beside pivots that fits the budget."""
+    """Return the cheapest way beside pivots that fits the budget, and the range of fp64."""
     n = operator.shape[0]
     fitting = []
-    if _proof_bytes(operator, demand) <= budget:
+    trace = float(operator.partition.total(operator.diagonal().abs().sum()))
+    if _proof_bytes(operator, demand) <= budget and RANGE[0] <= trace <= RANGE[1]:
         levels = len(demand.absolute(1.0))
         told = f"factorisations of K - level I certify {levels} counts" if levels > 1 else PROVEN
         fitting.append(Alternative(n, factorisation_flops(n, levels), told))
