@@ -96,6 +96,9 @@ SMALL = 2048
 HOPE = 1e-6
 """Smallest level, relative to lambda_1, at which fp32 is tried: its residual is 4e-8 to 1e-5 lambda_1."""
 
+SINGLE = (1e-30, 1e37)
+"""Smallest level and largest norm at which fp32 is tried: what is between has all its digits there."""
+
 FAR = 0.05
 """Distance of a shift aside, relative to the level: farther away there is another eigenvalue."""
 
@@ -442,14 +445,14 @@ def certified_counts(
     n, device = operator.shape[0], operator.device
     double = bytes_needed(n, torch.float64, device, processes=operator.partition.processes) + vector_bytes(n)
     # Tensor cores multiply in fp64 as fast as a GPU does in fp32, which only saves memory there.
-    least = HOPE * _rayleigh(operator) if device.type == "cpu" or double > budget else math.inf
+    least = max(HOPE * _rayleigh(operator), SINGLE[0]) if device.type == "cpu" or double > budget else math.inf
     found: dict[int, CertifiedCount] = {}
     hidden, residual = 0.0, math.inf  # levels up to hidden are smaller than this residual in fp64
     with tqdm(total=len(levels), desc="counts", disable=None if progress is None else not progress, leave=False) as bar:
         counting = _Counting(operator, product_errors(operator, each / EVENTS, seed), budget, each, seed, progress, bar)
         for number in sorted(range(len(levels)), key=lambda i: -sum(levels[i])):
             low, high = levels[number]
-            both, size = n >= SMALL and low > least, max(abs(low), abs(high))
+            both, size = n >= SMALL and low > least and counting.errors.norm <= SINGLE[1], max(abs(low), abs(high))
             names = ("high", "highest") if precision is None and both else (precision or "highest",)
             if size <= hidden:
                 found[number] = CertifiedCount(low, high, 0, n, "highest", residual, each)
