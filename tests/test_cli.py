@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,6 +201,15 @@ def test_ntk_counts_eigenvalues_and_says_how(capsys, method):
     printed = capsys.readouterr().out
     assert printed.count("\nrank ") == printed.count("\ncount ") == 2
     assert (printed.count("failure") == 4) == (method is not None)
+
+
+def test_ntk_says_which_counts_stay_open_and_why(capsys):
+    assert main(["ntk", *SMALL, "--quiet", "--grid", "12x12", "--rtols", "1e-2", "1e-13", "--method", "inertia"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(
+        r"\nby +not one number is the count at rtol=1e-13 \(in \[\d+, \d+\]\): .* take a higher level", printed
+    )
+    assert "rtol=0.01" not in printed
 
 
 def test_ntk_leaves_nothing_when_interrupted(tmp_path, monkeypatch, capsys):
@@ -630,11 +640,10 @@ def test_a_checkpoint_is_no_file_that_is_read(photo, tmp_path, refused):
         (["ntk", "--rtols", "2"], ["--rtols", "below 1"]),
         (["ntk", "--levels", "0"], ["--levels", "above 0", "'0'"]),
         (["ntk", "--levels", "nan"], ["--levels", "finite", "'nan'"]),
-        (["ntk", *SMALL, "--quiet", "--grid", "4x4", "--method", "dense"], ["--method", "--rtols", "--levels"]),
-        (
-            ["ntk", *SMALL, "--quiet", "--grid", "4x4", "--rtols", "0.1", "--method", "inertai"],
-            ["method", "'inertia'?"],
-        ),
+        # of a grid too large to be made: refused before it is
+        (["ntk", "--grid", "900000x900000", "--method", "dense"], ["--method", "--rtols", "--levels"]),
+        (["ntk", "--grid", "900000x900000", "--method", "inertai"], ["--method must be", "'inertia'?"]),
+        (["ntk", "--grid", "900000x900000", "--rtols", "0.1", "--method", "inertai"], ["--method", "'inertia'?"]),
         (["fit", "photo.png", "--size", "8x8x8"], ["--size of an image", "8x8x8"]),
     ],
 )

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from inrfast.analysis.feature_jacobians import feature_jacobians
-from inrfast.analysis.rank import check_tolerance
 from inrfast.analysis.report import (
     BlockBounds,
     DiagnosisReport,
@@ -32,7 +31,7 @@ from inrfast.analysis.report import (
 from inrfast.errors import check_coords, check_int, check_seed, check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
-from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.linalg.spectrum import RankInterval, Spectrum, check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from inrfast.linalg.counted import FORMATS
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.spectrum import Spectrum
 
 CERTAIN = ("dense", "gram")
 """Methods whose errors hold without a probability."""
-
-FORMATS = {"high": "fp32", "highest": "fp64"}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_float, check_tensor
+from inrfast.errors import RangeError, check_tensor
 from inrfast.linalg.counted import check_diagonal
 from inrfast.linalg.eigenvalues import LEAST_RTOL, DenseableOperator, check_levels, counts
 from inrfast.linalg.operators import (
@@ -20,8 +20,9 @@ from inrfast.linalg.operators import (
     DenseOperator,
     check_semidefinite,
     check_symmetric,
+    frobenius,
 )
-from inrfast.linalg.spectrum import RankInterval
+from inrfast.linalg.spectrum import RankInterval, check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, singular_values
 from inrfast.memory import LEAST_ROWS, budget_bytes, chunks, require_free
 from inrfast.modes import in_own_modes
@@ -65,22 +66,27 @@ def numerical_rank(
         Relative tolerance in (0, 1), or a sequence of them.
     levels
         Absolute levels in place of ``rtol``: the numbers of singular values or eigenvalues above them. They are taken
-        as exact.
+        as exact. None, or none of them: ``rtol`` counts.
 
     Returns
     -------
     RankInterval
-        ``lower`` and ``upper``, equal unless a value lies within rounding of the threshold; a tuple of them for a
-        sequence of tolerances, or for levels, in their order. A zero matrix has rank 0.
+        An interval that holds the number, from ``lower`` to ``upper``; a tuple of them for a sequence of tolerances, or
+        for levels, in their order. A zero matrix has rank 0. The two are equal unless a value lies within rounding of
+        the threshold, or the number is large and pivots answer (then they are up to 3 % apart), or the memory budget,
+        or fp64 at a level so low, allows no more: then as wide as it takes. ``spectrum`` of a kernel says why.
 
     Raises
     ------
     ResolutionError
         ``rtol`` is below what fp64 resolves for this matrix or kernel, or its memory budget (half of what is free, for
         others than kernels) allows no certificate.
+    RangeError
+        Entries so large or so small that errors of fp64 cannot be bounded.
     ValueError, TypeError
-        Not a finite, non-empty matrix; an operator that is not symmetric or not positive semidefinite; ``rtol`` outside
-        (0, 1); no ``rtol`` and no ``levels``.
+        Not a finite, non-empty matrix; an operator that is not symmetric or not positive semidefinite (of an operator
+        of which no matrix is made, symmetry is looked for in :data:`LOOKED_AT` rows and columns, drawn at random, and
+        its other entries are taken on trust); ``rtol`` outside (0, 1); neither ``rtol`` nor ``levels``, or both.
 
     Notes
     -----
@@ -94,14 +100,14 @@ def numerical_rank(
     >>> print(*numerical_rank(torch.diag(torch.tensor([1.0, 1e-2, 1e-4])), levels=[2.0, 0.5, 1e-3, 1e-5]))
     0 1 2 3
     """
-    absolute = None if levels is None else check_levels("levels", levels)
-    if absolute == ():
-        raise ValueError("levels must hold at least one level, got none")
+    absolute = () if levels is None else check_levels("levels", levels)
+    if absolute and rtol is not None:
+        raise TypeError(f"give rtol or levels, not both: got rtol={rtol!r} and levels={levels!r}")
     rtols = () if absolute else _tolerances(rtol)
     if isinstance(matrix_or_kernel, (Tensor, np.ndarray)):
-        ranks = _of_matrix(matrix_or_kernel, rtols, absolute or ())
+        ranks = _of_matrix(matrix_or_kernel, rtols, absolute)
     else:
-        ranks = _of_operator(matrix_or_kernel, rtols, absolute or ())
+        ranks = _of_operator(matrix_or_kernel, rtols, absolute)
     return ranks if absolute or getattr(rtol, "ndim", isinstance(rtol, Sequence)) else ranks[0]
 
 
@@ -214,9 +220,12 @@ def _written_down(argument: str, given: Any, method: str) -> DenseOperator:
         difference = matrix[rows] - matrix[:, rows].t()
         if float(difference.abs().max()) > ASYMMETRY * largest:
             raise ValueError(f"{argument} must be symmetric: its entries (i, j) and (j, i) differ")
-        gap += float(difference.square().sum())
-    symmetric = (matrix + matrix.t()) / 2
-    return DenseOperator(symmetric, math.sqrt(gap) / 2 + UNIT * float(torch.linalg.matrix_norm(symmetric)))
+        gap = math.hypot(gap, frobenius(difference))
+    symmetric = matrix / 2 + matrix.t() / 2  # whose sum might overflow
+    error = gap / 2 + UNIT * frobenius(symmetric)
+    if not math.isfinite(error):
+        raise RangeError(f"{argument} has entries near {largest:.1e}, whose norm is beyond fp64; scale it")
+    return DenseOperator(symmetric, error)
 
 
 def _as_torch_takes_it(array: np.ndarray) -> np.ndarray:
@@ -235,11 +244,3 @@ def _as_torch_takes_it(array: np.ndarray) -> np.ndarray:
 def _row_chunks(matrix: Tensor) -> Iterator[Tensor]:
     for rows in chunks(len(matrix), max(CHUNK_ROWS, matrix.shape[1])):
         yield matrix[rows]
-
-
-def check_tolerance(argument: str, got: float) -> float:
-    """Return a relative tolerance, a number in (0, 1)."""
-    rtol = check_float(argument, got, minimum=0.0, exclusive=True)
-    if rtol >= 1:
-        raise ValueError(f"{argument} must be below 1 (it is relative to the largest value), got {rtol}")
-    return rtol

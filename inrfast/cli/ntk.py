@@ -16,7 +16,7 @@ from numpy.lib import format as npy_format
 from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option
 from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
 from inrfast.cli.shell import at_work, say
-from inrfast.errors import nearest
+from inrfast.errors import check_choice, nearest
 from inrfast.files import shown, whole_file
 from inrfast.grids import grid
 from inrfast.memory import format_bytes
@@ -56,8 +56,13 @@ def add(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the kernel's numbers, and write it where a file is named."""
+    from inrfast.linalg.eigenvalues import METHODS
     from inrfast.tangent.local import ntk
 
+    if arguments.method is not None:
+        check_choice("--method", arguments.method, METHODS)
+        if not (arguments.rtols or arguments.levels):
+            raise ValueError("--method needs --rtols or --levels: without one of them nothing is counted")
     coords = grid(arguments.grid, device=arguments.device)
     net = calibrated_network(arguments, coords, arguments.outputs)
     kernel = ntk(net, coords, output=arguments.output, precision=arguments.precision)
@@ -108,8 +113,6 @@ def _counted(kernel: NTK, arguments: argparse.Namespace) -> tuple[list[Any], lis
     """Return the ranks at ``--rtols``, the counts above ``--levels``, and why they were found in this way."""
     from inrfast.analysis.proofs import proof
 
-    if arguments.method is not None and not (arguments.rtols or arguments.levels):
-        raise ValueError("--method needs --rtols or --levels: without one of them nothing is counted")
     options: dict[str, Any] = {"method": arguments.method or "auto", "seed": arguments.seed}
     options["progress"] = progress(arguments)
     ranks, counts, notes = [], [], []

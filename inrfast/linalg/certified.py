@@ -229,7 +229,7 @@ def certified_spectrum(
     check_semidefinite(bounds.inner_lower, -bounds.lower)
     # Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues.
     rounding = (n + factor.rank) * UNIT * trace
-    lower, upper = max(0.0, -bounds.lower) + rounding, max(0.0, bounds.upper) + rounding
+    lower, upper = max(-bounds.lower, 0.0) + rounding, max(bounds.upper, 0.0) + rounding  # in this order NaN stays
     spectrum = Spectrum(values, None, lower, upper, n, trace, rank_bound, rtol, "cholesky", beyond=upper, note=verdict)
     if eigenvectors:
         # Of smaller values the error says nothing; where pairs are asked for, they are left out for rounding alone.

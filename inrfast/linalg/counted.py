@@ -8,18 +8,19 @@ The factorisation proves the count of every level in it (:mod:`inrfast.linalg.in
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from inrfast.errors import MemoryBudgetError
+from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg.block_ldl import bytes_needed
 from inrfast.linalg.certified import Ranks
 from inrfast.linalg.inertia import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
-from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.linalg.spectrum import MOST_TOLD, CertifiedCount, RankInterval, Spectrum
 from inrfast.linalg.written import written
 from inrfast.memory import over_budget, require
 
@@ -69,10 +70,20 @@ def counted_spectrum(
     ------
     MemoryBudgetError
         The factorisation exceeds the budget, even in fp32 where that may do.
+    RangeError
+        The operator's norm is outside :data:`inrfast.linalg.operators.RANGE`.
+    ResolutionError
+        The errors of the operator are not finite.
     ValueError
-        The operator is not symmetric, or its diagonal not that of a positive semidefinite one.
+        The operator's products are not those of a symmetric one, or its diagonal not that of a positive semidefinite
+        one. Symmetry is checked in products with a Krylov basis and in the blocks on the diagonal alone.
     """
     n = shape_of(operator)
+    if not _bounded(operator):
+        raise ResolutionError(
+            f"no count is certain: the errors of the operator are not bounded (matrix_error {operator.matrix_error}, "
+            f"jacobian_error {operator.jacobian_error})"
+        )
     require(counts_bytes(operator, min(demand.rtols, default=1.0)), budget, _what(n), INSTEAD)
     rtol = min(demand.rtols, default=UNIT)
     diagonal = operator.partition.gather(operator.diagonal())
@@ -97,6 +108,8 @@ def with_counts(
     Its lambda_1 is bounded closer where that is not done yet. No factorisation is for levels above lambda_1, nor for
     those that the error of the Jacobian does not let one tell from zero.
     """
+    if not _bounded(operator):
+        return found
     operator, budget = written(operator, budget, counts_bytes(operator, 0.0))
     low, high = found.largest or largest_eigenvalue(operator, budget, seed, FAILURE / 2, progress)
     found = replace(found, largest=(low, high))
@@ -124,6 +137,10 @@ INSTEAD = "raise memory_budget, take fewer points, or use method='cholesky' or '
 """What to do where a factor does not fit."""
 
 
+def _bounded(operator: SymmetricOperator) -> bool:
+    return math.isfinite(operator.matrix_error) and math.isfinite(operator.jacobian_error)
+
+
 def _what(order: int) -> str:
     return f"a certified count of order {order}"
 
@@ -138,12 +155,53 @@ def unresolved(found: Spectrum, jacobian_error: float, demand: Ranks) -> Ranks:
     """Return the levels of ``demand`` whose counts a spectrum, of the operator as computed, leaves too wide."""
     exact = found.with_jacobian_error(jacobian_error)
     largest = float(exact.eigenvalues[0])
+    rtols = tuple(rtol for rtol in demand.rtols if _wide(exact.count_above(rtol * largest, rtol), demand))
+    return replace(demand, rtols=rtols, levels=tuple(t for t in demand.levels if _wide(exact.count_above(t), demand)))
 
-    def wide(count: RankInterval) -> bool:
-        return count.upper - count.lower > TOLERATED * demand.width * count.lower
 
-    rtols = tuple(rtol for rtol in demand.rtols if wide(exact.count_above(rtol * largest, rtol)))
-    return replace(demand, rtols=rtols, levels=tuple(t for t in demand.levels if wide(exact.count_above(t))))
+def _wide(count: RankInterval, demand: Ranks) -> bool:
+    return count.upper - count.lower > TOLERATED * demand.width * count.lower
+
+
+def left_open(exact: Spectrum, demand: Ranks) -> str:
+    """Return in words which levels of ``demand`` factorisations left open, and why; empty where they left none."""
+    largest = float(exact.eigenvalues[0])
+    asked: list[tuple[float, float | None, str]] = [(t * largest, t, f"rtol={t:g}") for t in demand.rtols]
+    asked += [(level, None, f"level {level:g}") for level in demand.levels]
+    reasons: dict[str, list[str]] = {}
+    for level, rtol, name in sorted(asked, key=lambda entry: -entry[0]):
+        count = exact.count_above(level, rtol)
+        near = [own for own in exact.certified if level / 2 <= (own.low + own.high) / 2 <= 2 * level]
+        if count.lower < count.upper and (near or _wide(count, demand)):
+            reasons.setdefault(_reason(exact, level, near), []).append(f"{name} (in {count})")
+    told = []
+    for reason, names in reasons.items():
+        more = f" and {len(names) - MOST_TOLD} more" if len(names) > MOST_TOLD else ""
+        told.append(f"not one number is the count at {', '.join(names[:MOST_TOLD])}{more}: {reason}")
+    return "; ".join(told)
+
+
+def _reason(exact: Spectrum, level: float, near: Sequence[CertifiedCount]) -> str:
+    """Return why the count at a level is open, of which these were counted near it."""
+    moved = exact.jacobian_error**2
+    if level <= 4 * moved:
+        return (
+            f"rounding of the network's own factors moves eigenvalues of this size, up to {moved:.1e} from 0; take a "
+            "higher level"
+        )
+    closest = min(near, key=lambda count: count.residual, default=None)
+    if closest is not None and closest.residual < level:
+        return "more eigenvalues lie at the level than can be told apart there"
+    if closest is None or math.isinf(closest.residual):
+        return "no factor was close enough to K - level I; take another level, or method='dense' where it fits"
+    return (
+        f"the factors in {FORMATS[closest.precision]} miss {closest.residual:.1e} of K - level I, more than the level; "
+        "take a higher level, or method='dense' where it fits"
+    )
+
+
+FORMATS = {"high": "fp32", "highest": "fp64"}
+"""Of factors, by their precision."""
 
 
 def check_diagonal(diagonal: torch.Tensor) -> None:

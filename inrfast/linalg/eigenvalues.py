@@ -21,9 +21,9 @@ from inrfast.errors import (
 )
 from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
 from inrfast.linalg.costs import Alternative, dense_flops, factorisation_flops
-from inrfast.linalg.counted import counted_spectrum, counts_bytes, unresolved, with_counts
+from inrfast.linalg.counted import counted_spectrum, counts_bytes, left_open, unresolved, with_counts
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
-from inrfast.linalg.operators import DenseOperator, SymmetricOperator, product_error
+from inrfast.linalg.operators import RANGE, DenseOperator, SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import format_bytes, require
@@ -112,6 +112,8 @@ def spectrum(
         require(quadrature_bytes(n), budget, f"a quadrature of order {n}", "take fewer points or raise memory_budget")
         found = _by_quadrature(operator, rank_bound, min(rtols), seed, progress)
     found = found.with_jacobian_error(operator.jacobian_error)
+    if method == "inertia":
+        note = left_open(found, demand)
     if note and method == "cholesky" and k is None and found.floor > min(rtols):
         return _estimated(operator, found, note, budget, seed, progress)
     return replace(found, note=note)
@@ -159,6 +161,8 @@ def check_levels(argument: str, given: Any) -> tuple[float, ...]:
             raise TypeError(f"{argument} must be a number or a sequence of them, got shape {tuple(given.shape)}")
         given = given.tolist()
     several = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    if not (several or isinstance(given, (str, bytes)) or hasattr(given, "__float__")):
+        raise TypeError(f"{argument} must be a number or a sequence of them, got {type(given).__name__}")
     return tuple(check_float(argument, level, minimum=0.0, exclusive=True) for level in (given if several else [given]))
 
 
@@ -168,12 +172,16 @@ def _dense_bytes(n: int, eigenvectors: bool) -> int:
 
 def _choose(n: int, budget: int, eigenvectors: bool, small: int) -> tuple[str, str]:
     """Return a method and the reason for it."""
-    if n <= small and _dense_bytes(n, eigenvectors) <= budget:
+    needed = _dense_bytes(n, eigenvectors)
+    if n > small:
+        reason = f"order {n} is above {small}"
+    elif needed > budget:
+        reason = (
+            f"all eigenvalues of order {n} take {format_bytes(needed)}, beyond the budget of {format_bytes(budget)}"
+        )
+    else:
         return "dense", f"order {n} is at most {small}: LAPACK computes every eigenvalue"
-    return (
-        "cholesky",
-        f"order {n} is above {small} or beyond the budget as a matrix: pivoted Cholesky with a certificate",
-    )
+    return "cholesky", f"{reason}: pivoted Cholesky with a certificate"
 
 
 def _counted_at_any_rank(
@@ -203,7 +211,9 @@ def _counted_at_any_rank(
             found = with_counts(found, operator, left, budget, seed, progress)
         except MemoryBudgetError as refused:  # in fp64, which a low level takes
             return _estimated(operator, exact, note, budget, seed, progress, refused.needed)
-        return replace(found.with_jacobian_error(error), note=told)
+        exact = found.with_jacobian_error(error)
+        still = left_open(exact, demand)
+        return replace(exact, note=f"{told}; {still}" if still else told)
     if exact.floor > min(demand.rtols, default=rtol):
         return _estimated(operator, exact, note, budget, seed, progress, _proof_bytes(operator, demand))
     return replace(exact, note=note)
@@ -218,10 +228,11 @@ PROVEN = "a factorisation of K - level I certifies the count"
 
 
 def _alternative(operator: SymmetricOperator, demand: Ranks, budget: int) -> Alternative | None:
-    """Return the cheapest way beside pivots that fits the budget."""
+    """Return the cheapest way beside pivots that fits the budget, and the range of fp64."""
     n = operator.shape[0]
     fitting = []
-    if _proof_bytes(operator, demand) <= budget:
+    trace = float(operator.partition.total(operator.diagonal().abs().sum()))
+    if _proof_bytes(operator, demand) <= budget and RANGE[0] <= trace <= RANGE[1]:
         levels = len(demand.absolute(1.0))
         told = f"factorisations of K - level I certify {levels} counts" if levels > 1 else PROVEN
         fitting.append(Alternative(n, factorisation_flops(n, levels), told))

@@ -56,7 +56,7 @@ are independent (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019), as elsewher
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,6 +102,9 @@ SMALL = 2048
 
 HOPE = 1e-6
 """Smallest level, relative to lambda_1, at which fp32 is tried: its residual is 4e-8 to 1e-5 lambda_1."""
+
+SINGLE = (1e-30, 1e37)
+"""Smallest level and largest norm at which fp32 is tried: what is between has all its digits there."""
 
 FAR = 0.05
 """Distance of a shift aside, relative to the level: farther away there is another eigenvalue."""
@@ -409,6 +412,8 @@ def _between(
     half = (
         half * (1 + split.skew) + eta + 16 * j * UNIT * float(T.norm()) + (16 * j * UNIT + noise(n)) * float(F.norm())
     )
+    if not math.isfinite(half):
+        return 0, n
     counts = (torch.linalg.eigvalsh(T - F) > half).sum(), (torch.linalg.eigvalsh(T + F) > -half).sum()
     least, most = partition.agree(torch.stack(counts).to(U.device)).tolist()
     return split.positive + least, split.positive + most
@@ -425,9 +430,10 @@ def certified_counts(
 ) -> list[CertifiedCount]:
     """Return proven numbers of eigenvalues above levels, one for every interval of levels.
 
-    In this order, until a count is one number: a factorisation in the middle of the interval, in fp32 and then in fp64;
-    one a little aside where an eigenvalue of M is next to zero; one on either side, which leaves the eigenvalues in
-    between open: a cluster at the level.
+    Levels are taken from the highest on. In this order, until a count is one number: a factorisation in the middle of
+    the interval, in fp32 and then in fp64; one a little aside where an eigenvalue of M is next to zero; one on either
+    side, which leaves the eigenvalues in between open: a cluster at the level. Where fp64 left a level open that is
+    smaller than its residual, nothing is factored for lower ones: they have what higher levels prove.
 
     Parameters
     ----------
@@ -452,6 +458,8 @@ def certified_counts(
     ------
     MemoryBudgetError
         The factor does not fit the budget.
+    RangeError
+        The operator's norm is outside :data:`inrfast.linalg.operators.RANGE`.
     ResolutionError
         Two factorisations contradict each other: the operator's products are not those of its entries.
     """
@@ -461,19 +469,43 @@ def certified_counts(
     n, device = operator.shape[0], operator.device
     double = bytes_needed(n, torch.float64, device, processes=operator.partition.processes) + vector_bytes(n)
     # Tensor cores multiply in fp64 as fast as a GPU does in fp32, which only saves memory there.
-    least = HOPE * _rayleigh(operator) if device.type == "cpu" or double > budget else math.inf
+    least = max(HOPE * _rayleigh(operator), SINGLE[0]) if device.type == "cpu" or double > budget else math.inf
     found: dict[int, CertifiedCount] = {}
+    hidden, residual = 0.0, math.inf  # levels up to hidden are smaller than this residual in fp64
     with tqdm(total=len(levels), desc="counts", disable=None if progress is None else not progress, leave=False) as bar:
         counting = _Counting(operator, product_errors(operator, each / EVENTS, seed), budget, each, seed, progress, bar)
         for number in sorted(range(len(levels)), key=lambda i: -sum(levels[i])):
             low, high = levels[number]
-            both = n >= SMALL and low > least
+            both, size = n >= SMALL and low > least and counting.errors.norm <= SINGLE[1], max(abs(low), abs(high))
             names = ("high", "highest") if precision is None and both else (precision or "highest",)
-            found[number] = counting.count(low, high, names)
+            if size <= hidden:
+                found[number] = CertifiedCount(low, high, 0, n, "highest", residual, each)
+            else:
+                found[number] = counting.count(low, high, names)
             bar.update()
-            if len(names) == 2 and found[number].precision == "highest":
+            count, residual = found[number], found[number].residual
+            if len(names) == 2 and count.precision == "highest":
                 least = math.inf  # fp32 was too coarse already
-    return [found[number] for number in range(len(levels))]
+            if count.lower < count.upper and count.precision == "highest" and size <= residual < math.inf:
+                hidden = max(hidden, size)
+    return [_monotone(found[number], found.values()) for number in range(len(levels))]
+
+
+def _monotone(count: CertifiedCount, others: Collection[CertifiedCount]) -> CertifiedCount:
+    """Return a count narrowed by others: above a higher level there are no more eigenvalues, above a lower no fewer."""
+    more = max((other for other in others if other.high >= count.high), key=lambda other: other.lower)
+    fewer = min((other for other in others if other.low <= count.low), key=lambda other: other.upper)
+    if more.lower > fewer.upper:
+        raise ResolutionError(
+            f"two counts contradict each other: at least {more.lower} eigenvalues above {more.high:.6e}, at most "
+            f"{fewer.upper} above {fewer.low:.6e}; the operator's products and entries may differ"
+        )
+    used = {count.low: count.failure}
+    used |= {more.low: more.failure} if more.lower > count.lower else {}
+    used |= {fewer.low: fewer.failure} if fewer.upper < count.upper else {}
+    return replace(
+        count, lower=max(count.lower, more.lower), upper=min(count.upper, fewer.upper), failure=sum(used.values())
+    )
 
 
 def vector_bytes(order: int) -> int:

@@ -334,9 +334,9 @@ def largest_eigenpairs(
 
     left = spectral_bounds(deflated, diagonal, STEPS, FAILURE, seed + 1, rounding, partition=partition)
     check_semidefinite(min(left.inner_lower, float(values[-1])), error + NEGLIGIBLE * float(values[0]))
-    rest = max(0.0, left.upper)
+    rest = max(left.upper, 0.0)  # in this order NaN stays
     k = min(k, wanted)
-    upper = error + max(0.0, rest - float(values[k - 1]))
+    upper = error + max(rest - float(values[k - 1]), 0.0)
     lower = rounding + n * UNIT * float(values[0])
     beyond = max(rest, float(values[k]) if k < wanted else 0.0) + error
     return Spectrum(

@@ -68,6 +68,11 @@ def largest_eigenvalue(
         Probability that the upper end is wrong.
     progress
         Whether a factorisation shows a bar; None: on a terminal only.
+
+    Raises
+    ------
+    RangeError
+        The operator's norm is outside :data:`inrfast.linalg.operators.RANGE`.
     """
     each = failure / 4
     errors = product_errors(operator, each / EVENTS, seed)

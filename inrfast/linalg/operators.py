@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_tensor
+from inrfast.errors import RangeError, check_float, check_tensor
 from inrfast.linalg.norm_bounds import BLOCK
 from inrfast.linalg.partition import Whole
 
@@ -23,6 +23,10 @@ ASYMMETRY = 1e-6
 """Difference between mirrored entries, relative to ``sqrt(K_ii K_jj)``, beyond which an operator is called
 non-symmetric: far above the rounding of any fp64 operator, far below any error of construction."""
 
+RANGE = (1e-130, 1e130)
+"""Norms of an operator for which proofs by products hold: squares of its rounding errors, and of solutions, are numbers
+of fp64."""
+
 NEGLIGIBLE = 1e-10
 """Size of a negative eigenvalue, relative to the largest, up to which an operator passes for positive semidefinite; the
 errors of a spectrum cover it."""
@@ -30,6 +34,10 @@ errors of a spectrum cover it."""
 
 class SymmetricOperator(Protocol):
     """A real symmetric operator of order n in fp64.
+
+    Symmetry is the operator's promise. It is checked where both of two mirrored entries are read anyway: in principal
+    submatrices of pivots, blocks on the diagonal, and products with a Krylov basis. A single entry that differs from
+    its mirror image elsewhere may pass unnoticed, and results are then of no certain matrix.
 
     :class:`inrfast.tangent.kernel_operator.KernelOperator` makes one of a tangent kernel of ``precision="highest"``. A
     method ``identity()``, where there is one, returns plain values by name that tell the operator from others.
@@ -87,7 +95,7 @@ class DenseOperator:
     matrix
         Any floating dtype; converted to fp64.
     matrix_error
-        Spectral-norm bound on the error of the entries; None: their rounding to fp64, ``u |A|_F``.
+        Spectral-norm bound on the error of the entries, a number from 0 on; None: their rounding to fp64, ``u |A|_F``.
     """
 
     def __init__(self, matrix: Tensor, matrix_error: float | None = None) -> None:
@@ -99,8 +107,10 @@ class DenseOperator:
         self.shape = (n, n)
         self.device = matrix.device
         self.partition = Whole(n)
-        norm = float(torch.linalg.matrix_norm(self.matrix))
-        self.matrix_error = UNIT * norm if matrix_error is None else matrix_error
+        if matrix_error is None:
+            self.matrix_error = UNIT * frobenius(self.matrix)
+        else:
+            self.matrix_error = check_float("matrix_error", matrix_error, minimum=0.0)
         self.jacobian_error = 0.0
 
     @property
@@ -162,6 +172,15 @@ def shifted_name(shift: float) -> str:
     return f"K + {-shift:g} I" if shift < 0 else f"K - {shift:g} I"
 
 
+def frobenius(matrix: Tensor) -> float:
+    """Return the Frobenius norm of a finite matrix whose squares may over- or underflow; infinite beyond fp64."""
+    norm = float(torch.linalg.matrix_norm(matrix))
+    if 1e-140 < norm < 1e150:
+        return norm
+    largest = float(matrix.abs().amax())
+    return float(torch.linalg.matrix_norm(matrix / largest)) * largest if largest > 0 else 0.0
+
+
 def product_error(operator: SymmetricOperator, trace: float | None = None) -> float:
     """Return a bound on the error of a product with a unit vector: from the entries, and from sums of n terms.
 
@@ -197,6 +216,11 @@ def product_errors(operator: SymmetricOperator, failure: float, seed: int) -> Pr
     One of ``J J^T`` (with a ``jacobian_error``) has ``|K|_F <= trace``. Of others ``|K|_F`` is bounded from a random
     block: ``|K W|_F^2`` has the distribution of ``sum_i lambda_i^2 chi_i`` with chi-squared numbers of k degrees of
     freedom, and by Chernoff's bound it is below ``k y |K|_F^2`` with probability ``(y exp(1 - y))^(k / 2)`` at most.
+
+    Raises
+    ------
+    RangeError
+        The norm is outside :data:`RANGE`, and not 0.
     """
     partition, diagonal = operator.partition, operator.diagonal()
     trace = float(partition.total(diagonal.abs().sum()))
@@ -206,9 +230,14 @@ def product_errors(operator: SymmetricOperator, failure: float, seed: int) -> Pr
         share, wanted = 0.0, 2 * math.log(failure) / BLOCK
         for _ in range(20):  # y exp(1 - y) = failure^(2 / k), from below
             share = math.exp(wanted - 1 + share)
-        largest = float(partition.norm(images).max())  # apart, or its square may overflow
-        size = largest * float((partition.norm(images) / largest).square().sum().sqrt()) if largest > 0 else 0.0
-        scale = max(trace, size / math.sqrt(BLOCK * share))
+        size = float(partition.norm(images).norm()) / math.sqrt(BLOCK * share)
+        scale = max(trace, size) if math.isfinite(size) else math.inf
+    if not (scale == 0 or RANGE[0] <= scale <= RANGE[1]):
+        raise RangeError(
+            f"a proof by factorisation needs an operator of a norm from {RANGE[0]:g} to {RANGE[1]:g}, so that squares "
+            f"of errors are numbers of fp64, got one near {scale:.1e}; scale it with its levels (of a kernel: the "
+            "network's weights), or use method='dense'"
+        )
     sums = noise(partition.size) * scale
     return ProductErrors(operator.matrix_error, sums, scale + operator.matrix_error + sums)
 

@@ -78,6 +78,8 @@ def kernel_error(jacobian_error: float, largest: float) -> float:
 
     All norms are spectral.
     """
+    if jacobian_error == 0:  # times infinity it is nothing as well
+        return 0.0
     return jacobian_error * (2 * math.sqrt(max(largest, 0.0)) + jacobian_error)
 
 
@@ -131,9 +133,13 @@ class Spectrum:
     outputs
         Number M of the network's outputs; 1 for an operator that is no kernel.
     certified
-        Numbers of eigenvalues above some levels that a factorisation proved, of the same network.
+        Numbers of eigenvalues above some levels that a factorisation proved, of the same network: by falling level,
+        each level once, and none of a level that was decided without (one above lambda_1, or that the eigenvalues
+        listed resolve). :meth:`count_above` and :meth:`rank` answer for the levels asked.
     largest
         An interval that holds lambda_1, where a narrower one is known than the errors above give; or None.
+
+    An error or a bound that is NaN says nothing, and is held as an infinite one.
     """
 
     eigenvalues: Tensor
@@ -153,6 +159,13 @@ class Spectrum:
     outputs: int = 1
     certified: tuple[CertifiedCount, ...] = ()
     largest: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lower_error", "upper_error", "beyond", "jacobian_error"):
+            if math.isnan(getattr(self, name)):
+                object.__setattr__(self, name, math.inf)
+        if self.largest is not None and any(map(math.isnan, self.largest)):
+            object.__setattr__(self, "largest", None)
 
     def with_jacobian_error(self, error: float) -> Spectrum:
         """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``."""
@@ -203,7 +216,7 @@ class Spectrum:
     def _own_errors(self) -> tuple[float, float]:
         """Return the lower and upper errors without what the error of J adds."""
         largest, error = float(self.eigenvalues[0]), self.jacobian_error
-        if math.isinf(error):
+        if math.isinf(error) or math.isinf(self.upper_error):
             return math.inf, math.inf
         # upper_error = own + error (2 sqrt(largest + own) + error), solved for own.
         root = math.sqrt(max(largest + self.upper_error, 0.0)) - error
@@ -222,8 +235,8 @@ class Spectrum:
         Parameters
         ----------
         rtol
-            Relative tolerance: one whose count is certified, or one that the eigenvalues listed resolve, at least the
-            one computed for. None: that one.
+            Relative tolerance, in (0, 1): one whose count is certified, or one that the eigenvalues listed resolve, at
+            least the one computed for. None: that one.
 
         Raises
         ------
@@ -231,7 +244,7 @@ class Spectrum:
             ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed. The
             message says what is known of this count, and at which levels more is certified.
         """
-        rtol = self.rtol if rtol is None else check_float("rtol", rtol, minimum=0.0, exclusive=True)
+        rtol = self.rtol if rtol is None else check_tolerance("rtol", rtol)
         if self.trace == 0 == self.jacobian_error:  # positive semidefinite without a trace: the zero operator
             return RankInterval(0, 0, rtol)
         level, slack = rtol * float(self.eigenvalues[0]), self.slack
@@ -294,14 +307,21 @@ class Spectrum:
             Label of the result, where the threshold is this many times lambda_1 as far as it is known: then it may be
             off by as much as lambda_1, relative to it. None: the threshold is exact, and the label is its ratio to
             lambda_1.
+
+        Raises
+        ------
+        ValueError, TypeError
+            ``threshold`` is no finite number.
         """
+        threshold = check_float("threshold", threshold)
         largest, slack = float(self.eigenvalues[0]), 0.0 if rtol is None else self.slack
         if rtol is None:
             rtol = threshold / largest if largest > 0 else math.inf
         least, most = self.bounds()
         low, high = threshold * (1 - slack), threshold * (1 + slack)
-        lower, upper = int((least > high).sum()), int((most > low).sum())
-        if len(self.eigenvalues) < self.size and self.beyond > low:
+        # Where a bound is NaN it says nothing.
+        lower, upper = int((least > high).sum()), int((~(most <= low)).sum())
+        if len(self.eigenvalues) < self.size and not self.beyond <= low:
             upper = self.size
         lower = max([lower, *(count.lower for count in self.certified if high <= count.high)])
         upper = min([upper, self.rank_bound, *(count.upper for count in self.certified if count.low <= low)])
@@ -439,6 +459,14 @@ class Spectrum:
                 accepted += f", one per point, as the kernel sums over its {self.outputs} outputs"
             raise ValueError(f"{argument} must have {accepted}, got shape {tuple(given.shape)}")
         return given.detach().to(self.eigenvalues).reshape(self.size, -1)
+
+
+def check_tolerance(argument: str, got: float) -> float:
+    """Return a relative tolerance, a number in (0, 1)."""
+    rtol = check_float(argument, got, minimum=0.0, exclusive=True)
+    if rtol >= 1:
+        raise ValueError(f"{argument} must be below 1 (it is relative to the largest value), got {rtol:g}")
+    return rtol
 
 
 def dense_spectrum(

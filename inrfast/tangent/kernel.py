@@ -351,8 +351,9 @@ class TangentKernel:
             ``estimated_rank``. ``"inertia"``: lambda_1, and the counts at ``rtol`` or ``levels``, each proven by a
             factorisation of ``K - level I`` whatever the rank (:mod:`inrfast.linalg.inertia`).
             ``"auto"``: dense up to order 4,096. Above that Cholesky; where its pivots will not answer, or cost more,
-            factorisations beside what they have shown, if they fit the budget; if not, the quadrature. ``note`` on the
-            result says which and why. Only counts (without ``k`` and ``eigenvectors``) are left to factorisations.
+            factorisations beside what they have shown (up to order 16,384 LAPACK, where that costs less), if they fit
+            the budget; if not, the quadrature. ``note`` on the result says which and why, and which levels stay open.
+            Only counts (without ``k`` and ``eigenvectors``) are left to factorisations.
         eigenvectors
             Whether to keep them, orthonormal functions on the grid: column i reshapes to the grid's shape.
         seed
@@ -360,8 +361,9 @@ class TangentKernel:
         progress
             Whether to show a bar; None: on a terminal only.
         levels
-            Absolute levels, in the kernel's units, whose counts must be known in place of the one at ``rtol``: a
-            layer's kernel is counted above the threshold of the whole one. They are taken as exact.
+            Absolute levels, in the kernel's units, whose counts must be known in place of those at ``rtol``, which is
+            then not counted at: a layer's kernel is counted above the threshold of the whole one. They are taken as
+            exact. Empty: the counts at ``rtol``.
 
         Raises
         ------
@@ -369,6 +371,8 @@ class TangentKernel:
             A dense spectrum beyond the dense limit.
         ResolutionError
             ``rtol`` is below the floor of fp64.
+        RangeError
+            Entries beyond fp64; with ``method="inertia"`` a norm outside 1e-130 to 1e130.
         MemoryBudgetError
             The method's matrices exceed the budget; the message says what they need.
         ValueError, TypeError

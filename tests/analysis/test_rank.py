@@ -137,7 +137,10 @@ def test_what_is_no_operator_is_refused():
         ({"rtol": []}, ValueError, "at least one tolerance"),
         ({"rtol": [0.1, 1.0]}, ValueError, "below 1"),
         ({"rtol": [0.1, "x"]}, TypeError, "rtol"),
-        ({"levels": []}, ValueError, "at least one level"),
+        ({"levels": []}, TypeError, "got None and no levels"),
+        ({"rtol": 0.1, "levels": [1.0]}, TypeError, "rtol or levels, not both"),
+        ({"levels": {0.1, 0.2}}, TypeError, "levels must be a number or a sequence of them, got set"),
+        ({"rtol": (t for t in (0.1, 0.2))}, TypeError, "rtol must be a number or a sequence of them, got generator"),
         ({"levels": [0.0]}, ValueError, "levels must be above 0"),
         ({"levels": [math.nan]}, ValueError, "levels must be finite"),
     ):
@@ -168,6 +171,19 @@ def test_arrays_of_any_byte_order_and_layout(m, n, rank, dtype, layout, seed):
         "subclass": values.view(np.recarray),
     }[layout]
     assert numerical_rank(given, 1e-3) == expected
+
+
+@given(spectra(50), st.sampled_from(["LinearOperator", "dense operator", "tensor"]), st.integers(-1000, 1000))
+def test_counts_do_not_depend_on_the_unit(values, kind, power):
+    matrix = matrix_with(values / values[0], 0)
+    levels = [0.3, 1e-2, 1e-5]
+    expected = numerical_rank(AS_OPERATORS[kind](matrix), levels=levels)
+    scale = 2.0**power
+    found = numerical_rank(AS_OPERATORS[kind](matrix * scale), levels=[level * scale for level in levels])
+    for before, after in zip(expected, found, strict=True):
+        assert before.lower <= after.upper
+        assert after.lower <= before.upper
+        assert after.upper - after.lower <= before.upper - before.lower + 1
 
 
 def test_zero_and_single_entries():

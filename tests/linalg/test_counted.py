@@ -12,6 +12,7 @@ from known_spectra import operator_with, spectra
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg import certified, costs, counted, eigenvalues, inertia
+from inrfast.linalg.block_ldl import block_ldl
 from inrfast.linalg.certified import Ranks
 from inrfast.linalg.counted import counted_spectrum, counts_bytes
 from inrfast.linalg.eigenvalues import spectrum
@@ -99,6 +100,36 @@ def test_counts_of_matrices_hold_the_truth(values, exponents, seed):
     for level in levels:
         assert fits(s.count_above(level), truth(exact, level, 4 * n * 2.2e-16 * float(values[0])))
     assert len(s.certified) <= len(set(levels))  # none for levels above lambda_1
+
+
+def test_levels_below_the_residual_are_told_and_take_no_factorisation_of_their_own(monkeypatch):
+    made, n = [], 200
+    monkeypatch.setattr(inertia, "block_ldl", lambda *a, **k: made.append(a[1]) or block_ldl(*a, **k))
+    values = torch.logspace(0, -20, n, dtype=torch.float64)
+    operator = operator_with(values, 0)
+    residual = operator.matrix_error
+    low, high = (residual / 8, residual / 64, residual / 512), 1.1e-3
+    s = spectrum(operator, 1e-3, None, "inertia", False, n, 1 << 30, 0, False, (low[2], high, low[1], low[0], high))
+    exact = torch.linalg.eigvalsh(operator.matrix).flip(0)
+    known = int((exact > high).sum())
+    assert (s.count_above(high).lower, s.count_above(high).upper) == (known, known)
+    assert sum(shift < high / 2 for shift in made) == 1
+    highs = [count.high for count in s.certified]
+    assert highs == sorted(highs, reverse=True)  # by falling level, each once
+    assert len(highs) == 4
+    for count, level in zip(s.certified[1:], low, strict=True):
+        assert count.covers(level, level)
+        assert known <= count.lower < count.upper <= n
+        assert count.failure <= 1e-6 * (1 + 1e-12)
+        assert re.search(rf"not one number is the count at .*level {level:g} \(in \[", s.note)
+    assert re.search(
+        r"fp64 miss .* of K - level I, more than the level; take a higher level, or method='dense'", s.note
+    )
+    assert f"level {high:g}" not in s.note
+    assert spectrum(operator, high, None, "inertia", False, n, 1 << 30, 0, False).note == ""
+    operator.jacobian_error = 1e-6
+    hidden = spectrum(operator, 1e-3, None, "inertia", False, n, 1 << 30, 0, False, (1e-13,))
+    assert re.search(r"level 1e-13 \(in .*rounding of the network's own factors moves .* 1.0e-12 from 0", hidden.note)
 
 
 def choosing(monkeypatch):

@@ -1,14 +1,16 @@
 """The choice of a method, and what each is called with."""
 
+import math
 import re
 
 import pytest
 import torch
-from known_spectra import operator_with
+from known_spectra import matrix_with, operator_with
 
-from inrfast.errors import MemoryBudgetError, NotAvailableError, ResolutionError
-from inrfast.linalg import certified, eigenvalues
-from inrfast.linalg.eigenvalues import spectrum
+from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError, ResolutionError
+from inrfast.linalg import certified, eigenvalues, inertia
+from inrfast.linalg.eigenvalues import METHODS, counts, spectrum
+from inrfast.linalg.operators import RANGE, DenseOperator
 
 
 def of(operator, rtol=1e-6, k=None, method="auto", eigenvectors=False, budget=1 << 30, seed=0):
@@ -26,10 +28,11 @@ def test_small_orders_are_dense_and_large_ones_are_not(monkeypatch):
     assert "600 is at most 4096" in s.note
     s = of(operator, 1e-5, budget=2 * 8 * 600**2)  # beyond the budget as a matrix
     assert s.method == "cholesky"
+    assert re.search(r"of order 600 take [\d.]+ MiB, beyond the budget of [\d.]+ MiB: pivoted", s.note)
     monkeypatch.setattr(eigenvalues, "SMALL", 500)
     s = of(operator, 1e-4)
     assert s.method == "cholesky"
-    assert "pivoted Cholesky" in s.note
+    assert "600 is above 500: pivoted Cholesky" in s.note
     assert s.counts is None
     assert int((decaying() > 1e-4).sum()) in s.rank()
 
@@ -81,6 +84,49 @@ def test_the_quadrature_certifies_the_largest_eigenvalue_alone():
         s.rank(0.5)
     with pytest.raises(ResolutionError, match="no estimates"):
         of(operator_with(values, 0), method="dense").estimated_rank(0.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_errors_that_are_no_numbers_leave_every_count_open_or_are_refused(method):
+    values = torch.logspace(0, -6, 100, dtype=torch.float64)
+    for n in (100, 40):
+        for name in ("matrix_error", "jacobian_error"):
+            for bad in (math.nan, math.inf):
+                operator = DenseOperator(matrix_with(values[:n], 0))
+                setattr(operator, name, bad)
+                try:
+                    s = of(operator, 1e-3, method=method)
+                except ValueError:
+                    continue
+                assert (s.count_above(0.05).lower, s.count_above(0.05).upper) == (0, n)
+                with pytest.raises(ResolutionError):
+                    s.rank(0.05)
+    for bad in (math.nan, math.inf, -1e-9, "1"):
+        with pytest.raises((ValueError, TypeError), match="matrix_error must be"):
+            DenseOperator(torch.eye(3), bad)
+
+
+@pytest.mark.parametrize("method", ["dense", "cholesky", "inertia"])
+def test_counts_in_any_unit_hold_the_truth_or_are_refused_by_the_range(method, monkeypatch):
+    monkeypatch.setattr(eigenvalues, "FEW", 50)
+    monkeypatch.setattr(inertia, "SMALL", 80)  # so that fp32 is tried where it holds the entries
+    values = torch.logspace(0, -9, 90, dtype=torch.float64)
+    for power in (-1000, -500, -420, -400, 0, 400, 420, 500, 850, 1000):
+        scale = 2.0**power
+        operator = DenseOperator(matrix_with(values, 0) * scale)
+        levels = [scale * t for t in (0.3, 1.3e-2, 1e-4, 1e-7)]
+        arguments = (operator, 1e-3, None, method, False, 90, 1 << 30, 0, False, levels)
+        if method == "inertia" and not RANGE[0] < scale < RANGE[1] / 90:
+            with pytest.raises(RangeError, match=r"norm from 1e-130 to 1e\+130.*use method='dense'"):
+                spectrum(*arguments)
+            s = counts(operator, 1e-3, 90, 1 << 30, levels=levels)  # which are left to LAPACK
+            assert s.method == "dense"
+        else:
+            s = spectrum(*arguments)
+        for level in levels:
+            found = s.count_above(level)
+            assert int((values > level / scale).sum()) in found
+            assert found.upper - found.lower <= (0 if -450 < power < 450 and method != "cholesky" else 90)
 
 
 def test_bad_requests(monkeypatch):

@@ -82,8 +82,12 @@ def test_questions_that_need_more_are_refused():
         full.energy(torch.zeros(6))
     with pytest.raises(ValueError, match="y0 must have"):
         full.predict(torch.ones(6), torch.ones(6, 2), 0.1, 3)
-    with pytest.raises(ValueError, match="rtol must be above"):
-        full.rank(0.0)
+    for rtol, message in ((0.0, "above"), (1.0, "below 1"), (2, "below 1"), (math.nan, "finite")):
+        with pytest.raises(ValueError, match=f"rtol must be {message}"):
+            full.rank(rtol)
+    for threshold in (math.nan, math.inf, "1", None, 1j, 10**400, True):
+        with pytest.raises((ValueError, TypeError), match="threshold must be"):
+            full.count_above(threshold)
 
 
 @given(st.integers(2, 40), st.floats(0.5, 8), st.floats(-12, -1), st.integers(0, 10**6))
@@ -185,11 +189,45 @@ def test_certified_counts_and_listed_eigenvalues_bracket_the_truth_at_every_leve
             assert int((truth > rtol * float(truth[0])).sum()) in found.count_above(level, rtol)
             assert last is None or found.count_above(level).upper >= last.upper
             last = found.count_above(level)
+            if rtol >= 1:
+                continue
             try:
                 rank = found.rank(rtol)
             except ResolutionError:
                 continue
             assert int((truth > rtol * float(truth[0])).sum()) in rank
+
+
+@given(
+    counted_spectra(),
+    st.sampled_from(["lower_error", "upper_error", "beyond", "jacobian_error", "largest", "certified"]),
+    st.sampled_from([math.nan, math.inf]),
+    st.floats(-7, 0),
+)
+def test_what_is_no_number_proves_nothing(case, name, bad, exponent):
+    values, s = case
+    level = 10.0**exponent
+    if name == "certified":
+        spoiled = replace(
+            s, certified=tuple(replace(c, low=math.nan, high=math.nan, lower=99, upper=0) for c in s.certified)
+        )
+    elif name == "largest":
+        spoiled = replace(s, largest=(math.nan, bad))
+    elif name == "jacobian_error":
+        spoiled = s.with_jacobian_error(bad)
+    else:
+        spoiled = replace(s, **{name: bad}, certified=(), largest=None)
+    found = spoiled.count_above(level)
+    assert int((values > level).sum()) in found
+    lower, upper = spoiled.bounds()
+    assert not (lower > values[: len(lower)]).any()
+    assert not (upper < values[: len(upper)]).any()
+    if name in ("lower_error", "jacobian_error"):
+        assert found.lower == 0
+    if name in ("upper_error", "jacobian_error"):
+        assert found.upper >= len(s.eigenvalues)
+    if name in ("beyond", "jacobian_error") and len(s.eigenvalues) < s.size:
+        assert found.upper == s.size
 
 
 def test_a_certified_level_is_answered_below_the_floor_and_no_other():
