@@ -31,7 +31,7 @@ pretend_gpu.install("interpret")  # before anything asks which devices there are
 
 import inrfast as inr
 from inrfast import backends, init
-from inrfast.linalg import block_ldl, inertia, largest_eigenvalue
+from inrfast.linalg import block_ldl, counting, largest_eigenvalue
 from inrfast.linalg.lanczos import spectral_bounds
 from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
@@ -45,7 +45,7 @@ grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
 group.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
 block_ldl.WINDOW = block_ldl.PANEL_GPU = 9  # several windows and blocks of so few rows
-inertia.WHOLE = largest_eigenvalue.WHOLE = 8  # which are counted as many are
+counting.WHOLE = largest_eigenvalue.WHOLE = 8  # which are counted as many are
 
 SIDE = 6
 """Points along each axis of the grid."""

@@ -16,7 +16,7 @@ import torch
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg.block_ldl import bytes_needed
 from inrfast.linalg.certified import Ranks
-from inrfast.linalg.inertia import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
+from inrfast.linalg.counting import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
@@ -34,7 +34,7 @@ TOLERATED = 1.5
 def counts_bytes(operator: SymmetricOperator, rtol: float = 1.0) -> int:
     """Return the bytes that a certified count takes at least, in all processes, with a factor in fp32 where it may do.
 
-    It does not at a level below :data:`inrfast.linalg.inertia.HOPE` of lambda_1, nor is it tried for a small order.
+    It does not at a level below :data:`inrfast.linalg.counting.HOPE` of lambda_1, nor is it tried for a small order.
     """
     n = operator.shape[0]
     dtype = DTYPES["high" if n >= SMALL and rtol >= HOPE else "highest"]

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.linalg.inertia import EVENTS, WHOLE, certified_counts
+from inrfast.linalg.counting import WHOLE, certified_counts
+from inrfast.linalg.inertia import EVENTS
 from inrfast.linalg.lanczos import FAILURE, KrylovBasis, SpectralBounds, spectral_bounds
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, noise, product_errors
 

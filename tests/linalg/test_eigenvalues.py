@@ -8,7 +8,7 @@ import torch
 from known_spectra import matrix_with, operator_with
 
 from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError, ResolutionError
-from inrfast.linalg import certified, eigenvalues, inertia
+from inrfast.linalg import certified, counting, eigenvalues
 from inrfast.linalg.eigenvalues import METHODS, counts, spectrum
 from inrfast.linalg.operators import RANGE, DenseOperator
 
@@ -109,7 +109,7 @@ def test_errors_that_are_no_numbers_leave_every_count_open_or_are_refused(method
 @pytest.mark.parametrize("method", ["dense", "cholesky", "inertia"])
 def test_counts_in_any_unit_hold_the_truth_or_are_refused_by_the_range(method, monkeypatch):
     monkeypatch.setattr(eigenvalues, "FEW", 50)
-    monkeypatch.setattr(inertia, "SMALL", 80)  # so that fp32 is tried where it holds the entries
+    monkeypatch.setattr(counting, "SMALL", 80)  # so that fp32 is tried where it holds the entries
     values = torch.logspace(0, -9, 90, dtype=torch.float64)
     for power in (-1000, -500, -420, -400, 0, 400, 420, 500, 850, 1000):
         scale = 2.0**power

@@ -21,9 +21,10 @@ from random_networks import mild, random_coords
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.errors import MemoryBudgetError
-from inrfast.linalg import inertia
+from inrfast.linalg import counting, inertia
 from inrfast.linalg.block_ldl import block_ldl, bytes_needed
-from inrfast.linalg.inertia import certified_counts, decide, vector_bytes
+from inrfast.linalg.counting import certified_counts, vector_bytes
+from inrfast.linalg.inertia import decide
 from inrfast.linalg.operators import UNIT, DenseOperator
 from inrfast.tangent.kernel_operator import KernelOperator
 
@@ -112,7 +113,7 @@ def test_counts_hold_the_dense_eigenvalues(name, monkeypatch):
         half = rng.choice([0, 0, 1e-9, 1e-6]) * threshold
         low, high = threshold - half, threshold + half
         sizes = {"window": rng.choice([37, 100, 256])}
-        monkeypatch.setattr(inertia, "block_ldl", lambda *a, s=sizes, **k: block_ldl(*a, **k, **s))
+        monkeypatch.setattr(counting, "block_ldl", lambda *a, s=sizes, **k: block_ldl(*a, **k, **s))
         precision = rng.choice([None, None, "high", "highest"])
         (found,) = certified_counts(KernelOperator(K), [(low, high)], BUDGET, precision, number)
         least, most, doubtful = truth(values, error, low, high)
@@ -273,7 +274,7 @@ def test_the_certificate_is_what_makes_a_count_right(monkeypatch):
 def test_levels_beyond_the_spectrum_take_no_factor(monkeypatch):
     net = inr.INR(2, 1, width=16, hidden_layers=2, activation="tanh", seed=0)
     K = KernelOperator(inr.ntk(net, random_coords(100, 2, 0), precision="highest"))
-    monkeypatch.setattr(inertia, "block_ldl", None)
+    monkeypatch.setattr(counting, "block_ldl", None)
     trace = float(K.diagonal().sum())
     found = certified_counts(K, [(1.01 * trace, 2 * trace)], BUDGET)
     assert (found[0].lower, found[0].upper) == (0, 0)
@@ -297,7 +298,7 @@ def test_a_budget_that_is_too_small_is_refused_and_the_stated_one_suffices():
 @pytest.mark.parametrize("diagonal", [True, False])
 def test_counts_do_not_hang_on_the_unit(scale, width, diagonal, monkeypatch):
     """fp32 is tried, does not hold these numbers, and fp64 goes on."""
-    monkeypatch.setattr(inertia, "SMALL", 100)
+    monkeypatch.setattr(counting, "SMALL", 100)
     values = torch.logspace(0, -3, 150, dtype=torch.float64)
     matrix, zero = matrix_with(values, 1), torch.zeros(150, 150, dtype=torch.float64)
     if not diagonal:
