@@ -1,6 +1,6 @@
 """Certified ranks by a factorisation of the shifted kernel: time, memory, interval, beside other ways to count.
 
-    python bench/inertia.py                        # every case but the largest; writes bench/results/inertia.json
+    python bench/inertia.py                        # every case but the grids; writes bench/results/inertia.json
     python bench/inertia.py gaussian-1e-4 order-2304
     python bench/inertia.py grid-256 --file PATH   # 65,536 points, the factor in a file of 8.6 GB; resumes
 
@@ -151,10 +151,8 @@ def against(order: int, only: str | None = None) -> dict[str, Any]:
     kernel = kernel_of("sine-60", math.isqrt(order))
     ways = rivals(kernel, 1e-4)
     if only is not None:
-        kernel @ torch.ones(order, 1, dtype=kernel.dtype)  # the factors, which all ways share
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         ways[only]()
-        return {"gb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9}
+        return {}  # the process's own peak is added
     times: dict[str, list[float]] = {name: [] for name in ways}
     counts = {name: way() for name, way in ways.items()}
     for _ in range(ROUNDS):
@@ -163,14 +161,14 @@ def against(order: int, only: str | None = None) -> dict[str, Any]:
     assert len(set(counts.values())) == 1, counts
     found: dict[str, Any] = {"points": order, "count": counts["inertia"]}
     found["seconds"] = {name: statistics.median(taken) for name, taken in times.items()}
-    found["beside_gb"] = {name: _alone(f"order-{order}", "--only", name)["gb"] for name in ways}
+    found["peak_gb_of"] = {name: _alone(f"order-{order}", "--only", name)["peak_gb"] for name in ways}
     return found
 
 
 def solving() -> dict[str, Any]:
-    """Compare direct and iterative solutions of ``(K + ridge I) x = y`` on 2,304 to 9,216 points, in turns."""
+    """Compare direct and iterative solutions of ``(K + ridge I) x = y`` on 2,304 and 5,184 points, in turns."""
     rows = []
-    for side in (48, 72, 96):
+    for side in (48, 72):
         kernel = kernel_of("gaussian", side)
         y = torch.randn(kernel.shape[0], 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         ridge = 1e-7 * kernel.trace()
@@ -189,9 +187,9 @@ def solving() -> dict[str, Any]:
     return {"systems": rows}
 
 
-def largest_grid(file: str | None) -> dict[str, Any]:
-    """Count the eigenvalues above 1e-4 on 256x256 points, the factor in fp32; times of a resumed run are its own."""
-    kernel = kernel_of("gaussian", 256)
+def large_grid(side: int, file: str | None) -> dict[str, Any]:
+    """Count the eigenvalues above 1e-4 on side x side points, the factor in fp32; a resumed run times itself alone."""
+    kernel = kernel_of("gaussian", side)
     start = time.perf_counter()
     largest = float(kernel.spectrum(1e-4, k=1, method="lanczos", progress=False).eigenvalues[0])
     first = time.perf_counter()
@@ -213,12 +211,17 @@ def largest_grid(file: str | None) -> dict[str, Any]:
 
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     **{f"{name}-{t:g}": (lambda name=name, t=t: full_grid(name, t)) for name in NETWORKS for t in RTOLS},
+    "gaussian-0.0001-in-2-gb": lambda: full_grid("gaussian", 1e-4, 1_600_000_000),
     **{
         f"factor-{precision}": (lambda precision=precision: factor_rate(precision)) for precision in ("high", "highest")
     },
     **{f"order-{order}": (lambda order=order: against(order)) for order in ORDERS},
     "solve": solving,
 }
+
+
+LARGE = {"grid-192": 192, "grid-256": 256}
+"""Sides of grids that take minutes."""
 
 
 def _alone(*arguments: str) -> dict[str, Any]:
@@ -232,9 +235,9 @@ def _alone(*arguments: str) -> dict[str, Any]:
 def main() -> None:
     """Run the cases, each in its own process, and write what they say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*CASES, "grid-256"]
-    parser.add_argument("cases", nargs="*", help=f"out of {', '.join(names)} (default: all but the last)")
-    parser.add_argument("--file", help="where grid-256 keeps its factor; in memory without it")
+    names = [*CASES, *LARGE]
+    parser.add_argument("cases", nargs="*", help=f"out of {', '.join(names)} (default: all but the grids)")
+    parser.add_argument("--file", help="where a grid keeps its factor; in memory without it")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -246,14 +249,14 @@ def main() -> None:
         if arguments.only:
             found = against(int(case.removeprefix("order-")), arguments.only)
         else:
-            found = largest_grid(arguments.file) if case == "grid-256" else CASES[case]()
+            found = large_grid(LARGE[case], arguments.file) if case in LARGE else CASES[case]()
         found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
         print(json.dumps(found))
         return
     path = RESULTS / "inertia.json"
     report: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     for case in arguments.cases or CASES:
-        extra = ["--file", arguments.file] if case == "grid-256" and arguments.file else []
+        extra = ["--file", arguments.file] if case in LARGE and arguments.file else []
         report[case] = {
             **_alone(case, *extra),
             "date": time.strftime("%Y-%m-%d"),

@@ -90,7 +90,7 @@ def numerical_rank(
 
     Notes
     -----
-    From order 2,048 on the eigenvalues of a kernel are counted, not computed: by pivoted Cholesky where few are large,
+    Above order 4,096 the eigenvalues of a kernel are counted, not computed: by pivoted Cholesky where few are large,
     otherwise by factorisations of ``K - level I``, whatever the rank.
 
     Examples

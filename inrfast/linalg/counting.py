@@ -28,7 +28,7 @@ WHOLE = 64
 SMALL = 2048
 """Order from which fp32 saves time."""
 
-HOPE = 1e-6
+HOPE = 3e-6
 """Smallest level, relative to lambda_1, at which fp32 is tried: its residual is 4e-8 to 1e-5 lambda_1."""
 
 SINGLE = (1e-30, 1e37)

@@ -33,7 +33,7 @@ METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia")
 SMALL = 4096
 """Order up to which ``"auto"`` computes all eigenvalues: some ten seconds on two cores."""
 
-FEW = 2048
+FEW = 4096
 """Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a certificate."""
 
 DENSE_LIMIT = 16384

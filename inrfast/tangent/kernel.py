@@ -388,7 +388,7 @@ class TangentKernel:
         seed: int = 0,
         progress: bool | None = False,
     ) -> Spectrum:
-        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 2,048 only.
+        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 4,096 only.
 
         Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
         """
