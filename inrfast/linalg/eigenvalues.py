@@ -33,9 +33,6 @@ METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia")
 SMALL = 4096
 """Order up to which ``"auto"`` computes all eigenvalues: some ten seconds on two cores."""
 
-FEW = 4096
-"""Order up to which all eigenvalues are computed where counts are asked for: LAPACK takes less than a certificate."""
-
 DENSE_LIMIT = 16384
 """Largest order for which a dense eigenproblem or factorisation is started (about a minute on two cores)."""
 
@@ -68,12 +65,8 @@ def spectrum(
     seed: int,
     progress: bool | None,
     levels: Sequence[float] = (),
-    small: int | None = None,
 ) -> Spectrum:
-    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``.
-
-    ``small`` is the order up to which ``"auto"`` computes all eigenvalues; None: :data:`SMALL`.
-    """
+    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``."""
     n = operator.shape[0]
     rtols, levels = check_rtols("rtol", rtol), check_levels("levels", levels)
     check_seed("seed", seed)
@@ -88,7 +81,7 @@ def spectrum(
     demand = Ranks((), levels) if levels else Ranks(rtols)
     note = ""
     if method == "auto":
-        method, note = _choose(n, budget, eigenvectors, SMALL if small is None else small)
+        method, note = _choose(n, budget, eigenvectors)
     if note and method == "cholesky" and k is None and not eigenvectors:
         return _counted_at_any_rank(operator, demand, min(rtols), rank_bound, budget, seed, progress, note)
     if method == "dense":
@@ -130,15 +123,15 @@ def counts(
 ) -> Spectrum:
     """Return a spectrum for counts alone, as :func:`spectrum` does where ``method="auto"``.
 
-    All eigenvalues are computed up to order :data:`FEW` only: from there on counting costs less. Of a dense matrix,
-    whose entries cost nothing, no pivots are taken: rounding may have left it slightly indefinite.
+    Of a dense matrix above order :data:`SMALL`, whose entries cost nothing, no pivots are taken: rounding may have left
+    it slightly indefinite.
     """
     method = "auto"
-    if isinstance(operator, DenseOperator) and operator.shape[0] > FEW:
+    if isinstance(operator, DenseOperator) and operator.shape[0] > SMALL:
         demand = Ranks((), check_levels("levels", levels)) if levels else Ranks(check_rtols("rtol", rtol))
         way = _alternative(operator, demand, budget)
         method = "dense" if way is not None and way.whole else "inertia"
-    return spectrum(operator, rtol, None, method, False, rank_bound, budget, seed, progress, levels, FEW)
+    return spectrum(operator, rtol, None, method, False, rank_bound, budget, seed, progress, levels)
 
 
 def check_rtols(argument: str, given: Any) -> tuple[float, ...]:
@@ -170,17 +163,17 @@ def _dense_bytes(n: int, eigenvectors: bool) -> int:
     return (MATRICES_OF_VECTORS if eigenvectors else MATRICES) * 8 * n * n
 
 
-def _choose(n: int, budget: int, eigenvectors: bool, small: int) -> tuple[str, str]:
+def _choose(n: int, budget: int, eigenvectors: bool) -> tuple[str, str]:
     """Return a method and the reason for it."""
     needed = _dense_bytes(n, eigenvectors)
-    if n > small:
-        reason = f"order {n} is above {small}"
+    if n > SMALL:
+        reason = f"order {n} is above {SMALL}"
     elif needed > budget:
         reason = (
             f"all eigenvalues of order {n} take {format_bytes(needed)}, beyond the budget of {format_bytes(budget)}"
         )
     else:
-        return "dense", f"order {n} is at most {small}: LAPACK computes every eigenvalue"
+        return "dense", f"order {n} is at most {SMALL}: LAPACK computes every eigenvalue"
     return "cholesky", f"{reason}: pivoted Cholesky with a certificate"
 
 

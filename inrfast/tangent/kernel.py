@@ -379,7 +379,7 @@ class TangentKernel:
             Bad arguments, ``k`` or ``eigenvectors`` with ``method="inertia"`` among them; a kernel with ``coords2``.
         """
         self._need_symmetric("spectrum")
-        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels, eigenvalues.SMALL)
+        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels)
 
     def counts(
         self,
@@ -388,12 +388,9 @@ class TangentKernel:
         seed: int = 0,
         progress: bool | None = False,
     ) -> Spectrum:
-        """Return a spectrum for ranks alone: as :meth:`spectrum` does, but all eigenvalues up to order 4,096 only.
-
-        Above that counting costs less. Arguments and errors are those of :meth:`spectrum`.
-        """
+        """Return a spectrum for ranks alone, as :meth:`spectrum` does, with its arguments and errors."""
         self._need_symmetric("counts")
-        return self._spectrum(rtol, None, "auto", False, seed, progress, levels, eigenvalues.FEW)
+        return self._spectrum(rtol, None, "auto", False, seed, progress, levels)
 
     def _spectrum(
         self,
@@ -404,9 +401,8 @@ class TangentKernel:
         seed: int,
         progress: bool | None,
         levels: Sequence[float],
-        small: int,
     ) -> Spectrum:
-        """Return the spectrum; ``small`` is the order up to which ``"auto"`` computes all eigenvalues."""
+        """Return the spectrum, of a symmetric kernel."""
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             found = eigenvalues.spectrum(
@@ -420,7 +416,6 @@ class TangentKernel:
                 seed,
                 self._shown(progress),
                 levels,
-                small,
             )
         found = replace(found, output=self.output, outputs=self.outputs)
         if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process

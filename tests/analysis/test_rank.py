@@ -95,7 +95,7 @@ def test_large_kernels_are_counted_by_any_way(activation, way, seed):
     coords = random_coords(220, 2, seed)
     kernel = inr.ntk(inr.INR(2, 1, width=20, hidden_layers=2, activation=activation, omega=20.0, seed=seed), coords)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(eigenvalues, "FEW", 300 if way == "dense" else 50)
+        patch.setattr(eigenvalues, "SMALL", 300 if way == "dense" else 50)
         patch.setattr(eigenvalues, "DENSE_LIMIT", 300 if way == "dense" else 0)
         patch.setattr(costs, "CERTIFICATE", 0 if way == "inertia" else 1e9)
         for K in (kernel, kernel.layers["layers.1"], KernelOperator(kernel.at_precision("highest"))):

@@ -108,7 +108,7 @@ def test_errors_that_are_no_numbers_leave_every_count_open_or_are_refused(method
 
 @pytest.mark.parametrize("method", ["dense", "cholesky", "inertia"])
 def test_counts_in_any_unit_hold_the_truth_or_are_refused_by_the_range(method, monkeypatch):
-    monkeypatch.setattr(eigenvalues, "FEW", 50)
+    monkeypatch.setattr(eigenvalues, "SMALL", 50)
     monkeypatch.setattr(counting, "SMALL", 80)  # so that fp32 is tried where it holds the entries
     values = torch.logspace(0, -9, 90, dtype=torch.float64)
     for power in (-1000, -500, -420, -400, 0, 400, 420, 500, 850, 1000):
