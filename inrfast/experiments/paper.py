@@ -1,0 +1,193 @@
+"""Papers to reproduce: each is a package beside this file that adds its :class:`Paper`, with one file per figure."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure as Drawing
+
+from inrfast.registry import Registry
+
+PRESETS = ("quick", "paper")
+"""``quick``: small sizes, minutes on a CPU; ``paper``: the sizes of the paper."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reproduction is asked for; the same for all figures of one folder of results.
+
+    Attributes
+    ----------
+    preset
+        One of :data:`PRESETS`.
+    runs
+        Random networks per curve where a figure shows mean and deviation; None: the preset's own number.
+    seed
+        Seed of the first run; the others follow it.
+    images
+        Image files, sorted by name; empty: the photographs bundled with scikit-image.
+    meshes
+        Mesh files; empty: a surface made by formula.
+    device
+        Where networks are fitted and kernels computed. Not a part of the settings: every cell names its own.
+    """
+
+    preset: str = "quick"
+    runs: int | None = None
+    seed: int = 0
+    images: tuple[Path, ...] = ()
+    meshes: tuple[Path, ...] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def quick(self) -> bool:
+        """Whether sizes are small."""
+        return self.preset == "quick"
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What all results of a folder share: two requests with other settings are not mixed in one folder."""
+        return {
+            "preset": self.preset,
+            "runs": self.runs,
+            "seed": self.seed,
+            "images": {path.name: _digest(path) for path in self.images},
+            "meshes": {path.name: _digest(path) for path in self.meshes},
+        }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a cell found: plain numbers as JSON holds them, and arrays by name."""
+
+    numbers: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cell may use while it runs.
+
+    Attributes
+    ----------
+    device
+        Where it runs.
+    checkpoint
+        A file name of the cell's own, for the checkpoint of a fit; removed once the cell is done.
+    progress
+        As ``progress`` of a fit: None shows bars on a terminal only, False never.
+    """
+
+    device: torch.device
+    checkpoint: Path
+    progress: bool | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work of a figure: its result is kept in a file as soon as it is done, and found again there.
+
+    Attributes
+    ----------
+    name
+        Unique within the figure; letters, digits, ``.``, ``_``, ``=``, ``+`` and ``-`` alone.
+    settings
+        Everything on which the result depends, as JSON holds it. A stored result of other settings is refused.
+    run
+        Does the work.
+    cost
+        Expected work in arbitrary units, for the time left.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+    run: Callable[[Work], Found]
+    cost: float = 1.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table "paper / ours / settings"; ``paper`` is empty where the paper gives no number."""
+
+    what: str
+    paper: str
+    ours: str
+    settings: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Any other table: the words of its head, and of each row."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished figure.
+
+    Attributes
+    ----------
+    rows
+        The paper's numbers beside ours.
+    drawings
+        Figures by file name without suffix; the first is in the paper's form.
+    text
+        Paragraphs that say what is seen, chosen by comparing numbers.
+    tables
+        Further tables.
+    numbers
+        All numbers for other programs, as JSON holds them.
+    """
+
+    rows: Sequence[Row]
+    drawings: Mapping[str, Drawing] = field(default_factory=dict)
+    text: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Figure(ABC):
+    """A figure or table of a paper, as work to do and as a drawing of what was found."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+
+    @abstractmethod
+    def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
+        """Return all cells that are known, given what was found so far.
+
+        Asked again once all of them are done, until it names no new one: so later cells may depend on earlier results.
+        """
+
+    @abstractmethod
+    def outcome(self, request: Request, found: Mapping[str, Found]) -> Outcome:
+        """Return the figure, given what every cell found."""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper and its figures by name, in the order in which ``all`` makes them."""
+
+    name: str
+    title: str
+    source: str
+    figures: Mapping[str, Figure]
+
+
+PAPERS: Registry[Paper] = Registry("paper", "inrfast.experiments", Paper, called="name")
+"""The papers that ``inrfast reproduce`` knows, by their package's name."""

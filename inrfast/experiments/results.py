@@ -1,0 +1,185 @@
+"""The folder of a reproduction: cells that are done, finished figures, and a report; nothing is half-written."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inrfast import plots
+from inrfast.experiments import page
+from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Paper, Request
+from inrfast.files import check_writable, shown, sole_writer, write_whole
+
+SCHEMA = "inrfast.reproduction/1"
+SETTINGS, REPORT = "settings.json", "report.html"
+
+
+class OtherSettingsError(ValueError):
+    """A folder, or a cell in it, holds results of other settings."""
+
+
+class Results:
+    """Results of one paper in a folder of its own.
+
+    ``settings.json`` says what was asked for; ``<figure>/cells/<cell>.json`` and ``.npz`` hold what each cell found;
+    ``<figure>/`` the finished figure as JSON, Markdown and pictures; ``report.html`` all finished figures.
+    """
+
+    def __init__(self, folder: Path, paper: Paper, request: Request) -> None:
+        self.folder, self.paper, self.request = folder, paper, request
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Hold the only right to write the folder, after a check that it is new or of the same settings.
+
+        Raises
+        ------
+        OtherSettingsError
+            The folder holds results of other settings, or other files.
+        BlockingIOError, OSError
+            Another process writes it; it cannot be written.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"out must be a folder, and {shown(self.folder)} is a file")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot write the folder {shown(self.folder)}: {error.strerror or error}") from error
+        check_writable(self.folder / SETTINGS)
+        with sole_writer(self.folder / SETTINGS, "reproduction"):
+            self._check_settings()
+            yield
+
+    def _check_settings(self) -> None:
+        asked = {"schema": SCHEMA, "paper": self.paper.name, **self.request.settings}
+        file = self.folder / SETTINGS
+        if not file.exists():
+            others = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
+            if others:
+                raise OtherSettingsError(
+                    f"out must be a new folder, an empty one or one of earlier results, and {shown(self.folder)} holds "
+                    f"{', '.join(map(shown, others[:5]))}"
+                )
+            write_whole(file, _json(asked))
+            return
+        there = _read(file)
+        different = [key for key in {**asked, **there} if asked.get(key) != there.get(key)]
+        if different:
+            said = "; ".join(f"{key} {_short(there.get(key))}, not {_short(asked.get(key))}" for key in different)
+            raise OtherSettingsError(
+                f"out must be a new folder or one of the same settings, and {shown(self.folder)} holds results with "
+                f"{said}: results are not mixed, choose another folder"
+            )
+
+    # ---- cells -------------------------------------------------------------------------------------------------------
+
+    def file(self, figure: Figure, cell: Cell, suffix: str) -> Path:
+        """Return the name of a cell's file."""
+        assert re.fullmatch(r"[\w.=+-]+", cell.name), cell.name
+        return self.folder / figure.name / "cells" / f"{cell.name}{suffix}"
+
+    def load(self, figure: Figure, cell: Cell) -> Found | None:
+        """Return what a cell found in an earlier call, or None.
+
+        Raises
+        ------
+        OtherSettingsError
+            It was made with other settings.
+        """
+        file = self.file(figure, cell, ".json")
+        if not file.exists():
+            return None
+        stored = _read(file)
+        settings = json.loads(json.dumps(cell.settings))
+        if stored.get("settings") != settings:
+            before = stored.get("settings") or {}
+            keys = [key for key in {**settings, **before} if settings.get(key) != before.get(key)]
+            raise OtherSettingsError(
+                f"{shown(file)} was made with {', '.join(f'{k} {_short(before.get(k))}' for k in keys)}, not "
+                f"{', '.join(_short(settings.get(k)) for k in keys)}: results are not mixed; choose another folder, or "
+                "remove it to compute it again"
+            )
+        arrays = {}
+        if stored["arrays"]:
+            with np.load(self.file(figure, cell, ".npz"), allow_pickle=False) as kept:
+                arrays = {name: kept[name] for name in stored["arrays"]}
+        return Found(stored["found"], arrays)
+
+    def save(self, figure: Figure, cell: Cell, found: Found, how: Mapping[str, Any]) -> None:
+        """Keep what a cell found, arrays first, so that a file of numbers means a whole result."""
+        file = self.file(figure, cell, ".json")
+        if found.arrays:
+            content = io.BytesIO()
+            np.savez_compressed(content, **found.arrays)  # type: ignore[arg-type]
+            write_whole(self.file(figure, cell, ".npz"), content.getvalue())
+        stored = {"settings": cell.settings, **how, "found": found.numbers, "arrays": sorted(found.arrays)}
+        write_whole(file, _json(stored))
+
+    def seconds(self, figure: Figure, names: Sequence[str]) -> float:
+        """Return the seconds that cells took, in whichever call."""
+        folder = self.folder / figure.name / "cells"
+        return float(sum(_read(folder / f"{name}.json")["seconds"] for name in names))
+
+    def prepare(self, figure: Figure) -> None:
+        """Make the folder of a figure."""
+        (self.folder / figure.name / "cells").mkdir(parents=True, exist_ok=True)
+
+    # ---- figures -----------------------------------------------------------------------------------------------------
+
+    def finish(self, figure: Figure, outcome: Outcome, how: Mapping[str, Any]) -> dict[str, Any]:
+        """Write a finished figure and return what its JSON holds."""
+        folder = self.folder / figure.name
+        for name, drawing in outcome.drawings.items():
+            plots.save(drawing, folder / f"{name}.png")
+        found = page.description(self.paper, figure, outcome) | dict(how)
+        write_whole(folder / f"{figure.name}.md", page.markdown(found).encode())
+        write_whole(folder / f"{figure.name}.json", _json(found))
+        return found
+
+    def report(self) -> Path:
+        """Write the report of all figures that are finished, and return its name."""
+        done = []
+        for figure in self.paper.figures.values():
+            file = self.folder / figure.name / f"{figure.name}.json"
+            if file.exists():
+                found = _read(file)
+                pictures = {name: (file.parent / f"{name}.png").read_bytes() for name in found["drawings"]}
+                done.append((found, pictures))
+        target = self.folder / REPORT
+        write_whole(target, page.html(self.paper, self.request.settings, done).encode())
+        return target
+
+
+def _json(data: Any) -> bytes:
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise ValueError(f"{shown(file)} is damaged ({error}); remove it to compute it again") from error
+    return found
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def parent(path: str | os.PathLike[str]) -> Path:
+    """Return the folder that ``out`` names, links followed."""
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:
+        raise ValueError(f"out must be the name of a folder, got {shown(path)}") from None
