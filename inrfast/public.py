@@ -3,7 +3,8 @@
 from inrfast import distributed, init
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.rank import numerical_rank
-from inrfast.analysis.report import DiagnosisReport
+from inrfast.analysis.report import DiagnosisReport, Representation
+from inrfast.analysis.representations import representation
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.linalg.factorization import Factorization
@@ -28,6 +29,7 @@ __all__ = [
     "PositionalEncoding",
     "RandomFourier",
     "RankInterval",
+    "Representation",
     "Spectrum",
     "SphereNorm",
     "calibrate_batchnorm_",
@@ -42,4 +44,5 @@ __all__ = [
     "ntk",
     "numerical_rank",
     "rank_expanding",
+    "representation",
 ]

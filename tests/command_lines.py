@@ -146,6 +146,7 @@ OPTIONS = {
         "--outputs": NUMBERS,
         "--rtols": NUMBERS,
         "--ntk-points": NUMBERS,
+        "--jacobian-pixels": NUMBERS,
         "--out": "out",
     },
     "ntk": {

@@ -104,7 +104,8 @@ def test_the_installed_command_is_this_one():
         (["ntk", *SMALL, "--quiet", "--grid", "4x4", "--rtols", "0"], ["rtol", "above 0"]),
         (["ntk", *SMALL, "--quiet", "--grid", "4x4", "--rtols", "1e-20"], ["rtol", "floor of fp64"]),
         (["diagnose", *SMALL, "--grid", "4x4", "--rtols", "2"], ["rtols", "below 1"]),
-        (["diagnose", *SMALL, "--grid", "4x4", "--ntk-points", "0"], ["--ntk-points", "at least 1"]),
+        (["diagnose", *SMALL, "--grid", "4x4", "--ntk-points", "-1"], ["--ntk-points", "at least 0"]),
+        (["diagnose", *SMALL, "--grid", "4x4", "--jacobian-pixels", "x"], ["--jacobian-pixels", "at least 0"]),
     ],
 )
 def test_bad_usage_is_one_clear_line(refused, argv, words):
@@ -127,6 +128,9 @@ def test_diagnose_prints_and_writes_the_same_report(tmp_path, capsys):
     assert json.loads((tmp_path / "new" / "folder" / "report.json").read_text()) == report
     assert main(argv) == 0
     assert capsys.readouterr().out == (tmp_path / "new" / "folder" / "report.txt").read_text()
+    assert main(["diagnose", *SMALL, "--grid", "8x6", "--ntk-points", "0", "--jacobian-pixels", "0", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kernel"], found["feature_jacobians"]) == (None, [])
 
 
 @pytest.mark.parametrize(

@@ -20,19 +20,21 @@ from inrfast.analysis.feature_jacobians import feature_jacobians
 from inrfast.analysis.report import (
     BlockBounds,
     DiagnosisReport,
+    FeatureJacobian,
     KernelDiagnosis,
-    KernelSpectrum,
     Representation,
     Sensitivity,
     Weight,
     kernel_spectrum,
     matrix_spectrum,
 )
+from inrfast.analysis.representations import RTOLS, Activity, Key, check_tolerances, described, streamed
+from inrfast.analysis.weight_products import weight_products, weight_spectrum
 from inrfast.errors import check_coords, check_int, check_seed, check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
-from inrfast.linalg.spectrum import RankInterval, Spectrum, check_tolerance
-from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR, singular_values
+from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.linalg.tsqr import CHUNK_ROWS, SingularValues, StreamedGram
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
 from inrfast.nn import described_network, warn_of_dead_units
@@ -43,9 +45,6 @@ from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK, ntk
 from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, backend_for
-
-RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""The verdict depends on the tolerance, so ranks are given at five."""
 
 SHARED = 4
 """Share of the budget, its inverse, that the full grid may take beside factors that the kernel keeps."""
@@ -90,11 +89,12 @@ def diagnose(
         Relative tolerances in (0, 1), in any order.
     ntk_points
         Largest number of points of the tangent kernel; None: the full grid, whatever its size. A larger grid is
-        thinned: every s-th point of every axis if it is a regular grid, else every s-th point.
+        thinned: every s-th point of every axis if it is a regular grid, else every s-th point. 0: no kernel is looked
+        at, which is most of the work, and ``report.kernel`` is None.
     ntk_coords
         Points (N', d) of the kernel; overrides ``ntk_points``.
     jacobian_pixels
-        Number of points, drawn without replacement, at which feature Jacobians are looked at.
+        Number of points, drawn without replacement, at which feature Jacobians are looked at; 0: they are left out.
     params, select
         As in :func:`inrfast.ntk`.
     memory_budget
@@ -120,38 +120,37 @@ def diagnose(
     ValueError, TypeError
         Bad arguments.
     """
-    rtols = _check_tolerances(rtols)
+    rtols = check_tolerances(rtols)
     check_tensor("coords", coords, ndim=2, finite=False)
-    ntk_points = len(coords) if ntk_points is None else check_int("ntk_points", ntk_points, minimum=1)
-    jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=1)
+    ntk_points = len(coords) if ntk_points is None else check_int("ntk_points", ntk_points, minimum=0)
+    jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=0)
     seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest", memory_budget)
     coords = coords.detach()
     warn_of_dead_units(net, coords)
-    if ntk_coords is None:
-        points, full_grid = _thinned(coords, ntk_points), len(coords) <= ntk_points
-    else:
+    budget, kernel, points = budget_bytes(memory_budget, capture.device), None, None
+    if ntk_coords is not None:
         points = check_coords("ntk_coords", ntk_coords, capture.in_features, capture.device).detach()
-        full_grid = torch.equal(points, coords)
-    budget = budget_bytes(memory_budget, capture.device)
-    if ntk_coords is None:  # of the same snapshot, whose probes looked at these points
+        kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
+    elif ntk_points > 0:  # of the same snapshot, whose probes looked at these points
+        points = _thinned(coords, ntk_points)
         store = FactorStore(capture, points, budget // 2, backend_for(capture, "auto"))
         kernel = NTK(LayerwiseJacobian(store, budget), None, "trace")
-    else:
-        kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
 
     grid = _grid(capture, coords, kernel if points is coords else None, budget)
     network = described_network(net) or {"class": type(net).__name__}
-    mlp = capture.mlp
-    jacobians_of = 0 if mlp is None else len(mlp.hidden)
-    steps = len(range(0, len(coords), grid.rows)) + len(kernel.specs) + 1 + jacobians_of
+    wanted = capture.mlp if jacobian_pixels > 0 else None
+    steps = len(range(0, len(coords), grid.rows)) + (0 if wanted is None else len(wanted.hidden))
+    steps += 0 if kernel is None else len(kernel.specs) + 1
     with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
         representations, sensitivities = _full_grid(grid, rtols, bar)
         weights, products = _weights(net, capture, rtols)
-        pixels = _sampled(coords, jacobian_pixels, generator)
-        jacobians = () if mlp is None else feature_jacobians(mlp, capture.inputs(pixels), rtols, budget, bar)
-        whole, blocks, bounds = _kernels(kernel, rtols, seed, bar)
+        jacobians: tuple[FeatureJacobian, ...] = ()
+        if wanted is not None:
+            pixels = _sampled(coords, jacobian_pixels, generator)
+            jacobians = feature_jacobians(wanted, capture.inputs(pixels), rtols, budget, bar)
+        spectra = None if kernel is None or points is None else _kernels(kernel, points, coords, rtols, seed, bar)
     return DiagnosisReport(
         network=network,
         points=len(coords),
@@ -163,18 +162,8 @@ def diagnose(
         weights=weights,
         weight_products=products,
         feature_jacobians=jacobians,
-        kernel=KernelDiagnosis(len(points), len(coords), full_grid, _grid_shape(points), whole, blocks, bounds),
+        kernel=spectra,
     )
-
-
-def _check_tolerances(rtols: Sequence[float]) -> tuple[float, ...]:
-    """Return the tolerances, largest first, without repetition."""
-    if isinstance(rtols, (str, float, int)) or not isinstance(rtols, Iterable):
-        raise TypeError(f"rtols must be a sequence of numbers in (0, 1), got {rtols!r}")
-    checked = {check_tolerance("rtols", rtol) for rtol in rtols}
-    if not checked:
-        raise ValueError("rtols must hold at least one tolerance, got none")
-    return tuple(sorted(checked, reverse=True))
 
 
 # ---- the points --------------------------------------------------------------------------------------------------
@@ -277,29 +266,23 @@ def _chunk_rows(capture: Capture, budget: int) -> int:
 
 # ---- representations and sensitivities on the full grid ----------------------------------------------------------
 
-Key = tuple[str, str]
-"""``"features"`` or ``"sensitivities"``, and the parameter layer's name."""
-
 
 class _Tally:
     """What is counted of one parameter layer while the grid streams by, on the device of the factors."""
 
     def __init__(self, device: torch.device) -> None:
-        self.alive_units: Tensor | None = None
-        # Dead features, dead sensitivities and the trace: numbers that fp64 holds exactly, the first two.
-        self.numbers = torch.zeros(3, dtype=torch.float64, device=device)
+        self.activity = Activity(device)
+        # Dead sensitivities, a number that fp64 holds exactly, and the trace.
+        self.numbers = torch.zeros(2, dtype=torch.float64, device=device)
 
     def add(self, features: Tensor | None, factors: Factors, outputs: int) -> None:
         """Count one chunk; ``features`` are Z without the column of ones."""
         if features is not None:
-            alive = features != 0
-            units = alive.any(0)
-            self.alive_units = units if self.alive_units is None else self.alive_units | units
-            self.numbers[0] += (~alive.any(1)).sum()
+            self.activity.add(features)
         if factors.sensitivities is not None:
-            self.numbers[1] += (~(factors.sensitivities != 0).any(2).all(1)).sum()
+            self.numbers[0] += (~(factors.sensitivities != 0).any(2).all(1)).sum()
         pair = (factors.features, factors.sensitivities)
-        self.numbers[2] += gram_diagonal([pair], "trace", outputs).sum()
+        self.numbers[1] += gram_diagonal([pair], "trace", outputs).sum()
 
 
 @dataclass(frozen=True)
@@ -314,14 +297,11 @@ class _Counts:
 
 def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
     """Return what was counted, all of it in one transfer."""
-    parts = []
-    for tally in tallies.values():
-        dead = tally.numbers.new_zeros(1) if tally.alive_units is None else (~tally.alive_units).sum().view(1)
-        parts += [tally.numbers, dead.to(tally.numbers.dtype)]
+    parts = [part for t in tallies.values() for part in (t.numbers, t.activity.dead_units, t.activity.dead_points)]
     rows = torch.cat(parts).view(-1, 4).tolist()
     return {
-        name: _Counts(None if tally.alive_units is None else int(units), int(features), int(sensitivities), trace)
-        for (name, tally), (features, sensitivities, trace, units) in zip(tallies.items(), rows, strict=True)
+        name: _Counts(None if tally.activity.units is None else int(units), int(features), int(sensitivities), trace)
+        for (name, tally), (sensitivities, trace, units, features) in zip(tallies.items(), rows, strict=True)
     }
 
 
@@ -345,34 +325,20 @@ def _full_grid(
     grid: _Grid, rtols: tuple[float, ...], bar: tqdm
 ) -> tuple[tuple[Representation, ...], tuple[Sensitivity, ...]]:
     """Return the spectra of both factors of every layer on all points: Gram matrices, TSQR for those they fail."""
-    capture, device = grid.capture, grid.coords.device
-    tallies = {spec.name: _Tally(device) for spec in capture.layers}
-    streams: dict[Key, StreamedGram | StreamedQR] = {}
-    bar.set_description("full grid")
-    first = StreamedGram if rtols[-1] >= GRAM_RTOL else StreamedQR
-    for factors in grid.passes():
-        for layer, own in zip(capture.layers, factors, strict=True):
-            tallies[layer.name].add(layer.representation(own), own, capture.outputs)
-        for key, matrix in _matrices(capture.layers, factors):
-            if key not in streams:
-                streams[key] = first(matrix.shape[1], device)
-            streams[key].add(matrix)
-        bar.update()
-    counts = _read(tallies)
-    errors = _errors(grid)
-    spectra = {key: _singular_values(key, stream, errors[key]) for key, stream in streams.items()}
-    again: dict[Key, StreamedQR] = {}
-    if first is StreamedGram:
-        for key, values in spectra.items():
-            if any(v.floor > rtols[-1] for v in values):
-                again[key] = StreamedQR(values[-1].shape[1], device)
-    if again:
-        bar.set_description("full grid, TSQR")
+    capture = grid.capture
+    tallies = {spec.name: _Tally(grid.coords.device) for spec in capture.layers}
+
+    def passes(first: bool) -> Iterator[Iterable[tuple[Key, Tensor]]]:
+        bar.set_description("full grid" if first else "full grid, TSQR")
         for factors in grid.passes():
-            for key, matrix in _matrices(capture.layers, factors):
-                if key in again:
-                    again[key].add(matrix)
-        spectra |= {key: _singular_values(key, stream, errors[key]) for key, stream in again.items()}
+            yield _matrices(capture.layers, factors)
+            if first:
+                for layer, own in zip(capture.layers, factors, strict=True):
+                    tallies[layer.name].add(layer.representation(own), own, capture.outputs)
+                bar.update()
+
+    spectra = streamed(passes, rtols[-1], lambda: _errors(grid))
+    counts = _read(tallies)
     sensitivities = _sensitivities(capture, spectra, counts, rtols, len(grid.coords))
     return _representations(capture, spectra, counts, rtols), sensitivities
 
@@ -388,14 +354,6 @@ def _errors(grid: _Grid) -> dict[Key, float]:
     return errors
 
 
-def _singular_values(key: Key, stream: StreamedGram | StreamedQR, error: float) -> tuple[SingularValues, ...]:
-    """Return the spectra of Z and [Z, 1], or of S, which are off by so much."""
-    values = replace(stream.singular_values(), matrix_error=error)
-    if key[0] != "features":
-        return (values,)
-    return replace(stream.singular_values(values.shape[1] - 1), matrix_error=error), values
-
-
 def _representations(
     capture: Capture,
     spectra: Mapping[Key, tuple[SingularValues, ...]],
@@ -403,14 +361,13 @@ def _representations(
     rtols: tuple[float, ...],
 ) -> tuple[Representation, ...]:
     """Return the inputs of the linear layers, each named by the layer that it comes from."""
-    found, name = [], "input"
-    for spec in capture.layers:
-        own = counts[spec.name]
-        if own.dead_units is None:
-            continue
-        plain, with_ones = (matrix_spectrum(values, rtols) for values in spectra["features", spec.name])
-        found.append(Representation(name, plain, with_ones, own.dead_units, own.dead_features))
-        name = spec.name
+    layers = [layer.name for layer in capture.layers if counts[layer.name].dead_units is not None]
+    names, found = capture.input_names(layers), []
+    for layer in layers:
+        own = counts[layer]
+        assert own.dead_units is not None
+        values = spectra["features", layer]
+        found.append(described(names[layer], values, rtols, own.dead_units, own.dead_features))
     return tuple(found)
 
 
@@ -451,31 +408,20 @@ def _weights(
     """Return the spectra of the single weights, and of an MLP's products ``W_{h-1} ... W_k`` without the head."""
     found = {layer.name: layer.matrix(net.get_submodule(layer.module)) for layer in capture.layers}
     weights = {name: w.detach().double().cpu() for name, w in found.items() if w is not None}
-    singles = tuple(_weight((name,), w, rtols) for name, w in weights.items())
-    if capture.mlp is None:
-        return singles, ()
-    names = [layer.linear.name for layer in capture.mlp.hidden]
-    hidden = [layer.linear.weight.cpu() for layer in capture.mlp.hidden]
-    products = (
-        _weight(tuple(reversed(names[k:])), torch.linalg.multi_dot(hidden[k:][::-1]), rtols)
-        for k in range(len(hidden) - 1)
-    )
-    return singles, tuple(products)
-
-
-def _weight(factors: tuple[str, ...], matrix: Tensor, rtols: tuple[float, ...]) -> Weight:
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.t()
-    values = singular_values(lambda: [tall], rtols[-1])
-    return Weight(factors, matrix_spectrum(replace(values, shape=(matrix.shape[0], matrix.shape[1])), rtols))
+    singles = tuple(weight_spectrum((name,), w, rtols) for name, w in weights.items())
+    return singles, () if capture.mlp is None else weight_products(capture.mlp, rtols=rtols)
 
 
 # ---- the tangent kernel and its blocks ---------------------------------------------------------------------------
 
 
 def _kernels(
-    kernel: NTK, rtols: tuple[float, ...], seed: int, bar: tqdm
-) -> tuple[KernelSpectrum, tuple[KernelSpectrum, ...], tuple[BlockBounds, ...]]:
-    """Return the eigenvalues of the kernel and of its blocks, all counted above the same absolute thresholds."""
+    kernel: NTK, points: Tensor, coords: Tensor, rtols: tuple[float, ...], seed: int, bar: tqdm
+) -> KernelDiagnosis:
+    """Return the eigenvalues of the kernel on some points or on all of ``coords``, and of its blocks.
+
+    All are counted above the same absolute thresholds.
+    """
     bar.set_description("eigenvalues of the NTK")
     shown = not bar.disable
     whole = _on_cpu(kernel.spectrum(rtols, seed=seed, progress=shown))
@@ -491,7 +437,8 @@ def _kernels(
         bar.update()
     bounds = tuple(_bounds(whole, list(spectra.values()), rtol, tau) for rtol, tau in thresholds.items())
     blocks = tuple(kernel_spectrum(name, spectrum, thresholds) for name, spectrum in spectra.items())
-    return kernel_spectrum("ntk", whole, thresholds), blocks, bounds
+    entry, all_points = kernel_spectrum("ntk", whole, thresholds), torch.equal(points, coords)
+    return KernelDiagnosis(len(points), len(coords), all_points, _grid_shape(points), entry, blocks, bounds)
 
 
 def _on_cpu(spectrum: Spectrum) -> Spectrum:

@@ -247,9 +247,9 @@ class DiagnosisReport:
         Single weights, and products ``W_{h-1} ... W_k`` of the hidden layers without the head (P1, equation 10).
         Products are given for :class:`inrfast.INR` alone, whose layers are known to be a chain.
     feature_jacobians
-        Of the hidden layers, at sampled pixels; for :class:`inrfast.INR` alone.
+        Of the hidden layers, at sampled pixels; for :class:`inrfast.INR` alone, and where they were asked for.
     kernel
-        The tangent kernel and its blocks.
+        The tangent kernel and its blocks; None where they were not asked for.
     schema
         Name and version of this layout.
     """
@@ -264,7 +264,7 @@ class DiagnosisReport:
     weights: tuple[Weight, ...]
     weight_products: tuple[Weight, ...]
     feature_jacobians: tuple[FeatureJacobian, ...]
-    kernel: KernelDiagnosis
+    kernel: KernelDiagnosis | None
     schema: str = SCHEMA
 
     def __str__(self) -> str:
@@ -305,15 +305,15 @@ class DiagnosisReport:
 
         From the left: ranks of the representations against the tolerance; singular values of the representations
         (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks, with the
-        intervals of the kernel's ranks at the tolerances as black bars.
+        intervals of the kernel's ranks at the tolerances as black bars (left out without a kernel).
         """
         from inrfast.analysis.report_figure import draw  # matplotlib takes long to import, and most draw nothing
 
         return draw(self, path)
 
 
-def matrix_spectrum(values: SingularValues, rtols: Sequence[float]) -> MatrixSpectrum:
-    """Return the report's entry of a matrix."""
+def matrix_spectrum(values: SingularValues, rtols: Sequence[float], refuse: bool = True) -> MatrixSpectrum:
+    """Return the report's entry of a matrix; a tolerance below the floor is refused, or gives a wide interval."""
     resolved = values.values[values.values > values.floor * values.values[0]]
     return MatrixSpectrum(
         rows=values.shape[0],
@@ -321,7 +321,7 @@ def matrix_spectrum(values: SingularValues, rtols: Sequence[float]) -> MatrixSpe
         singular_values=tuple(resolved.tolist()),
         floor=min(values.floor, 1.0),
         method=values.method,
-        ranks=tuple(_rank(values, rtol) for rtol in rtols),
+        ranks=tuple(_rank(values, rtol) if refuse else values.interval(rtol) for rtol in rtols),
         stable_rank=values.stable_rank(),
         effective_rank=values.effective_rank(),
     )

@@ -13,13 +13,14 @@ from inrfast import plots
 from inrfast.analysis.report_text import network_name
 
 if TYPE_CHECKING:
-    from inrfast.analysis.report import DiagnosisReport, Representation
+    from inrfast.analysis.report import DiagnosisReport, KernelDiagnosis, Representation
 
 
 def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`DiagnosisReport.plot` describes; with ``path``, also write it there."""
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    panels = 2 if report.kernel is None else 3
+    figure = Figure(figsize=(14 * panels / 3, 5), layout="constrained")
+    left, middle, *right = figure.subplots(1, panels)
     # Hidden layers first: a layer has the same colour in all panels.
     ordered = sorted(report.representations, key=lambda z: z.name == "input")
     if ordered:
@@ -43,10 +44,19 @@ def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure
         dashed=weights.keys(),
         title="Singular values of representations and weights",
     )
-    kernel = report.kernel
+    if report.kernel is not None:
+        _kernel(right[0], report.kernel)
+    figure.suptitle(network_name(report.network), fontsize=12)
+    if path is not None:
+        plots.save(figure, path)
+    return figure
+
+
+def _kernel(axes: Axes, kernel: KernelDiagnosis) -> None:
+    """Draw the eigenvalues of the kernel and its blocks, and the intervals of the kernel's ranks."""
     curves = {"NTK": kernel.whole.eigenvalues} | {f"block of {k.name}": k.eigenvalues for k in kernel.blocks}
     _spectra(
-        right,
+        axes,
         curves,
         quantity="lambda",
         relative_to=max(kernel.whole.eigenvalues, default=None),
@@ -55,18 +65,14 @@ def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure
         title=f"Eigenvalues of the NTK and its blocks\n{kernel.label}",
     )
     largest, error = max(kernel.whole.eigenvalues, default=0.0), kernel.whole.upper_error
-    if largest > 0 and error / largest > right.get_ylim()[0]:
-        right.axhline(error / largest, color="grey", linestyle=":", linewidth=1)
-        said = {"transform": right.get_yaxis_transform(), "color": "grey", "fontsize": 9, "va": "bottom"}
-        right.text(0.02, error / largest, "certified error of the NTK's", **said)
+    if largest > 0 and error / largest > axes.get_ylim()[0]:
+        axes.axhline(error / largest, color="grey", linestyle=":", linewidth=1)
+        said: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "color": "grey", "fontsize": 9, "va": "bottom"}
+        axes.text(0.02, error / largest, "certified error of the NTK's", **said)
     if largest > 0:  # intervals of the NTK's ranks: wide bars, or single marks on the curve
         for rank in kernel.whole.ranks:
             if rank.upper > 0:
-                right.plot([max(rank.lower, 1), rank.upper], [rank.rtol] * 2, color="black", marker="|", linewidth=3)
-    figure.suptitle(network_name(report.network), fontsize=12)
-    if path is not None:
-        plots.save(figure, path)
-    return figure
+                axes.plot([max(rank.lower, 1), rank.upper], [rank.rtol] * 2, color="black", marker="|", linewidth=3)
 
 
 def _spectra(axes: Axes, curves: Mapping[str, tuple[float, ...]], title: str, **options: Any) -> None:

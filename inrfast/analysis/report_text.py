@@ -22,14 +22,18 @@ Row = tuple[str, ...]
 def table(report: DiagnosisReport) -> str:
     """Return the report as text, within ``COLUMNS`` for names and ranks of usual length."""
     title = f"{network_name(report.network)}: {report.parameters:,} parameters, {report.outputs} output(s)"
+    of = "sigma of a matrix, lambda of the NTK; its blocks are counted above the same absolute threshold tau = rtol "
+    of += "lambda_1(NTK). Stable rank: sum over largest of sigma^2 or lambda"
     legend = (
-        "Rank: number of values above the tolerance times the largest, sigma of a matrix, lambda of the NTK; its "
-        "blocks are counted above the same absolute threshold tau = rtol lambda_1(NTK). Stable rank: sum over largest "
-        "of sigma^2 or lambda; effective rank: exp of the entropy of their shares."
+        "Rank: number of values above the tolerance times the largest, "
+        f"{'sigma. Stable rank: sum over largest of sigma^2' if report.kernel is None else of}; effective rank: exp of "
+        "the entropy of their shares."
     )
-    sections = [_representations(report), _sensitivities(report), _weights(report), _kernel(report)]
+    sections = [_representations(report), _sensitivities(report), _weights(report)]
     if report.feature_jacobians:
-        sections.insert(3, _feature_jacobians(report))
+        sections.append(_feature_jacobians(report))
+    if report.kernel is not None:
+        sections.append(_kernel(report, report.kernel))
     lines = [textwrap.fill(title, COLUMNS), textwrap.fill(legend, COLUMNS)]
     for heading, rows in sections:
         lines += ["", heading, *_aligned(rows)]
@@ -68,8 +72,7 @@ def _feature_jacobians(report: DiagnosisReport) -> tuple[str, list[Row]]:
     return f"Feature Jacobians diag(a) W: minimum/median/maximum over {pixels} sampled pixels", rows
 
 
-def _kernel(report: DiagnosisReport) -> tuple[str, list[Row]]:
-    kernel = report.kernel
+def _kernel(report: DiagnosisReport, kernel: KernelDiagnosis) -> tuple[str, list[Row]]:
     rows = [("", "order", *_tolerances(report), *MEASURES)]
     for k in (kernel.whole, *kernel.blocks):
         name = "NTK" if k is kernel.whole else f"  {k.name}"
@@ -144,20 +147,21 @@ def findings(report: DiagnosisReport) -> list[str]:
         for layer in report.sensitivities
         if layer.dead_pixels
     ]
-    kernel = report.kernel
-    first, last = kernel.whole.ranks[0], kernel.whole.ranks[-1]
-    proven = _proven(kernel)
-    found += [proven] if proven else []
-    found.append(
-        f"The NTK has {first} eigenvalues above {_tolerance(first.rtol)} lambda_1, {last} above "
-        f"{_tolerance(last.rtol)} ({kernel.label})."
-    )
-    broken = [_tolerance(bound.rtol) for bound in kernel.bounds if not bound.hold]
-    found.append(
-        "max_k r_tau(K_k) <= r_tau(K) and r_{L tau}(K) <= sum_k r_tau(K_k) "
-        + (f"are violated at {', '.join(broken)}." if broken else "hold at every tolerance.")
-    )
+    found += [] if report.kernel is None else _of_kernel(report.kernel)
     return [sentence for sentence in found if sentence]
+
+
+def _of_kernel(kernel: KernelDiagnosis) -> list[str]:
+    """Return what the ranks of the kernel and of its blocks say."""
+    first, last = kernel.whole.ranks[0], kernel.whole.ranks[-1]
+    broken = [_tolerance(bound.rtol) for bound in kernel.bounds if not bound.hold]
+    return [
+        _proven(kernel),
+        f"The NTK has {first} eigenvalues above {_tolerance(first.rtol)} lambda_1, {last} above "
+        f"{_tolerance(last.rtol)} ({kernel.label}).",
+        "max_k r_tau(K_k) <= r_tau(K) and r_{L tau}(K) <= sum_k r_tau(K_k) "
+        + (f"are violated at {', '.join(broken)}." if broken else "hold at every tolerance."),
+    ]
 
 
 def _proven(kernel: KernelDiagnosis) -> str:

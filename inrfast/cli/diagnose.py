@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
         "measure the numerical ranks of a network's layers and of its tangent kernel at several tolerances",
         "  inrfast diagnose --grid 128x128\n"
         "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
+        "  inrfast diagnose --ntk-points 0 --jacobian-pixels 0\n"
         "  inrfast diagnose --first-norm batch --norm-position pre\n"
         "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
     )
@@ -28,7 +29,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--outputs", type=whole(), default=1, help="outputs of the network (default: %(default)s)")
     parser.add_argument("--rtols", type=share, nargs="+", help="relative tolerances (default: 1e-2 to 1e-6)")
     parser.add_argument(
-        "--ntk-points", type=whole(), default=None, help="points of the tangent kernel at most, thins the grid (all)"
+        "--ntk-points", type=whole(0), help="points of the tangent kernel at most, thins the grid; 0: no kernel (all)"
+    )
+    parser.add_argument(
+        "--jacobian-pixels",
+        type=whole(0),
+        default=256,
+        help="points at which feature Jacobians are looked at; 0: none (%(default)s)",
     )
     parser.add_argument("--out", type=path, help="folder for report.json, report.txt and report.png")
 
@@ -48,6 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             coords,
             rtols=arguments.rtols or RTOLS,
             ntk_points=arguments.ntk_points,
+            jacobian_pixels=arguments.jacobian_pixels,
             seed=arguments.seed,
             progress=progress(arguments),
         )

@@ -94,6 +94,10 @@ class SingularValues:
             raise ResolutionError(
                 f"rtol={rtol:g} is below the floor {self.floor:.2e} of these singular values ({self.method})"
             )
+        return self.interval(rtol)
+
+    def interval(self, rtol: float) -> RankInterval:
+        """Return :meth:`rank` at a checked tolerance, whatever the floor is: below it the interval is wide."""
         lower = int((self.lower > rtol * float(self.upper[0])).sum())
         upper = int((self.upper > rtol * float(self.lower[0])).sum())
         return RankInterval(lower, max(lower, upper), rtol)

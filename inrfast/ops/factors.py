@@ -119,6 +119,19 @@ def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactor
     return MLPFactors(tuple(features), tuple(reversed(sensitivities)), tuple(reversed(norms)), values)
 
 
+def mlp_features(mlp: MLP, inputs: Tensor, depth: int, room: Room | None = None) -> Tensor:
+    """Return ``[Z, 1]`` (n, D + 1), Z the output of the first ``depth`` hidden layers at ``inputs`` (n, D_in).
+
+    Those of :func:`mlp_factors` by its forward pass alone, which stops there. Autograd must be off. The result lies in
+    ``room``; None: in memory of its own.
+    """
+    room = Room() if room is None else room
+    features = _with_ones(inputs, room, "inputs")
+    for index, layer in enumerate(mlp.hidden[:depth]):
+        features = _hidden_forward(layer, features[:, :-1], room, index % 2)[0]
+    return features
+
+
 def _with_ones(z: Tensor, room: Room, name: str) -> Tensor:
     """Return ``[z, 1]``."""
     out = room.take(name, (len(z), z.shape[1] + 1), z)

@@ -9,7 +9,7 @@ construction: training the network afterwards does not change a kernel already m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,7 +24,7 @@ from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
 from inrfast.nn import declared_sizes
-from inrfast.ops.factors import Room, layer_shapes, mlp_factors, reason_against
+from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.pointwise import spread_points
@@ -349,13 +349,36 @@ class Capture:
 
         ``layers.0`` is the activated (and normalised) output of ``layers.0``, which enters the next linear layer.
         """
-        names, values = [], []
+        found = {}
         for layer, factors in zip(self.layers, self.exact(coords), strict=True):
             own = layer.representation(factors)
             if own is not None:
-                names.append(layer.name)
-                values.append(own)
-        return dict(zip(["input", *names[:-1]], values, strict=True))
+                found[layer.name] = own
+        names = self.input_names(list(found))
+        return {names[layer]: own for layer, own in found.items()}
+
+    def representation(self, coords: Tensor, name: str, room: Room | None = None) -> Tensor:
+        """Return one of :meth:`representations` with a column of ones, (n, D + 1).
+
+        In closed form by a forward pass that stops there, whose result may lie in ``room`` until its next use.
+        """
+        if self._mlp is not None:
+            depth = ["input", *(layer.linear.name for layer in self._mlp.hidden)].index(name)
+            inputs = self.inputs(coords)
+            with own_modes():
+                return mlp_features(self._mlp, inputs, depth, room)
+        own = self.representations(coords)[name]
+        return torch.cat([own, own.new_ones(len(own), 1)], dim=1)
+
+    def input_names(self, layers: Sequence[str]) -> dict[str, str]:
+        """Return what reports call the inputs of linear layers: ``input``, then the layer that each comes from.
+
+        In closed form those of all its linear layers. Else ``layers`` are those that have been observed, and are taken
+        as a chain.
+        """
+        if self._mlp is not None:
+            layers = [layer.name for layer in self._mlp.layers]
+        return dict(zip(layers, ["input", *layers[:-1]], strict=True))
 
     def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> PassErrors:
         """Return what rounding does to the factors of ``coords`` and to the Jacobian: see :mod:`inrfast.rounding`.

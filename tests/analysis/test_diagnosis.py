@@ -329,6 +329,23 @@ def test_the_network_the_caller_and_the_global_generator_stay_as_they_were():
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
 
 
+@pytest.mark.parametrize(("points", "pixels"), [(0, 0), (0, 4), (9, 0)])
+def test_what_is_not_asked_for_is_left_out_and_all_else_stays(points, pixels):
+    """Of the numbers, and of text, JSON and figure: no empty table, nothing that is no number."""
+    net, coords = inr.INR(2, 1, width=6, hidden_layers=2), inr.grid((5, 5))
+    whole, part = run(net, coords, ntk_points=9), run(net, coords, ntk_points=points, jacobian_pixels=pixels)
+    left_out = {"kernel": None} if points == 0 else {}
+    left_out |= {"feature_jacobians": ()} if pixels == 0 else {}
+    assert part.to_dict() == whole.to_dict() | left_out
+    assert inr.DiagnosisReport.from_dict(json.loads(part.to_json())) == part
+    text = str(part)
+    assert ("NTK and its blocks" in text) == ("lambda" in text) == (points > 0)
+    assert ("Feature Jacobians" in text) == (pixels > 0)
+    assert all(len(section.splitlines()) > 2 for section in text.split("\n\n")[1:-1])
+    assert "nan" not in text.lower()
+    assert len(part.plot().axes) == (3 if points else 2)
+
+
 def test_tolerances_come_in_any_order():
     net, coords = inr.INR(2, 1, width=5), inr.grid((4, 4))
     assert run(net, coords, rtols=[1e-4, 1e-2, 1e-4]) == run(net, coords, rtols=(1e-2, 1e-4))
@@ -356,11 +373,11 @@ COORDS = inr.grid((4, 4))
         ({"rtols": (1e-3, 1.0)}, ValueError, "rtols"),
         ({"rtols": (math.nan,)}, ValueError, "rtols"),
         ({"rtols": ("small",)}, TypeError, "rtols"),
-        ({"ntk_points": 0}, ValueError, "ntk_points"),
+        ({"ntk_points": -1}, ValueError, "ntk_points"),
         ({"ntk_points": 2.5}, TypeError, "ntk_points"),
         ({"ntk_coords": torch.zeros(4, 3)}, ValueError, "ntk_coords"),
         ({"ntk_coords": torch.zeros(0, 2)}, ValueError, "ntk_coords"),
-        ({"jacobian_pixels": 0}, ValueError, "jacobian_pixels"),
+        ({"jacobian_pixels": -1}, ValueError, "jacobian_pixels"),
         ({"params": ["layer.0"]}, ValueError, "Did you mean 'layers.0"),
         ({"memory_budget": 0}, ValueError, "memory_budget"),
         ({"memory_budget": 1000}, MemoryBudgetError, "take fewer points"),
