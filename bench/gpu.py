@@ -43,13 +43,21 @@ LEAST = 12.0
 PATIENCE = 20
 """How many times a part's limit compiling it may take, on a machine of few cores."""
 
+FIRST_LIMIT = 60.0
+"""Seconds that a file of the first tests may take."""
+
 FOR_TESTS = 75.0
 """Seconds kept for the tests while the parts of least value run."""
 
+FIRST_TESTS = (
+    "tests/kernels/test_gram.py", "tests/kernels/test_factors.py", "tests/ops/test_reductions.py",
+    "tests/ops/test_triton_linear.py",
+)  # fmt: skip
+"""What is tested before anything is timed: times of kernels that are wrong are worth nothing."""
+
 TESTS = (
-    "tests/kernels/test_gram.py", "tests/kernels/test_factors.py", "tests/kernels/test_rows.py",
-    "tests/kernels/test_activations.py", "tests/kernels/test_fused_mlp.py", "tests/ops/test_gram.py",
-    "tests/ops/test_factors.py", "tests/ops/test_rows.py", "tests/ops/test_reductions.py",
+    "tests/kernels/test_rows.py", "tests/kernels/test_activations.py", "tests/kernels/test_fused_linear.py",
+    "tests/kernels/test_fused_mlp.py", "tests/ops/test_gram.py", "tests/ops/test_factors.py", "tests/ops/test_rows.py",
     "tests/ops/test_fused_linear.py", "tests/ops/test_fused_mlp.py", "tests/ops/test_grid_init.py",
     "tests/tangent/test_kernel.py", "tests/tangent/test_jacobian.py", "tests/training/engines/test_fused.py",
 )  # fmt: skip
@@ -248,7 +256,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     if chosen.at_once is not None and chosen.at_once < 1:
         parser.error(f"--at-once must be at least 1, got {chosen.at_once}")
     try:
-        names = [name for name in (*(part.name for part in PARTS), *TESTS) if re.search(chosen.only, name)]
+        names = [
+            name for name in (*(part.name for part in PARTS), *FIRST_TESTS, *TESTS) if re.search(chosen.only, name)
+        ]
     except re.error as error:
         parser.error(f"--only must be a regular expression, got {chosen.only!r}: {error}")
     if not names:
@@ -292,13 +302,17 @@ def measured(chosen: argparse.Namespace) -> int:
     parts = [part for part in PARTS if re.search(chosen.only, part.name)]
     if rehearse == "interpret":
         parts = [part for part in parts if not any(word in part.name for word in NOT_INTERPRETED)]
-    at_once = chosen.at_once or max(1, min(6, (os.cpu_count() or 1) // 2))
+    at_once = chosen.at_once or max(1, min(14, (os.cpu_count() or 1) - 2))
+    without_tests = rehearse or chosen.no_tests or {"pytest", "hypothesis"} & set(found["missing"])
     with concurrent.futures.ThreadPoolExecutor(1) as aside:
         building = None if rehearse or chosen.only else aside.submit(build, run, found)
-        run.all(parts, at_once)
+        run.all([part for part in parts if part.smoke], at_once)
+        if not without_tests:
+            run.tests([file for file in FIRST_TESTS if re.search(chosen.only, file)], at_once, FIRST_LIMIT)
+        run.all([part for part in parts if not part.smoke], at_once)
         if building is not None:
             run.keep("extension", building.result())
-    if not (rehearse or chosen.no_tests or {"pytest", "hypothesis"} & set(found["missing"])):
+    if not without_tests:
         run.tests([file for file in TESTS if re.search(chosen.only, file)], at_once)
     print(gpu_table.last(run.results, time.monotonic() - run.begin), flush=True)
     ran = [entry for name, entry in run.results.items() if name != "environment" and "skipped" not in entry]

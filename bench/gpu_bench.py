@@ -68,17 +68,20 @@ class Bench:
             raise WrongResult(f"{message}: no time is reported")
 
     def seconds(
-        self, function: Callable[..., Any], repeats: int | None = None, prepare: Callable[[], Any] | None = None
+        self,
+        function: Callable[..., Any],
+        repeats: int | None = None,
+        prepare: Callable[[], Any] | None = None,
+        untimed: int = 2,
     ) -> dict[str, Any]:
-        """Return the median, quartiles and number of timed calls, after two untimed ones on a GPU.
+        """Return the median, quartiles and number of timed calls, after ``untimed`` ones on a GPU.
 
         ``prepare`` makes the argument of each call, untimed. The host's share of a call is in its time.
         """
         self.save()
         times = []
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        untimed = 2 if self.large else 0
-        for _ in range(untimed):
+        for _ in range(untimed if self.large else 0):
             function(*(() if prepare is None else (prepare(),)))
         for _ in range((repeats or self.repeats) if self.large else 1):
             given = () if prepare is None else (prepare(),)

@@ -16,17 +16,16 @@ OMEGA = 30.0
 ROUNDINGS = 4.0
 """Roundings in fp32 of the sum of a layer's products, in units of the sum of their absolute values."""
 
+POINTS = (4096, 65_536, 1 << 20)
+
 TARGETS = {"forward, eager": 2.5, "forward, compiled": 1.5, "both, eager": 2.0, "both, compiled": 1.0}
 
 
 def layer(bench: Bench, dtype: str, activation: str) -> None:
     """The fused layer of one full grid at one width, forward and with backward."""
-    kind, n, width = getattr(torch, dtype), bench.grid**2, bench.width
-    rng = torch.Generator().manual_seed(0)
-    sizes = ((n, width), (width, width), (width,), (n, width))
-    x, weight, bias, g = (torch.randn(*size, generator=rng).to(bench.device, kind) for size in sizes)
-    weight /= width**0.5 * (OMEGA if activation == "sine" else 1.0)
-    parameters = [t.requires_grad_() for t in (x, weight, bias)]
+    n, width = bench.grid**2, bench.width
+    x, weight, bias, g = operands(bench, dtype, activation, n)
+    parameters = [x, weight, bias]
 
     def ours() -> Tensor:
         return fused_linear(x, weight, bias, activation, OMEGA, backend="triton")
@@ -61,13 +60,65 @@ def layer(bench: Bench, dtype: str, activation: str) -> None:
         bench.found["fraction_of_copy"] = moved / bench.found["forward, ours, graph"]["seconds"]
 
 
+def operands(bench: Bench, dtype: str, activation: str, n: int) -> tuple[Tensor, ...]:
+    """Return x, weight and bias, which want gradients, and ``dL/dy``, of n points."""
+    rng, width = torch.Generator().manual_seed(0), bench.width
+    sizes = ((n, width), (width, width), (width,), (n, width))
+    x, weight, bias, g = (torch.randn(*size, generator=rng).to(bench.device, getattr(torch, dtype)) for size in sizes)
+    weight /= width**0.5 * (OMEGA if activation == "sine" else 1.0)
+    return x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), g
+
+
+def auto(bench: Bench, dtype: str, activation: str) -> None:
+    """What the layer chooses by itself, and its kernels, against eager PyTorch: called one by one, and in CUDA graphs.
+
+    The first is to be as fast as eager PyTorch wherever accuracy leaves a choice: ratios of 1, but for the clock.
+    """
+    for n in POINTS if bench.large else (16, 32):
+        x, weight, bias, g = operands(bench, dtype, activation, n)
+        parameters = [x, weight, bias]
+        runs: dict[str, Callable[[], Tensor]] = {
+            name: lambda x=x, weight=weight, bias=bias, name=name: fused_linear(  # type: ignore[misc]
+                x, weight, bias, activation, OMEGA, backend=name
+            )
+            for name in ("auto", "triton")
+        }
+        runs["eager"] = lambda x=x, weight=weight, bias=bias: formula(activation, x, weight, bias)  # type: ignore[misc]
+        with products("highest"):
+            for name in ("auto", "triton"):
+                check_forward(bench, activation, runs[name](), runs["eager"](), x, weight, bias, name == "triton")
+            for name, run in runs.items():
+                both = lambda run=run, g=g, parameters=parameters: torch.autograd.grad(run(), parameters, g)  # noqa: E731
+                for what, call in (("forward", run), ("both", both)):
+                    with torch.set_grad_enabled(what == "both"):
+                        bench.attempt(f"{what} of {n}, {name}", lambda call=call: bench.seconds(call))
+                        bench.attempt(
+                            f"{what} of {n}, {name}, graph", lambda call=call: bench.seconds(bench.graph(call))
+                        )
+        for what in ("forward", "both"):
+            for name in ("auto", "triton"):
+                for graph in ("", ", graph"):
+                    mine, other = (bench.found[f"{what} of {n}, {which}{graph}"] for which in (name, "eager"))
+                    if "seconds" in mine and "seconds" in other:
+                        ratio = other["seconds"] / mine["seconds"]
+                        target = (ratio, 1.0) if name == "auto" else ratio
+                        bench.found[f"ratio of {what} of {n}, {name}{graph}"] = target
+
+
 def formula(activation: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     u = torch.nn.functional.linear(x, weight, bias)
     return torch.sin(OMEGA * u) if activation == "sine" else torch.relu(u)
 
 
 def check_forward(
-    bench: Bench, activation: str, out: Tensor, plain: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+    bench: Bench,
+    activation: str,
+    out: Tensor,
+    plain: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    strict: bool = True,
 ) -> None:
     """Hold every entry to what its operands allow: a rounding of the result, and those of u, times the frequency.
 
@@ -85,7 +136,8 @@ def check_forward(
         name: float(((t[few].double() - exact).abs() / bound).max()) for name, t in (("ours", out), ("torch", plain))
     }
     bench.found["error"] = {"share of the bound": share["ours"], "torch's": share["torch"]}
-    bench.check(share["ours"] <= 1, f"error {share['ours']:.2f} of the bound (torch's: {share['torch']:.2f})")
+    allowed = 1.0 if strict or activation == "sine" else max(1.0, share["torch"])
+    bench.check(share["ours"] <= allowed, f"error {share['ours']:.2f} of the bound (torch's: {share['torch']:.2f})")
 
 
 def check_gradients(bench: Bench, activation: str, ours: Any, plain: Any, parameters: list[Tensor], g: Tensor) -> None:

@@ -51,7 +51,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1 if chosen.rehearse else min(8, os.cpu_count() or 1))
-    sizes = {"grid": 256, "width": 256, "repeats": 9} | (TINY if chosen.rehearse else {})
+    sizes = {"grid": 256, "width": 256, "repeats": 5} | (TINY if chosen.rehearse else {})
     if chosen.rehearse == "compile":
         sizes |= {"grid": 16, "width": 256}
     results = json.loads(chosen.results.read_text()) if chosen.results and chosen.results.exists() else {}

@@ -42,22 +42,26 @@ SMOKES = (
 PARTS = (
     *(Part(f"smoke {name}", "gpu_smoke.run", (name,), 75, True) for name in SMOKES),
     Part("machine", "gpu_machine.machine", (), 40),
-    *(Part(f"dense relu {p}", "gpu_dense.dense", ("relu", p), 45) for p in ("medium", "high", "highest")),
-    Part("rank", "gpu_rank.spectrum", (), 60),
-    Part("diagnose", "gpu_rank.diagnose", (), 60),
+    *(Part(f"dense relu {p}", "gpu_dense.dense", ("relu", p), 30) for p in ("medium", "high", "highest")),
+    Part("rank", "gpu_rank.spectrum", (), 40),
+    Part("diagnose", "gpu_rank.diagnose", (), 40),
     *(Part(f"factor {p}", "gpu_factor.factor", (p,), 60) for p in ("highest", "high")),
     Part("certified rank", "gpu_factor.certified", (), 60),
-    Part("step 512x512 relu medium", "gpu_fit.step_of_one", (512, "relu", "medium"), 60),
+    Part("step 512x512 relu medium", "gpu_fit.step_of_one", (512, "relu", "medium"), 40),
+    *(
+        Part(f"layer auto {kind} {activation}", "gpu_layers.auto", (kind, activation), 30)
+        for kind, activation in (("float16", "relu"), ("float32", "sine"), ("float16", "sine"))
+    ),
+    *(Part(f"rows {p}", "gpu_rows.rows", (p,), 30) for p in ("high", "highest")),
+    Part("fp64 K v", "gpu_rank.products", (), 30),
+    *(Part(f"candidates {name}", "gpu_tiles.gram", (name,), 30) for name in ("fp16x3", "fp16", "fp64")),
     *(Part(f"dense rival {name}", "gpu_dense.rival", (name,), 45) for name in ("fp32", "tf32", "compiled", "bf16")),
-    Part("factor rival eigvalsh", "gpu_factor.rival", (), 75),
-    Part("fp64 K v", "gpu_rank.products", (), 40),
-    Part("layer float16 sine", "gpu_layers.layer", ("float16", "sine"), 60),
-    Part("layer float16 relu", "gpu_layers.layer", ("float16", "relu"), 60),
-    Part("layer float32 sine", "gpu_layers.layer", ("float32", "sine"), 60),
-    Part("rows high", "gpu_rows.rows", ("high",), 40),
-    Part("rows highest", "gpu_rows.rows", ("highest",), 40),
-    *(Part(f"candidates {name}", "gpu_tiles.gram", (name,), 60) for name in ("fp16x3", "fp16", "fp64")),
     *(Part(f"candidates factor {p}", "gpu_factor.candidates", (p,), 75) for p in ("highest", "high")),
+    *(
+        Part(f"layer {kind} {activation}", "gpu_layers.layer", (kind, activation), 40)
+        for kind, activation in (("float16", "sine"), ("float16", "relu"), ("float32", "sine"))
+    ),
+    Part("factor rival eigvalsh", "gpu_factor.rival", (), 40),
     *(Part(f"dense sine {p}", "gpu_dense.dense", ("sine", p), 40) for p in ("medium", "high")),
     Part("step 512x512 sine medium", "gpu_fit.step_of_one", (512, "sine", "medium"), 60),
     Part("step 512x512 relu high", "gpu_fit.step_of_one", (512, "relu", "high"), 60),

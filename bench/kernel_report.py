@@ -113,7 +113,7 @@ def tangent_entries(gates: bool) -> list[Entry]:
     return [Entry(kernel, "fp64", c, tuple(options.items())) for kernel, options in chosen for c in (90, 80)]
 
 
-FUSED_LINEAR = ("fused_linear", "input_gradient", "weight_gradient")
+FUSED_LINEAR = ("fused_linear", "layer_errors")
 
 
 def fused_linear_entries(gates: bool) -> list[Entry]:
@@ -258,7 +258,7 @@ def entries(gates: bool) -> list[Entry]:
 
 def is_promoted(entry: Entry) -> bool:
     """Return whether a kernel's bound leaves no room for truncation over long sums: that of training in fp16 does."""
-    products = ("jacobian_product", "jacobian_transposed_product", *FUSED_LINEAR)
+    products = ("jacobian_product", "jacobian_transposed_product", "fused_linear")
     return entry.kernel in products + (STEP if entry.format == "tf32x3" else ()) and entry.format != "fp64"
 
 
@@ -289,7 +289,9 @@ def measure(entry: Entry) -> dict[str, Any]:
             f"{found.shared} bytes of shared memory, not {limit}": found.shared > limit,
             "no tensor-core instruction": tensor == 0
             and not (
-                entry.kernel in ("jacobian_rows", "mlp_update") or options.get("bias_alone") or options.get("few")
+                entry.kernel in ("jacobian_rows", "mlp_update", "layer_errors")
+                or options.get("bias_alone")
+                or options.get("few")
             ),
             f"no {wanted}": wanted is not None and found.instructions[wanted] == 0,
             "sums stay in the tensor cores": found.instructions["FFMA"] < _promotions(entry),
@@ -429,7 +431,8 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     from inrfast.kernels import fused_linear as kernels
 
     kernel, pointer = getattr(kernels, entry.kernel), "*" + options["dtype"]
-    config = kernels.config_of(entry.kernel + "_few" * options["few"], entry.format)
+    errors = entry.kernel == "layer_errors"
+    config = kernels.config_of("fused_linear" + "_few" * options["few"], entry.format)
     kept = {"identity": kernels.NOTHING, "relu": kernels.MASK, "tanh": kernels.RESULT, "softplus": kernels.RESULT}
     saved = kept.get(options["activation"], kernels.SLOPE).value
     if entry.kernel == "fused_linear" and saved == kernels.RESULT.value:
@@ -437,14 +440,17 @@ def _fused_linear(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     constants = kernels.common(entry.format, config)
     constants |= {"ACTIVATION": options["activation"], "SAVED": saved}
     constants |= {"BIAS": True, "FEW": options["few"]}
+    if errors:
+        constants |= {"ROWS": kernels.ERROR_ROWS, "COLUMNS": kernels.ERROR_COLUMNS}
     types = {name: "i32:16" for name in kernel.arg_names if name.islower()}
-    types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient"), pointer)
+    types |= dict.fromkeys(("x", "weight", "bias", "out", "gradient", "errors"), pointer)
     types |= {"saved": "*u8" if saved == kernels.MASK.value else pointer}
     types |= dict.fromkeys([name for name in kernel.arg_names if name.startswith(("omega", "second"))], "fp32")
-    types |= dict.fromkeys(("weights", "biases"), "*fp64" if entry.format == "fp64" else "*fp32")
+    types |= {"sums": "*fp64" if entry.format == "fp64" else "*fp32"}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names}
-    return kernel, types, constants, config.warps, config.stages, (), kernels.SHARED, config.registers
+    launch = (kernels.ERROR_WARPS, 1) if errors else (config.warps, config.stages)
+    return kernel, types, constants, *launch, (), kernels.SHARED, None if errors else config.registers
 
 
 def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

@@ -59,7 +59,7 @@ class products:
 
     def __enter__(self) -> None:
         # If the first setting can be read and is the highest, torch guarantees that the second agrees.
-        if self.precision != "highest" or not _are_full():
+        if self.precision != "highest" or not products_are_full():
             self.before = _settings_of_products()
             torch.set_float32_matmul_precision(self.precision)
 
@@ -72,8 +72,8 @@ class products:
                     _write(backend, "matmul", own)
 
 
-def _are_full() -> bool:
-    """Return whether both settings leave all fp32 products in fp32."""
+def products_are_full() -> bool:
+    """Return whether both of torch's settings leave all fp32 products in fp32."""
     try:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:
@@ -157,7 +157,7 @@ def _are_own() -> bool:
         return False
     if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
         return False
-    return _are_full()
+    return products_are_full()
 
 
 def in_own_modes(function: F) -> F:

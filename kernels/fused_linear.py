@@ -2,9 +2,10 @@
 
 The forward kernel applies the activation to a tile while it is still in registers, and keeps for the backward what is
 cheapest: a bit for ReLU, the slope ``act'(u)`` for sine and others, nothing where the slope is a function of the
-result (tanh, softplus). The backward kernels make ``e = dL/dy * act'(u)`` tile by tile as an operand of their products,
-``dL/dx = e W`` and ``dL/dW = e^T x``, ``dL/db = sum e``; e is never written. Sums over the rows go in fixed ranges
-with partial results: no atomics, so that a step can be repeated bit by bit.
+result (tanh, softplus). The backward kernel makes ``e = dL/dy * act'(u)`` and ``dL/db = sum e`` in one pass; the
+products ``dL/dx = e W`` and ``dL/dW = e^T x`` are the vendor library's, which cuts the second one's long sums over the
+points. Sums over the rows go in fixed ranges with partial results: no atomics, so that a step can be repeated bit by
+bit.
 
 Every kernel takes a model axis: many networks of one shape in one launch.
 """
@@ -28,6 +29,9 @@ FEW = 8
 
 SHARED = 99 * 1024
 """Most bytes of shared memory that a program takes: every GPU since sm_86 has them."""
+
+ERROR_ROWS, ERROR_COLUMNS, ERROR_WARPS = tiles.SIZES["layer_errors", "any", "any"][0]
+"""Points and columns that a program of :func:`layer_errors` takes at once, and its warps."""
 
 NOTHING = tl.constexpr(0)
 MASK = tl.constexpr(1)
@@ -209,109 +213,47 @@ def fused_linear(
 
 
 @triton.jit
-def input_gradient(
+def layer_errors(
     gradient,
-    weight,
     saved,
-    out,
+    errors,
+    sums,
     n,
-    inputs,
     outputs,
-    saved_model,
-    ACTIVATION: tl.constexpr,
-    SAVED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    ACCUMULATOR: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    TERMS: tl.constexpr,
-    STAGES: tl.constexpr,
-):
-    """Write one tile of ``dL/dx = (dL/dy * act'(u)) W``: gradient (models, n, outputs), out (models, n, inputs)."""
-    model = tl.program_id(1).to(tl.int64)
-    across = tl.cdiv(inputs, COLUMNS)
-    tile = tl.program_id(0)
-    points = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = (tile % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
-    gradient += model * n * outputs
-    saved += model * saved_model
-    weight += model * outputs * inputs
-    alive = points < n
-    present = columns < inputs
-    total = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
-    for start in tl.range(0, outputs, TERMS, num_stages=STAGES):
-        k = (start + tl.arange(0, TERMS)).to(tl.int64)
-        within = k < outputs
-        left = _errors(gradient, saved, points, k, outputs, alive[:, None] & within[None, :], SAVED, ACTIVATION)
-        right = tl.load(
-            weight + k[:, None] * inputs + columns[None, :],
-            mask=within[:, None] & present[None, :],
-            other=0.0,
-        )
-        total = add_product(total, left, right, PRECISION, ACCUMULATOR)
-    places = points[:, None] * inputs + columns[None, :]
-    tl.store(out + model * n * inputs + places, total.to(out.dtype.element_ty), mask=alive[:, None] & present[None, :])
-
-
-@triton.jit
-def weight_gradient(
-    gradient,
-    x,
-    saved,
-    weights,
-    biases,
-    n,
-    inputs,
-    outputs,
-    x_row,
-    x_model,
     saved_model,
     length,
     ACTIVATION: tl.constexpr,
     SAVED: tl.constexpr,
     BIAS: tl.constexpr,
-    PRECISION: tl.constexpr,
     ACCUMULATOR: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    TERMS: tl.constexpr,
-    STAGES: tl.constexpr,
 ):
-    """Write one range of points' part of a tile of ``dL/dW = e^T x`` and of ``dL/db = sum e``.
+    """Write ``e = dL/dy * act'(u)`` of one range of points and some columns, and their sums for ``dL/db = sum e``.
 
-    ``weights``: (models, ranges, outputs, inputs), ``biases``: (models, ranges, outputs), to be added up over the
-    ranges of ``length`` points, a multiple of TERMS.
+    ``gradient`` and ``errors``: (models, n, outputs); ``sums``: (models, ranges, outputs), to be added up over the
+    ranges of ``length`` points, a multiple of ROWS.
     """
     model = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
-    across = tl.cdiv(inputs, COLUMNS)
-    tile = tl.program_id(0)
-    rows = (tile // across).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    columns = (tile % across).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
     gradient += model * n * outputs
+    errors += model * n * outputs
     saved += model * saved_model
-    x += model * x_model
-    there = rows < outputs
-    present = columns < inputs
+    present = columns < outputs
     total = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
-    sums = tl.zeros((ROWS,), ACCUMULATOR)
     first = part * length
     last = tl.minimum(first + length, n)
-    for start in tl.range(first, last, TERMS, num_stages=STAGES):
-        points = start + tl.arange(0, TERMS).to(tl.int64)
-        alive = points < last
-        left = _errors(gradient, saved, points, rows, outputs, alive[:, None] & there[None, :], SAVED, ACTIVATION)
-        right = tl.load(
-            x + points[:, None] * x_row + columns[None, :], mask=alive[:, None] & present[None, :], other=0.0
-        )
-        total = add_product(total, left.T, right, PRECISION, ACCUMULATOR)
+    for start in range(first, last, ROWS):
+        points = start + tl.arange(0, ROWS).to(tl.int64)
+        inside = (points < last)[:, None] & present[None, :]
+        e = _errors(gradient, saved, points, columns, outputs, inside, SAVED, ACTIVATION)
+        tl.store(errors + points[:, None] * outputs + columns[None, :], e, mask=inside)
         if BIAS:
-            sums += tl.sum(left.to(ACCUMULATOR), 0)
-    at = model * tl.num_programs(1) + part
-    places = rows[:, None] * inputs + columns[None, :]
-    tl.store(weights + at * outputs * inputs + places, total, mask=there[:, None] & present[None, :])
+            total += e.to(ACCUMULATOR)
     if BIAS:
-        tl.store(biases + at * outputs + rows, sums, mask=rows < tl.where(tile % across == 0, outputs, 0))
+        at = model * tl.num_programs(1) + part
+        tl.store(sums + at * outputs + columns, tl.sum(total, 0), mask=present)
 
 
 def kind_of(dtype: str, precision: str) -> str:
@@ -372,7 +314,7 @@ def launch_forward(
     config = forward_config(kind, x.shape[2], outputs)
     if out.numel() == 0:
         return
-    fused_linear[(triton.cdiv(n, config.rows) * triton.cdiv(outputs, config.columns), models)](
+    fused_linear[(-(-n // config.rows) * -(-outputs // config.columns), models)](
         x,
         weight,
         weight if bias is None else bias,
@@ -407,69 +349,36 @@ def _fp32(number: float) -> float:
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
-def launch_input_gradient(
-    kind: str, gradient: Any, weight: Any, saved: Any, out: Any, keep: int, activation: str
-) -> None:
-    """Run :func:`input_gradient`."""
-    models, n, inputs = out.shape
-    config = fitting(config_of("input_gradient", kind), inputs)
-    if out.numel() == 0:
+def ranges_of(models: int, n: int, outputs: int, programs: int) -> tuple[int, int]:
+    """Return into how many ranges, of how many points, the rows of :func:`layer_errors` fall for so many programs."""
+    places = -(-outputs // ERROR_COLUMNS) * models
+    wanted = max(1, programs // max(places, 1))
+    length = max(1, -(-n // (wanted * ERROR_ROWS))) * ERROR_ROWS
+    return max(1, -(-n // length)), length
+
+
+def launch_errors(
+    gradient: Any, saved: Any, errors: Any, sums: Any, length: int, keep: int, activation: str
+) -> None:  # fmt: skip
+    """Run :func:`layer_errors` for ranges of ``length`` points; ``sums`` is None where it is not wanted."""
+    models, n, outputs = gradient.shape
+    ranges = max(1, -(-n // length))
+    if models * outputs == 0:
         return
-    input_gradient[(triton.cdiv(n, config.rows) * triton.cdiv(inputs, config.columns), models)](
+    layer_errors[(-(-outputs // ERROR_COLUMNS), ranges, models)](
         gradient,
-        weight,
-        saved if saved.numel() else gradient,
-        out,
+        saved,
+        errors,
+        errors if sums is None else sums,
         n,
-        inputs,
-        gradient.shape[2],
-        saved.stride(0),
-        ACTIVATION=activation,
-        SAVED=keep,
-        **_options(kind, config),
-    )
-
-
-def ranges_of(kind: str, models: int, n: int, inputs: int, outputs: int, programs: int) -> tuple[int, int]:
-    """Return into how many ranges, of how many points, the rows of a weight gradient fall to make so many programs."""
-    config = fitting(config_of("weight_gradient", kind), inputs)
-    places = triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns) * models
-    wanted = min(max(1, programs // places), max(1, n // (4 * config.terms)))
-    length = triton.cdiv(triton.cdiv(n, wanted), config.terms) * config.terms
-    return max(1, triton.cdiv(n, max(length, 1))), length
-
-
-def launch_weight_gradient(
-    kind: str,
-    gradient: Any,
-    x: Any,
-    saved: Any,
-    weights: Any,
-    biases: Any,
-    length: int,
-    keep: int,
-    activation: str,
-) -> None:
-    """Run :func:`weight_gradient` for ranges of ``length`` points; ``biases`` is None where it is not wanted."""
-    models, ranges, outputs, inputs = weights.shape
-    config = fitting(config_of("weight_gradient", kind), inputs)
-    if weights.numel() == 0:
-        return
-    weight_gradient[(triton.cdiv(outputs, config.rows) * triton.cdiv(inputs, config.columns), ranges, models)](
-        gradient,
-        x,
-        saved if saved.numel() else gradient,
-        weights,
-        weights if biases is None else biases,
-        gradient.shape[1],
-        inputs,
         outputs,
-        x.stride(1),
-        x.stride(0) if len(x) > 1 else 0,
         saved.stride(0),
         length,
         ACTIVATION=activation,
         SAVED=keep,
-        BIAS=biases is not None,
-        **_options(kind, config),
+        BIAS=sums is not None,
+        ACCUMULATOR=tl.float64 if gradient.element_size() == 8 else tl.float32,
+        ROWS=ERROR_ROWS,
+        COLUMNS=ERROR_COLUMNS,
+        num_warps=ERROR_WARPS,
     )

@@ -112,15 +112,6 @@ LAYERS: dict[Key, ProductRow] = {
     ("fused_linear_few", "tf32", "any"): (128, 64, 32, 8, 3, None, "reasoned"),
     ("fused_linear_few", "tf32x3", "any"): (64, 64, 32, 4, 2, None, "reasoned"),
     ("fused_linear_few", "fp64", "any"): (64, 32, 16, 8, 2, 128, "reasoned"),
-    ("input_gradient", "fp16", "any"): (128, 128, 32, 8, 3, None, "reasoned"),
-    ("input_gradient", "tf32", "any"): (128, 64, 32, 8, 3, 255, "reasoned"),
-    ("input_gradient", "tf32x3", "any"): (64, 64, 32, 8, 2, None, "reasoned"),
-    ("input_gradient", "fp64", "any"): (64, 32, 16, 8, 2, 128, "reasoned"),
-    # Rows and columns are those of the weight, terms are points.
-    ("weight_gradient", "fp16", "any"): (128, 128, 32, 8, 3, None, "reasoned"),
-    ("weight_gradient", "tf32", "any"): (64, 64, 32, 4, 3, None, "reasoned"),
-    ("weight_gradient", "tf32x3", "any"): (64, 64, 16, 8, 3, None, "reasoned"),
-    ("weight_gradient", "fp64", "any"): (32, 32, 16, 4, 2, 168, "reasoned"),
 }
 """The fused layer: rows, columns, terms taken at once. By kind of product; bf16 is as fp16."""
 
@@ -154,6 +145,8 @@ where a kind has no row of its own, it takes that of ``mlp_forward``."""
 SIZES: dict[Key, SizesRow] = {
     # Columns of a block of rows: for parameters that have no more, and for others; points, warps.
     ("jacobian_rows", "any", "any"): ((256, 1024, 16, 4), "reasoned"),
+    # Points, columns, warps.
+    ("layer_errors", "any", "any"): ((16, 256, 8), "reasoned"),
     # Parameters of a program, partial sums at once, warps.
     ("mlp_update", "any", "any"): ((64, 16, 4), "reasoned"),
     # Candidates at once, rows after them at once, columns of a product at once, warps, stages.
@@ -193,16 +186,6 @@ PRODUCT_CANDIDATES: dict[Key, tuple[ProductRow, ...]] = {
     ("fused_linear", "fp16", "any"): (
         (128, 128, 64, 8, 2, None, "reasoned"),
         (64, 128, 64, 4, 4, None, "reasoned"),
-    ),
-    ("input_gradient", "fp16", "any"): (
-        (128, 128, 64, 8, 2, None, "reasoned"),
-        (128, 128, 32, 8, 4, None, "reasoned"),
-        (64, 128, 32, 4, 4, None, "reasoned"),
-    ),
-    ("weight_gradient", "fp16", "any"): (
-        (128, 128, 64, 8, 2, None, "reasoned"),
-        (128, 128, 32, 8, 4, None, "reasoned"),
-        (64, 128, 64, 4, 3, None, "reasoned"),
     ),
     ("mlp_forward", "fp16", "large"): (
         (128, 128, 64, 8, 2, None, "reasoned"),

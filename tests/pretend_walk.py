@@ -92,8 +92,8 @@ class Machine:
         fits = inr.fit_many(nets, self.coords, self.target, **options)
         return torch.tensor([fit.losses for fit in fits])
 
-    def layer(self) -> torch.Tensor:
-        layer = FusedLinear(32, 32, activation="sine", omega=30.0)
+    def layer(self, backend: str) -> torch.Tensor:
+        layer = FusedLinear(32, 32, activation="sine", omega=30.0, backend="auto" if self.device == "cpu" else backend)
         init.siren_(layer, generator=torch.Generator().manual_seed(0))
         layer = layer.to(self.device)
         x = self.numbers(16, 32).requires_grad_()
@@ -179,7 +179,8 @@ PATHS: dict[str, tuple[str, Callable[[Machine, Any], torch.Tensor]]] = {
     "fit mini-batches": ("net", lambda m, net: m.fit(batch_size=16)),
     "fit by torch": ("net", lambda m, net: m.fit(backend="torch", steps=2)),
     "fit_many": ("net", lambda m, net: m.fit(count=2)),
-    "fused layer": ("net", lambda m, net: m.layer()),
+    "fused layer": ("net", lambda m, net: m.layer("auto")),
+    "fused layer's kernels": ("net", lambda m, net: m.layer("triton")),
     "rank_expanding": (
         "net",
         lambda m, net: torch.cat([t.flatten() for t in inr.rank_expanding(32, 2, device=m.device)]),

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from random_networks import mild
+from torch._subclasses import FakeTensorMode
 
 from inrfast.activations import ACTIVATIONS, bind
 from inrfast.errors import NotAvailableError
+from inrfast.modes import products
 from inrfast.ops import chunked_linear
 from inrfast.ops import fused_linear as op
 from inrfast.ops.fused_linear import fused_linear
@@ -72,7 +74,7 @@ def wide(*tensors):
     layout=st.sampled_from(["plain", "leading", "transposed", "sliced", "expanded"]),
     weights=st.sampled_from(["plain", "transposed", "sliced", "every second", "at an offset"]),
     one_gradient=st.booleans(),
-    chosen=st.sampled_from(["torch", "triton"]),
+    chosen=st.sampled_from(["torch", "triton", "plain"]),
     seed=st.integers(0, 99),
 )
 def test_result_and_gradients_are_within_the_bound(
@@ -92,7 +94,8 @@ def test_result_and_gradients_are_within_the_bound(
     given_tensors = [None if t is None else t.requires_grad_() for t in (x, weight, b)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(op, "LARGE", -1)
-        y = fused_linear(x, weight, b, mild(activation), omega, backend=chosen)
+        patch.setattr(op, "_chosen", lambda *_: chosen)
+        y = fused_linear(x, weight, b, mild(activation), omega)
     exact = wide(x, weight, b)
     u = F.linear(*exact)
     truth = bind(mild(activation), omega).value(u)
@@ -379,6 +382,67 @@ def test_tensors_without_memory_have_shapes(backend):
     assert (y.shape, y.device.type) == ((5, 6), "meta")
     found = torch.autograd.grad(y.sum(), (x, weight, bias))
     assert [g.shape for g in found] == [x.shape, weight.shape, bias.shape]
+
+
+@given(
+    dtype=st.sampled_from(sorted(UNIT, key=str)),
+    n=st.sampled_from([0, 1, 4096, 65_536, 1 << 20, 1 << 24]),
+    inputs=st.sampled_from([1, 2, 256, 257, 4096]),
+    outputs=st.sampled_from([1, 3, 256, 1024]),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    precision=st.sampled_from(["high", "medium"]),
+    compiling=st.booleans(),
+)
+def test_on_a_gpu_the_kernels_are_taken_only_where_they_pay(
+    dtype, n, inputs, outputs, activation, precision, compiling
+):
+    """Where torch rounds first and multiplies after, or where a result is so large that a launch costs nothing."""
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
+        patch.setattr(op.backends, "reason_against_triton", lambda device: None)
+        patch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+        x, weight = (torch.empty(*shape, dtype=dtype, device="cuda") for shape in ((n, inputs), (outputs, inputs)))
+        act = bind(activation)
+        chosen = op._chosen(x, weight, act, precision, "auto")
+        rounds_first = dtype.itemsize == 2 and activation in ("sine", "gaussian", "finer", "wire")
+        large = n * outputs * dtype.itemsize >= 1 << 28 and inputs <= 256 and dtype != torch.float64
+        assert chosen == ("triton" if rounds_first or (large and not compiling) else "plain")
+        assert op._chosen(x, weight, act, precision, "triton") == "triton"
+        patch.setattr(op, "_tf32_is_off", lambda: False)  # torch may take TF32, and "high" may not
+        strict = dtype == torch.float32 and precision == "high"
+        assert op._chosen(x, weight, act, precision, "auto") == ("triton" if strict else chosen)
+
+
+def test_torchs_own_operations_see_every_transform(device, monkeypatch):
+    """What "auto" takes on a GPU for most layers, called as a function, as an operator and compiled."""
+    monkeypatch.setattr(op, "_chosen", lambda *_: "plain")
+    x, weight, b = layer(6, 3, 5, True, torch.float64, device)
+    weights = torch.stack([weight, -weight])
+
+    def theirs(x, w):
+        return torch.sin(1.3 * F.linear(x, w, b))
+
+    for ours in (
+        lambda x, w: fused_linear(x, w, b, "sine", 1.3),
+        lambda x, w: torch.ops.inrfast.fused_linear(x, w, b, "sine", [1.3]),
+        torch.compile(lambda x, w: fused_linear(x, w, b, "sine", 1.3), fullgraph=True, backend="aot_eager"),
+    ):
+        assert torch.equal(ours(x, weight), theirs(x, weight))
+        given_weight = weight.clone().requires_grad_()
+        found, truth = (torch.autograd.grad(f(x, given_weight).sum(), given_weight) for f in (ours, theirs))
+        assert torch.equal(*found, *truth)
+    for ours in (lambda x, w: fused_linear(x, w, b, "sine", 1.3),
+                 lambda x, w: torch.ops.inrfast.fused_linear(x, w, b, "sine", [1.3])):  # fmt: skip
+        agree = torch.testing.assert_close
+        agree(torch.func.jacrev(ours, 1)(x, weight), torch.func.jacrev(theirs, 1)(x, weight))
+        agree(torch.func.jacfwd(ours, 1)(x, weight), torch.func.jacfwd(theirs, 1)(x, weight))
+        agree(torch.vmap(ours, (None, 0))(x, weights), torch.vmap(theirs, (None, 0))(x, weights))
+
+
+def test_compiled_code_knows_torchs_setting_of_tf32():
+    for compiled in (op._tf32_is_off, torch.compile(op._tf32_is_off, fullgraph=True, backend="aot_eager")):
+        for setting in ("highest", "high", "highest", "medium"):
+            with products(setting):
+                assert compiled() == (setting == "highest")
 
 
 def test_small_layers_take_torch_itself_and_agree(device):
