@@ -217,11 +217,11 @@ def bars(scored: Scored) -> Drawing:
             if mean.half is not None:
                 axes.errorbar(x, mean.mean, mean.half, color="0.25", capsize=3)
             axes.plot(x, PAPER[method], "D", color="white", markeredgecolor="black", markersize=6)
-            axes.annotate(f"{mean.mean:.2f}", (x, mean.mean), (0, 3), textcoords="offset points", ha="center", fontsize=8,
-                          bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})  # fmt: skip
-            lowest = min(lowest, mean.mean)
+            axes.text(x, 0.02, f"{mean.mean:.2f}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+            lowest = min(lowest, mean.mean - (mean.half or 0))
     axes.set_xticks(range(len(groups)), [METHODS[group[0]].label for group in groups])
-    axes.set_ylim(bottom=lowest - 3)
+    axes.set_ylim(bottom=lowest - 2)
     axes.set_ylabel("PSNR (dB)")
     axes.plot([], [], "D", color="white", markeredgecolor="black", markersize=6, label="paper")
     axes.bar([0], [0], color="0.5", label="all layers")
