@@ -44,7 +44,9 @@ class Fig1(Figure):
         ours = {method: psnrs[method][shown] for method in PAPER}
         rows = [Row(LABELS[method], f"{PAPER[method]:.2f}", f"{ours[method]:.2f}", how) for method in PAPER]
         gains = [psnrs["ours"][name] - psnrs["default"][name] for name in given.names]
-        rows.append(Row("gain", f"{PAPER['ours'] - PAPER['default']:+.2f}", f"{ours['ours'] - ours['default']:+.2f}", how))
+        rows.append(
+            Row("gain", f"{PAPER['ours'] - PAPER['default']:+.2f}", f"{ours['ours'] - ours['default']:+.2f}", how)
+        )
         text = [
             f"Of {len(given)} images the one is shown on which the default comes nearest to the paper's 24.14 dB; the "
             f"paper does not name its image. Gains over all {len(given)}: {min(gains):+.2f} to {max(gains):+.2f} dB.",

@@ -51,7 +51,7 @@ class Sizes:
     few: int
 
 
-SIZES = {"quick": Sizes(4, 32, 64, 160, 80, 3), "paper": Sizes(16, 256, 256, 2000, 500, 6)}
+SIZES = {"quick": Sizes(4, 32, 64, 160, 80, 3), "paper": Sizes(16, 256, 256, 2000, 500, 4)}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from inrfast.experiments.inlet_rank_collapse.protocol import (
 from inrfast.experiments.inlet_rank_collapse.scores import distance
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Table
 
-SEARCH = ((3, "constant", (5e-3, 1e-3)), (2, "constant", (5e-3, 1e-3)), (3, "exponential", (5e-3,)))
+SEARCH = ((3, "constant", (5e-3, 1e-3)), (2, "constant", (5e-3,)))
 """Common settings that are tried: hidden layers, schedule, learning rates. A constant rate's fit also tells what it
 would have been after fewer steps."""
 
