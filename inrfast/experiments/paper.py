@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure as Drawing
 
 from inrfast.registry import Registry
+from inrfast.training.result import FitResult
 
 PRESETS = ("quick", "paper")
 """``quick``: small sizes, minutes on a CPU; ``paper``: the sizes of the paper."""
@@ -93,6 +94,19 @@ class Work:
     device: torch.device
     checkpoint: Path
     progress: bool | None = None
+
+
+def uninterrupted(results: Sequence[FitResult]) -> Sequence[FitResult]:
+    """Return the results of a fit if it came to its end: half a fit is no result of a cell, and its checkpoint stays.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        Ctrl-C stopped it, which a fit itself answers by returning what it has.
+    """
+    if any(result.interrupted for result in results):
+        raise KeyboardInterrupt
+    return results
 
 
 @dataclass(frozen=True)
