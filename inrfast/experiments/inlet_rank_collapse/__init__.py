@@ -5,7 +5,11 @@ One file per figure; ``inrfast reproduce inlet-rank-collapse all`` makes all of 
 
 from __future__ import annotations
 
+from inrfast.experiments.inlet_rank_collapse.fig2 import Fig2
 from inrfast.experiments.inlet_rank_collapse.fig5 import Fig5
+from inrfast.experiments.inlet_rank_collapse.fig6 import Fig6
+from inrfast.experiments.inlet_rank_collapse.fig7a import Fig7A
+from inrfast.experiments.inlet_rank_collapse.fig7b import Fig7B
 from inrfast.experiments.paper import PAPERS, Paper
 
 PAPERS.add(
@@ -14,6 +18,6 @@ PAPERS.add(
         "inlet_rank_collapse",
         "The Inlet Rank Collapse in Implicit Neural Representations",
         "Zheng, Saratchandran and Lucey, arXiv 2602.01526",
-        {figure.name: figure for figure in (Fig5(),)},
+        {figure.name: figure for figure in (Fig2(), Fig5(), Fig6(), Fig7A(), Fig7B())},
     ),
 )
