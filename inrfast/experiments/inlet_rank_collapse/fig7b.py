@@ -35,6 +35,9 @@ from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row
 from inrfast.linalg.spectrum import Spectrum
 from inrfast.tangent.local import ntk
 
+LARGEST_ERROR = 0.25
+"""Eigenvalues are shown whose stated error is at most this share of them."""
+
 INDEX = 64
 """The eigenvalue whose ratio to the largest a table gives."""
 
@@ -155,12 +158,16 @@ def kernel_cell(kind: str, method: Method, outputs: int, side: int, rtols: tuple
     return Cell(f"{kind}.{method.name}.{seed}", settings, run, cost=(outputs * side * side / 2304) ** 2)
 
 
+def least_shown(found: Spectrum, rtols: Sequence[float]) -> float:
+    """Return down to where a curve shows eigenvalues, relative to the largest: what was asked for, if resolved."""
+    return max(min(rtols), found.floor / LARGEST_ERROR)
+
+
 def spectrum_numbers(found: Spectrum, rtols: Sequence[float]) -> tuple[dict[str, Any], np.ndarray]:
     """Return ranks and sizes as JSON holds them, and the eigenvalues that are resolved, relative to the largest."""
     largest = float(found.eigenvalues[0])
     values = (found.eigenvalues / largest).cpu().numpy()
-    least = max(min(rtols), found.floor)
-    kept = values[values >= least]
+    kept = values[values >= least_shown(found, rtols)]
     return {
         "ranks": [interval(found.count_above(rtol * largest, rtol)) for rtol in rtols],
         "largest": largest,
@@ -188,14 +195,14 @@ def agreement_cell(method: Method, side: int, seed: int) -> Cell:
 def agreement(kernel: Any, rtols: Sequence[float], seed: int, progress: bool | None) -> dict[str, Any]:
     """Return how far pivots and factorisations are from LAPACK's eigenvalues of the dense kernel, all in fp64.
 
-    Differences are taken over the eigenvalues above the smallest tolerance that the pivots list; counts at every one.
+    Differences are taken over the eigenvalues that a curve would show, counts at every tolerance.
     """
     dense = torch.linalg.eigvalsh(torch.as_tensor(kernel.to_dense())).flip(0).cpu()
     pivots = kernel.spectrum(rtols, method="cholesky", seed=seed, progress=progress)
     counted = kernel.spectrum(rtols, method="inertia", seed=seed, progress=progress)
     largest = float(dense[0])
     values = pivots.eigenvalues.cpu()
-    kept = int((values >= min(rtols) * largest).sum())
+    kept = int((values >= least_shown(pivots, rtols) * largest).sum())
     gap = (values[:kept] - dense[:kept]).abs()
     exact = [int((dense > rtol * largest).sum()) for rtol in rtols]
     intervals = [interval(s.count_above(r * largest, r)) for s in (pivots, counted) for r in rtols]
@@ -263,9 +270,9 @@ def _text(ranks: Mapping[str, list[Ranks]], sizes: Sizes) -> list[str]:
 
     text = [
         "Eigenvalues relative to the largest, mean over random networks, shaded the standard deviation; a curve ends "
-        "where its eigenvalues are no longer resolved or below the smallest tolerance. Dashed: the method acts on the "
-        "first layer only. Ranks are intervals that contain the number; bars hold interval and deviation. A tolerance "
-        "t on eigenvalues is sqrt(t) on the singular values of the Jacobian.",
+        f"at the smallest tolerance, or where the stated error exceeds {LARGEST_ERROR:.0%} of the eigenvalue. Dashed: "
+        "the method acts on the first layer only. Ranks are intervals that contain the number; bars hold interval and "
+        "deviation. A tolerance t on eigenvalues is sqrt(t) on the singular values of the Jacobian.",
     ]
     for first, second in (("ours", "default"), ("ours-he", "default-he"), ("ours-he", "default")):
         names, both = pair(first, second)
