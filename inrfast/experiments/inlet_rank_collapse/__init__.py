@@ -6,6 +6,7 @@ One file per figure; ``inrfast reproduce inlet-rank-collapse all`` makes all of 
 from __future__ import annotations
 
 from inrfast.experiments.inlet_rank_collapse.fig5 import Fig5
+from inrfast.experiments.inlet_rank_collapse.fig8 import Fig8
 from inrfast.experiments.paper import PAPERS, Paper
 
 PAPERS.add(
@@ -14,6 +15,6 @@ PAPERS.add(
         "inlet_rank_collapse",
         "The Inlet Rank Collapse in Implicit Neural Representations",
         "Zheng, Saratchandran and Lucey, arXiv 2602.01526",
-        {figure.name: figure for figure in (Fig5(),)},
+        {figure.name: figure for figure in (Fig5(), Fig8())},
     ),
 )
