@@ -294,6 +294,7 @@ def measure(entry: Entry) -> dict[str, Any]:
             f"no {wanted}": wanted is not None and found.instructions[wanted] == 0,
             "sums stay in the tensor cores": found.instructions["FFMA"] < _promotions(entry),
             f"32-bit offsets: {found.narrow_offsets}": bool(found.narrow_offsets),
+            f"Triton before 3.8 forgets what loops carry: {found.forgotten}": bool(found.forgotten),
             f"{len(found.chains)} sums within the tensor cores": bool(found.chains) and is_promoted(entry),
         }.items()
         if there

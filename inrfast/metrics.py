@@ -117,6 +117,36 @@ def ssim(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
     )
 
 
+def to_8bit(image: Tensor) -> Tensor:
+    """Return an image as a file with 8 bits per channel holds it: clipped to [0, 1], rounded to multiples of 1/255.
+
+    Of both sides, before :func:`psnr` or :func:`ssim`, it gives the numbers that are measured on saved files.
+
+    Parameters
+    ----------
+    image
+        A floating tensor of any layout, on any device.
+
+    Returns
+    -------
+    Tensor
+        The same values as :func:`inrfast.signals.image.save_image` writes, in the dtype of ``image``, fp32 at least.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An empty or non-finite tensor, or one that is not floating.
+
+    Examples
+    --------
+    >>> (255 * to_8bit(torch.tensor([-0.2, 0.5, 0.501, 1.3]))).tolist()
+    [0.0, 128.0, 128.0, 255.0]
+    """
+    image = check_tensor("image", image).detach()
+    dtype = torch.promote_types(image.dtype, torch.float32)
+    return (image.double().clamp(0, 1) * 255).round().to(dtype) / 255
+
+
 def iou(pred: Tensor, target: Tensor, threshold: float = 0.5) -> float:
     """Return intersection over union of two occupancies; two empty ones agree, which is 1.
 

@@ -59,7 +59,7 @@ class LinearLayer:
 
 @dataclass(frozen=True, eq=False)
 class HiddenLayer:
-    """One hidden layer: linear, activation and norm, which stands before the activation unless ``norm_after``.
+    """One hidden layer: linear, activation and norm, which stands after the activation if ``norm_after``, else before.
 
     ``norm_name`` is the qualified name of the norm's module.
     """
@@ -73,7 +73,7 @@ class HiddenLayer:
 
 @dataclass(frozen=True, eq=False)
 class MLP:
-    """A coordinate MLP ``R^d -> R^M``: ``encoding -> [linear -> norm -> activation] * depth -> linear``.
+    """A coordinate MLP ``R^d -> R^M``: ``encoding -> [linear, activation, norm] * depth -> linear``.
 
     Attributes
     ----------

@@ -22,7 +22,9 @@ from inrfast.norms import NORMS, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 
-NORM_POSITIONS = ("pre", "post")
+NORM_POSITIONS = ("post", "pre")
+"""Where a hidden layer's norm stands, after or before its activation; first the default."""
+
 CALIBRATION_ROWS = 8192
 
 DEFAULT_OMEGA = 30.0
@@ -190,8 +192,8 @@ def _undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype:
 class INR(nn.Module):
     """Implicit neural representation: a coordinate MLP ``R^d -> R^M``.
 
-    ``encoding -> [linear -> norm -> activation] * hidden_layers -> linear`` (norm after the activation with
-    ``norm_position="post"``).
+    ``encoding -> [linear -> activation -> norm] * hidden_layers -> linear`` (the norm before the activation with
+    ``norm_position="pre"``).
 
     Parameters
     ----------
@@ -215,7 +217,9 @@ class INR(nn.Module):
     norm
         None or the name of a norm in :mod:`inrfast.norms`, such as ``"batch"`` or ``"sphere"``; one or one per layer.
     norm_position
-        ``"pre"`` or ``"post"`` the activation.
+        ``"post"`` the activation, as in equation 20 of the Inlet Rank Collapse (arXiv 2602.01526), or ``"pre"``, as
+        most image classifiers have it. Before the activation a batch norm subtracts the layer's bias again: on
+        coordinates around 0 every unit of a first ReLU layer then switches near the origin, which costs rank.
     init
         ``"default"`` (torch's), ``"kaiming"``, ``"xavier"``, ``"siren"``, ``"rank_expanding"`` (first layer; hidden
         layers torch's default), ``{"first": ..., "hidden": ...}``, each a name or ``{"name": ..., **options}``.
@@ -257,7 +261,7 @@ class INR(nn.Module):
         omega: float | Sequence[float] | Mapping[str, float] | None = None,
         encoding: Encoding | None = None,
         norm: str | Sequence[str | None] | None = None,
-        norm_position: str = "pre",
+        norm_position: str = "post",
         init: Any = "default",
         bias: bool = True,
         seed: int = 0,
@@ -330,7 +334,7 @@ class INR(nn.Module):
             self.bound_activations = tuple(map(bind, vars(self).pop("activations"), self._omegas))
 
     def activate(self, index: int, preactivation: Tensor) -> Tensor:
-        """Return the output of hidden layer ``index`` from its pre-activation, norm and activation in their order."""
+        """Return the output of hidden layer ``index`` from its pre-activation, activation and norm in their order."""
         norm = self.norms[index]
         if self.norm_position == "pre":
             preactivation = norm(preactivation)

@@ -7,11 +7,13 @@ without ``TRITON_INTERPRET``: interpreted kernels have no machine code.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 import subprocess
 import tempfile
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ class Compiled:
         Lines of the intermediate code that compute an address with an offset of 32 bits that might overflow.
     chains
         Products that a loop adds within the tensor cores, step after step: in fp32 each step truncates.
+    forgotten
+        Loops, as their lines, of which Triton before 3.8 forgets what they carry: see :func:`_forgotten`.
     """
 
     registers: int
@@ -54,6 +58,7 @@ class Compiled:
     instructions: dict[str, int]
     narrow_offsets: tuple[str, ...]
     chains: tuple[str, ...]
+    forgotten: tuple[str, ...]
 
 
 COUNTED = (
@@ -101,7 +106,8 @@ def compile_kernel(
     counts = {name: len(re.findall(rf"\b{name}\b", assembly)) for name in COUNTED}
     counts["ALL"] = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, flags=re.MULTILINE))
     narrow, chains = _narrow_offsets(built.asm["ttir"], tables, small), _chains(built.asm["ttgir"])
-    return Compiled(int(found[1]), int(found[2]), built.metadata.shared, counts, narrow, chains)
+    lost = _forgotten(built.asm["ttir"])
+    return Compiled(int(found[1]), int(found[2]), built.metadata.shared, counts, narrow, chains, lost)
 
 
 def _chains(code: str) -> tuple[str, ...]:
@@ -180,3 +186,136 @@ def _narrow_offsets(code: str, tables: Collection[str], small: Collection[str] =
             if not wide and bound(found[3], number) >= 2**31 and base(found[2], number) not in tables:
                 narrow.append(found[1].strip())
     return tuple(narrow)
+
+
+@dataclass
+class _Operation:
+    """An operation of the intermediate code, those of its regions in ``inner``; values have names of their own.
+
+    ``arguments`` are what a loop carries, as its body sees it; the first operands of a loop are its bounds.
+    """
+
+    name: str
+    line: str
+    results: list[str]
+    operands: list[str]
+    arguments: list[str]
+    inner: list[_Operation]
+
+    def walk(self) -> Iterator[_Operation]:
+        """Yield the operations of the regions, outer ones first."""
+        for operation in self.inner:
+            yield operation
+            yield from operation.walk()
+
+    @property
+    def effective(self) -> bool:
+        """Whether it writes, waits or ends: what removes dead code leaves it."""
+        if self.inner and self.name != "tt.reduce":
+            return any(operation.effective for operation in self.inner)
+        words = ("store", "atomic", "barrier", "return", "print", "assert", "asm", "call", "wait", "copy", "scatter")
+        return any(word in self.name for word in words) or "isVolatile = true" in self.line
+
+
+def _operations(code: str) -> list[_Operation]:
+    """Return the operations of intermediate code, every value named anew: regions beside each other share names."""
+    top: list[_Operation] = []
+    blocks, scopes, own = [top], [dict[str, str]()], itertools.count()
+
+    def new(name: str) -> str:
+        scopes[-1][name] = f"{name}.{next(own)}"
+        return scopes[-1][name]
+
+    def used(text: str) -> list[str]:
+        names = re.findall(r"%[\w.]+(?:#\d+)?", text)
+        found = [next((scope[n] for scope in reversed(scopes) if n in scope), n) for n in names]
+        return found
+
+    for line in code.splitlines():
+        text = re.sub(r" loc\(.*?\)+", "", line.strip())
+        if text.startswith("}"):
+            blocks.pop()
+            scopes.pop()
+            if text.endswith("{"):  # else
+                blocks.append(blocks[-1][-1].inner)
+                scopes.append({})
+            continue
+        found = re.match(r"^(?:(%[\w.]+)(?::(\d+))? = )?\"?([a-z_]+\.[\w.]+)\"?(.*)$", text)
+        if found is None:
+            continue
+        result, count, name, rest = found.groups()
+        opens = text.endswith("{")
+        operation = _Operation(name, line.strip(), [], [], [], [])
+        carried: list[str] = []
+        if name == "scf.for":
+            head, _, tail = rest.partition("iter_args(")
+            index, _, bounds = head.partition(" = ")
+            pairs = re.findall(r"(%[\w.]+) = (%[\w.#]+)", tail.partition(") ->")[0])
+            operation.operands = used(bounds) + used(" ".join(value for _, value in pairs))
+            carried = [index.strip(), *(argument for argument, _ in pairs)]
+        else:
+            operation.operands = used(rest)
+        blocks[-1].append(operation)
+        if result is not None:
+            names = [result] if count is None else [f"{result}#{k}" for k in range(int(count))]
+            operation.results = [new(n) for n in names]
+        if opens:
+            blocks.append(operation.inner)
+            scopes.append({})
+            operation.arguments = [new(argument) for argument in carried][1:]
+    return top
+
+
+def _forgotten(code: str) -> tuple[str, ...]:
+    """Return the loops, as their lines, that carry a number which only bounds a loop within them.
+
+    Triton 3.6 and 3.7 take it for dead and put what it was at first in its place, silently (``ForOpDeadArgElimination``
+    does not count the bounds of inner loops as uses; https://github.com/triton-lang/triton/pull/9036). Whatever Triton
+    compiles here, this is what those would do.
+    """
+    everything = [inner for operation in _operations(code) for inner in (operation, *operation.walk())]
+    uses = Counter(operand for operation in everything for operand in operation.operands)
+    return tuple(
+        loop.line
+        for loop in everything
+        if loop.name == "scf.for" and _live(loop, uses, bounds=True) != _live(loop, uses, bounds=False)
+    )
+
+
+def _live(loop: _Operation, uses: Mapping[str, int], bounds: bool) -> set[str]:
+    """Return what a loop carries and something needs; ``bounds``: also as bounds of a loop within it."""
+    inner = list(loop.walk())
+    made = {result: operation for operation in inner for result in operation.results}
+    owner = {argument: (each, k) for each in (loop, *inner) for k, argument in enumerate(each.arguments)}
+    waiting = [
+        value for result, value in zip(loop.results, _yielded(loop)[0] if loop.results else [], strict=True)
+        if uses[result]
+    ]  # fmt: skip
+    for operation in inner:
+        if operation.name == "scf.for":
+            waiting += operation.operands[:3] if bounds else []
+        elif operation.name != "scf.yield" and operation.effective:
+            waiting += operation.operands
+    known: set[str] = set()
+    while waiting:
+        value = waiting.pop()
+        if value in known:
+            continue
+        known.add(value)
+        if value in owner:
+            each, place = owner[value]
+            waiting += [each.operands[3 + place], _yielded(each)[0][place]]
+        elif value in made:
+            operation = made[value]
+            place = operation.results.index(value)
+            if operation.name in ("scf.for", "scf.if"):
+                waiting += [given[place] for given in _yielded(operation)]
+                waiting += [operation.operands[3 + place]] if operation.name == "scf.for" else operation.operands
+            else:
+                waiting += operation.operands
+    return known & set(loop.arguments)
+
+
+def _yielded(operation: _Operation) -> list[list[str]]:
+    """Return what the regions of a loop or a branch hand on."""
+    return [last.operands for last in operation.inner if last.name == "scf.yield"]

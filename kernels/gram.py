@@ -10,7 +10,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from inrfast.kernels.gram_tiles import Side, kernel_tile, launch_arguments, slab_product, store_tile
+from inrfast.kernels.gram_tiles import Side, end_of, kernel_tile, launch_arguments, slab_product, store_tile
 from inrfast.kernels.tiles import Config
 
 
@@ -128,7 +128,6 @@ def gram_stream(
     layer = 0
     second = 0
     stop = first_stop
-    column = 0
     # ``chain``: the products being summed (unused if PROMOTED); ``left``: the first factor of a layer.
     chain = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + first_bias
     left = chain
@@ -174,12 +173,11 @@ def gram_stream(
                     weight = tl.load(values + 2 * layer + 1)
                     x_place = narrow_rows + tl.cast(model, tl.int64) * narrow * rows_padded + i
                     y_place = narrow_columns + tl.cast(model, tl.int64) * narrow * columns_padded + j
-                    for c in range(column, last):
+                    for c in range(end_of(segments, 2 * layer - 1), last):
                         x = tl.load(x_place + tl.cast(c, tl.int64) * rows_padded + offsets) * weight
                         y = tl.load(y_place + tl.cast(c, tl.int64) * columns_padded + offsets)
                         factor = left if PROMOTED else chain
                         total = tl.fma(factor * x[:, None], y[None, :].broadcast_to(BLOCK, BLOCK), total)
-                    column = last
                 second = 0
                 layer += 1
                 if layer == layers:
@@ -192,7 +190,6 @@ def gram_stream(
                         store_tile(target, i, j, total, n, m, stride, BLOCK, BLOCK, SYMMETRIC, True)
                     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
                     layer = 0
-                    column = 0
                 stop = tl.load(segments + 2 * layer)
                 bias = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer)
                 if PROMOTED:

@@ -110,6 +110,16 @@ def _products(
 
 
 @triton.jit
+def end_of(segments, place):
+    """Return an entry of the table of segments, where the one after it begins: 0 for the places before the first.
+
+    Read, not carried from layer to layer: Triton before 3.8 takes a number that a loop carries, and that only bounds a
+    loop within it, for dead, and puts what it was at first in its place (its pull request 9036).
+    """
+    return tl.load(segments + place, mask=place >= 0, other=0)
+
+
+@triton.jit
 def kernel_tile(
     rows,
     columns,
@@ -148,25 +158,25 @@ def kernel_tile(
 
     total = tl.zeros((BLOCK, BLOCK), ACCUMULATOR)
     ones = tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + one
-    slab = 0
-    column = 0
     # A loop for each kind of layer: the accumulators of both together would not fit the registers.
     for layer in range(0, narrow_layers):
+        slab = end_of(segments, 2 * layer - 2)
         stop = tl.load(segments + 2 * layer)
         right = _products(
             tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer), ones,
             rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
             BLOCK, SLAB, PLANES, PRECISION, PROMOTED, STAGES, COPY_ENGINE,
         )  # fmt: skip
-        slab = stop
+        column = end_of(segments, 2 * layer - 1)
         stop = tl.load(segments + 2 * layer + 1)
         weight = tl.load(values + 2 * layer + 1)
         for c in range(column, stop):
             x = tl.load(narrow_rows + tl.cast(c, tl.int64) * rows_padded + offsets) * weight
             y = tl.load(narrow_columns + tl.cast(c, tl.int64) * columns_padded + offsets)
             total = tl.fma(right * x[:, None], y[None, :].broadcast_to(BLOCK, BLOCK), total)
-        column = stop
     for layer in range(narrow_layers, layers):
+        # The slabs of a narrow layer end with its first factor, those of a wide one with its second.
+        slab = end_of(segments, 2 * layer - tl.where(layer == narrow_layers, 2, 1))
         stop = tl.load(segments + 2 * layer)
         left = _products(
             tl.zeros((BLOCK, BLOCK), ACCUMULATOR) + tl.load(values + 2 * layer), ones,
@@ -180,7 +190,6 @@ def kernel_tile(
             rows, columns, slab, stop, first, slabs, i, j, rows_padded, columns_padded,
             BLOCK, SLAB, PLANES, PRECISION, PROMOTED, STAGES, COPY_ENGINE,
         )  # fmt: skip
-        slab = stop
         total = right if PROMOTED else tl.fma(left, right, total)
 
     # Read again: otherwise the addresses below would be computed above and kept in registers through the loops.

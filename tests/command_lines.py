@@ -132,6 +132,8 @@ NETWORK = {
     "--init": [*NAMES, "siren", "kaiming", "rank_expanding"],
     "--hidden-init": [*NAMES, "siren", "kaiming"],
     "--norm": [*NAMES, "batch", "sphere"],
+    "--first-norm": ["batch", "none", *NAMES],
+    "--norm-position": ["pre", "post", *NAMES],
     "--encoding": ENCODINGS,
 }
 OPTIONS = {

@@ -79,6 +79,9 @@ def test_the_installed_command_is_this_one():
         (["ntk", "--activation", "relo"], ["activation", "Did you mean 'relu'?"]),
         (["ntk", "--init", "rank-expanding"], ["init", "Did you mean 'rank_expanding'?"]),
         (["ntk", "--norm", "bach"], ["norm", "Did you mean 'batch'?"]),
+        (["ntk", "--first-norm", "Batch"], ["--first-norm", "Did you mean 'batch'?"]),
+        (["ntk", "--norm", "batch", "--norm-position", "past"], ["--norm-position", "Did you mean 'post'?"]),
+        (["ntk", "--norm-position", "pre"], ["--norm-position", "there are none", "--norm batch"]),
         (["ntk", "--encoding", "furier:8:1"], ["encoding", "Did you mean 'fourier'?"]),
         (["ntk", "--encoding", "fourier:many"], ["encoding", "fourier:many"]),
         (["ntk", "--encoding", "positional:2:3"], ["encoding", "positional"]),
@@ -130,6 +133,10 @@ def test_diagnose_prints_and_writes_the_same_report(tmp_path, capsys):
     "options",
     [
         ["--norm", "batch"],
+        ["--norm", "batch", "--norm-position", "pre"],
+        ["--first-norm", "batch", "--norm-position", "post"],
+        ["--norm", "sphere", "--first-norm", "none"],
+        ["--first-activation", "sine", "--init", "siren", "--hidden-init", "default"],
         ["--encoding", "positional:2"],
         ["--encoding", "polynomial:2", "--activation", "tanh"],
         ["--init", "rank_expanding", "--hidden-init", "kaiming"],
@@ -139,12 +146,18 @@ def test_the_options_describe_the_network(options, capsys):
     assert main(["ntk", *SMALL, "--grid", "5x4", "--quiet", "--json", "--precision", "highest", *options]) == 0
     found = json.loads(capsys.readouterr().out)
     config = found["network"]
-    settings = {key: config[key] for key in ("width", "hidden_layers", "activation", "init", "norm")}
+    settings = {key: config[key] for key in ("width", "hidden_layers", "activation", "init", "norm", "norm_position")}
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    for key, others in (("norm", "none"), ("activation", "relu")):
+        usual = given.get(f"--{key}", others)
+        expected = [given.get(f"--first-{key}", usual), usual]
+        assert [own or "none" for own in config[key]] == expected
+    assert config["norm_position"] == given.get("--norm-position", "post")
     encodings = {None: None, "positional:2": inr.PositionalEncoding(2), "polynomial:2": inr.Polynomial(2)}
     encoding = encodings[options[1] if options[0] == "--encoding" else None]
     coords = inr.grid((5, 4))
     net = inr.INR(2, 1, encoding=encoding, **settings).eval()
-    if "--norm" in options:
+    if "batch" in options:
         inr.calibrate_batchnorm_(net, coords)
     assert found["trace"] == pytest.approx(float(inr.ntk(net, coords, precision="highest").trace()), rel=1e-12)
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from inrfast.metrics import data_range_of, iou, mse_to_psnr, psnr, ssim
+from inrfast.metrics import data_range_of, iou, mse_to_psnr, psnr, ssim, to_8bit
+from inrfast.signals.image import load_image, save_image
 
 
 @settings(max_examples=25, deadline=None)
@@ -59,6 +60,22 @@ def test_ssim_is_symmetric_bounded_and_one_on_equal_images(shape: tuple[int, ...
     assert ssim(a, b) == pytest.approx(expected)
 
 
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 2**31), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]))
+def test_8_bits_are_those_of_a_file_measured_by_scikit_image(tmp_path_factory, seed: int, dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    target = torch.rand(13, 12, 3, generator=rng, dtype=torch.float64).to(dtype)
+    pred = (target + torch.randn(13, 12, 3, generator=rng, dtype=torch.float64)).to(dtype)
+    folder, (a, b) = tmp_path_factory.mktemp("image"), (to_8bit(pred), to_8bit(target))
+    bytes_ = [np.rint(np.clip(image.double().numpy(), 0, 1) * 255).astype(np.uint8) for image in (pred, target)]
+    save_image(pred, folder / "pred.png")
+    assert torch.equal(a.float(), load_image(folder / "pred.png"))
+    assert torch.equal(to_8bit(a), a)
+    assert psnr(a, b) == pytest.approx(peak_signal_noise_ratio(bytes_[1], bytes_[0], data_range=255), abs=1e-4)
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": -1}
+    assert ssim(a, b) == pytest.approx(structural_similarity(*bytes_, data_range=255, **options), abs=1e-5)
+
+
 @settings(max_examples=25, deadline=None)
 @given(bits=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_iou_counts_sets(bits: list[tuple[bool, bool]]) -> None:
@@ -86,5 +103,8 @@ def test_bad_input_is_refused_by_name() -> None:
             metric(good, good, data_range=0)
         with pytest.raises(TypeError, match="floating"):
             metric(good.int(), good)
+    for bad, error in ((good.int(), TypeError), (good / 0, ValueError), (good[:0], ValueError), ([0.5], TypeError)):
+        with pytest.raises(error, match="image"):
+            to_8bit(bad)
     with pytest.raises(ValueError, match="11x11"):
         ssim(good[:10], good[:10])

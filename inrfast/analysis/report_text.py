@@ -121,8 +121,9 @@ def network_name(network: Mapping[str, Any]) -> str:
     activations = "/".join(dict.fromkeys(map(shown, network["activation"])))
     told = ["-".join(map(str, sizes)), activations, f"init {network['init']}"]
     told += [described(network["encoding"])] if network["encoding"] else []
-    norms = "/".join(dict.fromkeys(str(norm) for norm in network["norm"] if norm))
-    told += [f"{norms} norm"] if norms else []
+    norms = [norm or "none" for norm in network["norm"]]
+    if any(network["norm"]):
+        told += [f"{'/'.join(norms if len(set(norms)) > 1 else norms[:1])} norm {network['norm_position']} activation"]
     return "INR " + ", ".join(told)
 
 

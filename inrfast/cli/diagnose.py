@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
         "measure the numerical ranks of a network's layers and of its tangent kernel at several tolerances",
         "  inrfast diagnose --grid 128x128\n"
         "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
+        "  inrfast diagnose --first-norm batch --norm-position pre\n"
         "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
     )
     parser.add_argument("--grid", type=shape, default="256x256", help="points per axis (default: %(default)s)")

@@ -42,6 +42,7 @@ def add(commands: Any) -> None:
         "fit a network to an image, a sound, a volume or a mesh; write reconstruction, report and model",
         "  inrfast fit photo.jpg\n"
         "  inrfast fit photo.jpg --activation sine --init siren --lr 5e-4 --steps 1000\n"
+        "  inrfast fit photo.jpg --first-activation sine --init siren --hidden-init default\n"
         "  inrfast fit photo.jpg --size 128 --grey --init rank_expanding --batch-size 4096 --out out/photo.png\n"
         "  inrfast fit photo.jpg --weight known.png --target-psnr 35\n"
         "  inrfast fit speech.wav --activation sine --init siren --omega 300 --batch-size 16384\n"

@@ -16,7 +16,7 @@ from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice
 from inrfast.init import INITIALISERS
-from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.nn import INR, NORM_POSITIONS, calibrate_batchnorm_
 from inrfast.norms import NORMS
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
 
@@ -122,9 +122,13 @@ def network_options() -> Parser:
     group.add_argument("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
     group.add_argument("--hidden-init", type=init, help="of the layers after the first, where it differs")
     group.add_argument(
-        "--norm",
-        type=choice("norm", NORMS),
-        help=f"{', '.join(NORMS)} (default: none); batch norms are calibrated on the grid",
+        "--norm", type=_norm, default="none", help=f"{', '.join(NORMS)} (none); batch norms are calibrated on the grid"
+    )
+    group.add_argument("--first-norm", type=_norm, help="of the first layer, where it differs")
+    group.add_argument(
+        "--norm-position",
+        type=choice("norm position", NORM_POSITIONS),
+        help="post or pre: after the activation or before it (post)",
     )
     group.add_argument(
         "--encoding",
@@ -139,6 +143,12 @@ def network_options() -> Parser:
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode; batch norms keep their initial statistics."""
     hidden, first = arguments.hidden_init, arguments.first_activation
+    norms = [arguments.norm if arguments.first_norm is None else arguments.first_norm]
+    norms += [arguments.norm] * (arguments.hidden_layers - 1)
+    if arguments.norm_position is not None and set(norms) == {"none"}:
+        raise ValueError(
+            f"--norm-position is that of norms, and there are none, got {arguments.norm_position}; take --norm batch"
+        )
     _check_omega(arguments.omega, [arguments.activation, arguments.activation if first is None else first])
     with at_work("building the network", arguments.quiet):
         return INR(
@@ -149,12 +159,18 @@ def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: tor
             activation=arguments.activation if first is None else {"first": first, "hidden": arguments.activation},
             omega=arguments.omega,
             encoding=arguments.encoding,
-            norm=arguments.norm,
+            norm=[None if norm == "none" else norm for norm in norms],
+            norm_position=arguments.norm_position or NORM_POSITIONS[0],
             init=arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
             seed=arguments.seed,
             device=arguments.device,
             dtype=dtype,
         ).eval()
+
+
+def _norm(text: str) -> str:
+    """Return the name of a norm, or none."""
+    return choice("norm", [*NORMS, "none"])(text)
 
 
 def _check_omega(omega: float | None, activations: Sequence[str | dict[str, Any]]) -> None:
@@ -171,7 +187,7 @@ def _check_omega(omega: float | None, activations: Sequence[str | dict[str, Any]
 def calibrated_network(arguments: argparse.Namespace, coords: Tensor, outputs: int) -> INR:
     """Return the network of the options in eval mode, batch norms calibrated on ``coords``."""
     net = network(arguments, coords.shape[1], outputs)
-    if arguments.norm != "batch":
+    if "batch" not in net.norm_names:
         return net
     with at_work("calibrating the batch norms", arguments.quiet):
         return calibrate_batchnorm_(net, coords)

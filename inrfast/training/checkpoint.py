@@ -15,7 +15,7 @@ from torch import Tensor
 
 from inrfast.errors import NotAvailableError, warn
 from inrfast.files import shown
-from inrfast.nn import described_network
+from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later
 from inrfast.training import callables
@@ -187,6 +187,7 @@ class Checkpoint:
         tree, about = read_fit(self.path)
         _as_before(about["own"], self.members)
         now, before = self._identities(), about.get("identities", {})
+        _place_norms_as_now(about["nets"], before, self.members)
         self._check_same(about, now, before)
         if len(tree["callbacks"]) != len(self.options.callbacks):
             then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.options.callbacks)}"
@@ -304,6 +305,16 @@ def _as_before(own: list[dict[str, Any]], members: Sequence[Member]) -> None:
         if "data_range" not in then:
             then["data_range"] = 1.0
             member.data_range = member.data_range if member.range_given else 1.0
+
+
+def _place_norms_as_now(nets: list[Any], before: Described, members: Sequence[Member]) -> None:
+    """Take the present position of norms for networks that have none: files state the default of their version."""
+    for then, member in zip(nets, members, strict=False):
+        if not isinstance(then, dict) or not isinstance(member.net, INR):
+            continue
+        if not any(then["norm"] if isinstance(then["norm"], list) else [then["norm"]]):
+            then["norm_position"] = member.net.norm_position
+            before.get(f"nets[{member.index}]", {}).pop("norm_position", None)
 
 
 def read_fit(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:

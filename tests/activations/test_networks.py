@@ -39,7 +39,7 @@ def test_configs_of_what_todays_files_hold_are_written_as_today():
     net = inr.INR(2, 1, width=4, hidden_layers=2, activation=["relu", "sine"], omega=[3.0, 5.0])
     assert (net.config()["activation"], net.config()["omega"]) == (["relu", "sine"], [3.0, 5.0])
     assert inr.INR(2, 1, width=4, hidden_layers=2).config()["omega"] == [30.0, 30.0]
-    assert net.extra_repr() == "activations=('relu', 'sine'), omegas=(None, 5.0), norm_position='pre'"
+    assert net.extra_repr() == "activations=('relu', 'sine'), omegas=(None, 5.0), norm_position='post'"
     assert FusedLinear(2, 3, activation="sine").extra_repr().endswith("activation='sine', omega=30")
     for module in (inr.INR(2, 1, width=4), FusedLinear(2, 3)):
         assert "omega" not in repr(module)

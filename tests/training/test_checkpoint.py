@@ -544,6 +544,19 @@ def test_a_file_that_says_less_is_of_the_same_fit(saved: Path) -> None:
         fit(small(), COORDS, TARGET, steps=6, checkpoint=saved, resume=True, data_range=0.5)
 
 
+def test_where_norms_would_stand_does_not_matter_of_a_network_without_any(tmp_path: Path) -> None:
+    """Files state the default of the version that wrote them."""
+    for norm in (None, "batch"):
+        path = tmp_path / f"{norm}.safetensors"
+        before, now = (small(norm=norm, norm_position=position) for position in ("pre", "post"))
+        fit(before, COORDS, TARGET, steps=4, schedule="constant", checkpoint=path)
+        if norm is None:
+            assert fit(now, COORDS, TARGET, steps=6, schedule="constant", checkpoint=path, resume=True).steps == 6
+        else:
+            with pytest.raises(ValueError, match="norm_position"):
+                fit(now, COORDS, TARGET, steps=6, schedule="constant", checkpoint=path, resume=True)
+
+
 def test_a_damaged_file_is_named_and_left_alone(saved: Path, tmp_path: Path) -> None:
     content = saved.read_bytes()
     for length in (0, 5, 100, len(content) // 2, len(content) - 1):

@@ -38,7 +38,7 @@ def small(seed: int = 0, **options: Any) -> inr.INR:
     [
         {"activation": ["sine", "relu"], "omega": [20.0, 1.0], "init": {"first": "siren", "hidden": "kaiming"}},
         {"encoding": inr.RandomFourier(8, 2.0), "norm": ["batch", None], "norm_position": "post"},
-        {"encoding": inr.Polynomial(2, [1.0, 0.5, 0.25]), "bias": False, "norm": "sphere"},
+        {"encoding": inr.Polynomial(2, [1.0, 0.5, 0.25]), "bias": False, "norm": "sphere", "norm_position": "pre"},
         {"encoding": inr.PositionalEncoding(3), "dtype": torch.float64},
         {"init": "rank_expanding"},
         {"encoding": inr.Polynomial(0), "dtype": torch.bfloat16},
