@@ -25,7 +25,7 @@ LEAST_SHARE = 1e-4
 """Share of the grid that a surface must enclose: with less, an IoU on the grid says nothing."""
 
 GYROID = "gyroid-ball"
-PERIODS, THICKNESS, RADIUS = 9.0, 0.45, 0.85
+PERIODS, THICKNESS, RADIUS = 4.0, 0.45, 0.85
 """The surface by formula: a wall along a gyroid of this many radians per unit, within a ball."""
 
 
@@ -143,7 +143,7 @@ def gyroid_ball(coords: Tensor) -> Tensor:
     """Return whether points (n, 3) lie in the shape by formula, bool (n,).
 
     It is ``|sin x cos y + sin y cos z + sin z cos x| < 0.45`` in a ball of radius 0.85, where x, y, z are the
-    coordinates times 9: a wall of the thickness of a twentieth of the cube, curved everywhere.
+    coordinates times 4: a wall, curved everywhere.
     """
     waves = PERIODS * coords
     values = (waves.sin() * waves.roll(-1, 1).cos()).sum(1)

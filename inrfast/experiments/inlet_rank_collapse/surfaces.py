@@ -15,13 +15,14 @@ LIGHT = (-0.35, 0.55, 0.75)
 COLOUR = (0.62, 0.72, 0.86)
 
 
-def draw_surface(axes: Axes, values: np.ndarray, level: float) -> None:
+def draw_surface(axes: Axes, values: np.ndarray, level: float, title: str) -> None:
     """Draw the surface on which values (R, R, R) cross a level, the second axis up; without one, say so.
 
     Beyond the grid values count as low, so that a surface which reaches its end is closed there.
     """
-    axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+    axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.7), aspect="equal")
     axes.axis("off")
+    axes.text(0, 1.2, title, ha="center", va="bottom", fontsize=9)
     padded = np.pad(values.astype(np.float32), 1, constant_values=float(values.min()))
     if not padded.min() < level < padded.max():
         axes.text(0, 0, "no surface", ha="center", va="center", color="0.4")
@@ -32,7 +33,7 @@ def draw_surface(axes: Axes, values: np.ndarray, level: float) -> None:
     places = 2 * (places - 0.5) / np.array(values.shape) - 1
     corners, shades = _seen(places[faces], normals[faces].mean(axis=1))
     colours = np.clip(np.outer(shades, COLOUR), 0, 1)
-    axes.add_collection(PolyCollection(corners, facecolors=colours, edgecolors=colours, linewidths=0.15))
+    axes.add_collection(PolyCollection(list(corners), facecolors=colours, edgecolors=colours, linewidths=0.15))
 
 
 def _seen(triangles: np.ndarray, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
