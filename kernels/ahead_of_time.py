@@ -12,7 +12,6 @@ import math
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,9 +189,10 @@ def _narrow_offsets(code: str, tables: Collection[str], small: Collection[str] =
 
 @dataclass
 class _Operation:
-    """An operation of the intermediate code, those of its regions in ``inner``; values have names of their own.
+    """An operation of the intermediate code, those of its regions in ``inner``; every value has a name of its own.
 
-    ``arguments`` are what a loop carries, as its body sees it; the first operands of a loop are its bounds.
+    ``arguments`` are what a loop carries, as its body sees it. A loop's operands are its bounds, then what it carries
+    at first.
     """
 
     name: str
@@ -211,10 +211,15 @@ class _Operation:
     @property
     def effective(self) -> bool:
         """Whether it writes, waits or ends: what removes dead code leaves it."""
-        if self.inner and self.name != "tt.reduce":
+        if self.name in ("scf.for", "scf.if"):
             return any(operation.effective for operation in self.inner)
-        words = ("store", "atomic", "barrier", "return", "print", "assert", "asm", "call", "wait", "copy", "scatter")
+        words = ("store", "atomic", "barrier", "return", "print", "assert", "scatter")
         return any(word in self.name for word in words) or "isVolatile = true" in self.line
+
+    def yielded(self, region: int) -> list[str]:
+        """Return what a region of a loop or a branch hands on."""
+        ends = [operation.operands for operation in self.inner if operation.name == "scf.yield"]
+        return ends[region] if ends else []
 
 
 def _operations(code: str) -> list[_Operation]:
@@ -270,31 +275,32 @@ def _forgotten(code: str) -> tuple[str, ...]:
     """Return the loops, as their lines, that carry a number which only bounds a loop within them.
 
     Triton 3.6 and 3.7 take it for dead and put what it was at first in its place, silently (``ForOpDeadArgElimination``
-    does not count the bounds of inner loops as uses; https://github.com/triton-lang/triton/pull/9036). Whatever Triton
-    compiles here, this is what those would do.
+    does not count the bounds of inner loops as uses; https://github.com/triton-lang/triton/pull/9036). Whichever Triton
+    is here, this is what those would do.
     """
-    everything = [inner for operation in _operations(code) for inner in (operation, *operation.walk())]
-    uses = Counter(operand for operation in everything for operand in operation.operands)
-    return tuple(
-        loop.line
-        for loop in everything
-        if loop.name == "scf.for" and _live(loop, uses, bounds=True) != _live(loop, uses, bounds=False)
-    )
+    everything = [each for operation in _operations(code) for each in (operation, *operation.walk())]
+    used = {operand for operation in everything for operand in operation.operands}
+    found = []
+    for loop in everything:
+        if loop.name == "scf.for" and loop.arguments:
+            needed, seen = _needed(loop, used, bounds=True), _needed(loop, used, bounds=False)
+            lost = {value for each in loop.inner for value in each.results}.union(loop.arguments) - seen
+            pairs = zip(loop.arguments, loop.yielded(0), strict=True)
+            if any(argument in needed and value in lost - {argument} for argument, value in pairs):
+                found.append(loop.line)
+    return tuple(found)
 
 
-def _live(loop: _Operation, uses: Mapping[str, int], bounds: bool) -> set[str]:
-    """Return what a loop carries and something needs; ``bounds``: also as bounds of a loop within it."""
+def _needed(loop: _Operation, used: set[str], bounds: bool) -> set[str]:
+    """Return the values within a loop that something needs; ``bounds``: also as bounds of a loop within it."""
     inner = list(loop.walk())
     made = {result: operation for operation in inner for result in operation.results}
     owner = {argument: (each, k) for each in (loop, *inner) for k, argument in enumerate(each.arguments)}
-    waiting = [
-        value for result, value in zip(loop.results, _yielded(loop)[0] if loop.results else [], strict=True)
-        if uses[result]
-    ]  # fmt: skip
+    waiting = [value for result, value in zip(loop.results, loop.yielded(0), strict=True) if result in used]
     for operation in inner:
         if operation.name == "scf.for":
             waiting += operation.operands[:3] if bounds else []
-        elif operation.name != "scf.yield" and operation.effective:
+        elif operation.effective:
             waiting += operation.operands
     known: set[str] = set()
     while waiting:
@@ -304,18 +310,14 @@ def _live(loop: _Operation, uses: Mapping[str, int], bounds: bool) -> set[str]:
         known.add(value)
         if value in owner:
             each, place = owner[value]
-            waiting += [each.operands[3 + place], _yielded(each)[0][place]]
+            waiting += [each.operands[3 + place], each.yielded(0)[place]]
         elif value in made:
             operation = made[value]
             place = operation.results.index(value)
-            if operation.name in ("scf.for", "scf.if"):
-                waiting += [given[place] for given in _yielded(operation)]
-                waiting += [operation.operands[3 + place]] if operation.name == "scf.for" else operation.operands
+            if operation.name == "scf.for":
+                waiting += [operation.operands[3 + place], operation.yielded(0)[place]]
+            elif operation.name == "scf.if":
+                waiting += [*operation.operands, operation.yielded(0)[place], operation.yielded(1)[place]]
             else:
                 waiting += operation.operands
-    return known & set(loop.arguments)
-
-
-def _yielded(operation: _Operation) -> list[list[str]]:
-    """Return what the regions of a loop or a branch hand on."""
-    return [last.operands for last in operation.inner if last.name == "scf.yield"]
+    return known

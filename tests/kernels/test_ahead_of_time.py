@@ -2,7 +2,7 @@
 
 import re
 
-from inrfast.kernels.ahead_of_time import _chains, _narrow_offsets
+from inrfast.kernels.ahead_of_time import _chains, _forgotten, _narrow_offsets
 from inrfast.kernels.tiles import SMALLEST_SHARED
 
 
@@ -92,3 +92,47 @@ def test_sums_within_the_tensor_cores_are_found():
         %5 = arith.addf %arg1, %4 : tensor<64x64xf32>
     """
     assert [line[1] for line in _chains(code)] == ["1", "2"]
+
+
+def test_loops_that_older_tritons_forget_are_found():
+    """A carried number that bounds an inner loop and does nothing else; one that is read, stored or kept is none."""
+
+    def loop(after="", inside="", start="%place"):
+        return f"""
+      %t:2 = scf.for %i = %c0 to %n step %c1 iter_args(%sum = %zero, %place = %c0) -> (f32, i32)  : i32 {{
+        %end_0 = tt.addptr %ends, %i : !tt.ptr<i32>, i32 loc(#loc)
+        %end = tt.load %end_0 : !tt.ptr<i32> loc(#loc)
+        %next = arith.addi %place, %c1 : i32 loc(#loc)
+        {inside}
+        %sum_1 = scf.for %k = {start} to %end step %c1 iter_args(%sum_2 = %sum) -> (f32)  : i32 {{
+          %p = tt.addptr %data, %k : !tt.ptr<f32>, i32 loc(#loc)
+          %x = tt.load %p : !tt.ptr<f32> loc(#loc)
+          %sum_3 = arith.addf %sum_2, %x : f32 loc(#loc)
+          scf.yield %sum_3 : f32 loc(#loc)
+        }} loc(#loc)
+        scf.yield %sum_1, %end : f32, i32 loc(#loc)
+      }} loc(#loc)
+      tt.store %out, %t#0 : !tt.ptr<f32> loc(#loc)
+      {after}
+    """
+
+    test = "%more = arith.cmpi slt, %place, %n : i32 loc(#loc)"
+    branch = "scf.if %more {\n %end_4 = arith.addi %c0, %c0 : i32\n BODY\n } else {\n BODY\n } loc(#loc)"
+    for forgotten in (
+        loop(),
+        loop(start="%next"),
+        loop(start="%c0").replace("to %end step", "to %place step"),
+        loop(inside=f"{test}\n{branch.replace('BODY', '')}"),
+        loop() + loop(after="tt.store %ends, %t#1 : !tt.ptr<i32> loc(#loc)"),  # names of another loop
+    ):
+        (line,) = _forgotten(forgotten)
+        assert "%place = %c0" in line
+    for kept in (
+        loop(start="%c0"),
+        loop(after="tt.store %ends, %t#1 : !tt.ptr<i32> loc(#loc)"),
+        loop(inside="tt.store %ends, %place : !tt.ptr<i32> loc(#loc)"),
+        loop(inside=f"{test}\n{branch.replace('BODY', 'tt.store %ends, %i : !tt.ptr<i32>')}"),
+        loop().replace("tt.addptr %data, %k", "tt.addptr %data, %place"),
+        loop().replace("yield %sum_1, %end", "yield %sum_1, %n"),
+    ):
+        assert _forgotten(kept) == ()

@@ -139,19 +139,20 @@ def test_designs_agree_to_the_last_bit(device, data, format, n, m, models, kind,
 @example(16, 32, 0)
 @example(16, 32, 1)
 @given(st.integers(1, 32), st.sampled_from([16, 20, 32]), st.integers(0, 1))
-def test_a_measured_stream_is_launched_at_aligned_sizes_alone(format, n, m, place):
+def test_a_measured_stream_is_launched_at_aligned_sizes_alone(device, format, n, m, place):
     """Whatever of a result is no multiple of 16, its size, stride or address, it comes from tiles: the same bits."""
     layout = Layout((LayerShape(2, 20, True), LayerShape(20, 9, True)), "trace", 1, format)
-    rows, columns = (filled(Plan(layout, (0, 0)), 1, size, size, torch.device("cpu")) for size in (n, m))
+    rows, columns = (filled(Plan(layout, (0, 0)), 1, size, size, device) for size in (n, m))
+    kind = "large" if config_on(format, device).copy_engine else "small"
     found, launched = [], []
     for design in ("tile", "stream"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("inrfast.ops.gram.runs_kernels", lambda device: True)
             for name, chosen in (("gram_tile", "tile"), ("gram_aligned", design)):
-                patch.setitem(tiles.TILES, (name, format, "small"), (32, 4, 2, False, 34, chosen, "measured"))
+                patch.setitem(tiles.TILES, (name, format, kind), (32, 4, 2, False, 34, chosen, "measured"))
             for name in ("gram_tile", "gram_stream"):
                 patch.setattr(kernel, name, Recorded(getattr(kernel, name), launched, name))
-            out = torch.full((1, n, m + place), 7.0, dtype=rows.scale.dtype)[:, :, place:]
+            out = torch.full((1, n, m + place), 7.0, dtype=rows.scale.dtype, device=device)[:, :, place:]
             found.append(gram(rows, columns, out=out))
     aligned = n % 16 == m % 16 == place == 0
     assert torch.equal(*found)
