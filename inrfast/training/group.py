@@ -16,12 +16,14 @@ from torch import Tensor
 from inrfast.errors import DivergedError
 from inrfast.metrics import mse_to_psnr
 from inrfast.mlp import describe
+from inrfast.norms.batch import BatchNorm
 from inrfast.threads import cores, interrupts_later
 from inrfast.training.batches import Batches, drawing_from
 from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.data import stacked
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of, evaluation_of, gradient_of
+from inrfast.training.engines.batch_norms import against_norms, norms_of
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
 from inrfast.training.engines.task import against_formula
 from inrfast.training.member import Member, named
@@ -124,9 +126,9 @@ class Group:
         full = options.batch_size in (None, self.data.points)
         # Then the loss that a step takes anyway is the evaluation of its weights.
         plain = task.objective.is_mean_square and self.data.weight is None
-        self.free = own and full and plain and not self.gradient.several
+        self.free = own and full and plain and not (self.gradient.several or self.gradient.coupled)
         self.every = options.eval_every
-        if self.gradient.whole and full and not options.often:
+        if self.gradient.coupled and full and not options.often:
             self.every = max(self.every, LEAST_BETWEEN)
         # Where callbacks can change them; engines that take the network as a whole call its hooks, old and new.
         layouts = self.members if options.callbacks else []
@@ -436,8 +438,7 @@ class Group:
         """Go back to the end of the last complete update, wherever in a step an interrupt or an error came."""
         if self.begun != self.done:
             self.weights.go_back()
-            self.weights.end()
-        self.weights.undo()
+        self.weights.undo()  # buffers too, which the step's forward pass had changed before its update
         for member in self.members:
             member.done = self.done
             del member.losses[self.done :]
@@ -498,18 +499,23 @@ class Group:
         self.begun = self.done = state["done"]
 
 
-def kind_of(member: Member) -> Any:
-    """Return what two networks must have in common to be stacked; a key of its own for what cannot be."""
+def kind_of(member: Member, narrow: bool = False) -> Any:
+    """Return what two networks must have in common to be stacked; a key of its own for what cannot be.
+
+    ``narrow``: whether products between hidden layers may be in 16 bits.
+    """
     net, data = member.net, member.data
     mlp = describe(net)
-    if isinstance(mlp, str) or against_formula(mlp) is not None:
+    if isinstance(mlp, str) or against_formula(mlp, (BatchNorm,)) is not None:
+        return id(net)
+    if mlp.norms and (narrow or against_norms(net) is not None):
         return id(net)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
     encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
     activations = [(activation.name, activation.numbers) for activation in mlp.activations]
-    return str((parameters, encoding, activations, shapes, evaluation))
+    return str((parameters, encoding, activations, norms_of(net), shapes, evaluation))
 
 
 def _watches_steps(callbacks: Sequence[Any]) -> bool:

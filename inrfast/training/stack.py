@@ -37,8 +37,11 @@ class Stack:
         Names of those that are trained.
     grads
         Stacked gradients of the trainable ones: with a parameter's own strides, or contiguous if those leave gaps.
+    statistics
+        Stacked buffers (B, *shape) of plain batch norms by their qualified name: the running statistics.
     state
-        Everything that a fit changes: parameters and, of a single network, its buffers and those of the modules.
+        Everything that a fit changes, by name in ``state_names``: the parameters, and buffers. Of several networks
+        these are the running statistics, their others being constants; of a single one all, and those of the modules.
     flat, flat_grads
         Of a flat stack, (B, Q): all parameters, and gradients of all; each begins at one of the ``places``, a multiple
         of :data:`ALIGNMENT` numbers.
@@ -54,7 +57,7 @@ class Stack:
         self.trainable = [name for name, parameter in first.items() if parameter.requires_grad]
         self.flat: Tensor | None = None
         self.places: dict[str, int] = {}
-        self.lent: list[tuple[Tensor, Tensor]] = []  # parameters that were moved, and the memory that is theirs
+        self.lent: list[tuple[Tensor, Tensor]] = []  # tensors that were moved, and the memory that is theirs
         if flat:
             size = 0
             for name, parameter in first.items():
@@ -68,13 +71,25 @@ class Stack:
             if flat
             else {name: _gradient_of(self.parameters[name]) for name in self.trainable}
         )
-        self.state = [*self.parameters.values(), *(buffer.detach().unsqueeze(0) for buffer in self.buffers)]
+        alone = len(self.nets) == 1
+        self.statistics = {name: self._buffers_of(name) for name in statistics_of(self.nets[0])}
+        buffers = [buffer.detach().unsqueeze(0) for buffer in self.buffers] if alone else self.buffers
+        self.state = [*self.parameters.values(), *buffers]
+        names = [name for name, _ in self.nets[0].named_buffers()] if alone else list(self.statistics)
+        beside = [f"modules.{i}.{name}" for i, own in enumerate(self.modules) for name, _ in own.named_buffers()]
+        self.state_names = [*self.parameters, *names, *beside]
 
     @property
     def buffers(self) -> list[Tensor]:
-        """Buffers that a fit may change: those of a single network, and of the modules."""
-        own = self.nets if len(self.nets) == 1 else []
-        return [buffer for module in (*own, *self.modules) for buffer in module.buffers()]
+        """Buffers that a fit may change: all of a single network and of the modules, or the stacked statistics."""
+        if len(self.nets) > 1:
+            return list(self.statistics.values())
+        return [buffer for module in (*self.nets, *self.modules) for buffer in module.buffers()]
+
+    @property
+    def buffer_names(self) -> list[str]:
+        """Their names, in the same order."""
+        return self.state_names[len(self.parameters) :]
 
     def owner(self, name: str, place: int = 0) -> Tensor:
         """Return the parameter of one network, or of the modules, that has this name."""
@@ -82,7 +97,9 @@ class Stack:
 
     def owners(self, place: int) -> list[Tensor]:
         """Return the tensors of one network, and of the modules, in the order of ``state``."""
-        return [*(self.owner(name, place) for name in self.parameters), *self.buffers]
+        own = self.nets[place]
+        buffers = self.buffers if len(self.nets) == 1 else [own.get_buffer(name) for name in self.statistics]
+        return [*(self.owner(name, place) for name in self.parameters), *buffers]
 
     def __len__(self) -> int:
         return len(self.nets)
@@ -95,9 +112,18 @@ class Stack:
         stacked = torch.stack([parameter.detach() for parameter in own])
         if self.flat is not None:
             stacked = self.view_of(self.flat, name).copy_(stacked)
-        for parameter, view in zip(own, stacked, strict=True):
-            self.lent.append((parameter, parameter.data))
-            parameter.data = view
+        return self._lend(own, stacked)
+
+    @torch.no_grad()
+    def _buffers_of(self, name: str) -> Tensor:
+        own = [net.get_buffer(name) for net in self.nets]
+        return own[0].detach().unsqueeze(0) if len(own) == 1 else self._lend(own, torch.stack(own))
+
+    def _lend(self, own: Sequence[Tensor], stacked: Tensor) -> Tensor:
+        """Make the networks' own tensors views of a stacked one, which is returned."""
+        for tensor, view in zip(own, stacked, strict=True):
+            self.lent.append((tensor, tensor.data))
+            tensor.data = view
         return stacked
 
     def view_of(self, numbers: Tensor, name: str) -> Tensor:
@@ -141,8 +167,8 @@ class Stack:
     @torch.no_grad()
     def release(self) -> None:
         """Give every network its own memory back, with the numbers that it has now; others may be views of it."""
-        for parameter, own in self.lent:
-            parameter.data = own.copy_(parameter.data)
+        for tensor, own in self.lent:
+            tensor.data = own.copy_(tensor.data)
         self.lent.clear()
 
 
@@ -153,6 +179,12 @@ def names_of(net: nn.Module, modules: Sequence[nn.Module]) -> dict[Tensor, str]:
         for name, parameter in module.named_parameters():
             names.setdefault(parameter, f"modules.{index}.{name}")
     return names
+
+
+def statistics_of(net: nn.Module) -> list[str]:
+    """Return the qualified names of the buffers of plain batch norms: running statistics, which steps change."""
+    norms = [(place, module) for place, module in net.named_modules() if type(module) is nn.BatchNorm1d]
+    return [f"{place}.{name}" if place else name for place, module in norms for name, _ in module.named_buffers()]
 
 
 def _gradient_of(parameter: Tensor) -> Tensor:

@@ -268,7 +268,8 @@ class Trainer:
         if state is None:
             # Functions of the user's own are of one network.
             alone = bool(self.options.objective.terms) or any(member.modules for member in self.members)
-            for members in [[member] for member in self.members] if alone else _grouped(self.members):
+            narrow = self.options.narrow
+            for members in [[member] for member in self.members] if alone else _grouped(self.members, narrow):
                 self.groups.append(Group(members, self.options))
             return
         tensors = [tensor for m in self.members for module in (m.net, *m.modules) for tensor in _tensors(module)]
@@ -316,11 +317,11 @@ def _tensors(net: nn.Module) -> list[Tensor]:
     return [*net.parameters(), *net.buffers()]
 
 
-def _grouped(members: Sequence[Member]) -> list[list[Member]]:
+def _grouped(members: Sequence[Member], narrow: bool) -> list[list[Member]]:
     """Return networks whose steps can be taken together: INRs of one shape on equally many points."""
     groups: dict[Any, list[Member]] = {}
     for member in members:
-        groups.setdefault(kind_of(member), []).append(member)
+        groups.setdefault(kind_of(member, narrow), []).append(member)
     return list(groups.values())
 
 

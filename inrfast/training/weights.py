@@ -32,8 +32,7 @@ class Weights:
 
     def _take(self, stack: Stack, coords: Tensor) -> None:
         self.stack = stack
-        single = len(stack) == 1
-        self.buffers = _changing_buffers(stack, coords) if single else []
+        self.buffers = _changing_buffers(stack, coords) if len(stack) == 1 else stack.buffers
         self._buffers_before: list[Tensor] | None = None
         # What a step changes; tables of constants and frozen layers would cost a copy each step.
         self.moving = [i for i, name in enumerate(stack.parameters) if name in stack.grads]
@@ -43,12 +42,26 @@ class Weights:
 
     def keep(self, stack: Stack, index: Sequence[int], coords: Tensor) -> None:
         """Go on with ``stack``, which holds the networks ``index`` of the one before."""
-        places = list(index)
-        self.good, self.best = ([tensor[places] for tensor in tensors] for tensors in (self.good, self.best))
-        # A single network's state has its buffers too; those of networks that were stacked are constants.
+        # A single network's state has all of its buffers; those that are added here are constants.
+        before, names, own = self._buffers_before, self._names(), self.stack.state_names
         for tensors in (self.good, self.best):
-            tensors += [tensor.clone() for tensor in stack.state[len(tensors) :]]
+            kept = {name: tensor[list(index)] for name, tensor in zip(own, tensors, strict=True)}
+            tensors[:] = [
+                kept[name] if name in kept else tensor.clone()
+                for name, tensor in zip(stack.state_names, stack.state, strict=True)
+            ]
         self._take(stack, coords)
+        if before is not None:
+            kept, rows = dict(zip(names, before, strict=True)), index[0] if len(stack) == 1 else list(index)
+            self._buffers_before = [
+                kept[name][rows] if name in kept else buffer.clone()
+                for name, buffer in zip(self._names(), self.buffers, strict=True)
+            ]
+
+    def _names(self) -> list[str]:
+        """Return the names of the buffers that steps change."""
+        every = {id(buffer): name for name, buffer in zip(self.stack.buffer_names, self.stack.buffers, strict=True)}
+        return [every[id(buffer)] for buffer in self.buffers]
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 

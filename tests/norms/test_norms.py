@@ -76,7 +76,7 @@ def test_a_network_says_why_a_fit_takes_no_fast_engine(name):
     data = check_data(network(name).train(), random_coords(40, 2, 0), random_coords(40, 2, 1))
     task = Task([network(name).train()], data)
     assert [engine.reason_against(task) for engine in ENGINES[1:3]] == ["its hidden layers have norms"] * 2
-    assert engine_of(task)[0].name == ("whole" if name == "batch" else "chunked")
+    assert engine_of(task)[0].name == ("normed" if name == "batch" else "chunked")
 
 
 @pytest.mark.parametrize("name", sorted(NORMS))

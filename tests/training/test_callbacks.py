@@ -187,13 +187,13 @@ class Scalars(Callback):
 
 
 @pytest.mark.parametrize("clip_norm", [None, 1e-3])
-@pytest.mark.parametrize("kind", ["native", "tensor", "chunked", "whole", "many"])
+@pytest.mark.parametrize("kind", ["native", "tensor", "normed", "chunked", "whole", "many"])
 def test_the_norm_of_the_gradient_is_that_of_autodiff_before_clipping(kind: str, clip_norm: float | None) -> None:
     coords = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     target, writer = coords.prod(1, keepdim=True), Scalars()
     options: dict[str, Any] = {"activation": "relu" if kind == "native" else "tanh"}
-    options |= {"norm": {"chunked": "sphere", "whole": "batch"}.get(kind)}
-    nets = [inr.INR(2, 1, width=8, hidden_layers=1, seed=seed, **options) for seed in range(3 if kind == "many" else 1)]
+    options |= {"norm": {"chunked": "sphere", "normed": "batch", "whole": ["batch", "sphere"]}.get(kind)}
+    nets = [inr.INR(2, 1, width=8, hidden_layers=2, seed=seed, **options) for seed in range(3 if kind == "many" else 1)]
     given: dict[str, Any] = {"steps": 5, "eval_every": 1, "callbacks": [writer], "clip_norm": clip_norm}
     # Decay is added to gradients, and is no part of their norm.
     given |= {"optimizer": "sgd", "weight_decay": 0.5, "lr": 1e-2}

@@ -251,9 +251,9 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
     assert psnr(net(COORDS), picture()) == pytest.approx(result.psnr, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["layerwise", "whole"])
-def test_a_diverging_fit_stops_with_advice_on_its_last_good_weights(kind: str) -> None:
-    net = small(activation="relu", norm="batch" if kind == "whole" else None)
+@pytest.mark.parametrize("norm", [None, "batch", ["batch", "sphere"]])
+def test_a_diverging_fit_stops_with_advice_on_its_last_good_weights(norm: Any) -> None:
+    net = small(activation="relu", norm=norm)
     target = picture()
     with pytest.raises(DivergedError, match=r"first in .*; lower lr") as caught:
         fit(net, COORDS, target, steps=200, lr=1e30, schedule="constant")
@@ -549,13 +549,14 @@ def test_medium_precision_follows_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
         fit(small(dtype=torch.float64), COORDS.double(), picture().double(), steps=2, precision="medium")
 
 
-def test_a_batch_that_does_not_fit_names_one_that_does() -> None:
-    net = small(norm="batch")
+@pytest.mark.parametrize(("norm", "budget"), [("batch", 20_000), (["batch", "sphere"], 40_000)])
+def test_a_batch_that_does_not_fit_names_one_that_does(norm: Any, budget: int) -> None:
+    net = small(norm=norm)
     with pytest.raises(MemoryBudgetError, match=r"batch_size=\d+ would fit") as caught:
-        fit(net, COORDS, picture(), steps=2, memory_budget=40_000)
+        fit(net, COORDS, picture(), steps=2, memory_budget=budget)
     size = int(str(caught.value).split("batch_size=")[1].split()[0])
-    assert 1 <= size < 144
-    fit(net, COORDS, picture(), steps=2, memory_budget=40_000, batch_size=size)
+    assert 2 <= size < 144
+    fit(net, COORDS, picture(), steps=2, memory_budget=budget, batch_size=size)
 
 
 def test_memory_that_ends_during_a_step_says_what_would_fit() -> None:

@@ -109,7 +109,7 @@ def test_shapes_norms_and_modules_may_be_mixed() -> None:
         assert_same(result, fit(twin, where, what, steps=30, lr=3e-3))
         assert_same_weights(net, twin)
     assert [result.config["gradient"] for result in results] == [
-        *["layerwise", "whole", "layerwise", "layerwise", "chunked", "layerwise", "whole"]
+        *["layerwise", "normed", "layerwise", "layerwise", "chunked", "layerwise", "normed"]
     ]
 
 

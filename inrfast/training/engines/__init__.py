@@ -3,8 +3,10 @@
 - :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels.
 - :class:`NativeGradient`: the same on a CPU, by one native call per chunk of points.
 - :class:`TensorGradient`: the same by torch's operations, over chunks of points that stay in cache.
+- :class:`NormedGradient`: by torch's operations too, for networks with batch norms in train mode, whose statistics are
+  those of the whole batch.
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
-- :class:`WholeGradient`: autograd over the full batch, for networks that couple points (batch norm in train mode),
+- :class:`WholeGradient`: autograd over the full batch, for networks that couple points in another way,
   draw random numbers (dropout) or carry hooks, and for losses that need all predictions at once. A mini-batch couples
   its own points only, as a loop in PyTorch does; errors and PSNR are of all points at once.
 
@@ -26,6 +28,7 @@ from inrfast.training.engines.autograd import AutogradGradient
 from inrfast.training.engines.chunked import ChunkedGradient
 from inrfast.training.engines.fused import FusedEvaluation, FusedGradient
 from inrfast.training.engines.native import NativeGradient
+from inrfast.training.engines.normed import NormedGradient
 from inrfast.training.engines.regularized import RegularizedGradient
 from inrfast.training.engines.task import Gradient, Task
 from inrfast.training.engines.tensor import TensorGradient
@@ -42,6 +45,7 @@ ENGINES: tuple[type[Gradient], ...] = (
     FusedGradient,
     NativeGradient,
     TensorGradient,
+    NormedGradient,
     ChunkedGradient,
     WholeGradient,
 )
@@ -94,7 +98,8 @@ def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
     measured = replace(task, objective=Objective(), batch=None, narrow=False, measuring=True, link=link)
     if stack.flat is not None and link is None:
         return FusedEvaluation(stack, measured).mean_square
-    for engine in (NativeGradient, TensorGradient) if link is None else (TensorGradient,):
+    measuring: tuple[type[Gradient], ...] = (NativeGradient, TensorGradient, NormedGradient)
+    for engine in measuring if link is None else measuring[1:]:
         if engine.reason_against(measured) is None:
             return engine(stack, measured).mean_square
     return AutogradGradient(stack, measured).mean_square

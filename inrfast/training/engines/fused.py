@@ -125,6 +125,7 @@ class FusedGradient:
     backend: ClassVar[str] = "triton"
     flat: ClassVar[bool] = True
     whole: ClassVar[bool] = False
+    coupled: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     several: ClassVar[bool] = True
     measures = True

@@ -37,6 +37,11 @@ class RegularizedGradient:
         self.gradients = [stack.grads[name][0] for name in stack.trainable]
 
     @property
+    def coupled(self) -> bool:
+        """See :class:`inrfast.training.engines.task.Gradient`."""
+        return self.of.coupled
+
+    @property
     def measures(self) -> bool:
         """See :class:`inrfast.training.engines.task.Gradient`."""
         return self.of.measures

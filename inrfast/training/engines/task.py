@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.memory import require
 from inrfast.mlp import MLP, describe, hooked_backward, hooked_forward
+from inrfast.norms import Norm
 from inrfast.training.data import Data
 from inrfast.training.objective import Objective
 from inrfast.training.stack import Stack
@@ -134,6 +135,8 @@ class Gradient(Protocol):
     flat: ClassVar[bool]
     whole: ClassVar[bool]
     """Whether a step is one graph of its whole batch, which tells nothing of evaluations."""
+    coupled: ClassVar[bool]
+    """Whether predictions in a step depend on its other points: its loss is not that of an evaluation then."""
     draws: ClassVar[bool]
     """Whether a step calls the network's or the user's own code, which may draw random numbers for its whole batch."""
     several: ClassVar[bool]
@@ -183,11 +186,14 @@ def has_hooks(net: nn.Module) -> bool:
     return hooked_forward(net) or hooked_backward(net)
 
 
-def against_formula(described: MLP | str) -> str | None:
-    """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is."""
+def against_formula(described: MLP | str, norms: tuple[type[Norm], ...] = ()) -> str | None:
+    """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is.
+
+    ``norms`` are the kinds of norms that hidden layers may have.
+    """
     if isinstance(described, str):
         return described
-    if described.norms:
+    if not all(isinstance(norm, norms) for norm in described.norms):
         return "its hidden layers have norms"
     if described.hooked_backward:
         return "hooks see its backward passes"

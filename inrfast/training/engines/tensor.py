@@ -97,7 +97,7 @@ class TensorPass:
             prediction = self._forward(x, weights, biases, k)
             if self.of.link is not None:  # of an evaluation: steps have none
                 prediction = self.of.link(prediction)
-            values, error = _at_head(loss, prediction, target, weight)
+            values, error = at_head(loss, prediction, target, weight)
             losses += values.sum((1, 2)).double().cpu()
             if scales is not None:
                 self._backward(x, weights, error.mul_(scales[block].to(error)[:, None, None]), some)
@@ -223,7 +223,7 @@ class TensorPass:
             weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
 
 
-def _at_head(loss: BoundLoss, prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def at_head(loss: BoundLoss, prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weighted losses and slopes (k, n, M); the predictions are overwritten."""
     if not loss.is_mean_square:
         target = target.expand_as(prediction)  # networks of a stack may have one in common

@@ -15,9 +15,10 @@ from inrfast.errors import MemoryBudgetError
 from inrfast.memory import over_budget, told
 from inrfast.snapshot import twin
 from inrfast.training.engines.autograd import MARGIN, PAIRS, PROBE_ROWS, AutogradGradient, kept_bytes
+from inrfast.training.engines.normed import NormedGradient
 from inrfast.training.engines.peaks import FRAGMENTS, Peak, held, holdable, peak_of
 from inrfast.training.engines.task import MEASURED, Task, against_formula, has_hooks
-from inrfast.training.objective import Batch, batch_of, blamed
+from inrfast.training.objective import Batch, Objective, batch_of, blamed
 from inrfast.training.stack import Stack
 
 BESIDE = 3
@@ -38,6 +39,7 @@ class WholeGradient(AutogradGradient):
 
     name: ClassVar[str] = "whole"
     whole: ClassVar[bool] = True
+    coupled: ClassVar[bool] = True
     draws: ClassVar[bool] = True
 
     def __init__(self, stack: Stack, task: Task) -> None:
@@ -45,7 +47,7 @@ class WholeGradient(AutogradGradient):
         self.objective, self.trials = task.objective, task.trials
         self.parameters = [stack.owner(name) for name in stack.trainable if name not in stack.beside]
         # The share of an evaluation that has buffers of its own.
-        self.beside, self.share = task.beside, MEASURED if against_formula(task.described) is None else 0
+        self.beside, self.share = task.beside, MEASURED if _measured_apart(task) else 0
         self.room = self.budget - (self.budget // self.share if self.share else 0)
         self.batch = task.points
         self.watched = self._require()
@@ -150,6 +152,12 @@ class WholeGradient(AutogradGradient):
         except MemoryBudgetError as error:
             return over_budget(max(whole, error.needed or 0), self.budget + self.beside, what, error.instead)
         return over_budget(whole, self.budget + self.beside, what, advice)
+
+
+def _measured_apart(task: Task) -> bool:
+    """Return whether an evaluation has buffers of its own: an engine that is not this one takes it."""
+    measured = replace(task, objective=Objective(), narrow=False)
+    return against_formula(task.described) is None or NormedGradient.reason_against(measured) is None
 
 
 class Graph:

@@ -15,6 +15,7 @@ import inrfast as inr
 from inrfast.training.engines.autograd import pieces, sizes_of
 from inrfast.training.engines.chunked import ChunkedGradient
 from inrfast.training.engines.native import NativeGradient
+from inrfast.training.engines.normed import NormedGradient
 from inrfast.training.engines.whole import WholeGradient
 
 
@@ -58,7 +59,8 @@ class Doubled(inr.INR):
         (small(norm="sphere"), ChunkedGradient),
         (Doubled(2, 1, width=8, hidden_layers=2), ChunkedGradient),
         (nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1)), ChunkedGradient),
-        (small(norm="batch"), WholeGradient),
+        (small(norm="batch"), NormedGradient),
+        (nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)), WholeGradient),
         (nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1)), WholeGradient),
         (Centred(), WholeGradient),
         (FullGridOnly(nn.Linear(2, 1)), WholeGradient),

@@ -123,7 +123,8 @@ def test_a_result_says_how_gradients_were_taken_and_why_not_faster() -> None:
     for net, gradient, said in (
         (inr.INR(1, 1, width=4, activation="tanh"), "layerwise", "'tanh'"),
         (inr.INR(1, 1, width=4, norm="sphere"), "chunked", "norms"),
-        (inr.INR(1, 1, width=4, norm="batch"), "whole", "others"),
+        (inr.INR(1, 1, width=4, norm="batch"), "normed", "norms"),
+        (inr.INR(1, 1, width=4, norm=["batch", "sphere", None]), "whole", "others"),
     ):
         config = inr.fit(net, x, x, steps=1).config
         assert config["gradient"] == gradient
