@@ -133,8 +133,8 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
     one = engine(problem, rows)  # one tile of points stands for all
     whole = slice(0, rows)
     for name, launch in (
-        ("mlp_forward", lambda: one._forward(whole, None, True, None, 0)),
-        ("mlp_backward", lambda: one._backward(whole, None, 0)),
+        ("mlp_forward", lambda: one.forward(whole, None, True, None, 0)),
+        ("mlp_backward", lambda: one.backward(whole, None, 0)),
     ):
         with counted() as bytes_of:
             launch()
@@ -146,7 +146,7 @@ def asked_for(problem: Problem) -> dict[str, dict[str, float]]:
     wanted = -(-2 * MULTIPROCESSORS // (weight_tiles * problem.models))
     splits = max(1, min(wanted, problem.points // (4 * tile.terms)))
     with counted() as bytes_of:
-        one._weight_gradients(whole, None, 0)
+        one.weight_gradients(whole, None, 0)
     found["mlp_weight_gradients"] = {
         "loaded": bytes_of["loaded"] * problem.points / rows * problem.models,
         "stored": bytes_of["stored"] / one.splits * splits * problem.models,

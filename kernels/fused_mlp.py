@@ -30,6 +30,7 @@ from inrfast.kernels.activations import HEAVY, NUMBERS
 from inrfast.kernels.fused_linear import Config
 from inrfast.kernels.mlp_backward import LARGEST_SCALE, mlp_backward
 from inrfast.kernels.mlp_forward import mlp_forward
+from inrfast.kernels.mlp_norms import mlp_norm_backward, mlp_norm_fold, mlp_norm_maps
 from inrfast.kernels.mlp_update import mlp_update
 from inrfast.kernels.mlp_weight_gradients import mlp_weight_gradients
 from inrfast.kernels.tiles import SIZES, STEPS, ProductRow
@@ -38,10 +39,16 @@ __all__ = [
     "BLOCK",
     "LARGEST_SCALE",
     "LARGE_SHARED",
+    "NORM_COLUMNS",
+    "NORM_PARTS",
+    "NORM_ROWS",
     "NUMBERS",
     "SMALL_SHARED",
     "mlp_backward",
     "mlp_forward",
+    "mlp_norm_backward",
+    "mlp_norm_fold",
+    "mlp_norm_maps",
     "mlp_update",
     "mlp_weight_gradients",
     "passes_configs",
@@ -63,6 +70,9 @@ HEAVY_ON_CHIP = 64
 
 BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 """Parameters per program of the update, partial sums that it takes at once, and warps."""
+
+NORM_ROWS, NORM_COLUMNS, NORM_PARTS = 16, 32, 16
+"""Rows and columns of weights that a program of the norms takes at once, and tiles or partial sums."""
 
 
 def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:

@@ -86,7 +86,17 @@ def _behind_activation(
     return error
 
 
-@triton.jit(do_not_specialize=["n", "first", "step", "later"])
+@triton.jit
+def _corrected(error, features, corrections, r, alive, columns, width: tl.constexpr, wanted):
+    """Return ``error - c - d z`` where ``wanted``: the error before a norm of features z, from that behind it."""
+    inside = tl.where(columns < width, wanted, 0) != 0
+    c = tl.load(corrections + columns, mask=inside, other=0.0)
+    d = tl.load(corrections + width + columns, mask=inside, other=0.0)
+    z = tl.load(features + (r[:, None] * width + columns[None, :]), mask=inside[None, :], other=0.0)
+    return tl.where(alive[:, None], error - c[None, :] - d[None, :] * z.to(error.dtype), error)
+
+
+@triton.jit(do_not_specialize=["n", "first", "step", "later", "top", "low", "norm"])
 def mlp_backward(
     inputs,
     parameters,
@@ -102,6 +112,7 @@ def mlp_backward(
     losses,
     scales,
     partials,
+    corrections,
     n,
     first,
     size,
@@ -118,10 +129,18 @@ def mlp_backward(
     head,
     thin,
     thin_pitch,
+    top,
+    low,
+    norm,
+    norms,
     width: tl.constexpr,
     depth: tl.constexpr,
     outputs: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    HEAD: tl.constexpr,
+    SUMS: tl.constexpr,
+    ERRORS: tl.constexpr,
+    NORMED: tl.constexpr,
     BIAS: tl.constexpr,
     COORDINATES: tl.constexpr,
     GATHERED: tl.constexpr,
@@ -141,6 +160,10 @@ def mlp_backward(
     the activations. Each tile's sums lie from ``thin`` on, ``thin_pitch`` apart: biases (hidden, width), columns of the
     first weight (depth, width), rows of the head (outputs, width). The first program writes ``losses`` (steps, models),
     the ``factors`` (models) that make gradients of sums, and the ``scales`` of the next step.
+
+    HEAD: from the errors at the head on, else from those of layer ``top``, which are there; down to those of layer
+    ``low``. SUMS: with the sums of the head, the losses and what follows from them; without ERRORS these alone.
+    NORMED: behind the first layer that is reached stands a ``norm``, of ``corrections`` (models, norms, 2, width).
     """
     model = tl.program_id(1).to(tl.int64)
     tile = tl.program_id(0).to(tl.int64)
@@ -158,7 +181,7 @@ def mlp_backward(
     masks += model * hidden * mask_plane
     head_errors += model * capacity * outputs
     errors += model * hidden * plane
-    if tl.program_id(0) == 0:
+    if SUMS and tl.program_id(0) == 0:
         tiles = capacity // ROWS
         totals += model * (2 if LOSS == MSE else 3) * tiles
         weights = _total(totals + tiles, tiles)
@@ -181,7 +204,8 @@ def mlp_backward(
 
     r = tl.arange(0, ROWS)
     p = tile * ROWS + r
-    rows = row_numbers(order, step, size, first, p, p < n, GATHERED)
+    alive = p < n
+    rows = row_numbers(order, step, size, first, p, alive, GATHERED)
     z = features + tile * ROWS * width
     s = slopes + tile * ROWS * width
     e = errors + tile * ROWS * width
@@ -190,27 +214,38 @@ def mlp_backward(
     at_head = tl.load(here + (r[:, None] * outputs + o[None, :]), mask=(o < outputs)[None, :], other=0.0)
     sides = ones_and_coordinates(inputs, rows, depth, COORDINATES, ROWS, ACCUMULATOR)
     held = tl.zeros((ROWS, COLUMNS), features.dtype.element_ty)
-    for start in tl.range(0, across, COLUMNS, num_stages=1):
-        columns = start + tl.arange(0, COLUMNS)
-        places = r[:, None] * width + columns[None, :]
-        value = tl.load(z + places, mask=(columns < width)[None, :], other=0.0)
-        thin_head = tl.zeros((COLUMNS, 16), ACCUMULATOR)
-        thin_head = tl.dot(value.T, at_head, thin_head, input_precision=PRECISION, out_dtype=ACCUMULATOR)
-        inside = (columns < width)[:, None] & (o < outputs)[None, :]
-        add_sums(head_sums + (o[None, :] * width + columns[:, None]), inside, thin_head, later)
-        error = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
-        error = times_exact(
-            at_head, head_weight(head, columns, width, outputs), error, PRECISION, ACCUMULATOR
-        )  # fmt: skip
-        held = _behind_activation(
-            error, s + (hidden - 1) * plane, e + (hidden - 1) * plane, m + (hidden - 1) * mask_plane,
-            sums, sides, r, start, hidden - 1,
-            depth, width, hidden, later, ACTIVATION, BIAS, COORDINATES, PRECISION, ACCUMULATOR, ROWS, COLUMNS,
-        )  # fmt: skip
+    if NORMED:
+        corrections += (model * norms + norm) * (2 * width)
+    if HEAD:
+        for start in tl.range(0, across, COLUMNS, num_stages=1):
+            columns = start + tl.arange(0, COLUMNS)
+            places = r[:, None] * width + columns[None, :]
+            if SUMS:
+                value = tl.load(z + places, mask=(columns < width)[None, :], other=0.0)
+                thin_head = tl.zeros((COLUMNS, 16), ACCUMULATOR)
+                thin_head = tl.dot(value.T, at_head, thin_head, input_precision=PRECISION, out_dtype=ACCUMULATOR)
+                inside = (columns < width)[:, None] & (o < outputs)[None, :]
+                add_sums(head_sums + (o[None, :] * width + columns[:, None]), inside, thin_head, later)
+            if ERRORS:
+                error = tl.zeros((ROWS, COLUMNS), ACCUMULATOR)
+                error = times_exact(
+                    at_head, head_weight(head, columns, width, outputs), error, PRECISION, ACCUMULATOR
+                )  # fmt: skip
+                if NORMED:
+                    error = _corrected(error, z, corrections, r, alive, columns, width, 1)
+                held = _behind_activation(
+                    error, s + (hidden - 1) * plane, e + (hidden - 1) * plane, m + (hidden - 1) * mask_plane,
+                    sums, sides, r, start, hidden - 1,
+                    depth, width, hidden, later, ACTIVATION, BIAS, COORDINATES, PRECISION, ACCUMULATOR, ROWS, COLUMNS,
+                )  # fmt: skip
+    elif ON_CHIP:
+        i = tl.arange(0, COLUMNS)
+        above = e + tl.cast(top, tl.int64) * plane
+        held = tl.load(above + (r[:, None] * width + i[None, :]), mask=(i < width)[None, :], other=0.0)
     if not ON_CHIP:
         tl.debug_barrier()
-    for back in tl.range(1, hidden, num_stages=layers_at_once):
-        layer = hidden - back
+    for back in tl.range(0, top - low if ERRORS else 0, num_stages=layers_at_once):
+        layer = top - back
         at = hidden_at + (layer - 1) * hidden_pitch
         above = tl.cast(layer, tl.int64) * plane
         for start in tl.range(0, across, COLUMNS, num_stages=1):
@@ -224,6 +259,9 @@ def mlp_backward(
                     e + above, r, width, operands + at, columns, width, width, width,
                     False, ROWS, COLUMNS, TERMS, PRECISION, ACCUMULATOR, STAGES,
                 )  # fmt: skip
+            if NORMED and not HEAD:
+                below = z + (layer - hidden) * plane
+                error = _corrected(error, below, corrections, r, alive, columns, width, tl.where(back == 0, 1, 0))
             held = _behind_activation(
                 error, s + (above - plane), e + (above - plane), m + tl.cast(layer - 1, tl.int64) * mask_plane,
                 sums, sides, r, start, layer - 1, depth, width, hidden, later,

@@ -121,7 +121,19 @@ def _errors(
     return weighted
 
 
-@triton.jit(do_not_specialize=["n", "first", "step", "later"])
+@triton.jit
+def _add_moments(values, alive, out, columns, width: tl.constexpr, ACCUMULATOR: tl.constexpr):
+    """Write the sums of a tile's features and, ``width`` elements on, of their squared deviations from their mean."""
+    counted = alive[:, None]
+    wide = tl.where(counted, values.to(ACCUMULATOR), 0.0)
+    total = tl.sum(wide, 0)
+    count = tl.sum(alive.to(tl.int32), 0).to(ACCUMULATOR)
+    away = tl.where(counted, wide - (total / count)[None, :], 0.0)
+    tl.store(out + columns, total, mask=columns < width)
+    tl.store(out + width + columns, tl.sum(away * away, 0), mask=columns < width)
+
+
+@triton.jit(do_not_specialize=["n", "first", "step", "later", "begin", "end", "norm"])
 def mlp_forward(
     inputs,
     target,
@@ -138,6 +150,7 @@ def mlp_forward(
     head_errors,
     totals,
     partials,
+    moments,
     n,
     first,
     size,
@@ -160,10 +173,16 @@ def mlp_forward(
     head_bias,
     tail,
     thin_pitch,
+    begin,
+    end,
+    norm,
+    norms,
     width: tl.constexpr,
     depth: tl.constexpr,
     outputs: tl.constexpr,
     ACTIVATION: tl.constexpr,
+    FIRST: tl.constexpr,
+    HEAD: tl.constexpr,
     GRADIENT: tl.constexpr,
     BIAS: tl.constexpr,
     COORDINATES: tl.constexpr,
@@ -194,6 +213,10 @@ def mlp_forward(
     ``head_errors``: (models, capacity, outputs), those of the predictions; ``totals``: (models, 2 or 3, tiles), see
     :func:`_errors`; ``partials``: (models, partial_model), where each tile writes the gradient of the head's bias
     (outputs), from ``tail`` on and ``thin_pitch`` apart. ``later``: add to what is there.
+
+    FIRST: from the inputs on, else from the features of layer ``begin - 1``, which are there; HEAD: to the predictions,
+    else to those of layer ``end - 1``, whose sums and squared deviations go to ``moments`` (models, norms, tiles, 2,
+    width), for that layer's ``norm``.
     """
     model = tl.program_id(1).to(tl.int64)
     tile = tl.program_id(0).to(tl.int64)
@@ -231,26 +254,31 @@ def mlp_forward(
     s = slopes + tile * ROWS * width
     m = masks + tile * ROWS * ((width + 7) // 8)
     held = tl.zeros((ROWS, COLUMNS), features.dtype.element_ty)
-    for start in tl.range(0, across, COLUMNS, num_stages=1):
-        columns = start + tl.arange(0, COLUMNS)
-        if COORDINATES:
-            first_weight = _first_weight(parameters, first_bias, columns, width, depth, BIAS)
-            sides = ones_and_coordinates(inputs, rows, depth, COORDINATES, ROWS, ACCUMULATOR)
-            u = _exact_product(sides, first_weight, features, PRECISION, ACCUMULATOR)
-        else:
-            u = layer_product(
-                inputs, rows, depth, operands, columns, depth, width, width,
-                True, ROWS, COLUMNS, TERMS, PRECISION, ACCUMULATOR, STAGES,
-            )  # fmt: skip
-            if BIAS:
-                u += tl.load(first_bias + columns, mask=columns < width, other=0.0)[None, :]
-        value, slope = _activated(u, activation_numbers, 0, ACTIVATION, short)
-        keep(z, s, m, value, slope, r, start, width, ACTIVATION, GRADIENT, ROWS, COLUMNS)
-        if ON_CHIP:
-            held = value.to(held.dtype)
-    if not ON_CHIP:
-        tl.debug_barrier()
-    for layer in tl.range(1, hidden, num_stages=layers_at_once):
+    if FIRST:
+        for start in tl.range(0, across, COLUMNS, num_stages=1):
+            columns = start + tl.arange(0, COLUMNS)
+            if COORDINATES:
+                first_weight = _first_weight(parameters, first_bias, columns, width, depth, BIAS)
+                sides = ones_and_coordinates(inputs, rows, depth, COORDINATES, ROWS, ACCUMULATOR)
+                u = _exact_product(sides, first_weight, features, PRECISION, ACCUMULATOR)
+            else:
+                u = layer_product(
+                    inputs, rows, depth, operands, columns, depth, width, width,
+                    True, ROWS, COLUMNS, TERMS, PRECISION, ACCUMULATOR, STAGES,
+                )  # fmt: skip
+                if BIAS:
+                    u += tl.load(first_bias + columns, mask=columns < width, other=0.0)[None, :]
+            value, slope = _activated(u, activation_numbers, 0, ACTIVATION, short)
+            keep(z, s, m, value, slope, r, start, width, ACTIVATION, GRADIENT, ROWS, COLUMNS)
+            if ON_CHIP:
+                held = value.to(held.dtype)
+        if not ON_CHIP:
+            tl.debug_barrier()
+    elif ON_CHIP:
+        i = tl.arange(0, COLUMNS)
+        below = z + (tl.cast(begin, tl.int64) - 1) * plane
+        held = tl.load(below + (r[:, None] * width + i[None, :]), mask=(i < width)[None, :], other=0.0)
+    for layer in tl.range(begin, end, num_stages=layers_at_once):
         at = hidden_at + (layer - 1) * hidden_pitch
         above = tl.cast(layer, tl.int64) * plane
         for start in tl.range(0, across, COLUMNS, num_stages=1):
@@ -276,23 +304,33 @@ def mlp_forward(
         if not ON_CHIP:
             tl.debug_barrier()
 
-    y = tl.zeros((ROWS, 16), ACCUMULATOR)
-    for start in tl.range(0, across, COLUMNS, num_stages=1):
-        columns = start + tl.arange(0, COLUMNS)
-        if not ON_CHIP:
-            places = r[:, None] * width + columns[None, :]
-            held = tl.load(z + (hidden - 1) * plane + places, mask=(columns < width)[None, :], other=0.0)
-        y = times_exact(held, head_weight(head, columns, width, outputs).T, y, PRECISION, ACCUMULATOR)
-    if BIAS:
-        y += tl.load(head_bias + o, mask=o < outputs, other=0.0)[None, :]
-    weighted = _errors(
-        y, target, weight, numbers, rows, alive, outputs, weight_columns, totals, tiles, later, WEIGHTED, LOSS
-    )  # fmt: skip
-    if GRADIENT:
-        if SCALED:
-            weighted *= tl.load(scales + step * models + model)
+    if HEAD:
+        y = tl.zeros((ROWS, 16), ACCUMULATOR)
+        for start in tl.range(0, across, COLUMNS, num_stages=1):
+            columns = start + tl.arange(0, COLUMNS)
+            if not ON_CHIP:
+                places = r[:, None] * width + columns[None, :]
+                held = tl.load(z + (hidden - 1) * plane + places, mask=(columns < width)[None, :], other=0.0)
+            y = times_exact(held, head_weight(head, columns, width, outputs).T, y, PRECISION, ACCUMULATOR)
         if BIAS:
-            add_sums(sums + o, o < outputs, tl.sum(weighted, 0), later)
-        here = head_errors + tile * ROWS * outputs
-        places = r[:, None] * outputs + o[None, :]
-        tl.store(here + places, weighted.to(head_errors.dtype.element_ty), mask=(o < outputs)[None, :])
+            y += tl.load(head_bias + o, mask=o < outputs, other=0.0)[None, :]
+        weighted = _errors(
+            y, target, weight, numbers, rows, alive, outputs, weight_columns, totals, tiles, later, WEIGHTED, LOSS
+        )  # fmt: skip
+        if GRADIENT:
+            if SCALED:
+                weighted *= tl.load(scales + step * models + model)
+            if BIAS:
+                add_sums(sums + o, o < outputs, tl.sum(weighted, 0), later)
+            here = head_errors + tile * ROWS * outputs
+            places = r[:, None] * outputs + o[None, :]
+            tl.store(here + places, weighted.to(head_errors.dtype.element_ty), mask=(o < outputs)[None, :])
+    else:
+        out = moments + ((model * norms + norm) * tiles + tile) * (2 * width)
+        for start in tl.range(0, across, COLUMNS, num_stages=1):
+            columns = start + tl.arange(0, COLUMNS)
+            if not ON_CHIP:
+                places = r[:, None] * width + columns[None, :]
+                last = z + (tl.cast(end, tl.int64) - 1) * plane
+                held = tl.load(last + places, mask=(columns < width)[None, :], other=0.0)
+            _add_moments(held, alive, out, columns, width, ACCUMULATOR)

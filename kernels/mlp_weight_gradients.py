@@ -8,7 +8,7 @@ import triton.language as tl
 from inrfast.kernels.mlp_layers import row_numbers
 
 
-@triton.jit(do_not_specialize=["n", "first", "step", "later", "length"])
+@triton.jit(do_not_specialize=["n", "first", "step", "later", "length", "bottom", "end_layer"])
 def mlp_weight_gradients(
     inputs,
     order,
@@ -28,6 +28,8 @@ def mlp_weight_gradients(
     partial_model,
     dense,
     dense_pitch,
+    bottom,
+    end_layer,
     width: tl.constexpr,
     depth: tl.constexpr,
     ENCODED: tl.constexpr,
@@ -43,7 +45,8 @@ def mlp_weight_gradients(
 
     Arguments as in ``mlp_forward`` and ``mlp_backward``. The parts lie at ``dense`` in a model's partial sums,
     ``dense_pitch`` apart: the weights (width, width) of all layers between hidden ones and, ENCODED, (width, depth) of
-    the first. Ranges have ``length`` points, a multiple of TERMS.
+    the first. A launch takes the layers from ``bottom`` up to, not including, ``end_layer``, and then as many tiles of
+    the first as it has. Ranges have ``length`` points, a multiple of TERMS.
     """
     model = tl.program_id(2).to(tl.int64)
     part = tl.program_id(1).to(tl.int64)
@@ -51,7 +54,7 @@ def mlp_weight_gradients(
     down: tl.constexpr = (width + ROWS - 1) // ROWS
     across = (width + COLUMNS - 1) // COLUMNS
     within = tile % (down * across)
-    layer = 1 + tile // (down * across)
+    layer = bottom + tile // (down * across)
     plane = tl.cast(capacity, tl.int64) * width
     features += model * hidden * plane
     errors += model * hidden * plane
@@ -59,10 +62,10 @@ def mlp_weight_gradients(
     begin = part * length
     end = tl.minimum(begin + length, n)
     if ENCODED:
-        first_layer = layer >= hidden
+        first_layer = layer >= end_layer
         if first_layer:
             across = tl.cdiv(depth, COLUMNS)
-            within = tile - (hidden - 1) * down * tl.cdiv(width, COLUMNS)
+            within = tile - (end_layer - bottom) * down * tl.cdiv(width, COLUMNS)
             layer = tl.zeros_like(layer)
     rows = (within // across) * ROWS + tl.arange(0, ROWS)
     columns = (within % across) * COLUMNS + tl.arange(0, COLUMNS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from inrfast.activations import Activation
 from inrfast.losses import BoundLoss, loss_of
 from inrfast.memory import chunks, require
 from inrfast.mlp import MLP
+from inrfast.ops.fused_norms import HEAD, FusedNorms, NormPlace, Part, Statistics
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -51,7 +53,7 @@ class Shape:
     """What networks must have in common: inputs of the first layer, width, hidden layers, outputs, activation.
 
     ``numbers`` are those of each hidden layer's activation. ``places`` are where weight and bias (-1: none) of each
-    layer begin among the Q numbers of a network, the head last.
+    layer begin among the Q numbers of a network, the head last. ``norms`` are the batch norms behind activations.
     """
 
     inputs: int
@@ -61,6 +63,7 @@ class Shape:
     activation: Activation
     numbers: tuple[tuple[float, ...], ...]
     places: tuple[tuple[int, int], ...]
+    norms: tuple[NormPlace, ...] = ()
 
     @property
     def bias(self) -> bool:
@@ -129,11 +132,13 @@ class FusedMLP:
         Whether gradients are wanted, or predictions alone.
     loss
         One with a Triton function; evaluations are mean squared errors, whatever it is.
+    statistics
+        Of each norm the running mean and variance (B, width) and the number of batches (B,), which change in place.
 
     Raises
     ------
     MemoryBudgetError
-        Not even one tile of points fits the budget.
+        Not even one tile of points fits the budget; with norms, not all points of a step.
     """
 
     def __init__(
@@ -148,13 +153,16 @@ class FusedMLP:
         budget: int = 2**62,
         gradient: bool = True,
         loss: BoundLoss = MEAN_SQUARE,
+        statistics: Sequence[Statistics] = (),
     ) -> None:
         self.loss = loss
         self.shape, self.parameters, self.trained, self.points = shape, parameters, trained, points
         self.kind, self.gradient, self.models = kind, gradient, len(parameters)
         self.device, kernels = parameters.device, _kernels()
         operands = OPERANDS[kind]
-        self.operands = parameters if operands == parameters.dtype else parameters.to(operands)
+        # What products take: the parameters themselves or, in layers above a norm, with the norm folded in.
+        self.weights = torch.empty_like(parameters) if shape.norms else parameters
+        self.operands = self.weights if operands == parameters.dtype else parameters.to(operands)
         self.tile, self.tile_back, self.on_chip = kernels.passes_configs(
             kind, shape.width, shape.activation.device_name, _is_large(self.device)
         )
@@ -171,7 +179,11 @@ class FusedMLP:
         require(fixed + tile_bytes, budget, "a fused step", "fewer networks at once or backend='torch' would fit")
         self.tiles = min(-(-rows // self.tile.rows), (budget - fixed) // tile_bytes)
         self.capacity = self.tiles * self.tile.rows
-        self.partial_model = (self.thin_at + self.tiles * self.thin) if gradient else 0
+        if shape.norms and gradient:
+            whole = fixed + -(-rows // self.tile.rows) * tile_bytes
+            require(whole, budget, f"a fused step over {rows} points at once", "a smaller batch_size would fit")
+        self.norms_at = self.thin_at + self.tiles * self.thin
+        self.partial_model = (self.norms_at + 2 * shape.width * len(shape.norms)) if gradient else 0
 
         def buffer(columns: int, dtype: torch.dtype, wanted: bool = True) -> Tensor:
             size = (self.models, shape.hidden, self.capacity, columns) if wanted else (1,)
@@ -193,6 +205,7 @@ class FusedMLP:
         self.scales[:] = _power(errors.square().mean((1, 2)))
         self.losses = parameters.new_zeros(steps, self.models)
         self.rates = parameters.new_zeros(steps, self.models, RATES)
+        self.norms = FusedNorms(self, statistics)
         self.table = self._table().to(self.device)
         numbers = [[*own, *[0.0] * (kernels.NUMBERS.value - len(own))] for own in shape.numbers]
         parts = [[_split(number) for number in own] for own in numbers]
@@ -203,7 +216,8 @@ class FusedMLP:
         size = OPERANDS[kind].itemsize
         slopes = -(-shape.width // 8) if shape.activation.keeps == "mask" else shape.width * size
         row = shape.hidden * (shape.width * size * (1 + gradient) + slopes * gradient)
-        return self.tile.rows * (row + shape.outputs * size) + (self.thin + 2) * self.parameters.dtype.itemsize
+        sums = self.thin + 2 + 2 * shape.width * len(shape.norms)
+        return self.tile.rows * (row + shape.outputs * size) + sums * self.parameters.dtype.itemsize
 
     # ---- steps ---------------------------------------------------------------------------------------------------
 
@@ -212,22 +226,30 @@ class FusedMLP:
         if self.operands is not self.parameters:
             self.operands.copy_(self.parameters)
 
-    def gradients(self, count: int, draws: Draws | None = None, step: int = 0) -> None:
+    def gradients(self, count: int, draws: Draws | None = None, step: int = 0, track: bool = True) -> None:
         """Leave the partial sums of the gradients over the first ``count`` points, or the drawn ones of a step.
 
-        ``count`` is the number of ``rows`` that this was made for. The loss is written to ``losses[step]``.
+        ``count`` is the number of ``rows`` that this was made for. The loss is written to ``losses[step]``. ``track``:
+        the running statistics of norms move.
         """
+        if self.shape.norms:
+            self.norms.gradients(slice(0, count), draws, step, track)
+            return
         for some in chunks(count, self.capacity):
-            self._forward(some, self.points.weight, True, draws, step)
-            self._backward(some, draws, step)
+            self.forward(some, self.points.weight, True, draws, step)
+            self.backward(some, draws, step)
             if self.dense:
-                self._weight_gradients(some, draws, step)
+                self.weight_gradients(some, draws, step)
 
     def mean_square(self) -> Tensor:
-        """Return the mean squared errors (B,) over all points, unweighted, in fp64 on the device."""
+        """Return the mean squared errors (B,) over all points, unweighted, in fp64 on the device.
+
+        Norms take their running statistics.
+        """
+        self.norms.freeze()
         count = self.points.target.shape[1]
         for some in chunks(count, self.capacity):
-            self._forward(some, None, False, None, 0)
+            self.forward(some, None, False, None, 0)
         totals = self.totals.view(-1)[: 2 * self.models * self.tiles].view(self.models, 2, self.tiles)
         return totals[:, 0].double().sum(1) / (count * self.shape.outputs)
 
@@ -260,11 +282,20 @@ class FusedMLP:
                 BETA1=optimizer.beta1,
                 BETA2=optimizer.beta2,
                 EPSILON=optimizer.epsilon,
-                COPY=self.operands is not self.parameters,
+                COPY=self.operands.dtype != self.parameters.dtype,
                 **kernels.update_constants(self.kind),
             )
 
-    def _forward(self, some: slice, weight: Tensor | None, gradient: bool, draws: Draws | None, step: int) -> None:
+    def forward(
+        self,
+        some: slice,
+        weight: Tensor | None,
+        gradient: bool,
+        draws: Draws | None,
+        step: int,
+        part: Part | None = None,
+    ) -> None:
+        part = part or Part(0, self.shape.hidden, HEAD)
         kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
         n, places = some.stop - some.start, shape.places
         order, size = self._drawn(draws)
@@ -275,7 +306,7 @@ class FusedMLP:
                 points.target,
                 points.target if weight is None else weight,
                 self.numbers,
-                self.parameters,
+                self.weights,
                 self.operands,
                 self.activation_numbers,
                 order,
@@ -286,6 +317,7 @@ class FusedMLP:
                 self.head_errors,
                 self.totals,
                 self.partials,
+                self.norms.moments,
                 n,
                 some.start,
                 size,
@@ -304,6 +336,12 @@ class FusedMLP:
                 *places[-1],
                 self.thin_at + self.thin - shape.outputs,
                 self.thin,
+                max(part.low, 1),
+                part.top,
+                part.norm,
+                len(shape.norms),
+                FIRST=part.low == 0,
+                HEAD=part.norm == HEAD,
                 GRADIENT=gradient,
                 GATHERED=draws is not None,
                 WEIGHTED=weight is not None,
@@ -312,7 +350,8 @@ class FusedMLP:
                 **products.resources(self.tile),
             )
 
-    def _backward(self, some: slice, draws: Draws | None, step: int) -> None:
+    def backward(self, some: slice, draws: Draws | None, step: int, part: Part | None = None) -> None:
+        part = part or Part(0, self.shape.hidden, HEAD)
         kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
         n = some.stop - some.start
         order, size = self._drawn(draws)
@@ -320,7 +359,7 @@ class FusedMLP:
         with backends.launching_on(self.device):
             kernels.mlp_backward[(-(-n // self.tile.rows), self.models)](
                 points.inputs,
-                self.parameters,
+                self.weights,
                 self.operands,
                 order,
                 self.features,
@@ -333,6 +372,7 @@ class FusedMLP:
                 self.losses,
                 self.scales,
                 self.partials,
+                self.norms.corrections,
                 n,
                 some.start,
                 size,
@@ -349,20 +389,31 @@ class FusedMLP:
                 shape.places[-1][0],
                 self.thin_at,
                 self.thin,
+                min(part.top, shape.hidden - 1),
+                part.low,
+                part.norm,
+                len(shape.norms),
+                HEAD=part.top == shape.hidden,
+                SUMS=part.norm == HEAD,
+                ERRORS=part.low < shape.hidden,
+                NORMED=part.norm != HEAD,
                 GATHERED=draws is not None,
                 **self._constants(self.loss),
                 **products.common(self.kind, self.tile_back),
                 **products.resources(self.tile_back),
             )
 
-    def _weight_gradients(self, some: slice, draws: Draws | None, step: int) -> None:
+    def weight_gradients(self, some: slice, draws: Draws | None, step: int, part: Part | None = None) -> None:
+        part = part or Part(0, self.shape.hidden, HEAD)
+        if not self._weight_tiles(part):
+            return
         kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
         config = self.weight_tile
         n = some.stop - some.start
         length = -(-n // (self.splits * config.terms)) * config.terms
         order, size = self._drawn(draws)
         with backends.launching_on(self.device):
-            kernels.mlp_weight_gradients[(self._weight_tiles(), self.splits, self.models)](
+            kernels.mlp_weight_gradients[(self._weight_tiles(part), self.splits, self.models)](
                 points.inputs,
                 order,
                 self.features,
@@ -381,6 +432,8 @@ class FusedMLP:
                 self.partial_model,
                 0,
                 self.dense,
+                max(part.low, 1),
+                part.top,
                 width=shape.width,
                 depth=shape.inputs,
                 ENCODED=shape.encoded,
@@ -415,15 +468,16 @@ class FusedMLP:
 
     # ---- sizes ---------------------------------------------------------------------------------------------------
 
-    def _weight_tiles(self) -> int:
+    def _weight_tiles(self, part: Part) -> int:
+        """Return the tiles of the weights that a part of the backward pass has errors for."""
         shape, tile = self.shape, self.weight_tile
         down, across = -(-shape.width // tile.rows), -(-shape.width // tile.columns)
-        first = down * -(-shape.inputs // tile.columns) if shape.encoded else 0
-        return (shape.hidden - 1) * down * across + first
+        first = down * -(-shape.inputs // tile.columns) if shape.encoded and part.low == 0 else 0
+        return (part.top - max(part.low, 1)) * down * across + first
 
     def _splits(self, rows: int) -> int:
         """Return into how many ranges the points of the weight gradients fall, to give every multiprocessor two."""
-        tiles = self._weight_tiles() * self.models
+        tiles = self._weight_tiles(Part(0, self.shape.hidden, HEAD)) * self.models
         wanted = max(-(-2 * self.multiprocessors // max(tiles, 1)), -(-rows // CHAIN))
         return max(1, min(wanted, rows // (4 * self.weight_tile.terms)))
 
@@ -434,9 +488,9 @@ class FusedMLP:
         rows: list[tuple[int, ...]] = []
 
         def parameter(
-            place: int, size: int, columns: int, source: int, down: int, across: int, thin_sums: bool
+            place: int, size: int, columns: int, source: int, down: int, across: int, thin_sums: bool | None
         ) -> None:
-            parts = (self.thin, self.tiles) if thin_sums else (self.dense, self.splits)
+            parts = (0, 1) if thin_sums is None else (self.thin, self.tiles) if thin_sums else (self.dense, self.splits)
             for first in range(0, size if place >= 0 else 0, block):
                 rows.append((place, first, size, columns, source, down, across, *parts))
 
@@ -453,6 +507,9 @@ class FusedMLP:
         head = thin + (shape.hidden + few) * width
         parameter(weight, shape.outputs * width, width, head, width, 1, True)
         parameter(bias, shape.outputs, shape.outputs, head + shape.outputs * width, shape.outputs, 1, True)
+        for norm, own in enumerate(shape.norms):
+            for number, place in enumerate((own.scale, own.shift)):
+                parameter(place, width, width, self.norms_at + (2 * norm + number) * width, width, 1, None)
         return torch.tensor(rows, dtype=torch.int64)
 
     def describe(self) -> dict[str, object]:

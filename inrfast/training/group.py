@@ -152,8 +152,9 @@ class Group:
 
     def reach(self) -> int:
         """Return up to which step the next call of :meth:`advance` could go: not past the next evaluation."""
-        if self.options.callbacks and self.done % self.every == 0:
-            return self.done + 1  # callbacks may edit weights, so this step is taken alone
+        if (self.options.callbacks or self.gradient.coupled) and self.done % self.every == 0:
+            # Callbacks may edit weights; and a step's own batch has moved running statistics when it is measured.
+            return self.done + 1
         evaluation = (self.done // self.every + 1) * self.every
         return min(self.done + self.at_once, evaluation, self.options.steps)
 
@@ -508,7 +509,7 @@ def kind_of(member: Member, narrow: bool = False) -> Any:
     mlp = describe(net)
     if isinstance(mlp, str) or against_formula(mlp, (BatchNorm,)) is not None:
         return id(net)
-    if mlp.norms and (narrow or against_norms(net) is not None):
+    if mlp.norms and ((narrow and data.coords.device.type == "cpu") or against_norms(net) is not None):
         return id(net)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
     encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})

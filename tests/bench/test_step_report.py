@@ -29,9 +29,9 @@ def test_bytes_of_a_tile_stand_for_all(problem, monkeypatch):
     whole = slice(0, problem.points)
     zeros = [torch.zeros_like(step.parameters) for _ in range(3)]
     launches = {
-        "mlp_forward": lambda: step._forward(whole, None, True, None, 0),
-        "mlp_backward": lambda: step._backward(whole, None, 0),
-        "mlp_weight_gradients": lambda: step._weight_gradients(whole, None, 0),
+        "mlp_forward": lambda: step.forward(whole, None, True, None, 0),
+        "mlp_backward": lambda: step.backward(whole, None, 0),
+        "mlp_weight_gradients": lambda: step.weight_gradients(whole, None, 0),
         "mlp_update": lambda: step.update(*zeros, Adam.kernel, True, 0),
     }
     assert tuple(launches) == step_report.KERNELS

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import mild
 from tensor_cores import product, truncating
+from torch import nn
 
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS as TABLE
@@ -20,6 +21,7 @@ from inrfast.kernels import fused_mlp as kernels
 from inrfast.losses import loss_of
 from inrfast.mlp import describe
 from inrfast.ops.fused_mlp import CHAIN, FEW, OPERANDS, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.ops.fused_norms import NormPlace, Statistics
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.stack import Stack
 
@@ -29,6 +31,7 @@ TORCH = {
     "huber": lambda f, y, numbers: F.huber_loss(f, y, reduction="none", delta=numbers[0]),
     "bce": lambda f, y, numbers: F.binary_cross_entropy_with_logits(f, y, reduction="none"),
 }
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 UNIT = {"fp16": 2.0**-11, "tf32x3": 2.0**-22, "fp64": 2.0**-53}
 ACTIVATIONS = tuple(sorted(name for name, kind in TABLE.items() if kind.device is not None and kind.keeps != "nothing"))
 
@@ -78,13 +81,28 @@ class Case:
         )
         numbers = tuple(own.numbers for own in first.bound_activations)
         activation = first.bound_activations[0].kind
-        shape = Shape(encoded.shape[2], first.width, self.hidden, outputs, activation, numbers, places)
+        norms = tuple(
+            NormPlace(
+                k, self.stack.places[f"norms.{k}.weight"], self.stack.places[f"norms.{k}.bias"], norm.eps, norm.momentum
+            )
+            for k, norm in enumerate(first.norms)
+            if isinstance(norm, nn.BatchNorm1d)
+        )
+        statistics = [
+            Statistics(*(self.stack.statistics[f"norms.{norm.layer}.{name}"] for name in STATISTICS)) for norm in norms
+        ]
+        shape = Shape(encoded.shape[2], first.width, self.hidden, outputs, activation, numbers, places, norms)
         trained = torch.ones(self.stack.flat.shape[1], dtype=torch.uint8, device=device)
         points = Points(encoded, self.target, self.weight)
         self.count = drawn or n
-        self.step = FusedMLP(shape, self.stack.flat, trained, points, self.count, kind, steps, budget, loss=self.loss)
+        self.step = FusedMLP(
+            shape, self.stack.flat, trained, points, self.count, kind, steps, budget, True, self.loss, statistics
+        )
         step = self.step
-        for buffer in (step.features, step.slopes, step.errors, step.head_errors, step.partials, step.totals):
+        for buffer in (
+            step.features, step.slopes, step.errors, step.head_errors, step.partials, step.totals,
+            step.norms.moments, step.norms.maps, step.norms.corrections,
+        ):  # fmt: skip
             buffer.fill_(float("nan"))  # nothing may be read before it is written
 
     def gradients(self, step=0):

@@ -3,6 +3,7 @@
 - :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels.
 - :class:`NativeGradient`: the same on a CPU, by one native call per chunk of points.
 - :class:`TensorGradient`: the same by torch's operations, over chunks of points that stay in cache.
+- :class:`FoldedGradient`: the same on a GPU for networks with batch norms in train mode, over all points at once.
 - :class:`NormedGradient`: by torch's operations too, for networks with batch norms in train mode, whose statistics are
   those of the whole batch.
 - :class:`ChunkedGradient`: autograd over such chunks, for any other network that treats its points one by one.
@@ -26,6 +27,7 @@ from inrfast import backends
 from inrfast.errors import NotAvailableError
 from inrfast.training.engines.autograd import AutogradGradient
 from inrfast.training.engines.chunked import ChunkedGradient
+from inrfast.training.engines.folded import FoldedGradient
 from inrfast.training.engines.fused import FusedEvaluation, FusedGradient
 from inrfast.training.engines.native import NativeGradient
 from inrfast.training.engines.normed import NormedGradient
@@ -45,6 +47,7 @@ ENGINES: tuple[type[Gradient], ...] = (
     FusedGradient,
     NativeGradient,
     TensorGradient,
+    FoldedGradient,
     NormedGradient,
     ChunkedGradient,
     WholeGradient,
@@ -98,7 +101,7 @@ def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
     measured = replace(task, objective=Objective(), batch=None, narrow=False, measuring=True, link=link)
     if stack.flat is not None and link is None:
         return FusedEvaluation(stack, measured).mean_square
-    measuring: tuple[type[Gradient], ...] = (NativeGradient, TensorGradient, NormedGradient)
+    measuring: tuple[type[Gradient], ...] = (NativeGradient, TensorGradient, FoldedGradient, NormedGradient)
     for engine in measuring if link is None else measuring[1:]:
         if engine.reason_against(measured) is None:
             return engine(stack, measured).mean_square

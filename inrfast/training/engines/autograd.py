@@ -39,7 +39,7 @@ class AutogradGradient:
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
     whole: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
+    coupled: bool = False
     draws: ClassVar[bool] = False
     several: ClassVar[bool] = False
 

@@ -15,9 +15,12 @@ from inrfast import backends
 from inrfast.losses import BoundLoss
 from inrfast.memory import format_bytes
 from inrfast.mlp import MLP
+from inrfast.norms.batch import BatchNorm
 from inrfast.ops.fused_mlp import FEW, MEAN_SQUARE, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
+from inrfast.ops.fused_norms import NormPlace, Statistics, reason_against_norms
 from inrfast.training.batches import Batches
 from inrfast.training.engines.layerwise import encoded
+from inrfast.training.engines.normed import against_norms, norms_of
 from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.optimizers import Optimizer
 from inrfast.training.stack import Stack
@@ -34,6 +37,9 @@ EVALUATED_ROWS = 2**16
 MOST_COORDINATE = 2**15
 """Largest coordinate that two numbers of 16 bits hold."""
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Names of a batch norm's buffers."""
+
 DRAWN_SHARE = 16
 """One part in so many of the budget may hold the points drawn for the next steps."""
 
@@ -47,6 +53,14 @@ def _against(task: Task) -> str | None:
     reason = reason_against(mlp, data.target.dtype)
     if reason is not None:
         return reason
+    if mlp.norms:
+        reason = against_norms(task.nets[0]) or reason_against_norms(mlp, task.points)
+        if reason is not None:
+            return reason
+        kept = len(task.nets) * task.points * 2 * len(mlp.hidden) * max(mlp.widths) * data.target.dtype.itemsize
+        if 4 * kept > task.budget:  # and slopes, and half of the budget is for the evaluation
+            what = "its features and errors at all points of a step"
+            return f"{what} need {format_bytes(kept)}, over a quarter of the budget {format_bytes(task.budget)}"
     if mlp.columns > FEW:
         needed = len(task.nets) * data.points * mlp.columns * data.target.dtype.itemsize
         if 4 * needed > task.budget:
@@ -61,7 +75,16 @@ def _shape(stack: Stack, mlp: MLP) -> Shape:
     names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
     places = tuple((stack.places[weight], -1 if bias is None else stack.places[bias]) for weight, bias in names)
     kind, numbers = mlp.activations[0].kind, tuple(activation.numbers for activation in mlp.activations)
-    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, kind, numbers, places)
+    norms = tuple(
+        NormPlace(own.layer, stack.places[own.weight or ""], stack.places[own.bias or ""], own.eps, own.momentum)
+        for own in norms_of(stack.nets[0])
+    )
+    return Shape(mlp.columns, mlp.widths[0], len(mlp.hidden), mlp.outputs, kind, numbers, places, norms)
+
+
+def _statistics(stack: Stack) -> list[Statistics]:
+    names = [own.name for own in norms_of(stack.nets[0])]
+    return [Statistics(*(stack.statistics[f"{name}.{own}"] for own in STATISTICS)) for name in names]
 
 
 def _engine(
@@ -80,7 +103,7 @@ def _engine(
     kept = inputs.numel() * inputs.element_size() if inputs is not data.coords else 0
     return FusedMLP(
         _shape(stack, mlp), stack.flat, trained, points, rows, kind, steps, budget - kept, loss is not None,
-        loss or MEAN_SQUARE,
+        loss or MEAN_SQUARE, _statistics(stack),
     )  # fmt: skip
 
 
@@ -103,7 +126,7 @@ class FusedEvaluation:
 
 
 class FusedGradient:
-    """Gradient of a named loss of INRs without norms by fused kernels.
+    """Gradient of a named loss of INRs, without norms or with batch norms behind activations, by fused kernels.
 
     Parameters
     ----------
@@ -125,7 +148,6 @@ class FusedGradient:
     backend: ClassVar[str] = "triton"
     flat: ClassVar[bool] = True
     whole: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     several: ClassVar[bool] = True
     measures = True
@@ -133,7 +155,7 @@ class FusedGradient:
 
     def __init__(self, stack: Stack, task: Task, steps: int = MOST_STEPS) -> None:
         self.stack, self.task, self.points, self.narrow = stack, task, task.points, task.narrow
-        self.steps = steps
+        self.steps, self.coupled = steps, bool(task.mlp.norms)
         # Half for the step: in "medium" an evaluation in full precision has buffers of its own.
         kind = "fp16" if self.narrow else _wide(stack)
         self.engine = _engine(stack, task, self.points, kind, steps, task.budget // 2, task.objective.named)
@@ -152,7 +174,7 @@ class FusedGradient:
             return f"the loss {objective.config()['loss']!r} has no fused step"
         if objective.modules:
             return "modules are trained beside the network"
-        return against_formula(task.described) or _against(task)
+        return against_formula(task.described, (BatchNorm,)) or _against(task)
 
     @property
     def layout(self) -> dict[str, object]:
@@ -166,8 +188,8 @@ class FusedGradient:
         engine.refresh()
         draws = None if batch is None else Draws(batch.contiguous(), batch.shape[1])
         grads = self.stack.flat_grads
-        for _ in range(BACKOFFS):
-            engine.gradients(self.points, draws)
+        for attempt in range(BACKOFFS):
+            engine.gradients(self.points, draws, track=attempt == 0)
             engine.update(grads, grads, grads, None, True, 0)
             overflown = engine.losses[0].isfinite() & ~grads.sum(1).isfinite()
             if not self.narrow or not bool(overflown.any()):

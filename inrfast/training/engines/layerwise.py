@@ -87,7 +87,7 @@ class LayerwiseGradient:
     backend: ClassVar[str] = "torch"
     flat: ClassVar[bool] = False
     whole: ClassVar[bool] = False
-    coupled: ClassVar[bool] = False
+    coupled: bool = False
     draws: ClassVar[bool] = False
     several: ClassVar[bool] = False
     native = ""

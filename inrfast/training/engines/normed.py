@@ -67,7 +67,7 @@ class NormedGradient(LayerwiseGradient):
     """
 
     name: ClassVar[str] = "normed"
-    coupled: ClassVar[bool] = True
+    coupled: bool = True
     passes: Sequence[NormedPass]
 
     def __init__(self, stack: Stack, task: Task) -> None:

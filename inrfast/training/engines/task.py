@@ -135,7 +135,7 @@ class Gradient(Protocol):
     flat: ClassVar[bool]
     whole: ClassVar[bool]
     """Whether a step is one graph of its whole batch, which tells nothing of evaluations."""
-    coupled: ClassVar[bool]
+    coupled: bool
     """Whether predictions in a step depend on its other points: its loss is not that of an evaluation then."""
     draws: ClassVar[bool]
     """Whether a step calls the network's or the user's own code, which may draw random numbers for its whole batch."""

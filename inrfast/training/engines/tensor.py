@@ -62,8 +62,7 @@ class TensorPass:
         self.names = [(layer.weight_name, layer.bias_name) for layer in mlp.layers]
         self.weights = [stack.parameters[weight] for weight, _ in self.names]
         self.biases = [None if bias is None else stack.parameters[bias].unsqueeze(1) for _, bias in self.names]
-        trainable = [any(name in stack.grads for name in names if name) for names in self.names]
-        self.lowest = trainable.index(True)
+        self.lowest = self._lowest()
         size = of.block * of.rows * max(self.widths)
         kind = NARROW if of.narrow else like.dtype
         # Where a slope is 0 or 1, and 1 where the value is above 0, it needs no memory of its own.
@@ -77,6 +76,10 @@ class TensorPass:
         self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
         self.narrow_from = 0 if mlp.encoding is not None else 1
+
+    def _lowest(self) -> int:
+        """Return the lowest layer whose error is needed."""
+        return next(i for i, names in enumerate(self.names) if any(name in self.of.stack.grads for name in names))
 
     @torch.no_grad()
     def over(
@@ -133,23 +136,26 @@ class TensorPass:
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         """Return the predictions at ``x``; features and slopes (derivatives of the activations) stay in the buffers."""
         n, features = x.shape[1], x
-        for index, activation in enumerate(self.activations):
-            width, slope = self.widths[index], self.slopes[index]
-            value = self._view(self.features[index], k, n, width)
-            if slope is None:
-                u = self._linear(features, weights[index], biases[index], value)
-                activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], k, n, width))
-            else:
-                self._activate(
-                    activation, features, weights[index], biases[index], value, self._view(slope, k, n, width)
-                )
-            features = value
+        for index in range(len(self.activations)):
+            features = self._hidden(index, features, weights, biases)
         if self.of.narrow:
             features = self._view(self.wide[0], k, n, self.widths[-1]).copy_(features)
         # Column-major, since BLAS is several times faster on a few long columns than on many short rows.
         outputs = self.outputs[: k * n * self.of.mlp.outputs]
         outputs = outputs.view(1, -1, n).mT if k == 1 else outputs.view(k, n, -1)
         return self._linear(features, weights[-1], biases[-1], outputs)
+
+    def _hidden(self, index: int, features: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+        """Return the features of one hidden layer from those below; slopes stay in their buffer."""
+        activation, slope = self.activations[index], self.slopes[index]
+        shape = (*features.shape[:2], self.widths[index])
+        value = self._view(self.features[index], *shape)
+        if slope is None:
+            u = self._linear(features, weights[index], biases[index], value)
+            activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], *shape))
+        else:
+            self._activate(activation, features, weights[index], biases[index], value, self._view(slope, *shape))
+        return value
 
     def _activate(
         self,

@@ -39,7 +39,7 @@ class WholeGradient(AutogradGradient):
 
     name: ClassVar[str] = "whole"
     whole: ClassVar[bool] = True
-    coupled: ClassVar[bool] = True
+    coupled: bool = True
     draws: ClassVar[bool] = True
 
     def __init__(self, stack: Stack, task: Task) -> None:

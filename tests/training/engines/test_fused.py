@@ -155,6 +155,29 @@ def test_many_networks_take_their_steps_in_one_sequence(device):
         assert len({parameter.untyped_storage().data_ptr() for parameter in net.parameters()}) == 6
 
 
+@pytest.mark.parametrize(("norm", "precision", "bound"), [(["batch", None], "high", 1e-4), ("batch", "medium", 2e-2)])
+def test_batch_norms_are_those_of_fp64(device, norm, precision, bound):
+    """Losses, evaluations and running statistics of a stack, and of its networks one by one; many steps at once."""
+    options = {"norm": norm, "norm_position": "post"}
+    nets = [network(seed, **options).to(device) for seed in range(2)]
+    twins, alone = copy.deepcopy(nets), copy.deepcopy(nets[0])
+    coords, target = data(device=device)
+    fit = {"steps": STEPS, "lr": 3e-3, "eval_every": 5, "batch_size": 40}
+    seeds = [1, 2]
+    results = inr.fit_many(nets, coords, target, seed=seeds, precision=precision, backend="triton", **fit)
+    _, single = fitted(device, alone, precision=precision, **fit, seed=1)
+    exact = inr.fit_many(
+        [t.double() for t in twins], coords.double(), target.double(), seed=seeds, backend="torch", **fit
+    )
+    for net, twin, result, theirs in zip(nets, twins, results, exact, strict=True):
+        assert result.config["gradient"] == "fused"
+        assert result.losses == pytest.approx(theirs.losses, rel=bound)
+        assert result.psnrs == pytest.approx(theirs.psnrs, abs=20 * bound)
+        for (name, ours), own in zip(net.named_buffers(), twin.buffers(), strict=True):
+            assert torch.allclose(ours.double(), own.double(), rtol=bound, atol=bound), name
+    assert single.losses == pytest.approx(results[0].losses, rel=bound)
+
+
 def test_a_network_that_diverges_is_set_back_and_the_others_go_on(device):
     coords, target = data(device=device)
     nets = [network(seed, activation="gelu").to(device) for seed in range(2)]
