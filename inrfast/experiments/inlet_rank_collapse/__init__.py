@@ -23,6 +23,9 @@ PAPERS.add(
         "inlet_rank_collapse",
         "The Inlet Rank Collapse in Implicit Neural Representations",
         "Zheng, Saratchandran and Lucey, arXiv 2602.01526",
-        {figure.name: figure for figure in (Fig1(), Fig2(), Fig3(), Fig5(), Fig6(), Fig7A(), Fig7B(), Table1(), Table1Best(), Fig8())},
+        {
+            figure.name: figure
+            for figure in (Fig1(), Fig2(), Fig3(), Fig5(), Fig6(), Fig7A(), Fig7B(), Table1(), Table1Best(), Fig8())
+        },
     ),
 )
