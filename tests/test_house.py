@@ -29,6 +29,7 @@ TESTED_BY = {
     "inrfast/cli/*.py": "tests/test_cli.py",
     "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",
     "inrfast/experiments/demo_*.py": "tests/experiments/test_demo.py",
+    "inrfast/experiments/inlet_rank_collapse/pictures.py": "tests/experiments/test_reproduce.py",
     "inrfast/layers/*.py": "tests/tangent/test_capture.py",
     "inrfast/linalg/conjugate_gradients.py": "tests/tangent/test_kernel.py",
     "inrfast/linalg/counting.py": "tests/linalg/test_inertia.py",
