@@ -139,6 +139,15 @@ NETWORK = {
 OPTIONS = {
     "info": {"--json": None},
     "demo": {**COMMON, "--seed": NUMBERS, "--image": "file", "--out": "out"},
+    "reproduce": {
+        **COMMON,
+        "--seed": NUMBERS,
+        "--images": "file",
+        "--mesh": "file",
+        "--preset": NAMES,
+        "--runs": NUMBERS,
+        "--out": "out",
+    },
     "diagnose": {
         **COMMON,
         **NETWORK,
@@ -231,6 +240,8 @@ def command_line(draws: random.Random, folder: Path) -> list[str]:
         given = _read(draws, folder)
         words += [given, "--steps", draws.choice(["1", "2", "2", "0", "-1", "nan", "1.5"])]
         words += ["--size", "4"] if given.endswith(".png") and draws.random() < 0.8 else []
+    if command == "reproduce":
+        words += [draws.choice(["inlet-rank-collapse"] * 30 + NAMES), draws.choice(["fig5"] * 30 + NAMES)]
     if command == "render":
         words += [_read(draws, folder, "model.safetensors"), _written(draws, folder)]
     for option in draws.sample(sorted(OPTIONS[command]), draws.randint(0, min(3, len(OPTIONS[command])))):

@@ -71,12 +71,14 @@ def reproduce(
     check_choice("preset", preset, PRESETS)
     chosen = _chosen(known, figures)
     given = [mesh] if isinstance(mesh, str | os.PathLike) else list(mesh)
+    meshes = tuple(_file(Path(name)) for name in given)
+    _check_apart(meshes)
     request = Request(
         preset,
         None if runs is None else check_int("runs", runs, minimum=1),
         check_seed("seed", seed),
         () if images is None else _images(Path(images)),
-        tuple(_file(Path(name)) for name in given),
+        meshes,
         torch.device(device),
     )
     results = Results(parent(f"out/{known.name}-{preset}" if out is None else out), known, request)
@@ -111,6 +113,14 @@ def _file(path: Path) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"mesh must be a file, and {shown(path)} is none")
     return path
+
+
+def _check_apart(meshes: Sequence[Path]) -> None:
+    """Refuse meshes of one file name: results are kept and shown by it."""
+    names = [path.name for path in meshes]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"mesh must name files of different names, got {names.count(name)} called {shown(name)}")
 
 
 def _figure(results: Results, figure: Figure, request: Request, progress: bool | None) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,11 +95,13 @@ class Results:
         ------
         OtherSettingsError
             It was made with other settings.
+        ValueError
+            A file of it is damaged or missing.
         """
         file = self.file(figure, cell, ".json")
         if not file.exists():
             return None
-        stored = _read(file)
+        stored = _read(file, ("settings", "seconds", "found", "arrays"))
         settings = json.loads(json.dumps(cell.settings))
         if stored.get("settings") != settings:
             before = stored.get("settings") or {}
@@ -107,10 +111,7 @@ class Results:
                 f"{', '.join(_short(settings.get(k)) for k in keys)}: results are not mixed; choose another folder, or "
                 "remove it to compute it again"
             )
-        arrays = {}
-        if stored["arrays"]:
-            with np.load(self.file(figure, cell, ".npz"), allow_pickle=False) as kept:
-                arrays = {name: kept[name] for name in stored["arrays"]}
+        arrays = _read_arrays(self.file(figure, cell, ".npz"), stored["arrays"], file) if stored["arrays"] else {}
         return Found(stored["found"], arrays)
 
     def save(self, figure: Figure, cell: Cell, found: Found, how: Mapping[str, Any]) -> None:
@@ -162,14 +163,28 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
     try:
         found = json.loads(file.read_bytes())
-        if not isinstance(found, dict):
-            raise ValueError("it holds no object")
+        if not isinstance(found, dict) or not set(keys) <= set(found):
+            raise ValueError(f"it holds no object with {', '.join(keys)}" if keys else "it holds no object")
     except ValueError as error:
         raise ValueError(f"{shown(file)} is damaged ({error}); remove it to compute it again") from error
     return found
+
+
+def _read_arrays(file: Path, names: Sequence[str], beside: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a cell, which has these; ``beside`` holds its numbers."""
+    try:
+        with np.load(file, allow_pickle=False) as kept:
+            if sorted(kept.files) != sorted(names):
+                raise ValueError(f"it holds {', '.join(sorted(kept.files)) or 'nothing'}, not {', '.join(names)}")
+            return {name: kept[name] for name in names}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else error
+        raise ValueError(
+            f"{shown(file)} is damaged ({reason}); remove it and {shown(beside)} to compute them again"
+        ) from error
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrfast.experiments.paper import Request
+from inrfast.files import shown
 from inrfast.signals.image import load_image
 
 BUNDLED = ("astronaut", "chelsea", "coffee", "rocket")
@@ -24,7 +25,7 @@ class Pictures:
     Attributes
     ----------
     names
-        File names without suffix.
+        File names, without suffix where that tells them apart.
     values
         (B, side, side, 3), fp32, in [0, 1].
     notes
@@ -60,10 +61,13 @@ def pictures(request: Request, count: int, side: int) -> Pictures:
     An image of exactly twice the size gives every second pixel, as the first author's code takes DIV2K at 512 x 512;
     any other is cropped to its central square and averaged over areas.
     """
-    loaders: dict[str, Callable[[], Tensor]] = {path.stem: _of_file(path) for path in request.images}
+    stems = [path.stem for path in request.images]
+    loaders: dict[str, Callable[[], Tensor]] = {
+        path.name if stems.count(path.stem) > 1 else path.stem: _of_file(path) for path in request.images
+    }
     if not loaders:
         loaders = {name: _bundled(name) for name in BUNDLED}
-    made = {name: _sized(loaders[name](), side) for name in list(loaders)[:count]}
+    made = {name: _sized(name, loaders[name](), side) for name in list(loaders)[:count]}
     values = torch.stack([value for value, _ in made.values()])
     return Pictures(tuple(made), values, tuple(note for _, note in made.values()), count)
 
@@ -85,7 +89,7 @@ def _bundled(name: str) -> Callable[[], Tensor]:
     return load
 
 
-def _sized(image: Tensor, side: int) -> tuple[Tensor, str]:
+def _sized(name: str, image: Tensor, side: int) -> tuple[Tensor, str]:
     height, width = image.shape[:2]
     if height == width == 2 * side:
         return image[::2, ::2].clone(), f"every second pixel of {height}x{width}"
@@ -93,7 +97,7 @@ def _sized(image: Tensor, side: int) -> tuple[Tensor, str]:
         return image, f"{height}x{width} as it is"
     edge = min(height, width)
     if edge < side:
-        raise ValueError(f"images must be at least {side} pixels high and wide, got one of {height}x{width}")
+        raise ValueError(f"images must be at least {side} pixels high and wide, and {shown(name)} is {height}x{width}")
     top, left = (height - edge) // 2, (width - edge) // 2
     square = image[top : top + edge, left : left + edge].permute(2, 0, 1)[None]
     averaged = F.interpolate(square, size=(side, side), mode="area")[0].permute(1, 2, 0)

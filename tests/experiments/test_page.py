@@ -1,0 +1,60 @@
+"""The report is one valid file that asks for nothing else, whatever words and names stand in it."""
+
+from html.parser import HTMLParser
+
+from tiny_paper import HOSTILE, NAME, registered
+
+from inrfast.experiments.page import HEAD, text_table
+from inrfast.experiments.reproduce import reproduce
+
+EMPTY = {"meta", "img", "br"}
+
+
+class Checked(HTMLParser):
+    """Elements that nest, and what they name."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.named, self.cells = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.named += [(tag, name, value) for name, value in attrs]
+        if tag not in EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.cells.append(data)
+
+
+def test_the_report_is_self_contained_and_names_are_words_in_it(tmp_path):
+    meshes = [tmp_path / "<img onerror=x>.obj", tmp_path / "a&b'.obj"]
+    for number, mesh in enumerate(meshes):
+        mesh.write_text(f"v {number} 0 0\n")
+    with registered():
+        reproduce(NAME, "all", tmp_path / "r", mesh=meshes, progress=False)
+    text = (tmp_path / "r" / "report.html").read_text()
+    page = Checked()
+    page.feed(text)
+    page.close()
+    assert page.open == []
+    assert {tag for tag, _, _ in page.named} <= {"html", "meta", "a", "section", "img"}
+    for _, name, value in page.named:
+        assert name in ("lang", "charset", "href", "id", "alt", "src")
+        assert name != "href" or value in ("#one", "#two")
+        assert name != "src" or value.startswith("data:image/png;base64,")
+    assert page.cells.count(HOSTILE) >= 2
+    assert "&lt;img onerror=x&gt;.obj" in text and "a&amp;b&#x27;.obj" in text
+
+
+def test_markdown_tables_keep_their_columns(tmp_path):
+    with registered():
+        made = reproduce(NAME, "one", tmp_path / "r", progress=False)
+    lines = [line for line in (tmp_path / "r/one/one.md").read_text().splitlines() if line.startswith("|")]
+    widths = [line.replace("\\|", "").count("|") for line in lines]
+    assert widths == [5, 5, 5, 3, 3, 3]
+    assert len(text_table(HEAD, [["a", "b", "c", "d"]]).splitlines()) == 2
+    assert made["one"]["cells"] == 3

@@ -1,0 +1,156 @@
+"""Folders of results: what is done stays, whatever stops the work; what is damaged or of other settings is named."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_paper import NAME, registered
+
+from inrfast.experiments.reproduce import reproduce
+from inrfast.experiments.results import OtherSettingsError, parent
+
+CELLS = [f"{figure}/{cell}" for figure in ("one", "two") for cell in "abc"]
+
+
+def make(out, **options):
+    return reproduce(NAME, "all", out, progress=False, **options)
+
+
+def contents(out):
+    """Return what cells found, to the byte, without the times."""
+    found = {}
+    for path in sorted(out.glob("*/cells/*")):
+        text = path.read_bytes()
+        if path.suffix == ".json":
+            text = json.dumps({k: v for k, v in json.loads(text).items() if k != "seconds"}).encode()
+        found[path.relative_to(out).as_posix()] = text
+    return found
+
+
+def numbers(made):
+    return {name: (found["rows"], found["text"], found["numbers"]) for name, found in made.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "results"
+    with registered():
+        made = make(out)
+    return out, made
+
+
+@pytest.mark.parametrize("stopped", CELLS)
+def test_after_an_interrupt_at_any_cell_the_rest_alone_is_done_with_the_same_result(stopped, whole, tmp_path):
+    def interrupt(name):
+        if name == stopped:
+            raise KeyboardInterrupt
+
+    with registered(interrupt), pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "r")
+    done = []
+    with registered(done.append):
+        made = make(tmp_path / "r")
+    assert done == CELLS[CELLS.index(stopped) :]
+    assert contents(tmp_path / "r") == contents(whole[0])
+    assert numbers(made) == numbers(whole[1])
+
+
+def test_a_killed_process_leaves_a_folder_that_goes_on_and_a_living_one_is_alone(whole, tmp_path):
+    program = f"""if True:
+        import sys, time
+        sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from tiny_paper import NAME, registered
+        from inrfast.experiments.reproduce import reproduce
+        with registered(lambda name: name == "two/b" and (print("there", flush=True), time.sleep(60))):
+            reproduce(NAME, "all", {str(tmp_path / "r")!r}, progress=False)
+    """
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE) as child:
+        try:
+            assert child.stdout.readline() == b"there\n"
+            with registered(), pytest.raises(BlockingIOError, match=f"process {child.pid}"):
+                make(tmp_path / "r")
+        finally:
+            child.send_signal(signal.SIGKILL)
+    done = []
+    with registered(done.append):
+        made = make(tmp_path / "r")
+    assert done == ["two/b", "two/c"]
+    assert contents(tmp_path / "r") == contents(whole[0])
+    assert numbers(made) == numbers(whole[1])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("one/cells/a.npz", lambda data: data[: len(data) // 2]),
+        ("one/cells/a.npz", lambda data: b""),
+        ("one/cells/a.npz", None),
+        ("one/cells/a.npz", lambda data: data.replace(b"values", b"others")),
+        ("one/cells/a.npz", lambda data: data[:200] + bytes([data[200] ^ 255]) + data[201:]),
+        ("two/cells/b.json", lambda data: data[: len(data) // 2]),
+        ("two/cells/b.json", lambda data: b"[]"),
+        ("two/cells/b.json", lambda data: b"{}"),
+        ("two/cells/b.json", lambda data: b"\xff\xfe"),
+        ("settings.json", lambda data: data[:-9]),
+    ],
+)
+def test_a_damaged_file_is_named_and_everything_else_is_kept(file, damage, whole, tmp_path):
+    out = tmp_path / "r"
+    shutil.copytree(whole[0], out)
+    good = (out / file).read_bytes()
+    (out / file).unlink()
+    if damage:
+        (out / file).write_bytes(damage(good))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with registered(), pytest.raises(ValueError, match="damaged") as error:
+        make(out)
+    assert str(out / file) in str(error.value)
+    now = {path: path.read_bytes() for path in before}
+    changed = {path.relative_to(out).parts[0] for path in before if now[path] != before[path]}
+    assert changed <= {"one", "report.html"} - ({"one", "report.html"} if file.startswith(("one", "sett")) else set())
+    (out / file).write_bytes(good)
+    with registered():
+        assert numbers(make(out)) == numbers(whole[1])
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"seed": 1}, "seed 0, not 1"), ({"runs": 3}, "runs"), ({"preset": "paper"}, "preset")]
+)
+def test_results_of_other_settings_are_refused_by_name_and_stay(options, word, whole):
+    before = contents(whole[0])
+    with registered(), pytest.raises(OtherSettingsError, match=word):
+        make(whole[0], **options)
+    assert contents(whole[0]) == before
+
+
+def test_a_cell_of_other_settings_is_refused(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "r")
+    file = tmp_path / "r" / "one" / "cells" / "b.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"settings": {"draw": 7, "quick": True}}))
+    with registered(), pytest.raises(OtherSettingsError, match="draw 7, not 1"):
+        make(tmp_path / "r")
+
+
+def test_out_is_a_folder_of_its_own(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o500)
+    with registered():
+        with pytest.raises(NotADirectoryError, match="file"):
+            make(tmp_path / "file")
+        with pytest.raises(OtherSettingsError, match=r"notes\.txt"):
+            make(tmp_path / "mine")
+        if os.geteuid():
+            with pytest.raises(OSError, match="locked"):
+                make(locked / "r")
+        with pytest.raises(ValueError, match="out"):
+            parent("nul\0")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
