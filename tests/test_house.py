@@ -29,13 +29,10 @@ TESTED_BY = {
     "inrfast/cli/*.py": "tests/test_cli.py",
     "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",
     "inrfast/experiments/demo_*.py": "tests/experiments/test_demo.py",
-<<<<<<< HEAD
     "inrfast/experiments/inlet_rank_collapse/comparison.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/fig[13].py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/table1_best.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
-=======
     "inrfast/experiments/inlet_rank_collapse/pictures.py": "tests/experiments/test_reproduce.py",
->>>>>>> b22-shapes
     "inrfast/layers/*.py": "tests/tangent/test_capture.py",
     "inrfast/linalg/conjugate_gradients.py": "tests/tangent/test_kernel.py",
     "inrfast/linalg/counting.py": "tests/linalg/test_inertia.py",
