@@ -34,7 +34,8 @@ class FitResult:
         Whether Ctrl-C stopped it; the network is then in its state after the last complete update.
     config
         The settings and ``"gradient"``: ``"fused"``, ``"layerwise"``, ``"folded"``, ``"normed"``, ``"chunked"`` or
-        ``"whole"``, the way gradients were taken, with the ``"reason"`` why it was no faster one (None: no other of the backend is faster).
+        ``"whole"``, the way gradients were taken, with the ``"reason"`` why it was no faster one (None: no other of the
+        backend is faster).
     stopped
         Why it ended: ``"steps"`` (all done), ``"target_psnr"``, ``"patience"``, ``"callback"``, ``"interrupted"``, and
         in ``fit_many`` ``"diverged"``.
