@@ -137,7 +137,7 @@ def fused_linear_entries(gates: bool) -> list[Entry]:
 
 
 STEP = ("mlp_forward", "mlp_backward", "mlp_weight_gradients", "mlp_update")
-SMALL = ("width", "depth", "outputs", "hidden", "weight_columns")
+SMALL = ("width", "depth", "outputs", "hidden", "weight_columns", "top", "low", "begin", "end", "bottom", "end_layer")
 """Arguments of the training step's kernels that the host holds to a bound."""
 
 
