@@ -137,7 +137,7 @@ def fused_linear_entries(gates: bool) -> list[Entry]:
 
 
 STEP = ("mlp_forward", "mlp_backward", "mlp_weight_gradients", "mlp_update")
-SMALL = ("width", "depth", "outputs", "hidden", "weight_columns")
+SMALL = ("width", "depth", "outputs", "hidden", "weight_columns", "top", "low", "begin", "end", "bottom", "end_layer")
 """Arguments of the training step's kernels that the host holds to a bound."""
 
 
@@ -157,6 +157,7 @@ def step_entries(gates: bool) -> list[Entry]:
         table += [step(k, "tf32x3", c, 256, "relu") for k in passes for c in (90, 80)]
         table += [step(k, "fp64", 90, 64, "finer", encoded=True, drawn=True) for k in passes]
         table += [step("mlp_forward", "fp16", 90, 100, "sine"), step("mlp_backward", "fp64", 90, 64, "relu")]
+        table += [step(kernel, kind, 90, 256, normed=True) for kernel in passes for kind in ("fp16", "tf32x3")]
         table += [step("mlp_forward", kind, 90, 256, "sine", loss="bce") for kind in ("fp16", "fp64")]
         table += [step("mlp_forward", "fp16", 80, 64, "relu", loss="huber"), step(passes[1], "fp16", 90, 64, loss="l1")]
         table += [step(STEP[2], kind, c, 256) for kind, c in (("fp16", 90), ("fp16", 80), ("tf32x3", 90))]
@@ -479,13 +480,16 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
         "gradients",
         "means",
     )
-    types |= dict.fromkeys((*numbers, "squares", "rates"), wide)
+    types |= dict.fromkeys((*numbers, "squares", "rates", "moments", "corrections"), wide)
     types |= dict.fromkeys(("operands", "features", "slopes", "errors", "head_errors"), operand)
     types |= {"inputs": operand if encoded else wide, "activation_numbers": "*fp32", "scales": "*fp32", "order": "*i64"}
     types |= {"masks": "*u8", "trained": "*u8", "table": "*i64"}
     constants: dict[str, Any] = {"width": width, "depth": 256 if encoded else 2, "outputs": 3}
     constants |= {"GRADIENT": True, "BIAS": True, "COORDINATES": not encoded, "ENCODED": encoded, "GATHERED": drawn}
     constants |= {"WEIGHTED": False, "SCALED": entry.format == "fp16"}
+    # Between norms: from features to statistics, and back from errors through a norm.
+    alone = not options.get("normed")
+    constants |= dict.fromkeys(("FIRST", "HEAD", "SUMS"), alone) | {"ERRORS": True, "NORMED": not alone}
     if entry.kernel == "mlp_update":
         constants |= kernels.update_constants(entry.format) | {"REDUCE": True, "COPY": entry.format == "fp16"}
         adam = Adam.kernel

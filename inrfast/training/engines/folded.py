@@ -116,6 +116,7 @@ class FoldedPass(TensorPass):
         # What enters a norm before the activation; where it stands after, the features are that.
         self.inner = {layer: like.new_empty(size) for layer, norm in self.norms.items() if not norm.after}
         self.maps: dict[int, Map] = {}
+        self.folded: list[Tensor] = []
         self.block, self.training = slice(None), False
 
     @staticmethod
@@ -144,7 +145,8 @@ class FoldedPass(TensorPass):
 
     def _forward(self, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], k: int) -> Tensor:
         self.maps.clear()
-        return super()._forward(x, weights, biases, k)
+        self.folded = list(weights)  # those that were given are of other chunks too
+        return super()._forward(x, self.folded, list(biases), k)
 
     def _hidden(self, index: int, features: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
         norm, inner = self.norms.get(index), self.inner.get(index)
@@ -208,7 +210,7 @@ class FoldedPass(TensorPass):
             if index == self.lowest:
                 break
             out, other = self.errors[index % 2], self.errors[1 - index % 2]
-            error = gemm.bmm(error, weights[index], self._view(out, k, n, below))
+            error = gemm.bmm(error, self.folded[index], self._view(out, k, n, below))
             if slopes is not None:
                 error.addcmul_(features, slopes[1], value=-1).sub_(slopes[0])
             error = self._times_slope(error, index - 1, error)
