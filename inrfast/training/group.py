@@ -23,8 +23,8 @@ from inrfast.training.callbacks import Callback, FitState, told
 from inrfast.training.data import stacked
 from inrfast.training.divergence import first_nonfinite
 from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of, evaluation_of, gradient_of
+from inrfast.training.engines.batch_norms import against_norms, norms_of
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
-from inrfast.training.engines.normed import against_norms, norms_of
 from inrfast.training.engines.task import against_formula
 from inrfast.training.member import Member, named
 from inrfast.training.objective import Batch, batch_of, nonfinite_part

@@ -9,24 +9,23 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from inrfast.activations import BoundActivation
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, over_budget
-from inrfast.mlp import MLP, describe
 from inrfast.norms.batch import BatchNorm
 from inrfast.ops import gemm
 from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import cores as torch_cores
 from inrfast.threads import share
+from inrfast.training.engines.batch_norms import Normed, Position, against_norms, normalised_, norms_of
 from inrfast.training.engines.layerwise import LEAST_ROWS, LayerwiseGradient, Plan, gathered, own, planned
 from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.engines.tensor import ENCODING_BUFFERS, LEAST_WORK, MOST_BYTES, at_head
-from inrfast.training.stack import Stack, names_of
+from inrfast.training.stack import Stack
 
 SCRATCH = 6
 """Buffers of the widest layer for a chunk, beside the features and slopes of the layers behind the last norm."""
@@ -47,34 +46,6 @@ class Sums(NamedTuple):
 
     gradient: Tensor
     product: Tensor
-
-
-@dataclass(frozen=True)
-class Position:
-    """A norm: the index of its hidden layer, whether it stands behind the activation, and its names and numbers."""
-
-    layer: int
-    after: bool
-    name: str
-    eps: float
-    momentum: float | None
-    weight: str | None
-    bias: str | None
-
-
-@dataclass
-class Normed:
-    """What one norm does in a step to k networks; all tensors (k, 1, D) in their dtype.
-
-    ``(u - mean) slope + shift`` forward; backward ``factor g + curve (u - mean) + constant``.
-    """
-
-    mean: Tensor
-    slope: Tensor
-    shift: Tensor | None
-    inverse_std: Tensor
-    curve: Tensor | None = None
-    constant: Tensor | None = None
 
 
 class NormedGradient(LayerwiseGradient):
@@ -423,10 +394,10 @@ class NormedPass:
             out.add_(of.stack.parameters[linear.bias_name][block].unsqueeze(1))
         after = self.after.get(layer)
         if normed is not None and not after:
-            _normalise(out, normed, out)
+            normalised_(out, normed, out)
         of.mlp.activations[layer].value_in_place(out, _view(self.scratch, k, n, width))
         if normed is not None and after:
-            _normalise(out, normed, out)
+            normalised_(out, normed, out)
         return out
 
     # ---- pieces --------------------------------------------------------------------------------------------------
@@ -448,7 +419,7 @@ class NormedPass:
             return self._inputs(step.block, _index(step, part))
         width, n = self.of.mlp.widths[layer], len(part)
         out = _view(self.opened, step.k, n, width)
-        _normalise(part_of(step.kept.features[layer], part, step.k, width), step.norms[layer], out)
+        normalised_(part_of(step.kept.features[layer], part, step.k, width), step.norms[layer], out)
         if self.after[layer]:
             return out
         activation, scratch = self.of.mlp.activations[layer], _view(self.scratch, step.k, n, width)
@@ -583,11 +554,6 @@ def _masked(activation: BoundActivation, error: Tensor, value: Tensor) -> Tensor
     return times_slope(error, value, error)
 
 
-def _normalise(u: Tensor, normed: Normed, out: Tensor) -> Tensor:
-    torch.sub(u, normed.mean, out=out)
-    return out.mul_(normed.slope) if normed.shift is None else torch.addcmul(normed.shift, out, normed.slope, out=out)
-
-
 def _index(step: Step, part: range) -> Tensor | slice:
     index = slice(part.start, part.stop)
     return index if step.batch is None else step.batch[own(step.batch, step.block), index]
@@ -596,32 +562,3 @@ def _index(step: Step, part: range) -> Tensor | slice:
 def _view(buffer: Tensor, k: int, n: int, width: int) -> Tensor:
     """Return the start of a buffer as (k, n, width)."""
     return buffer[: k * n * width].view(k, n, width)
-
-
-def against_norms(net: nn.Module) -> str | None:
-    """Return why batch norms of a network are not taken as they are; None if they are."""
-    tensors = [*net.parameters(), *(buffer for buffer in net.buffers() if buffer.is_floating_point())]
-    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
-        return "its parameters and statistics have several dtypes or devices"
-    if tensors[0].dtype not in (torch.float32, torch.float64):
-        return f"batch norms are taken in fp32 and fp64, not {str(tensors[0].dtype).removeprefix('torch.')}"
-    modules = [module for _, module in net.named_modules(remove_duplicate=False)]
-    norms = [module for module in modules if isinstance(module, nn.BatchNorm1d)]
-    if not all(norm.training for norm in norms):
-        return "some of its batch norms are in eval mode"
-    return "one batch norm stands in several layers" if len(set(norms)) < len(norms) else None
-
-
-def norms_of(net: nn.Module) -> list[Position]:
-    """Return the batch norms of a network whose formula is known, the lowest first."""
-    mlp, found = describe(net), []
-    assert isinstance(mlp, MLP)
-    names = names_of(net, [])
-    for index, layer in enumerate(mlp.hidden):
-        if layer.norm is None:
-            continue
-        module = net.get_submodule(layer.norm_name)
-        assert isinstance(module, nn.BatchNorm1d)
-        weight, bias = (None if own is None else names[own] for own in (module.weight, module.bias))
-        found.append(Position(index, layer.norm_after, layer.norm_name, module.eps, module.momentum, weight, bias))
-    return found
