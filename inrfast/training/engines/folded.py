@@ -13,8 +13,8 @@ from inrfast.mlp import MLP
 from inrfast.modes import products
 from inrfast.norms.batch import BatchNorm
 from inrfast.ops import gemm
+from inrfast.training.engines.batch_norms import Position, against_norms, norms_of
 from inrfast.training.engines.layerwise import Pass, Plan
-from inrfast.training.engines.normed import Position, against_norms, norms_of
 from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.engines.tensor import ENCODING_BUFFERS, TensorGradient, TensorPass
 from inrfast.training.stack import Stack
@@ -58,10 +58,10 @@ class FoldedGradient(TensorGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        if task.data.coords.device.type == "cpu":
-            return "chunks that stay in a CPU's cache are faster"
         reason = against_formula(task.described, (BatchNorm,)) or task.objective.reason_against_parts()
-        return reason or against_norms(task.nets[0])
+        reason = reason or against_norms(task.nets[0])
+        on_cpu = task.data.coords.device.type == "cpu"
+        return reason or ("norms are folded on a GPU alone" if on_cpu else None)
 
     def _plan(self, task: Task, budget: int) -> Plan:
         mlp, like, networks = self.mlp, self.data.target, len(self.stack)
