@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from inrfast.memory import DEVICE_ROWS, cached_rows, require
+from inrfast.memory import cached_rows, require
 from inrfast.mlp import MLP
 from inrfast.modes import products
 from inrfast.norms.batch import BatchNorm
@@ -16,11 +16,8 @@ from inrfast.ops import gemm
 from inrfast.training.engines.batch_norms import Position, against_norms, norms_of
 from inrfast.training.engines.layerwise import Pass, Plan
 from inrfast.training.engines.task import Task, against_formula
-from inrfast.training.engines.tensor import ENCODING_BUFFERS, TensorGradient, TensorPass
+from inrfast.training.engines.tensor import DEVICE_POINTS, ENCODING_BUFFERS, TensorGradient, TensorPass
 from inrfast.training.stack import Stack
-
-DEVICE_BLOCK = 4 * DEVICE_ROWS
-"""Points of all networks of a block on a GPU: more fill it no better."""
 
 
 class FoldedGradient(TensorGradient):
@@ -75,7 +72,7 @@ class FoldedGradient(TensorGradient):
             rows = max(1, min(rows, cached_rows(widest, like), affordable))
         instead = f"batch_size={affordable} would fit" if affordable > 1 else "a narrower network would fit"
         require(rows * row_bytes, budget, f"a step over {rows} points at once of a batch norm", instead)
-        block = max(1, min(networks, DEVICE_BLOCK // rows, affordable // rows))
+        block = max(1, min(networks, DEVICE_POINTS // rows, affordable // rows))
         return Plan(rows, block, 1, True)
 
     def _pass(self) -> Pass:
