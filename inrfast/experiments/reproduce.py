@@ -166,7 +166,7 @@ def _run(results: Results, figure: Figure, cell: Cell, request: Request, progres
 
 
 def _release(device: torch.device) -> None:
-    """Give back what the last cell's networks and captured steps hold in reference cycles: budgets are of free memory."""
+    """Give back what the last cell's networks hold in reference cycles, since budgets are shares of free memory."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
