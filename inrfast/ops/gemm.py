@@ -441,21 +441,21 @@ def exact_products(device: torch.device) -> AbstractContextManager[None]:
     On a CPU it changes nothing: there the library's doors see to it. Within :func:`products_chosen` it changes nothing
     either.
     """
-    return products() if device.type == "cuda" and not _chosen.get() else nullcontext()
+    return products() if device.type == "cuda" and not _set_by_engine.get() else nullcontext()
 
 
-_chosen: ContextVar[bool] = ContextVar("products_chosen", default=False)
+_set_by_engine: ContextVar[bool] = ContextVar("products_chosen", default=False)
 
 
 @contextmanager
 def products_chosen(tf32: bool = False) -> Iterator[None]:
     """Let all fp32 products of a block on a GPU be IEEE fp32 or, with ``tf32``, TF32; set once, and not for each."""
-    if _chosen.get():  # by an engine around this one
+    if _set_by_engine.get():  # by an engine around this one
         yield
         return
-    token = _chosen.set(True)
+    token = _set_by_engine.set(True)
     try:
         with products("high" if tf32 else "highest"):
             yield
     finally:
-        _chosen.reset(token)
+        _set_by_engine.reset(token)
