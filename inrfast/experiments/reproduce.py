@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Sequence
@@ -155,12 +156,20 @@ BAR = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
 
 def _run(results: Results, figure: Figure, cell: Cell, request: Request, progress: bool | None) -> Found:
     checkpoint = results.file(figure, cell, ".fit")
+    _release(request.device)
     begin = time.perf_counter()
     found = cell.run(Work(request.device, checkpoint, progress))
     how = {"seconds": time.perf_counter() - begin, "device": _machine(request.device)}
     results.save(figure, cell, found, how)
     checkpoint.unlink(missing_ok=True)
     return found
+
+
+def _release(device: torch.device) -> None:
+    """Give back what the last cell's networks hold in reference cycles, since budgets are shares of free memory."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _machine(device: torch.device) -> str:

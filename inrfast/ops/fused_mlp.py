@@ -240,10 +240,7 @@ class FusedMLP:
                 self.weight_gradients(some, draws, step)
 
     def mean_square(self) -> Tensor:
-        """Return the mean squared errors (B,) over all points, unweighted, in fp64 on the device.
-
-        Norms take their running statistics.
-        """
+        """Return the mean squared errors (B,) over all points, unweighted, in fp64, with running statistics."""
         self.norms.freeze()
         count = self.points.target.shape[1]
         for some in chunks(count, self.capacity):

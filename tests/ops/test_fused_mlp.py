@@ -367,3 +367,40 @@ def test_reasons_against():
         ({"change": widen}, "different widths (64, 65)"),
     ):
         assert said in reason(**options)
+
+
+@settings(max_examples=6, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("kind", ["fp16", "fp64"])
+def test_batch_norms_are_those_of_fp64_autograd(device, kind, data):
+    norms = data.draw(st.lists(st.sampled_from(["batch", None]), min_size=1, max_size=3))
+    norms[data.draw(st.integers(0, len(norms) - 1))] = "batch"
+    n = data.draw(st.integers(20, 150))
+    case = Case(
+        device, kind, models=data.draw(st.integers(1, 2)), n=n, drawn=data.draw(st.sampled_from([0, n // 2])),
+        width=data.draw(st.integers(2, 40)), hidden_layers=len(norms), norm=norms, norm_position="post",
+        activation=data.draw(st.sampled_from(["sine", "gaussian"])), omega=1.0,
+    )  # fmt: skip
+    before = [copy.deepcopy(net).double() for net in case.nets]
+    grads, moved = case.gradients(), case.nets
+    case.nets = before
+    for place, net in enumerate(moved):
+        twin = copy.deepcopy(before[place])
+        with torch.no_grad():
+            twin(case.coords[0, case.rows[place]].double())
+        _, exact = case.exact(place)
+        errors = [case.stack.view_of(grads, name)[place].double() - p.grad for name, p in exact.items()]
+        size = torch.cat([p.grad.flatten() for p in exact.values()]).norm()
+        # A norm enlarges the rounding of its input by the size of that over its deviation.
+        inputs = [module for module in twin.modules() if isinstance(module, nn.BatchNorm1d)]
+        growth = 1.0
+        for norm in inputs:
+            mean = norm.running_mean / norm.momentum
+            spread = ((norm.running_var - (1 - norm.momentum)) / norm.momentum + norm.eps).sqrt()
+            growth *= 1 + float(((mean.abs() + spread) / spread).max())
+        bound = 32 * UNIT[kind] * growth + 1e-13
+        assert torch.cat([error.flatten() for error in errors]).norm() <= bound * size
+        for ours, theirs in zip([m for m in net.modules() if isinstance(m, nn.BatchNorm1d)], inputs, strict=True):
+            for name in STATISTICS:
+                own, expected = getattr(ours, name).double(), getattr(theirs, name).double()
+                assert torch.allclose(own, expected, rtol=bound, atol=bound)

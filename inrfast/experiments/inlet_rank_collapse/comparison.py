@@ -34,7 +34,13 @@ CELLS = (
 
 DIFFERENCES = (("ours", "default"), ("siren-first", "siren"), ("bn-first", "bn"))
 
-MEASURES = {"psnr": "PSNR (dB)", "psnr_8bit": "PSNR of 8 bits (dB)", "ssim_8bit": "SSIM of 8 bits"}
+MEASURES = {
+    "psnr": "PSNR (dB)",
+    "psnr_8bit": "PSNR of 8 bits (dB)",
+    "ssim_8bit": "SSIM of 8 bits",
+    "psnr_between": "PSNR between the fitted pixels (dB)",
+}
+"""What is scored; the last where the images have twice the size."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,12 @@ class Scored:
     def mean(self, method: str, measure: str, images: Sequence[int]) -> Interval:
         """Return their mean and interval."""
         return interval(self.values(method, measure, images))
+
+    @property
+    def measures(self) -> dict[str, str]:
+        """Names and labels of the measures that every fit has."""
+        every = [fit for fits in self.fits.values() for fit in fits]
+        return {name: label for name, label in MEASURES.items() if all(name in fit for fit in every)}
 
     @property
     def psnrs(self) -> dict[str, list[float]]:
@@ -167,13 +179,14 @@ def _diverged(scored: Scored) -> list[str]:
 def measures(scored: Scored) -> Table:
     """Return each method's means by every measure, on the images that chose nothing, that chose, and on all."""
     parts = {"scored": scoring(scored.pictures), "tuning": tuning(scored.pictures), "all": scored.of_all}
-    head = ["method", *(f"{label}, {part}" for label in MEASURES.values() for part in parts)]
+    known = scored.measures
+    head = ["method", *(f"{label}, {part}" for label in known.values() for part in parts)]
     lines = [
         [
             METHODS[method].label,
             *(
                 f"{scored.mean(method, measure, images).mean:.{3 if measure.startswith('ssim') else 2}f}"
-                for measure in MEASURES
+                for measure in known
                 for images in parts.values()
             ),
         ]
@@ -238,10 +251,12 @@ def _json(scored: Scored) -> dict[str, Any]:
             "setting": scored.setups[method].told,
             "paper": PAPER[method],
             **{
-                part: {measure: scored.mean(method, measure, images).json for measure in MEASURES}
+                part: {measure: scored.mean(method, measure, images).json for measure in scored.measures}
                 for part, images in parts.items()
             },
-            "images": {fit["image"]: {measure: fit[measure] for measure in MEASURES} for fit in scored.fits[method]},
+            "images": {
+                fit["image"]: {measure: fit[measure] for measure in scored.measures} for fit in scored.fits[method]
+            },
         }
         for method in PAPER
     }

@@ -32,12 +32,16 @@ class Pictures:
         For each image, how it came to its size.
     asked
         How many were asked for.
+    between
+        (B, 2 side - 1, 2 side - 1, 3): the pixels at the points of the images and halfway between them, where every
+        image has twice the size; None where one does not.
     """
 
     names: tuple[str, ...]
     values: Tensor
     notes: tuple[str, ...]
     asked: int
+    between: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,9 +71,13 @@ def pictures(request: Request, count: int, side: int) -> Pictures:
     }
     if not loaders:
         loaders = {name: _bundled(name) for name in BUNDLED}
-    made = {name: _sized(name, loaders[name](), side) for name in list(loaders)[:count]}
+    read = {name: loaders[name]() for name in list(loaders)[:count]}
+    made = {name: _sized(name, image, side) for name, image in read.items()}
     values = torch.stack([value for value, _ in made.values()])
-    return Pictures(tuple(made), values, tuple(note for _, note in made.values()), count)
+    dense = None
+    if all(image.shape[:2] == (2 * side, 2 * side) for image in read.values()):
+        dense = torch.stack([image[:-1, :-1] for image in read.values()])
+    return Pictures(tuple(made), values, tuple(note for _, note in made.values()), count, dense)
 
 
 def _of_file(path: Any) -> Callable[[], Tensor]:

@@ -14,6 +14,7 @@ from inrfast.experiments.inlet_rank_collapse.methods import METHODS, Method
 from inrfast.experiments.inlet_rank_collapse.pictures import Pictures
 from inrfast.experiments.paper import Cell, Found, Request, Work, uninterrupted
 from inrfast.grids import grid
+from inrfast.memory import chunks
 from inrfast.metrics import mse_to_psnr, psnr, ssim
 from inrfast.nn import INR, calibrate_batchnorm_
 from inrfast.signals.image import MID_GREY
@@ -22,6 +23,9 @@ from inrfast.training.result import FitResult
 
 WEIGHT_DECAY = 1e-8
 """Of the first author's earlier public code, as the learning rate 5e-3 and the 2000 steps with full batches are."""
+
+POINTS = 2**16
+"""Points that a network is evaluated at in one go."""
 
 MARKS = 8
 """A fit's PSNR is kept after 1/8, 2/8, ... of its steps."""
@@ -113,12 +117,12 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "siren": {"omega=15": {"omega": 15.0}, "omega=60": {"omega": 60.0}},
     "siren-first": {"omega=15": {"omega": 15.0}, "omega=60": {"omega": 60.0}},
-    "bn": {"pre": {"norm_position": "pre"}, "he": {"init": "kaiming"}},
-    "bn-first": {"pre": {"norm_position": "pre"}, "he": {"init": "kaiming"}},
+    "bn": {"he": {"init": "kaiming"}, "xavier": {"init": "xavier"}},
+    "bn-first": {"he": {"init": "kaiming"}, "xavier": {"init": "xavier"}},
 }
 """What is tried of each method beside its learning rate: two variants of each, by name."""
 
-VARIANT_LABELS = {"he": "He init", "pre": "norm before the activation", "first=he": "He first layer"}
+VARIANT_LABELS = {"he": "He init", "xavier": "Xavier init", "first=he": "He first layer"}
 
 OPEN = {
     "default": "torch's default init",
@@ -171,6 +175,7 @@ def fits_cell(
     first, width = setups[0], SIZES[request.preset].width
     assert all((one.schedule, one.steps) == (first.schedule, first.steps) for one in setups)
     values, names = pictures.values[list(images)].clone(), [pictures.names[i] for i in images]
+    between = None if pictures.between is None else pictures.between[list(images)].clone()
     settings = {
         "setups": [asdict(one) for one in setups],
         "options": [_options(one, networks) for one in setups],
@@ -197,7 +202,10 @@ def fits_cell(
         fits, arrays = [], {}
         for (one, place), net, result in zip(places, nets, results, strict=True):
             picture = reconstruction(net, coords, result).reshape(side, side, 3)
-            fits.append({"setup": asdict(one), "image": names[place], **kept(picture, values[place], result)})
+            numbers = kept(picture, values[place], result)
+            if between is not None:
+                numbers["psnr_between"] = between_points(net, between[place])
+            fits.append({"setup": asdict(one), "image": names[place], **numbers})
             if images[place] in shown:
                 arrays[f"{one.key}.{names[place]}"] = in_bytes(picture).numpy()
         return Found({"fits": fits, "gradient": results[0].config["gradient"], "precision": _precision(work)}, arrays)
@@ -263,6 +271,20 @@ def reconstruction(net: INR, coords: Tensor, result: FitResult) -> Tensor:
     elif any(isinstance(norm, torch.nn.BatchNorm1d) for norm in net.norms):
         calibrate_batchnorm_(net, coords)
     return (net.eval()(coords) + MID_GREY).cpu()
+
+
+@torch.no_grad()
+def between_points(net: INR, image: Tensor) -> float:
+    """Return the PSNR (dB) at the pixels between those that were fitted, of an image (2 side - 1, 2 side - 1, 3).
+
+    The network is as :func:`reconstruction` left it.
+    """
+    height, width = image.shape[:2]
+    coords = grid((height, width), device=next(net.parameters()).device)
+    picture = torch.cat([net(coords[rows]) for rows in chunks(len(coords), POINTS)]).cpu().reshape(image.shape)
+    unseen = torch.ones(height, width, dtype=torch.bool)
+    unseen[::2, ::2] = False
+    return psnr((picture + MID_GREY)[unseen], image[unseen])
 
 
 def in_bytes(picture: Tensor) -> Tensor:

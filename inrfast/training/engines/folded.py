@@ -8,19 +8,16 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from inrfast.memory import DEVICE_ROWS, cached_rows, require
+from inrfast.memory import cached_rows, require
 from inrfast.mlp import MLP
 from inrfast.modes import products
 from inrfast.norms.batch import BatchNorm
 from inrfast.ops import gemm
+from inrfast.training.engines.batch_norms import Position, against_norms, norms_of
 from inrfast.training.engines.layerwise import Pass, Plan
-from inrfast.training.engines.normed import Position, against_norms, norms_of
 from inrfast.training.engines.task import Task, against_formula
-from inrfast.training.engines.tensor import ENCODING_BUFFERS, TensorGradient, TensorPass
+from inrfast.training.engines.tensor import DEVICE_POINTS, ENCODING_BUFFERS, TensorGradient, TensorPass
 from inrfast.training.stack import Stack
-
-DEVICE_BLOCK = 4 * DEVICE_ROWS
-"""Points of all networks of a block on a GPU: more fill it no better."""
 
 
 class FoldedGradient(TensorGradient):
@@ -58,10 +55,10 @@ class FoldedGradient(TensorGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        if task.data.coords.device.type == "cpu":
-            return "chunks that stay in a CPU's cache are faster"
         reason = against_formula(task.described, (BatchNorm,)) or task.objective.reason_against_parts()
-        return reason or against_norms(task.nets[0])
+        reason = reason or against_norms(task.nets[0])
+        on_cpu = task.data.coords.device.type == "cpu"
+        return reason or ("norms are folded on a GPU alone" if on_cpu else None)
 
     def _plan(self, task: Task, budget: int) -> Plan:
         mlp, like, networks = self.mlp, self.data.target, len(self.stack)
@@ -75,7 +72,7 @@ class FoldedGradient(TensorGradient):
             rows = max(1, min(rows, cached_rows(widest, like), affordable))
         instead = f"batch_size={affordable} would fit" if affordable > 1 else "a narrower network would fit"
         require(rows * row_bytes, budget, f"a step over {rows} points at once of a batch norm", instead)
-        block = max(1, min(networks, DEVICE_BLOCK // rows, affordable // rows))
+        block = max(1, min(networks, DEVICE_POINTS // rows, affordable // rows))
         return Plan(rows, block, 1, True)
 
     def _pass(self) -> Pass:

@@ -19,8 +19,8 @@ from inrfast.norms.batch import BatchNorm
 from inrfast.ops.fused_mlp import FEW, MEAN_SQUARE, OPERANDS, RATES, Draws, FusedMLP, Points, Shape, reason_against
 from inrfast.ops.fused_norms import NormPlace, Statistics, reason_against_norms
 from inrfast.training.batches import Batches
+from inrfast.training.engines.batch_norms import against_norms, norms_of
 from inrfast.training.engines.layerwise import encoded
-from inrfast.training.engines.normed import against_norms, norms_of
 from inrfast.training.engines.task import Task, against_formula
 from inrfast.training.optimizers import Optimizer
 from inrfast.training.stack import Stack
@@ -55,6 +55,8 @@ def _against(task: Task) -> str | None:
         return reason
     if mlp.norms:
         reason = against_norms(task.nets[0]) or reason_against_norms(mlp, task.points)
+        if reason is None and any(own.weight is None or own.bias is None for own in norms_of(task.nets[0])):
+            reason = "its norms have no weight and bias of their own"
         if reason is not None:
             return reason
         kept = len(task.nets) * task.points * 2 * len(mlp.hidden) * max(mlp.widths) * data.target.dtype.itemsize

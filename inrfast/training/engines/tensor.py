@@ -19,6 +19,9 @@ from inrfast.training.engines.task import Task, against_formula
 ENCODING_BUFFERS = 5
 """Buffers of an encoding's columns that it takes to make them: phases, cosines and sines, both together, a copy."""
 
+DEVICE_POINTS = 2**20
+"""Points of all networks of a chunk on other devices than CPUs."""
+
 LEAST_WORK, MOST_BYTES = 2**26, 2**22
 """Minimum FLOP of a product between hidden layers that hides contention for Python's lock, and the size of a buffer up
 to which narrow layers get there: larger than the cache costs time too."""
@@ -46,6 +49,9 @@ class TensorGradient(LayerwiseGradient):
             cores = gemm.threads(like.dtype, like.device)
         together_fit = max(1, min(size // (points * widest * like.element_size()), affordable // points))
         block = min(together_fit, math.ceil(networks / (2 * cores))) if rows == points else 1
+        if like.device.type != "cpu":  # each launch costs the host as much as 2^16 points cost a GPU
+            rows = min(points, affordable, DEVICE_POINTS)
+            block = max(1, min(networks, min(affordable, DEVICE_POINTS) // rows))
         plan = planned(networks, points, rows, block, cores)
         return plan._replace(threads=min(plan.threads, max(1, affordable // (block * rows))))
 
@@ -87,7 +93,7 @@ class TensorPass:
     ) -> Tensor:
         """See :class:`Pass`."""
         k = block.stop - block.start
-        losses = torch.zeros(k, dtype=torch.float64)
+        losses = torch.zeros(k, dtype=torch.float64, device=self.of.data.target.device)
         weights, biases = self._narrowed(block)
         some = {name: total[block] for name, total in sums.items()}
         for part in chunks(len(rows), self.of.rows):
@@ -101,10 +107,10 @@ class TensorPass:
             if self.of.link is not None:  # of an evaluation: steps have none
                 prediction = self.of.link(prediction)
             values, error = at_head(loss, prediction, target, weight)
-            losses += values.sum((1, 2)).double().cpu()
+            losses += values.sum((1, 2)).double()
             if scales is not None:
                 self._backward(x, weights, error.mul_(scales[block].to(error)[:, None, None]), some)
-        return losses
+        return losses.cpu()  # on a GPU the host waits here, once per block
 
     def _inputs(self, block: slice, index: Tensor | slice) -> Tensor:
         """Return the encoded points (k, n, columns) of some networks."""

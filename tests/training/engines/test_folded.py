@@ -80,7 +80,7 @@ def test_gradients_and_running_statistics_are_those_of_fp64_autograd(dtype, data
         for parameter in twin.parameters():
             parameter.requires_grad_(True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(folded, "DEVICE_BLOCK", data.draw(st.sampled_from([1, 2 * n, 1000])))
+        patch.setattr(folded, "DEVICE_POINTS", data.draw(st.sampled_from([1, 2 * n, 1000])))
         task = Task(
             nets, of, check_objective(loss, weight is not None), None if batch is None else n // 2, budget=2**30
         )
