@@ -158,8 +158,7 @@ class FusedMLP:
         self.loss = loss
         self.shape, self.parameters, self.trained, self.points = shape, parameters, trained, points
         self.kind, self.gradient, self.models = kind, gradient, len(parameters)
-        self.device, kernels = parameters.device, _kernels()
-        operands = OPERANDS[kind]
+        self.device, kernels, operands = parameters.device, _kernels(), OPERANDS[kind]
         # What products take: the parameters themselves or, in layers above a norm, with the norm folded in.
         self.weights = torch.empty_like(parameters) if shape.norms else parameters
         self.operands = self.weights if operands == parameters.dtype else parameters.to(operands)
@@ -170,8 +169,7 @@ class FusedMLP:
         self.multiprocessors = _multiprocessors(self.device)
 
         self.dense = ((shape.hidden - 1) * shape.width + shape.inputs * shape.encoded) * shape.width
-        self.thin = (shape.hidden + (0 if shape.encoded else shape.inputs) + shape.outputs) * shape.width
-        self.thin += shape.outputs
+        self.thin = (shape.hidden + shape.inputs * (not shape.encoded) + shape.outputs) * shape.width + shape.outputs
         self.splits = self._splits(rows)
         self.thin_at = self.splits * self.dense
         fixed = self.thin_at * gradient * parameters.dtype.itemsize * self.models
@@ -405,8 +403,7 @@ class FusedMLP:
         if not self._weight_tiles(part):
             return
         kernels, products, shape, points = _kernels(), _products(), self.shape, self.points
-        config = self.weight_tile
-        n = some.stop - some.start
+        n, config = some.stop - some.start, self.weight_tile
         length = -(-n // (self.splits * config.terms)) * config.terms
         order, size = self._drawn(draws)
         with backends.launching_on(self.device):
