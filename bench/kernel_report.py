@@ -181,6 +181,20 @@ def step_entries(gates: bool) -> list[Entry]:
     return table + [step(STEP[3], kind, c, 256) for kind in kinds for c in (90, 80)]
 
 
+NORMS = ("mlp_norm_maps", "mlp_norm_fold", "mlp_norm_backward")
+
+
+def norm_entries(gates: bool) -> list[Entry]:
+    """The kernels of batch norms between the passes; ``running``: an evaluation's."""
+
+    def entry(kernel: str, kind: str, capability: int, width: int, running: bool = False) -> Entry:
+        return Entry(kernel, kind, capability, (("width", width), ("running", running)))
+
+    kinds, widths = (("fp16", "fp64"), (256,)) if gates else (("fp16", "tf32x3", "fp64"), (16, 100, 256, 512))
+    table = [entry(kernel, kind, c, w) for kernel in NORMS for kind in kinds for c in (90, 80) for w in widths]
+    return table + [entry(NORMS[0], "fp16", c, 256, running=True) for c in (90, 80)]
+
+
 WIDTHS = {"mlp_forward": 256, "mlp_on_chip": 128, "mlp_weight_gradients": 256}
 """Widths at which candidates of the training step are compiled: those at which the benchmark times them."""
 
@@ -239,7 +253,8 @@ def entries(gates: bool) -> list[Entry]:
         table += [reduction("gram_norm", f, 90, symmetric=True) for f in formats]
         table += [reduction("gram_product", f, 90) for f in formats]
         table += [reduction("gram_norm", "fp16x3", 80, symmetric=True), reduction("gram_product", "fp16x3", 80)]
-        table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
+        table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + norm_entries(gates)
+        table += tangent_entries(gates)
         table += [factors("fp16x3", 90, activation, False) for activation in ("relu", "sine", "gelu", "softplus")]
         table += [factors("fp16", c, a, False) for c in (90, 80) for a in ("sine", "gelu")]
         table += [factors("fp16", 80, a, True) for a in ("identity", "relu", "sine")]
@@ -250,7 +265,8 @@ def entries(gates: bool) -> list[Entry]:
     table += aligned_candidates((True, False)) + product_candidates()
     table += [reduction("gram_norm", f, c, symmetric=s) for c in (90, 80) for f in formats for s in (True, False)]
     table += [reduction("gram_product", f, c) for c in (90, 80) for f in formats]
-    table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + tangent_entries(gates)
+    table += jacobian_entries(gates) + fused_linear_entries(gates) + step_entries(gates) + norm_entries(gates)
+    table += tangent_entries(gates)
     table += [gram(f, c, False, aligned=False) for c in (90, 80) for f in formats]
     return table + [
         factors(f, c, a, full) for c in (90, 80) for f in formats for a in ACTIVATIONS for full in (False, True)
@@ -273,10 +289,12 @@ def measure(entry: Entry) -> dict[str, Any]:
     build = _tangent if entry.kernel in TANGENT else build
     build = _fused_linear if entry.kernel in FUSED_LINEAR else build
     build = _step if entry.kernel in STEP else build
+    build = _norm if entry.kernel in NORMS else build
     build = _pivots if entry.kernel == PIVOTS else build
     with in_place(entry):
         kernel, types, constants, warps, stages, tables, limit, *most = build(entry, options)
-    resources = (entry.capability, warps, stages, tables, SMALL, *most)
+    small = (*SMALL, "rows") if entry.kernel in NORMS else SMALL
+    resources = (entry.capability, warps, stages, tables, small, *most)
     found = ahead_of_time.compile_kernel(kernel, types, constants, *resources)
     tensor = sum(found.instructions[name] for name in ("HGMMA", "HMMA", "DMMA"))
     # A weight gradient has two warp groups of 64 rows each: narrower layers take the older instruction.
@@ -290,7 +308,7 @@ def measure(entry: Entry) -> dict[str, Any]:
             f"{found.shared} bytes of shared memory, not {limit}": found.shared > limit,
             "no tensor-core instruction": tensor == 0
             and not (
-                entry.kernel in ("jacobian_rows", "mlp_update", "layer_errors")
+                entry.kernel in ("jacobian_rows", "mlp_update", "layer_errors", *NORMS)
                 or options.get("bias_alone")
                 or options.get("few")
             ),
@@ -511,6 +529,26 @@ def _step(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types = {name: kind for name, kind in types.items() if name in kernel.arg_names and name not in constants}
     tables = ("activation_numbers", "scales", "losses", "rates", "table", "factors")
     return kernel, types, constants, warps, stages, tables, limit, registers
+
+
+def _norm(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
+    from inrfast.kernels import fused_mlp as kernels
+
+    kernel = getattr(kernels, entry.kernel)
+    wide = "*fp64" if entry.format == "fp64" else "*fp32"
+    types = dict.fromkeys((name for name in kernel.arg_names if name.islower()), "i32")
+    pointers = ("parameters", "folded", "moments", "maps", "means", "variances", "partials", "corrections")
+    types |= dict.fromkeys(pointers, wide) | {"operands": "*fp16" if entry.format == "fp16" else wide, "counts": "*i64"}
+    forward, _, _ = kernels.passes_configs(entry.format, options["width"], "relu", entry.capability >= 90)
+    constants = {"width": options["width"], "RUNNING": options["running"], "EPSILON": 1e-5, "MOMENTUM": 0.1}
+    constants |= {
+        "ROWS": forward.rows if entry.kernel == NORMS[0] else kernels.NORM_ROWS,
+        "COPY": entry.format == "fp16",
+    }
+    constants |= {"COLUMNS": kernels.NORM_COLUMNS, "TILES": kernels.NORM_PARTS, "PARTS": kernels.NORM_PARTS}
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    types = {name: kind for name, kind in types.items() if name not in constants}
+    return kernel, types, constants, 4, 3, (), 48 * 1024
 
 
 def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

@@ -18,6 +18,12 @@ import triton.language as tl
 
 
 @triton.jit
+def _first(size, most):
+    """Return where a program's columns or rows begin; that it is below ``most`` bounds offsets of 32 bits."""
+    return tl.minimum(tl.program_id(0) * size, most)
+
+
+@triton.jit
 def _merged(moments, columns, n, tiles, width: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr):
     """Return mean and biased variance of some columns, from the sums and squared deviations of tiles of ROWS points."""
     present = columns < width
@@ -72,7 +78,7 @@ def mlp_norm_maps(
     ``parameters`` (models, Q).
     """
     model = tl.program_id(1).to(tl.int64)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = _first(COLUMNS, width) + tl.arange(0, COLUMNS)
     present = columns < width
     parameters += model * parameter_model
     at = model * width + columns
@@ -93,8 +99,9 @@ def mlp_norm_maps(
             unbiased = variance * n / (n - 1)
             tl.store(variances + at, before + share * (unbiased - before), mask=present)
     inverse = 1.0 / tl.sqrt(variance + tl.full((), EPSILON, tl.float64))
-    factor = tl.load(parameters + scale + columns, mask=present, other=0.0).to(tl.float64) * inverse
-    offset = tl.load(parameters + shift + columns, mask=present, other=0.0).to(tl.float64) - factor * mean
+    scale_at, shift_at = tl.cast(scale, tl.int64) + columns, tl.cast(shift, tl.int64) + columns
+    factor = tl.load(parameters + scale_at, mask=present, other=0.0).to(tl.float64) * inverse
+    offset = tl.load(parameters + shift_at, mask=present, other=0.0).to(tl.float64) - factor * mean
     out = maps + (model * norms + norm) * (4 * width) + columns
     tl.store(out, factor, mask=present)
     tl.store(out + width, offset, mask=present)
@@ -128,9 +135,9 @@ def mlp_norm_fold(
     folded += model * parameter_model
     operands += model * parameter_model
     maps += (model * norms + norm) * (4 * width)
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there = i < rows
-    total = tl.load(parameters + bias + i, mask=there, other=0.0).to(tl.float64)
+    i = _first(ROWS, rows) + tl.arange(0, ROWS)
+    there, bias_at = i < rows, tl.cast(bias, tl.int64) + i
+    total = tl.load(parameters + bias_at, mask=there, other=0.0).to(tl.float64)
     for start in range(0, width, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
         present = columns < width
@@ -144,7 +151,7 @@ def mlp_norm_fold(
         tl.store(folded + places, scaled, mask=inside)
         if COPY:
             tl.store(operands + places, scaled.to(operands.dtype.element_ty), mask=inside)
-    tl.store(folded + bias + i, total, mask=there)
+    tl.store(folded + bias_at, total, mask=there)
 
 
 @triton.jit(do_not_specialize=["n", "norm", "parts", "bias_parts"])
@@ -181,17 +188,17 @@ def mlp_norm_backward(
     model = tl.program_id(1).to(tl.int64)
     parameters += model * parameter_model + weight
     partials += model * partial_model
+    products_at, sums_at = partials + tl.cast(source, tl.int64), partials + tl.cast(bias_source, tl.int64)
     maps += (model * norms + norm) * (4 * width)
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    columns = _first(COLUMNS, width) + tl.arange(0, COLUMNS)
+    slopes_at = partials + tl.cast(slopes, tl.int64) + columns
     present = columns < width
     factor = tl.load(maps + columns, mask=present, other=0.0).to(tl.float64)
     offset = tl.load(maps + width + columns, mask=present, other=0.0).to(tl.float64)
-    mean = tl.load(maps + 2 * width + columns, mask=present, other=0.0).to(tl.float64)
-    inverse = tl.load(maps + 3 * width + columns, mask=present, other=0.0).to(tl.float64)
     shift_slope = tl.zeros((COLUMNS,), tl.float64)
     products = tl.zeros((COLUMNS,), tl.float64)
     one = tl.arange(0, ROWS * COLUMNS)
-    column = tl.program_id(0) * COLUMNS + one % COLUMNS
+    column = _first(COLUMNS, width) + one % COLUMNS
     for start in range(0, rows, ROWS):
         i = start + tl.arange(0, ROWS)
         there = i < rows
@@ -199,19 +206,19 @@ def mlp_norm_backward(
         for begin in range(0, bias_parts, PARTS):
             part = begin + tl.arange(0, PARTS)
             some = tl.load(
-                partials + bias_source + part.to(tl.int64)[:, None] * bias_pitch + i[None, :],
+                sums_at + part.to(tl.int64)[:, None] * bias_pitch + i[None, :],
                 mask=(part < bias_parts)[:, None] & there[None, :],
                 other=0.0,
             )
             total += tl.sum(some.to(tl.float64), 0)
         row = start + one // COLUMNS
         inside = (row < rows) & (column < width)
-        places = source + (row * width + column)
+        places = row * width + column
         whole = tl.zeros((ROWS * COLUMNS,), tl.float64)
         for begin in range(0, parts, PARTS):
             part = begin + tl.arange(0, PARTS)
             some = tl.load(
-                partials + part.to(tl.int64)[:, None] * part_pitch + places[None, :],
+                products_at + part.to(tl.int64)[:, None] * part_pitch + places[None, :],
                 mask=(part < parts)[:, None] & inside[None, :],
                 other=0.0,
             )
@@ -226,13 +233,15 @@ def mlp_norm_backward(
         for begin in range(0, parts, PARTS):
             part = begin + tl.arange(0, PARTS)
             tl.store(
-                partials + part.to(tl.int64)[:, None] * part_pitch + places[None, :],
+                products_at + part.to(tl.int64)[:, None] * part_pitch + places[None, :],
                 tl.where((part == 0)[:, None], gradient[None, :], 0.0),
                 mask=(part < parts)[:, None] & inside[None, :],
             )
+    mean = tl.load(maps + 2 * width + columns, mask=present, other=0.0).to(tl.float64)
+    inverse = tl.load(maps + 3 * width + columns, mask=present, other=0.0).to(tl.float64)
     scale_slope = inverse * (products - mean * shift_slope)
-    tl.store(partials + slopes + columns, scale_slope, mask=present)
-    tl.store(partials + slopes + width + columns, shift_slope, mask=present)
+    tl.store(slopes_at, scale_slope, mask=present)
+    tl.store(slopes_at + width, shift_slope, mask=present)
     d = factor * inverse * scale_slope / n
     out = corrections + (model * norms + norm) * (2 * width) + columns
     tl.store(out, factor * shift_slope / n - d * mean, mask=present)

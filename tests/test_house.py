@@ -59,7 +59,6 @@ TESTED_BY = {
     "inrfast/training/*.py": "tests/training/test_fit.py",
     "kernels/formats.py": "tests/kernels/test_tensor_cores.py",
     "kernels/gram_*.py": "tests/kernels/test_gram.py",
-    "inrfast/ops/fused_norms.py": "tests/ops/test_fused_mlp.py",
     "kernels/mlp_*.py": "tests/kernels/test_fused_mlp.py",
     "kernels/tiles.py": "tests/kernels/test_ahead_of_time.py",
 }
