@@ -541,11 +541,14 @@ def _norm(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     types |= dict.fromkeys(pointers, wide) | {"operands": "*fp16" if entry.format == "fp16" else wide, "counts": "*i64"}
     forward, _, _ = kernels.passes_configs(entry.format, options["width"], "relu", entry.capability >= 90)
     constants = {"width": options["width"], "RUNNING": options["running"], "EPSILON": 1e-5, "MOMENTUM": 0.1}
+    maps, _, backward = (entry.kernel == name for name in NORMS)
     constants |= {
-        "ROWS": forward.rows if entry.kernel == NORMS[0] else kernels.NORM_ROWS,
         "COPY": entry.format == "fp16",
+        "ROWS": forward.rows if maps else kernels.NORM_ROWS,
+        "COLUMNS": kernels.SLOPE_COLUMNS if backward else kernels.NORM_COLUMNS,
+        "TILES": kernels.NORM_PARTS,
+        "PARTS": kernels.NORM_PARTS,
     }
-    constants |= {"COLUMNS": kernels.NORM_COLUMNS, "TILES": kernels.NORM_PARTS, "PARTS": kernels.NORM_PARTS}
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name not in constants}
     return kernel, types, constants, 4, 3, (), 48 * 1024

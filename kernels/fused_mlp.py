@@ -43,6 +43,7 @@ __all__ = [
     "NORM_PARTS",
     "NORM_ROWS",
     "NUMBERS",
+    "SLOPE_COLUMNS",
     "SMALL_SHARED",
     "mlp_backward",
     "mlp_forward",
@@ -73,6 +74,9 @@ BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 
 NORM_ROWS, NORM_COLUMNS, NORM_PARTS = 16, 32, 16
 """Rows and columns of weights that a program of the norms takes at once, and tiles or partial sums."""
+
+SLOPE_COLUMNS = 16
+"""The same of columns for ``mlp_norm_backward``: with twice as many it spills in Triton 3.6."""
 
 
 def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:

@@ -83,9 +83,14 @@ class Machine:
         generator = torch.Generator().manual_seed(sum(shape))
         return torch.randn(shape, generator=generator).to(self.device)
 
-    def fit(self, count: int = 1, **options: Any) -> torch.Tensor:
+    def normed(self, position: str) -> inr.INR:
+        """Return the network with a batch norm."""
+        options = {"width": 32, "hidden_layers": 2, "activation": "sine", "norm_position": position}
+        return inr.INR(2, 2, norm=["batch", None], **options).to(self.device)
+
+    def fit(self, count: int = 1, net: inr.INR | None = None, **options: Any) -> torch.Tensor:
         """Return the losses of a short fit: steps one by one, a capture, and a replay."""
-        nets = [copy.deepcopy(self.net) for _ in range(count)]
+        nets = [copy.deepcopy(net or self.net) for _ in range(count)]
         options = {"steps": 6, "eval_every": 2, "progress": False, "seed": 1} | options
         if count == 1:
             return torch.tensor(inr.fit(nets[0], self.coords, self.target, **options).losses)
@@ -178,6 +183,8 @@ PATHS: dict[str, tuple[str, Callable[[Machine, Any], torch.Tensor]]] = {
     "fit medium": ("net", lambda m, net: m.fit(precision="medium")),
     "fit mini-batches": ("net", lambda m, net: m.fit(batch_size=16)),
     "fit by torch": ("net", lambda m, net: m.fit(backend="torch", steps=2)),
+    "fit batch norm": ("net", lambda m, net: m.fit(net=m.normed("post"), eval_every=3)),
+    "fit batch norm by torch": ("net", lambda m, net: m.fit(net=m.normed("pre"), backend="torch", steps=2)),
     "fit_many": ("net", lambda m, net: m.fit(count=2)),
     "fused layer": ("net", lambda m, net: m.layer("auto")),
     "fused layer's kernels": ("net", lambda m, net: m.layer("triton")),

@@ -183,7 +183,7 @@ class FusedNorms:
         else:
             parts = ((above - 1) * width * width, of.dense, of.splits, of.thin_at + above * width)
         with backends.launching_on(of.device):
-            kernels.mlp_norm_backward[(-(-width // kernels.NORM_COLUMNS), of.models)](
+            kernels.mlp_norm_backward[(-(-width // kernels.SLOPE_COLUMNS), of.models)](
                 of.parameters,
                 of.partials,
                 self.maps,
@@ -201,7 +201,7 @@ class FusedNorms:
                 of.partial_model,
                 width=width,
                 ROWS=kernels.NORM_ROWS,
-                COLUMNS=kernels.NORM_COLUMNS,
+                COLUMNS=kernels.SLOPE_COLUMNS,
                 PARTS=kernels.NORM_PARTS,
             )
 

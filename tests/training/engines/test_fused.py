@@ -155,14 +155,14 @@ def test_many_networks_take_their_steps_in_one_sequence(device):
         assert len({parameter.untyped_storage().data_ptr() for parameter in net.parameters()}) == 6
 
 
-@pytest.mark.parametrize(("norm", "precision", "bound"), [(["batch", None], "high", 1e-4), ("batch", "medium", 2e-2)])
+@pytest.mark.parametrize(("norm", "precision", "bound"), [(["batch", None], "high", 1e-4), ([None, "batch"], "medium", 2e-2)])
 def test_batch_norms_are_those_of_fp64(device, norm, precision, bound):
     """Losses, evaluations and running statistics of a stack, and of its networks one by one; many steps at once."""
     options = {"norm": norm, "norm_position": "post"}
     nets = [network(seed, **options).to(device) for seed in range(2)]
     twins, alone = copy.deepcopy(nets), copy.deepcopy(nets[0])
     coords, target = data(device=device)
-    fit = {"steps": STEPS, "lr": 3e-3, "eval_every": 5, "batch_size": 40}
+    fit = {"steps": 6, "lr": 3e-3, "eval_every": 3, "batch_size": 40}
     seeds = [1, 2]
     results = inr.fit_many(nets, coords, target, seed=seeds, precision=precision, backend="triton", **fit)
     _, single = fitted(device, alone, precision=precision, **fit, seed=1)
