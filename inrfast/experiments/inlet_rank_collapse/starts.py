@@ -18,8 +18,11 @@ DIRECTIONS = ("outward", "random", "inward")
 HIDDEN = {"default": "torch's default", "kaiming": "He", "xavier": "Xavier"}
 """Initialisations of the layers behind the first, with their names in words."""
 
-SCALED, SCALES = (1, 2, 3), (1 / 3, 3.0)
+SCALED, SCALES = (1, 2, 3), (0.1, 0.3, 3.0)
 """Layers that are scaled one at a time, the head last, and by how much."""
+
+LARGE = (("kaiming", 1.0), ("default", 3.0))
+"""Hidden init and gain of the networks of which layers are scaled: two ways to larger representations."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,10 @@ def _expanding(directions: str, hidden: str, gain: float, eps: float, **more: An
     return Start(f"{directions}-{hidden}-{gain:g}-{eps:g}", label, options, factors=factors)
 
 
-def _scaled(layer: int, scale: float) -> Start:
-    one = _expanding("outward", "kaiming", 1.0, SHIFTS[0], scales={str(layer): scale})
-    told = "x 3" if scale > 1 else "/ 3"
-    sign = "up" if scale > 1 else "down"
+def _scaled(hidden: str, gain: float, layer: int, scale: float) -> Start:
+    one = _expanding("outward", hidden, gain, SHIFTS[0], scales={str(layer): scale})
     where = "head" if layer == max(SCALED) else f"layer {layer + 1}"
-    return Start(f"layer{layer + 1}-{sign}", f"{one.label}, {where} {told}", one.options)
+    return Start(f"{one.name}-{where.replace(' ', '')}x{scale:g}", f"{one.label}, {where} x {scale:g}", one.options)
 
 
 BASELINES = {
@@ -115,7 +116,7 @@ FAMILY = {
             for eps in SHIFTS
             if (directions, hidden, gain, eps) != ("outward", "default", 1.0, SHIFTS[0])  # the paper's own
         ),
-        *(_scaled(layer, scale) for layer in SCALED for scale in SCALES),
+        *(_scaled(*large, layer, scale) for large in LARGE for layer in SCALED for scale in SCALES),
     )
 }
 """The starts that are searched."""

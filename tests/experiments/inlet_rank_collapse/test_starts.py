@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inrfast.experiments.inlet_rank_collapse.starts import BASELINES, FAMILY, STARTS, turn_
+from inrfast.experiments.inlet_rank_collapse.starts import (
+    BASELINES,
+    FAMILY,
+    LARGE,
+    SCALED,
+    SCALES,
+    STARTS,
+    turn_,
+)
 from inrfast.nn import INR
 
 
@@ -46,10 +54,11 @@ def test_the_family_holds_every_combination_once_and_the_papers_start_beside_it(
 
 
 def test_a_scaled_layer_is_the_only_one_that_differs():
-    base = FAMILY["outward-kaiming-1-0.001"].network(2, 3, 3, 16)
-    for layer in (1, 2, 3):
-        for sign, factor in (("up", 3.0), ("down", 1 / 3)):
-            net = FAMILY[f"layer{layer + 1}-{sign}"].network(2, 3, 3, 16)
-            for place, (one, two) in enumerate(zip(base.layers, net.layers, strict=True)):
-                scale = factor if place == layer else 1.0
-                assert torch.allclose(two.weight, scale * one.weight) and torch.allclose(two.bias, scale * one.bias)
+    scaled = {name: start for name, start in FAMILY.items() if not start.factors}
+    assert len(scaled) == len(LARGE) * len(SCALED) * len(SCALES)
+    for name, start in scaled.items():
+        base = FAMILY[name.rsplit("-", 1)[0]].network(2, 3, 3, 16)
+        ((layer, factor),) = start.options["scales"].items()
+        for place, (one, two) in enumerate(zip(base.layers, start.network(2, 3, 3, 16).layers, strict=True)):
+            scale = factor if place == int(layer) else 1.0
+            assert torch.allclose(two.weight, scale * one.weight) and torch.allclose(two.bias, scale * one.bias)
