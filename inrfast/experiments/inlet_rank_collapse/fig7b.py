@@ -251,7 +251,7 @@ def _sizes_table(kernels: Mapping[str, list[Found]]) -> Table:
             ", ".join(sorted({cell.numbers["method"] for cell in cells})),
         ])  # fmt: skip
     head = ["", "stable rank: trace / lambda_1", f"lambda_{INDEX} / lambda_1", "lambda_1", "trace", "method"]
-    return Table("Sizes of the kernels, means over runs", head, rows)
+    return Table(f"Sizes of the kernels, {runs_told(len(next(iter(kernels.values()))))}", head, rows)
 
 
 def _agreement_table(found: Mapping[str, Found], side: int) -> Table:

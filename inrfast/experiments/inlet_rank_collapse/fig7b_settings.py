@@ -148,7 +148,7 @@ def text(request: Request, found: Mapping[str, Found]) -> list[str]:
         kind = "all" if higher.all() else "some" if higher.any() else "lower" if (after < before).all() else "none"
         groups[kind].append(SETTINGS[name].label)
     words = {
-        "all": f"At all of the tolerances {_told(RTOLS)}", "some": "At some of them", "none": "At none",
+        "all": "At all of these tolerances", "some": "At some", "none": "At none",
         "lower": "At none, and lower at all",
     }  # fmt: skip
     told = " ".join(f"{words[kind]}: {'; '.join(labels)}." for kind, labels in groups.items() if labels)
@@ -156,7 +156,7 @@ def text(request: Request, found: Mapping[str, Found]) -> list[str]:
     small = _means(found, "base", "rms")
     return [
         f"Settings that the paper leaves open: the rank of the tangent kernel with the paper's first layer is at least "
-        f"{CLEARLY - 1:.0%} higher than with torch's default one in these settings. {told}",
+        f"{CLEARLY - 1:.0%} higher than with torch's default one at tolerances of {_told(RTOLS)} as follows. {told}",
         f"At gain 1 the paper's Z_0 has a root mean square of {small[1]:.2f}, torch's default {small[0]:.2f}. With "
         f"torch's default hidden layers the head then makes {base[1]:.0%} of the kernel's trace (default start "
         f"{base[0]:.0%}), with He's {he[1]:.0%} ({he[0]:.0%}).",

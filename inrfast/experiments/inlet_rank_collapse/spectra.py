@@ -118,7 +118,7 @@ class Ranks:
             told = f"{self.lower:{digits}} to {self.upper:{digits}}"
         else:
             told = f"{self.middle:{digits}}"
-        return told if self.deviation is None else f"{told} ± {self.deviation:,.1f}"
+        return told if self.deviation is None else f"{told} ± {self.deviation:{digits}}"
 
 
 def ranks_over_runs(found: Sequence[Found], size: int) -> list[Ranks]:
