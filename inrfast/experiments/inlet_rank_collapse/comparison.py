@@ -105,7 +105,7 @@ def outcome(
         *filter(None, [scored.pictures.shortage]),
     ]
     return Outcome(
-        rows(scored, size_told(scored.pictures, request)),
+        rows(scored, size_told(scored.pictures)),
         {name: bars(scored)},
         said,
         [measures(scored), order_table(order), per_image(scored), *tables],
@@ -245,7 +245,7 @@ def bars(scored: Scored) -> Drawing:
     axes.set_xticks(range(len(groups)), [METHODS[group[0]].label for group in groups])
     axes.set_ylim(bottom=lowest - 2)
     axes.set_ylabel(f"PSNR (dB), axis from {lowest - 2:.1f} dB, not from 0")
-    axes.plot([], [], "D", color="white", markeredgecolor="black", markersize=6, label="paper")
+    axes.plot([], [], "D", color="white", markeredgecolor="black", markersize=6, label="paper (size not stated)")
     axes.bar([0], [0], color="0.5", label="all layers")
     axes.bar([0], [0], color="0.5", hatch="///", edgecolor="white", label="first layer only")
     drawing.legend(fontsize=8, loc="outside upper center", ncols=3, frameon=False)

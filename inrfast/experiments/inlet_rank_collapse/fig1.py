@@ -49,7 +49,7 @@ class Fig1(Figure):
             keys[setup.method] = setup.key
         shown = min(given.names, key=lambda name: abs(psnrs["default"][name] - PAPER["default"]))
         network = f"3 hidden layers of {sizes.width}, lr {LR:g} {SCHEDULE}, {sizes.steps} steps"
-        how = f"{shown}, {size_told(given, request)}, {network}"
+        how = f"{shown}, {size_told(given)}, {network}"
         ours = {method: psnrs[method][shown] for method in PAPER}
         rows = [Row(LABELS[method], f"{PAPER[method]:.2f}", f"{ours[method]:.2f}", how) for method in PAPER]
         gains = [psnrs["ours"][name] - psnrs["default"][name] for name in given.names]

@@ -49,7 +49,7 @@ class Fig3(Figure):
         """See :class:`inrfast.experiments.paper.Figure`."""
         given, sizes = _pictures(request), SIZES[request.preset]
         psnrs = {name: [fit["psnr"] for fit in found[name].numbers["fits"]] for name in networks()}
-        how = f"{size_told(given, request)}, lr {LR:g} {SCHEDULE}, {sizes.steps} steps, width {sizes.width}"
+        how = f"{size_told(given)}, lr {LR:g} {SCHEDULE}, {sizes.steps} steps, width {sizes.width}"
         rows = [Row("no batch norm", "lowest", str(interval(psnrs["none"])), how)]
         rows += [
             Row(f"batch norm at layer {layer}, {said}", PAPER[layer], f"{interval(psnrs[f'{place}{layer}'])}; gain "

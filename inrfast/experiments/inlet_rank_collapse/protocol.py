@@ -133,10 +133,11 @@ STACKS = (
 """Why one setting may have two numbers."""
 
 
-def size_told(pictures: Pictures, request: Request) -> str:
+def size_told(pictures: Pictures) -> str:
     """Return the images' size in words, for a line beside the paper's number."""
     side, full = pictures.values.shape[1], SIZES["paper"].side
-    return f"{side}x{side} pixels" + ("" if side == full else f", not {full}x{full}") + f" ({request.preset} preset)"
+    told = f"{side}x{side} pixels"
+    return told if side == full else f"{told}, not the {full}x{full} of the paper preset"
 
 
 def images_told(pictures: Pictures, request: Request) -> str:
@@ -145,8 +146,12 @@ def images_told(pictures: Pictures, request: Request) -> str:
     first = f"the first {len(pictures)}" if len(pictures) > 1 else "the first"
     given = f"{first} of {there} images" if len(pictures) < there else f"all {there} images"
     given = "one image, the only one," if there == 1 else given
-    told = f"The {request.preset} preset fits {given} at {side}x{side} pixels"
-    return f"{told}." if side == full else f"{told}; the paper's dB are not of this size (paper preset: {full}x{full})."
+    told = (
+        f"The {request.preset} preset fits {given} at {side}x{side} pixels. The paper does not state its images' size"
+    )
+    if side == full:
+        return f"{told}; {full}x{full} is that of the first author's code."
+    return f"{told}; its code's is {full}x{full}, as in the paper preset, and dB of another size cannot be compared."
 
 
 def tuning(pictures: Pictures) -> list[int]:
