@@ -18,6 +18,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -388,6 +389,39 @@ def baddbmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return out.baddbmm_(a, b)
 
 
+ROWS_AT_ONCE, PRODUCTS_AT_ONCE = 2**12, 128
+"""On a GPU a sum over rows is divided into products of so many rows at least, until there are so many products."""
+
+
+def summed_over_rows(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a^T b`` (k, p, q) of matrices (k, n, p) and (k, n, q): sums over many rows of small products.
+
+    A batched product of cuBLAS gives each entry's sum to one multiprocessor, and leaves the others idle where p and q
+    are small: there the rows are divided, and the parts added up in the operands' dtype.
+    """
+    k, n = a.shape[:2]
+    out = a.new_empty(k, a.shape[2], b.shape[2])
+    parts = row_parts(k, n, a.device)
+    if parts == 1:
+        return bmm(a.mT, b, out)
+    a, b = (each.unflatten(1, (parts, n // parts)).flatten(0, 1) for each in (a, b))
+    several = a.new_empty(k * parts, *out.shape[1:])
+    return torch.sum(bmm(a.mT, b, several).unflatten(0, (k, parts)), 1, out=out)
+
+
+def row_parts(k: int, n: int, device: torch.device) -> int:
+    """Return into how many equal parts n rows of k products are divided: a power of 2; on a CPU one."""
+    parts = 1
+    while (
+        device.type != "cpu"
+        and n % (2 * parts) == 0
+        and n // (2 * parts) >= ROWS_AT_ONCE
+        and k * parts < PRODUCTS_AT_ONCE
+    ):
+        parts *= 2
+    return parts
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     """Write ``x weight^T + bias`` into ``out`` and return it: shapes (n, a), (b, a), (b,) or None, (n, b).
 
@@ -404,6 +438,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tenso
 def exact_products(device: torch.device) -> AbstractContextManager[None]:
     """Return a context in which fp32 products on a GPU are IEEE fp32, whatever torch's settings: see ``products``.
 
-    On a CPU it changes nothing: there the library's doors see to it.
+    On a CPU it changes nothing: there the library's doors see to it. Within :func:`products_chosen` it changes nothing
+    either.
     """
-    return products() if device.type == "cuda" else nullcontext()
+    return products() if device.type == "cuda" and not _set_by_engine.get() else nullcontext()
+
+
+_set_by_engine: ContextVar[bool] = ContextVar("products_chosen", default=False)
+
+
+@contextmanager
+def products_chosen(tf32: bool = False) -> Iterator[None]:
+    """Let all fp32 products of a block on a GPU be IEEE fp32 or, with ``tf32``, TF32; set once, and not for each."""
+    if _set_by_engine.get():  # by an engine around this one
+        yield
+        return
+    token = _set_by_engine.set(True)
+    try:
+        with products("high" if tf32 else "highest"):
+            yield
+    finally:
+        _set_by_engine.reset(token)

@@ -215,3 +215,27 @@ def test_without_the_private_operator_of_onednn_it_is_no_candidate(fresh, monkey
     monkeypatch.setitem(gemm.LIBRARIES, "onednn", gone)
     assert "onednn" not in gemm._candidates(torch.float32)
     assert gemm.choose(torch.float32) != "onednn"
+
+
+@given(
+    st.integers(1, 4), st.integers(1, 5), st.integers(1, 5), st.integers(1, 40),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]), st.sampled_from([1, 2, 4]), st.integers(0, 2**31),
+)  # fmt: skip
+def test_sums_over_rows_are_those_of_fp64_in_one_part_or_several(k, p, q, each, dtype, parts, seed):
+    rng = torch.Generator().manual_seed(seed)
+    n = each * parts
+    a, b = (torch.randn(k, n, width, generator=rng, dtype=torch.float64).to(dtype) for width in (p, q))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gemm, "row_parts", lambda *_: parts)
+        found = gemm.summed_over_rows(a, b).double()
+    exact = a.double().mT @ b.double()
+    allowed = (n + parts + 2) * torch.finfo(dtype).eps * (a.double().abs().mT @ b.double().abs())
+    assert bool(((found - exact).abs() <= allowed + 1e-300).all())
+
+
+@given(st.integers(1, 300), st.integers(1, 2**20))
+def test_rows_are_divided_into_equal_parts_on_a_gpu_alone(k, n):
+    parts = gemm.row_parts(k, n, torch.device("cuda"))
+    assert n % parts == 0
+    assert parts == 1 or (n // parts >= gemm.ROWS_AT_ONCE and k * parts < 2 * gemm.PRODUCTS_AT_ONCE)
+    assert gemm.row_parts(k, n, torch.device("cpu")) == 1

@@ -5,6 +5,7 @@ One file per figure; ``inrfast reproduce inlet-rank-collapse all`` makes all of 
 
 from __future__ import annotations
 
+from inrfast.experiments.inlet_rank_collapse.beyond import Beyond
 from inrfast.experiments.inlet_rank_collapse.fig1 import Fig1
 from inrfast.experiments.inlet_rank_collapse.fig2 import Fig2
 from inrfast.experiments.inlet_rank_collapse.fig3 import Fig3
@@ -25,7 +26,19 @@ PAPERS.add(
         "Zheng, Saratchandran and Lucey, arXiv 2602.01526",
         {
             figure.name: figure
-            for figure in (Fig1(), Fig2(), Fig3(), Fig5(), Fig6(), Fig7A(), Fig7B(), Table1(), Table1Best(), Fig8())
+            for figure in (
+                Fig1(),
+                Fig2(),
+                Fig3(),
+                Fig5(),
+                Fig6(),
+                Fig7A(),
+                Fig7B(),
+                Table1(),
+                Table1Best(),
+                Fig8(),
+                Beyond(),
+            )
         },
     ),
 )

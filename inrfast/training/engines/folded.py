@@ -10,7 +10,6 @@ from torch import Tensor
 
 from inrfast.memory import cached_rows, require
 from inrfast.mlp import MLP
-from inrfast.modes import products
 from inrfast.norms.batch import BatchNorm
 from inrfast.ops import gemm
 from inrfast.training.engines.batch_norms import Position, against_norms, norms_of
@@ -85,7 +84,7 @@ class FoldedGradient(TensorGradient):
 
     def __call__(self, batch: Tensor | None, step: int = 0) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        with products("high" if self.tf32 else "highest"):
+        with gemm.products_chosen(self.tf32):
             return super().__call__(batch, step)
 
 
@@ -219,7 +218,7 @@ class FoldedPass(TensorPass):
     ) -> tuple[Tensor, Tensor]:
         """Add the gradients of a layer and of the norm before it; return ``c`` and ``d`` of :meth:`Map.slopes`."""
         weight = self.weights[index][self.block]
-        product = gemm.bmm(error.mT, features, torch.empty_like(weight))
+        product = gemm.summed_over_rows(error, features)
         total = error.sum(1)
         weight_sum, bias_sum = (None if name is None else sums.get(name) for name in self.names[index])
         if weight_sum is not None:

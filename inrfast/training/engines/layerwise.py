@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inrfast.memory import cached_rows, chunks
 from inrfast.mlp import MLP
+from inrfast.ops import gemm
 from inrfast.threads import share
 from inrfast.training.engines.task import Task
 from inrfast.training.stack import Stack
@@ -141,7 +142,8 @@ class LayerwiseGradient:
         for sums in used:
             for total in sums.values():
                 total.zero_()
-        losses = self._each_share(batch, count, scales)
+        with gemm.products_chosen():
+            losses = self._each_share(batch, count, scales)
         for sums in used[1:]:
             for name, total in sums.items():
                 self.stack.grads[name].add_(total)

@@ -229,10 +229,10 @@ class TensorPass:
             return
         if error.dtype != features.dtype:  # the first layer of coordinates: its error is as narrow as all others
             error = self._view(self.wide[0], *error.shape).copy_(error)
-        if error.dtype == weight.dtype:
+        if error.dtype == weight.dtype and error.device.type == "cpu":
             gemm.baddbmm_(weight, error.mT, features)
         else:
-            weight.add_(gemm.bmm(error.mT, features, torch.empty_like(weight, dtype=error.dtype)))
+            weight.add_(gemm.summed_over_rows(error, features))
 
 
 def at_head(loss: BoundLoss, prediction: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
