@@ -54,7 +54,7 @@ class Search:
     best: int
     spread: int
     predicted: int = 1
-    fitted: int = 2
+    fitted: int = 3
 
 
 SEARCHES = {"quick": Search(24, 1, 3, 5), "paper": Search(48, 2, 16, 12)}
