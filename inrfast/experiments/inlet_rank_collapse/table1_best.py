@@ -66,7 +66,7 @@ class Table1Best(Figure):
             *_at_the_edge(setups),
         ]
         numbers = {"search": _means(found), "chosen": {method: one.told for method, one in setups.items()}}
-        return comparison.outcome(scored, self.name, text, [_search_table(found)], numbers)
+        return comparison.outcome(scored, self.name, text, [_search_table(found)], numbers, request)
 
 
 def _rates(method: str, request: Request) -> list[Setup]:
