@@ -162,7 +162,7 @@ def _first_layer(scored: Scored, whole: str, first: str) -> str:
 
 def _order(order: Sequence[Pair], tau: float) -> str:
     by = {verdict: [pair for pair in order if pair.verdict == verdict] for verdict in ("agrees", "opposite", "open")}
-    against = ", ".join(f"{METHODS[pair.second].label} above {METHODS[pair.first].label}" for pair in by["opposite"])
+    against = "; ".join(f"{METHODS[pair.second].label} above {METHODS[pair.first].label}" for pair in by["opposite"])
     return (
         f"Of the {len(order)} pairs of methods {len(by['agrees'])} are in the paper's order, {len(by['opposite'])} in "
         f"the opposite one{f' ({against})' if against else ''}, each beyond its 95 % interval, and {len(by['open'])} "
@@ -177,7 +177,7 @@ def _diverged(scored: Scored) -> list[str]:
         for fit in fits
         if fit["stopped"] == "diverged"
     ]
-    return [f"Diverged, and scored at the best of its evaluations: {', '.join(bad)}."] if bad else []
+    return [f"Diverged, and scored at the best of its evaluations: {'; '.join(bad)}."] if bad else []
 
 
 def measures(scored: Scored) -> Table:
@@ -237,6 +237,8 @@ def bars(scored: Scored) -> Drawing:
             axes.text(x, 0.02, f"{mean.mean:.2f}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
             lowest = min(lowest, mean.mean - (mean.half or 0))
+    side = scored.pictures.values.shape[1]
+    axes.set_title(f"images of {side}x{side} pixels", fontsize=9)
     axes.set_xticks(range(len(groups)), [METHODS[group[0]].label for group in groups])
     axes.set_ylim(bottom=lowest - 2)
     axes.set_ylabel(f"PSNR (dB), axis from {lowest - 2:.1f} dB, not from 0")

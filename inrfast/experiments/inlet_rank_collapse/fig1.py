@@ -72,7 +72,7 @@ class Fig1(Figure):
         columns = drawing.subplots(1, 3)
         named = {
             **{f"{LABELS[method]}: {ours[method]:.2f} dB": picture for method, picture in pictures_of.items()},
-            "image": in_bytes(given.values[number]).numpy(),
+            f"image, {sizes.side}x{sizes.side} pixels": in_bytes(given.values[number]).numpy(),
         }
         for axes, (title, picture) in zip(columns, named.items(), strict=True):
             axes.imshow(torch.as_tensor(picture).numpy())

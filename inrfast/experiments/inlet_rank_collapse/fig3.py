@@ -66,7 +66,7 @@ class Fig3(Figure):
             *(_claim(psnrs, place) for place in PLACES),
             *filter(None, [given.shortage]),
         ]
-        return Outcome(rows, {self.name: _bars(psnrs)}, text, [_table(psnrs, given)], _numbers(psnrs))
+        return Outcome(rows, {self.name: _bars(psnrs, sizes.side)}, text, [_table(psnrs, given)], _numbers(psnrs))
 
 
 PAPER = {1: "highest", 2: "between", 3: "marginal gain"}
@@ -104,7 +104,7 @@ def _third(first: Interval, third: Interval) -> str:
     return "marginal, as the paper says" if third.mean < first.mean / 2 else "no marginal gain"
 
 
-def _bars(psnrs: Mapping[str, Sequence[float]]) -> Drawing:
+def _bars(psnrs: Mapping[str, Sequence[float]], side: int) -> Drawing:
     drawing = Drawing(figsize=(6, 3.8), layout="constrained")
     axes = drawing.subplots()
     bottom = []
@@ -122,6 +122,7 @@ def _bars(psnrs: Mapping[str, Sequence[float]]) -> Drawing:
             axes.text(x, 0.02, f"{mean.mean:.2f}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
             bottom.append(mean.mean - (mean.half or 0))
+    axes.set_title(f"images of {side}x{side} pixels", fontsize=9)
     axes.set_xticks((0, *LAYERS), ["no norm", "layer 1", "layer 2", "layer 3"])
     axes.set_ylim(bottom=min(bottom) - 2)
     axes.set_ylabel(f"PSNR (dB), axis from {min(bottom) - 2:.1f} dB, not from 0")

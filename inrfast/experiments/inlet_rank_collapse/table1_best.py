@@ -101,7 +101,7 @@ def chosen(request: Request, found: Mapping[str, Found]) -> dict[str, Setup]:
 def _at_the_edge(setups: Mapping[str, Setup]) -> list[str]:
     edge = [METHODS[method].label for method, one in setups.items() if one.lr in (RATES[0], RATES[-1])]
     return (
-        [f"At an end of the learning rates that were tried, so perhaps not the best: {', '.join(edge)}."]
+        [f"At an end of the learning rates that were tried, so perhaps not the best: {'; '.join(edge)}."]
         if edge
         else []
     )
