@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from inrfast.experiments.paper import Figure, Outcome, Paper
 
@@ -41,17 +43,38 @@ HEAD = ("", "paper", "ours", "settings")
 
 def markdown(found: Described) -> str:
     """Return a figure in Markdown; pictures lie beside it."""
-    parts = [f"# {found['title']}", *(f"![{name}]({name}.png)" for name in found["drawings"])]
-    parts += found["text"]
+    parts = [f"# {words(found['title'])}", *(f"![{words(name)}]({quote(name)}.png)" for name in found["drawings"])]
+    parts += map(words, found["text"])
     if found["rows"]:
         parts.append(_markdown_table(HEAD, found["rows"]))
-    parts += [f"**{title}**\n\n{_markdown_table(head, rows)}" for title, head, rows in found["tables"]]
-    parts.append(_how(found))
+    parts += [f"**{words(title)}**\n\n{_markdown_table(head, rows)}" for title, head, rows in found["tables"]]
+    parts.append(words(_how(found)))
     return "\n\n".join(parts) + "\n"
 
 
+def words(text: str) -> str:
+    """Return Markdown that shows a text of one line as it is: no HTML, emphasis, link, list or heading arises from it.
+
+    An underscore inside a word stays, as in ``Z_0``, since it marks nothing there.
+    """
+    text = LIVE.sub(r"\\\g<0>", " ".join(text.split()))
+    return escape(NUMBERED.sub(r"\1\\\2", text), quote=False)
+
+
+LIVE = re.compile(
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])"  # marks of code, emphasis, links, tables and formulas
+    r"|:(?=//)|(?<=www)\.|@"  # addresses, which become links by themselves
+    r"|^[-+](?= |$)|^[-=](?=[-= ]*$)|^#",  # lists, lines and headings
+    re.IGNORECASE,
+)
+"""Characters of a text that Markdown would take for its own."""
+
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?= |$)")
+"""The beginning of a numbered list."""
+
+
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head, *rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    head, *rows = [[words(cell) for cell in row] for row in (head, *rows)]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS
 from inrfast.experiments.inlet_rank_collapse.pictures import Pictures
-from inrfast.experiments.inlet_rank_collapse.protocol import Setup, scoring, tuning
+from inrfast.experiments.inlet_rank_collapse.protocol import STACKS, Setup, images_told, scoring, size_told, tuning
 from inrfast.experiments.inlet_rank_collapse.scores import Interval, Pair, difference, interval, kendall, pairs
-from inrfast.experiments.paper import Outcome, Row, Table
+from inrfast.experiments.paper import Outcome, Request, Row, Table
 
 PAPER = {
     "default": 23.57, "pe": 27.15, "siren": 27.29, "bn": 25.04, "ours": 25.61, "siren-first": 26.15, "bn-first": 25.82
@@ -87,23 +87,26 @@ class Scored:
 
 
 def outcome(
-    scored: Scored, name: str, text: Sequence[str], tables: Sequence[Table], numbers: Mapping[str, Any]
+    scored: Scored, name: str, text: Sequence[str], tables: Sequence[Table], numbers: Mapping[str, Any],
+    request: Request,
 ) -> Outcome:  # fmt: skip
     """Return the finished table, with what is special to it."""
     order = pairs(PAPER, scored.psnrs)
     said = [
-        f"PSNR over {_images(scored)} that chose no setting, mean and 95 % confidence interval over images.",
+        f"PSNR over {_images(scored)} that chose no setting, mean and 95 % confidence interval over images. "
+        + images_told(scored.pictures, request),
         *text,
         _gain(scored),
         *(_first_layer(scored, whole, first) for first, whole in DIFFERENCES[1:]),
         _order(order, kendall(PAPER, scored.psnrs)),
         "The two dashes of the paper's second row: PE and our initialisation act on the first layer alone, so "
         "'first layer' is the same network.",
+        STACKS,
         *_diverged(scored),
         *filter(None, [scored.pictures.shortage]),
     ]
     return Outcome(
-        rows(scored),
+        rows(scored, size_told(scored.pictures, request)),
         {name: bars(scored)},
         said,
         [measures(scored), order_table(order), per_image(scored), *tables],
@@ -116,8 +119,9 @@ def _images(scored: Scored) -> str:
     return f"{len(chosen)} image{'s' * (len(chosen) != 1)}"
 
 
-def rows(scored: Scored) -> list[Row]:
-    """Return the nine cells, the paper's number beside ours, and the differences that the paper speaks of."""
+def rows(scored: Scored, size: str) -> list[Row]:
+    """Return the nine cells, the paper's number beside ours, and the differences that the paper speaks of; ``size`` is
+    that of the images in words."""
     found = []
     for what, method in CELLS:
         if method is None:
@@ -126,11 +130,11 @@ def rows(scored: Scored) -> list[Row]:
         ours = scored.mean(method, "psnr", scoring(scored.pictures))
         every = scored.mean(method, "psnr", scored.of_all)
         told = f"{ours}; all {len(scored.pictures)} images {every.mean:.2f}"
-        found.append(Row(what, f"{PAPER[method]:.2f}", told, scored.setups[method].told))
+        found.append(Row(what, f"{PAPER[method]:.2f}", told, f"{size}; {scored.setups[method].told}"))
     for above, below in DIFFERENCES:
         apart = difference(scored.psnrs[above], scored.psnrs[below])
         what = f"{METHODS[above].label} minus {METHODS[below].label}"
-        found.append(Row(what, f"{PAPER[above] - PAPER[below]:+.2f}", apart.signed, "paired over images"))
+        found.append(Row(what, f"{PAPER[above] - PAPER[below]:+.2f}", apart.signed, f"{size}; paired over images"))
     return found
 
 
@@ -158,7 +162,7 @@ def _first_layer(scored: Scored, whole: str, first: str) -> str:
 
 def _order(order: Sequence[Pair], tau: float) -> str:
     by = {verdict: [pair for pair in order if pair.verdict == verdict] for verdict in ("agrees", "opposite", "open")}
-    against = ", ".join(f"{METHODS[pair.second].label} above {METHODS[pair.first].label}" for pair in by["opposite"])
+    against = "; ".join(f"{METHODS[pair.second].label} above {METHODS[pair.first].label}" for pair in by["opposite"])
     return (
         f"Of the {len(order)} pairs of methods {len(by['agrees'])} are in the paper's order, {len(by['opposite'])} in "
         f"the opposite one{f' ({against})' if against else ''}, each beyond its 95 % interval, and {len(by['open'])} "
@@ -173,7 +177,7 @@ def _diverged(scored: Scored) -> list[str]:
         for fit in fits
         if fit["stopped"] == "diverged"
     ]
-    return [f"Diverged, and scored at the best of its evaluations: {', '.join(bad)}."] if bad else []
+    return [f"Diverged, and scored at the best of its evaluations: {'; '.join(bad)}."] if bad else []
 
 
 def measures(scored: Scored) -> Table:
@@ -233,13 +237,15 @@ def bars(scored: Scored) -> Drawing:
             axes.text(x, 0.02, f"{mean.mean:.2f}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
             lowest = min(lowest, mean.mean - (mean.half or 0))
+    side = scored.pictures.values.shape[1]
+    axes.set_title(f"images of {side}x{side} pixels", fontsize=9)
     axes.set_xticks(range(len(groups)), [METHODS[group[0]].label for group in groups])
     axes.set_ylim(bottom=lowest - 2)
-    axes.set_ylabel("PSNR (dB)")
+    axes.set_ylabel(f"PSNR (dB), axis from {lowest - 2:.1f} dB, not from 0")
     axes.plot([], [], "D", color="white", markeredgecolor="black", markersize=6, label="paper")
     axes.bar([0], [0], color="0.5", label="all layers")
     axes.bar([0], [0], color="0.5", hatch="///", edgecolor="white", label="first layer only")
-    axes.legend(fontsize=8, loc="upper left")
+    drawing.legend(fontsize=8, loc="outside upper center", ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return drawing
 

@@ -8,7 +8,15 @@ import torch
 from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
-from inrfast.experiments.inlet_rank_collapse.protocol import SIZES, Setup, fits_cell, in_bytes
+from inrfast.experiments.inlet_rank_collapse.protocol import (
+    SIZES,
+    STACKS,
+    Setup,
+    fits_cell,
+    images_told,
+    in_bytes,
+    size_told,
+)
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
 
 PAPER = {"default": 24.14, "ours": 27.69}
@@ -40,16 +48,22 @@ class Fig1(Figure):
             psnrs[setup.method][fit["image"]] = fit["psnr"]
             keys[setup.method] = setup.key
         shown = min(given.names, key=lambda name: abs(psnrs["default"][name] - PAPER["default"]))
-        how = f"{shown}, 3 hidden layers of {sizes.width}, lr {LR:g} {SCHEDULE}, {sizes.steps} steps"
+        network = f"3 hidden layers of {sizes.width}, lr {LR:g} {SCHEDULE}, {sizes.steps} steps"
+        how = f"{shown}, {size_told(given, request)}, {network}"
         ours = {method: psnrs[method][shown] for method in PAPER}
         rows = [Row(LABELS[method], f"{PAPER[method]:.2f}", f"{ours[method]:.2f}", how) for method in PAPER]
         gains = [psnrs["ours"][name] - psnrs["default"][name] for name in given.names]
         rows.append(
             Row("gain", f"{PAPER['ours'] - PAPER['default']:+.2f}", f"{ours['ours'] - ours['default']:+.2f}", how)
         )
-        text = [
+        several = (
             f"Of {len(given)} images the one is shown on which the default comes nearest to the paper's 24.14 dB; the "
-            f"paper does not name its image. Gains over all {len(given)}: {min(gains):+.2f} to {max(gains):+.2f} dB.",
+            f"paper does not name its image. Gains over all {len(given)}: {min(gains):+.2f} to {max(gains):+.2f} dB."
+        )
+        text = [
+            several if len(given) > 1 else "The paper does not name its image.",
+            images_told(given, request),
+            STACKS,
             *filter(None, [given.shortage]),
         ]
         pictures_of = {method: cell.arrays[f"{keys[method]}.{shown}"] for method in PAPER}
@@ -58,7 +72,7 @@ class Fig1(Figure):
         columns = drawing.subplots(1, 3)
         named = {
             **{f"{LABELS[method]}: {ours[method]:.2f} dB": picture for method, picture in pictures_of.items()},
-            "image": in_bytes(given.values[number]).numpy(),
+            f"image, {sizes.side}x{sizes.side} pixels": in_bytes(given.values[number]).numpy(),
         }
         for axes, (title, picture) in zip(columns, named.items(), strict=True):
             axes.imshow(torch.as_tensor(picture).numpy())

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.inlet_rank_collapse.methods import BN, DEFAULT, Method
 from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
-from inrfast.experiments.inlet_rank_collapse.protocol import SIZES, Setup, fits_cell
+from inrfast.experiments.inlet_rank_collapse.protocol import SIZES, STACKS, Setup, fits_cell, images_told, size_told
 from inrfast.experiments.inlet_rank_collapse.scores import Interval, difference, interval
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
 
@@ -49,7 +49,7 @@ class Fig3(Figure):
         """See :class:`inrfast.experiments.paper.Figure`."""
         given, sizes = _pictures(request), SIZES[request.preset]
         psnrs = {name: [fit["psnr"] for fit in found[name].numbers["fits"]] for name in networks()}
-        how = f"lr {LR:g} {SCHEDULE}, {sizes.steps} steps, width {sizes.width}"
+        how = f"{size_told(given, request)}, lr {LR:g} {SCHEDULE}, {sizes.steps} steps, width {sizes.width}"
         rows = [Row("no batch norm", "lowest", str(interval(psnrs["none"])), how)]
         rows += [
             Row(f"batch norm at layer {layer}, {said}", PAPER[layer], f"{interval(psnrs[f'{place}{layer}'])}; gain "
@@ -57,12 +57,16 @@ class Fig3(Figure):
             for place, said in PLACES.items() for layer in LAYERS
         ]  # fmt: skip
         text = [
-            f"Mean over {len(given)} images and 95 % confidence interval; gains are paired over images. The paper "
-            "draws bars without numbers; it says that the inlet wins and that layer 3 is marginal.",
+            f"Mean over {len(given)} images and 95 % confidence interval; gains are paired over images."
+            if len(given) > 1
+            else "One image, so no interval.",
+            images_told(given, request),
+            STACKS,
+            "The paper draws bars without numbers; it says that the inlet wins and that layer 3 is marginal.",
             *(_claim(psnrs, place) for place in PLACES),
             *filter(None, [given.shortage]),
         ]
-        return Outcome(rows, {self.name: _bars(psnrs)}, text, [_table(psnrs, given)], _numbers(psnrs))
+        return Outcome(rows, {self.name: _bars(psnrs, sizes.side)}, text, [_table(psnrs, given)], _numbers(psnrs))
 
 
 PAPER = {1: "highest", 2: "between", 3: "marginal gain"}
@@ -100,7 +104,7 @@ def _third(first: Interval, third: Interval) -> str:
     return "marginal, as the paper says" if third.mean < first.mean / 2 else "no marginal gain"
 
 
-def _bars(psnrs: Mapping[str, Sequence[float]]) -> Drawing:
+def _bars(psnrs: Mapping[str, Sequence[float]], side: int) -> Drawing:
     drawing = Drawing(figsize=(6, 3.8), layout="constrained")
     axes = drawing.subplots()
     bottom = []
@@ -118,11 +122,12 @@ def _bars(psnrs: Mapping[str, Sequence[float]]) -> Drawing:
             axes.text(x, 0.02, f"{mean.mean:.2f}", transform=axes.get_xaxis_transform(), ha="center", fontsize=8,
                       bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
             bottom.append(mean.mean - (mean.half or 0))
+    axes.set_title(f"images of {side}x{side} pixels", fontsize=9)
     axes.set_xticks((0, *LAYERS), ["no norm", "layer 1", "layer 2", "layer 3"])
     axes.set_ylim(bottom=min(bottom) - 2)
-    axes.set_ylabel("PSNR (dB)")
+    axes.set_ylabel(f"PSNR (dB), axis from {min(bottom) - 2:.1f} dB, not from 0")
     axes.set_xlabel("position of the batch norm")
-    axes.legend(fontsize=8)
+    drawing.legend(fontsize=8, loc="outside upper center", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     return drawing
 

@@ -24,6 +24,9 @@ SHIFTS = (1e-3, 1e-2, 0.03, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 ROUNDING = 1e-12
 """Entries below this share of the largest are rounding."""
 
+LARGEST_CONDITION = 1 / (POINTS * torch.finfo(torch.float64).eps)
+"""Above this, 1.8e13, a smallest singular value is rounding, and so would be a condition number."""
+
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32}
 
 
@@ -86,7 +89,7 @@ class Fig5(Figure):
         table = Table(
             f"{POINTS} points at spacing h and as many units",
             ["eps / h", *(f"rank in {name}" for name in PRECISIONS), "condition number"],
-            [[f"{shift:g}", *(str(numbers[name][k]) for name in PRECISIONS), f"{numbers['condition'][k]:.1e}"]
+            [[f"{shift:g}", *(str(numbers[name][k]) for name in PRECISIONS), told_condition(numbers["condition"][k])]
              for k, shift in enumerate(SHIFTS)],
         )  # fmt: skip
         drawing = Drawing(figsize=(10, 4.4), layout="constrained")
@@ -94,6 +97,11 @@ class Fig5(Figure):
         _draw_triangle(left, drawing, made.arrays["inlet"])
         _draw_ranks(right, numbers)
         return Outcome(rows, {"fig5": drawing}, _text(numbers), [table], dict(numbers) | {"shifts": list(SHIFTS)})
+
+
+def told_condition(number: float) -> str:
+    """Return a condition number as far as fp64 resolves it."""
+    return f"{number:.1e}" if number < LARGEST_CONDITION else "> 1e13"
 
 
 def _text(numbers: Mapping[str, list[float]]) -> list[str]:
@@ -106,8 +114,9 @@ def _text(numbers: Mapping[str, list[float]]) -> list[str]:
     return [
         "Unit j switches on at x_j - eps: on its own points the layer is lower triangular for 0 < eps <= h, h the "
         "spacing, so its exact rank is full for any such eps.",
-        f"Numerically (singular values above {POINTS} roundoffs of the largest) the rank is full {told}. The condition "
-        f"number is smallest at eps = {SHIFTS[best]:g} h, {numbers['condition'][best]:.1e}: a small eps, as the paper "
+        f"Numerically (singular values above {POINTS} roundoffs of the largest) the rank is full {told}. Where it is "
+        "not full in fp64, fp64 resolves no condition number either: it is above 1e13. The condition number is smallest "
+        f"at eps = {SHIFTS[best]:g} h, {numbers['condition'][best]:.1e}: a small eps, as the paper "
         "has it, leaves a diagonal that rounding hides, and a large one makes the rows dependent. The initialiser's "
         "default in 1-D is eps = h.",
     ]

@@ -257,10 +257,11 @@ def _agreement_table(found: Mapping[str, Found], side: int) -> Table:
     for name, cell in found.items():
         n = cell.numbers
         rows.append([
-            LABELS[name], f"{n['compared']:,}", f"{n['relative']:.1e}", f"{n['relative_to_largest']:.1e}",
-            f"{n['stated']:.1e}", f"{n['contained']} of {n['intervals']}",
+            LABELS[name], f"{n['compared']:,}", f"{n['relative_to_largest']:.1e}", f"{n['stated']:.1e}",
+            f"{n['relative']:.1e}", f"{n['contained']} of {n['intervals']}",
         ])  # fmt: skip
-    head = ["", "eigenvalues", "largest difference, relative to each", "relative to lambda_1", "stated error",
+    head = ["", "eigenvalues", "largest difference / lambda_1", "stated error / lambda_1 (a bound of it)",
+            "largest difference / the eigenvalue's own size (no bound is stated)",
             "intervals that hold the dense rank"]  # fmt: skip
     return Table(f"Certified spectrum against LAPACK's eigenvalues of the dense kernel in fp64, {side}x{side} grid",
                  head, rows)  # fmt: skip

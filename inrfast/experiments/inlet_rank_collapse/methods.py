@@ -60,6 +60,55 @@ class Method:
         """Return the method with other options."""
         return replace(self, options={**self.options, **options})
 
+    @property
+    def told(self) -> str:
+        """What the paper leaves open of the method, in words made from its options: a variant's hold its own alone."""
+        kinds = (_told_encoding, _told_sine, _told_norm, _told_init)
+        return ", ".join(filter(None, (told(self.options) for told in kinds)))
+
+
+def _told_encoding(options: Mapping[str, Any]) -> str:
+    encoding = options.get("encoding")
+    if encoding is None:
+        return ""
+    if encoding["kind"] == "random_fourier":
+        return f"{encoding['count']} random Fourier frequencies, sigma {encoding['sigma']:g} on [-1, 1]"
+    return f"positional encoding of {encoding['count']} octaves on [-1, 1]"
+
+
+def _told_sine(options: Mapping[str, Any]) -> str:
+    activation = options.get("activation", "relu")
+    if activation == "sine":
+        return f"omega {options['omega']:g} in all layers"
+    if isinstance(activation, Mapping):
+        return f"omega {options['omega']:g} in the first layer, then ReLU layers"
+    return ""
+
+
+def _told_norm(options: Mapping[str, Any]) -> str:
+    norm = options.get("norm")
+    if norm is None:
+        return ""
+    side = "after" if options["norm_position"] == "post" else "before"
+    where = f"{side} each activation" if norm == "batch" else f"{side} the first activation"
+    return f"norm {where}, statistics of the whole grid"
+
+
+INITS = {"default": "torch's default init", "kaiming": "He init", "xavier": "Xavier init", "siren": "SIREN's init"}
+
+
+def _told_init(options: Mapping[str, Any]) -> str:
+    init = options.get("init", "default")
+    if init == "rank_expanding":
+        init = {"first": init, "hidden": "default"}
+    if not isinstance(init, Mapping):
+        return f"{INITS[init]} in all layers"
+    first = init["first"]
+    gain = first.get("gain", 1.0) if isinstance(first, Mapping) else 1.0
+    name = first["name"] if isinstance(first, Mapping) else first
+    told = f"our init with eps 1e-3 and gain {gain:g}" if name == "rank_expanding" else INITS[name]
+    return f"{told} in the first layer, {INITS[init['hidden']]} in the others"
+
 
 def _encoding(given: Mapping[str, Any]) -> Encoding:
     if given["kind"] == "random_fourier":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS, Method
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures
+from inrfast.experiments.inlet_rank_collapse.pictures import BUNDLED, Pictures
 from inrfast.experiments.paper import Cell, Found, Request, Work, uninterrupted
 from inrfast.grids import grid
 from inrfast.memory import chunks
@@ -90,11 +90,8 @@ class Setup:
     @property
     def told(self) -> str:
         """The setting in words."""
-        variant = f", {VARIANT_LABELS.get(self.variant, self.variant)}" if self.variant else ""
-        return (
-            f"{self.hidden_layers} hidden layers, lr {self.lr:g} {self.schedule}, {self.steps} steps{variant}; "
-            f"{OPEN[self.method]}"
-        )
+        method = varied(METHODS[self.method], self.variant)
+        return f"{self.hidden_layers} hidden layers, lr {self.lr:g} {self.schedule}, {self.steps} steps; {method.told}"
 
     def network(self, seed: int, width: int, device: torch.device) -> INR:
         """Return the network at its start."""
@@ -122,23 +119,33 @@ VARIANTS: dict[str, dict[str, Mapping[str, Any]]] = {
 }
 """What is tried of each method beside its learning rate: two variants of each, by name."""
 
-VARIANT_LABELS = {"he": "He init", "xavier": "Xavier init", "first=he": "He first layer"}
-
-OPEN = {
-    "default": "torch's default init",
-    "pe": "128 random Fourier frequencies, sigma 10 on [-1, 1], torch's default init",
-    "siren": "omega 30 in all layers",
-    "bn": "norm after each activation, statistics of the whole grid",
-    "ours": "eps 1e-3, gain 1, other layers torch's default",
-    "siren-first": "omega 30, then ReLU layers with torch's default init",
-    "bn-first": "norm after the first activation, statistics of the whole grid",
-}
-"""What the paper leaves open of each method, as it is taken here without a variant."""
-
 
 def varied(method: Method, variant: str) -> Method:
     """Return a method in one of its variants; empty: as it is."""
     return method.but(**VARIANTS[method.name][variant]) if variant else method
+
+
+STACKS = (
+    "A fit's number belongs to the stack of networks that it ran in: in another stack the same setting is summed in "
+    "another order, and after some tens of steps the two part; 0.1 to 0.5 dB were seen. So the figures and tables of a "
+    "report may give two numbers for one setting."
+)
+"""Why one setting may have two numbers."""
+
+
+def size_told(pictures: Pictures, request: Request) -> str:
+    """Return the images' size in words, for a line beside the paper's number."""
+    side, full = pictures.values.shape[1], SIZES["paper"].side
+    return f"{side}x{side} pixels" + ("" if side == full else f", not {full}x{full}") + f" ({request.preset} preset)"
+
+
+def images_told(pictures: Pictures, request: Request) -> str:
+    """Return a sentence on how many images are used, of how many, and on their size."""
+    side, there, full = pictures.values.shape[1], len(request.images) or len(BUNDLED), SIZES["paper"].side
+    given = f"the first {len(pictures)} of {there} images" if len(pictures) < there else f"all {there} images"
+    given = "one image, the only one," if there == 1 else given
+    told = f"The {request.preset} preset fits {given} at {side}x{side} pixels"
+    return f"{told}." if side == full else f"{told}; the paper's dB are not of this size (paper preset: {full}x{full})."
 
 
 def tuning(pictures: Pictures) -> list[int]:

@@ -86,7 +86,7 @@ class Table1(Figure):
             f"1e-8, MSE, width {SIZES[request.preset].width}, targets minus 0.5, coordinates in [-1, 1]^2. The paper "
             "gives none of these."
         ]
-        return comparison.outcome(scored, self.name, text, [_search_table(tried)], {"search": _json(tried)})
+        return comparison.outcome(scored, self.name, text, [_search_table(tried)], {"search": _json(tried)}, request)
 
 
 @lru_cache(maxsize=8)

@@ -66,7 +66,7 @@ class Table1Best(Figure):
             *_at_the_edge(setups),
         ]
         numbers = {"search": _means(found), "chosen": {method: one.told for method, one in setups.items()}}
-        return comparison.outcome(scored, self.name, text, [_search_table(found)], numbers)
+        return comparison.outcome(scored, self.name, text, [_search_table(found)], numbers, request)
 
 
 def _rates(method: str, request: Request) -> list[Setup]:
@@ -101,7 +101,7 @@ def chosen(request: Request, found: Mapping[str, Found]) -> dict[str, Setup]:
 def _at_the_edge(setups: Mapping[str, Setup]) -> list[str]:
     edge = [METHODS[method].label for method, one in setups.items() if one.lr in (RATES[0], RATES[-1])]
     return (
-        [f"At an end of the learning rates that were tried, so perhaps not the best: {', '.join(edge)}."]
+        [f"At an end of the learning rates that were tried, so perhaps not the best: {'; '.join(edge)}."]
         if edge
         else []
     )

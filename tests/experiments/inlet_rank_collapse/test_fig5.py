@@ -40,3 +40,23 @@ def test_the_initialiser_makes_the_triangle():
 def test_figure(tmp_path):
     made = reproduce("inlet_rank_collapse", "fig5", tmp_path, progress=False)["fig5"]
     assert made["rows"][0][2] == "yes" and made["rows"][1][2] == f"{fig5.POINTS} of {fig5.POINTS}"
+
+
+@pytest.mark.parametrize("shift", fig5.SHIFTS)
+def test_a_condition_number_is_printed_only_where_rounding_leaves_it(shift):
+    """The exact inverse in fractions, at a size at which some are resolved and some are not."""
+    n, step = 40, Fraction(shift)
+    own = torch.linalg.svdvals(fig5.triangle(n, shift))
+    told = fig5.told_condition(float(own[0] / own[-1].clamp_min(1e-300)))
+    if shift > 1:  # one row is a multiple of others at whole shifts, and at others the inverse is not triangular
+        return
+    first = [step + k for k in range(n)]  # the inverse of a Toeplitz triangle is one, by forward substitution
+    inverse = [1 / first[0]]
+    for k in range(1, n):
+        inverse.append(-sum(first[j] * inverse[k - j] for j in range(1, k + 1)) / first[0])
+    norms = [sum(float(x) ** 2 * (n - k) for k, x in enumerate(entries)) ** 0.5 for entries in (first, inverse)]
+    product = norms[0] * norms[1]  # of Frobenius norms: at least the condition number, and at most n times it
+    if told.startswith(">"):
+        assert product > 1e13
+    else:
+        assert product / n <= float(told) * 1.06 and float(told) <= product * 1.06

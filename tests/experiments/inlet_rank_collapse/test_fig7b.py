@@ -59,6 +59,10 @@ def test_figure_of_one_run(tmp_path, small):
     assert made["cells"] == 3 * len(fig7b.ALL) + 2 * len(fig7b_settings.SETTINGS)
     agreed = next(rows for title, _, rows in made["tables"] if "LAPACK" in title)
     assert [row[-1] for row in agreed] == ["6 of 6"] * len(fig7b.ALL)
+    head = next(head for title, head, _ in made["tables"] if "LAPACK" in title)
+    difference, stated = (next(i for i, word in enumerate(head) if word.startswith(f"{what} / lambda_1"))
+                          for what in ("largest difference", "stated error"))  # fmt: skip
+    assert all(float(row[difference]) <= float(row[stated]) for row in agreed), "of one unit, a bound holds as printed"
 
 
 def test_numbers_of_a_spectrum_that_resolves_little():

@@ -1,6 +1,8 @@
 """Fig. 8 from the cells to the report, at a small size: what it says of IoUs is what its cells hold."""
 
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inrfast.experiments.inlet_rank_collapse import fig8
 from inrfast.experiments.inlet_rank_collapse.shapes import Sizes
@@ -28,3 +30,23 @@ def test_the_text_follows_the_numbers():
     assert "lowest IoU. Here: on 1 of 1" in first
     assert "+0.300 (better on 1" in second and "-0.005 (equal on 1" in second and "-0.100 (worse on 1" in second
     assert "-0.105 (worse on 1" in third and "+0.050 (better on 1" in third
+
+
+RATES_TRIED = st.lists(st.sampled_from([0.0, 0.25, 0.5]), min_size=2, max_size=4)
+
+
+@given(RATES_TRIED, RATES_TRIED)
+def test_a_rate_is_called_best_only_where_one_trial_won(ours, pe):
+    """An independent count: a rate won if its IoU is above every other one's."""
+    told = " ".join(fig8._undecided({"x": {"ours": {"iou": ours}, "pe": {"iou": pe}}}))
+    for label, tried in (("ReLU (our init) on x", ours), ("PE on x", pe)):
+        won = sorted(tried)[-1] > sorted(tried)[-2]
+        assert (label in told) != won and (fig8._why({"iou": tried}) == "") == won
+        assert ("no rate" in fig8._why({"iou": tried})) == (not any(tried))
+    assert ("IoU 0 at every rate" in told) == (not any(ours) or not any(pe))
+
+
+def test_a_tie_for_the_lowest_is_no_lowest():
+    level = dict.fromkeys(fig8.IN_3D, 0.0)
+    first = fig8._seen({"x": {name: {"grid": [value]} for name, value in level.items()}})[0]
+    assert "on 0 of 1 shapes, and level with another as the lowest on 1" in first

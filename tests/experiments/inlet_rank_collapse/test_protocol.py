@@ -1,5 +1,7 @@
 """Fits of images: scores are those of the stored reconstructions, a stopped fit goes on, NaN images stay unread."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,16 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from inrfast.experiments.inlet_rank_collapse import protocol
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS
 from inrfast.experiments.inlet_rank_collapse.pictures import Pictures
-from inrfast.experiments.inlet_rank_collapse.protocol import Setup, Sizes, fits_cell, in_bytes, scoring, tuning
+from inrfast.experiments.inlet_rank_collapse.protocol import (
+    VARIANTS,
+    Setup,
+    Sizes,
+    fits_cell,
+    in_bytes,
+    scoring,
+    tuning,
+    varied,
+)
 from inrfast.experiments.paper import Request, Work
 
 
@@ -21,6 +32,25 @@ def small(monkeypatch):
 def images():
     values = torch.rand(4, 16, 16, 3, generator=torch.Generator().manual_seed(1))
     return Pictures(tuple("abcd"), values, ("drawn",) * 4, 4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_variants_words_hold_its_own_numbers_and_no_others(name):
+    """Each number and init of the options is named once, by a network that has it: no word of what it replaces."""
+    told = {}
+    for variant in ("", *VARIANTS[name]):
+        method = varied(METHODS[name], variant)
+        told[variant], net = Setup(name, 1e-2, "constant", 12, 3, variant).told, method.network(2, 3, 0)
+        for word, value in (("omega", method.options.get("omega")), ("sigma", getattr(net.encoding, "sigma", None))):
+            assert re.findall(rf"{word} ([\d.]+)", told[variant]) == ([] if value is None else [f"{value:g}"])
+        init = method.options.get("init", "default")
+        init = init if isinstance(init, dict) else {"first": init, "hidden": init}
+        he = "kaiming" in init.values()
+        assert ("He init" in told[variant]) == he and ("octaves" in told[variant]) == ("octaves" in variant)
+        assert ("torch's default init" in told[variant]) == (
+            "default" in init.values() or init["hidden"] == "rank_expanding"
+        )
+    assert len(set(told.values())) == len(told)
 
 
 def work(folder, name="fit"):
