@@ -14,6 +14,7 @@ from inrfast.experiments.inlet_rank_collapse.methods import DEFAULT, WIDTH, Meth
 from inrfast.experiments.inlet_rank_collapse.spectra import (
     Ranks,
     band,
+    curves_told,
     draw_band,
     draw_ranks,
     finish,
@@ -24,6 +25,7 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     ranks_over_runs,
     representation,
     resolved,
+    runs_told,
     seeds,
     tolerance,
 )
@@ -38,6 +40,9 @@ INITS = {"default": "torch's default init", "kaiming": "He init"}
 """Of all layers: the paper does not say which it takes."""
 
 WEIGHTS = ("#000000", "#0072B2", "#56B4E9")
+LINE_WIDTHS = (5.5, 2.2, 1.1)
+"""Of the curves of one panel, in order: one that lies on an earlier one leaves its edges to be seen."""
+
 REPRESENTATIONS = ("#D55E00", "#E69F00", "#CC79A7", "#009E73")
 
 
@@ -79,9 +84,12 @@ class Fig2(Figure):
         ]  # fmt: skip
         runs = len(next(iter(parts["default"].values())))
         return Outcome(
-            _rows(ranks, f"{SIDE}x{SIDE} grid, width {WIDTH}, {runs} runs"),
-            {"fig2": _drawing(parts["default"], ranks["default"])},
-            _text(ranks),
+            _rows(ranks, f"{SIDE}x{SIDE} grid, width {WIDTH}, {runs_told(runs)}"),
+            {
+                file: _drawing(parts[init], ranks[init], INITS[init])
+                for file, init in (("fig2", "default"), ("fig2-he", "kaiming"))
+            },
+            _text(ranks, runs),
             tables,
             {"rtols": list(RTOLS), "cells": {key: cell.numbers for key, cell in found.items()}},
         )
@@ -126,11 +134,12 @@ def _rows(ranks: Mapping[str, Mapping[str, list[Ranks]]], settings: str) -> list
     return rows
 
 
-def _text(ranks: Mapping[str, Mapping[str, list[Ranks]]]) -> list[str]:
+def _text(ranks: Mapping[str, Mapping[str, list[Ranks]]], runs: int) -> list[str]:
     text = [
         "Left the hidden weights and their products without the head (the weight product factor of equation 10), right "
-        "the representations Z_i after layer i's activation; singular values relative to the largest, means over "
-        "random networks, shaded the standard deviation."
+        f"the representations Z_i after layer i's activation; singular values relative to the largest, "
+        f"{curves_told(runs)}. fig2 shows {INITS['default']}, fig2-he {INITS['kaiming']}. Of curves that lie on each "
+        "other the earlier is the wider one."
     ]
     for init, told in INITS.items():
         found = ranks[init]
@@ -139,14 +148,14 @@ def _text(ranks: Mapping[str, Mapping[str, list[Ranks]]]) -> list[str]:
         collapsed = [rtol for rtol, rank in zip(RTOLS, inlet, strict=True) if rank.upper < WIDTH / 2]
         where = f"less than half of {WIDTH} at {', '.join(map(tolerance, collapsed))}" if collapsed else "never below"
         text.append(
-            f"{told}: the lowest rank of a weight or product at 1e-3 is {weights[0]:,.0f} of {WIDTH} ({weights[1]}). "
+            f"{told}: the lowest rank of a weight or product at 1e-3 is {weights[0]:.4g} of {WIDTH} ({weights[1]}). "
             f"The rank of Z_0 is {where}; from the first to the last representation it goes from {inlet[2]} to "
             f"{last[2]} at {tolerance(RTOLS[2])} and from {inlet[4]} to {last[4]} at {tolerance(RTOLS[4])}."
         )
     return text
 
 
-def _drawing(parts: Mapping[str, list[Found]], ranks: Mapping[str, list[Ranks]]) -> Drawing:
+def _drawing(parts: Mapping[str, list[Found]], ranks: Mapping[str, list[Ranks]], init: str) -> Drawing:
     drawing = Drawing(figsize=(13, 4.6), layout="constrained")
     left, middle, right = drawing.subplots(1, 3)
     methods = _styles(list(parts))
@@ -155,12 +164,15 @@ def _drawing(parts: Mapping[str, list[Found]], ranks: Mapping[str, list[Ranks]])
         draw_band(left if _is_weight(name) else middle, curve, method, FLOOR)
         draw_ranks(right, ranks[name], method, RTOLS)
     for axes, title in ((left, "(a) hidden weights and products"), (middle, "(b) representations")):
+        for line, width in zip(axes.lines, LINE_WIDTHS, strict=False):
+            line.set_linewidth(width)
         axes.set_yscale("log")
         axes.set_ylim(FLOOR, 2)
         axes.set_xlim(0, WIDTH)
         finish(axes, title, "index of the singular value", r"$\sigma_i / \sigma_1$")
         _legend(axes)
     finish_ranks(right, r"$\sigma_1$", WIDTH)
+    drawing.suptitle(f"{init} of all layers", fontsize=11)
     return drawing
 
 

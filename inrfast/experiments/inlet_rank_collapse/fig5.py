@@ -115,8 +115,8 @@ def _text(numbers: Mapping[str, list[float]]) -> list[str]:
         "Unit j switches on at x_j - eps: on its own points the layer is lower triangular for 0 < eps <= h, h the "
         "spacing, so its exact rank is full for any such eps.",
         f"Numerically (singular values above {POINTS} roundoffs of the largest) the rank is full {told}. Where it is "
-        "not full in fp64, fp64 resolves no condition number either: it is above 1e13. The condition number is smallest "
-        f"at eps = {SHIFTS[best]:g} h, {numbers['condition'][best]:.1e}: a small eps, as the paper "
+        "not full in fp64, fp64 resolves no condition number either: it is above 1e13. The condition number is "
+        f"smallest at eps = {SHIFTS[best]:g} h, {numbers['condition'][best]:.1e}: a small eps, as the paper "
         "has it, leaves a diagonal that rounding hides, and a large one makes the rows dependent. The initialiser's "
         "default in 1-D is eps = h.",
     ]

@@ -119,7 +119,7 @@ def _cell(name: str, seed: int) -> Cell:
 def _text(mean: Mapping[str, Mapping[str, float]]) -> list[str]:
     ranks = {name: found["rank"] for name, found in mean.items()}
     ordered = sorted(ranks, key=lambda name: -ranks[name])
-    told = ", ".join(f"{LAYERS[name]} {ranks[name]:.0f}" for name in ordered)
+    told = ", ".join(f"{LAYERS[name]} {ranks[name]:.{int(name in RANDOM)}f}" for name in ordered)
     turned = max(("inward", "random"), key=lambda name: ranks[name])
     cause = (
         "the orientation of the units, outward, matters and not only where their hinges lie"

@@ -14,6 +14,7 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     Band,
     Ranks,
     band,
+    curves_told,
     draw_band,
     draw_ranks,
     finish,
@@ -26,6 +27,7 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     ranks_over_runs,
     representation,
     resolved,
+    runs_told,
     seeds,
     spread,
     substantially_higher,
@@ -83,7 +85,7 @@ class Fig7A(Figure):
         by_name = {name: [cell for key, cell in found.items() if key.rpartition(".")[0] == name] for name in CURVES}
         ranks = {name: ranks_over_runs(cells, WIDTH) for name, cells in by_name.items()}
         bands = {name: band([cell.arrays["values"] for cell in cells]) for name, cells in by_name.items()}
-        settings = f"{SIDE}x{SIDE} grid, width {WIDTH}, {len(by_name['default'])} runs"
+        settings = f"{SIDE}x{SIDE} grid, width {WIDTH}, {runs_told(len(by_name['default']))}"
         return Outcome(
             _rows(ranks, settings),
             {"fig7a": _drawing(bands, ranks)},
@@ -144,9 +146,9 @@ def _text(by_name: Mapping[str, list[Found]], ranks: Mapping[str, list[Ranks]]) 
     names = LABELS
     text = [
         "Singular values relative to the largest, of Z_0 = the first layer's output after its activation (and norm), "
-        "for PE of the encoding itself (section 4.1 of the paper); mean over random networks, shaded the standard "
-        "deviation. The paper's initialisation draws nothing at random at the inlet: its curve has no deviation. Batch "
-        "norms have the statistics of the grid. Dashed: two curves that the paper does not show.",
+        f"for PE of the encoding itself (section 4.1 of the paper); {curves_told(len(by_name['default']))}. The "
+        "paper's initialisation draws nothing at random at the inlet: its curve has no deviation. Batch norms have the "
+        "statistics of the grid. Dashed: two curves that the paper does not show.",
         substantially_higher(
             (names["ours"], names["default"]), "Rank of Z_0", (ranks["ours"], ranks["default"]), RTOLS
         ),

@@ -16,6 +16,7 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     Band,
     Ranks,
     band,
+    curves_told,
     draw_band,
     draw_ranks,
     finish,
@@ -26,6 +27,7 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     network,
     rank_rows,
     ranks_over_runs,
+    runs_told,
     seeds,
     spread,
     substantially_higher,
@@ -113,7 +115,7 @@ class Fig7B(Figure):
         bands = {name: band([cell.arrays["values"] for cell in cells]) for name, cells in kernels.items()}
         rgb = {name: ranks_over_runs(_of(found, "rgb", name), 3 * sizes.rgb_side**2) for name in ALL}
         agreement = {name: _of(found, "dense", name)[0] for name in ALL}
-        said = f"{sizes.side}x{sizes.side} grid, width {WIDTH}, one output, {len(kernels['default'])} runs"
+        said = f"{sizes.side}x{sizes.side} grid, width {WIDTH}, one output, {runs_told(len(kernels['default']))}"
         drawings = {"fig7b": _drawing(METHODS, bands, ranks, sizes, "Tangent kernel")}
         he = {name: ALL[name] for name in ("default", "ours", *HE)}
         drawings["fig7b-hidden"] = _drawing(he, bands, ranks, sizes, "Tangent kernel, two hidden inits")
@@ -249,7 +251,7 @@ def _sizes_table(kernels: Mapping[str, list[Found]]) -> Table:
             ", ".join(sorted({cell.numbers["method"] for cell in cells})),
         ])  # fmt: skip
     head = ["", "stable rank: trace / lambda_1", f"lambda_{INDEX} / lambda_1", "lambda_1", "trace", "method"]
-    return Table("Sizes of the kernels, means over runs", head, rows)
+    return Table(f"Sizes of the kernels, {runs_told(len(next(iter(kernels.values()))))}", head, rows)
 
 
 def _agreement_table(found: Mapping[str, Found], side: int) -> Table:
@@ -272,7 +274,7 @@ def _text(ranks: Mapping[str, list[Ranks]], sizes: Sizes) -> list[str]:
         return (LABELS[first], LABELS[second]), (ranks[first], ranks[second])
 
     text = [
-        "Eigenvalues relative to the largest, mean over random networks, shaded the standard deviation; a curve ends "
+        f"Eigenvalues relative to the largest, {curves_told(ranks['default'][0].runs)}; a curve ends "
         f"at the smallest tolerance, or where the stated error exceeds {LARGEST_ERROR:.0%} of the eigenvalue. Dashed: "
         "the method acts on the first layer only. Ranks are intervals that contain the number; bars hold interval and "
         "deviation. A tolerance t on eigenvalues is sqrt(t) on the singular values of the Jacobian.",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from inrfast.experiments.inlet_rank_collapse.methods import DEFAULT, WIDTH
-from inrfast.experiments.inlet_rank_collapse.spectra import network, representation, seeds, tolerance
+from inrfast.experiments.inlet_rank_collapse.spectra import network, representation, runs_told, seeds, tolerance
 from inrfast.experiments.paper import Cell, Found, Request, Table, Work
 from inrfast.tangent.local import ntk
 
@@ -120,17 +120,19 @@ def _means(found: Mapping[str, Found], name: str, key: str) -> list[np.ndarray]:
 def table(request: Request, found: Mapping[str, Found]) -> Table:
     """Return the numbers of all settings, default and the paper's start side by side."""
     rows = []
+    runs = len(found[f"setting.base.{STARTS[0]}"].numbers["rms"])
+    digits = ",.0f" if runs == 1 else ",.1f"
     for name, setting in SETTINGS.items():
         before, after = _means(found, name, "ranks")
-        row = [setting.label, *(f"{a:,.0f} / {b:,.0f}" for a, b in zip(before, after, strict=True))]
+        row = [setting.label, *(f"{a:{digits}} / {b:{digits}}" for a, b in zip(before, after, strict=True))]
         row += [_pair(found, name, key, ".1e") for key in ("ratio", "share", "absolute")]
         rows.append([*row, _pair(found, name, "head", ".2f"), _pair(found, name, "rms", ".2f")])
     side = SIDE[request.quick]
     at = f"lambda_{INDEX}"
     head = ["default / ours", *(f"rank at {tolerance(rtol)}" for rtol in RTOLS), f"{at} / lambda_1", f"{at} / trace",
             at, "share of the head in the trace", "root mean square of Z_0"]  # fmt: skip
-    runs = len(found[f"setting.base.{STARTS[0]}"].numbers["rms"])
-    return Table(f"Settings that the paper leaves open, {side}x{side} grid, means of {runs} runs", head, rows)
+    of = "" if runs == 1 else "means of "
+    return Table(f"Settings that the paper leaves open, {side}x{side} grid, {of}{runs_told(runs)}", head, rows)
 
 
 def _pair(found: Mapping[str, Found], name: str, key: str, digits: str) -> str:
@@ -146,15 +148,15 @@ def text(request: Request, found: Mapping[str, Found]) -> list[str]:
         kind = "all" if higher.all() else "some" if higher.any() else "lower" if (after < before).all() else "none"
         groups[kind].append(SETTINGS[name].label)
     words = {
-        "all": f"at all of the tolerances {_told(RTOLS)}", "some": "at some of them", "none": "at none",
-        "lower": "at none, and is lower at all",
+        "all": "At all of these tolerances", "some": "At some", "none": "At none",
+        "lower": "At none, and lower at all",
     }  # fmt: skip
-    told = "; ".join(f"{words[kind]}: {', '.join(labels)}" for kind, labels in groups.items() if labels)
+    told = " ".join(f"{words[kind]}: {'; '.join(labels)}." for kind, labels in groups.items() if labels)
     base, he = _means(found, "base", "head"), _means(found, "he", "head")
     small = _means(found, "base", "rms")
     return [
         f"Settings that the paper leaves open: the rank of the tangent kernel with the paper's first layer is at least "
-        f"{CLEARLY - 1:.0%} higher than with torch's default one {told}.",
+        f"{CLEARLY - 1:.0%} higher than with torch's default one at tolerances of {_told(RTOLS)} as follows. {told}",
         f"At gain 1 the paper's Z_0 has a root mean square of {small[1]:.2f}, torch's default {small[0]:.2f}. With "
         f"torch's default hidden layers the head then makes {base[1]:.0%} of the kernel's trace (default start "
         f"{base[0]:.0%}), with He's {he[1]:.0%} ({he[0]:.0%}).",

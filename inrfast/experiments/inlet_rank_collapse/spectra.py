@@ -113,11 +113,12 @@ class Ranks:
     def __str__(self) -> str:
         if not self.known:
             return f">= {self.lower:,.0f}" if self.upper >= self.size else f"{self.lower:,.0f} to {self.upper:,.0f}"
+        digits = ",.1f" if self.deviation else ",.0f"  # of runs that differ: the mean is no whole number
         if self.upper - self.lower >= 0.5:
-            told = f"{self.lower:,.0f} to {self.upper:,.0f}"
+            told = f"{self.lower:{digits}} to {self.upper:{digits}}"
         else:
-            told = f"{self.middle:,.0f}"
-        return told if self.deviation is None else f"{told} ± {self.deviation:,.1f}"
+            told = f"{self.middle:{digits}}"
+        return told if self.deviation is None else f"{told} ± {self.deviation:{digits}}"
 
 
 def ranks_over_runs(found: Sequence[Found], size: int) -> list[Ranks]:
@@ -173,10 +174,13 @@ def substantially_higher(names: tuple[str, str], what: str, ranks: tuple[list[Ra
                          rtols: Sequence[float]) -> str:  # fmt: skip
     """Return a sentence on where the first rank is substantially higher than the second, with all numbers."""
     pairs = list(zip(*ranks, rtols, strict=True))
+    higher = [(a, b, t) for a, b, t in pairs if order(a, b) > 0]
     where = {
-        "substantially higher": [t for a, b, t in pairs if order(a, b) > 0 and a.lower >= SUBSTANTIAL * b.upper],
-        "a little higher": [t for a, b, t in pairs if order(a, b) > 0 and a.lower < SUBSTANTIAL * b.upper],
-        "not clearly different": [t for a, b, t in pairs if order(a, b) == 0],
+        f"substantially higher ({SUBSTANTIAL:g} times or more)": [
+            t for a, b, t in higher if a.lower >= SUBSTANTIAL * b.upper
+        ],
+        f"higher, but less than {SUBSTANTIAL:g} times": [t for a, b, t in higher if a.lower < SUBSTANTIAL * b.upper],
+        "not clearly different (a gap of at most two standard errors)": [t for a, b, t in pairs if order(a, b) == 0],
         "lower": [t for a, b, t in pairs if order(a, b) < 0],
     }
     told = "; ".join(f"{word} at {listed(rtols)}" for word, rtols in where.items() if rtols)
@@ -201,9 +205,22 @@ def rank_rows(labels: Mapping[str, str], ranks: Mapping[str, list[Ranks]]) -> li
 
 
 def spread(values: Sequence[float], digits: str) -> str:
-    """Return the mean of numbers and, of several, their standard deviation."""
+    """Return the mean of numbers and, of several, their standard deviation; means of whole numbers have a decimal."""
+    digits = digits if len(values) == 1 else digits.replace(".0f", ".1f")
     mean = f"{np.mean(values):{digits}}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{digits}}"
+
+
+def runs_told(count: int) -> str:
+    """Return a number of runs in words."""
+    return "one run" if count == 1 else f"{count} runs"
+
+
+def curves_told(count: int) -> str:
+    """Return in words what a curve over runs is."""
+    return (
+        "of one random network" if count == 1 else f"mean over {count} random networks, shaded the standard deviation"
+    )
 
 
 def seeds(request: Request, runs: int) -> range:

@@ -57,9 +57,18 @@ def test_sentences_follow_the_numbers(first, second):
     ranks = tuple([spectra.Ranks(r, r, None, 1, 99) for r in given] for given in (first, second))
     told = spectra.substantially_higher(("A", "B"), "Rank", ranks, rtols)
     much = [t for a, b, t in zip(first, second, rtols, strict=True) if a > b and a >= spectra.SUBSTANTIAL * b]
-    assert (f"substantially higher at {spectra.listed(much)}" in told) if much else ("substantially" not in told)
+    assert (f"or more) at {spectra.listed(much)}" in told) if much else ("substantially" not in told)
     reached = all(a >= (1 - spectra.ALIKE) * b for a, b in zip(first, second, strict=True))
     assert ("at all 3 tolerances" in spectra.matching(("A", "B"), "Rank", ranks, rtols)) == reached
+
+
+@given(RUNS)
+def test_a_printed_mean_is_as_exact_as_its_deviation(runs):
+    """Words that compare means of runs that differ can be checked: each is printed to a tenth, as its deviation is."""
+    ranks = spectra.ranks_over_runs([Found({"ranks": [[low, low]]}) for low, _ in runs], 60)[0]
+    printed = [float(part) for part in str(ranks).split(" ± ")]
+    assert printed[0] == pytest.approx(np.mean([low for low, _ in runs]), abs=0.0501)
+    assert (len(printed) == 2) == (len(runs) > 1)
 
 
 def test_bands_end_where_the_shortest_run_does():
