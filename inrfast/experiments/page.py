@@ -81,19 +81,27 @@ def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _how(found: Described) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    return f"{found['cells']} cells, {found['seconds']:,.0f} s in all, on {found['machine']}; {versions}."
+    used = f"Images used: {', '.join(found['images'])}. " if found.get("images") else ""
+    return f"{used}{found['cells']} cells, {found['seconds']:,.0f} s in all, on {found['machine']}; {versions}."
 
 
 def html(paper: Paper, settings: Mapping[str, Any], figures: Sequence[tuple[Described, Mapping[str, bytes]]]) -> str:
     """Return one page with all finished figures, pictures inside."""
     links = " ".join(f'<a href="#{escape(found["figure"])}">{escape(found["figure"])}</a>' for found, _ in figures)
-    asked = ", ".join(f"{name} {escape(str(value))}" for name, value in settings.items() if not isinstance(value, dict))
-    files = [f"{kind}: {', '.join(map(escape, settings[kind])) or 'bundled'}" for kind in ("images", "meshes")]
+    asked = ", ".join(
+        f"{name} {escape('as the preset has it' if value is None else str(value))}"
+        for name, value in settings.items()
+        if not isinstance(value, dict)
+    )
+    files = [
+        f"{kind} given: {', '.join(map(escape, settings[kind])) or 'none (bundled)'}" for kind in ("images", "meshes")
+    ]
     sections = "".join(_section(found, pictures) for found, pictures in figures)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(paper.title)}</title>'
         f"<style>{STYLE}</style></head><body>\n<h1>{escape(paper.title)}</h1>\n<p>{escape(paper.source)}. "
-        f"Settings: {asked}; {'; '.join(files)}.</p>\n<nav>{links}</nav>\n{sections}</body></html>\n"
+        f"Settings: {asked}; {'; '.join(files)}. "
+        f"Each figure says which images it used.</p>\n<nav>{links}</nav>\n{sections}</body></html>\n"
     )
 
 

@@ -54,6 +54,17 @@ def test_the_report_is_self_contained_and_names_are_words_in_it(tmp_path):
     assert "&lt;img onerror=x&gt;.obj" in text and "a&amp;b&#x27;.obj" in text
 
 
+def test_the_report_tells_images_that_were_used_from_those_that_were_given(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(b"read by no cell")
+    with registered():
+        reproduce(NAME, "one", tmp_path / "r", images=tmp_path / "in", progress=False)
+    report = (tmp_path / "r/report.html").read_text()
+    assert "images given: a.png, b.png;" in report
+    assert "Images used: a.png. " in report and "Images used: a.png. " in (tmp_path / "r/one/one.md").read_text()
+
+
 def test_markdown_tables_keep_their_columns(tmp_path):
     with registered():
         made = reproduce(NAME, "one", tmp_path / "r", progress=False)

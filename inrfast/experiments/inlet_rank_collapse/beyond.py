@@ -9,7 +9,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Drawing
-from scipy import stats
 from torch import Tensor
 
 from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
@@ -65,6 +64,7 @@ class Beyond(Figure):
 
     name = "beyond"
     title = "Beyond the paper: a search for a better start of a ReLU network"
+    takes = "images"
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
@@ -92,6 +92,8 @@ class Beyond(Figure):
 
     def outcome(self, request: Request, found: Mapping[str, Found]) -> Outcome:
         """See :class:`inrfast.experiments.paper.Figure`."""
+        from scipy import stats  # slow to import
+
         given = images_of(request)
         said, fitted = predictions(found), short_fits(found)
         setups = {name: best_setup(found, name) for name in finalists(request, found)}
