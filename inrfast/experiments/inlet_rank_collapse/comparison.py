@@ -93,8 +93,7 @@ def outcome(
     """Return the finished table, with what is special to it."""
     order = pairs(PAPER, scored.psnrs)
     said = [
-        f"PSNR over {_images(scored)} that chose no setting, mean and 95 % confidence interval over images. "
-        + images_told(scored.pictures, request),
+        f"{_images(scored)} {images_told(scored.pictures, request)}",
         *text,
         _gain(scored),
         *(_first_layer(scored, whole, first) for first, whole in DIFFERENCES[1:]),
@@ -115,8 +114,12 @@ def outcome(
 
 
 def _images(scored: Scored) -> str:
-    chosen = scoring(scored.pictures)
-    return f"{len(chosen)} image{'s' * (len(chosen) != 1)}"
+    if len(scored.pictures) == 1:
+        return "PSNR on the one image, which chose the settings too."
+    count = len(scoring(scored.pictures))
+    if count == 1:
+        return "PSNR on the one image that chose no setting."
+    return f"PSNR over {count} images that chose no setting, mean and 95 % confidence interval over images."
 
 
 def rows(scored: Scored, size: str) -> list[Row]:
@@ -129,7 +132,7 @@ def rows(scored: Scored, size: str) -> list[Row]:
             continue
         ours = scored.mean(method, "psnr", scoring(scored.pictures))
         every = scored.mean(method, "psnr", scored.of_all)
-        told = f"{ours}; all {len(scored.pictures)} images {every.mean:.2f}"
+        told = f"{ours}; all {len(scored.pictures)} images {every.mean:.2f}" if len(scored.pictures) > 1 else f"{ours}"
         found.append(Row(what, f"{PAPER[method]:.2f}", told, f"{size}; {scored.setups[method].told}"))
     for above, below in DIFFERENCES:
         apart = difference(scored.psnrs[above], scored.psnrs[below])
@@ -197,8 +200,8 @@ def measures(scored: Scored) -> Table:
         for method in PAPER
     ]
     names = scored.pictures.names
-    first, last = (f"{names[i]}" for i in (parts["scored"][0], parts["scored"][-1]))
-    return Table(f"Means by three measures ({first} to {last} are scored, the others chose settings)", head, lines)
+    scores, chose = ("; ".join(names[i] for i in parts[part]) for part in ("scored", "tuning"))
+    return Table(f"Means by {len(known)} measures (scored: {scores}. Chose settings: {chose})", head, lines)
 
 
 def order_table(order: Sequence[Pair]) -> Table:

@@ -142,7 +142,8 @@ def size_told(pictures: Pictures, request: Request) -> str:
 def images_told(pictures: Pictures, request: Request) -> str:
     """Return a sentence on how many images are used, of how many, and on their size."""
     side, there, full = pictures.values.shape[1], len(request.images) or len(BUNDLED), SIZES["paper"].side
-    given = f"the first {len(pictures)} of {there} images" if len(pictures) < there else f"all {there} images"
+    first = f"the first {len(pictures)}" if len(pictures) > 1 else "the first"
+    given = f"{first} of {there} images" if len(pictures) < there else f"all {there} images"
     given = "one image, the only one," if there == 1 else given
     told = f"The {request.preset} preset fits {given} at {side}x{side} pixels"
     return f"{told}." if side == full else f"{told}; the paper's dB are not of this size (paper preset: {full}x{full})."

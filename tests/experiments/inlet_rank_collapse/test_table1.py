@@ -36,3 +36,13 @@ def test_all_are_made_and_a_second_call_computes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(protocol, "fit_many", None)
     again = reproduce("inlet_rank_collapse", names, tmp_path / "out", progress=False)
     assert again["table1"]["numbers"] == table["numbers"]
+
+
+def test_one_image_is_not_called_unseen_nor_a_mean(tmp_path, monkeypatch):
+    """It chose the settings that it is scored with, and has neither a range nor an interval."""
+    monkeypatch.setitem(protocol.SIZES, "quick", Sizes(1, 12, 4, 8, 4, 1))
+    made = reproduce("inlet_rank_collapse", ["fig1", "table1"], tmp_path, progress=False)
+    said = " ".join(made["table1"]["text"] + made["fig1"]["text"])
+    assert "which chose the settings too" in said and "that chose no setting" not in said
+    assert "first 1 of" not in said and "±" not in str(made["table1"]["rows"]) and "all 1" not in str(made)
+    assert all("12x12 pixels" in row[3] for row in made["table1"]["rows"] if row[2] != "-")
