@@ -551,7 +551,7 @@ def _norm(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:
     }
     constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     types = {name: kind for name, kind in types.items() if name not in constants}
-    return kernel, types, constants, 4, 3, (), 48 * 1024
+    return kernel, types, constants, 4, 3, (), 48 * 1024, kernels.SLOPE_REGISTERS if backward else None
 
 
 def _factors(entry: Entry, options: dict[str, Any]) -> tuple[Any, ...]:

@@ -44,6 +44,7 @@ __all__ = [
     "NORM_ROWS",
     "NUMBERS",
     "SLOPE_COLUMNS",
+    "SLOPE_REGISTERS",
     "SMALL_SHARED",
     "mlp_backward",
     "mlp_forward",
@@ -75,8 +76,8 @@ BLOCK, PARTS, UPDATE_WARPS = SIZES["mlp_update", "any", "any"][0]
 NORM_ROWS, NORM_COLUMNS, NORM_PARTS = 16, 32, 16
 """Rows and columns of weights that a program of the norms takes at once, and tiles or partial sums."""
 
-SLOPE_COLUMNS = 16
-"""The same of columns for ``mlp_norm_backward``: with twice as many it spills in Triton 3.6."""
+SLOPE_COLUMNS, SLOPE_REGISTERS = 16, 128
+"""Columns of a program of ``mlp_norm_backward``, and its registers: with more columns, or none named, some spill."""
 
 
 def passes_configs(kind: str, width: int, activation: str, large: bool) -> tuple[Config, Config, bool]:

@@ -154,6 +154,17 @@ def mlp_norm_fold(
     tl.store(folded + bias_at, total, mask=there)
 
 
+@triton.jit
+def _summed(first, places, inside, pitch, parts, PARTS: tl.constexpr):
+    """Return the sums, in fp64, of what ``parts`` hold at some places, ``pitch`` apart from one part to the next."""
+    total = tl.zeros(places.shape, tl.float64)
+    for begin in range(0, parts, PARTS):
+        part = begin + tl.arange(0, PARTS)
+        at = first + part.to(tl.int64)[:, None] * pitch + places[None, :]
+        total += tl.sum(tl.load(at, mask=(part < parts)[:, None] & inside[None, :], other=0.0).to(tl.float64), 0)
+    return total
+
+
 @triton.jit(do_not_specialize=["n", "norm", "parts", "bias_parts"])
 def mlp_norm_backward(
     parameters,
@@ -202,28 +213,11 @@ def mlp_norm_backward(
     for start in range(0, rows, ROWS):
         i = start + tl.arange(0, ROWS)
         there = i < rows
-        total = tl.zeros((ROWS,), tl.float64)
-        for begin in range(0, bias_parts, PARTS):
-            part = begin + tl.arange(0, PARTS)
-            some = tl.load(
-                sums_at + part.to(tl.int64)[:, None] * bias_pitch + i[None, :],
-                mask=(part < bias_parts)[:, None] & there[None, :],
-                other=0.0,
-            )
-            total += tl.sum(some.to(tl.float64), 0)
+        total = _summed(sums_at, i, there, bias_pitch, bias_parts, PARTS)
         row = start + one // COLUMNS
         inside = (row < rows) & (column < width)
         places = row * width + column
-        whole = tl.zeros((ROWS * COLUMNS,), tl.float64)
-        for begin in range(0, parts, PARTS):
-            part = begin + tl.arange(0, PARTS)
-            some = tl.load(
-                products_at + part.to(tl.int64)[:, None] * part_pitch + places[None, :],
-                mask=(part < parts)[:, None] & inside[None, :],
-                other=0.0,
-            )
-            whole += tl.sum(some.to(tl.float64), 0)
-        product = tl.reshape(whole, (ROWS, COLUMNS))
+        product = tl.reshape(_summed(products_at, places, inside, part_pitch, parts, PARTS), (ROWS, COLUMNS))
         own = tl.load(
             parameters + (i[:, None] * width + columns[None, :]), mask=there[:, None] & present[None, :], other=0.0
         ).to(tl.float64)

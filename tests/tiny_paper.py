@@ -29,7 +29,8 @@ class Tiny(Figure):
                 values = np.random.default_rng(draw).random(50)
                 return Found({"sum": float(values.sum())}, {"values": values} if name != "b" else {})
 
-            return Cell(name, {"draw": draw, "quick": request.quick}, run, cost=draw + 1)
+            used = {"images": [path.name for path in request.images[:1]]} if request.images else {}
+            return Cell(name, {"draw": draw, "quick": request.quick, **used}, run, cost=draw + 1)
 
         made = [cell("a", request.seed), cell("b", request.seed + 1)]
         return made if "a" not in found else [*made, cell("c", int(100 * found["a"].numbers["sum"]))]

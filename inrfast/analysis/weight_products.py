@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from inrfast.analysis.report import Weight, matrix_spectrum
 from inrfast.analysis.representations import RTOLS, check_tolerances
+from inrfast.errors import check_tensor
 from inrfast.linalg.tsqr import ROUNDOFF, singular_values
 from inrfast.mlp import MLP, LinearLayer, describe
 from inrfast.modes import in_own_modes
@@ -43,7 +44,7 @@ def weight_products(net: nn.Module | MLP, head: bool = False, rtols: Sequence[fl
     Raises
     ------
     TypeError, ValueError
-        A network whose layers are not known to be a chain; bad tolerances.
+        A network whose layers are not known to be a chain; NaN or Inf among the weights; bad tolerances.
 
     Examples
     --------
@@ -70,7 +71,7 @@ def weight_products(net: nn.Module | MLP, head: bool = False, rtols: Sequence[fl
 
 
 def _matrix(layer: LinearLayer) -> Tensor:
-    return layer.weight.detach().double().cpu()
+    return check_tensor(f"the weight of {layer.name!r}", layer.weight).detach().double().cpu()
 
 
 def weight_spectrum(names: tuple[str, ...], matrix: Tensor, rtols: tuple[float, ...], error: float = 0.0) -> Weight:

@@ -7,14 +7,14 @@ from typing import Any
 
 from inrfast.cli.options import add_command, common_options, seed_option
 from inrfast.cli.output import print_result, progress
-from inrfast.experiments.paper import PAPERS, PRESETS
+from inrfast.errors import check_choice
+from inrfast.experiments.paper import PAPERS, PRESETS, Paper, spelled
 from inrfast.experiments.reproduce import ALL
 from inrfast.spelling import path, whole
 
 
 def add(commands: Any) -> None:
     """Describe the subcommand."""
-    known = "; ".join(f"{_spelled(name)}: {', '.join(paper.figures)}" for name, paper in PAPERS.items())
     parser = add_command(
         commands,
         "reproduce",
@@ -24,24 +24,42 @@ def add(commands: Any) -> None:
         "  inrfast reproduce inlet-rank-collapse all\n"
         "  inrfast reproduce inlet-rank-collapse fig7a table1 --images photos --preset paper --device cuda\n",
     )
-    parser.add_argument("paper", metavar="PAPER", help=", ".join(map(_spelled, PAPERS)))
-    parser.add_argument("figures", metavar="FIGURE", nargs="+", help=f"{known}; {ALL}")
-    parser.add_argument("--images", type=path, metavar="DIR", help="folder of images (default: bundled photographs)")
+    parser.description = "\n\n".join([f"{parser.description}", *map(_figures, PAPERS.values())])
+    parser.add_argument("paper", metavar="PAPER", help=", ".join(map(spelled, PAPERS)))
+    parser.add_argument("figures", metavar="FIGURE", nargs="+", help=f"names out of the list above, or {ALL}")
     parser.add_argument(
-        "--mesh", type=path, metavar="FILE", action="append", help="a mesh; may be repeated (default: a surface)"
+        "--images",
+        type=path,
+        metavar="DIR",
+        help=f"folder of images for {_fed('images')} (default: photographs of "
+        "scikit-image); the first ones by name are used, a few in quick",
     )
-    parser.add_argument("--preset", choices=PRESETS, default=PRESETS[0], help="sizes (default: %(default)s)")
+    parser.add_argument(
+        "--mesh",
+        type=path,
+        metavar="FILE",
+        action="append",
+        help=f"a mesh for {_fed('mesh')}; may be repeated (default: a surface made by formula)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        default=PRESETS[0],
+        help="quick: small sizes and other numbers than the paper's, "
+        "minutes on two CPU cores; paper: the paper's sizes, for a GPU, many hours on a CPU (%(default)s)",
+    )
     parser.add_argument("--runs", type=whole(), help="random networks per curve (default: the preset's)")
     parser.add_argument("--out", type=path, help="folder of results; a stopped call goes on (out/PAPER-PRESET)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the figures and print their tables."""
+    check_choice("PAPER", spelled(arguments.paper), [spelled(name) for name in PAPERS])
     from inrfast.experiments.page import HEAD, text_table
     from inrfast.experiments.reproduce import reproduce
     from inrfast.experiments.results import REPORT
 
-    out = arguments.out or f"out/{arguments.paper}-{arguments.preset}"
+    out = arguments.out or f"out/{spelled(arguments.paper)}-{arguments.preset}"
     made = reproduce(
         arguments.paper,
         arguments.figures,
@@ -59,5 +77,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _spelled(name: str) -> str:
-    return name.replace("_", "-")
+def _figures(paper: Paper) -> str:
+    """Return the names of a paper's figures with their titles."""
+    width = max(map(len, paper.figures))
+    lines = [f"  {name.ljust(width)}  {figure.title}" for name, figure in paper.figures.items()]
+    return "\n".join([f"figures of {spelled(paper.name)} ({paper.title}):", *lines])
+
+
+def _fed(files: str) -> str:
+    """Return the names of the figures that take such files."""
+    return ", ".join(name for paper in PAPERS.values() for name, one in paper.figures.items() if one.takes == files)

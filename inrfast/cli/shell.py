@@ -208,7 +208,7 @@ def _told(error: BaseException, interrupts: Interrupts) -> int:
     if isinstance(error, BrokenPipeError):
         return BROKEN_PIPE
     if isinstance(error, KeyboardInterrupt):
-        return complain(INTERRUPTION, INTERRUPTED)
+        return complain("; ".join([INTERRUPTION, *map(str, error.args)]), INTERRUPTED)
     errors = sys.modules.get("inrfast.errors")  # if it is not imported, none of its errors was raised
     if errors is not None and isinstance(error, errors.DivergedError):
         return complain(error, 1)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 from inrfast.experiments.paper import Figure, Outcome, Paper
 
@@ -41,36 +43,65 @@ HEAD = ("", "paper", "ours", "settings")
 
 def markdown(found: Described) -> str:
     """Return a figure in Markdown; pictures lie beside it."""
-    parts = [f"# {found['title']}", *(f"![{name}]({name}.png)" for name in found["drawings"])]
-    parts += found["text"]
+    parts = [f"# {words(found['title'])}", *(f"![{words(name)}]({quote(name)}.png)" for name in found["drawings"])]
+    parts += map(words, found["text"])
     if found["rows"]:
         parts.append(_markdown_table(HEAD, found["rows"]))
-    parts += [f"**{title}**\n\n{_markdown_table(head, rows)}" for title, head, rows in found["tables"]]
-    parts.append(_how(found))
+    parts += [f"**{words(title)}**\n\n{_markdown_table(head, rows)}" for title, head, rows in found["tables"]]
+    parts.append(words(_how(found)))
     return "\n\n".join(parts) + "\n"
 
 
+def words(text: str) -> str:
+    """Return Markdown that shows a text of one line as it is: no HTML, emphasis, link, list or heading arises from it.
+
+    An underscore inside a word stays, as in ``Z_0``, since it marks nothing there.
+    """
+    text = LIVE.sub(r"\\\g<0>", " ".join(text.split()))
+    return escape(NUMBERED.sub(r"\1\\\2", text), quote=False)
+
+
+LIVE = re.compile(
+    r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])"  # marks of code, emphasis, links, tables and formulas
+    r"|:(?=//)|(?<=www)\.|@"  # addresses, which become links by themselves
+    r"|^[-+](?= |$)|^[-=](?=[-= ]*$)|^#",  # lists, lines and headings
+    re.IGNORECASE,
+)
+"""Characters of a text that Markdown would take for its own."""
+
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?= |$)")
+"""The beginning of a numbered list."""
+
+
 def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head, *rows = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (head, *rows)]
+    head, *rows = [[words(cell) for cell in row] for row in (head, *rows)]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _how(found: Described) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items() if version)
-    return f"{found['cells']} cells, {found['seconds']:,.0f} s in all, on {found['machine']}; {versions}."
+    used = f"Images used: {', '.join(found['images'])}. " if found.get("images") else ""
+    return f"{used}{found['cells']} cells, {found['seconds']:,.0f} s in all, on {found['machine']}; {versions}."
 
 
 def html(paper: Paper, settings: Mapping[str, Any], figures: Sequence[tuple[Described, Mapping[str, bytes]]]) -> str:
     """Return one page with all finished figures, pictures inside."""
     links = " ".join(f'<a href="#{escape(found["figure"])}">{escape(found["figure"])}</a>' for found, _ in figures)
-    asked = ", ".join(f"{name} {escape(str(value))}" for name, value in settings.items() if not isinstance(value, dict))
-    files = [f"{kind}: {', '.join(map(escape, settings[kind])) or 'bundled'}" for kind in ("images", "meshes")]
+    asked = ", ".join(
+        f"{name} {escape('as the preset has it' if value is None else str(value))}"
+        for name, value in settings.items()
+        if not isinstance(value, dict)
+    )
+    files = [
+        f"{kind} given: {', '.join(map(escape, settings[kind])) or 'none (bundled)'}" for kind in ("images", "meshes")
+    ]
     sections = "".join(_section(found, pictures) for found, pictures in figures)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(paper.title)}</title>'
         f"<style>{STYLE}</style></head><body>\n<h1>{escape(paper.title)}</h1>\n<p>{escape(paper.source)}. "
-        f"Settings: {asked}; {'; '.join(files)}.</p>\n<nav>{links}</nav>\n{sections}</body></html>\n"
+        f"Settings: {asked}; {'; '.join(files)}. "
+        f"Each figure says which images it used.</p>\n<nav>{links}</nav>\n{sections}</body></html>\n"
     )
 
 

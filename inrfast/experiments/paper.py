@@ -118,7 +118,8 @@ class Cell:
     name
         Unique within the figure; letters, digits, ``.``, ``_``, ``=``, ``+`` and ``-`` alone.
     settings
-        Everything on which the result depends, as JSON holds it. A stored result of other settings is refused.
+        Everything on which the result depends, as JSON holds it. A stored result of other settings is refused. Names
+        of images that are used stand under ``"images"``.
     run
         Does the work.
     cost
@@ -176,10 +177,14 @@ class Outcome:
 
 
 class Figure(ABC):
-    """A figure or table of a paper, as work to do and as a drawing of what was found."""
+    """A figure or table of a paper, as work to do and as a drawing of what was found.
+
+    ``takes`` is ``"images"`` or ``"mesh"`` where files of the user's own feed it, else empty.
+    """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    takes: ClassVar[str] = ""
 
     @abstractmethod
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
@@ -205,3 +210,8 @@ class Paper:
 
 PAPERS: Registry[Paper] = Registry("paper", "inrfast.experiments", Paper, called="name")
 """The papers that ``inrfast reproduce`` knows, by their package's name."""
+
+
+def spelled(name: str) -> str:
+    """Return a paper's name as the command line and folders of results have it, with hyphens."""
+    return name.replace("_", "-")

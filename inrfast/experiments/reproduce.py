@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from inrfast.errors import check_choice, check_int, check_seed
-from inrfast.experiments.paper import PAPERS, PRESETS, Cell, Figure, Found, Paper, Request, Work
+from inrfast.errors import check_choice, check_flag, check_int, check_seed
+from inrfast.experiments.paper import PAPERS, PRESETS, Cell, Figure, Found, Paper, Request, Work, spelled
 from inrfast.experiments.results import Results, parent
 from inrfast.files import shown
 from inrfast.info import info
@@ -46,7 +49,7 @@ def reproduce(
     figures
         Names of its figures, or ``"all"``.
     out
-        Folder of the results; None: ``out/<paper>-<preset>``.
+        Folder of the results; None: ``out/<paper>-<preset>``, hyphens in the paper's name.
     preset
         ``"quick"``: small sizes, minutes on a CPU; ``"paper"``: the sizes of the paper.
     images
@@ -60,29 +63,30 @@ def reproduce(
     device
         Where networks are fitted and kernels computed.
     progress
-        None shows bars on a terminal only, False never.
+        None: bars on a terminal, elsewhere a line on stderr per figure and every half minute. True: bars. False:
+        nothing.
 
     Raises
     ------
-    ValueError, FileNotFoundError, OSError
-        An unknown paper, figure or preset; a folder without images; a folder of results of other settings
+    TypeError, ValueError, FileNotFoundError, OSError
+        An argument that is no such thing; an unknown paper, figure or preset; a device that this machine lacks; a
+        folder without images; a folder of results of other settings
         (:class:`inrfast.experiments.results.OtherSettingsError`).
+    KeyboardInterrupt
+        Ctrl-C; its message says how many cells of which figure are done.
     """
     known = PAPERS.find("paper", paper.replace("-", "_") if isinstance(paper, str) else paper)
     check_choice("preset", preset, PRESETS)
+    runs = None if runs is None else check_int("runs", runs, minimum=1)
+    seed = check_seed("seed", seed)
+    progress = None if progress is None else check_flag("progress", progress)
     chosen = _chosen(known, figures)
-    given = [mesh] if isinstance(mesh, str | os.PathLike) else list(mesh)
-    meshes = tuple(_file(Path(name)) for name in given)
+    folder = parent(_path("out", f"out/{spelled(known.name)}-{preset}" if out is None else out))
+    meshes = tuple(_file(_path("mesh", name)) for name in _several("mesh", mesh, "a file name"))
     _check_apart(meshes)
-    request = Request(
-        preset,
-        None if runs is None else check_int("runs", runs, minimum=1),
-        check_seed("seed", seed),
-        () if images is None else _images(Path(images)),
-        meshes,
-        torch.device(device),
-    )
-    results = Results(parent(f"out/{known.name}-{preset}" if out is None else out), known, request)
+    taken = () if images is None else _images(_path("images", images))
+    request = Request(preset, runs, seed, taken, meshes, _device(device))
+    results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
     with results.opened():
         for figure in chosen:
@@ -92,12 +96,42 @@ def reproduce(
 
 
 def _chosen(paper: Paper, figures: str | Sequence[str]) -> list[Figure]:
-    names = [figures] if isinstance(figures, str) else list(figures)
+    names = _several("figures", figures, "a name")
     if not names:
         raise ValueError(f"figures must name at least one of {', '.join(paper.figures)}, or all; got none")
     for name in names:
-        check_choice("figure", name, (*paper.figures, ALL))
+        check_choice("figures", name, (*paper.figures, ALL))
     return [figure for name, figure in paper.figures.items() if name in names or ALL in names]
+
+
+def _several(argument: str, got: Any, one: str) -> list[Any]:
+    """Return one thing, or all of a sequence, as a list."""
+    if isinstance(got, str | os.PathLike):
+        return [got]
+    if isinstance(got, bytes | Mapping) or not isinstance(got, Iterable):
+        raise TypeError(f"{argument} must be {one} or a sequence of them, got {got!r} ({type(got).__name__})")
+    return list(got)
+
+
+def _path(argument: str, got: Any) -> Path:
+    if not isinstance(got, str | os.PathLike) or not isinstance(os.fspath(got), str):
+        raise TypeError(f"{argument} must be a path, a str or pathlib.Path, got {got!r} ({type(got).__name__})")
+    if not os.fspath(got) or "\0" in os.fspath(got):
+        raise ValueError(f"{argument} must be a path, got {os.fspath(got)!r}")
+    return Path(got)
+
+
+def _device(got: Any) -> torch.device:
+    """Return a device that can hold numbers (``meta`` cannot)."""
+    if not isinstance(got, str | torch.device):
+        raise TypeError(f"device must be a name or a torch.device, got {got!r} ({type(got).__name__})")
+    try:
+        one = torch.ones(1, device=got)
+        one.item()
+    except Exception as error:  # each backend raises its own type
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ValueError(f"device must be one of this machine, such as 'cpu', got {str(got)!r}: {reason}") from None
+    return one.device
 
 
 def _images(folder: Path) -> tuple[Path, ...]:
@@ -128,8 +162,8 @@ def _figure(results: Results, figure: Figure, request: Request, progress: bool |
     """Do what is left of a figure's cells, and write it."""
     results.prepare(figure)
     found: dict[str, Found] = {}
-    hidden = None if progress is None else not progress
-    with tqdm(desc=figure.name, unit="", bar_format=BAR, disable=hidden, leave=False, total=0) as bar:
+    images: dict[str, None] = {}
+    with _Way(figure.name, progress) as way:
         while True:
             cells = [cell for cell in figure.cells(request, found) if cell.name not in found]
             if not cells:
@@ -137,21 +171,102 @@ def _figure(results: Results, figure: Figure, request: Request, progress: bool |
             assert len({cell.name for cell in cells}) == len(cells)
             left = []
             for cell in cells:
+                images |= dict.fromkeys(cell.settings.get("images", ()))
                 stored = results.load(figure, cell)
                 if stored is None:
                     left.append(cell)
                 else:
                     found[cell.name] = stored
-            bar.total += sum(cell.cost for cell in left)
+            way.plan(left, len(cells) - len(left))
             for cell in left:
-                bar.set_postfix_str(cell.name)
+                way.begin(cell)
                 found[cell.name] = _run(results, figure, cell, request, progress)
-                bar.update(cell.cost)
-    how = {"seconds": results.seconds(figure, list(found)), "cells": len(found), "machine": _machine(request.device)}
-    return results.finish(figure, figure.outcome(request, found), how | {"versions": info()["versions"]})
+                way.end(cell)
+        how = {"seconds": results.seconds(figure, list(found)), "cells": len(found), "images": list(images)}
+        how |= {"machine": _machine(request.device), "versions": info()["versions"]}
+        made = results.finish(figure, figure.outcome(request, found), how)
+    way.say(way.last)
+    return made
+
+
+class _Way:
+    """How far a figure is: a bar on a terminal, elsewhere a line every :data:`EVERY` seconds.
+
+    An interrupt leaves it with a message that says what is done.
+    """
+
+    def __init__(self, figure: str, progress: bool | None) -> None:
+        self.figure, self.quiet, self.cell = figure, progress is False, ""
+        self.earlier = self.done = self.left = 0
+        self.cost = self.whole = 0.0
+        self.begun = time.perf_counter()
+        hidden = None if progress is None else not progress
+        self.bar = tqdm(desc=figure, unit="", bar_format=BAR, disable=hidden, leave=False, total=0)
+        self._over = threading.Event()
+
+    def __enter__(self) -> _Way:
+        if self.bar.disable and not self.quiet:
+            threading.Thread(target=self._now_and_then, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._over.set()
+        self.bar.close()
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{self.figure} has {self.cells}, and the same call goes on from there") from error
+
+    def plan(self, cells: Sequence[Cell], earlier: int) -> None:
+        """Take in cells to do, and how many others were done in earlier calls."""
+        self.earlier, self.left = self.earlier + earlier, self.left + len(cells)
+        self.whole += sum(cell.cost for cell in cells)
+        if not self.bar.disable:
+            self.bar.total = self.whole
+
+    def begin(self, cell: Cell) -> None:
+        """Take in that a cell is at work."""
+        self.cell = cell.name
+        self.bar.set_postfix_str(cell.name)
+
+    def end(self, cell: Cell) -> None:
+        """Take in that a cell is done."""
+        self.done, self.left, self.cost = self.done + 1, self.left - 1, self.cost + cell.cost
+        self.bar.update(cell.cost)
+
+    @property
+    def cells(self) -> str:
+        """How many of the cells known so far are done, in whichever call."""
+        done = self.earlier + self.done
+        return f"{done} of {done + self.left} cells done"
+
+    @property
+    def now(self) -> str:
+        """The cell at work, the share that is done, and the time left."""
+        share = self.cost / self.whole if self.whole else 0.0
+        passed = time.perf_counter() - self.begun
+        left = f"about {passed * (1 / share - 1):,.0f} s left" if share else f"{passed:,.0f} s so far"
+        return f"{self.figure}: {100 * share:.0f} %, {self.cells}, {left}, at work on {self.cell or 'its cells'}"
+
+    @property
+    def last(self) -> str:
+        """That the figure is finished."""
+        earlier = f", {self.earlier} of them in earlier calls" if self.earlier else ""
+        return f"{self.figure}: finished, {self.cells}{earlier}, {time.perf_counter() - self.begun:,.0f} s"
+
+    def _now_and_then(self) -> None:
+        while not self._over.wait(EVERY):
+            self.say(self.now)
+
+    def say(self, line: str) -> None:
+        """Print a line on stderr; a closed one does not end the work."""
+        if not self.quiet and sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                print(f"inrfast: {line}", file=sys.stderr, flush=True)
 
 
 BAR = "{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining} {postfix}"
+
+EVERY = 30.0
+"""Seconds between two lines where there is no terminal."""
 
 
 def _run(results: Results, figure: Figure, cell: Cell, request: Request, progress: bool | None) -> Found:

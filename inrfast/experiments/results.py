@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Paper, Reque
 from inrfast.files import check_writable, shown, sole_writer, write_whole
 
 SCHEMA = "inrfast.reproduction/1"
-SETTINGS, REPORT = "settings.json", "report.html"
+SETTINGS, REPORT, CHECKSUM = "settings.json", "report.html", "checksum"
 
 
 class OtherSettingsError(ValueError):
@@ -45,7 +46,9 @@ class Results:
         Raises
         ------
         OtherSettingsError
-            The folder holds results of other settings, or other files.
+            The folder holds results of other settings, or of unknown ones, or other files.
+        ValueError
+            Its file of settings is damaged.
         BlockingIOError, OSError
             Another process writes it; it cannot be written.
         """
@@ -67,12 +70,13 @@ class Results:
             others = sorted(path.name for path in self.folder.iterdir() if not path.name.startswith("."))
             if others:
                 raise OtherSettingsError(
-                    f"out must be a new folder, an empty one or one of earlier results, and {shown(self.folder)} holds "
-                    f"{', '.join(map(shown, others[:5]))}"
+                    f"out must be a new folder, an empty one or one of earlier results with their {SETTINGS}, and "
+                    f"{shown(self.folder)} holds {', '.join(map(shown, others[:5]))} without it: with which settings "
+                    "they were made is unknown; choose another folder"
                 )
-            write_whole(file, _json(asked))
+            write_whole(file, _json(_sealed(asked)))
             return
-        there = _read(file)
+        there = _read(file, remedy=f"with which settings {shown(self.folder)} was made is unknown; choose another one")
         different = [key for key in {**asked, **there} if asked.get(key) != there.get(key)]
         if different:
             said = "; ".join(f"{key} {_short(there.get(key))}, not {_short(asked.get(key))}" for key in different)
@@ -102,9 +106,8 @@ class Results:
         if not file.exists():
             return None
         stored = _read(file, ("settings", "seconds", "found", "arrays"))
-        settings = json.loads(json.dumps(cell.settings))
-        if stored.get("settings") != settings:
-            before = stored.get("settings") or {}
+        settings, before = json.loads(json.dumps(cell.settings)), stored["settings"]
+        if before != settings:
             keys = [key for key in {**settings, **before} if settings.get(key) != before.get(key)]
             raise OtherSettingsError(
                 f"{shown(file)} was made with {', '.join(f'{k} {_short(before.get(k))}' for k in keys)}, not "
@@ -122,7 +125,7 @@ class Results:
             np.savez_compressed(content, **found.arrays)  # type: ignore[arg-type]
             write_whole(self.file(figure, cell, ".npz"), content.getvalue())
         stored = {"settings": cell.settings, **how, "found": found.numbers, "arrays": sorted(found.arrays)}
-        write_whole(file, _json(stored))
+        write_whole(file, _json(_sealed(stored)))
 
     def seconds(self, figure: Figure, names: Sequence[str]) -> float:
         """Return the seconds that cells took, in whichever call."""
@@ -142,7 +145,7 @@ class Results:
             plots.save(drawing, folder / f"{name}.png")
         found = page.description(self.paper, figure, outcome) | dict(how)
         write_whole(folder / f"{figure.name}.md", page.markdown(found).encode())
-        write_whole(folder / f"{figure.name}.json", _json(found))
+        write_whole(folder / f"{figure.name}.json", _json(_sealed(found)))
         return found
 
     def report(self) -> Path:
@@ -152,7 +155,7 @@ class Results:
             file = self.folder / figure.name / f"{figure.name}.json"
             if file.exists():
                 found = _read(file)
-                pictures = {name: (file.parent / f"{name}.png").read_bytes() for name in found["drawings"]}
+                pictures = {name: _picture(file.parent / f"{name}.png", file) for name in found["drawings"]}
                 done.append((found, pictures))
         target = self.folder / REPORT
         write_whole(target, page.html(self.paper, self.request.settings, done).encode())
@@ -163,14 +166,37 @@ def _json(data: Any) -> bytes:
     return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _read(file: Path, keys: Sequence[str] = ()) -> dict[str, Any]:
+def _sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with the checksum of its content, by which :func:`_read` knows what was changed later."""
+    return {**data, CHECKSUM: _checksum(data)}
+
+
+def _checksum(data: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(
+        json.dumps(json.loads(json.dumps(data)), sort_keys=True).encode(), digest_size=16
+    ).hexdigest()
+
+
+def _read(file: Path, keys: Sequence[str] = (), remedy: str = "remove it to compute it again") -> dict[str, Any]:
+    """Return an object with these keys, without its checksum; files of before there were checksums have none."""
     try:
         found = json.loads(file.read_bytes())
         if not isinstance(found, dict) or not set(keys) <= set(found):
             raise ValueError(f"it holds no object with {', '.join(keys)}" if keys else "it holds no object")
-    except ValueError as error:
-        raise ValueError(f"{shown(file)} is damaged ({error}); remove it to compute it again") from error
+        checksum = found.pop(CHECKSUM, None)
+        if checksum is not None and checksum != _checksum(found):
+            raise ValueError("its content does not match its checksum")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown(file)} is damaged ({error}); {remedy}") from error
     return found
+
+
+def _picture(file: Path, beside: Path) -> bytes:
+    """Return the picture of a finished figure, whose numbers ``beside`` holds."""
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"{shown(file)} is missing; remove {shown(beside)} to make the figure again") from None
 
 
 def _read_arrays(file: Path, names: Sequence[str], beside: Path) -> dict[str, np.ndarray]:

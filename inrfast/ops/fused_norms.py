@@ -203,6 +203,7 @@ class FusedNorms:
                 ROWS=kernels.NORM_ROWS,
                 COLUMNS=kernels.SLOPE_COLUMNS,
                 PARTS=kernels.NORM_PARTS,
+                maxnreg=kernels.SLOPE_REGISTERS,
             )
 
 

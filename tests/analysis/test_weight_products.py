@@ -55,3 +55,13 @@ def test_a_chain_is_needed():
             weight_products(net)
     with pytest.raises(TypeError, match="rtols"):
         weight_products(inr.INR(2, 1, width=4), rtols=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value):
+    for index, name in enumerate(("layers.0", "layers.1", "layers.2")):
+        net = inr.INR(2, 1, width=4, hidden_layers=3)
+        with torch.no_grad():
+            net.layers[index].weight[0, 0] = value
+        with pytest.raises(ValueError, match=rf"the weight of '{name}' must be finite"):
+            weight_products(net)

@@ -1,10 +1,14 @@
 """The report is one valid file that asks for nothing else, whatever words and names stand in it."""
 
+import html
+import re
 from html.parser import HTMLParser
 
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_paper import HOSTILE, NAME, registered
 
-from inrfast.experiments.page import HEAD, text_table
+from inrfast.experiments.page import HEAD, text_table, words
 from inrfast.experiments.reproduce import reproduce
 
 EMPTY = {"meta", "img", "br"}
@@ -50,11 +54,52 @@ def test_the_report_is_self_contained_and_names_are_words_in_it(tmp_path):
     assert "&lt;img onerror=x&gt;.obj" in text and "a&amp;b&#x27;.obj" in text
 
 
+def test_the_report_tells_images_that_were_used_from_those_that_were_given(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "in" / name).write_bytes(b"read by no cell")
+    with registered():
+        reproduce(NAME, "one", tmp_path / "r", images=tmp_path / "in", progress=False)
+    report = (tmp_path / "r/report.html").read_text()
+    assert "images given: a.png, b.png;" in report
+    assert "Images used: a.png. " in report and "Images used: a.png. " in (tmp_path / "r/one/one.md").read_text()
+
+
 def test_markdown_tables_keep_their_columns(tmp_path):
     with registered():
         made = reproduce(NAME, "one", tmp_path / "r", progress=False)
     lines = [line for line in (tmp_path / "r/one/one.md").read_text().splitlines() if line.startswith("|")]
-    widths = [line.replace("\\|", "").count("|") for line in lines]
+    widths = [re.sub(r"\\.", "", line).count("|") for line in lines]
     assert widths == [5, 5, 5, 3, 3, 3]
     assert len(text_table(HEAD, [["a", "b", "c", "d"]]).splitlines()) == 2
     assert made["one"]["cells"] == 3
+
+
+MARKS = [
+    "<img src=q onerror=alert(1)>",
+    "`",
+    "\\",
+    "*",
+    "_",
+    "__",
+    "[l](x)",
+    "![i](x)",
+    "&amp;",
+    "&",
+    "|",
+    "~~",
+    "$",
+    "#",
+    "-",
+    "1.",
+    "x",
+]
+
+
+@given(st.lists(st.sampled_from([*MARKS, " ", "http://x.test", "www.x.test", "a@x.test"]), max_size=8).map("".join))
+def test_markdown_shows_any_text_as_it_is(text):
+    made = words(text)
+    bare = re.sub(r"\\(?=[!-/:-@\[-`{-~]).", "", made)  # without what is escaped
+    assert not re.search(r"[<>`*\[\]|~$]|://|www\.|@|^(#|[-+] |\d+[.)] )", bare)
+    assert not re.search(r"(?<![^\W_])_|_(?![^\W_])", re.sub(r"\\[!-/:-@\[-`{-~]", " ", made))
+    assert html.unescape(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", made)) == " ".join(text.split())

@@ -1,6 +1,8 @@
 """Reproducing: names and files are checked at the door, and the command prints its result alone."""
 
 import json
+import re
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tiny_paper import NAME, registered
 
 from inrfast.cli import main
 from inrfast.experiments.inlet_rank_collapse.pictures import pictures
-from inrfast.experiments.paper import Request
+from inrfast.experiments.paper import PAPERS, Request
 from inrfast.experiments.reproduce import reproduce
 
 
@@ -22,7 +24,7 @@ def tiny():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["tinny", "one"], ["Did you mean 'tiny'?"]),
+        (["tinny", "one"], ["Did you mean 'tiny'?", "'inlet-rank-collapse'"]),
         (["tiny", "on"], ["Did you mean 'one'?"]),
         (["tiny", "one", "--runs", "0"], ["--runs", "at least 1"]),
         (["tiny", "one", "--preset", "quik"], ["--preset", "quick"]),
@@ -55,13 +57,78 @@ def test_the_command_prints_json_alone_or_the_tables(tmp_path, capsys):
     assert main(words) == 0
     captured = capsys.readouterr()
     assert "report.html" in captured.out
-    assert captured.err == ""  # no bar where there is no terminal
+    lines = captured.err.splitlines()  # no bar where there is no terminal
+    assert [line.partition(",")[0] for line in lines] == ["inrfast: one: finished", "inrfast: two: finished"]
+    assert all("3 of 3 cells done, 3 of them in earlier calls" in line for line in lines)
+
+
+def test_where_there_is_no_terminal_the_share_and_the_time_left_are_said_until_an_interrupt_says_what_is_done(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("inrfast.experiments.reproduce.EVERY", 0.05)
+
+    def slow(name):
+        time.sleep(0.3)
+        if name == "two/b":
+            raise KeyboardInterrupt
+
+    figures = PAPERS[NAME].figures.values()
+    for figure in figures:
+        monkeypatch.setattr(figure, "before", slow)
+    assert main(["reproduce", "tiny", "all", "--out", str(tmp_path)]) == 130
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert last == (
+        "inrfast: interrupted; no file is left half-written; two has 1 of 2 cells done, and the same call goes on from "
+        "there"
+    )
+    assert any(
+        re.fullmatch(r"inrfast: one: 0 %, 0 of 2 cells done, \d+ s so far, at work on a", line) for line in lines
+    )
+    assert any(
+        re.fullmatch(r"inrfast: one: \d+ %, 1 of 2 cells done, about \d+ s left, at work on b", x) for x in lines
+    )
+    assert sum("finished" in line for line in lines) == 1
+    for figure in figures:
+        monkeypatch.setattr(figure, "before", lambda name: None)
+    assert reproduce(NAME, "all", tmp_path, progress=False)["two"]["cells"] == 3
+
+
+def test_help_says_what_every_figure_shows_and_which_files_feed_it(capsys):
+    assert main(["reproduce", "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    paper = PAPERS["inlet_rank_collapse"]
+    assert all(f"{name} {figure.title}" in told for name, figure in paper.figures.items())
+    for option, files in (("images", "images"), ("mesh", "mesh")):
+        fed = [name for name, figure in paper.figures.items() if figure.takes == files]
+        assert fed and f"for {', '.join(fed)}" in told.partition(f"--{option} ")[2]
 
 
 def test_figures_come_in_the_papers_order_each_once(tmp_path):
     assert list(reproduce(NAME, ["two", "one", "two"], tmp_path, progress=False)) == ["one", "two"]
     with pytest.raises(ValueError, match="at least one"):
         reproduce(NAME, [], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("figures", [None, 5, [5], ["one", None], b"one", "thre", {"one": 1}]),
+        ("out", [7, b"r", "", "nul\0", ["r"]]),
+        ("images", [3, b"i", "", "nul\0", ["i"], "nowhere"]),
+        ("mesh", [3, [3], b"m", "", ["nul\0"], None, "nowhere"]),
+        ("preset", [None, 3, "quik"]),
+        ("runs", [0, 1.5, "3", True]),
+        ("seed", [-1, None, 2**32, 0.5]),
+        ("device", [None, 0, "blah", "meta", "cuda:99", b"cpu"]),
+        ("progress", [0, "yes"]),
+    ],
+)
+def test_every_argument_is_checked_at_the_door_and_named(argument, values, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for value in values:
+        with pytest.raises((TypeError, ValueError, FileNotFoundError), match=f"^{argument} must"):
+            reproduce(NAME, **{"progress": False, argument: value})
+    assert not list(tmp_path.iterdir())
 
 
 # ---- images ------------------------------------------------------------------------------------------------------

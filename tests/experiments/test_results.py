@@ -1,7 +1,9 @@
 """Folders of results: what is done stays, whatever stops the work; what is damaged or of other settings is named."""
 
+import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tiny_paper import NAME, registered
 
 from inrfast.experiments.reproduce import reproduce
@@ -22,12 +26,12 @@ def make(out, **options):
 
 
 def contents(out):
-    """Return what cells found, to the byte, without the times."""
+    """Return what cells found, to the byte, without the times and the checksum, which covers them."""
     found = {}
     for path in sorted(out.glob("*/cells/*")):
         text = path.read_bytes()
         if path.suffix == ".json":
-            text = json.dumps({k: v for k, v in json.loads(text).items() if k != "seconds"}).encode()
+            text = json.dumps({k: v for k, v in json.loads(text).items() if k not in ("seconds", "checksum")}).encode()
         found[path.relative_to(out).as_posix()] = text
     return found
 
@@ -131,10 +135,51 @@ def test_results_of_other_settings_are_refused_by_name_and_stay(options, word, w
 
 def test_a_cell_of_other_settings_is_refused(whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "r")
-    file = tmp_path / "r" / "one" / "cells" / "b.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"settings": {"draw": 7, "quick": True}}))
+    with registered():
+        make(tmp_path / "other", seed=6)
+    shutil.copy(tmp_path / "other/one/cells/b.json", tmp_path / "r/one/cells/b.json")
     with registered(), pytest.raises(OtherSettingsError, match="draw 7, not 1"):
         make(tmp_path / "r")
+
+
+def leaves(data, path=()):
+    """Return the way to every value inside an object."""
+    inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path] * bool(path) + [leaf for key, value in inner for leaf in leaves(value, (*path, key))]
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_was_changed_in_a_file_of_numbers_it_is_named_as_damaged(data, whole):
+    name = data.draw(st.sampled_from(["settings.json", "one/cells/b.json", "two/cells/a.json", "two/two.json"]))
+    file = whole[0] / name
+    good = file.read_bytes()
+    changed = json.loads(good)
+    *way, last = data.draw(st.sampled_from([way for way in leaves(changed) if way != ("checksum",)]))
+    inside = functools.reduce(lambda part, key: part[key], way, changed)
+    if data.draw(st.booleans()):
+        del inside[last]
+    else:
+        before = json.dumps(inside[last])
+        other = st.sampled_from(["", "x", None, 0, -1.5, True, [], {}, [0], {"a": None}])
+        inside[last] = data.draw(other.filter(lambda value: json.dumps(value) != before))
+    file.write_text(json.dumps(changed))
+    try:
+        with registered(), pytest.raises(ValueError, match=f"{re.escape(str(file))} is damaged"):
+            reproduce(NAME, "one" if name != "two/cells/a.json" else "two", whole[0], progress=False)
+    finally:
+        file.write_bytes(good)
+
+
+def test_a_folder_of_unknown_settings_says_so_with_and_without_their_damaged_file(whole, tmp_path):
+    out = tmp_path / "r"
+    shutil.copytree(whole[0], out)
+    (out / "settings.json").write_text("{")
+    for _ in range(2):
+        with registered(), pytest.raises(ValueError, match=r"settings .*made is unknown; choose another") as error:
+            make(out)
+        assert "remove" not in str(error.value)  # which would lead nowhere
+        (out / "settings.json").unlink(missing_ok=True)
 
 
 def test_out_is_a_folder_of_its_own(tmp_path):

@@ -56,6 +56,9 @@ def test_a_network_of_every_norm_works_everywhere(name, position, tmp_path, caps
     assert again.config() == net.config()
     assert torch.equal(again(coords), net(coords))
 
+    # In fp64: a bias before a batch norm has no gradient, and Adam makes steps of what rounding leaves of it in fp32.
+    net, coords, target = net.double(), coords.double(), target.double()
+
     def run(steps, net, **options):
         return inr.fit(net, coords, target, steps=steps, lr=1e-3, schedule="constant", progress=False, **options)
 
@@ -66,9 +69,10 @@ def test_a_network_of_every_norm_works_everywhere(name, position, tmp_path, caps
     assert load_network(tmp_path / "fit")[0].norm_names == (name, name)
     run(6, resumed := copy.deepcopy(net), checkpoint=tmp_path / "fit", resume=True, callbacks=[InterruptAt(-1)])
     assert not torch.equal(net(coords), nets[0](coords))
-    for other in (nets[1], nets[2], resumed):
-        for (key, ours), theirs in zip(nets[0].state_dict().items(), other.state_dict().values(), strict=True):
-            assert torch.equal(ours, theirs), key
+    expected = nets[0].state_dict()
+    assert all(torch.equal(own, expected[key]) for key, own in resumed.state_dict().items())
+    for other in nets[1:3]:  # stacked, their products may round otherwise than those of one network
+        torch.testing.assert_close(other.state_dict(), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(NORMS))

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Drawing
-from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS, PE, Method
@@ -85,6 +84,7 @@ class Fig8(Figure):
 
     name = "fig8"
     title = "Fig. 8: occupancy in 3-D"
+    takes = "mesh"
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
@@ -240,6 +240,8 @@ def _on_grid(net: INR, side: int) -> Tensor:
 
 def _drawing(preset: Preset, chosen: Sequence[Shape], found: Mapping[str, Found]) -> Drawing:
     """Return shapes as rows and methods as columns, the true shape first."""
+    from scipy.ndimage import gaussian_filter  # slow to import
+
     columns = 1 + len(IN_3D)
     drawing = Drawing(figsize=(1.9 * columns, 2.4 * len(chosen)))
     drawing.subplots_adjust(0, 0, 1, 1, 0.02, 0.02)

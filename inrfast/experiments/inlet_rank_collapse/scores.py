@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 CONFIDENCE = 0.95
 
@@ -51,6 +50,8 @@ class Interval:
 
 def interval(values: Sequence[float]) -> Interval:
     """Return mean and 95 % interval, Student's t: ``mean ± t_(0.975, n - 1) s / sqrt(n)``."""
+    from scipy import stats  # slow to import
+
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return Interval(mean, None, n)
@@ -91,6 +92,8 @@ def pairs(paper: Mapping[str, float], ours: Mapping[str, Sequence[float]]) -> li
 
 def kendall(paper: Mapping[str, float], ours: Mapping[str, Sequence[float]]) -> float:
     """Return Kendall's tau-b between the paper's numbers and our means."""
+    from scipy import stats  # slow to import
+
     return float(stats.kendalltau(list(paper.values()), [float(np.mean(ours[name])) for name in paper]).statistic)
 
 

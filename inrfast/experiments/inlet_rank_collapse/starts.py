@@ -89,7 +89,7 @@ def _expanding(directions: str, hidden: str, gain: float, eps: float, **more: An
 
 
 def _scaled(hidden: str, gain: float, layer: int, scale: float) -> Start:
-    one = _expanding("outward", hidden, gain, SHIFTS[0], scales={str(layer): scale})
+    one = _expanding("outward", hidden, gain, SHIFTS[1], scales={str(layer): scale})
     where = "head" if layer == max(SCALED) else f"layer {layer + 1}"
     return Start(f"{one.name}-{where.replace(' ', '')}x{scale:g}", f"{one.label}, {where} x {scale:g}", one.options)
 

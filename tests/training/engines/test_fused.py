@@ -155,7 +155,9 @@ def test_many_networks_take_their_steps_in_one_sequence(device):
         assert len({parameter.untyped_storage().data_ptr() for parameter in net.parameters()}) == 6
 
 
-@pytest.mark.parametrize(("norm", "precision", "bound"), [(["batch", None], "high", 1e-4), ([None, "batch"], "medium", 2e-2)])
+@pytest.mark.parametrize(
+    ("norm", "precision", "bound"), [(["batch", None], "high", 1e-4), ([None, "batch"], "medium", 2e-2)]
+)
 def test_batch_norms_are_those_of_fp64(device, norm, precision, bound):
     """Losses, evaluations and running statistics of a stack, and of its networks one by one; many steps at once."""
     options = {"norm": norm, "norm_position": "post"}
