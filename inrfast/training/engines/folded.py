@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from inrfast.memory import cached_rows, require
+from inrfast.memory import cached_rows, over_budget
 from inrfast.mlp import MLP
 from inrfast.norms.batch import BatchNorm
 from inrfast.ops import gemm
@@ -70,7 +70,9 @@ class FoldedGradient(TensorGradient):
         if task.measuring:
             rows = max(1, min(rows, cached_rows(widest, like), affordable))
         instead = f"batch_size={affordable} would fit" if affordable > 1 else "a narrower network would fit"
-        require(rows * row_bytes, budget, f"a step over {rows} points at once of a batch norm", instead)
+        if rows * row_bytes > budget:
+            what = f"a step over {rows} points at once of a batch norm"
+            raise over_budget(task.budget_for(rows * row_bytes - budget), task.budget, what, instead)
         block = max(1, min(networks, DEVICE_POINTS // rows, affordable // rows))
         return Plan(rows, block, 1, True)
 

@@ -103,12 +103,16 @@ class NormedGradient(LayerwiseGradient):
             row += ENCODING_BUFFERS * item * mlp.columns
         kept = 0 if task.measuring else item * sum(self._kept_columns())
         size = min(max(CACHED_BYTES, LEAST_WORK * item // (2 * widest)), MOST_BYTES)
-        least = kept * points + row
+        fewest = min(points, LEAST_ROWS)  # fewer per chunk cost more in calls than in arithmetic
+        least = kept * points + row * fewest
         if least > budget:
-            fits = (budget - row) // kept if kept else 0
+            fits = (budget - row * fewest) // kept if kept else 0
             advice = f"batch_size={fits} would fit" if fits > 1 else "a smaller network would fit"
             raise over_budget(
-                task.beside + least, task.budget, f"a step over {points} points at once of a batch norm", advice
+                task.budget_for(least - budget),
+                task.budget,
+                f"a step over {points} points at once of a batch norm",
+                advice,
             )
         rows = min(cached_rows(widest, like, size), points, (budget - kept * points) // row)
         with torch_cores(torch.get_num_threads() if task.cores is None else task.cores):

@@ -116,6 +116,11 @@ class Task:
         own = self.room // MEASURED
         return max(1, own) if self.measuring else self.room - own
 
+    def budget_for(self, missing: int) -> int:
+        """Return the budget under which :attr:`buffers` would be larger by ``missing`` bytes."""
+        share = missing * MEASURED if self.measuring else -(-missing * MEASURED // (MEASURED - 1))
+        return self.budget + share + MEASURED
+
 
 def copied_bytes(nets: Sequence[nn.Module]) -> int:
     """Return the bytes of the copies that a fit makes of its networks; buffers are copied of a single one."""
