@@ -373,11 +373,12 @@ class Capture:
     def input_names(self, layers: Sequence[str]) -> dict[str, str]:
         """Return what reports call the inputs of linear layers: ``input``, then the layer that each comes from.
 
-        In closed form those of all its linear layers. Else ``layers`` are those that have been observed, and are taken
-        as a chain.
+        In closed form those of all its linear layers, behind layers that its encoding has. Else ``layers`` are those
+        that have been observed, and are taken as a chain.
         """
         if self._mlp is not None:
-            layers = [layer.name for layer in self._mlp.layers]
+            own = [layer.name for layer in self._mlp.layers]
+            layers = [*(name for name in layers if name not in own), *own]
         return dict(zip(layers, ["input", *layers[:-1]], strict=True))
 
     def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> PassErrors:

@@ -25,13 +25,16 @@ def make(out, **options):
     return reproduce(NAME, "all", out, progress=False, **options)
 
 
+VARYING = ("seconds", "device", "checksum")
+
+
 def contents(out):
-    """Return what cells found, to the byte, without the times and the checksum, which covers them."""
+    """Return what cells found, to the byte, without times, the machine's name and the checksum, which covers them."""
     found = {}
     for path in sorted(out.glob("*/cells/*")):
         text = path.read_bytes()
         if path.suffix == ".json":
-            text = json.dumps({k: v for k, v in json.loads(text).items() if k not in ("seconds", "checksum")}).encode()
+            text = json.dumps({k: v for k, v in json.loads(text).items() if k not in VARYING}).encode()
         found[path.relative_to(out).as_posix()] = text
     return found
 

@@ -106,7 +106,9 @@ class NormedGradient(LayerwiseGradient):
         fewest = min(points, LEAST_ROWS)  # fewer per chunk cost more in calls than in arithmetic
         least = kept * points + row * fewest
         if least > budget:
-            fits = (budget - row * fewest) // kept if kept else 0
+            fits = budget // (kept + row)
+            if fits > LEAST_ROWS and kept:
+                fits = (budget - row * LEAST_ROWS) // kept
             advice = f"batch_size={fits} would fit" if fits > 1 else "a smaller network would fit"
             raise over_budget(
                 task.budget_for(least - budget),
