@@ -93,3 +93,12 @@ def test_a_failure_and_a_missing_instruction_are_told(monkeypatch, tmp_path, cap
     assert "none: left out: this processor has no no such instruction" in printed
     assert anywhere.main([*arguments, "--minutes", "0"]) == 0
     assert "one: left out: no time left" in capfd.readouterr().out
+
+
+def test_a_failure_before_the_time_is_over_is_told(tmp_path):
+    """The interrupt ends both alike; only the results tell a run that failed from one that did not."""
+    processor = Processor("this one", {}, ())
+    for name, body, said in (("test_bad.py", "assert False", "FAILED"), ("test_good.py", "pass", "cut short")):
+        (tmp_path / name).write_text(f"import time\ndef test_one():\n    {body}\ndef test_two():\n    time.sleep(60)\n")
+        found = anywhere.run(processor, ["-n", "0", "--rootdir", str(tmp_path), str(tmp_path / name)], 6.0)
+        assert found.startswith(said), (name, found)
