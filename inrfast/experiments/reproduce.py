@@ -281,9 +281,9 @@ def _run(results: Results, figure: Figure, cell: Cell, request: Request, progres
 
 
 def _release(device: torch.device) -> None:
-    """Give back what the last cell's networks hold in reference cycles, since budgets are shares of free memory."""
-    gc.collect()
+    """Give back what the last cell's captured steps hold on a GPU: budgets are shares of the memory that is free."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

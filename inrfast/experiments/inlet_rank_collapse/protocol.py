@@ -15,7 +15,7 @@ from inrfast.experiments.inlet_rank_collapse.pictures import BUNDLED, Pictures
 from inrfast.experiments.paper import Cell, Found, Request, Work, uninterrupted
 from inrfast.grids import grid
 from inrfast.memory import chunks
-from inrfast.metrics import mse_to_psnr, psnr, ssim
+from inrfast.metrics import mse_to_psnr, psnr, ssim, to_8bit
 from inrfast.nn import INR, calibrate_batchnorm_
 from inrfast.signals.image import MID_GREY
 from inrfast.training.fit import fit_many
@@ -301,8 +301,8 @@ def between_points(net: INR, image: Tensor) -> float:
 
 
 def in_bytes(picture: Tensor) -> Tensor:
-    """Return an image as 8 bits: clamped and rounded."""
-    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    """Return an image as bytes, for the drawings."""
+    return (255 * to_8bit(picture)).round().to(torch.uint8)
 
 
 def kept(picture: Tensor, image: Tensor, result: FitResult) -> dict[str, Any]:
@@ -312,7 +312,7 @@ def kept(picture: Tensor, image: Tensor, result: FitResult) -> dict[str, Any]:
     """
     steps = len(result.losses)
     marks = [step for mark in range(1, MARKS) if 0 < (step := result.config["steps"] * mark // MARKS) < steps]
-    rounded, truth = in_bytes(picture) / 255.0, in_bytes(image) / 255.0
+    rounded, truth = to_8bit(picture), to_8bit(image)
     return {
         "psnr": psnr(picture, image),
         "psnr_8bit": psnr(rounded, truth),
