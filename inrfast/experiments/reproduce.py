@@ -182,8 +182,8 @@ def _figure(results: Results, figure: Figure, request: Request, progress: bool |
                 way.begin(cell)
                 found[cell.name] = _run(results, figure, cell, request, progress)
                 way.end(cell)
-        how = {"seconds": results.seconds(figure, list(found)), "cells": len(found), "images": list(images)}
-        how |= {"machine": _machine(request.device), "versions": info()["versions"]}
+        how = {**results.cost(figure, list(found)), "cells": len(found), "images": list(images)}
+        how["versions"] = info()["versions"]
         made = results.finish(figure, figure.outcome(request, found), how)
     way.say(way.last)
     return made

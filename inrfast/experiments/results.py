@@ -127,10 +127,12 @@ class Results:
         stored = {"settings": cell.settings, **how, "found": found.numbers, "arrays": sorted(found.arrays)}
         write_whole(file, _json(_sealed(stored)))
 
-    def seconds(self, figure: Figure, names: Sequence[str]) -> float:
-        """Return the seconds that cells took, in whichever call."""
+    def cost(self, figure: Figure, names: Sequence[str]) -> dict[str, Any]:
+        """Return the seconds that cells took, in whichever call, and the machines that they ran on."""
         folder = self.folder / figure.name / "cells"
-        return float(sum(_read(folder / f"{name}.json")["seconds"] for name in names))
+        cells = [_read(folder / f"{name}.json") for name in names]
+        machines = dict.fromkeys(cell["device"] for cell in cells)
+        return {"seconds": float(sum(cell["seconds"] for cell in cells)), "machine": "; ".join(machines)}
 
     def prepare(self, figure: Figure) -> None:
         """Make the folder of a figure."""

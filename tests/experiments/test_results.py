@@ -202,3 +202,15 @@ def test_out_is_a_folder_of_its_own(tmp_path):
         with pytest.raises(ValueError, match="out"):
             parent("nul\0")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_figure_names_the_machines_of_its_cells_and_not_that_of_the_last_call(whole, tmp_path):
+    out = tmp_path / "r"
+    shutil.copytree(whole[0], out)
+    file = out / "one/cells/a.json"
+    elsewhere = {k: v for k, v in json.loads(file.read_bytes()).items() if k != "checksum"} | {"device": "elsewhere"}
+    file.write_text(json.dumps(elsewhere))  # as it was before files had checksums
+    with registered():
+        made = make(out)
+    assert made["one"]["machine"].startswith("elsewhere; ")
+    assert "elsewhere" not in made["two"]["machine"]
