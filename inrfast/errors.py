@@ -238,3 +238,16 @@ def check_takes(argument: str, call: Any, positional: Sequence[str], named: Sequ
             f"{argument} is called with ({', '.join((*positional, *named))}), and {getattr(call, '__name__', call)} "
             f"does not take them: {error}"
         ) from None
+
+
+def check_device(argument: str, got: Any) -> torch.device:
+    """Return a device of this machine that can hold numbers (``meta`` cannot), from its name or as it is."""
+    if not isinstance(got, str | torch.device):
+        raise TypeError(f"{argument} must be a name or a torch.device, got {got!r} ({type(got).__name__})")
+    try:
+        one = torch.ones(1, device=got)
+        one.item()
+    except Exception as error:  # each backend raises its own type
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise ValueError(f"{argument} must be one of this machine, such as 'cpu', got {str(got)!r}: {reason}") from None
+    return one.device

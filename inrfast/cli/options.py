@@ -14,7 +14,7 @@ from torch import Tensor
 from inrfast.activations import ACTIVATIONS, bind
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import spelling as encoding_spelling
-from inrfast.errors import check_choice
+from inrfast.errors import check_choice, check_device
 from inrfast.init import INITIALISERS
 from inrfast.nn import INR, NORM_POSITIONS, calibrate_batchnorm_
 from inrfast.norms import NORMS
@@ -201,11 +201,8 @@ def memory_option(parser: argparse._ActionsContainer) -> None:
 
 
 def device(text: str) -> torch.device:
-    """Return a device that can hold numbers (``meta`` cannot)."""
+    """Return a device of this machine."""
     try:
-        one = torch.ones(1, device=text)
-        one.item()
-        return one.device
-    except Exception as error:  # each backend raises its own type
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-        raise argparse.ArgumentTypeError(f"takes a device of this machine, got {text!r}: {reason}") from None
+        return check_device("the device", text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

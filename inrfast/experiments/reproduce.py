@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from inrfast.errors import check_choice, check_flag, check_int, check_seed
+from inrfast.errors import check_choice, check_device, check_flag, check_int, check_seed
 from inrfast.experiments.paper import PAPERS, PRESETS, Cell, Figure, Found, Paper, Request, Work, spelled
 from inrfast.experiments.results import Results, parent
 from inrfast.files import shown
@@ -85,7 +85,7 @@ def reproduce(
     meshes = tuple(_file(_path("mesh", name)) for name in _several("mesh", mesh, "a file name"))
     _check_apart(meshes)
     taken = () if images is None else _images(_path("images", images))
-    request = Request(preset, runs, seed, taken, meshes, _device(device))
+    request = Request(preset, runs, seed, taken, meshes, check_device("device", device))
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
     with results.opened():
@@ -119,19 +119,6 @@ def _path(argument: str, got: Any) -> Path:
     if not os.fspath(got) or "\0" in os.fspath(got):
         raise ValueError(f"{argument} must be a path, got {os.fspath(got)!r}")
     return Path(got)
-
-
-def _device(got: Any) -> torch.device:
-    """Return a device that can hold numbers (``meta`` cannot)."""
-    if not isinstance(got, str | torch.device):
-        raise TypeError(f"device must be a name or a torch.device, got {got!r} ({type(got).__name__})")
-    try:
-        one = torch.ones(1, device=got)
-        one.item()
-    except Exception as error:  # each backend raises its own type
-        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
-        raise ValueError(f"device must be one of this machine, such as 'cpu', got {str(got)!r}: {reason}") from None
-    return one.device
 
 
 def _images(folder: Path) -> tuple[Path, ...]:

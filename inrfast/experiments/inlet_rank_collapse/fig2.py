@@ -12,6 +12,8 @@ from torch import Tensor
 
 from inrfast.experiments.inlet_rank_collapse.methods import DEFAULT, WIDTH, Method
 from inrfast.experiments.inlet_rank_collapse.spectra import (
+    FLOOR,
+    RTOLS,
     Ranks,
     band,
     curves_told,
@@ -34,8 +36,6 @@ from inrfast.linalg.tsqr import SingularValues, singular_values
 from inrfast.nn import INR
 
 SIDE, QUICK_RUNS, RUNS = 256, 3, 100
-RTOLS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-FLOOR = 1e-6
 INITS = {"default": "torch's default init", "kaiming": "He init"}
 """Of all layers: the paper does not say which it takes."""
 

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.inlet_rank_collapse.methods import BN, DEFAULT, OURS, PE, SIREN, WIDTH, Method
 from inrfast.experiments.inlet_rank_collapse.spectra import (
+    FLOOR,
+    RTOLS,
     Band,
     Ranks,
     band,
@@ -36,9 +38,6 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
 
 SIDE, QUICK_RUNS, RUNS = 256, 5, 100
-RTOLS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-FLOOR = 1e-6
-"""Lower end of the curves, relative to sigma_1."""
 
 DRAWN_BY_RULE = f"{SIDE}x{SIDE} grid, width {WIDTH}, no random numbers"
 

@@ -20,6 +20,12 @@ from inrfast.linalg.tsqr import SingularValues, singular_values
 from inrfast.memory import chunks
 from inrfast.nn import INR, calibrate_batchnorm_
 
+RTOLS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+"""Tolerances of ranks of matrices, relative to sigma_1."""
+
+FLOOR = 1e-6
+"""Lower end of their curves, relative to sigma_1."""
+
 ROWS = 4096
 """Points of a chunk."""
 
