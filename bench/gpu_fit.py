@@ -153,6 +153,40 @@ def step_of_many(bench: Bench, count: int, side: int, precision: str) -> None:
     _ratios(bench, side * side, width, count)
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "normed": {"norm": "batch"},
+    "normed pre": {"norm": "batch", "norm_position": "pre"},
+    "mixed": {"activation": {"first": "sine", "hidden": "relu"}, "init": {"first": "siren", "hidden": "default"}},
+}
+"""Networks of the inlet rank collapse's table, for which a fit takes different engines."""
+
+
+def fits_of_many(bench: Bench, kind: str) -> None:
+    """A step of ``fit_many`` of 16 networks at 256x256 points, per network, against an eager step of one in TF32.
+
+    The difference of a long and a short fit leaves out what a fit does once. ``engine`` says who took the steps.
+    """
+    count, side, few, many = (16, 256, 8, 40) if bench.large else (2, bench.grid, 1, 2)
+    coords = inr.grid((side, side), device=bench.device)
+    targets = torch.stack([0.5 * torch.sin((3 + k) * coords[:, :1] + coords) for k in range(count)])
+
+    def made() -> list[inr.INR]:
+        return [inr.INR(2, 2, width=bench.width, seed=k, **KINDS[kind]).to(bench.device) for k in range(count)]
+
+    def fitted(steps: int, nets: list[inr.INR]) -> None:
+        results = inr.fit_many(nets, coords, targets, steps=steps, precision="medium", progress=False)
+        bench.found["engine"] = results[0].config["gradient"]
+
+    short, long = (bench.seconds(functools.partial(fitted, steps), 3, made)["seconds"] for steps in (few, many))
+    bench.found["fit_many"] = {"seconds": (long - short) / (many - few) / count}
+    net = made()[0].train()
+    with products("high"):
+        bench.attempt("eager TF32", lambda: bench.seconds(stepper(net, coords, targets[0]), 5))
+    if "seconds" in bench.found["eager TF32"] and bench.large:
+        bench.found["ratio to eager TF32"] = bench.found["eager TF32"]["seconds"] / bench.found["fit_many"]["seconds"]
+
+
 def by_vmap(problem: Problem) -> Callable[[], None]:
     """Return one step of all networks by ``torch.func``."""
     parameters, buffers = stack_module_state(problem.nets)
@@ -190,5 +224,6 @@ TARGETS: dict[str, dict[str, float]] = {
     },
     "step 64x64 relu medium": {"ratio to eager fp32": 15},
     "steps of 100, 64x64 medium": {"ratio to eager fp32": 20, "ratio to vmap": 3},
+    **{f"fits, {kind}": {"ratio to eager TF32": 1} for kind in KINDS},
 }  # fmt: skip
 """What the steps are meant to reach: ratios of at least so much, and of the floor at most."""

@@ -36,6 +36,8 @@ SMOKES = (
     "fit medium",
     "fit high",
     "fit encoded medium",
+    "fit normed medium",
+    "fit normed high",
     "initialisation",
 )
 
@@ -65,6 +67,10 @@ PARTS = (
     *(Part(f"dense sine {p}", "gpu_dense.dense", ("sine", p), 40) for p in ("medium", "high")),
     Part("step 512x512 sine medium", "gpu_fit.step_of_one", (512, "sine", "medium"), 60),
     Part("step 512x512 relu high", "gpu_fit.step_of_one", (512, "relu", "high"), 60),
+    *(
+        Part(f"fits, {name}", "gpu_fit.fits_of_many", (name,), 45)
+        for name in ("plain", "normed", "normed pre", "mixed")
+    ),
     Part("steps of 100, 64x64 medium", "gpu_fit.step_of_many", (100, 64, "medium"), 45),
     Part("frobenius high", "gpu_dense.frobenius", ("high",), 40),
     Part("products K V high", "gpu_dense.product", ("high",), 45),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -188,9 +189,8 @@ def layer_bounds(
     return [*found[:3], (truth[:, 0], bound[:, 0])]
 
 
-def fit(bench: Bench, precision: str, encoded: bool = False) -> None:
+def fit(bench: Bench, precision: str, **options: Any) -> None:
     """Steps of a fit, the first launched, the next ones in a CUDA graph, against the same fit in fp64 on the CPU."""
-    options = {"encoding": inr.RandomFourier(16)} if encoded else {}
     net, twin, coords = nets(bench, width=64, **options)
     target = torch.sin(3 * coords)
     kwargs: dict[str, Any] = {
@@ -229,7 +229,8 @@ SMOKES: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
     **{f"jacobian {p}": (jacobian, (p,)) for p in ("high", "highest")},
     **{f"layer {d} {a}": (layer, (d, a)) for d, a in (("float16", "relu"), ("bfloat16", "sine"), ("float32", "sine"))},
     **{f"fit {p}": (fit, (p,)) for p in ("medium", "high")},
-    "fit encoded medium": (fit, ("medium", True)),
+    "fit encoded medium": (functools.partial(fit, encoding=inr.RandomFourier(16)), ("medium",)),
+    **{f"fit normed {p}": (functools.partial(fit, norm="batch"), (p,)) for p in ("medium", "high")},
     "initialisation": (initialisation, ()),
 }
 """What is run once, by name."""
