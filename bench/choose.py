@@ -1,13 +1,15 @@
 """Does ``inr.choose`` predict which network reconstructs a signal best between its samples? Real fits are the truth.
 
     python bench/choose.py fit --set tune --out FOLDER
-    python bench/choose.py fit --set test --out FOLDER --photographs DIR --sounds A.wav B.wav --volume V.npy --shape M.obj
+    python bench/choose.py fit --set test --out FOLDER --photographs DIR --sounds A.wav B.wav --volume V.npy \\
+        --shape M.obj
     python bench/choose.py score --set test --out FOLDER ... --file bench/results/choose.json
 
 Half of the samples, drawn at random, train; the other half judge. Truth: the held-out PSNR of 19 candidates (3 hidden
-layers of 128) after 500 steps of Adam on batches of 4,096 with a rate that falls to a tenth, the better of two rates.
-``fit`` writes one file per signal and goes on where it was; ``score`` asks ``inr.choose``, fits what it found by its own
-search in the same way, and prints rank correlations and the distance of its first choice from the best candidate.
+layers of 128) after 500 steps of Adam on batches of 4,096 with a rate that falls to a tenth, the better of two rates:
+1e-3 and 5e-3, and 0.01 / omega and 0.03 / omega of sine layers, whose weights have a size of 1 / omega. ``fit`` writes
+one file per signal and goes on where it was; ``score`` asks ``inr.choose``, fits what it found by its own search in the
+same way, and prints rank correlations and the distance of its first choice from the best candidate.
 """
 
 from __future__ import annotations
@@ -29,7 +31,6 @@ import inrfast as inr
 from inrfast.signals.image import load_image
 
 WIDTH, HIDDEN, STEPS, BATCH, SIDE = 128, 3, 500, 4096, 256
-RATES = {"sine": (3e-4, 1e-3), "other": (1e-3, 5e-3)}
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 """Of scikit-image, for tuning."""
 
@@ -58,7 +59,7 @@ class Case:
 
 
 def candidates(axes: int) -> dict[str, dict[str, Any]]:
-    """Return 19 networks by name, as arguments of ``inr.INR``; frequencies for a sound are those of its many samples."""
+    """Return 19 networks by name, as arguments of ``inr.INR``; those for a sound have the frequencies of sounds."""
     omegas, sigmas, octaves = (5, 10, 20, 30, 60, 100), (1, 2, 4, 8, 16, 32), (3, 6, 9)
     if axes == 1:
         omegas, sigmas, octaves = (100, 300, 1000, 3000, 10000, 30000), (10, 30, 100, 300, 1000, 3000), (6, 9, 12)
@@ -131,12 +132,19 @@ def _shape_case(name: str, mesh: Any) -> Case:
     return Case(name, points.float(), inside.float().reshape(-1, 1), None)
 
 
-def fitted(case: Case, network: dict[str, Any], rates: tuple[float, ...]) -> dict[str, Any]:
+def rates(network: dict[str, Any]) -> tuple[float, ...]:
+    """Return the two learning rates that a network is fitted with."""
+    if network.get("activation") != "sine":
+        return 1e-3, 5e-3
+    return 0.01 / network["omega"], 0.03 / network["omega"]
+
+
+def fitted(case: Case, network: dict[str, Any], given: tuple[float, ...]) -> dict[str, Any]:
     """Return held-out PSNRs (dB) of a network fitted with each rate: at the end, and the best of ten evaluations."""
     mask = case.trained
     nets = [
         inr.INR(case.coords.shape[1], case.values.shape[1], width=WIDTH, hidden_layers=HIDDEN, seed=0, **network)
-        for _ in rates
+        for _ in given
     ]
     start = time.perf_counter()
     results = inr.fit_many(
@@ -144,7 +152,7 @@ def fitted(case: Case, network: dict[str, Any], rates: tuple[float, ...]) -> dic
         case.coords[mask],
         case.values[mask],
         steps=STEPS,
-        lr=list(rates),
+        lr=list(given),
         batch_size=min(BATCH, int(mask.sum())),
         eval_every=STEPS // 10,
         eval_coords=case.coords[~mask],
@@ -154,7 +162,7 @@ def fitted(case: Case, network: dict[str, Any], rates: tuple[float, ...]) -> dic
     )
     ends = [result.psnr if math.isfinite(result.psnr) else -100.0 for result in results]
     bests = [result.best_psnr if math.isfinite(result.best_psnr) else -100.0 for result in results]
-    return {"rates": rates, "psnr": ends, "best_psnr": bests, "seconds": time.perf_counter() - start}
+    return {"rates": given, "psnr": ends, "best_psnr": bests, "seconds": time.perf_counter() - start}
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -165,8 +173,7 @@ def fit(arguments: argparse.Namespace) -> None:
         found = json.loads(path.read_text()) if path.exists() else {}
         for name, network in candidates(case.coords.shape[1]).items():
             if name not in found:
-                rates = RATES["sine" if network.get("activation") == "sine" else "other"]
-                found[name] = fitted(case, network, rates)
+                found[name] = fitted(case, network, rates(network))
                 path.write_text(json.dumps(found, indent=1))
                 told = " ".join(f"{psnr:.2f}" for psnr in found[name]["psnr"])
                 print(f"{case.name}: {name}: {told} dB, {found[name]['seconds']:.0f} s", flush=True)
