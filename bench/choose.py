@@ -6,8 +6,8 @@
     python bench/choose.py score --set test --out FOLDER ... --file bench/results/choose.json
 
 Half of the samples, drawn at random, train; the other half judge. Truth: the held-out PSNR of 19 candidates (3 hidden
-layers of 128) after 500 steps of Adam on batches of 4,096 with a rate that falls to a tenth, the better of two rates:
-1e-3 and 5e-3, and 0.01 / omega and 0.03 / omega of sine layers, whose weights have a size of 1 / omega. ``fit`` writes
+layers of 128) after 500 steps of Adam on batches of 4,096 with a rate that falls to a tenth, the best of some rates:
+1e-3 and 5e-3, and 0.01, 0.03 and 0.1 over omega for sine layers, whose weights have a size of 1 / omega. ``fit`` writes
 one file per signal and goes on where it was; ``score`` asks ``inr.choose``, fits what it found by its own search in the
 same way, and prints rank correlations and the distance of its first choice from the best candidate.
 """
@@ -133,10 +133,10 @@ def _shape_case(name: str, mesh: Any) -> Case:
 
 
 def rates(network: dict[str, Any]) -> tuple[float, ...]:
-    """Return the two learning rates that a network is fitted with."""
+    """Return the learning rates that a network is fitted with."""
     if network.get("activation") != "sine":
         return 1e-3, 5e-3
-    return 0.01 / network["omega"], 0.03 / network["omega"]
+    return tuple(rate / network["omega"] for rate in (0.01, 0.03, 0.1))
 
 
 def fitted(case: Case, network: dict[str, Any], given: tuple[float, ...]) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def fit(arguments: argparse.Namespace) -> None:
         path = arguments.out / f"{arguments.set}-{case.name}.json"
         found = json.loads(path.read_text()) if path.exists() else {}
         for name, network in candidates(case.coords.shape[1]).items():
-            if name not in found:
+            if name not in found or found[name]["rates"] != list(rates(network)):
                 found[name] = fitted(case, network, rates(network))
                 path.write_text(json.dumps(found, indent=1))
                 told = " ".join(f"{psnr:.2f}" for psnr in found[name]["psnr"])
