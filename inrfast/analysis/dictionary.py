@@ -233,8 +233,8 @@ class Dictionary:
         ridge
             Added to every eigenvalue, in the matrix's units: ``g^T (K + ridge I)^-1 g``.
         cut
-            Count only atoms with ``lambda_i / lambda_1`` at least this. None: all that are resolved, whose eigenvalues
-            exceed their error; with a ridge all.
+            Count only atoms with ``lambda_i / lambda_1`` at least this, in :attr:`KernelNorm.counted`. None: all whose
+            eigenvalue, with the ridge, is known to 1 %.
 
         Raises
         ------

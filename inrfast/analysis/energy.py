@@ -1,4 +1,4 @@
-"""How signals lie on the eigenvectors of a kernel: energy above a level of the eigenvalues, norm in the kernel's space."""
+"""How signals lie on the eigenvectors of a kernel: energy above a level of the eigenvalues, and kernel norm."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class KernelNorm:
         ``sum <phi_i, g>^2 / (lambda_i + ridge)`` over the atoms counted, (signals,): the norm of each signal's
         projection on them.
     lower, upper
-        Bounds on the whole norm, (signals,). Without a ridge it has no upper bound where energy is left on atoms that
-        are not counted.
+        Bounds on the whole norm, (signals,), for any eigenvalues within their errors. Without a ridge it has no upper
+        bound where energy is left on eigenvalues that may be zero.
     uncounted
         Share of each signal's energy that is not on the atoms counted, (signals,).
     atoms
-        Number of atoms counted.
+        Number of atoms counted: those whose eigenvalue, with the ridge, is known to 1 %.
     """
 
     counted: Tensor
@@ -148,7 +148,7 @@ def squared_norm(spectrum: Spectrum, rows: Tensor, ridge: float, cut: float) -> 
     values = spectrum.eigenvalues
     least = (values - spectrum.lower_error).clamp_min(0) + ridge
     most = (values + spectrum.upper_error).clamp_min(0) + ridge
-    n = int(((least > 0) & (values >= cut * values[0])).sum())
+    n = int(((most - least <= OPEN * least) & (values >= cut * values[0])).sum())
     energies, squares = shares * lengths.square(), lengths.square()
     counted = (energies[:, :n] / (values[:n].clamp_min(0) + ridge)).sum(1)
     lower, upper = (energies / most).sum(1), _over(energies, least).sum(1)
