@@ -16,7 +16,7 @@ OPEN = 0.01
 NORMALISATIONS = ("energy", "printed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Energy:
     """How much of the energy of signals lies on atoms of large eigenvalues: E(lambda) of P4, equation 11.
 
@@ -69,7 +69,7 @@ class Energy:
         return (low + high) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelNorm:
     """Squared norm ``|g|^2`` of signals in the kernel's space, P4, equation 10: the larger, the harder to learn.
 
