@@ -229,8 +229,8 @@ class Dictionary:
         """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs (P4, equation 10), with bounds.
 
         With means over points and Mercer eigenvalues, as the equation has it, and with sums and the matrix's
-        eigenvalues it is the same number, ``g^T K^-1 g``. A kernel that sums over M outputs (``output="trace"``) is
-        some M times that of one output.
+        eigenvalues it is the same number, ``g^T K^-1 g``. It is of the kernel as given: one that sums over M outputs
+        (``output="trace"``) is some M times that of one output, and its norms are some M times smaller.
 
         Parameters
         ----------

@@ -88,6 +88,11 @@ def test_the_largest_atoms_by_other_methods_are_those_of_the_dense_kernel():
         torch.testing.assert_close(other.images(k), whole.images(k), rtol=0, atol=1e-6)
         torch.testing.assert_close(other.coefficients(signal)[:k], whole.coefficients(signal)[:k], rtol=0, atol=1e-5)
         assert other.cosine(whole, k) == pytest.approx(1, abs=1e-10)
+        levels, ridge = [0.3, 1e-2, 1e-4, 1e-8], 1e-3 * float(whole.eigenvalues[0])
+        open_to, truth = other.energy(signal, levels), whole.energy(signal, levels).mean
+        assert bool((open_to.lower - 1e-6 <= truth).all() & (truth <= open_to.upper + 1e-6).all())
+        norm, truth = other.kernel_norm(signal, ridge=ridge), whole.kernel_norm(signal, ridge=ridge).value
+        assert float(norm.lower) * (1 - 1e-6) <= float(truth) <= float(norm.upper) * (1 + 1e-6)
     vectors = K.spectrum(eigenvectors=True)
     before = vectors.eigenvectors.clone()
     inr.Dictionary.of(vectors)
