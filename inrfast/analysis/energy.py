@@ -28,6 +28,8 @@ class Energy:
         Bounds for each signal, (signals, *thresholds): what lies on the atoms whose eigenvalues surely, or possibly,
         reach the threshold. They differ where an eigenvalue lies within its error of the threshold, and below the
         eigenvalues listed by all the energy that the atoms listed leave.
+    whole
+        All of each signal's energy, (signals,): 1, or ``1 / |g|^2`` where it is normalised as printed.
     floor
         Level below which eigenvalues cannot be told from zero (:attr:`inrfast.Spectrum.floor`).
     smallest
@@ -37,6 +39,7 @@ class Energy:
     thresholds: Tensor
     lower: Tensor
     upper: Tensor
+    whole: Tensor
     floor: float
     smallest: float
 
@@ -47,7 +50,7 @@ class Energy:
 
     @property
     def mean(self) -> Tensor:
-        """E(lambda): the mean over the signals, of the shape of the thresholds, correct to 1 % of its largest value.
+        """E(lambda): the mean over the signals, of the shape of the thresholds, correct to 0.01 of the whole.
 
         Raises
         ------
@@ -55,7 +58,7 @@ class Energy:
             The eigenvalues leave it open; :attr:`interval` says how far.
         """
         low, high = self.interval
-        far = high - low > OPEN * high.amax()
+        far = high - low > OPEN * self.whole.mean()
         if bool(far.any()):
             at = float(self.thresholds[far].amax())
             index = int((self.thresholds.flatten() == at).nonzero()[0])
@@ -131,11 +134,10 @@ def concentration(spectrum: Spectrum, rows: Tensor, levels: Tensor, normalisatio
     if listed < spectrum.size:
         smallest = float(values[-1] / values[0])
         upper += _unlisted(shares) * (min(spectrum.beyond, float(most[-1])) / float(least[0]) >= column)
-    lower, upper = lower.clamp_max(1), upper.clamp_max(1)
-    if normalisation == "printed":
-        lower, upper = lower / lengths.square(), upper / lengths.square()
+    whole = 1 / lengths.square() if normalisation == "printed" else torch.ones_like(lengths)
     sizes = (len(rows), *levels.shape)
-    return Energy(levels, lower.reshape(sizes), upper.reshape(sizes), spectrum.floor, smallest)
+    lower, upper = ((part.clamp_max(1) * whole).reshape(sizes) for part in (lower, torch.maximum(lower, upper)))
+    return Energy(levels, lower, upper, whole[:, 0], spectrum.floor, smallest)
 
 
 def squared_norm(spectrum: Spectrum, rows: Tensor, ridge: float, cut: float) -> KernelNorm:

@@ -4,9 +4,12 @@ import copy
 import itertools
 import math
 
+import extended_precision
+import mpmath
 import numpy as np
 import pytest
 import torch
+from extended_precision import needs_long_double
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_spectra import matrix_with
@@ -136,6 +139,27 @@ def test_energy_is_the_mean_of_the_shares_and_its_interval_holds_it(seed, count,
     few = known(values, seed, k)[0].energy(signals, levels, demean=demean)
     assert bool((few.lower <= found.upper + 1e-9).all())
     assert bool((found.lower <= few.upper + 1e-9).all())
+
+
+@needs_long_double
+def test_energies_hold_down_to_1e_11_of_the_largest_eigenvalue():
+    """Against eigenvectors of the kernel in more digits than fp64 has."""
+    net = inr.INR(1, 1, width=16, hidden_layers=2, activation="sine", omega=5.0, init="siren", seed=3)
+    coords, signals = inr.grid(22, "exclusive", (0, 1)), random(4, 22)
+    matrix = extended_precision.kernel(net, coords)
+    with mpmath.workdps(30):
+        halves = [[mpmath.mpf(float(x)) + mpmath.mpf(float(x - float(x))) for x in row] for row in matrix]
+        values, vectors = mpmath.eigsy(mpmath.matrix(halves))
+        values = np.array([float(value) for value in values])
+        vectors = np.array(vectors.tolist(), dtype=float)
+    assert values[0] < 1e-12 * values[-1]
+    g = (signals - signals.mean(1, keepdim=True)).numpy()
+    shares = (g @ vectors) ** 2 / (g**2).sum(1, keepdims=True)
+    levels = 10.0 ** -np.arange(0.5, 12)
+    truth = np.stack([shares[:, values >= level * values[-1]].sum(1) for level in levels], 1)
+    found = inr.dictionary(net, coords).energy(signals, levels)
+    np.testing.assert_allclose(found.mean, truth.mean(0), atol=1e-3)
+    assert found.floor < 1e-12
 
 
 def test_energy_that_the_eigenpairs_leave_open_is_refused_and_bounded():
