@@ -255,6 +255,16 @@ def test_what_a_kernel_norm_does_not_count_is_told():
     assert float(D.kernel_norm(g, ridge=1e-3).value) == pytest.approx(1 / 1.001 + 4 / 0.011 + 4 / 1e-3, rel=1e-6)
 
 
+def test_norms_and_energies_of_a_singular_kernel_without_error():
+    """Exact zeros: nothing divided by nothing is no answer, and what lies on them has no norm."""
+    values, vectors = torch.tensor([2.0, 1.0, 0.0, 0.0], dtype=F64), torch.eye(4, dtype=F64)
+    exact = inr.Spectrum(values, vectors, 0.0, 0.0, 4, 3.0, 4, 1e-6, "dense")
+    D, inside, outside = inr.Dictionary.of(exact), torch.tensor([4.0, 3, 0, 0]), torch.tensor([4.0, 3, 2, 1])
+    assert D.kernel_norm(torch.stack([inside, outside])).lower.tolist() == pytest.approx([17, math.inf])
+    assert float(D.kernel_norm(inside).value) == pytest.approx(17)
+    assert D.energy(outside, [1.0, 0.5, 1e-9], demean=False).mean.tolist() == pytest.approx([16 / 30, 25 / 30, 25 / 30])
+
+
 @pytest.mark.parametrize("output", ["full", "trace"])
 def test_gradient_descent_learns_along_atoms_at_the_speed_of_their_eigenvalues(output):
     """Of a network that is linear in what is trained, its head: with one output, or with three at once."""
