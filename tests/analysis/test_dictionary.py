@@ -197,6 +197,9 @@ def test_colours_are_demeaned_one_by_one():
     D, g = small("full"), random(4, 5, 3)
     base = D.energy(g, [1e-1, 1e-2]).mean
     torch.testing.assert_close(D.energy(g + torch.tensor([1.0, -2.0, 5.0]), [1e-1, 1e-2]).mean, base)
+    for level in torch.logspace(-3, 3, 20, dtype=F64):  # what rounding leaves of a constant is no signal
+        with pytest.raises(ValueError, match="constant"):
+            D.energy(level.expand(4, 5, 3))
 
 
 def test_signals_in_every_shape_are_the_same_signals():
@@ -238,6 +241,20 @@ def test_the_kernel_norm_is_that_of_a_dense_solve(seed, ridge, k):
         assert bool(few.upper.isinf().all())
         with pytest.raises(ResolutionError, match=f"of its energy is not on the {k} atoms"):
             _ = few.value
+
+
+@given(seed=st.integers(0, 10**6), size=st.floats(1e-4, 1e-1), ridge=st.sampled_from([0.0, 1e-2]))
+def test_bounds_of_a_kernel_norm_hold_whatever_the_matrix_is_off_by(seed, size, ridge):
+    values = np.sort(10.0 ** np.random.default_rng(seed).uniform(-3, 0, 12))[::-1].copy()
+    matrix = matrix_with(torch.from_numpy(values), seed)
+    turned = matrix_with(torch.sign(random(12, seed=seed)), seed + 1)
+    off = size * float(values[-1]) * (torch.eye(12, dtype=F64) if seed % 2 else turned)
+    error = 1.0001 * float(torch.linalg.matrix_norm(off, 2))
+    found = inr.Dictionary.of(dense_spectrum(matrix + off, error, 1e-6, 12, eigenvectors=True))
+    g = random(3, 12, seed=seed)
+    truth = (g * torch.linalg.solve(matrix + ridge * torch.eye(12, dtype=F64), g.t()).t()).sum(1)
+    norm = found.kernel_norm(g, ridge=ridge)
+    assert bool((norm.lower * (1 - 1e-9) <= truth).all() & (truth <= norm.upper * (1 + 1e-9)).all())
 
 
 def test_what_a_kernel_norm_does_not_count_is_told():
