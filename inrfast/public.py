@@ -5,6 +5,8 @@ from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
+from inrfast.choosing.choice import Candidate, Choice
+from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.linalg.factorization import Factorization
@@ -21,6 +23,8 @@ from inrfast.training.result import FitResult
 __all__ = [
     "INR",
     "NTK",
+    "Candidate",
+    "Choice",
     "DiagnosisReport",
     "Factorization",
     "FitResult",
@@ -33,6 +37,7 @@ __all__ = [
     "Spectrum",
     "SphereNorm",
     "calibrate_batchnorm_",
+    "choose",
     "derivatives",
     "diagnose",
     "distributed",
