@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from inrfast.activations import bind, shown
 from inrfast.encodings import described, from_config
 from inrfast.nn import DEFAULT_OMEGA, INR
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SCHEMA = "inrfast.choice/1"
 
@@ -54,12 +58,12 @@ class Candidate:
     seconds: float = 0.0
     fitted: float | None = None
 
-    def network(self, seed: int = 0, device: torch.device | str | None = None) -> INR:
+    def network(self, seed: int = 0, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> INR:
         """Return the network itself, untrained."""
         given = dict(self.arguments)
         if given.get("encoding") is not None:
             given["encoding"] = from_config(given["encoding"])
-        return INR(**given, seed=seed, device=device)
+        return INR(**given, seed=seed, device=device, dtype=dtype)
 
     @property
     def line(self) -> str:
@@ -118,9 +122,9 @@ class Choice:
         """The learning rate to fit the best network with."""
         return self.best.lr
 
-    def network(self, seed: int = 0, device: torch.device | str | None = None) -> INR:
+    def network(self, seed: int = 0, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> INR:
         """Return the best network, untrained."""
-        return self.best.network(seed, device)
+        return self.best.network(seed, device, dtype)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
@@ -133,6 +137,22 @@ class Choice:
             "stopped": self.stopped,
             "refused": [list(pair) for pair in self.refused],
         }
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a figure of the predictions: over omega, sigma or octaves for each family, others as points.
+
+        Bars are standard errors, diamonds what short fits reached, the star is the best. With ``path`` the figure is
+        also written there (.png, .pdf, .svg), whole or not at all; errors as :func:`inrfast.plots.save`.
+        """
+        from inrfast.choosing.figure import draw
+
+        return draw(self, path)
+
+    def __str__(self) -> str:
+        """Return what was sampled, the table of all candidates, and the line that makes the best."""
+        from inrfast.choosing.text import told
+
+        return told(self)
 
 
 def arguments_of(net: INR) -> dict[str, Any]:

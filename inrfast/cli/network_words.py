@@ -97,7 +97,7 @@ def words_of(net: INR) -> list[str] | None:
     """Return the options of ``inrfast fit`` that make this network, or None where they cannot say all that it is."""
     first, *hidden = net.bound_activations
     inits = _inits(net.init)
-    encoding = None if net.encoding is None else encoding_spelling.written(net.encoding)  # type: ignore[arg-type]
+    encoding = None if net.encoding is None else encoding_spelling.written(net.encoding)
     norms = [norm or "none" for norm in net.norm_names]
     biased = all(layer.bias is not None for layer in net.layers)
     if inits is None or not biased or len(set(hidden)) > 1 or len(set(norms[1:])) > 1:
@@ -126,8 +126,9 @@ def _inits(rule: Any) -> tuple[str, str] | None:
     both = [rule, rule]
     if isinstance(rule, Mapping) and "name" not in rule:
         both = [rule.get("first", "default"), rule.get("hidden", "default")]
-    names = [own.get("name") if isinstance(own, Mapping) and set(own) == {"name"} else own for own in both]
-    return (names[0], names[1]) if all(isinstance(name, str) for name in names) else None
+    names = [own["name"] if isinstance(own, Mapping) and set(own) == {"name"} else own for own in both]
+    known = [name for name in names if isinstance(name, str)]
+    return (known[0], known[1]) if len(known) == 2 else None
 
 
 def quoted(words: Sequence[str | Path]) -> str:

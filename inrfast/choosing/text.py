@@ -1,0 +1,76 @@
+"""A choice in words: what was sampled, the table of candidates, and the line that makes the best."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inrfast.choosing.choice import Candidate, Choice
+
+COLUMNS = 100
+"""Width of the sentences."""
+
+
+def told(choice: Choice) -> str:
+    """Return what :meth:`Choice.__str__` describes."""
+    sentences = [sampled(choice.sample), *_left_out(choice), *_confidence(choice)]
+    lines = [textwrap.fill(sentence, COLUMNS) for sentence in sentences]
+    lines[1:1] = ["", *table(choice), ""]
+    return "\n".join([*lines, "", *(["import inrfast as inr", f"net = {choice.line}  # lr={choice.lr:g}"])])
+
+
+def sampled(sample: Mapping[str, Any]) -> str:
+    """Return which points of the signal were looked at."""
+    values = "" if sample["channels"] == 1 else f" of {sample['channels']} values"
+    of = f"all {sample['signal']:,}" if sample["points"] == sample["signal"] else f"{sample['points']:,} of them"
+    where = ""
+    if sample["patches"]:
+        patch = sample["patch"]
+        each = "x".join(map(str, patch)) if isinstance(patch, Sequence) else f"{patch} neighbours"
+        where = f" ({sample['patches']} patches of {each} and {sample['random']:,} points at random)"
+    return (
+        f"The signal has {sample['signal']:,} samples{values}. Looked at {of}{where}: from {sample['train']:,} each "
+        f"network's kernel predicts the other {sample['held_out']:,}."
+    )
+
+
+def table(choice: Choice) -> list[str]:
+    """Return the candidates as lines, the best first: PSNRs between the samples in dB, with their standard errors."""
+    fitted = any(candidate.fitted is not None for candidate in choice.candidates)
+    head = ("", "network", "predicted PSNR", *(["fitted"] if fitted else []), "learning rate")
+    rows = [head]
+    for place, candidate in enumerate(choice.candidates, 1):
+        short = ["-" if candidate.fitted is None else f"{candidate.fitted:.2f} dB"] if fitted else []
+        rows.append((f"{place}", candidate.name, predicted(candidate), *short, f"{candidate.lr:.2g}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [_aligned(row, widths) for row in rows]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a row as a line: the name to the left, numbers to the right."""
+    cells = [
+        cell.ljust(width) if column == 1 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def predicted(candidate: Candidate) -> str:
+    """Return a candidate's prediction with its standard error."""
+    return f"{candidate.psnr:.2f} ± {candidate.error:.2f} dB"
+
+
+def _confidence(choice: Choice) -> list[str]:
+    """Return how much the prediction says between the best and the others."""
+    best = choice.best
+    near = [own for own in choice.candidates[1:] if own.psnr >= best.psnr - best.error]
+    return [f"{len(near)} of the others are predicted within one standard error of the first."] if near else []
+
+
+def _left_out(choice: Choice) -> list[str]:
+    """Return which candidates are missing, and why."""
+    reasons = {"interrupted": "It was interrupted", "time": "Its time was over"}
+    found = [f"{reasons[choice.stopped]}: candidates are missing."] if choice.stopped in reasons else []
+    return found + [f"Not predicted: {name}: {reason}" for name, reason in choice.refused]
