@@ -31,7 +31,7 @@ OPTIONS = (
 """Options of a network that a candidate may name itself, as in ``first-activation=sine:60``."""
 
 
-def candidate(text: str, sizes: argparse.Namespace) -> dict[str, Any]:
+def candidate(text: str, axes: int, sizes: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`inrfast.INR` that a candidate's words describe, as ``inrfast fit`` would.
 
     A word is an activation, an encoding, an initialisation or a norm, as the options of ``fit`` write it, or an option
@@ -41,6 +41,8 @@ def candidate(text: str, sizes: argparse.Namespace) -> dict[str, Any]:
     ----------
     text
         The words.
+    axes
+        Coordinates of a point of the signal.
     sizes
         Has ``width`` and ``hidden_layers``, which all candidates share.
 
@@ -61,7 +63,9 @@ def candidate(text: str, sizes: argparse.Namespace) -> dict[str, Any]:
             raise UsageError("takes words such as 'sine:30 siren' or 'fourier:256:10'")
         described = parser.parse_args([f"--{option}={value}" for option, value in given.items()])
         described.width, described.hidden_layers = sizes.width, sizes.hidden_layers
-        return network_arguments(described)
+        found = network_arguments(described)
+        INR(axes, 1, **found)
+        return found
     except ValueError as error:
         reason = str(error).removeprefix("argument --").removesuffix(f" (see {parser.prog} --help)")
         raise UsageError(f"--candidate {text!r}: {reason}") from None

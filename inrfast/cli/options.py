@@ -83,12 +83,13 @@ def add_command(
     return added
 
 
-def common_options() -> Parser:
+def common_options(device_option: bool = True) -> Parser:
     """Return the options of every subcommand that computes something."""
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
     common.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    common.add_argument("--device", type=device, default=torch.device("cpu"), help="cpu, cuda, ... (default: cpu)")
+    if device_option:
+        common.add_argument("--device", type=device, default=torch.device("cpu"), help="cpu, cuda, ... (default: cpu)")
     return common
 
 
