@@ -15,10 +15,13 @@ COLUMNS = 100
 
 def told(choice: Choice) -> str:
     """Return what :meth:`Choice.__str__` describes."""
-    sentences = [sampled(choice.sample), *_left_out(choice), *_confidence(choice)]
-    lines = [textwrap.fill(sentence, COLUMNS) for sentence in sentences]
-    lines[1:1] = ["", *table(choice), ""]
-    return "\n".join([*lines, "", *(["import inrfast as inr", f"net = {choice.line}  # lr={choice.lr:g}"])])
+    about = sampled(choice.sample)
+    if choice.data_range != 1:
+        about += f" PSNRs are those of a range of {choice.data_range:.4g}."
+    remarks = [textwrap.fill(remark, COLUMNS) for remark in (*_left_out(choice), *_confidence(choice))]
+    ready = ["import inrfast as inr", f"net = {choice.line}  # lr={choice.lr:g}"]
+    parts = [[textwrap.fill(about, COLUMNS)], table(choice), remarks, ready]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def sampled(sample: Mapping[str, Any]) -> str:
@@ -66,7 +69,8 @@ def _confidence(choice: Choice) -> list[str]:
     """Return how much the prediction says between the best and the others."""
     best = choice.best
     near = [own for own in choice.candidates[1:] if own.psnr >= best.psnr - best.error]
-    return [f"{len(near)} of the others are predicted within one standard error of the first."] if near else []
+    are = "is" if len(near) == 1 else "are"
+    return [f"{len(near)} of the others {are} predicted within one standard error of the first."] if near else []
 
 
 def _left_out(choice: Choice) -> list[str]:

@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
         text += f"\n\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}"
     print_result(arguments, found, text)
     if choice.stopped == "interrupted":
-        return complain("interrupted; the table has the networks that were predicted before", INTERRUPTED)
+        return complain("interrupted; kept what was predicted so far", INTERRUPTED)
     return 0
 
 
