@@ -34,7 +34,9 @@ def test_the_text_has_the_sample_every_candidate_and_a_line_that_makes_the_best(
     ] * 3
     assert "30.00 ± 1.50 dB" in rows[0]
     assert "fitted" not in str(choice())
-    assert "1 of the others are predicted within one standard error" in " ".join(lines)
+    assert "a range of" not in str(choice())
+    assert "a range of 0.25" in str(choice(data_range=0.25))
+    assert "1 of the others is predicted within one standard error" in " ".join(lines)
     scope: dict = {}
     exec("\n".join(lines[-2:]), scope)
     assert lines[-1].endswith("lr=0.00025")
