@@ -99,8 +99,6 @@ def run(arguments: argparse.Namespace) -> int:
         "schema": "inrfast.choose/1",
         "signal": str(arguments.signal),
         "kind": name,
-        "line": choice.line,
-        "lr": choice.lr,
         "command": command,
         "choice": told(choice),
         "out": None if arguments.out is None else str(arguments.out),
@@ -116,8 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def told(choice: Choice) -> dict[str, Any]:
-    """Return a choice for a report, as JSON holds it: without infinite numbers."""
-    found = choice.to_dict()
+    """Return a choice for a report, as JSON holds it (without infinite numbers), with what makes the best."""
+    found = {**choice.to_dict(), "line": choice.line, "lr": choice.lr}
     for own in found["candidates"]:
         own |= {key: finite(own[key]) for key in ("psnr", "error", "fitted") if own[key] is not None}
     return found

@@ -86,7 +86,7 @@ def test_json_is_alone_on_stdout_and_the_same_in_the_report(photo, tmp_path, cap
     psnrs = [own["psnr"] for own in found["choice"]["candidates"]]
     assert len(psnrs) == 3
     assert psnrs == sorted(psnrs, reverse=True)
-    assert found["line"] == found["choice"]["candidates"][0]["line"]
+    assert found["choice"]["line"] == found["choice"]["candidates"][0]["line"]
     assert (found["kind"], found["choice"]["sample"]["signal"]) == ("image", 192)
 
 
@@ -95,13 +95,13 @@ def test_the_printed_line_and_command_make_the_chosen_network(photo, tmp_path, c
     found = json.loads(capsys.readouterr().out)
     assert main(choose_photo(photo, "--seed", "5", "--grey")) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"or: {found['command']}"
-    net = eval(found["line"], {"inr": inr})
+    net = eval(found["choice"]["line"], {"inr": inr})
     program, *words = shlex.split(found["command"])
     assert program == "inrfast"
     assert main([*words, "--steps", "1", "--quiet", "--json", "--out", str(tmp_path / "fitted.png")]) == 0
     settings = json.loads(capsys.readouterr().out)["settings"]
     assert settings["net"] == {**net.config(), "seed": 5}
-    assert (settings["lr"], settings["points"]) == (found["lr"], 12 * 16)
+    assert (settings["lr"], settings["points"]) == (found["choice"]["lr"], 12 * 16)
 
 
 def test_every_kind_of_signal_is_chosen_for(tmp_path, capsys):
@@ -184,7 +184,8 @@ def test_fit_takes_the_chosen_network_and_its_learning_rate(photo, tmp_path, few
     found = json.loads(captured.out)
     (choice,) = few
     assert f"chose {choice.best.name}, learning rate" in captured.err
-    assert found["choice"] == json.loads(json.dumps(choice.to_dict()))
+    told = {**choice.to_dict(), "line": choice.line, "lr": choice.lr}
+    assert found["choice"] == json.loads(json.dumps(told))
     assert found["settings"]["lr"] == choice.lr
     assert found["settings"]["net"] == choice.network(3).config()
     assert (choice.network().width, choice.network().hidden_layers) == (8, 2)
