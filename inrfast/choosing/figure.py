@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import textwrap
@@ -53,23 +54,25 @@ class Place:
 
 def place_of(arguments: Mapping[str, Any]) -> Place | None:
     """Return where a candidate is drawn, or None where it varies no number of :data:`AXES`."""
-    name, encoding = name_of(arguments), arguments.get("encoding")
-    network, on, encoded = name.partition(" on ")
+    activation, encoding = arguments["activation"], arguments.get("encoding")
+    network, on, encoded = name_of(arguments).partition(" on ")
     if encoding is not None:
         number = OF_ENCODINGS.get(encoding["name"])
         if number is None or number not in encoding:
             return None
-        return Place(number, float(encoding[number]), network + on + _without(number, encoded))
-    activation = arguments["activation"]
+        return Place(number, float(encoding[number]), network + on + _without(encoded, number))
     if isinstance(activation, list) or isinstance(arguments.get("omega"), list):
         return None
     own = bind(activation, arguments.get("omega")).named
-    return Place("omega", own["omega"], _without("omega", network)) if "omega" in own else None
+    # Those with other numbers too vary them with omega: they are one family.
+    return Place("omega", own["omega"], _without(network, *own)) if "omega" in own else None
 
 
-def _without(number: str, name: str) -> str:
-    """Return a name without the entry of a number."""
-    return re.sub(rf"(, )?\b{number}=[^,()]*", "", name).replace("(, ", "(").replace("()", "")
+def _without(name: str, *numbers: str) -> str:
+    """Return a name without the entries of numbers."""
+    for number in numbers:
+        name = re.sub(rf"(, )?\b{number}=[^,()]*", "", name).replace("(, ", "(").replace("()", "")
+    return name
 
 
 def draw(choice: Choice, path: str | os.PathLike[str] | None) -> Figure:
@@ -139,7 +142,7 @@ def _points(
     style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.4, "capsize": 2.5}
     axes.errorbar(x, y, yerr=errors, linestyle=line, label=label, **style)
     for place, candidate in zip(x, members, strict=True):
-        if candidate.fitted is not None:
+        if candidate.fitted is not None and math.isfinite(candidate.fitted):
             axes.plot(place, candidate.fitted, "D", color=color, markerfacecolor="white", markersize=6, zorder=4)
         if candidate is best:
             axes.plot(place, candidate.psnr, linestyle="none", zorder=5, **STAR)
@@ -148,7 +151,7 @@ def _points(
 def _frame(figure: Figure, every: Sequence[Axes], choice: Choice) -> None:
     """Say what is drawn, and draw as far down as matters."""
     best = choice.best
-    fitted = [candidate.fitted for candidate in choice.candidates if candidate.fitted is not None]
+    fitted = [own.fitted for own in choice.candidates if own.fitted is not None and math.isfinite(own.fitted)]
     tops = [candidate.psnr + candidate.error for candidate in choice.candidates] + fitted
     lows = [candidate.psnr - candidate.error for candidate in choice.candidates] + fitted
     floor = max(min(lows), best.psnr - SPAN)
@@ -161,7 +164,7 @@ def _frame(figure: Figure, every: Sequence[Axes], choice: Choice) -> None:
     every[0].set_ylim(floor - room, max(tops) + room)
     every[0].set_ylabel("PSNR between the samples (dB)")
     said = f"Best: {best.name}, learning rate {best.lr:.2g}: {best.psnr:.1f} dB predicted"
-    said += f", {best.fitted:.1f} dB after a short fit" if best.fitted is not None else ""
+    said += f", {best.fitted:.1f} dB after a short fit" if best.fitted in fitted else ""
     figure.suptitle(textwrap.fill(said, round(TITLE * figure.get_figwidth())), fontsize=11)
     marks = "dots: predicted, with one standard error; star: the best"
     figure.supxlabel(marks + ("; diamonds: after a short fit" if fitted else ""), fontsize=8, color="0.35")

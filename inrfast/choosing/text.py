@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,16 +28,12 @@ def told(choice: Choice) -> str:
 def sampled(sample: Mapping[str, Any]) -> str:
     """Return which points of the signal were looked at."""
     values = "" if sample["channels"] == 1 else f" of {sample['channels']} values"
-    of = f"all {sample['signal']:,}" if sample["points"] == sample["signal"] else f"{sample['points']:,} of them"
-    where = ""
+    predict = f"{sample['train']:,} of them predict {sample['held_out']:,} others"
     if sample["patches"]:
-        patch = sample["patch"]
-        each = "x".join(map(str, patch)) if isinstance(patch, Sequence) else f"{patch} neighbours"
-        where = f" ({sample['patches']} patches of {each} and {sample['random']:,} points at random)"
-    return (
-        f"The signal has {sample['signal']:,} samples{values}. Looked at {of}{where}: from {sample['train']:,} each "
-        f"network's kernel predicts the other {sample['held_out']:,}."
-    )
+        cells = " and ".join(f"{count:,}" for count in sample.get("cells", ()))
+        means = f", and means over {cells} cells" if cells else ""
+        predict = f"In {sample['patches']} patches of {'x'.join(map(str, sample['patch']))} samples {predict}{means}"
+    return f"The signal has {sample['signal']:,} samples{values}. {predict}."
 
 
 def table(choice: Choice) -> list[str]:
@@ -45,7 +42,7 @@ def table(choice: Choice) -> list[str]:
     head = ("", "network", "predicted PSNR", *(["fitted"] if fitted else []), "learning rate")
     rows = [head]
     for place, candidate in enumerate(choice.candidates, 1):
-        short = ["-" if candidate.fitted is None else f"{candidate.fitted:.2f} dB"] if fitted else []
+        short = [_fitted(candidate)] if fitted else []
         rows.append((f"{place}", candidate.name, predicted(candidate), *short, f"{candidate.lr:.2g}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [_aligned(row, widths) for row in rows]
@@ -63,6 +60,13 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 def predicted(candidate: Candidate) -> str:
     """Return a candidate's prediction with its standard error."""
     return f"{candidate.psnr:.2f} ± {candidate.error:.2f} dB"
+
+
+def _fitted(candidate: Candidate) -> str:
+    """Return what a short fit reached."""
+    if candidate.fitted is None:
+        return "-"
+    return f"{candidate.fitted:.2f} dB" if math.isfinite(candidate.fitted) else "diverged"
 
 
 def _confidence(choice: Choice) -> list[str]:

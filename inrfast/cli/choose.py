@@ -53,7 +53,7 @@ def add(commands: Any) -> None:
         action="append",
         metavar="WORDS",
         help="a network to consider in place of the search; may be given again. Words as the options of inrfast fit "
-        'write them: an activation, an encoding, an initialisation, a norm, such as "sine:30 siren"; or an option and '
+        'write them: an activation, an encoding, an initialisation, such as "sine:30 siren"; or an option and '
         'its value, such as "sine:30 siren first-activation=sine:60"',
     )
     group = parser.add_argument_group("effort")

@@ -14,8 +14,7 @@ from inrfast.cli.shell import UsageError
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import nearest
 from inrfast.init import INITIALISERS
-from inrfast.nn import INR, NORM_POSITIONS
-from inrfast.norms import NORMS
+from inrfast.nn import INR
 
 OPTIONS = (
     "activation",
@@ -23,18 +22,16 @@ OPTIONS = (
     "omega",
     "init",
     "hidden-init",
-    "norm",
-    "first-norm",
-    "norm-position",
     "encoding",
 )
-"""Options of a network that a candidate may name itself, as in ``first-activation=sine:60``."""
+"""Options of a network that a candidate may name itself, as in ``first-activation=sine:60``. There are no norms: a
+kernel is that of a network whose outputs do not hang on the other points of a batch."""
 
 
 def candidate(text: str, axes: int, sizes: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of :class:`inrfast.INR` that a candidate's words describe, as ``inrfast fit`` would.
 
-    A word is an activation, an encoding, an initialisation or a norm, as the options of ``fit`` write it, or an option
+    A word is an activation, an encoding or an initialisation, as the options of ``fit`` write it, or an option
     and its value: ``"sine:30 siren"``, ``"fourier:256:10"``, ``"relu rank_expanding hidden-init=kaiming"``.
 
     Parameters
@@ -83,7 +80,6 @@ def _meant(word: str) -> tuple[str, str]:
         "activation": tuple(ACTIVATIONS),
         "encoding": encoding_spelling.names(),
         "init": tuple(INITIALISERS),
-        "norm": tuple(NORMS),
     }
     kinds = [option for option, names in known.items() if name in names]
     if len(kinds) == 1:
@@ -92,7 +88,7 @@ def _meant(word: str) -> tuple[str, str]:
         raise UsageError(f"{word!r} may be {' or '.join(f'{kind}={word}' for kind in kinds)}; write which")
     every = [name for names in known.values() for name in names]
     raise UsageError(
-        f"{word!r} is no activation, encoding, initialisation or norm, nor an option of a network and its value such "
+        f"{word!r} is no activation, encoding or initialisation, nor an option of a network and its value such "
         f"as init=siren.{nearest(name, every)}"
     )
 
@@ -102,9 +98,8 @@ def words_of(net: INR) -> list[str] | None:
     first, *hidden = net.bound_activations
     inits = _inits(net.init)
     encoding = None if net.encoding is None else encoding_spelling.written(net.encoding)
-    norms = [norm or "none" for norm in net.norm_names]
     biased = all(layer.bias is not None for layer in net.layers)
-    if inits is None or not biased or len(set(hidden)) > 1 or len(set(norms[1:])) > 1:
+    if inits is None or not biased or len(set(hidden)) > 1 or any(net.norm_names):
         return None
     if net.encoding is not None and encoding is None:
         return None
@@ -114,10 +109,6 @@ def words_of(net: INR) -> list[str] | None:
     words += ["--encoding", encoding] if encoding is not None else []
     words += ["--init", inits[0]] if inits[0] != "default" or inits[1] != "default" else []
     words += ["--hidden-init", inits[1]] if inits[1] != inits[0] else []
-    words += ["--norm", norms[-1]] if norms[-1] != "none" else []
-    words += ["--first-norm", norms[0]] if norms[0] != norms[-1] else []
-    if set(norms) != {"none"} and net.norm_position != NORM_POSITIONS[0]:
-        words += ["--norm-position", net.norm_position]
     return words
 
 

@@ -21,8 +21,8 @@ def choice(networks, fitted=()):
         arguments = arguments_of(inr.INR(2, 1, width=4, hidden_layers=2, **own))
         reached = 19.0 - index if index in fitted else None
         found.append(Candidate(name_of(arguments), arguments, 20.0 - index, 0.5, 1e-3, 100.0, fitted=reached))
-    sample = {"signal": 900, "points": 400, "train": 200, "held_out": 200, "patches": 3, "patch": (8, 8)}
-    return Choice(tuple(found), 1.0, {**sample, "random": 208, "channels": 3}, 1.0)
+    sample = {"signal": 900, "points": 400, "train": 200, "held_out": 200, "patches": 3, "patch": [8, 8]}
+    return Choice(tuple(found), 1.0, {**sample, "cells": [16], "channels": 3}, 1.0)
 
 
 def curves(axes):
@@ -50,8 +50,8 @@ def test_families_are_curves_over_their_number_and_others_are_points():
     ("arguments", "place"),
     [
         ({"activation": "sine", "omega": 7.0}, ("omega", 7.0, "sine")),
-        ({"activation": "wire"}, ("omega", 20.0, "wire(sigma=10)")),
-        ({"activation": {"name": "wire", "omega": 3, "sigma": 2}}, ("omega", 3.0, "wire(sigma=2)")),
+        ({"activation": "wire"}, ("omega", 20.0, "wire")),
+        ({"activation": {"name": "wire", "omega": 3, "sigma": 2}}, ("omega", 3.0, "wire")),
         (
             {"activation": "sine", "encoding": inr.RandomFourier(8, 2.0)},
             ("sigma", 2.0, "sine(omega=30) on RandomFourier(n=8)"),

@@ -1,13 +1,22 @@
 """A choice in words says what was looked at, has every candidate, and ends with a line that makes the best."""
 
 import dataclasses
+import math
 
 import torch
 
 import inrfast as inr
 from inrfast.choosing.choice import Candidate, Choice, arguments_of, name_of
 
-SAMPLE = {"signal": 9000, "points": 400, "train": 200, "held_out": 200, "patches": 3, "patch": (8, 8), "random": 208}
+SAMPLE = {
+    "signal": 9000,
+    "points": 400,
+    "train": 200,
+    "held_out": 200,
+    "patches": 3,
+    "patch": [8, 8],
+    "cells": [90, 16],
+}
 NETWORKS = [{"activation": "sine", "omega": 12.0, "init": "siren"}, {"encoding": inr.RandomFourier(4, 2.0)}, {}]
 
 
@@ -23,9 +32,9 @@ def test_the_text_has_the_sample_every_candidate_and_a_line_that_makes_the_best(
     lines = str(choice()).splitlines()
     for words in (
         "9,000 samples of 3 values",
-        "400 of them",
-        "3 patches of 8x8 and 208 points at random",
-        "from 200 each",
+        "200 of them predict 200 others",
+        "3 patches of 8x8 samples",
+        "means over 90 and 16 cells",
     ):
         assert words in " ".join(lines)
     rows = [line for line in lines if " dB " in line]
@@ -53,6 +62,8 @@ def test_what_was_fitted_and_what_is_missing_is_said():
     assert "tanh: it is too wide" in text
     assert "interrupted" in str(choice(stopped="interrupted"))
     assert "time was over" in str(choice(stopped="time"))
-    whole = str(choice(sample={**SAMPLE, "channels": 1, "points": 9000, "patches": 0, "random": 9000, "patch": None}))
-    assert "all 9,000" in whole
-    assert "random" not in whole
+    whole = str(choice(sample={**SAMPLE, "channels": 1, "points": 9000, "patches": 0, "patch": None, "cells": []}))
+    assert "9,000 samples. 200 of them predict 200 others." in whole
+    diverged = str(choice(candidates=(dataclasses.replace(first, fitted=-math.inf), *rest)))
+    assert "diverged" in diverged
+    assert "inf" not in diverged.replace("inrfast", "")

@@ -14,7 +14,6 @@ from inrfast.cli.network_words import candidate, quoted, words_of
 from inrfast.cli.options import Parser, network_arguments, network_options
 from inrfast.encodings import spelling
 from inrfast.init import INITIALISERS
-from inrfast.norms import NORMS
 
 SIZES = SimpleNamespace(width=8, hidden_layers=2)
 
@@ -68,8 +67,6 @@ def test_the_words_of_a_network_make_the_same_network(data):
         "activation": [first] + [hidden] * (depth - 1),
         "omega": data.draw(st.sampled_from([None, 1.5])),
         "encoding": encoding,
-        "norm": data.draw(st.sampled_from([None, *NORMS])),
-        "norm_position": data.draw(st.sampled_from(["pre", "post"])),
         "init": {
             "first": data.draw(st.sampled_from(inits)),
             "hidden": data.draw(st.sampled_from(sorted(INITIALISERS)[:2])),
@@ -80,8 +77,6 @@ def test_the_words_of_a_network_make_the_same_network(data):
     assert again.bound_activations == net.bound_activations
     for name, tensor in net.state_dict().items():
         assert again.state_dict()[name].equal(tensor)
-    if net.norm_names[0] is not None:
-        assert (again.norm_names, again.norm_position) == (net.norm_names, net.norm_position)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +84,7 @@ def test_the_words_of_a_network_make_the_same_network(data):
     [
         {"bias": False},
         {"activation": ["relu", "sine", "tanh"]},
-        {"norm": [None, "batch", "layer"]},
+        {"norm": "layer"},
         {"encoding": inr.RandomFourier(frequencies=[[1.0, 2.0]])},
         {"init": {"name": "rank_expanding", "bounds": (0, 1)}},
     ],
@@ -104,7 +99,7 @@ def test_a_network_that_no_options_describe_has_no_words(arguments):
         ("sine:30 siren", "--activation sine:30 --init siren"),
         ("siren sine omega=30", "--activation sine --omega 30 --init siren"),
         ("fourier:8:1+identity wire:omega=5", "--encoding fourier:8:1+identity --activation wire:5"),
-        ("rank_expanding hidden-init=kaiming batch", "--init rank_expanding --hidden-init kaiming --norm batch"),
+        ("rank_expanding hidden-init=kaiming", "--init rank_expanding --hidden-init kaiming"),
         ("encoding=identity activation=identity", "--encoding identity --activation identity"),
     ],
 )
@@ -119,6 +114,7 @@ def test_a_candidate_is_the_network_of_the_same_options(text, words):
     [
         ("", ["such as"]),
         ("sinee:30", ["sinee:30", "Did you mean 'sine'?"]),
+        ("sine batch", ["'batch'"]),
         ("sine relu", ["activation is given twice"]),
         ("identity", ["activation=identity or encoding=identity"]),
         ("fourier:8:1 rank_expanding", ["behind an encoding"]),
