@@ -41,8 +41,7 @@ class Candidate:
     lr
         Learning rate to fit it with.
     steps
-        At how many steps of gradient descent, of rate ``1 / lambda_1``, the prediction is best; beyond them it fits
-        what does not continue between the samples.
+        Steps of the predicted fit at which it is best; beyond them it fits what does not continue between the samples.
     seconds
         That the prediction took.
     fitted
@@ -54,7 +53,7 @@ class Candidate:
     psnr: float
     error: float
     lr: float
-    steps: float
+    steps: int
     seconds: float = 0.0
     fitted: float | None = None
 
@@ -89,9 +88,9 @@ class Choice:
     data_range
         Of the PSNRs.
     sample
-        How the signal was sampled: ``"signal"`` (points it has), ``"points"``, ``"train"``, ``"held_out"`` (points in
-        all, and in either half), ``"patches"`` (number), ``"patch"`` (their shape, or the number of points; None
-        without), ``"random"`` (points at random), ``"channels"``.
+        How the signal was sampled: ``"signal"`` (samples that it has), ``"points"`` (of kernels, in all), ``"train"``
+        and ``"held_out"`` (in its patches), ``"patches"`` (their number; 0: the signal is taken whole), ``"patch"``
+        (their shape, or number of points, or None), ``"cells"`` (points of each coarser scale), ``"channels"``.
     seconds
         Of the whole call.
     stopped

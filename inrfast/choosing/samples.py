@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_tensor
+from inrfast.errors import check_float, check_tensor
 from inrfast.grids import grid
 from inrfast.metrics import data_range_of
 from inrfast.signals.kinds import Signal, kind_of, load_signal
@@ -113,8 +113,6 @@ def _is_grid(coords: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _range(values: Tensor, known: Tensor | None, given: float | None) -> float:
-    from inrfast.errors import check_float
-
     if given is not None:
         return check_float("data_range", given, minimum=0.0, exclusive=True)
     return data_range_of(values if known is None else values[known])
