@@ -138,7 +138,7 @@ def _points(
     axes: Axes, x: Any, members: Sequence[Candidate], best: Candidate, color: str, line: str, label: str | None
 ) -> None:
     """Draw predictions with their standard errors, what was fitted, and the best with a star."""
-    y, errors = [c.psnr for c in members], [c.error for c in members]
+    y, errors = [c.psnr for c in members], [_error(c) for c in members]
     style: dict[str, Any] = {"color": color, "marker": "o", "markersize": 4.5, "linewidth": 1.4, "capsize": 2.5}
     axes.errorbar(x, y, yerr=errors, linestyle=line, label=label, **style)
     for place, candidate in zip(x, members, strict=True):
@@ -148,13 +148,18 @@ def _points(
             axes.plot(place, candidate.psnr, linestyle="none", zorder=5, **STAR)
 
 
+def _error(candidate: Candidate) -> float:
+    """Return the standard error that is drawn: none where it is not known."""
+    return candidate.error if math.isfinite(candidate.error) else 0.0
+
+
 def _frame(figure: Figure, every: Sequence[Axes], choice: Choice) -> None:
     """Say what is drawn, and draw as far down as matters."""
     best = choice.best
     fitted = [own.fitted for own in choice.candidates if own.fitted is not None and math.isfinite(own.fitted)]
-    tops = [candidate.psnr + candidate.error for candidate in choice.candidates] + fitted
-    lows = [candidate.psnr - candidate.error for candidate in choice.candidates] + fitted
-    floor = max(min(lows), best.psnr - SPAN)
+    known = [own for own in choice.candidates if math.isfinite(own.psnr)]
+    tops = [own.psnr + _error(own) for own in known] + fitted or [0.0]
+    floor = max(min([own.psnr - _error(own) for own in known] + fitted or [0.0]), max(tops) - SPAN)
     room = 0.06 * (max(tops) - floor) + 0.1
     for axes in every:
         axes.grid(True, color="0.9", linewidth=0.7)

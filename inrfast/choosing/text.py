@@ -30,9 +30,10 @@ def sampled(sample: Mapping[str, Any]) -> str:
     values = "" if sample["channels"] == 1 else f" of {sample['channels']} values"
     predict = f"{sample['train']:,} of them predict {sample['held_out']:,} others"
     if sample["patches"]:
-        cells = " and ".join(f"{count:,}" for count in sample.get("cells", ()))
+        cells = " and ".join(f"{count:,}" for count in sample["cells"])
+        patches = f"{sample['patches']} patch{'es' if sample['patches'] > 1 else ''}"
         means = f", and means over {cells} cells" if cells else ""
-        predict = f"In {sample['patches']} patches of {'x'.join(map(str, sample['patch']))} samples {predict}{means}"
+        predict = f"In {patches} of {'x'.join(map(str, sample['patch']))} samples {predict}{means}"
     return f"The signal has {sample['signal']:,} samples{values}. {predict}."
 
 
@@ -58,8 +59,9 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def predicted(candidate: Candidate) -> str:
-    """Return a candidate's prediction with its standard error."""
-    return f"{candidate.psnr:.2f} ± {candidate.error:.2f} dB"
+    """Return a candidate's prediction with its standard error, if one is known."""
+    error = f" ± {candidate.error:.2f}" if math.isfinite(candidate.error) else ""
+    return f"{candidate.psnr:.2f}{error} dB"
 
 
 def _fitted(candidate: Candidate) -> str:

@@ -1,5 +1,6 @@
 """The figure of a choice shows every candidate where it belongs, and the best."""
 
+import dataclasses
 import math
 
 import pytest
@@ -83,7 +84,14 @@ def test_few_and_many_candidates_are_drawn_and_written(networks, tmp_path):
 
 def test_what_is_far_below_the_best_takes_no_room():
     found = choice([*SINES, {}])
-    far = found.candidates[3]
-    worst = Candidate(far.name, far.arguments, -300.0, 1.0, 1e-3, 1.0)
-    low, high = Choice((*found.candidates[:3], worst), 1.0, found.sample, 1.0).plot().axes[0].get_ylim()
-    assert math.isclose(high - low, 30, rel_tol=0.2)
+    *near, far = found.candidates
+    for worst in (dataclasses.replace(far, psnr=-300.0), dataclasses.replace(far, psnr=-math.inf, error=math.nan)):
+        low, high = Choice((*near, worst), 1.0, found.sample, 1.0).plot().axes[0].get_ylim()
+        assert 20 < high < 23
+        assert -8 < low < 18
+
+
+def test_an_exact_prediction_and_an_unknown_error_are_drawn(tmp_path):
+    found = choice(SINES[:2])
+    exact = tuple(dataclasses.replace(own, psnr=math.inf, error=math.nan) for own in found.candidates)
+    dataclasses.replace(found, candidates=exact).plot(tmp_path / "choice.png")
