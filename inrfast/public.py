@@ -6,6 +6,8 @@ from inrfast.analysis.dictionary import Dictionary, dictionary
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
+from inrfast.choosing.choice import Candidate, Choice
+from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.linalg.factorization import Factorization
@@ -22,6 +24,8 @@ from inrfast.training.result import FitResult
 __all__ = [
     "INR",
     "NTK",
+    "Candidate",
+    "Choice",
     "DiagnosisReport",
     "Dictionary",
     "Factorization",
@@ -35,6 +39,7 @@ __all__ = [
     "Spectrum",
     "SphereNorm",
     "calibrate_batchnorm_",
+    "choose",
     "derivatives",
     "diagnose",
     "dictionary",

@@ -170,9 +170,35 @@ OPTIONS = {
         "--method": ["inertia", "dense", "lanczos", "quadrature", *NAMES],
         "--out": "out",
     },
+    "choose": {
+        "--json": None,
+        "--quiet": None,
+        "--seed": NUMBERS,
+        "--width": [*NUMBERS, "8"],
+        "--hidden-layers": [*NUMBERS, "2", "100000"],
+        "--size": SIZES,
+        "--grey": None,
+        "--page": NUMBERS,
+        "--weight": "file",
+        "--samples": NUMBERS,
+        "--candidate": [
+            "sine:30 siren",
+            "fourier:4:1 rank_expanding",
+            "relu relu",
+            "init=siren omega=1e9",
+            *NAMES,
+            *ENCODINGS,
+        ],
+        "--points": [*NUMBERS, "100"],
+        "--check": ["0", "1", "-1", "x"],
+        "--seconds": NUMBERS,
+        "--memory-budget": [*NUMBERS, "64M", "1K"],
+        "--out": "out",
+    },
     "fit": {
         **COMMON,
         **NETWORK,
+        "--network": NAMES,
         "--size": SIZES,
         "--grey": None,
         "--page": NUMBERS,
@@ -200,6 +226,7 @@ OPTIONS = {
 SMALL = {
     "diagnose": ["--grid", "4x4", "--width", "8", "--hidden-layers", "2"],
     "ntk": ["--grid", "4x4", "--width", "8", "--hidden-layers", "2"],
+    "choose": ["--width", "8", "--hidden-layers", "2", "--points", "80", "--candidate", "relu"],
     "fit": ["--width", "8", "--hidden-layers", "2"],
 }
 """What asks for little work, before what is drawn; steps are never drawn, for many of them are nobody's mistake."""
@@ -236,10 +263,15 @@ def command_line(draws: random.Random, folder: Path) -> list[str]:
     if draws.random() < 0.02:
         return [draws.choice([*NAMES, command, "--help", "-h", "--", "demo"]), draws.choice(NAMES)]
     words = [command, *SMALL.get(command, [])]
-    if command == "fit":
+    if command in ("choose", "fit"):
         given = _read(draws, folder)
-        words += [given, "--steps", draws.choice(["1", "2", "2", "0", "-1", "nan", "1.5"])]
-        words += ["--size", "4"] if given.endswith(".png") and draws.random() < 0.8 else []
+        words += [given]
+        words += ["--steps", draws.choice(["1", "2", "2", "0", "-1", "nan", "1.5"])] if command == "fit" else []
+        words += (
+            ["--size", "9" if command == "choose" else "4"] if given.endswith(".png") and draws.random() < 0.8 else []
+        )
+        if command == "fit" and draws.random() < 0.15:  # of so few pixels, for a search takes its time
+            words += ["--network", "auto", "--size", "9"]
     if command == "reproduce":
         words += [draws.choice(["inlet-rank-collapse"] * 30 + NAMES), draws.choice(["fig5"] * 30 + NAMES)]
     if command == "render":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import warnings
 from collections.abc import Iterable
 from operator import attrgetter
 from pathlib import Path
@@ -12,24 +13,38 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inrfast.choosing.choice import arguments_of, name_of
 from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option
-from inrfast.cli.output import bar, check_file, check_target, finite, make_folder, print_result, progress, reading
+from inrfast.cli.output import (
+    bar,
+    check_apart,
+    check_file,
+    check_target,
+    finite,
+    make_folder,
+    print_result,
+    progress,
+    reading,
+)
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
-from inrfast.cli.signal_options import add_signal_options, given_options
+from inrfast.cli.signal_options import add_signal_options, files_read, given_options
 from inrfast.files import shown
 from inrfast.losses import LOSSES, loss_of
-from inrfast.signals.kinds import SIGNALS, Signal, SignalKind, kind_of, listed, load_signal, write_signal
-from inrfast.signals.paths import readable
+from inrfast.nn import INR
+from inrfast.signals.kinds import SIGNALS, Signal, kind_of, listed, load_signal, write_signal
 from inrfast.spelling import choice, number, path, spec, spellings, whole
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.schedules import SCHEDULES
 
 if TYPE_CHECKING:
-    from inrfast.nn import INR
     from inrfast.training.result import FitResult
 
 PROBABILITIES = (0.0, 1.0)
 """Targets of losses of probabilities, which occupancies are."""
+
+
+LR = 1e-3
+"""The learning rate of networks that nobody chose one for."""
 
 
 def add(commands: Any) -> None:
@@ -38,9 +53,10 @@ def add(commands: Any) -> None:
         commands,
         "fit",
         run,
-        [common_options(), seed_option(), network_options()],
+        [common_options(), seed_option(), network_options(automatic=True)],
         "fit a network to an image, a sound, a volume or a mesh; write reconstruction, report and model",
         "  inrfast fit photo.jpg\n"
+        "  inrfast fit photo.jpg --network auto --width 128\n"
         "  inrfast fit photo.jpg --activation sine --init siren --lr 5e-4 --steps 1000\n"
         "  inrfast fit photo.jpg --first-activation sine --init siren --hidden-init default\n"
         "  inrfast fit photo.jpg --size 128 --grey --init rank_expanding --batch-size 4096 --out out/photo.png\n"
@@ -59,7 +75,7 @@ def add(commands: Any) -> None:
 def _training_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--steps", type=whole(), default=2000, help="updates (default: %(default)s)")
-    group.add_argument("--lr", type=number, default=1e-3, help="learning rate (default: %(default)s)")
+    group.add_argument("--lr", type=number, help=f"learning rate (default: {LR:g}; that of --network auto)")
     group.add_argument(
         "--schedule",
         type=choice("schedule", SCHEDULES),
@@ -99,7 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = given_options(arguments, name, "options", arguments.signal)
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
-    _check_files(arguments, kind, options, (out, report_file, model_file))
+    _check_files(arguments, name, options, (out, report_file, model_file))
     with reading(arguments, arguments.signal):
         signal = load_signal(
             name,
@@ -112,7 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 
-    net, result = _fitted(arguments, signal)
+    net, lr, choice = _network(arguments, signal)
+    result = _fitted(arguments, signal, net, lr)
     about = {"kind": name, **signal.about}
     make_folder(out)
     save_network(net, model_file, about)
@@ -124,6 +141,7 @@ def run(arguments: argparse.Namespace) -> int:
         "out": str(out),
         "model": str(model_file),
         **_numbers(result),
+        **({} if choice is None else {"choice": choice}),
     }
     stated = "" if result.data_range == 1 else f" (range {result.data_range:.4g})"
     outcome = f"{result.psnr:.2f} dB{stated} after {result.steps} of {arguments.steps} steps"
@@ -142,52 +160,86 @@ def run(arguments: argparse.Namespace) -> int:
         return complain(f"{error}; after {outcome}; kept the network in {model_file} and {report_file}", 1)
     _write_report(report_file, found)
     written = f"{out}, {report_file} and {model_file}"
-    print_result(arguments, found, f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}")
+    text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}"
+    if choice is not None:
+        text += f"\nnetwork: {name_of(arguments_of(net))}, learning rate {lr:g}"
+    print_result(arguments, found, text)
     if result.interrupted:
         return complain(f"interrupted; kept the result so far, {outcome}, in {written}", INTERRUPTED)
     return 0
 
 
-def _fitted(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, FitResult]:
-    """Return the network of the options, fitted to the signal, and the fit's result."""
+def _network(arguments: argparse.Namespace, signal: Signal) -> tuple[INR, float, dict[str, Any] | None]:
+    """Return the network of the options or of ``--network auto``, its learning rate, and what is told of the choice."""
+    inputs, outputs = signal.coords.shape[1], signal.target.shape[-1]
+    dtype = torch.float64 if arguments.precision == "highest" else torch.float32
+    if arguments.network is None:
+        return network(arguments, inputs, outputs, dtype), LR if arguments.lr is None else arguments.lr, None
+    from inrfast.cli.automatic import chosen
+
+    _rehearse(arguments, signal, INR(inputs, outputs, width=1, hidden_layers=1, device=arguments.device, dtype=dtype))
+    net, lr, found = chosen(arguments, signal, dtype)
+    return net, lr if arguments.lr is None else arguments.lr, found
+
+
+class _Rehearsed(Exception):
+    """A fit has taken its first step."""
+
+
+class _FirstStep:
+    """A callback that ends a fit at its first step."""
+
+    def on_step(self, state: Any) -> None:
+        raise _Rehearsed
+
+
+def _rehearse(arguments: argparse.Namespace, signal: Signal, net: INR) -> None:
+    """Take one step with a tiny network, so that a bad option ends a command before a network is chosen."""
+    given = {"checkpoint": None, "resume": False, "progress": False, "callbacks": [_FirstStep()]}
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            _fitted(arguments, signal, net, LR if arguments.lr is None else arguments.lr, **given)
+        except _Rehearsed:
+            return
+    raise KeyboardInterrupt  # what a fit returns from before its first step
+
+
+def _fitted(arguments: argparse.Namespace, signal: Signal, net: INR, lr: float, **others: Any) -> FitResult:
+    """Fit the network to the signal, and return the fit's result; ``others`` are arguments that go before options."""
     from inrfast.training.fit import fit
 
-    outputs = signal.target.shape[-1]
-    dtype = torch.float64 if arguments.precision == "highest" else torch.float32
-    net = network(arguments, signal.coords.shape[1], outputs, dtype)
+    outputs, dtype = net.out_features, next(net.parameters()).dtype
     coords = signal.coords.to(arguments.device, dtype)
     target = signal.target.to(arguments.device, dtype).reshape(len(coords), outputs)
     if signal.held_out is not None and loss_of(arguments.loss).kind.targets == PROBABILITIES:
         # The network then gives logits, whose sign tells inside from outside as its values do for other losses.
         target = signal.about["offset"] + signal.about["scale"] * target
     weight = None if signal.weight is None else signal.weight.to(arguments.device, dtype)
-    make_folder(arguments.checkpoint)
+    given: dict[str, Any] = {
+        "steps": arguments.steps,
+        "lr": lr,
+        "schedule": arguments.schedule,
+        "batch_size": arguments.batch_size,
+        "loss": arguments.loss,
+        "weight": weight,
+        "optimizer": arguments.optimizer,
+        "weight_decay": arguments.weight_decay,
+        "precision": arguments.precision,
+        "target_psnr": arguments.target_psnr,
+        "patience": arguments.patience,
+        "checkpoint": arguments.checkpoint,
+        "checkpoint_seconds": arguments.checkpoint_seconds,
+        "resume": arguments.resume,
+        "eval_target": None if weight is None else target,
+        "seed": arguments.seed,
+        "progress": progress(arguments),
+        "memory_budget": arguments.memory_budget,
+        "data_range": signal.data_range,
+    }
+    given |= others
+    make_folder(given["checkpoint"])
     with bar(arguments, "the fit"):
-        result = fit(
-            net,
-            coords,
-            target,
-            steps=arguments.steps,
-            lr=arguments.lr,
-            schedule=arguments.schedule,
-            batch_size=arguments.batch_size,
-            loss=arguments.loss,
-            weight=weight,
-            optimizer=arguments.optimizer,
-            weight_decay=arguments.weight_decay,
-            precision=arguments.precision,
-            target_psnr=arguments.target_psnr,
-            patience=arguments.patience,
-            checkpoint=arguments.checkpoint,
-            checkpoint_seconds=arguments.checkpoint_seconds,
-            resume=arguments.resume,
-            eval_target=None if weight is None else target,
-            seed=arguments.seed,
-            progress=progress(arguments),
-            memory_budget=arguments.memory_budget,
-            data_range=signal.data_range,
-        )
-    return net, result
+        return fit(net, coords, target, **given)
 
 
 def _numbers(result: FitResult) -> dict[str, Any]:
@@ -207,17 +259,17 @@ def _numbers(result: FitResult) -> dict[str, Any]:
     }
 
 
-def _check_files(
-    arguments: argparse.Namespace, kind: SignalKind, options: dict[str, Any], written: tuple[Path, ...]
-) -> None:
+def _check_files(arguments: argparse.Namespace, name: str, options: dict[str, Any], written: tuple[Path, ...]) -> None:
     """Refuse files that cannot be read or written before anything takes time."""
     if arguments.resume and arguments.checkpoint is None:
         raise ValueError("--resume needs --checkpoint, the file to go on from")
-    read = {"the signal": arguments.signal}
-    read |= {f"--{option}": value for option, value in options.items() if isinstance(value, Path)}
-    for what, file in read.items():
-        readable(file, kind.called if what == "the signal" else f"a {what}")
-    out = written[0]
+    if arguments.network is not None and arguments.noted:
+        raise ValueError(
+            f"--network auto chooses the network itself, got {', '.join(arguments.noted)} too; leave out the one or "
+            "the other (inrfast choose takes networks to choose from, --candidate)"
+        )
+    read = files_read(arguments.signal, name, options)
+    kind, out = SIGNALS[name], written[0]
     check_file(out, kind.writable(1), listed(kind.writable(1)))
     for file in written[1:]:
         check_target("--out", file)
@@ -238,10 +290,7 @@ def _check_apart(written: Iterable[Path], read: dict[str, Path], checkpoint: Pat
                 f"--checkpoint: {shown(checkpoint)} exists; go on from it with --resume, or name another"
             )
         files["--checkpoint"] = checkpoint
-    for file in written:
-        for what, other in files.items():
-            if os.path.realpath(file) == os.path.realpath(other):
-                raise ValueError(f"--out must be another file than {what}, got {file} for both")
+    check_apart(written, files)
 
 
 def _held_out_iou(net: torch.nn.Module, coords: torch.Tensor, inside: torch.Tensor) -> float:

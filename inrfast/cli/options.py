@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, NoReturn
 
@@ -82,12 +83,13 @@ def add_command(
     return added
 
 
-def common_options() -> Parser:
+def common_options(device_option: bool = True) -> Parser:
     """Return the options of every subcommand that computes something."""
     common = Parser(add_help=False)
     common.add_argument("--json", action="store_true", help="print JSON, and nothing else, on stdout")
     common.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    common.add_argument("--device", type=device, default=torch.device("cpu"), help="cpu, cuda, ... (default: cpu)")
+    if device_option:
+        common.add_argument("--device", type=device, default=torch.device("cpu"), help="cpu, cuda, ... (default: cpu)")
     return common
 
 
@@ -98,39 +100,64 @@ def seed_option() -> Parser:
     return seeded
 
 
-def network_options() -> Parser:
-    """Return the options that describe a network."""
-    options = Parser(add_help=False)
-    group = options.add_argument_group("network")
+class _Noted(argparse.Action):
+    """Store a value, and note in ``noted`` that the option was given, whatever its value."""
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, values)
+        namespace.noted = (*namespace.noted, self.option_strings[0])
+
+
+def size_options(group: argparse._ActionsContainer) -> None:
+    """Add the options of a network's size."""
     group.add_argument("--width", type=whole(), default=256, help="units of a hidden layer (%(default)s)")
     group.add_argument("--hidden-layers", type=whole(), default=3, help="activated layers (%(default)s)")
+
+
+def network_options(automatic: bool = False) -> Parser:
+    """Return the options that describe a network; ``automatic``: also ``--network auto``, which chooses one.
+
+    The options that are given, but for those of the size, are listed in ``noted``.
+    """
+    options = Parser(add_help=False)
+    options.set_defaults(noted=())
+    group = options.add_argument_group("network")
+    if automatic:
+        group.add_argument(
+            "--network",
+            type=choice("network", ("auto",)),
+            help="auto: choose the network and the learning rate for the signal first, as inrfast choose does; takes "
+            "the place of all options below but --width and --hidden-layers",
+        )
+    size_options(group)
+    add = partial(group.add_argument, action=_Noted)
     numbers, with_omega = attrgetter("numbers"), [name for name, a in ACTIVATIONS.items() if "omega" in a.numbers]
     activation = spec("activation", ACTIVATIONS, numbers, bind)
-    group.add_argument(
+    add(
         "--activation",
         type=activation,
         default="relu",
         help=f"{spellings(ACTIVATIONS, numbers)}; numbers in this order, or as sine:omega=30 (%(default)s)",
     )
-    group.add_argument(
+    add(
         "--first-activation",
         type=spec("activation", ACTIVATIONS, numbers, bind),
         help="of the first layer, where it differs",
     )
-    group.add_argument("--omega", type=number, help=f"frequency of {', '.join(with_omega)} (each has its own default)")
+    add("--omega", type=number, help=f"frequency of {', '.join(with_omega)} (each has its own default)")
     init = choice("initialisation", INITIALISERS)
-    group.add_argument("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
-    group.add_argument("--hidden-init", type=init, help="of the layers after the first, where it differs")
-    group.add_argument(
-        "--norm", type=_norm, default="none", help=f"{', '.join(NORMS)} (none); batch norms are calibrated on the grid"
-    )
-    group.add_argument("--first-norm", type=_norm, help="of the first layer, where it differs")
-    group.add_argument(
+    add("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
+    add("--hidden-init", type=init, help="of the layers after the first, where it differs")
+    add("--norm", type=_norm, default="none", help=f"{', '.join(NORMS)} (none); batch norms are calibrated on the grid")
+    add("--first-norm", type=_norm, help="of the first layer, where it differs")
+    add(
         "--norm-position",
         type=choice("norm position", NORM_POSITIONS),
         help="post or pre: after the activation or before it (post)",
     )
-    group.add_argument(
+    add(
         "--encoding",
         type=encoding_spelling.spelled,
         help=f"{encoding_spelling.spellings()}; side by side with +, one after the other with a comma, as in "
@@ -142,6 +169,13 @@ def network_options() -> Parser:
 
 def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: torch.dtype = torch.float32) -> INR:
     """Return the network of the options in eval mode; batch norms keep their initial statistics."""
+    described = network_arguments(arguments)
+    with at_work("building the network", arguments.quiet):
+        return INR(inputs, outputs, **described, seed=arguments.seed, device=arguments.device, dtype=dtype).eval()
+
+
+def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of :class:`inrfast.INR` that the options describe, but those of one signal and machine."""
     hidden, first = arguments.hidden_init, arguments.first_activation
     norms = [arguments.norm if arguments.first_norm is None else arguments.first_norm]
     norms += [arguments.norm] * (arguments.hidden_layers - 1)
@@ -150,22 +184,16 @@ def network(arguments: argparse.Namespace, inputs: int, outputs: int, dtype: tor
             f"--norm-position is that of norms, and there are none, got {arguments.norm_position}; take --norm batch"
         )
     _check_omega(arguments.omega, [arguments.activation, arguments.activation if first is None else first])
-    with at_work("building the network", arguments.quiet):
-        return INR(
-            inputs,
-            outputs,
-            width=arguments.width,
-            hidden_layers=arguments.hidden_layers,
-            activation=arguments.activation if first is None else {"first": first, "hidden": arguments.activation},
-            omega=arguments.omega,
-            encoding=arguments.encoding,
-            norm=[None if norm == "none" else norm for norm in norms],
-            norm_position=arguments.norm_position or NORM_POSITIONS[0],
-            init=arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
-            seed=arguments.seed,
-            device=arguments.device,
-            dtype=dtype,
-        ).eval()
+    return {
+        "width": arguments.width,
+        "hidden_layers": arguments.hidden_layers,
+        "activation": arguments.activation if first is None else {"first": first, "hidden": arguments.activation},
+        "omega": arguments.omega,
+        "encoding": arguments.encoding,
+        "norm": [None if norm == "none" else norm for norm in norms],
+        "norm_position": arguments.norm_position or NORM_POSITIONS[0],
+        "init": arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
+    }
 
 
 def _norm(text: str) -> str:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,14 @@ def check_file(path: Path, suffixes: Collection[str], named: str, option: str = 
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{option} must name a {named} file, got {shown(path)}")
     check_target(option, path)
+
+
+def check_apart(written: Iterable[Path], read: Mapping[str, Path], option: str = "--out") -> None:
+    """Refuse to write over a file that is read; ``read`` has what each is called."""
+    for file in written:
+        for what, other in read.items():
+            if os.path.realpath(file) == os.path.realpath(other):
+                raise ValueError(f"{option} must be another file than {what}, got {file} for both")
 
 
 def make_folder(*files: Path | None) -> None:

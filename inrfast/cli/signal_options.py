@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from inrfast.cli.shell import UsageError
 from inrfast.signals.kinds import SIGNALS, Option
+from inrfast.signals.paths import readable
 
 Which = Literal["options", "render_options"]
 """The attribute of a kind: its options of ``fit``, or of ``render``."""
@@ -56,6 +57,30 @@ def given_options(arguments: argparse.Namespace, kind: str, which: Which, file: 
             raise ValueError(f"--{option} goes with a signal of the kind {others}; {file} is of {kind}, with {own}")
         given[option.replace("-", "_")] = _read(option, takers[kind], text)
     return given
+
+
+def given_words(arguments: argparse.Namespace, kind: str, which: Which) -> list[str]:
+    """Return the options that were given, as they were given, for another command line."""
+    words = []
+    for option in getattr(SIGNALS[kind], which):
+        text = getattr(arguments, option.replace("-", "_"))
+        words += [] if text is None else [f"--{option}"] if text is True else [f"--{option}", text]
+    return words
+
+
+def files_read(signal: Path, kind: str, options: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files that are read, the signal and those of its options, by what each is called, if all are files.
+
+    Raises
+    ------
+    OSError, ValueError
+        One is missing, is no file, or has a name that no file has.
+    """
+    read = {"the signal": signal}
+    read |= {f"--{option}": value for option, value in options.items() if isinstance(value, Path)}
+    for what, file in read.items():
+        readable(file, SIGNALS[kind].called if what == "the signal" else f"a {what}")
+    return read
 
 
 def _read(option: str, taker: Option, text: Any) -> Any:

@@ -37,6 +37,35 @@ def spelled(text: str) -> Encoding:
         raise spelling.unread(text, error) from None
 
 
+def written(encoding: Encoding) -> str | None:
+    """Return the word that :func:`spelled` reads as this encoding, or None where no word says all that it is."""
+    config = encoding.config()
+    text = _written(encoding)
+    try:
+        return text if text is not None and spelled(text).config() == config else None
+    except argparse.ArgumentTypeError:
+        return None
+
+
+def _written(encoding: Encoding) -> str | None:
+    """Return the word of what words can say about an encoding."""
+    if isinstance(encoding, (Concatenate, Compose)):
+        parts = [_written(part) for part in encoding.encodings]  # type: ignore[arg-type]
+        known = [part for part in parts if part is not None]
+        joint = "+" if isinstance(encoding, Concatenate) else ","
+        return joint.join(known) if len(known) == len(parts) else None
+    config = encoding.config()
+    # Of the entries those that a word has a place for; the comparison in `written` tells of any others.
+    numbers = [f"{config.get(name, usual)}" for name, usual in encoding.numbers.items()]
+    trainable = [TRAINABLE.removeprefix(":")] if config.get("trainable") else []
+    return ":".join([encoding.spelling, *numbers, *trainable]) if encoding.spelling else None
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all encodings that have one on the command line."""
+    return tuple(_known())
+
+
 def spellings() -> str:
     """Return all encodings as they are written, for the help of a command."""
     return spelling.spellings(_known(), attrgetter("numbers"))

@@ -1,0 +1,212 @@
+"""``inr.choose``: which network will reconstruct a signal best between its samples, before any is trained."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from inrfast.choosing.candidates import Make, families, makers, rate_of, speed_of
+from inrfast.choosing.check import checked
+from inrfast.choosing.choice import Candidate, Choice, arguments_of, name_of
+from inrfast.choosing.prediction import Fit, predicted
+from inrfast.choosing.samples import LEAST, Samples, samples_of
+from inrfast.choosing.scales import Scale, scales_of
+from inrfast.choosing.search import most_tried, searched
+from inrfast.errors import check_float, check_int, check_seed, warn
+from inrfast.metrics import mse_to_psnr
+from inrfast.modes import in_own_modes
+from inrfast.signals.kinds import Signal
+
+STEPS, BATCH = 500, 4096
+"""Of the fit that is predicted, which is a short one: Adam, the rate falling to a tenth."""
+
+
+@in_own_modes
+def choose(
+    signal: str | os.PathLike[str] | Signal | Tensor,
+    coords: Tensor | None = None,
+    candidates: Sequence[Any] | None = None,
+    *,
+    width: int = 256,
+    hidden_layers: int = 3,
+    points: int = 2400,
+    check: int = 0,
+    seconds: float | None = None,
+    data_range: float | None = None,
+    seed: int = 0,
+    memory_budget: int | None = None,
+    progress: bool | None = None,
+) -> Choice:
+    """Return which network will reconstruct a signal best between its samples, as kernels at initialisation predict.
+
+    A sample of the signal is halved. The linearised network, fitted to one half as Adam would in 500 steps, predicts
+    the other (:mod:`inrfast.choosing.prediction`): no network is trained. One output's kernel serves all outputs, whose
+    cross terms vanish with growing width. Without ``candidates`` a search goes from coarse to fine over the
+    frequencies of SIREN, Fourier features, positional encodings and others.
+
+    Parameters
+    ----------
+    signal
+        A file (image, sound, volume or mesh), a :class:`inrfast.signals.kinds.Signal`, or a floating tensor: values
+        (*grid, M) on ``inrfast.grid(grid)``, or (N, M) at ``coords``. At least 64 samples, not constant.
+    coords
+        Points (N, d) of the values, as the network is to see them; None: ``inrfast.grid`` of the signal's shape.
+    candidates
+        Your own, in place of the search: dicts of arguments of :class:`inrfast.INR` (``in_features``,
+        ``out_features``, ``width`` and ``hidden_layers`` are filled in where they are left out), or functions of a seed
+        that return an INR. Without norms.
+    width, hidden_layers
+        Of the networks.
+    points
+        Points whose kernel is taken: patches at the signal's own spacing, half of them held out, drawn by the energy of
+        their details, and means over cells that cover the signal. Signals of no more samples are taken whole.
+    check
+        So many of the best are fitted for a short time and put in the order of what they reach; 0: none.
+    seconds
+        Time after which no further candidate is begun; None: no limit.
+    data_range
+        Of the PSNRs; None: :func:`inrfast.metrics.data_range_of` the signal.
+    seed
+        Below 2^32. Of the networks, and of what is sampled.
+    memory_budget
+        Bytes for kernels and for reading the file; None: half of what is free.
+    progress
+        Whether to show a progress bar; None shows it on a terminal only.
+
+    Returns
+    -------
+    Choice
+        The candidates in their order, each with its prediction, standard error, learning rate and a ready line. Ctrl-C
+        returns those that are known, with ``stopped="interrupted"``; before the first it raises KeyboardInterrupt.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A signal that is constant, has too few samples or NaN; shapes that do not match; candidates that cannot be
+        built, with their number.
+    MemoryBudgetError
+        The kernel of the sample does not fit.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import inrfast as inr
+    >>> x = inr.grid(256)
+    >>> sines = [{"activation": "sine", "omega": omega, "init": "siren"} for omega in (1.0, 20.0)]
+    >>> inr.choose(torch.sin(20 * x), candidates=sines, width=64).line
+    "inr.INR(1, 1, width=64, hidden_layers=3, activation='sine', omega=20.0, init='siren')"
+    """
+    start = time.perf_counter()
+    points, check = check_int("points", points, minimum=LEAST), check_int("check", check, minimum=0)
+    limit = None if seconds is None else check_float("seconds", seconds, minimum=0.0, exclusive=True)
+    seed = check_seed("seed", seed)
+    samples = samples_of(signal, coords, data_range, memory_budget, progress)
+    sizes = {
+        "in_features": samples.coords.shape[1],
+        "out_features": samples.values.shape[1],
+        "width": check_int("width", width, minimum=1),
+        "hidden_layers": check_int("hidden_layers", hidden_layers, minimum=1),
+    }
+    own = None if candidates is None else makers(candidates, sizes)
+    kinds = families(samples, width) if own is None else []
+    scales = scales_of(samples, points, seed)
+    fit = Fit(STEPS, min(BATCH, samples.count // 2), samples.count // 2)
+    total = most_tried(kinds) if own is None else len(own)
+    stopped = "done"
+    with tqdm(total=total, desc="choose", disable=None if progress is None else not progress, leave=False) as bar:
+        tries = _Tries(samples, scales, fit, seed, memory_budget, None if limit is None else start + limit, bar)
+        try:
+            if own is None:
+                searched(kinds, sizes, tries.attempt)
+            else:
+                for make in own:
+                    tries.attempt(make)
+        except (KeyboardInterrupt, _OverTime) as error:
+            if not tries.found:
+                raise
+            stopped = "interrupted" if isinstance(error, KeyboardInterrupt) else "time"
+    ranked = tries.ranked()
+    if check and stopped == "done":
+        try:
+            ranked = checked(ranked[:check], samples, fit, seed, memory_budget, progress) + ranked[check:]
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+    if stopped == "interrupted":
+        warn(f"interrupted after {len(ranked)} candidates: the choice is among these")
+    told = _told(samples, scales)
+    return Choice(tuple(ranked), samples.data_range, told, time.perf_counter() - start, stopped, tuple(tries.refused))
+
+
+class _OverTime(Exception):
+    """The time is over, and some candidates are predicted."""
+
+
+class _Tries:
+    """The predictions of one call."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        scales: Sequence[Scale],
+        fit: Fit,
+        seed: int,
+        memory_budget: int | None,
+        end: float | None,
+        bar: tqdm,
+    ) -> None:
+        self.samples, self.scales, self.fit, self.seed = samples, scales, fit, seed
+        self.memory_budget, self.end, self.bar = memory_budget, end, bar
+        self.found: dict[str, Candidate] = {}
+        self.refused: list[tuple[str, str]] = []
+
+    def attempt(self, make: Make) -> float:
+        """Predict one candidate and return its PSNR, minus infinity where its kernel has no finite numbers."""
+        start = time.perf_counter()
+        if self.end is not None and start > self.end and self.found:
+            raise _OverTime
+        net = make(self.seed)
+        arguments = arguments_of(net)
+        name = name_of(arguments)
+        try:
+            reached = predicted(net, self.scales, self.fit, rate_of(net) * speed_of(net), self.memory_budget)
+        except (ArithmeticError, RuntimeError) as error:  # of numbers beyond the range, and of eigenvalues of NaN
+            self.refused.append((name, str(error)))
+            psnr = -math.inf
+        else:
+            psnr = mse_to_psnr(reached.mse, self.samples.data_range)
+            taken = time.perf_counter() - start
+            lr = rate_of(net, psnr)
+            one = Candidate(name, arguments, psnr, reached.error, lr, reached.steps, taken)
+            self.found[one.line] = one
+        self.bar.total = max(self.bar.total, self.bar.n + 1)
+        self.bar.update()
+        return psnr
+
+    def ranked(self) -> list[Candidate]:
+        """Return the candidates by what is predicted of them, best first."""
+        if not self.found:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused[:3])
+            raise ValueError(f"candidates must have a finite kernel at these coords, and none has: {reasons}")
+        return sorted(self.found.values(), key=lambda candidate: -candidate.psnr)
+
+
+def _told(samples: Samples, scales: Sequence[Scale]) -> dict[str, Any]:
+    """Return how the signal was sampled, for a reader."""
+    fine, coarser = scales[0], scales[1:]
+    held_out = 0 if fine.held_out is None else len(fine.held_out)
+    return {
+        "signal": samples.count,
+        "points": sum(len(scale.train) for scale in scales) + held_out,
+        "train": len(fine.train),
+        "held_out": held_out,
+        "patches": 0 if fine.patch is None else len(fine.weight),
+        "patch": None if fine.patch is None else list(fine.patch),
+        "cells": [len(scale.train) for scale in coarser],
+        "channels": samples.values.shape[1],
+    }

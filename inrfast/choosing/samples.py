@@ -1,0 +1,128 @@
+"""The samples of a signal that a network is to be chosen for, from a file, a ``Signal`` or tensors, checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.errors import check_float, check_tensor
+from inrfast.grids import grid
+from inrfast.metrics import data_range_of
+from inrfast.signals.kinds import Signal, kind_of, load_signal
+
+LEAST = 64
+"""Samples at least: of fewer, the halves say too little of each other."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A signal's samples, on the CPU.
+
+    Attributes
+    ----------
+    coords
+        Shape (N, d).
+    values
+        Shape (N, M).
+    shape
+        Points per axis where the samples are a regular grid, row-major; None: points anywhere.
+    known
+        Shape (N,), False where the signal is not known; None: known everywhere.
+    data_range
+        Of its PSNR.
+    """
+
+    coords: Tensor
+    values: Tensor
+    shape: tuple[int, ...] | None
+    known: Tensor | None
+    data_range: float
+
+    @property
+    def count(self) -> int:
+        """Number of samples that are known."""
+        return len(self.values) if self.known is None else int(self.known.sum())
+
+
+def samples_of(
+    signal: Any,
+    coords: Tensor | None = None,
+    data_range: float | None = None,
+    memory_budget: int | None = None,
+    progress: bool | None = None,
+) -> Samples:
+    """Return the samples of a file, a ``Signal``, or values with their points; arguments and errors of ``choose``."""
+    if isinstance(signal, (str, os.PathLike)):
+        _no_coords(coords, "a file")
+        path = Path(signal)
+        signal = load_signal(kind_of(path), path, seed=0, memory_budget=memory_budget, progress=progress)
+    weight = None
+    if isinstance(signal, Signal):
+        _no_coords(coords, "a Signal")
+        weight, data_range = signal.weight, signal.data_range if data_range is None else data_range
+        signal, coords = _gridded(signal), signal.coords
+    values = check_tensor("signal", signal, finite=False).detach().cpu()
+    if values.ndim < 2:
+        raise ValueError(f"signal must be (*grid, M) or (N, M), the values last, got shape {tuple(values.shape)}")
+    shape = tuple(values.shape[:-1])
+    if coords is None:
+        check_tensor("signal", values)
+        coords = grid(shape)
+    else:
+        coords = check_tensor("coords", coords, ndim=2).detach().cpu()
+        if len(coords) != values[..., 0].numel():
+            raise ValueError(f"coords must be one point a value, {values[..., 0].numel()}, got {tuple(coords.shape)}")
+    on_grid = len(shape) == coords.shape[1] and _is_grid(coords, shape)
+    known = None if weight is None or bool((weight > 0).all()) else weight > 0
+    values = values.reshape(-1, values.shape[-1])
+    check_tensor("signal", values if known is None else values[known])
+    found = Samples(coords, values, shape if on_grid else None, known, _range(values, known, data_range))
+    _check_worth(found)
+    return found
+
+
+def _no_coords(coords: Any, what: str) -> None:
+    if coords is not None:
+        raise ValueError(f"coords must be left out with {what}, which has its own")
+
+
+def _gridded(signal: Signal) -> Tensor:
+    """Return the values (*grid, M) of a signal on a grid, or as they are."""
+    shape = tuple(signal.about.get("shape", ()))
+    on_grid = len(shape) == signal.coords.shape[1] and torch.Size(shape).numel() == len(signal.coords)
+    return signal.target.reshape(*shape, -1) if on_grid and signal.target.ndim == 2 else signal.target
+
+
+def _is_grid(coords: Tensor, shape: tuple[int, ...]) -> bool:
+    """Return whether points are those of a regular grid of this shape, row-major, with any bounds."""
+    points = coords.reshape(*shape, -1)
+    for axis, size in enumerate(shape):
+        if size < 2:
+            continue
+        step = points.diff(dim=axis)
+        other = [k for k in range(coords.shape[1]) if k != axis]
+        own = step[..., axis]
+        if bool((step[..., other] != 0).any()) or float(own.min()) < 0.5 * float(own.max()) or float(own.max()) <= 0:
+            return False
+    return True
+
+
+def _range(values: Tensor, known: Tensor | None, given: float | None) -> float:
+    if given is not None:
+        return check_float("data_range", given, minimum=0.0, exclusive=True)
+    return data_range_of(values if known is None else values[known])
+
+
+def _check_worth(samples: Samples) -> None:
+    """Refuse signals of which nothing can be said."""
+    if samples.count < LEAST:
+        raise ValueError(f"signal must have at least {LEAST} samples to be halved, got {samples.count}")
+    values = samples.values if samples.known is None else samples.values[samples.known]
+    low, high = torch.aminmax(values, dim=0)
+    if bool((low == high).all()):
+        raise ValueError("signal must not be constant: every network reconstructs it, got one value everywhere")

@@ -1,0 +1,86 @@
+"""A choice in words: what was sampled, the table of candidates, and the line that makes the best."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inrfast.choosing.choice import Candidate, Choice
+
+COLUMNS = 100
+"""Width of the sentences."""
+
+
+def told(choice: Choice) -> str:
+    """Return what :meth:`Choice.__str__` describes."""
+    about = sampled(choice.sample)
+    if choice.data_range != 1:
+        about += f" PSNRs are those of a range of {choice.data_range:.4g}."
+    remarks = [textwrap.fill(remark, COLUMNS) for remark in (*_left_out(choice), *_confidence(choice))]
+    ready = ["import inrfast as inr", f"net = {choice.line}  # lr={choice.lr:g}"]
+    parts = [[textwrap.fill(about, COLUMNS)], table(choice), remarks, ready]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def sampled(sample: Mapping[str, Any]) -> str:
+    """Return which points of the signal were looked at."""
+    values = "" if sample["channels"] == 1 else f" of {sample['channels']} values"
+    predict = f"{sample['train']:,} of them predict {sample['held_out']:,} others"
+    if sample["patches"]:
+        cells = " and ".join(f"{count:,}" for count in sample["cells"])
+        patches = f"{sample['patches']} patch{'es' if sample['patches'] > 1 else ''}"
+        means = f", and means over {cells} cells" if cells else ""
+        predict = f"In {patches} of {'x'.join(map(str, sample['patch']))} samples {predict}{means}"
+    return f"The signal has {sample['signal']:,} samples{values}. {predict}."
+
+
+def table(choice: Choice) -> list[str]:
+    """Return the candidates as lines, the best first: PSNRs between the samples in dB, with their standard errors."""
+    fitted = any(candidate.fitted is not None for candidate in choice.candidates)
+    head = ("", "network", "predicted PSNR", *(["fitted"] if fitted else []), "learning rate")
+    rows = [head]
+    for place, candidate in enumerate(choice.candidates, 1):
+        short = [_fitted(candidate)] if fitted else []
+        rows.append((f"{place}", candidate.name, predicted(candidate), *short, f"{candidate.lr:.2g}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [_aligned(row, widths) for row in rows]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return a row as a line: the name to the left, numbers to the right."""
+    cells = [
+        cell.ljust(width) if column == 1 else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+    ]
+    return "  ".join(cells).rstrip()
+
+
+def predicted(candidate: Candidate) -> str:
+    """Return a candidate's prediction with its standard error, if one is known."""
+    error = f" ± {candidate.error:.2f}" if math.isfinite(candidate.error) else ""
+    return f"{candidate.psnr:.2f}{error} dB"
+
+
+def _fitted(candidate: Candidate) -> str:
+    """Return what a short fit reached."""
+    if candidate.fitted is None:
+        return "-"
+    return f"{candidate.fitted:.2f} dB" if math.isfinite(candidate.fitted) else "diverged"
+
+
+def _confidence(choice: Choice) -> list[str]:
+    """Return how much the prediction says between the best and the others."""
+    best = choice.best
+    near = [own for own in choice.candidates[1:] if own.psnr >= best.psnr - best.error]
+    are = "is" if len(near) == 1 else "are"
+    return [f"{len(near)} of the others {are} predicted within one standard error of the first."] if near else []
+
+
+def _left_out(choice: Choice) -> list[str]:
+    """Return which candidates are missing, and why."""
+    reasons = {"interrupted": "It was interrupted", "time": "Its time was over"}
+    found = [f"{reasons[choice.stopped]}: candidates are missing."] if choice.stopped in reasons else []
+    return found + [f"Not predicted: {name}: {reason}" for name, reason in choice.refused]
