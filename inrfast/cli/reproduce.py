@@ -85,5 +85,9 @@ def _figures(paper: Paper) -> str:
 
 
 def _fed(files: str) -> str:
-    """Return the names of the figures that take such files."""
-    return ", ".join(name for paper in PAPERS.values() for name, one in paper.figures.items() if one.takes == files)
+    """Return the names of the figures that take such files, by paper."""
+    fed = {
+        spelled(paper.name): ", ".join(name for name, one in paper.figures.items() if one.takes == files)
+        for paper in PAPERS.values()
+    }
+    return "; ".join(f"{names} of {paper}" for paper, names in fed.items() if names)
