@@ -1,6 +1,8 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
 from inrfast import distributed, init
+from inrfast.analysis import harmonics
+from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
@@ -32,6 +34,7 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "bessel_series",
     "calibrate_batchnorm_",
     "derivatives",
     "diagnose",
@@ -39,6 +42,7 @@ __all__ = [
     "fit",
     "fit_many",
     "grid",
+    "harmonics",
     "init",
     "jacobian",
     "ntk",
