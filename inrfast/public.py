@@ -2,6 +2,7 @@
 
 from inrfast import distributed, init
 from inrfast.analysis import harmonics
+from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.rank import numerical_rank
@@ -23,6 +24,7 @@ from inrfast.training.result import FitResult
 __all__ = [
     "INR",
     "NTK",
+    "Aliasing",
     "DiagnosisReport",
     "Factorization",
     "FitResult",
@@ -34,6 +36,7 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "aliasing",
     "bessel_series",
     "calibrate_batchnorm_",
     "derivatives",
