@@ -64,7 +64,7 @@ class Beyond(Figure):
 
     name = "beyond"
     title = "Beyond the paper: a search for a better start of a ReLU network"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

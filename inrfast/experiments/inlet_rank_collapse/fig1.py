@@ -30,7 +30,7 @@ class Fig1(Figure):
 
     name = "fig1"
     title = "Fig. 1: one image, default and our initialisation"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

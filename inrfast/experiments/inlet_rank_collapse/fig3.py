@@ -35,7 +35,7 @@ class Fig3(Figure):
 
     name = "fig3"
     title = "Fig. 3: PSNR against the position of one batch norm"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

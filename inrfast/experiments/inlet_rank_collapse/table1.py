@@ -53,7 +53,7 @@ class Table1(Figure):
 
     name = "table1"
     title = "Table 1: PSNR of image fits, one setting for all methods"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
