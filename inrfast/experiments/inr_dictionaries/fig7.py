@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from inrfast.experiments.inr_dictionaries.fig2 import ordered
+from inrfast.experiments.inr_dictionaries.fig2 import sharpness
 from inrfast.experiments.inr_dictionaries.fig6 import drawn, identity
 from inrfast.experiments.inr_dictionaries.recovery import Recovery, Variant
 
@@ -23,7 +23,7 @@ class Fig7(Recovery):
 
     def claims(self, found: Mapping[str, Mapping[str, Any]], image: Mapping[str, float]) -> Sequence[str]:
         """See :class:`inrfast.experiments.inr_dictionaries.recovery.Recovery`."""
-        return [spread_out(found["W=1"], image), *ordered(found, ("W=1", "W=0.5", "omega=30"))]
+        return [spread_out(found["W=1"], image), *sharpness(found, ("W=1", "W=0.5"), "omega=30")]
 
 
 def spread_out(one: Mapping[str, Any], image: Mapping[str, float]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from inrfast.experiments.inr_dictionaries.fig2 import one_frequency, ordered, random_frequencies
+from inrfast.experiments.inr_dictionaries.fig2 import one_frequency, random_frequencies, sharpness
 from inrfast.experiments.inr_dictionaries.fig7 import spread_out
 from inrfast.experiments.inr_dictionaries.recovery import Recovery, Variant
 
@@ -23,4 +23,4 @@ class Fig8(Recovery):
 
     def claims(self, found: Mapping[str, Mapping[str, Any]], image: Mapping[str, float]) -> Sequence[str]:
         """See :class:`inrfast.experiments.inr_dictionaries.recovery.Recovery`."""
-        return [spread_out(found["f0=1"], image), *ordered(found, ("f0=1", "f0=0.5", "sigma=1"))]
+        return [spread_out(found["f0=1"], image), *sharpness(found, ("f0=1", "f0=0.5"), "sigma=1")]

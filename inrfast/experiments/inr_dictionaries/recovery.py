@@ -115,7 +115,7 @@ class Recovery(Figure):
         columns = [(variant.label, found[variant.key].arrays) for variant in self.variants]
         for label, picture in (("even bins of the image", even(image)), ("image", image)):
             columns.append((label, {"picture": _bytes(picture), "spectrum": spectrum(picture)}))
-        drawing = Drawing(figsize=(2.3 * len(columns), 7.4), layout="constrained")
+        drawing = Drawing(figsize=(2.3 * len(columns), 6.9), layout="constrained")
         panels = drawing.subplots(3, len(columns))
         largest = float(columns[-1][1]["spectrum"].max())
         for (label, arrays), (top, middle, bottom) in zip(columns, panels.T, strict=True):
