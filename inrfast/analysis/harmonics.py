@@ -432,6 +432,15 @@ def energy_outside(values: Tensor, mask: Tensor) -> float:
     ------
     ValueError, TypeError
         Shapes that do not fit; values that are not finite, or zero everywhere.
+
+    Examples
+    --------
+    >>> from inrfast import INR, RandomFourier, grid
+    >>> net = INR(1, 1, width=16, encoding=RandomFourier(frequencies=[[1.0]]), dtype=torch.float64)
+    >>> mapping = input_mapping(net)
+    >>> mask = support_mask(mapping.frequencies, None, mapping.layers, 64)
+    >>> energy_outside(net(grid(64, "exclusive", dtype=torch.float64)), mask) < 1e-20  # odd bins
+    True
     """
     values, mask = check_tensor("values", values), check_tensor("mask", mask, floating=False)
     if mask.dtype != torch.bool:
