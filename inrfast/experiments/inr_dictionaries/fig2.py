@@ -16,8 +16,8 @@ COUNT = 256
 """Of random frequencies, as in the code."""
 
 
-def one_frequency(frequency: float, trainable: bool = False) -> Variant:
-    """Return the network on ``cos`` and ``sin`` of ``2 pi f0 r``, per axis."""
+def one_frequency(frequency: float, trainable: bool = False, lr: float | None = None) -> Variant:
+    """Return the network on ``cos`` and ``sin`` of ``2 pi f0 r``, per axis, and maybe a learning rate of its own."""
 
     def network(width: int, seed: int, device: torch.device) -> INR:
         mapping = RandomFourier(frequencies=frequency * torch.eye(2), trainable=trainable)
@@ -25,7 +25,8 @@ def one_frequency(frequency: float, trainable: bool = False) -> Variant:
 
     kind = "trained from f0" if trainable else "fixed"
     told = f"ReLU on cosine and sine of f0 = {frequency:g} cycles per unit on each axis, {kind}, weights N(0, 1/in)"
-    return Variant(f"f0={frequency:g}", f"f0 = {frequency:g}", network, told)
+    key, label = ("", "") if lr is None else (f"+lr={lr:g}", f", lr {lr:g}")
+    return Variant(f"f0={frequency:g}{key}", f"f0 = {frequency:g}{label}", network, told, lr)
 
 
 def random_frequencies(sigma: float, trainable: bool = False) -> Variant:
@@ -84,7 +85,7 @@ def sharpness(found: Mapping[str, Mapping[str, Any]], low: Sequence[str], rich: 
     elif blurry:
         said = f"of those of low frequencies only {' and '.join(blurry)} is blurry; the paper says it of all"
     else:
-        said = "those of low frequencies are not blurry at this size, unlike in the paper"
+        said = "those of low frequencies are not blurry with these settings, unlike in the paper"
     return [
         f"PSNR: {psnrs}: {rich} is {'' if best else 'not '}the best, {'as' if best else 'unlike'} in the paper.",
         f"Energy above N/8, relative to the image's (below {BLURRY:g} it is called blurry): {fine}: {said}.",

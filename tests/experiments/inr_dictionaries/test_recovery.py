@@ -7,7 +7,7 @@ import torch
 from inrfast.experiments.inr_dictionaries import recovery
 from inrfast.experiments.inr_dictionaries.fig2 import Fig2, missing, one_frequency, sharpness
 from inrfast.experiments.inr_dictionaries.fig6 import Fig6, drawn, identity
-from inrfast.experiments.inr_dictionaries.fig7 import Fig7
+from inrfast.experiments.inr_dictionaries.fig7 import Fig7, spread_out
 from inrfast.experiments.inr_dictionaries.fig8 import Fig8
 from inrfast.experiments.paper import Request, Work
 from inrfast.experiments.reproduce import reproduce
@@ -25,19 +25,24 @@ def test_the_mean_of_the_copies_is_the_even_bins_of_the_image():
     bins = np.fft.fft2(image.numpy(), axes=(0, 1))
     bins[1::2] = bins[:, 1::2] = 0
     assert np.allclose(np.fft.ifft2(bins, axes=(0, 1)).real, recovery.even(image).numpy(), atol=1e-14)
-    assert recovery.shares(recovery.even(image), image)["odd"] < 1e-28
+    copies = recovery.shares(recovery.even(image), image)
+    assert copies["odd"] < 1e-28 and copies["recovered"] == pytest.approx(0)
+    assert recovery.shares(image + 3, image)["recovered"] == pytest.approx(1)
+    assert recovery.shares((image + recovery.even(image)) / 2, image)["recovered"] == pytest.approx(0.75)
     kept = (np.abs(bins) ** 2)[1:].sum() + (np.abs(bins[0, 1:]) ** 2).sum()
     every = (np.abs(np.fft.fft2(image - image.mean((0, 1)), axes=(0, 1))) ** 2).sum()
     assert recovery.of_image(image)["odd"] == pytest.approx(1 - kept / every)
 
 
+FIGURES = [Fig2(), Fig6(), Fig7(), Fig8()]
+
+
 @pytest.mark.parametrize(
-    "variant", [*Fig2.variants, *Fig6.variants, *Fig7.variants, *Fig8.variants], ids=lambda v: v.told
-)
-def test_a_fit_moves_the_mapping_if_it_is_trained_and_leaves_no_energy_outside_its_support(
-    variant, tmp_path, monkeypatch
-):
-    (cell,) = [own for own in _figure(variant).cells(Request(), {}) if own.settings["network"] == variant.told]
+    ("figure", "variant"), [(figure, one) for figure in FIGURES for one in figure.variants],
+    ids=lambda one: getattr(one, "name", None) or one.key,
+)  # fmt: skip
+def test_a_trained_mapping_moves_and_no_energy_lies_outside_the_support(figure, variant, tmp_path):
+    (cell,) = [own for own in figure.cells(Request(), {}) if own.name == variant.key]
     found = cell.run(Work(CPU, tmp_path / "fit", False)).numbers
     trained = "trained" in variant.told
     assert (found["moved"] > 0) == trained
@@ -46,10 +51,6 @@ def test_a_fit_moves_the_mapping_if_it_is_trained_and_leaves_no_energy_outside_i
         assert found["odd"] < 1e-20 and found["bins"] == 0.25
     else:
         assert found["odd"] > 1e-6
-
-
-def _figure(variant):
-    return next(figure() for figure in (Fig2, Fig6, Fig7, Fig8) if variant in figure.variants)
 
 
 def test_the_first_layer_of_the_paper_is_one_cycle_per_unit():
@@ -86,6 +87,12 @@ def test_what_is_said_of_missing_bins_follows_the_numbers():
     assert "missing from the first alone" in missing({"odd": 1e-28}, {"odd": 0.5})
     assert "not missing from the first" in missing({"odd": 0.1}, {"odd": 0.5})
     assert "not there in the second" in missing({"odd": 1e-28}, {"odd": 1e-9})
+
+
+def test_what_is_said_of_a_trained_mapping_follows_the_numbers():
+    one, image = {"moved": 0.1, "odd": 0.8, "psnr": 20.0}, {"odd": 0.8, "even_psnr": 12.0}
+    assert "mostly gone, as the paper says" in spread_out({**one, "recovered": 0.9}, image)
+    assert "the copies remain, unlike in the paper" in spread_out({**one, "recovered": 0.1}, image)
 
 
 def test_what_is_said_of_blur_follows_the_numbers():
