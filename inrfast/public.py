@@ -1,6 +1,9 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
 from inrfast import distributed, init
+from inrfast.analysis import harmonics
+from inrfast.analysis.aliasing import Aliasing, aliasing
+from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
 from inrfast.analysis.rank import numerical_rank
@@ -24,6 +27,7 @@ from inrfast.training.result import FitResult
 __all__ = [
     "INR",
     "NTK",
+    "Aliasing",
     "Candidate",
     "Choice",
     "DiagnosisReport",
@@ -38,6 +42,8 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "aliasing",
+    "bessel_series",
     "calibrate_batchnorm_",
     "choose",
     "derivatives",
@@ -47,6 +53,7 @@ __all__ = [
     "fit",
     "fit_many",
     "grid",
+    "harmonics",
     "init",
     "jacobian",
     "ntk",

@@ -31,8 +31,8 @@ def add(commands: Any) -> None:
         "--images",
         type=path,
         metavar="DIR",
-        help=f"folder of images for {_fed('images')} (default: photographs of "
-        "scikit-image); the first ones by name are used, a few in quick",
+        help=f"folder of images for {_fed('images')} (default: photographs, or "
+        "faces, of scikit-image); the first ones by name are used, a few in quick",
     )
     parser.add_argument(
         "--mesh",
@@ -40,6 +40,12 @@ def add(commands: Any) -> None:
         metavar="FILE",
         action="append",
         help=f"a mesh for {_fed('mesh')}; may be repeated (default: a surface made by formula)",
+    )
+    parser.add_argument(
+        "--weights",
+        type=path,
+        metavar="FILE",
+        help=f"weights of a meta-learned network for {_fed('weights')} (default: learned here)",
     )
     parser.add_argument(
         "--preset",
@@ -67,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         preset=arguments.preset,
         images=arguments.images,
         mesh=arguments.mesh or (),
+        weights=arguments.weights,
         runs=arguments.runs,
         seed=arguments.seed,
         device=arguments.device,
@@ -85,5 +92,9 @@ def _figures(paper: Paper) -> str:
 
 
 def _fed(files: str) -> str:
-    """Return the names of the figures that take such files."""
-    return ", ".join(name for paper in PAPERS.values() for name, one in paper.figures.items() if one.takes == files)
+    """Return the names of the figures that take such files, by paper."""
+    fed = {
+        spelled(paper.name): ", ".join(name for name, one in paper.figures.items() if files in one.takes)
+        for paper in PAPERS.values()
+    }
+    return "; ".join(f"{names} of {paper}" for paper, names in fed.items() if names)

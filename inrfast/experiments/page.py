@@ -94,7 +94,9 @@ def html(paper: Paper, settings: Mapping[str, Any], figures: Sequence[tuple[Desc
         if not isinstance(value, dict)
     )
     files = [
-        f"{kind} given: {', '.join(map(escape, settings[kind])) or 'none (bundled)'}" for kind in ("images", "meshes")
+        f"{kind} given: {', '.join(map(escape, settings[kind])) or 'none (bundled)'}"
+        for kind in ("images", "meshes", "weights")
+        if kind in settings
     ]
     sections = "".join(_section(found, pictures) for found, pictures in figures)
     return (

@@ -37,6 +37,8 @@ class Request:
         Image files, sorted by name; empty: the photographs bundled with scikit-image.
     meshes
         Mesh files; empty: a surface made by formula.
+    weights
+        File of a trained network's weights; None: figures that need one train it themselves.
     device
         Where networks are fitted and kernels computed. Not a part of the settings: every cell names its own.
     """
@@ -46,6 +48,7 @@ class Request:
     seed: int = 0
     images: tuple[Path, ...] = ()
     meshes: tuple[Path, ...] = ()
+    weights: Path | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -56,12 +59,14 @@ class Request:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What all results of a folder share: two requests with other settings are not mixed in one folder."""
+        given = {"weights": {self.weights.name: _digest(self.weights)}} if self.weights is not None else {}
         return {
             "preset": self.preset,
             "runs": self.runs,
             "seed": self.seed,
             "images": {path.name: _digest(path) for path in self.images},
             "meshes": {path.name: _digest(path) for path in self.meshes},
+            **given,
         }
 
 
@@ -124,12 +129,15 @@ class Cell:
         Does the work.
     cost
         Expected work in arbitrary units, for the time left.
+    shared
+        Whether other figures of the paper have the same cell: its work is then done once for all of them.
     """
 
     name: str
     settings: Mapping[str, Any]
     run: Callable[[Work], Found]
     cost: float = 1.0
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,12 +187,12 @@ class Outcome:
 class Figure(ABC):
     """A figure or table of a paper, as work to do and as a drawing of what was found.
 
-    ``takes`` is ``"images"`` or ``"mesh"`` where files of the user's own feed it, else empty.
+    ``takes`` names the files of the user's own that may feed it: ``"images"``, ``"mesh"``, ``"weights"``.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    takes: ClassVar[str] = ""
+    takes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:

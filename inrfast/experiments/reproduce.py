@@ -33,6 +33,7 @@ def reproduce(
     preset: str = "quick",
     images: str | os.PathLike[str] | None = None,
     mesh: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    weights: str | os.PathLike[str] | None = None,
     runs: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -53,9 +54,11 @@ def reproduce(
     preset
         ``"quick"``: small sizes, minutes on a CPU; ``"paper"``: the sizes of the paper.
     images
-        Folder of images; None: photographs bundled with scikit-image.
+        Folder of images; None: photographs, or faces, bundled with scikit-image.
     mesh
         Mesh files; none: a surface made by formula.
+    weights
+        File of a meta-learned network's weights; None: figures that need one train it themselves.
     runs
         Random networks per curve where a figure shows mean and deviation; None: the preset's own number.
     seed
@@ -82,10 +85,11 @@ def reproduce(
     progress = None if progress is None else check_flag("progress", progress)
     chosen = _chosen(known, figures)
     folder = parent(_path("out", f"out/{spelled(known.name)}-{preset}" if out is None else out))
-    meshes = tuple(_file(_path("mesh", name)) for name in _several("mesh", mesh, "a file name"))
+    meshes = tuple(_file("mesh", _path("mesh", name)) for name in _several("mesh", mesh, "a file name"))
     _check_apart(meshes)
     taken = () if images is None else _images(_path("images", images))
-    request = Request(preset, runs, seed, taken, meshes, check_device("device", device))
+    file = None if weights is None else _file("weights", _path("weights", weights))
+    request = Request(preset, runs, seed, taken, meshes, file, check_device("device", device))
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
     with results.opened():
@@ -131,9 +135,9 @@ def _images(folder: Path) -> tuple[Path, ...]:
     return found
 
 
-def _file(path: Path) -> Path:
+def _file(argument: str, path: Path) -> Path:
     if not path.is_file():
-        raise FileNotFoundError(f"mesh must be a file, and {shown(path)} is none")
+        raise FileNotFoundError(f"{argument} must be a file, and {shown(path)} is none")
     return path
 
 
@@ -149,6 +153,7 @@ def _figure(results: Results, figure: Figure, request: Request, progress: bool |
     """Do what is left of a figure's cells, and write it."""
     results.prepare(figure)
     found: dict[str, Found] = {}
+    done: list[Cell] = []
     images: dict[str, None] = {}
     with _Way(figure.name, progress) as way:
         while True:
@@ -156,20 +161,20 @@ def _figure(results: Results, figure: Figure, request: Request, progress: bool |
             if not cells:
                 break
             assert len({cell.name for cell in cells}) == len(cells)
-            left = []
+            results.prepare(figure, cells)
+            done += cells
             for cell in cells:
                 images |= dict.fromkeys(cell.settings.get("images", ()))
                 stored = results.load(figure, cell)
-                if stored is None:
-                    left.append(cell)
-                else:
+                if stored is not None:
                     found[cell.name] = stored
-            way.plan(left, len(cells) - len(left))
+            left = [cell for cell in cells if cell.name not in found]
+            way.plan(left, [cell for cell in cells if cell.name in found])
             for cell in left:
                 way.begin(cell)
                 found[cell.name] = _run(results, figure, cell, request, progress)
                 way.end(cell)
-        how = {**results.cost(figure, list(found)), "cells": len(found), "images": list(images)}
+        how = {**results.cost(figure, done), "cells": len(found), "images": list(images)}
         how["versions"] = info()["versions"]
         made = results.finish(figure, figure.outcome(request, found), how)
     way.say(way.last)
@@ -183,7 +188,7 @@ class _Way:
     """
 
     def __init__(self, figure: str, progress: bool | None) -> None:
-        self.figure, self.quiet, self.cell = figure, progress is False, ""
+        self.figure, self.quiet, self.cell, self.shared = figure, progress is False, "", False
         self.earlier = self.done = self.left = 0
         self.cost = self.whole = 0.0
         self.begun = time.perf_counter()
@@ -202,9 +207,10 @@ class _Way:
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(f"{self.figure} has {self.cells}, and the same call goes on from there") from error
 
-    def plan(self, cells: Sequence[Cell], earlier: int) -> None:
-        """Take in cells to do, and how many others were done in earlier calls."""
-        self.earlier, self.left = self.earlier + earlier, self.left + len(cells)
+    def plan(self, cells: Sequence[Cell], earlier: Sequence[Cell]) -> None:
+        """Take in cells to do, and others that were done in earlier calls or, shared ones, for other figures."""
+        self.earlier, self.left = self.earlier + len(earlier), self.left + len(cells)
+        self.shared = self.shared or any(cell.shared for cell in earlier)
         self.whole += sum(cell.cost for cell in cells)
         if not self.bar.disable:
             self.bar.total = self.whole
@@ -236,7 +242,8 @@ class _Way:
     @property
     def last(self) -> str:
         """That the figure is finished."""
-        earlier = f", {self.earlier} of them in earlier calls" if self.earlier else ""
+        where = "in earlier calls or for other figures" if self.shared else "in earlier calls"
+        earlier = f", {self.earlier} of them {where}" if self.earlier else ""
         return f"{self.figure}: finished, {self.cells}{earlier}, {time.perf_counter() - self.begun:,.0f} s"
 
     def _now_and_then(self) -> None:

@@ -22,7 +22,7 @@ from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Paper, Reque
 from inrfast.files import check_writable, shown, sole_writer, write_whole
 
 SCHEMA = "inrfast.reproduction/1"
-SETTINGS, REPORT, CHECKSUM = "settings.json", "report.html", "checksum"
+SETTINGS, REPORT, CHECKSUM, SHARED = "settings.json", "report.html", "checksum", "shared"
 
 
 class OtherSettingsError(ValueError):
@@ -32,7 +32,8 @@ class OtherSettingsError(ValueError):
 class Results:
     """Results of one paper in a folder of its own.
 
-    ``settings.json`` says what was asked for; ``<figure>/cells/<cell>.json`` and ``.npz`` hold what each cell found;
+    ``settings.json`` says what was asked for; ``<figure>/cells/<cell>.json`` and ``.npz`` hold what each cell found,
+    ``shared/cells`` those that several figures have;
     ``<figure>/`` the finished figure as JSON, Markdown and pictures; ``report.html`` all finished figures.
     """
 
@@ -90,7 +91,7 @@ class Results:
     def file(self, figure: Figure, cell: Cell, suffix: str) -> Path:
         """Return the name of a cell's file."""
         assert re.fullmatch(r"[\w.=+-]+", cell.name), cell.name
-        return self.folder / figure.name / "cells" / f"{cell.name}{suffix}"
+        return self.folder / (SHARED if cell.shared else figure.name) / "cells" / f"{cell.name}{suffix}"
 
     def load(self, figure: Figure, cell: Cell) -> Found | None:
         """Return what a cell found in an earlier call, or None.
@@ -127,16 +128,16 @@ class Results:
         stored = {"settings": cell.settings, **how, "found": found.numbers, "arrays": sorted(found.arrays)}
         write_whole(file, _json(_sealed(stored)))
 
-    def cost(self, figure: Figure, names: Sequence[str]) -> dict[str, Any]:
+    def cost(self, figure: Figure, cells: Sequence[Cell]) -> dict[str, Any]:
         """Return the seconds that cells took, in whichever call, and the machines that they ran on."""
-        folder = self.folder / figure.name / "cells"
-        cells = [_read(folder / f"{name}.json") for name in names]
-        machines = dict.fromkeys(cell["device"] for cell in cells)
-        return {"seconds": float(sum(cell["seconds"] for cell in cells)), "machine": "; ".join(machines)}
+        stored = [_read(self.file(figure, cell, ".json")) for cell in cells]
+        machines = dict.fromkeys(one["device"] for one in stored)
+        return {"seconds": float(sum(one["seconds"] for one in stored)), "machine": "; ".join(machines)}
 
-    def prepare(self, figure: Figure) -> None:
-        """Make the folder of a figure."""
-        (self.folder / figure.name / "cells").mkdir(parents=True, exist_ok=True)
+    def prepare(self, figure: Figure, cells: Sequence[Cell] = ()) -> None:
+        """Make the folders of a figure and of its cells."""
+        for folder in {self.folder / figure.name / "cells", *(self.file(figure, cell, "").parent for cell in cells)}:
+            folder.mkdir(parents=True, exist_ok=True)
 
     # ---- figures -----------------------------------------------------------------------------------------------------
 

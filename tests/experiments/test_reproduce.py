@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_paper import NAME, registered
 
 from inrfast.cli import main
-from inrfast.experiments.inlet_rank_collapse.pictures import pictures
-from inrfast.experiments.paper import PAPERS, Request
+from inrfast.experiments.paper import PAPERS, Request, spelled
+from inrfast.experiments.pictures import pictures
 from inrfast.experiments.reproduce import reproduce
 
 
@@ -96,11 +96,11 @@ def test_where_there_is_no_terminal_the_share_and_the_time_left_are_said_until_a
 def test_help_says_what_every_figure_shows_and_which_files_feed_it(capsys):
     assert main(["reproduce", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    paper = PAPERS["inlet_rank_collapse"]
-    assert all(f"{name} {figure.title}" in told for name, figure in paper.figures.items())
-    for option, files in (("images", "images"), ("mesh", "mesh")):
-        fed = [name for name, figure in paper.figures.items() if figure.takes == files]
-        assert fed and f"for {', '.join(fed)}" in told.partition(f"--{option} ")[2]
+    for paper in (PAPERS["inlet_rank_collapse"], PAPERS["inr_dictionaries"]):
+        assert all(f"{name} {figure.title}" in told for name, figure in paper.figures.items())
+        for option, files in (("images", "images"), ("mesh", "mesh"), ("weights", "weights")):
+            fed = [name for name, figure in paper.figures.items() if files in figure.takes]
+            assert not fed or f"{', '.join(fed)} of {spelled(paper.name)}" in told.partition(f"--{option} ")[2]
 
 
 def test_figures_come_in_the_papers_order_each_once(tmp_path):
@@ -116,6 +116,7 @@ def test_figures_come_in_the_papers_order_each_once(tmp_path):
         ("out", [7, b"r", "", "nul\0", ["r"]]),
         ("images", [3, b"i", "", "nul\0", ["i"], "nowhere"]),
         ("mesh", [3, [3], b"m", "", ["nul\0"], None, "nowhere"]),
+        ("weights", [3, b"w", "", "nul\0", ["w"], "nowhere", "."]),
         ("preset", [None, 3, "quik"]),
         ("runs", [0, 1.5, "3", True]),
         ("seed", [-1, None, 2**32, 0.5]),

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_paper import NAME, registered
 
+from inrfast.experiments.paper import PAPERS
 from inrfast.experiments.reproduce import reproduce
 from inrfast.experiments.results import OtherSettingsError, parent
 
@@ -214,3 +216,16 @@ def test_a_figure_names_the_machines_of_its_cells_and_not_that_of_the_last_call(
         made = make(out)
     assert made["one"]["machine"].startswith("elsewhere; ")
     assert "elsewhere" not in made["two"]["machine"]
+
+
+def test_a_cell_that_figures_share_is_done_once_for_all_of_them(whole, tmp_path, monkeypatch, capsys):
+    done = []
+    with registered(done.append):
+        for figure in PAPERS[NAME].figures.values():
+            own = figure.cells
+            monkeypatch.setattr(figure, "cells", lambda *known, own=own: [replace(x, shared=True) for x in own(*known)])
+        made = reproduce(NAME, "all", tmp_path)
+    assert done == ["one/a", "one/b", "one/c"]
+    assert numbers(made) == numbers(whole[1])
+    assert made["two"]["seconds"] == made["one"]["seconds"]
+    assert "3 of 3 cells done, 3 of them in earlier calls or for other figures" in capsys.readouterr().err

@@ -11,12 +11,12 @@ import torch
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
 from inrfast.experiments.inlet_rank_collapse.protocol import SIZES, Setup, all_fits, fits_cell, scoring, tuning
-from inrfast.experiments.inlet_rank_collapse.scores import Interval, difference, interval
 from inrfast.experiments.inlet_rank_collapse.starts import BASELINES, DIRECTIONS, FAMILY, GAINS, HIDDEN, SHIFTS, STARTS
 from inrfast.experiments.inlet_rank_collapse.table1 import images_of
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
+from inrfast.experiments.pictures import Pictures, pictures
+from inrfast.experiments.scores import Interval, difference, interval
 from inrfast.grids import grid
 from inrfast.signals.image import MID_GREY
 from inrfast.tangent.local import ntk
@@ -64,7 +64,7 @@ class Beyond(Figure):
 
     name = "beyond"
     title = "Beyond the paper: a search for a better start of a ReLU network"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures
 from inrfast.experiments.inlet_rank_collapse.protocol import STACKS, Setup, images_told, scoring, size_told, tuning
-from inrfast.experiments.inlet_rank_collapse.scores import Interval, Pair, difference, interval, kendall, pairs
 from inrfast.experiments.paper import Outcome, Request, Row, Table
+from inrfast.experiments.pictures import Pictures
+from inrfast.experiments.scores import Interval, Pair, difference, interval, kendall, pairs
 
 PAPER = {
     "default": 23.57, "pe": 27.15, "siren": 27.29, "bn": 25.04, "ours": 25.61, "siren-first": 26.15, "bn-first": 25.82

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.figure import Figure as Drawing
 
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
 from inrfast.experiments.inlet_rank_collapse.protocol import (
     SIZES,
     STACKS,
@@ -18,6 +17,7 @@ from inrfast.experiments.inlet_rank_collapse.protocol import (
     size_told,
 )
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
+from inrfast.experiments.pictures import Pictures, pictures
 
 PAPER = {"default": 24.14, "ours": 27.69}
 LABELS = {"default": "default init", "ours": "our init"}
@@ -30,7 +30,7 @@ class Fig1(Figure):
 
     name = "fig1"
     title = "Fig. 1: one image, default and our initialisation"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

@@ -10,16 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
+from inrfast.experiments.drawing import finish
 from inrfast.experiments.inlet_rank_collapse.methods import DEFAULT, WIDTH, Method
 from inrfast.experiments.inlet_rank_collapse.spectra import (
     FLOOR,
     RTOLS,
     Ranks,
     band,
-    curves_told,
     draw_band,
     draw_ranks,
-    finish,
     finish_ranks,
     found_values,
     network,
@@ -27,11 +26,10 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     ranks_over_runs,
     representation,
     resolved,
-    runs_told,
-    seeds,
     tolerance,
 )
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
+from inrfast.experiments.runs import curves_told, runs_told, seeds
 from inrfast.linalg.tsqr import SingularValues, singular_values
 from inrfast.nn import INR
 

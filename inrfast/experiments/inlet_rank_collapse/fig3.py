@@ -9,10 +9,10 @@ from typing import Any
 from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.inlet_rank_collapse.methods import BN, DEFAULT, Method
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
 from inrfast.experiments.inlet_rank_collapse.protocol import SIZES, STACKS, Setup, fits_cell, images_told, size_told
-from inrfast.experiments.inlet_rank_collapse.scores import Interval, difference, interval
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
+from inrfast.experiments.pictures import Pictures, pictures
+from inrfast.experiments.scores import Interval, difference, interval
 
 PLACES = {"post": "after the activation", "pre": "before the activation"}
 LAYERS = (1, 2, 3)
@@ -35,7 +35,7 @@ class Fig3(Figure):
 
     name = "fig3"
     title = "Fig. 3: PSNR against the position of one batch norm"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

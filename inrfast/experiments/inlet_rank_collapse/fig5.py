@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
-from inrfast.experiments.inlet_rank_collapse.spectra import finish
+from inrfast.experiments.drawing import finish
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
 from inrfast.grids import grid
 from inrfast.init import rank_expanding_

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
 from inrfast.experiments.inlet_rank_collapse.methods import WIDTH
-from inrfast.experiments.inlet_rank_collapse.spectra import seeds, spread
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
+from inrfast.experiments.runs import seeds, spread
 from inrfast.grids import grid
 from inrfast.init import default_, rank_expanding_
 from inrfast.linalg.tsqr import singular_values

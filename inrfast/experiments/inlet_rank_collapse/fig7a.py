@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure as Drawing
 
+from inrfast.experiments.drawing import finish, legend
 from inrfast.experiments.inlet_rank_collapse.methods import BN, DEFAULT, OURS, PE, SIREN, WIDTH, Method
 from inrfast.experiments.inlet_rank_collapse.spectra import (
     FLOOR,
@@ -16,26 +17,21 @@ from inrfast.experiments.inlet_rank_collapse.spectra import (
     Band,
     Ranks,
     band,
-    curves_told,
     draw_band,
     draw_ranks,
-    finish,
     finish_ranks,
     found_values,
-    legend,
     matching,
     network,
     rank_rows,
     ranks_over_runs,
     representation,
     resolved,
-    runs_told,
-    seeds,
-    spread,
     substantially_higher,
     tolerance,
 )
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
+from inrfast.experiments.runs import curves_told, runs_told, seeds, spread
 
 SIDE, QUICK_RUNS, RUNS = 256, 5, 100
 

@@ -10,30 +10,26 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure as Drawing
 
+from inrfast.experiments.drawing import finish, legend
 from inrfast.experiments.inlet_rank_collapse import fig7b_settings
 from inrfast.experiments.inlet_rank_collapse.methods import DEFAULT, METHODS, OURS, WIDTH, Method
 from inrfast.experiments.inlet_rank_collapse.spectra import (
     Band,
     Ranks,
     band,
-    curves_told,
     draw_band,
     draw_ranks,
-    finish,
     finish_ranks,
     interval,
-    legend,
     matching,
     network,
     rank_rows,
     ranks_over_runs,
-    runs_told,
-    seeds,
-    spread,
     substantially_higher,
     tolerance,
 )
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
+from inrfast.experiments.runs import curves_told, runs_told, seeds, spread
 from inrfast.linalg.spectrum import Spectrum
 from inrfast.tangent.local import ntk
 

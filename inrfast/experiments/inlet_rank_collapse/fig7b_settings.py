@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from inrfast.experiments.inlet_rank_collapse.methods import DEFAULT, WIDTH
-from inrfast.experiments.inlet_rank_collapse.spectra import network, representation, runs_told, seeds, tolerance
+from inrfast.experiments.inlet_rank_collapse.spectra import network, representation, tolerance
 from inrfast.experiments.paper import Cell, Found, Request, Table, Work
+from inrfast.experiments.runs import runs_told, seeds
 from inrfast.tangent.local import ntk
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5)

@@ -84,7 +84,7 @@ class Fig8(Figure):
 
     name = "fig8"
     title = "Fig. 8: occupancy in 3-D"
-    takes = "mesh"
+    takes = ("mesh",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

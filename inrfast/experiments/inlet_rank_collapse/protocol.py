@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS, Method
-from inrfast.experiments.inlet_rank_collapse.pictures import BUNDLED, Pictures
 from inrfast.experiments.paper import Cell, Found, Request, Work, uninterrupted
+from inrfast.experiments.pictures import BUNDLED, Pictures
 from inrfast.grids import grid
 from inrfast.memory import chunks
 from inrfast.metrics import mse_to_psnr, psnr, ssim, to_8bit

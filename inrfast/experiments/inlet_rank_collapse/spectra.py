@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
+from inrfast.experiments.drawing import finish
 from inrfast.experiments.inlet_rank_collapse.methods import Method
-from inrfast.experiments.paper import Found, Request
+from inrfast.experiments.paper import Found
 from inrfast.grids import grid
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.linalg.tsqr import SingularValues, singular_values
@@ -210,30 +210,6 @@ def rank_rows(labels: Mapping[str, str], ranks: Mapping[str, list[Ranks]]) -> li
     return [[labels[name], *map(str, found)] for name, found in ranks.items()]
 
 
-def spread(values: Sequence[float], digits: str) -> str:
-    """Return the mean of numbers and, of several, their standard deviation; means of whole numbers have a decimal."""
-    digits = digits if len(values) == 1 else digits.replace(".0f", ".1f")
-    mean = f"{np.mean(values):{digits}}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):{digits}}"
-
-
-def runs_told(count: int) -> str:
-    """Return a number of runs in words."""
-    return "one run" if count == 1 else f"{count} runs"
-
-
-def curves_told(count: int) -> str:
-    """Return in words what a curve over runs is."""
-    return (
-        "of one random network" if count == 1 else f"mean over {count} random networks, shaded the standard deviation"
-    )
-
-
-def seeds(request: Request, runs: int) -> range:
-    """Return the seeds of the runs."""
-    return range(request.seed, request.seed + (request.runs or runs))
-
-
 # ---- drawings ----------------------------------------------------------------------------------------------------
 
 
@@ -268,16 +244,6 @@ def style(method: Method) -> dict[str, Any]:
     return {"color": method.colour, "linestyle": "--" if method.dashed else "-", "linewidth": 1.5}
 
 
-def finish(axes: Axes, title: str, across: str, up: str) -> None:
-    """Name the axes and lay a light grid below the curves."""
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.grid(True, color="0.9", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def finish_ranks(axes: Axes, quantity: str, most: int) -> None:
     """Finish axes of ranks against the tolerance, both logarithmic; ``most`` is the largest rank possible."""
     axes.set_xscale("log")
@@ -288,9 +254,3 @@ def finish_ranks(axes: Axes, quantity: str, most: int) -> None:
     where = axes.get_yaxis_transform()
     axes.annotate(f"full rank {most:,}", (0.02, most), (0, 3), where, "offset points", fontsize=8, color="0.35")
     finish(axes, "Rank against tolerance", rf"tolerance relative to {quantity} ($\rightarrow$ smaller)", "rank")
-
-
-def legend(drawing: Drawing, axes: Axes) -> None:
-    """Name the curves of one of the axes below all of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9, handlelength=2.6)

@@ -11,7 +11,6 @@ import numpy as np
 from inrfast.experiments.inlet_rank_collapse import comparison
 from inrfast.experiments.inlet_rank_collapse.comparison import PAPER, Scored
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures, pictures
 from inrfast.experiments.inlet_rank_collapse.protocol import (
     MARKS,
     SIZES,
@@ -22,8 +21,9 @@ from inrfast.experiments.inlet_rank_collapse.protocol import (
     shorter,
     tuning,
 )
-from inrfast.experiments.inlet_rank_collapse.scores import distance
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Table
+from inrfast.experiments.pictures import Pictures, pictures
+from inrfast.experiments.scores import distance
 
 SEARCH = ((3, "constant", (5e-3, 1e-3)), (2, "constant", (5e-3,)))
 """Common settings that are tried: hidden layers, schedule, learning rates. A constant rate's fit also tells what it
@@ -53,7 +53,7 @@ class Table1(Figure):
 
     name = "table1"
     title = "Table 1: PSNR of image fits, one setting for all methods"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

@@ -33,7 +33,7 @@ class Table1Best(Figure):
 
     name = "table1_best"
     title = "Table 1, each method at its own best setting"
-    takes = "images"
+    takes = ("images",)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

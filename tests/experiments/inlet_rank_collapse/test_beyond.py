@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from inrfast.experiments.inlet_rank_collapse import beyond, protocol
 from inrfast.experiments.inlet_rank_collapse.beyond import checkerboard, linearised, verdict, winners
 from inrfast.experiments.inlet_rank_collapse.protocol import Sizes
-from inrfast.experiments.inlet_rank_collapse.scores import Interval
 from inrfast.experiments.inlet_rank_collapse.starts import BASELINES, STARTS
 from inrfast.experiments.inlet_rank_collapse.table1 import _images
 from inrfast.experiments.reproduce import reproduce
+from inrfast.experiments.scores import Interval
 
 
 @settings(max_examples=15, deadline=None)

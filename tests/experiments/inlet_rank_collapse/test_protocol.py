@@ -9,7 +9,6 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from inrfast.experiments.inlet_rank_collapse import protocol
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS
-from inrfast.experiments.inlet_rank_collapse.pictures import Pictures
 from inrfast.experiments.inlet_rank_collapse.protocol import (
     VARIANTS,
     Setup,
@@ -21,6 +20,7 @@ from inrfast.experiments.inlet_rank_collapse.protocol import (
     varied,
 )
 from inrfast.experiments.paper import Request, Work
+from inrfast.experiments.pictures import Pictures
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from inrfast.experiments.inlet_rank_collapse.scores import difference, interval, pairs
+from inrfast.experiments.scores import difference, interval, pairs
 
 NUMBERS = st.lists(st.floats(-50, 50), min_size=2, max_size=20).filter(lambda values: np.std(values) > 1e-3)
 
