@@ -181,7 +181,7 @@ def meta_learn(
         stack.enter_context(sole_trainer({"net": net}))
         stack.enter_context(modes_kept(net))
         net.train()
-        learner = _learner(net, data, method, inner, batch, budget)
+        learner = learner_of(net, data, method, inner, batch, budget)
         outer = Outer(net, data, learner, inner, lr, batch, seed)
         file = None
         if path is not None:
@@ -202,7 +202,7 @@ def meta_learn(
     )
 
 
-def _learner(net: nn.Module, data: Data, method: str, inner: Inner, batch: int, budget: int) -> Learner:
+def learner_of(net: nn.Module, data: Data, method: str, inner: Inner, batch: int, budget: int) -> Learner:
     """Return what takes the direction of an outer step: the fastest way that is exact for a network."""
     if method != "maml":
         return FirstOrder(net, inner, method == "reptile", data, batch, budget)

@@ -34,8 +34,12 @@ cache."""
 COPIES = 4
 """Copies of the weights beside those of the path: a gradient, a direction, a product, and what is added up."""
 
-TEMPORARIES = 6
-"""Features of the widest layer that a chunk has beside what is kept of it."""
+KEPT, ALIVE = 4, 7
+"""Features of all hidden layers that are kept of a chunk for a product with the Hessian, and alive while one is
+taken."""
+
+TEMPORARIES = 10
+"""Features of the widest layer beside these: what autograd makes for second derivatives."""
 
 
 @dataclass
@@ -109,12 +113,12 @@ class WrittenOutSecondOrder:
         blocks = -(-most // self.block)
         self.threads = min(blocks, torch.get_num_threads(), MOST_THREADS) if cpu else 1
         weights = self.block * sum(p.numel() for p in mlp.parameters.values()) * item
-        held = self.block * item * (4 * sum(mlp.widths) + mlp.columns + mlp.outputs)
-        least = self.threads * (
-            weights * (inner.steps + COPIES) + self.rows * (held + TEMPORARIES * self.block * widest)
-        )
+        ends, widths = mlp.columns + mlp.outputs, sum(mlp.widths)
+        chunk = self.rows * self.block * item * (ALIVE * widths + 2 * ends + TEMPORARIES * widest)
+        least = self.threads * (weights * (inner.steps + COPIES) + chunk)
         require(least, budget, "an outer step", "a narrower network, or a larger memory_budget, would fit")
-        self.kept = (self.threads * inner.steps + 1) * data.points * held <= budget - least
+        kept = (self.threads * inner.steps + 1) * data.points * self.block * item * (KEPT * widths + ends)
+        self.kept = kept <= budget - least
         own = len(data.coords) == 1 and 2 * data.points * mlp.columns * item <= budget - least
         self.encoded = self._encode(data.coords) if own else None
 

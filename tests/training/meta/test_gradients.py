@@ -13,6 +13,7 @@ from torch.func import functional_call
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError
 from inrfast.training.data import Data
+from inrfast.training.engines.peaks import Live
 from inrfast.training.meta.first_order import FirstOrder
 from inrfast.training.meta.inner import Inner, Learner
 from inrfast.training.meta.second_order import AutogradSecondOrder
@@ -190,6 +191,22 @@ def test_what_does_not_fit_the_memory_is_taken_in_chunks_or_refused_before_the_f
         AutogradSecondOrder(Coupled(), Inner(2, 0.1), data, 2**23)
     with pytest.raises(MemoryBudgetError, match="outer step"):
         WrittenOutSecondOrder(network(), Inner(2, 0.1), data, 3, 1000)
+
+
+@pytest.mark.parametrize("activation", ["sine", "finer", "wire", "relu"])
+def test_a_step_takes_no_more_than_the_least_budget_that_is_named_nor_than_what_it_was_given(activation: str) -> None:
+    net = inr.INR(2, 1, width=48, hidden_layers=3, activation=activation)
+    data = check_signals(net, inr.grid((40, 40)), torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(MemoryBudgetError) as refused:
+        WrittenOutSecondOrder(net, Inner(2, 0.1), data, 3, 1)
+    least = refused.value.needed
+    assert least is not None
+    for budget, kept in ((least, False), (8 * least, True)):
+        learner = WrittenOutSecondOrder(net, Inner(2, 0.1), data, 3, budget)
+        assert learner.kept == kept
+        with torch.no_grad(), Live(budget) as live:
+            learner(data)
+        assert max(live.after) <= budget
 
 
 def test_a_network_without_second_derivatives_is_refused_with_a_way_out() -> None:
