@@ -22,11 +22,14 @@ from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
 from inrfast.tangent.local import NTK, ntk
 from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
+from inrfast.training.meta.adapt import AdaptResult, adapt
+from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.result import FitResult
 
 __all__ = [
     "INR",
     "NTK",
+    "AdaptResult",
     "Aliasing",
     "Candidate",
     "Choice",
@@ -35,6 +38,7 @@ __all__ = [
     "Factorization",
     "FitResult",
     "LayerwiseJacobian",
+    "MetaResult",
     "Polynomial",
     "PositionalEncoding",
     "RandomFourier",
@@ -42,6 +46,7 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "adapt",
     "aliasing",
     "bessel_series",
     "calibrate_batchnorm_",
@@ -56,6 +61,7 @@ __all__ = [
     "harmonics",
     "init",
     "jacobian",
+    "meta_learn",
     "ntk",
     "numerical_rank",
     "rank_expanding",
