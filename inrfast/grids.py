@@ -113,3 +113,28 @@ def grid(
         some, rows = rows, torch.cat([column[:1] for column in columns]).repeat(points, 1)
         rows[:, long] = some
     return rows.to(device)
+
+
+def shape_of(coords: Tensor) -> tuple[int, ...] | None:
+    """Return the shape of the grid whose points are the rows of ``coords`` (N, d), or None if they are none.
+
+    Points are a grid if they are all combinations of the coordinates of d axes, in any spacing, either with the first
+    axis slow (``"ij"``) or with the first axis fast (``"xy"``; the shape is then that of an array indexed [..., y, x]).
+    """
+    values = coords.detach()
+    counts = [len(torch.unique(column)) for column in values.t()]
+    if math.prod(counts) != len(values):
+        return None
+    for order in (range(len(counts)), reversed(range(len(counts)))):
+        axes_in_order = list(order)
+        sizes = tuple(counts[axis] for axis in axes_in_order)
+        planes = values.reshape(*sizes, len(counts))
+        if all(_varies_alone(planes[..., axis], place) for place, axis in enumerate(axes_in_order)):
+            return sizes
+    return None
+
+
+def _varies_alone(plane: Tensor, axis: int) -> bool:
+    """Return whether entries depend on their place along one axis alone, and differ there."""
+    line = plane.movedim(axis, 0).reshape(plane.shape[axis], -1)
+    return bool((line == line[:, :1]).all()) and len(torch.unique(line[:, 0])) == len(line)

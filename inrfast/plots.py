@@ -162,6 +162,57 @@ def spectra(
     return _finish(axes, title, legend)
 
 
+def energy(
+    thresholds: Curve,
+    curves: Mapping[str, tuple[Curve, Curve]],
+    axes: Axes | None = None,
+    *,
+    dashed: Collection[str] = (),
+    black: Collection[str] = (),
+    title: str | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Draw the share of energy on eigenfunctions above a threshold, one curve per name (P4, figure 4).
+
+    Parameters
+    ----------
+    thresholds
+        Levels relative to the largest eigenvalue, in any order; the axis runs from large to small.
+    curves
+        Lower and upper bound of the energy at every threshold; the band between them is shaded.
+    axes, title, legend
+        As in :func:`rank_against_tolerance`.
+    dashed, black
+        As in :func:`spectra`.
+
+    Raises
+    ------
+    ValueError
+        No curve, a curve of another length than ``thresholds``, a threshold that is not positive.
+    """
+    x = _array(thresholds)
+    if x.ndim != 1 or x.size == 0 or not (x > 0).all():
+        raise ValueError(f"thresholds must be positive numbers, got {thresholds!r:.80}")
+    _check_named("curves", curves)
+    axes = _axes(axes, (5.2, 4.2))
+    order = np.argsort(-x)
+    numbers = {True: count(), False: count()}
+    for name, bounds in curves.items():
+        lower, upper = (_array(bound) for bound in bounds)
+        if lower.shape != x.shape or upper.shape != x.shape:
+            raise ValueError(f"curves[{name!r}] must have one bound per threshold ({x.size}), got {lower.shape}")
+        style = _style(-1 if name in black else next(numbers[name in dashed]), name in dashed)
+        axes.plot(x[order], ((lower + upper) / 2)[order], label=name, **style)
+        axes.fill_between(x[order], lower[order], upper[order], color=style["color"], alpha=0.25, linewidth=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.invert_xaxis()
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(r"threshold on $\lambda_i / \lambda_1$" + r" ($\rightarrow$ smaller)")
+    axes.set_ylabel("share of energy above")
+    return _finish(axes, title, legend)
+
+
 def reconstructions(
     images: Mapping[str, tuple[Image, float]], target: Image, figure: Figure | SubFigure | None = None
 ) -> list[Axes]:

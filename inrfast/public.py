@@ -2,6 +2,7 @@
 
 from inrfast import distributed, init
 from inrfast.analysis.diagnosis import diagnose
+from inrfast.analysis.dictionary import Dictionary, dictionary
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
@@ -22,6 +23,7 @@ __all__ = [
     "INR",
     "NTK",
     "DiagnosisReport",
+    "Dictionary",
     "Factorization",
     "FitResult",
     "LayerwiseJacobian",
@@ -35,6 +37,7 @@ __all__ = [
     "calibrate_batchnorm_",
     "derivatives",
     "diagnose",
+    "dictionary",
     "distributed",
     "fit",
     "fit_many",

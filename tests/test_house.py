@@ -25,6 +25,8 @@ LONG_FUNCTIONS = {
 
 TESTED_BY = {
     "inrfast/activations/*.py": "tests/activations/test_activations.py",
+    "inrfast/analysis/dictionary_*.py": "tests/analysis/test_dictionary.py",
+    "inrfast/analysis/energy.py": "tests/analysis/test_dictionary.py",
     "inrfast/analysis/report_*.py": "tests/analysis/test_report.py",
     "inrfast/cli/*.py": "tests/test_cli.py",
     "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",

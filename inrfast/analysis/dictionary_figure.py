@@ -1,0 +1,67 @@
+"""The figure of a dictionary: its first atoms as pictures, its eigenvalues, and the energy of signals."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from inrfast import plots
+
+if TYPE_CHECKING:
+    from inrfast.analysis.dictionary import Dictionary
+
+ACROSS = 5
+"""Atoms in a row of the figure."""
+
+
+def draw(dictionary: Dictionary, k: int, path: str | os.PathLike[str] | None, signals: Tensor | None) -> Figure:
+    """Return the figure that :meth:`Dictionary.plot` describes; with ``path``, also write it there."""
+    images, values = dictionary.images(k).cpu().numpy(), dictionary.eigenvalues.cpu()
+    full = dictionary.spectrum.output == "full"
+    rows = math.ceil(k / ACROSS)
+    figure = Figure(figsize=(2 * ACROSS, 2.2 * rows + 4), layout="constrained")
+    grid = figure.add_gridspec(2, 1, height_ratios=[2.2 * rows, 4])
+    above, below = (figure.add_subfigure(grid[i]) for i in range(2))
+    for i, axes in enumerate(above.subplots(rows, ACROSS, squeeze=False).flat):
+        if i >= k:
+            axes.set_axis_off()
+            continue
+        atom(images[i], axes, full)
+        axes.set_title(rf"$\lambda_{{{i + 1}}} = {float(values[i] / values[0]):.2g}\,\lambda_1$", fontsize=9)
+    left, right = below.subplots(1, 2)
+    resolved = values[values > dictionary.floor * values[0]]
+    plots.spectra({"eigenvalues": resolved}, left, quantity="lambda", smallest=1e-12, log_index=True, legend=False)
+    if signals is None:
+        right.set_axis_off()
+    else:
+        found = dictionary.energy(signals)
+        low, high = found.interval
+        plots.energy(found.thresholds, {"signals": (low, high)}, right, legend=False)
+    if path is not None:
+        plots.save(figure, path)
+    return figure
+
+
+def atom(values: np.ndarray, axes: Axes, outputs: bool) -> None:
+    """Draw one atom on its grid; ``outputs``: its last axis counts outputs."""
+    planes = values if outputs else values[..., None]
+    if planes.ndim == 2:
+        axes.plot(planes, linewidth=0.9)
+        axes.axhline(0, color="0.8", linewidth=0.7, zorder=0)
+        axes.tick_params(labelsize=6)
+        return
+    while planes.ndim > 3:
+        planes = planes[len(planes) // 2]
+    axes.set_axis_off()
+    largest = float(np.abs(planes).max()) or 1.0
+    if planes.shape[2] == 3:
+        axes.imshow(0.5 + planes / (2 * largest), interpolation="nearest")
+    else:
+        side_by_side = np.concatenate(list(np.moveaxis(planes, 2, 0)), axis=1)
+        axes.imshow(side_by_side, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
