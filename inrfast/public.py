@@ -17,16 +17,20 @@ from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian
 from inrfast.tangent.local import NTK, ntk
 from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
+from inrfast.training.meta.adapt import AdaptResult, adapt
+from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.result import FitResult
 
 __all__ = [
     "INR",
     "NTK",
+    "AdaptResult",
     "DiagnosisReport",
     "Dictionary",
     "Factorization",
     "FitResult",
     "LayerwiseJacobian",
+    "MetaResult",
     "Polynomial",
     "PositionalEncoding",
     "RandomFourier",
@@ -34,6 +38,7 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "adapt",
     "calibrate_batchnorm_",
     "derivatives",
     "diagnose",
@@ -44,6 +49,7 @@ __all__ = [
     "grid",
     "init",
     "jacobian",
+    "meta_learn",
     "ntk",
     "numerical_rank",
     "rank_expanding",

@@ -1,0 +1,86 @@
+"""First-order directions: the gradient at the adapted weights (first-order MAML), and the way there (Reptile)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.mlp import describe
+from inrfast.snapshot import snapshot
+from inrfast.training.data import Data
+from inrfast.training.engines import Task, engine_of, gradient_of
+from inrfast.training.engines.task import against_formula
+from inrfast.training.meta.inner import Inner, Learned
+from inrfast.training.stack import Stack
+
+
+class FirstOrder:
+    """The direction of first-order MAML or Reptile, by the engines of a fit.
+
+    First-order MAML takes the gradient at the adapted weights (Finn, Abbeel, Levine, ICML 2017, section 5.2), Reptile
+    the way there over the inner rate (Nichol, Achiam, Schulman, arXiv 1803.02999, section 2): the sum of the inner
+    gradients, as which it is taken, since the difference of weights in fp32 keeps a few of its digits only.
+
+    Parameters
+    ----------
+    net
+        The network; its weights are the start.
+    inner
+        The inner steps.
+    reptile
+        Which of the two.
+    most
+        Signals of a step.
+    budget
+        Bytes for all.
+    """
+
+    def __init__(self, net: nn.Module, inner: Inner, reptile: bool, most: int, budget: int) -> None:
+        self.net, self.inner, self.reptile, self.budget = net, inner, reptile, budget
+        # Networks whose formula is known are stacked, others take the signals one after another.
+        self.block = most if against_formula(describe(net)) is None else 1
+        self.nets = [snapshot(net).train() for _ in range(self.block)]
+        self.start = dict(net.named_parameters())
+        self.told: dict[str, object] = {}
+
+    @property
+    def layout(self) -> dict[str, object]:
+        """What decides about the last digits."""
+        return self.told
+
+    @torch.no_grad()
+    def __call__(self, data: Data) -> Learned:
+        """Return the direction of the mean over these signals, and their losses before and after."""
+        count = len(data.target)
+        sums: dict[str, Tensor] = {}
+        before, after = [], []
+        for at in range(0, count, self.block):
+            grads, first, last = self._of(data.keep(range(at, min(at + self.block, count))))
+            sums = {name: grad + sums[name] if sums else grad for name, grad in grads.items()}
+            before.append(first)
+            after.append(last)
+        return Learned({name: own / count for name, own in sums.items()}, torch.cat(before), torch.cat(after))
+
+    def _of(self, data: Data) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        nets = self.nets[: len(data.target)]
+        task = Task(nets=nets, data=data, budget=self.budget)
+        engine, _ = engine_of(task)
+        stack = Stack(nets, engine.flat)
+        try:
+            gradient = gradient_of(stack, task, engine)
+            self.told = gradient.layout
+            for name, parameter in stack.parameters.items():
+                parameter.copy_(self.start[name].expand_as(parameter))
+            sums = {name: torch.zeros_like(grad) for name, grad in stack.grads.items()}
+            first = last = torch.zeros(0)
+            for step in range(self.inner.steps):
+                last = gradient(None)
+                first = last if step == 0 else first
+                for name, grad in stack.grads.items():
+                    stack.parameters[name].sub_(grad, alpha=self.inner.lr)
+                    sums[name].add_(grad)
+            if not self.reptile:
+                last, sums = gradient(None), stack.grads
+            return {name: own.sum(0) for name, own in sums.items()}, first, last
+        finally:
+            stack.release()

@@ -1,0 +1,88 @@
+"""The signals of a set, checked at the door: their points, and one tensor of values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.errors import check_coords, check_tensor
+from inrfast.nn import declared_sizes
+from inrfast.training.data import MOST_SPREAD, Data, aligned, check_data, check_net
+
+
+def check_signals(
+    net: nn.Module, coords: Any, signals: Any, names: tuple[str, str] = ("coords", "signals"), spread: bool = True
+) -> Data:
+    """Return points (1 or B, N, d) and values (B, N, M) of B signals, of the network's dtype and device.
+
+    Parameters
+    ----------
+    coords
+        Points (N, d) of all signals, or (B, N, d) of each.
+    signals
+        Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors of one
+        shape.
+    names
+        What the arguments are called in messages.
+    spread
+        Whether values that span more than 100 are refused.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Bad shapes, dtypes, devices, or a spread that is hardly meant; NaN or Inf.
+    """
+    dtype, device = check_net(net)
+    values = _one_tensor(names[1], signals)
+    if values.ndim < 2:
+        raise ValueError(
+            f"{names[1]} must have shape (B, N, M) or (B, *grid, M) for B signals, got {tuple(values.shape)}; one "
+            "signal alone takes a first axis (signal.unsqueeze(0))"
+        )
+    shared = not (isinstance(coords, Tensor) and coords.ndim == 3)
+    points = check_coords(names[0], coords if shared else coords[0], declared_sizes(net)[0], device)
+    if not shared:
+        _check_own(names, coords, values, dtype, device)
+    # The first stands for all, which are of one shape.
+    first = check_data(net, points, values[0], names=(names[0], f"{names[1]}[0]", "weight"))
+    check_tensor(names[1], values)
+    if spread:
+        low, high = (float(value) for value in torch.aminmax(values))
+        if high - low > MOST_SPREAD:
+            raise ValueError(
+                f"{names[1]} must span a range near 1, for which inner rates are stated, got {low:g} to {high:g}; "
+                "scale them (pixels of 8 bits: divide by 255)"
+            )
+    target = aligned(values.detach().reshape(len(values), *first.target.shape[1:]))
+    return Data(first.coords if shared else aligned(coords.detach()), target)
+
+
+def _one_tensor(argument: str, signals: Any) -> Tensor:
+    """Return signals as one tensor, from a tensor or from a sequence of them."""
+    if isinstance(signals, Sequence) and not isinstance(signals, str):
+        some = [check_tensor(f"{argument}[{i}]", own, finite=False) for i, own in enumerate(signals)]
+        kinds = {(tuple(own.shape), own.dtype, own.device) for own in some}
+        if len(kinds) != 1:
+            got = ", ".join(sorted(str(tuple(own.shape)) for own in some)[:4]) or "none"
+            raise ValueError(f"{argument} must be at least one tensor, all of one shape, dtype and device, got {got}")
+        return torch.stack(some)
+    return check_tensor(argument, signals, finite=False)
+
+
+def _check_own(
+    names: tuple[str, str], coords: Tensor, values: Tensor, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Check points (B, N, d) of each signal."""
+    if len(coords) != len(values):
+        raise ValueError(
+            f"{names[0]} must have shape (N, d), or ({len(values)}, N, d) for {len(values)} {names[1]}, got "
+            f"{tuple(coords.shape)}"
+        )
+    check_tensor(names[0], coords)
+    if coords.dtype != dtype:
+        raise TypeError(f"{names[0]} must have the network's dtype {dtype}, got {coords.dtype}")
+    if coords.device != device:
+        raise ValueError(f"{names[0]} is on {coords.device} but the network is on {device}; move one of them")
