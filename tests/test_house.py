@@ -33,6 +33,8 @@ TESTED_BY = {
     "inrfast/experiments/demo_*.py": "tests/experiments/test_demo.py",
     "inrfast/experiments/drawing.py": "tests/experiments/inlet_rank_collapse/test_spectra.py",
     "inrfast/experiments/runs.py": "tests/experiments/inlet_rank_collapse/test_spectra.py",
+    "inrfast/experiments/inr_dictionaries/energy.py": "tests/experiments/inr_dictionaries/test_fig4.py",
+    "inrfast/experiments/inr_dictionaries/fig1[05].py": "tests/experiments/inr_dictionaries/test_fig4.py",
     "inrfast/experiments/inr_dictionaries/networks.py": "tests/experiments/inr_dictionaries/test_fig3.py",
     "inrfast/experiments/inlet_rank_collapse/comparison.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/fig[13].py": "tests/experiments/inlet_rank_collapse/test_table1.py",
