@@ -1,5 +1,6 @@
 """Coordinate grids against NumPy, axis by axis."""
 
+import math
 import time
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import inrfast as inr
+from inrfast.grids import shape_of
 
 AXES = {
     "inclusive": lambda n, low, high: np.linspace(low, high, n) if n > 1 else np.array([(low + high) / 2]),
@@ -63,3 +65,20 @@ def test_bounds_an_axis_and_one_dimension():
 def test_bad_input_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         inr.grid(**arguments)
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.sampled_from(list(AXES)), st.integers(0, 10**6))
+def test_the_shape_of_a_grid_is_found_in_both_orders_and_of_no_other_points(shape, endpoint, seed):
+    points = inr.grid(shape, endpoint, (-0.3, 1.7))
+    swapped = points.flip(1)  # rows as they were, the first coordinate fast
+    assert shape_of(points) == tuple(shape)
+    assert shape_of(points.square() * points.sign()) == tuple(shape)  # in any spacing
+    assert math.prod(shape_of(swapped)) == len(points)
+    if sum(n > 1 for n in shape) > 1:
+        assert shape_of(swapped) == tuple(shape)
+        moved = points.clone()
+        moved[-1, seed % len(shape)] += 0.01
+        assert shape_of(moved) is None
+        assert shape_of(points[torch.tensor([*range(1, len(points)), 0])]) is None
+        assert shape_of(points[1:]) is None
+        assert shape_of(torch.cat([points, points])) is None

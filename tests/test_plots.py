@@ -100,3 +100,18 @@ def test_figures_are_written(suffix, tmp_path):
     plots.save(plots.spectra({"a": [1.0, 0.5]}).figure, tmp_path / f"figure{suffix}")
     assert [path.name for path in tmp_path.iterdir()] == [f"figure{suffix}"]
     assert (tmp_path / f"figure{suffix}").stat().st_size > 1000
+
+
+def test_energies_are_drawn_from_large_to_small_threshold_with_their_bounds():
+    axes = plots.energy(RTOLS, {"one": ([0.1, 0.5, 0.2], [0.1, 0.7, 0.2]), "two": (torch.zeros(3), torch.ones(3))})
+    one = axes.get_lines()[0]
+    np.testing.assert_allclose(one.get_xdata(), [1e-2, 1e-3, 1e-4])
+    np.testing.assert_allclose(one.get_ydata(), [0.1, 0.2, 0.6])
+    band = axes.collections[0].get_paths()[0].vertices
+    assert {(1e-4, 0.5), (1e-4, 0.7)} <= {(float(x), float(y)) for x, y in band}
+    assert axes.xaxis_inverted()
+    for curves, message in (({}, "at least one"), ({"a": ([0.1], [0.1])}, "one bound per threshold")):
+        with pytest.raises(ValueError, match=message):
+            plots.energy(RTOLS, curves)
+    with pytest.raises(ValueError, match="thresholds must be positive"):
+        plots.energy([0.0], {"a": ([0.1], [0.1])})

@@ -25,6 +25,9 @@ from inrfast.tangent.network import Select
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+METHODS = ("auto", "dense", "cholesky", "lanczos")
+"""Methods of a spectrum that find eigenvectors."""
+
 MANY = 256
 """Atoms that are computed by default where there are too many points for all of them."""
 
@@ -33,7 +36,7 @@ TIE = 1e-6
 
 
 @methods_in_own_modes
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dictionary:
     """The eigenfunctions of a tangent kernel as the atoms of a dictionary (P4, sections 5.1 and 5.2).
 
@@ -92,6 +95,7 @@ class Dictionary:
             As in :func:`dictionary`; of a spectrum ``k`` keeps the largest, and the last four have no meaning.
         """
         if isinstance(source, TangentKernel):
+            check_choice("method", method, METHODS)
             if coords is not None:
                 raise ValueError("coords must be None where a kernel is given: it has its own")
             coords, order = source.coords, source.shape[0]
@@ -126,7 +130,7 @@ class Dictionary:
 
     @property
     def eigenvalues(self) -> Tensor:
-        """Eigenvalues (k,) of the kernel's matrix, descending, fp64; errors are the spectrum's."""
+        """Eigenvalues (k,) of the kernel's matrix, descending, fp64; below the floor they are rounding."""
         return self.spectrum.eigenvalues
 
     @property
@@ -190,7 +194,9 @@ class Dictionary:
         """Return the energy concentration E(lambda) of a signal or of a set (P4, equation 11 and figure 4).
 
         For each signal, the sum of ``<phi_i, g>^2 / |g|^2`` over the atoms with ``lambda_i / lambda_1 >= lambda``; of
-        a set :attr:`Energy.mean` is the mean of these shares, so that every signal counts alike.
+        a set :attr:`Energy.mean` is the mean of these shares, so that every signal counts alike. The bounds are for
+        the errors of the eigenvalues; the atoms are taken as computed. Those of eigenvalues a few errors apart may be
+        mixed with each other, which moves a little energy across a threshold between them.
 
         Parameters
         ----------
@@ -223,8 +229,8 @@ class Dictionary:
         """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs (P4, equation 10), with bounds.
 
         With means over points and Mercer eigenvalues, as the equation has it, and with sums and the matrix's
-        eigenvalues it is the same number, ``g^T K^-1 g``. A kernel that sums over M outputs (``output="trace"``) is
-        some M times that of one output.
+        eigenvalues it is the same number, ``g^T K^-1 g``. It is of the kernel as given: one that sums over M outputs
+        (``output="trace"``) is some M times that of one output, and its norms are some M times smaller.
 
         Parameters
         ----------
@@ -233,8 +239,8 @@ class Dictionary:
         ridge
             Added to every eigenvalue, in the matrix's units: ``g^T (K + ridge I)^-1 g``.
         cut
-            Count only atoms with ``lambda_i / lambda_1`` at least this. None: all that are resolved, whose eigenvalues
-            exceed their error; with a ridge all.
+            Count only atoms with ``lambda_i / lambda_1`` at least this, in :attr:`KernelNorm.counted`. None: all whose
+            eigenvalue, with the ridge, is known to 1 %.
 
         Raises
         ------
@@ -353,7 +359,10 @@ class Dictionary:
         if threshold is None:
             return torch.logspace(0, -10, 101, dtype=torch.float64, device=self.atoms.device)
         try:
-            levels = torch.as_tensor(threshold).detach().to(self.atoms)
+            given = torch.as_tensor(threshold).detach()
+            if given.is_complex() or given.dtype == torch.bool:
+                raise TypeError(f"no {given.dtype}")
+            levels = given.to(self.atoms)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"threshold must be a number or a sequence of them, got {threshold!r:.80}: {error}"
@@ -440,6 +449,10 @@ def dictionary(
     >>> D.images(3).shape, D.energy(inr.grid((8, 8))[:, 0], [1e-1, 1e-3]).mean.shape
     (torch.Size([3, 8, 8]), torch.Size([2]))
     """
+    if isinstance(net, TangentKernel | Spectrum):
+        raise TypeError(
+            f"net must be a torch.nn.Module, got {type(net).__name__}; Dictionary.of takes kernels and spectra"
+        )
     kernel = ntk(
         net,
         coords,

@@ -33,16 +33,32 @@ def draw(dictionary: Dictionary, k: int, path: str | os.PathLike[str] | None, si
             axes.set_axis_off()
             continue
         atom(images[i], axes, full)
-        axes.set_title(rf"$\lambda_{{{i + 1}}} = {float(values[i] / values[0]):.2g}\,\lambda_1$", fontsize=9)
+        ratio = rf" = {float(values[i] / values[0]):.2g}\,\lambda_1" if i > 0 else ""
+        axes.set_title(rf"$\lambda_{{{i + 1}}}{ratio}$", fontsize=9)
+    what = ", the middle slice of each" if images.ndim - full > 3 else ""
+    figure.suptitle(f"{k} of {dictionary.spectrum.size:,} eigenfunctions{what}", fontsize=11)
     left, right = below.subplots(1, 2)
     resolved = values[values > dictionary.floor * values[0]]
-    plots.spectra({"eigenvalues": resolved}, left, quantity="lambda", smallest=1e-12, log_index=True, legend=False)
+    plots.spectra(
+        {"eigenvalues": resolved},
+        left,
+        quantity="lambda",
+        smallest=1e-12,
+        log_index=True,
+        title="eigenvalues",
+        legend=False,
+    )
     if signals is None:
         right.set_axis_off()
     else:
         found = dictionary.energy(signals)
         low, high = found.interval
-        plots.energy(found.thresholds, {"signals": (low, high)}, right, legend=False)
+        title = (
+            "energy of the signal less its mean"
+            if len(found.lower) == 1
+            else f"energy of {len(found.lower)} signals less their means, on average"
+        )
+        plots.energy(found.thresholds, {"signals": (low, high)}, right, title=title, legend=False)
     if path is not None:
         plots.save(figure, path)
     return figure
@@ -54,6 +70,7 @@ def atom(values: np.ndarray, axes: Axes, outputs: bool) -> None:
     if planes.ndim == 2:
         axes.plot(planes, linewidth=0.9)
         axes.axhline(0, color="0.8", linewidth=0.7, zorder=0)
+        axes.set_yticks([])
         axes.tick_params(labelsize=6)
         return
     while planes.ndim > 3:

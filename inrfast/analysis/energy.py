@@ -1,4 +1,4 @@
-"""How signals lie on the eigenvectors of a kernel: energy above a level of the eigenvalues, norm in the kernel's space."""
+"""How signals lie on the eigenvectors of a kernel: energy above a level of the eigenvalues, and kernel norm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OPEN = 0.01
 NORMALISATIONS = ("energy", "printed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Energy:
     """How much of the energy of signals lies on atoms of large eigenvalues: E(lambda) of P4, equation 11.
 
@@ -28,6 +28,8 @@ class Energy:
         Bounds for each signal, (signals, *thresholds): what lies on the atoms whose eigenvalues surely, or possibly,
         reach the threshold. They differ where an eigenvalue lies within its error of the threshold, and below the
         eigenvalues listed by all the energy that the atoms listed leave.
+    whole
+        All of each signal's energy, (signals,): 1, or ``1 / |g|^2`` where it is normalised as printed.
     floor
         Level below which eigenvalues cannot be told from zero (:attr:`inrfast.Spectrum.floor`).
     smallest
@@ -37,6 +39,7 @@ class Energy:
     thresholds: Tensor
     lower: Tensor
     upper: Tensor
+    whole: Tensor
     floor: float
     smallest: float
 
@@ -47,7 +50,7 @@ class Energy:
 
     @property
     def mean(self) -> Tensor:
-        """E(lambda): the mean over the signals, of the shape of the thresholds, correct to 1 % of its largest value.
+        """E(lambda): the mean over the signals, of the shape of the thresholds, correct to 0.01 of the whole.
 
         Raises
         ------
@@ -55,7 +58,7 @@ class Energy:
             The eigenvalues leave it open; :attr:`interval` says how far.
         """
         low, high = self.interval
-        far = high - low > OPEN * high.amax()
+        far = high - low > OPEN * self.whole.mean()
         if bool(far.any()):
             at = float(self.thresholds[far].amax())
             index = int((self.thresholds.flatten() == at).nonzero()[0])
@@ -69,7 +72,7 @@ class Energy:
         return (low + high) / 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelNorm:
     """Squared norm ``|g|^2`` of signals in the kernel's space, P4, equation 10: the larger, the harder to learn.
 
@@ -79,12 +82,12 @@ class KernelNorm:
         ``sum <phi_i, g>^2 / (lambda_i + ridge)`` over the atoms counted, (signals,): the norm of each signal's
         projection on them.
     lower, upper
-        Bounds on the whole norm, (signals,). Without a ridge it has no upper bound where energy is left on atoms that
-        are not counted.
+        Bounds on the whole norm, (signals,), for any eigenvalues within their errors. Without a ridge it has no upper
+        bound where energy is left on eigenvalues that may be zero.
     uncounted
         Share of each signal's energy that is not on the atoms counted, (signals,).
     atoms
-        Number of atoms counted.
+        Number of atoms counted: those whose eigenvalue, with the ridge, is known to 1 %.
     """
 
     counted: Tensor
@@ -131,11 +134,10 @@ def concentration(spectrum: Spectrum, rows: Tensor, levels: Tensor, normalisatio
     if listed < spectrum.size:
         smallest = float(values[-1] / values[0])
         upper += _unlisted(shares) * (min(spectrum.beyond, float(most[-1])) / float(least[0]) >= column)
-    lower, upper = lower.clamp_max(1), upper.clamp_max(1)
-    if normalisation == "printed":
-        lower, upper = lower / lengths.square(), upper / lengths.square()
+    whole = 1 / lengths.square() if normalisation == "printed" else torch.ones_like(lengths)
     sizes = (len(rows), *levels.shape)
-    return Energy(levels, lower.reshape(sizes), upper.reshape(sizes), spectrum.floor, smallest)
+    lower, upper = ((part.clamp_max(1) * whole).reshape(sizes) for part in (lower, torch.maximum(lower, upper)))
+    return Energy(levels, lower, upper, whole[:, 0], spectrum.floor, smallest)
 
 
 def squared_norm(spectrum: Spectrum, rows: Tensor, ridge: float, cut: float) -> KernelNorm:
@@ -148,7 +150,7 @@ def squared_norm(spectrum: Spectrum, rows: Tensor, ridge: float, cut: float) -> 
     values = spectrum.eigenvalues
     least = (values - spectrum.lower_error).clamp_min(0) + ridge
     most = (values + spectrum.upper_error).clamp_min(0) + ridge
-    n = int(((least > 0) & (values >= cut * values[0])).sum())
+    n = int(((most - least <= OPEN * least) & (values >= cut * values[0])).sum())
     energies, squares = shares * lengths.square(), lengths.square()
     counted = (energies[:, :n] / (values[:n].clamp_min(0) + ridge)).sum(1)
     lower, upper = (energies / most).sum(1), _over(energies, least).sum(1)
