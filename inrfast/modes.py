@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from inrfast.memory import refusals_told
 
@@ -29,6 +30,17 @@ def without_autocast() -> Iterator[None]:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         yield
+
+
+@contextmanager
+def modes_kept(net: nn.Module) -> Iterator[None]:
+    """Give every module its own train or eval mode back at the end."""
+    modes = {module: module.training for module in net.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 _read: Callable[[str, str], str] | None = getattr(torch._C, "_get_fp32_precision_getter", None)

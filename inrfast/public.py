@@ -1,6 +1,9 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
 from inrfast import distributed, init
+from inrfast.analysis import harmonics
+from inrfast.analysis.aliasing import Aliasing, aliasing
+from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
 from inrfast.analysis.rank import numerical_rank
@@ -25,6 +28,7 @@ __all__ = [
     "INR",
     "NTK",
     "AdaptResult",
+    "Aliasing",
     "DiagnosisReport",
     "Dictionary",
     "Factorization",
@@ -39,6 +43,8 @@ __all__ = [
     "Spectrum",
     "SphereNorm",
     "adapt",
+    "aliasing",
+    "bessel_series",
     "calibrate_batchnorm_",
     "derivatives",
     "diagnose",
@@ -47,6 +53,7 @@ __all__ = [
     "fit",
     "fit_many",
     "grid",
+    "harmonics",
     "init",
     "jacobian",
     "meta_learn",

@@ -15,10 +15,9 @@ from inrfast.errors import MemoryBudgetError
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
 from inrfast.mlp import is_pointwise
-from inrfast.modes import in_own_modes
+from inrfast.modes import in_own_modes, modes_kept
 from inrfast.pointwise import RANDOM, ROWS, dependence
 from inrfast.threads import MOST_THREADS, one_core, share
-from inrfast.training.stack import modes_kept
 
 BUFFERS = 4
 """Buffers of a layer's width per chunk: features, pre-activations, and the temporaries of an activation."""

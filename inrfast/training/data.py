@@ -15,9 +15,10 @@ from torch.nn.parameter import is_lazy
 
 from inrfast.errors import check_coords, check_float, check_tensor
 from inrfast.metrics import data_range_of
+from inrfast.modes import modes_kept
 from inrfast.nn import declared_sizes
 from inrfast.snapshot import twin
-from inrfast.training.stack import has_gaps, modes_kept
+from inrfast.training.stack import has_gaps
 
 MOST_SPREAD = 100.0
 """Largest spread of targets where no ``data_range`` is given: pixels from 0 to 255 are meant to be scaled."""

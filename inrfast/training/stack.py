@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -196,14 +195,3 @@ def _gradient_of(parameter: Tensor) -> Tensor:
 def has_gaps(tensor: Tensor) -> bool:
     """Return whether a tensor's entries are not one block of memory: then raw loops over it write beside it."""
     return not tensor.is_contiguous() and torch.empty_like(tensor).stride() != tensor.stride()
-
-
-@contextmanager
-def modes_kept(net: nn.Module) -> Iterator[None]:
-    """Give every module its own train or eval mode back at the end."""
-    modes = {module: module.training for module in net.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

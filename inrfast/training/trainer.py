@@ -16,6 +16,7 @@ from inrfast.errors import InrfastError, MemoryBudgetError, warn
 from inrfast.files import shown, sole_writer
 from inrfast.memory import is_refusal
 from inrfast.mlp import describe
+from inrfast.modes import modes_kept
 from inrfast.nn import described_network
 from inrfast.ops import gemm
 from inrfast.threads import one_core
@@ -26,7 +27,6 @@ from inrfast.training.group import Group, kind_of
 from inrfast.training.member import Member, named
 from inrfast.training.options import Options
 from inrfast.training.result import FitResult
-from inrfast.training.stack import modes_kept
 from inrfast.training.trained import ChangedError, named_of, sole_trainer
 
 

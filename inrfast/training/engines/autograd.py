@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from inrfast.memory import cached_rows, chunks, require
+from inrfast.modes import modes_kept
 from inrfast.pointwise import dependence, stirred_
 from inrfast.snapshot import snapshot, twin
 from inrfast.training.engines.layerwise import NARROW, SMALL
 from inrfast.training.engines.peaks import held, holdable, peak_of
 from inrfast.training.engines.task import Task, has_hooks
-from inrfast.training.stack import Stack, modes_kept
+from inrfast.training.stack import Stack
 
 PROBE_ROWS = 16
 """Points of a forward pass that shows what a network keeps."""
