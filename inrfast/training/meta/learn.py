@@ -15,7 +15,7 @@ from tqdm import tqdm
 from inrfast.errors import DivergedError, check_choice, check_float, check_int, check_seed
 from inrfast.memory import budget_bytes
 from inrfast.metrics import mse_to_psnr
-from inrfast.modes import in_training_modes
+from inrfast.modes import in_training_modes, modes_kept
 from inrfast.threads import interrupts_later
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
@@ -25,7 +25,7 @@ from inrfast.training.meta.second_order import AutogradSecondOrder
 from inrfast.training.meta.signals import check_signals
 from inrfast.training.optimizers.adam import Adam
 from inrfast.training.options import check_checkpoint, check_progress
-from inrfast.training.stack import Stack, modes_kept
+from inrfast.training.stack import Stack
 from inrfast.training.trained import sole_trainer
 
 METHODS = ("maml", "fomaml", "reptile")
