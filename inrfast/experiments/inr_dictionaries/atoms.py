@@ -23,6 +23,9 @@ RTOL, FINE_RTOL = 1e-12, 1e-3
 FINE_BYTES = 3 * 2**30
 """Memory of a spectrum on the finer grid: the same on every machine, since it decides how many pivots there are."""
 
+FIRST = (10, 20, 50, 100, 200, 500, 1000)
+"""Numbers of atoms whose energy is kept beside that above the thresholds."""
+
 ATOMS = 10
 """That are kept, as in the paper's figures."""
 
@@ -39,7 +42,7 @@ def atoms_cell(start: Start, request: Request, found: Mapping[str, Found]) -> Ce
             picture = net(coords)[:, 0].cpu() + MID_GREY
         return _found(made, there, picture)
 
-    settings = start.settings(request) | {"faces": there.settings}
+    settings = start.settings(request) | {"faces": there.settings, "first": list(FIRST)}
     return Cell(f"atoms.{start.name}", settings, run, (there.side / 32) ** 6, shared=True)
 
 
@@ -61,19 +64,24 @@ def fine_cell(start: Start, request: Request, found: Mapping[str, Found]) -> Cel
 
     settings = start.settings(request) | {
         "faces": images(request).settings | {"side": own.fine_side}, "rtol": FINE_RTOL, "atoms": own.fine_atoms,
+        "first": list(FIRST),
     }  # fmt: skip
     return Cell(f"fine.{start.name}", settings, run, (own.fine_side / 32) ** 4, shared=True)
 
 
 def _found(made: Dictionary, there: Faces, picture: Tensor) -> Found:
     device = made.atoms.device
-    energy = made.energy(there.centred.to(device), THRESHOLDS)
+    signals = there.centred.to(device)
+    energy = made.energy(signals, THRESHOLDS)
+    shares = made.coefficients(signals).square() / signals.square().sum((1, 2)).unsqueeze(1)
+    by_number = shares.mean(0).cumsum(0)
     lower, upper = (bound.cpu().numpy() for bound in energy.interval)
     first = made.images(ATOMS).cpu()
     numbers = {
         "floor": made.floor if np.isfinite(made.floor) else None,
         "smallest": energy.smallest,
         "listed": len(made),
+        "first": {str(count): float(by_number[count - 1]) for count in FIRST if count <= len(made)},
         "size": made.spectrum.size,
         "method": made.spectrum.method,
     }

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 
 from inrfast import plots
 from inrfast.experiments.drawing import legend
-from inrfast.experiments.inr_dictionaries.atoms import THRESHOLDS, atoms_cell, energy_at
+from inrfast.experiments.inr_dictionaries.atoms import FIRST, THRESHOLDS, atoms_cell, energy_at
 from inrfast.experiments.inr_dictionaries.starts import (
     ADAM_LR,
     FFN_META,
@@ -63,7 +63,7 @@ class EnergyFigure(Figure):
             energy_rows(starts, request, found, self.said),
             {self.name: energy_drawing(starts, found)},
             [*about(request, starts), *self.text(request, found)],
-            [energy_table(starts, request, found)],
+            [energy_table(starts, request, found), number_table(starts, found)],
             numbers(starts, found),
         )
 
@@ -149,7 +149,8 @@ def about(request: Request, starts: Sequence[Start]) -> list[str]:
         "the first layer, 30 behind it, as in the authors' code.",
         "E(lambda) is the mean over the held-out faces, each minus its mean, of the share of its energy on the "
         "eigenfunctions with lambda_i / lambda_1 >= lambda: the share of |g|^2, as in the authors' code; equation 11 "
-        "prints |<g, g>|^2. The kernel is taken in fp64, with all its eigenpairs; the authors' code takes 2,000.",
+        "prints |<g, g>|^2. The kernel is taken in fp64, with all its eigenpairs; the authors' code takes 2,000. "
+        "Numbers behind an energy count the eigenfunctions on which it lies: E(lambda) sets no price on their number.",
         f"PSNRs are means over the held-out faces on the half of the pixels that was not trained on, the same for all "
         f"faces: gradient descent at {INNER_LR:g} from meta-learned weights, Adam at {ADAM_LR:g} from all others. "
         f"The legend has them after {LEGEND_STEPS} steps, as the paper's figure 11.",
@@ -166,9 +167,11 @@ def psnr_of(start: Start, found: Mapping[str, Found], steps: int) -> float | Non
 
 
 def energy_told(cell: Found, level: float) -> str:
-    """Return E(lambda), or the interval that holds it."""
+    """Return E(lambda), or the interval that holds it, and the number of eigenfunctions that it counts."""
     low, high = energy_at(cell, level)
-    return f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+    count = int((cell.arrays["eigenvalues"] >= level).sum())
+    told = f"{low:.3f}" if high - low < 5e-4 else f"{low:.3f} to {high:.3f}"
+    return f"{told} on {count:,}" if level >= cell.numbers["smallest"] else f"{told} on at least {count:,}"
 
 
 def energy_rows(
@@ -205,7 +208,20 @@ def energy_table(
     else:
         head += ["eigenpairs", "the smallest / lambda_1", "share of the energy beyond them"]
         side = round(found[f"{kind}.{starts[0].name}"].numbers["size"] ** 0.5)
-    return Table(f"Energy on eigenfunctions with lambda_i / lambda_1 at least ..., {side}x{side} points", head, rows)
+    title = (
+        f"Energy on the eigenfunctions with lambda_i / lambda_1 at least ..., and their number, {side}x{side} points"
+    )
+    return Table(title, head, rows)
+
+
+def number_table(starts: Sequence[Start], found: Mapping[str, Found]) -> Table:
+    """Return the energy on the first eigenfunctions, whatever their eigenvalues."""
+    rows = [
+        [start.label, *(f"{found[f'atoms.{start.name}'].numbers['first'].get(str(count), np.nan):.3f}"
+                        for count in FIRST)]
+        for start in starts
+    ]  # fmt: skip
+    return Table("Energy on the first ... eigenfunctions", ["", *map(str, FIRST)], rows)
 
 
 def numbers(starts: Sequence[Start], found: Mapping[str, Found]) -> dict[str, object]:
@@ -214,6 +230,7 @@ def numbers(starts: Sequence[Start], found: Mapping[str, Found]) -> dict[str, ob
         "thresholds": list(LEVELS),
         "starts": {
             start.name: {
+                "first": found[f"atoms.{start.name}"].numbers["first"],
                 "energy": [list(energy_at(found[f"atoms.{start.name}"], level)) for level in LEVELS],
                 "psnr": found[f"steps.{start.name}.{FIRST_STEPS}"].numbers["test"],
             }

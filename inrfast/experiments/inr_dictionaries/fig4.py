@@ -70,6 +70,7 @@ class Fig4(EnergyFigure):
         return [
             f"Most energy of the random sine networks: {', '.join(f'{s.label} at {x:g}' for x, s in best.items())}.",
             f"Energy that the meta-learned dictionary leaves below the threshold: {'; '.join(ahead)}.",
+            _by_number(found),
             agreement(self.starts(request), found),
             f"Held-out PSNR after {FIRST_STEPS} steps: {psnrs}.",
             f"On {side}x{side} points only the largest eigenpairs are computed, by pivoted Cholesky with a "
@@ -108,6 +109,30 @@ def order(found: Mapping[str, Found]) -> dict[str, list[float]]:
 
 def _middle(found: Mapping[str, Found], start: Start, level: float) -> float:
     return float(np.mean(energy_at(found[f"atoms.{start.name}"], level)))
+
+
+def _by_number(found: Mapping[str, Found]) -> str:
+    """Return in words that E(lambda) favours flat spectra: what the same number of eigenfunctions hold."""
+    best = _best(found, LEVELS[0])
+    cells = [found[f"atoms.{start.name}"] for start in (META, best)]
+    above = [int((cell.arrays["eigenvalues"] >= LEVELS[0]).sum()) for cell in cells]
+    first = [cell.numbers["first"] for cell in cells]
+    listed = ", ".join(f"{first[0][count]:.3f} and {first[1][count]:.3f} on the first {count}" for count in first[0])
+    behind = [count for count in first[0] if first[0][count] < first[1][count]]
+    if not behind:
+        verdict = "also the more compact one."
+    elif len(behind) < len(first[0]):
+        verdict = f"the less compact one for {', '.join(behind)}."
+    else:
+        verdict = (
+            "the less compact one throughout; its advantage is a flat spectrum, so that gradient descent learns many "
+            "eigenfunctions at nearly one speed."
+        )
+    return (
+        f"E(lambda) sets no price on the number of eigenfunctions: above {LEVELS[0]:g} lie {above[0]:,} of "
+        f"{META.label} and {above[1]:,} of {best.label}. By number, {META.label} and {best.label} have energies of "
+        f"{listed}: the meta-learned dictionary is {verdict}"
+    )
 
 
 def _best(found: Mapping[str, Found], level: float) -> Start:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -55,8 +55,7 @@ class AtomsFigure(Figure):
             {self.name: pictures(starts, found)},
             [*self._about(request), *self.text(request, found)],
             [likeness_table(starts, request, found)],
-            {start.name: dict(zip(("space", "mean_face"), likeness(start, request, found), strict=True))
-             for start in starts},
+            {start.name: asdict(likeness(start, request, found)) for start in starts},
         )  # fmt: skip
 
     def rows(self, request: Request, found: Mapping[str, Found]) -> list[Row]:
@@ -76,7 +75,9 @@ class AtomsFigure(Figure):
             f"Likeness to faces is measured on {len(there.learned)} faces ({there.source}), means taken out: the share "
             f"of an eigenvector's energy in the space of their first {COMPONENTS} principal components, and its "
             "correlation with the mean face. These components are smooth, so smooth eigenvectors of a random network "
-            "have a share in their space too: what counts is the difference.",
+            "have a share in their space too, and fine ones have none whatever they show. So the third measure is of "
+            "edges: from 1, where those of an eigenvector run along those of the face that the meta-learned network "
+            "shows at its start, to -1; unrelated pictures have some 0.",
         ]
         if any(start.given(request) for start in self.starts(request)):
             text.append(
@@ -161,14 +162,40 @@ class Fig16(AtomsFigure):
 # ---- what they share ---------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """How far the eigenfunctions of a start look like faces, each of them.
+
+    Attributes
+    ----------
+    space
+        See :func:`in_space`.
+    mean
+        See :func:`with_mean_face`.
+    edges
+        See :func:`along_edges`, of the meta-learned network's own output.
+    """
+
+    space: list[float]
+    mean: list[float]
+    edges: list[float]
+
+
+def likeness(start: Start, request: Request, found: Mapping[str, Found]) -> Likeness:
+    """Return all measures for a start."""
+    there, atoms = images(request), torch.from_numpy(found[f"atoms.{start.name}"].arrays["atoms"])
+    face = torch.from_numpy(found[f"atoms.{META.name}"].arrays["picture"])
+    return Likeness(in_space(atoms, there), with_mean_face(atoms, there), along_edges(atoms, face))
+
+
 def likeness_row(start: Start, said: str, request: Request, found: Mapping[str, Found]) -> Row:
     """Return how far the eigenfunctions of a start look like faces."""
-    space, mean = likeness(start, request, found)
+    own, side = likeness(start, request, found), images(request).side
     return Row(
         f"likeness of the first {ATOMS} eigenfunctions to faces, {start.label}", said,
-        f"{np.mean(space):.2f} of their energy in the space of faces, largest correlation with the mean face "
-        f"{max(mean):.2f}",
-        f"{images(request).side}x{images(request).side}",
+        f"{np.mean(own.space):.3f} of their energy in the space of faces; edges along those of the learned face "
+        f"{np.mean(own.edges):+.2f} ({sum(value > 0 for value in own.edges)} of {ATOMS} above 0)",
+        f"{side}x{side}",
     )  # fmt: skip
 
 
@@ -176,22 +203,37 @@ def likeness_table(starts: Sequence[Start], request: Request, found: Mapping[str
     """Return likeness and frequency for every start, and for the faces themselves."""
     rows = []
     for start in starts:
-        cell = found[f"atoms.{start.name}"]
-        space, mean = likeness(start, request, found)
-        rows.append([start.label, *(f"{share:.2f}" for share in space[:3]), f"{np.mean(space):.2f}", f"{max(mean):.2f}",
-                     f"{frequency(cell):.1f}"])  # fmt: skip
-    there = images(request)
-    held, mean = in_space(there.held_out, there), with_mean_face(there.held_out, there)
-    rows.append(["held-out faces themselves", "", "", "", f"{np.mean(held):.2f}", f"{max(mean):.2f}", ""])
-    head = ["", *(f"in the space of faces: {i}." for i in (1, 2, 3)), f"mean of {ATOMS}",
-            "largest correlation with the mean face", "periods per side"]  # fmt: skip
-    return Table("Likeness of eigenfunctions to faces", head, rows)
+        own = likeness(start, request, found)
+        rows.append([start.label, f"{np.mean(own.space):.3f}", f"{max(own.mean):.2f}", f"{np.mean(own.edges):+.2f}",
+                     f"{min(own.edges):+.2f} to {max(own.edges):+.2f}",
+                     f"{frequency(found[f'atoms.{start.name}']):.1f}"])  # fmt: skip
+    there, face = images(request), torch.from_numpy(found[f"atoms.{META.name}"].arrays["picture"])
+    edges = along_edges(there.held_out, face)
+    rows.append(["held-out faces themselves", f"{np.mean(in_space(there.held_out, there)):.3f}",
+                 f"{max(with_mean_face(there.held_out, there)):.2f}", f"{np.mean(edges):+.2f}",
+                 f"{min(edges):+.2f} to {max(edges):+.2f}", ""])  # fmt: skip
+    head = ["", "energy in the space of faces", "largest correlation with the mean face",
+            "edges along those of the learned face", "its range", "periods per side"]  # fmt: skip
+    return Table(f"Likeness of the first {ATOMS} eigenfunctions to faces", head, rows)
 
 
-def likeness(start: Start, request: Request, found: Mapping[str, Found]) -> tuple[list[float], list[float]]:
-    """Return both measures for every eigenfunction of a start."""
-    there, atoms = images(request), torch.from_numpy(found[f"atoms.{start.name}"].arrays["atoms"])
-    return in_space(atoms, there), with_mean_face(atoms, there)
+def along_edges(pictures: Tensor, face: Tensor) -> list[float]:
+    """Return how far the edges of each image (B, side, side) run along those of one image, from -1 to 1.
+
+    The mean of the cosine of twice the angle between both gradients, weighted by their squared lengths: 1 where all
+    edges run alike, -1 where they cross at right angles, near 0 for unrelated images. Neither sign nor contrast counts.
+    """
+    first, second = _doubled(pictures), _doubled(face.unsqueeze(0))
+    return [float(value) for value in (first * second.conj()).real.sum((1, 2)) / (first * second).abs().sum((1, 2))]
+
+
+def _doubled(pictures: Tensor) -> Tensor:
+    """Return the gradients of images as complex numbers, squared: of twice the angle.
+
+    The outermost pixels are left out: their differences across the border are one-sided, and so larger than others.
+    """
+    down, right = torch.gradient(pictures.double(), dim=(1, 2))
+    return torch.complex(right, down)[:, 1:-1, 1:-1].square()
 
 
 def _centred(pictures: Tensor) -> Tensor:

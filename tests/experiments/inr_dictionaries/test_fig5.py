@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inrfast.experiments.inr_dictionaries.faces import faces
-from inrfast.experiments.inr_dictionaries.fig5 import frequency, in_space, mosaic, with_mean_face
+from inrfast.experiments.inr_dictionaries.fig5 import along_edges, frequency, in_space, mosaic, with_mean_face
 from inrfast.experiments.paper import Found, Request
 
 THERE = faces(Request(), 12, 30, 4)
@@ -49,3 +49,18 @@ def test_pictures_of_a_mosaic_stand_in_their_places():
         for j in range(4):
             assert (made[4 * i : 4 * i + 3, 4 * j : 4 * j + 3] == rows[i][j]).all()
     assert np.isnan(made[3::4]).all() and np.isnan(made[:, 3::4]).all()
+
+
+@given(st.floats(0, np.pi), st.floats(0, np.pi), st.sampled_from([-3.0, -0.1, 0.5, 20.0]), st.floats(-2, 2))
+def test_edges_of_two_slopes_agree_by_the_cosine_of_twice_their_angle(first, second, contrast, brightness):
+    i, j = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
+    slopes = [np.cos(angle) * j + np.sin(angle) * i for angle in (first, second)]
+    found = along_edges((contrast * slopes[0] + brightness)[None], slopes[1])
+    np.testing.assert_allclose(found, np.cos(2 * (first - second)), atol=1e-4)
+
+
+def test_edges_of_a_face_are_those_of_its_negative_and_not_those_of_noise():
+    face = THERE.learned[0]
+    noise = torch.randn(200, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.testing.assert_allclose(along_edges(torch.stack([face, 1 - face]), face), 1, atol=1e-12)
+    assert abs(np.mean(along_edges(noise, face))) < 0.05

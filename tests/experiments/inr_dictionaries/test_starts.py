@@ -40,7 +40,7 @@ def test_random_weights_are_those_of_the_authors_code(start):
     assert [linear.out_features for linear in net.layers] == [256] * (4 - (start.kind == "ffn")) + [1]
     assert all((linear.bias == 0).all() for linear in net.layers)
     for i, linear in enumerate(net.layers[:-1]):
-        weights, inputs = linear.weight, linear.in_features
+        weights, inputs = linear.weight.detach(), linear.in_features
         if start.kind == "siren":
             assert net.omegas[i] == (start.number if i == 0 else 30.0)
             bound = 0.5 if i == 0 else (6 / inputs) ** 0.5 / 30

@@ -43,7 +43,7 @@ def test_paths_are_those_of_steps_by_hand(start, tmp_path):
         optimizer = rule[0](net.parameters(), rule[1])
         for step in range(steps + 1):
             loss = (net(coords[seen]) - value[seen]).square().mean()
-            train[image, step] = -10 * math.log10(float(loss))
+            train[image, step] = -10 * math.log10(float(loss.detach()))
             with torch.no_grad():
                 test[image, step] = -10 * math.log10(float((net(coords[unseen]) - value[unseen]).square().mean()))
             optimizer.zero_grad()
