@@ -6,10 +6,10 @@
     python bench/choose.py score --set test --out FOLDER ... --file bench/results/choose.json
 
 Half of the samples, drawn at random, train; the other half judge. Truth: the held-out PSNR of 19 candidates (3 hidden
-layers of 128) after 500 steps of Adam on batches of 4,096 with a rate that falls to a tenth from 5e-3 (which was better
-than 1e-3 wherever both were tried); of sine layers, whose weights have a size of 1 / omega, the better of 0.03 / omega
-and 0.1 / omega. ``fit`` writes one file per signal and goes on where it was; ``score`` asks ``inr.choose``, fits what it
-found by its own search in the same way, and prints rank correlations and the distance of its first choice from the best.
+layers of 128) after 500 steps of Adam on batches of 4,096 with a rate that falls to a tenth. It starts at 5e-3 (better
+than 1e-3 wherever both were tried); for sine layers, whose weights have a size of 1 / omega, at the better of 0.03 and
+0.1 over omega. ``fit`` writes one file per signal and goes on where it was. ``score`` asks ``inr.choose``, fits what it
+found by its own search in the same way, and prints rank correlations and how far its first choice is below the best.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.stats import spearmanr
 
 import inrfast as inr
+from inrfast.choosing.choice import arguments_of
+from inrfast.ops import gemm
 from inrfast.signals.image import load_image
 
 WIDTH, HIDDEN, STEPS, BATCH, SIDE = 128, 3, 500, 4096, 256
@@ -132,6 +136,12 @@ def _shape_case(name: str, mesh: Any) -> Case:
     return Case(name, points.float(), inside.float().reshape(-1, 1), None)
 
 
+def made(case: Case, network: dict[str, Any]) -> inr.INR:
+    """Return a network of the list for a signal."""
+    sizes = case.coords.shape[1], case.values.shape[1]
+    return inr.INR(*sizes, width=WIDTH, hidden_layers=HIDDEN, seed=0, **network)
+
+
 def rates(network: dict[str, Any]) -> tuple[float, ...]:
     """Return the learning rates that a network is fitted with."""
     if network.get("activation") != "sine":
@@ -139,13 +149,10 @@ def rates(network: dict[str, Any]) -> tuple[float, ...]:
     return tuple(rate / network["omega"] for rate in (0.03, 0.1))
 
 
-def fitted(case: Case, network: dict[str, Any], given: tuple[float, ...]) -> dict[str, Any]:
+def fitted(case: Case, make: Callable[[], inr.INR], given: tuple[float, ...]) -> dict[str, Any]:
     """Return held-out PSNRs (dB) of a network fitted with each rate: at the end, and the best of ten evaluations."""
     mask = case.trained
-    nets = [
-        inr.INR(case.coords.shape[1], case.values.shape[1], width=WIDTH, hidden_layers=HIDDEN, seed=0, **network)
-        for _ in given
-    ]
+    nets = [make() for _ in given]
     start = time.perf_counter()
     results = inr.fit_many(
         nets,
@@ -174,7 +181,7 @@ def fit(arguments: argparse.Namespace) -> None:
         found = json.loads(path.read_text()) if path.exists() else {}
         for name, network in candidates(case.coords.shape[1]).items():
             if name not in found or not set(rates(network)) <= set(found[name]["rates"]):
-                found[name] = fitted(case, network, rates(network))
+                found[name] = fitted(case, partial(made, case, network), rates(network))
                 path.write_text(json.dumps(found, indent=1))
                 told = " ".join(f"{psnr:.2f}" for psnr in found[name]["psnr"])
                 print(f"{case.name}: {name}: {told} dB, {found[name]['seconds']:.0f} s", flush=True)
@@ -192,13 +199,14 @@ def scored(case: Case, truth: dict[str, Any]) -> dict[str, Any]:
     given = {"width": WIDTH, "hidden_layers": HIDDEN, "data_range": case.data_range, "progress": False}
     given["coords"] = case.coords if case.shape is None else None
     ranked = inr.choose(signal, candidates=list(listed.values()), **given)
-    lines = {_line(case, network): name for name, network in listed.items()}
-    predicted = {lines[candidate.line]: candidate.psnr for candidate in ranked.candidates}
+    wanted = {name: arguments_of(made(case, network)) for name, network in listed.items()}
+    found = {name: next(one for one in ranked.candidates if one.arguments == wanted[name]) for name in listed}
+    predicted = {name: one.psnr for name, one in found.items()}
     real = {name: best_of(truth[name]) for name in predicted}
     best = max(real.values())
     searched = inr.choose(signal, **given)
     rates_of_choice = [rate * searched.lr for rate in (0.3, 1.0, 3.0)]
-    own = fitted(case, {}, tuple(rates_of_choice), searched.network)
+    own = fitted(case, searched.network, tuple(rates_of_choice))
     return {
         "predicted": predicted,
         "fitted": real,
@@ -219,21 +227,17 @@ def scored(case: Case, truth: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _line(case: Case, network: dict[str, Any]) -> str:
-    """Return the line by which ``inr.choose`` names a network of the list."""
-    sizes = case.coords.shape[1], case.values.shape[1]
-    return inr.choosing.choice.Candidate.of(inr.INR(*sizes, width=WIDTH, hidden_layers=HIDDEN, **network)).line
-
-
 def score(arguments: argparse.Namespace) -> None:
     """Compare predictions with fits on all signals of a set."""
     found = {}
     for case in cases(arguments):
+        if arguments.only and case.name not in arguments.only:
+            continue
         truth = json.loads((arguments.out / f"{arguments.set}-{case.name}.json").read_text())
         one = found[case.name] = scored(case, truth)
         print(
-            f"{case.name}: rank correlation {one['rank_correlation']:.2f}, first of the list {one['below_best']:.2f} dB "
-            f"below the best, by search {one['search']['below_best']:.2f} dB in {one['search']['seconds']:.0f} s: "
+            f"{case.name}: rank correlation {one['rank_correlation']:.2f}, first of the list {one['below_best']:.2f} "
+            f"dB below the best, by search {one['search']['below_best']:.2f} dB in {one['search']['seconds']:.0f} s: "
             f"{one['search']['line']}",
             flush=True,
         )
@@ -245,7 +249,7 @@ def score(arguments: argparse.Namespace) -> None:
     }
     print("medians:", json.dumps(medians))
     if arguments.file is not None:
-        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor()}
+        about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": gemm.processor()}
         arguments.file.write_text(json.dumps({"about": about, "medians": medians, "signals": found}, indent=1) + "\n")
 
 
@@ -261,6 +265,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--volume", type=Path, help="a .npy of some 60,000 numbers")
     parser.add_argument("--shape", type=Path, help="a mesh")
     parser.add_argument("--backwards", action="store_true", help="the last signal first, beside another process")
+    parser.add_argument("--only", nargs="+", help="names of the signals to score (default: all)")
     parser.add_argument("--file", type=Path, help="JSON to write the scores to")
     return parser.parse_args()
 

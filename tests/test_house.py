@@ -36,6 +36,8 @@ TESTED_BY = {
     "inrfast/experiments/inr_dictionaries/networks.py": "tests/experiments/inr_dictionaries/test_recovery.py",
     "inrfast/experiments/inr_dictionaries/fig[39].py": "tests/experiments/inr_dictionaries/test_tones.py",
     "inrfast/experiments/inr_dictionaries/fig[2678].py": "tests/experiments/inr_dictionaries/test_recovery.py",
+    "inrfast/experiments/inr_dictionaries/energy.py": "tests/experiments/inr_dictionaries/test_fig4.py",
+    "inrfast/experiments/inr_dictionaries/fig1[05].py": "tests/experiments/inr_dictionaries/test_fig4.py",
     "inrfast/experiments/inlet_rank_collapse/comparison.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/fig[13].py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/table1_best.py": "tests/experiments/inlet_rank_collapse/test_table1.py",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inrfast.errors import check_choice, check_float, check_int, check_seed
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
-from inrfast.modes import in_training_modes
+from inrfast.modes import in_training_modes, modes_kept
 from inrfast.ops import gemm
 from inrfast.training.data import Data
 from inrfast.training.meta.checkpoint import MetaCheckpoint
@@ -23,7 +23,6 @@ from inrfast.training.meta.second_order import AutogradSecondOrder
 from inrfast.training.meta.signals import check_plain, check_signals
 from inrfast.training.meta.written_out import WrittenOutSecondOrder
 from inrfast.training.options import check_checkpoint, check_progress
-from inrfast.training.stack import modes_kept
 from inrfast.training.trained import sole_trainer
 
 METHODS = ("maml", "fomaml", "reptile")
