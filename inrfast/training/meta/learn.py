@@ -144,6 +144,7 @@ def meta_learn(
 
     Examples
     --------
+    >>> import torch
     >>> from inrfast import INR, grid, meta_learn
     >>> x = grid(64)
     >>> waves = torch.stack([(3 * x + p).sin() for p in (0.0, 0.3, 0.6, 0.9)])
