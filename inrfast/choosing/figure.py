@@ -34,8 +34,11 @@ OF_ENCODINGS = {"RandomFourier": "sigma", "PositionalEncoding": "n"}
 MOST_OTHERS = 16
 """Candidates beside the families that are drawn: more of them could not be read."""
 
-SPAN = 25.0
+SPAN = 60.0
 """Decibels below the best that are drawn at most: those far below would leave no room for what matters."""
+
+MOST_TICKS = 7
+"""Numbers on a logarithmic axis."""
 
 TITLE = 12
 """Letters of the title on an inch."""
@@ -117,9 +120,12 @@ def _panel(axes: Axes, number: str, curves: Mapping[str, Any], best: Candidate, 
 
 
 def _ticks(axes: Axes, values: Sequence[float]) -> None:
-    """Write 1, 2, 5, 10, ... on a logarithmic axis, as far as its values reach."""
+    """Write 1, 2, 5, 10, ... on a logarithmic axis, as far as its values reach, or fewer where there is no room."""
     low, high = values[0] / 1.2, values[-1] * 1.2
-    steps = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    for multiples in ((1, 2, 5), (1, 3), (1,)):
+        steps = [m * 10.0**e for e in range(-9, 10) for m in multiples if low <= m * 10.0**e <= high]
+        if len(steps) <= MOST_TICKS:
+            break
     axes.set_xlim(low, high)
     axes.xaxis.set_major_locator(FixedLocator(steps))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")

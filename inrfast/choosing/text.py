@@ -16,7 +16,7 @@ COLUMNS = 100
 
 def told(choice: Choice) -> str:
     """Return what :meth:`Choice.__str__` describes."""
-    about = sampled(choice.sample)
+    about = sampled(choice.sample) + " Errors are those of the sampling; a fit may reach more or less."
     if choice.data_range != 1:
         about += f" PSNRs are those of a range of {choice.data_range:.4g}."
     remarks = [textwrap.fill(remark, COLUMNS) for remark in (*_left_out(choice), *_confidence(choice))]

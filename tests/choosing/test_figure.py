@@ -7,7 +7,7 @@ import pytest
 
 import inrfast as inr
 from inrfast.choosing.choice import Candidate, Choice, arguments_of, name_of
-from inrfast.choosing.figure import place_of
+from inrfast.choosing.figure import SPAN, place_of
 
 SINES = [{"activation": "sine", "omega": float(omega), "init": "siren"} for omega in (60, 5, 20)]
 FEATURES = [{"encoding": inr.RandomFourier(8, sigma)} for sigma in (1.0, 4.0)]
@@ -72,6 +72,14 @@ def test_a_candidate_lies_at_the_number_that_its_family_varies(arguments, place)
     assert (found and (found.number, found.value, found.family)) == place
 
 
+@pytest.mark.parametrize("top", [6.0, 90.0, 3e4])
+def test_the_numbers_of_an_axis_have_room(top):
+    found = choice([{"activation": "sine", "omega": omega} for omega in (5.0, top)])
+    steps = found.plot().axes[0].get_xticks()
+    assert 1 <= len(steps) <= 7
+    assert 5 / 1.2 <= min(steps) <= max(steps) <= 1.2 * top
+
+
 @pytest.mark.parametrize("networks", [SINES[:1], [{}], [*SINES, {}], [{"init": "siren"}] * 40])
 def test_few_and_many_candidates_are_drawn_and_written(networks, tmp_path):
     path = tmp_path / "choice.png"
@@ -87,8 +95,8 @@ def test_what_is_far_below_the_best_takes_no_room():
     *near, far = found.candidates
     for worst in (dataclasses.replace(far, psnr=-300.0), dataclasses.replace(far, psnr=-math.inf, error=math.nan)):
         low, high = Choice((*near, worst), 1.0, found.sample, 1.0).plot().axes[0].get_ylim()
-        assert 20 < high < 23
-        assert -8 < low < 18
+        assert 20 < high < 25
+        assert 20 - 1.2 * SPAN < low < 18
 
 
 def test_an_exact_prediction_and_an_unknown_error_are_drawn(tmp_path):
