@@ -142,7 +142,11 @@ def support_count(count: int, degree: int, layers: int) -> int:
     """
     n = reach(degree, layers)
     terms = check_int("count", count, minimum=1)
-    return sum(math.comb(terms, k) * math.comb(n, k) << k for k in range(min(terms, n) + 1))
+    found, term = 1, 1
+    for k in range(min(terms, n)):
+        term = term * 2 * (terms - k) * (n - k) // (k + 1) ** 2
+        found += term
+    return found
 
 
 @tells_refusals
@@ -199,7 +203,7 @@ def support(
     )
     steps = np.concatenate([digits.steps, -digits.steps])
     shells = [np.zeros((1, digits.columns), dtype=np.int64)]
-    for _ in tqdm(range(n), desc="support", disable=None if progress is None else not progress, leave=False):
+    for _ in tqdm(range(min(n, most)), desc="support", disable=None if progress is None else not progress, leave=False):
         # One more step from a shell leads to the shell before, to itself, or to the next one.
         reached = digits.carried((shells[-1][:, None, :] + steps).reshape(-1, digits.columns))
         new = _not_among(_sorted(reached), np.concatenate(shells[-2:]))
@@ -428,6 +432,15 @@ def energy_outside(values: Tensor, mask: Tensor) -> float:
     ------
     ValueError, TypeError
         Shapes that do not fit; values that are not finite, or zero everywhere.
+
+    Examples
+    --------
+    >>> from inrfast import INR, RandomFourier, grid
+    >>> net = INR(1, 1, width=16, encoding=RandomFourier(frequencies=[[1.0]]), dtype=torch.float64)
+    >>> mapping = input_mapping(net)
+    >>> mask = support_mask(mapping.frequencies, None, mapping.layers, 64)
+    >>> energy_outside(net(grid(64, "exclusive", dtype=torch.float64)), mask) < 1e-20  # odd bins
+    True
     """
     values, mask = check_tensor("values", values), check_tensor("mask", mask, floating=False)
     if mask.dtype != torch.bool:

@@ -177,4 +177,5 @@ def test_bad_input_is_named_at_the_door(call, told):
 
 def test_a_frequency_of_zero_is_a_constant():
     assert support([[0.0, 0.0]], 3, 3).tolist() == [[0.0, 0.0]]
+    assert support([[0.0]], 10, 60).tolist() == [[0.0]]
     assert np.flatnonzero(support_mask([[0.0]], None, 3, 6)).tolist() == [0]

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from inrfast.experiments.inr_dictionaries.fig2 import missing, ordered
+from inrfast.experiments.inr_dictionaries.fig2 import missing, sharpness
 from inrfast.experiments.inr_dictionaries.networks import HIDDEN_OMEGA, siren
-from inrfast.experiments.inr_dictionaries.recovery import HIDDEN_LAYERS, Recovery, Variant
+from inrfast.experiments.inr_dictionaries.recovery import EMPTY, HIDDEN_LAYERS, Recovery, Variant
 from inrfast.nn import INR
 
 OMEGA = 2 * math.pi
@@ -33,8 +33,9 @@ def identity(scale: float, trainable: bool, omega: float = OMEGA) -> Variant:
         f"sines, omega {name} in the first layer and {HIDDEN_OMEGA:g} behind it, first weights {scale:g} I for every "
         f"pair of units, random phases, {kind}"
     )
-    key = f"W={scale:g}" + ("" if omega == OMEGA else f",omega={omega:g}").replace(",", "+")
-    return Variant(key, f"W = {scale:g} I" + ("" if omega == OMEGA else f", omega {omega:g}"), network, told)
+    key = f"W={scale:g}" + ("" if omega == OMEGA else f"+omega={omega:g}")
+    label = "W = I" if scale == 1 else f"W = {scale:g} I"
+    return Variant(key, label + ("" if omega == OMEGA else f", omega {omega:g}"), network, told)
 
 
 def drawn(trainable: bool, omega: float = 30.0) -> Variant:
@@ -65,8 +66,9 @@ class Fig6(Recovery):
         """See :class:`inrfast.experiments.inr_dictionaries.recovery.Recovery`."""
         word = found["W=1+omega=1"]
         return [
-            missing(found["W=1"], found["W=0.5"]), *ordered(found, ("W=1", "W=0.5", "omega=30")),
+            missing(found["W=1"], found["W=0.5"]), *sharpness(found, ("W=1", "W=0.5"), "omega=30"),
             f"With the caption's omega of 1 and W = I, a frequency of 1 / (2 pi) cycles per unit, the odd bins hold "
-            f"{word['odd']:.2f} of the energy and the PSNR is {word['psnr']:.2f} dB: the figure's missing bins take an "
-            "omega of 2 pi, which makes its mapping that of Fig. 2, as the paper's text says.",
+            f"{word['odd']:.2g} of the energy and the PSNR is {word['psnr']:.2f} dB. "
+            + ("So the figure's missing bins take an omega of 2 pi, which makes its mapping that of Fig. 2, as the "
+               "paper's text asks." if word["odd"] > EMPTY else "They are missing then too."),
         ]  # fmt: skip

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -55,12 +55,16 @@ SIZES = {"quick": Sizes(64, 128, 500, 1e-3), "paper": Sizes(512, 256, 2000, 1e-4
 
 @dataclass(frozen=True)
 class Variant:
-    """A network: its name in files, its label, how it is made of (width, seed, device), and its settings in words."""
+    """A network: its name in files, its label, how it is made of (width, seed, device), and its settings in words.
+
+    ``lr`` is a learning rate other than the preset's.
+    """
 
     key: str
     label: str
     network: Callable[[int, int, torch.device], INR]
     told: str
+    lr: float | None = None
 
 
 class Recovery(Figure):
@@ -89,15 +93,16 @@ class Recovery(Figure):
         own = of_image(image)
         how = (
             f"{given.names[0]}, {sizes.side}x{sizes.side} pixels on [-1, 1)^2, {HIDDEN_LAYERS} hidden layers of "
-            f"{sizes.width}, {sizes.steps} steps of Adam with full batches, lr {sizes.lr:g} constant"
+            f"{sizes.width}, {sizes.steps} steps of Adam with full batches, constant lr"
         )
         rows = [Row("share of the image's energy at odd bins", "—", f"{own['odd']:.2f}", f"{given.names[0]}, no mean")]
         for variant in self.variants:
-            mine, settings = numbers[variant.key], f"{how}; {variant.told}"
+            mine, settings = numbers[variant.key], f"{how} {variant.lr or sizes.lr:g}; {variant.told}"
             rows += [
                 Row(
                     f"share of energy at odd bins, {variant.label}", self.said(variant), f"{mine['odd']:.2g}", settings
                 ),
+                Row(f"of the image's odd bins recovered, {variant.label}", "—", f"{mine['recovered']:.2f}", settings),
                 Row(f"energy above N/8, of the image's, {variant.label}", "—", f"{mine['fine']:.2f}", settings),
                 Row(f"PSNR (dB), {variant.label}", "—", f"{mine['psnr']:.2f}", settings),
             ]
@@ -115,7 +120,7 @@ class Recovery(Figure):
         columns = [(variant.label, found[variant.key].arrays) for variant in self.variants]
         for label, picture in (("even bins of the image", even(image)), ("image", image)):
             columns.append((label, {"picture": _bytes(picture), "spectrum": spectrum(picture)}))
-        drawing = Drawing(figsize=(2.3 * len(columns), 7.4), layout="constrained")
+        drawing = Drawing(figsize=(2.3 * len(columns), 6.9), layout="constrained")
         panels = drawing.subplots(3, len(columns))
         largest = float(columns[-1][1]["spectrum"].max())
         for (label, arrays), (top, middle, bottom) in zip(columns, panels.T, strict=True):
@@ -142,6 +147,8 @@ def _picture(request: Request) -> Pictures:
 
 def _cell(variant: Variant, request: Request) -> Cell:
     given, sizes = _picture(request), SIZES[request.preset]
+    if variant.lr is not None:
+        sizes = replace(sizes, lr=variant.lr)
     settings = {**given.settings, **asdict(sizes), "seed": request.seed, "network": variant.told}
 
     def run(work: Work) -> Found:
@@ -186,13 +193,22 @@ def _without_mean(picture: Tensor) -> Tensor:
 
 
 def shares(picture: Tensor, image: Tensor) -> dict[str, float]:
-    """Return the share of a picture's energy at odd bins, and its energy above N/8 relative to the image's."""
+    """Return the share of a picture's energy at odd bins, how much of the image's it has there, and above N/8.
+
+    ``odd`` is the share of energy at odd bins; ``recovered`` is ``1 - |error|^2 / |image|^2`` over them, 1 where they
+    are the image's and 0 where they are empty; ``fine`` is the energy above N/8 relative to the image's.
+    """
     energy, own = _without_mean(picture), _without_mean(image)
     odd = torch.ones(energy.shape, dtype=torch.bool)
     odd[::2, ::2] = False
     numbers = torch.fft.fftfreq(len(picture), 1 / len(picture))
     fine = torch.maximum(numbers.abs()[:, None], numbers.abs()[None]) > len(picture) / 8
-    return {"odd": float(energy[odd].sum() / energy.sum()), "fine": float(energy[fine].sum() / own[fine].sum())}
+    missed = energies(picture.double() - image.double(), 2)[odd].sum() / own[odd].sum()
+    return {
+        "odd": float(energy[odd].sum() / energy.sum()),
+        "recovered": float(1 - missed),
+        "fine": float(energy[fine].sum() / own[fine].sum()),
+    }
 
 
 def of_image(image: Tensor) -> dict[str, float]:
