@@ -30,6 +30,8 @@ QUANTITIES = {
 }
 SUFFIXES = (".png", ".pdf", ".svg")
 DPI = 160
+CLOSE = 0.02
+"""Width of a band, of numbers between 0 and 1, up to which a line stands for it."""
 NOTE: dict[str, Any] = {"color": "0.35", "fontsize": 8, "verticalalignment": "bottom"}
 
 Curve = Sequence[float] | np.ndarray | Tensor
@@ -179,7 +181,8 @@ def energy(
     thresholds
         Levels relative to the largest eigenvalue, in any order; the axis runs from large to small.
     curves
-        Lower and upper bound of the energy at every threshold; the band between them is shaded.
+        Lower and upper bound of the energy at every threshold; the band between them is shaded, and the line in its
+        middle ends where they are more than 0.02 apart.
     axes, title, legend
         As in :func:`rank_against_tolerance`.
     dashed, black
@@ -202,7 +205,8 @@ def energy(
         if lower.shape != x.shape or upper.shape != x.shape:
             raise ValueError(f"curves[{name!r}] must have one bound per threshold ({x.size}), got {lower.shape}")
         style = _style(-1 if name in black else next(numbers[name in dashed]), name in dashed)
-        axes.plot(x[order], ((lower + upper) / 2)[order], label=name, **style)
+        middle = np.where(upper - lower <= CLOSE, (lower + upper) / 2, np.nan)
+        axes.plot(x[order], middle[order], label=name, **style)
         axes.fill_between(x[order], lower[order], upper[order], color=style["color"], alpha=0.25, linewidth=0)
     axes.set_xscale("log")
     axes.xaxis.set_minor_locator(NullLocator())

@@ -153,7 +153,7 @@ def squared_norm(spectrum: Spectrum, rows: Tensor, ridge: float, cut: float) -> 
     n = int(((most - least <= OPEN * least) & (values >= cut * values[0])).sum())
     energies, squares = shares * lengths.square(), lengths.square()
     counted = (energies[:, :n] / (values[:n].clamp_min(0) + ridge)).sum(1)
-    lower, upper = (energies / most).sum(1), _over(energies, least).sum(1)
+    lower, upper = (_over(energies, bound).sum(1) for bound in (most, least))
     uncounted = shares[:, n:].sum(1)
     if len(values) < spectrum.size:
         rest = _unlisted(shares)
@@ -164,7 +164,7 @@ def squared_norm(spectrum: Spectrum, rows: Tensor, ridge: float, cut: float) -> 
 
 
 def _over(energies: Tensor, values: Tensor) -> Tensor:
-    """Return a quotient that is 0 where there is no energy, infinite where there is and the eigenvalue may be 0."""
+    """Return a quotient that is 0 where there is no energy, infinite where there is and the eigenvalue is 0."""
     return torch.where(energies > 0, energies / values, 0.0)
 
 

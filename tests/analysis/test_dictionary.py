@@ -197,6 +197,9 @@ def test_colours_are_demeaned_one_by_one():
     D, g = small("full"), random(4, 5, 3)
     base = D.energy(g, [1e-1, 1e-2]).mean
     torch.testing.assert_close(D.energy(g + torch.tensor([1.0, -2.0, 5.0]), [1e-1, 1e-2]).mean, base)
+    for level in torch.logspace(-3, 3, 20, dtype=F64):  # what rounding leaves of a constant is no signal
+        with pytest.raises(ValueError, match="constant"):
+            D.energy(level.expand(4, 5, 3))
 
 
 def test_signals_in_every_shape_are_the_same_signals():
@@ -240,6 +243,20 @@ def test_the_kernel_norm_is_that_of_a_dense_solve(seed, ridge, k):
             _ = few.value
 
 
+@given(seed=st.integers(0, 10**6), size=st.floats(1e-4, 1e-1), ridge=st.sampled_from([0.0, 1e-2]))
+def test_bounds_of_a_kernel_norm_hold_whatever_the_matrix_is_off_by(seed, size, ridge):
+    values = np.sort(10.0 ** np.random.default_rng(seed).uniform(-3, 0, 12))[::-1].copy()
+    matrix = matrix_with(torch.from_numpy(values), seed)
+    turned = matrix_with(torch.sign(random(12, seed=seed)), seed + 1)
+    off = size * float(values[-1]) * (torch.eye(12, dtype=F64) if seed % 2 else turned)
+    error = 1.0001 * float(torch.linalg.matrix_norm(off, 2))
+    found = inr.Dictionary.of(dense_spectrum(matrix + off, error, 1e-6, 12, eigenvectors=True))
+    g = random(3, 12, seed=seed)
+    truth = (g * torch.linalg.solve(matrix + ridge * torch.eye(12, dtype=F64), g.t()).t()).sum(1)
+    norm = found.kernel_norm(g, ridge=ridge)
+    assert bool((norm.lower * (1 - 1e-9) <= truth).all() & (truth <= norm.upper * (1 + 1e-9)).all())
+
+
 def test_what_a_kernel_norm_does_not_count_is_told():
     D, _ = known([1.0, 1e-2, 1e-5, 1e-19, 1e-20])
     g = D.atoms @ torch.tensor([1.0, 2.0, 0.0, 2.0, 0.0], dtype=F64)
@@ -253,6 +270,16 @@ def test_what_a_kernel_norm_does_not_count_is_told():
     assert (cut.atoms, float(cut.counted)) == (1, pytest.approx(1))
     assert float(cut.uncounted) == pytest.approx(8 / 9)
     assert float(D.kernel_norm(g, ridge=1e-3).value) == pytest.approx(1 / 1.001 + 4 / 0.011 + 4 / 1e-3, rel=1e-6)
+
+
+def test_norms_and_energies_of_a_singular_kernel_without_error():
+    """Exact zeros: nothing divided by nothing is no answer, and what lies on them has no norm."""
+    values, vectors = torch.tensor([2.0, 1.0, 0.0, 0.0], dtype=F64), torch.eye(4, dtype=F64)
+    exact = inr.Spectrum(values, vectors, 0.0, 0.0, 4, 3.0, 4, 1e-6, "dense")
+    D, inside, outside = inr.Dictionary.of(exact), torch.tensor([4.0, 3, 0, 0]), torch.tensor([4.0, 3, 2, 1])
+    assert D.kernel_norm(torch.stack([inside, outside])).lower.tolist() == pytest.approx([17, math.inf])
+    assert float(D.kernel_norm(inside).value) == pytest.approx(17)
+    assert D.energy(outside, [1.0, 0.5, 1e-9], demean=False).mean.tolist() == pytest.approx([16 / 30, 25 / 30, 25 / 30])
 
 
 @pytest.mark.parametrize("output", ["full", "trace"])
