@@ -65,6 +65,7 @@ TESTED_BY = {
     "inrfast/tangent/*.py": "tests/tangent/test_kernel.py",
     "inrfast/testing/entrywise.py": "tests/testing/test_activation.py",
     "inrfast/training/engines/*.py": "tests/training/engines/test_engines.py",
+    "inrfast/training/meta/*.py": "tests/training/meta/test_learn.py",
     "inrfast/training/*.py": "tests/training/test_fit.py",
     "kernels/formats.py": "tests/kernels/test_tensor_cores.py",
     "kernels/gram_*.py": "tests/kernels/test_gram.py",

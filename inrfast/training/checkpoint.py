@@ -79,13 +79,7 @@ class Checkpoint:
             **self._configuration(),
             "identities": {**self._identities(), **self.watching},
             "gemm": {str(dtype).removeprefix("torch."): gemm.choices(dtype) for dtype in dtypes},
-            "machine": {
-                "device": _device_name(self._device),
-                "threads": torch.get_num_threads(),
-                "processor": gemm.processor(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
+            "machine": machine_of(self._device),
             **self.start,
         }
 
@@ -286,6 +280,17 @@ def _other_data(mine: dict[str, Any], then: dict[str, Any]) -> list[str]:
 
 def _layout(groups: Sequence[Group]) -> list[dict[str, Any]]:
     return [group.gradient.layout for group in groups if group.members]
+
+
+def machine_of(device: torch.device) -> dict[str, Any]:
+    """Return what of a machine decides about the last digits."""
+    return {
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "processor": gemm.processor(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def _device_name(device: torch.device) -> str:

@@ -21,6 +21,7 @@ from inrfast.ops.gemm import LIBRARIES
 
 FIT_SCHEMA = "inrfast.checkpoint/1"
 NETWORK_SCHEMA = "inrfast.network/1"
+META_SCHEMA = "inrfast.meta/1"
 
 Schema = Callable[[Any, str], None]
 
@@ -282,6 +283,33 @@ STATE: Schema = named(tensor())
 
 NETWORK_TREE: Schema = fields({"net": STATE})
 NETWORK_ABOUT: Schema = fields({"net": NETWORK, "signal": named(anything)}, open_=True)
+
+
+# ---- meta-learning -----------------------------------------------------------------------------------------------
+
+META_TREE: Schema = fields(
+    {
+        "net": STATE,
+        "done": whole(),
+        "before": tensor(torch.float64, 1),
+        "after": tensor(torch.float64, 1),
+        "optimizer": named(anything),
+    }
+)
+
+META_ABOUT: Schema = fields(
+    {
+        "config": named(plain),
+        "net": lambda value, place: None if isinstance(value, str) else named(anything)(value, place),
+        "data": named(text),
+        "trainable": listed(text),
+        "identity": named(text),
+        "gemm": named(word(LIBRARIES)),
+        "machine": named(anything),
+        "layout": named(plain),
+    },
+    open_=True,
+)
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------

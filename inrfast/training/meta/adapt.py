@@ -93,6 +93,7 @@ def adapt(
 
     Examples
     --------
+    >>> import torch
     >>> from inrfast import INR, adapt, grid
     >>> x = grid(64)
     >>> waves = torch.stack([(k * x).sin() for k in (1.0, 2.0)])

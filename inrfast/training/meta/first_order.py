@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
 from inrfast.mlp import describe
 from inrfast.snapshot import snapshot
 from inrfast.training.data import Data
-from inrfast.training.engines import Task, engine_of, gradient_of
+from inrfast.training.engines import Taken, Task, engine_of, gradient_of
 from inrfast.training.engines.task import against_formula
-from inrfast.training.meta.inner import Inner, Learned
+from inrfast.training.meta.inner import Inner, Learned, Weights
 from inrfast.training.stack import Stack
 
 
@@ -29,30 +32,32 @@ class FirstOrder:
         The inner steps.
     reptile
         Which of the two.
-    most
-        Signals of a step.
+    data, most
+        The whole set, for its sizes, and the signals of a step.
     budget
         Bytes for all.
     """
 
-    def __init__(self, net: nn.Module, inner: Inner, reptile: bool, most: int, budget: int) -> None:
-        self.net, self.inner, self.reptile, self.budget = net, inner, reptile, budget
+    def __init__(self, net: nn.Module, inner: Inner, reptile: bool, data: Data, most: int, budget: int) -> None:
+        self.inner, self.reptile, self.budget = inner, reptile, budget
         # Networks whose formula is known are stacked, others take the signals one after another.
         self.block = most if against_formula(describe(net)) is None else 1
         self.nets = [snapshot(net).train() for _ in range(self.block)]
         self.start = dict(net.named_parameters())
-        self.told: dict[str, object] = {}
+        few = data.keep(range(min(self.block, len(data.target))))
+        with self._gradient(few) as (_, gradient):  # refuses what does not fit
+            self._layout = gradient.layout
 
     @property
     def layout(self) -> dict[str, object]:
         """What decides about the last digits."""
-        return self.told
+        return self._layout
 
     @torch.no_grad()
     def __call__(self, data: Data) -> Learned:
         """Return the direction of the mean over these signals, and their losses before and after."""
         count = len(data.target)
-        sums: dict[str, Tensor] = {}
+        sums: Weights = {}
         before, after = [], []
         for at in range(0, count, self.block):
             grads, first, last = self._of(data.keep(range(at, min(at + self.block, count))))
@@ -61,26 +66,31 @@ class FirstOrder:
             after.append(last)
         return Learned({name: own / count for name, own in sums.items()}, torch.cat(before), torch.cat(after))
 
-    def _of(self, data: Data) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    @contextmanager
+    def _gradient(self, data: Data) -> Iterator[tuple[Stack, Taken]]:
+        """Yield copies of the network side by side for a block of signals, and what takes their gradients."""
         nets = self.nets[: len(data.target)]
         task = Task(nets=nets, data=data, budget=self.budget)
         engine, _ = engine_of(task)
         stack = Stack(nets, engine.flat)
         try:
-            gradient = gradient_of(stack, task, engine)
-            self.told = gradient.layout
+            yield stack, gradient_of(stack, task, engine)
+        finally:
+            stack.release()
+
+    def _of(self, data: Data) -> tuple[Weights, Tensor, Tensor]:
+        """Return the direction of the sum over a block of signals, and their losses before and after."""
+        with self._gradient(data) as (stack, gradient):
             for name, parameter in stack.parameters.items():
                 parameter.copy_(self.start[name].expand_as(parameter))
             sums = {name: torch.zeros_like(grad) for name, grad in stack.grads.items()}
             first = last = torch.zeros(0)
             for step in range(self.inner.steps):
                 last = gradient(None)
-                first = last if step == 0 else first
+                first = first if step else last
                 for name, grad in stack.grads.items():
                     stack.parameters[name].sub_(grad, alpha=self.inner.lr)
                     sums[name].add_(grad)
             if not self.reptile:
                 last, sums = gradient(None), stack.grads
             return {name: own.sum(0) for name, own in sums.items()}, first, last
-        finally:
-            stack.release()

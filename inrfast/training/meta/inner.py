@@ -9,6 +9,9 @@ from torch import Tensor
 
 from inrfast.training.data import Data
 
+Weights = dict[str, Tensor]
+"""Parameters, or what has their shapes, by name; of several signals with a first axis for these."""
+
 
 @dataclass(frozen=True)
 class Inner:
@@ -30,7 +33,7 @@ class Learned:
         The loss of each signal (b,), fp64, at the start and after the inner steps; of Reptile before the last of them.
     """
 
-    grads: dict[str, Tensor]
+    grads: Weights
     before: Tensor
     after: Tensor
 

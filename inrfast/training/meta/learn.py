@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from inrfast.errors import DivergedError, check_choice, check_float, check_int, check_seed
+from inrfast.errors import check_choice, check_float, check_int, check_seed
+from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
-from inrfast.metrics import mse_to_psnr
 from inrfast.modes import in_training_modes, modes_kept
-from inrfast.threads import interrupts_later
-from inrfast.training.batches import Batches
+from inrfast.ops import gemm
 from inrfast.training.data import Data
+from inrfast.training.meta.checkpoint import MetaCheckpoint
 from inrfast.training.meta.first_order import FirstOrder
 from inrfast.training.meta.inner import Inner, Learner
+from inrfast.training.meta.outer import Outer
 from inrfast.training.meta.second_order import AutogradSecondOrder
-from inrfast.training.meta.signals import check_signals
-from inrfast.training.optimizers.adam import Adam
+from inrfast.training.meta.signals import check_plain, check_signals
+from inrfast.training.meta.written_out import WrittenOutSecondOrder
 from inrfast.training.options import check_checkpoint, check_progress
-from inrfast.training.stack import Stack
 from inrfast.training.trained import sole_trainer
 
 METHODS = ("maml", "fomaml", "reptile")
@@ -105,14 +102,49 @@ def meta_learn(
     batch
         Signals of an outer step, drawn without replacement from a seeded permutation per pass (what is left of a pass
         when no full batch remains is skipped). The outer direction is the mean over them.
+    checkpoint, checkpoint_seconds
+        File for the state (safetensors), written whole or not at all: every so many seconds, at an interrupt (Ctrl-C,
+        or a ``SystemExit`` that a handler of SIGTERM raises) and at the end; not after a divergence. An existing one is
+        not overwritten without ``resume``.
+    resume
+        Go on from the checkpoint if there is one, else start: on the same machine the result is that of an
+        uninterrupted call, bit by bit. Network, signals and settings must be those of the checkpoint; ``steps`` may be
+        another number.
+    seed
+        Of the batches, below 2^63.
+    progress
+        Whether to show a progress bar, with the time left; None shows it on a terminal only.
+    memory_budget
+        Bytes for the buffers and graphs of a step; None takes half of what is free. What does not fit at once is taken
+        over chunks of points, exactly, where the network treats its points one by one.
 
     Returns
     -------
     MetaResult
-        The losses of every step. ``inrfast.training.networks.save_network`` keeps the start.
+        The losses of every step. The start itself is in ``net``, for ``inrfast.training.networks.save_network`` or
+        :func:`inrfast.adapt`.
+
+    Warns
+    -----
+    RuntimeWarning
+        Inner steps that raise the loss at the end, or a loss that grew: what to try is said. A checkpoint that could
+        not be written, or is gone on from, but not bit by bit.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Bad shapes, dtypes, devices, ranges or names; NaN or Inf; a network with batch norm, dropout or nothing to
+        train; a checkpoint that is damaged or of another network, other signals or other settings.
+    FileExistsError, OSError
+        There is a checkpoint, and ``resume`` is not given; it cannot be written.
+    MemoryBudgetError
+        A step does not fit, before the first one is taken.
+    DivergedError
+        A loss or its gradient became NaN or Inf; the network holds the last weights that gave finite ones.
 
     Examples
     --------
+    >>> import torch
     >>> from inrfast import INR, grid, meta_learn
     >>> x = grid(64)
     >>> waves = torch.stack([(3 * x + p).sin() for p in (0.0, 0.3, 0.6, 0.9)])
@@ -123,6 +155,7 @@ def meta_learn(
     """
     start = time.perf_counter()
     data = check_signals(net, coords, signals)
+    check_plain(net, data.coords[0])
     check_choice("method", method, METHODS)
     inner = Inner(
         check_int("inner_steps", inner_steps, minimum=1),
@@ -134,89 +167,45 @@ def meta_learn(
     if batch > len(data.target):
         raise ValueError(f"batch must be at most the number of signals {len(data.target)}, got {batch}")
     seed = check_seed("seed", seed, bits=63)
-    check_checkpoint(checkpoint, checkpoint_seconds, resume)
-    progress = check_progress(progress)
+    path, progress = check_checkpoint(checkpoint, checkpoint_seconds, resume), check_progress(progress)
     budget = budget_bytes(memory_budget, data.target.device)
-    learner: Learner
-    if method == "maml":
-        learner = AutogradSecondOrder(net, inner, None, False)
-    else:
-        learner = FirstOrder(net, inner, method == "reptile", batch, budget)
-    meta = Meta(net, data, learner, steps, lr, batch, seed, progress)
-    with ExitStack() as stack:
-        stack.enter_context(sole_trainer({"net": net}))
-        stack.enter_context(modes_kept(net))
-        net.train()
-        meta.learn()
-    seconds = time.perf_counter() - start
     config = {
         "method": method,
         "inner_steps": inner.steps,
         "inner_lr": inner.lr,
-        "steps": steps,
         "lr": lr,
         "batch": batch,
         "seed": seed,
-        **learner.layout,
     }
-    return MetaResult(meta.done, tuple(meta.before), tuple(meta.after), seconds, meta.interrupted, config)
+    with ExitStack() as stack:
+        stack.enter_context(sole_trainer({"net": net}))
+        stack.enter_context(modes_kept(net))
+        net.train()
+        learner = learner_of(net, data, method, inner, batch, budget)
+        outer = Outer(net, data, learner, inner, lr, batch, seed)
+        file = None
+        if path is not None:
+            stack.enter_context(sole_writer(path, "meta-learning"))
+            file = MetaCheckpoint(path, net, data, config, learner.layout)
+            state = file.read(outer.optimizer, resume, steps)
+            if state is not None:
+                outer.load(state)
+                stack.enter_context(gemm.forced(data.target.dtype, state["libraries"]))
+        outer.learn(steps, progress, file, checkpoint_seconds)
+    return MetaResult(
+        steps=outer.done,
+        start_losses=tuple(outer.before),
+        losses=tuple(outer.after),
+        seconds=time.perf_counter() - start,
+        interrupted=outer.interrupted,
+        config={**config, "steps": steps, **learner.layout},
+    )
 
 
-class Meta:
-    """The outer loop of one call."""
-
-    def __init__(
-        self,
-        net: nn.Module,
-        data: Data,
-        learner: Learner,
-        steps: int,
-        lr: float,
-        batch: int,
-        seed: int,
-        progress: bool | None,
-    ) -> None:
-        self.net, self.data, self.learner, self.steps, self.lr = net, data, learner, steps, lr
-        self.batches = Batches(len(data.target), batch, [seed], data.target.device)
-        self.stack = Stack([net])
-        self.optimizer = Adam(self.stack)
-        self.progress = progress
-        self.done, self.interrupted = 0, False
-        self.before: list[float] = []
-        self.after: list[float] = []
-
-    def learn(self) -> None:
-        bar = tqdm(
-            total=self.steps,
-            disable=None if self.progress is None else not self.progress,
-            unit="step",
-            dynamic_ncols=True,
-        )
-        with bar:
-            try:
-                while self.done < self.steps:
-                    self.step()
-                    bar.update(1)
-                    if not bar.disable:
-                        bar.set_postfix_str(
-                            f"{mse_to_psnr(self.after[-1]):.2f} dB after the inner steps", refresh=False
-                        )
-            except KeyboardInterrupt:
-                self.interrupted = True
-
-    def step(self) -> None:
-        rows = self.batches.rows(self.done)
-        data = self.data if rows is None else self.data.keep(rows[0].tolist())
-        found = self.learner(data)
-        if not math.isfinite(float(found.after.sum())) or not all(
-            bool(torch.isfinite(g).all()) for g in found.grads.values()
-        ):
-            raise DivergedError(f"step {self.done} met NaN or Inf")
-        with interrupts_later():
-            for name, grad in found.grads.items():
-                self.stack.grads[name][0].copy_(grad)
-            self.optimizer.done = self.done
-            self.optimizer.step([self.lr], lambda: 0.0)
-            self.done += 1
-            self.before.append(float(found.before.mean()))
-            self.after.append(float(found.after.mean()))
+def learner_of(net: nn.Module, data: Data, method: str, inner: Inner, batch: int, budget: int) -> Learner:
+    """Return what takes the direction of an outer step: the fastest way that is exact for a network."""
+    if method != "maml":
+        return FirstOrder(net, inner, method == "reptile", data, batch, budget)
+    if WrittenOutSecondOrder.reason_against(net) is None:
+        return WrittenOutSecondOrder(net, inner, data, batch, budget)
+    return AutogradSecondOrder(net, inner, data, budget)

@@ -1,4 +1,4 @@
-"""The exact gradient of what inner steps lead to, through these steps, by autograd: for every network.
+"""MAML's exact gradient by autograd, for every network: through the inner steps, one signal after another.
 
 Inner steps are ``theta_{k+1} = theta_k - a g(theta_k)`` with ``g`` the gradient of a signal's loss. The gradient of the
 loss at ``theta_K`` by ``theta_0`` is ``v_0``, where ``v_K = g(theta_K)`` and ``v_k = v_{k+1} - a H(theta_k) v_{k+1}``
@@ -7,20 +7,26 @@ loss at ``theta_K`` by ``theta_0`` is ``v_0``, where ``v_K = g(theta_K)`` and ``
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call
 
+from inrfast.memory import over_budget
 from inrfast.training.data import Data
-from inrfast.training.meta.inner import Inner, Learned
+from inrfast.training.engines.autograd import coupling, pieces
+from inrfast.training.engines.peaks import Peak, held, holdable, peak_of
+from inrfast.training.engines.task import has_hooks
+from inrfast.training.meta.inner import Inner, Learned, Weights
 
-Parameters = dict[str, Tensor]
+MARGIN = 1.1
+"""Factor by which an outer step may exceed what few points let expect."""
 
 
 class AutogradSecondOrder:
-    """MAML's gradient by autograd, for signals one after another or stacked.
+    """MAML's gradient by autograd.
+
+    Where a step over all points fits the budget, the graphs of the inner steps are kept. Else, for a network that
+    treats its points one by one, they are made again in chunks.
 
     Parameters
     ----------
@@ -28,110 +34,127 @@ class AutogradSecondOrder:
         The network; its trainable parameters are the start.
     inner
         The inner steps.
-    rows
-        Points of a chunk; None takes all at once, and keeps the graphs of the inner steps.
-    stacked
-        Whether the signals of a step are stacked along a first axis.
+    data
+        The whole set, for its sizes.
+    budget
+        Bytes for all.
+
+    Raises
+    ------
+    MemoryBudgetError
+        Not even a few points fit the budget, or not all points of a network that couples them.
+    ValueError
+        Torch has no second derivative of the network; the message has torch's reason.
     """
 
-    def __init__(self, net: nn.Module, inner: Inner, rows: int | None, stacked: bool) -> None:
-        self.net, self.inner, self.rows, self.stacked = net, inner, rows, stacked
+    def __init__(self, net: nn.Module, inner: Inner, data: Data, budget: int) -> None:
+        self.net, self.inner = net, inner
         self.start = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        self.rows: int | None = None
+        self._check(data)
+        self.rows = self._chunk(data, budget)
 
     @property
     def layout(self) -> dict[str, object]:
-        """What decides about the last digits."""
-        return {"gradient": "autograd", "rows": self.rows, "stacked": self.stacked}
+        """See :class:`inrfast.training.meta.inner.Learner`."""
+        return {"gradient": "autograd", "rows": self.rows}
 
     def __call__(self, data: Data) -> Learned:
-        """Return the gradient of the mean over these signals, and their losses before and after the inner steps."""
-        count = len(data.target)
-        block = count if self.stacked else 1
-        found = [self._of(data.keep(range(at, min(at + block, count)))) for at in range(0, count, block)]
-        grads = {name: torch.stack([own[name] for own, _, _ in found]).sum(0) / count for name in self.start}
-        before, after = (torch.cat(own).double() for own in ([b for _, b, _ in found], [a for _, _, a in found]))
+        """See :class:`inrfast.training.meta.inner.Learner`."""
+        found = [self._of(*data.rows(slice(None), place)[:2]) for place in range(len(data.target))]
+        grads = {name: torch.stack([own[name] for own, _, _ in found]).mean(0) for name in self.start}
+        before, after = (torch.stack([one[i] for one in found]).double().cpu() for i in (1, 2))  # type: ignore[misc]
         return Learned(grads, before, after)
 
     @torch.enable_grad()
-    def _of(self, data: Data) -> tuple[Parameters, Tensor, Tensor]:
-        """Return the gradient of the sum over some signals, and their losses before and after."""
-        predict, at = self._predictions(data)
-        path: list[tuple[Parameters, list[Tensor] | None]] = []
-        first = torch.zeros(0)
-        for _ in range(self.inner.steps):
-            own = {name: p.requires_grad_() for name, p in at.items()}
-            graphs, losses, grads = self._gradient(predict, own, data, keep=self.rows is None)
-            first = first if path else losses
-            path.append((own, graphs))
-            at = {name: p.detach() - self.inner.lr * grads[name] for name, p in own.items()}
-        own = {name: p.requires_grad_() for name, p in at.items()}
-        _, last, moved = self._gradient(predict, own, data, keep=False)
-        for own, graphs in reversed(path):
-            products = self._products(predict, own, graphs, moved, data)
-            moved = {name: v - self.inner.lr * products[name] for name, v in moved.items()}
-        stacked = len(data.target) > 1
-        return {name: v.sum(0) if stacked else v for name, v in moved.items()}, first, last
+    def _check(self, data: Data) -> None:
+        """Take second derivatives on few points, for what torch has against the network.
 
-    def _predictions(self, data: Data) -> tuple[Callable[[Parameters, Tensor], Tensor], Parameters]:
-        """Return a function of parameters and points that predicts (b, n, M), and the start as it takes it."""
-        count = len(data.target)
-        if count == 1:
-            return lambda at, points: functional_call(self.net, at, (points[0],)).unsqueeze(0), {
-                name: p.detach().clone() for name, p in self.start.items()
+        By ``backward``, which meets every node: ``torch.autograd.grad`` passes over those that have no derivative, and
+        what it returns is wrong.
+        """
+        coords, target, _ = data.rows(slice(0, 2))
+        at = {name: p.detach().clone().requires_grad_() for name, p in self.start.items()}
+        try:
+            grads, _ = self._piece(at, coords, target, slice(None), keep=True)
+            curved = [grad.square().sum() for grad in grads if grad.requires_grad]
+            if curved:
+                torch.stack(curved).sum().backward()
+        except RuntimeError as error:
+            words = str(error).splitlines()[0][:200]
+            if "differentiate" not in words and coupling(self.net, data.coords[0]) is not None:
+                return  # it may take nothing but its full grid
+            raise ValueError(f"net has no second derivative by torch ({words}); method='fomaml' needs none") from error
+
+    def _chunk(self, data: Data, budget: int) -> int | None:
+        """Return the points of a chunk; None where all fit at once."""
+        coords, target, _ = data.rows(slice(None))
+        points = data.points
+        peak: Peak | None = peak_of(lambda n: self._of(coords[:n], target[:n]), points, holdable(budget))
+        if peak is None or held(MARGIN * peak(points)) <= budget:
+            return None
+        least = max(1, peak.most(holdable(budget) / MARGIN, points))
+        alone = not has_hooks(self.net) and coupling(self.net, data.coords[0]) is None
+        if alone and held(MARGIN * peak(least)) <= budget:
+            return least
+        needed = int(held(MARGIN * peak(1 if alone else points))) + 1
+        what = "an outer step on one point" if alone else f"an outer step on all {points} points, which net couples,"
+        raise over_budget(needed, budget, what, "a narrower network, fewer inner steps or method='fomaml' would fit")
+
+    @torch.enable_grad()
+    def _of(self, coords: Tensor, target: Tensor) -> tuple[Weights, Tensor, Tensor]:
+        """Return the gradient of a signal, and its losses before and after the inner steps."""
+        at = {name: p.detach().clone().requires_grad_() for name, p in self.start.items()}
+        path: list[tuple[Weights, list[Tensor] | None]] = []
+        before = target.new_zeros(())
+        for step in range(self.inner.steps):
+            graph, loss, grads = self._gradient(at, coords, target, keep=self.rows is None)
+            before = before if step else loss
+            path.append((at, graph))
+            at = {
+                n: (p.detach() - self.inner.lr * g).requires_grad_()
+                for (n, p), g in zip(at.items(), grads, strict=True)
             }
-        own = 0 if len(data.coords) > 1 else None
-        one = vmap(lambda at, points: functional_call(self.net, at, (points,)), in_dims=(0, own))
-        return lambda at, points: one(at, points if own == 0 else points[0]), {
-            name: p.detach().expand(count, *p.shape).clone() for name, p in self.start.items()
-        }
+        _, after, moved = self._gradient(at, coords, target, keep=False)
+        for own, graph in reversed(path):
+            products = self._products(own, graph, moved, coords, target)
+            moved = [v - self.inner.lr * product for v, product in zip(moved, products, strict=True)]
+        return dict(zip(self.start, moved, strict=True)), before, after
 
-    def _pieces(self, data: Data) -> list[slice]:
-        size = self.rows or data.points
-        return [slice(at, at + size) for at in range(0, data.points, size)]
+    def _pieces(self, coords: Tensor) -> list[slice]:
+        return list(pieces(len(coords), self.rows or len(coords)))
 
     def _piece(
-        self, predict: Callable[[Parameters, Tensor], Tensor], at: Parameters, data: Data, some: slice, keep: bool
+        self, at: Weights, coords: Tensor, target: Tensor, some: slice, keep: bool
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the gradients and the losses (b,) of a chunk of points, as their share of the mean over all."""
-        errors = predict(at, data.coords[:, some]) - data.target[:, some]
-        losses = errors.square().sum((1, 2)) / data.target[0].numel()
-        grads = torch.autograd.grad(losses.sum(), list(at.values()), create_graph=keep, materialize_grads=True)
-        return list(grads), losses.detach()
+        """Return the gradient and the loss of a chunk of points, as their share of the mean over all."""
+        errors = functional_call(self.net, at, (coords[some],)) - target[some]
+        loss = errors.square().sum() / target.numel()
+        grads = torch.autograd.grad(loss, list(at.values()), create_graph=keep, materialize_grads=True)
+        return list(grads), loss.detach()
 
     def _gradient(
-        self, predict: Callable[[Parameters, Tensor], Tensor], at: Parameters, data: Data, keep: bool
-    ) -> tuple[list[Tensor] | None, Tensor, Parameters]:
-        """Return the graph of a gradient if it is kept, the losses, and the gradient."""
-        found = [self._piece(predict, at, data, some, keep) for some in self._pieces(data)]
-        losses = torch.stack([own for _, own in found]).sum(0)
-        if len(found) == 1:
-            graphs = found[0][0]
-            return graphs if keep else None, losses, dict(zip(at, [g.detach() for g in graphs], strict=True))
-        sums = [torch.stack(own).sum(0) for own in zip(*(grads for grads, _ in found), strict=True)]
-        return None, losses, dict(zip(at, sums, strict=True))
+        self, at: Weights, coords: Tensor, target: Tensor, keep: bool
+    ) -> tuple[list[Tensor] | None, Tensor, list[Tensor]]:
+        """Return a gradient with its graph if that is kept, the loss, and the gradient without."""
+        graph, sums, losses = None, [torch.zeros_like(p) for p in at.values()], target.new_zeros(())
+        for some in self._pieces(coords):
+            grads, loss = self._piece(at, coords, target, some, keep)
+            graph, losses = grads if keep else None, losses + loss
+            sums = [total + grad.detach() for total, grad in zip(sums, grads, strict=True)]
+        return graph, losses, sums
 
     def _products(
-        self,
-        predict: Callable[[Parameters, Tensor], Tensor],
-        at: Parameters,
-        graphs: list[Tensor] | None,
-        vectors: Parameters,
-        data: Data,
-    ) -> Parameters:
-        """Return the products of the Hessians at some weights with vectors."""
-        sums = {name: torch.zeros_like(v) for name, v in vectors.items()}
-        for some in self._pieces(data):
-            grads = graphs or self._piece(predict, at, data, some, keep=True)[0]
-            curved = [i for i, grad in enumerate(grads) if grad.requires_grad]  # a linear network has none
-            if not curved:
+        self, at: Weights, graph: list[Tensor] | None, vectors: list[Tensor], coords: Tensor, target: Tensor
+    ) -> list[Tensor]:
+        """Return the product of the Hessian at some weights with a vector."""
+        sums = [torch.zeros_like(v) for v in vectors]
+        for some in self._pieces(coords):
+            grads = graph or self._piece(at, coords, target, some, keep=True)[0]
+            curved = [(g, v) for g, v in zip(grads, vectors, strict=True) if g.requires_grad]
+            if not curved:  # as of predictions that do not depend on the weights
                 continue
-            own = list(vectors.values())
-            found = torch.autograd.grad(
-                [grads[i] for i in curved],
-                list(at.values()),
-                [own[i] for i in curved],
-                materialize_grads=True,
-            )
-            for total, product in zip(sums.values(), found, strict=True):
-                total += product
+            outputs, along = zip(*curved, strict=True)
+            found = torch.autograd.grad(outputs, list(at.values()), along, materialize_grads=True)
+            sums = [total + product for total, product in zip(sums, found, strict=True)]
         return sums

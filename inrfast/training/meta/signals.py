@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_coords, check_tensor
+from inrfast.mlp import describe
 from inrfast.nn import declared_sizes
+from inrfast.snapshot import snapshot
 from inrfast.training.data import MOST_SPREAD, Data, aligned, check_data, check_net
+
+PROBE_ROWS = 16
+"""Points on which a network is tried."""
 
 
 def check_signals(
@@ -58,6 +63,35 @@ def check_signals(
             )
     target = aligned(values.detach().reshape(len(values), *first.target.shape[1:]))
     return Data(first.coords if shared else aligned(coords.detach()), target)
+
+
+@torch.no_grad()
+def check_plain(net: nn.Module, coords: Tensor, argument: str = "net") -> None:
+    """Refuse networks that are another function in train mode, draw random numbers, or change buffers when called.
+
+    The start would depend on statistics of other signals, or the inner steps not be gradient descent.
+
+    Raises
+    ------
+    ValueError
+        It is such a one.
+    """
+    if not isinstance(describe(net), str) and not any(isinstance(own, nn.BatchNorm1d) for own in net.modules()):
+        return
+    copied = snapshot(net).train()
+    before = [own.clone() for own in copied.buffers()]
+    with torch.random.fork_rng([coords.device] if coords.device.type == "cuda" else []):
+        try:
+            few = coords[:PROBE_ROWS]
+            found = [copied(few.clone()) for _ in range(2)]
+        except Exception:  # it may take nothing but its full grid
+            few = coords
+            found = [copied(few.clone()) for _ in range(2)]
+        changed = any(not torch.equal(a, b) for a, b in zip(before, copied.buffers(), strict=True))
+        found.append(copied.eval()(few.clone()))
+    if changed or not all(torch.equal(found[0], other) for other in found[1:]):
+        fault = "changes its buffers when it is called" if changed else "predicts otherwise in train mode, or at random"
+        raise ValueError(f"{argument} {fault}, as batch norm and dropout do; meta-learning takes networks without them")
 
 
 def _one_tensor(argument: str, signals: Any) -> Tensor:

@@ -1,0 +1,79 @@
+"""Adapting to many signals is the plain loop of a few steps for each."""
+
+import copy
+
+import pytest
+import torch
+from torch.optim import SGD, Adam
+
+import inrfast as inr
+from inrfast.metrics import psnr
+
+COORDS = inr.grid((9, 7)).double()
+
+
+def network() -> inr.INR:
+    return inr.INR(2, 1, width=8, hidden_layers=2, activation="sine", init="siren", omega=5.0, dtype=torch.float64)
+
+
+def signals(count: int = 4) -> torch.Tensor:
+    return torch.rand(count, 9, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sgd", SGD), ("adam", Adam)])
+def test_each_signal_takes_the_steps_of_a_plain_loop(name: str, kind: type) -> None:
+    start, values = network(), signals()
+    before = copy.deepcopy(start.state_dict())
+    some = torch.arange(63) % 2 == 0
+    seen, other = values.flatten(1)[:, some], values.flatten(1)[:, ~some]
+    result = inr.adapt(
+        start, COORDS[some], seen, 5, 1e-2, name, eval_coords=COORDS[~some], eval_signals=other, data_range=1.0
+    )
+    for place, y in enumerate(seen):
+        net = copy.deepcopy(start)
+        optimizer = kind(net.parameters(), lr=1e-2)
+        for step in range(6):
+            assert float(result.psnrs[step, place]) == pytest.approx(
+                psnr(net(COORDS[~some]).squeeze(1), other[place]), abs=1e-6
+            )
+            loss = (net(COORDS[some]).squeeze(1) - y).square().mean()
+            if step < 5:
+                assert float(result.losses[step, place]) == pytest.approx(float(loss.detach()))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        for name_, own in net.state_dict().items():
+            torch.testing.assert_close(result.nets[place].state_dict()[name_], own)
+    assert all(torch.equal(own, before[n]) for n, own in start.state_dict().items())
+
+
+def test_points_of_each_signal_and_a_common_range() -> None:
+    start, values = network(), 0.2 * signals(3).flatten(1)
+    coords = torch.rand(3, 63, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    together = inr.adapt(start, coords, values, 2)
+    assert together.data_range == pytest.approx(float(values.max() - values.min()))
+    for place in range(3):
+        alone = inr.adapt(start, coords[place], values[place : place + 1], 2, data_range=together.data_range)
+        torch.testing.assert_close(alone.psnrs[:, 0], together.psnrs[:, place])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_fits_that_diverge_are_nan_and_named() -> None:
+    with pytest.warns(RuntimeWarning, match="4 of 4 fits diverged"):
+        result = inr.adapt(
+            inr.INR(2, 1, width=8, hidden_layers=3, activation="relu").double(), COORDS, signals(), 60, 1e4
+        )
+    assert bool(result.psnrs[-1].isnan().all())
+    assert bool(result.psnrs[0].isfinite().all())
+
+
+def test_bad_arguments_are_named() -> None:
+    start = network()
+    with pytest.raises(ValueError, match="eval_coords needs eval_signals"):
+        inr.adapt(start, COORDS, signals(), eval_coords=COORDS)
+    with pytest.raises(ValueError, match="eval_signals must hold 4 signals, got 3"):
+        inr.adapt(start, COORDS, signals(), eval_signals=signals(3))
+    with pytest.raises(ValueError, match="optimizer must be one of"):
+        inr.adapt(start, COORDS, signals(), optimizer="sgdd")
+    with pytest.raises(ValueError, match=r"signals\[0\] must have shape"):
+        inr.adapt(start, COORDS, signals().mT[:, :5])
