@@ -144,6 +144,7 @@ OPTIONS = {
         "--seed": NUMBERS,
         "--images": "file",
         "--mesh": "file",
+        "--weights": "file",
         "--preset": NAMES,
         "--runs": NUMBERS,
         "--out": "out",

@@ -251,13 +251,14 @@ def above(first: Start, second: Start, found: Mapping[str, Found], claim: str) -
     )
 
 
-def at_levels(held: Sequence[float]) -> str:
-    """Return in words at which of the thresholds something holds."""
-    if len(held) == len(LEVELS):
-        return f"yes, at every threshold from {LEVELS[0]:g} to {LEVELS[-1]:g}"
+def at_levels(held: Sequence[float], levels: Sequence[float] = LEVELS) -> str:
+    """Return in words at which of some thresholds something holds."""
+    every = f"{levels[0]:g}" if len(levels) == 1 else f"{levels[0]:g} to {levels[-1]:g}"
+    if len(held) == len(levels):
+        return f"yes, at every threshold from {every}"
     if not held:
-        return f"no, at no threshold from {LEVELS[0]:g} to {LEVELS[-1]:g}"
-    others = [level for level in LEVELS if level not in held]
+        return f"no, at no threshold from {every}"
+    others = [level for level in levels if level not in held]
     return f"at {', '.join(f'{x:g}' for x in held)}, not at {', '.join(f'{x:g}' for x in others)}"
 
 
@@ -280,8 +281,8 @@ def agreement(starts: Sequence[Start], found: Mapping[str, Found]) -> str:
 
 
 def energy_drawing(starts: Sequence[Start], found: Mapping[str, Found], kind: str = "atoms") -> Drawing:
-    """Return the curves of E(lambda), meta-learned starts dashed, with held-out PSNRs in the legend."""
-    drawing = Drawing(figsize=(7, 5.2), layout="constrained")
+    """Return the curves of E(lambda), the meta-learned start in black, with held-out PSNRs in the legend."""
+    drawing = Drawing(figsize=(9, 5.6), layout="constrained")
     axes = drawing.subplots()
     draw_energies(axes, starts, found, kind)
     legend(drawing, axes)
@@ -295,7 +296,8 @@ def draw_energies(axes: Axes, starts: Sequence[Start], found: Mapping[str, Found
         cell = found[f"{kind}.{start.name}"]
         label = f"{start.label} ({told(psnr_of(start, found, LEGEND_STEPS), 1)})" if kind == "atoms" else start.label
         curves[label] = cell.arrays["lower"], cell.arrays["upper"]
-    dashed = [label for label, start in zip(curves, starts, strict=True) if start.meta or start.kind == "relu"]
+    dashed = [label for label, start in zip(curves, starts, strict=True) if start.learned or start.kind == "relu"]
+    black = [label for label, start in zip(curves, starts, strict=True) if start.learned == "maml"]
     side = round(found[f"{kind}.{starts[0].name}"].numbers["size"] ** 0.5)
     title = f"E(lambda) on {side}x{side} points"
-    plots.energy(THRESHOLDS, curves, axes, dashed=dashed, title=title, legend=False)
+    plots.energy(THRESHOLDS, curves, axes, dashed=dashed, black=black, title=title, legend=False)

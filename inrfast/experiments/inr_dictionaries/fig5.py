@@ -278,6 +278,8 @@ def pictures(starts: Sequence[Start], found: Mapping[str, Found]) -> Drawing:
     left, right = drawing.subplots(1, 2, width_ratios=[outputs.shape[1], atoms.shape[1]])
     left.imshow(outputs, cmap="gray", vmin=0, vmax=1)
     right.imshow(atoms, cmap="RdBu_r", vmin=-1, vmax=1)
+    left.set_anchor("E")
+    right.set_anchor("W")
     pitch = atoms.shape[0] / len(starts)
     left.set_yticks([(row + 0.5) * pitch for row in range(len(starts))], [start.label for start in starts])
     left.set_xticks([outputs.shape[1] / 2], ["output"])

@@ -11,7 +11,7 @@ from tiny_faces import TINY, arrays, tiny
 
 from inrfast.experiments.inr_dictionaries.atoms import THRESHOLDS
 from inrfast.experiments.inr_dictionaries.energy import LEVELS, above, agreement, at_levels
-from inrfast.experiments.inr_dictionaries.fig4 import BEST, order
+from inrfast.experiments.inr_dictionaries.fig4 import BEST, order, telling
 from inrfast.experiments.inr_dictionaries.starts import META, OMEGAS, SIRENS
 from inrfast.experiments.inr_dictionaries.steps import FIRST_STEPS
 from inrfast.experiments.paper import Found
@@ -50,6 +50,10 @@ def test_levels_are_told_apart():
     held = list(order(found).values())
     assert held[0] == list(LEVELS[1:]) and "not at 0.1" in at_levels(held[0])
     assert "not at 0.1" in above(META, SIRENS[0], found, "x")
+    assert telling(found) == list(LEVELS)
+    for start in SIRENS:  # a network that has everything above 0.001 says nothing on the order there
+        found[f"atoms.{start.name}"].arrays["lower"][25:] = found[f"atoms.{start.name}"].arrays["upper"][25:] = 0.9995
+    assert telling(found) == [0.1, 0.01] and all(set(held) <= {0.1, 0.01} for held in order(found).values())
     assert at_levels(LEVELS).startswith("yes") and at_levels([]).startswith("no")
 
 
