@@ -29,11 +29,16 @@ FAR = 35.0
 
 SPEED, PERIODIC_SPEED = 0.3, 100.0
 """How much faster a fit learns than its linearisation: networks of sine layers change their kernel most while they
-are fitted, and come near to what the linearisation reaches in many more steps. Tuned on one photograph, a volume, a
-sound and a shape, none of which is reported on."""
+are fitted, and come near to what the linearisation reaches in many more steps. Tuned on a photograph, a volume and a
+sound."""
 
-COARSE, FINE = 4, 2
-"""Ratio of neighbouring frequencies of the coarse search, and of its refinement."""
+GROWTH, GROWTH_OF_ONE_AXIS = 2.0, 3.5
+"""How much higher the frequencies of sine layers are after a fit than at initialisation, in the kernel's prediction: a
+fit raises them, most those of a function of one coordinate. Without it (1) rank correlations with real fits on the
+signals that it was tuned on were 0.95, 0.93 (photographs) and 0.68 (a sound), with it 0.96, 0.95 and 0.90."""
+
+COARSE = 4
+"""Ratio of neighbouring frequencies of the coarse search."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,13 @@ def rate_of(net: INR, psnr: float = -math.inf) -> float:
     if not is_periodic(net):
         return RATE
     return (CAREFUL_RATE if psnr > FAR else PERIODIC_RATE) / max(net.omegas)
+
+
+def growth_of(net: INR) -> float:
+    """Return how much higher the frequencies of a network are after a fit."""
+    if not is_periodic(net) or net.encoding is not None:
+        return 1.0
+    return GROWTH_OF_ONE_AXIS if net.in_features == 1 else GROWTH
 
 
 def speed_of(net: INR) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.choosing.candidates import Make, families, makers, rate_of, speed_of
+from inrfast.choosing.candidates import Make, families, growth_of, makers, rate_of, speed_of
 from inrfast.choosing.check import checked
 from inrfast.choosing.choice import Candidate, Choice, arguments_of, name_of
 from inrfast.choosing.prediction import Fit, predicted
@@ -174,7 +174,8 @@ class _Tries:
         arguments = arguments_of(net)
         name = name_of(arguments)
         try:
-            reached = predicted(net, self.scales, self.fit, rate_of(net) * speed_of(net), self.memory_budget)
+            rate = rate_of(net) * speed_of(net)
+            reached = predicted(net, self.scales, self.fit, rate, growth_of(net), self.memory_budget)
         except (ArithmeticError, RuntimeError) as error:  # of numbers beyond the range, and of eigenvalues of NaN
             self.refused.append((name, str(error)))
             psnr = -math.inf

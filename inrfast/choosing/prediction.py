@@ -109,7 +109,14 @@ class Modes:
         return sums / torch.bincount(self.scale.part, minlength=parts)
 
 
-def predicted(net: INR, scales: Sequence[Scale], fit: Fit, rate: float, memory_budget: int | None = None) -> Prediction:
+def predicted(
+    net: INR,
+    scales: Sequence[Scale],
+    fit: Fit,
+    rate: float,
+    growth: float = 1.0,
+    memory_budget: int | None = None,
+) -> Prediction:
     """Return what a fit of a network with a learning rate is predicted to reach between the samples.
 
     The network is linearised at initialisation, ``f(x) = J(x) w``, and Adam follows it in the limit of small steps:
@@ -117,16 +124,16 @@ def predicted(net: INR, scales: Sequence[Scale], fit: Fit, rate: float, memory_b
     ``-rate / v K r / N`` a step. ``K`` is the sum of the layers' kernels, each over the size of its slopes
     (:func:`as_adam_sees`), and ``v`` Adam's running size of the gradient, of its mean and of the noise of its batches.
     Held-out samples follow by kernel regression: ``K_held (1 - decay) / lambda`` along the eigenvectors. The errors of
-    the scales add up.
+    the scales add up. ``growth`` multiplies the coordinates, for networks whose frequencies a fit raises.
     """
-    modes = [Modes(_kernel(net, scale, memory_budget), scale) for scale in scales]
+    modes = [Modes(_kernel(net, scale, growth, memory_budget), scale) for scale in scales]
     return followed(modes, fit, rate)
 
 
-def _kernel(net: INR, scale: Scale, memory_budget: int | None) -> Tensor:
+def _kernel(net: INR, scale: Scale, growth: float, memory_budget: int | None) -> Tensor:
     """Return the kernel as Adam sees it, between training and judging points."""
     points = scale.train if scale.held_out is None else torch.cat([scale.train, scale.held_out])
-    points = points.to(next(net.parameters()).dtype)
+    points = (growth * points).to(next(net.parameters()).dtype)
     layers = ntk(net, points, output=0, precision="highest", memory_budget=memory_budget).layers
     return as_adam_sees({name: torch.as_tensor(layer.to_dense()) for name, layer in layers.items()}, net)
 

@@ -141,12 +141,13 @@ def _rows(grid: Tensor) -> Tensor:
 def _averaged(values: Tensor, patch: Sequence[int], cells: int) -> Tensor:
     """Return means over cells: so many that they are a small kernel's, or so small that a patch overlaps some."""
     shape = values.shape[2:]
+    least = [math.ceil(n * OVERLAP / length) if length < n else 1 for n, length in zip(shape, patch, strict=True)]
     side = (math.prod(shape) / cells) ** (1 / len(shape))
-    size = [
-        max(1, math.floor(n / side) if length * OVERLAP**-1 >= side else math.ceil(n * OVERLAP / length))
-        for n, length in zip(shape, patch, strict=True)
-    ]
-    return POOL[len(shape)](values, size)
+    while True:
+        size = [max(1, low, math.floor(n / side)) for n, low in zip(shape, least, strict=True)]
+        if math.prod(size) <= cells or size == least:
+            return POOL[len(shape)](values, size)
+        side *= 1.05
 
 
 def patch_shape(shape: Sequence[int]) -> tuple[int, ...]:

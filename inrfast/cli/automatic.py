@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def chosen(arguments: argparse.Namespace, signal: Signal, dtype: torch.dtype) ->
     """
     if arguments.resume and arguments.checkpoint.exists():
         return _kept(arguments, signal, dtype)
-    with bar(arguments, "the choice of a network"):
+    with bar(arguments, "the choice of a network"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "interrupted after")  # nothing is kept of it here
         choice = choose(
             signal,
             width=arguments.width,

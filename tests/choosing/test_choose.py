@@ -1,0 +1,153 @@
+"""A choice keeps its order under changes that change no network's task, and is what its lines say."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import inrfast as inr
+from inrfast.choosing.candidates import rate_of
+from inrfast.signals.kinds import Signal
+
+SINES = [{"activation": "sine", "omega": omega, "init": "siren"} for omega in (2.0, 10.0, 300.0)]
+OTHERS = [
+    {},
+    {"encoding": inr.RandomFourier(8, 2.0)},
+    {"encoding": inr.PositionalEncoding(2).config()},
+    {"encoding": inr.encodings.Concatenate(inr.encodings.Identity(), inr.RandomFourier(4, 1.0))},
+    {"activation": {"name": "wire", "omega": 5.0, "sigma": 3.0}, "init": {"first": "siren", "hidden": "xavier"}},
+    {"activation": {"first": "sine", "hidden": "relu"}, "omega": [8.0, 1.0], "hidden_layers": 2, "bias": False},
+    lambda seed: inr.INR(1, 2, width=5, activation="tanh", dtype=torch.float64, seed=seed),
+]
+
+
+def tones(points, *rates):
+    x = inr.grid(points)
+    return torch.cat([torch.sin(rate * x + 0.3) for rate in rates], dim=1)
+
+
+def order(choice):
+    return [candidate.name for candidate in choice.candidates]
+
+
+def chosen(signal, coords=None, candidates=SINES, **given):
+    return inr.choose(signal, coords, candidates, **{"width": 32, "hidden_layers": 2, "progress": False, **given})
+
+
+def test_a_line_and_a_network_are_the_same_and_all_is_plain():
+    choice = chosen(tones(96, 9.0, 4.0), candidates=[*SINES, *OTHERS], width=8)
+    assert len(choice.candidates) == len(SINES) + len(OTHERS)
+    for candidate in choice.candidates:
+        written = eval(candidate.line, {"inr": inr})
+        made = candidate.network()
+        assert written.config() == made.config()
+        for one, other in zip(written.state_dict().values(), made.state_dict().values(), strict=True):
+            assert torch.equal(one, other)
+        assert candidate.lr == rate_of(made, candidate.psnr)
+    again = json.loads(json.dumps(choice.to_dict()))
+    assert [entry["line"] for entry in again["candidates"]] == [candidate.line for candidate in choice.candidates]
+    assert choice.line == choice.candidates[0].line
+    assert choice.network(3).config()["seed"] == 3
+
+
+def test_the_best_omega_goes_with_the_frequency_of_the_signal():
+    x = inr.grid(400)
+    best = [chosen(torch.sin(rate * x), candidates=SINES).best.arguments["omega"] for rate in (1.5, 300.0)]
+    assert best[0] < best[1]
+
+
+def test_offset_sign_and_order_of_points_change_no_order():
+    x = inr.grid((14, 14))
+    y = torch.sin(7 * x[:, :1]) * torch.cos(3 * x[:, 1:])
+    first = chosen(y, x, data_range=1.0)
+    moved = chosen(5 - y, x, data_range=1.0)
+    assert order(moved) == order(first)
+    psnrs = [[candidate.psnr for candidate in choice.candidates] for choice in (first, moved)]
+    np.testing.assert_allclose(*psnrs, atol=1e-3)
+    halved = chosen(y, x, data_range=0.5).candidates[0].psnr
+    assert halved == pytest.approx(psnrs[0][0] - 20 * np.log10(2))
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+    assert set(order(chosen(y[shuffled], x[shuffled]))) == set(order(first))
+
+
+def test_a_signal_is_the_same_as_a_tensor_a_file_or_with_its_points(tmp_path):
+    values = tones(300, 11.0)
+    path = tmp_path / "tone.wav"
+    inr_audio = pytest.importorskip("inrfast.signals.audio")
+    inr_audio.save_audio(0.5 * values, path, 8000)
+    by_tensor, by_points = chosen(values), chosen(values, inr.grid(300))
+    by_signal = chosen(Signal(inr.grid(300), values, {"shape": [300], "scale": 1.0, "offset": 0.0}))
+    assert order(by_tensor) == order(by_points) == order(by_signal) == order(chosen(path))
+    assert [c.psnr for c in by_tensor.candidates] == [c.psnr for c in by_points.candidates]
+
+
+def test_the_search_finds_more_than_the_coarse_list_and_stops_when_told():
+    choice = inr.choose(tones(80, 30.0), width=8, hidden_layers=1, progress=False)
+    psnrs = [candidate.psnr for candidate in choice.candidates]
+    assert psnrs == sorted(psnrs, reverse=True)
+    assert len(psnrs) > 20
+    assert choice.stopped == "done"
+    short = inr.choose(tones(80, 30.0), width=8, hidden_layers=1, seconds=1e-9, progress=False)
+    assert (len(short.candidates), short.stopped) == (1, "time")
+
+
+def test_an_interrupt_returns_what_is_known_and_raises_before(monkeypatch):
+    calls = []
+
+    def interrupted(seed):
+        calls.append(seed)
+        if len(calls) > 1:  # the first call is at the door
+            raise KeyboardInterrupt
+        return inr.INR(1, 1, width=4, seed=seed)
+
+    with pytest.warns(RuntimeWarning, match="interrupted after 1 candidates"):
+        choice = chosen(tones(80, 5.0), candidates=[{}, interrupted])
+    assert (len(choice.candidates), choice.stopped) == (1, "interrupted")
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        chosen(tones(80, 5.0), candidates=[interrupted])
+
+
+def test_checked_candidates_come_in_the_order_of_their_fits():
+    choice = chosen(tones(120, 8.0), check=2, width=8)
+    fitted = [candidate.fitted for candidate in choice.candidates]
+    assert fitted[0] >= fitted[1]
+    assert fitted[2] is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "given", "words"),
+    [
+        (torch.ones(100, 1), {}, "constant"),
+        (tones(20, 3.0), {}, "at least 64 samples"),
+        (torch.full((100, 1), torch.nan), {}, "finite"),
+        (torch.zeros(100), {}, "values last"),
+        (tones(100, 3.0), {"coords": torch.zeros(99, 1)}, "one point a value"),
+        (tones(100, 3.0), {"coords": torch.zeros(100)}, "dimensions"),
+        (tones(100, 3.0), {"candidates": []}, "empty"),
+        (tones(100, 3.0), {"candidates": {"a": 1}}, "sequence"),
+        (tones(100, 3.0), {"candidates": [{}, {"activation": "sinus"}]}, r"candidates\[1\].*sin"),
+        (tones(100, 3.0), {"candidates": [{"omegas": 3.0}]}, r"candidates\[0\].*omegas"),
+        (tones(100, 3.0), {"candidates": [3]}, r"candidates\[0\]"),
+        (tones(100, 3.0), {"candidates": [{"norm": "batch"}]}, r"candidates\[0\].*norm"),
+        (tones(100, 3.0), {"candidates": [lambda seed: inr.INR(2, 1, width=3)]}, "1 coordinates and 1 outputs"),
+        (tones(100, 3.0), {"candidates": [lambda seed: torch.nn.Linear(1, 1)]}, "INR"),
+        (tones(100, 3.0), {"points": 3}, "points"),
+        (tones(100, 3.0), {"width": 0}, "width"),
+        (tones(100, 3.0), {"seconds": -1.0}, "seconds"),
+        (tones(100, 3.0), {"check": -1}, "check"),
+        (tones(100, 3.0), {"data_range": 0.0}, "data_range"),
+        ("missing.png", {}, "missing"),
+        (3, {}, "signal"),
+    ],
+)
+def test_bad_input_is_refused_at_the_door(signal, given, words):
+    coords, candidates = given.pop("coords", None), given.pop("candidates", SINES)
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=words):
+        chosen(signal, coords, candidates, **given)
+
+
+def test_a_kernel_beyond_the_budget_is_refused():
+    with pytest.raises(inr.errors.MemoryBudgetError):
+        chosen(tones(200, 3.0), memory_budget=1000)
