@@ -28,4 +28,8 @@ class Fig8(Recovery):
     def claims(self, found: Mapping[str, Mapping[str, Any]], image: Mapping[str, float]) -> Sequence[str]:
         """See :class:`inrfast.experiments.inr_dictionaries.recovery.Recovery`."""
         faster = spread_out(found[f"f0=1+lr={FASTER:g}"], image, f" at a rate of {FASTER:g}")
-        return [spread_out(found["f0=1"], image), faster, *sharpness(found, ("f0=1", "f0=0.5"), "sigma=1")]
+        lattice = (
+            "One frequency on each axis stays one however it is trained: the picture repeats itself by whole periods "
+            "of the two, so copies go only when both frequencies come near a half."
+        )
+        return [spread_out(found["f0=1"], image), faster, lattice, *sharpness(found, ("f0=1", "f0=0.5"), "sigma=1")]
