@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
@@ -44,9 +41,13 @@ class FirstOrder:
         self.block = most if against_formula(describe(net)) is None else 1
         self.nets = [snapshot(net).train() for _ in range(self.block)]
         self.start = dict(net.named_parameters())
-        few = data.keep(range(min(self.block, len(data.target))))
-        with self._gradient(few) as (_, gradient):  # refuses what does not fit
-            self._layout = gradient.layout
+        mlp = describe(net)
+        encoded = not isinstance(mlp, str) and mlp.encoding is not None
+        # Engines encode points once, when they are made.
+        self.own = len(data.coords) > 1
+        self.lasting = not (self.own and encoded)
+        self.ready: dict[int, tuple[Data, Stack, Taken]] = {}
+        self._layout = self._prepared(data.keep(range(self.block)))[1].layout  # refuses what does not fit
 
     @property
     def layout(self) -> dict[str, object]:
@@ -66,31 +67,37 @@ class FirstOrder:
             after.append(last)
         return Learned({name: own / count for name, own in sums.items()}, torch.cat(before), torch.cat(after))
 
-    @contextmanager
-    def _gradient(self, data: Data) -> Iterator[tuple[Stack, Taken]]:
-        """Yield copies of the network side by side for a block of signals, and what takes their gradients."""
-        nets = self.nets[: len(data.target)]
-        task = Task(nets=nets, data=data, budget=self.budget)
-        engine, _ = engine_of(task)
-        stack = Stack(nets, engine.flat)
-        try:
-            yield stack, gradient_of(stack, task, engine)
-        finally:
-            stack.release()
+    def _prepared(self, data: Data) -> tuple[Stack, Taken]:
+        """Return copies of the network side by side for a block of signals, and what takes their gradients."""
+        count = len(data.target)
+        if count not in self.ready or not self.lasting:
+            coords = data.coords.clone() if self.own else data.coords
+            own = Data(coords, data.target.clone())
+            task = Task(nets=self.nets[:count], data=own, budget=self.budget)
+            engine, _ = engine_of(task)
+            for _, before, _ in self.ready.values():
+                before.release()  # the copies are lent to one stack at a time
+            stack = Stack(task.nets, engine.flat)
+            self.ready = {count: (own, stack, gradient_of(stack, task, engine))}
+        own, stack, gradient = self.ready[count]
+        own.target.copy_(data.target)
+        if self.own:
+            own.coords.copy_(data.coords)
+        return stack, gradient
 
     def _of(self, data: Data) -> tuple[Weights, Tensor, Tensor]:
         """Return the direction of the sum over a block of signals, and their losses before and after."""
-        with self._gradient(data) as (stack, gradient):
-            for name, parameter in stack.parameters.items():
-                parameter.copy_(self.start[name].expand_as(parameter))
-            sums = {name: torch.zeros_like(grad) for name, grad in stack.grads.items()}
-            first = last = torch.zeros(0)
-            for step in range(self.inner.steps):
-                last = gradient(None)
-                first = first if step else last
-                for name, grad in stack.grads.items():
-                    stack.parameters[name].sub_(grad, alpha=self.inner.lr)
-                    sums[name].add_(grad)
-            if not self.reptile:
-                last, sums = gradient(None), stack.grads
-            return {name: own.sum(0) for name, own in sums.items()}, first, last
+        stack, gradient = self._prepared(data)
+        for name, parameter in stack.parameters.items():
+            parameter.copy_(self.start[name].expand_as(parameter))
+        sums = {name: torch.zeros_like(grad) for name, grad in stack.grads.items()}
+        first = last = torch.zeros(0)
+        for step in range(self.inner.steps):
+            last = gradient(None)
+            first = first if step else last
+            for name, grad in stack.grads.items():
+                stack.parameters[name].sub_(grad, alpha=self.inner.lr)
+                sums[name].add_(grad)
+        if not self.reptile:
+            last, sums = gradient(None), stack.grads
+        return {name: own.sum(0) for name, own in sums.items()}, first, last

@@ -105,21 +105,34 @@ class AutogradSecondOrder:
     def _of(self, coords: Tensor, target: Tensor) -> tuple[Weights, Tensor, Tensor]:
         """Return the gradient of a signal, and its losses before and after the inner steps."""
         at = {name: p.detach().clone().requires_grad_() for name, p in self.start.items()}
-        path: list[tuple[Weights, list[Tensor] | None]] = []
+        if self.rows is None:
+            return self._through(at, coords, target)
+        path: list[Weights] = []
         before = target.new_zeros(())
         for step in range(self.inner.steps):
-            graph, loss, grads = self._gradient(at, coords, target, keep=self.rows is None)
+            loss, grads = self._gradient(at, coords, target)
             before = before if step else loss
-            path.append((at, graph))
+            path.append(at)
             at = {
                 n: (p.detach() - self.inner.lr * g).requires_grad_()
                 for (n, p), g in zip(at.items(), grads, strict=True)
             }
-        _, after, moved = self._gradient(at, coords, target, keep=False)
-        for own, graph in reversed(path):
-            products = self._products(own, graph, moved, coords, target)
+        after, moved = self._gradient(at, coords, target)
+        for own in reversed(path):
+            products = self._products(own, moved, coords, target)
             moved = [v - self.inner.lr * product for v, product in zip(moved, products, strict=True)]
         return dict(zip(self.start, moved, strict=True)), before, after
+
+    def _through(self, start: Weights, coords: Tensor, target: Tensor) -> tuple[Weights, Tensor, Tensor]:
+        """Return the same by one graph of all steps."""
+        at, losses = start, []
+        for _ in range(self.inner.steps):
+            losses.append((functional_call(self.net, at, (coords,)) - target).square().mean())
+            grads = torch.autograd.grad(losses[-1], list(at.values()), create_graph=True, materialize_grads=True)
+            at = {name: p - self.inner.lr * grad for (name, p), grad in zip(at.items(), grads, strict=True)}
+        after = (functional_call(self.net, at, (coords,)) - target).square().mean()
+        moved = torch.autograd.grad(after, list(start.values()), materialize_grads=True)
+        return dict(zip(start, moved, strict=True)), losses[0].detach(), after.detach()
 
     def _pieces(self, coords: Tensor) -> list[slice]:
         return list(pieces(len(coords), self.rows or len(coords)))
@@ -133,24 +146,20 @@ class AutogradSecondOrder:
         grads = torch.autograd.grad(loss, list(at.values()), create_graph=keep, materialize_grads=True)
         return list(grads), loss.detach()
 
-    def _gradient(
-        self, at: Weights, coords: Tensor, target: Tensor, keep: bool
-    ) -> tuple[list[Tensor] | None, Tensor, list[Tensor]]:
-        """Return a gradient with its graph if that is kept, the loss, and the gradient without."""
-        graph, sums, losses = None, [torch.zeros_like(p) for p in at.values()], target.new_zeros(())
+    def _gradient(self, at: Weights, coords: Tensor, target: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Return a loss and its gradient, over chunks of points."""
+        sums, losses = [torch.zeros_like(p) for p in at.values()], target.new_zeros(())
         for some in self._pieces(coords):
-            grads, loss = self._piece(at, coords, target, some, keep)
-            graph, losses = grads if keep else None, losses + loss
-            sums = [total + grad.detach() for total, grad in zip(sums, grads, strict=True)]
-        return graph, losses, sums
+            grads, loss = self._piece(at, coords, target, some, keep=False)
+            losses = losses + loss
+            sums = [total + grad for total, grad in zip(sums, grads, strict=True)]
+        return losses, sums
 
-    def _products(
-        self, at: Weights, graph: list[Tensor] | None, vectors: list[Tensor], coords: Tensor, target: Tensor
-    ) -> list[Tensor]:
-        """Return the product of the Hessian at some weights with a vector."""
+    def _products(self, at: Weights, vectors: list[Tensor], coords: Tensor, target: Tensor) -> list[Tensor]:
+        """Return the product of the Hessian at some weights with a vector, over chunks of points."""
         sums = [torch.zeros_like(v) for v in vectors]
         for some in self._pieces(coords):
-            grads = graph or self._piece(at, coords, target, some, keep=True)[0]
+            grads, _ = self._piece(at, coords, target, some, keep=True)
             curved = [(g, v) for g, v in zip(grads, vectors, strict=True) if g.requires_grad]
             if not curved:  # as of predictions that do not depend on the weights
                 continue
