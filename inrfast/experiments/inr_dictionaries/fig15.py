@@ -80,8 +80,8 @@ class Fig15(Figure):
             f"Each target is an eigenvector of the kernel at the start on {side}x{side} points, scaled to a root mean "
             f"square of {RMS}, so that a network of output 0 has {-20 * np.log10(RMS):.1f} dB for every one; all "
             f"points in every step, gradient descent at {INNER_LR:g} from meta-learned weights, Adam at {ADAM_LR:g} "
-            f"from random ones, {layers} hidden layers of width {width}. The paper states neither scale nor optimiser. A "
-            "network with many more weights than points learns all of them in time: what tells them apart is the speed."
+            f"from random ones, {layers} hidden layers of width {width}. The paper states neither scale nor optimiser. "
+            "A network with more weights than points learns all of them in time: what tells them apart is the speed."
         )
         return Outcome(rows, {self.name: drawing}, [text], (), numbers)
 
