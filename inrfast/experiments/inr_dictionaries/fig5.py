@@ -139,24 +139,20 @@ class Fig16(AtomsFigure):
         rows = [likeness_row(start, words, request, found) for start, words in said.items()]
         for start in singles(request):
             if start.steps == longest:
-                own, others = self._with_image(start, request, found)
+                own, others = self._along_image(start, request, found)
                 rows.append(
-                    Row(f"correlation of an eigenfunction with the image trained on, largest of {ATOMS}, {start.label}",
-                        "looks like the image", f"{own:.2f}, with the other images at most {others:.2f}")
+                    Row(f"edges of the first {ATOMS} eigenfunctions along those of the image trained on, {start.label}",
+                        "look like the image", f"{own:+.2f}, along those of other images at most {others:+.2f}")
                 )  # fmt: skip
         return rows
 
-    def _with_image(self, start: Start, request: Request, found: Mapping[str, Found]) -> tuple[float, float]:
-        """Return the largest correlation of an atom with the image trained on, and with the other such images."""
-        atoms = found[f"atoms.{start.name}"].arrays["atoms"].reshape(ATOMS, -1).astype(np.float64)
-        atoms = atoms - atoms.mean(1, keepdims=True)
-        largest = {}
+    def _along_image(self, start: Start, request: Request, found: Mapping[str, Found]) -> tuple[float, float]:
+        """Return how far atoms run along the edges of the image trained on, and at most along those of another one."""
+        atoms, means = torch.from_numpy(found[f"atoms.{start.name}"].arrays["atoms"]), {}
         for other in singles(request):
-            image = found[other.source(request)].arrays["image"].reshape(-1)
-            image = image - image.mean()
-            along = np.abs(atoms @ image) / np.linalg.norm(atoms, axis=1) / np.linalg.norm(image)
-            largest[other.image] = float(along.max())
-        return largest[start.image], max(value for image, value in largest.items() if image != start.image)
+            image = torch.from_numpy(found[other.source(request)].arrays["image"])
+            means[other.image] = float(np.mean(along_edges(atoms, image)))
+        return means.pop(start.image), max(means.values())
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------

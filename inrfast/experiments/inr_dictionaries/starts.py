@@ -167,6 +167,11 @@ class Start:
         return net
 
 
+def rule(start: Start) -> tuple[float, str]:
+    """Return rate and optimiser of the fits from a start: the paper's gradient descent from meta-learned weights."""
+    return (INNER_LR, "sgd") if start.meta else (ADAM_LR, "adam")
+
+
 def shape(request: Request) -> tuple[int, int]:
     """Return width and hidden layers of all networks: those of the weights given, so that they can be compared."""
     return _shape(request, repr(request.settings), sizes(request))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from inrfast.experiments.inr_dictionaries.faces import targets
-from inrfast.experiments.inr_dictionaries.starts import ADAM_LR, INNER_LR, Start, images, points
+from inrfast.experiments.inr_dictionaries.starts import Start, images, points, rule
 from inrfast.experiments.paper import Cell, Found, Request, Work
 from inrfast.metrics import mse_to_psnr
 from inrfast.training.meta.adapt import adapt
@@ -29,7 +29,7 @@ def halves(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def steps_cell(start: Start, request: Request, found: Mapping[str, Found], steps: int = FIRST_STEPS) -> Cell:
     """Return the cell of these fits: gradient descent from meta-learned weights, Adam from all others."""
     there = images(request)
-    lr, optimizer = (INNER_LR, "sgd") if start.meta else (ADAM_LR, "adam")
+    lr, optimizer = rule(start)
 
     def run(work: Work) -> Found:
         net = start.network(request, found, work.device, torch.float32)
