@@ -26,6 +26,7 @@ LONG_FUNCTIONS = {
 TESTED_BY = {
     "inrfast/activations/*.py": "tests/activations/test_activations.py",
     "inrfast/analysis/report_*.py": "tests/analysis/test_report.py",
+    "inrfast/choosing/*.py": "tests/choosing/test_choose.py",
     "inrfast/cli/*.py": "tests/test_cli.py",
     "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",
     "inrfast/experiments/demo_*.py": "tests/experiments/test_demo.py",
