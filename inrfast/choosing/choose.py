@@ -93,6 +93,13 @@ def choose(
     MemoryBudgetError
         The kernel of the sample does not fit.
 
+    Notes
+    -----
+    Measured against real fits (width 128, 500 steps, 19 networks): rank correlations of 0.96, 0.95 and 0.93 on
+    photographs of 256x256, the last one not among those that constants were tuned on; 0.90 on a sound and a volume;
+    0.58 on the occupancy of a torus, whose surface a fit learns as a whole, which patches cannot tell. There ``check``
+    is worth its time. The predicted PSNR itself is within 1 to 4 dB on the median.
+
     Examples
     --------
     >>> import torch
