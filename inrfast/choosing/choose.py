@@ -105,9 +105,9 @@ def choose(
     >>> import torch
     >>> import inrfast as inr
     >>> x = inr.grid(256)
-    >>> sines = [{"activation": "sine", "omega": omega, "init": "siren"} for omega in (1.0, 20.0)]
+    >>> sines = [{"activation": "sine", "omega": omega, "init": "siren"} for omega in (5.0, 200.0)]
     >>> inr.choose(torch.sin(20 * x), candidates=sines, width=64).line
-    "inr.INR(1, 1, width=64, hidden_layers=3, activation='sine', omega=20.0, init='siren')"
+    "inr.INR(1, 1, width=64, hidden_layers=3, activation='sine', omega=5.0, init='siren')"
     """
     start = time.perf_counter()
     points, check = check_int("points", points, minimum=LEAST), check_int("check", check, minimum=0)
