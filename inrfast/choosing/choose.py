@@ -95,10 +95,11 @@ def choose(
 
     Notes
     -----
-    Measured against real fits (width 128, 500 steps, 19 networks): rank correlations of 0.96, 0.95 and 0.93 on
-    photographs of 256x256, the last one not among those that constants were tuned on; 0.90 on a sound and a volume;
-    0.58 on the occupancy of a torus, whose surface a fit learns as a whole, which patches cannot tell. There ``check``
-    is worth its time. The predicted PSNR itself is within 1 to 4 dB on the median.
+    Measured against real fits (width 128, 500 steps, 19 networks): rank correlations of 0.96 and 0.95 on photographs of
+    256x256, and of 0.93 (12 networks) on one that no constant was tuned on; 0.90 on a sound; 0.90 on a volume and 0.58
+    on the occupancy of a torus, both before :data:`inrfast.choosing.candidates.GROWTH` was added. A fit learns a
+    surface as a whole, which patches cannot tell: there ``check`` is worth its time. The predicted PSNR itself is off
+    by 1 to 4 dB on the median. The growth of sine layers on one axis was measured on a single sound.
 
     Examples
     --------
