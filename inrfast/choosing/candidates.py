@@ -21,9 +21,9 @@ RATE, PERIODIC_RATE, CAREFUL_RATE = 5e-3, 0.03, 0.01
 """Learning rates of Adam for fits of some 500 steps; those of sine layers, whose weights have a size of ``1 / omega``,
 over their largest omega: the higher one, and that for signals which are fitted far, when its steps become too large.
 
-Measured on photographs, two sounds and a volume at widths of 128. For sine layers 0.03 beat 0.01 by 1 to 4 dB, and 0.1 by
-1 to 9 dB on photographs and 15 to 21 dB on the volume. On the volume, fitted to 35 dB and more, 0.01 was 3 to 4 dB better
-than 0.03; on sounds, fitted as far, 0.03 was."""
+Measured on photographs, two sounds and a volume at widths of 128. For sine layers 0.03 beat 0.01 by 1 to 4 dB, and 0.1
+by 1 to 9 dB on photographs and 15 to 21 dB on the volume. On the volume, fitted to 35 dB and more, 0.01 was 3 to 4 dB
+better than 0.03; on sounds, fitted as far, 0.03 was."""
 
 FAR = 35.0
 """Predicted PSNR (dB) from which on the careful rate is taken, for signals of more than one axis."""
@@ -35,10 +35,10 @@ sound."""
 
 GROWTH, GROWTH_OF_ONE_AXIS = 2.0, 7.0
 """How much higher the frequencies of sine layers are after a fit than at initialisation, in the kernel's prediction: a
-fit raises them, most those of a function of one coordinate. On the photographs that it was tuned on, rank correlations
-with real fits were 0.95 and 0.93 without it (1), and 0.96 and 0.95 with it. On two synthetic sounds, tuned on as well,
-they were 0.68 and 0.46 without it, 0.90 and 0.87 at 3.5, 0.93 and 0.87 at 5, 0.90 and 0.88 at 7; the first choice was 19
-and 4 dB behind the best one without it, 1.5 and 2.0 dB at 3.5 and 5, and 1.5 and 0 dB at 7."""
+fit raises them, most those of a function of one coordinate. On the photographs that it was tuned on, rank
+correlations with real fits were 0.95 and 0.93 without it (1), and 0.96 and 0.95 with it. On two synthetic sounds, tuned
+on as well, they were 0.68 and 0.46 without it, 0.90 and 0.87 at 3.5, 0.93 and 0.87 at 5, 0.90 and 0.88 at 7; the first
+choice was 19 and 4 dB behind the best one without it, 1.5 and 2.0 dB at 3.5 and 5, and 1.5 and 0 dB at 7."""
 
 COARSE = 4
 """Ratio of neighbouring frequencies of the coarse search."""
