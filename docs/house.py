@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 FLOORS = {
-    "users": ("public", "testing", "cli", "experiments", "info"),
+    "users": ("public", "testing", "cli", "experiments", "choosing", "info"),
     "fits": ("distributed", "signals", "training"),
     "papers": ("analysis", "plots"),
     "kernel": ("tangent", "rounding", "linalg", "snapshot", "pointwise", "layers"),
