@@ -64,8 +64,8 @@ class BesselSeries:
     def __repr__(self) -> str:
         terms, outputs = self.coefficients.shape
         return (
-            f"BesselSeries({terms} terms in {self.orders.shape[1]} units of the mapping, {self.frequencies.shape[1]} "
-            f"coordinates, {outputs} outputs, error at most {self.error:.2g})"
+            f"BesselSeries(terms={terms}, units={self.orders.shape[1]}, coordinates={self.frequencies.shape[1]}, "
+            f"outputs={outputs}, error={self.error:.2g})"
         )
 
     def __call__(self, coords: Tensor) -> Tensor:
