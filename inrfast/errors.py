@@ -151,7 +151,7 @@ def check_tensor(
     if ndim is not None and got.ndim != ndim:
         raise ValueError(f"{argument} must have {ndim} dimensions, got shape {tuple(got.shape)}")
     if floating and not got.is_floating_point():
-        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}")
+        raise TypeError(f"{argument} must have a floating-point dtype, got {got.dtype}{_cure(got.dtype)}")
     if nonempty and got.numel() == 0:
         raise ValueError(f"{argument} must not be empty, got shape {tuple(got.shape)}")
     if finite:
@@ -160,6 +160,13 @@ def check_tensor(
         bad = int((~torch.isfinite(got)).sum())
         raise ValueError(f"{argument} must be finite, got {bad} NaN or Inf among its {got.numel()} entries")
     return got
+
+
+def _cure(dtype: torch.dtype) -> str:
+    """Return how numbers of another dtype become floating ones."""
+    if dtype.is_complex:
+        return ""
+    return "; pixels of 8 bits: .float() / 255" if dtype == torch.uint8 else "; .float() makes one (.double() in fp64)"
 
 
 def _check_readable(argument: str, got: Tensor) -> None:

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from inrfast import plots
 from inrfast.analysis.harmonics import energies
-from inrfast.errors import check_choice, check_float, warn
+from inrfast.errors import InrfastError, check_choice, check_float, warn
 from inrfast.grids import check_bounds, grid
-from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, counted, require
+from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, counted, is_refusal, require
 from inrfast.mlp import is_pointwise
 from inrfast.modes import in_own_modes, modes_kept
 
@@ -43,6 +43,9 @@ JUMP = 8
 
 NOISE = 16
 """Roundoffs of the network's dtype, relative to its largest value, below which there is no signal."""
+
+PEAK, HALF = "peak above fs / 2", "fs / 2: half of the coarser rate"
+"""What stands in the legends of drawings."""
 
 SILENT = -200.0
 """What stands for the level of no energy in drawings, in dB."""
@@ -98,9 +101,13 @@ class Aliasing:
     peaks: tuple[Peak, ...]
     share: float
 
+    def __repr__(self) -> str:
+        rates = f"fs={_words(self.fs)}, fs_test={_words(self.fs_test)}"
+        return f"Aliasing({rates}, peaks={len(self.peaks)}, share={self.share:.3g})"
+
     def __str__(self) -> str:
         half = _words([rate / 2 for rate in self.fs])
-        energy = f"{100 * self.share:.3g} % of the energy lies above fs / 2 = {half}"
+        energy = f"{100 * self.share:.3g} % of the energy (without the mean) lies above fs / 2 = {half}"
         if not self.peaks:
             return f"no peak above fs / 2; {energy}"
         first = self.peaks[0]
@@ -111,6 +118,8 @@ class Aliasing:
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Draw both spectra in dB, of one or two coordinates, and write the drawing to ``path`` (.png, .pdf, .svg).
+
+        Dotted is half of ``fs``; triangles mark the peaks above it, on one coordinate.
 
         Raises
         ------
@@ -132,6 +141,11 @@ class Aliasing:
             else:
                 self._image(axes, frequencies, levels)
             axes.set_title(f"sampled at {_words(rate)} per unit", fontsize=10)
+        named = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # the finer one has them all
+        colours: dict[str, Any] = {"facecolor": "0.35", "labelcolor": "white"} if len(self.fs) == 2 else {}
+        figure.legend(
+            named.values(), named, loc="outside lower center", ncols=2, fontsize=9, frameon=bool(colours), **colours
+        )
         if path is not None:
             plots.save(figure, path)
         return figure
@@ -140,9 +154,9 @@ class Aliasing:
         axes.plot(frequencies, levels, color=plots.PALETTE[0], linewidth=1)
         for sign, peak in itertools.product((1, -1), self.peaks):
             if abs(peak.frequency[0]) <= frequencies.max():
-                axes.plot(sign * peak.frequency[0], peak.level, "v", color=plots.PALETTE[1], markersize=5)
+                axes.plot(sign * peak.frequency[0], peak.level, "v", color=plots.PALETTE[1], markersize=5, label=PEAK)
         for half in (-self.fs[0] / 2, self.fs[0] / 2):
-            axes.axvline(half, color="0.6", linestyle=":", linewidth=1)
+            axes.axvline(half, color="0.6", linestyle=":", linewidth=1, label=HALF)
         axes.set_ylim(max(levels.min(), -120) - 5, 10)
         axes.set_xlabel("frequency (cycles per unit)")
         axes.set_ylabel("level (dB)")
@@ -155,7 +169,9 @@ class Aliasing:
                             interpolation="nearest", aspect="auto")  # fmt: skip
         axes.figure.colorbar(shown, ax=axes, label="level (dB)", extend="min")
         up, across = np.array(self.fs) / 2
-        axes.plot(across * np.array([-1, 1, 1, -1, -1]), up * np.array([-1, -1, 1, 1, -1]), "w:", linewidth=1)
+        axes.plot(
+            across * np.array([-1, 1, 1, -1, -1]), up * np.array([-1, -1, 1, 1, -1]), "w:", linewidth=1, label=HALF
+        )
         axes.set_xlim(*ends[1])
         axes.set_ylim(*ends[0])
         axes.set_xlabel("frequency on axis 1")
@@ -174,13 +190,17 @@ def aliasing(
 ) -> Aliasing:
     """Return the spectra of a network at two sampling rates, and the peaks above half the first rate.
 
+    :attr:`Aliasing.share` is the share of the energy above that half, the mean left out: a picture's brightness would
+    hide all the rest.
+
     Parameters
     ----------
     net
         An :class:`inrfast.INR` or any module that maps (N, d) to (N, M), fp32 or fp64; it is evaluated in eval mode.
     fs, fs_test
         Samples per unit of the coordinates: those that the network was fitted to, and more; one number, or one per
-        axis. Times ``high - low`` they must be whole numbers.
+        axis. Of a module without ``in_features``, the number of coordinates is that of the rates (or of the bounds):
+        on two coordinates give two. Times ``high - low`` they must be whole numbers.
     bounds
         ``(low, high)``, or one such pair per axis: the grids are ``inrfast.grid(..., "exclusive", bounds)``.
     floor
@@ -261,7 +281,8 @@ def _rates(argument: str, given: Any, axes: int) -> tuple[float, ...]:
     """Return one positive rate per axis."""
     rates = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] * axes
     if len(rates) != axes:
-        raise ValueError(f"{argument} must be one number or {axes}, one per coordinate, got {given!r}")
+        several = f"{axes} numbers, one per coordinate" if axes > 1 else "a list of one, for the one coordinate"
+        raise ValueError(f"{argument} must be one number, or {several}, got {given!r:.80}")
     return tuple(check_float(argument, rate, minimum=0.0, exclusive=True) for rate in rates)
 
 
@@ -285,15 +306,35 @@ def _sampled(net: nn.Module, sizes: tuple[int, ...], pairs: Any, budget: int) ->
     coords = grid(sizes, "exclusive", pairs, like.dtype, like.device)
     parts = chunks(points, DEVICE_ROWS if is_pointwise(net) else points)
     with torch.no_grad():
-        found = [net(coords[rows]) for rows in parts]
-    for values in found:
-        if not isinstance(values, Tensor) or values.ndim != 2 or not values.is_floating_point():
-            what = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise TypeError(f"net must return real values (N, M), got {what}")
-    whole = torch.cat(found)
-    if len(whole) != points or not bool(torch.isfinite(whole).all()):
-        raise ValueError(f"net must return {points} rows without NaN or Inf, got {tuple(whole.shape)}")
+        whole = torch.cat([_called(net, coords[rows]) for rows in parts])
+    if not bool(torch.isfinite(whole).all()):
+        raise ValueError(f"net must return {points} rows without NaN or Inf, got {tuple(whole.shape)} with some")
     return whole.reshape(*sizes, -1).cpu()
+
+
+def _called(net: nn.Module, coords: Tensor) -> Tensor:
+    """Return a network's values (n, M) at points (n, d); what it does not take, or returns otherwise, is told."""
+    n, axes = coords.shape
+    try:
+        values = net(coords)
+    except Exception as error:  # a module of the user's raises what it likes
+        if isinstance(error, InrfastError) or is_refusal(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(
+            f"net must take points (N, {axes}), as many coordinates as fs, fs_test and bounds have, or the net's "
+            f"in_features; give fs as one number per coordinate, such as (64, 64) on two. It raised "
+            f"{type(error).__name__}: {reason:.200}"
+        ) from error
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        what = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"net must return real values (N, M), a tensor, got {what}")
+    if values.ndim != 2 or len(values) != n or values.shape[1] == 0:
+        raise ValueError(
+            f"net must return values (N, M), at least one for each point, got {tuple(values.shape)} for points "
+            f"{tuple(coords.shape)}"
+        )
+    return values
 
 
 def _warn_of_jumps(values: Tensor, axes: int) -> None:

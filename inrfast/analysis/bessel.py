@@ -6,7 +6,6 @@ neural representations, CVPR 2022, with the biases that its footnote 9 leaves ou
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.harmonics import described, input_mapping
-from inrfast.errors import check_coords, check_float
+from inrfast.errors import MemoryBudgetError, check_coords, check_float
 from inrfast.memory import budget_bytes, chunks, counted, require, tells_refusals
 
 ROWS = 4096
@@ -23,6 +22,17 @@ ROWS = 4096
 
 COPIES = 4
 """Copies of the products that are held while terms are chosen."""
+
+INSTEAD = "take fewer units in the mapping, smaller weights or a larger atol"
+
+WIDEST = 0.5
+"""Most that a sum of ``|J_s(a)|`` may lack: what is left of it is then at least ``1 - WIDEST^2``, and never near 0."""
+
+MOST_ORDERS = 2**20
+"""Most terms of one unit of the mapping: finding so many takes seconds, and with another unit they do not fit."""
+
+LARGEST = 700.0
+"""Logarithm of the largest bound that is told from infinity."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,13 @@ class BesselSeries:
     coefficients: Tensor
     offset: Tensor
     error: float
+
+    def __repr__(self) -> str:
+        terms, outputs = self.coefficients.shape
+        return (
+            f"BesselSeries(terms={terms}, units={self.orders.shape[1]}, coordinates={self.frequencies.shape[1]}, "
+            f"outputs={outputs}, error={self.error:.2g})"
+        )
 
     def __call__(self, coords: Tensor) -> Tensor:
         """Return the series' values (N, M), fp64, at coordinates (N, d)."""
@@ -96,9 +113,9 @@ def bessel_series(net: nn.Module, atol: float = 1e-12, memory_budget: int | None
     Raises
     ------
     TypeError, ValueError
-        Another network; ``atol`` that is not positive.
+        Another network, or one that holds NaN or Inf; ``atol`` that is not positive.
     MemoryBudgetError
-        More terms than memory holds; their number is told.
+        More terms than memory holds, or than :data:`MOST_ORDERS` of one unit of the mapping; their number is told.
 
     Examples
     --------
@@ -121,9 +138,11 @@ def bessel_series(net: nn.Module, atol: float = 1e-12, memory_budget: int | None
     bias = np.zeros(len(weight)) if last.linear.bias is None else omega * _numpy(last.linear.bias)
     head = _numpy(mlp.head.weight)
     offset = np.zeros(len(head)) if mlp.head.bias is None else _numpy(mlp.head.bias)
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):  # omega may be beyond any number
+        raise ValueError("net must have finite weights and biases, times omega, in its last layer of sines")
     sizes = np.abs(head).max(0)
     budget = budget_bytes(memory_budget)
-    values, beyond = _bessel(weight, sizes, atol / 2)
+    values, beyond = _bessel(weight, sizes, atol / 2, budget)
     orders, products, dropped = _terms(values, sizes, atol / 2, budget)
     phases = np.exp(1j * (orders @ mapping.phases.numpy()))
     coefficients = phases[:, None] * (products @ (head * np.exp(1j * bias)).T)
@@ -137,20 +156,51 @@ def _numpy(parameter: Tensor) -> np.ndarray:
     return numbers
 
 
-def _bessel(weight: np.ndarray, sizes: np.ndarray, allowed: float) -> tuple[list[np.ndarray], float]:
-    """Return ``J_s(W_mt)`` for every t as (F, 2 n_t + 1), s from -n_t to n_t, and a bound on all terms beyond these."""
+def _bessel(weight: np.ndarray, sizes: np.ndarray, allowed: float, budget: int) -> tuple[list[np.ndarray], float]:
+    """Return ``J_s(W_mt)`` for every t as (F, 2 n_t + 1), s from -n_t to n_t, and a bound on all terms beyond these.
+
+    The tails are at least halved from one try to the next: in the end they are 0, and so is the bound.
+    """
     from scipy.special import jv  # slow to import
 
-    halves, tail = [float(half) for half in np.abs(weight).max(0) / 2], allowed
+    halves, tail = [float(half) for half in np.abs(weight).max(0) / 2], min(allowed, WIDEST)
     while True:
-        orders = [next(n for n in itertools.count() if _tail(half, n) <= tail) for half in halves]
+        _check_orders([int(half) for half in halves], len(sizes), budget)  # there are more than |a| / 2
+        orders = [_order(half, tail) for half in halves]
+        _check_orders(orders, len(sizes), budget)
         values = [jv(np.arange(-n, n + 1), weight[:, t, None]) for t, n in enumerate(orders)]
         sums = np.stack([np.abs(one).sum(1) for one in values], 1)
         beyond = np.array([_tail(half, n) for half, n in zip(halves, orders, strict=True)])
-        bound = float((sizes * sums.prod(1) * np.expm1(np.log1p(beyond / sums).sum(1))).sum())
+        with np.errstate(over="ignore"):
+            scale = sizes * sums.prod(1)
+            bound = float((scale * np.expm1(np.log1p(beyond / sums).sum(1))).sum())
+        if not np.isfinite(scale).all():
+            raise MemoryBudgetError(f"a series whose terms add up to more than 1e308 does not fit; {INSTEAD}")
         if bound <= allowed:
             return values, bound
         tail *= min(allowed / bound, 0.5)
+
+
+def _check_orders(orders: list[int], units: int, budget: int) -> None:
+    """Refuse orders, from -n to n of each unit, whose Bessel functions do not fit or are too many."""
+    count, most = sum(2 * n + 1 for n in orders), 2 * max(orders) + 1
+    if most > MOST_ORDERS:
+        raise MemoryBudgetError(
+            f"a series of {counted(most)} terms in one unit of the mapping is beyond the {MOST_ORDERS} that are taken; "
+            f"{INSTEAD}"
+        )
+    require(8 * COPIES * units * count, budget, f"a series of {counted(count)} terms so far", INSTEAD)
+
+
+def _order(half: float, tail: float) -> int:
+    """Return the smallest order beyond which the Bessel functions' sum is at most ``tail``: the bound only falls."""
+    low, high = -1, 1
+    while _tail(half, high) > tail:  # it falls below any number, and to 0
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _tail(half, middle) <= tail else (middle, high)
+    return high
 
 
 def _tail(half: float, order: int) -> float:
@@ -162,7 +212,7 @@ def _tail(half: float, order: int) -> float:
     if ratio >= 1:
         return math.inf
     log = (order + 1) * math.log(half) - math.lgamma(order + 2) if half else -math.inf
-    return 2 * math.exp(log) / (1 - ratio)
+    return 2 * math.exp(log) / (1 - ratio) if log < LARGEST else math.inf
 
 
 def _terms(
@@ -178,7 +228,7 @@ def _terms(
         count = len(products) * one.shape[1]
         require(
             8 * COPIES * count * (len(sizes) + t), budget, f"a series of {counted(count)} terms so far",
-            "take fewer units in the mapping, smaller weights or a larger atol",
+            INSTEAD,
         )  # fmt: skip
         products = (products[:, None, :] * one.T).reshape(-1, len(sizes))
         new = np.tile(np.arange(one.shape[1]) - one.shape[1] // 2, len(orders))

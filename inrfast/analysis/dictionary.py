@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.energy import NORMALISATIONS, Energy, KernelNorm, concentration, squared_norm
-from inrfast.errors import ResolutionError, check_choice, check_flag, check_float, check_int, check_tensor
+from inrfast.errors import ResolutionError, check_choice, check_flag, check_float, check_int, check_tensor, warn
 from inrfast.grids import shape_of
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import Spectrum
@@ -103,9 +103,10 @@ class Dictionary:
                 raise ValueError(f"k must be at most the {order} rows of the kernel, got {k}")
             wanted = min(MANY, order) if k is None and order > SMALL else k
             points = order // (source.outputs if source.output == "full" else 1)
-            sizes = _check_shape(shape, points) if shape is not None else shape_of(coords)
+            sizes = _shape(shape, points, coords)
             found = source.spectrum(rtol, wanted, method, eigenvectors=True, seed=seed, progress=progress)
             own = True
+            _warn_of_few(found, wanted, every=wanted is None and method == "auto")
         elif isinstance(source, Spectrum):
             found, own = source, False
             if found.eigenvectors is None:
@@ -117,7 +118,7 @@ class Dictionary:
             points = found.size // (found.outputs if found.output == "full" else 1)
             if coords is not None and len(check_tensor("coords", coords, ndim=2)) != points:
                 raise ValueError(f"coords must have the spectrum's {points} points, got {len(coords)}")
-            sizes = _check_shape(shape, points) if shape is not None else None if coords is None else shape_of(coords)
+            sizes = _shape(shape, points, coords)
         else:
             raise TypeError(f"source must be a kernel (inrfast.ntk) or a Spectrum, got {type(source).__name__}")
         if float(found.eigenvalues[0]) <= 0:
@@ -191,12 +192,13 @@ class Dictionary:
         normalisation: str = "energy",
         demean: bool = True,
     ) -> Energy:
-        """Return the energy concentration E(lambda) of a signal or of a set (P4, equation 11 and figure 4).
+        """Return E(lambda): the share of energy, of signals less their means, on eigenvalues of at least lambda.
 
-        For each signal, the sum of ``<phi_i, g>^2 / |g|^2`` over the atoms with ``lambda_i / lambda_1 >= lambda``; of
-        a set :attr:`Energy.mean` is the mean of these shares, so that every signal counts alike. The bounds are for
-        the errors of the eigenvalues; the atoms are taken as computed. Those of eigenvalues a few errors apart may be
-        mixed with each other, which moves a little energy across a threshold between them.
+        Of one signal or of a set (P4, equation 11 and figure 4). Means count too with ``demean=False``. For each
+        signal, the sum of ``<phi_i, g>^2 / |g|^2`` over the atoms with ``lambda_i / lambda_1 >= lambda``; of a set
+        :attr:`Energy.mean` is the mean of these shares, so that every signal counts alike. The bounds are for the
+        errors of the eigenvalues; the atoms are taken as computed. Those of eigenvalues a few errors apart may be mixed
+        with each other, which moves a little energy across a threshold between them.
 
         Parameters
         ----------
@@ -223,7 +225,7 @@ class Dictionary:
         levels = self._levels(threshold)
         if check_flag("demean", demean):
             rows = self._demeaned(rows)
-        return concentration(self.spectrum, rows, levels, normalisation)
+        return replace(concentration(self.spectrum, rows, levels, normalisation), demeaned=demean)
 
     def kernel_norm(self, signals: Tensor, *, ridge: float = 0.0, cut: float | None = None) -> KernelNorm:
         """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs (P4, equation 10), with bounds.
@@ -428,14 +430,21 @@ def dictionary(
     coords
         Points (N, d), a grid for instance.
     k
-        Number of atoms, those of the largest eigenvalues. None: all of up to 4,096 rows, 256 of more.
+        Number of atoms, those of the largest eigenvalues. None: all of up to 4,096 rows, 256 of more. Where all do not
+        fit the memory budget, as many as it leaves, with a warning.
     shape
-        The grid's shape, row-major; None: found from ``coords`` if they are a grid in ``"ij"`` or ``"xy"`` order.
+        The grid's shape, row-major; None: found from ``coords`` if they are a grid in ``"ij"`` or ``"xy"`` order. If
+        they are one on two or more axes, no other shape is taken.
     output, params, select, backend, memory_budget
         As in :func:`inrfast.ntk`. ``output="full"``: atoms are functions with all M outputs, such as RGB images.
     rtol, method, seed, progress
         As in :meth:`inrfast.NTK.spectrum`: with ``k`` beyond 4,096 rows, eigenvalues are known to ``rtol`` times the
         largest.
+
+    Warns
+    -----
+    RuntimeWarning
+        The memory budget leaves fewer atoms than were asked for.
 
     Raises
     ------
@@ -466,12 +475,30 @@ def dictionary(
     return Dictionary.of(kernel, k, shape=shape, rtol=rtol, method=method, seed=seed, progress=progress)
 
 
-def _check_shape(shape: Any, points: int) -> tuple[int, ...]:
-    """Return the shape of a grid of so many points."""
+def _warn_of_few(found: Spectrum, wanted: int | None, every: bool) -> None:
+    """Warn where the memory budget left fewer atoms than were asked for, ``every`` one or so many."""
+    listed, most = len(found.eigenvalues), min(found.size, found.rank_bound)
+    asked = most if wanted is None else min(wanted, most)
+    if listed < asked and (every or found.floor > found.rtol):
+        note = f" ({found.note})" if found.note else ""
+        warn(
+            f"the memory budget left {listed} of {asked} atoms, those of the largest eigenvalues; give a larger "
+            f"memory_budget or fewer points, or ask for fewer atoms by k{note}"
+        )
+
+
+def _shape(shape: Any, points: int, coords: Tensor | None) -> tuple[int, ...] | None:
+    """Return the shape of the grid that is given, of so many points, or that of the coordinates; None: no grid."""
+    found = None if coords is None else shape_of(coords)
+    if shape is None:
+        return found
     given = [shape] if not isinstance(shape, Iterable) else list(shape)
     sizes = tuple(check_int("shape", n, minimum=1) for n in given)
     if not sizes or math.prod(sizes) != points:
         raise ValueError(f"shape must hold the {points} points, got {sizes}")
+    long, theirs = ([n for n in one if n > 1] for one in (sizes, found or ()))
+    if len(theirs) > 1 and long != theirs:
+        raise ValueError(f"shape must be {found}, of which the coords are a grid, or be left out, got {sizes}")
     return sizes
 
 

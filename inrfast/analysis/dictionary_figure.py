@@ -37,20 +37,19 @@ def draw(dictionary: Dictionary, k: int, path: str | os.PathLike[str] | None, si
         axes.set_title(rf"$\lambda_{{{i + 1}}}{ratio}$", fontsize=9)
     what = ", the middle slice of each" if images.ndim - full > 3 else ""
     figure.suptitle(f"{k} of {dictionary.spectrum.size:,} eigenfunctions{what}", fontsize=11)
-    left, right = below.subplots(1, 2)
+    panels = below.subplots(1, 1 if signals is None else 2, squeeze=False)[0]
     resolved = values[values > dictionary.floor * values[0]]
+    decade = math.floor(math.log10(float(resolved[-1] / values[0])))
     plots.spectra(
         {"eigenvalues": resolved},
-        left,
+        panels[0],
         quantity="lambda",
-        smallest=1e-12,
+        smallest=10.0 ** min(decade, -1),
         log_index=True,
         title="eigenvalues",
         legend=False,
     )
-    if signals is None:
-        right.set_axis_off()
-    else:
+    if signals is not None:
         found = dictionary.energy(signals)
         low, high = found.interval
         title = (
@@ -58,7 +57,7 @@ def draw(dictionary: Dictionary, k: int, path: str | os.PathLike[str] | None, si
             if len(found.lower) == 1
             else f"energy of {len(found.lower)} signals less their means, on average"
         )
-        plots.energy(found.thresholds, {"signals": (low, high)}, right, title=title, legend=False)
+        plots.energy(found.thresholds, {"signals": (low, high)}, panels[1], title=title, legend=False)
     if path is not None:
         plots.save(figure, path)
     return figure

@@ -34,6 +34,8 @@ class Energy:
         Level below which eigenvalues cannot be told from zero (:attr:`inrfast.Spectrum.floor`).
     smallest
         The smallest eigenvalue listed, relative to the largest; 0 if all are listed.
+    demeaned
+        Whether it is the energy of signals less their means.
     """
 
     thresholds: Tensor
@@ -42,6 +44,19 @@ class Energy:
     whole: Tensor
     floor: float
     smallest: float
+    demeaned: bool = False
+
+    def __repr__(self) -> str:
+        count = len(self.lower)
+        mean = ("less its mean" if count == 1 else "less their means") if self.demeaned else "as given"
+        what = f"{count} signal{'s' * (count > 1)} {mean}"
+        levels = self.thresholds.numel()
+        reached = ""
+        if levels:
+            at = int(self.thresholds.flatten().argmin())
+            low, high = (float(bound.flatten()[at]) for bound in self.interval)
+            reached = f", {_range(low, high)} above {float(self.thresholds.flatten()[at]):g} of the largest eigenvalue"
+        return f"Energy({what}, thresholds={levels}{reached})"
 
     @property
     def interval(self) -> tuple[Tensor, Tensor]:
@@ -96,6 +111,11 @@ class KernelNorm:
     uncounted: Tensor
     atoms: int
 
+    def __repr__(self) -> str:
+        first = _range(float(self.lower[0]), float(self.upper[0]))
+        more = f" and {len(self.lower) - 1} more" if len(self.lower) > 1 else ""
+        return f"KernelNorm({first}{more}, {self.atoms} atoms counted)"
+
     @property
     def value(self) -> Tensor:
         """The norm of each signal, (signals,), correct to 1 %.
@@ -115,6 +135,12 @@ class KernelNorm:
                 "uncounted"
             )
         return (self.lower + self.upper) / 2
+
+
+def _range(low: float, high: float) -> str:
+    """Return one number, or two where they differ in the digits shown."""
+    first, last = f"{low:.4g}", f"{high:.4g}"
+    return first if first == last else f"{first} to {last}"
 
 
 def concentration(spectrum: Spectrum, rows: Tensor, levels: Tensor, normalisation: str) -> Energy:

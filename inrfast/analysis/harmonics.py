@@ -16,7 +16,7 @@ representations, CVPR 2022.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -31,6 +31,7 @@ from inrfast.errors import check_int, check_tensor
 from inrfast.grids import check_bounds
 from inrfast.memory import budget_bytes, counted, require, tells_refusals
 from inrfast.mlp import MLP, describe
+from inrfast.tangent.refusals import check_tensors
 
 WORD = 62
 """Bits of an integer of 64 that sums of digits may fill."""
@@ -72,9 +73,17 @@ def input_mapping(net: nn.Module) -> InputMapping:
     Raises
     ------
     TypeError, ValueError
-        No :class:`inrfast.INR`, or one whose coordinates enter in another way.
+        No :class:`inrfast.INR`, or one whose coordinates enter in another way; one that holds NaN or Inf.
     """
-    mlp = described(net)
+    found = _mapping(described(net))
+    for what, numbers in (("frequencies", found.frequencies), ("phases", found.phases)):
+        if not bool(torch.isfinite(numbers).all()):  # a buffer, or a product with omega
+            raise ValueError(f"net must have finite {what} in its input mapping, got NaN or Inf")
+    return found
+
+
+def _mapping(mlp: MLP) -> InputMapping:
+    """Return what :func:`input_mapping` does of a network's description, finite or not."""
     if isinstance(mlp.encoding, RandomFourier):
         one = mlp.encoding.frequencies.detach().double().cpu()
         quarter = torch.full((len(one),), math.pi / 2, dtype=torch.float64)
@@ -99,10 +108,11 @@ def input_mapping(net: nn.Module) -> InputMapping:
 
 
 def described(net: Any) -> MLP:
-    """Return a network's description; one whose formula is not known raises ``TypeError``."""
+    """Return a network's description; an unknown formula raises ``TypeError``, NaN or Inf in it ``ValueError``."""
     mlp = describe(net) if isinstance(net, nn.Module) else "it is no torch.nn.Module"
     if isinstance(mlp, str):
         raise TypeError(f"net must be an inrfast.INR, whose layers are known: {mlp}")
+    check_tensors(net, mlp.head.weight.device)
     return mlp
 
 
@@ -161,8 +171,8 @@ def support(
     Parameters
     ----------
     frequencies
-        Omega, (T, d): a tensor, an array, or rows of numbers, ``fractions.Fraction`` among them. A float counts as the
-        binary fraction that it is.
+        Omega, (T, d): a tensor or an array, of integers too, or rows of numbers, ``fractions.Fraction`` among them. A
+        float counts as the binary fraction that it is.
     degree, layers
         K and L of the module's equation.
     memory_budget
@@ -285,9 +295,20 @@ def _not_among(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _fractions(argument: str, given: Any) -> list[list[Fraction]]:
     """Return a matrix of finite numbers as exact fractions."""
-    rows = check_tensor(argument, given, ndim=2).tolist() if isinstance(given, Tensor) else given
-    if isinstance(rows, np.ndarray):
-        rows = rows.tolist()
+    rows = given
+    if isinstance(given, Tensor):
+        if given.is_complex() or given.dtype == torch.bool:
+            raise TypeError(f"{argument} must be finite numbers of shape (T, d), got {given.dtype}")
+        rows = check_tensor(argument, given, ndim=2, floating=False).tolist()
+    elif isinstance(given, np.ndarray):
+        rows = given.tolist()
+    rows = [rows] if isinstance(rows, str) or not isinstance(rows, Iterable) else list(rows)
+    bare = next((row for row in rows if isinstance(row, str) or not isinstance(row, Iterable)), None)
+    if bare is not None:
+        raise ValueError(
+            f"{argument} must be rows of d numbers, one row for each of T frequencies, such as [[1.0], [2.0]] on one "
+            f"coordinate, got {bare!r:.80} for a row"
+        )
     try:
         exact = [[Fraction(number) for number in row] for row in rows]
     except (TypeError, ValueError, OverflowError) as error:

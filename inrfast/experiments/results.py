@@ -44,6 +44,8 @@ class Results:
     def opened(self) -> Iterator[None]:
         """Hold the only right to write the folder, after a check that it is new or of the same settings.
 
+        One with settings and no result, as a call leaves that failed at its inputs, is as good as new.
+
         Raises
         ------
         OtherSettingsError
@@ -79,12 +81,19 @@ class Results:
             return
         there = _read(file, remedy=f"with which settings {shown(self.folder)} was made is unknown; choose another one")
         different = [key for key in {**asked, **there} if asked.get(key) != there.get(key)]
-        if different:
+        if different and not self._holds_results():  # an earlier call ended before its first cell
+            write_whole(file, _json(_sealed(asked)))
+        elif different:
             said = "; ".join(f"{key} {_short(there.get(key))}, not {_short(asked.get(key))}" for key in different)
             raise OtherSettingsError(
                 f"out must be a new folder or one of the same settings, and {shown(self.folder)} holds results with "
                 f"{said}: results are not mixed, choose another folder"
             )
+
+    def _holds_results(self) -> bool:
+        """Return whether there is any file beside the settings, hidden ones aside."""
+        files = (path for path in self.folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+        return any(path != self.folder / SETTINGS for path in files)
 
     # ---- cells -------------------------------------------------------------------------------------------------------
 

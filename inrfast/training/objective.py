@@ -274,12 +274,12 @@ def nonfinite_part(objective: Objective, batch: Callable[[], Batch], parameters:
             with torch.enable_grad():
                 value = part(batch())
                 if not bool(value.isfinite()):
-                    return f"{place}, which is {float(value)}"
+                    return f"{place}, which is {float(value.detach())}"
                 found = torch.autograd.grad(value, parameters, allow_unused=True) if value.requires_grad else ()
         except (RuntimeError, ValueError, TypeError):  # it was called before: what it says of this was said then
             continue
         if not all(own is None or bool(own.isfinite().all()) for own in found):
-            return f"the gradient of {place}, which is finite ({float(value):.3g})"
+            return f"the gradient of {place}, which is finite ({float(value.detach()):.3g})"
     return None
 
 

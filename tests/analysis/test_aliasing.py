@@ -35,7 +35,8 @@ def test_a_tone_above_nyquist_is_told_with_its_amplitude_and_energy():
     assert peak.amplitude == pytest.approx(0.3) and peak.level == pytest.approx(20 * math.log10(0.3))
     assert found.share == pytest.approx(0.09 / 1.09)
     assert found.amplitudes_test[found.frequencies_test[0] == 0] == pytest.approx(5.0)
-    assert "peak at 105, -10.5 dB, which folds to 23; 8.26 %" in str(found)
+    assert "peak at 105, -10.5 dB, which folds to 23; 8.26 % of the energy (without the mean)" in str(found)
+    assert repr(found) == "Aliasing(fs=128, fs_test=256, peaks=1, share=0.0826)"
     assert inr.aliasing(net, 128, 256, floor=-10.0).peaks == ()
 
 
@@ -89,6 +90,8 @@ def test_both_spectra_are_drawn(d, tmp_path):
     figure = found.plot(tmp_path / "spectra.png")
     assert (tmp_path / "spectra.png").stat().st_size > 1000
     assert figure.axes[0].get_title().startswith("sampled at")
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named[0].startswith("fs / 2") or named == ["peak above fs / 2", "fs / 2: half of the coarser rate"]
     with pytest.raises(ValueError, match="one or two coordinates"):
         inr.aliasing(Tones([((1.0, 0.0, 0.0), 1.0, 0.0)]), (4,) * 3, (8,) * 3).plot()
 
@@ -119,3 +122,30 @@ def test_a_network_in_train_mode_keeps_its_mode_and_is_evaluated():
 def test_bad_input_is_named_at_the_door(arguments, told):
     with pytest.raises((ValueError, TypeError), match=rf"^{told} must"):
         inr.aliasing(**{"net": inr.INR(1, 1, width=4), "fs": 8, "fs_test": 16, **arguments})
+
+
+class Calls(torch.nn.Module):
+    """A module of one parameter and any function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.scale, self.function = torch.nn.Parameter(torch.ones(1)), function
+
+    def forward(self, coords):
+        return self.function(self.scale * coords)
+
+
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (torch.nn.Sequential(torch.nn.Linear(2, 1)), r"^net must take points \(N, 1\).* fs .*RuntimeError: mat1"),
+        (Calls(lambda x: x[:, :0]), r"^net must return values \(N, M\), .*got \(8, 0\) for points \(8, 1\)"),
+        (Calls(lambda x: x[:, 0]), r"^net must return .*got \(8,\)"),
+        (Calls(lambda x: x[:4]), r"^net must return .*got \(4, 1\)"),
+        (Calls(lambda x: x.int()), r"^net must return real values .*int32"),
+        (Calls(lambda x: x / 0), r"^net must return 8 rows without NaN"),
+    ],
+)
+def test_a_module_that_does_not_fit_the_points_is_told_with_their_shape(net, told):
+    with pytest.raises((ValueError, TypeError), match=told):
+        inr.aliasing(net, 8, 16)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import inrfast as inr
 from inrfast.analysis.bessel import bessel_series
+from inrfast.analysis.harmonics import input_mapping
 from inrfast.errors import MemoryBudgetError
 
 
@@ -81,3 +82,34 @@ def test_another_network_is_refused(net):
         bessel_series(net)
     with pytest.raises(ValueError, match=r"^atol must"):
         bessel_series(inr.INR(1, 1, width=2, hidden_layers=2, activation="sine"), atol=0.0)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("place", ["layers.0.weight", "layers.1.weight", "layers.1.bias", "layers.2.weight"])
+def test_weights_that_are_no_numbers_are_named(wrong, place):
+    net = inr.INR(1, 1, width=2, hidden_layers=2, activation="sine", dtype=torch.float64)
+    with torch.no_grad():
+        net.get_parameter(place).view(-1)[0] = wrong
+    for ask in (bessel_series, input_mapping):
+        with pytest.raises(ValueError, match=f"^net holds NaN or Inf in '{place}'"):
+            ask(net)
+    mapped = inr.INR(1, 1, width=2, hidden_layers=1, activation="sine", encoding=inr.RandomFourier(frequencies=[[1.0]]))
+    mapped.encoding.frequencies.data[0] = wrong
+    with pytest.raises(ValueError, match=r"^net (must have finite frequencies|holds NaN or Inf)"):
+        bessel_series(mapped)
+
+
+@given(scale=st.floats(-300, 300), head=st.floats(-300, 250), width=st.sampled_from([1, 2, 40]), atol=st.floats(-12, 3))
+@settings(max_examples=15)
+def test_weights_of_any_size_end_in_a_series_or_a_refusal(scale, head, width, atol):
+    net = inr.INR(1, 1, width=width, hidden_layers=2, activation="sine", dtype=torch.float64)
+    with torch.no_grad():
+        net.layers[1].weight.uniform_(-1, 1).mul_(10.0 ** (scale if scale < 2 else 6 + scale))
+        net.layers[2].weight.uniform_(-1, 1).mul_(10.0**head)
+    try:
+        series = bessel_series(net, 10.0**atol, memory_budget=2**24)
+    except MemoryBudgetError as error:
+        assert "terms" in str(error)  # noqa: PT017
+    else:
+        assert series.error <= 10.0**atol and bool(series.coefficients.isfinite().all())
+        assert len(repr(series).splitlines()) == 1

@@ -74,7 +74,31 @@ def test_images_are_atoms_on_the_grid(output, behind):
         images = D.images(k)
         assert images.shape == (k or D.spectrum.size, 4, 5, *behind)
         assert torch.equal(images.flatten(1).t(), D.atoms[:, :k])
-    assert small(output, shape=(2, 10)).images(1).shape == (1, 2, 10, *behind)
+    net = inr.INR(2, 3, width=12, hidden_layers=1, seed=1)
+    scattered = inr.dictionary(net, torch.rand(20, 2), output=output, shape=(2, 10))
+    assert scattered.images(1).shape == (1, 2, 10, *behind)
+    with pytest.raises(ValueError, match=r"^shape must be \(4, 5\), .*got \(2, 10\)"):
+        small(output, shape=(2, 10))
+    assert small(output, shape=(1, 4, 5)).shape == (1, 4, 5)
+
+
+def test_a_budget_that_leaves_fewer_atoms_than_were_asked_for_is_told():
+    net, coords = inr.INR(2, 1, width=8, activation="sine", init="siren"), inr.grid((24, 24))
+    for k in (None, 300):
+        with pytest.warns(RuntimeWarning, match=r"the memory budget left \d+ of \d+ atoms"):
+            D = inr.dictionary(net, coords, k, memory_budget=2_000_000)
+        assert len(D) < min(k or 576, D.spectrum.rank_bound)
+
+
+def test_what_is_printed_is_one_short_line():
+    D, signals = small(), random(3, 4, 5)
+    found = D.energy(signals, [0.5, 1e-3])
+    low, high = (float(bound[1]) for bound in found.interval)
+    assert repr(found).startswith(f"Energy(3 signals less their means, thresholds=2, {low:.4g}")
+    assert f"{high:.4g} above 0.001 of the largest eigenvalue" in repr(found)
+    assert "signals as given" in repr(D.energy(signals, demean=False))
+    assert "less their means" in D.energy.__doc__.splitlines()[0]
+    assert all(len(repr(one)) < 120 for one in (found, D.kernel_norm(signals), D.energy(signals, 0.5), D))
 
 
 def test_the_largest_atoms_by_other_methods_are_those_of_the_dense_kernel():
@@ -363,6 +387,9 @@ def test_a_figure_shows_the_atoms_themselves(shape, outputs, tmp_path):
         np.testing.assert_allclose(drawn, planes, atol=1e-12)
     assert "lambda_{2}" in atoms[1].get_title()
     np.testing.assert_allclose(spectrum.get_lines()[0].get_ydata()[0], 1)
+    assert len(D.plot(6).axes) == len(figure.axes) - 1
+    listed = (D.eigenvalues / D.eigenvalues[0])[D.eigenvalues > D.floor * D.eigenvalues[0]]
+    assert spectrum.get_ylim()[0] <= float(listed[-1]) <= max(10 * spectrum.get_ylim()[0], 1)
     np.testing.assert_allclose(energy.get_lines()[0].get_ydata(), sum(D.energy(signal).interval) / 2)
 
 
@@ -398,7 +425,7 @@ def test_bad_input_of_a_dictionary_is_named(arguments, error, match):
         (lambda D: D.energy(torch.zeros(20), demean=False), ValueError, "zero everywhere"),
         (lambda D: D.kernel_norm(torch.stack([torch.ones(20), torch.zeros(20)])), ValueError, "signal 1 is"),
         (lambda D: D.energy(torch.full((20,), math.nan)), ValueError, "finite"),
-        (lambda D: D.energy(torch.ones(20, dtype=torch.uint8)), TypeError, "floating-point dtype, got torch.uint8"),
+        (lambda D: D.energy(torch.ones(20, dtype=torch.uint8)), TypeError, r"got torch.uint8; .* .float\(\) / 255"),
         (lambda D: D.energy(np.ones(20)), TypeError, "torch.Tensor"),
         (lambda D: D.energy(torch.ones(20, 7)), ValueError, r"give signals\.t\(\)"),
         (lambda D: D.energy(torch.ones(4, 5, 3)), ValueError, 'output="full"'),

@@ -179,3 +179,16 @@ def test_a_frequency_of_zero_is_a_constant():
     assert support([[0.0, 0.0]], 3, 3).tolist() == [[0.0, 0.0]]
     assert support([[0.0]], 10, 60).tolist() == [[0.0]]
     assert np.flatnonzero(support_mask([[0.0]], None, 3, 6)).tolist() == [0]
+
+
+def test_whole_numbers_are_frequencies_in_any_form_and_others_are_told_the_form():
+    known = support([[1.0, 0.0], [0.0, 3.0]], 2, 2)
+    numbers = torch.tensor([[1, 0], [0, 3]])
+    for same in (numbers, numbers.to(torch.uint8), numbers.numpy(), numbers.tolist()):
+        assert torch.equal(support(same, 2, 2), known)
+    for wrong, shown in (([1.0, 2.0], "1.0"), (3.0, "3.0"), ("ab", "ab")):
+        with pytest.raises(ValueError, match=rf"^frequencies must be rows of d numbers.*such as.*got .*{shown}"):
+            support(wrong, 2, 2)
+    for wrong in (torch.ones(1, 1, dtype=torch.bool), torch.ones(1, 1, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match=r"^frequencies must be finite numbers of shape \(T, d\), got torch"):
+            support(wrong, 2, 2)

@@ -27,6 +27,19 @@ def make(out, **options):
     return reproduce(NAME, "all", out, progress=False, **options)
 
 
+def test_a_call_that_failed_before_its_first_cell_does_not_keep_the_folder(tmp_path):
+    def fail(name):
+        raise ValueError("an input that cannot be read")
+
+    with registered(fail), pytest.raises(ValueError, match="cannot be read"):
+        make(tmp_path / "r", seed=1)
+    with registered():
+        made = make(tmp_path / "r", seed=2)
+        assert numbers(made) == numbers(make(tmp_path / "new", seed=2))
+        with pytest.raises(OtherSettingsError, match="seed 2, not 1"):
+            make(tmp_path / "r", seed=1)
+
+
 VARYING = ("seconds", "device", "checksum")
 
 

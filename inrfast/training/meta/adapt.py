@@ -69,7 +69,7 @@ def adapt(
     signals
         Values (B, N, M) or (B, *grid, M), where M = 1 also without the last axis; or a sequence of B tensors.
     steps, lr
-        Updates, and their rate.
+        Updates, 0 for the PSNRs of the start alone, and their rate.
     optimizer
         ``"sgd"``, ``"adam"``, ``"adamw"``, or one of your own by its name.
     eval_coords, eval_signals
@@ -100,7 +100,7 @@ def adapt(
     >>> adapt(INR(1, 1, width=16, hidden_layers=1, activation="tanh"), x, waves, steps=2).psnrs.shape
     torch.Size([3, 2])
     """
-    steps = check_int("steps", steps, minimum=1)
+    steps = check_int("steps", steps, minimum=0)
     check_choice("optimizer", optimizer, OPTIMIZERS)
     data = check_signals(net, coords, signals, spread=False)
     measured: Data | None = None
@@ -119,7 +119,7 @@ def adapt(
         nets,
         _points(data),
         list(data.target),
-        steps=steps,
+        steps=max(steps, 1),
         lr=lr,
         schedule="constant",
         optimizer=optimizer,
@@ -131,7 +131,9 @@ def adapt(
         memory_budget=memory_budget,
     )
     failed = [result for result in results if result.error is not None]
-    if failed:
+    if steps == 0:  # a step was taken for the PSNRs before it
+        nets = [snapshot(net) for _ in nets]
+    elif failed:
         warn(f"{len(failed)} of {len(results)} fits diverged, and their PSNRs are NaN from there on: {failed[0].error}")
     psnrs = torch.stack([_filled(result.psnrs, steps + 1) for result in results], dim=1)
     losses = torch.stack([_filled(result.losses, steps) for result in results], dim=1)
@@ -143,5 +145,5 @@ def _points(data: Data) -> Tensor | list[Tensor]:
 
 
 def _filled(values: tuple[float, ...], count: int) -> Tensor:
-    """Return values, and NaN for those that there are none of."""
-    return torch.tensor([*values, *[float("nan")] * (count - len(values))], dtype=torch.float64)
+    """Return the first so many values, and NaN for those that there are none of."""
+    return torch.tensor([*values[:count], *[float("nan")] * (count - len(values))], dtype=torch.float64)

@@ -102,8 +102,8 @@ def _one_tensor(argument: str, signals: Any) -> Tensor:
         if len(kinds) != 1:
             got = ", ".join(sorted(str(tuple(own.shape)) for own in some)[:4]) or "none"
             raise ValueError(f"{argument} must be at least one tensor, all of one shape, dtype and device, got {got}")
-        return torch.stack(some)
-    return check_tensor(argument, signals, finite=False)
+        return torch.stack([own.detach() for own in some])
+    return check_tensor(argument, signals, finite=False).detach()
 
 
 def _check_own(

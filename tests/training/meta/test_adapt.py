@@ -77,3 +77,11 @@ def test_bad_arguments_are_named() -> None:
         inr.adapt(start, COORDS, signals(), optimizer="sgdd")
     with pytest.raises(ValueError, match=r"signals\[0\] must have shape"):
         inr.adapt(start, COORDS, signals().mT[:, :5])
+
+
+def test_no_steps_give_the_psnrs_of_the_start() -> None:
+    start, values = network(), signals()
+    none, one = (inr.adapt(start, COORDS, values, steps, data_range=1.0) for steps in (0, 1))
+    assert none.losses.shape == (0, 4) and torch.equal(none.psnrs, one.psnrs[:1])
+    for net in none.nets:
+        assert all(torch.equal(own, start.state_dict()[name]) for name, own in net.state_dict().items())

@@ -216,3 +216,17 @@ def test_bad_arguments_are_named() -> None:
             inr.meta_learn(**arguments)
     with pytest.raises(TypeError, match="dtype"):
         inr.meta_learn(net, COORDS, y.double(), steps=1)
+    with pytest.raises(TypeError, match=r"^signals must .*got torch.uint8; .* \.float\(\) / 255"):
+        inr.meta_learn(net, COORDS, (255 * y.abs()).byte(), steps=1)
+    with pytest.raises(TypeError, match=r"^signals\[0\] must .*got torch.int64; \.float\(\)"):
+        inr.meta_learn(net, COORDS, list(y.long()), steps=1)
+
+
+@pytest.mark.filterwarnings("error")
+def test_signals_of_another_graph_are_taken_as_numbers() -> None:
+    y = waves().requires_grad_()
+    for given in (y, list(y)):
+        net = network()
+        inr.meta_learn(net, COORDS, given, steps=2, progress=False)
+        inr.adapt(net, COORDS, given, steps=1)
+    assert y.grad is None
