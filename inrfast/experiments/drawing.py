@@ -6,6 +6,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
 
+LETTER, LINE, MOST_COLUMNS = 0.068, 0.6, 4
+"""Of a legend: width of a letter, and of a line with its gaps, in inches; columns at most."""
+
+
 def finish(axes: Axes, title: str, across: str, up: str) -> None:
     """Name the axes and lay a light grid below the curves."""
     axes.set_title(title, fontsize=11)
@@ -19,4 +23,8 @@ def finish(axes: Axes, title: str, across: str, up: str) -> None:
 def legend(drawing: Drawing, axes: Axes) -> None:
     """Name the curves of one of the axes below all of them."""
     handles, labels = axes.get_legend_handles_labels()
-    drawing.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9, handlelength=2.6)
+    column = max(map(len, labels)) * LETTER + LINE
+    columns = min(max(int(drawing.get_figwidth() / column), 1), MOST_COLUMNS)
+    drawing.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, handlelength=2.6
+    )
