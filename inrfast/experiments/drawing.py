@@ -5,7 +5,6 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-
 LETTER, LINE, MOST_COLUMNS = 0.068, 0.6, 4
 """Of a legend: width of a letter, and of a line with its gaps, in inches; columns at most."""
 
