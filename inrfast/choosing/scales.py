@@ -271,15 +271,16 @@ def _of_scattered(
     cells = len(sizes)
     means = torch.zeros(cells, values.shape[1], dtype=torch.float64).index_add_(0, near, values) / sizes
     centres = torch.zeros(cells, axes, dtype=torch.float64).index_add_(0, near, coords) / sizes
-    far, index = cKDTree(centres.numpy()).query(coords.numpy(), k=min(2 * axes, cells))
+    far, index = cKDTree(centres.numpy()).query(coords.numpy(), k=range(1, min(2 * axes, cells) + 1))
     share = torch.from_numpy(1 / (far + 1e-9) ** 2)
     smooth = ((share / share.sum(1, keepdim=True))[..., None] * means[index]).sum(1)
     tree = cKDTree(coords.numpy())
     middles = random.permutation(len(known))[: 8 * points // PATCH]
-    _, rows = tree.query(coords[middles].numpy(), k=PATCH)
+    size = min(PATCH, len(known))
+    _, rows = tree.query(coords[middles].numpy(), k=size)
     energy = (values - smooth)[torch.from_numpy(rows)].square().sum(-1).mean(1).numpy()
-    chosen, weight = drawn(energy, max(2, round(points / (0.75 * PATCH))), random)
-    patches = _halved(coords, values, smooth, rows[chosen], np.arange(PATCH) < PATCH // 2, weight, (PATCH,), random)
+    chosen, weight = drawn(energy, max(2, round(points / (0.75 * size))), random)
+    patches = _halved(coords, values, smooth, rows[chosen], np.arange(size) < size // 2, weight, (size,), random)
     part = torch.zeros(cells, dtype=torch.int64)
     one = torch.ones(1, dtype=torch.float64)
     return [patches, Scale(centres, means, None, None, part, one, len(known) / 2 / cells, None)]
