@@ -90,6 +90,8 @@ def _fitted(candidate: Candidate) -> str:
 def _confidence(choice: Choice) -> list[str]:
     """Return how much the prediction says between the best and the others."""
     best = choice.best
+    if not math.isfinite(best.error):
+        return []
     near = [own for own in choice.candidates[1:] if own.psnr >= best.psnr - best.error]
     are = "is" if len(near) == 1 else "are"
     return [f"{len(near)} of the others {are} predicted within one standard error of the first."] if near else []
