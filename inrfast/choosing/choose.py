@@ -17,10 +17,11 @@ from inrfast.choosing.check import checked
 from inrfast.choosing.choice import SIZES, Candidate, Choice, arguments_of, name_of
 from inrfast.choosing.prediction import Fit, predicted
 from inrfast.choosing.samples import LEAST, Samples, means_of, samples_of
-from inrfast.choosing.scales import Scale, scales_of
+from inrfast.choosing.scales import Scale, bytes_of, scales_of
 from inrfast.choosing.search import most_tried, searched
 from inrfast.choosing.text import offset_told
 from inrfast.errors import MemoryBudgetError, check_float, check_int, check_seed, warn
+from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.modes import in_own_modes
 from inrfast.signals.kinds import Signal
@@ -80,7 +81,7 @@ def choose(
     seed
         Below 2^32. Of the networks, and of what is sampled.
     memory_budget
-        Bytes for kernels and for reading the file; None: half of what is free.
+        Bytes for kernels, for reading the file and for taking the signal apart; None: half of what is free.
     progress
         Whether to show a progress bar; None shows it on a terminal only.
 
@@ -119,6 +120,8 @@ def choose(
     limit = None if seconds is None else check_float("seconds", seconds, minimum=0.0, exclusive=True)
     seed = check_seed("seed", seed)
     samples = samples_of(signal, coords, data_range, memory_budget, progress)
+    what = f"taking a signal of {samples.count:,} samples apart"
+    require(bytes_of(samples, points), budget_bytes(memory_budget), what, "give fewer samples, or raise memory_budget")
     means, mse = means_of(samples)
     offset = max(means, key=abs) if max(map(abs, means)) > samples.data_range else 0.0
     if offset:

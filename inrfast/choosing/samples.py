@@ -169,8 +169,9 @@ def _range(values: Tensor, known: Tensor | None, given: float | None) -> float:
 def means_of(samples: Samples) -> tuple[list[float], float]:
     """Return the mean of each output, and the mean squared error of a signal of these means."""
     values = samples.judged
-    means = values.sum(0, dtype=torch.float64) / len(values)
-    squares = sum(float((values[rows].double() - means).square().sum()) for rows in chunks(len(values), 2**16))
+    parts = [values[rows] for rows in chunks(len(values), 2**16)]
+    means = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(values)
+    squares = sum(float((part.double() - means).square().sum()) for part in parts)
     return means.tolist(), squares / values.numel()
 
 

@@ -164,6 +164,8 @@ def test_a_kernel_beyond_the_budget_is_refused():
     with pytest.raises(inr.errors.MemoryBudgetError, match="lower points") as raised:
         chosen(tones(200, 3.0), memory_budget=30000)
     assert "memmap" not in str(raised.value)
+    with pytest.raises(inr.errors.MemoryBudgetError, match=r"signal of 200 samples.*fewer samples"):
+        chosen(tones(200, 3.0), memory_budget=5000, points=100)
 
 
 def test_values_at_points_may_come_without_an_axis_of_channels():
