@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,6 +98,11 @@ class Choice:
         ``"done"``, ``"interrupted"`` (Ctrl-C: candidates are missing) or ``"time"`` (``seconds`` were over).
     refused
         Candidates that could not be predicted, with the reason: pairs of texts.
+    mean_psnr
+        PSNR (dB) of a reconstruction by the mean of each output alone; NaN: not known.
+    offset
+        The mean of the largest size, if it is larger than ``data_range``: predictions are for the signal without it.
+        Else 0.
     """
 
     candidates: tuple[Candidate, ...]
@@ -105,6 +111,8 @@ class Choice:
     seconds: float
     stopped: str = "done"
     refused: Sequence[tuple[str, str]] = field(default_factory=tuple)
+    mean_psnr: float = math.nan
+    offset: float = 0.0
 
     @property
     def best(self) -> Candidate:
@@ -135,6 +143,8 @@ class Choice:
             "seconds": self.seconds,
             "stopped": self.stopped,
             "refused": [list(pair) for pair in self.refused],
+            "mean_psnr": self.mean_psnr,
+            "offset": self.offset,
         }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:

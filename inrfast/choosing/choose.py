@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -13,12 +14,14 @@ from tqdm import tqdm
 
 from inrfast.choosing.candidates import Make, families, growth_of, makers, rate_of, speed_of
 from inrfast.choosing.check import checked
-from inrfast.choosing.choice import Candidate, Choice, arguments_of, name_of
+from inrfast.choosing.choice import SIZES, Candidate, Choice, arguments_of, name_of
 from inrfast.choosing.prediction import Fit, predicted
-from inrfast.choosing.samples import LEAST, Samples, samples_of
-from inrfast.choosing.scales import Scale, scales_of
+from inrfast.choosing.samples import LEAST, Samples, means_of, samples_of
+from inrfast.choosing.scales import Scale, bytes_of, scales_of
 from inrfast.choosing.search import most_tried, searched
-from inrfast.errors import check_float, check_int, check_seed, warn
+from inrfast.choosing.text import offset_told
+from inrfast.errors import MemoryBudgetError, check_float, check_int, check_seed, warn
+from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.modes import in_own_modes
 from inrfast.signals.kinds import Signal
@@ -54,9 +57,12 @@ def choose(
     ----------
     signal
         A file (image, sound, volume or mesh), a :class:`inrfast.signals.kinds.Signal`, or a floating tensor: values
-        (*grid, M) on ``inrfast.grid(grid)``, or (N, M) at ``coords``. At least 64 samples, not constant.
+        (*grid, M) on ``inrfast.grid(grid)``, M at most 16; or (N,), (N, M), (*grid) or (*grid, M) at ``coords``. At
+        least 64 samples, not constant. What is predicted is a fit of the signal without the mean of each output, which
+        a network finds soon where it is small: a mean larger than ``data_range`` warns, take it off before a fit.
     coords
-        Points (N, d) of the values, as the network is to see them; None: ``inrfast.grid`` of the signal's shape.
+        Points (N, d) of the values, at least 64 different ones, as the network is to see them; None: ``inrfast.grid``
+        of the signal's shape.
     candidates
         Your own, in place of the search: dicts of arguments of :class:`inrfast.INR` (``in_features``,
         ``out_features``, ``width`` and ``hidden_layers`` are filled in where they are left out), or functions of a seed
@@ -69,13 +75,13 @@ def choose(
     check
         So many of the best are fitted for a short time and put in the order of what they reach; 0: none.
     seconds
-        Time after which no further candidate is begun; None: no limit.
+        Time, from the first candidate on, after which no further one is begun; None: no limit.
     data_range
         Of the PSNRs; None: :func:`inrfast.metrics.data_range_of` the signal.
     seed
         Below 2^32. Of the networks, and of what is sampled.
     memory_budget
-        Bytes for kernels and for reading the file; None: half of what is free.
+        Bytes for kernels, for reading the file and for taking the signal apart; None: half of what is free.
     progress
         Whether to show a progress bar; None shows it on a terminal only.
 
@@ -89,9 +95,9 @@ def choose(
     ------
     ValueError, TypeError
         A signal that is constant, has too few samples or NaN; shapes that do not match; candidates that cannot be
-        built, with their number.
+        built, with their number; none that can be predicted (others are in ``refused``, with the reason).
     MemoryBudgetError
-        The kernel of the sample does not fit.
+        The signal, or the kernel of the sample for every candidate, does not fit.
 
     Notes
     -----
@@ -114,6 +120,12 @@ def choose(
     limit = None if seconds is None else check_float("seconds", seconds, minimum=0.0, exclusive=True)
     seed = check_seed("seed", seed)
     samples = samples_of(signal, coords, data_range, memory_budget, progress)
+    what = f"taking a signal of {samples.count:,} samples apart"
+    require(bytes_of(samples, points), budget_bytes(memory_budget), what, "give fewer samples, or raise memory_budget")
+    means, mse = means_of(samples)
+    offset = max(means, key=abs) if max(map(abs, means)) > samples.data_range else 0.0
+    if offset:
+        warn(offset_told(offset))
     sizes = {
         "in_features": samples.coords.shape[1],
         "out_features": samples.values.shape[1],
@@ -127,7 +139,9 @@ def choose(
     total = most_tried(kinds) if own is None else len(own)
     stopped = "done"
     with tqdm(total=total, desc="choose", disable=None if progress is None else not progress, leave=False) as bar:
-        tries = _Tries(samples, scales, fit, seed, memory_budget, None if limit is None else start + limit, bar)
+        tries = _Tries(
+            samples, scales, fit, seed, memory_budget, None if limit is None else time.perf_counter() + limit, bar
+        )
         try:
             if own is None:
                 searched(kinds, sizes, tries.attempt)
@@ -146,8 +160,16 @@ def choose(
             stopped = "interrupted"
     if stopped == "interrupted":
         warn(f"interrupted after {len(ranked)} candidates: the choice is among these")
-    told = _told(samples, scales)
-    return Choice(tuple(ranked), samples.data_range, told, time.perf_counter() - start, stopped, tuple(tries.refused))
+    return Choice(
+        candidates=tuple(ranked),
+        data_range=samples.data_range,
+        sample=_told(samples, scales),
+        seconds=time.perf_counter() - start,
+        stopped=stopped,
+        refused=tries.told(),
+        mean_psnr=mse_to_psnr(mse, samples.data_range),
+        offset=offset,
+    )
 
 
 class _OverTime(Exception):
@@ -170,38 +192,66 @@ class _Tries:
         self.samples, self.scales, self.fit, self.seed = samples, scales, fit, seed
         self.memory_budget, self.end, self.bar = memory_budget, end, bar
         self.found: dict[str, Candidate] = {}
-        self.refused: list[tuple[str, str]] = []
+        self.refused: list[tuple[dict[str, Any], str]] = []
+        self.memory = False
 
     def attempt(self, make: Make) -> float:
-        """Predict one candidate and return its PSNR, minus infinity where its kernel has no finite numbers."""
+        """Predict one candidate and return its PSNR, minus infinity where that is not possible."""
         start = time.perf_counter()
         if self.end is not None and start > self.end and self.found:
             raise _OverTime
         net = make(self.seed)
         arguments = arguments_of(net)
-        name = name_of(arguments)
         try:
             rate = rate_of(net) * speed_of(net)
             reached = predicted(net, self.scales, self.fit, rate, growth_of(net), self.memory_budget)
-        except (ArithmeticError, RuntimeError) as error:  # of numbers beyond the range, and of eigenvalues of NaN
-            self.refused.append((name, str(error)))
+            psnr = mse_to_psnr(reached.mse, self.samples.data_range)
+            if math.isnan(psnr):
+                raise ArithmeticError("its prediction is not a number")
+        # Of memory, of numbers beyond the range, of eigenvalues of NaN, and of kernels that fp64 does not determine.
+        except (MemoryBudgetError, ArithmeticError, RuntimeError, ValueError) as error:
+            self.refused.append((arguments, _reason(error)))
+            self.memory = self.memory or isinstance(error, MemoryBudgetError)
             psnr = -math.inf
         else:
-            psnr = mse_to_psnr(reached.mse, self.samples.data_range)
             taken = time.perf_counter() - start
-            lr = rate_of(net, psnr)
-            one = Candidate(name, arguments, psnr, reached.error, lr, reached.steps, taken)
+            lr = float(f"{rate_of(net, psnr):.2g}")
+            one = Candidate("", arguments, psnr, reached.error, lr, reached.steps, taken)
             self.found[one.line] = one
         self.bar.total = max(self.bar.total, self.bar.n + 1)
         self.bar.update()
         return psnr
 
+    def names(self, every: Sequence[Mapping[str, Any]]) -> list[str]:
+        """Return names of some candidates, with the sizes in which candidates of this call differ."""
+        known = [*(one.arguments for one in self.found.values()), *(arguments for arguments, _ in self.refused)]
+        differ = [size for size in SIZES[2:] if len({arguments[size] for arguments in known}) > 1]
+        return [
+            ", ".join([name_of(arguments), *(f"{size}={arguments[size]}" for size in differ)]) for arguments in every
+        ]
+
+    def told(self) -> tuple[tuple[str, str], ...]:
+        """Return the names of those that were refused, and why."""
+        names = self.names([arguments for arguments, _ in self.refused])
+        return tuple(zip(names, (reason for _, reason in self.refused), strict=True))
+
     def ranked(self) -> list[Candidate]:
         """Return the candidates by what is predicted of them, best first."""
         if not self.found:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused[:3])
-            raise ValueError(f"candidates must have a finite kernel at these coords, and none has: {reasons}")
-        return sorted(self.found.values(), key=lambda candidate: -candidate.psnr)
+            shown = list(dict.fromkeys(f"{name}: {reason}" for name, reason in self.told()))
+            more = f"; and {len(shown) - 3} more" if len(shown) > 3 else ""
+            kind = MemoryBudgetError if self.memory else ValueError
+            raise kind(f"candidates: none can be predicted at these coords: {'; '.join(shown[:3])}{more}")
+        found = sorted(self.found.values(), key=lambda candidate: -candidate.psnr)
+        names = self.names([one.arguments for one in found])
+        return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+
+
+def _reason(error: Exception) -> str:
+    """Return why a candidate is not predicted, with what helps here."""
+    if isinstance(error, MemoryBudgetError) and error.instead:
+        return f"{str(error).removesuffix(error.instead)}lower points, or raise memory_budget"
+    return str(error)
 
 
 def _told(samples: Samples, scales: Sequence[Scale]) -> dict[str, Any]:

@@ -84,7 +84,9 @@ def draw(choice: Choice, path: str | os.PathLike[str] | None) -> Figure:
     families: dict[str, dict[str, list[tuple[float, Candidate]]]] = {}
     for candidate, place in zip(choice.candidates, places, strict=True):
         if place is not None:
-            families.setdefault(place.number, {}).setdefault(place.family, []).append((place.value, candidate))
+            sizes = candidate.name.removeprefix(name_of(candidate.arguments))  # where candidates differ in them
+            members = families.setdefault(place.number, {}).setdefault(place.family + sizes, [])
+            members.append((place.value, candidate))
     # A family of one is a point like the others.
     panels = {number: {f: c for f, c in families.get(number, {}).items() if len(c) > 1} for number in AXES}
     panels = {number: curves for number, curves in panels.items() if curves}
@@ -135,7 +137,7 @@ def _ticks(axes: Axes, values: Sequence[float]) -> None:
 def _others(axes: Axes, others: Sequence[Candidate], best: Candidate) -> None:
     """Draw those that vary none of the numbers, by their names."""
     _points(axes, range(len(others)), others, best, "0.35", "none", None)
-    names = [name_of(candidate.arguments) for candidate in others]
+    names = [candidate.name for candidate in others]
     axes.set_xticks(range(len(others)), names, rotation=55, ha="right", rotation_mode="anchor", fontsize=8)
     axes.set_xlim(-0.6, len(others) - 0.4)
 

@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inrfast.errors import check_float, check_tensor
 from inrfast.grids import grid
+from inrfast.memory import chunks
 from inrfast.metrics import data_range_of
 from inrfast.signals.kinds import Signal, kind_of, load_signal
 
 LEAST = 64
 """Samples at least: of fewer, the halves say too little of each other."""
+
+
+MOST_CHANNELS = 16
+"""Values per sample at most of a tensor without points: more are an axis of a grid, as of an image without channels."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,11 @@ class Samples:
     data_range: float
 
     @property
+    def judged(self) -> Tensor:
+        """The values (n, M) that are known."""
+        return self.values if self.known is None else self.values[self.known]
+
+    @property
     def count(self) -> int:
         """Number of samples that are known."""
         return len(self.values) if self.known is None else int(self.known.sum())
@@ -66,17 +77,15 @@ def samples_of(
         _no_coords(coords, "a Signal")
         weight, data_range = signal.weight, signal.data_range if data_range is None else data_range
         signal, coords = _gridded(signal), signal.coords
-    values = check_tensor("signal", signal, finite=False).detach().cpu()
-    if values.ndim < 2:
-        raise ValueError(f"signal must be (*grid, M) or (N, M), the values last, got shape {tuple(values.shape)}")
-    shape = tuple(values.shape[:-1])
+    values = _floating(signal).detach().cpu()
     if coords is None:
+        _check_channels(values)
         check_tensor("signal", values)
-        coords = grid(shape)
+        coords = grid(values.shape[:-1])
     else:
         coords = check_tensor("coords", coords, ndim=2).detach().cpu()
-        if len(coords) != values[..., 0].numel():
-            raise ValueError(f"coords must be one point a value, {values[..., 0].numel()}, got {tuple(coords.shape)}")
+        values = _at(coords, values)
+    shape = tuple(values.shape[:-1])
     on_grid = len(shape) == coords.shape[1] and _is_grid(coords, shape)
     known = None if weight is None or bool((weight > 0).all()) else weight > 0
     values = values.reshape(-1, values.shape[-1])
@@ -84,6 +93,45 @@ def samples_of(
     found = Samples(coords, values, shape if on_grid else None, known, _range(values, known, data_range))
     _check_worth(found)
     return found
+
+
+def _floating(signal: Any) -> Tensor:
+    """Return the signal if it is a floating tensor, or say how it becomes one."""
+    if isinstance(signal, np.ndarray):
+        what, cure = f"numpy.ndarray of {signal.dtype}", "torch.from_numpy(signal).float()"
+        whole = signal.dtype.kind in "biu"
+    elif isinstance(signal, Tensor) and not signal.is_floating_point() and not signal.is_complex():
+        what, cure, whole = f"{signal.dtype}", "signal.float()", True
+    else:
+        return check_tensor("signal", signal, finite=False)
+    scaled = " / 255 for 8-bit values" if whole else ""
+    raise TypeError(f"signal must be a torch.Tensor of a floating-point dtype, got {what}; give {cure}{scaled}")
+
+
+def _check_channels(values: Tensor) -> None:
+    """Refuse a tensor without points whose last axis is one of its grid."""
+    shape = tuple(values.shape)
+    if values.ndim < 2:
+        raise ValueError(f"signal must be (*grid, M), the values last, got shape {shape}; give signal[..., None]")
+    if shape[-1] > MOST_CHANNELS:
+        raise ValueError(
+            f"signal must be (*grid, M) with at most {MOST_CHANNELS} values per sample, got shape {shape}: the last "
+            "axis counts values per sample; give an image without channels as signal[..., None], and more values "
+            "with their coords"
+        )
+
+
+def _at(coords: Tensor, values: Tensor) -> Tensor:
+    """Return the values (*grid, M) at points, of which a single one per point may come without an axis of its own."""
+    shape = tuple(values.shape)
+    if values.ndim > 1 and values.shape[:-1].numel() == len(coords):
+        return values
+    if values.numel() == len(coords):
+        return values[..., None]
+    raise ValueError(
+        f"coords must be one point a value, (N, d) for a signal (N,), (N, M), (*grid) or (*grid, M), got "
+        f"{tuple(coords.shape)} for a signal of shape {shape}"
+    )
 
 
 def _no_coords(coords: Any, what: str) -> None:
@@ -118,11 +166,29 @@ def _range(values: Tensor, known: Tensor | None, given: float | None) -> float:
     return data_range_of(values if known is None else values[known])
 
 
+def means_of(samples: Samples) -> tuple[list[float], float]:
+    """Return the mean of each output, and the mean squared error of a signal of these means."""
+    values = samples.judged
+    parts = [values[rows] for rows in chunks(len(values), 2**16)]
+    means = torch.stack([part.double().sum(0) for part in parts]).sum(0) / len(values)
+    squares = sum(float((part.double() - means).square().sum()) for part in parts)
+    return means.tolist(), squares / values.numel()
+
+
 def _check_worth(samples: Samples) -> None:
     """Refuse signals of which nothing can be said."""
     if samples.count < LEAST:
         raise ValueError(f"signal must have at least {LEAST} samples to be halved, got {samples.count}")
-    values = samples.values if samples.known is None else samples.values[samples.known]
-    low, high = torch.aminmax(values, dim=0)
+    low, high = torch.aminmax(samples.judged, dim=0)
     if bool((low == high).all()):
         raise ValueError("signal must not be constant: every network reconstructs it, got one value everywhere")
+    if samples.shape is None:
+        _check_places(samples.coords if samples.known is None else samples.coords[samples.known])
+
+
+def _check_places(coords: Tensor) -> None:
+    """Refuse points of which too few differ."""
+    toward = torch.rand(coords.shape[1], 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    places = len(torch.unique(coords.double() @ toward))
+    if places < LEAST:
+        raise ValueError(f"coords must hold at least {LEAST} different points, got {places} among {len(coords)}")

@@ -73,6 +73,24 @@ class Scale:
     held_smooth: Tensor | None = None
 
 
+def bytes_of(samples: Samples, points: int) -> int:
+    """Return about how many bytes taking a signal apart needs at its peak: 0 where it is taken whole.
+
+    In fp64: of a grid six copies of the values and three of the points, of points anywhere what their ``2 d`` nearest
+    cells hold too.
+    """
+    axes, outputs = samples.coords.shape[1], samples.values.shape[1]
+    if samples.count <= points:
+        return 0
+    each = 6 * outputs + 3 * axes + 3 if _is_pooled(samples) else (4 * axes + 3) * outputs + 14 * axes
+    return 8 * each * len(samples.values)
+
+
+def _is_pooled(samples: Samples) -> bool:
+    """Return whether a signal's cells are those of its grid."""
+    return samples.shape is not None and samples.known is None and len(samples.shape) <= len(POOL)
+
+
 def scales_of(samples: Samples, points: int, seed: int) -> list[Scale]:
     """Return the scales of a signal, the finest first, of about so many points together.
 
@@ -87,7 +105,7 @@ def scales_of(samples: Samples, points: int, seed: int) -> list[Scale]:
     if len(known) <= points:
         return [_whole(samples, known, random)]
     most = max(int(SHARE_OF_CELLS * points), 16)
-    if samples.shape is None or samples.known is not None or len(samples.shape) > len(POOL):
+    if not _is_pooled(samples):
         return _of_scattered(samples, known, most, points - most, random)
     return _of_grid(samples, most, points - most, random)
 
@@ -185,7 +203,7 @@ def _patches(
         return _halved(places, values, smooth, rows[chosen], inner, weight, patch, random)
     part = torch.arange(len(chosen)).repeat_interleave(len(inside))
     train = rows[chosen].ravel()
-    return Scale(places[train], (values - smooth)[train], None, None, part, weight, 1.0, patch)
+    return Scale(places[train], values[train] - smooth[train], None, None, part, weight, 1.0, patch)
 
 
 def _energy(values: Tensor, shape: Sequence[int]) -> Tensor:
@@ -241,12 +259,11 @@ def _halved(
     trained = trained & first.reshape(rows.shape)
     kept, part = np.unique(np.nonzero(judged)[0], return_inverse=True)
     train, judges = rows[trained], rows[judged]
-    details = values - smooth
     return Scale(
         places[train],
-        details[train],
+        values[train] - smooth[train],
         places[judges],
-        details[judges],
+        values[judges] - smooth[judges],
         torch.from_numpy(part),
         weight[torch.from_numpy(kept)],
         1.0,
@@ -271,15 +288,16 @@ def _of_scattered(
     cells = len(sizes)
     means = torch.zeros(cells, values.shape[1], dtype=torch.float64).index_add_(0, near, values) / sizes
     centres = torch.zeros(cells, axes, dtype=torch.float64).index_add_(0, near, coords) / sizes
-    far, index = cKDTree(centres.numpy()).query(coords.numpy(), k=min(2 * axes, cells))
+    far, index = cKDTree(centres.numpy()).query(coords.numpy(), k=range(1, min(2 * axes, cells) + 1))
     share = torch.from_numpy(1 / (far + 1e-9) ** 2)
     smooth = ((share / share.sum(1, keepdim=True))[..., None] * means[index]).sum(1)
     tree = cKDTree(coords.numpy())
     middles = random.permutation(len(known))[: 8 * points // PATCH]
-    _, rows = tree.query(coords[middles].numpy(), k=PATCH)
+    size = min(PATCH, len(known))
+    _, rows = tree.query(coords[middles].numpy(), k=size)
     energy = (values - smooth)[torch.from_numpy(rows)].square().sum(-1).mean(1).numpy()
-    chosen, weight = drawn(energy, max(2, round(points / (0.75 * PATCH))), random)
-    patches = _halved(coords, values, smooth, rows[chosen], np.arange(PATCH) < PATCH // 2, weight, (PATCH,), random)
+    chosen, weight = drawn(energy, max(2, round(points / (0.75 * size))), random)
+    patches = _halved(coords, values, smooth, rows[chosen], np.arange(size) < size // 2, weight, (size,), random)
     part = torch.zeros(cells, dtype=torch.int64)
     one = torch.ones(1, dtype=torch.float64)
     return [patches, Scale(centres, means, None, None, part, one, len(known) / 2 / cells, None)]

@@ -14,14 +14,28 @@ COLUMNS = 100
 """Width of the sentences."""
 
 
+HIGH = 40.0
+"""Predicted PSNR (dB) above which short fits reach less: what Adam's steps leave counts there."""
+
+APART = 3.0
+"""Difference of predicted and fitted PSNR (dB) that is said."""
+
+
 def told(choice: Choice) -> str:
     """Return what :meth:`Choice.__str__` describes."""
     about = sampled(choice.sample) + " Errors are those of the sampling; a fit may reach more or less."
     if choice.data_range != 1:
         about += f" PSNRs are those of a range of {choice.data_range:.4g}."
-    remarks = [textwrap.fill(remark, COLUMNS) for remark in (*_left_out(choice), *_confidence(choice))]
+    remarks = [
+        textwrap.fill(remark, COLUMNS) for remark in (*_left_out(choice), *_confidence(choice), *_limits(choice))
+    ]
     ready = ["import inrfast as inr", f"net = {choice.line}  # lr={choice.lr:g}"]
-    parts = [[textwrap.fill(about, COLUMNS)], table(choice), remarks, ready]
+    parts = [
+        [textwrap.fill(about, COLUMNS)],
+        table(choice),
+        [textwrap.fill(remark, COLUMNS) for remark in remarks],
+        ready,
+    ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -34,6 +48,8 @@ def sampled(sample: Mapping[str, Any]) -> str:
         patches = f"{sample['patches']} patch{'es' if sample['patches'] > 1 else ''}"
         means = f", and means over {cells} cells" if cells else ""
         predict = f"In {patches} of {'x'.join(map(str, sample['patch']))} samples {predict}{means}"
+        if sample["train"] + sample["held_out"] < sample["patches"] * math.prod(sample["patch"]):
+            predict += ". The rest of a patch, next to its border, judges nothing: it misses neighbours"
     return f"The signal has {sample['signal']:,} samples{values}. {predict}."
 
 
@@ -74,9 +90,35 @@ def _fitted(candidate: Candidate) -> str:
 def _confidence(choice: Choice) -> list[str]:
     """Return how much the prediction says between the best and the others."""
     best = choice.best
+    if not math.isfinite(best.error):
+        return []
     near = [own for own in choice.candidates[1:] if own.psnr >= best.psnr - best.error]
     are = "is" if len(near) == 1 else "are"
     return [f"{len(near)} of the others {are} predicted within one standard error of the first."] if near else []
+
+
+def offset_told(offset: float) -> str:
+    """Return what a mean larger than the data range asks for."""
+    return (
+        f"predicted for the signal without its mean ({offset:.4g}), which a fit hardly finds; take it off before a fit"
+    )
+
+
+def _limits(choice: Choice) -> list[str]:
+    """Return what the predictions do not say."""
+    best = max(choice.candidates, key=lambda own: own.psnr)
+    found = [f"{offset_told(choice.offset).capitalize()}."] if choice.offset else []
+    if math.isfinite(choice.mean_psnr):
+        found.append(f"The mean alone: {choice.mean_psnr:.2f} dB.")
+        if best.psnr - (best.error if math.isfinite(best.error) else 0.0) <= choice.mean_psnr:
+            found[-1] += " No network is predicted to do better than the mean."
+    if best.psnr > HIGH:
+        found.append(f"Above {HIGH:g} dB a fit usually reaches less than predicted.")
+    far = [own for own in choice.candidates if own.fitted is not None and abs(own.fitted - own.psnr) > APART]
+    if far:
+        are = "is" if len(far) == 1 else "are"
+        found.append(f"{len(far)} of the fitted PSNRs {are} more than {APART:g} dB away from what was predicted.")
+    return found
 
 
 def _left_out(choice: Choice) -> list[str]:

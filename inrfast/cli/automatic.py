@@ -10,10 +10,11 @@ import torch
 
 from inrfast.choosing.choose import choose
 from inrfast.choosing.text import predicted
-from inrfast.cli.choose import told
+from inrfast.cli.choose import enlarged_told, told
 from inrfast.cli.output import bar, progress
 from inrfast.cli.shell import say
 from inrfast.encodings import from_config
+from inrfast.errors import warn
 from inrfast.files import shown
 from inrfast.nn import INR
 from inrfast.signals.kinds import Signal
@@ -35,6 +36,10 @@ def chosen(arguments: argparse.Namespace, signal: Signal, dtype: torch.dtype) ->
     """
     if arguments.resume and arguments.checkpoint.exists():
         return _kept(arguments, signal, dtype)
+    if signal.enlarged:
+        if bool((signal.target == signal.target.flatten()[0]).all()):
+            raise ValueError(f"the signal is constant: {enlarged_told(arguments.signal, signal)}")
+        warn(enlarged_told(arguments.signal, signal))
     with bar(arguments, "the choice of a network"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "interrupted after")  # nothing is kept of it here
         choice = choose(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from inrfast.cli.output import (
 )
 from inrfast.cli.shell import INTERRUPTED, complain
 from inrfast.cli.signal_options import add_signal_options, files_read, given_options, given_words
+from inrfast.errors import warn
 from inrfast.plots import SUFFIXES
-from inrfast.signals.kinds import SIGNALS, kind_of, load_signal
+from inrfast.signals.kinds import SIGNALS, Signal, kind_of, load_signal
 from inrfast.spelling import level, path, whole
 
 if TYPE_CHECKING:
@@ -44,7 +46,11 @@ def add(commands: Any) -> None:
         '  inrfast choose photo.jpg --candidate "sine:30 siren" --candidate "sine:60 siren" --candidate fourier:128:4\n'
         '  inrfast choose bunny.obj --candidate "relu rank_expanding" --candidate "identity+fourier:64:1" --json\n',
     )
-    parser.add_argument("signal", type=path, help=f"the file: {', '.join(SIGNALS)}; as inrfast fit takes it")
+    parser.add_argument(
+        "signal",
+        type=path,
+        help=f"the file: {', '.join(SIGNALS)}; as inrfast fit takes it, but no image enlarged unless --size says so",
+    )
     add_signal_options(parser.add_argument_group("signal"), "options")
     group = parser.add_argument_group("networks")
     size_options(group)
@@ -72,15 +78,14 @@ def run(arguments: argparse.Namespace) -> int:
     options = given_options(arguments, name, "options", arguments.signal)
     _check_files(arguments, name, options)
     given = arguments.candidate and [candidate(text, SIGNALS[name].axes, arguments) for text in arguments.candidate]
-    with reading(arguments, arguments.signal):
-        signal = load_signal(
-            name,
-            arguments.signal,
-            seed=arguments.seed,
-            memory_budget=arguments.memory_budget,
-            progress=progress(arguments),
-            **options,
-        )
+    signal = _loaded(arguments, name, options)
+    own_size = signal.stored if signal.enlarged else None
+    words = given_words(arguments, name, "options")
+    if own_size is not None and arguments.size is None:
+        signal = _loaded(arguments, name, {**options, "size": own_size})
+        words += ["--size", spelled(own_size)]
+    elif own_size is not None:
+        warn(enlarged_told(arguments.signal, signal))
     with bar(arguments, "the choice"):
         choice = choose(
             signal,
@@ -94,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             memory_budget=arguments.memory_budget,
             progress=progress(arguments),
         )
-    command = fit_command(arguments, choice, given_words(arguments, name, "options"))
+    command = fit_command(arguments, choice, words)
     found = {
         "schema": "inrfast.choose/1",
         "signal": str(arguments.signal),
@@ -104,6 +109,8 @@ def run(arguments: argparse.Namespace) -> int:
         "out": None if arguments.out is None else str(arguments.out),
     }
     text = str(choice) if command is None else f"{choice}\n\nor: {command}"
+    if own_size is not None and arguments.size is None:
+        text = f"{arguments.signal} is taken at its own size, {spelled(own_size)} pixels.\n\n{text}"
     if arguments.out is not None:
         _write(arguments.out, choice, found)
         text += f"\n\nwrote {arguments.out} and {arguments.out.with_suffix('.json')}"
@@ -113,9 +120,37 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _loaded(arguments: argparse.Namespace, name: str, options: dict[str, Any]) -> Signal:
+    """Return the signal in the file."""
+    with reading(arguments, arguments.signal):
+        return load_signal(
+            name,
+            arguments.signal,
+            seed=arguments.seed,
+            memory_budget=arguments.memory_budget,
+            progress=progress(arguments),
+            **options,
+        )
+
+
+def spelled(size: Sequence[int]) -> str:
+    """Return a size as ``--size`` takes it."""
+    return "x".join(map(str, size))
+
+
+def enlarged_told(file: Path, signal: Signal) -> str:
+    """Return what a signal that was enlarged does to a prediction, and what to do."""
+    assert signal.stored is not None
+    own, size = spelled(signal.stored), spelled(signal.about["shape"])
+    return (
+        f"{file} has {own} pixels and is enlarged to {size}: what is predicted between them is too high; "
+        f"take it at its own size, --size {own}"
+    )
+
+
 def told(choice: Choice) -> dict[str, Any]:
     """Return a choice for a report, as JSON holds it (without infinite numbers), with what makes the best."""
-    found = {**choice.to_dict(), "line": choice.line, "lr": choice.lr}
+    found = {**choice.to_dict(), "line": choice.line, "lr": choice.lr, "mean_psnr": finite(choice.mean_psnr)}
     for own in found["candidates"]:
         own |= {key: finite(own[key]) for key in ("psnr", "error", "fitted") if own[key] is not None}
     return found

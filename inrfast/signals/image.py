@@ -320,7 +320,7 @@ def _load(
     pixels, whole = load_with_size(path, size, grey, None, page, memory_budget)
     weights = None if weight is None else _weights(weight, size, whole, memory_budget)
     about = {"shape": list(pixels.shape[:2]), "offset": MID_GREY, "scale": 1.0}
-    return Signal(grid(pixels.shape[:2]), pixels - MID_GREY, about, weights, data_range=1.0)
+    return Signal(grid(pixels.shape[:2]), pixels - MID_GREY, about, weights, data_range=1.0, stored=whole)
 
 
 def _weights(path: Path, size: tuple[int, ...], whole: tuple[int, int], memory_budget: int | None) -> Tensor:

@@ -33,6 +33,8 @@ class Signal:
         Points (n, d) and occupancies (n, 1) that the fit does not see, for an IoU; None for kinds without one.
     data_range
         Of the PSNR; None takes it from the target.
+    stored
+        Points per axis that the file has of it, where the target was resampled from them; None: as the target.
     """
 
     coords: Tensor
@@ -41,6 +43,14 @@ class Signal:
     weight: Tensor | None = None
     held_out: tuple[Tensor, Tensor] | None = None
     data_range: float | None = None
+    stored: tuple[int, ...] | None = None
+
+    @property
+    def enlarged(self) -> bool:
+        """Whether the target has more points along an axis than the file has, which lie between those."""
+        return self.stored is not None and any(
+            side > own for side, own in zip(self.about["shape"], self.stored, strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ OTHERS = [
 ]
 
 
+WILD = [{"activation": "sine", "omega": 1e9, "init": "siren"}]
+"""Whose kernel no precision determines."""
+
+
 def tones(points, *rates):
     x = inr.grid(points)
     return torch.cat([torch.sin(rate * x + 0.3) for rate in rates], dim=1)
@@ -44,7 +48,7 @@ def test_a_line_and_a_network_are_the_same_and_all_is_plain():
         assert written.config() == made.config()
         for one, other in zip(written.state_dict().values(), made.state_dict().values(), strict=True):
             assert torch.equal(one, other)
-        assert candidate.lr == rate_of(made, candidate.psnr)
+        assert candidate.lr == float(f"{rate_of(made, candidate.psnr):.2g}")
     again = json.loads(json.dumps(choice.to_dict()))
     assert [entry["line"] for entry in again["candidates"]] == [candidate.line for candidate in choice.candidates]
     assert choice.line == choice.candidates[0].line
@@ -61,7 +65,10 @@ def test_offset_sign_and_order_of_points_change_no_order():
     x = inr.grid((14, 14))
     y = torch.sin(7 * x[:, :1]) * torch.cos(3 * x[:, 1:])
     first = chosen(y, x, data_range=1.0)
-    moved = chosen(5 - y, x, data_range=1.0)
+    with pytest.warns(RuntimeWarning, match=r"without its mean \(5\)"):
+        moved = chosen(5 - y, x, data_range=1.0)
+    assert moved.offset == pytest.approx(5, abs=0.1)
+    assert "Predicted for the signal without its mean (5)" in " ".join(str(moved).split())
     assert order(moved) == order(first)
     psnrs = [[candidate.psnr for candidate in choice.candidates] for choice in (first, moved)]
     np.testing.assert_allclose(*psnrs, atol=1e-3)
@@ -123,6 +130,11 @@ def test_checked_candidates_come_in_the_order_of_their_fits():
         (tones(20, 3.0), {}, "at least 64 samples"),
         (torch.full((100, 1), torch.nan), {}, "finite"),
         (torch.zeros(100), {}, "values last"),
+        (torch.rand(20, 30), {}, r"at most 16 .*signal\[\.\.\., None\]"),
+        (torch.zeros(20, 20, 3, dtype=torch.uint8), {}, r"uint8; give signal\.float\(\) / 255"),
+        (np.zeros((20, 20, 3), np.uint8), {}, r"torch\.from_numpy\(signal\)\.float\(\) / 255"),
+        (tones(100, 3.0), {"coords": torch.zeros(100, 1)}, "coords must hold at least 64 different points, got 1 "),
+        (tones(100, 3.0), {"candidates": WILD}, r"omega=1e\+09"),
         (tones(100, 3.0), {"coords": torch.zeros(99, 1)}, "one point a value"),
         (tones(100, 3.0), {"coords": torch.zeros(100)}, "dimensions"),
         (torch.ones(10, 10, 1, dtype=torch.uint8), {}, r"signal must .*uint8; .* \.float\(\) / 255"),
@@ -150,5 +162,49 @@ def test_bad_input_is_refused_at_the_door(signal, given, words):
 
 
 def test_a_kernel_beyond_the_budget_is_refused():
-    with pytest.raises(inr.errors.MemoryBudgetError):
-        chosen(tones(200, 3.0), memory_budget=1000)
+    with pytest.raises(inr.errors.MemoryBudgetError, match="lower points") as raised:
+        chosen(tones(200, 3.0), memory_budget=30000)
+    assert "memmap" not in str(raised.value)
+    with pytest.raises(inr.errors.MemoryBudgetError, match=r"signal of 200 samples.*fewer samples"):
+        chosen(tones(200, 3.0), memory_budget=5000, points=100)
+
+
+def test_values_at_points_may_come_without_an_axis_of_channels():
+    x = inr.grid((9, 10))
+    y = torch.sin(3 * x[:, :1]) + x[:, 1:]
+    first = chosen(y, x, SINES[:1]).best.psnr
+    for shape in ((90,), (9, 10), (9, 10, 1)):
+        assert chosen(y.reshape(shape), x, SINES[:1]).best.psnr == first
+    assert chosen(y.reshape(9, 10, 1), candidates=SINES[:1]).best.psnr == first
+
+
+def test_a_candidate_that_cannot_be_predicted_is_named_and_others_go_on():
+    choice = chosen(tones(100, 3.0), candidates=[*WILD, {}])
+    assert [own.name for own in choice.candidates] == ["relu"]
+    ((name, reason),) = choice.refused
+    assert name == "sine(omega=1e+09), siren"
+    assert "ill-conditioned" in reason
+    assert name in str(choice)
+
+
+def test_candidates_that_differ_in_size_have_names_that_differ():
+    choice = chosen(tones(100, 3.0), candidates=[{}, {"width": 8}])
+    assert {own.name for own in choice.candidates} == {"relu, width=32", "relu, width=8"}
+
+
+def test_few_places_of_many_points_are_enough():
+    x = torch.cat([inr.grid(80), torch.zeros(3000, 1)])
+    assert len(chosen(torch.sin(3 * x), x, SINES[:1], points=300).candidates) == 1
+    x = torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
+    assert len(chosen(x.sum(1), x, SINES[:1], points=64).candidates) == 1
+
+
+def test_noise_is_not_said_to_be_better_than_its_mean():
+    noise = torch.randn(150, 1, generator=torch.Generator().manual_seed(0))
+    choice = chosen(noise)
+    deviation = float(noise.double().std(correction=0)) / choice.data_range
+    assert choice.mean_psnr == choice.to_dict()["mean_psnr"] == pytest.approx(-20 * np.log10(deviation))
+    assert "No network is predicted to do better than the mean" in " ".join(str(choice).split())
+    said = str(chosen(tones(150, 3.0)))
+    assert "The mean alone:" in said
+    assert "No network" not in said

@@ -67,3 +67,17 @@ def test_what_was_fitted_and_what_is_missing_is_said():
     diverged = str(choice(candidates=(dataclasses.replace(first, fitted=-math.inf), *rest)))
     assert "diverged" in diverged
     assert "inf" not in diverged.replace("inrfast", "")
+
+
+def test_what_is_far_from_a_fit_is_said():
+    first, *rest = choice().candidates
+    assert "40 dB" not in str(choice())
+    assert "than predicted" not in str(choice())
+    assert "Above 40 dB a fit usually reaches less" in str(choice(candidates=(dataclasses.replace(first, psnr=50.0),)))
+    fitted = dataclasses.replace(first, fitted=first.psnr - 3.5)
+    assert "1 of the fitted PSNRs is more than 3 dB away" in str(choice(candidates=(fitted, *rest)))
+    near = dataclasses.replace(first, fitted=first.psnr - 2.5)
+    assert "3 dB away" not in str(choice(candidates=(near, *rest)))
+    bordered = choice(sample={**SAMPLE, "channels": 1, "patches": 9})
+    assert "next to its border" in " ".join(str(bordered).split())
+    assert "border" not in str(choice())

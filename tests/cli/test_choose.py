@@ -148,6 +148,23 @@ def test_choose_refuses_a_signal_that_says_nothing(tmp_path, refused):
     assert files(tmp_path) == ["few.npy", "flat.png"]
 
 
+def test_an_image_smaller_than_its_default_size_is_taken_as_it_is(photo, tmp_path, capsys):
+    argv = ["choose", str(photo), *SMALL, "--points", "150", *CANDIDATES]
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert "is taken at its own size, 12x16 pixels" in text
+    assert main([*argv, "--size", "12x16"]) == 0
+    sized = capsys.readouterr().out
+    assert text.partition("\n\n")[2] == sized
+    assert "--size 12x16" in text.splitlines()[-1]
+    assert main([*argv, "--size", "20"]) == 0
+    assert "enlarged to 20x20" in capsys.readouterr().err
+    line = tmp_path / "line.png"
+    Image.fromarray((127 + 100 * np.sin(np.arange(300) / 9)).astype(np.uint8)[:, None]).save(line)
+    assert main(["choose", str(line), *SMALL, "--points", "150", *CANDIDATES, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["choice"]["sample"]["signal"] == 300
+
+
 def test_an_interrupted_choice_keeps_what_it_has_or_nothing(photo, tmp_path, few, monkeypatch, capsys):
     out, argv = tmp_path / "choice.png", choose_photo(photo, "--json", "--out", tmp_path / "choice.png")
     real = choosing.choose
@@ -193,6 +210,14 @@ def test_fit_takes_the_chosen_network_and_its_learning_rate(photo, tmp_path, few
     assert json.loads(capsys.readouterr().out)["settings"]["lr"] == 0.0625
     assert main(fit_photo(photo, "--out", tmp_path / "a.png")) == 0
     assert f"network: {few[-1].best.name}, learning rate" in capsys.readouterr().out
+
+
+def test_fit_warns_of_an_enlarged_image(photo, tmp_path, few, refused, capsys):
+    assert main([*fit_photo(photo, "--out", tmp_path / "a.png"), "--size", "20"]) == 0
+    assert "--size 12x16" in capsys.readouterr().err
+    line = tmp_path / "line.png"
+    Image.fromarray(np.arange(200, dtype=np.uint8)[:, None]).save(line)
+    refused(["fit", line, *SMALL, "--network", "auto", "--out", tmp_path / "b.png"], "constant", "--size 200x1")
 
 
 @pytest.mark.parametrize("precision", ["high", "highest"])
