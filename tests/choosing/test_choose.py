@@ -137,7 +137,7 @@ def test_checked_candidates_come_in_the_order_of_their_fits():
         (tones(100, 3.0), {"candidates": WILD}, r"omega=1e\+09"),
         (tones(100, 3.0), {"coords": torch.zeros(99, 1)}, "one point a value"),
         (tones(100, 3.0), {"coords": torch.zeros(100)}, "dimensions"),
-        (torch.ones(10, 10, 1, dtype=torch.uint8), {}, r"signal must .*uint8; .* \.float\(\) / 255"),
+        (torch.ones(10, 10, 1, dtype=torch.uint8), {}, r"signal must .*uint8; .*\.float\(\) / 255"),
         (tones(100, 3.0), {"candidates": []}, "empty"),
         (tones(100, 3.0), {"candidates": {"a": 1}}, "sequence"),
         (tones(100, 3.0), {"candidates": [{}, {"activation": "sinus"}]}, r"candidates\[1\].*sin"),
