@@ -64,6 +64,7 @@ VALUES: dict[str, Sequence[str]] = {
 USUAL = {
     "diagnose": ["--width", "4", "--hidden-layers", "2", "--grid", "4x4", "--ntk-points", "8"],
     "ntk": ["--width", "4", "--hidden-layers", "2", "--grid", "4x4"],
+    "choose": ["--width", "8", "--hidden-layers", "2", "--points", "80", "--candidate", "relu"],
     "fit": ["--width", "4", "--hidden-layers", "2", "--steps", "2"],
     "render": [],
     "demo": ["--quick", "--image", "text.txt"],  # a valid demo takes a minute; what is refused is refused first
@@ -104,6 +105,8 @@ def draw_command_line(command: str, rng: random.Random) -> list[str]:
     for action in (action for action in actions if not action.option_strings):
         usual = ("net.safetensors",) if action.dest == "model" else ("new.png",) if action.dest == "out" else PATHS[:4]
         words.append(rng.choice(usual) if rng.random() < 0.75 else _value(action, rng))
+    if command == "choose" and words[-1] == "ball.obj":
+        words += ["--samples", "200"]
     if "fit" in words[:1] and words[-1] in ("photo.png", "ball.obj"):
         words += ["--size", "4"] + ["--samples", "20"] * (words[-1] == "ball.obj")
     for action in rng.choices([action for action in actions if action.option_strings], k=rng.choice((0, 1, 1, 2, 4))):
