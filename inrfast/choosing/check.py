@@ -59,5 +59,5 @@ def checked(
             reached = result.psnr
         except DivergedError:
             reached = -math.inf
-        found.append(replace(candidate, fitted=reached))
-    return sorted(found, key=lambda candidate: -(candidate.fitted or -math.inf))
+        found.append((reached, replace(candidate, fitted=reached)))
+    return [candidate for _, candidate in sorted(found, key=lambda pair: -pair[0])]

@@ -103,8 +103,9 @@ def choose(
     -----
     Measured against real fits (width 128, 500 steps, 19 networks) on twelve signals that no constant was tuned on: the
     rank correlation of predicted and fitted PSNR is 0.94 on the median, 0.93 to 0.97 on eight photographs of 256x256,
-    0.87 on a volume and 0.88 on the occupancy of a surface, lower on sounds; docs/inr-dictionaries.md has all numbers.
-    The predicted PSNR itself is off by 1 to 4 dB on the median, and of surfaces by more.
+    0.87 on a volume, 0.88 on the occupancy of a surface, 0.82 and 0.92 on two sounds, which were scored a second time
+    after the constants for one axis had been tuned again on others; docs/inr-dictionaries.md has all numbers. The
+    predicted PSNR itself is off by 0.5 to 2 dB on the median over the networks, of the surface by 3.5 dB.
 
     Examples
     --------

@@ -19,13 +19,12 @@ from inrfast.cli.output import (
     make_folder,
     print_result,
     progress,
-    reading,
 )
 from inrfast.cli.shell import INTERRUPTED, complain
-from inrfast.cli.signal_options import add_signal_options, files_read, given_options, given_words
+from inrfast.cli.signal_options import add_signal_options, files_read, given_options, given_words, load_given
 from inrfast.errors import warn
 from inrfast.plots import SUFFIXES
-from inrfast.signals.kinds import SIGNALS, Signal, kind_of, load_signal
+from inrfast.signals.kinds import SIGNALS, Signal, kind_of
 from inrfast.spelling import level, path, whole
 
 if TYPE_CHECKING:
@@ -78,11 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
     options = given_options(arguments, name, "options", arguments.signal)
     _check_files(arguments, name, options)
     given = arguments.candidate and [candidate(text, SIGNALS[name].axes, arguments) for text in arguments.candidate]
-    signal = _loaded(arguments, name, options)
+    signal = load_given(arguments, name, options)
     own_size = signal.stored if signal.enlarged else None
     words = given_words(arguments, name, "options")
     if own_size is not None and arguments.size is None:
-        signal = _loaded(arguments, name, {**options, "size": own_size})
+        signal = load_given(arguments, name, {**options, "size": own_size})
         words += ["--size", spelled(own_size)]
     elif own_size is not None:
         warn(enlarged_told(arguments.signal, signal))
@@ -118,19 +117,6 @@ def run(arguments: argparse.Namespace) -> int:
     if choice.stopped == "interrupted":
         return complain("interrupted; kept what was predicted so far", INTERRUPTED)
     return 0
-
-
-def _loaded(arguments: argparse.Namespace, name: str, options: dict[str, Any]) -> Signal:
-    """Return the signal in the file."""
-    with reading(arguments, arguments.signal):
-        return load_signal(
-            name,
-            arguments.signal,
-            seed=arguments.seed,
-            memory_budget=arguments.memory_budget,
-            progress=progress(arguments),
-            **options,
-        )
 
 
 def spelled(size: Sequence[int]) -> str:

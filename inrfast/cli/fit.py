@@ -24,14 +24,13 @@ from inrfast.cli.output import (
     make_folder,
     print_result,
     progress,
-    reading,
 )
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
-from inrfast.cli.signal_options import add_signal_options, files_read, given_options
+from inrfast.cli.signal_options import add_signal_options, files_read, given_options, load_given
 from inrfast.files import shown
 from inrfast.losses import LOSSES, loss_of
 from inrfast.nn import INR
-from inrfast.signals.kinds import SIGNALS, Signal, kind_of, listed, load_signal, write_signal
+from inrfast.signals.kinds import SIGNALS, Signal, kind_of, listed, write_signal
 from inrfast.spelling import choice, number, path, spec, spellings, whole
 from inrfast.training.optimizers import OPTIMIZERS
 from inrfast.training.schedules import SCHEDULES
@@ -116,15 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
     report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
     _check_files(arguments, name, options, (out, report_file, model_file))
-    with reading(arguments, arguments.signal):
-        signal = load_signal(
-            name,
-            arguments.signal,
-            seed=arguments.seed,
-            memory_budget=arguments.memory_budget,
-            progress=progress(arguments),
-            **options,
-        )
+    signal = load_given(arguments, name, options)
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
 

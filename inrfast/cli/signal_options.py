@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from inrfast.cli.output import progress, reading
 from inrfast.cli.shell import UsageError
-from inrfast.signals.kinds import SIGNALS, Option
+from inrfast.signals.kinds import SIGNALS, Option, Signal, load_signal
 from inrfast.signals.paths import readable
 
 Which = Literal["options", "render_options"]
@@ -66,6 +67,19 @@ def given_words(arguments: argparse.Namespace, kind: str, which: Which) -> list[
         text = getattr(arguments, option.replace("-", "_"))
         words += [] if text is None else [f"--{option}"] if text is True else [f"--{option}", text]
     return words
+
+
+def load_given(arguments: argparse.Namespace, kind: str, options: Mapping[str, Any]) -> Signal:
+    """Return the signal in the file of a command line."""
+    with reading(arguments, arguments.signal):
+        return load_signal(
+            kind,
+            arguments.signal,
+            seed=arguments.seed,
+            memory_budget=arguments.memory_budget,
+            progress=progress(arguments),
+            **options,
+        )
 
 
 def files_read(signal: Path, kind: str, options: Mapping[str, Any]) -> dict[str, Path]:
