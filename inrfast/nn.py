@@ -14,7 +14,7 @@ from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
 from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
-from inrfast.init import dead_units, expands_rank, initialise_
+from inrfast.initialisers import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
 from inrfast.mlp import MLP, HiddenLayer, describe, linear_layer
 from inrfast.modes import without_autocast
@@ -450,7 +450,7 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     """Warn if rank-expanding hinges lie among other coordinates than these, so that units of the first layer are dead.
 
     Only where the box of the coordinates is another one than the initialiser's ``bounds``: see
-    :func:`inrfast.init.dead_units` for what is counted, and at which cost.
+    :func:`inrfast.initialisers.dead_units` for what is counted, and at which cost.
     """
     options = expands_rank(net.init) if isinstance(net, INR) else None
     if options is None:

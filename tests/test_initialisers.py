@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import inrfast as inr
-from inrfast.init import dead_units, default_, expands_rank, kaiming_, siren_, xavier_
+from inrfast.initialisers import dead_units, default_, expands_rank, kaiming_, siren_, xavier_
 
 
 def generator(seed=0):
