@@ -27,7 +27,7 @@ from inrfast.initialisers import (
 from inrfast.linear_calls import Calls, LinearCall, Rescaled, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
-from inrfast.nn import DEAD_SHARE, INR
+from inrfast.nn import DEAD_SHARE, INR, undrawn
 
 __all__ = [
     "INITIALISERS",
@@ -45,7 +45,10 @@ FREQUENCIES = ("omega_0", "omega0", "omega", "w0", "w_0")
 """Attributes by which modules call the frequency of a sine layer."""
 
 RECTIFIERS = frozenset(
-    "relu leaky_relu prelu rrelu elu celu selu gelu silu softplus mish clamp clamp_min maximum relu6 hardtanh".split()
+    {
+        *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "clamp", "clamp_min", "maximum", "hardtanh"),
+        *("elu", "celu", "selu", "gelu", "silu", "softplus", "mish"),
+    }
 )
 """Functions, as torch calls them, with a hinge: those that rank-expanding initialisation is for, and smooth ones."""
 
@@ -147,8 +150,9 @@ def apply_(
     bounds
         The box instead: ``(low, high)`` or one pair per coordinate. With neither it is ``(-1, 1)``.
     omega
-        Of ``"siren"``: the frequency of the sine layers, or ``{"first": ..., "hidden": ...}``. None: the factor before
-        each layer's ``torch.sin`` or, where there is none, the attribute ``omega_0``, ``omega`` or ``w0`` of its module.
+        Of ``"siren"``: the frequency of the sine layers, or ``{"first": ..., "hidden": ...}``. None: the factor in
+        each layer's ``torch.sin`` or, where there is none, the attribute ``omega_0``, ``omega`` or ``w0`` of its
+        module, of what stands in it or after it, or of a module around it.
     seed
         Below 2^32; the numbers are those that ``INR(init=rule, seed=seed)`` draws for a network without an encoding.
 
@@ -211,7 +215,7 @@ def apply_(
         tuple(box) if said or any("bounds" in draw.rule for draw in draws) else None,
         left,
         dead,
-        _notes(calls, inlets, omegas, any(draw.rule["name"] == "siren" for draw in draws)),
+        _notes(calls, inlets, firsts, omegas, any(draw.rule["name"] == "siren" for draw in draws)),
     )
     _warn(applied, calls)
     return applied
@@ -228,7 +232,9 @@ def _both(rule: Any) -> tuple[Rule | None, Rule | None]:
         unknown = set(rule) - {"first", "hidden"}
         if unknown or not rule:
             raise ValueError(f"rule takes the keys 'first' and 'hidden' (or 'name'), got {sorted(map(str, rule))}")
-        first, hidden = (split_rule(f"rule[{key!r}]", rule[key]) if key in rule else None for key in ("first", "hidden"))
+        first, hidden = (
+            split_rule(f"rule[{key!r}]", rule[key]) if key in rule else None for key in ("first", "hidden")
+        )
     else:
         first = hidden = split_rule("rule", rule)
         if first[0] == "rank_expanding":
@@ -286,7 +292,7 @@ class _Omegas:
         self._last: float | None = None
         if isinstance(given, Mapping) and set(given) != {"first", "hidden"}:
             raise ValueError(f"omega as a mapping takes the keys 'first' and 'hidden', got {sorted(map(str, given))}")
-        for value in (given.values() if isinstance(given, Mapping) else () if given is None else (given,)):
+        for value in given.values() if isinstance(given, Mapping) else () if given is None else (given,):
             check_float("omega", value, minimum=0.0, exclusive=True)
 
     def of(self, call: LinearCall, number: int, first: bool) -> float:
@@ -359,7 +365,9 @@ def _nothing(calls: Calls) -> str:
     if calls.computed:
         return "a layer's weight is computed (weight norm, a parametrisation, a hypernetwork); bake it in first"
     if not calls.layers:
-        return "its forward pass has no product with a two-dimensional parameter (a compiled or scripted module has none)"
+        return (
+            "its forward pass has no product with a two-dimensional parameter (a compiled or scripted module has none)"
+        )
     call = calls.layers[0]
     return f"its first one, {call.name!r}, gets {call.inputs[0].shape[-1]} columns that are made from them"
 
@@ -393,7 +401,7 @@ def _drawn(
     if not weight.is_floating_point() or weight.is_meta:
         raise ValueError(f"{call.weight} must be a tensor of real numbers to be initialised, got {weight.dtype}")
     outputs, inputs = weight.shape[::-1] if call.turned else weight.shape
-    linear = nn.Linear(inputs, outputs, call.bias is not None, weight.device, weight.dtype)
+    linear = undrawn(inputs, outputs, call.bias is not None, weight.device, weight.dtype)
     draw_(linear, name, options, seed)
     for own in linear.parameters():
         if not math.isfinite(float(own.detach().abs().max())):
@@ -462,7 +470,9 @@ def _behind(call: LinearCall) -> str:
     return names.pop() if len(names) == 1 else ""
 
 
-def _notes(calls: Calls, inlets: Mapping[str, Rescaled], omegas: _Omegas, siren: bool) -> tuple[str, ...]:
+def _notes(
+    calls: Calls, inlets: Mapping[str, Rescaled], firsts: set[str], omegas: _Omegas, siren: bool
+) -> tuple[str, ...]:
     notes = []
     if not inlets and calls.layers:
         notes.append(f"No layer gets the coordinates themselves: {_nothing(calls)}; it counts as the first.")
@@ -470,7 +480,7 @@ def _notes(calls: Calls, inlets: Mapping[str, Rescaled], omegas: _Omegas, siren:
         how = inlets.get(call.name)
         if how is not None and any(factor != 1 or shift for factor, shift in zip(how.factors, how.shifts, strict=True)):
             notes.append(f"{call.name} gets the coordinates rescaled; its bounds are those of what it gets.")
-        elif how is None and call.derived and calls.gets_coordinates_beside_others(call):
+        elif how is None and call.name not in firsts and calls.gets_coordinates_beside_others(call):
             notes.append(f"{call.name} gets the coordinates beside features: it counts as a hidden layer.")
     if siren:
         places = dict.fromkeys(omegas.found.values())

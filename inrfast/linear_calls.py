@@ -42,8 +42,10 @@ class LinearCall:
         Whether the weight is kept as (in, out).
     outputs
         Number of units.
+    linear
+        Whether the product is a call of ``torch.nn.functional.linear``.
     inputs
-        What it gets, one tensor per call, and whether that depends on parameters.
+        What it gets, one tensor per call.
     follows
         The functions that take the output, each with the factor between, ``[("sin", 30.0)]``.
     """
@@ -53,13 +55,9 @@ class LinearCall:
     bias: str | None
     turned: bool
     outputs: int
+    linear: bool
     inputs: list[Tensor] = field(default_factory=list)
     follows: list[tuple[str, float]] = field(default_factory=list)
-
-    @property
-    def derived(self) -> bool:
-        """Whether what it gets was computed from parameters."""
-        return any(given.requires_grad for given in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,6 @@ class _Seen(TorchFunctionMode):
         super().__init__()
         self.calls: dict[str, LinearCall] = {}
         self.computed: list[Tensor] = []
-        self._names = {id(own): name for name, own in module.named_parameters()}
         self._places = {_place(own): (name, own) for name, own in module.named_parameters() if own.numel()}
         self._outputs: dict[int, tuple[LinearCall, float, Tensor]] = {}
 
@@ -112,7 +109,9 @@ class _Seen(TorchFunctionMode):
         """Keep a product with a weight; return whether it is one."""
         bias = None
         if name == "linear":
-            given, weight, bias = [*args, *(kwargs[key] for key in ("input", "weight", "bias") if key in kwargs), None][:3]
+            given, weight, bias = [*args, *(kwargs[key] for key in ("input", "weight", "bias") if key in kwargs), None][
+                :3
+            ]
         elif name in PRODUCTS and len(args) == 2:
             given, weight = args[0], args[1].mT if isinstance(args[1], Tensor) and args[1].ndim > 1 else None
         elif name == "addmm" and len(args) == 3 and not kwargs:
@@ -129,11 +128,14 @@ class _Seen(TorchFunctionMode):
         turned = weight.shape != own[1].shape or weight.stride() != own[1].stride()
         if turned and (weight.mT.shape != own[1].shape or weight.mT.stride() != own[1].stride()):
             return False
-        named = self._parameter(bias) if isinstance(bias, Tensor) else None
-        prefix, _, leaf = own[0].rpartition(".")
-        call = self.calls.setdefault(
-            own[0], LinearCall(prefix if leaf == "weight" and prefix else own[0], own[0], named and named[0], turned, len(weight))
-        )
+        if own[0] not in self.calls:
+            prefix, _, leaf = own[0].rpartition(".")
+            added = self._parameter(bias) if isinstance(bias, Tensor) else None
+            place = prefix if leaf == "weight" and prefix else own[0]
+            self.calls[own[0]] = LinearCall(
+                place, own[0], None if added is None else added[0], turned, len(weight), name == "linear"
+            )
+        call = self.calls[own[0]]
         call.inputs.append(given)
         self._outputs[id(found)] = (call, 1.0, found)
         return True
@@ -155,6 +157,10 @@ class _Seen(TorchFunctionMode):
             self._outputs[id(found)] = (call, -factor if name == "neg" else factor, found)
             return
         call.follows.append((name, factor))
+
+    def layers(self) -> list[LinearCall]:
+        """Return the calls of layers: bare products with something that is no weight (centres, codes) are none."""
+        return [call for call in self.calls.values() if call.bias or call.linear or call.weight.endswith("weight")]
 
     def _parameter(self, tensor: Tensor) -> tuple[str, Tensor] | None:
         """Return the parameter that a tensor is, or shows all of, with its name."""
@@ -178,15 +184,19 @@ class Calls:
         The coordinates (n, d) at which the module was run, fp64.
     computed
         Inputs of layers whose weight is computed from parameters.
+    parameters
+        The parameters of the copy that was run, by their ``id``.
     """
 
     layers: list[LinearCall]
     points: Tensor
     computed: list[Tensor]
+    parameters: frozenset[int]
 
     def rescaled(self, call: LinearCall) -> Rescaled | None:
         """Return in which way a layer gets the coordinates, each once; None: it gets something else."""
-        return None if call.derived else rescaled(torch.cat([_rows(given) for given in call.inputs]), self.points)
+        found = rescaled(torch.cat([_rows(given) for given in call.inputs]), self.points)
+        return None if any(_depends(given, self.parameters) for given in call.inputs) else found
 
     def gets_coordinates_beside_others(self, call: LinearCall) -> bool:
         """Return whether a layer gets all coordinates as they are, and more."""
@@ -199,6 +209,20 @@ class Calls:
 
 def _rows(tensor: Tensor) -> Tensor:
     return tensor.detach().reshape(-1, tensor.shape[-1])
+
+
+def _depends(tensor: Tensor, parameters: frozenset[int]) -> bool:
+    """Return whether a tensor was computed from parameters."""
+    seen, waiting = set(), [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(getattr(node, "variable", None)) in parameters:
+            return True
+        waiting.extend(following for following, _ in node.next_functions)
+    return id(tensor) in parameters
 
 
 def rescaled(given: Tensor, points: Tensor) -> Rescaled | None:
@@ -277,4 +301,4 @@ def linear_calls(module: nn.Module, bounds: Sequence[tuple[float, float]], axes:
                 f"{type(error).__name__}: {error}. Give coords= of the shape that it takes, or wrap it in a module "
                 "that does"
             ) from error
-    return Calls(list(seen.calls.values()), points.double(), seen.computed)
+    return Calls(seen.layers(), points.double(), seen.computed, frozenset(map(id, copied.parameters())))

@@ -181,7 +181,7 @@ class _Undrawn(nn.Linear):
         pass
 
 
-def _undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+def undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """Return a linear layer with uninitialised numbers. (Torch's skip_init goes by the meta device, which at first use
     imports the tables of decompositions, for seconds.)"""
     layer: nn.Linear = _Undrawn(inputs, outputs, bias=bias, device=device, dtype=dtype)
@@ -297,7 +297,7 @@ class INR(nn.Module):
         self.encoding = None if encoding is None else built(encoding, self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
-        self.layers = nn.ModuleList(_undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(
             nn.Identity() if name is None else NORMS[name].make(self.width, where, dtype) for name in self.norm_names
         )

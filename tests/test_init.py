@@ -1,0 +1,206 @@
+"""Initialisation of any module: the inlet is found, the numbers are those of an INR, and a refusal changes nothing."""
+
+import copy
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from others_modules import OTHERS, Chain, FinerLayer, LearnedSine, OfDictionary, SingleBVPNet, Siren, SirenNet, Size
+from torch import nn
+
+import inrfast as inr
+
+RULES = ["default", "kaiming", "xavier", "siren", "rank_expanding", {"first": "rank_expanding", "hidden": "siren"}]
+
+
+def equal(a, b):
+    return all(torch.equal(x, b[name]) for name, x in a.items())
+
+
+def field(width=64, activation=nn.ReLU, before=(), bias=True):
+    return nn.Sequential(*before, nn.Linear(2, width, bias), activation(), nn.Linear(width, 1))
+
+
+@settings(max_examples=25)
+@given(
+    rule=st.sampled_from(RULES),
+    activation=st.sampled_from(["relu", "sine", "gaussian", "finer"]),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 3)),
+    box=st.tuples(st.floats(-5, 5), st.floats(0.1, 9)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_the_numbers_are_those_of_a_network_made_with_the_rule(rule, activation, sizes, box, seed, dtype):
+    """Bit for bit, whether the module says that it is an INR or is a chain of its layers."""
+    d, width, layers = sizes
+    bounds = (box[0], box[0] + box[1])
+    omegas = [7.0, 5.0, 3.0][:layers]
+    options = {"width": width, "hidden_layers": layers, "activation": activation, "omega": omegas, "dtype": dtype}
+    placed = {"name": "rank_expanding", "bounds": bounds}
+    made = {"rank_expanding": placed}.get(rule, rule) if isinstance(rule, str) else {"first": placed, "hidden": "siren"}
+    wanted = inr.INR(d, 2, **options, init=made, seed=seed)
+    net = inr.INR(d, 2, **options, seed=1 - min(seed, 1))
+    if rule == "rank_expanding":  # the others stay
+        for mine, other in zip(net.layers[1:], wanted.layers[1:], strict=True):
+            mine.load_state_dict(other.state_dict())
+    chain = nn.Sequential(*copy.deepcopy(net.layers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        inr.init.apply_(net, rule, bounds=bounds, seed=seed)
+        inr.init.apply_(chain, rule, bounds=bounds, omega={"first": 7.0, "hidden": 5.0}, seed=seed)
+    assert equal(wanted.state_dict(), net.state_dict())
+    assert torch.equal(chain[0].weight, wanted.layers[0].weight)
+    assert net.config()["init"] == inr.INR(d, 2, **options, init=net.init).config()["init"]
+
+
+INLETS = {
+    "siren bvp": ["net.net.net.0.0"],
+    "siren batched": ["net.net.net.net.0.0"],
+    "siren-pytorch": ["layers.0"],
+    "siren-pytorch modulated": ["net.layers.0"],
+    "wire real": ["net.0.freqs", "net.0.scale"],
+}
+for names, inlets in (
+    (("siren", "finer", "finer with its slope", "gauss", "learned frequencies"), ["net.0.linear"]),
+    (("residual", "layer norm", "keyword", "squeezed", "checkpointed", "caching"), ["inlet"]),
+    (("mfn fourier", "mfn gabor", "bacon"), [f"filters.{k}.linear" for k in range(3)]),
+):
+    INLETS |= dict.fromkeys(names, inlets)
+"""The layers that get the coordinates; of networks that are not named, none does (or it gets more than those)."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_inlet_of_other_peoples_networks_is_found_and_nothing_else_is_touched(name):
+    other = OTHERS[name]
+    torch.manual_seed(0)
+    net = other.make(Size())
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    coords = 2 * torch.rand(20, other.dimensions, generator=torch.Generator().manual_seed(1)) - 1
+    if name == "pointwise conv":
+        with pytest.raises(ValueError, match="nothing that init"):
+            inr.init.apply_(net, "xavier", coords=coords)
+        return
+    applied = inr.init.apply_(net, {"first": "xavier", "hidden": {"name": "xavier"}}, coords=coords)
+    assert list(applied.inlets) == INLETS.get(name, [])
+    assert torch.equal(torch.get_rng_state(), state)
+    for entry, values in net.state_dict().items():
+        owner = entry.rpartition(".")[0]
+        changed = owner in applied.rules
+        assert changed == (not torch.equal(values, before[entry])) or entry.endswith("bias")
+        assert changed or entry not in dict(net.named_parameters()) or {owner, entry} & set(applied.left), entry
+    assert all(text in str(applied) for text in (*applied.rules, *applied.left))
+    net.load_state_dict(before)
+    if name not in INLETS:
+        with pytest.raises(ValueError, match="rank_expanding"):
+            inr.init.apply_(net, "rank_expanding", coords=coords)
+        assert equal(before, net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("net", "omegas"),
+    [
+        (Siren(2, 200, 2, 3, first_omega_0=11, hidden_omega_0=7.0), [11, 7, 7, 7]),
+        (OfDictionary(SingleBVPNet(1, 2, 200, 2)), [30, 30, 30, 30]),
+        (SirenNet(2, 200, 3, 3, w0=2.0, w0_initial=30.0), [30, 2, 2, 2]),
+        (Chain(FinerLayer(2, 200, True, 9), FinerLayer(200, 200, omega_0=4), nn.Linear(200, 1)), [9, 4, 4]),
+        (nn.Sequential(nn.Linear(2, 200), inr.nn.FusedLinear(200, 200, activation="sine", omega=3.0)), [3, 3]),
+    ],
+    ids=["siren", "bvp", "siren-pytorch", "finer", "fused"],
+)
+def test_sirens_rule_takes_each_layers_own_omega(net, omegas):
+    applied = inr.init.apply_(net, "siren", bounds=[(-1, 1)] * 2)
+    parameters = dict(net.named_parameters())
+    assert len(applied.rules) == len(omegas) and list(applied.inlets) == list(applied.rules)[:1]
+    for number, (name, omega) in enumerate(zip(applied.rules, omegas, strict=True)):
+        weight = parameters[f"{name}.weight"].detach()
+        bound = 1 / 2 if number == 0 else math.sqrt(6 / 200) / omega
+        assert 0.95 * bound < float(weight.abs().max()) <= bound
+
+
+class Normalised(nn.Module):
+    """Pixels to [-1, 1], each axis from its own range, columns swapped."""
+
+    def forward(self, coords):
+        return torch.stack([coords[..., 1] / 50 - 1, 1 - coords[..., 0] / 20], dim=-1)
+
+
+@given(st.integers(4, 40), st.booleans())
+def test_hinges_lie_in_the_box_that_the_layer_gets(width, batched):
+    """Of a module that rescales its coordinates: its inlet is the one of the rescaled box."""
+    coords = inr.grid((9, 11), bounds=[(0, 40), (0, 100)])
+    net = field(width, before=[Normalised()])
+    applied = inr.init.apply_(net, "rank_expanding", coords=coords[None] if batched else coords)
+    weight, bias = inr.rank_expanding(width, 2)
+    torch.testing.assert_close(net[1].weight.detach(), weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net[1].bias.detach(), bias, rtol=1e-5, atol=1e-6)
+    assert applied.dead_units["1"] == int((net[1](net[0](coords)) <= 0).all(0).sum())
+    assert applied.bounds == ((0, 40), (0, 100))
+
+
+def test_bare_products_are_layers_whichever_way_their_weight_is_kept():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W, self.b = nn.Parameter(torch.zeros(2, 30)), nn.Parameter(torch.zeros(30))
+            self.V, self.c = nn.Parameter(torch.zeros(1, 30)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return torch.addmm(self.c, torch.relu(x @ self.W + self.b), self.V.t())
+
+    net = Bare()
+    applied = inr.init.apply_(net, {"first": "rank_expanding", "hidden": "kaiming"}, bounds=[(-1, 1)] * 2)
+    weight, bias = inr.rank_expanding(30, 2)
+    assert applied.inlets == ("W",) and set(applied.rules) == {"W", "V"} and not applied.left
+    assert torch.equal(net.W, weight.T) and torch.equal(net.b, bias) and net.V.any() and not net.c.any()
+
+
+@pytest.mark.parametrize(
+    ("net", "rule", "options", "told"),
+    [
+        (inr.INR(2, 1, 8, encoding=inr.RandomFourier(4)), "rank_expanding", {}, "'layers.0', gets 8 columns"),
+        (field(bias=False), "rank_expanding", {}, "needs a bias"),
+        (field(), {"hidden": "rank_expanding"}, {}, "hidden layer"),
+        (field(), {"hiden": "siren"}, {}, "'first' and 'hidden'"),
+        (field(), "sirenn", {}, "Did you mean 'siren'"),
+        (field(), {"name": "siren", "omegas": 3}, {"omega": 3}, "does not take these options"),
+        (field(), "siren", {}, "omega must be given.*'0'"),
+        (field(), "siren", {"omega": {"first": 3}}, "'first' and 'hidden'"),
+        (field(), "rank_expanding", {"coords": torch.zeros(5, 2)}, "fill a box"),
+        (field(), "rank_expanding", {"coords": torch.rand(5, 3)}, "must take coordinates"),
+        (field(), "rank_expanding", {"coords": torch.rand(5, 2), "bounds": (0, 1)}, "one of coords="),
+        (field(), "rank_expanding", {"bounds": (1, 0)}, "low < high"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 4)), "rank_expanding", {}, "bake it in"),
+        (nn.ReLU(), "kaiming", {}, "give coords="),
+        (nn.Sequential(Normalised(), nn.Conv1d(2, 4, 1)), "kaiming", {"bounds": [(0, 1)] * 2}, "must take coordinates"),
+    ],
+)
+def test_a_refusal_names_what_is_wrong_and_changes_nothing(net, rule, options, told):
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=told):
+        inr.init.apply_(net, rule, **options)
+    assert equal(before, net.state_dict())
+    with pytest.raises(TypeError, match="module must be"):
+        inr.init.apply_(torch.relu, "siren")
+
+
+def test_dead_units_and_hinges_without_a_rectifier_are_warned_of():
+    far = inr.grid((6, 6), bounds=[(5, 9), (-9, -5)])
+    with pytest.warns(UserWarning, match="of the 64 units of '0' are dead") as caught:
+        applied = inr.init.apply_(net := field(), "kaiming", coords=far)
+    assert applied.dead_units["0"] == int((net[0](far) <= 0).all(0).sum())
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="followed by tanh"):
+        inr.init.apply_(field(activation=nn.Tanh), "rank_expanding")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inr.init.apply_(field(), "rank_expanding", coords=far)
+        inr.init.apply_(inr.INR(2, 1, 64), "rank_expanding", coords=far)
+        inr.fit(net, inr.grid((4, 4)), torch.rand(16, 1), steps=1)
+
+
+def test_learned_frequencies_are_no_omega_unless_it_is_one_number():
+    with pytest.raises(ValueError, match="omega must be given"):
+        inr.init.apply_(Chain(LearnedSine(2, 8), nn.Linear(8, 1)), "siren")
