@@ -28,6 +28,7 @@ from inrfast.linear_calls import Calls, LinearCall, Rescaled, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.wrapped import refuse_pieces, unwrapped
 
 __all__ = [
     "INITIALISERS",
@@ -138,7 +139,7 @@ def apply_(
     Parameters
     ----------
     module
-        Any module that is called as ``module(coords)``.
+        Any module that is called as ``module(coords)``; of one inside ``torch.compile`` or DDP, that one.
     rule
         As ``init`` of :class:`inrfast.INR`: ``"rank_expanding"`` (the inlets; other layers stay as they are),
         ``"siren"``, ``"kaiming"``, ``"xavier"``, ``"default"`` (torch's), or ``{"name": ..., **options}`` for all
@@ -167,7 +168,7 @@ def apply_(
         A bad argument; no frequency is known; rank-expanding initialisation where no layer gets the coordinates (behind
         an encoding), or the layer has no bias; nothing to initialise. The module is as it was.
     UnsupportedModuleError
-        The module cannot be copied.
+        The module cannot be copied, or is spread over processes.
 
     Examples
     --------
@@ -179,6 +180,8 @@ def apply_(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    refuse_pieces(module, "module")
+    module = unwrapped(module)
     seed = check_seed("seed", seed)
     first, hidden = _both(rule)
     box, axes, said = _box(module, coords, bounds, first)
