@@ -23,7 +23,7 @@ from inrfast.layers import Factors, Layer, layers_of
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes
+from inrfast.nn import declared_sizes, warn_of_other_box
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
@@ -123,6 +123,7 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
+        warn_of_other_box(net, coords)
         shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
         self.layers = layers_of(net, chosen, shared)
         self.columns = sum(tensors[name].numel() for name in chosen)
