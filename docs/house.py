@@ -25,6 +25,7 @@ FLOORS = {
         "spelling",
         "words",
         "errors",
+        "arrays",
     ),
     "devices": ("kernels",),
 }
