@@ -55,6 +55,7 @@ class _Taps:
                 return output
             kept, returned = layer.tap(module, given, output)
             if self.recording:
+                given = layer.by_points(module, given, self.points)
                 if layer.name in self.outputs:
                     self.reasons[layer.name] = "it is used more than once in a forward pass"
                 elif reason := layer.reason_against(module, given, self.points):
@@ -121,14 +122,19 @@ def observed_factors(
         columns = []
         for m in range(last + 1):
             total = values[:, m].sum() if cotangents is None else (values * cotangents[:, m]).sum()
-            columns.append(gradients(total, wanted, again=m < last))
+            found = zip(layers, gradients(total, wanted, again=m < last), strict=True)
+            columns.append([_by_points(root, layer, own, len(coords)) for layer, own in found])
     if not all(output.requires_grad for output in wanted):
         _refuse_reentrant(run, coords[:2])
-    found = []
+    factors = []
     for index, layer in enumerate(layers):
         features = layer.features(root.get_submodule(layer.module), taps.inputs[layer.name])
-        found.append(layer.factors(features, torch.stack([column[index] for column in columns], dim=1)))
-    return found
+        factors.append(layer.factors(features, torch.stack([column[index] for column in columns], dim=1)))
+    return factors
+
+
+def _by_points(root: nn.Module, layer: Layer, tensor: Tensor, points: int) -> Tensor:
+    return layer.by_points(root.get_submodule(layer.module), tensor, points)
 
 
 def _refuse_reentrant(run: Callable[[Tensor], Tensor], coords: Tensor) -> None:
