@@ -22,7 +22,10 @@ def convolutions(draw):
     axes, groups = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     per_axis = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(axes))  # noqa: E731
     kernel, dilation, mode = per_axis(1, 3), per_axis(1, 2), draw(st.sampled_from(["zeros", "reflect", "circular"]))
-    padding, stride = draw(st.sampled_from(["same", "valid", per_axis(0, 1)])), per_axis(1, 3)
+    some = tuple(
+        min(side, size - 1) for side, size in zip(per_axis(0, 1), kernel, strict=True)
+    )  # or zeros alone are seen
+    padding, stride = draw(st.sampled_from(["same", "valid", some])), per_axis(1, 3)
     torch.manual_seed(draw(st.integers(0, 10**6)))
     conv = KINDS[axes - 1](
         groups * draw(st.integers(1, 2)),
