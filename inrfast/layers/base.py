@@ -226,7 +226,9 @@ def points_first(tensor: Tensor, points: int) -> Tensor:
 LAYERS: Registry[type[Layer]] = Registry("kind of layer", "inrfast.layers", Layer, classes=True, called="kind")
 
 
-def layers_of(net: nn.Module, chosen: Sequence[str], general: Collection[str] = ()) -> tuple[Layer, ...]:
+def layers_of(
+    net: nn.Module, chosen: Sequence[str], refused: Mapping[str, Collection[str]] | None = None
+) -> tuple[Layer, ...]:
     """Return the layers of the ``chosen`` parameters, each with its columns, by the first handler that knows them.
 
     Parameters
@@ -235,8 +237,8 @@ def layers_of(net: nn.Module, chosen: Sequence[str], general: Collection[str] = 
         The network.
     chosen
         Names of parameters in the order of the columns.
-    general
-        Those among them that go to automatic differentiation whatever their module is.
+    refused
+        The kinds of layers that some of them, by name, are not; automatic differentiation takes every parameter.
     """
     tensors, modules = dict(net.named_parameters()), dict(net.named_modules())
     columns, start = {}, 0
@@ -248,7 +250,9 @@ def layers_of(net: nn.Module, chosen: Sequence[str], general: Collection[str] = 
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in chosen):
         left = [name.rpartition(".")[2] for name in chosen if name.rpartition(".")[0] == owner]
         for handler in handlers:
-            asked = left if not handler.observed else [leaf for leaf in left if _full(owner, leaf) not in general]
+            asked = left
+            if refused and handler.observed:
+                asked = [leaf for leaf in left if handler.kind not in refused.get(_full(owner, leaf), ())]
             taken = list(handler.takes(modules[owner], asked)) if asked else []
             if not taken:
                 continue
