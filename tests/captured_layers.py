@@ -1,6 +1,5 @@
 """How each layer of a network is captured, and that its rows and kernels are those of automatic differentiation."""
 
-import torch
 from random_modules import jacobian_by_points
 from random_networks import exact_kernel, random_coords
 

@@ -61,17 +61,15 @@ class Chain(nn.Module):
 @settings(max_examples=10)
 @given(st.integers(1, 2), st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=4), st.data())
 def test_steps_at_positions_called_once_or_several_times(m, names, data):
-    """No parameter is left to automatic differentiation; frozen ones are left out."""
+    """No parameter is left to automatic differentiation; some are frozen."""
     torch.manual_seed(data.draw(st.integers(0, 10**6)))
     order = data.draw(st.permutations([*range(len(names)), *data.draw(st.lists(st.sampled_from(range(len(names)))))]))
     net = Chain(m, names, order)
     kinds = {f"steps.{place}": STEPS[name][1] for place, name in enumerate(names)}
-    for place, step in enumerate(net.steps):
+    for step in net.steps:
         own = dict(step.named_parameters())
         if len(own) > 1 and data.draw(st.booleans()):
             own[data.draw(st.sampled_from(sorted(own)))].requires_grad_(False)
-        columns = sum(p.numel() for p in own.values() if p.requires_grad)
-        assert columns
     agrees(net, {"inlet": "linear", "head": "linear", **kinds}, n=6)
 
 
