@@ -10,6 +10,7 @@ from torch import nn
 
 import inrfast as inr
 from inrfast.encodings import HashGrid
+from inrfast.errors import UnsupportedModuleError
 from inrfast.layers.table import Table
 from inrfast.testing import check_layer
 
@@ -52,9 +53,9 @@ class Levels(inr.encodings.Encoding):
 class Words(nn.Module):
     """An embedding of the cell of a point."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.words, self.head = nn.Embedding(5, 3), nn.Linear(3, 2)
+        self.words, self.head = nn.Embedding(5, 3, **options), nn.Linear(3, 2)
 
     def forward(self, x):
         return self.head(torch.tanh(self.words((2.4 * (x[:, 0].detach() + 1)).long())) * x[:, :1])
@@ -130,7 +131,11 @@ def test_hash_grids(d, levels, entries, features, norm, budget, precision, outpu
 
 
 def test_embeddings_and_grids_inside_of_any_module():
-    check(Words(), random_coords(15, 2, 0), "highest", "trace")
+    words, coords = Words(), random_coords(15, 2, 0)
+    check(words, coords, "highest", "trace")
+    dense = inr.jacobian(words, coords).rows()
+    words.words.sparse = True  # its gradients are sparse tensors
+    torch.testing.assert_close(inr.jacobian(words, coords).rows(), dense, rtol=0, atol=0)
     grid = Levels().build(2, torch.Generator().manual_seed(0), "cpu", torch.float32)
     check(nn.Sequential(grid, nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), random_coords(15, 2, 0), "high", "full")
     check_layer(grid, random_coords(9, 2, 1))
@@ -168,11 +173,12 @@ def test_an_embedding_keeps_the_contract_of_layers(shape, padding):
             check_layer(nn.EmbeddingBag(5, 2, mode=mode, padding_idx=padding), index, Table)
 
 
-def test_what_is_no_sum_of_rows_is_left_to_automatic_differentiation():
-    index = torch.tensor([[0, 1], [2, 2], [3, 0], [1, 4]])
-    for module in (nn.EmbeddingBag(5, 2, mode="max"), nn.Embedding(5, 2, max_norm=1.0)):
-        assert not Table.takes(module, ["weight"])
-    check_layer(nn.EmbeddingBag(5, 2, mode="max"), index)
+def test_what_is_no_derivative_is_refused_and_maxima_are_left_to_automatic_differentiation():
+    with pytest.raises(UnsupportedModuleError, match="'words' divides its gradient by how often"):
+        inr.ntk(Words(scale_grad_by_freq=True), random_coords(9, 2, 0))
+    largest = nn.EmbeddingBag(5, 2, mode="max")
+    assert not Table.takes(largest, ["weight"])
+    check_layer(largest, torch.tensor([[0, 1], [2, 2], [3, 0], [1, 4]]))
 
 
 def test_rounding_is_known_where_points_lie_between_the_cells_of_a_table():
