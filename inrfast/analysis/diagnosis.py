@@ -308,8 +308,8 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
 
 
 def _is_looked_at(layer: Layer) -> bool:
-    """Return whether the singular values of a layer's sensitivities are asked for, which sparse rows have not."""
-    return not layer.sparse and (layer.observed or layer.columns <= WIDE)
+    """Return whether the singular values of a layer's S are asked for: not of sparse rows, nor of long ones."""
+    return not layer.sparse and (layer.block[1] > 1 or layer.columns <= WIDE)
 
 
 def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
