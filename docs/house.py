@@ -22,6 +22,7 @@ FLOORS = {
         "memory",
         "files",
         "registry",
+        "wrapped",
         "spelling",
         "words",
         "errors",

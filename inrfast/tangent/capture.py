@@ -35,6 +35,7 @@ from inrfast.tangent.network import PASS_DTYPE, Network, Select
 from inrfast.tangent.point_rows import PointRows
 from inrfast.tangent.probes import check_jacobian, check_network
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
+from inrfast.wrapped import unwrapped
 
 PRECISIONS = ("highest", "high", "medium")
 
@@ -110,6 +111,7 @@ class Capture:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        net = unwrapped(net)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.dtype = torch.float64 if precision == "highest" else torch.float32
         tensors = dict(net.named_parameters())
@@ -379,7 +381,7 @@ class Capture:
         if self._mlp is not None:
             own = [layer.name for layer in self._mlp.layers]
             layers = [*(name for name in layers if name not in own), *own]
-        return dict(zip(layers, ["input", *layers[:-1]], strict=True))
+        return dict(zip(layers, ["input", *layers], strict=False))
 
     def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> PassErrors:
         """Return what rounding does to the factors of ``coords`` and to the Jacobian: see :mod:`inrfast.rounding`.
