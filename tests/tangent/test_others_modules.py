@@ -1,4 +1,4 @@
-"""Networks of other people: kernel, Jacobian, ranks, diagnosis and fit agree with torch, and leave them as they were."""
+"""Networks of others: kernel, Jacobian, ranks, diagnosis and fit agree with torch, and leave them as they were."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +12,6 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 import inrfast as inr
-from inrfast.errors import UnsupportedModuleError
 
 POINTS = 9
 
