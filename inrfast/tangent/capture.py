@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
+from inrfast.arrays import ArrayLike
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer, layers_of
@@ -107,7 +108,7 @@ class Capture:
     def __init__(
         self,
         net: nn.Module,
-        coords: Tensor,
+        coords: ArrayLike,
         params: Iterable[str] | None = None,
         select: Select = None,
         precision: str = "high",
