@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inrfast import backends
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
-from inrfast.layers import Factors, Layer, layers_of
+from inrfast.layers import LAYERS, Factors, Layer, layers_of
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
@@ -123,11 +123,11 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
-        shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
-        self.layers = layers_of(net, chosen, shared)
+        self._refused = _shared(net, chosen)
+        self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net)
-        self.against_closed_form = _reason_against(described, self.layers, select, shared)
+        self.against_closed_form = _reason_against(described, self.layers, select, self._refused)
         known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
             self.network = Network(widen_(snapshot(net)), select)
@@ -138,24 +138,28 @@ class Capture:
             if not known:
                 check_network(net, self.network, coords)
             sample = spread_points(coords.to(PASS_DTYPE), 4)
-            reasons, self.outputs = self._tried(sample, shared)
             while True:
-                if reasons:
-                    self.layers = layers_of(net, chosen, reasons)
-                # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
-                self.concurrent = known and not self._run_layers
-                self._rows = self._point_rows()
-                if self._rows is not None:
-                    self._tell_of_rows(reasons, budget_bytes(memory_budget, self.device))
-                apart = self._probe(sample, coords)
-                if not apart:
+                against, self.outputs = self._tried(sample)
+                if not against:
+                    # The library's own encodings are known; any other may look at its batch, or keep tensors.
+                    self.concurrent = known and not self._run_layers
+                    self._rows = self._point_rows()
+                    if self._rows is not None:
+                        self._need_room_for_rows(budget_bytes(memory_budget, self.device))
+                    against = self._probe(sample, coords)
+                if not against:
                     break
-                reasons |= {name: OUTSIDE for index in apart for name in self.layers[index].parameters}
+                for layer in self.layers:
+                    for name in layer.parameters if layer.name in against else ():
+                        self._refused.setdefault(name, {})[layer.kind] = against[layer.name]
+                self.layers = layers_of(net, chosen, self._refused)
+            if self._rows is not None:
+                self._tell_of_rows()
 
-    def _probe(self, sample: Tensor, coords: Tensor) -> list[int]:
+    def _probe(self, sample: Tensor, coords: Tensor) -> dict[str, str]:
         """Measure the factors, and compare them with automatic differentiation, at a few points.
 
-        Returns the layers that hooks do not see whole: they are for automatic differentiation.
+        Returns the layers that hooks do not see whole, each with the reason.
         """
         found = self.exact(sample)
         self.stored = tuple(factors.widths for factors in found)
@@ -173,7 +177,7 @@ class Capture:
         self.magnitudes, apart = check_jacobian(
             self.network, self.layers, sample, self.outputs, found, largest, movable
         )
-        return apart
+        return dict.fromkeys((self.layers[index].name for index in apart), OUTSIDE)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 
@@ -202,8 +206,8 @@ class Capture:
         encoded: Tensor = self._mlp.encoding(coords.clone())
         return encoded
 
-    def _tried(self, sample: Tensor, reasons: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """Return why parameters go to automatic differentiation, ``reasons`` among them, and the number of outputs."""
+    def _tried(self, sample: Tensor) -> tuple[dict[str, str], int]:
+        """Return why some layers are none of their kind, by name, and the number of outputs."""
         observed = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
         with self.network.alone() as module:
             found, values = reasons_against(module, observed, self._run, sample) if observed else ({}, None)
@@ -211,30 +215,42 @@ class Capture:
                 outputs = self._mlp.outputs
             else:
                 outputs = (self.network.outputs(sample) if values is None else values).shape[1]
-        named = {name: found[layer.name] for layer in observed if layer.name in found for name in layer.parameters}
-        return {**reasons, **named}, outputs
+        return found, outputs
 
     def _point_rows(self) -> PointRows | None:
         """Return what differentiates point by point, where a layer needs it."""
         layers = [layer for layer in self.layers if not layer.observed]
         return PointRows(self.network.module, layers, self._run) if layers else None
 
-    def _tell_of_rows(self, reasons: Mapping[str, str], budget: int) -> None:
-        """Say once which parameters take the general path, and check that the budget holds the rows of the probes."""
+    def _rows_in_words(self) -> str:
+        """Return the names of parameters by automatic differentiation, a few of them."""
         assert self._rows is not None
         names = [name for layer in self._rows.layers for name in layer.parameters]
-        some = ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        why = sorted({reasons[name] for name in names if name in reasons})
-        numbers = sum(layer.columns for layer in self._rows.layers) * self.outputs
-        backends.warn_once(
-            f"parameters {some} have no form of two factors{' (' + '; '.join(why) + ')' if why else ''}: their rows of "
-            f"the Jacobian are computed by automatic differentiation, {numbers} numbers per point"
-        )
+        return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    @property
+    def _numbers_of_rows(self) -> int:
+        assert self._rows is not None
+        return sum(layer.columns for layer in self._rows.layers) * self.outputs
+
+    def _need_room_for_rows(self, budget: int) -> None:
+        """Check that the budget holds the rows of the probes."""
         require(
-            max(0, PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
+            max(0, PASS_DTYPE.itemsize * self._numbers_of_rows * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
             budget,
-            f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
+            f"the Jacobian's rows of {self._rows_in_words()} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
+        )
+
+    def _tell_of_rows(self) -> None:
+        """Say once which parameters take the general path, and why."""
+        assert self._rows is not None
+        names = [name for layer in self._rows.layers for name in layer.parameters]
+        why = sorted({reason for name in names for reason in self._refused.get(name, {}).values()})
+        because = f" ({'; '.join(why)})" if why else ""
+        backends.warn_once(
+            f"parameters {self._rows_in_words()} have no form of two factors{because}: their rows of the Jacobian are "
+            f"computed by automatic differentiation, {self._numbers_of_rows} numbers per point"
         )
 
     @property
@@ -432,8 +448,15 @@ class Capture:
         return mlp
 
 
+def _shared(net: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the parameters that a network has under several names, with the reason why no kind of layer knows them."""
+    kinds = [handler.kind for handler in LAYERS.values() if handler.observed]
+    others = shared_parameters(net)
+    return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}
+
+
 def _reason_against(
-    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, str]
+    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, object]
 ) -> str | None:
     """Return why a network's factors have no closed form, or None.
 
