@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.encodings import is_own
-from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
-from inrfast.layers import Factors, Layer, layers_of
+from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
+from inrfast.layers import LAYERS, Factors, Layer, layers_of
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
@@ -33,7 +33,7 @@ from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network, Select
 from inrfast.tangent.point_rows import PointRows
-from inrfast.tangent.probes import check_jacobian, check_network
+from inrfast.tangent.probes import check_axes, check_jacobian, check_network
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
 from inrfast.wrapped import unwrapped
 
@@ -63,7 +63,8 @@ class Capture:
     net
         The network; its parameters are copied.
     coords
-        Coordinates (N, d) it will be used on; a few of them serve the probes.
+        Coordinates (..., d) it will be used on; a few of them serve the probes. The network is called with as many axes
+        as they have, leading ones of size 1: (1, n, d) for coordinates (B, N, d).
     params
         Names of parameters (``"layers.0.weight"``) or modules (``"layers.0"``) to differentiate; None: all trainable.
     select
@@ -119,43 +120,49 @@ class Capture:
             raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
         self.device = next(iter(tensors.values())).device
         check_tensors(net, self.device)
-        check_coords("coords", coords, declared_sizes(net)[0], self.device)
+        own = declared_sizes(net)[0]
+        given = check_tensor("coords", coords, finite=False, device=self.device).detach()
+        coords = check_coords("coords", given, own, self.device)
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
-        shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
-        self.layers = layers_of(net, chosen, shared)
+        self._refused = _shared(net, chosen)
+        self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net)
-        self.against_closed_form = _reason_against(described, self.layers, select, shared)
+        self.against_closed_form = _reason_against(described, self.layers, select, self._refused)
         known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
-            self.network = Network(widen_(snapshot(net)), select)
+            self.network = Network(widen_(snapshot(net)), select, 2 if own is not None else given.ndim)
             for name, parameter in self.network.module.named_parameters():
                 parameter.requires_grad_(name in chosen)
             self._mlp = self._described()
-            coords = coords.detach()
             if not known:
                 check_network(net, self.network, coords)
+            check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
-            reasons, self.outputs = self._tried(sample, shared)
             while True:
-                if reasons:
-                    self.layers = layers_of(net, chosen, reasons)
-                # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
-                self.concurrent = known and not self._run_layers
-                self._rows = self._point_rows()
-                if self._rows is not None:
-                    self._tell_of_rows(reasons, budget_bytes(memory_budget, self.device))
-                apart = self._probe(sample, coords)
-                if not apart:
+                against, self.outputs = self._tried(sample)
+                if not against:
+                    # The library's own encodings are known; any other may look at its batch, or keep tensors.
+                    self.concurrent = known and not self._run_layers
+                    self._rows = self._point_rows()
+                    if self._rows is not None:
+                        self._need_room_for_rows(budget_bytes(memory_budget, self.device))
+                    against = self._probe(sample, coords)
+                if not against:
                     break
-                reasons |= {name: OUTSIDE for index in apart for name in self.layers[index].parameters}
+                for layer in self.layers:
+                    for name in layer.parameters if layer.name in against else ():
+                        self._refused.setdefault(name, {})[layer.kind] = against[layer.name]
+                self.layers = layers_of(net, chosen, self._refused)
+            if self._rows is not None:
+                self._tell_of_rows()
 
-    def _probe(self, sample: Tensor, coords: Tensor) -> list[int]:
+    def _probe(self, sample: Tensor, coords: Tensor) -> dict[str, str]:
         """Measure the factors, and compare them with automatic differentiation, at a few points.
 
-        Returns the layers that hooks do not see whole: they are for automatic differentiation.
+        Returns the layers that hooks do not see whole, each with the reason.
         """
         found = self.exact(sample)
         self.stored = tuple(factors.widths for factors in found)
@@ -173,9 +180,13 @@ class Capture:
         self.magnitudes, apart = check_jacobian(
             self.network, self.layers, sample, self.outputs, found, largest, movable
         )
-        return apart
+        return dict.fromkeys((self.layers[index].name for index in apart), OUTSIDE)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
+
+    def points(self, argument: str, coords: Any) -> Tensor:
+        """Return coordinates (..., d) for this network as points (N, d), row-major, a copy that nobody else holds."""
+        return check_coords(argument, coords, self.in_features, self.device).detach().clone()
 
     @property
     def closed_form(self) -> bool:
@@ -195,15 +206,14 @@ class Capture:
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
-        module = self.network.module
         if self._mlp is None:
-            return self.network.output_in(module(coords.clone()), len(coords))
+            return self.network.call(coords)
         assert self._mlp.encoding is not None
         encoded: Tensor = self._mlp.encoding(coords.clone())
         return encoded
 
-    def _tried(self, sample: Tensor, reasons: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """Return why parameters go to automatic differentiation, ``reasons`` among them, and the number of outputs."""
+    def _tried(self, sample: Tensor) -> tuple[dict[str, str], int]:
+        """Return why some layers are none of their kind, by name, and the number of outputs."""
         observed = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
         with self.network.alone() as module:
             found, values = reasons_against(module, observed, self._run, sample) if observed else ({}, None)
@@ -211,30 +221,42 @@ class Capture:
                 outputs = self._mlp.outputs
             else:
                 outputs = (self.network.outputs(sample) if values is None else values).shape[1]
-        named = {name: found[layer.name] for layer in observed if layer.name in found for name in layer.parameters}
-        return {**reasons, **named}, outputs
+        return found, outputs
 
     def _point_rows(self) -> PointRows | None:
         """Return what differentiates point by point, where a layer needs it."""
         layers = [layer for layer in self.layers if not layer.observed]
         return PointRows(self.network.module, layers, self._run) if layers else None
 
-    def _tell_of_rows(self, reasons: Mapping[str, str], budget: int) -> None:
-        """Say once which parameters take the general path, and check that the budget holds the rows of the probes."""
+    def _rows_in_words(self) -> str:
+        """Return the names of parameters by automatic differentiation, a few of them."""
         assert self._rows is not None
         names = [name for layer in self._rows.layers for name in layer.parameters]
-        some = ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        why = sorted({reasons[name] for name in names if name in reasons})
-        numbers = sum(layer.columns for layer in self._rows.layers) * self.outputs
-        backends.warn_once(
-            f"parameters {some} have no form of two factors{' (' + '; '.join(why) + ')' if why else ''}: their rows of "
-            f"the Jacobian are computed by automatic differentiation, {numbers} numbers per point"
-        )
+        return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+    @property
+    def _numbers_of_rows(self) -> int:
+        assert self._rows is not None
+        return sum(layer.columns for layer in self._rows.layers) * self.outputs
+
+    def _need_room_for_rows(self, budget: int) -> None:
+        """Check that the budget holds the rows of the probes."""
         require(
-            max(0, PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
+            max(0, PASS_DTYPE.itemsize * self._numbers_of_rows * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
             budget,
-            f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
+            f"the Jacobian's rows of {self._rows_in_words()} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
+        )
+
+    def _tell_of_rows(self) -> None:
+        """Say once which parameters take the general path, and why."""
+        assert self._rows is not None
+        names = [name for layer in self._rows.layers for name in layer.parameters]
+        why = sorted({reason for name in names for reason in self._refused.get(name, {}).values()})
+        because = f" ({'; '.join(why)})" if why else ""
+        backends.warn_once(
+            f"parameters {self._rows_in_words()} have no form of two factors{because}: their rows of the Jacobian are "
+            f"computed by automatic differentiation, {self._numbers_of_rows} numbers per point"
         )
 
     @property
@@ -432,8 +454,15 @@ class Capture:
         return mlp
 
 
+def _shared(net: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the parameters that a network has under several names, with the reason why no kind of layer knows them."""
+    kinds = [handler.kind for handler in LAYERS.values() if handler.observed]
+    others = shared_parameters(net)
+    return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}
+
+
 def _reason_against(
-    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, str]
+    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, object]
 ) -> str | None:
     """Return why a network's factors have no closed form, or None.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +15,20 @@ from inrfast.layers import Factors, Layer
 from inrfast.tangent.network import REENTRANT, gradients
 
 
+class _Call(NamedTuple):
+    """One call of a layer: what it got, and the tensor whose sensitivities are wanted."""
+
+    given: Tensor
+    kept: Tensor
+
+
 class _Taps:
     """Forward hooks on the modules of some layers, in a block: they keep inputs and outputs of one forward pass.
 
     Attributes
     ----------
-    inputs, outputs
-        The input of every layer that was called, and the tensor whose sensitivities are wanted, by the layer's name.
+    calls
+        The calls of every layer that was called, by the layer's name.
     reasons
         Why a layer has no factors of its own kind, by its name.
     recording
@@ -29,8 +37,7 @@ class _Taps:
 
     def __init__(self, root: nn.Module, layers: Sequence[Layer], points: int) -> None:
         self.root, self.layers, self.points = root, layers, points
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+        self.calls: dict[str, list[_Call]] = {}
         self.reasons: dict[str, str] = {}
         self.recording = True
         self._stack = ExitStack()
@@ -55,20 +62,29 @@ class _Taps:
                 return output
             kept, returned = layer.tap(module, given, output)
             if self.recording:
-                if layer.name in self.outputs:
+                given = layer.by_points(module, given.detach(), self.points)
+                if layer.name in self.calls and not layer.adds:
                     self.reasons[layer.name] = "it is used more than once in a forward pass"
                 elif reason := layer.reason_against(module, given, self.points):
                     self.reasons[layer.name] = reason
-                self.inputs[layer.name], self.outputs[layer.name] = given.detach().clone(), kept
+                self.calls.setdefault(layer.name, []).append(_Call(given.clone(), kept))
             return returned
 
         return hook
 
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
-        called = {**self.outputs, **self.reasons}
+        called = {**self.calls, **self.reasons}
         uncalled = [layer.name for layer in self.layers if layer.name not in called]
         return self.reasons | dict.fromkeys(uncalled, "the forward pass does not call its module")
+
+    def factors(self, layer: Layer, sensitivities: Sequence[Sequence[Tensor]]) -> Factors:
+        """Return a layer's factors from the sensitivities of what its calls kept: for every call those of M outputs."""
+        module, found = self.root.get_submodule(layer.module), []
+        for call, of_outputs in zip(self.calls[layer.name], sensitivities, strict=True):
+            rows = [layer.by_points(module, gradient, self.points) for gradient in of_outputs]
+            found.append(layer.factors(layer.features(module, call.given), torch.stack(rows, dim=1)))
+        return found[0] if len(found) == 1 else layer.added(found)
 
 
 def reasons_against(
@@ -97,7 +113,7 @@ def observed_factors(
     root
         The module that the layers' names begin at.
     layers
-        The layers; every one is called once.
+        The layers; every one is called once, or adds its calls up.
     run
         Returns values (n, M) at the points.
     coords
@@ -116,19 +132,16 @@ def observed_factors(
         taps.recording = False
         for name, reason in taps.missing().items():
             raise UnsupportedModuleError(f"layer {name!r} is used otherwise than at the first points: {reason}")
-        wanted = [taps.outputs[layer.name] for layer in layers]
+        wanted = [call.kept for layer in layers for call in taps.calls[layer.name]]
         last = (values if cotangents is None else cotangents).shape[1] - 1
-        columns = []
+        by_output = []
         for m in range(last + 1):
             total = values[:, m].sum() if cotangents is None else (values * cotangents[:, m]).sum()
-            columns.append(gradients(total, wanted, again=m < last))
-    if not all(output.requires_grad for output in wanted):
+            by_output.append(gradients(total, wanted, again=m < last))
+    if not all(tensor.requires_grad for tensor in wanted):
         _refuse_reentrant(run, coords[:2])
-    found = []
-    for index, layer in enumerate(layers):
-        features = layer.features(root.get_submodule(layer.module), taps.inputs[layer.name])
-        found.append(layer.factors(features, torch.stack([column[index] for column in columns], dim=1)))
-    return found
+    by_call = iter(zip(*by_output, strict=True))
+    return [taps.factors(layer, list(islice(by_call, len(taps.calls[layer.name])))) for layer in layers]
 
 
 def _refuse_reentrant(run: Callable[[Tensor], Tensor], coords: Tensor) -> None:

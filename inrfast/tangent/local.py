@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from inrfast.errors import MemoryBudgetError, check_choice, check_coords, check_int
+from inrfast.errors import MemoryBudgetError, check_choice, check_int
 from inrfast.linalg.partition import Whole
 from inrfast.memory import budget_bytes, format_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
@@ -171,10 +171,10 @@ def ntk(
     output = check_output(output, capture.outputs)
     backend = backend_for(capture, backend)
     budget = budget_bytes(memory_budget, capture.device)
-    left = LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, backend), budget)
+    left = LayerwiseJacobian(FactorStore(capture, capture.points("coords", coords), budget // 2, backend), budget)
     right = None
     if coords2 is not None:
-        check_coords("coords2", coords2, capture.in_features, capture.device)
+        points = capture.points("coords2", coords2)
         left.store.budget = budget // 4
-        right = LayerwiseJacobian(FactorStore(capture, coords2.detach().clone(), budget // 4, backend), budget)
+        right = LayerwiseJacobian(FactorStore(capture, points, budget // 4, backend), budget)
     return NTK(left, right, output)

@@ -10,7 +10,7 @@ from random_networks import random_coords
 from torch import nn
 
 import inrfast as inr
-from inrfast.layers import layers_of
+from inrfast.layers import LAYERS, layers_of
 from inrfast.tangent.point_rows import PointRows
 
 pytestmark = pytest.mark.filterwarnings("ignore:parameters .* have no form of two factors")
@@ -21,7 +21,7 @@ def test_all_ways_give_the_same_rows(kind):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(2, 4), BLOCKS[kind](4), nn.Linear(4, 3)).double()
     names = [name for name, _ in net.named_parameters()]
-    layers, coords = layers_of(net, names, general=names), random_coords(5, 2, 0).double()
+    layers, coords = layers_of(net, names, dict.fromkeys(names, LAYERS)), random_coords(5, 2, 0).double()
     cotangents = torch.randn(5, 2, 3, dtype=torch.float64)
     truth = jacobian_by_points(net, coords)
     for copies in (0,) if kind == "branching" else (0, 1, 2):
