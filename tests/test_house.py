@@ -53,6 +53,7 @@ TESTED_BY = {
     "inrfast/linalg/preconditioners/*.py": "tests/tangent/test_kernel.py",
     "inrfast/linalg/refinement.py": "tests/linalg/test_factorization.py",
     "inrfast/linalg/scales.py": "tests/linalg/test_systems.py",
+    "inrfast/linear_calls.py": "tests/test_init.py",
     "inrfast/losses/*.py": "tests/losses/test_formulas.py",
     "inrfast/linalg/ldl_factor.py": "tests/linalg/test_block_ldl.py",
     "inrfast/norms/*.py": "tests/norms/test_norms.py",
