@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
@@ -33,8 +33,6 @@ from inrfast.tangent.target import as_target
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
-
-Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @methods_in_own_modes
