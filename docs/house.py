@@ -26,6 +26,7 @@ FLOORS = {
         "spelling",
         "words",
         "errors",
+        "arrays",
     ),
     "devices": ("kernels",),
 }

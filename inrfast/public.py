@@ -26,6 +26,7 @@ from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.result import FitResult
+from inrfast.training.watch import Watch, WatchRecord, watch
 
 __all__ = [
     "INR",
@@ -47,6 +48,8 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "Watch",
+    "WatchRecord",
     "adapt",
     "aliasing",
     "bessel_series",
@@ -68,4 +71,5 @@ __all__ = [
     "numerical_rank",
     "rank_expanding",
     "representation",
+    "watch",
 ]

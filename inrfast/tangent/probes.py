@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,9 +14,10 @@ from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
 from inrfast.mlp import MLP, describe
 from inrfast.ops.rows import vjp
-from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points
+from inrfast.pointwise import FLOOR_EXPONENT, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
 from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
+from inrfast.tangent.side_effects import changed, numbers_of, outputs_without_side_effects
 
 JACOBIAN_TOLERANCE = 1e-7
 """Of the factors' check against automatic differentiation, relative to the size of the terms."""
@@ -29,6 +30,9 @@ CHAOTIC = 1e-7
 
 MOST_DRAWS = 32
 """Roundings tried before a network counts as another function in fp64."""
+
+SAME_AXES = 1e-6
+"""Difference of outputs, relative to their size, that rounding may make where coordinates have other axes."""
 
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
@@ -54,17 +58,19 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     wide = points.to(PASS_DTYPE)
     in_own = None
     with suppress(RuntimeError):  # parts of several dtypes run in fp64 only
-        in_own = network.output_in(snapshot(net)(points.clone()), len(points))
+        in_own = network.call(points, snapshot(net))
+    before = numbers_of(network.module)
     try:
-        expected = network.outputs(wide)
+        expected = outputs_without_side_effects(lambda: network.outputs(wide), network.module, before, coords.device)
     except RuntimeError as error:
         if in_own is None:
-            raise ValueError(f"net does not take coords of shape {tuple(points.shape)}: {error}") from error
+            shape = (1,) * (network.axes - 2) + tuple(points.shape)
+            raise ValueError(f"net does not take coords of shape {shape}: {error}") from error
         raise UnsupportedModuleError(
             f"net runs in {own} but not in fp64, in which factors are computed ({error}). Make fixed tensors "
             "buffers, and cast to the dtype of a parameter or of the input, not to a fixed one (.float())"
         ) from error
-    _refuse_coupling(network, coords.to(PASS_DTYPE), wide, expected)
+    _refuse_coupling(network, coords.to(PASS_DTYPE), wide, expected, before)
     if in_own is not None and own != PASS_DTYPE and bool(torch.isfinite(in_own).all()):
         _compare(network, own, in_own, wide, expected)
     few = slice(None, None, 8)
@@ -72,11 +78,67 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     _refuse_fp32_inside(network, wide[few], expected[few])
 
 
-def _refuse_coupling(network: Network, coords: Tensor, points: Tensor, expected: Tensor) -> None:
-    """Refuse networks whose output at a point depends on anything beside that point, now or behind zero weights."""
+def check_axes(network: Network, coords: Tensor) -> None:
+    """Refuse networks whose output at a point is another one with the axes of the coordinates than with its points
+    in one row: with (2, 2, d) than with (1, 4, d).
+
+    Parameters
+    ----------
+    network
+        The network in fp64, called with as many axes as ``coords`` has; nothing is checked where they are two.
+    coords
+        The coordinates (..., d) that it is for, in fp64.
+    """
+    if network.axes == 2 or math.prod(coords.shape[:-2]) == 1:
+        return
+    block = coords[(slice(2),) * (coords.ndim - 1)]
+    points = block.reshape(-1, block.shape[-1])
+    expected = network.outputs(points)
+    try:
+        with network.alone() as module:
+            found = network.selected(module(block.clone())).reshape(len(points), -1)
+    except RuntimeError as error:
+        found, why = None, str(error)
+    if found is not None and found.shape == expected.shape:
+        why = "its outputs are others"
+        if float((found - expected).abs().max()) <= SAME_AXES * float(expected.abs().max()):
+            return
+    else:
+        why = f"its outputs have shape {tuple(found.shape)}, not {tuple(expected.shape)}" if found is not None else why
+    row = (1,) * (coords.ndim - 2) + tuple(points.shape)
+    raise UnsupportedModuleError(
+        f"net takes coords of shape {tuple(block.shape)} otherwise than the same points in one row {row}: {why}. Pass "
+        "coords in the one shape that it treats point by point, such as (N, d) or (1, N, d)"
+    )
+
+
+def treats_points_alike(network: Network, points: Tensor) -> bool:
+    """Return whether some of the points, in another order and number, have the outputs they have among all of them.
+
+    Two forward passes, which notice what changed numbers may have changed in a network that :func:`check_network` has
+    looked at: coupled points, random numbers.
+    """
+    some = torch.arange(len(points) - 1, -1, -3, device=points.device)
+    outputs = network.outputs(points)
+    allowed = torch.finfo(PASS_DTYPE).eps ** FLOOR_EXPONENT * outputs.abs().max()
+    return bool(((network.outputs(points[some]) - outputs[some]).abs() <= allowed).all())
+
+
+def _refuse_coupling(
+    network: Network, coords: Tensor, points: Tensor, expected: Tensor, before: Mapping[str, Tensor]
+) -> None:
+    """Refuse networks whose output at a point depends on anything beside that point, now or behind zero weights.
+
+    ``before`` are the numbers of the network before it was run.
+    """
     found = dependence(network.outputs, coords, number=len(coords))
     if found == RANDOM:
-        raise UnsupportedModuleError(f"net is random: {found}. Put it in eval mode")
+        name = changed(network.module, before, parameters=False)
+        why = "it counts its passes or draws numbers" if name is None else f"they change its buffer {name!r}"
+        raise UnsupportedModuleError(
+            f"net is random: {found} ({why}). Call net.eval(); what changes in eval mode too is to change only where "
+            "self.training is true"
+        )
     if found not in (None, MOVED):  # then rounding alone may differ
         _refuse_chaos(network, points, expected)
     if found is None:
@@ -84,7 +146,8 @@ def _refuse_coupling(network: Network, coords: Tensor, points: Tensor, expected:
     if found is not None:
         raise UnsupportedModuleError(
             f"net couples samples: {found}, so the kernel is not one of points (batch statistics, attention over "
-            "the batch and row numbers do this)"
+            "the batch and row numbers do this). Take statistics over points once, into a buffer that the forward "
+            "pass only reads"
         )
 
 
@@ -140,9 +203,9 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
     tiny, larger = 2.0**-36, 2.0**-18
     slope = torch.zeros_like(coords)
     no_slope = suppress(RuntimeError, UnsupportedModuleError)  # some operations have none there
-    with no_slope, torch.enable_grad(), network.alone() as module:
+    with no_slope, torch.enable_grad(), network.alone():
         moving = coords.clone().requires_grad_()
-        (slope,) = gradients(network.output_in(module(moving * 1), len(coords)).sum(), [moving])
+        (slope,) = gradients(network.call(moving).sum(), [moving])
 
     def moved(step: float) -> Tensor:
         return (network.outputs(coords * (1 + step)) - before).sum(1).abs()
