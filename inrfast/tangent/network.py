@@ -85,8 +85,12 @@ class Network:
 
         The caller holds the module (:meth:`alone`). ``module`` is another copy of it to call, of any dtype.
         """
-        copy = coords.clone().reshape(*(1,) * (self.axes - 2), *coords.shape)
+        copy = self.with_axes(coords.clone())
         return self.output_in((self.module if module is None else module)(copy), len(coords))
+
+    def with_axes(self, coords: Tensor) -> Tensor:
+        """Return points (n, d) with the leading axes of size 1 that the module is called with."""
+        return coords.reshape(*(1,) * (self.axes - 2), *coords.shape)
 
     def output_in(self, returned: Any, points: int) -> Tensor:
         """Return the output (n, M) in what the module returns for so many points, at least 2."""
