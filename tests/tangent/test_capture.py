@@ -253,7 +253,10 @@ def test_what_is_no_layer_of_one_call_is_known_by_its_calls(name):
 
 GENERAL = {
     "uncalled": (Uncalled, "does not call its module"),
-    "convolution": (lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 3, 1), nn.Flatten()), "1.weight"),
+    "transposed convolution": (
+        lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.ConvTranspose1d(1, 3, 1), nn.Flatten()),
+        "1.weight",
+    ),
     "tied by hand": (Tied, r"'norm\.weight', 'norm\.bias' have.*acts outside the module.*enters layer_norm"),
     "reordered": (Reordered, r"'a\.weight', 'a\.bias' have.*another order"),
 }
