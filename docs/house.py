@@ -22,9 +22,11 @@ FLOORS = {
         "memory",
         "files",
         "registry",
+        "wrapped",
         "spelling",
         "words",
         "errors",
+        "arrays",
     ),
     "devices": ("kernels",),
 }

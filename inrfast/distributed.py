@@ -73,6 +73,7 @@ def ntk(
     agreement = Agreement(group, given)
     with agreement.all_or_none():
         capture = Capture(net, coords, params, select, precision, memory_budget)
+        coords = capture.points("coords", coords)
         output = check_output(output, capture.outputs)
         backend = backend_for(capture, backend)
         if memory_budget is None and capture.device.type == "cpu":
@@ -99,13 +100,13 @@ def ntk(
     _check_outputs(agreement, shown)
     partition = Sharded(len(coords), capture.outputs if output == "full" else 1, agreement)
     budget = partition.smallest(budget, coords.device)
-    network = SharedNetwork(capture, coords.detach().clone(), output, budget, backend, partition, digest(digests))
+    network = SharedNetwork(capture, coords, output, budget, backend, partition, digest(digests))
     return ShardedNTK(network, precision)
 
 
 def _shown_outputs(capture: Capture, coords: Tensor) -> Tensor:
     """Return combinations of the outputs at a few points and, last, the size of these outputs."""
-    values = capture.network.outputs(spread_points(coords.detach().to(PASS_DTYPE), 4)).flatten()
+    values = capture.network.outputs(spread_points(coords.to(PASS_DTYPE), 4)).flatten()
     places = torch.arange(1, len(values) + 1, dtype=PASS_DTYPE, device=values.device)
     angles = torch.arange(1, COMBINATIONS + 1, dtype=PASS_DTYPE, device=values.device).unsqueeze(1) * places
     return torch.cat([torch.sin(angles) @ values, values.abs().sum().unsqueeze(0)])

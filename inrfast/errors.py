@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.arrays import as_tensor
+
 
 class InrfastError(Exception):
     """Base class of the errors that are particular to inrfast."""
@@ -144,10 +146,13 @@ def check_tensor(
     floating: bool = True,
     finite: bool = True,
     nonempty: bool = True,
+    device: torch.device | None = None,
 ) -> Tensor:
-    """Return ``got`` if it is a tensor of the asked kind; otherwise say what came and what is accepted."""
-    if not isinstance(got, Tensor):
-        raise TypeError(f"{argument} must be a torch.Tensor, got {type(got).__name__}")
+    """Return ``got``, a tensor or what :func:`inrfast.arrays.as_tensor` makes one of, if it is of the asked kind.
+
+    Otherwise say what came and what is accepted. ``device`` is where NumPy arrays go.
+    """
+    got = as_tensor(argument, got, device)
     if ndim is not None and got.ndim != ndim:
         raise ValueError(f"{argument} must have {ndim} dimensions, got shape {tuple(got.shape)}")
     if floating and not got.is_floating_point():
@@ -165,7 +170,7 @@ def check_tensor(
 def _cure(dtype: torch.dtype) -> str:
     """Return how numbers of another dtype become floating ones."""
     if dtype.is_complex:
-        return ""
+        return "; only real numbers are taken"
     return "; pixels of 8 bits: .float() / 255" if dtype == torch.uint8 else "; .float() makes one (.double() in fp64)"
 
 
@@ -190,7 +195,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def check_block(argument: str, got: Any, rows: int, device: torch.device) -> Tensor:
     """Return a finite vector (rows,) or block of vectors (rows, k) on the kernel's device as a block, detached."""
-    block = check_tensor(argument, got, finite=False)
+    block = check_tensor(argument, got, finite=False, device=device)
     if block.ndim not in (1, 2) or block.shape[0] != rows:
         raise ValueError(f"{argument} must have shape ({rows},) or ({rows}, k), got {tuple(block.shape)}")
     if block.device != device:
@@ -200,13 +205,19 @@ def check_block(argument: str, got: Any, rows: int, device: torch.device) -> Ten
 
 
 def check_coords(argument: str, got: Any, in_features: int | None = None, device: torch.device | None = None) -> Tensor:
-    """Return ``got`` if it is a finite, non-empty ``(N, d)`` tensor of coordinates on the network's device."""
-    coords = check_tensor(argument, got, ndim=2, finite=False)
-    if in_features is not None and coords.shape[1] != in_features:
-        raise ValueError(f"{argument} must have shape (N, {in_features}) for this network, got {tuple(coords.shape)}")
+    """Return finite, non-empty coordinates ``(..., d)`` on the network's device as points ``(N, d)``, row-major."""
+    coords = check_tensor(argument, got, finite=False, device=device)
+    if coords.ndim < 2:
+        raise ValueError(f"{argument} must have shape (N, d), or (..., d) with more axes, got {tuple(coords.shape)}")
+    if in_features is not None and coords.shape[-1] != in_features:
+        raise ValueError(
+            f"{argument} must have shape (N, {in_features}), or (..., {in_features}) with more axes, for this network, "
+            f"got {tuple(coords.shape)}"
+        )
     if device is not None and coords.device != device:
         raise ValueError(f"{argument} is on {coords.device} but the network is on {device}; move one of them")
-    return check_tensor(argument, coords)
+    check_tensor(argument, coords)
+    return coords if coords.ndim == 2 else coords.reshape(-1, coords.shape[-1])
 
 
 def check_entries(argument: str, config: Mapping[str, Any], kind: type) -> None:

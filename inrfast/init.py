@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_choice, check_float
+from inrfast.errors import UnsupportedModuleError, check_choice, check_float
 from inrfast.memory import chunks
 from inrfast.mlp import LinearLayer
 from inrfast.ops.grid_init import rank_expanding
+from inrfast.wrapped import is_distributed
 
 SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
 
@@ -26,6 +27,11 @@ SLACK = 8
 def _check_linear(linear: Any) -> nn.Linear:
     if not isinstance(linear, nn.Linear):
         raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
+    if is_distributed(linear.weight):
+        raise UnsupportedModuleError(
+            "linear.weight is a DTensor, of which each process may hold a piece: initialise the network before it is "
+            "sharded (fully_shard, tensor parallelism)"
+        )
     return linear
 
 

@@ -45,6 +45,7 @@ from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK, ntk
 from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, backend_for
+from inrfast.wrapped import unwrapped
 
 SHARED = 4
 """Share of the budget, its inverse, that the full grid may take beside factors that the kernel keeps."""
@@ -127,6 +128,7 @@ def diagnose(
     seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest", memory_budget)
+    net = unwrapped(net)
     coords = coords.detach()
     warn_of_dead_units(net, coords)
     budget, kernel, points = budget_bytes(memory_budget, capture.device), None, None
@@ -406,7 +408,8 @@ def _weights(
     net: nn.Module, capture: Capture, rtols: tuple[float, ...]
 ) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
     """Return the spectra of the single weights, and of an MLP's products ``W_{h-1} ... W_k`` without the head."""
-    found = {layer.name: layer.matrix(net.get_submodule(layer.module)) for layer in capture.layers}
+    modules = dict(net.named_modules())
+    found = {layer.name: layer.matrix(modules[layer.module]) for layer in capture.layers}
     weights = {name: w.detach().double().cpu() for name, w in found.items() if w is not None}
     singles = tuple(weight_spectrum((name,), w, rtols) for name, w in weights.items())
     return singles, () if capture.mlp is None else weight_products(capture.mlp, rtols=rtols)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast.arrays import is_array
 from inrfast.errors import RangeError, check_tensor
 from inrfast.linalg.counted import check_diagonal
 from inrfast.linalg.eigenvalues import LEAST_RTOL, DenseableOperator, check_levels, counts
@@ -104,7 +105,7 @@ def numerical_rank(
     if absolute and rtol is not None:
         raise TypeError(f"give rtol or levels, not both: got rtol={rtol!r} and levels={levels!r}")
     rtols = () if absolute else _tolerances(rtol)
-    if isinstance(matrix_or_kernel, (Tensor, np.ndarray)):
+    if is_array(matrix_or_kernel):
         ranks = _of_matrix(matrix_or_kernel, rtols, absolute)
     else:
         ranks = _of_operator(matrix_or_kernel, rtols, absolute)
@@ -138,12 +139,8 @@ def _of_operator(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]
     return tuple(spectrum.rank(rtol) for rtol in rtols)
 
 
-def _of_matrix(
-    given: Tensor | np.ndarray, rtols: tuple[float, ...], levels: tuple[float, ...]
-) -> tuple[RankInterval, ...]:
+def _of_matrix(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]) -> tuple[RankInterval, ...]:
     """Return numbers of singular values."""
-    if isinstance(given, np.ndarray):
-        given = torch.from_numpy(_as_torch_takes_it(given))
     matrix = check_tensor("matrix_or_kernel", given, ndim=2).detach()
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.t()
@@ -210,8 +207,6 @@ def _written_down(argument: str, given: Any, method: str) -> DenseOperator:
     n = given.shape[0]
     require_free(MATRICES * 8 * n**2, f"{argument} of order {n}, written down,", "take a smaller one")
     matrix = given.to_dense() if method == "to_dense" else given.matmat(np.eye(n))
-    if isinstance(matrix, np.ndarray):
-        matrix = torch.from_numpy(_as_torch_takes_it(matrix))
     matrix = check_tensor(argument, matrix, ndim=2).detach().double()
     if tuple(matrix.shape) != (n, n):
         raise ValueError(f"{argument} has shape {(n, n)}, but {method}() gives {tuple(matrix.shape)}")
@@ -226,19 +221,6 @@ def _written_down(argument: str, given: Any, method: str) -> DenseOperator:
     if not math.isfinite(error):
         raise RangeError(f"{argument} has entries near {largest:.1e}, whose norm is beyond fp64; scale it")
     return DenseOperator(symmetric, error)
-
-
-def _as_torch_takes_it(array: np.ndarray) -> np.ndarray:
-    """Return a contiguous array of a dtype and byte order that torch knows, the same one if it is so already."""
-    if isinstance(array, np.ma.MaskedArray) and bool(np.ma.getmaskarray(array).any()):
-        raise TypeError("matrix_or_kernel must be a plain array, got one with masked entries; fill them first")
-    if array.dtype.kind == "f" and array.dtype.itemsize > np.dtype(np.float64).itemsize:
-        raise TypeError(f"matrix_or_kernel must be fp64 or narrower, got {array.dtype}: numpy.longdouble is too wide")
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"matrix_or_kernel must hold real numbers, got dtype {array.dtype}")
-    # NumPy keeps a negative stride of a single row or column in what it calls contiguous.
-    copied = not array.flags.writeable or any(stride < 0 for stride in array.strides)
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True if copied else None)
 
 
 def _row_chunks(matrix: Tensor) -> Iterator[Tensor]:

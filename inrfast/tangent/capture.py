@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.encodings import is_own
-from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
+from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer, layers_of
 from inrfast.layers.bare_rows import BareRows
 from inrfast.layers.calls import CallLayer
@@ -35,9 +35,10 @@ from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network, Select
 from inrfast.tangent.point_rows import PointRows
-from inrfast.tangent.probes import check_jacobian, check_network
+from inrfast.tangent.probes import check_axes, check_jacobian, check_network
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
 from inrfast.tangent.watching import uses_of
+from inrfast.wrapped import unwrapped
 
 PRECISIONS = ("highest", "high", "medium")
 
@@ -65,7 +66,8 @@ class Capture:
     net
         The network; its parameters are copied.
     coords
-        Coordinates (N, d) it will be used on; a few of them serve the probes.
+        Coordinates (..., d) it will be used on; a few of them serve the probes. The network is called with as many axes
+        as they have, leading ones of size 1: (1, n, d) for coordinates (B, N, d).
     params
         Names of parameters (``"layers.0.weight"``) or modules (``"layers.0"``) to differentiate; None: all trainable.
     select
@@ -113,6 +115,7 @@ class Capture:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        net = unwrapped(net)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.dtype = torch.float64 if precision == "highest" else torch.float32
         tensors = dict(net.named_parameters())
@@ -120,7 +123,9 @@ class Capture:
             raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
         self.device = next(iter(tensors.values())).device
         check_tensors(net, self.device)
-        check_coords("coords", coords, declared_sizes(net)[0], self.device)
+        own = declared_sizes(net)[0]
+        given = check_tensor("coords", coords, finite=False, device=self.device).detach()
+        coords = check_coords("coords", given, own, self.device)
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
@@ -131,13 +136,13 @@ class Capture:
         self.against_closed_form = _reason_against(described, self.layers, select, self._refused)
         known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
-            self.network = Network(widen_(snapshot(net)), select)
+            self.network = Network(widen_(snapshot(net)), select, 2 if own is not None else given.ndim)
             for name, parameter in self.network.module.named_parameters():
                 parameter.requires_grad_(name in chosen)
             self._mlp = self._described()
-            coords = coords.detach()
             if not known:
                 check_network(net, self.network, coords)
+            check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
             many = self._shuffled(coords)
             while True:
@@ -199,6 +204,10 @@ class Capture:
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 
+    def points(self, argument: str, coords: Any) -> Tensor:
+        """Return coordinates (..., d) for this network as points (N, d), row-major, a copy that nobody else holds."""
+        return check_coords(argument, coords, self.in_features, self.device).detach().clone()
+
     @property
     def closed_form(self) -> bool:
         """Whether factors come in closed form."""
@@ -217,9 +226,8 @@ class Capture:
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
-        module = self.network.module
         if self._mlp is None:
-            return self.network.output_in(module(coords.clone()), len(coords))
+            return self.network.call(coords)
         assert self._mlp.encoding is not None
         encoded: Tensor = self._mlp.encoding(coords.clone())
         return encoded
@@ -416,7 +424,7 @@ class Capture:
         if self._mlp is not None:
             own = [layer.name for layer in self._mlp.layers]
             layers = [*(name for name in layers if name not in own), *own]
-        return dict(zip(layers, ["input", *layers[:-1]], strict=True))
+        return dict(zip(layers, ["input", *layers], strict=False))
 
     def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> PassErrors:
         """Return what rounding does to the factors of ``coords`` and to the Jacobian: see :mod:`inrfast.rounding`.

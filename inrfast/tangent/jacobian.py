@@ -382,4 +382,4 @@ def jacobian(
     capture = Capture(net, coords, params, select, precision, memory_budget)
     chosen = backend_for(capture, backend)
     budget = budget_bytes(memory_budget, capture.device)
-    return LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, chosen), budget)
+    return LayerwiseJacobian(FactorStore(capture, capture.points("coords", coords), budget // 2, chosen), budget)

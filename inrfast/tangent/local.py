@@ -8,7 +8,7 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from inrfast.errors import MemoryBudgetError, check_choice, check_coords, check_int
+from inrfast.errors import MemoryBudgetError, check_choice, check_int
 from inrfast.linalg.partition import Whole
 from inrfast.memory import budget_bytes, format_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
@@ -126,8 +126,10 @@ def ntk(
         by hooks. Linear layers, norms and tables are kept as small factors (:mod:`inrfast.layers`); every other
         parameter, also one used twice or outside its layer (a head tied by hand, a network that returns its own
         slopes), costs its number of entries per point and output, and a warning says so. Refused are parametrised
-        modules (weight norm, spectral norm), which are to be baked in first, and modules that draw random numbers. The
-        parameters are copied: training the network later does not change the kernel.
+        modules (weight norm, spectral norm), which are to be baked in first, and modules that draw random numbers. One
+        inside ``DistributedDataParallel``, ``DataParallel``, ``AveragedModel`` or ``torch.compile`` is taken out of it
+        and keeps its own names; networks in pieces (FSDP, ``DTensor``) are refused. The parameters are copied: training
+        the network later does not change the kernel.
     coords, coords2
         Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are.
     output
@@ -169,10 +171,10 @@ def ntk(
     output = check_output(output, capture.outputs)
     backend = backend_for(capture, backend)
     budget = budget_bytes(memory_budget, capture.device)
-    left = LayerwiseJacobian(FactorStore(capture, coords.detach().clone(), budget // 2, backend), budget)
+    left = LayerwiseJacobian(FactorStore(capture, capture.points("coords", coords), budget // 2, backend), budget)
     right = None
     if coords2 is not None:
-        check_coords("coords2", coords2, capture.in_features, capture.device)
+        points = capture.points("coords2", coords2)
         left.store.budget = budget // 4
-        right = LayerwiseJacobian(FactorStore(capture, coords2.detach().clone(), budget // 4, backend), budget)
+        right = LayerwiseJacobian(FactorStore(capture, points, budget // 4, backend), budget)
     return NTK(left, right, output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -36,17 +36,22 @@ class Network:
     module
         A copy of the user's network, in fp64, which nobody else uses.
     select
-        A key, an index or a function that takes the output tensor from what the module returns; None: it is the output.
+        A key, an index, an attribute's name or a function that takes the output tensor from what the module returns;
+        None: it is the output.
+    axes
+        Number of axes of the coordinates that the module is called with: points are (n, d), and leading axes of size 1
+        make them as many. Its output has the same leading axes, or none.
     """
 
-    def __init__(self, module: nn.Module, select: Select) -> None:
+    def __init__(self, module: nn.Module, select: Select, axes: int = 2) -> None:
         self.module = module
         self.select = select
+        self.axes = axes
         # Hooks sit on one module, which may also keep tensors between calls.
         self._lock = threading.RLock()
 
-    def __getstate__(self) -> dict[str, bytes]:
-        state = {}
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"axes": self.axes}
         for name, what in (("module", "the network"), ("select", "its select= function")):
             try:
                 state[name] = pickle.dumps(getattr(self, name))
@@ -58,8 +63,9 @@ class Network:
                 ) from error
         return state
 
-    def __setstate__(self, state: dict[str, bytes]) -> None:
-        self.__init__(*(pickle.loads(state[name]) for name in ("module", "select")))  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        module, select = (pickle.loads(state[name]) for name in ("module", "select"))
+        self.__init__(module, select, state["axes"])  # type: ignore[misc]
 
     @contextmanager
     def alone(self) -> Iterator[nn.Module]:
@@ -72,21 +78,31 @@ class Network:
         if len(coords) == 1:  # modules that squeeze() would drop the axis of a single point
             return self.outputs(coords.expand(2, -1))[:1]
         with self.alone():
-            return self.output_in(self.module(coords.clone()), len(coords))
+            return self.call(coords)
+
+    def call(self, coords: Tensor, module: nn.Module | None = None) -> Tensor:
+        """Return the outputs (n, M) at a copy of ``coords`` (n, d), n at least 2, by one call of the module.
+
+        The caller holds the module (:meth:`alone`). ``module`` is another copy of it to call, of any dtype.
+        """
+        copy = coords.clone().reshape(*(1,) * (self.axes - 2), *coords.shape)
+        return self.output_in((self.module if module is None else module)(copy), len(coords))
 
     def output_in(self, returned: Any, points: int) -> Tensor:
-        """Return the output (n, M) in what the module returns for so many points."""
-        output = self._selected(returned)
+        """Return the output (n, M) in what the module returns for so many points, at least 2."""
+        output = self.selected(returned)
         if not isinstance(output, Tensor):
             keys = list(returned) if isinstance(returned, Mapping) else ""
             raise TypeError(
                 f"net returns {type(returned).__name__} {keys}; pass select= (a key, an index or a function) that "
                 f"takes the output tensor from it (it gave {type(output).__name__})"
             )
+        given = tuple(output.shape)
+        for _ in range(self.axes - 2):  # the leading axes of the coordinates
+            output = output.squeeze(0) if output.ndim > 1 and len(output) == 1 else output
         if output.ndim == 0 or len(output) != points:
-            raise ValueError(
-                f"the output must have one row per point: {points} points gave shape {tuple(output.shape)}"
-            )
+            told = f"{points} points" if self.axes == 2 else f"coords of {(1,) * (self.axes - 2) + (points,)} points"
+            raise ValueError(f"the output must have one row per point: {told} gave shape {given}")
         if output.is_complex():
             raise UnsupportedModuleError(f"net returns complex values ({output.dtype}); only real ones are supported")
         if not output.is_floating_point():
@@ -98,14 +114,20 @@ class Network:
             raise ValueError(f"net must return at least one output per point, got shape {tuple(output.shape)}")
         return output.reshape(points, -1)
 
-    def _selected(self, returned: Any) -> Any:
+    def selected(self, returned: Any) -> Any:
+        """Return the output in what the module returns, in its own shape."""
         if self.select is None:
             return returned
         if callable(self.select):
             return self.select(returned)
         try:
+            if isinstance(self.select, str) and isinstance(returned, Tensor):
+                raise KeyError(self.select)
             return returned[self.select]
         except (KeyError, IndexError, TypeError) as error:
+            if isinstance(self.select, str) and not isinstance(returned, Mapping | Tensor):
+                with suppress(AttributeError):  # of a dataclass or a named tuple
+                    return getattr(returned, self.select)
             keys = list(returned) if isinstance(returned, Mapping) else type(returned).__name__
             raise ValueError(f"select={self.select!r} is not in what net returns: {keys}") from error
 
@@ -114,11 +136,11 @@ class Network:
         module = snapshot(self.module)
         for number, parameter in enumerate(module.parameters()):
             parameter.copy_(rounded(parameter, eps, seed + 1000 * number))
-        return Network(module, self.select)
+        return Network(module, self.select, self.axes)
 
     def stirred(self) -> Network:
         """Return this network with trainable parameters moved a little."""
-        return Network(stirred_(snapshot(self.module)), self.select)
+        return Network(stirred_(snapshot(self.module)), self.select, self.axes)
 
 
 def rounded(tensor: Tensor, eps: float, seed: int) -> Tensor:

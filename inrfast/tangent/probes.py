@@ -30,6 +30,9 @@ CHAOTIC = 1e-7
 MOST_DRAWS = 32
 """Roundings tried before a network counts as another function in fp64."""
 
+SAME_AXES = 1e-6
+"""Difference of outputs, relative to their size, that rounding may make where coordinates have other axes."""
+
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
 
@@ -54,12 +57,13 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     wide = points.to(PASS_DTYPE)
     in_own = None
     with suppress(RuntimeError):  # parts of several dtypes run in fp64 only
-        in_own = network.output_in(snapshot(net)(points.clone()), len(points))
+        in_own = network.call(points, snapshot(net))
     try:
         expected = network.outputs(wide)
     except RuntimeError as error:
         if in_own is None:
-            raise ValueError(f"net does not take coords of shape {tuple(points.shape)}: {error}") from error
+            shape = (1,) * (network.axes - 2) + tuple(points.shape)
+            raise ValueError(f"net does not take coords of shape {shape}: {error}") from error
         raise UnsupportedModuleError(
             f"net runs in {own} but not in fp64, in which factors are computed ({error}). Make fixed tensors "
             "buffers, and cast to the dtype of a parameter or of the input, not to a fixed one (.float())"
@@ -70,6 +74,40 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     few = slice(None, None, 8)
     _refuse_chaos(network, wide[few], expected[few])
     _refuse_fp32_inside(network, wide[few], expected[few])
+
+
+def check_axes(network: Network, coords: Tensor) -> None:
+    """Refuse networks whose output at a point is another one with the axes of the coordinates than with its points
+    in one row: with (2, 2, d) than with (1, 4, d).
+
+    Parameters
+    ----------
+    network
+        The network in fp64, called with as many axes as ``coords`` has; nothing is checked where they are two.
+    coords
+        The coordinates (..., d) that it is for, in fp64.
+    """
+    if network.axes == 2 or math.prod(coords.shape[:-2]) == 1:
+        return
+    block = coords[(slice(2),) * (coords.ndim - 1)]
+    points = block.reshape(-1, block.shape[-1])
+    expected = network.outputs(points)
+    try:
+        with network.alone() as module:
+            found = network.selected(module(block.clone())).reshape(len(points), -1)
+    except RuntimeError as error:
+        found, why = None, str(error)
+    if found is not None and found.shape == expected.shape:
+        why = "its outputs are others"
+        if float((found - expected).abs().max()) <= SAME_AXES * float(expected.abs().max()):
+            return
+    else:
+        why = f"its outputs have shape {tuple(found.shape)}, not {tuple(expected.shape)}" if found is not None else why
+    row = (1,) * (coords.ndim - 2) + tuple(points.shape)
+    raise UnsupportedModuleError(
+        f"net takes coords of shape {tuple(block.shape)} otherwise than the same points in one row {row}: {why}. Pass "
+        "coords in the one shape that it treats point by point, such as (N, d) or (1, N, d)"
+    )
 
 
 def _refuse_coupling(network: Network, coords: Tensor, points: Tensor, expected: Tensor) -> None:
@@ -140,9 +178,9 @@ def _refuse_fp32_inside(network: Network, coords: Tensor, before: Tensor) -> Non
     tiny, larger = 2.0**-36, 2.0**-18
     slope = torch.zeros_like(coords)
     no_slope = suppress(RuntimeError, UnsupportedModuleError)  # some operations have none there
-    with no_slope, torch.enable_grad(), network.alone() as module:
+    with no_slope, torch.enable_grad(), network.alone():
         moving = coords.clone().requires_grad_()
-        (slope,) = gradients(network.output_in(module(moving * 1), len(coords)).sum(), [moving])
+        (slope,) = gradients(network.call(moving).sum(), [moving])
 
     def moved(step: float) -> Tensor:
         return (network.outputs(coords * (1 + step)) - before).sum(1).abs()

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from inrfast.errors import UnsupportedModuleError, nearest
+from inrfast.wrapped import computes_itself, refuse_pieces
 
 # Torch's common base classes of these are private.
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -24,10 +25,16 @@ def check_tensors(net: nn.Module, device: torch.device) -> None:
     A buffer may hold -Inf, as masks of attention do. A GPU is waited for once: a sum of finite numbers is finite, as a
     rule, and where it is not, the parameters are looked at one by one.
     """
+    refuse_pieces(net)
     floating: dict[str, Tensor] = {}
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
             raise UnsupportedModuleError(f"{name!r} holds no numbers yet ({type(tensor).__name__} on {tensor.device})")
+        if computes_itself(tensor):
+            raise UnsupportedModuleError(
+                f"{name!r} is a {type(tensor).__name__}, a tensor with operations of its own (quantised, masked); only "
+                "plain numbers are supported"
+            )
         if tensor.device != device:
             raise ValueError(f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}")
         if tensor.is_complex():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_tensor
-from inrfast.layers import Factors, Layer, layers_of
+from inrfast.layers import LAYERS, Factors, Layer
 from inrfast.modes import own_modes
 from inrfast.ops.rows import rows_
 from inrfast.pointwise import dependence
@@ -80,15 +80,23 @@ class _Check:
         self.module = self.root.checked.requires_grad_(True)
         self.inputs = inputs.detach().double()
         self.names = [name for name, _ in self.module.named_parameters(recurse=False)]
-        self.handler = handler or self._registered()
+        if handler is not None:
+            self.handler = handler
         generator = torch.Generator().manual_seed(0)
         width = self._tried("the module", lambda: self.module(self.inputs.clone())).flatten(1).shape[1]
         self.readout = torch.randn(width, OUTPUTS, generator=generator, dtype=torch.float64) / width**0.5
         self.readout = self.readout.to(inputs.device)
+        if handler is None:
+            self.handler = self._registered()
 
     def _registered(self) -> type[Layer]:
-        layers = layers_of(self.root, [f"checked.{name}" for name in self.names])
-        return type(layers[0])
+        """Return the first registered handler that takes parameters of the module as it is used here."""
+        for handler in sorted(LAYERS.values(), key=lambda handler: handler.order):
+            self.handler = handler
+            taken = handler.takes(self.module, self.names)
+            if taken and (not handler.observed or not self.reasons(self.layer(taken))):
+                return handler
+        raise AssertionError(f"no registered kind of layer takes parameters of {type(self.module).__name__}")
 
     def fail(self, what: str) -> NoReturn:
         raise AssertionError(f"{self.handler.__name__} breaks the contract of layers: {what}")
@@ -171,6 +179,11 @@ class _Check:
         if found is not None:
             self.fail(f"{type(self.module).__name__} couples points: {found}")
 
+    def reasons(self, layer: Layer) -> dict[str, str]:
+        """Return why a layer has no factors for the module, by its name."""
+        reasons, _ = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
+        return dict(reasons)
+
     def factors(self, layer: Layer, inputs: Tensor) -> Factors:
         """Return a layer's factors at some inputs."""
         if layer.observed:
@@ -180,9 +193,7 @@ class _Check:
     def check_factors(self, layer: Layer) -> None:
         """Compare the rows with automatic differentiation, whole, by parameter, and at few points."""
         if layer.observed:
-            reasons, _ = self._tried(
-                "the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs)
-            )
+            reasons = self.reasons(layer)
             if reasons:
                 self.fail(f"it has no factors for this module: {reasons[layer.name]}")
         found = self._tried("making factors", lambda: self.factors(layer, self.inputs))

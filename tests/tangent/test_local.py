@@ -405,9 +405,9 @@ def test_kernel_is_a_snapshot():
 
 BAD_CALLS = {
     "net": (lambda net, x: inr.ntk("net", x), TypeError, "net must be"),
-    "coords type": (lambda net, x: inr.ntk(net, x.numpy()), TypeError, "coords must be a torch.Tensor"),
+    "coords type": (lambda net, x: inr.ntk(net, x.tolist()), TypeError, "coords must be a torch.Tensor"),
     "coords shape": (lambda net, x: inr.ntk(net, x[:, :1]), ValueError, r"\(N, 2\)"),
-    "coords ndim": (lambda net, x: inr.ntk(net, x[0]), ValueError, "2 dimensions"),
+    "coords ndim": (lambda net, x: inr.ntk(net, x[0]), ValueError, r"shape \(N, d\)"),
     "coords dtype": (lambda net, x: inr.ntk(net, x.long()), TypeError, "floating"),
     "coords device": (lambda net, x: inr.ntk(net, x.to("meta")), ValueError, "network is on cpu"),
     "coords nan": (lambda net, x: inr.ntk(net, x / 0), ValueError, "NaN or Inf"),
