@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
+from inrfast.arrays import ArrayLike
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer, layers_of
@@ -35,7 +36,7 @@ from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network, Select
 from inrfast.tangent.point_rows import PointRows
-from inrfast.tangent.probes import check_axes, check_jacobian, check_network
+from inrfast.tangent.probes import check_axes, check_jacobian, check_network, treats_points_alike
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
 from inrfast.tangent.watching import uses_of
 from inrfast.wrapped import unwrapped
@@ -107,7 +108,7 @@ class Capture:
     def __init__(
         self,
         net: nn.Module,
-        coords: Tensor,
+        coords: ArrayLike,
         params: Iterable[str] | None = None,
         select: Select = None,
         precision: str = "high",
@@ -314,6 +315,38 @@ class Capture:
         other.precision = check_choice("precision", precision, PRECISIONS)
         other.dtype = torch.float64 if precision == "highest" else torch.float32
         return other
+
+    def refreshed(self, net: nn.Module, coords: Tensor) -> Capture | None:
+        """Return the capture of the same network with the numbers it has now, without most of the probes.
+
+        The caller answers for everything but numbers: the code of ``net``, its attributes and names, shapes, dtypes
+        and flags of its tensors are those of the network captured here, and so are ``coords``. Which layers come which
+        way is not asked again. What is: the comparison with automatic differentiation, and whether points in another
+        order and number have the same outputs. None if one of them fails, as where the forward pass takes another
+        branch with these numbers: then a capture from the start tells why, or goes another way.
+
+        Raises
+        ------
+        ValueError
+            Parameters are NaN or Inf.
+        """
+        net = unwrapped(net)
+        check_tensors(net, self.device)
+        refuse(net)
+        other = self.with_precision(self.precision)
+        chosen = {name for layer in self.layers for name in layer.parameters}
+        try:
+            with own_modes():
+                other.network = Network(widen_(snapshot(net)), self.network.select, self.network.axes)
+                for name, parameter in other.network.module.named_parameters():
+                    parameter.requires_grad_(name in chosen)
+                other._mlp, other._rows = other._described(), other._point_rows()
+                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
+                alike = self.concurrent or treats_points_alike(other.network, sample)
+                same = alike and not other._probe(spread_points(sample, 4), coords)
+        except UnsupportedModuleError:
+            return None
+        return other if same else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Capture:
         """Return this capture itself: nothing in it ever changes."""
