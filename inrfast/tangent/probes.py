@@ -14,7 +14,7 @@ from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
 from inrfast.mlp import MLP, describe
 from inrfast.ops.rows import vjp
-from inrfast.pointwise import MOVED, RANDOM, dependence, spread_points
+from inrfast.pointwise import FLOOR_EXPONENT, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
 from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
 from inrfast.tangent.side_effects import changed, numbers_of, outputs_without_side_effects
@@ -110,6 +110,18 @@ def check_axes(network: Network, coords: Tensor) -> None:
         f"net takes coords of shape {tuple(block.shape)} otherwise than the same points in one row {row}: {why}. Pass "
         "coords in the one shape that it treats point by point, such as (N, d) or (1, N, d)"
     )
+
+
+def treats_points_alike(network: Network, points: Tensor) -> bool:
+    """Return whether some of the points, in another order and number, have the outputs they have among all of them.
+
+    Two forward passes, which notice what changed numbers may have changed in a network that :func:`check_network` has
+    looked at: coupled points, random numbers.
+    """
+    some = torch.arange(len(points) - 1, -1, -3, device=points.device)
+    outputs = network.outputs(points)
+    allowed = torch.finfo(PASS_DTYPE).eps ** FLOOR_EXPONENT * outputs.abs().max()
+    return bool(((network.outputs(points[some]) - outputs[some]).abs() <= allowed).all())
 
 
 def _refuse_coupling(

@@ -124,6 +124,11 @@ def refuse(net: nn.Module) -> None:
                 )
         if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise UnsupportedModuleError(f"module {shown!r} drops units at random in train mode; call net.eval()")
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
+            raise UnsupportedModuleError(
+                f"embedding {shown!r} divides its gradient by how often a batch reads a row (scale_grad_by_freq=True), "
+                "which is no derivative; set scale_grad_by_freq=False"
+            )
         if isinstance(module, BATCH_NORMS):
             _refuse_batchnorm(shown, module)
 

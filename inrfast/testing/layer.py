@@ -40,7 +40,8 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
     module
         A module of the kind, in the mode in which it is used; it is copied.
     inputs
-        What it gets, one row per point: (n, ...), at least 4 points in general position.
+        What it gets, one row per point: (n, ...), at least 4 points in general position; or the index that an
+        embedding gets, whole numbers (n,) or (n, ...).
     handler
         The kind of layer, a class derived from :class:`inrfast.layers.Layer`, registered or not; None: the first
         registered one that takes parameters of the module.
@@ -58,9 +59,12 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.ndim < 2 or len(inputs) < 4:
-        raise ValueError("inputs must be a floating tensor (n, ...) of at least 4 points")
-    check_tensor("inputs", inputs)
+    index = isinstance(inputs, Tensor) and inputs.dtype in (torch.int64, torch.int32)
+    if not isinstance(inputs, Tensor) or not (index or inputs.is_floating_point()) or inputs.ndim < 2 - index:
+        raise ValueError("inputs must be a floating tensor (n, ...), or an index of int64 or int32")
+    if len(inputs) < 4:
+        raise ValueError(f"inputs must be at least 4 points, got {len(inputs)}")
+    check_tensor("inputs", inputs, floating=not index)
     if not bool(inputs.any()):
         raise ValueError("inputs must be points in general position, got zeros alone, at which any factors seem right")
     if handler is not None and not (isinstance(handler, type) and issubclass(handler, Layer)):
@@ -78,7 +82,7 @@ class _Check:
         self.root = nn.Module()
         self.root.checked = widen_(snapshot(module))
         self.module = self.root.checked.requires_grad_(True)
-        self.inputs = inputs.detach().double()
+        self.inputs = inputs.detach().double() if inputs.is_floating_point() else inputs
         self.names = [name for name, _ in self.module.named_parameters(recurse=False)]
         if handler is not None:
             self.handler = handler
@@ -175,7 +179,12 @@ class _Check:
 
     def check_alone(self) -> None:
         """Check that the module treats its points one by one."""
-        found = dependence(lambda x: self.values(x.unflatten(1, self.inputs.shape[1:])), self.inputs.flatten(1))
+
+        def predict(points: Tensor) -> Tensor:
+            inputs = points.reshape(-1, *self.inputs.shape[1:])
+            return self.values(inputs if self.inputs.is_floating_point() else inputs.round().to(self.inputs.dtype))
+
+        found = dependence(predict, self.inputs.reshape(len(self.inputs), -1).double())
         if found is not None:
             self.fail(f"{type(self.module).__name__} couples points: {found}")
 
