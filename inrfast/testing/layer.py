@@ -190,8 +190,8 @@ class _Check:
 
     def reasons(self, layer: Layer) -> dict[str, str]:
         """Return why a layer has no factors for the module, by its name."""
-        reasons, _ = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
-        return dict(reasons)
+        found = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
+        return dict(found)
 
     def factors(self, layer: Layer, inputs: Tensor) -> Factors:
         """Return a layer's factors at some inputs."""
