@@ -26,6 +26,7 @@ FLOORS = {
         "words",
         "errors",
         "arrays",
+        "records",
     ),
     "devices": ("kernels",),
 }

@@ -15,6 +15,7 @@ from inrfast.analysis.diagnosis import RTOLS
 from inrfast.errors import ResolutionError, check_float, check_int, check_seed, check_takes
 from inrfast.linalg import eigenvalues
 from inrfast.linalg.spectrum import RankInterval, Spectrum
+from inrfast.records import Record
 from inrfast.tangent.local import ntk
 
 
@@ -111,7 +112,7 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class TrackedKernel:
+class TrackedKernel(Record):
     """The tangent kernel at one step: ranks (one a tolerance), effective and stable rank, trace, eigenvalues, cost.
 
     Beyond :data:`inrfast.linalg.eigenvalues.SMALL` points the eigenvalues are those that a certificate of the ranks
