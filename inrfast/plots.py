@@ -164,6 +164,59 @@ def spectra(
     return _finish(axes, title, legend)
 
 
+def over_steps(
+    steps: Sequence[int],
+    curves: Mapping[str, Sequence[float]],
+    axes: Axes | None = None,
+    *,
+    label: str,
+    log: bool = False,
+    black: Collection[str] = (),
+    title: str | None = None,
+    legend: bool = True,
+) -> Axes:
+    """Draw numbers over the steps of a training, one curve per name; NaN leaves a gap.
+
+    Parameters
+    ----------
+    steps
+        Where the numbers were taken, ascending.
+    curves
+        One number a step, of each name.
+    axes, title, legend
+        As in :func:`rank_against_tolerance`.
+    label
+        Of the vertical axis.
+    log
+        Whether it is logarithmic; numbers that are not positive leave a gap there. If not, it starts at 0.
+    black
+        As in :func:`spectra`.
+
+    Raises
+    ------
+    ValueError
+        No curve, or one of another length than ``steps``.
+    """
+    _check_named("curves", curves)
+    axes = _axes(axes, (5.2, 4.2))
+    numbers, positive = count(), False
+    for name, given in curves.items():
+        values = _array(given)
+        if values.shape != (len(steps),):
+            raise ValueError(f"curves[{name!r}] must have one number per step ({len(steps)}), got {values.shape}")
+        drawn = np.where(values > 0, values, np.nan) if log else values
+        positive = positive or bool((drawn > 0).any())
+        style = _style(-1 if name in black else next(numbers))
+        axes.plot(np.asarray(steps), drawn, marker="o", markersize=3, label=name, **style)
+    if log and positive:
+        axes.set_yscale("log")
+    elif not log:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    return _finish(axes, title, legend)
+
+
 def energy(
     thresholds: Curve,
     curves: Mapping[str, tuple[Curve, Curve]],

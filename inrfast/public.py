@@ -13,6 +13,7 @@ from inrfast.choosing.choice import Candidate, Choice
 from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
+from inrfast.importing.network import import_network
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR, calibrate_batchnorm_
@@ -25,6 +26,7 @@ from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.result import FitResult
+from inrfast.training.watch import Watch, WatchRecord, watch
 
 __all__ = [
     "INR",
@@ -46,6 +48,8 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "Watch",
+    "WatchRecord",
     "adapt",
     "aliasing",
     "bessel_series",
@@ -59,6 +63,7 @@ __all__ = [
     "fit_many",
     "grid",
     "harmonics",
+    "import_network",
     "init",
     "jacobian",
     "meta_learn",
@@ -66,4 +71,5 @@ __all__ = [
     "numerical_rank",
     "rank_expanding",
     "representation",
+    "watch",
 ]

@@ -50,7 +50,18 @@ def choice() -> inr.Choice:
     return inr.choose(WAVE, candidates=[SINE], points=64, width=8, hidden_layers=1, progress=False)
 
 
+def watched() -> inr.Watch:
+    net = network()
+    seen = inr.watch(net, POINTS, every=1)
+    for loss in (1.0, math.nan):
+        seen.step(loss)
+    return seen
+
+
 RESULTS = {
+    "Watch": watched,
+    "WatchRecord": lambda: watched().history,
+    "Applied": lambda: inr.init.apply_(network(), "siren", coords=POINTS),
     "RankInterval": lambda: inr.numerical_rank(POINTS, 1e-3),
     "Spectrum": lambda: kernel().spectrum(eigenvectors=True),
     "a spectrum of counts": lambda: kernel().spectrum(method="inertia", levels=[1.0]),

@@ -46,6 +46,7 @@ from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK, ntk
 from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, backend_for
+from inrfast.wrapped import unwrapped
 
 SHARED = 4
 """Share of the budget, its inverse, that the full grid may take beside factors that the kernel keeps."""
@@ -128,6 +129,7 @@ def diagnose(
     seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest", memory_budget)
+    net = unwrapped(net)
     coords = check_coords("coords", coords, capture.in_features, capture.device).detach()
     warn_of_dead_units(net, coords)
     budget, kernel, points = budget_bytes(memory_budget, capture.device), None, None
@@ -314,8 +316,8 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
 
 
 def _is_looked_at(layer: Layer) -> bool:
-    """Return whether the singular values of a layer's sensitivities are asked for, which sparse rows have not."""
-    return not layer.sparse and (layer.observed or layer.columns <= WIDE)
+    """Return whether the singular values of a layer's S are asked for: not of sparse rows, nor of long ones."""
+    return not layer.sparse and (layer.block[1] > 1 or layer.columns <= WIDE)
 
 
 def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:
@@ -414,7 +416,8 @@ def _weights(
     net: nn.Module, capture: Capture, rtols: tuple[float, ...]
 ) -> tuple[tuple[Weight, ...], tuple[Weight, ...]]:
     """Return the spectra of the single weights, and of an MLP's products ``W_{h-1} ... W_k`` without the head."""
-    found = {layer.name: layer.matrix(net.get_submodule(layer.module)) for layer in capture.layers}
+    modules = dict(net.named_modules())
+    found = {layer.name: layer.matrix(modules[layer.module]) for layer in capture.layers}
     weights = {name: w.detach().double().cpu() for name, w in found.items() if w is not None}
     singles = tuple(weight_spectrum((name,), w, rtols) for name, w in weights.items())
     return singles, () if capture.mlp is None else weight_products(capture.mlp, rtols=rtols)

@@ -33,6 +33,7 @@ from inrfast.memory import budget_bytes, counted, require, tells_refusals
 from inrfast.mlp import MLP, describe
 from inrfast.records import Record
 from inrfast.tangent.refusals import check_tensors
+from inrfast.wrapped import unwrapped
 
 WORD = 62
 """Bits of an integer of 64 that sums of digits may fill."""
@@ -110,7 +111,9 @@ def _mapping(mlp: MLP) -> InputMapping:
 
 def described(net: Any) -> MLP:
     """Return a network's description; an unknown formula raises ``TypeError``, NaN or Inf in it ``ValueError``."""
-    mlp = describe(net) if isinstance(net, nn.Module) else "it is no torch.nn.Module"
+    if not isinstance(net, nn.Module):
+        raise TypeError("net must be an inrfast.INR, whose layers are known: it is no torch.nn.Module")
+    mlp = describe(net := unwrapped(net))
     if isinstance(mlp, str):
         raise TypeError(f"net must be an inrfast.INR, whose layers are known: {mlp}")
     check_tensors(net, mlp.head.weight.device)

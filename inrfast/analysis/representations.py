@@ -28,6 +28,7 @@ from inrfast.rounding import SAFETY, pass_errors
 from inrfast.tangent.capture import UNCOUNTED, Capture
 from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS
+from inrfast.wrapped import unwrapped
 
 RTOLS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """The verdict depends on the tolerance, so ranks are given at five."""
@@ -102,6 +103,7 @@ def representation(
     """
     rtols = check_tolerances(rtols)
     capture = Capture(net, coords, None, select, "highest", memory_budget)
+    net = unwrapped(net)
     coords = check_coords("coords", coords, capture.in_features, capture.device).detach()
     with torch.no_grad():
         names = capture.representations(coords[:2]) if capture.mlp is None else capture.input_names([]).values()

@@ -15,6 +15,7 @@ from inrfast.errors import check_tensor
 from inrfast.linalg.tsqr import ROUNDOFF, singular_values
 from inrfast.mlp import MLP, LinearLayer, describe
 from inrfast.modes import in_own_modes
+from inrfast.wrapped import unwrapped
 
 
 @in_own_modes
@@ -53,7 +54,13 @@ def weight_products(net: nn.Module | MLP, head: bool = False, rtols: Sequence[fl
     [('layers.2', 'layers.1', 'layers.0'), ('layers.2', 'layers.1')]
     """
     rtols = check_tolerances(rtols)
-    mlp = net if isinstance(net, MLP) else describe(net) if isinstance(net, nn.Module) else "it is no torch.nn.Module"
+    mlp = (
+        net
+        if isinstance(net, MLP)
+        else describe(unwrapped(net))
+        if isinstance(net, nn.Module)
+        else "it is no torch.nn.Module"
+    )
     if isinstance(mlp, str):
         raise TypeError(f"net must be an inrfast.INR, whose layers are known to be a chain: {mlp}")
     layers = list(mlp.layers if head else mlp.layers[:-1])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from operator import mul
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -78,13 +80,16 @@ class Layer:
     kind
         The name that the class is registered under.
     order
-        Handlers are asked in this order, those of one order as they were registered: 0 of a user's own, 1 of the
-        library, 2 of the one that takes everything.
+        Handlers are asked in this order, those of one order as they were registered: 0 of a user's own, 1 of known
+        modules, 2 of calls (:mod:`inrfast.layers.calls`), 3 of the one that takes everything.
     sparse
         Whether the factors are sparse rows.
     observed
         Whether the factors are made of the module's input and of the sensitivities of its output, both observed while
         the network runs. If not, the rows come from automatic differentiation.
+    adds
+        Whether a module may be called several times in a forward pass: the factors of all calls then become one, by
+        :meth:`added`.
     """
 
     name: str
@@ -96,6 +101,7 @@ class Layer:
     order: ClassVar[int] = 0
     observed: ClassVar[bool] = True
     sparse: ClassVar[bool] = False
+    adds: ClassVar[bool] = False
 
     # ---- what it takes, and its factors ------------------------------------------------------------------------
 
@@ -107,10 +113,17 @@ class Layer:
         """
         raise NotImplementedError
 
+    def by_points(self, module: nn.Module, tensor: Tensor, points: int) -> Tensor:
+        """Return what a module got, or gave, with its ``points`` along the first axis; as it is if that cannot be.
+
+        By default (1, n, a) and (n / k, k, a) become (n, a): leading axes that make up the points are one.
+        """
+        return points_first(tensor, points)
+
     def reason_against(self, module: nn.Module, given: Tensor, points: int) -> str | None:
         """Return why the factors do not hold for a module that got ``given`` for so many points, or None.
 
-        Then the parameters go to automatic differentiation.
+        ``given`` is as :meth:`by_points` returns it. Where there is a reason, the next kind of layer is asked.
         """
         if given.ndim != 2 or len(given) != points:
             return f"its input has the shape {tuple(given.shape)}, where (points, features) has a form of two factors"
@@ -124,7 +137,7 @@ class Layer:
         return output, output.clone()
 
     def features(self, module: nn.Module, given: Tensor) -> Tensor:
-        """Return what :meth:`factors` takes of the module's input, (n, ...) in fp64."""
+        """Return what :meth:`factors` takes of the module's input (n, ...), in fp64."""
         raise NotImplementedError
 
     def factors(self, features: Tensor, sensitivities: Tensor | None) -> Factors:
@@ -133,6 +146,11 @@ class Layer:
         ``sensitivities`` is None for the identity: those of a network's last layer in closed form.
         """
         raise NotImplementedError
+
+    def added(self, calls: Sequence[Factors]) -> Factors:
+        """Return the factors of all calls in one forward pass from those of each: the sum of their rows."""
+        rows = [factors.sensitivities for factors in calls if factors.sensitivities is not None]
+        return Factors(None, torch.stack(rows).sum(0)) if len(rows) > 1 else calls[0]
 
     # ---- its block of the Jacobian -----------------------------------------------------------------------------
 
@@ -197,45 +215,12 @@ class Layer:
         return None
 
 
+def points_first(tensor: Tensor, points: int) -> Tensor:
+    """Return a tensor whose leading axes make up the points with these as one axis, any other as it is."""
+    for axes, count in enumerate(accumulate(tensor.shape, mul)):
+        if count == points:
+            return tensor.flatten(0, axes)
+    return tensor
+
+
 LAYERS: Registry[type[Layer]] = Registry("kind of layer", "inrfast.layers", Layer, classes=True, called="kind")
-
-
-def layers_of(net: nn.Module, chosen: Sequence[str], general: Collection[str] = ()) -> tuple[Layer, ...]:
-    """Return the layers of the ``chosen`` parameters, each with its columns, by the first handler that knows them.
-
-    Parameters
-    ----------
-    net
-        The network.
-    chosen
-        Names of parameters in the order of the columns.
-    general
-        Those among them that go to automatic differentiation whatever their module is.
-    """
-    tensors, modules = dict(net.named_parameters()), dict(net.named_modules())
-    columns, start = {}, 0
-    for name in chosen:
-        columns[name] = slice(start, start + tensors[name].numel())
-        start = columns[name].stop
-    handlers = sorted(LAYERS.values(), key=lambda handler: handler.order)
-    found: list[Layer] = []
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in chosen):
-        left = [name.rpartition(".")[2] for name in chosen if name.rpartition(".")[0] == owner]
-        for handler in handlers:
-            asked = left if not handler.observed else [leaf for leaf in left if _full(owner, leaf) not in general]
-            taken = list(handler.takes(modules[owner], asked)) if asked else []
-            if not taken:
-                continue
-            left = [leaf for leaf in left if leaf not in taken]
-            # A module's name stands for one layer; what is left of its parameters, and the root's, go by their own.
-            alone = not handler.observed and (owner == "" or any(layer.name == owner for layer in found))
-            for group in [[leaf] for leaf in taken] if alone else [taken]:
-                names = [_full(owner, leaf) for leaf in group]
-                own = {name: columns[name] for name in names}
-                shapes = {name: tensors[name].shape for name in names}
-                found.append(handler(names[0] if alone else owner, owner, own, shapes))
-    return tuple(found)
-
-
-def _full(owner: str, leaf: str) -> str:
-    return f"{owner}.{leaf}" if owner else leaf

@@ -20,7 +20,9 @@ from inrfast import backends
 from inrfast.arrays import ArrayLike
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
-from inrfast.layers import Factors, Layer, layers_of
+from inrfast.layers import LAYERS, Factors, Layer, layers_of
+from inrfast.layers.bare_rows import BareRows
+from inrfast.layers.calls import CallLayer
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
@@ -34,8 +36,10 @@ from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network, Select
 from inrfast.tangent.point_rows import PointRows
-from inrfast.tangent.probes import check_axes, check_jacobian, check_network
+from inrfast.tangent.probes import check_axes, check_jacobian, check_network, treats_points_alike
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
+from inrfast.tangent.watching import uses_of
+from inrfast.wrapped import unwrapped
 
 PRECISIONS = ("highest", "high", "medium")
 
@@ -112,6 +116,7 @@ class Capture:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        net = unwrapped(net)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.dtype = torch.float64 if precision == "highest" else torch.float32
         tensors = dict(net.named_parameters())
@@ -125,11 +130,11 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
-        shared = {name: f"it is also {other!r}" for name, other in shared_parameters(net).items() if name in chosen}
-        self.layers = layers_of(net, chosen, shared)
+        self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
+        self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net)
-        self.against_closed_form = _reason_against(described, self.layers, select, shared)
+        self.against_closed_form = _reason_against(described, self.layers, select, self._refused)
         known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
             self.network = Network(widen_(snapshot(net)), select, 2 if own is not None else given.ndim)
@@ -140,24 +145,46 @@ class Capture:
                 check_network(net, self.network, coords)
             check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
-            reasons, self.outputs = self._tried(sample, shared)
+            many = self._shuffled(coords)
             while True:
-                if reasons:
-                    self.layers = layers_of(net, chosen, reasons)
-                # The library's own encodings are known; any other may look at its batch, or keep tensors between calls.
-                self.concurrent = known and not self._run_layers
-                self._rows = self._point_rows()
-                if self._rows is not None:
-                    self._tell_of_rows(reasons, budget_bytes(memory_budget, self.device))
-                apart = self._probe(sample, coords)
-                if not apart:
+                self._find(net, chosen, sample)
+                against, self.outputs = self._tried(sample, many)
+                if not against:
+                    # The library's own encodings are known; any other may look at its batch, or keep tensors.
+                    self.concurrent = known and not self._run_layers
+                    self._rows = self._point_rows()
+                    if self._run_layers:
+                        self._need_room_for_rows(budget_bytes(memory_budget, self.device))
+                    against = self._probe(sample, coords)
+                if not against:
                     break
-                reasons |= {name: OUTSIDE for index in apart for name in self.layers[index].parameters}
+                for layer in self.layers:
+                    for name in layer.parameters if layer.name in against else ():
+                        self._refused.setdefault(name, {})[layer.kind] = against[layer.name]
+            if self._rows is not None:
+                self._tell_of_rows()
 
-    def _probe(self, sample: Tensor, coords: Tensor) -> list[int]:
+    @staticmethod
+    def _shuffled(coords: Tensor) -> Tensor:
+        """Return a few of the points, not in order."""
+        shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
+        return spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
+
+    def _find(self, net: nn.Module, chosen: Sequence[str], sample: Tensor) -> None:
+        """Find the layers: modules that are known, then calls of torch functions, then automatic differentiation."""
+        self.layers = layers_of(net, chosen, self._refused)
+        bare = [name for layer in self.layers if not layer.observed for name in layer.parameters]
+        if bare and self._run_layers:
+            with self.network.alone() as module:
+                uses = uses_of(module, bare, self._run, sample)
+            self.layers = layers_of(net, chosen, self._refused, uses)
+            # What rows of calls are not taken of, nothing else is.
+            self._unknown = {name: BareRows.reasons_against(name, calls) for name, calls in uses.items()}
+
+    def _probe(self, sample: Tensor, coords: Tensor) -> dict[str, str]:
         """Measure the factors, and compare them with automatic differentiation, at a few points.
 
-        Returns the layers that hooks do not see whole: they are for automatic differentiation.
+        Returns the layers that hooks do not see whole, each with the reason.
         """
         found = self.exact(sample)
         self.stored = tuple(factors.widths for factors in found)
@@ -168,14 +195,13 @@ class Capture:
         if not self._run_layers:  # beside other points they round otherwise, which shows where rounding counts
             sample, found = sample[:2], [factors.at(slice(2)) for factors in found]
         else:  # a module may reorder points inside, and undo it behind its layers
-            shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
-            sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
+            sample = self._shuffled(coords)
             found = self.exact(sample)
         movable = [index for index in self._run_layers if self.layers[index].observed]
         self.magnitudes, apart = check_jacobian(
             self.network, self.layers, sample, self.outputs, found, largest, movable
         )
-        return apart
+        return dict.fromkeys((self.layers[index].name for index in apart), OUTSIDE)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 
@@ -207,39 +233,52 @@ class Capture:
         encoded: Tensor = self._mlp.encoding(coords.clone())
         return encoded
 
-    def _tried(self, sample: Tensor, reasons: Mapping[str, str]) -> tuple[dict[str, str], int]:
-        """Return why parameters go to automatic differentiation, ``reasons`` among them, and the number of outputs."""
+    def _tried(self, *samples: Tensor) -> tuple[dict[str, str], int]:
+        """Return why some layers are none of their kind, by name, and the number of outputs.
+
+        Different numbers of points tell the axis along which they lie from others.
+        """
         observed = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
+        found: dict[str, str] = {}
         with self.network.alone() as module:
-            found, values = reasons_against(module, observed, self._run, sample) if observed else ({}, None)
-            if self._mlp is not None:
-                outputs = self._mlp.outputs
-            else:
-                outputs = (self.network.outputs(sample) if values is None else values).shape[1]
-        named = {name: found[layer.name] for layer in observed if layer.name in found for name in layer.parameters}
-        return {**reasons, **named}, outputs
+            for sample in samples if observed else ():
+                found |= reasons_against(module, observed, self._run, sample)[0]
+            outputs = self.network.outputs(samples[0]).shape[1] if self._mlp is None else self._mlp.outputs
+        return found, outputs
 
     def _point_rows(self) -> PointRows | None:
         """Return what differentiates point by point, where a layer needs it."""
         layers = [layer for layer in self.layers if not layer.observed]
         return PointRows(self.network.module, layers, self._run) if layers else None
 
-    def _tell_of_rows(self, reasons: Mapping[str, str], budget: int) -> None:
-        """Say once which parameters take the general path, and check that the budget holds the rows of the probes."""
-        assert self._rows is not None
-        names = [name for layer in self._rows.layers for name in layer.parameters]
-        some = ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        why = sorted({reasons[name] for name in names if name in reasons})
-        numbers = sum(layer.columns for layer in self._rows.layers) * self.outputs
-        backends.warn_once(
-            f"parameters {some} have no form of two factors{' (' + '; '.join(why) + ')' if why else ''}: their rows of "
-            f"the Jacobian are computed by automatic differentiation, {numbers} numbers per point"
-        )
+    def _need_room_for_rows(self, budget: int) -> None:
+        """Check that the budget holds the rows of the probes."""
+        rows = [layer for layer in self.layers if layer.block[1] == 1 and not layer.sparse]
         require(
-            max(0, PASS_DTYPE.itemsize * numbers * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
+            max(0, PASS_DTYPE.itemsize * self._numbers(rows) * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
             budget,
-            f"the Jacobian's rows of {some} at {SHUFFLED_ROWS} points",
+            f"the Jacobian's rows of {_in_words(rows)} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
+        )
+
+    def _numbers(self, layers: Sequence[Layer]) -> int:
+        """Return how many numbers the rows of some layers are for one point."""
+        return sum(layer.columns for layer in layers) * self.outputs
+
+    def reasons_for(self, name: str) -> list[str]:
+        """Return why a parameter is of none of the kinds of layers that were asked before its own."""
+        return list(dict.fromkeys([*self._refused.get(name, {}).values(), *self._unknown.get(name, ())]))
+
+    def _tell_of_rows(self) -> None:
+        """Say once which parameters take the general path, and why."""
+        assert self._rows is not None
+        layers = self._rows.layers
+        names = [name for layer in layers for name in layer.parameters]
+        why = dict.fromkeys(reason for name in names for reason in self.reasons_for(name))
+        because = f" ({'; '.join(why)})" if why else ""
+        backends.warn_once(
+            f"parameters {_in_words(layers)} have no form of two factors{because}: their rows of the Jacobian are "
+            f"computed by automatic differentiation, {self._numbers(layers)} numbers per point"
         )
 
     @property
@@ -265,6 +304,38 @@ class Capture:
         other.precision = check_choice("precision", precision, PRECISIONS)
         other.dtype = torch.float64 if precision == "highest" else torch.float32
         return other
+
+    def refreshed(self, net: nn.Module, coords: Tensor) -> Capture | None:
+        """Return the capture of the same network with the numbers it has now, without most of the probes.
+
+        The caller answers for everything but numbers: the code of ``net``, its attributes and names, shapes, dtypes
+        and flags of its tensors are those of the network captured here, and so are ``coords``. Which layers come which
+        way is not asked again. What is: the comparison with automatic differentiation, and whether points in another
+        order and number have the same outputs. None if one of them fails, as where the forward pass takes another
+        branch with these numbers: then a capture from the start tells why, or goes another way.
+
+        Raises
+        ------
+        ValueError
+            Parameters are NaN or Inf.
+        """
+        net = unwrapped(net)
+        check_tensors(net, self.device)
+        refuse(net)
+        other = self.with_precision(self.precision)
+        chosen = {name for layer in self.layers for name in layer.parameters}
+        try:
+            with own_modes():
+                other.network = Network(widen_(snapshot(net)), self.network.select, self.network.axes)
+                for name, parameter in other.network.module.named_parameters():
+                    parameter.requires_grad_(name in chosen)
+                other._mlp, other._rows = other._described(), other._point_rows()
+                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
+                alike = self.concurrent or treats_points_alike(other.network, sample)
+                same = alike and not other._probe(spread_points(sample, 4), coords)
+        except UnsupportedModuleError:
+            return None
+        return other if same else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Capture:
         """Return this capture itself: nothing in it ever changes."""
@@ -386,7 +457,7 @@ class Capture:
         if self._mlp is not None:
             own = [layer.name for layer in self._mlp.layers]
             layers = [*(name for name in layers if name not in own), *own]
-        return dict(zip(layers, ["input", *layers[:-1]], strict=True))
+        return dict(zip(layers, ["input", *layers], strict=False))
 
     def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> PassErrors:
         """Return what rounding does to the factors of ``coords`` and to the Jacobian: see :mod:`inrfast.rounding`.
@@ -437,8 +508,21 @@ class Capture:
         return mlp
 
 
+def _in_words(layers: Iterable[Layer]) -> str:
+    """Return the names of the parameters of some layers, a few of them."""
+    names = [name for layer in layers for name in layer.parameters]
+    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _shared(net: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the parameters that a network has under several names, with the reason why they are no module's alone."""
+    kinds = [handler.kind for handler in LAYERS.values() if handler.observed and not issubclass(handler, CallLayer)]
+    others = shared_parameters(net)
+    return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}
+
+
 def _reason_against(
-    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, str]
+    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, object]
 ) -> str | None:
     """Return why a network's factors have no closed form, or None.
 

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
+from inrfast.layers.calls import Call, CallLayer, Put
 from inrfast.tangent.network import REENTRANT, gradients
+from inrfast.tangent.watching import Watching
+
+
+class _Tap(NamedTuple):
+    """One call of a layer: the tensor whose sensitivities are wanted, and the layer's factors from them."""
+
+    kept: Tensor
+    factors: Callable[[Tensor], Factors]
 
 
 class _Taps:
-    """Forward hooks on the modules of some layers, in a block: they keep inputs and outputs of one forward pass.
+    """What some layers get and give in one forward pass, in a block.
+
+    Modules are observed by forward hooks, bare parameters by the torch functions that take them.
 
     Attributes
     ----------
-    inputs, outputs
-        The input of every layer that was called, and the tensor whose sensitivities are wanted, by the layer's name.
+    calls
+        The calls of every layer that was called, by the layer's name.
     reasons
         Why a layer has no factors of its own kind, by its name.
     recording
@@ -29,19 +41,23 @@ class _Taps:
 
     def __init__(self, root: nn.Module, layers: Sequence[Layer], points: int) -> None:
         self.root, self.layers, self.points = root, layers, points
-        self.inputs: dict[str, Tensor] = {}
-        self.outputs: dict[str, Tensor] = {}
+        self.calls: dict[str, list[_Tap]] = {}
         self.reasons: dict[str, str] = {}
         self.recording = True
+        self._by_calls = {name: layer for layer in layers if isinstance(layer, CallLayer) for name in layer.parameters}
         self._stack = ExitStack()
 
     def __enter__(self) -> _Taps:
         for layer in self.layers:
+            if isinstance(layer, CallLayer):
+                continue
             # Before the user's own hooks, which may change the output.
             handle = self.root.get_submodule(layer.module).register_forward_hook(
                 self._hook(layer), prepend=True, with_kwargs=True
             )
             self._stack.callback(handle.remove)
+        if self._by_calls:
+            self._stack.enter_context(Watching(self.root, list(self._by_calls), self.points, self._make))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -55,20 +71,59 @@ class _Taps:
                 return output
             kept, returned = layer.tap(module, given, output)
             if self.recording:
-                if layer.name in self.outputs:
-                    self.reasons[layer.name] = "it is used more than once in a forward pass"
-                elif reason := layer.reason_against(module, given, self.points):
+                given = layer.by_points(module, given.detach(), self.points)
+                if reason := layer.reason_against(module, given, self.points):
                     self.reasons[layer.name] = reason
-                self.inputs[layer.name], self.outputs[layer.name] = given.detach().clone(), kept
+                features = given.clone()
+                self._record(layer, kept, lambda s: layer.factors(layer.features(module, features), s))
             return returned
 
         return hook
 
+    def _make(self, call: Call, idle: Callable[[Any], bool]) -> Any:
+        """Make a call of a torch function as the layers of its parameters want it, and observe it."""
+        layers = {layer.name: layer for name in call.views if (layer := self._by_calls[name])}
+        puts: dict[str, Put] = {}
+        against: dict[str, str] = {}
+        for name, layer in layers.items():
+            put = layer.put(call)
+            if isinstance(put, str):
+                against[name] = put
+            else:
+                puts[name], call = put, put.call
+        result = returned = call()
+        if against and not idle(result):
+            self.reasons |= against
+        for name, put in puts.items():
+            kept = put.kept
+            if kept is None:
+                if not isinstance(result, Tensor):
+                    self.reasons[name] = f"{call.name} gives no tensor of it"
+                    continue
+                kept = result
+                returned = result.clone() if returned is result else returned
+            if self.recording:
+                self._record(layers[name], kept, put.factors)
+        return returned
+
+    def _record(self, layer: Layer, kept: Tensor, factors: Callable[[Tensor], Factors]) -> None:
+        if layer.name in self.calls and not layer.adds:
+            self.reasons[layer.name] = "it is used more than once in a forward pass"
+        self.calls.setdefault(layer.name, []).append(_Tap(kept, factors))
+
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
-        called = {**self.outputs, **self.reasons}
+        called = {**self.calls, **self.reasons}
         uncalled = [layer.name for layer in self.layers if layer.name not in called]
         return self.reasons | dict.fromkeys(uncalled, "the forward pass does not call its module")
+
+    def factors(self, layer: Layer, sensitivities: Sequence[Sequence[Tensor]]) -> Factors:
+        """Return a layer's factors from the sensitivities of what its calls kept: for every call those of M outputs."""
+        module, found = self.root.get_submodule(layer.module), []
+        for tap, of_outputs in zip(self.calls[layer.name], sensitivities, strict=True):
+            by_output = [layer.by_points(module, gradient, self.points) for gradient in of_outputs]
+            found.append(tap.factors(torch.stack(by_output, dim=1)))
+        return found[0] if len(found) == 1 else layer.added(found)
 
 
 def reasons_against(
@@ -78,9 +133,9 @@ def reasons_against(
 
     The second is what ``run`` returns.
     """
-    with _Taps(root, layers, len(coords)) as taps:
+    with _Taps(root, layers, len(coords)) as taps, torch.enable_grad():
         values = run(coords)
-    return taps.missing(), values
+    return taps.missing(), values.detach()
 
 
 def observed_factors(
@@ -97,7 +152,7 @@ def observed_factors(
     root
         The module that the layers' names begin at.
     layers
-        The layers; every one is called once.
+        The layers; every one is called once, or adds its calls up.
     run
         Returns values (n, M) at the points.
     coords
@@ -116,19 +171,16 @@ def observed_factors(
         taps.recording = False
         for name, reason in taps.missing().items():
             raise UnsupportedModuleError(f"layer {name!r} is used otherwise than at the first points: {reason}")
-        wanted = [taps.outputs[layer.name] for layer in layers]
+        wanted = [call.kept for layer in layers for call in taps.calls[layer.name]]
         last = (values if cotangents is None else cotangents).shape[1] - 1
-        columns = []
+        by_output = []
         for m in range(last + 1):
             total = values[:, m].sum() if cotangents is None else (values * cotangents[:, m]).sum()
-            columns.append(gradients(total, wanted, again=m < last))
-    if not all(output.requires_grad for output in wanted):
+            by_output.append(gradients(total, wanted, again=m < last))
+    if not all(tensor.requires_grad for tensor in wanted):
         _refuse_reentrant(run, coords[:2])
-    found = []
-    for index, layer in enumerate(layers):
-        features = layer.features(root.get_submodule(layer.module), taps.inputs[layer.name])
-        found.append(layer.factors(features, torch.stack([column[index] for column in columns], dim=1)))
-    return found
+    by_call = iter(zip(*by_output, strict=True))
+    return [taps.factors(layer, list(islice(by_call, len(taps.calls[layer.name])))) for layer in layers]
 
 
 def _refuse_reentrant(run: Callable[[Tensor], Tensor], coords: Tensor) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
@@ -112,6 +112,10 @@ class TangentKernel:
 
     # ---- entries -----------------------------------------------------------------------------------------------
 
+    @overload
+    def to_dense(self, out: None = None) -> Tensor: ...
+    @overload
+    def to_dense(self, out: Array) -> Array: ...
     def to_dense(self, out: Tensor | np.ndarray | None = None) -> Tensor | np.ndarray:
         """Return the dense kernel; between the same points it is symmetric to the last bit.
 

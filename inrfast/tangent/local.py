@@ -127,8 +127,10 @@ def ntk(
         by hooks. Linear layers, norms and tables are kept as small factors (:mod:`inrfast.layers`); every other
         parameter, also one used twice or outside its layer (a head tied by hand, a network that returns its own
         slopes), costs its number of entries per point and output, and a warning says so. Refused are parametrised
-        modules (weight norm, spectral norm), which are to be baked in first, and modules that draw random numbers. The
-        parameters are copied: training the network later does not change the kernel.
+        modules (weight norm, spectral norm), which are to be baked in first, and modules that draw random numbers. One
+        inside ``DistributedDataParallel``, ``DataParallel``, ``AveragedModel`` or ``torch.compile`` is taken out of it
+        and keeps its own names; networks in pieces (FSDP, ``DTensor``) are refused. The parameters are copied: training
+        the network later does not change the kernel.
     coords, coords2
         Points (N, d) of the rows and (N', d) of the columns; None: the same points. Copied, as the parameters are. All
         axes but the last may be several: of (B, N, d) or (H, W, d) the kernel's rows are the points in row-major order,

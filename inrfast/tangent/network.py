@@ -174,5 +174,5 @@ def gradients(total: Tensor, wanted: Sequence[Tensor], again: bool = False) -> l
             raise
         raise UnsupportedModuleError(f"net cannot be differentiated by torch: {error}") from error
     for place, gradient in zip(places, computed, strict=True):
-        found[place] = gradient
+        found[place] = gradient if gradient.layout == torch.strided else gradient.to_dense()
     return found

@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
-from inrfast.errors import ResolutionError, check_float, check_int, check_seed, check_takes
-from inrfast.linalg import eigenvalues
-from inrfast.linalg.spectrum import RankInterval, Spectrum
-from inrfast.records import Record
-from inrfast.tangent.local import ntk
+from inrfast.arrays import ArrayLike
+from inrfast.errors import check_coords, check_int, check_seed, check_takes
+from inrfast.linalg.spectrum import RankInterval
+from inrfast.training.tracked import KernelNumbers, KernelSource, check_rtols, numbers_of, same, subset
 
 
 @dataclass(frozen=True)
@@ -112,28 +110,12 @@ def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
 
 
 @dataclass(frozen=True)
-class TrackedKernel(Record):
-    """The tangent kernel at one step: ranks (one a tolerance), effective and stable rank, trace, eigenvalues, cost.
-
-    Beyond :data:`inrfast.linalg.eigenvalues.SMALL` points the eigenvalues are those that a certificate of the ranks
-    left behind, and the effective rank is NaN where they do not tell it.
-    """
+class TrackedKernel(KernelNumbers):
+    """The numbers of the tangent kernel after ``step`` updates of network ``index``, and the seconds that they took."""
 
     step: int
     index: int
-    ranks: tuple[RankInterval, ...]
-    effective_rank: float
-    stable_rank: float
-    trace: float
-    eigenvalues: Tensor
     seconds: float
-
-
-def _effective_rank(spectrum: Spectrum) -> float:
-    try:
-        return spectrum.effective_rank()
-    except ResolutionError:
-        return math.nan
 
 
 class TrackNTK(Callback):
@@ -170,18 +152,19 @@ class TrackNTK(Callback):
         points: int = 512,
         rtols: Sequence[float] = RTOLS,
         every: int = 1,
-        coords: Tensor | None = None,
+        coords: ArrayLike | None = None,
         seed: int = 0,
     ) -> None:
         self.points = check_int("points", points, minimum=1)
-        self.rtols = tuple(check_float("rtols", rtol, minimum=0.0, exclusive=True) for rtol in rtols)
-        if not self.rtols or max(self.rtols) >= 1:
-            raise ValueError(f"rtols must be tolerances between 0 and 1, got {tuple(rtols)}")
+        self.rtols = check_rtols(rtols)
         self.every = check_int("every", every, minimum=1)
-        self.coords = None if coords is None else coords.detach().clone()  # the caller may reuse its memory
+        self.coords = (
+            None if coords is None else check_coords("coords", coords).detach().clone()
+        )  # the caller may reuse its memory
         self.seed = check_seed("seed", seed)
         self.history: list[TrackedKernel] = []
         self._evaluations: dict[int, int] = {}
+        self._source: KernelSource | None = None
 
     @property
     def seconds(self) -> float:
@@ -195,34 +178,17 @@ class TrackNTK(Callback):
         if number % self.every:
             return
         start = time.perf_counter()
-        kernel = ntk(state.net, self._subset(state.coords), precision="highest")
-        dense = kernel.shape[0] <= eigenvalues.SMALL
-        spectrum = kernel.spectrum(self.rtols, method="dense" if dense else "auto", progress=False)
-        largest = float(spectrum.eigenvalues[0])
-        dead = not bool(spectrum.eigenvalues.any())  # before a head of zeros, say: no rank of any kind
-        ranks = [
-            RankInterval(0, 0, rtol) if dead else spectrum.count_above(rtol * largest, rtol) for rtol in self.rtols
-        ]
-        self.history.append(
-            TrackedKernel(
-                step=state.step,
-                index=state.index,
-                ranks=tuple(ranks),
-                effective_rank=0.0 if dead else _effective_rank(spectrum),
-                stable_rank=0.0 if dead else float(spectrum.stable_rank()),
-                trace=float(spectrum.eigenvalues.sum()) if dense else spectrum.trace,
-                eigenvalues=spectrum.eigenvalues.cpu(),
-                seconds=time.perf_counter() - start,
-            )
-        )
+        coords = self._subset(state.coords)
+        if self._source is None or not same(self._source.coords, coords):
+            self._source = KernelSource(coords)
+        numbers = numbers_of(self._source.kernel(state.net), self.rtols)
+        seconds = time.perf_counter() - start
+        self.history.append(TrackedKernel(**vars(numbers), step=state.step, index=state.index, seconds=seconds))
 
     def _subset(self, coords: Tensor) -> Tensor:
         if self.coords is not None:
             return self.coords.to(coords)
-        if len(coords) <= self.points:
-            return coords
-        order = torch.randperm(len(coords), generator=torch.Generator().manual_seed(self.seed))
-        return coords[order[: self.points].sort().values.to(coords.device)]
+        return subset(coords, self.points, self.seed)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""

@@ -19,6 +19,7 @@ from inrfast.modes import modes_kept
 from inrfast.nn import declared_sizes
 from inrfast.snapshot import twin
 from inrfast.training.stack import has_gaps
+from inrfast.wrapped import refuse_pieces, refuse_processes
 
 MOST_SPREAD = 100.0
 """Largest spread of targets where no ``data_range`` is given: pixels from 0 to 255 are meant to be scaled."""
@@ -112,6 +113,8 @@ def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.devic
         raise TypeError(
             f"{argument} is compiled by torch.jit.script, which hides its parameters; fit the module itself"
         )
+    refuse_pieces(net, argument)
+    refuse_processes(net, argument)
     trainable = {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
     if not trainable:
         raise ValueError(f"{argument} has no trainable parameter")

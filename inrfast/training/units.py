@@ -1,0 +1,130 @@
+"""Dead units: those of rectified layers that are zero at every point, found by running a network layer by layer."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inrfast.memory import chunks
+from inrfast.mlp import MLP
+from inrfast.tangent.capture import Capture
+from inrfast.tangent.network import PASS_DTYPE, Network
+from inrfast.tangent.store import STREAMED_ROWS, rows_on
+
+Seen = Callable[[str, Tensor], None]
+"""Takes the name of a layer and what it returned, (n, ...), which may be overwritten afterwards."""
+
+
+def dead_units(capture: Capture, points: Tensor, coords: Tensor) -> dict[str, float]:
+    """Return the share of units that are zero at every point, of each layer whose outputs are nowhere negative.
+
+    Those are layers that end with a ReLU, whichever module computes it (of others with positive outputs, as softplus
+    has, no unit is zero). Layers are the modules inside the network that return a tensor of at least two axes with a
+    row per point, in the order of their calls; a module that returns what the one before it returned does not count
+    again. Of an :class:`inrfast.INR` they are the hidden layers, by the name of the linear layer and before a norm that
+    follows the activation.
+
+    Parameters
+    ----------
+    capture
+        The network, in fp64.
+    points
+        Some of the coordinates, at which it is run first: the others are looked at only while a unit is idle.
+    coords
+        All coordinates (N, d).
+    """
+    tally = _Tally()
+    for part in itertools.chain(_parts(points), () if points is coords else _parts(coords)):
+        tally.begin()
+        if capture.mlp is not None:
+            _run_mlp(capture, capture.mlp, part, tally.add)
+        else:
+            _run_hooked(capture.network, part, tally.add)
+        if not tally.idle:
+            break
+    return tally.shares
+
+
+class _Tally:
+    """Which units of each layer were ever active, and which layers are nowhere negative; calls are told by their order.
+
+    A layer that is called several times has the number of the call behind its name from the second one on.
+    """
+
+    def __init__(self) -> None:
+        self.active: dict[str, Tensor] = {}
+        self.negative: dict[str, bool] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a pass over other points."""
+        self._calls: Counter[str] = Counter()
+        self._last: Tensor | None = None
+
+    def add(self, name: str, values: Tensor) -> None:
+        """Count what a layer returned, unless it is what the one before it did."""
+        if self._last is not None and self._last.shape == values.shape and torch.equal(self._last, values):
+            return
+        self._last = values.detach().clone()  # operations in place may follow
+        self._calls[name] += 1
+        name = name if self._calls[name] == 1 else f"{name} (call {self._calls[name]})"
+        flat = self._last.flatten(1)
+        active = (flat != 0).any(0)
+        self.active[name] = active | self.active[name] if name in self.active else active
+        self.negative[name] = self.negative.get(name, False) or bool((flat < 0).any())
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of units that were never active, of layers that are nowhere negative."""
+        return {n: 1 - float(own.double().mean()) for n, own in self.active.items() if not self.negative[n]}
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is such a unit."""
+        return any(share > 0 for share in self.shares.values())
+
+
+def _parts(coords: Tensor) -> Iterator[Tensor]:
+    for part in chunks(len(coords), rows_on(coords.device, STREAMED_ROWS)):
+        yield coords[part].to(PASS_DTYPE)
+
+
+def _run_mlp(capture: Capture, mlp: MLP, points: Tensor, seen: Seen) -> None:
+    features = capture.inputs(points)
+    for layer in mlp.hidden:
+        features = F.linear(features, layer.linear.weight, layer.linear.bias)
+        if layer.norm is not None and not layer.norm_after:
+            features = layer.norm.forward(features)[0]
+        features = layer.activation.value(features)
+        seen(layer.linear.name, features)
+        if layer.norm is not None and layer.norm_after:
+            features = layer.norm.forward(features)[0]
+
+
+def _run_hooked(network: Network, points: Tensor, seen: Seen) -> None:
+    if len(points) == 1:  # modules that squeeze() would drop the axis of a single point
+        points = points.expand(2, -1)
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(module: nn.Module, given: Any, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                return
+            for _ in range(network.axes - 2):  # the leading axes of the coordinates
+                output = output.squeeze(0) if output.ndim > 1 and len(output) == 1 else output
+            if output.ndim > 1 and len(output) == len(points):
+                seen(name, output)
+
+        return look
+
+    with network.alone() as module, ExitStack() as stack:
+        for name, inner in module.named_modules():
+            if name:
+                stack.callback(inner.register_forward_hook(hook(name)).remove)
+        network.call(points)

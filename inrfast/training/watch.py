@@ -1,0 +1,376 @@
+"""The tangent kernel watched in a training loop of the user's own, at a stated share of the loop's time."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from inrfast.analysis.diagnosis import RTOLS
+from inrfast.arrays import ArrayLike
+from inrfast.errors import check_coords, check_float, check_int, check_seed, check_tensor
+from inrfast.linalg.spectrum import RankInterval
+from inrfast.modes import own_modes
+from inrfast.records import Record, plain
+from inrfast.snapshot import snapshot
+from inrfast.tangent.network import Select
+from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
+from inrfast.training.units import dead_units
+from inrfast.wrapped import refuse_pieces, unwrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCHEMA = "inrfast.watch/1"
+
+COST = 0.05
+"""Share of the loop's time that watching takes where neither ``every`` nor ``cost`` is given."""
+
+SHOWN = 12
+"""Records that are printed: the first one and the last ones."""
+
+
+@dataclass(frozen=True)
+class WatchRecord(Record):
+    """What was seen of a network after ``step`` steps of its training; the kernel is that of all outputs, summed.
+
+    Attributes
+    ----------
+    step
+        Steps done.
+    loss
+        What the loop told, or None.
+    ranks
+        Numbers of eigenvalues of the kernel above ``rtol lambda_1``, one interval a tolerance.
+    eigenvalues
+        The largest ones, descending.
+    effective_rank, stable_rank
+        ``exp`` of the entropy of ``lambda / trace`` (None where the computed eigenvalues do not tell it), and
+        ``trace / lambda_1``; 0 for a kernel of zeros.
+    trace
+        Of the kernel.
+    layer_shares
+        The share of the trace that is each layer's own kernel's, by the layer's name; they add up to 1.
+    dead_units
+        The share of units that are zero at every point, of each layer whose outputs are nowhere negative, as those of
+        ReLU: see :func:`inrfast.training.units.dead_units`. On all of the points, not only those of the kernel.
+    weights_change
+        ``|theta - theta_0| / |theta_0|`` over the differentiated parameters, theta_0 those of the first record; None
+        where they have other shapes, or theta_0 is 0.
+    seconds
+        What this record took.
+    """
+
+    step: int
+    loss: float | None
+    ranks: tuple[RankInterval, ...]
+    eigenvalues: tuple[float, ...]
+    effective_rank: float | None
+    stable_rank: float
+    trace: float
+    layer_shares: Mapping[str, float]
+    dead_units: Mapping[str, float]
+    weights_change: float | None
+    seconds: float
+
+
+class Watch:
+    """Records of a network in training; made by :func:`watch`.
+
+    Attributes
+    ----------
+    history
+        The records, the first one of step 0.
+    steps
+        Calls of :meth:`step`.
+    coords, points
+        All of the points (N, d), and those of the kernel (n, d).
+    rtols
+        The tolerances of the ranks.
+    probed
+        How many times the network had to be probed in full: once, unless more than its numbers changes.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        coords: Tensor,
+        points: Tensor,
+        every: int | None,
+        cost: float | None,
+        rtols: tuple[float, ...],
+        head: int,
+        params: Iterable[str] | None,
+        select: Select,
+        given: Tensor,
+    ) -> None:
+        self.net, self.coords, self.points = net, coords, points
+        self.every, self.cost, self.rtols, self.head = every, cost, rtols, head
+        self.steps = 0
+        self.history: list[WatchRecord] = []
+        self._source = KernelSource(points, params, select, given)
+        self._start: dict[str, Tensor] = {}
+        self._taken = 0.0
+        self._record(None)
+        self._began = self._last = time.perf_counter()
+        self._first = self._taken
+
+    def step(self, loss: float | Tensor | None = None) -> WatchRecord | None:
+        """Count a step of the loop, and return a record if it is time for one, else None.
+
+        Between records nothing is computed, and ``loss`` is not looked at: a tensor on a GPU is not waited for.
+
+        Parameters
+        ----------
+        loss
+            The loss of this step, a number or a tensor of one.
+
+        Raises
+        ------
+        UnsupportedModuleError, ValueError
+            The network has become one that :func:`inrfast.ntk` refuses, or its parameters NaN.
+        """
+        self.steps += 1
+        self._last = time.perf_counter()
+        if not self._due():
+            return None
+        record = self._record(loss)
+        self._last = time.perf_counter()
+        return record
+
+    def _due(self) -> bool:
+        if self.every is not None:
+            return self.steps % self.every == 0
+        assert self.cost is not None
+        return self._taken + self.history[-1].seconds <= self.cost * self._beside
+
+    @property
+    def _beside(self) -> float:
+        """Seconds of the loop from the first record to the last step, without those of watching."""
+        return self._last - self._began - (self._taken - self._first)
+
+    @property
+    def seconds(self) -> float:
+        """Time taken by all records, the probes of the first one included."""
+        return self._taken
+
+    @property
+    def share(self) -> float:
+        """:attr:`seconds` over those of the loop's own steps until the last one; NaN before the first step."""
+        return self._taken / self._beside if self._beside > 0 else math.nan
+
+    @property
+    def probed(self) -> int:
+        """How many times the network was probed in full."""
+        return self._source.probed
+
+    # ---- a record ----------------------------------------------------------------------------------------------
+
+    def _record(self, loss: float | Tensor | None) -> WatchRecord:
+        """Append and return a record of the network as it is now."""
+        devices = [self.coords.device] if self.coords.device.type == "cuda" else []
+        for device in devices:
+            torch.cuda.synchronize(device)  # what waits there is the loop's own time
+        start = time.perf_counter()
+        with own_modes(), torch.random.fork_rng(devices):
+            found = self._seen(None if loss is None else float(loss))
+        seconds = time.perf_counter() - start
+        record = WatchRecord(**found, step=self.steps, seconds=seconds)
+        self._taken += seconds
+        self.history.append(record)
+        return record
+
+    def _seen(self, loss: float | None) -> dict[str, Any]:
+        # A copy with the parameters of the network itself, for modes and buffers.
+        kernel = self._source.kernel(snapshot(self.net, parameters=False).eval())
+        numbers = numbers_of(kernel, self.rtols)
+        traces = {name: own.trace() for name, own in kernel.layers.items()}
+        total = math.fsum(traces.values())
+        return {
+            "loss": loss,
+            "ranks": numbers.ranks,
+            "eigenvalues": tuple(numbers.eigenvalues[: self.head].tolist()),
+            "effective_rank": None if math.isnan(numbers.effective_rank) else numbers.effective_rank,
+            "stable_rank": numbers.stable_rank,
+            "trace": numbers.trace,
+            "layer_shares": {name: trace / total if total > 0 else 0.0 for name, trace in traces.items()},
+            "dead_units": dead_units(kernel.capture, self.points, self.coords),
+            "weights_change": self._change([name for layer in kernel.specs for name in layer.parameters]),
+        }
+
+    def _change(self, names: Sequence[str]) -> float | None:
+        tensors = {name: p.detach() for name, p in self.net.named_parameters() if name in names}
+        if not self._start:
+            self._start = {name: tensor.clone() for name, tensor in tensors.items()}
+        before = self._start
+        if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in before.items()}:
+            return None
+        size = _norm(before.values())
+        return _norm(t.double() - before[n].double() for n, t in tensors.items()) / size if size > 0 else None
+
+    # ---- what is told of it ------------------------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        return _table(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the records and what they are of as nested dicts and lists of plain values, fit for JSON."""
+        return {
+            "schema": SCHEMA,
+            "points": len(self.points),
+            "grid_points": len(self.coords),
+            "rtols": list(self.rtols),
+            "every": self.every,
+            "cost": self.cost,
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "share": plain(self.share),
+            "records": [record.to_dict() for record in self.history],
+        }
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a figure of the records over the steps; with ``path`` (.png, .pdf, .svg), also write it there.
+
+        From the left: ranks at each tolerance, the largest eigenvalues, the layers' shares of the trace, and dead units
+        with the change of the weights.
+        """
+        from inrfast.training.watch_figure import draw  # matplotlib takes long to import, and most draw nothing
+
+        return draw(self, path)
+
+
+def watch(
+    net: nn.Module,
+    coords: ArrayLike,
+    every: int | None = None,
+    cost: float | None = None,
+    points: int = 512,
+    rtols: Sequence[float] = RTOLS,
+    head: int = 16,
+    params: Iterable[str] | None = None,
+    select: Select = None,
+    seed: int = 0,
+) -> Watch:
+    """Watch the tangent kernel of a network in a training loop of your own: call ``step()`` after every update.
+
+    The loop is left alone: records are made of a copy of the network in eval mode (batch norms with their running
+    statistics, as they are), without the modes of the caller (autocast, ``no_grad``, inference mode). Gradients,
+    buffers, modes, hooks and random generators stay as they are, so that training gives the same weights bit by bit.
+
+    A record at n points with M outputs takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3``
+    for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as one or
+    two steps on 4,096 points on a CPU. The probes of :func:`inrfast.ntk` are made for the first record, and once more
+    only if more than numbers changes. :attr:`Watch.share` says what watching takes.
+
+    Parameters
+    ----------
+    net
+        Any network that :func:`inrfast.ntk` takes, in any mode. ``DistributedDataParallel`` and ``torch.compile`` are
+        looked through, and names are those of the network inside.
+    coords
+        The points (N, d) it is trained on, or others of interest; copied.
+    every
+        Steps between two records.
+    cost
+        In place of ``every``: the largest share of the loop's own time that watching may take (0.05: 5 %), the first
+        record and its probes included. A record is made as soon as it and those before fit in, if it takes no longer
+        than the last one. When that is depends on the machine. Neither of the two: 0.05.
+    points
+        Points of the kernel at most: a subset, drawn once. Above 4,096 only the ranks are computed, as proven counts.
+    rtols
+        Tolerances of the ranks, relative to the largest eigenvalue.
+    head
+        Eigenvalues that a record keeps.
+    params, select
+        As in :func:`inrfast.ntk`.
+    seed
+        Of the subset.
+
+    Returns
+    -------
+    Watch
+        With the first record in :attr:`Watch.history`, that of the network as it is given.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        What :func:`inrfast.ntk` refuses in eval mode: coupled points, random numbers, batch norms that have seen no
+        batch (``inrfast.calibrate_batchnorm_``), a network in pieces (FSDP).
+    ValueError, TypeError
+        Both ``every`` and ``cost``; numbers out of range; other bad arguments.
+
+    Examples
+    --------
+    >>> import inrfast as inr
+    >>> net, coords = inr.INR(2, 1, width=16), inr.grid((8, 8))
+    >>> optimizer = torch.optim.Adam(net.parameters())
+    >>> watch = inr.watch(net, coords, every=5)
+    >>> for _ in range(10):
+    ...     optimizer.zero_grad()
+    ...     loss = (net(coords) - coords.prod(1, keepdim=True)).square().mean()
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     record = watch.step(loss)
+    >>> [record.step for record in watch.history], len(watch.history[0].ranks)
+    ([0, 5, 10], 5)
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+    if every is not None and cost is not None:
+        raise ValueError(f"give every or cost, not both: got every={every!r} and cost={cost!r}")
+    every = None if every is None else check_int("every", every, minimum=1)
+    share = check_float("cost", COST if cost is None else cost, minimum=0.0, exclusive=True)
+    points, head = check_int("points", points, minimum=1), check_int("head", head, minimum=1)
+    rtols, seed = check_rtols(rtols), check_seed("seed", seed)
+    refuse_pieces(net)
+    net = unwrapped(net)
+    where = next((parameter.device for parameter in net.parameters()), None)
+    given = check_tensor("coords", coords, finite=False, device=where).detach()
+    with own_modes():
+        given = given.clone()  # the caller may reuse its memory
+        flat = check_coords("coords", given)
+        chosen = subset(flat, points, seed)
+    return Watch(net, flat, chosen, every, share if every is None else None, rtols, head, params, select, given)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors))
+
+
+def _table(seen: Watch) -> str:
+    """Return the records as a table."""
+    head = ["step", "loss", *(f"rank {rtol:.0e}" for rtol in seen.rtols), "eff. rank", "lambda_1", "trace", "dead"]
+    records = seen.history if len(seen.history) <= SHOWN else [seen.history[0], *seen.history[1 - SHOWN :]]
+    rows = [[*head, "change", "ms"], *map(_row, records)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    if len(records) < len(seen.history):
+        lines.insert(2, f"... {len(seen.history) - len(records)} more")
+    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in seen.history[-1].layer_shares.items())
+    of = f"{len(seen.points):,} of {len(seen.coords):,} points, {len(seen.history):,} records, {seen.seconds:.2f} s"
+    told = "" if math.isnan(seen.share) else f", {100 * seen.share:.2g} % of the time of {seen.steps:,} steps"
+    return "\n".join([f"tangent kernel: {of}{told}", *lines, f"shares of the trace: {shares}"])
+
+
+def _row(record: WatchRecord) -> list[str]:
+    def told(value: float | None, form: str = ".4g") -> str:
+        return "-" if value is None else format(value, form)
+
+    dead = None if not record.dead_units else max(record.dead_units.values())
+    return [
+        f"{record.step:,}",
+        told(record.loss),
+        *map(str, record.ranks),
+        told(record.effective_rank),
+        told(record.eigenvalues[0]),
+        told(record.trace),
+        told(dead, ".1%"),
+        told(record.weights_change, ".2e"),
+        f"{1e3 * record.seconds:.0f}",
+    ]
