@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_float, check_seed, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
@@ -28,6 +29,7 @@ from inrfast.linear_calls import Calls, LinearCall, Rescaled, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.records import Record
 from inrfast.wrapped import refuse_pieces, unwrapped
 
 __all__ = [
@@ -60,7 +62,7 @@ BOX = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Applied:
+class Applied(Record):
     """What :func:`apply_` did to a module.
 
     Attributes
@@ -85,10 +87,6 @@ class Applied:
     left: dict[str, str] = field(default_factory=dict)
     dead_units: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         lines = []
@@ -124,7 +122,7 @@ def apply_(
     module: nn.Module,
     rule: Any,
     *,
-    coords: Tensor | None = None,
+    coords: ArrayLike | None = None,
     bounds: Any = None,
     omega: float | Mapping[str, float] | None = None,
     seed: int = 0,
@@ -184,6 +182,7 @@ def apply_(
     module = unwrapped(module)
     seed = check_seed("seed", seed)
     first, hidden = _both(rule)
+    coords = None if coords is None else check_tensor("coords", coords)
     box, axes, said = _box(module, coords, bounds, first)
     calls = linear_calls(module, box, axes, seed)
     inlets = {call.name: how for call in calls.layers if (how := calls.rescaled(call)) is not None}
@@ -256,7 +255,6 @@ def _box(
         raise ValueError("give one of coords=, bounds= and the rule's own bounds: they are the same box")
     bounds = own if bounds is None else bounds
     if coords is not None:
-        check_tensor("coords", coords)
         if coords.ndim < 2:
             raise ValueError(f"coords must have shape (N, d), or more axes before the last, got {tuple(coords.shape)}")
         low, high = torch.aminmax(coords.detach().reshape(-1, coords.shape[-1]), dim=0)

@@ -6,16 +6,18 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_coords, check_float, check_int, check_seed, check_tensor
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
+from inrfast.records import Record, plain
 from inrfast.snapshot import snapshot
 from inrfast.tangent.network import Select
 from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
@@ -35,7 +37,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class WatchRecord:
+class WatchRecord(Record):
     """What was seen of a network after ``step`` steps of its training; the kernel is that of all outputs, summed.
 
     Attributes
@@ -228,8 +230,8 @@ class Watch:
             "cost": self.cost,
             "steps": self.steps,
             "seconds": self.seconds,
-            "share": _plain(self.share),
-            "records": [_plain(asdict(record)) for record in self.history],
+            "share": plain(self.share),
+            "records": [record.to_dict() for record in self.history],
         }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -245,7 +247,7 @@ class Watch:
 
 def watch(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     every: int | None = None,
     cost: float | None = None,
     points: int = 512,
@@ -339,15 +341,6 @@ def watch(
 
 def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with lists for tuples, and None for numbers that JSON has not."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(seen: Watch) -> str:
