@@ -26,7 +26,7 @@ from inrfast.layers.calls import CallLayer
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes
+from inrfast.nn import declared_sizes, warn_of_other_box
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
@@ -130,6 +130,7 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
+        warn_of_other_box(net, coords)
         self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
         self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
