@@ -56,8 +56,8 @@ class WatchRecord:
     layer_shares
         The share of the trace that is each layer's own kernel's, by the layer's name; they add up to 1.
     dead_units
-        The share of units that are zero at every point, of each layer whose outputs are nowhere negative, as those of
-        ReLU: see :func:`inrfast.training.units.dead_units`. On all of the points, not only those of the kernel.
+        The share of units that are zero at every point, of each layer with outputs of 0 and none below, as ReLU has:
+        see :func:`inrfast.training.units.dead_units`. On all of the points, not only those of the kernel.
     weights_change
         ``|theta - theta_0| / |theta_0|`` over the differentiated parameters, theta_0 those of the first record; None
         where they have other shapes, or theta_0 is 0.
@@ -359,7 +359,10 @@ def _table(seen: Watch) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if len(records) < len(seen.history):
         lines.insert(2, f"... {len(seen.history) - len(records)} more")
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in seen.history[-1].layer_shares.items())
+    shares = ", ".join(
+        f"{name or type(seen.net).__name__} {100 * share:.1f} %"
+        for name, share in seen.history[-1].layer_shares.items()
+    )
     of = f"{len(seen.points):,} of {len(seen.coords):,} points, {len(seen.history):,} records, {seen.seconds:.2f} s"
     told = "" if math.isnan(seen.share) else f", {100 * seen.share:.2g} % of the time of {seen.steps:,} steps"
     return "\n".join([f"tangent kernel: {of}{told}", *lines, f"shares of the trace: {shares}"])
