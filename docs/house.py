@@ -10,10 +10,10 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "users": ("public", "testing", "cli", "experiments", "choosing", "info"),
-    "fits": ("distributed", "signals", "training"),
+    "fits": ("distributed", "importing", "signals", "training"),
     "papers": ("analysis", "plots"),
-    "kernel": ("tangent", "rounding", "linalg", "snapshot", "pointwise", "layers"),
-    "networks": ("nn", "init", "ops", "mlp", "norms", "grids", "activations", "encodings", "losses", "metrics"),
+    "kernel": ("tangent", "rounding", "linalg", "init", "linear_calls", "snapshot", "pointwise", "layers"),
+    "networks": ("nn", "initialisers", "ops", "mlp", "norms", "grids", "activations", "encodings", "losses", "metrics"),
     "ground": (
         "backends",
         "extension",
@@ -35,6 +35,7 @@ FLOORS = {
 REGISTRIES = {
     "activations": "ACTIVATIONS",
     "encodings": "ENCODINGS",
+    "importing": "LAYOUTS",
     "layers": "LAYERS",
     "linalg": "PRECONDITIONERS",
     "losses": "LOSSES",

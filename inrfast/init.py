@@ -1,242 +1,513 @@
-"""Initialisers: in-place functions on ``nn.Linear``, and the plan that initialises a whole network."""
+"""Initialisation of any module: its linear layers by a rule, the one on raw coordinates for the box they fill."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import UnsupportedModuleError, check_choice, check_float
-from inrfast.memory import chunks
-from inrfast.mlp import LinearLayer
-from inrfast.ops.grid_init import rank_expanding
-from inrfast.wrapped import is_distributed
+from inrfast.errors import check_float, check_seed, check_tensor, warn
+from inrfast.grids import check_bounds
+from inrfast.initialisers import (
+    INITIALISERS,
+    dead_units,
+    default_,
+    draw_,
+    kaiming_,
+    rank_expanding_,
+    refused_place,
+    siren_,
+    split_rule,
+    xavier_,
+)
+from inrfast.linear_calls import Calls, LinearCall, Rescaled, linear_calls
+from inrfast.memory import tells_refusals
+from inrfast.modes import without_autocast
+from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.wrapped import refuse_pieces, unwrapped
 
-SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
+__all__ = [
+    "INITIALISERS",
+    "Applied",
+    "apply_",
+    "dead_units",
+    "default_",
+    "kaiming_",
+    "rank_expanding_",
+    "siren_",
+    "xavier_",
+]
 
-SAMPLED_ROWS = 4096
-"""Points that are searched first for active units."""
+FREQUENCIES = ("omega_0", "omega0", "omega", "w0", "w_0")
+"""Attributes by which modules call the frequency of a sine layer."""
 
-SLACK = 8
-"""Allowed rounding of a unit's value, in roundoffs of its terms."""
+RECTIFIERS = frozenset(
+    {
+        *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "clamp", "clamp_min", "maximum", "hardtanh"),
+        *("elu", "celu", "selu", "gelu", "silu", "softplus", "mish"),
+    }
+)
+"""Functions, as torch calls them, with a hinge: those that rank-expanding initialisation is for, and smooth ones."""
 
+DEAD_BEHIND = ("relu", "clamp", "clamp_min")
+"""Functions behind which a unit that is never positive is dead."""
 
-def _check_linear(linear: Any) -> nn.Linear:
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"linear must be a torch.nn.Linear, got {type(linear).__name__}")
-    if is_distributed(linear.weight):
-        raise UnsupportedModuleError(
-            "linear.weight is a DTensor, of which each process may hold a piece: initialise the network before it is "
-            "sharded (fully_shard, tensor parallelism)"
-        )
-    return linear
-
-
-@torch.no_grad()
-def _fill(parameter: Tensor, values: Tensor) -> None:
-    parameter.copy_(values.to(dtype=parameter.dtype))
-
-
-def _uniform(shape: Sequence[int], bound: float, generator: torch.Generator | None) -> Tensor:
-    """Draw fp64 numbers from U(-bound, bound) on the CPU, so that every device and dtype gets the same ones."""
-    return bound * (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64) - 1)
-
-
-def default_(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
-    """Initialise like ``torch.nn.Linear``: weight and bias from ``U(-1/sqrt(in), 1/sqrt(in))``."""
-    _check_linear(linear)
-    bound = 1 / math.sqrt(linear.in_features)
-    _fill(linear.weight, _uniform(linear.weight.shape, bound, generator))
-    if linear.bias is not None:
-        _fill(linear.bias, _uniform(linear.bias.shape, bound, generator))
-    return linear
-
-
-def kaiming_(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
-    """Initialise for ReLU: weight from ``N(0, 2/in)``, bias zero (He et al., ICCV 2015, equation 10)."""
-    _check_linear(linear)
-    draw = torch.randn(tuple(linear.weight.shape), generator=generator, dtype=torch.float64)
-    _fill(linear.weight, math.sqrt(2 / linear.in_features) * draw)
-    if linear.bias is not None:
-        _fill(linear.bias, torch.zeros_like(linear.bias))
-    return linear
+BOX = (-1.0, 1.0)
 
 
-def xavier_(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
-    """Initialise with ``U(-a, a)``, ``a = sqrt(6/(in + out))``, bias zero (Glorot and Bengio, AISTATS 2010, (16))."""
-    _check_linear(linear)
-    bound = math.sqrt(6 / (linear.in_features + linear.out_features))
-    _fill(linear.weight, _uniform(linear.weight.shape, bound, generator))
-    if linear.bias is not None:
-        _fill(linear.bias, torch.zeros_like(linear.bias))
-    return linear
+@dataclass(frozen=True)
+class Applied:
+    """What :func:`apply_` did to a module.
+
+    Attributes
+    ----------
+    rules
+        The rule of every layer that was changed, with its options, by the layer's name and in the order of their calls.
+    inlets
+        Those of them that get the coordinates.
+    bounds
+        The box of the coordinates, one pair (low, high) each; None: the rule needed none.
+    left
+        What was left as it was, parameters and layers by name, and why.
+    dead_units
+        Of inlets behind a ReLU where ``coords`` were given: how many units are zero at all of them.
+    notes
+        What else there is to know.
+    """
+
+    rules: dict[str, dict[str, Any]]
+    inlets: tuple[str, ...]
+    bounds: tuple[tuple[float, float], ...] | None = None
+    left: dict[str, str] = field(default_factory=dict)
+    dead_units: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = []
+        for name, rule in self.rules.items():
+            options = ", ".join(f"{key}={_shown(value)}" for key, value in rule.items() if key != "name")
+            place = " (gets the coordinates)" if name in self.inlets else ""
+            dead = f", {self.dead_units[name]} dead units" if name in self.dead_units else ""
+            lines.append(f"{name}{place}: {rule['name']}{f'({options})' if options else ''}{dead}")
+        lines += [f"{name}: left alone, {reason}" for name, reason in self.left.items()]
+        return "\n".join([*lines, *self.notes])
 
 
-def siren_(
-    linear: nn.Linear,
-    omega: float = 30.0,
-    first: bool = False,
-    bias: str = "uniform_sqrt",
-    generator: torch.Generator | None = None,
-) -> nn.Linear:
-    """Initialise a sine layer (Sitzmann et al., SIREN, NeurIPS 2020, section 3.2 and supplement 1.5).
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(f'({low:g}, {high:g})' for low, high in value)}]"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A layer with the numbers that it is to have."""
+
+    call: LinearCall
+    rule: dict[str, Any]
+    linear: nn.Linear
+
+
+@without_autocast()
+@tells_refusals
+def apply_(
+    module: nn.Module,
+    rule: Any,
+    *,
+    coords: Tensor | None = None,
+    bounds: Any = None,
+    omega: float | Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Applied:
+    """Initialise the linear layers of any module in place and return what was changed.
+
+    A copy of the module is run once, in eval mode, at 64 points of the box, to see its layers: the products of a
+    parameter with what the layer gets (``nn.Linear``, ``F.linear``, ``x @ W.T + b``), in the order of their calls. The
+    inlets are those that get the coordinates themselves, or each of them rescaled. Everything is checked, and all
+    numbers are made, before the first one is written.
 
     Parameters
     ----------
-    linear
-        The layer, changed in place.
+    module
+        Any module that is called as ``module(coords)``; of one inside ``torch.compile`` or DDP, that one.
+    rule
+        As ``init`` of :class:`inrfast.INR`: ``"rank_expanding"`` (the inlets; other layers stay as they are),
+        ``"siren"``, ``"kaiming"``, ``"xavier"``, ``"default"`` (torch's), or ``{"name": ..., **options}`` for all
+        linear layers, or ``{"first": ..., "hidden": ...}``, of which either may be left out: those layers stay.
+        The first layers are the inlets; behind an encoding, where nothing gets the coordinates, the one called first.
+    coords
+        The coordinates that the module is for, (N, d) or with more axes before the last: their box is that of the
+        hinges, and units of a ReLU inlet that are dead at them are counted and warned of.
+    bounds
+        The box instead: ``(low, high)`` or one pair per coordinate. With neither it is ``(-1, 1)``.
     omega
-        The frequency of the activation that follows.
-    first
-        The first layer draws its weight from ``U(-1/in, 1/in)``, others from ``U(-a, a)``, ``a = sqrt(6/in)/omega``.
-    bias
-        Codes differ here: ``"uniform_sqrt"`` draws from ``U(-1/sqrt(in), 1/sqrt(in))`` (the authors' code, which
-        leaves torch's bias), ``"uniform"`` from the bounds of the weight, ``"zero"`` sets zero.
-    generator
-        CPU generator; None uses torch's global one.
-    """
-    _check_linear(linear)
-    omega = check_float("omega", omega, minimum=0.0, exclusive=True)
-    check_choice("bias", bias, SIREN_BIASES)
-    bound = 1 / linear.in_features if first else math.sqrt(6 / linear.in_features) / omega
-    _fill(linear.weight, _uniform(linear.weight.shape, bound, generator))
-    if linear.bias is not None:
-        scale = {"uniform_sqrt": 1 / math.sqrt(linear.in_features), "uniform": bound, "zero": 0.0}[bias]
-        _fill(linear.bias, _uniform(linear.bias.shape, scale, generator))
-    return linear
+        Of ``"siren"``: the frequency of the sine layers, or ``{"first": ..., "hidden": ...}``. None: the factor in
+        each layer's ``torch.sin`` or, where there is none, the attribute ``omega_0``, ``omega`` or ``w0`` of its
+        module, of what stands in it or after it, or of a module around it.
+    seed
+        Below 2^32; the numbers are those that ``INR(init=rule, seed=seed)`` draws for a network without an encoding.
 
-
-def rank_expanding_(
-    linear: nn.Linear,
-    eps: float | str | None = None,
-    gain: float = 1.0,
-    bounds: Any = (-1, 1),
-) -> nn.Linear:
-    """Initialise a ReLU layer on raw coordinates so that its representation has high rank (P1, equations 12-13).
-
-    Every unit's hinge passes near one point of a grid that fills the coordinate box, facing outward.
-    Parameters as in :func:`inrfast.rank_expanding`; the layer must have a bias and is changed in place.
+    Returns
+    -------
+    Applied
+        ``print`` it.
 
     Raises
     ------
-    ValueError
-        A layer without a bias, or a bad option.
+    ValueError, TypeError
+        A bad argument; no frequency is known; rank-expanding initialisation where no layer gets the coordinates (behind
+        an encoding), or the layer has no bias; nothing to initialise. The module is as it was.
+    UnsupportedModuleError
+        The module cannot be copied, or is spread over processes.
 
-    Source: Zheng, Saratchandran, Lucey, The Inlet Rank Collapse, arXiv 2602.01526, Proposition 4.
+    Examples
+    --------
+    >>> import inrfast as inr
+    >>> field = nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 1))
+    >>> print(inr.init.apply_(field, "rank_expanding", coords=inr.grid((32, 32), bounds=(0, 1))))
+    0 (gets the coordinates): rank_expanding(bounds=[(0, 1), (0, 1)]), 0 dead units
+    2: left alone, rank_expanding is of the first layer alone
     """
-    _check_linear(linear)
-    if linear.bias is None:
-        raise ValueError("rank_expanding_ needs a linear layer with a bias: the hinges are placed by it")
-    weight, bias = rank_expanding(
-        linear.out_features,
-        linear.in_features,
-        eps=eps,
-        gain=gain,
-        bounds=bounds,
-        dtype=torch.float32 if linear.weight.dtype in (torch.float16, torch.bfloat16) else linear.weight.dtype,
-        device=linear.weight.device,
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    refuse_pieces(module, "module")
+    module = unwrapped(module)
+    seed = check_seed("seed", seed)
+    first, hidden = _both(rule)
+    box, axes, said = _box(module, coords, bounds, first)
+    calls = linear_calls(module, box, axes, seed)
+    inlets = {call.name: how for call in calls.layers if (how := calls.rescaled(call)) is not None}
+    firsts = set(inlets) or {call.name for call in calls.layers[:1]}
+    if first is not None and first[0] == "rank_expanding":
+        _check_inlets(calls, inlets)
+    omegas = _Omegas(module, omega)
+    generator = torch.Generator().manual_seed(seed)
+    parameters, draws = dict(module.named_parameters()), []
+    left: dict[str, str] = {}
+    for number, call in enumerate(calls.layers):
+        own = int(torch.randint(2**62, (), generator=generator))
+        chosen, is_first = (first, True) if call.name in firsts else (hidden, False)
+        frequency = omegas.of(call, number, is_first) if chosen is not None and chosen[0] == "siren" else None
+        if chosen is None:
+            left[call.name] = _why_left(first, is_first)
+            continue
+        options = _options(chosen, frequency, is_first, inlets.get(call.name), box)
+        draws.append(_drawn(call, chosen[0], options, own, parameters))
+    if not draws:
+        raise ValueError(f"module has nothing that init {rule!r} could initialise: {_nothing(calls)}")
+    left |= _untouched(module, calls)
+    dead = _dead_units(draws, inlets, coords)
+    with torch.no_grad():
+        for draw in draws:
+            _write(draw, parameters)
+    if isinstance(module, INR):
+        module.init = _as_init(module.init, first, hidden, draws)
+    applied = Applied(
+        {draw.call.name: draw.rule for draw in draws},
+        tuple(inlets),
+        tuple(box) if said or any("bounds" in draw.rule for draw in draws) else None,
+        left,
+        dead,
+        _notes(calls, inlets, firsts, omegas, any(draw.rule["name"] == "siren" for draw in draws)),
     )
-    _fill(linear.weight, weight)
-    _fill(linear.bias, bias)
-    return linear
+    _warn(applied, calls)
+    return applied
 
 
-@torch.no_grad()
-def dead_units(linear: nn.Linear | LinearLayer, coords: Tensor) -> int:
-    """Return how many units of a layer are never positive at these points (n, d): behind ReLU they are dead.
+# ---- the arguments -----------------------------------------------------------------------------------------------
 
-    Exact, and cheap where most units are decided early: a unit that is active at one of a few points is alive, one that
-    is inactive on the whole box around the points is dead, and only the others are computed at every point.
-    """
-    weight = linear.weight.to(coords.dtype)
-    bias = torch.zeros_like(weight[:, 0]) if linear.bias is None else linear.bias.to(coords.dtype)
-    rows = torch.arange(0, len(coords), -(-len(coords) // SAMPLED_ROWS), device=coords.device)
-    idle = (coords[rows] @ weight.mT + bias).amax(0) <= 0
-    low, high = torch.aminmax(coords, dim=0)
-    # An affine function is largest in a corner of the box; the slack keeps rounding from declaring a live unit dead.
-    most = torch.maximum(weight * low, weight * high).sum(1) + bias
-    slack = (
-        SLACK
-        * torch.finfo(coords.dtype).eps
-        * ((weight.abs() * torch.maximum(low.abs(), high.abs())).sum(1) + bias.abs())
-    )
-    doubtful = (idle & (most > -slack)).nonzero()[:, 0]
-    for part in chunks(len(coords), SAMPLED_ROWS * 16):
-        if not len(doubtful):
-            break
-        still = (coords[part] @ weight[doubtful].mT + bias[doubtful]).amax(0) <= 0
-        idle[doubtful[~still]] = False
-        doubtful = doubtful[still]
-    return int(idle.sum())
+Rule = tuple[str, dict[str, Any]]
 
 
-INITIALISERS: dict[str, Callable[..., nn.Linear]] = {
-    "default": default_,
-    "kaiming": kaiming_,
-    "xavier": xavier_,
-    "siren": siren_,
-    "rank_expanding": rank_expanding_,
-}
-
-
-def expands_rank(rule: Any) -> Mapping[str, Any] | None:
-    """Return the options of a network's rule (``INR.init``) if its first layer is rank-expanding, else None."""
-    first = rule.get("first") if isinstance(rule, Mapping) and "name" not in rule else rule
-    name, options = ("default", {}) if first is None else _rule("init", first)
-    return options if name == "rank_expanding" else None
-
-
-def _rule(argument: str, rule: Any) -> tuple[str, dict[str, Any]]:
-    """Split a rule, a name or ``{"name": ..., **options}``, into its name and options."""
-    if isinstance(rule, Mapping):
-        options = dict(rule)
-        if "name" not in options:
-            raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(options)}")
-        return check_choice(argument, options.pop("name"), INITIALISERS), options
-    return check_choice(argument, rule, INITIALISERS), {}
-
-
-def initialise_(
-    layers: Sequence[nn.Linear],
-    rule: Any,
-    omegas: Sequence[float],
-    encoded: bool,
-    generator: torch.Generator,
-) -> None:
-    """Initialise the linear layers of a network, the head last, by ``rule`` (see :class:`inrfast.INR`, ``init``).
-
-    Every layer consumes the same number of random values whatever its rule: two networks of one seed that differ only
-    in the first layer's rule share their other layers.
-    """
+def _both(rule: Any) -> tuple[Rule | None, Rule | None]:
+    """Return the rules of the first layers and of the others; None: they stay."""
     if isinstance(rule, Mapping) and "name" not in rule:
         unknown = set(rule) - {"first", "hidden"}
-        if unknown:
-            raise ValueError(f"init takes the keys 'first' and 'hidden' (or 'name'), got {sorted(map(str, unknown))}")
-        first, hidden = rule.get("first", "default"), rule.get("hidden", "default")
+        if unknown or not rule:
+            raise ValueError(f"rule takes the keys 'first' and 'hidden' (or 'name'), got {sorted(map(str, rule))}")
+        first, hidden = (
+            split_rule(f"rule[{key!r}]", rule[key]) if key in rule else None for key in ("first", "hidden")
+        )
     else:
-        first = rule
-        hidden = "default" if _rule("init", rule)[0] == "rank_expanding" else rule
-    for index, linear in enumerate(layers):
-        name, options = _rule("init", first if index == 0 else hidden)
-        seed = int(torch.randint(2**62, (), generator=generator))
-        if name == "rank_expanding":
-            if encoded or index > 0:
-                where = "behind an encoding" if index == 0 else "on a hidden layer"
-                raise ValueError(
-                    f"init 'rank_expanding' places hinges among raw coordinates and is refused {where}; "
-                    "use it on the first layer of a network without an encoding"
-                )
+        first = hidden = split_rule("rule", rule)
+        if first[0] == "rank_expanding":
+            hidden = None
+    if hidden is not None and hidden[0] == "rank_expanding":
+        raise ValueError(refused_place("on a hidden layer"))
+    return first, hidden
+
+
+def _box(
+    module: nn.Module, coords: Tensor | None, bounds: Any, first: Rule | None
+) -> tuple[list[tuple[float, float]], int, bool]:
+    """Return the box of the coordinates, the axes of what the module takes, and whether the box was given."""
+    own = first[1].pop("bounds", None) if first is not None and first[0] == "rank_expanding" else None
+    if sum(given is not None for given in (coords, bounds, own)) > 1:
+        raise ValueError("give one of coords=, bounds= and the rule's own bounds: they are the same box")
+    bounds = own if bounds is None else bounds
+    if coords is not None:
+        check_tensor("coords", coords)
+        if coords.ndim < 2:
+            raise ValueError(f"coords must have shape (N, d), or more axes before the last, got {tuple(coords.shape)}")
+        low, high = torch.aminmax(coords.detach().reshape(-1, coords.shape[-1]), dim=0)
+        box = list(zip(low.double().tolist(), high.double().tolist(), strict=True))
+        if first is not None and first[0] == "rank_expanding" and any(a == b for a, b in box):
+            flat = next(axis for axis, (a, b) in enumerate(box) if a == b)
+            raise ValueError(
+                f"coords must fill a box, and column {flat} is {box[flat][0]:g} at all points; give bounds= instead"
+            )
+        return box, coords.ndim, True
+    pair = BOX if bounds is None else bounds
+    try:
+        several = isinstance(pair[0], Sequence)
+    except (TypeError, IndexError, KeyError):
+        several = False
+    return check_bounds(pair, len(pair) if several else _coordinates(module)), 2, bounds is not None
+
+
+def _coordinates(module: nn.Module) -> int:
+    """Return how many coordinates a module seems to take: its own word, or the columns of its first weight."""
+    stated = getattr(module, "in_features", None)
+    if isinstance(stated, int) and stated > 0:
+        return stated
+    weight = next((own for own in module.parameters() if own.ndim == 2), None)
+    if weight is None:
+        raise ValueError("module has no linear layer that tells the number of coordinates; give coords=")
+    return int(weight.shape[1])
+
+
+class _Omegas:
+    """The frequency of the sine behind each layer, and where it was found."""
+
+    def __init__(self, module: nn.Module, given: float | Mapping[str, float] | None) -> None:
+        self.module, self.given = module, given
+        self.found: dict[str, str] = {}
+        self._last: float | None = None
+        if isinstance(given, Mapping) and set(given) != {"first", "hidden"}:
+            raise ValueError(f"omega as a mapping takes the keys 'first' and 'hidden', got {sorted(map(str, given))}")
+        for value in given.values() if isinstance(given, Mapping) else () if given is None else (given,):
+            check_float("omega", value, minimum=0.0, exclusive=True)
+
+    def of(self, call: LinearCall, number: int, first: bool) -> float:
+        """Return a layer's frequency; of one with no sine behind it that of the layer before, as SIREN's head."""
+        value, place = self._look(call, number, first)
+        if value is None and self._last is not None and not any(name in ("sin", "cos") for name, _ in call.follows):
+            value, place = self._last, "the layer before"
+        if value is None:
+            raise ValueError(
+                f"omega must be given: the layer {call.name!r} is followed by no torch.sin(number * x) and its module "
+                f"has none of the attributes {', '.join(FREQUENCIES)}"
+            )
+        self._last, self.found[call.name] = value, place
+        return value
+
+    def _look(self, call: LinearCall, number: int, first: bool) -> tuple[float | None, str]:
+        if isinstance(self.given, Mapping):
+            return float(self.given["first" if first else "hidden"]), "omega="
+        if self.given is not None:
+            return float(self.given), "omega="
+        if isinstance(self.module, INR):
+            return self.module.omegas[min(number, self.module.hidden_layers - 1)], "the network's omegas"
+        if len(call.follows) == 1 and call.follows[0][0] == "sin" and call.follows[0][1] > 0:
+            return call.follows[0][1], "the factor in torch.sin"
+        return self._attribute(call)
+
+    def _attribute(self, call: LinearCall) -> tuple[float | None, str]:
+        """Search the layer's module, what stands in it and after it, and the modules around it, from inside out."""
+        path = call.weight.split(".")[:-1]
+        for depth in range(len(path), -1, -1):
+            owner = self.module.get_submodule(".".join(path[:depth]))
+            near = [(".".join(path[:depth]), owner)]
+            if depth == len(path):
+                near += [(f"{near[0][0]}.{name}", child) for name, child in owner.named_children()]
+            around = self.module.get_submodule(".".join(path[: depth - 1])) if depth else None
+            if isinstance(around, nn.Sequential):
+                names = list(around._modules)
+                after = names[names.index(path[depth - 1]) + 1 :][:1]
+                near += [(".".join([*path[: depth - 1], name]), around.get_submodule(name)) for name in after]
+            for name, module in near:
+                for attribute in FREQUENCIES:
+                    value = _number(getattr(module, attribute, None))
+                    if value is not None:
+                        return value, f"{name}.{attribute}".removeprefix(".")
+        return None, ""
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
+
+
+# ---- what is drawn -----------------------------------------------------------------------------------------------
+
+
+def _check_inlets(calls: Calls, inlets: Mapping[str, Rescaled]) -> None:
+    """Refuse rank-expanding initialisation of a module in which it has no place."""
+    if not inlets:
+        raise ValueError(f"{refused_place('where no linear layer gets them')}; {_nothing(calls)}")
+    for call in calls.layers:
+        if call.name in inlets and call.bias is None:
+            raise ValueError(
+                f"init 'rank_expanding' needs a bias, which places the hinges: the layer {call.name!r} has none"
+            )
+
+
+def _nothing(calls: Calls) -> str:
+    """Return why no layer gets the coordinates, from what the first one gets."""
+    if calls.computed:
+        return "a layer's weight is computed (weight norm, a parametrisation, a hypernetwork); bake it in first"
+    if not calls.layers:
+        return (
+            "its forward pass has no product with a two-dimensional parameter (a compiled or scripted module has none)"
+        )
+    call = calls.layers[0]
+    return f"its first one, {call.name!r}, gets {call.inputs[0].shape[-1]} columns that are made from them"
+
+
+def _why_left(first: Rule | None, is_first: bool) -> str:
+    if is_first:
+        return "the rule has no 'first'"
+    if first is not None and first[0] == "rank_expanding":
+        return "rank_expanding is of the first layer alone"
+    return "the rule has no 'hidden'"
+
+
+def _options(
+    rule: Rule, omega: float | None, is_first: bool, how: Rescaled | None, box: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Return the options of one layer."""
+    name, options = rule
+    if name == "siren":
+        return {"omega": omega, "first": is_first, **options}
+    if name == "rank_expanding":
+        assert how is not None
+        return {**options, "bounds": how.box(box)}
+    return dict(options)
+
+
+def _drawn(
+    call: LinearCall, name: str, options: dict[str, Any], seed: int, parameters: Mapping[str, nn.Parameter]
+) -> _Draw:
+    """Return a layer's new numbers, beside those that it has."""
+    weight = parameters[call.weight]
+    if not weight.is_floating_point() or weight.is_meta:
+        raise ValueError(f"{call.weight} must be a tensor of real numbers to be initialised, got {weight.dtype}")
+    outputs, inputs = weight.shape[::-1] if call.turned else weight.shape
+    linear = undrawn(inputs, outputs, call.bias is not None, weight.device, weight.dtype)
+    draw_(linear, name, options, seed)
+    for own in linear.parameters():
+        if not math.isfinite(float(own.detach().abs().max())):
+            raise ValueError(f"init {name!r} leaves the range of {weight.dtype} in the layer {call.name!r}")
+    return _Draw(call, {"name": name, **options}, linear)
+
+
+def _write(draw: _Draw, parameters: Mapping[str, nn.Parameter]) -> None:
+    weight = draw.linear.weight
+    parameters[draw.call.weight].copy_(weight.mT if draw.call.turned else weight)
+    if draw.call.bias is not None:
+        bias = parameters[draw.call.bias]
+        bias.copy_(draw.linear.bias.reshape(bias.shape))
+
+
+def _as_init(old: Any, first: Rule | None, hidden: Rule | None, draws: Sequence[_Draw]) -> Any:
+    """Return what an INR says of its initialisation after this one."""
+    if first == hidden and first is not None:
+        return {"name": first[0], **first[1]} if first[1] else first[0]
+    parts = dict(old) if isinstance(old, Mapping) and "name" not in old else {"first": old, "hidden": old}
+    if parts.get("hidden") is old and split_rule("init", old)[0] == "rank_expanding":
+        parts["hidden"] = "default"
+    if first is not None:
+        options = {k: [list(pair) for pair in v] if k == "bounds" else v for k, v in draws[0].rule.items()}
+        parts["first"] = options if first[1] or first[0] == "rank_expanding" else first[0]
+    if hidden is not None:
+        parts["hidden"] = {"name": hidden[0], **hidden[1]} if hidden[1] else hidden[0]
+    return parts
+
+
+# ---- what is said ------------------------------------------------------------------------------------------------
+
+
+def _untouched(module: nn.Module, calls: Calls) -> dict[str, str]:
+    """Return the parameters of no layer, and the linear layers that the forward pass does not call."""
+    known = {name for call in calls.layers for name in (call.weight, call.bias)}
+    left: dict[str, str] = {}
+    for name, parameter in module.named_parameters():
+        if name in known:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        if isinstance(module.get_submodule(owner), nn.Linear):
+            left[owner] = "its weight is computed, or the forward pass does not use it"
+        elif parameter.ndim == 2 and leaf == "weight" and calls.computed:
+            left[name] = "no weight that the forward pass multiplies with as it is"
         else:
-            options["generator"] = torch.Generator().manual_seed(seed)
-        if name == "siren":
-            options.setdefault("omega", omegas[min(index, len(omegas) - 1)])
-            options.setdefault("first", index == 0)
-        try:
-            INITIALISERS[name](linear, **options)
-        except TypeError as error:
-            if "unexpected keyword" in str(error):
-                raise ValueError(f"init {name!r} does not take these options: {error}") from None
-            raise
+            left[name] = "not a linear layer's"
+    return left
+
+
+def _dead_units(draws: Sequence[_Draw], inlets: Mapping[str, Rescaled], coords: Tensor | None) -> dict[str, int]:
+    """Return how many units of each new ReLU inlet are dead at the coordinates."""
+    if coords is None:
+        return {}
+    points = coords.detach().reshape(-1, coords.shape[-1])
+    return {
+        draw.call.name: dead_units(draw.linear, inlets[draw.call.name].of(points.to(draw.linear.weight.device)))
+        for draw in draws
+        if draw.call.name in inlets and _behind(draw.call) in DEAD_BEHIND
+    }
+
+
+def _behind(call: LinearCall) -> str:
+    """Return the function that takes a layer's output; empty where it is not one, or not torch's."""
+    names = {name for name, _ in call.follows}
+    return names.pop() if len(names) == 1 else ""
+
+
+def _notes(
+    calls: Calls, inlets: Mapping[str, Rescaled], firsts: set[str], omegas: _Omegas, siren: bool
+) -> tuple[str, ...]:
+    notes = []
+    if not inlets and calls.layers:
+        notes.append(f"No layer gets the coordinates themselves: {_nothing(calls)}; it counts as the first.")
+    for call in calls.layers:
+        how = inlets.get(call.name)
+        if how is not None and any(factor != 1 or shift for factor, shift in zip(how.factors, how.shifts, strict=True)):
+            notes.append(f"{call.name} gets the coordinates rescaled; its bounds are those of what it gets.")
+        elif how is None and call.name not in firsts and calls.gets_coordinates_beside_others(call):
+            notes.append(f"{call.name} gets the coordinates beside features: it counts as a hidden layer.")
+    if siren:
+        places = dict.fromkeys(omegas.found.values())
+        notes.append(f"omega is from {', '.join(places)}.")
+    return tuple(notes)
+
+
+def _warn(applied: Applied, calls: Calls) -> None:
+    """Warn of dead units, and of hinges that no rectifier follows."""
+    units = {call.name: call for call in calls.layers}
+    for name in applied.inlets:
+        rule = applied.rules.get(name, {"name": ""})
+        behind = _behind(units[name])
+        if rule["name"] == "rank_expanding" and behind and behind not in RECTIFIERS:
+            warn(
+                f"the layer {name!r} is followed by {behind}, and init 'rank_expanding' is for ReLU: its hinges mean "
+                "nothing there",
+                UserWarning,
+            )
+    for name, dead in applied.dead_units.items():
+        outputs = units[name].outputs
+        if dead >= max(DEAD_SHARE * outputs, 1):
+            warn(
+                f"{dead} of the {outputs} units of {name!r} are dead at these coordinates: they are zero behind the "
+                "ReLU and get no gradient",
+                UserWarning,
+            )

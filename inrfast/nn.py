@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation, bind, shown
+from inrfast.arrays import ArrayLike
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
 from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
-from inrfast.init import dead_units, expands_rank, initialise_
+from inrfast.initialisers import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
 from inrfast.mlp import MLP, HiddenLayer, describe, linear_layer
 from inrfast.modes import without_autocast
@@ -181,7 +182,7 @@ class _Undrawn(nn.Linear):
         pass
 
 
-def _undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+def undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
     """Return a linear layer with uninitialised numbers. (Torch's skip_init goes by the meta device, which at first use
     imports the tables of decompositions, for seconds.)"""
     layer: nn.Linear = _Undrawn(inputs, outputs, bias=bias, device=device, dtype=dtype)
@@ -297,7 +298,7 @@ class INR(nn.Module):
         self.encoding = None if encoding is None else built(encoding, self.in_features, generator, where, dtype)
         inlet = self.in_features if self.encoding is None else self.encoding.out_features
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
-        self.layers = nn.ModuleList(_undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
+        self.layers = nn.ModuleList(undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(
             nn.Identity() if name is None else NORMS[name].make(self.width, where, dtype) for name in self.norm_names
         )
@@ -450,7 +451,7 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     """Warn if rank-expanding hinges lie among other coordinates than these, so that units of the first layer are dead.
 
     Only where the box of the coordinates is another one than the initialiser's ``bounds``: see
-    :func:`inrfast.init.dead_units` for what is counted, and at which cost.
+    :func:`inrfast.initialisers.dead_units` for what is counted, and at which cost.
     """
     options = expands_rank(net.init) if isinstance(net, INR) else None
     if options is None:
@@ -484,7 +485,7 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
 @torch.no_grad()
 @without_autocast()
 @tells_refusals
-def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
+def calibrate_batchnorm_(net: INR, coords: ArrayLike) -> INR:
     """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
 
     Means and (biased) variances are accumulated in fp64 over all of ``coords``; each layer is calibrated on the

@@ -1,5 +1,6 @@
-"""Initialisers against the distributions of their papers."""
+"""Initialisation of any module: the inlet is found, the numbers are those of an INR, and a refusal changes nothing."""
 
+import copy
 import math
 import warnings
 
@@ -7,146 +8,199 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from others_modules import OTHERS, Chain, FinerLayer, LearnedSine, OfDictionary, SingleBVPNet, Siren, SirenNet, Size
 from torch import nn
 
 import inrfast as inr
-from inrfast.init import dead_units, default_, expands_rank, kaiming_, siren_, xavier_
+
+RULES = ["default", "kaiming", "xavier", "siren", "rank_expanding", {"first": "rank_expanding", "hidden": "siren"}]
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+def equal(a, b):
+    return all(torch.equal(x, b[name]) for name, x in a.items())
 
 
-def assert_uniform(values, bound):
-    """Bounded by, and filling, (-bound, bound), with the variance of the uniform distribution."""
-    values = values.detach()
-    assert float(values.abs().max()) <= bound
-    assert float(values.abs().max()) > 0.99 * bound
-    assert float(values.var()) == pytest.approx(bound**2 / 3, rel=0.05)
+def field(width=64, activation=nn.ReLU, before=(), bias=True):
+    return nn.Sequential(*before, nn.Linear(2, width, bias), activation(), nn.Linear(width, 1))
 
 
-def test_uniform_initialisers_have_their_papers_bounds():
-    a, b = 300, 200
-    linear = nn.Linear(a, b)
-    default_(linear, generator())
-    assert_uniform(linear.weight, 1 / math.sqrt(a))
-    assert float(linear.bias.abs().max()) <= 1 / math.sqrt(a)
-    xavier_(linear, generator())
-    assert_uniform(linear.weight, math.sqrt(6 / (a + b)))
-    assert not linear.bias.any()
-    siren_(linear, omega=30.0, generator=generator())
-    assert_uniform(linear.weight, math.sqrt(6 / a) / 30)
-    siren_(linear, first=True, generator=generator())
-    assert_uniform(linear.weight, 1 / a)
-
-
-def test_default_has_torchs_own_variance():
-    ours, torchs = nn.Linear(64, 4000), nn.Linear(64, 4000)
-    default_(ours, generator())
-    assert float(ours.weight.var()) == pytest.approx(float(torchs.weight.var()), rel=0.02)
-    assert float(ours.bias.var()) == pytest.approx(float(torchs.bias.var()), rel=0.08)
-
-
-def test_kaiming_is_normal_with_variance_two_over_fan_in():
-    linear = kaiming_(nn.Linear(500, 400), generator())
-    assert float(linear.weight.var()) == pytest.approx(2 / 500, rel=0.02)
-    assert float((linear.weight**4).mean() / linear.weight.var() ** 2) == pytest.approx(3, rel=0.05)
-    assert not linear.bias.any()
-
-
-@pytest.mark.parametrize(("bias", "bound"), [("uniform_sqrt", 0.1), ("uniform", math.sqrt(6 / 100) / 5), ("zero", 0)])
-def test_siren_bias_conventions(bias, bound):
-    linear = siren_(nn.Linear(100, 3000), omega=5.0, bias=bias, generator=generator())
-    if bound:
-        assert_uniform(linear.bias, bound)
-    else:
-        assert not linear.bias.any()
-
-
-def test_siren_networks_use_each_layers_omega():
-    net = inr.INR(2, 1, width=400, hidden_layers=2, activation="sine", omega=[30.0, 10.0], init="siren")
-    assert_uniform(net.layers[0].weight, 1 / 2)
-    assert_uniform(net.layers[1].weight, math.sqrt(6 / 400) / 10)
-    zero = inr.INR(2, 1, width=4, activation="sine", init={"name": "siren", "bias": "zero"})
-    assert not any(layer.bias.any() for layer in zero.layers)
-
-
-def test_rank_expanding_in_place_and_its_options_through_the_network():
-    weight, bias = inr.rank_expanding(20, 2, eps="cover", gain=3.0)
-    linear = nn.Linear(2, 20)
-    assert inr.init.rank_expanding_(linear, eps="cover", gain=3.0) is linear
-    assert torch.equal(linear.weight, weight)
-    assert torch.equal(linear.bias, bias)
-    rule = {"first": {"name": "rank_expanding", "eps": "cover", "gain": 3.0}, "hidden": "kaiming"}
-    net = inr.INR(2, 1, width=20, init=rule)
-    assert torch.equal(net.layers[0].weight, weight)
-    assert not net.layers[1].bias.any()
-
-
-def test_rank_expanding_is_a_drop_in_for_every_dtype():
-    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-        linear = inr.init.rank_expanding_(nn.Linear(3, 30, dtype=dtype))
-        expected = inr.rank_expanding(30, 3, dtype=torch.float64)[0]
-        torch.testing.assert_close(linear.weight.double(), expected, rtol=1e-2, atol=1e-2)
-
-
-def test_bad_input_is_refused_by_name():
-    with pytest.raises(TypeError, match=r"torch\.nn\.Linear"):
-        inr.init.rank_expanding_(nn.Conv1d(1, 1, 1))
-    with pytest.raises(ValueError, match="with a bias"):
-        inr.init.rank_expanding_(nn.Linear(2, 4, bias=False))
-    with pytest.raises(ValueError, match="Did you mean 'uniform'"):
-        siren_(nn.Linear(2, 2), bias="unifrom")
-    with pytest.raises(ValueError, match="omega"):
-        siren_(nn.Linear(2, 2), omega=0)
-
-
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
-    d=st.integers(1, 4),
-    points=st.sampled_from([1, 2, 100, 5000]),
-    shift=st.floats(-3, 3),
-    bias=st.booleans(),
-    seed=st.integers(0, 99),
+    rule=st.sampled_from(RULES),
+    activation=st.sampled_from(["relu", "sine", "gaussian", "finer"]),
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 3)),
+    box=st.tuples(st.floats(-5, 5), st.floats(0.1, 9)),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_dead_units_are_those_that_no_point_wakes(d, points, shift, bias, seed):
-    """Against every unit at every point, exactly."""
-    rng = generator(seed)
-    linear = nn.Linear(d, 40, bias=bias, dtype=torch.float64)
-    default_(linear, rng)
-    coords = shift + torch.randn(points, d, generator=rng, dtype=torch.float64)
-    assert dead_units(linear, coords) == int((linear(coords) <= 0).all(0).sum())
+def test_the_numbers_are_those_of_a_network_made_with_the_rule(rule, activation, sizes, box, seed, dtype):
+    """Bit for bit, whether the module says that it is an INR or is a chain of its layers."""
+    d, width, layers = sizes
+    bounds = (box[0], box[0] + box[1])
+    omegas = [7.0, 5.0, 3.0][:layers]
+    options = {"width": width, "hidden_layers": layers, "activation": activation, "omega": omegas, "dtype": dtype}
+    placed = {"name": "rank_expanding", "bounds": bounds}
+    made = {"rank_expanding": placed}.get(rule, rule) if isinstance(rule, str) else {"first": placed, "hidden": "siren"}
+    wanted = inr.INR(d, 2, **options, init=made, seed=seed)
+    net = inr.INR(d, 2, **options, seed=1 - min(seed, 1))
+    if rule == "rank_expanding":  # the others stay
+        for mine, other in zip(net.layers[1:], wanted.layers[1:], strict=True):
+            mine.load_state_dict(other.state_dict())
+    chain = nn.Sequential(*copy.deepcopy(net.layers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        inr.init.apply_(net, rule, bounds=bounds, seed=seed)
+        inr.init.apply_(chain, rule, bounds=bounds, omega={"first": 7.0, "hidden": 5.0}, seed=seed)
+    assert equal(wanted.state_dict(), net.state_dict())
+    assert torch.equal(chain[0].weight, wanted.layers[0].weight)
+    assert net.config()["init"] == inr.INR(d, 2, **options, init=net.init).config()["init"]
 
 
-@pytest.mark.parametrize("bounds", [(0, 1), (0, 255), [(-1, 1), (5, 9)]], ids=str)
-def test_hinges_among_other_coordinates_are_warned_of_and_bounds_repair_them(bounds):
-    coords = inr.grid((12, 12), bounds=bounds)
-    net = inr.INR(2, 1, width=64, init="rank_expanding")
-    dead = int((net.layers[0](coords) <= 0).all(0).sum())
-    assert dead >= 16
-    for door in (
-        lambda net: inr.fit(net, coords, coords[:, :1] / 9, steps=1, data_range=1),
-        lambda net: inr.diagnose(net, coords),
-    ):
-        with pytest.warns(UserWarning, match=f"{dead} of the 64 units .* bounds") as caught:
-            door(inr.INR(2, 1, width=64, init="rank_expanding"))
-        assert [warning.filename for warning in caught] == [__file__]
+INLETS = {
+    "siren bvp": ["net.net.net.0.0"],
+    "siren batched": ["net.net.net.net.0.0"],
+    "siren-pytorch": ["layers.0"],
+    "siren-pytorch modulated": ["net.layers.0"],
+    "wire real": ["net.0.freqs", "net.0.scale"],
+}
+for names, inlets in (
+    (("siren", "finer", "finer with its slope", "gauss", "learned frequencies"), ["net.0.linear"]),
+    (("residual", "layer norm", "keyword", "squeezed", "checkpointed", "caching"), ["inlet"]),
+    (("mfn fourier", "mfn gabor", "bacon"), [f"filters.{k}.linear" for k in range(3)]),
+):
+    INLETS |= dict.fromkeys(names, inlets)
+"""The layers that get the coordinates; of networks that are not named, none does (or it gets more than those)."""
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_inlet_of_other_peoples_networks_is_found_and_nothing_else_is_touched(name):
+    other = OTHERS[name]
+    torch.manual_seed(0)
+    net = other.make(Size())
+    before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    coords = 2 * torch.rand(20, other.dimensions, generator=torch.Generator().manual_seed(1)) - 1
+    if name == "pointwise conv":
+        with pytest.raises(ValueError, match="nothing that init"):
+            inr.init.apply_(net, "xavier", coords=coords)
+        return
+    applied = inr.init.apply_(net, {"first": "xavier", "hidden": {"name": "xavier"}}, coords=coords)
+    assert list(applied.inlets) == INLETS.get(name, [])
+    assert torch.equal(torch.get_rng_state(), state)
+    for entry, values in net.state_dict().items():
+        owner = entry.rpartition(".")[0]
+        changed = owner in applied.rules
+        assert changed == (not torch.equal(values, before[entry])) or entry.endswith("bias")
+        assert changed or entry not in dict(net.named_parameters()) or {owner, entry} & set(applied.left), entry
+    assert all(text in str(applied) for text in (*applied.rules, *applied.left))
+    net.load_state_dict(before)
+    if name not in INLETS:
+        with pytest.raises(ValueError, match="rank_expanding"):
+            inr.init.apply_(net, "rank_expanding", coords=coords)
+        assert equal(before, net.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("net", "omegas"),
+    [
+        (Siren(2, 200, 2, 3, first_omega_0=11, hidden_omega_0=7.0), [11, 7, 7, 7]),
+        (OfDictionary(SingleBVPNet(1, 2, 200, 2)), [30, 30, 30, 30]),
+        (SirenNet(2, 200, 3, 3, w0=2.0, w0_initial=30.0), [30, 2, 2, 2]),
+        (Chain(FinerLayer(2, 200, True, 9), FinerLayer(200, 200, omega_0=4), nn.Linear(200, 1)), [9, 4, 4]),
+        (nn.Sequential(nn.Linear(2, 200), inr.nn.FusedLinear(200, 200, activation="sine", omega=3.0)), [3, 3]),
+    ],
+    ids=["siren", "bvp", "siren-pytorch", "finer", "fused"],
+)
+def test_sirens_rule_takes_each_layers_own_omega(net, omegas):
+    applied = inr.init.apply_(net, "siren", bounds=[(-1, 1)] * 2)
+    parameters = dict(net.named_parameters())
+    assert len(applied.rules) == len(omegas) and list(applied.inlets) == list(applied.rules)[:1]
+    for number, (name, omega) in enumerate(zip(applied.rules, omegas, strict=True)):
+        weight = parameters[f"{name}.weight"].detach()
+        bound = 1 / 2 if number == 0 else math.sqrt(6 / 200) / omega
+        assert 0.95 * bound < float(weight.abs().max()) <= bound
+
+
+class Normalised(nn.Module):
+    """Pixels to [-1, 1], each axis from its own range, columns swapped."""
+
+    def forward(self, coords):
+        return torch.stack([coords[..., 1] / 50 - 1, 1 - coords[..., 0] / 20], dim=-1)
+
+
+@given(st.integers(4, 40), st.booleans())
+def test_hinges_lie_in_the_box_that_the_layer_gets(width, batched):
+    """Of a module that rescales its coordinates: its inlet is the one of the rescaled box."""
+    coords = inr.grid((9, 11), bounds=[(0, 40), (0, 100)])
+    net = field(width, before=[Normalised()])
+    applied = inr.init.apply_(net, "rank_expanding", coords=coords[None] if batched else coords)
+    weight, bias = inr.rank_expanding(width, 2)
+    torch.testing.assert_close(net[1].weight.detach(), weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net[1].bias.detach(), bias, rtol=1e-5, atol=1e-6)
+    assert applied.dead_units["1"] == int((net[1](net[0](coords)) <= 0).all(0).sum())
+    assert applied.bounds == ((0, 40), (0, 100))
+
+
+def test_bare_products_are_layers_whichever_way_their_weight_is_kept():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W, self.b = nn.Parameter(torch.zeros(2, 30)), nn.Parameter(torch.zeros(30))
+            self.V, self.c = nn.Parameter(torch.zeros(1, 30)), nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return torch.addmm(self.c, torch.relu(x @ self.W + self.b), self.V.t())
+
+    net = Bare()
+    applied = inr.init.apply_(net, {"first": "rank_expanding", "hidden": "kaiming"}, bounds=[(-1, 1)] * 2)
+    weight, bias = inr.rank_expanding(30, 2)
+    assert applied.inlets == ("W",) and set(applied.rules) == {"W", "V"} and not applied.left
+    assert torch.equal(net.W, weight.T) and torch.equal(net.b, bias) and net.V.any() and not net.c.any()
+
+
+@pytest.mark.parametrize(
+    ("net", "rule", "options", "told"),
+    [
+        (inr.INR(2, 1, 8, encoding=inr.RandomFourier(4)), "rank_expanding", {}, "'layers.0', gets 8 columns"),
+        (field(bias=False), "rank_expanding", {}, "needs a bias"),
+        (field(), {"hidden": "rank_expanding"}, {}, "hidden layer"),
+        (field(), {"hiden": "siren"}, {}, "'first' and 'hidden'"),
+        (field(), "sirenn", {}, "Did you mean 'siren'"),
+        (field(), {"name": "siren", "omegas": 3}, {"omega": 3}, "does not take these options"),
+        (field(), "siren", {}, "omega must be given.*'0'"),
+        (field(), "siren", {"omega": {"first": 3}}, "'first' and 'hidden'"),
+        (field(), "rank_expanding", {"coords": torch.zeros(5, 2)}, "fill a box"),
+        (field(), "rank_expanding", {"coords": torch.rand(5, 3)}, "must take coordinates"),
+        (field(), "rank_expanding", {"coords": torch.rand(5, 2), "bounds": (0, 1)}, "one of coords="),
+        (field(), "rank_expanding", {"bounds": (1, 0)}, "low < high"),
+        (nn.utils.parametrizations.weight_norm(nn.Linear(2, 4)), "rank_expanding", {}, "bake it in"),
+        (nn.ReLU(), "kaiming", {}, "give coords="),
+        (nn.Sequential(Normalised(), nn.Conv1d(2, 4, 1)), "kaiming", {"bounds": [(0, 1)] * 2}, "must take coordinates"),
+    ],
+)
+def test_a_refusal_names_what_is_wrong_and_changes_nothing(net, rule, options, told):
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=told):
+        inr.init.apply_(net, rule, **options)
+    assert equal(before, net.state_dict())
+    with pytest.raises(TypeError, match="module must be"):
+        inr.init.apply_(torch.relu, "siren")
+
+
+def test_dead_units_and_hinges_without_a_rectifier_are_warned_of():
+    far = inr.grid((6, 6), bounds=[(5, 9), (-9, -5)])
+    with pytest.warns(UserWarning, match="of the 64 units of '0' are dead") as caught:
+        applied = inr.init.apply_(net := field(), "kaiming", coords=far)
+    assert applied.dead_units["0"] == int((net[0](far) <= 0).all(0).sum())
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.warns(UserWarning, match="followed by tanh"):
+        inr.init.apply_(field(activation=nn.Tanh), "rank_expanding")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rule = {"name": "rank_expanding", "bounds": bounds}
-        for init in (rule, {"first": rule}):
-            inr.fit(inr.INR(2, 1, width=64, init=init), coords, coords[:, :1] / 9, steps=1, data_range=1)
-        for endpoint in ("inclusive", "exclusive", "center"):
-            x = inr.grid((5, 7), endpoint=endpoint)
-            inr.fit(inr.INR(2, 1, width=64, init="rank_expanding"), x, x[:, :1], steps=1)
-        inr.fit(
-            inr.INR(2, 1, width=64, init="siren", activation="sine"), coords, coords[:, :1] / 9, steps=1, data_range=1
-        )
+        inr.init.apply_(field(), "rank_expanding", coords=far)
+        inr.init.apply_(inr.INR(2, 1, 64), "rank_expanding", coords=far)
+        inr.fit(net, inr.grid((4, 4)), torch.rand(16, 1), steps=1)
 
 
-def test_a_rule_tells_whether_its_first_layer_is_rank_expanding():
-    options = {"name": "rank_expanding", "gain": 2.0}
-    assert expands_rank("rank_expanding") == {}
-    assert expands_rank(options) == expands_rank({"first": options, "hidden": "kaiming"}) == {"gain": 2.0}
-    for rule in ("default", {"name": "siren"}, {"hidden": "kaiming"}, {"first": "xavier"}):
-        assert expands_rank(rule) is None
+def test_learned_frequencies_are_no_omega_unless_it_is_one_number():
+    with pytest.raises(ValueError, match="omega must be given"):
+        inr.init.apply_(Chain(LearnedSine(2, 8), nn.Linear(8, 1)), "siren")

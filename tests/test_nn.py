@@ -143,7 +143,7 @@ def test_torch_compile_captures_the_whole_graph():
 def test_bad_input_is_refused_by_name(arguments, error, message):
     with pytest.raises(error, match=message):
         inr.INR(2, 1, **arguments)
-    with pytest.raises(TypeError, match=r"coords must be a torch.Tensor, .* got list"):
+    with pytest.raises(TypeError, match=r"coords must be a torch.Tensor, got list"):
         inr.INR(2, 1, width=4)([[0.0, 0.0]])
 
 

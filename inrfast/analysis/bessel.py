@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.harmonics import described, input_mapping
+from inrfast.arrays import ArrayLike
 from inrfast.errors import MemoryBudgetError, check_coords, check_float
 from inrfast.memory import budget_bytes, chunks, counted, require, tells_refusals
 
@@ -68,7 +69,7 @@ class BesselSeries:
             f"outputs={outputs}, error={self.error:.2g})"
         )
 
-    def __call__(self, coords: Tensor) -> Tensor:
+    def __call__(self, coords: ArrayLike) -> Tensor:
         """Return the series' values (N, M), fp64, at coordinates (N, d)."""
         coords = check_coords("coords", coords, self.frequencies.shape[1]).detach().double().cpu()
         found = torch.empty(len(coords), self.coefficients.shape[1], dtype=torch.float64)

@@ -84,8 +84,9 @@ class Sensitivity:
     Attributes
     ----------
     name, kind
-        The layer, and the kind of it: ``"linear"``, or one whose S is its Jacobian itself, ``"affine"`` (a norm's own
-        parameters) or ``"autodiff"`` (any others, up to 4,096 of them).
+        The layer, and the kind of it: one of two factors, ``"linear"`` or ``"conv"``, or one whose S is its Jacobian
+        itself, such as ``"affine"`` (a norm's own parameters), ``"positions"`` or ``"autodiff"``, of up to 4,096
+        parameters.
     spectrum
         Of S ((N M) x D_out), rows ``d f_m(x_n) / d u``; the head's is the identity at every point.
     dead_pixels

@@ -13,7 +13,7 @@ from inrfast.cli.options import Parser, network_arguments, network_options
 from inrfast.cli.shell import UsageError
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import nearest
-from inrfast.init import INITIALISERS
+from inrfast.initialisers import INITIALISERS
 from inrfast.nn import INR
 
 OPTIONS = (

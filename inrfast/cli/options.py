@@ -16,7 +16,7 @@ from inrfast.activations import ACTIVATIONS, bind
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice, check_device
-from inrfast.init import INITIALISERS
+from inrfast.initialisers import INITIALISERS
 from inrfast.nn import INR, NORM_POSITIONS, calibrate_batchnorm_
 from inrfast.norms import NORMS
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole

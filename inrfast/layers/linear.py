@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import ClassVar
 
@@ -26,26 +27,32 @@ class Linear(Layer):
             return ()
         return [name for name in ("weight", "bias") if name in names]
 
+    def reason_against(self, module: nn.Module, given: Tensor, points: int) -> str | None:
+        """Return why: inputs that are not (n, D_in), with or without axes of length 1 between the two."""
+        if given.ndim < 2 or len(given) != points or math.prod(given.shape[:-1]) != points:
+            return f"its input has the shape {tuple(given.shape)}, where (points, features) has a form of two factors"
+        return None
+
     def tap(self, module: nn.Module, given: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Return the pre-activation: that of a fused layer is computed once more, without its activation."""
-        if isinstance(module, FusedLinear):
-            preactivation = F.linear(given, module.weight, module.bias)
-            return preactivation, module.activate(preactivation)
-        return super().tap(module, given, output)
+        return fused_tap(module, given) if isinstance(module, FusedLinear) else super().tap(module, given, output)
 
     def features(self, module: nn.Module, given: Tensor) -> Tensor:
         """Return ``[Z, 1]``."""
+        given = given.flatten(0, -2)
         return torch.cat([given, given.new_ones(len(given), 1)], dim=1)
 
     def factors(self, features: Tensor, sensitivities: Tensor | None) -> Factors:
-        """Return the factors from ``[Z, 1]`` (n, D_in + 1) and S (n, M, D_out)."""
+        """Return the factors from ``[Z, 1]`` (n, D_in + 1) and S (n, M, ..., D_out)."""
+        if sensitivities is not None and sensitivities.ndim > 3:
+            sensitivities = sensitivities.flatten(2)
         if self._with_weight:
             return Factors(features if self._with_bias else features[:, :-1], sensitivities)
         return Factors(features[:, -1:], None) if sensitivities is None else Factors(None, sensitivities)
 
     @property
     def _with_weight(self) -> bool:
-        return len(next(iter(self.shapes.values()))) == 2
+        return len(next(iter(self.shapes.values()))) > 1
 
     @property
     def _with_bias(self) -> bool:
@@ -85,12 +92,18 @@ class Linear(Layer):
         """Return Z, where the weight is differentiated."""
         if not self._with_weight or factors.features is None:
             return None
-        return factors.features[:, : next(iter(self.shapes.values()))[1]]
+        return factors.features[:, : self.sizes[0] // self.block[0]]
 
     def matrix(self, module: nn.Module) -> Tensor | None:
         """Return W (D_out, D_in), if it has entries."""
         assert isinstance(module, nn.Linear)
         return module.weight if module.weight.numel() > 0 else None
+
+
+def fused_tap(module: FusedLinear, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the pre-activation of a fused layer, computed once more, and its output made of that."""
+    preactivation = F.linear(given, module.weight, module.bias)
+    return preactivation, module.activate(preactivation)
 
 
 LAYERS.add(Linear.kind, Linear)

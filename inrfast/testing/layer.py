@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_tensor
-from inrfast.layers import Factors, Layer, layers_of
+from inrfast.layers import LAYERS, Factors, Layer
 from inrfast.modes import own_modes
 from inrfast.ops.rows import rows_
 from inrfast.pointwise import dependence
@@ -40,7 +40,8 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
     module
         A module of the kind, in the mode in which it is used; it is copied.
     inputs
-        What it gets, one row per point: (n, ...), at least 4 points in general position.
+        What it gets, one row per point: (n, ...), at least 4 points in general position; or the index that an
+        embedding gets, whole numbers (n,) or (n, ...).
     handler
         The kind of layer, a class derived from :class:`inrfast.layers.Layer`, registered or not; None: the first
         registered one that takes parameters of the module.
@@ -58,9 +59,12 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.ndim < 2 or len(inputs) < 4:
-        raise ValueError("inputs must be a floating tensor (n, ...) of at least 4 points")
-    check_tensor("inputs", inputs)
+    index = isinstance(inputs, Tensor) and inputs.dtype in (torch.int64, torch.int32)
+    if not isinstance(inputs, Tensor) or not (index or inputs.is_floating_point()) or inputs.ndim < 2 - index:
+        raise ValueError("inputs must be a floating tensor (n, ...), or an index of int64 or int32")
+    if len(inputs) < 4:
+        raise ValueError(f"inputs must be at least 4 points, got {len(inputs)}")
+    check_tensor("inputs", inputs, floating=not index)
     if not bool(inputs.any()):
         raise ValueError("inputs must be points in general position, got zeros alone, at which any factors seem right")
     if handler is not None and not (isinstance(handler, type) and issubclass(handler, Layer)):
@@ -78,17 +82,25 @@ class _Check:
         self.root = nn.Module()
         self.root.checked = widen_(snapshot(module))
         self.module = self.root.checked.requires_grad_(True)
-        self.inputs = inputs.detach().double()
+        self.inputs = inputs.detach().double() if inputs.is_floating_point() else inputs
         self.names = [name for name, _ in self.module.named_parameters(recurse=False)]
-        self.handler = handler or self._registered()
+        if handler is not None:
+            self.handler = handler
         generator = torch.Generator().manual_seed(0)
         width = self._tried("the module", lambda: self.module(self.inputs.clone())).flatten(1).shape[1]
         self.readout = torch.randn(width, OUTPUTS, generator=generator, dtype=torch.float64) / width**0.5
         self.readout = self.readout.to(inputs.device)
+        if handler is None:
+            self.handler = self._registered()
 
     def _registered(self) -> type[Layer]:
-        layers = layers_of(self.root, [f"checked.{name}" for name in self.names])
-        return type(layers[0])
+        """Return the first registered handler that takes parameters of the module as it is used here."""
+        for handler in sorted(LAYERS.values(), key=lambda handler: handler.order):
+            self.handler = handler
+            taken = handler.takes(self.module, self.names)
+            if taken and (not handler.observed or not self.reasons(self.layer(taken))):
+                return handler
+        raise AssertionError(f"no registered kind of layer takes parameters of {type(self.module).__name__}")
 
     def fail(self, what: str) -> NoReturn:
         raise AssertionError(f"{self.handler.__name__} breaks the contract of layers: {what}")
@@ -167,9 +179,19 @@ class _Check:
 
     def check_alone(self) -> None:
         """Check that the module treats its points one by one."""
-        found = dependence(lambda x: self.values(x.unflatten(1, self.inputs.shape[1:])), self.inputs.flatten(1))
+
+        def predict(points: Tensor) -> Tensor:
+            inputs = points.reshape(-1, *self.inputs.shape[1:])
+            return self.values(inputs if self.inputs.is_floating_point() else inputs.round().to(self.inputs.dtype))
+
+        found = dependence(predict, self.inputs.reshape(len(self.inputs), -1).double())
         if found is not None:
             self.fail(f"{type(self.module).__name__} couples points: {found}")
+
+    def reasons(self, layer: Layer) -> dict[str, str]:
+        """Return why a layer has no factors for the module, by its name."""
+        reasons, _ = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
+        return dict(reasons)
 
     def factors(self, layer: Layer, inputs: Tensor) -> Factors:
         """Return a layer's factors at some inputs."""
@@ -180,9 +202,7 @@ class _Check:
     def check_factors(self, layer: Layer) -> None:
         """Compare the rows with automatic differentiation, whole, by parameter, and at few points."""
         if layer.observed:
-            reasons, _ = self._tried(
-                "the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs)
-            )
+            reasons = self.reasons(layer)
             if reasons:
                 self.fail(f"it has no factors for this module: {reasons[layer.name]}")
         found = self._tried("making factors", lambda: self.factors(layer, self.inputs))

@@ -13,7 +13,7 @@ from inrfast.activations import ACTIVATIONS
 from inrfast.cli.network_words import candidate, quoted, words_of
 from inrfast.cli.options import Parser, network_arguments, network_options
 from inrfast.encodings import spelling
-from inrfast.init import INITIALISERS
+from inrfast.initialisers import INITIALISERS
 
 SIZES = SimpleNamespace(width=8, hidden_layers=2)
 

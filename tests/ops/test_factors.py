@@ -55,12 +55,6 @@ def arguments(found, device):
     return random_coords(9, 2, 0).double().unsqueeze(0).to(device), parameters, tables, plan
 
 
-def test_the_fused_pass_keeps_its_contract_with_torch(device):
-    inputs, parameters, tables, _ = arguments([mlp(0, device), mlp(1, device)], device)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(factors.mlp_slabs, (inputs, parameters, *tables), test_utils=checks)
-
-
 def test_many_networks_and_vmap_are_one_by_one(device):
     nets = [mlp(seed, device) for seed in range(3)]
     inputs, parameters, tables, plan = arguments(nets, device)

@@ -230,20 +230,6 @@ def test_many_models_are_one_by_one(device, backend):
         assert torch.equal(together[k], fused_linear(x, weights[k], biases[k], "sine", backend=backend))
 
 
-def test_the_operators_keep_their_contract_with_torch(device, backend):
-    x, weight, b = (t.requires_grad_() for t in layer(3, 9, 11, True, torch.float64, device))
-    torch.library.opcheck(torch.ops.inrfast.fused_linear, (x, weight, b, "sine", [1.3], "high", backend))
-    checks = ("test_schema", "test_faketensor")
-    for activation, bias in (("relu", b), ("sine", None), ("tanh", b), ("identity", None)):
-        settings = activation, bind(activation, 1.3).numbers, "high", backend
-        raw = [None if t is None else t.detach().unsqueeze(0) for t in (x, weight, bias)]
-        torch.library.opcheck(op.fused_linear_forward, (*raw, *settings, True), test_utils=checks)
-        y, saved = op.fused_linear_forward(*raw, *settings, True)
-        kept = y if op.kept(activation, backend) == "result" else saved
-        arguments = (torch.ones_like(y), raw[0], raw[1], kept, *settings, [False, True, bias is not None])
-        torch.library.opcheck(op.fused_linear_backward, arguments, test_utils=checks)
-
-
 def test_a_training_step_compiles_whole(device, backend):
     def network(seed):
         rng = torch.Generator().manual_seed(seed)

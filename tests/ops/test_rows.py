@@ -133,27 +133,6 @@ def test_compiled_in_one_graph(place, name):
         torch.testing.assert_close(ours, theirs)
 
 
-CHECKS = ["test_schema", "test_autograd_registration", "test_faketensor"]
-if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11):  # with newer versions of SymPy 2.8 fails at shapes
-    CHECKS.append("test_aot_dispatch_dynamic")
-
-
-def test_torchs_contract_for_operators():
-    z, s, p, v = arguments("both", bias=True)
-    one = [t.unsqueeze(0) for t in (z, s, p, v)]
-    ops = torch.ops.inrfast
-    for operator, given in (
-        (ops.jacobian_rows, (z.clone().requires_grad_(), s, 2)),
-        (ops.jacobian_product, (z, s.clone().requires_grad_(), p, True)),
-        (ops.jacobian_transposed_product, (z, s, v.clone().requires_grad_(), True)),
-        (ops.jacobian_rows_, (torch.zeros(3, 2, 4, 2, dtype=torch.float64), z, s)),
-        (ops._jacobian_rows, (None, s, 2)),
-        (ops._jacobian_product, (one[0], one[1], one[2], True)),
-        (ops._jacobian_transposed_product, (one[0], one[1], one[3], True)),
-    ):
-        torch.library.opcheck(operator.default, given, test_utils=CHECKS)
-
-
 def test_no_derivative_is_lost_in_silence():
     z, s, p, _ = arguments("both")
     out = torch.empty(3, 2, 4, 2, dtype=torch.float64)

@@ -99,15 +99,6 @@ def operator_arguments(device, models=1):
     return slabs, narrow, vectors, sums, segments, values, narrow_layers
 
 
-def test_torchs_contract_for_operators(device):
-    slabs, narrow, vectors, sums, segments, values, narrow_layers = operator_arguments(device)
-    for operator, tensors in (
-        (tangent_product.transposed_product_op, (slabs, narrow, vectors, segments, narrow_layers)),
-        (tangent_product.product_op, (slabs, narrow, sums, 20, segments, values, narrow_layers)),
-    ):
-        torch.library.opcheck(operator, tensors, test_utils=["test_schema", "test_faketensor"])
-
-
 def test_a_batch_is_more_models(device):
     slabs, narrow, vectors, _, segments, values, narrow_layers = operator_arguments(device, models=2)
 

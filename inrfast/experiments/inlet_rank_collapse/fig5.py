@@ -13,7 +13,7 @@ from torch import Tensor
 from inrfast.experiments.drawing import finish
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
 from inrfast.grids import grid
-from inrfast.init import rank_expanding_
+from inrfast.initialisers import rank_expanding_
 
 SHOWN, POINTS = 16, 256
 """Points of the triangle that is drawn, and of the ranks."""

@@ -14,7 +14,7 @@ from inrfast.experiments.inlet_rank_collapse.methods import WIDTH
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
 from inrfast.experiments.runs import seeds, spread
 from inrfast.grids import grid
-from inrfast.init import default_, rank_expanding_
+from inrfast.initialisers import default_, rank_expanding_
 from inrfast.linalg.tsqr import singular_values
 from inrfast.memory import chunks
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_choice, check_int, warn
 from inrfast.metrics import data_range_of
 from inrfast.modes import in_training_modes
@@ -44,14 +46,14 @@ class AdaptResult:
 @in_training_modes
 def adapt(
     net: nn.Module,
-    coords: Tensor,
-    signals: Tensor,
+    coords: ArrayLike,
+    signals: ArrayLike | Sequence[ArrayLike],
     steps: int = 3,
     lr: float = 1e-2,
     optimizer: str = "sgd",
     *,
-    eval_coords: Tensor | None = None,
-    eval_signals: Tensor | None = None,
+    eval_coords: ArrayLike | None = None,
+    eval_signals: ArrayLike | Sequence[ArrayLike] | None = None,
     data_range: float | None = None,
     memory_budget: int | None = None,
 ) -> AdaptResult:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_choice, check_float, check_int, check_seed
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
@@ -58,8 +60,8 @@ class MetaResult:
 @in_training_modes
 def meta_learn(
     net: nn.Module,
-    coords: Tensor,
-    signals: Tensor,
+    coords: ArrayLike,
+    signals: ArrayLike | Sequence[ArrayLike],
     method: str = "maml",
     inner_steps: int = 2,
     inner_lr: float = 1e-2,
