@@ -116,10 +116,15 @@ def treats_points_alike(network: Network, points: Tensor) -> bool:
     """Return whether some of the points, in another order and number, have the outputs they have among all of them.
 
     Two forward passes, which notice what changed numbers may have changed in a network that :func:`check_network` has
-    looked at: coupled points, random numbers.
+    looked at.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        A pass changes parameters, or draws random numbers.
     """
-    some = torch.arange(len(points) - 1, -1, -3, device=points.device)
-    outputs = network.outputs(points)
+    some, before = torch.arange(len(points) - 1, -1, -3, device=points.device), numbers_of(network.module)
+    outputs = outputs_without_side_effects(lambda: network.outputs(points), network.module, before, points.device)
     allowed = torch.finfo(PASS_DTYPE).eps ** FLOOR_EXPONENT * outputs.abs().max()
     return bool(((network.outputs(points[some]) - outputs[some]).abs() <= allowed).all())
 
