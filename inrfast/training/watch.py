@@ -133,6 +133,8 @@ class Watch:
         ------
         UnsupportedModuleError, ValueError
             The network has become one that :func:`inrfast.ntk` refuses, or its parameters NaN.
+        TypeError
+            The loss of a step with a record is not one number.
         """
         self.steps += 1
         self._last = time.perf_counter()
@@ -177,7 +179,7 @@ class Watch:
             torch.cuda.synchronize(device)  # what waits there is the loop's own time
         start = time.perf_counter()
         with own_modes(), torch.random.fork_rng(devices):
-            found = self._seen(None if loss is None else float(loss))
+            found = self._seen(None if loss is None else _number(loss))
         seconds = time.perf_counter() - start
         record = WatchRecord(**found, step=self.steps, seconds=seconds)
         self._taken += seconds
@@ -260,6 +262,7 @@ def watch(
     The loop is left alone: records are made of a copy of the network in eval mode (batch norms with their running
     statistics, as they are), without the modes of the caller (autocast, ``no_grad``, inference mode). Gradients,
     buffers, modes, hooks and random generators stay as they are, so that training gives the same weights bit by bit.
+    (Forward hooks of your own are copied with the network and see the passes of the copy.)
 
     A record at n points with M outputs takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3``
     for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as one or
@@ -335,6 +338,17 @@ def watch(
         flat = check_coords("coords", given)
         chosen = subset(flat, points, seed)
     return Watch(net, flat, chosen, every, share if every is None else None, rtols, head, params, select, given)
+
+
+def _number(loss: Any) -> float:
+    """Return a loss as a number, which may be NaN."""
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        loss = loss.detach()
+    try:
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError):
+        shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
+        raise TypeError(f"loss must be one number, got {type(loss).__name__}{shape}") from None
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:

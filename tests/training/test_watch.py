@@ -213,7 +213,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
 
 
 def trained(mode: str, wrapped: Callable[[nn.Module], nn.Module], watched: bool) -> Iterator[Any]:
-    """Yield all that a loop may depend on, at its end."""
+    """Yield all that a loop may depend on, at its end; autocast is around all of it, other modes around the watch."""
     torch.manual_seed(1)
     net = Everything()
     net(COORDS)  # the batch norm has seen a batch
@@ -222,15 +222,16 @@ def trained(mode: str, wrapped: Callable[[nn.Module], nn.Module], watched: bool)
     runner = wrapped(net)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     watch = inr.watch(runner, COORDS, every=2, points=12, select="rgb") if watched else None
-    for _ in range(5):
-        batch = torch.randperm(len(COORDS))[:16]
-        optimizer.zero_grad()
-        loss = (runner(COORDS[batch])["rgb"] - TARGET[batch]).square().mean()
-        loss.backward()
-        if watch is not None:  # while gradients are live
-            with MODES[mode]():
-                watch.step(loss)
-        optimizer.step()
+    with MODES["autocast"]() if mode == "autocast" else nullcontext():
+        for _ in range(5):
+            batch = torch.randperm(len(COORDS))[:16]
+            optimizer.zero_grad()
+            loss = (runner(COORDS[batch])["rgb"] - TARGET[batch]).square().mean()
+            loss.backward()
+            if watch is not None:  # while gradients are live
+                with MODES[mode]():
+                    watch.step(loss)
+            optimizer.step()
     assert watch is None or [record.step for record in watch.history] == [0, 2, 4]
     assert watch is None or set(watch.history[0].layer_shares) >= {"a", "b", "c"}
     yield from net.state_dict().values()
@@ -364,7 +365,7 @@ def test_what_cannot_be_compared_has_all_probes_each_time() -> None:
 @pytest.mark.parametrize("select", [lambda out: out - out.mean(0), lambda out: out.cumsum(0), lambda out: out.flip(0)])
 def test_a_select_that_couples_points_is_refused(select: Callable[[Tensor], Tensor]) -> None:
     for net in (inr.INR(2, 1, width=8), nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))):
-        for call in (inr.ntk, inr.jacobian, inr.watch):
+        for call in (inr.ntk, inr.jacobian, inr.diagnose, inr.watch):
             with pytest.raises(UnsupportedModuleError, match="couples samples"):
                 call(net, COORDS, select=select)
 
@@ -500,9 +501,11 @@ def test_bad_input_is_refused_by_name(name: str) -> None:
         inr.watch(**arguments)
 
 
-def test_a_diverged_network_is_named() -> None:
+def test_a_diverged_network_and_a_loss_of_many_numbers_are_named() -> None:
     net = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))
     watch = inr.watch(net, COORDS, every=1)
+    with pytest.raises(TypeError, match=r"loss must be one number, got Tensor of shape \(3,\)"):
+        watch.step(torch.ones(3))
     with torch.no_grad():
         net[2].weight[0, 0] = math.nan
     with pytest.raises(ValueError, match=r"NaN or Inf in '2\.weight'"):
