@@ -332,7 +332,7 @@ class Capture:
                     parameter.requires_grad_(name in chosen)
                 other._mlp, other._rows = other._described(), other._point_rows()
                 wide = coords.to(PASS_DTYPE)
-                alike = self.concurrent or treats_points_alike(other.network, spread_points(wide, SHUFFLED_ROWS))
+                alike = self.concurrent or treats_points_alike(other.network, wide)
                 same = alike and not other._probe(spread_points(wide, 4), coords)
         except UnsupportedModuleError:
             return None

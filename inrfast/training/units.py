@@ -16,7 +16,7 @@ from inrfast.memory import chunks
 from inrfast.mlp import MLP
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.network import PASS_DTYPE, Network
-from inrfast.tangent.store import STREAMED_ROWS, rows_on
+from inrfast.tangent.store import PASS_ROWS, STREAMED_ROWS, rows_on
 
 Seen = Callable[[str, Tensor], None]
 """Takes the name of a layer and what it returned, (n, ...), which may be overwritten afterwards."""
@@ -41,7 +41,8 @@ def dead_units(capture: Capture, points: Tensor, coords: Tensor) -> dict[str, fl
         All coordinates (N, d).
     """
     tally = _Tally()
-    for part in itertools.chain(_parts(points), () if points is coords else _parts(coords)):
+    rows = min(max(len(points), rows_on(coords.device, PASS_ROWS)), rows_on(coords.device, STREAMED_ROWS))
+    for part in itertools.chain(_parts(points, rows), () if points is coords else _parts(coords, rows)):
         tally.begin()
         if capture.mlp is not None:
             _run_mlp(capture, capture.mlp, part, tally.add)
@@ -94,8 +95,8 @@ class _Tally:
         return any(share > 0 for share in self.shares.values())
 
 
-def _parts(coords: Tensor) -> Iterator[Tensor]:
-    for part in chunks(len(coords), rows_on(coords.device, STREAMED_ROWS)):
+def _parts(coords: Tensor, rows: int) -> Iterator[Tensor]:
+    for part in chunks(len(coords), rows):
         yield coords[part].to(PASS_DTYPE)
 
 

@@ -114,10 +114,12 @@ class Watch:
         self.history: list[WatchRecord] = []
         self._source = KernelSource(points, params, select, given)
         self._start: dict[str, Tensor] = {}
-        self._taken = 0.0
+        self._taken, self._beside = 0.0, 0.0  # seconds of records, and of the loop's own steps
         self._record(None)
-        self._began = self._last = time.perf_counter()
-        self._first = self._taken
+        self._last: float | None = time.perf_counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}  # of this process's clock
 
     def step(self, loss: float | Tensor | None = None) -> WatchRecord | None:
         """Count a step of the loop, and return a record if it is time for one, else None.
@@ -137,11 +139,10 @@ class Watch:
             The loss of a step with a record is not one number.
         """
         self.steps += 1
-        self._last = time.perf_counter()
-        if not self._due():
-            return None
-        record = self._record(loss)
-        self._last = time.perf_counter()
+        now = time.perf_counter()
+        self._beside += 0.0 if self._last is None else now - self._last
+        record = self._record(loss) if self._due() else None
+        self._last = now if record is None else time.perf_counter()
         return record
 
     def _due(self) -> bool:
@@ -149,11 +150,6 @@ class Watch:
             return self.steps % self.every == 0
         assert self.cost is not None
         return self._taken + self.history[-1].seconds <= self.cost * self._beside
-
-    @property
-    def _beside(self) -> float:
-        """Seconds of the loop from the first record to the last step, without those of watching."""
-        return self._last - self._began - (self._taken - self._first)
 
     @property
     def seconds(self) -> float:
@@ -378,7 +374,7 @@ def _table(seen: Watch) -> str:
         for name, share in seen.history[-1].layer_shares.items()
     )
     of = f"{len(seen.points):,} of {len(seen.coords):,} points, {len(seen.history):,} records, {seen.seconds:.2f} s"
-    told = "" if math.isnan(seen.share) else f", {100 * seen.share:.2g} % of the time of {seen.steps:,} steps"
+    told = "" if math.isnan(seen.share) else f", {100 * seen.share:,.1f} % of the time of {seen.steps:,} steps"
     return "\n".join([f"tangent kernel: {of}{told}", *lines, f"shares of the trace: {shares}"])
 
 

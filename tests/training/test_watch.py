@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -297,6 +298,35 @@ class Branches(nn.Module):
         return self.head(h)
 
 
+class CoupledFromAHundred(nn.Module):
+    """Its points are coupled in long batches alone, and as much as a parameter or a buffer says."""
+
+    def __init__(self, trained: float, fixed: float) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(2, 3)
+        self.trained = nn.Parameter(torch.tensor(trained))
+        self.register_buffer("fixed", torch.tensor(fixed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.inlet(x))
+        return h - (self.trained + self.fixed) * h.detach().square().mean(0) if len(x) > 100 else h + 0 * self.trained
+
+
+def test_coupling_that_only_long_batches_have_is_noticed_at_any_time() -> None:
+    """At once where a parameter may bring it, and as soon as a buffer does."""
+    coords = torch.rand(200, 2)
+    with pytest.raises(UnsupportedModuleError, match="couples samples"):
+        inr.ntk(CoupledFromAHundred(0.0, 0.0), coords)
+    net = CoupledFromAHundred(0.0, 0.0)
+    net.trained.requires_grad_(False)
+    watch = inr.watch(net, coords, every=1)
+    watch.step()
+    assert watch.probed == 1
+    net.fixed.fill_(0.5)
+    with pytest.raises(UnsupportedModuleError, match="couples samples"):
+        watch.step()
+
+
 def coupled_forward(self: Branches, x: Tensor) -> Tensor:
     return self.head(torch.tanh(self.inlet(x))).cumsum(0)
 
@@ -424,6 +454,17 @@ def test_watching_takes_no_more_than_its_share(
 
 
 # ---- what is told, and bad input ---------------------------------------------------------------------------------
+
+
+def test_a_watch_that_is_copied_or_sent_goes_on() -> None:
+    watch = inr.watch(nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)), COORDS, every=2)
+    watch.step()
+    for other in (copy.deepcopy(watch), pickle.loads(pickle.dumps(watch))):
+        moved_(other.net)
+        before, record = other.share, other.step()
+        assert record is not None and record.step == 2 and record.trace != watch.history[0].trace
+        assert other.net is not watch.net and other.share > before
+    assert len(watch.history) == 1
 
 
 def test_what_is_told_is_plain_and_can_be_drawn(tmp_path: Any) -> None:
