@@ -261,8 +261,8 @@ def watch(
     (Forward hooks of your own are copied with the network and see the passes of the copy.)
 
     A record at n points with M outputs takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3``
-    for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as one or
-    two steps on 4,096 points on a CPU. The probes of :func:`inrfast.ntk` are made for the first record, and once more
+    for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as two
+    steps on 4,096 points on a CPU. The probes of :func:`inrfast.ntk` are made for the first record, and once more
     only if more than numbers changes. :attr:`Watch.share` says what watching takes.
 
     Parameters
