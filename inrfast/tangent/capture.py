@@ -322,9 +322,10 @@ class Capture:
 
         The caller answers for everything but numbers: the code of ``net``, its attributes and names, shapes, dtypes
         and flags of its tensors are those of the network captured here, and so are ``coords``. Which layers come which
-        way is not asked again. What is: the comparison with automatic differentiation, and whether points in another
-        order and number have the same outputs. None if one of them fails, as where the forward pass takes another
-        branch with these numbers: then a capture from the start tells why, or goes another way.
+        way is not asked again. What is: the comparison with automatic differentiation, whether points in another order
+        and number have the same outputs, and whether a pass changes parameters or draws numbers. None if one of them
+        fails, as where the forward pass takes another branch with these numbers: then a capture from the start tells
+        why, or goes another way.
 
         Raises
         ------
@@ -342,9 +343,9 @@ class Capture:
                 for name, parameter in other.network.module.named_parameters():
                     parameter.requires_grad_(name in chosen)
                 other._mlp, other._rows = other._described(), other._point_rows()
-                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
-                alike = self.concurrent or treats_points_alike(other.network, sample)
-                same = alike and not other._probe(spread_points(sample, 4), coords)
+                wide = coords.to(PASS_DTYPE)
+                alike = self.concurrent or treats_points_alike(other.network, wide)
+                same = alike and not other._probe(spread_points(wide, 4), coords)
         except UnsupportedModuleError:
             return None
         return other if same else None
