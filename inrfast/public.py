@@ -13,6 +13,7 @@ from inrfast.choosing.choice import Candidate, Choice
 from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
+from inrfast.importing.network import import_network
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR, calibrate_batchnorm_
@@ -62,6 +63,7 @@ __all__ = [
     "fit_many",
     "grid",
     "harmonics",
+    "import_network",
     "init",
     "jacobian",
     "meta_learn",

@@ -44,6 +44,7 @@ TESTED_BY = {
     "inrfast/experiments/inlet_rank_collapse/table1_best.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/methods.py": "tests/experiments/inlet_rank_collapse/test_protocol.py",
     "inrfast/experiments/pictures.py": "tests/experiments/test_reproduce.py",
+    "inrfast/importing/*.py": "tests/importing/test_network.py",
     "inrfast/layers/*.py": "tests/tangent/test_capture.py",
     "inrfast/linalg/conjugate_gradients.py": "tests/tangent/test_kernel.py",
     "inrfast/linalg/counting.py": "tests/linalg/test_inertia.py",

@@ -14,6 +14,7 @@ from torch import nn
 import inrfast as inr
 from inrfast.activations import ACTIVATIONS, DEVICE, NATIVE, Activation, BoundActivation, register
 from inrfast.encodings import ENCODINGS, Encoding
+from inrfast.importing import LAYOUTS
 from inrfast.kernels import activations as device_functions
 from inrfast.kernels import losses as device_losses
 from inrfast.layers import LAYERS, Layer
@@ -24,7 +25,7 @@ from inrfast.registry import Registry
 from inrfast.signals.kinds import SIGNALS
 from inrfast.training.optimizers import OPTIMIZERS, Optimizer
 
-REGISTRIES = [ACTIVATIONS, ENCODINGS, LAYERS, PRECONDITIONERS, LOSSES, NORMS, SIGNALS, OPTIMIZERS]
+REGISTRIES = [ACTIVATIONS, ENCODINGS, LAYERS, LAYOUTS, PRECONDITIONERS, LOSSES, NORMS, SIGNALS, OPTIMIZERS]
 
 PLAIN = Activation("plain", torch.cos, lambda u: -torch.sin(u))
 

@@ -23,7 +23,7 @@ from inrfast.layers import LAYERS, Factors, Layer, layers_of
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes
+from inrfast.nn import declared_sizes, warn_of_other_box
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
@@ -128,6 +128,7 @@ class Capture:
         refuse(net)
         self._refused = _shared(net, chosen)
         self.layers = layers_of(net, chosen, self._refused)
+        warn_of_other_box(net, coords)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net)
         self.against_closed_form = _reason_against(described, self.layers, select, self._refused)

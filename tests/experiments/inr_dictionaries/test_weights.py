@@ -38,9 +38,9 @@ FIRST = "siren.siren_layer.linear."
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda a: a | {"more": np.zeros(3)}, "it holds more"),
-        (lambda a: {name: values for name, values in a.items() if name != f"{FIRST}b"}, "w and b of every layer"),
-        (lambda a: {name: values for name, values in a.items() if "_1" not in name}, "w and b of every layer"),
+        (lambda a: a | {"more": np.zeros(3)}, "it holds 'more'"),
+        (lambda a: {name: values for name, values in a.items() if name != f"{FIRST}b"}, "no bias beside"),
+        (lambda a: {name: values for name, values in a.items() if "_1" not in name}, "lacks the layer 1"),
         (lambda a: a | {f"{FIRST}w": a[f"{FIRST}w"].T}, "shape"),
         (lambda a: a | {f"{FIRST}w": a[f"{FIRST}w"] * np.nan}, "finite"),
         (lambda a: a | {f"{FIRST}b": a[f"{FIRST}b"].astype(int)}, "floating-point"),

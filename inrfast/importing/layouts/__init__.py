@@ -1,0 +1,1 @@
+"""The layouts of weights, one file each."""
