@@ -194,7 +194,7 @@ def apply_(
     parameters, draws = dict(module.named_parameters()), []
     left: dict[str, str] = {}
     for number, call in enumerate(calls.layers):
-        own = int(torch.randint(2**62, (), generator=generator))
+        own = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         chosen, is_first = (first, True) if call.name in firsts else (hidden, False)
         frequency = omegas.of(call, number, is_first) if chosen is not None and chosen[0] == "siren" else None
         if chosen is None:
