@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from inrfast.linear_calls import POINTS, Calls, LinearCall, Rescaled, linear_cal
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.records import Record
 from inrfast.wrapped import refuse_pieces, unwrapped
 
 __all__ = [
@@ -64,7 +65,7 @@ MOST_POINTS = 2**18
 
 
 @dataclass(frozen=True)
-class Applied:
+class Applied(Record):
     """What :func:`apply_` did to a module.
 
     Attributes
@@ -89,10 +90,6 @@ class Applied:
     left: dict[str, str] = field(default_factory=dict)
     dead_units: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         lines = []
@@ -201,7 +198,7 @@ def apply_(
     parameters, draws = dict(module.named_parameters()), []
     left: dict[str, str] = {}
     for number, call in enumerate(calls.layers):
-        own = int(torch.randint(2**62, (), generator=generator))
+        own = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         chosen, is_first = (first, True) if call.name in firsts else (hidden, False)
         frequency = omegas.of(call, number, is_first) if chosen is not None and chosen[0] == "siren" else None
         if chosen is None:

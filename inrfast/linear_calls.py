@@ -284,11 +284,12 @@ def linear_calls(
     parameter = next((own for own in copied.parameters() if own.is_floating_point()), torch.empty(0))
     for own in copied.parameters():
         own.requires_grad_(own.is_floating_point() or own.is_complex())
-    low, high = torch.tensor(bounds, dtype=torch.float64).T
+    low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").T
     high = torch.where(high > low, high, low + WIDENED * low.abs().clamp_min(1))
     refusal: Exception | None = None
     for shape in shapes:
-        draws = torch.rand(*shape, len(bounds), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(*shape, len(bounds), generator=generator, dtype=torch.float64, device="cpu")
         points = (low + (high - low) * draws).to(own_dtype(copied))
         seen = _Seen(copied)
         devices = [parameter.device] if parameter.is_cuda else []

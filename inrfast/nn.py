@@ -478,7 +478,7 @@ def warn_of_other_box(net: nn.Module, coords: Tensor) -> None:
         return
     low, high = (side.double().cpu() for side in torch.aminmax(coords.detach(), dim=0))
     given = options.get("bounds", (-1, 1))
-    bounds = torch.tensor(check_bounds(given, len(low)), dtype=torch.float64)
+    bounds = torch.tensor(check_bounds(given, len(low)), dtype=torch.float64, device="cpu")
     sizes = (bounds[:, 1] - bounds[:, 0]).abs()
     out = torch.stack([bounds[:, 0] - low, high - bounds[:, 1]]) / sizes
     if float(out.abs().max()) <= SAME_BOX or bool((low == high).any()):
