@@ -121,6 +121,7 @@ def test_dead_units_are_those_that_no_point_wakes(d, points, shift, bias, seed):
 
 DOORS = {
     "fit": lambda net, coords: inr.fit(net, coords, coords[:, :1] / 9, steps=1, data_range=1),
+    "fit parallel": lambda net, coords: inr.fit(nn.DataParallel(net), coords, coords[:, :1], steps=1, data_range=1),
     "diagnose": lambda net, coords: inr.diagnose(net, coords, ntk_points=0, jacobian_pixels=0),
     "ntk": lambda net, coords: inr.ntk(net, coords),
     "jacobian": lambda net, coords: inr.jacobian(net, coords),
