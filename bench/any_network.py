@@ -6,8 +6,8 @@
 Networks are those of ``tests/others_modules.py``, kernels dense, traces over the outputs; ``high`` is fp32 on both
 sides, ``highest`` fp64. Torch has three ways, each as a careful user would write it, at its best chunk size:
 
-- rows of the Jacobian by ``vmap`` of ``grad`` or ``jacrev``, all of them held where ``--cap`` GiB allow it, and products
-  of their blocks above the diagonal;
+- rows of the Jacobian by ``vmap`` of ``grad`` or ``jacrev``, all of them held where ``--cap`` GiB allow it, and
+  products of their blocks above the diagonal;
 - the same with rows by ``torch.autograd.grad(..., is_grads_batched=True)``;
 - products ``J (J^T e_i)`` by ``vmap`` of ``jvp`` at gradients, as PyTorch's tutorial on the NTK has it, above the
   diagonal too.
@@ -38,7 +38,7 @@ import inrfast as inr
 from inrfast.ops import gemm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from others_modules import OTHERS, Other, Size  # type: ignore[import-not-found]  # noqa: E402
+from others_modules import OTHERS, Other, Size  # type: ignore[import-not-found]
 
 DTYPES = {"high": torch.float32, "highest": torch.float64}
 
