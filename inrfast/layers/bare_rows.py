@@ -96,6 +96,8 @@ def put_in(call: Call, name: str) -> Put | str:
     if len(views) != 1:
         return f"it enters {call.name} more than once"
     (view,) = views
+    if view.dtype != parameter.dtype:
+        return f"it enters {call.name} as {view.dtype}"
 
     def back(rows: Tensor) -> Factors:
         return Factors(None, _pulled_back(rows.flatten(2), view, parameter))
