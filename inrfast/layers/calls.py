@@ -34,7 +34,8 @@ class Call:
     points
         Number of points n that the network runs on.
     views
-        The arguments that hold a watched parameter, by the parameter's name.
+        The arguments that hold a watched parameter, by the parameter's name; none where a transform of ``torch.func``
+        hides points in its tensors.
     parameters
         The watched parameters.
     swapped
