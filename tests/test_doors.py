@@ -60,6 +60,19 @@ def spectrum():
     return kernel().spectrum(eigenvectors=True)
 
 
+def applied(give):
+    net = inr.INR(2, 1, width=12, hidden_layers=2, dtype=torch.float64)
+    inr.init.apply_(net, "rank_expanding", coords=give(POINTS))
+    return outputs(net)
+
+
+def watched(give):
+    net = network()
+    seen = inr.watch(net, give(POINTS), every=1)
+    seen.step()
+    return [*seen.history[0].eigenvalues, seen.history[0].trace]
+
+
 def calibrated(give):
     return list(inr.calibrate_batchnorm_(network(norm="batch"), give(POINTS)).buffers())
 
@@ -107,6 +120,8 @@ DOORS = {
     "choose": lambda give: inr.choose(give(WAVE), give(inr.grid(256)), **TINY, progress=False).best.psnr,
     "choose on its grid": lambda give: inr.choose(give(WAVE), **TINY, progress=False).best.psnr,
     "calibrate_batchnorm_": calibrated,
+    "apply_": applied,
+    "watch": watched,
     "rank_expanding": lambda give: inr.rank_expanding(9, 1, coords=give(torch.linspace(-0.5, 1, 9))),
     "bessel_series": lambda give: inr.bessel_series(SINES)(give(POINTS[:, :1])),
     "RandomFourier": lambda give: inr.RandomFourier(frequencies=give(POINTS[:3])).config()["frequencies"],

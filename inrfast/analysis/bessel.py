@@ -17,6 +17,7 @@ from inrfast.analysis.harmonics import described, input_mapping
 from inrfast.arrays import ArrayLike
 from inrfast.errors import MemoryBudgetError, check_coords, check_float
 from inrfast.memory import budget_bytes, chunks, counted, require, tells_refusals
+from inrfast.records import Record
 
 ROWS = 4096
 """Points that a series is evaluated at in one go."""
@@ -37,7 +38,7 @@ LARGEST = 700.0
 
 
 @dataclass(frozen=True)
-class BesselSeries:
+class BesselSeries(Record):
     """``f(r) = offset + Im sum_s c_s exp(2 pi i <s Omega, r>)``: with zero biases ``c_s`` is real, as in equation 6.
 
     Attributes

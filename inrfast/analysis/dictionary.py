@@ -28,6 +28,7 @@ from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import CACHED_BYTES, chunks
 from inrfast.modes import in_own_modes, methods_in_own_modes
+from inrfast.records import Record
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.local import ntk
 from inrfast.tangent.network import Select
@@ -47,7 +48,7 @@ TIE = 1e-6
 
 @methods_in_own_modes
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class Dictionary(Record):
     """The eigenfunctions of a tangent kernel as the atoms of a dictionary (P4, sections 5.1 and 5.2).
 
     Built by :func:`dictionary`, or by :meth:`of` from a kernel or a spectrum that is already there.
@@ -74,6 +75,8 @@ class Dictionary:
     coords
         The points (N, d); None if they are not known.
     """
+
+    left_out = ("coords",)
 
     spectrum: Spectrum
     shape: tuple[int, ...] | None

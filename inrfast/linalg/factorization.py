@@ -36,6 +36,7 @@ from inrfast.linalg.stored_ldl import stored_bytes, stored_ldl
 from inrfast.linalg.written import PRODUCTS, WrittenOperator, written, written_bytes
 from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
+from inrfast.records import plain
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
 """The dtype of a factor's entries by precision."""
@@ -144,6 +145,11 @@ class Factorization:
     def failure(self) -> float:
         """Probability, over random vectors, with which one of :attr:`residual`, ``count`` and ``logdet`` is wrong."""
         return FAILURE
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known of it as plain values, for JSON, without the factor itself."""
+        names = ("shift", "precision", "positive", "negative", "residual", "failure", "nbytes")
+        return {"order": self.shape[0], **{name: plain(getattr(self, name)) for name in names}}
 
     def count(self) -> CertifiedCount:
         """Return how many eigenvalues of K exceed the shift, as an interval that contains it.

@@ -12,13 +12,14 @@ from torch import Tensor
 from inrfast.arrays import ArrayLike
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
+from inrfast.records import Record
 
 MOST_TOLD = 6
 """Levels that a message names at most."""
 
 
 @dataclass(frozen=True)
-class RankInterval:
+class RankInterval(Record):
     """A numerical rank that is known to lie in ``[lower, upper]`` at the relative tolerance ``rtol``."""
 
     lower: int
@@ -33,7 +34,7 @@ class RankInterval:
 
 
 @dataclass(frozen=True)
-class CertifiedCount:
+class CertifiedCount(Record):
     """A proven number of eigenvalues above a level, whatever the rank (:mod:`inrfast.linalg.inertia`).
 
     Eigenvalues above a higher level are no more, above a lower one no less: so for every level up to :attr:`high` there
@@ -95,7 +96,7 @@ class Counts(Protocol):
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Record):
     """Eigenvalues of a symmetric positive semidefinite operator, with their error.
 
     Attributes
@@ -142,6 +143,8 @@ class Spectrum:
 
     An error or a bound that is NaN says nothing, and is held as an infinite one.
     """
+
+    left_out = ("eigenvectors",)
 
     eigenvalues: Tensor
     eigenvectors: Tensor | None

@@ -26,7 +26,7 @@ from inrfast.layers.calls import CallLayer
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes
+from inrfast.nn import declared_sizes, warn_of_other_box
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
@@ -130,6 +130,7 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
+        warn_of_other_box(net, coords)
         self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
         self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
@@ -321,9 +322,10 @@ class Capture:
 
         The caller answers for everything but numbers: the code of ``net``, its attributes and names, shapes, dtypes
         and flags of its tensors are those of the network captured here, and so are ``coords``. Which layers come which
-        way is not asked again. What is: the comparison with automatic differentiation, and whether points in another
-        order and number have the same outputs. None if one of them fails, as where the forward pass takes another
-        branch with these numbers: then a capture from the start tells why, or goes another way.
+        way is not asked again. What is: the comparison with automatic differentiation, whether points in another order
+        and number have the same outputs, and whether a pass changes parameters or draws numbers. None if one of them
+        fails, as where the forward pass takes another branch with these numbers: then a capture from the start tells
+        why, or goes another way.
 
         Raises
         ------
@@ -341,9 +343,9 @@ class Capture:
                 for name, parameter in other.network.module.named_parameters():
                     parameter.requires_grad_(name in chosen)
                 other._mlp, other._rows = other._described(), other._point_rows()
-                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
-                alike = self.concurrent or treats_points_alike(other.network, sample)
-                same = alike and not other._probe(spread_points(sample, 4), coords)
+                wide = coords.to(PASS_DTYPE)
+                alike = self.concurrent or treats_points_alike(other.network, wide)
+                same = alike and not other._probe(spread_points(wide, 4), coords)
         except UnsupportedModuleError:
             return None
         return other if same else None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inrfast.memory import format_bytes
+from inrfast.records import Record
 from inrfast.tangent.sides import Sides
 
 NEVER = 1 << 62
@@ -14,7 +15,7 @@ NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Record):
     """Predicted cost of a kernel's operations; bytes and FLOP (one multiply-add is 2).
 
     Of a kernel that several processes share it is the cost in this one.

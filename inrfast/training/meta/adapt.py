@@ -12,6 +12,7 @@ from inrfast.arrays import ArrayLike
 from inrfast.errors import check_choice, check_int, warn
 from inrfast.metrics import data_range_of
 from inrfast.modes import in_training_modes
+from inrfast.records import Record
 from inrfast.snapshot import snapshot
 from inrfast.training.data import Data, check_spread
 from inrfast.training.fit import fit_many
@@ -20,7 +21,7 @@ from inrfast.training.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
-class AdaptResult:
+class AdaptResult(Record):
     """What a few steps from one start have come to.
 
     Attributes
@@ -36,6 +37,8 @@ class AdaptResult:
     data_range
         For which the PSNRs are stated.
     """
+
+    left_out = ("nets",)
 
     psnrs: Tensor
     losses: Tensor

@@ -16,6 +16,7 @@ from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_training_modes, modes_kept
 from inrfast.ops import gemm
+from inrfast.records import Record
 from inrfast.training.data import Data
 from inrfast.training.meta.checkpoint import MetaCheckpoint
 from inrfast.training.meta.first_order import FirstOrder
@@ -31,7 +32,7 @@ METHODS = ("maml", "fomaml", "reptile")
 
 
 @dataclass(frozen=True)
-class MetaResult:
+class MetaResult(Record):
     """What :func:`inrfast.meta_learn` did; the network itself holds the start.
 
     Attributes
