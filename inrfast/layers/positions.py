@@ -45,6 +45,11 @@ class Positions(Layer):
         n, outputs, *_, width = sensitivities.shape
         return self._summed(features, sensitivities.reshape(n, outputs, -1, 1, width))
 
+    def matrix(self, module: nn.Module) -> Tensor | None:
+        """Return the weight with one row per output, (D_out, a), if it has entries."""
+        weight = module.get_parameter("weight")
+        return weight.flatten(1) if weight.numel() > 0 else None
+
     def _summed(self, features: Tensor, sensitivities: Tensor) -> Factors:
         """Return the rows from Z (n, positions, groups, a) and S (n, M, positions, groups, b)."""
         rows = [

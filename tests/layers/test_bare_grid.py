@@ -38,6 +38,50 @@ class Interpolated(nn.Module):
         return self.head(torch.sin(found))
 
 
+class VectorMatrix(nn.Module):
+    """apchenstu/TensoRF: planes times lines of features, their places gathered for all three modes at once."""
+
+    def __init__(self, components=2, side=5):
+        super().__init__()
+        self.matMode, self.vecMode = [[0, 1], [0, 2], [1, 2]], [2, 1, 0]
+        self.app_plane = nn.ParameterList(torch.randn(1, components, side, side) for _ in range(3))
+        self.app_line = nn.ParameterList(torch.randn(1, components, side, 1) for _ in range(3))
+        self.basis_mat = nn.Linear(3 * components, 2, bias=False)
+
+    def forward(self, xyz):
+        planes = torch.stack([xyz[..., mode] for mode in self.matMode]).view(3, -1, 1, 2)
+        lines = torch.stack([xyz[..., mode] for mode in self.vecMode])
+        lines = torch.stack((torch.zeros_like(lines), lines), dim=-1).view(3, -1, 1, 2)
+        found = [
+            F.grid_sample(plane, planes[[k]], align_corners=True).view(-1, len(xyz))
+            * F.grid_sample(line, lines[[k]], align_corners=True).view(-1, len(xyz))
+            for k, (plane, line) in enumerate(zip(self.app_plane, self.app_line, strict=True))
+        ]
+        return self.basis_mat(torch.cat(found).t())
+
+
+class TriPlane(nn.Module):
+    """NVlabs/eg3d: three planes of one tensor, sampled as a batch, their mean decoded."""
+
+    def __init__(self, channels=3, side=4):
+        super().__init__()
+        self.planes = nn.Parameter(torch.randn(1, 3, channels, side, side))
+        self.decoder = nn.Sequential(nn.Linear(channels, 6), nn.Softplus(), nn.Linear(6, 2))
+
+    def forward(self, x):
+        places = torch.stack([x[:, [0, 1]], x[:, [0, 2]], x[:, [2, 0]]]).unsqueeze(1)
+        features = F.grid_sample(self.planes.view(3, *self.planes.shape[2:]), places, align_corners=False)
+        return self.decoder(features.permute(0, 3, 2, 1).reshape(3, len(x), -1).mean(0))
+
+
+@pytest.mark.parametrize("kind", [VectorMatrix, TriPlane])
+def test_fields_of_planes_and_lines(kind):
+    """No parameter of theirs is left to automatic differentiation."""
+    torch.manual_seed(0)
+    found = agrees(kind(), n=7, d=3)
+    assert set(found.values()) == {"bare_grid", "linear"}
+
+
 @settings(max_examples=8)
 @given(
     st.lists(st.integers(1, 4), min_size=2, max_size=3),
