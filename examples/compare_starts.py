@@ -9,6 +9,7 @@ starts = {
 }
 for name, net in starts.items():
     report = inr.diagnose(net, coords, ntk_points=1024, jacobian_pixels=16)
+    assert report.kernel is not None  # as it would be with ntk_points=0
     inlet = next(found for found in report.representations if found.name == "layers.0")
     print(f"{name}, first layer, full {len(coords):,}-point grid, and NTK on {report.kernel.label}:")
     for rtol, features, kernel in zip(report.rtols, inlet.spectrum.ranks, report.kernel.whole.ranks, strict=True):

@@ -9,6 +9,7 @@ import sys
 import torch.distributed as dist
 
 import inrfast as inr
+from inrfast.tangent.kernel import TangentKernel
 
 
 def main() -> None:
@@ -17,7 +18,8 @@ def main() -> None:
     net, coords = inr.INR(2, 1, width=64, init="rank_expanding", seed=0), inr.grid((side, side))
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")  # "nccl" on GPUs, with net and coords on the process's own
-        K, first = inr.distributed.ntk(net, coords), dist.get_rank() == 0
+        K: TangentKernel = inr.distributed.ntk(net, coords)
+        first = dist.get_rank() == 0
     else:
         K, first = inr.ntk(net, coords), True
     s = K.spectrum(rtol=1e-6)

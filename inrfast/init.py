@@ -181,9 +181,9 @@ def apply_(
     refuse_pieces(module, "module")
     module = unwrapped(module)
     seed = check_seed("seed", seed)
+    points = None if coords is None else check_tensor("coords", coords)
     first, hidden = _both(rule)
-    coords = None if coords is None else check_tensor("coords", coords)
-    box, axes, said = _box(module, coords, bounds, first)
+    box, axes, said = _box(module, points, bounds, first)
     calls = linear_calls(module, box, axes, seed)
     inlets = {call.name: how for call in calls.layers if (how := calls.rescaled(call)) is not None}
     firsts = set(inlets) or {call.name for call in calls.layers[:1]}
@@ -194,7 +194,7 @@ def apply_(
     parameters, draws = dict(module.named_parameters()), []
     left: dict[str, str] = {}
     for number, call in enumerate(calls.layers):
-        own = int(torch.randint(2**62, (), generator=generator))
+        own = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         chosen, is_first = (first, True) if call.name in firsts else (hidden, False)
         frequency = omegas.of(call, number, is_first) if chosen is not None and chosen[0] == "siren" else None
         if chosen is None:
@@ -205,7 +205,7 @@ def apply_(
     if not draws:
         raise ValueError(f"module has nothing that init {rule!r} could initialise: {_nothing(calls)}")
     left |= _untouched(module, calls)
-    dead = _dead_units(draws, inlets, coords)
+    dead = _dead_units(draws, inlets, points)
     with torch.no_grad():
         for draw in draws:
             _write(draw, parameters)
@@ -366,9 +366,7 @@ def _nothing(calls: Calls) -> str:
     if calls.computed:
         return "a layer's weight is computed (weight norm, a parametrisation, a hypernetwork); bake it in first"
     if not calls.layers:
-        return (
-            "its forward pass has no product with a two-dimensional parameter (a compiled or scripted module has none)"
-        )
+        return "its forward pass has no product with a two-dimensional parameter (a scripted module shows none)"
     call = calls.layers[0]
     return f"its first one, {call.name!r}, gets {call.inputs[0].shape[-1]} columns that are made from them"
 
@@ -401,6 +399,9 @@ def _drawn(
     weight = parameters[call.weight]
     if not weight.is_floating_point() or weight.is_meta:
         raise ValueError(f"{call.weight} must be a tensor of real numbers to be initialised, got {weight.dtype}")
+    for own in (parameters[key] for key in (call.weight, call.bias) if key is not None):
+        if any(step == 0 and size > 1 for step, size in zip(own.stride(), own.shape, strict=True)):
+            raise ValueError(f"the layer {call.name!r} has an expanded parameter, entries of which are one; clone() it")
     outputs, inputs = weight.shape[::-1] if call.turned else weight.shape
     linear = undrawn(inputs, outputs, call.bias is not None, weight.device, weight.dtype)
     draw_(linear, name, options, seed)

@@ -42,7 +42,7 @@ def _fill(parameter: Tensor, values: Tensor) -> None:
 
 def _uniform(shape: Sequence[int], bound: float, generator: torch.Generator | None) -> Tensor:
     """Draw fp64 numbers from U(-bound, bound) on the CPU, so that every device and dtype gets the same ones."""
-    return bound * (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64) - 1)
+    return bound * (2 * torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device="cpu") - 1)
 
 
 def default_(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
@@ -58,7 +58,7 @@ def default_(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.
 def kaiming_(linear: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
     """Initialise for ReLU: weight from ``N(0, 2/in)``, bias zero (He et al., ICCV 2015, equation 10)."""
     _check_linear(linear)
-    draw = torch.randn(tuple(linear.weight.shape), generator=generator, dtype=torch.float64)
+    draw = torch.randn(tuple(linear.weight.shape), generator=generator, dtype=torch.float64, device="cpu")
     _fill(linear.weight, math.sqrt(2 / linear.in_features) * draw)
     if linear.bias is not None:
         _fill(linear.bias, torch.zeros_like(linear.bias))
@@ -221,7 +221,7 @@ def initialise_(
         hidden = "default" if split_rule("init", rule)[0] == "rank_expanding" else rule
     for index, linear in enumerate(layers):
         name, options = split_rule("init", first if index == 0 else hidden)
-        seed = int(torch.randint(2**62, (), generator=generator))
+        seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
         if name == "rank_expanding" and (encoded or index > 0):
             raise ValueError(refused_place("behind an encoding" if index == 0 else "on a hidden layer"))
         if name == "siren":

@@ -284,10 +284,10 @@ def linear_calls(module: nn.Module, bounds: Sequence[tuple[float, float]], axes:
     parameter = next((own for own in copied.parameters() if own.is_floating_point()), torch.empty(0))
     for own in copied.parameters():
         own.requires_grad_(own.is_floating_point() or own.is_complex())
-    low, high = torch.tensor(bounds, dtype=torch.float64).T
+    low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").T
     high = torch.where(high > low, high, low + WIDENED * low.abs().clamp_min(1))
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(POINTS, len(bounds), generator=generator, dtype=torch.float64)
+    draws = torch.rand(POINTS, len(bounds), generator=generator, dtype=torch.float64, device="cpu")
     points = (low + (high - low) * draws).to(own_dtype(copied))
     given = points.reshape(*[1] * (axes - 2), POINTS, len(bounds)).to(parameter.device)
     seen = _Seen(copied)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,12 @@ from inrfast.errors import check_choice, check_coords, check_entries, check_int,
 from inrfast.grids import check_bounds
 from inrfast.initialisers import dead_units, expands_rank, initialise_
 from inrfast.memory import chunks, counted, require_free, tells_refusals
-from inrfast.mlp import MLP, HiddenLayer, describe, linear_layer
+from inrfast.mlp import MLP, HiddenLayer, LinearLayer, describe, linear_layer
 from inrfast.modes import without_autocast
 from inrfast.norms import NORMS, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
+from inrfast.ops.grid_init import rank_expanding
 
 NORM_POSITIONS = ("post", "pre")
 """Where a hidden layer's norm stands, after or before its activation; first the default."""
@@ -447,13 +449,25 @@ def declared_sizes(net: nn.Module) -> tuple[int, int] | tuple[None, None]:
     return (net.in_features, net.out_features) if isinstance(net, INR) else (None, None)
 
 
-def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
-    """Warn if rank-expanding hinges lie among other coordinates than these, so that units of the first layer are dead.
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Networks whose box was warned of."""
 
-    Only where the box of the coordinates is another one than the initialiser's ``bounds``: see
-    :func:`inrfast.initialisers.dead_units` for what is counted, and at which cost.
+
+def warn_of_other_box(net: nn.Module, coords: Tensor) -> None:
+    """Warn, once per network, if the hinges of its rank-expanding first layer lie among other coordinates than these.
+
+    That is where the box of the coordinates is another one than the initialiser's ``bounds``, and units of the first
+    layer are dead (see :func:`inrfast.initialisers.dead_units` for the cost), or the coordinates stick out of the
+    bounds and the layer is still as it was initialised.
+
+    Parameters
+    ----------
+    net
+        Any module; of others than an :class:`INR` whose first layer is a ReLU behind no encoding nothing is known.
+    coords
+        All points (N, d).
     """
-    options = expands_rank(net.init) if isinstance(net, INR) else None
+    options = expands_rank(net.init) if isinstance(net, INR) and net not in _warned else None
     if options is None:
         return
     mlp = describe(net)
@@ -463,23 +477,42 @@ def warn_of_dead_units(net: nn.Module, coords: Tensor) -> None:
     if first.activation.name != "relu" or (first.norm is not None and not first.norm_after):
         return
     low, high = (side.double().cpu() for side in torch.aminmax(coords.detach(), dim=0))
-    bounds = torch.tensor(check_bounds(options.get("bounds", (-1, 1)), len(low)), dtype=torch.float64)
+    given = options.get("bounds", (-1, 1))
+    bounds = torch.tensor(check_bounds(given, len(low)), dtype=torch.float64, device="cpu")
     sizes = (bounds[:, 1] - bounds[:, 0]).abs()
-    apart = torch.maximum((low - bounds[:, 0]).abs(), (high - bounds[:, 1]).abs()) / sizes
-    if float(apart.max()) <= SAME_BOX or bool((low == high).any()):
+    out = torch.stack([bounds[:, 0] - low, high - bounds[:, 1]]) / sizes
+    if float(out.abs().max()) <= SAME_BOX or bool((low == high).any()):
         return
     dead = dead_units(first.linear, coords.detach())
-    if dead < DEAD_SHARE * first.linear.outputs:
-        return
     box = ", ".join(f"[{a:g}, {b:g}]" for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    given = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    if dead >= DEAD_SHARE * first.linear.outputs:
+        said = (
+            f"{dead} of the {first.linear.outputs} units of the first layer are dead at these coordinates, which lie "
+            f"in {box}: the hinges of init='rank_expanding' are placed for bounds={given}"
+        )
+    elif float(out.max()) > SAME_BOX and _as_initialised(first.linear, options):
+        said = (
+            f"the hinges of init='rank_expanding' are placed for bounds={given}, and these coordinates lie in {box}: "
+            "there are none in most of that box"
+        )
+    else:
+        return
+    _warned.add(net)
+    cure = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     warn(
-        f"{dead} of the {first.linear.outputs} units of the first layer are dead at these coordinates, which lie in "
-        f"{box}: the hinges of init='rank_expanding' are placed for bounds={options.get('bounds', (-1, 1))}. Give it "
-        f"those of the coordinates, init={{'first': {{'name': 'rank_expanding', 'bounds': [{given}]}}}}, or scale "
-        "these (inrfast.grid has bounds=(-1, 1))",
+        f"{said}. Give it those of the coordinates, init={{'name': 'rank_expanding', 'bounds': [{cure}]}}, or "
+        " inrfast.init.apply_(net, 'rank_expanding', coords=coords) before any training, or scale the coordinates "
+        "(inrfast.grid has bounds=(-1, 1))",
         UserWarning,
     )
+
+
+def _as_initialised(linear: LinearLayer, options: Mapping[str, Any]) -> bool:
+    """Return whether a layer has the numbers of the rank-expanding initialiser with these options."""
+    dtype = torch.float64 if linear.weight.dtype == torch.float64 else torch.float32
+    made = rank_expanding(linear.outputs, linear.inputs, **options, dtype=dtype, device=linear.weight.device)
+    own = (linear.weight, linear.bias)
+    return all(mine is not None and torch.equal(mine, new.to(mine.dtype)) for mine, new in zip(own, made, strict=True))
 
 
 @torch.no_grad()

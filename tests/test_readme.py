@@ -1,4 +1,4 @@
-"""The README's and the examples' code runs as it stands; its commands exist and take their arguments."""
+"""The README's code runs as it stands; its commands exist and take their arguments."""
 
 import re
 import runpy
@@ -65,14 +65,6 @@ def test_the_readme_s_commands_exist_and_take_their_arguments(command):
         assert (ROOT / next(word for word in words if word.endswith(".py"))).is_file()
     else:
         assert command in ("pip install .", "python -m inrfast.info")
-
-
-@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
-def test_the_examples_run(script, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "5"])
-    runpy.run_path(str(script), run_name="__main__")
-    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])

@@ -1,4 +1,4 @@
-"""A user's typed script is clean under mypy --strict, and runs."""
+"""A user's typed script, and the examples, are clean under mypy --strict; the script runs."""
 
 import runpy
 from pathlib import Path
@@ -7,14 +7,15 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("typed_script.py")
 ROOT = SCRIPT.parents[1]
+EXAMPLES = [str(path) for path in sorted((ROOT / "examples").glob("*.py")) if path.stem != "watch_in_lightning"]
 
 
-def test_a_user_s_typed_script_is_clean_under_mypy_strict(monkeypatch):
+def test_typed_scripts_are_clean_under_mypy_strict(monkeypatch):
     """As of an installed package: what the library itself says to this strictness is not the user's."""
     api = pytest.importorskip("mypy.api")
     monkeypatch.chdir(ROOT)
     words = ["--strict", "--config-file=", "--follow-imports=silent", "--cache-dir=.mypy_cache/strict", str(SCRIPT)]
-    said, failed, status = api.run(words)
+    said, failed, status = api.run([*words, *EXAMPLES])
     assert status == 0, said + failed
 
 

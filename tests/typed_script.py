@@ -78,7 +78,10 @@ def looks(net: inr.INR, coords: Tensor) -> str:
 
 
 def chosen(coords: Tensor, target: Tensor) -> str:
-    choice: inr.Choice = inr.choose(target, coords, points=64, check=0, progress=False)
+    def siren(seed: int) -> nn.Module:
+        return inr.INR(2, 1, width=16, activation="sine", init="siren", seed=seed)
+
+    choice: inr.Choice = inr.choose(target, coords, candidates=[siren], points=64, check=0, progress=False)
     best: inr.Candidate = choice.best
     return str(best)
 

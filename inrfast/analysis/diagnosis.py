@@ -38,7 +38,7 @@ from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import CHUNK_ROWS, SingularValues, StreamedGram
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
-from inrfast.nn import described_network, warn_of_dead_units
+from inrfast.nn import described_network
 from inrfast.ops.gram import gram_diagonal
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.tangent.capture import Capture
@@ -131,7 +131,6 @@ def diagnose(
     capture = Capture(net, coords, params, select, "highest", memory_budget)
     net = unwrapped(net)
     coords = check_coords("coords", coords, capture.in_features, capture.device).detach()
-    warn_of_dead_units(net, coords)
     budget, kernel, points = budget_bytes(memory_budget, capture.device), None, None
     if ntk_coords is not None:
         points = check_coords("ntk_coords", ntk_coords, capture.in_features, capture.device).detach()

@@ -22,7 +22,6 @@ from inrfast.linalg.spectrum import check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
-from inrfast.nn import warn_of_dead_units
 from inrfast.ops.factors import Room
 from inrfast.rounding import SAFETY, pass_errors
 from inrfast.tangent.capture import UNCOUNTED, Capture
@@ -108,7 +107,6 @@ def representation(
     with torch.no_grad():
         names = capture.representations(coords[:2]) if capture.mlp is None else capture.input_names([]).values()
     check_choice("layer", layer, tuple(names))
-    warn_of_dead_units(net, coords)
     rows = _chunk_rows(capture, coords, layer, budget_bytes(memory_budget, capture.device))
     activity, room, key = Activity(coords.device), Room(), ("features", layer)
 

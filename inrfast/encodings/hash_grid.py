@@ -134,7 +134,7 @@ class HashGrid(Encoding):
         built.in_features = in_features
         built.box = check_bounds(self.bounds, in_features)
         built._lay_out(in_features, device)
-        draw = torch.rand(count // self.features, self.features, generator=generator, dtype=torch.float64)
+        draw = torch.rand(count // self.features, self.features, generator=generator, dtype=torch.float64, device="cpu")
         table = draw.mul_(2 * START).sub_(START).to(device=device, dtype=dtype)
         built.register_parameter("table", nn.Parameter(table))
         return built

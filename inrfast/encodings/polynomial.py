@@ -146,7 +146,7 @@ class Polynomial(Encoding):
         built.register_buffer("exponents", torch.from_numpy(exponents).to(device))
         built.register_buffer("scales", torch.from_numpy(scales).to(device=device, dtype=dtype))
         if self.trainable:
-            roots = torch.tensor(self.start, dtype=torch.float64).sqrt()
+            roots = torch.tensor(self.start, dtype=torch.float64, device="cpu").sqrt()
             built.register_parameter("roots", nn.Parameter(roots.to(device=device, dtype=dtype)))
         return built
 

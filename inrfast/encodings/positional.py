@@ -57,7 +57,7 @@ class PositionalEncoding(Encoding):
         self._check_range(dtype)
         built = PositionalEncoding(self.n)
         built.in_features, built.out_features = in_features, 2 * self.n * in_features
-        octaves = math.pi * 2.0 ** torch.arange(self.n, dtype=torch.float64)
+        octaves = math.pi * 2.0 ** torch.arange(self.n, dtype=torch.float64, device="cpu")
         built.register_buffer("octaves", octaves.to(device=device, dtype=dtype))
         return built
 

@@ -84,9 +84,11 @@ class RandomFourier(Encoding):
         built = RandomFourier(self.n, self.sigma, self.given, self.trainable)
         built.in_features = in_features
         if self.given is None:
-            numbers = self.sigma * torch.randn(self.n, in_features, generator=generator, dtype=torch.float64)
+            numbers = self.sigma * torch.randn(
+                self.n, in_features, generator=generator, dtype=torch.float64, device="cpu"
+            )
         elif len(self.given[0]) == in_features:
-            numbers = torch.tensor(self.given, dtype=torch.float64)
+            numbers = torch.tensor(self.given, dtype=torch.float64, device="cpu")
         else:
             raise ValueError(f"frequencies must have shape (n, {in_features}), got {(self.n, len(self.given[0]))}")
         if float(numbers.abs().max()) > torch.finfo(dtype).max:

@@ -156,6 +156,10 @@ class BareLinear(CallLayer, Linear):
             weight = weight.reshape(len(weight), self.outputs, -1).transpose(1, 2).flatten(1)
         return [weight, *bias]
 
+    def shaped(self, entries: Tensor, b: int) -> Tensor:
+        """View the columns of W or b as (n, M, D_out, a)."""
+        return entries.unflatten(2, (-1, b)).transpose(2, 3) if self.transposed else super().shaped(entries, b)
+
     def representation(self, factors: Any) -> Tensor | None:
         """Return Z."""
         features: Tensor | None = factors.features

@@ -145,16 +145,15 @@ def _copied(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> Put 
         return f"it enters {call.name} for its shape"
     else:
         shape = call().shape
-    axes, padded = points_axes(shape, call.points), (1,) * (len(shape) - view.ndim) + tuple(view.shape)
-    if axes is None or any(size != 1 for size in padded[:axes]):
-        return f"{call.name} gives of it the shape {tuple(shape)}, where points along the first axis must share it"
-    copies = view.detach().reshape(padded).clone().expand(*shape[:axes], *padded[axes:]).requires_grad_()
+    copies = _copies(call, view, shape)
+    if isinstance(copies, str):
+        return copies
     made = call.with_(view, copies)
     if call.function in EXPANDS:
         made = replace(made, function=Tensor.expand, args=(copies, *shape), kwargs={})
     elif call.function in REPEATS:
-        times = [now // before for now, before in zip(shape, padded, strict=True)]
-        made = replace(made, function=Tensor.repeat, args=(copies, *([1] * axes), *times[axes:]), kwargs={})
+        times = [now // before for now, before in zip(shape, copies.shape, strict=True)]
+        made = replace(made, function=Tensor.repeat, args=(copies, *times), kwargs={})
     return Put(made, copies, back)
 
 
@@ -165,11 +164,18 @@ def _of_linear(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> P
         return _of_product(call, view, back)
     made = replace(call, function=linear_and_sum, args=(own.x, own.weight, own.bias), kwargs={})
     shape = (*own.x.shape[:-1], len(own.weight))
+    copies = _copies(call, view, shape)
+    return copies if isinstance(copies, str) else Put(made.with_(view, copies), copies, back)
+
+
+def _copies(call: Call, view: Tensor, shape: Sequence[int]) -> Tensor | str:
+    """Return a view's copies for every point of a result of some shape, or why they cannot stand in a call."""
     axes, padded = points_axes(shape, call.points), (1,) * (len(shape) - view.ndim) + tuple(view.shape)
     if axes is None or any(size != 1 for size in padded[:axes]):
-        return f"{call.name} gives of it the shape {shape}, where points along the first axis must share it"
-    copies = view.detach().reshape(padded).clone().expand(*shape[:axes], *padded[axes:]).requires_grad_()
-    return Put(made.with_(view, copies), copies, back)
+        return f"{call.name} gives of it the shape {tuple(shape)}, where points along the first axis must share it"
+    if call.repeated:
+        return f"it enters {call.name} in an activation checkpoint, whose second run is not observed"
+    return view.detach().reshape(padded).clone().expand(*shape[:axes], *padded[axes:]).requires_grad_()
 
 
 def _of_product(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> Put | str:

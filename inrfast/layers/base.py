@@ -191,6 +191,10 @@ class Layer:
         for own in factors.sensitivities.split(list(self.sizes), dim=2):
             yield Factors(None, own)
 
+    def shaped(self, entries: Tensor, b: int) -> Tensor:
+        """View a parameter's columns of the Jacobian (n, M, entries) as (n, M, b, a), as :meth:`parts` has factors."""
+        return entries.unflatten(2, (-1, 1) if self.sparse else (b, -1))
+
     def to_block(self, flat: Tensor) -> Tensor:
         """Return this layer's block (k, b, a) of parameter vectors (k, P)."""
         return self.join([flat[:, columns] for columns in self.parameters.values()])

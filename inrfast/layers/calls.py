@@ -41,6 +41,8 @@ class Call:
         What stands in the arguments for a view of :attr:`views`, by the view's ``id``.
     idle
         Whether it gives a view of the parameter, or no tensor: then it makes no use of the parameter itself.
+    repeated
+        Whether activation checkpointing makes it once more in the backward pass, and then as it was written.
     """
 
     function: Callable[..., Any]
@@ -51,6 +53,7 @@ class Call:
     parameters: Mapping[str, Tensor]
     swapped: Mapping[int, Tensor] = field(default_factory=dict)
     idle: bool = False
+    repeated: bool = False
 
     def __call__(self) -> Any:
         return self.function(*self.args, **self.kwargs)

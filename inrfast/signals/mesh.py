@@ -149,8 +149,8 @@ def sample_occupancy(
     generator = torch.Generator().manual_seed(check_seed("seed", seed))
     near = round(near_surface * n)
     surface = placement.to_unit(_surface_points(mesh, near, generator))
-    noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64)
-    uniform = 2 * torch.rand(n - near, 3, generator=generator, dtype=torch.float64) - 1
+    noise = sigma * torch.randn(near, 3, generator=generator, dtype=torch.float64, device="cpu")
+    uniform = 2 * torch.rand(n - near, 3, generator=generator, dtype=torch.float64, device="cpu") - 1
     coords = torch.cat([(surface + noise).clamp(-1, 1), uniform]).float()
     inside = occupancy(mesh, placement.to_world(coords.double()), progress=progress)
     return coords, inside.float().unsqueeze(1)
@@ -160,9 +160,9 @@ def _surface_points(mesh: trimesh.Trimesh, n: int, generator: torch.Generator) -
     """Return points (n, 3), fp64, uniform by area."""
     triangles = torch.from_numpy(np.array(mesh.triangles, dtype=np.float64))
     below = torch.from_numpy(np.array(mesh.area_faces)).cumsum(0)
-    places = below[-1] * torch.rand(n, generator=generator, dtype=torch.float64)
+    places = below[-1] * torch.rand(n, generator=generator, dtype=torch.float64, device="cpu")
     corners = triangles[torch.searchsorted(below, places, right=True).clamp_max(len(below) - 1)]
-    u, v = torch.rand(2, n, 1, generator=generator, dtype=torch.float64)
+    u, v = torch.rand(2, n, 1, generator=generator, dtype=torch.float64, device="cpu")
     u, v = torch.where(u + v > 1, 1 - u, u), torch.where(u + v > 1, 1 - v, v)
     a, b, c = corners.unbind(1)
     return a + u * (b - a) + v * (c - a)

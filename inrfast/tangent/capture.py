@@ -26,7 +26,7 @@ from inrfast.layers.calls import CallLayer
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
-from inrfast.nn import declared_sizes
+from inrfast.nn import declared_sizes, warn_of_other_box
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
@@ -130,6 +130,7 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
+        warn_of_other_box(net, coords)
         self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
         self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
@@ -145,7 +146,7 @@ class Capture:
                 check_network(net, self.network, coords)
             check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
-            many = self._shuffled(coords)
+            many = self._shuffled(coords)[:-1]  # a prime number, which no axis of a module makes up with others
             while True:
                 self._find(net, chosen, sample)
                 against, self.outputs = self._tried(sample, many)
@@ -242,7 +243,7 @@ class Capture:
         found: dict[str, str] = {}
         with self.network.alone() as module:
             for sample in samples if observed else ():
-                found |= reasons_against(module, observed, self._run, sample)[0]
+                found |= reasons_against(module, observed, self._run, sample)
             outputs = self.network.outputs(samples[0]).shape[1] if self._mlp is None else self._mlp.outputs
         return found, outputs
 
@@ -265,17 +266,28 @@ class Capture:
         """Return how many numbers the rows of some layers are for one point."""
         return sum(layer.columns for layer in layers) * self.outputs
 
-    def reasons_for(self, name: str) -> list[str]:
-        """Return why a parameter is of none of the kinds of layers that were asked before its own."""
-        return list(dict.fromkeys([*self._refused.get(name, {}).values(), *self._unknown.get(name, ())]))
+    def _reasons_for(self, layers: Iterable[Layer]) -> str:
+        """Return why the parameters of some layers are of none of the kinds that were asked before."""
+        names = [name for layer in layers for name in layer.parameters]
+        found = [
+            reason for name in names for reason in (*self._refused.get(name, {}).values(), *self._unknown.get(name, ()))
+        ]
+        return "; ".join(dict.fromkeys(found))
+
+    def way(self, index: int) -> str:
+        """Return in words how the factors of a layer are made, with its kind or the reason why it has none."""
+        layer = self.layers[index]
+        if not layer.observed:
+            return f"automatic differentiation: {self._reasons_for([layer]) or 'no kind of layer knows it'}"
+        form = "sparse rows" if layer.sparse else "two factors" if self.stored[index][0] > 0 else "rows"
+        return f"{form} ({layer.kind})"
 
     def _tell_of_rows(self) -> None:
         """Say once which parameters take the general path, and why."""
         assert self._rows is not None
         layers = self._rows.layers
-        names = [name for layer in layers for name in layer.parameters]
-        why = dict.fromkeys(reason for name in names for reason in self.reasons_for(name))
-        because = f" ({'; '.join(why)})" if why else ""
+        why = self._reasons_for(layers)
+        because = f" ({why})" if why else ""
         backends.warn_once(
             f"parameters {_in_words(layers)} have no form of two factors{because}: their rows of the Jacobian are "
             f"computed by automatic differentiation, {self._numbers(layers)} numbers per point"
@@ -310,9 +322,10 @@ class Capture:
 
         The caller answers for everything but numbers: the code of ``net``, its attributes and names, shapes, dtypes
         and flags of its tensors are those of the network captured here, and so are ``coords``. Which layers come which
-        way is not asked again. What is: the comparison with automatic differentiation, and whether points in another
-        order and number have the same outputs. None if one of them fails, as where the forward pass takes another
-        branch with these numbers: then a capture from the start tells why, or goes another way.
+        way is not asked again. What is: the comparison with automatic differentiation, whether points in another order
+        and number have the same outputs, and whether a pass changes parameters or draws numbers. None if one of them
+        fails, as where the forward pass takes another branch with these numbers: then a capture from the start tells
+        why, or goes another way.
 
         Raises
         ------
@@ -330,9 +343,9 @@ class Capture:
                 for name, parameter in other.network.module.named_parameters():
                     parameter.requires_grad_(name in chosen)
                 other._mlp, other._rows = other._described(), other._point_rows()
-                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
-                alike = self.concurrent or treats_points_alike(other.network, sample)
-                same = alike and not other._probe(spread_points(sample, 4), coords)
+                wide = coords.to(PASS_DTYPE)
+                alike = self.concurrent or treats_points_alike(other.network, wide)
+                same = alike and not other._probe(spread_points(wide, 4), coords)
         except UnsupportedModuleError:
             return None
         return other if same else None

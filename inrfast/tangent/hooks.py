@@ -128,14 +128,11 @@ class _Taps:
 
 def reasons_against(
     root: nn.Module, layers: Sequence[Layer], run: Callable[[Tensor], Tensor], coords: Tensor
-) -> tuple[dict[str, str], Tensor]:
-    """Return why some of the layers have no factors of their own kind in the way the network uses them, by name.
-
-    The second is what ``run`` returns.
-    """
+) -> dict[str, str]:
+    """Return why some of the layers have no factors of their own kind in the way the network uses them, by name."""
     with _Taps(root, layers, len(coords)) as taps, torch.enable_grad():
-        values = run(coords)
-    return taps.missing(), values.detach()
+        run(coords)
+    return taps.missing()
 
 
 def observed_factors(

@@ -211,8 +211,7 @@ class LayerwiseJacobian:
                     parts = spec.parts(factors[index], ones=self.store.backend != "triton")
                     for own, (features, sensitivities) in zip(columns, parts, strict=True):
                         b = m if sensitivities is None else sensitivities.shape[2]
-                        block = (-1, 1) if spec.sparse else (b, -1)
-                        write(into[:, :, own].unflatten(2, block), features, sensitivities)
+                        write(spec.shaped(into[:, :, own], b), features, sensitivities)
         return out.flatten(0, 1)
 
     @contextmanager

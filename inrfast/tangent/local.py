@@ -165,6 +165,12 @@ def ntk(
     the library. Results are tensors, but the product or solution of a NumPy array is a NumPy array, and
     ``numpy.asarray(K)`` is the dense kernel.
 
+    The network is probed at each call. For an :class:`inrfast.INR` in closed form that is the comparison with
+    automatic differentiation at two points. Any other module is run some 40 times, over 2,800 to 4,800 points in all:
+    in fp64 and in its own dtype, with points moved, permuted, one by one and up to 2,048 at once, and with its
+    parameters moved. For a SIREN of four layers of width 256 that takes as long as four to five forward passes over
+    4,096 points on one thread, one and a half steps of training. :func:`inrfast.watch` makes these probes once.
+
     A kernel can be pickled (``spawn``, joblib) if its network can. After a ``fork``, torch's own products hang in the
     child once the parent has run threads: start processes with ``spawn``.
 

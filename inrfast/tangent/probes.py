@@ -14,7 +14,7 @@ from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
 from inrfast.mlp import MLP, describe
 from inrfast.ops.rows import vjp
-from inrfast.pointwise import FLOOR_EXPONENT, MOVED, RANDOM, dependence, spread_points
+from inrfast.pointwise import FLOOR_EXPONENT, LONGEST, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
 from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
 from inrfast.tangent.side_effects import changed, numbers_of, outputs_without_side_effects
@@ -33,6 +33,9 @@ MOST_DRAWS = 32
 
 SAME_AXES = 1e-6
 """Difference of outputs, relative to their size, that rounding may make where coordinates have other axes."""
+
+ALIKE_ROWS = 32
+"""Points at least, and at most of the second pass, where a network is asked once more whether it treats them alike."""
 
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
@@ -112,14 +115,21 @@ def check_axes(network: Network, coords: Tensor) -> None:
     )
 
 
-def treats_points_alike(network: Network, points: Tensor) -> bool:
-    """Return whether some of the points, in another order and number, have the outputs they have among all of them.
+def treats_points_alike(network: Network, coords: Tensor) -> bool:
+    """Return whether a few of the points, in another order, have the outputs they have among as many as there are.
 
-    Two forward passes, which notice what changed numbers may have changed in a network that :func:`check_network` has
-    looked at: coupled points, random numbers.
+    Two forward passes, one of them over at most :data:`inrfast.pointwise.LONGEST` points, which notice what changed
+    numbers may have changed in a network that :func:`check_network` has looked at.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        A pass changes parameters, or draws random numbers.
     """
-    some = torch.arange(len(points) - 1, -1, -3, device=points.device)
-    outputs = network.outputs(points)
+    points = spread_points(coords, min(max(len(coords), ALIKE_ROWS), LONGEST))
+    step, before = -(-len(points) // ALIKE_ROWS) + 2, numbers_of(network.module)
+    some = torch.arange(len(points) - 1, -1, -step, device=points.device)
+    outputs = outputs_without_side_effects(lambda: network.outputs(points), network.module, before, points.device)
     allowed = torch.finfo(PASS_DTYPE).eps ** FLOOR_EXPONENT * outputs.abs().max()
     return bool(((network.outputs(points[some]) - outputs[some]).abs() <= allowed).all())
 
@@ -154,7 +164,7 @@ def _refuse_coupling(
 def _hidden_coupling(network: Network, coords: Tensor, points: Tensor) -> str | None:
     """Return what a copy whose parameters are moved a little depends on beside a point."""
     other = network.stirred()
-    found = dependence(other.outputs, coords)
+    found = dependence(other.outputs, coords, number=len(coords))
     if found not in (None, MOVED):
         try:
             _refuse_chaos(other, points, other.outputs(points))

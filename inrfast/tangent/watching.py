@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -64,7 +66,7 @@ class Watching(TorchFunctionMode):
         if function in OF_THE_FIRST and not any(id(args[0]) in found for found in views.values()):
             return function(*args, **kwargs)
         own = {name: tuple(found.values()) for name, found in views.items()}
-        call = Call(function, args, kwargs, self.points, own, self.parameters)
+        call = Call(function, args, kwargs, self.points, own, self.parameters, repeated=_in_checkpoint())
         alone = all(self._is_watched(tensor) or _address(tensor) in self._fixed for tensor in given)
         if alone and function not in EXPANDS | REPEATS:
             result = call()
@@ -88,6 +90,14 @@ class Watching(TorchFunctionMode):
         if alone:
             self._watch(result, call)
         return all(_address(tensor) in self._owners or not tensor.requires_grad for tensor in tensors_in(result))
+
+
+def _in_checkpoint() -> bool:
+    """Return whether activation checkpointing called what runs now."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _address(tensor: Tensor) -> int:

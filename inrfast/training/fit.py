@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inrfast.arrays import ArrayLike
 from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
-from inrfast.nn import warn_of_dead_units
+from inrfast.nn import warn_of_other_box
 from inrfast.training.callables import check_trained
 from inrfast.training.data import Data, check_apart, check_data, check_measured, check_net, check_spread, range_of
 from inrfast.training.member import Member
@@ -321,7 +321,7 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
             member.data = member.data.apart(copies)
             member.evaluation = None if member.evaluation is None else member.evaluation.apart(copies)
     for member in members:
-        warn_of_dead_units(member.net, member.data.coords[0])
+        warn_of_other_box(member.net, member.data.coords[0])
     trainer = Trainer(members, options, options.described(None if several else given["target_psnr"]))
     trainer.train()
     seconds = time.perf_counter() - start

@@ -145,4 +145,4 @@ class Turned(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:parameters .* have no form of two factors")
 def test_points_in_another_order_go_to_automatic_differentiation():
-    agrees(Turned(), {"first": "autodiff", "second": "autodiff"})
+    agrees(Turned(), {"first": "autodiff", "second.weight": "autodiff"})

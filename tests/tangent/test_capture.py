@@ -228,6 +228,17 @@ class Ranked(nn.Module):
         return self.a(x.unsqueeze(-1)).squeeze(-1)
 
 
+class Paired(nn.Module):
+    """A form of two inputs, which no kind of layer knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Bilinear(2, 2, 3)
+
+    def forward(self, x):
+        return self.pair(x, torch.sin(x))
+
+
 def frozen():
     net = inr.INR(2, 1, width=4, hidden_layers=1)
     return net.requires_grad_(False)
@@ -253,7 +264,7 @@ def test_what_is_no_layer_of_one_call_is_known_by_its_calls(name):
 
 GENERAL = {
     "uncalled": (Uncalled, "does not call its module"),
-    "convolution": (lambda: nn.Sequential(nn.Unflatten(1, (1, 2)), nn.Conv1d(1, 3, 1), nn.Flatten()), "1.weight"),
+    "bilinear": (Paired, r"'pair\.weight', 'pair\.bias' have.*enters bilinear"),
     "tied by hand": (Tied, r"'norm\.weight', 'norm\.bias' have.*acts outside the module.*enters layer_norm"),
     "reordered": (Reordered, r"'a\.weight', 'a\.bias' have.*another order"),
 }
