@@ -208,7 +208,7 @@ def check_index(argument: str, got: Any, count: int) -> Tensor:
     """Return an int, a slice or a sequence of ints that names some of ``count`` columns as numbers from 0 on (k,)."""
     if isinstance(got, slice):
         wanted = torch.tensor(range(count)[got], dtype=torch.int64)
-    elif is_array(got) and getattr(got, "ndim", 1) != 0:
+    elif is_array(got):
         wanted = as_tensor(argument, got)
         if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.ndim != 1:
             raise TypeError(f"{argument} must be one-dimensional and integer, got {wanted.dtype} {tuple(wanted.shape)}")

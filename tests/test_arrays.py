@@ -63,6 +63,9 @@ def test_numpy_arrays_keep_their_numbers(array, shares):
     exported = as_tensor("x", Exported(tensor))
     assert torch.equal(exported, tensor) and exported.data_ptr() == tensor.data_ptr()
     assert as_tensor("x", tensor) is tensor
+    elsewhere = torch.device("meta")  # NumPy has no devices; other libraries have
+    assert as_tensor("x", array, elsewhere).device == elsewhere
+    assert as_tensor("x", Exported(tensor), elsewhere).device == tensor.device
     assert np.array_equal(like(array, tensor), array) and like(tensor, tensor) is tensor
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +55,17 @@ def rows(net: nn.Module, coords: Tensor) -> Tensor:
     return J @ back
 
 
+def arrays(net: nn.Module, coords: np.ndarray, target: np.ndarray) -> float:
+    K, J = inr.ntk(net, coords), inr.jacobian(net, coords)
+    weights: np.ndarray = K.solve(target, ridge=1.0)
+    product: np.ndarray = K @ weights - J @ (J.T @ weights)
+    solved: np.ndarray = K.factor(-1.0, progress=False).solve(target)
+    result: inr.FitResult = inr.fit(net, coords.astype(np.float32), target.astype(np.float32), steps=2, progress=False)
+    held: dict[str, object] = result.to_dict()
+    whole: np.ndarray = np.asarray(K)
+    return float(product.sum() + solved.sum() + whole.sum()) + len(held)
+
+
 def fits(coords: Tensor, target: Tensor) -> list[float]:
     def curvature(net: nn.Module, points: Tensor) -> Tensor:
         inside = points.detach().requires_grad_()
@@ -91,6 +103,7 @@ def main() -> None:
     target = (3 * coords).sin().prod(1, keepdim=True)
     net = inr.INR(2, 1, width=16, hidden_layers=2, encoding=inr.RandomFourier(8, 2.0), seed=1)
     print(kernels(Field(8), coords, target), rows(net, coords).shape)
+    print(arrays(net, coords.numpy(), target[:, 0].numpy()))
     print(fits(coords, target), len(looks(net, coords)), chosen(coords, target))
 
 

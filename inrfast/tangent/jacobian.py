@@ -382,7 +382,7 @@ def jacobian(
     params
         Names of parameters or modules to differentiate; None: every trainable one.
     select
-        A key, an index or a function that takes the output tensor from what ``net`` returns.
+        As in :func:`inrfast.ntk`.
     precision
         ``"highest"``: fp64; ``"high"`` and ``"medium"``: factors exact to fp32 rounding, fp32 products. Coordinates
         and parameters are taken as the exact numbers they hold.

@@ -377,7 +377,10 @@ def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords") -> i
             try:
                 values = net(rows.clone())
             except Exception as error:
-                raise ValueError(f"net does not take {argument} of shape {tuple(coords.shape)}: {error}") from error
+                raise ValueError(
+                    f"net does not take {argument} of shape {tuple(coords.shape)}: {error}. It is called with points "
+                    "(N, d); one of other axes, such as (1, N, d), is to be wrapped in a module that adds them"
+                ) from error
     if not isinstance(values, Tensor):
         raise TypeError(
             f"net must return a tensor (N, M), got {type(values).__name__}; wrap it in a module that returns the tensor"

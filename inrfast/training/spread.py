@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import as_tensor, is_array
@@ -40,7 +41,8 @@ class Own:
     @classmethod
     def of_many(cls, nets: Sequence[nn.Module], given: Mapping[str, Any]) -> list[Own]:
         """Return those of each network of :func:`inrfast.fit_many`; what is shared is one tensor."""
-        count = len(nets)
+        count, device = len(nets), next(nets[0].parameters()).device
+        given = {name: _on(device, name, own) for name, own in given.items()}
         points = _own_points("coords", given["coords"], count)
         outputs = _outputs_of(nets[0], points[0])
         own = {name: each(name, given[name], count) for name in ("weight", "lr", "target_psnr", "seed", "data_range")}
@@ -53,6 +55,15 @@ class Own:
             own |= {"eval_target": _own_values("eval_target", eval_target, evaluated, count, outputs)}
         own |= {"modules": _each_modules(given["modules"], nets)}
         return [cls(**{name: values[i] for name, values in own.items()}) for i in range(count)]
+
+
+ARRAYS = ("coords", "targets", "weight", "eval_coords", "eval_target")
+"""Arguments that are arrays, or sequences of them."""
+
+
+def _on(device: torch.device, argument: str, given: Any) -> Any:
+    """Return an argument that is one array as a tensor, so that what is shared stays one; all else as it is."""
+    return as_tensor(argument, given, device) if argument in ARRAYS and is_array(given) else given
 
 
 def check_nets(nets: Any) -> list[nn.Module]:
@@ -113,8 +124,7 @@ def each(argument: str, given: Any, count: int) -> list[Any]:
 
 def _own_points(argument: str, given: Any, count: int) -> list[Any]:
     """Return the points of each network, at an address where they need no copy."""
-    if is_array(given):
-        given = as_tensor(argument, given)
+    if isinstance(given, Tensor):
         if given.ndim == 3 and len(given) != count:
             raise ValueError(f"{argument} must have shape (N, d) or ({count}, N, d), got {tuple(given.shape)}")
         return [aligned(given)] * count if given.ndim != 3 else list(given)
@@ -124,16 +134,16 @@ def _own_points(argument: str, given: Any, count: int) -> list[Any]:
 def _outputs_of(net: nn.Module, coords: Any) -> int:
     """Return M, or 1 where the points are no points: that is said when they are checked."""
     try:
-        return count_outputs(net, check_coords("coords", coords).detach())
+        device = next(net.parameters()).device
+        return count_outputs(net, check_coords("coords", coords, device=device).detach())
     except (ValueError, TypeError):
         return 1
 
 
 def _own_values(argument: str, given: Any, points: list[Any], count: int, outputs: int) -> list[Any]:
     """Return the values of each network: a tensor is for all unless it holds ``count`` times as many."""
-    if not is_array(given):
+    if not isinstance(given, Tensor):
         return each(argument, given, count)
-    given = as_tensor(argument, given)
     n = _points_in(points[0])
     if given.ndim > 1 and len(given) == count and n and not _holds(given, n, outputs) and _holds(given[0], n, outputs):
         return list(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -61,6 +62,22 @@ def test_points_are_all_axes_but_the_last(shape, squeezes):
     assert torch.allclose(kernel.to_dense(), flat.to_dense(), rtol=1e-12, atol=1e-12)
     rows = inr.jacobian(net, coords, precision="highest").rows()
     assert torch.allclose(rows @ rows.t(), inr.ntk(net, coords, output="full", precision="highest").to_dense())
+
+
+@pytest.mark.filterwarnings("ignore:parameters")
+def test_a_pickled_kernel_is_called_with_the_same_axes():
+    kernel = inr.ntk(Field(axes=3), torch.randn(1, 6, 2), precision="highest")
+    again = pickle.loads(pickle.dumps(kernel))
+    assert torch.equal(again.to_dense(), kernel.to_dense())
+
+
+@pytest.mark.filterwarnings("ignore:parameters")
+def test_a_diagnosis_calls_the_network_with_the_axes_of_its_grid():
+    net, coords = Field(axes=3), torch.randn(1, 6, 2)
+    report = inr.diagnose(net, coords, ntk_coords=coords[0, :4], progress=False)
+    assert report.points == 6 and report.kernel is not None and report.kernel.points == 4
+    assert inr.dictionary(net, coords, 3).atoms.shape == (6, 3)
+    assert inr.representation(net, coords, report.representations[0].name, progress=False).spectrum.rows == 6
 
 
 def test_a_network_that_looks_at_the_axes_is_refused():
