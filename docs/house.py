@@ -27,6 +27,7 @@ FLOORS = {
         "words",
         "errors",
         "arrays",
+        "records",
     ),
     "devices": ("kernels",),
 }

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Exported(Protocol):
+    """An array of another library that offers its memory."""
+
+    def __dlpack__(self, *args: Any, **options: Any) -> Any:
+        """Return its memory as a capsule of DLPack."""
+
+    def __dlpack_device__(self) -> Any:
+        """Return where its memory is."""
+
+
+ArrayLike = Tensor | np.ndarray | Exported
+"""What public functions take where they take numbers; they return tensors, except where they say otherwise."""
+
+Array = TypeVar("Array", Tensor, np.ndarray)
+"""Of functions that return what came in: NumPy for NumPy, a tensor for tensors and arrays of other libraries."""
 
 ACCEPTED = "a torch.Tensor, a NumPy array or an object with __dlpack__"
 """What stands for numbers wherever a public function takes some."""
@@ -70,3 +87,10 @@ def _as_torch_takes_it(argument: str, array: np.ndarray) -> np.ndarray:
 def like(given: Any, result: Tensor) -> Any:
     """Return a result as the kind of array that came in: NumPy for NumPy, else the tensor."""
     return result.detach().cpu().numpy() if isinstance(given, np.ndarray) else result
+
+
+def as_numpy(computed: Any, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    """Return a tensor that was computed for ``numpy.asarray(...)``, whose arguments these are, as NumPy's array."""
+    if copy is False:
+        raise ValueError("the numbers are computed when they are asked for: copy=False cannot be had")
+    return np.asarray(computed.detach().cpu().numpy(), dtype=dtype)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import NotAvailableError
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes
@@ -34,7 +35,7 @@ OUTPUT_TOLERANCE = 1e-6
 @in_own_modes
 def ntk(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     output: str | int = "trace",
     params: Iterable[str] | None = None,
     select: Select = None,

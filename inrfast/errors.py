@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.arrays import as_tensor
+from inrfast.arrays import as_tensor, is_array
 
 
 class InrfastError(Exception):
@@ -202,6 +202,25 @@ def check_block(argument: str, got: Any, rows: int, device: torch.device) -> Ten
         raise ValueError(f"{argument} is on {block.device} but the kernel is on {device}")
     check_tensor(argument, block)
     return block.detach().reshape(rows, -1)
+
+
+def check_index(argument: str, got: Any, count: int) -> Tensor:
+    """Return an int, a slice or a sequence of ints that names some of ``count`` columns as numbers from 0 on (k,)."""
+    if isinstance(got, slice):
+        wanted = torch.tensor(range(count)[got], dtype=torch.int64)
+    elif is_array(got) and getattr(got, "ndim", 1) != 0:
+        wanted = as_tensor(argument, got)
+        if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.ndim != 1:
+            raise TypeError(f"{argument} must be one-dimensional and integer, got {wanted.dtype} {tuple(wanted.shape)}")
+        wanted = wanted.to("cpu", torch.int64)
+    else:
+        given = list(got) if isinstance(got, Sequence) else [got]
+        wanted = torch.tensor([check_int(argument, i) for i in given], dtype=torch.int64)
+    if len(wanted) == 0:
+        raise ValueError(f"{argument} must name at least one column")
+    if bool(((wanted < -count) | (wanted >= count)).any()):
+        raise IndexError(f"{argument} is out of range for {count} columns: {int(wanted.min())} to {int(wanted.max())}")
+    return wanted % count
 
 
 def check_coords(argument: str, got: Any, in_features: int | None = None, device: torch.device | None = None) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_float, check_seed, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
@@ -28,6 +29,7 @@ from inrfast.linear_calls import Calls, LinearCall, Rescaled, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
+from inrfast.records import Record
 from inrfast.wrapped import refuse_pieces, unwrapped
 
 __all__ = [
@@ -60,7 +62,7 @@ BOX = (-1.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Applied:
+class Applied(Record):
     """What :func:`apply_` did to a module.
 
     Attributes
@@ -85,10 +87,6 @@ class Applied:
     left: dict[str, str] = field(default_factory=dict)
     dead_units: dict[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain values."""
-        return asdict(self)
 
     def __str__(self) -> str:
         lines = []
@@ -124,7 +122,7 @@ def apply_(
     module: nn.Module,
     rule: Any,
     *,
-    coords: Tensor | None = None,
+    coords: ArrayLike | None = None,
     bounds: Any = None,
     omega: float | Mapping[str, float] | None = None,
     seed: int = 0,
@@ -183,8 +181,9 @@ def apply_(
     refuse_pieces(module, "module")
     module = unwrapped(module)
     seed = check_seed("seed", seed)
+    points = None if coords is None else check_tensor("coords", coords)
     first, hidden = _both(rule)
-    box, axes, said = _box(module, coords, bounds, first)
+    box, axes, said = _box(module, points, bounds, first)
     calls = linear_calls(module, box, axes, seed)
     inlets = {call.name: how for call in calls.layers if (how := calls.rescaled(call)) is not None}
     firsts = set(inlets) or {call.name for call in calls.layers[:1]}
@@ -206,7 +205,7 @@ def apply_(
     if not draws:
         raise ValueError(f"module has nothing that init {rule!r} could initialise: {_nothing(calls)}")
     left |= _untouched(module, calls)
-    dead = _dead_units(draws, inlets, coords)
+    dead = _dead_units(draws, inlets, points)
     with torch.no_grad():
         for draw in draws:
             _write(draw, parameters)
@@ -256,7 +255,6 @@ def _box(
         raise ValueError("give one of coords=, bounds= and the rule's own bounds: they are the same box")
     bounds = own if bounds is None else bounds
     if coords is not None:
-        check_tensor("coords", coords)
         if coords.ndim < 2:
             raise ValueError(f"coords must have shape (N, d), or more axes before the last, got {tuple(coords.shape)}")
         low, high = torch.aminmax(coords.detach().reshape(-1, coords.shape[-1]), dim=0)
@@ -368,9 +366,7 @@ def _nothing(calls: Calls) -> str:
     if calls.computed:
         return "a layer's weight is computed (weight norm, a parametrisation, a hypernetwork); bake it in first"
     if not calls.layers:
-        return (
-            "its forward pass has no product with a two-dimensional parameter (a compiled or scripted module has none)"
-        )
+        return "its forward pass has no product with a two-dimensional parameter (a scripted module shows none)"
     call = calls.layers[0]
     return f"its first one, {call.name!r}, gets {call.inputs[0].shape[-1]} columns that are made from them"
 
@@ -403,6 +399,9 @@ def _drawn(
     weight = parameters[call.weight]
     if not weight.is_floating_point() or weight.is_meta:
         raise ValueError(f"{call.weight} must be a tensor of real numbers to be initialised, got {weight.dtype}")
+    for own in (parameters[key] for key in (call.weight, call.bias) if key is not None):
+        if any(step == 0 and size > 1 for step, size in zip(own.stride(), own.shape, strict=True)):
+            raise ValueError(f"the layer {call.name!r} has an expanded parameter, entries of which are one; clone() it")
     outputs, inputs = weight.shape[::-1] if call.turned else weight.shape
     linear = undrawn(inputs, outputs, call.bias is not None, weight.device, weight.dtype)
     draw_(linear, name, options, seed)

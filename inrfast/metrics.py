@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.errors import check_float, check_tensor
 
 SSIM_WINDOW = 11
@@ -30,7 +31,7 @@ def mse_to_psnr(mse: float, data_range: float = 1.0) -> float:
     return math.inf if mse == 0 else 20 * math.log10(data_range) - 10 * math.log10(mse)
 
 
-def data_range_of(target: Tensor) -> float:
+def data_range_of(target: ArrayLike) -> float:
     """Return the data range of a signal's PSNR where the caller names none.
 
     1 for values that lie in [-1, 1] and span at least 0.5: an image in [0, 1] as
@@ -38,7 +39,7 @@ def data_range_of(target: Tensor) -> float:
     the field states ``-10 log10(mse)`` as well. Else the largest minus the smallest value: 0.02 for a signal of that
     height, 7 for one from 0 to 7. A constant has no range of its own: 1.
     """
-    low, high = (float(value) for value in torch.aminmax(target.detach()))
+    low, high = (float(value) for value in torch.aminmax(as_tensor("target", target).detach()))
     spread = high - low
     scaled = low >= -1 and high <= 1 and spread >= LEAST_SPREAD
     return 1.0 if spread == 0 or scaled else spread
@@ -51,7 +52,7 @@ def _range(data_range: Any, target: Tensor) -> float:
     return check_float("data_range", data_range, minimum=0.0, exclusive=True)
 
 
-def psnr(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
+def psnr(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> float:
     """Return the peak signal-to-noise ratio in dB, ``10 log10(data_range^2 / mean((pred - target)^2))``.
 
     Parameters
@@ -77,7 +78,7 @@ def psnr(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
     return mse_to_psnr(float((pred.double() - target.double()).square().mean()), data_range)
 
 
-def ssim(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
+def ssim(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> float:
     """Return the structural similarity of two images, with the Gaussian window (sigma 1.5) of its authors.
 
     Parameters
@@ -117,7 +118,7 @@ def ssim(pred: Tensor, target: Tensor, data_range: float | None = 1.0) -> float:
     )
 
 
-def to_8bit(image: Tensor) -> Tensor:
+def to_8bit(image: ArrayLike) -> Tensor:
     """Return an image as a file with 8 bits per channel holds it: clipped to [0, 1], rounded to multiples of 1/255.
 
     Of both sides, before :func:`psnr` or :func:`ssim`, it gives the numbers that are measured on saved files.
@@ -147,7 +148,7 @@ def to_8bit(image: Tensor) -> Tensor:
     return (image.double().clamp(0, 1) * 255).round().to(dtype) / 255
 
 
-def iou(pred: Tensor, target: Tensor, threshold: float = 0.5) -> float:
+def iou(pred: ArrayLike, target: ArrayLike, threshold: float = 0.5) -> float:
     """Return intersection over union of two occupancies; two empty ones agree, which is 1.
 
     Parameters

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation, bind, shown
+from inrfast.arrays import ArrayLike
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
 from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
@@ -517,7 +518,7 @@ def _as_initialised(linear: LinearLayer, options: Mapping[str, Any]) -> bool:
 @torch.no_grad()
 @without_autocast()
 @tells_refusals
-def calibrate_batchnorm_(net: INR, coords: Tensor) -> INR:
+def calibrate_batchnorm_(net: INR, coords: ArrayLike) -> INR:
     """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
 
     Means and (biased) variances are accumulated in fp64 over all of ``coords``; each layer is calibrated on the

@@ -96,7 +96,81 @@ class Squeezed(nn.Module):
         return (x.squeeze() * self.curve).tanh_() + 0 * x
 
 
+class Bare(nn.Module):
+    """A weight and a bias in one call, as in lucidrains/siren-pytorch, and the weight's transpose in another."""
+
+    def __init__(self, width, both=False):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(width, width)), nn.Parameter(torch.randn(width))
+        self.both = both
+
+    def forward(self, x):
+        h = F.linear(x, self.weight, self.bias)
+        return torch.sin(h) @ self.weight if self.both else h
+
+
+class Products(nn.Module):
+    """Matrices whose columns belong to the outputs, with a bias apart, in the call, and in place."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.randn(width, 3)), nn.Parameter(torch.randn(3, width))
+        self.shift, self.offset = nn.Parameter(torch.randn(1, 3)), nn.Parameter(torch.randn(width))
+
+    def forward(self, x):
+        h = x.matmul(self.first)
+        h += self.shift
+        return torch.addmm(self.offset, torch.cos(h), self.second)
+
+
+class Frequencies(nn.Module):
+    """Learned frequencies and scales of every unit or of all of them, in functions that broadcast."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.omega, self.scale = nn.Parameter(1 + torch.rand(width)), nn.Parameter(torch.tensor(0.5))
+        self.power, self.mix = nn.Parameter(torch.randn(1, width)), nn.Parameter(torch.rand(width))
+
+    def forward(self, x):
+        h = torch.exp(-((self.scale * x) ** 2)) / (2 - torch.sin(self.omega * x))
+        h = torch.lerp(h, x, self.mix).mul_(self.mix[:1])
+        return torch.maximum(h, self.power.exp() * x)
+
+
+class Levels(nn.Module):
+    """Levels of one table, an embedding by function, and the same entries by another index."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.tables = nn.Parameter(torch.randn(2, 5, width))
+
+    def forward(self, x):
+        cell = (2 * (torch.tanh(x[:, 0].detach()) + 1)).long()
+        near = self.tables[0][torch.stack([cell, cell - 1], 1)].sum(1)
+        far = F.embedding(cell, self.tables[1]) + self.tables[1, cell]
+        return x * near + torch.sin(x) * far
+
+
+class Coded(nn.Module):
+    """A latent code that every point gets, and layers made of it that modulate."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.code, self.lin = nn.Parameter(torch.randn(3)), nn.Linear(width + 3, width)
+        self.modulator = nn.Linear(3, width)
+
+    def forward(self, x):
+        h = self.lin(torch.cat([x, self.code.expand(len(x), -1)], dim=1))
+        return torch.sin(h) * self.modulator(self.code) + F.linear(h, torch.outer(self.modulator.bias, self.lin.bias))
+
+
 BLOCKS = {
+    "bare": Bare,
+    "bare twice": lambda w: Bare(w, both=True),
+    "products": Products,
+    "frequencies": Frequencies,
+    "levels": Levels,
+    "coded": Coded,
     "linear": lambda w: nn.Linear(w, w),
     "no bias": lambda w: nn.Linear(w, w, bias=False),
     "scaled": Scaled,

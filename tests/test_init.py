@@ -134,6 +134,9 @@ def test_hinges_lie_in_the_box_that_the_layer_gets(width, batched):
     net = field(width, before=[Normalised()])
     applied = inr.init.apply_(net, "rank_expanding", coords=coords[None] if batched else coords)
     weight, bias = inr.rank_expanding(width, 2)
+    same = copy.deepcopy(net.state_dict())
+    assert inr.init.apply_(net, "rank_expanding", coords=coords.numpy()) == applied or batched
+    assert equal(same, net.state_dict())
     torch.testing.assert_close(net[1].weight.detach(), weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(net[1].bias.detach(), bias, rtol=1e-5, atol=1e-6)
     assert applied.dead_units["1"] == int((net[1](net[0](coords)) <= 0).all(0).sum())

@@ -87,6 +87,8 @@ def test_reconstructions_stand_side_by_side_with_their_psnr(shape):
             ValueError,
             "NaN",
         ),
+        (lambda: plots.over_steps([1, 2], {"a": [1.0]}, label="rank"), ValueError, "one number per step"),
+        (lambda: plots.over_steps([1], {}, label="rank"), ValueError, "at least one"),
         (lambda: plots.save(Figure(), "figure.bmp"), ValueError, r"\.png"),
     ],
 )
@@ -115,3 +117,14 @@ def test_energies_are_drawn_from_large_to_small_threshold_with_their_bounds():
             plots.energy(RTOLS, curves)
     with pytest.raises(ValueError, match="thresholds must be positive"):
         plots.energy([0.0], {"a": ([0.1], [0.1])})
+
+
+def test_numbers_over_steps_leave_gaps_where_there_are_none():
+    axes = plots.over_steps([0, 5, 9], {"a": [1.0, 0.0, 2.0], "b": [math.nan, 3.0, 4.0]}, label="rank", log=True)
+    one, two = axes.get_lines()
+    np.testing.assert_array_equal(one.get_xdata(), [0, 5, 9])
+    np.testing.assert_allclose(one.get_ydata(), [1.0, math.nan, 2.0])
+    np.testing.assert_allclose(two.get_ydata(), [math.nan, 3.0, 4.0])
+    assert axes.get_yscale() == "log" and (axes.get_xlabel(), axes.get_ylabel()) == ("step", "rank")
+    zeros = plots.over_steps([0, 1], {"a": [0.0, 0.0]}, label="rank", log=True, black=["a"])
+    assert zeros.get_yscale() == "linear" and zeros.get_lines()[0].get_color() == plots.BLACK

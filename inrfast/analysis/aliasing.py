@@ -29,6 +29,7 @@ from inrfast.grids import check_bounds, grid
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, counted, is_refusal, require
 from inrfast.mlp import is_pointwise
 from inrfast.modes import in_own_modes, modes_kept
+from inrfast.records import Record
 
 WINDOWS = ("none", "hann")
 
@@ -52,7 +53,7 @@ SILENT = -200.0
 
 
 @dataclass(frozen=True)
-class Peak:
+class Peak(Record):
     """A frequency above half the sampling rate at which the spectrum has a local maximum.
 
     Attributes
@@ -74,7 +75,7 @@ class Peak:
 
 
 @dataclass(frozen=True)
-class Aliasing:
+class Aliasing(Record):
     """Spectra of a network sampled at two rates, and what the finer one shows above half the coarser rate.
 
     Attributes

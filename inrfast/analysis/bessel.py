@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.harmonics import described, input_mapping
+from inrfast.arrays import ArrayLike
 from inrfast.errors import MemoryBudgetError, check_coords, check_float
 from inrfast.memory import budget_bytes, chunks, counted, require, tells_refusals
+from inrfast.records import Record
 
 ROWS = 4096
 """Points that a series is evaluated at in one go."""
@@ -36,7 +38,7 @@ LARGEST = 700.0
 
 
 @dataclass(frozen=True)
-class BesselSeries:
+class BesselSeries(Record):
     """``f(r) = offset + Im sum_s c_s exp(2 pi i <s Omega, r>)``: with zero biases ``c_s`` is real, as in equation 6.
 
     Attributes
@@ -68,7 +70,7 @@ class BesselSeries:
             f"outputs={outputs}, error={self.error:.2g})"
         )
 
-    def __call__(self, coords: Tensor) -> Tensor:
+    def __call__(self, coords: ArrayLike) -> Tensor:
         """Return the series' values (N, M), fp64, at coordinates (N, d)."""
         coords = check_coords("coords", coords, self.frequencies.shape[1]).detach().double().cpu()
         found = torch.empty(len(coords), self.coefficients.shape[1], dtype=torch.float64)

@@ -30,7 +30,8 @@ from inrfast.analysis.report import (
 )
 from inrfast.analysis.representations import RTOLS, Activity, Key, check_tolerances, described, streamed
 from inrfast.analysis.weight_products import weight_products, weight_spectrum
-from inrfast.errors import check_coords, check_int, check_seed, check_tensor
+from inrfast.arrays import ArrayLike
+from inrfast.errors import check_coords, check_int, check_seed
 from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import RankInterval, Spectrum
@@ -64,10 +65,10 @@ GRAMS = 3
 @in_own_modes
 def diagnose(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     rtols: Sequence[float] = RTOLS,
     ntk_points: int | None = None,
-    ntk_coords: Tensor | None = None,
+    ntk_coords: ArrayLike | None = None,
     jacobian_pixels: int = 256,
     params: Iterable[str] | None = None,
     select: Select = None,
@@ -85,7 +86,8 @@ def diagnose(
     net
         As in :func:`inrfast.ntk`; not changed.
     coords
-        The full grid (N, d). Representations, sensitivities, dead units and traces are exact on all of it.
+        The full grid (N, d), or (..., d) as in :func:`inrfast.ntk`. Representations, sensitivities, dead units and
+        traces are exact on all of it.
     rtols
         Relative tolerances in (0, 1), in any order.
     ntk_points
@@ -122,20 +124,26 @@ def diagnose(
         Bad arguments.
     """
     rtols = check_tolerances(rtols)
-    check_tensor("coords", coords, ndim=2, finite=False)
-    ntk_points = len(coords) if ntk_points is None else check_int("ntk_points", ntk_points, minimum=0)
+    ntk_points = None if ntk_points is None else check_int("ntk_points", ntk_points, minimum=0)
     jacobian_pixels = check_int("jacobian_pixels", jacobian_pixels, minimum=0)
     seed = check_seed("seed", seed)
     generator = torch.Generator().manual_seed(seed)
     capture = Capture(net, coords, params, select, "highest", memory_budget)
     net = unwrapped(net)
-    coords = coords.detach()
+    coords = check_coords("coords", coords, capture.in_features, capture.device).detach()
     budget, kernel, points = budget_bytes(memory_budget, capture.device), None, None
     if ntk_coords is not None:
         points = check_coords("ntk_coords", ntk_coords, capture.in_features, capture.device).detach()
-        kernel = ntk(net, points, params=params, select=select, precision="highest", memory_budget=budget)
-    elif ntk_points > 0:  # of the same snapshot, whose probes looked at these points
-        points = _thinned(coords, ntk_points)
+        kernel = ntk(
+            net,
+            capture.network.with_axes(points),
+            params=params,
+            select=select,
+            precision="highest",
+            memory_budget=budget,
+        )
+    elif ntk_points != 0:  # of the same snapshot, whose probes looked at these points
+        points = _thinned(coords, len(coords) if ntk_points is None else ntk_points)
         store = FactorStore(capture, points, budget // 2, backend_for(capture, "auto"))
         kernel = NTK(LayerwiseJacobian(store, budget), None, "trace")
 
@@ -307,8 +315,8 @@ def _read(tallies: Mapping[str, _Tally]) -> dict[str, _Counts]:
 
 
 def _is_looked_at(layer: Layer) -> bool:
-    """Return whether the singular values of a layer's sensitivities are asked for, which sparse rows have not."""
-    return not layer.sparse and (layer.observed or layer.columns <= WIDE)
+    """Return whether the singular values of a layer's S are asked for: not of sparse rows, nor of long ones."""
+    return not layer.sparse and (layer.block[1] > 1 or layer.columns <= WIDE)
 
 
 def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[tuple[Key, Tensor]]:

@@ -12,12 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.energy import NORMALISATIONS, Energy, KernelNorm, concentration, squared_norm
-from inrfast.errors import ResolutionError, check_choice, check_flag, check_float, check_int, check_tensor, warn
+from inrfast.arrays import ArrayLike, as_tensor, is_array
+from inrfast.errors import (
+    ResolutionError,
+    check_choice,
+    check_coords,
+    check_flag,
+    check_float,
+    check_int,
+    check_tensor,
+    warn,
+)
 from inrfast.grids import shape_of
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import CACHED_BYTES, chunks
 from inrfast.modes import in_own_modes, methods_in_own_modes
+from inrfast.records import Record
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.local import ntk
 from inrfast.tangent.network import Select
@@ -37,7 +48,7 @@ TIE = 1e-6
 
 @methods_in_own_modes
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class Dictionary(Record):
     """The eigenfunctions of a tangent kernel as the atoms of a dictionary (P4, sections 5.1 and 5.2).
 
     Built by :func:`dictionary`, or by :meth:`of` from a kernel or a spectrum that is already there.
@@ -65,6 +76,8 @@ class Dictionary:
         The points (N, d); None if they are not known.
     """
 
+    left_out = ("coords",)
+
     spectrum: Spectrum
     shape: tuple[int, ...] | None
     coords: Tensor | None
@@ -75,7 +88,7 @@ class Dictionary:
         source: TangentKernel | Spectrum,
         k: int | None = None,
         *,
-        coords: Tensor | None = None,
+        coords: ArrayLike | None = None,
         shape: Sequence[int] | None = None,
         rtol: float = 1e-6,
         method: str = "auto",
@@ -94,16 +107,18 @@ class Dictionary:
         k, shape, rtol, method, seed, progress
             As in :func:`dictionary`; of a spectrum ``k`` keeps the largest, and the last four have no meaning.
         """
+        known = None if coords is None else check_coords("coords", coords)
         if isinstance(source, TangentKernel):
             check_choice("method", method, METHODS)
             if coords is not None:
                 raise ValueError("coords must be None where a kernel is given: it has its own")
-            coords, order = source.coords, source.shape[0]
+            known = source.coords
+            order = source.shape[0]
             if k is not None and check_int("k", k, minimum=1) > order:
                 raise ValueError(f"k must be at most the {order} rows of the kernel, got {k}")
             wanted = min(MANY, order) if k is None and order > SMALL else k
             points = order // (source.outputs if source.output == "full" else 1)
-            sizes = _shape(shape, points, coords)
+            sizes = _shape(shape, points, known)
             found = source.spectrum(rtol, wanted, method, eigenvectors=True, seed=seed, progress=progress)
             own = True
             _warn_of_few(found, wanted, every=wanted is None and method == "auto")
@@ -116,16 +131,16 @@ class Dictionary:
                     raise ValueError(f"k must be at most the {len(found.eigenvalues)} eigenvalues listed, got {k}")
                 found = found.truncated(k)
             points = found.size // (found.outputs if found.output == "full" else 1)
-            if coords is not None and len(check_tensor("coords", coords, ndim=2)) != points:
-                raise ValueError(f"coords must have the spectrum's {points} points, got {len(coords)}")
-            sizes = _shape(shape, points, coords)
+            if known is not None and len(known) != points:
+                raise ValueError(f"coords must have the spectrum's {points} points, got {len(known)}")
+            sizes = _shape(shape, points, known)
         else:
             raise TypeError(f"source must be a kernel (inrfast.ntk) or a Spectrum, got {type(source).__name__}")
         if float(found.eigenvalues[0]) <= 0:
             raise ValueError("the kernel is zero everywhere: it has no atoms")
         assert found.eigenvectors is not None
         atoms = _signed_(found.eigenvectors if own else found.eigenvectors.clone())
-        return Dictionary(replace(found, eigenvectors=atoms), sizes, None if coords is None else coords.detach())
+        return Dictionary(replace(found, eigenvectors=atoms), sizes, None if known is None else known.detach())
 
     # ---- what it holds -----------------------------------------------------------------------------------------
 
@@ -178,7 +193,7 @@ class Dictionary:
 
     # ---- signals -----------------------------------------------------------------------------------------------
 
-    def coefficients(self, signals: Tensor) -> Tensor:
+    def coefficients(self, signals: ArrayLike) -> Tensor:
         """Return ``<phi_i, g>``, (k,) of one signal or (signals, k) of a set (P4, equation 67)."""
         rows, single = self._rows(signals)
         found = rows @ self.atoms
@@ -186,8 +201,8 @@ class Dictionary:
 
     def energy(
         self,
-        signals: Tensor,
-        threshold: float | Sequence[float] | Tensor | None = None,
+        signals: ArrayLike,
+        threshold: float | Sequence[float] | ArrayLike | None = None,
         *,
         normalisation: str = "energy",
         demean: bool = True,
@@ -227,7 +242,7 @@ class Dictionary:
             rows = self._demeaned(rows)
         return replace(concentration(self.spectrum, rows, levels, normalisation), demeaned=demean)
 
-    def kernel_norm(self, signals: Tensor, *, ridge: float = 0.0, cut: float | None = None) -> KernelNorm:
+    def kernel_norm(self, signals: ArrayLike, *, ridge: float = 0.0, cut: float | None = None) -> KernelNorm:
         """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs (P4, equation 10), with bounds.
 
         With means over points and Mercer eigenvalues, as the equation has it, and with sums and the matrix's
@@ -291,7 +306,9 @@ class Dictionary:
 
     # ---- figure ------------------------------------------------------------------------------------------------
 
-    def plot(self, k: int = 10, path: str | os.PathLike[str] | None = None, *, signals: Tensor | None = None) -> Figure:
+    def plot(
+        self, k: int = 10, path: str | os.PathLike[str] | None = None, *, signals: ArrayLike | None = None
+    ) -> Figure:
         """Return a figure of the first k atoms, the eigenvalues and the energy of ``signals``.
 
         Atoms are pictures on two axes, curves on one, and the middle slice of the first axis on three; each with its
@@ -309,7 +326,8 @@ class Dictionary:
         """
         from inrfast.analysis.dictionary_figure import draw  # matplotlib takes long to import
 
-        return draw(self, min(check_int("k", k, minimum=1), len(self)), path, signals)
+        given = None if signals is None else as_tensor("signals", signals, self.atoms.device)
+        return draw(self, min(check_int("k", k, minimum=1), len(self)), path, given)
 
     # ---- checks ------------------------------------------------------------------------------------------------
 
@@ -321,9 +339,9 @@ class Dictionary:
             raise ValueError(f"k must be at most the {len(self)} atoms of this dictionary, got {k}")
         return int(k)
 
-    def _rows(self, signals: Tensor) -> tuple[Tensor, bool]:
+    def _rows(self, signals: ArrayLike) -> tuple[Tensor, bool]:
         """Return signals as rows (signals, rows of the kernel) in fp64, and whether there was one alone."""
-        check_tensor("signals", signals)
+        signals = check_tensor("signals", signals, device=self.atoms.device)
         forms: list[tuple[int, ...]] = [(self.points,)]
         if self.shape is not None and self.shape not in forms:
             forms.append(self.shape)
@@ -361,7 +379,8 @@ class Dictionary:
         if threshold is None:
             return torch.logspace(0, -10, 101, dtype=torch.float64, device=self.atoms.device)
         try:
-            given = torch.as_tensor(threshold).detach()
+            given = as_tensor("threshold", threshold) if is_array(threshold) else torch.as_tensor(threshold)
+            given = given.detach()
             if given.is_complex() or given.dtype == torch.bool:
                 raise TypeError(f"no {given.dtype}")
             levels = given.to(self.atoms)
@@ -404,7 +423,7 @@ class Dictionary:
 @in_own_modes
 def dictionary(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     k: int | None = None,
     *,
     shape: Sequence[int] | None = None,
@@ -428,7 +447,7 @@ def dictionary(
     net
         As in :func:`inrfast.ntk`; copied.
     coords
-        Points (N, d), a grid for instance.
+        Points (N, d), or (..., d) as in :func:`inrfast.ntk`, a grid for instance.
     k
         Number of atoms, those of the largest eigenvalues. None: all of up to 4,096 rows, 256 of more. Where all do not
         fit the memory budget, as many as it leaves, with a warning.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from inrfast.errors import ResolutionError
 from inrfast.linalg.spectrum import Spectrum
+from inrfast.records import Record
 
 OPEN = 0.01
 """Width of an interval, of an energy between 0 and 1 or relative to a norm, from which on its middle is no answer."""
@@ -17,7 +18,7 @@ NORMALISATIONS = ("energy", "printed")
 
 
 @dataclass(frozen=True, eq=False)
-class Energy:
+class Energy(Record):
     """How much of the energy of signals lies on atoms of large eigenvalues: E(lambda) of P4, equation 11.
 
     Attributes
@@ -88,7 +89,7 @@ class Energy:
 
 
 @dataclass(frozen=True, eq=False)
-class KernelNorm:
+class KernelNorm(Record):
     """Squared norm ``|g|^2`` of signals in the kernel's space, P4, equation 10: the larger, the harder to learn.
 
     Attributes

@@ -31,6 +31,7 @@ from inrfast.errors import check_int, check_tensor
 from inrfast.grids import check_bounds
 from inrfast.memory import budget_bytes, counted, require, tells_refusals
 from inrfast.mlp import MLP, describe
+from inrfast.records import Record
 from inrfast.tangent.refusals import check_tensors
 from inrfast.wrapped import unwrapped
 
@@ -48,7 +49,7 @@ CELLS = 2**27
 
 
 @dataclass(frozen=True)
-class InputMapping:
+class InputMapping(Record):
     """What a network makes of its coordinates first: ``z_t = sin(2 pi <frequencies_t, r> + phases_t)``.
 
     Attributes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
@@ -15,6 +15,7 @@ from inrfast.errors import ResolutionError
 from inrfast.files import write_whole
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import SingularValues
+from inrfast.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ SCHEMA = "inrfast.diagnosis/1"
 
 
 @dataclass(frozen=True)
-class MatrixSpectrum:
+class MatrixSpectrum(Record):
     """Singular values of one matrix and what follows from them.
 
     Attributes
@@ -55,7 +56,7 @@ class MatrixSpectrum:
 
 
 @dataclass(frozen=True)
-class Representation:
+class Representation(Record):
     """What enters one linear layer, on the full grid.
 
     Attributes
@@ -78,14 +79,15 @@ class Representation:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Record):
     """How the outputs depend on one parameter layer, on the full grid.
 
     Attributes
     ----------
     name, kind
-        The layer, and the kind of it: ``"linear"``, or one whose S is its Jacobian itself, ``"affine"`` (a norm's own
-        parameters) or ``"autodiff"`` (any others, up to 4,096 of them).
+        The layer, and the kind of it: one of two factors, ``"linear"`` or ``"conv"``, or one whose S is its Jacobian
+        itself, such as ``"affine"`` (a norm's own parameters), ``"positions"`` or ``"autodiff"``, of up to 4,096
+        parameters.
     spectrum
         Of S ((N M) x D_out), rows ``d f_m(x_n) / d u``; the head's is the identity at every point.
     dead_pixels
@@ -104,7 +106,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(Record):
     """One weight matrix, or a product of consecutive ones in the order of multiplication, the head left out."""
 
     factors: tuple[str, ...]
@@ -112,7 +114,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class PixelRanks:
+class PixelRanks(Record):
     """Rank of a matrix that differs from pixel to pixel, at one tolerance: minimum, median, maximum over pixels."""
 
     rtol: float
@@ -122,7 +124,7 @@ class PixelRanks:
 
 
 @dataclass(frozen=True)
-class FeatureJacobian:
+class FeatureJacobian(Record):
     """The Jacobian of one hidden layer's output in its input, ``diag(a_n) W``, at sampled pixels (P1, eqs. 18-20)."""
 
     name: str
@@ -133,7 +135,7 @@ class FeatureJacobian:
 
 
 @dataclass(frozen=True)
-class KernelSpectrum:
+class KernelSpectrum(Record):
     """Eigenvalues of the tangent kernel, or of one layer's block of it.
 
     Attributes
@@ -172,7 +174,7 @@ class KernelSpectrum:
 
 
 @dataclass(frozen=True)
-class BlockBounds:
+class BlockBounds(Record):
     """P1's proposition 1 for numerical ranks, at one absolute threshold ``tau`` and L layers.
 
     ``max_k r_tau(K_k) <= r_tau(K)`` and ``r_{L tau}(K) <= sum_k r_tau(K_k)``: theorems (Weyl) for the exact kernels, so
@@ -198,7 +200,7 @@ class BlockBounds:
 
 
 @dataclass(frozen=True)
-class KernelDiagnosis:
+class KernelDiagnosis(Record):
     """The tangent kernel (output trace) and its layers' blocks on ``points`` of the ``grid_points`` points.
 
     Attributes
@@ -230,7 +232,7 @@ class KernelDiagnosis:
 
 
 @dataclass(frozen=True)
-class DiagnosisReport:
+class DiagnosisReport(Record):
     """Where a network loses rank: the result of :func:`inrfast.diagnose`.
 
     Attributes
@@ -273,10 +275,6 @@ class DiagnosisReport:
     def findings(self) -> list[str]:
         """Return what the numbers say, in sentences computed from them."""
         return findings(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as nested dicts and lists of plain values."""
-        return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DiagnosisReport:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from inrfast.analysis.report import Representation, matrix_spectrum
-from inrfast.errors import check_choice, check_tensor
+from inrfast.arrays import ArrayLike
+from inrfast.errors import check_choice, check_coords
 from inrfast.linalg.spectrum import check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
@@ -44,7 +45,7 @@ Passes = Callable[[bool], Iterator[Iterable[tuple[Key, Tensor]]]]
 @in_own_modes
 def representation(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     layer: str = "layers.0",
     rtols: Sequence[float] = RTOLS,
     select: Select = None,
@@ -61,7 +62,7 @@ def representation(
     net
         As in :func:`inrfast.ntk`; not changed.
     coords
-        The points (N, d), a full grid for instance.
+        The points (N, d), or (..., d) as in :func:`inrfast.ntk`, a full grid for instance.
     layer
         ``"input"``, the coordinates as the encoding makes them, or the name of a hidden linear layer, ``"layers.0"``:
         its output behind activation and norm. Of other modules than INRs those that have trainable weights.
@@ -100,10 +101,9 @@ def representation(
     (1024, 64, True)
     """
     rtols = check_tolerances(rtols)
-    check_tensor("coords", coords, ndim=2, finite=False)
     capture = Capture(net, coords, None, select, "highest", memory_budget)
     net = unwrapped(net)
-    coords = coords.detach()
+    coords = check_coords("coords", coords, capture.in_features, capture.device).detach()
     with torch.no_grad():
         names = capture.representations(coords[:2]) if capture.mlp is None else capture.input_names([]).values()
     check_choice("layer", layer, tuple(names))

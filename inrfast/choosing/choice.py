@@ -13,6 +13,7 @@ import torch
 from inrfast.activations import bind, shown
 from inrfast.encodings import described, from_config
 from inrfast.nn import DEFAULT_OMEGA, INR
+from inrfast.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ USUAL: Mapping[str, Any] = {"norm": None, "norm_position": "post", "init": "defa
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Record):
     """A network that was considered, and what its kernel predicts.
 
     Attributes
@@ -74,11 +75,11 @@ class Candidate:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ``line`` included."""
-        return {**vars(self), "arguments": dict(self.arguments), "line": self.line}
+        return {**super().to_dict(), "line": self.line}
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Record):
     """What :func:`inrfast.choose` found: the candidates, the best prediction first.
 
     Attributes
@@ -135,17 +136,7 @@ class Choice:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
-        return {
-            "schema": SCHEMA,
-            "candidates": [candidate.to_dict() for candidate in self.candidates],
-            "data_range": self.data_range,
-            "sample": dict(self.sample),
-            "seconds": self.seconds,
-            "stopped": self.stopped,
-            "refused": [list(pair) for pair in self.refused],
-            "mean_psnr": self.mean_psnr,
-            "offset": self.offset,
-        }
+        return {"schema": SCHEMA, **super().to_dict()}
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Return a figure of the predictions: over omega, sigma or octaves for each family, others as points.

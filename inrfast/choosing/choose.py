@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
+from inrfast.arrays import ArrayLike
 from inrfast.choosing.candidates import Make, families, growth_of, makers, rate_of, speed_of
 from inrfast.choosing.check import checked
 from inrfast.choosing.choice import SIZES, Candidate, Choice, arguments_of, name_of
@@ -32,8 +32,8 @@ STEPS, BATCH = 500, 4096
 
 @in_own_modes
 def choose(
-    signal: str | os.PathLike[str] | Signal | Tensor,
-    coords: Tensor | None = None,
+    signal: str | os.PathLike[str] | Signal | ArrayLike,
+    coords: ArrayLike | None = None,
     candidates: Sequence[Any] | None = None,
     *,
     width: int = 256,

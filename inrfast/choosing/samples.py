@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_float, check_tensor
+from inrfast.arrays import ArrayLike, as_tensor
+from inrfast.errors import check_coords, check_float, check_tensor
 from inrfast.grids import grid
 from inrfast.memory import chunks
 from inrfast.metrics import data_range_of
@@ -62,7 +62,7 @@ class Samples:
 
 def samples_of(
     signal: Any,
-    coords: Tensor | None = None,
+    coords: ArrayLike | None = None,
     data_range: float | None = None,
     memory_budget: int | None = None,
     progress: bool | None = None,
@@ -83,7 +83,7 @@ def samples_of(
         check_tensor("signal", values)
         coords = grid(values.shape[:-1])
     else:
-        coords = check_tensor("coords", coords, ndim=2).detach().cpu()
+        coords = check_coords("coords", coords).detach().cpu()
         values = _at(coords, values)
     shape = tuple(values.shape[:-1])
     on_grid = len(shape) == coords.shape[1] and _is_grid(coords, shape)
@@ -97,15 +97,14 @@ def samples_of(
 
 def _floating(signal: Any) -> Tensor:
     """Return the signal if it is a floating tensor, or say how it becomes one."""
-    if isinstance(signal, np.ndarray):
-        what, cure = f"numpy.ndarray of {signal.dtype}", "torch.from_numpy(signal).float()"
-        whole = signal.dtype.kind in "biu"
-    elif isinstance(signal, Tensor) and not signal.is_floating_point() and not signal.is_complex():
-        what, cure, whole = f"{signal.dtype}", "signal.float()", True
-    else:
-        return check_tensor("signal", signal, finite=False)
-    scaled = " / 255 for 8-bit values" if whole else ""
-    raise TypeError(f"signal must be a torch.Tensor of a floating-point dtype, got {what}; give {cure}{scaled}")
+    values = as_tensor("signal", signal)
+    if not values.is_floating_point() and not values.is_complex():
+        cure = "signal.float()" if isinstance(signal, Tensor) else 'signal.astype("float32")'
+        raise TypeError(
+            f"signal must have a floating-point dtype, got {values.dtype}; give {cure} / 255 for 8-bit values, {cure} "
+            "for others"
+        )
+    return check_tensor("signal", values, finite=False)
 
 
 def _check_channels(values: Tensor) -> None:

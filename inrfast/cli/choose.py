@@ -15,7 +15,6 @@ from inrfast.cli.output import (
     check_apart,
     check_file,
     check_target,
-    finite,
     make_folder,
     print_result,
     progress,
@@ -136,10 +135,7 @@ def enlarged_told(file: Path, signal: Signal) -> str:
 
 def told(choice: Choice) -> dict[str, Any]:
     """Return a choice for a report, as JSON holds it (without infinite numbers), with what makes the best."""
-    found = {**choice.to_dict(), "line": choice.line, "lr": choice.lr, "mean_psnr": finite(choice.mean_psnr)}
-    for own in found["candidates"]:
-        own |= {key: finite(own[key]) for key in ("psnr", "error", "fitted") if own[key] is not None}
-    return found
+    return {**choice.to_dict(), "line": choice.line, "lr": choice.lr}
 
 
 def fit_command(arguments: argparse.Namespace, choice: Choice, signal_words: list[str]) -> str | None:

@@ -112,15 +112,15 @@ def linear_layers(state: State, pattern: str, *, gaps: bool = False, turned: boo
         A pattern of keys with two groups: the number of the layer (empty: 0; ``last``: the last), and ``weight`` or
         ``bias`` (or ``w`` and ``b``).
     gaps
-        Whether numbers may be left out, as those of activations in a ``Sequential``.
+        Whether numbers may be left out, as those of activations in a ``Sequential``: equally many between all layers.
     turned
         Whether weights are kept as (in, out).
 
     Raises
     ------
     ValueError
-        An unknown key, a missing layer, shapes that do not follow on each other, hidden layers of several widths,
-        biases in some layers only.
+        An unknown key, a missing layer, numbers at uneven distances, shapes that do not follow on each other, hidden
+        layers of several widths, biases in some layers only.
     """
     layers: dict[float, dict[str, tuple[str, Tensor]]] = {}
     for key, tensor in state.items():
@@ -136,6 +136,12 @@ def linear_layers(state: State, pattern: str, *, gaps: bool = False, turned: boo
     if not gaps and numbers != list(range(len(numbers))):
         lost = next(k for k in range(len(numbers) + 1) if k not in numbers)
         raise ValueError(f"it lacks the layer {lost}: it has {', '.join(str(int(number)) for number in numbers)}")
+    steps = {above - below for below, above in pairwise(numbers)}
+    if len(steps) > 1:
+        raise ValueError(
+            f"its linear layers are {', '.join(str(int(number)) for number in numbers)}, not evenly spaced: the "
+            "keys do not say where activations stand"
+        )
     bare = [next(iter(layers[number].values()))[0] for number in order if "weight" not in layers[number]]
     if bare:
         raise ValueError(f"it has {one_line(bare[0])!r} without the weight of that layer")

@@ -4,6 +4,7 @@ To add a kind is to add a file here, or to call ``LAYERS.add`` with a class of o
 :func:`inrfast.testing.check_layer` checks it. Whatever no handler recognises goes to :mod:`inrfast.layers.autodiff`.
 """
 
-from inrfast.layers.base import LAYERS, Factors, Layer, layers_of
+from inrfast.layers.base import LAYERS, Factors, Layer
+from inrfast.layers.finding import layers_of
 
 __all__ = ["LAYERS", "Factors", "Layer", "layers_of"]

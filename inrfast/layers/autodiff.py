@@ -17,7 +17,7 @@ class Autodiff(Layer):
     """Parameters that no other handler takes: bare ones, convolutions, tables, custom modules."""
 
     kind: ClassVar[str] = "autodiff"
-    order: ClassVar[int] = 2
+    order: ClassVar[int] = 3
     observed: ClassVar[bool] = False
 
     @classmethod

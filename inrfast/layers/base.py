@@ -80,8 +80,8 @@ class Layer:
     kind
         The name that the class is registered under.
     order
-        Handlers are asked in this order, those of one order as they were registered: 0 of a user's own, 1 of the
-        library, 2 of the one that takes everything.
+        Handlers are asked in this order, those of one order as they were registered: 0 of a user's own, 1 of known
+        modules, 2 of calls (:mod:`inrfast.layers.calls`), 3 of the one that takes everything.
     sparse
         Whether the factors are sparse rows.
     observed
@@ -191,6 +191,10 @@ class Layer:
         for own in factors.sensitivities.split(list(self.sizes), dim=2):
             yield Factors(None, own)
 
+    def shaped(self, entries: Tensor, b: int) -> Tensor:
+        """View a parameter's columns of the Jacobian (n, M, entries) as (n, M, b, a), as :meth:`parts` has factors."""
+        return entries.unflatten(2, (-1, 1) if self.sparse else (b, -1))
+
     def to_block(self, flat: Tensor) -> Tensor:
         """Return this layer's block (k, b, a) of parameter vectors (k, P)."""
         return self.join([flat[:, columns] for columns in self.parameters.values()])
@@ -224,48 +228,3 @@ def points_first(tensor: Tensor, points: int) -> Tensor:
 
 
 LAYERS: Registry[type[Layer]] = Registry("kind of layer", "inrfast.layers", Layer, classes=True, called="kind")
-
-
-def layers_of(
-    net: nn.Module, chosen: Sequence[str], refused: Mapping[str, Collection[str]] | None = None
-) -> tuple[Layer, ...]:
-    """Return the layers of the ``chosen`` parameters, each with its columns, by the first handler that knows them.
-
-    Parameters
-    ----------
-    net
-        The network.
-    chosen
-        Names of parameters in the order of the columns.
-    refused
-        The kinds of layers that some of them, by name, are not; automatic differentiation takes every parameter.
-    """
-    tensors, modules = dict(net.named_parameters()), dict(net.named_modules())
-    columns, start = {}, 0
-    for name in chosen:
-        columns[name] = slice(start, start + tensors[name].numel())
-        start = columns[name].stop
-    handlers = sorted(LAYERS.values(), key=lambda handler: handler.order)
-    found: list[Layer] = []
-    for owner in dict.fromkeys(name.rpartition(".")[0] for name in chosen):
-        left = [name.rpartition(".")[2] for name in chosen if name.rpartition(".")[0] == owner]
-        for handler in handlers:
-            asked = left
-            if refused and handler.observed:
-                asked = [leaf for leaf in left if handler.kind not in refused.get(_full(owner, leaf), ())]
-            taken = list(handler.takes(modules[owner], asked)) if asked else []
-            if not taken:
-                continue
-            left = [leaf for leaf in left if leaf not in taken]
-            # A module's name stands for one layer; what is left of its parameters, and the root's, go by their own.
-            alone = not handler.observed and (owner == "" or any(layer.name == owner for layer in found))
-            for group in [[leaf] for leaf in taken] if alone else [taken]:
-                names = [_full(owner, leaf) for leaf in group]
-                own = {name: columns[name] for name in names}
-                shapes = {name: tensors[name].shape for name in names}
-                found.append(handler(names[0] if alone else owner, owner, own, shapes))
-    return tuple(found)
-
-
-def _full(owner: str, leaf: str) -> str:
-    return f"{owner}.{leaf}" if owner else leaf

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from inrfast.arrays import Array, as_tensor, like
 from inrfast.errors import (
     MemoryBudgetError,
     ResolutionError,
@@ -35,6 +36,7 @@ from inrfast.linalg.stored_ldl import stored_bytes, stored_ldl
 from inrfast.linalg.written import PRODUCTS, WrittenOperator, written, written_bytes
 from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
+from inrfast.records import plain
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
 """The dtype of a factor's entries by precision."""
@@ -144,6 +146,11 @@ class Factorization:
         """Probability, over random vectors, with which one of :attr:`residual`, ``count`` and ``logdet`` is wrong."""
         return FAILURE
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is known of it as plain values, for JSON, without the factor itself."""
+        names = ("shift", "precision", "positive", "negative", "residual", "failure", "nbytes")
+        return {"order": self.shape[0], **{name: plain(getattr(self, name)) for name in names}}
+
     def count(self) -> CertifiedCount:
         """Return how many eigenvalues of K exceed the shift, as an interval that contains it.
 
@@ -199,15 +206,19 @@ class Factorization:
 
     # ---- what it is for ----------------------------------------------------------------------------------------
 
-    def __call__(self, V: Tensor) -> Tensor:
-        """Return ``M^-1 V`` for V (n,) or (n, c), in fp64; a RangeError where numbers would be beyond fp64."""
+    def __call__(self, V: Array) -> Array:
+        """Return ``M^-1 V`` for V (n,) or (n, c), in fp64; a RangeError where numbers would be beyond fp64.
+
+        Of a NumPy array it is one as well.
+        """
         partition = self._operator.partition
-        block = check_block("V", V, self.shape[0], self.device).to(torch.float64)
+        given = as_tensor("V", V, self.device)
+        block = check_block("V", given, self.shape[0], self.device).to(torch.float64)
         factors = powers(block)
         found = partition.gather(self._ldl.inverse(partition.mine(block / factors)))
-        return scaled_back(found, factors, "give a smaller V or another shift").reshape(V.shape)
+        return like(V, scaled_back(found, factors, "give a smaller V or another shift").reshape(given.shape))
 
-    def solve(self, b: Tensor, tol: float = 1e-6, progress: bool | None = None) -> Tensor:
+    def solve(self, b: Array, tol: float = 1e-6, progress: bool | None = None) -> Array:
         """Return x with ``(K - shift I) x = b`` in fp64.
 
         ``M^-1 b`` is refined with residuals from products with K itself, which is not the factored matrix: by iterative
@@ -216,7 +227,7 @@ class Factorization:
         Parameters
         ----------
         b
-            Right-hand sides (n,) or (n, c), any floating dtype.
+            Right-hand sides (n,) or (n, c), any floating dtype. Of a NumPy array the solution is one as well.
         tol
             Relative residual ``|b - (K - shift I) x| / |b|``, as fp64 computes it, that every column of the result has
             at most. Half of it is aimed at.
@@ -241,16 +252,17 @@ class Factorization:
             changes the solution by more than ``tol`` and 1e-6.
         """
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
-        x, residuals = self.refined(b, tol, progress)
+        given = as_tensor("b", b, self.device)
+        x, residuals = self.refined(given, tol, progress)
         worst = float(residuals.amax())
         if not worst <= tol:
-            right = b.detach().to(torch.float64).reshape(len(b), -1)
+            right = given.detach().to(torch.float64).reshape(len(given), -1)
             factors = powers(right)
             floor = self._change(x.reshape(right.shape) / factors, right / factors)
             resolved = f", and rounding in fp64 alone may leave {floor:.0e}: take a larger tol or "
             told = resolved if tol < floor else f": {self.told()}; take "
             raise ResolutionError(f"the relative residual {worst:.1e} stays above tol={tol:g}{told}{self._better()}")
-        return x
+        return like(b, x)
 
     def refined(self, b: Tensor, tol: float, progress: bool | None = None) -> tuple[Tensor, Tensor]:
         """Return what :meth:`solve` found, however good it is, and the relative residuals of its columns (c,)."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import RangeError, check_float, check_tensor
 from inrfast.linalg.norm_bounds import BLOCK
 from inrfast.linalg.partition import Whole
@@ -98,8 +99,8 @@ class DenseOperator:
         Spectral-norm bound on the error of the entries, a number from 0 on; None: their rounding to fp64, ``u |A|_F``.
     """
 
-    def __init__(self, matrix: Tensor, matrix_error: float | None = None) -> None:
-        check_tensor("matrix", matrix, ndim=2)
+    def __init__(self, matrix: ArrayLike, matrix_error: float | None = None) -> None:
+        matrix = check_tensor("matrix", matrix, ndim=2)
         if matrix.shape[0] != matrix.shape[1]:
             raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
         self.matrix = matrix.detach().double()

@@ -9,15 +9,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from inrfast.arrays import ArrayLike
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
+from inrfast.records import Record
 
 MOST_TOLD = 6
 """Levels that a message names at most."""
 
 
 @dataclass(frozen=True)
-class RankInterval:
+class RankInterval(Record):
     """A numerical rank that is known to lie in ``[lower, upper]`` at the relative tolerance ``rtol``."""
 
     lower: int
@@ -32,7 +34,7 @@ class RankInterval:
 
 
 @dataclass(frozen=True)
-class CertifiedCount:
+class CertifiedCount(Record):
     """A proven number of eigenvalues above a level, whatever the rank (:mod:`inrfast.linalg.inertia`).
 
     Eigenvalues above a higher level are no more, above a lower one no less: so for every level up to :attr:`high` there
@@ -94,7 +96,7 @@ class Counts(Protocol):
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Record):
     """Eigenvalues of a symmetric positive semidefinite operator, with their error.
 
     Attributes
@@ -141,6 +143,8 @@ class Spectrum:
 
     An error or a bound that is NaN says nothing, and is held as an infinite one.
     """
+
+    left_out = ("eigenvectors",)
 
     eigenvalues: Tensor
     eigenvectors: Tensor | None
@@ -371,7 +375,7 @@ class Spectrum:
         """Return ``trace / lambda_1``; 0 for the zero operator."""
         return self.trace / float(self.eigenvalues[0]) if self.trace > 0 else 0.0
 
-    def energy(self, target: Tensor) -> Tensor:
+    def energy(self, target: ArrayLike) -> Tensor:
         """Return the share of a signal's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
 
         Eigenvectors of equal eigenvalues, those of the null space (eigenvalues within the error of 0) among them, are
@@ -389,15 +393,16 @@ class Spectrum:
         ValueError
             A signal that is zero everywhere has no energy to share.
         """
-        vectors, y = self._vectors("energy"), self._function("target", target)
+        vectors, given = self._vectors("energy"), self._given("target", target)
+        y = self._function("target", given)
         largest = y.abs().amax(0)
         if bool((largest == 0).any()):
-            which = "" if target.ndim == 1 else f" (column {int((largest == 0).nonzero()[0])})"
+            which = "" if given.ndim == 1 else f" (column {int((largest == 0).nonzero()[0])})"
             raise ValueError(f"target must not be zero everywhere{which}: it has no energy to share")
         y = y / largest  # or its squares would over- or underflow
         return (vectors.t() @ (y / torch.linalg.vector_norm(y, dim=0))).square().mean(1)
 
-    def predict(self, target: Tensor, y0: Tensor, lr: float, steps: int) -> Tensor:
+    def predict(self, target: ArrayLike, y0: ArrayLike, lr: float, steps: int) -> Tensor:
         """Return the outputs after ``steps`` of gradient descent under the linearised dynamics.
 
         ``Y_n = Y + Q (I - lr Lambda)^n Q^T (Y_0 - Y)`` for the loss ``1/2 sum |f - Y|^2`` (P1, equations 2-3).
@@ -423,9 +428,10 @@ class Spectrum:
             Other shapes; a rate that is not positive; no eigenvectors.
         """
         vectors = self._vectors("predict")
-        y, start = self._function("target", target), self._function("y0", y0)
-        if target.shape != y0.shape:
-            raise ValueError(f"y0 must have the shape of target {tuple(target.shape)}, got {tuple(y0.shape)}")
+        wanted, given = self._given("target", target), self._given("y0", y0)
+        y, start = self._function("target", wanted), self._function("y0", given)
+        if wanted.shape != given.shape:
+            raise ValueError(f"y0 must have the shape of target {tuple(wanted.shape)}, got {tuple(given.shape)}")
         lr, steps = check_float("lr", lr, minimum=0.0, exclusive=True), check_int("steps", steps, minimum=0)
         summed = self.outputs if self.output == "trace" else 1
         if summed > 1:
@@ -437,7 +443,7 @@ class Spectrum:
         decay = _powers(1 - lr * self.eigenvalues / summed, steps) - 1
         if not bool(torch.isfinite(decay).all()):
             raise ValueError(f"lr={lr:g} diverges beyond fp64 in {steps} steps; stable is a rate below 2 / lambda_1")
-        return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(target.shape)
+        return (start + vectors @ (decay.unsqueeze(1) * (vectors.t() @ error))).reshape(wanted.shape)
 
     def _vectors(self, what: str) -> Tensor:
         if self.eigenvectors is None:
@@ -445,9 +451,11 @@ class Spectrum:
             raise ValueError(f"{what} needs eigenvectors: ask for spectrum(eigenvectors=True){methods}")
         return self.eigenvectors
 
+    def _given(self, argument: str, given: ArrayLike) -> Tensor:
+        return check_tensor(argument, given, device=self.eigenvalues.device)
+
     def _function(self, argument: str, given: Tensor) -> Tensor:
         """Return signals as columns (size, c), fp64; of a kernel of all outputs also those of shape (points, M)."""
-        check_tensor(argument, given)
         points, full = self.size // self.outputs, self.output == "full"
         if given.ndim == 0 or (given.shape[0] != self.size and not (full and given.shape == (points, self.outputs))):
             accepted = f"{self.size} rows"

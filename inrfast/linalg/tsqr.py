@@ -290,7 +290,7 @@ def singular_values(source: Callable[[], Iterable[Tensor]], rtol: float) -> Sing
 def _stream(kind: type[StreamedGram] | type[StreamedQR], source: Callable[[], Iterable[Tensor]]) -> SingularValues:
     stream: StreamedGram | StreamedQR | None = None
     for chunk in source():
-        check_tensor("chunk", chunk, ndim=2)
+        chunk = check_tensor("chunk", chunk, ndim=2)
         if stream is None:
             stream, columns = kind(chunk.shape[1], chunk.device), chunk.shape[1]
         if chunk.shape[1] != columns:

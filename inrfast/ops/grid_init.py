@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.backends import warn_once
 from inrfast.errors import NotAvailableError, check_choice, check_float, check_int, check_tensor
 from inrfast.extension import load_extension
@@ -32,7 +33,7 @@ def rank_expanding(
     eps: float | str | None = None,
     gain: float = 1.0,
     bounds: Any = (-1, 1),
-    coords: Tensor | None = None,
+    coords: ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,7 @@ def rank_expanding(
     Source: Zheng, Saratchandran, Lucey, *Inlet Rank Collapse*, arXiv 2602.01526, equations 12-13 (2-D) and the 1-D
     triangular form before them; their p x p rule is extended here to any d and D.
     """
+    coords = None if coords is None else as_tensor("coords", coords)
     request = _check(width, in_features, eps, gain, bounds, coords, dtype)
     target = _check_device(coords.device if device is None and coords is not None else device)
     extension = load_extension()
@@ -116,7 +118,7 @@ def rank_expanding_reference(
     eps: float | str | None = None,
     gain: float = 1.0,
     bounds: Any = (-1, 1),
-    coords: Tensor | None = None,
+    coords: ArrayLike | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Return what :func:`rank_expanding` returns, from plain Python numbers on the CPU: slow, and easy to check."""
@@ -187,6 +189,7 @@ def _check(width: Any, in_features: Any, eps: Any, gain: Any, bounds: Any, coord
     if isinstance(eps, str):
         check_choice("eps", eps, ("cover",))
     if in_features == 1:
+        coords = None if coords is None else check_tensor("coords", coords)
         points = None if coords is None else _check_points(coords, width, pairs)
         return _Request(width, in_features, _line_eps(eps, width, coords, points), gain, pairs, points)
     if coords is not None:
@@ -198,8 +201,7 @@ def _check(width: Any, in_features: Any, eps: Any, gain: Any, bounds: Any, coord
     return _Request(width, in_features, check_float("eps", eps, minimum=0.0), gain, pairs, None)
 
 
-def _check_points(coords: Any, width: int, pairs: list[tuple[float, float]]) -> Tensor:
-    check_tensor("coords", coords)
+def _check_points(coords: Tensor, width: int, pairs: list[tuple[float, float]]) -> Tensor:
     if tuple(coords.shape) not in ((width,), (width, 1)):
         raise ValueError(f"coords must have shape ({width},) or ({width}, 1), got {tuple(coords.shape)}")
     if pairs != [(-1.0, 1.0)]:

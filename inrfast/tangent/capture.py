@@ -17,9 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from inrfast import backends
+from inrfast.arrays import ArrayLike
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer, layers_of
+from inrfast.layers.bare_rows import BareRows
+from inrfast.layers.calls import CallLayer
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
@@ -35,6 +38,7 @@ from inrfast.tangent.network import PASS_DTYPE, Network, Select
 from inrfast.tangent.point_rows import PointRows
 from inrfast.tangent.probes import check_axes, check_jacobian, check_network, treats_points_alike
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
+from inrfast.tangent.watching import uses_of
 from inrfast.wrapped import unwrapped
 
 PRECISIONS = ("highest", "high", "medium")
@@ -104,7 +108,7 @@ class Capture:
     def __init__(
         self,
         net: nn.Module,
-        coords: Tensor,
+        coords: ArrayLike,
         params: Iterable[str] | None = None,
         select: Select = None,
         precision: str = "high",
@@ -126,9 +130,9 @@ class Capture:
         self.in_features = coords.shape[1]
         chosen = chosen_parameters(net, params)
         refuse(net)
-        self._refused = _shared(net, chosen)
-        self.layers = layers_of(net, chosen, self._refused)
         warn_of_other_box(net, coords)
+        self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
+        self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net)
         self.against_closed_form = _reason_against(described, self.layers, select, self._refused)
@@ -142,13 +146,15 @@ class Capture:
                 check_network(net, self.network, coords)
             check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
+            many = self._shuffled(coords)[:-1]  # a prime number, which no axis of a module makes up with others
             while True:
-                against, self.outputs = self._tried(sample)
+                self._find(net, chosen, sample)
+                against, self.outputs = self._tried(sample, many)
                 if not against:
                     # The library's own encodings are known; any other may look at its batch, or keep tensors.
                     self.concurrent = known and not self._run_layers
                     self._rows = self._point_rows()
-                    if self._rows is not None:
+                    if self._run_layers:
                         self._need_room_for_rows(budget_bytes(memory_budget, self.device))
                     against = self._probe(sample, coords)
                 if not against:
@@ -156,9 +162,25 @@ class Capture:
                 for layer in self.layers:
                     for name in layer.parameters if layer.name in against else ():
                         self._refused.setdefault(name, {})[layer.kind] = against[layer.name]
-                self.layers = layers_of(net, chosen, self._refused)
             if self._rows is not None:
                 self._tell_of_rows()
+
+    @staticmethod
+    def _shuffled(coords: Tensor) -> Tensor:
+        """Return a few of the points, not in order."""
+        shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
+        return spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
+
+    def _find(self, net: nn.Module, chosen: Sequence[str], sample: Tensor) -> None:
+        """Find the layers: modules that are known, then calls of torch functions, then automatic differentiation."""
+        self.layers = layers_of(net, chosen, self._refused)
+        bare = [name for layer in self.layers if not layer.observed for name in layer.parameters]
+        if bare and self._run_layers:
+            with self.network.alone() as module:
+                uses = uses_of(module, bare, self._run, sample)
+            self.layers = layers_of(net, chosen, self._refused, uses)
+            # What rows of calls are not taken of, nothing else is.
+            self._unknown = {name: BareRows.reasons_against(name, calls) for name, calls in uses.items()}
 
     def _probe(self, sample: Tensor, coords: Tensor) -> dict[str, str]:
         """Measure the factors, and compare them with automatic differentiation, at a few points.
@@ -174,8 +196,7 @@ class Capture:
         if not self._run_layers:  # beside other points they round otherwise, which shows where rounding counts
             sample, found = sample[:2], [factors.at(slice(2)) for factors in found]
         else:  # a module may reorder points inside, and undo it behind its layers
-            shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
-            sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
+            sample = self._shuffled(coords)
             found = self.exact(sample)
         movable = [index for index in self._run_layers if self.layers[index].observed]
         self.magnitudes, apart = check_jacobian(
@@ -213,15 +234,17 @@ class Capture:
         encoded: Tensor = self._mlp.encoding(coords.clone())
         return encoded
 
-    def _tried(self, sample: Tensor) -> tuple[dict[str, str], int]:
-        """Return why some layers are none of their kind, by name, and the number of outputs."""
+    def _tried(self, *samples: Tensor) -> tuple[dict[str, str], int]:
+        """Return why some layers are none of their kind, by name, and the number of outputs.
+
+        Different numbers of points tell the axis along which they lie from others.
+        """
         observed = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
+        found: dict[str, str] = {}
         with self.network.alone() as module:
-            found, values = reasons_against(module, observed, self._run, sample) if observed else ({}, None)
-            if self._mlp is not None:
-                outputs = self._mlp.outputs
-            else:
-                outputs = (self.network.outputs(sample) if values is None else values).shape[1]
+            for sample in samples if observed else ():
+                found |= reasons_against(module, observed, self._run, sample)
+            outputs = self.network.outputs(samples[0]).shape[1] if self._mlp is None else self._mlp.outputs
         return found, outputs
 
     def _point_rows(self) -> PointRows | None:
@@ -229,35 +252,45 @@ class Capture:
         layers = [layer for layer in self.layers if not layer.observed]
         return PointRows(self.network.module, layers, self._run) if layers else None
 
-    def _rows_in_words(self) -> str:
-        """Return the names of parameters by automatic differentiation, a few of them."""
-        assert self._rows is not None
-        names = [name for layer in self._rows.layers for name in layer.parameters]
-        return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-    @property
-    def _numbers_of_rows(self) -> int:
-        assert self._rows is not None
-        return sum(layer.columns for layer in self._rows.layers) * self.outputs
-
     def _need_room_for_rows(self, budget: int) -> None:
         """Check that the budget holds the rows of the probes."""
+        rows = [layer for layer in self.layers if layer.block[1] == 1 and not layer.sparse]
         require(
-            max(0, PASS_DTYPE.itemsize * self._numbers_of_rows * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
+            max(0, PASS_DTYPE.itemsize * self._numbers(rows) * SHUFFLED_ROWS * ROW_COPIES - UNCOUNTED),
             budget,
-            f"the Jacobian's rows of {self._rows_in_words()} at {SHUFFLED_ROWS} points",
+            f"the Jacobian's rows of {_in_words(rows)} at {SHUFFLED_ROWS} points",
             "freeze these parameters or leave them out with params=",
         )
+
+    def _numbers(self, layers: Sequence[Layer]) -> int:
+        """Return how many numbers the rows of some layers are for one point."""
+        return sum(layer.columns for layer in layers) * self.outputs
+
+    def _reasons_for(self, layers: Iterable[Layer]) -> str:
+        """Return why the parameters of some layers are of none of the kinds that were asked before."""
+        names = [name for layer in layers for name in layer.parameters]
+        found = [
+            reason for name in names for reason in (*self._refused.get(name, {}).values(), *self._unknown.get(name, ()))
+        ]
+        return "; ".join(dict.fromkeys(found))
+
+    def way(self, index: int) -> str:
+        """Return in words how the factors of a layer are made, with its kind or the reason why it has none."""
+        layer = self.layers[index]
+        if not layer.observed:
+            return f"automatic differentiation: {self._reasons_for([layer]) or 'no kind of layer knows it'}"
+        form = "sparse rows" if layer.sparse else "two factors" if self.stored[index][0] > 0 else "rows"
+        return f"{form} ({layer.kind})"
 
     def _tell_of_rows(self) -> None:
         """Say once which parameters take the general path, and why."""
         assert self._rows is not None
-        names = [name for layer in self._rows.layers for name in layer.parameters]
-        why = sorted({reason for name in names for reason in self._refused.get(name, {}).values()})
-        because = f" ({'; '.join(why)})" if why else ""
+        layers = self._rows.layers
+        why = self._reasons_for(layers)
+        because = f" ({why})" if why else ""
         backends.warn_once(
-            f"parameters {self._rows_in_words()} have no form of two factors{because}: their rows of the Jacobian are "
-            f"computed by automatic differentiation, {self._numbers_of_rows} numbers per point"
+            f"parameters {_in_words(layers)} have no form of two factors{because}: their rows of the Jacobian are "
+            f"computed by automatic differentiation, {self._numbers(layers)} numbers per point"
         )
 
     @property
@@ -289,9 +322,10 @@ class Capture:
 
         The caller answers for everything but numbers: the code of ``net``, its attributes and names, shapes, dtypes
         and flags of its tensors are those of the network captured here, and so are ``coords``. Which layers come which
-        way is not asked again. What is: the comparison with automatic differentiation, and whether points in another
-        order and number have the same outputs. None if one of them fails, as where the forward pass takes another
-        branch with these numbers: then a capture from the start tells why, or goes another way.
+        way is not asked again. What is: the comparison with automatic differentiation, whether points in another order
+        and number have the same outputs, and whether a pass changes parameters or draws numbers. None if one of them
+        fails, as where the forward pass takes another branch with these numbers: then a capture from the start tells
+        why, or goes another way.
 
         Raises
         ------
@@ -309,9 +343,9 @@ class Capture:
                 for name, parameter in other.network.module.named_parameters():
                     parameter.requires_grad_(name in chosen)
                 other._mlp, other._rows = other._described(), other._point_rows()
-                sample = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
-                alike = self.concurrent or treats_points_alike(other.network, sample)
-                same = alike and not other._probe(spread_points(sample, 4), coords)
+                wide = coords.to(PASS_DTYPE)
+                alike = self.concurrent or treats_points_alike(other.network, wide)
+                same = alike and not other._probe(spread_points(wide, 4), coords)
         except UnsupportedModuleError:
             return None
         return other if same else None
@@ -487,9 +521,15 @@ class Capture:
         return mlp
 
 
+def _in_words(layers: Iterable[Layer]) -> str:
+    """Return the names of the parameters of some layers, a few of them."""
+    names = [name for layer in layers for name in layer.parameters]
+    return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
 def _shared(net: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the parameters that a network has under several names, with the reason why no kind of layer knows them."""
-    kinds = [handler.kind for handler in LAYERS.values() if handler.observed]
+    """Return the parameters that a network has under several names, with the reason why they are no module's alone."""
+    kinds = [handler.kind for handler in LAYERS.values() if handler.observed and not issubclass(handler, CallLayer)]
     others = shared_parameters(net)
     return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from inrfast.memory import format_bytes
+from inrfast.records import Record
 from inrfast.tangent.sides import Sides
 
 NEVER = 1 << 62
@@ -12,7 +15,7 @@ NEVER = 1 << 62
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Record):
     """Predicted cost of a kernel's operations; bytes and FLOP (one multiply-add is 2).
 
     Of a kernel that several processes share it is the cost in this one.
@@ -33,6 +36,10 @@ class Cost:
         Number of columns from which ``K @ V`` goes through kernel tiles instead.
     dense_method
         ``"tiles"`` in memory, or what to do where the dense kernel exceeds the budget.
+    ways
+        How the factors of every layer are made, by its name: two factors, which cost D_in + M D_out numbers per point;
+        rows, which cost M numbers for each of its parameters; sparse rows; or rows by automatic differentiation, which
+        are the slowest, with the reason.
     """
 
     factor_bytes: int
@@ -43,14 +50,17 @@ class Cost:
     product_flops_per_column: int
     break_even_columns: int
     dense_method: str
+    ways: Mapping[str, str]
 
     def __str__(self) -> str:
         kept = "kept" if self.factors_kept else "recomputed in chunks"
         tiles = "" if self.break_even_columns == NEVER else f", by tiles from {self.break_even_columns} columns on"
+        counts = Counter(way.partition(":")[0].partition(" (")[0] for way in self.ways.values())
+        ways = ", ".join(f"{count} by {way}" for way, count in counts.items())
         return (
             f"factors {format_bytes(self.factor_bytes)} ({kept}), one pass {self.factor_flops:.3g} FLOP; dense kernel "
             f"{format_bytes(self.dense_bytes)}, {self.dense_flops:.3g} FLOP ({self.dense_method}); K @ v "
-            f"{self.product_flops_per_column:.3g} FLOP per column{tiles}"
+            f"{self.product_flops_per_column:.3g} FLOP per column{tiles}; layers: {ways}"
         )
 
 
@@ -93,4 +103,8 @@ def cost_of(sides: Sides, rows: int) -> Cost:
         product_flops_per_column=product_flops(sides),
         break_even_columns=break_even_columns(sides),
         dense_method="tiles" if fits else "exceeds the budget: to_dense(out=numpy.memmap), columns or products",
+        ways={
+            layer.name: sides.left.capture.way(index)
+            for index, layer in zip(sides.left.indices, sides.left.specs, strict=True)
+        },
     )

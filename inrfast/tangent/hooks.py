@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
+from inrfast.layers.calls import Call, CallLayer, Put
 from inrfast.tangent.network import REENTRANT, gradients
+from inrfast.tangent.watching import Watching
 
 
-class _Call(NamedTuple):
-    """One call of a layer: what it got, and the tensor whose sensitivities are wanted."""
+class _Tap(NamedTuple):
+    """One call of a layer: the tensor whose sensitivities are wanted, and the layer's factors from them."""
 
-    given: Tensor
     kept: Tensor
+    factors: Callable[[Tensor], Factors]
 
 
 class _Taps:
-    """Forward hooks on the modules of some layers, in a block: they keep inputs and outputs of one forward pass.
+    """What some layers get and give in one forward pass, in a block.
+
+    Modules are observed by forward hooks, bare parameters by the torch functions that take them.
 
     Attributes
     ----------
@@ -37,18 +41,23 @@ class _Taps:
 
     def __init__(self, root: nn.Module, layers: Sequence[Layer], points: int) -> None:
         self.root, self.layers, self.points = root, layers, points
-        self.calls: dict[str, list[_Call]] = {}
+        self.calls: dict[str, list[_Tap]] = {}
         self.reasons: dict[str, str] = {}
         self.recording = True
+        self._by_calls = {name: layer for layer in layers if isinstance(layer, CallLayer) for name in layer.parameters}
         self._stack = ExitStack()
 
     def __enter__(self) -> _Taps:
         for layer in self.layers:
+            if isinstance(layer, CallLayer):
+                continue
             # Before the user's own hooks, which may change the output.
             handle = self.root.get_submodule(layer.module).register_forward_hook(
                 self._hook(layer), prepend=True, with_kwargs=True
             )
             self._stack.callback(handle.remove)
+        if self._by_calls:
+            self._stack.enter_context(Watching(self.root, list(self._by_calls), self.points, self._make))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -63,14 +72,44 @@ class _Taps:
             kept, returned = layer.tap(module, given, output)
             if self.recording:
                 given = layer.by_points(module, given.detach(), self.points)
-                if layer.name in self.calls and not layer.adds:
-                    self.reasons[layer.name] = "it is used more than once in a forward pass"
-                elif reason := layer.reason_against(module, given, self.points):
+                if reason := layer.reason_against(module, given, self.points):
                     self.reasons[layer.name] = reason
-                self.calls.setdefault(layer.name, []).append(_Call(given.clone(), kept))
+                features = given.clone()
+                self._record(layer, kept, lambda s: layer.factors(layer.features(module, features), s))
             return returned
 
         return hook
+
+    def _make(self, call: Call, idle: Callable[[Any], bool]) -> Any:
+        """Make a call of a torch function as the layers of its parameters want it, and observe it."""
+        layers = {layer.name: layer for name in call.views if (layer := self._by_calls[name])}
+        puts: dict[str, Put] = {}
+        against: dict[str, str] = {}
+        for name, layer in layers.items():
+            put = layer.put(call)
+            if isinstance(put, str):
+                against[name] = put
+            else:
+                puts[name], call = put, put.call
+        result = returned = call()
+        if against and not idle(result):
+            self.reasons |= against
+        for name, put in puts.items():
+            kept = put.kept
+            if kept is None:
+                if not isinstance(result, Tensor):
+                    self.reasons[name] = f"{call.name} gives no tensor of it"
+                    continue
+                kept = result
+                returned = result.clone() if returned is result else returned
+            if self.recording:
+                self._record(layers[name], kept, put.factors)
+        return returned
+
+    def _record(self, layer: Layer, kept: Tensor, factors: Callable[[Tensor], Factors]) -> None:
+        if layer.name in self.calls and not layer.adds:
+            self.reasons[layer.name] = "it is used more than once in a forward pass"
+        self.calls.setdefault(layer.name, []).append(_Tap(kept, factors))
 
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
@@ -81,22 +120,19 @@ class _Taps:
     def factors(self, layer: Layer, sensitivities: Sequence[Sequence[Tensor]]) -> Factors:
         """Return a layer's factors from the sensitivities of what its calls kept: for every call those of M outputs."""
         module, found = self.root.get_submodule(layer.module), []
-        for call, of_outputs in zip(self.calls[layer.name], sensitivities, strict=True):
-            rows = [layer.by_points(module, gradient, self.points) for gradient in of_outputs]
-            found.append(layer.factors(layer.features(module, call.given), torch.stack(rows, dim=1)))
+        for tap, of_outputs in zip(self.calls[layer.name], sensitivities, strict=True):
+            by_output = [layer.by_points(module, gradient, self.points) for gradient in of_outputs]
+            found.append(tap.factors(torch.stack(by_output, dim=1)))
         return found[0] if len(found) == 1 else layer.added(found)
 
 
 def reasons_against(
     root: nn.Module, layers: Sequence[Layer], run: Callable[[Tensor], Tensor], coords: Tensor
-) -> tuple[dict[str, str], Tensor]:
-    """Return why some of the layers have no factors of their own kind in the way the network uses them, by name.
-
-    The second is what ``run`` returns.
-    """
-    with _Taps(root, layers, len(coords)) as taps:
-        values = run(coords)
-    return taps.missing(), values
+) -> dict[str, str]:
+    """Return why some of the layers have no factors of their own kind in the way the network uses them, by name."""
+    with _Taps(root, layers, len(coords)) as taps, torch.enable_grad():
+        run(coords)
+    return taps.missing()
 
 
 def observed_factors(

@@ -6,11 +6,13 @@ import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import Array, ArrayLike, as_numpy, like
 from inrfast.errors import check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.memory import budget_bytes, chunks, empty, require
@@ -21,7 +23,11 @@ from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, 
 from inrfast.rounding import SAFETY
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.network import Select
+from inrfast.tangent.scipy_operator import as_scipy
 from inrfast.tangent.store import PASS_ROWS, PRODUCT_ROWS, RANGE, FactorStore, backend_for, check_range, rows_on
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 
 @methods_in_own_modes
@@ -205,8 +211,7 @@ class LayerwiseJacobian:
                     parts = spec.parts(factors[index], ones=self.store.backend != "triton")
                     for own, (features, sensitivities) in zip(columns, parts, strict=True):
                         b = m if sensitivities is None else sensitivities.shape[2]
-                        block = (-1, 1) if spec.sparse else (b, -1)
-                        write(into[:, :, own].unflatten(2, block), features, sensitivities)
+                        write(spec.shaped(into[:, :, own], b), features, sensitivities)
         return out.flatten(0, 1)
 
     @contextmanager
@@ -246,16 +251,16 @@ class LayerwiseJacobian:
             self.capture.shape(index).bias,
         )
 
-    def __matmul__(self, p: Tensor) -> Tensor:
-        """Return ``J p``: (N M,) for p of shape (P,), (N M, k) for (P, k)."""
+    def __matmul__(self, p: Array) -> Array:
+        """Return ``J p``: (N M,) for p of shape (P,), (N M, k) for (P, k); of a NumPy array one as well."""
         self._need_range("J @ p")
-        p, single = self._operand("p", p, self.shape[1])
-        k, item = p.shape[1], self.dtype.itemsize
+        block, single = self._operand("p", p, self.shape[1])
+        k, item = block.shape[1], self.dtype.itemsize
         taken = (self.shape[0] + 2 * self.shape[1]) * k * item
         with self.room_for(taken, f"J @ p of {k} columns", "take fewer columns or points"):
-            out = self._product(p)
+            out = self._product(block)
         result = out.flatten(0, 1)
-        return result[:, 0] if single else result
+        return like(p, result[:, 0] if single else result)
 
     def _product(self, p: Tensor) -> Tensor:
         """Return ``J p`` of shape (N, M, k)."""
@@ -275,14 +280,25 @@ class LayerwiseJacobian:
         """The transpose: ``J.T @ v``."""
         return _Transpose(self)
 
-    def vjp(self, v: Tensor) -> Tensor:
-        """Return ``J^T v``: (P,) for v of shape (N M,), (P, k) for (N M, k)."""
+    def vjp(self, v: Array) -> Array:
+        """Return ``J^T v``: (P,) for v of shape (N M,), (P, k) for (N M, k); of a NumPy array one as well."""
         self._need_range("J^T v")
-        v, single = self._operand("v", v, self.shape[0])
-        taken = (self.shape[0] + 3 * self.shape[1]) * v.shape[1] * self.dtype.itemsize
-        with self.room_for(taken, f"J^T v of {v.shape[1]} columns", "take fewer columns or points"):
-            flat = self._transposed_product(v)
-        return flat[0] if single else flat.t()
+        block, single = self._operand("v", v, self.shape[0])
+        taken = (self.shape[0] + 3 * self.shape[1]) * block.shape[1] * self.dtype.itemsize
+        with self.room_for(taken, f"J^T v of {block.shape[1]} columns", "take fewer columns or points"):
+            flat = self._transposed_product(block)
+        return like(v, flat[0] if single else flat.t())
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return all :meth:`rows` as ``numpy.asarray`` asks for them."""
+        return as_numpy(self.rows(), dtype, copy)
+
+    def to_scipy(self) -> LinearOperator:
+        """Return J as a ``scipy.sparse.linalg.LinearOperator`` of shape (N M, P), for ``lsqr`` and ``lsmr``.
+
+        Products go through ``J @ p`` and ``J.T @ v``; complex vectors are multiplied part by part.
+        """
+        return as_scipy(self, self.T)
 
     def _transposed_product(self, v: Tensor) -> Tensor:
         """Return ``J^T v`` as rows (k, P)."""
@@ -301,16 +317,16 @@ class LayerwiseJacobian:
             self._local(spec).from_block(total, flat)
         return flat
 
-    def split(self, p: Tensor) -> dict[str, Tensor]:
+    def split(self, p: ArrayLike) -> dict[str, Tensor]:
         """Return a parameter vector (P,) as a dict by parameter name, each in its parameter's shape (views)."""
-        check_tensor("p", p, finite=False)
+        p = check_tensor("p", p, finite=False, device=self.device)
         if p.shape != (self.shape[1],):
             raise ValueError(f"p must have shape ({self.shape[1]},), got {tuple(p.shape)}")
         shapes = {name: shape for layer in self.specs for name, shape in layer.shapes.items()}
         return {name: p[columns].view(shapes[name]) for name, columns in self._columns.items()}
 
     def _operand(self, argument: str, given: Any, length: int) -> tuple[Tensor, bool]:
-        check_tensor(argument, given)
+        given = check_tensor(argument, given, device=self.device)
         if given.ndim not in (1, 2) or given.shape[0] != length:
             raise ValueError(f"{argument} must have shape ({length},) or ({length}, k), got {tuple(given.shape)}")
         if given.device != self.device:
@@ -338,15 +354,16 @@ class _Transpose:
     def __init__(self, jacobian: LayerwiseJacobian) -> None:
         self.T = jacobian
         self.shape = jacobian.shape[::-1]
+        self.dtype, self.device = jacobian.dtype, jacobian.device
 
-    def __matmul__(self, v: Tensor) -> Tensor:
+    def __matmul__(self, v: Array) -> Array:
         return self.T.vjp(v)
 
 
 @in_own_modes
 def jacobian(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     params: Iterable[str] | None = None,
     select: Select = None,
     precision: str = "high",
@@ -360,7 +377,8 @@ def jacobian(
     net
         As in :func:`inrfast.ntk`.
     coords
-        Shape (N, d), on the network's device. They and the parameters are copied: later changes to them do not matter.
+        Shape (N, d) or (..., d) as in :func:`inrfast.ntk`, on the network's device. They and the parameters are copied:
+        later changes to them do not matter.
     params
         Names of parameters or modules to differentiate; None: every trainable one.
     select

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inrfast.errors import check_block, check_flag, check_float, check_int
+from inrfast.arrays import Array, as_numpy, as_tensor, like
+from inrfast.errors import check_block, check_flag, check_float, check_index
 from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
 from inrfast.linalg.factorization import Factorization, factorize
@@ -32,8 +33,6 @@ from inrfast.tangent.target import as_target
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
-
-Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 @methods_in_own_modes
@@ -149,46 +148,35 @@ class TangentKernel:
     def _as_target(self, out: Any) -> Tensor:
         return as_target(out, self.shape, self.dtype, self.device)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return :meth:`to_dense` as ``numpy.asarray`` asks for it."""
+        return as_numpy(self.to_dense(), dtype, copy)
+
     def columns(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[:, index]``, shape (rows, number of columns); one int gives one column of shape (rows, 1)."""
-        wanted = self._column_index(index)
+        wanted = check_index("index", index, self.shape[1]).to(self.device)
         self._need_range("columns of the kernel")
         return self.partition.gather(self.sides.columns(wanted))
 
     def submatrix(self, index: int | slice | Sequence[int] | Tensor) -> Tensor:
         """Return ``K[index][:, index]``, symmetric to the last bit."""
         self._need_symmetric("submatrix")
-        wanted = self._column_index(index)
+        wanted = check_index("index", index, self.shape[1]).to(self.device)
         self._need_range("a submatrix of the kernel")
         return self.sides.submatrix(wanted)
 
-    def _column_index(self, index: Any) -> Tensor:
-        n = self.shape[1]
-        if isinstance(index, slice):
-            wanted = torch.from_numpy(np.arange(n)[index].copy())
-        elif isinstance(index, Tensor):
-            if index.is_floating_point() or index.dtype == torch.bool or index.ndim != 1:
-                raise TypeError(f"index must be one-dimensional and integer, got {index.dtype} {tuple(index.shape)}")
-            wanted = index.to("cpu", torch.int64)
-        else:
-            given = list(index) if isinstance(index, (Sequence, np.ndarray)) else [index]
-            wanted = torch.tensor([check_int("index", i) for i in given], dtype=torch.int64)
-        if len(wanted) == 0:
-            raise ValueError("index must name at least one column")
-        if bool(((wanted < -n) | (wanted >= n)).any()):
-            raise IndexError(f"index is out of range for {n} columns: {int(wanted.min())} to {int(wanted.max())}")
-        return (wanted % n).to(self.device)
-
     # ---- products ----------------------------------------------------------------------------------------------
 
-    def __matmul__(self, V: Tensor) -> Tensor:
+    def __matmul__(self, V: Array) -> Array:
         """Return ``K V``, through the factors or, for many columns, through tiles; never N x N.
 
-        ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype.
+        ``V`` is (columns,) or (columns, k), any floating dtype; it is rounded to the kernel's dtype. Of a NumPy array
+        the product is one as well.
         """
-        block = check_block("V", V, self.shape[1], self.device)
+        given = as_tensor("V", V, self.device)
+        block = check_block("V", given, self.shape[1], self.device)
         out = self.partition.gather(self._product(self.partition.mine(block) if self.symmetric else block))
-        return out[:, 0] if V.ndim == 1 else out
+        return like(V, out[:, 0] if given.ndim == 1 else out)
 
     def _product(self, V: Tensor) -> Tensor:
         """Return this process's rows of ``K V`` for its rows of V; unchecked, as a check would wait for a GPU."""
@@ -203,13 +191,14 @@ class TangentKernel:
         """Number of columns of a product that the budget allows at a time, the same in every process."""
         return products.columns_at_once(self.sides)
 
-    def product(self, V: Tensor, damping: float = 0.0) -> Tensor:
-        """Return ``(K + damping I) V`` for one vector or a block of them."""
+    def product(self, V: Array, damping: float = 0.0) -> Array:
+        """Return ``(K + damping I) V`` for one vector or a block of them, as ``K @ V`` does."""
         damping = check_float("damping", damping, minimum=0.0)
         if damping == 0:
             return self @ V
         self._need_symmetric("a damped product")
-        return (self @ V).add_(V.detach().to(self.dtype), alpha=damping)
+        given = as_tensor("V", V, self.device)
+        return like(V, (self @ given).add_(given.detach().to(self.dtype), alpha=damping))
 
     # ---- reductions --------------------------------------------------------------------------------------------
 
@@ -257,7 +246,7 @@ class TangentKernel:
         """Return the sums of the rows, ``K 1``, of shape (rows,) in the kernel's dtype, computed as ``K @ V`` is."""
         return self @ torch.ones(self.shape[1], dtype=self.dtype, device=self.device)
 
-    def quadratic_form(self, Y: Tensor) -> Tensor:
+    def quadratic_form(self, Y: Array) -> Array:
         """Return ``Y^T K Y``: (k, k) for ``Y`` (rows, k), 0-dimensional for (rows,); fp64, symmetric to the last bit.
 
         For few columns it is ``(J^T Y)^T (J^T Y)`` (for ``output="trace"`` summed over outputs), half the cost of
@@ -268,7 +257,8 @@ class TangentKernel:
         Parameters
         ----------
         Y
-            Vectors over the kernel's rows, any floating dtype; rounded to the kernel's dtype.
+            Vectors over the kernel's rows, any floating dtype; rounded to the kernel's dtype. Of a NumPy array the
+            result is one as well.
 
         Raises
         ------
@@ -277,7 +267,8 @@ class TangentKernel:
         """
         self._need_symmetric("quadratic_form")
         self._need_range("the quadratic form")
-        given = self.partition.mine(check_block("Y", Y, self.shape[1], self.device))
+        whole = as_tensor("Y", Y, self.device)
+        given = self.partition.mine(check_block("Y", whole, self.shape[1], self.device))
         k, sides = given.shape[1], self.sides
         by_products = products.form_by_products(sides, k)
         numbers = 0 if given.dtype == self.dtype else sides.height * k
@@ -290,7 +281,7 @@ class TangentKernel:
             else:
                 total = products.transposing(sides, k).form(sides, block, self.partition.total)
         total = (total + total.t()) / 2
-        return total[0, 0] if Y.ndim == 1 else total
+        return like(Y, total[0, 0] if whole.ndim == 1 else total)
 
     # ---- errors of the entries ---------------------------------------------------------------------------------
 
@@ -430,20 +421,20 @@ class TangentKernel:
 
     def solve(
         self,
-        y: Tensor,
+        y: Array,
         ridge: float = 0.0,
         tol: float = 1e-6,
         seed: int = 0,
         progress: bool | None = None,
         preconditioner: str | Callable[[Tensor], Tensor] | Factorization | None = None,
         method: str = "auto",
-    ) -> Tensor:
+    ) -> Array:
         """Return x with ``(K + ridge I) x = y`` in fp64.
 
         Parameters
         ----------
         y
-            Right-hand sides (n,) or (n, c).
+            Right-hand sides (n,) or (n, c). Of a NumPy array the solution is one as well.
         ridge
             Added to the diagonal, in the kernel's units; 0 or more.
         tol
@@ -484,14 +475,15 @@ class TangentKernel:
             changes its solution.
         """
         self._need_symmetric("solve")
-        right = check_block("y", y, self.shape[0], self.device).to(torch.float64)
+        given = as_tensor("y", y, self.device)
+        right = check_block("y", given, self.shape[0], self.device).to(torch.float64)
         ridge = check_float("ridge", ridge, minimum=0.0)
         tol = check_float("tol", tol, minimum=0.0, exclusive=True)
         exact = self.at_precision("highest")
         with self._whole_budget_told(exact):
             budget, shown = self._solver_budget(exact), self._shown(progress)
             found = systems.solve(KernelOperator(exact), right, ridge, tol, budget, seed, shown, preconditioner, method)
-        return found.reshape(y.shape)
+        return like(y, found.reshape(given.shape))
 
     def factor(
         self,

@@ -85,8 +85,12 @@ class Network:
 
         The caller holds the module (:meth:`alone`). ``module`` is another copy of it to call, of any dtype.
         """
-        copy = coords.clone().reshape(*(1,) * (self.axes - 2), *coords.shape)
+        copy = self.with_axes(coords.clone())
         return self.output_in((self.module if module is None else module)(copy), len(coords))
+
+    def with_axes(self, coords: Tensor) -> Tensor:
+        """Return points (n, d) with the leading axes of size 1 that the module is called with."""
+        return coords.reshape(*(1,) * (self.axes - 2), *coords.shape)
 
     def output_in(self, returned: Any, points: int) -> Tensor:
         """Return the output (n, M) in what the module returns for so many points, at least 2."""
@@ -170,5 +174,5 @@ def gradients(total: Tensor, wanted: Sequence[Tensor], again: bool = False) -> l
             raise
         raise UnsupportedModuleError(f"net cannot be differentiated by torch: {error}") from error
     for place, gradient in zip(places, computed, strict=True):
-        found[place] = gradient
+        found[place] = gradient if gradient.layout == torch.strided else gradient.to_dense()
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,9 +14,10 @@ from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
 from inrfast.mlp import MLP, describe
 from inrfast.ops.rows import vjp
-from inrfast.pointwise import FLOOR_EXPONENT, MOVED, RANDOM, dependence, spread_points
+from inrfast.pointwise import FLOOR_EXPONENT, LONGEST, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
 from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
+from inrfast.tangent.side_effects import changed, numbers_of, outputs_without_side_effects
 
 JACOBIAN_TOLERANCE = 1e-7
 """Of the factors' check against automatic differentiation, relative to the size of the terms."""
@@ -32,6 +33,9 @@ MOST_DRAWS = 32
 
 SAME_AXES = 1e-6
 """Difference of outputs, relative to their size, that rounding may make where coordinates have other axes."""
+
+ALIKE_ROWS = 32
+"""Points at least, and at most of the second pass, where a network is asked once more whether it treats them alike."""
 
 COMPARED_ROWS = 64
 """Points at which the fp64 copy is compared with the network in its own dtype."""
@@ -58,8 +62,9 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     in_own = None
     with suppress(RuntimeError):  # parts of several dtypes run in fp64 only
         in_own = network.call(points, snapshot(net))
+    before = numbers_of(network.module)
     try:
-        expected = network.outputs(wide)
+        expected = outputs_without_side_effects(lambda: network.outputs(wide), network.module, before, coords.device)
     except RuntimeError as error:
         if in_own is None:
             shape = (1,) * (network.axes - 2) + tuple(points.shape)
@@ -68,7 +73,7 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
             f"net runs in {own} but not in fp64, in which factors are computed ({error}). Make fixed tensors "
             "buffers, and cast to the dtype of a parameter or of the input, not to a fixed one (.float())"
         ) from error
-    _refuse_coupling(network, coords.to(PASS_DTYPE), wide, expected)
+    _refuse_coupling(network, coords.to(PASS_DTYPE), wide, expected, before)
     if in_own is not None and own != PASS_DTYPE and bool(torch.isfinite(in_own).all()):
         _compare(network, own, in_own, wide, expected)
     few = slice(None, None, 8)
@@ -110,23 +115,40 @@ def check_axes(network: Network, coords: Tensor) -> None:
     )
 
 
-def treats_points_alike(network: Network, points: Tensor) -> bool:
-    """Return whether some of the points, in another order and number, have the outputs they have among all of them.
+def treats_points_alike(network: Network, coords: Tensor) -> bool:
+    """Return whether a few of the points, in another order, have the outputs they have among as many as there are.
 
-    Two forward passes, which notice what changed numbers may have changed in a network that :func:`check_network` has
-    looked at: coupled points, random numbers.
+    Two forward passes, one of them over at most :data:`inrfast.pointwise.LONGEST` points, which notice what changed
+    numbers may have changed in a network that :func:`check_network` has looked at.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        A pass changes parameters, or draws random numbers.
     """
-    some = torch.arange(len(points) - 1, -1, -3, device=points.device)
-    outputs = network.outputs(points)
+    points = spread_points(coords, min(max(len(coords), ALIKE_ROWS), LONGEST))
+    step, before = -(-len(points) // ALIKE_ROWS) + 2, numbers_of(network.module)
+    some = torch.arange(len(points) - 1, -1, -step, device=points.device)
+    outputs = outputs_without_side_effects(lambda: network.outputs(points), network.module, before, points.device)
     allowed = torch.finfo(PASS_DTYPE).eps ** FLOOR_EXPONENT * outputs.abs().max()
     return bool(((network.outputs(points[some]) - outputs[some]).abs() <= allowed).all())
 
 
-def _refuse_coupling(network: Network, coords: Tensor, points: Tensor, expected: Tensor) -> None:
-    """Refuse networks whose output at a point depends on anything beside that point, now or behind zero weights."""
+def _refuse_coupling(
+    network: Network, coords: Tensor, points: Tensor, expected: Tensor, before: Mapping[str, Tensor]
+) -> None:
+    """Refuse networks whose output at a point depends on anything beside that point, now or behind zero weights.
+
+    ``before`` are the numbers of the network before it was run.
+    """
     found = dependence(network.outputs, coords, number=len(coords))
     if found == RANDOM:
-        raise UnsupportedModuleError(f"net is random: {found}. Put it in eval mode")
+        name = changed(network.module, before, parameters=False)
+        why = "it counts its passes or draws numbers" if name is None else f"they change its buffer {name!r}"
+        raise UnsupportedModuleError(
+            f"net is random: {found} ({why}). Call net.eval(); what changes in eval mode too is to change only where "
+            "self.training is true"
+        )
     if found not in (None, MOVED):  # then rounding alone may differ
         _refuse_chaos(network, points, expected)
     if found is None:
@@ -134,14 +156,15 @@ def _refuse_coupling(network: Network, coords: Tensor, points: Tensor, expected:
     if found is not None:
         raise UnsupportedModuleError(
             f"net couples samples: {found}, so the kernel is not one of points (batch statistics, attention over "
-            "the batch and row numbers do this)"
+            "the batch and row numbers do this). Take statistics over points once, into a buffer that the forward "
+            "pass only reads"
         )
 
 
 def _hidden_coupling(network: Network, coords: Tensor, points: Tensor) -> str | None:
     """Return what a copy whose parameters are moved a little depends on beside a point."""
     other = network.stirred()
-    found = dependence(other.outputs, coords)
+    found = dependence(other.outputs, coords, number=len(coords))
     if found not in (None, MOVED):
         try:
             _refuse_chaos(other, points, other.outputs(points))

@@ -29,16 +29,27 @@ def check_tensors(net: nn.Module, device: torch.device) -> None:
     floating: dict[str, Tensor] = {}
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         if is_lazy(tensor) or tensor.is_meta:
-            raise UnsupportedModuleError(f"{name!r} holds no numbers yet ({type(tensor).__name__} on {tensor.device})")
+            cure = (
+                "run net once" if is_lazy(tensor) else "net.to_empty(device=...) and initialise it, or load_state_dict"
+            )
+            raise UnsupportedModuleError(
+                f"{name!r} holds no numbers yet ({type(tensor).__name__} on {tensor.device}); {cure}"
+            )
         if computes_itself(tensor):
             raise UnsupportedModuleError(
                 f"{name!r} is a {type(tensor).__name__}, a tensor with operations of its own (quantised, masked); only "
                 "plain numbers are supported"
             )
         if tensor.device != device:
-            raise ValueError(f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}")
+            raise ValueError(
+                f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}; "
+                "net.to(device) moves it to one"
+            )
         if tensor.is_complex():
-            raise UnsupportedModuleError(f"{name!r} is complex; only real networks are supported")
+            raise UnsupportedModuleError(
+                f"{name!r} is complex; only real parameters are supported. Hold it as real and imaginary part "
+                "(torch.view_as_real) and join them in the forward pass (torch.view_as_complex)"
+            )
         if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
             floating[name] = tensor.detach()
     if not floating:
@@ -103,12 +114,21 @@ def refuse(net: nn.Module) -> None:
                 f"module {shown!r} is parametrised (weight norm, spectral norm, ...); bake it in with "
                 "torch.nn.utils.parametrize.remove_parametrizations first"
             )
-        if any(type(hook).__name__ in ("WeightNorm", "SpectralNorm") for hook in module._forward_pre_hooks.values()):
-            raise UnsupportedModuleError(
-                f"module {shown!r} is weight- or spectral-normed; remove it with torch.nn.utils.remove_weight_norm"
+        for hook in module._forward_pre_hooks.values():
+            remove = {"WeightNorm": "remove_weight_norm", "SpectralNorm": "remove_spectral_norm"}.get(
+                type(hook).__name__
             )
+            if remove is not None:
+                raise UnsupportedModuleError(
+                    f"module {shown!r} is weight- or spectral-normed; bake it in with torch.nn.utils.{remove} first"
+                )
         if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise UnsupportedModuleError(f"module {shown!r} drops units at random in train mode; call net.eval()")
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.scale_grad_by_freq:
+            raise UnsupportedModuleError(
+                f"embedding {shown!r} divides its gradient by how often a batch reads a row (scale_grad_by_freq=True), "
+                "which is no derivative; set scale_grad_by_freq=False"
+            )
         if isinstance(module, BATCH_NORMS):
             _refuse_batchnorm(shown, module)
 

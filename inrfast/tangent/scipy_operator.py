@@ -1,21 +1,33 @@
-"""A tangent kernel as SciPy's linear operator."""
+"""A tangent kernel, or a Jacobian, as SciPy's linear operator."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from inrfast.arrays import as_tensor
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
 
-    from inrfast.tangent.kernel import TangentKernel
+
+class Product(Protocol):
+    """What multiplies vectors (columns,) and blocks of them (columns, k)."""
+
+    shape: Any
+    dtype: torch.dtype
+    device: torch.device
+
+    def __matmul__(self, V: Tensor) -> Tensor:
+        """Return the product, of the same form."""
 
 
-def as_scipy(kernel: TangentKernel, transposed: TangentKernel) -> LinearOperator:
-    """Return a kernel, whose transpose is another one, as an operator whose products go through ``K @ V``."""
+def as_scipy(kernel: Product, transposed: Product) -> LinearOperator:
+    """Return a kernel or Jacobian, with its transpose, as an operator whose products go through ``K @ V``."""
     from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
 
     forward, backward = _product_of(kernel), _product_of(transposed)
@@ -29,12 +41,15 @@ def as_scipy(kernel: TangentKernel, transposed: TangentKernel) -> LinearOperator
     )
 
 
-def _product_of(kernel: TangentKernel) -> Callable[[np.ndarray], np.ndarray]:
+def _product_of(kernel: Product) -> Callable[[np.ndarray], np.ndarray]:
     """Return the product with NumPy's vectors; complex ones are multiplied part by part."""
+
+    dtype = np.float64 if kernel.dtype == torch.float64 else np.float32
 
     def apply(v: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(v):
             return apply(v.real) + 1j * apply(v.imag)
-        return (kernel @ torch.from_numpy(np.array(v)).to(kernel.device, kernel.dtype)).cpu().numpy()
+        real: np.ndarray = np.asarray(v, dtype=dtype)
+        return (kernel @ as_tensor("V", real, kernel.device)).cpu().numpy()
 
     return apply

@@ -33,14 +33,16 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
 
     For all parameters that it takes, and for subsets of them, as if the others were frozen: what it names; rows of the
     Jacobian; every single parameter's part of them; the way between parameters and block, in both directions; columns
-    of ones where they are stated; and that no point influences another.
+    of ones where they are stated; the rows of a module that is called twice, where its calls add up; and that no point
+    influences another.
 
     Parameters
     ----------
     module
         A module of the kind, in the mode in which it is used; it is copied.
     inputs
-        What it gets, one row per point: (n, ...), at least 4 points in general position.
+        What it gets, one row per point: (n, ...), at least 4 points in general position; or the index that an
+        embedding gets, whole numbers (n,) or (n, ...).
     handler
         The kind of layer, a class derived from :class:`inrfast.layers.Layer`, registered or not; None: the first
         registered one that takes parameters of the module.
@@ -58,9 +60,12 @@ def check_layer(module: nn.Module, inputs: Tensor, handler: type[Layer] | None =
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or inputs.ndim < 2 or len(inputs) < 4:
-        raise ValueError("inputs must be a floating tensor (n, ...) of at least 4 points")
-    check_tensor("inputs", inputs)
+    index = isinstance(inputs, Tensor) and inputs.dtype in (torch.int64, torch.int32)
+    if not isinstance(inputs, Tensor) or not (index or inputs.is_floating_point()) or inputs.ndim < 2 - index:
+        raise ValueError("inputs must be a floating tensor (n, ...), or an index of int64 or int32")
+    if len(inputs) < 4:
+        raise ValueError(f"inputs must be at least 4 points, got {len(inputs)}")
+    check_tensor("inputs", inputs, floating=not index)
     if not bool(inputs.any()):
         raise ValueError("inputs must be points in general position, got zeros alone, at which any factors seem right")
     if handler is not None and not (isinstance(handler, type) and issubclass(handler, Layer)):
@@ -78,7 +83,8 @@ class _Check:
         self.root = nn.Module()
         self.root.checked = widen_(snapshot(module))
         self.module = self.root.checked.requires_grad_(True)
-        self.inputs = inputs.detach().double()
+        self.inputs = inputs.detach().double() if inputs.is_floating_point() else inputs
+        self.twice = False  # whether the network calls the module a second time
         self.names = [name for name, _ in self.module.named_parameters(recurse=False)]
         if handler is not None:
             self.handler = handler
@@ -119,6 +125,8 @@ class _Check:
             layer = self.layer(self.check_claim(subset))
             self.check_block(layer)
             self.check_factors(layer)
+        if self.handler.observed and self.handler.adds:
+            self.check_calls(self.layer(taken))
 
     # ---- what it takes -----------------------------------------------------------------------------------------
 
@@ -171,18 +179,27 @@ class _Check:
 
     def values(self, inputs: Tensor) -> Tensor:
         """Return the outputs (n, M) of the network made of the module."""
-        return torch.tanh(self.module(inputs.clone()).flatten(1)) @ self.readout
+        values: Tensor = torch.tanh(self.module(inputs.clone()).flatten(1)) @ self.readout
+        if not self.twice:
+            return values
+        other = inputs / 2 if inputs.is_floating_point() else inputs.clone()
+        return values + torch.sin(self.module(other).flatten(1)) @ self.readout
 
     def check_alone(self) -> None:
         """Check that the module treats its points one by one."""
-        found = dependence(lambda x: self.values(x.unflatten(1, self.inputs.shape[1:])), self.inputs.flatten(1))
+
+        def predict(points: Tensor) -> Tensor:
+            inputs = points.reshape(-1, *self.inputs.shape[1:])
+            return self.values(inputs if self.inputs.is_floating_point() else inputs.round().to(self.inputs.dtype))
+
+        found = dependence(predict, self.inputs.reshape(len(self.inputs), -1).double())
         if found is not None:
             self.fail(f"{type(self.module).__name__} couples points: {found}")
 
     def reasons(self, layer: Layer) -> dict[str, str]:
         """Return why a layer has no factors for the module, by its name."""
-        reasons, _ = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
-        return dict(reasons)
+        found = self._tried("the module", lambda: reasons_against(self.root, [layer], self.values, self.inputs))
+        return dict(found)
 
     def factors(self, layer: Layer, inputs: Tensor) -> Factors:
         """Return a layer's factors at some inputs."""
@@ -217,6 +234,17 @@ class _Check:
         self.compare(
             "the rows of three points alone", _rows(few, layer.block), _rows(found.at(slice(1, 4)), layer.block)
         )
+
+    def check_calls(self, layer: Layer) -> None:
+        """Compare the rows of a module that is called twice with automatic differentiation."""
+        self.twice = True
+        if reasons := self.reasons(layer):
+            self.fail(f"adds is true, but it has no factors for two calls: {reasons[layer.name]}")
+        found = self._tried("added()", lambda: self.factors(layer, self.inputs))
+        block, truth = _rows(found, layer.block).flatten(0, 1), self.rows_by_autograd(layer)
+        for name, own in zip(layer.parameters, layer.divide(block), strict=True):
+            self.compare(f"the rows of {name}, its module called twice,", own, truth[name])
+        self.twice = False
 
     def check_shapes(self, layer: Layer, found: Factors) -> None:
         """Check sizes and dtype of the factors, and what is said of ones, of the representation and the weight."""

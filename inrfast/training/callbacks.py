@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
-from inrfast.errors import check_int, check_seed, check_takes
+from inrfast.arrays import ArrayLike
+from inrfast.errors import check_coords, check_int, check_seed, check_takes
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.training.tracked import KernelNumbers, KernelSource, check_rtols, numbers_of, same, subset
 
@@ -151,13 +152,15 @@ class TrackNTK(Callback):
         points: int = 512,
         rtols: Sequence[float] = RTOLS,
         every: int = 1,
-        coords: Tensor | None = None,
+        coords: ArrayLike | None = None,
         seed: int = 0,
     ) -> None:
         self.points = check_int("points", points, minimum=1)
         self.rtols = check_rtols(rtols)
         self.every = check_int("every", every, minimum=1)
-        self.coords = None if coords is None else coords.detach().clone()  # the caller may reuse its memory
+        self.coords = (
+            None if coords is None else check_coords("coords", coords).detach().clone()
+        )  # the caller may reuse its memory
         self.seed = check_seed("seed", seed)
         self.history: list[TrackedKernel] = []
         self._evaluations: dict[int, int] = {}

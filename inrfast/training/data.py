@@ -204,8 +204,8 @@ def check_data(
     Parameters
     ----------
     coords, target, weight
-        Shapes (N, d), (N, M) or (*grid, M), and (N,), (N, 1), (N, M) or the same with the grid; M = 1 also without
-        the last axis. A weight of 0 (or False) leaves its point out, whose target may then be anything.
+        Shapes (N, d) or (..., d), (N, M) or (*grid, M), and (N,), (N, 1), (N, M) or the same with the grid; M = 1 also
+        without the last axis. A weight of 0 (or False) leaves its point out, whose target may then be anything.
     names
         What the arguments are called in messages.
 
@@ -217,7 +217,7 @@ def check_data(
     dtype, device = check_net(net)
     coords = check_coords(names[0], coords, declared_sizes(net)[0], device)
     n, outputs = len(coords), count_outputs(net, coords, names[0])
-    target = check_tensor(names[1], target, finite=False)
+    target = check_tensor(names[1], target, finite=False, device=device)
     if target.device != device:
         raise ValueError(f"{names[1]} is on {target.device} but the network is on {device}; move one of them")
     for argument, tensor in ((names[0], coords), (names[1], target)):
@@ -320,7 +320,7 @@ def _check_weight(
     """
     if weight is None:
         return None, None
-    weight = check_tensor(argument, weight, floating=False)
+    weight = check_tensor(argument, weight, floating=False, device=coords.device)
     if weight.dtype != torch.bool and not weight.is_floating_point():
         raise TypeError(f"{argument} must be boolean or of a floating-point dtype, got {weight.dtype}")
     if weight.device != coords.device:

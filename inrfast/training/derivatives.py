@@ -25,7 +25,7 @@ def gradient(pred: Tensor, coords: Tensor) -> Tensor:
     ValueError, TypeError
         Shapes that do not belong together; predictions that do not depend on the coordinates.
     """
-    _check(pred, coords)
+    pred, coords = _checked(pred, coords)
     columns = [_derivative(pred[:, m], coords) for m in range(pred.shape[1])]
     return torch.stack(columns, dim=1)
 
@@ -52,10 +52,11 @@ def _derivative(values: Tensor, coords: Tensor) -> Tensor:
     return torch.zeros_like(coords) if found is None else found
 
 
-def _check(pred: Tensor, coords: Tensor) -> None:
-    check_tensor("pred", pred, ndim=2, finite=False)
-    check_tensor("coords", coords, ndim=2, finite=False)
+def _checked(pred: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+    pred = check_tensor("pred", pred, ndim=2, finite=False)
+    coords = check_tensor("coords", coords, ndim=2, finite=False)
     if len(pred) != len(coords):
         raise ValueError(f"pred and coords must have one length, got {tuple(pred.shape)} and {tuple(coords.shape)}")
     if not coords.requires_grad or not pred.requires_grad:
         raise ValueError("pred must be computed from coords that require gradients, got tensors without")
+    return pred, coords

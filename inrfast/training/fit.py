@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_other_box
@@ -28,14 +29,14 @@ from inrfast.training.trainer import Trainer, own_code
 @in_training_modes
 def fit(
     net: nn.Module,
-    coords: Tensor,
-    target: Tensor,
+    coords: ArrayLike,
+    target: ArrayLike,
     steps: int = 2000,
     lr: float = 1e-3,
     schedule: str | Callable[[int], float] = "exponential",
     batch_size: int | None = None,
     loss: Loss = "mse",
-    weight: Tensor | None = None,
+    weight: ArrayLike | None = None,
     optimizer: str | torch.optim.Optimizer = "adam",
     precision: str = "high",
     backend: str = "auto",
@@ -52,8 +53,8 @@ def fit(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
     patience: int | None = None,
-    eval_coords: Tensor | None = None,
-    eval_target: Tensor | None = None,
+    eval_coords: ArrayLike | None = None,
+    eval_target: ArrayLike | None = None,
     data_range: float | None = None,
     regularizers: Regularizers = (),
     modules: Sequence[nn.Module] = (),
@@ -70,7 +71,8 @@ def fit(
     net
         An :class:`inrfast.INR` or any module that maps (N, d) to (N, M), fp32 or fp64, with trainable parameters.
     coords
-        Points (N, d), of the network's dtype and device.
+        Points (N, d), of the network's dtype and device; or (..., d), whose points are taken in row-major order. NumPy
+        arrays, here and below, are taken to the network's device.
     target
         Values (N, M) or (*grid, M) with N grid points in row-major order, where M = 1 also (N,) or (*grid); dtype and
         device of the network. Axes in another order, as in (M, H, W), are refused where the points tell.
@@ -214,14 +216,14 @@ def fit(
 @in_training_modes
 def fit_many(
     nets: Sequence[nn.Module],
-    coords: Tensor | Sequence[Tensor],
-    targets: Tensor | Sequence[Tensor],
+    coords: ArrayLike | Sequence[ArrayLike],
+    targets: ArrayLike | Sequence[ArrayLike],
     steps: int = 2000,
     lr: float | Sequence[float] = 1e-3,
     schedule: str | Callable[[int], float] = "exponential",
     batch_size: int | None = None,
     loss: Loss = "mse",
-    weight: Tensor | Sequence[Tensor | None] | None = None,
+    weight: ArrayLike | Sequence[ArrayLike | None] | None = None,
     optimizer: str = "adam",
     precision: str = "high",
     backend: str = "auto",
@@ -238,8 +240,8 @@ def fit_many(
     weight_decay: float = 0.0,
     clip_norm: float | None = None,
     patience: int | None = None,
-    eval_coords: Tensor | Sequence[Tensor] | None = None,
-    eval_target: Tensor | Sequence[Tensor] | None = None,
+    eval_coords: ArrayLike | Sequence[ArrayLike] | None = None,
+    eval_target: ArrayLike | Sequence[ArrayLike] | None = None,
     data_range: float | Sequence[float | None] | None = None,
     regularizers: Regularizers = (),
     modules: Sequence[nn.Module | Sequence[nn.Module]] = (),

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from inrfast.errors import DivergedError
+from inrfast.records import Record
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(Record):
     """What a fit did; the network itself holds the last weights.
 
     Attributes
@@ -44,6 +45,8 @@ class FitResult:
     data_range
         The range of the signal for which the PSNRs are stated: see ``data_range`` of :func:`inrfast.fit`.
     """
+
+    left_out = ("best_state",)
 
     steps: int
     losses: tuple[float, ...]

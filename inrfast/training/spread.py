@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from inrfast.arrays import as_tensor, is_array
 from inrfast.errors import check_coords
 from inrfast.training.data import aligned, check_apart, check_net, count_outputs
 from inrfast.training.objective import check_modules
@@ -112,7 +113,8 @@ def each(argument: str, given: Any, count: int) -> list[Any]:
 
 def _own_points(argument: str, given: Any, count: int) -> list[Any]:
     """Return the points of each network, at an address where they need no copy."""
-    if isinstance(given, Tensor):
+    if is_array(given):
+        given = as_tensor(argument, given)
         if given.ndim == 3 and len(given) != count:
             raise ValueError(f"{argument} must have shape (N, d) or ({count}, N, d), got {tuple(given.shape)}")
         return [aligned(given)] * count if given.ndim != 3 else list(given)
@@ -129,12 +131,21 @@ def _outputs_of(net: nn.Module, coords: Any) -> int:
 
 def _own_values(argument: str, given: Any, points: list[Any], count: int, outputs: int) -> list[Any]:
     """Return the values of each network: a tensor is for all unless it holds ``count`` times as many."""
-    if not isinstance(given, Tensor):
+    if not is_array(given):
         return each(argument, given, count)
-    n = len(points[0]) if isinstance(points[0], Tensor) and points[0].ndim else 0
+    given = as_tensor(argument, given)
+    n = _points_in(points[0])
     if given.ndim > 1 and len(given) == count and n and not _holds(given, n, outputs) and _holds(given[0], n, outputs):
         return list(given)
     return [aligned(given)] * count
+
+
+def _points_in(coords: Any) -> int:
+    """Return the number of points, 0 where they are no points: that is said when they are checked."""
+    try:
+        return len(check_coords("coords", coords))
+    except (ValueError, TypeError):
+        return 0
 
 
 def _holds(values: Tensor, n: int, outputs: int) -> bool:

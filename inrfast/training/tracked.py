@@ -15,6 +15,7 @@ from inrfast.linalg import eigenvalues
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.memory import budget_bytes
 from inrfast.modes import own_modes
+from inrfast.records import Record
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK
@@ -141,7 +142,7 @@ def _counts_batches(name: str, net: nn.Module) -> bool:
 
 
 @dataclass(frozen=True)
-class KernelNumbers:
+class KernelNumbers(Record):
     """What is kept of a tangent kernel: ranks (one a tolerance), effective and stable rank, trace and eigenvalues.
 
     Beyond :data:`inrfast.linalg.eigenvalues.SMALL` points the eigenvalues are those that a certificate of the ranks

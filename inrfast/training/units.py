@@ -16,20 +16,20 @@ from inrfast.memory import chunks
 from inrfast.mlp import MLP
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.network import PASS_DTYPE, Network
-from inrfast.tangent.store import STREAMED_ROWS, rows_on
+from inrfast.tangent.store import PASS_ROWS, STREAMED_ROWS, rows_on
 
 Seen = Callable[[str, Tensor], None]
 """Takes the name of a layer and what it returned, (n, ...), which may be overwritten afterwards."""
 
 
 def dead_units(capture: Capture, points: Tensor, coords: Tensor) -> dict[str, float]:
-    """Return the share of units that are zero at every point, of each layer whose outputs are nowhere negative.
+    """Return the share of units that are zero at every point, of each layer with outputs of 0 and none below.
 
-    Those are layers that end with a ReLU, whichever module computes it (of others with positive outputs, as softplus
-    has, no unit is zero). Layers are the modules inside the network that return a tensor of at least two axes with a
-    row per point, in the order of their calls; a module that returns what the one before it returned does not count
-    again. Of an :class:`inrfast.INR` they are the hidden layers, by the name of the linear layer and before a norm that
-    follows the activation.
+    Those are layers that end with a ReLU, whichever module computes it. One that is missing in the result has no dead
+    units. Layers are the modules inside the network that return a tensor of at least two axes with a row per point, in
+    the order of their calls; a module that returns what the one before it returned does not count again. Of an
+    :class:`inrfast.INR` they are the hidden layers, by the name of the linear layer and before a norm that follows the
+    activation.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ def dead_units(capture: Capture, points: Tensor, coords: Tensor) -> dict[str, fl
         All coordinates (N, d).
     """
     tally = _Tally()
-    for part in itertools.chain(_parts(points), () if points is coords else _parts(coords)):
+    rows = min(max(len(points), rows_on(coords.device, PASS_ROWS)), rows_on(coords.device, STREAMED_ROWS))
+    for part in itertools.chain(_parts(points, rows), () if points is coords else _parts(coords, rows)):
         tally.begin()
         if capture.mlp is not None:
             _run_mlp(capture, capture.mlp, part, tally.add)
@@ -53,7 +54,7 @@ def dead_units(capture: Capture, points: Tensor, coords: Tensor) -> dict[str, fl
 
 
 class _Tally:
-    """Which units of each layer were ever active, and which layers are nowhere negative; calls are told by their order.
+    """Which units of each layer were ever active, and which layers look rectified; calls are told by their order.
 
     A layer that is called several times has the number of the call behind its name from the second one on.
     """
@@ -61,6 +62,7 @@ class _Tally:
     def __init__(self) -> None:
         self.active: dict[str, Tensor] = {}
         self.negative: dict[str, bool] = {}
+        self.zero: dict[str, bool] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -76,14 +78,16 @@ class _Tally:
         self._calls[name] += 1
         name = name if self._calls[name] == 1 else f"{name} (call {self._calls[name]})"
         flat = self._last.flatten(1)
-        active = (flat != 0).any(0)
+        zero, active = bool((flat == 0).any()), (flat != 0).any(0)
+        self.zero[name] = self.zero.get(name, False) or zero
         self.active[name] = active | self.active[name] if name in self.active else active
         self.negative[name] = self.negative.get(name, False) or bool((flat < 0).any())
 
     @property
     def shares(self) -> dict[str, float]:
-        """The share of units that were never active, of layers that are nowhere negative."""
-        return {n: 1 - float(own.double().mean()) for n, own in self.active.items() if not self.negative[n]}
+        """The share of units that were never active, of layers that were zero somewhere and negative nowhere."""
+        looked_at = [name for name, negative in self.negative.items() if self.zero[name] and not negative]
+        return {name: float((~self.active[name]).double().mean()) for name in looked_at}
 
     @property
     def idle(self) -> bool:
@@ -91,8 +95,8 @@ class _Tally:
         return any(share > 0 for share in self.shares.values())
 
 
-def _parts(coords: Tensor) -> Iterator[Tensor]:
-    for part in chunks(len(coords), rows_on(coords.device, STREAMED_ROWS)):
+def _parts(coords: Tensor, rows: int) -> Iterator[Tensor]:
+    for part in chunks(len(coords), rows):
         yield coords[part].to(PASS_DTYPE)
 
 

@@ -6,16 +6,18 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_coords, check_float, check_int, check_seed, check_tensor
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
+from inrfast.records import Record, plain
 from inrfast.snapshot import snapshot
 from inrfast.tangent.network import Select
 from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
@@ -35,7 +37,7 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class WatchRecord:
+class WatchRecord(Record):
     """What was seen of a network after ``step`` steps of its training; the kernel is that of all outputs, summed.
 
     Attributes
@@ -56,8 +58,8 @@ class WatchRecord:
     layer_shares
         The share of the trace that is each layer's own kernel's, by the layer's name; they add up to 1.
     dead_units
-        The share of units that are zero at every point, of each layer whose outputs are nowhere negative, as those of
-        ReLU: see :func:`inrfast.training.units.dead_units`. On all of the points, not only those of the kernel.
+        The share of units that are zero at every point, of each layer with outputs of 0 and none below, as ReLU has:
+        see :func:`inrfast.training.units.dead_units`. On all of the points, not only those of the kernel.
     weights_change
         ``|theta - theta_0| / |theta_0|`` over the differentiated parameters, theta_0 those of the first record; None
         where they have other shapes, or theta_0 is 0.
@@ -114,10 +116,12 @@ class Watch:
         self.history: list[WatchRecord] = []
         self._source = KernelSource(points, params, select, given)
         self._start: dict[str, Tensor] = {}
-        self._taken = 0.0
+        self._taken, self._beside = 0.0, 0.0  # seconds of records, and of the loop's own steps
         self._record(None)
-        self._began = self._last = time.perf_counter()
-        self._first = self._taken
+        self._last: float | None = time.perf_counter()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}  # of this process's clock
 
     def step(self, loss: float | Tensor | None = None) -> WatchRecord | None:
         """Count a step of the loop, and return a record if it is time for one, else None.
@@ -133,13 +137,14 @@ class Watch:
         ------
         UnsupportedModuleError, ValueError
             The network has become one that :func:`inrfast.ntk` refuses, or its parameters NaN.
+        TypeError
+            The loss of a step with a record is not one number.
         """
         self.steps += 1
-        self._last = time.perf_counter()
-        if not self._due():
-            return None
-        record = self._record(loss)
-        self._last = time.perf_counter()
+        now = time.perf_counter()
+        self._beside += 0.0 if self._last is None else now - self._last
+        record = self._record(loss) if self._due() else None
+        self._last = now if record is None else time.perf_counter()
         return record
 
     def _due(self) -> bool:
@@ -147,11 +152,6 @@ class Watch:
             return self.steps % self.every == 0
         assert self.cost is not None
         return self._taken + self.history[-1].seconds <= self.cost * self._beside
-
-    @property
-    def _beside(self) -> float:
-        """Seconds of the loop from the first record to the last step, without those of watching."""
-        return self._last - self._began - (self._taken - self._first)
 
     @property
     def seconds(self) -> float:
@@ -177,7 +177,7 @@ class Watch:
             torch.cuda.synchronize(device)  # what waits there is the loop's own time
         start = time.perf_counter()
         with own_modes(), torch.random.fork_rng(devices):
-            found = self._seen(None if loss is None else float(loss))
+            found = self._seen(None if loss is None else _number(loss))
         seconds = time.perf_counter() - start
         record = WatchRecord(**found, step=self.steps, seconds=seconds)
         self._taken += seconds
@@ -228,8 +228,8 @@ class Watch:
             "cost": self.cost,
             "steps": self.steps,
             "seconds": self.seconds,
-            "share": _plain(self.share),
-            "records": [_plain(asdict(record)) for record in self.history],
+            "share": plain(self.share),
+            "records": [record.to_dict() for record in self.history],
         }
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -245,7 +245,7 @@ class Watch:
 
 def watch(
     net: nn.Module,
-    coords: Tensor,
+    coords: ArrayLike,
     every: int | None = None,
     cost: float | None = None,
     points: int = 512,
@@ -260,10 +260,11 @@ def watch(
     The loop is left alone: records are made of a copy of the network in eval mode (batch norms with their running
     statistics, as they are), without the modes of the caller (autocast, ``no_grad``, inference mode). Gradients,
     buffers, modes, hooks and random generators stay as they are, so that training gives the same weights bit by bit.
+    (Forward hooks of your own are copied with the network and see the passes of the copy.)
 
     A record at n points with M outputs takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3``
-    for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as one or
-    two steps on 4,096 points on a CPU. The probes of :func:`inrfast.ntk` are made for the first record, and once more
+    for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as two
+    steps on 4,096 points on a CPU. The probes of :func:`inrfast.ntk` are made for the first record, and once more
     only if more than numbers changes. :attr:`Watch.share` says what watching takes.
 
     Parameters
@@ -337,17 +338,19 @@ def watch(
     return Watch(net, flat, chosen, every, share if every is None else None, rtols, head, params, select, given)
 
 
+def _number(loss: Any) -> float:
+    """Return a loss as a number, which may be NaN."""
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        loss = loss.detach()
+    try:
+        return float(loss)
+    except (TypeError, ValueError, RuntimeError):
+        shape = f" of shape {tuple(loss.shape)}" if hasattr(loss, "shape") else ""
+        raise TypeError(f"loss must be one number, got {type(loss).__name__}{shape}") from None
+
+
 def _norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(math.fsum(float(tensor.double().square().sum()) for tensor in tensors))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value with lists for tuples, and None for numbers that JSON has not."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _table(seen: Watch) -> str:
@@ -359,9 +362,12 @@ def _table(seen: Watch) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if len(records) < len(seen.history):
         lines.insert(2, f"... {len(seen.history) - len(records)} more")
-    shares = ", ".join(f"{name} {100 * share:.1f} %" for name, share in seen.history[-1].layer_shares.items())
+    shares = ", ".join(
+        f"{name or type(seen.net).__name__} {100 * share:.1f} %"
+        for name, share in seen.history[-1].layer_shares.items()
+    )
     of = f"{len(seen.points):,} of {len(seen.coords):,} points, {len(seen.history):,} records, {seen.seconds:.2f} s"
-    told = "" if math.isnan(seen.share) else f", {100 * seen.share:.2g} % of the time of {seen.steps:,} steps"
+    told = "" if math.isnan(seen.share) else f", {100 * seen.share:,.1f} % of the time of {seen.steps:,} steps"
     return "\n".join([f"tangent kernel: {of}{told}", *lines, f"shares of the trace: {shares}"])
 
 

@@ -36,9 +36,10 @@ def draw(seen: Watch, path: str | os.PathLike[str] | None) -> Figure:
     heads = range(min(DRAWN, *(len(record.eigenvalues) for record in records)))
     alive = {rf"$\lambda_{{{k + 1}}}$": [record.eigenvalues[k] for record in records] for k in heads}
     plots.over_steps(steps, alive, values, label="eigenvalue", title="Largest eigenvalues", log=True)
+    traces = _columns([record.layer_shares for record in records])
     plots.over_steps(
         steps,
-        _columns([record.layer_shares for record in records]),
+        {name or type(seen.net).__name__: column for name, column in traces.items()},
         shares,
         label="share of the trace",
         title="Shares of the layers",

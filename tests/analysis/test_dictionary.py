@@ -426,7 +426,7 @@ def test_bad_input_of_a_dictionary_is_named(arguments, error, match):
         (lambda D: D.kernel_norm(torch.stack([torch.ones(20), torch.zeros(20)])), ValueError, "signal 1 is"),
         (lambda D: D.energy(torch.full((20,), math.nan)), ValueError, "finite"),
         (lambda D: D.energy(torch.ones(20, dtype=torch.uint8)), TypeError, r"got torch.uint8; .* .float\(\) / 255"),
-        (lambda D: D.energy(np.ones(20)), TypeError, "torch.Tensor"),
+        (lambda D: D.energy([1.0] * 20), TypeError, "torch.Tensor"),
         (lambda D: D.energy(torch.ones(20, 7)), ValueError, r"give signals\.t\(\)"),
         (lambda D: D.energy(torch.ones(4, 5, 3)), ValueError, 'output="full"'),
         (lambda D: D.energy(torch.ones(2, 2, 4, 5)), ValueError, r"one of shape \(20,\) or \(4, 5\) or"),

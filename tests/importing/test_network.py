@@ -24,7 +24,7 @@ from others_modules import (
 from torch import nn
 
 import inrfast as inr
-from inrfast.importing import LAYOUTS
+from inrfast.importing import LAYOUTS, Layout, linear_layers
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3))
 """Coordinates, width, hidden layers, outputs."""
@@ -186,6 +186,61 @@ def test_every_file_and_wrapper_gives_the_same_network(wrap, kind, tmp_path):
     assert torch.equal(found(x), before)  # its numbers are its own
 
 
+def of_layout(name, sizes):
+    """A network of a layout, as a state, and what its files do not tell."""
+    d, width, layers, outputs = sizes
+    if name == "siren":
+        return siren(sizes).state_dict(), {"omega": 3.0}
+    if name == "siren_bvp":
+        return SingleBVPNet(outputs, d, width, layers - 1).state_dict(), {"activation": "sine", "omega": 3.0}
+    if name == "siren_pytorch":
+        return SirenNet(d, width, outputs, layers).state_dict(), {"omega": 3.0}
+    fourier = FourierFeatures(d, d + 1, width, layers, outputs).state_dict()
+    if name == "sequential":
+        return {key: values for key, values in fourier.items() if key != "B"}, {"activation": "tanh"}
+    return fourier, {"activation": "relu", "order": "sin_cos", "two_pi": True}
+
+
+@given(
+    st.sampled_from(["siren", "siren_bvp", "siren_pytorch", "sequential", "fourier"]),
+    SIZES,
+    st.integers(0, 99),
+    st.sampled_from(["lost", "longer", "turned", "nan", "renamed"]),
+)
+def test_a_state_with_any_one_tensor_wrong_is_refused(name, sizes, which, harm):
+    state, given_options = of_layout(name, (sizes[0] + 4 * (sizes[0] == sizes[1]), *sizes[1:]))
+    quiet(state, name, **given_options)
+    key = list(state)[which % len(state)]
+    wrong = dict(state)
+    values = wrong.pop(key)
+    if harm == "longer":
+        wrong[key] = torch.cat([values, values[:1]])
+    elif harm == "turned":
+        wrong[key] = values.T.contiguous() if values.ndim == 2 else values[None]
+    elif harm == "nan":
+        wrong[key] = values / 0
+    elif harm == "renamed":
+        wrong[f"{key}_"] = values
+    if harm == "turned" and (values.shape == wrong[key].shape or key == "B"):
+        return
+    with pytest.raises(ValueError, match="source"):
+        inr.import_network(wrong, name, **given_options)
+
+
+def test_a_layout_of_ones_own_is_found_by_its_keys(monkeypatch):
+    monkeypatch.setattr(LAYOUTS, "_items", dict(LAYOUTS))
+
+    def read(state, options):
+        return linear_layers(state, r"fc(\d+)\.(weight|bias)")
+
+    LAYOUTS.add("mine", Layout("mine", "keys fc0.weight", lambda keys: "fc0.weight" in keys, read, activation="tanh"))
+    found = quiet({f"fc{k // 2}.{leaf.rpartition('.')[2]}": v for k, (leaf, v) in enumerate(NUMBERED.items())})
+    x = points(2).float()
+    z = torch.tanh(x @ NUMBERED["0.weight"].T + NUMBERED["0.bias"])
+    z = torch.tanh(z @ NUMBERED["2.weight"].T + NUMBERED["2.bias"])
+    torch.testing.assert_close(found(x), z @ NUMBERED["4.weight"].T + NUMBERED["4.bias"])
+
+
 class Code:
     """What a pickle of somebody else may hold."""
 
@@ -222,6 +277,7 @@ NUMBERED = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(),
         (SirenWrapper(SirenNet(2, 5, 1, 2), 3).state_dict(), {}, "modulated by a latent code"),
         (NUMBERED | {"2.weight": torch.zeros(4)}, {}, "two axes.*norm"),
         (nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3), nn.Linear(3, 1)).state_dict(), {}, "one width"),
+        ({f"{key[0].replace('4', '3')}{key[1:]}": own for key, own in NUMBERED.items()}, {}, "0, 2, 3, not even"),
         ({"a": STATE, "b": STATE}, {}, "several states, 'a', 'b'"),
         ({"epoch": 3}, {}, "no tensors"),
         ({}, {}, "no layout has these keys: none"),

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
+from captured_layers import agrees
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_modules import jacobian_by_points
-from random_networks import exact_kernel, random_coords
 from torch import nn
 
-import inrfast as inr
 from inrfast.layers.conv import Conv, ConvPositions, patches
 from inrfast.testing import check_layer
 
@@ -105,18 +103,3 @@ def test_a_picture_without_a_batch_axis():
             return self.layers(coords.t()).t()
 
     agrees(Unbatched(1, 4, True), {"layers.2": "conv"}, {"layers.2": (5, 4)})
-
-
-def agrees(net, kinds, widths):
-    """Compare rows and kernels with automatic differentiation, and see how each layer is captured."""
-    coords = random_coords(12, 2, 0)
-    names = [name for name, p in net.named_parameters() if p.requires_grad]
-    truth = jacobian_by_points(net, coords, names)
-    J = inr.jacobian(net, coords, precision="highest")
-    captured = dict(zip([layer.name for layer in J.specs], J.capture.widths, strict=True))
-    assert {layer.name: layer.kind for layer in J.specs if layer.name in kinds} == kinds
-    assert {name: captured[name] for name in widths} == widths
-    torch.testing.assert_close(J.rows(), truth.flatten(0, 1), rtol=1e-10, atol=1e-12)
-    for output in ("trace", "full"):
-        K = inr.ntk(net, coords, output=output, precision="highest").to_dense()
-        torch.testing.assert_close(K, exact_kernel(truth, truth, output), rtol=1e-10, atol=1e-12)

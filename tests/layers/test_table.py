@@ -1,5 +1,6 @@
 """Tables that points read at a few places: sparse rows, against automatic differentiation."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +10,11 @@ from torch import nn
 
 import inrfast as inr
 from inrfast.encodings import HashGrid
+from inrfast.errors import UnsupportedModuleError
+from inrfast.layers.table import Table
 from inrfast.testing import check_layer
 
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 ALLOWED = {"highest": 1e-10, "high": 1e-6, "medium": 2e-4}
 
 
@@ -49,12 +53,34 @@ class Levels(inr.encodings.Encoding):
 class Words(nn.Module):
     """An embedding of the cell of a point."""
 
-    def __init__(self):
+    def __init__(self, **options):
         super().__init__()
-        self.words, self.head = nn.Embedding(5, 3), nn.Linear(3, 2)
+        self.words, self.head = nn.Embedding(5, 3, **options), nn.Linear(3, 2)
 
     def forward(self, x):
         return self.head(torch.tanh(self.words((2.4 * (x[:, 0].detach() + 1)).long())) * x[:, :1])
+
+
+class Reads(nn.Module):
+    """Embeddings that a point reads at several places, once or several times, or in bags, on any leading axes."""
+
+    def __init__(self, make, again, places, leading):
+        super().__init__()
+        self.words, self.again, self.places, self.leading = make(), again, places, leading
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        n, found = len(x), 0.0
+        for call in range(self.again):
+            place = 3.99 * torch.sigmoid(3 * x.detach() + call)
+            index = place.long().repeat(1, 2)[:, : self.places]
+            if isinstance(self.words, nn.EmbeddingBag):
+                found = found + self.words(index)
+            else:
+                index = index.reshape(*self.leading, n, self.places).squeeze(-1)
+                read = self.words(index).reshape(n, -1, 3)
+                found = found + (read * torch.linspace(1, 2, read.shape[1]).to(x).view(-1, 1) * x[:, :1, None]).sum(1)
+        return self.head(torch.sin(found) + 0.1 * x[:, :1])
 
 
 def check(net, coords, precision, output, budget=None):
@@ -105,10 +131,54 @@ def test_hash_grids(d, levels, entries, features, norm, budget, precision, outpu
 
 
 def test_embeddings_and_grids_inside_of_any_module():
-    check(Words(), random_coords(15, 2, 0), "highest", "trace")
+    words, coords = Words(), random_coords(15, 2, 0)
+    check(words, coords, "highest", "trace")
+    dense = inr.jacobian(words, coords).rows()
+    words.words.sparse = True  # its gradients are sparse tensors
+    torch.testing.assert_close(inr.jacobian(words, coords).rows(), dense, rtol=0, atol=0)
     grid = Levels().build(2, torch.Generator().manual_seed(0), "cpu", torch.float32)
     check(nn.Sequential(grid, nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)), random_coords(15, 2, 0), "high", "full")
     check_layer(grid, random_coords(9, 2, 1))
+
+
+@settings(max_examples=6)
+@given(
+    st.sampled_from(["plain", "sum", "mean"]),
+    st.sampled_from([None, 0, 2]),
+    st.integers(1, 2),
+    st.integers(1, 4),
+    st.sampled_from([(), (1,), (1, 1)]),
+    st.sampled_from(sorted(ALLOWED)),
+    st.sampled_from(["trace", "full", 1]),
+)
+def test_embeddings_read_at_several_places(kind, padding, again, places, leading, precision, output):
+    def make():
+        if kind == "plain":
+            return nn.Embedding(4, 3, padding_idx=padding)
+        return nn.EmbeddingBag(4, 3, mode=kind, padding_idx=padding)
+
+    net = Reads(make, again, places, leading)
+    with torch.no_grad():
+        net.words.weight.normal_()
+    check(net, random_coords(9, 2, places), precision, output)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 2)])
+@pytest.mark.parametrize("padding", [None, 1])
+def test_an_embedding_keeps_the_contract_of_layers(shape, padding):
+    index = torch.arange(torch.Size(shape).numel()).mul_(7).remainder_(5).view(shape)
+    check_layer(nn.Embedding(5, 2, padding_idx=padding), index, Table)
+    if len(shape) == 2:
+        for mode in ("sum", "mean"):
+            check_layer(nn.EmbeddingBag(5, 2, mode=mode, padding_idx=padding), index, Table)
+
+
+def test_what_is_no_derivative_is_refused_and_maxima_are_left_to_automatic_differentiation():
+    with pytest.raises(UnsupportedModuleError, match="'words' divides its gradient by how often"):
+        inr.ntk(Words(scale_grad_by_freq=True), random_coords(9, 2, 0))
+    largest = nn.EmbeddingBag(5, 2, mode="max")
+    assert not Table.takes(largest, ["weight"])
+    check_layer(largest, torch.tensor([[0, 1], [2, 2], [3, 0], [1, 4]]))
 
 
 def test_rounding_is_known_where_points_lie_between_the_cells_of_a_table():

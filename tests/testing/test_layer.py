@@ -120,6 +120,15 @@ class Narrow(Linear):
         return super().factors(features.float(), sensitivities)
 
 
+class WrongSum(Affine):
+    def added(self, calls):
+        return calls[0]
+
+
+class NoSum(Linear):
+    adds = True
+
+
 class Broken(Linear):
     def factors(self, features, sensitivities):
         raise RuntimeError("no such thing")
@@ -139,6 +148,8 @@ FAULTS = {
     "takes": (Takes, nn.Linear(4, 3), "some of the names"),
     "points": (Looks, nn.Linear(4, 3), "checked.weight"),
     "dtype": (Narrow, nn.Linear(4, 3), "fp64"),
+    "calls": (WrongSum, nn.LayerNorm(4), "rows of checked.*, its module called twice"),
+    "two factors of calls": (NoSum, nn.Linear(4, 3), "rows of checked.*, its module called twice"),
     "raises": (Broken, nn.Linear(4, 3), "RuntimeError: no such thing"),
     "nothing": (Linear, nn.PReLU(4), "finds nothing"),
     "coupling": (None, Centred(4, 3), "couples points"),
@@ -159,6 +170,8 @@ def test_planted_faults_are_named(name):
         (nn.ReLU(), INPUTS, None, ValueError),
         (nn.Linear(4, 3), INPUTS[:3], None, ValueError),
         (nn.Linear(4, 3), INPUTS, Linear.kind, TypeError),
+        (nn.Embedding(4, 3), torch.arange(3), None, ValueError),
+        (nn.Embedding(4, 3), torch.ones(5, dtype=torch.bool), None, ValueError),
     ],
 )
 def test_bad_arguments(module, inputs, handler, error):

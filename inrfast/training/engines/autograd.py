@@ -15,6 +15,7 @@ from inrfast.memory import cached_rows, chunks, require
 from inrfast.modes import modes_kept
 from inrfast.pointwise import dependence, stirred_
 from inrfast.snapshot import snapshot, twin
+from inrfast.tangent.side_effects import changed, numbers_of
 from inrfast.training.engines.layerwise import NARROW, SMALL
 from inrfast.training.engines.peaks import held, holdable, peak_of
 from inrfast.training.engines.task import Task, has_hooks
@@ -130,16 +131,22 @@ class AutogradGradient:
 def coupling(net: nn.Module, coords: Tensor, training: bool = True) -> str | None:
     """Return what a prediction depends on beside its own point: in train mode, and as in eval mode, or in that.
 
-    Copies are probed, so that buffers and whatever else the network keeps stay as they were, and random generators too;
-    one of them with other parameters, since the fit changes them.
+    Or what a pass in train mode changes, a count of passes for instance: more of them than one a step would be another
+    training. Copies are probed, so that buffers and whatever else the network keeps stay as they were, and random
+    generators too; one of them with other parameters, since the fit changes them.
     """
     devices = [coords.device] if coords.device.type == "cuda" else []
     few = coords[:PROBE_ROWS]
     try:
         with torch.random.fork_rng(devices):
             copied = snapshot(net).train(training)
+            before = numbers_of(copied)
             found = dependence(copied, coords, exact=True, number=len(coords))
-            found = found or dependence(stirred_(snapshot(net)).train(training), coords, exact=True)
+            moved = changed(copied, before, parameters=False) or changed(copied, before, parameters=True)
+            if found is None and training and moved is not None:
+                return f"each of its passes in train mode changes {moved!r}"
+            other = stirred_(snapshot(net)).train(training)
+            found = found or dependence(other, coords, exact=True, number=len(coords))
             if found is not None or not training or torch.equal(copied(few), copied.eval()(few)):
                 return found
             return "its predictions in train mode are not those in eval mode"

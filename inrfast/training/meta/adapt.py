@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_choice, check_int, warn
 from inrfast.metrics import data_range_of
 from inrfast.modes import in_training_modes
+from inrfast.records import Record
 from inrfast.snapshot import snapshot
 from inrfast.training.data import Data, check_spread
 from inrfast.training.fit import fit_many
@@ -18,7 +21,7 @@ from inrfast.training.optimizers import OPTIMIZERS
 
 
 @dataclass(frozen=True)
-class AdaptResult:
+class AdaptResult(Record):
     """What a few steps from one start have come to.
 
     Attributes
@@ -35,6 +38,8 @@ class AdaptResult:
         For which the PSNRs are stated.
     """
 
+    left_out = ("nets",)
+
     psnrs: Tensor
     losses: Tensor
     nets: list[nn.Module]
@@ -44,14 +49,14 @@ class AdaptResult:
 @in_training_modes
 def adapt(
     net: nn.Module,
-    coords: Tensor,
-    signals: Tensor,
+    coords: ArrayLike,
+    signals: ArrayLike | Sequence[ArrayLike],
     steps: int = 3,
     lr: float = 1e-2,
     optimizer: str = "sgd",
     *,
-    eval_coords: Tensor | None = None,
-    eval_signals: Tensor | None = None,
+    eval_coords: ArrayLike | None = None,
+    eval_signals: ArrayLike | Sequence[ArrayLike] | None = None,
     data_range: float | None = None,
     memory_budget: int | None = None,
 ) -> AdaptResult:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_choice, check_float, check_int, check_seed
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_training_modes, modes_kept
 from inrfast.ops import gemm
+from inrfast.records import Record
 from inrfast.training.data import Data
 from inrfast.training.meta.checkpoint import MetaCheckpoint
 from inrfast.training.meta.first_order import FirstOrder
@@ -29,7 +32,7 @@ METHODS = ("maml", "fomaml", "reptile")
 
 
 @dataclass(frozen=True)
-class MetaResult:
+class MetaResult(Record):
     """What :func:`inrfast.meta_learn` did; the network itself holds the start.
 
     Attributes
@@ -58,8 +61,8 @@ class MetaResult:
 @in_training_modes
 def meta_learn(
     net: nn.Module,
-    coords: Tensor,
-    signals: Tensor,
+    coords: ArrayLike,
+    signals: ArrayLike | Sequence[ArrayLike],
     method: str = "maml",
     inner_steps: int = 2,
     inner_lr: float = 1e-2,

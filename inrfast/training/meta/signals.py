@@ -41,13 +41,14 @@ def check_signals(
         Bad shapes, dtypes, devices, or a spread that is hardly meant; NaN or Inf.
     """
     dtype, device = check_net(net)
-    values = _one_tensor(names[1], signals)
+    values = _one_tensor(names[1], signals, device)
     if values.ndim < 2:
         raise ValueError(
             f"{names[1]} must have shape (B, N, M) or (B, *grid, M) for B signals, got {tuple(values.shape)}; one "
             "signal alone takes a first axis (signal.unsqueeze(0))"
         )
-    shared = not (isinstance(coords, Tensor) and coords.ndim == 3)
+    coords = check_tensor(names[0], coords, finite=False, device=device)
+    shared = coords.ndim != 3
     points = check_coords(names[0], coords if shared else coords[0], declared_sizes(net)[0], device)
     if not shared:
         _check_own(names, coords, values, dtype, device)
@@ -94,16 +95,16 @@ def check_plain(net: nn.Module, coords: Tensor, argument: str = "net") -> None:
         raise ValueError(f"{argument} {fault}, as batch norm and dropout do; meta-learning takes networks without them")
 
 
-def _one_tensor(argument: str, signals: Any) -> Tensor:
+def _one_tensor(argument: str, signals: Any, device: torch.device) -> Tensor:
     """Return signals as one tensor, from a tensor or from a sequence of them."""
     if isinstance(signals, Sequence) and not isinstance(signals, str):
-        some = [check_tensor(f"{argument}[{i}]", own, finite=False) for i, own in enumerate(signals)]
+        some = [check_tensor(f"{argument}[{i}]", own, finite=False, device=device) for i, own in enumerate(signals)]
         kinds = {(tuple(own.shape), own.dtype, own.device) for own in some}
         if len(kinds) != 1:
             got = ", ".join(sorted(str(tuple(own.shape)) for own in some)[:4]) or "none"
             raise ValueError(f"{argument} must be at least one tensor, all of one shape, dtype and device, got {got}")
         return torch.stack([own.detach() for own in some])
-    return check_tensor(argument, signals, finite=False).detach()
+    return check_tensor(argument, signals, finite=False, device=device).detach()
 
 
 def _check_own(

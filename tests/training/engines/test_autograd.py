@@ -30,6 +30,29 @@ class Centred(nn.Module):
         return self.layer(coords - coords.mean(0))
 
 
+class CentredFromForty(nn.Module):
+    """A network that couples its points in long batches, as soon as a parameter of zero is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(2, 1), nn.Parameter(torch.zeros(()))
+
+    def forward(self, coords: Tensor) -> Tensor:
+        return self.layer(coords - self.gate * coords.mean(0) if len(coords) > 40 else coords + 0 * self.gate)
+
+
+class Counting(nn.Linear):
+    """A network that counts its passes, for another behaviour after a thousand of them."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 1)
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, coords: Tensor) -> Tensor:
+        self.passes += self.training
+        return super().forward(coords) * (1 if int(self.passes) < 1000 else 2)
+
+
 class FullGridOnly(nn.Sequential):
     """A network that refuses any other number of points."""
 
@@ -63,6 +86,8 @@ class Doubled(inr.INR):
         (nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)), WholeGradient),
         (nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1)), WholeGradient),
         (Centred(), WholeGradient),
+        (CentredFromForty(), WholeGradient),
+        (Counting(), WholeGradient),
         (FullGridOnly(nn.Linear(2, 1)), WholeGradient),
         (hooked(), WholeGradient),
     ],

@@ -1,0 +1,131 @@
+"""Watching: every torch function that takes one of some parameters, a view of one, or what was made of them alone."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from inrfast.layers.bare_rows import put_in
+from inrfast.layers.calls import EXPANDS, REPEATS, Call, Put, tensors_in
+
+OF_THE_FIRST = frozenset({Tensor.to, Tensor.type_as, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as})
+"""Functions that take only shape, dtype or device of the tensors behind their first one."""
+
+
+class Watching(TorchFunctionMode):
+    """Shows the calls that take watched parameters, in a block; the calls that ``make`` makes are what is run.
+
+    Parameters
+    ----------
+    root
+        The module that the parameters' names begin at.
+    names
+        The parameters to watch.
+    points
+        Number of points that it runs on.
+    make
+        ``make(call, idle)`` makes a call and returns its result; ``idle(result)`` tells whether the call only gave a
+        view of the parameter, no tensor, or a tensor of parameters alone, whose calls are shown in their turn.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        names: Sequence[str],
+        points: int,
+        make: Callable[[Call, Callable[[Any], bool]], Any],
+    ) -> None:
+        super().__init__()
+        self.parameters: Mapping[str, Tensor] = {name: root.get_parameter(name) for name in names}
+        self.points, self.make = points, make
+        self._owners: dict[int, tuple[str, ...]] = {
+            _address(parameter): (name,) for name, parameter in self.parameters.items()
+        }
+        self._fixed = {_address(tensor) for tensor in (*root.parameters(), *root.buffers())}
+        self._alive: list[Tensor] = []  # so that no other tensor comes to lie at their address
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function, by ``make`` if it takes a watched parameter and may be differentiated."""
+        kwargs = kwargs or {}
+        given = [*tensors_in(args), *tensors_in(kwargs)] if torch.is_grad_enabled() else []
+        views: dict[str, dict[int, Tensor]] = {}
+        for tensor in given:
+            for name in self._owners.get(_address(tensor), ()) if tensor.requires_grad else ():
+                views.setdefault(name, {})[id(tensor)] = tensor
+        if not views:
+            return function(*args, **kwargs)
+        if function in OF_THE_FIRST and not any(id(args[0]) in found for found in views.values()):
+            return function(*args, **kwargs)
+        own = {name: tuple(found.values()) for name, found in views.items()}
+        call = Call(function, args, kwargs, self.points, own, self.parameters, repeated=_in_checkpoint())
+        alone = all(self._is_watched(tensor) or _address(tensor) in self._fixed for tensor in given)
+        if alone and function not in EXPANDS | REPEATS:
+            result = call()
+            self._watch(result, call)
+            return result
+        return self.make(call, lambda result: self._idle(call, result, alone))
+
+    def _is_watched(self, tensor: Tensor) -> bool:
+        return tensor.requires_grad and _address(tensor) in self._owners
+
+    def _watch(self, result: Any, call: Call) -> None:
+        """Watch what was made of parameters alone in their place."""
+        for tensor in tensors_in(result):
+            if tensor.requires_grad and _address(tensor) not in self._owners:
+                self._owners[_address(tensor)] = tuple(call.views)
+                self._alive.append(tensor)
+
+    def _idle(self, call: Call, result: Any, alone: bool) -> bool:
+        if result is None:
+            return call.name == "__get__"
+        if alone:
+            self._watch(result, call)
+        return all(_address(tensor) in self._owners or not tensor.requires_grad for tensor in tensors_in(result))
+
+
+def _in_checkpoint() -> bool:
+    """Return whether activation checkpointing called what runs now."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where a tensor's memory begins; -1 for one without memory of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return -1
+
+
+def uses_of(
+    root: nn.Module, names: Sequence[str], run: Callable[[Tensor], Tensor], coords: Tensor
+) -> dict[str, list[Call]]:
+    """Return the calls that take parameters while ``run`` runs the module at points (n, d), by the parameter's name."""
+    found: dict[str, list[Call]] = {name: [] for name in names}
+
+    def make(call: Call, idle: Callable[[Any], bool]) -> Any:
+        for name in call.views if call.function in EXPANDS | REPEATS else ():
+            if isinstance(put := put_in(call, name), Put):  # its copies are no longer the parameter
+                for one in call.views:
+                    found[one].append(call)
+                return put.call()
+        result = call()
+        seen = replace(call, idle=idle(result))
+        for name in call.views:
+            found[name].append(seen)
+        return result
+
+    with Watching(root, names, len(coords), make), torch.enable_grad():
+        run(coords)
+    return found

@@ -1,0 +1,153 @@
+"""Every result of the library becomes plain values that JSON takes, and holds the numbers of its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import inrfast as inr
+from inrfast import public
+from inrfast.records import Record, plain
+from inrfast.training.callbacks import TrackNTK
+
+POINTS = inr.grid((5, 6), dtype=torch.float64)
+WAVE = torch.sin(20 * inr.grid(256))
+SINE = {"activation": "sine", "init": "siren", "omega": 5.0}
+MAPPING = inr.RandomFourier(frequencies=[[1.0]])
+SINES = inr.INR(1, 1, width=4, hidden_layers=1, activation="sine", omega=1.0, encoding=MAPPING, dtype=torch.float64)
+
+
+def network(seed: int = 0) -> inr.INR:
+    return inr.INR(2, 1, width=8, hidden_layers=2, activation="sine", init="siren", dtype=torch.float64, seed=seed)
+
+
+def kernel() -> inr.NTK:
+    return inr.ntk(network(), POINTS)
+
+
+def fit(lr: float = 1e-3) -> list[inr.FitResult]:
+    targets = [POINTS[:, :1] * 0, POINTS[:, :1] / 2]
+    return inr.fit_many([network(), network(1)], POINTS, targets, steps=4, lr=[lr, 1e-3], progress=False)
+
+
+def tracked() -> Any:
+    track = TrackNTK(points=8)
+    inr.fit(network(), POINTS, POINTS[:, :1], steps=2, callbacks=[track], progress=False)
+    return track.history
+
+
+def choice() -> inr.Choice:
+    return inr.choose(WAVE, candidates=[SINE], points=64, width=8, hidden_layers=1, progress=False)
+
+
+def watched() -> inr.Watch:
+    net = network()
+    seen = inr.watch(net, POINTS, every=1)
+    for loss in (1.0, math.nan):
+        seen.step(loss)
+    return seen
+
+
+RESULTS = {
+    "Watch": watched,
+    "WatchRecord": lambda: watched().history,
+    "Applied": lambda: inr.init.apply_(network(), "siren", coords=POINTS),
+    "RankInterval": lambda: inr.numerical_rank(POINTS, 1e-3),
+    "Spectrum": lambda: kernel().spectrum(eigenvectors=True),
+    "a spectrum of counts": lambda: kernel().spectrum(method="inertia", levels=[1.0]),
+    "a spectrum of estimates": lambda: kernel().spectrum(method="quadrature"),
+    "Factorization": lambda: kernel().factor(-1.0),
+    "FitResult": fit,
+    "a fit that diverges": lambda: fit(1e300),
+    "MetaResult": lambda: inr.meta_learn(network(), POINTS, POINTS.t().reshape(2, 30, 1), steps=2, batch=1),
+    "AdaptResult": lambda: inr.adapt(network(), POINTS, POINTS.t().reshape(2, 30, 1)),
+    "Energy": lambda: inr.dictionary(network(), POINTS).energy(POINTS[:, 0]),
+    "KernelNorm": lambda: inr.dictionary(network(), POINTS).kernel_norm(POINTS[:, 0]),
+    "Dictionary": lambda: inr.dictionary(network(), POINTS),
+    "Aliasing": lambda: inr.aliasing(SINES, 8, 16),
+    "Cost": lambda: kernel().cost(),
+    "TrackedKernel": tracked,
+    "DiagnosisReport": lambda: inr.diagnose(network(), POINTS, progress=False),
+    "Representation": lambda: inr.representation(network(), POINTS, "input", progress=False),
+    "Choice": choice,
+    "Candidate": lambda: choice().best,
+    "BesselSeries": lambda: inr.bessel_series(SINES),
+    "InputMapping": lambda: inr.harmonics.input_mapping(network_of_frequencies()),
+}
+
+
+def network_of_frequencies() -> inr.INR:
+    return inr.INR(1, 1, width=8, encoding=inr.RandomFourier(frequencies=[[1.0], [2.0]]))
+
+
+def same(held: Any, value: Any) -> bool:
+    """Return whether a plain value says what a field holds."""
+    if isinstance(value, Tensor | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        return isinstance(held, list) and len(held) == len(value) and all(map(same, held, value))
+    if isinstance(value, Mapping):
+        return list(held) == [str(key) for key in value] and all(map(same, held.values(), value.values()))
+    if isinstance(value, float) and not math.isfinite(value):
+        return held is None
+    if isinstance(value, complex):
+        return complex(*held) == value
+    if isinstance(value, bool | int | float | str | None):
+        return held == value
+    return (dataclasses.is_dataclass(value) and not hasattr(value, "line") and holds(held, value)) or bool(held)
+
+
+def holds(held: Mapping[str, Any], result: Any) -> bool:
+    left = getattr(result, "left_out", ())
+    named = {own.name for own in dataclasses.fields(result)}
+    return named - set(left) == named & set(held) and all(
+        same(held[name], getattr(result, name)) for name in named - set(left)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", RESULTS)
+def test_json_takes_every_result(name):
+    found = RESULTS[name]()
+    for result in found if isinstance(found, list) else [found]:
+        held = result.to_dict()
+        assert json.loads(json.dumps(held, allow_nan=False)) == held
+        if dataclasses.is_dataclass(result):
+            assert isinstance(result, Record) and holds(held, result)
+            assert all(hasattr(result, left) for left in result.left_out)
+
+
+def test_no_public_result_is_forgotten():
+    """Dataclasses are results; other classes are networks, their parts, and operators."""
+    named = {name: getattr(public, name) for name in public.__all__}
+    results = {name for name, own in named.items() if inspect.isclass(own) and dataclasses.is_dataclass(own)}
+    results |= {name for name, own in named.items() if inspect.isclass(own) and hasattr(own, "to_dict")}
+    assert results <= set(RESULTS), "add one to RESULTS"
+    assert all(hasattr(named[name], "to_dict") for name in results)
+
+
+def test_plain_values():
+    @dataclasses.dataclass
+    class Inner:
+        number: complex
+
+    given = {
+        1: (math.nan, math.inf, -math.inf, np.float32(0.5), np.longdouble(1), np.int8(3), True, None),
+        "words": [torch.float32, torch.device("cpu"), Path("a/b"), ValueError("bad"), math.sin, torch.nn.ReLU(), Inner],
+        "parts": {"set": {1}, "inner": Inner(1 + 2j), "array": np.ones((1, 2)), "grad": torch.ones(2).requires_grad_()},
+    }
+    assert plain(given) == {
+        "1": [None, None, None, 0.5, 1.0, 3, True, None],
+        "words": ["float32", "cpu", "a/b", "bad", "sin", "ReLU", "test_plain_values.<locals>.Inner"],
+        "parts": {"set": [1], "inner": {"number": [1.0, 2.0]}, "array": [[1.0, 1.0]], "grad": [1.0, 1.0]},
+    }
