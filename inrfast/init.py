@@ -25,7 +25,7 @@ from inrfast.initialisers import (
     split_rule,
     xavier_,
 )
-from inrfast.linear_calls import Calls, LinearCall, Rescaled, linear_calls
+from inrfast.linear_calls import POINTS, Calls, LinearCall, Rescaled, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
@@ -59,6 +59,9 @@ DEAD_BEHIND = ("relu", "clamp", "clamp_min")
 """Functions behind which a unit that is never positive is dead."""
 
 BOX = (-1.0, 1.0)
+
+MOST_POINTS = 2**18
+"""Coordinates of a module that takes no other number of them than its own."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,11 @@ def apply_(
 ) -> Applied:
     """Initialise the linear layers of any module in place and return what was changed.
 
-    A copy of the module is run once, in eval mode, at 64 points of the box, to see its layers: the products of a
-    parameter with what the layer gets (``nn.Linear``, ``F.linear``, ``x @ W.T + b``), in the order of their calls. The
-    inlets are those that get the coordinates themselves, or each of them rescaled. Everything is checked, and all
-    numbers are made, before the first one is written.
+    A copy of the module is run once, in eval mode, at 64 points of the box (or as many as ``coords`` has, if it takes
+    no other number), to see its layers: the products of a parameter with what the layer gets (``nn.Linear``,
+    ``F.linear``, ``x @ W.T + b``), in the order of their calls. The inlets are those that get the coordinates
+    themselves, or each of them rescaled. Everything is checked, and all numbers are made, before the first one is
+    written.
 
     Parameters
     ----------
@@ -183,8 +187,8 @@ def apply_(
     seed = check_seed("seed", seed)
     points = None if coords is None else check_tensor("coords", coords)
     first, hidden = _both(rule)
-    box, axes, said = _box(module, points, bounds, first)
-    calls = linear_calls(module, box, axes, seed)
+    box, said = _box(module, points, bounds, first)
+    calls = linear_calls(module, box, _shapes(points), seed)
     inlets = {call.name: how for call in calls.layers if (how := calls.rescaled(call)) is not None}
     firsts = set(inlets) or {call.name for call in calls.layers[:1]}
     if first is not None and first[0] == "rank_expanding":
@@ -248,8 +252,8 @@ def _both(rule: Any) -> tuple[Rule | None, Rule | None]:
 
 def _box(
     module: nn.Module, coords: Tensor | None, bounds: Any, first: Rule | None
-) -> tuple[list[tuple[float, float]], int, bool]:
-    """Return the box of the coordinates, the axes of what the module takes, and whether the box was given."""
+) -> tuple[list[tuple[float, float]], bool]:
+    """Return the box of the coordinates, and whether it was given."""
     own = first[1].pop("bounds", None) if first is not None and first[0] == "rank_expanding" else None
     if sum(given is not None for given in (coords, bounds, own)) > 1:
         raise ValueError("give one of coords=, bounds= and the rule's own bounds: they are the same box")
@@ -264,13 +268,21 @@ def _box(
             raise ValueError(
                 f"coords must fill a box, and column {flat} is {box[flat][0]:g} at all points; give bounds= instead"
             )
-        return box, coords.ndim, True
+        return box, True
     pair = BOX if bounds is None else bounds
     try:
         several = isinstance(pair[0], Sequence)
     except (TypeError, IndexError, KeyError):
         several = False
-    return check_bounds(pair, len(pair) if several else _coordinates(module)), 2, bounds is not None
+    return check_bounds(pair, len(pair) if several else _coordinates(module)), bounds is not None
+
+
+def _shapes(coords: Tensor | None) -> list[tuple[int, ...]]:
+    """Return the shapes of points, without their last axis, in which a module is asked: of a few, then as many."""
+    if coords is None:
+        return [(POINTS,)]
+    own = tuple(coords.shape[:-1])
+    return [(*[1] * (len(own) - 1), POINTS), *([own] if math.prod(own) <= MOST_POINTS else [])]
 
 
 def _coordinates(module: nn.Module) -> int:

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from inrfast.errors import check_int
 from inrfast.snapshot import own_dtype, snapshot
 
 POINTS = 64
-"""Points at which a module is looked at."""
+"""Points at which a module is looked at, unless it takes no such number."""
 
 ROUNDING = 256
 """Allowed distance of a layer's input from a rescaled coordinate, in roundoffs of its size."""
@@ -258,7 +257,9 @@ def rescaled(given: Tensor, points: Tensor) -> Rescaled | None:
     return Rescaled(tuple(columns), tuple(factors), tuple(shifts)) if sorted(columns) == list(range(d)) else None
 
 
-def linear_calls(module: nn.Module, bounds: Sequence[tuple[float, float]], axes: int = 2, seed: int = 0) -> Calls:
+def linear_calls(
+    module: nn.Module, bounds: Sequence[tuple[float, float]], shapes: Sequence[tuple[int, ...]], seed: int = 0
+) -> Calls:
     """Run a copy of a module, in eval mode, at random points of a box and return its linear layers.
 
     Parameters
@@ -267,8 +268,8 @@ def linear_calls(module: nn.Module, bounds: Sequence[tuple[float, float]], axes:
         Any module that takes coordinates; neither it nor the global generator is changed.
     bounds
         The box, one pair (low, high) per coordinate; a side of length zero is widened a little.
-    axes
-        Axes of what the module is given: 2 for (n, d), 3 for (1, n, d).
+    shapes
+        Of the points, without their last axis; the first one that the module takes: ``[(64,)]``.
     seed
         Of the points.
 
@@ -279,26 +280,29 @@ def linear_calls(module: nn.Module, bounds: Sequence[tuple[float, float]], axes:
     ValueError
         It does not take such coordinates.
     """
-    check_int("axes", axes, minimum=2)
     copied = snapshot(module).eval()
     parameter = next((own for own in copied.parameters() if own.is_floating_point()), torch.empty(0))
     for own in copied.parameters():
         own.requires_grad_(own.is_floating_point() or own.is_complex())
     low, high = torch.tensor(bounds, dtype=torch.float64, device="cpu").T
     high = torch.where(high > low, high, low + WIDENED * low.abs().clamp_min(1))
-    generator = torch.Generator().manual_seed(seed)
-    draws = torch.rand(POINTS, len(bounds), generator=generator, dtype=torch.float64, device="cpu")
-    points = (low + (high - low) * draws).to(own_dtype(copied))
-    given = points.reshape(*[1] * (axes - 2), POINTS, len(bounds)).to(parameter.device)
-    seen = _Seen(copied)
-    devices = [parameter.device] if parameter.is_cuda else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad(), seen:
-        try:
-            copied(given.clone())
-        except Exception as error:
-            raise ValueError(
-                f"module must take coordinates {tuple(given.shape)} of {points.dtype}, as module(coords): "
-                f"{type(error).__name__}: {error}. Give coords= of the shape that it takes, or wrap it in a module "
-                "that does"
-            ) from error
-    return Calls(seen.layers(), points.double(), seen.computed, frozenset(map(id, copied.parameters())))
+    refusal: Exception | None = None
+    for shape in shapes:
+        generator = torch.Generator().manual_seed(seed)
+        draws = torch.rand(*shape, len(bounds), generator=generator, dtype=torch.float64, device="cpu")
+        points = (low + (high - low) * draws).to(own_dtype(copied))
+        seen = _Seen(copied)
+        devices = [parameter.device] if parameter.is_cuda else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), seen:
+            try:
+                copied(points.to(parameter.device, copy=True))
+            except Exception as error:
+                refusal = refusal or error
+                continue
+        parameters = frozenset(map(id, copied.parameters()))
+        return Calls(seen.layers(), points.reshape(-1, len(bounds)).double(), seen.computed, parameters)
+    sizes = " or ".join(str((*shape, len(bounds))) for shape in shapes)
+    raise ValueError(
+        f"module must take coordinates {sizes} of {own_dtype(copied)}, as module(coords): {type(refusal).__name__}: "
+        f"{refusal}. Give coords= of the shape that it takes, or wrap it in a module that does"
+    ) from refusal

@@ -24,6 +24,7 @@ from inrfast.norms import NORMS, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 from inrfast.ops.grid_init import rank_expanding
+from inrfast.wrapped import unwrapped
 
 NORM_POSITIONS = ("post", "pre")
 """Where a hidden layer's norm stands, after or before its activation; first the default."""
@@ -467,6 +468,7 @@ def warn_of_other_box(net: nn.Module, coords: Tensor) -> None:
     coords
         All points (N, d).
     """
+    net = unwrapped(net)
     options = expands_rank(net.init) if isinstance(net, INR) and net not in _warned else None
     if options is None:
         return

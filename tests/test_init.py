@@ -143,6 +143,23 @@ def test_hinges_lie_in_the_box_that_the_layer_gets(width, batched):
     assert applied.bounds == ((0, 40), (0, 100))
 
 
+def test_a_module_that_takes_only_its_own_number_of_points_is_asked_in_their_shape():
+    class Image(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = field(8)
+
+        def forward(self, coords):
+            return self.net(coords).reshape(coords.shape[0], 5, 6)
+
+    coords = inr.grid((5, 6))
+    net = Image()
+    applied = inr.init.apply_(net, "rank_expanding", coords=coords[None])
+    assert applied.inlets == ("net.0",) and torch.equal(net.net[0].weight, inr.rank_expanding(8, 2)[0])
+    with pytest.raises(ValueError, match=r"must take coordinates \(64, 2\)"):
+        inr.init.apply_(net, "rank_expanding")
+
+
 def test_bare_products_are_layers_whichever_way_their_weight_is_kept():
     class Bare(nn.Module):
         def __init__(self):

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -120,6 +121,7 @@ def test_dead_units_are_those_that_no_point_wakes(d, points, shift, bias, seed):
 
 DOORS = {
     "fit": lambda net, coords: inr.fit(net, coords, coords[:, :1] / 9, steps=1, data_range=1),
+    "fit parallel": lambda net, coords: inr.fit(nn.DataParallel(net), coords, coords[:, :1], steps=1, data_range=1),
     "diagnose": lambda net, coords: inr.diagnose(net, coords, ntk_points=0, jacobian_pixels=0),
     "ntk": lambda net, coords: inr.ntk(net, coords),
     "jacobian": lambda net, coords: inr.jacobian(net, coords),
@@ -131,7 +133,8 @@ DOORS = {
 @pytest.mark.parametrize("bounds", [(0, 1), (0, 255), [(-1, 1), (5, 9)], (-9, 9), [(-1, 1), (-2, 1)]], ids=str)
 def test_hinges_among_other_coordinates_are_warned_of_once_and_bounds_repair_them(bounds, door):
     coords = inr.grid((12, 12), bounds=bounds)
-    net = inr.INR(2, 1, width=64, init="rank_expanding")
+    make = partial(inr.INR, 2, 1, width=64, hidden_layers=1)
+    net = make(init="rank_expanding")
     dead = int((net.layers[0](coords) <= 0).all(0).sum())
     told = f"{dead} of the 64 units .* dead" if dead >= 4 else "none in most of that box"
     with pytest.warns(UserWarning, match=rf"{told}.*'bounds': .*init\.apply_\(net") as caught:
@@ -144,11 +147,11 @@ def test_hinges_among_other_coordinates_are_warned_of_once_and_bounds_repair_the
         warnings.simplefilter("error")
         rule = {"name": "rank_expanding", "bounds": bounds}
         for init in (rule, {"first": rule}):
-            DOORS[door](inr.INR(2, 1, width=64, init=init), coords)
-        cured = inr.INR(2, 1, width=64, init="rank_expanding")
+            DOORS[door](make(init=init), coords)
+        cured = make(init="rank_expanding")
         inr.init.apply_(cured, "rank_expanding", coords=coords)
         DOORS[door](cured, coords)
-        DOORS[door](inr.INR(2, 1, width=64, init="siren", activation="sine"), coords)
+        DOORS[door](make(init="siren", activation="sine"), coords)
 
 
 def test_trained_networks_and_grids_of_the_same_box_are_not_warned_of():

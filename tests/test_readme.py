@@ -1,4 +1,4 @@
-"""The README's code runs as it stands; its commands exist and take their arguments."""
+"""The code of README and pages runs as it stands; its commands exist and take their arguments."""
 
 import re
 import runpy
@@ -15,7 +15,8 @@ from inrfast.cli.options import parsed
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BLOCKS = PYTHON.findall(README)
+PAGES = {page: (ROOT / page).read_text() for page in ("README.md", "docs/any-network.md")}
+BLOCKS = {f"{page} {number}": code for page, text in PAGES.items() for number, code in enumerate(PYTHON.findall(text))}
 RECIPES = {
     block.partition("\n")[0].strip("# ") + f" {number}": code
     for block in (ROOT / "docs" / "architecture.md").read_text().split("\n### ")[1:]
@@ -30,9 +31,10 @@ COMMANDS = [
 TARGETS = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_the_readme_s_python_runs(number, capsys):
-    exec(compile(BLOCKS[number], f"README.md, block {number}", "exec"), {})
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_python_of_a_page_runs(block, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(BLOCKS[block], block, "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
@@ -67,7 +69,7 @@ def test_the_readme_s_commands_exist_and_take_their_arguments(command):
         assert command in ("pip install .", "python -m inrfast.info")
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/any-network.md"])
 def test_every_file_a_page_points_to_exists(page):
     links = re.findall(r"\]\((?!https?://|#)([^)]+)\)", (ROOT / page).read_text())
     assert links

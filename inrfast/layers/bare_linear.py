@@ -20,9 +20,15 @@ def linear_and_sum(input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.linear(input, weight) + bias
 
 
+def product_and_sum(input: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+    """Return ``input @ other + bias``."""
+    return input @ other + bias
+
+
 LINEAR: dict[Callable[..., Any], tuple[str, ...]] = {
     F.linear: ("x", "rows", "bias"),
     linear_and_sum: ("x", "rows", "bias"),
+    product_and_sum: ("x", "columns", "bias"),
     torch.matmul: ("x", "columns"),
     Tensor.matmul: ("x", "columns"),
     Tensor.__matmul__: ("x", "columns"),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from inrfast.layers.bare_linear import linear_and_sum, linear_call
+from inrfast.layers.bare_linear import linear_and_sum, linear_call, product_and_sum
 from inrfast.layers.bare_table import reads
 from inrfast.layers.base import LAYERS, Factors, points_first
 from inrfast.layers.calls import EXPANDS, REPEATS, Call, CallLayer, Put, entries, is_view_of, points_axes, tensors_in
@@ -94,11 +94,11 @@ def put_in(call: Call, name: str) -> Put | str:
     """Return what is made of a call to get the rows (n, M, entries) of a parameter, or the reason against the call."""
     views, parameter = call.views[name], call.parameters[name]
     if len(views) != 1:
-        return f"it enters {call.name} more than once"
+        return f"it enters {call.name} {'more than once' if views else 'inside of torch.func'}"
     (view,) = views
 
     def back(rows: Tensor) -> Factors:
-        return Factors(None, _pulled_back(rows.flatten(2), view, parameter))
+        return Factors(None, _pulled_back(rows.reshape(*rows.shape[:2], -1), view, parameter))
 
     swapped = call.swapped.get(id(view))
     if swapped is not None:
@@ -114,7 +114,7 @@ def put_in(call: Call, name: str) -> Put | str:
 
 def _pulled_back(rows: Tensor, view: Tensor, parameter: Tensor) -> Tensor:
     """Return rows (n, M, P) of a parameter from those of what was made of it, (n, M, entries)."""
-    if not is_view_of(view, parameter):
+    if not is_view_of(view, parameter) or view.dtype != parameter.dtype:
         return _through(view, parameter, rows.reshape(-1, *view.shape)).reshape(*rows.shape[:2], -1)
     if view.shape == parameter.shape and view.stride() == parameter.stride():
         return rows
@@ -162,7 +162,8 @@ def _of_linear(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> P
     own = linear_call(call)
     if isinstance(own, str) or own.bias is not view:
         return _of_product(call, view, back)
-    made = replace(call, function=linear_and_sum, args=(own.x, own.weight, own.bias), kwargs={})
+    function = linear_and_sum if own.given is own.weight else product_and_sum
+    made = replace(call, function=function, args=(own.x, own.given, own.bias), kwargs={})
     shape = (*own.x.shape[:-1], len(own.weight))
     copies = _copies(call, view, shape)
     return copies if isinstance(copies, str) else Put(made.with_(view, copies), copies, back)
@@ -188,7 +189,7 @@ def _of_product(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> 
     axes = points_axes(own.x.shape[:-1], call.points)
     if axes is None:
         return f"it acts on inputs of the shape {tuple(own.x.shape)}, where the points must come first"
-    x, transposed = points_first(own.x.detach(), call.points).clone(), own.given is not own.weight
+    x, transposed = points_first(own.x.detach(), call.points).conj().clone(), own.given is not own.weight
     x = x.view(len(x), -1, x.shape[-1])
 
     def factors(sensitivities: Tensor) -> Factors:
@@ -206,12 +207,11 @@ def _of_reads(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> Pu
     columns, mask = found
     if points_axes(columns.shape, call.points) is None:
         return f"{call.name} reads of it {tuple(columns.shape)} numbers, where the points must come first"
-    columns = points_first(columns, call.points).flatten(1)
-    if mask is not None:
-        mask = points_first(mask, call.points).flatten(1)
+    columns = columns.reshape(call.points, -1)
+    mask = None if mask is None else mask.reshape(call.points, -1)
 
     def factors(sensitivities: Tensor) -> Factors:
-        own = sensitivities.flatten(2)
+        own = sensitivities.reshape(*sensitivities.shape[:2], -1)
         out = own.new_zeros(*own.shape[:2], view.numel())
         own = own if mask is None else own * mask.unsqueeze(1)
         return back(out.scatter_add_(2, columns.unsqueeze(1).expand_as(own), own))

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrfast.layers.base import LAYERS, Factors, points_first
+from inrfast.layers.base import LAYERS, Factors
 from inrfast.layers.calls import Call, CallLayer, Put, entries, points_axes
 from inrfast.ops.sparse_rows import coalesced
 
@@ -95,7 +95,7 @@ class BareTable(CallLayer):
         columns, mask = found
 
         def factors(sensitivities: Tensor) -> Factors:
-            own = sensitivities.flatten(2)
+            own = sensitivities.reshape(*sensitivities.shape[:2], -1)
             return Factors(*coalesced(columns, own if mask is None else own * mask.unsqueeze(1)))
 
         return Put(call, None, factors)
@@ -122,8 +122,8 @@ def read_by_points(call: Call, name: str) -> tuple[Tensor, Tensor | None] | str:
     columns, mask = found
     if points_axes(columns.shape, call.points) is None:
         return f"{call.name} reads of it {tuple(columns.shape)} numbers, where the points must come first"
-    columns = points_first(columns, call.points).flatten(1)
-    return columns, None if mask is None else points_first(mask, call.points).flatten(1)
+    columns = columns.reshape(call.points, -1)
+    return columns, None if mask is None else mask.reshape(call.points, -1)
 
 
 def _only_read(name: str, calls: Sequence[Call]) -> bool:

@@ -34,7 +34,8 @@ class Call:
     points
         Number of points n that the network runs on.
     views
-        The arguments that hold a watched parameter, by the parameter's name.
+        The arguments that hold a watched parameter, by the parameter's name; none where a transform of ``torch.func``
+        hides points in its tensors.
     parameters
         The watched parameters.
     swapped
@@ -74,7 +75,8 @@ class Call:
     def own_view(self, name: str) -> Tensor | None:
         """Return the one argument that lies in a parameter's memory; None if there is none, or another one too."""
         views = self.views.get(name, ())
-        return views[0] if len(views) == 1 and is_view_of(views[0], self.parameters[name]) else None
+        own = len(views) == 1 and is_view_of(views[0], self.parameters[name])
+        return views[0] if own and views[0].dtype == self.parameters[name].dtype else None
 
     def with_(self, view: Tensor, other: Tensor) -> Call:
         """Return the call with another tensor in the place of a view."""

@@ -66,9 +66,10 @@ class Watching(TorchFunctionMode):
             return function(*args, **kwargs)
         if function in OF_THE_FIRST and not any(id(args[0]) in found for found in views.values()):
             return function(*args, **kwargs)
-        own = {name: tuple(found.values()) for name, found in views.items()}
+        hidden = any(torch.func.debug_unwrap(tensor) is not tensor for tensor in given)
+        own = {name: () if hidden else tuple(found.values()) for name, found in views.items()}
         call = Call(function, args, kwargs, self.points, own, self.parameters, repeated=_in_checkpoint())
-        alone = all(self._is_watched(tensor) or _address(tensor) in self._fixed for tensor in given)
+        alone = not hidden and all(self._is_watched(tensor) or _address(tensor) in self._fixed for tensor in given)
         if alone and function not in EXPANDS | REPEATS:
             result = call()
             self._watch(result, call)

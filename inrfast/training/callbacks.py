@@ -125,7 +125,8 @@ class TrackNTK(Callback):
     outputs that takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3`` for the eigenvalues.
     Of more than 4,096 points only the ranks are computed, by pivots or by a factorisation of ``K - level I`` for each
     tolerance (``n^3 / 3`` each), and hold except with probability 1e-6.
-    Each entry says how long it took, and :attr:`seconds` is their sum: compare it with the fit's own. A kernel of zeros
+    Each entry says how long it took, and :attr:`seconds` is their sum: compare it with the fit's own. The probes of
+    :func:`inrfast.ntk` are made for the first entry alone, unless more than numbers changes. A kernel of zeros
     (a network whose head and last layer are zero) has ranks of 0.
 
     Parameters

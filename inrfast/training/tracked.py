@@ -55,7 +55,8 @@ class KernelSource:
     its parameters and floating-point buffers. Its classes and code (with what that reads of globals and closures),
     hooks, plain attributes and arrays, integer buffers, modes, and names, shapes, dtypes and flags of its tensors are
     compared each time, and anything else than before, or anything that cannot be compared, has all probes made anew.
-    With the same configuration only those of :meth:`inrfast.tangent.capture.Capture.refreshed` are.
+    With the same configuration, be it that of another network, only those of
+    :meth:`inrfast.tangent.capture.Capture.refreshed` are.
 
     Parameters
     ----------

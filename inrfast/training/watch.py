@@ -265,7 +265,8 @@ def watch(
     A record at n points with M outputs takes ``n^2 sum(D_in + M D_out)`` FLOP, summed over layers, and some ``4/3 n^3``
     for the eigenvalues, in fp64: at 512 points of a network of four layers of width 256 about as much time as two
     steps on 4,096 points on a CPU. The probes of :func:`inrfast.ntk` are made for the first record, and once more
-    only if more than numbers changes. :attr:`Watch.share` says what watching takes.
+    only if more than numbers changes. While a unit is idle at the kernel's points, forward passes over all other points
+    follow. :attr:`Watch.share` says what watching takes.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from others_modules import (
     Chain,
@@ -308,6 +308,30 @@ def test_files_of_other_things_are_refused_and_nothing_is_unpickled(content, tmp
         inr.import_network(tmp_path / "none.pt")
     with pytest.raises(IsADirectoryError):
         inr.import_network(tmp_path)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kind=st.sampled_from(["pt", "npz", "safetensors"]),
+    changes=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=3),
+)
+def test_a_damaged_file_is_refused_in_words_or_is_a_network_of_finite_numbers(kind, changes, tmp_path):
+    state, path = NUMBERED, tmp_path / f"a.{kind}"
+    if kind == "pt":
+        torch.save(dict(state), path)
+    elif kind == "npz":
+        np.savez(path, **{key: value.numpy() for key, value in state.items()})
+    else:
+        safetensors.torch.save_file(dict(state), path)
+    content = bytearray(path.read_bytes())
+    for place, byte in changes:
+        content[int(place * (len(content) - 1))] = byte
+    path.write_bytes(content)
+    try:
+        net = quiet(path, "sequential", activation="relu")
+    except (ValueError, TypeError):
+        return
+    assert all(bool(torch.isfinite(values).all()) for values in net.state_dict().values())
 
 
 def test_every_layout_says_whose_it_is_and_defaults_are_warned_of():

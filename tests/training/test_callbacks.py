@@ -120,6 +120,7 @@ def test_tracked_kernels_are_those_of_the_network_at_that_step(options: dict[str
     unwatched = fit(twin, COORDS, TARGET, steps=12, eval_every=3)
     assert result.losses == unwatched.losses
     assert [entry.step for entry in tracker.history] == [0, 6, 12]
+    assert tracker._source is not None and tracker._source.probed == 1
     subset = tracker._subset(COORDS)
     assert subset.shape == (40, 2)
     for entry, state in zip(tracker.history, states[::2], strict=True):

@@ -130,6 +130,13 @@ class OneActivation(nn.Module):
         return self.head(self.act(self.second(self.act(self.first(x))))).squeeze(-1)
 
 
+class Functions(OneActivation):
+    """ReLU by functions between the layers, one of them in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.second(F.relu(self.first(x))).relu_())
+
+
 def rectified(kind: str, width: int) -> tuple[nn.Module, list[str], list[nn.Linear]]:
     """Return a network, the names of its rectified layers, and their linear layers."""
     if kind == "sequential":
@@ -142,11 +149,14 @@ def rectified(kind: str, width: int) -> tuple[nn.Module, list[str], list[nn.Line
     if kind == "one activation":
         one = OneActivation(2, width)
         return one, ["act", "act (call 2)"], [one.first, one.second]
+    if kind == "functions":
+        one = Functions(2, width)
+        return one, ["relu(first)", "relu(second)"], [one.first, one.second]
     inet = inr.INR(2, 1, width=width, hidden_layers=2, activation="relu", norm="layer" if kind == "normed" else None)
     return inet, ["layers.0", "layers.1"], list(inet.layers[:2])
 
 
-@pytest.mark.parametrize("kind", ["sequential", "own layers", "one activation", "inr", "normed"])
+@pytest.mark.parametrize("kind", ["sequential", "own layers", "one activation", "functions", "inr", "normed"])
 @settings(max_examples=6, deadline=None)
 @given(seed=st.integers(0, 10**6), shift=st.floats(0, 3), points=st.sampled_from([5, 100]))
 def test_dead_units_are_those_that_are_never_positive(kind: str, seed: int, shift: float, points: int) -> None:
