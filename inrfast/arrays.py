@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -34,6 +35,12 @@ def is_array(given: Any) -> bool:
     return isinstance(given, Tensor | np.ndarray) or (hasattr(given, "__dlpack__") and not isinstance(given, type))
 
 
+def is_distributed(given: Any) -> bool:
+    """Return whether something is a ``DTensor``, of which each process may hold a piece."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)  # slow to import
+    return kind is not None and isinstance(given, kind)
+
+
 def as_tensor(argument: str, given: Any, device: torch.device | None = None) -> Tensor:
     """Return an array as a tensor of the same numbers, and of its memory where torch can share it.
 
@@ -51,8 +58,11 @@ def as_tensor(argument: str, given: Any, device: torch.device | None = None) -> 
     Raises
     ------
     TypeError
-        It is none of these: a list, an array of objects, strings, records or ``numpy.longdouble``, a masked array.
+        It is none of these: a list, an array of objects, strings, records or ``numpy.longdouble``, a masked array, a
+        ``DTensor``.
     """
+    if is_distributed(given):
+        raise TypeError(f"{argument} must be a plain tensor, got a DTensor, held in pieces; .full_tensor() makes one")
     if isinstance(given, Tensor):
         return given
     if isinstance(given, np.ndarray):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.arrays import is_distributed
 from inrfast.errors import UnsupportedModuleError, check_choice, check_float
 from inrfast.memory import chunks
 from inrfast.mlp import LinearLayer
 from inrfast.ops.grid_init import rank_expanding
-from inrfast.wrapped import is_distributed
 
 SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from inrfast.arrays import is_distributed
 from inrfast.errors import UnsupportedModuleError
 
 WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
@@ -44,7 +44,7 @@ def refuse_pieces(net: nn.Module, argument: str = "net") -> None:
     UnsupportedModuleError
         With the name of the module or parameter, and how the whole network is got.
     """
-    sharded = _loaded("torch.distributed.fsdp", "FullyShardedDataParallel")
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)  # slow to import
     for name, module in net.named_modules():
         if sharded is not None and isinstance(module, sharded):
             place = f"{argument}.{name}" if name else argument
@@ -76,17 +76,6 @@ def refuse_processes(net: nn.Module, argument: str = "net") -> None:
             )
 
 
-def is_distributed(tensor: Any) -> bool:
-    """Return whether a tensor is a ``DTensor``."""
-    kind = _loaded("torch.distributed.tensor", "DTensor")
-    return kind is not None and isinstance(tensor, kind)
-
-
 def computes_itself(tensor: Tensor) -> bool:
     """Return whether a tensor is of a class with operations of its own (quantised, masked, distributed numbers)."""
     return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
-
-
-def _loaded(module: str, name: str) -> Any:
-    """Return a class of a module of torch that is slow to import; None where nobody has imported it."""
-    return getattr(sys.modules.get(module), name, None)

@@ -12,6 +12,7 @@ from torch import nn
 
 import inrfast as inr
 from inrfast import modes
+from inrfast.encodings import HashGrid
 from inrfast.metrics import psnr, ssim
 from inrfast.modes import own_modes, products, training_modes
 from inrfast.ops import gemm
@@ -147,6 +148,28 @@ def test_nor_on_the_default_device():
         K = inr.ntk(nn.Sequential(net), x)
         values = K.spectrum(method="cholesky", progress=False).eigenvalues
         return [K.to_dense(), K @ v, values, inr.jacobian(net, x).rows(), render(net, (6, 5), progress=False)]
+
+    expected = results()
+    with torch.device("meta"):
+        found = results()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_networks_and_starts_on_a_device_of_their_own_do_not_depend_on_the_default_one():
+    """Generators are the CPU's: what they draw is drawn there, also where torch would make tensors elsewhere."""
+    x = inr.grid((4, 4))
+
+    def results():
+        found = []
+        for encoding in (None, inr.RandomFourier(4), inr.PositionalEncoding(2), inr.Polynomial(2), HashGrid()):
+            for init in ("default", "siren", "kaiming", "xavier", *["rank_expanding"] * (encoding is None)):
+                net = inr.INR(2, 1, width=8, hidden_layers=2, encoding=encoding, init=init, device="cpu")
+                found += [*net.state_dict().values(), net(x)]
+        module = nn.Sequential(nn.Linear(2, 8, device="cpu"), nn.ReLU(), nn.Linear(8, 1, device="cpu"))
+        for rule in ("default", "kaiming", "xavier", "rank_expanding"):
+            inr.init.apply_(module, rule, coords=x)
+            found += [parameter.detach().clone() for parameter in module.parameters()]
+        return [*found, inr.init.siren_(module[0], generator=torch.Generator().manual_seed(0)).weight]
 
     expected = results()
     with torch.device("meta"):

@@ -1,7 +1,9 @@
 """INR is an ordinary module: contract of its names, its function, its norms, and what users do with modules."""
 
 import copy
+import functools
 import io
+import itertools
 import pickle
 
 import pytest
@@ -10,9 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from random_networks import networks, random_coords
 from torch import nn
-from torch.func import functional_call
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import inrfast as inr
+from inrfast.activations import ACTIVATIONS
+from inrfast.encodings import HashGrid
+from inrfast.norms import NORMS
 
 
 @given(networks(max_width=16), st.integers(0, 10**6))
@@ -95,23 +101,115 @@ def test_calibration_streams_over_chunks(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-def test_autocast_and_bfloat16():
-    net = inr.INR(2, 1, width=16, norm="sphere")
-    x = random_coords(8, 2, 0)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = net(x)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.float(), net(x), rtol=0.1, atol=0.05)
-    assert inr.INR(2, 1, width=4, dtype=torch.bfloat16)(x.bfloat16()).dtype == torch.bfloat16
+# ---- what PyTorch does with modules --------------------------------------------------------------------------------
+
+ENCODINGS = (None, inr.RandomFourier(4, 1.0), inr.PositionalEncoding(3), inr.Polynomial(2), HashGrid())
 
 
-def test_torch_compile_captures_the_whole_graph():
-    net = inr.INR(2, 3, width=16, activation=["relu", "sine", "finer"], norm=[None, "sphere", None], omega=3.0)
-    x = random_coords(8, 2, 0)
-    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), net(x))
-    compiled(x).sum().backward()
-    assert net.layers[0].weight.grad is not None
+def everything(dtype=torch.float64):
+    """Networks that have, together, every activation, encoding, norm and position of it; and fused layers."""
+    kinds = itertools.cycle(sorted(ACTIVATIONS))
+    norms = {"post": itertools.cycle([*NORMS, None]), "pre": itertools.cycle([*NORMS, None])}
+    found, seen = {}, set()
+    for encoding, position in zip(ENCODINGS, itertools.cycle(norms), strict=False):
+        activation, norm = [next(kinds), next(kinds)], [next(norms[position]), next(norms[position])]
+        net = inr.INR(2, 1, width=6, hidden_layers=2, activation=activation, omega=2.0, norm=norm,
+                      norm_position=position, encoding=encoding, seed=1, dtype=dtype)  # fmt: skip
+        found[f"{activation} {norm} {position} {encoding}"] = net
+        seen |= {*activation, *((name, position) for name in norm)}
+    assert seen >= {*ACTIVATIONS, *itertools.product(NORMS, norms)}
+    for activation in ("relu", "sine"):
+        found[f"fused {activation}"] = fused_and_plain(activation, dtype)[0]
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_that_of_linear_layers(dtype):
+    """The result has its dtype, gradients that of the parameters, and both are near those without."""
+    x = random_coords(30, 2, 0)
+    for name, net in everything(torch.float32).items():
+        exact = net.eval()(x)  # a batch norm in train mode would magnify what rounding does to near-constants
+        with torch.autocast("cpu", dtype=dtype):
+            y = net(x)
+        assert y.dtype == nn.Linear(2, 1).to(dtype)(x.to(dtype)).dtype, name
+        assert (y.float() - exact).norm() <= 0.1 * exact.norm() + 0.05, name
+        y.float().square().mean().backward()
+        for parameter in net.parameters():
+            assert parameter.grad.dtype == torch.float32
+            assert torch.isfinite(parameter.grad).all(), name
+    assert inr.INR(2, 1, width=4, dtype=dtype)(x.to(dtype)).dtype == dtype
+
+
+def step(net, x, target):
+    return (net(x) - target).square().mean()
+
+
+def test_a_whole_step_compiles_without_a_break_to_the_same_numbers():
+    """Forward pass, loss and backward pass, in fp64, where the order of sums is all that may differ."""
+    x, target = random_coords(12, 2, 0).double(), torch.ones(12, 1, dtype=torch.float64)
+    for name, net in everything().items():
+        twin = copy.deepcopy(net)
+        torch._dynamo.reset()
+        compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+        losses = compiled(net, x, target), step(twin, x, target)
+        for loss in losses:
+            loss.backward()
+        torch.testing.assert_close(*losses, rtol=1e-12, atol=0, msg=name)
+        for ours, theirs in zip(net.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_one_graph_takes_any_number_of_points_and_programs_are_exported(tmp_path):
+    """Exported programs are plain operations of torch: whoever loads one need not have this library."""
+    x = random_coords(12, 2, 0).double()
+    net = inr.INR(2, 1, width=6, activation="sine", encoding=inr.RandomFourier(4, 1.0), norm="sphere").double()
+    for own in (net, fused_and_plain("sine")[0]):
+        torch._dynamo.reset()
+        graphs = CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(own, fullgraph=True, backend=graphs, dynamic=True)
+        for n in (12, 5, 7):
+            torch.testing.assert_close(compiled(x[:n].clone()), own(x[:n]), rtol=1e-12, atol=1e-14)
+        assert graphs.frame_count == 1
+        program = torch.export.export(own, (x,), dynamic_shapes=({0: torch.export.Dim("points", min=2)},))
+        torch.export.save(program, tmp_path / "program.pt2")
+        loaded = torch.export.load(tmp_path / "program.pt2").module()
+        for n, function in itertools.product((12, 5), (program.module(), loaded)):
+            torch.testing.assert_close(function(x[:n]), own(x[:n]), rtol=1e-12, atol=1e-14)
+        assert not any("inrfast" in str(node.target) for node in program.graph.nodes)
+
+
+def test_torch_func_goes_through_networks():
+    """Every transform of the fused layers gives what it gives of torch's own operations; and an INR takes them all."""
+    x = random_coords(4, 2, 0).double()
+
+    def transforms(net):
+        own = dict(net.named_parameters())
+        ahead = {name: torch.cos(parameter.detach()) for name, parameter in own.items()}
+        several = {name: torch.stack([parameter, 1.1 * parameter]) for name, parameter in own.items()}
+
+        def f(parameters, points=x):
+            return functional_call(net, parameters, (points,))
+
+        return {
+            "jacrev": jacrev(f)(own),
+            "jacfwd": jacfwd(f)(own),
+            "jvp": jvp(f, (own,), (ahead,)),
+            "vjp": vjp(f, own)[1](torch.ones_like(f(own))),
+            "hessian": hessian(lambda points: f(own, points).square().sum())(x),
+            "per point": vmap(grad(lambda p, point: f(p, point[None]).sum()), (None, 0))(own, x),
+            "several": vmap(f, (0, None))(several, x),
+            "forward over reverse": jvp(grad(lambda p: f(p).square().sum()), (own,), (ahead,)),
+        }
+
+    close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-11)
+    for activation in ("relu", "finer", "gelu"):
+        fused, plain = map(transforms, fused_and_plain(activation))
+        for name, found in fused.items():
+            close(found, plain[name], msg=f"{activation} {name}")
+    found = transforms(inr.INR(2, 1, width=6, hidden_layers=2, activation="sine", omega=2.0, norm="sphere").double())
+    close(found["jacrev"], found["jacfwd"])
+    close({name: own.sum(0) for name, own in found["jacrev"].items()},
+          {name: own.unsqueeze(0) for name, own in found["vjp"][0].items()})  # fmt: skip
 
 
 @pytest.mark.parametrize(

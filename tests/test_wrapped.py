@@ -38,7 +38,15 @@ def test_pieces_are_refused_by_name_at_every_door(two, way):
             assert message.startswith("UnsupportedModuleError: "), (door, message)
             assert ("DTensor" if way == "fully_shard" else "FullyShardedDataParallel") in message, (door, message)
             assert ("get_model_state_dict" in message) == (door != "init"), (door, message)
-            assert door == "init" or message.split()[1].startswith("net"), (door, message)
+            argument = message.split()[1].partition(".")[0]
+            assert argument == {"init": "linear", "apply_": "module", "fit_many": "nets[0]"}.get(door, "net"), message
+
+
+def test_points_and_values_in_pieces_are_refused_by_name(two):
+    for found in two.call("wrapped_calls", "pieces_of_points"):
+        for door, message in found.items():
+            argument = door.partition(",")[0]
+            assert message.startswith(f"TypeError: {argument} must be a plain tensor, got a DTensor"), (door, message)
 
 
 def test_gradients_shared_with_other_processes_are_no_matter_of_one_fit(two):

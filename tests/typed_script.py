@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -49,21 +50,18 @@ def kernels(net: nn.Module, coords: Tensor, target: Tensor) -> dict[str, float]:
     }
 
 
+def arrays(net: nn.Module, points: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """NumPy in, NumPy out."""
+    K = inr.ntk(net, points)
+    product: npt.NDArray[np.float32] = K @ values
+    assert product.shape == values.shape
+    return K.to_dense(out=np.empty(K.shape, np.float32))
+
+
 def rows(net: nn.Module, coords: Tensor) -> Tensor:
     J: inr.LayerwiseJacobian = inr.jacobian(net, coords)
     back: Tensor = J.T @ torch.ones(J.shape[0])
     return J @ back
-
-
-def arrays(net: nn.Module, coords: np.ndarray, target: np.ndarray) -> float:
-    K, J = inr.ntk(net, coords), inr.jacobian(net, coords)
-    weights: np.ndarray = K.solve(target, ridge=1.0)
-    product: np.ndarray = K @ weights - J @ (J.T @ weights)
-    solved: np.ndarray = K.factor(-1.0, progress=False).solve(target)
-    result: inr.FitResult = inr.fit(net, coords.astype(np.float32), target.astype(np.float32), steps=2, progress=False)
-    held: dict[str, object] = result.to_dict()
-    whole: np.ndarray = np.asarray(K)
-    return float(product.sum() + solved.sum() + whole.sum()) + len(held)
 
 
 def fits(coords: Tensor, target: Tensor) -> list[float]:
@@ -85,8 +83,22 @@ def looks(net: inr.INR, coords: Tensor) -> str:
     images: Tensor = atoms.images(2)
     ranks: list[int] = [found.lower for found in layer.spectrum.ranks]
     inr.init.siren_(nn.Linear(2, 8), omega=10.0, first=True)
+    applied = inr.init.apply_(nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1)), "xavier", coords=coords)
+    assert applied.inlets
     weight, bias = inr.rank_expanding(16, 2)
     return f"{report}{ranks}{images.shape}{weight.shape}{bias.shape}"
+
+
+def trained(net: nn.Module, coords: Tensor, target: Tensor) -> list[inr.WatchRecord]:
+    optimizer = torch.optim.Adam(net.parameters())
+    watch: inr.Watch = inr.watch(net, coords, every=2, points=32)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(net(coords), target)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        watch.step(loss)
+    return watch.history
 
 
 def chosen(coords: Tensor, target: Tensor) -> str:
@@ -103,7 +115,8 @@ def main() -> None:
     target = (3 * coords).sin().prod(1, keepdim=True)
     net = inr.INR(2, 1, width=16, hidden_layers=2, encoding=inr.RandomFourier(8, 2.0), seed=1)
     print(kernels(Field(8), coords, target), rows(net, coords).shape)
-    print(arrays(net, coords.numpy(), target[:, 0].numpy()))
+    print(arrays(net, coords.numpy(), target.numpy()).shape)
+    print([record.trace for record in trained(Field(8), coords, target)])
     print(fits(coords, target), len(looks(net, coords)), chosen(coords, target))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import inrfast as inr
@@ -73,11 +74,35 @@ def refusals(way):
         "dictionary": lambda: inr.dictionary(net, COORDS),
         "fit": lambda: inr.fit(net, COORDS, TARGET, steps=1, progress=False),
         "fit_many": lambda: inr.fit_many([net], COORDS, TARGET, steps=1, progress=False),
+        "watch": lambda: inr.watch(net, COORDS),
+        "apply_": lambda: inr.init.apply_(net, "rank_expanding", coords=COORDS),
         "adapt": lambda: inr.adapt(net, COORDS, signals, steps=1),
         "meta_learn": lambda: inr.meta_learn(net, COORDS, signals, steps=1, progress=False),
     }
     if way == "fully_shard":
         doors["init"] = lambda: inr.init.siren_(net.layers[0])
+    return told(doors)
+
+
+def pieces_of_points():
+    """What doors say of points and values in pieces."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    points, values = (distribute_tensor(own, mesh, [Shard(0)]) for own in (COORDS, TARGET))
+    net = network("INR")
+    doors = {
+        "coords, of ntk": lambda: inr.ntk(net, points),
+        "coords, of diagnose": lambda: inr.diagnose(net, points, progress=False),
+        "coords, of fit": lambda: inr.fit(net, points, TARGET, steps=1, progress=False),
+        "target, of fit": lambda: inr.fit(net, COORDS, values, steps=1, progress=False),
+        "V, of a product": lambda: inr.ntk(net, COORDS) @ values,
+        "y, of solve": lambda: inr.ntk(net, COORDS).solve(values, progress=False),
+        "coords, of watch": lambda: inr.watch(net, points),
+        "coords, of apply_": lambda: inr.init.apply_(net, "rank_expanding", coords=points),
+    }
+    return told(doors)
+
+
+def told(doors):
     found = {}
     for name, door in doors.items():
         try:

@@ -43,7 +43,8 @@ class Watching(TorchFunctionMode):
         make: Callable[[Call, Callable[[Any], bool]], Any],
     ) -> None:
         super().__init__()
-        self.parameters: Mapping[str, Tensor] = {name: root.get_parameter(name) for name in names}
+        own = dict(root.named_parameters(remove_duplicate=False))  # of a scripted module too
+        self.parameters: Mapping[str, Tensor] = {name: own[name] for name in names}
         self.points, self.make = points, make
         self._owners: dict[int, tuple[str, ...]] = {
             _address(parameter): (name,) for name, parameter in self.parameters.items()

@@ -23,6 +23,7 @@ MODES: dict[str, Any] = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference mode": torch.inference_mode,
     "no gradients": torch.no_grad,
+    "another device by default": lambda: torch.device("meta"),
 }
 NETS: dict[str, Any] = {
     "layerwise": lambda: inr.INR(2, 1, width=12, hidden_layers=2, activation="tanh"),
