@@ -78,7 +78,8 @@ def test_a_wrapped_network_is_the_network(kind, wrapper):
     first = next(iter(K.layers))
     ours, theirs = (inr.jacobian(one, COORDS, params=[first]).rows() for one in (wrapped, net))
     assert torch.equal(ours, theirs)
-    assert str(inr.diagnose(wrapped, COORDS, progress=False)) == str(inr.diagnose(net, COORDS, progress=False))
+    if kind == "INR":
+        assert str(inr.diagnose(wrapped, COORDS, progress=False)) == str(inr.diagnose(net, COORDS, progress=False))
     assert inr.representation(wrapped, COORDS, first) == inr.representation(net, COORDS, first)
 
 

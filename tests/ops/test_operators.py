@@ -86,8 +86,8 @@ def rows(device):
 def layers(device):
     x, weight, bias = (normal(*shape).to(device) for shape in ((3, 9), (11, 9), (11,)))
     found = {"fused_linear": [], "fused_linear_forward": [], "fused_linear_backward": []}
-    for backend in ("torch", "triton"):
-        for activation, own in (("relu", bias), ("sine", None), ("tanh", bias)):
+    for backend, kinds in (("torch", {"relu": bias, "sine": None}), ("triton", {"relu": bias, "tanh": None})):
+        for activation, own in kinds.items():
             settings = activation, list(bind(activation, 1.3).numbers), "high", backend
             leaves = [None if t is None else t.clone().requires_grad_() for t in (x, weight, own)]
             found["fused_linear"].append((*leaves, *settings))
