@@ -119,10 +119,12 @@ class _Taps:
 
     def factors(self, layer: Layer, sensitivities: Sequence[Sequence[Tensor]]) -> Factors:
         """Return a layer's factors from the sensitivities of what its calls kept: for every call those of M outputs."""
-        module, found = self.root.get_submodule(layer.module), []
+        module, found = self.root.get_submodule(layer.module), list[Factors]()
         for tap, of_outputs in zip(self.calls[layer.name], sensitivities, strict=True):
             by_output = [layer.by_points(module, gradient, self.points) for gradient in of_outputs]
             found.append(tap.factors(torch.stack(by_output, dim=1)))
+            if len(found) == 2 and not layer.sparse:  # rows as long as a parameter are not kept for every call
+                found = [layer.added(found)]
         return found[0] if len(found) == 1 else layer.added(found)
 
 
