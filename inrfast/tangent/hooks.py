@@ -114,8 +114,9 @@ class _Taps:
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
         called = {**self.calls, **self.reasons}
-        uncalled = [layer.name for layer in self.layers if layer.name not in called]
-        return self.reasons | dict.fromkeys(uncalled, "the forward pass does not call its module")
+        uncalled = [layer for layer in self.layers if layer.name not in called]
+        told = "no function that takes it is seen", "the forward pass does not call its module"
+        return self.reasons | {layer.name: told[not isinstance(layer, CallLayer)] for layer in uncalled}
 
     def factors(self, layer: Layer, sensitivities: Sequence[Sequence[Tensor]]) -> Factors:
         """Return a layer's factors from the sensitivities of what its calls kept: for every call those of M outputs."""
