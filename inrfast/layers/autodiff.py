@@ -14,7 +14,7 @@ from inrfast.layers.base import LAYERS, Layer
 
 
 class Autodiff(Layer):
-    """Parameters that no other handler takes: bare ones, convolutions, tables, custom modules."""
+    """Parameters that no other handler takes, as those of ``nn.Bilinear`` or ``nn.LSTM``, or that are never used."""
 
     kind: ClassVar[str] = "autodiff"
     order: ClassVar[int] = 3

@@ -54,6 +54,8 @@ class LinearCall(NamedTuple):
 
 def linear_call(call: Call) -> LinearCall | str:
     """Return the parts of a linear map, or why a call is none."""
+    if call.function is torch.einsum:
+        return _of_einsum(call)
     names = LINEAR.get(call.function)
     if names is None:
         return f"it enters {call.name}"
@@ -66,6 +68,22 @@ def linear_call(call: Call) -> LinearCall | str:
     if not isinstance(x, Tensor) or not isinstance(given, Tensor) or given.ndim != 2 or call.holds(x):
         return f"it enters {call.name} on the left, or as no matrix"
     return LinearCall(x, given if "rows" in found else given.t(), bias, given)
+
+
+def _of_einsum(call: Call) -> LinearCall | str:
+    """Return the parts of ``torch.einsum("...i,oi->...o", x, W)``, in any letters and with the two in any order."""
+    told = f"it enters {call.name} otherwise than as the matrix of a linear map"
+    equation, *operands = call.args
+    if not isinstance(equation, str) or len(operands) != 2 or call.kwargs:
+        return told
+    inputs, _, result = equation.replace(" ", "").replace("...", ".").partition("->")
+    parts = list(zip(inputs.split(","), operands, strict=False))
+    for (of_x, x), (of_weight, given) in (parts, parts[::-1]) if len(parts) == 2 else ():
+        inner, outer = of_x[-1:], result[-1:]
+        apart = len(set(of_x + outer)) == len(of_x) + 1 and of_x[:-1] == result[:-1]
+        if apart and of_weight in (outer + inner, inner + outer) and not call.holds(x):
+            return LinearCall(x, given if of_weight[0] == outer else given.t(), None, given)
+    return told
 
 
 def is_transposed(weight: Tensor, parameter: Tensor) -> bool | None:

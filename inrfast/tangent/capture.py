@@ -1,10 +1,11 @@
 """Capture: the per-layer factors of a network, exactly, or a refusal that names the reason.
 
-Every trainable parameter is captured: by its layer's two factors where a handler of :mod:`inrfast.layers` knows them,
-else by automatic differentiation point by point. That is also the way of a parameter whose factors are not all of its
-derivatives, such as a weight that is used once more outside its layer. No sample may influence another. A network that
-:func:`inrfast.mlp.describe` knows takes a closed form, every other module forward hooks. The parameters are copied at
-construction: training the network afterwards does not change a kernel already made.
+Every trainable parameter is captured: by the first kind of layer in :mod:`inrfast.layers` that knows it, by its module
+or by the torch functions that take it, else by automatic differentiation point by point. A kind whose factors are not
+all of a parameter's derivatives, as where a weight is used once more outside its layer, is left out, and the next one
+is asked. No sample may influence another. A network that :func:`inrfast.mlp.describe` knows takes a closed form, every
+other module is observed while it runs. The parameters are copied at construction: training the network afterwards does
+not change a kernel already made.
 """
 
 from __future__ import annotations

@@ -114,15 +114,18 @@ class _Taps:
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
         called = {**self.calls, **self.reasons}
-        uncalled = [layer.name for layer in self.layers if layer.name not in called]
-        return self.reasons | dict.fromkeys(uncalled, "the forward pass does not call its module")
+        uncalled = [layer for layer in self.layers if layer.name not in called]
+        told = "no function that takes it is seen", "the forward pass does not call its module"
+        return self.reasons | {layer.name: told[not isinstance(layer, CallLayer)] for layer in uncalled}
 
     def factors(self, layer: Layer, sensitivities: Sequence[Sequence[Tensor]]) -> Factors:
         """Return a layer's factors from the sensitivities of what its calls kept: for every call those of M outputs."""
-        module, found = self.root.get_submodule(layer.module), []
+        module, found = self.root.get_submodule(layer.module), list[Factors]()
         for tap, of_outputs in zip(self.calls[layer.name], sensitivities, strict=True):
             by_output = [layer.by_points(module, gradient, self.points) for gradient in of_outputs]
             found.append(tap.factors(torch.stack(by_output, dim=1)))
+            if len(found) == 2 and not layer.sparse:  # rows as long as a parameter are not kept for every call
+                found = [layer.added(found)]
         return found[0] if len(found) == 1 else layer.added(found)
 
 

@@ -26,6 +26,8 @@ CALLS = {
     "addmm of the transpose": (False, lambda x, w, b: torch.addmm(b, x, w.T)),
     "mm in place": (True, lambda x, w, b: x.mm(w).add_(b)),
     "permuted": (False, lambda x, w, b: x.matmul(w.permute(1, 0)) + b.unsqueeze(-2)),
+    "einsum": (False, lambda x, w, b: torch.einsum("ni,oi->no", x, w) + b),
+    "einsum of columns": (True, lambda x, w, b: torch.einsum("io, ...i -> ...o", w, x) + b),
     "batch of one": (False, lambda x, w, b: F.linear(x[None], w, b)[0]),
 }
 PAIRS = {"linear", "by keyword", "view", "addmm", "addmm of the transpose", "batch of one"}
@@ -130,6 +132,9 @@ USES = {
     "positions": (lambda net, x: F.linear(torch.stack([x, x**2], 1), net.weight, net.bias).tanh().sum(1), "bare_rows"),
     "chosen by points": (lambda net, x: torch.where(x > net.bias, x @ net.weight, x), "bare_linear"),
     "from the left": (lambda net, x: (net.weight @ x.t()).t() + net.bias, "autodiff"),
+    "einsum of both": (lambda net, x: torch.einsum("ni,oi,nj->no", x, net.weight, x) + net.bias, "autodiff"),
+    "einsum of sums": (lambda net, x: torch.einsum("ni,oj->no", x, net.weight) + net.bias, "autodiff"),
+    "einsum in part": (lambda net, x: torch.einsum("ni,ji->n", x, net.weight)[:, None] + net.bias, "autodiff"),
     "unknown": (lambda net, x: F.bilinear(x, x, net.weight[None], net.bias[:1]).expand(-1, 2), "autodiff"),
 }
 
