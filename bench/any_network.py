@@ -92,14 +92,16 @@ class Functional:
         try:
             values = self.outputs(tensors, coords)
             directions = torch.eye(values.numel(), dtype=values.dtype).view(-1, *values.shape)
-            found = torch.autograd.grad(
-                values, list(tensors.values()), directions, is_grads_batched=True, allow_unused=True,
-                materialize_grads=True,
-            )  # fmt: skip
+            wanted = list(tensors.values())
+            found = torch.autograd.grad(values, wanted, directions, is_grads_batched=True, allow_unused=True)
         finally:
             for tensor in tensors.values():
                 tensor.requires_grad_(False)
-        return {name: own.unflatten(0, values.shape) for name, own in zip(tensors, found, strict=True)}
+        rows = {}
+        for (name, tensor), own in zip(tensors.items(), found, strict=True):
+            own = tensor.new_zeros(len(directions), *tensor.shape) if own is None else own
+            rows[name] = own.unflatten(0, values.shape)
+        return rows
 
 
 Rows = Callable[[Tensor, int], dict[str, Tensor]]
