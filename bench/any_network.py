@@ -1,7 +1,7 @@
 """The NTK of other people's networks against the best way of ``torch.func``, on this processor.
 
-    python bench/any_network.py [--points 4096] [--width 256] [--layers 4] [--entries 16384] [--only NAME ...] [--clock cpu]
-        [--precision high] [--repeats 3] [--cap 8] [--slow 120] [--out FILE]
+    python bench/any_network.py [--points 4096] [--width 256] [--layers 4] [--entries 16384] [--only NAME ...]
+        [--precision high] [--clock cpu] [--repeats 3] [--cap 8] [--slow 120] [--out FILE]
 
 Networks are those of ``tests/others_modules.py``, kernels dense, traces over the outputs; ``high`` is fp32 on both
 sides, ``highest`` fp64. Torch has three ways, each as a careful user would write it, at its best chunk size:
@@ -14,8 +14,8 @@ sides, ``highest`` fp64. Torch has three ways, each as a careful user would writ
 
 Each way is first timed on a part of the work; the one that would take least is then measured whole, in turns with
 ``inrfast.ntk(...).to_dense()``, which includes all checks. A run of torch of more than ``--slow`` seconds is done once.
-No time is written unless both kernels agree. On a machine that others use too, ``--clock cpu`` counts the processor's time
-in place of the wall's.
+No time is written unless both kernels agree. On a machine that others use too, ``--clock cpu`` counts the processor's
+time in place of the wall's.
 """
 
 from __future__ import annotations
