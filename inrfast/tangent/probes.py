@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import UnsupportedModuleError
+from inrfast.errors import UnsupportedModuleError, warn
 from inrfast.layers import Factors, Layer
+from inrfast.memory import chunks
 from inrfast.mlp import MLP, describe
 from inrfast.ops.rows import vjp
 from inrfast.pointwise import FLOOR_EXPONENT, LONGEST, MOVED, RANDOM, dependence, spread_points
@@ -38,7 +39,19 @@ ALIKE_ROWS = 32
 """Points at least, and at most of the second pass, where a network is asked once more whether it treats them alike."""
 
 COMPARED_ROWS = 64
-"""Points at which the fp64 copy is compared with the network in its own dtype."""
+"""Points at which the fp64 copy is compared with the network in its own dtype, before it is at all of them."""
+
+FAR = 256.0
+"""How many times the effect of rounding inputs and parameters a difference must be to be that of another function."""
+
+LINEAR = 2.0**-42
+"""Relative size of steps whose effect is measured and scaled up to that of rounding, too small to cross a border."""
+
+LONGEST_GPU = 1 << 14
+"""Points of a pass over all of them on a GPU, as many as of a chunk of factors there."""
+
+MOST_ELSEWHERE = 0.01
+"""Share of points at which the network may be another function in fp64; beyond it there is no kernel."""
 
 
 # ---- the network -------------------------------------------------------------------------------------------------
@@ -79,6 +92,87 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     few = slice(None, None, 8)
     _refuse_chaos(network, wide[few], expected[few])
     _refuse_fp32_inside(network, wide[few], expected[few])
+
+
+def check_points(net: nn.Module, network: Network, coords: Tensor) -> None:
+    """Warn of points at which the network in its own dtype takes another branch or cell than in fp64, or refuse them.
+
+    A lookup ``table[(x * n).long()]`` on its own pixels, and ``torch.where(x * 10 >= 7, ...)``, do so where rounding
+    decides on which side of a border a point lies. One pass in fp64 and one in the own dtype over all points, in
+    chunks. A point counts where an output differs :data:`FAR` times as much as rounding moves it by its slopes.
+
+    Parameters
+    ----------
+    net
+        The network as it was given, which :func:`check_network` has looked at.
+    network
+        Its copy in fp64.
+    coords
+        All points (N, d), as they were given.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        That is so at more than :data:`MOST_ELSEWHERE` of the points.
+    """
+    own = own_dtype(net)
+    if own == PASS_DTYPE:
+        return
+    module, few = snapshot(net), spread_points(coords, COMPARED_ROWS)
+    narrow = Network(module, network.select, network.axes)
+    try:
+        in_own = narrow.outputs(few.to(own)).double()
+    except RuntimeError:  # parts of several dtypes run in fp64 only
+        return
+    eps, tiny = torch.finfo(own).eps, torch.finfo(own).smallest_normal
+    expected = network.outputs(few.to(PASS_DTYPE))
+    moved = _moved_by_rounding(network, few, eps)
+    size = expected.abs().amax(0)
+    # Quantiles that points on borders, of which either may hold some, leave as they are.
+    usual = torch.maximum(FAR * moved.quantile(0.5, 0), AMPLIFIED * (in_own - expected).abs().nanquantile(0.25, 0))
+
+    def differ(points: Tensor, outputs: Tensor, effect: Tensor | float) -> Tensor:
+        wide = network.outputs(points)
+        allowed = AMPLIFIED * eps * torch.maximum(size, wide.abs()) + usual + tiny + effect
+        return (((outputs - wide).abs() > allowed) & torch.isfinite(outputs)).any(1)
+
+    rows = LONGEST if coords.device.type == "cpu" else LONGEST_GPU
+    found = []
+    for part in chunks(len(coords), rows):
+        outputs = narrow.outputs(coords[part].to(own)).double()
+        found.append(differ(coords[part].to(PASS_DTYPE), outputs, 0.0))
+    suspects = torch.cat(found).nonzero().squeeze(1)
+    kept = []
+    for part in chunks(len(suspects), rows):
+        some = coords[suspects[part]]
+        outputs, effect = narrow.outputs(some.to(own)).double(), _moved_by_rounding(network, some, eps)
+        effect = FAR * torch.maximum(effect, effect.median(0).values)
+        # Where coordinates are rounded to the own dtype, that alone may move them over a border.
+        off = differ(some.to(PASS_DTYPE), outputs, effect) & differ(some.to(own).to(PASS_DTYPE), outputs, effect)
+        kept.append(suspects[part][off])
+    if not kept or not (places := torch.cat(kept).tolist()):
+        return
+    point = ", ".join(f"{x:.9g}" for x in coords[places[0]].tolist())
+    told = (
+        f"net in fp64, in which factors are computed, is another function than in {own} at {len(places)} of "
+        f"{len(coords)} points, such as row {places[0]}, ({point}): they lie on the border of a cell or branch "
+        "(an index made from coordinates, torch.where, a comparison), and rounding decides on which side. Shift coords "
+        "off the borders, by half a cell for instance, or convert the network if its function in fp64 is the one "
+        "meant: net.double(), with coords in fp64"
+    )
+    if len(places) > MOST_ELSEWHERE * len(coords):
+        raise UnsupportedModuleError(told)
+    warn(f"{told}. The kernel is that of the network in fp64")
+
+
+def _moved_by_rounding(network: Network, coords: Tensor, eps: float) -> Tensor:
+    """Return how much rounding of coordinates and parameters by ``eps`` moves each output (n, M), by its slopes."""
+    points = coords.to(PASS_DTYPE)
+    before, found = network.outputs(points), []
+    for seed in range(3):
+        near = network.rounded(LINEAR, seed)
+        found.append((near.outputs(rounded(points, LINEAR, seed)) - before).abs())
+    return torch.stack(found).amax(0) * (eps / LINEAR)
 
 
 def check_axes(network: Network, coords: Tensor) -> None:
