@@ -14,6 +14,7 @@ from inrfast.errors import UnsupportedModuleError, warn
 from inrfast.layers import Factors, Layer
 from inrfast.memory import chunks
 from inrfast.mlp import MLP, describe
+from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.rows import vjp
 from inrfast.pointwise import FLOOR_EXPONENT, LONGEST, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
@@ -25,6 +26,20 @@ JACOBIAN_TOLERANCE = 1e-7
 
 AMPLIFIED = 16.0
 """How many times the effect of rounding inputs and parameters may stand for rounding in every operation."""
+
+LEAST_NORMS = (1e-9, 1e-4)
+"""Norms of rows, as shares of the largest, below which rows count as little as they are: the first, else the next where
+rounding makes the smaller rows. Errors of the size of a row are seen down to a share of 1e-15."""
+
+LEAST_BESIDE = 1e-8
+"""The same beside other outputs of the point, whose rounding a smaller row may be: of a saturated softmax for instance,
+where it is what is left of 1 - p."""
+
+MOST_PARTS = 64
+"""Parts of the outputs that are compared by themselves, where all of them together do not agree."""
+
+LARGEST_NORM = 1e150
+"""Norms of rows up to which fp64 holds their squares."""
 
 CHAOTIC = 1e-7
 """Share of a result that rounding may change in fp64; beyond it the precision that is promised cannot be held."""
@@ -345,20 +360,46 @@ def check_jacobian(
     ``known`` numbers, which are returned. The second are the layers, of those that are ``movable`` to automatic
     differentiation, whose factors are not those of the network; another such layer is refused.
     """
-    weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
+    norms = gram_diagonal(captured, "full", outputs).sqrt().nan_to_num(0.0, LARGEST_NORM).view(-1, outputs)
+    weights = _row_weights(norms, LEAST_NORMS[0])
     truth = _products_by_autograd(network, layers, sample, weights)
-    cotangents = weights.unsqueeze(-1)
-    pairs = zip(layers, captured, strict=True)
-    ours = [vjp(*factors, cotangents, rows=layer.block[0]) for layer, factors in pairs]
-    largest = torch.stack([own.abs().amax() for own in ours]).amax()
+    ours = _products_by_factors(layers, captured, weights)
     sums = torch.stack([f.sum() for factors in captured for f in factors if f is not None])
-    answers = torch.stack([_agree(ours, truth, largest, 0.0).to(PASS_DTYPE), sums.sum(), largest])
-    agree, total, size, *numbers = torch.cat([answers, known]).tolist()
+    answers = torch.stack([_agree(ours, truth, _largest(ours), 0.0).to(PASS_DTYPE), sums.sum()])
+    agree, total, *numbers = torch.cat([answers, known]).tolist()
     if not math.isfinite(total):
         _need_finite(layers, captured)
     if agree:
         return numbers, []
-    return numbers, _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size, movable)
+    return numbers, _refuse_other_jacobian(network, layers, sample, captured, norms, movable)
+
+
+def _row_weights(norms: Tensor, least: float) -> Tensor:
+    """Return the weights (n, M) of the rows in the check, around 1 / norm, so that every row counts alike.
+
+    Norms below ``least`` times the largest count as that, those below :data:`LEAST_BESIDE` times the largest of their
+    point too, and rows of zeros as the others do in the middle.
+    """
+    weights = torch.linspace(0.5, 1.5, norms.numel(), dtype=norms.dtype, device=norms.device).view_as(norms)
+    usual = torch.where(norms > 0, norms, math.nan).nanmedian().nan_to_num(1.0)
+    floor = (LEAST_BESIDE * norms.amax(1, keepdim=True)).clamp_min(least * norms.max())
+    return weights / torch.where(norms > 0, norms, usual).clamp_min(floor)
+
+
+def _as_powers(weights: Tensor) -> Tensor:
+    """Return powers of two near the weights, times one of a few in turn, so that no two neighbours count alike."""
+    turn = torch.arange(weights.numel(), device=weights.device).view_as(weights)
+    return torch.exp2(torch.frexp(weights).exponent.to(weights) + (5 * turn) % 7)
+
+
+def _products_by_factors(layers: Sequence[Layer], captured: Sequence[Factors], weights: Tensor) -> list[Tensor]:
+    """Return ``J^T v`` by the factors as the layers' blocks (1, b, a)."""
+    cotangents = weights.unsqueeze(-1)
+    return [vjp(*factors, cotangents, rows=layer.block[0]) for layer, factors in zip(layers, captured, strict=True)]
+
+
+def _largest(blocks: list[Tensor]) -> Tensor:
+    return torch.stack([own.abs().amax() for own in blocks]).amax()
 
 
 def _need_finite(layers: Sequence[Layer], captured: Sequence[Factors]) -> None:
@@ -373,24 +414,58 @@ def _refuse_other_jacobian(
     network: Network,
     layers: Sequence[Layer],
     sample: Tensor,
-    weights: Tensor,
-    ours: list[Tensor],
-    truth: list[Tensor],
-    largest: float,
+    captured: Sequence[Factors],
+    norms: Tensor,
     movable: Collection[int],
 ) -> list[int]:
     """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify.
 
-    Layers that differ are returned where all or some of them are movable.
+    Layers that differ are returned where all or some of them are movable. Rows are looked at by their sizes, then so
+    that each counts alike, or as many as are not what rounding leaves of a sum that cancels; those output by output,
+    by powers of two, since other weights of many sizes would enter such sums together and round otherwise, as those of
+    a softmax do.
     """
-    eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
-    for seed in range(3):
-        near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
-        effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
-    if effect > CHAOTIC * largest:
-        raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
-    if not bool(_agree(ours, truth, largest, AMPLIFIED * effect)):
-        allowed = AMPLIFIED * effect
+
+    def compared(weights: Tensor, refuse: bool) -> list[int] | None:
+        ours = _products_by_factors(layers, captured, weights)
+        truth, effect, largest = _products_by_autograd(network, layers, sample, weights), 0.0, float(_largest(ours))
+        if not refuse and bool(_agree(ours, truth, largest, 0.0)):
+            return []
+        eps = torch.finfo(PASS_DTYPE).eps
+        for seed in range(3):
+            near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
+            effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
+        if effect > CHAOTIC * largest:
+            if refuse:
+                raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
+            return None
+        return _apart(network, layers, len(sample), ours, truth, largest, AMPLIFIED * effect, movable)
+
+    # The largest norm alone leaves all rows as large as they are.
+    apart = compared(_row_weights(norms, 1.0), refuse=True)
+    outputs = norms.shape[1]
+    for part in chunks(outputs, -(-outputs // MOST_PARTS)):
+        kept = torch.zeros_like(norms)
+        kept[:, part] = 1
+        for least in () if apart else LEAST_NORMS:
+            apart = compared(_as_powers(_row_weights(norms, least)) * kept, refuse=False)
+            if apart is not None:
+                break
+    return apart or []
+
+
+def _apart(
+    network: Network,
+    layers: Sequence[Layer],
+    points: int,
+    ours: list[Tensor],
+    truth: list[Tensor],
+    largest: float,
+    allowed: float,
+    movable: Collection[int],
+) -> list[int]:
+    """Return the movable layers whose ``J^T v`` differ by more than is ``allowed``, or refuse the network."""
+    if not bool(_agree(ours, truth, largest, allowed)):
         places = range(len(layers))
         off = [k for k in places if not bool(_agree(ours[k : k + 1], truth[k : k + 1], largest, allowed))]
         apart = [k for k in off if k in movable]
@@ -400,7 +475,7 @@ def _refuse_other_jacobian(
         where = f"most in layer {layers[errors.index(max(errors))].name!r}, last in layer {layers[off[-1]].name!r}"
         raise UnsupportedModuleError(
             "the captured factors do not reproduce the network's Jacobian (checked against automatic "
-            f"differentiation on {len(sample)} points, error {max(errors):.2e}, {where}): {_own_parts(network, layers)}"
+            f"differentiation on {points} points, error {max(errors):.2e}, {where}): {_own_parts(network, layers)}"
             "a parameter acts outside its layer's forward, a layer gets the points in another order, or a part "
             "computes in 16 bits"
         )
