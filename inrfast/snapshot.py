@@ -50,7 +50,11 @@ def snapshot(net: nn.Module, parameters: bool = True) -> nn.Module:
     try:
         copied = copy.deepcopy(net, memo)
     except Exception as error:
-        raise UnsupportedModuleError(f"{_culprit(net)} cannot be copied ({type(error).__name__}: {error})") from error
+        raise UnsupportedModuleError(
+            f"{_culprit(net)} cannot be copied ({type(error).__name__}: {error}), and factors are made by a copy of "
+            "the network. Take it off the module (del), make it a property or hold it outside, or give its class "
+            "__deepcopy__"
+        ) from error
     for module in copied.modules():
         own = vars(module)
         if type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules:  # slow to import
@@ -82,7 +86,7 @@ def widen_(net: nn.Module) -> nn.Module:
         if isinstance(module, nn.RMSNorm) and module.eps is None:
             dtype = own if module.weight is None else module.weight.dtype
             module.eps = rms_norm_epsilon(dtype)
-    net.to(torch.float64)
+    net.double()  # net.to(torch.float64) would make complex buffers real
     _convert(net, _widened, {})
     return net
 

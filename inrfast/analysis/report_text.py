@@ -135,7 +135,7 @@ def network_name(network: Mapping[str, Any]) -> str:
 
 def findings(report: DiagnosisReport) -> list[str]:
     """Return what a report's numbers say, in sentences computed from them."""
-    found = [_narrowest(report), _shares(report.sensitivities)]
+    found = [_narrowest(report), _without(report), _shares(report.sensitivities)]
     found += [
         f"{z.dead_units} of {z.spectrum.columns} units of {z.name} are zero at every point."
         for z in report.representations
@@ -190,6 +190,17 @@ def _narrowest(report: DiagnosisReport) -> str:
         at.setdefault(least.name, []).append(f"{rank} of {units} at {_tolerance(rtol)}")
     told = (f"{name}, {', '.join(ranks)}" for name, ranks in at.items())
     return f"Least rank for its width: {'; '.join(told)}."
+
+
+def _without(report: DiagnosisReport) -> str:
+    """Say why tables are empty of networks whose parameters enter by no linear layer."""
+    if report.representations:
+        return ""
+    empty = "representations" if report.weights else "representations and weights"
+    return (
+        f"There are no {empty}: those are of linear layers (nn.Linear, F.linear, @) with trainable weights, and no "
+        "parameter is captured as one. K.cost().ways of inrfast.ntk says how each is."
+    )
 
 
 def _shares(layers: Sequence[Sensitivity]) -> str:

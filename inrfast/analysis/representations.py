@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from inrfast.analysis.report import Representation, matrix_spectrum
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_choice, check_coords
+from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.linalg.spectrum import check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
@@ -46,7 +46,7 @@ Passes = Callable[[bool], Iterator[Iterable[tuple[Key, Tensor]]]]
 def representation(
     net: nn.Module,
     coords: ArrayLike,
-    layer: str = "layers.0",
+    layer: str | None = None,
     rtols: Sequence[float] = RTOLS,
     select: Select = None,
     memory_budget: int | None = None,
@@ -65,7 +65,8 @@ def representation(
         The points (N, d), or (..., d) as in :func:`inrfast.ntk`, a full grid for instance.
     layer
         ``"input"``, the coordinates as the encoding makes them, or the name of a hidden linear layer, ``"layers.0"``:
-        its output behind activation and norm. Of other modules than INRs those that have trainable weights.
+        its output behind activation and norm. Of other modules than INRs those that have trainable weights. None: the
+        first layer's output, ``"layers.0"`` of an INR, or the input of a network that has a single one.
     rtols
         Relative tolerances in (0, 1), in any order. Below 1e-7, or what the Gram matrix resolves, TSQR takes a second
         pass.
@@ -85,7 +86,7 @@ def representation(
     Raises
     ------
     UnsupportedModuleError
-        As in :func:`inrfast.diagnose`.
+        As in :func:`inrfast.diagnose`; a network without any linear layer that is observed.
     ResolutionError
         A tolerance below what fp64 resolves for this layer.
     MemoryBudgetError
@@ -106,7 +107,7 @@ def representation(
     coords = check_coords("coords", coords, capture.in_features, capture.device).detach()
     with torch.no_grad():
         names = capture.representations(coords[:2]) if capture.mlp is None else capture.input_names([]).values()
-    check_choice("layer", layer, tuple(names))
+    layer = _chosen(capture, layer, tuple(names))
     rows = _chunk_rows(capture, coords, layer, budget_bytes(memory_budget, capture.device))
     activity, room, key = Activity(coords.device), Room(), ("features", layer)
 
@@ -128,6 +129,16 @@ def representation(
     with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
         values = streamed(passes, rtols[-1], errors)[key]
     return described(layer, values, rtols, *activity.read())
+
+
+def _chosen(capture: Capture, layer: str | None, names: tuple[str, ...]) -> str:
+    """Return the layer that is asked for, by default the first one's output, or refuse networks without any."""
+    if not names:
+        ways = "; ".join(f"{own.name!r}: {capture.way(index)}" for index, own in enumerate(capture.layers[:8]))
+        raise UnsupportedModuleError(
+            f"net has no linear layer that is observed, so what enters its layers is not known ({ways})"
+        )
+    return check_choice("layer", names[min(1, len(names) - 1)] if layer is None else layer, names)
 
 
 def described(

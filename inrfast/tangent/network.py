@@ -96,10 +96,15 @@ class Network:
         """Return the output (n, M) in what the module returns for so many points, at least 2."""
         output = self.selected(returned)
         if not isinstance(output, Tensor):
-            keys = list(returned) if isinstance(returned, Mapping) else ""
+            if self.select is None:
+                raise TypeError(
+                    f"net returns {_kind(returned)}; pass select= (a key, an index or a function) that takes the "
+                    "output tensor from it"
+                )
+            own = "select= gives" if callable(self.select) else f"select={self.select!r} gives"
             raise TypeError(
-                f"net returns {type(returned).__name__} {keys}; pass select= (a key, an index or a function) that "
-                f"takes the output tensor from it (it gave {type(output).__name__})"
+                f"{own} {_kind(output)}, no tensor; a function takes one from it, such as select=lambda returned: "
+                "returned['colour']['fine']"
             )
         given = tuple(output.shape)
         for _ in range(self.axes - 2):  # the leading axes of the coordinates
@@ -145,6 +150,12 @@ class Network:
     def stirred(self) -> Network:
         """Return this network with trainable parameters moved a little."""
         return Network(stirred_(snapshot(self.module)), self.select, self.axes)
+
+
+def _kind(returned: Any) -> str:
+    """Return in words what a module returns: its type, with the keys that it has."""
+    kind = type(returned).__name__
+    return f"{kind} {list(returned)}" if isinstance(returned, Mapping) else kind
 
 
 def rounded(tensor: Tensor, eps: float, seed: int) -> Tensor:

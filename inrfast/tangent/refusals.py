@@ -20,10 +20,10 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 def check_tensors(net: nn.Module, device: torch.device) -> None:
-    """Raise for parameters and buffers on another device, without numbers or complex, and parameters of NaN or Inf.
+    """Raise for parameters and buffers on another device or without numbers, and complex parameters, or of NaN or Inf.
 
-    A buffer may hold -Inf, as masks of attention do. A GPU is waited for once: a sum of finite numbers is finite, as a
-    rule, and where it is not, the parameters are looked at one by one.
+    A buffer may hold -Inf, as masks of attention do, and complex numbers. A GPU is waited for once: a sum of finite
+    numbers is finite, as a rule, and where it is not, the parameters are looked at one by one.
     """
     refuse_pieces(net)
     floating: dict[str, Tensor] = {}
@@ -45,7 +45,7 @@ def check_tensors(net: nn.Module, device: torch.device) -> None:
                 f"net is spread over devices: {name!r} is on {tensor.device}, others are on {device}; "
                 "net.to(device) moves it to one"
             )
-        if tensor.is_complex():
+        if tensor.is_complex() and isinstance(tensor, nn.Parameter):
             raise UnsupportedModuleError(
                 f"{name!r} is complex; only real parameters are supported. Hold it as real and imaginary part "
                 "(torch.view_as_real) and join them in the forward pass (torch.view_as_complex)"

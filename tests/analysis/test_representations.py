@@ -108,3 +108,26 @@ def test_bad_input_is_named(arguments, error, match):
     good = {"net": inr.INR(2, 1, width=4, hidden_layers=2), "coords": inr.grid((4, 4)), "layer": "layers.0"}
     with pytest.raises(error, match=match):
         inr.representation(**good | arguments)
+
+
+def test_the_default_layer_is_the_first_output_and_networks_without_layers_say_why():
+    coords, modules = inr.grid((6, 6)), (nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 3), nn.Tanh(), nn.Linear(3, 1))
+    net = nn.Sequential(*modules)
+    found = inr.representation(net, coords)
+    values = torch.linalg.svdvals(net[:2].double()(coords.double()).detach())
+    assert found.name == "0"
+    torch.testing.assert_close(torch.as_tensor(found.spectrum.singular_values).double().cpu()[: len(values)], values)
+    with pytest.raises(ValueError, match=r"'0', '2', 'input'.*got 'layers\.0'"):
+        inr.representation(net, coords, "layers.0")
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+        def forward(self, x):
+            return (self.scale * x).sin()
+
+    with pytest.raises(inr.UnsupportedModuleError, match=r"no linear layer that is observed.*'scale': rows"):
+        inr.representation(Scale(), coords)
+    assert "There are no representations and weights" in str(inr.diagnose(Scale(), coords, rtols=(1e-2,)))

@@ -1,5 +1,7 @@
 """Networks without an exact Jacobian are refused by name, and the advice of the message works."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -193,3 +195,40 @@ def test_pruned_parameters_are_exact():
     rows = [torch.autograd.grad(value, parameters, retain_graph=True) for value in net(coords.double()).flatten()]
     truth = torch.stack([torch.cat([gradient.flatten() for gradient in row]) for row in rows])
     torch.testing.assert_close(found, truth, rtol=1e-10, atol=1e-12)
+
+
+class Phases(nn.Module):
+    """A complex buffer, which turns real features."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.turn = nn.Linear(2, 3), nn.Buffer(torch.randn(3, dtype=torch.complex64))
+
+    def forward(self, x):
+        h = self.a(x)
+        return (torch.complex(h, h.square()) * self.turn).real
+
+
+def test_complex_buffers_are_exact():
+    net, coords = Phases(), random_coords(7, 2, 0)
+    found, turn = inr.jacobian(net, coords, precision="highest").rows(), net.turn.to(torch.complex128)
+    weight, bias = net.a.weight.detach().double(), net.a.bias.detach().double()
+    h = coords.double() @ weight.t() + bias
+    slope = turn.real - 2 * h * turn.imag
+    rows = [torch.func.vmap(torch.diag)(slope)]
+    rows.insert(0, (rows[0].unsqueeze(3) * coords.double()[:, None, None, :]).flatten(2))
+    torch.testing.assert_close(found, torch.cat(rows, 2).flatten(0, 1), rtol=1e-12, atol=1e-12)
+
+
+def test_attributes_without_a_copy_and_outputs_that_are_no_tensors_are_refused_with_the_way_out():
+    coords, net = random_coords(7, 2, 0), mlp()
+    net[0].lock = threading.Lock()
+    with pytest.raises(UnsupportedModuleError, match=r"'lock' of module '0' cannot be copied.*__deepcopy__"):
+        inr.ntk(net, coords)
+    del net[0].lock
+    net.register_forward_hook(lambda module, given, out: {"c": {"fine": out}})
+    with pytest.raises(TypeError, match=r"net returns dict \['c'\]; pass select="):
+        inr.ntk(net, coords)
+    with pytest.raises(TypeError, match=r"select='c' gives dict \['fine'\], no tensor"):
+        inr.ntk(net, coords, select="c")
+    assert inr.ntk(net, coords, select=lambda returned: returned["c"]["fine"]).shape == (7, 7)
