@@ -173,7 +173,7 @@ class LayerwiseJacobian:
     # ---- entries -----------------------------------------------------------------------------------------------
 
     def rows(self, points: slice | int | None = None) -> Tensor:
-        """Return the dense rows of some points, shape (points M, P): ``S[n, m] (x) [Z[n], 1]``.
+        """Return the dense rows of some points, a tensor (points M, P): ``S[n, m] (x) [Z[n], 1]``.
 
         Parameters
         ----------
