@@ -159,6 +159,30 @@ class Modulated(nn.Module):
         return self.head(self.way(self, torch.sin(self.inlet(x))))
 
 
+def heads(p, h):
+    trunk = p.first(p.latent)
+    return F.linear(h, torch.outer(trunk, torch.sin(trunk)), p.second(trunk))
+
+
+def heads_in_another_order(p, h):
+    trunk = torch.tanh(p.second(F.pad(p.latent, (0, 1))))
+    return torch.addmm(p.first(trunk[1:]), h, torch.outer(trunk, torch.sin(trunk)).t()) * trunk
+
+
+def of_a_row(p, h):
+    trunk = F.linear(p.codes[1], p.first.weight, bias=p.first.bias)
+    return h + p.second(trunk.unsqueeze(0)).expand(len(h), -1)
+
+
+@pytest.mark.parametrize("way", [heads, heads_in_another_order, of_a_row])
+def test_weights_and_biases_of_points_come_from_one_code(way):
+    torch.manual_seed(0)
+    net = Modulated(way)
+    (net.latent if way is of_a_row else net.codes).requires_grad_(False)
+    kinds = {name: layer.kind for name, layer in agrees(net).items()}
+    assert {kinds[f"{layer}.{own}"] for layer in ("first", "second") for own in ("weight", "bias")} == {"bare_constant"}
+
+
 OTHERWISE = {
     "twice": lambda p, h: h * p.second(p.second(p.first(p.latent))),
     "several rows": lambda p, h: h * p.second(p.first(p.codes).tanh()).sum(0),
