@@ -337,10 +337,7 @@ def _nothing(calls: Calls) -> str:
     columns, times = call.inputs[0].shape[-1], len(call.inputs)
     if times > 1:
         return f"its first one, {call.name!r}, is called {times} times, with several inputs"
-    return (
-        f"its first one, {call.name!r}, gets {columns} columns that are made from them. A layer behind it that should "
-        "count may be initialised by itself: apply_(module.part, ..., coords=what it gets)"
-    )
+    return f"its first one, {call.name!r}, gets {columns} columns that are not coordinates alone"
 
 
 def _why_left(first: Rule | None, is_first: bool) -> str:

@@ -279,15 +279,16 @@ def deal_rank_expanding_(
         eps=eps,
         gain=gain,
         dtype=torch.float64,
+        device="cpu",
     )
     places = [
         ((k + 0.5) / own.out_features, number) for number, own in enumerate(linears) for k in range(len(own.weight))
     ]
-    owners = torch.tensor([number for _, number in sorted(places)])
+    owners = torch.tensor([number for _, number in sorted(places)], device="cpu")
     for number, linear in enumerate(linears):
         mine = weight[owners == number][:, list(columns[number])]
-        low, high = torch.tensor(bounds[number], dtype=torch.float64).T
-        mine = torch.where(torch.tensor(mirrored[number]), -mine, mine)
+        low, high = torch.tensor(bounds[number], dtype=torch.float64, device="cpu").T
+        mine = torch.where(torch.tensor(mirrored[number], device="cpu"), -mine, mine)
         _fill(linear.bias, bias[owners == number] - (mine * (low + high) / (high - low)).sum(1))
         _fill(linear.weight, mine * 2 / (high - low))
 

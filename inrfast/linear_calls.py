@@ -363,7 +363,7 @@ def _coupled(
     """
     coupled: set[str] = set()
     flat = points.reshape(-1, points.shape[-1])
-    number = torch.arange(len(flat))
+    number = torch.arange(len(flat), device="cpu")
     corners = torch.where((number // 2 % 2 == 0).unsqueeze(1), *ends).to(flat)
     changed = []
     for kept in (number % 2 == 0, number % 2 == 1):
