@@ -195,7 +195,9 @@ def _check_numbers(state: dict[str, Tensor], place: str) -> None:
     for key, tensor in state.items():
         told = f"{one_line(key)} in {place}"
         if is_distributed(tensor):
-            raise UnsupportedModuleError(f"{told} is a DTensor, of which each process may hold a piece. {GATHER}")
+            raise UnsupportedModuleError(
+                f"{place} holds a DTensor as {one_line(key)!r}, of which each process may hold a piece. {GATHER}"
+            )
         if key.endswith("num_batches_tracked"):
             raise ValueError(
                 f"{told} is the count of a batch norm, and no layout has norms: in eval mode each is an affine map, "
