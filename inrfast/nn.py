@@ -11,15 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation, bind, shown
-from inrfast.arrays import ArrayLike
 from inrfast.backends import BACKENDS
 from inrfast.encodings import Encoding, built, encoding_of, from_config
-from inrfast.errors import check_choice, check_coords, check_entries, check_int, check_seed, warn
+from inrfast.errors import check_choice, check_entries, check_int, check_seed, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import dead_units, expands_rank, initialise_
-from inrfast.memory import chunks, counted, require_free, tells_refusals
+from inrfast.memory import counted, require_free, tells_refusals
 from inrfast.mlp import MLP, HiddenLayer, LinearLayer, describe, linear_layer
-from inrfast.modes import without_autocast
 from inrfast.norms import NORMS, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
@@ -28,8 +26,6 @@ from inrfast.wrapped import unwrapped
 
 NORM_POSITIONS = ("post", "pre")
 """Where a hidden layer's norm stands, after or before its activation; first the default."""
-
-CALIBRATION_ROWS = 8192
 
 DEFAULT_OMEGA = 30.0
 """What ``omegas`` say of activations without a frequency when none was given."""
@@ -519,70 +515,3 @@ def _as_initialised(linear: LinearLayer, options: Mapping[str, Any]) -> bool:
     made = rank_expanding(linear.outputs, linear.inputs, **options, dtype=dtype, device=linear.weight.device)
     own = (linear.weight, linear.bias)
     return all(mine is not None and torch.equal(mine, new.to(mine.dtype)) for mine, new in zip(own, made, strict=True))
-
-
-@torch.no_grad()
-@without_autocast()
-@tells_refusals
-def calibrate_batchnorm_(net: INR, coords: ArrayLike) -> INR:
-    """Set the running statistics of every batch norm to those of the full set of points, layer after layer.
-
-    Means and (biased) variances are accumulated in fp64 over all of ``coords``; each layer is calibrated on the
-    output of the layers before it, already calibrated. In eval mode the network then behaves as one batch of all
-    points does in train mode; the mode itself is left as it was.
-
-    Parameters
-    ----------
-    net
-        An :class:`INR`; changed in place and returned.
-    coords
-        Shape ``(N, d)`` with N >= 2.
-
-    Raises
-    ------
-    ValueError, TypeError
-        No batch norm to calibrate, one point only, bad coordinates.
-    """
-    if not isinstance(net, INR):
-        raise TypeError(f"net must be an inrfast.INR, got {type(net).__name__}")
-    norms = [index for index, norm in enumerate(net.norms) if isinstance(norm, nn.BatchNorm1d)]
-    if not norms:
-        raise ValueError("net has no batch norm to calibrate; build it with norm='batch'")
-    parameter = net.layers[0].weight
-    assert isinstance(parameter, Tensor)
-    coords = check_coords("coords", coords, net.in_features, parameter.device).to(parameter.dtype)
-    if len(coords) < 2:
-        raise ValueError("coords must hold at least 2 points: one point has no variance")
-    training = net.training
-    net.eval()
-    try:
-        for index in norms:
-            norm = net.norms[index]
-            assert isinstance(norm, nn.BatchNorm1d)
-            total = torch.zeros(2, net.width, dtype=torch.float64, device=coords.device)
-            shift = torch.zeros(net.width, dtype=torch.float64, device=coords.device)
-            for number, rows in enumerate(chunks(len(coords), CALIBRATION_ROWS)):
-                values = _norm_input(net, index, coords[rows]).double()
-                if number == 0:
-                    shift = values.mean(0)  # removes the cancellation in E[x^2] - E[x]^2
-                total += torch.stack([(values - shift).sum(0), ((values - shift) ** 2).sum(0)])
-            mean, square = total / len(coords)
-            assert norm.running_mean is not None and norm.running_var is not None
-            norm.running_mean.copy_(mean + shift)
-            norm.running_var.copy_(square - mean**2)
-            assert norm.num_batches_tracked is not None
-            norm.num_batches_tracked.fill_(1)
-    finally:
-        net.train(training)
-    return net
-
-
-def _norm_input(net: INR, index: int, coords: Tensor) -> Tensor:
-    """Return what enters the norm of hidden layer ``index``."""
-    features = coords if net.encoding is None else net.encoding(coords.clone())  # it might write into them
-    for before in range(index):
-        features = net.activate(before, net.layers[before](features))
-    features = net.layers[index](features)
-    if net.norm_position == "post":
-        features = net.bound_activations[index].value(features)
-    return features

@@ -9,6 +9,7 @@ from inrfast.analysis.dictionary import Dictionary, dictionary
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
+from inrfast.calibration import calibrate_batchnorm_
 from inrfast.choosing.choice import Candidate, Choice
 from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
@@ -16,7 +17,7 @@ from inrfast.grids import grid
 from inrfast.importing.network import import_network
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
-from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.nn import INR
 from inrfast.norms.sphere import SphereNorm
 from inrfast.ops.grid_init import rank_expanding
 from inrfast.tangent.jacobian import LayerwiseJacobian, jacobian

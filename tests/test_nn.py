@@ -80,27 +80,6 @@ def test_two_starts_of_one_seed_share_their_other_layers():
         assert torch.equal(default.layers[k].weight, cured.layers[k].weight)
 
 
-@pytest.mark.parametrize("position", ["pre", "post"])
-@pytest.mark.parametrize("encoding", [None, inr.RandomFourier(4, 1.0)])
-def test_calibrated_batchnorm_equals_one_batch_in_train_mode(position, encoding):
-    net = inr.INR(2, 1, width=8, norm="batch", norm_position=position, encoding=encoding).double()
-    coords = inr.grid((13, 9), dtype=torch.float64)
-    assert inr.calibrate_batchnorm_(net, coords) is net
-    assert net.training
-    expected = copy.deepcopy(net).train()(coords)
-    torch.testing.assert_close(net.eval()(coords), expected)
-
-
-def test_calibration_streams_over_chunks(monkeypatch):
-    coords = inr.grid((20, 20))
-    nets = [inr.INR(2, 1, width=8, norm=["batch", None, "batch"]) for _ in range(2)]
-    inr.calibrate_batchnorm_(nets[0], coords)
-    monkeypatch.setattr("inrfast.nn.CALIBRATION_ROWS", 33)
-    inr.calibrate_batchnorm_(nets[1], coords)
-    for a, b in zip(nets[0].buffers(), nets[1].buffers(), strict=True):
-        torch.testing.assert_close(a, b)
-
-
 # ---- what PyTorch does with modules --------------------------------------------------------------------------------
 
 ENCODINGS = (None, inr.RandomFourier(4, 1.0), inr.PositionalEncoding(3), inr.Polynomial(2), HashGrid())
@@ -243,18 +222,6 @@ def test_bad_input_is_refused_by_name(arguments, error, message):
         inr.INR(2, 1, **arguments)
     with pytest.raises(TypeError, match=r"coords must be a torch.Tensor, got list"):
         inr.INR(2, 1, width=4)([[0.0, 0.0]])
-
-
-def test_calibration_refuses():
-    net = inr.INR(2, 1, width=4, norm="batch")
-    with pytest.raises(ValueError, match="no batch norm"):
-        inr.calibrate_batchnorm_(inr.INR(2, 1), inr.grid((4, 4)))
-    with pytest.raises(TypeError, match=r"inrfast\.INR"):
-        inr.calibrate_batchnorm_(nn.Linear(2, 1), inr.grid((4, 4)))
-    with pytest.raises(ValueError, match="2 points"):
-        inr.calibrate_batchnorm_(net, inr.grid((1, 1)))
-    with pytest.raises(ValueError, match=r"\(N, 2\)"):
-        inr.calibrate_batchnorm_(net, inr.grid((4,)))
 
 
 # ---- the fused layer -----------------------------------------------------------------------------------------------

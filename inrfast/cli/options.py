@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from inrfast.activations import ACTIVATIONS, bind
+from inrfast.calibration import calibrate_batchnorm_
 from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice, check_device
 from inrfast.initialisers import INITIALISERS
-from inrfast.nn import INR, NORM_POSITIONS, calibrate_batchnorm_
+from inrfast.nn import INR, NORM_POSITIONS
 from inrfast.norms import NORMS
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
 

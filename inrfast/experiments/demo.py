@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from inrfast.analysis.diagnosis import RTOLS, diagnose
+from inrfast.calibration import calibrate_batchnorm_
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_seed
 from inrfast.experiments import demo_figures, demo_text
@@ -30,7 +31,7 @@ from inrfast.files import shown
 from inrfast.grids import grid
 from inrfast.info import info
 from inrfast.memory import chunks
-from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.nn import INR
 from inrfast.signals.image import MID_GREY, astronaut, load_image
 from inrfast.training.fit import fit
 

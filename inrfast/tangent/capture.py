@@ -38,7 +38,7 @@ from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.network import PASS_DTYPE, Network
 from inrfast.tangent.point_rows import PointRows
-from inrfast.tangent.probes import check_axes, check_jacobian, check_network, treats_points_alike
+from inrfast.tangent.probes import check_axes, check_jacobian, check_network, check_points, treats_points_alike
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
 from inrfast.tangent.watching import uses_of
 from inrfast.wrapped import unwrapped
@@ -146,6 +146,7 @@ class Capture:
             self._mlp = self._described()
             if not known:
                 check_network(net, self.network, coords)
+                check_points(net, self.network, coords)
             check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
             many = self._shuffled(coords)[:-1]  # a prime number, which no axis of a module makes up with others

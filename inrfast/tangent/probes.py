@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import UnsupportedModuleError
+from inrfast.errors import UnsupportedModuleError, warn
 from inrfast.layers import Factors, Layer
+from inrfast.memory import chunks
 from inrfast.mlp import MLP, describe
+from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.rows import vjp
 from inrfast.pointwise import FLOOR_EXPONENT, LONGEST, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
@@ -24,6 +26,20 @@ JACOBIAN_TOLERANCE = 1e-7
 
 AMPLIFIED = 16.0
 """How many times the effect of rounding inputs and parameters may stand for rounding in every operation."""
+
+LEAST_NORMS = (1e-9, 1e-4)
+"""Norms of rows, as shares of the largest, below which rows count as little as they are: the first, else the next where
+rounding makes the smaller rows. Errors of the size of a row are seen down to a share of 1e-15."""
+
+LEAST_BESIDE = 1e-8
+"""The same beside other outputs of the point, whose rounding a smaller row may be: of a saturated softmax for instance,
+where it is what is left of 1 - p."""
+
+MOST_PARTS = 64
+"""Parts of the outputs that are compared by themselves, where all of them together do not agree."""
+
+LARGEST_NORM = 1e150
+"""Norms of rows up to which fp64 holds their squares."""
 
 CHAOTIC = 1e-7
 """Share of a result that rounding may change in fp64; beyond it the precision that is promised cannot be held."""
@@ -38,7 +54,19 @@ ALIKE_ROWS = 32
 """Points at least, and at most of the second pass, where a network is asked once more whether it treats them alike."""
 
 COMPARED_ROWS = 64
-"""Points at which the fp64 copy is compared with the network in its own dtype."""
+"""Points at which the fp64 copy is compared with the network in its own dtype, before it is at all of them."""
+
+FAR = 256.0
+"""How many times the effect of rounding inputs and parameters a difference must be to be that of another function."""
+
+LINEAR = 2.0**-42
+"""Relative size of steps whose effect is measured and scaled up to that of rounding, too small to cross a border."""
+
+LONGEST_GPU = 1 << 14
+"""Points of a pass over all of them on a GPU, as many as of a chunk of factors there."""
+
+MOST_ELSEWHERE = 0.01
+"""Share of points at which the network may be another function in fp64; beyond it there is no kernel."""
 
 
 # ---- the network -------------------------------------------------------------------------------------------------
@@ -79,6 +107,87 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     few = slice(None, None, 8)
     _refuse_chaos(network, wide[few], expected[few])
     _refuse_fp32_inside(network, wide[few], expected[few])
+
+
+def check_points(net: nn.Module, network: Network, coords: Tensor) -> None:
+    """Warn of points at which the network in its own dtype takes another branch or cell than in fp64, or refuse them.
+
+    A lookup ``table[(x * n).long()]`` on its own pixels, and ``torch.where(x * 10 >= 7, ...)``, do so where rounding
+    decides on which side of a border a point lies. One pass in fp64 and one in the own dtype over all points, in
+    chunks. A point counts where an output differs :data:`FAR` times as much as rounding moves it by its slopes.
+
+    Parameters
+    ----------
+    net
+        The network as it was given, which :func:`check_network` has looked at.
+    network
+        Its copy in fp64.
+    coords
+        All points (N, d), as they were given.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        That is so at more than :data:`MOST_ELSEWHERE` of the points.
+    """
+    own = own_dtype(net)
+    if own == PASS_DTYPE:
+        return
+    module, few = snapshot(net), spread_points(coords, COMPARED_ROWS)
+    narrow = Network(module, network.select, network.axes)
+    try:
+        in_own = narrow.outputs(few.to(own)).double()
+    except RuntimeError:  # parts of several dtypes run in fp64 only
+        return
+    eps, tiny = torch.finfo(own).eps, torch.finfo(own).smallest_normal
+    expected = network.outputs(few.to(PASS_DTYPE))
+    moved = _moved_by_rounding(network, few, eps)
+    size = expected.abs().amax(0)
+    # Quantiles that points on borders, of which either may hold some, leave as they are.
+    usual = torch.maximum(FAR * moved.quantile(0.5, 0), AMPLIFIED * (in_own - expected).abs().nanquantile(0.25, 0))
+
+    def differ(points: Tensor, outputs: Tensor, effect: Tensor | float) -> Tensor:
+        wide = network.outputs(points)
+        allowed = AMPLIFIED * eps * torch.maximum(size, wide.abs()) + usual + tiny + effect
+        return (((outputs - wide).abs() > allowed) & torch.isfinite(outputs)).any(1)
+
+    rows = LONGEST if coords.device.type == "cpu" else LONGEST_GPU
+    found = []
+    for part in chunks(len(coords), rows):
+        outputs = narrow.outputs(coords[part].to(own)).double()
+        found.append(differ(coords[part].to(PASS_DTYPE), outputs, 0.0))
+    suspects = torch.cat(found).nonzero().squeeze(1)
+    kept = []
+    for part in chunks(len(suspects), rows):
+        some = coords[suspects[part]]
+        outputs, effect = narrow.outputs(some.to(own)).double(), _moved_by_rounding(network, some, eps)
+        effect = FAR * torch.maximum(effect, effect.median(0).values)
+        # Where coordinates are rounded to the own dtype, that alone may move them over a border.
+        off = differ(some.to(PASS_DTYPE), outputs, effect) & differ(some.to(own).to(PASS_DTYPE), outputs, effect)
+        kept.append(suspects[part][off])
+    if not kept or not (places := torch.cat(kept).tolist()):
+        return
+    point = ", ".join(f"{x:.9g}" for x in coords[places[0]].tolist())
+    told = (
+        f"net in fp64, in which factors are computed, is another function than in {own} at {len(places)} of "
+        f"{len(coords)} points, such as row {places[0]}, ({point}): they lie on the border of a cell or branch "
+        "(an index made from coordinates, torch.where, a comparison), and rounding decides on which side. Shift coords "
+        "off the borders, by half a cell for instance, or convert the network if its function in fp64 is the one "
+        "meant: net.double(), with coords in fp64"
+    )
+    if len(places) > MOST_ELSEWHERE * len(coords):
+        raise UnsupportedModuleError(told)
+    warn(f"{told}. The kernel is that of the network in fp64")
+
+
+def _moved_by_rounding(network: Network, coords: Tensor, eps: float) -> Tensor:
+    """Return how much rounding of coordinates and parameters by ``eps`` moves each output (n, M), by its slopes."""
+    points = coords.to(PASS_DTYPE)
+    before, found = network.outputs(points), []
+    for seed in range(3):
+        near = network.rounded(LINEAR, seed)
+        found.append((near.outputs(rounded(points, LINEAR, seed)) - before).abs())
+    return torch.stack(found).amax(0) * (eps / LINEAR)
 
 
 def check_axes(network: Network, coords: Tensor) -> None:
@@ -251,20 +360,46 @@ def check_jacobian(
     ``known`` numbers, which are returned. The second are the layers, of those that are ``movable`` to automatic
     differentiation, whose factors are not those of the network; another such layer is refused.
     """
-    weights = torch.linspace(0.5, 1.5, len(sample) * outputs, dtype=PASS_DTYPE, device=sample.device).view(-1, outputs)
+    norms = gram_diagonal(captured, "full", outputs).sqrt().nan_to_num(0.0, LARGEST_NORM).view(-1, outputs)
+    weights = _row_weights(norms, LEAST_NORMS[0])
     truth = _products_by_autograd(network, layers, sample, weights)
-    cotangents = weights.unsqueeze(-1)
-    pairs = zip(layers, captured, strict=True)
-    ours = [vjp(*factors, cotangents, rows=layer.block[0]) for layer, factors in pairs]
-    largest = torch.stack([own.abs().amax() for own in ours]).amax()
+    ours = _products_by_factors(layers, captured, weights)
     sums = torch.stack([f.sum() for factors in captured for f in factors if f is not None])
-    answers = torch.stack([_agree(ours, truth, largest, 0.0).to(PASS_DTYPE), sums.sum(), largest])
-    agree, total, size, *numbers = torch.cat([answers, known]).tolist()
+    answers = torch.stack([_agree(ours, truth, _largest(ours), 0.0).to(PASS_DTYPE), sums.sum()])
+    agree, total, *numbers = torch.cat([answers, known]).tolist()
     if not math.isfinite(total):
         _need_finite(layers, captured)
     if agree:
         return numbers, []
-    return numbers, _refuse_other_jacobian(network, layers, sample, weights, ours, truth, size, movable)
+    return numbers, _refuse_other_jacobian(network, layers, sample, captured, norms, movable)
+
+
+def _row_weights(norms: Tensor, least: float) -> Tensor:
+    """Return the weights (n, M) of the rows in the check, around 1 / norm, so that every row counts alike.
+
+    Norms below ``least`` times the largest count as that, those below :data:`LEAST_BESIDE` times the largest of their
+    point too, and rows of zeros as the others do in the middle.
+    """
+    weights = torch.linspace(0.5, 1.5, norms.numel(), dtype=norms.dtype, device=norms.device).view_as(norms)
+    usual = torch.where(norms > 0, norms, math.nan).nanmedian().nan_to_num(1.0)
+    floor = (LEAST_BESIDE * norms.amax(1, keepdim=True)).clamp_min(least * norms.max())
+    return weights / torch.where(norms > 0, norms, usual).clamp_min(floor)
+
+
+def _as_powers(weights: Tensor) -> Tensor:
+    """Return powers of two near the weights, times one of a few in turn, so that no two neighbours count alike."""
+    turn = torch.arange(weights.numel(), device=weights.device).view_as(weights)
+    return torch.exp2(torch.frexp(weights).exponent.to(weights) + (5 * turn) % 7)
+
+
+def _products_by_factors(layers: Sequence[Layer], captured: Sequence[Factors], weights: Tensor) -> list[Tensor]:
+    """Return ``J^T v`` by the factors as the layers' blocks (1, b, a)."""
+    cotangents = weights.unsqueeze(-1)
+    return [vjp(*factors, cotangents, rows=layer.block[0]) for layer, factors in zip(layers, captured, strict=True)]
+
+
+def _largest(blocks: list[Tensor]) -> Tensor:
+    return torch.stack([own.abs().amax() for own in blocks]).amax()
 
 
 def _need_finite(layers: Sequence[Layer], captured: Sequence[Factors]) -> None:
@@ -279,24 +414,58 @@ def _refuse_other_jacobian(
     network: Network,
     layers: Sequence[Layer],
     sample: Tensor,
-    weights: Tensor,
-    ours: list[Tensor],
-    truth: list[Tensor],
-    largest: float,
+    captured: Sequence[Factors],
+    norms: Tensor,
     movable: Collection[int],
 ) -> list[int]:
     """Refuse networks whose ``J^T v`` differ by more than rounding, which deep ones of high frequency amplify.
 
-    Layers that differ are returned where all or some of them are movable.
+    Layers that differ are returned where all or some of them are movable. Rows are looked at by their sizes, then so
+    that each counts alike, or as many as are not what rounding leaves of a sum that cancels; those output by output,
+    by powers of two, since other weights of many sizes would enter such sums together and round otherwise, as those of
+    a softmax do.
     """
-    eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
-    for seed in range(3):
-        near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
-        effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
-    if effect > CHAOTIC * largest:
-        raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
-    if not bool(_agree(ours, truth, largest, AMPLIFIED * effect)):
-        allowed = AMPLIFIED * effect
+
+    def compared(weights: Tensor, refuse: bool) -> list[int] | None:
+        ours = _products_by_factors(layers, captured, weights)
+        truth, effect, largest = _products_by_autograd(network, layers, sample, weights), 0.0, float(_largest(ours))
+        if not refuse and bool(_agree(ours, truth, largest, 0.0)):
+            return []
+        eps = torch.finfo(PASS_DTYPE).eps
+        for seed in range(3):
+            near = _products_by_autograd(network.rounded(eps, seed), layers, rounded(sample, eps, seed), weights)
+            effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(near, truth, strict=True)))
+        if effect > CHAOTIC * largest:
+            if refuse:
+                raise UnsupportedModuleError(_chaotic("Jacobian", effect / max(largest, 1e-300)))
+            return None
+        return _apart(network, layers, len(sample), ours, truth, largest, AMPLIFIED * effect, movable)
+
+    # The largest norm alone leaves all rows as large as they are.
+    apart = compared(_row_weights(norms, 1.0), refuse=True)
+    outputs = norms.shape[1]
+    for part in chunks(outputs, -(-outputs // MOST_PARTS)):
+        kept = torch.zeros_like(norms)
+        kept[:, part] = 1
+        for least in () if apart else LEAST_NORMS:
+            apart = compared(_as_powers(_row_weights(norms, least)) * kept, refuse=False)
+            if apart is not None:
+                break
+    return apart or []
+
+
+def _apart(
+    network: Network,
+    layers: Sequence[Layer],
+    points: int,
+    ours: list[Tensor],
+    truth: list[Tensor],
+    largest: float,
+    allowed: float,
+    movable: Collection[int],
+) -> list[int]:
+    """Return the movable layers whose ``J^T v`` differ by more than is ``allowed``, or refuse the network."""
+    if not bool(_agree(ours, truth, largest, allowed)):
         places = range(len(layers))
         off = [k for k in places if not bool(_agree(ours[k : k + 1], truth[k : k + 1], largest, allowed))]
         apart = [k for k in off if k in movable]
@@ -306,7 +475,7 @@ def _refuse_other_jacobian(
         where = f"most in layer {layers[errors.index(max(errors))].name!r}, last in layer {layers[off[-1]].name!r}"
         raise UnsupportedModuleError(
             "the captured factors do not reproduce the network's Jacobian (checked against automatic "
-            f"differentiation on {len(sample)} points, error {max(errors):.2e}, {where}): {_own_parts(network, layers)}"
+            f"differentiation on {points} points, error {max(errors):.2e}, {where}): {_own_parts(network, layers)}"
             "a parameter acts outside its layer's forward, a layer gets the points in another order, or a part "
             "computes in 16 bits"
         )

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.calibration import calibrate_batchnorm_
 from inrfast.experiments.inlet_rank_collapse.methods import METHODS, Method
 from inrfast.experiments.paper import Cell, Found, Request, Work, uninterrupted
 from inrfast.experiments.pictures import BUNDLED, Pictures
 from inrfast.grids import grid
 from inrfast.memory import chunks
 from inrfast.metrics import mse_to_psnr, psnr, ssim, to_8bit
-from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.nn import INR
 from inrfast.signals.image import MID_GREY
 from inrfast.training.fit import fit_many
 from inrfast.training.result import FitResult

@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from inrfast.calibration import calibrate_batchnorm_
 from inrfast.experiments.drawing import finish
 from inrfast.experiments.inlet_rank_collapse.methods import Method
 from inrfast.experiments.paper import Found
@@ -18,7 +19,7 @@ from inrfast.grids import grid
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.linalg.tsqr import SingularValues, singular_values
 from inrfast.memory import chunks
-from inrfast.nn import INR, calibrate_batchnorm_
+from inrfast.nn import INR
 
 RTOLS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """Tolerances of ranks of matrices, relative to sigma_1."""
