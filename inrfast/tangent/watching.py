@@ -47,9 +47,9 @@ class Watching(TorchFunctionMode):
         self.parameters: Mapping[str, Tensor] = {name: own[name] for name in names}
         self.points, self.make = points, make
         self._owners: dict[int, tuple[str, ...]] = {
-            _address(parameter): (name,) for name, parameter in self.parameters.items()
+            address(parameter): (name,) for name, parameter in self.parameters.items()
         }
-        self._fixed = {_address(tensor) for tensor in (*root.parameters(), *root.buffers())}
+        self._fixed = {address(tensor) for tensor in (*root.parameters(), *root.buffers())}
         self._alive: list[Tensor] = []  # so that no other tensor comes to lie at their address
 
     def __torch_function__(
@@ -60,7 +60,7 @@ class Watching(TorchFunctionMode):
         given = [*tensors_in(args), *tensors_in(kwargs)] if torch.is_grad_enabled() else []
         views: dict[str, dict[int, Tensor]] = {}
         for tensor in given:
-            for name in self._owners.get(_address(tensor), ()) if tensor.requires_grad else ():
+            for name in self._owners.get(address(tensor), ()) if tensor.requires_grad else ():
                 views.setdefault(name, {})[id(tensor)] = tensor
         if not views:
             return function(*args, **kwargs)
@@ -69,7 +69,7 @@ class Watching(TorchFunctionMode):
         hidden = any(torch.func.debug_unwrap(tensor) is not tensor for tensor in given)
         own = {name: () if hidden else tuple(found.values()) for name, found in views.items()}
         call = Call(function, args, kwargs, self.points, own, self.parameters, repeated=_in_checkpoint())
-        alone = not hidden and all(self._is_watched(tensor) or _address(tensor) in self._fixed for tensor in given)
+        alone = not hidden and all(self._is_watched(tensor) or address(tensor) in self._fixed for tensor in given)
         if alone and function not in EXPANDS | REPEATS:
             result = call()
             self._watch(result, call)
@@ -77,13 +77,13 @@ class Watching(TorchFunctionMode):
         return self.make(call, lambda result: self._idle(call, result, alone))
 
     def _is_watched(self, tensor: Tensor) -> bool:
-        return tensor.requires_grad and _address(tensor) in self._owners
+        return tensor.requires_grad and address(tensor) in self._owners
 
     def _watch(self, result: Any, call: Call) -> None:
         """Watch what was made of parameters alone in their place."""
         for tensor in tensors_in(result):
-            if tensor.requires_grad and _address(tensor) not in self._owners:
-                self._owners[_address(tensor)] = tuple(call.views)
+            if tensor.requires_grad and address(tensor) not in self._owners:
+                self._owners[address(tensor)] = tuple(call.views)
                 self._alive.append(tensor)
 
     def _idle(self, call: Call, result: Any, alone: bool) -> bool:
@@ -91,7 +91,7 @@ class Watching(TorchFunctionMode):
             return call.name == "__get__"
         if alone:
             self._watch(result, call)
-        return all(_address(tensor) in self._owners or not tensor.requires_grad for tensor in tensors_in(result))
+        return all(address(tensor) in self._owners or not tensor.requires_grad for tensor in tensors_in(result))
 
 
 def _in_checkpoint() -> bool:
@@ -102,7 +102,7 @@ def _in_checkpoint() -> bool:
     return frame is not None
 
 
-def _address(tensor: Tensor) -> int:
+def address(tensor: Tensor) -> int:
     """Return where a tensor's memory begins; -1 for one without memory of its own."""
     try:
         return tensor.untyped_storage().data_ptr()

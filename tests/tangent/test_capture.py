@@ -263,7 +263,7 @@ def test_what_is_no_layer_of_one_call_is_known_by_its_calls(name):
 
 
 GENERAL = {
-    "uncalled": (Uncalled, "does not call its module"),
+    "uncalled": (Uncalled, r"do not depend on its parameters 'b\.weight', 'b\.bias'"),
     "bilinear": (Paired, r"'pair\.weight', 'pair\.bias' have.*enters bilinear"),
     "tied by hand": (Tied, r"'norm\.weight', 'norm\.bias' have.*acts outside the module.*enters layer_norm"),
     "reordered": (Reordered, r"'a\.weight', 'a\.bias' have.*another order"),
