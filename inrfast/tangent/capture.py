@@ -171,6 +171,9 @@ class Capture:
                 names = [name for layer in self._rows.layers for name in layer.parameters]
                 self._tell_of_rows([] if known else check_unused(net, self.network, names, sample))
             self._check = self._chunk_check()
+            if self._check is not None and self._mlp is None:
+                with self.network.alone():
+                    self._check(many)  # it knows the form of their graph from now on
 
     @staticmethod
     def _shuffled(coords: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 A forward pass may do for a few points what it does for no other one: sort its points where they lie in two regions, use
 a weight once more, leave points out. Where no probe met such a point, the factors of the whole chunk may be wrong. One
-backward pass more for every chunk tells: ``J^T w`` for weights ``w`` at random, by automatic differentiation and by the
-factors.
+backward pass more tells: ``J^T w`` for weights ``w`` at random, by automatic differentiation and by the factors.
+
+A chunk is spared it whose graph has the form of one that has been checked, uses the parameters of each module once, and
+holds only operations whose place for every point is fixed by that form.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,8 +36,27 @@ SMALLEST = 1e-8
 FIRST = 4
 """How many of the first points always take part in the probes."""
 
+NAMES = """
+    Abs Acos Add Addcdiv Addcmul Addmm Alias Asin Atan Atan2 Cat Clamp ClampMax ClampMin Clone Cos Cosh
+    Div Elu Erf Exp Exp2 Expand Expm1 FusedRmsNorm Gelu Hardsigmoid Hardswish Hardtanh LeakyRelu
+    LinalgVectorNorm Log Log10 Log1P Log2 LogSoftmax Maximum Mean Minimum Mish Mm Mul NativeLayerNorm
+    Neg Norm Permute Pow Prelu Reciprocal Relu Repeat ReshapeAlias Rsqrt Rsub Sigmoid Silu Sin Sinc Sinh
+    Softmax Softplus Split SplitWithSizes Sqrt Squeeze Stack Sub Sum T Tan Tanh ToCopy Transpose Unbind
+    UnsafeSplit UnsafeView Unsqueeze View Where
+"""
+
+FIXED = frozenset(NAMES.split())
+"""Nodes of autograd's graph that put no point at a place which its coordinates choose."""
+
+PRODUCTS = {"Mm": 1, "Addmm": 2}
+"""Those of them that may do so where the matrix on the right is none of parameters: the place of that matrix."""
+
 TRIES = 256
 """Sets of points that are tried to find those that a network treats otherwise."""
+
+
+Form = tuple[tuple[object, ...], ...]
+"""A graph: the name of every node and the numbers of those that it leads to."""
 
 
 class ChunkCheck:
@@ -56,6 +78,10 @@ class ChunkCheck:
         self.network, self.layers, self.run, self.others = network, layers, run, others
         # Copies of a parameter stand in its place in the graph of their factors, which its own derivative misses.
         self._by_calls = any(isinstance(layer, CallLayer) for layer in layers)
+        tensors = dict(network.module.named_parameters())
+        of_modules = [layer for layer in layers if not isinstance(layer, CallLayer)]
+        self._once = {id(tensors[name]) for layer in of_modules for name in layer.parameters}
+        self._checked: set[Form] = set()
 
     def __call__(self, coords: Tensor, cotangents: Tensor | None = None) -> list[Factors]:
         """Return the factors of :func:`inrfast.tangent.hooks.observed_factors` at the points; the caller holds the
@@ -80,7 +106,12 @@ class ChunkCheck:
 
         def check(outputs: Tensor, factors: list[Factors]) -> None:
             need_finite(coords, factors)
+            form = _form(outputs, self._once)
+            if form is not None and form in self._checked:
+                return
             against.extend(self._apart(coords, cotangents, outputs, factors))
+            if form is not None and not against:
+                self._checked.add(form)
 
         try:
             found = observed_factors(self.network.module, self.layers, self.run, coords, cotangents, then=check)
@@ -129,13 +160,15 @@ class ChunkCheck:
 
     def _refuse(self, coords: Tensor, cotangents: Tensor | None, against: str) -> None:
         """Raise, naming points that the network treats otherwise, few of them if they can be found."""
-        half = len(self.others) // 2
 
         def fails(chosen: Tensor) -> bool:
-            points = torch.cat([self.others[:half], coords[chosen], self.others[half:]])
+            some = coords[chosen]
             if cotangents is not None:
-                return bool(self._tried(coords[chosen], cotangents[chosen])[1])
-            return bool(self._tried(points, None)[1])
+                return bool(self._tried(some, cotangents[chosen])[1])
+            twice = (self.others.unsqueeze(1) == some).all(2).any(1)
+            others = self.others[~twice]
+            half = len(others) // 2
+            return bool(self._tried(torch.cat([others[:half], some, others[half:]]), None)[1])
 
         chosen = _fewest(torch.arange(len(coords), device=coords.device), fails)
         listed = "; ".join(
@@ -173,6 +206,46 @@ def need_finite(coords: Tensor, factors: Sequence[Factors]) -> None:
                     f"the derivatives of net by its parameters are NaN or Inf at the point {point} of coords, as the "
                     "slope of a root at 0 is: leave such points out, or add a small number under the root"
                 )
+
+
+def _form(outputs: Tensor, once: Set[int]) -> Form | None:
+    """Return the form of a graph; None if it does not tell the place of every point, or the use of every parameter.
+
+    ``once`` are the ``id`` of the parameters that it may use once.
+    """
+    if outputs.grad_fn is None:
+        return None
+    numbers: dict[Any, int] = {outputs.grad_fn: 0}
+    waiting, found, used = [outputs.grad_fn], list[tuple[object, ...]](), set[int]()
+    while waiting:
+        node = waiting.pop()
+        kind = node.name().rstrip("0123456789").removesuffix("Backward")
+        following = [one for one, _ in node.next_functions]
+        parameter = hasattr(node, "variable")
+        reads = kind in ("Index", "Embedding") and _is_parameter(following[0])
+        if not parameter and kind not in FIXED and not reads:
+            return None
+        if kind in PRODUCTS and not _is_parameter(following[PRODUCTS[kind]]):
+            return None
+        for one in following:
+            if one is None:
+                continue
+            variable = id(getattr(one, "variable", None))
+            if variable in used and variable in once:
+                return None
+            used.add(variable)
+            if one not in numbers:
+                numbers[one] = len(numbers)
+                waiting.append(one)
+        found.append((kind, numbers[node], *(-1 if one is None else numbers[one] for one in following)))
+    return tuple(found)
+
+
+def _is_parameter(node: Any) -> bool:
+    """Return whether a node stands for a leaf, for one turned over, or for no derivative at all."""
+    while node is not None and len(node.next_functions) == 1 and node.name().startswith(("TBackward", "TransposeB")):
+        ((node, _),) = node.next_functions
+    return node is None or hasattr(node, "variable")
 
 
 def _weights(factors: Sequence[Factors], shape: torch.Size) -> Tensor:

