@@ -170,10 +170,6 @@ class Capture:
             if self._rows is not None:
                 names = [name for layer in self._rows.layers for name in layer.parameters]
                 self._tell_of_rows([] if known else check_unused(net, self.network, names, sample))
-            self._check = self._chunk_check()
-            if self._check is not None and self._mlp is None:
-                with self.network.alone():
-                    self._check(many)  # it knows the form of their graph from now on
 
     @staticmethod
     def _shuffled(coords: Tensor) -> Tensor:
@@ -200,6 +196,7 @@ class Capture:
 
         Returns the layers that hooks do not see whole, each with the reason.
         """
+        self._check = None
         found = self.exact(sample)
         self.stored = tuple(factors.widths for factors in found)
         self.widths = tuple(
@@ -215,7 +212,12 @@ class Capture:
         self.magnitudes, apart = check_jacobian(
             self.network, self.layers, sample, self.outputs, found, largest, movable
         )
-        return dict.fromkeys((self.layers[index].name for index in apart), OUTSIDE)
+        names = [self.layers[index].name for index in apart]
+        self._check = self._chunk_check()
+        if not names and self._check is not None and self._mlp is None:
+            with self.network.alone():  # rows of every size alike; it knows the form of their graph from then on
+                names = self._check.apart(sample[:-1])
+        return dict.fromkeys(names, OUTSIDE)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 
@@ -364,11 +366,10 @@ class Capture:
                 other.network = Network(widen_(snapshot(net)), self.network.select, self.network.axes)
                 for name, parameter in other.network.module.named_parameters():
                     parameter.requires_grad_(name in chosen)
-                other._mlp, other._rows, other._check = other._described(), other._point_rows(), None
+                other._mlp, other._rows = other._described(), other._point_rows()
                 wide = coords.to(PASS_DTYPE)
                 alike = self.concurrent or treats_points_alike(other.network, wide)
                 same = alike and not other._probe(spread_points(wide, 4), coords)
-                other._check = other._chunk_check()
         except UnsupportedModuleError:
             return None
         return other if same else None

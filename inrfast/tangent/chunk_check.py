@@ -94,14 +94,18 @@ class ChunkCheck:
         ValueError
             A row is NaN or Inf.
         """
-        found, against = self._tried(coords, cotangents)
+        found, against, _ = self._tried(coords, cotangents)
         if against is None:
             return found
         self._refuse(coords, cotangents, against)
         raise AssertionError  # for the type checker
 
-    def _tried(self, coords: Tensor, cotangents: Tensor | None) -> tuple[list[Factors], str | None]:
-        """Return the factors, and in words what is wrong with them."""
+    def apart(self, coords: Tensor) -> list[str]:
+        """Return the names of the layers whose factors at the points are not all of their derivatives."""
+        return self._tried(coords, None)[2]
+
+    def _tried(self, coords: Tensor, cotangents: Tensor | None) -> tuple[list[Factors], str | None, list[str]]:
+        """Return the factors, in words what is wrong with them, and the layers whose factors are wrong."""
         against: list[str] = []
 
         def check(outputs: Tensor, factors: list[Factors]) -> None:
@@ -116,9 +120,9 @@ class ChunkCheck:
         try:
             found = observed_factors(self.network.module, self.layers, self.run, coords, cotangents, then=check)
         except UnsupportedModuleError as error:
-            return [], str(error)
+            return [], str(error), []
         told = f"the factors of layer {against[0]!r} are not all of its derivatives there" if against else None
-        return found, told
+        return found, told, against
 
     def _apart(
         self, coords: Tensor, cotangents: Tensor | None, outputs: Tensor, factors: Sequence[Factors]
