@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer, layers_of
@@ -36,7 +37,7 @@ from inrfast.rounding import PassErrors, hinges_in_doubt, pass_errors, squared_r
 from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.chunk_check import FIRST, ChunkCheck, need_finite
 from inrfast.tangent.hooks import observed_factors, reasons_against
-from inrfast.tangent.network import PASS_DTYPE, Network, Select
+from inrfast.tangent.network import PASS_DTYPE, Network
 from inrfast.tangent.originals import check_unused
 from inrfast.tangent.point_rows import PointRows
 from inrfast.tangent.probes import check_axes, check_jacobian, check_network, treats_points_alike

@@ -46,6 +46,7 @@ class _Taps:
         self.reasons: dict[str, str] = {}
         self.recording = True
         self._by_calls = {name: layer for layer in layers if isinstance(layer, CallLayer) for name in layer.parameters}
+        self._watching: Watching | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> _Taps:
@@ -58,11 +59,13 @@ class _Taps:
             )
             self._stack.callback(handle.remove)
         if self._by_calls:
-            self._stack.enter_context(Watching(self.root, list(self._by_calls), self.points, self._make))
+            self._watching = Watching(self.root, list(self._by_calls), self.points, self._make)
+            self._stack.enter_context(self._watching)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+        self._watching = None  # it holds this object
 
     def _hook(self, layer: Layer) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -113,6 +116,12 @@ class _Taps:
         if layer.name in self.calls and not layer.adds:
             self.reasons[layer.name] = "it is used more than once in a forward pass"
         self.calls.setdefault(layer.name, []).append(_Tap(kept, factors))
+
+    def stop(self) -> None:
+        """Let no further calls count."""
+        self.recording = False
+        if self._watching is not None:
+            self._watching.recording = False
 
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
@@ -174,7 +183,7 @@ def observed_factors(
     """
     with _Taps(root, layers, len(coords)) as taps, torch.enable_grad():
         values = run(coords)
-        taps.recording = False
+        taps.stop()
         for name, reason in taps.missing().items():
             raise UnsupportedModuleError(f"layer {name!r} is used otherwise than at the first points: {reason}")
         wanted = [call.kept for layer in layers for call in taps.calls[layer.name]]

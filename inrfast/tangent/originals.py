@@ -21,7 +21,7 @@ from inrfast.errors import UnsupportedModuleError, warn
 from inrfast.layers.calls import tensors_in
 from inrfast.snapshot import own_dtype, rms_norm_epsilon
 from inrfast.tangent.network import PASS_DTYPE, Network
-from inrfast.tangent.watching import address
+from inrfast.tangent.watching import address_of
 
 RMS_NORMS = (F.rms_norm, torch.rms_norm)
 
@@ -45,10 +45,10 @@ class _Originals(TorchFunctionMode):
             "parameter": dict(net.named_parameters()),
         }
         self._names = {
-            address(tensor): f"{kind} {name!r}"
+            address_of(tensor): f"{kind} {name!r}"
             for kind, tensors in named.items()
             for name, tensor in tensors.items()
-            if address(tensor) > 0
+            if address_of(tensor) > 0
         }
         self._dtype = own_dtype(net)
         self.refusal: UnsupportedModuleError | None = None
@@ -61,7 +61,7 @@ class _Originals(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name not in ("__get__", "__deepcopy__"):  # a shape is no number of it; a view of it enters something else
             for tensor in (*tensors_in(args), *tensors_in(kwargs)):
-                original = self._names.get(address(tensor))
+                original = self._names.get(address_of(tensor))
                 if original is not None:
                     self._refuse(
                         f"net reaches its {original} through something that still holds the original network where a "

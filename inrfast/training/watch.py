@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import check_coords, check_float, check_int, check_seed, check_tensor
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
 from inrfast.records import Record, plain
 from inrfast.snapshot import snapshot
-from inrfast.tangent.network import Select
 from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
 from inrfast.training.units import dead_units
 from inrfast.wrapped import refuse_pieces, unwrapped
