@@ -36,7 +36,8 @@ class _Taps:
     reasons
         Why a layer has no factors of its own kind, by its name.
     recording
-        Whether calls count: activation checkpointing calls the layer again in the backward pass.
+        Whether calls count: activation checkpointing calls the layer again in the backward pass, and what comes after
+        it is made as it was written.
     """
 
     def __init__(self, root: nn.Module, layers: Sequence[Layer], points: int) -> None:
@@ -85,6 +86,8 @@ class _Taps:
 
     def _make(self, call: Call, idle: Callable[[Any], bool]) -> Any:
         """Make a call of a torch function as the layers of its parameters want it, and observe it."""
+        if not self.recording and not call.repeated:
+            return call()
         layers = {layer.name: layer for name in call.views if (layer := self._by_calls[name])}
         puts: dict[str, Put] = {}
         against: dict[str, str] = {}
@@ -153,6 +156,7 @@ def observed_factors(
     run: Callable[[Tensor], Tensor],
     coords: Tensor,
     cotangents: Tensor | None = None,
+    then: Callable[[Tensor, list[Factors]], None] | None = None,
 ) -> list[Factors]:
     """Return the factors of some layers at ``coords`` (n, d), n at least 2, from their inputs and sensitivities.
 
@@ -169,6 +173,8 @@ def observed_factors(
     cotangents
         Derivatives of the outputs by those values, (n, M', D) where ``run`` returns (n, D): the factors are then those
         of M' outputs. None: the values are the outputs.
+    then
+        Gets the outputs (n, M), whose graph is still there, and the factors.
 
     Raises
     ------
@@ -185,11 +191,15 @@ def observed_factors(
         by_output = []
         for m in range(last + 1):
             total = values[:, m].sum() if cotangents is None else (values * cotangents[:, m]).sum()
-            by_output.append(gradients(total, wanted, again=m < last))
-    if not all(tensor.requires_grad for tensor in wanted):
-        _refuse_reentrant(run, coords[:2])
-    by_call = iter(zip(*by_output, strict=True))
-    return [taps.factors(layer, list(islice(by_call, len(taps.calls[layer.name])))) for layer in layers]
+            by_output.append(gradients(total, wanted, again=m < last or then is not None))
+        if not all(tensor.requires_grad for tensor in wanted):
+            _refuse_reentrant(run, coords[:2])
+        by_call = iter(zip(*by_output, strict=True))
+        with torch.no_grad():
+            found = [taps.factors(layer, list(islice(by_call, len(taps.calls[layer.name])))) for layer in layers]
+        if then is not None:
+            then(values if cotangents is None else (values.unsqueeze(1) * cotangents).sum(2), found)
+    return found
 
 
 def _refuse_reentrant(run: Callable[[Tensor], Tensor], coords: Tensor) -> None:

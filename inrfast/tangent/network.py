@@ -68,11 +68,16 @@ class Network(Calling):
             yield self.module
 
     def outputs(self, coords: Tensor) -> Tensor:
-        """Return the outputs (n, M) at ``coords`` (n, d)."""
+        """Return the outputs (n, M) at ``coords`` (n, d), without their graph where the caller has gradients off.
+
+        The module runs with gradients on: it may differentiate inside, or hook its tensors.
+        """
         if len(coords) == 1:  # modules that squeeze() would drop the axis of a single point
             return self.outputs(coords.expand(2, -1))[:1]
-        with self.alone():
-            return self.call(coords)
+        wanted = torch.is_grad_enabled()
+        with self.alone(), torch.enable_grad():
+            outputs = self.call(coords)
+        return outputs if wanted else outputs.detach()
 
     def call(self, coords: Tensor, module: nn.Module | None = None) -> Tensor:
         """Return the outputs (n, M) at a copy of ``coords`` (n, d), n at least 2, by one call of the module.

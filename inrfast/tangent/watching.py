@@ -58,10 +58,10 @@ class Watching(TorchFunctionMode):
         self.made: dict[str, list[Made]] = {}
         self.recording = True
         self._owners: dict[int, tuple[str, ...]] = {
-            _address(parameter): (name,) for name, parameter in self.parameters.items()
+            address_of(parameter): (name,) for name, parameter in self.parameters.items()
         }
         self._own = frozenset(self._owners)
-        self._fixed = {_address(tensor) for tensor in (*root.parameters(), *root.buffers())}
+        self._fixed = {address_of(tensor) for tensor in (*root.parameters(), *root.buffers())}
         self._alive: list[Tensor] = []  # so that no other tensor comes to lie at their address
 
     def __torch_function__(
@@ -74,11 +74,11 @@ class Watching(TorchFunctionMode):
         given = [*tensors_in(args), *tensors_in(kwargs)]
         views: dict[str, dict[int, Tensor]] = {}
         for tensor in tensors_in(args[:1]) if function in OF_THE_FIRST else given:
-            for name in self._owners.get(_address(tensor), ()) if tensor.requires_grad else ():
+            for name in self._owners.get(address_of(tensor), ()) if tensor.requires_grad else ():
                 views.setdefault(name, {})[id(tensor)] = tensor
         if not views:
             result = function(*args, **kwargs)
-            if given and all(_address(tensor) in self._fixed for tensor in given):
+            if given and all(address_of(tensor) in self._fixed for tensor in given):
                 self._fix(result)
             return result
         hidden = any(torch.func.debug_unwrap(tensor) is not tensor for tensor in given)
@@ -86,7 +86,7 @@ class Watching(TorchFunctionMode):
         call = Call(
             function, args, kwargs, self.points, own, self.parameters, repeated=_in_checkpoint(), made=self.made
         )
-        alone = not hidden and all(self._is_watched(tensor) or _address(tensor) in self._fixed for tensor in given)
+        alone = not hidden and all(self._is_watched(tensor) or address_of(tensor) in self._fixed for tensor in given)
         if alone and function not in EXPANDS | REPEATS:
             result = self._made(call)
             self._watch(result, call)
@@ -94,23 +94,23 @@ class Watching(TorchFunctionMode):
         return self.make(call, lambda result: self._idle(call, result, alone))
 
     def _is_watched(self, tensor: Tensor) -> bool:
-        return tensor.requires_grad and _address(tensor) in self._owners
+        return tensor.requires_grad and address_of(tensor) in self._owners
 
     def _fix(self, result: Any) -> None:
         """Take one row that was made of fixed tensors alone as fixed."""
         for tensor in tensors_in(result):
-            if _address(tensor) != -1 and (tensor.ndim == 0 or tensor.numel() == tensor.shape[-1]):
-                self._fixed.add(_address(tensor))
+            if address_of(tensor) != -1 and (tensor.ndim == 0 or tensor.numel() == tensor.shape[-1]):
+                self._fixed.add(address_of(tensor))
                 self._alive.append(tensor)
 
     def _made(self, call: Call) -> Any:
         """Make a call that takes parameters alone, and note what it makes of a watched parameter itself."""
         result = call()
-        fresh = any(tensor.requires_grad and _address(tensor) not in self._own for tensor in tensors_in(result))
+        fresh = any(tensor.requires_grad and address_of(tensor) not in self._own for tensor in tensors_in(result))
         owners = [
             name
             for name, views in call.views.items()
-            if fresh and any(_address(view) == _address(self.parameters[name]) for view in views)
+            if fresh and any(address_of(view) == address_of(self.parameters[name]) for view in views)
         ]
         whole = isinstance(result, Tensor) and (call.function in LINEAR or call.function in PRODUCTS)
         made = Made(replace(call, made={}), result if whole else None)  # without what would hold the tensor itself
@@ -122,7 +122,7 @@ class Watching(TorchFunctionMode):
     def _watch(self, result: Any, call: Call) -> None:
         """Watch what was made of parameters alone in their place."""
         for tensor in tensors_in(result):
-            address = _address(tensor)
+            address = address_of(tensor)
             if not tensor.requires_grad or address in self._own:
                 continue
             if address not in self._owners:
@@ -135,7 +135,7 @@ class Watching(TorchFunctionMode):
             return call.name == "__get__"
         if alone:
             self._watch(result, call)
-        return all(_address(tensor) in self._owners or not tensor.requires_grad for tensor in tensors_in(result))
+        return all(address_of(tensor) in self._owners or not tensor.requires_grad for tensor in tensors_in(result))
 
 
 def _in_checkpoint() -> bool:
@@ -146,7 +146,7 @@ def _in_checkpoint() -> bool:
     return frame is not None
 
 
-def _address(tensor: Tensor) -> int:
+def address_of(tensor: Tensor) -> int:
     """Return where a tensor's memory begins; -1 for one without memory of its own."""
     try:
         return tensor.untyped_storage().data_ptr()
