@@ -90,7 +90,7 @@ kernel-gates: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy inrfast
+	$(BIN)/mypy inrfast tests/typed_script.py examples
 	$(BIN)/lint-imports --no-cache
 
 # The environment and the extension in it; made again when what they are made from changes.

@@ -12,7 +12,7 @@ FLOORS = {
     "users": ("public", "testing", "cli", "experiments", "choosing", "info"),
     "fits": ("distributed", "importing", "signals", "training"),
     "papers": ("analysis", "plots"),
-    "kernel": ("tangent", "rounding", "linalg", "init", "linear_calls", "snapshot", "pointwise", "layers"),
+    "kernel": ("tangent", "rounding", "linalg", "init", "linear_calls", "snapshot", "pointwise", "calling", "layers"),
     "networks": ("nn", "initialisers", "ops", "mlp", "norms", "grids", "activations", "encodings", "losses", "metrics"),
     "ground": (
         "backends",

@@ -4,6 +4,8 @@ python examples/ntk_regression.py [side of the image]
 
 A wide network that is trained by gradient descent makes the predictions of its kernel's regression. Half of the pixels
 are known. Prints the PSNR on the others for several networks, and what guessing the mean of the known ones gives.
+A kernel of high rank can fit every known pixel, and that alone predicts no other one: the rank-expanding start may be
+worse than torch's here, as the numbers show.
 """
 
 import sys

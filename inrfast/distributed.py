@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import NotAvailableError
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_own_modes
@@ -21,7 +22,7 @@ from inrfast.pointwise import spread_points
 from inrfast.tangent.agreement import Agreement, digest
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.local import check_output
-from inrfast.tangent.network import PASS_DTYPE, Select
+from inrfast.tangent.network import PASS_DTYPE
 from inrfast.tangent.sharded import Sharded, ShardedNTK, SharedNetwork
 from inrfast.tangent.store import backend_for
 

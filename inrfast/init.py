@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_float, check_seed, check_tensor, warn
+from inrfast.errors import check_seed, check_tensor, warn
 from inrfast.grids import check_bounds
 from inrfast.initialisers import (
     INITIALISERS,
     dead_units,
+    deal_rank_expanding_,
     default_,
     draw_,
     kaiming_,
@@ -23,9 +24,10 @@ from inrfast.initialisers import (
     refused_place,
     siren_,
     split_rule,
+    write_,
     xavier_,
 )
-from inrfast.linear_calls import POINTS, Calls, LinearCall, Rescaled, linear_calls
+from inrfast.linear_calls import POINTS, Calls, LinearCall, Omegas, Rescaled, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
@@ -43,9 +45,6 @@ __all__ = [
     "siren_",
     "xavier_",
 ]
-
-FREQUENCIES = ("omega_0", "omega0", "omega", "w0", "w_0")
-"""Attributes by which modules call the frequency of a sine layer."""
 
 RECTIFIERS = frozenset(
     {
@@ -134,9 +133,9 @@ def apply_(
 
     A copy of the module is run once, in eval mode, at 64 points of the box (or as many as ``coords`` has, if it takes
     no other number), to see its layers: the products of a parameter with what the layer gets (``nn.Linear``,
-    ``F.linear``, ``x @ W.T + b``), in the order of their calls. The inlets are those that get the coordinates
-    themselves, or each of them rescaled. Everything is checked, and all numbers are made, before the first one is
-    written.
+    ``F.linear``, ``x @ W.T + b``), in the order of their calls. The inlets are those that get coordinates
+    themselves, or rescaled ones, all or some, each once. Everything is checked, and all numbers are made, before the
+    first one is written; if a write fails, those before it are undone. Frozen parameters are written, and named.
 
     Parameters
     ----------
@@ -146,6 +145,7 @@ def apply_(
         As ``init`` of :class:`inrfast.INR`: ``"rank_expanding"`` (the inlets; other layers stay as they are),
         ``"siren"``, ``"kaiming"``, ``"xavier"``, ``"default"`` (torch's), or ``{"name": ..., **options}`` for all
         linear layers, or ``{"first": ..., "hidden": ...}``, of which either may be left out: those layers stay.
+        Rank-expanding inlets that get the same coordinates share the points of one grid.
         The first layers are the inlets; behind an encoding, where nothing gets the coordinates, the one called first.
     coords
         The coordinates that the module is for, (N, d) or with more axes before the last: their box is that of the
@@ -168,7 +168,8 @@ def apply_(
     ------
     ValueError, TypeError
         A bad argument; no frequency is known; rank-expanding initialisation where no layer gets the coordinates (behind
-        an encoding), or the layer has no bias; nothing to initialise. The module is as it was.
+        an encoding), or normalised by their batch, or the layer has no bias of its own; parameters that share memory or
+        were made in inference mode; nothing to initialise. The module is as it was.
     UnsupportedModuleError
         The module cannot be copied, or is spread over processes.
 
@@ -193,7 +194,7 @@ def apply_(
     firsts = set(inlets) or {call.name for call in calls.layers[:1]}
     if first is not None and first[0] == "rank_expanding":
         _check_inlets(calls, inlets)
-    omegas = _Omegas(module, omega)
+    omegas = Omegas(module, omega)
     generator = torch.Generator().manual_seed(seed)
     parameters, draws = dict(module.named_parameters()), []
     left: dict[str, str] = {}
@@ -206,13 +207,13 @@ def apply_(
             continue
         options = _options(chosen, frequency, is_first, inlets.get(call.name), box)
         draws.append(_drawn(call, chosen[0], options, own, parameters))
+    told = [*_deal(draws, inlets), *_keep_shared(draws)]
     if not draws:
         raise ValueError(f"module has nothing that init {rule!r} could initialise: {_nothing(calls)}")
     left |= _untouched(module, calls)
-    dead = _dead_units(draws, inlets, points)
-    with torch.no_grad():
-        for draw in draws:
-            _write(draw, parameters)
+    alone = {name: how for name, how in inlets.items() if name not in calls.coupled}
+    dead = _dead_units(draws, alone, points)
+    write_([pair for draw in draws for pair in _pairs(draw, parameters)], parameters)
     if isinstance(module, INR):
         module.init = _as_init(module.init, first, hidden, draws)
     applied = Applied(
@@ -221,7 +222,7 @@ def apply_(
         tuple(box) if said or any("bounds" in draw.rule for draw in draws) else None,
         left,
         dead,
-        _notes(calls, inlets, firsts, omegas, any(draw.rule["name"] == "siren" for draw in draws)),
+        (*_notes(calls, inlets, firsts, omegas, draws), *told, *_frozen(draws, parameters)),
     )
     _warn(applied, calls)
     return applied
@@ -296,69 +297,6 @@ def _coordinates(module: nn.Module) -> int:
     return int(weight.shape[1])
 
 
-class _Omegas:
-    """The frequency of the sine behind each layer, and where it was found."""
-
-    def __init__(self, module: nn.Module, given: float | Mapping[str, float] | None) -> None:
-        self.module, self.given = module, given
-        self.found: dict[str, str] = {}
-        self._last: float | None = None
-        if isinstance(given, Mapping) and set(given) != {"first", "hidden"}:
-            raise ValueError(f"omega as a mapping takes the keys 'first' and 'hidden', got {sorted(map(str, given))}")
-        for value in given.values() if isinstance(given, Mapping) else () if given is None else (given,):
-            check_float("omega", value, minimum=0.0, exclusive=True)
-
-    def of(self, call: LinearCall, number: int, first: bool) -> float:
-        """Return a layer's frequency; of one with no sine behind it that of the layer before, as SIREN's head."""
-        value, place = self._look(call, number, first)
-        if value is None and self._last is not None and not any(name in ("sin", "cos") for name, _ in call.follows):
-            value, place = self._last, "the layer before"
-        if value is None:
-            raise ValueError(
-                f"omega must be given: the layer {call.name!r} is followed by no torch.sin(number * x) and its module "
-                f"has none of the attributes {', '.join(FREQUENCIES)}"
-            )
-        self._last, self.found[call.name] = value, place
-        return value
-
-    def _look(self, call: LinearCall, number: int, first: bool) -> tuple[float | None, str]:
-        if isinstance(self.given, Mapping):
-            return float(self.given["first" if first else "hidden"]), "omega="
-        if self.given is not None:
-            return float(self.given), "omega="
-        if isinstance(self.module, INR):
-            return self.module.omegas[min(number, self.module.hidden_layers - 1)], "the network's omegas"
-        if len(call.follows) == 1 and call.follows[0][0] == "sin" and call.follows[0][1] > 0:
-            return call.follows[0][1], "the factor in torch.sin"
-        return self._attribute(call)
-
-    def _attribute(self, call: LinearCall) -> tuple[float | None, str]:
-        """Search the layer's module, what stands in it and after it, and the modules around it, from inside out."""
-        path = call.weight.split(".")[:-1]
-        for depth in range(len(path), -1, -1):
-            owner = self.module.get_submodule(".".join(path[:depth]))
-            near = [(".".join(path[:depth]), owner)]
-            if depth == len(path):
-                near += [(f"{near[0][0]}.{name}", child) for name, child in owner.named_children()]
-            around = self.module.get_submodule(".".join(path[: depth - 1])) if depth else None
-            if isinstance(around, nn.Sequential):
-                names = list(around._modules)
-                after = names[names.index(path[depth - 1]) + 1 :][:1]
-                near += [(".".join([*path[: depth - 1], name]), around.get_submodule(name)) for name in after]
-            for name, module in near:
-                for attribute in FREQUENCIES:
-                    value = _number(getattr(module, attribute, None))
-                    if value is not None:
-                        return value, f"{name}.{attribute}".removeprefix(".")
-        return None, ""
-
-
-def _number(value: Any) -> float | None:
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        value = value.item()
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0 else None
-
-
 # ---- what is drawn -----------------------------------------------------------------------------------------------
 
 
@@ -366,10 +304,22 @@ def _check_inlets(calls: Calls, inlets: Mapping[str, Rescaled]) -> None:
     """Refuse rank-expanding initialisation of a module in which it has no place."""
     if not inlets:
         raise ValueError(f"{refused_place('where no linear layer gets them')}; {_nothing(calls)}")
-    for call in calls.layers:
-        if call.name in inlets and call.bias is None:
+    for call in (own for own in calls.layers if own.name in inlets):
+        if call.bias is None:
             raise ValueError(
                 f"init 'rank_expanding' needs a bias, which places the hinges: the layer {call.name!r} has none"
+            )
+        sharing = [own.name for own in calls.layers if own.bias == call.bias and own is not call]
+        if sharing:
+            raise ValueError(
+                f"init 'rank_expanding' needs a bias that is the layer's own: that of {call.name!r} is also that of "
+                f"{sharing[0]!r}"
+            )
+        if call.name in calls.coupled:
+            raise ValueError(
+                f"init 'rank_expanding' needs coordinates whose box is fixed: what the layer {call.name!r} gets at a "
+                "point depends on the other points of its batch (on their mean or range, say). Normalise with fixed "
+                "numbers, such as those of all coordinates in a buffer"
             )
 
 
@@ -378,9 +328,16 @@ def _nothing(calls: Calls) -> str:
     if calls.computed:
         return "a layer's weight is computed (weight norm, a parametrisation, a hypernetwork); bake it in first"
     if not calls.layers:
-        return "its forward pass has no product with a two-dimensional parameter (a scripted module shows none)"
+        bare = f"; {sorted(calls.bare)[0]!r} is multiplied without a bias, or from the left" if calls.bare else ""
+        return (
+            "its forward pass has no product x @ W with a two-dimensional parameter (a scripted module shows none, "
+            f"einsum and convolutions are none){bare}"
+        )
     call = calls.layers[0]
-    return f"its first one, {call.name!r}, gets {call.inputs[0].shape[-1]} columns that are made from them"
+    columns, times = call.inputs[0].shape[-1], len(call.inputs)
+    if times > 1:
+        return f"its first one, {call.name!r}, is called {times} times, with several inputs"
+    return f"its first one, {call.name!r}, gets {columns} columns that are not coordinates alone"
 
 
 def _why_left(first: Rule | None, is_first: bool) -> str:
@@ -423,12 +380,49 @@ def _drawn(
     return _Draw(call, {"name": name, **options}, linear)
 
 
-def _write(draw: _Draw, parameters: Mapping[str, nn.Parameter]) -> None:
-    weight = draw.linear.weight
-    parameters[draw.call.weight].copy_(weight.mT if draw.call.turned else weight)
+def _deal(draws: Sequence[_Draw], inlets: Mapping[str, Rescaled]) -> list[str]:
+    """Give rank-expanding inlets that get the same coordinates the points of one grid in turn; return what to say."""
+    groups: dict[tuple[int, ...], list[_Draw]] = {}
+    for draw in draws:
+        if draw.rule["name"] == "rank_expanding":
+            groups.setdefault(tuple(sorted(inlets[draw.call.name].columns)), []).append(draw)
+    told = []
+    for columns, sharing in groups.items():
+        if len(sharing) > 1:
+            ways = [inlets[draw.call.name] for draw in sharing]
+            options = {key: value for key, value in sharing[0].rule.items() if key not in ("name", "bounds")}
+            deal_rank_expanding_(
+                [draw.linear for draw in sharing],
+                [[columns.index(column) for column in how.columns] for how in ways],
+                [[factor < 0 for factor in how.factors] for how in ways],
+                [draw.rule["bounds"] for draw in sharing],
+                **options,
+            )
+            names = ", ".join(draw.call.name for draw in sharing)
+            told.append(f"{names} get the same coordinates: the points of one grid were dealt out to them in turn.")
+    return told
+
+
+def _keep_shared(draws: Sequence[_Draw]) -> list[str]:
+    """Let a bias of several layers be as the first of them has it; return what to say."""
+    told: list[str] = []
+    seen: dict[str | None, _Draw] = {}
+    for draw in draws:
+        first = seen.setdefault(draw.call.bias, draw)
+        if draw.call.bias is not None and first is not draw:
+            with torch.no_grad():
+                draw.linear.bias.copy_(first.linear.bias)
+            told.append(f"{draw.call.name} has the bias of {first.call.name}, as the rule of that one makes it.")
+    return told
+
+
+def _pairs(draw: _Draw, parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Yield the parameters of a layer, by name, and their new numbers."""
+    weight = draw.linear.weight.detach()
+    yield draw.call.weight, parameters[draw.call.weight], weight.mT if draw.call.turned else weight
     if draw.call.bias is not None:
         bias = parameters[draw.call.bias]
-        bias.copy_(draw.linear.bias.reshape(bias.shape))
+        yield draw.call.bias, bias, draw.linear.bias.detach().reshape(bias.shape)
 
 
 def _as_init(old: Any, first: Rule | None, hidden: Rule | None, draws: Sequence[_Draw]) -> Any:
@@ -452,18 +446,33 @@ def _as_init(old: Any, first: Rule | None, hidden: Rule | None, draws: Sequence[
 def _untouched(module: nn.Module, calls: Calls) -> dict[str, str]:
     """Return the parameters of no layer, and the linear layers that the forward pass does not call."""
     known = {name for call in calls.layers for name in (call.weight, call.bias)}
+    named = dict(module.named_parameters(remove_duplicate=False))
+    first = {id(parameter): name for name, parameter in module.named_parameters()}
     left: dict[str, str] = {}
     for name, parameter in module.named_parameters():
+        owner, _, leaf = name.rpartition(".")
+        weight = named.get(f"{owner}.weight".removeprefix("."))
         if name in known:
             continue
-        owner, _, leaf = name.rpartition(".")
         if isinstance(module.get_submodule(owner), nn.Linear):
-            left[owner] = "its weight is computed, or the forward pass does not use it"
+            other = first.get(id(weight), "")
+            if leaf == "bias" and other in known and other != f"{owner}.weight":
+                left[owner] = f"its weight is {other}, and its bias is its own"
+            else:
+                left[owner] = "its weight is computed, or the forward pass does not use it"
+        elif name in calls.bare:
+            left[name] = "multiplied without a bias or from the left: no linear layer, unless it is called weight"
         elif parameter.ndim == 2 and leaf == "weight" and calls.computed:
             left[name] = "no weight that the forward pass multiplies with as it is"
         else:
             left[name] = "not a linear layer's"
     return left
+
+
+def _frozen(draws: Sequence[_Draw], parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    names = [name for draw in draws for name in (draw.call.weight, draw.call.bias) if name is not None]
+    frozen = [name for name in dict.fromkeys(names) if not parameters[name].requires_grad]
+    return [f"Written although frozen (requires_grad=False): {', '.join(frozen)}."] if frozen else []
 
 
 def _dead_units(draws: Sequence[_Draw], inlets: Mapping[str, Rescaled], coords: Tensor | None) -> dict[str, int]:
@@ -485,18 +494,24 @@ def _behind(call: LinearCall) -> str:
 
 
 def _notes(
-    calls: Calls, inlets: Mapping[str, Rescaled], firsts: set[str], omegas: _Omegas, siren: bool
+    calls: Calls, inlets: Mapping[str, Rescaled], firsts: set[str], omegas: Omegas, draws: Sequence[_Draw]
 ) -> tuple[str, ...]:
     notes = []
     if not inlets and calls.layers:
         notes.append(f"No layer gets the coordinates themselves: {_nothing(calls)}; it counts as the first.")
     for call in calls.layers:
         how = inlets.get(call.name)
-        if how is not None and any(factor != 1 or shift for factor, shift in zip(how.factors, how.shifts, strict=True)):
+        if call.again:
+            notes.append(f"{call.weight} is also multiplied with the other way round, with the same numbers.")
+        if how is not None and len(how.columns) < calls.points.shape[1]:
+            notes.append(f"{call.name} gets the coordinates {', '.join(map(str, how.columns))} alone.")
+        if call.name in calls.coupled:
+            notes.append(f"{call.name} gets coordinates that depend on the other points: no dead units were counted.")
+        elif how is not None and any(f != 1 or s for f, s in zip(how.factors, how.shifts, strict=True)):
             notes.append(f"{call.name} gets the coordinates rescaled; its bounds are those of what it gets.")
         elif how is None and call.name not in firsts and calls.gets_coordinates_beside_others(call):
             notes.append(f"{call.name} gets the coordinates beside features: it counts as a hidden layer.")
-    if siren:
+    if any(draw.rule["name"] == "siren" for draw in draws):
         places = dict.fromkeys(omegas.found.values())
         notes.append(f"omega is from {', '.join(places)}.")
     return tuple(notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -248,3 +249,96 @@ def draw_(linear: nn.Linear, name: str, options: Mapping[str, Any], seed: int) -
         if "unexpected keyword" in str(error):
             raise ValueError(f"init {name!r} does not take these options: {error}") from None
         raise
+
+
+@torch.no_grad()
+def deal_rank_expanding_(
+    linears: Sequence[nn.Linear],
+    columns: Sequence[Sequence[int]],
+    mirrored: Sequence[Sequence[bool]],
+    bounds: Sequence[Sequence[tuple[float, float]]],
+    eps: float | str | None = None,
+    gain: float = 1.0,
+) -> None:
+    """Deal out the hinges of one rank-expanding layer, as wide as all these together, to them in turn.
+
+    Parameters
+    ----------
+    linears
+        Layers that get the same d coordinates, each rescaled in its own way; changed in place.
+    columns, mirrored
+        By layer and column of what it gets: which of the coordinates that is, and whether its factor is negative.
+    bounds
+        By layer, of what it gets.
+    eps, gain
+        As in :func:`inrfast.rank_expanding`.
+    """
+    weight, bias = rank_expanding(
+        sum(linear.out_features for linear in linears),
+        len(columns[0]),
+        eps=eps,
+        gain=gain,
+        dtype=torch.float64,
+        device="cpu",
+    )
+    places = [
+        ((k + 0.5) / own.out_features, number) for number, own in enumerate(linears) for k in range(len(own.weight))
+    ]
+    owners = torch.tensor([number for _, number in sorted(places)], device="cpu")
+    for number, linear in enumerate(linears):
+        mine = weight[owners == number][:, list(columns[number])]
+        low, high = torch.tensor(bounds[number], dtype=torch.float64, device="cpu").T
+        mine = torch.where(torch.tensor(mirrored[number], device="cpu"), -mine, mine)
+        _fill(linear.bias, bias[owners == number] - (mine * (low + high) / (high - low)).sum(1))
+        _fill(linear.weight, mine * 2 / (high - low))
+
+
+@torch.no_grad()
+def write_(pairs: Sequence[tuple[str, Tensor, Tensor]], parameters: Mapping[str, Tensor]) -> None:
+    """Write numbers into some of these parameters, ``(name, parameter, numbers)``: all of them or none, each once.
+
+    Raises
+    ------
+    ValueError
+        A parameter of inference mode; one that shares memory with another. Nothing was written.
+    """
+    targets = {name: (target, values) for name, target, values in reversed(pairs)}
+    for name, (target, _) in targets.items():
+        if target.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"{name} was made in inference mode and cannot be written; replace it with its clone()")
+        other = next((key for key, own in parameters.items() if own is not target and _meet(own, target)), None)
+        if other is not None:
+            raise ValueError(f"{name} and {other} share memory: give each numbers of its own, with clone()")
+    before = [(target, target.clone()) for target, _ in targets.values()]
+    try:
+        for target, values in targets.values():
+            target.copy_(values)
+    except BaseException:
+        for target, values in before:
+            with contextlib.suppress(Exception):  # the one that cannot be written
+                target.copy_(values)
+        raise
+
+
+def _meet(first: Tensor, second: Tensor) -> bool:
+    """Return whether two tensors have an entry in common."""
+    if first.device != second.device or not first.numel() or not second.numel() or first.is_meta or second.is_meta:
+        return False
+    starts = [own.data_ptr() for own in (first, second)]
+    ends = [start + _last(own) for start, own in zip(starts, (first, second), strict=True)]
+    if max(starts) >= min(ends):
+        return False
+    places = [start + _offsets(own) for start, own in zip(starts, (first, second), strict=True)]
+    return bool(torch.isin(*places).any())
+
+
+def _last(tensor: Tensor) -> int:
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return (sum((size - 1) * step for size, step in steps) + 1) * tensor.element_size()
+
+
+def _offsets(tensor: Tensor) -> Tensor:
+    found = torch.zeros(1, dtype=torch.int64, device="cpu")
+    for size, step in zip(tensor.shape, tensor.stride(), strict=True):
+        found = (found.unsqueeze(1) + step * tensor.element_size() * torch.arange(size, device="cpu")).flatten()
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -450,7 +450,7 @@ _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Networks whose box was warned of."""
 
 
-def warn_of_other_box(net: nn.Module, coords: Tensor) -> None:
+def warn_of_other_box(net: nn.Module, coords: Tensor, copies: Iterable[nn.Module] = ()) -> None:
     """Warn, once per network, if the hinges of its rank-expanding first layer lie among other coordinates than these.
 
     That is where the box of the coordinates is another one than the initialiser's ``bounds``, and units of the first
@@ -463,8 +463,12 @@ def warn_of_other_box(net: nn.Module, coords: Tensor) -> None:
         Any module; of others than an :class:`INR` whose first layer is a ReLU behind no encoding nothing is known.
     coords
         All points (N, d).
+    copies
+        Of the network: what is said of it is not said of them again.
     """
     net = unwrapped(net)
+    if net in _warned:
+        _warned.update(copies)
     options = expands_rank(net.init) if isinstance(net, INR) and net not in _warned else None
     if options is None:
         return
@@ -495,11 +499,11 @@ def warn_of_other_box(net: nn.Module, coords: Tensor) -> None:
         )
     else:
         return
-    _warned.add(net)
+    _warned.update((net, *copies))
     cure = ", ".join(f"({a:g}, {b:g})" for a, b in zip(low.tolist(), high.tolist(), strict=True))
     warn(
         f"{said}. Give it those of the coordinates, init={{'name': 'rank_expanding', 'bounds': [{cure}]}}, or "
-        " inrfast.init.apply_(net, 'rank_expanding', coords=coords) before any training, or scale the coordinates "
+        "inrfast.init.apply_(net, 'rank_expanding', coords=coords) before any training, or scale the coordinates "
         "(inrfast.grid has bounds=(-1, 1))",
         UserWarning,
     )

@@ -2,8 +2,10 @@
 
 import copy
 import math
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from others_modules import OTHERS, Chain, FinerLayer, LearnedSine, OfDictionary,
 from torch import nn
 
 import inrfast as inr
+from inrfast.initialisers import write_
 
 RULES = ["default", "kaiming", "xavier", "siren", "rank_expanding", {"first": "rank_expanding", "hidden": "siren"}]
 
@@ -78,6 +81,7 @@ def test_the_inlet_of_other_peoples_networks_is_found_and_nothing_else_is_touche
     torch.manual_seed(0)
     net = other.make(Size())
     before, state = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    others = random.getstate(), np.random.get_state()[1].tolist()
     coords = 2 * torch.rand(20, other.dimensions, generator=torch.Generator().manual_seed(1)) - 1
     if name == "pointwise conv":
         with pytest.raises(ValueError, match="nothing that init"):
@@ -86,6 +90,7 @@ def test_the_inlet_of_other_peoples_networks_is_found_and_nothing_else_is_touche
     applied = inr.init.apply_(net, {"first": "xavier", "hidden": {"name": "xavier"}}, coords=coords)
     assert list(applied.inlets) == INLETS.get(name, [])
     assert torch.equal(torch.get_rng_state(), state)
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())
     for entry, values in net.state_dict().items():
         owner = entry.rpartition(".")[0]
         changed = owner in applied.rules
@@ -204,6 +209,151 @@ def test_a_refusal_names_what_is_wrong_and_changes_nothing(net, rule, options, t
     assert equal(before, net.state_dict())
     with pytest.raises(TypeError, match="module must be"):
         inr.init.apply_(torch.relu, "siren")
+
+
+class Through(nn.Module):
+    """An inlet and a head behind any function of the coordinates."""
+
+    def __init__(self, function, width=16, dimensions=2):
+        super().__init__()
+        self.function, self.inlet, self.head = function, nn.Linear(dimensions, width), nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.inlet(self.function(x))))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x - x.mean(0),
+        lambda x: (x - x.mean(0)) / x.std(0),
+        lambda x: (x - x.amin(0)) / (x.amax(0) - x.amin(0)),
+        lambda x: x / x.abs().max(),
+        lambda x: x - x[:1],
+        lambda x: x / len(x),
+        nn.BatchNorm1d(2, affine=False),
+    ],
+    ids=["mean", "standardised", "range", "largest", "first", "number", "batch norm"],
+)
+def test_coordinates_normalised_by_their_batch_have_no_box(function):
+    net, coords = Through(function), torch.rand(500, 2, generator=torch.Generator().manual_seed(0)) ** 6
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="depends on the other points"):
+        inr.init.apply_(net, "rank_expanding", coords=coords)
+    assert equal(before, net.state_dict())
+    applied = inr.init.apply_(net, "xavier", coords=coords)
+    assert applied.inlets == ("inlet",) and not applied.dead_units and "no dead units" in str(applied)
+    if isinstance(function, nn.BatchNorm1d):
+        inr.init.apply_(net.eval(), "rank_expanding", coords=coords)
+
+
+class Branches(nn.Module):
+    """Inlets of several widths, which get coordinates in ways of their own."""
+
+    def __init__(self, widths, ways):
+        super().__init__()
+        self.ways, self.inlets = (
+            ways,
+            nn.ModuleList([nn.Linear(len(columns), n) for n, (columns, *_) in zip(widths, ways, strict=True)]),
+        )
+        self.head = nn.Linear(sum(widths), 1)
+
+    def units(self, x):
+        ways = zip(self.inlets, self.ways, strict=True)
+        return torch.relu(torch.cat([inlet(x[..., columns] * a + b) for inlet, (columns, a, b) in ways], -1))
+
+    def forward(self, x):
+        return self.head(self.units(x))
+
+
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=3), st.integers(2, 3), st.integers(0, 9))
+def test_inlets_of_the_same_coordinates_have_the_hinges_of_one_wide_inlet(widths, d, seed):
+    """The units of all of them are those of one inlet, in another order; and numbers repeat."""
+    rng = torch.Generator().manual_seed(seed)
+    ways = [
+        (torch.randperm(d, generator=rng).tolist(), float(a), float(b))
+        for a, b in 4 * torch.rand(len(widths), 2, generator=rng, dtype=torch.float64) - 2
+    ]
+    box = [(-1.0 + k, 3.0 + 2 * k) for k in range(d)]
+    net, coords = Branches(widths, ways).double(), inr.grid((7,) * d, bounds=box).double()
+    with torch.device("meta"):  # a default device changes nothing
+        applied = inr.init.apply_(net, "rank_expanding", coords=coords)
+    assert len(applied.inlets) == len(widths) and "one grid" in str(applied)
+    weight, bias = inr.rank_expanding(sum(widths), d, bounds=box, dtype=torch.float64)
+    wanted, found = torch.relu(coords @ weight.T + bias), net.units(coords).detach()
+    apart = (wanted.unsqueeze(2) - found.unsqueeze(1)).abs().amax(0)
+    assert sorted(apart.argmin(1).tolist()) == list(range(sum(widths))) or apart.amin(0).max() < 1e-9
+    assert float(apart.amin(1).max()) < 1e-9 and float(apart.amin(0).max()) < 1e-9
+
+
+def test_inlets_of_some_of_the_coordinates_have_their_boxes():
+    net, box = Branches((9, 5, 6), [([0, 1], 1, 0), ([2], 2, 1), ([1, 0], 1, 0)]), [(0.0, 1.0), (2.0, 6.0), (-3.0, 3.0)]
+    applied = inr.init.apply_(net, "rank_expanding", bounds=box)
+    for rule, wanted in zip(applied.rules.values(), (box[:2], [(-5, 7)], box[1::-1]), strict=True):
+        torch.testing.assert_close(torch.tensor(rule["bounds"]), torch.tensor(wanted).float(), rtol=1e-6, atol=1e-6)
+    weight, bias = inr.rank_expanding(5, 1, bounds=(-5, 7))
+    torch.testing.assert_close(net.inlets[1].weight.detach(), weight)
+    torch.testing.assert_close(net.inlets[1].bias.detach(), bias)
+
+
+def test_shared_memory_and_parameters_that_cannot_be_written_change_nothing():
+    coords = inr.grid((9, 9), bounds=(0, 1))
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1))
+    net[2].bias = net[0].bias
+    with pytest.raises(ValueError, match="a bias that is the layer's own: that of '0'"):
+        inr.init.apply_(net, "rank_expanding", coords=coords)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        applied = inr.init.apply_(net, {"first": "default", "hidden": "kaiming"}, coords=coords)
+    assert "2 has the bias of 0" in str(applied) and net[0].bias.any()
+    assert applied.dead_units["0"] == int((net[0](coords) <= 0).all(0).sum())
+    flat = torch.rand(100)
+    for start, name in ((0, "0.weight"), (15, "0.weight"), (16, None)):
+        net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8))
+        net[0].weight = nn.Parameter(flat[:16].view(8, 2))
+        net[2].weight = nn.Parameter(flat[start : start + 64].view(8, 8))
+        before = copy.deepcopy(net.state_dict())
+        for rule in ("xavier", "rank_expanding") if name else ():
+            with pytest.raises(ValueError, match="share memory"):
+                inr.init.apply_(net, rule, coords=coords)
+            assert equal(before, net.state_dict())
+    inr.init.apply_(net, "xavier")
+    with torch.inference_mode():
+        late = nn.Linear(8, 1)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"2\.\w+ was made in inference mode"):
+        inr.init.apply_(nn.Sequential(net[0], nn.ReLU(), late), "xavier")
+    with pytest.raises(RuntimeError):
+        write_([("a", net[0].weight, torch.zeros(8, 2)), ("b", net[2].weight, torch.zeros(3))], {})
+    assert equal(before, net.state_dict())
+
+
+def test_what_is_left_and_why_is_true_of_tied_frozen_and_bare_weights():
+    tied = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    tied[4].weight = tied[2].weight
+    tied[0].weight.requires_grad_(False)
+    applied = inr.init.apply_(tied, "xavier", bounds=[(0, 1)] * 2)
+    assert applied.left["4"].startswith("its weight is 2.weight") and "frozen" in str(applied)
+    assert not tied[0].weight.requires_grad
+
+    class Decoder(Through):
+        def forward(self, x):
+            z = torch.relu(self.inlet(x))
+            return nn.functional.linear(z, self.inlet.weight.T)
+
+    applied = inr.init.apply_(net := Decoder(None), "rank_expanding", bounds=(-1, 1))
+    assert torch.equal(net.inlet.weight, inr.rank_expanding(16, 2)[0]) and "the other way round" in str(applied)
+
+    class Bare(Through):
+        def __init__(self):
+            super().__init__(None)
+            self.V, self.W = nn.Parameter(torch.ones(16, 1)), nn.Parameter(torch.ones(4, 2))
+
+        def forward(self, x):
+            return torch.relu(self.inlet(x)) @ self.V + (self.W @ x.T).sum(0, keepdim=True).T
+
+    applied = inr.init.apply_(Bare(), "xavier", bounds=[(-1, 1)] * 2)
+    assert set(applied.rules) == {"inlet"} and all("no linear layer" in applied.left[key] for key in "VW")
 
 
 def test_dead_units_and_hinges_without_a_rectifier_are_warned_of():

@@ -126,6 +126,10 @@ DOORS = {
     "ntk": lambda net, coords: inr.ntk(net, coords),
     "jacobian": lambda net, coords: inr.jacobian(net, coords),
     "representation": lambda net, coords: inr.representation(net, coords, "layers.0"),
+    "adapt": lambda net, coords: inr.adapt(net, coords, torch.stack([coords[:, :1], -coords[:, :1]]) / 9, steps=1),
+    "meta_learn": lambda net, coords: inr.meta_learn(
+        net, coords, torch.stack([coords[:, :1], -coords[:, :1]]) / 999, steps=1, batch=1, lr=1e-9, inner_lr=1e-9
+    ),
 }
 
 

@@ -39,7 +39,8 @@ def test_pieces_are_refused_by_name_at_every_door(two, way):
             assert ("DTensor" if way == "fully_shard" else "FullyShardedDataParallel") in message, (door, message)
             assert ("get_model_state_dict" in message) == (door != "init"), (door, message)
             argument = message.split()[1].partition(".")[0]
-            assert argument == {"init": "linear", "apply_": "module", "fit_many": "nets[0]"}.get(door, "net"), message
+            names = {"init": "linear", "apply_": "module", "fit_many": "nets[0]", "import_network": "source"}
+            assert argument == names.get(door, "net"), message
 
 
 def test_points_and_values_in_pieces_are_refused_by_name(two):

@@ -79,6 +79,8 @@ def refusals(way):
         "adapt": lambda: inr.adapt(net, COORDS, signals, steps=1),
         "meta_learn": lambda: inr.meta_learn(net, COORDS, signals, steps=1, progress=False),
     }
+    if way == "fully_shard":  # the other one gathers its state
+        doors["import_network"] = lambda: inr.import_network(net.state_dict(), "sequential")
     if way == "fully_shard":
         doors["init"] = lambda: inr.init.siren_(net.layers[0])
     return told(doors)

@@ -31,6 +31,7 @@ from inrfast.analysis.report import (
 from inrfast.analysis.representations import RTOLS, Activity, Key, check_tolerances, described, streamed
 from inrfast.analysis.weight_products import weight_products, weight_spectrum
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import check_coords, check_int, check_seed
 from inrfast.layers import Factors, Layer
 from inrfast.linalg.eigenvalues import SMALL
@@ -44,7 +45,6 @@ from inrfast.rounding import SAFETY, PassErrors
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK, ntk
-from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS, PASS_BUFFERS, UNCOUNTED, FactorStore, backend_for
 from inrfast.wrapped import unwrapped
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from inrfast.analysis.energy import NORMALISATIONS, Energy, KernelNorm, concentration, squared_norm
 from inrfast.arrays import ArrayLike, as_tensor, is_array
+from inrfast.calling import Select
 from inrfast.errors import (
     ResolutionError,
     check_choice,
@@ -31,7 +32,6 @@ from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.records import Record
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.local import ntk
-from inrfast.tangent.network import Select
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from inrfast.analysis.report import Representation, matrix_spectrum
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords
 from inrfast.linalg.spectrum import check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedGram, StreamedQR
@@ -25,7 +26,6 @@ from inrfast.modes import in_own_modes
 from inrfast.ops.factors import Room
 from inrfast.rounding import SAFETY, pass_errors
 from inrfast.tangent.capture import UNCOUNTED, Capture
-from inrfast.tangent.network import Select
 from inrfast.tangent.store import HOOKED_BUFFERS
 from inrfast.wrapped import unwrapped
 

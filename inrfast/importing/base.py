@@ -130,6 +130,11 @@ def linear_layers(state: State, pattern: str, *, gaps: bool = False, turned: boo
         number = float("inf") if found[1] == "last" else int(found[1] or 0)
         layers.setdefault(number, {})[LEAVES[found[2]]] = (key, tensor)
     order = sorted(layers)
+    for key, weight in (layers[number]["weight"] for number in order if "weight" in layers[number]):
+        if weight.ndim != 2:
+            raise ValueError(
+                f"{one_line(key)} must have two axes, got shape {tuple(weight.shape)} (that of a norm, or of PReLU?)"
+            )
     numbers = [number for number in order if number != float("inf")]
     if len(order) < 2:
         raise ValueError(f"it holds {', '.join(state) or 'nothing'}, and not the weights of two layers or more")
@@ -150,9 +155,6 @@ def linear_layers(state: State, pattern: str, *, gaps: bool = False, turned: boo
         key = layers[order[with_bias.index(False)]]["weight"][0]
         raise ValueError(f"it has no bias beside {one_line(key)!r}; an INR has biases in all of its layers, or in none")
     weights = [layers[number]["weight"] for number in order]
-    for key, weight in weights:
-        if weight.ndim != 2:
-            raise ValueError(f"{one_line(key)} must have two axes, got shape {tuple(weight.shape)} (that of a norm?)")
     oriented = [(key, weight.mT if turned else weight) for key, weight in weights]
     biases = [layers[number]["bias"] for number in order] if all(with_bias) else []
     _check_chain(oriented, biases)

@@ -13,10 +13,13 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import InrfastError
+from inrfast.arrays import is_distributed
+from inrfast.errors import InrfastError, MemoryBudgetError, UnsupportedModuleError
 from inrfast.files import opened, shown
+from inrfast.importing.base import LEAVES
 from inrfast.memory import is_refusal, require_free
 from inrfast.words import one_line
+from inrfast.wrapped import GATHER
 
 DEEPEST = 4
 """Dictionaries inside each other in which a state is searched."""
@@ -36,9 +39,9 @@ def state_of(source: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]
     Raises
     ------
     TypeError
-        No path and no mapping; a value that is no tensor or array; complex or whole numbers.
+        No path and no mapping; a value that is no tensor or array; complex or whole numbers, masked arrays.
     ValueError
-        A file of another kind, or a damaged one; several states; NaN or Inf.
+        A file of another kind, or a damaged one; several states; NaN or Inf; a batch norm; a ``DTensor``.
     FileNotFoundError, OSError
         There is no such file, or it cannot be read.
     """
@@ -49,7 +52,11 @@ def state_of(source: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor]
     else:
         hint = "; give its state_dict()" if isinstance(source, nn.Module) else ""
         raise TypeError(f"source must be a path or a state dict, got {type(source).__name__}{hint}")
-    state = _without_wrappers(_inner(loaded, place, 0))
+    state = _without_wrappers(_inner(loaded, place, 0), place)
+    needed = sum(
+        tensor.numel() * max(tensor.element_size(), (dtype or tensor.dtype).itemsize) for tensor in state.values()
+    )
+    require_free(3 * needed, f"importing {place}", "import it where more memory is free")
     _check_numbers(state, place)
     made = _without_norms({key: tensor.to(dtype or tensor.dtype) for key, tensor in state.items()})
     _check_numbers(made, place)
@@ -73,8 +80,13 @@ def _loaded(path: str | os.PathLike[str]) -> Any:
                 return safetensors.torch.load(file.read())
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # each reader raises its own types for damaged files
-            if is_refusal(error) or isinstance(error, InrfastError):
+            if isinstance(error, InrfastError):
                 raise
+            if is_refusal(error):
+                raise MemoryBudgetError(
+                    f"reading {shown(path)} takes more memory than there is ({one_line(error)}); read it where more is "
+                    "free, if it is not damaged"
+                ) from error
             raise ValueError(
                 f"{shown(path)} is no file of tensors (.pt, .pth, .safetensors, .npz), is damaged, or holds Python "
                 f"objects beside them, which are never unpickled; load it yourself and give the state dict: "
@@ -85,8 +97,15 @@ def _loaded(path: str | os.PathLike[str]) -> Any:
 def _of_archive(file: IO[bytes], path: str | os.PathLike[str]) -> Any:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-    size = sum(member.file_size for member in members)
-    require_free(3 * size, f"reading {shown(path)}", "read it where more memory is free")
+        size = sum(member.file_size for member in members)
+        require_free(3 * size, f"reading {shown(path)}", "read it where more memory is free")
+        names = [member.filename for member in members]
+        if len(set(names)) < len(names):
+            raise ValueError(f"it holds {next(name for name in names if names.count(name) > 1)!r} twice")
+        # torch.load compares no checksums; all are 0 where torch.save was told to compute none.
+        wrong = archive.testzip() if any(member.CRC for member in members) else None
+        if wrong is not None:
+            raise ValueError(f"the checksum of its part {wrong!r} is wrong: it is damaged")
     file.seek(0)
     if members and any(not member.filename.endswith(".npy") for member in members):
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -101,9 +120,11 @@ def _inner(loaded: Any, place: str, depth: int) -> Mapping[str, Any]:
     """Return the state in a checkpoint: the one mapping in it that holds tensors, or the mapping itself."""
     if not isinstance(loaded, Mapping):
         raise ValueError(f"{place} must hold a state dict, got {type(loaded).__name__}")
-    if any(isinstance(value, (Tensor, np.ndarray)) for value in loaded.values()) or not loaded:
-        return loaded
     inner = {key: value for key, value in loaded.items() if isinstance(value, Mapping) and _has_tensors(value, depth)}
+    beside = [key for key, value in loaded.items() if isinstance(value, (Tensor, np.ndarray))]
+    named = [key for key in beside if isinstance(key, str) and ("." in key or key in LEAVES)]
+    if not loaded or (beside and (named or not inner)):
+        return loaded
     if len(inner) == 1:
         return _inner(next(iter(inner.values())), place, depth + 1)
     if inner:
@@ -114,16 +135,17 @@ def _inner(loaded: Any, place: str, depth: int) -> Mapping[str, Any]:
 
 
 def _has_tensors(value: Mapping[Any, Any], depth: int) -> bool:
-    """Return whether a mapping is, or holds, a state: keys that are texts, tensors among the values."""
+    """Return whether a mapping is, or holds, a state: keys that are texts, tensors with axes among the values."""
     if depth > DEEPEST or not all(isinstance(key, str) for key in value):
         return False
     return any(
-        isinstance(own, (Tensor, np.ndarray)) or (isinstance(own, Mapping) and _has_tensors(own, depth + 1))
+        (isinstance(own, (Tensor, np.ndarray)) and own.ndim > 0)
+        or (isinstance(own, Mapping) and _has_tensors(own, depth + 1))
         for own in value.values()
     )
 
 
-def _without_wrappers(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def _without_wrappers(state: Mapping[str, Any], place: str) -> dict[str, Tensor]:
     """Return a state without the names that ``DataParallel``, ``AveragedModel`` and ``torch.compile`` add."""
     found: dict[str, Tensor] = {}
     averaged = "n_averaged" in state and all(key.startswith("module.") for key in state if key != "n_averaged")
@@ -133,7 +155,7 @@ def _without_wrappers(state: Mapping[str, Any]) -> dict[str, Tensor]:
         if not isinstance(key, str):
             raise TypeError(f"a state must have texts as keys, got {key!r:.80}")
         if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+            value = _of_array(value, f"{one_line(key)} in {place}")
         if not isinstance(value, Tensor):
             raise TypeError(f"a state must hold tensors alone, got {type(value).__name__} as {one_line(key)!r}")
         parts = [part for part in key.split(".") if part != "_orig_mod"]
@@ -142,6 +164,15 @@ def _without_wrappers(state: Mapping[str, Any]) -> dict[str, Tensor]:
             raise ValueError(f"it has {name!r} twice, with and without the prefix of a wrapper")
         found[name] = value.detach()
     return found
+
+
+def _of_array(value: np.ndarray, told: str) -> Tensor:
+    """Return an array as a tensor of its own."""
+    if np.ma.is_masked(value):
+        raise TypeError(f"{told} is an array with masked entries, which are no numbers")
+    if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
+        raise TypeError(f"{told} is an array of {value.dtype}, which torch does not have; convert it (.astype)")
+    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
 
 
 def _without_norms(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -163,6 +194,15 @@ def _check_numbers(state: dict[str, Tensor], place: str) -> None:
     """Refuse numbers that are not real and finite."""
     for key, tensor in state.items():
         told = f"{one_line(key)} in {place}"
+        if is_distributed(tensor):
+            raise UnsupportedModuleError(
+                f"{place} holds a DTensor as {one_line(key)!r}, of which each process may hold a piece. {GATHER}"
+            )
+        if key.endswith("num_batches_tracked"):
+            raise ValueError(
+                f"{told} is the count of a batch norm, and no layout has norms: in eval mode each is an affine map, "
+                "which the linear layer before it can take in (torch.nn.utils.fusion.fuse_linear_bn_eval)"
+            )
         if tensor.is_complex():
             raise TypeError(
                 f"{told} holds complex numbers ({tensor.dtype}), as the complex network of WIRE has; an INR has real "

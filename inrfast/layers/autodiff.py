@@ -17,7 +17,7 @@ class Autodiff(Layer):
     """Parameters that no other handler takes, as those of ``nn.Bilinear`` or ``nn.LSTM``, or that are never used."""
 
     kind: ClassVar[str] = "autodiff"
-    order: ClassVar[int] = 3
+    order: ClassVar[int] = 4
     observed: ClassVar[bool] = False
 
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +70,7 @@ class BareRows(CallLayer):
     """A parameter of which every call is known, but which has no form of two factors or of sparse rows."""
 
     kind: ClassVar[str] = "bare_rows"
+    order: ClassVar[int] = 3
     adds: ClassVar[bool] = True
 
     @classmethod
@@ -90,16 +92,25 @@ class BareRows(CallLayer):
         return put_in(call, next(iter(self.parameters)))
 
 
-def put_in(call: Call, name: str) -> Put | str:
-    """Return what is made of a call to get the rows (n, M, entries) of a parameter, or the reason against the call."""
+def put_in(call: Call, name: str, onward: Callable[[Tensor, Tensor], Factors] | None = None) -> Put | str:
+    """Return what is made of a call to get the rows (n, M, entries) of a parameter, or the reason against the call.
+
+    ``onward(rows, view)`` makes factors of the rows (n, M, entries) of the argument that holds the parameter; None:
+    these go back to the parameter itself.
+    """
     views, parameter = call.views[name], call.parameters[name]
+
+    def back(rows: Tensor, view: Tensor) -> Factors:
+        rows = rows.reshape(*rows.shape[:2], -1)
+        return Factors(None, _pulled_back(rows, view, parameter)) if onward is None else onward(rows, view)
+
     if len(views) != 1:
-        return f"it enters {call.name} {'more than once' if views else 'inside of torch.func'}"
-    (view,) = views
+        both = _of_both(call, views, back) if len(views) == 2 else ""
+        return both or f"it enters {call.name} {'more than once' if views else 'inside of torch.func'}"
+    return _put_in(call, views[0], partial(back, view=views[0]))
 
-    def back(rows: Tensor) -> Factors:
-        return Factors(None, _pulled_back(rows.reshape(*rows.shape[:2], -1), view, parameter))
 
+def _put_in(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> Put | str:
     swapped = call.swapped.get(id(view))
     if swapped is not None:
         return Put(call, swapped, back)
@@ -115,21 +126,21 @@ def put_in(call: Call, name: str) -> Put | str:
 def _pulled_back(rows: Tensor, view: Tensor, parameter: Tensor) -> Tensor:
     """Return rows (n, M, P) of a parameter from those of what was made of it, (n, M, entries)."""
     if not is_view_of(view, parameter) or view.dtype != parameter.dtype:
-        return _through(view, parameter, rows.reshape(-1, *view.shape)).reshape(*rows.shape[:2], -1)
+        return through(view, parameter, rows.reshape(-1, *view.shape)).reshape(*rows.shape[:2], -1)
     if view.shape == parameter.shape and view.stride() == parameter.stride():
         return rows
     out = rows.new_zeros(*rows.shape[:2], parameter.numel())
     return out.index_add_(2, entries(view, parameter).flatten(), rows)
 
 
-def _through(made: Tensor, parameter: Tensor, cotangents: Tensor) -> Tensor:
-    """Return the gradients (k, ...) of a parameter for k cotangents of what was made of it."""
+def through(made: Tensor, source: Tensor, cotangents: Tensor) -> Tensor:
+    """Return the gradients (k, ...) of a tensor for k cotangents of what was made of it."""
     try:
-        return torch.autograd.grad(made, parameter, cotangents, retain_graph=True, is_grads_batched=True)[0]
+        return torch.autograd.grad(made, source, cotangents, retain_graph=True, is_grads_batched=True)[0]
     except RuntimeError as error:  # a function that cannot be run for many at once
         if is_refusal(error):
             raise
-    return torch.stack([torch.autograd.grad(made, parameter, one, retain_graph=True)[0] for one in cotangents])
+    return torch.stack([torch.autograd.grad(made, source, one, retain_graph=True)[0] for one in cotangents])
 
 
 def _copied(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> Put | str:
@@ -195,6 +206,26 @@ def _of_product(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> 
     def factors(sensitivities: Tensor) -> Factors:
         s = sensitivities.view(*sensitivities.shape[:2], x.shape[1], -1)
         return back(torch.einsum("nmpb,npa->nmab" if transposed else "nmpb,npa->nmba", s, x))
+
+    return Put(call, None, factors)
+
+
+def _of_both(call: Call, views: Sequence[Tensor], back: Callable[..., Factors]) -> Put | None:
+    """Return a linear map whose matrix and bias are both made of one parameter."""
+    own = linear_call(call)
+    if isinstance(own, str) or own.bias is None or not any(own.given is view for view in views):
+        return None
+    (bias,) = [view for view in views if view is not own.given]
+    added = own.bias is bias or own.bias is call.swapped.get(id(bias))
+    product = _of_product(call, own.given, partial(back, view=own.given))
+    if not added or bias.numel() != len(own.weight) or isinstance(product, str):
+        return None
+
+    def factors(sensitivities: Tensor) -> Factors:
+        of_bias = sensitivities.reshape(*sensitivities.shape[:2], -1, bias.numel()).sum(2)
+        features, of_matrix = product.factors(sensitivities)
+        both = [rows for rows in (of_matrix, back(of_bias, view=bias).sensitivities) if rows is not None]
+        return Factors(features, torch.stack(both).sum(0))
 
     return Put(call, None, factors)
 

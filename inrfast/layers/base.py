@@ -81,7 +81,7 @@ class Layer:
         The name that the class is registered under.
     order
         Handlers are asked in this order, those of one order as they were registered: 0 of a user's own, 1 of known
-        modules, 2 of calls (:mod:`inrfast.layers.calls`), 3 of the one that takes everything.
+        modules, 2 of calls (:mod:`inrfast.layers.calls`), 3 of the calls' rows, 4 of the one that takes everything.
     sparse
         Whether the factors are sparse rows.
     observed

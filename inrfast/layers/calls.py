@@ -44,6 +44,8 @@ class Call:
         Whether it gives a view of the parameter, or no tensor: then it makes no use of the parameter itself.
     repeated
         Whether activation checkpointing makes it once more in the backward pass, and then as it was written.
+    made
+        What calls that take parameters alone have made so far of a watched parameter itself, by its name.
     """
 
     function: Callable[..., Any]
@@ -55,6 +57,7 @@ class Call:
     swapped: Mapping[int, Tensor] = field(default_factory=dict)
     idle: bool = False
     repeated: bool = False
+    made: Mapping[str, Sequence[Made]] = field(default_factory=dict)
 
     def __call__(self) -> Any:
         return self.function(*self.args, **self.kwargs)
@@ -83,6 +86,13 @@ class Call:
         args = tuple(_exchanged(argument, view, other) for argument in self.args)
         kwargs = {name: _exchanged(argument, view, other) for name, argument in self.kwargs.items()}
         return replace(self, args=args, kwargs=kwargs, swapped={**self.swapped, id(view): other})
+
+
+class Made(NamedTuple):
+    """A call that takes parameters alone, and the tensor that it made; None for one that may be changed in place."""
+
+    call: Call
+    result: Tensor | None
 
 
 class Put(NamedTuple):

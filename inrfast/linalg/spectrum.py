@@ -376,7 +376,7 @@ class Spectrum(Record):
         return self.trace / float(self.eigenvalues[0]) if self.trace > 0 else 0.0
 
     def energy(self, target: ArrayLike) -> Tensor:
-        """Return the share of a signal's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, shape (k,).
+        """Return the share of a signal's energy in each eigendirection: ``(q_i . y)^2 / |y|^2``, a tensor (k,).
 
         Eigenvectors of equal eigenvalues, those of the null space (eigenvalues within the error of 0) among them, are
         any basis of their space: only the sum of their shares has a meaning.
@@ -403,7 +403,7 @@ class Spectrum(Record):
         return (vectors.t() @ (y / torch.linalg.vector_norm(y, dim=0))).square().mean(1)
 
     def predict(self, target: ArrayLike, y0: ArrayLike, lr: float, steps: int) -> Tensor:
-        """Return the outputs after ``steps`` of gradient descent under the linearised dynamics.
+        """Return the outputs after ``steps`` of gradient descent under the linearised dynamics, always a tensor.
 
         ``Y_n = Y + Q (I - lr Lambda)^n Q^T (Y_0 - Y)`` for the loss ``1/2 sum |f - Y|^2`` (P1, equations 2-3).
         Directions whose eigenpairs were not computed are taken as not learned.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from inrfast.calling import Called, Calling, Select
 from inrfast.errors import MemoryBudgetError
 from inrfast.grids import axes
 from inrfast.memory import budget_bytes, cached_rows, chunks, require
@@ -31,6 +32,7 @@ def render(
     endpoint: str = "inclusive",
     memory_budget: int | None = None,
     progress: bool | None = None,
+    select: Select = None,
 ) -> Tensor:
     """Return the predictions of a network on ``inrfast.grid(shape, endpoint, bounds)``, on the CPU, (*shape, M).
 
@@ -41,8 +43,9 @@ def render(
     Parameters
     ----------
     net
-        An :class:`inrfast.INR` or any module that maps (n, d) to (n, M), on any device. It is evaluated in eval mode;
-        every module gets its own mode back afterwards. No gradients are recorded.
+        An :class:`inrfast.INR` or any module that maps (n, d) to (n, M), or else (1, n, d) to (1, n, M), on any device;
+        axes behind the points' are flattened. It is evaluated in eval mode; every module gets its own mode back
+        afterwards. No gradients are recorded.
     shape
         Points per axis; an int is a one-dimensional grid.
     bounds, endpoint
@@ -51,12 +54,15 @@ def render(
         Bytes for the result and one chunk; None takes half of what is free.
     progress
         Whether to show a progress bar; None shows it on a terminal only.
+    select
+        A key, an index, an attribute's name or a function that takes the output tensor from what the network returns,
+        as in :func:`inrfast.ntk`; None: it is the output.
 
     Raises
     ------
     ValueError, TypeError
         A bad shape, bounds or endpoint; no module; a network without parameters or with complex ones, or that does not
-        take the coordinates or does not return real (n, M).
+        take the coordinates, or whose output is not there, not real, or has not one row per point.
     MemoryBudgetError
         The result with a chunk of one point exceeds the budget, or with the whole grid for a network that couples its
         points; nothing was allocated.
@@ -76,15 +82,18 @@ def render(
         net.eval()
         budget = budget_bytes(memory_budget)
         widest = max(len(sizes), *(size for parameter in net.parameters() for size in parameter.shape))
-        outputs = _outputs(net, columns, points, like, budget // (BUFFERS * widest * like.element_size()))
+        affordable = budget // (BUFFERS * widest * like.element_size())
+        called, outputs = _tried(net, columns, points, like, affordable, select)
         widest = max(outputs, widest)
         row_bytes = BUFFERS * widest * like.element_size() + 16 * len(sizes)
         result_bytes = points * outputs * like.element_size()
         require(result_bytes + row_bytes, budget, f"a grid of {points} points", "render a smaller one, or its parts")
-        threads = _threads(net, like)
+        # Only modules known to be thread-safe compute several chunks at a time.
+        alone = select is None and is_pointwise(net)
+        threads = min(torch.get_num_threads(), MOST_THREADS) if alone and like.device.type == "cpu" else 1
         affordable = (budget - result_bytes) // row_bytes
         rows = max(1, min(cached_rows(widest, like), points, affordable // threads))
-        if rows < points and _needs_whole_grid(net, columns, points, like, affordable):
+        if rows < points and not alone and _needs_whole_grid(called, columns, points, like, affordable):
             rows = points
         values = torch.empty(points, outputs, dtype=like.dtype)
         with (
@@ -94,16 +103,11 @@ def render(
 
             def predict(part: slice) -> None:
                 with torch.no_grad():  # worker threads start with torch's default modes, not the caller's
-                    values[part] = _predicted(net, grid_rows(columns, part).to(like.device)).view(-1, outputs).cpu()
+                    values[part] = _predicted(called, grid_rows(columns, part).to(like.device)).cpu()
                 bar.update(part.stop - part.start)
 
             share(chunks(points, rows), [predict] * min(threads, affordable))
     return values.view(*sizes, outputs)
-
-
-def _threads(net: nn.Module, like: Tensor) -> int:
-    """Return how many chunks are computed at a time: more than one only for modules known to be thread-safe."""
-    return min(torch.get_num_threads(), MOST_THREADS) if is_pointwise(net) and like.device.type == "cpu" else 1
 
 
 def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int) -> bool:
@@ -114,8 +118,6 @@ def _needs_whole_grid(net: nn.Module, columns: Sequence[Tensor], points: int, li
     MemoryBudgetError
         It does, and the whole grid does not fit the budget.
     """
-    if is_pointwise(net):
-        return False
     count = min(points, 2 * ROWS)
     places = torch.arange(count) * (points - 1) // max(count - 1, 1)
     sample = _at(columns, places).to(like.device)
@@ -145,35 +147,35 @@ def _at(columns: Sequence[Tensor], numbers: Tensor) -> Tensor:
     return torch.stack([column[place] for column, place in zip(columns, places, strict=True)], 1)
 
 
-def _predicted(net: nn.Module, points: Tensor) -> Any:
+def _predicted(called: Called, points: Tensor) -> Tensor:
     """Return the predictions at some points.
 
     A single point is passed twice to modules that fail on one point, such as those that call ``squeeze()``.
     """
-    if len(points) > 1:
-        return net(points)
-    try:
-        values = net(points)
-    except Exception:  # it may take two copies of the point, whatever it raises for one
-        values = None
-    if isinstance(values, Tensor) and values.ndim == 2 and len(values) == 1:
-        return values
-    return net(points.expand(2, -1).clone())[:1]
+    if len(points) == 1:
+        with suppress(Exception):  # it may take two copies of the point, whatever it raises for one
+            return called.forward(points)
+        return called.forward(points.expand(2, -1).clone())[:1]
+    return called.forward(points)
 
 
-def _outputs(net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int) -> int:
-    """Return M, from the grid's first points or, for a network that takes nothing else, from all of it."""
-    first = grid_rows(columns, slice(0, min(points, 2))).to(like.device)
-    try:
-        values = _predicted(net, first)
-    except Exception as error:
-        first = grid_rows(columns, slice(0, points)).to(like.device) if points <= affordable else first
-        try:
-            values = _predicted(net, first)
-        except Exception:
-            raise ValueError(f"net does not take coords of shape {tuple(first.shape)}: {error}") from error
-    if not isinstance(values, Tensor) or values.ndim != 2 or len(values) != len(first) or values.is_complex():
-        kind = "complex values of shape " if isinstance(values, Tensor) and values.is_complex() else ""
-        got = f"{kind}{tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"net must map (n, {len(columns)}) to real (n, M), got {got} of {len(first)} points")
-    return values.shape[1]
+def _tried(
+    net: nn.Module, columns: Sequence[Tensor], points: int, like: Tensor, affordable: int, select: Select
+) -> tuple[Called, int]:
+    """Return how a network is called, with points (n, d) or (1, n, d), and M.
+
+    That is tried with the grid's first points and, for a network that takes nothing else, with all of it.
+    """
+    refused: list[Exception] = []
+    for count in dict.fromkeys([min(points, 2), *([points] if points <= affordable else [])]):
+        rows = grid_rows(columns, slice(0, count)).to(like.device)
+        for calling in (Calling(select), Calling(select, 3)):
+            for given in [rows] if count > 1 else [rows, rows.expand(2, -1)]:
+                try:
+                    net(calling.with_axes(given.clone()))
+                except Exception as error:
+                    refused.append(error)
+                    continue
+                called = Called(net, calling).eval()
+                return called, _predicted(called, rows).shape[1]
+    raise ValueError(f"net does not take coords of shape {tuple(rows.shape)}: {refused[0]}") from refused[0]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from inrfast import backends
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
 from inrfast.layers import LAYERS, Factors, Layer, layers_of
@@ -34,8 +35,10 @@ from inrfast.ops.operands import LayerShape, Output
 from inrfast.pointwise import spread_points
 from inrfast.rounding import PassErrors, hinges_in_doubt, pass_errors, squared_rows
 from inrfast.snapshot import snapshot, widen_
+from inrfast.tangent.chunk_check import FIRST, ChunkCheck, need_finite
 from inrfast.tangent.hooks import observed_factors, reasons_against
-from inrfast.tangent.network import PASS_DTYPE, Network, Select
+from inrfast.tangent.network import PASS_DTYPE, Network
+from inrfast.tangent.originals import check_unused
 from inrfast.tangent.point_rows import PointRows
 from inrfast.tangent.probes import check_axes, check_jacobian, check_network, check_points, treats_points_alike
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
@@ -133,6 +136,7 @@ class Capture:
         refuse(net)
         warn_of_other_box(net, coords)
         self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
+        self._check: ChunkCheck | None = None
         self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net)
@@ -149,6 +153,7 @@ class Capture:
             check_axes(self.network, given.to(PASS_DTYPE))
             sample = spread_points(coords.to(PASS_DTYPE), 4)
             many = self._shuffled(coords)[:-1]  # a prime number, which no axis of a module makes up with others
+            self._others = None if known else many
             while True:
                 self._find(net, chosen, sample)
                 against, self.outputs = self._tried(sample, many)
@@ -165,13 +170,17 @@ class Capture:
                     for name in layer.parameters if layer.name in against else ():
                         self._refused.setdefault(name, {})[layer.kind] = against[layer.name]
             if self._rows is not None:
-                self._tell_of_rows()
+                names = [name for layer in self._rows.layers for name in layer.parameters]
+                self._tell_of_rows([] if known else check_unused(net, self.network, names, sample))
 
     @staticmethod
     def _shuffled(coords: Tensor) -> Tensor:
-        """Return a few of the points, not in order."""
+        """Return a few of the points, not in order, the first ones among them."""
         shuffled = (5 * torch.arange(SHUFFLED_ROWS, device=coords.device) + 3) % SHUFFLED_ROWS
-        return spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)[shuffled]
+        points = spread_points(coords.to(PASS_DTYPE), SHUFFLED_ROWS)
+        if len(coords) > SHUFFLED_ROWS:
+            points[:FIRST] = coords[:FIRST]
+        return points[shuffled]
 
     def _find(self, net: nn.Module, chosen: Sequence[str], sample: Tensor) -> None:
         """Find the layers: modules that are known, then calls of torch functions, then automatic differentiation."""
@@ -189,6 +198,7 @@ class Capture:
 
         Returns the layers that hooks do not see whole, each with the reason.
         """
+        self._check = None
         found = self.exact(sample)
         self.stored = tuple(factors.widths for factors in found)
         self.widths = tuple(
@@ -204,7 +214,12 @@ class Capture:
         self.magnitudes, apart = check_jacobian(
             self.network, self.layers, sample, self.outputs, found, largest, movable
         )
-        return dict.fromkeys((self.layers[index].name for index in apart), OUTSIDE)
+        names = [self.layers[index].name for index in apart]
+        self._check = self._chunk_check()
+        if not names and self._check is not None and self._mlp is None:
+            with self.network.alone():  # rows of every size alike; it knows the form of their graph from then on
+                names = self._check.apart(sample[:-1])
+        return dict.fromkeys(names, OUTSIDE)
 
     # ---- how its factors are made ------------------------------------------------------------------------------
 
@@ -254,6 +269,13 @@ class Capture:
         layers = [layer for layer in self.layers if not layer.observed]
         return PointRows(self.network.module, layers, self._run) if layers else None
 
+    def _chunk_check(self) -> ChunkCheck | None:
+        """Return what makes the factors of observed layers and checks them; None for networks that are known."""
+        layers = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
+        return (
+            ChunkCheck(self.network, layers, self._run, self._others) if self._others is not None and layers else None
+        )
+
     def _need_room_for_rows(self, budget: int) -> None:
         """Check that the budget holds the rows of the probes."""
         rows = [layer for layer in self.layers if layer.block[1] == 1 and not layer.sparse]
@@ -284,10 +306,12 @@ class Capture:
         form = "sparse rows" if layer.sparse else "two factors" if self.stored[index][0] > 0 else "rows"
         return f"{form} ({layer.kind})"
 
-    def _tell_of_rows(self) -> None:
-        """Say once which parameters take the general path, and why."""
+    def _tell_of_rows(self, unused: Sequence[str]) -> None:
+        """Say once which parameters take the general path, and why; those that are ``unused`` have been told of."""
         assert self._rows is not None
-        layers = self._rows.layers
+        layers = [layer for layer in self._rows.layers if not set(layer.parameters) <= set(unused)]
+        if not layers:
+            return
         why = self._reasons_for(layers)
         because = f" ({why})" if why else ""
         backends.warn_once(
@@ -357,12 +381,12 @@ class Capture:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_mlp", "_rows")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_mlp", "_rows", "_check")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._mlp = self._described()
-        self._rows = self._point_rows()
+        self._rows, self._check = self._point_rows(), self._chunk_check()
 
     # ---- factors -----------------------------------------------------------------------------------------------
 
@@ -418,8 +442,13 @@ class Capture:
             return {index: factors.at(slice(1)) for index, factors in found.items()}
         observed = [self.layers[index] for index in self._run_layers if self.layers[index].observed]
         with self.network.alone() as module:
-            by_hooks = observed_factors(module, observed, self._run, coords, cotangents) if observed else []
+            if self._check is not None:
+                by_hooks = self._check(coords, cotangents)
+            else:
+                by_hooks = observed_factors(module, observed, self._run, coords, cotangents) if observed else []
             by_rows = self._rows(coords, cotangents) if self._rows is not None else []
+        if self._others is not None:
+            need_finite(coords, by_rows)
         sources = {True: iter(by_hooks), False: iter(by_rows)}
         return {index: next(sources[self.layers[index].observed]) for index in self._run_layers}
 

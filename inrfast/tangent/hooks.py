@@ -36,7 +36,8 @@ class _Taps:
     reasons
         Why a layer has no factors of its own kind, by its name.
     recording
-        Whether calls count: activation checkpointing calls the layer again in the backward pass.
+        Whether calls count: activation checkpointing calls the layer again in the backward pass, and what comes after
+        it is made as it was written.
     """
 
     def __init__(self, root: nn.Module, layers: Sequence[Layer], points: int) -> None:
@@ -45,6 +46,7 @@ class _Taps:
         self.reasons: dict[str, str] = {}
         self.recording = True
         self._by_calls = {name: layer for layer in layers if isinstance(layer, CallLayer) for name in layer.parameters}
+        self._watching: Watching | None = None
         self._stack = ExitStack()
 
     def __enter__(self) -> _Taps:
@@ -57,11 +59,13 @@ class _Taps:
             )
             self._stack.callback(handle.remove)
         if self._by_calls:
-            self._stack.enter_context(Watching(self.root, list(self._by_calls), self.points, self._make))
+            self._watching = Watching(self.root, list(self._by_calls), self.points, self._make)
+            self._stack.enter_context(self._watching)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+        self._watching = None  # it holds this object
 
     def _hook(self, layer: Layer) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -82,6 +86,8 @@ class _Taps:
 
     def _make(self, call: Call, idle: Callable[[Any], bool]) -> Any:
         """Make a call of a torch function as the layers of its parameters want it, and observe it."""
+        if not self.recording and not call.repeated:
+            return call()
         layers = {layer.name: layer for name in call.views if (layer := self._by_calls[name])}
         puts: dict[str, Put] = {}
         against: dict[str, str] = {}
@@ -110,6 +116,12 @@ class _Taps:
         if layer.name in self.calls and not layer.adds:
             self.reasons[layer.name] = "it is used more than once in a forward pass"
         self.calls.setdefault(layer.name, []).append(_Tap(kept, factors))
+
+    def stop(self) -> None:
+        """Let no further calls count."""
+        self.recording = False
+        if self._watching is not None:
+            self._watching.recording = False
 
     def missing(self) -> dict[str, str]:
         """Return the reasons against layers, those that were not called among them."""
@@ -144,6 +156,7 @@ def observed_factors(
     run: Callable[[Tensor], Tensor],
     coords: Tensor,
     cotangents: Tensor | None = None,
+    then: Callable[[Tensor, list[Factors]], None] | None = None,
 ) -> list[Factors]:
     """Return the factors of some layers at ``coords`` (n, d), n at least 2, from their inputs and sensitivities.
 
@@ -160,6 +173,8 @@ def observed_factors(
     cotangents
         Derivatives of the outputs by those values, (n, M', D) where ``run`` returns (n, D): the factors are then those
         of M' outputs. None: the values are the outputs.
+    then
+        Gets the outputs (n, M), whose graph is still there, and the factors.
 
     Raises
     ------
@@ -168,7 +183,7 @@ def observed_factors(
     """
     with _Taps(root, layers, len(coords)) as taps, torch.enable_grad():
         values = run(coords)
-        taps.recording = False
+        taps.stop()
         for name, reason in taps.missing().items():
             raise UnsupportedModuleError(f"layer {name!r} is used otherwise than at the first points: {reason}")
         wanted = [call.kept for layer in layers for call in taps.calls[layer.name]]
@@ -176,11 +191,15 @@ def observed_factors(
         by_output = []
         for m in range(last + 1):
             total = values[:, m].sum() if cotangents is None else (values * cotangents[:, m]).sum()
-            by_output.append(gradients(total, wanted, again=m < last))
-    if not all(tensor.requires_grad for tensor in wanted):
-        _refuse_reentrant(run, coords[:2])
-    by_call = iter(zip(*by_output, strict=True))
-    return [taps.factors(layer, list(islice(by_call, len(taps.calls[layer.name])))) for layer in layers]
+            by_output.append(gradients(total, wanted, again=m < last or then is not None))
+        if not all(tensor.requires_grad for tensor in wanted):
+            _refuse_reentrant(run, coords[:2])
+        by_call = iter(zip(*by_output, strict=True))
+        with torch.no_grad():
+            found = [taps.factors(layer, list(islice(by_call, len(taps.calls[layer.name])))) for layer in layers]
+        if then is not None:
+            then(values if cotangents is None else (values.unsqueeze(1) * cotangents).sum(2), found)
+    return found
 
 
 def _refuse_reentrant(run: Callable[[Tensor], Tensor], coords: Tensor) -> None:

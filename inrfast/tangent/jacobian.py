@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import Array, ArrayLike, as_numpy, like
+from inrfast.calling import Select
 from inrfast.errors import check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.memory import budget_bytes, chunks, empty, require
@@ -22,7 +23,6 @@ from inrfast.ops.factors import feature_ranges
 from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, ranges_of
 from inrfast.rounding import SAFETY
 from inrfast.tangent.capture import Capture
-from inrfast.tangent.network import Select
 from inrfast.tangent.scipy_operator import as_scipy
 from inrfast.tangent.store import PASS_ROWS, PRODUCT_ROWS, RANGE, FactorStore, backend_for, check_range, rows_on
 
@@ -173,7 +173,7 @@ class LayerwiseJacobian:
     # ---- entries -----------------------------------------------------------------------------------------------
 
     def rows(self, points: slice | int | None = None) -> Tensor:
-        """Return the dense rows of some points, shape (points M, P): ``S[n, m] (x) [Z[n], 1]``.
+        """Return the dense rows of some points, a tensor (points M, P): ``S[n, m] (x) [Z[n], 1]``.
 
         Parameters
         ----------

@@ -9,6 +9,7 @@ from functools import cached_property
 from torch import nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import MemoryBudgetError, check_choice, check_int
 from inrfast.linalg.partition import Whole
 from inrfast.memory import budget_bytes, format_bytes, over_budget
@@ -16,7 +17,6 @@ from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
-from inrfast.tangent.network import Select
 from inrfast.tangent.probes import check_points
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import FactorStore, backend_for

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.calling import Calling, Select
 from inrfast.errors import UnsupportedModuleError
 from inrfast.memory import is_refusal
 from inrfast.pointwise import stirred_
@@ -20,33 +21,26 @@ PASS_DTYPE = torch.float64
 """The factor pass runs in fp64 in every precision: in fp32 a ReLU gate flips and sine layers amplify rounding, so a
 factor rounded once is the only one whose error is known. It is a small part of any Gram product's cost."""
 
-Select = Callable[[Any], Tensor] | str | int | None
-
 REENTRANT = (
     "net uses activation checkpointing with use_reentrant=True, whose layers cannot be observed; pass "
     "use_reentrant=False to torch.utils.checkpoint.checkpoint"
 )
 
 
-class Network:
-    """A module in fp64 and what takes the output from its return value.
+class Network(Calling):
+    """A module in fp64 and how it is called.
 
     Parameters
     ----------
     module
         A copy of the user's network, in fp64, which nobody else uses.
-    select
-        A key, an index, an attribute's name or a function that takes the output tensor from what the module returns;
-        None: it is the output.
-    axes
-        Number of axes of the coordinates that the module is called with: points are (n, d), and leading axes of size 1
-        make them as many. Its output has the same leading axes, or none.
+    select, axes
+        See :class:`inrfast.calling.Calling`.
     """
 
     def __init__(self, module: nn.Module, select: Select, axes: int = 2) -> None:
+        super().__init__(select, axes)
         self.module = module
-        self.select = select
-        self.axes = axes
         # Hooks sit on one module, which may also keep tensors between calls.
         self._lock = threading.RLock()
 
@@ -74,71 +68,23 @@ class Network:
             yield self.module
 
     def outputs(self, coords: Tensor) -> Tensor:
-        """Return the outputs (n, M) at ``coords`` (n, d)."""
+        """Return the outputs (n, M) at ``coords`` (n, d), without their graph where the caller has gradients off.
+
+        The module runs with gradients on: it may differentiate inside, or hook its tensors.
+        """
         if len(coords) == 1:  # modules that squeeze() would drop the axis of a single point
             return self.outputs(coords.expand(2, -1))[:1]
-        with self.alone():
-            return self.call(coords)
+        wanted = torch.is_grad_enabled()
+        with self.alone(), torch.enable_grad():
+            outputs = self.call(coords)
+        return outputs if wanted else outputs.detach()
 
     def call(self, coords: Tensor, module: nn.Module | None = None) -> Tensor:
         """Return the outputs (n, M) at a copy of ``coords`` (n, d), n at least 2, by one call of the module.
 
         The caller holds the module (:meth:`alone`). ``module`` is another copy of it to call, of any dtype.
         """
-        copy = self.with_axes(coords.clone())
-        return self.output_in((self.module if module is None else module)(copy), len(coords))
-
-    def with_axes(self, coords: Tensor) -> Tensor:
-        """Return points (n, d) with the leading axes of size 1 that the module is called with."""
-        return coords.reshape(*(1,) * (self.axes - 2), *coords.shape)
-
-    def output_in(self, returned: Any, points: int) -> Tensor:
-        """Return the output (n, M) in what the module returns for so many points, at least 2."""
-        output = self.selected(returned)
-        if not isinstance(output, Tensor):
-            if self.select is None:
-                raise TypeError(
-                    f"net returns {_kind(returned)}; pass select= (a key, an index or a function) that takes the "
-                    "output tensor from it"
-                )
-            own = "select= gives" if callable(self.select) else f"select={self.select!r} gives"
-            raise TypeError(
-                f"{own} {_kind(output)}, no tensor; a function takes one from it, such as select=lambda returned: "
-                "returned['colour']['fine']"
-            )
-        given = tuple(output.shape)
-        for _ in range(self.axes - 2):  # the leading axes of the coordinates
-            output = output.squeeze(0) if output.ndim > 1 and len(output) == 1 else output
-        if output.ndim == 0 or len(output) != points:
-            told = f"{points} points" if self.axes == 2 else f"coords of {(1,) * (self.axes - 2) + (points,)} points"
-            raise ValueError(f"the output must have one row per point: {told} gave shape {given}")
-        if output.is_complex():
-            raise UnsupportedModuleError(f"net returns complex values ({output.dtype}); only real ones are supported")
-        if not output.is_floating_point():
-            raise TypeError(
-                f"net must return floating-point numbers, got {output.dtype}: whole numbers and truth values have no "
-                "derivatives"
-            )
-        if output.numel() == 0:
-            raise ValueError(f"net must return at least one output per point, got shape {tuple(output.shape)}")
-        return output.reshape(points, -1)
-
-    def selected(self, returned: Any) -> Any:
-        """Return the output in what the module returns, in its own shape."""
-        if self.select is None:
-            return returned
-        if callable(self.select):
-            return self.select(returned)
-        try:
-            if isinstance(self.select, str) and isinstance(returned, Tensor):
-                raise KeyError(self.select)
-            return returned[self.select]
-        except (KeyError, IndexError, TypeError) as error:
-            if isinstance(self.select, str) and not isinstance(returned, Mapping | Tensor):
-                with suppress(AttributeError):  # of a dataclass or a named tuple
-                    return getattr(returned, self.select)
-            keys = list(returned) if isinstance(returned, Mapping) else type(returned).__name__
-            raise ValueError(f"select={self.select!r} is not in what net returns: {keys}") from error
+        return self.predicted(self.module if module is None else module, coords.clone())
 
     def rounded(self, eps: float, seed: int) -> Network:
         """Return this network with parameters changed at random, by a relative ``eps`` at most."""
@@ -150,12 +96,6 @@ class Network:
     def stirred(self) -> Network:
         """Return this network with trainable parameters moved a little."""
         return Network(stirred_(snapshot(self.module)), self.select, self.axes)
-
-
-def _kind(returned: Any) -> str:
-    """Return in words what a module returns: its type, with the keys that it has."""
-    kind = type(returned).__name__
-    return f"{kind} {list(returned)}" if isinstance(returned, Mapping) else kind
 
 
 def rounded(tensor: Tensor, eps: float, seed: int) -> Tensor:

@@ -6,6 +6,7 @@ run the network (``vmap`` of ``vjp``), else one after the other by ``torch.autog
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -83,7 +84,9 @@ class PointRows:
                 cotangent = torch.eye(len(at_once), dtype=at_once.dtype, device=at_once.device)
             return vmap(lambda direction: pull(direction)[0])(cotangent)
 
-        found = vmap(at_point, (0, None if cotangents is None else 0))(coords, cotangents)
+        with warnings.catch_warnings():  # of operators without a rule of their own, which nobody here can give
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            found = vmap(at_point, (0, None if cotangents is None else 0))(coords, cotangents)
         rows = {name: found[f"root.{name}"] for name in self._names}
         return {name: row.reshape(*row.shape[:2], tensors[name].numel()) for name, row in rows.items()}
 

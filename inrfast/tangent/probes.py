@@ -19,6 +19,7 @@ from inrfast.ops.rows import vjp
 from inrfast.pointwise import FLOOR_EXPONENT, LONGEST, MOVED, RANDOM, dependence, spread_points
 from inrfast.snapshot import own_dtype, snapshot
 from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
+from inrfast.tangent.originals import without_originals
 from inrfast.tangent.side_effects import changed, numbers_of, outputs_without_side_effects
 
 JACOBIAN_TOLERANCE = 1e-7
@@ -84,19 +85,28 @@ def check_network(net: nn.Module, network: Network, coords: Tensor) -> None:
     coords
         The points (N, d) that it is for.
     """
+    copy = snapshot(net)
+    with without_originals(net):
+        _check_copies(copy, network, coords)
+
+
+def _check_copies(net: nn.Module, network: Network, coords: Tensor) -> None:
+    """Run the probes of :func:`check_network` with a copy of the network in its own dtype, and one in fp64."""
     own = own_dtype(net)
     points = spread_points(coords, COMPARED_ROWS).to(own)
     wide = points.to(PASS_DTYPE)
     in_own = None
-    with suppress(RuntimeError):  # parts of several dtypes run in fp64 only
-        in_own = network.call(points, snapshot(net))
+    with suppress(RuntimeError), torch.enable_grad():  # parts of several dtypes run in fp64 only
+        in_own = network.call(points, net).detach()
     before = numbers_of(network.module)
     try:
         expected = outputs_without_side_effects(lambda: network.outputs(wide), network.module, before, coords.device)
     except RuntimeError as error:
         if in_own is None:
-            shape = (1,) * (network.axes - 2) + tuple(points.shape)
-            raise ValueError(f"net does not take coords of shape {shape}: {error}") from error
+            sizes = ", ".join((*("1" * (network.axes - 2)), "n", str(points.shape[1])))
+            raise ValueError(
+                f"net fails on points of coords, given as ({sizes}) with a few n and with gradients on: {error}"
+            ) from error
         raise UnsupportedModuleError(
             f"net runs in {own} but not in fp64, in which factors are computed ({error}). Make fixed tensors "
             "buffers, and cast to the dtype of a parameter or of the input, not to a fixed one (.float())"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,7 +30,7 @@ def as_scipy(kernel: Product, transposed: Product) -> LinearOperator:
     """Return a kernel or Jacobian, with its transpose, as an operator whose products go through ``K @ V``."""
     from scipy.sparse.linalg import LinearOperator  # costs a fifth of the whole import, and few need it
 
-    forward, backward = _product_of(kernel), _product_of(transposed)
+    forward, backward = _Apply(kernel), _Apply(transposed)
     return LinearOperator(
         kernel.shape,
         matvec=forward,
@@ -41,15 +41,15 @@ def as_scipy(kernel: Product, transposed: Product) -> LinearOperator:
     )
 
 
-def _product_of(kernel: Product) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the product with NumPy's vectors; complex ones are multiplied part by part."""
+@dataclass(frozen=True)
+class _Apply:
+    """The product with NumPy's vectors, which can be pickled; complex ones are multiplied part by part."""
 
-    dtype = np.float64 if kernel.dtype == torch.float64 else np.float32
+    kernel: Product
 
-    def apply(v: np.ndarray) -> np.ndarray:
+    def __call__(self, v: np.ndarray) -> np.ndarray:
         if np.iscomplexobj(v):
-            return apply(v.real) + 1j * apply(v.imag)
+            return self(v.real) + 1j * self(v.imag)
+        dtype = np.float64 if self.kernel.dtype == torch.float64 else np.float32
         real: np.ndarray = np.asarray(v, dtype=dtype)
-        return (kernel @ as_tensor("V", real, kernel.device)).cpu().numpy()
-
-    return apply
+        return (self.kernel @ as_tensor("V", real, self.kernel.device)).cpu().numpy()

@@ -184,8 +184,8 @@ def _foreign(module: str | None) -> bool:
 # ---- modules that nobody trains ----------------------------------------------------------------------------------
 
 
-def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = False) -> None:
-    """Refuse functions of an objective that hold what asks to be trained and will not be.
+def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = False, select: Any = None) -> None:
+    """Refuse functions of an objective, and a function ``select``, that hold what asks to be trained and will not be.
 
     ``many`` networks have one function in common, which must ask for modules of their own.
 
@@ -194,8 +194,9 @@ def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = 
     ValueError
         It is a part neither of the networks nor of the objective's modules; the message names it.
     """
-    for term in objective.terms:
-        found = untrained(term.call, [*nets, *objective.modules])
+    given = [(term.place, term.call) for term in objective.terms]
+    for place, call in [*given, *([("select", select)] if callable(select) else [])]:
+        found = untrained(call, [*nets, *objective.modules])
         if found:
             instead = "hand it over (modules=[...]; a bare tensor goes into a module)"
             if many:
@@ -203,7 +204,7 @@ def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = 
                     "hand over one per network (modules=[...]), and let the function ask for them by name, modules"
                 )
             raise ValueError(
-                f"{term.place} holds {', '.join(found)}, which asks to be trained, and the fit does not train it: "
+                f"{place} holds {', '.join(found)}, which asks to be trained, and the fit does not train it: "
                 f"{instead}, or freeze it (requires_grad_(False)) if it is meant to stay"
             )
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import check_coords, check_int, check_seed, check_takes
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.training.tracked import KernelNumbers, KernelSource, check_rtols, numbers_of, same, subset
@@ -35,7 +36,9 @@ class FitState:
     psnr, best_psnr
         Of the last evaluation, and the best so far (dB, for the fit's ``data_range``).
     coords
-        The points of the fit, (N, d).
+        The points of the fit, (N, d), or with the leading axes that the network is called with, (1, N, d).
+    select
+        What takes the output from what the network returns: the fit's.
     """
 
     net: nn.Module
@@ -47,6 +50,7 @@ class FitState:
     psnr: float
     best_psnr: float
     coords: Tensor
+    select: Select = None
     _gradient_norm: Callable[[], float] = field(default=lambda: math.nan, repr=False)
     _stopped: list[bool] = field(default_factory=list, repr=False)
     _over: list[bool] = field(default_factory=list, repr=False)
@@ -179,10 +183,12 @@ class TrackNTK(Callback):
         if number % self.every:
             return
         start = time.perf_counter()
-        coords = self._subset(state.coords)
-        if self._source is None or not same(self._source.coords, coords):
-            self._source = KernelSource(coords)
-        numbers = numbers_of(self._source.kernel(state.net), self.rtols)
+        coords = self._subset(state.coords.reshape(-1, state.coords.shape[-1]))
+        given = coords.reshape(*(1,) * (state.coords.ndim - 2), *coords.shape)
+        source = self._source
+        if source is None or source.select is not state.select or not same(source.given, given):
+            self._source = source = KernelSource(coords, select=state.select, given=given)
+        numbers = numbers_of(source.kernel(state.net), self.rtols)
         seconds = time.perf_counter() - start
         self.history.append(TrackedKernel(**vars(numbers), step=state.step, index=state.index, seconds=seconds))
 

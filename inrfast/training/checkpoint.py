@@ -93,17 +93,17 @@ class Checkpoint:
         return {
             "config": self.config,
             "nets": [described_network(member.net) or str(member.net) for member in members],
-            "data": [fingerprint(m.data.coords, m.data.target, m.data.weight) for m in members],
-            "parts": [_parts_of(member.data) for member in members],
+            "data": [_fingerprint_of(m.data) for m in members],
+            "parts": [{name: fingerprint(own) for name, own in _parts_of(m.data).items()} for m in members],
             "own": [{"lr": m.lr, "seed": m.seed, "data_range": m.data_range} for m in members],
             "trainable": [[name for name, p in m.net.named_parameters() if p.requires_grad] for m in members],
-            "evaluation": [None if (e := m.evaluation) is None else fingerprint(e.coords, e.target) for m in members],
+            "evaluation": [None if (e := m.evaluation) is None else _fingerprint_of(e, 2) for m in members],
         }
 
     def _identities(self) -> Described:
         """Return what tells the callables and modules of a fit from others of the same text."""
         given: dict[str, Any] = {term.place: term.call for term in self.options.objective.terms}
-        given["schedule"] = self.options.schedule
+        given |= {"schedule": self.options.schedule, "select": self.options.select}
         found = {name: callables.described(own) for name, own in given.items() if callable(own)}
         for member in self.members:
             found[f"nets[{member.index}]"] = callables.attributes(member.net)
@@ -257,10 +257,13 @@ class Checkpoint:
             return None
 
 
-def _parts_of(data: Data) -> dict[str, str]:
-    """Return hashes of points, values and weights by the names of the arguments, to say which of them are others."""
-    parts = {"coords": data.coords, "target": data.target, "weight": data.weight}
-    return {name: fingerprint(part) for name, part in parts.items()}
+def _parts_of(data: Data) -> dict[str, Tensor | None]:
+    """Return points, with the axes that a network is called with, values and weights by the names of the arguments."""
+    return {"coords": data.calling.with_axes(data.coords), "target": data.target, "weight": data.weight}
+
+
+def _fingerprint_of(data: Data, parts: int = 3) -> str:
+    return fingerprint(*list(_parts_of(data).values())[:parts])
 
 
 def _other_data(mine: dict[str, Any], then: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from inrfast.calling import Calling, Select
 from inrfast.errors import check_coords, check_float, check_tensor
 from inrfast.metrics import data_range_of
-from inrfast.modes import modes_kept
+from inrfast.modes import modes_kept, own_modes
 from inrfast.nn import declared_sizes
-from inrfast.snapshot import twin
+from inrfast.snapshot import snapshot, twin, widen_
+from inrfast.tangent import probes
+from inrfast.tangent.network import PASS_DTYPE, Network
 from inrfast.training.stack import has_gaps
 from inrfast.wrapped import refuse_pieces, refuse_processes
 
@@ -40,12 +43,15 @@ class Data:
         Shape (B or 1, N, 1 or M), no point of weight 0 in it; None: all alike.
     given
         Row numbers (B or 1, N) of the points among those that the caller gave; None: these are all.
+    calling
+        How networks are called at these points.
     """
 
     coords: Tensor
     target: Tensor
     weight: Tensor | None = None
     given: Tensor | None = None
+    calling: Calling = field(default_factory=Calling)
 
     @property
     def points(self) -> int:
@@ -55,7 +61,7 @@ class Data:
     def keep(self, index: Sequence[int]) -> Data:
         """Return the data of some of the networks."""
         some = [None if own is None else own if len(own) == 1 else own[list(index)] for own in self._all()]
-        return Data(*some)  # type: ignore[arg-type]
+        return Data(*some, self.calling)  # type: ignore[arg-type,call-arg]
 
     def rows(self, index: Tensor | slice, place: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return points, values and weights of some rows of one network, without the first axis."""
@@ -79,7 +85,7 @@ class Data:
                 copies[place] = own.clone()
             return copies[place]
 
-        return Data(*(copied(own) for own in self._all()))  # type: ignore[arg-type]
+        return Data(*(copied(own) for own in self._all()), self.calling)  # type: ignore[arg-type,call-arg]
 
     def written(self) -> tuple[int, ...]:
         """Return how often coordinates, targets and weights were written to."""
@@ -102,7 +108,8 @@ def stacked(data: Sequence[Data]) -> Data:
 
     coords, target = joined([one.coords for one in data]), joined([one.target for one in data])
     assert coords is not None and target is not None
-    return Data(coords, target, joined([one.weight for one in data]), joined([one.given for one in data]))
+    weight, given = joined([one.weight for one in data]), joined([one.given for one in data])
+    return Data(coords, target, weight, given, data[0].calling)
 
 
 def check_net(net: Any, argument: str = "net") -> tuple[torch.dtype, torch.device]:
@@ -198,6 +205,7 @@ def check_data(
     target: Any,
     weight: Any = None,
     names: tuple[str, str, str] = ("coords", "target", "weight"),
+    select: Select = None,
 ) -> Data:
     """Return points, values and weights of one network, of its dtype and device, without points of weight 0.
 
@@ -208,6 +216,8 @@ def check_data(
         without the last axis. A weight of 0 (or False) leaves its point out, whose target may then be anything.
     names
         What the arguments are called in messages.
+    select
+        Takes the output from what the network returns: see :class:`inrfast.calling.Calling`.
 
     Raises
     ------
@@ -215,16 +225,20 @@ def check_data(
         Bad shapes, dtypes, devices; NaN or Inf; negative weights, or none above 0.
     """
     dtype, device = check_net(net)
-    coords = check_coords(names[0], coords, declared_sizes(net)[0], device)
-    n, outputs = len(coords), count_outputs(net, coords, names[0])
+    shaped = check_tensor(names[0], coords, finite=False, device=device)
+    coords = check_coords(names[0], shaped, declared_sizes(net)[0], device)
+    calling = calling_of(net, shaped, select)
+    n, outputs = len(coords), count_outputs(net, coords, names[0], calling)
     target = check_tensor(names[1], target, finite=False, device=device)
     if target.device != device:
         raise ValueError(f"{names[1]} is on {target.device} but the network is on {device}; move one of them")
     for argument, tensor in ((names[0], coords), (names[1], target)):
         if tensor.dtype != dtype:
             raise TypeError(f"{argument} must have the network's dtype {dtype}, got {tensor.dtype}")
+    check_axes(net, shaped, calling)
     grid = _grid_of(names[1], target, coords, outputs)
-    weight, counts = _check_weight(names[2], weight, coords, grid, outputs, dtype)
+    grids = (grid, tuple(shaped.shape[:-1]))
+    weight, counts = _check_weight(names[2], weight, coords, grids, outputs, dtype)
     target = target.detach().reshape(n, outputs)
     coords, given = coords.detach(), None
     if counts is not None:
@@ -235,7 +249,26 @@ def check_data(
         target = torch.where(weight > 0, target, torch.zeros_like(target))
     check_tensor(names[1], target)
     found = [None if own is None else aligned(own).unsqueeze(0) for own in (coords, target, weight, given)]
-    return Data(*found)  # type: ignore[arg-type]
+    return Data(*found, calling)  # type: ignore[arg-type,call-arg]
+
+
+def calling_of(net: nn.Module, coords: Tensor, select: Select = None) -> Calling:
+    """Return how a network is called at coordinates (..., d): with as many axes as these have; an INR with two."""
+    return Calling(select, 2 if declared_sizes(net)[0] is not None else coords.ndim)
+
+
+def check_axes(net: nn.Module, coords: Tensor, calling: Calling) -> None:
+    """Refuse a network that treats the axes of coordinates (..., d) otherwise than their points in one row.
+
+    Raises
+    ------
+    UnsupportedModuleError
+        See :func:`inrfast.tangent.probes.check_axes`.
+    """
+    if calling.axes > 2 and math.prod(coords.shape[:-2]) > 1:
+        with own_modes(), torch.no_grad():
+            network = Network(widen_(snapshot(net)).eval(), calling.select, calling.axes)
+            probes.check_axes(network, coords.to(PASS_DTYPE))
 
 
 def range_of(data: Data, given: Any, argument: str = "data_range") -> float:
@@ -291,11 +324,17 @@ def _check_order(argument: str, shape: tuple[int, ...], grid: tuple[int, ...], c
     if len(grid) < 2 or len(grid) != coords.shape[1] or _is_grid(coords, grid):
         return
     for other in sorted(set(itertools.permutations(shape, len(grid)))):
+        if _longer(other) == _longer(grid):  # axes of size 1 change no order
+            continue
         if math.prod(other) == len(coords) and _is_grid(coords, other):
             raise ValueError(
                 f"{argument} has shape {shape}, but its points are a grid {other} in row-major order; bring its axes "
                 f"into the order {other}, outputs last (movedim, permute)"
             )
+
+
+def _longer(shape: tuple[int, ...]) -> list[int]:
+    return [size for size in shape if size > 1]
 
 
 def _is_grid(coords: Tensor, grid: tuple[int, ...]) -> bool:
@@ -312,12 +351,14 @@ def _is_grid(coords: Tensor, grid: tuple[int, ...]) -> bool:
 
 
 def _check_weight(
-    argument: str, weight: Any, coords: Tensor, grid: tuple[int, ...], outputs: int, dtype: torch.dtype
+    argument: str, weight: Any, coords: Tensor, grids: tuple[tuple[int, ...], ...], outputs: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return weights (N, 1 or M), and which points have any if some have none.
 
-    ``grid`` is the shape of the target's points. Of a target (N, M) the weight may have the grid of the coordinates.
+    ``grids`` are the shapes of the target's points and of the coordinates' as they were given. Of a target (N, M) the
+    weight may have the grid of the coordinates.
     """
+    grid = grids[0]
     if weight is None:
         return None, None
     weight = check_tensor(argument, weight, floating=False, device=coords.device)
@@ -327,7 +368,7 @@ def _check_weight(
         raise ValueError(f"{argument} is on {weight.device} but the network is on {coords.device}; move one of them")
     n, shape = len(coords), tuple(weight.shape)
     own = [own for own in (shape, shape[:-1]) if len(grid) == 1 and len(own) > 1 and _is_grid(coords, own)]
-    leading = [(n,), grid, *own]
+    leading = [(n,), *grids, *own]
     if not any(shape == (*places, *last) for places in leading for last in ((), (1,), (outputs,))):
         places = [f"{n}", *([", ".join(map(str, grid))] if len(grid) > 1 else [])]
         forms = [f"({own},)" if own == str(n) else f"({own})" for own in places]
@@ -361,33 +402,26 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords") -> int:
-    """Return M, from two points or, for a network that takes nothing else, from all."""
+def count_outputs(net: nn.Module, coords: Tensor, argument: str = "coords", calling: Calling | None = None) -> int:
+    """Return M, from two of the points (N, d) or, for a network that takes nothing else, from all."""
+    calling = Calling() if calling is None else calling
     declared = declared_sizes(net)[1]
-    if declared is not None:
+    if declared is not None and calling.select is None:
         return declared
     net = twin(net)
     with modes_kept(net):
         net.eval()
         try:  # on copies, since a network may write into what it gets
             rows = coords[:2]
-            values = net(rows.clone())
+            returned = net(calling.with_axes(rows.clone()))
         except Exception:  # whatever a network raises on two points, it may still take its full grid
             rows = coords
             try:
-                values = net(rows.clone())
+                returned = net(calling.with_axes(rows.clone()))
             except Exception as error:
+                shape = tuple(calling.with_axes(rows).shape)
                 raise ValueError(
-                    f"net does not take {argument} of shape {tuple(coords.shape)}: {error}. It is called with points "
-                    "(N, d); one of other axes, such as (1, N, d), is to be wrapped in a module that adds them"
+                    f"net does not take {argument} of shape {shape}: {error}. It is called with as many axes as "
+                    f"{argument} has: give coordinates (N, d), or (1, N, d) to a network that takes those"
                 ) from error
-    if not isinstance(values, Tensor):
-        raise TypeError(
-            f"net must return a tensor (N, M), got {type(values).__name__}; wrap it in a module that returns the tensor"
-        )
-    if values.ndim != 2 or len(values) != len(rows) or values.shape[1] == 0:
-        hint = "; end its forward with [:, None]" if values.shape == (len(rows),) else ""
-        raise ValueError(
-            f"net must map (N, d) to (N, M), but gave shape {tuple(values.shape)} for {len(rows)} points{hint}"
-        )
-    return values.shape[1]
+    return calling.output_in(returned, len(rows)).shape[1]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.calling import Calling
 from inrfast.losses import BoundLoss
 from inrfast.mlp import MLP, describe
 
@@ -32,11 +33,13 @@ ADVISED_ROWS = 4096
 
 
 @torch.no_grad()
-def first_nonfinite(net: nn.Module, coords: Tensor, beside: Mapping[str, Tensor] | None = None) -> str:
+def first_nonfinite(
+    net: nn.Module, coords: Tensor, beside: Mapping[str, Tensor] | None = None, calling: Calling | None = None
+) -> str:
     """Say in words where a NaN or Inf arises first: a weight, a layer's output, a prediction, or a gradient.
 
     ``net`` holds the weights and gradients that failed, and ``beside`` those of modules that are trained with it;
-    ``coords`` are the points (n, d) of the failing step.
+    ``coords`` are the points (n, d) of the failing step, and ``calling`` says how the network is called.
     """
     trained = {**dict(net.named_parameters()), **(beside or {})}
     for name, parameter in trained.items():
@@ -54,7 +57,7 @@ def first_nonfinite(net: nn.Module, coords: Tensor, beside: Mapping[str, Tensor]
     leaves = [(name, module) for name, module in net.named_modules() if not list(module.children())]
     handles = [module.register_forward_hook(watch(name or "the network")) for name, module in leaves]
     try:
-        finite = bool(torch.isfinite(net(coords)).all())
+        finite = bool(torch.isfinite((calling or Calling()).predicted(net, coords)).all())
     finally:
         for handle in handles:
             handle.remove()

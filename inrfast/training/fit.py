@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
+from inrfast.calling import Select
 from inrfast.errors import check_float, check_seed
 from inrfast.modes import in_training_modes
 from inrfast.nn import warn_of_other_box
@@ -58,6 +59,7 @@ def fit(
     data_range: float | None = None,
     regularizers: Regularizers = (),
     modules: Sequence[nn.Module] = (),
+    select: Select = None,
 ) -> FitResult:
     """Train ``net`` in place so that ``net(coords)`` approaches ``target``; it ends on the last weights.
 
@@ -69,13 +71,16 @@ def fit(
     Parameters
     ----------
     net
-        An :class:`inrfast.INR` or any module that maps (N, d) to (N, M), fp32 or fp64, with trainable parameters.
+        An :class:`inrfast.INR` or any module that maps (N, d) to (N, M), fp32 or fp64, with trainable parameters. Its
+        output may have other shapes with a row per point, (N,) or (N, a, b), which are taken as (N, M); ``select``
+        takes it from a dict, a tuple or an object.
     coords
-        Points (N, d), of the network's dtype and device; or (..., d), whose points are taken in row-major order. NumPy
-        arrays, here and below, are taken to the network's device.
+        Points (N, d), of the network's dtype and device; or (..., d), whose points are taken in row-major order. A
+        module that is no INR is called with as many axes as are given here, (1, n, d) for (1, N, d), and may return
+        (1, n, M). NumPy arrays, here and below, are taken to the network's device.
     target
-        Values (N, M) or (*grid, M) with N grid points in row-major order, where M = 1 also (N,) or (*grid); dtype and
-        device of the network. Axes in another order, as in (M, H, W), are refused where the points tell.
+        Values (N, M), (1, N, M) or (*grid, M) with N grid points in row-major order, where M = 1 also (N,) or (*grid);
+        dtype and device of the network. Axes in another order, as in (M, H, W), are refused where the points tell.
     steps
         Updates; 2000 is the usual budget for one image.
     lr, schedule
@@ -90,13 +95,14 @@ def fit(
         (:mod:`inrfast.losses`). Or a function of (predictions, targets) or (predictions, targets, coordinates) of the
         step's whole batch, shapes (n, M), (n, M), (n, d), that returns a scalar tensor. It may ask by name for
         ``coords``, ``weight`` (n, M), ``index`` (numbers of the points among those given), ``net``, ``step`` and
-        ``modules``: parameters of these names without a default, or with None, are given. Coordinates then require
-        gradients: see :mod:`inrfast.training.derivatives`.
+        ``modules``: parameters of these names without a default, or with None, are given. Predictions are what
+        ``select`` takes, and ``net`` is the module itself. Coordinates then require gradients: see
+        :mod:`inrfast.training.derivatives`.
     weight
-        Weights (N,), (N, 1) or (N, M), or with the target's own grid (*grid), (*grid, 1) or (*grid, M), zero or more,
-        or a mask of booleans: a named loss is ``sum w l(f, y) / sum w`` over the step's points and outputs, a function
-        must take them as ``weight`` (None where the fit has none). Points of weight 0 are left out of the fit and its
-        PSNR; their targets may be anything, NaN too.
+        Weights (N,), (N, 1) or (N, M), or with the grid of the target or the coordinates, (*grid), (*grid, 1) or
+        (*grid, M), zero or more, or a mask of booleans: a named loss is ``sum w l(f, y) / sum w`` over the step's
+        points and outputs, a function must take them as ``weight`` (None where the fit has none). Points of weight 0
+        are left out of the fit and its PSNR; their targets may be anything, NaN too.
     optimizer
         ``"adam"``, ``"adamw"`` or ``"sgd"`` with torch's defaults, one of your own by its name
         (:class:`inrfast.training.optimizers.Optimizer`), or any ``torch.optim.Optimizer`` of the network's trainable
@@ -168,6 +174,10 @@ def fit(
         Modules beside the network, held by a loss or regulariser, that are trained with it: optimiser, ``clip_norm``
         and checkpoints include their parameters. A function that holds trainable parameters which are neither the
         network's nor here is refused.
+    select
+        A key, an index, an attribute's name or a function that takes the output tensor from what the network returns,
+        as in :func:`inrfast.ntk`; None: it is the output. Loss, PSNR and regularisers get what it takes. A function
+        with trainable parameters of its own is refused. A resumed fit must have the same one.
 
     Warns
     -----
@@ -245,6 +255,7 @@ def fit_many(
     data_range: float | Sequence[float | None] | None = None,
     regularizers: Regularizers = (),
     modules: Sequence[nn.Module | Sequence[nn.Module]] = (),
+    select: Select = None,
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
@@ -258,7 +269,8 @@ def fit_many(
     nets
         B networks that share no parameter, on one device, of one dtype.
     coords
-        Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N.
+        Points (N, d) for all, or B of them: a sequence, or a tensor (B, N, d). They may differ in N. In a sequence each
+        may have more axes, (1, N, d), as for :func:`inrfast.fit`.
     targets
         Values for all, (N, M) or (*grid, M), or B of them: a sequence, or a tensor (B, N, M) or (B, *grid, M).
     lr, seed, target_psnr, data_range
@@ -276,6 +288,8 @@ def fit_many(
     modules
         One module, or a sequence of them, per network, none in common: those that are trained with it. A loss or a
         regulariser asks for its network's by the name ``modules``.
+    select
+        See :func:`inrfast.fit`; one for all.
 
     Raises
     ------
@@ -313,7 +327,7 @@ def _fitted(nets: Sequence[nn.Module], own: Sequence[Own], given: Mapping[str, A
     ]
     fewest = min((member.data for member in members), key=lambda data: data.points)
     check_batch_size(options.batch_size, fewest.points, fewest.given is not None)
-    check_trained(options.objective, nets, several)
+    check_trained(options.objective, nets, several, options.select)
     _check_memory(members, several)
     copies: dict[tuple[int, torch.Size], Tensor] = {}
     for member in members:
@@ -337,12 +351,12 @@ def _member(net: nn.Module, own: Own, options: Options, index: int | None) -> Me
     goal = None if own.target_psnr is None else check_float(f"target_psnr{at}", own.target_psnr)
     seed = check_seed(f"seed{at}", own.seed, bits=63)
     try:
-        data = check_data(net, own.coords, own.target, own.weight, ("coords", target, "weight"))
+        data = check_data(net, own.coords, own.target, own.weight, ("coords", target, "weight"), options.select)
         if named is not None:
             named.check_target(target, data.target)
             if own.data_range is None:
                 check_spread(data, target)
-        evaluation = _check_evaluation(net, own)
+        evaluation = _check_evaluation(net, own, options.select)
         if named is not None and evaluation is not None:
             named.check_target("eval_target", evaluation.target)
     except (ValueError, TypeError) as error:
@@ -383,11 +397,11 @@ def _check_memory(members: Sequence[Member], several: bool) -> None:
     check_apart({name: parameter for parameter, name in parameters.items()})
 
 
-def _check_evaluation(net: nn.Module, own: Own) -> Data | None:
+def _check_evaluation(net: nn.Module, own: Own, select: Select) -> Data | None:
     """Return the data of the evaluation; without points of its own it is on those of the fit, masked or not."""
     if own.eval_target is None:
         if own.eval_coords is not None:
             raise ValueError("eval_coords needs eval_target, the values there")
         return None
     points = own.coords if own.eval_coords is None else own.eval_coords
-    return check_data(net, points, own.eval_target, names=("eval_coords", "eval_target", "weight"))
+    return check_data(net, points, own.eval_target, names=("eval_coords", "eval_target", "weight"), select=select)

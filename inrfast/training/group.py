@@ -99,7 +99,11 @@ class Group:
         self.begun = self.done = 0
         self.finite = True
         self._take()
-        self.weights = Weights(self.stack, self.data.coords[0])
+        self.weights = Weights(self.stack, self._shaped())
+
+    def _shaped(self) -> Tensor:
+        """Return the first network's points with the axes that it is called with."""
+        return self.data.calling.with_axes(self.data.coords[0])
 
     def _optimizer(self) -> Optimizer:
         given, decay = self.options.optimizer, self.options.weight_decay
@@ -278,7 +282,8 @@ class Group:
                 lr=rate,
                 psnr=member.psnr,
                 best_psnr=member.best_psnr,
-                coords=member.data.coords[0],
+                coords=member.data.calling.with_axes(member.data.coords[0]),
+                select=member.data.calling.select,
                 _gradient_norm=functools.partial(self._gradient_norm, place, taken_at),
             )
 
@@ -370,7 +375,8 @@ class Group:
             self.stack.owner(name, place).grad = grad[place]
         coords = member.data.coords[0]
         rows = None if batch is None else batch[place % len(batch)]
-        where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside)
+        calling = member.data.calling
+        where = first_nonfinite(member.net, coords if rows is None else coords[rows], self.stack.beside, calling)
         part = self._nonfinite_part(place, rows) if where.startswith(("the loss", "the gradient")) else None
         self.weights.set_back(place)
         lr = member.rate(max(self.done - 1, 0))
@@ -400,7 +406,7 @@ class Group:
         def batch() -> Batch:
             index = slice(None) if rows is None else rows
             own = batch_of(member.data, member.net, objective, index, self.done)
-            return replace(own, prediction=member.net(own.coords))
+            return replace(own, prediction=member.data.calling.predicted(member.net, own.coords))
 
         with self._seeded():
             return nonfinite_part(objective, batch, parameters)
@@ -425,7 +431,7 @@ class Group:
         scales = self.gradient.state()
         self.stack, self.data = self.stack.keep(index), self.data.keep(index)
         self.evaluation = None if self.evaluation is None else self.evaluation.keep(index)
-        self.weights.keep(self.stack, index, self.data.coords[0])
+        self.weights.keep(self.stack, index, self._shaped())
         self.batches.keep(index)
         self.optimizer.keep(self.stack, index)
         self.engine, self.reason = engine_of(self._task())
@@ -507,6 +513,8 @@ def kind_of(member: Member, narrow: bool = False) -> Any:
     """
     net, data = member.net, member.data
     mlp = describe(net)
+    if data.calling.select is not None or data.calling.axes > 2:
+        return id(net)
     if isinstance(mlp, str) or against_formula(mlp, (BatchNorm,)) is not None:
         return id(net)
     if mlp.norms and ((narrow and data.coords.device.type == "cpu") or against_norms(net) is not None):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from inrfast import backends
+from inrfast.calling import Select
 from inrfast.errors import check_choice, check_float, check_int
 from inrfast.files import check_writable, shown, target_of
 from inrfast.memory import budget_bytes
@@ -66,6 +67,7 @@ class Options:
     often: bool
     budgeted: bool
     named: bool
+    select: Select
 
     @classmethod
     def checked(cls, given: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Options:
@@ -111,6 +113,7 @@ class Options:
             often=often,
             budgeted=given["memory_budget"] is not None,
             named=given["backend"] == "triton",
+            select=given["select"],
         )
 
     def described(self, target_psnr: float | None) -> dict[str, Any]:
@@ -127,6 +130,7 @@ class Options:
             "eval_every": self.eval_every,
             "target_psnr": target_psnr,
             "patience": self.patience,
+            **({} if self.select is None else {"select": _plain(self.select)}),
         }
 
 
@@ -211,11 +215,11 @@ def check_progress(progress: Any) -> bool | None:
     return progress
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any) -> str | int:
     """Return what an option is called."""
     if isinstance(value, torch.optim.Optimizer):
         return _optimizer_named(value)
-    return value if isinstance(value, str) else getattr(value, "__name__", type(value).__name__)
+    return value if isinstance(value, str | int) else getattr(value, "__name__", type(value).__name__)
 
 
 def _optimizer_named(optimizer: torch.optim.Optimizer) -> str:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import as_tensor, is_array
-from inrfast.errors import check_coords
-from inrfast.training.data import aligned, check_apart, check_net, count_outputs
+from inrfast.calling import Select
+from inrfast.errors import check_coords, check_tensor
+from inrfast.training.data import aligned, calling_of, check_apart, check_net, count_outputs
 from inrfast.training.objective import check_modules
 
 
@@ -44,7 +45,7 @@ class Own:
         count, device = len(nets), next(nets[0].parameters()).device
         given = {name: _on(device, name, own) for name, own in given.items()}
         points = _own_points("coords", given["coords"], count)
-        outputs = _outputs_of(nets[0], points[0])
+        outputs = _outputs_of(nets[0], points[0], given["select"])
         own = {name: each(name, given[name], count) for name in ("weight", "lr", "target_psnr", "seed", "data_range")}
         own |= {"coords": points, "target": _own_values("targets", given["targets"], points, count, outputs)}
         eval_coords, eval_target = given["eval_coords"], given["eval_target"]
@@ -131,11 +132,13 @@ def _own_points(argument: str, given: Any, count: int) -> list[Any]:
     return each(argument, given, count)
 
 
-def _outputs_of(net: nn.Module, coords: Any) -> int:
+def _outputs_of(net: nn.Module, coords: Any, select: Select) -> int:
     """Return M, or 1 where the points are no points: that is said when they are checked."""
     try:
         device = next(net.parameters()).device
-        return count_outputs(net, check_coords("coords", coords, device=device).detach())
+        shaped = check_tensor("coords", coords, finite=False, device=device)
+        points = check_coords("coords", shaped, device=device).detach()
+        return count_outputs(net, points, calling=calling_of(net, shaped, select))
     except (ValueError, TypeError):
         return 1
 

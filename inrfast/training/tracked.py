@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from inrfast.calling import Select
 from inrfast.errors import ResolutionError, check_float
 from inrfast.linalg import eigenvalues
 from inrfast.linalg.spectrum import RankInterval, Spectrum
@@ -19,7 +20,7 @@ from inrfast.records import Record
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.local import NTK
-from inrfast.tangent.network import PASS_DTYPE, Select
+from inrfast.tangent.network import PASS_DTYPE
 from inrfast.tangent.probes import check_axes
 from inrfast.tangent.store import FactorStore, backend_for
 from inrfast.training.callables import UNKNOWN, attributes, described

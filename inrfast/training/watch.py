@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_coords, check_float, check_int, check_seed, check_tensor
+from inrfast.calling import Select
+from inrfast.errors import RangeError, check_coords, check_float, check_int, check_seed, check_tensor, warn
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
 from inrfast.records import Record, plain
 from inrfast.snapshot import snapshot
-from inrfast.tangent.network import Select
 from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
 from inrfast.training.units import dead_units
 from inrfast.wrapped import refuse_pieces, unwrapped
@@ -116,6 +116,7 @@ class Watch:
         self.history: list[WatchRecord] = []
         self._source = KernelSource(points, params, select, given)
         self._start: dict[str, Tensor] = {}
+        self._diverged = False  # and said so
         self._taken, self._beside = 0.0, 0.0  # seconds of records, and of the loop's own steps
         self._record(None)
         self._last: float | None = time.perf_counter()
@@ -126,7 +127,9 @@ class Watch:
     def step(self, loss: float | Tensor | None = None) -> WatchRecord | None:
         """Count a step of the loop, and return a record if it is time for one, else None.
 
-        Between records nothing is computed, and ``loss`` is not looked at: a tensor on a GPU is not waited for.
+        Between records nothing is computed, and ``loss`` is not looked at: a tensor on a GPU is not waited for. A
+        network that has diverged (NaN or Inf in its parameters, or a kernel beyond fp64) has no kernel: no
+        record is made, a warning says so once, and records go on when it is finite again.
 
         Parameters
         ----------
@@ -136,14 +139,14 @@ class Watch:
         Raises
         ------
         UnsupportedModuleError, ValueError
-            The network has become one that :func:`inrfast.ntk` refuses, or its parameters NaN.
+            The network has become one that :func:`inrfast.ntk` refuses.
         TypeError
             The loss of a step with a record is not one number.
         """
         self.steps += 1
         now = time.perf_counter()
         self._beside += 0.0 if self._last is None else now - self._last
-        record = self._record(loss) if self._due() else None
+        record = self._record_if_finite(loss) if self._due() else None
         self._last = now if record is None else time.perf_counter()
         return record
 
@@ -169,6 +172,23 @@ class Watch:
         return self._source.probed
 
     # ---- a record ----------------------------------------------------------------------------------------------
+
+    def _record_if_finite(self, loss: float | Tensor | None) -> WatchRecord | None:
+        """Return a record, or None with a warning, once, of a network that has no finite kernel."""
+        start = time.perf_counter()
+        try:
+            return self._record(loss)
+        except RangeError as error:
+            why = str(error)
+        except ValueError as error:
+            if type(error) is not ValueError or all(bool(own.isfinite().all()) for own in self.net.parameters()):
+                raise
+            why = str(error)
+        self._taken += time.perf_counter() - start
+        if not self._diverged:
+            self._diverged = True
+            warn(f"no record of the watched network after step {self.steps}, nor of others like it: {why}")
+        return None
 
     def _record(self, loss: float | Tensor | None) -> WatchRecord:
         """Append and return a record of the network as it is now."""

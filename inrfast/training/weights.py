@@ -22,7 +22,7 @@ class Weights:
     stack
         The networks; their weights as they are now are the first good and the first best ones.
     coords
-        Points (N, d) of the first network.
+        Points (..., N, d) of the first network, with the axes that it is called with.
     """
 
     def __init__(self, stack: Stack, coords: Tensor) -> None:
@@ -129,7 +129,7 @@ def _changing_buffers(stack: Stack, coords: Tensor) -> list[Tensor]:
     try:
         devices = [coords.device] if coords.device.type == "cuda" else []
         with torch.random.fork_rng(devices), torch.no_grad():
-            probe.train()(coords[:PROBE_ROWS].clone())
+            probe.train()(coords[..., :PROBE_ROWS, :].clone())
     except Exception:  # a network may take nothing but its full grid
         return [*own.values(), *beside]
     tried = dict(probe.named_buffers())

@@ -128,6 +128,6 @@ def test_the_default_layer_is_the_first_output_and_networks_without_layers_say_w
         def forward(self, x):
             return (self.scale * x).sin()
 
-    with pytest.raises(inr.UnsupportedModuleError, match=r"no linear layer that is observed.*'scale': rows"):
+    with pytest.raises(UnsupportedModuleError, match=r"no linear layer that is observed.*'scale': rows"):
         inr.representation(Scale(), coords)
     assert "There are no representations and weights" in str(inr.diagnose(Scale(), coords, rtols=(1e-2,)))

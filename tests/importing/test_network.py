@@ -2,6 +2,7 @@
 
 import math
 import warnings
+import zipfile
 from itertools import pairwise
 
 import numpy as np
@@ -24,6 +25,7 @@ from others_modules import (
 from torch import nn
 
 import inrfast as inr
+from inrfast.errors import MemoryBudgetError
 from inrfast.importing import LAYOUTS, Layout, linear_layers
 
 SIZES = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3))
@@ -158,6 +160,12 @@ WRAPPED = {
     "averaged": lambda net: torch.optim.swa_utils.AveragedModel(net).state_dict(),
     "lightning": lambda net: {"state_dict": {f"model.{k}": v for k, v in net.state_dict().items()}, "epoch": 3},
     "checkpoint": lambda net: {"model": net.state_dict(), "optimizer": {"state": {0: {"step": 1}}, "param_groups": []}},
+    "beside tensors": lambda net: {
+        "model_state_dict": net.state_dict(),
+        "metrics": {"loss": torch.tensor(0.5)},
+        "step": torch.tensor(3),
+        "rng": torch.get_rng_state(),
+    },
     "weight norm": lambda net: normed(net, old=False).state_dict(),
     "old weight norm": lambda net: normed(net, old=True).state_dict(),
 }
@@ -250,6 +258,7 @@ def without(state, *names):
 
 
 STATE = siren((2, 5, 3, 3)).state_dict()
+NORMED = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)).state_dict()
 NUMBERED = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1)).state_dict()
 
 
@@ -279,6 +288,13 @@ NUMBERED = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(),
         (nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3), nn.Linear(3, 1)).state_dict(), {}, "one width"),
         ({f"{key[0].replace('4', '3')}{key[1:]}": own for key, own in NUMBERED.items()}, {}, "0, 2, 3, not even"),
         ({"a": STATE, "b": STATE}, {}, "several states, 'a', 'b'"),
+        (STATE | {"ema": STATE}, {}, "tensors alone, got .* as 'ema'"),
+        (STATE | {"net.0.linear.bias": np.ma.masked_equal(np.arange(5.0), 3)}, {}, "net.0.linear.bias in source.*mask"),
+        (STATE | {"net.0.linear.bias": np.zeros(5, object)}, {}, "net.0.linear.bias in source.*object"),
+        (STATE | {"net.0.linear.bias": np.zeros(5, np.clongdouble)}, {}, "net.0.linear.bias in source.*complex"),
+        (STATE | {"net.0.linear.weight": torch.zeros(1).expand(2**25, 2**25)}, {}, "importing source needs"),
+        (NORMED, {}, "1.num_batches_tracked in source is the count of a batch norm"),
+        (nn.Sequential(nn.Linear(2, 4), nn.PReLU(), nn.Linear(4, 1)).state_dict(), {}, "1.weight .*PReLU"),
         ({"epoch": 3}, {}, "no tensors"),
         ({}, {}, "no layout has these keys: none"),
         (inr.INR(2, 1, 4, encoding=inr.PositionalEncoding(2)).state_dict(), {}, "no layout.*sequential"),
@@ -289,7 +305,7 @@ NUMBERED = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(),
     ],
 )  # fmt: skip
 def test_what_is_no_such_network_is_refused_by_name(source, options, told):
-    with pytest.raises((ValueError, TypeError), match=told):
+    with pytest.raises((ValueError, TypeError, MemoryBudgetError), match=told):
         inr.import_network(source, **options)
 
 
@@ -308,6 +324,43 @@ def test_files_of_other_things_are_refused_and_nothing_is_unpickled(content, tmp
         inr.import_network(tmp_path / "none.pt")
     with pytest.raises(IsADirectoryError):
         inr.import_network(tmp_path)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(["pt", "npz"]), place=st.floats(0, 1), bit=st.integers(0, 7))
+def test_a_changed_bit_of_the_numbers_is_never_read_as_numbers(kind, place, bit, tmp_path):
+    """Both kinds of archives have checksums, which torch.load does not compare."""
+    path = tmp_path / f"b.{kind}"
+    arrays = {key: value.numpy() for key, value in NUMBERED.items()}
+    if kind == "pt":
+        torch.save(dict(NUMBERED), path)
+    else:
+        np.savez(path, **arrays)
+    content = bytearray(path.read_bytes())
+    values = arrays["2.weight"].tobytes()
+    start = bytes(content).index(values)
+    content[start + int(place * (len(values) - 1))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged"):
+        inr.import_network(path, "sequential", activation="relu")
+
+
+def test_an_archive_that_holds_a_name_twice_is_refused_and_one_without_checksums_is_read(tmp_path):
+    path = tmp_path / "c.npz"
+    np.savez(path, **{key: value.numpy() for key, value in NUMBERED.items()})
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
+        warnings.simplefilter("ignore")
+        archive.writestr("0.weight.npy", archive.read("0.weight.npy"))
+    with pytest.raises(ValueError, match=r"'0\.weight\.npy' twice"):
+        inr.import_network(path, "sequential", activation="relu")
+    checked = torch.serialization.get_crc32_options()
+    try:
+        torch.serialization.set_crc32_options(False)
+        torch.save(dict(NUMBERED), tmp_path / "d.pt")
+    finally:
+        torch.serialization.set_crc32_options(checked)
+    net = quiet(tmp_path / "d.pt", "sequential", activation="relu")
+    assert torch.equal(net.layers[0].weight, NUMBERED["0.weight"])
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

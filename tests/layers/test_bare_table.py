@@ -74,7 +74,7 @@ OTHERWISE = {
     "softplus": ((5, 3), rows_of(lambda p, i: F.softplus(p)[i]), "bare_rows"),
     "and a decay": ((5, 3), rows_of(lambda p, i: p[i] + p.square().sum()), "bare_rows"),
     "points last": ((3, 5), rows_of(lambda p, i: p[:, i].t()), "autodiff"),
-    "by itself": ((5, 3), rows_of(lambda p, i: p[i] + p[p.detach().argmax(0)].sum()), "autodiff"),
+    "by itself": ((5, 3), rows_of(lambda p, i: p[i] + p[p.detach().argmax(0)].sum()), "bare_rows"),
 }
 
 

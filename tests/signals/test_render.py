@@ -79,7 +79,7 @@ def test_bad_input_is_refused_by_name() -> None:
         render(net, (4, 4), endpoint="middle")
     with pytest.raises(ValueError, match="no parameters"):
         render(nn.Identity(), (4, 4))
-    with pytest.raises(ValueError, match=r"net must map \(n, 2\)"):
-        render(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)), (4, 4))
+    with pytest.raises(ValueError, match="one row per point"):
+        render(nn.Sequential(nn.Linear(2, 3), nn.Flatten(0)), (4, 4))
     with pytest.raises(TypeError, match="net must be"):
         render("net", (4, 4))

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from others_modules import OTHERS, REFUSED, Size
 from random_networks import random_coords
-from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 import inrfast as inr
@@ -100,28 +99,18 @@ def test_threads_that_share_a_network_agree_with_torch_func_and_leave_it_as_it_w
     assert torch.equal(drawn, torch.get_rng_state())
 
 
-class Selected(nn.Module):
-    """A network as ``fit`` takes it: points (n, d) to values (n, M)."""
-
-    def __init__(self, net, other):
-        super().__init__()
-        self.net, self.other = net, other
-
-    def forward(self, coords):
-        return self.other.output(self.net(coords))
-
-
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_fit_takes_the_steps_of_the_plain_loop(name):
     other, net, coords = made(name)
-    net, coords = Selected(net, other).double(), coords.double()
+    net, coords = net.double(), coords.double()
     twin = copy.deepcopy(net)
-    target = torch.sin(2 * coords[:, :1] + torch.arange(net(coords).shape[1]))
-    inr.fit(net, coords, target, steps=3, lr=1e-3, schedule="constant", precision="highest", progress=False)
+    target = torch.sin(2 * coords[:, :1] + torch.arange(other.output(net(coords)).shape[1]))
+    options = {"schedule": "constant", "precision": "highest", "progress": False}
+    inr.fit(net, coords, target, steps=3, lr=1e-3, select=other.select, **options)
     optimizer = torch.optim.Adam(twin.parameters(), lr=1e-3)
     for _ in range(3):
         optimizer.zero_grad()
-        F.mse_loss(twin(coords), target).backward()
+        F.mse_loss(other.output(twin(coords)), target).backward()
         optimizer.step()
     for own, plain in zip(net.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(own, plain, rtol=1e-9, atol=1e-9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -54,6 +56,9 @@ def test_products_are_those_of_the_matrix(name, dtype):
     for product, truth in products.values():
         assert product.shape == truth.shape and close(product, truth)
     assert (operator @ columns).dtype == (matrix @ columns).dtype
+    if dtype == np.float64:
+        sent = pickle.loads(pickle.dumps(operator))
+        assert np.array_equal(sent @ columns, operator @ columns) and np.array_equal(sent.H @ rows, operator.H @ rows)
 
 
 def test_eigenvalues_and_singular_values():

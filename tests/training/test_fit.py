@@ -312,7 +312,7 @@ class OneArgument(nn.Module):
         ({"net": F.relu}, TypeError, "net must be"),
         ({"net": nn.ReLU()}, ValueError, "trainable"),
         ({"net": nn.Linear(3, 1)}, ValueError, "net does not take coords"),
-        ({"net": nn.Sequential(nn.Linear(2, 4), nn.Flatten(0))}, ValueError, "net must map"),
+        ({"net": nn.Sequential(nn.Linear(2, 4), nn.Flatten(0))}, ValueError, "one row per point"),
         ({"net": small().half()}, TypeError, "fp32 or fp64"),
         ({"coords": COORDS[:, :1]}, ValueError, "coords"),
         ({"coords": COORDS.reshape(24, 12, 1)}, ValueError, "coords"),

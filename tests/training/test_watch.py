@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -557,7 +558,17 @@ def test_a_diverged_network_and_a_loss_of_many_numbers_are_named() -> None:
     watch = inr.watch(net, COORDS, every=1)
     with pytest.raises(TypeError, match=r"loss must be one number, got Tensor of shape \(3,\)"):
         watch.step(torch.ones(3))
-    with torch.no_grad():
-        net[2].weight[0, 0] = math.nan
+    before = copy.deepcopy(net.state_dict())
+    for bad in (math.nan, -math.inf):
+        with torch.no_grad():
+            net[2].weight[0, 0] = bad
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            assert watch.step(bad) is None and watch.step() is None
+        assert [str(own.message).count("NaN or Inf in '2.weight'") for own in caught] == [1] * math.isnan(bad)
     with pytest.raises(ValueError, match=r"NaN or Inf in '2\.weight'"):
-        watch.step()
+        inr.watch(net, COORDS)
+    net.load_state_dict(before)
+    found = watch.step(0.5)
+    assert found is not None and [own.step for own in watch.history] == [0, watch.steps]
+    assert found.trace == pytest.approx(watch.history[0].trace, rel=1e-12)

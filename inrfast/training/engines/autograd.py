@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inrfast.calling import Called
 from inrfast.memory import cached_rows, chunks, require
 from inrfast.modes import modes_kept
 from inrfast.pointwise import dependence, stirred_
@@ -53,7 +54,8 @@ class AutogradGradient:
         self.gradients = [(stack.owner(name), grad, grad[0]) for name, grad in stack.grads.items()]
         if not task.measuring:
             self._attach()
-        self.sizes = sizes_of(self.net, self.data.coords[0])
+        self.called = Called(self.net, self.data.calling)
+        self.sizes = sizes_of(self.called, self.data.coords[0])
         self.one_core = task.points * self.sizes.widest <= SMALL
 
     @property
@@ -66,7 +68,7 @@ class AutogradGradient:
 
     def _predict(self, coords: Tensor, net: nn.Module | None = None) -> Tensor:
         with torch.autocast(coords.device.type, NARROW, enabled=self.narrow):
-            return (net or self.net)(coords).to(coords.dtype)
+            return self.data.calling.predicted(net or self.net, coords).to(coords.dtype)
 
     def _spread(self, count: int, points: int) -> Tensor | slice:
         """Return rows from everywhere, as many as ``count``, the way a batch of ``points`` is taken."""
@@ -88,11 +90,13 @@ class AutogradGradient:
     def mean_square(self) -> Tensor:
         """See :class:`inrfast.training.engines.task.Gradient`."""
         coords, target, _ = self._rows(None)
+        calling = self.data.calling
         with modes_kept(self.net):
             self.net.eval()
             squares = 0.0
             for some in pieces(len(coords), self._evaluation_rows(coords)):
-                values = self.net(coords[some]) if self.link is None else self.link(self.net(coords[some]))
+                values = calling.predicted(self.net, coords[some])
+                values = values if self.link is None else self.link(values)
                 squares += float((values - target[some]).double().square().sum())
         return torch.tensor([squares / target.numel()], dtype=torch.float64)
 
@@ -105,7 +109,7 @@ class AutogradGradient:
     def _evaluation_rows(self, coords: Tensor) -> int:
         """Return how many points are measured at once: all, if the network couples them in eval mode too."""
         if self.evaluation_rows is None:
-            alone = not has_hooks(self.net) and coupling(self.net, coords, training=False) is None
+            alone = not has_hooks(self.net) and coupling(self.called, coords, training=False) is None
             if not alone:
                 self._require_evaluation(coords)
             self.evaluation_rows = self._cached_rows() if alone else len(coords)
@@ -117,7 +121,7 @@ class AutogradGradient:
         points, item = len(coords), coords.element_size()
         taken, pairs = EVALUATION_BUFFERS * math.ceil(self.sizes.widest) * item * points, PAIRS * item * points**2
         if pairs > self.budget and not has_hooks(self.net):
-            net = twin(self.net).eval()
+            net = twin(self.called).eval()
             peak = peak_of(lambda count: net(coords[self._spread(count, points)]), points, holdable(self.budget))
             taken = max(taken, 0 if peak is None else math.ceil(MARGIN * held(peak(points))))
         what = f"measuring a network that couples its points, or has hooks, at all {points} of them at once,"

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from inrfast.calling import Called
 from inrfast.training.engines.autograd import AutogradGradient, coupling, pieces
 from inrfast.training.engines.task import Task, has_hooks
 from inrfast.training.stack import Stack
@@ -44,7 +45,7 @@ class ChunkedGradient(AutogradGradient):
             return reason
         if has_hooks(task.nets[0]):
             return "the network has hooks, which expect all points at once"
-        return coupling(task.nets[0], task.data.coords[0])
+        return coupling(Called(task.nets[0], task.data.calling), task.data.coords[0])
 
     @property
     def layout(self) -> dict[str, object]:

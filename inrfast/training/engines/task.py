@@ -77,8 +77,15 @@ class Task:
 
     @cached_property
     def described(self) -> MLP | str:
-        """The description of the first network, or why there is none."""
-        return describe(self.nets[0])
+        """The description of the first network, or why there is none that tells its predictions."""
+        found = describe(self.nets[0])
+        if isinstance(found, str):
+            return found
+        if self.data.calling.select is not None:
+            return "its output is taken by select="
+        if any(found.norms) and self.data.calling.axes > 2:
+            return "it has norms, and is called with more axes than two"
+        return found
 
     @property
     def mlp(self) -> MLP:

@@ -12,6 +12,7 @@ from inrfast.arrays import ArrayLike
 from inrfast.errors import check_choice, check_int, warn
 from inrfast.metrics import data_range_of
 from inrfast.modes import in_training_modes
+from inrfast.nn import warn_of_other_box
 from inrfast.records import Record
 from inrfast.snapshot import snapshot
 from inrfast.training.data import Data, check_spread
@@ -120,6 +121,7 @@ def adapt(
         check_spread(data, "signals")
         data_range = data_range_of((measured or data).target)
     nets = [snapshot(net) for _ in data.target]
+    warn_of_other_box(net, data.coords.flatten(0, 1), nets)
     results = fit_many(
         nets,
         _points(data),

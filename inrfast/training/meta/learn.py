@@ -15,6 +15,7 @@ from inrfast.errors import check_choice, check_float, check_int, check_seed
 from inrfast.files import sole_writer
 from inrfast.memory import budget_bytes
 from inrfast.modes import in_training_modes, modes_kept
+from inrfast.nn import warn_of_other_box
 from inrfast.ops import gemm
 from inrfast.records import Record
 from inrfast.training.data import Data
@@ -159,6 +160,7 @@ def meta_learn(
     start = time.perf_counter()
     data = check_signals(net, coords, signals)
     check_plain(net, data.coords[0])
+    warn_of_other_box(net, data.coords.flatten(0, 1))
     check_choice("method", method, METHODS)
     inner = Inner(
         check_int("inner_steps", inner_steps, minimum=1),

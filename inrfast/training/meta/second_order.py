@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from inrfast.calling import Calling
 from inrfast.memory import over_budget
 from inrfast.training.data import Data
 from inrfast.training.engines.autograd import coupling, pieces
@@ -127,12 +128,16 @@ class AutogradSecondOrder:
         """Return the same by one graph of all steps."""
         at, losses = start, []
         for _ in range(self.inner.steps):
-            losses.append((functional_call(self.net, at, (coords,)) - target).square().mean())
+            losses.append((self._predicted(at, coords) - target).square().mean())
             grads = torch.autograd.grad(losses[-1], list(at.values()), create_graph=True, materialize_grads=True)
             at = {name: p - self.inner.lr * grad for (name, p), grad in zip(at.items(), grads, strict=True)}
-        after = (functional_call(self.net, at, (coords,)) - target).square().mean()
+        after = (self._predicted(at, coords) - target).square().mean()
         moved = torch.autograd.grad(after, list(start.values()), materialize_grads=True)
         return dict(zip(start, moved, strict=True)), losses[0].detach(), after.detach()
+
+    def _predicted(self, at: Weights, coords: Tensor) -> Tensor:
+        """Return the predictions (n, M) of the network with these weights."""
+        return Calling().output_in(functional_call(self.net, at, (coords,)), len(coords))
 
     def _pieces(self, coords: Tensor) -> list[slice]:
         return list(pieces(len(coords), self.rows or len(coords)))
@@ -141,7 +146,7 @@ class AutogradSecondOrder:
         self, at: Weights, coords: Tensor, target: Tensor, some: slice, keep: bool
     ) -> tuple[list[Tensor], Tensor]:
         """Return the gradient and the loss of a chunk of points, as their share of the mean over all."""
-        errors = functional_call(self.net, at, (coords[some],)) - target[some]
+        errors = self._predicted(at, coords[some]) - target[some]
         loss = errors.square().sum() / target.numel()
         grads = torch.autograd.grad(loss, list(at.values()), create_graph=keep, materialize_grads=True)
         return list(grads), loss.detach()
