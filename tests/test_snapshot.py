@@ -152,7 +152,7 @@ def by_finfo(h):
 
 OTHER_IN_FP64 = {
     "an epsilon from the dtype": (by_finfo, "another function"),
-    "a norm without an epsilon": (lambda h: F.rms_norm(1e-4 * h, (6,)), "another function"),
+    "a norm without an epsilon": (lambda h: F.rms_norm(1e-4 * h, (6,)), "without eps"),
     "a bound from the dtype": (lambda h: (h * 1e39).clamp(max=torch.finfo(h.dtype).max).log(), "another function|NaN"),
     "half precision inside": (lambda h: torch.sin(h.half()).to(h.dtype), "16 bits|ill-conditioned|another function"),
     "single precision inside": (lambda h: torch.sin(h.float()).to(h.dtype), "rounds to fp32"),
