@@ -666,7 +666,16 @@ def install(kernels: str = "interpret", properties: types.SimpleNamespace = PROP
         _interpret()
     else:
         _compile(properties)
+    _taken_for_plain()
     Mode().__enter__()
+
+
+def _taken_for_plain() -> None:
+    """Let the library take tensors of the pretend devices for plain ones, without operations of their own."""
+    from inrfast.tangent import refusals
+
+    real = refusals.computes_itself
+    refusals.computes_itself = lambda tensor: not isinstance(tensor, OnDevice) and real(tensor)
 
 
 def _to(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -202,7 +202,7 @@ def test_a_network_of_one_grid_is_fitted_and_rendered_on_it(monkeypatch):
         torch.testing.assert_close(render(net, (20, 30)).view(-1, 3), net(coords))
     with pytest.raises(ValueError, match="net does not take coords"):
         render(net, (21, 30))
-    with pytest.raises(ValueError, match="net does not take coords"):
+    with pytest.raises(ValueError, match="net fails on points of coords"):
         inr.ntk(net, coords, params=["b"])
 
 
