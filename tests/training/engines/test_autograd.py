@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
+from inrfast.activations import bind
 from inrfast.ops import mlp_step
 from inrfast.training.engines.autograd import pieces, sizes_of
 from inrfast.training.engines.chunked import ChunkedGradient
 from inrfast.training.engines.native import NativeGradient
 from inrfast.training.engines.normed import NormedGradient
+from inrfast.training.engines.tensor import TensorGradient
 from inrfast.training.engines.whole import WholeGradient
 
 
@@ -67,8 +69,8 @@ def hooked() -> nn.Module:
     return net
 
 
-FASTEST = NativeGradient if mlp_step._available() in ("avx512", "avx2") else ChunkedGradient
-"""What a plain network gets: a processor without a native step takes chunks."""
+FASTEST = NativeGradient if mlp_step.reason_against([bind("relu")], [torch.zeros(4, 2)]) is None else TensorGradient
+"""What a plain network gets: a processor without a native step takes torch's products."""
 
 
 def small(**options: Any) -> inr.INR:
