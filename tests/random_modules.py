@@ -164,6 +164,20 @@ class Coded(nn.Module):
         return torch.sin(h) * self.modulator(self.code) + F.linear(h, torch.outer(self.modulator.bias, self.lin.bias))
 
 
+class HiddenProduct(torch.autograd.Function):
+    """A linear map whose use of the weight hooks do not see."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w.T
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g @ w, g.T @ x
+
+
 BLOCKS = {
     "bare": Bare,
     "bare twice": lambda w: Bare(w, both=True),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inrfast.layers.bare_linear import linear_and_sum, linear_call, product_and_sum
-from inrfast.layers.bare_table import reads
+from inrfast.layers.bare_table import by_points
 from inrfast.layers.base import LAYERS, Factors, points_first
 from inrfast.layers.calls import EXPANDS, REPEATS, Call, CallLayer, Put, entries, is_view_of, points_axes, tensors_in
 from inrfast.memory import is_refusal
@@ -232,14 +232,10 @@ def _of_both(call: Call, views: Sequence[Tensor], back: Callable[..., Factors]) 
 
 def _of_reads(call: Call, view: Tensor, back: Callable[[Tensor], Factors]) -> Put | str:
     """Return a read of entries of what is made of a parameter."""
-    found = reads(call, view, view)
+    found = by_points(call, view, view)
     if isinstance(found, str):
         return found
     columns, mask = found
-    if points_axes(columns.shape, call.points) is None:
-        return f"{call.name} reads of it {tuple(columns.shape)} numbers, where the points must come first"
-    columns = columns.reshape(call.points, -1)
-    mask = None if mask is None else mask.reshape(call.points, -1)
 
     def factors(sensitivities: Tensor) -> Factors:
         own = sensitivities.reshape(*sensitivities.shape[:2], -1)

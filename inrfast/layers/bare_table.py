@@ -116,7 +116,12 @@ def read_by_points(call: Call, name: str) -> tuple[Tensor, Tensor | None] | str:
     view = call.own_view(name)
     if view is None:
         return f"it enters {call.name} more than once, or not as it is"
-    found = reads(call, view, call.parameters[name])
+    return by_points(call, view, call.parameters[name])
+
+
+def by_points(call: Call, view: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor | None] | str:
+    """Return :func:`reads` with a row per point, columns (n, q) and their mask, or the reason against the call."""
+    found = reads(call, view, parameter)
     if isinstance(found, str):
         return found
     columns, mask = found

@@ -37,10 +37,11 @@ from inrfast.rounding import PassErrors, hinges_in_doubt, pass_errors, squared_r
 from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.chunk_check import FIRST, ChunkCheck, need_finite
 from inrfast.tangent.hooks import observed_factors, reasons_against
+from inrfast.tangent.jacobian_check import check_jacobian
 from inrfast.tangent.network import PASS_DTYPE, Network
 from inrfast.tangent.originals import check_unused
 from inrfast.tangent.point_rows import PointRows
-from inrfast.tangent.probes import check_axes, check_jacobian, check_network, check_points, treats_points_alike
+from inrfast.tangent.probes import check_axes, check_network, check_points, treats_points_alike
 from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
 from inrfast.tangent.watching import uses_of
 from inrfast.wrapped import unwrapped

@@ -19,16 +19,11 @@ from torch import Tensor
 from inrfast.errors import UnsupportedModuleError
 from inrfast.layers import Factors, Layer
 from inrfast.layers.calls import CallLayer
-from inrfast.ops.rows import vjp
 from inrfast.rounding import squared_rows
 from inrfast.tangent.hooks import observed_factors
-from inrfast.tangent.network import PASS_DTYPE, Network, gradients, rounded
-
-TOLERANCE, FLOOR = 1e-7, 1e-10
-"""Of an entry, relative to its own size and to the largest entry of all layers."""
-
-AMPLIFIED = 16.0
-"""How many times the effect of rounding inputs and parameters may stand for rounding in every operation."""
+from inrfast.tangent.jacobian_check import far, products_by_autograd, products_by_factors
+from inrfast.tangent.network import PASS_DTYPE, Network, rounded
+from inrfast.tangent.probes import AMPLIFIED
 
 SMALLEST = 1e-8
 """Norm of a row, relative to the largest of the chunk, below which rows are no longer scaled to norm 1."""
@@ -129,38 +124,33 @@ class ChunkCheck:
     ) -> list[str]:
         """Return the names of the layers whose ``J^T w`` is not that of the network by more than rounding."""
         weights = _weights(factors, outputs.shape)
-        pairs = zip(self.layers, factors, strict=True)
-        ours = [vjp(*own, weights.unsqueeze(-1), rows=layer.block[0]) for layer, own in pairs]
-        if not self._by_calls and not any(_far(ours, self._products(outputs, weights))):
+        ours = products_by_factors(self.layers, factors, weights)
+        module = self.network.module
+        if not self._by_calls and not bool(
+            far(ours, products_by_autograd(module, self.layers, outputs, weights)).any()
+        ):
             return []
-        truth = self._products(self._outputs(coords, cotangents), weights)
-        if not any(_far(ours, truth)):
+        truth = products_by_autograd(module, self.layers, self._outputs(coords, cotangents), weights)
+        if not bool(far(ours, truth).any()):
             return []
         eps, effect = torch.finfo(PASS_DTYPE).eps, 0.0
         for seed in range(3):
-            near = self._products(self._outputs(rounded(coords, eps, seed), cotangents), weights)
+            outputs = self._outputs(rounded(coords, eps, seed), cotangents)
+            near = products_by_autograd(module, self.layers, outputs, weights)
             moved = near
             if cotangents is None:
                 with torch.no_grad():
                     network = self.network.rounded(eps, seed)
-                moved = self._products(network.call(coords), weights, network)
+                moved = products_by_autograd(network.module, self.layers, network.call(coords), weights)
             for changed in (near, moved):
                 effect = max(effect, *(float((a - b).abs().max()) for a, b in zip(changed, truth, strict=True)))
-        off = _far(ours, truth, AMPLIFIED * effect)
+        off = far(ours, truth, AMPLIFIED * effect).tolist()
         return [layer.name for layer, wrong in zip(self.layers, off, strict=True) if wrong]
 
     def _outputs(self, coords: Tensor, cotangents: Tensor | None) -> Tensor:
         """Return the outputs (n, M) of a pass that nothing observes."""
         values = self.run(coords)
         return values if cotangents is None else (values.unsqueeze(1) * cotangents).sum(2)
-
-    def _products(self, outputs: Tensor, weights: Tensor, network: Network | None = None) -> list[Tensor]:
-        """Return ``J^T w`` by automatic differentiation, as the layers' blocks (1, b, a)."""
-        own = dict((network or self.network).module.named_parameters())
-        names = [name for layer in self.layers for name in layer.parameters]
-        found = gradients((outputs * weights).sum(), [own[name] for name in names])
-        by_name = dict(zip(names, found, strict=True))
-        return [layer.join([by_name[name].reshape(1, -1) for name in layer.parameters]) for layer in self.layers]
 
     def _refuse(self, coords: Tensor, cotangents: Tensor | None, against: str) -> None:
         """Raise, naming points that the network treats otherwise, few of them if they can be found."""
@@ -261,17 +251,6 @@ def _weights(factors: Sequence[Factors], shape: torch.Size) -> Tensor:
     largest = size.amax()
     scale = torch.where(largest > 0, largest, 1.0)
     return random.to(size.device) / size.clamp_min(SMALLEST * scale)
-
-
-def _far(ours: Sequence[Tensor], truth: Sequence[Tensor], rounding: float = 0.0) -> list[bool]:
-    """Return which blocks differ by more than rounding; one wait for a GPU."""
-    floor = torch.stack([own.abs().amax() for own in ours]).amax() * FLOOR + (rounding + 1e-290)
-    found = []
-    for own, other in zip(ours, truth, strict=True):
-        allowed = own.abs().add_(other.abs()).mul_(TOLERANCE).add_(floor)
-        found.append(((own - other).abs_() > allowed).any())
-    far: list[bool] = torch.stack(found).tolist()
-    return far
 
 
 def _fewest(numbers: Tensor, fails: Callable[[Tensor], bool]) -> Tensor:
