@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from others_modules import OTHERS, Chain, FinerLayer, LearnedSine, OfDictionary, SingleBVPNet, Siren, SirenNet, Size
+from others_modules import OTHERS, Size
+from others_sines import Chain, FinerLayer, LearnedSine, OfDictionary, SingleBVPNet, Siren, SirenNet
 from torch import nn
 
 import inrfast as inr

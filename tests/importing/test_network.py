@@ -11,17 +11,8 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from others_modules import (
-    Chain,
-    FinerLayer,
-    FourierFeatures,
-    GaussLayer,
-    SingleBVPNet,
-    Siren,
-    SirenNet,
-    SirenWrapper,
-    Wire,
-)
+from others_fields import FourierFeatures
+from others_sines import Chain, FinerLayer, GaussLayer, SingleBVPNet, Siren, SirenNet, SirenWrapper, Wire
 from torch import nn
 
 import inrfast as inr
