@@ -162,7 +162,9 @@ def test_arrays_are_taken_as_tensors_are(door):
     for kind in kinds:
         found = flat(DOORS[door](KINDS[kind]))
         for own, other in zip(found, expected, strict=True):
-            assert np.array_equal(own, other), kind
+            same = np.array_equal(own, other)
+            # Where numbers lie in memory may change the order of a library's sums.
+            assert same or np.abs(own - other).max() <= 64 * np.finfo(own.dtype).eps * np.abs(other).max(), kind
 
 
 NUMPY_OUT = ("K @ v", "K @ V", "K.product", "K.quadratic_form", "K.solve", "factor", "factor.solve", "J @ p", "J.T @ v")

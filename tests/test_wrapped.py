@@ -54,7 +54,8 @@ def test_gradients_shared_with_other_processes_are_no_matter_of_one_fit(two):
     for found in two.call("wrapped_calls", "refusals", "DistributedDataParallel"):
         refused = {door for door, message in found.items() if "give net" in message}
         assert refused == {"fit", "fit_many", "adapt", "meta_learn"}
-        assert all("no refusal" in message for door, message in found.items() if door not in refused)
+        others = [message for door, message in found.items() if door not in refused]
+        assert all("no refusal" in message or "INRFAST_NATIVE=absent" in message for message in others)
     first, second = two.call("wrapped_calls", "kernels")
     assert torch.equal(first, second)
 
