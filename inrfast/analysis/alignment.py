@@ -244,11 +244,12 @@ def view(
     found = getattr(given, "device", device) if isinstance(given, TangentKernel | OptimalKernel | Tensor) else device
     if device is not None and found != device:
         raise ValueError(f"{name} is on {found} but K is on {device}; move one of them")
-    if isinstance(given, TangentKernel | OptimalKernel):
-        if rows is not None and given.shape[0] != rows:
-            raise ValueError(f"{name} must be a kernel of {rows} rows as K is, got shape {given.shape}")
-        lazy = isinstance(given, TangentKernel)
-        return Lazy(name, given, centered) if lazy else Factored(name, given.factor, centered)
+    if isinstance(given, TangentKernel | OptimalKernel) and rows is not None and given.shape[0] != rows:
+        raise ValueError(f"{name} must be a kernel of {rows} rows as K is, got shape {given.shape}")
+    if isinstance(given, TangentKernel):
+        return Lazy(name, given, centered)
+    if isinstance(given, OptimalKernel):
+        return Factored(name, given.factor, centered)
     if not is_array(given):
         raise TypeError(
             f"{name} must be a kernel of inrfast.ntk or inrfast.optimal_kernel, or an array ({ACCEPTED}), got "

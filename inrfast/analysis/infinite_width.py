@@ -249,9 +249,9 @@ def infinite_ntk(
     Entries are within ``1e-15 (depth + 2) sqrt(K_ii K_jj)`` of the exact ones, also for points that all but coincide,
     where the kernel has the slope of a square root: angles come from chords, and ``1 - cos`` from sums.
 
-    The limit needs Gaussian pre-activations. Hidden layers have them for every distribution of weights. The first layer,
-    of few inputs, has them for Gaussian weights alone (``init="kaiming"``, whose biases are zero: ``sigma_w^2 = 2,
-    sigma_b^2 = 0``). Torch's default draws uniform weights (``sigma_w^2 = 1/3``), and its kernel in two dimensions
+    The limit needs Gaussian pre-activations. Hidden layers have them for every distribution of weights. The first
+    layer, of few inputs, has them for Gaussian weights alone (``init="kaiming"``, whose biases are zero: ``sigma_w^2 =
+    2, sigma_b^2 = 0``). Torch's default draws uniform weights (``sigma_w^2 = 1/3``), and its kernel in two dimensions
     tends to another limit, some per cent away, that does not depend on the angle alone.
 
     The paper's recursions are not these: its (25) is not the arc-cosine kernel, (17) lacks the term Sigma.

@@ -86,8 +86,8 @@ def kernel_regression(
     Parameters
     ----------
     kernel
-        ``K(X, X)`` at the N observed points: an array (N, N) or a kernel of :func:`inrfast.ntk`. Or, with ``coords`` and
-        ``at``, what makes the blocks: a network, whose tangent kernel is taken in fp64, or a function
+        ``K(X, X)`` at the N observed points: an array (N, N) or a kernel of :func:`inrfast.ntk`. Or, with ``coords``
+        and ``at``, what makes the blocks: a network, whose tangent kernel is taken in fp64, or a function
         ``kernel(a, b)`` of points (N, d) and (N', d), such as :func:`inrfast.infinite_ntk` returns.
     y
         Observed values, (N,) or (N, M); one target per column, each fitted by itself.
@@ -125,7 +125,8 @@ def kernel_regression(
     --------
     >>> import torch, inrfast as inr
     >>> coords, at = inr.grid(24), torch.tensor([[-0.31], [0.12]])
-    >>> found = inr.kernel_regression(inr.infinite_ntk(2, bias_variance=1.0), torch.sin(3 * coords), coords=coords, at=at)
+    >>> wide = inr.infinite_ntk(2, bias_variance=1.0)
+    >>> found = inr.kernel_regression(wide, torch.sin(3 * coords), coords=coords, at=at)
     >>> found.rank, bool((found.prediction - torch.sin(3 * at)).abs().amax() < 0.01)
     (24, True)
 
