@@ -1,6 +1,6 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init
+from inrfast import distributed, init, inverse
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.alignment import alignment
@@ -77,6 +77,7 @@ __all__ = [
     "import_network",
     "infinite_ntk",
     "init",
+    "inverse",
     "jacobian",
     "kernel_regression",
     "meta_learn",
