@@ -1,6 +1,6 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init
+from inrfast import distributed, init, inverse
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.bessel import bessel_series
@@ -66,6 +66,7 @@ __all__ = [
     "harmonics",
     "import_network",
     "init",
+    "inverse",
     "jacobian",
     "meta_learn",
     "ntk",
