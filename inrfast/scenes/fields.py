@@ -17,6 +17,9 @@ from inrfast.nn import INR
 LINEAR_FROM = 4.0
 """Output of the density network from which on the density grows along the tangent of the exponential."""
 
+START = -2.0
+"""Logarithm of the density everywhere before a fit: the box is nearly clear, so that empty space need not be found out."""
+
 SECOND_SEED = 7919
 """Added to the seed for the network of colours."""
 
@@ -122,6 +125,8 @@ class RadianceField(nn.Module):
         other = (seed + SECOND_SEED) % 2**32
         self.appearance = INR(features + 16, 3, hidden_layers=2, seed=other, **made)
         like = self.geometry.layers[-1].weight
+        with torch.no_grad():
+            self.geometry.layers[-1].bias[0] = START
         self.register_buffer("low", torch.full((3,), low, dtype=like.dtype, device=like.device))
         self.register_buffer("high", torch.full((3,), high, dtype=like.dtype, device=like.device))
 

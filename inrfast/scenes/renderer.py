@@ -20,6 +20,9 @@ DECAY = 0.95
 LOOK_EVERY = 16
 """Steps from one look at all cells to the next, as in the source."""
 
+FIRST_LOOK = 96
+"""Steps before the first look: until then every cell counts as full, since a field starts nearly clear everywhere."""
+
 EMPTY = 0.01
 """Opacity of one interval below which a cell counts as empty, as in the source."""
 
@@ -75,7 +78,8 @@ class Renderer(nn.Module):
     def forward(self, rays: Tensor) -> Tensor:
         """Return colours (n, 3) along rays (n, 6), origins and unit directions."""
         if self.training and self.cells:
-            if int(self.calls) % LOOK_EVERY == 0:
+            calls = int(self.calls)
+            if calls >= FIRST_LOOK and calls % LOOK_EVERY == 0:
                 self.look()
             self.calls += 1
         return self.composited(rays).colours
