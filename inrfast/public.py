@@ -26,11 +26,13 @@ from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
+from inrfast.training.regularizers.kar import KAR
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
 __all__ = [
     "INR",
+    "KAR",
     "NTK",
     "AdaptResult",
     "Aliasing",
