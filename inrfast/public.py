@@ -31,6 +31,7 @@ from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.regularizers.kar import KAR
+from inrfast.training.regularizers.peak import PEAK
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
@@ -38,6 +39,7 @@ __all__ = [
     "INR",
     "KAR",
     "NTK",
+    "PEAK",
     "AdaptResult",
     "Aliasing",
     "Candidate",

@@ -183,7 +183,7 @@ class KAR(nn.Module):
             raise ValueError(f"KAR is made for {like.shape[1]} coordinates, and {given} {tuple(coords.shape)}")
         if like is not None and coords.dtype != like.dtype:
             raise TypeError(
-                f"KAR is of {like.dtype}, and {given} {coords.dtype}; make it with dtype=, or of such points"
+                f"KAR is of {like.dtype}, and {given} {coords.dtype}; make it with that dtype"
             )
         if like is not None and coords.device != like.device:
             raise ValueError(f"KAR is on {like.device}, and {given} on {coords.device}; move it (.to)")
