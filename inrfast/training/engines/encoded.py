@@ -90,7 +90,9 @@ class EncodedGradient(NativeGradient):
         """Return the losses of some rows, those of a step with their gradients."""
         whole, every = self.whole_data, slice(None)
         rows: Tensor | slice = part if batch is None else batch[:, part]
-        some = [None if own is None else gathered(own, every, rows) for own in (whole.coords, whole.target, whole.weight)]
+        some = [
+            None if own is None else gathered(own, every, rows) for own in (whole.coords, whole.target, whole.weight)
+        ]
         coords, target, weight = some
         assert coords is not None and target is not None
         with torch.set_grad_enabled(scales is not None):
