@@ -90,8 +90,8 @@ class InfiniteNTK(Record):
         Parameters
         ----------
         c
-            Cosines of any shape in [-1, 1]. Complex ones inside the unit disc give the analytic continuation, in
-            complex fp64, from which :func:`inrfast.dot_product_encoding` takes power series.
+            Cosines of any shape in [-1, 1]. Complex ones give the analytic continuation, cut along the real axis
+            outside, in complex fp64: :func:`inrfast.dot_product_encoding` takes power series from it.
         kind
             ``"ntk"`` or ``"nngp"``.
 
@@ -103,9 +103,9 @@ class InfiniteNTK(Record):
         check_choice("kind", kind, KINDS)
         if self.parametrization != "ntk":
             raise ValueError('of_cosine is of parametrization="ntk": in the standard one the kernel depends on d')
-        given = check_tensor("c", c, floating=not _is_complex(c)).detach()
+        given = check_tensor("c", c, floating=not _is_complex(c), finite=not _is_complex(c)).detach()
         given = given.to(torch.complex128 if given.is_complex() else torch.float64)
-        if bool((given.abs() > 1).any()):
+        if not given.is_complex() and bool((given.abs() > 1).any()):
             raise ValueError(f"c must be from -1 to 1, got numbers up to {float(given.abs().amax())} in size")
         one = torch.ones((), dtype=torch.float64, device=given.device)
         variance, bias = self.weight_variances[0], self.bias_variances[0]
