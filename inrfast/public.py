@@ -1,6 +1,6 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init
+from inrfast import distributed, init, inverse
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.alignment import alignment
@@ -31,11 +31,13 @@ from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
+from inrfast.training.regularizers.kar import KAR
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
 __all__ = [
     "INR",
+    "KAR",
     "NTK",
     "AdaptResult",
     "Aliasing",
@@ -78,6 +80,7 @@ __all__ = [
     "import_network",
     "infinite_ntk",
     "init",
+    "inverse",
     "jacobian",
     "kernel_regression",
     "meta_learn",
