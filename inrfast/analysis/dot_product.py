@@ -38,8 +38,14 @@ NEAR = 1e-9
 HIGHEST = 512
 """Highest degree: coefficients beyond it are not known to fp64's precision."""
 
-STEEPEST = 100.0
-"""Weight of a point of the linear program at most, relative to the median: an infinite slope has no weight."""
+LISTED = 32
+"""Coefficients of h that are looked at for signs, however low the degree."""
+
+HALVINGS = 12
+"""Of the interval that the smallest error lies in: to some 1e-4 of it."""
+
+SLACK = 1e-7
+"""Distance up to which the linear program takes a bound as kept, as its solver does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +66,8 @@ class DotProductEncoding(Record):
         ``|gamma(x)|^2 = sum_k a_k`` of unit vectors x. A network's kernel depends on lengths too, and is K of the inner
         product only where it is 1: where ``K*(1) = K(1)``.
     series
-        Coefficients of h as they are, negative ones among them, up to the highest degree asked for; empty where h is
-        not analytic inside the unit disc.
+        Coefficients of h as they are, negative ones among them, up to the highest degree asked for, and to 32 at least;
+        empty where h is not analytic inside the unit disc.
     series_error
         Their errors, estimated from two radii.
     negative
@@ -70,8 +76,8 @@ class DotProductEncoding(Record):
         The sum of their sizes: what no encoding can have.
     exact
         Whether h has no negative coefficient: then the encoding is the paper's, its last coefficient raised by the sum
-        of those left out. If not, it has the non-negative coefficients nearest to h, and ``error`` does not vanish with
-        the degree.
+        of those left out. If not, it has the non-negative coefficients with the smallest error at the highest degree,
+        and ``error`` does not vanish with the degree.
     lipschitz
         ``C_K``, the largest slope of K in use; infinite for the tangent kernel of a ReLU network, whose slope at 1 is
         that of a square root.
@@ -203,7 +209,7 @@ def dot_product_encoding(
     start = increasing_from(K, c, top)
     Kstar: DotProduct = lambda z: scale * given(z)  # noqa: E731
     h = inverse_on(K, scale * wanted, start)
-    series = power_series(K, Kstar, float(h[POINTS // 2]), max_degree, c, h)
+    series = power_series(K, Kstar, float(h[POINTS // 2]), max(max_degree, LISTED), c, h)
     return found_of(Problem(K, scale * wanted, c, h, start, tolerance, max_degree, scale), series)
 
 
@@ -295,7 +301,7 @@ def told(problem: Problem, series: Series, exact: bool, error: float, length: fl
 
 def by_series(problem: Problem, series: Tensor) -> tuple[Tensor, float, int | None]:
     """Return the first coefficients that reach the tolerance, their bound, and the degree by the paper's rule."""
-    series, whole = series.clamp_min(0), float(problem.h[-1])
+    series, whole = series[: problem.max_degree + 1].clamp_min(0), float(problem.h[-1])
     tails = (whole - series.cumsum(0)).clamp_min(0)
     paper = (problem.lipschitz * tails < problem.tolerance).nonzero()
     degree = problem.max_degree
@@ -318,42 +324,43 @@ def completed(series: Tensor, degree: int, whole: float) -> Tensor:
 
 
 def nearest(problem: Problem) -> Tensor:
-    """Return non-negative coefficients of sum ``h(1)`` whose polynomial is nearest to h, weighted by the slope of K.
+    """Return the non-negative coefficients of sum ``h(1)`` with the smallest error up to the highest degree.
 
-    A linear program: the largest weighted distance at points of [-1, 1] is smallest. Degrees are doubled until the
-    tolerance is reached or they are all.
+    As K increases, the error is at most t where ``K^-1(K* - t) <= sum_k a_k c^k <= K^-1(K* + t)``: linear in the
+    coefficients. So the smallest t, at points of [-1, 1], is found by halving an interval, with a linear program each.
     """
     pick = torch.linspace(0, len(problem.c) - 1, CHECKED, dtype=torch.float64).round().long()
-    c, h = problem.c[pick], problem.h[pick]
-    step = 1e-6
-    near, far = (h - step).clamp(-1, 1), (h + step).clamp(-1, 1)
-    slopes = (problem.kernel(far) - problem.kernel(near)).abs() / (far - near)
-    slopes = slopes.clamp(max=STEEPEST * float(slopes.median()), min=1e-3 * float(slopes.median()))
-    best, least = torch.tensor([float(h[-1])], dtype=torch.float64), math.inf
-    degree = 1
-    while True:
-        found = program(c.numpy(), h.numpy(), slopes.numpy(), min(degree, problem.max_degree))
-        if (error := problem.error(found)) < least:
-            best, least = found, error
-        if least < problem.tolerance or degree >= problem.max_degree:
-            return best
-        degree *= 2
+    c, wanted, whole = problem.c[pick], problem.wanted[pick], float(problem.h[-1])
+    ends = problem.kernel(torch.tensor([problem.start, 1.0], dtype=torch.float64))
+    low, high = 0.0, float(ends[1] - ends[0])
+    best = torch.tensor([whole], dtype=torch.float64)
+    for _ in range(HALVINGS):
+        t = (low + high) / 2
+        bounds = [
+            inverse_on(problem.kernel, one.clamp(*ends.tolist()), problem.start) for one in (wanted - t, wanted + t)
+        ]
+        found = program(c.numpy(), bounds[0].numpy(), bounds[1].numpy(), whole, problem.max_degree)
+        if found is None:
+            low = t
+        else:
+            best, high = found, t
+    return best
 
 
-def program(c: np.ndarray, h: np.ndarray, weights: np.ndarray, degree: int) -> Tensor:
-    """Return the coefficients of the linear program of one degree."""
+def program(c: np.ndarray, lower: np.ndarray, upper: np.ndarray, whole: float, degree: int) -> Tensor | None:
+    """Return non-negative coefficients of a sum whose polynomial lies between bounds at points c; None: there are none.
+
+    The distance by which the bounds are missed is made smallest.
+    """
     from scipy.optimize import linprog  # slow to import
 
-    powers = weights[:, None] * c[:, None] ** np.arange(degree + 1)
-    aims, ones = weights * h, np.ones((len(c), 1))
+    powers, ones = c[:, None] ** np.arange(degree + 1), np.ones((len(c), 1))
     rows = np.concatenate([np.concatenate([powers, -ones], 1), np.concatenate([-powers, -ones], 1)])
-    costs = np.zeros(degree + 2)
-    costs[-1] = 1.0
-    sums = np.ones((1, degree + 2))
-    sums[0, -1] = 0.0
-    found = linprog(costs, rows, np.concatenate([aims, -aims]), sums, [max(float(h[-1]), 0.0)], method="highs")
-    if found.x is None:
-        raise ArithmeticError(f"the linear program of degree {degree} failed: {found.message}")
+    costs, sums = np.zeros(degree + 2), np.ones((1, degree + 2))
+    costs[-1], sums[0, -1] = 1.0, 0.0
+    found = linprog(costs, rows, np.concatenate([upper, -lower]), sums, [max(whole, 0.0)], method="highs")
+    if found.x is None or found.x[-1] > SLACK:
+        return None
     coefficients = np.maximum(found.x[:-1], 0.0)
     used = np.flatnonzero(coefficients > 0)
     return torch.from_numpy(coefficients[: used[-1] + 1] if len(used) else coefficients[:1]).clone()

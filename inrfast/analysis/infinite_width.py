@@ -72,7 +72,10 @@ class InfiniteNTK(Record):
 
     @in_own_modes
     def __call__(self, coords: ArrayLike, coords2: ArrayLike | None = None) -> Tensor:
-        """Return the tangent kernel (N, N') in fp64 between points (N, d) and (N', d); None: the same points."""
+        """Return the tangent kernel (N, N') in fp64 between points (N, d) and (N', d).
+
+        None: between the same points, symmetric to the last bit.
+        """
         return self._kernel("ntk", coords, coords2)
 
     @in_own_modes
@@ -129,8 +132,8 @@ class InfiniteNTK(Record):
                 raise ValueError(f"coords2 must have the {left.shape[1]} coordinates of coords, got {right.shape[1]}")
         numbers = 8 * len(left) * len(right)
         require_free(8 * numbers, f"a kernel of {len(left)} x {len(right)} points", "take fewer points", left.device)
-        d = left.shape[1]
-        return self._run(kind, self._first(left, right), d)
+        kernel = self._run(kind, self._first(left, right), left.shape[1])
+        return kernel if coords2 is not None else (kernel + kernel.t()) / 2  # angles round by their place in memory
 
     def _first(self, left: Tensor, right: Tensor) -> Layer:
         """Return the first layer: inner products of ``sqrt(sigma_w^2 / d) x`` with ``sigma_b`` as a further entry."""

@@ -13,11 +13,14 @@ DotProduct = Callable[[Tensor], Tensor]
 BISECTIONS = 62
 """Halvings of [-1, 1] down to rounding."""
 
-OUTWARD, NEWTON = 64, 8
-"""Steps from the centre to the circle, and Newton's steps at each."""
+OUTWARD, FOLLOWING, NEWTON = 24, 2, 8
+"""Steps from the centre to the circle, Newton's steps at each, and at most at a circle itself."""
 
 STEP = 1e-5
 """Of the difference that gives K's slope to Newton's method, whose limit does not depend on it."""
+
+SETTLED = 1e-15
+"""Newton's last step."""
 
 DIGITS = 3.0
 """Decimal digits that the highest coefficient may lose to the radius of the circle."""
@@ -99,11 +102,11 @@ def power_series(kernel: DotProduct, target: DotProduct, centre: float, degree: 
     outer = 10 ** (-DIGITS / max(degree, 8))
     count = max(512, 1 << (8 * degree - 1).bit_length())
     found = []
-    for radius in (outer, outer**1.3):
-        values, off = on_circle(kernel, target, centre, radius, count)
+    radii = (outer**1.3, outer)
+    for radius, (values, off) in zip(radii, on_circles(kernel, target, centre, radii, count), strict=True):
         scaled = torch.fft.fft(values)[: degree + 1] / count
         found.append((scaled.real / radius ** torch.arange(degree + 1, dtype=torch.float64), off))
-    (first, off), (second, _) = found
+    (second, _), (first, off) = found
     errors = (first - second).abs() + 1e-15 / outer ** torch.arange(degree + 1, dtype=torch.float64)
     inside = c.abs() <= 0.5  # where what is left out has vanished for degrees of 8 and more
     powers = c[inside].unsqueeze(1) ** torch.arange(degree + 1, dtype=torch.float64)
@@ -114,18 +117,23 @@ def power_series(kernel: DotProduct, target: DotProduct, centre: float, degree: 
     return Series(first if analytic else empty, errors if analytic else empty, analytic)
 
 
-def on_circle(kernel: DotProduct, target: DotProduct, centre: float, radius: float, count: int) -> tuple[Tensor, float]:
-    """Return h at points of a circle, and the largest relative residual of ``K(h) = K*``."""
+def on_circles(
+    kernel: DotProduct, target: DotProduct, centre: float, radii: tuple[float, ...], count: int
+) -> list[tuple[Tensor, float]]:
+    """Return h at points of circles, ascending in radius, each with the largest relative residual of ``K(h) = K*``."""
     angles = 2 * torch.pi * torch.arange(count, dtype=torch.float64) / count
     circle = torch.polar(torch.ones_like(angles), angles)
-    h = torch.full_like(circle, centre)
-    for t in torch.linspace(0, radius, OUTWARD + 1, dtype=torch.float64)[1:]:
+    h, found = torch.full_like(circle, centre), []
+    way = [float(t) for t in torch.linspace(0, radii[0], OUTWARD + 1, dtype=torch.float64)[1:]]
+    for t in [*way, *radii[1:]]:
         wanted = target(t * circle)
-        for _ in range(NEWTON):
-            slope = (kernel(h + STEP) - kernel(h - STEP)) / (2 * STEP)
-            move = (kernel(h) - wanted) / slope
+        for _ in range(NEWTON if t in radii else FOLLOWING):
+            here = kernel(h)
+            move = (here - wanted) * STEP / (kernel(h + STEP) - here)
             h = h - move
-            if not float(move.abs().amax()) > 1e-15:
+            if not float(move.abs().amax()) > SETTLED:
                 break
-    rest = (kernel(h) - wanted).abs().amax() / wanted.abs().amax().clamp_min(1e-300)
-    return h, float(rest)
+        if t in radii:
+            rest = (kernel(h) - wanted).abs().amax() / wanted.abs().amax().clamp_min(1e-300)
+            found.append((h, float(rest)))
+    return found

@@ -29,8 +29,8 @@ def test_every_method_is_that_of_the_dense_kernel(s, n, seed):
     V, rows, columns = draw.standard_normal((n, 2)), draw.integers(0, n, 3), draw.integers(0, n, 2)
     for found, truth in (
         (K.to_dense(), dense), (np.asarray(K), dense), (K @ V, dense @ V), (K @ V[:, 0].copy(), dense @ V[:, 0]),
-        (K.between(torch.from_numpy(rows), columns.tolist()), dense[rows][:, columns]), (K.diagonal(), dense.diagonal()),
-        (K.trace(), dense.trace()), (K.frobenius(), np.linalg.norm(dense)),
+        (K.between(torch.from_numpy(rows), columns.tolist()), dense[rows][:, columns]),
+        (K.diagonal(), dense.diagonal()), (K.trace(), dense.trace()), (K.frobenius(), np.linalg.norm(dense)),
     ):  # fmt: skip
         np.testing.assert_allclose(np.asarray(found), truth, atol=1e-13 * scale * n * s)
     assert K.samples == s and K.shape == (n, n)

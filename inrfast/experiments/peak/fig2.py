@@ -199,7 +199,7 @@ def said(runs: Mapping[str, Sequence[Found]]) -> list[str]:
         "Colours run from minus to plus the largest entry of each kernel. The rank-one kernel is equation 6 for one "
         "function that is known; a network cannot be given it. The other one is equation 6 where only the frequency is "
         "known: sines of any phase, a kernel of the difference x - x' alone, as that of Fourier features nearly is.",
-        f"Centred alignment with f* grows in the fit for {', '.join(grown) if grown else 'no network'}; after it, it is "
+        f"Centred alignment with f* grows in the fit for {', '.join(grown) or 'no network'}; after it, it is "
         f"largest for {METHODS[best].label} ({after[best]:.3f}). What KAR does is the difference between PEAK and the "
         f"same network, start and encoding without it: {spread(gains, '+.3f')}, positive in "
         f"{sum(gain > 0 for gain in gains)} of {len(gains)} runs. A kernel moves towards its target in any fit, so a "
