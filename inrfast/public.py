@@ -7,6 +7,7 @@ from inrfast.analysis.alignment import alignment
 from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
+from inrfast.analysis.dot_product import DotProductEncoding, dot_product_encoding
 from inrfast.analysis.infinite_width import InfiniteNTK, infinite_ntk
 from inrfast.analysis.kernel_regression import KernelRegression, kernel_regression
 from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
@@ -48,6 +49,7 @@ __all__ = [
     "DiagnosisReport",
     "Dictionary",
     "DirichletEnergy",
+    "DotProductEncoding",
     "Factorization",
     "FitResult",
     "InfiniteNTK",
@@ -75,6 +77,7 @@ __all__ = [
     "diagnose",
     "dictionary",
     "distributed",
+    "dot_product_encoding",
     "fit",
     "fit_many",
     "grid",
