@@ -15,6 +15,7 @@ from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.importing.network import import_network
+from inrfast.inverse.restoring import Restored, inpaint, upscale
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR
@@ -47,6 +48,7 @@ __all__ = [
     "RandomFourier",
     "RankInterval",
     "Representation",
+    "Restored",
     "Spectrum",
     "SphereNorm",
     "Watch",
@@ -66,6 +68,7 @@ __all__ = [
     "harmonics",
     "import_network",
     "init",
+    "inpaint",
     "inverse",
     "jacobian",
     "meta_learn",
@@ -73,5 +76,6 @@ __all__ = [
     "numerical_rank",
     "rank_expanding",
     "representation",
+    "upscale",
     "watch",
 ]
