@@ -3,9 +3,13 @@
 from inrfast import distributed, init, inverse
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
+from inrfast.analysis.alignment import alignment
 from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
+from inrfast.analysis.infinite_width import InfiniteNTK, infinite_ntk
+from inrfast.analysis.kernel_regression import KernelRegression, kernel_regression
+from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
@@ -27,11 +31,13 @@ from inrfast.training import derivatives
 from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
+from inrfast.training.regularizers.kar import KAR
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
 __all__ = [
     "INR",
+    "KAR",
     "NTK",
     "AdaptResult",
     "Aliasing",
@@ -41,8 +47,11 @@ __all__ = [
     "Dictionary",
     "Factorization",
     "FitResult",
+    "InfiniteNTK",
+    "KernelRegression",
     "LayerwiseJacobian",
     "MetaResult",
+    "OptimalKernel",
     "Polynomial",
     "PositionalEncoding",
     "RandomFourier",
@@ -55,6 +64,7 @@ __all__ = [
     "WatchRecord",
     "adapt",
     "aliasing",
+    "alignment",
     "bessel_series",
     "calibrate_batchnorm_",
     "choose",
@@ -67,13 +77,16 @@ __all__ = [
     "grid",
     "harmonics",
     "import_network",
+    "infinite_ntk",
     "init",
     "inpaint",
     "inverse",
     "jacobian",
+    "kernel_regression",
     "meta_learn",
     "ntk",
     "numerical_rank",
+    "optimal_kernel",
     "rank_expanding",
     "representation",
     "upscale",

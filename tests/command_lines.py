@@ -145,6 +145,7 @@ OPTIONS = {
         "--images": "file",
         "--mesh": "file",
         "--weights": "file",
+        "--masks": "file",
         "--preset": NAMES,
         "--runs": NUMBERS,
         "--out": "out",

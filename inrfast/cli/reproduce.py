@@ -48,6 +48,12 @@ def add(commands: Any) -> None:
         help=f"weights of a meta-learned network for {_fed('weights')} (default: learned here)",
     )
     parser.add_argument(
+        "--masks",
+        type=path,
+        metavar="DIR",
+        help=f"folder of masks, white observed and black missing, for {_fed('masks')} (default: made by formula)",
+    )
+    parser.add_argument(
         "--preset",
         choices=PRESETS,
         default=PRESETS[0],
@@ -74,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         images=arguments.images,
         mesh=arguments.mesh or (),
         weights=arguments.weights,
+        masks=arguments.masks,
         runs=arguments.runs,
         seed=arguments.seed,
         device=arguments.device,
@@ -86,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _figures(paper: Paper) -> str:
     """Return the names of a paper's figures with their titles."""
-    width = max(map(len, paper.figures))
+    width = max(map(len, paper.figures), default=0)
     lines = [f"  {name.ljust(width)}  {figure.title}" for name, figure in paper.figures.items()]
     return "\n".join([f"figures of {spelled(paper.name)} ({paper.title}):", *lines])
 

@@ -39,6 +39,8 @@ class Request:
         Mesh files; empty: a surface made by formula.
     weights
         File of a trained network's weights; None: figures that need one train it themselves.
+    masks
+        Image files of missing pixels, sorted by name; empty: made by formula.
     device
         Where networks are fitted and kernels computed. Not a part of the settings: every cell names its own.
     """
@@ -49,6 +51,7 @@ class Request:
     images: tuple[Path, ...] = ()
     meshes: tuple[Path, ...] = ()
     weights: Path | None = None
+    masks: tuple[Path, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -60,6 +63,8 @@ class Request:
     def settings(self) -> dict[str, Any]:
         """What all results of a folder share: two requests with other settings are not mixed in one folder."""
         given = {"weights": {self.weights.name: _digest(self.weights)}} if self.weights is not None else {}
+        if self.masks:
+            given["masks"] = {path.name: _digest(path) for path in self.masks}
         return {
             "preset": self.preset,
             "runs": self.runs,
@@ -187,7 +192,8 @@ class Outcome:
 class Figure(ABC):
     """A figure or table of a paper, as work to do and as a drawing of what was found.
 
-    ``takes`` names the files of the user's own that may feed it: ``"images"``, ``"mesh"``, ``"weights"``.
+    ``takes`` names the files of the user's own that may feed it: ``"images"``, ``"mesh"``, ``"weights"``,
+    ``"masks"``.
     """
 
     name: ClassVar[str]

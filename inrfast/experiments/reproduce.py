@@ -34,6 +34,7 @@ def reproduce(
     images: str | os.PathLike[str] | None = None,
     mesh: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     weights: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
     runs: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -59,6 +60,9 @@ def reproduce(
         Mesh files; none: a surface made by formula.
     weights
         File of a meta-learned network's weights; None: figures that need one train it themselves.
+    masks
+        Folder of images, white where pixels are observed and black where they are missing: with "combin" in its name a
+        combined pattern, else a textural one; None: made by formula.
     runs
         Random networks per curve where a figure shows mean and deviation; None: the preset's own number.
     seed
@@ -73,7 +77,7 @@ def reproduce(
     ------
     TypeError, ValueError, FileNotFoundError, OSError
         An argument that is no such thing; an unknown paper, figure or preset; a device that this machine lacks; a
-        folder without images; a folder of results of other settings
+        folder without images or masks; a folder of results of other settings
         (:class:`inrfast.experiments.results.OtherSettingsError`).
     KeyboardInterrupt
         Ctrl-C; its message says how many cells of which figure are done.
@@ -87,9 +91,10 @@ def reproduce(
     folder = parent(_path("out", f"out/{spelled(known.name)}-{preset}" if out is None else out))
     meshes = tuple(_file("mesh", _path("mesh", name)) for name in _several("mesh", mesh, "a file name"))
     _check_apart(meshes)
-    taken = () if images is None else _images(_path("images", images))
+    taken = () if images is None else _images("images", _path("images", images))
+    patterns = () if masks is None else _images("masks", _path("masks", masks))
     file = None if weights is None else _file("weights", _path("weights", weights))
-    request = Request(preset, runs, seed, taken, meshes, file, check_device("device", device))
+    request = Request(preset, runs, seed, taken, meshes, file, patterns, check_device("device", device))
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
     with results.opened():
@@ -125,13 +130,13 @@ def _path(argument: str, got: Any) -> Path:
     return Path(got)
 
 
-def _images(folder: Path) -> tuple[Path, ...]:
+def _images(argument: str, folder: Path) -> tuple[Path, ...]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"images must be a folder of images, and {shown(folder)} is none")
+        raise FileNotFoundError(f"{argument} must be a folder of images, and {shown(folder)} is none")
     suffixes = set(readable_suffixes())
     found = tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")))
     if not found:
-        raise FileNotFoundError(f"images must be a folder of images, and {shown(folder)} holds none")
+        raise FileNotFoundError(f"{argument} must be a folder of images, and {shown(folder)} holds none")
     return found
 
 

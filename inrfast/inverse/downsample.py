@@ -72,8 +72,9 @@ class Downsample(Operator):
 def _cubic(size: int, fewer: int) -> Tensor:
     """Return the matrix (fewer, size) of the interpolation along one axis.
 
-    A matrix, since torch's own backward pass of it is wrong where an image is one pixel wide.
+    Along one axis, since torch 2.13 takes images of one column for another memory layout and is then wrong, in the
+    backward pass too: here each unit vector is an image of two columns.
     """
-    units = torch.eye(size, dtype=torch.float64)[:, None, :, None]
-    taken = F.interpolate(units, size=(fewer, 1), mode="bicubic", align_corners=False, antialias=True)
-    return taken.reshape(size, fewer).mT.contiguous()
+    units = torch.eye(size, dtype=torch.float64)[:, None, :, None].repeat(1, 1, 1, 2)
+    taken = F.interpolate(units, size=(fewer, 2), mode="bicubic", align_corners=False, antialias=True)
+    return taken[:, 0, :, 0].mT.contiguous()

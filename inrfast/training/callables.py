@@ -201,7 +201,8 @@ def check_trained(objective: Objective, nets: Sequence[nn.Module], many: bool = 
             instead = "hand it over (modules=[...]; a bare tensor goes into a module)"
             if many:
                 instead = (
-                    "hand over one per network (modules=[...]), and let the function ask for them by name, modules"
+                    "hand over one per network (modules=[...]), and let the function ask for them by name, modules, "
+                    "as in lambda net, coords, step, modules: modules[0](net, coords, step)"
                 )
             raise ValueError(
                 f"{place} holds {', '.join(found)}, which asks to be trained, and the fit does not train it: "

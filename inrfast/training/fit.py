@@ -169,7 +169,8 @@ def fit(
         What is added to the loss: functions, or pairs (function, factor), each a scalar tensor. They ask by name for
         ``net``, ``prediction``, ``target``, ``coords``, ``weight``, ``index``, ``step`` and ``modules``, points being
         those of the step. The loss keeps its fast gradient and autograd takes theirs, but where one asks for
-        ``prediction`` autograd takes everything at once.
+        ``prediction`` autograd takes everything at once. One that is a ``torch.nn.Module`` with trainable parameters,
+        such as :class:`inrfast.KAR`, is trained with the network as if it stood at the end of ``modules``.
     modules
         Modules beside the network, held by a loss or regulariser, that are trained with it: optimiser, ``clip_norm``
         and checkpoints include their parameters. A function that holds trainable parameters which are neither the
@@ -285,6 +286,9 @@ def fit_many(
         See :func:`inrfast.fit`; norms are clipped, and patience is lost, by each network for itself.
     regularizers
         See :func:`inrfast.fit`; each network has its own, as it has its own loss. With them networks are not stacked.
+        One with trainable parameters is refused, since all networks would train the same numbers: hand over one per
+        network as ``modules``, and a function that calls it, ``lambda net, coords, step, modules:
+        modules[0](net, coords, step)``.
     modules
         One module, or a sequence of them, per network, none in common: those that are trained with it. A loss or a
         regulariser asks for its network's by the name ``modules``.

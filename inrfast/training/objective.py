@@ -137,7 +137,7 @@ class Objective:
     regularizers
         What is added to it.
     modules
-        Modules beside the network that are trained with it.
+        Modules beside the network that are trained with it: those given, then regularisers that train themselves.
     """
 
     loss: BoundLoss | Term = field(default_factory=lambda: loss_of("mse"))
@@ -307,8 +307,12 @@ def batch_of(
     )
 
 
-def check_objective(loss: Any, weighted: bool, regularizers: Any = (), modules: Any = ()) -> Objective:
+def check_objective(
+    loss: Any, weighted: bool, regularizers: Any = (), modules: Any = (), net: nn.Module | None = None
+) -> Objective:
     """Return what a fit minimises, from what its caller gave.
+
+    Regularisers that are modules are trained with a single network ``net``; of several (None) each has its own modules.
 
     Raises
     ------
@@ -317,7 +321,8 @@ def check_objective(loss: Any, weighted: bool, regularizers: Any = (), modules: 
         (``weighted``); a factor that is no finite number; a module that is none.
     """
     bound = _loss_term(loss, weighted) if callable(loss) else loss_of(loss)
-    return Objective(bound, _regularizer_terms(regularizers), check_modules(modules))
+    terms, given = _regularizer_terms(regularizers), check_modules(modules)
+    return Objective(bound, terms, given if net is None else (*given, *_training_themselves(terms, (net, *given))))
 
 
 def _loss_term(loss: Callable[..., Tensor], weighted: bool) -> Term:
@@ -370,6 +375,18 @@ def _regularizer_term(place: str, given: Any) -> Term:
         elif parameter.default is inspect.Parameter.empty:
             raise TypeError(_unknown(place, parameter.name, OF_REGULARIZERS))
     return Term(place, call, (), tuple(named), factor)
+
+
+def _training_themselves(terms: Sequence[Term], others: Sequence[nn.Module]) -> list[nn.Module]:
+    """Return the terms that are modules with trainable parameters which are in none of these others, each once."""
+    known = {parameter for module in others for parameter in module.parameters()}
+    found: dict[nn.Module, None] = {}
+    for term in terms:
+        call = term.call
+        if isinstance(call, nn.Module) and any(p.requires_grad and p not in known for p in call.parameters()):
+            check_net(call, term.place)
+            found[call] = None
+    return list(found)
 
 
 def _parameters(call: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -86,7 +86,8 @@ class Options:
         optimizer, weight_decay = check_optimizer(given["optimizer"], given["weight_decay"])
         # Each network of fit_many has modules of its own.
         modules = () if "nets" in given else given["modules"]
-        objective = check_objective(given["loss"], given["weight"] is not None, given["regularizers"], modules)
+        weighted = given["weight"] is not None
+        objective = check_objective(given["loss"], weighted, given["regularizers"], modules, given.get("net"))
         steps = check_int("steps", given["steps"], minimum=1)
         backend = backends.resolve(given["backend"], device)
         clip_norm, eval_every, patience = given["clip_norm"], given["eval_every"], given["patience"]

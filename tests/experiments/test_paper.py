@@ -16,6 +16,8 @@ def test_settings_follow_the_contents_of_files_and_not_where_they_lie(tmp_path):
     assert found[0] == found[1] != found[2]
     given = Request(weights=tmp_path / "a" / "x.obj").settings
     assert {**Request().settings, "weights": found[0]["meshes"]} == given  # without a file as before there were any
+    given = Request(masks=(tmp_path / "a" / "x.obj",)).settings
+    assert {**Request().settings, "masks": found[0]["meshes"]} == given
 
 
 def test_an_interrupted_fit_is_no_result():

@@ -96,9 +96,9 @@ def test_where_there_is_no_terminal_the_share_and_the_time_left_are_said_until_a
 def test_help_says_what_every_figure_shows_and_which_files_feed_it(capsys):
     assert main(["reproduce", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.split())
-    for paper in (PAPERS["inlet_rank_collapse"], PAPERS["inr_dictionaries"]):
+    for paper in (PAPERS["inlet_rank_collapse"], PAPERS["inr_dictionaries"], PAPERS["peak"]):
         assert all(f"{name} {figure.title}" in told for name, figure in paper.figures.items())
-        for option, files in (("images", "images"), ("mesh", "mesh"), ("weights", "weights")):
+        for option, files in (("images", "images"), ("mesh", "mesh"), ("weights", "weights"), ("masks", "masks")):
             fed = [name for name, figure in paper.figures.items() if files in figure.takes]
             assert not fed or f"{', '.join(fed)} of {spelled(paper.name)}" in told.partition(f"--{option} ")[2]
 
@@ -117,6 +117,7 @@ def test_figures_come_in_the_papers_order_each_once(tmp_path):
         ("images", [3, b"i", "", "nul\0", ["i"], "nowhere"]),
         ("mesh", [3, [3], b"m", "", ["nul\0"], None, "nowhere"]),
         ("weights", [3, b"w", "", "nul\0", ["w"], "nowhere", "."]),
+        ("masks", [3, b"k", "", "nul\0", ["k"], "nowhere"]),
         ("preset", [None, 3, "quik"]),
         ("runs", [0, 1.5, "3", True]),
         ("seed", [-1, None, 2**32, 0.5]),

@@ -48,7 +48,7 @@ class TorchOptimizer(Optimizer):
         if foreign or missing:
             found = [f"{foreign} parameter(s) that are not"] if foreign else []
             found += [f"not {', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}"] if missing else []
-            beside = " and those of modules" if stack.modules else ""
+            beside = " and those of modules and regularizers" if stack.modules else ""
             raise ValueError(
                 f"optimizer must hold the network's trainable parameters{beside}, got one that holds "
                 f"{' and '.join(found)}; make it from net.parameters(){beside}, and freeze what is not to be trained "

@@ -1,0 +1,21 @@
+"""P3: Li, Ma, Wang, Zeng and Han, "Learning Input Encodings for Kernel-Optimal Implicit Neural Representations".
+
+One file per figure; ``inrfast reproduce peak all`` makes all of them.
+"""
+
+from __future__ import annotations
+
+from inrfast.experiments.paper import PAPERS, Figure, Paper
+
+FIGURES: tuple[Figure, ...] = ()
+"""In the order in which ``all`` makes them: fig2, fig3, table1, table2, table3, fig7, fig8, fig9."""
+
+PAPERS.add(
+    "peak",
+    Paper(
+        "peak",
+        "Learning Input Encodings for Kernel-Optimal Implicit Neural Representations",
+        "Li, Ma, Wang, Zeng and Han, ICML 2025",
+        {figure.name: figure for figure in FIGURES},
+    ),
+)

@@ -1,0 +1,1 @@
+"""Scenes: cameras, posed images, volume rendering, and the fit of radiance fields."""
