@@ -7,7 +7,8 @@ biharmonic interpolation of the known pixels, and the back-projected bicubic enl
     u = B y + s (f - B A f),    A u = y,
 
 so that what is known stays as it is, without a seam, whatever the network leaves of it, and the network adds what the
-classical picture cannot have. The share s was chosen by measurement (``bench/restore.py``).
+classical picture cannot have. The share s was chosen by measurement (``bench/restore.py``). Values are clipped to the
+range of the known pixels around a hole, or to [0, 1].
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
 from inrfast.grids import axes
-from inrfast.inverse.biharmonic import biharmonic
+from inrfast.inverse.biharmonic import biharmonic, ranges_of_holes
 from inrfast.inverse.enlarging import area_means, back_projected
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
@@ -50,6 +51,9 @@ SHARE = 0.5
 
 MID_GREY = 0.5
 
+MOST_SIDE = 2**24
+"""Pixels per axis of an enlarged picture, at most: fp32 coordinates tell no more apart."""
+
 
 @dataclass(frozen=True)
 class Restored(Record):
@@ -63,7 +67,7 @@ class Restored(Record):
     own
         The values of the network alone, of the same shape, not clipped.
     classical
-        The picture without a network: biharmonic interpolation, or the back-projected bicubic enlargement.
+        The picture without a network: biharmonic interpolation, or the back-projected bicubic enlargement, clipped.
     net
         The network, on the coordinates of :func:`coordinates`.
     psnr
@@ -156,13 +160,15 @@ def inpaint(
     setting = _Setting(net, steps, lr, regularizers, seconds, seed, device, memory_budget, progress)
     height, width, channels = values.shape
     setting.require(height * width, channels)
-    classical = biharmonic(values, known, memory_budget).clamp(0, 1)
+    low, high = ranges_of_holes(values, known)
+    classical = biharmonic(values, known, memory_budget).clamp(low, high)
     weight = torch.where(known, 1.0, PULL).reshape(-1, 1)
     coords = coordinates((height, width))
     result, fitted = setting.fitted(coords, classical.reshape(-1, channels), height * width, weight)
     own = setting.rendered(fitted, (height, width)).view(height, width, channels)
     adds = own - biharmonic(own, known, memory_budget)
-    found = torch.where(known.unsqueeze(-1), values, (classical + SHARE * adds).clamp(0, 1).to(values))
+    filled = (classical + setting.share(result) * adds).clamp(low, high)
+    found = torch.where(known.unsqueeze(-1), values, filled.to(values))
     mse = float((own - values.double())[known].square().mean())
     return setting.restored(given, found, own, classical, fitted, result, mse, begun)
 
@@ -203,7 +209,7 @@ def upscale(
     Raises
     ------
     ValueError, TypeError
-        A factor of 1 or less; values outside [0, 1], NaN or Inf.
+        A factor that makes no larger picture; values outside [0, 1], NaN or Inf.
     MemoryBudgetError
         The enlarged image does not fit.
 
@@ -217,15 +223,13 @@ def upscale(
     begun = time.perf_counter()
     given = as_tensor("image", image)
     values = _check_image(given, None)
-    factor = check_float("factor", factor, minimum=1.0, exclusive=True)
     setting = _Setting(net, steps, lr, regularizers, seconds, seed, device, memory_budget, progress)
     small, channels = (values.shape[0], values.shape[1]), values.shape[2]
-    large = (round(small[0] * factor), round(small[1] * factor))
+    large, samples = enlarged(small, factor), math.ceil(factor)
     setting.require(large[0] * large[1], channels)
     means = values.double().cpu()
     classical = back_projected(means, large)
     coords, sides = coordinates(small), 2 / max(small)
-    samples = math.ceil(factor)
 
     def averaged(net: nn.Module) -> nn.Module:
         return Averaged(net, sides, samples)
@@ -235,9 +239,28 @@ def upscale(
     )
     own = setting.rendered(fitted, large).view(*large, channels)
     of_own = area_means(own, small)
-    found = (classical + SHARE * (own - back_projected(of_own, large))).clamp(0, 1).to(values)
+    adds = own - back_projected(of_own, large)
+    found = (classical + setting.share(result) * adds).clamp(0, 1).to(values)
     mse = float((of_own - means).square().mean())
     return setting.restored(given, found, own, classical.clamp(0, 1), fitted, result, mse, begun)
+
+
+def enlarged(shape: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Return the sizes (H, W) of a picture after :func:`upscale`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        A factor of 1 or less, or so near to it that the sizes stay, or beyond all sizes.
+    """
+    factor = check_float("factor", factor, minimum=1.0, exclusive=True)
+    sides = [side * factor for side in shape]
+    if max(sides) > MOST_SIDE:
+        raise ValueError(f"factor must leave sides of at most {MOST_SIDE} pixels, got {factor:g} for {shape}")
+    found = (round(sides[0]), round(sides[1]))
+    if found == tuple(shape):
+        raise ValueError(f"factor must make the picture larger, got {factor:g}, which leaves {shape[0]}x{shape[1]}")
+    return found
 
 
 class Averaged(nn.Module):
@@ -352,6 +375,10 @@ class _Setting:
         )
         return result, net
 
+    def share(self, result: FitResult) -> float:
+        """Return the share of the network; less of one that was interrupted early, which still adds noise."""
+        return SHARE * min(1.0, 2 * result.steps / LEAST_STEPS) if result.stopped != "steps" else SHARE
+
     def rendered(self, net: nn.Module, shape: tuple[int, int]) -> Tensor:
         """Return the network's picture (H, W, C), fp64, on the CPU."""
         values = render(net, shape, bounds_of(shape), "center", self.memory_budget, progress=False)
@@ -370,8 +397,12 @@ class _Setting:
     ) -> Restored:
         """Return the result, its pictures of the form and dtype of the one given."""
         pictures = [(each[..., 0] if given.ndim == 2 else each).to(found.dtype) for each in (found, own, classical)]
-        settings = {name: result.config[name] for name in ("steps", "lr", "batch_size") if name in result.config}
-        settings |= {"seed": self.seed, "share": SHARE, "net": net.config() if isinstance(net, INR) else None}
+        settings: dict[str, Any] = {name: result.config.get(name) for name in ("steps", "lr", "batch_size")}
+        settings |= {
+            "seed": self.seed,
+            "share": self.share(result),
+            "net": net.config() if isinstance(net, INR) else None,
+        }
         return Restored(
             pictures[0],
             pictures[1],
