@@ -99,13 +99,15 @@ def network(channels: int, width: int = restoring.WIDTH, **own: Any) -> inr.INR:
     return inr.INR(2, channels, width=width, hidden_layers=3, seed=0, **own)
 
 
-def tune_inpaint(name: str, kind: str) -> Iterator[dict[str, Any]]:
+def tune_inpaint(name: str, kind: str, wanted: list[str]) -> Iterator[dict[str, Any]]:
     """Yield what every network and weight of the classical picture reaches on missing pixels."""
     truth, known = photograph(name), mask(kind)
     given = torch.where(known.unsqueeze(-1), truth, float("nan"))
     for label, own in networks(truth.shape[2]).items():
+        if wanted and label not in wanted:
+            continue
         lr = own.pop("lr")
-        for pull in PULLS if label == "fourier 2" else PULLS[1:2]:
+        for pull in PULLS if label == "fourier 2" else (restoring.PULL,):
             begun = time.process_time()
             with mock.patch.object(restoring, "PULL", pull):
                 found = inr.inpaint(given, known, net=network(**own), lr=lr, progress=False)
@@ -122,11 +124,13 @@ def tune_inpaint(name: str, kind: str) -> Iterator[dict[str, Any]]:
             }
 
 
-def tune_upscale(name: str, factor: int) -> Iterator[dict[str, Any]]:
+def tune_upscale(name: str, factor: int, wanted: list[str]) -> Iterator[dict[str, Any]]:
     """Yield what every network reaches on the large picture."""
     truth = photograph(name)[: SIDE // factor * factor, : SIDE // factor * factor]
     small = area_means(truth, (SIDE // factor, SIDE // factor)).float()
     for label, own in networks(truth.shape[2]).items():
+        if wanted and label not in wanted:
+            continue
         lr = own.pop("lr")
         begun = time.process_time()
         found = inr.upscale(small, factor, net=network(**own), lr=lr, progress=False)
@@ -151,7 +155,7 @@ def tune(arguments: argparse.Namespace) -> None:
         with open(arguments.out / f"{task}.jsonl", "a") as file:
             for name in TUNING:
                 for case in cases:
-                    for row in run(name, case):
+                    for row in run(name, case, arguments.networks):
                         file.write(json.dumps({"photograph": name, "case": case, **row}) + "\n")
                         file.flush()
 
@@ -239,6 +243,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("tune", "score"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=("inpaint", "upscale"))
+    parser.add_argument("--networks", nargs="*", default=[], help="of tune: some of them, such as 'fourier 2'")
     parser.add_argument("--file", type=Path)
     given = parser.parse_args()
     (tune if given.what == "tune" else score)(given)
