@@ -20,6 +20,7 @@ from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.importing.network import import_network
+from inrfast.inverse.restoring import Restored, inpaint, upscale
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR
@@ -62,6 +63,7 @@ __all__ = [
     "RandomFourier",
     "RankInterval",
     "Representation",
+    "Restored",
     "Spectrum",
     "SphereNorm",
     "TotalVariation",
@@ -85,6 +87,7 @@ __all__ = [
     "import_network",
     "infinite_ntk",
     "init",
+    "inpaint",
     "inverse",
     "jacobian",
     "kernel_regression",
@@ -94,5 +97,6 @@ __all__ = [
     "optimal_kernel",
     "rank_expanding",
     "representation",
+    "upscale",
     "watch",
 ]

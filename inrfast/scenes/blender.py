@@ -143,7 +143,9 @@ def _of(content: Any, entry: str, place: str) -> Any:
     if not isinstance(content, dict):
         raise ValueError(f"{place} must be an object with the entry {entry!r}, got {_told(content)}")
     if entry not in content:
-        raise ValueError(f"{place} misses the entry {entry!r}; it has {', '.join(map(repr, list(content)[:8])) or 'none'}")
+        raise ValueError(
+            f"{place} misses the entry {entry!r}; it has {', '.join(map(repr, list(content)[:8])) or 'none'}"
+        )
     return content[entry]
 
 

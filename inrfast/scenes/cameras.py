@@ -134,7 +134,9 @@ def look_at(position: ArrayLike, target: ArrayLike = (0.0, 0.0, 0.0), up: ArrayL
         The two places are one; a direction ``up`` along the view, which then leaves the turn about it open.
     """
     eye, aim, above = (
-        check_tensor(name, torch.tensor(own, dtype=torch.float64) if isinstance(own, list | tuple) else own, ndim=1).double()
+        check_tensor(
+            name, torch.tensor(own, dtype=torch.float64) if isinstance(own, list | tuple) else own, ndim=1
+        ).double()
         for name, own in (("position", position), ("target", target), ("up", up))
     )
     back = eye - aim

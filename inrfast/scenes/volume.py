@@ -131,7 +131,9 @@ def composite(densities: Tensor, values: Tensor, edges: Tensor, background: Tens
     return Composited(seen, 1 - passes, (own * middles).sum(1))
 
 
-def stratified(near: Tensor, far: Tensor, count: int, generator: torch.Generator | None = None, jitter: bool = True) -> Tensor:
+def stratified(
+    near: Tensor, far: Tensor, count: int, generator: torch.Generator | None = None, jitter: bool = True
+) -> Tensor:
     """Return the edges (n, count + 1) of ``count`` intervals between two distances (n,) of every ray.
 
     With ``jitter`` the edges between them are moved at random within half an interval to either side, so that the middles
