@@ -1,11 +1,15 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init
+from inrfast import distributed, init, inverse
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
+from inrfast.analysis.alignment import alignment
 from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
+from inrfast.analysis.infinite_width import InfiniteNTK, infinite_ntk
+from inrfast.analysis.kernel_regression import KernelRegression, kernel_regression
+from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
@@ -42,8 +46,11 @@ __all__ = [
     "Dictionary",
     "Factorization",
     "FitResult",
+    "InfiniteNTK",
+    "KernelRegression",
     "LayerwiseJacobian",
     "MetaResult",
+    "OptimalKernel",
     "Polynomial",
     "PositionalEncoding",
     "RandomFourier",
@@ -55,6 +62,7 @@ __all__ = [
     "WatchRecord",
     "adapt",
     "aliasing",
+    "alignment",
     "bessel_series",
     "calibrate_batchnorm_",
     "choose",
@@ -67,11 +75,15 @@ __all__ = [
     "grid",
     "harmonics",
     "import_network",
+    "infinite_ntk",
     "init",
+    "inverse",
     "jacobian",
+    "kernel_regression",
     "meta_learn",
     "ntk",
     "numerical_rank",
+    "optimal_kernel",
     "rank_expanding",
     "representation",
     "watch",

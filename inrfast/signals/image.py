@@ -7,10 +7,12 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -42,6 +44,9 @@ TRANSPARENT = frozenset({"JPEG2000", "PNG", "TGA", "TIFF", "WEBP"})
 ICONS = frozenset({"ICNS", "ICO"})
 """Formats, by Pillow's names, with fixed sizes, to which it silently resizes."""
 
+DEEP = (".png", ".tif", ".tiff")
+"""Suffixes of files that are written with 16 bits per channel."""
+
 LAYERS = 7
 """Most channels that are averaged: colours, opacity, and colours weighted by opacity."""
 
@@ -53,7 +58,7 @@ seven times while it is processed; the other half of the budget is for everythin
 def load_image(
     path: str | os.PathLike[str],
     size: int | Sequence[int] | None = None,
-    grey: bool = False,
+    grey: bool | None = False,
     alpha: bool | None = False,
     page: int | None = None,
     memory_budget: int | None = None,
@@ -66,16 +71,18 @@ def load_image(
         A raster image by its content, whatever its name: AVIF, BMP, DDS, GIF, ICO, JPEG, JPEG 2000, MSP, PCX,
         PNG, PBM, PGM, PPM, PSD, QOI, SGI, TGA, TIFF, WebP or XBM. Formats that another program would have to render
         (EPS, PDF, WMF) are refused. PNG, PGM and PPM are read with up to 16 bits per channel, TIFF with up to
-        64; the largest number of so many bits becomes 1. The camera's orientation is applied.
+        64; the largest number of so many bits becomes 1. Floats of a TIFF stay as they are, if all lie in [0, 1]. The
+        camera's orientation is applied.
     size
         ``(H, W)``, or one int for a square; None keeps the file's. The image is cropped about its centre to that
         aspect, so it is never distorted, then averaged over areas.
     grey
-        One channel (ITU-R BT.601 luma) instead of three.
+        True: one channel (ITU-R BT.601 luma). False: three, which are alike where the file has greys. None: one where
+        the file has greys, else three.
     alpha
         False drops transparency, as most papers do: the colours stay as they are in the file. True returns the opacity
-        as a fourth channel, 1 where the file has none. None returns it where the file is transparent somewhere, and
-        drops it where it is opaque everywhere or ``grey`` is asked for. Averages over areas weigh colours by their
+        as a last channel, 1 where the file has none. None returns it where the file is transparent somewhere, and
+        drops it where it is opaque everywhere or ``grey=True`` is asked for. Averages over areas weigh colours by their
         opacity, so that the colours of invisible pixels do not bleed into visible ones.
     page
         Page of a TIFF or frame of an animation, from 0; None if there is only one. Smaller copies and masks
@@ -92,29 +99,38 @@ def load_image(
     ValueError
         The file is empty, not such an image, truncated or damaged (a PNG states checksums, and all are checked; a JPEG
         states none: fewer bytes than its blocks need are refused, other damage within its data may pass); signed
-        or floating-point samples, whose range is not stated; more than 8 bits per channel in a format that loses them;
-        several pages and no ``page``; a size below 1; ``grey`` together with ``alpha=True``.
+        samples, or floats beyond [0, 1], whose range is not stated; more than 8 bits per channel in a format that loses
+        them; several pages and no ``page``; a size below 1; ``grey`` together with ``alpha=True``.
     MemoryBudgetError
         The image is larger than the budget allows; nothing was decoded.
     TypeError
         ``path`` is no path, ``size`` or ``page`` no integers, ``alpha`` neither True, False nor None.
     """
-    return load_with_size(path, size, grey, alpha, page, memory_budget)[0]
+    return load(path, size, grey, alpha, page, memory_budget).pixels
 
 
-def load_with_size(
+@dataclass(frozen=True)
+class Loaded:
+    """An image as :func:`load_image` gives it, and what its file states: (H, W), and bits per sample."""
+
+    pixels: Tensor
+    stored: tuple[int, int]
+    bits: int
+
+
+def load(
     path: str | os.PathLike[str],
     size: int | Sequence[int] | None = None,
-    grey: bool = False,
+    grey: bool | None = False,
     alpha: bool | None = False,
     page: int | None = None,
     memory_budget: int | None = None,
-) -> tuple[Tensor, tuple[int, int]]:
-    """Return what :func:`load_image` does, and the size (H, W) of the image in the file."""
+) -> Loaded:
+    """Return what :func:`load_image` does, with what the file states of itself."""
     if alpha is not None and not isinstance(alpha, bool):
         raise TypeError(f"alpha must be True, False or None, got {alpha!r}")
     if grey and alpha:
-        raise ValueError("alpha=True returns four channels and grey=True one: leave one of them out")
+        raise ValueError("alpha=True returns the opacity too and grey=True one channel: leave one of them out")
     if page is not None:
         page = check_int("page", page, minimum=0)
     file = readable(path, "an image")
@@ -124,7 +140,8 @@ def load_with_size(
     layers = LAYERS if alpha is not False and not grey else 1 if grey else 3
     raster = read(file, page, Demand(budget, lambda *sides: _room(sides, shape, layers, strip)))
     transparent = alpha is True or (alpha is None and not grey and _transparent(raster, strip))
-    return _fit_to(raster, shape, grey, transparent, strip), (raster.height, raster.width)
+    one = raster.grey if grey is None else grey
+    return Loaded(_fit_to(raster, shape, one, transparent, strip), (raster.height, raster.width), raster.bits)
 
 
 def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
@@ -138,8 +155,8 @@ def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
     return _fit_to(from_array(data.astronaut(), 255, base=3), shape, grey, transparent=False, strip=STRIP)
 
 
-def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write an image with 8 bits per channel; values outside [0, 1] are clipped. The file is whole or absent.
+def save_image(image: Tensor, path: str | os.PathLike[str], bits: int = 8) -> None:
+    """Write an image with 8 or 16 bits per channel; values outside [0, 1] are clipped. The file is whole or absent.
 
     Parameters
     ----------
@@ -147,27 +164,50 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
         Floating tensor (H, W), (H, W, 1), (H, W, 3) or, with the opacity in a fourth channel, (H, W, 4); any device.
     path
         Its suffix (``.png``, ``.jpg``, ...) names the format; its folder must exist. An older file is replaced.
+    bits
+        Per channel, 8 or 16; 16 are for PNG and TIFF.
 
     Raises
     ------
     ValueError, TypeError
         Wrong shape, NaN or Inf, a suffix that names no format, or for four channels one without transparency (.jpg); a
-        size that the format has not (an icon has up to 256x256 pixels).
+        size that the format has not (an icon has up to 256x256 pixels); 16 bits in a format without them.
     FileNotFoundError, NotADirectoryError, OSError
         The folder is missing or cannot be written to; nothing is left behind.
     """
     image = check_tensor("image", image).detach()
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ValueError(f"image must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {tuple(image.shape)}")
+    if bits not in (8, 16):
+        raise ValueError(f"bits must be 8 or 16, got {bits!r}")
     transparent = image.ndim == 3 and image.shape[2] == 4
-    target = writable(path, "a transparent image" if transparent else "an image", image_suffixes(transparent))
-    pixels = (image.double().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-    picture = Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+    what = "a transparent image" if transparent else "an image"
+    deep = bits == 16
+    target = writable(path, f"{what} of 16 bits" if deep else what, DEEP if deep else image_suffixes(transparent))
+    scaled = (image.double().clamp(0, 1) * (2**bits - 1)).round().cpu().numpy()
+    pixels = scaled[..., 0] if scaled.ndim == 3 and scaled.shape[2] == 1 else scaled
     name = Image.registered_extensions()[target.suffix.lower()]
+    if deep:
+        return write_whole(target, _encoded_deep(pixels.astype(np.uint16), name))
+    picture = Image.fromarray(pixels.astype(np.uint8))
     if picture.mode == "L" and not _writes(name, "L"):
         picture = picture.convert("RGB")
     # Encoded in memory: Pillow writes files without Python, and ignores a full disk.
     write_whole(target, _encoded(picture, name))
+
+
+def _encoded_deep(pixels: np.ndarray[Any, Any], name: str) -> bytes:
+    """Return the content of a PNG or TIFF of 16 bits, which Pillow writes of greys only."""
+    if name == "PNG":
+        from imagecodecs import png_encode  # slow to import, and needed for few files
+
+        return bytes(png_encode(np.ascontiguousarray(pixels)))
+    import tifffile  # slow to import, and needed for this one format only
+
+    content, colours = io.BytesIO(), pixels.ndim == 3
+    extra = ["unassalpha"] if colours and pixels.shape[2] == 4 else None
+    tifffile.imwrite(content, pixels, photometric="rgb" if colours else "minisblack", extrasamples=extra, metadata=None)
+    return content.getvalue()
 
 
 def image_suffixes(transparent: bool = False) -> list[str]:
@@ -260,7 +300,8 @@ def _fit_to(raster: Raster, shape: tuple[int, int] | None, grey: bool, transpare
     if len(strips) == 1:
         image = layers(strips[0])
         return image.contiguous() if shape is None else _seen(_averaged(image, shape), transparent)
-    channels = 1 if grey else 3 if not transparent else 4 if shape is None else LAYERS
+    base = 1 if grey else 3
+    channels = base if not transparent else base + 1 if shape is None else 2 * base + 1
     image = torch.empty(height, width if shape is None else shape[1], channels)
     for rows in strips:
         part = layers(rows)
@@ -275,10 +316,11 @@ def _crop(sides: Sequence[int], shape: tuple[int, int]) -> list[int]:
 
 
 def _layers(raster: Raster, box: Box, grey: bool, transparent: bool, weighed: bool) -> Tensor:
-    """Return a box's channels to average: grey; colours; or colours, opacity and, if ``weighed``, their products."""
+    """Return a box's channels to average: grey or colours; also opacity and, if ``weighed``, their products."""
     colours = raster.colours(box)
     if grey:
-        return (colours @ colours.new_tensor(LUMA)).unsqueeze(-1)
+        # Of greys the three are alike, and luma would round.
+        colours = colours[..., :1] if raster.grey else (colours @ colours.new_tensor(LUMA)).unsqueeze(-1)
     if not transparent:
         return colours
     opacity = torch.ones_like(colours[..., :1]) if raster.opacity is None else raster.opacity(box)
@@ -290,10 +332,11 @@ def _averaged(image: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def _seen(image: Tensor, transparent: bool) -> Tensor:
-    """Return colours and opacity (H, W, 4) from averages of :func:`_layers`: colours are weighted by opacity."""
+    """Return colours and opacity (H, W, C + 1) of averages of :func:`_layers`: colours are weighted by opacity."""
     if not transparent:
         return image
-    plain, opacity, seen = image.split([3, 1, 3], -1)
+    base = image.shape[-1] // 2
+    plain, opacity, seen = image.split([base, 1, base], -1)
     # Invisible pixels keep their plain average.
     visible = torch.where(opacity > 0, seen / opacity.clamp_min(torch.finfo(opacity.dtype).tiny), plain)
     return torch.cat([visible.clamp(0, 1), opacity], -1)
@@ -317,7 +360,8 @@ def _load(
     if len(size) != 2:
         got = "x".join(map(str, size))
         raise ValueError(f"--size of an image must be one size or two, such as 240x320, got {got}")
-    pixels, whole = load_with_size(path, size, grey, None, page, memory_budget)
+    loaded = load(path, size, grey, None, page, memory_budget)
+    pixels, whole = loaded.pixels, loaded.stored
     weights = None if weight is None else _weights(weight, size, whole, memory_budget)
     about = {"shape": list(pixels.shape[:2]), "offset": MID_GREY, "scale": 1.0}
     return Signal(grid(pixels.shape[:2]), pixels - MID_GREY, about, weights, data_range=1.0, stored=whole)
@@ -325,7 +369,8 @@ def _load(
 
 def _weights(path: Path, size: tuple[int, ...], whole: tuple[int, int], memory_budget: int | None) -> Tensor:
     """Return a mask's grey values (N,), if it is of the ``whole`` image's size or of the fitted one."""
-    mask, given = load_with_size(path, size, grey=True, memory_budget=memory_budget)
+    loaded = load(path, size, grey=True, memory_budget=memory_budget)
+    mask, given = loaded.pixels, loaded.stored
     if given not in (whole, size):
         raise ValueError(
             f"--weight must have the size of the image ({whole[0]}x{whole[1]}) or of the fit "

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.signals.image import LUMA, astronaut, image_suffixes, load_image, readable_suffixes, save_image
+from inrfast.signals.image import LUMA, astronaut, image_suffixes, load, load_image, readable_suffixes, save_image
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -37,6 +38,53 @@ def test_png_round_trip_is_exact(picture: Path, tmp_path: Path) -> None:
     for grey in (noise(9, 4, 1), noise(9, 4)):
         save_image(grey, tmp_path / "grey.png")
         assert torch.equal(load_image(tmp_path / "grey.png")[..., 0], grey.reshape(9, 4))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_are_written_where_they_are_asked_for(tmp_path: Path, suffix: str, channels: int) -> None:
+    samples = np.random.default_rng(channels).integers(0, 2**16, (9, 7, channels), dtype=np.uint16)
+    path = tmp_path / f"deep{suffix}"
+    save_image(torch.from_numpy(samples.astype(np.float32) / 65535), path, bits=16)
+    loaded = load(path, grey=None, alpha=None)
+    assert loaded.bits == 16
+    np.testing.assert_array_equal((loaded.pixels.double() * 65535).round().numpy(), samples)
+    with Image.open(path) as picture:  # another reader; of colours it knows the upper 8 bits
+        if channels == 1:
+            np.testing.assert_array_equal(np.asarray(picture), samples[..., 0])
+        elif suffix == ".png":
+            np.testing.assert_array_equal(np.asarray(picture), samples >> 8)
+    if suffix != ".png" and channels > 1:
+        np.testing.assert_array_equal(tifffile.imread(path), samples)
+
+
+def test_sixteen_bits_are_refused_where_they_would_be_lost(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"16 bits.*\.png"):
+        save_image(noise(4, 4), tmp_path / "a.jpg", bits=16)
+    with pytest.raises(ValueError, match="bits must be 8 or 16, got 12"):
+        save_image(noise(4, 4), tmp_path / "a.png", bits=12)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "RGB", "RGBA", "P", "I;16"])
+def test_greys_keep_one_channel_where_the_file_decides(tmp_path: Path, mode: str) -> None:
+    if mode == "I;16":
+        picture = Image.frombytes(mode, (5, 6), np.arange(30, dtype="<u2").tobytes())
+    else:
+        picture = Image.fromarray((noise(6, 5, 3) * 255).byte().numpy()).convert(mode)
+    if "A" in mode:
+        picture.putpixel((0, 0), (10, 20, 30, 40) if mode == "RGBA" else (10, 40))
+    picture.save(tmp_path / "a.png")
+    whole = load_image(tmp_path / "a.png", alpha=None)
+    colours, channels = whole[..., :3], 3 if mode in ("RGB", "RGBA", "P") else 1
+    got = load_image(tmp_path / "a.png", grey=None, alpha=None)
+    assert torch.equal(got[..., :channels], colours[..., :channels])
+    assert got.shape[2] == channels + ("A" in mode)
+    assert "A" not in mode or torch.equal(got[..., -1], whole[..., -1])
+    half = load_image(tmp_path / "a.png", (3, 5), grey=None, alpha=None)
+    coloured = load_image(tmp_path / "a.png", (3, 5), alpha=None)
+    assert torch.equal(half[..., :channels], coloured[..., :channels])
+    assert torch.equal(half[..., -1], coloured[..., -1])
 
 
 def test_values_outside_the_range_are_clipped(tmp_path: Path) -> None:

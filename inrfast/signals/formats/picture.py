@@ -32,6 +32,9 @@ WHOLE = frozenset({"AVIF", "DDS", "ICO", "JPEG2000", "QOI", "WEBP"})
 
 EIGHT_BITS = frozenset({"1", "CMYK", "HSV", "L", "LA", "LAB", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "YCbCr"})
 
+GREYS = frozenset({"1", "L", "LA", "La"})
+"""Modes of Pillow with one channel beside the opacity, but those that begin with I."""
+
 ORIENTATION = 0x0112
 
 NETPBM = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\n]*\n)+(\d+)" + rb"\s")
@@ -170,7 +173,8 @@ def _raster(picture: Image.Image) -> Raster:
         alpha = (cut if "A" in cut.getbands() else cut.convert("RGBA")).getchannel("A")
         return torch.from_numpy(np.asarray(alpha).astype(np.float32)).div_(255).unsqueeze(-1)
 
-    return Raster(picture.height, picture.width, colours, opacity if see_through else None)
+    grey, bits = picture.mode in GREYS or picture.mode.startswith("I"), 16 if picture.mode.startswith("I") else 8
+    return Raster(picture.height, picture.width, colours, opacity if see_through else None, grey, bits)
 
 
 def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, demand: Demand) -> Raster:

@@ -22,13 +22,15 @@ class Raster:
     """A picture of ``height`` x ``width`` pixels.
 
     ``colours`` gives a box's colours, fp32 (h, w, 3) in [0, 1], ``opacity`` its opacity, fp32 (h, w, 1) in [0, 1]; None
-    where the file has none.
+    where the file has none. ``grey``: the file has one channel of greys, and the three are alike. ``bits``: per sample.
     """
 
     height: int
     width: int
     colours: Callable[[Box], Tensor]
     opacity: Callable[[Box], Tensor] | None = None
+    grey: bool = False
+    bits: int = 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def from_array(
     premultiplied: bool = False,
     inverted: bool = False,
 ) -> Raster:
-    """Return the raster of unsigned integers (H, W, S).
+    """Return the raster of unsigned integers, or of floats in [0, 1], (H, W, S).
 
     Parameters
     ----------
@@ -90,7 +92,9 @@ def from_array(
             values = torch.where(seen > 0, values / seen.clamp_min(torch.finfo(seen.dtype).tiny), 0).clamp(max=1)
         return values.expand(-1, -1, 3)
 
-    return Raster(samples.shape[0], samples.shape[1], colours, None if alpha is None else opacity)
+    bits = 8 * samples.itemsize if samples.dtype.kind == "f" else largest.bit_length()
+    height, width = samples.shape[:2]
+    return Raster(height, width, colours, None if alpha is None else opacity, base == 1, bits)
 
 
 def check_page(file: Path, page: int | None, pages: int) -> int:

@@ -1,4 +1,5 @@
-"""TIFF: greys, colours and palettes of 1 to 64 bits in every layout; the rest is refused, or left to Pillow."""
+"""TIFF: greys, colours and palettes of 1 to 64 bits in every layout, floats in [0, 1]; the rest is refused, or left to
+Pillow."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ SIGNATURES = frozenset({b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"})
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR, LAB = 0, 1, 2, 3, 5, 6, 8
 """What samples mean, by TIFF's numbers."""
 
-UNSIGNED, SIGNED = 1, 2
+OWN = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE)
+"""Those that are read here; others are left to Pillow."""
+
+UNSIGNED, SIGNED, FLOATING = 1, 2, 3
 UNSPECIFIED, ASSOCIATED, UNASSOCIATED = 0, 1, 2
 UNCOMPRESSED, FAX, JPEG, DEFLATE = 1, (2, 3, 4), (6, 7), (8, 32946)
 
@@ -129,6 +133,7 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
     with decoding(file):
         planes = chosen.asarray(squeeze=False, maxworkers=1)  # (planes, 1, H, W, samples); one of both is 1
         samples = planes[:, 0, ..., 0].transpose(1, 2, 0) if planes.shape[0] > 1 else planes[0, 0]
+    _check_range(samples, about, file)
     _check_unnamed(samples, about, file)
     return _raster(oriented(samples, about.orientation), about)
 
@@ -179,15 +184,16 @@ def _check_meaning(about: Page, file: Path) -> None:
         raise ValueError(
             f"{file} holds samples of {str(about.bits)[:40]} bits in {about.depth} layers; convert it to PNG first"
         )
-    if about.sample_format != UNSIGNED:
-        kind = "signed integers" if about.sample_format == SIGNED else "floating-point or complex pixels"
+    if about.sample_format not in (UNSIGNED, FLOATING):
+        kind = "signed integers" if about.sample_format == SIGNED else "complex pixels"
         raise ValueError(
             f"{file} holds {kind} of {max(about.bits)} bits, without a stated range; convert it to 8 or 16 bits first"
         )
     left_to_pillow = about.meaning in (CMYK, LAB) or (about.meaning == YCBCR and about.compression in JPEG)
     if left_to_pillow and about.bits == {8}:
         return
-    if about.meaning not in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE):
+    read = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB) if about.sample_format == FLOATING else OWN
+    if about.meaning not in read:
         raise ValueError(
             f"{file} holds {max(about.bits)} bits per sample of the photometric interpretation {about.meaning}, which "
             "is not read; convert it to PNG first"
@@ -239,6 +245,19 @@ def _check_compression(about: Page, file: Path, opened: BinaryIO) -> None:
         jpeg.check_data(content, found, file)
 
 
+def _check_range(samples: np.ndarray[Any, Any], about: Page, file: Path) -> None:
+    """Refuse floats beyond [0, 1]: the file does not say which of them is white."""
+    if about.sample_format != FLOATING:
+        return
+    low, high = float(samples.min()), float(samples.max())  # NaN where one is
+    if not (low >= 0 and high <= 1):
+        held = "NaN" if math.isnan(low + high) else f"values from {low:.6g} to {high:.6g}"
+        raise ValueError(
+            f"{file} holds floating-point pixels with {held}, without a stated range; scale them to [0, 1], where 1 is "
+            "white, or convert it to 8 or 16 bits first"
+        )
+
+
 def _check_unnamed(samples: np.ndarray[Any, Any], about: Page, file: Path) -> None:
     """Refuse samples beside the colours of which the file does not say what they are, unless all are the largest.
 
@@ -247,12 +266,17 @@ def _check_unnamed(samples: np.ndarray[Any, Any], about: Page, file: Path) -> No
     for index in range(_base(about), about.samples):
         place = index - _base(about)
         named = place < len(about.extra) and about.extra[place] in (UNSPECIFIED, ASSOCIATED, UNASSOCIATED)
-        if not named and int(samples[..., index].min()) != 2 ** max(about.bits) - 1:
+        if not named and samples[..., index].min() != _largest(about):
             raise ValueError(f"{file} does not say what sample {index + 1} of its {about.samples} per pixel stands for")
 
 
 def _base(about: Page) -> int:
     return 3 if about.meaning == RGB else 1
+
+
+def _largest(about: Page) -> int:
+    """Return the sample that stands for 1."""
+    return 1 if about.sample_format == FLOATING else 2 ** max(about.bits) - 1
 
 
 def _raster(samples: np.ndarray[Any, Any], about: Page) -> Raster:
@@ -261,7 +285,7 @@ def _raster(samples: np.ndarray[Any, Any], about: Page) -> Raster:
     alpha = base + kinds.index(True) if any(kinds) and base + kinds.index(True) < about.samples else None
     raster = from_array(
         samples,
-        2 ** max(about.bits) - 1,
+        _largest(about),
         base,
         alpha,
         premultiplied=alpha is not None and about.extra[alpha - base] == ASSOCIATED and about.meaning != PALETTE,
@@ -274,4 +298,6 @@ def _raster(samples: np.ndarray[Any, Any], about: Page) -> Raster:
         table /= 255
     else:  # others put 8 bits into the upper half and nothing into the lower
         table /= 65535 if (table % 256).any() else 65280
-    return replace(raster, colours=lambda box: torch.from_numpy(table[samples[box][..., 0].astype(np.intp)]))
+    return replace(
+        raster, grey=False, colours=lambda box: torch.from_numpy(table[samples[box][..., 0].astype(np.intp)])
+    )

@@ -145,12 +145,52 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, mode: str
         np.testing.assert_array_equal(load_image(path).numpy(), expected)
 
 
-@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "f2", "f4", "f8", "c8"])
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "c8"])
 def test_samples_without_a_stated_range_are_refused(tmp_path: Path, dtype: str) -> None:
     for photometric, shape in (("minisblack", (5, 7)), ("rgb", (5, 7, 3))):
         content = by_tifffile(np.zeros(shape, dtype), photometric=photometric)
         with pytest.raises(ValueError, match="without a stated range; convert"):
             load(tmp_path, content)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("how", [{}, {"planarconfig": "separate"}, {"tile": (16, 16), "compression": "deflate"}])
+def test_floats_in_the_unit_interval_are_themselves(
+    tmp_path: Path, dtype: str, channels: int, how: dict[str, object]
+) -> None:
+    pixels = np.random.default_rng(0).random((9, 11, channels)).astype(dtype)
+    pixels[0, 0], pixels[-1, -1] = 0, 1  # both ends are in
+    colours = 3 if channels > 2 else 1
+    if channels == 1:
+        how = {key: value for key, value in how.items() if key != "planarconfig"}
+    for byteorder in "<>":
+        content = by_tifffile(
+            pixels[..., 0] if channels == 1 else np.moveaxis(pixels, 2, 0) if "planarconfig" in how else pixels,
+            photometric="rgb" if colours == 3 else "minisblack",
+            extrasamples=["unassalpha"] if channels in (2, 4) else None,
+            planarconfig=how.get("planarconfig", None if channels == 1 else "contig"),
+            byteorder=byteorder,
+            **{key: value for key, value in how.items() if key != "planarconfig"},
+        )
+        got = load(tmp_path, content, grey=None, alpha=None)
+        np.testing.assert_array_equal(got, pixels.astype(np.float32))
+
+
+def test_floats_beyond_the_unit_interval_are_refused_with_their_range(tmp_path: Path) -> None:
+    for value, words in ((1.5, "from 0 to 1.5"), (-0.25, "from -0.25 to 0"), (np.nan, "NaN"), (np.inf, "to inf")):
+        pixels = np.zeros((5, 7), np.float32)
+        pixels[2, 3] = value
+        with pytest.raises(ValueError, match=rf"floating-point pixels with .*{words}.*scale them to \[0, 1\]"):
+            load(tmp_path, by_tifffile(pixels, photometric="minisblack"))
+    with pytest.raises(ValueError, match="32 bits per sample of the photometric interpretation 8"):
+        load(tmp_path, by_tifffile(np.zeros((5, 7, 3), np.float32), photometric="cielab"))
+
+
+def test_white_is_zero_turns_floats(tmp_path: Path) -> None:
+    pixels = np.array([[0, 0.25, 1]], np.float32)
+    got = load(tmp_path, by_tifffile(pixels, photometric="miniswhite"), grey=None)
+    np.testing.assert_array_equal(got[..., 0], 1 - pixels)
 
 
 def test_meanings_that_are_not_read_are_named(tmp_path: Path) -> None:
@@ -188,6 +228,31 @@ def test_samples_that_nobody_names_are_refused_unless_they_say_nothing(tmp_path:
         load(tmp_path, altered)
     opaque = altered.replace(pixels.tobytes(), (pixels | np.array([0, 0, 0, 255], np.uint8)).tobytes())
     np.testing.assert_array_equal(load(tmp_path, opaque), fp32(pixels[..., :3]))
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_a_grey_with_a_second_sample_that_says_nothing_is_a_grey(
+    tmp_path: Path, planar: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pixels = noise((5, 7, 2), "u1")
+    pixels[..., 1] = 255
+    content = by_tifffile(
+        np.moveaxis(pixels, 2, 0) if planar else pixels,
+        photometric="minisblack",
+        planarconfig="separate" if planar else "contig",
+        extrasamples=["unassalpha"],
+        byteorder="<",
+    )
+    altered = content.replace(struct.pack("<HHIHH", 338, 3, 1, 2, 0), struct.pack("<HHIHH", 338, 3, 1, 999, 0))
+    assert altered != content
+    for alpha in (False, None):
+        np.testing.assert_array_equal(load(tmp_path, altered, grey=None, alpha=alpha), fp32(pixels[..., :1]))
+    np.testing.assert_array_equal(load(tmp_path, altered), fp32(np.repeat(pixels[..., :1], 3, 2)))
+    assert capfd.readouterr() == ("", "")
+    unknown = altered.replace(pixels.tobytes(), (pixels - np.array([0, 1], np.uint8)).tobytes())
+    if not planar:
+        with pytest.raises(ValueError, match="does not say what sample 2 of its 2"):
+            load(tmp_path, unknown)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of tags that it passes over
