@@ -33,8 +33,8 @@ class FieldKAR(nn.Module):
     ----------
     of
         What f is: ``"opacity"``, of an interval of the renderer with the density there, ``1 - exp(-density * length)``,
-        in [0, 1]; ``"radiance"``, the opacity and the colour times the opacity, seen along one random direction per step;
-        ``"outputs"``, the outputs of ``field.geometry``, the logarithm of the density and the features.
+        in [0, 1]; ``"radiance"``, the opacity and the colour times the opacity, seen along one random direction per
+        step; ``"outputs"``, the outputs of ``field.geometry``, the logarithm of the density and the features.
     where
         Points x: ``"box"``, uniform in the field's box, or ``"full"``, as X in cells that may hold something.
     rows, keys

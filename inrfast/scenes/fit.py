@@ -1,4 +1,4 @@
-"""The fit of a radiance field to posed images: pixels are points, their rays the coordinates, of :func:`inrfast.fit`."""
+"""The fit of a radiance field to posed images: a fit whose points are pixels, and whose coordinates are rays."""
 
 from __future__ import annotations
 
