@@ -60,8 +60,8 @@ def test_smaller_images_are_averages_before_any_background(folder):
 def test_the_layout_is_that_of_the_paper(tmp_path):
     """As Blender wrote it: a name without a suffix, rotations of 7 digits, entries that nobody reads."""
     turn = math.pi / 5
-    pose = [[round(math.cos(turn), 7), round(-math.sin(turn), 7), 0.0, 0.5],
-            [round(math.sin(turn), 7), round(math.cos(turn), 7), 0.0, -1.0], [0.0, 0.0, 1.0, 4.0], [0, 0, 0, 1]]  # fmt: skip
+    c, s = round(math.cos(turn), 7), round(math.sin(turn), 7)
+    pose = [[c, -s, 0.0, 0.5], [s, c, 0.0, -1.0], [0.0, 0.0, 1.0, 4.0], [0, 0, 0, 1]]
     (tmp_path / "train").mkdir()
     Image.fromarray(np.full((3, 3, 4), (255, 0, 0, 128), np.uint8)).save(tmp_path / "train" / "r_0.png")
     frame = {"file_path": "./train/r_0", "rotation": 0.0125, "transform_matrix": pose}
@@ -85,9 +85,9 @@ WRONG = {
     "an angle of NaN": (lambda c: {**c, "camera_angle_x": math.nan}, "camera_angle_x must be finite"),
     "no frames": (lambda c: {**c, "frames": []}, "at least one frame"),
     "a frame that is none": (lambda c: c["frames"].__setitem__(1, 3), r"frames\[1\] must be an object"),
-    "no matrix": (lambda c: frame(c).pop("transform_matrix") and None, r"frames\[1\] misses the entry 'transform_matrix'"),
-    "three rows": (lambda c: frame(c)["transform_matrix"].pop() and None, r"frames\[1\]: transform_matrix must be 4 rows"),
-    "words": (lambda c: frame(c)["transform_matrix"][0].__setitem__(0, "1"), r"frames\[1\]: transform_matrix must be 4"),
+    "no matrix": (lambda c: frame(c).pop("transform_matrix") and None, r"frames\[1\] misses the entry 'transform_m"),
+    "three rows": (lambda c: frame(c)["transform_matrix"].pop() and None, r"frames\[1\]: transform_matrix must be 4"),
+    "words": (lambda c: frame(c)["transform_matrix"][0].__setitem__(0, "1"), r"frames\[1\]: transform_matrix must"),
     "NaN": (lambda c: frame(c)["transform_matrix"][0].__setitem__(3, math.nan), r"frames\[1\]: .* must be finite"),
     "huge": (lambda c: frame(c)["transform_matrix"][0].__setitem__(3, 10**400), r"frames\[1\]: "),
     "stretched": (lambda c: frame(c)["transform_matrix"][0].__setitem__(0, 2.0), r"frames\[1\]: .* orthonormal"),
@@ -132,7 +132,7 @@ def test_pictures_of_other_sizes_links_out_and_damaged_ones_are_refused(folder, 
 def test_folders_that_are_none_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="not a folder of a scene"):
         load_blender(tmp_path / "lego")
-    with pytest.raises(FileNotFoundError, match="transforms_val.json"):
+    with pytest.raises(FileNotFoundError, match=r"transforms_val\.json"):
         load_blender(tmp_path, "val")
     with pytest.raises(ValueError, match="split must be one of"):
         load_blender(tmp_path, "training")

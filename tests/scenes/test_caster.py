@@ -27,8 +27,8 @@ def brute_force(vertices: np.ndarray, faces: np.ndarray, rays: np.ndarray) -> tu
 
 def test_hits_are_those_of_every_triangle():
     generator = np.random.default_rng(0)
-    mesh = trimesh.Trimesh(generator.uniform(-1, 1, (40, 3)), generator.permuted(np.tile(np.arange(40), (30, 1)), axis=1)[:, :3],
-                           process=False)  # fmt: skip
+    faces = generator.permuted(np.tile(np.arange(40), (30, 1)), axis=1)[:, :3]
+    mesh = trimesh.Trimesh(generator.uniform(-1, 1, (40, 3)), faces, process=False)
     caster = Caster(mesh)
     rays = torch.cat([camera.rays(torch.float64).reshape(-1, 6) for camera in sphere_of_cameras(3, 8, 8, 2.5)])
     faces, distances, places = caster.hits(rays)
@@ -96,7 +96,7 @@ def test_pictures_have_8_bits_and_colours_in_range():
     levels = views.images.double() * 255
     torch.testing.assert_close(levels, levels.round(), atol=1e-4, rtol=0)
     tones = patches(torch.rand(1000, 3, dtype=torch.float64) * 2 - 1)
-    assert 0 <= float(tones.min()) and float(tones.max()) <= 1
+    assert float(tones.min()) >= 0 and float(tones.max()) <= 1
 
 
 def test_what_is_no_mesh_or_no_camera_is_refused():
