@@ -31,6 +31,8 @@ from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.regularizers.kar import KAR
+from inrfast.training.regularizers.peak import PEAK
+from inrfast.training.regularizers.smoothness import DirichletEnergy, TotalVariation
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
@@ -38,12 +40,14 @@ __all__ = [
     "INR",
     "KAR",
     "NTK",
+    "PEAK",
     "AdaptResult",
     "Aliasing",
     "Candidate",
     "Choice",
     "DiagnosisReport",
     "Dictionary",
+    "DirichletEnergy",
     "Factorization",
     "FitResult",
     "InfiniteNTK",
@@ -58,6 +62,7 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "TotalVariation",
     "Watch",
     "WatchRecord",
     "adapt",
