@@ -1,6 +1,6 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init, inverse
+from inrfast import distributed, init, inverse, scenes
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.alignment import alignment
@@ -97,6 +97,7 @@ __all__ = [
     "optimal_kernel",
     "rank_expanding",
     "representation",
+    "scenes",
     "upscale",
     "watch",
 ]
