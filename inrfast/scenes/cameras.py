@@ -138,16 +138,7 @@ def look_at(position: Place, target: Place = (0.0, 0.0, 0.0), up: Place = (0.0, 
     ValueError
         The two places are one; a direction ``up`` along the view, which then leaves the turn about it open.
     """
-<<<<<<< HEAD
-    eye, aim, above = (
-        check_tensor(
-            name, torch.tensor(own, dtype=torch.float64) if isinstance(own, list | tuple) else own, ndim=1
-        ).double()
-        for name, own in (("position", position), ("target", target), ("up", up))
-    )
-=======
     eye, aim, above = (_place(name, own) for name, own in (("position", position), ("target", target), ("up", up)))
->>>>>>> b25-scenes
     back = eye - aim
     right = torch.linalg.cross(above, back)
     if float(right.norm()) <= 1e-9 * float(above.norm() * back.norm()):
