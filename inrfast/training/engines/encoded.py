@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 
@@ -121,5 +119,5 @@ def _piece(task: Task) -> int:
     kept = [size for place, size in kept_bytes(encoding, few).items() if place not in known]
     row = (sum(kept) + 2 * max(kept, default=0)) // len(few) + 4 * task.mlp.columns * coords.element_size()
     tables = 2 * sum(own.numel() * own.element_size() for own in encoding.parameters() if own.requires_grad)
-    room = task.buffers - tables - native_bytes(replace(task, measuring=False))
+    room = task.buffers - tables - native_bytes(task)
     return max(0, min(PIECE, task.points, room // max(row, 1)))
