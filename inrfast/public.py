@@ -1,6 +1,6 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init, inverse
+from inrfast import distributed, init, inverse, scenes
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.alignment import alignment
@@ -20,6 +20,7 @@ from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.importing.network import import_network
+from inrfast.inverse.restoring import Restored, inpaint, upscale
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR
@@ -32,6 +33,8 @@ from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.regularizers.kar import KAR
+from inrfast.training.regularizers.peak import PEAK
+from inrfast.training.regularizers.smoothness import DirichletEnergy, TotalVariation
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
@@ -39,12 +42,14 @@ __all__ = [
     "INR",
     "KAR",
     "NTK",
+    "PEAK",
     "AdaptResult",
     "Aliasing",
     "Candidate",
     "Choice",
     "DiagnosisReport",
     "Dictionary",
+    "DirichletEnergy",
     "DotProductEncoding",
     "Factorization",
     "FitResult",
@@ -58,8 +63,10 @@ __all__ = [
     "RandomFourier",
     "RankInterval",
     "Representation",
+    "Restored",
     "Spectrum",
     "SphereNorm",
+    "TotalVariation",
     "Watch",
     "WatchRecord",
     "adapt",
@@ -80,6 +87,7 @@ __all__ = [
     "import_network",
     "infinite_ntk",
     "init",
+    "inpaint",
     "inverse",
     "jacobian",
     "kernel_regression",
@@ -89,5 +97,7 @@ __all__ = [
     "optimal_kernel",
     "rank_expanding",
     "representation",
+    "scenes",
+    "upscale",
     "watch",
 ]
