@@ -1,12 +1,13 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init, inverse
+from inrfast import distributed, init, inverse, scenes
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.alignment import alignment
 from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
+from inrfast.analysis.dot_product import DotProductEncoding, dot_product_encoding
 from inrfast.analysis.infinite_width import InfiniteNTK, infinite_ntk
 from inrfast.analysis.kernel_regression import KernelRegression, kernel_regression
 from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
@@ -32,6 +33,8 @@ from inrfast.training.fit import fit, fit_many
 from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.regularizers.kar import KAR
+from inrfast.training.regularizers.peak import PEAK
+from inrfast.training.regularizers.smoothness import DirichletEnergy, TotalVariation
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
@@ -39,12 +42,15 @@ __all__ = [
     "INR",
     "KAR",
     "NTK",
+    "PEAK",
     "AdaptResult",
     "Aliasing",
     "Candidate",
     "Choice",
     "DiagnosisReport",
     "Dictionary",
+    "DirichletEnergy",
+    "DotProductEncoding",
     "Factorization",
     "FitResult",
     "InfiniteNTK",
@@ -60,6 +66,7 @@ __all__ = [
     "Restored",
     "Spectrum",
     "SphereNorm",
+    "TotalVariation",
     "Watch",
     "WatchRecord",
     "adapt",
@@ -72,6 +79,7 @@ __all__ = [
     "diagnose",
     "dictionary",
     "distributed",
+    "dot_product_encoding",
     "fit",
     "fit_many",
     "grid",
@@ -89,6 +97,7 @@ __all__ = [
     "optimal_kernel",
     "rank_expanding",
     "representation",
+    "scenes",
     "upscale",
     "watch",
 ]

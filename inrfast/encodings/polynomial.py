@@ -67,6 +67,9 @@ class Polynomial(Encoding):
         Whether the ``a_k`` are trained, from these on. The parameter is ``roots``, ``r_k`` with ``a_k = r_k^2``: no
         step makes an ``a_k`` negative, the features are linear in it, and an ``a_k`` of 0 still has a gradient; a
         softplus could not even start there. ``encoding.coefficients`` are the present ``a_k``.
+    constant
+        Whether the monomial of degree 0 is there. Without it ``coefficients`` are the ``degree`` numbers from ``a_1``
+        on, and of degree 1 there are as many columns as coordinates: ``sqrt(a_1) x``.
 
     Source: PEAK (Li et al.), Theorem 3.3.
     """
@@ -74,33 +77,52 @@ class Polynomial(Encoding):
     spelling = "polynomial"
     numbers: ClassVar = {"degree": 8}
 
+    constant = True  # of objects pickled by a version that had no other
     exponents: Tensor
     scales: Tensor
     roots: Tensor
 
-    def __init__(self, degree: int, coefficients: Sequence[float] | None = None, trainable: bool = False) -> None:
+    def __init__(
+        self,
+        degree: int,
+        coefficients: Sequence[float] | None = None,
+        trainable: bool = False,
+        constant: bool = True,
+    ) -> None:
         super().__init__()
-        self.degree = check_int("degree", degree, minimum=0)
+        self.constant = check_flag("constant", constant)
+        self.degree = check_int("degree", degree, minimum=0 if self.constant else 1)
         require_free(32 * (self.degree + 1), f"a polynomial encoding of degree {counted(self.degree)}", FEWER)
         if coefficients is None:
-            self.start = [1.0] * (self.degree + 1)
+            self.start = [1.0] * self.orders
         else:
             self.start = [check_float("coefficients", a, minimum=0.0) for a in coefficients]
-        if len(self.start) != self.degree + 1:
-            raise ValueError(f"coefficients must hold degree + 1 = {self.degree + 1} numbers, got {len(self.start)}")
+        if len(self.start) != self.orders:
+            count = f"degree + 1 = {self.orders}" if self.constant else f"degree = {self.orders}"
+            raise ValueError(f"coefficients must hold {count} numbers, got {len(self.start)}")
         self.trainable = check_flag("trainable", trainable)
 
     @property
+    def lowest(self) -> int:
+        """The lowest degree that is there."""
+        return 0 if self.constant else 1
+
+    @property
+    def orders(self) -> int:
+        """The number of degrees that are there, ``degree + 1`` with the constant."""
+        return self.degree + 1 - self.lowest
+
+    @property
     def coefficients(self) -> list[float]:
-        """The ``degree + 1`` numbers ``a_k`` as they are now, trained or not."""
+        """The numbers ``a_k``, one for each degree that is there, as they are now, trained or not."""
         if "roots" not in self._parameters:
             return list(self.start)
         present: list[float] = self.roots.detach().double().square().tolist()
         return present
 
     def columns(self, in_features: int) -> int:
-        """Return the number of monomials, ``(degree + d)! / (degree! d!)``."""
-        return math.comb(self.degree + in_features, in_features)
+        """Return the number of monomials, ``(degree + d)! / (degree! d!)``, less one without the constant."""
+        return math.comb(self.degree + in_features, in_features) - self.lowest
 
     def shapes(self, in_features: int) -> dict[str, Shape]:
         """Return those of the exponents and the scales, one per monomial, and of the roots if they are trained."""
@@ -108,12 +130,14 @@ class Polynomial(Encoding):
         if self.degree * in_features >= MOST_MONOMIALS:
             raise ValueError(f"the monomials of degree {self.degree} in {counted(in_features)} coordinates fit no file")
         count = self.columns(in_features)
-        roots = {"roots": (self.degree + 1,)} if self.trainable else {}
+        roots = {"roots": (self.orders,)} if self.trainable else {}
         return {"exponents": (count, in_features), "scales": (count,), **roots}
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
-        """Check that the exponents are from 0 to the degree."""
+        """Check that the exponents are from 0 to the degree, and those of a monomial no constant where none is."""
         low, high = (int(bound) for bound in torch.aminmax(state["exponents"]))
+        if not self.constant and not bool((state["exponents"].sum(1) > 0).all()):
+            raise ValueError("exponents must not be all 0 without the constant")
         if low < 0 or high > self.degree:
             raise ValueError(f"exponents must be whole numbers from 0 to {self.degree}, got {low} to {high}")
 
@@ -135,11 +159,13 @@ class Polynomial(Encoding):
         require_free(8 * count * (4 * in_features + 6), what, "take a lower degree")
         if in_features > 1 and self.degree >= HIGHEST:
             raise ValueError(f"degree must be below {HIGHEST} in several coordinates, where it overflows fp64")
-        built = Polynomial(self.degree, self.start, self.trainable)
+        built = Polynomial(self.degree, self.start, self.trainable, self.constant)
         exponents, weights = _monomials(self.degree, in_features)
+        if not self.constant:  # which is the first
+            exponents, weights = exponents[1:].copy(), weights[1:]
         with np.errstate(over="ignore"):
-            apart = [1.0] * (self.degree + 1) if self.trainable else self.start
-            scales = np.sqrt(np.asarray(apart)[exponents.sum(1)] * weights)
+            apart = [1.0] * self.orders if self.trainable else self.start
+            scales = np.sqrt(np.asarray(apart)[exponents.sum(1) - self.lowest] * weights)
         if not np.isfinite(scales).all():
             raise ValueError(f"degree {self.degree} in {in_features} coordinates overflows fp64; take a lower one")
         built.in_features, built.out_features = in_features, count
@@ -158,12 +184,14 @@ class Polynomial(Encoding):
         columns = [table[..., axis, :].index_select(-1, self.exponents[:, axis]) for axis in range(coords.shape[-1])]
         scales = self.scales
         if self.trainable:
-            scales = scales * self.roots.index_select(0, self.exponents.sum(1))
+            scales = scales * self.roots.index_select(0, self.exponents.sum(1) - self.lowest)
         return scales * torch.stack(columns, dim=-1).prod(-1)
 
     def config(self) -> dict[str, Any]:
         trained = {"trainable": True} if self.trainable else {}
-        return {"name": "Polynomial", "degree": self.degree, "coefficients": list(self.start), **trained}
+        linear = {} if self.constant else {"constant": False}
+        return {"name": "Polynomial", "degree": self.degree, "coefficients": list(self.start), **trained, **linear}
 
     def extra_repr(self) -> str:
-        return f"degree={self.degree}" + (", trainable=True" if self.trainable else "")
+        told = f"degree={self.degree}" + (", trainable=True" if self.trainable else "")
+        return told + ("" if self.constant else ", constant=False")

@@ -1,7 +1,8 @@
-"""Softmax attention ``softmax(q k^T) v`` in tiles: the matrix of weights is never whole, nor kept for the gradient.
+"""Softmax attention ``softmax(q k^T) v`` in tiles: a large matrix of weights is never whole, nor kept for the gradient.
 
 The forward pass goes over tiles of keys with the largest logit so far, as FlashAttention does (arXiv 2205.14135), and
-keeps the logarithm of each row's sum; the backward pass makes the weights of each tile anew.
+keeps the logarithm of each row's sum; the backward pass makes the weights of each tile anew. A small matrix of weights
+is kept, which saves one product of four.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ ROWS, KEYS = 256, 1024
 LEAST_ROWS, LEAST_KEYS = 16, 64
 """The smallest tile that a memory budget may ask for."""
 
+KEPT = 2**22
+"""Weights up to so many are kept for the gradient: 16 MiB in fp32."""
+
 HEADROOM = 8.0
 """Logits are kept below the largest number of their dtype by this factor."""
 
@@ -36,7 +40,7 @@ def attend(
     left_out
         Row numbers, ascending, and key numbers (P,), int64: weights that are zero.
     tile
-        Rows and keys at a time; None: what stays in cache.
+        Rows and keys at a time, and no weights kept; None: what stays in cache, and few weights are kept.
 
     Returns
     -------
@@ -49,8 +53,25 @@ def attend(
         Of the backward pass: its gradient is asked to be differentiated again (``create_graph=True``).
     """
     rows, keys = left_out if left_out is not None else (q.new_empty(0, dtype=torch.int64),) * 2
-    out, found = _Attention.apply(q, k, v, rows, keys, tile or (ROWS, KEYS))
+    if tile is None and len(q) * len(k) <= KEPT:
+        out, found = _Kept.apply(q, k, v, rows, keys)
+    else:
+        out, found = _Attention.apply(q, k, v, rows, keys, tile or (ROWS, KEYS))
     return out, found
+
+
+def attend_bytes(rows: int, keys: int, features: int, outputs: int, item: int, tile: tuple[int, int] | None) -> int:
+    """Return the bytes that :func:`attend` takes with its gradient beside what it is given, at most."""
+    kept = rows * keys if tile is None and rows * keys <= KEPT else 0
+    largest = (min((tile or (ROWS, KEYS))[0], rows)) * (keys if kept else min((tile or (ROWS, KEYS))[1], keys))
+    # The products' own buffers; gradients of q, k and v; output, tops, sums and their like.
+    return item * (kept + 3 * largest + (rows + keys) * features + keys * outputs + rows * (3 * outputs + 6))
+
+
+def _once() -> None:
+    """Refuse a second derivative."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("attention in tiles has no second derivatives; take its gradient without create_graph=True")
 
 
 class _Tiles:
@@ -65,13 +86,15 @@ class _Tiles:
         if most < largest < math.inf:
             self.scale = 2.0 ** (math.floor(math.log2(most / largest)))
         self.q = q if self.scale == 1.0 else q * self.scale
-        self.k, self.rows, self.keys = k, rows, keys
-        self.buffer = q.new_empty(self.tile)
+        self.k, self.rows, self.keys = k, rows.contiguous(), keys
+        self.buffer: Tensor | None = None
 
-    def logits(self, block: slice, part: slice) -> Tensor:
-        """Return scaled logits of some rows and keys, in a buffer that the next call overwrites."""
+    def logits(self, block: slice, part: slice, out: Tensor | None = None) -> Tensor:
+        """Return scaled logits of some rows and keys, in ``out`` or in a buffer that the next call overwrites."""
         a, b = self.q[block], self.k[part]
-        out = self.buffer.view(-1)[: len(a) * len(b)].view(len(a), len(b))
+        if out is None:
+            self.buffer = a.new_empty(self.tile) if self.buffer is None else self.buffer
+            out = self.buffer.view(-1)[: len(a) * len(b)].view(len(a), len(b))
         torch.mm(a, b.t(), out=out)
         if len(self.rows):
             lo, hi = torch.searchsorted(self.rows, torch.tensor([block.start, block.stop]).to(self.rows)).tolist()
@@ -90,8 +113,40 @@ class _Tiles:
         return logits.exp_()
 
 
+class _Kept(torch.autograd.Function):
+    """The operation with its gradient, whose weights are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        tiles = _Tiles(q, k, rows, keys, (ROWS, len(k)))
+        weights, found = q.new_empty(len(q), len(k)), torch.ones(len(q), dtype=torch.bool, device=q.device)
+        for block in chunks(len(q), ROWS):
+            logits = tiles.logits(block, slice(0, len(k)), weights[block])
+            top = logits.amax(1, keepdim=True)
+            tiles.weighed(logits, torch.where(top == -math.inf, torch.zeros_like(top), top))
+            total = logits.sum(1, keepdim=True)
+            found[block] = (total > 0).squeeze(1)
+            logits.div_(total.clamp_min_(torch.finfo(q.dtype).tiny))
+        out = weights @ v
+        ctx.save_for_backward(q, k, v, out, weights)
+        ctx.mark_non_differentiable(found)
+        return out, found
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
+        q, k, v, out, weights = ctx.saved_tensors
+        of_q, of_k, of_v = ctx.needs_input_grad[:3]
+        slope = None
+        if of_q or of_k:
+            slope = torch.addmm(-(grad * out).sum(1, keepdim=True), grad, v.t()).mul_(weights)
+        found_q = slope @ k if slope is not None and of_q else None
+        found_k = slope.t() @ q if slope is not None and of_k else None
+        return found_q, found_k, weights.t() @ grad if of_v else None, None, None
+
+
 class _Attention(torch.autograd.Function):
-    """The operation with its gradient."""
+    """The operation with its gradient, whose weights are made anew."""
 
     @staticmethod
     def forward(
@@ -123,11 +178,8 @@ class _Attention(torch.autograd.Function):
         return out, found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "attention in tiles has no second derivatives; take its gradient without create_graph=True"
-            )
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        _once()
         q, k, v, rows, keys, out, tops, sums = ctx.saved_tensors
         tiles = _Tiles(q, k, rows, keys, ctx.tile)
         if tiles.scale == 1.0:

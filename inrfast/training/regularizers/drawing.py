@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,19 +14,42 @@ Part = int | str
 """A number of points, or ``"all"``."""
 
 
-def check_part(argument: str, got: Any, minimum: int = 1) -> int | None:
-    """Return a number of points per step; None stands for ``"all"``.
+class Share(NamedTuple):
+    """How many points take part in a step: a tuple, which a checkpoint compares.
+
+    Attributes
+    ----------
+    number
+        Of them; None: all.
+    given
+        Whether the caller asked for so many; a default takes all where there are fewer.
+    """
+
+    number: int | None
+    given: bool = True
+
+    def __str__(self) -> str:
+        return "all" if self.number is None else str(self.number)
+
+
+def check_part(argument: str, got: Any, usual: int, most: int | None = None, of: str = "", minimum: int = 1) -> Share:
+    """Return how many points take part in a step, from a number, ``"all"``, or None for the ``usual`` number.
 
     Raises
     ------
     ValueError, TypeError
-        Neither ``"all"`` nor a whole number of at least ``minimum``.
+        Neither of these; fewer than ``minimum``, more than the ``most`` that there are ``of`` a kind.
     """
-    if got == "all":
-        return None
-    if isinstance(got, str) or got is None:
-        raise ValueError(f"{argument} must be a number of points or 'all', got {got!r}")
-    return check_int(argument, got, minimum=minimum)
+    if got is None:
+        return Share(usual, given=False)
+    if isinstance(got, str):
+        if got != "all":
+            raise ValueError(f"{argument} must be a number of points or 'all', got {got!r}")
+        return Share(None)
+    number = check_int(argument, got, minimum=minimum)
+    if most is not None and number > most:
+        raise ValueError(f"{argument} must be at most the number of {of} {most}, got {number}; 'all' takes them all")
+    return Share(number)
 
 
 def generator_of(seed: int, step: int | None) -> torch.Generator:
@@ -35,19 +58,30 @@ def generator_of(seed: int, step: int | None) -> torch.Generator:
     return torch.Generator().manual_seed(step_seed(seed, own))
 
 
-def drawn(total: int, part: int | None, generator: torch.Generator) -> Tensor | None:
-    """Return numbers (part,) of some of ``total`` points, each at most once; None: all of them.
+def drawn(argument: str, points: Tensor, share: Share, generator: torch.Generator) -> Tensor:
+    """Return some of the points (N, d), each at most once, or themselves where all take part.
 
-    Drawn on the CPU, so that they are the same on every device.
+    Their numbers are drawn on the CPU, so that they are the same on every device.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than were asked for.
     """
-    if part is None or part >= total:
-        return None
-    return torch.randperm(total, generator=generator)[:part]
+    number, total = share.number, len(points)
+    if number is not None and share.given and number > total:
+        raise ValueError(f"{argument} must be at most the {total} training points of a step, got {number}")
+    if number is None or number >= total:
+        return points
+    return points[torch.randperm(total, generator=generator)[:number].to(points.device)]
 
 
 def same_points(rows: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     """Return the pairs (row number, key number) of points (R, d) and (K, d) that are equal, by ascending row."""
-    _, ids = torch.unique(torch.cat([rows, keys]), dim=0, return_inverse=True)
+    ids = torch.zeros(len(rows) + len(keys), dtype=torch.int64, device=rows.device)
+    for axis in torch.cat([rows, keys]).unbind(1):  # unique(dim=0) takes ten times as long
+        _, values = torch.unique(axis, return_inverse=True)
+        _, ids = torch.unique(ids * len(ids) + values, return_inverse=True)
     of_rows, of_keys = ids[: len(rows)], ids[len(rows) :]
     ordered, order = of_keys.sort(stable=True)
     first = torch.searchsorted(ordered, of_rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Calling, Select
-from inrfast.errors import check_choice, check_coords, check_flag, check_int, check_seed, check_tensor
+from inrfast.errors import check_choice, check_coords, check_device, check_flag, check_int, check_seed, check_tensor
+from inrfast.memory import budget_bytes, over_budget
 from inrfast.nn import INR
-from inrfast.training.regularizers.attention import attend
+from inrfast.snapshot import twin
+from inrfast.training.regularizers.attention import KEYS, LEAST_KEYS, LEAST_ROWS, ROWS, attend, attend_bytes
 from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, same_points
+from inrfast.training.regularizers.passes import evaluated, evaluated_bytes
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda gap: torch.linalg.vector_norm(gap, dim=1).mean(),
@@ -25,6 +29,15 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 PLACES = ("rows", "attention", "keys")
 """Where the gradient goes: f(x), A, f(X)."""
+
+PART = 1024
+"""Rows, and keys, of a step by default: its cost stays below that of the gradient of 65,536 points."""
+
+FEW = 2**22
+"""Features of all points of a step up to which no budget is looked at."""
+
+_FITTING: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[int, int] | None]] = weakref.WeakKeyDictionary()
+"""The tiles that were found to fit, by network and number of points; no state of the regulariser itself."""
 
 
 class KAR(nn.Module):
@@ -46,8 +59,8 @@ class KAR(nn.Module):
     attention
         A module (n, d) to (n, r) of your own in its place.
     rows, keys
-        How many of the points x, and of the training points X, take part in a step: a number, or ``"all"``. A number
-        above what there is takes all of the step's.
+        How many of the points x, and of the training points X, take part in a step: a number, or ``"all"``; None:
+        1024, or all where there are fewer. They are drawn anew in each step.
     norm
         ``"l2"``: mean over x of the Euclidean norm; ``"squared"``: of its square; ``"l1"``: of the sum of magnitudes;
         ``"rms"``: the root of the mean square over x.
@@ -59,6 +72,9 @@ class KAR(nn.Module):
         d, where there are no ``points``.
     select
         As in :func:`inrfast.fit`.
+    memory_budget
+        Bytes for what autograd keeps of the points of a step, and for the attention, which goes over blocks of rows
+        and keys; None takes half of what is free.
     seed
         Of g, and of the points that are drawn: they hang on seed and step alone.
     device, dtype
@@ -80,82 +96,129 @@ class KAR(nn.Module):
         hidden_layers: int = 4,
         omega: float = 30.0,
         attention: nn.Module | None = None,
-        rows: Part = 1024,
-        keys: Part = 1024,
+        rows: Part | None = None,
+        keys: Part | None = None,
         norm: str = "l2",
         own: bool = False,
         detach: Sequence[str] = (),
         in_features: int | None = None,
         select: Select = None,
+        memory_budget: int | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.r = check_int("r", r, minimum=1)
-        self.rows, self.keys = check_part("rows", rows), check_part("keys", keys, minimum=2)
         self.norm = check_choice("norm", norm, NORMS)
         self.own = check_flag("own", own)
-        self.detach = tuple(check_choice("detach", place, PLACES) for place in detach)
+        self.detach = _places(detach)
         self.seed = check_seed("seed", seed)
-        if points is None and in_features is None and attention is None:
-            raise ValueError("KAR needs points, or in_features, the number of coordinates of the points of a step")
-        self.points, self.calling = None, Calling(select)
+        self.memory_budget = None if memory_budget is None else check_int("memory_budget", memory_budget, minimum=1)
+        self.points, self.select, self.axes = None, select, 2
         if points is not None:
-            shaped = check_tensor("points", points, finite=False)
-            self.points = check_coords("points", shaped, in_features).detach()
-            self.calling = Calling(select, shaped.ndim)
-            in_features, device, dtype = self.points.shape[1], device or self.points.device, dtype or self.points.dtype
-            self.points = self.points.to(device=device, dtype=dtype)
+            where = None if device is None else check_device("device", device)
+            shaped = check_tensor("points", points, finite=False, device=where)
+            self.points = check_coords("points", shaped, in_features).detach().to(device=where, dtype=dtype)
+            self.axes = shaped.ndim
+            in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
+        elif in_features is None and attention is None:
+            raise ValueError("KAR needs points, or in_features, the number of coordinates of the points of a step")
+        self.rows = check_part("rows", rows, PART, None if self.points is None else len(self.points), "points")
+        self.keys = check_part("keys", keys, PART, minimum=2)
         if attention is None:
+            sine: dict[str, Any] = {"activation": "sine", "omega": omega, "init": "siren", "seed": self.seed}
+            made = {"width": width, "hidden_layers": hidden_layers, "device": device, "dtype": dtype, **sine}
             assert in_features is not None
-            attention = INR(
-                in_features,
-                self.r,
-                width=width,
-                hidden_layers=hidden_layers,
-                activation="sine",
-                omega=omega,
-                init="siren",
-                seed=self.seed,
-                device=device,
-                dtype=dtype,
-            )
+            attention = INR(in_features, self.r, **made)
+        elif not isinstance(attention, nn.Module):
+            raise TypeError(f"attention must be a torch.nn.Module, got {type(attention).__name__}")
         self.attention = attention
 
     def forward(self, net: nn.Module, coords: Tensor, step: int | None = None) -> Tensor:
         """Return R, a tensor of one element, of a network and training points (N, d), by part as ``step`` draws them.
 
         Without a step they are drawn from PyTorch's generator.
+
+        Raises
+        ------
+        ValueError, TypeError
+            ``coords`` of another number of coordinates, dtype or device than the points or g; fewer than two of them,
+            or fewer than ``keys``.
+        MemoryBudgetError
+            The points of a step, or one block of rows of the attention, exceed the budget.
         """
         rows, keys = self.drawn(coords, step)
-        left_out = None if self.own else same_points(rows, keys)
-        both = torch.cat([rows, keys])
-        axes = 2 if isinstance(net, INR) else self.calling.axes
-        values = Calling(self.calling.select, axes).predicted(net, both)
-        features = self.attention(both)
-        at_rows, at_keys = values[: len(rows)], values[len(rows) :]
-        if "rows" in self.detach:
-            at_rows = at_rows.detach()
-        if "keys" in self.detach:
-            at_keys = at_keys.detach()
+        both = rows if rows is keys else torch.cat([rows, keys])
+        calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
+        tile = self._fitting(net, calling, rows, keys)
+        values = evaluated(net, calling, both)
+        features = evaluated(self.attention, Calling(), both)
         if "attention" in self.detach:
             features = features.detach()
-        means, found = attend(features[: len(rows)], features[len(rows) :], at_keys, left_out)
+        at_rows, at_keys = values[: len(rows)], values[-len(keys) :]
+        at_rows = at_rows.detach() if "rows" in self.detach else at_rows
+        at_keys = at_keys.detach() if "keys" in self.detach else at_keys
+        left_out = None if self.own else same_points(rows, keys)
+        means, found = attend(features[: len(rows)], features[-len(keys) :], at_keys, left_out, tile)
         gap = at_rows - means
         return NORMS[self.norm](gap if self.own else gap * found.unsqueeze(1))
 
     def drawn(self, coords: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return the points x and X, (R, d) and (K, d), of a step."""
-        coords = coords.detach()
+        """Return the points x and X, (R, d) and (K, d), of a step; one tensor where both are all points of the step."""
+        coords = self._checked(coords.detach())
         points = coords if self.points is None else self.points
         generator = generator_of(self.seed, step)
-        some = [drawn(len(own), part, generator) for own, part in ((points, self.rows), (coords, self.keys))]
-        rows, keys = (
-            own if index is None else own[index.to(own.device)]
-            for own, index in zip((points, coords), some, strict=True)
-        )
-        return rows, keys
+        rows = drawn("rows", points, self.rows, generator)
+        return rows, drawn("keys", coords, self.keys, generator)
+
+    def _checked(self, coords: Tensor) -> Tensor:
+        """Refuse points of a step that the regulariser is not made for."""
+        like = self.points
+        if like is None and isinstance(self.attention, INR):
+            own = next(self.attention.parameters())
+            like = own.new_empty(0, self.attention.in_features)
+        given = "the points of the fit are"
+        if like is not None and coords.shape[1:] != like.shape[1:]:
+            raise ValueError(f"KAR is made for {like.shape[1]} coordinates, and {given} {tuple(coords.shape)}")
+        if like is not None and coords.dtype != like.dtype:
+            raise TypeError(f"KAR is of {like.dtype}, and {given} {coords.dtype}; make it with that dtype")
+        if like is not None and coords.device != like.device:
+            raise ValueError(f"KAR is on {like.device}, and {given} on {coords.device}; move it (.to)")
+        if len(coords) < 2:
+            raise ValueError("KAR needs two training points in a step, since one alone is its own weighted mean; got 1")
+        return coords
+
+    def _fitting(self, net: nn.Module, calling: Calling, rows: Tensor, keys: Tensor) -> tuple[int, int] | None:
+        """Return a tile of the attention that fits the budget, None being the usual one.
+
+        Raises
+        ------
+        MemoryBudgetError
+            None does.
+        """
+        size = (len(rows), len(keys))
+        known = _FITTING.setdefault(self, {})
+        if (id(net), size) not in known:
+            few = self.memory_budget is None and sum(size) * self.r <= FEW
+            known[id(net), size] = None if few else self._measured(net, calling, rows, keys)
+        return known[id(net), size]
+
+    def _measured(self, net: nn.Module, calling: Calling, rows: Tensor, keys: Tensor) -> tuple[int, int] | None:
+        budget, item = budget_bytes(self.memory_budget, rows.device), rows.element_size()
+        both = rows if rows is keys else torch.cat([rows, keys])
+        taken = sum(evaluated_bytes(own, how, both) for own, how in ((net, calling), (self.attention, Calling())))
+        outputs = calling.predicted(twin(net), both[:2].clone()).shape[1]
+        beside: dict[Any, int] = {}
+        for tile in (None, (ROWS, KEYS), (LEAST_ROWS, LEAST_KEYS)):
+            beside[tile] = taken + attend_bytes(len(rows), len(keys), self.r, outputs, item, tile)
+            if beside[tile] <= budget:
+                return tile
+        least = min(beside.values())
+        share = max(int(budget / least * min(len(rows), len(keys))), 0)
+        advice = f"rows={share}, keys={share} would fit" if share >= 2 else "fewer rows and keys would fit"
+        what = f"the kernel alignment of {len(rows)} rows and {len(keys)} keys, one block of rows at a time,"
+        raise over_budget(least, budget, what, f"{advice}, or a larger memory_budget")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KAR:
         """Move or convert the points too: they are settings, not state."""
@@ -165,6 +228,11 @@ class KAR(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        rows, keys = ("all" if part is None else part for part in (self.rows, self.keys))
         points = "the step's" if self.points is None else len(self.points)
-        return f"points={points}, r={self.r}, rows={rows}, keys={keys}, norm={self.norm!r}"
+        return f"points={points}, r={self.r}, rows={self.rows}, keys={self.keys}, norm={self.norm!r}"
+
+
+def _places(given: Any) -> tuple[str, ...]:
+    if isinstance(given, str) or not isinstance(given, Collection):
+        raise TypeError(f"detach must be a sequence out of {list(PLACES)}, got {given!r}")
+    return tuple(check_choice("detach", place, PLACES) for place in given)
