@@ -1,0 +1,105 @@
+"""The methods that are compared: one network each, with what the paper leaves open as it was tuned on two images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.encodings.spelling import parse
+from inrfast.nn import INR
+from inrfast.training.objective import Regularizers
+from inrfast.training.regularizers import KAR, PEAK, TotalVariation
+
+TUNED_ON = ("Cameraman", "Boat")
+"""The two images of table 1 on which rates, widths and each method's own numbers were chosen; the others score."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A network, how it is trained, and what is added to its loss.
+
+    Attributes
+    ----------
+    name
+        As files spell it.
+    label
+        As tables and drawings spell it.
+    network
+        Of :class:`inrfast.INR`, as JSON holds it; its encoding is spelled as on the command line.
+    lr, batch
+        Of Adam, its rate falling tenfold over the fit, and points per step.
+    degree
+        Of the trained polynomial before the network (:class:`inrfast.PEAK`); None: there is none.
+    kar
+        Options of :class:`inrfast.KAR` and its ``factor``; empty: there is none.
+    tv
+        Factor of total variation in its place.
+    colour
+        Of its curve.
+    """
+
+    name: str
+    label: str
+    network: Mapping[str, Any]
+    lr: float
+    batch: int = 2048
+    degree: int | None = None
+    kar: Mapping[str, Any] = field(default_factory=dict)
+    tv: float = 0.0
+    colour: str = "#000000"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on, as JSON holds it."""
+        found = asdict(self)
+        for key in ("label", "colour"):
+            del found[key]
+        return found
+
+    def made(self, points: Tensor, seed: int, device: torch.device) -> tuple[INR, Regularizers]:
+        """Return the network and the regularisers of a fit; ``points`` (G, 2) are the whole grid."""
+        options = dict(self.network)
+        if "encoding" in options:
+            options["encoding"] = parse(options["encoding"])
+        net = INR(2, 1, seed=seed, device=device, **options)
+        kar, points = dict(self.kar), points.to(device)
+        factor = kar.pop("factor", 0.0)
+        if self.degree is not None:
+            plugged = PEAK(net, points, self.degree, factor, seed=seed, **kar)
+            return plugged.net, plugged.regularizers if self.kar else self._variation(points)
+        if self.kar:
+            return net, [(KAR(points, seed=seed, **kar), factor)]
+        return net, self._variation(points)
+
+    def _variation(self, points: Tensor) -> Regularizers:
+        return [(TotalVariation(points), self.tv)] if self.tv else []
+
+    def but(self, name: str, label: str, **changes: Any) -> Method:
+        """Return the method with other settings; a mapping changes the entries that it names."""
+        merged = {
+            key: {**getattr(self, key), **value} if isinstance(value, Mapping) and value else value
+            for key, value in changes.items()
+        }
+        return replace(self, name=name, label=label, **merged)
+
+    @property
+    def told(self) -> str:
+        """The settings in words."""
+        net = self.network
+        parts = [f"{net['hidden_layers']}x{net['width']}"]
+        if "omega" in net:
+            omega = net["omega"]
+            parts.append(f"omega {omega['first']:g}, then {omega['hidden']:g}" if isinstance(omega, Mapping) else
+                         f"omega {omega:g}")  # fmt: skip
+        parts += [net["encoding"]] if "encoding" in net else []
+        parts += [f"polynomial of degree {self.degree}"] if self.degree is not None else []
+        parts += [f"Adam {self.lr:g}, batches of {self.batch}"]
+        if self.kar:
+            parts.append("KAR " + ", ".join(f"{key} {value}" for key, value in self.kar.items()))
+        if self.tv:
+            parts.append(f"total variation {self.tv:g}")
+        return "; ".join(parts)
