@@ -32,6 +32,7 @@ from inrfast.training.meta.adapt import AdaptResult, adapt
 from inrfast.training.meta.learn import MetaResult, meta_learn
 from inrfast.training.regularizers.kar import KAR
 from inrfast.training.regularizers.peak import PEAK
+from inrfast.training.regularizers.smoothness import DirichletEnergy, TotalVariation
 from inrfast.training.result import FitResult
 from inrfast.training.watch import Watch, WatchRecord, watch
 
@@ -46,6 +47,7 @@ __all__ = [
     "Choice",
     "DiagnosisReport",
     "Dictionary",
+    "DirichletEnergy",
     "Factorization",
     "FitResult",
     "InfiniteNTK",
@@ -60,6 +62,7 @@ __all__ = [
     "Representation",
     "Spectrum",
     "SphereNorm",
+    "TotalVariation",
     "Watch",
     "WatchRecord",
     "adapt",

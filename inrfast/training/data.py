@@ -321,12 +321,12 @@ def _check_order(argument: str, shape: tuple[int, ...], grid: tuple[int, ...], c
 
     Their number is right, and each would be taken for the value at another point.
     """
-    if len(grid) < 2 or len(grid) != coords.shape[1] or _is_grid(coords, grid):
+    if len(grid) < 2 or len(grid) != coords.shape[1] or is_grid(coords, grid):
         return
     for other in sorted(set(itertools.permutations(shape, len(grid)))):
         if _longer(other) == _longer(grid):  # axes of size 1 change no order
             continue
-        if math.prod(other) == len(coords) and _is_grid(coords, other):
+        if math.prod(other) == len(coords) and is_grid(coords, other):
             raise ValueError(
                 f"{argument} has shape {shape}, but its points are a grid {other} in row-major order; bring its axes "
                 f"into the order {other}, outputs last (movedim, permute)"
@@ -337,7 +337,7 @@ def _longer(shape: tuple[int, ...]) -> list[int]:
     return [size for size in shape if size > 1]
 
 
-def _is_grid(coords: Tensor, grid: tuple[int, ...]) -> bool:
+def is_grid(coords: Tensor, grid: tuple[int, ...]) -> bool:
     """Return whether points (N, d) are a row-major grid of this shape: each coordinate changes along its axis alone."""
     if len(grid) != coords.shape[1] or math.prod(grid) != len(coords):
         return False
@@ -367,7 +367,7 @@ def _check_weight(
     if weight.device != coords.device:
         raise ValueError(f"{argument} is on {weight.device} but the network is on {coords.device}; move one of them")
     n, shape = len(coords), tuple(weight.shape)
-    own = [own for own in (shape, shape[:-1]) if len(grid) == 1 and len(own) > 1 and _is_grid(coords, own)]
+    own = [own for own in (shape, shape[:-1]) if len(grid) == 1 and len(own) > 1 and is_grid(coords, own)]
     leading = [(n,), *grids, *own]
     if not any(shape == (*places, *last) for places in leading for last in ((), (1,), (outputs,))):
         places = [f"{n}", *([", ".join(map(str, grid))] if len(grid) > 1 else [])]

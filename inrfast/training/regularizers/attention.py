@@ -86,7 +86,7 @@ class _Tiles:
         if most < largest < math.inf:
             self.scale = 2.0 ** (math.floor(math.log2(most / largest)))
         self.q = q if self.scale == 1.0 else q * self.scale
-        self.k, self.rows, self.keys = k, rows, keys
+        self.k, self.rows, self.keys = k, rows.contiguous(), keys
         self.buffer: Tensor | None = None
 
     def logits(self, block: slice, part: slice, out: Tensor | None = None) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +14,8 @@ Part = int | str
 """A number of points, or ``"all"``."""
 
 
-@dataclass(frozen=True)
-class Share:
-    """How many points take part in a step.
+class Share(NamedTuple):
+    """How many points take part in a step: a tuple, which a checkpoint compares.
 
     Attributes
     ----------

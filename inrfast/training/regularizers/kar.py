@@ -115,12 +115,12 @@ class KAR(nn.Module):
         self.detach = _places(detach)
         self.seed = check_seed("seed", seed)
         self.memory_budget = None if memory_budget is None else check_int("memory_budget", memory_budget, minimum=1)
-        self.points, self.calling = None, Calling(select)
+        self.points, self.select, self.axes = None, select, 2
         if points is not None:
             where = None if device is None else check_device("device", device)
             shaped = check_tensor("points", points, finite=False, device=where)
             self.points = check_coords("points", shaped, in_features).detach().to(device=where, dtype=dtype)
-            self.calling = Calling(select, shaped.ndim)
+            self.axes = shaped.ndim
             in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
         elif in_features is None and attention is None:
             raise ValueError("KAR needs points, or in_features, the number of coordinates of the points of a step")
@@ -150,7 +150,7 @@ class KAR(nn.Module):
         """
         rows, keys = self.drawn(coords, step)
         both = rows if rows is keys else torch.cat([rows, keys])
-        calling = Calling(self.calling.select, 2 if isinstance(net, INR) else self.calling.axes)
+        calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         tile = self._fitting(net, calling, rows, keys)
         values = evaluated(net, calling, both)
         features = evaluated(self.attention, Calling(), both)
@@ -182,9 +182,7 @@ class KAR(nn.Module):
         if like is not None and coords.shape[1:] != like.shape[1:]:
             raise ValueError(f"KAR is made for {like.shape[1]} coordinates, and {given} {tuple(coords.shape)}")
         if like is not None and coords.dtype != like.dtype:
-            raise TypeError(
-                f"KAR is of {like.dtype}, and {given} {coords.dtype}; make it with that dtype"
-            )
+            raise TypeError(f"KAR is of {like.dtype}, and {given} {coords.dtype}; make it with that dtype")
         if like is not None and coords.device != like.device:
             raise ValueError(f"KAR is on {like.device}, and {given} on {coords.device}; move it (.to)")
         if len(coords) < 2:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike
 from inrfast.encodings import Compose, Encoding, Polynomial
@@ -29,8 +29,8 @@ class PEAK:
     The network that is given stays as it is. Of an :class:`inrfast.INR` without an encoding, and wherever gamma has as
     many columns as there are coordinates, ``peak.net`` begins as the same function: the weights of the first layer are
     those of the columns of degree 1, its bias is the weight of the constant column, and columns of higher degrees begin
-    with weight 0. Behind more columns an encoding of its own, and all layers, are drawn anew, with the settings and seed
-    of the network.
+    with weight 0. Behind more columns an encoding of its own, and all layers, are drawn anew, with the network's
+    settings and seed.
 
     Parameters
     ----------
@@ -163,8 +163,8 @@ def _plugged(
                 snapshot(found).eval()(torch.zeros(2, features, dtype=dtype, device=device))
         except Exception as error:  # of anybody's class
             raise ValueError(
-                f"net ({type(net).__name__}) does not take the {built.out_features} columns of the encoding in place of "
-                f"{features} coordinates: {error}. Make its first layer of {built.out_features} inputs, or take "
+                f"net ({type(net).__name__}) does not take the {built.out_features} columns of the encoding in place "
+                f"of {features} coordinates: {error}. Make its first layer of {built.out_features} inputs, or take "
                 "constant=False and degree=1, which leave as many columns as there are coordinates"
             ) from error
     return found
@@ -190,12 +190,11 @@ def _rebuilt(net: INR, polynomial: Polynomial, dtype: torch.dtype, device: torch
 @torch.no_grad()
 def _take_over(found: INR, net: INR) -> None:
     """Make a network behind a polynomial the same function as one without it."""
-    polynomial = found.encoding
+    polynomial: Any = found.encoding
     if net.encoding is not None:
         assert isinstance(found.encoding, Compose)
         polynomial, old = found.encoding.encodings
         old.load_state_dict(net.encoding.state_dict())
-    assert isinstance(polynomial, Polynomial)
     found.norms.load_state_dict(net.norms.state_dict())
     for mine, own in list(zip(found.layers, net.layers, strict=True))[1:]:
         mine.load_state_dict(own.state_dict())
@@ -204,11 +203,12 @@ def _take_over(found: INR, net: INR) -> None:
         found.layers[0].load_state_dict(net.layers[0].state_dict())
         return
     first, given = found.layers[0], net.layers[0]
+    assert isinstance(first, nn.Linear) and isinstance(given, nn.Linear)
     order = polynomial.exponents.sum(1)
     first.weight.zero_()
     if root.get(1, 0.0) > 0:
         first.weight[:, order == 1] = given.weight / root[1]
-    if first.bias is not None:
+    if given.bias is not None:
         whole = root.get(0, 0.0) > 0
         first.bias.copy_(torch.zeros_like(given.bias) if whole else given.bias)
         if whole:
