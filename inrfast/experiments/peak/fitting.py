@@ -184,8 +184,7 @@ def fit_cell(
             uninterrupted([
                 fit(net, coords[taught], target[taught, None] - MID_GREY, steps, method.lr, SCHEDULE,
                     batch_size=min(method.batch, int(taught.sum())), eval_every=every, data_range=1.0, seed=seed,
-                    callbacks=[watch], checkpoint=work.checkpoint, resume=True, progress=work.progress,
-                    regularizers=regularizers)
+                    callbacks=[watch], progress=work.progress, regularizers=regularizers)
             ])  # fmt: skip
             taken = processor_seconds(work.device) - began
         assert watch.picture is not None

@@ -166,7 +166,8 @@ def part_told(found: Mapping[str, Found], there: Sequence[Place], method: Method
         gain = difference(*values)
         verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "neither better nor worse beyond chance"
         told.append(f"{gain.signed} dB on the {pixels} ({verdict})")
-    return f"PEAK against {method.label} at equal time: {', '.join(told)}, mean and 95 % interval over {len(there)} scenes."
+    scenes = f"mean and 95 % interval over {len(there)} scenes"
+    return f"PEAK against {method.label} at equal time: {', '.join(told)}, {scenes}."
 
 
 def notes(request: Request, speed: Found) -> list[str]:
