@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "users": ("public", "testing", "cli", "experiments", "choosing", "info"),
-    "fits": ("distributed", "importing", "inverse", "signals", "training"),
+    "fits": ("distributed", "importing", "inverse", "scenes", "signals", "training"),
     "papers": ("analysis", "plots"),
     "kernel": ("tangent", "rounding", "linalg", "init", "linear_calls", "snapshot", "pointwise", "calling", "layers"),
     "networks": (

@@ -1,12 +1,13 @@
 """The public names of :mod:`inrfast`, from where they live."""
 
-from inrfast import distributed, init, inverse
+from inrfast import distributed, init, inverse, scenes
 from inrfast.analysis import harmonics
 from inrfast.analysis.aliasing import Aliasing, aliasing
 from inrfast.analysis.alignment import alignment
 from inrfast.analysis.bessel import bessel_series
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.dictionary import Dictionary, dictionary
+from inrfast.analysis.dot_product import DotProductEncoding, dot_product_encoding
 from inrfast.analysis.infinite_width import InfiniteNTK, infinite_ntk
 from inrfast.analysis.kernel_regression import KernelRegression, kernel_regression
 from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
@@ -19,6 +20,7 @@ from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
 from inrfast.grids import grid
 from inrfast.importing.network import import_network
+from inrfast.inverse.restoring import Restored, inpaint, upscale
 from inrfast.linalg.factorization import Factorization
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.nn import INR
@@ -48,6 +50,7 @@ __all__ = [
     "DiagnosisReport",
     "Dictionary",
     "DirichletEnergy",
+    "DotProductEncoding",
     "Factorization",
     "FitResult",
     "InfiniteNTK",
@@ -60,6 +63,7 @@ __all__ = [
     "RandomFourier",
     "RankInterval",
     "Representation",
+    "Restored",
     "Spectrum",
     "SphereNorm",
     "TotalVariation",
@@ -75,6 +79,7 @@ __all__ = [
     "diagnose",
     "dictionary",
     "distributed",
+    "dot_product_encoding",
     "fit",
     "fit_many",
     "grid",
@@ -82,6 +87,7 @@ __all__ = [
     "import_network",
     "infinite_ntk",
     "init",
+    "inpaint",
     "inverse",
     "jacobian",
     "kernel_regression",
@@ -91,5 +97,7 @@ __all__ = [
     "optimal_kernel",
     "rank_expanding",
     "representation",
+    "scenes",
+    "upscale",
     "watch",
 ]

@@ -221,6 +221,29 @@ OPTIONS = {
         "--memory-budget": [*NUMBERS, "64M", "1K", "1e400G", "nanM", "-1G"],
         "--out": "out",
     },
+    "inpaint": {
+        **COMMON,
+        "--seed": NUMBERS,
+        "--missing": ["black", "white", *NAMES],
+        "--truth": "file",
+        "--everywhere": None,
+        "--report": "out",
+        "--page": NUMBERS,
+        "--seconds": NUMBERS,
+        "--memory-budget": [*NUMBERS, "64M", "1K"],
+        "--out": "out",
+    },
+    "upscale": {
+        **COMMON,
+        "--seed": NUMBERS,
+        "--factor": ["2", "1.5", "3", "1e8", *NUMBERS],
+        "--truth": "file",
+        "--report": "out",
+        "--page": NUMBERS,
+        "--seconds": NUMBERS,
+        "--memory-budget": [*NUMBERS, "64M", "1K"],
+        "--out": "out",
+    },
     "render": {**COMMON, "--size": SIZES, "--rate": [*NUMBERS, "4000"], "--memory-budget": [*NUMBERS, "64M", "1K"]},
 }
 """The options of every command with values to draw from; None for those that take none, a word for paths."""
@@ -238,6 +261,7 @@ def workplace(folder: Path) -> Path:
     """Make small files of every kind, good ones and others that are no files, and return the folder."""
     draws = np.random.default_rng(0)
     Image.fromarray(draws.integers(0, 256, (8, 9, 3), dtype=np.uint8)).save(folder / "photo.png")
+    Image.fromarray(draws.integers(0, 2, (8, 9), dtype=np.uint8) * 255).save(folder / "mask.png")
     (folder / os.fsdecode(b"\xff\xe9.png")).write_bytes((folder / "photo.png").read_bytes())
     wavfile.write(folder / "sound.wav", 8000, draws.integers(-9999, 9999, (40, 2)).astype(np.int16))
     np.save(folder / "cube.npy", draws.random((4, 5, 6), dtype=np.float32))
@@ -274,6 +298,9 @@ def command_line(draws: random.Random, folder: Path) -> list[str]:
         )
         if command == "fit" and draws.random() < 0.15:  # of so few pixels, for a search takes its time
             words += ["--network", "auto", "--size", "9"]
+    if command in ("inpaint", "upscale"):
+        words += [_read(draws, folder), *([_read(draws, folder, "mask.png")] if command == "inpaint" else [])]
+        words += ["--steps", draws.choice(["1", "2", "2", "0", "-1", "nan"])]
     if command == "reproduce":
         words += [draws.choice(["inlet-rank-collapse"] * 30 + NAMES), draws.choice(["fig5"] * 30 + NAMES)]
     if command == "render":

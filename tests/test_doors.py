@@ -52,6 +52,11 @@ def meta_learned(give):
     return [*outputs(net), *found.losses, some.psnrs]
 
 
+def inpainted(give):
+    mask = VECTOR.view(6, 7) > 0
+    return inr.inpaint(give(PICTURE.view(6, 7) + 0.5), give(mask), steps=2, progress=False)
+
+
 def kernel(**options):
     return inr.ntk(network(), POINTS, precision="highest", **options)
 
@@ -122,6 +127,8 @@ DOORS = {
     "calibrate_batchnorm_": calibrated,
     "apply_": applied,
     "watch": watched,
+    "inpaint": lambda give: inpainted(give).image,
+    "upscale": lambda give: inr.upscale(give(PICTURE.view(6, 7) + 0.5), 1.5, steps=2, progress=False).image,
     "rank_expanding": lambda give: inr.rank_expanding(9, 1, coords=give(torch.linspace(-0.5, 1, 9))),
     "bessel_series": lambda give: inr.bessel_series(SINES)(give(POINTS[:, :1])),
     "RandomFourier": lambda give: inr.RandomFourier(frequencies=give(POINTS[:3])).config()["frequencies"],

@@ -82,6 +82,7 @@ RESULTS = {
     "Choice": choice,
     "Candidate": lambda: choice().best,
     "BesselSeries": lambda: inr.bessel_series(SINES),
+    "Restored": lambda: inr.upscale(torch.rand(4, 4), 2, steps=2, progress=False),
     "InputMapping": lambda: inr.harmonics.input_mapping(network_of_frequencies()),
 }
 

@@ -106,7 +106,10 @@ class Lazy:
         self.sums: Tensor | None = None
 
     def norm(self) -> float:
-        """Return the Frobenius norm: ``|HKH|^2 = |K|^2 - 2 |K 1|^2 / N + (1^T K 1)^2 / N^2`` of a centred one."""
+        """Return the Frobenius norm: ``|HKH|^2 = |K|^2 - 2 |K 1|^2 / N + (1^T K 1)^2 / N^2`` of a centred one.
+
+        Where fp32 does not resolve that, the kernel becomes that of fp64, for all that follows.
+        """
         whole = self.kernel.frobenius()
         if whole == 0:
             raise ValueError(f"{self.name} must not be zero everywhere: it has no direction")
@@ -117,7 +120,8 @@ class Lazy:
         if share > CANCELLED[self.kernel.dtype]:
             return whole * math.sqrt(share)
         if self.kernel.dtype != torch.float64:
-            return Lazy(self.name, self.kernel.at_precision("highest"), True).norm()
+            self.kernel, self.sums = self.kernel.at_precision("highest"), None
+            return self.norm()
         square = sum(float(self.block(part).square().sum()) for part in self.parts())
         if square <= CONSTANT * whole**2:
             raise ResolutionError(

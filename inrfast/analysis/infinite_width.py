@@ -72,7 +72,10 @@ class InfiniteNTK(Record):
 
     @in_own_modes
     def __call__(self, coords: ArrayLike, coords2: ArrayLike | None = None) -> Tensor:
-        """Return the tangent kernel (N, N') in fp64 between points (N, d) and (N', d); None: the same points."""
+        """Return the tangent kernel (N, N') in fp64 between points (N, d) and (N', d).
+
+        None: between the same points, symmetric to the last bit.
+        """
         return self._kernel("ntk", coords, coords2)
 
     @in_own_modes
@@ -90,8 +93,8 @@ class InfiniteNTK(Record):
         Parameters
         ----------
         c
-            Cosines of any shape in [-1, 1]. Complex ones inside the unit disc give the analytic continuation, in
-            complex fp64, from which :func:`inrfast.dot_product_encoding` takes power series.
+            Cosines of any shape in [-1, 1]. Complex ones give the analytic continuation, cut along the real axis
+            outside, in complex fp64: :func:`inrfast.dot_product_encoding` takes power series from it.
         kind
             ``"ntk"`` or ``"nngp"``.
 
@@ -103,9 +106,9 @@ class InfiniteNTK(Record):
         check_choice("kind", kind, KINDS)
         if self.parametrization != "ntk":
             raise ValueError('of_cosine is of parametrization="ntk": in the standard one the kernel depends on d')
-        given = check_tensor("c", c, floating=not _is_complex(c)).detach()
+        given = check_tensor("c", c, floating=not _is_complex(c), finite=not _is_complex(c)).detach()
         given = given.to(torch.complex128 if given.is_complex() else torch.float64)
-        if bool((given.abs() > 1).any()):
+        if not given.is_complex() and bool((given.abs() > 1).any()):
             raise ValueError(f"c must be from -1 to 1, got numbers up to {float(given.abs().amax())} in size")
         one = torch.ones((), dtype=torch.float64, device=given.device)
         variance, bias = self.weight_variances[0], self.bias_variances[0]
@@ -129,8 +132,8 @@ class InfiniteNTK(Record):
                 raise ValueError(f"coords2 must have the {left.shape[1]} coordinates of coords, got {right.shape[1]}")
         numbers = 8 * len(left) * len(right)
         require_free(8 * numbers, f"a kernel of {len(left)} x {len(right)} points", "take fewer points", left.device)
-        d = left.shape[1]
-        return self._run(kind, self._first(left, right), d)
+        kernel = self._run(kind, self._first(left, right), left.shape[1])
+        return kernel if coords2 is not None else (kernel + kernel.t()) / 2  # angles round by their place in memory
 
     def _first(self, left: Tensor, right: Tensor) -> Layer:
         """Return the first layer: inner products of ``sqrt(sigma_w^2 / d) x`` with ``sigma_b`` as a further entry."""

@@ -1,4 +1,4 @@
-"""The command line: ``inrfast demo | reproduce | diagnose | ntk | choose | fit | render | info``.
+"""The command line: ``inrfast demo | reproduce | diagnose | ntk | choose | fit | render | inpaint | upscale | info``.
 
 Results go to stdout (text, or with ``--json`` JSON alone), progress and errors to stderr. Slow imports happen
 inside :func:`main`, and those that only one subcommand needs when that one runs.
@@ -13,7 +13,7 @@ from inrfast.cli.shell import EXIT_CODES, Interrupts, orderly
 
 __all__ = ["COMMANDS", "EXIT_CODES", "main"]
 
-COMMANDS = ("demo", "reproduce", "diagnose", "ntk", "choose", "fit", "render", "info")
+COMMANDS = ("demo", "reproduce", "diagnose", "ntk", "choose", "fit", "render", "inpaint", "upscale", "info")
 """Subcommands, one module each: ``add(commands)`` describes its arguments, ``run(arguments)`` returns the exit code."""
 
 

@@ -52,9 +52,13 @@ class Operator:
     complex_in, complex_out
         Whether complex signals belong to its domain, and whether real signals have complex measurements. Where neither
         holds it is a real matrix, which acts on real and imaginary parts alike.
+    ambiguities
+        What measurements cannot tell a signal from: names out of ``"sign"``, ``"flip"`` and ``"shift"``, see
+        :func:`inrfast.inverse.align_ambiguities`.
     """
 
     linear: bool = True
+    ambiguities: tuple[str, ...] = ()
     complex_in: bool = False
     complex_out: bool = False
 
@@ -81,9 +85,9 @@ class Operator:
         is_complex = y.is_complex() and (self.complex_in or not self.complex_out)
         return transposed(self.apply, y, self.shape_in, is_complex)
 
-    def compare(self, found: Tensor, measured: Tensor) -> Tensor:
-        """Return the difference (*shape_out, M) of what a loss squares, of ``apply(x)`` and of the measurements."""
-        return found - measured
+    def difference(self, x: Tensor, measured: Tensor) -> Tensor:
+        """Return what a loss squares, (*shape_out, M), of a signal (*shape_in, M) and measurements (*shape_out, M)."""
+        return self.apply(x) - measured
 
     def check_measurements(self, y: Tensor) -> None:
         """Refuse measurements that this operator cannot give; any finite ones are taken unless said."""
@@ -181,9 +185,11 @@ class MeasurementLoss:
 
     def residual(self, x: Tensor) -> Tensor:
         """Return what is squared, (*shape_out, M), of a signal (*shape_in, M)."""
-        found = self.operator.apply(x)
-        measured = self.measurements.to(found.device, found.dtype if found.is_complex() else x.dtype)
-        return self.operator.compare(found, measured)
+        if x.device != self.measurements.device or x.real.dtype != self.measurements.real.dtype:
+            real, is_complex = x.real.dtype, self.measurements.is_complex()
+            dtype = (torch.complex128 if real == torch.float64 else torch.complex64) if is_complex else real
+            self.measurements = self.measurements.to(x.device, dtype)
+        return self.operator.difference(x, self.measurements)
 
     def relative(self, x: Tensor) -> float:
         """Return the norm of the residual over that of the measurements."""
@@ -224,6 +230,7 @@ class Composition(Operator):
         super().__init__(inner.shape_in, outer.shape_out)
         self.outer, self.inner = outer, inner
         self.linear = outer.linear
+        self.ambiguities = outer.ambiguities if all(own == "sign" for own in outer.ambiguities) else ()
         self.complex_out = outer.complex_out or inner.complex_out
         self.complex_in = self.complex_out and all(own.complex_in or not own.complex_out for own in (outer, inner))
 
@@ -240,9 +247,9 @@ class Composition(Operator):
         """See :class:`Operator`."""
         return self.inner.apply_adjoint(self.outer.apply_adjoint(y))
 
-    def compare(self, found: Tensor, measured: Tensor) -> Tensor:
+    def difference(self, x: Tensor, measured: Tensor) -> Tensor:
         """See :class:`Operator`."""
-        return self.outer.compare(found, measured)
+        return self.outer.difference(self.inner.apply(x), measured)
 
     def check_measurements(self, y: Tensor) -> None:
         """See :class:`Operator`."""

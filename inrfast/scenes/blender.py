@@ -15,7 +15,7 @@ from inrfast.files import opened, shown, write_whole
 from inrfast.memory import require_free
 from inrfast.scenes.cameras import Camera, check_angle, check_pose
 from inrfast.scenes.views import Views
-from inrfast.signals.image import load_with_size, save_image
+from inrfast.signals.image import load, save_image
 
 SPLITS = ("train", "val", "test")
 
@@ -143,7 +143,9 @@ def _of(content: Any, entry: str, place: str) -> Any:
     if not isinstance(content, dict):
         raise ValueError(f"{place} must be an object with the entry {entry!r}, got {_told(content)}")
     if entry not in content:
-        raise ValueError(f"{place} misses the entry {entry!r}; it has {', '.join(map(repr, list(content)[:8])) or 'none'}")
+        raise ValueError(
+            f"{place} misses the entry {entry!r}; it has {', '.join(map(repr, list(content)[:8])) or 'none'}"
+        )
     return content[entry]
 
 
@@ -180,12 +182,13 @@ def _pose(frame: Any, place: str) -> torch.Tensor:
 def _image(picture: Path, size: int | None, place: str) -> tuple[torch.Tensor, tuple[int, int]]:
     """Return an image (H, W, 4), its longer side of ``size`` pixels, and its size in the file."""
     try:
-        image, full = load_with_size(picture, alpha=True)
+        found = load(picture, alpha=True)
+        image, full = found.pixels, found.stored
         if size is not None and size != max(full):
             if size > max(full):
                 raise ValueError(f"size must be at most the file's {max(full)} pixels, got {size}")
             shape = tuple(max(round(side * size / max(full)), 1) for side in full)
-            image, _ = load_with_size(picture, size=shape, alpha=True)
+            image = load(picture, size=shape, alpha=True).pixels
     except FileNotFoundError:
         raise FileNotFoundError(f"{place}: there is no image {shown(picture)}") from None
     except (ValueError, OSError) as error:

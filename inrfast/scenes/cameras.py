@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inrfast.arrays import ArrayLike
-from inrfast.errors import check_float, check_int, check_tensor
+from inrfast.errors import check_float, check_int, check_seed, check_tensor
 from inrfast.memory import counted
 
 ORTHONORMAL = 1e-3
@@ -125,7 +126,11 @@ def check_pose(argument: str, got: Any) -> Tensor:
     return pose
 
 
-def look_at(position: ArrayLike, target: ArrayLike = (0.0, 0.0, 0.0), up: ArrayLike = (0.0, 0.0, 1.0)) -> Tensor:
+Place = ArrayLike | Sequence[float]
+"""Three numbers."""
+
+
+def look_at(position: Place, target: Place = (0.0, 0.0, 0.0), up: Place = (0.0, 0.0, 1.0)) -> Tensor:
     """Return the pose, fp64 (4, 4), of a camera at ``position`` that looks at ``target`` with ``up`` upwards.
 
     Raises
@@ -133,10 +138,7 @@ def look_at(position: ArrayLike, target: ArrayLike = (0.0, 0.0, 0.0), up: ArrayL
     ValueError
         The two places are one; a direction ``up`` along the view, which then leaves the turn about it open.
     """
-    eye, aim, above = (
-        check_tensor(name, torch.tensor(own, dtype=torch.float64) if isinstance(own, list | tuple) else own, ndim=1).double()
-        for name, own in (("position", position), ("target", target), ("up", up))
-    )
+    eye, aim, above = (_place(name, own) for name, own in (("position", position), ("target", target), ("up", up)))
     back = eye - aim
     right = torch.linalg.cross(above, back)
     if float(right.norm()) <= 1e-9 * float(above.norm() * back.norm()):
@@ -145,6 +147,15 @@ def look_at(position: ArrayLike, target: ArrayLike = (0.0, 0.0, 0.0), up: ArrayL
     pose = torch.eye(4, dtype=torch.float64)
     pose[:3] = torch.stack([right, torch.linalg.cross(back, right), back, eye], dim=1)
     return pose
+
+
+def _place(argument: str, got: Any) -> Tensor:
+    """Return three numbers, fp64 (3,) on the CPU."""
+    given = torch.tensor(got, dtype=torch.float64) if isinstance(got, list | tuple) else got
+    place = check_tensor(argument, given, ndim=1).detach().cpu().double()
+    if len(place) != 3:
+        raise ValueError(f"{argument} must be 3 numbers, got {len(place)}")
+    return place
 
 
 def sphere_of_cameras(
@@ -157,7 +168,7 @@ def sphere_of_cameras(
     """
     count = check_int("count", count, minimum=1)
     distance = check_float("distance", distance, minimum=0.0, exclusive=True)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed("seed", seed))
     turn, lift = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     cameras = []
     low, high = math.sin(math.radians(-25)), math.sin(math.radians(65))

@@ -50,8 +50,8 @@ def patches(points: Tensor) -> Tensor:
 class Caster:
     """A mesh, ready to be looked at.
 
-    Intersections are libigl's, in fp64, by a tree of boxes. The mesh is placed so that its bounding box touches
-    [-0.9, 0.9]^3 (:class:`inrfast.signals.mesh.Placement`).
+    Intersections are libigl's, in fp64 by a tree of boxes; their places on a face have the digits of fp32. The mesh is
+    placed so that its bounding box touches [-0.9, 0.9]^3 (:class:`inrfast.signals.mesh.Placement`).
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ LINEAR_FROM = 4.0
 """Output of the density network from which on the density grows along the tangent of the exponential."""
 
 START = -2.0
-"""Logarithm of the density everywhere before a fit: the box is nearly clear, so that empty space need not be found out."""
+"""Logarithm of the density everywhere before a fit: the box is nearly clear, so that emptiness need not be learned."""
 
 SECOND_SEED = 7919
 """Added to the seed for the network of colours."""
@@ -124,11 +124,12 @@ class RadianceField(nn.Module):
         self.geometry = INR(3, 1 + features, hidden_layers=1, encoding=encoding, seed=seed, **made)
         other = (seed + SECOND_SEED) % 2**32
         self.appearance = INR(features + 16, 3, hidden_layers=2, seed=other, **made)
-        like = self.geometry.layers[-1].weight
+        head = self.geometry.layers[-1]
+        assert isinstance(head, nn.Linear)
         with torch.no_grad():
-            self.geometry.layers[-1].bias[0] = START
-        self.register_buffer("low", torch.full((3,), low, dtype=like.dtype, device=like.device))
-        self.register_buffer("high", torch.full((3,), high, dtype=like.dtype, device=like.device))
+            head.bias[0] = START
+        self.register_buffer("low", head.weight.new_full((3,), low))
+        self.register_buffer("high", head.weight.new_full((3,), high))
 
     def unit(self, points: Tensor) -> Tensor:
         """Return points (..., 3) of the world in the coordinates of ``geometry``."""

@@ -34,8 +34,8 @@ class Renderer(nn.Module):
     """Colours (n, 3) along rays (n, 6): a network like any other, which :func:`inrfast.fit` trains on pixels.
 
     Intervals lie between the ends of a ray in the field's box, evenly spaced, in train mode with edges moved at random.
-    Those in cells that hold nothing are passed over: a grid keeps the largest density that was lately seen in every cell
-    (times 0.95 per look), and every 16 calls in train mode looks at a random point of each.
+    Those in cells that hold nothing are passed over: a grid keeps the largest density that was lately seen in each cell
+    (times 0.95 per look). From the 96th call in train mode on, every 16th looks at a random point of all cells.
 
     Parameters
     ----------

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrfast.errors import check_tensor
+from inrfast.records import Record
 
 
-class Composited:
-    """What rays see, by the names of volume rendering.
+@dataclass(frozen=True, eq=False)
+class Composited(Record):
+    """What rays see; of a picture the same by its rows and columns.
 
     Attributes
     ----------
@@ -23,17 +26,16 @@ class Composited:
         (n,), the expected distance ``sum_i w_i t_i`` at the middles of intervals; the background counts nothing.
     """
 
-    __slots__ = ("colours", "depth", "opacity")
-
-    def __init__(self, colours: Tensor, opacity: Tensor, depth: Tensor) -> None:
-        self.colours, self.opacity, self.depth = colours, opacity, depth
+    colours: Tensor
+    opacity: Tensor
+    depth: Tensor
 
 
 def weights(densities: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     """Return the weights (n, m) of the intervals of rays, and the light (n,) that passes all of them.
 
-    Interval i from ``t_i`` to ``t_(i+1)`` with a constant density has the weight ``T_i (1 - exp(-s_i (t_(i+1) - t_i)))``
-    with the transmittance ``T_i = exp(-sum_(j<i) s_j (t_(j+1) - t_j))``. The weights and the light that passes sum to 1.
+    Interval i, of length ``d_i`` and constant density ``s_i``, has the weight ``T_i (1 - exp(-s_i d_i))`` with the
+    transmittance ``T_i = exp(-sum_(j<i) s_j d_j)``. The weights and the light that passes sum to 1.
 
     Parameters
     ----------
@@ -77,7 +79,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, seen: Tensor, own: Tensor, passing: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, seen: Tensor, own: Tensor, passing: Tensor) -> tuple[Tensor | None, ...]:
         depths, values, background, weight, passes = ctx.saved_tensors
         needs_depths, needs_values, needs_background = ctx.needs_input_grad
         in_depths = in_values = in_background = None
@@ -118,6 +120,7 @@ def composite(densities: Tensor, values: Tensor, edges: Tensor, background: Tens
     Source: as :func:`weights`.
     """
     densities = check_tensor("densities", densities, ndim=2, finite=False)
+    values = check_tensor("values", values, ndim=3, finite=False)
     n, m = densities.shape
     wanted = {"values": (values, (n, m, values.shape[-1])), "edges": (edges, (n, m + 1)),
               "background": (background, (values.shape[-1],))}  # fmt: skip
@@ -131,11 +134,13 @@ def composite(densities: Tensor, values: Tensor, edges: Tensor, background: Tens
     return Composited(seen, 1 - passes, (own * middles).sum(1))
 
 
-def stratified(near: Tensor, far: Tensor, count: int, generator: torch.Generator | None = None, jitter: bool = True) -> Tensor:
+def stratified(
+    near: Tensor, far: Tensor, count: int, generator: torch.Generator | None = None, jitter: bool = True
+) -> Tensor:
     """Return the edges (n, count + 1) of ``count`` intervals between two distances (n,) of every ray.
 
-    With ``jitter`` the edges between them are moved at random within half an interval to either side, so that the middles
-    are stratified samples; else they are even. The outer edges stay, so that every ray is covered.
+    With ``jitter`` the edges between them are moved at random within half an interval to either side, so that the
+    middles are stratified samples; else they are even. The outer edges stay, so that every ray is covered.
 
     Source: Mildenhall et al., NeRF, ECCV 2020, equation 2.
     """

@@ -51,6 +51,8 @@ VALUES: dict[str, Sequence[str]] = {
     "hidden_layers": (*NUMBERS, "100000"),
     "steps": ("1", "2", "3", "0", "-1", "1.5", "nan", "", "x", "1e3", "٣"),
     "grid": SIZES,
+    "factor": ("2", "1.5", "3", "4", "1.0001", *NUMBERS),
+    "missing": ("black", "white", *NAMES),
     "size": SIZES,
     "memory_budget": BYTES,
     "encoding": ENCODINGS,
@@ -67,10 +69,15 @@ USUAL = {
     "choose": ["--width", "8", "--hidden-layers", "2", "--points", "80", "--candidate", "relu"],
     "fit": ["--width", "4", "--hidden-layers", "2", "--steps", "2"],
     "render": [],
+    "inpaint": ["--steps", "2"],
+    "upscale": ["--steps", "2"],
     "demo": ["--quick", "--image", "text.txt"],  # a valid demo takes a minute; what is refused is refused first
     "info": [],
 }
 """Options that keep a command short; those that are drawn come after them and win."""
+
+OPERANDS = {"model": ("net.safetensors",), "out": ("new.png",), "image": ("photo.png",), "mask": ("mask.png",)}
+"""Files that a command usually takes where an operand stands; others are signals of every kind."""
 
 
 @cache
@@ -93,7 +100,7 @@ def _value(action: argparse.Action, rng: random.Random) -> str:
         return rng.choice(VALUES[action.dest])
     if action.type in (int, float) or isinstance(action.default, (int, float)):
         return rng.choice(NUMBERS)
-    if action.type is Path or action.dest in ("signal", "model", "out", "image"):
+    if action.type is Path or action.dest in ("signal", "model", "out", "image", "mask", "truth", "report"):
         return rng.choice(PATHS)
     return rng.choice(NAMES)
 
@@ -103,7 +110,7 @@ def draw_command_line(command: str, rng: random.Random) -> list[str]:
     words = [command, *USUAL.get(command, [])]
     actions = options_of(command)
     for action in (action for action in actions if not action.option_strings):
-        usual = ("net.safetensors",) if action.dest == "model" else ("new.png",) if action.dest == "out" else PATHS[:4]
+        usual = OPERANDS.get(action.dest, PATHS[:4])
         words.append(rng.choice(usual) if rng.random() < 0.75 else _value(action, rng))
     if command == "choose" and words[-1] == "ball.obj":
         words += ["--samples", "200"]
@@ -154,6 +161,8 @@ def _warm_up(folder: Path) -> None:
             for words in ("diagnose --out new", "ntk --rtols 1e-2", "fit photo.png --size 4", "info"):
                 run_command([words.split()[0], *USUAL[words.split()[0]], *words.split()[1:]])
             run_command(["fit", *USUAL["fit"], "ball.obj", "--size", "4", "--samples", "20"])
+            run_command(["inpaint", *USUAL["inpaint"], "photo.png", "mask.png"])
+            run_command(["upscale", *USUAL["upscale"], "photo.png"])
         except (LawBroken, CommandRefused):
             pass
         finally:

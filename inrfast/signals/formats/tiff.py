@@ -1,5 +1,4 @@
-"""TIFF: greys, colours and palettes of 1 to 64 bits in every layout, floats in [0, 1]; the rest is refused, or left to
-Pillow."""
+"""TIFF: greys, colours, palettes of 1 to 64 bits in every layout, floats in [0, 1]; the rest is refused or Pillow's."""
 
 from __future__ import annotations
 
