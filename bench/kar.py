@@ -36,6 +36,9 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 SIDE, STEPS, FACTOR = 256, 4, 1e-2
 
+PARTS: dict[str, dict[str, Any]] = {"kar": {}, "kar, 1,024 rows": {"rows": 1024, "keys": 1024}}
+"""Points of a step, the default and more."""
+
 NETS: dict[str, dict[str, Any]] = {
     "siren 3 x 128": {"width": 128, "activation": "sine", "init": "siren"},
     "relu 3 x 128": {"width": 128},
@@ -94,13 +97,14 @@ def whole(net: nn.Module, kar: inr.KAR, rows: Tensor, keys: Tensor) -> Tensor:
 def step_case(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
     points, target = picture(SIDE)
     net = inr.INR(2, 1, hidden_layers=3, **NETS[name])
-    kar = inr.KAR(points)
-    other, theirs = copy.deepcopy(net), copy.deepcopy(kar)
+    kars = {part: inr.KAR(points, **options) for part, options in PARTS.items()}
+    other, theirs = copy.deepcopy(net), copy.deepcopy(kars["kar"])
     adam = torch.optim.Adam([*other.parameters(), *theirs.parameters()], lr=1e-4)
-    found: dict[str, list[float]] = {"plain": [], "kar": [], "eager kar": []}
+    found: dict[str, list[float]] = {"plain": [], **{part: [] for part in PARTS}, "eager kar": []}
     engine = ""
     for _ in range(repeats):
-        for way, terms in (("plain", []), ("kar", [(kar, FACTOR)])):
+        for way in ("plain", *PARTS):
+            terms = [(kars[way], FACTOR)] if way in kars else []
             watch = Clock(clock)
             options = {"lr": 1e-4, "regularizers": terms, "progress": False, "eval_every": STEPS + 1}
             result = inr.fit(net, points, target, steps=STEPS, callbacks=[watch], **options)
@@ -114,11 +118,10 @@ def step_case(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, 
     seconds = {way: statistics.median(times) for way, times in found.items()}
     return {
         "case": name,
-        "rows": 1024,
-        "keys": 1024,
+        "rows, keys": f"{kars['kar'].rows}, {kars['kar'].keys}",
         "gradient": engine,
         "seconds": {way: round(own, 5) for way, own in seconds.items()},
-        "kar / plain": round(seconds["kar"] / seconds["plain"], 3),
+        **{f"{part} / plain": round(seconds[part] / seconds["plain"], 3) for part in PARTS},
         "eager kar / kar": round(seconds["eager kar"] / seconds["kar"], 2),
         "peak MiB": round(ours),
         "peak MiB with the eager one": round(peak_mebibytes()),

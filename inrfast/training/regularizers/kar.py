@@ -30,8 +30,8 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 PLACES = ("rows", "attention", "keys")
 """Where the gradient goes: f(x), A, f(X)."""
 
-PART = 1024
-"""Rows, and keys, of a step by default: its cost stays below that of the gradient of 65,536 points."""
+ROWS_DRAWN, KEYS_DRAWN = 128, 1024
+"""Rows and keys of a step by default: more rows cost more, and did not restore missing pixels better."""
 
 FEW = 2**22
 """Features of all points of a step up to which no budget is looked at."""
@@ -60,7 +60,7 @@ class KAR(nn.Module):
         A module (n, d) to (n, r) of your own in its place.
     rows, keys
         How many of the points x, and of the training points X, take part in a step: a number, or ``"all"``; None:
-        1024, or all where there are fewer. They are drawn anew in each step.
+        128 rows and 1,024 keys, or all where there are fewer. They are drawn anew in each step.
     norm
         ``"l2"``: mean over x of the Euclidean norm; ``"squared"``: of its square; ``"l1"``: of the sum of magnitudes;
         ``"rms"``: the root of the mean square over x.
@@ -138,8 +138,8 @@ class KAR(nn.Module):
             in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
         elif in_features is None and attention is None:
             raise ValueError("KAR needs points, or in_features, the number of coordinates of the points of a step")
-        self.rows = check_part("rows", rows, PART, None if self.points is None else len(self.points), "points")
-        self.keys = check_part("keys", keys, PART, minimum=2)
+        self.rows = check_part("rows", rows, ROWS_DRAWN, None if self.points is None else len(self.points), "points")
+        self.keys = check_part("keys", keys, KEYS_DRAWN, minimum=2)
         if attention is None:
             sine: dict[str, Any] = {"activation": "sine", "omega": omega, "init": "siren", "seed": self.seed}
             made = {"width": width, "hidden_layers": hidden_layers, "device": device, "dtype": dtype, **sine}
