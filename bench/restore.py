@@ -120,6 +120,9 @@ def tune_inpaint(name: str, kind: str, wanted: list[str]) -> Iterator[dict[str, 
                 "own": psnr(found.own, truth, ~known),
                 "joined": joined,
                 "known": found.psnr,
+                "chosen": psnr(found.image, truth, ~known),
+                "share": found.share,
+                "expected": found.held_out_psnr,
                 "seconds": time.process_time() - begun,
             }
 
@@ -153,7 +156,7 @@ def tune(arguments: argparse.Namespace) -> None:
         if arguments.only not in (None, task):
             continue
         with open(arguments.out / f"{task}.jsonl", "a") as file:
-            for name in TUNING:
+            for name in arguments.photographs or TUNING:
                 for case in cases:
                     for row in run(name, case, arguments.networks):
                         file.write(json.dumps({"photograph": name, "case": case, **row}) + "\n")
@@ -243,6 +246,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("tune", "score"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=("inpaint", "upscale"))
+    parser.add_argument("--photographs", nargs="*", help="of tune, in place of the usual ones")
     parser.add_argument("--networks", nargs="*", default=[], help="of tune: some of them, such as 'fourier 2'")
     parser.add_argument("--file", type=Path)
     given = parser.parse_args()

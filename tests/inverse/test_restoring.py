@@ -9,7 +9,6 @@ from skimage import data
 
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError
-from inrfast.inverse import restoring
 from inrfast.inverse.biharmonic import biharmonic, ranges_of_holes
 from inrfast.inverse.enlarging import area_means
 from inrfast.inverse.restoring import Averaged, bounds_of, coordinates
@@ -50,7 +49,7 @@ def test_the_picture_is_the_classical_one_and_what_the_network_adds() -> None:
     image, known = photograph(24), draws(0.5, 24, 24)
     found = inr.inpaint(image, known, **QUICK)
     adds = found.own.double() - biharmonic(found.own, known)
-    joined = (found.classical + restoring.SHARE * adds).clamp(*ranges_of_holes(image, known))
+    joined = (found.classical + found.share * adds).clamp(*ranges_of_holes(image, known))
     torch.testing.assert_close(found.image[~known].double(), joined[~known], atol=1e-6, rtol=0)
     values = found.net(coordinates((24, 24))).detach().view(24, 24, 3) + 0.5
     torch.testing.assert_close(found.own, values, atol=1e-5, rtol=0)
@@ -73,11 +72,11 @@ def test_no_seam_is_left_by_a_network_that_has_not_learned_yet() -> None:
 
 
 def test_half_of_the_pixels_are_filled_better_than_by_biharmonic_interpolation() -> None:
-    """The claim of the page, at a tenth of the size: 0.1 dB at least, of the 0.3 that are measured."""
+    """The claim of the page, at a tenth of the size: 0.2 dB at least."""
     image, known = photograph(96), draws(0.5, 96, 96)
     found = inr.inpaint(image, known, steps=300, progress=False)
     classical, joined = error(found.classical[~known], image[~known]), error(found.image[~known], image[~known])
-    assert joined < 10**-0.01 * classical
+    assert joined < 10**-0.02 * classical
 
 
 @pytest.mark.parametrize("factor", [2, 3, 1.5, 2.3])
@@ -100,6 +99,18 @@ def test_an_enlarged_photograph_is_better_than_bicubic() -> None:
 
     plain, classical, joined = (error(own, truth) for own in (bicubic(small, (96, 96)), found.classical, found.image))
     assert joined < 10**-0.01 * classical < 10**-0.03 * plain
+
+
+def test_the_network_has_no_say_where_it_knows_nothing() -> None:
+    """Held-out pixels tell a useful network from a useless one."""
+    image, known = photograph(96), draws(0.5, 96, 96)
+    useful = inr.inpaint(image, known, steps=300, progress=False)
+    useless = inr.inpaint(image, known, lr=1e-9, steps=1, progress=False)
+    assert useful.share > 0.5
+    assert useless.share < 0.1
+    missing = -10 * math.log10(error(useful.image[~known], image[~known]))
+    # What is expected of held-out pixels, among which fewer are known, is met or surpassed.
+    assert missing - 1.0 < useful.held_out_psnr < missing + 0.5
 
 
 def test_means_of_a_network_are_those_of_its_samples() -> None:
