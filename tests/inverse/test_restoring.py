@@ -9,8 +9,9 @@ from skimage import data
 
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError
-from inrfast.inverse.biharmonic import biharmonic, ranges_of_holes
+from inrfast.inverse.biharmonic import biharmonic
 from inrfast.inverse.enlarging import area_means
+from inrfast.inverse.holes import Ranges
 from inrfast.inverse.restoring import Averaged, bounds_of, coordinates
 
 QUICK = {"steps": 20, "progress": False}
@@ -49,7 +50,7 @@ def test_the_picture_is_the_classical_one_and_what_the_network_adds() -> None:
     image, known = photograph(24), draws(0.5, 24, 24)
     found = inr.inpaint(image, known, **QUICK)
     adds = found.own.double() - biharmonic(found.own, known)
-    joined = (found.classical + found.share * adds).clamp(*ranges_of_holes(image, known))
+    joined = Ranges(image, known).clipped(found.classical + found.share * adds)
     torch.testing.assert_close(found.image[~known].double(), joined[~known], atol=1e-6, rtol=0)
     values = found.net(coordinates((24, 24))).detach().view(24, 24, 3) + 0.5
     torch.testing.assert_close(found.own, values, atol=1e-5, rtol=0)
