@@ -1,0 +1,146 @@
+"""The methods that are compared: one network each, with what the paper leaves open as it was tuned on two images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inrfast.encodings.spelling import spelled
+from inrfast.experiments.peak.weights import OtherWeights
+from inrfast.nn import INR
+from inrfast.training.objective import Regularizers
+from inrfast.training.regularizers.kar import KAR
+from inrfast.training.regularizers.peak import PEAK
+from inrfast.training.regularizers.smoothness import TotalVariation
+
+TUNED_ON = ("Cameraman", "Boat")
+"""The two images of table 1 on which rates, widths and each method's own numbers were chosen; the others score."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A network, how it is trained, and what is added to its loss.
+
+    Attributes
+    ----------
+    name
+        As files spell it.
+    label
+        As tables and drawings spell it.
+    network
+        Of :class:`inrfast.INR`, as JSON holds it; its encoding is spelled as on the command line.
+    lr, batch
+        Of Adam, its rate falling tenfold over the fit, and points per step.
+    degree
+        Of the trained polynomial before the network (:class:`inrfast.PEAK`); None: there is none.
+    kar
+        Options of :class:`inrfast.KAR` and its ``factor``, and the ``function`` in place of softmax if it is another;
+        empty: there is none.
+    tv
+        Factor of total variation in its place.
+    colour
+        Of its curve.
+    """
+
+    name: str
+    label: str
+    network: Mapping[str, Any]
+    lr: float
+    batch: int = 2048
+    degree: int | None = None
+    kar: Mapping[str, Any] = field(default_factory=dict)
+    tv: float = 0.0
+    colour: str = "#000000"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a fit depends on, as JSON holds it."""
+        found = asdict(self)
+        for key in ("label", "colour"):
+            del found[key]
+        return found
+
+    def made(self, points: Tensor, seed: int, device: torch.device) -> tuple[INR, Regularizers]:
+        """Return the network and the regularisers of a fit; ``points`` (G, 2) are the whole grid."""
+        options = dict(self.network)
+        if "encoding" in options:
+            options["encoding"] = spelled(options["encoding"])
+        net = INR(2, 1, seed=seed, device=device, **options)
+        kar, points = dict(self.kar), points.to(device)
+        factor = kar.pop("factor", 0.0)
+        if self.degree is not None:
+            function = kar.pop("function", None)
+            plugged = PEAK(net, points, self.degree, factor, seed=seed, **kar)
+            if function is not None:
+                return plugged.net, [(OtherWeights(points, function, seed=seed, **kar), factor)]
+            return plugged.net, plugged.regularizers if self.kar else self._variation(points)
+        if self.kar:
+            return net, [(KAR(points, seed=seed, **kar), factor)]
+        return net, self._variation(points)
+
+    def _variation(self, points: Tensor) -> Regularizers:
+        return [(TotalVariation(points), self.tv)] if self.tv else []
+
+    def but(self, name: str, label: str, **changes: Any) -> Method:
+        """Return the method with other settings; a mapping changes the entries that it names."""
+        merged = {
+            key: {**getattr(self, key), **value} if isinstance(value, Mapping) and value else value
+            for key, value in changes.items()
+        }
+        return replace(self, name=name, label=label, **merged)
+
+    @property
+    def told(self) -> str:
+        """The settings in words."""
+        net = self.network
+        parts = [f"{net['hidden_layers']}x{net['width']}"]
+        if "omega" in net:
+            omega = net["omega"]
+            parts.append(f"omega {omega['first']:g}, then {omega['hidden']:g}" if isinstance(omega, Mapping) else
+                         f"omega {omega:g}")  # fmt: skip
+        parts += [net["encoding"]] if "encoding" in net else []
+        parts += [f"polynomial of degree {self.degree}"] if self.degree is not None else []
+        parts += [f"Adam {self.lr:g}, batches of {self.batch}"]
+        if self.kar:
+            parts.append("KAR " + ", ".join(f"{key} {value}" for key, value in self.kar.items()))
+        if self.tv:
+            parts.append(f"total variation {self.tv:g}")
+        return "; ".join(parts)
+
+
+ATTENTION = {"rows": 128, "keys": 256, "width": 32, "hidden_layers": 2, "r": 100, "omega": 30.0}
+"""Of KAR: a part of the points and a small network keep its step near the price of a plain one."""
+
+
+def sine(width: int, omega: float) -> dict[str, Any]:
+    """Return the options of a SIREN with this omega in its first layer, and 30 behind it."""
+    return {"width": width, "hidden_layers": 3, "activation": "sine", "omega": {"first": omega, "hidden": 30.0},
+            "init": "siren"}  # fmt: skip
+
+
+def relu(width: int, hidden_layers: int = 3, encoding: str | None = None) -> dict[str, Any]:
+    """Return the options of a ReLU network, behind an encoding as the command line spells it."""
+    own = {} if encoding is None else {"encoding": encoding}
+    return {"width": width, "hidden_layers": hidden_layers, "init": "kaiming", **own}
+
+
+MLP = Method("mlp", "MLP", relu(128), 5e-3, colour="#999999")
+FOURIER = Method("fourier", "Fourier", relu(128, encoding="fourier:128:2"), 2e-3, colour="#009E73")
+HASH = Method("hash", "Hash", relu(64, 2, "hashgrid:8:2:16384:4:64"), 5e-3, colour="#E69F00")
+SIREN = Method("siren", "SIREN", sine(128, 20.0), 1e-3, colour="#0072B2")
+PEAK_METHOD = Method(
+    "peak", "PEAK", sine(128, 20.0), 2e-3, 1024, degree=1, kar={"factor": 0.01, **ATTENTION}, colour="#D55E00"
+)
+GAMMA = replace(PEAK_METHOD, name="gamma", label="PEAK without KAR", kar={}, colour="#CC79A7")
+VARIED = replace(GAMMA, name="tv", label="PEAK with total variation in place of KAR", tv=0.002)
+KAR_ALONE = replace(PEAK_METHOD, name="kar", label="PEAK without its encoding", degree=None)
+
+RIVALS = (MLP, FOURIER, HASH)
+"""Those of the paper's table 1 beside PEAK."""
+
+ABLATIONS = (GAMMA, SIREN, VARIED)
+"""PEAK without one of its parts; SIREN is its network alone, with the rate and batch that suit it."""
