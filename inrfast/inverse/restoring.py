@@ -49,7 +49,7 @@ BATCH, PASSES, LEAST_STEPS = 4096, 30, 500
 PULL = 0.1
 """Weight of the classical picture at a missing pixel, where a known pixel has 1."""
 
-SHARE = 0.5
+SHARE = 0.75
 """Of the network in an enlarged picture; the rest is the classical one's."""
 
 MID_GREY = 0.5
