@@ -37,7 +37,7 @@ from inrfast.inverse.biharmonic import biharmonic
 from inrfast.inverse.enlarging import area_means, back_projected
 
 SIDE = 256
-TUNING, SCORING = ("astronaut", "chelsea"), ("coffee", "camera", "rocket", "cat")
+TUNING, SCORING = ("astronaut", "chelsea"), ("coffee", "camera", "rocket", "brick")
 MASKS, FACTORS = ("random", "patches", "text"), (2, 4)
 PULLS = (0.03, 0.1, 0.3)
 SHARES = (0.25, 0.5, 0.75, 1.0)
