@@ -67,6 +67,7 @@ struct StackedLayer {
 struct StackedPoints {
   Stacked coords, target, weight, index;
   std::int64_t weight_columns, first, count;
+  Stacked coords_grad;
 };
 
 StackedLayer layer_of(std::int64_t in, std::int64_t out, const std::string& activation,
@@ -106,7 +107,8 @@ std::vector<double> mlp_steps(const std::string& instructions, const std::vector
     const auto layers = layers_of(stacked, network);
     const inrfast::MlpPoints own{at<const float>(points.coords, network), at<const float>(points.target, network),
                                  at<const float>(points.weight, network), points.weight_columns,
-                                 at<const std::int64_t>(points.index, network), points.first, points.count};
+                                 at<const std::int64_t>(points.index, network), points.first, points.count,
+                                 at<float>(points.coords_grad, network)};
     const inrfast::MlpStep step{layers.data(), static_cast<int>(layers.size()), own,
                                 static_cast<float>(scales[n]), gradient, chunk,
                                 reinterpret_cast<float*>(workspace), kind, number};
@@ -146,9 +148,10 @@ PYBIND11_MODULE(_C, module) {
       .def(py::init(&layer_of), py::arg("inputs"), py::arg("outputs"), py::arg("activation"), py::arg("numbers"),
            py::arg("weight"), py::arg("bias"), py::arg("weight_grad"), py::arg("bias_grad"));
   py::class_<StackedPoints>(module, "MlpPoints", "The points of networks side by side; addresses with their steps.")
-      .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t>(), py::arg("coords"),
-           py::arg("target"), py::arg("weight"), py::arg("index"), py::arg("weight_columns"), py::arg("first"),
-           py::arg("count"));
+      .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t, Stacked>(),
+           py::arg("coords"), py::arg("target"), py::arg("weight"), py::arg("index"), py::arg("weight_columns"),
+           py::arg("first"), py::arg("count"), py::arg("coords_grad") = Stacked{})
+      .def_readonly("coords_grad", &StackedPoints::coords_grad);
   module.def("mlp_step_instructions", &inrfast::mlp_step_instructions,
              "The best set of instructions that mlp_steps has for this processor: avx512, avx2, or '' for none.");
   module.def("mlp_step_workspace", &mlp_step_workspace, py::arg("layers"), py::arg("chunk"),

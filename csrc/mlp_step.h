@@ -43,6 +43,7 @@ struct MlpPoints {
   std::int64_t weight_columns;  // 1, or the outputs
   const std::int64_t* index;    // the points' rows; null: first, first + 1, ...
   std::int64_t first, count;
+  float* coords_grad;           // (N, in): the gradient of these rows is written here; null: not wanted
 };
 
 struct MlpStep {

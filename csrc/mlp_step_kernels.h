@@ -64,6 +64,10 @@ struct TimesSlope {
   INRFAST_INLINE Vec operator()(Vec error, Index place, Index) const { return multiply(load(slope + place), error); }
 };
 
+struct Store {
+  INRFAST_INLINE Vec operator()(Vec own, Index, Index) const { return own; }
+};
+
 struct AddTo {
   const float* sum;
   INRFAST_INLINE Vec operator()(Vec part, Index place, Index) const { return add(load(sum + place), part); }
@@ -253,6 +257,17 @@ void gather(const MlpPoints& points, Index first, Index rows, Index columns, Ind
   }
 }
 
+// Write the gradient of a chunk's points, the error behind the first layer's weights; `out` is a buffer of padded rows.
+void input_gradient(const MlpLayer& layer, const Buffers& buffers, const MlpPoints& points, Index first, Index rows,
+                    const float* error, Index out_step, float* out) {
+  product(rows, padded(layer.in), layer.out, error, row_step(layer.out), 1, buffers.backward, 0,
+          Target<Store>{out, out_step, {}});
+  for (Index i = 0; i < rows; ++i) {
+    const Index row = points.index != nullptr ? points.index[first + i] : points.first + first + i;
+    for (Index c = 0; c < layer.in; ++c) points.coords_grad[row * layer.in + c] = out[i * out_step + c];
+  }
+}
+
 // Turn predictions into the error at the head; return the chunk's sum of losses.
 template <class Kind>
 double errors_by(const Kind& loss, const MlpPoints& points, Index first, Index rows, Index columns, Index step,
@@ -311,7 +326,7 @@ float* prepare(const MlpStep& step, Buffers* buffers, float* free) {
         own.forward[n * padded(layer.in) + k] = k < layer.in ? layer.weight[n * layer.in + k] : 0.0f;
       }
     }
-    if (step.gradient && l > 0) pack(layer.weight, layer.out, layer.in, layer.in, 1, own.backward);
+    if (step.gradient && (l > 0 || step.points.coords_grad != nullptr)) pack(layer.weight, layer.out, layer.in, layer.in, 1, own.backward);
     for (Index n = 0; n < padded(layer.out); ++n) {
       own.bias[n] = layer.bias != nullptr && n < layer.out ? layer.bias[n] : 0.0f;
     }
@@ -344,6 +359,8 @@ double run(const MlpStep& step) {
     if (row_step(step.layers[l].out) > widest) widest = row_step(step.layers[l].out);
     if (step.layers[l].weight_grad != nullptr || step.layers[l].bias_grad != nullptr) lowest = l;
   }
+  const bool to_inputs = step.gradient && points.coords_grad != nullptr;
+  if (to_inputs) lowest = 0;
   const Index in_step = row_step(step.layers[0].in);
   float* in = take(free, step.chunk * in_step);
   float* errors[2] = {take(free, step.chunk * widest), take(free, step.chunk * widest)};
@@ -366,6 +383,7 @@ double run(const MlpStep& step) {
         error = errors[l % 2];
       }
     }
+    if (to_inputs) input_gradient(step.layers[0], buffers[0], points, first, rows, error, in_step, in);
   }
   for (int l = lowest; step.gradient && l <= head; ++l) add_gradient(step.layers[l], buffers[l]);
   return losses;

@@ -71,6 +71,11 @@ def instructions() -> str:
     )
 
 
+def reaches_inputs() -> bool:
+    """Return whether native steps here take gradients of their inputs: extensions built before did not."""
+    return bool(instructions()) and hasattr(load_extension().MlpPoints, "coords_grad")
+
+
 @dataclass(frozen=True)
 class Layer:
     """A linear layer of B networks and the activation behind it, None of the head.
@@ -100,12 +105,15 @@ class Points:
         Shapes (B or 1, N, d), (B or 1, N, M), (B or 1, N, 1 or M) or None.
     rows
         The points of a step as (B or 1, n), int64, or as a range.
+    coords_grad
+        Like ``coords``: there the gradient of these rows is written; None: not wanted.
     """
 
     coords: Tensor
     target: Tensor
     weight: Tensor | None
     rows: Tensor | range
+    coords_grad: Tensor | None = None
 
 
 def reason_against(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> str | None:
@@ -179,6 +187,7 @@ def steps(
         weight_columns=1 if points.weight is None else points.weight.shape[2],
         first=first,
         count=number,
+        **({} if points.coords_grad is None else {"coords_grad": _stacked(points.coords_grad)}),
     )
     found = native.mlp_steps(
         instructions=instructions,

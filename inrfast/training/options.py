@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from inrfast import backends
 from inrfast.calling import Select
@@ -87,7 +88,8 @@ class Options:
         # Each network of fit_many has modules of its own.
         modules = () if "nets" in given else given["modules"]
         weighted = given["weight"] is not None
-        objective = check_objective(given["loss"], weighted, given["regularizers"], modules, given.get("net"))
+        net = given.get("net") if isinstance(given.get("net"), nn.Module) else None
+        objective = check_objective(given["loss"], weighted, given["regularizers"], modules, net)
         steps = check_int("steps", given["steps"], minimum=1)
         backend = backends.resolve(given["backend"], device)
         clip_norm, eval_every, patience = given["clip_norm"], given["eval_every"], given["patience"]

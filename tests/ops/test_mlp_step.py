@@ -221,3 +221,27 @@ def test_an_activation_that_the_extension_does_not_have_is_refused() -> None:
         object.__setattr__(kind, "native", "sine" if kind.numbers else "unheard_of")  # Activation itself refuses them
         with pytest.raises(ValueError, match=told):
             mlp_step.workspace([Layer(kind.bind(), one, None)], 84)
+
+
+@needs_native
+@pytest.mark.parametrize("way", ["rows", "index", "frozen"])
+def test_gradients_of_the_points_are_those_of_fp64_autodiff(instructions: str, way: str) -> None:
+    """Of every row once, in its own place; rows that take no part keep what was there."""
+    net = inr.INR(5, 3, width=37, hidden_layers=2, activation="sine", init="siren", omega=4.0)
+    x, y, weight = random(200, 5, seed=0), random(200, 3, seed=1), random(200, 1, seed=2).abs()
+    rows: Tensor | range = range(3, 190)
+    if way == "index":
+        rows = torch.randperm(200, generator=torch.Generator().manual_seed(3))[:90]
+    layers = layers_of([net], {0, 1, 2} if way == "frozen" else set())
+    grad = torch.full((1, 200, 5), 7.0)
+    own = rows.unsqueeze(0) if isinstance(rows, Tensor) else rows
+    run(instructions, layers, Points(x[None], y[None], weight[None], own, grad), torch.tensor([0.5]), 1)
+    wide = copy.deepcopy(net).double()
+    points = x.double().requires_grad_()
+    some = rows if isinstance(rows, Tensor) else slice(rows.start, rows.stop)
+    loss = 0.5 * (weight.double() * (wide(points) - y.double()).square())[some].sum()
+    (wanted,) = torch.autograd.grad(loss, points)
+    left = torch.ones(200, dtype=torch.bool)
+    left[some] = False
+    torch.testing.assert_close(grad[0, ~left].double(), wanted[~left], atol=1e-5 * float(wanted.abs().max()), rtol=0)
+    assert bool((grad[0, left] == 7.0).all())

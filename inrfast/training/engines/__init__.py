@@ -2,6 +2,7 @@
 
 - :class:`FusedGradient`: forward and backward of INRs of one shape by Triton kernels.
 - :class:`NativeGradient`: the same on a CPU, by one native call per chunk of points.
+- :class:`EncodedGradient`: the same behind a trained encoding, of which autograd takes the gradient.
 - :class:`TensorGradient`: the same by torch's operations, over chunks of points that stay in cache.
 - :class:`FoldedGradient`: the same on a GPU for networks with batch norms in train mode, over all points at once.
 - :class:`NormedGradient`: by torch's operations too, for networks with batch norms in train mode, whose statistics are
@@ -27,6 +28,7 @@ from inrfast import backends
 from inrfast.errors import NotAvailableError
 from inrfast.training.engines.autograd import AutogradGradient
 from inrfast.training.engines.chunked import ChunkedGradient
+from inrfast.training.engines.encoded import EncodedGradient
 from inrfast.training.engines.folded import FoldedGradient
 from inrfast.training.engines.fused import FusedEvaluation, FusedGradient
 from inrfast.training.engines.native import NativeGradient
@@ -46,6 +48,7 @@ Taken = Gradient | RegularizedGradient
 ENGINES: tuple[type[Gradient], ...] = (
     FusedGradient,
     NativeGradient,
+    EncodedGradient,
     TensorGradient,
     FoldedGradient,
     NormedGradient,
@@ -101,8 +104,9 @@ def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
     measured = replace(task, objective=Objective(), batch=None, narrow=False, measuring=True, link=link)
     if stack.flat is not None and link is None:
         return FusedEvaluation(stack, measured).mean_square
-    measuring: tuple[type[Gradient], ...] = (NativeGradient, TensorGradient, FoldedGradient, NormedGradient)
-    for engine in measuring if link is None else measuring[1:]:
+    native: tuple[type[Gradient], ...] = (NativeGradient, EncodedGradient)
+    others: tuple[type[Gradient], ...] = (TensorGradient, FoldedGradient, NormedGradient)
+    for engine in (*native, *others) if link is None else others:
         if engine.reason_against(measured) is None:
             return engine(stack, measured).mean_square
     return AutogradGradient(stack, measured).mean_square

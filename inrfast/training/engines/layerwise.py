@@ -100,8 +100,7 @@ class LayerwiseGradient:
         assert task.objective.named is not None
         self.mlp, self.loss, self.link = task.mlp, task.objective.named, task.link
         budget = task.buffers
-        dtype = NARROW if self.narrow else self.data.coords.dtype
-        self.encoded, self.encodings = encoded(stack.nets, self.mlp, self.data.coords, budget, dtype)
+        self.encoded, self.encodings = self._encode(budget)
         if self.encoded is not self.data.coords:
             budget -= self.encoded.nbytes
         self.most_shares = max(1, min(MOST_SHARES, budget // (4 * sum(grad.nbytes for grad in stack.grads.values()))))
@@ -113,6 +112,11 @@ class LayerwiseGradient:
         # The first share adds straight to the gradients; where there are several of the rows, the others have own sums.
         own = 1 if self.by_networks else self._shares_of(task.points)
         self.sums = [stack.grads, *({n: torch.zeros_like(g) for n, g in stack.grads.items()} for _ in range(own - 1))]
+
+    def _encode(self, budget: int) -> tuple[Tensor, list[nn.Module] | None]:
+        """Return the encoded points, or points and encodings if they are encoded in each step."""
+        dtype = NARROW if self.narrow else self.data.coords.dtype
+        return encoded(self.stack.nets, self.mlp, self.data.coords, budget, dtype)
 
     def _plan(self, task: Task, budget: int) -> Plan:
         raise NotImplementedError

@@ -17,7 +17,15 @@ from inrfast.training.stack import Stack
 
 
 class NativeGradient(LayerwiseGradient):
-    """The layerwise gradient by native steps: see :mod:`inrfast.ops.mlp_step`."""
+    """The layerwise gradient by native steps: see :mod:`inrfast.ops.mlp_step`.
+
+    Attributes
+    ----------
+    inputs_grad
+        Where the gradient of the encoded points is written; None: it is not wanted.
+    """
+
+    inputs_grad: Tensor | None = None
 
     def __init__(self, stack: Stack, task: Task) -> None:
         self.native = mlp_step.instructions()
@@ -26,27 +34,29 @@ class NativeGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        reason = against_formula(task.described)
-        if reason is not None:
-            return reason
-        reason = task.objective.reason_against_parts()
-        if reason is not None:
-            return reason
-        if task.objective.named is None or task.objective.named.kind.native is None:
-            return f"the loss {task.objective.config()['loss']!r} has no native step"
-        if task.narrow:
-            return "products in 16 bits are those of the matrix library"
-        data = task.data
-        # Of several networks the stack has copies, which are contiguous.
-        parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
-        reason = mlp_step.reason_against(task.mlp.activations, [*parameters, data.coords, data.target, data.weight])
-        return reason or _against_memory(task)
+        return against_formula(task.described) or against_native(task) or _against_memory(task)
 
     def _plan(self, task: Task, budget: int) -> Plan:
         return _plan(task)
 
     def _pass(self) -> Pass:
         return NativePass(self)
+
+
+def against_native(task: Task) -> str | None:
+    """Return why a task whose backpropagation is written out has no native step; None if it has."""
+    reason = task.objective.reason_against_parts()
+    if reason is not None:
+        return reason
+    if task.objective.named is None or task.objective.named.kind.native is None:
+        return f"the loss {task.objective.config()['loss']!r} has no native step"
+    if task.narrow:
+        return "products in 16 bits are those of the matrix library"
+    data = task.data
+    # Of several networks the stack has copies, which are contiguous.
+    parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
+    reason = mlp_step.reason_against(task.mlp.activations, [*parameters, data.coords, data.target, data.weight])
+    return reason
 
 
 def _plan(task: Task) -> Plan:
@@ -63,13 +73,18 @@ def _against_memory(task: Task) -> str | None:
     size = encoded_bytes(task.nets, task.mlp, coords, coords.dtype)
     if not is_kept(size, budget):
         return f"the encoded points ({format_bytes(size)}) take over half of the budget {format_bytes(budget)}"
-    plan = _plan(task)
-    kinds = zip(task.mlp.layers, [*task.mlp.activations, None], strict=True)
-    layers = [mlp_step.Layer(kind, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
-    needed = plan.threads * mlp_step.workspace(layers, plan.rows) * coords.element_size()
+    needed = native_bytes(task)
     if needed > budget - size:
         return f"its buffers ({format_bytes(needed)}) exceed the budget {format_bytes(budget - size)}"
     return None
+
+
+def native_bytes(task: Task) -> int:
+    """Return the bytes of the buffers of all threads."""
+    plan = _plan(task)
+    kinds = zip(task.mlp.layers, [*task.mlp.activations, None], strict=True)
+    layers = [mlp_step.Layer(kind, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
+    return plan.threads * mlp_step.workspace(layers, plan.rows) * task.data.coords.element_size()
 
 
 class NativePass:
@@ -92,7 +107,7 @@ class NativePass:
         inputs, target = (one[own(one, block)] for one in (self.of.encoded, data.target))
         return mlp_step.steps(
             self._layers(block, sums),
-            mlp_step.Points(inputs, target, weight, chosen),
+            mlp_step.Points(inputs, target, weight, chosen, None if scales is None else self.of.inputs_grad),
             None if scales is None else scales[block],
             block.stop - block.start,
             self.of.rows,

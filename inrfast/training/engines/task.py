@@ -198,10 +198,13 @@ def has_hooks(net: nn.Module) -> bool:
     return hooked_forward(net) or hooked_backward(net)
 
 
-def against_formula(described: MLP | str, norms: tuple[type[Norm], ...] = ()) -> str | None:
+def against_formula(
+    described: MLP | str, norms: tuple[type[Norm], ...] = (), trained_encoding: bool = False
+) -> str | None:
     """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is.
 
-    ``norms`` are the kinds of norms that hidden layers may have.
+    ``norms`` are the kinds of norms that hidden layers may have, and ``trained_encoding`` says that an encoding may
+    be trained.
     """
     if isinstance(described, str):
         return described
@@ -212,7 +215,7 @@ def against_formula(described: MLP | str, norms: tuple[type[Norm], ...] = ()) ->
     if not described.known_encoding:
         return f"its encoding is a {type(described.encoding).__name__}, not one of this library's"
     encoding = [] if described.encoding is None else list(described.encoding.parameters())
-    if any(parameter.requires_grad for parameter in encoding):
+    if any(parameter.requires_grad for parameter in encoding) and not trained_encoding:
         return "its encoding is trained"
     if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
         return "its parameters have several dtypes or devices"

@@ -80,6 +80,20 @@ class KAR(nn.Module):
     device, dtype
         Of g; those of ``points``, or fp32 on the CPU.
 
+    Raises
+    ------
+    ValueError, TypeError
+        No points, points that hold NaN, r below 1, more rows than points, an unknown norm or place.
+
+    Examples
+    --------
+    >>> from inrfast import INR, fit, grid
+    >>> x = grid((16, 16))
+    >>> kar, net = KAR(x, r=16, rows=64, keys=64), INR(2, 1, width=16, activation="sine", init="siren")
+    >>> result = fit(net, x[::2], x[::2, :1].sin(), steps=20, regularizers=[(kar, 0.01)])
+    >>> float(kar(net, x[::2], 0).detach()) < 0.2
+    True
+
     Source: PEAK (Li et al.), equations 10 to 12. The paper's lambda multiplies a sum over G points beside a sum of
     squared errors over N points; with the loss ``"mse"``, a mean over N points and M outputs, ``norm="l2"`` and the
     factor ``lambda G / (N M)`` give the same minima.
