@@ -123,6 +123,18 @@ DOORS = {
     "PEAK": lambda give: outputs(inr.PEAK(network(), give(POINTS)).net),
     "TotalVariation": lambda give: inr.TotalVariation(give(POINTS))(network(), 0),
     "DirichletEnergy": lambda give: inr.DirichletEnergy(give(POINTS), mode="derivatives")(network(), 0),
+    "alignment": lambda give: inr.alignment(kernel(), give(VECTOR)),
+    "alignment of arrays": lambda give: inr.alignment(give(kernel().to_dense()), give(kernel().to_dense()), centered=True),
+    "optimal_kernel": lambda give: inr.optimal_kernel(give(POINTS.t())).diagonal(),
+    "optimal_kernel @ V": lambda give: inr.optimal_kernel(POINTS.t()) @ give(VECTOR),
+    "kernel_regression": lambda give: inr.kernel_regression(
+        network(), give(VECTOR), coords=give(POINTS), at=give(POINTS[:5] / 2), rtol=1e-6
+    ).prediction,
+    "kernel_regression of blocks": lambda give: inr.kernel_regression(
+        give(torch.eye(42, dtype=torch.float64)), give(VECTOR), give(POINTS.t())
+    ).prediction,
+    "infinite_ntk": lambda give: inr.infinite_ntk(2)(give(POINTS), give(POINTS[:5])),
+    "infinite_ntk.of_cosine": lambda give: inr.infinite_ntk(2).of_cosine(give(POINTS)),
     "fit": fitted,
     "fit_many": fitted_many,
     "meta_learn, adapt": meta_learned,
@@ -178,7 +190,8 @@ def test_arrays_are_taken_as_tensors_are(door):
             assert same or np.abs(own - other).max() <= 64 * np.finfo(own.dtype).eps * np.abs(other).max(), kind
 
 
-NUMPY_OUT = ("K @ v", "K @ V", "K.product", "K.quadratic_form", "K.solve", "factor", "factor.solve", "J @ p", "J.T @ v")
+NUMPY_OUT = ("K @ v", "K @ V", "K.product", "K.quadratic_form", "K.solve", "factor", "factor.solve", "J @ p", "J.T @ v",
+             "optimal_kernel @ V")  # fmt: skip
 
 
 @pytest.mark.parametrize("door", NUMPY_OUT)

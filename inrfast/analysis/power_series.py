@@ -124,9 +124,15 @@ def on_circles(
     angles = 2 * torch.pi * torch.arange(count, dtype=torch.float64) / count
     circle = torch.polar(torch.ones_like(angles), angles)
     h, found = torch.full_like(circle, centre), []
+    before, last = h, 0.0
     way = [float(t) for t in torch.linspace(0, radii[0], OUTWARD + 1, dtype=torch.float64)[1:]]
     for t in [*way, *radii[1:]]:
         wanted = target(t * circle)
+        if last > 0:  # straight on, which keeps to a branch where K has no slope
+            h, before = h + (h - before) * ((t - last) / width), h
+        else:
+            before = h
+        width, last = t - last, t
         for _ in range(NEWTON if t in radii else FOLLOWING):
             here = kernel(h)
             move = (here - wanted) * STEP / (kernel(h + STEP) - here)
