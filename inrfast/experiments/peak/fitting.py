@@ -57,7 +57,7 @@ class Sizes:
     runs: int
 
 
-SIZES = {"quick": Sizes(128, 5.0, 1), "paper": Sizes(256, 60.0, 5)}
+SIZES = {"quick": Sizes(128, 4.0, 1), "paper": Sizes(256, 60.0, 5)}
 
 
 def sizes(request: Request) -> Sizes:
