@@ -75,7 +75,8 @@ def made(method: str, coords: Tensor, seed: int) -> tuple[nn.Module, list[Any]]:
     if method not in ("without", "peak"):
         return INR(1, 1, **options), []
     net = INR(1, 1, activation="sine", omega=OMEGA, init="siren", **options)
-    peak = PEAK(net, coords, factor=LAMBDA * POINTS / len(range(0, POINTS, EVERY)), r=R, seed=seed)
+    factor = LAMBDA * POINTS / len(range(0, POINTS, EVERY))
+    peak = PEAK(net, coords, factor=factor, r=R, width=100, hidden_layers=4, seed=seed)
     return peak.net, peak.regularizers if METHODS[method].regularized else []
 
 

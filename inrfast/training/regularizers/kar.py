@@ -30,8 +30,8 @@ NORMS: dict[str, Callable[[Tensor], Tensor]] = {
 PLACES = ("rows", "attention", "keys")
 """Where the gradient goes: f(x), A, f(X)."""
 
-ROWS_DRAWN, KEYS_DRAWN = 128, 1024
-"""Rows and keys of a step by default: more rows cost more, and did not restore missing pixels better."""
+ROWS_DRAWN, KEYS_DRAWN = 128, 256
+"""Rows and keys of a step by default: more cost more, and did not restore missing pixels reliably better."""
 
 FEW = 2**22
 """Features of all points of a step up to which no budget is looked at."""
@@ -54,13 +54,16 @@ class KAR(nn.Module):
         points of the step. A module that is no INR is called with as many axes as these have.
     r
         Features of g.
+    every
+        Steps from one to the next in which R counts: it is taken times ``every`` in these and is 0 in all others, which
+        then cost nothing. Small networks are trained faster than R is taken, some 2 ms by default.
     width, hidden_layers, omega
         Of g, a SIREN without encoding.
     attention
         A module (n, d) to (n, r) of your own in its place.
     rows, keys
         How many of the points x, and of the training points X, take part in a step: a number, or ``"all"``; None:
-        128 rows and 1,024 keys, or all where there are fewer. They are drawn anew in each step.
+        128 rows and 256 keys, or all where there are fewer. They are drawn anew in each step.
     norm
         ``"l2"``: mean over x of the Euclidean norm; ``"squared"``: of its square; ``"l1"``: of the sum of magnitudes;
         ``"rms"``: the root of the mean square over x.
@@ -106,10 +109,11 @@ class KAR(nn.Module):
         points: ArrayLike | None = None,
         *,
         r: int = 100,
-        width: int = 100,
-        hidden_layers: int = 4,
+        width: int = 32,
+        hidden_layers: int = 2,
         omega: float = 30.0,
         attention: nn.Module | None = None,
+        every: int = 1,
         rows: Part | None = None,
         keys: Part | None = None,
         norm: str = "l2",
@@ -124,6 +128,7 @@ class KAR(nn.Module):
     ) -> None:
         super().__init__()
         self.r = check_int("r", r, minimum=1)
+        self.every = check_int("every", every, minimum=1)
         self.norm = check_choice("norm", norm, NORMS)
         self.own = check_flag("own", own)
         self.detach = _places(detach)
@@ -162,6 +167,8 @@ class KAR(nn.Module):
         MemoryBudgetError
             The points of a step, or one block of rows of the attention, exceed the budget.
         """
+        if step is not None and step % self.every:
+            return coords.new_zeros(())
         rows, keys = self.drawn(coords, step)
         both = rows if rows is keys else torch.cat([rows, keys])
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
@@ -176,7 +183,8 @@ class KAR(nn.Module):
         left_out = None if self.own else same_points(rows, keys)
         means, found = attend(features[: len(rows)], features[-len(keys) :], at_keys, left_out, tile)
         gap = at_rows - means
-        return NORMS[self.norm](gap if self.own else gap * found.unsqueeze(1))
+        value = NORMS[self.norm](gap if self.own else gap * found.unsqueeze(1))
+        return value if step is None or self.every == 1 else self.every * value
 
     def drawn(self, coords: Tensor, step: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the points x and X, (R, d) and (K, d), of a step; one tensor where both are all points of the step."""

@@ -97,6 +97,19 @@ def test_points_of_the_step_and_its_keys():
     assert float(alone(net, twice)) == 0
 
 
+def test_every_so_many_steps_it_counts_as_often():
+    net, often, rare = network(), kar(rows=20, keys=20), kar(rows=20, keys=20, every=3)
+    found = [float(rare(net, X, step).detach()) for step in range(7)]
+    wanted = [3 * float(often(net, X, step).detach()) if step % 3 == 0 else 0.0 for step in range(7)]
+    assert found == pytest.approx(wanted, rel=1e-12)
+    before = [own.clone() for own in rare.parameters()]
+    result = inr.fit(net, X, Y, steps=4, regularizers=[rare], progress=False)
+    assert math.isfinite(result.losses[-1])
+    assert not all(torch.equal(own, old) for own, old in zip(rare.parameters(), before, strict=True))
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        kar(every=0)
+
+
 @pytest.mark.parametrize("places", [("rows",), ("attention",), ("keys",), ("rows", "keys")])
 def test_detached_places_get_no_gradient(places):
     net, regularizer = network(), kar(rows="all", keys="all", norm="squared", detach=places)
