@@ -217,8 +217,8 @@ def said(runs: Mapping[str, Sequence[Found]]) -> list[str]:
         f"same network, start and encoding without it: {spread(gains, '.3f')}, above 0 in "
         f"{sum(gain > 0 for gain in gains)} of {len(gains)} runs. A kernel moves towards its target in any fit, so a "
         "network at its start is no measure of KAR.",
-        f"{'A larger alignment is no smaller error by itself: r' if larger else 'R'}egression with PEAK's kernel at the "
-        f"points that were not fitted is off by {errors['start']:.2g} before the fit and {errors['with']:.2g} after it "
+        f"{'A larger alignment is no smaller error by itself: r' if larger else 'R'}egression with PEAK's kernel is "
+        f"off by {errors['start']:.2g} before the fit and {errors['with']:.2g} after it, at the points not fitted "
         f"({errors['without']:.2g} without KAR). Over all points the fitted function has {fitted} dB with KAR and "
         f"{without} dB without, higher with it in {higher} of {len(gains)} runs.",
     ]
