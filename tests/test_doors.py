@@ -136,7 +136,7 @@ DOORS = {
     "TotalVariation": lambda give: inr.TotalVariation(give(POINTS))(network(), 0),
     "DirichletEnergy": lambda give: inr.DirichletEnergy(give(POINTS), mode="derivatives")(network(), 0),
     "alignment": lambda give: inr.alignment(kernel(), give(VECTOR)),
-    "alignment of arrays": lambda give: inr.alignment(give(kernel().to_dense()), give(kernel().to_dense()), centered=True),
+    "alignment of arrays": lambda give: inr.alignment(*[give(kernel().to_dense())] * 2, centered=True),
     "optimal_kernel": lambda give: inr.optimal_kernel(give(POINTS.t())).diagonal(),
     "optimal_kernel @ V": lambda give: inr.optimal_kernel(POINTS.t()) @ give(VECTOR),
     "kernel_regression": lambda give: inr.kernel_regression(

@@ -252,6 +252,9 @@ def infinite_ntk(
     Entries are within ``1e-15 (depth + 2) sqrt(K_ii K_jj)`` of the exact ones, also for points that all but coincide,
     where the kernel has the slope of a square root: angles come from chords, and ``1 - cos`` from sums.
 
+    One network is off by its random numbers: of width 4,096 with two hidden layers some 4.5 % in Frobenius norm, nearly
+    a common factor, and the mean of 32 of them below 2 %; the error falls as one over the root of the width.
+
     The limit needs Gaussian pre-activations. Hidden layers have them for every distribution of weights. The first
     layer, of few inputs, has them for Gaussian weights alone (``init="kaiming"``, whose biases are zero: ``sigma_w^2 =
     2, sigma_b^2 = 0``). Torch's default draws uniform weights (``sigma_w^2 = 1/3``), and its kernel in two dimensions

@@ -84,8 +84,8 @@ def kernel_regression(
     Parameters
     ----------
     kernel
-        ``K(X, X)`` at the N observed points: an array (N, N) or a kernel of :func:`inrfast.ntk`. Or, with ``coords``
-        and ``at``, what makes the blocks: a network, whose tangent kernel is taken in fp64, or a function
+        ``K(X, X)`` at the N observed points: an array (N, N) or a kernel of :func:`inrfast.ntk`, which is computed in
+        fp64 whatever its precision. Or, with ``coords`` and ``at``, what makes the blocks: a network, or a function
         ``kernel(a, b)`` of points (N, d) and (N', d), such as :func:`inrfast.infinite_ntk` returns.
     y
         Observed values, (N,) or (N, M); one target per column, each fitted by itself.
@@ -188,6 +188,11 @@ def blocks(kernel: Any, cross: Any, coords: Any, at: Any) -> tuple[Any, Any]:
     return kernel(points, points), kernel(others, points)
 
 
+def dense(given: Any) -> Any:
+    """Return a tangent kernel's entries in fp64, and anything else as it is."""
+    return given.at_precision("highest").to_dense() if isinstance(given, TangentKernel) else given
+
+
 def checked(first: Any, y: Any, second: Any) -> tuple[Tensor, Tensor, Tensor, float]:
     """Return both blocks and the values in fp64, and the roundoff of the narrower block."""
     if isinstance(first, TangentKernel) and not first.symmetric:
@@ -198,7 +203,7 @@ def checked(first: Any, y: Any, second: Any) -> tuple[Tensor, Tensor, Tensor, fl
         require_free(8 * (3 * n * n + math.prod(shapes[1])), f"regression on {n} points", "give fewer points")
     device = first.device if isinstance(first, Tensor | TangentKernel) else None
     matrix, across = (
-        check_tensor(name, one.to_dense() if isinstance(one, TangentKernel) else one, ndim=2, device=device).detach()
+        check_tensor(name, dense(one), ndim=2, device=device).detach()
         for name, one in (("kernel", first), ("cross", second))
     )
     n = len(matrix)

@@ -34,6 +34,12 @@ def test_every_method_is_that_of_the_dense_kernel(s, n, seed):
     ):  # fmt: skip
         np.testing.assert_allclose(np.asarray(found), truth, atol=1e-13 * scale * n * s)
     assert K.samples == s and K.shape == (n, n)
+    if n > 2:
+        other = inr.optimal_kernel(draw.standard_normal((3, n)))
+        for target, array in ((other, other.to_dense()), (V, V)):
+            for centered in (False, True):
+                found = inr.alignment(K, target, centered=centered)
+                assert found == pytest.approx(inr.alignment(dense, array, centered=centered), abs=1e-12)
 
 
 @given(seed=st.integers(0, 10**6), samples=st.integers(1, 30), kind=st.sampled_from(["waves", "steps"]))

@@ -35,6 +35,8 @@ POINTS, EVERY = 129, 4
 WIDTH, HIDDEN_LAYERS, STEPS, LR = 256, 2, 1000, 1e-3
 FOURIER, SIGMA, OMEGA, LAMBDA, R = 128, 2.0, 10.0, 0.05, 100
 RUNS = {True: 3, False: 10}
+ATTENTION: dict[str, Any] = {"width": 100, "hidden_layers": 4, "rows": "all", "keys": "all"}
+"""The attention network, and which points take part in a step: equation 12 as it stands."""
 
 RTOL = 1e-6
 """Of the kernel regression: eigenvalues below are not inverted."""
@@ -75,8 +77,7 @@ def made(method: str, coords: Tensor, seed: int) -> tuple[nn.Module, list[Any]]:
     if method not in ("without", "peak"):
         return INR(1, 1, **options), []
     net = INR(1, 1, activation="sine", omega=OMEGA, init="siren", **options)
-    factor = LAMBDA * POINTS / len(range(0, POINTS, EVERY))
-    peak = PEAK(net, coords, factor=factor, r=R, width=100, hidden_layers=4, seed=seed)
+    peak = PEAK(net, coords, factor=LAMBDA * POINTS / len(range(0, POINTS, EVERY)), r=R, seed=seed, **ATTENTION)
     return peak.net, peak.regularizers if METHODS[method].regularized else []
 
 
@@ -163,6 +164,7 @@ def _cell(method: str, seed: int, shown: bool) -> Cell:
         "method": method, "network": own.told, "seed": seed, "steps": STEPS, "lr": LR, "width": WIDTH,
         "hidden_layers": HIDDEN_LAYERS, "points": [POINTS, EVERY], "cycles": CYCLES, "kernels": shown,
         "lambda": LAMBDA if own.regularized else 0.0, "r": R, "rtol": RTOL,
+        "attention": ATTENTION,
     }  # fmt: skip
 
     def run(work: Work) -> Found:
@@ -218,8 +220,8 @@ def said(runs: Mapping[str, Sequence[Found]]) -> list[str]:
         f"same network, start and encoding without it: {spread(gains, '.3f')}, above 0 in "
         f"{sum(gain > 0 for gain in gains)} of {len(gains)} runs. A kernel moves towards its target in any fit, so a "
         "network at its start is no measure of KAR.",
-        f"{'A larger alignment is no smaller error by itself: r' if larger else 'R'}egression with PEAK's kernel at the "
-        f"points that were not fitted is off by {errors['start']:.2g} before the fit and {errors['with']:.2g} after it "
+        f"{'A larger alignment is no smaller error by itself: r' if larger else 'R'}egression with PEAK's kernel is "
+        f"off by {errors['start']:.2g} before the fit and {errors['with']:.2g} after it, at the points not fitted "
         f"({errors['without']:.2g} without KAR). Over all points the fitted function has {fitted} dB with KAR and "
         f"{without} dB without, higher with it in {higher} of {len(gains)} runs.",
     ]
