@@ -58,7 +58,14 @@ def watched() -> inr.Watch:
     return seen
 
 
+def reconstruction() -> Any:
+    operator = inr.inverse.FourierMagnitude((5, 6), 1.5)
+    truth = POINTS[:, 0].reshape(5, 6) / 4 + 0.5
+    return inr.inverse.net_adm(network(), operator, operator(truth), 2, 2, target=truth, progress=False)
+
+
 RESULTS = {
+    "Reconstruction": reconstruction,
     "Watch": watched,
     "WatchRecord": lambda: watched().history,
     "Applied": lambda: inr.init.apply_(network(), "siren", coords=POINTS),
