@@ -44,6 +44,7 @@ TESTED_BY = {
     "inrfast/experiments/inlet_rank_collapse/fig[13].py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/table1_best.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/methods.py": "tests/experiments/inlet_rank_collapse/test_protocol.py",
+    "inrfast/experiments/peak/scenes.py": "tests/experiments/peak/test_table3.py",
     "inrfast/experiments/pictures.py": "tests/experiments/test_reproduce.py",
     "inrfast/importing/*.py": "tests/importing/test_network.py",
     "inrfast/inverse/history.py": "tests/inverse/test_net_gd.py",

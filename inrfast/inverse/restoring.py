@@ -27,9 +27,10 @@ from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
 from inrfast.grids import axes
-from inrfast.inverse.biharmonic import biharmonic, ranges_of_holes
+from inrfast.inverse.biharmonic import biharmonic
 from inrfast.inverse.enlarging import area_means, back_projected
 from inrfast.inverse.held_out import best_share, held_out
+from inrfast.inverse.holes import Ranges
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
@@ -48,7 +49,7 @@ BATCH, PASSES, LEAST_STEPS = 4096, 30, 500
 PULL = 0.1
 """Weight of the classical picture at a missing pixel, where a known pixel has 1."""
 
-SHARE = 0.5
+SHARE = 0.75
 """Of the network in an enlarged picture; the rest is the classical one's."""
 
 MID_GREY = 0.5
@@ -172,7 +173,7 @@ def inpaint(
     setting.require(height * width, channels)
     held = held_out(known, setting.seed)
     fitted_to = known & ~held
-    low, high = ranges_of_holes(values, known)
+    ranges = Ranges(values, known)
     guide = biharmonic(values, fitted_to, memory_budget).clamp(0, 1)
     weight = torch.where(fitted_to, 1.0, PULL).reshape(-1, 1)
     coords = coordinates((height, width))
@@ -181,8 +182,8 @@ def inpaint(
     judged = (own - biharmonic(own, fitted_to, memory_budget))[held]
     left = values.double()[held] - guide[held]
     share = best_share(left, judged)
-    classical = biharmonic(values, known, memory_budget).clamp(low, high)
-    filled = (classical + share * (own - biharmonic(own, known, memory_budget))).clamp(low, high)
+    classical = ranges.clipped(biharmonic(values, known, memory_budget))
+    filled = ranges.clipped(classical + share * (own - biharmonic(own, known, memory_budget)))
     found = torch.where(known.unsqueeze(-1), values, filled.to(values))
     mse = float((own - values.double())[known].square().mean())
     held_mse = float((left - share * judged).square().mean()) if len(left) else math.nan
