@@ -108,6 +108,8 @@ def solved(give):
         network(), MAGNITUDE, give(MAGNITUDE(truth)), 2, 1, coords=give(grid), target=give(truth), **quiet
     )
     return [gd.signal, gd.psnr, adm.signal, adm.psnr]
+
+
 def posed(give):
     camera = inr.scenes.Camera(give(inr.scenes.look_at(give(torch.tensor([2.0, 1.0, 1.0])))), 6, 7)
     views = inr.scenes.Views(give(PICTURE.view(1, 6, 7, 1).expand(1, 6, 7, 3) + 0.5), [camera])

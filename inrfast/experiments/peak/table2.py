@@ -53,7 +53,7 @@ def _sine(omega: float) -> dict[str, Any]:
 
 
 def methods(problem: str) -> tuple[Method, ...]:
-    """Return the networks of a problem; on the padded grid of FPR an image takes half of the box, and has a step at its border."""
+    """Return the networks of a problem; on the padded grid of FPR an image takes half of the box."""
     peak = Method("peak", "PEAK", _sine(45.0 if problem == "FPR" else 10.0), 2e-3 if problem == "FPR" else 1e-3,
                   degree=1, kar=KAR)  # fmt: skip
     return (
