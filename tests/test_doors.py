@@ -94,6 +94,22 @@ def atoms():
     return inr.dictionary(network(), POINTS)
 
 
+BLUR = inr.inverse.Blur.gaussian((6, 7), 1.0)
+MAGNITUDE = inr.inverse.FourierMagnitude((6, 7), 1.5)
+
+
+def solved(give):
+    """Net-GD and Net-ADM of a few steps, with points, measurements and a truth."""
+    truth, quiet = PICTURE.reshape(6, 7), {"progress": False, "data_range": 1.0}
+    given = {"measurements": give(BLUR(truth)), "steps": 2, "target": give(truth)}
+    gd = inr.inverse.net_gd(network(), give(POINTS), BLUR, **given, **quiet)
+    grid = inr.grid(MAGNITUDE.padded, dtype=torch.float64)
+    adm = inr.inverse.net_adm(
+        network(), MAGNITUDE, give(MAGNITUDE(truth)), 2, 1, coords=give(grid), target=give(truth), **quiet
+    )
+    return [gd.signal, gd.psnr, adm.signal, adm.psnr]
+
+
 def posed(give):
     camera = inr.scenes.Camera(give(inr.scenes.look_at(give(torch.tensor([2.0, 1.0, 1.0])))), 6, 7)
     views = inr.scenes.Views(give(PICTURE.view(1, 6, 7, 1).expand(1, 6, 7, 3) + 0.5), [camera])
@@ -147,6 +163,14 @@ DOORS = {
     ).prediction,
     "infinite_ntk": lambda give: inr.infinite_ntk(2)(give(POINTS), give(POINTS[:5])),
     "infinite_ntk.of_cosine": lambda give: inr.infinite_ntk(2).of_cosine(give(POINTS)),
+    "operator": lambda give: [BLUR(give(PICTURE)), BLUR.adjoint(give(PICTURE)), BLUR @ give(PICTURE)],
+    "operator.loss": lambda give: BLUR.loss(give(PICTURE), give(VECTOR.square()))(2 * PICTURE),
+    "Blur": lambda give: inr.inverse.Blur((6, 7), give(POINTS[:3]))(PICTURE),
+    "Radon": lambda give: inr.inverse.Radon(6, give(VECTOR))(PICTURE[:36]),
+    "Mask": lambda give: inr.inverse.Mask(give(PICTURE.reshape(6, 7).clamp_min(0)))(PICTURE),
+    "Fourier": lambda give: inr.inverse.Fourier((6, 7), give(PICTURE.reshape(6, 7).clamp_min(0)))(PICTURE).real,
+    "align_ambiguities": lambda give: inr.inverse.align_ambiguities(give(-PICTURE), give(PICTURE), "sign"),
+    "net_gd, net_adm": solved,
     "fit": fitted,
     "fit_many": fitted_many,
     "meta_learn, adapt": meta_learned,

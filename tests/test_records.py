@@ -59,6 +59,12 @@ def watched() -> inr.Watch:
     return seen
 
 
+def reconstruction() -> Any:
+    operator = inr.inverse.FourierMagnitude((5, 6), 1.5)
+    truth = POINTS[:, 0].reshape(5, 6) / 4 + 0.5
+    return inr.inverse.net_adm(network(), operator, operator(truth), 2, 2, target=truth, progress=False)
+
+
 def scene() -> Any:
     encoding = HashGrid(levels=2, table_size=2**6, coarsest=2, finest=4)
     views = inr.scenes.Views(torch.full((2, 3, 3, 4), 0.5), inr.scenes.sphere_of_cameras(2, 3, 3))
@@ -67,6 +73,7 @@ def scene() -> Any:
 
 
 RESULTS = {
+    "Reconstruction": reconstruction,
     "SceneResult": scene,
     "Composited": lambda: inr.scenes.render(scene().renderer, inr.scenes.sphere_of_cameras(1, 2, 3)[0]),
     "Watch": watched,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inrfast.arrays import ArrayLike
+from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.errors import check_choice
 from inrfast.inverse.operators import Operator, Shape, check_operator, check_shape, in_form, on_grid
 
@@ -57,6 +57,7 @@ def align_ambiguities(
     True
     """
     names, grid = _checked(ambiguities, padded)
+    target = as_tensor("target", target)
     target_grid, target_form = on_grid("target", target, _shape_of(target, grid), "the truth")
     shape = tuple(target_grid.shape[:-1])
     values, form = on_grid("found", found, shape, "the reconstruction")
@@ -80,9 +81,9 @@ def _checked(ambiguities: Any, padded: Any) -> tuple[tuple[str, ...], Shape | No
     return tuple(check_choice("ambiguities", own, AMBIGUITIES) for own in ambiguities), grid
 
 
-def _shape_of(target: Any, grid: Shape | None) -> Shape:
+def _shape_of(target: Tensor, grid: Shape | None) -> Shape:
     """Return the sizes of a truth: the channels are its last axis where there is one more than the grid has."""
-    shape = tuple(getattr(target, "shape", ()))
+    shape = tuple(target.shape)
     if grid is None:
         return shape[:-1] if len(shape) > 2 else shape
     return shape[: len(grid)]

@@ -208,8 +208,7 @@ def net_adm(
         rounds = _Rounds(state, start.history, start.net, points, plan)
         values = rounds.values()
         state.begin(values)
-        if not own.options.get("resume"):
-            rounds.record(0, values)
+        rounds.record(0, values)
 
         def loss(prediction: Tensor, target: Tensor) -> Tensor:
             return state.objective(prediction.reshape(*operator.padded, -1))

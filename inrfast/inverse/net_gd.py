@@ -103,8 +103,7 @@ def net_gd(
             return predicted(start.net, points, select).reshape(*own.operator.shape_in, -1)
 
         record = _Record(start.history, signal, every)
-        if not own.options.get("resume"):
-            start.history.add(0, signal())
+        start.history.add(0, signal())
         given = {"schedule": "exponential", **own.options}
         given["callbacks"] = [record, *given.get("callbacks", ())]
         stand_in = points.new_zeros(points.shape[0] if points.ndim == 2 else points[..., 0].numel(), own.channels)

@@ -218,7 +218,7 @@ class Trainer:
         return len(self.members) == 1 and self.members[0].error is not None
 
     def _outcome(self) -> str:
-        """Return the PSNR for the progress bar; the loss where targets only stand in beside a loss of the user's own."""
+        """Return the PSNR for the progress bar; the loss where targets stand in beside a loss of one's own."""
         if self.options.objective.named is None and all(_stands_in(member) for member in self.members):
             losses = [member.losses[-1] for member in self.members if member.losses]
             return f"loss {statistics.median(losses):.3g}" if losses else ""
