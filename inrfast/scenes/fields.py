@@ -67,8 +67,8 @@ class RadianceField(nn.Module):
         Of those coordinates; None: ``HashGrid(levels=8, table_size=2**15, coarsest=8, finest=128)``.
     polynomial
         Whether the trained polynomial encoding of degree 1 of PEAK stands before it: coordinates are then multiplied by
-        ``sqrt(a_1)``, which begins at 1. (The constant ``sqrt(a_0)`` is left out: to a grid it says nothing, and costs
-        an axis. Where a_1 grows above 1, coordinates near the border leave a hash grid's box and have its border's value.)
+        ``sqrt(a_1)``, which begins at 1. The constant ``sqrt(a_0)`` is left out: to a grid it says nothing, and costs
+        an axis. Where a_1 is above 1, points near the border leave a hash grid's box and have its border's value.
     width
         Of the two networks' hidden layers, one in ``geometry`` and two in ``appearance``.
     features

@@ -34,7 +34,7 @@ def sized(method: Method, width: int) -> Method:
 
 def parameters(method: Method) -> int:
     """Return how many numbers of the network are trained, KAR's own left out: the picture does not need them."""
-    net, _ = method.made(torch.zeros(512, 2), 0, torch.device("cpu"))
+    net, _ = method.made(torch.zeros(512, 2), 512, 0, torch.device("cpu"))
     return sum(own.numel() for own in net.parameters() if own.requires_grad)
 
 

@@ -116,10 +116,11 @@ def _drawing(scores: Mapping[str, Mapping[str, Sequence[float]]]) -> Drawing:
 
 def _curve(axes: Axes, scores: Mapping[str, Sequence[float]], *, numbers: bool) -> None:
     places = [float(value) for value in scores] if numbers else list(range(len(scores)))
-    means, low, high = ([fold(own) for own in scores.values()] for fold in (np.mean, min, max))
+    means = np.array([np.mean(own) for own in scores.values()])
+    low, high = np.array([min(own) for own in scores.values()]), np.array([max(own) for own in scores.values()])
     if numbers:
         axes.plot(places, means, color="#D55E00", marker="o")
         axes.fill_between(places, low, high, color="#D55E00", alpha=0.2, linewidth=0)
         return
-    axes.errorbar(places, means, [np.subtract(means, low), np.subtract(high, means)], color="#D55E00", fmt="o")
+    axes.errorbar(places, means, [means - low, high - means], color="#D55E00", fmt="o")
     axes.set_xticks(places, list(scores), rotation=45, ha="right")

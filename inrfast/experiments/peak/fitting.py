@@ -57,7 +57,7 @@ class Sizes:
     runs: int
 
 
-SIZES = {"quick": Sizes(128, 5.0, 1), "paper": Sizes(256, 60.0, 5)}
+SIZES = {"quick": Sizes(128, 4.0, 1), "paper": Sizes(256, 60.0, 5)}
 
 
 def sizes(request: Request) -> Sizes:
@@ -96,8 +96,8 @@ def speed_cell(name: str, methods: Sequence[Method], side: int, shared: bool = F
 
 def _timed(method: Method, side: int, steps: int, device: torch.device) -> float:
     coords = grid((side, side), "center", device=device)
-    net, regularizers = method.made(coords, 0, device)
     half = coords[::2]
+    net, regularizers = method.made(coords, len(half), 0, device)
     with one_core():
         began = processor_seconds(device)
         fit(net, half, half[:, :1].sin(), steps, method.lr, SCHEDULE, batch_size=min(method.batch, len(half)),
@@ -176,7 +176,7 @@ def fit_cell(
             draw = torch.rand(len(observed), generator=torch.Generator().manual_seed(seed)).to(work.device)
             held_out = observed & (draw < HELD_OUT)
             taught = observed & ~held_out
-        net, regularizers = method.made(coords, seed, work.device)
+        net, regularizers = method.made(coords, int(taught.sum()), seed, work.device)
         watch = Scores(coords, target, observed, held_out)
         every = max(steps // scores, 1)
         with one_core():

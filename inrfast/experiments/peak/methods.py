@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.encodings.spelling import spelled
 from inrfast.experiments.peak.weights import OtherWeights
@@ -64,34 +64,32 @@ class Method:
             del found[key]
         return found
 
-    def made(self, points: Tensor, seed: int, device: torch.device) -> tuple[INR, Regularizers]:
-        """Return the network and the regularisers of a fit; ``points`` (G, 2) are the whole grid."""
+    def made(self, points: Tensor, taught: int, seed: int, device: torch.device) -> tuple[nn.Module, Regularizers]:
+        """Return the network and the regularisers of a fit; ``points`` (G, 2) are the whole grid.
+
+        ``taught`` of them are observed: KAR takes no more keys than a step has points.
+        """
         options = dict(self.network)
         if "encoding" in options:
             options["encoding"] = spelled(options["encoding"])
         net = INR(2, 1, seed=seed, device=device, **options)
         kar, points = dict(self.kar), points.to(device)
         factor = kar.pop("factor", 0.0)
+        if kar:
+            kar["rows"] = min(kar["rows"], len(points))
+            kar["keys"] = min(kar["keys"], taught, self.batch)
         if self.degree is not None:
             function = kar.pop("function", None)
             plugged = PEAK(net, points, self.degree, factor, seed=seed, **kar)
             if function is not None:
                 return plugged.net, [(OtherWeights(points, function, seed=seed, **kar), factor)]
-            return plugged.net, plugged.regularizers if self.kar else self._variation(points)
+            return plugged.net, list(plugged.regularizers) if self.kar else self._variation(points)
         if self.kar:
             return net, [(KAR(points, seed=seed, **kar), factor)]
         return net, self._variation(points)
 
     def _variation(self, points: Tensor) -> Regularizers:
         return [(TotalVariation(points), self.tv)] if self.tv else []
-
-    def but(self, name: str, label: str, **changes: Any) -> Method:
-        """Return the method with other settings; a mapping changes the entries that it names."""
-        merged = {
-            key: {**getattr(self, key), **value} if isinstance(value, Mapping) and value else value
-            for key, value in changes.items()
-        }
-        return replace(self, name=name, label=label, **merged)
 
     @property
     def told(self) -> str:
@@ -130,10 +128,10 @@ def relu(width: int, hidden_layers: int = 3, encoding: str | None = None) -> dic
 
 MLP = Method("mlp", "MLP", relu(128), 5e-3, colour="#999999")
 FOURIER = Method("fourier", "Fourier", relu(128, encoding="fourier:128:2"), 2e-3, colour="#009E73")
-HASH = Method("hash", "Hash", relu(64, 2, "hashgrid:8:2:16384:4:64"), 5e-3, colour="#E69F00")
+HASH = Method("hash", "Hash", relu(64, 2, "hashgrid:8:2:16384:4:64"), 1e-2, colour="#E69F00")
 SIREN = Method("siren", "SIREN", sine(128, 20.0), 1e-3, colour="#0072B2")
 PEAK_METHOD = Method(
-    "peak", "PEAK", sine(128, 20.0), 2e-3, 1024, degree=1, kar={"factor": 0.01, **ATTENTION}, colour="#D55E00"
+    "peak", "PEAK", sine(128, 20.0), 2e-3, 1024, degree=1, kar={"factor": 0.003, **ATTENTION}, colour="#D55E00"
 )
 GAMMA = replace(PEAK_METHOD, name="gamma", label="PEAK without KAR", kar={}, colour="#CC79A7")
 VARIED = replace(GAMMA, name="tv", label="PEAK with total variation in place of KAR", tv=0.002)

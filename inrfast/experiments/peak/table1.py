@@ -61,8 +61,8 @@ class Table1(Figure):
             return [speed]
         return [
             speed,
-            *(scene_cell(request, found[speed.name], place, method) for place in places(request)
-              for method in (*FOUR, *ABLATIONS)),
+            *(scene_cell(request, found[speed.name], place, method) for group in (FOUR, ABLATIONS)
+              for place in places(request) for method in group),
         ]  # fmt: skip
 
     def outcome(self, request: Request, found: Mapping[str, Found]) -> Outcome:
