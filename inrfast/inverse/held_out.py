@@ -9,8 +9,8 @@ from torch import Tensor
 MOST = 0.1
 """Share of the known pixels that is held out, at most."""
 
-USUAL, COUNT = 0.3, 100
-"""The share of a network where nothing is held out, and how many held-out pixels weigh as much as it does."""
+COUNT = 100
+"""So many held-out pixels halve the doubt: the share is what they say, times n / (n + 100)."""
 
 
 def held_out(known: Tensor, seed: int) -> Tensor:
@@ -39,10 +39,8 @@ def held_out(known: Tensor, seed: int) -> Tensor:
 def best_share(difference: Tensor, adds: Tensor) -> float:
     """Return the share s in [0, 1] of ``adds`` (n, C) that comes nearest to ``difference`` (n, C), by least squares.
 
-    Of few pixels it is drawn to :data:`USUAL`.
+    Of few pixels it is drawn to 0, which is that of none.
     """
     size = float(adds.square().sum())
-    if size == 0:
-        return USUAL
-    best = min(max(float((difference * adds).sum()) / size, 0.0), 1.0)
-    return (len(adds) * best + COUNT * USUAL) / (len(adds) + COUNT)
+    best = min(max(float((difference * adds).sum()) / size, 0.0), 1.0) if size else 0.0
+    return best * len(adds) / (len(adds) + COUNT)
