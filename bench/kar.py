@@ -25,9 +25,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+from torch.utils.checkpoint import checkpoint
 
 import inrfast as inr
 from inrfast.ops import gemm
+from inrfast.training.regularizers.attention import KEYS, ROWS, attend
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -41,6 +44,9 @@ NETS: dict[str, dict[str, Any]] = {
 }
 
 ALL = {"all 4,096 rows and keys": 64, "all 65,536 rows and keys": 256}
+
+ATTENTION = {"attention of 1,024": 1024, "attention of 4,096": 4096}
+"""Rows, and keys, of the attention alone, with 100 features and one value, forward and back."""
 
 ALIKE = 1e-3
 """How far the gradients of tiles and of the whole matrix may lie apart, in units of the largest entry."""
@@ -151,6 +157,40 @@ def all_case(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, A
     return found
 
 
+def by_checkpoints(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Blocks of 256 rows whose weights torch makes anew."""
+    blocks = [
+        checkpoint(lambda own: torch.softmax(own @ k.t(), 1) @ v, own, use_reentrant=False) for own in q.split(256)
+    ]
+    return torch.cat(blocks)
+
+
+def attention_case(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
+    n, generator = ATTENTION[name], torch.Generator().manual_seed(0)
+    given = [torch.randn(n, width, generator=generator).mul_(0.3).requires_grad_() for width in (100, 100, 1)]
+    ways: dict[str, Callable[..., Tensor]] = {
+        "attend": lambda q, k, v: attend(q, k, v)[0],
+        "attend, weights made anew": lambda q, k, v: attend(q, k, v, None, (ROWS, KEYS))[0],
+        "scaled_dot_product_attention": lambda q, k, v: sdpa(q[None, None], k[None, None], v[None, None], scale=1.0)[
+            0, 0
+        ],
+        "checkpoints": by_checkpoints,
+        "whole matrix": lambda q, k, v: torch.softmax(q @ k.t(), 1) @ v,
+    }
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(repeats + 1):
+        for way, call in ways.items():
+            start = clock()
+            grads = torch.autograd.grad(call(*given).square().sum(), given)
+            times[way].append(clock() - start)
+            if way == "attend":
+                wanted = grads
+            apart = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(grads, wanted, strict=True))
+            if apart > ALIKE:
+                raise SystemExit(f"gradients of {way} differ by {apart:.1e}")
+    return {"case": name, "seconds": {way: round(statistics.median(own[1:]), 5) for way, own in times.items()}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--repeats", type=int, default=5)
@@ -160,11 +200,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.case:
-        case = all_case if given.case in ALL else step_case
+        case = attention_case if given.case in ATTENTION else all_case if given.case in ALL else step_case
         print(json.dumps(case(given.case, given.repeats, CLOCKS[given.clock])))
         return
     rows = []
-    for name in [*NETS, *ALL]:
+    for name in [*ATTENTION, *NETS, *ALL]:
         if given.only in name:
             options = ["--repeats", str(given.repeats), "--clock", given.clock, "--case", name]
             done = subprocess.run([sys.executable, __file__, *options], stdout=subprocess.PIPE, text=True, check=True)

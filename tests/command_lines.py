@@ -146,6 +146,7 @@ OPTIONS = {
         "--mesh": "file",
         "--weights": "file",
         "--masks": "file",
+        "--scene": "file",
         "--preset": NAMES,
         "--runs": NUMBERS,
         "--out": "out",

@@ -94,6 +94,18 @@ def atoms():
     return inr.dictionary(network(), POINTS)
 
 
+def posed(give):
+    camera = inr.scenes.Camera(give(inr.scenes.look_at(give(torch.tensor([2.0, 1.0, 1.0])))), 6, 7)
+    views = inr.scenes.Views(give(PICTURE.view(1, 6, 7, 1).expand(1, 6, 7, 3) + 0.5), [camera])
+    return [views.colours(), views.rays()]
+
+
+def composited(give):
+    values, edges = give(POINTS.view(6, 7, 2)), give(torch.arange(8.0, dtype=torch.float64).expand(6, 8))
+    found = inr.scenes.composite(give(PICTURE.view(6, 7).abs()), values, edges, give(POINTS[0]))
+    return [found.colours, found.opacity, found.depth]
+
+
 DOORS = {
     "ntk": lambda give: inr.ntk(network(), give(POINTS), give(POINTS[:5])).to_dense(),
     "jacobian": lambda give: inr.jacobian(network(), give(POINTS)).rows(),
@@ -146,6 +158,8 @@ DOORS = {
     "inpaint": lambda give: inpainted(give).image,
     "upscale": lambda give: inr.upscale(give(PICTURE.view(6, 7) + 0.5), 1.5, steps=2, progress=False).image,
     "rank_expanding": lambda give: inr.rank_expanding(9, 1, coords=give(torch.linspace(-0.5, 1, 9))),
+    "scenes: cameras, views": posed,
+    "scenes.composite": composited,
     "bessel_series": lambda give: inr.bessel_series(SINES)(give(POINTS[:, :1])),
     "RandomFourier": lambda give: inr.RandomFourier(frequencies=give(POINTS[:3])).config()["frequencies"],
     "psnr": lambda give: metrics.psnr(give(PICTURE), give(PICTURE / 2), None),

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import inrfast as inr
 from inrfast import public
+from inrfast.encodings.hash_grid import HashGrid
 from inrfast.records import Record, plain
 from inrfast.training.callbacks import TrackNTK
 
@@ -58,7 +59,16 @@ def watched() -> inr.Watch:
     return seen
 
 
+def scene() -> Any:
+    encoding = HashGrid(levels=2, table_size=2**6, coarsest=2, finest=4)
+    views = inr.scenes.Views(torch.full((2, 3, 3, 4), 0.5), inr.scenes.sphere_of_cameras(2, 3, 3))
+    own = inr.scenes.RadianceField(encoding=encoding, width=4, features=2)
+    return inr.scenes.fit_scene(views, 2, field=own, held_out=views, samples=4, cells=4, progress=False)
+
+
 RESULTS = {
+    "SceneResult": scene,
+    "Composited": lambda: inr.scenes.render(scene().renderer, inr.scenes.sphere_of_cameras(1, 2, 3)[0]),
     "Watch": watched,
     "WatchRecord": lambda: watched().history,
     "Applied": lambda: inr.init.apply_(network(), "siren", coords=POINTS),

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,8 +109,6 @@ class DotProductEncoding(Record):
     increasing_from: float
     scale: float
 
-    left_out: ClassVar[tuple[str, ...]] = ()
-
     @cached_property
     def encoding(self) -> Polynomial:
         """The encoding, for ``inr.INR(d, 1, encoding=...)`` on unit vectors."""
@@ -163,8 +161,8 @@ def dot_product_encoding(
     Warns
     -----
     RuntimeWarning
-        h has negative coefficients, or is not analytic inside the disc; the tolerance is not reached;
-        ``|gamma(x)|`` is not 1.
+        The tolerance is not reached, as h has negative coefficients, is not analytic inside the disc, or needs a higher
+        degree; ``|gamma(x)|`` is not 1.
 
     Notes
     -----
@@ -280,7 +278,7 @@ def found_of(problem: Problem, series: Series) -> DotProductEncoding:
 
 def told(problem: Problem, series: Series, exact: bool, error: float, length: float) -> None:
     """Warn of what an encoding cannot do."""
-    if not exact:
+    if not exact and not error < problem.tolerance:
         why = (
             f"negative coefficients (first at degree {series.negative[0]}, sum {series.refused:.2g})"
             if series.analytic

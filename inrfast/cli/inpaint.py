@@ -84,7 +84,8 @@ def run(arguments: argparse.Namespace) -> int:
     kept = None if arguments.everywhere else check_kept(arguments, found.image, known)
     missing = int((~known).sum())
     about: dict[str, Any] = {"bits": bits, "missing": missing, "known_kept": kept, "missing_psnr": None}
-    lines = [f"the network alone has {found.psnr:.2f} dB at known pixels"]
+    expected = "" if found.held_out_psnr is None else f"; {found.held_out_psnr:.1f} dB at those held out to judge it"
+    lines = [f"the network alone has {found.psnr:.2f} dB at known pixels, a share of {found.share:.2f}{expected}"]
     if truth is not None:
         pictures = {"picture": picture, "network": found.own, "biharmonic": found.classical}
         scores = {name: psnr(own.clamp(0, 1)[~known], truth[~known]) for name, own in pictures.items()}

@@ -54,6 +54,14 @@ def add(commands: Any) -> None:
         help=f"folder of masks, white observed and black missing, for {_fed('masks')} (default: made by formula)",
     )
     parser.add_argument(
+        "--scene",
+        type=path,
+        metavar="DIR",
+        action="append",
+        help=f"a folder of posed images with transforms_train.json, for {_fed('scenes')}; may be repeated (default: "
+        "rendered from the meshes)",
+    )
+    parser.add_argument(
         "--preset",
         choices=PRESETS,
         default=PRESETS[0],
@@ -81,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         mesh=arguments.mesh or (),
         weights=arguments.weights,
         masks=arguments.masks,
+        scene=arguments.scene or (),
         runs=arguments.runs,
         seed=arguments.seed,
         device=arguments.device,

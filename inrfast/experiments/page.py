@@ -95,7 +95,7 @@ def html(paper: Paper, settings: Mapping[str, Any], figures: Sequence[tuple[Desc
     )
     files = [
         f"{kind} given: {', '.join(map(escape, settings[kind])) or 'none (bundled)'}"
-        for kind in ("images", "meshes", "weights", "masks")
+        for kind in ("images", "meshes", "weights", "masks", "scenes")
         if kind in settings
     ]
     sections = "".join(_section(found, pictures) for found, pictures in figures)

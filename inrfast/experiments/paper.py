@@ -20,6 +20,9 @@ from inrfast.training.result import FitResult
 PRESETS = ("quick", "paper")
 """``quick``: small sizes, minutes on a CPU; ``paper``: the sizes of the paper."""
 
+POSES = "transforms_train.json"
+"""The file of a scene's folder by which it is known, and whose content decides whether it is the same."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -41,6 +44,8 @@ class Request:
         File of a trained network's weights; None: figures that need one train it themselves.
     masks
         Image files of missing pixels, sorted by name; empty: made by formula.
+    scenes
+        Folders of posed images in the Blender-synthetic layout; empty: rendered from meshes.
     device
         Where networks are fitted and kernels computed. Not a part of the settings: every cell names its own.
     """
@@ -52,6 +57,7 @@ class Request:
     meshes: tuple[Path, ...] = ()
     weights: Path | None = None
     masks: tuple[Path, ...] = ()
+    scenes: tuple[Path, ...] = ()
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
@@ -65,6 +71,8 @@ class Request:
         given = {"weights": {self.weights.name: _digest(self.weights)}} if self.weights is not None else {}
         if self.masks:
             given["masks"] = {path.name: _digest(path) for path in self.masks}
+        if self.scenes:
+            given["scenes"] = {path.name: _digest(path / POSES) for path in self.scenes}
         return {
             "preset": self.preset,
             "runs": self.runs,
@@ -193,7 +201,7 @@ class Figure(ABC):
     """A figure or table of a paper, as work to do and as a drawing of what was found.
 
     ``takes`` names the files of the user's own that may feed it: ``"images"``, ``"mesh"``, ``"weights"``,
-    ``"masks"``.
+    ``"masks"``, ``"scenes"``.
     """
 
     name: ClassVar[str]

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from inrfast.errors import check_choice, check_device, check_flag, check_int, check_seed
-from inrfast.experiments.paper import PAPERS, PRESETS, Cell, Figure, Found, Paper, Request, Work, spelled
+from inrfast.experiments.paper import PAPERS, POSES, PRESETS, Cell, Figure, Found, Paper, Request, Work, spelled
 from inrfast.experiments.results import Results, parent
 from inrfast.files import shown
 from inrfast.info import info
@@ -35,6 +35,7 @@ def reproduce(
     mesh: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     weights: str | os.PathLike[str] | None = None,
     masks: str | os.PathLike[str] | None = None,
+    scene: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
     runs: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -63,6 +64,8 @@ def reproduce(
     masks
         Folder of images, white where pixels are observed and black where they are missing: with "combin" in its name a
         combined pattern, else a textural one; None: made by formula.
+    scene
+        Folders of posed images in the Blender-synthetic layout; none: rendered from the meshes.
     runs
         Random networks per curve where a figure shows mean and deviation; None: the preset's own number.
     seed
@@ -77,7 +80,7 @@ def reproduce(
     ------
     TypeError, ValueError, FileNotFoundError, OSError
         An argument that is no such thing; an unknown paper, figure or preset; a device that this machine lacks; a
-        folder without images or masks; a folder of results of other settings
+        folder without images, masks or poses; a folder of results of other settings
         (:class:`inrfast.experiments.results.OtherSettingsError`).
     KeyboardInterrupt
         Ctrl-C; its message says how many cells of which figure are done.
@@ -90,11 +93,13 @@ def reproduce(
     chosen = _chosen(known, figures)
     folder = parent(_path("out", f"out/{spelled(known.name)}-{preset}" if out is None else out))
     meshes = tuple(_file("mesh", _path("mesh", name)) for name in _several("mesh", mesh, "a file name"))
-    _check_apart(meshes)
+    _check_apart("mesh", meshes)
+    scenes = tuple(_scene(_path("scene", name)) for name in _several("scene", scene, "a folder"))
+    _check_apart("scene", scenes)
     taken = () if images is None else _images("images", _path("images", images))
     patterns = () if masks is None else _images("masks", _path("masks", masks))
     file = None if weights is None else _file("weights", _path("weights", weights))
-    request = Request(preset, runs, seed, taken, meshes, file, patterns, check_device("device", device))
+    request = Request(preset, runs, seed, taken, meshes, file, patterns, scenes, check_device("device", device))
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
     with results.opened():
@@ -146,12 +151,20 @@ def _file(argument: str, path: Path) -> Path:
     return path
 
 
-def _check_apart(meshes: Sequence[Path]) -> None:
-    """Refuse meshes of one file name: results are kept and shown by it."""
-    names = [path.name for path in meshes]
+def _scene(folder: Path) -> Path:
+    if not (folder / POSES).is_file():
+        raise FileNotFoundError(f"scene must be a folder with {POSES}, and {shown(folder)} is none")
+    return folder.resolve()  # whose name is that of the scene
+
+
+def _check_apart(argument: str, paths: Sequence[Path]) -> None:
+    """Refuse files, or folders, of one name: results are kept and shown by it."""
+    names = [path.name for path in paths]
+    kind = "folders" if argument == "scene" else "files"
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"mesh must name files of different names, got {names.count(name)} called {shown(name)}")
+            told = f"{kind} of different names, got {names.count(name)} called {shown(name)}"
+            raise ValueError(f"{argument} must name {told}")
 
 
 def _figure(results: Results, figure: Figure, request: Request, progress: bool | None) -> dict[str, Any]:

@@ -111,28 +111,3 @@ def _laplacian(height: int, width: int) -> Any:
         return sparse.diags_array([ones[1:], centre, ones[1:]], offsets=[-1, 0, 1], format="csr")
 
     return sparse.kron(second(height), sparse.eye_array(width)) + sparse.kron(sparse.eye_array(height), second(width))
-
-
-def ranges_of_holes(values: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the least and the largest value, fp64 (H, W, C) each, among the known pixels around a pixel's hole.
-
-    A hole is what is connected of the missing pixels, by edges and corners. Biharmonic interpolation overshoots in
-    large ones, which shows as bright and coloured spots; within these ranges it does not. At known pixels both are
-    their values.
-    """
-    from scipy import ndimage  # slow to import
-
-    kept, missing = known.cpu().numpy(), ~known.cpu().numpy()
-    holes, count = ndimage.label(missing, np.ones((3, 3)))
-    pixels = values.detach().cpu().double().numpy()
-    bounds = []
-    for empty, near, among in (
-        (np.inf, ndimage.minimum_filter, ndimage.minimum),
-        (-np.inf, ndimage.maximum_filter, ndimage.maximum),
-    ):
-        bound = np.where(kept[..., None], pixels, 0.0)
-        for channel in range(pixels.shape[2]):
-            around = near(np.where(kept, pixels[..., channel], empty), size=3)
-            bound[missing, channel] = among(around, holes, np.arange(1, count + 1))[holes[missing] - 1]
-        bounds.append(torch.from_numpy(bound))
-    return bounds[0], bounds[1]

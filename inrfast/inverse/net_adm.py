@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import torch
@@ -215,18 +216,20 @@ def net_adm(
 
         given = {"schedule": "exponential", **own.options}
         given["callbacks"] = [rounds, *given.get("callbacks", ())]
-        result = fit(
-            start.net,
-            points,
-            torch.zeros(math.prod(operator.padded), own.channels).to(values),
-            steps=iterations * inner,
-            lr=lr,
-            loss=loss,
-            regularizers=start.regularizers,
-            seed=own.seed + number,
-            eval_every=iterations * inner,
-            **given,
-        )
+        with warnings.catch_warnings():  # the objective is another one in every round, and may grow
+            warnings.filterwarnings("ignore", "the fit (ended with|had) a loss")
+            result = fit(
+                start.net,
+                points,
+                torch.zeros(math.prod(operator.padded), own.channels).to(values),
+                steps=iterations * inner,
+                lr=lr,
+                loss=loss,
+                regularizers=start.regularizers,
+                seed=own.seed + number,
+                eval_every=iterations * inner,
+                **given,
+            )
         rounds.record(result.steps, rounds.values())
         start.signal, start.losses, start.steps = state.z, result.losses, result.steps
         start.interrupted = result.interrupted

@@ -7,7 +7,8 @@ biharmonic interpolation of the known pixels, and the back-projected bicubic enl
     u = B y + s (f - B A f),    A u = y,
 
 so that what is known stays as it is, without a seam, whatever the network leaves of it, and the network adds what the
-classical picture cannot have. The share s was chosen by measurement (``bench/restore.py``). Values are clipped to the
+classical picture cannot have. Known pixels that are held out say how large its share s may be; where there are none, in
+an enlarged picture, s was chosen by measurement (``bench/restore.py``). Values are clipped to the
 range of the known pixels around a hole, or to [0, 1].
 """
 
@@ -26,8 +27,10 @@ from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
 from inrfast.grids import axes
-from inrfast.inverse.biharmonic import biharmonic, ranges_of_holes
+from inrfast.inverse.biharmonic import biharmonic
 from inrfast.inverse.enlarging import area_means, back_projected
+from inrfast.inverse.held_out import best_share, held_out
+from inrfast.inverse.holes import Ranges
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
@@ -46,8 +49,8 @@ BATCH, PASSES, LEAST_STEPS = 4096, 30, 500
 PULL = 0.1
 """Weight of the classical picture at a missing pixel, where a known pixel has 1."""
 
-SHARE = 0.5
-"""Of the network in what is not known; the rest is the classical picture's."""
+SHARE = 0.75
+"""Of the network in an enlarged picture; the rest is the classical one's."""
 
 MID_GREY = 0.5
 
@@ -72,6 +75,11 @@ class Restored(Record):
         The network, on the coordinates of :func:`coordinates`.
     psnr
         Of the network alone where something is known (dB): on known pixels, or of its area means.
+    held_out_psnr
+        Of a picture made in the same way, at known pixels that were held out, which lie as the missing ones do: what to
+        expect of those (dB). None of an enlarged picture, or where nothing could be held out.
+    share
+        Of the network in what is not known, s.
     steps, seconds, interrupted, stopped
         Of the fit: see :class:`inrfast.FitResult`; ``seconds`` are those of all.
     settings
@@ -85,6 +93,8 @@ class Restored(Record):
     classical: Tensor
     net: nn.Module
     psnr: float
+    held_out_psnr: float | None
+    share: float
     steps: int
     seconds: float
     interrupted: bool
@@ -108,7 +118,8 @@ def inpaint(
 ) -> Restored:
     """Return an image whose missing pixels are filled in.
 
-    The network is fitted to the known pixels and, with a small weight, to their biharmonic interpolation.
+    The network is fitted to nine tenths of the known pixels and, with a small weight, to their biharmonic interpolation
+    elsewhere. The other tenth judges it.
 
     Parameters
     ----------
@@ -160,17 +171,23 @@ def inpaint(
     setting = _Setting(net, steps, lr, regularizers, seconds, seed, device, memory_budget, progress)
     height, width, channels = values.shape
     setting.require(height * width, channels)
-    low, high = ranges_of_holes(values, known)
-    classical = biharmonic(values, known, memory_budget).clamp(low, high)
-    weight = torch.where(known, 1.0, PULL).reshape(-1, 1)
+    held = held_out(known, setting.seed)
+    fitted_to = known & ~held
+    ranges = Ranges(values, known)
+    guide = biharmonic(values, fitted_to, memory_budget).clamp(0, 1)
+    weight = torch.where(fitted_to, 1.0, PULL).reshape(-1, 1)
     coords = coordinates((height, width))
-    result, fitted = setting.fitted(coords, classical.reshape(-1, channels), height * width, weight)
+    result, fitted = setting.fitted(coords, guide.reshape(-1, channels), height * width, weight)
     own = setting.rendered(fitted, (height, width)).view(height, width, channels)
-    adds = own - biharmonic(own, known, memory_budget)
-    filled = (classical + setting.share(result) * adds).clamp(low, high)
+    judged = (own - biharmonic(own, fitted_to, memory_budget))[held]
+    left = values.double()[held] - guide[held]
+    share = best_share(left, judged)
+    classical = ranges.clipped(biharmonic(values, known, memory_budget))
+    filled = ranges.clipped(classical + share * (own - biharmonic(own, known, memory_budget)))
     found = torch.where(known.unsqueeze(-1), values, filled.to(values))
     mse = float((own - values.double())[known].square().mean())
-    return setting.restored(given, found, own, classical, fitted, result, mse, begun)
+    held_mse = float((left - share * judged).square().mean()) if len(left) else math.nan
+    return setting.restored(given, found, own, classical, fitted, result, mse, share, held_mse, begun)
 
 
 def upscale(
@@ -240,9 +257,10 @@ def upscale(
     own = setting.rendered(fitted, large).view(*large, channels)
     of_own = area_means(own, small)
     adds = own - back_projected(of_own, large)
-    found = (classical + setting.share(result) * adds).clamp(0, 1).to(values)
+    share = setting.share(result)
+    found = (classical + share * adds).clamp(0, 1).to(values)
     mse = float((of_own - means).square().mean())
-    return setting.restored(given, found, own, classical.clamp(0, 1), fitted, result, mse, begun)
+    return setting.restored(given, found, own, classical.clamp(0, 1), fitted, result, mse, share, math.nan, begun)
 
 
 def enlarged(shape: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -393,6 +411,8 @@ class _Setting:
         net: nn.Module,
         result: FitResult,
         mse: float,
+        share: float,
+        held_mse: float,
         begun: float,
     ) -> Restored:
         """Return the result, its pictures of the form and dtype of the one given."""
@@ -409,6 +429,8 @@ class _Setting:
             pictures[2],
             net,
             mse_to_psnr(mse),
+            None if math.isnan(held_mse) else mse_to_psnr(held_mse),
+            share,
             result.steps,
             time.perf_counter() - begun,
             result.interrupted,

@@ -26,8 +26,9 @@ CLOUD = 2**16
 class FieldKAR(nn.Module):
     """``R = |f(x) - A(x, X) f(X)|`` of a radiance field: points x of space, and the samples X of the step's rays.
 
-    ``inrfast.scenes.fit_scene(views, regularizers=[(FieldKAR(), 0.01)])`` adds 0.01 times its mean over x to the loss.
-    The paper does not say what f is in a scene: see ``of``.
+    ``inrfast.scenes.fit_scene(views, regularizers=[(FieldKAR(), 1e-4)])`` adds 1e-4 times its mean over x to the loss.
+    The paper does not say what f is in a scene: see ``of``. Of the choices tried on one scene (see
+    ``experiments/peak/table3.py``) the defaults were best.
 
     Parameters
     ----------
@@ -40,8 +41,8 @@ class FieldKAR(nn.Module):
     rows, keys
         Points x, and samples X, per step.
     options
-        ``r``, ``width``, ``hidden_layers``, ``omega``, ``norm`` ... of :class:`inrfast.KAR`, on coordinates in
-        [-1, 1]^3.
+        ``r``, ``width``, ``hidden_layers``, ``omega`` ... of :class:`inrfast.KAR`, on coordinates in [-1, 1]^3;
+        ``norm`` is ``"squared"`` here.
 
     Raises
     ------
@@ -52,7 +53,7 @@ class FieldKAR(nn.Module):
     """
 
     def __init__(
-        self, of: str = "opacity", where: str = "box", rows: int = 512, keys: int = 512, seed: int = 0, **options: Any
+        self, of: str = "outputs", where: str = "full", rows: int = 512, keys: int = 512, seed: int = 0, **options: Any
     ) -> None:
         super().__init__()
         self.of = check_choice("of", of, VALUES)
@@ -61,6 +62,7 @@ class FieldKAR(nn.Module):
         check_seed("seed", seed)
         drawn = torch.rand(CLOUD, 3, generator=torch.Generator().manual_seed(seed))
         points = 2 * drawn - 1 if where == "box" else None
+        options = {"norm": "squared", **options}
         self.kar = KAR(points, rows=rows, keys=keys, seed=seed, in_features=3, **options)
 
     def forward(self, net: nn.Module, coords: Tensor, step: int | None = None) -> Tensor:

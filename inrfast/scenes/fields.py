@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inrfast.encodings import Encoding
+from inrfast.encodings import Compose, Encoding, Polynomial
 from inrfast.encodings.hash_grid import HashGrid
-from inrfast.errors import check_float, check_int
+from inrfast.errors import check_flag, check_float, check_int
 from inrfast.nn import INR
 
 LINEAR_FROM = 4.0
@@ -65,6 +65,10 @@ class RadianceField(nn.Module):
         [-1, 1]^3, the coordinates of ``geometry``.
     encoding
         Of those coordinates; None: ``HashGrid(levels=8, table_size=2**15, coarsest=8, finest=128)``.
+    polynomial
+        Whether the trained polynomial encoding of degree 1 of PEAK stands before it: coordinates are then multiplied by
+        ``sqrt(a_1)``, which begins at 1. The constant ``sqrt(a_0)`` is left out: to a grid it says nothing, and costs
+        an axis. Where a_1 is above 1, points near the border leave a hash grid's box and have its border's value.
     width
         Of the two networks' hidden layers, one in ``geometry`` and two in ``appearance``.
     features
@@ -106,6 +110,7 @@ class RadianceField(nn.Module):
         encoding: Encoding | None = None,
         width: int = 64,
         features: int = 15,
+        polynomial: bool = False,
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -120,6 +125,8 @@ class RadianceField(nn.Module):
         check_int("features", features, minimum=1)
         if encoding is None:
             encoding = HashGrid(levels=8, table_size=2**15, coarsest=8, finest=128)
+        if check_flag("polynomial", polynomial):
+            encoding = Compose(Polynomial(1, [1.0], trainable=True, constant=False), encoding)
         made: dict[str, Any] = {"width": width, "init": "kaiming", "device": device, "dtype": dtype}
         self.geometry = INR(3, 1 + features, hidden_layers=1, encoding=encoding, seed=seed, **made)
         other = (seed + SECOND_SEED) % 2**32
@@ -130,6 +137,14 @@ class RadianceField(nn.Module):
             head.bias[0] = START
         self.register_buffer("low", head.weight.new_full((3,), low))
         self.register_buffer("high", head.weight.new_full((3,), high))
+
+    @property
+    def scale(self) -> float | None:
+        """The present a_1 of the trained polynomial; None without one."""
+        for part in self.geometry.modules():
+            if isinstance(part, Polynomial) and part.trainable:
+                return part.coefficients[-1]
+        return None
 
     def unit(self, points: Tensor) -> Tensor:
         """Return points (..., 3) of the world in the coordinates of ``geometry``."""

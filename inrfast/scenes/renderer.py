@@ -20,7 +20,7 @@ DECAY = 0.95
 LOOK_EVERY = 16
 """Steps from one look at all cells to the next, as in the source."""
 
-FIRST_LOOK = 96
+FIRST_LOOK = 48
 """Steps before the first look: until then every cell counts as full, since a field starts nearly clear everywhere."""
 
 EMPTY = 0.01
@@ -35,7 +35,7 @@ class Renderer(nn.Module):
 
     Intervals lie between the ends of a ray in the field's box, evenly spaced, in train mode with edges moved at random.
     Those in cells that hold nothing are passed over: a grid keeps the largest density that was lately seen in each cell
-    (times 0.95 per look). From the 96th call in train mode on, every 16th looks at a random point of all cells.
+    (times 0.95 per look). From the 48th call in train mode on, every 16th looks at a random point of all cells.
 
     Parameters
     ----------
@@ -111,9 +111,13 @@ class Renderer(nn.Module):
         return self.full().index_select(0, index)
 
     def full(self) -> Tensor:
-        """Return which cells may hold something, bool (cells^3,)."""
+        """Return which cells may hold something, bool (cells^3,).
+
+        Those above the mean always do, as in the source: a field that is still nearly clear is not taken for empty.
+        """
         step = float((self.field.high - self.field.low).max()) / self.samples
-        return -torch.expm1(-self.densities * step) > EMPTY
+        opacities = -torch.expm1(-self.densities * step)
+        return opacities >= opacities.mean().clamp_max(EMPTY)
 
     @torch.no_grad()
     def look(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast.arrays import ArrayLike
 from inrfast.errors import check_tensor
 from inrfast.records import Record
 
@@ -96,7 +97,7 @@ class _Composite(torch.autograd.Function):
         return in_depths, in_values, in_background
 
 
-def composite(densities: Tensor, values: Tensor, edges: Tensor, background: Tensor) -> Composited:
+def composite(densities: ArrayLike, values: ArrayLike, edges: ArrayLike, background: ArrayLike) -> Composited:
     """Return what rays see of intervals with constant densities and colours before a background.
 
     The gradient in densities, values and background is computed in closed form (first derivatives only).
@@ -121,10 +122,10 @@ def composite(densities: Tensor, values: Tensor, edges: Tensor, background: Tens
     """
     densities = check_tensor("densities", densities, ndim=2, finite=False)
     values = check_tensor("values", values, ndim=3, finite=False)
+    edges, background = check_tensor("edges", edges, finite=False), check_tensor("background", background)
     n, m = densities.shape
-    wanted = {"values": (values, (n, m, values.shape[-1])), "edges": (edges, (n, m + 1)),
-              "background": (background, (values.shape[-1],))}  # fmt: skip
-    for name, (got, shape) in wanted.items():
+    shapes = {"values": (n, m, values.shape[-1]), "edges": (n, m + 1), "background": (values.shape[-1],)}
+    for (name, shape), got in zip(shapes.items(), (values, edges, background), strict=True):
         if tuple(got.shape) != shape:
             raise ValueError(f"{name} must have shape {shape} for densities {(n, m)}, got {tuple(got.shape)}")
     if edges.requires_grad:

@@ -218,7 +218,10 @@ class Trainer:
         return len(self.members) == 1 and self.members[0].error is not None
 
     def _outcome(self) -> str:
-        """Return the PSNR for the progress bar."""
+        """Return the PSNR for the progress bar; the loss where targets only stand in beside a loss of the user's own."""
+        if self.options.objective.named is None and all(_stands_in(member) for member in self.members):
+            losses = [member.losses[-1] for member in self.members if member.losses]
+            return f"loss {statistics.median(losses):.3g}" if losses else ""
         psnrs = [member.psnr for member in self.members if member.history]
         if not psnrs:
             return ""
@@ -303,6 +306,12 @@ class Trainer:
                 name = f"callbacks[{index}] ({type(callback).__name__})"
                 words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
                 raise ValueError(f"{name} does not take its state ({words})") from error
+
+
+def _stands_in(member: Member) -> bool:
+    """Return whether the values that a PSNR would compare with are one value everywhere."""
+    target = (member.evaluation or member.data).target
+    return bool((target == target.flatten()[0]).all())
 
 
 def own_code(net: nn.Module) -> list[str]:

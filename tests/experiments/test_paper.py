@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from inrfast.experiments.paper import Request, uninterrupted
+from inrfast.experiments.paper import POSES, Request, uninterrupted
 
 
 def test_settings_follow_the_contents_of_files_and_not_where_they_lie(tmp_path):
@@ -18,6 +18,9 @@ def test_settings_follow_the_contents_of_files_and_not_where_they_lie(tmp_path):
     assert {**Request().settings, "weights": found[0]["meshes"]} == given  # without a file as before there were any
     given = Request(masks=(tmp_path / "a" / "x.obj",)).settings
     assert {**Request().settings, "masks": found[0]["meshes"]} == given
+    (tmp_path / "a" / POSES).write_text("1")
+    given = Request(scenes=(tmp_path / "a",)).settings
+    assert {**Request().settings, "scenes": {"a": found[0]["meshes"]["x.obj"]}} == given
 
 
 def test_an_interrupted_fit_is_no_result():

@@ -98,7 +98,13 @@ def test_help_says_what_every_figure_shows_and_which_files_feed_it(capsys):
     told = " ".join(capsys.readouterr().out.split())
     for paper in (PAPERS["inlet_rank_collapse"], PAPERS["inr_dictionaries"], PAPERS["peak"]):
         assert all(f"{name} {figure.title}" in told for name, figure in paper.figures.items())
-        for option, files in (("images", "images"), ("mesh", "mesh"), ("weights", "weights"), ("masks", "masks")):
+        for option, files in (
+            ("images", "images"),
+            ("mesh", "mesh"),
+            ("weights", "weights"),
+            ("masks", "masks"),
+            ("scene", "scenes"),
+        ):
             fed = [name for name, figure in paper.figures.items() if files in figure.takes]
             assert not fed or f"{', '.join(fed)} of {spelled(paper.name)}" in told.partition(f"--{option} ")[2]
 
@@ -118,6 +124,7 @@ def test_figures_come_in_the_papers_order_each_once(tmp_path):
         ("mesh", [3, [3], b"m", "", ["nul\0"], None, "nowhere"]),
         ("weights", [3, b"w", "", "nul\0", ["w"], "nowhere", "."]),
         ("masks", [3, b"k", "", "nul\0", ["k"], "nowhere"]),
+        ("scene", [3, [3], b"s", "", ["nul\0"], None, "nowhere", "."]),
         ("preset", [None, 3, "quik"]),
         ("runs", [0, 1.5, "3", True]),
         ("seed", [-1, None, 2**32, 0.5]),

@@ -9,7 +9,7 @@ from skimage import data
 from skimage.restoration import inpaint_biharmonic
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.inverse.biharmonic import biharmonic, ranges_of_holes
+from inrfast.inverse.biharmonic import biharmonic
 
 
 def laplacian(height: int, width: int) -> np.ndarray:
@@ -67,29 +67,3 @@ def test_it_is_linear() -> None:
 def test_a_budget_is_kept() -> None:
     with pytest.raises(MemoryBudgetError, match=r"interpolating 64x64 pixels needs .* smaller picture"):
         biharmonic(torch.zeros(64, 64, 1), torch.ones(64, 64, dtype=torch.bool), memory_budget=2**16)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.1, 0.9), st.integers(0, 2**31))
-def test_ranges_are_those_of_the_known_pixels_around_a_hole(height: int, width: int, share: float, seed: int) -> None:
-    draws = np.random.default_rng(seed)
-    values, known = draws.random((height, width, 2)), draws.random((height, width)) < share
-    known[draws.integers(height), draws.integers(width)] = True
-    low, high = ranges_of_holes(torch.from_numpy(values), torch.from_numpy(known))
-    for row, column in np.ndindex(height, width):
-        if known[row, column]:
-            expected = [values[row, column]]
-        else:  # walk through the hole
-            hole, around, to_see = set(), [], [(row, column)]
-            while to_see:
-                y, x = to_see.pop()
-                if not (0 <= y < height and 0 <= x < width) or (y, x) in hole:
-                    continue
-                if known[y, x]:
-                    around.append(values[y, x])
-                    continue
-                hole.add((y, x))
-                to_see += [(y + down, x + right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
-            expected = around
-        np.testing.assert_array_equal(low[row, column], np.min(expected, 0))
-        np.testing.assert_array_equal(high[row, column], np.max(expected, 0))

@@ -26,7 +26,7 @@ SMALL = {"rows": 40, "keys": 50, "r": 6, "width": 12, "hidden_layers": 1, "dtype
 @pytest.mark.parametrize("where", ["box", "full"])
 def test_it_is_the_formula_over_points_and_samples(where):
     """R = mean_x |f(x) - softmax(g(x) g(X)^T) f(X)| of the points that a step draws, in dense fp64."""
-    own, scene = FieldKAR("opacity", where, **SMALL), renderer()
+    own, scene = FieldKAR("opacity", where, norm="l2", **SMALL), renderer()
     drawn = []
     attention = own.kar.attention
     handle = attention.register_forward_pre_hook(lambda module, given: drawn.append(given[0]))

@@ -62,6 +62,21 @@ def test_any_encoding_serves_and_seeds_decide():
     assert not torch.equal(first.geometry.layers[0].weight[:, :3], first.appearance.layers[0].weight[:, :3])
 
 
+def test_the_polynomial_scales_the_coordinates_and_is_trained():
+    plain, own = (RadianceField(encoding=SMALL, polynomial=polynomial, seed=4) for polynomial in (False, True))
+    points = 2 * torch.rand(50, 3) - 1
+    assert plain.scale is None and own.scale == pytest.approx(1.0)
+    torch.testing.assert_close(own.density(points), plain.density(points))
+    torch.nn.init.normal_(own.geometry.encoding.encodings[1].table)
+    own.density(points).sum().backward()
+    roots = own.geometry.encoding.encodings[0].roots
+    assert float(roots.grad.abs().sum()) > 0
+    whole = own.density(points / 2)
+    roots.data.fill_(0.5)
+    torch.testing.assert_close(own.density(points), whole)
+    assert own.scale == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize("bounds", [(1.0, -1.0), (0.0, 0.0), (0.0, math.inf), "ab", 3, (0, 1, 2)])
 def test_boxes_without_volume_are_refused(bounds):
     with pytest.raises((ValueError, TypeError), match="bounds"):

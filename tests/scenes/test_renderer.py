@@ -75,6 +75,11 @@ def test_nothing_is_empty_before_the_first_look_and_cells_fade():
     for _ in range(FIRST_LOOK):
         renderer(rays)
     assert bool(renderer.full().all())
+    renderer.field.scale.data.mul_(1e-3)
+    renderer.look()
+    assert int(renderer.full().sum()) > 0, "what is densest is not taken for empty, however clear it is"
+    renderer.field.scale.data.mul_(1e3)
+    renderer.densities.fill_(torch.inf)
     renderer(rays)
     before = renderer.densities.clone()
     assert 0 < int(renderer.full().sum()) < 8**3

@@ -12,8 +12,9 @@ from inrfast.experiments.peak.fig7 import Fig7
 from inrfast.experiments.peak.fig8 import Fig8
 from inrfast.experiments.peak.fig9 import Fig9
 from inrfast.experiments.peak.table1 import Table1
+from inrfast.experiments.peak.table3 import Table3
 
-FIGURES: tuple[Figure, ...] = (Fig2(), Fig3(), Table1(), Fig7(), Fig8(), Fig9())
+FIGURES: tuple[Figure, ...] = (Fig2(), Fig3(), Table1(), Table3(), Fig7(), Fig8(), Fig9())
 """In the order in which ``all`` makes them: fig2, fig3, table1, table2, table3, fig7, fig8, fig9."""
 
 PAPERS.add(

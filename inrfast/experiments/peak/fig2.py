@@ -204,21 +204,23 @@ def said(runs: Mapping[str, Sequence[Found]]) -> list[str]:
             ("start", "peak", "before"), ("without", "without", "after"), ("with", "peak", "after"),
         )
     }  # fmt: skip
-    quality = {name: float(np.mean([cell.numbers["psnr"] for cell in runs[name]])) for name in ("without", "peak")}
-    better = "better" if quality["peak"] > quality["without"] else "not better"
+    quality = {name: [cell.numbers["psnr"] for cell in runs[name]] for name in ("without", "peak")}
+    fitted, without = (spread(quality[name], ".1f") for name in ("peak", "without"))
+    larger = errors["with"] > errors["start"]
+    higher = sum(one > other for one, other in zip(quality["peak"], quality["without"], strict=True))
     return [
         "Colours run from minus to plus the largest entry of each kernel. The rank-one kernel is equation 6 for one "
         "function that is known; a network cannot be given it. The other one is equation 6 where only the frequency is "
         "known: sines of any phase, a kernel of the difference x - x' alone, as that of Fourier features nearly is.",
         f"Centred alignment with f* grows in the fit for {', '.join(grown) or 'no network'}; after it, it is "
         f"largest for {METHODS[best].label} ({after[best]:.3f}). What KAR does is the difference between PEAK and the "
-        f"same network, start and encoding without it: {spread(gains, '+.3f')}, positive in "
+        f"same network, start and encoding without it: {spread(gains, '.3f')}, above 0 in "
         f"{sum(gain > 0 for gain in gains)} of {len(gains)} runs. A kernel moves towards its target in any fit, so a "
         "network at its start is no measure of KAR.",
-        f"A larger alignment is no smaller error by itself: regression with PEAK's kernel at the points that were not "
-        f"fitted is off by {errors['start']:.2g} before the fit and {errors['with']:.2g} after it "
-        f"({errors['without']:.2g} without KAR), and the fitted function is {better} with KAR: {quality['peak']:.1f} "
-        f"dB against {quality['without']:.1f} dB over all points.",
+        f"{'A larger alignment is no smaller error by itself: r' if larger else 'R'}egression with PEAK's kernel at the "
+        f"points that were not fitted is off by {errors['start']:.2g} before the fit and {errors['with']:.2g} after it "
+        f"({errors['without']:.2g} without KAR). Over all points the fitted function has {fitted} dB with KAR and "
+        f"{without} dB without, higher with it in {higher} of {len(gains)} runs.",
     ]
 
 
@@ -258,7 +260,7 @@ def drawing(found: Mapping[str, Found], shown: Mapping[str, Found]) -> Drawing:
 def heat_map(axes: Axes, kernel: np.ndarray, title: str, numbers: Mapping[str, float]) -> Any:
     """Draw one kernel, its largest entry 1, with its alignments."""
     image = axes.imshow(kernel / np.abs(kernel).max(), cmap="RdBu_r", vmin=-1, vmax=1, extent=(-1, 1, 1, -1))
-    axes.set_title(f"{title}\n{numbers['plain']:.2f}, centred {numbers['centered']:.2f}", fontsize=9)
+    axes.set_title(f"{title}\nalignment {numbers['plain']:.2f}, centred {numbers['centered']:.2f}", fontsize=9)
     axes.set_xticks([-1, 0, 1])
     axes.set_yticks([-1, 0, 1])
     return image

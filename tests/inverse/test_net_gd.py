@@ -1,0 +1,165 @@
+"""Net-GD: signals from linear measurements and magnitudes, histories, restarts, checkpoints, and bad input."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import inrfast as inr
+from inrfast.inverse import (
+    Blur,
+    Downsample,
+    FourierMagnitude,
+    Gaussian,
+    GaussianMagnitude,
+    LinearOperator,
+    Mask,
+    Radon,
+    align_ambiguities,
+    net_gd,
+)
+from inrfast.metrics import psnr
+
+POINTS = inr.grid((16, 16))
+SMOOTH = 0.5 + 0.3 * torch.sin(3 * POINTS[:, 0] + 1) * torch.cos(2 * POINTS[:, 1])
+TRUTH = SMOOTH.reshape(16, 16, 1)
+
+
+def network(seed: int = 0, outputs: int = 1, **options) -> inr.INR:
+    own = {"width": 32, "hidden_layers": 2, "activation": "sine", "init": "siren", "omega": 6.0, **options}
+    return inr.INR(2, outputs, seed=seed, **own)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        Mask.random((16, 16), 0.3),
+        Downsample((16, 16), 2, "bicubic"),
+        Blur.gaussian((16, 16), 1.0, "mirror"),
+        Radon(16, 12, circle=False),
+        Gaussian((16, 16), measurements=120),
+        GaussianMagnitude((16, 16), 1.0),
+        FourierMagnitude((16, 16), 2.0),
+    ],
+    ids=lambda own: own.name,
+)
+def test_a_smooth_image_is_found_again(operator):
+    """35 dB is an error of 2 % of the range: from 30 % of the pixels, half the measurements, or without signs."""
+    start = network if operator.ambiguities else network()
+    restarts = 3 if operator.ambiguities else 1
+    found = net_gd(start, None, operator, operator(TRUTH), 400, 5e-3, target=TRUTH, restarts=restarts, progress=False)
+    assert found.psnr > 35
+    assert found.residual < 0.05 * found.residuals[0]
+    aligned = align_ambiguities(found.signal, TRUTH, operator)
+    assert found.psnr == pytest.approx(psnr(aligned, TRUTH, 1.0))
+    with torch.no_grad():
+        torch.testing.assert_close(found.signal, found.net(POINTS).reshape(16, 16, 1))
+
+
+def test_restarts_are_chosen_by_what_was_measured():
+    operator = GaussianMagnitude((16, 16), 0.5)
+    given = {"steps": 30, "lr": 5e-3, "progress": False}
+    found = net_gd(network, POINTS, operator, operator(TRUTH), restarts=3, target=TRUTH, seed=5, **given)
+    assert found.restart == int(np.argmin(found.restart_residuals))
+    assert len(found.restart_psnrs) == 3
+    alone = net_gd(network(5 + found.restart), POINTS, operator, operator(TRUTH), seed=5 + found.restart, **given)
+    torch.testing.assert_close(alone.signal, found.signal)
+    assert alone.psnr is None
+    assert alone.psnrs == ()
+    blind = net_gd(network, POINTS, operator, operator(TRUTH), restarts=3, target=1 - TRUTH, seed=5, **given)
+    assert blind.restart == found.restart  # the truth has no say
+
+
+def test_history_and_settings_become_plain_values():
+    operator = Mask.random((16, 16), 0.5)
+    found = net_gd(network(), POINTS, operator, operator(TRUTH), 10, target=TRUTH, eval_every=4, progress=False)
+    assert found.eval_steps == (0, 4, 8, 10)
+    assert len(found.residuals) == len(found.psnrs) == 4
+    assert len(found.losses) == found.steps == 10
+    text = json.loads(json.dumps(found.to_dict()))
+    assert text["config"]["solver"] == "net_gd"
+    assert "signal" not in text
+
+
+def test_channels_and_precision_follow_the_measurements_and_the_network():
+    truth = torch.cat([TRUTH, 1 - TRUTH], -1)
+    operator = Mask.random((16, 16), 0.5)
+    found = net_gd(network(outputs=2, dtype=torch.float64), None, operator, operator(truth), 200, 5e-3, progress=False)
+    assert found.signal.dtype == torch.float64
+    assert psnr(found.signal.float(), truth) > 30
+
+
+def test_regularizers_come_with_peak_and_from_the_call():
+    asked = []
+
+    def smooth(prediction):
+        asked.append(len(prediction))
+        return prediction.square().mean()
+
+    operator = Mask.random((16, 16), 0.5)
+    peak = inr.PEAK(network(), POINTS, rows=32, keys=32)
+    found = net_gd(peak, POINTS, operator, operator(TRUTH), 5, regularizers=[(smooth, 1e-3)], progress=False)
+    assert asked == [256] * len(asked)
+    assert found.net is peak.net
+    plain = net_gd(network(), POINTS, operator, operator(TRUTH), 5, progress=False)
+    assert found.losses[0] > plain.losses[0]
+
+
+def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
+    operator = Mask.random((16, 16), 0.5)
+    given = {"operator": operator, "measurements": operator(TRUTH), "steps": 30, "eval_every": 10, "progress": False}
+    whole = net_gd(network(), POINTS, **given)
+
+    class Stop:
+        def on_step(self, state):
+            if state.step == 13:
+                raise KeyboardInterrupt
+
+    path = tmp_path / "gd.safetensors"
+    part = net_gd(network(), POINTS, checkpoint=path, callbacks=[Stop()], **given)
+    assert part.interrupted
+    assert part.steps == 13
+
+    class Go:
+        def on_step(self, state):
+            pass
+
+    with pytest.warns(RuntimeWarning):  # another callback than before, which is said
+        rest = net_gd(network(), POINTS, checkpoint=path, resume=True, callbacks=[Go()], **given)
+    torch.testing.assert_close(rest.signal, whole.signal)
+    assert rest.eval_steps == whole.eval_steps
+    np.testing.assert_allclose(rest.residuals, whole.residuals)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measurements": torch.ones(100)}, "must be those of Mask"),
+        ({"measurements": torch.full((128,), torch.nan)}, "must be finite"),
+        ({"measurements": torch.zeros(128)}, "must not all be zero"),
+        ({"operator": GaussianMagnitude((16, 16), measurements=128), "measurements": -torch.ones(128)}, "128 negative"),
+        ({"operator": LinearOperator(lambda x: x, lambda y: 2 * y, 128, 128)}, "adjoint of LinearOperator"),
+        ({"operator": torch.nn.Identity()}, "must be an inrfast.inverse.Operator"),
+        ({"coords": inr.grid((16, 15))}, "coords must be the 256 points"),
+        ({"target": torch.ones(16, 15)}, "target must be the truth"),
+        ({"target": torch.ones(16, 16, 3)}, "target has 3 channels, measurements 1"),
+        ({"net": None}, "net must be a network or a function"),
+        ({"restarts": 2}, "net must be a function of the seed"),
+        ({"restarts": 0}, "restarts must be at least 1"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"batch_size": 4}, "'batch_size' is no option of this solver"),
+        ({"lr": -1.0}, "lr must be above 0"),
+    ],
+)
+def test_bad_input_is_refused(change, message):
+    given = {
+        "net": network(),
+        "coords": POINTS,
+        "operator": Mask.random((16, 16), 0.5),
+        "measurements": torch.ones(128),
+    }
+    with pytest.raises((ValueError, TypeError), match=message):
+        net_gd(**{**given, "steps": 2, "progress": False, **change})
