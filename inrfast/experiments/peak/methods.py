@@ -135,7 +135,7 @@ def relu(width: int, hidden_layers: int = 3, encoding: str | None = None) -> dic
 MLP = Method("mlp", "MLP", relu(128), 5e-3, colour="#999999")
 FOURIER = Method("fourier", "Fourier", relu(128, encoding="fourier:128:2"), 2e-3, colour="#009E73")
 HASH = Method("hash", "Hash", relu(64, 2, "hashgrid:8:2:16384:4:64"), 1e-2, colour="#E69F00")
-SIREN = Method("siren", "SIREN", sine(128, 20.0), 1e-3, colour="#0072B2")
+SIREN = Method("siren", "SIREN", sine(128, 20.0), 2e-3, 1024, colour="#0072B2")
 PEAK_METHOD = Method(
     "peak", "PEAK", sine(128, 20.0), 2e-3, 1024, degree=1, kar={"factor": 0.003, **ATTENTION}, colour="#D55E00"
 )
@@ -147,4 +147,4 @@ RIVALS = (MLP, FOURIER, HASH)
 """Those of the paper's table 1 beside PEAK."""
 
 ABLATIONS = (GAMMA, SIREN, VARIED)
-"""PEAK without one of its parts; SIREN is its network alone, with the rate and batch that suit it."""
+"""PEAK without one of its parts; SIREN is its network alone."""
