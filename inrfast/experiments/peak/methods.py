@@ -140,7 +140,7 @@ PEAK_METHOD = Method(
     "peak", "PEAK", sine(128, 20.0), 2e-3, 1024, degree=1, kar={"factor": 0.003, **ATTENTION}, colour="#D55E00"
 )
 GAMMA = replace(PEAK_METHOD, name="gamma", label="PEAK without KAR", kar={}, colour="#CC79A7")
-VARIED = replace(GAMMA, name="tv", label="PEAK with total variation in place of KAR", tv=0.002)
+VARIED = replace(GAMMA, name="tv", label="PEAK with total variation in place of KAR", tv=3e-5)
 KAR_ALONE = replace(PEAK_METHOD, name="kar", label="PEAK without its encoding", degree=None)
 
 RIVALS = (MLP, FOURIER, HASH)
