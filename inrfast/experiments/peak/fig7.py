@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
@@ -45,37 +46,37 @@ class Fig7(Figure):
 
     def outcome(self, request: Request, found: Mapping[str, Found]) -> Outcome:
         """See :class:`inrfast.experiments.paper.Figure`."""
-        own, curves = sizes(request), {method: found[f"curve.{method.name}"] for method in METHODS}
-        ends = {method: last(cell) for method, cell in curves.items()}
-        halves = {method: _at(cell, 0.25) for method, cell in curves.items()}
+        own, curves = sizes(request), {method.name: found[f"curve.{method.name}"] for method in METHODS}
+        ends = {name: last(cell) for name, cell in curves.items()}
+        quarter = {name: _at(cell, 0.25) for name, cell in curves.items()}
+        labels = {method.name: method.label for method in METHODS}
         rows = [
             Row(f"PSNR (dB) of {method.label} after {own.seconds / 4:g} s / {own.seconds:g} s", "curve only",
-                f"{halves[method]:.2f} / {ends[method]:.2f}", f"{curves[method].numbers['steps']} steps")
+                f"{quarter[method.name]:.2f} / {ends[method.name]:.2f}",
+                f"{curves[method.name].numbers['steps']} steps")
             for method in METHODS
         ]  # fmt: skip
-        first, fastest = (max(own, key=lambda method: own[method]) for own in (ends, halves))
-        rows.append(Row("highest at the end", PEAK_METHOD.label, first.label, f"{own.seconds:g} s of one core"))
-        rows.append(Row("highest after a quarter of the time", PEAK_METHOD.label, fastest.label, ""))
+        first, fastest = (labels[max(own, key=lambda name: own[name])] for own in (ends, quarter))
+        rows.append(Row("highest at the end", PEAK_METHOD.label, first, f"{own.seconds:g} s of one core"))
+        rows.append(Row("highest after a quarter of the time", PEAK_METHOD.label, fastest))
         early = ", ".join(
-            f"{method.label} {stopped(cell):.2f} dB (best on its way {max(cell.numbers['whole']):.2f})"
-            for method, cell in curves.items()
+            f"{labels[name]} {stopped(cell):.2f} dB (best on its way {max(cell.numbers['whole']):.2f})"
+            for name, cell in curves.items()
         )
         text = [
-            f"After {own.seconds:g} s of one core {first.label} is highest, after a quarter of it {fastest.label}. "
-            + ("The paper has PEAK highest throughout." if {first, fastest} != {PEAK_METHOD} else
-               "The paper has PEAK highest throughout, too."),
+            f"After {own.seconds:g} s of one core {first} is highest, after a quarter of it {fastest}. The paper has "
+            f"{PEAK_METHOD.label} highest throughout{', too' if {first, fastest} == {PEAK_METHOD.label} else ''}.",
             f"A tenth of the observed pixels was held out of all fits; stopped where these are best: {early}.",
             f"{own.side}x{own.side} pixels; time is steps times the time of a step, evaluations left out.",
             comparable(request),
         ]  # fmt: skip
         seconds = found["speed.curves"].numbers["seconds"]
         numbers = {
-            method.name: {"seconds": [step * seconds[method.name] for step in cell.numbers["steps_scored"]],
-                          "psnr": cell.numbers["whole"], "stopped": stopped(cell)}
-            for method, cell in curves.items()
+            name: {"seconds": [step * seconds[name] for step in cell.numbers["steps_scored"]],
+                   "psnr": cell.numbers["whole"], "stopped": stopped(cell)}
+            for name, cell in curves.items()
         }  # fmt: skip
-        drawing = _drawing({method: numbers[method.name] for method in METHODS})
-        return Outcome(rows, {self.name: drawing}, [one for one in text if one], (), numbers)
+        return Outcome(rows, {self.name: _drawing(numbers)}, [one for one in text if one], (), numbers)
 
 
 def _at(cell: Found, share: float) -> float:
@@ -84,11 +85,11 @@ def _at(cell: Found, share: float) -> float:
     return float(np.interp(share * cell.numbers["steps"], steps, cell.numbers["whole"]))
 
 
-def _drawing(curves: Mapping[object, Mapping[str, Sequence[float]]]) -> Drawing:
+def _drawing(curves: Mapping[str, Mapping[str, Any]]) -> Drawing:
     drawing = Drawing(figsize=(6.5, 4.4), layout="constrained")
     axes = drawing.subplots()
     for method in METHODS:
-        axes.plot(curves[method]["seconds"], curves[method]["psnr"], color=method.colour, label=method.label)
+        axes.plot(curves[method.name]["seconds"], curves[method.name]["psnr"], color=method.colour, label=method.label)
     finish(axes, f"{SCENE[0]}, half of the pixels missing", "processor time (s)", "PSNR (dB)")
     legend(drawing, axes)
     return drawing

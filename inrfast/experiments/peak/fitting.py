@@ -25,14 +25,14 @@ from inrfast.training.fit import fit
 SCHEDULE = "exponential"
 """Of the rate of all fits: it falls tenfold."""
 
-TIMED = (4, 24)
+TIMED = (4, 44)
 """Steps of the two fits whose times are compared; the difference leaves out what a fit does once."""
 
-REPEATS = 3
-"""Of either; the shortest counts: other work on the machine only adds."""
+REPEATS = 4
+"""Of either; of each the shortest counts: other work on the machine only adds."""
 
-LARGEST = 2 * 1e3
-"""Milliseconds above which a step is no step of these networks."""
+LEAST = 1e-5
+"""Seconds of a step at least: below it a measurement went wrong."""
 
 HELD_OUT = 0.1
 """Share of the observed pixels that choose the step of early stopping."""
@@ -83,15 +83,21 @@ def speed_cell(name: str, methods: Sequence[Method], side: int, shared: bool = F
     """
 
     def run(work: Work) -> Found:
-        best = dict.fromkeys([method.name for method in methods], float("inf"))
+        best = {(method.name, steps): float("inf") for method in methods for steps in TIMED}
         for _ in range(REPEATS):
             for method in methods:
-                taken = [_timed(method, side, steps, work.device) for steps in TIMED]
-                best[method.name] = min(best[method.name], (taken[1] - taken[0]) / (TIMED[1] - TIMED[0]))
-        return Found({"seconds": {name: max(value, 1e-6) for name, value in best.items()}})
+                for steps in TIMED:
+                    taken = _timed(method, side, steps, work.device)
+                    best[method.name, steps] = min(best[method.name, steps], taken)
+        few, many = TIMED
+        seconds = {
+            method.name: max((best[method.name, many] - best[method.name, few]) / (many - few), LEAST)
+            for method in methods
+        }
+        return Found({"seconds": seconds})
 
     settings = {"side": side, "methods": [method.settings for method in methods], "timed": list(TIMED)}
-    return Cell(name, settings, run, cost=0.1 * len(methods), shared=shared)
+    return Cell(name, settings, run, cost=1.0 * len(methods), shared=shared)
 
 
 def _timed(method: Method, side: int, steps: int, device: torch.device) -> float:
@@ -198,7 +204,7 @@ def fit_cell(
         **image.settings, **mask.settings, "method": method.settings, "steps": steps, "seed": seed, "scores": scores,
         "stopping": stopping, "schedule": SCHEDULE,
     }  # fmt: skip
-    return Cell(name, settings, run, cost=steps * 0.003, shared=shared)
+    return Cell(name, settings, run, cost=4.0, shared=shared)
 
 
 def last(found: Found, over: str = "whole") -> float:

@@ -1,4 +1,4 @@
-"""KAR with another function in place of softmax: the reading of figure 9's "activation function"."""
+"""KAR in some of the steps only, and with another function in place of softmax: figure 9's "activation function"."""
 
 from __future__ import annotations
 
@@ -51,3 +51,21 @@ class OtherWeights(nn.Module):
             weights = FUNCTIONS[self.function](logits).masked_fill(itself, 0.0)
             weights = weights / (weights.abs().sum(1, keepdim=True) + LEAST)
         return NORMS[self.kar.norm](values[: len(rows)] - weights @ values[len(rows) :])
+
+
+class Seldom(nn.Module):
+    """A regulariser in every so many steps, times that number: the same sum over a fit for a part of its price.
+
+    Source: the lazy regularisation of Karras et al., Analyzing and improving the image quality of StyleGAN, CVPR 2020.
+    """
+
+    def __init__(self, own: nn.Module, every: int) -> None:
+        super().__init__()
+        self.own, self.every = own, every
+
+    def forward(self, net: nn.Module, coords: Tensor, step: int) -> Tensor:
+        """Return the regulariser of a network and training points (N, d), a tensor of one element; zero in between."""
+        if step % self.every:
+            return coords.new_zeros(())
+        given = {"coords": coords} if isinstance(self.own, KAR | OtherWeights) else {}
+        return self.every * self.own(net, step=step, **given)
