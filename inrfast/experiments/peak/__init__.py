@@ -23,7 +23,7 @@ PAPERS.add(
     Paper(
         "peak",
         "Learning Input Encodings for Kernel-Optimal Implicit Neural Representations",
-        "Li, Ma, Wang, Zeng and Han, ICML 2025",
+        "Li, Ma, Wang, Zeng and Han",
         {figure.name: figure for figure in FIGURES},
     ),
 )

@@ -147,7 +147,7 @@ class Task:
         coords = grid(operator.shape_out if self.problem == "FPR" else operator.shape_in).to(work.device)
 
         def start(seed: int) -> Start:
-            return Start(*self.method.made(coords, seed, work.device))
+            return Start(*self.method.made(coords, len(coords), seed, work.device))
 
         options: dict[str, Any] = {
             "restarts": self.sizes.restarts,
