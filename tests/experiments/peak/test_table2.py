@@ -29,7 +29,7 @@ def test_cells_are_the_solvers_called_by_hand(tmp_path):
     for problem, operator in (("FPR", FourierMagnitude((16, 16), 1.9)), ("GPR", GaussianMagnitude((16, 16), 1.0))):
         method = methods(problem)[-1]
         points = grid(operator.shape_out if problem == "FPR" else (16, 16))
-        net, _ = method.made(points, 0, points.device)
+        net, _ = method.made(points, len(points), 0, points.device)
         if problem == "FPR":
             by_hand = net_adm(net, operator, operator(truth), 2, 2, method.lr, rho=0.1, target=truth, data_range=1.0)
         else:
