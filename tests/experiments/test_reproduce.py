@@ -111,7 +111,7 @@ def test_help_says_what_every_figure_shows_and_which_files_feed_it(capsys):
         ):
             fed = [name for name, figure in paper.figures.items() if files in figure.takes]
             named = joined(f"{', '.join(fed)} of {spelled(paper.name)}")
-            assert not fed or named in told.rpartition(f"--{option}")[2]
+            assert not fed or named in told.partition(f"--{option}")[2]
 
 
 def test_figures_come_in_the_papers_order_each_once(tmp_path):
