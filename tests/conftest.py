@@ -93,3 +93,20 @@ def pytest_runtest_makereport(item, call):
 def device():
     """Where kernels run: the GPU, or the CPU by interpretation."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def refused(capsys):
+    """Check that a command fails with ``code``, one line on stderr that holds all ``words``, and an empty stdout."""
+
+    from inrfast.cli import main  # slow to import
+
+    def check(argv, *words, code=2):
+        assert main([str(word) for word in argv]) == code
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert len(captured.err.strip().splitlines()) == 1, captured.err
+        for word in words:
+            assert word in captured.err, captured.err
+
+    return check

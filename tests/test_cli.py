@@ -34,21 +34,6 @@ def photo(tmp_path):
     return path
 
 
-@pytest.fixture
-def refused(capsys):
-    """Check that a command fails with ``code``, one line on stderr that holds all ``words``, and an empty stdout."""
-
-    def check(argv, *words, code=2):
-        assert main([str(word) for word in argv]) == code
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert len(captured.err.strip().splitlines()) == 1
-        for word in words:
-            assert word in captured.err
-
-    return check
-
-
 def files(folder):
     return sorted(path.name for path in folder.rglob("*"))
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from inrfast.cli.options import add_command, common_options, seed_option
@@ -17,6 +16,7 @@ from inrfast.cli.restored import (
     check_kept,
     check_pictures,
     load_picture,
+    load_truth,
     report,
     restored,
     settings,
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_pictures(arguments, {"IMAGE": arguments.image, "MASK": arguments.mask, "--truth": arguments.truth})
     source = load_picture(arguments, arguments.image)
     image, known = _known(arguments, source)
-    truth = None if arguments.truth is None else _truth(arguments, image)
+    truth = load_truth(arguments, image, source.stored, "IMAGE")
     found = restored(arguments, partial(inpaint, image, known, **settings(arguments)))
     picture = found.own if arguments.everywhere else found.image
     bits = write_picture(arguments, picture, source.bits)
@@ -138,14 +138,3 @@ def _checked(known: Tensor, missing: str, otherwise: str) -> Tensor:
     if bool(known.all()):
         raise ValueError(f"{missing} nowhere, so that no pixel is missing; everything is {otherwise}")
     return known
-
-
-def _truth(arguments: argparse.Namespace, image: Tensor) -> Tensor:
-    """Return the whole picture with the channels of the damaged one."""
-    with reading(arguments, arguments.truth):
-        grey = image.shape[2] == 1
-        truth = load(arguments.truth, grey=grey, page=None, memory_budget=arguments.memory_budget).pixels
-    if truth.shape != image.shape:
-        sizes = ["x".join(map(str, own.shape[:2])) for own in (image, truth)]
-        raise ValueError(f"--truth must have the size of IMAGE, {sizes[0]}, got {sizes[1]} in {arguments.truth}")
-    return truth.to(torch.float32)

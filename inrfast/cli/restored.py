@@ -62,6 +62,18 @@ def load_picture(arguments: argparse.Namespace, file: Path, alpha: bool | None =
         return load(file, grey=None, alpha=alpha, page=arguments.page, memory_budget=arguments.memory_budget)
 
 
+def load_truth(arguments: argparse.Namespace, image: Tensor, size: tuple[int, int], of: str) -> Tensor | None:
+    """Return the picture of ``--truth`` with the channels of ``image``, fp32; ``size`` is that ``of`` what it shows."""
+    if arguments.truth is None:
+        return None
+    with reading(arguments, arguments.truth):
+        found = load(arguments.truth, grey=image.shape[2] == 1, memory_budget=arguments.memory_budget)
+    if found.stored != size:
+        sizes = ["x".join(map(str, own)) for own in (size, found.stored)]
+        raise ValueError(f"--truth must have the size of {of}, {sizes[0]}, got {sizes[1]} in {arguments.truth}")
+    return found.pixels.to(torch.float32)
+
+
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments that both functions take."""
     return {

@@ -6,14 +6,12 @@ import argparse
 from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from inrfast.cli.options import add_command, common_options, seed_option
-from inrfast.cli.output import reading
 from inrfast.cli.restored import (
     add_picture_options,
     check_pictures,
     load_picture,
+    load_truth,
     report,
     restored,
     settings,
@@ -21,7 +19,6 @@ from inrfast.cli.restored import (
 )
 from inrfast.errors import warn
 from inrfast.metrics import psnr
-from inrfast.signals.image import load
 from inrfast.spelling import level, path
 
 
@@ -58,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         warn(f"the transparency of {arguments.image} is dropped")
         image = image[..., :-1].contiguous()
     large = enlarged((image.shape[0], image.shape[1]), arguments.factor)
-    truth = None if arguments.truth is None else _truth(arguments, image, large)
+    truth = load_truth(arguments, image, large, "the result")
     found = restored(arguments, partial(upscale, image, arguments.factor, **settings(arguments)))
     bits = write_picture(arguments, found.image, source.bits)
     about: dict[str, Any] = {"bits": bits, "factor": arguments.factor, "truth_psnr": None}
@@ -74,13 +71,3 @@ def run(arguments: argparse.Namespace) -> int:
         )
     sizes = "x".join(map(str, found.image.shape[:2]))
     return report(arguments, found, about, lines, f"enlarged to {sizes}")
-
-
-def _truth(arguments: argparse.Namespace, image: Tensor, large: tuple[int, int]) -> Tensor:
-    """Return the picture at the new size, with the channels of the small one."""
-    with reading(arguments, arguments.truth):
-        found = load(arguments.truth, grey=image.shape[2] == 1, memory_budget=arguments.memory_budget)
-    if found.stored != large:
-        sizes = ["x".join(map(str, own)) for own in (large, found.stored)]
-        raise ValueError(f"--truth must have the size of the result, {sizes[0]}, got {sizes[1]} in {arguments.truth}")
-    return found.pixels

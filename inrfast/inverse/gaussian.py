@@ -106,11 +106,11 @@ class Gaussian(Operator):
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`inrfast.inverse.Operator`."""
         flat = x.reshape(self.points, x.shape[-1])
-        return _Products.apply(flat, self)
+        return _Products.apply(flat, self, False)
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """See :class:`inrfast.inverse.Operator`."""
-        return _Transposed.apply(y, self).reshape(*self.shape_in, y.shape[-1])
+        return _Products.apply(y, self, True).reshape(*self.shape_in, y.shape[-1])
 
     def products(self, x: Tensor) -> Tensor:
         """Return ``A x`` (m, M) of (N, M), block by block."""
@@ -134,29 +134,16 @@ def _times(block: Tensor, x: Tensor) -> Tensor:
 
 
 class _Products(torch.autograd.Function):
-    """``A x`` whose gradient draws the blocks again instead of keeping them."""
+    """``A x``, or ``A^T x``, whose gradient draws the blocks again instead of keeping them."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, operator: Gaussian) -> Tensor:
-        ctx.operator = operator
-        return operator.products(x)
+    def forward(ctx: Any, x: Tensor, operator: Gaussian, transposed: bool) -> Tensor:
+        ctx.operator, ctx.transposed = operator, transposed
+        return operator.transposed_products(x) if transposed else operator.products(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Transposed.apply(gradients[0], ctx.operator), None
-
-
-class _Transposed(torch.autograd.Function):
-    """``A^T y``, and back."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, operator: Gaussian) -> Tensor:
-        ctx.operator = operator
-        return operator.transposed_products(y)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _Products.apply(gradients[0], ctx.operator), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Products.apply(gradients[0], ctx.operator, not ctx.transposed), None, None
 
 
 class GaussianMagnitude(Magnitude):

@@ -420,7 +420,6 @@ class _Setting:
         settings: dict[str, Any] = {name: result.config.get(name) for name in ("steps", "lr", "batch_size")}
         settings |= {
             "seed": self.seed,
-            "share": self.share(result),
             "net": net.config() if isinstance(net, INR) else None,
         }
         return Restored(

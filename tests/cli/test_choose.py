@@ -32,20 +32,6 @@ def photo(tmp_path):
 
 
 @pytest.fixture
-def refused(capsys):
-    """Check that a command fails with code 2, one line on stderr that holds all ``words``, and an empty stdout."""
-
-    def check(argv, *words):
-        assert main([str(word) for word in argv]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert len(captured.err.strip().splitlines()) == 1
-        assert all(word in captured.err for word in words), captured.err
-
-    return check
-
-
-@pytest.fixture
 def few(monkeypatch):
     """Let a choice without candidates be one among two networks of a hundred points, and count the choices."""
     real, made = choosing.choose, []

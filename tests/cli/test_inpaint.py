@@ -30,18 +30,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def refused(capsys):
-    def check(argv, *words):
-        assert main([str(word) for word in argv]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert len(captured.err.strip().splitlines()) == 1, captured.err
-        assert all(word in captured.err for word in words), captured.err
-
-    return check
-
-
 def files(folder):
     return sorted(path.name for path in folder.rglob("*"))
 

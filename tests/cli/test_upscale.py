@@ -25,18 +25,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def refused(capsys):
-    def check(argv, *words):
-        assert main([str(word) for word in argv]) == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert len(captured.err.strip().splitlines()) == 1, captured.err
-        assert all(word in captured.err for word in words), captured.err
-
-    return check
-
-
 @pytest.mark.parametrize(("factor", "sides"), [("2", (20, 28)), ("4", (40, 56)), ("1.5", (15, 21)), ("2.2", (22, 31))])
 def test_the_picture_averaged_back_is_the_picture(place, capsys, factor, sides):
     assert main(["upscale", "photo.png", "--factor", factor, *QUICK, "--out", "new/large.png", "--json"]) == 0
