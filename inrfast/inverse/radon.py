@@ -100,5 +100,4 @@ def _degrees(given: Any) -> Tensor:
             raise ValueError(f"angles must be at least 1, got {count}")
         return torch.arange(count, dtype=torch.float64) * (180 / count)
     found = as_tensor("angles", given if is_array(given) else torch.tensor(given, dtype=torch.float64))
-    found = check_tensor("angles", found.detach().cpu().double(), ndim=1)
-    return found
+    return check_tensor("angles", found.detach().to("cpu", torch.float64, copy=True), ndim=1)

@@ -113,7 +113,7 @@ def problem_of(
         if values.shape[-1] != loss.measurements.shape[-1]:
             raise ValueError(f"target has {values.shape[-1]} channels, measurements {loss.measurements.shape[-1]}")
         size = None if data_range is None else check_float("data_range", data_range, minimum=0.0, exclusive=True)
-        truth = Truth(values.detach(), operator, size)
+        truth = Truth(values.detach().clone(), operator, size)  # the caller may reuse its memory
     restarts = check_int("restarts", restarts, minimum=1)
     return Problem(operator, loss, truth, options, regularizers, restarts, check_seed("seed", seed))
 
@@ -184,10 +184,10 @@ def best_of(problem: Problem, net: Start, attempt: Callable[[Problem, Attempt, i
 
 
 def predicted(net: nn.Module, coords: Tensor, select: Any = None) -> Tensor:
-    """Return the network's output (N, M) at points (N, d), in eval mode, without gradients."""
+    """Return the network's output (N, M) at points (N, d), of which it gets a copy, in eval mode, without gradients."""
     with modes_kept(net), torch.no_grad():
         net.eval()
-        return calling_of(net, coords, select).predicted(net, coords.reshape(-1, coords.shape[-1]))
+        return calling_of(net, coords, select).predicted(net, coords.reshape(-1, coords.shape[-1]).clone())
 
 
 def points_of(net: nn.Module, coords: ArrayLike | None, shape: Shape, what: str) -> Tensor:
@@ -200,4 +200,4 @@ def points_of(net: nn.Module, coords: ArrayLike | None, shape: Shape, what: str)
             f"coords must be the {count} points of {what}, {shape}, as inr.grid({shape}) makes them, got shape "
             f"{tuple(found.shape)}"
         )
-    return found.to(device, dtype)
+    return found.detach().to(device, dtype, copy=True)

@@ -108,6 +108,43 @@ def test_regularizers_come_with_peak_and_from_the_call():
     assert found.losses[0] > plain.losses[0]
 
 
+def test_what_was_given_may_change_meanwhile():
+    class Reuses:
+        """Writes into tensors of the caller's."""
+
+        def __init__(self, *own):
+            self.own = own
+
+        def on_step(self, state):
+            for own in self.own:
+                own.zero_()
+
+    operator = Mask.random((16, 16), 0.5)
+    runs = []
+    for reused in (False, True):
+        points, y, truth = POINTS.clone(), operator(TRUTH), TRUTH.clone()
+        callbacks = [Reuses(points, y, truth) if reused else Reuses()]
+        given = {"steps": 4, "eval_every": 1, "target": truth, "callbacks": callbacks, "progress": False}
+        runs.append(net_gd(network(), points, operator, y, **given))
+    torch.testing.assert_close(runs[1].signal, runs[0].signal)
+    np.testing.assert_allclose(runs[1].psnrs, runs[0].psnrs)
+
+
+def test_networks_do_not_write_into_the_points_of_the_caller():
+    class Scales(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x):
+            return self.inner(x.mul_(2))
+
+    operator, points = Mask.random((16, 16), 0.5), POINTS.clone()
+    with pytest.raises(ValueError, match="writes into its arguments"):
+        net_gd(Scales(), points, operator, operator(TRUTH), 2, progress=False)
+    assert torch.equal(points, POINTS)
+
+
 def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
     operator = Mask.random((16, 16), 0.5)
     given = {"operator": operator, "measurements": operator(TRUTH), "steps": 30, "eval_every": 10, "progress": False}

@@ -35,6 +35,13 @@ def test_angles_are_spread_over_half_a_turn():
     torch.testing.assert_close(Radon(4, 4).angles, torch.tensor([0.0, 45, 90, 135], dtype=torch.float64))
 
 
+def test_angles_are_copied():
+    angles = np.array([0.0, 30.0])
+    operator = Radon(4, angles)
+    angles[:] = 0
+    assert operator.angles.tolist() == [0.0, 30.0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
