@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.errors import check_choice
-from inrfast.inverse.operators import Operator, Shape, check_operator, check_shape, in_form, on_grid
+from inrfast.inverse.operators import Operator, Shape, at_least_fp32, check_operator, check_shape, in_form, on_grid
 
 AMBIGUITIES = ("sign", "flip", "shift")
 
@@ -95,10 +95,11 @@ def _aligned(found: Tensor, truth: Tensor, names: Sequence[str], grid: Shape) ->
     best, best_value = found, -torch.inf
     for flipped in (found, found.flip(axes)) if "flip" in names else (found,):
         if "shift" in names:
-            spectrum = torch.fft.fftn(truth, s=grid) * torch.fft.fftn(flipped, s=grid).conj()
+            wide = at_least_fp32(truth), at_least_fp32(flipped)
+            spectrum = torch.fft.fftn(wide[0], s=grid) * torch.fft.fftn(wide[1], s=grid).conj()
             correlation = torch.fft.ifftn(spectrum).real
         else:
-            correlation = (truth * flipped).sum().reshape((1,) * found.ndim)
+            correlation = (at_least_fp32(truth) * at_least_fp32(flipped)).sum().reshape((1,) * found.ndim)
         score = correlation.abs() if "sign" in names else correlation
         place = int(score.argmax())
         if float(score.flatten()[place]) > best_value:

@@ -110,7 +110,8 @@ class Operator:
         ----------
         x
             (*shape_in, M), (*shape_in) of one channel, or points in row-major order (N, M), (N,), which is what
-            networks return. Floating or complex, any device.
+            networks return. Floating or complex, any device; of 16 bits Fourier transforms return fp32 or complex64,
+            which hold their sums.
 
         Returns
         -------
@@ -193,7 +194,8 @@ class MeasurementLoss:
         return square.mean() if self.weight is None else (square * self.weight.to(square)).sum()
 
     def residual(self, x: Tensor) -> Tensor:
-        """Return what is squared, (*shape_out, M), of a signal (*shape_in, M)."""
+        """Return what is squared, (*shape_out, M), of a signal (*shape_in, M); fp32 of one of 16 bits."""
+        x = at_least_fp32(x)
         if x.device != self.measurements.device or x.real.dtype != self.measurements.real.dtype:
             real, is_complex = x.real.dtype, self.measurements.is_complex()
             dtype = (torch.complex128 if real == torch.float64 else torch.complex64) if is_complex else real
@@ -475,6 +477,13 @@ def on_grid(argument: str, given: ArrayLike, shape: Shape, what: str) -> tuple[T
         f"{argument} must be {what}, of shape {shape} or ({count},), or one of them with a last axis for channels, got "
         f"{got}"
     )
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return numbers of 16 bits in fp32, or complex64, for operations of torch that take no others."""
+    if x.is_complex():
+        return x.to(torch.promote_types(x.dtype, torch.complex64))
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def in_form(found: Tensor, form: str, shape: Shape) -> Tensor:

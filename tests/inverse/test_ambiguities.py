@@ -46,3 +46,12 @@ def test_only_what_is_named_is_tried():
 def test_bad_input_is_refused(found, target, ambiguities, padded, message):
     with pytest.raises((ValueError, TypeError), match=message):
         align_ambiguities(found, target, ambiguities, padded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_signals_of_16_bits_are_aligned(dtype):
+    truth = torch.rand(6, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    moved = torch.zeros(12, 14, dtype=dtype)
+    moved[:6, :7] = -truth.flip(0, 1)
+    assert torch.equal(align_ambiguities(moved.roll((2, 3), (0, 1)), moved), moved)
+    assert torch.equal(align_ambiguities(-truth, truth, "sign"), truth)

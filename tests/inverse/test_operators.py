@@ -218,6 +218,30 @@ def test_signals_come_and_go_in_one_form():
             operator(bad)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex32])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_signals_of_16_bits_are_taken(dtype, axes):
+    """By all operators alike, to the digits of the dtype: eps times the norms, a factor for the operators' own sums."""
+    shape = (4, 6, 8)[:axes]
+    made = [Mask.random(shape, 0.5), Downsample(shape, 2), Gaussian(shape, measurements=9), Fourier(shape)]
+    made += [Blur(shape, torch.ones((3,) * axes) / 3**axes, boundary) for boundary in ("zero", "mirror", "wrap")]
+    made += [FourierMagnitude(shape), GaussianMagnitude(shape, measurements=9), Fourier(shape) @ made[-1]]
+    made += [Downsample(shape, 2, "bicubic"), *([Radon(6, 4)] if axes == 2 else [])]
+    wide, eps = (torch.complex128 if dtype.is_complex else torch.float64), torch.finfo(dtype).eps
+    for operator in made:
+        x = random(*operator.shape_in).to(wide).to(dtype)
+        found, expected = operator(x), operator(x.to(wide))
+        assert float((found.to(expected) - expected).norm()) < 8 * eps * float(expected.norm()), operator
+        if operator.linear:
+            y = random(*operator.shape_out).to(wide).to(dtype)
+            found, expected = operator.adjoint(y), operator.adjoint(y.to(wide))
+            assert float((found.to(expected) - expected).norm()) < 8 * eps * float(expected.norm()), operator
+    full = FourierMagnitude((300, 300), 1.0)(torch.ones(300, 300).half())
+    assert float(full.max()) == 90_000  # above the largest number of fp16
+    assert float(FourierMagnitude((300, 300), 1.0).loss(full)(torch.ones(90_000, 1).half())) < 1e-9
+
+
 def test_products_want_matching_grids():
     with pytest.raises(ValueError, match="is not what the first takes"):
         Downsample((4, 4), 2) @ Downsample((4, 4), 2)
