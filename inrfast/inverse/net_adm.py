@@ -169,7 +169,7 @@ def net_adm(
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, DivergedError
         As :func:`inrfast.inverse.net_gd`; another operator; bounds in the wrong order.
 
     References
@@ -202,7 +202,7 @@ def net_adm(
     problem.config.update({"solver": "net_adm", **asked, "eval_every": every})
 
     def attempt(own: Problem, start: Attempt, number: int) -> None:
-        points = points_of(start.net, coords, operator.padded, f"the padded grid of {operator!r}")
+        points = points_of(own, start.net, coords, operator.padded, f"the padded grid of {operator!r}")
         state = Multipliers(operator, own.loss.measurements, rho, limits)
         plan = {"inner": inner, "every": every, "select": own.options.get("select")}
         rounds = _Rounds(state, start.history, start.net, points, plan)

@@ -127,6 +127,7 @@ def test_regularizers_of_peak_are_part_of_the_objective():
         ({"operator": GaussianMagnitude((16, 16), 1.0)}, "must be a FourierMagnitude, got GaussianMagnitude"),
         ({"measurements": torch.ones(16, 16)}, "must be those of FourierMagnitude"),
         ({"measurements": -OPERATOR(TRUTH)}, "magnitudes, zero or more"),
+        ({"net": inr.INR(2, 2, width=4)}, "measurements have 1 channels, and net has 2 outputs"),
         ({"rho": 0.0}, "rho must be above 0"),
         ({"bounds": (1.0, 0.0)}, "bounds must rise"),
         ({"bounds": 1.0}, "a smallest and a largest value"),

@@ -184,7 +184,7 @@ def test_complex_operators_must_say_so(complex_in):
     for call in (turned, turned.loss(torch.ones(4)).residual, (Blur(4, torch.ones(1)) @ turned).loss(torch.ones(4))):
         with pytest.raises(TypeError, match="complex_out is False"):
             call(torch.ones(4, 1))
-    with pytest.raises(TypeError, match="the adjoint of LinearOperator.* is complex"):
+    with pytest.raises(TypeError, match=r"the adjoint of LinearOperator.* is complex"):
         check_adjoint(LinearOperator(lambda x: x, lambda q: q * (1 + 5j), 4, 4, complex_in=complex_in))
     right = LinearOperator(lambda x: x * (1 + 2j), lambda q: q * (1 - 2j), 4, 4, complex_in=True, complex_out=True)
     assert check_adjoint(right) < 1e-13
