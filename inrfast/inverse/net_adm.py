@@ -15,7 +15,7 @@ from inrfast.inverse.fourier import FourierMagnitude
 from inrfast.inverse.history import History
 from inrfast.inverse.restarts import Attempt, Problem, Start, best_of, points_of, predicted, problem_of
 from inrfast.inverse.result import Reconstruction
-from inrfast.training.callbacks import FitState
+from inrfast.training.callbacks import FitState, OwnCallback
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
 
@@ -73,7 +73,7 @@ class Multipliers:
         return 0.5 * data + 0.5 * self.rho * apart
 
 
-class _Rounds:
+class _Rounds(OwnCallback):
     """Loss and callback of the fit: the objective of a round, and what follows after its updates."""
 
     def __init__(
@@ -214,7 +214,7 @@ def net_adm(
             return state.objective(prediction.reshape(*operator.padded, -1))
 
         given = {"schedule": "exponential", **own.options}
-        given["callbacks"] = [rounds, *given.get("callbacks", ())]
+        given["callbacks"] = [rounds, *own.options["callbacks"]]
         with warnings.catch_warnings():  # the objective is another one in every round, and may grow
             warnings.filterwarnings("ignore", "the fit (ended with|had) a loss")
             result = fit(

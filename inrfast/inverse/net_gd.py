@@ -13,7 +13,7 @@ from inrfast.inverse.history import History
 from inrfast.inverse.operators import Operator
 from inrfast.inverse.restarts import Attempt, Problem, Start, best_of, points_of, predicted, problem_of
 from inrfast.inverse.result import Reconstruction
-from inrfast.training.callbacks import FitState
+from inrfast.training.callbacks import FitState, OwnCallback
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
 
@@ -109,7 +109,7 @@ def net_gd(
         record = _Record(start.history, signal, every)
         start.history.add(0, signal())
         given = {"schedule": "exponential", **own.options}
-        given["callbacks"] = [record, *given.get("callbacks", ())]
+        given["callbacks"] = [record, *own.options["callbacks"]]
         stand_in = points.new_zeros(points.shape[0] if points.ndim == 2 else points[..., 0].numel(), own.channels)
         result = fit(
             start.net,
@@ -130,7 +130,7 @@ def net_gd(
     return best_of(problem, net, attempt)
 
 
-class _Record:
+class _Record(OwnCallback):
     """A callback that takes down residual and PSNR every so many steps."""
 
     def __init__(self, history: History, signal: Callable[[], torch.Tensor], every: int) -> None:

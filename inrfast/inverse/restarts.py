@@ -20,6 +20,7 @@ from inrfast.inverse.operators import MeasurementLoss, Operator, Shape, check_ad
 from inrfast.inverse.result import Reconstruction
 from inrfast.modes import modes_kept
 from inrfast.nn import declared_sizes
+from inrfast.training.callbacks import check_callbacks
 from inrfast.training.data import calling_of, check_net, count_outputs
 from inrfast.training.objective import Regularizers
 
@@ -103,6 +104,7 @@ def problem_of(
     for name in options:
         if name not in OPTIONS:
             raise TypeError(f"{name!r} is no option of this solver; those of inr.fit it takes are {', '.join(OPTIONS)}")
+    callbacks = check_callbacks(options.get("callbacks", ()))
     loss = MeasurementLoss(operator, measurements)
     if not bool(loss.measurements.any()):
         raise ValueError("measurements must not all be zero: nothing can be said of a signal from them")
@@ -123,6 +125,7 @@ def problem_of(
                 f"{type(module).__name__} is trained with the network, and restarts would go on from each other's; let "
                 "the function that net is make one for each seed, and return it with the network as inr.PEAK does"
             )
+    options = {**options, "callbacks": callbacks}
     return Problem(operator, loss, truth, options, regularizers, restarts, check_seed("seed", seed))
 
 

@@ -107,7 +107,9 @@ def test_rounds_keep_the_optimiser_and_go_on_from_a_checkpoint(tmp_path):
         def on_step(self, state):
             pass
 
-    with pytest.warns(RuntimeWarning):  # another callback than before, which is said
+    with pytest.raises(ValueError, match="of a fit with 1 callbacks, got 0"):  # the solver's own does not count
+        net_adm(network(), OPERATOR, OPERATOR(TRUTH), checkpoint=path, resume=True, **given)
+    with pytest.warns(RuntimeWarning, match=r"began with: callbacks\[0\]: __class__ .now Go"):
         rest = net_adm(network(), OPERATOR, OPERATOR(TRUTH), checkpoint=path, resume=True, callbacks=[Go()], **given)
     torch.testing.assert_close(rest.signal, whole.signal)
     np.testing.assert_allclose(rest.gaps, whole.gaps)

@@ -239,7 +239,9 @@ def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
         def on_step(self, state):
             pass
 
-    with pytest.warns(RuntimeWarning):  # another callback than before, which is said
+    with pytest.raises(ValueError, match="of a fit with 1 callbacks, got 0"):  # the solver's own does not count
+        net_gd(network(), POINTS, checkpoint=path, resume=True, **given)
+    with pytest.warns(RuntimeWarning, match=r"began with: callbacks\[0\]: __class__ .now Go"):
         rest = net_gd(network(), POINTS, checkpoint=path, resume=True, callbacks=[Go()], **given)
     torch.testing.assert_close(rest.signal, whole.signal)
     assert rest.eval_steps == whole.eval_steps
@@ -264,6 +266,8 @@ def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
         ({"steps": 0}, "steps must be at least 1"),
         ({"batch_size": 4}, "'batch_size' is no option of this solver"),
         ({"lr": -1.0}, "lr must be above 0"),
+        ({"callbacks": [torch.ones(1)]}, r"callbacks\[0\] must have a method"),
+        ({"callbacks": 3}, "callbacks must be a sequence"),
         ({"measurements": torch.ones(128, 2)}, "measurements have 2 channels, and net has 1 outputs"),
         ({"net": network(outputs=2)}, "measurements have 1 channels, and net has 2 outputs"),
         ({"net": inr.INR(3, 1, width=4)}, "coords must have shape .N, 3."),
