@@ -49,6 +49,11 @@ def test_angles_are_copied():
         (lambda: Radon(4, 0), "angles must be at least 1"),
         (lambda: Radon(4, [0.0, float("nan")]), "must be finite"),
         (lambda: Radon(4, []), "must not be empty"),
+        (lambda: Radon(4, 4.0), "a whole number of angles, or their degrees, .* got 4.0 .float."),
+        (lambda: Radon(4, "4"), "a whole number of angles, or their degrees, .* got '4'"),
+        (lambda: Radon(4, np.array(4.0)), "a whole number of angles, or their degrees, .* of shape .."),
+        (lambda: Radon(4, [0.0, "b"]), r"angles\[1\] must be"),
+        (lambda: Radon(4, np.array([1j])), "a whole number of angles, or their degrees, .*complex128"),
         (lambda: Radon(4, 3, circle=1), "circle must be True or False"),
     ],
 )
