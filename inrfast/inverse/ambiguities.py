@@ -46,7 +46,8 @@ def align_ambiguities(
     Raises
     ------
     ValueError, TypeError
-        Shapes that differ, NaN, unknown names, a padded grid smaller than the signal.
+        Shapes that differ, a complex truth of a real reconstruction, NaN, unknown names, a padded grid smaller than the
+        signal.
 
     Examples
     --------
@@ -63,6 +64,8 @@ def align_ambiguities(
     values, form = on_grid("found", found, shape, "the reconstruction")
     if values.shape != target_grid.shape or form != target_form:
         raise ValueError(f"found must have the shape of target, got {tuple(values.shape)}, {tuple(target_grid.shape)}")
+    if target_grid.is_complex() and not values.is_complex():
+        raise TypeError(f"target must be real, as found is, got {target_grid.dtype}")
     grid = shape if grid is None else grid
     if len(grid) != len(shape) or any(map(int.__lt__, grid, shape)):
         raise ValueError(f"padded must be as large as the signal along each axis, got {grid} for {shape}")

@@ -115,6 +115,8 @@ def problem_of(
         values, _ = on_grid("target", target, operator.shape_in, "the truth, only for scores")
         if values.shape[-1] != loss.measurements.shape[-1]:
             raise ValueError(f"target has {values.shape[-1]} channels, measurements {loss.measurements.shape[-1]}")
+        if values.is_complex():
+            raise TypeError(f"target must be real, as the outputs of networks are, got {values.dtype}")
         size = None if data_range is None else check_float("data_range", data_range, minimum=0.0, exclusive=True)
         truth = Truth(values.detach().clone(), operator, size)  # the caller may reuse its memory
     restarts = check_int("restarts", restarts, minimum=1)

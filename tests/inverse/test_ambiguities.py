@@ -41,6 +41,7 @@ def test_only_what_is_named_is_tried():
         (torch.ones(4, 4), torch.ones(4, 4), ("shift",), (3, 4), "padded must be as large"),
         (torch.full((4, 4), torch.nan), torch.ones(4, 4), ("sign",), None, "must be finite"),
         (torch.ones(4, 4), torch.ones(4, 4), 3, None, "must be an inrfast.inverse.Operator"),
+        (torch.ones(3, 3), torch.ones(3, 3, dtype=torch.complex64), "sign", None, "target must be real"),
     ],
 )
 def test_bad_input_is_refused(found, target, ambiguities, padded, message):

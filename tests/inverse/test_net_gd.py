@@ -260,6 +260,7 @@ def test_a_fit_goes_on_from_its_checkpoint(tmp_path):
         ({"coords": inr.grid((16, 15))}, "coords must be the 256 points"),
         ({"target": torch.ones(16, 15)}, "target must be the truth"),
         ({"target": torch.ones(16, 16, 3)}, "target has 3 channels, measurements 1"),
+        ({"target": torch.ones(16, 16, dtype=torch.complex64)}, "target must be real"),
         ({"net": None}, "net must be a network or a function"),
         ({"restarts": 2}, "net must be a function of the seed"),
         ({"restarts": 0}, "restarts must be at least 1"),
