@@ -52,7 +52,7 @@ def net_gd(
     restarts
         Starts from other seeds, of which the one with the smallest residual ``|A f - y| / |y|`` is returned. The seeds
         are ``seed``, ``seed + 1`` and so on. One that diverges, or whose network cannot be made, is warned of and
-        left out.
+        left out; where the very first cannot be made that is an error, as are all others, such as a callback's.
     target, data_range
         The truth, of the forms of ``operator.forward``, for PSNRs alone, and the range that they are stated for.
         Ambiguities are resolved first, see :func:`inrfast.inverse.align_ambiguities`.
