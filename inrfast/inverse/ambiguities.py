@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.errors import check_choice
-from inrfast.inverse.operators import Operator, Shape, check_operator, check_shape, in_form, on_grid
+from inrfast.inverse.operators import Operator, Shape, at_least_fp32, check_operator, check_shape, in_form, on_grid
 
 AMBIGUITIES = ("sign", "flip", "shift")
 
@@ -46,7 +46,8 @@ def align_ambiguities(
     Raises
     ------
     ValueError, TypeError
-        Shapes that differ, NaN, unknown names, a padded grid smaller than the signal.
+        Shapes that differ, a complex truth of a real reconstruction, NaN, unknown names, a padded grid smaller than the
+        signal.
 
     Examples
     --------
@@ -63,6 +64,8 @@ def align_ambiguities(
     values, form = on_grid("found", found, shape, "the reconstruction")
     if values.shape != target_grid.shape or form != target_form:
         raise ValueError(f"found must have the shape of target, got {tuple(values.shape)}, {tuple(target_grid.shape)}")
+    if target_grid.is_complex() and not values.is_complex():
+        raise TypeError(f"target must be real, as found is, got {target_grid.dtype}")
     grid = shape if grid is None else grid
     if len(grid) != len(shape) or any(map(int.__lt__, grid, shape)):
         raise ValueError(f"padded must be as large as the signal along each axis, got {grid} for {shape}")
@@ -95,10 +98,11 @@ def _aligned(found: Tensor, truth: Tensor, names: Sequence[str], grid: Shape) ->
     best, best_value = found, -torch.inf
     for flipped in (found, found.flip(axes)) if "flip" in names else (found,):
         if "shift" in names:
-            spectrum = torch.fft.fftn(truth, s=grid) * torch.fft.fftn(flipped, s=grid).conj()
+            wide = at_least_fp32(truth), at_least_fp32(flipped)
+            spectrum = torch.fft.fftn(wide[0], s=grid) * torch.fft.fftn(wide[1], s=grid).conj()
             correlation = torch.fft.ifftn(spectrum).real
         else:
-            correlation = (truth * flipped).sum().reshape((1,) * found.ndim)
+            correlation = (at_least_fp32(truth) * at_least_fp32(flipped)).sum().reshape((1,) * found.ndim)
         score = correlation.abs() if "sign" in names else correlation
         place = int(score.argmax())
         if float(score.flatten()[place]) > best_value:

@@ -81,7 +81,7 @@ class Blur(Operator):
                 f"{argument} of shape {tuple(kernel.shape)} reaches {reach} beyond a grid {self.shape_in}, and with "
                 f"boundary={self.boundary!r} at most {most} are there; take a smaller kernel or boundary='zero'"
             )
-        return kernel.double()
+        return kernel.to(torch.float64, copy=True)  # the caller may reuse its memory
 
     @classmethod
     def gaussian(cls, shape: int | Sequence[int], sigma: float | Sequence[float], boundary: str = "zero") -> Blur:

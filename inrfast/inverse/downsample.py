@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inrfast.errors import check_choice, check_int
-from inrfast.inverse.operators import Operator, check_shape
+from inrfast.inverse.operators import Operator, at_least_fp32, check_shape
 
 METHODS = ("area", "bicubic")
 
@@ -62,8 +62,10 @@ class Downsample(Operator):
         if x.is_complex():
             return torch.complex(self.apply(x.real), self.apply(x.imag))
         if self.method == "area":
-            means = MEANS[len(self.factors)]
-            return means(x.movedim(-1, 0).unsqueeze(1), self.factors).squeeze(1).movedim(0, -1)
+            means, images = MEANS[len(self.factors)], x.movedim(-1, 0).unsqueeze(1)
+            if len(self.factors) == 3:  # torch has no means of volumes in 16 bits
+                images = at_least_fp32(images)
+            return means(images, self.factors).squeeze(1).movedim(0, -1).to(x.dtype)
         for axis, matrix in enumerate(self.matrices):
             x = torch.tensordot(matrix.to(x), x, ([1], [axis])).movedim(0, axis)
         return x

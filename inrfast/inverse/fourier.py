@@ -12,7 +12,7 @@ from inrfast.arrays import ArrayLike
 from inrfast.errors import check_float
 from inrfast.inverse.magnitudes import Magnitude
 from inrfast.inverse.masks import Mask
-from inrfast.inverse.operators import Operator, check_shape
+from inrfast.inverse.operators import Operator, at_least_fp32, check_shape
 
 
 class Fourier(Operator):
@@ -45,11 +45,11 @@ class Fourier(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`inrfast.inverse.Operator`."""
-        return self.mask.apply(torch.fft.fftn(x, dim=self._axes, norm="ortho"))
+        return self.mask.apply(torch.fft.fftn(at_least_fp32(x), dim=self._axes, norm="ortho"))
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """See :class:`inrfast.inverse.Operator`."""
-        return torch.fft.ifftn(self.mask.apply_adjoint(y), dim=self._axes, norm="ortho")
+        return torch.fft.ifftn(self.mask.apply_adjoint(at_least_fp32(y)), dim=self._axes, norm="ortho")
 
     @property
     def _axes(self) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ class FourierMagnitude(Magnitude):
 
     def transform(self, x: Tensor) -> Tensor:
         """Return the Fourier transform (*padded, M) of a padded signal, complex."""
-        return torch.fft.fftn(x, dim=tuple(range(len(self.padded))))
+        return torch.fft.fftn(at_least_fp32(x), dim=tuple(range(len(self.padded))))
 
 
 def check_oversampling(given: float, argument: str = "oversampling") -> float:

@@ -101,7 +101,8 @@ class Gaussian(Operator):
     def _drawn(self, number: int) -> Tensor:
         rows = min(self.rows, self.shape_out[0] - number * self.rows)
         generator = torch.Generator().manual_seed((self.seed * 1_000_003 + number) % 2**32)
-        return torch.randn(rows, self.points, generator=generator).mul_(self.shape_out[0] ** -0.5)
+        drawn = torch.randn(rows, self.points, generator=generator, dtype=torch.float32)
+        return drawn.mul_(self.shape_out[0] ** -0.5)
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`inrfast.inverse.Operator`."""

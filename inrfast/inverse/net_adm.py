@@ -15,7 +15,7 @@ from inrfast.inverse.fourier import FourierMagnitude
 from inrfast.inverse.history import History
 from inrfast.inverse.restarts import Attempt, Problem, Start, best_of, points_of, predicted, problem_of
 from inrfast.inverse.result import Reconstruction
-from inrfast.training.callbacks import FitState
+from inrfast.training.callbacks import FitState, OwnCallback
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
 
@@ -73,7 +73,7 @@ class Multipliers:
         return 0.5 * data + 0.5 * self.rho * apart
 
 
-class _Rounds:
+class _Rounds(OwnCallback):
     """Loss and callback of the fit: the objective of a round, and what follows after its updates."""
 
     def __init__(
@@ -169,7 +169,7 @@ def net_adm(
 
     Raises
     ------
-    ValueError, TypeError
+    ValueError, TypeError, DivergedError
         As :func:`inrfast.inverse.net_gd`; another operator; bounds in the wrong order.
 
     References
@@ -202,7 +202,7 @@ def net_adm(
     problem.config.update({"solver": "net_adm", **asked, "eval_every": every})
 
     def attempt(own: Problem, start: Attempt, number: int) -> None:
-        points = points_of(start.net, coords, operator.padded, f"the padded grid of {operator!r}")
+        points = points_of(own, start.net, coords, operator.padded, f"the padded grid of {operator!r}")
         state = Multipliers(operator, own.loss.measurements, rho, limits)
         plan = {"inner": inner, "every": every, "select": own.options.get("select")}
         rounds = _Rounds(state, start.history, start.net, points, plan)
@@ -214,7 +214,7 @@ def net_adm(
             return state.objective(prediction.reshape(*operator.padded, -1))
 
         given = {"schedule": "exponential", **own.options}
-        given["callbacks"] = [rounds, *given.get("callbacks", ())]
+        given["callbacks"] = [rounds, *own.options["callbacks"]]
         with warnings.catch_warnings():  # the objective is another one in every round, and may grow
             warnings.filterwarnings("ignore", "the fit (ended with|had) a loss")
             result = fit(

@@ -13,7 +13,7 @@ from inrfast.inverse.history import History
 from inrfast.inverse.operators import Operator
 from inrfast.inverse.restarts import Attempt, Problem, Start, best_of, points_of, predicted, problem_of
 from inrfast.inverse.result import Reconstruction
-from inrfast.training.callbacks import FitState
+from inrfast.training.callbacks import FitState, OwnCallback
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
 
@@ -51,7 +51,8 @@ def net_gd(
         here, needs far fewer steps.
     restarts
         Starts from other seeds, of which the one with the smallest residual ``|A f - y| / |y|`` is returned. The seeds
-        are ``seed``, ``seed + 1`` and so on.
+        are ``seed``, ``seed + 1`` and so on. One that diverges, or whose network cannot be made, is warned of and
+        left out; where the very first cannot be made that is an error, as are all others, such as a callback's.
     target, data_range
         The truth, of the forms of ``operator.forward``, for PSNRs alone, and the range that they are stated for.
         Ambiguities are resolved first, see :func:`inrfast.inverse.align_ambiguities`.
@@ -71,8 +72,11 @@ def net_gd(
     AdjointError
         The operator is linear and its adjoint fails the test.
     ValueError, TypeError
-        Measurements of another shape, negative magnitudes, NaN; points of another grid; and what :func:`inrfast.fit`
-        refuses.
+        Measurements of another shape, negative magnitudes, NaN; points of another grid; a network with another number
+        of outputs; with restarts a network, or a trained regulariser, that two of them would share; and what
+        :func:`inrfast.fit` refuses.
+    DivergedError
+        Of every restart a loss or gradient became NaN or Inf.
 
     References
     ----------
@@ -96,7 +100,7 @@ def net_gd(
     problem.config.update({"solver": "net_gd", "steps": steps, "lr": lr, "eval_every": every})
 
     def attempt(own: Problem, start: Attempt, number: int) -> None:
-        points = points_of(start.net, coords, own.operator.shape_in, f"the grid of {own.operator!r}")
+        points = points_of(own, start.net, coords, own.operator.shape_in, f"the grid of {own.operator!r}")
         select = own.options.get("select")
 
         def signal() -> torch.Tensor:
@@ -105,7 +109,7 @@ def net_gd(
         record = _Record(start.history, signal, every)
         start.history.add(0, signal())
         given = {"schedule": "exponential", **own.options}
-        given["callbacks"] = [record, *given.get("callbacks", ())]
+        given["callbacks"] = [record, *own.options["callbacks"]]
         stand_in = points.new_zeros(points.shape[0] if points.ndim == 2 else points[..., 0].numel(), own.channels)
         result = fit(
             start.net,
@@ -126,7 +130,7 @@ def net_gd(
     return best_of(problem, net, attempt)
 
 
-class _Record:
+class _Record(OwnCallback):
     """A callback that takes down residual and PSNR every so many steps."""
 
     def __init__(self, history: History, signal: Callable[[], torch.Tensor], every: int) -> None:

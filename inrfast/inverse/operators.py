@@ -38,7 +38,7 @@ class Operator:
     """Base of the forward operators: signals (*shape_in, M) to measurements (*shape_out, M), channel by channel.
 
     A subclass says ``apply`` (and, where it is linear, ``apply_adjoint``) for tensors with the channels last; the
-    public methods take more forms and check them.
+    public methods take more forms and check them, and hand on copies, into which it may write.
 
     Parameters
     ----------
@@ -87,10 +87,19 @@ class Operator:
 
     def difference(self, x: Tensor, measured: Tensor) -> Tensor:
         """Return what a loss squares, (*shape_out, M), of a signal (*shape_in, M) and measurements (*shape_out, M)."""
-        return self.apply(x) - measured
+        return self.declared(self.apply(x), x) - measured
 
     def check_measurements(self, y: Tensor) -> None:
         """Refuse measurements that this operator cannot give; any finite ones are taken unless said."""
+
+    def declared(self, found: Tensor, x: Tensor) -> Tensor:
+        """Return measurements of a signal x, if they are complex only where that was said."""
+        if found.is_complex() and not x.is_complex() and not self.complex_out:
+            raise TypeError(
+                f"{self!r} has complex measurements of real signals, and complex_out is False; set complex_out=True, "
+                "and complex_in=True if it takes complex signals"
+            )
+        return found
 
     # ---- what users call -----------------------------------------------------------------------------------------
 
@@ -101,7 +110,8 @@ class Operator:
         ----------
         x
             (*shape_in, M), (*shape_in) of one channel, or points in row-major order (N, M), (N,), which is what
-            networks return. Floating or complex, any device.
+            networks return. Floating or complex, any device; of 16 bits Fourier transforms return fp32 or complex64,
+            which hold their sums.
 
         Returns
         -------
@@ -111,10 +121,10 @@ class Operator:
         Raises
         ------
         ValueError, TypeError
-            Another shape, no numbers, NaN or Inf.
+            Another shape, no numbers, NaN or Inf; complex measurements of a real signal where ``complex_out`` is False.
         """
         grid, form = on_grid("x", x, self.shape_in, "the signal")
-        return in_form(self.apply(grid), form, self.shape_out)
+        return in_form(self.declared(self.apply(grid.clone()), grid), form, self.shape_out)
 
     def __call__(self, x: ArrayLike) -> Tensor:
         """See :meth:`forward`."""
@@ -131,7 +141,7 @@ class Operator:
         if not self.linear:
             raise TypeError(f"{self.name} is not linear and has no adjoint")
         grid, form = on_grid("y", y, self.shape_out, f"measurements of {self!r}")
-        return in_form(self.apply_adjoint(grid), form, self.shape_in)
+        return in_form(self.apply_adjoint(grid.clone()), form, self.shape_in)
 
     def __matmul__(self, other: Any) -> Any:
         """Return the composition ``A @ B``, which applies B first, or ``A(x)`` of an array."""
@@ -184,12 +194,13 @@ class MeasurementLoss:
         return square.mean() if self.weight is None else (square * self.weight.to(square)).sum()
 
     def residual(self, x: Tensor) -> Tensor:
-        """Return what is squared, (*shape_out, M), of a signal (*shape_in, M)."""
+        """Return what is squared, (*shape_out, M), of a signal (*shape_in, M); fp32 of one of 16 bits."""
+        x = at_least_fp32(x)
         if x.device != self.measurements.device or x.real.dtype != self.measurements.real.dtype:
             real, is_complex = x.real.dtype, self.measurements.is_complex()
             dtype = (torch.complex128 if real == torch.float64 else torch.complex64) if is_complex else real
             self.measurements = self.measurements.to(x.device, dtype)
-        return self.operator.difference(x, self.measurements)
+        return self.operator.difference(x.clone(), self.measurements.clone())  # it may write into them
 
     def relative(self, x: Tensor) -> float:
         """Return the norm of the residual over that of the measurements."""
@@ -249,7 +260,7 @@ class Composition(Operator):
 
     def difference(self, x: Tensor, measured: Tensor) -> Tensor:
         """See :class:`Operator`."""
-        return self.outer.difference(self.inner.apply(x), measured)
+        return self.outer.difference(self.inner.declared(self.inner.apply(x), x), measured)
 
     def check_measurements(self, y: Tensor) -> None:
         """See :class:`Operator`."""
@@ -262,7 +273,8 @@ class LinearOperator(Operator):
     Parameters
     ----------
     forward, adjoint
-        Callables of one tensor: (*shape_in, M) to (*shape_out, M), and back. Losses differentiate ``forward``.
+        Callables of one tensor: (*shape_in, M) to (*shape_out, M), and back. Losses differentiate ``forward``. They get
+        copies, and may write into them.
     shape_in, shape_out
         As in :class:`Operator`.
     name
@@ -306,11 +318,11 @@ class LinearOperator(Operator):
 
     def apply(self, x: Tensor) -> Tensor:
         """See :class:`Operator`."""
-        return self._given(self._forward(x), self.shape_out, x, "forward")
+        return self._given(self._forward(x.clone()), self.shape_out, x, "forward")
 
     def apply_adjoint(self, y: Tensor) -> Tensor:
         """See :class:`Operator`."""
-        return self._given(self._adjoint(y), self.shape_in, y, "adjoint")
+        return self._given(self._adjoint(y.clone()), self.shape_in, y, "adjoint")
 
     def _given(self, found: Any, shape: Shape, of: Tensor, what: str) -> Tensor:
         wanted = (*shape, of.shape[-1])
@@ -347,7 +359,7 @@ def check_adjoint(
     AdjointError
         The test fails; a ValueError too.
     TypeError
-        The operator is none, or not linear.
+        The operator is none, or not linear; it is complex and does not say so.
 
     Examples
     --------
@@ -365,7 +377,9 @@ def check_adjoint(
     for _ in range(draws):
         x = _drawn((*operator.shape_in, channels), operator.complex_in, generator, device)
         y = _drawn((*operator.shape_out, channels), operator.complex_out, generator, device)
-        forward, back = operator.apply(x), operator.apply_adjoint(y)
+        # Copies, since code of the user's may write into what it gets, and may return the same buffer every time.
+        forward, back = operator.apply(x.clone()).clone(), operator.apply_adjoint(y.clone()).clone()
+        _check_declared(operator, x, forward, back)
         error = _dot_error(operator, x, y, forward, back)
         if not error <= rtol:
             raise _failed(operator, error, rtol)
@@ -376,6 +390,19 @@ def check_adjoint(
 def _drawn(shape: Shape, is_complex: bool, generator: torch.Generator, device: str) -> Tensor:
     dtype = torch.complex128 if is_complex else torch.float64
     return torch.randn(shape, generator=generator, dtype=dtype).to(device)
+
+
+def _check_declared(operator: Operator, x: Tensor, forward: Tensor, back: Tensor) -> None:
+    """Refuse an operator that is complex and did not say so: real parts alone would be compared, or fitted."""
+    if operator.complex_out:
+        return
+    real = x.real.clone()
+    operator.declared(operator.apply(real) if x.is_complex() else forward, real)
+    if back.is_complex():
+        raise TypeError(
+            f"the adjoint of {operator!r} is complex for real measurements, and complex_out is False; set "
+            "complex_out=True, and complex_in=True if it takes complex signals"
+        )
 
 
 def _dot_error(operator: Operator, x: Tensor, y: Tensor, forward: Tensor, back: Tensor) -> float:
@@ -452,6 +479,13 @@ def on_grid(argument: str, given: ArrayLike, shape: Shape, what: str) -> tuple[T
     )
 
 
+def at_least_fp32(x: Tensor) -> Tensor:
+    """Return numbers of 16 bits in fp32, or complex64, for operations of torch that take no others."""
+    if x.is_complex():
+        return x.to(torch.promote_types(x.dtype, torch.complex64))
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def in_form(found: Tensor, form: str, shape: Shape) -> Tensor:
     """Return (*shape, M) in the form that :func:`on_grid` names."""
     if form.startswith("flat"):
@@ -481,7 +515,7 @@ def check_measurements(operator: Operator, measurements: ArrayLike) -> Tensor:
     if found.is_complex() and not operator.complex_out:
         raise TypeError(f"measurements must be real, as those of {operator!r} are, got {found.dtype}")
     operator.check_measurements(found)
-    return found.detach()
+    return found.detach().clone()  # the caller may reuse its memory
 
 
 def transposed(apply: Callable[[Tensor], Tensor], y: Tensor, shape_in: Shape, is_complex: bool = False) -> Tensor:
@@ -492,6 +526,6 @@ def transposed(apply: Callable[[Tensor], Tensor], y: Tensor, shape_in: Shape, is
     dtype = y.dtype if is_complex else y.real.dtype
     with torch.enable_grad():
         x = torch.zeros(*shape_in, y.shape[-1], dtype=dtype, device=y.device, requires_grad=True)
-        found = apply(x)
+        found = apply(x.clone())
         (back,) = torch.autograd.grad(found, x, y.to(found.dtype), create_graph=y.requires_grad)
     return back

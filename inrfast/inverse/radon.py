@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inrfast.arrays import as_tensor, is_array
-from inrfast.errors import check_flag, check_tensor
+from inrfast.arrays import is_array
+from inrfast.errors import check_flag, check_float, check_int, check_tensor
 from inrfast.inverse.operators import Operator, check_shape
 
 SAMPLES_AT_ONCE = 2**20
@@ -94,11 +94,17 @@ class Radon(Operator):
 
 
 def _degrees(given: Any) -> Tensor:
+    """Return angles in degrees (a,), fp64, of their own memory."""
     if hasattr(given, "__index__") and not is_array(given):
-        count = int(given)
-        if count < 1:
-            raise ValueError(f"angles must be at least 1, got {count}")
+        count = check_int("angles", given, minimum=1)
         return torch.arange(count, dtype=torch.float64) * (180 / count)
-    found = as_tensor("angles", given if is_array(given) else torch.tensor(given, dtype=torch.float64))
-    found = check_tensor("angles", found.detach().cpu().double(), ndim=1)
-    return found
+    accepted = "angles must be a whole number of angles, or their degrees, a sequence or an array (a,)"
+    if is_array(given):
+        found = check_tensor("angles", given, floating=False).detach()
+        if found.ndim != 1 or found.is_complex():
+            raise ValueError(f"{accepted}; got {found.dtype} of shape {tuple(found.shape)}")
+        return found.to("cpu", torch.float64, copy=True)
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise TypeError(f"{accepted}; got {given!r} ({type(given).__name__})")
+    degrees = [check_float(f"angles[{place}]", own) for place, own in enumerate(given)]
+    return check_tensor("angles", torch.tensor(degrees, dtype=torch.float64))

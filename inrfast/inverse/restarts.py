@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.arrays import ArrayLike, as_tensor
-from inrfast.errors import check_float, check_int, check_seed
+from inrfast.errors import DivergedError, check_coords, check_float, check_int, check_seed, warn
 from inrfast.grids import grid
 from inrfast.inverse.history import History, Truth
 from inrfast.inverse.operators import MeasurementLoss, Operator, Shape, check_adjoint, check_operator, on_grid
 from inrfast.inverse.result import Reconstruction
 from inrfast.modes import modes_kept
-from inrfast.training.data import calling_of, check_net
+from inrfast.nn import declared_sizes
+from inrfast.training.callbacks import check_callbacks
+from inrfast.training.data import calling_of, check_net, count_outputs
 from inrfast.training.objective import Regularizers
 
 OPTIONS = (
@@ -102,6 +104,7 @@ def problem_of(
     for name in options:
         if name not in OPTIONS:
             raise TypeError(f"{name!r} is no option of this solver; those of inr.fit it takes are {', '.join(OPTIONS)}")
+    callbacks = check_callbacks(options.get("callbacks", ()))
     loss = MeasurementLoss(operator, measurements)
     if not bool(loss.measurements.any()):
         raise ValueError("measurements must not all be zero: nothing can be said of a signal from them")
@@ -112,9 +115,19 @@ def problem_of(
         values, _ = on_grid("target", target, operator.shape_in, "the truth, only for scores")
         if values.shape[-1] != loss.measurements.shape[-1]:
             raise ValueError(f"target has {values.shape[-1]} channels, measurements {loss.measurements.shape[-1]}")
+        if values.is_complex():
+            raise TypeError(f"target must be real, as the outputs of networks are, got {values.dtype}")
         size = None if data_range is None else check_float("data_range", data_range, minimum=0.0, exclusive=True)
-        truth = Truth(values.detach(), operator, size)
+        truth = Truth(values.detach().clone(), operator, size)  # the caller may reuse its memory
     restarts = check_int("restarts", restarts, minimum=1)
+    shared = [] if restarts == 1 else [*modules_in(regularizers), *options.get("modules", ())]
+    for module in shared:
+        if trainable(module):
+            raise TypeError(
+                f"{type(module).__name__} is trained with the network, and restarts would go on from each other's; let "
+                "the function that net is make one for each seed, and return it with the network as inr.PEAK does"
+            )
+    options = {**options, "callbacks": callbacks}
     return Problem(operator, loss, truth, options, regularizers, restarts, check_seed("seed", seed))
 
 
@@ -143,26 +156,116 @@ def checkpoint_of(options: Mapping[str, Any], number: int, restarts: int) -> dic
     return found
 
 
+def starts_of(problem: Problem, net: Start) -> Iterator[Attempt | Exception]:
+    """Yield the start of every restart, or why its network could not be made.
+
+    The second is made with the first: a function that makes no new network is refused before any work is done.
+
+    Raises
+    ------
+    TypeError
+        The function returns for the second seed what it returned for the first.
+    """
+    kept: list[nn.Module] = []  # so that no other parameter gets the identity of one of them
+
+    def make(number: int) -> Attempt | Exception:
+        try:
+            trained, own = network_of(net, problem.seed + number, problem.restarts > 1)
+        except Exception as error:  # of the user's function
+            if number == 0:
+                raise
+            return error
+        before = {id(parameter) for module in kept for parameter in trainable(module)}
+        modules = [trained, *modules_in(own)]
+        if any(id(parameter) in before for module in modules for parameter in trainable(module)):
+            again = TypeError(
+                "net must make a new network, and new trained regularisers, for each seed; it returned some again for "
+                f"seed {problem.seed + number}, so that restarts would go on from each other"
+            )
+            if number == 1:
+                raise again
+            return again
+        kept.extend(modules)
+        return Attempt(trained, [*own, *problem.regularizers], History(problem.loss, problem.truth))
+
+    ahead = [make(number) for number in range(min(2, problem.restarts))]
+    yield from ahead
+    for number in range(2, problem.restarts):
+        yield make(number)
+
+
+def modules_in(regularizers: Any) -> list[nn.Module]:
+    """Return the modules among regularisers, functions or pairs (function, factor)."""
+    calls = [own[0] if isinstance(own, tuple | list) and own else own for own in regularizers]
+    return [own for own in calls if isinstance(own, nn.Module)]
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module that a fit trains."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def attempts_of(
+    problem: Problem, net: Start, attempt: Callable[[Problem, Attempt, int], None]
+) -> tuple[dict[int, Attempt], int, bool]:
+    """Run every restart; return those that came to an end by number, how many began, and whether Ctrl-C stopped them.
+
+    One that diverges, or whose network cannot be made, is warned of and left out.
+
+    Raises
+    ------
+    DivergedError
+        No restart came to an end.
+    """
+    done: dict[int, Attempt] = {}
+    failed: dict[int, Exception] = {}
+    starts, interrupted, number = starts_of(problem, net), False, 0
+    for number in range(problem.restarts):
+        try:
+            now = next(starts)
+            if isinstance(now, Attempt):
+                options = checkpoint_of(problem.options, number, problem.restarts)
+                attempt(replace(problem, options=options), now, number)
+                done[number], interrupted = now, now.interrupted
+            else:
+                failed[number] = now
+        except DivergedError as error:
+            if problem.restarts == 1:
+                raise
+            failed[number] = error
+        except KeyboardInterrupt:
+            if not done:
+                raise
+            interrupted = True
+        if interrupted:
+            break
+        if number in failed:
+            why = f"{type(failed[number]).__name__}: {failed[number]}"
+            warn(f"restart {number}, of seed {problem.seed + number}, is left out: {why}")
+    if not done:
+        first = failed[0]
+        raise DivergedError(f"none of {problem.restarts} restarts came to an end; the first: {first}") from first
+    return done, number + 1, interrupted
+
+
 def best_of(problem: Problem, net: Start, attempt: Callable[[Problem, Attempt, int], None]) -> Reconstruction:
     """Run every restart and return the one whose measurements fit best; the truth has no say."""
-    began, attempts = time.perf_counter(), []
-    for number in range(problem.restarts):
-        trained, own = network_of(net, problem.seed + number, problem.restarts > 1)
-        now = Attempt(trained, [*own, *problem.regularizers], History(problem.loss, problem.truth))
-        attempt(replace(problem, options=checkpoint_of(problem.options, number, problem.restarts)), now, number)
-        attempts.append(now)
-        if now.interrupted:
-            break
-    residuals = [own.history.last("residuals") for own in attempts]
-    chosen = min(range(len(attempts)), key=lambda i: residuals[i])  # type: ignore[arg-type,return-value]
-    taken = attempts[chosen]
+    began = time.perf_counter()
+    done, count, interrupted = attempts_of(problem, net, attempt)
+    residuals, psnrs = [math.inf] * count, [math.nan] * count
+    for number, own in done.items():
+        last = own.history.last("residuals")
+        residuals[number] = last if last is not None and math.isfinite(last) else math.inf
+        psnr = own.history.last("psnrs")
+        psnrs[number] = math.nan if psnr is None else psnr
+    chosen = min(done, key=lambda number: residuals[number])
+    taken = done[chosen]
     assert taken.signal is not None
-    psnrs = [own.history.last("psnrs") for own in attempts]
     return Reconstruction(
         signal=taken.signal,
         net=taken.net,
-        residual=float(residuals[chosen] or 0.0),
-        psnr=psnrs[chosen],
+        residual=residuals[chosen],
+        psnr=taken.history.last("psnrs"),
         steps=taken.steps,
         losses=taken.losses,
         eval_steps=taken.history["steps"],
@@ -170,10 +273,10 @@ def best_of(problem: Problem, net: Start, attempt: Callable[[Problem, Attempt, i
         psnrs=taken.history["psnrs"],
         gaps=taken.history["gaps"],
         restart=chosen,
-        restart_residuals=tuple(float(own or 0.0) for own in residuals),
-        restart_psnrs=tuple(own for own in psnrs if own is not None),
+        restart_residuals=tuple(residuals),
+        restart_psnrs=() if problem.truth is None else tuple(psnrs),
         seconds=time.perf_counter() - began,
-        interrupted=any(own.interrupted for own in attempts),
+        interrupted=interrupted,
         config={
             "operator": repr(problem.operator),
             "restarts": problem.restarts,
@@ -184,14 +287,20 @@ def best_of(problem: Problem, net: Start, attempt: Callable[[Problem, Attempt, i
 
 
 def predicted(net: nn.Module, coords: Tensor, select: Any = None) -> Tensor:
-    """Return the network's output (N, M) at points (N, d), in eval mode, without gradients."""
+    """Return the network's output (N, M) at points (N, d), of which it gets a copy, in eval mode, without gradients."""
     with modes_kept(net), torch.no_grad():
         net.eval()
-        return calling_of(net, coords, select).predicted(net, coords.reshape(-1, coords.shape[-1]))
+        return calling_of(net, coords, select).predicted(net, coords.reshape(-1, coords.shape[-1]).clone())
 
 
-def points_of(net: nn.Module, coords: ArrayLike | None, shape: Shape, what: str) -> Tensor:
-    """Return the points of a grid (N, d) in the dtype and on the device of the network; of None ``inr.grid(shape)``."""
+def points_of(problem: Problem, net: nn.Module, coords: ArrayLike | None, shape: Shape, what: str) -> Tensor:
+    """Return the points of a grid (N, d) in the dtype and on the device of the network; of None ``inr.grid(shape)``.
+
+    Raises
+    ------
+    ValueError
+        There are others; the network does not take them, or has another number of outputs than measurements channels.
+    """
     dtype, device = check_net(net)
     found = grid(shape) if coords is None else as_tensor("coords", coords, device)
     count = math.prod(shape)
@@ -200,4 +309,13 @@ def points_of(net: nn.Module, coords: ArrayLike | None, shape: Shape, what: str)
             f"coords must be the {count} points of {what}, {shape}, as inr.grid({shape}) makes them, got shape "
             f"{tuple(found.shape)}"
         )
-    return found.to(device, dtype)
+    found = found.detach().to(device, dtype, copy=True)
+    check_coords("coords", found, declared_sizes(net)[0], device)
+    calling = calling_of(net, found, problem.options.get("select"))
+    outputs = count_outputs(net, found.reshape(-1, found.shape[-1]), calling=calling)
+    if outputs != problem.channels:
+        raise ValueError(
+            f"measurements have {problem.channels} channels, and net has {outputs} outputs; give a network with an "
+            "output for each channel"
+        )
+    return found

@@ -35,7 +35,7 @@ class Reconstruction(Record):
     restart
         Number of the restart taken: that with the smallest residual, whatever its PSNR is.
     restart_residuals, restart_psnrs
-        Residual and PSNR of every restart.
+        Residual and PSNR of every restart; Inf and NaN of one that was left out.
     seconds
         Wall-clock time of the whole call.
     interrupted

@@ -60,7 +60,7 @@ class FieldKAR(nn.Module):
         self.where = check_choice("where", where, PLACES)
         self.keys = check_int("keys", keys, minimum=2)
         check_seed("seed", seed)
-        drawn = torch.rand(CLOUD, 3, generator=torch.Generator().manual_seed(seed))
+        drawn = torch.rand(CLOUD, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         points = 2 * drawn - 1 if where == "box" else None
         options = {"norm": "squared", **options}
         self.kar = KAR(points, rows=rows, keys=keys, seed=seed, in_features=3, **options)

@@ -72,7 +72,7 @@ class Camera:
     @property
     def position(self) -> Tensor:
         """Where it stands, fp64 (3,)."""
-        return self.pose[:3, 3]
+        return self.pose[:3, 3].clone()
 
     def rays(self, dtype: torch.dtype = torch.float32, supersampling: int = 1) -> Tensor:
         """Return the rays through the middle of its pixels, (height, width, 6): origins and unit directions.

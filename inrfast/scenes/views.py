@@ -24,7 +24,7 @@ class Views:
     ----------
     images
         fp32 (V, H, W, 4), in [0, 1]: colours, not multiplied by the opacity in the last channel; or (V, H, W, 3), which
-        is opaque everywhere.
+        is opaque everywhere. They are copied.
     cameras
         One per image, of its size.
     names
@@ -58,9 +58,9 @@ class Views:
         names = tuple(self.names) or tuple(map(str, range(len(images))))
         if len(names) != len(images):
             raise ValueError(f"names must be one per image, {len(images)} of them, got {len(names)}")
-        if images.shape[-1] == 3:
-            images = F.pad(images, (0, 1), value=1.0)
-        object.__setattr__(self, "images", images.float())
+        opaque = images.shape[-1] == 3
+        images = F.pad(images.float(), (0, 1), value=1.0) if opaque else images.to(torch.float32, copy=True)
+        object.__setattr__(self, "images", images)
         object.__setattr__(self, "cameras", cameras)
         object.__setattr__(self, "names", names)
 

@@ -105,7 +105,7 @@ def composite(densities: ArrayLike, values: ArrayLike, edges: ArrayLike, backgro
     Parameters
     ----------
     densities
-        (n, m), not negative, fp32 or fp64.
+        (n, m), not negative, floating, of one dtype with all others.
     values
         (n, m, C), colours.
     edges
@@ -116,7 +116,7 @@ def composite(densities: ArrayLike, values: ArrayLike, edges: ArrayLike, backgro
     Raises
     ------
     ValueError, TypeError
-        Shapes that do not belong together; edges that require gradients.
+        Shapes or dtypes that do not belong together; edges that require gradients.
 
     Source: as :func:`weights`.
     """
@@ -128,6 +128,9 @@ def composite(densities: ArrayLike, values: ArrayLike, edges: ArrayLike, backgro
     for (name, shape), got in zip(shapes.items(), (values, edges, background), strict=True):
         if tuple(got.shape) != shape:
             raise ValueError(f"{name} must have shape {shape} for densities {(n, m)}, got {tuple(got.shape)}")
+    for name, got in {"values": values, "edges": edges, "background": background}.items():
+        if got.dtype != densities.dtype:
+            raise TypeError(f"{name} must have the dtype of densities, {densities.dtype}, got {got.dtype}")
     if edges.requires_grad:
         raise ValueError("edges get no gradient: detach() them")
     seen, own, passes = _Composite.apply(densities * edges.diff(dim=1), values, background)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any
 
 from torch import Tensor, nn
@@ -96,20 +97,35 @@ class Callback:
         """Be called after every evaluation, the one of the start included."""
 
 
+class OwnCallback:
+    """Base of the callbacks that this library adds to the caller's; messages neither count nor number them."""
+
+
+def callers(callbacks: Iterable[Any]) -> list[Any]:
+    """Return the callbacks that are the caller's."""
+    return [callback for callback in callbacks if not isinstance(callback, OwnCallback)]
+
+
+def places(callbacks: Iterable[Any]) -> list[str]:
+    """Return what messages call callbacks: those of the caller by their numbers among these, others by their class."""
+    numbers = count()
+    return [type(own).__name__ if isinstance(own, OwnCallback) else f"callbacks[{next(numbers)}]" for own in callbacks]
+
+
 def check_callbacks(callbacks: Any) -> tuple[Any, ...]:
     """Return the callbacks as a tuple, each with a method that a fit calls."""
     if not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks must be a sequence of callbacks, got {type(callbacks).__name__}")
     given = tuple(callbacks)
-    for number, callback in enumerate(given):
+    for place, callback in zip(places(given), given, strict=True):
         methods = [method for method in ("on_step", "on_eval") if callable(getattr(callback, method, None))]
         if isinstance(callback, type):
-            check_takes(f"callbacks[{number}]", callback, ())
+            check_takes(place, callback, ())
         if not methods:
             got = type(callback).__name__
-            raise TypeError(f"callbacks[{number}] must have a method on_step(state) or on_eval(state), got {got}")
+            raise TypeError(f"{place} must have a method on_step(state) or on_eval(state), got {got}")
         for method in methods:
-            check_takes(f"callbacks[{number}].{method}", getattr(callback, method), ["state"])
+            check_takes(f"{place}.{method}", getattr(callback, method), ["state"])
     return given
 
 

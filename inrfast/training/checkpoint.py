@@ -19,6 +19,7 @@ from inrfast.nn import INR, described_network
 from inrfast.ops import gemm
 from inrfast.threads import interrupts_later
 from inrfast.training import callables
+from inrfast.training.callbacks import callers, places
 from inrfast.training.data import Data
 from inrfast.training.group import Group, kind_of
 from inrfast.training.member import Member, tensors_of, unsaved
@@ -68,12 +69,12 @@ class Checkpoint:
 
     def describe(self) -> None:
         """Take down what is said about the fit in the files to come; refuse states of callbacks that none can hold."""
-        for index, callback in enumerate(self.options.callbacks):
+        for place, callback in zip(places(self.options.callbacks), self.options.callbacks, strict=True):
             try:
                 state = callback.state_dict() if hasattr(callback, "state_dict") else None
             except Exception:  # it may have none yet
                 continue
-            pack(state, f"callbacks[{index}].state_dict()", {})
+            pack(state, f"{place}.state_dict()", {})
         dtypes = {member.data.target.dtype for member in self.members}
         self.about = {
             **self._configuration(),
@@ -113,8 +114,8 @@ class Checkpoint:
 
     def _callbacks(self) -> Described:
         """Return what tells the callbacks from others, beside their states."""
-        given = zip(self.options.callbacks, self.in_states, strict=True)
-        return {f"callbacks[{i}]": callables.of_callback(*own) for i, own in enumerate(given)}
+        given = zip(places(self.options.callbacks), self.options.callbacks, self.in_states, strict=True)
+        return {place: callables.of_callback(*own) for place, *own in given}
 
     # ---- writing -------------------------------------------------------------------------------------------------
 
@@ -184,7 +185,8 @@ class Checkpoint:
         _place_norms_as_now(about["nets"], before, self.members)
         self._check_same(about, now, before)
         if len(tree["callbacks"]) != len(self.options.callbacks):
-            then_now = f"{len(tree['callbacks'])} callbacks, got {len(self.options.callbacks)}"
+            added = len(self.options.callbacks) - len(callers(self.options.callbacks))  # a solver's, in every fit of it
+            then_now = f"{len(tree['callbacks']) - added} callbacks, got {len(self.options.callbacks) - added}"
             raise ValueError(f"checkpoint: {shown(self.path)} is of a fit with {then_now}")
         with fault_told(f"checkpoint: {shown(self.path)} does not fit this fit"):
             self._check_state(tree)

@@ -20,6 +20,7 @@ from inrfast.modes import modes_kept
 from inrfast.nn import described_network
 from inrfast.ops import gemm
 from inrfast.threads import one_core
+from inrfast.training.callbacks import places
 from inrfast.training.checkpoint import Checkpoint
 from inrfast.training.data import range_of
 from inrfast.training.divergence import growth, remedies
@@ -297,13 +298,14 @@ class Trainer:
         for index, kept in enumerate(state["groups"]):
             self.groups.append(Group([self.members[place] for place in kept["members"]], self.options))
             self.groups[-1].load(kept, f"tree.groups[{index}]", compared="optimizer" in state["about"])
-        for index, (callback, kept) in enumerate(zip(self.options.callbacks, state["callbacks"], strict=True)):
+        named = zip(places(self.options.callbacks), self.options.callbacks, state["callbacks"], strict=True)
+        for place, callback, kept in named:
             if kept is None:
                 continue
             try:
                 callback.load_state_dict(kept)
             except Exception as error:  # of anybody's class, and of another than the one that wrote it
-                name = f"callbacks[{index}] ({type(callback).__name__})"
+                name = f"{place} ({type(callback).__name__})"
                 words = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
                 raise ValueError(f"{name} does not take its state ({words})") from error
 

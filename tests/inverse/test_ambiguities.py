@@ -41,8 +41,18 @@ def test_only_what_is_named_is_tried():
         (torch.ones(4, 4), torch.ones(4, 4), ("shift",), (3, 4), "padded must be as large"),
         (torch.full((4, 4), torch.nan), torch.ones(4, 4), ("sign",), None, "must be finite"),
         (torch.ones(4, 4), torch.ones(4, 4), 3, None, "must be an inrfast.inverse.Operator"),
+        (torch.ones(3, 3), torch.ones(3, 3, dtype=torch.complex64), "sign", None, "target must be real"),
     ],
 )
 def test_bad_input_is_refused(found, target, ambiguities, padded, message):
     with pytest.raises((ValueError, TypeError), match=message):
         align_ambiguities(found, target, ambiguities, padded)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_signals_of_16_bits_are_aligned(dtype):
+    truth = torch.rand(6, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    moved = torch.zeros(12, 14, dtype=dtype)
+    moved[:6, :7] = -truth.flip(0, 1)
+    assert torch.equal(align_ambiguities(moved.roll((2, 3), (0, 1)), moved), moved)
+    assert torch.equal(align_ambiguities(-truth, truth, "sign"), truth)

@@ -27,6 +27,14 @@ def test_it_is_the_convolution_of_scipy(data, boundary, axes, seed):
         np.testing.assert_allclose(found[..., channel], expected, atol=1e-12)
 
 
+def test_kernels_are_copied():
+    kernel, image = np.ones((3, 3)), np.random.default_rng(0).random((5, 6))
+    operator = Blur((5, 6), kernel)
+    before = operator(image)
+    kernel[:] = 0
+    np.testing.assert_array_equal(operator(image), before)
+
+
 @pytest.mark.parametrize("boundary", list(SCIPY))
 def test_gaussian_and_box_are_those_of_scipy(boundary):
     image = np.random.default_rng(0).random((21, 18))

@@ -36,6 +36,21 @@ def test_kept_or_drawn_again_it_is_the_same_matrix(blocks):
         assert torch.autograd.gradcheck(operator.apply_adjoint, y)
 
 
+def test_the_default_dtype_changes_no_entry(blocks):
+    x = torch.rand(5, 6, dtype=torch.float64)
+    given = [{}, {"memory_budget": 12 * 7 * 30}]
+    before = [Gaussian((5, 6), 0.9, **own)(x) for own in given]
+    drawn_again = Gaussian((5, 6), 0.9, **given[1])
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = [Gaussian((5, 6), 0.9, **own) for own in given]
+        for found in (after[0](x), after[1](x), drawn_again(x)):
+            torch.testing.assert_close(found, before[0], rtol=1e-14, atol=1e-14)
+        assert after[0](x.float()).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_its_entries_are_normal_and_it_keeps_lengths():
     matrix = dense(Gaussian((20, 20), 1.0))
     scaled = matrix * math.sqrt(400)

@@ -107,7 +107,9 @@ def test_rounds_keep_the_optimiser_and_go_on_from_a_checkpoint(tmp_path):
         def on_step(self, state):
             pass
 
-    with pytest.warns(RuntimeWarning):  # another callback than before, which is said
+    with pytest.raises(ValueError, match="of a fit with 1 callbacks, got 0"):  # the solver's own does not count
+        net_adm(network(), OPERATOR, OPERATOR(TRUTH), checkpoint=path, resume=True, **given)
+    with pytest.warns(RuntimeWarning, match=r"began with: callbacks\[0\]: __class__ .now Go"):
         rest = net_adm(network(), OPERATOR, OPERATOR(TRUTH), checkpoint=path, resume=True, callbacks=[Go()], **given)
     torch.testing.assert_close(rest.signal, whole.signal)
     np.testing.assert_allclose(rest.gaps, whole.gaps)
@@ -127,6 +129,7 @@ def test_regularizers_of_peak_are_part_of_the_objective():
         ({"operator": GaussianMagnitude((16, 16), 1.0)}, "must be a FourierMagnitude, got GaussianMagnitude"),
         ({"measurements": torch.ones(16, 16)}, "must be those of FourierMagnitude"),
         ({"measurements": -OPERATOR(TRUTH)}, "magnitudes, zero or more"),
+        ({"net": inr.INR(2, 2, width=4)}, "measurements have 1 channels, and net has 2 outputs"),
         ({"rho": 0.0}, "rho must be above 0"),
         ({"bounds": (1.0, 0.0)}, "bounds must rise"),
         ({"bounds": 1.0}, "a smallest and a largest value"),

@@ -134,6 +134,69 @@ def test_a_wrong_adjoint_is_found_and_named():
         inr.inverse.net_gd(inr.INR(2, 1, width=4), None, Shift(), torch.ones(5, 4), steps=1)
 
 
+def test_operators_of_the_user_may_write_into_what_they_get():
+    """They get copies: the adjoint is tested at the signal, and the caller's numbers stay."""
+
+    class Doubled(Operator):
+        def apply(self, x):
+            return x.mul_(2)
+
+        def apply_adjoint(self, y):
+            return y.mul_(1)
+
+    class Doubling(Doubled):
+        apply_adjoint = Operator.apply_adjoint
+
+    def twice(x):
+        return x.mul_(2)
+
+    def once(y):
+        return y.mul_(1)
+
+    for wrong in (LinearOperator(twice, once, (8, 6), (8, 6)), Doubled((8, 6), (8, 6))):
+        with pytest.raises(AdjointError):
+            check_adjoint(wrong)
+    buffer = torch.zeros(8, 6, 2, dtype=torch.float64)  # one for all results
+    with pytest.raises(AdjointError):
+        check_adjoint(LinearOperator(lambda x: buffer.copy_(2 * x), lambda y: buffer.copy_(y), (8, 6), (8, 6)))
+    for right in (LinearOperator(twice, twice, (8, 6), (8, 6)), Doubling((8, 6), (8, 6))):
+        assert check_adjoint(right) < 1e-13
+        ones = torch.ones(8, 6, 1)
+        assert bool((right(ones) == 2).all() and (right.adjoint(ones) == 2).all() and (ones == 1).all())
+        prediction = torch.ones(48, 1, requires_grad=True)
+        right.loss(2 * ones)(prediction * 1).backward()
+        assert not bool(prediction.grad.any())
+        assert right.loss(ones).relative(ones) == 1  # |2 - 1| / |1|, and the signal stays
+        assert bool((ones == 1).all())
+    same = LinearOperator(lambda x: x, lambda y: y, 4, 4)
+    given = torch.ones(4)
+    same(given).zero_()
+    FourierMagnitude(2, 2.0).pad.adjoint(given).zero_()
+    assert bool((given == 1).all())
+
+
+@pytest.mark.parametrize("complex_in", [False, True])
+def test_complex_operators_must_say_so(complex_in):
+    """Only real parts were compared of them, and fitted to."""
+    turned = LinearOperator(lambda x: x * (1 + 2j), lambda q: q * (1 + 5j), 4, 4, complex_in=complex_in)
+    with pytest.raises(TypeError, match="complex measurements of real signals, and complex_out is False"):
+        check_adjoint(turned)
+    for call in (turned, turned.loss(torch.ones(4)).residual, (Blur(4, torch.ones(1)) @ turned).loss(torch.ones(4))):
+        with pytest.raises(TypeError, match="complex_out is False"):
+            call(torch.ones(4, 1))
+    with pytest.raises(TypeError, match=r"the adjoint of LinearOperator.* is complex"):
+        check_adjoint(LinearOperator(lambda x: x, lambda q: q * (1 + 5j), 4, 4, complex_in=complex_in))
+    right = LinearOperator(lambda x: x * (1 + 2j), lambda q: q * (1 - 2j), 4, 4, complex_in=True, complex_out=True)
+    assert check_adjoint(right) < 1e-13
+
+
+def test_measurements_are_copied():
+    y = torch.ones(2, 2)
+    loss = Downsample((4, 4), 2).loss(y)
+    y.zero_()
+    assert float(loss(torch.ones(16, 1))) == 0
+
+
 def test_signals_come_and_go_in_one_form():
     operator = Downsample((4, 6), 2)
     image = random(4, 6, 3)
@@ -153,6 +216,30 @@ def test_signals_come_and_go_in_one_form():
     ]:
         with pytest.raises((ValueError, TypeError), match=message):
             operator(bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex32])
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_signals_of_16_bits_are_taken(dtype, axes):
+    """By all operators alike, to the digits of the dtype: eps times the norms, a factor for the operators' own sums."""
+    shape = (4, 6, 8)[:axes]
+    made = [Mask.random(shape, 0.5), Downsample(shape, 2), Gaussian(shape, measurements=9), Fourier(shape)]
+    made += [Blur(shape, torch.ones((3,) * axes) / 3**axes, boundary) for boundary in ("zero", "mirror", "wrap")]
+    made += [FourierMagnitude(shape), GaussianMagnitude(shape, measurements=9), Fourier(shape) @ made[-1]]
+    made += [Downsample(shape, 2, "bicubic"), *([Radon(6, 4)] if axes == 2 else [])]
+    wide, eps = (torch.complex128 if dtype.is_complex else torch.float64), torch.finfo(dtype).eps
+    for operator in made:
+        x = random(*operator.shape_in).to(wide).to(dtype)
+        found, expected = operator(x), operator(x.to(wide))
+        assert float((found.to(expected) - expected).norm()) < 8 * eps * float(expected.norm()), operator
+        if operator.linear:
+            y = random(*operator.shape_out).to(wide).to(dtype)
+            found, expected = operator.adjoint(y), operator.adjoint(y.to(wide))
+            assert float((found.to(expected) - expected).norm()) < 8 * eps * float(expected.norm()), operator
+    full = FourierMagnitude((300, 300), 1.0)(torch.ones(300, 300).half())
+    assert float(full.max()) == 90_000  # above the largest number of fp16
+    assert float(FourierMagnitude((300, 300), 1.0).loss(full)(torch.ones(90_000, 1).half())) < 1e-9
 
 
 def test_products_want_matching_grids():

@@ -35,6 +35,13 @@ def test_angles_are_spread_over_half_a_turn():
     torch.testing.assert_close(Radon(4, 4).angles, torch.tensor([0.0, 45, 90, 135], dtype=torch.float64))
 
 
+def test_angles_are_copied():
+    angles = np.array([0.0, 30.0])
+    operator = Radon(4, angles)
+    angles[:] = 0
+    assert operator.angles.tolist() == [0.0, 30.0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -42,6 +49,11 @@ def test_angles_are_spread_over_half_a_turn():
         (lambda: Radon(4, 0), "angles must be at least 1"),
         (lambda: Radon(4, [0.0, float("nan")]), "must be finite"),
         (lambda: Radon(4, []), "must not be empty"),
+        (lambda: Radon(4, 4.0), "a whole number of angles, or their degrees, .* got 4.0 .float."),
+        (lambda: Radon(4, "4"), "a whole number of angles, or their degrees, .* got '4'"),
+        (lambda: Radon(4, np.array(4.0)), "a whole number of angles, or their degrees, .* of shape .."),
+        (lambda: Radon(4, [0.0, "b"]), r"angles\[1\] must be"),
+        (lambda: Radon(4, np.array([1j])), "a whole number of angles, or their degrees, .*complex128"),
         (lambda: Radon(4, 3, circle=1), "circle must be True or False"),
     ],
 )

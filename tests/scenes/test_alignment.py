@@ -78,3 +78,13 @@ def test_unknown_names_and_other_networks_are_refused():
         FieldKAR(where="everywhere")
     with pytest.raises(TypeError, match="net must be a Renderer"):
         FieldKAR(**SMALL)(torch.nn.Linear(6, 3), RAYS)
+
+
+def test_the_default_dtype_changes_no_point_of_the_box():
+    before = FieldKAR(where="box").kar.points
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = FieldKAR(where="box", dtype=torch.float32).kar.points
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(after, before)

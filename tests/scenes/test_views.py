@@ -21,6 +21,17 @@ def test_colours_lie_between_the_image_and_the_background():
     torch.testing.assert_close(some(channels=3).colours((0, 1, 0)), some(channels=3).images[..., :3])
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_images_and_places_are_copied(channels):
+    images = torch.ones(2, 4, 6, channels)
+    views = Views(images, sphere_of_cameras(2, 4, 6))
+    images.zero_()
+    assert bool((views.images == 1).all())
+    before = views.cameras[0].position.clone()
+    views.cameras[0].position.zero_()
+    assert torch.equal(views.cameras[0].position, before)
+
+
 def test_rays_follow_the_pixels():
     views = some()
     rays = views.rays().view(5, 4, 6, 6)

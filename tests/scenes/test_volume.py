@@ -138,3 +138,5 @@ def test_shapes_that_do_not_belong_together_are_refused():
         composite(densities, values, edges, background[:2])
     with pytest.raises(ValueError, match="no gradient"):
         composite(densities, values, edges.clone().requires_grad_(), background)
+    with pytest.raises(TypeError, match="values must have the dtype of densities"):
+        composite(densities, values.half(), edges, background)

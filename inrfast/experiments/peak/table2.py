@@ -19,6 +19,7 @@ from inrfast.grids import grid
 from inrfast.inverse import FourierMagnitude, GaussianMagnitude, Reconstruction, align_ambiguities, net_adm, net_gd
 from inrfast.inverse.operators import Operator
 from inrfast.inverse.restarts import checkpoint_of
+from inrfast.records import plain
 from inrfast.training.objective import Regularizers
 
 IMAGES = ("House", "Boat")
@@ -180,8 +181,8 @@ class Task:
             "residuals": list(result.residuals),
             "psnrs": list(result.psnrs),
             "gaps": list(result.gaps),
-            "restart_psnrs": list(result.restart_psnrs),
-            "restart_residuals": list(result.restart_residuals),
+            "restart_psnrs": plain(result.restart_psnrs),
+            "restart_residuals": plain(result.restart_residuals),
         }
         return Found(numbers, {"picture": np.round(255 * aligned).astype(np.uint8)})
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,6 +16,7 @@ from inrfast.experiments.peak.table2 import RATIOS, Sizes, Table2, methods
 from inrfast.experiments.reproduce import reproduce
 from inrfast.grids import grid
 from inrfast.inverse import FourierMagnitude, GaussianMagnitude, net_adm, net_gd
+from inrfast.nn import INR
 
 SMALL = Sizes(16, 2, 2, 3, 1, 1)
 
@@ -39,6 +44,16 @@ def test_cells_are_the_solvers_called_by_hand(tmp_path):
         assert found.numbers["psnr"] == pytest.approx(by_hand.psnr, abs=1e-4)
         np.testing.assert_allclose(found.numbers["residuals"], by_hand.residuals, rtol=1e-4)
         assert found.arrays["picture"].shape == (16, 16)
+
+
+def test_a_restart_that_was_left_out_can_be_written():
+    operator = GaussianMagnitude((8, 8), 1.0)
+    truth = grid((8, 8))[:, :1].reshape(8, 8, 1)
+    result = net_gd(INR(2, 1, width=4), None, operator, operator(truth), 1, target=truth, progress=False)
+    result = replace(result, restart_residuals=(result.residual, math.inf), restart_psnrs=(result.psnr, math.nan))
+    found = table2._tasks(Request())[0]._found(result, operator, truth)
+    written = json.loads(json.dumps(found.numbers, allow_nan=False))
+    assert written["restart_residuals"] == [result.residual, None]
 
 
 def test_the_table_is_made_and_says_what_it_counted(tmp_path, monkeypatch):
