@@ -78,7 +78,7 @@ class Dense:
         if centered:
             means = matrix.mean(0)
             matrix = matrix - means - means.unsqueeze(1) + means.mean()
-            if float(matrix.abs().amax()) <= 4 * self.rows * eps:
+            if float(matrix.abs().amax()) <= 4 * self.rows * torch.finfo(torch.float64).eps:
                 raise ValueError(f"{name} must not be constant: centred, nothing is left of it; use centered=False")
         self.matrix = matrix
 

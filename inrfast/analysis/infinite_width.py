@@ -26,6 +26,9 @@ SERIES = 0.5
 TERMS = 9
 """Terms of that series: the next is below 1e-19 of the first."""
 
+SHORTEST, LONGEST = 1e-140, 1e140
+"""Lengths of points other than 0, times the standard deviation of a weight: kernels multiply four of them."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -140,6 +143,12 @@ class InfiniteNTK(Record):
         scale, bias = math.sqrt(self.weight_variances[0] / left.shape[1]), math.sqrt(self.bias_variances[0])
         first, second = (torch.cat([scale * x, torch.full_like(x[:, :1], bias)], 1) for x in (left, right))
         lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (first, second)]
+        for length in lengths:
+            if bool(((length > 0) & ((length < SHORTEST) | (length > LONGEST))).any()):
+                raise ValueError(
+                    f"points must be 0 or have lengths from {SHORTEST:g} to {LONGEST:g}, whose squares fp64 holds; got "
+                    f"{float(length.amin()):.3g} to {float(length.amax()):.3g} with weights and biases; scale them"
+                )
         units = [x / length.clamp_min(1e-300) for x, length in zip((first, second), lengths, strict=True)]
         # Kahan's angle: half its tangent is the ratio of the chords to a unit vector and to its opposite.
         mode = "donot_use_mm_for_euclid_dist"

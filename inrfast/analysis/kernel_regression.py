@@ -115,7 +115,8 @@ def kernel_regression(
     Notes
     -----
     A network starts at ``f_0``, not at zero as (21) has it. Its own limit is ``f_0(x) + K(x, X) K(X, X)^+ (y -
-    f_0(X))``: give ``y - net(coords)`` and add ``net(at)``.
+    f_0(X))``: give ``y - net(coords)`` and add ``net(at)``. Of several outputs K is the sum of their kernels, by
+    which every column is fitted by itself; the limit of such a network asks for kernels with ``output="full"``.
 
     The cost is that of an eigendecomposition, some ``10 N^3`` FLOP.
 
@@ -197,6 +198,10 @@ def checked(first: Any, y: Any, second: Any) -> tuple[Tensor, Tensor, Tensor, fl
     """Return both blocks and the values in fp64, and the roundoff of the narrower block."""
     if isinstance(first, TangentKernel) and not first.symmetric:
         raise ValueError("kernel must be between the same points; the one made with coords2 is cross")
+    if isinstance(first, TangentKernel) and isinstance(second, TangentKernel) and second.symmetric:
+        raise ValueError(
+            "cross must be between held-out and observed points, inrfast.ntk(net, at, coords); got one without coords2"
+        )
     shapes = [tuple(one.shape) if hasattr(one, "shape") else () for one in (first, second)]
     if all(len(shape) == 2 for shape in shapes):
         n = shapes[0][0]

@@ -60,8 +60,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--missing",
         type=choice("colour", ("black", "white")),
-        default="black",
-        help="what is missing where MASK is: black or white (%(default)s)",
+        help="what is missing where MASK is: black or white (black)",
     )
     parser.add_argument("--truth", type=path, help="the whole picture, to measure what was filled in")
     parser.add_argument(
@@ -74,6 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Fill in, write, and say how well the network knows what is known."""
     from inrfast.inverse.restoring import inpaint
 
+    if arguments.mask is None and arguments.missing is not None:
+        raise ValueError("--missing is about the colours of MASK, and there is none: what is transparent is missing")
+    arguments.missing = arguments.missing or "black"
     check_pictures(arguments, {"IMAGE": arguments.image, "MASK": arguments.mask, "--truth": arguments.truth})
     source = load_picture(arguments, arguments.image)
     image, known = _known(arguments, source)
@@ -85,6 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     missing = int((~known).sum())
     about: dict[str, Any] = {"bits": bits, "missing": missing, "known_kept": kept, "missing_psnr": None}
     expected = "" if found.held_out_psnr is None else f"; {found.held_out_psnr:.1f} dB at those held out to judge it"
+    if arguments.everywhere:
+        expected = ""
     lines = [f"the network alone has {found.psnr:.2f} dB at known pixels, a share of {found.share:.2f}{expected}"]
     if truth is not None:
         pictures = {"picture": picture, "network": found.own, "biharmonic": found.classical}

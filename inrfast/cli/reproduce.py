@@ -32,7 +32,8 @@ def add(commands: Any) -> None:
         type=path,
         metavar="DIR",
         help=f"folder of images for {_fed('images')} (default: photographs, or "
-        "faces, of scikit-image); the first ones by name are used, a few in quick",
+        "faces, of scikit-image); the first ones by name are used, a few in quick; those of peak are "
+        "found by the paper's names, such as baboon_gray.png",
     )
     parser.add_argument(
         "--mesh",

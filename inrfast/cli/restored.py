@@ -110,7 +110,8 @@ def check_kept(arguments: argparse.Namespace, image: Tensor, known: Tensor) -> b
         back = load(arguments.out, grey=image.shape[-1] == 1, memory_budget=arguments.memory_budget).pixels
     kept = torch.equal(back[known], image[known])
     if not kept:
-        warn(f"known pixels are not bit for bit those of {arguments.image}: {arguments.out} cannot hold them; .png can")
+        better = " exactly" if arguments.out.suffix.lower() in DEEP else "; .png can"
+        warn(f"known pixels are not bit for bit those of {arguments.image}: {arguments.out} cannot hold them{better}")
     return kept
 
 

@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "upscale",
         run,
         [common_options(), seed_option()],
-        "enlarge a picture; averaged back over areas it is the picture again",
+        "enlarge a picture; averaged back over areas it is the picture, but for what clipping to black and white takes",
         "  inrfast upscale photo.png --factor 2\n"
         "  inrfast upscale thumbnail.jpg --factor 4 --out out/large.png\n"
         "  inrfast upscale scan.tif --factor 1.5 --out scan-large.tif --seconds 60\n"

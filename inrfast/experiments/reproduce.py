@@ -102,6 +102,8 @@ def reproduce(
     request = Request(preset, runs, seed, taken, meshes, file, patterns, scenes, check_device("device", device))
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
+    for figure in chosen:  # what cannot be done is refused before the folder is claimed
+        figure.cells(request, {})
     with results.opened():
         for figure in chosen:
             made[figure.name] = _figure(results, figure, request, progress)

@@ -52,6 +52,9 @@ PULL = 0.1
 SHARE = 0.75
 """Of the network in an enlarged picture; the rest is the classical one's."""
 
+ROUNDS = 8
+"""Back-projections after an enlarged picture is clipped, each clipped again."""
+
 MID_GREY = 0.5
 
 MOST_SIDE = 2**24
@@ -66,7 +69,7 @@ class Restored(Record):
     ----------
     image
         The picture, (H, W) or (H, W, C) as it was given, in [0, 1]: known pixels are bit for bit those given; the
-        area means of an enlarged picture are the picture given.
+        area means of an enlarged picture are the picture given, but for what clipping takes.
     own
         The values of the network alone, of the same shape, not clipped.
     classical
@@ -220,8 +223,8 @@ def upscale(
     Returns
     -------
     Restored
-        As of :func:`inpaint`; ``image`` and ``own`` have the new size. The means of ``image`` before it is clipped to
-        [0, 1] are ``image`` to some 1e-3.
+        As of :func:`inpaint`; ``image`` and ``own`` have the new size. Its area means
+        are the picture given but for what clipping to [0, 1] takes: much where the picture is black and white.
 
     Raises
     ------
@@ -257,8 +260,11 @@ def upscale(
     own = setting.rendered(fitted, large).view(*large, channels)
     of_own = area_means(own, small)
     adds = own - back_projected(of_own, large)
-    share = setting.share(result)
-    found = (classical + share * adds).clamp(0, 1).to(values)
+    share = setting.share(result) if float(means.max()) > float(means.min()) else 0.0  # nothing to learn from
+    found = (classical + share * adds).clamp(0, 1)
+    for _ in range(ROUNDS):  # clipping moves the means; between both sets, by turns
+        found = (found + back_projected(means - area_means(found, small), large)).clamp(0, 1)
+    found = found.to(values)
     mse = float((of_own - means).square().mean())
     return setting.restored(given, found, own, classical.clamp(0, 1), fitted, result, mse, share, math.nan, begun)
 

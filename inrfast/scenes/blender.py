@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ SPLITS = ("train", "val", "test")
 
 MOST_BYTES = 2**26
 """Of a file of poses: 100 frames take some 100 KB."""
+
+INTRINSICS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy", "w", "h"), ("k1", "k2", "k3", "k4", "p1", "p2")
+"""Entries of other layouts, of whole cameras and of lenses (0: none)."""
 
 
 def load_blender(
@@ -72,11 +76,13 @@ def load_blender(
         angle = check_angle("camera_angle_x", angle)
     except (ValueError, TypeError) as error:
         raise type(error)(f"{shown(file)}: {error}") from error
+    _check_pinhole(content, angle, shown(file))
     images, cameras, names = [], [], []
     first: tuple[int, int] | None = None
     for index in range(0, len(frames), every):
         place = f"{shown(file)}: frames[{index}]"
         picture = _picture(frames[index], root, place)
+        _check_pinhole(frames[index], angle, place)
         pose = _pose(frames[index], place)
         image, full = _image(picture, size, place)
         first = first or full
@@ -149,6 +155,17 @@ def _of(content: Any, entry: str, place: str) -> Any:
     return content[entry]
 
 
+def _check_pinhole(entries: Any, angle: float, place: str) -> None:
+    """Refuse what the layout does not have: lenses, and cameras of several kinds in one file."""
+    for entry in (*INTRINSICS, *DISTORTIONS):
+        if entry in entries and (entry in INTRINSICS or entries[entry] != 0):
+            raise ValueError(f"{place} has {entry!r}, which is not of the Blender-synthetic layout: its cameras have "
+                             "camera_angle_x, square pixels and no lens, and look through the middle")  # fmt: skip
+    if entries.get("camera_angle_x", angle) != angle:
+        raise ValueError(f"{place}: camera_angle_x is {entries['camera_angle_x']!r}, and that of the file {angle!r}; "
+                         "one file has one")  # fmt: skip
+
+
 def _told(value: Any) -> str:
     return f"{type(value).__name__} {repr(value)[:60]}"
 
@@ -188,6 +205,10 @@ def _image(picture: Path, size: int | None, place: str) -> tuple[torch.Tensor, t
             if size > max(full):
                 raise ValueError(f"size must be at most the file's {max(full)} pixels, got {size}")
             shape = tuple(max(round(side * size / max(full)), 1) for side in full)
+            if shape[0] * full[1] != shape[1] * full[0]:
+                step = max(full) // math.gcd(*full)
+                raise ValueError(f"size must be a multiple of {step}, which keeps {full[0]}x{full[1]} in proportion, "
+                                 f"got {size}")  # fmt: skip
             image = load(picture, size=shape, alpha=True).pixels
     except FileNotFoundError:
         raise FileNotFoundError(f"{place}: there is no image {shown(picture)}") from None

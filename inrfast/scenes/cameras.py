@@ -95,7 +95,10 @@ class Camera:
         return torch.cat([self.position.expand_as(directions), directions], dim=-1).to(dtype)
 
     def resized(self, height: int, width: int) -> Camera:
-        """Return the camera that sees the same in another number of pixels."""
+        """Return the camera with another number of pixels, whose width sees the same.
+
+        Its height does too where the ratio of both is kept; else it sees more or less, since pixels stay square.
+        """
         return Camera(self.pose, height, width, self.angle)
 
 

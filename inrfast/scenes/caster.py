@@ -168,6 +168,9 @@ def render_mesh(
     check_int("supersampling", supersampling, minimum=1)
     if not len(cameras):
         raise ValueError("cameras must be at least one, got none")
+    sizes = {(camera.height, camera.width) for camera in cameras}
+    if len(sizes) > 1:
+        raise ValueError(f"cameras must be of one size, got {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}")
     caster = Caster(mesh, texture, highlight, upward)
     disable = None if progress is None else not progress
     images = [caster.image(camera, supersampling) for camera in tqdm(cameras, "views", leave=False, disable=disable)]

@@ -33,7 +33,7 @@ class Views:
     Raises
     ------
     ValueError, TypeError
-        Other shapes, another number of cameras, cameras of another size.
+        Other shapes, values outside [0, 1], another number of cameras, cameras of another size.
     """
 
     images: Tensor
@@ -44,6 +44,9 @@ class Views:
         images = check_tensor("images", self.images, ndim=4).detach()
         if images.shape[-1] not in (3, 4):
             raise ValueError(f"images must have shape (V, H, W, 3) or (V, H, W, 4), got {tuple(images.shape)}")
+        low, high = float(images.min()), float(images.max())
+        if low < 0 or high > 1:
+            raise ValueError(f"images must lie in [0, 1], got values from {low:.6g} to {high:.6g}; scale them")
         cameras = tuple(self.cameras)
         if len(cameras) != len(images):
             raise ValueError(f"cameras must be one per image, {len(images)} of them, got {len(cameras)}")

@@ -170,3 +170,10 @@ def test_many_points_and_a_target_take_little_memory():
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 128 * 1024  # KiB
+
+
+def test_a_kernel_of_fp32_with_a_large_constant_is_taken_by_its_entries():
+    points = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    kernel = (points @ points.t() + 1e6).float()
+    found = inr.alignment(kernel, points[:, 0], centered=True)
+    assert found == pytest.approx(inr.alignment(kernel.double(), points[:, 0].double(), centered=True), rel=1e-9)

@@ -210,3 +210,9 @@ def test_what_is_refused(case):
     call, message = BAD[case]
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+@pytest.mark.parametrize("length", [1e155, 1e-160])
+def test_points_whose_kernel_fp64_does_not_hold_are_refused(length):
+    with pytest.raises(ValueError, match="lengths from"):
+        inr.infinite_ntk(2)(length * torch.eye(2, dtype=torch.float64))

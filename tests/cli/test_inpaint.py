@@ -203,3 +203,7 @@ def test_time_ends_the_fit(place, capsys):
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["stopped"] == "seconds" and found["steps"] < 1000000
+
+
+def test_the_colour_of_no_mask_is_refused(place, refused):
+    refused(["inpaint", "photo.png", "--missing", "white"], "--missing", "MASK")

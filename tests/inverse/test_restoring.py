@@ -215,3 +215,16 @@ def test_bad_numbers_are_named() -> None:
         inr.upscale(np.zeros((4, 4), np.uint8), 2)
     with pytest.raises(MemoryBudgetError, match=r"a picture of 4,000,000 pixels needs .* take a smaller picture"):
         inr.upscale(torch.zeros(1000, 1000), 2, memory_budget=2**22)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 2), (16, 16)])
+def test_a_constant_picture_stays_constant(shape):
+    found = inr.upscale(torch.full(shape, 0.5), 4, steps=3, progress=False)
+    torch.testing.assert_close(found.image, torch.full_like(found.image, 0.5), rtol=0, atol=1e-6)
+
+
+def test_means_of_a_clipped_picture_come_back():
+    given = torch.rand(13, 17, generator=torch.Generator().manual_seed(0)).clamp(0.1, 0.9)
+    found = inr.upscale(given, 2, steps=20, progress=False).image
+    means = found.unflatten(0, (13, 2)).unflatten(2, (17, 2)).mean((1, 3))
+    assert float((means - given).abs().max()) < 2 / 255

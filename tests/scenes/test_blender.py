@@ -144,3 +144,25 @@ def test_folders_that_are_none_are_refused(tmp_path):
         load_blender(tmp_path)
     with pytest.raises(ValueError, match="split"):
         save_blender(tmp_path, {"all": views()})
+
+
+@pytest.mark.parametrize(
+    ("where", "entry", "value"), [("file", "fl_x", 20.0), ("frame", "camera_angle_x", 1.2), ("file", "k1", 0.1)]
+)
+def test_cameras_that_the_layout_does_not_have_are_refused(tmp_path, where, entry, value):
+    cameras = sphere_of_cameras(1, 4, 6)
+    save_blender(tmp_path, {"train": Views(torch.rand(1, 4, 6, 3), cameras)})
+    file = tmp_path / "transforms_train.json"
+    content = json.loads(file.read_text())
+    (content if where == "file" else content["frames"][0])[entry] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=entry):
+        load_blender(tmp_path, "train")
+
+
+def test_sizes_that_bend_the_picture_are_refused(tmp_path):
+    cameras = sphere_of_cameras(1, 4, 6)
+    save_blender(tmp_path, {"train": Views(torch.rand(1, 4, 6, 3), cameras)})
+    assert load_blender(tmp_path, "train", size=3).images.shape[1:3] == (2, 3)
+    with pytest.raises(ValueError, match="multiple of 3"):
+        load_blender(tmp_path, "train", size=4)

@@ -66,10 +66,16 @@ def mask(request: Request, kind: str, side: int, seed: int | None = None) -> Mas
     Raises
     ------
     ValueError
-        A file with no observed or no missing pixel, or one that cannot be read.
+        A file with no observed or no missing pixel, one that is not square, or one that cannot be read.
+    FileNotFoundError
+        Files were given, and none of them is of this kind.
     """
     files = [path for path in request.masks if ("combin" in path.name.lower()) == (kind == "combined")]
-    if kind in ("textural", "combined") and files:
+    if kind in ("textural", "combined") and request.masks:
+        if not files:
+            wanted = 'one with "combin" in its name' if kind == "combined" else 'one without "combin" in its name'
+            listed = ", ".join(shown(path.name) for path in request.masks[:5])
+            raise FileNotFoundError(f"masks must hold a {kind} pattern, {wanted}, got {listed}")
         return Mask(kind, _of_file(files[0], side), files[0].name)
     rng = np.random.default_rng([request.seed if seed is None else seed, KINDS.index(kind)])
     made = {"random": _random, "patch": _patches, "textural": _textural, "combined": _combined}[kind]
@@ -79,6 +85,10 @@ def mask(request: Request, kind: str, side: int, seed: int | None = None) -> Mas
 
 def _of_file(path: Path, side: int) -> Tensor:
     values = load_image(path, grey=True)[..., 0]
+    if values.shape[0] != values.shape[1]:
+        raise ValueError(
+            f"masks must be square as the pictures are, and {shown(path)} is {values.shape[0]}x{values.shape[1]}"
+        )
     rows, columns = (torch.arange(side) * size // side for size in values.shape)
     observed = (values > 0.5)[rows][:, columns].contiguous()
     if observed.all() or not observed.any():

@@ -40,9 +40,9 @@ class Sweep:
     def cells(self, request: Request, found: Mapping[str, Found]) -> list[Cell]:
         """Return the fits of all settings and seeds at equal time, once the times of a step are known."""
         speed, own = self.speed(request), sizes(request)
+        scene, hidden = image(request, IMAGE, own.side), mask(request, KIND, own.side)  # refused before any work
         if speed.name not in found:
             return [speed]
-        scene, hidden = image(request, IMAGE, own.side), mask(request, KIND, own.side)
         return [speed, *(
             fit_cell(self.cell_name(value, seed), method, scene, hidden,
                      steps_of(method, found[speed.name], own.seconds), seed)

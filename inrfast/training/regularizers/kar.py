@@ -138,7 +138,7 @@ class KAR(nn.Module):
         if points is not None:
             where = None if device is None else check_device("device", device)
             shaped = check_tensor("points", points, finite=False, device=where)
-            self.points = check_coords("points", shaped, in_features).detach().to(device=where, dtype=dtype)
+            self.points = check_coords("points", shaped, in_features).detach().to(device=where, dtype=dtype, copy=True)
             self.axes = shaped.ndim
             in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
         elif in_features is None and attention is None:

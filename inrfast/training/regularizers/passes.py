@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from inrfast.calling import Called, Calling
@@ -22,11 +23,24 @@ FEW = 16
 def evaluated(net: nn.Module, calling: Calling, points: Tensor) -> Tensor:
     """Return the outputs (n, M) of a network; many points are taken in pieces where each is known to stand alone."""
     if not in_pieces(net, len(points)):
-        return calling.predicted(net, points)
+        return predicted(net, calling, points)
     found = [
         checkpoint(calling.predicted, net, points[part], use_reentrant=False) for part in chunks(len(points), PIECE)
     ]
     return torch.cat(found)
+
+
+def predicted(net: nn.Module, calling: Calling, points: Tensor) -> Tensor:
+    """Return the outputs (n, M) of a network, whose buffers stay as they are.
+
+    Running statistics are those of the points of the fit: points of a regulariser do not count in them.
+    """
+    buffers = {f"net.{name}": own for name, own in net.named_buffers()}
+    if not buffers or (not isinstance(mlp := describe(net), str) and mlp.pointwise):
+        return calling.predicted(net, points)
+    kept = {name: own.clone() for name, own in buffers.items()}
+    found: Tensor = functional_call(Called(net, calling), kept, (points,))
+    return found
 
 
 def in_pieces(net: nn.Module, count: int) -> bool:

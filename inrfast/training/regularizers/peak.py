@@ -39,15 +39,15 @@ class PEAK:
     points
         Of the regulariser: see :class:`inrfast.KAR`; None: the points of each step.
     degree
-        Highest degree k.
+        Highest degree k, 1 or more.
     factor
         Of the regulariser.
     constant
         Whether degree 0 is there. Without it gamma of degree 1 is ``sqrt(a_1) x``, which fits before any module. None:
         where the network is an INR without an encoding, or degree is above 1.
     coefficients
-        Where the a_k begin, the constant's first; None: ``a_0 = a_1 = 1``, and ``d^-k`` above, so that in the box
-        [-1, 1]^d no degree outweighs the others.
+        Where the a_k begin, above 0, the constant's first; None: ``a_0 = a_1 = 1``, and ``d^-k`` above, so that in the
+        box [-1, 1]^d no degree outweighs the others.
     options
         Of :class:`inrfast.KAR`, by name.
 
@@ -95,7 +95,7 @@ class PEAK:
     ) -> None:
         dtype, device = check_net(net)
         factor = check_float("factor", factor, minimum=0.0)
-        degree = check_int("degree", degree, minimum=0)
+        degree = check_int("degree", degree, minimum=1)
         if constant is None:
             constant = degree != 1 or (isinstance(net, INR) and _is_plain(net) and net.encoding is None)
         constant = check_flag("constant", constant)
@@ -112,6 +112,11 @@ class PEAK:
         if coefficients is None:
             orders = range(0 if constant else 1, degree + 1)
             coefficients = [1.0 if k < 2 else float(features) ** -k for k in orders]
+        if not all(check_float("an entry of coefficients", own, minimum=0.0) > 0 for own in coefficients):
+            raise ValueError(
+                f"coefficients must be above 0, got {list(coefficients)}: the weights of a degree with 0 begin without "
+                "a gradient, and so does its coefficient"
+            )
         polynomial = Polynomial(degree, coefficients, trainable=True, constant=constant)
         self.net = _plugged(net, polynomial, features, dtype, device)
         self.regularizers: list[tuple[KAR, float]] = [(self.kar, factor)]

@@ -16,7 +16,7 @@ from inrfast.nn import INR
 from inrfast.training.data import is_grid
 from inrfast.training.derivatives import gradient
 from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of
-from inrfast.training.regularizers.passes import evaluated
+from inrfast.training.regularizers.passes import evaluated, predicted
 
 MODES = ("differences", "derivatives")
 """How a gradient is taken; first the default."""
@@ -62,7 +62,7 @@ class _Smoothness(nn.Module):
         self.mode = check_choice("mode", mode, MODES)
         self.seed = check_seed("seed", seed)
         shaped = _points_of(points, device, dtype)
-        self.points = check_coords("points", shaped).detach()
+        self.points = check_coords("points", shaped).detach().clone()  # the caller may write into his
         self.select, self.axes = select, 2 if shaped.ndim == self.points.shape[1] + 1 else shaped.ndim
         self.rows = check_part("rows", rows, PART, len(self.points), "points")
         self.shape = _grid_of(shaped, self.points) if self.mode == MODES[0] else ()
@@ -90,7 +90,7 @@ class _Smoothness(nn.Module):
             return self._of(self._differences(net, calling, some))
         coords = self.points[some].requires_grad_()
         with torch.enable_grad():
-            return self._of(gradient(calling.predicted(net, coords), coords))
+            return self._of(gradient(predicted(net, calling, coords), coords))
 
     def _of(self, slopes: Tensor) -> Tensor:
         """Return the regulariser of gradients (n, M, d)."""

@@ -70,3 +70,12 @@ def test_mask_files_are_combined_or_textural_by_name(tmp_path):
     empty = Request(masks=(saved(tmp_path, "none.png", np.zeros((8, 8))),))
     with pytest.raises(ValueError, match="misses all pixels"):
         mask(empty, "textural", 8)
+
+
+def test_masks_that_are_not_those_of_a_figure_are_refused(tmp_path):
+    odd = saved(tmp_path, "combined.png", 255 * np.eye(8, 12))
+    other = saved(tmp_path, "random.png", 255 * np.eye(8))
+    with pytest.raises(FileNotFoundError, match="combin"):
+        mask(Request(masks=(other,)), "combined", 8)
+    with pytest.raises(ValueError, match="square"):
+        mask(Request(masks=(odd,)), "combined", 8)

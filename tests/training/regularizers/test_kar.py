@@ -270,3 +270,11 @@ def test_other_networks_and_precisions():
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_points_are_copied():
+    x = inr.grid((6, 6))
+    kar, net = inr.KAR(x, rows="all", keys="all"), inr.INR(2, 1, width=8)
+    before = float(kar(net, inr.grid((6, 6)), 0).detach())
+    x *= 10
+    assert float(kar(net, inr.grid((6, 6)), 0).detach()) == before

@@ -48,3 +48,21 @@ def test_networks_that_may_couple_points_take_them_at_once(net, monkeypatch):
     monkeypatch.setattr(passes, "PIECE", 64)
     assert not passes.in_pieces(net, len(X))
     torch.testing.assert_close(passes.evaluated(net, Calling(), X.float()), whole)
+
+
+@pytest.mark.parametrize(
+    "of", [inr.KAR, lambda points: inr.TotalVariation(points, mode="derivatives"), inr.DirichletEnergy]
+)
+def test_running_statistics_are_those_of_the_fit_alone(of):
+    """With a factor of 0 a regulariser changes nothing, though its points lie elsewhere."""
+    x = inr.grid((8, 8))
+
+    def fitted(regularizers):
+        net = inr.INR(2, 1, width=16, norm="batch", seed=0)
+        result = inr.fit(net, x, x.sin()[:, :1], steps=20, lr=1e-2, regularizers=regularizers, progress=False)
+        return result.psnr, dict(net.named_buffers())
+
+    plain, with_none = fitted([]), fitted([(of(inr.grid((6, 6), bounds=(-3, 3))), 0.0)])
+    assert abs(plain[0] - with_none[0]) < 0.1
+    for name, own in plain[1].items():
+        torch.testing.assert_close(with_none[1][name], own, rtol=1e-3, atol=1e-4)
