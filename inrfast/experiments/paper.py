@@ -208,6 +208,13 @@ class Figure(ABC):
     title: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, request: Request) -> None:
+        """Raise what a request's files are wrong in, before anything is computed or written.
+
+        Figures whose first cells need no file of the user's own say more than this, which asks for the first cells.
+        """
+        self.cells(request, {})
+
     @abstractmethod
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """Return all cells that are known, given what was found so far.

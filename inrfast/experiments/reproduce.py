@@ -80,8 +80,8 @@ def reproduce(
     ------
     TypeError, ValueError, FileNotFoundError, OSError
         An argument that is no such thing; an unknown paper, figure or preset; a device that this machine lacks; a
-        folder without images, masks or poses; a folder of results of other settings
-        (:class:`inrfast.experiments.results.OtherSettingsError`).
+        folder without images, masks or poses, or without those that a figure needs, before anything is written; a
+        folder of results of other settings (:class:`inrfast.experiments.results.OtherSettingsError`).
     KeyboardInterrupt
         Ctrl-C; its message says how many cells of which figure are done.
     """
@@ -100,6 +100,8 @@ def reproduce(
     patterns = () if masks is None else _images("masks", _path("masks", masks))
     file = None if weights is None else _file("weights", _path("weights", weights))
     request = Request(preset, runs, seed, taken, meshes, file, patterns, scenes, check_device("device", device))
+    for figure in chosen:
+        figure.check(request)
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
     with results.opened():

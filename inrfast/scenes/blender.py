@@ -59,15 +59,8 @@ def load_blender(
     every = check_int("every", every, minimum=1)
     size = None if size is None else check_int("size", size, minimum=1)
     root = Path(folder)
-    if not root.is_dir():
-        kind = NotADirectoryError if root.exists() else FileNotFoundError
-        raise kind(f"{shown(root)} is not a folder of a scene, with transforms_{name}.json in it")
-    file = root / f"transforms_{name}.json"
-    content = _parsed(file)
+    file, content, frames = _frames(root, name)
     angle = _of(content, "camera_angle_x", shown(file))
-    frames = _of(content, "frames", shown(file))
-    if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{shown(file)}: frames must be a list of at least one frame, got {_told(frames)}")
     try:
         angle = check_angle("camera_angle_x", angle)
     except (ValueError, TypeError) as error:
@@ -124,6 +117,24 @@ def save_blender(folder: str | os.PathLike[str], views: Mapping[str, Views]) -> 
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": camera.pose.tolist()})
         content = {"camera_angle_x": angles.pop(), "frames": frames}
         write_whole(root / f"transforms_{split}.json", json.dumps(content, indent=1).encode())
+
+
+def frames_of(folder: str | os.PathLike[str], split: str) -> int:
+    """Return how many frames a split of a folder has; no picture is looked at."""
+    return len(_frames(Path(folder), check_choice("split", split, SPLITS))[2])
+
+
+def _frames(root: Path, split: str) -> tuple[Path, Any, list[Any]]:
+    """Return the file of poses of a split, its content and its frames."""
+    if not root.is_dir():
+        kind = NotADirectoryError if root.exists() else FileNotFoundError
+        raise kind(f"{shown(root)} is not a folder of a scene, with transforms_{split}.json in it")
+    file = root / f"transforms_{split}.json"
+    content = _parsed(file)
+    frames = _of(content, "frames", shown(file))
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{shown(file)}: frames must be a list of at least one frame, got {_told(frames)}")
+    return file, content, frames
 
 
 def _parsed(file: Path) -> Any:

@@ -35,6 +35,10 @@ class Fig3(Figure):
     title = "Fig. 3: PEAK with polynomial encodings of several degrees"
     takes = ("images", "masks")
 
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        swept(request).check(request)
+
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         return swept(request).cells(request, found)

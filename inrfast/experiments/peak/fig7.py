@@ -31,6 +31,10 @@ class Fig7(Figure):
     title = "Fig. 7: PSNR against processor time, Baboon with half of the pixels missing"
     takes = ("images",)
 
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        image(request, SCENE[0], sizes(request).side)
+
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         own = sizes(request)

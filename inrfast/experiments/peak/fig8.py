@@ -45,6 +45,10 @@ class Fig8(Figure):
     title = "Fig. 8: PSNR against the number of parameters, Baboon with half of the pixels missing"
     takes = ("images",)
 
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        image(request, SCENE[0], sizes(request).side)
+
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         own, made = sizes(request), _made(request)

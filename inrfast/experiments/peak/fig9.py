@@ -43,6 +43,10 @@ class Fig9(Figure):
     title = "Fig. 9: PEAK by the factor of KAR, the attention's features r and the function in place of softmax"
     takes = ("images", "masks")
 
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        FACTOR.check(request)
+
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         return [cell for sweep in (FACTOR, FEATURE, FUNCTION) for cell in sweep.cells(request, found)]

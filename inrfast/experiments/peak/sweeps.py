@@ -33,6 +33,13 @@ class Sweep:
     name: str
     methods: Mapping[str, Method]
 
+    @staticmethod
+    def check(request: Request) -> None:
+        """Read the image and the mask."""
+        side = sizes(request).side
+        image(request, IMAGE, side)
+        mask(request, KIND, side)
+
     def speed(self, request: Request) -> Cell:
         """Return the cell of the times of a step."""
         return speed_cell(f"speed.{self.name}", list(self.methods.values()), sizes(request).side)

@@ -54,6 +54,13 @@ class Table1(Figure):
     title = "Table 1: PSNR of images with missing pixels, MLP, Fourier, Hash and PEAK at equal processor time"
     takes = ("images", "masks")
 
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        side = sizes(request).side
+        for name, kind in places(request):
+            image(request, name, side)
+            mask(request, kind, side)
+
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         speed = speeds(request)

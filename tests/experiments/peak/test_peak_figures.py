@@ -54,6 +54,17 @@ def test_all_figures_run_in_small_and_tell_what_was_found(tmp_path, tiny):
     assert again["table1"]["rows"] == made["table1"]["rows"]  # nothing is computed anew
 
 
+@pytest.mark.parametrize("name", ["fig3", "fig7", "fig8", "fig9", "table1", "table2", "table3"])
+def test_input_is_refused_before_the_folder_of_results_is_claimed(name, tmp_path):
+    """With files of no use to any of the figures: none has a cell of its own done, nor a folder."""
+    Image.new("L", (300, 300)).save(tmp_path / "holiday.png")
+    (tmp_path / "transforms_train.json").write_text('{"frames": []}')
+    given = {"scene": tmp_path} if name == "table3" else {"images": tmp_path}
+    with pytest.raises((FileNotFoundError, ValueError), match=r"holiday\.png|at least one frame"):
+        reproduce("peak", name, tmp_path / "out", **given, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_papers_table_is_whole():
     assert len(PAPER) == 18 and {kind for _, kind in PAPER} == set(KINDS)
     assert all(len(values) == len(FOUR) and max(values) == values[-1] for values in PAPER.values())
