@@ -10,6 +10,7 @@ from PIL import Image
 from inrfast.experiments.paper import Request
 from inrfast.experiments.peak.images import STAND_INS, TABLE1, comparable, image, there
 from inrfast.experiments.peak.masks import KINDS, PATCHES, RANDOM_SHARE, STROKE_SHARE, mask
+from inrfast.experiments.reproduce import reproduce
 
 
 def saved(folder, name, values):
@@ -64,9 +65,34 @@ def test_mask_files_are_combined_or_textural_by_name(tmp_path):
     files = (saved(tmp_path, "mask_combine.png", half), saved(tmp_path, "text.png", half.T))
     request = Request(masks=files)
     combined, textural = mask(request, "combined", 4), mask(request, "textural", 4)
-    assert combined.source == "mask_combine.png" and combined.observed.tolist() == [[False] * 2 + [True] * 2] * 4
+    assert (
+        combined.source == "mask_combine.png, 4x4 of its 8x8 pixels"
+        and combined.observed.tolist() == [[False] * 2 + [True] * 2] * 4
+    )
     assert torch.equal(textural.observed, combined.observed.T)
     assert torch.equal(mask(request, "random", 16).observed, mask(Request(), "random", 16).observed)
     empty = Request(masks=(saved(tmp_path, "none.png", np.zeros((8, 8))),))
     with pytest.raises(ValueError, match="misses all pixels"):
         mask(empty, "textural", 8)
+
+
+def test_mask_files_that_are_missing_or_would_be_bent_are_refused(tmp_path):
+    values = np.eye(8) * 255
+    own = {"combined": saved(tmp_path, "combined.png", values), "textural": saved(tmp_path, "strokes.png", values)}
+    for kind, other in (("combined", "textural"), ("textural", "combined")):
+        with pytest.raises(FileNotFoundError, match=f"'combin' in its name for the {kind} mask, got {own[other].name}"):
+            mask(Request(masks=(own[other],)), kind, 8)
+        assert mask(Request(masks=(own[kind],)), kind, 8).source == own[kind].name
+    for shape in ((8, 16), (16, 8), (6, 6)):
+        wide = saved(tmp_path, "combined.png", np.resize([0, 255, 255], shape))
+        with pytest.raises(ValueError, match=f"square and at least 8 .* {shape[0]}x{shape[1]}"):
+            mask(Request(masks=(wide,)), "combined", 8)
+
+
+@pytest.mark.parametrize(("figure", "names"), [("fig3", "strokes"), ("fig9", "strokes"), ("table1", "combined")])
+def test_a_folder_without_the_mask_of_a_figure_is_refused_before_its_first_cell(figure, names, tmp_path):
+    (tmp_path / "masks").mkdir()
+    saved(tmp_path / "masks", f"{names}.png", np.eye(300) * 255)
+    with pytest.raises(FileNotFoundError, match=f"masks must hold .*{names}"):
+        reproduce("peak", figure, tmp_path / "out", masks=tmp_path / "masks", progress=False)
+    assert not (tmp_path / "out").exists()
