@@ -13,7 +13,8 @@ import torch
 from inrfast.errors import check_choice, check_int
 from inrfast.files import opened, shown, write_whole
 from inrfast.memory import require_free
-from inrfast.scenes.cameras import Camera, check_angle, check_pose
+from inrfast.scenes.cameras import Camera, check_pose
+from inrfast.scenes.lenses import view_angles
 from inrfast.scenes.views import Views
 from inrfast.signals.image import load, save_image
 
@@ -30,7 +31,8 @@ def load_blender(
 
     ``transforms_<split>.json`` holds ``camera_angle_x`` (radians, horizontal) and ``frames``, each with a ``file_path``
     relative to the folder (``.png`` is added where it has no such suffix) and a ``transform_matrix`` (4x4, camera to
-    world, OpenGL axes). Images are PNG with an opacity, or opaque.
+    world, OpenGL axes). Images are PNG with an opacity, or opaque. Focal lengths in pixels, ``fl_x`` and ``fl_y``, and
+    ``camera_angle_y`` are taken too, and a frame's own entries before those of the file.
 
     Parameters
     ----------
@@ -48,8 +50,10 @@ def load_blender(
     FileNotFoundError, NotADirectoryError
         No such folder, file of poses or image; the message names the frame.
     ValueError, TypeError
-        Poses that do not parse: no JSON, missing entries, an angle out of range, a matrix that is no rigid motion; an
-        image outside the folder, damaged, or of another size than the first. The message names the file and the frame.
+        Poses that do not parse: no JSON, missing entries, an angle out of range, a matrix that is no rigid motion; a
+        lens that a :class:`Camera` is not, such as one off the middle (``cx``, ``cy``) or with distortion (``k1``), or
+        of pictures of another size (``w``, ``h``); an image outside the folder, damaged, or of another size than the
+        first. The message names the file and the frame.
     MemoryBudgetError
         The images would take more than half of what is free.
 
@@ -60,11 +64,6 @@ def load_blender(
     size = None if size is None else check_int("size", size, minimum=1)
     root = Path(folder)
     file, content, frames = _frames(root, name)
-    angle = _of(content, "camera_angle_x", shown(file))
-    try:
-        angle = check_angle("camera_angle_x", angle)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{shown(file)}: {error}") from error
     images, cameras, names = [], [], []
     first: tuple[int, int] | None = None
     for index in range(0, len(frames), every):
@@ -82,7 +81,8 @@ def load_blender(
             require_free(3 * count * image.numel() * 4, f"{count} images of {full[0]}x{full[1]} pixels",
                          "take a smaller size, or fewer by every")  # fmt: skip
         images.append(image)
-        cameras.append(Camera(pose, image.shape[0], image.shape[1], angle))
+        angles = view_angles(content, frames[index], full, place)
+        cameras.append(Camera(pose, *full, *angles).resized(image.shape[0], image.shape[1]))
         names.append(str(frames[index]["file_path"]))
     return Views(torch.stack(images), cameras, names)
 
@@ -107,7 +107,7 @@ def save_blender(folder: str | os.PathLike[str], views: Mapping[str, Views]) -> 
     root = Path(folder)
     for split, own in views.items():
         check_choice("a split of views", split, SPLITS)
-        angles = {camera.angle for camera in own.cameras}
+        angles = {(camera.angle, camera.angle_y) for camera in own.cameras}
         if len(angles) > 1:
             raise ValueError(f"the {split} cameras have {len(angles)} angles of view; a file holds one")
         (root / split).mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,9 @@ def save_blender(folder: str | os.PathLike[str], views: Mapping[str, Views]) -> 
         for index, (image, camera) in enumerate(zip(own.images, own.cameras, strict=True)):
             save_image(image, root / split / f"r_{index}.png")
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": camera.pose.tolist()})
-        content = {"camera_angle_x": angles.pop(), "frames": frames}
+        angle, angle_y = angles.pop()
+        vertical = {} if angle_y is None else {"camera_angle_y": angle_y}
+        content = {"camera_angle_x": angle, **vertical, "frames": frames}
         write_whole(root / f"transforms_{split}.json", json.dumps(content, indent=1).encode())
 
 

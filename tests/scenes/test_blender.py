@@ -55,6 +55,12 @@ def test_smaller_images_are_averages_before_any_background(folder):
         torch.testing.assert_close(small.colours(background), wanted, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"frames\[0\]: size must be at most"):
         load_blender(folder, size=9)
+    bent = load_blender(folder, size=5)  # 6x8 becomes 4x5
+    for own, camera in zip(bent.cameras, full.cameras, strict=True):
+        assert (own.height, own.width, own.angle) == (4, 5, camera.angle)
+        assert own.focal_y / 4 == pytest.approx(camera.focal / 6)
+    save_blender(folder, {"val": bent})
+    assert [own.angle_y for own in load_blender(folder, "val").cameras] == [own.angle_y for own in bent.cameras]
 
 
 def test_the_layout_is_that_of_the_paper(tmp_path):
@@ -144,3 +150,13 @@ def test_folders_that_are_none_are_refused(tmp_path):
         load_blender(tmp_path)
     with pytest.raises(ValueError, match="split"):
         save_blender(tmp_path, {"all": views()})
+
+
+def test_a_folder_is_read_with_the_lens_of_every_frame(folder):
+    rewritten(folder, lambda content: content["frames"][1].update(fl_x=16.0, fl_y=12.0))
+    cameras = load_blender(folder, size=4).cameras
+    assert (cameras[1].focal, cameras[1].focal_y) == pytest.approx((8.0, 6.0))
+    assert cameras[0].focal == cameras[2].focal != cameras[1].focal
+    rewritten(folder, lambda content: content["frames"][2].update(k1=0.2))
+    with pytest.raises(ValueError, match=r"transforms_train.json: frames\[2\]: k1 must be 0"):
+        load_blender(folder)
