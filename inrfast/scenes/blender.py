@@ -101,24 +101,45 @@ def save_blender(folder: str | os.PathLike[str], views: Mapping[str, Views]) -> 
 
     Raises
     ------
-    ValueError
-        Another split; cameras of several angles.
+    ValueError, TypeError
+        No split, or another one; what is no views; cameras of several angles. Nothing is written then.
+    NotADirectoryError, OSError
+        The folder is a file; it cannot be made.
     """
     root = Path(folder)
+    _check_splits(views)
+    for split in views:
+        if ((root / split).exists() and not (root / split).is_dir()) or (root.exists() and not root.is_dir()):
+            file = root / split if root.is_dir() else root
+            raise NotADirectoryError(f"folder must be one for a scene and its splits, and {shown(file)} is a file")
+        try:
+            (root / split).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make the folder {shown(root / split)}: {error.strerror or error}") from error
     for split, own in views.items():
-        check_choice("a split of views", split, SPLITS)
-        angles = {(camera.angle, camera.angle_y) for camera in own.cameras}
-        if len(angles) > 1:
-            raise ValueError(f"the {split} cameras have {len(angles)} angles of view; a file holds one")
-        (root / split).mkdir(parents=True, exist_ok=True)
+        angle, angle_y = own.cameras[0].angle, own.cameras[0].angle_y
         frames = []
         for index, (image, camera) in enumerate(zip(own.images, own.cameras, strict=True)):
             save_image(image, root / split / f"r_{index}.png")
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": camera.pose.tolist()})
-        angle, angle_y = angles.pop()
         vertical = {} if angle_y is None else {"camera_angle_y": angle_y}
         content = {"camera_angle_x": angle, **vertical, "frames": frames}
         write_whole(root / f"transforms_{split}.json", json.dumps(content, indent=1).encode())
+
+
+def _check_splits(views: Any) -> None:
+    """Refuse what is no mapping of views by split, or has cameras that one file of poses cannot hold."""
+    if not isinstance(views, Mapping):
+        raise TypeError(f"views must be a mapping from splits, {', '.join(SPLITS)}, to Views, got {_told(views)}")
+    if not views:
+        raise ValueError(f"views must have at least one of the splits {', '.join(SPLITS)}, got none")
+    for split, own in views.items():
+        check_choice("a split of views", split, SPLITS)
+        if not isinstance(own, Views):
+            raise TypeError(f"views[{split!r}] must be Views, images with their cameras, got {type(own).__name__}")
+        angles = {(camera.angle, camera.angle_y) for camera in own.cameras}
+        if len(angles) > 1:
+            raise ValueError(f"the {split} cameras have {len(angles)} angles of view; a file holds one")
 
 
 def frames_of(folder: str | os.PathLike[str], split: str) -> int:
