@@ -109,11 +109,10 @@ def save_blender(folder: str | os.PathLike[str], views: Mapping[str, Views]) -> 
     root = Path(folder)
     _check_splits(views)
     for split in views:
-        if ((root / split).exists() and not (root / split).is_dir()) or (root.exists() and not root.is_dir()):
-            file = root / split if root.is_dir() else root
-            raise NotADirectoryError(f"folder must be one for a scene and its splits, and {shown(file)} is a file")
         try:
             (root / split).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(f"folder must be one, and {shown(root / split)} is a file or below one") from None
         except OSError as error:
             raise OSError(f"cannot make the folder {shown(root / split)}: {error.strerror or error}") from error
     for split, own in views.items():
