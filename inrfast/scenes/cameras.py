@@ -17,6 +17,9 @@ from inrfast.memory import counted
 ORTHONORMAL = 1e-3
 """Largest entry of ``R^T R - I`` of a rotation: files state 6 digits or more, and a scale of 1.001 is a mistake."""
 
+FARTHEST = 2.0**24
+"""Distance of a camera from the origin at most: beyond it rays in fp32 start at even numbers only."""
+
 MOST_SIDE = 2**16
 """Pixels per side of an image at most."""
 
@@ -138,6 +141,9 @@ def check_pose(argument: str, got: Any) -> Tensor:
         raise ValueError(f"{argument} must be a matrix (4, 4), camera to world, got shape {tuple(pose.shape)}")
     if not torch.equal(pose[3], pose.new_tensor([0.0, 0.0, 0.0, 1.0])):
         raise ValueError(f"the last row of {argument} must be 0, 0, 0, 1, got {pose[3].tolist()}")
+    away = float(pose[:3, 3].abs().max())
+    if away > FARTHEST:
+        raise ValueError(f"{argument} must be at most {FARTHEST:g} from the origin along an axis, got {away:g}")
     rotation = pose[:3, :3]
     error = float((rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max())
     if error > ORTHONORMAL:

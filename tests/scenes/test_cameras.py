@@ -114,6 +114,10 @@ def test_a_box_is_met_where_its_faces_are(seed):
         (lambda pose: torch.cat([1.01 * pose[:3], pose[3:]]), "orthonormal"),
         (lambda pose: torch.cat([-pose[:3], pose[3:]]), "reflection"),
         (lambda pose: pose * torch.nan, "finite"),
+        (
+            lambda pose: pose.index_put((torch.tensor(1), torch.tensor(3)), torch.tensor(-1e300, dtype=pose.dtype)),
+            "at most",
+        ),
     ],
 )
 def test_poses_that_are_no_rigid_motion_are_refused(change, match):
