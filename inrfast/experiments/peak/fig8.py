@@ -12,7 +12,7 @@ from inrfast.experiments.drawing import finish, legend
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
 from inrfast.experiments.peak.fig7 import METHODS, SCENE
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
-from inrfast.experiments.peak.images import comparable, image
+from inrfast.experiments.peak.images import called, comparable, image
 from inrfast.experiments.peak.masks import mask
 from inrfast.experiments.peak.methods import HASH, PEAK_METHOD, Method
 
@@ -84,7 +84,7 @@ class Fig8(Figure):
         text = [
             f"PEAK is highest at {sum(ahead)} of {len(ahead)} widths. Parameters of KAR's attention are not counted, "
             "since the picture does not need them; wider networks take fewer steps in the same time.",
-            comparable(request),
+            comparable(request, SCENE[:1]),
         ]
         numbers = {name: {"parameters": counts[name], "psnr": value} for name, value in scores.items()}
         drawing = _drawing(request, counts, scores)
@@ -103,6 +103,6 @@ def _drawing(request: Request, counts: Mapping[str, int], scores: Mapping[str, f
         axes.plot([counts[name] for name in names], [scores[name] for name in names], color=method.colour, marker="o",
                   label=method.label)  # fmt: skip
     axes.set_xscale("log")
-    finish(axes, f"{SCENE[0]}, half of the pixels missing", "parameters", "PSNR (dB)")
+    finish(axes, f"{called(request, SCENE[0])}, half of the pixels missing", "parameters", "PSNR (dB)")
     legend(drawing, axes)
     return drawing

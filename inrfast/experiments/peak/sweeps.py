@@ -9,7 +9,7 @@ import numpy as np
 
 from inrfast.experiments.paper import Cell, Found, Request, Table
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
-from inrfast.experiments.peak.images import comparable, image
+from inrfast.experiments.peak.images import called, comparable, image
 from inrfast.experiments.peak.masks import mask
 from inrfast.experiments.peak.methods import Method
 from inrfast.experiments.runs import seeds
@@ -88,8 +88,8 @@ def scene_notes(request: Request) -> list[str]:
     own = sizes(request)
     hidden = mask(request, KIND, own.side)
     said = [
-        f"{IMAGE}, {own.side}x{own.side}, {hidden.share:.0%} of the pixels observed ({hidden.source}); each fit has "
-        f"{own.seconds:g} s of one core, scored at its last step.",
-        comparable(request),
+        f"{called(request, IMAGE)}, {own.side}x{own.side}, {hidden.share:.0%} of the pixels observed "
+        f"({hidden.source}); each fit has {own.seconds:g} s of one core, scored at its last step.",
+        comparable(request, [IMAGE]),
     ]
     return [one for one in said if one]
