@@ -56,7 +56,8 @@ def reproduce(
     preset
         ``"quick"``: small sizes, minutes on a CPU; ``"paper"``: the sizes of the paper.
     images
-        Folder of images; None: photographs, or faces, bundled with scikit-image.
+        Folder of images; None: photographs, or faces, bundled with scikit-image. The first ones by name are used, or
+        those that a figure finds by name, as the help says, such as ``jetplane*``.
     mesh
         Mesh files; none: a surface made by formula.
     weights

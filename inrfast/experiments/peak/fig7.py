@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ class Fig7(Figure):
     name = "fig7"
     title = "Fig. 7: PSNR against processor time, Baboon with half of the pixels missing"
     takes = ("images",)
+    named = MappingProxyType({"images": f"{SCENE[0].lower()}*"})
 
     def check(self, request: Request) -> None:
         """See :class:`inrfast.experiments.paper.Figure`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from matplotlib.figure import Figure as Drawing
@@ -44,6 +45,7 @@ class Fig8(Figure):
     name = "fig8"
     title = "Fig. 8: PSNR against the number of parameters, Baboon with half of the pixels missing"
     takes = ("images",)
+    named = MappingProxyType({"images": f"{SCENE[0].lower()}*"})
 
     def check(self, request: Request) -> None:
         """See :class:`inrfast.experiments.paper.Figure`."""

@@ -103,6 +103,11 @@ def there(request: Request, names: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
+def any_of(names: Sequence[str]) -> str:
+    """Return how a figure finds images that it takes as far as they are there, for the help."""
+    return f"those there are of {', '.join(f'{name.lower()}*' for name in names)}"
+
+
 def called(request: Request, name: str) -> str:
     """Return the name under which a report shows an image of the paper, with the stand-in's where there is one."""
     return name if request.images else f"{name} (here {STAND_INS[name]})"

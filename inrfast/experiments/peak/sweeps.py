@@ -10,12 +10,15 @@ import numpy as np
 from inrfast.experiments.paper import Cell, Found, Request, Table
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
 from inrfast.experiments.peak.images import called, comparable, image
-from inrfast.experiments.peak.masks import mask
+from inrfast.experiments.peak.masks import COMBINED, mask
 from inrfast.experiments.peak.methods import Method
 from inrfast.experiments.runs import seeds
 
 IMAGE, KIND = "Jetplane", "combined"
 """The scene of the paper's figures 3 and 9."""
+
+NAMED = {"images": f"{IMAGE.lower()}*", "masks": f"*{COMBINED}*"}
+"""How files of these figures are found."""
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
-from inrfast.experiments.peak.images import TABLE1, called, comparable, image, there
+from inrfast.experiments.peak.images import TABLE1, any_of, called, comparable, image, there
 from inrfast.experiments.peak.masks import mask
 from inrfast.experiments.peak.methods import ABLATIONS, PEAK_METHOD, RIVALS, TUNED_ON, Method
 from inrfast.experiments.scores import difference
@@ -53,6 +54,7 @@ class Table1(Figure):
     name = "table1"
     title = "Table 1: PSNR of images with missing pixels, MLP, Fourier, Hash and PEAK at equal processor time"
     takes = ("images", "masks")
+    named = MappingProxyType({"images": any_of(TABLE1), "masks": "any other name"})
 
     def check(self, request: Request) -> None:
         """See :class:`inrfast.experiments.paper.Figure`."""

@@ -1,5 +1,7 @@
 """Images are found by the paper's names, and masks miss what they say."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inrfast.experiments.paper import Request
+from inrfast.cli import main
+from inrfast.experiments.paper import PAPERS, Request
 from inrfast.experiments.peak.images import STAND_INS, TABLE1, comparable, image, there
 from inrfast.experiments.peak.masks import KINDS, PATCHES, RANDOM_SHARE, STROKE_SHARE, mask
 from inrfast.experiments.reproduce import reproduce
@@ -99,3 +102,21 @@ def test_a_folder_without_the_mask_of_a_figure_is_refused_before_its_first_cell(
     with pytest.raises(FileNotFoundError, match=f"masks must hold .*{names}"):
         reproduce("peak", figure, tmp_path / "out", masks=tmp_path / "masks", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig7", "fig8", "fig9", "table1", "table2"])
+def test_the_help_says_by_which_names_files_are_found(name, tmp_path, capsys):
+    """Files named as the help says are all that a figure needs: its check passes, and by other names it does not."""
+    figure = PAPERS["peak"].figures[name]
+    assert main(["reproduce", "--help"]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert set(figure.named) == set(figure.takes)
+    assert all("".join(pattern.split()) in told for pattern in figure.named.values())
+    (tmp_path / "masks").mkdir()
+    values = np.eye(256) * 255
+    images = [saved(tmp_path, f"{one}x.png", values) for one in re.findall(r"(\w+)\*", figure.named["images"])]
+    masks = [saved(tmp_path / "masks", "a_combined.png", values), saved(tmp_path / "masks", "b.png", values)]
+    own = [path for path in masks if ("combin" in path.name) == ("combin" in figure.named.get("masks", ""))]
+    figure.check(Request(images=tuple(images), masks=tuple(own)))
+    with pytest.raises(FileNotFoundError, match="images must hold"):
+        figure.check(Request(images=(saved(tmp_path, "x.png", values),), masks=tuple(own)))
