@@ -32,8 +32,7 @@ def add(commands: Any) -> None:
         type=path,
         metavar="DIR",
         help=f"folder of images for {_fed('images')} (default: photographs, or "
-        "faces, of scikit-image); the first ones by name are used, a few in quick; those of peak are "
-        "found by the paper's names, such as baboon_gray.png",
+        f"faces, of scikit-image); the first ones by name are used, a few in quick{_found('images')}",
     )
     parser.add_argument(
         "--mesh",
@@ -52,7 +51,8 @@ def add(commands: Any) -> None:
         "--masks",
         type=path,
         metavar="DIR",
-        help=f"folder of masks, white observed and black missing, for {_fed('masks')} (default: made by formula)",
+        help=f"folder of masks, white observed and black missing, for {_fed('masks')} "
+        f"(default: made by formula){_found('masks')}",
     )
     parser.add_argument(
         "--scene",
@@ -115,3 +115,16 @@ def _fed(files: str) -> str:
         for paper in PAPERS.values()
     }
     return "; ".join(f"{names} of {paper}" for paper, names in fed.items() if names)
+
+
+def _found(files: str) -> str:
+    """Return by which names figures find such files, where they do; figures that find them alike stand together."""
+    told = []
+    for paper in PAPERS.values():
+        alike: dict[str, list[str]] = {}
+        for name, figure in paper.figures.items():
+            if files in figure.named:
+                alike.setdefault(figure.named[files], []).append(name)
+        by_name = "; ".join(f"{pattern} for {', '.join(names)}" for pattern, names in alike.items())
+        told += [f"; {spelled(paper.name)} finds them by name, {by_name}"] if alike else []
+    return "".join(told)

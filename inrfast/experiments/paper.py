@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -201,12 +202,21 @@ class Figure(ABC):
     """A figure or table of a paper, as work to do and as a drawing of what was found.
 
     ``takes`` names the files of the user's own that may feed it: ``"images"``, ``"mesh"``, ``"weights"``,
-    ``"masks"``, ``"scenes"``.
+    ``"masks"``, ``"scenes"``. ``named`` says by which names it finds them in a folder, for the help, such as
+    ``{"images": "jetplane*"}``; files of kinds without one are taken in the order of their names.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     takes: ClassVar[tuple[str, ...]] = ()
+    named: ClassVar[Mapping[str, str]] = MappingProxyType({})
+
+    def check(self, request: Request) -> None:
+        """Raise what a request's files are wrong in, before anything is computed or written.
+
+        Figures whose first cells need no file of the user's own say more than this, which asks for the first cells.
+        """
+        self.cells(request, {})
 
     @abstractmethod
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:

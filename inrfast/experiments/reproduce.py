@@ -56,7 +56,8 @@ def reproduce(
     preset
         ``"quick"``: small sizes, minutes on a CPU; ``"paper"``: the sizes of the paper.
     images
-        Folder of images; None: photographs, or faces, bundled with scikit-image.
+        Folder of images; None: photographs, or faces, bundled with scikit-image. The first ones by name are used, or
+        those that a figure finds by name, as the help says, such as ``jetplane*``.
     mesh
         Mesh files; none: a surface made by formula.
     weights
@@ -80,8 +81,8 @@ def reproduce(
     ------
     TypeError, ValueError, FileNotFoundError, OSError
         An argument that is no such thing; an unknown paper, figure or preset; a device that this machine lacks; a
-        folder without images, masks or poses; a folder of results of other settings
-        (:class:`inrfast.experiments.results.OtherSettingsError`).
+        folder without images, masks or poses, or without those that a figure needs, before anything is written; a
+        folder of results of other settings (:class:`inrfast.experiments.results.OtherSettingsError`).
     KeyboardInterrupt
         Ctrl-C; its message says how many cells of which figure are done.
     """
@@ -100,10 +101,10 @@ def reproduce(
     patterns = () if masks is None else _images("masks", _path("masks", masks))
     file = None if weights is None else _file("weights", _path("weights", weights))
     request = Request(preset, runs, seed, taken, meshes, file, patterns, scenes, check_device("device", device))
+    for figure in chosen:
+        figure.check(request)
     results = Results(folder, known, request)
     made: dict[str, dict[str, Any]] = {}
-    for figure in chosen:  # what cannot be done is refused before the folder is claimed
-        figure.cells(request, {})
     with results.opened():
         for figure in chosen:
             made[figure.name] = _figure(results, figure, request, progress)

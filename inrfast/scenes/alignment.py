@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_choice, check_int, check_seed
+from inrfast.errors import check_choice, check_seed
 from inrfast.scenes.cameras import through_box
 from inrfast.scenes.renderer import Renderer
 from inrfast.scenes.volume import stratified
+from inrfast.training.regularizers.drawing import Part
 from inrfast.training.regularizers.kar import KAR
 
 PLACES = ("box", "full")
@@ -39,7 +40,8 @@ class FieldKAR(nn.Module):
     where
         Points x: ``"box"``, uniform in the field's box, or ``"full"``, as X in cells that may hold something.
     rows, keys
-        Points x, and samples X, per step.
+        Points x, and samples X, per step; in steps whose rays have fewer samples, which grow fewer as cells are found
+        to be empty, all of them. ``"all"`` takes all in every step.
     options
         ``r``, ``width``, ``hidden_layers``, ``omega`` ... of :class:`inrfast.KAR`, on coordinates in [-1, 1]^3;
         ``norm`` is ``"squared"`` here.
@@ -53,17 +55,26 @@ class FieldKAR(nn.Module):
     """
 
     def __init__(
-        self, of: str = "outputs", where: str = "full", rows: int = 512, keys: int = 512, seed: int = 0, **options: Any
+        self,
+        of: str = "outputs",
+        where: str = "full",
+        rows: Part = 512,
+        keys: Part = 512,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__()
         self.of = check_choice("of", of, VALUES)
         self.where = check_choice("where", where, PLACES)
-        self.keys = check_int("keys", keys, minimum=2)
         check_seed("seed", seed)
         drawn = torch.rand(CLOUD, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         points = 2 * drawn - 1 if where == "box" else None
         options = {"norm": "squared", **options}
         self.kar = KAR(points, rows=rows, keys=keys, seed=seed, in_features=3, **options)
+        # A step has as many samples as its rays meet: nothing that the caller could know beforehand.
+        self.kar.keys = self.kar.keys._replace(given=False)
+        if points is None:
+            self.kar.rows = self.kar.rows._replace(given=False)
 
     def forward(self, net: nn.Module, coords: Tensor, step: int | None = None) -> Tensor:
         """Return R, a tensor of one element, for a renderer and the rays (n, 6) of a step; 0 where no sample counts."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,8 @@ import torch
 from inrfast.errors import check_choice, check_int
 from inrfast.files import opened, shown, write_whole
 from inrfast.memory import require_free
-from inrfast.scenes.cameras import Camera, check_angle, check_pose
+from inrfast.scenes.cameras import Camera, check_pose
+from inrfast.scenes.lenses import view_angles
 from inrfast.scenes.views import Views
 from inrfast.signals.image import load, save_image
 
@@ -22,9 +22,6 @@ SPLITS = ("train", "val", "test")
 
 MOST_BYTES = 2**26
 """Of a file of poses: 100 frames take some 100 KB."""
-
-INTRINSICS, DISTORTIONS = ("fl_x", "fl_y", "cx", "cy", "w", "h"), ("k1", "k2", "k3", "k4", "p1", "p2")
-"""Entries of other layouts, of whole cameras and of lenses (0: none)."""
 
 
 def load_blender(
@@ -34,7 +31,8 @@ def load_blender(
 
     ``transforms_<split>.json`` holds ``camera_angle_x`` (radians, horizontal) and ``frames``, each with a ``file_path``
     relative to the folder (``.png`` is added where it has no such suffix) and a ``transform_matrix`` (4x4, camera to
-    world, OpenGL axes). Images are PNG with an opacity, or opaque.
+    world, OpenGL axes). Images are PNG with an opacity, or opaque. Focal lengths in pixels, ``fl_x`` and ``fl_y``, and
+    ``camera_angle_y`` are taken too, and a frame's own entries before those of the file.
 
     Parameters
     ----------
@@ -52,8 +50,10 @@ def load_blender(
     FileNotFoundError, NotADirectoryError
         No such folder, file of poses or image; the message names the frame.
     ValueError, TypeError
-        Poses that do not parse: no JSON, missing entries, an angle out of range, a matrix that is no rigid motion; an
-        image outside the folder, damaged, or of another size than the first. The message names the file and the frame.
+        Poses that do not parse: no JSON, missing entries, an angle out of range, a matrix that is no rigid motion; a
+        lens that a :class:`Camera` is not, such as one off the middle (``cx``, ``cy``) or with distortion (``k1``), or
+        of pictures of another size (``w``, ``h``); an image outside the folder, damaged, or of another size than the
+        first. The message names the file and the frame.
     MemoryBudgetError
         The images would take more than half of what is free.
 
@@ -63,26 +63,12 @@ def load_blender(
     every = check_int("every", every, minimum=1)
     size = None if size is None else check_int("size", size, minimum=1)
     root = Path(folder)
-    if not root.is_dir():
-        kind = NotADirectoryError if root.exists() else FileNotFoundError
-        raise kind(f"{shown(root)} is not a folder of a scene, with transforms_{name}.json in it")
-    file = root / f"transforms_{name}.json"
-    content = _parsed(file)
-    angle = _of(content, "camera_angle_x", shown(file))
-    frames = _of(content, "frames", shown(file))
-    if not isinstance(frames, list) or not frames:
-        raise ValueError(f"{shown(file)}: frames must be a list of at least one frame, got {_told(frames)}")
-    try:
-        angle = check_angle("camera_angle_x", angle)
-    except (ValueError, TypeError) as error:
-        raise type(error)(f"{shown(file)}: {error}") from error
-    _check_pinhole(content, angle, shown(file))
+    file, content, frames = _frames(root, name)
     images, cameras, names = [], [], []
     first: tuple[int, int] | None = None
     for index in range(0, len(frames), every):
         place = f"{shown(file)}: frames[{index}]"
         picture = _picture(frames[index], root, place)
-        _check_pinhole(frames[index], angle, place)
         pose = _pose(frames[index], place)
         image, full = _image(picture, size, place)
         first = first or full
@@ -95,7 +81,8 @@ def load_blender(
             require_free(3 * count * image.numel() * 4, f"{count} images of {full[0]}x{full[1]} pixels",
                          "take a smaller size, or fewer by every")  # fmt: skip
         images.append(image)
-        cameras.append(Camera(pose, image.shape[0], image.shape[1], angle))
+        angles = view_angles(content, frames[index], full, place)
+        cameras.append(Camera(pose, *full, *angles).resized(image.shape[0], image.shape[1]))
         names.append(str(frames[index]["file_path"]))
     return Views(torch.stack(images), cameras, names)
 
@@ -114,22 +101,62 @@ def save_blender(folder: str | os.PathLike[str], views: Mapping[str, Views]) -> 
 
     Raises
     ------
-    ValueError
-        Another split; cameras of several angles.
+    ValueError, TypeError
+        No split, or another one; what is no views; cameras of several angles. Nothing is written then.
+    NotADirectoryError, OSError
+        The folder is a file; it cannot be made.
     """
     root = Path(folder)
+    _check_splits(views)
+    for split in views:
+        try:
+            (root / split).mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise NotADirectoryError(f"folder must be one, and {shown(root / split)} is a file or below one") from None
+        except OSError as error:
+            raise OSError(f"cannot make the folder {shown(root / split)}: {error.strerror or error}") from error
     for split, own in views.items():
-        check_choice("a split of views", split, SPLITS)
-        angles = {camera.angle for camera in own.cameras}
-        if len(angles) > 1:
-            raise ValueError(f"the {split} cameras have {len(angles)} angles of view; a file holds one")
-        (root / split).mkdir(parents=True, exist_ok=True)
+        angle, angle_y = own.cameras[0].angle, own.cameras[0].angle_y
         frames = []
         for index, (image, camera) in enumerate(zip(own.images, own.cameras, strict=True)):
             save_image(image, root / split / f"r_{index}.png")
             frames.append({"file_path": f"./{split}/r_{index}", "transform_matrix": camera.pose.tolist()})
-        content = {"camera_angle_x": angles.pop(), "frames": frames}
+        vertical = {} if angle_y is None else {"camera_angle_y": angle_y}
+        content = {"camera_angle_x": angle, **vertical, "frames": frames}
         write_whole(root / f"transforms_{split}.json", json.dumps(content, indent=1).encode())
+
+
+def _check_splits(views: Any) -> None:
+    """Refuse what is no mapping of views by split, or has cameras that one file of poses cannot hold."""
+    if not isinstance(views, Mapping):
+        raise TypeError(f"views must be a mapping from splits, {', '.join(SPLITS)}, to Views, got {_told(views)}")
+    if not views:
+        raise ValueError(f"views must have at least one of the splits {', '.join(SPLITS)}, got none")
+    for split, own in views.items():
+        check_choice("a split of views", split, SPLITS)
+        if not isinstance(own, Views):
+            raise TypeError(f"views[{split!r}] must be Views, images with their cameras, got {type(own).__name__}")
+        angles = {(camera.angle, camera.angle_y) for camera in own.cameras}
+        if len(angles) > 1:
+            raise ValueError(f"the {split} cameras have {len(angles)} angles of view; a file holds one")
+
+
+def frames_of(folder: str | os.PathLike[str], split: str) -> int:
+    """Return how many frames a split of a folder has; no picture is looked at."""
+    return len(_frames(Path(folder), check_choice("split", split, SPLITS))[2])
+
+
+def _frames(root: Path, split: str) -> tuple[Path, Any, list[Any]]:
+    """Return the file of poses of a split, its content and its frames."""
+    if not root.is_dir():
+        kind = NotADirectoryError if root.exists() else FileNotFoundError
+        raise kind(f"{shown(root)} is not a folder of a scene, with transforms_{split}.json in it")
+    file = root / f"transforms_{split}.json"
+    content = _parsed(file)
+    frames = _of(content, "frames", shown(file))
+    if not isinstance(frames, list) or not frames:
+        raise ValueError(f"{shown(file)}: frames must be a list of at least one frame, got {_told(frames)}")
+    return file, content, frames
 
 
 def _parsed(file: Path) -> Any:
@@ -153,17 +180,6 @@ def _of(content: Any, entry: str, place: str) -> Any:
             f"{place} misses the entry {entry!r}; it has {', '.join(map(repr, list(content)[:8])) or 'none'}"
         )
     return content[entry]
-
-
-def _check_pinhole(entries: Any, angle: float, place: str) -> None:
-    """Refuse what the layout does not have: lenses, and cameras of several kinds in one file."""
-    for entry in (*INTRINSICS, *DISTORTIONS):
-        if entry in entries and (entry in INTRINSICS or entries[entry] != 0):
-            raise ValueError(f"{place} has {entry!r}, which is not of the Blender-synthetic layout: its cameras have "
-                             "camera_angle_x, square pixels and no lens, and look through the middle")  # fmt: skip
-    if entries.get("camera_angle_x", angle) != angle:
-        raise ValueError(f"{place}: camera_angle_x is {entries['camera_angle_x']!r}, and that of the file {angle!r}; "
-                         "one file has one")  # fmt: skip
 
 
 def _told(value: Any) -> str:
@@ -205,10 +221,6 @@ def _image(picture: Path, size: int | None, place: str) -> tuple[torch.Tensor, t
             if size > max(full):
                 raise ValueError(f"size must be at most the file's {max(full)} pixels, got {size}")
             shape = tuple(max(round(side * size / max(full)), 1) for side in full)
-            if shape[0] * full[1] != shape[1] * full[0]:
-                step = max(full) // math.gcd(*full)
-                raise ValueError(f"size must be a multiple of {step}, which keeps {full[0]}x{full[1]} in proportion, "
-                                 f"got {size}")  # fmt: skip
             image = load(picture, size=shape, alpha=True).pixels
     except FileNotFoundError:
         raise FileNotFoundError(f"{place}: there is no image {shown(picture)}") from None

@@ -17,6 +17,9 @@ from inrfast.memory import counted
 ORTHONORMAL = 1e-3
 """Largest entry of ``R^T R - I`` of a rotation: files state 6 digits or more, and a scale of 1.001 is a mistake."""
 
+FARTHEST = 2.0**24
+"""Distance of a camera from the origin at most: beyond it rays in fp32 start at even numbers only."""
+
 MOST_SIDE = 2**16
 """Pixels per side of an image at most."""
 
@@ -26,7 +29,7 @@ VIEW_ANGLE = 0.6911112070083618
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """A pinhole camera with square pixels whose axis passes through the middle of the picture.
+    """A pinhole camera whose axis passes through the middle of the picture.
 
     Its own axes are those of OpenGL and Blender: x to the right of the picture, y up, and it looks along -z.
 
@@ -38,6 +41,8 @@ class Camera:
         Pixels of its picture.
     angle
         Horizontal angle of view in radians, above 0 and below pi; the left edge of the picture to the right one.
+    angle_y
+        Vertical angle of view in radians, from the upper edge to the lower one; None: that of square pixels.
 
     Raises
     ------
@@ -54,6 +59,7 @@ class Camera:
     height: int
     width: int
     angle: float = VIEW_ANGLE
+    angle_y: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pose", check_pose("pose", self.pose))
@@ -63,11 +69,18 @@ class Camera:
                 raise ValueError(f"{name} must be at most {MOST_SIDE} pixels, got {counted(side)}")
             object.__setattr__(self, name, side)
         object.__setattr__(self, "angle", check_angle("angle", self.angle))
+        if self.angle_y is not None:
+            object.__setattr__(self, "angle_y", check_angle("angle_y", self.angle_y))
 
     @property
     def focal(self) -> float:
-        """Focal length in pixels, ``width / 2 / tan(angle / 2)``, to nine digits."""
-        return float(f"{self.width / 2 / math.tan(self.angle / 2):.15g}")
+        """Focal length in widths of a pixel, ``width / 2 / tan(angle / 2)``, to 15 digits."""
+        return focal_of(self.width, self.angle)
+
+    @property
+    def focal_y(self) -> float:
+        """Focal length in heights of a pixel; that of :attr:`focal` where pixels are square."""
+        return self.focal if self.angle_y is None else focal_of(self.height, self.angle_y)
 
     @property
     def position(self) -> Tensor:
@@ -90,16 +103,26 @@ class Camera:
         x = (torch.arange(columns, dtype=torch.float64) + 0.5) / supersampling - self.width / 2
         y = self.height / 2 - (torch.arange(rows, dtype=torch.float64) + 0.5) / supersampling
         down, across = torch.meshgrid(y, x, indexing="ij")
+        down = down * (self.focal / self.focal_y)
         own = torch.stack([across, down, torch.full_like(across, -self.focal)], dim=-1)
         directions = torch.nn.functional.normalize(own @ self.pose[:3, :3].T, dim=-1)
         return torch.cat([self.position.expand_as(directions), directions], dim=-1).to(dtype)
 
     def resized(self, height: int, width: int) -> Camera:
-        """Return the camera with another number of pixels, whose width sees the same.
+        """Return the camera that sees the same in another number of pixels, which are not square at another ratio."""
+        same = height * self.width == width * self.height
+        angle_y = self.angle_y if same else angle_of(self.height, self.focal_y)
+        return Camera(self.pose, height, width, self.angle, angle_y)
 
-        Its height does too where the ratio of both is kept; else it sees more or less, since pixels stay square.
-        """
-        return Camera(self.pose, height, width, self.angle)
+
+def focal_of(pixels: float, angle: float) -> float:
+    """Return the focal length in pixels at which so many of them cover an angle of view in radians, to 15 digits."""
+    return float(f"{pixels / 2 / math.tan(angle / 2):.15g}")
+
+
+def angle_of(pixels: float, focal: float) -> float:
+    """Return the angle of view in radians that so many pixels cover at a focal length in pixels."""
+    return 2 * math.atan2(pixels / 2, focal)
 
 
 def check_angle(argument: str, got: Any) -> float:
@@ -118,6 +141,9 @@ def check_pose(argument: str, got: Any) -> Tensor:
         raise ValueError(f"{argument} must be a matrix (4, 4), camera to world, got shape {tuple(pose.shape)}")
     if not torch.equal(pose[3], pose.new_tensor([0.0, 0.0, 0.0, 1.0])):
         raise ValueError(f"the last row of {argument} must be 0, 0, 0, 1, got {pose[3].tolist()}")
+    away = float(pose[:3, 3].abs().max())
+    if away > FARTHEST:
+        raise ValueError(f"{argument} must be at most {FARTHEST:g} from the origin along an axis, got {away:g}")
     rotation = pose[:3, :3]
     error = float((rotation.T @ rotation - torch.eye(3, dtype=torch.float64)).abs().max())
     if error > ORTHONORMAL:

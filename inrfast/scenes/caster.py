@@ -163,14 +163,20 @@ def render_mesh(
     Raises
     ------
     ValueError, TypeError
-        See :class:`Caster`; no cameras; supersampling below 1.
+        See :class:`Caster`; no cameras, or of several sizes; supersampling below 1.
     """
     check_int("supersampling", supersampling, minimum=1)
-    if not len(cameras):
+    cameras = tuple(cameras)
+    if not cameras:
         raise ValueError("cameras must be at least one, got none")
-    sizes = {(camera.height, camera.width) for camera in cameras}
-    if len(sizes) > 1:
-        raise ValueError(f"cameras must be of one size, got {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}")
+    for index, camera in enumerate(cameras):
+        if not isinstance(camera, Camera):
+            raise TypeError(f"cameras[{index}] must be a Camera, got {type(camera).__name__}")
+        if (camera.height, camera.width) != (cameras[0].height, cameras[0].width):
+            raise ValueError(
+                f"cameras must be of one size, and cameras[{index}] is of {camera.height}x{camera.width} pixels, "
+                f"cameras[0] of {cameras[0].height}x{cameras[0].width}"
+            )
     caster = Caster(mesh, texture, highlight, upward)
     disable = None if progress is None else not progress
     images = [caster.image(camera, supersampling) for camera in tqdm(cameras, "views", leave=False, disable=disable)]

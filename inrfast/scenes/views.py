@@ -15,6 +15,9 @@ from inrfast.scenes.cameras import Camera
 
 WHITE = (1.0, 1.0, 1.0)
 
+ROUNDING = 1e-3
+"""By which images may leave [0, 1]: means in half precision are off by so much."""
+
 
 @dataclass(frozen=True, eq=False)
 class Views:
@@ -44,9 +47,9 @@ class Views:
         images = check_tensor("images", self.images, ndim=4).detach()
         if images.shape[-1] not in (3, 4):
             raise ValueError(f"images must have shape (V, H, W, 3) or (V, H, W, 4), got {tuple(images.shape)}")
-        low, high = float(images.min()), float(images.max())
-        if low < 0 or high > 1:
-            raise ValueError(f"images must lie in [0, 1], got values from {low:.6g} to {high:.6g}; scale them")
+        low, high = (float(end) for end in torch.aminmax(images))
+        if low < -ROUNDING or high > 1 + ROUNDING:
+            raise ValueError(f"images must be in [0, 1], got {low:g} to {high:g}; pixels of 8 bits: .float() / 255")
         cameras = tuple(self.cameras)
         if len(cameras) != len(images):
             raise ValueError(f"cameras must be one per image, {len(images)} of them, got {len(cameras)}")

@@ -45,6 +45,11 @@ def weights(densities: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     edges
         (n, m + 1), ascending distances.
 
+    Raises
+    ------
+    ValueError
+        Negative densities, descending edges.
+
     Source: Max, Optical models for direct volume rendering, IEEE TVCG 1995; Mildenhall et al., NeRF, ECCV 2020,
     equation 3.
 
@@ -54,7 +59,20 @@ def weights(densities: Tensor, edges: Tensor) -> tuple[Tensor, Tensor]:
     >>> round(float(own.sum() + passes), 6), round(float(passes), 4)
     (1.0, 0.0498)
     """
-    return _weights(densities * edges.diff(dim=1))
+    return _weights(_depths(densities, edges))
+
+
+def _depths(densities: Tensor, edges: Tensor) -> Tensor:
+    """Return the optical depths (n, m) of intervals, whose light would not sum to 1 if any were negative.
+
+    NaN is let through: a fit that diverges is told of by the fit.
+    """
+    if bool((densities < 0).any()):
+        raise ValueError(f"densities must not be negative, got {float(densities.detach().min()):g}")
+    lengths = edges.diff(dim=1)
+    if bool((lengths < 0).any()):
+        raise ValueError(f"edges must ascend along each ray, got a step of {float(lengths.min()):g}")
+    return densities * lengths
 
 
 def _weights(depths: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +134,8 @@ def composite(densities: ArrayLike, values: ArrayLike, edges: ArrayLike, backgro
     Raises
     ------
     ValueError, TypeError
-        Shapes or dtypes that do not belong together; edges that require gradients.
+        Shapes or dtypes that do not belong together; negative densities, descending edges; edges that require
+        gradients.
 
     Source: as :func:`weights`.
     """
@@ -133,7 +152,7 @@ def composite(densities: ArrayLike, values: ArrayLike, edges: ArrayLike, backgro
             raise TypeError(f"{name} must have the dtype of densities, {densities.dtype}, got {got.dtype}")
     if edges.requires_grad:
         raise ValueError("edges get no gradient: detach() them")
-    seen, own, passes = _Composite.apply(densities * edges.diff(dim=1), values, background)
+    seen, own, passes = _Composite.apply(_depths(densities, edges), values, background)
     middles = (edges[:, 1:] + edges[:, :-1]) / 2
     return Composited(seen, 1 - passes, (own * middles).sum(1))
 

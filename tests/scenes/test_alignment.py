@@ -9,7 +9,9 @@ from inrfast.encodings.hash_grid import HashGrid
 from inrfast.scenes.alignment import FieldKAR
 from inrfast.scenes.cameras import sphere_of_cameras
 from inrfast.scenes.fields import RadianceField
+from inrfast.scenes.fit import fit_scene
 from inrfast.scenes.renderer import Renderer
+from inrfast.scenes.views import Views
 
 
 def renderer() -> Renderer:
@@ -88,3 +90,22 @@ def test_the_default_dtype_changes_no_point_of_the_box():
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(after, before)
+
+
+@pytest.mark.parametrize("where", ["box", "full"])
+def test_steps_with_fewer_samples_than_asked_for_take_all_of_them(where):
+    scene, drawn = renderer(), []
+    own = FieldKAR(where=where, **{**SMALL, "keys": 500})
+    own.kar.attention.register_forward_pre_hook(lambda module, given: drawn.append(len(given[0])))
+    for rays in (RAYS, RAYS[20:22]):
+        own(scene, rays, step=0).backward()
+    few = len(own._samples(scene, RAYS[20:22]))
+    assert 2 <= few <= 24 and drawn == [40 + 500, few if where == "full" else 40 + few]
+    with pytest.raises(ValueError, match="keys"):
+        FieldKAR(**{**SMALL, "keys": 1})
+
+
+def test_the_default_fits_scenes_with_few_samples_in_a_step():
+    """Of 64 rays with 8 samples each, all in full cells, there are 512 at most, and fewer where rays miss the box."""
+    views = Views(torch.rand(2, 8, 8, 4), sphere_of_cameras(2, 8, 8))
+    assert fit_scene(views, 2, rays=64, samples=8, regularizers=[(FieldKAR(), 1e-4)], progress=False).fit.steps == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def test_smaller_images_are_averages_before_any_background(folder):
         torch.testing.assert_close(small.colours(background), wanted, atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match=r"frames\[0\]: size must be at most"):
         load_blender(folder, size=9)
+    bent = load_blender(folder, size=5)  # 6x8 becomes 4x5
+    for own, camera in zip(bent.cameras, full.cameras, strict=True):
+        assert (own.height, own.width, own.angle) == (4, 5, camera.angle)
+        assert own.focal_y / 4 == pytest.approx(camera.focal / 6)
+    save_blender(folder, {"val": bent})
+    assert [own.angle_y for own in load_blender(folder, "val").cameras] == [own.angle_y for own in bent.cameras]
 
 
 def test_the_layout_is_that_of_the_paper(tmp_path):
@@ -146,23 +153,29 @@ def test_folders_that_are_none_are_refused(tmp_path):
         save_blender(tmp_path, {"all": views()})
 
 
-@pytest.mark.parametrize(
-    ("where", "entry", "value"), [("file", "fl_x", 20.0), ("frame", "camera_angle_x", 1.2), ("file", "k1", 0.1)]
-)
-def test_cameras_that_the_layout_does_not_have_are_refused(tmp_path, where, entry, value):
-    cameras = sphere_of_cameras(1, 4, 6)
-    save_blender(tmp_path, {"train": Views(torch.rand(1, 4, 6, 3), cameras)})
-    file = tmp_path / "transforms_train.json"
-    content = json.loads(file.read_text())
-    (content if where == "file" else content["frames"][0])[entry] = value
-    file.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=entry):
-        load_blender(tmp_path, "train")
+def test_a_folder_is_read_with_the_lens_of_every_frame(folder):
+    rewritten(folder, lambda content: content["frames"][1].update(fl_x=16.0, fl_y=12.0))
+    cameras = load_blender(folder, size=4).cameras
+    assert (cameras[1].focal, cameras[1].focal_y) == pytest.approx((8.0, 6.0))
+    assert cameras[0].focal == cameras[2].focal != cameras[1].focal
+    rewritten(folder, lambda content: content["frames"][2].update(k1=0.2))
+    with pytest.raises(ValueError, match=r"transforms_train.json: frames\[2\]: k1 must be 0"):
+        load_blender(folder)
 
 
-def test_sizes_that_bend_the_picture_are_refused(tmp_path):
-    cameras = sphere_of_cameras(1, 4, 6)
-    save_blender(tmp_path, {"train": Views(torch.rand(1, 4, 6, 3), cameras)})
-    assert load_blender(tmp_path, "train", size=3).images.shape[1:3] == (2, 3)
-    with pytest.raises(ValueError, match="multiple of 3"):
-        load_blender(tmp_path, "train", size=4)
+def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/lego"):
+        with pytest.raises(NotADirectoryError, match=f"folder must be one, and .*{place}"):
+            save_blender(tmp_path / place, {"train": views()})
+    other = Views(views(1).images, [replace(views(1).cameras[0], angle=0.3)])
+    mixed = Views(torch.cat([views(1).images, other.images]), [*views(1).cameras, *other.cameras])
+    wrong = {
+        "got none": {}, "must be a mapping": [views()],
+        r"views\['test'\] must be Views": {"train": views(), "test": None},
+        "the test cameras have 2 angles": {"train": views(), "test": mixed},
+    }  # fmt: skip
+    for told, given in wrong.items():
+        with pytest.raises((ValueError, TypeError), match=told):
+            save_blender(tmp_path / "lego", given)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

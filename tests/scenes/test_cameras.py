@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,7 +26,8 @@ def random_camera(seed: int, height: int = 5, width: int = 7) -> Camera:
 def projected(camera: Camera, points: np.ndarray) -> np.ndarray:
     """Pixels (column, row) of points of the world, by homogeneous coordinates and the matrix of computer vision."""
     focal = camera.width / 2 / math.tan(camera.angle / 2)
-    matrix = np.array([[focal, 0, camera.width / 2], [0, focal, camera.height / 2], [0, 0, 1.0]])
+    own_y = focal if camera.angle_y is None else camera.height / 2 / math.tan(camera.angle_y / 2)
+    matrix = np.array([[focal, 0, camera.width / 2], [0, own_y, camera.height / 2], [0, 0, 1.0]])
     to_vision = np.diag([1.0, -1.0, -1.0, 1.0])  # x right, y down, looking along +z
     own = (to_vision @ np.linalg.inv(camera.pose.numpy()) @ np.c_[points, np.ones(len(points))].T)[:3]
     assert (own[2] > 0).all()
@@ -33,10 +35,10 @@ def projected(camera: Camera, points: np.ndarray) -> np.ndarray:
     return (image[:2] / image[2]).T
 
 
-@given(seed=st.integers(0, 2**31), far=st.floats(0.1, 100))
+@given(seed=st.integers(0, 2**31), far=st.floats(0.1, 100), angle_y=st.none() | st.floats(0.2, 2.5))
 @settings(max_examples=30, deadline=None)
-def test_points_on_rays_project_to_the_middles_of_their_pixels(seed, far):
-    camera = random_camera(seed)
+def test_points_on_rays_project_to_the_middles_of_their_pixels(seed, far, angle_y):
+    camera = replace(random_camera(seed), angle_y=angle_y)
     rays = camera.rays(torch.float64)
     assert rays.shape == (5, 7, 6)
     torch.testing.assert_close(rays[..., 3:].norm(dim=-1), torch.ones(5, 7, dtype=torch.float64))
@@ -44,6 +46,18 @@ def test_points_on_rays_project_to_the_middles_of_their_pixels(seed, far):
     rows, columns = np.meshgrid(np.arange(5) + 0.5, np.arange(7) + 0.5, indexing="ij")
     # fp64 of points up to 100 away, times a focal length of up to 35 pixels
     np.testing.assert_allclose(found, np.stack([columns, rows], -1).reshape(-1, 2), atol=1e-9)
+
+
+@given(seed=st.integers(0, 2**31), height=st.integers(1, 40), width=st.integers(1, 40), square=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_resized_camera_sees_the_same(seed, height, width, square):
+    """A point of the world lies at the same share of the height and of the width, whatever the ratio of the sides."""
+    camera = replace(random_camera(seed), angle_y=None if square else 1.1)
+    small = camera.resized(height, width)
+    points = (camera.position + camera.rays(torch.float64)[..., 3:].reshape(-1, 3)).numpy()
+    shares = [projected(own, points) / [own.width, own.height] for own in (camera, small)]
+    np.testing.assert_allclose(shares[1], shares[0], rtol=1e-9)
+    assert camera.resized(10, 14).angle_y == camera.angle_y, "pixels of the same shape"
 
 
 def test_rays_of_finer_pixels_lie_within_the_coarse_ones():
@@ -100,6 +114,10 @@ def test_a_box_is_met_where_its_faces_are(seed):
         (lambda pose: torch.cat([1.01 * pose[:3], pose[3:]]), "orthonormal"),
         (lambda pose: torch.cat([-pose[:3], pose[3:]]), "reflection"),
         (lambda pose: pose * torch.nan, "finite"),
+        (
+            lambda pose: pose.index_put((torch.tensor(1), torch.tensor(3)), torch.tensor(-1e300, dtype=pose.dtype)),
+            "at most",
+        ),
     ],
 )
 def test_poses_that_are_no_rigid_motion_are_refused(change, match):

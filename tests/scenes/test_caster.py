@@ -103,6 +103,11 @@ def test_what_is_no_mesh_or_no_camera_is_refused():
     mesh = trimesh.creation.box()
     with pytest.raises(ValueError, match="at least one"):
         render_mesh(mesh, [])
+    several = [*sphere_of_cameras(2, 4, 4), *sphere_of_cameras(1, 4, 5)]
+    with pytest.raises(ValueError, match=r"cameras\[2\] is of 4x5 pixels, cameras\[0\] of 4x4"):
+        render_mesh(mesh, several)
+    with pytest.raises(TypeError, match=r"cameras\[1\] must be a Camera"):
+        render_mesh(mesh, [several[0], several[0].pose])
     with pytest.raises(TypeError, match="trimesh"):
         Caster("spot.obj")
     with pytest.raises(ValueError, match="upward"):

@@ -56,6 +56,9 @@ def test_views_that_do_not_belong_together_are_refused():
         Views(images.transpose(1, 2), cameras)
     with pytest.raises(ValueError, match="shape"):
         Views(images[..., :2], cameras)
+    for wrong in (images * 255, images - 0.1):
+        with pytest.raises(ValueError, match=r"images must be in \[0, 1\]"):
+            Views(wrong, cameras)
     with pytest.raises(ValueError, match="finite"):
         Views(images * torch.nan, cameras)
     with pytest.raises(TypeError, match=r"cameras\[1\] must be a Camera"):

@@ -101,7 +101,8 @@ def test_the_gradient_is_that_of_autograd():
 
     for own, wanted in zip(gradient(composite), gradient(plain), strict=True):
         torch.testing.assert_close(own, wanted, rtol=1e-10, atol=1e-12)
-    few = [own[:2, :4].detach().requires_grad_() for own in (densities, values)]
+    # gradcheck takes steps of 1e-6 to either side
+    few = [own[:2, :4].detach().add(0.01).requires_grad_() for own in (densities, values)]
     few_edges, plain_background = edges[:2, :5], background.detach()
     assert torch.autograd.gradcheck(
         lambda a, b: composite(a, b, few_edges, plain_background).colours, few, check_batched_grad=False
@@ -140,3 +141,17 @@ def test_shapes_that_do_not_belong_together_are_refused():
         composite(densities, values, edges.clone().requires_grad_(), background)
     with pytest.raises(TypeError, match="values must have the dtype of densities"):
         composite(densities, values.half(), edges, background)
+
+
+def test_negative_densities_and_descending_edges_are_refused_and_nan_is_left_to_the_fit():
+    densities, values, edges, background = rays(0)
+    less, back, lost = densities.clone(), edges.clone(), densities.clone()
+    less[2, 3], lost[2, 3] = -1e-3, torch.nan
+    back[1, 4] = back[1, 3] - 1e-3
+    for call in (lambda a, b: composite(a, values, b, background), weights):
+        with pytest.raises(ValueError, match="densities must not be negative"):
+            call(less, edges)
+        with pytest.raises(ValueError, match="edges must ascend"):
+            call(densities, back)
+        call(lost, edges)
+        call(densities, edges[:, :1].expand_as(edges))  # rays that miss have no length

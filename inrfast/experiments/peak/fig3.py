@@ -12,7 +12,7 @@ from inrfast.encodings.polynomial import Polynomial
 from inrfast.experiments.drawing import finish
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row
 from inrfast.experiments.peak.methods import PEAK_METHOD
-from inrfast.experiments.peak.sweeps import Sweep, ranged, scene_notes
+from inrfast.experiments.peak.sweeps import NAMED, Sweep, ranged, scene_notes
 
 DEGREES = {"quick": (1, 2, 4, 8, 16), "paper": (1, 2, 4, 8, 16, 32, 64, 128)}
 
@@ -34,6 +34,11 @@ class Fig3(Figure):
     name = "fig3"
     title = "Fig. 3: PEAK with polynomial encodings of several degrees"
     takes = ("images", "masks")
+    named = NAMED
+
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        swept(request).check(request)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

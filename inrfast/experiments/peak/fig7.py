@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 from inrfast.experiments.drawing import finish, legend
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of, stopped
-from inrfast.experiments.peak.images import comparable, image
+from inrfast.experiments.peak.images import called, comparable, image
 from inrfast.experiments.peak.masks import mask
 from inrfast.experiments.peak.methods import FOURIER, HASH, MLP, PEAK_METHOD, SIREN
 
@@ -30,6 +31,11 @@ class Fig7(Figure):
     name = "fig7"
     title = "Fig. 7: PSNR against processor time, Baboon with half of the pixels missing"
     takes = ("images",)
+    named = MappingProxyType({"images": f"{SCENE[0].lower()}*"})
+
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        image(request, SCENE[0], sizes(request).side)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
@@ -68,7 +74,7 @@ class Fig7(Figure):
             f"{PEAK_METHOD.label} highest throughout{', too' if {first, fastest} == {PEAK_METHOD.label} else ''}.",
             f"A tenth of the observed pixels was held out of all fits; stopped where these are best: {early}.",
             f"{own.side}x{own.side} pixels; time is steps times the time of a step, evaluations left out.",
-            comparable(request),
+            comparable(request, SCENE[:1]),
         ]  # fmt: skip
         seconds = found["speed.curves"].numbers["seconds"]
         numbers = {
@@ -76,7 +82,7 @@ class Fig7(Figure):
                    "psnr": cell.numbers["whole"], "stopped": stopped(cell)}
             for name, cell in curves.items()
         }  # fmt: skip
-        return Outcome(rows, {self.name: _drawing(numbers)}, [one for one in text if one], (), numbers)
+        return Outcome(rows, {self.name: _drawing(request, numbers)}, [one for one in text if one], (), numbers)
 
 
 def _at(cell: Found, share: float) -> float:
@@ -85,11 +91,11 @@ def _at(cell: Found, share: float) -> float:
     return float(np.interp(share * cell.numbers["steps"], steps, cell.numbers["whole"]))
 
 
-def _drawing(curves: Mapping[str, Mapping[str, Any]]) -> Drawing:
+def _drawing(request: Request, curves: Mapping[str, Mapping[str, Any]]) -> Drawing:
     drawing = Drawing(figsize=(6.5, 4.4), layout="constrained")
     axes = drawing.subplots()
     for method in METHODS:
         axes.plot(curves[method.name]["seconds"], curves[method.name]["psnr"], color=method.colour, label=method.label)
-    finish(axes, f"{SCENE[0]}, half of the pixels missing", "processor time (s)", "PSNR (dB)")
+    finish(axes, f"{called(request, SCENE[0])}, half of the pixels missing", "processor time (s)", "PSNR (dB)")
     legend(drawing, axes)
     return drawing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from matplotlib.figure import Figure as Drawing
@@ -12,7 +13,7 @@ from inrfast.experiments.drawing import finish, legend
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
 from inrfast.experiments.peak.fig7 import METHODS, SCENE
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
-from inrfast.experiments.peak.images import comparable, image
+from inrfast.experiments.peak.images import called, comparable, image
 from inrfast.experiments.peak.masks import mask
 from inrfast.experiments.peak.methods import HASH, PEAK_METHOD, Method
 
@@ -44,6 +45,11 @@ class Fig8(Figure):
     name = "fig8"
     title = "Fig. 8: PSNR against the number of parameters, Baboon with half of the pixels missing"
     takes = ("images",)
+    named = MappingProxyType({"images": f"{SCENE[0].lower()}*"})
+
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        image(request, SCENE[0], sizes(request).side)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
@@ -80,7 +86,7 @@ class Fig8(Figure):
         text = [
             f"PEAK is highest at {sum(ahead)} of {len(ahead)} widths. Parameters of KAR's attention are not counted, "
             "since the picture does not need them; wider networks take fewer steps in the same time.",
-            comparable(request),
+            comparable(request, SCENE[:1]),
         ]
         numbers = {name: {"parameters": counts[name], "psnr": value} for name, value in scores.items()}
         drawing = _drawing(request, counts, scores)
@@ -99,6 +105,6 @@ def _drawing(request: Request, counts: Mapping[str, int], scores: Mapping[str, f
         axes.plot([counts[name] for name in names], [scores[name] for name in names], color=method.colour, marker="o",
                   label=method.label)  # fmt: skip
     axes.set_xscale("log")
-    finish(axes, f"{SCENE[0]}, half of the pixels missing", "parameters", "PSNR (dB)")
+    finish(axes, f"{called(request, SCENE[0])}, half of the pixels missing", "parameters", "PSNR (dB)")
     legend(drawing, axes)
     return drawing

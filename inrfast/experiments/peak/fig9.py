@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Drawing
 from inrfast.experiments.drawing import finish
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row
 from inrfast.experiments.peak.methods import GAMMA, PEAK_METHOD, Method
-from inrfast.experiments.peak.sweeps import Sweep, scene_notes
+from inrfast.experiments.peak.sweeps import NAMED, Sweep, scene_notes
 from inrfast.experiments.peak.weights import FUNCTIONS
 
 FACTORS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -42,6 +42,11 @@ class Fig9(Figure):
     name = "fig9"
     title = "Fig. 9: PEAK by the factor of KAR, the attention's features r and the function in place of softmax"
     takes = ("images", "masks")
+    named = NAMED
+
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        FACTOR.check(request)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""

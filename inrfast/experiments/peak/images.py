@@ -103,13 +103,24 @@ def there(request: Request, names: Sequence[str]) -> tuple[str, ...]:
     return found
 
 
-def comparable(request: Request) -> str:
+def any_of(names: Sequence[str]) -> str:
+    """Return how a figure finds images that it takes as far as they are there, for the help."""
+    return f"those there are of {', '.join(f'{name.lower()}*' for name in names)}"
+
+
+def called(request: Request, name: str) -> str:
+    """Return the name under which a report shows an image of the paper, with the stand-in's where there is one."""
+    return name if request.images else f"{name} (here {STAND_INS[name]})"
+
+
+def comparable(request: Request, names: Sequence[str]) -> str:
     """Return a sentence where the paper's numbers are of other images; empty for a folder of the paper's images."""
     if request.images:
         return ""
+    stand_ins = ", ".join(f"{STAND_INS[name]} for {name}" for name in names)
     return (
-        "The images are photographs bundled with scikit-image, not the paper's: the paper's column is of other images, "
-        "and only the order of methods can be compared."
+        f"The images are photographs bundled with scikit-image, not the paper's ({stand_ins}): the paper's column is "
+        "of other images, and only the order of methods can be compared."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from inrfast.signals.image import load_image
 
 KINDS = ("random", "patch", "textural", "combined")
 """Of the paper's table 1, and of its figures 3 and 9."""
+
+COMBINED = "combin"
+"""In the names of files that are combined masks; all others are textural ones."""
 
 RANDOM_SHARE, SPARSE_SHARE, STROKE_SHARE = 0.5, 0.2, 0.25
 """Observed pixels of a random mask, and of the random quadrant of a combined one; missing ones of a stroke pattern."""
@@ -59,42 +63,49 @@ class Mask:
 def mask(request: Request, kind: str, side: int, seed: int | None = None) -> Mask:
     """Return a mask of one of :data:`KINDS`; ``seed``, by default that of the request, draws those made by formula.
 
-    Of the files of the request the first with "combin" in its name is the combined mask, and the first of the others
-    the textural one, white observed, black missing; random and patch masks are always made by formula. A file of
-    another size gives the pixel at ``floor(i height / side)``, which keeps the share of what is missing.
+    Of the files of the request the first with :data:`COMBINED` in its name is the combined mask, and the first of the
+    others the textural one, white observed, black missing; random and patch masks are always made by formula. A larger
+    file gives the pixel at ``floor(i height / side)``, which keeps the share of what is missing.
 
     Raises
     ------
-    ValueError
-        A file with no observed or no missing pixel, one that is not square, or one that cannot be read.
     FileNotFoundError
-        Files were given, and none of them is of this kind.
+        There are files, and none of them is of this kind.
+    ValueError
+        A file that is not square or smaller than ``side``, with no observed or no missing pixel, or one that cannot be
+        read.
     """
-    files = [path for path in request.masks if ("combin" in path.name.lower()) == (kind == "combined")]
     if kind in ("textural", "combined") and request.masks:
-        if not files:
-            wanted = 'one with "combin" in its name' if kind == "combined" else 'one without "combin" in its name'
-            listed = ", ".join(shown(path.name) for path in request.masks[:5])
-            raise FileNotFoundError(f"masks must hold a {kind} pattern, {wanted}, got {listed}")
-        return Mask(kind, _of_file(files[0], side), files[0].name)
+        return _of_file(_file_of(request.masks, kind), kind, side)
     rng = np.random.default_rng([request.seed if seed is None else seed, KINDS.index(kind)])
     made = {"random": _random, "patch": _patches, "textural": _textural, "combined": _combined}[kind]
     observed, source = made(side, rng)
     return Mask(kind, torch.from_numpy(observed), source)
 
 
-def _of_file(path: Path, side: int) -> Tensor:
+def _file_of(files: Sequence[Path], kind: str) -> Path:
+    own = [path for path in files if (COMBINED in path.name.lower()) == (kind == "combined")]
+    if not own:
+        name = f"with {COMBINED!r} in its name" if kind == "combined" else f"without {COMBINED!r} in its name"
+        listed = ", ".join(shown(path.name) for path in files[:5])
+        raise FileNotFoundError(f"masks must hold a file {name} for the {kind} mask, got {listed}")
+    return own[0]
+
+
+def _of_file(path: Path, kind: str, side: int) -> Mask:
     values = load_image(path, grey=True)[..., 0]
-    if values.shape[0] != values.shape[1]:
+    height, width = values.shape
+    if height != width or height < side:
         raise ValueError(
-            f"masks must be square as the pictures are, and {shown(path)} is {values.shape[0]}x{values.shape[1]}"
+            f"masks must be square and at least {side} pixels high and wide, and {shown(path.name)} is {height}x{width}"
         )
-    rows, columns = (torch.arange(side) * size // side for size in values.shape)
-    observed = (values > 0.5)[rows][:, columns].contiguous()
+    picked = torch.arange(side) * height // side
+    observed = (values > 0.5)[picked][:, picked].contiguous()
     if observed.all() or not observed.any():
         said = "misses no pixel" if observed.all() else "misses all pixels"
         raise ValueError(f"masks must be white where pixels are observed and black elsewhere, and {shown(path)} {said}")
-    return observed
+    sampled = "" if height == side else f", {side}x{side} of its {height}x{width} pixels"
+    return Mask(kind, observed, f"{path.name}{sampled}")
 
 
 def _random(side: int, rng: np.random.Generator, share: float = RANDOM_SHARE) -> tuple[np.ndarray, str]:

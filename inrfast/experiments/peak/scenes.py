@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from inrfast.experiments.paper import Request
-from inrfast.scenes.blender import load_blender
+from inrfast.scenes.blender import frames_of, load_blender
 from inrfast.scenes.cameras import sphere_of_cameras
 from inrfast.scenes.caster import render_mesh
 from inrfast.scenes.views import Views
@@ -49,6 +49,22 @@ class Scene:
     def bounds(self) -> tuple[float, float]:
         """The box that holds it."""
         return BLENDER_BOX if self.folder else OWN_BOX
+
+    def check(self, side: int, count: int, held_out: int) -> None:
+        """Raise what :meth:`views` would, from the poses and the first picture of a folder or the file of a mesh."""
+        if not self.folder:
+            if self.source is not None:
+                _loaded(self.source)
+            return
+        assert self.source is not None
+        try:
+            for split, least in (("train", count), ("test", held_out)):
+                there = frames_of(self.source, split)
+                if there < least:
+                    raise ValueError(f"the {split} views must be at least {least}, got {there}")
+                load_blender(self.source, split, side, every=there)
+        except ValueError as error:
+            raise ValueError(f"scene {self.name}: {error}") from error
 
     def views(self, side: int, count: int, held_out: int) -> tuple[Views, Views]:
         """Return ``count`` views to fit and ``held_out`` others, the longer side of ``side`` pixels.

@@ -9,13 +9,16 @@ import numpy as np
 
 from inrfast.experiments.paper import Cell, Found, Request, Table
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
-from inrfast.experiments.peak.images import comparable, image
-from inrfast.experiments.peak.masks import mask
+from inrfast.experiments.peak.images import called, comparable, image
+from inrfast.experiments.peak.masks import COMBINED, mask
 from inrfast.experiments.peak.methods import Method
 from inrfast.experiments.runs import seeds
 
 IMAGE, KIND = "Jetplane", "combined"
 """The scene of the paper's figures 3 and 9."""
+
+NAMED = {"images": f"{IMAGE.lower()}*", "masks": f"*{COMBINED}*"}
+"""How files of these figures are found."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,13 @@ class Sweep:
     name: str
     methods: Mapping[str, Method]
 
+    @staticmethod
+    def check(request: Request) -> None:
+        """Read the image and the mask."""
+        side = sizes(request).side
+        image(request, IMAGE, side)
+        mask(request, KIND, side)
+
     def speed(self, request: Request) -> Cell:
         """Return the cell of the times of a step."""
         return speed_cell(f"speed.{self.name}", list(self.methods.values()), sizes(request).side)
@@ -40,9 +50,9 @@ class Sweep:
     def cells(self, request: Request, found: Mapping[str, Found]) -> list[Cell]:
         """Return the fits of all settings and seeds at equal time, once the times of a step are known."""
         speed, own = self.speed(request), sizes(request)
-        scene, hidden = image(request, IMAGE, own.side), mask(request, KIND, own.side)  # refused before any work
         if speed.name not in found:
             return [speed]
+        scene, hidden = image(request, IMAGE, own.side), mask(request, KIND, own.side)
         return [speed, *(
             fit_cell(self.cell_name(value, seed), method, scene, hidden,
                      steps_of(method, found[speed.name], own.seconds), seed)
@@ -81,8 +91,8 @@ def scene_notes(request: Request) -> list[str]:
     own = sizes(request)
     hidden = mask(request, KIND, own.side)
     said = [
-        f"{IMAGE}, {own.side}x{own.side}, {hidden.share:.0%} of the pixels observed ({hidden.source}); each fit has "
-        f"{own.seconds:g} s of one core, scored at its last step.",
-        comparable(request),
+        f"{called(request, IMAGE)}, {own.side}x{own.side}, {hidden.share:.0%} of the pixels observed "
+        f"({hidden.source}); each fit has {own.seconds:g} s of one core, scored at its last step.",
+        comparable(request, [IMAGE]),
     ]
     return [one for one in said if one]

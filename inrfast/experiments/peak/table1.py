@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table
 from inrfast.experiments.peak.fitting import fit_cell, last, sizes, speed_cell, steps_of
-from inrfast.experiments.peak.images import TABLE1, comparable, image, there
+from inrfast.experiments.peak.images import TABLE1, any_of, called, comparable, image, there
 from inrfast.experiments.peak.masks import mask
 from inrfast.experiments.peak.methods import ABLATIONS, PEAK_METHOD, RIVALS, TUNED_ON, Method
 from inrfast.experiments.scores import difference
@@ -53,14 +54,19 @@ class Table1(Figure):
     name = "table1"
     title = "Table 1: PSNR of images with missing pixels, MLP, Fourier, Hash and PEAK at equal processor time"
     takes = ("images", "masks")
+    named = MappingProxyType({"images": any_of(TABLE1), "masks": "any other name"})
+
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        side = sizes(request).side
+        for name, kind in places(request):
+            image(request, name, side)
+            mask(request, kind, side)
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         speed = speeds(request)
         if speed.name not in found:
-            for name, kind in places(request):  # refused before any work
-                image(request, name, sizes(request).side)
-                mask(request, kind, sizes(request).side)
             return [speed]
         return [
             speed,
@@ -78,7 +84,8 @@ class Table1(Figure):
             said = "18 of 18" if over == "whole" else "—"
             rows.append(Row(f"PEAK above all three, {pixels}", said, f"{len(won)} of {len(there)}", "scenes"))
         text = [*self._claims(found, there, counts), *notes(request, speed)]
-        tables = [_table(found, there, over) for over in ("whole", "missing")] + [_parts(found, there), _told()]
+        tables = [_table(request, found, there, over) for over in ("whole", "missing")]
+        tables += [_parts(found, there), _told()]
         numbers: dict[str, Any] = {
             "scenes": [
                 {"image": name, "mask": kind, **{
@@ -118,7 +125,8 @@ class Table1(Figure):
                 for method in FOUR
                 for cell in [found[cell_name(place, method)]]
             ]
-            for axes, (title, picture) in zip(line, [*pictures, (place[0], own.values.numpy())], strict=True):
+            pictures.append((called(request, place[0]), own.values.numpy()))
+            for axes, (title, picture) in zip(line, pictures, strict=True):
                 axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
                 axes.set_title(title, fontsize=9)
                 axes.set_xticks([])
@@ -181,7 +189,7 @@ def notes(request: Request, speed: Found) -> list[str]:
         f"{own.side}x{own.side} grey pixels; each fit has {own.seconds:g} s of one core, of which the number of steps "
         f"follows by the time of a step, {times} ms. Values are clamped to [0, 1]; known pixels are the network's too. "
         "Scores are of the last step: no step is chosen by the truth. The paper states no size, steps, times or masks.",
-        comparable(request),
+        comparable(request, there(request, TABLE1)),
     ]
     return [one for one in said if one]
 
@@ -191,15 +199,19 @@ def _row(request: Request, found: Mapping[str, Found], speed: Found, place: Plac
     own = mask(request, place[1], sizes(request).side)
     paper = " / ".join(f"{value:.2f}" for value in PAPER[place])
     tuned = ", tuned on" if place[0] in TUNED_ON else ""
-    return Row(f"PSNR (dB) {' / '.join(one.label for one in FOUR)}, {place[0]}, {place[1]}", paper, ours,
-               f"{own.share:.0%} observed{tuned}")  # fmt: skip
+    labels = " / ".join(one.label for one in FOUR)
+    what = f"PSNR (dB) {labels}, {called(request, place[0])}, {place[1]}"
+    return Row(what, paper, ours, f"{own.share:.0%} observed{tuned}")
 
 
-def _table(found: Mapping[str, Found], there: Sequence[Place], over: str) -> Table:
+def _table(request: Request, found: Mapping[str, Found], there: Sequence[Place], over: str) -> Table:
     methods = (*FOUR, *ABLATIONS)
     pixels = "whole picture" if over == "whole" else "missing pixels"
     rows = [
-        [f"{name}, {kind}", *(f"{last(found[cell_name((name, kind), method)], over):.2f}" for method in methods)]
+        [
+            f"{called(request, name)}, {kind}",
+            *(f"{last(found[cell_name((name, kind), method)], over):.2f}" for method in methods),
+        ]
         for name, kind in there
     ]
     return Table(f"PSNR (dB) of the {pixels}", ["scene", *(method.label for method in methods)], rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 
 from inrfast.experiments.drawing import finish, legend
 from inrfast.experiments.paper import Cell, Figure, Found, Outcome, Request, Row, Table, Work
-from inrfast.experiments.peak.images import Named, comparable, image, there
+from inrfast.experiments.peak.images import Named, any_of, called, comparable, image, there
 from inrfast.experiments.peak.methods import Method, relu
 from inrfast.experiments.runs import seeds, spread
 from inrfast.grids import grid
@@ -22,7 +23,7 @@ from inrfast.inverse.restarts import checkpoint_of
 from inrfast.records import plain
 from inrfast.training.objective import Regularizers
 
-IMAGES = ("House", "Boat")
+IMAGES, OWN = ("House", "Boat"), ("House", "Boston", "Boat")
 """Of the paper's three; Boston joins them where a folder holds it."""
 
 RATIOS = {"FPR": (1.9, 1.8, 1.7), "GPR": (1.0, 0.9, 0.8)}
@@ -193,6 +194,7 @@ class Table2(Figure):
     name = "table2"
     title = "Table 2: Fourier and Gaussian phase retrieval with networks as priors"
     takes = ("images",)
+    named = MappingProxyType({"images": any_of(OWN)})
 
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
@@ -212,7 +214,7 @@ class Table2(Figure):
 
 
 def _names(request: Request) -> tuple[str, ...]:
-    return there(request, ("House", "Boston", "Boat") if request.images else IMAGES)
+    return there(request, OWN if request.images else IMAGES)
 
 
 def _tasks(request: Request) -> list[Task]:
@@ -262,7 +264,7 @@ def _row(request: Request, found: Mapping[str, Found], problem: str, name: str, 
     )
     tuned = ", tuned on" if name == TUNED_ON else ""
     return Row(
-        f"PSNR (dB) {' / '.join(method.label for method in own)}, {problem}, {name}, s = {ratio:g}",
+        f"PSNR (dB) {' / '.join(method.label for method in own)}, {problem}, {called(request, name)}, s = {ratio:g}",
         f"{paper} / —",
         ours,
         f"{SOLVERS[problem]}, {sizes.side}x{sizes.side}, {budget}, {sizes.restarts} restarts{tuned}",
@@ -291,8 +293,9 @@ def _claims(request: Request, found: Mapping[str, Found]) -> list[str]:
         pair = [_of(request, found, "psnr", problem="FPR", name=name, ratio=RATIOS["FPR"][0], method="gamma", rho=rho)
                 for rho in RHO.values()]  # fmt: skip
         told.append(
-            f"Net-ADM on {name} at s = {RATIOS['FPR'][0]:g}, without KAR: {spread(pair[0], '.2f')} dB with the paper's "
-            f"rho = {RHO['paper']:g} and {spread(pair[1], '.2f')} dB with {RHO['ours']:g}."
+            f"Net-ADM on {called(request, name)} at s = {RATIOS['FPR'][0]:g}, without KAR: "
+            f"{spread(pair[0], '.2f')} dB with the paper's rho = {RHO['paper']:g} and "
+            f"{spread(pair[1], '.2f')} dB with {RHO['ours']:g}."
         )
     return told
 
@@ -305,7 +308,7 @@ def _notes(request: Request, sizes: Sizes) -> list[str]:
         "restarts are chosen by the residual of the measurements alone. Net-ADM keeps z in [0, 1]. For GPR, s is taken "
         "as measurements over pixels along each axis, as the paper defines it, so that m = s^2 N, and measurements are "
         "magnitudes |A x| of a real A; the paper's printed update has no modulus.",
-        comparable(request),
+        comparable(request, _names(request)),
     ]
     return [one for one in said if one]
 
@@ -351,9 +354,8 @@ def _drawing(request: Request, found: Mapping[str, Found]) -> Drawing:
             (f"{task.method.label} {found[task.name].numbers['psnr']:.2f} dB", found[task.name].arrays["picture"] / 255)
             for task in tasks
         ]
-        for axes, (title, picture) in zip(
-            panels, [(f"{name}, {problem}", image(request, name, side).values.numpy()), *pictures], strict=True
-        ):
+        truth = (f"{called(request, name)}, {problem}", image(request, name, side).values.numpy())
+        for axes, (title, picture) in zip(panels, [truth, *pictures], strict=True):
             axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(title, fontsize=8)
             axes.set_xticks([])
@@ -376,6 +378,6 @@ def _curves(request: Request, found: Mapping[str, Found]) -> Drawing:
             label = f"{task.method.label}, rho = {task.rho:g}" if task.rho != RHO["ours"] else task.method.label
             axes.plot(own["steps"], own["residuals"], label=label)
         axes.set_yscale("log")
-        finish(axes, f"{name}, {problem}, s = {RATIOS[problem][0]:g}", "step", "residual")
+        finish(axes, f"{called(request, name)}, {problem}, s = {RATIOS[problem][0]:g}", "step", "residual")
     legend(drawing, panels[0])
     return drawing

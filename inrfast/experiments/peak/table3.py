@@ -83,6 +83,12 @@ class Table3(Figure):
     title = "Table 3: radiance fields from few views, with and without PEAK"
     takes = ("mesh", "scenes")
 
+    def check(self, request: Request) -> None:
+        """See :class:`inrfast.experiments.paper.Figure`."""
+        sizes = SIZES[request.preset]
+        for scene in scenes(request):
+            scene.check(sizes.side, max(sizes.views), sizes.held_out)
+
     def cells(self, request: Request, found: Mapping[str, Found]) -> Sequence[Cell]:
         """See :class:`inrfast.experiments.paper.Figure`."""
         sizes, there = SIZES[request.preset], scenes(request)

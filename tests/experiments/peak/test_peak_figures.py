@@ -1,5 +1,6 @@
 """The figures run in small and hold together; claims on methods are those that the numbers make."""
 
+import json
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from inrfast.experiments.peak.fig3 import DEGREES, swept
 from inrfast.experiments.peak.fig8 import WIDTHS, parameters, sized
 from inrfast.experiments.peak.fig9 import FACTORS, FEATURES, _factor_told
 from inrfast.experiments.peak.fitting import Scores, Sizes, fit_cell, last, speed_cell, steps_of, stopped
-from inrfast.experiments.peak.images import Named
+from inrfast.experiments.peak.images import STAND_INS, Named
 from inrfast.experiments.peak.masks import Mask
 from inrfast.experiments.peak.methods import ABLATIONS, GAMMA, HASH, MLP, PEAK_METHOD, RIVALS, SIREN, TUNED_ON
 from inrfast.experiments.peak.sweeps import ranged
@@ -52,6 +53,27 @@ def test_all_figures_run_in_small_and_tell_what_was_found(tmp_path, tiny):
         assert all((tmp_path / "out" / name / f"{drawing}.png").exists() for drawing in found["drawings"])
     again = reproduce("peak", "table1", tmp_path / "out", images=tmp_path / "images", progress=False)
     assert again["table1"]["rows"] == made["table1"]["rows"]  # nothing is computed anew
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig7", "fig8", "fig9", "table1", "table2", "table3"])
+def test_input_is_refused_before_the_folder_of_results_is_claimed(name, tmp_path):
+    """With files of no use to any of the figures: none has a cell of its own done, nor a folder."""
+    Image.new("L", (300, 300)).save(tmp_path / "holiday.png")
+    (tmp_path / "transforms_train.json").write_text('{"frames": []}')
+    given = {"scene": tmp_path} if name == "table3" else {"images": tmp_path}
+    with pytest.raises((FileNotFoundError, ValueError), match=r"holiday\.png|at least one frame"):
+        reproduce("peak", name, tmp_path / "out", **given, progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "shown"), [("fig3", ["Jetplane (here astronaut), 16x16"]), ("fig7", []), ("fig8", []),
+                                             ("table1", ["Boat (here rocket), patch"])])  # fmt: skip
+def test_a_report_names_the_picture_that_was_taken_in_place_of_the_papers(name, shown, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(table1, "TABLE1", ("Boat",))
+    made = reproduce("peak", name, tmp_path, progress=False)[name]
+    told = json.dumps(made)
+    whose = {"fig3": "Jetplane", "table1": "Boat"}.get(name, "Baboon")
+    assert f"{STAND_INS[whose]} for {whose}" in told and all(one in told for one in shown)
 
 
 def test_the_papers_table_is_whole():

@@ -1,5 +1,7 @@
 """Images are found by the paper's names, and masks miss what they say."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from inrfast.experiments.paper import Request
+from inrfast.cli import main
+from inrfast.experiments.paper import PAPERS, Request
 from inrfast.experiments.peak.images import STAND_INS, TABLE1, comparable, image, there
 from inrfast.experiments.peak.masks import KINDS, PATCHES, RANDOM_SHARE, STROKE_SHARE, mask
+from inrfast.experiments.reproduce import reproduce
 
 
 def saved(folder, name, values):
@@ -21,7 +25,7 @@ def test_images_are_found_by_the_papers_names_and_brought_to_one_size(tmp_path):
     boat = np.arange(64, dtype=np.uint8).reshape(8, 8)
     files = (saved(tmp_path, "baboon_gray.png", np.full((4, 4), 51)), saved(tmp_path, "boat.png", boat))
     request = Request(images=files)
-    assert there(request, TABLE1) == ("Baboon", "Boat") and not comparable(request)
+    assert there(request, TABLE1) == ("Baboon", "Boat") and not comparable(request, ["Boat"])
     assert torch.allclose(image(request, "Baboon", 4).values, torch.full((4, 4), 0.2))
     small = image(request, "Boat", 4)
     means = torch.from_numpy(boat).double().reshape(4, 2, 4, 2).mean((1, 3)) / 255
@@ -36,7 +40,10 @@ def test_images_are_found_by_the_papers_names_and_brought_to_one_size(tmp_path):
 
 def test_without_a_folder_there_is_a_stand_in_for_every_image_and_it_is_said():
     request = Request()
-    assert "not the paper's" in comparable(request) and there(request, TABLE1) == TABLE1
+    assert (
+        "(rocket for Boat, coffee for Lake)" in comparable(request, ["Boat", "Lake"])
+        and there(request, TABLE1) == TABLE1
+    )
     assert len(set(STAND_INS.values())) == len(STAND_INS)
     for name in STAND_INS:
         found = image(request, name, 24)
@@ -64,7 +71,10 @@ def test_mask_files_are_combined_or_textural_by_name(tmp_path):
     files = (saved(tmp_path, "mask_combine.png", half), saved(tmp_path, "text.png", half.T))
     request = Request(masks=files)
     combined, textural = mask(request, "combined", 4), mask(request, "textural", 4)
-    assert combined.source == "mask_combine.png" and combined.observed.tolist() == [[False] * 2 + [True] * 2] * 4
+    assert (
+        combined.source == "mask_combine.png, 4x4 of its 8x8 pixels"
+        and combined.observed.tolist() == [[False] * 2 + [True] * 2] * 4
+    )
     assert torch.equal(textural.observed, combined.observed.T)
     assert torch.equal(mask(request, "random", 16).observed, mask(Request(), "random", 16).observed)
     empty = Request(masks=(saved(tmp_path, "none.png", np.zeros((8, 8))),))
@@ -72,10 +82,41 @@ def test_mask_files_are_combined_or_textural_by_name(tmp_path):
         mask(empty, "textural", 8)
 
 
-def test_masks_that_are_not_those_of_a_figure_are_refused(tmp_path):
-    odd = saved(tmp_path, "combined.png", 255 * np.eye(8, 12))
-    other = saved(tmp_path, "random.png", 255 * np.eye(8))
-    with pytest.raises(FileNotFoundError, match="combin"):
-        mask(Request(masks=(other,)), "combined", 8)
-    with pytest.raises(ValueError, match="square"):
-        mask(Request(masks=(odd,)), "combined", 8)
+def test_mask_files_that_are_missing_or_would_be_bent_are_refused(tmp_path):
+    values = np.eye(8) * 255
+    own = {"combined": saved(tmp_path, "combined.png", values), "textural": saved(tmp_path, "strokes.png", values)}
+    for kind, other in (("combined", "textural"), ("textural", "combined")):
+        with pytest.raises(FileNotFoundError, match=f"'combin' in its name for the {kind} mask, got {own[other].name}"):
+            mask(Request(masks=(own[other],)), kind, 8)
+        assert mask(Request(masks=(own[kind],)), kind, 8).source == own[kind].name
+    for shape in ((8, 16), (16, 8), (6, 6)):
+        wide = saved(tmp_path, "combined.png", np.resize([0, 255, 255], shape))
+        with pytest.raises(ValueError, match=f"square and at least 8 .* {shape[0]}x{shape[1]}"):
+            mask(Request(masks=(wide,)), "combined", 8)
+
+
+@pytest.mark.parametrize(("figure", "names"), [("fig3", "strokes"), ("fig9", "strokes"), ("table1", "combined")])
+def test_a_folder_without_the_mask_of_a_figure_is_refused_before_its_first_cell(figure, names, tmp_path):
+    (tmp_path / "masks").mkdir()
+    saved(tmp_path / "masks", f"{names}.png", np.eye(300) * 255)
+    with pytest.raises(FileNotFoundError, match=f"masks must hold .*{names}"):
+        reproduce("peak", figure, tmp_path / "out", masks=tmp_path / "masks", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["fig3", "fig7", "fig8", "fig9", "table1", "table2"])
+def test_the_help_says_by_which_names_files_are_found(name, tmp_path, capsys):
+    """Files named as the help says are all that a figure needs: its check passes, and by other names it does not."""
+    figure = PAPERS["peak"].figures[name]
+    assert main(["reproduce", "--help"]) == 0
+    told = "".join(capsys.readouterr().out.split())
+    assert set(figure.named) == set(figure.takes)
+    assert all("".join(pattern.split()) in told for pattern in figure.named.values())
+    (tmp_path / "masks").mkdir()
+    values = np.eye(256) * 255
+    images = [saved(tmp_path, f"{one}x.png", values) for one in re.findall(r"(\w+)\*", figure.named["images"])]
+    masks = [saved(tmp_path / "masks", "a_combined.png", values), saved(tmp_path / "masks", "b.png", values)]
+    own = [path for path in masks if ("combin" in path.name) == ("combin" in figure.named.get("masks", ""))]
+    figure.check(Request(images=tuple(images), masks=tuple(own)))
+    with pytest.raises(FileNotFoundError, match="images must hold"):
+        figure.check(Request(images=(saved(tmp_path, "x.png", values),), masks=tuple(own)))

@@ -58,6 +58,10 @@ def test_scenes_are_folders_or_meshes_or_the_formula(tmp_path):
         assert float(apart.min()) > 1e-3, "no view is fitted and measured"
     with pytest.raises(ValueError, match="scene lego: count must be at most"):
         lego.views(10, 7, 3)
+    lego.check(10, 6, 5)
+    for size, train, test in ((10, 7, 3), (10, 6, 6), (13, 6, 5)):
+        with pytest.raises(ValueError, match="scene lego: "):
+            lego.check(size, train, test)
 
 
 def test_methods_differ_in_the_polynomial_and_the_regulariser_alone():
