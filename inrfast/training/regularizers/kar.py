@@ -97,6 +97,11 @@ class KAR(nn.Module):
     >>> float(kar(net, x[::2], 0).detach()) < 0.2
     True
 
+    Notes
+    -----
+    Batch norms in train mode take the statistics of the points x and X of a step, and their running statistics, which
+    an evaluation takes, stay those of the points of the fit. Those of an ``attention`` of your own move.
+
     Source: PEAK (Li et al.), equations 10 to 12. The paper's lambda multiplies a sum over G points beside a sum of
     squared errors over N points; with the loss ``"mse"``, a mean over N points and M outputs, ``norm="l2"`` and the
     factor ``lambda G / (N M)`` give the same minima.
@@ -174,7 +179,7 @@ class KAR(nn.Module):
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         tile = self._fitting(net, calling, rows, keys)
         values = evaluated(net, calling, both)
-        features = evaluated(self.attention, Calling(), both)
+        features = evaluated(self.attention, Calling(), both, kept=False)
         if "attention" in self.detach:
             features = features.detach()
         at_rows, at_keys = values[: len(rows)], values[-len(keys) :]
@@ -230,7 +235,7 @@ class KAR(nn.Module):
         budget, item = budget_bytes(self.memory_budget, rows.device), rows.element_size()
         both = rows if rows is keys else torch.cat([rows, keys])
         taken = sum(evaluated_bytes(own, how, both) for own, how in ((net, calling), (self.attention, Calling())))
-        outputs = calling.predicted(twin(net), both[:2].clone()).shape[1]
+        outputs = evaluated(twin(net), calling, both[:2].clone()).shape[1]
         beside: dict[Any, int] = {}
         for tile in (None, (ROWS, KEYS), (LEAST_ROWS, LEAST_KEYS)):
             beside[tile] = taken + attend_bytes(len(rows), len(keys), self.r, outputs, item, tile)

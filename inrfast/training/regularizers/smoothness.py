@@ -16,7 +16,7 @@ from inrfast.nn import INR
 from inrfast.training.data import is_grid
 from inrfast.training.derivatives import gradient
 from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of
-from inrfast.training.regularizers.passes import evaluated
+from inrfast.training.regularizers.passes import buffers_kept, evaluated
 
 MODES = ("differences", "derivatives")
 """How a gradient is taken; first the default."""
@@ -75,7 +75,8 @@ class _Smoothness(nn.Module):
         Raises
         ------
         ValueError, TypeError
-            The network is of another dtype or device than the points.
+            The network is of another dtype or device than the points; with ``mode="derivatives"`` it has batch norms in
+            train mode.
         """
         own = next((p for p in net.parameters() if p.is_floating_point()), None)
         if own is not None and (own.dtype != self.points.dtype or own.device != self.points.device):
@@ -88,9 +89,12 @@ class _Smoothness(nn.Module):
         some = drawn("rows", numbers, self.rows, generator_of(self.seed, step))
         if self.mode == MODES[0]:
             return self._of(self._differences(net, calling, some))
+        _stands_alone(net)
         coords = self.points[some].requires_grad_()
         with torch.enable_grad():
-            return self._of(gradient(calling.predicted(net, coords), coords))
+            with buffers_kept(net):
+                values = calling.predicted(net, coords)
+            return self._of(gradient(values, coords))
 
     def _of(self, slopes: Tensor) -> Tensor:
         """Return the regulariser of gradients (n, M, d)."""
@@ -149,6 +153,11 @@ class TotalVariation(_Smoothness):
     ValueError, TypeError
         Points that are no regular grid (of differences), or hold NaN; more ``rows`` than points.
 
+    Notes
+    -----
+    Batch norms in train mode take the statistics of the points of the pass, and their running statistics, which an
+    evaluation takes, stay those of the points of the fit. With ``mode="derivatives"`` they are refused.
+
     Source: Rudin, Osher, Fatemi, Nonlinear total variation based noise removal algorithms, Physica D 60 (1992).
 
     Examples
@@ -202,6 +211,16 @@ class DirichletEnergy(_Smoothness):
 
     def _of(self, slopes: Tensor) -> Tensor:
         return slopes.square().sum((1, 2)).mean() / 2
+
+
+def _stands_alone(net: nn.Module) -> None:
+    """Refuse derivatives where a move of one point moves the values of others, which cancels them."""
+    for name, own in net.named_modules():
+        if isinstance(own, nn.modules.batchnorm._BatchNorm) and (own.training or own.running_mean is None):
+            raise ValueError(
+                f"mode='derivatives' needs values of single points, and {name or 'net'} ({type(own).__name__}) takes "
+                "the statistics of all in train mode: use mode='differences'"
+            )
 
 
 def _points_of(given: Any, device: Any, dtype: torch.dtype | None) -> Tensor:
