@@ -39,7 +39,7 @@ class PEAK:
     points
         Of the regulariser: see :class:`inrfast.KAR`; None: the points of each step.
     degree
-        Highest degree k.
+        Highest degree k, at least 1: of the constant alone the network would be one too.
     factor
         Of the regulariser.
     constant
@@ -47,7 +47,8 @@ class PEAK:
         where the network is an INR without an encoding, or degree is above 1.
     coefficients
         Where the a_k begin, the constant's first; None: ``a_0 = a_1 = 1``, and ``d^-k`` above, so that in the box
-        [-1, 1]^d no degree outweighs the others.
+        [-1, 1]^d no degree outweighs the others. Above 0, also after rounding to the network's dtype: neither an a_k of
+        0 nor the weights 0 of its columns would get a gradient, and without a_1 the network sees no coordinates.
     options
         Of :class:`inrfast.KAR`, by name.
 
@@ -63,7 +64,8 @@ class PEAK:
     Raises
     ------
     ValueError, TypeError
-        Points that the network does not take; a module that does not take as many columns as gamma has.
+        Points that the network does not take; a module that does not take as many columns as gamma has; coefficients
+        that are not above 0.
 
     Notes
     -----
@@ -95,7 +97,7 @@ class PEAK:
     ) -> None:
         dtype, device = check_net(net)
         factor = check_float("factor", factor, minimum=0.0)
-        degree = check_int("degree", degree, minimum=0)
+        degree = check_int("degree", degree, minimum=1)
         if constant is None:
             constant = degree != 1 or (isinstance(net, INR) and _is_plain(net) and net.encoding is None)
         constant = check_flag("constant", constant)
@@ -112,6 +114,12 @@ class PEAK:
         if coefficients is None:
             orders = range(0 if constant else 1, degree + 1)
             coefficients = [1.0 if k < 2 else float(features) ** -k for k in orders]
+        coefficients = [check_float("coefficients", a, minimum=0.0) for a in coefficients]
+        if not bool(torch.tensor(coefficients, dtype=torch.float64, device="cpu").sqrt().to(dtype).all()):
+            raise ValueError(
+                f"coefficients must be above 0 in {dtype}, got {coefficients}: one that begins at 0 is never trained; "
+                "take a lower degree or constant=False, or a small number such as 1e-6"
+            )
         polynomial = Polynomial(degree, coefficients, trainable=True, constant=constant)
         self.net = _plugged(net, polynomial, features, dtype, device)
         self.regularizers: list[tuple[KAR, float]] = [(self.kar, factor)]
