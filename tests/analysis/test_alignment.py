@@ -129,7 +129,6 @@ def test_an_array_in_fp32_counts_as_the_numbers_that_it_holds():
     target = target - target.mean()
     truth = target @ centred @ target / np.sqrt((centred**2).sum()) / (target @ target)
     assert inr.alignment(K, y, centered=True) == pytest.approx(float(truth), rel=1e-8)
-    assert inr.alignment(K, factor @ factor.t() - 1e6, centered=True) > 0.1
 
 
 def test_what_is_constant_is_refused():
