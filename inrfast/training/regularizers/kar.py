@@ -108,6 +108,7 @@ class KAR(nn.Module):
     """
 
     points: Tensor | None
+    _not_compared = ("memory_budget",)
 
     def __init__(
         self,
@@ -148,8 +149,8 @@ class KAR(nn.Module):
             in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
         elif in_features is None and attention is None:
             raise ValueError("KAR needs points, or in_features, the number of coordinates of the points of a step")
-        self.rows = check_part("rows", rows, ROWS_DRAWN, None if self.points is None else len(self.points), "points")
-        self.keys = check_part("keys", keys, KEYS_DRAWN, minimum=2)
+        self.rows = check_part("rows", rows, None if self.points is None else len(self.points), "points")
+        self.keys = check_part("keys", keys, minimum=2)
         if attention is None:
             sine: dict[str, Any] = {"activation": "sine", "omega": omega, "init": "siren", "seed": self.seed}
             made = {"width": width, "hidden_layers": hidden_layers, "device": device, "dtype": dtype, **sine}
@@ -196,8 +197,8 @@ class KAR(nn.Module):
         coords = self._checked(coords.detach())
         points = coords if self.points is None else self.points
         generator = generator_of(self.seed, step)
-        rows = drawn("rows", points, self.rows, generator)
-        return rows, drawn("keys", coords, self.keys, generator)
+        rows = drawn("rows", points, self.rows, ROWS_DRAWN, generator)
+        return rows, drawn("keys", coords, self.keys, KEYS_DRAWN, generator)
 
     def _checked(self, coords: Tensor) -> Tensor:
         """Refuse points of a step that the regulariser is not made for."""
@@ -256,7 +257,8 @@ class KAR(nn.Module):
 
     def extra_repr(self) -> str:
         points = "the step's" if self.points is None else len(self.points)
-        return f"points={points}, r={self.r}, rows={self.rows}, keys={self.keys}, norm={self.norm!r}"
+        rows, keys = self.rows or ROWS_DRAWN, self.keys or KEYS_DRAWN
+        return f"points={points}, r={self.r}, rows={rows}, keys={keys}, norm={self.norm!r}"
 
 
 def _places(given: Any) -> tuple[str, ...]:

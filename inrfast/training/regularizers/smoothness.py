@@ -64,7 +64,7 @@ class _Smoothness(nn.Module):
         shaped = _points_of(points, device, dtype)
         self.points = check_coords("points", shaped).detach()
         self.select, self.axes = select, 2 if shaped.ndim == self.points.shape[1] + 1 else shaped.ndim
-        self.rows = check_part("rows", rows, PART, len(self.points), "points")
+        self.rows = check_part("rows", rows, len(self.points), "points")
         self.shape = _grid_of(shaped, self.points) if self.mode == MODES[0] else ()
 
     def forward(self, net: nn.Module, step: int | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class _Smoothness(nn.Module):
             )
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         numbers = torch.arange(len(self.points), device=self.points.device)
-        some = drawn("rows", numbers, self.rows, generator_of(self.seed, step))
+        some = drawn("rows", numbers, self.rows, PART, generator_of(self.seed, step))
         if self.mode == MODES[0]:
             return self._of(self._differences(net, calling, some))
         _stands_alone(net)
@@ -126,7 +126,7 @@ class _Smoothness(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"points={len(self.points)}, mode={self.mode!r}, rows={self.rows}"
+        return f"points={len(self.points)}, mode={self.mode!r}, rows={self.rows or PART}"
 
 
 class TotalVariation(_Smoothness):

@@ -194,8 +194,12 @@ def test_a_resumed_fit_is_that_without_an_interrupt(tmp_path, batch_size):
     ):
         assert torch.equal(mine, own)
     for changed in (kar(rows=30, keys=20, norm="l1"), kar(GRID[1:], rows=30, keys=20), kar(rows=31, keys=20)):
-        with pytest.raises(ValueError, match=r"checkpoint: .* is of another fit"):
+        with pytest.raises(ValueError, match=r"checkpoint: .* is of another fit") as told:
             inr.fit(network(), X, Y, regularizers=[(changed, 0.3)], **files, **options)
+    assert "rows (now 31, in the checkpoint 30)" in str(told.value)
+    roomy = kar(rows=30, keys=20, memory_budget=2**30)  # changes no number
+    again = inr.fit(network(), X, Y, regularizers=[(roomy, 0.3)], **files, **options)
+    assert again.losses == whole.losses
 
 
 def test_memory_that_is_too_small_says_what_would_do():
