@@ -36,6 +36,12 @@ def check_part(argument: str, got: Any, most: int | None = None, of: str = "", m
     return number
 
 
+def own_copy(points: Tensor) -> Tensor:
+    """Return points that no later change of the caller's array reaches, and that may be differentiated by."""
+    with torch.inference_mode(False):
+        return points.detach().clone()
+
+
 def generator_of(seed: int, step: int | None) -> torch.Generator:
     """Return a generator for one step; without a step it is seeded by the next number of PyTorch's own."""
     own = int(torch.randint(2**62, (), device="cpu")) if step is None else step

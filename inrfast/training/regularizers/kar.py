@@ -16,7 +16,7 @@ from inrfast.memory import budget_bytes, over_budget
 from inrfast.nn import INR
 from inrfast.snapshot import twin
 from inrfast.training.regularizers.attention import KEYS, LEAST_KEYS, LEAST_ROWS, ROWS, attend, attend_bytes
-from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, same_points
+from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, own_copy, same_points
 from inrfast.training.regularizers.passes import evaluated, evaluated_bytes
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -144,7 +144,7 @@ class KAR(nn.Module):
         if points is not None:
             where = None if device is None else check_device("device", device)
             shaped = check_tensor("points", points, finite=False, device=where)
-            self.points = check_coords("points", shaped, in_features).detach().to(device=where, dtype=dtype)
+            self.points = own_copy(check_coords("points", shaped, in_features).to(device=where, dtype=dtype))
             self.axes = shaped.ndim
             in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
         elif in_features is None and attention is None:

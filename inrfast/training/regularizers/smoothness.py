@@ -12,10 +12,10 @@ from inrfast.arrays import ArrayLike
 from inrfast.calling import Calling, Select
 from inrfast.errors import check_choice, check_coords, check_int, check_seed, check_tensor
 from inrfast.grids import grid
-from inrfast.nn import INR
+from inrfast.nn import INR, declared_sizes
 from inrfast.training.data import is_grid
 from inrfast.training.derivatives import gradient
-from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of
+from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, own_copy
 from inrfast.training.regularizers.passes import buffers_kept, evaluated
 
 MODES = ("differences", "derivatives")
@@ -62,7 +62,7 @@ class _Smoothness(nn.Module):
         self.mode = check_choice("mode", mode, MODES)
         self.seed = check_seed("seed", seed)
         shaped = _points_of(points, device, dtype)
-        self.points = check_coords("points", shaped).detach()
+        self.points = own_copy(check_coords("points", shaped))
         self.select, self.axes = select, 2 if shaped.ndim == self.points.shape[1] + 1 else shaped.ndim
         self.rows = check_part("rows", rows, len(self.points), "points")
         self.shape = _grid_of(shaped, self.points) if self.mode == MODES[0] else ()
@@ -75,8 +75,8 @@ class _Smoothness(nn.Module):
         Raises
         ------
         ValueError, TypeError
-            The network is of another dtype or device than the points; with ``mode="derivatives"`` it has batch norms in
-            train mode.
+            The network is of another dtype or device than the points, or does not take their coordinates; with
+            ``mode="derivatives"`` it has batch norms in train mode, or was made in inference mode.
         """
         own = next((p for p in net.parameters() if p.is_floating_point()), None)
         if own is not None and (own.dtype != self.points.dtype or own.device != self.points.device):
@@ -84,14 +84,33 @@ class _Smoothness(nn.Module):
                 f"{type(self).__name__} has points of {self.points.dtype} on {self.points.device}, and the network is "
                 f"{own.dtype} on {own.device}; make it with dtype= and device=, or move it (.to)"
             )
+        taken, d = declared_sizes(net)[0], self.points.shape[1]
+        if taken not in (None, d):
+            raise ValueError(
+                f"{type(self).__name__} has points of {d} coordinates, and net takes {taken}: give points=, the shape "
+                f"of a grid of {taken} axes or points (N, {taken})"
+            )
+        try:
+            return self._value(net, step)
+        except RuntimeError as error:  # of anybody's module
+            if "shapes cannot be multiplied" not in str(error):
+                raise
+            raise ValueError(
+                f"net ({type(net).__name__}) does not take the points (N, {d}) of {type(self).__name__}: {error}"
+            ) from error
+
+    def _value(self, net: nn.Module, step: int | None) -> Tensor:
+        """Return the regulariser over the points that a step draws."""
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         numbers = torch.arange(len(self.points), device=self.points.device)
         some = drawn("rows", numbers, self.rows, PART, generator_of(self.seed, step))
         if self.mode == MODES[0]:
             return self._of(self._differences(net, calling, some))
         _stands_alone(net)
-        coords = self.points[some].requires_grad_()
-        with torch.enable_grad():
+        if any(own.is_inference() for own in net.parameters()):
+            raise ValueError("net was made in inference mode, where nothing has derivatives; make it outside")
+        with torch.inference_mode(False), torch.enable_grad():  # which the caller may have switched off
+            coords = self.points[some.clone()].requires_grad_()
             with buffers_kept(net):
                 values = calling.predicted(net, coords)
             return self._of(gradient(values, coords))

@@ -202,6 +202,14 @@ def test_a_resumed_fit_is_that_without_an_interrupt(tmp_path, batch_size):
     assert again.losses == whole.losses
 
 
+def test_points_are_the_regularisers_own():
+    net, points = network(), GRID.clone()
+    own = kar(points, rows=20, keys=20)
+    before = float(own(net, X, 0).detach())
+    points.mul_(2)
+    assert float(own(net, X, 0).detach()) == before
+
+
 def test_memory_that_is_too_small_says_what_would_do():
     net, regularizer = network(), kar(rows="all", keys="all", memory_budget=2**16)
     with pytest.raises(MemoryBudgetError, match=r"144 rows and 96 keys.*needs .*rows=\d+, keys=\d+ would fit") as told:
