@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 import inrfast as inr
 from inrfast.ops import gemm
 from inrfast.training.regularizers.attention import KEYS, ROWS, attend
+from inrfast.training.regularizers.kar import KEYS_DRAWN, ROWS_DRAWN
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -118,7 +119,7 @@ def step_case(name: str, repeats: int, clock: Callable[[], float]) -> dict[str, 
     seconds = {way: statistics.median(times) for way, times in found.items()}
     return {
         "case": name,
-        "rows, keys": f"{kars['kar'].rows}, {kars['kar'].keys}",
+        "rows, keys": f"{ROWS_DRAWN}, {KEYS_DRAWN}",
         "gradient": engine,
         "seconds": {way: round(own, 5) for way, own in seconds.items()},
         **{f"{part} / plain": round(seconds[part] / seconds["plain"], 3) for part in PARTS},

@@ -78,7 +78,7 @@ class Dense:
         if centered:
             means = matrix.mean(0)
             matrix = matrix - means - means.unsqueeze(1) + means.mean()
-            if float(matrix.abs().amax()) <= 4 * self.rows * torch.finfo(torch.float64).eps:
+            if float(matrix.abs().amax()) <= 4 * self.rows * torch.finfo(torch.float64).eps:  # of entries as given
                 raise ValueError(f"{name} must not be constant: centred, nothing is left of it; use centered=False")
         self.matrix = matrix
 
@@ -188,10 +188,11 @@ def alignment(K: Kernel, other: Kernel, centered: bool = False, progress: bool |
     Returns
     -------
     float
-        Computed in fp64 of the kernel's entries. Those of a lazy kernel are right to ``e sqrt(K_ii K_jj)``, with
-        e = 1e-6 for ``precision="high"`` and some 1e-15 for ``"highest"``; the alignment is then right to
-        ``2 e tr(K) / |K|_F``, and centred to ``2 e tr(K) |K|_F / |H K H|_F^2``, where fp64 is taken by itself as soon
-        as ``|H K H|_F^2`` is below 0.05 of ``|K|_F^2``.
+        Computed in fp64 of the kernel's entries, those of an array as they are given: beside a large constant, rounding
+        to a narrow dtype is a part of what centring leaves. Those of a lazy kernel are right to
+        ``e sqrt(K_ii K_jj)``, with e = 1e-6 for ``precision="high"`` and some 1e-15 for ``"highest"``; the alignment is
+        then right to ``2 e tr(K) / |K|_F``, and centred to ``2 e tr(K) |K|_F / |H K H|_F^2``, where fp64 is taken by
+        itself as soon as ``|H K H|_F^2`` is below 0.05 of ``|K|_F^2``.
 
     Raises
     ------

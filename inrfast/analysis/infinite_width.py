@@ -26,9 +26,6 @@ SERIES = 0.5
 TERMS = 9
 """Terms of that series: the next is below 1e-19 of the first."""
 
-SHORTEST, LONGEST = 1e-140, 1e140
-"""Lengths of points other than 0, times the standard deviation of a weight: kernels multiply four of them."""
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -77,7 +74,7 @@ class InfiniteNTK(Record):
     def __call__(self, coords: ArrayLike, coords2: ArrayLike | None = None) -> Tensor:
         """Return the tangent kernel (N, N') in fp64 between points (N, d) and (N', d).
 
-        None: between the same points, symmetric to the last bit.
+        None: between the same points, symmetric to the last bit. A ValueError says where entries are beyond fp64.
         """
         return self._kernel("ntk", coords, coords2)
 
@@ -136,20 +133,18 @@ class InfiniteNTK(Record):
         numbers = 8 * len(left) * len(right)
         require_free(8 * numbers, f"a kernel of {len(left)} x {len(right)} points", "take fewer points", left.device)
         kernel = self._run(kind, self._first(left, right), left.shape[1])
+        if not bool(kernel.isfinite().all()):
+            longest = max(float(own.abs().amax()) for own in (left, right))
+            raise ValueError(
+                f"coords go up to {longest:.1e} in size, where entries of the kernel are beyond fp64; give smaller ones"
+            )
         return kernel if coords2 is not None else (kernel + kernel.t()) / 2  # angles round by their place in memory
 
     def _first(self, left: Tensor, right: Tensor) -> Layer:
         """Return the first layer: inner products of ``sqrt(sigma_w^2 / d) x`` with ``sigma_b`` as a further entry."""
         scale, bias = math.sqrt(self.weight_variances[0] / left.shape[1]), math.sqrt(self.bias_variances[0])
         first, second = (torch.cat([scale * x, torch.full_like(x[:, :1], bias)], 1) for x in (left, right))
-        lengths = [torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (first, second)]
-        for length in lengths:
-            if bool(((length > 0) & ((length < SHORTEST) | (length > LONGEST))).any()):
-                raise ValueError(
-                    f"points must be 0 or have lengths from {SHORTEST:g} to {LONGEST:g}, whose squares fp64 holds; got "
-                    f"{float(length.amin()):.3g} to {float(length.amax()):.3g} with weights and biases; scale them"
-                )
-        units = [x / length.clamp_min(1e-300) for x, length in zip((first, second), lengths, strict=True)]
+        lengths, units = zip(*(_measured(x) for x in (first, second)), strict=True)
         # Kahan's angle: half its tangent is the ratio of the chords to a unit vector and to its opposite.
         mode = "donot_use_mm_for_euclid_dist"
         apart = torch.cdist(units[0], units[1], compute_mode=mode)
@@ -185,16 +180,30 @@ def advance(layer: Layer, weight_variance: float, bias_variance: float) -> Layer
     ``E = sqrt(q q') (sin t + (pi - t) cos t) / (2 pi)``, the arc-cosine kernel of degree 1. The next angle is found
     from ``1 - cos``, a sum of terms that are not negative: one of the angle before, one of the gap between lengths.
     """
-    a, b = (math.sqrt(weight_variance / 2) * root for root in (layer.left, layer.right))
-    left, right = ((root.square() + bias_variance).sqrt() for root in (a, b))
-    gap = weight_variance / 2 * layer.gap * (layer.left + layer.right) / (left + right).clamp_min(1e-300)
-    both = left * right
+    scale, bias = math.sqrt(weight_variance / 2), layer.left.new_tensor(math.sqrt(bias_variance))
+    a, b = (scale * root for root in (layer.left, layer.right))
+    left, right = torch.hypot(a, bias), torch.hypot(b, bias)
+    # Ratios alone, since squares and products of lengths would over- or underflow.
+    gap = scale * layer.gap * _ratio(a + b, left + right)
+    both, biases = _ratio(a, left) * _ratio(b, right), _ratio(bias, left) * _ratio(bias, right)
     # left right - a b - bias = bias (a - b)^2 / (left right + a b + bias), without a difference of large numbers.
-    lengths = bias_variance * (weight_variance / 2) * layer.gap.square()
-    share = lengths / (both + a * b + bias_variance).clamp_min(1e-300) + a * b * one_minus(layer.angle)
-    half = (share / (2 * both).clamp_min(1e-300)).sqrt()
+    lengths = scale * _ratio(layer.gap, torch.maximum(left, right)) * _ratio(bias, torch.minimum(left, right))
+    half = ((lengths.square() / (1 + both + biases) + both * one_minus(layer.angle)) / 2).sqrt()
     angle = 2 * torch.asin(half if half.is_complex() else half.clamp_max(1.0))
     return Layer(left, right, gap, angle)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Return ``part / whole``, 0 where the whole is."""
+    return torch.where(whole > 0, part / whole, 0.0)
+
+
+def _measured(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return lengths (N, 1) and directions (N, d) of vectors of any length; 0 has the direction 0."""
+    largest = x.abs().amax(1, keepdim=True)
+    x = torch.where(largest > 0, x / largest, 0.0)
+    length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return largest * length, x / length.clamp_min(1.0)
 
 
 def one_minus(angle: Tensor) -> Tensor:
@@ -248,7 +257,7 @@ def infinite_ntk(
     Returns
     -------
     InfiniteNTK
-        ``K(X)`` and ``K(X, X2)`` for points of any length, ``K.nngp(X)``, ``K.of_cosine(c)``.
+        ``K(X)`` and ``K(X, X2)`` for points of any length whose entries fp64 holds, ``K.nngp(X)``, ``K.of_cosine(c)``.
 
     Raises
     ------

@@ -85,7 +85,8 @@ def kernel_regression(
     ----------
     kernel
         ``K(X, X)`` at the N observed points: an array (N, N) or a kernel of :func:`inrfast.ntk`, which is computed in
-        fp64 whatever its precision. Or, with ``coords`` and ``at``, what makes the blocks: a network, or a function
+        fp64 whatever its precision. Or, with ``coords`` and ``at``, what makes the blocks: a network of one output, or
+        a function
         ``kernel(a, b)`` of points (N, d) and (N', d), such as :func:`inrfast.infinite_ntk` returns.
     y
         Observed values, (N,) or (N, M); one target per column, each fitted by itself.
@@ -108,15 +109,20 @@ def kernel_regression(
     ------
     ValueError, TypeError
         Shapes that do not fit, numbers that are not finite, a kernel that is zero, not symmetric or has a negative
-        eigenvalue beyond rounding: then ``K^+`` is no regression.
+        eigenvalue beyond rounding: then ``K^+`` is no regression. A lazy ``cross`` of other points, parameters or
+        outputs than a lazy ``kernel``; a network of several outputs.
     MemoryBudgetError
         Three matrices (N, N) and the block (N', N) in fp64 exceed half of the free memory.
 
     Notes
     -----
     A network starts at ``f_0``, not at zero as (21) has it. Its own limit is ``f_0(x) + K(x, X) K(X, X)^+ (y -
-    f_0(X))``: give ``y - net(coords)`` and add ``net(at)``. Of several outputs K is the sum of their kernels, by
-    which every column is fitted by itself; the limit of such a network asks for kernels with ``output="full"``.
+    f_0(X))``: give ``y - net(coords)`` and add ``net(at)``.
+
+    Of M outputs, whose gradients share the hidden layers, that limit is the regression of all N M values at once: with
+    kernels of ``output="full"`` and ``y.reshape(-1)`` in place of y; the predictions are those of (N', M), flattened.
+    A kernel of ``output="trace"`` fits each column of y by itself with the sum of the outputs' kernels: the limit of
+    infinite width, where they do not interact, and no network's own.
 
     The cost is that of an eigendecomposition, some ``10 N^3`` FLOP.
 
@@ -181,7 +187,14 @@ def blocks(kernel: Any, cross: Any, coords: Any, at: Any) -> tuple[Any, Any]:
     if cross is not None or coords is None or at is None:
         raise TypeError("a network or a function comes with coords and at, the observed and held-out points, no cross")
     if isinstance(kernel, nn.Module):
-        return ntk(kernel, coords, precision="highest"), ntk(kernel, at, coords, precision="highest")
+        own = ntk(kernel, coords, precision="highest")
+        if own.outputs > 1:
+            raise ValueError(
+                f"kernel is a network of {own.outputs} outputs, which share its layers: give ntk(net, coords, "
+                "output='full') with y.reshape(-1) and cross=ntk(net, at, coords, output='full') for its own limit, or "
+                "both without output= for a regression of each column by the sum of its outputs' kernels"
+            )
+        return own, ntk(kernel, at, coords, precision="highest")
     points, others = check_coords("coords", coords), check_coords("at", at)
     if points.shape[1] != others.shape[1]:
         raise ValueError(f"at must have the {points.shape[1]} coordinates that coords has, got {others.shape[1]}")
@@ -194,14 +207,34 @@ def dense(given: Any) -> Any:
     return given.at_precision("highest").to_dense() if isinstance(given, TangentKernel) else given
 
 
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return whether tensors are equal, but for a rounding to fp32."""
+    if one.shape != other.shape or one.device != other.device:
+        return False
+    apart = torch.linalg.vector_norm(one.to(torch.float64) - other.to(torch.float64))
+    return bool(apart <= torch.finfo(torch.float32).eps * torch.linalg.vector_norm(one.to(torch.float64)))
+
+
+def _check_cross(kernel: TangentKernel, cross: TangentKernel) -> None:
+    """Refuse ``K(x, X)`` of other points X, or of another network, than ``K(X, X)``."""
+    if cross.output != kernel.output and kernel.outputs > 1:
+        raise ValueError(f"cross must be of output={kernel.output!r} as kernel is, got {cross.output!r}")
+    points = cross.coords if cross.symmetric else cross.right.store.coords
+    if len(points) == len(kernel.coords) and not _same(kernel.coords, points):
+        swapped = "; its rows are: swap them, ntk(net, at, coords)" if _same(kernel.coords, cross.coords) else ""
+        raise ValueError(f"cross must have the points of kernel as columns, ntk(net, at, coords); they differ{swapped}")
+    mine, other = ({s.name for s in own.specs} for own in (kernel, cross))
+    one, two = (dict(own.capture.network.module.named_parameters()) for own in (kernel, cross))
+    if mine != other or one.keys() != two.keys() or not all(_same(p.detach(), two[name]) for name, p in one.items()):
+        raise ValueError("cross must be of the network and the parameters that kernel is of, as they were then")
+
+
 def checked(first: Any, y: Any, second: Any) -> tuple[Tensor, Tensor, Tensor, float]:
     """Return both blocks and the values in fp64, and the roundoff of the narrower block."""
     if isinstance(first, TangentKernel) and not first.symmetric:
         raise ValueError("kernel must be between the same points; the one made with coords2 is cross")
-    if isinstance(first, TangentKernel) and isinstance(second, TangentKernel) and second.symmetric:
-        raise ValueError(
-            "cross must be between held-out and observed points, inrfast.ntk(net, at, coords); got one without coords2"
-        )
+    if isinstance(first, TangentKernel) and isinstance(second, TangentKernel):
+        _check_cross(first, second)
     shapes = [tuple(one.shape) if hasattr(one, "shape") else () for one in (first, second)]
     if all(len(shape) == 2 for shape in shapes):
         n = shapes[0][0]

@@ -65,8 +65,9 @@ class Polynomial(Encoding):
         The ``degree + 1`` non-negative numbers ``a_k``; default all 1.
     trainable
         Whether the ``a_k`` are trained, from these on. The parameter is ``roots``, ``r_k`` with ``a_k = r_k^2``: no
-        step makes an ``a_k`` negative, the features are linear in it, and an ``a_k`` of 0 still has a gradient; a
-        softplus could not even start there. ``encoding.coefficients`` are the present ``a_k``.
+        step makes an ``a_k`` negative, the features are linear in it, and an ``a_k`` of 0 still has a gradient
+        where the weights of its columns are not 0 too; a softplus could not even start there.
+        ``encoding.coefficients`` are the present ``a_k``.
     constant
         Whether the monomial of degree 0 is there. Without it ``coefficients`` are the ``degree`` numbers from ``a_1``
         on, and of degree 1 there are as many columns as coordinates: ``sqrt(a_1) x``.

@@ -11,7 +11,7 @@ from inrfast.errors import check_choice, check_seed
 from inrfast.scenes.cameras import through_box
 from inrfast.scenes.renderer import Renderer
 from inrfast.scenes.volume import stratified
-from inrfast.training.regularizers.drawing import Part
+from inrfast.training.regularizers.drawing import Part, check_part
 from inrfast.training.regularizers.kar import KAR
 
 PLACES = ("box", "full")
@@ -70,11 +70,13 @@ class FieldKAR(nn.Module):
         drawn = torch.rand(CLOUD, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
         points = 2 * drawn - 1 if where == "box" else None
         options = {"norm": "squared", **options}
-        self.kar = KAR(points, rows=rows, keys=keys, seed=seed, in_features=3, **options)
-        # A step has as many samples as its rays meet: nothing that the caller could know beforehand.
-        self.kar.keys = self.kar.keys._replace(given=False)
-        if points is None:
-            self.kar.rows = self.kar.rows._replace(given=False)
+        own_rows, own_keys = check_part("rows", rows), check_part("keys", keys, minimum=2)
+        self.kar = KAR(points, rows=_every(own_rows), keys=_every(own_keys), seed=seed, in_features=3, **options)
+        # A step has as many samples as its rays meet, which the caller cannot know beforehand: all, if there are fewer.
+        if isinstance(own_rows, int):
+            self.kar.usual_rows = own_rows
+        if isinstance(own_keys, int):
+            self.kar.usual_keys = own_keys
 
     def forward(self, net: nn.Module, coords: Tensor, step: int | None = None) -> Tensor:
         """Return R, a tensor of one element, for a renderer and the rays (n, 6) of a step; 0 where no sample counts."""
@@ -96,6 +98,11 @@ class FieldKAR(nn.Module):
         points = rays[:, None, :3] + rays[:, None, 3:] * ((edges[:, 1:] + edges[:, :-1]) / 2).unsqueeze(-1)
         points = points.reshape(-1, 3)
         return renderer.field.unit(points[renderer.occupied(points)])
+
+
+def _every(part: Part | None) -> Part | None:
+    """Return a part that no step has too few points for."""
+    return part if part == "all" else None
 
 
 class _Values(nn.Module):

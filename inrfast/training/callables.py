@@ -350,7 +350,8 @@ def of_callback(callback: Any, state: set[str] | None) -> dict[str, str]:
 def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
     """Return what tells a module from another of the same text: attributes, arrays, functions, hooks and classes.
 
-    Parameters and buffers are left out: they are state. So is what torch and this library define. Objects that were
+    Parameters and buffers are left out: they are state. So is what torch and this library define, and what a class
+    names in ``_not_compared``, such as a budget of memory, which changes no number. Objects that were
     ``seen`` are not described again.
     """
     found: dict[str, str] = {}
@@ -363,7 +364,8 @@ def attributes(net: nn.Module, seen: set[int] | None = None) -> dict[str, str]:
         own: dict[str, str] = {}
         kind = type(module)
         for key, value in vars(module).items():
-            if key not in inside and not isinstance(value, nn.Module) and not key.startswith("_torchdynamo"):
+            beside = key in inside or key in getattr(kind, "_not_compared", ()) or key.startswith("_torchdynamo")
+            if not beside and not isinstance(value, nn.Module):
                 _describe(f"{name}.{key}".removeprefix("."), value, own, seen, 0)
                 overrides += [f"{name}.{key}".removeprefix(".")] if hasattr(kind, key) else []
         theirs = _known(kind.__module__)  # whose printed form tells what they are

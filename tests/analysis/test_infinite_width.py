@@ -212,7 +212,22 @@ def test_what_is_refused(case):
         call()
 
 
-@pytest.mark.parametrize("length", [1e155, 1e-160])
-def test_points_whose_kernel_fp64_does_not_hold_are_refused(length):
-    with pytest.raises(ValueError, match="lengths from"):
-        inr.infinite_ntk(2)(length * torch.eye(2, dtype=torch.float64))
+@pytest.mark.parametrize("size", [1e-160, 1e-100, 1e100, 1e150])
+@pytest.mark.parametrize("biases", [[0.0, 0.0, 0.0], [0.3, 0.2, 0.1], [1e-200, 0.0, 1e-200]])
+@pytest.mark.parametrize("other", [1.0, 1e-3])
+def test_points_of_any_length(size, biases, other):
+    """A square of such a length is 0 or infinite; below 1e-308 the entries themselves have few digits."""
+    x, y = np.array([[1.0, 0.2]]) * size, np.array([[-0.3, 0.9]]) * size * other
+    K, weights = inr.infinite_ntk(2, bias_variance=biases), [2.0] * 3
+    for kernel, which in ((K, 0), (K.nngp, 1)):
+        ends = [float(exact(own[0], own[0], weights, biases)[which]) for own in (x, y)]
+        allowed = 4e-15 * math.sqrt(ends[0]) * math.sqrt(ends[1]) + 1e-322
+        assert abs(kernel(x, y).item() - exact(x[0], y[0], weights, biases)[which]) <= allowed
+        assert abs(kernel(x).item() - ends[0]) <= 4e-15 * ends[0] + 1e-322
+
+
+def test_entries_beyond_fp64_are_told():
+    with pytest.raises(ValueError, match=r"coords go up to 1.0e\+155 in size, where entries"):
+        inr.infinite_ntk(2)(torch.eye(2, dtype=F64) * 1e155)
+    small = inr.infinite_ntk(2)(torch.eye(2, dtype=F64) * 1e-160)
+    assert float(small[0, 1] / small[0, 0]) == pytest.approx(0.229, abs=2e-3)

@@ -70,6 +70,39 @@ def test_rounding_is_not_inverted():
     )
 
 
+def test_several_outputs_are_fitted_together():
+    """All N M values move the same parameters; the sum of the outputs' kernels gives something else."""
+    coords, at = inr.grid(5, dtype=F64), inr.grid(8, dtype=F64)
+    net = inr.INR(1, 2, width=12, hidden_layers=1, activation="sine", omega=3.0, init="siren", dtype=F64, seed=1)
+    y = torch.cat([torch.cos(4 * coords), coords], 1)
+    J, Jx = (exact_jacobian(net, points).flatten(0, 1) for points in (coords, at))
+    wanted = Jx @ torch.linalg.lstsq(J, y.reshape(-1), driver="gelsd").solution
+    blocks = [inr.ntk(net, *points, precision="highest", output="full") for points in ((coords,), (at, coords))]
+    found = inr.kernel_regression(blocks[0], y.reshape(-1), blocks[1])
+    torch.testing.assert_close(found.prediction, wanted, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"kernel is a network of 2 outputs.*output='full'"):
+        inr.kernel_regression(net, y, coords=coords, at=at)
+
+
+def test_a_lazy_cross_is_of_the_same_points_and_network():
+    net, coords, at = inr.INR(1, 1, width=4), inr.grid(6), inr.grid(6, bounds=(-0.9, 1.1))
+    K, y = inr.ntk(net, coords), torch.ones(6)
+    inr.kernel_regression(K, y, inr.ntk(net, at, coords.clone(), precision="highest"))
+    inr.kernel_regression(K, y, inr.ntk(net, coords))
+    other = inr.INR(1, 1, width=4, seed=5)
+    for cross, match in {
+        inr.ntk(net, coords, at): "columns.*its rows are: swap them",
+        inr.ntk(net, at): "cross must have the points of kernel as columns",
+        inr.ntk(other, at, coords): "cross must be of the network",
+        inr.ntk(net, at, coords, params=["layers.0"]): "cross must be of the network",
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            inr.kernel_regression(K, y, cross)
+    two = inr.INR(1, 2, width=4)
+    with pytest.raises(ValueError, match="cross must be of output='trace'"):
+        inr.kernel_regression(inr.ntk(two, coords), y, inr.ntk(two, at, coords, output=0))
+
+
 EYE = torch.eye(3, dtype=F64)
 SOME = torch.ones(3, dtype=F64)
 BAD = {

@@ -73,6 +73,15 @@ def test_gradients_reach_the_field_and_the_attention(of, columns):
     assert (coloured is not None) == (of == "radiance")
 
 
+def test_buffers_of_a_scene_stay():
+    scene = renderer()
+    torch.nn.utils.parametrizations.spectral_norm(scene.field.geometry.layers[0])
+    before = {name: own.clone() for name, own in scene.named_buffers()}
+    FieldKAR(**SMALL)(scene, RAYS, step=0).backward()
+    assert any("_u" in name for name in before)
+    assert all(torch.equal(own, before[name]) for name, own in scene.named_buffers())
+
+
 def test_unknown_names_and_other_networks_are_refused():
     with pytest.raises(ValueError, match="of must be one of"):
         FieldKAR("density")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,26 +14,10 @@ Part = int | str
 """A number of points, or ``"all"``."""
 
 
-class Share(NamedTuple):
-    """How many points take part in a step: a tuple, which a checkpoint compares.
+def check_part(argument: str, got: Any, most: int | None = None, of: str = "", minimum: int = 1) -> Part | None:
+    """Return how many points take part in a step: a number, ``"all"``, or None for a usual number.
 
-    Attributes
-    ----------
-    number
-        Of them; None: all.
-    given
-        Whether the caller asked for so many; a default takes all where there are fewer.
-    """
-
-    number: int | None
-    given: bool = True
-
-    def __str__(self) -> str:
-        return "all" if self.number is None else str(self.number)
-
-
-def check_part(argument: str, got: Any, usual: int, most: int | None = None, of: str = "", minimum: int = 1) -> Share:
-    """Return how many points take part in a step, from a number, ``"all"``, or None for the ``usual`` number.
+    They stay plain values, which a checkpoint compares and its messages show.
 
     Raises
     ------
@@ -41,15 +25,21 @@ def check_part(argument: str, got: Any, usual: int, most: int | None = None, of:
         Neither of these; fewer than ``minimum``, more than the ``most`` that there are ``of`` a kind.
     """
     if got is None:
-        return Share(usual, given=False)
+        return None
     if isinstance(got, str):
         if got != "all":
             raise ValueError(f"{argument} must be a number of points or 'all', got {got!r}")
-        return Share(None)
+        return got
     number = check_int(argument, got, minimum=minimum)
     if most is not None and number > most:
         raise ValueError(f"{argument} must be at most the number of {of} {most}, got {number}; 'all' takes them all")
-    return Share(number)
+    return number
+
+
+def own_copy(points: Tensor) -> Tensor:
+    """Return points that no later change of the caller's array reaches, and that may be differentiated by."""
+    with torch.inference_mode(False):
+        return points.detach().clone()
 
 
 def generator_of(seed: int, step: int | None) -> torch.Generator:
@@ -58,20 +48,22 @@ def generator_of(seed: int, step: int | None) -> torch.Generator:
     return torch.Generator().manual_seed(step_seed(seed, own))
 
 
-def drawn(argument: str, points: Tensor, share: Share, generator: torch.Generator) -> Tensor:
+def drawn(argument: str, points: Tensor, part: Part | None, usual: int, generator: torch.Generator) -> Tensor:
     """Return some of the points (N, d), each at most once, or themselves where all take part.
 
-    Their numbers are drawn on the CPU, so that they are the same on every device.
+    A part of None is the ``usual`` number, or all where there are fewer. Their numbers are drawn on the CPU, so that
+    they are the same on every device.
 
     Raises
     ------
     ValueError
         There are fewer than were asked for.
     """
-    number, total = share.number, len(points)
-    if number is not None and share.given and number > total:
+    total = len(points)
+    number = total if part == "all" else usual if part is None else int(part)
+    if part is not None and number > total:
         raise ValueError(f"{argument} must be at most the {total} training points of a step, got {number}")
-    if number is None or number >= total:
+    if number >= total:
         return points
     return points[torch.randperm(total, generator=generator)[:number].to(points.device)]
 

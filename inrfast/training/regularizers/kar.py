@@ -16,7 +16,7 @@ from inrfast.memory import budget_bytes, over_budget
 from inrfast.nn import INR
 from inrfast.snapshot import twin
 from inrfast.training.regularizers.attention import KEYS, LEAST_KEYS, LEAST_ROWS, ROWS, attend, attend_bytes
-from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, same_points
+from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, own_copy, same_points
 from inrfast.training.regularizers.passes import evaluated, evaluated_bytes
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -97,12 +97,19 @@ class KAR(nn.Module):
     >>> float(kar(net, x[::2], 0).detach()) < 0.2
     True
 
+    Notes
+    -----
+    Batch norms in train mode take the statistics of the points x and X of a step, and their running statistics, which
+    an evaluation takes, stay those of the points of the fit. Those of an ``attention`` of your own move.
+
     Source: PEAK (Li et al.), equations 10 to 12. The paper's lambda multiplies a sum over G points beside a sum of
     squared errors over N points; with the loss ``"mse"``, a mean over N points and M outputs, ``norm="l2"`` and the
     factor ``lambda G / (N M)`` give the same minima.
     """
 
     points: Tensor | None
+    usual_rows, usual_keys = ROWS_DRAWN, KEYS_DRAWN
+    _not_compared = ("memory_budget",)
 
     def __init__(
         self,
@@ -138,13 +145,13 @@ class KAR(nn.Module):
         if points is not None:
             where = None if device is None else check_device("device", device)
             shaped = check_tensor("points", points, finite=False, device=where)
-            self.points = check_coords("points", shaped, in_features).detach().to(device=where, dtype=dtype, copy=True)
+            self.points = own_copy(check_coords("points", shaped, in_features).to(device=where, dtype=dtype))
             self.axes = shaped.ndim
             in_features, device, dtype = self.points.shape[1], self.points.device, self.points.dtype
         elif in_features is None and attention is None:
             raise ValueError("KAR needs points, or in_features, the number of coordinates of the points of a step")
-        self.rows = check_part("rows", rows, ROWS_DRAWN, None if self.points is None else len(self.points), "points")
-        self.keys = check_part("keys", keys, KEYS_DRAWN, minimum=2)
+        self.rows = check_part("rows", rows, None if self.points is None else len(self.points), "points")
+        self.keys = check_part("keys", keys, minimum=2)
         if attention is None:
             sine: dict[str, Any] = {"activation": "sine", "omega": omega, "init": "siren", "seed": self.seed}
             made = {"width": width, "hidden_layers": hidden_layers, "device": device, "dtype": dtype, **sine}
@@ -174,7 +181,7 @@ class KAR(nn.Module):
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         tile = self._fitting(net, calling, rows, keys)
         values = evaluated(net, calling, both)
-        features = evaluated(self.attention, Calling(), both)
+        features = evaluated(self.attention, Calling(), both, kept=False)
         if "attention" in self.detach:
             features = features.detach()
         at_rows, at_keys = values[: len(rows)], values[-len(keys) :]
@@ -191,8 +198,8 @@ class KAR(nn.Module):
         coords = self._checked(coords.detach())
         points = coords if self.points is None else self.points
         generator = generator_of(self.seed, step)
-        rows = drawn("rows", points, self.rows, generator)
-        return rows, drawn("keys", coords, self.keys, generator)
+        rows = drawn("rows", points, self.rows, self.usual_rows, generator)
+        return rows, drawn("keys", coords, self.keys, self.usual_keys, generator)
 
     def _checked(self, coords: Tensor) -> Tensor:
         """Refuse points of a step that the regulariser is not made for."""
@@ -230,7 +237,7 @@ class KAR(nn.Module):
         budget, item = budget_bytes(self.memory_budget, rows.device), rows.element_size()
         both = rows if rows is keys else torch.cat([rows, keys])
         taken = sum(evaluated_bytes(own, how, both) for own, how in ((net, calling), (self.attention, Calling())))
-        outputs = calling.predicted(twin(net), both[:2].clone()).shape[1]
+        outputs = evaluated(twin(net), calling, both[:2].clone()).shape[1]
         beside: dict[Any, int] = {}
         for tile in (None, (ROWS, KEYS), (LEAST_ROWS, LEAST_KEYS)):
             beside[tile] = taken + attend_bytes(len(rows), len(keys), self.r, outputs, item, tile)
@@ -251,7 +258,8 @@ class KAR(nn.Module):
 
     def extra_repr(self) -> str:
         points = "the step's" if self.points is None else len(self.points)
-        return f"points={points}, r={self.r}, rows={self.rows}, keys={self.keys}, norm={self.norm!r}"
+        rows, keys = self.rows or self.usual_rows, self.keys or self.usual_keys
+        return f"points={points}, r={self.r}, rows={rows}, keys={keys}, norm={self.norm!r}"
 
 
 def _places(given: Any) -> tuple[str, ...]:

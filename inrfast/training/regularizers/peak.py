@@ -39,15 +39,16 @@ class PEAK:
     points
         Of the regulariser: see :class:`inrfast.KAR`; None: the points of each step.
     degree
-        Highest degree k, 1 or more.
+        Highest degree k, at least 1: of the constant alone the network would be one too.
     factor
         Of the regulariser.
     constant
         Whether degree 0 is there. Without it gamma of degree 1 is ``sqrt(a_1) x``, which fits before any module. None:
         where the network is an INR without an encoding, or degree is above 1.
     coefficients
-        Where the a_k begin, above 0, the constant's first; None: ``a_0 = a_1 = 1``, and ``d^-k`` above, so that in the
-        box [-1, 1]^d no degree outweighs the others.
+        Where the a_k begin, the constant's first; None: ``a_0 = a_1 = 1``, and ``d^-k`` above, so that in the box
+        [-1, 1]^d no degree outweighs the others. Above 0, also after rounding to the network's dtype: neither an a_k of
+        0 nor the weights 0 of its columns would get a gradient, and without a_1 the network sees no coordinates.
     options
         Of :class:`inrfast.KAR`, by name.
 
@@ -63,7 +64,8 @@ class PEAK:
     Raises
     ------
     ValueError, TypeError
-        Points that the network does not take; a module that does not take as many columns as gamma has.
+        Points that the network does not take; a module that does not take as many columns as gamma has; coefficients
+        that are not above 0.
 
     Notes
     -----
@@ -112,10 +114,11 @@ class PEAK:
         if coefficients is None:
             orders = range(0 if constant else 1, degree + 1)
             coefficients = [1.0 if k < 2 else float(features) ** -k for k in orders]
-        if not all(check_float("an entry of coefficients", own, minimum=0.0) > 0 for own in coefficients):
+        coefficients = [check_float("coefficients", a, minimum=0.0) for a in coefficients]
+        if not bool(torch.tensor(coefficients, dtype=torch.float64, device="cpu").sqrt().to(dtype).all()):
             raise ValueError(
-                f"coefficients must be above 0, got {list(coefficients)}: the weights of a degree with 0 begin without "
-                "a gradient, and so does its coefficient"
+                f"coefficients must be above 0 in {dtype}, got {coefficients}: one that begins at 0 is never trained; "
+                "take a lower degree or constant=False, or a small number such as 1e-6"
             )
         polynomial = Polynomial(degree, coefficients, trainable=True, constant=constant)
         self.net = _plugged(net, polynomial, features, dtype, device)

@@ -12,11 +12,11 @@ from inrfast.arrays import ArrayLike
 from inrfast.calling import Calling, Select
 from inrfast.errors import check_choice, check_coords, check_int, check_seed, check_tensor
 from inrfast.grids import grid
-from inrfast.nn import INR
+from inrfast.nn import INR, declared_sizes
 from inrfast.training.data import is_grid
 from inrfast.training.derivatives import gradient
-from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of
-from inrfast.training.regularizers.passes import evaluated, predicted
+from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, own_copy
+from inrfast.training.regularizers.passes import buffers_kept, evaluated
 
 MODES = ("differences", "derivatives")
 """How a gradient is taken; first the default."""
@@ -62,9 +62,9 @@ class _Smoothness(nn.Module):
         self.mode = check_choice("mode", mode, MODES)
         self.seed = check_seed("seed", seed)
         shaped = _points_of(points, device, dtype)
-        self.points = check_coords("points", shaped).detach().clone()  # the caller may write into his
+        self.points = own_copy(check_coords("points", shaped))
         self.select, self.axes = select, 2 if shaped.ndim == self.points.shape[1] + 1 else shaped.ndim
-        self.rows = check_part("rows", rows, PART, len(self.points), "points")
+        self.rows = check_part("rows", rows, len(self.points), "points")
         self.shape = _grid_of(shaped, self.points) if self.mode == MODES[0] else ()
 
     def forward(self, net: nn.Module, step: int | None = None) -> Tensor:
@@ -75,7 +75,8 @@ class _Smoothness(nn.Module):
         Raises
         ------
         ValueError, TypeError
-            The network is of another dtype or device than the points.
+            The network is of another dtype or device than the points, or does not take their coordinates; with
+            ``mode="derivatives"`` it has batch norms in train mode, or was made in inference mode.
         """
         own = next((p for p in net.parameters() if p.is_floating_point()), None)
         if own is not None and (own.dtype != self.points.dtype or own.device != self.points.device):
@@ -83,14 +84,36 @@ class _Smoothness(nn.Module):
                 f"{type(self).__name__} has points of {self.points.dtype} on {self.points.device}, and the network is "
                 f"{own.dtype} on {own.device}; make it with dtype= and device=, or move it (.to)"
             )
+        taken, d = declared_sizes(net)[0], self.points.shape[1]
+        if taken not in (None, d):
+            raise ValueError(
+                f"{type(self).__name__} has points of {d} coordinates, and net takes {taken}: give points=, the shape "
+                f"of a grid of {taken} axes or points (N, {taken})"
+            )
+        try:
+            return self._value(net, step)
+        except RuntimeError as error:  # of anybody's module
+            if "shapes cannot be multiplied" not in str(error):
+                raise
+            raise ValueError(
+                f"net ({type(net).__name__}) does not take the points (N, {d}) of {type(self).__name__}: {error}"
+            ) from error
+
+    def _value(self, net: nn.Module, step: int | None) -> Tensor:
+        """Return the regulariser over the points that a step draws."""
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         numbers = torch.arange(len(self.points), device=self.points.device)
-        some = drawn("rows", numbers, self.rows, generator_of(self.seed, step))
+        some = drawn("rows", numbers, self.rows, PART, generator_of(self.seed, step))
         if self.mode == MODES[0]:
             return self._of(self._differences(net, calling, some))
-        coords = self.points[some].requires_grad_()
-        with torch.enable_grad():
-            return self._of(gradient(predicted(net, calling, coords), coords))
+        _stands_alone(net)
+        if any(own.is_inference() for own in net.parameters()):
+            raise ValueError("net was made in inference mode, where nothing has derivatives; make it outside")
+        with torch.inference_mode(False), torch.enable_grad():  # which the caller may have switched off
+            coords = self.points[some.clone()].requires_grad_()
+            with buffers_kept(net):
+                values = calling.predicted(net, coords)
+            return self._of(gradient(values, coords))
 
     def _of(self, slopes: Tensor) -> Tensor:
         """Return the regulariser of gradients (n, M, d)."""
@@ -122,7 +145,7 @@ class _Smoothness(nn.Module):
         return self
 
     def extra_repr(self) -> str:
-        return f"points={len(self.points)}, mode={self.mode!r}, rows={self.rows}"
+        return f"points={len(self.points)}, mode={self.mode!r}, rows={self.rows or PART}"
 
 
 class TotalVariation(_Smoothness):
@@ -148,6 +171,11 @@ class TotalVariation(_Smoothness):
     ------
     ValueError, TypeError
         Points that are no regular grid (of differences), or hold NaN; more ``rows`` than points.
+
+    Notes
+    -----
+    Batch norms in train mode take the statistics of the points of the pass, and their running statistics, which an
+    evaluation takes, stay those of the points of the fit. With ``mode="derivatives"`` they are refused.
 
     Source: Rudin, Osher, Fatemi, Nonlinear total variation based noise removal algorithms, Physica D 60 (1992).
 
@@ -202,6 +230,16 @@ class DirichletEnergy(_Smoothness):
 
     def _of(self, slopes: Tensor) -> Tensor:
         return slopes.square().sum((1, 2)).mean() / 2
+
+
+def _stands_alone(net: nn.Module) -> None:
+    """Refuse derivatives where a move of one point moves the values of others, which cancels them."""
+    for name, own in net.named_modules():
+        if isinstance(own, nn.modules.batchnorm._BatchNorm) and (own.training or own.running_mean is None):
+            raise ValueError(
+                f"mode='derivatives' needs values of single points, and {name or 'net'} ({type(own).__name__}) takes "
+                "the statistics of all in train mode: use mode='differences'"
+            )
 
 
 def _points_of(given: Any, device: Any, dtype: torch.dtype | None) -> Tensor:

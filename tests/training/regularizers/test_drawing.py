@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inrfast.training.regularizers.drawing import Share, check_part, drawn, generator_of, same_points
+from inrfast.training.regularizers.drawing import check_part, drawn, generator_of, same_points
 
 
 def test_parts_hang_on_seed_and_step_alone():
     points = torch.arange(40.0).unsqueeze(1)
-    part = check_part("rows", 10, 4, 40, "points")
+    part = check_part("rows", 10, 40, "points")
 
     def rows(seed, step):
-        return drawn("rows", points, part, generator_of(seed, step)).squeeze(1).tolist()
+        return drawn("rows", points, part, 4, generator_of(seed, step)).squeeze(1).tolist()
 
     assert rows(1, 5) == rows(1, 5)
     assert rows(1, 5) != rows(1, 6) and rows(1, 5) != rows(2, 5)
@@ -28,9 +28,9 @@ def test_parts_hang_on_seed_and_step_alone():
 
 
 def test_every_point_is_drawn_equally_often():
-    points, part = torch.arange(20.0).unsqueeze(1), Share(5)
+    points, part = torch.arange(20.0).unsqueeze(1), 5
     counts = sum(
-        torch.bincount(drawn("rows", points, part, generator_of(0, step)).long().squeeze(1), minlength=20)
+        torch.bincount(drawn("rows", points, part, 4, generator_of(0, step)).long().squeeze(1), minlength=20)
         for step in range(2000)
     )
     # 2000 draws of 5 of 20: 500 each, standard deviation 19.4; five of them
@@ -40,11 +40,11 @@ def test_every_point_is_drawn_equally_often():
 def test_all_and_defaults():
     points = torch.arange(6.0).unsqueeze(1)
     generator = generator_of(0, 0)
-    assert drawn("rows", points, check_part("rows", "all", 4), generator) is points
-    assert drawn("rows", points, check_part("rows", None, 8), generator) is points  # a default takes what there is
-    assert len(drawn("rows", points, check_part("rows", None, 4), generator)) == 4
+    assert drawn("rows", points, check_part("rows", "all"), 4, generator) is points
+    assert drawn("rows", points, check_part("rows", None), 8, generator) is points  # a default takes what there is
+    assert len(drawn("rows", points, check_part("rows", None), 4, generator)) == 4
     with pytest.raises(ValueError, match="keys must be at most the 6 training points of a step, got 7"):
-        drawn("keys", points, check_part("keys", 7, 4), generator)
+        drawn("keys", points, check_part("keys", 7), 4, generator)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_all_and_defaults():
 )
 def test_bad_parts(given_, error, match):
     with pytest.raises(error, match=match):
-        check_part("rows", given_, 4, 40, "points")
+        check_part("rows", given_, 40, "points")
 
 
 @settings(max_examples=60, deadline=None)

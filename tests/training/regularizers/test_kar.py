@@ -194,8 +194,20 @@ def test_a_resumed_fit_is_that_without_an_interrupt(tmp_path, batch_size):
     ):
         assert torch.equal(mine, own)
     for changed in (kar(rows=30, keys=20, norm="l1"), kar(GRID[1:], rows=30, keys=20), kar(rows=31, keys=20)):
-        with pytest.raises(ValueError, match=r"checkpoint: .* is of another fit"):
+        with pytest.raises(ValueError, match=r"checkpoint: .* is of another fit") as told:
             inr.fit(network(), X, Y, regularizers=[(changed, 0.3)], **files, **options)
+    assert "rows (now 31, in the checkpoint 30)" in str(told.value)
+    roomy = kar(rows=30, keys=20, memory_budget=2**30)  # changes no number
+    again = inr.fit(network(), X, Y, regularizers=[(roomy, 0.3)], **files, **options)
+    assert again.losses == whole.losses
+
+
+def test_points_are_the_regularisers_own():
+    net, points = network(), GRID.clone()
+    own = kar(points, rows=20, keys=20)
+    before = float(own(net, X, 0).detach())
+    points.mul_(2)
+    assert float(own(net, X, 0).detach()) == before
 
 
 def test_memory_that_is_too_small_says_what_would_do():
@@ -270,11 +282,3 @@ def test_other_networks_and_precisions():
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
-
-
-def test_points_are_copied():
-    x = inr.grid((6, 6))
-    kar, net = inr.KAR(x, rows="all", keys="all"), inr.INR(2, 1, width=8)
-    before = float(kar(net, inr.grid((6, 6)), 0).detach())
-    x *= 10
-    assert float(kar(net, inr.grid((6, 6)), 0).detach()) == before

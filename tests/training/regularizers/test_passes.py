@@ -50,19 +50,56 @@ def test_networks_that_may_couple_points_take_them_at_once(net, monkeypatch):
     torch.testing.assert_close(passes.evaluated(net, Calling(), X.float()), whole)
 
 
-@pytest.mark.parametrize(
-    "of", [inr.KAR, lambda points: inr.TotalVariation(points, mode="derivatives"), inr.DirichletEnergy]
-)
-def test_running_statistics_are_those_of_the_fit_alone(of):
-    """With a factor of 0 a regulariser changes nothing, though its points lie elsewhere."""
-    x = inr.grid((8, 8))
+class Counting(nn.Module):
+    """A network whose passes in train mode change buffers, running statistics and a count, and that is not an INR."""
 
-    def fitted(regularizers):
-        net = inr.INR(2, 1, width=16, norm="batch", seed=0)
-        result = inr.fit(net, x, x.sin()[:, :1], steps=20, lr=1e-2, regularizers=regularizers, progress=False)
-        return result.psnr, dict(net.named_buffers())
+    def __init__(self, norm):
+        super().__init__()
+        norms = [nn.BatchNorm1d(8)] if norm else []
+        self.net = nn.Sequential(nn.Linear(2, 8), *norms, nn.Tanh(), nn.Linear(8, 1)).double()
+        self.register_buffer("passes", torch.zeros((), dtype=torch.int64))
 
-    plain, with_none = fitted([]), fitted([(of(inr.grid((6, 6), bounds=(-3, 3))), 0.0)])
-    assert abs(plain[0] - with_none[0]) < 0.1
-    for name, own in plain[1].items():
-        torch.testing.assert_close(with_none[1][name], own, rtol=1e-3, atol=1e-4)
+    def forward(self, x):
+        self.passes += 1
+        return self.net(x)
+
+
+REGULARISERS = {
+    "KAR": lambda: inr.KAR(X, rows=40, keys=40),
+    "differences": lambda: inr.TotalVariation(3 * X),
+    "derivatives": lambda: inr.DirichletEnergy(3 * X, mode="derivatives", rows=50),
+}
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_no_buffer_of_a_network_changes_but_by_the_fit_itself(name):
+    """A factor of 0 is a fit without, and after any factor the count and the statistics are those of the steps."""
+    y, options = X.sin().prod(1), {"steps": 6, "lr": 1e-2, "progress": False}
+    plain = [(0.0, [])]
+    norms = name != "derivatives"
+    for factor, own in [*plain, (0.0, [(REGULARISERS[name](), 0.0)]), (0.1, [(REGULARISERS[name](), 0.1)])]:
+        torch.manual_seed(0)
+        kind = "batch" if norms else None
+        net, norm = Counting(norms), inr.INR(2, 1, width=8, norm=kind, dtype=torch.float64)
+        for one in (net, norm):
+            inr.fit(one, X, y, regularizers=own, **options)
+        states = [one.state_dict() for one in (net, norm)]
+        if not own:
+            wanted = states
+        assert states[0]["passes"] >= 6
+        for mine, theirs in zip(states, wanted, strict=True):
+            for key in mine:
+                if factor == 0 or mine[key].dtype == torch.int64:
+                    torch.testing.assert_close(mine[key], theirs[key], atol=1e-9, rtol=1e-9)
+
+
+def test_buffers_come_back_after_an_error_and_shared_ones_stay_shared():
+    net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2), nn.Linear(3, 1)).double()
+    net[1].register_buffer("running_mean", net[0].running_mean)
+    before = dict(net.named_buffers(remove_duplicate=False))
+    with passes.buffers_kept(net):
+        assert net[0].running_mean is net[1].running_mean is not before["0.running_mean"]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        passes.evaluated(net, Calling(), X)
+    assert all(own is before[name] for name, own in net.named_buffers(remove_duplicate=False))
+    assert float(before["0.running_mean"].abs().sum()) == 0

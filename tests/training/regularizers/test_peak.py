@@ -127,6 +127,10 @@ def test_frozen_parameters_modes_and_settings_are_kept():
     assert not peak.net.training and not peak.net.layers[1].weight.requires_grad
     assert isinstance(peak.net.encoding, Polynomial) and peak.net.config()["init"] == "siren"
     assert isinstance(inr.PEAK(network("fourier"), X, **FEW).net.encoding, Compose)
+    small = inr.PEAK(net, degree=2, coefficients=[1, 1, 1e-6], **FEW)  # the same function, and trained
+    torch.testing.assert_close(small.net(X), net(X), atol=1e-4, rtol=1e-4)
+    small.net(X).sum().backward()
+    assert bool(small.net.layers[0].weight.grad[:, small.polynomial.exponents.sum(1) == 2].any())
     assert inr.PEAK(net, **FEW).kar.points is None
 
 
@@ -159,7 +163,13 @@ def test_any_module_can_be_plugged_in():
         (lambda: inr.PEAK(network("relu"), X[:, :1]), ValueError, r"points must have shape \(N, 2\)"),
         (lambda: inr.PEAK(network("relu"), X.double()), TypeError, "points must have the network's dtype"),
         (lambda: inr.PEAK(network("relu"), X * math.inf), ValueError, "points must be finite"),
-        (lambda: inr.PEAK(network("relu"), X, degree=-1), ValueError, "degree must be at least 1"),
+        (lambda: inr.PEAK(network("relu"), X, degree=0), ValueError, "degree must be at least 1"),
+        (lambda: inr.PEAK(network("relu"), X, degree=2, coefficients=[1, 1, 0]), ValueError, "must be above 0 in .*fl"),
+        (
+            lambda: inr.PEAK(network("relu"), X, coefficients=[1, 1e-100]),
+            ValueError,
+            "must be above 0 in torch.float32",
+        ),
         (lambda: inr.PEAK(network("relu"), X, degree=0, constant=False), ValueError, "degree must be at least 1"),
         (lambda: inr.PEAK(network("relu"), X, factor=-1.0), ValueError, "factor must be at least 0"),
         (lambda: inr.PEAK(network("relu"), X, coefficients=[1.0]), ValueError, "coefficients must hold .* 2 numbers"),
@@ -171,10 +181,3 @@ def test_any_module_can_be_plugged_in():
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
-
-
-def test_coefficients_that_no_step_could_move_are_refused():
-    with pytest.raises(ValueError, match="coefficients must be above 0"):
-        inr.PEAK(inr.INR(2, 1, width=8), inr.grid((4, 4)), 2, coefficients=[1, 1, 0])
-    with pytest.raises(ValueError, match="degree"):
-        inr.PEAK(inr.INR(2, 1, width=8), inr.grid((4, 4)), 0)

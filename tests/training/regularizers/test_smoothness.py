@@ -107,6 +107,35 @@ def test_a_fit_gets_smoother():
     assert roughness[1] < 0.2 * roughness[0]
 
 
+@pytest.mark.parametrize("mode", ["differences", "derivatives"])
+def test_points_are_the_regularisers_own(mode):
+    net, points = network(), GRID.clone()
+    own = inr.TotalVariation(points, mode=mode)
+    before = float(own(net, 0).detach())
+    points.mul_(2)
+    assert float(own(net, 0).detach()) == before
+
+
+def test_derivatives_are_there_in_inference_mode():
+    net, exact = network(), {"mode": "derivatives", "dtype": WIDE}
+    wanted = float(inr.TotalVariation(SHAPE, **exact)(net, 0).detach())
+    with torch.inference_mode():
+        made = inr.TotalVariation(SHAPE, **exact)
+        assert float(inr.TotalVariation(GRID.clone(), mode="derivatives")(net, 0).detach()) == pytest.approx(wanted)
+        assert float(made(net, 0).detach()) == wanted
+        with pytest.raises(ValueError, match="net was made in inference mode"):
+            made(nn.Linear(2, 1, dtype=WIDE), 0)
+    assert float(made(net, 0).detach()) == wanted
+
+
+def test_derivatives_are_refused_where_points_are_coupled():
+    """The sum of a batch norm's values has no slope: 4e-5 came in place of 2.8."""
+    net, exact = inr.INR(2, 1, width=16, norm="batch", dtype=WIDE), inr.TotalVariation(GRID, mode="derivatives")
+    with pytest.raises(ValueError, match=r"norms\.0 \(BatchNorm1d\).*use mode='differences'"):
+        exact(net)
+    assert float(exact(net.eval()).detach()) > 0.01
+
+
 @pytest.mark.parametrize(
     ("make", "error", "match"),
     [
@@ -119,6 +148,16 @@ def test_a_fit_gets_smoother():
         (lambda: inr.DirichletEnergy(GRID, mode="both"), ValueError, "mode must be one of"),
         (lambda: inr.DirichletEnergy(GRID, rows=36), ValueError, "rows must be at most the number of points 35"),
         (lambda: inr.DirichletEnergy(GRID / 0), ValueError, "points must be finite"),
+        (
+            lambda: inr.TotalVariation(SHAPE, dtype=WIDE)(network(3)),
+            ValueError,
+            "points of 2 coord.* net takes 3: give",
+        ),
+        (
+            lambda: inr.TotalVariation(SHAPE)(nn.Linear(3, 1)),
+            ValueError,
+            r"\(Linear\) does not take the points \(N, 2\)",
+        ),
         (
             lambda: inr.DirichletEnergy(SHAPE)(network()),
             TypeError,
