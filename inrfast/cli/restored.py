@@ -92,10 +92,14 @@ def restored(arguments: argparse.Namespace, work: Callable[[], Restored]) -> Res
         return work()
 
 
-def write_picture(arguments: argparse.Namespace, image: Tensor, bits: int) -> int:
-    """Write a picture with 16 bits where its source has more than 8 and the format takes them; return the bits."""
+def write_picture(arguments: argparse.Namespace, image: Tensor, bits: int, given: Tensor) -> int:
+    """Write a picture, and return its bits per channel.
+
+    They are 16 where the format takes them and the source, whose values are ``given``, has more ``bits`` than 8 or
+    values between their steps.
+    """
     suffix = arguments.out.suffix.lower()
-    depth = 16 if bits > 8 and suffix in DEEP else 8
+    depth = 16 if suffix in DEEP and (bits > 8 or not _steps(given, 8)) else 8
     if bits > 8 and depth == 8:
         warn(f"{arguments.image} has {bits} bits per channel, and {arguments.out} gets 8; {', '.join(DEEP)} take 16")
     make_folder(arguments.out, arguments.report)
@@ -108,10 +112,21 @@ def check_kept(arguments: argparse.Namespace, image: Tensor, known: Tensor) -> b
     """Return whether the file holds the known pixels bit for bit, and warn where its format has changed them."""
     with reading(arguments, arguments.out):
         back = load(arguments.out, grey=image.shape[-1] == 1, memory_budget=arguments.memory_budget).pixels
-    kept = torch.equal(back[known], image[known])
-    if not kept:
-        warn(f"known pixels are not bit for bit those of {arguments.image}: {arguments.out} cannot hold them; .png can")
-    return kept
+    if torch.equal(back[known], image[known]):
+        return True
+    start = f"known pixels are not bit for bit those of {arguments.image}: {arguments.out}"
+    if _steps(image[known], 8) or _steps(image[known], 16):
+        warn(f"{start} cannot hold them; .png can")
+    else:
+        difference = float((back[known].double() - image[known]).abs().max())
+        warn(f"{start} has them to {difference:.1g} of white; no format with the up to 16 bits written here holds them")
+    return False
+
+
+def _steps(values: Tensor, bits: int) -> bool:
+    """Return whether all values are those of integers of so many bits."""
+    most = 2**bits - 1
+    return torch.equal(((values.double() * most).round() / most).to(values.dtype), values)
 
 
 def report(

@@ -87,6 +87,29 @@ def test_what_a_format_loses_is_said(place, capsys):
     assert "deep.tif has 16 bits per channel, and done.bmp gets 8; .png, .tif, .tiff take 16" in capsys.readouterr().err
 
 
+def test_advice_on_what_holds_known_pixels_is_true(place, capsys):
+    """Floats and 32 bits have no format here; where .png is advised, it holds them."""
+    wide, tall = draws(10, 14, most=2**16), draws(10, 14, 3)
+    opacity = np.where(draws(10, 14, most=2, seed=2) > 0, 128, 0)
+    tifffile.imwrite("half.tif", (wide / 65535).astype(np.float16))
+    tifffile.imwrite("float.tif", (wide / 65535 * 0.987).astype(np.float32))
+    tifffile.imwrite("long.tif", (wide * 65521).astype(np.uint32))
+    joined = np.dstack([(tall * (opacity / 255)[..., None]).round(), opacity]).astype(np.uint8)
+    tifffile.imwrite("joined.tif", joined, photometric="rgb", extrasamples=["assocalpha"])
+    tifffile.imwrite("deep.tif", wide.astype(np.uint16))
+    for source in ("half.tif", "float.tif", "long.tif", "joined.tif", "deep.tif", "photo.png"):
+        words = ["inpaint", source, *([] if source == "joined.tif" else ["mask.png"]), *QUICK, "--json"]
+        kept, told = {}, {}
+        for suffix in ("bmp", "tif", "png"):
+            assert main([*words, "--out", f"done.{suffix}"]) == 0
+            captured = capsys.readouterr()
+            kept[suffix], told[suffix] = json.loads(captured.out)["known_kept"], captured.err
+        assert kept["png"] == (source in ("deep.tif", "photo.png"))
+        for suffix in kept:
+            assert (".png can" in told[suffix]) == (kept["png"] and not kept[suffix])
+            assert ("no format with the up to 16 bits" in told[suffix]) == (not kept["png"])
+
+
 def test_a_mask_may_be_the_other_way_round(place):
     mask = pixels("mask.png")
     Image.fromarray(255 - mask).save("turned.png")
