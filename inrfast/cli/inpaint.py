@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     truth = load_truth(arguments, image, source.stored, "IMAGE")
     found = restored(arguments, partial(inpaint, image, known, **settings(arguments)))
     picture = found.own if arguments.everywhere else found.image
-    bits = write_picture(arguments, picture, source.bits, image[known])
+    bits = write_picture(arguments, picture, source, image[known])
     kept = None if arguments.everywhere else check_kept(arguments, found.image, known)
     missing = int((~known).sum())
     about: dict[str, Any] = {"bits": bits, "missing": missing, "known_kept": kept, "missing_psnr": None}

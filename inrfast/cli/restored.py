@@ -25,7 +25,7 @@ from inrfast.cli.output import (
 )
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.errors import warn
-from inrfast.signals.image import DEEP, Loaded, image_suffixes, load, save_image
+from inrfast.signals.image import DEEP, Loaded, image_suffixes, load, save
 from inrfast.signals.paths import readable
 from inrfast.spelling import level, path, whole
 
@@ -59,7 +59,10 @@ def check_pictures(arguments: argparse.Namespace, read: dict[str, Path | None]) 
 def load_picture(arguments: argparse.Namespace, file: Path, alpha: bool | None = None) -> Loaded:
     """Return a picture with the channels of its file, and its opacity where it is transparent."""
     with reading(arguments, file):
-        return load(file, grey=None, alpha=alpha, page=arguments.page, memory_budget=arguments.memory_budget)
+        found = load(file, grey=None, alpha=alpha, page=arguments.page, memory_budget=arguments.memory_budget)
+    if found.left_out:
+        warn(f"{file} has {found.left_out} samples per pixel beside its colours and opacity, which are dropped")
+    return found
 
 
 def load_truth(arguments: argparse.Namespace, image: Tensor, size: tuple[int, int], of: str) -> Tensor | None:
@@ -92,19 +95,25 @@ def restored(arguments: argparse.Namespace, work: Callable[[], Restored]) -> Res
         return work()
 
 
-def write_picture(arguments: argparse.Namespace, image: Tensor, bits: int, given: Tensor) -> int:
-    """Write a picture, and return its bits per channel.
+def write_picture(arguments: argparse.Namespace, image: Tensor, source: Loaded, given: Tensor) -> int:
+    """Write a picture with the colour profile and the resolution of its source, and return its bits per channel.
 
-    They are 16 where the format takes them and the source, whose values are ``given``, has more ``bits`` than 8 or
-    values between their steps.
+    They are 16 where the format takes them and the source, whose values are ``given``, has more than 8 or values
+    between their steps.
     """
+    bits = source.bits
     suffix = arguments.out.suffix.lower()
     depth = 16 if suffix in DEEP and (bits > 8 or not _steps(given, 8)) else 8
     if bits > 8 and depth == 8:
         warn(f"{arguments.image} has {bits} bits per channel, and {arguments.out} gets 8; {', '.join(DEEP)} take 16")
     make_folder(arguments.out, arguments.report)
     with at_work(f"writing {arguments.out}", arguments.quiet):
-        save_image(image, arguments.out, bits=depth)
+        held = save(image, arguments.out, depth, source.stated)
+    if source.stated.icc != held.icc:
+        warn(f"{arguments.out} does not hold the colour profile of {arguments.image}; its colours may look different")
+    if source.stated.dpi is not None and held.dpi is None:
+        dpi = " x ".join(f"{each:.0f}" for each in source.stated.dpi)
+        warn(f"{arguments.out} does not hold the resolution of {arguments.image}, {dpi} dots per inch")
     return depth
 
 

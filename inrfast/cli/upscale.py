@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     large = enlarged((image.shape[0], image.shape[1]), arguments.factor)
     truth = load_truth(arguments, image, large, "the result")
     found = restored(arguments, partial(upscale, image, arguments.factor, **settings(arguments)))
-    bits = write_picture(arguments, found.image, source.bits, image)
+    bits = write_picture(arguments, found.image, source, image)
     about: dict[str, Any] = {"bits": bits, "factor": arguments.factor, "truth_psnr": None}
     lines = [
         f"averaged back, the picture is {arguments.image} to {found.mean_difference:.1g} of white, before rounding to "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from inrfast.cli import main
 from inrfast.cli.shell import INTERRUPTED
@@ -108,6 +108,20 @@ def test_advice_on_what_holds_known_pixels_is_true(place, capsys):
         for suffix in kept:
             assert (".png can" in told[suffix]) == (kept["png"] and not kept[suffix])
             assert ("no format with the up to 16 bits" in told[suffix]) == (not kept["png"])
+
+
+def test_profiles_and_resolutions_stay_or_are_missed(place, capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.open("photo.png").save("own.png", icc_profile=profile, dpi=(300, 300))
+    for words in (["inpaint", "own.png", "mask.png"], ["upscale", "own.png"]):
+        assert main([*words, *QUICK, "--out", "done.png"]) == 0
+        info = Image.open("done.png").info
+        assert (info["icc_profile"], [round(each) for each in info["dpi"]]) == (profile, [300, 300])
+        assert capsys.readouterr().err == ""
+        assert main([*words, *QUICK, "--out", "done.gif"]) == 0
+        told = capsys.readouterr().err
+        assert "done.gif does not hold the colour profile of own.png" in told
+        assert "done.gif does not hold the resolution of own.png, 300 x 300 dots per inch" in told
 
 
 def test_a_mask_may_be_the_other_way_round(place):
