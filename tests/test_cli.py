@@ -382,7 +382,7 @@ def test_a_page_is_fitted_as_a_file_of_its_own(tmp_path, capsys, refused):
             assert main([str(word) for word in argv]) == 0
             found.append(json.loads(capsys.readouterr().out)["psnrs"])
     assert found[0] == found[1] != found[2] == found[3]
-    refused(fit_command(stack, "--out", tmp_path / "none.png"), "2 pages", "page=0")
+    refused(fit_command(stack, "--out", tmp_path / "none.png"), "2 pages", "page 0 to page 1")
     refused(fit_command(stack, "--out", tmp_path / "none.png", "--page", "2"), "page", "2")
 
 

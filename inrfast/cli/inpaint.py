@@ -31,7 +31,7 @@ HALF = 0.5
 """The grey from which on a pixel of a mask counts as white."""
 
 SOFT = (0.05, 0.95)
-"""Between these a grey of a mask is one that somebody meant, not the noise of a JPEG."""
+"""Between these a grey or an opacity is one that somebody meant, not the noise of a JPEG."""
 
 
 def add(commands: Any) -> None:
@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     truth = load_truth(arguments, image, source.stored, "IMAGE")
     found = restored(arguments, partial(inpaint, image, known, **settings(arguments)))
     picture = found.own if arguments.everywhere else found.image
-    bits = write_picture(arguments, picture, source.bits)
+    bits = write_picture(arguments, picture, source, image[known])
     kept = None if arguments.everywhere else check_kept(arguments, found.image, known)
     missing = int((~known).sum())
     about: dict[str, Any] = {"bits": bits, "missing": missing, "known_kept": kept, "missing_psnr": None}
@@ -115,6 +115,7 @@ def _known(arguments: argparse.Namespace, source: Loaded) -> tuple[Tensor, Tenso
             f"{arguments.image} is opaque everywhere, so that nothing says what is missing; give a MASK, a picture of "
             f"its size that is {arguments.missing} there"
         )
+    _tell_soft(arguments.image, opacity, "half transparent", "opaque, thus known", "missing")
     return image, _checked(opacity >= HALF, f"{arguments.image} is transparent", "opaque enough (from one half on)")
 
 
@@ -126,14 +127,20 @@ def _mask(arguments: argparse.Namespace, source: Loaded) -> Tensor:
     if found.stored != source.stored:
         sizes = ["x".join(map(str, stored)) for stored in (source.stored, found.stored)]
         raise ValueError(f"MASK must have the size of IMAGE, {sizes[0]}, got {sizes[1]} in {file}")
+    if found.transparent:
+        warn(f"the transparency of {file} is dropped; its colours say what is missing")
     greys = found.pixels[..., 0]
-    soft = int(((greys > SOFT[0]) & (greys < SOFT[1])).sum())
-    if soft:
-        warn(f"{file} has {soft} pixels between black and white; those from {HALF} on count as white, others as black")
+    _tell_soft(file, greys, "between black and white", "white", "black")
     white = greys >= HALF
     other = "black" if arguments.missing == "white" else "white"
     known = white if arguments.missing == "black" else ~white
     return _checked(known, f"{file} is {arguments.missing}", f"{other}; --missing {other} takes it the other way round")
+
+
+def _tell_soft(file: Path, values: Tensor, between: str, high: str, low: str) -> None:
+    soft = int(((values > SOFT[0]) & (values < SOFT[1])).sum())
+    if soft:
+        warn(f"{file} has {soft} pixels {between}; those from {HALF} on count as {high}, others as {low}")
 
 
 def _checked(known: Tensor, missing: str, otherwise: str) -> Tensor:

@@ -25,7 +25,7 @@ from inrfast.cli.output import (
 )
 from inrfast.cli.shell import INTERRUPTED, at_work, complain
 from inrfast.errors import warn
-from inrfast.signals.image import DEEP, Loaded, image_suffixes, load, save_image
+from inrfast.signals.image import DEEP, Loaded, image_suffixes, load, save
 from inrfast.signals.paths import readable
 from inrfast.spelling import level, path, whole
 
@@ -37,7 +37,7 @@ def add_picture_options(parser: argparse.ArgumentParser, out: str) -> None:
     """Add the options that both commands have."""
     parser.add_argument("--out", type=path, default=Path(out), help="picture to write (default: %(default)s)")
     parser.add_argument("--report", type=path, help="JSON file to write, with what --json prints")
-    parser.add_argument("--page", type=whole(0), help="page of a TIFF or frame of an animation, from 0")
+    parser.add_argument("--page", type=whole(0), help="page of IMAGE, a TIFF or animation, from 0")
     group = parser.add_argument_group("effort")
     group.add_argument("--steps", type=whole(), help="updates of the network (default: by the size of the picture)")
     group.add_argument("--seconds", type=level, help="time for the fit, at most (no limit)")
@@ -59,7 +59,10 @@ def check_pictures(arguments: argparse.Namespace, read: dict[str, Path | None]) 
 def load_picture(arguments: argparse.Namespace, file: Path, alpha: bool | None = None) -> Loaded:
     """Return a picture with the channels of its file, and its opacity where it is transparent."""
     with reading(arguments, file):
-        return load(file, grey=None, alpha=alpha, page=arguments.page, memory_budget=arguments.memory_budget)
+        found = load(file, grey=None, alpha=alpha, page=arguments.page, memory_budget=arguments.memory_budget)
+    if found.left_out:
+        warn(f"{file} has {found.left_out} samples per pixel beside its colours and opacity, which are dropped")
+    return found
 
 
 def load_truth(arguments: argparse.Namespace, image: Tensor, size: tuple[int, int], of: str) -> Tensor | None:
@@ -71,6 +74,11 @@ def load_truth(arguments: argparse.Namespace, image: Tensor, size: tuple[int, in
     if found.stored != size:
         sizes = ["x".join(map(str, own)) for own in (size, found.stored)]
         raise ValueError(f"--truth must have the size of {of}, {sizes[0]}, got {sizes[1]} in {arguments.truth}")
+    if found.transparent:
+        warn(f"{arguments.truth} is transparent, and its opacity is not compared")
+    if found.grey != (image.shape[2] == 1):
+        kinds = ("greys", "colours") if found.grey else ("colours", "greys")
+        warn(f"{arguments.truth} has {kinds[0]} and {arguments.image} {kinds[1]}; {kinds[1]} are compared")
     return found.pixels.to(torch.float32)
 
 
@@ -92,15 +100,25 @@ def restored(arguments: argparse.Namespace, work: Callable[[], Restored]) -> Res
         return work()
 
 
-def write_picture(arguments: argparse.Namespace, image: Tensor, bits: int) -> int:
-    """Write a picture with 16 bits where its source has more than 8 and the format takes them; return the bits."""
+def write_picture(arguments: argparse.Namespace, image: Tensor, source: Loaded, given: Tensor) -> int:
+    """Write a picture with the colour profile and the resolution of its source, and return its bits per channel.
+
+    They are 16 where the format takes them and the source, whose values are ``given``, has more than 8 or values
+    between their steps.
+    """
+    bits = source.bits
     suffix = arguments.out.suffix.lower()
-    depth = 16 if bits > 8 and suffix in DEEP else 8
+    depth = 16 if suffix in DEEP and (bits > 8 or not _steps(given, 8)) else 8
     if bits > 8 and depth == 8:
         warn(f"{arguments.image} has {bits} bits per channel, and {arguments.out} gets 8; {', '.join(DEEP)} take 16")
     make_folder(arguments.out, arguments.report)
     with at_work(f"writing {arguments.out}", arguments.quiet):
-        save_image(image, arguments.out, bits=depth)
+        held = save(image, arguments.out, depth, source.stated)
+    if source.stated.icc != held.icc:
+        warn(f"{arguments.out} does not hold the colour profile of {arguments.image}; its colours may look different")
+    if source.stated.dpi is not None and held.dpi is None:
+        dpi = " x ".join(f"{each:.0f}" for each in source.stated.dpi)
+        warn(f"{arguments.out} does not hold the resolution of {arguments.image}, {dpi} dots per inch")
     return depth
 
 
@@ -108,11 +126,21 @@ def check_kept(arguments: argparse.Namespace, image: Tensor, known: Tensor) -> b
     """Return whether the file holds the known pixels bit for bit, and warn where its format has changed them."""
     with reading(arguments, arguments.out):
         back = load(arguments.out, grey=image.shape[-1] == 1, memory_budget=arguments.memory_budget).pixels
-    kept = torch.equal(back[known], image[known])
-    if not kept:
-        better = " exactly" if arguments.out.suffix.lower() in DEEP else "; .png can"
-        warn(f"known pixels are not bit for bit those of {arguments.image}: {arguments.out} cannot hold them{better}")
-    return kept
+    if torch.equal(back[known], image[known]):
+        return True
+    start = f"known pixels are not bit for bit those of {arguments.image}: {arguments.out}"
+    if _steps(image[known], 8) or _steps(image[known], 16):
+        warn(f"{start} cannot hold them; .png can")
+    else:
+        difference = float((back[known].double() - image[known]).abs().max())
+        warn(f"{start} has them to {difference:.1g} of white; no format with the up to 16 bits written here holds them")
+    return False
+
+
+def _steps(values: Tensor, bits: int) -> bool:
+    """Return whether all values are those of integers of so many bits."""
+    most = 2**bits - 1
+    return torch.equal(((values.double() * most).round() / most).to(values.dtype), values)
 
 
 def report(

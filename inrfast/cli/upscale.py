@@ -29,7 +29,7 @@ def add(commands: Any) -> None:
         "upscale",
         run,
         [common_options(), seed_option()],
-        "enlarge a picture; averaged back over areas it is the picture, but for what clipping to black and white takes",
+        "enlarge a picture; averaged back over areas it is the picture again, if the factor is whole",
         "  inrfast upscale photo.png --factor 2\n"
         "  inrfast upscale thumbnail.jpg --factor 4 --out out/large.png\n"
         "  inrfast upscale scan.tif --factor 1.5 --out scan-large.tif --seconds 60\n"
@@ -57,9 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
     large = enlarged((image.shape[0], image.shape[1]), arguments.factor)
     truth = load_truth(arguments, image, large, "the result")
     found = restored(arguments, partial(upscale, image, arguments.factor, **settings(arguments)))
-    bits = write_picture(arguments, found.image, source.bits)
+    bits = write_picture(arguments, found.image, source, image)
     about: dict[str, Any] = {"bits": bits, "factor": arguments.factor, "truth_psnr": None}
-    lines = [f"averaged back, the network alone has {found.psnr:.2f} dB"]
+    lines = [
+        f"averaged back, the picture is {arguments.image} to {found.mean_difference:.1g} of white, before rounding to "
+        f"{bits} bits; the network alone has {found.psnr:.2f} dB"
+    ]
     if truth is not None:
         plain = bicubic(image, large)
         pictures = {"picture": found.image, "network": found.own, "back_projected": found.classical, "bicubic": plain}

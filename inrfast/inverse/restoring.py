@@ -9,7 +9,8 @@ biharmonic interpolation of the known pixels, and the back-projected bicubic enl
 so that what is known stays as it is, without a seam, whatever the network leaves of it, and the network adds what the
 classical picture cannot have. Known pixels that are held out say how large its share s may be; where there are none, in
 an enlarged picture, s was chosen by measurement (``bench/restore.py``). Values are clipped to the
-range of the known pixels around a hole, or to [0, 1].
+range of the known pixels around a hole. Those of an enlarged picture are brought into [0, 1] without a change of its
+means, and the network adds no more there than the picture varies nearby, so that what is constant stays so.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
 from inrfast.grids import axes
 from inrfast.inverse.biharmonic import biharmonic
-from inrfast.inverse.enlarging import area_means, back_projected
+from inrfast.inverse.enlarging import area_means, back_projected, contrast, within
 from inrfast.inverse.held_out import best_share, held_out
 from inrfast.inverse.holes import Ranges
 from inrfast.memory import budget_bytes, require
@@ -52,9 +53,6 @@ PULL = 0.1
 SHARE = 0.75
 """Of the network in an enlarged picture; the rest is the classical one's."""
 
-ROUNDS = 8
-"""Back-projections after an enlarged picture is clipped, each clipped again."""
-
 MID_GREY = 0.5
 
 MOST_SIDE = 2**24
@@ -69,7 +67,7 @@ class Restored(Record):
     ----------
     image
         The picture, (H, W) or (H, W, C) as it was given, in [0, 1]: known pixels are bit for bit those given; the
-        area means of an enlarged picture are the picture given, but for what clipping takes.
+        area means of an enlarged picture are the picture given, to ``mean_difference``.
     own
         The values of the network alone, of the same shape, not clipped.
     classical
@@ -82,7 +80,10 @@ class Restored(Record):
         Of a picture made in the same way, at known pixels that were held out, which lie as the missing ones do: what to
         expect of those (dB). None of an enlarged picture, or where nothing could be held out.
     share
-        Of the network in what is not known, s.
+        Of the network in what is not known, s; 0 where a picture to enlarge is constant.
+    mean_difference
+        The largest difference of the area means of an enlarged ``image`` from the picture given; None of an inpainted
+        one.
     steps, seconds, interrupted, stopped
         Of the fit: see :class:`inrfast.FitResult`; ``seconds`` are those of all.
     settings
@@ -98,6 +99,7 @@ class Restored(Record):
     psnr: float
     held_out_psnr: float | None
     share: float
+    mean_difference: float | None
     steps: int
     seconds: float
     interrupted: bool
@@ -190,7 +192,7 @@ def inpaint(
     found = torch.where(known.unsqueeze(-1), values, filled.to(values))
     mse = float((own - values.double())[known].square().mean())
     held_mse = float((left - share * judged).square().mean()) if len(left) else math.nan
-    return setting.restored(given, found, own, classical, fitted, result, mse, share, held_mse, begun)
+    return setting.restored(given, found, own, classical, fitted, result, mse, share, None, held_mse, begun)
 
 
 def upscale(
@@ -223,8 +225,10 @@ def upscale(
     Returns
     -------
     Restored
-        As of :func:`inpaint`; ``image`` and ``own`` have the new size. Its area means
-        are the picture given but for what clipping to [0, 1] takes: much where the picture is black and white.
+        As of :func:`inpaint`; ``image`` and ``own`` have the new size. The means of the result over
+        areas are ``image`` to 1e-6 where ``factor`` is whole. Where it is not, a pixel may lie in two areas of which
+        one is black and one white, and no picture has these means in [0, 1]: ``mean_difference`` says what remains.
+        Where ``image`` is constant, the result is.
 
     Raises
     ------
@@ -259,14 +263,14 @@ def upscale(
     )
     own = setting.rendered(fitted, large).view(*large, channels)
     of_own = area_means(own, small)
-    adds = own - back_projected(of_own, large)
-    share = setting.share(result) if float(means.max()) > float(means.min()) else 0.0  # nothing to learn from
-    found = (classical + share * adds).clamp(0, 1)
-    for _ in range(ROUNDS):  # clipping moves the means; between both sets, by turns
-        found = (found + back_projected(means - area_means(found, small), large)).clamp(0, 1)
+    most = contrast(means, large)
+    adds = (own - back_projected(of_own, large)).clamp(-most, most)
+    share = setting.share(result) if bool(most.any()) else 0.0
+    found, difference = within(classical + share * adds, means)
     found = found.to(values)
     mse = float((of_own - means).square().mean())
-    return setting.restored(given, found, own, classical.clamp(0, 1), fitted, result, mse, share, math.nan, begun)
+    classical = classical.clamp(0, 1)
+    return setting.restored(given, found, own, classical, fitted, result, mse, share, difference, math.nan, begun)
 
 
 def enlarged(shape: tuple[int, int], factor: float) -> tuple[int, int]:
@@ -418,6 +422,7 @@ class _Setting:
         result: FitResult,
         mse: float,
         share: float,
+        difference: float | None,
         held_mse: float,
         begun: float,
     ) -> Restored:
@@ -436,6 +441,7 @@ class _Setting:
             mse_to_psnr(mse),
             None if math.isnan(held_mse) else mse_to_psnr(held_mse),
             share,
+            difference,
             result.steps,
             time.perf_counter() - begun,
             result.interrupted,

@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from inrfast.errors import check_int, check_tensor
 from inrfast.files import write_whole
 from inrfast.grids import grid
 from inrfast.memory import budget_bytes, chunks
+from inrfast.signals.formats import png
 from inrfast.signals.formats.picture import formats, read
-from inrfast.signals.formats.raster import Box, Demand, Raster, from_array
+from inrfast.signals.formats.raster import NOTHING, Box, Demand, Raster, Stated, from_array
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import readable, writable
 
@@ -111,11 +112,19 @@ def load_image(
 
 @dataclass(frozen=True)
 class Loaded:
-    """An image as :func:`load_image` gives it, and what its file states: (H, W), and bits per sample."""
+    """An image as :func:`load_image` gives it, and what its file states: (H, W), bits per sample, further things.
+
+    ``grey``: the file has greys. ``transparent``: it is not opaque everywhere. ``left_out`` counts samples per pixel
+    that are neither colours nor the opacity, and are not read.
+    """
 
     pixels: Tensor
     stored: tuple[int, int]
     bits: int
+    grey: bool
+    transparent: bool
+    stated: Stated
+    left_out: int
 
 
 def load(
@@ -139,9 +148,11 @@ def load(
     strip = min(STRIP, max(budget // STRIPS, LEAST_STRIP))
     layers = LAYERS if alpha is not False and not grey else 1 if grey else 3
     raster = read(file, page, Demand(budget, lambda *sides: _room(sides, shape, layers, strip)))
-    transparent = alpha is True or (alpha is None and not grey and _transparent(raster, strip))
+    seen_through = _transparent(raster, strip)
     one = raster.grey if grey is None else grey
-    return Loaded(_fit_to(raster, shape, one, transparent, strip), (raster.height, raster.width), raster.bits)
+    pixels = _fit_to(raster, shape, one, alpha is True or (alpha is None and not grey and seen_through), strip)
+    sides = (raster.height, raster.width)
+    return Loaded(pixels, sides, raster.bits, raster.grey, seen_through, raster.stated, raster.left_out)
 
 
 def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
@@ -175,6 +186,14 @@ def save_image(image: Tensor, path: str | os.PathLike[str], bits: int = 8) -> No
     FileNotFoundError, NotADirectoryError, OSError
         The folder is missing or cannot be written to; nothing is left behind.
     """
+    save(image, path, bits)
+
+
+def save(image: Tensor, path: str | os.PathLike[str], bits: int = 8, stated: Stated = NOTHING) -> Stated:
+    """Write an image as :func:`save_image` does, with what ``stated`` says, and return what of it the file holds.
+
+    A profile of other channels than those of the image is left out, and what the format does not take.
+    """
     image = check_tensor("image", image).detach()
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
         raise ValueError(f"image must have shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {tuple(image.shape)}")
@@ -188,25 +207,51 @@ def save_image(image: Tensor, path: str | os.PathLike[str], bits: int = 8) -> No
     pixels = scaled[..., 0] if scaled.ndim == 3 and scaled.shape[2] == 1 else scaled
     name = Image.registered_extensions()[target.suffix.lower()]
     if deep:
-        return write_whole(target, _encoded_deep(pixels.astype(np.uint16), name))
-    picture = Image.fromarray(pixels.astype(np.uint8))
-    if picture.mode == "L" and not _writes(name, "L"):
-        picture = picture.convert("RGB")
-    # Encoded in memory: Pillow writes files without Python, and ignores a full disk.
-    write_whole(target, _encoded(picture, name))
+        said = _meant(stated, pixels.ndim == 3)
+        content = _encoded_deep(pixels.astype(np.uint16), name, said)
+    else:
+        picture = Image.fromarray(pixels.astype(np.uint8))
+        if picture.mode == "L" and not _writes(name, "L"):
+            picture = picture.convert("RGB")
+        said = _meant(stated, picture.mode != "L")
+        # Encoded in memory: Pillow writes files without Python, and ignores a full disk.
+        content = _encoded(picture, name, said)
+    write_whole(target, content)
+    return _held(content, name, said)
 
 
-def _encoded_deep(pixels: np.ndarray[Any, Any], name: str) -> bytes:
+def _meant(stated: Stated, colours: bool) -> Stated:
+    """Return what is stated without a profile of other channels, as that of a picture in CMYK is."""
+    space = b"RGB " if colours else b"GRAY"
+    return stated if stated.icc is None or stated.icc[16:20] == space else replace(stated, icc=None)
+
+
+def _held(content: bytes, name: str, said: Stated) -> Stated:
+    """Return what of ``said`` the content of a file holds."""
+    if said == NOTHING:
+        return said
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        info = Image.open(io.BytesIO(content), formats=[name]).info
+    found = Stated.of(info.get("icc_profile"), info.get("dpi"))
+    near = said.dpi is not None and found.dpi is not None and np.allclose(said.dpi, found.dpi, rtol=0.01, atol=0.5)
+    return Stated(said.icc if found.icc == said.icc else None, said.dpi if near else None)
+
+
+def _encoded_deep(pixels: np.ndarray[Any, Any], name: str, stated: Stated) -> bytes:
     """Return the content of a PNG or TIFF of 16 bits, which Pillow writes of greys only."""
     if name == "PNG":
         from imagecodecs import png_encode  # slow to import, and needed for few files
 
-        return bytes(png_encode(np.ascontiguousarray(pixels)))
+        return png.stating(bytes(png_encode(np.ascontiguousarray(pixels))), stated.icc, stated.dpi)
     import tifffile  # slow to import, and needed for this one format only
 
     content, colours = io.BytesIO(), pixels.ndim == 3
     extra = ["unassalpha"] if colours and pixels.shape[2] == 4 else None
-    tifffile.imwrite(content, pixels, photometric="rgb" if colours else "minisblack", extrasamples=extra, metadata=None)
+    told: dict[str, Any] = {} if stated.dpi is None else {"resolution": stated.dpi, "resolutionunit": "inch"}
+    told |= {} if stated.icc is None else {"iccprofile": stated.icc}
+    meaning = "rgb" if colours else "minisblack"
+    tifffile.imwrite(content, pixels, photometric=meaning, extrasamples=extra, metadata=None, **told)
     return content.getvalue()
 
 
@@ -229,9 +274,11 @@ def _writes(name: str, mode: str) -> bool:
         return False
 
 
-def _encoded(picture: Image.Image, name: str) -> bytes:
+def _encoded(picture: Image.Image, name: str, stated: Stated = NOTHING) -> bytes:
     """Return the content of a file that holds a picture in a format, at its own size."""
-    content, options = io.BytesIO(), {"sizes": [picture.size]} if name == "ICO" else {}
+    content, options = io.BytesIO(), dict[str, Any]({"sizes": [picture.size]} if name == "ICO" else {})
+    options |= {} if stated.icc is None else {"icc_profile": stated.icc}
+    options |= {} if stated.dpi is None else {"dpi": stated.dpi}
     what = f"an image of {picture.height}x{picture.width} pixels cannot be written as {name}"
     try:
         with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from inrfast.cli import main
 from inrfast.cli.shell import INTERRUPTED
@@ -87,6 +87,43 @@ def test_what_a_format_loses_is_said(place, capsys):
     assert "deep.tif has 16 bits per channel, and done.bmp gets 8; .png, .tif, .tiff take 16" in capsys.readouterr().err
 
 
+def test_advice_on_what_holds_known_pixels_is_true(place, capsys):
+    """Floats and 32 bits have no format here; where .png is advised, it holds them."""
+    wide, tall = draws(10, 14, most=2**16), draws(10, 14, 3)
+    opacity = np.where(draws(10, 14, most=2, seed=2) > 0, 128, 0)
+    tifffile.imwrite("half.tif", (wide / 65535).astype(np.float16))
+    tifffile.imwrite("float.tif", (wide / 65535 * 0.987).astype(np.float32))
+    tifffile.imwrite("long.tif", (wide * 65521).astype(np.uint32))
+    joined = np.dstack([(tall * (opacity / 255)[..., None]).round(), opacity]).astype(np.uint8)
+    tifffile.imwrite("joined.tif", joined, photometric="rgb", extrasamples=["assocalpha"])
+    tifffile.imwrite("deep.tif", wide.astype(np.uint16))
+    for source in ("half.tif", "float.tif", "long.tif", "joined.tif", "deep.tif", "photo.png"):
+        words = ["inpaint", source, *([] if source == "joined.tif" else ["mask.png"]), *QUICK, "--json"]
+        kept, told = {}, {}
+        for suffix in ("bmp", "tif", "png"):
+            assert main([*words, "--out", f"done.{suffix}"]) == 0
+            captured = capsys.readouterr()
+            kept[suffix], told[suffix] = json.loads(captured.out)["known_kept"], captured.err
+        assert kept["png"] == (source in ("deep.tif", "photo.png"))
+        for suffix in kept:
+            assert (".png can" in told[suffix]) == (kept["png"] and not kept[suffix])
+            assert ("no format with the up to 16 bits" in told[suffix]) == (not kept["png"])
+
+
+def test_profiles_and_resolutions_stay_or_are_missed(place, capsys):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.open("photo.png").save("own.png", icc_profile=profile, dpi=(300, 300))
+    for words in (["inpaint", "own.png", "mask.png"], ["upscale", "own.png"]):
+        assert main([*words, *QUICK, "--out", "done.png"]) == 0
+        info = Image.open("done.png").info
+        assert (info["icc_profile"], [round(each) for each in info["dpi"]]) == (profile, [300, 300])
+        assert capsys.readouterr().err == ""
+        assert main([*words, *QUICK, "--out", "done.gif"]) == 0
+        told = capsys.readouterr().err
+        assert "done.gif does not hold the colour profile of own.png" in told
+        assert "done.gif does not hold the resolution of own.png, 300 x 300 dots per inch" in told
+
+
 def test_a_mask_may_be_the_other_way_round(place):
     mask = pixels("mask.png")
     Image.fromarray(255 - mask).save("turned.png")
@@ -113,6 +150,27 @@ def test_soft_greys_are_halved_and_told(place, capsys):
     assert "soft.png has 4 pixels between black and white; those from 0.5 on count as white" in capsys.readouterr().err
     same = pixels("inpainted.png")[0, :4] == pixels("photo.png")[0, :4]
     assert same[2:].all() and not same[:2].all()
+
+
+def test_what_is_read_in_part_is_told(place, capsys):
+    photo, mask = Image.open("photo.png"), Image.open("mask.png")
+    half = Image.fromarray(np.where(np.asarray(mask) > 127, 255, 100).astype(np.uint8))
+    Image.merge("RGBA", (*photo.split(), half)).save("soft.png")
+    Image.merge("LA", (mask, half)).save("masked.png")
+    photo.convert("L").save("grey.png")
+    tifffile.imwrite("five.tif", draws(10, 14, 5).astype(np.uint8), photometric="rgb", extrasamples=(0, 0))
+    soft = int((np.asarray(half) == 100).sum())
+    runs = {
+        ("soft.png",): f"soft.png has {soft} pixels half transparent; those from 0.5 on count as opaque",
+        ("photo.png", "masked.png"): "the transparency of masked.png is dropped",
+        ("photo.png", "mask.png", "--truth", "grey.png"): "grey.png has greys and photo.png colours",
+        ("grey.png", "mask.png", "--truth", "photo.png"): "photo.png has colours and grey.png greys",
+        ("photo.png", "mask.png", "--truth", "soft.png"): "soft.png is transparent, and its opacity is not compared",
+        ("five.tif", "mask.png"): "five.tif has 2 samples per pixel beside its colours and opacity, which are dropped",
+    }
+    for words, told in runs.items():
+        assert main(["inpaint", *words, *QUICK, "--out", "done.tif"]) == 0
+        assert told in capsys.readouterr().err
 
 
 def test_what_is_transparent_is_missing_where_there_is_no_mask(place, capsys, refused):

@@ -35,7 +35,19 @@ def test_the_picture_averaged_back_is_the_picture(place, capsys, factor, sides):
     assert (found["schema"], found["factor"], found["bits"]) == ("inrfast.upscale/1", float(factor), 8)
     assert captured.err == ""
     difference = area_means(large, (10, 14)) - load_image("photo.png")
-    assert float(difference.abs().max()) < 3 / 255  # of rounding to 8 bits, and of the back-projection
+    assert float(difference.abs().max()) < found["mean_difference"] + 0.51 / 255  # of rounding to 8 bits
+    assert found["mean_difference"] < (1e-5 if float(factor).is_integer() else 0.01)
+
+
+def test_what_a_picture_averaged_back_differs_by_is_told(place, capsys):
+    """No picture in [0, 1] has the means of a chequerboard at factor 1.5: pixels between would be black and white."""
+    Image.fromarray((np.indices((6, 6)).sum(0) % 2 * 255).astype(np.uint8)).save("board.png")
+    assert main(["upscale", "board.png", "--factor", "1.5", *QUICK, "--report", "r.json"]) == 0
+    told = json.loads((place / "r.json").read_text())["mean_difference"]
+    assert f"averaged back, the picture is board.png to {told:.1g} of white" in capsys.readouterr().out
+    difference = area_means(load_image("upscaled.png", grey=True), (6, 6)) - load_image("board.png", grey=True)
+    assert float(difference.abs().max()) == pytest.approx(told, abs=0.51 / 255)
+    assert told > 0.1
 
 
 def test_greys_and_sixteen_bits_stay(place):

@@ -6,10 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.optimize import lsq_linear
 from skimage import data
 
 from inrfast.inverse.downsample import Downsample
-from inrfast.inverse.enlarging import area_means, back_projected, bicubic
+from inrfast.inverse.enlarging import area_means, back_projected, bicubic, contrast, within
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,3 +45,41 @@ def test_enlarged_pictures_have_the_means_they_are_made_of(ratio: float) -> None
     assert float(difference.square().mean().sqrt()) < 1e-3
     flipped = back_projected(1 - small, (large.shape[0], large.shape[1]))
     torch.testing.assert_close(flipped, 1 - large, atol=1e-12, rtol=0)  # linear, and constants stay
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([1, 2, 3, 5]), st.integers(0, 2**31), st.booleans())
+def test_pictures_of_whole_ratios_keep_their_means_within_the_bounds(ratio: int, seed: int, bits: bool) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    means = torch.rand(5, 4, 2, generator=draws, dtype=torch.float64)
+    means = means.round() if bits else means
+    wild = torch.randn(5 * ratio, 4 * ratio, 2, generator=draws, dtype=torch.float64)
+    found, difference = within(wild, means)
+    assert bool(((found >= 0) & (found <= 1)).all())
+    got = float((area_means(found, (5, 4)) - means).abs().max())
+    assert got == pytest.approx(difference, abs=1e-12)
+    assert got <= 1e-6
+    kept = 0.3 + 0.1 * torch.rand(5 * ratio, 4 * ratio, 2, generator=draws, dtype=torch.float64)
+    assert torch.equal(within(kept, area_means(kept, (5, 4)))[0], kept)  # what fits already stays
+
+
+@pytest.mark.parametrize(("sides", "bits"), [((12, 9), False), ((12, 9), True), ((19, 13), False)])
+def test_where_no_picture_has_the_means_little_more_is_left_than_must_be(sides: tuple[int, int], bits: bool) -> None:
+    draws = torch.Generator().manual_seed(1)
+    means = torch.rand(8, 6, 1, generator=draws, dtype=torch.float64)
+    means = means.round() if bits else means
+    found, _ = within(back_projected(means, sides), means)
+    count = sides[0] * sides[1]
+    matrix = area_means(torch.eye(count, dtype=torch.float64).view(*sides, count), (8, 6)).reshape(-1, count)
+    least = 2 * lsq_linear(matrix.numpy(), means.flatten().numpy(), bounds=(0, 1)).cost
+    assert float((area_means(found, (8, 6)) - means).square().sum()) < 2 * least + 1e-6
+
+
+def test_contrast_is_that_of_the_neighbourhood() -> None:
+    picture = torch.full((9, 9, 1), 0.25, dtype=torch.float64)
+    picture[4, 4] = 0.75
+    got = contrast(picture, (18, 18))[..., 0]
+    near = torch.zeros(18, 18, dtype=torch.bool)
+    near[4:14, 4:14] = True
+    assert torch.equal(got, near * 0.5)
+    assert float(contrast(torch.rand(1, 1, 3), (8, 8)).max()) == 0

@@ -14,10 +14,11 @@ import tifffile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import EpsImagePlugin, Image, PngImagePlugin
+from PIL import EpsImagePlugin, Image, ImageCms, PngImagePlugin
 
 from inrfast.errors import MemoryBudgetError
-from inrfast.signals.image import LUMA, astronaut, image_suffixes, load, load_image, readable_suffixes, save_image
+from inrfast.signals.formats.raster import Stated
+from inrfast.signals.image import LUMA, astronaut, image_suffixes, load, load_image, readable_suffixes, save, save_image
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -506,3 +507,51 @@ def test_the_limit_of_pillow_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 299)
     with pytest.raises(ValueError, match=r"more than 598 pixels, twice PIL\.Image\.MAX_IMAGE_PIXELS"):
         load_image(tmp_path / "a.png")
+
+
+def profile(space: bytes) -> bytes:
+    """A profile of sRGB, or one whose header says that it is of other channels."""
+    found = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return found[:16] + space + found[20:]
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif", "jpg"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_profiles_and_resolutions_are_written_and_read(tmp_path, bits, suffix, channels):
+    if bits == 16 and suffix == "jpg":
+        return
+    stated, file = Stated(profile(b"RGB " if channels == 3 else b"GRAY"), (300.0, 150.0)), tmp_path / f"a.{suffix}"
+    assert save(noise(6, 8, channels), file, bits, stated) == stated
+    found = load(file).stated
+    assert found.icc == stated.icc
+    assert found.dpi == pytest.approx(stated.dpi, abs=0.1)  # a PNG counts whole dots per metre
+    if suffix != "jpg":
+        assert torch.equal(load_image(file, grey=channels == 1), noise(6, 8, channels))
+    opened = Image.open(file)  # as another program sees it
+    assert opened.info["icc_profile"] == stated.icc
+    assert [float(each) for each in opened.info["dpi"]] == pytest.approx(stated.dpi, abs=0.1)
+
+
+def test_what_a_file_cannot_hold_is_not_said_to_be_held(tmp_path):
+    resolution, ours = (300.0, 300.0), profile(b"RGB ")
+    assert save(noise(6, 8, 3), tmp_path / "a.bmp", 8, Stated(ours, resolution)) == Stated(None, resolution)
+    assert save(noise(6, 8, 3), tmp_path / "a.webp", 8, Stated(ours, resolution)) == Stated(ours, None)
+    assert save(noise(6, 8, 3), tmp_path / "a.png", 8, Stated(profile(b"CMYK"), None)) == Stated()
+    assert save(noise(6, 8, 1), tmp_path / "a.png", 8, Stated(ours, None)) == Stated()
+    assert load(tmp_path / "a.png").stated == Stated()
+
+
+def test_resolutions_that_say_nothing_are_none_and_turned_ones_are_turned(tmp_path):
+    turned = Image.Exif()
+    turned[0x112] = 6
+    pixels = Image.new("RGB", (8, 6), (10, 200, 90))
+    for suffix in ("png", "jpg", "tif"):
+        pixels.save(tmp_path / f"turned.{suffix}", exif=turned, dpi=(300, 150))
+        assert load(tmp_path / f"turned.{suffix}").stated.dpi == pytest.approx((150, 300), abs=0.1)
+        pixels.save(tmp_path / f"plain.{suffix}")
+        assert load(tmp_path / f"plain.{suffix}").stated == Stated()
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 4), np.uint8), resolution=(100, 100), resolutionunit="centimeter")
+    assert load(tmp_path / "a.tif").stated.dpi == pytest.approx((254, 254))
+    for dpi in ((0, 0), (1, 1), (float("nan"), 300), (300,), None, "a", (-300, 300), (1e9, 1e9)):
+        assert Stated.of(None, dpi) == Stated()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from inrfast.memory import require
 from inrfast.signals.formats import headers, png, tiff
 from inrfast.signals.formats.decoding import decoding
-from inrfast.signals.formats.raster import Box, Demand, Raster, check_page, from_array, oriented
+from inrfast.signals.formats.raster import Box, Demand, Raster, Stated, check_page, from_array, oriented
 
 FORMATS = (
     "AVIF", "BMP", "DDS", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MSP", "PCX", "PNG", "PPM", "PSD",
@@ -132,9 +133,10 @@ def _by_pillow(
         if index:
             picture.seek(index)
         picture.load()
+        stated = Stated.of(picture.info.get("icc_profile"), picture.info.get("dpi"), turned)
         if turned != 1:
             ImageOps.exif_transpose(picture, in_place=True)
-    return _raster(picture)
+    return replace(_raster(picture), stated=stated)
 
 
 def _turned(picture: Image.Image, exif: bytes | None) -> int:
@@ -184,7 +186,9 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
         )
     check_page(file, page, 1)
     with decoding(file):
-        turned = _turned(Image.open(io.BytesIO(png.without_texts(content)), formats=["PNG"]), header.exif)
+        opened = Image.open(io.BytesIO(png.without_texts(content)), formats=["PNG"])
+        stated = Stated.of(opened.info.get("icc_profile"), opened.info.get("dpi"))
+        turned = _turned(opened, header.exif)
     channels = png.CHANNELS[header.kind] + header.transparent
     sides = (header.height, header.width)
     demand.check(file, *(sides[::-1] if turned >= 5 else sides), 2 * channels * header.height * header.width)
@@ -192,7 +196,8 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
     with decoding(file):
         samples = oriented(png.decode_deep(content), turned)
     base = 1 if samples.shape[2] < 3 else 3
-    return from_array(samples, 65535, base, alpha=base if samples.shape[2] > base else None)
+    stated = Stated.of(stated.icc, stated.dpi, turned)
+    return replace(from_array(samples, 65535, base, alpha=base if samples.shape[2] > base else None), stated=stated)
 
 
 def _netpbm(content: bytes, header: re.Match[bytes], file: Path, page: int | None, demand: Demand) -> Raster:

@@ -96,6 +96,17 @@ def without_texts(content: bytes) -> bytes:
     return b"".join([*kept, content[start:]]) if kept else content
 
 
+def stating(content: bytes, icc: bytes | None, dpi: tuple[float, float] | None) -> bytes:
+    """Return a PNG that also states a profile of its colours and dots per inch (x, y), after its header."""
+    parts = [] if icc is None else [b"iCCP" + b"ICC profile\0\0" + zlib.compress(icc)]
+    if dpi is not None:
+        per_metre = b"".join(round(each / 0.0254).to_bytes(4, "big") for each in dpi)
+        parts.append(b"pHYs" + per_metre + b"\x01")
+    start = len(SIGNATURE) + 25
+    chunks = [(len(each) - 4).to_bytes(4, "big") + each + zlib.crc32(each).to_bytes(4, "big") for each in parts]
+    return b"".join([content[:start], *chunks, content[start:]])
+
+
 def check_pixels(header: Header, file: Path) -> None:
     """Refuse pixels that do not inflate to the rows that the header states: Pillow invents what is missing."""
     expected, bits = 0, CHANNELS[header.kind] * header.bits

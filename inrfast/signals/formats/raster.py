@@ -17,12 +17,39 @@ Box = tuple[slice, slice]
 """Rows and columns of a picture, with both ends given."""
 
 
+MOST_DPI = 2**16
+"""Dots per inch that a JPEG has room for; a picture of so many is none."""
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a file states of its picture beside the pixels: an ICC profile of its colours, and dots per inch (x, y)."""
+
+    icc: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, icc: Any, dpi: Any, orientation: int = 1) -> Stated:
+        """Return what was found, as far as it can be meant; ``dpi`` of a picture that is turned by ``orientation``."""
+        try:
+            across, down = (float(each) for each in dpi)
+        except (TypeError, ValueError, ArithmeticError):
+            across = down = 0.0
+        right = 1 < across < MOST_DPI and 1 < down < MOST_DPI  # 1 stands for unknown
+        turned = (down, across) if orientation >= 5 else (across, down)
+        return cls(icc if isinstance(icc, bytes) and icc else None, turned if right else None)
+
+
+NOTHING = Stated()
+
+
 @dataclass(frozen=True)
 class Raster:
     """A picture of ``height`` x ``width`` pixels.
 
     ``colours`` gives a box's colours, fp32 (h, w, 3) in [0, 1], ``opacity`` its opacity, fp32 (h, w, 1) in [0, 1]; None
     where the file has none. ``grey``: the file has one channel of greys, and the three are alike. ``bits``: per sample.
+    ``left_out``: samples per pixel that are neither.
     """
 
     height: int
@@ -31,6 +58,8 @@ class Raster:
     opacity: Callable[[Box], Tensor] | None = None
     grey: bool = False
     bits: int = 8
+    stated: Stated = NOTHING
+    left_out: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +129,7 @@ def from_array(
 def check_page(file: Path, page: int | None, pages: int) -> int:
     """Return the index of the page asked for; None is right where there is only one."""
     if page is None and pages != 1:
-        raise ValueError(f"{file} holds {pages} pages or frames: say which one with page=0 to page={pages - 1}")
+        raise ValueError(f"{file} holds {pages} pages or frames: say which one, page 0 to page {pages - 1}")
     if page is not None and page >= pages:
         raise ValueError(f"page must be below the number of pages or frames of {file}, {pages}, got {page}")
     return page or 0

@@ -16,7 +16,7 @@ import torch
 from inrfast.signals.formats import jpeg
 from inrfast.signals.formats.decoding import decoding
 from inrfast.signals.formats.png import MOST_INFLATED
-from inrfast.signals.formats.raster import Demand, Raster, check_page, from_array, oriented
+from inrfast.signals.formats.raster import Demand, Raster, Stated, check_page, from_array, oriented
 
 SIGNATURES = frozenset({b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"})
 
@@ -40,6 +40,7 @@ REDUCED_OR_MASK = 1 | 4
 SUBFILE, WIDTH, LENGTH, BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC = 254, 256, 257, 258, 259, 262
 ORIENTATION, SAMPLES_PER_PIXEL, PLANAR, COLOURS = 274, 277, 284, 320
 STRIPS, ROWS_PER_STRIP, STRIP_BYTES, TILES, TILE_BYTES = 273, 278, 279, 324, 325
+RESOLUTIONS, RESOLUTION_UNIT, ICC = (282, 283), 296, 34675
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,18 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
         samples = planes[:, 0, ..., 0].transpose(1, 2, 0) if planes.shape[0] > 1 else planes[0, 0]
     _check_range(samples, about, file)
     _check_unnamed(samples, about, file)
-    return _raster(oriented(samples, about.orientation), about)
+    return replace(_raster(oriented(samples, about.orientation), about), stated=_stated(chosen, about))
+
+
+def _stated(page: Any, about: Page) -> Stated:
+    """Return the profile of the colours and the resolution; none in another unit than inches or centimetres."""
+    try:
+        inches = {2: 1.0, 3: 2.54}.get(page.tags.valueof(RESOLUTION_UNIT, 2))
+        lengths = [page.tags.valueof(tag) for tag in RESOLUTIONS]
+        dpi = [inches * length[0] / length[1] for length in lengths] if inches else None
+    except (TypeError, LookupError, ArithmeticError):  # of a tag that is missing or damaged
+        dpi = None
+    return Stated.of(page.tags.valueof(ICC), dpi, about.orientation)
 
 
 def _count(opened: BinaryIO) -> int:
@@ -290,6 +302,9 @@ def _raster(samples: np.ndarray[Any, Any], about: Page) -> Raster:
         premultiplied=alpha is not None and about.extra[alpha - base] == ASSOCIATED and about.meaning != PALETTE,
         inverted=about.meaning == WHITE_IS_ZERO,
     )
+    further = [index for index in range(base, about.samples) if index != alpha]
+    said = [index for index in further if bool((samples[..., index] != _largest(about)).any())]
+    raster = replace(raster, left_out=len(said))
     if about.meaning != PALETTE:
         return raster
     table = np.asarray(about.palette).reshape(3, -1).T.astype(np.float32)

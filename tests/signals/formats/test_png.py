@@ -167,7 +167,7 @@ def test_frames_are_named(tmp_path: Path) -> None:
     frames = [Image.fromarray(samples(8, 3, 4, 5, seed).astype(np.uint8)) for seed in range(3)]
     for name in ("a.png", "a.gif", "a.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
-        with pytest.raises(ValueError, match=r"holds 3 pages or frames: say which one with page=0 to page=2"):
+        with pytest.raises(ValueError, match=r"holds 3 pages or frames: say which one, page 0 to page 2"):
             load_image(tmp_path / name)
         with pytest.raises(ValueError, match="page must be below"):
             load_image(tmp_path / name, page=3)

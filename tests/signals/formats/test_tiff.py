@@ -209,7 +209,7 @@ def test_pages_are_named_and_copies_are_none(tmp_path: Path) -> None:
             writer.write(page[::2, ::2], photometric="rgb", metadata=None, subfiletype=1)
     for number, page in enumerate(pages):
         np.testing.assert_array_equal(load(tmp_path, file.getvalue(), page=number), fp32(page))
-    with pytest.raises(ValueError, match="holds 3 pages or frames: say which one with page=0 to page=2"):
+    with pytest.raises(ValueError, match="holds 3 pages or frames: say which one, page 0 to page 2"):
         load(tmp_path, file.getvalue())
     with pytest.raises(ValueError, match="below the number of pages"):
         load(tmp_path, file.getvalue(), page=3)
