@@ -68,6 +68,7 @@ PROCESSORS = (
 NOT_NUMERICAL = (
     "tests/bench/test_gpu.py",
     "tests/bench/test_step_report.py",
+    "tests/cli/",
     "tests/experiments/",
     "tests/kernels/test_ahead_of_time.py",
     "tests/signals/test_audio.py",
