@@ -70,7 +70,7 @@ def test_attention_to_oneself_makes_any_function_free():
     net = network()
     rows = kar(X, rows="all", keys="all", attention=Sharp(), own=True)
     others = kar(X, rows="all", keys="all", attention=Sharp(), own=False)
-    assert float(rows(net, X)) < 0.05 * float(others(net, X))
+    assert float(rows(net, X).detach()) < 0.05 * float(others(net, X).detach())
 
 
 def test_random_rows_are_unbiased():
@@ -94,7 +94,7 @@ def test_points_of_the_step_and_its_keys():
     assert any(bool((point == unknown).all(1).any()) for point in part.drawn(X, 1)[0])
     twice = torch.cat([X[:1], X[:1]])  # a row whose keys are all itself counts nothing
     alone = kar(X[:1], rows="all", keys="all")
-    assert float(alone(net, twice)) == 0
+    assert float(alone(net, twice).detach()) == 0
 
 
 def test_every_so_many_steps_it_counts_as_often():
