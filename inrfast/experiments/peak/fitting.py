@@ -57,7 +57,7 @@ class Sizes:
     runs: int
 
 
-SIZES = {"quick": Sizes(128, 4.0, 1), "paper": Sizes(256, 60.0, 5)}
+SIZES = {"quick": Sizes(128, 4.0, 1), "paper": Sizes(256, 20.0, 3)}
 
 
 def sizes(request: Request) -> Sizes:
@@ -81,6 +81,8 @@ def speed_cell(name: str, methods: Sequence[Method], side: int, shared: bool = F
 
     One core; the methods take turns, so that other work on the machine meets all of them.
     """
+
+    methods = [method.at(side) for method in methods]
 
     def run(work: Work) -> Found:
         best = {(method.name, steps): float("inf") for method in methods for steps in TIMED}
@@ -173,6 +175,8 @@ def fit_cell(
     and at ``steps_scored`` which; ``stopped``, the index of the best score of the pixels that were held out. Array:
     ``picture`` (side, side), uint8, of the last weights.
     """
+
+    method = method.at(image.side)
 
     def run(work: Work) -> Found:
         coords = grid((image.side, image.side), "center", device=work.device)

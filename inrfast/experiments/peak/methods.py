@@ -24,6 +24,9 @@ TUNED_ON = ("Cameraman", "Boat")
 EVERY = 4
 """Steps from one with KAR, or total variation, to the next: a step with it takes some three plain ones."""
 
+LARGER = 256
+"""Pixels along an axis from which on the settings of larger pictures are taken."""
+
 VARIED_AT = 384
 """Points of total variation in a step: with their neighbours thrice as many, it costs what KAR does."""
 
@@ -49,6 +52,9 @@ class Method:
         empty: there is none.
     tv
         Factor of total variation in its place.
+    larger
+        What was tuned to another value for pictures of 256 pixels and more along an axis: ``lr``, and ``omega`` of the
+        first layer.
     colour
         Of its curve.
     """
@@ -61,13 +67,23 @@ class Method:
     degree: int | None = None
     kar: Mapping[str, Any] = field(default_factory=dict)
     tv: float = 0.0
+    larger: Mapping[str, float] = field(default_factory=dict)
     colour: str = "#000000"
+
+    def at(self, side: int) -> Method:
+        """Return the method as it was tuned for pictures with so many pixels along an axis."""
+        if side < LARGER or not self.larger:
+            return self
+        network = dict(self.network)
+        if "omega" in self.larger:
+            network["omega"] = {**network["omega"], "first": self.larger["omega"]}
+        return replace(self, network=network, lr=self.larger.get("lr", self.lr), larger={})
 
     @property
     def settings(self) -> dict[str, Any]:
         """What a fit depends on, as JSON holds it."""
         found = asdict(self)
-        for key in ("label", "colour"):
+        for key in ("label", "larger", "colour"):
             del found[key]
         return found | ({"every": EVERY} if self.kar or self.tv else {})
 
@@ -132,12 +148,23 @@ def relu(width: int, hidden_layers: int = 3, encoding: str | None = None) -> dic
     return {"width": width, "hidden_layers": hidden_layers, "init": "kaiming", **own}
 
 
-MLP = Method("mlp", "MLP", relu(128), 5e-3, colour="#999999")
-FOURIER = Method("fourier", "Fourier", relu(128, encoding="fourier:128:2"), 2e-3, colour="#009E73")
+SINE_AT_256: Mapping[str, float] = {"lr": 3e-4, "omega": 40.0}
+"""Of sine networks: with the rate of 128x128 pixels, 2e-3, they do not learn pictures of 256x256."""
+
+MLP = Method("mlp", "MLP", relu(128), 5e-3, larger={"lr": 2e-3}, colour="#999999")
+FOURIER = Method("fourier", "Fourier", relu(128, encoding="fourier:128:2"), 2e-3, larger={"lr": 5e-3}, colour="#009E73")
 HASH = Method("hash", "Hash", relu(64, 2, "hashgrid:8:2:16384:4:64"), 1e-2, colour="#E69F00")
-SIREN = Method("siren", "SIREN", sine(128, 20.0), 2e-3, 1024, colour="#0072B2")
+SIREN = Method("siren", "SIREN", sine(128, 20.0), 2e-3, 1024, larger=SINE_AT_256, colour="#0072B2")
 PEAK_METHOD = Method(
-    "peak", "PEAK", sine(128, 20.0), 2e-3, 1024, degree=1, kar={"factor": 0.003, **ATTENTION}, colour="#D55E00"
+    "peak",
+    "PEAK",
+    sine(128, 20.0),
+    2e-3,
+    1024,
+    degree=1,
+    kar={"factor": 0.003, **ATTENTION},
+    larger=SINE_AT_256,
+    colour="#D55E00",
 )
 GAMMA = replace(PEAK_METHOD, name="gamma", label="PEAK without KAR", kar={}, colour="#CC79A7")
 VARIED = replace(GAMMA, name="tv", label="PEAK with total variation in place of KAR", tv=3e-5)

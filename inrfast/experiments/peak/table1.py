@@ -85,7 +85,7 @@ class Table1(Figure):
             rows.append(Row(f"PEAK above all three, {pixels}", said, f"{len(won)} of {len(there)}", "scenes"))
         text = [*self._claims(found, there, counts), *notes(request, speed)]
         tables = [_table(request, found, there, over) for over in ("whole", "missing")]
-        tables += [_parts(found, there), _told()]
+        tables += [_parts(found, there), _told(sizes(request).side)]
         numbers: dict[str, Any] = {
             "scenes": [
                 {"image": name, "mask": kind, **{
@@ -230,6 +230,6 @@ def _parts(found: Mapping[str, Found], there: Sequence[Place]) -> Table:
     return Table("What PEAK gains, paired over the scenes, with 95 % intervals", head, rows)
 
 
-def _told() -> Table:
-    rows = [[method.label, method.told] for method in (*FOUR, *ABLATIONS)]
+def _told(side: int) -> Table:
+    rows = [[method.label, method.at(side).told] for method in (*FOUR, *ABLATIONS)]
     return Table("Settings of the methods", ["method", "settings"], rows)

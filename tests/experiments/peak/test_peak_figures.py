@@ -152,6 +152,19 @@ def test_methods_are_made_as_they_are_told():
     assert len(FACTORS) == 8 and len(FEATURES) == 7
 
 
+def test_larger_pictures_have_settings_of_their_own():
+    for method in (*RIVALS, *ABLATIONS, PEAK_METHOD):
+        assert method.at(128) is method
+        own = method.at(256)
+        lr, omega = method.larger.get("lr", method.lr), own.network.get("omega")
+        assert (own.name, own.lr) == (method.name, lr) and own.at(512) == own and own.told.count(f"Adam {lr:g}") == 1
+        assert omega is None or omega == {"first": method.larger["omega"], "hidden": method.network["omega"]["hidden"]}
+        assert "larger" not in own.settings
+    scene = replace(SCENE, values=torch.zeros(256, 256))
+    told = fit_cell("x", SIREN, scene, HALF, 1, 0).settings["method"]
+    assert told == SIREN.at(256).settings != SIREN.settings
+
+
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_other_weights_are_those_of_a_dense_matrix(function):
     points = torch.rand(40, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
