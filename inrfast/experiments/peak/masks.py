@@ -64,15 +64,15 @@ def mask(request: Request, kind: str, side: int, seed: int | None = None) -> Mas
     """Return a mask of one of :data:`KINDS`; ``seed``, by default that of the request, draws those made by formula.
 
     Of the files of the request the first with :data:`COMBINED` in its name is the combined mask, and the first of the
-    others the textural one, white observed, black missing; random and patch masks are always made by formula. A larger
-    file gives the pixel at ``floor(i height / side)``, which keeps the share of what is missing.
+    others the textural one, white observed, black missing; random and patch masks are always made by formula. A file
+    of another size gives the pixel at ``floor(i height / side)``, which keeps the share of what is missing.
 
     Raises
     ------
     FileNotFoundError
         There are files, and none of them is of this kind.
     ValueError
-        A file that is not square or smaller than ``side``, with no observed or no missing pixel, or one that cannot be
+        A file that is not square or smaller than half of ``side``, with no observed or no missing pixel, or one that cannot be
         read.
     """
     if kind in ("textural", "combined") and request.masks:
@@ -95,16 +95,19 @@ def _file_of(files: Sequence[Path], kind: str) -> Path:
 def _of_file(path: Path, kind: str, side: int) -> Mask:
     values = load_image(path, grey=True)[..., 0]
     height, width = values.shape
-    if height != width or height < side:
+    if height != width or 2 * height < side:
+        least = (side + 1) // 2
         raise ValueError(
-            f"masks must be square and at least {side} pixels high and wide, and {shown(path.name)} is {height}x{width}"
+            f"masks must be square and at least {least} pixels high and wide, and {shown(path.name)} is {height}x{width}"
         )
     picked = torch.arange(side) * height // side
     observed = (values > 0.5)[picked][:, picked].contiguous()
     if observed.all() or not observed.any():
         said = "misses no pixel" if observed.all() else "misses all pixels"
         raise ValueError(f"masks must be white where pixels are observed and black elsewhere, and {shown(path)} {said}")
-    sampled = "" if height == side else f", {side}x{side} of its {height}x{width} pixels"
+    sampled = (
+        "" if height == side else f", {side}x{side} {'of' if side < height else 'from'} its {height}x{width} pixels"
+    )
     return Mask(kind, observed, f"{path.name}{sampled}")
 
 

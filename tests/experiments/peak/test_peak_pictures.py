@@ -76,6 +76,9 @@ def test_mask_files_are_combined_or_textural_by_name(tmp_path):
         and combined.observed.tolist() == [[False] * 2 + [True] * 2] * 4
     )
     assert torch.equal(textural.observed, combined.observed.T)
+    larger = mask(request, "combined", 12)
+    assert larger.observed.tolist() == [[False] * 6 + [True] * 6] * 12
+    assert larger.source == "mask_combine.png, 12x12 from its 8x8 pixels" and larger.share == combined.share
     assert torch.equal(mask(request, "random", 16).observed, mask(Request(), "random", 16).observed)
     empty = Request(masks=(saved(tmp_path, "none.png", np.zeros((8, 8))),))
     with pytest.raises(ValueError, match="misses all pixels"):
@@ -89,9 +92,9 @@ def test_mask_files_that_are_missing_or_would_be_bent_are_refused(tmp_path):
         with pytest.raises(FileNotFoundError, match=f"'combin' in its name for the {kind} mask, got {own[other].name}"):
             mask(Request(masks=(own[other],)), kind, 8)
         assert mask(Request(masks=(own[kind],)), kind, 8).source == own[kind].name
-    for shape in ((8, 16), (16, 8), (6, 6)):
+    for shape in ((8, 16), (16, 8), (3, 3)):
         wide = saved(tmp_path, "combined.png", np.resize([0, 255, 255], shape))
-        with pytest.raises(ValueError, match=f"square and at least 8 .* {shape[0]}x{shape[1]}"):
+        with pytest.raises(ValueError, match=f"square and at least 4 .* {shape[0]}x{shape[1]}"):
             mask(Request(masks=(wide,)), "combined", 8)
 
 
