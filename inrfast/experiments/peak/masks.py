@@ -72,8 +72,8 @@ def mask(request: Request, kind: str, side: int, seed: int | None = None) -> Mas
     FileNotFoundError
         There are files, and none of them is of this kind.
     ValueError
-        A file that is not square or smaller than half of ``side``, with no observed or no missing pixel, or one that cannot be
-        read.
+        A file that is not square or smaller than half of ``side``, with no observed or no missing pixel, or one that
+        cannot be read.
     """
     if kind in ("textural", "combined") and request.masks:
         return _of_file(_file_of(request.masks, kind), kind, side)
@@ -96,18 +96,15 @@ def _of_file(path: Path, kind: str, side: int) -> Mask:
     values = load_image(path, grey=True)[..., 0]
     height, width = values.shape
     if height != width or 2 * height < side:
-        least = (side + 1) // 2
-        raise ValueError(
-            f"masks must be square and at least {least} pixels high and wide, and {shown(path.name)} is {height}x{width}"
-        )
+        told = f"square and at least {(side + 1) // 2} pixels high and wide"
+        raise ValueError(f"masks must be {told}, and {shown(path.name)} is {height}x{width}")
     picked = torch.arange(side) * height // side
     observed = (values > 0.5)[picked][:, picked].contiguous()
     if observed.all() or not observed.any():
         said = "misses no pixel" if observed.all() else "misses all pixels"
         raise ValueError(f"masks must be white where pixels are observed and black elsewhere, and {shown(path)} {said}")
-    sampled = (
-        "" if height == side else f", {side}x{side} {'of' if side < height else 'from'} its {height}x{width} pixels"
-    )
+    taken = "of" if side < height else "from"
+    sampled = "" if height == side else f", {side}x{side} {taken} its {height}x{width} pixels"
     return Mask(kind, observed, f"{path.name}{sampled}")
 
 
