@@ -66,8 +66,8 @@ class Restored(Record):
     Attributes
     ----------
     image
-        The picture, (H, W) or (H, W, C) as it was given, in [0, 1]: known pixels are bit for bit those given; the
-        area means of an enlarged picture are the picture given, to ``mean_difference``.
+        The picture, (H, W) or (H, W, C) as it was given, fp32 or fp64, in [0, 1]: known pixels are bit for bit those
+        given; the area means of an enlarged picture are the picture given, to ``mean_difference``.
     own
         The values of the network alone, of the same shape, not clipped.
     classical
@@ -350,6 +350,10 @@ class _Setting:
         memory_budget: int | None,
         progress: bool | None,
     ) -> None:
+        if net is not None and not isinstance(net, nn.Module):
+            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
+        if net is not None and next(net.parameters(), None) is None:
+            raise ValueError(f"net must have parameters to train, and {type(net).__name__} has none")
         self.net, self.regularizers, self.progress = net, regularizers, progress
         self.steps = None if steps is None else check_int("steps", steps, minimum=1)
         self.lr = LR if lr is None else check_float("lr", lr, minimum=0.0, exclusive=True)
@@ -404,8 +408,8 @@ class _Setting:
         return result, net
 
     def share(self, result: FitResult) -> float:
-        """Return the share of the network; less of one that was interrupted early, which still adds noise."""
-        return SHARE * min(1.0, 2 * result.steps / LEAST_STEPS) if result.stopped != "steps" else SHARE
+        """Return the share of the network; less of one that had few steps, which still adds noise."""
+        return SHARE * min(1.0, 2 * result.steps / LEAST_STEPS)
 
     def rendered(self, net: nn.Module, shape: tuple[int, int]) -> Tensor:
         """Return the network's picture (H, W, C), fp64, on the CPU."""
@@ -426,7 +430,7 @@ class _Setting:
         held_mse: float,
         begun: float,
     ) -> Restored:
-        """Return the result, its pictures of the form and dtype of the one given."""
+        """Return the result, its pictures of the form of the one given."""
         pictures = [(each[..., 0] if given.ndim == 2 else each).to(found.dtype) for each in (found, own, classical)]
         settings: dict[str, Any] = {name: result.config.get(name) for name in ("steps", "lr", "batch_size")}
         settings |= {

@@ -192,7 +192,11 @@ def _picture(frame: Any, root: Path, place: str) -> Path:
     if not isinstance(given, str) or not given or "\0" in given:
         raise ValueError(f"{place}: file_path must be the name of an image, got {_told(given)}")
     path = root / given
-    if path.suffix.lower() != ".png" and not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # of a name that no system takes
+        raise ValueError(f"{place}: file_path {_told(given)} cannot be a file: {error.strerror}") from error
+    if path.suffix.lower() != ".png" and not there:
         path = path.with_name(f"{path.name}.png") if path.name else path
     if not path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{place}: file_path must stay in the folder of the scene, got {given[:200]!r}")

@@ -23,6 +23,9 @@ FARTHEST = 2.0**24
 MOST_SIDE = 2**16
 """Pixels per side of an image at most."""
 
+LEAST_ANGLE = 1e-6
+"""Radians of view, at least: fp32 directions of narrower ones are too few to tell pixels apart."""
+
 VIEW_ANGLE = 0.6911112070083618
 """Horizontal angle of view in radians of the scenes of the NeRF paper, of a lens of 50 mm on a sensor of 36 mm."""
 
@@ -126,8 +129,8 @@ def angle_of(pixels: float, focal: float) -> float:
 
 
 def check_angle(argument: str, got: Any) -> float:
-    """Return an angle of view in radians, above 0 and below pi."""
-    angle = check_float(argument, got, minimum=0.0, exclusive=True)
+    """Return an angle of view in radians, at least 1e-6 and below pi."""
+    angle = check_float(argument, got, minimum=LEAST_ANGLE)
     if angle >= math.pi:
         raise ValueError(f"{argument} must be below pi (it is an angle of view in radians), got {angle:g}")
     return angle

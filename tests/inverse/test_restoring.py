@@ -13,6 +13,7 @@ from inrfast.inverse.biharmonic import biharmonic
 from inrfast.inverse.enlarging import area_means
 from inrfast.inverse.holes import Ranges
 from inrfast.inverse.restoring import Averaged, bounds_of, coordinates
+from inrfast.metrics import psnr
 
 QUICK = {"steps": 20, "progress": False}
 
@@ -235,6 +236,11 @@ def test_bad_numbers_are_named() -> None:
         inr.upscale(torch.arange(256.0).view(16, 16), 2)
     with pytest.raises(TypeError, match="image"):
         inr.upscale(np.zeros((4, 4), np.uint8), 2)
+    for restore in (lambda net: inr.inpaint(image, known, net=net), lambda net: inr.upscale(image, 2, net=net)):
+        with pytest.raises(TypeError, match=r"net must be a torch\.nn\.Module, got function"):
+            restore(lambda x: x)
+        with pytest.raises(ValueError, match="net must have parameters to train, and Identity has none"):
+            restore(torch.nn.Identity())
     with pytest.raises(MemoryBudgetError, match=r"a picture of 4,000,000 pixels needs .* take a smaller picture"):
         inr.upscale(torch.zeros(1000, 1000), 2, memory_budget=2**22)
 
@@ -244,3 +250,13 @@ def test_means_of_a_clipped_picture_come_back():
     found = inr.upscale(given, 2, steps=20, progress=False).image
     means = found.unflatten(0, (13, 2)).unflatten(2, (17, 2)).mean((1, 3))
     assert float((means - given).abs().max()) < 2 / 255
+
+
+def test_networks_of_few_steps_add_little_to_an_enlarged_picture():
+    axis = torch.linspace(-1, 1, 64)
+    disc = 0.3 + 0.4 * torch.sigmoid(40 * (0.6 - torch.hypot(axis[:, None] - 0.1, axis[None] + 0.05)))
+    small = disc.unflatten(0, (32, 2)).unflatten(2, (32, 2)).mean((1, 3))
+    for steps in (1, 5):
+        found = inr.upscale(small, 2, steps=steps, progress=False)
+        assert found.share == pytest.approx(0.75 * steps / 250)
+        assert psnr(found.image, disc) > psnr(found.classical, disc) - 0.05

@@ -86,7 +86,7 @@ WRONG = {
     "no JSON": (lambda c: None, "does not parse as JSON"),
     "a list": (lambda c: [c], "must be an object"),
     "no angle": (lambda c: {"frames": c["frames"]}, "misses the entry 'camera_angle_x'"),
-    "an angle of 0": (lambda c: {**c, "camera_angle_x": 0}, "camera_angle_x must be above 0"),
+    "an angle of 0": (lambda c: {**c, "camera_angle_x": 0}, "camera_angle_x must be at least 1e-06"),
     "an angle of 4": (lambda c: {**c, "camera_angle_x": 4.0}, "camera_angle_x must be below pi"),
     "an angle in words": (lambda c: {**c, "camera_angle_x": "wide"}, "camera_angle_x must be a number"),
     "an angle of NaN": (lambda c: {**c, "camera_angle_x": math.nan}, "camera_angle_x must be finite"),
@@ -103,6 +103,7 @@ WRONG = {
     "an escape": (lambda c: frame(c).update(file_path="../r_0"), r"frames\[1\]: file_path must stay in the folder"),
     "an absolute path": (lambda c: frame(c).update(file_path="/etc/passwd"), r"frames\[1\]: file_path must stay"),
     "no name": (lambda c: frame(c).update(file_path=""), r"frames\[1\]: file_path must be the name"),
+    "a name too long": (lambda c: frame(c).update(file_path="a" * 5000), r"\[1\]: file_path str .* cannot be a file"),
     "a number as name": (lambda c: frame(c).update(file_path=5), r"frames\[1\]: file_path must be the name"),
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ def test_poses_that_are_no_rigid_motion_are_refused(change, match):
         check_pose("pose", change(torch.eye(4, dtype=torch.float64)))
 
 
-@pytest.mark.parametrize("angle", [0.0, -1.0, math.pi, 4.0, math.nan, "wide"])
+@pytest.mark.parametrize("angle", [0.0, 1e-7, -1.0, math.pi, 4.0, math.nan, "wide"])
 def test_angles_out_of_range_are_refused(angle):
     with pytest.raises((ValueError, TypeError), match="angle"):
         Camera(torch.eye(4), 2, 2, angle)

@@ -154,7 +154,8 @@ def _turned(picture: Image.Image, exif: bytes | None) -> int:
 
 def _raster(picture: Image.Image) -> Raster:
     palette = getattr(picture.palette, "mode", "")
-    see_through = "transparency" in picture.info or palette.endswith("A") or bool({"A", "a"} & {*picture.getbands()})
+    bands = () if picture.mode == "LAB" else picture.getbands()  # its A is a colour
+    see_through = "transparency" in picture.info or palette.endswith("A") or bool({"A", "a"} & {*bands})
 
     def part(box: Box) -> Image.Image:
         (rows, columns) = box

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from inrfast.arrays import ArrayLike
+from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.calling import Calling, Select
 from inrfast.errors import check_choice, check_coords, check_device, check_flag, check_int, check_seed, check_tensor
 from inrfast.memory import budget_bytes, over_budget
@@ -174,6 +175,7 @@ class KAR(nn.Module):
         MemoryBudgetError
             The points of a step, or one block of rows of the attention, exceed the budget.
         """
+        coords = as_tensor("coords", coords)
         if step is not None and step % self.every:
             return coords.new_zeros(())
         rows, keys = self.drawn(coords, step)
@@ -181,7 +183,8 @@ class KAR(nn.Module):
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         tile = self._fitting(net, calling, rows, keys)
         values = evaluated(net, calling, both)
-        features = evaluated(self.attention, Calling(), both, kept=False)
+        with _of_attention(both):
+            features = evaluated(self.attention, Calling(), both, kept=False)
         if "attention" in self.detach:
             features = features.detach()
         at_rows, at_keys = values[: len(rows)], values[-len(keys) :]
@@ -236,7 +239,9 @@ class KAR(nn.Module):
     def _measured(self, net: nn.Module, calling: Calling, rows: Tensor, keys: Tensor) -> tuple[int, int] | None:
         budget, item = budget_bytes(self.memory_budget, rows.device), rows.element_size()
         both = rows if rows is keys else torch.cat([rows, keys])
-        taken = sum(evaluated_bytes(own, how, both) for own, how in ((net, calling), (self.attention, Calling())))
+        taken = evaluated_bytes(net, calling, both)
+        with _of_attention(both):
+            taken += evaluated_bytes(self.attention, Calling(), both)
         outputs = evaluated(twin(net), calling, both[:2].clone()).shape[1]
         beside: dict[Any, int] = {}
         for tile in (None, (ROWS, KEYS), (LEAST_ROWS, LEAST_KEYS)):
@@ -266,3 +271,14 @@ def _places(given: Any) -> tuple[str, ...]:
     if isinstance(given, str) or not isinstance(given, Collection):
         raise TypeError(f"detach must be a sequence out of {list(PLACES)}, got {given!r}")
     return tuple(check_choice("detach", place, PLACES) for place in given)
+
+
+@contextmanager
+def _of_attention(points: Tensor) -> Iterator[None]:
+    """Say of an error that it is the attention network's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f"attention must take points (n, {points.shape[1]}) of {points.dtype}: {error}") from error

@@ -258,6 +258,11 @@ def _grid_of(shaped: Tensor, points: Tensor) -> tuple[int, ...]:
     ValueError
         The points are none.
     """
+    if points.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(
+            f"points must be in fp32 or fp64 for mode='differences', got {points.dtype}, whose distances are uneven; "
+            "mode='derivatives' takes any"
+        )
     counts = tuple(len(torch.unique(axis)) for axis in points.unbind(1))
     shape = tuple(shaped.shape[:-1]) if shaped.ndim == points.shape[1] + 1 else counts
     if not is_grid(points, shape) or min(shape) < 1 or not _is_even(points.reshape(*shape, len(shape))):

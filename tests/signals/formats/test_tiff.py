@@ -15,6 +15,7 @@ from PIL import Image
 
 from inrfast.errors import MemoryBudgetError
 from inrfast.signals.formats.raster import oriented
+from inrfast.signals.image import load as loaded
 from inrfast.signals.image import load_image
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -143,6 +144,7 @@ def test_what_pillow_writes_is_read_as_pillow_reads_it(tmp_path: Path, mode: str
         np.testing.assert_allclose(load_image(path).numpy(), expected, atol=4 / 255)  # of another decoder
     else:
         np.testing.assert_array_equal(load_image(path).numpy(), expected)
+    assert not loaded(path).transparent
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "c8"])

@@ -271,6 +271,11 @@ def test_other_networks_and_precisions():
         (lambda: kar(GRID[:, 0]), ValueError, r"points must have shape \(N, d\)"),
         (lambda: kar(GRID.long()), TypeError, "points must have a floating-point dtype"),
         (lambda: kar(attention=3), TypeError, "attention must be a torch.nn.Module"),
+        (
+            lambda: kar(attention=nn.Linear(3, 5).double())(network(), X),
+            ValueError,
+            r"attention must take points \(n, 2\) of torch.float64: .*shapes cannot be multiplied",
+        ),
         (lambda: kar(memory_budget=0), ValueError, "memory_budget must be at least 1"),
         (lambda: kar()(network(), GRID[:, :1]), ValueError, r"made for 2 coordinates.*\(144, 1\)"),
         (lambda: kar()(network(), X.float()), TypeError, "KAR is of torch.float64.*torch.float32"),
@@ -282,3 +287,8 @@ def test_other_networks_and_precisions():
 def test_bad_input(make, error, match):
     with pytest.raises(error, match=match):
         make()
+
+
+def test_points_may_be_numpy_arrays():
+    own, net = kar(GRID.numpy()), network()
+    torch.testing.assert_close(own(net, X.numpy(), 0), kar(GRID)(net, X, 0), rtol=0, atol=0)

@@ -143,6 +143,7 @@ def test_derivatives_are_refused_where_points_are_coupled():
         (lambda: inr.TotalVariation(GRID, 3), ValueError, "p must be 1 .* or 2"),
         (lambda: inr.TotalVariation(GRID[1:]), ValueError, "points must be a regular grid.*34 points with 7, 5"),
         (lambda: inr.TotalVariation(GRID**3), ValueError, "points must be a regular grid"),
+        (lambda: inr.TotalVariation((8, 8), dtype=torch.bfloat16)(network(), 0), TypeError, "fp32 or fp64 .*bfloat16"),
         (lambda: inr.TotalVariation(GRID.flip(1)), ValueError, "row-major order"),
         (lambda: inr.TotalVariation((0, 3)), ValueError, "shape must be at least 1"),
         (lambda: inr.TotalVariation("grid"), TypeError, "points must be"),
