@@ -86,8 +86,7 @@ def kernel_regression(
     kernel
         ``K(X, X)`` at the N observed points: an array (N, N) or a kernel of :func:`inrfast.ntk`, which is computed in
         fp64 whatever its precision. Or, with ``coords`` and ``at``, what makes the blocks: a network of one output, or
-        a function
-        ``kernel(a, b)`` of points (N, d) and (N', d), such as :func:`inrfast.infinite_ntk` returns.
+        a function ``kernel(a, b)`` of points (N, d) and (N', d), such as :func:`inrfast.infinite_ntk` returns.
     y
         Observed values, (N,) or (N, M); one target per column, each fitted by itself.
     cross

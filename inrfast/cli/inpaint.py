@@ -86,9 +86,8 @@ def run(arguments: argparse.Namespace) -> int:
     kept = None if arguments.everywhere else check_kept(arguments, found.image, known)
     missing = int((~known).sum())
     about: dict[str, Any] = {"bits": bits, "missing": missing, "known_kept": kept, "missing_psnr": None}
-    expected = "" if found.held_out_psnr is None else f"; {found.held_out_psnr:.1f} dB at those held out to judge it"
-    if arguments.everywhere:
-        expected = ""
+    judged = found.held_out_psnr is not None and not arguments.everywhere
+    expected = f"; {found.held_out_psnr:.1f} dB at those held out to judge it" if judged else ""
     lines = [f"the network alone has {found.psnr:.2f} dB at known pixels, a share of {found.share:.2f}{expected}"]
     if truth is not None:
         pictures = {"picture": picture, "network": found.own, "biharmonic": found.classical}
@@ -123,7 +122,7 @@ def _mask(arguments: argparse.Namespace, source: Loaded) -> Tensor:
     """Return where the picture is known, by the file of the mask."""
     file: Path = arguments.mask
     with reading(arguments, file):
-        found = load(file, grey=True, memory_budget=arguments.memory_budget)
+        found = load(file, grey=True, alpha=None, memory_budget=arguments.memory_budget)
     if found.stored != source.stored:
         sizes = ["x".join(map(str, stored)) for stored in (source.stored, found.stored)]
         raise ValueError(f"MASK must have the size of IMAGE, {sizes[0]}, got {sizes[1]} in {file}")

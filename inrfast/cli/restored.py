@@ -56,10 +56,10 @@ def check_pictures(arguments: argparse.Namespace, read: dict[str, Path | None]) 
         check_apart([arguments.report], {**given, "--out": arguments.out}, "--report")
 
 
-def load_picture(arguments: argparse.Namespace, file: Path, alpha: bool | None = None) -> Loaded:
+def load_picture(arguments: argparse.Namespace, file: Path) -> Loaded:
     """Return a picture with the channels of its file, and its opacity where it is transparent."""
     with reading(arguments, file):
-        found = load(file, grey=None, alpha=alpha, page=arguments.page, memory_budget=arguments.memory_budget)
+        found = load(file, grey=None, alpha=None, page=arguments.page, memory_budget=arguments.memory_budget)
     if found.left_out:
         warn(f"{file} has {found.left_out} samples per pixel beside its colours and opacity, which are dropped")
     return found
@@ -70,7 +70,7 @@ def load_truth(arguments: argparse.Namespace, image: Tensor, size: tuple[int, in
     if arguments.truth is None:
         return None
     with reading(arguments, arguments.truth):
-        found = load(arguments.truth, grey=image.shape[2] == 1, memory_budget=arguments.memory_budget)
+        found = load(arguments.truth, grey=image.shape[2] == 1, alpha=None, memory_budget=arguments.memory_budget)
     if found.stored != size:
         sizes = ["x".join(map(str, own)) for own in (size, found.stored)]
         raise ValueError(f"--truth must have the size of {of}, {sizes[0]}, got {sizes[1]} in {arguments.truth}")
@@ -79,7 +79,7 @@ def load_truth(arguments: argparse.Namespace, image: Tensor, size: tuple[int, in
     if found.grey != (image.shape[2] == 1):
         kinds = ("greys", "colours") if found.grey else ("colours", "greys")
         warn(f"{arguments.truth} has {kinds[0]} and {arguments.image} {kinds[1]}; {kinds[1]} are compared")
-    return found.pixels.to(torch.float32)
+    return found.pixels[..., : image.shape[2]].to(torch.float32)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:

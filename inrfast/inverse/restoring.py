@@ -37,6 +37,7 @@ from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
 from inrfast.records import Record
 from inrfast.signals.render import render
+from inrfast.training.data import check_net
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
 from inrfast.training.result import FitResult
@@ -225,10 +226,10 @@ def upscale(
     Returns
     -------
     Restored
-        As of :func:`inpaint`; ``image`` and ``own`` have the new size. The means of the result over
-        areas are ``image`` to 1e-6 where ``factor`` is whole. Where it is not, a pixel may lie in two areas of which
-        one is black and one white, and no picture has these means in [0, 1]: ``mean_difference`` says what remains.
-        Where ``image`` is constant, the result is.
+        As of :func:`inpaint`; ``image`` and ``own`` have the new size. The means of the result over areas are ``image``
+        to 1e-6 where ``factor`` is whole. Where it is not, a pixel may lie in two areas of which one is black and one
+        white, and no picture has these means in [0, 1]: ``mean_difference`` says what remains. Where ``image`` is
+        constant, the result is.
 
     Raises
     ------
@@ -350,10 +351,8 @@ class _Setting:
         memory_budget: int | None,
         progress: bool | None,
     ) -> None:
-        if net is not None and not isinstance(net, nn.Module):
-            raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-        if net is not None and next(net.parameters(), None) is None:
-            raise ValueError(f"net must have parameters to train, and {type(net).__name__} has none")
+        if net is not None:
+            check_net(net)
         self.net, self.regularizers, self.progress = net, regularizers, progress
         self.steps = None if steps is None else check_int("steps", steps, minimum=1)
         self.lr = LR if lr is None else check_float("lr", lr, minimum=0.0, exclusive=True)

@@ -114,15 +114,15 @@ def load_image(
 class Loaded:
     """An image as :func:`load_image` gives it, and what its file states: (H, W), bits per sample, further things.
 
-    ``grey``: the file has greys. ``transparent``: it is not opaque everywhere. ``left_out`` counts samples per pixel
-    that are neither colours nor the opacity, and are not read.
+    ``grey``: the file has greys. ``transparent``: it is not opaque everywhere, which is looked at for ``alpha=None``;
+    None: it was not. ``left_out`` counts samples per pixel that are neither colours nor the opacity, and are not read.
     """
 
     pixels: Tensor
     stored: tuple[int, int]
     bits: int
     grey: bool
-    transparent: bool
+    transparent: bool | None
     stated: Stated
     left_out: int
 
@@ -148,9 +148,9 @@ def load(
     strip = min(STRIP, max(budget // STRIPS, LEAST_STRIP))
     layers = LAYERS if alpha is not False and not grey else 1 if grey else 3
     raster = read(file, page, Demand(budget, lambda *sides: _room(sides, shape, layers, strip)))
-    seen_through = _transparent(raster, strip)
+    seen_through = _transparent(raster, strip) if alpha is None else None
     one = raster.grey if grey is None else grey
-    pixels = _fit_to(raster, shape, one, alpha is True or (alpha is None and not grey and seen_through), strip)
+    pixels = _fit_to(raster, shape, one, alpha is True or (seen_through is True and not grey), strip)
     sides = (raster.height, raster.width)
     return Loaded(pixels, sides, raster.bits, raster.grey, seen_through, raster.stated, raster.left_out)
 

@@ -188,8 +188,8 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
     check_page(file, page, 1)
     with decoding(file):
         opened = Image.open(io.BytesIO(png.without_texts(content)), formats=["PNG"])
-        stated = Stated.of(opened.info.get("icc_profile"), opened.info.get("dpi"))
         turned = _turned(opened, header.exif)
+        stated = Stated.of(opened.info.get("icc_profile"), opened.info.get("dpi"), turned)
     channels = png.CHANNELS[header.kind] + header.transparent
     sides = (header.height, header.width)
     demand.check(file, *(sides[::-1] if turned >= 5 else sides), 2 * channels * header.height * header.width)
@@ -197,7 +197,6 @@ def _deep_png(content: bytes, header: png.Header, file: Path, page: int | None, 
     with decoding(file):
         samples = oriented(png.decode_deep(content), turned)
     base = 1 if samples.shape[2] < 3 else 3
-    stated = Stated.of(stated.icc, stated.dpi, turned)
     return replace(from_array(samples, 65535, base, alpha=base if samples.shape[2] > base else None), stated=stated)
 
 

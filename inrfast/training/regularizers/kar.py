@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from inrfast.nn import INR
 from inrfast.snapshot import twin
 from inrfast.training.regularizers.attention import KEYS, LEAST_KEYS, LEAST_ROWS, ROWS, attend, attend_bytes
 from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, own_copy, same_points
-from inrfast.training.regularizers.passes import evaluated, evaluated_bytes
+from inrfast.training.regularizers.passes import evaluated, evaluated_bytes, points_taken
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "l2": lambda gap: torch.linalg.vector_norm(gap, dim=1).mean(),
@@ -183,7 +182,7 @@ class KAR(nn.Module):
         calling = Calling(self.select, 2 if isinstance(net, INR) else self.axes)
         tile = self._fitting(net, calling, rows, keys)
         values = evaluated(net, calling, both)
-        with _of_attention(both):
+        with points_taken(_attention_takes(both)):
             features = evaluated(self.attention, Calling(), both, kept=False)
         if "attention" in self.detach:
             features = features.detach()
@@ -240,7 +239,7 @@ class KAR(nn.Module):
         budget, item = budget_bytes(self.memory_budget, rows.device), rows.element_size()
         both = rows if rows is keys else torch.cat([rows, keys])
         taken = evaluated_bytes(net, calling, both)
-        with _of_attention(both):
+        with points_taken(_attention_takes(both)):
             taken += evaluated_bytes(self.attention, Calling(), both)
         outputs = evaluated(twin(net), calling, both[:2].clone()).shape[1]
         beside: dict[Any, int] = {}
@@ -273,12 +272,5 @@ def _places(given: Any) -> tuple[str, ...]:
     return tuple(check_choice("detach", place, PLACES) for place in given)
 
 
-@contextmanager
-def _of_attention(points: Tensor) -> Iterator[None]:
-    """Say of an error that it is the attention network's."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ValueError(f"attention must take points (n, {points.shape[1]}) of {points.dtype}: {error}") from error
+def _attention_takes(points: Tensor) -> str:
+    return f"attention must take points (n, {points.shape[1]}) of {points.dtype}"

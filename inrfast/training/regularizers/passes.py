@@ -24,6 +24,9 @@ from inrfast.training.engines.autograd import kept_bytes
 PIECE = 2**14
 """Points of one pass: beyond these, a pass is taken in pieces whose activations are made anew for the gradient."""
 
+NOT_TAKEN = ("shapes cannot be multiplied", "must have the same dtype")
+"""Of the words of torch where a matrix meets points that it is not made for."""
+
 FEW = 16
 """Points on which it is measured what autograd keeps of one."""
 
@@ -43,6 +46,17 @@ def buffers_kept(net: nn.Module) -> Iterator[None]:
     finally:
         for place, name, there in own:
             place._buffers[name] = there
+
+
+@contextmanager
+def points_taken(otherwise: str) -> Iterator[None]:
+    """Say ``otherwise`` where anybody's module does not take the shape or dtype of its points; other errors stay."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in NOT_TAKEN):
+            raise
+        raise ValueError(f"{otherwise}: {error}") from error
 
 
 def evaluated(net: nn.Module, calling: Calling, points: Tensor, kept: bool = True) -> Tensor:

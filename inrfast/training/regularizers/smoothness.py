@@ -16,7 +16,7 @@ from inrfast.nn import INR, declared_sizes
 from inrfast.training.data import is_grid
 from inrfast.training.derivatives import gradient
 from inrfast.training.regularizers.drawing import Part, check_part, drawn, generator_of, own_copy
-from inrfast.training.regularizers.passes import buffers_kept, evaluated
+from inrfast.training.regularizers.passes import buffers_kept, evaluated, points_taken
 
 MODES = ("differences", "derivatives")
 """How a gradient is taken; first the default."""
@@ -90,14 +90,8 @@ class _Smoothness(nn.Module):
                 f"{type(self).__name__} has points of {d} coordinates, and net takes {taken}: give points=, the shape "
                 f"of a grid of {taken} axes or points (N, {taken})"
             )
-        try:
+        with points_taken(f"net ({type(net).__name__}) does not take the points (N, {d}) of {type(self).__name__}"):
             return self._value(net, step)
-        except RuntimeError as error:  # of anybody's module
-            if "shapes cannot be multiplied" not in str(error):
-                raise
-            raise ValueError(
-                f"net ({type(net).__name__}) does not take the points (N, {d}) of {type(self).__name__}: {error}"
-            ) from error
 
     def _value(self, net: nn.Module, step: int | None) -> Tensor:
         """Return the regulariser over the points that a step draws."""
