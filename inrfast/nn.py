@@ -18,7 +18,7 @@ from inrfast.grids import check_bounds
 from inrfast.initialisers import dead_units, expands_rank, initialise_
 from inrfast.memory import counted, require_free, tells_refusals
 from inrfast.mlp import MLP, HiddenLayer, LinearLayer, describe, linear_layer
-from inrfast.norms import NORMS, norm_of
+from inrfast.norms import made_norm, norm_config, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
 from inrfast.ops.grid_init import rank_expanding
@@ -215,7 +215,10 @@ class INR(nn.Module):
     encoding
         An encoding of :mod:`inrfast.encodings`, or None.
     norm
-        None or the name of a norm in :mod:`inrfast.norms`, such as ``"batch"`` or ``"sphere"``; one or one per layer.
+        None or a norm of :mod:`inrfast.norms`: ``"batch"``, ``"layer"``, ``"sphere"``, ``"topk"``, ``"topk_sphere"`` or
+        another name there, or ``{"name": ..., **numbers}`` for its numbers, as ``{"name": "topk", "k": 64}``, which keeps
+        the 64 units of each point that are largest in magnitude (``k`` defaults to a quarter of the width); one for all
+        hidden layers, a list with one per layer, or ``{"first": ..., "hidden": ...}``.
     norm_position
         ``"post"`` the activation, as in equation 20 of the Inlet Rank Collapse (arXiv 2602.01526), or ``"pre"``, as
         most image classifiers have it. Before the activation a batch norm subtracts the layer's bias again: on
@@ -260,7 +263,7 @@ class INR(nn.Module):
         activation: Any = "relu",
         omega: float | Sequence[float] | Mapping[str, float] | None = None,
         encoding: Encoding | None = None,
-        norm: str | Sequence[str | None] | None = None,
+        norm: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any] | None] | None = None,
         norm_position: str = "post",
         init: Any = "default",
         bias: bool = True,
@@ -287,9 +290,8 @@ class INR(nn.Module):
         self._omegas: tuple[float, ...] = tuple(
             _omega_of(own, value) for own, value in zip(self.bound_activations, omegas, strict=True)
         )
-        self.norm_names: tuple[str | None, ...] = tuple(
-            None if name is None else check_choice("norm", name, NORMS)
-            for name in _per_layer("norm", norm, hidden_layers)
+        self.norm_configs: tuple[str | dict[str, Any] | None, ...] = tuple(
+            None if own is None else norm_config(own, self.width) for own in _per_layer("norm", norm, hidden_layers)
         )
         self.norm_position = check_choice("norm_position", norm_position, NORM_POSITIONS)
         self.seed = check_seed("seed", seed)
@@ -299,7 +301,7 @@ class INR(nn.Module):
         sizes = [inlet] + [self.width] * self.hidden_layers + [self.out_features]
         self.layers = nn.ModuleList(undrawn(a, b, bool(bias), where, dtype) for a, b in itertools.pairwise(sizes))
         self.norms = nn.ModuleList(
-            nn.Identity() if name is None else NORMS[name].make(self.width, where, dtype) for name in self.norm_names
+            nn.Identity() if own is None else made_norm(own, self.width, where, dtype) for own in self.norm_configs
         )
         self.init = init
         initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
@@ -327,11 +329,18 @@ class INR(nn.Module):
         """The number ``omega`` of each hidden layer's activation; of one without such a number, what was given."""
         return self._omegas
 
+    @property
+    def norm_names(self) -> tuple[str | None, ...]:
+        """The name of each hidden layer's norm, None where there is none."""
+        return tuple(own["name"] if isinstance(own, dict) else own for own in self.norm_configs)
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         if "bound_activations" not in state:  # pickled by a version whose activations had no other number than omega
             self._omegas = vars(self).pop("omegas")
             self.bound_activations = tuple(map(bind, vars(self).pop("activations"), self._omegas))
+        if "norm_configs" not in state:  # pickled by a version whose norms had no numbers
+            self.norm_configs = vars(self).pop("norm_names")
 
     def activate(self, index: int, preactivation: Tensor) -> Tensor:
         """Return the output of hidden layer ``index`` from its pre-activation, activation and norm in their order."""
@@ -385,7 +394,7 @@ class INR(nn.Module):
             "activation": [own.config() for own in self.bound_activations],
             "omega": list(self.omegas),
             "encoding": None if self.encoding is None else self.encoding.config(),
-            "norm": list(self.norm_names),
+            "norm": [dict(own) if isinstance(own, dict) else own for own in self.norm_configs],
             "norm_position": self.norm_position,
             "init": self.init,
             "bias": self.layers[0].bias is not None,

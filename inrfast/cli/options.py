@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Any, NoReturn
@@ -19,8 +19,12 @@ from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice, check_device
 from inrfast.initialisers import INITIALISERS
 from inrfast.nn import INR, NORM_POSITIONS
-from inrfast.norms import NORMS
+from inrfast.norms import NORMS, Norm
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
+
+
+WIDTH = 256
+"""Units of a hidden layer by default."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -113,7 +117,7 @@ class _Noted(argparse.Action):
 
 def size_options(group: argparse._ActionsContainer) -> None:
     """Add the options of a network's size."""
-    group.add_argument("--width", type=whole(), default=256, help="units of a hidden layer (%(default)s)")
+    group.add_argument("--width", type=whole(), default=WIDTH, help="units of a hidden layer (%(default)s)")
     group.add_argument("--hidden-layers", type=whole(), default=3, help="activated layers (%(default)s)")
 
 
@@ -151,7 +155,8 @@ def network_options(automatic: bool = False) -> Parser:
     init = choice("initialisation", INITIALISERS)
     add("--init", type=init, default="default", help=f"{', '.join(INITIALISERS)} (%(default)s)")
     add("--hidden-init", type=init, help="of the layers after the first, where it differs")
-    add("--norm", type=_norm, default="none", help=f"{', '.join(NORMS)} (none); batch norms are calibrated on the grid")
+    norms = spellings(NORMS, _norm_numbers)
+    add("--norm", type=_norm, default="none", help=f"{norms} (none); batch norms are calibrated on the grid")
     add("--first-norm", type=_norm, help="of the first layer, where it differs")
     add(
         "--norm-position",
@@ -180,7 +185,7 @@ def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     hidden, first = arguments.hidden_init, arguments.first_activation
     norms = [arguments.norm if arguments.first_norm is None else arguments.first_norm]
     norms += [arguments.norm] * (arguments.hidden_layers - 1)
-    if arguments.norm_position is not None and set(norms) == {"none"}:
+    if arguments.norm_position is not None and all(norm == "none" for norm in norms):
         raise ValueError(
             f"--norm-position is that of norms, and there are none, got {arguments.norm_position}; take --norm batch"
         )
@@ -197,9 +202,16 @@ def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _norm(text: str) -> str:
-    """Return the name of a norm, or none."""
+def _norm(text: str) -> str | dict[str, Any]:
+    """Return a norm as :class:`inrfast.INR` takes it, or none; which numbers are in range, depends on the width."""
+    if text.partition(":")[0] in NORMS:
+        return spec("norm", NORMS, _norm_numbers)(text)
     return choice("norm", [*NORMS, "none"])(text)
+
+
+def _norm_numbers(kind: type[Norm]) -> Mapping[str, int | float]:
+    """Return the numbers of a norm, with the defaults of the usual width."""
+    return kind.numbers(WIDTH)
 
 
 def _check_omega(omega: float | None, activations: Sequence[str | dict[str, Any]]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from inrfast.errors import check_float, check_int, nearest
 from inrfast.registry import Registry
 
 
@@ -39,14 +41,29 @@ class Norm(ABC):
     ----------
     module
         Class of the module that :meth:`make` returns. :meth:`of` takes this class itself, no subclasses.
+    native
+        Its name in ``csrc/mlp_step_norms.h``; None: the native step does not have it.
     """
 
     module: ClassVar[type[nn.Module]]
+    native: ClassVar[str | None] = None
+
+    @classmethod
+    def numbers(cls, width: int) -> Mapping[str, int | float]:
+        """Return the norm's numbers by name, with their defaults for layers of ``width`` units. Default: none.
+
+        A whole default takes whole numbers. The order is that of the command line: ``topk:64``.
+        """
+        return {}
+
+    @classmethod
+    def check_numbers(cls, width: int, **numbers: Any) -> None:
+        """Raise ``ValueError`` for numbers, of the types of their defaults, that layers of this width cannot have."""
 
     @classmethod
     @abstractmethod
-    def make(cls, width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """Return the module for layers of ``width`` units."""
+    def make(cls, width: int, device: torch.device, dtype: torch.dtype, **numbers: Any) -> nn.Module:
+        """Return the module for layers of ``width`` units. A norm without numbers need not take ``**numbers``."""
 
     @classmethod
     def state(cls, width: int) -> dict[str, tuple[int, ...]]:
@@ -85,6 +102,54 @@ class Norm(ABC):
 
 NORMS: Registry[type[Norm]] = Registry("norm", "inrfast.norms", Norm, classes=True)
 """The norms that ``INR(norm=...)`` takes."""
+
+
+def norm_config(given: Any, width: int, argument: str = "norm") -> str | dict[str, Any]:
+    """Return a norm as configs have it: its name, or ``{"name": ..., **numbers}``, with all numbers, if it has any.
+
+    Parameters
+    ----------
+    given
+        A name, or ``{"name": ..., **numbers}`` with some or all of its numbers.
+    width
+        Units of the layers that it is for.
+    argument
+        What an error calls ``given``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Unknown names of norms or numbers, with the nearest match; numbers out of their range.
+    """
+    numbers: dict[str, Any] = {}
+    if isinstance(given, Mapping):
+        numbers = {str(key): value for key, value in given.items()}
+        if "name" not in numbers:
+            raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
+        given = numbers.pop("name")
+    kind = NORMS.find(argument, given)
+    usual = dict(kind.numbers(width))
+    for number, value in numbers.items():
+        if number not in usual:
+            known = f"its numbers are {sorted(usual)}" if usual else "it has no numbers"
+            raise ValueError(f"the norm {given!r} has no number {number!r}; {known}.{nearest(number, usual)}")
+        check = check_int if isinstance(usual[number], int) else check_float
+        usual[number] = check(f"{number} of the norm {given!r}", value)
+    kind.check_numbers(width, **usual)
+    return {"name": given, **usual} if usual else str(given)
+
+
+def norm_from(config: str | Mapping[str, Any]) -> tuple[type[Norm], dict[str, Any]]:
+    """Return the class and the numbers that :func:`norm_config` has put into words."""
+    if isinstance(config, str):
+        return NORMS[config], {}
+    return NORMS[config["name"]], {key: value for key, value in config.items() if key != "name"}
+
+
+def made_norm(config: str | Mapping[str, Any], width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return the module of a norm that :func:`norm_config` has put into words."""
+    kind, numbers = norm_from(config)
+    return kind.make(width, device, dtype, **numbers)
 
 
 def norm_of(module: nn.Module) -> Norm | str | None:

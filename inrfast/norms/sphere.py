@@ -17,13 +17,47 @@ class SphereNorm(nn.Module):
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        # Dividing by the largest entry first keeps |z|^2 from under- or overflowing; the factor cancels.
-        tiny = torch.finfo(features.dtype).tiny
-        scale = features.detach().abs().amax(-1, keepdim=True)
-        zero = scale < tiny
-        unit = features / scale.masked_fill(zero, 1.0)
-        norm = torch.linalg.vector_norm(unit.masked_fill(zero, 1.0), dim=-1, keepdim=True)
-        return (features.shape[-1] ** 0.5 * unit / norm).masked_fill(zero, 0.0)
+        return on_sphere(features)
+
+
+def on_sphere(features: Tensor) -> Tensor:
+    """Return the projection of ``features`` (..., m) that autograd follows."""
+    # Dividing by the largest entry first keeps |z|^2 from under- or overflowing; the factor cancels.
+    tiny = torch.finfo(features.dtype).tiny
+    scale = features.detach().abs().amax(-1, keepdim=True)
+    zero = scale < tiny
+    unit = features / scale.masked_fill(zero, 1.0)
+    norm = torch.linalg.vector_norm(unit.masked_fill(zero, 1.0), dim=-1, keepdim=True)
+    return (features.shape[-1] ** 0.5 * unit / norm).masked_fill(zero, 0.0)
+
+
+Projected = tuple[Tensor, Tensor]
+"""A projection ``y`` (n, m) and its ``factor`` (n, 1), with which its derivative is ``factor (I - y y^T / m)``."""
+
+
+def project(u: Tensor) -> Projected:
+    """Return the projection of each row of ``u`` (n, m), and its factor ``sqrt(m) / |u|``; both are 0 at u = 0."""
+    # Dividing by the largest entry first keeps |z|^2 from under- or overflowing.
+    scale = u.abs().amax(-1, keepdim=True)
+    zero = scale < torch.finfo(u.dtype).tiny
+    scale = scale.masked_fill(zero, 1.0)
+    unit = u / scale
+    factor = u.shape[-1] ** 0.5 / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).masked_fill(zero, 1.0)
+    return (unit * factor).masked_fill(zero, 0.0), (factor / scale).masked_fill(zero, 0.0)
+
+
+def project_back(gradient: Tensor, projected: Projected) -> Tensor:
+    """Return the gradient (n, M, m) in the input of a projection from that in its values."""
+    y, factor = (tensor.unsqueeze(1) for tensor in projected)
+    along = (gradient * y).sum(-1, keepdim=True) / y.shape[-1]
+    return factor * (gradient - y * along)
+
+
+def project_directions(projected: Projected) -> Tensor:
+    """Return the directions (n, 1, m) that a projection takes out, of length 1 (0 at u = 0)."""
+    # Where one unit is left, the direction is a one: its derivative vanishes exactly.
+    y = projected[0]
+    return (y / y.shape[1] ** 0.5).unsqueeze(1)
 
 
 @dataclass(frozen=True)
@@ -31,6 +65,7 @@ class Sphere(Norm):
     """The projection with its derivative ``factor (I - y y^T / m)``, ``factor = sqrt(m) / |z|``; both 0 at z = 0."""
 
     module = SphereNorm
+    native = "sphere"
 
     @classmethod
     def make(cls, width: int, device: torch.device, dtype: torch.dtype) -> SphereNorm:
@@ -42,29 +77,18 @@ class Sphere(Norm):
         """See :class:`inrfast.norms.Norm`."""
         return cls()
 
-    def forward(self, u: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, u: Tensor) -> tuple[Tensor, Projected]:
         """See :class:`inrfast.norms.Norm`."""
-        # Dividing by the largest entry first keeps |z|^2 from under- or overflowing.
-        scale = u.abs().amax(-1, keepdim=True)
-        zero = scale < torch.finfo(u.dtype).tiny
-        scale = scale.masked_fill(zero, 1.0)
-        unit = u / scale
-        factor = u.shape[-1] ** 0.5 / torch.linalg.vector_norm(unit, dim=-1, keepdim=True).masked_fill(zero, 1.0)
-        projected = (unit * factor).masked_fill(zero, 0.0)
-        return projected, (projected, (factor / scale).masked_fill(zero, 0.0))
+        found = project(u)
+        return found[0], found
 
-    def backward(self, gradient: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, None]:
+    def backward(self, gradient: Tensor, state: Projected) -> tuple[Tensor, None]:
         """See :class:`inrfast.norms.Norm`."""
-        projected, factor = state
-        y = projected.unsqueeze(1)
-        along = (gradient * y).sum(-1, keepdim=True) / projected.shape[-1]
-        return factor.unsqueeze(1) * (gradient - y * along), None
+        return project_back(gradient, state), None
 
-    def slope(self, state: tuple[Tensor, Tensor]) -> NormSlope:
+    def slope(self, state: Projected) -> NormSlope:
         """See :class:`inrfast.norms.Norm`."""
-        projected, factor = state
-        # Where one unit is left, the direction is a one: its derivative vanishes exactly.
-        return NormSlope(factor, (projected / projected.shape[1] ** 0.5).unsqueeze(1))
+        return NormSlope(state[1], project_directions(state))
 
 
 NORMS.add("sphere", Sphere)

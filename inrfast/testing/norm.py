@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -25,7 +25,7 @@ ROUNDED = 1e-3
 """Largest error of fp32, relative to the largest number at a point."""
 
 
-def check_norm(kind: type[Norm], width: int = 7) -> None:
+def check_norm(kind: type[Norm], width: int = 7, numbers: Mapping[str, Any] | None = None) -> None:
     """Check that a norm keeps the contract of :class:`inrfast.norms.Norm`, in fp64 and fp32 on the CPU.
 
     Its module's numbers are drawn at random. Then its values, its derivative in both forms, and the factors of its
@@ -39,6 +39,8 @@ def check_norm(kind: type[Norm], width: int = 7) -> None:
         The class, registered or not.
     width
         Number of units.
+    numbers
+        Those of its numbers that are not to have their defaults at this width.
 
     Raises
     ------
@@ -55,7 +57,7 @@ def check_norm(kind: type[Norm], width: int = 7) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Norm)):
         raise TypeError(f"kind must be a subclass of inrfast.norms.Norm, got {kind!r}")
     check_int("width", width, minimum=1)
-    module = _drawn(kind, width)
+    module = _drawn(kind, width, _numbers_of(kind, width, numbers or {}))
     u = _random(POINTS, width, seed=1) * torch.tensor([0.01, 1.0, 100.0]).double().repeat(POINTS // 3).unsqueeze(1)
     values = _tried(kind, "its module", lambda: module(u.clone()))
     if not isinstance(values, Tensor) or values.shape != u.shape:
@@ -94,12 +96,25 @@ def _random(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _drawn(kind: type[Norm], width: int) -> nn.Module:
-    """Return a module of the norm whose numbers are between 0.5 and 1.5."""
+def _numbers_of(kind: type[Norm], width: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the numbers that the module is made with."""
+    usual = _tried(kind, "numbers()", lambda: dict(kind.numbers(width)))
+    for name, value in usual.items():
+        if not (isinstance(name, str) and name.isidentifier()) or name == "name" or type(value) not in (int, float):
+            _fail(kind, f"numbers() must map identifiers to ints and floats, got {name!r}: {value!r}")
+    unknown = [name for name in given if name not in usual]
+    if unknown:
+        raise ValueError(f"numbers must be out of {sorted(usual)}, got {unknown[0]!r}")
+    _tried(kind, "check_numbers() of the defaults", lambda: kind.check_numbers(width, **usual))
+    return {**usual, **given}
+
+
+def _drawn(kind: type[Norm], width: int, numbers: Mapping[str, Any]) -> nn.Module:
+    """Return a module of the norm whose parameters and buffers are between 0.5 and 1.5."""
     wanted = getattr(kind, "module", None)
     if not (isinstance(wanted, type) and issubclass(wanted, nn.Module)):
         _fail(kind, f"module must be the class of its torch.nn.Module, got {wanted!r}")
-    module: nn.Module = _tried(kind, "make()", lambda: kind.make(width, torch.device("cpu"), torch.float64))
+    module: nn.Module = _tried(kind, "make()", lambda: kind.make(width, torch.device("cpu"), torch.float64, **numbers))
     if type(module) is not wanted:
         _fail(kind, f"make() must return a {wanted.__name__}, got {type(module).__name__}")
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -16,7 +16,7 @@ from inrfast.encodings.base import Shape
 from inrfast.files import shown, whole_file
 from inrfast.mlp import describe
 from inrfast.nn import INR
-from inrfast.norms import NORMS
+from inrfast.norms import norm_config, norm_from
 from inrfast.training.schema import (
     FIT_SCHEMA,
     NETWORK,
@@ -170,6 +170,9 @@ def _check_sizes(config: dict[str, Any], encoding: Encoding | None, state: dict[
         given = config[argument]
         fits = not isinstance(given, list) or len(given) == layers
         check(argument, fits, f"one value or {layers} of them, one per hidden layer", given)
+    for norm in config["norm"] if isinstance(config["norm"], list) else [config["norm"]]:
+        if norm is not None:
+            norm_config(norm, config["width"], "about.net.norm")
     for name, shape in _shapes(config, encoding, state):
         if name not in state:
             raise ValueError(f"{name} is missing")
@@ -191,7 +194,8 @@ def _shapes(config: dict[str, Any], encoding: Encoding | None, state: dict[str, 
     norms = config["norm"] if isinstance(config["norm"], list) else [config["norm"]] * layers
     for index, norm in enumerate(norms):
         if norm is not None:
-            yield from ((f"norms.{index}.{name}", shape) for name, shape in NORMS[norm].state(width).items())
+            state = norm_from(norm)[0].state(width)
+            yield from ((f"norms.{index}.{name}", shape) for name, shape in state.items())
 
 
 def _check_state(net: INR, state: dict[str, Tensor]) -> None:

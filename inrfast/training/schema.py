@@ -248,7 +248,7 @@ NETWORK: Schema = fields(
         "activation": one_or_listed(lambda value, place: activation(value, place)),
         "omega": one_or_listed(number(0.0, exclusive=True)),
         "encoding": maybe(lambda value, place: encoding(value, place)),
-        "norm": one_or_listed(maybe(_NORM)),
+        "norm": one_or_listed(maybe(lambda value, place: norm(value, place))),
         "norm_position": word(NORM_POSITIONS),
         "init": plain,
         "bias": flag,
@@ -266,6 +266,20 @@ def activation(value: Any, place: str) -> None:
     fields({"name": _ACTIVATION}, open_=True)(value, place)
     kind = ACTIVATIONS[value["name"]]
     numbers = {key: number() if key in kind.signed else number(0.0, exclusive=True) for key in kind.numbers}
+    fields({"name": text}, numbers)(value, place)
+
+
+def norm(value: Any, place: str) -> None:
+    """Accept what :func:`inrfast.norms.norm_config` gives: a name, or a dict of a name and numbers.
+
+    Of numbers the type alone is looked at: which are in range, depends on the width.
+    """
+    if not isinstance(value, dict):
+        _NORM(value, place)
+        return
+    fields({"name": _NORM}, open_=True)(value, place)
+    usual = NORMS[value["name"]].numbers(1)
+    numbers = {key: whole(-MOST) if isinstance(default, int) else number() for key, default in usual.items()}
     fields({"name": text}, numbers)(value, place)
 
 
