@@ -62,6 +62,9 @@ struct StackedLayer {
   inrfast::Activation activation;
   std::array<float, inrfast::kMostNumbers> numbers;
   Stacked weight, bias, weight_grad, bias_grad;
+  inrfast::Norm norm;
+  bool norm_first;
+  std::int64_t kept;
 };
 
 struct StackedPoints {
@@ -72,8 +75,9 @@ struct StackedPoints {
 
 StackedLayer layer_of(std::int64_t in, std::int64_t out, const std::string& activation,
                       const std::vector<float>& numbers, Stacked weight, Stacked bias, Stacked weight_grad,
-                      Stacked bias_grad) {
-  StackedLayer layer{in, out, inrfast::activation_named(activation), {}, weight, bias, weight_grad, bias_grad};
+                      Stacked bias_grad, const std::string& norm, bool norm_first, std::int64_t kept) {
+  StackedLayer layer{in,   out,         inrfast::activation_named(activation), {}, weight, bias, weight_grad,
+                     bias_grad, inrfast::norm_named(norm), norm_first, kept};
   if (numbers.size() > layer.numbers.size()) {
     throw std::invalid_argument("an activation of the native step has at most " +
                                 std::to_string(inrfast::kMostNumbers) + " numbers");
@@ -86,7 +90,8 @@ std::vector<inrfast::MlpLayer> layers_of(const std::vector<StackedLayer>& stacke
   std::vector<inrfast::MlpLayer> layers;
   for (const auto& own : stacked) {
     layers.push_back({own.in, own.out, at<const float>(own.weight, network), at<const float>(own.bias, network),
-                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network), own.activation, {}});
+                      at<float>(own.weight_grad, network), at<float>(own.bias_grad, network), own.activation, {},
+                      own.norm, own.norm_first, own.kept});
     std::copy(own.numbers.begin(), own.numbers.end(), layers.back().numbers);
   }
   return layers;
@@ -146,7 +151,9 @@ PYBIND11_MODULE(_C, module) {
              "Fill weight (width x d) and bias (width) at the given addresses; device -1 is host memory.");
   py::class_<StackedLayer>(module, "MlpLayer", "A layer of networks side by side; addresses with their steps.")
       .def(py::init(&layer_of), py::arg("inputs"), py::arg("outputs"), py::arg("activation"), py::arg("numbers"),
-           py::arg("weight"), py::arg("bias"), py::arg("weight_grad"), py::arg("bias_grad"));
+           py::arg("weight"), py::arg("bias"), py::arg("weight_grad"), py::arg("bias_grad"), py::arg("norm") = "",
+           py::arg("norm_first") = false, py::arg("kept") = 0)
+      .def_readonly("kept", &StackedLayer::kept);
   py::class_<StackedPoints>(module, "MlpPoints", "The points of networks side by side; addresses with their steps.")
       .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t, Stacked>(),
            py::arg("coords"), py::arg("target"), py::arg("weight"), py::arg("index"), py::arg("weight_columns"),

@@ -25,6 +25,15 @@ Activation activation_named(const std::string& name) {
   throw std::invalid_argument("the native step has no activation called " + name);
 }
 
+Norm norm_named(const std::string& name) {
+  int number = 0;
+  for (const char* known : kNormNames) {
+    if (name == known) return static_cast<Norm>(number);
+    ++number;
+  }
+  throw std::invalid_argument("the native step has no norm called " + name);
+}
+
 #ifdef INRFAST_HAS_MLP_STEP
 
 const char* mlp_step_instructions() {

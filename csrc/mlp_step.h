@@ -2,13 +2,15 @@
 //
 // A chunk of points runs through all layers and back while it is in cache; bias, ReLU and its derivative are applied
 // to tiles of the product before they leave the registers. With u_l = Z_{l-1} W_l^T + b_l, Z_l = act(u_l) and the
-// error E_L = scale w l'(f, y): dW_l = E_l^T Z_{l-1}, db_l = sum_n E_l, E_{l-1} = (E_l W_l) * act'(u_{l-1}).
+// error E_L = scale w l'(f, y): dW_l = E_l^T Z_{l-1}, db_l = sum_n E_l, E_{l-1} = (E_l W_l) * act'(u_{l-1}). A norm takes
+// the rows of its chunk behind the activation or before it, and their errors on the way back.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "mlp_step_activations.h"
+#include "mlp_step_norms.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define INRFAST_HAS_MLP_STEP  // elsewhere the code for single processors, by GCC's pragmas, is left out
@@ -26,6 +28,9 @@ Loss loss_named(const std::string& name);
 // The activation of a name out of kActivationNames; std::invalid_argument for another.
 Activation activation_named(const std::string& name);
 
+// The norm of a name out of kNormNames; std::invalid_argument for another.
+Norm norm_named(const std::string& name);
+
 struct MlpLayer {
   std::int64_t in, out;
   const float* weight;  // (out, in), row-major
@@ -34,6 +39,9 @@ struct MlpLayer {
   float* bias_grad;
   Activation activation;  // behind this layer; not used of the last one, the head
   float numbers[kMostNumbers];  // of the activation
+  Norm norm;                    // of the hidden layer
+  bool norm_first;              // before its activation
+  std::int64_t kept;            // units that a norm keeps which selects some
 };
 
 struct MlpPoints {

@@ -1,10 +1,11 @@
 #include "mlp_step.h"
 
 #ifdef INRFAST_HAS_MLP_STEP
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,popcnt")
 #include <immintrin.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "mlp_step_layout.h"
 
@@ -22,6 +23,7 @@ INRFAST_VEC Vec load(const float* from) { return _mm256_loadu_ps(from); }
 INRFAST_VEC void store(float* to, Vec x) { _mm256_storeu_ps(to, x); }
 INRFAST_VEC Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 INRFAST_VEC Vec multiply(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+INRFAST_VEC Vec divide(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 INRFAST_VEC Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 INRFAST_VEC Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }  // b where either is NaN
 INRFAST_VEC Vec magnitude(Vec x) { return _mm256_andnot_ps(broadcast(-0.0f), x); }
@@ -32,6 +34,13 @@ INRFAST_VEC float total(Vec x) {
 }
 INRFAST_VEC Vec nearest(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INRFAST_VEC Vec where_positive(Vec value, Vec x) { return _mm256_and_ps(_mm256_cmp_ps(value, zero(), _CMP_NLE_UQ), x); }
+// What is not below its bound; NaN is not.
+INRFAST_VEC Vec where_not_below(Vec value, Vec bound, Vec x) {
+  return _mm256_and_ps(_mm256_cmp_ps(value, bound, _CMP_NLT_UQ), x);
+}
+INRFAST_VEC int count_not_below(Vec value, Vec bound) {
+  return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps(value, bound, _CMP_NLT_UQ))));
+}
 INRFAST_VEC bool all_below(Vec x, float bound) {
   return _mm256_movemask_ps(_mm256_cmp_ps(magnitude(x), broadcast(bound), _CMP_LT_OQ)) == 0xff;
 }
@@ -58,6 +67,7 @@ INRFAST_VEC Vec times_power_of_two(Vec x, Vec n) {  // by halves: the power itse
 
 #include "mlp_step_functions.h"
 #include "mlp_step_activations.h"
+#include "mlp_step_norms.h"
 #include "mlp_step_kernels.h"
 
 double inrfast::mlp_step_avx2(const MlpStep& step) { return run(step); }

@@ -1,10 +1,11 @@
 #include "mlp_step.h"
 
 #ifdef INRFAST_HAS_MLP_STEP
-#pragma GCC target("avx512f,avx512dq,avx2,fma")
+#pragma GCC target("avx512f,avx512dq,avx2,fma,popcnt")
 #include <immintrin.h>
 
 #include <cmath>
+#include <cstring>
 
 #include "mlp_step_layout.h"
 
@@ -22,6 +23,7 @@ INRFAST_VEC Vec load(const float* from) { return _mm512_loadu_ps(from); }
 INRFAST_VEC void store(float* to, Vec x) { _mm512_storeu_ps(to, x); }
 INRFAST_VEC Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 INRFAST_VEC Vec multiply(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+INRFAST_VEC Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 INRFAST_VEC Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 INRFAST_VEC Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 INRFAST_VEC Vec magnitude(Vec x) { return _mm512_abs_ps(x); }
@@ -29,6 +31,13 @@ INRFAST_VEC float total(Vec x) { return _mm512_reduce_add_ps(x); }
 INRFAST_VEC Vec nearest(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 INRFAST_VEC Vec where_positive(Vec value, Vec x) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(value, zero(), _CMP_NLE_UQ), x);
+}
+// What is not below its bound; NaN is not.
+INRFAST_VEC Vec where_not_below(Vec value, Vec bound, Vec x) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(value, bound, _CMP_NLT_UQ), x);
+}
+INRFAST_VEC int count_not_below(Vec value, Vec bound) {
+  return __builtin_popcount(static_cast<unsigned>(_mm512_cmp_ps_mask(value, bound, _CMP_NLT_UQ)));
 }
 INRFAST_VEC bool all_below(Vec x, float bound) {
   return _mm512_cmp_ps_mask(magnitude(x), broadcast(bound), _CMP_LT_OQ) == 0xffff;
@@ -50,6 +59,7 @@ INRFAST_VEC Vec times_power_of_two(Vec x, Vec n) { return _mm512_scalef_ps(x, n)
 
 #include "mlp_step_functions.h"
 #include "mlp_step_activations.h"
+#include "mlp_step_norms.h"
 #include "mlp_step_kernels.h"
 
 double inrfast::mlp_step_avx512(const MlpStep& step) { return run(step); }

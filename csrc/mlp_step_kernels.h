@@ -182,7 +182,72 @@ struct Buffers {  // of one layer
   float *forward, *backward;         // packed weights: (in, out), or rows for dot products; (out, in)
   float* bias;                       // zero where there is none
   float *weight_grad, *bias_grad;    // sums over all chunks, padded
+  float *factor, *normed;            // of a norm that projects: of every row, and its values where it stands first
 };
+
+// ---- norms -------------------------------------------------------------------------------------------------------
+
+// Take the values of a chunk through a norm, and set slopes, if there are any, to 0 where it leaves values out.
+void normalise(const MlpLayer& layer, const Buffers& buffers, Index rows, float* slopes) {
+  const Index step = row_step(layer.out), columns = padded(layer.out);
+  const bool some = selects(layer.norm) && layer.kept < layer.out;
+  std::int32_t guess = kOne;
+  for (Index i = 0; i < rows; ++i) {
+    float* row = buffers.value + i * step;
+    for (Index j = layer.out; j < columns; ++j) row[j] = 0.0f;  // where activations of 0 are not 0
+    if (some) {
+      keep_from(row, slopes == nullptr ? nullptr : slopes + i * step, columns,
+                threshold(row, columns, layer.kept, guess));
+    }
+    if (projects(layer.norm)) buffers.factor[i] = project(row, columns, layer.out);
+  }
+}
+
+// The same before the activation, and the activation: the slopes are 0 where the norm leaves values out.
+void normalise_and_activate(const MlpLayer& layer, const Buffers& buffers, Index rows) {
+  const Index step = row_step(layer.out), columns = padded(layer.out);
+  const bool relu = layer.activation == Activation::kRelu;
+  for (Index i = 0; !relu && i < rows; ++i) {
+    for (Index j = 0; j < columns; j += kWidth) store(buffers.slope + i * step + j, broadcast(1.0f));
+  }
+  normalise(layer, buffers, rows, relu ? nullptr : buffers.slope);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index place = i * step; place < i * step + columns; place += kWidth) {
+      Vec x = load(buffers.value + place);
+      if (projects(layer.norm)) store(buffers.normed + place, x);
+      if (relu) {
+        store(buffers.value + place, maximum(zero(), x));  // NaN stays
+        continue;
+      }
+      const Vec derivative = activation_of(layer.activation, layer.numbers, x);
+      store(buffers.value + place, x);
+      store(buffers.slope + place, multiply(load(buffers.slope + place), derivative));
+    }
+  }
+}
+
+// Take the error of a chunk behind a norm that projects to the place before it. What a norm leaves out is 0 in its
+// values and slopes, and needs nothing more.
+void normalise_back(const MlpLayer& layer, const Buffers& buffers, Index rows, float* errors) {
+  const Index step = row_step(layer.out), columns = padded(layer.out);
+  const float* values = layer.norm_first ? buffers.normed : buffers.value;
+  for (Index i = 0; i < rows; ++i) {
+    project_back(errors + i * step, values + i * step, columns, layer.out, buffers.factor[i]);
+  }
+}
+
+// Take the error of a chunk behind the activation to the place before it.
+void activate_back(const MlpLayer& layer, const Buffers& buffers, Index rows, float* errors) {
+  const Index step = row_step(layer.out), columns = padded(layer.out);
+  for (Index i = 0; i < rows; ++i) {
+    for (Index place = i * step; place < i * step + columns; place += kWidth) {
+      const Vec error = load(errors + place);
+      store(errors + place, layer.activation == Activation::kRelu
+                                ? WhereActive{buffers.value}(error, place, 0)
+                                : TimesSlope{buffers.slope}(error, place, 0));
+    }
+  }
+}
 
 // ---- one chunk ---------------------------------------------------------------------------------------------------
 
@@ -205,14 +270,17 @@ void layer_forward(const MlpLayer& layer, const Buffers& buffers, bool head, Ind
   const Index step = row_step(layer.out);
   if (head && layer.out <= kFewOutputs) return dot_products(layer, buffers, rows, in, in_step, buffers.value, step);
   const bool relu = !head && layer.activation == Activation::kRelu;
-  if (relu) {
+  const bool first = !head && layer.norm != Norm::kNone && layer.norm_first;
+  if (relu && !first) {
     product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
             Target<AddBiasAndRelu>{buffers.value, step, {buffers.bias}});
   } else {
     product(rows, padded(layer.out), layer.in, in, in_step, 1, buffers.forward, 0,
             Target<AddBias>{buffers.value, step, {buffers.bias}});
+    if (first) return normalise_and_activate(layer, buffers, rows);
     if (!head) activate(layer, rows, step, buffers.value, buffers.slope);
   }
+  if (!head && layer.norm != Norm::kNone) normalise(layer, buffers, rows, relu ? nullptr : buffers.slope);
 }
 
 // Add the gradients of one layer over the points of a chunk.
@@ -239,13 +307,18 @@ void layer_gradient(const MlpLayer& layer, const Buffers& buffers, Index rows, c
 void error_below(const MlpLayer& layer, const MlpLayer& below, const Buffers& buffers, const Buffers& lower, Index rows,
                  const float* error, float* out) {
   const Index step = row_step(layer.out), out_step = row_step(layer.in), columns = padded(layer.in);
-  if (below.activation == Activation::kRelu) {
+  if (projects(below.norm) && !below.norm_first) {
+    product(rows, columns, layer.out, error, step, 1, buffers.backward, 0, Target<Store>{out, out_step, {}});
+    normalise_back(below, lower, rows, out);
+    activate_back(below, lower, rows, out);
+  } else if (below.activation == Activation::kRelu) {
     product(rows, columns, layer.out, error, step, 1, buffers.backward, 0,
             Target<WhereActive>{out, out_step, {lower.value}});
   } else {
     product(rows, columns, layer.out, error, step, 1, buffers.backward, 0,
             Target<TimesSlope>{out, out_step, {lower.slope}});
   }
+  if (projects(below.norm) && below.norm_first) normalise_back(below, lower, rows, out);
 }
 
 // Copy the points of a chunk into padded rows.
@@ -320,6 +393,8 @@ float* prepare(const MlpStep& step, Buffers* buffers, float* free) {
     own.bias = take(free, padded(layer.out));
     own.weight_grad = take(free, gradient_floats(layer));
     own.bias_grad = take(free, padded(layer.out));
+    own.factor = take(free, factor_floats(layer, step.chunk));
+    own.normed = take(free, normed_floats(layer, step.chunk));
     if (!dots) pack(layer.weight, layer.in, layer.out, 1, layer.in, own.forward);
     for (Index n = 0; dots && n < layer.out; ++n) {
       for (Index k = 0; k < padded(layer.in); ++k) {

@@ -30,6 +30,15 @@ inline std::int64_t gradient_floats(const MlpLayer& layer) {
   return is_transposed(layer) ? layer.in * row_step(layer.out) : layer.out * row_step(layer.in);
 }
 
+// What a norm keeps of a chunk for its way back: a factor for every row, and where the activation overwrites its values,
+// these too.
+inline std::int64_t factor_floats(const MlpLayer& layer, std::int64_t chunk) {
+  return projects(layer.norm) ? padded(chunk) : 0;
+}
+inline std::int64_t normed_floats(const MlpLayer& layer, std::int64_t chunk) {
+  return projects(layer.norm) && layer.norm_first ? chunk * row_step(layer.out) : 0;
+}
+
 inline std::int64_t workspace_floats(const MlpLayer* layers, int depth, std::int64_t chunk) {
   std::int64_t floats = chunk * row_step(layers[0].in), widest = 0;
   for (int l = 0; l < depth; ++l) {
@@ -37,6 +46,7 @@ inline std::int64_t workspace_floats(const MlpLayer* layers, int depth, std::int
     widest = columns > widest ? columns : widest;
     floats += 2 * chunk * columns + forward_floats(layers[l]) + backward_floats(layers[l]);
     floats += gradient_floats(layers[l]) + 2 * padded(layers[l].out);
+    floats += factor_floats(layers[l], chunk) + normed_floats(layers[l], chunk);
   }
   return floats + 2 * chunk * widest;
 }

@@ -216,9 +216,9 @@ class INR(nn.Module):
         An encoding of :mod:`inrfast.encodings`, or None.
     norm
         None or a norm of :mod:`inrfast.norms`: ``"batch"``, ``"layer"``, ``"sphere"``, ``"topk"``, ``"topk_sphere"`` or
-        another name there, or ``{"name": ..., **numbers}`` for its numbers, as ``{"name": "topk", "k": 64}``, which keeps
-        the 64 units of each point that are largest in magnitude (``k`` defaults to a quarter of the width); one for all
-        hidden layers, a list with one per layer, or ``{"first": ..., "hidden": ...}``.
+        another name there; or ``{"name": ..., **numbers}`` for its numbers: ``{"name": "topk", "k": 64}`` keeps the 64
+        units of each point that are largest in magnitude (default: a quarter of the width). One for all hidden layers,
+        a list with one per layer, or ``{"first": ..., "hidden": ...}``.
     norm_position
         ``"post"`` the activation, as in equation 20 of the Inlet Rank Collapse (arXiv 2602.01526), or ``"pre"``, as
         most image classifiers have it. Before the activation a batch norm subtracts the layer's bias again: on

@@ -58,10 +58,10 @@ DOUBTFUL_ROWS = 512
 """Hinges in doubt whose slopes are computed together."""
 
 _NAMES = (
-    "_to_copy abs alias cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy copy_ detach embedding eq fill_ "
-    "flip floor fmod frac full_like gather ge gt index index_select le lt masked_fill masked_fill_ max maximum min "
-    "minimum ne neg neg_ new_zeros ones_like relu relu_ repeat roll round sign sort stack threshold "
-    "threshold_backward trunc where zero_ zeros_like"
+    "_to_copy abs alias amax amin cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy copy_ detach embedding "
+    "eq fill_ flip floor fmod frac full_like gather ge gt index index_select kthvalue le lt masked_fill masked_fill_ "
+    "max maximum min minimum ne neg neg_ new_zeros ones_like relu relu_ repeat roll round sign sort stack threshold "
+    "threshold_backward topk trunc where zero_ zeros_like"
 )
 EXACT = frozenset(_NAMES.split())
 """Operators of torch that round nothing."""

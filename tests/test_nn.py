@@ -90,7 +90,7 @@ def everything(dtype=torch.float64):
     kinds = itertools.cycle(sorted(ACTIVATIONS))
     norms = {"post": itertools.cycle([*NORMS, None]), "pre": itertools.cycle([*NORMS, None])}
     found, seen = {}, set()
-    for encoding, position in zip(ENCODINGS, itertools.cycle(norms), strict=False):
+    for encoding, position in zip([*ENCODINGS, None], itertools.cycle(norms), strict=False):
         activation, norm = [next(kinds), next(kinds)], [next(norms[position]), next(norms[position])]
         net = inr.INR(2, 1, width=6, hidden_layers=2, activation=activation, omega=2.0, norm=norm,
                       norm_position=position, encoding=encoding, seed=1, dtype=dtype)  # fmt: skip

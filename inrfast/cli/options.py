@@ -22,7 +22,6 @@ from inrfast.nn import INR, NORM_POSITIONS
 from inrfast.norms import NORMS, Norm
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
 
-
 WIDTH = 256
 """Units of a hidden layer by default."""
 

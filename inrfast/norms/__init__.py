@@ -57,13 +57,14 @@ class Norm(ABC):
         return {}
 
     @classmethod
-    def check_numbers(cls, width: int, **numbers: Any) -> None:
-        """Raise ``ValueError`` for numbers, of the types of their defaults, that layers of this width cannot have."""
+    def check_numbers(cls, width: int, **numbers: Any) -> dict[str, Any]:
+        """Return numbers of the types of their defaults; those that no layer of this width has raise ``ValueError``."""
+        return numbers
 
     @classmethod
     @abstractmethod
-    def make(cls, width: int, device: torch.device, dtype: torch.dtype, **numbers: Any) -> nn.Module:
-        """Return the module for layers of ``width`` units. A norm without numbers need not take ``**numbers``."""
+    def make(cls, width: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """Return the module for layers of ``width`` units. A norm with numbers takes these too, by name."""
 
     @classmethod
     def state(cls, width: int) -> dict[str, tuple[int, ...]]:
@@ -135,8 +136,7 @@ def norm_config(given: Any, width: int, argument: str = "norm") -> str | dict[st
             raise ValueError(f"the norm {given!r} has no number {number!r}; {known}.{nearest(number, usual)}")
         check = check_int if isinstance(usual[number], int) else check_float
         usual[number] = check(f"{number} of the norm {given!r}", value)
-    kind.check_numbers(width, **usual)
-    return {"name": given, **usual} if usual else str(given)
+    return {"name": given, **kind.check_numbers(width, **usual)} if usual else str(given)
 
 
 def norm_from(config: str | Mapping[str, Any]) -> tuple[type[Norm], dict[str, Any]]:

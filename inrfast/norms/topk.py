@@ -17,6 +17,11 @@ SHARE = 4
 """One unit in so many is kept by default."""
 
 
+def usual(width: int) -> int:
+    """Return how many of ``width`` units are kept by default."""
+    return max(1, width // SHARE)
+
+
 def dropped(features: Tensor, k: int) -> Tensor | None:
     """Return which entries of ``features`` (..., m) are smaller in magnitude than the k-th largest; None: none can be.
 
@@ -32,8 +37,8 @@ def dropped(features: Tensor, k: int) -> Tensor | None:
 class TopK(nn.Module):
     """The ``k`` entries of each sample that are largest in magnitude, and 0 for the others.
 
-    This project's own definition. Shape ``(..., m)`` to ``(..., m)``. Entries as large as the k-th are all kept, so that
-    there may be more than k; at the others the derivative is 0.
+    This project's own definition. Shape ``(..., m)`` to ``(..., m)``. Entries as large as the k-th are all kept, so
+    that there may be more than k; at the others the derivative is 0.
 
     Parameters
     ----------
@@ -96,13 +101,14 @@ class Selecting(Norm):
     @classmethod
     def numbers(cls, width: int) -> Mapping[str, int | float]:
         """See :class:`inrfast.norms.Norm`: a quarter of the units, and at least one."""
-        return {"k": max(1, width // SHARE)}
+        return {"k": usual(width)}
 
     @classmethod
-    def check_numbers(cls, width: int, **numbers: Any) -> None:
+    def check_numbers(cls, width: int, **numbers: Any) -> dict[str, Any]:
         """See :class:`inrfast.norms.Norm`."""
         if not 1 <= numbers["k"] <= width:
             raise ValueError(f"k of the norm must be from 1 to the width, {width}, got {numbers['k']}")
+        return numbers
 
     def kept(self, u: Tensor) -> Tensor:
         """Return what is kept of ``u`` (n, m) as ones, zeros elsewhere."""
@@ -120,9 +126,9 @@ class TopKNorm(Selecting):
     native = "topk"
 
     @classmethod
-    def make(cls, width: int, device: torch.device, dtype: torch.dtype, **numbers: Any) -> TopK:
+    def make(cls, width: int, device: torch.device, dtype: torch.dtype, k: int | None = None) -> TopK:
         """See :class:`inrfast.norms.Norm`."""
-        return TopK(**numbers)
+        return TopK(usual(width) if k is None else k)
 
     @classmethod
     def of(cls, module: TopK) -> TopKNorm:
@@ -151,9 +157,9 @@ class TopKSphereNorm(Selecting):
     native = "topk_sphere"
 
     @classmethod
-    def make(cls, width: int, device: torch.device, dtype: torch.dtype, **numbers: Any) -> TopKSphere:
+    def make(cls, width: int, device: torch.device, dtype: torch.dtype, k: int | None = None) -> TopKSphere:
         """See :class:`inrfast.norms.Norm`."""
-        return TopKSphere(**numbers)
+        return TopKSphere(usual(width) if k is None else k)
 
     @classmethod
     def of(cls, module: TopKSphere) -> TopKSphereNorm:

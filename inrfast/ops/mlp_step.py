@@ -22,6 +22,8 @@ from inrfast.activations import BoundActivation
 from inrfast.errors import NotAvailableError
 from inrfast.extension import load_extension, native_variant
 from inrfast.losses import BoundLoss, loss_of
+from inrfast.norms import Norm
+from inrfast.norms.topk import Selecting
 
 MOST_LAYERS = 64
 
@@ -86,6 +88,8 @@ class Layer:
         Shapes (B, out, in) and (B, out), each network's contiguous; a bias may be None.
     weight_grad, bias_grad
         Tensors like them, to which gradients are added; None: not wanted.
+    norm
+        One with a native step, behind the activation if ``norm_after``, else before it; None: there is none.
     """
 
     activation: BoundActivation | None
@@ -93,6 +97,8 @@ class Layer:
     bias: Tensor | None
     weight_grad: Tensor | None = None
     bias_grad: Tensor | None = None
+    norm: Norm | None = None
+    norm_after: bool = True
 
 
 @dataclass(frozen=True)
@@ -116,13 +122,24 @@ class Points:
     coords_grad: Tensor | None = None
 
 
-def reason_against(activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None]) -> str | None:
-    """Return why the native step does not take networks of such activations, whose parameters and points are these."""
+def takes_norms() -> bool:
+    """Return whether native steps here take norms: extensions built before did not."""
+    return bool(instructions()) and hasattr(load_extension().MlpLayer, "kept")
+
+
+def reason_against(
+    activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None], norms: Sequence[Norm] = ()
+) -> str | None:
+    """Return why the native step does not take networks of such parts, whose parameters and points are ``tensors``."""
     if not instructions():
         return "this processor, build or environment has no native step"
     unknown = sorted(activation.name for activation in activations if activation.kind.native is None)
     if unknown:
         return f"the activation {unknown[0]!r} has no native step"
+    if any(norm.native is None for norm in norms):
+        return "its hidden layers have norms without a native step"
+    if norms and not takes_norms():
+        return "this build of the extension takes no norms"
     if len(activations) >= MOST_LAYERS:
         return f"it has {len(activations)} hidden layers, and native steps take fewer than {MOST_LAYERS}"
     for tensor in tensors:
@@ -215,9 +232,18 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
             bias=_stacked(layer.bias),
             weight_grad=_stacked(layer.weight_grad),
             bias_grad=_stacked(layer.bias_grad),
+            **_norm_words(layer),
         )
         for layer in layers
     ]
+
+
+def _norm_words(layer: Layer) -> dict[str, Any]:
+    """Return what an extension is told of a layer's norm; nothing where there is none."""
+    if layer.norm is None:
+        return {}
+    kept = layer.norm.k if isinstance(layer.norm, Selecting) else 0
+    return {"norm": layer.norm.native, "norm_first": not layer.norm_after, "kept": kept}
 
 
 def _stacked(tensor: Tensor | None) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from inrfast.errors import DivergedError
 from inrfast.metrics import mse_to_psnr
 from inrfast.mlp import describe
 from inrfast.norms.batch import BatchNorm
+from inrfast.norms.topk import ROWWISE
 from inrfast.threads import cores, interrupts_later
 from inrfast.training.batches import Batches, drawing_from
 from inrfast.training.callbacks import Callback, FitState, told
@@ -515,16 +516,20 @@ def kind_of(member: Member, narrow: bool = False) -> Any:
     mlp = describe(net)
     if data.calling.select is not None or data.calling.axes > 2:
         return id(net)
-    if isinstance(mlp, str) or against_formula(mlp, (BatchNorm,)) is not None:
+    if isinstance(mlp, str) or all(against_formula(mlp, norms) is not None for norms in ((BatchNorm,), ROWWISE)):
         return id(net)
-    if mlp.norms and ((narrow and data.coords.device.type == "cpu") or against_norms(net) is not None):
+    batch = any(isinstance(norm, BatchNorm) for norm in mlp.norms)
+    if mlp.norms and narrow and not (batch and data.coords.device.type != "cpu"):
+        return id(net)
+    if batch and against_norms(net) is not None:
         return id(net)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
     encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
     activations = [(activation.name, activation.numbers) for activation in mlp.activations]
-    return str((parameters, encoding, activations, norms_of(net), shapes, evaluation))
+    norms = norms_of(net) if batch else [(layer.norm, layer.norm_after) for layer in mlp.hidden]
+    return str((parameters, encoding, activations, norms, shapes, evaluation))
 
 
 def _watches_steps(callbacks: Sequence[Any]) -> bool:

@@ -194,8 +194,8 @@ def _shapes(config: dict[str, Any], encoding: Encoding | None, state: dict[str, 
     norms = config["norm"] if isinstance(config["norm"], list) else [config["norm"]] * layers
     for index, norm in enumerate(norms):
         if norm is not None:
-            state = norm_from(norm)[0].state(width)
-            yield from ((f"norms.{index}.{name}", shape) for name, shape in state.items())
+            own = norm_from(norm)[0].state(width)
+            yield from ((f"norms.{index}.{name}", shape) for name, shape in own.items())
 
 
 def _check_state(net: INR, state: dict[str, Tensor]) -> None:

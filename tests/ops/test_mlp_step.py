@@ -1,6 +1,7 @@
 """The native step against fp64 automatic differentiation, for every set of instructions that this processor has."""
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -16,6 +17,8 @@ from inrfast.activations import ACTIVATIONS as TABLE
 from inrfast.activations import Activation, bind
 from inrfast.errors import NotAvailableError
 from inrfast.losses import LOSSES, loss_of
+from inrfast.mlp import MLP, describe
+from inrfast.norms import NORMS
 from inrfast.ops import mlp_step
 from inrfast.ops.mlp_step import Layer, Points
 
@@ -37,7 +40,9 @@ def random(*shape: int, seed: int) -> Tensor:
 
 def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer]:  # type: ignore[assignment]
     """Parameters side by side, with zeros for the gradients of those that are not frozen."""
-    found = []
+    found, mlp = [], describe(nets[0])
+    assert isinstance(mlp, MLP)
+    hiddens = mlp.hidden
     for index, activation in enumerate([*nets[0].bound_activations, None]):
         weight = torch.stack([net.layers[index].weight.detach() for net in nets])
         bias = None
@@ -46,7 +51,9 @@ def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer
         grads = [None, None] if index in frozen else [torch.zeros_like(weight), None]
         if bias is not None and index not in frozen:
             grads[1] = torch.zeros_like(bias)
-        found.append(Layer(activation, weight, bias, *grads))
+        hidden = hiddens[index] if index < len(hiddens) else None
+        norm = {} if hidden is None else {"norm": hidden.norm, "norm_after": hidden.norm_after}
+        found.append(Layer(activation, weight, bias, *grads, **norm))
     return found
 
 
@@ -71,26 +78,46 @@ def losses() -> st.SearchStrategy[Any]:
 
 @torch.no_grad()
 def distance_from_gates(net: inr.INR, x: Tensor) -> float:
-    """How far arguments of ReLU stay from 0, where gates of fp32 and fp64 differ: that is no error of a gradient."""
+    """How far arguments of ReLU stay from 0, and entries that TopK keeps from those that it drops, the closest of all:
+    there gates of fp32 and fp64 differ, and that is no error of a gradient."""
     least = math.inf
-    for layer, activation in zip(net.layers, net.bound_activations, strict=False):
+    for index, (layer, activation) in enumerate(zip(net.layers, net.bound_activations, strict=False)):
         x = layer(x)
-        least = min(least, float(x.abs().min())) if activation.name == "relu" else least
-        x = activation.value(x)
+        for part in ("norm", "activation") if net.norm_position == "pre" else ("activation", "norm"):
+            if part == "norm":
+                k = getattr(net.norms[index], "k", x.shape[1])
+                if k < x.shape[1]:
+                    sizes = x.abs().topk(k + 1).values
+                    equal = sizes[:, k] == 0  # behind ReLU: nothing hangs on them
+                    least = min([least, *(sizes[:, k - 1] - sizes[:, k])[~equal].tolist()])
+                x = net.norms[index](x)
+            else:
+                least = min(least, float(x.abs().min())) if activation.name == "relu" else least
+                x = activation.value(x)
     return least
+
+
+def some_norm(data: st.DataObject, width: int) -> Any:
+    """A norm with a native step, or None."""
+    name = data.draw(st.sampled_from([None, None, *(name for name, kind in NORMS.items() if kind.native)]))
+    if name is None or not NORMS[name].numbers(width):
+        return name
+    return {"name": name, "k": data.draw(st.sampled_from([1, max(1, width // 4), max(1, width // 2), width]))}
 
 
 @needs_native
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ALL)
 def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) -> None:
-    """Several networks, sizes around those of tiles, points shared or own, weights, batches, frozen layers."""
+    """Several networks, sizes around those of tiles, norms, points shared or own, weights, batches, frozen layers."""
     depth, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     d, outputs = data.draw(st.sampled_from([1, 2, 3, 20, 70])), data.draw(st.sampled_from([1, 3, 9, 33]))
     width = data.draw(st.sampled_from([1, 7, 16, 31, 48, 64, 65, 81, 130]))
     names = data.draw(st.lists(st.sampled_from(sorted(ACTIVATIONS)), min_size=depth, max_size=depth))
     activation = [mild(name) for name in names]
     options = {"width": width, "hidden_layers": depth, "activation": activation, "bias": data.draw(st.booleans())}
+    options["norm"] = [some_norm(data, width) for _ in range(depth)]
+    options["norm_position"] = data.draw(st.sampled_from(["pre", "post"]))
     nets = [inr.INR(d, outputs, omega=1.3, seed=seed, **options) for seed in range(count)]
     n = data.draw(st.sampled_from([1, 5, 84, 85, 200]))
     coords, target = (
@@ -133,6 +160,31 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
 
 
 @needs_native
+@pytest.mark.parametrize("position", ["pre", "post"])
+@pytest.mark.parametrize("norm", ["sphere", "topk", "topk_sphere"])
+def test_norms_at_zero_and_far_from_one(instructions: str, norm: str, position: str) -> None:
+    """Rows of zeros, of tiny numbers and of huge ones, ties, and a single unit, whose sphere has no derivative."""
+    for width, k, scale in itertools.product([1, 20], [1, 4], [0.0, 1e-25, 1.0, 1e25]):
+        given = {"name": norm, "k": min(k, width)} if NORMS[norm].numbers(width) else norm
+        options = {"activation": "relu", "norm": given, "norm_position": position, "bias": False}
+        net = inr.INR(2, 1, width=width, hidden_layers=1, **options)
+        with torch.no_grad():
+            net.layers[0].weight.copy_(scale * net.layers[0].weight.sign())  # magnitudes come in few sizes
+            net.layers[1].weight /= max(scale, 1.0)
+        x, y = random(1, 60, 2, seed=0), random(1, 60, 1, seed=1)
+        layers = layers_of([net])
+        run(instructions, layers, Points(x, y, None, range(60)), torch.ones(1), 1)
+        (net(x[0]) - y[0]).square().sum().backward()
+        for layer, own in zip(layers, net.layers, strict=True):
+            size = float(own.weight.grad.abs().max())
+            assert math.isfinite(size)
+            if width == 1 and norm != "topk" and own is net.layers[0]:
+                assert size == 0
+                assert not bool(layer.weight_grad.any())
+            torch.testing.assert_close(layer.weight_grad[0], own.weight.grad, rtol=1e-4, atol=1e-5 * size + 1e-37)
+
+
+@needs_native
 @pytest.mark.parametrize("name", ["sine", "gaussian", "finer"])
 def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str, name: str) -> None:
     """Also for large angles and far down the bell. Networks of one unit and one point show value and derivative."""
@@ -159,9 +211,10 @@ def test_activations_are_exact_to_four_units_of_the_last_place(instructions: str
 @needs_native
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("loss", list(LOSSES))
-def test_what_is_no_number_stays_so(instructions: str, name: str, loss: str) -> None:
+@pytest.mark.parametrize("norm", [None, "topk", "topk_sphere"])
+def test_what_is_no_number_stays_so(instructions: str, name: str, loss: str, norm: str | None) -> None:
     for bad in (float("nan"), float("inf") if name in ("sine", "finer") else float("nan")):
-        net = inr.INR(2, 1, width=20, hidden_layers=2, activation=name)
+        net = inr.INR(2, 1, width=20, hidden_layers=2, activation=name, norm=norm)
         with torch.no_grad():
             net.layers[0].bias[3] = bad
         layers = layers_of([net])
@@ -198,6 +251,8 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert "'tanh'" in str(mlp_step.reason_against([relu, bind("tanh")], [x]))
     assert "not float64 on cpu" in str(mlp_step.reason_against([relu], [x.double()]))
     assert "contiguous" in str(mlp_step.reason_against([relu], [x.mT]))
+    layer = NORMS["layer"].of(torch.nn.LayerNorm(3))
+    assert "norms without a native step" in str(mlp_step.reason_against([relu], [x], [layer]))
     assert "64 hidden layers" in str(mlp_step.reason_against([relu] * 64, [x]))
     monkeypatch.setenv("INRFAST_GEMM", "torch")
     assert "no native step" in str(mlp_step.reason_against([relu], [x]))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.memory import chunks, format_bytes
+from inrfast.norms.topk import ROWWISE
 from inrfast.ops import gemm, mlp_step
 from inrfast.training.data import Data
 from inrfast.training.engines.autograd import kept_bytes
@@ -42,10 +43,10 @@ class EncodedGradient(NativeGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        reason = against_formula(task.described, trained_encoding=True)
+        reason = against_formula(task.described, ROWWISE, trained_encoding=True)
         if reason is not None:
             return reason
-        if against_formula(task.described) is None:
+        if against_formula(task.described, ROWWISE) is None:
             return NativeGradient.reason_against(task) or "its encoding is not trained"
         if len(task.nets) > 1:
             return "several networks have an encoding of their own each"

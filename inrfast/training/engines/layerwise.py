@@ -58,11 +58,11 @@ def planned(networks: int, points: int, rows: int, block: int, cores: int) -> Pl
 
 
 class LayerwiseGradient:
-    """Gradient of a named loss l of INRs without norms, one or several of one shape.
+    """Gradient of a named loss l of INRs, one or several of one shape; of norms those without weights (``ROWWISE``).
 
     With ``u_l = Z_{l-1} W_l^T + b_l``, ``Z_l = act(u_l)`` and the error ``E_L = w l'(f, y) / sum w`` at the head:
     ``dW_l = E_l^T Z_{l-1}``, ``db_l = sum_n E_l``, ``E_{l-1} = (E_l W_l) * act'(u_{l-1})``, each added up over chunks
-    of rows.
+    of rows. A norm takes ``Z_l`` or ``u_l`` on their way, and ``E_l`` on its way back.
 
     On a CPU each thread takes its own networks or, of a single one, its own shares of the rows, so that threads wait
     for each other once per step and not once per operation. Shares and their sums are fixed, whichever thread takes
@@ -71,7 +71,7 @@ class LayerwiseGradient:
     Parameters
     ----------
     stack
-        Networks without norms; each call overwrites their gradients.
+        Networks; each call overwrites their gradients.
     task
         What is wanted: see :class:`inrfast.training.engines.task.Task`. Encoded points are kept if they fit half of the
         budget. ``narrow``: products between hidden layers take operands in bfloat16 and round results to it; what meets

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrfast.memory import format_bytes
+from inrfast.mlp import MLP, LinearLayer
+from inrfast.norms.topk import ROWWISE
 from inrfast.ops import mlp_step
 from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import MOST_THREADS
@@ -34,7 +37,7 @@ class NativeGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        return against_formula(task.described) or against_native(task) or _against_memory(task)
+        return against_formula(task.described, ROWWISE) or against_native(task) or _against_memory(task)
 
     def _plan(self, task: Task, budget: int) -> Plan:
         return _plan(task)
@@ -55,8 +58,8 @@ def against_native(task: Task) -> str | None:
     data = task.data
     # Of several networks the stack has copies, which are contiguous.
     parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
-    reason = mlp_step.reason_against(task.mlp.activations, [*parameters, data.coords, data.target, data.weight])
-    return reason
+    tensors = [*parameters, data.coords, data.target, data.weight]
+    return mlp_step.reason_against(task.mlp.activations, tensors, task.mlp.norms)
 
 
 def _plan(task: Task) -> Plan:
@@ -82,9 +85,16 @@ def _against_memory(task: Task) -> str | None:
 def native_bytes(task: Task) -> int:
     """Return the bytes of the buffers of all threads."""
     plan = _plan(task)
-    kinds = zip(task.mlp.layers, [*task.mlp.activations, None], strict=True)
-    layers = [mlp_step.Layer(kind, layer.weight.unsqueeze(0), None) for layer, kind in kinds]
+    layers = [mlp_step.Layer(weight=layer.weight.unsqueeze(0), bias=None, **own) for layer, own in _kinds(task.mlp)]
     return plan.threads * mlp_step.workspace(layers, plan.rows) * task.data.coords.element_size()
+
+
+def _kinds(mlp: MLP) -> list[tuple[LinearLayer, dict[str, Any]]]:
+    """Return the linear layers, and what native steps are told of what stands behind each."""
+    behind: list[dict[str, Any]] = [
+        {"activation": own.activation, "norm": own.norm, "norm_after": own.norm_after} for own in mlp.hidden
+    ]
+    return list(zip(mlp.layers, [*behind, {"activation": None}], strict=True))
 
 
 class NativePass:
@@ -127,8 +137,10 @@ class NativePass:
             return stack.parameters[name][block], None if total is None else total[block]
 
         layers = []
-        for layer, kind in zip(mlp.layers, [*mlp.activations, None], strict=True):
+        for layer, kinds in _kinds(mlp):
             (weight, weight_grad), (bias, bias_grad) = pair(layer.weight_name), pair(layer.bias_name)
             assert weight is not None
-            layers.append(mlp_step.Layer(kind, weight, bias, weight_grad, bias_grad))
+            layers.append(
+                mlp_step.Layer(weight=weight, bias=bias, weight_grad=weight_grad, bias_grad=bias_grad, **kinds)
+            )
         return layers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from inrfast.activations import BoundActivation
 from inrfast.losses import BoundLoss
 from inrfast.memory import CACHED_BYTES, cached_rows, chunks, require
+from inrfast.norms.topk import ROWWISE
 from inrfast.ops import gemm
 from inrfast.ops.mlp_step import MEAN_SQUARE
 from inrfast.threads import cores as torch_cores
@@ -18,6 +20,9 @@ from inrfast.training.engines.task import Task, against_formula
 
 ENCODING_BUFFERS = 5
 """Buffers of an encoding's columns that it takes to make them: phases, cosines and sines, both together, a copy."""
+
+NORM_BUFFERS = 4
+"""Buffers of a layer's units that a norm keeps for its way back, and that its passes take besides."""
 
 DEVICE_POINTS = 2**20
 """Points of all networks of a chunk on other devices than CPUs."""
@@ -33,12 +38,16 @@ class TensorGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        return against_formula(task.described) or task.objective.reason_against_parts()
+        reason = against_formula(task.described, ROWWISE) or task.objective.reason_against_parts()
+        if reason is None and task.narrow and task.mlp.norms:
+            return "products in 16 bits are those of networks without norms"
+        return reason
 
     def _plan(self, task: Task, budget: int) -> Plan:
         mlp, like, networks, points = self.mlp, self.data.target, len(self.stack), task.points
         widest = max(*mlp.widths, mlp.outputs)
         row_bytes = like.element_size() * ((2 * len(mlp.hidden) + 2) * max(mlp.widths) + mlp.outputs)
+        row_bytes += NORM_BUFFERS * like.element_size() * max(mlp.widths) * (len(mlp.norms) + bool(mlp.norms))
         if self.encodings is not None:
             row_bytes += ENCODING_BUFFERS * like.element_size() * mlp.columns
         require(row_bytes, budget, "one row of a training step", "a narrower network would fit")
@@ -78,6 +87,8 @@ class TensorPass:
         ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
+        self.hidden = mlp.hidden
+        self.states: list[Any] = [None] * len(mlp.hidden)  # of norms, for their way back
         self.views: dict[tuple[int, int, int, int], Tensor] = {}
         self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
@@ -156,26 +167,32 @@ class TensorPass:
         activation, slope = self.activations[index], self.slopes[index]
         shape = (*features.shape[:2], self.widths[index])
         value = self._view(self.features[index], *shape)
+        u = self._linear(features, weights[index], biases[index], value if slope is None else self._view(slope, *shape))
+        self._normalise(index, u, after=False)
         if slope is None:
-            u = self._linear(features, weights[index], biases[index], value)
             activation.value_in_place(u if u is value else value.copy_(u), self._view(self.errors[0], *shape))
         else:
-            self._activate(activation, features, weights[index], biases[index], value, self._view(slope, *shape))
+            self._activate(activation, u, value, self._view(slope, *shape))
+        self._normalise(index, value, after=True)
         return value
 
-    def _activate(
-        self,
-        activation: BoundActivation,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        value: Tensor,
-        slope: Tensor,
-    ) -> None:
+    def _normalise(self, index: int, values: Tensor, after: bool) -> None:
+        """Take values through the layer's norm, if that stands here; they are overwritten."""
+        layer = self.hidden[index]
+        if layer.norm is not None and layer.norm_after == after:
+            normalised, self.states[index] = layer.norm.forward(values.flatten(0, 1))
+            values.copy_(normalised.view_as(values))
+
+    def _normalise_back(self, index: int, error: Tensor, after: bool) -> None:
+        """Take an error behind the layer's norm to the place before it, if it stands here; it is overwritten."""
+        layer = self.hidden[index]
+        if layer.norm is not None and layer.norm_after == after:
+            error.copy_(layer.norm.backward(error.flatten(0, 1).unsqueeze(1), self.states[index])[0].view_as(error))
+
+    def _activate(self, activation: BoundActivation, u: Tensor, value: Tensor, slope: Tensor) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""
         k, n, width = value.shape
         scratch = self._view(self.wide[0], k, n, width)
-        u = self._linear(features, weight, bias, slope)
         if not self.of.narrow:
             activation.in_place(u, value, scratch)
             return
@@ -205,7 +222,9 @@ class TensorPass:
             if index > self.lowest:
                 into = self.wide[1] if error.dtype != NARROW and self.of.narrow else self.errors[index % 2]
                 error = gemm.bmm(error, weights[index], self._view(into, k, n, below))
+                self._normalise_back(index - 1, error, after=True)
                 error = self._times_slope(error, index - 1, self._view(self.errors[index % 2], k, n, below))
+                self._normalise_back(index - 1, error, after=False)
 
     def _times_slope(self, error: Tensor, index: int, out: Tensor) -> Tensor:
         """Return an error behind an activation from that before it, in ``out``, of the buffers' dtype."""

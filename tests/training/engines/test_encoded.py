@@ -86,7 +86,7 @@ def test_a_fit_is_repeated_bit_by_bit_and_resumed(tmp_path):
 
 @needs_native
 def test_what_it_does_not_take_goes_on_as_before(monkeypatch):
-    for options in ({"norm": "sphere"}, {"dtype": torch.float64}):
+    for options in ({"norm": "layer"}, {"dtype": torch.float64}):
         net = network("polynomial", **options)
         data = [own.to(net.layers[0].weight.dtype) for own in (X, Y)]
         assert inr.fit(net, *data, steps=1, progress=False).config["gradient"] == "chunked"

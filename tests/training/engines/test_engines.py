@@ -55,7 +55,7 @@ PLAIN = BoundLoss(replace(loss_of("mse").kind, name="plain", native=None, triton
 FOURIER = inr.RandomFourier(50, 1.0)
 UNKNOWN = {
     "an inrfast.INR": nn.Sequential(nn.Linear(2, 1)),
-    "norms": small(norm="sphere"),
+    "norms": small(norm="layer"),
     "torch.nn.Linear": changed(lambda net: net.layers.__setitem__(1, Shifted(8, 8))),
     "hooks": changed(lambda net: net.layers[0].register_forward_hook(lambda module, inputs, output: None)),
     "method 'forward' of its own": changed(lambda net: setattr(net.layers[0], "forward", net.layers[0].forward)),
@@ -123,7 +123,7 @@ def test_a_result_says_how_gradients_were_taken_and_why_not_faster() -> None:
     tanh = "'tanh'" if mlp_step.instructions() else "no native step"  # the first reason may be the machine's
     for net, gradient, said in (
         (inr.INR(1, 1, width=4, activation="tanh"), "layerwise", tanh),
-        (inr.INR(1, 1, width=4, norm="sphere"), "chunked", "norms"),
+        (inr.INR(1, 1, width=4, norm="layer"), "chunked", "norms"),
         (inr.INR(1, 1, width=4, norm="batch"), "normed", "norms"),
         (inr.INR(1, 1, width=4, norm=["batch", "sphere", None]), "whole", "others"),
     ):
