@@ -193,7 +193,7 @@ def test_the_norm_of_the_gradient_is_that_of_autodiff_before_clipping(kind: str,
     coords = torch.rand(50, 2, generator=torch.Generator().manual_seed(0))
     target, writer = coords.prod(1, keepdim=True), Scalars()
     options: dict[str, Any] = {"activation": "relu" if kind == "native" else "tanh"}
-    options |= {"norm": {"chunked": "sphere", "normed": "batch", "whole": ["batch", "sphere"]}.get(kind)}
+    options |= {"norm": {"chunked": "layer", "normed": "batch", "whole": ["batch", "sphere"]}.get(kind)}
     nets = [inr.INR(2, 1, width=8, hidden_layers=2, seed=seed, **options) for seed in range(3 if kind == "many" else 1)]
     given: dict[str, Any] = {"steps": 5, "eval_every": 1, "callbacks": [writer], "clip_norm": clip_norm}
     # Decay is added to gradients, and is no part of their norm.

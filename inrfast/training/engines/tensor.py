@@ -87,8 +87,10 @@ class TensorPass:
         ]
         self.errors = [like.new_empty(size, dtype=kind) for _ in range(2)]
         self.wide = [like.new_empty(size) for _ in range(3)] if of.narrow else self.errors
-        self.hidden = mlp.hidden
-        self.states: list[Any] = [None] * len(mlp.hidden)  # of norms, for their way back
+        # Norms of single points, and what each keeps for its way back.
+        self.rowwise = [layer.norm if isinstance(layer.norm, ROWWISE) else None for layer in mlp.hidden]
+        self.after = [layer.norm_after for layer in mlp.hidden]
+        self.states: list[Any] = [None] * len(mlp.hidden)
         self.views: dict[tuple[int, int, int, int], Tensor] = {}
         self.outputs = like.new_empty(of.block * of.rows * mlp.outputs)
         # Only with an encoding are the first layer's inputs as bounded as features: coordinates stay as they are.
@@ -178,16 +180,16 @@ class TensorPass:
 
     def _normalise(self, index: int, values: Tensor, after: bool) -> None:
         """Take values through the layer's norm, if that stands here; they are overwritten."""
-        layer = self.hidden[index]
-        if layer.norm is not None and layer.norm_after == after:
-            normalised, self.states[index] = layer.norm.forward(values.flatten(0, 1))
+        norm = self.rowwise[index]
+        if norm is not None and self.after[index] == after:
+            normalised, self.states[index] = norm.forward(values.flatten(0, 1))
             values.copy_(normalised.view_as(values))
 
     def _normalise_back(self, index: int, error: Tensor, after: bool) -> None:
         """Take an error behind the layer's norm to the place before it, if it stands here; it is overwritten."""
-        layer = self.hidden[index]
-        if layer.norm is not None and layer.norm_after == after:
-            error.copy_(layer.norm.backward(error.flatten(0, 1).unsqueeze(1), self.states[index])[0].view_as(error))
+        norm = self.rowwise[index]
+        if norm is not None and self.after[index] == after:
+            error.copy_(norm.backward(error.flatten(0, 1).unsqueeze(1), self.states[index])[0].view_as(error))
 
     def _activate(self, activation: BoundActivation, u: Tensor, value: Tensor, slope: Tensor) -> None:
         """Write an activation and its slope; in the network's own dtype, whatever the buffers have."""

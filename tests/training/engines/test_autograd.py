@@ -86,7 +86,7 @@ class Doubled(inr.INR):
     ("net", "kind"),
     [
         (small(), FASTEST),
-        (small(norm="sphere"), ChunkedGradient),
+        (small(norm="layer"), ChunkedGradient),
         (Doubled(2, 1, width=8, hidden_layers=2), ChunkedGradient),
         (nn.Sequential(nn.Linear(2, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 1)), ChunkedGradient),
         (small(norm="batch"), NormedGradient),
