@@ -14,6 +14,8 @@ from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
+from inrfast.analysis.variance import variance
+from inrfast.analysis.variance_result import NTKVariance
 from inrfast.calibration import calibrate_batchnorm_
 from inrfast.choosing.choice import Candidate, Choice
 from inrfast.choosing.choose import choose
@@ -57,6 +59,7 @@ __all__ = [
     "KernelRegression",
     "LayerwiseJacobian",
     "MetaResult",
+    "NTKVariance",
     "OptimalKernel",
     "Polynomial",
     "PositionalEncoding",
@@ -99,5 +102,6 @@ __all__ = [
     "representation",
     "scenes",
     "upscale",
+    "variance",
     "watch",
 ]

@@ -29,6 +29,7 @@ TESTED_BY = {
     "inrfast/analysis/energy.py": "tests/analysis/test_dictionary.py",
     "inrfast/analysis/report_*.py": "tests/analysis/test_report.py",
     "inrfast/analysis/power_series.py": "tests/analysis/test_dot_product.py",
+    "inrfast/analysis/variance_[mr]*.py": "tests/analysis/test_variance.py",
     "inrfast/choosing/*.py": "tests/choosing/test_choose.py",
     "inrfast/cli/*.py": "tests/test_cli.py",
     "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",

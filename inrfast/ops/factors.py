@@ -204,6 +204,20 @@ def hidden_slopes(layer: HiddenLayer, inputs: Tensor) -> tuple[Tensor, Slopes]:
     return values, Slopes(left.expand_as(gate), directions, gate)
 
 
+def activation_slopes(mlp: MLP, inputs: Tensor, room: Room | None = None) -> list[Tensor]:
+    """Return the slopes ``act'(u)`` (n, D) of every hidden layer at ``inputs`` (n, D_in), norms left out.
+
+    By a forward pass, in the dtype of the weights. Autograd must be off. The result lies in ``room``; None: in memory
+    of its own.
+    """
+    room = Room() if room is None else room
+    features, slopes = _with_ones(inputs, room, "inputs"), []
+    for index, layer in enumerate(mlp.hidden):
+        features, slope, _ = _hidden_forward(layer, features[:, :-1], room, index)
+        slopes.append(slope)
+    return slopes
+
+
 # ---- the fused pass ----------------------------------------------------------------------------------------------
 
 SCRATCH_BYTES = 1 << 28

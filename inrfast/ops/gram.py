@@ -54,7 +54,7 @@ def _flat(sensitivities: Tensor | None, output: Output) -> Tensor | None:
     return sensitivities.reshape(-1, sensitivities.shape[-1])
 
 
-class _Side:
+class Side:
     """The factors of one side of a kernel as matrices, and their blocks of points, each cut once.
 
     A tile takes a dozen operations; cutting its blocks anew would take three times as many, each under Python's lock.
@@ -81,15 +81,22 @@ class _Side:
         return factor[rows].t() if self.transposed else factor[rows]
 
 
-class _Scratch:
-    """Memory of a tile and of its two factors, allocated once: fresh pages would cost more than the products."""
+class Scratch:
+    """Memory of a tile and of its two factors, allocated once: fresh pages would cost more than the products.
 
-    def __init__(self, points: int, fold: int, dtype: torch.dtype, device: torch.device) -> None:
-        pairs = points * points
-        sizes = (pairs * fold**2, pairs, pairs * fold**2)
-        self.fold = fold
-        self.memory = [torch.empty(size, dtype=dtype, device=device) for size in sizes]
+    Several that compute one after the other, each with a ``tile`` of its own, may share those of the factors.
+    """
+
+    def __init__(self, tile: Tensor, left: Tensor, right: Tensor, fold: int) -> None:
+        self.fold, self.memory = fold, (tile, left, right)
         self._views: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+
+    @classmethod
+    def of(cls, points: int, fold: int, dtype: torch.dtype, device: torch.device) -> Scratch:
+        """Return memory for tiles of so many points a side."""
+        sizes = (points * fold) ** 2, points**2, (points * fold) ** 2
+        tile, left, right = (torch.empty(size, dtype=dtype, device=device) for size in sizes)
+        return cls(tile, left, right, fold)
 
     def views(self, n: int, m: int) -> tuple[Tensor, ...]:
         """Return ``tile``, ``left``, ``right`` for n x m points, and all three as (n, M, m, M) for broadcasting."""
@@ -106,7 +113,9 @@ class _Scratch:
         return self._views[n, m]
 
 
-def _tile(rows: list[Pair], columns: list[Pair], output: Output, outputs: int, views: tuple[Tensor, ...]) -> Tensor:
+def compute_tile(
+    rows: list[Pair], columns: list[Pair], output: Output, outputs: int, views: tuple[Tensor, ...]
+) -> Tensor:
     """Return the kernel between two blocks of points in the memory of ``views``; ``columns`` are turned over.
 
     The result is (n, n') for ``"trace"`` and single outputs, (n M, n' M) for ``"full"``; cost
@@ -220,15 +229,15 @@ def for_each_tile(
     n = points(rows)
     others = rows if columns is None else columns
     tiles = symmetric_tiles(n, side) if columns is None else rectangular_tiles(n, points(columns), side)
-    above, across = _Side(rows, output, fold, transposed=False), _Side(others, output, fold, transposed=True)
+    above, across = Side(rows, output, fold, transposed=False), Side(others, output, fold, transposed=True)
 
     def worker() -> Callable[[tuple[slice, slice]], None]:
-        scratch = _Scratch(min(side, max(n, points(others))), fold, dtype, device)
+        scratch = Scratch.of(min(side, max(n, points(others))), fold, dtype, device)
 
         def compute(place: tuple[slice, slice]) -> None:
             i, j = place
             views = scratch.views(i.stop - i.start, j.stop - j.start)
-            tile = _tile(above.block(i), across.block(j), output, outputs, views)
+            tile = compute_tile(above.block(i), across.block(j), output, outputs, views)
             if columns is None and i == j:
                 _symmetrise_(tile)
             visit(slice(i.start * fold, i.stop * fold), slice(j.start * fold, j.stop * fold), tile)

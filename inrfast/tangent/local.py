@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
+import torch
 from torch import nn
 
 from inrfast.arrays import ArrayLike
@@ -19,7 +20,7 @@ from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.probes import check_points
 from inrfast.tangent.sides import Sides
-from inrfast.tangent.store import FactorStore, backend_for
+from inrfast.tangent.store import FactorStore, backend_for, check_range
 from inrfast.wrapped import unwrapped
 
 
@@ -58,6 +59,19 @@ class NTK(TangentKernel):
             return LayerwiseJacobian(side.store.at_precision(precision), side.memory_budget, side.only)
 
         return NTK(moved(self.left), None if self.symmetric else moved(self.right), self.output)
+
+    def squarable(self) -> NTK:
+        """Return this kernel at a precision that holds its entries, whose squares fp64 holds.
+
+        Raises
+        ------
+        RangeError
+            The largest entry is outside 1e-150 to 1e150.
+        """
+        held = self if self.dtype == torch.float64 or self._in_range() else self._highest
+        if held.dtype == torch.float64:
+            check_range("the squares of its entries", held._largest, 1e-150, 1e150, held.dtype)
+        return held
 
     def _transposed(self) -> NTK:
         return self if self.symmetric else NTK(self.right, self.left, self.output)

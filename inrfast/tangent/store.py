@@ -241,7 +241,7 @@ class FactorStore:
         try:
             memory = spare.pop()
         except IndexError:  # not asked before: another thread may take the last one between question and answer
-            memory = self._room(size)
+            memory = self.room(size)
         try:
             for part in chunks(stop - start, size):
                 rows = slice(start + part.start, start + part.stop)
@@ -349,7 +349,7 @@ class FactorStore:
             self._kept = kept = self.compute(self.coords)
         return kept
 
-    def _room(self, n: int) -> list[Factors]:
+    def room(self, n: int) -> list[Factors]:
         """Return memory for the factors of n points."""
         outputs, dtype = self.capture.outputs, self.capture.dtype
         room_for = functools.partial(empty, device=self.capture.device)
@@ -365,20 +365,25 @@ class FactorStore:
         """Compute the factors of any points (n, d), chunks of them shared by threads; into ``whole`` if given."""
         n = len(coords)
         if whole is None:
-            whole = self._room(n)
+            whole = self.room(n)
 
         def worker() -> Callable[[slice], None]:
-            room = Room()
-
-            def compute(part: slice) -> None:
-                found = self.capture.roundable(coords[part], room, keep_ones=self.backend == "triton")
-                for target, source in zip(whole, found, strict=True):
-                    for into, values in zip(target, source, strict=True):
-                        if into is not None and values is not None:
-                            into[part] = values  # rounded here, once
-
-            return compute
+            return functools.partial(self._pass_into, whole, coords, Room())
 
         size = self._pass_rows
         share(chunks(n, size), [worker() for _ in range(max(1, min(self._workers, n // size)))])
         return whole
+
+    def recompute(self, coords: Tensor, whole: list[Factors], room: Room) -> list[Factors]:
+        """Compute the factors of any points (n, d) in this thread, into ``whole``, with a room kept between calls."""
+        for part in chunks(len(coords), self._pass_rows):
+            self._pass_into(whole, coords, room, part)
+        return whole
+
+    def _pass_into(self, whole: list[Factors], coords: Tensor, room: Room, part: slice) -> None:
+        """Compute the factors of some points into theirs of ``whole``."""
+        found = self.capture.roundable(coords[part], room, keep_ones=self.backend == "triton")
+        for target, source in zip(whole, found, strict=True):
+            for into, values in zip(target, source, strict=True):
+                if into is not None and values is not None:
+                    into[part] = values  # rounded here, once
