@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -22,8 +22,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from inrfast.linalg.operators import UNIT
 from inrfast.memory import DEVICE_ROWS, chunks
-from inrfast.mlp import MLP, LinearLayer
-from inrfast.ops.factors import linear, mlp_factors
+from inrfast.mlp import MLP, HiddenLayer, LinearLayer
+from inrfast.norms import Norm
+from inrfast.norms.topk import ROWWISE, Selecting, TopKNorm
+from inrfast.ops.factors import linear, mlp_factors, mlp_features
 from inrfast.ops.sparse_rows import coalesced, is_sparse
 
 WHOLE = 2.0**26
@@ -158,6 +160,11 @@ class PassErrors:
         slopes[layer] += sensitivities / SAFETY**2
         return PassErrors(rows, self.features, slopes)
 
+    def and_those_of(self, other: PassErrors) -> PassErrors:
+        """Return the sums of both."""
+        sums = (self.jacobian + other.jacobian, self.features + other.features)
+        return PassErrors(*sums, self.sensitivities + other.sensitivities)
+
 
 def pass_errors(
     factors: Callable[[Tensor], Sequence[Row]],
@@ -165,6 +172,7 @@ def pass_errors(
     outputs: int,
     weights: Tensor | None = None,
     tables: bool = False,
+    aside: Tensor | None = None,
 ) -> PassErrors:
     """Return the squared rounding errors of a factor pass over ``coords`` (N, d), measured on some points.
 
@@ -186,11 +194,14 @@ def pass_errors(
         large row of the Jacobian, which make the spectrum, are not missed where they are few.
     tables
         Whether the pass may read tables at places that it computes: see :class:`Disturbed`.
+    aside
+        Numbers (k,) of points at which a jump is known, whose error the caller adds; None: there are none.
     """
     index, share = _sample(coords, weights)
     points, repeats = coords[index.to(coords.device)], max(1, PASSES // len(index))
     share = share / repeats * (UNIT / DISTURBANCE) ** 2
     exact = _on_cpu(factors(points))
+    jumps = torch.zeros(len(index), dtype=torch.bool) if aside is None else torch.isin(index, aside.cpu())
     with Disturbed(0, coords.device, tables):
         disturbed = _on_cpu(factors(points.repeat(repeats, 1)))
     sizes = [squared_rows(layer, outputs) for layer in exact]
@@ -202,7 +213,7 @@ def pass_errors(
         distances = [_squared_distance(one, other, outputs) for one, other in zip(exact, moved, strict=True)]
         response = torch.stack(distances).sum((0, 2))
         linear = response <= LINEAR**2 * size
-        others = (~linear).nonzero().flatten().tolist()
+        others = (~linear & ~jumps).nonzero().flatten().tolist()
         chaos = 2 * len(others) > len(points)
         if chaos or not all(_repeats(factors, points, exact, n, float(size[n])) for n in others):
             return PassErrors(torch.full_like(jacobian, math.inf), *torch.full_like(single, math.inf))
@@ -322,8 +333,8 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
     """Yield the first-layer ReLUs whose hinge rounding puts on one side of a point, some of them at a time.
 
     Their values are next to 0, but their slopes are 0 or 1, and no small disturbance shows that. Of networks without a
-    norm behind the first layer; others have none. Where the sum ``w x + b`` is exact, as for fp32 numbers on a line,
-    nothing is in doubt.
+    norm before the first activation; others have none. Where the sum ``w x + b`` is exact, as for fp32 numbers on a
+    line, nothing is in doubt.
 
     Parameters
     ----------
@@ -333,13 +344,10 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
         All points (N, d).
     """
     outputs, first, above = mlp.outputs, mlp.layers[0], mlp.layers[1].weight
-    if mlp.activations[0].kind.keeps != "mask" or mlp.hidden[0].norm is not None:
+    norm = mlp.hidden[0].norm
+    if mlp.activations[0].kind.keeps != "mask" or not (norm is None or mlp.hidden[0].norm_after):
         return
-    widest = max(first.weight.shape)
-    size = min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
-    if coords.device.type != "cpu":
-        size = min(DEVICE_ROWS, max(256, HINGE_BYTES_GPU // (8 * widest)))
-    for part in chunks(len(coords), size):
+    for part in chunks(len(coords), _rows_at_once(max(first.weight.shape), coords)):
         x = inputs(coords[part])
         u, terms = linear(x, first.weight, first.bias), x.abs() @ first.weight.abs().t()
         if first.bias is not None:
@@ -355,7 +363,12 @@ def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor
                 behind = mlp_factors(mlp, x[rows]).sensitivities[1]
             else:
                 behind = torch.eye(outputs, dtype=x.dtype, device=x.device).expand(len(rows), -1, -1)
-            gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2)
+            if norm is None:
+                gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2)
+            else:
+                _, state = norm.forward(mlp.activations[0].value(linear(x[rows], first.weight, first.bias)))
+                units_of = units.view(-1, 1, 1).expand(-1, outputs, 1)
+                gradient = norm.backward(behind @ above, state)[0].gather(2, units_of).squeeze(2)
             yield Hinges(coords[part][rows], x[rows], units, gradient)
 
 
@@ -373,3 +386,147 @@ def _is_exact(computed: float, bias: float, *factors: float) -> bool:
     half = len(factors) // 2
     terms = [Fraction(a) * Fraction(b) for a, b in zip(factors[:half], factors[half:], strict=True)]
     return Fraction(computed) == sum(terms, Fraction(bias))
+
+
+# ---- selections --------------------------------------------------------------------------------------------------
+
+MOST_SELECTIONS = 2**14
+"""Units in doubt whose effect is computed; of more nothing is known."""
+
+
+def selections_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -> Tensor:
+    """Return the units (k, 3) that a norm of the largest ones keeps or leaves out as rounding has it.
+
+    Each row has the numbers of a point, a hidden layer and a unit whose size is that of the smallest that is kept, up
+    to the errors of both: which of them is the larger decides about features and slopes, and no small disturbance shows
+    that. Errors are bounds a priori, to first order, layer by layer. Sums of the first layer that are exact, as for
+    fp32 numbers on a line, are not in doubt.
+
+    Parameters
+    ----------
+    mlp, inputs
+        The network, and what makes the inputs of its first layer from coordinates.
+    coords
+        All points (N, d).
+    """
+    found = [torch.empty(0, 3, dtype=torch.int64)]
+    if not any(isinstance(norm, Selecting) for norm in mlp.norms):
+        return found[0]
+    last = max(index for index, layer in enumerate(mlp.hidden) if isinstance(layer.norm, Selecting))
+    for part in chunks(len(coords), _rows_at_once(max(mlp.columns, *mlp.widths), coords)):
+        z = inputs(coords[part])
+        errors = torch.zeros_like(z)
+        for index, layer in enumerate(mlp.hidden[: last + 1]):
+            z, errors, places = _bounded(layer, z, errors, first=index == 0)
+            rows, units = places.cpu().unbind(1)
+            found.append(torch.stack([rows + part.start, torch.full_like(rows, index), units], 1))
+    return torch.cat(found)
+
+
+def _rows_at_once(widest: int, coords: Tensor) -> int:
+    """Return how many points are looked at together, in layers of so many columns at most."""
+    if coords.device.type != "cpu":
+        return min(DEVICE_ROWS, max(256, HINGE_BYTES_GPU // (8 * widest)))
+    return min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
+
+
+def _bounded(layer: HiddenLayer, z: Tensor, errors: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a hidden layer's output, bounds of its errors, and the places (point, unit) of units in doubt."""
+    weight, bias, terms = layer.linear.weight, layer.linear.bias, (z.shape[1] + 1) * UNIT
+    u = linear(z, weight, bias)
+    own = linear(errors + terms * z.abs(), weight.abs(), None if bias is None else terms * bias.abs())
+    exact = (z, u, layer.linear) if first and layer.activation.kind.keeps in ("mask", "nothing") else None
+    before = after = torch.zeros(0, 2, dtype=torch.int64, device=z.device)
+    if layer.norm is not None and not layer.norm_after:
+        u, own, before = _through_norm(layer.norm, u, own, (z, u, layer.linear) if first else None)
+    values, slope = layer.activation.value(u), layer.activation.slope(u).abs()
+    if layer.activation.kind.keeps == "mask":
+        slope = (u > -own).to(u.dtype)
+    own = slope * (own + 2 * UNIT * u.abs()) + 4 * UNIT * values.abs() * (layer.activation.kind.keeps != "mask")
+    if layer.norm is not None and layer.norm_after:
+        values, own, after = _through_norm(layer.norm, values, own, exact)
+    return values, own, torch.cat([before, after])
+
+
+def _through_norm(
+    norm: Norm, u: Tensor, errors: Tensor, exact: tuple[Tensor, Tensor, LinearLayer] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a norm's values at ``u``, bounds of their errors, and the places of units in doubt.
+
+    ``exact`` are inputs, sums and weights of a first layer whose values are exact where these sums are.
+    """
+    places = torch.zeros(0, 2, dtype=torch.int64, device=u.device)
+    if isinstance(norm, Selecting):
+        places = norm.doubtful(u, errors).nonzero()
+        if exact is not None and 0 < len(places) <= MOST_EXACT:
+            inputs, sums, linear_layer = exact
+            rounded = _doubtful(sums, inputs, linear_layer, places)
+            known = errors.clone()
+            known[places.unbind(1)] = 0
+            known[rounded.unbind(1)] = errors[rounded.unbind(1)]
+            places = norm.doubtful(u, known).nonzero()
+    elif not isinstance(norm, ROWWISE):  # it subtracts a mean
+        errors = errors + (u.shape[1] + 1) * UNIT * u.abs().amax(1, keepdim=True)
+    values, state = norm.forward(u.clone())
+    left, directions = norm.slope(state)
+    if directions is not None:
+        sizes = directions.abs()
+        errors = errors + (sizes.mT @ (sizes @ errors.unsqueeze(2))).squeeze(2)
+    own = 0.0 if isinstance(norm, TopKNorm) else (u.shape[1] + 1) * UNIT
+    return values, left.abs() * errors + own * values.abs(), places
+
+
+def selection_errors(
+    mlp: MLP,
+    places: Tensor,
+    factors: Callable[[MLP, Tensor], Sequence[Row]],
+    inputs: Callable[[Tensor], Tensor],
+    coords: Tensor,
+) -> PassErrors:
+    """Return the squared errors that :func:`selections_in_doubt` stand for, computed with each unit kept or left out.
+
+    With m units in doubt at a point, the square of the sum of their effects is at most m times the sum of squares. The
+    effect of several together is that sum to first order; the safety factor is for the rest.
+
+    Parameters
+    ----------
+    mlp, places, inputs, coords
+        Of :func:`selections_in_doubt`.
+    factors
+        The pass of a network like this one, from points (n, d): as in :func:`pass_errors`.
+    """
+    outputs = mlp.outputs
+    coords = coords.to(torch.float64)
+    layers = len(factors(mlp, coords[:1]))
+    jacobian = torch.zeros(layers, outputs, dtype=torch.float64)
+    single = torch.zeros(2, layers, dtype=torch.float64)
+    if len(places) > MOST_SELECTIONS:
+        return PassErrors(torch.full_like(jacobian, math.inf), *torch.full_like(single, math.inf))
+    counts = torch.bincount(places[:, 0], minlength=1).to(torch.float64)
+    for index in places[:, 1].unique().tolist():
+        for some in places[places[:, 1] == index].split(DOUBTFUL_ROWS):
+            points, units = some[:, 0], some[:, 2].to(coords.device)
+            x = coords[points.to(coords.device)]
+            before = _on_cpu(factors(mlp, x))
+            after = _on_cpu(factors(_switched(mlp, index, inputs(x), units), x))
+            share = counts[points]
+            for layer, (one, other) in enumerate(zip(before, after, strict=True)):
+                jacobian[layer] += share @ _squared_distance(one, other, outputs)
+                for kind, (was, found) in enumerate(zip(one, other, strict=True)):
+                    if was is not None and found is not None and was.is_floating_point():
+                        single[kind, layer] += share @ (found - was).square().flatten(1).sum(1)
+    return PassErrors(jacobian, single[0], single[1])
+
+
+def _switched(mlp: MLP, index: int, inputs: Tensor, units: Tensor) -> MLP:
+    """Return the network that, of some points, keeps one more unit of a hidden layer, or one less."""
+    layer = mlp.hidden[index]
+    norm = layer.norm
+    assert isinstance(norm, Selecting)
+    z = mlp_features(mlp, inputs, index)[:, :-1]
+    u = linear(z, layer.linear.weight, layer.linear.bias)
+    chosen = norm.kept(layer.activation.value(u) if layer.norm_after else u).bool()
+    every = torch.arange(len(units), device=units.device)
+    chosen[every, units] = ~chosen[every, units]
+    other = replace(layer, norm=replace(norm, chosen=chosen))
+    return replace(mlp, hidden=(*mlp.hidden[:index], other, *mlp.hidden[index + 1 :]))

@@ -48,9 +48,9 @@ def project(u: Tensor) -> Projected:
 
 def project_back(gradient: Tensor, projected: Projected) -> Tensor:
     """Return the gradient (n, M, m) in the input of a projection from that in its values."""
-    y, factor = (tensor.unsqueeze(1) for tensor in projected)
-    along = (gradient * y).sum(-1, keepdim=True) / y.shape[-1]
-    return factor * (gradient - y * along)
+    direction = project_directions(projected)
+    along = (gradient * direction).sum(-1, keepdim=True)
+    return projected[1].unsqueeze(1) * (gradient - direction * along)
 
 
 def project_directions(projected: Projected) -> Tensor:

@@ -90,7 +90,7 @@ class TopKSphere(TopK):
 
 @dataclass(frozen=True)
 class Selecting(Norm):
-    """What norms that keep the k largest units have in common.
+    """What norms that keep the k largest units have in common: which these are, rounding may decide.
 
     ``chosen`` (n, m) names the units to keep at n points, in place of the largest ones; None: the largest ones.
     """
@@ -116,6 +116,15 @@ class Selecting(Norm):
             return self.chosen.to(u.dtype)
         out = dropped(u, self.k)
         return torch.ones_like(u) if out is None else (~out).to(u.dtype)
+
+    def doubtful(self, u: Tensor, errors: Tensor) -> Tensor:
+        """Return which units (n, m) may be among those that are kept, or not, where each ``u`` is off by its error."""
+        if self.k >= u.shape[1]:
+            return torch.zeros_like(u, dtype=torch.bool)
+        low, high = (u.abs() - errors).clamp_min(0), u.abs() + errors
+        next_largest = high.topk(self.k + 1, dim=1, sorted=False).values.amin(1, keepdim=True)
+        least = low.topk(self.k, dim=1, sorted=False).values.amin(1, keepdim=True)
+        return ~((low >= next_largest) | (high < least))
 
 
 @dataclass(frozen=True)

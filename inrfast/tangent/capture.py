@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast import backends
+from inrfast import backends, rounding
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.encodings import is_own
@@ -33,7 +33,6 @@ from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, r
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.pointwise import spread_points
-from inrfast.rounding import PassErrors, hinges_in_doubt, pass_errors, squared_rows
 from inrfast.snapshot import snapshot, widen_
 from inrfast.tangent.chunk_check import FIRST, ChunkCheck, need_finite
 from inrfast.tangent.hooks import observed_factors, reasons_against
@@ -416,7 +415,7 @@ class Capture:
                 return list(self._by_running(coords, None).values())
             return self._closed_factors(self._mlp, coords, room)
 
-    def _closed_factors(self, mlp: MLP, coords: Tensor, room: Room | None) -> list[Factors]:
+    def _closed_factors(self, mlp: MLP, coords: Tensor, room: Room | None = None) -> list[Factors]:
         found = mlp_factors(mlp, self.inputs(coords), room)
         run: dict[int, Factors] = {}
         if self._run_layers:
@@ -504,17 +503,23 @@ class Capture:
             layers = [*(name for name in layers if name not in own), *own]
         return dict(zip(layers, ["input", *layers], strict=False))
 
-    def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> PassErrors:
+    def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> rounding.PassErrors:
         """Return what rounding does to the factors of ``coords`` and to the Jacobian: see :mod:`inrfast.rounding`.
 
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
         tables = self._mlp is None or self._mlp.encoding is not None
-        found = pass_errors(self.exact, coords, self.outputs, weights, tables)
         if self._mlp is None:
-            return found
+            return rounding.pass_errors(self.exact, coords, self.outputs, weights, tables)
+        with own_modes():
+            places = rounding.selections_in_doubt(self._mlp, self.inputs, coords)
+        found = rounding.pass_errors(self.exact, coords, self.outputs, weights, tables, places[:, 0])
+        if len(places) > 0:
+            with own_modes():
+                jumps = rounding.selection_errors(self._mlp, places, self._closed_factors, self.inputs, coords)
+            found = found.and_those_of(jumps)
         first = self._mlp.layers[0]
-        for hinges in hinges_in_doubt(self._mlp, self.inputs, coords):
+        for hinges in rounding.hinges_in_doubt(self._mlp, self.inputs, coords):
             squares = hinges.gradient.square()
             for index, layer in enumerate(self.layers):
                 if layer.name == first.name:
@@ -525,7 +530,7 @@ class Capture:
                     derivatives = hinges.gradient.unsqueeze(2) * first.weight[hinges.units].unsqueeze(1)
                     moved = self._by_running(hinges.points.to(PASS_DTYPE), derivatives)
                 for index, (z, s) in moved.items():
-                    rows = squared_rows((z, s), self.outputs).sum(0)
+                    rows = rounding.squared_rows((z, s), self.outputs).sum(0)
                     found = found.plus(index, rows, 0.0 if s is None else float(s.square().sum()))
         return found
 
