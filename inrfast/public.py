@@ -14,6 +14,7 @@ from inrfast.analysis.optimal_kernel import OptimalKernel, optimal_kernel
 from inrfast.analysis.rank import numerical_rank
 from inrfast.analysis.report import DiagnosisReport, Representation
 from inrfast.analysis.representations import representation
+from inrfast.analysis.two_layer import TwoLayerVariance, two_layer_variance
 from inrfast.analysis.variance import variance
 from inrfast.analysis.variance_result import NTKVariance
 from inrfast.calibration import calibrate_batchnorm_
@@ -70,6 +71,7 @@ __all__ = [
     "Spectrum",
     "SphereNorm",
     "TotalVariation",
+    "TwoLayerVariance",
     "Watch",
     "WatchRecord",
     "adapt",
@@ -101,6 +103,7 @@ __all__ = [
     "rank_expanding",
     "representation",
     "scenes",
+    "two_layer_variance",
     "upscale",
     "variance",
     "watch",

@@ -151,6 +151,7 @@ DOORS = {
     "PEAK": lambda give: outputs(inr.PEAK(network(), give(POINTS)).net),
     "TotalVariation": lambda give: inr.TotalVariation(give(POINTS))(network(), 0),
     "DirichletEnergy": lambda give: inr.DirichletEnergy(give(POINTS), mode="derivatives")(network(), 0),
+    "two_layer_variance": lambda give: inr.two_layer_variance(give(POINTS), 8).variance,
     "variance": lambda give: [(own := inr.variance(network(), give(POINTS))).pairs, own.similarities.gate],
     "alignment": lambda give: inr.alignment(kernel(), give(VECTOR)),
     "alignment of arrays": lambda give: inr.alignment(*[give(kernel().to_dense())] * 2, centered=True),

@@ -95,6 +95,7 @@ RESULTS = {
     "KernelRegression": lambda: inr.kernel_regression(kernel(), POINTS, kernel().to_dense()[:3]),
     "InfiniteNTK": lambda: inr.infinite_ntk(2, bias_variance=0.1),
     "DotProductEncoding": lambda: inr.dot_product_encoding(inr.infinite_ntk(1), inr.infinite_ntk(1)),
+    "TwoLayerVariance": lambda: inr.two_layer_variance(POINTS, 8),
     "NTKVariance": lambda: inr.variance(network(), POINTS, progress=False),
     "Cost": lambda: kernel().cost(),
     "TrackedKernel": tracked,
