@@ -31,7 +31,9 @@ def test_the_mean_over_networks_is_the_closed_form(d, width, n, scale):
     found = inr.two_layer_variance(x, width, scale)
     parts = (found.variance, found.mean, found.off_diagonal)
     for values, expected in zip(sampled(x, width, scale, count), parts, strict=True):
-        assert abs(float(values.mean()) - expected) <= 5 * float(values.std()) / math.sqrt(count) + 1e-12 * found.variance
+        assert (
+            abs(float(values.mean()) - expected) <= 5 * float(values.std()) / math.sqrt(count) + 1e-12 * found.variance
+        )
     assert found.variance == pytest.approx(found.off_diagonal + found.diagonal, rel=1e-15)
 
 
