@@ -17,9 +17,6 @@ README = (ROOT / "README.md").read_text()
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 NAMED = ("README.md", "docs/any-network.md", "docs/ntk-variance.md", "docs/restoring.md")
 PAGES = {page: (ROOT / page).read_text() for page in NAMED}
-    page: (ROOT / page).read_text()
-    for page in ("README.md", "docs/any-network.md", "docs/ntk-variance.md", "docs/restoring.md")
-}
 BLOCKS = {f"{page} {number}": code for page, text in PAGES.items() for number, code in enumerate(PYTHON.findall(text))}
 RECIPES = {
     block.partition("\n")[0].strip("# ") + f" {number}": code
