@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Drawing
 from torch import Tensor
 
 from inrfast.experiments.drawing import finish, legend
-from inrfast.experiments.ntk_variance.measures import LAYERS
+from inrfast.experiments.ntk_variance.measures import LAYERS, made_up
 from inrfast.experiments.ntk_variance.ratios import Ratio, ratio
 from inrfast.experiments.ntk_variance.settings import RUNS, Setting, cell
 from inrfast.experiments.ntk_variance.settings import settings_of as all_settings
@@ -101,6 +101,7 @@ class HadamardFigure(Figure):
             ],
             [
                 *(_table(kind, number, ratios, there) for kind in (HADAMARD, BOTH) for number in PLACES),
+                _parts_table(found, there),
                 _layers_table(found["base"]),
                 _factor_table(factors),
             ],
@@ -167,7 +168,7 @@ def factors(setting: Setting, scale: float, seed: int) -> dict[str, float]:
         energy = kernel.diagonal()
         overlap = _off(kernel.square()) / _off(torch.outer(energy, energy))
         diagonal = float(energy.var(correction=0) / energy.mean() ** 2)
-        parts[name] = (overlap, diagonal, (len(coords) - 1 - diagonal) * overlap + diagonal)
+        parts[name] = (overlap, diagonal, made_up(overlap, diagonal, len(coords)))
     factor = _cosines(filtered) / _cosines(gates)
     pairs = ~torch.eye(len(coords), dtype=torch.bool) & factor.isfinite()
     energy = inputs.diagonal() * filtered.square().sum(1)
@@ -185,7 +186,9 @@ def factors(setting: Setting, scale: float, seed: int) -> dict[str, float]:
 
 def filter_values(net: Any, coords: Tensor) -> Tensor:
     """Return the values (n, m) of the filter of a network's first hidden layer."""
-    return net.modulations[0](coords)  # type: ignore[no-any-return]
+    found = net.modulations[0](coords)
+    assert isinstance(found, Tensor)
+    return found
 
 
 def _cosines(rows: Tensor) -> Tensor:
@@ -261,6 +264,18 @@ def _table(kind: Variant, number: str, ratios: Ratios, there: Sequence[Setting])
     return Table(title, ["setting", *(one.label for one in FILTERS)], rows)
 
 
+def _parts_table(found: Mapping[str, Found], there: Sequence[Setting]) -> Table:
+    rows = []
+    for one in there:
+        row = [one.label]
+        for name in (PLAIN.name, *(own.on(HADAMARD).name for own in FILTERS)):
+            runs = found[one.name].numbers[name]
+            row.append(" / ".join(f"{np.median([run[key] for run in runs]):.3g}" for key in ("overlap", "diagonal")))
+        rows.append(row)
+    head = ["setting", PLAIN.label, *(one.label for one in FILTERS)]
+    return Table("Hadamard: the two parts of v/mu^2, overlap t / d = Var(K_ii)/mu^2, medians", head, rows)
+
+
 SHOWN = (PLAIN, FILTERS[0].on(HADAMARD), FILTERS[2].on(HADAMARD), FILTERS[2].on(BOTH))
 """Networks whose kernels are split by layer."""
 
@@ -319,7 +334,9 @@ def _drawing(ratios: Ratios, there: Sequence[Setting]) -> Drawing:
             axes.fill_between(SCALES, factors * np.exp(-halves), factors * np.exp(halves), color=colour, alpha=0.15,
                               linewidth=0)  # fmt: skip
         axes.axhline(1, color="0.3", linewidth=1)
-        axes.set_xscale("log", base=4)
+        axes.set_xscale("log")
+        axes.set_xticks(SCALES, [f"{scale:g}" for scale in SCALES])
+        axes.minorticks_off()
         axes.set_yscale("log")
         finish(axes, kind.label, "frequency scale of the Fourier filters", "v/mu² over ReLU's")
     panels[1].set_ylabel("")

@@ -30,10 +30,10 @@ def measured(
     -------
     dict
         ``mean``, ``variance`` and ``normalised`` (v / mu^2) of the eigenvalues; ``overlap``, the energy-weighted
-        squared cosine of the Jacobian's rows, and ``diagonal``, the variance of K_ii over mu^2, which together
-        make up v / mu^2 (see :func:`made_up`); ``input``, ``hidden`` and ``gate`` similarities; ``first``, v / mu^2 of
-        the first layer's own kernel, and ``frozen`` that of the kernel without the parameters of filters and norms; ``layers`` with each
-        layer's ``energy`` (share of the trace), ``share`` of v and own ``normalised``.
+        squared cosine of the Jacobian's rows, and ``diagonal``, the variance of K_ii over mu^2, which together make up
+        v / mu^2 (see :func:`made_up`); ``input``, ``hidden`` and ``gate`` similarities; ``first``, v / mu^2 of the
+        first layer's own kernel, and ``frozen`` that of the kernel without the parameters of filters and norms;
+        ``layers`` with each layer's ``energy`` (share of the trace), ``share`` of v and own ``normalised``.
     """
     ready(net, coords)
     found = variance(net, coords, params=params, precision=precision, method="exact", progress=False)

@@ -93,11 +93,12 @@ class Setting:
 @torch.no_grad()
 def draw_theory_(net: INR, seed: int) -> None:
     """Give a network of one hidden layer the weights of the theory's model."""
-    first, head = net.layers[0], net.layers[1]
+    first, head = (layer.weight for layer in net.layers)
+    assert isinstance(first, Tensor) and isinstance(head, Tensor)
     generator = torch.Generator().manual_seed(seed + 2**20)  # unlike that of the points
-    first.weight.copy_(torch.randn(tuple(first.weight.shape), generator=generator, dtype=torch.float64))
-    signs = torch.randint(0, 2, tuple(head.weight.shape), generator=generator) * 2.0 - 1
-    head.weight.copy_(signs / head.weight.shape[1] ** 0.5)
+    first.copy_(torch.randn(tuple(first.shape), generator=generator, dtype=torch.float64))
+    signs = torch.randint(0, 2, tuple(head.shape), generator=generator).double() * 2 - 1
+    head.copy_(signs / head.shape[1] ** 0.5)
 
 
 def cell(setting: Setting, variants: Sequence[Variant], seeds: Sequence[int], name: str = "") -> Cell:

@@ -279,7 +279,7 @@ def sound(name: str, coords: Tensor) -> Tensor:
     """Return a sound at times (N, 1) of [-1, 1], largest value 1, fp64 (N, 1).
 
     ``pluck``: twelve harmonics of a tone of 20 periods, the higher ones weaker and sooner gone; ``chord``: tones of 22,
-    27.5 and 33 periods with three harmonics each, swelling and fading; ``sweep``: a tone that rises from 5 to 80
+    28 and 33 periods with three harmonics each, swelling and fading; ``sweep``: a tone that rises from 5 to 80
     periods.
     """
     time = (coords.double() + 1) / 2
@@ -287,7 +287,7 @@ def sound(name: str, coords: Tensor) -> Tensor:
     if name == "pluck":
         made = sum(((20 * k * turn).sin() * (-3 * k**0.5 * time).exp() / k for k in range(1, 13)), 0 * time)
     elif name == "chord":
-        tones = ((pitch * k * turn).sin() / k for pitch in (22.0, 27.5, 33.0) for k in (1, 2, 3))
+        tones = ((pitch * k * turn).sin() / k for pitch in (22.0, 28, 33.0) for k in (1, 2, 3))
         made = sum(tones, 0 * time) * (math.pi * time).sin()
     else:
         made = ((5 + 37.5 * time) * turn).sin() * (1 - 0.5 * time)

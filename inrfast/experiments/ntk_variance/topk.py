@@ -92,7 +92,7 @@ class TopKFigure(Figure):
     def outcome(self, request: Request, found: Mapping[str, Found]) -> Outcome:
         """See :class:`inrfast.experiments.paper.Figure`."""
         settings = settings_of(request)
-        tested = {one.name: tests(found[one.name], one.width) for one in settings}
+        tested = {one.name: readings(found[one.name], one.width) for one in settings}
         count = len(found[settings[0].name].numbers[PLAIN.name])
         rows = [
             Row(SAID, "claimed", "; ".join(f"{one.name}: {tested[one.name][reading.name].verdict}" for one in settings),
@@ -102,8 +102,9 @@ class TopKFigure(Figure):
         text = [
             DEFINITIONS,
             f"The summary does not say what is squared. {len(READINGS)} readings are tested, each as a difference of "
-            f"logarithms or exponents that is at most 0 where the reading holds, paired over {count} seeds with a 95 % "
-            "interval. A reading of shares holds in a setting where it holds at every share. Exponents are least-squares slopes "
+            f"logarithms or exponents that is at most 0 where the reading holds, paired over {count} seeds with a "
+            "95 % interval. A reading of shares holds in a setting where it holds at every share. Exponents are "
+            "least-squares slopes "
             f"over k/m from {SHARES[0]:.3g} to {SHARES[-1]:.3g}.",
         ]
         return Outcome(
@@ -164,7 +165,7 @@ def runs_of(found: Found, kind: Variant, share: float, width: int, number: str) 
     return [float(one[number]) for one in found.numbers[name]]
 
 
-def tests(found: Found, width: int) -> dict[str, Test]:
+def readings(found: Found, width: int) -> dict[str, Test]:
     """Return every reading's test in one setting."""
     made = {}
     for reading, number in zip(READINGS[:2], ("normalised", "variance"), strict=True):
