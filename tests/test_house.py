@@ -45,6 +45,7 @@ TESTED_BY = {
     "inrfast/experiments/inlet_rank_collapse/fig[13].py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/table1_best.py": "tests/experiments/inlet_rank_collapse/test_table1.py",
     "inrfast/experiments/inlet_rank_collapse/methods.py": "tests/experiments/inlet_rank_collapse/test_protocol.py",
+    "inrfast/experiments/ntk_variance/*.py": "tests/experiments/ntk_variance/test_comparison.py",
     "inrfast/experiments/peak/fig[3789].py": "tests/experiments/peak/test_peak_figures.py",
     "inrfast/experiments/peak/fitting.py": "tests/experiments/peak/test_peak_figures.py",
     "inrfast/experiments/peak/images.py": "tests/experiments/peak/test_peak_pictures.py",

@@ -106,7 +106,7 @@ def heat_cell(variant: Variant, fit: Found, request: Request) -> Cell:
 def drawn(fits: Mapping[str, Found], heats: Mapping[str, Found], image: np.ndarray, side: int) -> Drawing:
     """Return the figure: heat maps and spectra above, pictures and curves below."""
     drawing = Drawing(figsize=(11, 6.6), layout="constrained")
-    above, below = np.ravel(drawing.subfigures(2, 1, hspace=0.03))
+    above, below = drawing.subfigures(2, 1, squeeze=False, hspace=0.03)[:, 0]
     *maps, right = above.subplots(1, 3, width_ratios=(1, 1, 1.9))
     most = max(float(np.quantile(own.arrays["kernel"], 0.995)) for own in heats.values())
     for axes, one in zip(maps, COMPARED, strict=True):

@@ -12,6 +12,7 @@ from inrfast.experiments.ntk_variance.measures import (
     effective_rank,
     first_share,
     measured,
+    rest,
     spectrum,
 )
 from inrfast.experiments.ntk_variance.tasks import (
@@ -142,7 +143,8 @@ def fit_cell(source: Source, variant: Variant, chosen: tuple[Variant, float], re
         done = fits([net.train() for net in nets], signal, task, [rate] * len(nets), sizes.steps, work)
         made = [
             start | {"seed": seed, **score, "stopped": result.stopped, "first_share": first_share(own_values),
-                     "effective_rank": effective_rank(own_values), "gradient": result.config["gradient"]}
+                     "effective_rank": effective_rank(own_values), "rest": rest(own_values),
+                     "gradient": result.config["gradient"]}
             for seed, start, own_values, (score, result) in zip(runs, starts, eigenvalues, done, strict=True)
         ]  # fmt: skip
         losses = np.array(done[0][1].losses)

@@ -89,6 +89,12 @@ def first_share(values: np.ndarray) -> float:
     return float(values[0] / values.sum())
 
 
+def rest(values: np.ndarray) -> float:
+    """Return v / mu^2 of all eigenvalues but the largest, which in wide networks belongs to the constant."""
+    others = values[1:]
+    return float(others.var() / others.mean() ** 2)
+
+
 def effective_rank(values: np.ndarray) -> float:
     """Return the exponential of the entropy of the eigenvalues' shares (Roy and Vetterli, EUSIPCO 2007).
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inrfast.calibration import calibrate_batchnorm_
 from inrfast.encodings import PositionalEncoding
+from inrfast.experiments.ntk_variance.filters import Filtered
 from inrfast.nn import INR
 from inrfast.plots import PALETTE
 
@@ -49,7 +50,8 @@ class Variant:
         octaves = options.pop("octaves", None)
         if octaves is not None:
             options["encoding"] = PositionalEncoding(octaves)
-        return INR(inputs, 1, width=width, hidden_layers=hidden_layers, seed=seed, **options)
+        kind = Filtered if self.filtered else INR
+        return kind(inputs, 1, width=width, hidden_layers=hidden_layers, seed=seed, **options)
 
     def but(self, **options: Any) -> Variant:
         """Return the variant with other options."""

@@ -148,7 +148,9 @@ def test_what_is_chosen_has_the_best_mean_on_unseen_points():
 def test_correlations_are_spearmans_signed_by_what_is_expected(variances, scores):
     runs = {
         ("image", "x"): {
-            name: [{"normalised": 1.0 + v, "effective_rank": 1.0 + v, "unseen": float(s), "seen": -float(s)}]
+            name: [
+                {"normalised": 1.0 + v, "effective_rank": 1.0 + v, "rest": 1.0, "unseen": float(s), "seen": -float(s)}
+            ]
             for name, v, s in zip(VARIANTS, variances, scores, strict=True)
         }
     }
@@ -160,8 +162,10 @@ def test_correlations_are_spearmans_signed_by_what_is_expected(variances, scores
 
 def test_an_order_by_chance_is_as_good_as_often_as_it_is():
     """Of four things two of the 24 orders are as far from 0 as the same order."""
-    assert chance([1, 2, 3, 4], [1, 2, 3, 4]) == pytest.approx(2 / 24, abs=0.01)
-    assert chance([1, 2, 3, 4], [1, 4, 3, 2]) > 0.5 and spearman([1, 1], [1, 2]) == 0
+    same = [[1, 2, 3, 4]]
+    assert chance(same, same) == pytest.approx(2 / 24, abs=0.01)
+    assert chance(3 * same, 3 * same) == pytest.approx(2 / 24, abs=0.01)  # no surer by tasks that are alike
+    assert chance(same, [[1, 4, 3, 2]]) > 0.5 and spearman([1, 1], [1, 2]) == 0
 
 
 def test_presets_differ_and_seeds_are_those_asked_for():

@@ -13,6 +13,7 @@ from inrfast.experiments.ntk_variance.measures import (
     first_share,
     made_up,
     measured,
+    rest,
     spectrum,
 )
 from inrfast.experiments.ntk_variance.settings import Setting
@@ -52,6 +53,7 @@ def test_the_effective_rank_counts_equal_eigenvalues(values):
     assert 1 <= effective_rank(values) <= len(values) + 1e-9
     assert effective_rank(np.concatenate([values, np.zeros(3)])) == pytest.approx(effective_rank(values))
     assert effective_rank(np.concatenate([values, values])) == pytest.approx(2 * effective_rank(values))
+    assert rest(np.concatenate([[1e9], np.full(5, 2.0)])) == 0 <= rest(np.concatenate([values, values]))
     assert first_share(values) == pytest.approx(values.max() / values.sum())
 
 
