@@ -326,14 +326,14 @@ def _tries_table(found: Mapping[str, Found]) -> Table:
 def _drawing(runs: Runs, places: Sequence[Place]) -> Drawing:
     drawing = Drawing(figsize=(11, 7), layout="constrained")
     panels = drawing.subplots(2, len(TASKS))
-    for line, (number, across) in zip(panels, DRAWN.items(), strict=True):
+    for row, (line, (number, across)) in enumerate(zip(panels, DRAWN.items(), strict=True)):
         for axes, task in zip(line, TASKS.values(), strict=True):
             for name, variant in VARIANTS.items():
                 own = [run for place in _of(places, task.name) for run in runs[place][name]]
                 axes.scatter([run[number] for run in own], [run["unseen"] for run in own], s=22, color=variant.colour,
                              label=variant.label, linewidth=0)  # fmt: skip
             axes.set_xscale("log")
-            finish(axes, task.label if line is panels[0] else "", across, f"{task.score}, unseen points")
+            finish(axes, "" if row else task.label, across, f"{task.score}, unseen points")
     legend(drawing, panels[0, 0])
     return drawing
 
