@@ -22,7 +22,7 @@ from inrfast.experiments.reproduce import reproduce
 from inrfast.experiments.runs import seeds
 from inrfast.grids import grid
 
-TINY = tasks.Sizes(2, 8, 16, Points((32, 32, 32, 32), 6), 6, 2, 2, 2)
+TINY = tasks.Sizes(2, 8, 16, Points((32, 32, 32, 32), 6), 8, 2, 2, 2)
 
 
 @pytest.fixture
