@@ -131,8 +131,8 @@ NETWORK = {
     "--omega": NUMBERS,
     "--init": [*NAMES, "siren", "kaiming", "rank_expanding"],
     "--hidden-init": [*NAMES, "siren", "kaiming"],
-    "--norm": [*NAMES, "batch", "sphere"],
-    "--first-norm": ["batch", "none", *NAMES],
+    "--norm": [*NAMES, "batch", "sphere", "topk", "topk:3", "topk_sphere:k=1", "topk:0", "topk:1e3", "sphere:1"],
+    "--first-norm": ["batch", "none", "topk:2", *NAMES],
     "--norm-position": ["pre", "post", *NAMES],
     "--encoding": ENCODINGS,
 }

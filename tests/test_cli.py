@@ -24,6 +24,7 @@ from inrfast.training import fit as fitting
 from inrfast.training.checkpoint import load_network, save_network
 
 SMALL = ["--width", "8", "--hidden-layers", "2"]
+TOPK, TOPK_SPHERE = {"name": "topk", "k": 3}, {"name": "topk_sphere", "k": 2}
 
 
 @pytest.fixture
@@ -65,6 +66,10 @@ def test_the_installed_command_is_this_one():
         (["ntk", "--init", "rank-expanding"], ["init", "Did you mean 'rank_expanding'?"]),
         (["ntk", "--norm", "bach"], ["norm", "Did you mean 'batch'?"]),
         (["ntk", "--first-norm", "Batch"], ["--first-norm", "Did you mean 'batch'?"]),
+        (["ntk", "--norm", "topk:9", "--width", "8"], ["k of the norm", "from 1 to the width, 8", "got 9"]),
+        (["ntk", "--norm", "topk:2.5"], ["--norm", "a whole number", "2.5"]),
+        (["ntk", "--norm", "topk_sphere:j=2"], ["--norm", "a number of topk_sphere", "'k'"]),
+        (["ntk", "--norm", "sphere:2"], ["--norm", "sphere takes 0 number(s)"]),
         (["ntk", "--norm", "batch", "--norm-position", "past"], ["--norm-position", "Did you mean 'post'?"]),
         (["ntk", "--norm-position", "pre"], ["--norm-position", "there are none", "--norm batch"]),
         (["ntk", "--encoding", "furier:8:1"], ["encoding", "Did you mean 'fourier'?"]),
@@ -125,6 +130,7 @@ def test_diagnose_prints_and_writes_the_same_report(tmp_path, capsys):
         ["--norm", "batch", "--norm-position", "pre"],
         ["--first-norm", "batch", "--norm-position", "post"],
         ["--norm", "sphere", "--first-norm", "none"],
+        ["--norm", "topk:3", "--first-norm", "topk_sphere"],
         ["--first-activation", "sine", "--init", "siren", "--hidden-init", "default"],
         ["--encoding", "positional:2"],
         ["--encoding", "polynomial:2", "--activation", "tanh"],
@@ -140,6 +146,8 @@ def test_the_options_describe_the_network(options, capsys):
     for key, others in (("norm", "none"), ("activation", "relu")):
         usual = given.get(f"--{key}", others)
         expected = [given.get(f"--first-{key}", usual), usual]
+        if key == "norm":  # ones with numbers have them all
+            expected = [{"topk:3": TOPK, "topk_sphere": TOPK_SPHERE}.get(own, own) for own in expected]
         assert [own or "none" for own in config[key]] == expected
     assert config["norm_position"] == given.get("--norm-position", "post")
     encodings = {None: None, "positional:2": inr.PositionalEncoding(2), "polynomial:2": inr.Polynomial(2)}

@@ -203,7 +203,7 @@ def network_files() -> list[bytes]:
     nets = [
         inr.INR(2, 1, width=4, hidden_layers=2, activation=name) for name in ("relu", "sine", "gaussian", "softplus")
     ]
-    nets += [inr.INR(2, 1, width=4, hidden_layers=1, norm=norm) for norm in ("batch", "sphere")]
+    nets += [inr.INR(2, 1, width=4, hidden_layers=1, norm=norm) for norm in ("batch", "sphere", "topk")]
     encodings = (inr.RandomFourier(3, 1.0), inr.PositionalEncoding(2), inr.Polynomial(2))
     encodings = (*encodings, HashGrid(2, 2, 16, 2, 5), Concatenate(Identity(), inr.Polynomial(2, trainable=True)))
     nets += [inr.INR(2, 2, width=4, hidden_layers=1, encoding=encoding) for encoding in encodings]
