@@ -260,10 +260,10 @@ def fit_many(
 ) -> list[FitResult]:
     """Train many networks in place, each as :func:`inrfast.fit` would; the results come in the networks' order.
 
-    INRs of one shape without norms or with batch norms, on equally many points, are stacked: their parameters lie side
-    by side, and each thread takes its own networks, or on a GPU one sequence of launches all of them. All others (other
-    norms and modules, losses of your own) take their steps one after another in the same loop. A network that reaches
-    its goal, loses patience or diverges stops; the others go on.
+    INRs of one shape, on equally many points, are stacked if they have no norms, batch norms, or sphere norms and TopK:
+    their parameters lie side by side, and each thread takes its own networks, or on a GPU one sequence of launches all
+    of them. All others (other norms and modules, losses of your own) take their steps one after another in the same
+    loop. A network that reaches its goal, loses patience or diverges stops; the others go on.
 
     Parameters
     ----------
