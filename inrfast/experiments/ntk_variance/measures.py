@@ -90,7 +90,7 @@ def first_share(values: np.ndarray) -> float:
 
 
 def rest(values: np.ndarray) -> float:
-    """Return v / mu^2 of all eigenvalues but the largest, which in wide networks belongs to the constant."""
+    """Return v / mu^2 of all eigenvalues but the largest, which in most networks belongs to the constant."""
     others = values[1:]
     return float(others.var() / others.mean() ** 2)
 
