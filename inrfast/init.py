@@ -27,7 +27,7 @@ from inrfast.initialisers import (
     write_,
     xavier_,
 )
-from inrfast.linear_calls import POINTS, Calls, LinearCall, Omegas, Rescaled, linear_calls
+from inrfast.linear_calls import POINTS, Calls, LinearCall, Omegas, Rescaled, in_filter, linear_calls
 from inrfast.memory import tells_refusals
 from inrfast.modes import without_autocast
 from inrfast.nn import DEAD_SHARE, INR, undrawn
@@ -454,7 +454,9 @@ def _untouched(module: nn.Module, calls: Calls) -> dict[str, str]:
         weight = named.get(f"{owner}.weight".removeprefix("."))
         if name in known:
             continue
-        if isinstance(module.get_submodule(owner), nn.Linear):
+        if in_filter(module, name):
+            left[name] = "of a filter of the coordinates, which is initialised in its own way"
+        elif isinstance(module.get_submodule(owner), nn.Linear):
             other = first.get(id(weight), "")
             if leaf == "bias" and other in known and other != f"{owner}.weight":
                 left[owner] = f"its weight is {other}, and its bias is its own"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from inrfast.errors import check_float
+from inrfast.modulations import Modulation
 from inrfast.nn import INR
 from inrfast.snapshot import own_dtype, snapshot
 
@@ -324,7 +325,7 @@ def linear_calls(
             refusal = refusal or error
             continue
         parameters = frozenset(map(id, copied.parameters()))
-        layers = seen.layers()
+        layers = [call for call in seen.layers() if not in_filter(module, call.weight)]
         flat = points.reshape(-1, len(bounds)).double()
         found = Calls(layers, flat, seen.computed, frozenset(seen.bare), parameters)
         inlets = [call.weight for call in layers if found.rescaled(call) is not None]
@@ -339,6 +340,12 @@ def linear_calls(
         f"module must take coordinates {sizes} of {own_dtype(copied)}, as module(coords): {type(refusal).__name__}: "
         f"{refusal}. Give coords= of the shape that it takes, or wrap it in a module that does"
     ) from refusal
+
+
+def in_filter(module: nn.Module, name: str) -> bool:
+    """Return whether a parameter is of a filter that layers are multiplied by, which is initialised in its own way."""
+    owners = name.split(".")[:-1]
+    return any(isinstance(module.get_submodule(".".join(owners[:k])), Modulation) for k in range(len(owners) + 1))
 
 
 def _run(module: nn.Module, points: Tensor, device: torch.device) -> _Seen:

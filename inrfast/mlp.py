@@ -61,7 +61,8 @@ class LinearLayer:
 class HiddenLayer:
     """One hidden layer: linear, activation and norm, which stands after the activation if ``norm_after``, else before.
 
-    ``norm_name`` is the qualified name of the norm's module.
+    ``norm_name`` is the qualified name of the norm's module. ``modulation`` is the module of the coordinates that the
+    result is multiplied by (:mod:`inrfast.modulations`), or None.
     """
 
     linear: LinearLayer
@@ -69,6 +70,7 @@ class HiddenLayer:
     norm: Norm | None = None
     norm_after: bool = False
     norm_name: str = ""
+    modulation: nn.Module | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +145,11 @@ class MLP:
         return tuple(layer.norm for layer in self.hidden if layer.norm is not None)
 
     @property
+    def modulations(self) -> tuple[nn.Module, ...]:
+        """The filters of the coordinates that there are."""
+        return tuple(layer.modulation for layer in self.hidden if layer.modulation is not None)
+
+    @property
     def known_encoding(self) -> bool:
         """Whether there is no encoding, or one of the library's own; any other may look at its batch."""
         return is_own(self.encoding)
@@ -164,12 +171,18 @@ class MLP:
         return replace(self, hidden=hidden, head=self.head.detached())
 
 
-def describe(net: nn.Module) -> MLP | str:
+MODULATED = "its hidden layers are multiplied by filters of the coordinates"
+
+
+def describe(net: nn.Module, modulated: bool = False) -> MLP | str:
     """Return the description of a coordinate MLP, or the reason why ``net`` is none whose formula is known.
 
     A class of networks describes itself by a method ``as_mlp`` of its own, as :class:`inrfast.INR` does; a subclass
     may compute anything and is not asked by the method that it inherits. The tensors of linear layers are the live
     ones; norms are described with the numbers that they have now.
+
+    ``modulated`` is for those who know :attr:`HiddenLayer.modulation`: to all others a network that has filters has no
+    description.
     """
     own = vars(type(net)).get("as_mlp")
     if own is None:
@@ -183,12 +196,14 @@ def describe(net: nn.Module) -> MLP | str:
             return f"{name or 'it'} has {f'a method {changed[0]!r} of its own' if changed else 'hooks'}"
         hooked = hooked or _hooked_backward(module)
     found: MLP | str = own(net)
+    if isinstance(found, MLP) and found.modulations and not modulated:
+        return MODULATED
     return replace(found, hooked_backward=True) if hooked and isinstance(found, MLP) else found
 
 
 def is_pointwise(net: nn.Module) -> bool:
     """Return whether each prediction of ``net``, in its present mode, is known to depend on its own point alone."""
-    found = describe(net)
+    found = describe(net, modulated=True)
     return isinstance(found, MLP) and found.pointwise
 
 
@@ -229,3 +244,18 @@ def linear_layer(module: nn.Module, name: str, names: Mapping[int, str]) -> Line
         if tensor is not None and id(tensor) not in names:
             return f"{name}.{leaf} is no parameter"
     return LinearLayer(weight, bias, name, names[id(weight)], None if bias is None else names[id(bias)])
+
+
+class _Undrawn(nn.Linear):
+    """A linear layer whose numbers are not drawn, since an initialiser follows."""
+
+    def reset_parameters(self) -> None:
+        pass
+
+
+def undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
+    """Return a linear layer with uninitialised numbers. (Torch's skip_init goes by the meta device, which at first use
+    imports the tables of decompositions, for seconds.)"""
+    layer: nn.Linear = _Undrawn(inputs, outputs, bias=bias, device=device, dtype=dtype)
+    layer.__class__ = nn.Linear
+    return layer

@@ -17,7 +17,8 @@ from inrfast.errors import check_choice, check_entries, check_int, check_seed, w
 from inrfast.grids import check_bounds
 from inrfast.initialisers import dead_units, expands_rank, initialise_
 from inrfast.memory import counted, require_free, tells_refusals
-from inrfast.mlp import MLP, HiddenLayer, LinearLayer, describe, linear_layer
+from inrfast.mlp import MLP, HiddenLayer, LinearLayer, describe, linear_layer, undrawn
+from inrfast.modulations import filter_numbers, filter_of, made_modulations, modulation_config
 from inrfast.norms import made_norm, norm_config, norm_of
 from inrfast.norms.sphere import SphereNorm as SphereNorm  # pickled networks name it so
 from inrfast.ops.fused_linear import PRECISIONS, fused_linear
@@ -174,26 +175,11 @@ def _device(given: Any) -> torch.device:
         ) from error
 
 
-class _Undrawn(nn.Linear):
-    """A linear layer whose numbers are not drawn, since an initialiser follows."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-
-def undrawn(inputs: int, outputs: int, bias: bool, device: torch.device, dtype: torch.dtype) -> nn.Linear:
-    """Return a linear layer with uninitialised numbers. (Torch's skip_init goes by the meta device, which at first use
-    imports the tables of decompositions, for seconds.)"""
-    layer: nn.Linear = _Undrawn(inputs, outputs, bias=bias, device=device, dtype=dtype)
-    layer.__class__ = nn.Linear
-    return layer
-
-
 class INR(nn.Module):
     """Implicit neural representation: a coordinate MLP ``R^d -> R^M``.
 
-    ``encoding -> [linear -> activation -> norm] * hidden_layers -> linear`` (the norm before the activation with
-    ``norm_position="pre"``).
+    ``encoding -> [linear -> activation -> norm -> * filter] * hidden_layers -> linear`` (the norm before the activation
+    with ``norm_position="pre"``).
 
     Parameters
     ----------
@@ -232,11 +218,23 @@ class INR(nn.Module):
         Below 2^32, of a CPU generator: the same weights on every device, the global generator untouched.
     device, dtype
         Of the parameters; dtype defaults to fp32.
+    modulation
+        None or a filter of :mod:`inrfast.modulations`: ``"fourier"`` (``sin(W x + b)``), ``"gabor"`` (that times
+        ``exp(-gamma/2 |x - mu|^2)``), or ``{"name": ..., **numbers}``: ``{"name": "fourier", "scale": 16}``. A hidden
+        layer's output, after its norm, is multiplied by its filter of the raw coordinates, also behind an encoding. One
+        for all hidden layers, a list with one or None per layer, or ``{"first": ..., "hidden": ...}``. With activations
+        ``["sine", "identity", ...]``, ``omega=1`` and filters from the second layer on it is the Fourier network of
+        Fathony et al., Multiplicative Filter Networks (ICLR 2021). Drawn after all else; initialisers leave it alone.
 
     Attributes
     ----------
     layers
         ``ModuleList`` of ``nn.Linear``, the head last: keys ``layers.0.weight``, ``layers.0.bias``, ...
+    modulations
+        ``ModuleList`` of the filters, ``nn.Identity`` for a layer without one: keys ``modulations.0.linear.weight``,
+        ...; None if no layer has one.
+    modulation_configs
+        Name and numbers of each hidden layer's filter, or None; empty if no layer has one.
 
     Raises
     ------
@@ -270,6 +268,7 @@ class INR(nn.Module):
         seed: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        modulation: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any] | None] | None = None,
     ) -> None:
         super().__init__()
         self.in_features = check_int("in_features", in_features, minimum=1)
@@ -281,7 +280,11 @@ class INR(nn.Module):
             raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         dtype = dtype or torch.float32
         where = _device(device)
-        self._require_free(encoding, dtype, where)
+        filters = [
+            None if own is None else modulation_config(own)
+            for own in _per_layer("modulation", modulation, self.hidden_layers)
+        ]
+        self._require_free(encoding, dtype, where, filter_numbers(filters, self.in_features, self.width))
         omegas = _per_layer("omega", omega, hidden_layers)
         self.bound_activations: tuple[BoundActivation, ...] = tuple(
             bind(given, own)
@@ -305,13 +308,17 @@ class INR(nn.Module):
         )
         self.init = init
         initialise_(list(self.layers), init, self.omegas, self.encoding is not None, generator)  # type: ignore[arg-type]
+        # Drawn last: the other weights of a seed are those without filters.
+        self.modulation_configs: tuple[dict[str, Any] | None, ...] = tuple(filters) if any(filters) else ()
+        self.modulations = made_modulations(filters, self.in_features, self.width, generator, where, dtype)
 
-    def _require_free(self, encoding: Encoding | None, dtype: torch.dtype, device: torch.device) -> None:
+    def _require_free(self, encoding: Encoding | None, dtype: torch.dtype, device: torch.device, filters: int) -> None:
         """Refuse a network that would not fit, or take long to build, before anything of it is made."""
         inlet = self.in_features if encoding is None else encoding.columns(self.in_features)
         count, width = self.hidden_layers, self.width
         sizes = [inlet * width, width * width * (count > 1), width * self.out_features]
         numbers = sizes[0] + (count - 1) * sizes[1] + sizes[2] + count * width + self.out_features
+        numbers += filters
         # The largest layer is drawn in fp64, in three steps.
         needed = numbers * dtype.itemsize + 24 * max(sizes) + (count + 1) * LAYER_BYTES
         what = f"a network of {counted(numbers)} parameters"
@@ -341,6 +348,8 @@ class INR(nn.Module):
             self.bound_activations = tuple(map(bind, vars(self).pop("activations"), self._omegas))
         if "norm_configs" not in state:  # pickled by a version whose norms had no numbers
             self.norm_configs = vars(self).pop("norm_names")
+        if "modulation_configs" not in state:  # pickled by a version without filters
+            self.modulation_configs, self.modulations = (), None
 
     def activate(self, index: int, preactivation: Tensor) -> Tensor:
         """Return the output of hidden layer ``index`` from its pre-activation, activation and norm in their order."""
@@ -350,17 +359,24 @@ class INR(nn.Module):
         features = self.bound_activations[index].value(preactivation)
         return norm(features) if self.norm_position == "post" else features
 
+    def modulated(self, index: int, features: Tensor, coords: Tensor) -> Tensor:
+        """Return what :meth:`activate` gave of hidden layer ``index``, times its filter of the coordinates, if any."""
+        if not self.modulation_configs or self.modulation_configs[index] is None:
+            return features
+        assert self.modulations is not None
+        return features * self.modulations[index](coords)
+
     def forward(self, coords: Tensor) -> Tensor:
         """Return the outputs ``(..., M)`` at coordinates ``(..., d)``."""
         try:
             leading = coords.shape[:-1]
         except AttributeError:
             raise TypeError(f"coords must be a torch.Tensor, got {type(coords).__name__}") from None
-        features = coords.reshape(-1, coords.shape[-1])
+        features = points = coords.reshape(-1, coords.shape[-1])
         if self.encoding is not None:
             features = self.encoding(features)
         for index in range(self.hidden_layers):
-            features = self.activate(index, self.layers[index](features))
+            features = self.modulated(index, self.activate(index, self.layers[index](features)), points)
         return self.layers[-1](features).reshape(*leading, self.out_features)
 
     @classmethod
@@ -385,7 +401,11 @@ class INR(nn.Module):
         return cls(**arguments)
 
     def config(self) -> dict[str, Any]:
-        """Return what describes the network, as plain values (for reports and files)."""
+        """Return what describes the network, as plain values (for reports and files).
+
+        ``modulation`` is there only where a layer has a filter.
+        """
+        filters = [None if own is None else dict(own) for own in self.modulation_configs]
         return {
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -399,6 +419,7 @@ class INR(nn.Module):
             "init": self.init,
             "bias": self.layers[0].bias is not None,
             "seed": self.seed,
+            **({"modulation": filters} if filters else {}),
         }
 
     def as_mlp(self) -> MLP | str:
@@ -421,6 +442,9 @@ class INR(nn.Module):
             if isinstance(norm, str):
                 return f"norms.{index} {norm}"
             norms.append(norm)
+        filters = filter_of(self.modulations, self.modulation_configs)
+        if isinstance(filters, str):
+            return filters
         for below, above in itertools.pairwise(linear):
             if above.inputs != below.outputs:
                 return f"{above.name} takes {above.inputs} features of the {below.outputs} of {below.name}"
@@ -428,7 +452,7 @@ class INR(nn.Module):
             return f"its last layer has {linear[-1].outputs} units for {self.out_features} outputs"
         after = self.norm_position == "post"
         hidden = tuple(
-            HiddenLayer(layer, activation, norm, after, f"norms.{index}")
+            HiddenLayer(layer, activation, norm, after, f"norms.{index}", filters[index] if filters else None)
             for index, (layer, activation, norm) in enumerate(
                 zip(linear[:-1], self.bound_activations, norms, strict=True)
             )
@@ -439,6 +463,8 @@ class INR(nn.Module):
         frequencies = [own.named.get("omega") for own in self.bound_activations]
         omegas = f"omegas={tuple(frequencies)}, " if any(frequencies) else ""
         told = f"activations={self.activations}, {omegas}norm_position={self.norm_position!r}"
+        filters = dict.fromkeys("none" if own is None else shown(own) for own in self.modulation_configs)
+        told += f", modulation={'/'.join(filters)}" if filters else ""
         return told + _other_numbers(self.bound_activations)
 
 
@@ -481,7 +507,7 @@ def warn_of_other_box(net: nn.Module, coords: Tensor, copies: Iterable[nn.Module
     options = expands_rank(net.init) if isinstance(net, INR) and net not in _warned else None
     if options is None:
         return
-    mlp = describe(net)
+    mlp = describe(net, modulated=True)
     if isinstance(mlp, str) or mlp.encoding is not None:
         return
     first = mlp.hidden[0]

@@ -72,6 +72,7 @@ TESTED_BY = {
     "inrfast/linear_calls.py": "tests/test_init.py",
     "inrfast/losses/*.py": "tests/losses/test_formulas.py",
     "inrfast/linalg/ldl_factor.py": "tests/linalg/test_block_ldl.py",
+    "inrfast/modulations/*.py": "tests/modulations/test_modulations.py",
     "inrfast/norms/*.py": "tests/norms/test_norms.py",
     "inrfast/ops/fused_norms.py": "tests/ops/test_fused_mlp.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",

@@ -127,6 +127,8 @@ def network_name(network: Mapping[str, Any]) -> str:
     norms = [norm or "none" for norm in network["norm"]]
     if any(network["norm"]):
         told += [f"{'/'.join(norms if len(set(norms)) > 1 else norms[:1])} norm {network['norm_position']} activation"]
+    filters = dict.fromkeys("none" if own is None else shown(own) for own in network.get("modulation", ()))
+    told += [f"modulation {'/'.join(filters)}"] if filters else []
     return "INR " + ", ".join(told)
 
 

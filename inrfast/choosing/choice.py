@@ -167,6 +167,8 @@ def arguments_of(net: INR) -> dict[str, Any]:
         value = _single(config[name]) if name == "norm" else config[name]
         if value != usual:
             found[name] = value
+    if "modulation" in config:
+        found["modulation"] = _single(config["modulation"])
     return found
 
 
@@ -185,7 +187,9 @@ def name_of(arguments: Mapping[str, Any]) -> str:
         for own, rate in zip(layers, rates if len(layers) > 1 else rates[:1], strict=True)
     ]
     encoding = arguments.get("encoding")
-    rest = [f"{key}={value}" for key, value in arguments.items() if key in ("norm", "norm_position", "bias")]
+    rest = [
+        f"{key}={value}" for key, value in arguments.items() if key in ("norm", "norm_position", "bias", "modulation")
+    ]
     init = arguments.get("init")
     told = "/".join(dict.fromkeys(words)) + (f" on {described(encoding)}" if encoding else "")
     return ", ".join([told, *([init if isinstance(init, str) else f"init={init}"] if init else []), *rest])

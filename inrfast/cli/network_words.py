@@ -99,7 +99,7 @@ def words_of(net: INR) -> list[str] | None:
     inits = _inits(net.init)
     encoding = None if net.encoding is None else encoding_spelling.written(net.encoding)
     biased = all(layer.bias is not None for layer in net.layers)
-    if inits is None or not biased or len(set(hidden)) > 1 or any(net.norm_names):
+    if inits is None or not biased or len(set(hidden)) > 1 or any(net.norm_names) or net.modulation_configs:
         return None
     if net.encoding is not None and encoding is None:
         return None

@@ -18,6 +18,7 @@ from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
 from inrfast.encodings import spelling as encoding_spelling
 from inrfast.errors import check_choice, check_device
 from inrfast.initialisers import INITIALISERS
+from inrfast.modulations import MODULATIONS, modulation_config
 from inrfast.nn import INR, NORM_POSITIONS
 from inrfast.norms import NORMS, Norm
 from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, whole
@@ -162,6 +163,14 @@ def network_options(automatic: bool = False) -> Parser:
         type=choice("norm position", NORM_POSITIONS),
         help="post or pre: after the activation or before it (post)",
     )
+    filters = spellings(MODULATIONS, numbers)
+    add(
+        "--modulation",
+        type=_modulation,
+        default="none",
+        help=f"{filters}: filters that layers are multiplied by (none)",
+    )
+    add("--first-modulation", type=_modulation, help="of the first layer, where it differs")
     add(
         "--encoding",
         type=encoding_spelling.spelled,
@@ -188,6 +197,8 @@ def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(
             f"--norm-position is that of norms, and there are none, got {arguments.norm_position}; take --norm batch"
         )
+    filters = [arguments.modulation if arguments.first_modulation is None else arguments.first_modulation]
+    filters += [arguments.modulation] * (arguments.hidden_layers - 1)
     _check_omega(arguments.omega, [arguments.activation, arguments.activation if first is None else first])
     return {
         "width": arguments.width,
@@ -198,6 +209,7 @@ def network_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "norm": [None if norm == "none" else norm for norm in norms],
         "norm_position": arguments.norm_position or NORM_POSITIONS[0],
         "init": arguments.init if hidden is None else {"first": arguments.init, "hidden": hidden},
+        "modulation": [None if own == "none" else own for own in filters],
     }
 
 
@@ -206,6 +218,13 @@ def _norm(text: str) -> str | dict[str, Any]:
     if text.partition(":")[0] in NORMS:
         return spec("norm", NORMS, _norm_numbers)(text)
     return choice("norm", [*NORMS, "none"])(text)
+
+
+def _modulation(text: str) -> str | dict[str, Any]:
+    """Return a filter as :class:`inrfast.INR` takes it, or none."""
+    if text.partition(":")[0] in MODULATIONS:
+        return spec("modulation", MODULATIONS, attrgetter("numbers"), modulation_config)(text)
+    return choice("modulation", [*MODULATIONS, "none"])(text)
 
 
 def _norm_numbers(kind: type[Norm]) -> Mapping[str, int | float]:

@@ -15,6 +15,7 @@ from inrfast.encodings import ENCODINGS, Encoding, from_config
 from inrfast.encodings.base import Shape
 from inrfast.files import shown, whole_file
 from inrfast.mlp import describe
+from inrfast.modulations import MODULATIONS
 from inrfast.nn import INR
 from inrfast.norms import norm_config, norm_from
 from inrfast.training.schema import (
@@ -90,7 +91,7 @@ def save_network(net: INR, path: str | os.PathLike[str], signal: dict[str, Any] 
 
 def _changes(net: INR, state: dict[str, Tensor], about: dict[str, Any]) -> str:
     """Return what a file would not give back of a network, or an empty string."""
-    found = describe(net)
+    found = describe(net, modulated=True)
     if isinstance(found, str):
         return found
     empty = [name for name, tensor in state.items() if tensor.is_meta]
@@ -166,8 +167,8 @@ def _check_sizes(config: dict[str, Any], encoding: Encoding | None, state: dict[
     layers = config["hidden_layers"]
     held = sum(name.startswith("layers.") and name.endswith(".weight") for name in state)
     check("hidden_layers", layers == held - 1, f"{held - 1}, as the file has tensors for", layers)
-    for argument in ("activation", "omega", "norm"):
-        given = config[argument]
+    for argument in ("activation", "omega", "norm", "modulation"):
+        given = config.get(argument)
         fits = not isinstance(given, list) or len(given) == layers
         check(argument, fits, f"one value or {layers} of them, one per hidden layer", given)
     for norm in config["norm"] if isinstance(config["norm"], list) else [config["norm"]]:
@@ -196,6 +197,11 @@ def _shapes(config: dict[str, Any], encoding: Encoding | None, state: dict[str, 
         if norm is not None:
             own = norm_from(norm)[0].state(width)
             yield from ((f"norms.{index}.{name}", shape) for name, shape in own.items())
+    given = config.get("modulation")
+    for index, filtered in enumerate(given if isinstance(given, list) else [given] * layers):
+        if filtered is not None:
+            own = MODULATIONS[filtered["name"]].state(config["in_features"], width)
+            yield from ((f"modulations.{index}.{name}", shape) for name, shape in own.items())
 
 
 def _check_state(net: INR, state: dict[str, Tensor]) -> None:

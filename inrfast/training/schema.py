@@ -15,6 +15,7 @@ from torch import Tensor
 from inrfast.activations import ACTIVATIONS
 from inrfast.encodings import from_config
 from inrfast.errors import MemoryBudgetError
+from inrfast.modulations import MODULATIONS
 from inrfast.nn import NORM_POSITIONS
 from inrfast.norms import NORMS
 from inrfast.ops.gemm import LIBRARIES
@@ -253,7 +254,8 @@ NETWORK: Schema = fields(
         "init": plain,
         "bias": flag,
         "seed": whole(0, MOST_SEED),
-    }
+    },
+    {"modulation": one_or_listed(maybe(lambda value, place: modulation(value, place)))},
 )
 """What :meth:`inrfast.INR.config` describes."""
 
@@ -281,6 +283,14 @@ def norm(value: Any, place: str) -> None:
     usual = NORMS[value["name"]].numbers(1)
     numbers = {key: whole(-MOST) if isinstance(default, int) else number() for key, default in usual.items()}
     fields({"name": text}, numbers)(value, place)
+
+
+def modulation(value: Any, place: str) -> None:
+    """Accept what :func:`inrfast.modulations.modulation_config` gives: a dict of a name and numbers."""
+    named = word(MODULATIONS, "one of your own is known after inrfast.modulations.MODULATIONS.add")
+    fields({"name": named}, open_=True)(value, place)
+    numbers = {key: number(0.0, exclusive=True) for key in MODULATIONS[value["name"]].numbers}
+    fields({"name": text, **numbers})(value, place)
 
 
 def encoding(value: Any, place: str) -> None:

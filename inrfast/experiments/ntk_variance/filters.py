@@ -60,6 +60,7 @@ class Filtered(INR):
         ).to(next(self.layers.parameters()))
 
     def forward(self, coords: Tensor) -> Tensor:
+        assert self.modulations is not None
         values = coords if self.encoding is None else self.encoding(coords)
         parts = zip(self.layers, self.bound_activations, self.norms, self.modulations, strict=False)
         for layer, activation, norm, modulation in parts:
