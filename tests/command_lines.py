@@ -133,6 +133,8 @@ NETWORK = {
     "--hidden-init": [*NAMES, "siren", "kaiming"],
     "--norm": [*NAMES, "batch", "sphere", "topk", "topk:3", "topk_sphere:k=1", "topk:0", "topk:1e3", "sphere:1"],
     "--first-norm": ["batch", "none", "topk:2", *NAMES],
+    "--modulation": ["none", "fourier", "fourier:16", "gabor:scale=4", "gabor:16:6:1", "fourier:-1", "gabor:0", *NAMES],
+    "--first-modulation": ["none", "fourier:8", *NAMES],
     "--norm-position": ["pre", "post", *NAMES],
     "--encoding": ENCODINGS,
 }

@@ -82,6 +82,7 @@ TESTED_BY = {
     "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",
     "inrfast/tangent/agreement.py": "tests/test_distributed.py",
     "inrfast/tangent/*.py": "tests/tangent/test_kernel.py",
+    "inrfast/testing/modulation.py": "tests/modulations/test_modulations.py",
     "inrfast/testing/entrywise.py": "tests/testing/test_activation.py",
     "inrfast/training/engines/*.py": "tests/training/engines/test_engines.py",
     "inrfast/training/meta/*.py": "tests/training/meta/test_learn.py",

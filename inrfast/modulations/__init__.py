@@ -19,7 +19,8 @@ class Modulation(nn.Module, ABC):
     """A filter ``h`` of raw coordinates (n, d) to (n, m), which a hidden layer's m features are multiplied by.
 
     A subclass added to :data:`MODULATIONS` is a filter that ``INR(modulation=...)`` takes, and that fits, kernels,
-    files and the command line know. :func:`inrfast.testing.check_modulation` checks it. Each point must be filtered alone.
+    files and the command line know. :func:`inrfast.testing.check_modulation` checks it. Each point must be
+    filtered alone.
 
     Parameters
     ----------
