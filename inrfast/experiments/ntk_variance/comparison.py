@@ -229,7 +229,7 @@ def _settings(request: Request) -> str:
         f"{sizes.shape.side}^3 unseen ones; {sizes.hidden_layers} hidden layers of {sizes.width}, torch's default "
         f"start; Adam on all points, {sizes.steps:,} steps, the rate falling tenfold. On the signals that choose (the "
         "first quarter of the images, the first sound, other points of the shape made by formula) every variant tried "
-        f"the rates {tried}, PE each with three numbers of octaves and the filters with three scales, at the size "
+        f"the rates {tried}, PE each with three numbers of octaves and the filters with three frequencies, at the size "
         "that is scored, and took what did best on unseen points; all else is scored. "
         "The kernel is that of the network at its start on the very points that are fitted."
     )

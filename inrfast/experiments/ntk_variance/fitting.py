@@ -38,11 +38,11 @@ CURVE = 100
 
 
 def tries(variant: Variant, task: Task) -> list[Variant]:
-    """Return what is tried of a variant beside its rate: octaves of the encoding, or scales of the filters."""
+    """Return what is tried of a variant beside its rate: octaves of the encoding, or frequencies of the filters."""
     if "octaves" in variant.options:
         return [variant.but(octaves=one) for one in task.octaves]
     if variant.filtered:
-        return [variant.but(modulation=fourier(one)) for one in task.scales]
+        return [variant.but(filters=fourier(one)) for one in task.frequencies]
     return [variant]
 
 
@@ -50,7 +50,7 @@ def told(variant: Variant) -> str:
     """Return in words what was chosen of a variant beside its rate."""
     if "octaves" in variant.options:
         return f"{variant.options['octaves']} octaves"
-    return f"scale {variant.options['modulation']['scale']:g}" if variant.filtered else ""
+    return f"frequency {variant.options['filters']['frequency']:g}" if variant.filtered else ""
 
 
 def all_cells(request: Request, found: Mapping[str, Found], tasks: Sequence[str] = tuple(TASKS)) -> list[Cell]:

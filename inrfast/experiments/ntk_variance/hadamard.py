@@ -23,10 +23,10 @@ from inrfast.experiments.runs import seeds
 from inrfast.experiments.scores import interval
 from inrfast.plots import PALETTE
 
-SCALES = (1.0, 4.0, 16.0, 64.0)
+FREQUENCIES = (1.0, 4.0, 16.0, 64.0)
 """Of the Fourier filters' frequencies."""
 
-GABOR_SCALES = (4.0, 16.0)
+GABOR_FREQUENCIES = (4.0, 16.0)
 
 SETTINGS = ("base", "one-layer", "five-layers", "no-bias", "he", "he-no-bias", "sphere-16", "theory-2", "theory-16")
 """Names of the settings in which filters are compared."""
@@ -44,23 +44,26 @@ FACTORED = ("theory-2", "theory-16")
 
 @dataclass(frozen=True)
 class Filter:
-    """A kind of filter with its frequency scale."""
+    """A kind of filter with its frequency."""
 
     kind: str
-    scale: float
+    frequency: float
 
     @property
     def label(self) -> str:
         """As tables spell it."""
-        return f"{self.kind.capitalize()}, scale {self.scale:g}"
+        return f"{self.kind.capitalize()}, frequency {self.frequency:g}"
 
     def on(self, variant: Variant) -> Variant:
         """Return a variant with this filter in place of its own."""
-        made = variant.but(modulation={**fourier(self.scale), "name": self.kind})
-        return replace(made, name=f"{variant.name}-{self.kind}-{self.scale:g}")
+        made = variant.but(filters={**fourier(self.frequency), "name": self.kind})
+        return replace(made, name=f"{variant.name}-{self.kind}-{self.frequency:g}")
 
 
-FILTERS = (*(Filter("fourier", scale) for scale in SCALES), *(Filter("gabor", scale) for scale in GABOR_SCALES))
+FILTERS = (
+    *(Filter("fourier", frequency) for frequency in FREQUENCIES),
+    *(Filter("gabor", frequency) for frequency in GABOR_FREQUENCIES),
+)
 
 
 class HadamardFigure(Figure):
@@ -96,7 +99,8 @@ class HadamardFigure(Figure):
             [
                 DEFINITIONS,
                 f"Factors are geometric means over {count} seeds of v/mu^2 over that of ReLU with the same seed, with "
-                "a 95 % interval and the seeds below 1. The scale multiplies the filters' frequencies.",
+                "a 95 % interval and the seeds below 1. A filter's frequency f bounds the entries of its W: "
+                "f / sqrt(d) radians per unit of a coordinate.",
                 *_told(found["base"], ratios),
             ],
             [
@@ -108,7 +112,7 @@ class HadamardFigure(Figure):
             {
                 "ratios": {
                     name: [
-                        {"variant": kind, "filter": own.kind, "scale": own.scale, "number": number, **one.json}
+                        {"variant": kind, "filter": own.kind, "frequency": own.frequency, "number": number, **one.json}
                         for (kind, own, number), one in by.items()
                     ]
                     for name, by in ratios.items()
@@ -133,17 +137,19 @@ def compared(found: Found, variant: Variant, number: str) -> Ratio:
 
 
 def factor_cell(setting: Setting, runs: Sequence[int]) -> Cell:
-    """Return the cell of the factors of Fourier filters in the theory's model: a list per scale, one entry per seed."""
+    """Return the cell of the factors of Fourier filters in the theory's model: by frequency a list over seeds."""
 
     def run(work: Work) -> Found:
-        return Found({f"{scale:g}": [factors(setting, scale, seed) for seed in runs] for scale in SCALES})
+        return Found(
+            {f"{frequency:g}": [factors(setting, frequency, seed) for seed in runs] for frequency in FREQUENCIES}
+        )
 
-    settings = {**setting.settings, "scales": list(SCALES), "seeds": list(runs)}
+    settings = {**setting.settings, "frequencies": list(FREQUENCIES), "seeds": list(runs)}
     return Cell(f"factor-{setting.name}", settings, run, cost=1e-2 * len(runs))
 
 
 @torch.no_grad()
-def factors(setting: Setting, scale: float, seed: int) -> dict[str, float]:
+def factors(setting: Setting, frequency: float, seed: int) -> dict[str, float]:
     """Return how v/mu^2 of the theory's model, with its filter, is made up, from its weights and the definitions alone.
 
     The kernel of the first layer is ``K_ij = 1/m <x_i, x_j> <g_i, g_j>`` with ``g = s h``, gates times filter. Its
@@ -158,7 +164,7 @@ def factors(setting: Setting, scale: float, seed: int) -> dict[str, float]:
         the whole.
     """
     coords = setting.coords(seed)
-    net = setting.network(HADAMARD.but(modulation=fourier(scale)), seed)
+    net = setting.network(HADAMARD.but(filters=fourier(frequency)), seed)
     gates = (net.layers[0](coords) > 0).double()
     filtered = gates * filter_values(net, coords)
     inputs = coords @ coords.T
@@ -230,11 +236,11 @@ def _summary(runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
 def _factor_table(factors: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> Table:
     rows = []
     for name, by in factors.items():
-        for scale, runs in by.items():
+        for frequency, runs in by.items():
             values = [_mean(runs, key) for key in ("mean", "above", "overlap", "diagonal", "normalised")]
-            rows.append([name, scale, *(_told_mean(one) for one in values)])
-    head = ["setting", "scale", "the filter's factor, energy-weighted mean", "share of pairs in which it is 1 or more",
-            "overlap, times ReLU's", "Var(K_ii)/mu^2, times ReLU's", "v/mu^2, times ReLU's"]  # fmt: skip
+            rows.append([name, frequency, *(_told_mean(one) for one in values)])
+    head = ["setting", "frequency", "the filter's factor, energy-weighted mean",
+            "share of pairs in which it is 1 or more", "overlap, times ReLU's", "Var(K_ii)/mu^2, times ReLU's", "v/mu^2, times ReLU's"]  # fmt: skip
     return Table("The factor in the theory's model, mean over seeds", head, rows)
 
 
@@ -315,8 +321,8 @@ def _told(base: Found, ratios: Ratios) -> list[str]:
         "v/mu^2 is (n - 1 - d) t + d with d = Var(K_ii)/mu^2, so that with d small it grows exactly where the overlap "
         "t does, the energy-weighted squared cosine of the Jacobian's rows, in which layers count by their share of "
         f"the trace. In the first setting the head ({head}) has {plain[head][0]:.0%} of the trace of ReLU and "
-        f"{low[head][0]:.0%} with filters of scale {FILTERS[0].scale:g}, which multiply every hidden layer by at most "
-        "1 in size and so shrink all other parts; the head's bias alone is the constant kernel, whose v/mu^2 is "
+        f"{low[head][0]:.0%} with filters of frequency {FILTERS[0].frequency:g}, which multiply every hidden layer by "
+        "at most 1 in size and so shrink all other parts; the head's bias alone is the constant kernel, whose v/mu^2 is "
         f"n - 1. The head's own kernel has v/mu^2 {low[head][1]:.3g}, and the whole is times {seen} seeds below 1.",
         f"Where Hadamard without the sphere raises v/mu^2 of the whole kernel, by filter: {named or 'nowhere'}.",
     ]
@@ -330,15 +336,15 @@ def _drawing(ratios: Ratios, there: Sequence[Setting]) -> Drawing:
         for one, colour in zip(there, colours, strict=False):
             own = [ratios[one.name][kind.name, f, "normalised"] for f in FILTERS if f.kind == "fourier"]
             factors, halves = np.array([r.factor for r in own]), np.array([r.log.half or 0.0 for r in own])
-            axes.plot(SCALES, factors, color=colour, marker="o", markersize=4, label=one.name)
-            axes.fill_between(SCALES, factors * np.exp(-halves), factors * np.exp(halves), color=colour, alpha=0.15,
-                              linewidth=0)  # fmt: skip
+            axes.plot(FREQUENCIES, factors, color=colour, marker="o", markersize=4, label=one.name)
+            low, high = factors * np.exp(-halves), factors * np.exp(halves)
+            axes.fill_between(FREQUENCIES, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(1, color="0.3", linewidth=1)
         axes.set_xscale("log")
-        axes.set_xticks(SCALES, [f"{scale:g}" for scale in SCALES])
+        axes.set_xticks(FREQUENCIES, [f"{frequency:g}" for frequency in FREQUENCIES])
         axes.minorticks_off()
         axes.set_yscale("log")
-        finish(axes, kind.label, "frequency scale of the Fourier filters", "v/mu² over ReLU's")
+        finish(axes, kind.label, "frequency of the Fourier filters", "v/mu² over ReLU's")
     panels[1].set_ylabel("")
     legend(drawing, panels[0])
     return drawing

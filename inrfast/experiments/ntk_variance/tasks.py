@@ -80,7 +80,7 @@ class Task:
         Coordinates of a point.
     loss
         Of the fits.
-    octaves, scales
+    octaves, frequencies
         Tried for the positional encoding, and for the filters.
     """
 
@@ -90,7 +90,7 @@ class Task:
     inputs: int
     loss: str
     octaves: tuple[int, ...]
-    scales: tuple[float, ...]
+    frequencies: tuple[float, ...]
 
 
 IMAGE = Task("image", "images", "PSNR (dB)", 2, "mse", (3, 5, 7), (4.0, 16.0, 64.0))

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from inrfast.calibration import calibrate_batchnorm_
 from inrfast.encodings import PositionalEncoding
-from inrfast.experiments.ntk_variance.filters import Filtered
 from inrfast.nn import INR
 from inrfast.plots import PALETTE
 
 OCTAVES = 6
 """Of the positional encoding where none are tuned."""
 
-SCALE = 16.0
+FREQUENCY = 16.0
 """Of the Fourier filters where none is tuned: frequencies up to 16 / sqrt(d) radians per unit of a coordinate."""
 
 
@@ -33,7 +32,9 @@ class Variant:
     label
         As figures and tables spell it.
     options
-        Of :class:`inrfast.INR`; ``"octaves"`` are those of a positional encoding.
+        Of :class:`inrfast.INR`; ``"octaves"`` are those of a positional encoding, ``"filters"`` those of every hidden
+        layer: ``frequency / sqrt(d)`` is the largest entry of W, so that filters do not change with the depth, as with
+        ``INR(modulation=)``, whose number is ``frequency sqrt(hidden_layers)``.
     colour, dashed
         Of its curve.
     """
@@ -50,8 +51,10 @@ class Variant:
         octaves = options.pop("octaves", None)
         if octaves is not None:
             options["encoding"] = PositionalEncoding(octaves)
-        kind = Filtered if self.filtered else INR
-        return kind(inputs, 1, width=width, hidden_layers=hidden_layers, seed=seed, **options)
+        filters = options.pop("filters", None)
+        if filters is not None:  # as INR spells it, for all filters of the network
+            options["modulation"] = {"name": filters["name"], "scale": filters["frequency"] * hidden_layers**0.5}
+        return INR(inputs, 1, width=width, hidden_layers=hidden_layers, seed=seed, **options)
 
     def but(self, **options: Any) -> Variant:
         """Return the variant with other options."""
@@ -60,19 +63,19 @@ class Variant:
     @property
     def filtered(self) -> bool:
         """Whether its layers are multiplied by filters."""
-        return "modulation" in self.options
+        return "filters" in self.options
 
 
-def fourier(scale: float) -> dict[str, Any]:
+def fourier(frequency: float) -> dict[str, Any]:
     """Return Fourier filters ``sin(W x + b)`` for every hidden layer."""
-    return {"name": "fourier", "scale": scale}
+    return {"name": "fourier", "frequency": frequency}
 
 
 PLAIN = Variant("plain", "ReLU", {}, "#000000")
 PE = Variant("pe", "PE", {"octaves": OCTAVES}, PALETTE[2])
 SPHERE = Variant("sphere", "sphere", {"norm": "sphere"}, PALETTE[0])
-HADAMARD = Variant("hadamard", "Hadamard", {"modulation": fourier(SCALE)}, PALETTE[4])
-BOTH = Variant("both", "sphere + Hadamard", {"norm": "sphere", "modulation": fourier(SCALE)}, PALETTE[1])
+HADAMARD = Variant("hadamard", "Hadamard", {"filters": fourier(FREQUENCY)}, PALETTE[4])
+BOTH = Variant("both", "sphere + Hadamard", {"norm": "sphere", "filters": fourier(FREQUENCY)}, PALETTE[1])
 TOPK = Variant("topk", "TopK", {"norm": "topk"}, PALETTE[3])
 TOPK_SPHERE = Variant("topk_sphere", "TopK-SP", {"norm": "topk_sphere"}, PALETTE[5])
 BN = Variant("bn", "BN", {"norm": "batch"}, "#999999")
@@ -86,7 +89,7 @@ DEFINITIONS = (
     "coordinates (Multiplicative Filter Networks), after the norm; TopK keeps the quarter of a layer's m units that is "
     "largest at a point, and TopK-SP projects what is left onto the sphere; BN stands after the activation, with "
     f"statistics of all points, and its kernel is that of these. Where nothing else is said PE has {OCTAVES} octaves, "
-    f"and filters have scale {SCALE:g}."
+    f"and filters have frequency {FREQUENCY:g}."
 )
 
 

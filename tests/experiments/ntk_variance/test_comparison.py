@@ -35,7 +35,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(comparison, "SHUFFLES", 9)
     monkeypatch.setattr(claims, "WIDTHS", (8, 16))
     for one in TASKS.values():
-        few = replace(one, octaves=one.octaves[:1], scales=one.scales[:1])
+        few = replace(one, octaves=one.octaves[:1], frequencies=one.frequencies[:1])
         monkeypatch.setitem(tasks.TASKS, one.name, few)
     small = [
         replace(one, side=4, count=12, width=64, hidden_layers=min(one.hidden_layers, 2))

@@ -58,7 +58,7 @@ def test_the_effective_rank_counts_equal_eigenvalues(values):
 
 
 @given(st.integers(0, 99), st.sampled_from(["gaussian", "sphere"]), st.integers(2, 5), st.sampled_from([0.5, 8.0]))
-def test_the_kernel_of_the_theorys_model_is_its_formula(seed, points, dimension, scale):
+def test_the_kernel_of_the_theorys_model_is_its_formula(seed, points, dimension, frequency):
     """By inner products of gates and filters on one side, by the network's own kernel on the other."""
     setting = Setting("", "", points=points, count=20, dimension=dimension, width=24, hidden_layers=1, theory=True)
     coords, net = setting.coords(seed), setting.network(PLAIN, seed)
@@ -66,9 +66,9 @@ def test_the_kernel_of_the_theorys_model_is_its_formula(seed, points, dimension,
     expected = (coords @ coords.T) * (gates @ gates.T) / 24
     kernel = ntk(net, coords, params=setting.params, precision="highest").to_dense()
     assert torch.allclose(kernel, expected, rtol=1e-9, atol=1e-12)
-    with_filter = HADAMARD.but(modulation=fourier(scale))
+    with_filter = HADAMARD.but(filters=fourier(frequency))
     plain, filtered = (setting.measured(one, seed)["normalised"] for one in (PLAIN, with_filter))
-    found = factors(setting, scale, seed)
+    found = factors(setting, frequency, seed)
     assert found["normalised"] == pytest.approx(filtered / plain, rel=1e-9)
     assert found["overlap"] > 0 and 0 <= found["above"] <= 1 and found["mean"] <= found["largest"]
 
