@@ -240,7 +240,8 @@ def _factor_table(factors: Mapping[str, Mapping[str, Sequence[Mapping[str, float
             values = [_mean(runs, key) for key in ("mean", "above", "overlap", "diagonal", "normalised")]
             rows.append([name, frequency, *(_told_mean(one) for one in values)])
     head = ["setting", "frequency", "the filter's factor, energy-weighted mean",
-            "share of pairs in which it is 1 or more", "overlap, times ReLU's", "Var(K_ii)/mu^2, times ReLU's", "v/mu^2, times ReLU's"]  # fmt: skip
+            "share of pairs in which it is 1 or more", "overlap, times ReLU's", "Var(K_ii)/mu^2, times ReLU's",
+            "v/mu^2, times ReLU's"]  # fmt: skip
     return Table("The factor in the theory's model, mean over seeds", head, rows)
 
 
@@ -322,8 +323,8 @@ def _told(base: Found, ratios: Ratios) -> list[str]:
         "t does, the energy-weighted squared cosine of the Jacobian's rows, in which layers count by their share of "
         f"the trace. In the first setting the head ({head}) has {plain[head][0]:.0%} of the trace of ReLU and "
         f"{low[head][0]:.0%} with filters of frequency {FILTERS[0].frequency:g}, which multiply every hidden layer by "
-        "at most 1 in size and so shrink all other parts; the head's bias alone is the constant kernel, whose v/mu^2 is "
-        f"n - 1. The head's own kernel has v/mu^2 {low[head][1]:.3g}, and the whole is times {seen} seeds below 1.",
+        "at most 1 in size and so shrink all other parts; the head's bias alone is the constant kernel, whose v/mu^2 "
+        f"is n - 1. The head's own kernel has v/mu^2 {low[head][1]:.3g}, and the whole is times {seen} seeds below 1.",
         f"Where Hadamard without the sphere raises v/mu^2 of the whole kernel, by filter: {named or 'nowhere'}.",
     ]
 
