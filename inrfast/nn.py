@@ -280,11 +280,13 @@ class INR(nn.Module):
             raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
         dtype = dtype or torch.float32
         where = _device(device)
+        self._require_free(encoding, dtype, where)  # before any list has one entry per layer
         filters = [
             None if own is None else modulation_config(own)
             for own in _per_layer("modulation", modulation, self.hidden_layers)
         ]
-        self._require_free(encoding, dtype, where, filter_numbers(filters, self.in_features, self.width))
+        if any(filters):
+            self._require_free(encoding, dtype, where, filter_numbers(filters, self.in_features, self.width))
         omegas = _per_layer("omega", omega, hidden_layers)
         self.bound_activations: tuple[BoundActivation, ...] = tuple(
             bind(given, own)
@@ -312,7 +314,9 @@ class INR(nn.Module):
         self.modulation_configs: tuple[dict[str, Any] | None, ...] = tuple(filters) if any(filters) else ()
         self.modulations = made_modulations(filters, self.in_features, self.width, generator, where, dtype)
 
-    def _require_free(self, encoding: Encoding | None, dtype: torch.dtype, device: torch.device, filters: int) -> None:
+    def _require_free(
+        self, encoding: Encoding | None, dtype: torch.dtype, device: torch.device, filters: int = 0
+    ) -> None:
         """Refuse a network that would not fit, or take long to build, before anything of it is made."""
         inlet = self.in_features if encoding is None else encoding.columns(self.in_features)
         count, width = self.hidden_layers, self.width
