@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -57,6 +58,11 @@ T* at(const Stacked& own, std::int64_t network) {
   return own.first == 0 ? nullptr : reinterpret_cast<T*>(own.first) + network * own.second;
 }
 
+struct StackedFilter {
+  inrfast::Filter kind;
+  std::array<Stacked, inrfast::kFilterParameters> parameters, grads;
+};
+
 struct StackedLayer {
   std::int64_t in, out;
   inrfast::Activation activation;
@@ -65,6 +71,7 @@ struct StackedLayer {
   inrfast::Norm norm;
   bool norm_first;
   std::int64_t kept;
+  StackedFilter filter;
 };
 
 struct StackedPoints {
@@ -73,11 +80,26 @@ struct StackedPoints {
   Stacked coords_grad;
 };
 
+StackedFilter filter_of(const std::string& name, const std::vector<Stacked>& parameters,
+                        const std::vector<Stacked>& grads) {
+  StackedFilter filter{inrfast::filter_named(name), {}, {}};
+  if (parameters.size() > filter.parameters.size() || grads.size() > filter.grads.size()) {
+    throw std::invalid_argument("a filter of the native step has at most " +
+                                std::to_string(filter.parameters.size()) + " parameters");
+  }
+  std::copy(parameters.begin(), parameters.end(), filter.parameters.begin());
+  std::copy(grads.begin(), grads.end(), filter.grads.begin());
+  return filter;
+}
+
 StackedLayer layer_of(std::int64_t in, std::int64_t out, const std::string& activation,
                       const std::vector<float>& numbers, Stacked weight, Stacked bias, Stacked weight_grad,
-                      Stacked bias_grad, const std::string& norm, bool norm_first, std::int64_t kept) {
+                      Stacked bias_grad, const std::string& norm, bool norm_first, std::int64_t kept,
+                      const std::string& filter, const std::vector<Stacked>& filter_parameters,
+                      const std::vector<Stacked>& filter_grads) {
   StackedLayer layer{in,   out,         inrfast::activation_named(activation), {}, weight, bias, weight_grad,
-                     bias_grad, inrfast::norm_named(norm), norm_first, kept};
+                     bias_grad, inrfast::norm_named(norm), norm_first, kept,
+                     filter_of(filter, filter_parameters, filter_grads)};
   if (numbers.size() > layer.numbers.size()) {
     throw std::invalid_argument("an activation of the native step has at most " +
                                 std::to_string(inrfast::kMostNumbers) + " numbers");
@@ -91,8 +113,12 @@ std::vector<inrfast::MlpLayer> layers_of(const std::vector<StackedLayer>& stacke
   for (const auto& own : stacked) {
     layers.push_back({own.in, own.out, at<const float>(own.weight, network), at<const float>(own.bias, network),
                       at<float>(own.weight_grad, network), at<float>(own.bias_grad, network), own.activation, {},
-                      own.norm, own.norm_first, own.kept});
+                      own.norm, own.norm_first, own.kept, {own.filter.kind, {}, {}}});
     std::copy(own.numbers.begin(), own.numbers.end(), layers.back().numbers);
+    for (int p = 0; p < inrfast::kFilterParameters; ++p) {
+      layers.back().filter.parameters[p] = at<const float>(own.filter.parameters[p], network);
+      layers.back().filter.grads[p] = at<float>(own.filter.grads[p], network);
+    }
   }
   return layers;
 }
@@ -152,7 +178,8 @@ PYBIND11_MODULE(_C, module) {
   py::class_<StackedLayer>(module, "MlpLayer", "A layer of networks side by side; addresses with their steps.")
       .def(py::init(&layer_of), py::arg("inputs"), py::arg("outputs"), py::arg("activation"), py::arg("numbers"),
            py::arg("weight"), py::arg("bias"), py::arg("weight_grad"), py::arg("bias_grad"), py::arg("norm") = "",
-           py::arg("norm_first") = false, py::arg("kept") = 0)
+           py::arg("norm_first") = false, py::arg("kept") = 0, py::arg("filter") = "",
+           py::arg("filter_parameters") = std::vector<Stacked>{}, py::arg("filter_grads") = std::vector<Stacked>{})
       .def_readonly("kept", &StackedLayer::kept);
   py::class_<StackedPoints>(module, "MlpPoints", "The points of networks side by side; addresses with their steps.")
       .def(py::init<Stacked, Stacked, Stacked, Stacked, std::int64_t, std::int64_t, std::int64_t, Stacked>(),
@@ -161,6 +188,8 @@ PYBIND11_MODULE(_C, module) {
       .def_readonly("coords_grad", &StackedPoints::coords_grad);
   module.def("mlp_step_instructions", &inrfast::mlp_step_instructions,
              "The best set of instructions that mlp_steps has for this processor: avx512, avx2, or '' for none.");
+  module.def("mlp_step_filters", [] { return std::vector<std::string>{std::begin(inrfast::kFilterNames) + 1, std::end(inrfast::kFilterNames)}; },
+             "The filters of the coordinates that hidden layers of mlp_steps may have.");
   module.def("mlp_step_workspace", &mlp_step_workspace, py::arg("layers"), py::arg("chunk"),
              "Floats that mlp_steps needs beside its arguments.");
   module.def("mlp_steps", &mlp_steps, py::arg("instructions"), py::arg("layers"), py::arg("points"), py::arg("scales"),

@@ -34,6 +34,15 @@ Norm norm_named(const std::string& name) {
   throw std::invalid_argument("the native step has no norm called " + name);
 }
 
+Filter filter_named(const std::string& name) {
+  int number = 0;
+  for (const char* known : kFilterNames) {
+    if (name == known) return static_cast<Filter>(number);
+    ++number;
+  }
+  throw std::invalid_argument("the native step has no filter called " + name);
+}
+
 #ifdef INRFAST_HAS_MLP_STEP
 
 const char* mlp_step_instructions() {

@@ -3,13 +3,15 @@
 // A chunk of points runs through all layers and back while it is in cache; bias, ReLU and its derivative are applied
 // to tiles of the product before they leave the registers. With u_l = Z_{l-1} W_l^T + b_l, Z_l = act(u_l) and the
 // error E_L = scale w l'(f, y): dW_l = E_l^T Z_{l-1}, db_l = sum_n E_l, E_{l-1} = (E_l W_l) * act'(u_{l-1}). A norm takes
-// the rows of its chunk behind the activation or before it, and their errors on the way back.
+// the rows of its chunk behind the activation or before it, and their errors on the way back. A filter of the chunk's
+// coordinates multiplies what goes to the next layer.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "mlp_step_activations.h"
+#include "mlp_step_filters.h"
 #include "mlp_step_norms.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -31,6 +33,15 @@ Activation activation_named(const std::string& name);
 // The norm of a name out of kNormNames; std::invalid_argument for another.
 Norm norm_named(const std::string& name);
 
+// The filter of a name out of kFilterNames; std::invalid_argument for another.
+Filter filter_named(const std::string& name);
+
+struct MlpFilter {
+  Filter kind;
+  const float* parameters[kFilterParameters];  // in the order of FilterParameter; null: it has none
+  float* grads[kFilterParameters];             // gradients are added here; null: not wanted
+};
+
 struct MlpLayer {
   std::int64_t in, out;
   const float* weight;  // (out, in), row-major
@@ -42,6 +53,7 @@ struct MlpLayer {
   Norm norm;                    // of the hidden layer
   bool norm_first;              // before its activation
   std::int64_t kept;            // units that a norm keeps which selects some
+  MlpFilter filter;             // of the hidden layer: of the first layer's inputs
 };
 
 struct MlpPoints {
@@ -51,7 +63,7 @@ struct MlpPoints {
   std::int64_t weight_columns;  // 1, or the outputs
   const std::int64_t* index;    // the points' rows; null: first, first + 1, ...
   std::int64_t first, count;
-  float* coords_grad;           // (N, in): the gradient of these rows is written here; null: not wanted
+  float* coords_grad;           // (N, in): the gradient of these rows is written here; null: not wanted. Without filters
 };
 
 struct MlpStep {

@@ -6,9 +6,10 @@
 
 namespace inrfast {
 
-enum class Activation : int { kRelu, kSine, kGaussian, kFiner, kWire };
+enum class Activation : int { kRelu, kSine, kGaussian, kFiner, kWire, kIdentity };
 
-constexpr const char* kActivationNames[] = {"relu", "sine", "gaussian", "finer", "wire"};  // in the order of Activation
+// in the order of Activation
+constexpr const char* kActivationNames[] = {"relu", "sine", "gaussian", "finer", "wire", "identity"};
 
 constexpr int kMostNumbers = 2;  // of one layer's activation
 
@@ -23,6 +24,7 @@ namespace {
 
 // Replace x by act(x) and return act'(x). ReLU has a path of its own.
 INRFAST_VEC Vec activation_of(Activation activation, const float* numbers, Vec& x) {
+  if (activation == Activation::kIdentity) return broadcast(1.0f);
   const Vec frequency = broadcast(numbers[0]), u = x;
   if (activation == Activation::kSine) {
     Vec cosine;

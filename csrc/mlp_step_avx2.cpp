@@ -67,6 +67,7 @@ INRFAST_VEC Vec times_power_of_two(Vec x, Vec n) {  // by halves: the power itse
 
 #include "mlp_step_functions.h"
 #include "mlp_step_activations.h"
+#include "mlp_step_filters.h"
 #include "mlp_step_norms.h"
 #include "mlp_step_kernels.h"
 

@@ -59,6 +59,7 @@ INRFAST_VEC Vec times_power_of_two(Vec x, Vec n) { return _mm512_scalef_ps(x, n)
 
 #include "mlp_step_functions.h"
 #include "mlp_step_activations.h"
+#include "mlp_step_filters.h"
 #include "mlp_step_norms.h"
 #include "mlp_step_kernels.h"
 

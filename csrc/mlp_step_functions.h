@@ -33,7 +33,7 @@ INRFAST_VEC void sine_and_cosine(Vec x, Vec& sine, Vec& cosine) {
   turn(q, sine, cosine);
 }
 
-// e^x for x <= 0.
+// e^x for x <= 150.
 INRFAST_VEC Vec exponential(Vec x) {
   x = maximum(broadcast(-150.0f), x);  // far below the smallest float; NaN stays
   const Vec n = nearest(multiply(x, broadcast(1.44269504f)));

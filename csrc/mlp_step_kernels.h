@@ -185,6 +185,12 @@ struct Buffers {  // of one layer
   float *factor, *normed;            // of a norm that projects: of every row, and its values where it stands first
 };
 
+struct FilterBuffers {  // of one layer's filter; null where there is none
+  float* product;       // features times filter, (chunk, out), in rows of row_step
+  Buffers linear;       // value: the filter; slope: features times its slope, and on the way back its error
+  float *bell, *bell_grad;  // of Gabor: (d, out) centres and (out) decays, and sums over all chunks
+};
+
 // ---- norms -------------------------------------------------------------------------------------------------------
 
 // Take the values of a chunk through a norm, and set slopes, if there are any, to 0 where it leaves values out.
@@ -249,6 +255,101 @@ void activate_back(const MlpLayer& layer, const Buffers& buffers, Index rows, fl
   }
 }
 
+// Add the gradients of one layer over the points of a chunk.
+void layer_gradient(const MlpLayer& layer, const Buffers& buffers, Index rows, const float* error, const float* in,
+                    Index in_step) {
+  const Index step = row_step(layer.out);
+  if (layer.bias_grad != nullptr) {
+    for (Index j = 0; j < padded(layer.out); j += kWidth) {
+      Vec sum = load(buffers.bias_grad + j);
+      for (Index i = 0; i < rows; ++i) sum = add(sum, load(error + i * step + j));
+      store(buffers.bias_grad + j, sum);
+    }
+  }
+  if (layer.weight_grad == nullptr) return;
+  if (is_transposed(layer)) {
+    product(layer.in, padded(layer.out), rows, in, 1, in_step, error, step,
+            Target<AddTo>{buffers.weight_grad, step, {buffers.weight_grad}});
+  } else {
+    product(layer.out, padded(layer.in), rows, error, 1, step, in, in_step,
+            Target<AddTo>{buffers.weight_grad, row_step(layer.in), {buffers.weight_grad}});
+  }
+}
+
+// ---- filters -----------------------------------------------------------------------------------------------------
+
+// What a layer gives to the next one.
+INRFAST_INLINE const float* features_of(const Buffers& buffers, const FilterBuffers& filter) {
+  return filter.product == nullptr ? buffers.value : filter.product;
+}
+
+// Multiply the features of a chunk, which stay as they are, by the filter of its coordinates.
+void filter_forward(const MlpLayer& layer, const Buffers& buffers, const FilterBuffers& filter, Index rows,
+                    const float* in, Index inputs) {
+  const Index step = row_step(layer.out), columns = padded(layer.out), in_step = row_step(inputs);
+  const Buffers& linear = filter.linear;
+  product(rows, columns, inputs, in, in_step, 1, linear.forward, 0,
+          Target<AddBias>{linear.value, step, {linear.bias}});
+  for (Index i = 0; i < rows; ++i) {
+    for (Index j = 0; j < columns; j += kWidth) {
+      const Index place = i * step + j;
+      Vec value = load(linear.value + place);
+      const Vec slope = filter_of(layer.filter.kind, in + i * in_step, inputs, filter.bell + j, columns,
+                                  filter.bell + inputs * columns + j, value);
+      const Vec own = load(buffers.value + place);
+      store(linear.value + place, value);
+      store(linear.slope + place, multiply(own, slope));
+      store(filter.product + place, multiply(own, value));
+    }
+  }
+}
+
+// Add up the gradients of Gabor's bell: with G the error times the product, sum_n G (x - mu) and sum_n G |x - mu|^2.
+void bell_gradient(const MlpLayer& layer, const FilterBuffers& filter, Index rows, const float* in, Index inputs,
+                   const float* errors) {
+  const Index step = row_step(layer.out), columns = padded(layer.out), in_step = row_step(inputs);
+  for (Index j = 0; j < columns; j += kWidth) {
+    Vec squares = load(filter.bell_grad + inputs * columns + j);
+    for (Index i = 0; i < rows; ++i) {
+      const Vec own = multiply(load(errors + i * step + j), load(filter.product + i * step + j));
+      Vec distance = zero();
+      for (Index c = 0; c < inputs; ++c) {
+        float* sum = filter.bell_grad + c * columns + j;
+        const Vec centre = load(filter.bell + c * columns + j);
+        const Vec apart = fma(centre, broadcast(-1.0f), broadcast(in[i * in_step + c]));
+        store(sum, fma(own, apart, load(sum)));
+        distance = fma(apart, apart, distance);
+      }
+      squares = fma(own, distance, squares);
+    }
+    store(filter.bell_grad + inputs * columns + j, squares);
+  }
+}
+
+// Take the error of a chunk behind the product to the place before it, and add the filter's own gradients.
+void filter_back(const MlpLayer& layer, const FilterBuffers& filter, Index rows, const float* in, Index inputs,
+                 float* errors) {
+  const Index step = row_step(layer.out), columns = padded(layer.out);
+  const MlpLayer linear = filter_layer(layer, inputs);
+  if (layer.filter.grads[kCentre] != nullptr || layer.filter.grads[kDecay] != nullptr) {
+    bell_gradient(layer, filter, rows, in, inputs, errors);
+  }
+  for (Index i = 0; i < rows; ++i) {
+    for (Index place = i * step; place < i * step + columns; place += kWidth) {
+      const Vec error = load(errors + place);
+      store(filter.linear.slope + place, multiply(error, load(filter.linear.slope + place)));
+      store(errors + place, multiply(error, load(filter.linear.value + place)));
+    }
+  }
+  layer_gradient(linear, filter.linear, rows, filter.linear.slope, in, row_step(inputs));
+}
+
+bool has_gradient(const MlpLayer& layer) {
+  bool found = layer.weight_grad != nullptr || layer.bias_grad != nullptr;
+  for (const float* grad : layer.filter.grads) found = found || grad != nullptr;
+  return found;
+}
+
 // ---- one chunk ---------------------------------------------------------------------------------------------------
 
 void dot_products(const MlpLayer& layer, const Buffers& buffers, Index rows, const float* in, Index in_step, float* out,
@@ -283,33 +384,17 @@ void layer_forward(const MlpLayer& layer, const Buffers& buffers, bool head, Ind
   if (!head && layer.norm != Norm::kNone) normalise(layer, buffers, rows, relu ? nullptr : buffers.slope);
 }
 
-// Add the gradients of one layer over the points of a chunk.
-void layer_gradient(const MlpLayer& layer, const Buffers& buffers, Index rows, const float* error, const float* in,
-                    Index in_step) {
-  const Index step = row_step(layer.out);
-  if (layer.bias_grad != nullptr) {
-    for (Index j = 0; j < padded(layer.out); j += kWidth) {
-      Vec sum = load(buffers.bias_grad + j);
-      for (Index i = 0; i < rows; ++i) sum = add(sum, load(error + i * step + j));
-      store(buffers.bias_grad + j, sum);
-    }
-  }
-  if (layer.weight_grad == nullptr) return;
-  if (is_transposed(layer)) {
-    product(layer.in, padded(layer.out), rows, in, 1, in_step, error, step,
-            Target<AddTo>{buffers.weight_grad, step, {buffers.weight_grad}});
-  } else {
-    product(layer.out, padded(layer.in), rows, error, 1, step, in, in_step,
-            Target<AddTo>{buffers.weight_grad, row_step(layer.in), {buffers.weight_grad}});
-  }
-}
-
-void error_below(const MlpLayer& layer, const MlpLayer& below, const Buffers& buffers, const Buffers& lower, Index rows,
-                 const float* error, float* out) {
+// Take the error of a chunk behind a layer's weights to the place before the activation and norm of the layer below,
+// whose filter of the coordinates `in` gets its gradients.
+void error_below(const MlpLayer& layer, const MlpLayer& below, const Buffers& buffers, const Buffers& lower,
+                 const FilterBuffers& filter, Index rows, const float* in, Index inputs, const float* error,
+                 float* out) {
   const Index step = row_step(layer.out), out_step = row_step(layer.in), columns = padded(layer.in);
-  if (projects(below.norm) && !below.norm_first) {
+  const bool filtered = filter.product != nullptr, projected = projects(below.norm) && !below.norm_first;
+  if (filtered || projected) {
     product(rows, columns, layer.out, error, step, 1, buffers.backward, 0, Target<Store>{out, out_step, {}});
-    normalise_back(below, lower, rows, out);
+    if (filtered) filter_back(below, filter, rows, in, inputs, out);
+    if (projected) normalise_back(below, lower, rows, out);
     activate_back(below, lower, rows, out);
   } else if (below.activation == Activation::kRelu) {
     product(rows, columns, layer.out, error, step, 1, buffers.backward, 0,
@@ -411,6 +496,35 @@ float* prepare(const MlpStep& step, Buffers* buffers, float* free) {
   return free;
 }
 
+// The same of a layer's filter.
+FilterBuffers prepare_filter(const MlpLayer& layer, Index inputs, Index chunk, float*& free) {
+  FilterBuffers own{};
+  if (layer.filter.kind == Filter::kNone) return own;
+  const MlpLayer linear = filter_layer(layer, inputs);
+  const Index columns = padded(layer.out), bell = bell_floats(layer, inputs);
+  own.product = take(free, chunk * row_step(layer.out));
+  own.linear.value = take(free, chunk * row_step(layer.out));
+  own.linear.slope = take(free, chunk * row_step(layer.out));
+  own.linear.forward = take(free, forward_floats(linear));
+  own.linear.bias = take(free, columns);
+  own.linear.weight_grad = take(free, gradient_floats(linear));
+  own.linear.bias_grad = take(free, columns);
+  own.bell = take(free, bell);
+  own.bell_grad = take(free, bell);
+  pack(linear.weight, inputs, layer.out, 1, inputs, own.linear.forward);
+  clear(own.linear.bias, columns);
+  for (Index n = 0; n < layer.out; ++n) own.linear.bias[n] = linear.bias[n];
+  clear(own.linear.weight_grad, gradient_floats(linear));
+  clear(own.linear.bias_grad, columns);
+  clear(own.bell, bell);
+  clear(own.bell_grad, bell);
+  for (Index n = 0; bell > 0 && n < layer.out; ++n) {
+    for (Index c = 0; c < inputs; ++c) own.bell[c * columns + n] = layer.filter.parameters[kCentre][n * inputs + c];
+    own.bell[inputs * columns + n] = layer.filter.parameters[kDecay][n];
+  }
+  return own;
+}
+
 void add_gradient(const MlpLayer& layer, const Buffers& own) {
   for (Index n = 0; layer.bias_grad != nullptr && n < layer.out; ++n) layer.bias_grad[n] += own.bias_grad[n];
   if (layer.weight_grad == nullptr) return;
@@ -423,44 +537,64 @@ void add_gradient(const MlpLayer& layer, const Buffers& own) {
   }
 }
 
+// The same of a layer's filter: d mu = gamma sum_n G (x - mu), d gamma = -1/2 sum_n G |x - mu|^2.
+void add_filter_gradient(const MlpLayer& layer, const FilterBuffers& own, Index inputs) {
+  if (own.product == nullptr) return;
+  add_gradient(filter_layer(layer, inputs), own.linear);
+  const Index columns = padded(layer.out), last = inputs * columns;
+  float *centres = layer.filter.grads[kCentre], *decays = layer.filter.grads[kDecay];
+  for (Index n = 0; centres != nullptr && n < layer.out; ++n) {
+    for (Index c = 0; c < inputs; ++c) centres[n * inputs + c] += own.bell[last + n] * own.bell_grad[c * columns + n];
+  }
+  for (Index n = 0; decays != nullptr && n < layer.out; ++n) decays[n] += -0.5f * own.bell_grad[last + n];
+}
+
 double run(const MlpStep& step) {
   Buffers buffers[kMostLayers];
+  FilterBuffers filters[kMostLayers];
   float* free = prepare(step, buffers, step.workspace);
   const int head = step.depth - 1;
   const MlpPoints& points = step.points;
+  const Index inputs = step.layers[0].in;
   Index widest = 0;
   int lowest = step.depth;  // the first layer that is trained
   for (int l = head; l >= 0; --l) {
     if (row_step(step.layers[l].out) > widest) widest = row_step(step.layers[l].out);
-    if (step.layers[l].weight_grad != nullptr || step.layers[l].bias_grad != nullptr) lowest = l;
+    if (has_gradient(step.layers[l])) lowest = l;
+    filters[l] = prepare_filter(step.layers[l], inputs, step.chunk, free);
   }
   const bool to_inputs = step.gradient && points.coords_grad != nullptr;
   if (to_inputs) lowest = 0;
-  const Index in_step = row_step(step.layers[0].in);
+  const Index in_step = row_step(inputs);
   float* in = take(free, step.chunk * in_step);
   float* errors[2] = {take(free, step.chunk * widest), take(free, step.chunk * widest)};
   double losses = 0;
   for (Index first = 0; first < points.count; first += step.chunk) {
     const Index rows = points.count - first < step.chunk ? points.count - first : step.chunk;
-    gather(points, first, rows, step.layers[0].in, in_step, in);
+    gather(points, first, rows, inputs, in_step, in);
     for (int l = 0; l <= head; ++l) {
-      const float* from = l == 0 ? in : buffers[l - 1].value;
+      const float* from = l == 0 ? in : features_of(buffers[l - 1], filters[l - 1]);
       layer_forward(step.layers[l], buffers[l], l == head, rows, from, l == 0 ? in_step : row_step(step.layers[l].in));
+      if (filters[l].product != nullptr) filter_forward(step.layers[l], buffers[l], filters[l], rows, in, inputs);
     }
     const Index out_step = row_step(step.layers[head].out);
     losses += errors_of(step, first, rows, step.layers[head].out, out_step, buffers[head].value);
     const float* error = buffers[head].value;
     for (int l = head; step.gradient && l >= lowest; --l) {
-      const float* from = l == 0 ? in : buffers[l - 1].value;
+      const float* from = l == 0 ? in : features_of(buffers[l - 1], filters[l - 1]);
       layer_gradient(step.layers[l], buffers[l], rows, error, from, l == 0 ? in_step : row_step(step.layers[l].in));
       if (l > lowest) {
-        error_below(step.layers[l], step.layers[l - 1], buffers[l], buffers[l - 1], rows, error, errors[l % 2]);
+        error_below(step.layers[l], step.layers[l - 1], buffers[l], buffers[l - 1], filters[l - 1], rows, in, inputs,
+                    error, errors[l % 2]);
         error = errors[l % 2];
       }
     }
     if (to_inputs) input_gradient(step.layers[0], buffers[0], points, first, rows, error, in_step, in);
   }
-  for (int l = lowest; step.gradient && l <= head; ++l) add_gradient(step.layers[l], buffers[l]);
+  for (int l = lowest; step.gradient && l <= head; ++l) {
+    add_gradient(step.layers[l], buffers[l]);
+    add_filter_gradient(step.layers[l], filters[l], inputs);
+  }
   return losses;
 }
 

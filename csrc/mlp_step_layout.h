@@ -39,6 +39,31 @@ inline std::int64_t normed_floats(const MlpLayer& layer, std::int64_t chunk) {
   return projects(layer.norm) && layer.norm_first ? chunk * row_step(layer.out) : 0;
 }
 
+// The linear layer in a layer's filter.
+inline MlpLayer filter_layer(const MlpLayer& layer, std::int64_t inputs) {
+  MlpLayer found{};
+  found.in = inputs;
+  found.out = layer.out;
+  found.weight = layer.filter.parameters[kFilterWeight];
+  found.bias = layer.filter.parameters[kFilterBias];
+  found.weight_grad = layer.filter.grads[kFilterWeight];
+  found.bias_grad = layer.filter.grads[kFilterBias];
+  return found;
+}
+
+// Gabor's centres and decays, or the sums for their gradients: (d, units), and one row of decays.
+inline std::int64_t bell_floats(const MlpLayer& layer, std::int64_t inputs) {
+  return layer.filter.kind == Filter::kGabor ? (inputs + 1) * padded(layer.out) : 0;
+}
+
+// A filter's value and slope, the product with it, and its parameters.
+inline std::int64_t filter_floats(const MlpLayer& layer, std::int64_t inputs, std::int64_t chunk) {
+  if (layer.filter.kind == Filter::kNone) return 0;
+  const MlpLayer linear = filter_layer(layer, inputs);
+  return 3 * chunk * row_step(layer.out) + forward_floats(linear) + gradient_floats(linear) + 2 * padded(layer.out) +
+         2 * bell_floats(layer, inputs);
+}
+
 inline std::int64_t workspace_floats(const MlpLayer* layers, int depth, std::int64_t chunk) {
   std::int64_t floats = chunk * row_step(layers[0].in), widest = 0;
   for (int l = 0; l < depth; ++l) {
@@ -47,6 +72,7 @@ inline std::int64_t workspace_floats(const MlpLayer* layers, int depth, std::int
     floats += 2 * chunk * columns + forward_floats(layers[l]) + backward_floats(layers[l]);
     floats += gradient_floats(layers[l]) + 2 * padded(layers[l].out);
     floats += factor_floats(layers[l], chunk) + normed_floats(layers[l], chunk);
+    floats += filter_floats(layers[l], layers[0].in, chunk);
   }
   return floats + 2 * chunk * widest;
 }

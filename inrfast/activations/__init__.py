@@ -21,10 +21,10 @@ KEEPS = ("slope", "result", "mask", "nothing")
 
 Numbers = Sequence[float]
 
-NATIVE = {"relu": 0, "sine": 1, "gaussian": 1, "finer": 1, "wire": 2}
+NATIVE = {"relu": 0, "sine": 1, "gaussian": 1, "finer": 1, "wire": 2, "identity": 0}
 """The activations of ``csrc/mlp_step_activations.h``, with how many numbers each takes."""
 
-DEVICE = NATIVE | {"identity": 0, "tanh": 0, "gelu": 0, "softplus": 0}
+DEVICE = NATIVE | {"tanh": 0, "gelu": 0, "softplus": 0}
 """Those of :mod:`inrfast.kernels.activations`."""
 
 

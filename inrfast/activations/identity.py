@@ -22,5 +22,6 @@ IDENTITY = register(
         value_in_place=lambda u, numbers, scratch: u,
         keeps="nothing",
         device="identity",
+        native="identity",
     )
 )

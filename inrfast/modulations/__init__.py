@@ -39,6 +39,10 @@ class Modulation(nn.Module, ABC):
     numbers: ClassVar[Mapping[str, float]] = {}
     """Its numbers, positive, with their defaults, in the order of the command line: ``fourier:16``."""
 
+    native: ClassVar[str | None] = None
+    """Its name in ``csrc/mlp_step_filters.h``, whose parameters are those of :meth:`state`; None: the native step does
+    not have it."""
+
     @abstractmethod
     def __init__(
         self,

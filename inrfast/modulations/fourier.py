@@ -20,6 +20,7 @@ class Fourier(Modulation):
     """
 
     numbers: ClassVar[Mapping[str, float]] = {"scale": 256.0}
+    native: ClassVar[str | None] = "fourier"
 
     def __init__(
         self,

@@ -22,6 +22,7 @@ class Gabor(Modulation):
     """
 
     numbers: ClassVar[Mapping[str, float]] = {"scale": 256.0, "alpha": 6.0, "beta": 1.0}
+    native: ClassVar[str | None] = "gabor"
 
     def __init__(
         self,

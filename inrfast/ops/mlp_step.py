@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation
 from inrfast.errors import NotAvailableError
@@ -79,6 +79,24 @@ def reaches_inputs() -> bool:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """A filter of the points' coordinates that the features of a layer of B networks are multiplied by.
+
+    Attributes
+    ----------
+    name
+        Out of ``csrc/mlp_step_filters.h``.
+    parameters, grads
+        Its parameters in the order given there, (B, *shape), each network's contiguous; tensors like them, to which
+        gradients are added, or None: not wanted.
+    """
+
+    name: str
+    parameters: Sequence[Tensor]
+    grads: Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
 class Layer:
     """A linear layer of B networks and the activation behind it, None of the head.
 
@@ -90,6 +108,9 @@ class Layer:
         Tensors like them, to which gradients are added; None: not wanted.
     norm
         One with a native step, behind the activation if ``norm_after``, else before it; None: there is none.
+    filter
+        What is multiplied with the features that come of all this; None: nothing. It filters the inputs of the first
+        layer, whose gradient is then not to be had.
     """
 
     activation: BoundActivation | None
@@ -99,6 +120,7 @@ class Layer:
     bias_grad: Tensor | None = None
     norm: Norm | None = None
     norm_after: bool = True
+    filter: Filter | None = None
 
 
 @dataclass(frozen=True)
@@ -127,8 +149,16 @@ def takes_norms() -> bool:
     return bool(instructions()) and hasattr(load_extension().MlpLayer, "kept")
 
 
+def takes_filters() -> bool:
+    """Return whether native steps here take filters and the identity: extensions built before did not."""
+    return bool(instructions()) and hasattr(load_extension(), "mlp_step_filters")
+
+
 def reason_against(
-    activations: Sequence[BoundActivation], tensors: Sequence[Tensor | None], norms: Sequence[Norm] = ()
+    activations: Sequence[BoundActivation],
+    tensors: Sequence[Tensor | None],
+    norms: Sequence[Norm] = (),
+    filters: Sequence[nn.Module] = (),
 ) -> str | None:
     """Return why the native step does not take networks of such parts, whose parameters and points are ``tensors``."""
     if not instructions():
@@ -140,6 +170,10 @@ def reason_against(
         return "its hidden layers have norms without a native step"
     if norms and not takes_norms():
         return "this build of the extension takes no norms"
+    if any(getattr(own, "native", None) is None for own in filters):
+        return "its hidden layers have filters without a native step"
+    if (filters or any(own.kind.native == "identity" for own in activations)) and not takes_filters():
+        return "this build of the extension takes no filters, and no identity"
     if len(activations) >= MOST_LAYERS:
         return f"it has {len(activations)} hidden layers, and native steps take fewer than {MOST_LAYERS}"
     for tensor in tensors:
@@ -193,6 +227,7 @@ def steps(
     loss
         One with a native function.
     """
+    assert points.coords_grad is None or all(layer.filter is None for layer in layers)
     native, rows, own = load_extension(), points.rows, _native(layers)
     assert memory.numel() >= native.mlp_step_workspace(own, chunk) + ALIGNMENT // 4
     first, number = (rows.start, len(rows)) if isinstance(rows, range) else (0, rows.shape[1])
@@ -233,6 +268,7 @@ def _native(layers: Sequence[Layer]) -> list[Any]:
             weight_grad=_stacked(layer.weight_grad),
             bias_grad=_stacked(layer.bias_grad),
             **_norm_words(layer),
+            **_filter_words(layer.filter),
         )
         for layer in layers
     ]
@@ -244,6 +280,14 @@ def _norm_words(layer: Layer) -> dict[str, Any]:
         return {}
     kept = layer.norm.k if isinstance(layer.norm, Selecting) else 0
     return {"norm": layer.norm.native, "norm_first": not layer.norm_after, "kept": kept}
+
+
+def _filter_words(own: Filter | None) -> dict[str, Any]:
+    """Return what an extension is told of a layer's filter; nothing where there is none."""
+    if own is None:
+        return {}
+    parameters, grads = ([_stacked(tensor) for tensor in some] for some in (own.parameters, own.grads))
+    return {"filter": own.name, "filter_parameters": parameters, "filter_grads": grads}
 
 
 def _stacked(tensor: Tensor | None) -> tuple[int, int]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inrfast.memory import format_bytes
-from inrfast.mlp import MLP, LinearLayer
+from inrfast.mlp import MLP
+from inrfast.modulations import Modulation
 from inrfast.norms.topk import ROWWISE
 from inrfast.ops import mlp_step
 from inrfast.ops.mlp_step import MEAN_SQUARE
@@ -37,13 +39,30 @@ class NativeGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        return against_formula(task.described, ROWWISE) or against_native(task) or _against_memory(task)
+        reason = against_formula(task.described, ROWWISE, modulated=True) or _against_filters(task.mlp)
+        return reason or against_native(task) or _against_memory(task)
 
     def _plan(self, task: Task, budget: int) -> Plan:
         return _plan(task)
 
     def _pass(self) -> Pass:
         return NativePass(self)
+
+
+def _against_filters(mlp: MLP) -> str | None:
+    """Return why native steps do not multiply layers by the filters of a network; None if they do."""
+    if mlp.modulations and mlp.encoding is not None:
+        return "its filters take raw coordinates, and native steps hold the encoded ones"
+    for layer in mlp.hidden:
+        own = layer.modulation
+        if own is None:
+            continue
+        if any(type(part) is not nn.Linear for part in own.children()):
+            return "its filters have been changed"
+        found = {name: tuple(tensor.shape) for name, tensor in own.named_parameters(remove_duplicate=False)}
+        if found != type(own).state(mlp.inputs, layer.linear.outputs):  # type: ignore[attr-defined]
+            return "its filters have been changed"
+    return None
 
 
 def against_native(task: Task) -> str | None:
@@ -59,7 +78,7 @@ def against_native(task: Task) -> str | None:
     # Of several networks the stack has copies, which are contiguous.
     parameters = [parameter.unsqueeze(0) for parameter in task.nets[0].parameters()] if len(task.nets) == 1 else []
     tensors = [*parameters, data.coords, data.target, data.weight]
-    return mlp_step.reason_against(task.mlp.activations, tensors, task.mlp.norms)
+    return mlp_step.reason_against(task.mlp.activations, tensors, task.mlp.norms, task.mlp.modulations)
 
 
 def _plan(task: Task) -> Plan:
@@ -85,16 +104,39 @@ def _against_memory(task: Task) -> str | None:
 def native_bytes(task: Task) -> int:
     """Return the bytes of the buffers of all threads."""
     plan = _plan(task)
-    layers = [mlp_step.Layer(weight=layer.weight.unsqueeze(0), bias=None, **own) for layer, own in _kinds(task.mlp)]
+    layers = _layers(task.mlp, lambda parameter: (None if parameter is None else parameter.detach()[None], None))
     return plan.threads * mlp_step.workspace(layers, plan.rows) * task.data.coords.element_size()
 
 
-def _kinds(mlp: MLP) -> list[tuple[LinearLayer, dict[str, Any]]]:
-    """Return the linear layers, and what native steps are told of what stands behind each."""
+Found = Callable[[Tensor | None], tuple[Tensor | None, Tensor | None]]
+"""What gives a parameter of the first network side by side with those of the others, and the sums of its gradients."""
+
+
+def _layers(mlp: MLP, found: Found) -> list[mlp_step.Layer]:
+    """Return what native steps are told of the layers."""
     behind: list[dict[str, Any]] = [
-        {"activation": own.activation, "norm": own.norm, "norm_after": own.norm_after} for own in mlp.hidden
+        {
+            "activation": own.activation,
+            "norm": own.norm,
+            "norm_after": own.norm_after,
+            "filter": None if own.modulation is None else _filter(own.modulation, found),
+        }
+        for own in mlp.hidden
     ]
-    return list(zip(mlp.layers, [*behind, {"activation": None}], strict=True))
+    layers = []
+    for layer, kinds in zip(mlp.layers, [*behind, {"activation": None}], strict=True):
+        (weight, weight_grad), (bias, bias_grad) = found(layer.weight), found(layer.bias)
+        assert weight is not None
+        layers.append(mlp_step.Layer(weight=weight, bias=bias, weight_grad=weight_grad, bias_grad=bias_grad, **kinds))
+    return layers
+
+
+def _filter(own: nn.Module, found: Found) -> mlp_step.Filter:
+    """Return what native steps are told of a filter."""
+    assert isinstance(own, Modulation) and own.native is not None
+    pairs = [found(own.get_parameter(name)) for name in own.state(1, 1)]
+    parameters = [parameter for parameter, _ in pairs if parameter is not None]
+    return mlp_step.Filter(own.native, parameters, [grad for _, grad in pairs])
 
 
 class NativePass:
@@ -128,19 +170,13 @@ class NativePass:
 
     def _layers(self, block: slice, sums: dict[str, Tensor]) -> list[mlp_step.Layer]:
         """Return the layers of some networks, with the sums for their gradients."""
-        stack, mlp = self.of.stack, self.of.mlp
+        stack = self.of.stack
 
-        def pair(name: str | None) -> tuple[Tensor | None, Tensor | None]:
-            if name is None:
+        def found(parameter: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+            if parameter is None:
                 return None, None
+            name = stack.names[parameter]
             total = sums.get(name)
             return stack.parameters[name][block], None if total is None else total[block]
 
-        layers = []
-        for layer, kinds in _kinds(mlp):
-            (weight, weight_grad), (bias, bias_grad) = pair(layer.weight_name), pair(layer.bias_name)
-            assert weight is not None
-            layers.append(
-                mlp_step.Layer(weight=weight, bias=bias, weight_grad=weight_grad, bias_grad=bias_grad, **kinds)
-            )
-        return layers
+        return _layers(self.of.mlp, found)

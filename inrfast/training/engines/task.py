@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 from torch import Tensor, nn
 
 from inrfast.memory import require
-from inrfast.mlp import MLP, describe, hooked_backward, hooked_forward
+from inrfast.mlp import MLP, MODULATED, describe, hooked_backward, hooked_forward
 from inrfast.norms import Norm
 from inrfast.training.data import Data
 from inrfast.training.objective import Objective
@@ -78,7 +78,7 @@ class Task:
     @cached_property
     def described(self) -> MLP | str:
         """The description of the first network, or why there is none that tells its predictions."""
-        found = describe(self.nets[0])
+        found = describe(self.nets[0], modulated=True)  # engines ask against_formula
         if isinstance(found, str):
             return found
         if self.data.calling.select is not None:
@@ -199,15 +199,20 @@ def has_hooks(net: nn.Module) -> bool:
 
 
 def against_formula(
-    described: MLP | str, norms: tuple[type[Norm], ...] = (), trained_encoding: bool = False
+    described: MLP | str,
+    norms: tuple[type[Norm], ...] = (),
+    trained_encoding: bool = False,
+    modulated: bool = False,
 ) -> str | None:
     """Return why backpropagation is not written out for a network, natively, by Triton or by tensors; None if it is.
 
-    ``norms`` are the kinds of norms that hidden layers may have, and ``trained_encoding`` says that an encoding may
-    be trained.
+    ``norms`` are the kinds of norms that hidden layers may have, ``trained_encoding`` says that an encoding may be
+    trained, and ``modulated`` that hidden layers may have filters of the coordinates.
     """
     if isinstance(described, str):
         return described
+    if described.modulations and not modulated:
+        return MODULATED
     if not all(isinstance(norm, norms) for norm in described.norms):
         return "its hidden layers have norms"
     if described.hooked_backward:
@@ -217,6 +222,7 @@ def against_formula(
     encoding = [] if described.encoding is None else list(described.encoding.parameters())
     if any(parameter.requires_grad for parameter in encoding) and not trained_encoding:
         return "its encoding is trained"
-    if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding]}) > 1:
+    filters = [parameter for own in described.modulations for parameter in own.parameters()]
+    if len({(p.dtype, p.device) for p in [*described.parameters.values(), *encoding, *filters]}) > 1:
         return "its parameters have several dtypes or devices"
     return None
