@@ -21,14 +21,24 @@ from inrfast.norms.topk import ROWWISE
 from inrfast.threads import cores, interrupts_later
 from inrfast.training.batches import Batches, drawing_from
 from inrfast.training.callbacks import Callback, FitState, told
-from inrfast.training.data import stacked
+from inrfast.training.data import Data, stacked
 from inrfast.training.divergence import first_nonfinite
-from inrfast.training.engines import RegularizedGradient, Taken, Task, engine_of, evaluation_of, gradient_of
+from inrfast.training.engines import (
+    RegularizedGradient,
+    Taken,
+    Task,
+    engine_of,
+    evaluation_of,
+    gradient_of,
+    require_single,
+)
+from inrfast.training.engines.autograd import AutogradGradient
 from inrfast.training.engines.batch_norms import against_norms, norms_of
 from inrfast.training.engines.fused import FusedGradient, FusedOptimizer, FusedSteps
+from inrfast.training.engines.native import NativeGradient, against_filters
 from inrfast.training.engines.task import against_formula
 from inrfast.training.member import Member, named
-from inrfast.training.objective import Batch, batch_of, nonfinite_part
+from inrfast.training.objective import Batch, Objective, batch_of, nonfinite_part
 from inrfast.training.optimizers import OPTIMIZERS, Optimizer
 from inrfast.training.optimizers.torchs import TorchOptimizer
 from inrfast.training.options import LEAST_BETWEEN, Options
@@ -69,6 +79,8 @@ class Group:
         # Now, while torch may use all cores: between the steps of threads it may use one.
         self.callers_cores = torch.get_num_threads()
         self.engine, self.reason = engine_of(self._task())
+        if issubclass(self.engine, AutogradGradient):
+            require_single(self._task(), "steps")
         self.stack = Stack([member.net for member in members], self.engine.flat, self.members[0].modules)
         try:
             self._begin()
@@ -78,19 +90,7 @@ class Group:
 
     def _task(self) -> Task:
         """Return what is asked of the engine."""
-        options = self.options
-        return Task(
-            nets=[member.net for member in self.members],
-            data=self.data,
-            objective=replace(options.objective, modules=self.members[0].modules),
-            batch=options.batch_size,
-            budget=options.memory_budget,
-            narrow=options.narrow,
-            cores=self.callers_cores,
-            trials=options.budgeted,
-            backend=options.backend,
-            named=options.named,
-        )
+        return task_of(self.members, self.data, self.options, self.callers_cores)
 
     def _begin(self) -> None:
         """Make what takes the steps, and keep the weights of the start."""
@@ -513,23 +513,57 @@ def kind_of(member: Member, narrow: bool = False) -> Any:
     ``narrow``: whether products between hidden layers may be in 16 bits.
     """
     net, data = member.net, member.data
-    mlp = describe(net)
+    mlp = describe(net, modulated=True)
     if data.calling.select is not None or data.calling.axes > 2:
         return id(net)
-    if isinstance(mlp, str) or all(against_formula(mlp, norms) is not None for norms in ((BatchNorm,), ROWWISE)):
+    if isinstance(mlp, str) or all(against_formula(mlp, norms, modulated=True) for norms in ((BatchNorm,), ROWWISE)):
         return id(net)
     batch = any(isinstance(norm, BatchNorm) for norm in mlp.norms)
     if mlp.norms and narrow and not (batch and data.coords.device.type != "cpu"):
         return id(net)
     if batch and against_norms(net) is not None:
         return id(net)
+    if mlp.modulations and (batch or against_filters(mlp) is not None):
+        return id(net)
     parameters = [(name, tuple(p.shape), p.requires_grad, p.dtype, p.device) for name, p in net.named_parameters()]
     encoding = None if mlp.encoding is None else repr(mlp.encoding.config() | {"columns": mlp.columns})
     shapes = [None if own is None else tuple(own.shape) for own in (data.coords, data.target, data.weight)]
     evaluation = None if member.evaluation is None else member.evaluation.points
     activations = [(activation.name, activation.numbers) for activation in mlp.activations]
-    norms = norms_of(net) if batch else [(layer.norm, layer.norm_after) for layer in mlp.hidden]
-    return str((parameters, encoding, activations, norms, shapes, evaluation))
+    normed = norms_of(net) if batch else [(layer.norm, layer.norm_after) for layer in mlp.hidden]
+    filters = [None if layer.modulation is None else type(layer.modulation) for layer in mlp.hidden]
+    return str((parameters, encoding, activations, normed, filters, shapes, evaluation))
+
+
+def are_together(members: Sequence[Member], options: Options) -> bool:
+    """Return whether networks of one :func:`kind_of` are stepped and measured together.
+
+    Those with filters of the coordinates only by native steps.
+    """
+    found = describe(members[0].net, modulated=True)
+    if isinstance(found, str) or not found.modulations:
+        return True
+    if options.objective.link is not None:
+        return False
+    task = task_of(members, members[0].data, options, torch.get_num_threads())
+    measured = replace(task, data=members[0].evaluation or task.data, objective=Objective(), batch=None, measuring=True)
+    return NativeGradient.reason_against(task) is None and NativeGradient.reason_against(measured) is None
+
+
+def task_of(members: Sequence[Member], data: Data, options: Options, cores: int) -> Task:
+    """Return what is asked of an engine."""
+    return Task(
+        nets=[member.net for member in members],
+        data=data,
+        objective=replace(options.objective, modules=members[0].modules),
+        batch=options.batch_size,
+        budget=options.memory_budget,
+        narrow=options.narrow,
+        cores=cores,
+        trials=options.budgeted,
+        backend=options.backend,
+        named=options.named,
+    )
 
 
 def _watches_steps(callbacks: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ from inrfast.training.callbacks import places
 from inrfast.training.checkpoint import Checkpoint
 from inrfast.training.data import range_of
 from inrfast.training.divergence import growth, remedies
-from inrfast.training.group import Group, kind_of
+from inrfast.training.group import Group, are_together, kind_of
 from inrfast.training.member import Member, named
 from inrfast.training.options import Options
 from inrfast.training.result import FitResult
@@ -272,8 +272,7 @@ class Trainer:
         if state is None:
             # Functions of the user's own are of one network.
             alone = bool(self.options.objective.terms) or any(member.modules for member in self.members)
-            narrow = self.options.narrow
-            for members in [[member] for member in self.members] if alone else _grouped(self.members, narrow):
+            for members in [[member] for member in self.members] if alone else _grouped(self.members, self.options):
                 self.groups.append(Group(members, self.options))
             return
         tensors = [tensor for m in self.members for module in (m.net, *m.modules) for tensor in _tensors(module)]
@@ -328,12 +327,15 @@ def _tensors(net: nn.Module) -> list[Tensor]:
     return [*net.parameters(), *net.buffers()]
 
 
-def _grouped(members: Sequence[Member], narrow: bool) -> list[list[Member]]:
+def _grouped(members: Sequence[Member], options: Options) -> list[list[Member]]:
     """Return networks whose steps can be taken together: INRs of one shape on equally many points."""
     groups: dict[Any, list[Member]] = {}
     for member in members:
-        groups.setdefault(kind_of(member, narrow), []).append(member)
-    return list(groups.values())
+        groups.setdefault(kind_of(member, options.narrow), []).append(member)
+    found: list[list[Member]] = []
+    for own in groups.values():
+        found += [own] if len(own) == 1 or are_together(own, options) else [[member] for member in own]
+    return found
 
 
 @contextmanager

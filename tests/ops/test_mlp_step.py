@@ -18,9 +18,10 @@ from inrfast.activations import Activation, bind
 from inrfast.errors import NotAvailableError
 from inrfast.losses import LOSSES, loss_of
 from inrfast.mlp import MLP, describe
+from inrfast.modulations import MODULATIONS
 from inrfast.norms import NORMS
 from inrfast.ops import mlp_step
-from inrfast.ops.mlp_step import Layer, Points
+from inrfast.ops.mlp_step import Filter, Layer, Points
 
 ACTIVATIONS = sorted(name for name, kind in TABLE.items() if kind.native is not None)
 
@@ -38,9 +39,19 @@ def random(*shape: int, seed: int) -> Tensor:
     return 2 * torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) - 1
 
 
+def filter_of_layer(nets: list[inr.INR], index: int, frozen: bool) -> Filter | None:
+    """The filters of one layer side by side, with zeros for the gradients of every parameter, or of none."""
+    if not nets[0].modulation_configs or nets[0].modulation_configs[index] is None:
+        return None
+    own = [net.modulations[index] for net in nets]
+    parameters = [torch.stack([one.get_parameter(name).detach() for one in own]) for name in own[0].state(1, 1)]
+    grads = [None if frozen and place % 2 == 0 else torch.zeros_like(one) for place, one in enumerate(parameters)]
+    return Filter(own[0].native, parameters, grads)
+
+
 def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer]:  # type: ignore[assignment]
     """Parameters side by side, with zeros for the gradients of those that are not frozen."""
-    found, mlp = [], describe(nets[0])
+    found, mlp = [], describe(nets[0], modulated=True)
     assert isinstance(mlp, MLP)
     hiddens = mlp.hidden
     for index, activation in enumerate([*nets[0].bound_activations, None]):
@@ -53,6 +64,8 @@ def layers_of(nets: list[inr.INR], frozen: set[int] = frozenset()) -> list[Layer
             grads[1] = torch.zeros_like(bias)
         hidden = hiddens[index] if index < len(hiddens) else None
         norm = {} if hidden is None else {"norm": hidden.norm, "norm_after": hidden.norm_after}
+        if hidden is not None:
+            norm["filter"] = filter_of_layer(nets, index, index in frozen)
         found.append(Layer(activation, weight, bias, *grads, **norm))
     return found
 
@@ -81,6 +94,7 @@ def distance_from_gates(net: inr.INR, x: Tensor) -> float:
     """How far arguments of ReLU stay from 0, and entries that TopK keeps from those that it drops, the closest of all:
     there gates of fp32 and fp64 differ, and that is no error of a gradient."""
     least = math.inf
+    points = x
     for index, (layer, activation) in enumerate(zip(net.layers, net.bound_activations, strict=False)):
         x = layer(x)
         for part in ("norm", "activation") if net.norm_position == "pre" else ("activation", "norm"):
@@ -94,6 +108,7 @@ def distance_from_gates(net: inr.INR, x: Tensor) -> float:
             else:
                 least = min(least, float(x.abs().min())) if activation.name == "relu" else least
                 x = activation.value(x)
+        x = net.modulated(index, x, points)
     return least
 
 
@@ -105,11 +120,18 @@ def some_norm(data: st.DataObject, width: int) -> Any:
     return {"name": name, "k": data.draw(st.sampled_from([1, max(1, width // 4), max(1, width // 2), width]))}
 
 
+def some_filter(data: st.DataObject) -> Any:
+    """A filter with a native step, or None."""
+    scale = {"fourier": 3.0, "gabor": 1.0}
+    name = data.draw(st.sampled_from([None, *(name for name, kind in MODULATIONS.items() if kind.native)]))
+    return None if name is None else {"name": name, "scale": scale[name]}
+
+
 @needs_native
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ALL)
 def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) -> None:
-    """Several networks, sizes around those of tiles, norms, points shared or own, weights, batches, frozen layers."""
+    """Several networks, sizes around those of tiles, norms, filters, points shared or own, weights, batches, frozen parts."""
     depth, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     d, outputs = data.draw(st.sampled_from([1, 2, 3, 20, 70])), data.draw(st.sampled_from([1, 3, 9, 33]))
     width = data.draw(st.sampled_from([1, 7, 16, 31, 48, 64, 65, 81, 130]))
@@ -118,6 +140,8 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
     options = {"width": width, "hidden_layers": depth, "activation": activation, "bias": data.draw(st.booleans())}
     options["norm"] = [some_norm(data, width) for _ in range(depth)]
     options["norm_position"] = data.draw(st.sampled_from(["pre", "post"]))
+    if data.draw(st.booleans()):
+        options["modulation"] = [some_filter(data) for _ in range(depth)]
     nets = [inr.INR(d, outputs, omega=1.3, seed=seed, **options) for seed in range(count)]
     n = data.draw(st.sampled_from([1, 5, 84, 85, 200]))
     coords, target = (
@@ -157,6 +181,14 @@ def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) ->
                 if grad is not None:
                     error = (grad[number] - parameter.grad).norm()
                     assert float(error) <= 2e-5 * float(parameter.grad.norm()) + 1e-6 * float(scales[number])
+            if layer.filter is None:
+                continue
+            names = twin.modulations[index].state(1, 1)
+            for name, grad in zip(names, layer.filter.grads, strict=True):
+                if grad is not None:
+                    expected = twin.modulations[index].get_parameter(name).grad
+                    error = (grad[number] - expected).norm()
+                    assert float(error) <= 2e-5 * float(expected.norm()) + 1e-6 * float(scales[number])
 
 
 @needs_native

@@ -40,7 +40,17 @@ from inrfast.training.engines.whole import WholeGradient
 from inrfast.training.objective import Objective
 from inrfast.training.stack import Stack
 
-__all__ = ["ENGINES", "Gradient", "RegularizedGradient", "Taken", "Task", "engine_of", "evaluation_of", "gradient_of"]
+__all__ = [
+    "ENGINES",
+    "Gradient",
+    "RegularizedGradient",
+    "Taken",
+    "Task",
+    "engine_of",
+    "evaluation_of",
+    "gradient_of",
+    "require_single",
+]
 
 Taken = Gradient | RegularizedGradient
 """What a fit takes its gradients from."""
@@ -109,4 +119,14 @@ def evaluation_of(stack: Stack, task: Task) -> Callable[[], Tensor]:
     for engine in (*native, *others) if link is None else others:
         if engine.reason_against(measured) is None:
             return engine(stack, measured).mean_square
+    require_single(task, "evaluations")
     return AutogradGradient(stack, measured).mean_square
+
+
+def require_single(task: Task, what: str) -> None:
+    """Raise ``NotAvailableError`` if there are several networks where autograd takes steps or evaluations."""
+    if len(task.nets) > 1:
+        raise NotAvailableError(
+            f"{what} of these {len(task.nets)} networks side by side, as the fit began, are native ones, which are "
+            f"missing here: {NativeGradient.reason_against(task)}"
+        )

@@ -39,7 +39,7 @@ class NativeGradient(LayerwiseGradient):
     @staticmethod
     def reason_against(task: Task) -> str | None:
         """See :class:`inrfast.training.engines.task.Gradient`."""
-        reason = against_formula(task.described, ROWWISE, modulated=True) or _against_filters(task.mlp)
+        reason = against_formula(task.described, ROWWISE, modulated=True) or against_filters(task.mlp)
         return reason or against_native(task) or _against_memory(task)
 
     def _plan(self, task: Task, budget: int) -> Plan:
@@ -49,7 +49,7 @@ class NativeGradient(LayerwiseGradient):
         return NativePass(self)
 
 
-def _against_filters(mlp: MLP) -> str | None:
+def against_filters(mlp: MLP) -> str | None:
     """Return why native steps do not multiply layers by the filters of a network; None if they do."""
     if mlp.modulations and mlp.encoding is not None:
         return "its filters take raw coordinates, and native steps hold the encoded ones"
