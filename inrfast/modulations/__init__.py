@@ -40,8 +40,8 @@ class Modulation(nn.Module, ABC):
     """Its numbers, positive, with their defaults, in the order of the command line: ``fourier:16``."""
 
     native: ClassVar[str | None] = None
-    """Its name in ``csrc/mlp_step_filters.h``, whose parameters are those of :meth:`state`; None: the native step does
-    not have it."""
+    """Its name in ``csrc/mlp_step_filters.h``, whose parameters are those of :meth:`state`; None, and for a
+    subclass that does not say so itself: the native step does not have it."""
 
     @abstractmethod
     def __init__(

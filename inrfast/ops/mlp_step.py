@@ -170,7 +170,7 @@ def reason_against(
         return "its hidden layers have norms without a native step"
     if norms and not takes_norms():
         return "this build of the extension takes no norms"
-    if any(getattr(own, "native", None) is None for own in filters):
+    if any(vars(type(own)).get("native") is None for own in filters):  # a subclass may compute anything
         return "its hidden layers have filters without a native step"
     if (filters or any(own.kind.native == "identity" for own in activations)) and not takes_filters():
         return "this build of the extension takes no filters, and no identity"

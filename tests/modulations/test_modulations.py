@@ -14,7 +14,11 @@ import inrfast as inr
 from inrfast.mlp import describe, is_pointwise
 from inrfast.modulations import MODULATIONS, Modulation
 from inrfast.norms import NORMS
+from inrfast.ops import mlp_step
 from inrfast.testing import check_modulation
+from inrfast.training.data import Data
+from inrfast.training.engines import Task, engine_of
+from inrfast.training.engines.native import NativeGradient
 from inrfast.training.networks import load_network, save_network
 
 FOURIER, GABOR = {"name": "fourier", "scale": 4.0}, {"name": "gabor", "scale": 4.0}
@@ -130,24 +134,78 @@ def test_no_fast_path_takes_a_network_for_one_without_filters():
     assert describe(changed, modulated=True) == "modulations.1 is a Identity, no Fourier"
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("own", [FOURIER, GABOR, [None, FOURIER, GABOR]], ids=str)
-def test_fits_are_those_of_an_eager_loop(own):
-    """Full steps of Adam, fp64: one network and three of them."""
-    x = random_coords(40, 2, 0).double()
-    target = x[:, :1].sin()
-    start = inr.INR(2, 1, width=8, modulation=own, dtype=torch.float64)
-    eager = copy.deepcopy(start)
-    adam = torch.optim.Adam(eager.parameters(), lr=1e-3)
-    for _ in range(10):
-        adam.zero_grad()
-        (eager(x) - target).square().mean().backward()
-        adam.step()
-    one, many = copy.deepcopy(start), [copy.deepcopy(start) for _ in range(3)]
-    inr.fit(one, x, target, steps=10, lr=1e-3, schedule="constant")
-    inr.fit_many(many, x, target, steps=10, lr=1e-3, schedule="constant")
-    for net in (one, *many):
-        for mine, theirs in zip(net.parameters(), eager.parameters(), strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+def test_fits_are_those_of_an_eager_loop(own, dtype):
+    """Full steps with weights: one network and three of them, natively where that is, else by autograd on pieces."""
+    x = random_coords(700, 2, 0).to(dtype)
+    target, weight = x[:, :1].sin(), x[:, 1].square() + 0.5
+    start = [inr.INR(2, 1, width=19, modulation=own, dtype=dtype, seed=seed) for seed in range(3)]
+    expected = []
+    for net in start:
+        eager = copy.deepcopy(net)
+        for parameter in eager.modulations[2].parameters():
+            parameter.requires_grad_(False)
+        sgd = torch.optim.SGD([p for p in eager.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(10):
+            sgd.zero_grad()
+            ((eager(x) - target).square() * weight[:, None]).sum().div(weight.sum()).backward()
+            sgd.step()
+        expected.append(eager)
+        for parameter in net.modulations[2].parameters():
+            parameter.requires_grad_(False)
+    many, one = copy.deepcopy(start), copy.deepcopy(start[0])
+    given = {"steps": 10, "weight": weight, "optimizer": "sgd", "lr": 0.1, "schedule": "constant"}
+    told = inr.fit(one, x, target, **given)
+    measured = [told, *inr.fit_many(many, x, target, **given)]
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-7
+    for net, other, found in zip((one, *many), (expected[0], *expected), measured, strict=True):
+        for mine, theirs in zip(net.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=tolerance, atol=tolerance / 10)
+        square, span = float((net(x) - target).detach().square().mean()), float(target.max() - target.min())
+        assert found.psnr == pytest.approx(10 * math.log10(span**2 / square), abs=1e-3)
+
+
+def engine(net, **given):
+    data = Data(torch.zeros(1, 9, net.in_features, dtype=net.layers[0].weight.dtype), torch.zeros(1, 9, 1), None)
+    return engine_of(Task([net], data, **given))[0].__name__, NativeGradient.reason_against(Task([net], data, **given))
+
+
+@pytest.mark.skipif(not mlp_step.takes_filters(), reason="no native step here takes filters")
+def test_native_steps_are_for_the_filters_of_this_library():
+    """Alone of the engines that know a network's formula; what was changed goes to autograd."""
+    assert engine(inr.INR(2, 1, width=4, modulation=[None, FOURIER, GABOR])) == ("NativeGradient", None)
+    encoded = inr.INR(2, 1, width=4, modulation=FOURIER, encoding=inr.RandomFourier(5, 1.0))
+    name, reason = engine(encoded)
+    assert (name, "raw coordinates" in reason) == ("ChunkedGradient", True)
+    changed = inr.INR(2, 1, width=4, modulation=FOURIER)
+    changed.modulations[0].linear = torch.nn.Sequential(changed.modulations[0].linear)
+    name, reason = engine(changed)
+    assert (name, reason) == ("ChunkedGradient", "its filters have been changed")
+    name, reason = engine(inr.INR(2, 1, width=4, modulation=GABOR, activation="tanh"))
+    assert (name, "'tanh'" in reason) == ("ChunkedGradient", True)
+
+    class Shifted(type(changed.modulations[1])):
+        def forward(self, coords):
+            return super().forward(coords) + 1
+
+    own = Shifted(2, 4, 1, torch.Generator(), torch.device("cpu"), torch.float32)
+    assert "without a native step" in mlp_step.reason_against([], [], filters=[own])
+
+
+def test_only_native_steps_take_several_with_filters_at_once(monkeypatch):
+    """Every network has its own steps where autograd takes them, also by a loss whose link torch measures."""
+    x = random_coords(40, 2, 0)
+    start = [inr.INR(2, 1, width=5, modulation=FOURIER, seed=seed) for seed in range(3)]
+    for native, loss in (("auto", "mse"), ("auto", "bce"), ("plain", "mse")):
+        monkeypatch.setenv("INRFAST_NATIVE", native)
+        many, alone = copy.deepcopy(start), copy.deepcopy(start)
+        together = inr.fit_many(many, x, x[:, :1].square(), steps=3, loss=loss)
+        for net, own, found in zip(many, alone, together, strict=True):
+            apart = inr.fit(own, x, x[:, :1].square(), steps=3, loss=loss)
+            assert found.psnr == pytest.approx(apart.psnr, abs=1e-3)
+            for mine, theirs in zip(net.parameters(), own.parameters(), strict=True):
+                torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_files_pickles_and_configs_give_the_network_back(tmp_path):

@@ -131,7 +131,7 @@ def some_filter(data: st.DataObject) -> Any:
 @given(data=st.data())
 @pytest.mark.parametrize("kind", ALL)
 def test_gradients_are_those_of_fp64_autodiff(kind: str, data: st.DataObject) -> None:
-    """Several networks, sizes around those of tiles, norms, filters, points shared or own, weights, batches, frozen parts."""
+    """Several networks, sizes around those of tiles, norms, filters, points shared or own, batches, frozen parts."""
     depth, count = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     d, outputs = data.draw(st.sampled_from([1, 2, 3, 20, 70])), data.draw(st.sampled_from([1, 3, 9, 33]))
     width = data.draw(st.sampled_from([1, 7, 16, 31, 48, 64, 65, 81, 130]))
@@ -285,6 +285,7 @@ def test_it_applies_to_plain_fp32_on_the_cpu(monkeypatch: pytest.MonkeyPatch) ->
     assert "contiguous" in str(mlp_step.reason_against([relu], [x.mT]))
     layer = NORMS["layer"].of(torch.nn.LayerNorm(3))
     assert "norms without a native step" in str(mlp_step.reason_against([relu], [x], [layer]))
+    assert "filters without a native step" in str(mlp_step.reason_against([relu], [x], filters=[torch.nn.Identity()]))
     assert "64 hidden layers" in str(mlp_step.reason_against([relu] * 64, [x]))
     monkeypatch.setenv("INRFAST_GEMM", "torch")
     assert "no native step" in str(mlp_step.reason_against([relu], [x]))
@@ -308,6 +309,33 @@ def test_an_activation_that_the_extension_does_not_have_is_refused() -> None:
         object.__setattr__(kind, "native", "sine" if kind.numbers else "unheard_of")  # Activation itself refuses them
         with pytest.raises(ValueError, match=told):
             mlp_step.workspace([Layer(kind.bind(), one, None)], 84)
+
+
+@needs_native
+@pytest.mark.parametrize("gamma", [-1e3, -4.0, 0.0, 50.0, 1e6])
+def test_bells_of_any_width(instructions: str, gamma: float) -> None:
+    """gamma may become negative in training: the bell then grows, to infinity far from its centre; torch's does too."""
+    net = inr.INR(2, 1, width=20, hidden_layers=1, modulation={"name": "gabor", "scale": 1.0})
+    with torch.no_grad():
+        net.modulations[0].gamma.fill_(gamma)
+    x, y = random(1, 60, 2, seed=0), random(1, 60, 1, seed=1)
+    layers = layers_of([net])
+    found = run(instructions, layers, Points(x, y, None, range(60)), torch.ones(1), 1)
+    square = (net(x[0]) - y[0]).square().sum()
+    square.backward()
+    torch.testing.assert_close(found[0].float(), square.detach(), rtol=1e-4, atol=0.0, equal_nan=True)
+    own = net.modulations[0]
+    for name, grad in zip(own.state(2, 20), layers[0].filter.grads, strict=True) if square.isfinite() else ():
+        expected = own.get_parameter(name).grad
+        torch.testing.assert_close(grad[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()) + 1e-37)
+
+
+@needs_native
+def test_a_filter_that_the_extension_does_not_have_is_refused() -> None:
+    one = torch.ones(1, 1, 1)
+    for name, parameters, told in (("unheard_of", [], "no filter called"), ("gabor", [one] * 5, "at most 4 param")):
+        with pytest.raises(ValueError, match=told):
+            mlp_step.workspace([Layer(bind("relu"), one, None, filter=Filter(name, parameters, []))], 84)
 
 
 @needs_native

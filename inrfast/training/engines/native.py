@@ -57,10 +57,10 @@ def against_filters(mlp: MLP) -> str | None:
         own = layer.modulation
         if own is None:
             continue
-        if any(type(part) is not nn.Linear for part in own.children()):
-            return "its filters have been changed"
+        assert isinstance(own, Modulation)
         found = {name: tuple(tensor.shape) for name, tensor in own.named_parameters(remove_duplicate=False)}
-        if found != type(own).state(mlp.inputs, layer.linear.outputs):  # type: ignore[attr-defined]
+        plain = all(type(part) is nn.Linear for part in own.children())
+        if not plain or found != own.state(mlp.inputs, layer.linear.outputs):
             return "its filters have been changed"
     return None
 
