@@ -62,7 +62,7 @@ class HiddenLayer:
     """One hidden layer: linear, activation and norm, which stands after the activation if ``norm_after``, else before.
 
     ``norm_name`` is the qualified name of the norm's module. ``modulation`` is the module of the coordinates that the
-    result is multiplied by (:mod:`inrfast.modulations`), or None.
+    result is multiplied by (:mod:`inrfast.modulations`), or None, and ``modulation_name`` its qualified name.
     """
 
     linear: LinearLayer
@@ -71,6 +71,7 @@ class HiddenLayer:
     norm_after: bool = False
     norm_name: str = ""
     modulation: nn.Module | None = None
+    modulation_name: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +165,12 @@ class MLP:
         """By the qualified name of a linear layer's or norm's module: whether it is a norm, and the layer's index."""
         norms = {layer.norm_name: (True, index) for index, layer in enumerate(self.hidden) if layer.norm is not None}
         return {**{layer.name: (False, index) for index, layer in enumerate(self.layers)}, **norms}
+
+    @cached_property
+    def filter_places(self) -> dict[str, int]:
+        """By the qualified name of a filter's module, and of its child ``linear``: the hidden layer's index."""
+        found = {layer.modulation_name: k for k, layer in enumerate(self.hidden) if layer.modulation is not None}
+        return {**found, **{f"{name}.linear": index for name, index in found.items()}}
 
     def detached(self) -> MLP:
         """Return the same with linear layers that autograd does not follow."""

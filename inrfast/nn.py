@@ -456,7 +456,15 @@ class INR(nn.Module):
             return f"its last layer has {linear[-1].outputs} units for {self.out_features} outputs"
         after = self.norm_position == "post"
         hidden = tuple(
-            HiddenLayer(layer, activation, norm, after, f"norms.{index}", filters[index] if filters else None)
+            HiddenLayer(
+                layer,
+                activation,
+                norm,
+                after,
+                f"norms.{index}",
+                filters[index] if filters else None,
+                f"modulations.{index}" if filters else "",
+            )
             for index, (layer, activation, norm) in enumerate(
                 zip(linear[:-1], self.bound_activations, norms, strict=True)
             )

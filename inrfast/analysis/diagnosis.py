@@ -373,6 +373,8 @@ def _representations(
     layers = [layer.name for layer in capture.layers if counts[layer.name].dead_units is not None]
     names, found = capture.input_names(layers), []
     for layer in layers:
+        if layer not in names:  # of a filter, which takes the coordinates
+            continue
         own = counts[layer]
         assert own.dead_units is not None
         values = spectra["features", layer]

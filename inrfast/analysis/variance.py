@@ -262,7 +262,7 @@ class _GateRows:
 
     def _computed(self, rows: slice) -> list[Tensor]:
         kernel, count = self.gates.kernel, rows.stop - rows.start
-        mlp = kernel.capture.mlp
+        mlp = kernel.capture.modulated_mlp
         assert mlp is not None
         widths = [mlp.widths[number] for number in self.gates.numbers]
         whole = [torch.empty(count, width, dtype=kernel.dtype, device=kernel.device) for width in widths]

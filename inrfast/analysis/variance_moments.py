@@ -116,7 +116,7 @@ class Gates:
 
     def __init__(self, kernel: NTK) -> None:
         self.kernel = kernel
-        mlp = kernel.capture.mlp
+        mlp = kernel.capture.modulated_mlp
         self.places: dict[str, int] = {}
         self.reason: str | None = None
         if mlp is None:
@@ -132,15 +132,15 @@ class Gates:
     @property
     def width(self) -> int:
         """Numbers per point."""
-        mlp = self.kernel.capture.mlp
+        mlp = self.kernel.capture.modulated_mlp
         return 0 if mlp is None else sum(mlp.widths[number] for number in self.numbers)
 
     def at(self, coords: Tensor, energy: Tensor, room: Room | None = None) -> list[Tensor]:
         """Return the factors at ``coords`` (n, d), whose layers have the energies (L, n)."""
-        mlp = self.kernel.capture.mlp
+        mlp = self.kernel.capture.modulated_mlp
         if mlp is None or not self.places:
             return []
-        slopes = activation_slopes(mlp, self.kernel.capture.inputs(coords), room)
+        slopes = activation_slopes(mlp, self.kernel.capture.inputs(coords), room, coords.double())
         found = []
         for number, place in zip(self.numbers, self.places.values(), strict=True):
             slope = slopes[number]
@@ -180,7 +180,10 @@ def similarities(
 
     everything = range(len(alike))
     layers = [tuple(mean(parts(which, [index])) for which in range(3)) for index in everything]
-    linear = [index for index in everything if alike[index][0] is not None]
+    described = kernel.capture.modulated_mlp
+    filters = {} if described is None else described.filter_places  # they take coordinates, no features
+    names = [spec.module for spec in kernel.specs]
+    linear = [index for index in everything if alike[index][0] is not None and names[index] not in filters]
     first = _first_linear(kernel, linear)
     weighted = {
         name: (sums.single[number], weights[place]) for number, (name, place) in enumerate(gates.places.items())
@@ -199,7 +202,7 @@ def similarities(
 
 def _first_linear(kernel: NTK, linear: Sequence[int]) -> int | None:
     """Return which of the layers with features is the network's first linear one, if it is among them."""
-    mlp = kernel.capture.mlp
+    mlp = kernel.capture.modulated_mlp
     if mlp is None:
         return linear[0] if linear else None
     return next((index for index in linear if kernel.specs[index].module == mlp.layers[0].name), None)

@@ -65,6 +65,14 @@ class Modulation(nn.Module, ABC):
     def forward(self, coords: Tensor) -> Tensor:
         """Return ``h`` (..., m) of coordinates (..., d)."""
 
+    def derivative(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``h`` (n, m) of coordinates (n, d), and its derivative in the output of the child ``linear``.
+
+        For kernels in closed form; those of a subclass without this method of its own are made by running the network.
+        Other parameters need a handler in :mod:`inrfast.layers` whose features are made of the coordinates.
+        """
+        raise NotImplementedError
+
 
 MODULATIONS: Registry[type[Modulation]] = Registry("modulation", "inrfast.modulations", Modulation, classes=True)
 """The filters that ``INR(modulation=...)`` takes."""

@@ -45,5 +45,10 @@ class Fourier(Modulation):
         """Return ``sin(W x + b)``."""
         return torch.sin(self.linear(coords))
 
+    def derivative(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`inrfast.modulations.Modulation`."""
+        phase = self.linear(coords)
+        return phase.sin(), phase.cos()
+
 
 MODULATIONS.add("fourier", Fourier)

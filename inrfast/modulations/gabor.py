@@ -54,6 +54,11 @@ class Gabor(Modulation):
         """Return the filter."""
         return torch.sin(self.linear(coords)) * torch.exp(-0.5 * self.gamma * self.apart(coords))
 
+    def derivative(self, coords: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`inrfast.modulations.Modulation`."""
+        phase, envelope = self.linear(coords), torch.exp(-0.5 * self.gamma * self.apart(coords))
+        return phase.sin() * envelope, phase.cos() * envelope
+
     def apart(self, coords: Tensor) -> Tensor:
         """Return ``|x - mu|^2`` (..., m), summed coordinate by coordinate: nothing cancels."""
         found = (coords[..., :1] - self.mu[:, 0]).square()

@@ -21,7 +21,7 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.activations import ACTIVATIONS, BoundActivation
 from inrfast.memory import chunks
-from inrfast.mlp import MLP, HiddenLayer, LinearLayer
+from inrfast.mlp import MLP, MODULATED, HiddenLayer, LinearLayer
 from inrfast.norms import NormFactors
 from inrfast.ops.batching import as_models, points_of_models
 from inrfast.ops.gemm import exact_products
@@ -56,12 +56,22 @@ class MLPFactors:
         Factors of the norms' own weights, None for layers without such.
     outputs
         The network's values (n, M).
+    filters
+        Sensitivities of the filters of the coordinates, None for layers without one.
     """
 
     features: tuple[Tensor, ...]
     sensitivities: tuple[Tensor, ...]
     norms: tuple[NormFactors | None, ...]
     outputs: Tensor
+    filters: tuple[FilterFactors | None, ...] = ()
+
+
+class FilterFactors(NamedTuple):
+    """Sensitivities (n, M, D) of a filter (:mod:`inrfast.modulations`): of its values, and of its ``linear``."""
+
+    values: Tensor
+    linear: Tensor
 
 
 class Room:
@@ -87,17 +97,19 @@ def linear(z: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None = 
     return torch.mm(z, weight.t(), out=out) if bias is None else torch.addmm(bias, z, weight.t(), out=out)
 
 
-def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactors:
+def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None, coords: Tensor | None = None) -> MLPFactors:
     """Return features, sensitivities and norm factors of an MLP at ``inputs`` (n, D_in), in the dtype of the weights.
 
     One forward and one backward pass, the backward for all M outputs at once: ``4 n P`` FLOP for M = 1. Autograd must
-    be off. The result lies in ``room``; None: in memory of its own.
+    be off. The result lies in ``room``; None: in memory of its own. ``coords`` (n, d) are what filters take; None:
+    the inputs.
     """
     room = Room() if room is None else room
     n, outputs = len(inputs), mlp.outputs
-    features, gates, states = [_with_ones(inputs, room, "inputs")], [], []
+    features, gates, states, filters = [_with_ones(inputs, room, "inputs")], [], [], []
     for index, layer in enumerate(mlp.hidden):
         z, gate, state = _hidden_forward(layer, features[-1][:, :-1], room, index)
+        filters.append(_modulate_(layer, z[:, :-1], inputs if coords is None else coords))
         features.append(z)
         gates.append(gate)
         states.append(state)
@@ -105,6 +117,7 @@ def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactor
 
     sensitivities: list[Tensor] = []
     norms: list[NormFactors | None] = []
+    filtered: list[FilterFactors | None] = []
     for index in reversed(range(len(mlp.hidden))):
         width = mlp.widths[index]
         gradient = room.take(f"sensitivities {index}", (n, outputs, width), inputs)
@@ -113,10 +126,13 @@ def mlp_factors(mlp: MLP, inputs: Tensor, room: Room | None = None) -> MLPFactor
             torch.mm(above, mlp.layers[index + 1].weight, out=gradient.view(n * outputs, width))
         else:
             gradient.copy_(mlp.head.weight)
+        filtered.append(_through_filter_(gradient, filters[index]))
         s, norm = _hidden_backward(mlp.hidden[index], gradient, gates[index], states[index])
         sensitivities.append(s)
         norms.append(norm)
-    return MLPFactors(tuple(features), tuple(reversed(sensitivities)), tuple(reversed(norms)), values)
+    for found in (sensitivities, norms, filtered):
+        found.reverse()
+    return MLPFactors(tuple(features), tuple(sensitivities), tuple(norms), values, tuple(filtered))
 
 
 def mlp_features(mlp: MLP, inputs: Tensor, depth: int, room: Room | None = None) -> Tensor:
@@ -175,6 +191,33 @@ def _hidden_backward(
     return layer.norm.backward(gradient.mul_(gate), state)
 
 
+class Filtered(NamedTuple):
+    """What the way back through a filter needs: ``h``, the features before it, and both times its slope, (n, D)."""
+
+    value: Tensor
+    features: Tensor
+    slope: Tensor
+
+
+def _modulate_(layer: HiddenLayer, features: Tensor, coords: Tensor) -> Filtered | None:
+    """Multiply a hidden layer's features (n, D) by its filter of the coordinates (n, d), if it has one."""
+    if layer.modulation is None:
+        return None
+    value, slope = layer.modulation.derivative(coords)  # type: ignore[operator]
+    before = features.clone()
+    features.mul_(value)
+    return Filtered(value, before, slope.mul_(before))
+
+
+def _through_filter_(gradient: Tensor, own: Filtered | None) -> FilterFactors | None:
+    """Make of ``d f / d z`` (n, M, D) behind a filter that before it; return the filter's own sensitivities."""
+    if own is None:
+        return None
+    found = FilterFactors(gradient * own.features.unsqueeze(1), gradient * own.slope.unsqueeze(1))
+    gradient.mul_(own.value.unsqueeze(1))
+    return found
+
+
 class Slopes(NamedTuple):
     """The derivative of a hidden layer's output in its pre-activations: ``diag(left) (I - V^T V) diag(right)``.
 
@@ -204,16 +247,17 @@ def hidden_slopes(layer: HiddenLayer, inputs: Tensor) -> tuple[Tensor, Slopes]:
     return values, Slopes(left.expand_as(gate), directions, gate)
 
 
-def activation_slopes(mlp: MLP, inputs: Tensor, room: Room | None = None) -> list[Tensor]:
-    """Return the slopes ``act'(u)`` (n, D) of every hidden layer at ``inputs`` (n, D_in), norms left out.
+def activation_slopes(mlp: MLP, inputs: Tensor, room: Room | None = None, coords: Tensor | None = None) -> list[Tensor]:
+    """Return the slopes ``act'(u)`` (n, D) of every hidden layer at ``inputs`` (n, D_in), norms and filters left out.
 
     By a forward pass, in the dtype of the weights. Autograd must be off. The result lies in ``room``; None: in memory
-    of its own.
+    of its own. ``coords`` (n, d) are what filters take; None: the inputs.
     """
     room = Room() if room is None else room
     features, slopes = _with_ones(inputs, room, "inputs"), []
     for index, layer in enumerate(mlp.hidden):
         features, slope, _ = _hidden_forward(layer, features[:, :-1], room, index)
+        _modulate_(layer, features[:, :-1], inputs if coords is None else coords)
         slopes.append(slope)
     return slopes
 
@@ -239,6 +283,8 @@ def reason_against(mlp: MLP, output: Output) -> str | None:
         return f"the activation {mlp.activations[0].name!r} has no device function"
     if mlp.norms:
         return "its hidden layers have norms"
+    if mlp.modulations:
+        return MODULATED
     if len({layer.bias is not None for layer in mlp.layers}) > 1:
         return "some of its layers have a bias and others have none"
     if min(mlp.widths) <= NARROW:

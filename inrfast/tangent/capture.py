@@ -10,7 +10,7 @@ not change a kernel already made.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -34,6 +34,7 @@ from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
 from inrfast.pointwise import spread_points
 from inrfast.snapshot import snapshot, widen_
+from inrfast.tangent import closed_form
 from inrfast.tangent.chunk_check import FIRST, ChunkCheck, need_finite
 from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.jacobian_check import check_jacobian
@@ -139,8 +140,8 @@ class Capture:
         self._check: ChunkCheck | None = None
         self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
-        described = describe(net)
-        self.against_closed_form = _reason_against(described, self.layers, select, self._refused)
+        described = describe(net, modulated=True)
+        self.against_closed_form = closed_form.reason_against(described, self.layers, select, self._refused)
         known = self.closed_form and isinstance(described, MLP) and described.pointwise
         with own_modes():
             self.network = Network(widen_(snapshot(net)), select, 2 if own is not None else given.ndim)
@@ -234,14 +235,14 @@ class Capture:
 
     def _described(self) -> MLP | None:
         """Return the description of the snapshot, if its factors have a closed form."""
-        found = describe(self.network.module) if self.closed_form else None
+        found = describe(self.network.module, modulated=True) if self.closed_form else None
         return found.detached() if isinstance(found, MLP) else None
 
     @property
     def _run_layers(self) -> list[int]:
         """Indices of the layers whose factors are made by running the network, or its encoding alone."""
         places = range(len(self.layers))
-        return [k for k in places if self._mlp is None or _in_encoding(self.layers[k], self._mlp)]
+        return [k for k in places if self._mlp is None or closed_form.in_encoding(self.layers[k], self._mlp)]
 
     def _run(self, coords: Tensor) -> Tensor:
         """Return the values (n, D) that the run layers act on: the outputs, or in closed form those of the encoding."""
@@ -328,11 +329,16 @@ class Capture:
     @property
     def plain(self) -> bool:
         """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
-        return self._mlp is not None and not self._run_layers and not self._mlp.norms
+        return self.mlp is not None and not self._run_layers and not self.mlp.norms
 
     @property
     def mlp(self) -> MLP | None:
-        """The network as layers that follow each other, in fp64; None where factors come by hooks."""
+        """The network as layers that follow each other, in fp64; None where factors come by hooks, or with filters."""
+        return None if self._mlp is None or self._mlp.modulations else self._mlp
+
+    @property
+    def modulated_mlp(self) -> MLP | None:
+        """The same for those who know :attr:`inrfast.mlp.HiddenLayer.modulation`."""
         return self._mlp
 
     def with_precision(self, precision: str) -> Capture:
@@ -416,20 +422,14 @@ class Capture:
             return self._closed_factors(self._mlp, coords, room)
 
     def _closed_factors(self, mlp: MLP, coords: Tensor, room: Room | None = None) -> list[Factors]:
-        found = mlp_factors(mlp, self.inputs(coords), room)
+        found = mlp_factors(mlp, self.inputs(coords), room, coords)
         run: dict[int, Factors] = {}
         if self._run_layers:
             run = self._by_running(coords, found.sensitivities[0] @ mlp.layers[0].weight)
-        places, s = mlp.places, [*found.sensitivities, None]
-        result = []
-        for index, layer in enumerate(self.layers):
-            if index in run:
-                result.append(run[index])
-                continue
-            is_norm, k = places[layer.module]
-            norm = found.norms[k] if is_norm else None
-            result.append(layer.factors(*(norm or (found.features[k], s[k]))))
-        return result
+        layers = enumerate(self.layers)
+        return [
+            run[index] if index in run else closed_form.factors_of(layer, mlp, found, coords) for index, layer in layers
+        ]
 
     def _by_running(self, coords: Tensor, cotangents: Tensor | None) -> dict[int, Factors]:
         """Return the factors of the layers that are run, by their index.
@@ -471,10 +471,10 @@ class Capture:
 
         ``layers.0`` is the activated (and normalised) output of ``layers.0``, which enters the next linear layer.
         """
-        found = {}
+        found, filters = {}, {} if self._mlp is None else self._mlp.filter_places
         for layer, factors in zip(self.layers, self.exact(coords), strict=True):
             own = layer.representation(factors)
-            if own is not None:
+            if own is not None and layer.module not in filters:  # filters take coordinates
                 found[layer.name] = own
         names = self.input_names(list(found))
         return {names[layer]: own for layer, own in found.items()}
@@ -484,11 +484,11 @@ class Capture:
 
         In closed form by a forward pass that stops there, whose result may lie in ``room`` until its next use.
         """
-        if self._mlp is not None:
-            depth = ["input", *(layer.linear.name for layer in self._mlp.hidden)].index(name)
+        if self.mlp is not None:
+            depth = ["input", *(layer.linear.name for layer in self.mlp.hidden)].index(name)
             inputs = self.inputs(coords)
             with own_modes():
-                return mlp_features(self._mlp, inputs, depth, room)
+                return mlp_features(self.mlp, inputs, depth, room)
         own = self.representations(coords)[name]
         return torch.cat([own, own.new_ones(len(own), 1)], dim=1)
 
@@ -499,8 +499,8 @@ class Capture:
         that have been observed, and are taken as a chain.
         """
         if self._mlp is not None:
-            own = [layer.name for layer in self._mlp.layers]
-            layers = [*(name for name in layers if name not in own), *own]
+            own, filters = [layer.name for layer in self._mlp.layers], self._mlp.filter_places
+            layers = [*(name for name in layers if name not in own and name not in filters), *own]
         return dict(zip(layers, ["input", *layers], strict=False))
 
     def pass_errors(self, coords: Tensor, weights: Tensor | None = None) -> rounding.PassErrors:
@@ -509,17 +509,17 @@ class Capture:
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
         tables = self._mlp is None or self._mlp.encoding is not None
-        if self._mlp is None:
+        if self.mlp is None:
             return rounding.pass_errors(self.exact, coords, self.outputs, weights, tables)
         with own_modes():
-            places = rounding.selections_in_doubt(self._mlp, self.inputs, coords)
+            places = rounding.selections_in_doubt(self.mlp, self.inputs, coords)
         found = rounding.pass_errors(self.exact, coords, self.outputs, weights, tables, places[:, 0])
         if len(places) > 0:
             with own_modes():
-                jumps = rounding.selection_errors(self._mlp, places, self._closed_factors, self.inputs, coords)
+                jumps = rounding.selection_errors(self.mlp, places, self._closed_factors, self.inputs, coords)
             found = found.and_those_of(jumps)
-        first = self._mlp.layers[0]
-        for hinges in rounding.hinges_in_doubt(self._mlp, self.inputs, coords):
+        first = self.mlp.layers[0]
+        for hinges in rounding.hinges_in_doubt(self.mlp, self.inputs, coords):
             squares = hinges.gradient.square()
             for index, layer in enumerate(self.layers):
                 if layer.name == first.name:
@@ -552,7 +552,7 @@ class Capture:
     def fused_mlp(self, layers: Iterable[int], output: Output) -> MLP | None:
         """Return the network as a fused factor pass takes it, or None where that does not cover these layers."""
         shapes = tuple(self.shape(layer) for layer in layers)
-        mlp = self._mlp
+        mlp = self.mlp
         if mlp is None or shapes != layer_shapes(mlp) or reason_against(mlp, output) is not None:
             return None
         return mlp
@@ -569,28 +569,3 @@ def _shared(net: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
     kinds = [handler.kind for handler in LAYERS.values() if handler.observed and not issubclass(handler, CallLayer)]
     others = shared_parameters(net)
     return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}
-
-
-def _reason_against(
-    described: MLP | str, layers: Iterable[Layer], select: Select, shared: Mapping[str, object]
-) -> str | None:
-    """Return why a network's factors have no closed form, or None.
-
-    ``shared`` maps the names of shared parameters to what they are beside.
-    """
-    if isinstance(described, str):
-        return described
-    if select is not None:
-        return "select= takes its output from what it returns"
-    if shared:
-        return f"its layers share {next(iter(shared))!r}"
-    for layer in layers:
-        if layer.module not in described.places and not _in_encoding(layer, described):
-            return f"{layer.module!r} is none of its layers"
-        if layer.module in described.places and not layer.observed:
-            return f"the parameters of {layer.module!r} have no handler of their own in inrfast.layers"
-    return None
-
-
-def _in_encoding(layer: Layer, mlp: MLP) -> bool:
-    return mlp.encoding is not None and f"{layer.module}.".startswith(f"{mlp.encoding_name}.")
