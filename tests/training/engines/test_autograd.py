@@ -14,12 +14,15 @@ from torch.utils.checkpoint import checkpoint
 import inrfast as inr
 from inrfast.activations import bind
 from inrfast.ops import mlp_step
+from inrfast.training.data import Data
+from inrfast.training.engines import Task
 from inrfast.training.engines.autograd import pieces, sizes_of
-from inrfast.training.engines.chunked import ChunkedGradient
+from inrfast.training.engines.chunked import SHARE, ChunkedGradient
 from inrfast.training.engines.native import NativeGradient
 from inrfast.training.engines.normed import NormedGradient
 from inrfast.training.engines.tensor import TensorGradient
 from inrfast.training.engines.whole import WholeGradient
+from inrfast.training.stack import Stack
 
 
 class Centred(nn.Module):
@@ -199,10 +202,12 @@ def test_chunks_are_as_wide_as_the_network_keeps_and_tables_are_added_once() -> 
     assert sizes.widest == 256
     assert 64 + 256 <= sizes.kept <= 64 + 256 + 2 + 6
     assert sizes.tables < 1000
-    assert of(wide, coords, target).rows == 512  # half a MiB of 256 columns
+    data = Data(coords[None], target[None], None)
+    found = [ChunkedGradient(Stack([wide]), Task([wide], data, cores=cores)).rows for cores in (1, 2)]
+    assert found == [512, 2 * SHARE * 512]  # half a MiB of 256 columns, and on several cores a few of these for each
     few, many = Table(10), Table(10**5)
     assert sizes_of(few, coords).tables == 40 + 3  # and a bias
-    assert of(few, coords, target).rows == 8192
+    assert ChunkedGradient(Stack([few]), Task([few], data, cores=1)).rows == 8192
     gradient = of(many, coords, target)
     assert gradient.rows == 20001
     few_rows = of(Table(10), coords[:513], target[:513])
