@@ -1,16 +1,20 @@
 """Filters of the coordinates: their formulas, what networks with them are, and exact kernels and fits of these."""
 
 import copy
+import json
 import math
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_networks import exact_jacobian, exact_kernel, random_coords
+from torch.func import functional_call, grad
 
 import inrfast as inr
+from inrfast.cli import main
 from inrfast.metrics import data_range_of, mse_to_psnr
 from inrfast.mlp import describe, is_pointwise
 from inrfast.modulations import MODULATIONS, Modulation
@@ -274,3 +278,116 @@ def test_the_check_tells_what_is_wrong():
         check_modulation(Coupled)
     with pytest.raises(TypeError, match="kind must be a subclass"):
         check_modulation(torch.nn.Linear)
+
+
+@pytest.mark.parametrize("method", ["maml", "fomaml", "reptile"])
+def test_meta_learning_and_adaptation_are_those_of_torch_func(method):
+    """One outer step, and the inner steps of an adaptation, with filters among what is learned."""
+    net = inr.INR(1, 1, width=6, hidden_layers=2, activation="tanh", modulation=[FOURIER, GABOR], dtype=torch.float64)
+    x, start = inr.grid(24).double(), dict(net.named_parameters())
+    target = (3 * x).sin()
+    rates, before = {"inner_lr": 0.1, "lr": 1e-2}, {name: own.detach().clone() for name, own in start.items()}
+
+    def loss(at):
+        return (functional_call(net, at, (x,)) - target).square().mean()
+
+    at = before
+    for _ in range(2):
+        at = {name: at[name] - 0.1 * slope for name, slope in grad(loss)(at).items()}
+    (adapted,) = inr.adapt(net, x, target[None], steps=2, lr=0.1).nets
+    for name, own in adapted.named_parameters():
+        torch.testing.assert_close(own, at[name], rtol=1e-7, atol=1e-9)
+
+    def behind(first):
+        for _ in range(2):
+            first = {name: first[name] - 0.1 * slope for name, slope in grad(loss)(first).items()}
+        return loss(first)
+
+    slopes = {
+        "maml": lambda: grad(behind)(before),
+        "fomaml": lambda: grad(loss)(at),
+        "reptile": lambda: {name: (before[name] - at[name]) / 0.1 for name in before},
+    }[method]()
+    stepped = {name: own.clone().requires_grad_() for name, own in before.items()}
+    for name, own in stepped.items():
+        own.grad = slopes[name]
+    torch.optim.Adam(stepped.values(), lr=1e-2).step()
+    inr.meta_learn(net, x, target[None], method, inner_steps=2, steps=1, batch=1, progress=False, **rates)
+    for name, own in net.named_parameters():
+        torch.testing.assert_close(own, stepped[name], rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_watched_is_true():
+    """A loop of one's own, watched: kernel, and the filters' own shares of its trace, by torch.func."""
+    net, x = inr.INR(2, 2, width=6, modulation=[None, FOURIER, GABOR], seed=1), random_coords(12, 2, 0)
+    seen = inr.watch(net, x, every=1, rtols=(1e-2,))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net(x).square().mean().backward()
+    optimizer.step()
+    found, exact = seen.step(), copy.deepcopy(net).double()
+    jacobian = exact_jacobian(exact, x.double(), [name for name, _ in exact.named_parameters()])
+    values = torch.linalg.eigvalsh(exact_kernel(jacobian, jacobian, "trace"))
+    assert found.trace == pytest.approx(float(values.sum()), rel=1e-9)
+    assert found.eigenvalues[0] == pytest.approx(float(values[-1]), rel=1e-9)
+    assert found.ranks[0].lower <= int((values > 1e-2 * values[-1]).sum()) <= found.ranks[0].upper
+    own = exact_jacobian(exact, x.double(), ["modulations.2.mu", "modulations.2.gamma"])
+    share = float(own.detach().square().sum() / jacobian.detach().square().sum())
+    assert found.layer_shares["modulations.2"] == pytest.approx(share, rel=1e-9)
+    assert sum(found.layer_shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("own", [FOURIER, [None, FOURIER, GABOR]], ids=["fourier", "gabor"])
+def test_a_resumed_fit_is_that_without_an_interrupt(own, tmp_path):
+    def network(own=own):
+        return inr.INR(2, 1, width=6, modulation=own)
+
+    x, options = random_coords(60, 2, 0), {"batch_size": 20, "schedule": "constant", "seed": 4, "progress": False}
+    y, file = x[:, :1].sin(), {"checkpoint": tmp_path / "fit.safetensors"}
+    whole, part, again = network(), network(), network()
+    for parameter in again.parameters():
+        torch.nn.init.zeros_(parameter)  # the checkpoint brings them
+    losses = inr.fit(whole, x, y, steps=8, **options).losses
+    inr.fit(part, x, y, steps=4, **options, **file)
+    assert inr.fit(again, x, y, steps=8, resume=True, **options, **file).losses == losses
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+    with pytest.raises(ValueError, match="modulation"):
+        inr.fit(network(own=None), x, y, steps=8, resume=True, **options, **file)
+
+
+def test_aliasing_sees_the_frequency_of_a_filter():
+    """A filter alone, a tone above half the rate: told at its frequency, with its amplitude."""
+    net = inr.INR(1, 1, width=1, hidden_layers=1, activation="identity", modulation=FOURIER, dtype=torch.float64)
+    constants = {"layers.0.weight": 0.0, "layers.0.bias": 1.0, "layers.1.weight": 0.5, "layers.1.bias": 0.0}
+    with torch.no_grad():
+        for name, number in (constants | {"modulations.0.linear.weight": 2 * math.pi * 21}).items():
+            net.get_parameter(name).fill_(number)
+    (peak,) = inr.aliasing(net, 32, 128, bounds=(0.0, 1.0)).peaks
+    assert (peak.frequency, peak.folded) == ((21.0,), (11.0,))
+    assert peak.amplitude == pytest.approx(0.5)
+
+
+def test_formulas_of_networks_without_filters_are_not_told_of_networks_with_them():
+    with pytest.raises(TypeError, match="filters of the coordinates"):
+        inr.harmonics.input_mapping(inr.INR(2, 1, width=4, activation="sine", modulation=FOURIER))
+
+
+@pytest.mark.parametrize("spelling", ["fourier:4", "gabor:4"])
+def test_the_command_line_gives_the_kernel_and_the_report_of_the_same_network(spelling, tmp_path, capsys):
+    words = ["--width", "8", "--hidden-layers", "2", "--first-modulation", "none", "--modulation", spelling]
+    words += ["--grid", "6x5", "--seed", "3", "--quiet", "--json"]
+    assert main(["ntk", *words, "--precision", "highest", "--rtols", "1e-3", "--out", str(tmp_path / "k.npy")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    own = {"fourier": FOURIER, "gabor": GABOR}[spelling.partition(":")[0]]
+    net = inr.INR.from_config(told["network"])
+    assert net.config()["modulation"] == inr.INR(2, 1, hidden_layers=2, modulation=[None, own]).config()["modulation"]
+    net, x = net.double(), inr.grid((6, 5)).double()
+    names = [name for name, _ in net.named_parameters()]
+    jacobian = exact_jacobian(net, x, names)
+    expected = exact_kernel(jacobian, jacobian, "trace")
+    found = torch.from_numpy(np.load(tmp_path / "k.npy")).double()
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+    assert main(["diagnose", *words]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {"modulations.1.linear"} < {entry["name"] for entry in report["sensitivities"]}
+    shown = {entry["name"]: entry for entry in report["representations"]}
+    assert shown["layers.1"]["spectrum"]["columns"] == 8
