@@ -138,7 +138,7 @@ def _per_layer(argument: str, given: Any, layers: int) -> list[Any]:
     if isinstance(given, Mapping) and "name" not in given:
         if set(given) != {"first", "hidden"}:
             raise ValueError(
-                f"{argument} as a mapping takes the keys 'first' and 'hidden' (or 'name'), "
+                f"{argument} as a mapping takes the keys 'first' and 'hidden', or 'name' and that name's numbers, "
                 f"got {sorted(map(str, given))}"
             )
         return [given["first"]] + [given["hidden"]] * (layers - 1)

@@ -119,7 +119,7 @@ def test_the_command_line_takes_every_norm(name, capsys):
         ({"name": "topk_sphere", "k": 2.5}, TypeError, "k of the norm 'topk_sphere' must be an integer, got 2.5"),
         ({"name": "topk", "keep": 2}, ValueError, r"has no number 'keep'; its numbers are \['k'\]"),
         ({"name": "sphere", "k": 2}, ValueError, "the norm 'sphere' has no number 'k'; it has no numbers"),
-        ({"k": 2}, ValueError, "norm as a mapping takes the keys 'first' and 'hidden' .or 'name'."),
+        ({"k": 2}, ValueError, "norm as a mapping takes the keys 'first' and 'hidden', or 'name'"),
         ("top_k", ValueError, "Did you mean 'topk'"),
     ],
 )
