@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from inrfast.analysis.variance_estimate import Estimate, estimated
+from inrfast.analysis.variance_estimate import Estimate, FewPointsError, estimated
 from inrfast.analysis.variance_moments import (
     Gates,
     PointMoments,
@@ -101,7 +101,8 @@ def variance(
     MemoryBudgetError
         Factors of a few points and tiles exceed the budget.
     UnsupportedModuleError, ValueError, TypeError
-        A network that has no tangent kernel; bad arguments; fewer than two points, for an estimate fewer than 128.
+        A network that has no tangent kernel; bad arguments; fewer than two points, for an estimate fewer than 128,
+        or points a few of which hold most of the kernel's squares (``method="auto"`` then takes the exact value).
 
     Notes
     -----
@@ -140,7 +141,12 @@ def variance(
     taken, note = _method(kernel, gates, method)
     if taken == "exact":
         return _exact(kernel, gates, note, shown)
-    return _estimate(kernel, gates, note, rtol, seed, shown)
+    try:
+        return _estimate(kernel, gates, note, rtol, seed, shown)
+    except FewPointsError:
+        if method == "estimate":
+            raise
+        return _exact(kernel, gates, f"{note}; a few points hold most of the kernel's squares", shown)
 
 
 def exact_flops(kernel: NTK, gates: Gates) -> float:

@@ -203,7 +203,8 @@ def _modulate_(layer: HiddenLayer, features: Tensor, coords: Tensor) -> Filtered
     """Multiply a hidden layer's features (n, D) by its filter of the coordinates (n, d), if it has one."""
     if layer.modulation is None:
         return None
-    value, slope = layer.modulation.derivative(coords)  # type: ignore[operator]
+    with torch.no_grad():  # threads have a mode of their own, and filters live parameters
+        value, slope = layer.modulation.derivative(coords)  # type: ignore[operator]
     before = features.clone()
     features.mul_(value)
     return Filtered(value, before, slope.mul_(before))

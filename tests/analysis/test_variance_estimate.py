@@ -12,6 +12,7 @@ from random_networks import random_coords
 from scipy import stats
 
 import inrfast as inr
+from inrfast.analysis import variance as variance_module
 from inrfast.analysis import variance_estimate as module
 from inrfast.analysis.variance_estimate import Design
 from inrfast.ops.factors import Room
@@ -111,7 +112,9 @@ def from_dense(K):
             split = within - 2 * block[:a, a:].mean()
             pairs = block.sum() / (b * (b - 1))
             mean = K.diagonal()[rows].mean().view(1)
-            found.append(module._Block(pairs.view(1, 1), split.view(1, 1), mean, sums, nothing))
+            square = K.diagonal()[rows].square()
+            squares = torch.stack([square.sum(), square.square().sum()])
+            found.append(module._Block(pairs.view(1, 1), split.view(1, 1), mean, sums, nothing, squares))
         return found
 
     return computed
@@ -223,3 +226,17 @@ def test_the_same_seed_gives_the_same_numbers_on_any_number_of_threads():
     other = inr.variance(net, coords, method="estimate", rtol=0.001, seed=1)
     assert other.variance != found[0].variance
     assert abs(other.variance - found[0].variance) <= 2 * (other.error + found[0].error)
+
+
+def test_an_estimate_without_an_interval_is_refused_and_auto_is_exact(monkeypatch):
+    """Where a few far points hold most of the kernel's squares, means over blocks say nothing of their own error."""
+    generator = torch.Generator().manual_seed(0)
+    coords = torch.rand(600, 2, generator=generator) * 2 - 1
+    coords[:3] *= 300
+    net = inr.INR(2, 1, width=16, hidden_layers=1)
+    with pytest.raises(ValueError, match="use method='exact'"):
+        inr.variance(net, coords, method="estimate", rtol=1e-6)
+    monkeypatch.setattr(variance_module, "EXACT_FLOPS", 1.0)
+    monkeypatch.setattr(variance_module, "SMALL", 1)
+    found = inr.variance(net, coords, rtol=1e-6)
+    assert found.method == "exact" and "few points" in found.note
