@@ -261,9 +261,9 @@ void layer_gradient(const MlpLayer& layer, const Buffers& buffers, Index rows, c
   const Index step = row_step(layer.out);
   if (layer.bias_grad != nullptr) {
     for (Index j = 0; j < padded(layer.out); j += kWidth) {
-      Vec sum = load(buffers.bias_grad + j);
+      Vec sum = zero();  // of the chunk alone: added one by one to the sum of all, points would be lost in it
       for (Index i = 0; i < rows; ++i) sum = add(sum, load(error + i * step + j));
-      store(buffers.bias_grad + j, sum);
+      store(buffers.bias_grad + j, add(load(buffers.bias_grad + j), sum));
     }
   }
   if (layer.weight_grad == nullptr) return;

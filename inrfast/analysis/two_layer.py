@@ -23,8 +23,8 @@ from inrfast.threads import share
 TILE = 512
 """Points a side of a tile: some six tiles in fp64 stay in the caches."""
 
-LARGEST = 1e75
-"""Largest squared length of a point: fp64 holds its fourth power."""
+SMALLEST, LARGEST = 1e-30, 1e37
+"""Lengths and scales whose fourth powers, and products of such, fp64 holds in full."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def two_layer_variance(
     Raises
     ------
     RangeError
-        Points longer than 1e37.
+        Points longer than 1e37, or all of them shorter than 1e-30 and not 0; the same of the scale.
     ValueError, TypeError
         Bad arguments; fewer than two points.
 
@@ -111,6 +111,8 @@ def two_layer_variance(
     points = check_coords("inputs", inputs, None, None).detach().to(torch.float64)
     if width is not None:
         width = check_int("width", width, minimum=1)
+        if width > 2**53:
+            raise ValueError(f"width must be at most 2^53, or None for the limit, got {width:.3g}")
     scale = check_float("scale", scale)
     shown = None if progress is None else check_flag("progress", progress)
     n = len(points)
@@ -118,11 +120,12 @@ def two_layer_variance(
         raise ValueError(f"inputs must hold at least 2 points, whose eigenvalues can vary, got {n}")
     length = torch.linalg.vector_norm(points, dim=1)
     largest = float(length.amax()) or 1.0
-    if largest**2 > LARGEST or scale**2 > LARGEST:
-        raise RangeError(
-            f"fourth powers of points of length {largest:.1e} and of scale={scale:.1e} are beyond fp64; take smaller "
-            "ones"
-        )
+    for name, size in (("the largest length of inputs", largest), ("scale", abs(scale))):
+        if size != 0 and not SMALLEST <= size <= LARGEST:
+            raise RangeError(
+                f"fourth powers of sizes are needed, so {name} must be 0 or between {SMALLEST:g} and {LARGEST:g}, "
+                f"got {size:.1e}"
+            )
     sums = _sums(points / largest, length / largest, math.inf if width is None else width, shown)
     off, apart, input_top, input_below, gate_top, gate_below = sums.tolist()
     power = (scale * largest) ** 4

@@ -106,8 +106,15 @@ def test_points_at_zero_and_bad_arguments():
         ({"scale": math.inf}, ValueError, "scale must be finite"),
         ({"inputs": x[:1]}, ValueError, "at least 2 points"),
         ({"inputs": x * math.nan}, ValueError, "inputs must be finite"),
-        ({"inputs": x.double() * 1e40}, RangeError, "beyond fp64"),
+        ({"inputs": x.double() * 1e40}, RangeError, "fourth powers"),
         ({"progress": 1}, TypeError, "progress must be"),
     ):
         with pytest.raises(error, match=words):
             inr.two_layer_variance(**({"inputs": x, "width": 4} | bad))
+
+
+@pytest.mark.parametrize(("scale", "length"), [(1e200, 1.0), (1e-90, 1.0), (1.0, 1e-90), (1.0, 1e60)])
+def test_sizes_whose_fourth_powers_fp64_does_not_hold_are_refused(scale, length):
+    points = length * torch.ones(3, 2, dtype=torch.float64)
+    with pytest.raises(inr.errors.RangeError, match="fourth powers"):
+        inr.two_layer_variance(points, 8, scale)
