@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from inrfast.analysis.variance_estimate import BLOCK as ESTIMATE_BLOCK
 from inrfast.analysis.variance_estimate import Estimate, FewPointsError, estimated
 from inrfast.analysis.variance_moments import (
     Gates,
@@ -108,8 +109,8 @@ def variance(
     -----
     Cost of the exact value: half of a dense kernel's N^2 entries, each ``2 sum_l (D_in + M D_out)`` FLOP, beside them
     ``2 sum D`` for the gates and ``2 L^2`` for the pairs of L layers. With a network in closed form 16,384 points take
-    0.6 TFLOP at three hidden layers of width 256. An estimate costs the factors of the points that it looks at, and
-    ``b / 2`` pairs for each of them in blocks of b = 1,024 points or more.
+    0.6 TFLOP at three hidden layers of width 256. An estimate costs the factors of all points, those of the points whose
+    pairs it looks at once more, and ``b / 2`` pairs for each of them in blocks of b = 1,024 points or more.
 
     v, the matrix of pairs and the layers' variances of an estimate are unbiased; ratios of estimates are not quite.
     A kernel that is zero has a normalised variance of NaN, and the note says so.
@@ -327,7 +328,10 @@ def _blocks(n: int, m: int, block: int, symmetric: bool) -> Iterator[tuple[slice
 
 def _estimate(kernel: NTK, gates: Gates, note: str, rtol: float, seed: int, progress: bool | None) -> NTKVariance:
     """Return the variance from the pairs within blocks of points."""
-    found: Estimate = estimated(kernel, gates, rtol, seed, progress)
+    each = kernel.capture.numbers_per_point + gates.width
+    held = 2 * min(ESTIMATE_BLOCK, len(kernel.coords)) * each
+    with kernel.sides.room_for(held, "an estimate of the variance", "take fewer layers"):
+        found: Estimate = estimated(kernel, gates, rtol, seed, progress)
     error, pairs_error, mean_error = rounding(kernel, found.pairs, found.means)
     mean, whole = float(found.means.sum()), float(found.pairs.sum())
     alike, network = similarities(kernel, gates, found.sums, found.weights, forms_of(kernel))

@@ -28,8 +28,10 @@ from tqdm import tqdm
 
 from inrfast.analysis.variance_moments import Gates, PointMoments, joined, layer_pairs, point_moments
 from inrfast.layers import Factors
+from inrfast.memory import chunks
 from inrfast.ops import gemm
 from inrfast.ops.factors import Room
+from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.layer_products import LayerProducts, layer_products
 from inrfast.tangent.local import NTK
 from inrfast.threads import share
@@ -85,15 +87,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Block:
-    """One block: C from its pairs, the same from both halves less twice that between them, sums over its pairs, and
-    the sums of ``K_ii^2`` and ``K_ii^4`` over its points."""
+    """One block: C from its pairs, the same from both halves less twice that between them, sums over its pairs."""
 
     pairs: Tensor
     split: Tensor
     means: Tensor
     sums: LayerProducts
     weights: Tensor
-    squares: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def estimated(kernel: NTK, gates: Gates, rtol: float, seed: int, progress: bool 
         raise ValueError(f"coords must hold at least {LEAST_POINTS} points for an estimate, got {total}; use 'exact'")
     largest = total // LEAST_BLOCKS // 2 * 2
     design = Design(total, min(BLOCK, largest))
+    effective = _effective_points(kernel)
+    _need_many(effective, total, total)
     generator = torch.Generator().manual_seed(seed)
     hidden = None if progress is None else not progress
     with tqdm(total=LEAST_BLOCKS, desc="variance", unit="block", disable=hidden, leave=False) as bar:
@@ -161,8 +163,42 @@ def estimated(kernel: NTK, gates: Gates, rtol: float, seed: int, progress: bool 
             order = torch.randperm(total, generator=generator)
             blocks, larger = _blocks(kernel, gates, design, order, rtol, largest, bar)
             if larger is None:
+                _need_many(effective, len(blocks) * design.size, total)
                 return _summed(design, blocks)
             design = Design(total, larger)
+
+
+def _need_many(effective: float, used: int, total: int) -> None:
+    """Raise where too few of the points that matter can be expected among those that are used."""
+    expected = effective * used / total
+    if expected < LEAST_EFFECTIVE:
+        raise FewPointsError(
+            f"an estimate has no interval here: about {effective:.0f} of {total:,} points hold most of the squares of "
+            f"the kernel's diagonal, {expected:.0f} of them can be expected among {used:,}, and it takes "
+            f"{LEAST_EFFECTIVE}; use method='exact'"
+        )
+
+
+def _effective_points(kernel: NTK) -> float:
+    """Return ``(sum K_ii^2)^2 / sum K_ii^4`` over all points; infinity for a kernel that is zero."""
+    store, found = kernel.left.store, []
+
+    def worker() -> Callable[[slice], None]:
+        memory, room = store.room(BLOCK), Room()
+
+        def compute(part: slice) -> None:
+            factors, some = store.recompute(kernel.coords[part], memory, room), slice(part.stop - part.start)
+            own = [factors[index].at(some) for index in kernel.left.indices]
+            found.append(gram_diagonal(own, kernel.output, kernel.outputs).double().cpu())
+
+        return compute
+
+    workers = gemm.threads(kernel.dtype, kernel.device) if kernel.capture.concurrent else 1
+    share(chunks(len(kernel.coords), BLOCK), [worker() for _ in range(workers)])
+    diagonal = torch.cat(found)
+    squares = (diagonal / (diagonal.amax() or 1.0)).square()
+    fourth = float(squares.square().sum())
+    return float(squares.sum()) ** 2 / fourth if fourth > 0 else math.inf
 
 
 @dataclass(frozen=True)
@@ -263,14 +299,12 @@ def _block(kernel: NTK, gates: Gates, coords: Tensor, factors: list[Factors], ro
     ]
     between = pairs(across, half * half, moments[0].spread_to(moments[1]), whole.own)
     both = first + second + across.times(2.0)
-    square = whole.energy.double().sum(0).square()
     return _Block(
         pairs=pairs(both, count * (count - 1), whole.spread(), whole.own),
         split=inside[0] + inside[1] - 2 * between,
         means=whole.diagonal.mean(1).cpu(),
         sums=both,
         weights=whole.weights().cpu(),
-        squares=torch.stack([square.sum(), square.square().sum()]).cpu(),
     )
 
 
@@ -282,12 +316,6 @@ def _summed(design: Design, blocks: list[_Block]) -> Estimate:
     mean = float(mus.mean())
     slope = 2 * float(values.mean()) / mean if mean > 0 else 0.0
     used = len(blocks) * design.size
-    first, second = torch.stack([block.squares for block in blocks]).sum(0).tolist()
-    if 0 < first**2 < LEAST_EFFECTIVE * second:
-        raise FewPointsError(
-            f"an estimate has no interval here: of {used:,} points about {first**2 / second:.0f} hold most of the "
-            f"squares of the kernel's diagonal, and it takes {LEAST_EFFECTIVE}; use method='exact'"
-        )
     nothing = torch.zeros_like(halves)
     return Estimate(
         pairs=pairs.mean(0),

@@ -112,9 +112,7 @@ def from_dense(K):
             split = within - 2 * block[:a, a:].mean()
             pairs = block.sum() / (b * (b - 1))
             mean = K.diagonal()[rows].mean().view(1)
-            square = K.diagonal()[rows].square()
-            squares = torch.stack([square.sum(), square.square().sum()])
-            found.append(module._Block(pairs.view(1, 1), split.view(1, 1), mean, sums, nothing, squares))
+            found.append(module._Block(pairs.view(1, 1), split.view(1, 1), mean, sums, nothing))
         return found
 
     return computed
@@ -123,6 +121,7 @@ def from_dense(K):
 def held(K, rtol, seeds, monkeypatch):
     """Estimates of many seeds: relative errors, how often three intervals hold, points that were used."""
     monkeypatch.setattr(module, "_computed", from_dense(K))
+    monkeypatch.setattr(module, "_effective_points", lambda kernel: math.inf)
     mu, n = float(K.diagonal().mean()), len(K)
     v = float(terms(K)[~torch.eye(n, dtype=torch.bool)].mean())
     assert v == pytest.approx(float(torch.linalg.eigvalsh(K).var(correction=0)), rel=1e-10)
@@ -222,21 +221,35 @@ def test_the_same_seed_gives_the_same_numbers_on_any_number_of_threads():
     for threads in (1, 2):
         torch.set_num_threads(threads)
         found.append(inr.variance(net, coords, method="estimate", rtol=0.001))
-    assert found[0].variance == found[1].variance and torch.equal(found[0].pairs, found[1].pairs)
+    # The same blocks; libraries may add up in another order on more threads.
+    assert found[0].used == found[1].used
+    assert found[0].variance == pytest.approx(found[1].variance, rel=1e-9)
+    torch.testing.assert_close(found[0].pairs, found[1].pairs, rtol=1e-8, atol=1e-9 * found[0].variance)
     other = inr.variance(net, coords, method="estimate", rtol=0.001, seed=1)
     assert other.variance != found[0].variance
     assert abs(other.variance - found[0].variance) <= 2 * (other.error + found[0].error)
 
 
-def test_an_estimate_without_an_interval_is_refused_and_auto_is_exact(monkeypatch):
-    """Where a few far points hold most of the kernel's squares, means over blocks say nothing of their own error."""
-    generator = torch.Generator().manual_seed(0)
-    coords = torch.rand(600, 2, generator=generator) * 2 - 1
-    coords[:3] *= 300
-    net = inr.INR(2, 1, width=16, hidden_layers=1)
+def far(count, points):
+    """Points in [-1, 1]^2, ``count`` of them far away."""
+    coords = torch.rand(points, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    coords[100 : 100 + count] *= 300
+    return coords
+
+
+@pytest.mark.parametrize(("count", "points"), [(1, 600), (1, 40_000), (25, 40_000)])
+def test_an_estimate_without_an_interval_is_refused_and_auto_is_exact(count, points, monkeypatch):
+    """Where a few far points hold most of the kernel's squares, blocks say nothing of their own error, or miss them."""
+    net, coords = inr.INR(2, 1, width=16, hidden_layers=1), far(count, points)
     with pytest.raises(ValueError, match="use method='exact'"):
-        inr.variance(net, coords, method="estimate", rtol=1e-6)
-    monkeypatch.setattr(variance_module, "EXACT_FLOPS", 1.0)
-    monkeypatch.setattr(variance_module, "SMALL", 1)
-    found = inr.variance(net, coords, rtol=1e-6)
-    assert found.method == "exact" and "few points" in found.note
+        inr.variance(net, coords, method="estimate", rtol=0.05)
+    if points < 1000:
+        monkeypatch.setattr(variance_module, "EXACT_FLOPS", 1.0)
+        monkeypatch.setattr(variance_module, "SMALL", 1)
+        found = inr.variance(net, coords)
+        assert found.method == "exact" and "few points" in found.note
+
+
+def test_an_estimate_that_exceeds_the_budget_is_refused():
+    with pytest.raises(inr.errors.MemoryBudgetError, match="an estimate of the variance"):
+        inr.variance(inr.INR(2, 1, width=16), inr.grid((32, 32)), method="estimate", memory_budget=1000)
