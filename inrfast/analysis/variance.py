@@ -109,8 +109,8 @@ def variance(
     -----
     Cost of the exact value: half of a dense kernel's N^2 entries, each ``2 sum_l (D_in + M D_out)`` FLOP, beside them
     ``2 sum D`` for the gates and ``2 L^2`` for the pairs of L layers. With a network in closed form 16,384 points take
-    0.6 TFLOP at three hidden layers of width 256. An estimate costs the factors of all points, those of the points whose
-    pairs it looks at once more, and ``b / 2`` pairs for each of them in blocks of b = 1,024 points or more.
+    0.6 TFLOP at three hidden layers of width 256. An estimate costs the factors of all points, once more
+    those whose pairs it looks at, and ``b / 2`` pairs for each of these in blocks of b = 1,024 points or more.
 
     v, the matrix of pairs and the layers' variances of an estimate are unbiased; ratios of estimates are not quite.
     A kernel that is zero has a normalised variance of NaN, and the note says so.
