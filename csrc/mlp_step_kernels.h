@@ -305,24 +305,30 @@ void filter_forward(const MlpLayer& layer, const Buffers& buffers, const FilterB
 }
 
 // Add up the gradients of Gabor's bell: with G the error times the product, sum_n G (x - mu) and sum_n G |x - mu|^2.
+// Each sum is of the chunk alone before it is added to that of all, as in layer_gradient.
 void bell_gradient(const MlpLayer& layer, const FilterBuffers& filter, Index rows, const float* in, Index inputs,
                    const float* errors) {
   const Index step = row_step(layer.out), columns = padded(layer.out), in_step = row_step(inputs);
+  const Vec minus = broadcast(-1.0f);
   for (Index j = 0; j < columns; j += kWidth) {
-    Vec squares = load(filter.bell_grad + inputs * columns + j);
+    const auto weight = [&](Index i) {
+      return multiply(load(errors + i * step + j), load(filter.product + i * step + j));
+    };
+    Vec squares = zero();
     for (Index i = 0; i < rows; ++i) {
-      const Vec own = multiply(load(errors + i * step + j), load(filter.product + i * step + j));
-      Vec distance = zero();
-      for (Index c = 0; c < inputs; ++c) {
-        float* sum = filter.bell_grad + c * columns + j;
-        const Vec centre = load(filter.bell + c * columns + j);
-        const Vec apart = fma(centre, broadcast(-1.0f), broadcast(in[i * in_step + c]));
-        store(sum, fma(own, apart, load(sum)));
-        distance = fma(apart, apart, distance);
-      }
-      squares = fma(own, distance, squares);
+      squares = fma(weight(i), distance(in + i * in_step, inputs, filter.bell + j, columns), squares);
     }
-    store(filter.bell_grad + inputs * columns + j, squares);
+    float* total = filter.bell_grad + inputs * columns + j;
+    store(total, add(load(total), squares));
+    for (Index c = 0; c < inputs; ++c) {
+      const Vec centre = load(filter.bell + c * columns + j);
+      Vec sum = zero();
+      for (Index i = 0; i < rows; ++i) {
+        sum = fma(weight(i), fma(centre, minus, broadcast(in[i * in_step + c])), sum);
+      }
+      total = filter.bell_grad + c * columns + j;
+      store(total, add(load(total), sum));
+    }
   }
 }
 

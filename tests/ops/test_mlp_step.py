@@ -362,10 +362,11 @@ def test_gradients_of_the_points_are_those_of_fp64_autodiff(instructions: str, w
     assert bool((grad[0, left] == 7.0).all())
 
 
-def test_gradients_of_biases_lose_nothing_over_many_points() -> None:
+@pytest.mark.parametrize("filter", [None, {"name": "gabor", "scale": 4.0}])
+def test_sums_over_many_points_lose_nothing(filter: Any) -> None:
     """All errors of one sign: added one by one in fp32, 300,000 of them would be off by a thousandth."""
     count = 300_000
-    net = inr.INR(1, 1, width=8, hidden_layers=1, seed=3)
+    net = inr.INR(1, 1, width=8, hidden_layers=1, seed=3, modulation=filter)
     coords = torch.linspace(-1, 1, count).unsqueeze(1)
     target = torch.full((count, 1), 10.0)
     wanted = copy.deepcopy(net).double()
@@ -375,4 +376,5 @@ def test_gradients_of_biases_lose_nothing_over_many_points() -> None:
     for name, parameter in wanted.named_parameters():
         assert parameter.grad is not None
         found = before[name] - net.get_parameter(name)
-        assert (found - parameter.grad).norm() <= 2e-5 * parameter.grad.norm(), name
+        rounded = 2 * torch.finfo(torch.float32).eps * before[name].norm()  # of the weight that is stepped
+        assert (found - parameter.grad).norm() <= 2e-5 * parameter.grad.norm() + rounded, name
