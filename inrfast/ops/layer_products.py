@@ -96,7 +96,8 @@ def layer_products(
 
     Notes
     -----
-    The same numbers give the same result to the last bit, however many threads compute it. Cost for the trace:
+    Tiles and the order of their sums are the same however many threads compute them; what is left to differ is the
+    rounding of the matrix library, which may depend on its threads and on where memory lies. Cost for the trace:
     ``2 n n' sum_l (a + M b)`` FLOP for the tiles and ``2 n n' L^2`` for their Gram matrices, half of it for a
     symmetric kernel. Memory: ``(L + 2)`` tiles per thread, at most 512 points a side and some 32 MiB, and a copy of
     both sides.

@@ -67,13 +67,17 @@ def test_squares_of_features_do_not_leave_the_range_of_fp32(size):
     assert torch.allclose(found.products, truth.products, rtol=1e-5, atol=1e-5 * float(truth.products.amax()))
 
 
-def test_many_threads_and_one_give_the_same_bits():
+def test_many_threads_and_one_give_the_same_sums():
+    """Up to the rounding of the matrix library, which may depend on its threads and on where memory lies."""
     rows = factors(1300, ["both", "wide", "head"], 0, torch.float32)
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         found.append(layer_products.layer_products(rows, None, "trace", OUTPUTS, torch.float32))
-    assert all(torch.equal(a, b) for a, b in zip(*(map(torch.nan_to_num, each) for each in found), strict=True))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(
+            one, two, rtol=1e-7, atol=1e-7 * float(found[0].products.abs().max()), equal_nan=True
+        )
 
 
 def test_tiles_of_many_layers_share_a_bounded_memory():
