@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import inrfast as inr
+from inrfast.ops.gemm import processor
 
 SIDE, WIDTH, STEPS, KERNEL_SIDE, KERNEL_WIDTH = 128, 256, 4, 64, 64
 
@@ -97,12 +97,10 @@ def main() -> None:
             for name in ("fourier", "gabor"):
                 found.append(case(what, name, threads, asked.repeats))
                 print(json.dumps(found[-1]), flush=True)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     about = {
         "fit": f"{STEPS} steps, 2-{WIDTH}-{WIDTH}-{WIDTH}-1, {SIDE * SIDE} points, full batch",
         "kernel": f"dense fp32, 2-{KERNEL_WIDTH}-{KERNEL_WIDTH}-{KERNEL_WIDTH}-1, {KERNEL_SIDE} x {KERNEL_SIDE} points",
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "torch": torch.__version__,
         "repeats": asked.repeats,
         "load": [round(own, 1) for own in os.getloadavg()],

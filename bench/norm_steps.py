@@ -14,7 +14,6 @@ import argparse
 import copy
 import json
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 import inrfast as inr
 from inrfast.ops import mlp_step
+from inrfast.ops.gemm import processor
 from inrfast.training.data import check_data
 from inrfast.training.engines import Task, engine_of, gradient_of
 from inrfast.training.stack import Stack
@@ -143,11 +143,9 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)
             found.append(case("relu", norm, torch.float64, *own))
             print(json.dumps(found[-1]), flush=True)
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     about = {
         "what": f"one training step, 2-{WIDTH}-{WIDTH}-{WIDTH}-{OUTPUTS}, {SIDE * SIDE} points, k={K}, full batch",
-        "processor": names[0] if names else platform.processor(),
+        "processor": processor(),
         "torch": torch.__version__,
         "repeats": asked.repeats,
         "load": [round(own, 1) for own in os.getloadavg()],

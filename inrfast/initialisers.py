@@ -15,6 +15,7 @@ from inrfast.errors import UnsupportedModuleError, check_choice, check_float
 from inrfast.memory import chunks
 from inrfast.mlp import LinearLayer
 from inrfast.ops.grid_init import rank_expanding
+from inrfast.registry import name_and_numbers
 
 SIREN_BIASES = ("uniform_sqrt", "uniform", "zero")
 
@@ -192,12 +193,8 @@ def expands_rank(rule: Any) -> Mapping[str, Any] | None:
 
 def split_rule(argument: str, rule: Any) -> tuple[str, dict[str, Any]]:
     """Split a rule, a name or ``{"name": ..., **options}``, into its name and options."""
-    if isinstance(rule, Mapping):
-        options = dict(rule)
-        if "name" not in options:
-            raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(options)}")
-        return check_choice(argument, options.pop("name"), INITIALISERS), options
-    return check_choice(argument, rule, INITIALISERS), {}
+    name, options = name_and_numbers(argument, rule)
+    return check_choice(argument, name, INITIALISERS), options
 
 
 def initialise_(

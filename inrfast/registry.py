@@ -6,15 +6,32 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 from torch import Tensor
 
-from inrfast.errors import check_choice, check_float
+from inrfast.errors import check_choice, check_float, nearest
 
 Item = TypeVar("Item")
+
+
+def name_and_numbers(argument: str, given: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the name of a thing and its numbers, from a name or ``{"name": ..., **numbers}``; neither is checked."""
+    if not isinstance(given, Mapping):
+        return given, {}
+    numbers = {str(key): value for key, value in given.items()}
+    if "name" not in numbers:
+        raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
+    return numbers.pop("name"), numbers
+
+
+def check_number_known(called: str, number: str, numbers: Collection[str]) -> None:
+    """Raise if a thing of these ``numbers``, as an error calls it, has none of the name ``number``."""
+    if number not in numbers:
+        known = f"its numbers are {sorted(numbers)}" if numbers else "it has no numbers"
+        raise ValueError(f"{called} has no number {number!r}; {known}.{nearest(number, numbers)}")
 
 
 class Registry(Mapping[str, Item]):

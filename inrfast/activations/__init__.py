@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError, check_float, nearest
-from inrfast.registry import Registry, check_fields, check_function, check_like
+from inrfast.registry import (
+    Registry,
+    check_fields,
+    check_function,
+    check_like,
+    check_number_known,
+    name_and_numbers,
+)
 
 KEEPS = ("slope", "result", "mask", "nothing")
 
@@ -125,9 +132,7 @@ class Activation:
             An unknown number (with the nearest match), or a value that is not finite, or not positive where it must be.
         """
         for number in numbers:
-            if number not in self.numbers:
-                known = f"its numbers are {sorted(self.numbers)}" if self.numbers else "it has no numbers"
-                raise ValueError(f"{self.name} has no number {number!r}; {known}.{nearest(number, self.numbers)}")
+            check_number_known(self.name, number, self.numbers)
         chosen = {**self.numbers, **numbers}
         return BoundActivation(self, tuple(self.check_number(number, value) for number, value in chosen.items()))
 
@@ -271,12 +276,7 @@ def bind(given: Any, omega: float | None = None, argument: str = "activation") -
     """
     if isinstance(given, BoundActivation):
         return given
-    numbers: dict[str, Any] = {}
-    if isinstance(given, Mapping):
-        numbers = {str(key): value for key, value in given.items()}
-        if "name" not in numbers:
-            raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
-        given = numbers.pop("name")
+    given, numbers = name_and_numbers(argument, given)
     if isinstance(given, str) and given not in ACTIVATIONS:
         raise ValueError(
             f"{argument} must be one of {sorted(ACTIVATIONS)}, got {given[:80]!r}.{nearest(given[:80], ACTIVATIONS)}"

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, nearest
+from inrfast.errors import check_float
 from inrfast.mlp import undrawn
-from inrfast.registry import Registry
+from inrfast.registry import Registry, check_number_known, name_and_numbers
 
 
 class Modulation(nn.Module, ABC):
@@ -93,17 +93,10 @@ def modulation_config(given: Any, argument: str = "modulation") -> dict[str, Any
     ValueError, TypeError
         Unknown names of filters or numbers, with the nearest match; numbers that are not positive.
     """
-    numbers: dict[str, Any] = {}
-    if isinstance(given, Mapping):
-        numbers = {str(key): value for key, value in given.items()}
-        if "name" not in numbers:
-            raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
-        given = numbers.pop("name")
+    given, numbers = name_and_numbers(argument, given)
     usual = dict(MODULATIONS.find(argument, given).numbers)
     for number, value in numbers.items():
-        if number not in usual:
-            known = f"its numbers are {sorted(usual)}" if usual else "it has no numbers"
-            raise ValueError(f"the modulation {given!r} has no number {number!r}; {known}.{nearest(number, usual)}")
+        check_number_known(f"the modulation {given!r}", number, usual)
         what = f"{number} of the modulation {given!r}"
         usual[number] = check_float(what, value)
         if not usual[number] > 0:

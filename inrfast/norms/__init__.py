@@ -9,8 +9,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inrfast.errors import check_float, check_int, nearest
-from inrfast.registry import Registry
+from inrfast.errors import check_float, check_int
+from inrfast.registry import Registry, check_number_known, name_and_numbers
 
 
 class NormFactors(NamedTuple):
@@ -122,18 +122,11 @@ def norm_config(given: Any, width: int, argument: str = "norm") -> str | dict[st
     ValueError, TypeError
         Unknown names of norms or numbers, with the nearest match; numbers out of their range.
     """
-    numbers: dict[str, Any] = {}
-    if isinstance(given, Mapping):
-        numbers = {str(key): value for key, value in given.items()}
-        if "name" not in numbers:
-            raise ValueError(f"{argument} as a mapping needs a 'name', got keys {sorted(numbers)}")
-        given = numbers.pop("name")
+    given, numbers = name_and_numbers(argument, given)
     kind = NORMS.find(argument, given)
     usual = dict(kind.numbers(width))
     for number, value in numbers.items():
-        if number not in usual:
-            known = f"its numbers are {sorted(usual)}" if usual else "it has no numbers"
-            raise ValueError(f"the norm {given!r} has no number {number!r}; {known}.{nearest(number, usual)}")
+        check_number_known(f"the norm {given!r}", number, usual)
         check = check_int if isinstance(usual[number], int) else check_float
         usual[number] = check(f"{number} of the norm {given!r}", value)
     return {"name": given, **kind.check_numbers(width, **usual)} if usual else str(given)

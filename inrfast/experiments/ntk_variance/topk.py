@@ -95,17 +95,22 @@ class TopKFigure(Figure):
         tested = {one.name: readings(found[one.name], one.width) for one in settings}
         count = len(found[settings[0].name].numbers[PLAIN.name])
         rows = [
-            Row(SAID, "claimed", "; ".join(f"{one.name}: {tested[one.name][reading.name].verdict}" for one in settings),
-                reading.told)
+            Row(reading.told, "claimed",
+                "; ".join(f"{one.name}: {tested[one.name][reading.name].verdict}" for one in settings),
+                f"{count} seeds")
             for reading in READINGS
         ]  # fmt: skip
         text = [
             DEFINITIONS,
-            f"The summary does not say what is squared. {len(READINGS)} readings are tested, each as a difference of "
-            f"logarithms or exponents that is at most 0 where the reading holds, paired over {count} seeds with a "
-            "95 % interval. A reading of shares holds in a setting where it holds at every share. Exponents are "
-            "least-squares slopes "
-            f"over k/m from {SHARES[0]:.3g} to {SHARES[-1]:.3g}.",
+            "mu and v are mean and variance of the eigenvalues of the network's tangent kernel at its start. Here k of "
+            f"a layer's m units are kept, k/m from {_fraction(SHARES[0])} to 1 in place of a quarter. The settings: "
+            + "; ".join(f"{one.name}, {one.label}" for one in settings)
+            + ". Bands of the figure are 95 % intervals of Student's t over the seeds; its dashed curve is the square "
+            "of TopK's.",
+            f"The claim is: {SAID}. The summary does not say what is squared. {len(READINGS)} readings are tested, each "
+            "as a difference of logarithms or exponents that is at most 0 where the reading holds, paired over "
+            f"{count} seeds with a 95 % interval. A reading of shares holds in a setting where it holds at every share. "
+            f"Exponents are least-squares slopes over k/m from {_fraction(SHARES[0])} to {_fraction(SHARES[-1])}.",
         ]
         return Outcome(
             rows,
@@ -202,6 +207,11 @@ def _against(found: Found, kind: Variant, share: float, width: int, number: str)
 # ---- what is shown -----------------------------------------------------------------------------------------------
 
 
+def _fraction(share: float) -> str:
+    """Return a share 1/n in these words."""
+    return "1" if share == 1 else f"1/{round(1 / share)}"
+
+
 def _tests_table(tested: Mapping[str, Mapping[str, Test]], settings: Sequence[Setting]) -> Table:
     rows = []
     for one in settings:
@@ -209,7 +219,7 @@ def _tests_table(tested: Mapping[str, Mapping[str, Test]], settings: Sequence[Se
             test = tested[one.name][reading.name]
             powers = "; ".join(f"p {name} {own.signed}" for name, own in test.exponents.items())
             differences = ", ".join(
-                (f"{float(share):.3g}: " if reading.by_share else "") + own.signed
+                (f"{_fraction(float(share))}: " if reading.by_share else "") + own.signed
                 for share, own in test.intervals.items()
             )
             rows.append([one.label, reading.told, differences, powers, test.verdict])
@@ -219,12 +229,12 @@ def _tests_table(tested: Mapping[str, Mapping[str, Test]], settings: Sequence[Se
 
 def _values_table(found: Found, setting: Setting) -> Table:
     rows = [
-        [f"{share:.3g}", *(str(_against(found, kind, share, setting.width, number))
+        [_fraction(share), *(str(_against(found, kind, share, setting.width, number))
                            for number in ("normalised", "variance") for kind in (TOPK, TOPK_SPHERE))]
         for share in (*SHARES, 1.0)
     ]  # fmt: skip
     head = ["k/m", "v/mu^2, TopK", "v/mu^2, TopK-SP", "v, TopK", "v, TopK-SP"]
-    title = f"{setting.label}: times the dense ReLU network's; interval; seeds below 1"
+    title = f"{setting.label}: times the dense ReLU network's, geometric mean (95 % interval), seeds below 1"
     return Table(title, head, rows)
 
 
