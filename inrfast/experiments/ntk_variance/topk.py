@@ -107,10 +107,11 @@ class TopKFigure(Figure):
             + "; ".join(f"{one.name}, {one.label}" for one in settings)
             + ". Bands of the figure are 95 % intervals of Student's t over the seeds; its dashed curve is the square "
             "of TopK's.",
-            f"The claim is: {SAID}. The summary does not say what is squared. {len(READINGS)} readings are tested, each "
-            "as a difference of logarithms or exponents that is at most 0 where the reading holds, paired over "
-            f"{count} seeds with a 95 % interval. A reading of shares holds in a setting where it holds at every share. "
-            f"Exponents are least-squares slopes over k/m from {_fraction(SHARES[0])} to {_fraction(SHARES[-1])}.",
+            f"The claim is: {SAID}. The summary does not say what is squared. {len(READINGS)} readings are tested, "
+            "each as a difference of logarithms or exponents that is at most 0 where the reading holds, paired over "
+            f"{count} seeds with a 95 % interval. A reading of shares holds in a setting where it holds at every "
+            f"share. Exponents are least-squares slopes over k/m from {_fraction(SHARES[0])} to "
+            f"{_fraction(SHARES[-1])}.",
         ]
         return Outcome(
             rows,
