@@ -10,10 +10,9 @@ It takes any module, since it needs to know nothing of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,11 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from inrfast.linalg.operators import UNIT
-from inrfast.memory import DEVICE_ROWS, chunks
-from inrfast.mlp import MLP, HiddenLayer, LinearLayer
-from inrfast.norms import Norm
-from inrfast.norms.topk import ROWWISE, Selecting, TopKNorm
-from inrfast.ops.factors import linear, mlp_factors, mlp_features
+from inrfast.memory import chunks
 from inrfast.ops.sparse_rows import coalesced, is_sparse
 
 WHOLE = 2.0**26
@@ -46,18 +41,11 @@ much as a single operation, which 8 covers up to width 1,024; what it leaves is 
 networks the bound was 1.1 to 12,000 times the error found in long double, 20 times in the median; most where products
 of fp32 numbers are exact."""
 
+SLACK = 1e-6
+"""Relative size of what rounding adds to errors that are computed."""
+
 POINTS, PASSES = 64, 128
 """Points of the sample, and disturbed passes over points of it, all together."""
-
-HINGE_ROWS, HINGE_BYTES, MOST_EXACT = 8192, 2**21, 20_000
-"""Points whose hinges are looked at together at most, the size of one buffer of theirs, and hinges next to a point that
-are computed exactly (0.1 s)."""
-
-HINGE_BYTES_GPU = 2**26
-"""Size of one buffer on a GPU, which a chunk must fill; five of them are there at once."""
-
-DOUBTFUL_ROWS = 512
-"""Hinges in doubt whose slopes are computed together."""
 
 _NAMES = (
     "_to_copy abs alias amax amin cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy copy_ detach embedding "
@@ -70,7 +58,7 @@ EXACT = frozenset(_NAMES.split())
 
 NOTHING = 4 * UNIT
 """Size of a sum, relative to that of its terms, up to which it counts as zero, which stays so: the point lies on a
-hinge, and which side rounding takes is what :func:`hinges_in_doubt` is for."""
+hinge, and which side rounding takes is what :mod:`inrfast.switches` is for."""
 
 _SUMS = "addbmm addmm addmm_ addmv addmv_ addr baddbmm baddbmm_ bmm convolution cumsum dot matmul mm mv sum trace vdot"
 SUMS = frozenset(_SUMS.split())
@@ -156,8 +144,9 @@ class PassErrors:
     def plus(self, layer: int, jacobian: Tensor, sensitivities: float) -> PassErrors:
         """Return the same with more squared errors in one layer, (M,) and a number, which need no safety factor."""
         rows, slopes = self.jacobian.clone(), self.sensitivities.clone()
-        rows[layer] += jacobian.cpu() / SAFETY**2
-        slopes[layer] += sensitivities / SAFETY**2
+        share = (1 + SLACK) ** 2 / SAFETY**2
+        rows[layer] += share * jacobian.cpu()
+        slopes[layer] += share * sensitivities
         return PassErrors(rows, self.features, slopes)
 
     def and_those_of(self, other: PassErrors) -> PassErrors:
@@ -197,20 +186,20 @@ def pass_errors(
     aside
         Numbers (k,) of points at which a jump is known, whose error the caller adds; None: there are none.
     """
-    index, share = _sample(coords, weights)
+    index, share = sample(coords, weights)
     points, repeats = coords[index.to(coords.device)], max(1, PASSES // len(index))
     share = share / repeats * (UNIT / DISTURBANCE) ** 2
-    exact = _on_cpu(factors(points))
+    exact = on_cpu(factors(points))
     jumps = torch.zeros(len(index), dtype=torch.bool) if aside is None else torch.isin(index, aside.cpu())
     with Disturbed(0, coords.device, tables):
-        disturbed = _on_cpu(factors(points.repeat(repeats, 1)))
+        disturbed = on_cpu(factors(points.repeat(repeats, 1)))
     sizes = [squared_rows(layer, outputs) for layer in exact]
     size = torch.stack(sizes).sum((0, 2))
     jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64)
     single = torch.zeros(2, len(exact), dtype=torch.float64)
     for part in chunks(repeats * len(points), len(points)):
         moved = [_rows_of(layer, part) for layer in disturbed]
-        distances = [_squared_distance(one, other, outputs) for one, other in zip(exact, moved, strict=True)]
+        distances = [squared_distance(one, other, outputs) for one, other in zip(exact, moved, strict=True)]
         response = torch.stack(distances).sum((0, 2))
         linear = response <= LINEAR**2 * size
         others = (~linear & ~jumps).nonzero().flatten().tolist()
@@ -231,7 +220,7 @@ def pass_errors(
     return PassErrors(jacobian, single[0], single[1])
 
 
-def _sample(coords: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def sample(coords: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return which points are looked at, and how many of all points each stands for."""
     count = len(coords)
     if count <= POINTS:
@@ -248,7 +237,7 @@ def _sample(coords: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.cat([index, outer]), share
 
 
-def _on_cpu(layers: Sequence[Row]) -> list[Row]:
+def on_cpu(layers: Sequence[Row]) -> list[Row]:
     """Return factors of a few points on the CPU, in one transfer: what is done with them are many small operations."""
     tensors = [t for row in layers for t in row if t is not None]
     if not tensors or tensors[0].device.type == "cpu":
@@ -270,10 +259,10 @@ def _repeats(
 
     If so, what a disturbance made of it was the switch of a ReLU whose hinge no rounding moves.
     """
-    alone = _on_cpu(factors(points[n : n + 1]))
+    alone = on_cpu(factors(points[n : n + 1]))
     one = [_rows_of(layer, slice(n, n + 1)) for layer in exact]
     outputs = max([1, *(s.shape[1] for _, s in one if s is not None)])
-    distance = sum(float(_squared_distance(a, b, outputs).sum()) for a, b in zip(one, alone, strict=True))
+    distance = sum(float(squared_distance(a, b, outputs).sum()) for a, b in zip(one, alone, strict=True))
     return distance <= LINEAR**2 * size
 
 
@@ -287,7 +276,7 @@ def squared_rows(layer: Row, outputs: int) -> Tensor:
     return rows if z is None or is_sparse(z) else rows * z.square().sum(1, keepdim=True)
 
 
-def _squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
+def squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
     """Return ``|s' z'^T - s z^T|^2``, (n, M): ``ds z'^T + s dz^T`` without the differences of products."""
     (z, s), (z2, s2) = one, other
     if z is None:
@@ -305,228 +294,3 @@ def _squared_distance(one: Row, other: Row, outputs: int) -> Tensor:
     left, right = z2.square().sum(1, keepdim=True), dz.square().sum(1, keepdim=True)
     cross = (z2 * dz).sum(1, keepdim=True) * (ds * s).sum(2)
     return (ds.square().sum(2) * left + s.square().sum(2) * right + 2 * cross).clamp_min_(0)
-
-
-# ---- hinges ------------------------------------------------------------------------------------------------------
-
-
-class Hinges(NamedTuple):
-    """ReLUs of the first layer, k of them, whose slope at a point rounding decided.
-
-    Attributes
-    ----------
-    points, inputs
-        The points (k, d), and the input of the first layer there (k, D).
-    units
-        The units (k,).
-    gradient
-        Derivatives (k, M) of the outputs by the unit's value: what its slope adds to them, or does not.
-    """
-
-    points: Tensor
-    inputs: Tensor
-    units: Tensor
-    gradient: Tensor
-
-
-def hinges_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -> Iterator[Hinges]:
-    """Yield the first-layer ReLUs whose hinge rounding puts on one side of a point, some of them at a time.
-
-    Their values are next to 0, but their slopes are 0 or 1, and no small disturbance shows that. Of networks without a
-    norm before the first activation; others have none. Where the sum ``w x + b`` is exact, as for fp32 numbers on a
-    line, nothing is in doubt.
-
-    Parameters
-    ----------
-    mlp, inputs
-        The network, and what makes the inputs of its first layer from coordinates.
-    coords
-        All points (N, d).
-    """
-    outputs, first, above = mlp.outputs, mlp.layers[0], mlp.layers[1].weight
-    norm = mlp.hidden[0].norm
-    if mlp.activations[0].kind.keeps != "mask" or not (norm is None or mlp.hidden[0].norm_after):
-        return
-    for part in chunks(len(coords), _rows_at_once(max(first.weight.shape), coords)):
-        x = inputs(coords[part])
-        u, terms = linear(x, first.weight, first.bias), x.abs() @ first.weight.abs().t()
-        if first.bias is not None:
-            terms += first.bias.abs()
-        near = (u.abs() <= 8 * (x.shape[1] + 1) * UNIT * terms) & (terms > 0)
-        places = near.nonzero()
-        if len(places) == 0:
-            continue
-        places = torch.cat([_doubtful(u, x, first, places[:MOST_EXACT]), places[MOST_EXACT:]])
-        for some in places.split(DOUBTFUL_ROWS):
-            rows, units = some.unbind(1)
-            if len(mlp.hidden) > 1:
-                behind = mlp_factors(mlp, x[rows]).sensitivities[1]
-            else:
-                behind = torch.eye(outputs, dtype=x.dtype, device=x.device).expand(len(rows), -1, -1)
-            if norm is None:
-                gradient = (behind * above[:, units].t().unsqueeze(1)).sum(2)
-            else:
-                _, state = norm.forward(mlp.activations[0].value(linear(x[rows], first.weight, first.bias)))
-                units_of = units.view(-1, 1, 1).expand(-1, outputs, 1)
-                gradient = norm.backward(behind @ above, state)[0].gather(2, units_of).squeeze(2)
-            yield Hinges(coords[part][rows], x[rows], units, gradient)
-
-
-def _doubtful(u: Tensor, x: Tensor, layer: LinearLayer, places: Tensor) -> Tensor:
-    """Return the places (point, unit) whose pre-activations ``u`` rounding made: another order of the sum differs."""
-    rows, units = places.unbind(1)
-    bias = u.new_zeros(len(places)) if layer.bias is None else layer.bias[units]
-    numbers = torch.cat([u[rows, units].unsqueeze(1), bias.unsqueeze(1), x[rows], layer.weight[units]], dim=1)
-    rounded = [index for index, (computed, *terms) in enumerate(numbers.tolist()) if not _is_exact(computed, *terms)]
-    return places[torch.tensor(rounded, dtype=torch.int64).to(places.device)]
-
-
-def _is_exact(computed: float, bias: float, *factors: float) -> bool:
-    """Return whether ``bias`` and the products of the first half of ``factors`` with the other add up to this."""
-    half = len(factors) // 2
-    terms = [Fraction(a) * Fraction(b) for a, b in zip(factors[:half], factors[half:], strict=True)]
-    return Fraction(computed) == sum(terms, Fraction(bias))
-
-
-# ---- selections --------------------------------------------------------------------------------------------------
-
-MOST_SELECTIONS = 2**14
-"""Units in doubt whose effect is computed; of more nothing is known."""
-
-
-def selections_in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor) -> Tensor:
-    """Return the units (k, 3) that a norm of the largest ones keeps or leaves out as rounding has it.
-
-    Each row has the numbers of a point, a hidden layer and a unit whose size is that of the smallest that is kept, up
-    to the errors of both: which of them is the larger decides about features and slopes, and no small disturbance shows
-    that. Errors are bounds a priori, to first order, layer by layer. Sums of the first layer that are exact, as for
-    fp32 numbers on a line, are not in doubt.
-
-    Parameters
-    ----------
-    mlp, inputs
-        The network, and what makes the inputs of its first layer from coordinates.
-    coords
-        All points (N, d).
-    """
-    found = [torch.empty(0, 3, dtype=torch.int64)]
-    if not any(isinstance(norm, Selecting) for norm in mlp.norms):
-        return found[0]
-    last = max(index for index, layer in enumerate(mlp.hidden) if isinstance(layer.norm, Selecting))
-    for part in chunks(len(coords), _rows_at_once(max(mlp.columns, *mlp.widths), coords)):
-        z = inputs(coords[part])
-        errors = torch.zeros_like(z)
-        for index, layer in enumerate(mlp.hidden[: last + 1]):
-            z, errors, places = _bounded(layer, z, errors, first=index == 0)
-            rows, units = places.cpu().unbind(1)
-            found.append(torch.stack([rows + part.start, torch.full_like(rows, index), units], 1))
-    return torch.cat(found)
-
-
-def _rows_at_once(widest: int, coords: Tensor) -> int:
-    """Return how many points are looked at together, in layers of so many columns at most."""
-    if coords.device.type != "cpu":
-        return min(DEVICE_ROWS, max(256, HINGE_BYTES_GPU // (8 * widest)))
-    return min(HINGE_ROWS, max(256, HINGE_BYTES // (8 * widest)))
-
-
-def _bounded(layer: HiddenLayer, z: Tensor, errors: Tensor, first: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a hidden layer's output, bounds of its errors, and the places (point, unit) of units in doubt."""
-    weight, bias, terms = layer.linear.weight, layer.linear.bias, (z.shape[1] + 1) * UNIT
-    u = linear(z, weight, bias)
-    own = linear(errors + terms * z.abs(), weight.abs(), None if bias is None else terms * bias.abs())
-    exact = (z, u, layer.linear) if first and layer.activation.kind.keeps in ("mask", "nothing") else None
-    before = after = torch.zeros(0, 2, dtype=torch.int64, device=z.device)
-    if layer.norm is not None and not layer.norm_after:
-        u, own, before = _through_norm(layer.norm, u, own, (z, u, layer.linear) if first else None)
-    values, slope = layer.activation.value(u), layer.activation.slope(u).abs()
-    if layer.activation.kind.keeps == "mask":
-        slope = (u > -own).to(u.dtype)
-    own = slope * (own + 2 * UNIT * u.abs()) + 4 * UNIT * values.abs() * (layer.activation.kind.keeps != "mask")
-    if layer.norm is not None and layer.norm_after:
-        values, own, after = _through_norm(layer.norm, values, own, exact)
-    return values, own, torch.cat([before, after])
-
-
-def _through_norm(
-    norm: Norm, u: Tensor, errors: Tensor, exact: tuple[Tensor, Tensor, LinearLayer] | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a norm's values at ``u``, bounds of their errors, and the places of units in doubt.
-
-    ``exact`` are inputs, sums and weights of a first layer whose values are exact where these sums are.
-    """
-    places = torch.zeros(0, 2, dtype=torch.int64, device=u.device)
-    if isinstance(norm, Selecting):
-        places = norm.doubtful(u, errors).nonzero()
-        if exact is not None and 0 < len(places) <= MOST_EXACT:
-            inputs, sums, linear_layer = exact
-            rounded = _doubtful(sums, inputs, linear_layer, places)
-            known = errors.clone()
-            known[places.unbind(1)] = 0
-            known[rounded.unbind(1)] = errors[rounded.unbind(1)]
-            places = norm.doubtful(u, known).nonzero()
-    elif not isinstance(norm, ROWWISE):  # it subtracts a mean
-        errors = errors + (u.shape[1] + 1) * UNIT * u.abs().amax(1, keepdim=True)
-    values, state = norm.forward(u.clone())
-    left, directions = norm.slope(state)
-    if directions is not None:
-        sizes = directions.abs()
-        errors = errors + (sizes.mT @ (sizes @ errors.unsqueeze(2))).squeeze(2)
-    own = 0.0 if isinstance(norm, TopKNorm) else (u.shape[1] + 1) * UNIT
-    return values, left.abs() * errors + own * values.abs(), places
-
-
-def selection_errors(
-    mlp: MLP,
-    places: Tensor,
-    factors: Callable[[MLP, Tensor], Sequence[Row]],
-    inputs: Callable[[Tensor], Tensor],
-    coords: Tensor,
-) -> PassErrors:
-    """Return the squared errors that :func:`selections_in_doubt` stand for, computed with each unit kept or left out.
-
-    With m units in doubt at a point, the square of the sum of their effects is at most m times the sum of squares. The
-    effect of several together is that sum to first order; the safety factor is for the rest.
-
-    Parameters
-    ----------
-    mlp, places, inputs, coords
-        Of :func:`selections_in_doubt`.
-    factors
-        The pass of a network like this one, from points (n, d): as in :func:`pass_errors`.
-    """
-    outputs = mlp.outputs
-    coords = coords.to(torch.float64)
-    layers = len(factors(mlp, coords[:1]))
-    jacobian = torch.zeros(layers, outputs, dtype=torch.float64)
-    single = torch.zeros(2, layers, dtype=torch.float64)
-    if len(places) > MOST_SELECTIONS:
-        return PassErrors(torch.full_like(jacobian, math.inf), *torch.full_like(single, math.inf))
-    counts = torch.bincount(places[:, 0], minlength=1).to(torch.float64)
-    for index in places[:, 1].unique().tolist():
-        for some in places[places[:, 1] == index].split(DOUBTFUL_ROWS):
-            points, units = some[:, 0], some[:, 2].to(coords.device)
-            x = coords[points.to(coords.device)]
-            before = _on_cpu(factors(mlp, x))
-            after = _on_cpu(factors(_switched(mlp, index, inputs(x), units), x))
-            share = counts[points]
-            for layer, (one, other) in enumerate(zip(before, after, strict=True)):
-                jacobian[layer] += share @ _squared_distance(one, other, outputs)
-                for kind, (was, found) in enumerate(zip(one, other, strict=True)):
-                    if was is not None and found is not None and was.is_floating_point():
-                        single[kind, layer] += share @ (found - was).square().flatten(1).sum(1)
-    return PassErrors(jacobian, single[0], single[1])
-
-
-def _switched(mlp: MLP, index: int, inputs: Tensor, units: Tensor) -> MLP:
-    """Return the network that, of some points, keeps one more unit of a hidden layer, or one less."""
-    layer = mlp.hidden[index]
-    norm = layer.norm
-    assert isinstance(norm, Selecting)
-    z = mlp_features(mlp, inputs, index)[:, :-1]
-    u = linear(z, layer.linear.weight, layer.linear.bias)
-    chosen = norm.kept(layer.activation.value(u) if layer.norm_after else u).bool()
-    every = torch.arange(len(units), device=units.device)
-    chosen[every, units] = ~chosen[every, units]
-    other = replace(layer, norm=replace(norm, chosen=chosen))
-    return replace(mlp, hidden=(*mlp.hidden[:index], other, *mlp.hidden[index + 1 :]))

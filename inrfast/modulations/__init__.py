@@ -73,6 +73,13 @@ class Modulation(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def rounding(self, coords: Tensor) -> Tensor | None:
+        """Return bounds (n, m) of what rounding does to ``h`` at coordinates (n, d), to first order, in their dtype.
+
+        For certified ranks. Default None: it is measured on disturbed passes.
+        """
+        return None
+
 
 MODULATIONS: Registry[type[Modulation]] = Registry("modulation", "inrfast.modulations", Modulation, classes=True)
 """The filters that ``INR(modulation=...)`` takes."""
@@ -150,6 +157,13 @@ def filter_of(
 def uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
     """Return fp64 numbers (on the CPU) uniform in ``[-bound, bound]``."""
     return bound * (2 * torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 1)
+
+
+def phase_errors(linear: nn.Linear, coords: Tensor) -> Tensor:
+    """Return bounds (n, m) of the rounding errors of ``W x + b`` at coordinates (n, d), in their dtype."""
+    terms = (coords.shape[1] + 1) * torch.finfo(coords.dtype).eps / 2
+    bias = None if linear.bias is None else terms * linear.bias.abs()
+    return nn.functional.linear(terms * coords.abs(), linear.weight.abs(), bias)
 
 
 def phases(weight: Tensor, generator: torch.Generator, device: torch.device, dtype: torch.dtype) -> nn.Linear:

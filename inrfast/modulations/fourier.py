@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from inrfast.modulations import MODULATIONS, Modulation, phases, uniform
+from inrfast.modulations import MODULATIONS, Modulation, phase_errors, phases, uniform
 
 
 class Fourier(Modulation):
@@ -49,6 +49,10 @@ class Fourier(Modulation):
         """See :class:`inrfast.modulations.Modulation`."""
         phase = self.linear(coords)
         return phase.sin(), phase.cos()
+
+    def rounding(self, coords: Tensor) -> Tensor:
+        """See :class:`inrfast.modulations.Modulation`."""
+        return phase_errors(self.linear, coords) + 2 * torch.finfo(coords.dtype).eps
 
 
 MODULATIONS.add("fourier", Fourier)

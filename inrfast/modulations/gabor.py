@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from inrfast.modulations import MODULATIONS, Modulation, phases, uniform
+from inrfast.modulations import MODULATIONS, Modulation, phase_errors, phases, uniform
 
 
 class Gabor(Modulation):
@@ -58,6 +58,12 @@ class Gabor(Modulation):
         """See :class:`inrfast.modulations.Modulation`."""
         phase, envelope = self.linear(coords), torch.exp(-0.5 * self.gamma * self.apart(coords))
         return phase.sin() * envelope, phase.cos() * envelope
+
+    def rounding(self, coords: Tensor) -> Tensor:
+        """See :class:`inrfast.modulations.Modulation`."""
+        eps, exponent = torch.finfo(coords.dtype).eps, 0.5 * self.gamma.abs() * self.apart(coords)
+        relative = phase_errors(self.linear, coords) + eps * (4 + (coords.shape[1] + 4) * exponent)
+        return torch.exp(-0.5 * self.gamma * self.apart(coords)) * relative
 
     def apart(self, coords: Tensor) -> Tensor:
         """Return ``|x - mu|^2`` (..., m), summed coordinate by coordinate: nothing cancels."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast import backends, rounding
+from inrfast import backends, rounding, switches
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.encodings import is_own
@@ -29,6 +29,7 @@ from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
 from inrfast.nn import declared_sizes, warn_of_other_box
+from inrfast.ops import gemm
 from inrfast.ops.factors import Room, layer_shapes, mlp_factors, mlp_features, reason_against
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.operands import LayerShape, Output
@@ -508,30 +509,40 @@ class Capture:
 
         ``weights`` is the kernel's diagonal (N,), if it is known.
         """
-        tables = self._mlp is None or self._mlp.encoding is not None
-        if self.mlp is None:
+        mlp = self._mlp
+        tables = mlp is None or mlp.encoding is not None
+        if mlp is None:
             return rounding.pass_errors(self.exact, coords, self.outputs, weights, tables)
+        threads = gemm.threads(PASS_DTYPE, self.device) if self.concurrent else 1
         with own_modes():
-            places = rounding.selections_in_doubt(self.mlp, self.inputs, coords)
+            places = switches.in_doubt(mlp, self.inputs, coords, threads)
         found = rounding.pass_errors(self.exact, coords, self.outputs, weights, tables, places[:, 0])
-        if len(places) > 0:
-            with own_modes():
-                jumps = rounding.selection_errors(self.mlp, places, self._closed_factors, self.inputs, coords)
-            found = found.and_those_of(jumps)
-        first = self.mlp.layers[0]
-        for hinges in rounding.hinges_in_doubt(self.mlp, self.inputs, coords):
-            squares = hinges.gradient.square()
-            for index, layer in enumerate(self.layers):
-                if layer.name == first.name:
-                    inputs = hinges.inputs.square().sum(1) + (first.bias is not None)
-                    found = found.plus(index, inputs @ squares, float(squares.sum()))
-            if self._run_layers:  # below the first layer: what its input's makers add
-                with own_modes():
-                    derivatives = hinges.gradient.unsqueeze(2) * first.weight[hinges.units].unsqueeze(1)
-                    moved = self._by_running(hinges.points.to(PASS_DTYPE), derivatives)
-                for index, (z, s) in moved.items():
-                    rows = rounding.squared_rows((z, s), self.outputs).sum(0)
-                    found = found.plus(index, rows, 0.0 if s is None else float(s.square().sum()))
+        if len(places) == 0:
+            return found
+        simple = switches.of_first_layer(mlp, places)
+        with own_modes():
+            for hinges in switches.hinges(mlp, places[simple], self.inputs, coords):
+                found = self._with_hinges(mlp, found, hinges)
+            if not bool(simple.all()):
+                others = places[~simple]
+                jumps = switches.switching_errors(mlp, others, self._closed_factors, self.inputs, coords)
+                found = found.and_those_of(jumps)
+        return found
+
+    def _with_hinges(self, mlp: MLP, found: rounding.PassErrors, hinges: switches.Hinges) -> rounding.PassErrors:
+        """Return errors with those of some first-layer gates: in the first layer, and in what makes its input."""
+        squares, first = hinges.gradient.square(), mlp.layers[0]
+        for index, layer in enumerate(self.layers):
+            if layer.name == first.name:
+                inputs = hinges.inputs.square().sum(1) + (first.bias is not None)
+                found = found.plus(index, inputs @ squares, float(squares.sum()))
+        if self._run_layers:
+            derivatives = hinges.gradient.unsqueeze(2) * first.weight[hinges.units].unsqueeze(1)
+            moved = self._by_running(hinges.points, derivatives)
+            for index, (z, s) in moved.items():
+                rows = hinges.beside @ rounding.squared_rows((z, s), self.outputs)
+                slopes = 0.0 if s is None else float(hinges.beside @ s.square().flatten(1).sum(1))
+                found = found.plus(index, rows, slopes)
         return found
 
     # ---- operands of a fused kernel ----------------------------------------------------------------------------
