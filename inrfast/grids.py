@@ -32,6 +32,8 @@ def check_bounds(bounds: Any, dimensions: int) -> list[tuple[float, float]]:
 def _axis(points: int, endpoint: str, low: float, high: float) -> Tensor:
     """Return the fp64 coordinates of one axis: every other dtype is rounded once from these."""
     if endpoint == "inclusive" and points > 1:
+        if low == -high:  # symmetric to the last bit, with 0 in the middle: linspace has 5.6e-17 there
+            return high * (torch.arange(1 - points, points, 2, dtype=torch.float64) / (points - 1))
         return torch.linspace(low, high, points, dtype=torch.float64)
     offset = {"inclusive": 0.5, "exclusive": 0.0, "center": 0.5}[endpoint]
     return low + (high - low) * (torch.arange(points, dtype=torch.float64) + offset) / points

@@ -58,7 +58,7 @@ EXACT = frozenset(_NAMES.split())
 
 NOTHING = 4 * UNIT
 """Size of a sum, relative to that of its terms, up to which it counts as zero, which stays so: the point lies on a
-hinge, and which side rounding takes is what :mod:`inrfast.switches` is for."""
+hinge, and which side rounding takes is what :mod:`inrfast.doubts` is for."""
 
 _SUMS = "addbmm addmm addmm_ addmv addmv_ addr baddbmm baddbmm_ bmm convolution cumsum dot matmul mm mv sum trace vdot"
 SUMS = frozenset(_SUMS.split())

@@ -52,30 +52,86 @@ def _activation(name, u, omega=None, sigma=None):
     return np.logaddexp(u, LONG(0)), 1 / (1 + np.exp(-u))
 
 
-def factors(net: inr.INR, coords):
-    """Return features [Z, 1] (n, D + 1) (or Z) of every layer and sensitivities (n, M, D) of all but the head."""
+def _numbers(tensor):
+    return tensor.detach().double().numpy().astype(LONG)
 
-    def numbers(tensor):
-        return tensor.detach().double().numpy().astype(LONG)
 
-    z, features, slopes = numbers(coords), [], []
+def _norm(module, u):
+    """Value of a norm in eval mode, and the function that takes a gradient (n, M, D) in it to one in ``u``."""
+    kind, mask, m = type(module).__name__, np.ones_like(u), u.shape[1]
+    if kind == "Identity":
+        return u, lambda g: g
+    if kind == "BatchNorm1d":
+        scale = _numbers(module.weight) / np.sqrt(_numbers(module.running_var) + LONG(module.eps))
+        return (u - _numbers(module.running_mean)) * scale + _numbers(module.bias), lambda g: g * scale
+    if kind == "LayerNorm":
+        weight, apart = _numbers(module.weight), u - u.mean(1, keepdims=True)
+        inverse = 1 / np.sqrt((apart**2).mean(1, keepdims=True) + LONG(module.eps))
+        y = apart * inverse
+
+        def back(g):
+            g = g * weight
+            along = (g * y[:, None]).mean(2, keepdims=True)
+            return (g - g.mean(2, keepdims=True) - y[:, None] * along) * inverse[:, None]
+
+        return y * weight + _numbers(module.bias), back
+    if kind.startswith("TopK"):
+        mask = (np.abs(u) >= np.sort(np.abs(u), axis=1)[:, -module.k][:, None]).astype(LONG)
+        u = u * mask
+    if kind == "TopK":
+        return u, lambda g: g * mask[:, None]
+    factor = np.sqrt(LONG(m)) / np.sqrt((u**2).sum(1, keepdims=True))
+    y = u * factor
+    return y, lambda g: factor[:, None] * (g - y[:, None] * (g * y[:, None]).sum(2, keepdims=True) / m) * mask[:, None]
+
+
+def _filter(module, x):
+    """Values of a filter of the coordinates."""
+    h = np.sin(x @ _numbers(module.linear.weight).T + _numbers(module.linear.bias))
+    if hasattr(module, "gamma"):
+        apart = ((x[:, None] - _numbers(module.mu)) ** 2).sum(2)
+        h = h * np.exp(-_numbers(module.gamma) / 2 * apart)
+    return h
+
+
+def layers(net: inr.INR, coords):
+    """Yield every hidden layer's input and output, what its activation is given, and the way back through it."""
+    x = z = _numbers(coords)
     if isinstance(net.encoding, inr.RandomFourier):
-        phase = 2 * PI * (z @ numbers(net.encoding.frequencies).T)
+        phase = 2 * PI * (z @ _numbers(net.encoding.frequencies).T)
         z = np.concatenate([np.cos(phase), np.sin(phase)], 1)
-    for k in range(net.hidden_layers + 1):
-        layer = net.layers[k]
+    for k in range(net.hidden_layers):
+        layer, own, pre = net.layers[k], net.bound_activations[k], net.norm_position == "pre"
+        u = z @ _numbers(layer.weight).T + (0 if layer.bias is None else _numbers(layer.bias))
+        u, before = _norm(net.norms[k], u) if pre else (u, lambda g: g)
+        values, slope = _activation(own.name, u, *map(LONG, own.numbers))
+        values, after = (values, lambda g: g) if pre else _norm(net.norms[k], values)
+        h = LONG(1)
+        if net.modulations is not None and hasattr(net.modulations[k], "linear"):
+            h = _filter(net.modulations[k], x)
+        values = values * h
+
+        def back(g, before=before, after=after, slope=slope, h=h):
+            return before(after(g * np.broadcast_to(h, slope.shape)[:, None]) * slope[:, None])
+
+        yield z, values, u, back
+        z = values
+
+
+def factors(net: inr.INR, coords):
+    """Return features [Z, 1] (n, D + 1) (or Z) of every layer and sensitivities (n, M, D) of all but the head.
+
+    Those of linear layers; parameters of norms and filters have others.
+    """
+    passed, features = list(layers(net, coords)), []
+    for z, layer in zip([z for z, *_ in passed] + [passed[-1][1]], net.layers, strict=True):
         features.append(z if layer.bias is None else np.concatenate([z, np.ones((len(z), 1), LONG)], 1))
-        if k < net.hidden_layers:
-            u = z @ numbers(layer.weight).T + (0 if layer.bias is None else numbers(layer.bias))
-            own = net.bound_activations[k]
-            z, slope = _activation(own.name, u, *map(LONG, own.numbers))
-            slopes.append(slope)
-    s = np.broadcast_to(numbers(net.layers[-1].weight), (len(z), *net.layers[-1].weight.shape))
+    s = np.broadcast_to(_numbers(net.layers[-1].weight), (len(coords), *net.layers[-1].weight.shape))
     sensitivities = []
-    for k in reversed(range(net.hidden_layers)):
-        s = s * slopes[k][:, None]
+    for (*_, back), layer in zip(passed[::-1], list(net.layers[:-1])[::-1], strict=True):
+        s = back(s)
         sensitivities.append(s)
-        s = s @ numbers(net.layers[k].weight)
+        s = s @ _numbers(layer.weight)
     return features, sensitivities[::-1]
 
 

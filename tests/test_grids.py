@@ -33,6 +33,14 @@ def test_grid_is_the_row_major_product_of_its_axes(shape, endpoint, low, high, d
     np.testing.assert_allclose(got.numpy(), np.stack([a.ravel() for a in axes], 1), rtol=1e-6, atol=1e-6)
 
 
+@given(st.integers(1, 500), st.floats(0.1, 10), st.sampled_from([torch.float32, torch.float64]))
+def test_an_interval_around_0_is_symmetric_to_the_last_bit(points, half, dtype):
+    got = inr.grid(points, bounds=(-half, half), dtype=dtype)
+    assert torch.equal(got, -got.flip(0))
+    if points > 1:
+        assert float(got[-1]) == float(torch.tensor(half, dtype=dtype))
+
+
 def test_axes_of_one_point_cost_next_to_nothing():
     start = time.perf_counter()
     got = inr.grid((1,) * 10**4 + (3,) + (1,) * 10**4 + (2,))

@@ -32,6 +32,7 @@ TESTED_BY = {
     "inrfast/analysis/variance_[mr]*.py": "tests/analysis/test_variance.py",
     "inrfast/choosing/*.py": "tests/choosing/test_choose.py",
     "inrfast/cli/*.py": "tests/test_cli.py",
+    "inrfast/doubts.py": "tests/test_switches.py",
     "inrfast/encodings/*.py": "tests/encodings/test_encodings.py",
     "inrfast/experiments/demo_*.py": "tests/experiments/test_demo.py",
     "inrfast/experiments/drawing.py": "tests/experiments/inlet_rank_collapse/test_spectra.py",

@@ -1,7 +1,6 @@
 """Errors stated of a factor pass against long double, which has eleven bits more."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +15,7 @@ import inrfast as inr
 from inrfast.activations import ACTIVATIONS
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.errors import ResolutionError
-from inrfast.rounding import SAFETY, pass_errors, selections_in_doubt
-from inrfast.tangent.capture import Capture
+from inrfast.rounding import SAFETY, pass_errors
 
 pytestmark = needs_long_double
 
@@ -154,42 +152,6 @@ def test_any_module_is_measured():
     assert 1 / 3 < errors[0] / errors[1] < 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_hinges_that_grid_points_lie_on_are_in_doubt_only_where_sums_round(dtype):
-    """In one dimension the rank-expanding units switch exactly at grid points; nothing rounds there."""
-    coords = inr.grid(48, dtype=dtype)
-    K = inr.ntk(inr.INR(1, 1, width=48, init="rank_expanding", dtype=dtype), coords, precision="highest")
-    assert K.jacobian_error <= 1e-13 * math.sqrt(K.trace())
-
-
-@settings(max_examples=12)
-@given(seed=st.integers(0, 1000), width=st.integers(2, 24), side=st.integers(1, 4))
-def test_hinges_in_the_middle_of_a_symmetric_grid_are_not_in_doubt(seed, width, side):
-    """A batch norm calibrated there puts every hinge at the middle point, where ``b - mean`` is often exactly 0."""
-    net = inr.INR(2, 1, width=width, hidden_layers=2, norm="batch", norm_position="pre", seed=seed)
-    coords = inr.grid((2 * side + 1,) * 2)
-    inr.calibrate_batchnorm_(net, coords)
-    K = inr.ntk(net.eval(), coords, precision="highest")
-    assert K.jacobian_error <= 1e-11 * math.sqrt(K.trace())
-
-
-@settings(max_examples=10)
-@given(d=st.integers(1, 2), depth=st.integers(1, 3), seed=st.integers(0, 1000))
-def test_slopes_that_rounding_decides_are_in_the_error(d, depth, seed):
-    """Hinges of an fp64 network through its points: whether ``fl(w x) + b`` is above 0 is chance."""
-    coords = inr.grid((6,) * d, dtype=torch.float64)
-    net = inr.INR(d, 2, width=12, hidden_layers=depth, seed=seed, dtype=torch.float64)
-    first = net.layers[0]
-    with torch.no_grad():
-        first.bias.copy_(-(first.weight * coords[torch.arange(12) % len(coords)]).sum(1))
-    exact = kernel(net, coords)
-    truth, rest = eigenvalues(exact)
-    s = inr.ntk(net, coords).spectrum(1e-10)
-    lower, upper = (bound.numpy().astype(LONG) for bound in s.bounds())
-    assert (lower - rest <= truth).all()
-    assert (truth <= upper + rest).all()
-
-
 def test_one_point_far_out_is_not_missed():
     coords = inr.grid((10, 10), dtype=torch.float64)
     coords[37] *= 1e8
@@ -223,65 +185,3 @@ def test_ranks_of_representations_contain_those_of_long_double(scale, seed):
             level = LONG(rtol) ** 2 * squares[0]
             assert rank.lower <= int((squares > level - rest).sum())
             assert int((squares > level + rest).sum()) <= rank.upper
-
-
-# ---- selections --------------------------------------------------------------------------------------------------
-
-
-def with_twins(norm, position, k, seed):
-    """A network whose units are the same at points with two equal coordinates, in pairs, but for the order of a sum."""
-    options = {"width": 8, "hidden_layers": 2, "activation": "tanh", "norm": [{"name": norm, "k": k}, None]}
-    net = inr.INR(3, 2, **options, norm_position=position, seed=seed, dtype=torch.float64).eval()
-    with torch.no_grad():
-        weight, bias = net.layers[0].weight, net.layers[0].bias
-        weight[1::2], bias[1::2] = weight[::2].flip(1), bias[::2]
-    coords = random_coords(30, 3, seed).double()
-    coords[:, 2] = coords[:, 0]
-    return net, coords
-
-
-@settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 10**6), k=st.sampled_from([1, 3, 7]))
-@pytest.mark.parametrize("position", ["pre", "post"])
-@pytest.mark.parametrize("norm", ["topk", "topk_sphere"])
-def test_which_unit_is_kept_is_in_doubt_where_rounding_says_it(norm, position, k, seed):
-    """Of two units as large as the smallest that is kept, either or both may be: the Jacobians lie within the error."""
-    net, coords = with_twins(norm, position, k, seed)
-    capture = Capture(net, coords)
-    layer, own = capture.mlp.hidden[0], capture.mlp
-    u = coords @ layer.linear.weight.mT + layer.linear.bias
-    kept = layer.norm.kept(u.tanh() if position == "post" else u).bool()
-    order = u.abs()[:, ::2].argsort(1, descending=True)[:, (k - 1) // 2]
-    pair = torch.stack([2 * order, 2 * order + 1], 1)
-    error = capture.pass_errors(coords).jacobian.sum(1) * SAFETY**2
-    for choice in ((True, False), (False, True), (True, True)):
-        chosen = kept.clone().scatter_(1, pair, torch.tensor(choice).expand(30, 2))
-        hidden = (replace(layer, norm=replace(layer.norm, chosen=chosen)), *own.hidden[1:])
-        other = capture._closed_factors(replace(own, hidden=hidden), coords)
-        rows, _ = squared_differences(*[[(z.numpy(), None if s is None else s.numpy()) for z, s in made]
-                                        for made in (capture.exact(coords), other)])  # fmt: skip
-        assert (rows <= error.numpy() * (1 + 1e-6) + 1e-20).all()
-    with pytest.raises(ResolutionError):
-        inr.ntk(net, coords, precision="highest").spectrum(rtol=1e-6).rank()
-
-
-@settings(max_examples=20, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    norm=st.sampled_from(["topk", "topk_sphere"]),
-    activation=st.sampled_from(["relu", "sine"]),
-    width=st.integers(1, 60),
-)
-def test_no_selection_is_in_doubt_at_points_of_no_symmetry(seed, norm, activation, width):
-    """And none where sums are exact: at 0 two units of opposite slopes are equally large, in any order of the sum."""
-    points = random_coords(100, 2, seed).double()
-    net = inr.INR(2, 1, width=width, hidden_layers=3, activation=activation, init="siren", norm=norm, seed=seed)
-    mlp = Capture(net.double().eval(), points).mlp
-    assert len(selections_in_doubt(mlp, lambda x: x, points)) == 0
-
-    line = inr.INR(1, 1, width=2, hidden_layers=1, norm={"name": norm, "k": 1}, dtype=torch.float64)
-    with torch.no_grad():
-        line.layers[0].weight.copy_(torch.tensor([[0.3], [-0.3]]).double())
-        line.layers[0].bias.copy_(torch.tensor([0.7, 0.7]).double())
-    mlp, zero = Capture(line.eval(), torch.zeros(1, 1).double()).mlp, torch.zeros(1, 1).double()
-    assert len(selections_in_doubt(mlp, lambda x: x, zero)) == 0

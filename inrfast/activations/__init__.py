@@ -6,6 +6,8 @@ enough. In-place passes and device functions make it fast; without them it takes
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,6 +25,9 @@ from inrfast.registry import (
     check_number_known,
     name_and_numbers,
 )
+
+BESIDE_ZERO = 2.0**-500
+"""Where the slopes on both sides of 0 are taken."""
 
 KEEPS = ("slope", "result", "mask", "nothing")
 
@@ -182,6 +187,17 @@ class BoundActivation:
     def bound(self) -> float | None:
         """The largest ``|value|``; None: unbounded."""
         return self.kind.bound
+
+    @functools.cached_property
+    def sides(self) -> tuple[float, float] | None:
+        """The slopes just below and just above 0 where they differ, else None. A jump anywhere else is not found."""
+        if self.kind.keeps == "mask":
+            return 0.0, 1.0
+        at = torch.tensor([-BESIDE_ZERO, BESIDE_ZERO, -0.5, 0.5], dtype=torch.float64, device="cpu")
+        with torch.no_grad():
+            below, above, *others = self.slope(at).tolist()
+        usual = max(map(abs, (below, above, *others)))
+        return (below, above) if 1e-6 * usual < abs(below - above) < math.inf else None
 
     @property
     def named(self) -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inrfast import backends, rounding, switches
+from inrfast import backends, doubts, rounding, switches
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.encodings import is_own
@@ -515,7 +515,7 @@ class Capture:
             return rounding.pass_errors(self.exact, coords, self.outputs, weights, tables)
         threads = gemm.threads(PASS_DTYPE, self.device) if self.concurrent else 1
         with own_modes():
-            places = switches.in_doubt(mlp, self.inputs, coords, threads)
+            places = doubts.in_doubt(mlp, self.inputs, coords, threads)
         found = rounding.pass_errors(self.exact, coords, self.outputs, weights, tables, places[:, 0])
         if len(places) == 0:
             return found
