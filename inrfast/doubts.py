@@ -35,7 +35,8 @@ from inrfast.modulations import Modulation
 from inrfast.norms import Norm
 from inrfast.norms.batch import BatchNorm
 from inrfast.norms.layer import LayerNorm
-from inrfast.norms.topk import ROWWISE, Selecting, TopKNorm
+from inrfast.norms.sphere import Sphere
+from inrfast.norms.topk import ROWWISE, Selecting, TopKNorm, TopKSphereNorm
 from inrfast.ops.factors import linear
 from inrfast.rounding import (
     DISTURBANCE,
@@ -58,7 +59,8 @@ that are looked at one by one."""
 REPEATS = 4
 """Disturbed passes through an encoding, or a filter without bounds of its own."""
 
-GATE, SELECTION = 0, 1
+GATE, SELECTION, DIRECTION = 0, 1, 2
+"""What rounding may decide: a unit's slope, whether a norm keeps it, and where on a sphere a point lies (unit 0)."""
 
 
 # ---- bounds of errors --------------------------------------------------------------------------------------------
@@ -115,36 +117,42 @@ def _spectral_bound(weight: Tensor, whole: float) -> float:
     return whole * min(1.0, float(torch.linalg.vector_norm(power @ power)) ** 0.125 * (1 + SLACK))
 
 
-def _through_layer(
-    own: _Layer, z: Tensor, errors: Errors, x: Tensor
-) -> tuple[Tensor, Errors, Tensor | None, Tensor | None]:
-    """Return a hidden layer's output, its errors, and which gates and which selections (n, D) are in doubt, if any.
+class Doubts(NamedTuple):
+    """What is in doubt in a layer at n points: gates and selections (n, D), directions (n, 1). None: nothing can be."""
+
+    gates: Tensor | None = None
+    selections: Tensor | None = None
+    directions: Tensor | None = None
+
+
+def _through_layer(own: _Layer, z: Tensor, errors: Errors, x: Tensor) -> tuple[Tensor, Errors, Doubts]:
+    """Return a hidden layer's output, its errors, and what is in doubt.
 
     Errors of single units are carried on where those of the inputs are given. ``x`` are the coordinates, for filters.
     """
     layer, fine = own.layer, errors.each is not None
-    norm, after = layer.norm, layer.norm_after
-    u, found = _sums(own, z, errors)
-    tested, within, selected = u, found.each, None
+    norm, after, found = layer.norm, layer.norm_after, Doubts()
+    u, bounds = _sums(own, z, errors)
+    tested, within = u, bounds.each
     if norm is not None and not after:
-        u, found, selected = _through_norm(norm, u, found)
+        u, bounds, found = _through_norm(norm, u, bounds)
         if not isinstance(norm, ROWWISE):  # the others keep signs, whose errors are known best before them
-            tested, within = u, found.each
+            tested, within = u, bounds.each
     gates = None
     if own.sides is not None:
         assert within is not None
         gates = (tested.abs() <= 2 * within) & (within > 0)
         if isinstance(norm, Selecting) and not after:
-            assert selected is not None
-            gates &= selected | norm.kept(tested).bool()
+            assert found.selections is not None
+            gates &= found.selections | norm.kept(tested).bool()
     if not fine and not (after and isinstance(norm, Selecting)):
-        found = Errors(found.length, None)
-    values, found = _through_activation(layer.activation, own.sides, u, found, gates)
+        bounds = Errors(bounds.length, None)
+    values, bounds = _through_activation(layer.activation, own.sides, u, bounds, gates)
     if norm is not None and after:
-        values, found, selected = _through_norm(norm, values, found)
+        values, bounds, found = _through_norm(norm, values, bounds)
     if layer.modulation is not None:
-        values, found = _through_filter(layer.modulation, values, found, x)
-    return values, found if fine else Errors(found.length, None), gates, selected
+        values, bounds = _through_filter(layer.modulation, values, bounds, x)
+    return values, bounds if fine else Errors(bounds.length, None), found._replace(gates=gates)
 
 
 def _sums(own: _Layer, z: Tensor, errors: Errors) -> tuple[Tensor, Errors]:
@@ -176,6 +184,7 @@ def _through_activation(
         if each is not None:
             assert gates is not None
             each = each * (gates | (u > 0))
+            size = torch.minimum(size, torch.linalg.vector_norm(each, dim=1))
         return values, Errors(size, each)
     slope = act.slope(u).abs()
     if sides is not None and gates is not None:
@@ -188,10 +197,14 @@ def _through_activation(
     return values, Errors(size, each)
 
 
-def _through_norm(norm: Norm, u: Tensor, errors: Errors) -> tuple[Tensor, Errors, Tensor | None]:
-    """Return a norm's values, their errors, and which units of one that keeps the largest are in doubt."""
+def _through_norm(norm: Norm, u: Tensor, errors: Errors) -> tuple[Tensor, Errors, Doubts]:
+    """Return a norm's values, their errors, and what is in doubt."""
     size, each = errors
-    selected = norm.doubtful(u, 2 * each) if isinstance(norm, Selecting) and each is not None else None
+    selections = norm.doubtful(u, 2 * each) if isinstance(norm, Selecting) and each is not None else None
+    doubts = Doubts(None, selections)
+    if isinstance(norm, (Sphere, TopKSphereNorm)):
+        kept = u if isinstance(norm, Sphere) else u * norm.kept(u)
+        doubts = doubts._replace(directions=(size > LINEAR * torch.linalg.vector_norm(kept, dim=1)).unsqueeze(1))
     values, state = norm.forward(u.clone())
     left, directions = norm.slope(state)
     left = left.abs().expand_as(values)
@@ -216,12 +229,12 @@ def _through_norm(norm: Norm, u: Tensor, errors: Errors) -> tuple[Tensor, Errors
     size = scale * (size + torch.linalg.vector_norm(before.expand_as(u), dim=1))
     size = size + torch.linalg.vector_norm(after.expand_as(u), dim=1)
     if each is None:
-        return values, Errors(size, None), selected
+        return values, Errors(size, None), doubts
     each = each + before
     if directions is not None:
         sizes = directions.abs()
         each = each + (sizes.mT @ (sizes @ each.unsqueeze(2))).squeeze(2)
-    return values, Errors(size, torch.minimum(left * each + after, size.unsqueeze(1))), selected
+    return values, Errors(size, torch.minimum(left * each + after, size.unsqueeze(1))), doubts
 
 
 def _through_filter(own: nn.Module, values: Tensor, errors: Errors, x: Tensor) -> tuple[Tensor, Errors]:
@@ -319,9 +332,10 @@ def in_doubt(mlp: MLP, inputs: Callable[[Tensor], Tensor], coords: Tensor, threa
     """Return the gates and selections (k, 4) that rounding decides, sorted, on the CPU.
 
     Each row has the numbers of a point, a hidden layer and a unit, and :data:`GATE`: the unit lies where its activation
-    jumps in slope; or :data:`SELECTION`: its size is that of the smallest that its norm keeps. Sums that round nothing,
-    as of fp32 numbers on a line, are not in doubt. The errors of encodings are measured on a sample of points, those
-    of all else are bounds a priori.
+    jumps in slope; :data:`SELECTION`: its size is that of the smallest that its norm keeps; or :data:`DIRECTION`: what
+    a norm projects onto a sphere is next to nothing but rounding. Sums that round nothing, as of fp32 numbers on a
+    line, are not in doubt. The errors of encodings are measured on a sample of points, and those of filters without
+    bounds of their own on disturbed passes; those of all else are bounds a priori.
 
     Parameters
     ----------
@@ -372,7 +386,7 @@ def _suspects(layers: Sequence[_Layer], z: Tensor, errors: Tensor | None, x: Ten
     found = torch.zeros(len(z), dtype=torch.bool, device=z.device)
     bounds = Errors(torch.linalg.vector_norm(_at_inputs(z, errors), dim=1), None)
     for own in layers:
-        z, bounds, *doubts = _through_layer(own, z, bounds, x)
+        z, bounds, doubts = _through_layer(own, z, bounds, x)
         for doubt in doubts:
             if doubt is not None:
                 found |= doubt.any(1)
@@ -384,8 +398,8 @@ def _places(layers: Sequence[_Layer], z: Tensor, errors: Tensor | None, x: Tenso
     each = _at_inputs(z, errors)
     bounds = Errors(torch.linalg.vector_norm(each, dim=1), each)
     for index, own in enumerate(layers):
-        z, bounds, *doubts = _through_layer(own, z, bounds, x)
-        for kind, doubt in zip((GATE, SELECTION), doubts, strict=True):
+        z, bounds, doubts = _through_layer(own, z, bounds, x)
+        for kind, doubt in zip((GATE, SELECTION, DIRECTION), doubts, strict=True):
             if doubt is not None:
                 points, units = doubt.nonzero().cpu().unbind(1)
                 numbers = (torch.full_like(units, index), units, torch.full_like(units, kind))

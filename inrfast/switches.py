@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inrfast.activations import BoundActivation
-from inrfast.doubts import GATE, SELECTION
+from inrfast.doubts import DIRECTION, GATE, SELECTION
 from inrfast.memory import chunks
 from inrfast.mlp import MLP
 from inrfast.norms.topk import Selecting
@@ -129,8 +129,12 @@ def _cases(places: Tensor, at: Tensor) -> tuple[_Cases, _Cases] | None:
 
     With m gates of one layer in doubt at a point, the square of the sum of their effects is at most m times the sum of
     squares. So it is, to first order, with m selections. Where gates of several layers are in doubt, one shuts or opens
-    the way to another, and all ``2^m - 1`` choices are looked at. None: there are too many.
+    the way to another, and all ``2^m - 1`` choices are looked at. Passes over other numbers of points round otherwise
+    and choose otherwise: two choices are at most twice as far apart as the farthest from one. None: there are too many,
+    or directions among them.
     """
+    if bool((places[:, 3] == DIRECTION).any()):
+        return None
     alone: list[tuple[int, float, list[int]]] = []
     together: list[tuple[int, float, list[int]]] = []
     for point, own in enumerate(torch.arange(len(places)).split(torch.bincount(at).tolist())):
@@ -143,7 +147,7 @@ def _cases(places: Tensor, at: Tensor) -> tuple[_Cases, _Cases] | None:
         elif m > math.log2(MOST_CASES):
             return None
         else:
-            weight = exact if bool((kinds == GATE).all()) else 1.0
+            weight = 4 * exact if bool((kinds == GATE).all()) else 4.0
             for choice in range(1, 2**m):
                 together.append((point, weight, [row for k, row in enumerate(own.tolist()) if choice >> k & 1]))
         if len(alone) + len(together) > MOST_CASES:

@@ -80,7 +80,8 @@ def _norm(module, u):
         u = u * mask
     if kind == "TopK":
         return u, lambda g: g * mask[:, None]
-    factor = np.sqrt(LONG(m)) / np.sqrt((u**2).sum(1, keepdims=True))
+    length = np.sqrt((u**2).sum(1, keepdims=True))
+    factor = np.where(length > 0, np.sqrt(LONG(m)) / np.where(length > 0, length, 1), 0)
     y = u * factor
     return y, lambda g: factor[:, None] * (g - y[:, None] * (g * y[:, None]).sum(2, keepdims=True) / m) * mask[:, None]
 

@@ -116,13 +116,13 @@ def test_bounds_of_every_layer_hold_its_errors(given):
         fine, y = doubts.Errors(each.norm(dim=1), each), z
         for layer, (_, truth, _, _) in zip(mlp.hidden, layers(net, coords), strict=True):
             own = doubts._Layer.of(layer)
-            z, coarse, _, _ = doubts._through_layer(own, z, coarse, coords)
-            y, fine, _, _ = doubts._through_layer(own, y, fine, coords)
+            z, coarse, _ = doubts._through_layer(own, z, coarse, coords)
+            y, fine, _ = doubts._through_layer(own, y, fine, coords)
             for values, errors in ((z, coarse), (y, fine)):
                 lost = np.abs(values.numpy().astype(LONG) - truth)
-                assert (np.sqrt((lost**2).sum(1)) <= errors.length.numpy() * (1 + 1e-6)).all()
+                assert (np.sqrt((lost**2).sum(1)) <= errors.length.numpy() * (1 + 1e-6) + 1e-300).all()
                 if errors.each is not None:
-                    assert (lost <= errors.each.numpy() * (1 + 1e-6)).all()
+                    assert (lost <= errors.each.numpy() * (1 + 1e-6) + 1e-300).all()  # where it underflows
             weight = layer.linear.weight
             assert torch.linalg.matrix_norm(weight, 2) <= own.spectral <= 2 * torch.linalg.matrix_norm(weight, 2)
 
