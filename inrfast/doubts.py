@@ -189,7 +189,8 @@ def _through_activation(
     slope = act.slope(u).abs()
     if sides is not None and gates is not None:
         slope = torch.where(gates, max(map(abs, sides)), slope)
-    lost = 4 * UNIT * values.abs()
+    largest = u.abs() if act.bound is None else act.bound  # of what a value may be a difference of: GELU's 1 + erf
+    lost = 4 * UNIT * (values.abs() + largest * (u != 0))
     size = slope.amax(1) * (size + 2 * UNIT * torch.linalg.vector_norm(u, dim=1))
     size = size + torch.linalg.vector_norm(lost, dim=1)
     if each is not None:

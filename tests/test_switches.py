@@ -16,7 +16,7 @@ from test_rounding import squared_differences
 import inrfast as inr
 from inrfast import doubts, switches
 from inrfast.activations import ACTIVATIONS, Activation
-from inrfast.doubts import GATE, in_doubt
+from inrfast.doubts import DIRECTION, GATE, in_doubt
 from inrfast.errors import ResolutionError
 from inrfast.modes import own_modes
 from inrfast.ops.factors import activation_slopes
@@ -134,6 +134,7 @@ def test_gates_that_rounding_gets_wrong_are_in_doubt(given):
     truth = true_gates(net, coords)
     capture, places = found(net, coords)
     known = {tuple(place[:3]) for place in places.tolist()}
+    unknown = {point for point, _, _, kind in places.tolist() if kind == DIRECTION}
     for points in (slice(None), slice(0, 1), slice(0, 7)):  # sums of other shapes round in other ways
         with own_modes():
             x = coords[points]
@@ -141,7 +142,7 @@ def test_gates_that_rounding_gets_wrong_are_in_doubt(given):
         for k, act in enumerate(net.bound_activations):
             if act.name == "relu":
                 wrong = np.argwhere((slopes[k].numpy() > 0) != truth[k][points])
-                assert {(int(point), k, int(unit)) for point, unit in wrong} <= known
+                assert {(int(point), k, int(unit)) for point, unit in wrong if int(point) not in unknown} <= known
 
 
 @settings(max_examples=25, deadline=None)
