@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -20,7 +21,8 @@ def check_modulation(
     """Check that a filter keeps the contract of :class:`inrfast.modulations.Modulation`, on the CPU.
 
     Its tensors must be those that it states, drawn of the generator alone; its values (n, m) finite, of single points,
-    and those of fp64 rounded where it is fp32; and every parameter must have a gradient.
+    and those of fp64 rounded where it is fp32; every parameter must have a gradient; and bounds of rounding errors, if
+    it states any, must hold them in fp32.
 
     Parameters
     ----------
@@ -69,6 +71,11 @@ def check_modulation(
     unused = [name for name, grad in zip(named, grads, strict=True) if grad is None]
     if unused:
         _fail(kind, f"its values do not depend on {unused[0]!r}")
+    with torch.no_grad():
+        single = coords.float()
+        stated, exact = narrow.rounding(single), copy.deepcopy(narrow).double()(single.double())
+        if stated is not None and not bool(((narrow(single) - exact).abs() <= stated).all()):
+            _fail(kind, "rounding() is less than what rounding does to its values in fp32")
 
 
 def _made(
