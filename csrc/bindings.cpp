@@ -6,11 +6,15 @@
 #include <array>
 #include <cstdint>
 #include <iterator>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "factor_pass.h"
+#include "gram_tile.h"
 #include "grid_init.h"
 #include "mlp_step.h"
 
@@ -38,12 +42,16 @@ void fill_units(const inrfast::Geometry& geometry, const std::vector<inrfast::Ax
 #endif
 }
 
-void rank_expanding(std::uintptr_t weight, std::uintptr_t bias, std::int64_t width, double eps, double gain,
-                    const std::vector<double>& lows, const std::vector<double>& highs, std::uintptr_t coords,
-                    int itemsize, int device, std::uintptr_t stream) {
+void check_itemsize(int itemsize) {
   if (itemsize != sizeof(float) && itemsize != sizeof(double)) {
     throw std::invalid_argument("itemsize must be 4 (float) or 8 (double), got " + std::to_string(itemsize));
   }
+}
+
+void rank_expanding(std::uintptr_t weight, std::uintptr_t bias, std::int64_t width, double eps, double gain,
+                    const std::vector<double>& lows, const std::vector<double>& highs, std::uintptr_t coords,
+                    int itemsize, int device, std::uintptr_t stream) {
+  check_itemsize(itemsize);
   const auto geometry = inrfast::make_geometry(width, static_cast<std::int64_t>(lows.size()), eps, gain);
   const auto axes = inrfast::make_axes(lows, highs);
   const auto fill = itemsize == sizeof(float) ? fill_units<float> : fill_units<double>;
@@ -148,6 +156,121 @@ std::vector<double> mlp_steps(const std::string& instructions, const std::vector
   return losses;
 }
 
+// The packed weights of a network, for passes from several threads at a time.
+class MlpFactors {
+ public:
+  // Of each layer: inputs, outputs, activation, its numbers, and the addresses of weight and bias (0: none) with the
+  // bytes of one of their numbers, 4 or 8.
+  using Given = std::tuple<std::int64_t, std::int64_t, std::string, std::vector<double>, std::uintptr_t, std::uintptr_t, int>;
+  // Of each layer: the addresses of features and sensitivities (0: not wanted), what is between two points of each, and
+  // whether a one follows the features.
+  using Target = std::tuple<std::uintptr_t, std::int64_t, bool, std::uintptr_t, std::int64_t>;
+
+  explicit MlpFactors(const std::vector<Given>& given) {
+    if (given.empty() || given.size() > inrfast::kMostLayers) {
+      throw std::invalid_argument("a factor pass takes 1 to " + std::to_string(inrfast::kMostLayers) + " layers");
+    }
+    memory_.reserve(3 * given.size());
+    for (const auto& [in, out, name, numbers, weight, bias, itemsize] : given) {
+      inrfast::FactorLayer layer{in, out, inrfast::activation_named(name), {}, bias != 0, nullptr, nullptr, nullptr};
+      if (!inrfast::factor_pass_takes(layer.activation) || numbers.size() > inrfast::kMostNumbers) {
+        throw std::invalid_argument("the factor pass has no activation called " + name);
+      }
+      std::copy(numbers.begin(), numbers.end(), layer.numbers);
+      double* forward = room(inrfast::forward_numbers(layer));
+      double* backward = room(inrfast::backward_numbers(layer));
+      double* offsets = room(inrfast::forward_numbers({1, out, layer.activation, {}, false, nullptr, nullptr, nullptr}));
+      check_itemsize(itemsize);
+      total_ += inrfast::pack_layer(layer, reinterpret_cast<const void*>(weight), reinterpret_cast<const void*>(bias),
+                                    itemsize == sizeof(float), forward, backward, offsets);
+      layer.forward = forward;
+      layer.backward = backward;
+      layer.offsets = offsets;
+      layers_.push_back(layer);
+    }
+  }
+
+  double total() const { return total_; }
+
+  void unpack(std::size_t layer, std::uintptr_t weight, std::uintptr_t bias) const {
+    inrfast::unpack_layer(layers_.at(layer), reinterpret_cast<double*>(weight), reinterpret_cast<double*>(bias));
+  }
+
+  std::int64_t workspace(std::int64_t count) const {
+    return inrfast::factor_pass_workspace(layers_.data(), depth(), inrfast::factor_pass_rows(layers_.data(), depth(), count));
+  }
+
+  std::int64_t probe_workspace(std::int64_t count) const {
+    return inrfast::factor_pass_workspace(layers_.data(), depth(), 2 * count) + count * (depth() + 2 * layers_[0].in);
+  }
+
+  bool run(const std::string& instructions, std::uintptr_t inputs, std::int64_t count, const std::vector<Target>& targets,
+           int itemsize, std::uintptr_t workspace) const {
+    if (targets.size() != layers_.size()) throw std::invalid_argument("there must be one target per layer");
+    check_itemsize(itemsize);
+    std::vector<inrfast::FactorTarget> own;
+    for (const auto& [features, step, ones, sensitivities, other] : targets) {
+      own.push_back({reinterpret_cast<void*>(features), step, ones, reinterpret_cast<void*>(sensitivities), other});
+    }
+    const inrfast::FactorPoints points{reinterpret_cast<const double*>(inputs), count, own.data(),
+                                       itemsize == sizeof(float), reinterpret_cast<double*>(workspace)};
+    return inrfast::factor_pass(layers_.data(), depth(), points, instructions.c_str());
+  }
+
+  std::pair<std::vector<double>, std::vector<double>> probe(const std::string& instructions, std::uintptr_t inputs,
+                                                            std::int64_t count, double size,
+                                                            std::uintptr_t workspace) const {
+    std::vector<double> largest(layers_.size()), changes(layers_.size());
+    inrfast::factor_probe(layers_.data(), depth(),
+                          {reinterpret_cast<const double*>(inputs), count, size, largest.data(), changes.data(),
+                           reinterpret_cast<double*>(workspace)},
+                          instructions.c_str());
+    return {largest, changes};
+  }
+
+ private:
+  int depth() const { return static_cast<int>(layers_.size()); }
+
+  double* room(std::int64_t numbers) {
+    memory_.emplace_back(new double[static_cast<std::size_t>(numbers)]);
+    return memory_.back().get();
+  }
+
+  std::vector<inrfast::FactorLayer> layers_;
+  std::vector<std::unique_ptr<double[]>> memory_;
+  double total_ = 0.0;
+};
+
+// A factor's address (0: all ones), what is between two points, and its columns.
+using GivenFactor = std::tuple<std::uintptr_t, std::int64_t, std::int64_t>;
+// The features and sensitivities of rows, then of columns, and the weight of a layer with one factor.
+using GivenLayer = std::tuple<GivenFactor, GivenFactor, GivenFactor, GivenFactor, float>;
+
+std::vector<inrfast::GramLayer> gram_layers(const std::vector<GivenLayer>& given) {
+  const auto factor = [](const GivenFactor& own) {
+    return inrfast::GramFactor{reinterpret_cast<const float*>(std::get<0>(own)), std::get<1>(own), std::get<2>(own)};
+  };
+  std::vector<inrfast::GramLayer> layers;
+  for (const auto& [z, s, other_z, other_s, weight] : given) {
+    layers.push_back({factor(z), factor(s), factor(other_z), factor(other_s), weight});
+  }
+  return layers;
+}
+
+std::int64_t gram_workspace(const std::vector<GivenLayer>& given, std::int64_t columns) {
+  const auto layers = gram_layers(given);
+  return inrfast::gram_workspace(layers.data(), static_cast<int>(layers.size()), columns);
+}
+
+void gram_block(const std::string& instructions, const std::vector<GivenLayer>& given, std::int64_t rows,
+                std::int64_t first, std::int64_t last, bool symmetric, std::uintptr_t out, std::int64_t step,
+                std::int64_t across, std::uintptr_t workspace) {
+  const auto layers = gram_layers(given);
+  inrfast::gram_block({layers.data(), static_cast<int>(layers.size()), rows, first, last, symmetric,
+                       reinterpret_cast<float*>(out), step, across, reinterpret_cast<float*>(workspace)},
+                      instructions.c_str());
+}
+
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)
@@ -196,5 +319,24 @@ PYBIND11_MODULE(_C, module) {
              py::arg("gradient"), py::arg("chunk"), py::arg("workspace"), py::arg("loss"), py::arg("number"),
              py::call_guard<py::gil_scoped_release>(),
              "Pass over the points of each network; add its gradient and return the sum of its weighted losses.");
+  py::class_<MlpFactors>(module, "MlpFactors", "The packed weights of a network for passes that make its factors.")
+      .def(py::init<const std::vector<MlpFactors::Given>&>(), py::arg("layers"))
+      .def("total", &MlpFactors::total, "The sum of all parameters, which is not finite if one of them is not.")
+      .def("unpack", &MlpFactors::unpack, py::arg("layer"), py::arg("weight"), py::arg("bias"),
+           "Write the parameters of a layer in fp64; a bias at 0 is not written.")
+      .def("workspace", &MlpFactors::workspace, py::arg("count"), "Doubles that run needs for so many points.")
+      .def("probe_workspace", &MlpFactors::probe_workspace, py::arg("count"), "Doubles that probe needs.")
+      .def("run", &MlpFactors::run, py::arg("instructions"), py::arg("inputs"), py::arg("count"), py::arg("targets"),
+           py::arg("itemsize"), py::arg("workspace"), py::call_guard<py::gil_scoped_release>(),
+           "Write factors; return whether features leave the range in which fp32 holds their squares.")
+      .def("probe", &MlpFactors::probe, py::arg("instructions"), py::arg("inputs"), py::arg("count"), py::arg("size"),
+           py::arg("workspace"), py::call_guard<py::gil_scoped_release>(),
+           "Return the largest entry of each layer's diagonal, and its factors' relative change by disturbances.");
+  module.def("gram_workspace", &gram_workspace, py::arg("layers"), py::arg("columns"),
+             "Floats that gram_block needs for so many columns.");
+  module.def("gram_block", &gram_block, py::arg("instructions"), py::arg("layers"), py::arg("rows"), py::arg("first"),
+             py::arg("last"), py::arg("symmetric"), py::arg("out"), py::arg("step"), py::arg("across"),
+             py::arg("workspace"),
+             py::call_guard<py::gil_scoped_release>(), "Write columns [first, last) of a kernel in fp32.");
   module.def("build_info", &build_info, "What this module was compiled with; cuda is None without the CUDA half.");
 }

@@ -4,9 +4,10 @@ The environment variable ``INRFAST_NATIVE`` says how much of it is used:
 
 ==========  ==========================================================================================
 ``auto``    the best that this processor runs (default)
-``avx512``  the training step with these instructions; an error where the processor has none
+``avx512``  training steps, factor passes and dense kernels with these instructions; an error where the processor
+            has none
 ``avx2``    the same
-``plain``   no native training step, as on a processor with neither: PyTorch's operations take its place
+``plain``   none of these three, as on a processor with neither: PyTorch's operations take their place
 ``absent``  nothing, as if the extension had not been built
 ==========  ==========================================================================================
 """

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import math
+import os
 import resource
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,21 +47,27 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
-    free = next(
-        int(line.split()[1]) * 1024
-        for line in Path("/proc/meminfo").read_text().splitlines()
-        if line.startswith("MemAvailable")
-    )
+    told = _read("/proc/meminfo").partition(b"MemAvailable:")[2]
+    free = 1024 * int(told.split(None, 1)[0])
     most, _ = resource.getrlimit(resource.RLIMIT_AS)
     if most != resource.RLIM_INFINITY:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        pages = int(_read("/proc/self/statm").split()[0])
         free = min(free, max(most - pages * resource.getpagesize(), 0))
     try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        limit = _read("/sys/fs/cgroup/memory.max").strip()
+        used = int(_read("/sys/fs/cgroup/memory.current"))
     except (OSError, ValueError):
         return free
-    return free if limit == "max" else min(free, max(int(limit) - used, 0))
+    return free if limit == b"max" else min(free, max(int(limit) - used, 0))
+
+
+def _read(path: str) -> bytes:
+    """Return a small file of the kernel's, several times faster than by a stream of text."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 1 << 16)
+    finally:
+        os.close(file)
 
 
 def budget_bytes(memory_budget: int | None, device: torch.device | str = "cpu") -> int:
@@ -99,6 +106,26 @@ def empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str =
     raw = np.empty(size + CACHE_LINE, dtype=np.uint8)
     start = -raw.ctypes.data % CACHE_LINE
     return torch.from_numpy(raw[start : start + size]).view(dtype).view(*shape)
+
+
+KEPT_SCRATCH = 2**23
+"""Bytes of scratch of one name that a thread keeps at most."""
+
+_kept = threading.local()
+
+
+def scratch(name: str, numbers: int, dtype: torch.dtype) -> int:
+    """Return the address of scratch on the CPU, a multiple of a cache line, for the next native call of this thread.
+
+    Up to :data:`KEPT_SCRATCH` bytes are kept for the call after that, since fresh pages cost as much as a small call.
+    The scratch lasts until the thread asks for that of the same ``name`` again.
+    """
+    held: dict[str, Tensor] = vars(_kept)
+    size = numbers * dtype.itemsize + CACHE_LINE
+    memory = held.get(name)
+    if memory is None or len(memory) < size or len(memory) > max(size, KEPT_SCRATCH):
+        held[name] = memory = torch.empty(size, dtype=torch.uint8, device="cpu")
+    return -(-memory.data_ptr() // CACHE_LINE) * CACHE_LINE
 
 
 def require(needed: int, budget: int, what: str, instead: str) -> None:

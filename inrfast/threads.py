@@ -95,6 +95,10 @@ def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
 
     After the first error no more pieces are handed out, and it is raised.
     """
+    if len(jobs) == 1:
+        for piece in pieces:
+            jobs[0](piece)
+        return
     lock, source, stopped = threading.Lock(), iter(pieces), threading.Event()
 
     def take(job: Callable[[T], None]) -> None:

@@ -46,12 +46,13 @@ class Linear(Layer):
         """Return the factors from ``[Z, 1]`` (n, D_in + 1) and S (n, M, ..., D_out)."""
         if sensitivities is not None and sensitivities.ndim > 3:
             sensitivities = sensitivities.flatten(2)
-        if self._with_weight:
+        if self.with_weight:
             return Factors(features if self._with_bias else features[:, :-1], sensitivities)
         return Factors(features[:, -1:], None) if sensitivities is None else Factors(None, sensitivities)
 
     @property
-    def _with_weight(self) -> bool:
+    def with_weight(self) -> bool:
+        """Whether the weight is differentiated, not the bias alone."""
         return len(next(iter(self.shapes.values()))) > 1
 
     @property
@@ -67,7 +68,7 @@ class Linear(Layer):
     @property
     def ends_with_ones(self) -> bool:
         """Whether weight and bias are both differentiated."""
-        return self._with_weight and self._with_bias
+        return self.with_weight and self._with_bias
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """Return ``[W, b]`` (k, D_out, D_in + 1)."""
@@ -90,7 +91,7 @@ class Linear(Layer):
 
     def representation(self, factors: Factors) -> Tensor | None:
         """Return Z, where the weight is differentiated."""
-        if not self._with_weight or factors.features is None:
+        if not self.with_weight or factors.features is None:
             return None
         return factors.features[:, : self.sizes[0] // self.block[0]]
 

@@ -332,7 +332,7 @@ def threads(dtype: torch.dtype, device: torch.device) -> int:
     if device.type != "cpu" or choose(dtype) == "numpy":
         return 1
     count = min(torch.get_num_threads(), MOST_THREADS)
-    if count > 1:
+    if count > 1 and (dtype, 1) not in _chosen:
         with one_core():
             choose(dtype)  # measured here and now, not by every worker while the others work
     return count

@@ -18,6 +18,7 @@ from torch import Tensor
 from inrfast import backends
 from inrfast.kernels.formats import FORMATS, config_for
 from inrfast.kernels.tiles import Config
+from inrfast.ops import gram_native
 from inrfast.ops.gemm import addmm_, mm
 from inrfast.ops.gemm import threads as gemm_threads
 from inrfast.ops.operands import Operands, Place, Plan
@@ -62,7 +63,7 @@ class Side:
 
     def __init__(self, factors: Sequence[Pair], output: Output, fold: int, transposed: bool) -> None:
         # A layer with one factor adds a plain product: it comes first and writes the tile, the others accumulate.
-        ordered = sorted(factors, key=lambda pair: None not in pair)
+        ordered = sorted(factors, key=lambda pair: pair[0] is not None and pair[1] is not None)
         self.layers = [(features, _flat(sensitivities, output)) for features, sensitivities in ordered]
         self.fold, self.transposed = fold, transposed
         self._blocks: dict[tuple[int, int], list[Pair]] = {}
@@ -199,6 +200,8 @@ def fill_(
         assert columns is None or isinstance(columns, Operands)
         return gram(rows, columns, out=out)
     assert not isinstance(columns, Operands)
+    if gram_native.reason_against(rows, columns, output, outputs, out) is None:
+        return gram_native.fill_(out, rows, columns, output, outputs)
 
     def write(i: slice, j: slice, tile: Tensor) -> None:
         out[i, j] = tile

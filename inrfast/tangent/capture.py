@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,9 +23,8 @@ from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.encodings import is_own
 from inrfast.errors import UnsupportedModuleError, check_choice, check_coords, check_tensor
-from inrfast.layers import LAYERS, Factors, Layer, layers_of
+from inrfast.layers import Factors, Layer, layers_of
 from inrfast.layers.bare_rows import BareRows
-from inrfast.layers.calls import CallLayer
 from inrfast.memory import budget_bytes, require
 from inrfast.mlp import MLP, describe
 from inrfast.modes import own_modes
@@ -41,9 +41,10 @@ from inrfast.tangent.hooks import observed_factors, reasons_against
 from inrfast.tangent.jacobian_check import check_jacobian
 from inrfast.tangent.network import PASS_DTYPE, Network
 from inrfast.tangent.originals import check_unused
+from inrfast.tangent.plain import ATTRIBUTES, Described, form_of, remember, take
 from inrfast.tangent.point_rows import PointRows
 from inrfast.tangent.probes import check_axes, check_network, check_points, treats_points_alike
-from inrfast.tangent.refusals import check_tensors, chosen_parameters, refuse, shared_parameters
+from inrfast.tangent.refusals import check_tensors, chosen_parameters, kinds_refused, refuse
 from inrfast.tangent.watching import uses_of
 from inrfast.wrapped import unwrapped
 
@@ -65,7 +66,7 @@ UNCOUNTED = 2**22
 """Bytes of scratch, of the smallest stream among it, that are taken as nothing beside those of the process itself."""
 
 
-class Capture:
+class Capture(Described):
     """Factors of a network's layers, chunk by chunk.
 
     Parameters
@@ -125,6 +126,25 @@ class Capture:
         net = unwrapped(net)
         self.precision = check_choice("precision", precision, PRECISIONS)
         self.dtype = torch.float64 if precision == "highest" else torch.float32
+        self._refused, self._unknown = dict[str, dict[str, str]](), dict[str, list[str]]()
+        self._check: ChunkCheck | None = None
+        form = form_of(net) if params is None and select is None else None
+        if not take(self, net, coords, form):
+            self._take(net, coords, params, select, memory_budget)
+            if form is not None and self.native is not None:
+                assert self._mlp is not None
+                own = {name: getattr(self, name) for name in ATTRIBUTES}
+                remember(form, own, self._mlp, self.native)
+
+    def _take(
+        self,
+        net: nn.Module,
+        coords: ArrayLike,
+        params: Iterable[str] | None,
+        select: Select,
+        memory_budget: int | None,
+    ) -> None:
+        """Take a network by its layers and by all probes."""
         tensors = dict(net.named_parameters())
         if not tensors:
             raise UnsupportedModuleError("net has no parameters, so it has no tangent kernel")
@@ -137,8 +157,7 @@ class Capture:
         chosen = chosen_parameters(net, params)
         refuse(net)
         warn_of_other_box(net, coords)
-        self._refused, self._unknown = _shared(net, chosen), dict[str, list[str]]()
-        self._check: ChunkCheck | None = None
+        self._refused = kinds_refused(net, chosen)
         self.layers = layers_of(net, chosen, self._refused)
         self.columns = sum(tensors[name].numel() for name in chosen)
         described = describe(net, modulated=True)
@@ -321,13 +340,13 @@ class Capture:
             f"computed by automatic differentiation, {self._numbers(layers)} numbers per point"
         )
 
-    @property
+    @cached_property
     def numbers_per_point(self) -> int:
         """Numbers that one point's factors hold; a column of sparse rows is as large as two of fp32."""
         pairs = zip(self.layers, self.stored, strict=True)
         return sum((2 if layer.sparse else 1) * a + self.outputs * b for layer, (a, b) in pairs)
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether factors come in closed form of layers without norms, which takes the fewest buffers."""
         return self.mlp is not None and not self._run_layers and not self.mlp.norms
@@ -388,7 +407,9 @@ class Capture:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_mlp", "_rows", "_check")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_found", "_rows", "_check", "_native")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -456,7 +477,7 @@ class Capture:
     def inputs(self, coords: Tensor) -> Tensor:
         """Return the input of the first layer at ``coords`` (n, d), in fp64."""
         coords = coords.to(PASS_DTYPE)
-        encoding = None if self._mlp is None else self._mlp.encoding
+        encoding = self._encoding
         if encoding is None:
             return coords
         if not is_own(encoding):
@@ -573,10 +594,3 @@ def _in_words(layers: Iterable[Layer]) -> str:
     """Return the names of the parameters of some layers, a few of them."""
     names = [name for layer in layers for name in layer.parameters]
     return ", ".join(map(repr, names[:4])) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _shared(net: nn.Module, chosen: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the parameters that a network has under several names, with the reason why they are no module's alone."""
-    kinds = [handler.kind for handler in LAYERS.values() if handler.observed and not issubclass(handler, CallLayer)]
-    others = shared_parameters(net)
-    return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}

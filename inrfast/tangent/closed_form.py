@@ -1,15 +1,18 @@
-"""Factors in closed form: which networks have them, and which layer each belongs to."""
+"""Factors in closed form: which networks have them, which layer each belongs to, and the native pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
 from inrfast.calling import Select
 from inrfast.layers import Factors, Layer
+from inrfast.layers.linear import Linear
 from inrfast.mlp import MLP
 from inrfast.modulations import Modulation
+from inrfast.ops.factor_pass import FactorPass, Target
+from inrfast.ops.factor_pass import reason_against as reason_against_native
 from inrfast.ops.factors import MLPFactors
 
 
@@ -56,3 +59,36 @@ def factors_of(layer: Layer, mlp: MLP, found: MLPFactors, coords: Tensor) -> Fac
     if layer.module == mlp.hidden[k].modulation_name:
         return layer.factors(layer.features(module, coords), own.values)
     return layer.factors(layer.features(module.get_submodule("linear"), coords), own.linear)
+
+
+class NativePass:
+    """The native pass of a network whose layers are linear ones, differentiated in their weights at least.
+
+    Parameters
+    ----------
+    made
+        The pass.
+    places
+        Which linear layer of the network each layer of the capture is.
+    """
+
+    def __init__(self, made: FactorPass, places: Sequence[int]) -> None:
+        self.made, self.places = made, places
+
+    def into(self, whole: Sequence[Factors], part: slice, inputs: Tensor) -> bool:
+        """Write the factors at ``inputs`` (n, D_in) into the rows ``part`` of ``whole``; return whether they are there.
+
+        See :meth:`inrfast.ops.factor_pass.FactorPass.into`.
+        """
+        targets: list[Target] = [(None, None)] * self.made.depth
+        for place, factors in zip(self.places, whole, strict=True):
+            targets[place] = factors.at(part)
+        return self.made.into(inputs, targets)
+
+
+def native_pass(layers: Sequence[Layer], mlp: MLP | None) -> NativePass | None:
+    """Return the native pass of a network, or None where there is none that gives the factors of all these layers."""
+    if mlp is None or reason_against_native(mlp) is not None:
+        return None
+    whole = all(type(layer) is Linear and layer.with_weight and layer.module in mlp.places for layer in layers)
+    return NativePass(FactorPass.of(mlp), [mlp.places[layer.module][1] for layer in layers]) if whole else None

@@ -182,13 +182,20 @@ def ntk(
     ``numpy.asarray(K)`` is the dense kernel.
 
     The network is probed at each call. For an :class:`inrfast.INR` in closed form that is the comparison with
-    automatic differentiation at two points. Any other module is run some 40 times, over 2,800 to 4,800 points in all:
-    in fp64 and in its own dtype, with points moved, permuted, one by one and up to 2,048 at once, and with its
-    parameters moved. For a SIREN of four layers of width 256 that takes as long as four to five forward passes over
-    4,096 points on one thread, one and a half steps of training. Unless its dtype is fp64 it is run over all points
-    too, in fp64 and in its own dtype, in chunks: for a SIREN of four layers of width 256 on 65,536 points as long as
-    four forward passes over them on one thread. Points where the two are other functions, as where an index or a branch
-    made from coordinates lies on the border of a cell, are warned of, and refused where they are over 1 % of all.
+    automatic differentiation at two points. With the native extension it is made once per configuration (all but the
+    numbers) of plain networks: those of this very class, in fp32 or fp64 on a CPU, with activations of this library and
+    without encoding, norms, filters, hooks, shared parameters, and methods or attributes of
+    their own. Later calls then skip the comparison, and copy parameters but no module. They still check that numbers
+    are finite, and by a pass over four points with disturbances that the network does not amplify rounding; if it
+    does, they take all probes.
+
+    Any other module is run some 40 times, over 2,800 to 4,800 points in all: in fp64 and in its own dtype, with points
+    moved, permuted, one by one and up to 2,048 at once, and with its parameters moved. For a SIREN of four layers of
+    width 256 that takes as long as four to five forward passes over 4,096 points on one thread, one and a half steps of
+    training. Unless its dtype is fp64 it is run over all points too, in fp64 and in its own dtype, in chunks: for a
+    SIREN of four layers of width 256 on 65,536 points as long as four forward passes over them on one thread. Points
+    where the two are other functions, as where an index or a branch made from coordinates lies on the border of a cell,
+    are warned of, and refused where they are over 1 % of all.
     :func:`inrfast.watch` makes these probes once.
 
     A kernel can be pickled (``spawn``, joblib) if its network can. After a ``fork``, torch's own products hang in the

@@ -19,7 +19,8 @@ from inrfast.snapshot import snapshot
 
 PASS_DTYPE = torch.float64
 """The factor pass runs in fp64 in every precision: in fp32 a ReLU gate flips and sine layers amplify rounding, so a
-factor rounded once is the only one whose error is known. It is a small part of any Gram product's cost."""
+factor rounded once is the only one whose error is known. The native pass (:mod:`inrfast.ops.factor_pass`) makes it as
+fast as libraries multiply in fp32 on many processors."""
 
 REENTRANT = (
     "net uses activation checkpointing with use_reentrant=True, whose layers cannot be observed; pass "

@@ -12,6 +12,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from inrfast.errors import UnsupportedModuleError, nearest
+from inrfast.layers import LAYERS
+from inrfast.layers.calls import CallLayer
 from inrfast.wrapped import computes_itself, refuse_pieces
 
 # Torch's common base classes of these are private.
@@ -103,6 +105,14 @@ def shared_parameters(net: nn.Module) -> dict[str, str]:
         if known != name and parameter.requires_grad:
             found.setdefault(known, name)
     return found
+
+
+def kinds_refused(net: nn.Module, chosen: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return those of the chosen parameters that a network has under several names, with the reason why the layers of
+    modules, by kind, do not take them."""
+    kinds = [handler.kind for handler in LAYERS.values() if handler.observed and not issubclass(handler, CallLayer)]
+    others = shared_parameters(net)
+    return {name: dict.fromkeys(kinds, f"it is also {others[name]!r}") for name in chosen if name in others}
 
 
 def refuse(net: nn.Module) -> None:

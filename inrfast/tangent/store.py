@@ -262,7 +262,8 @@ class FactorStore:
     def at(self, rows: slice | Tensor) -> list[Factors]:
         """Return the factors of some points: a slice of them, or an index."""
         if self._kept is not None:
-            return [factors.at(rows) for factors in self._kept]
+            whole = isinstance(rows, slice) and rows == slice(0, len(self.coords))
+            return self._kept if whole else [factors.at(rows) for factors in self._kept]
         return self.compute(self.coords[rows])
 
     @functools.cached_property
@@ -382,6 +383,9 @@ class FactorStore:
 
     def _pass_into(self, whole: list[Factors], coords: Tensor, room: Room, part: slice) -> None:
         """Compute the factors of some points into theirs of ``whole``."""
+        native = self.capture.native if self.backend == "torch" else None
+        if native is not None and native.into(whole, part, self.capture.inputs(coords[part])):
+            return
         found = self.capture.roundable(coords[part], room, keep_ones=self.backend == "triton")
         for target, source in zip(whole, found, strict=True):
             for into, values in zip(target, source, strict=True):

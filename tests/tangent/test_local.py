@@ -115,7 +115,7 @@ def test_the_frobenius_norm_does_not_depend_on_the_threads(output):
     K = inr.ntk(net, random_coords(1201, 2, 3), output=output)
     found = {K.frobenius() for _ in range(4)}
     assert len(found) == 1
-    assert found.pop() == pytest.approx(float(torch.linalg.vector_norm(K.to_dense(), dtype=torch.float64)), rel=1e-12)
+    assert found.pop() == pytest.approx(float(torch.linalg.vector_norm(K.to_dense(), dtype=torch.float64)), rel=1e-9)
 
 
 def test_factors_whose_squares_fp32_cannot_hold():
