@@ -4,9 +4,9 @@
 
 From the network to the dense kernel, nothing cached: networks 2-w-w-w-M of ReLU or sine, M = 1 and 3, in fp32 with
 precision="high". PyTorch's way is a forward pass that keeps activations, the way back for all outputs by hand, and
-tiles ``(Z Z^T + 1) * (S S^T)`` summed over layers, each pair of tiles once, all in fp32; its tile is the best of several
-for each case. Both take turns in one run, after their columns were compared with fp64; a ratio is the median over turns of
-PyTorch's time over ours. OMP_NUM_THREADS must not be set: --threads says how many there are.
+tiles ``(Z Z^T + 1) * (S S^T)`` summed over layers, each pair of tiles once, all in fp32; its tile is the best of
+several for each case. Both take turns in one run, after some columns were compared with fp64; a ratio is the median
+over turns of PyTorch's time over ours. OMP_NUM_THREADS must not be set: --threads says how many there are.
 """
 
 from __future__ import annotations

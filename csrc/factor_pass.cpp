@@ -32,7 +32,9 @@ bool factor_pass_takes(Activation activation) {
 
 std::int64_t factor_pass_rows(const FactorLayer* layers, int depth, std::int64_t count) {
   const std::int64_t bytes = static_cast<std::int64_t>(sizeof(double)) * numbers_per_row(layers, depth);
-  return std::min(count, kMostRows * bytes <= kChunkBytes ? kMostRows : kMostRows / 2);
+  const std::int64_t most = kMostRows * bytes <= kChunkBytes ? kMostRows : kMostRows / 2;
+  const std::int64_t chunks = std::max<std::int64_t>(1, (count + most - 1) / most);  // of equal length
+  return std::max<std::int64_t>(1, (count + chunks - 1) / chunks);
 }
 
 std::int64_t factor_pass_workspace(const FactorLayer* layers, int depth, std::int64_t rows) {

@@ -147,8 +147,9 @@ void run(const GramBlock& block) {
     }
     depth = free - before;
   }
-  for (Index first = 0; first < block.rows; first += kTileRows) {
-    const Index rows = block.rows - first < kTileRows ? block.rows - first : kTileRows;
+  const Index parts = (block.rows + kTileRows - 1) / kTileRows, most = parts == 0 ? 0 : (block.rows + parts - 1) / parts;
+  for (Index first = 0; first < block.rows; first += most) {
+    const Index rows = block.rows - first < most ? block.rows - first : most;
     const float* panel = panels;
     for (Index start = block.first; start < block.last; start += kGramColumns, panel += depth) {
       const Index columns = block.last - start < kGramColumns ? block.last - start : kGramColumns;

@@ -9,7 +9,6 @@ import os
 import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -151,14 +150,18 @@ def require_free(needed: int, what: str, instead: str, device: torch.device | st
             )
 
 
-@contextmanager
-def refusals_told() -> Iterator[None]:
-    """Turn a refused allocation in this block, of any library, into :class:`MemoryBudgetError`."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, InrfastError) or not is_refusal(error):
-            raise
+class refusals_told:
+    """Context that turns a refused allocation in its block, of any library, into :class:`MemoryBudgetError`.
+
+    A class, as it stands around every public call: a generator takes several times as long.
+    """
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, Exception) or isinstance(error, InrfastError) or not is_refusal(error):
+            return
         try:
             free = told(available_bytes())
         except (MemoryError, OSError):  # too little memory even to read a line of source

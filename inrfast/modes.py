@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -144,23 +144,23 @@ def training_modes() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def own_modes() -> Iterator[None]:
+def own_modes() -> AbstractContextManager[None]:
     """Run a block without the caller's autocast, gradients, inference mode, reduced precision and default device.
 
     Tensors made in inference mode could not be changed later. Code that differentiates switches gradients on itself.
     """
-    if _are_own():  # as in a method that another public method calls
-        with refusals_told():
-            yield
-        return
-    with ExitStack() as stack:
-        stack.enter_context(refusals_told())
+    return refusals_told() if _are_own() else _own_modes()  # the first as in a method that another public one calls
+
+
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    with refusals_told(), ExitStack() as stack:
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        for mode in (without_autocast(), products(), torch.inference_mode(False), torch.no_grad()):
-            stack.enter_context(mode)
-        yield
+        if any(map(torch.is_autocast_enabled, AUTOCAST_DEVICES)):
+            stack.enter_context(without_autocast())
+        with products(), torch.inference_mode(False), torch.no_grad():
+            yield
 
 
 def _are_own() -> bool:
@@ -177,7 +177,7 @@ def in_own_modes(function: F) -> F:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
-        with refusals_told() if _are_own() else own_modes():
+        with own_modes():
             return function(*args, **kwargs)
 
     return run  # type: ignore[return-value]
