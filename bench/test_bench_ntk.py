@@ -96,7 +96,7 @@ def exact_columns(net: inr.INR, coords: Tensor, index: list[int]) -> Tensor:
 
 @pytest.mark.benchmark(group="dense NTK, 64x64 grid, SIREN 2-256-256-256-256-1, high")
 def test_dense_kernel_against_the_best_gemm(benchmark: Any) -> None:
-    """From the network to the dense kernel, nothing cached: at least 60% of the best GEMM rate of this run."""
+    """From the network to the dense kernel, nothing cached: at least 65% of the best GEMM rate of this run."""
     net, coords = siren(), inr.grid((64, 64))
     dense = inr.ntk(net, coords).to_dense()
     assert isinstance(dense, Tensor)
@@ -104,7 +104,7 @@ def test_dense_kernel_against_the_best_gemm(benchmark: Any) -> None:
     size = torch.outer(dense.diagonal().sqrt(), dense.diagonal()[index].sqrt())
     assert ((dense[:, index] - exact_columns(net, coords, index)).abs() <= 1e-6 * size).all()
     flops = inr.ntk(net, coords).cost().dense_flops
-    fraction_of_best_product(benchmark, lambda: inr.ntk(net, coords).to_dense(), flops, target=0.6, pairs=15)
+    fraction_of_best_product(benchmark, lambda: inr.ntk(net, coords).to_dense(), flops, target=0.65, pairs=15)
     benchmark.pedantic(lambda: inr.ntk(net, coords).to_dense(), rounds=7, warmup_rounds=1)
 
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <iterator>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -156,6 +157,49 @@ std::vector<double> mlp_steps(const std::string& instructions, const std::vector
   return losses;
 }
 
+// Memory of doubles at a multiple of 64 bytes. What the last owner gave back serves the next one: fresh pages would cost
+// as much as a pass over a few points.
+class Arena {
+ public:
+  explicit Arena(std::size_t numbers) {
+    const std::lock_guard<std::mutex> guard(lock());
+    if (spare().size() >= numbers + kAlign && spare().size() <= 4 * (numbers + kAlign)) memory_.swap(spare());
+    if (memory_.empty()) memory_.resize(numbers + kAlign);
+    const auto place = reinterpret_cast<std::uintptr_t>(memory_.data());
+    free_ = reinterpret_cast<double*>((place + 63) / 64 * 64);
+  }
+  ~Arena() {
+    const std::lock_guard<std::mutex> guard(lock());
+    if (memory_.size() <= kMostKept) memory_.swap(spare());
+  }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  double* take(std::int64_t numbers) {
+    double* found = free_;
+    free_ += rounded(numbers);
+    return found;
+  }
+
+  static std::int64_t rounded(std::int64_t numbers) { return (numbers + kAlign - 1) / kAlign * kAlign; }
+
+ private:
+  static constexpr std::int64_t kAlign = 8;
+  static constexpr std::size_t kMostKept = 1 << 22;  // 32 MiB
+
+  static std::mutex& lock() {
+    static std::mutex* own = new std::mutex;  // never destroyed: kernels may outlive static objects
+    return *own;
+  }
+  static std::vector<double>& spare() {
+    static auto* own = new std::vector<double>;
+    return *own;
+  }
+
+  std::vector<double> memory_;
+  double* free_;
+};
+
 // The packed weights of a network, for passes from several threads at a time.
 class MlpFactors {
  public:
@@ -170,23 +214,30 @@ class MlpFactors {
     if (given.empty() || given.size() > inrfast::kMostLayers) {
       throw std::invalid_argument("a factor pass takes 1 to " + std::to_string(inrfast::kMostLayers) + " layers");
     }
-    memory_.reserve(3 * given.size());
-    for (const auto& [in, out, name, numbers, weight, bias, itemsize] : given) {
+    std::int64_t numbers = 0;
+    for (const auto& [in, out, name, own, weight, bias, itemsize] : given) {
       inrfast::FactorLayer layer{in, out, inrfast::activation_named(name), {}, bias != 0, nullptr, nullptr, nullptr};
-      if (!inrfast::factor_pass_takes(layer.activation) || numbers.size() > inrfast::kMostNumbers) {
+      check_itemsize(itemsize);
+      if (!inrfast::factor_pass_takes(layer.activation) || own.size() > inrfast::kMostNumbers) {
         throw std::invalid_argument("the factor pass has no activation called " + name);
       }
-      std::copy(numbers.begin(), numbers.end(), layer.numbers);
-      double* forward = room(inrfast::forward_numbers(layer));
-      double* backward = room(inrfast::backward_numbers(layer));
-      double* offsets = room(inrfast::forward_numbers({1, out, layer.activation, {}, false, nullptr, nullptr, nullptr}));
-      check_itemsize(itemsize);
-      total_ += inrfast::pack_layer(layer, reinterpret_cast<const void*>(weight), reinterpret_cast<const void*>(bias),
-                                    itemsize == sizeof(float), forward, backward, offsets);
+      std::copy(own.begin(), own.end(), layer.numbers);
+      numbers += Arena::rounded(inrfast::forward_numbers(layer)) + Arena::rounded(inrfast::backward_numbers(layer));
+      numbers += Arena::rounded(inrfast::offset_numbers(layer));
+      layers_.push_back(layer);
+    }
+    arena_ = std::make_unique<Arena>(static_cast<std::size_t>(numbers));
+    for (std::size_t l = 0; l < layers_.size(); ++l) {
+      inrfast::FactorLayer& layer = layers_[l];
+      double* forward = arena_->take(inrfast::forward_numbers(layer));
+      double* backward = arena_->take(inrfast::backward_numbers(layer));
+      double* offsets = arena_->take(inrfast::offset_numbers(layer));
+      total_ += inrfast::pack_layer(layer, reinterpret_cast<const void*>(std::get<4>(given[l])),
+                                    reinterpret_cast<const void*>(std::get<5>(given[l])),
+                                    std::get<6>(given[l]) == sizeof(float), forward, backward, offsets);
       layer.forward = forward;
       layer.backward = backward;
       layer.offsets = offsets;
-      layers_.push_back(layer);
     }
   }
 
@@ -231,13 +282,8 @@ class MlpFactors {
  private:
   int depth() const { return static_cast<int>(layers_.size()); }
 
-  double* room(std::int64_t numbers) {
-    memory_.emplace_back(new double[static_cast<std::size_t>(numbers)]);
-    return memory_.back().get();
-  }
-
   std::vector<inrfast::FactorLayer> layers_;
-  std::vector<std::unique_ptr<double[]>> memory_;
+  std::unique_ptr<Arena> arena_;
   double total_ = 0.0;
 };
 

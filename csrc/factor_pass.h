@@ -52,9 +52,10 @@ bool factor_pass_takes(Activation activation);
 std::int64_t factor_pass_rows(const FactorLayer* layers, int depth, std::int64_t count);
 std::int64_t factor_pass_workspace(const FactorLayer* layers, int depth, std::int64_t rows);
 
-// Numbers of a layer's packed weights, forward and back.
+// Numbers of a layer's packed weights, forward and back, and of its padded bias.
 std::int64_t forward_numbers(const FactorLayer& layer);
 std::int64_t backward_numbers(const FactorLayer& layer);
+std::int64_t offset_numbers(const FactorLayer& layer);
 
 // Write packed weights and bias into a layer's memory, of weight (out, in) and bias (out) or null, in fp32 (`single`) or
 // fp64. Returns the sum of all numbers: not finite if one of them is not.
