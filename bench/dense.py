@@ -6,7 +6,8 @@ From the network to the dense kernel, nothing cached: networks 2-w-w-w-M of ReLU
 precision="high". PyTorch's way is a forward pass that keeps activations, the way back for all outputs by hand, and
 tiles ``(Z Z^T + 1) * (S S^T)`` summed over layers, each pair of tiles once, all in fp32; its tile is the best of
 several for each case. Both take turns in one run, after some columns were compared with fp64; a ratio is the median
-over turns of PyTorch's time over ours. OMP_NUM_THREADS must not be set: --threads says how many there are.
+over turns of PyTorch's time over ours. Of one thread it is CPU time, which other work on the cores hits less.
+OMP_NUM_THREADS must not be set: --threads says how many there are.
 """
 
 from __future__ import annotations
@@ -79,9 +80,10 @@ def ours(net: inr.INR, coords: Tensor) -> Tensor:
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     function()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def error_of(found: Tensor, net: inr.INR, coords: Tensor) -> float:
@@ -155,6 +157,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "instructions": mlp_step.instructions(),
         "versions": info()["versions"],
+        "load": [round(own, 1) for own in os.getloadavg()],
         "smallest ratio": min(own["ratio"] for own in found),
         "cases": found,
     }
