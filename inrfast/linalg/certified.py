@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.linalg.costs import Alternative
+from inrfast.linalg.demands import WIDTH, Pairs, Ranks
 from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, spectral_bounds
 from inrfast.linalg.operators import UNIT, SymmetricOperator, check_semidefinite, product_error
 from inrfast.linalg.pivoted_cholesky import (
@@ -28,11 +29,9 @@ from inrfast.linalg.pivoted_cholesky import (
     candidate_bytes,
     most_pivots,
 )
-from inrfast.linalg.spectrum import Spectrum
+from inrfast.linalg.rank_proof import ALLOWED, REACHED, RankProof
+from inrfast.linalg.spectrum import CertifiedCount, Spectrum
 from inrfast.memory import MOST_ROWS, chunks, require
-
-WIDTH = 0.028
-"""Stop once a rank's interval is at most this wide, relative to the rank: 3 % with rounding added."""
 
 PATIENCE = 8 * BLOCK
 """Number of pivots before which the computation is never given up."""
@@ -70,99 +69,6 @@ SHOWN = 4
 
 LEAST_BLOCK = 16
 """Smallest number of pivots per block: fewer are not worth a pass over the grid."""
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """The number of eigenvalues above some levels.
-
-    Attributes
-    ----------
-    rtols
-        Levels relative to lambda_1.
-    levels
-        Absolute levels, beside those.
-    width
-        Largest width of a rank's interval, relative to its lower end.
-    """
-
-    rtols: tuple[float, ...]
-    levels: tuple[float, ...] = ()
-    width: float = WIDTH
-
-    def absolute(self, largest: float) -> tuple[float, ...]:
-        """Return all levels as absolute ones, lambda_1 being ``largest``."""
-        return (*(rtol * largest for rtol in self.rtols), *self.levels)
-
-    def level(self, largest: float) -> float:
-        """Return the lowest of the levels."""
-        return min(self.absolute(largest))
-
-    def near(self, largest: float, power: float) -> float:
-        """Return an estimate, made without eigenvalues, of the residual norm that suffices, at most level / 4.
-
-        Eigenvalues fall as ``i^-p``, with p about half of ``power``, the exponent with which the residual norm before a
-        block falls with the pivots after it (0: unknown). Lowering the level by a fraction ``1 - (1 + width)^-p`` then
-        raises the count by the fraction ``width``.
-        """
-        share = 1 - (1 + self.width) ** (-power / 2) if power > 0 else 1.0
-        return min(share, 1 / 4) * self.level(largest)
-
-    def hope(self, largest: float) -> float:
-        """Return the residual norm that is needed if the eigenvalues are evenly spread around the level."""
-        return self.width * self.level(largest)
-
-    def met(self, values: Tensor, error: float) -> bool:
-        """Return whether every interval is narrow enough."""
-        for level in self.absolute(float(values[0])):
-            if error >= level:
-                return False
-            lower, upper = (int((values > bound).sum()) for bound in (level, level - error))
-            if upper - lower > self.width * lower:
-                return False
-        return True
-
-    def allowed_error(self, values: Tensor) -> float:
-        """Return the largest error for which :meth:`met` holds, up to a factor of 0.8."""
-        largest = float(values[0])
-        error = self.level(largest)
-        while error > UNIT * largest:
-            error *= 0.8
-            if self.met(values, error):
-                return error
-        return 0.0
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The largest eigenpairs, with residuals of at most ``accuracy lambda_1``.
-
-    Attributes
-    ----------
-    count
-        How many.
-    accuracy
-        Error relative to lambda_1.
-    """
-
-    count: int
-    accuracy: float
-
-    def near(self, largest: float, power: float) -> float:
-        """Return the residual norm below which a bound is worth computing: the accuracy itself."""
-        return self.hope(largest)
-
-    def hope(self, largest: float) -> float:
-        """Return the error."""
-        return self.accuracy * largest
-
-    def met(self, values: Tensor, error: float) -> bool:
-        """Return whether there are enough eigenvalues, with a small enough error."""
-        return len(values) >= self.count and error <= self.hope(float(values[0]))
-
-    def allowed_error(self, values: Tensor) -> float:
-        """Return the error."""
-        return self.hope(float(values[0]))
 
 
 def certified_spectrum(
@@ -225,12 +131,28 @@ def certified_spectrum(
     if alternative is not None:  # what it costs less than shows after a few blocks
         block = min(block, max(n // BLOCKS, LEAST_BLOCK))
     with tqdm(total=most, desc="pivots", disable=None if progress is None else not progress, leave=False) as bar:
-        values, bounds, verdict = _grow(factor, demand, block, most, seed, bar, alternative)
+        proof = RankProof(factor, demand, budget, seed) if isinstance(demand, Ranks) and not eigenvectors else None
+        found = _Growth(factor, demand, block, most, seed, bar, alternative, proof).run()
+    values, bounds = factor.eigenvalues(), found.bounds
     check_semidefinite(bounds.inner_lower, -bounds.lower)
     # Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues.
     rounding = (n + factor.rank) * UNIT * trace
     lower, upper = max(-bounds.lower, 0.0) + rounding, max(bounds.upper, 0.0) + rounding  # in this order NaN stays
-    spectrum = Spectrum(values, None, lower, upper, n, trace, rank_bound, rtol, "cholesky", beyond=upper, note=verdict)
+    norms = [count.residual for count in found.counts]
+    spectrum = Spectrum(
+        values,
+        None,
+        lower,
+        upper,
+        n,
+        trace,
+        rank_bound,
+        rtol,
+        "cholesky",
+        beyond=min([upper, *norms]),
+        note=found.verdict,
+        certified=tuple(sorted(found.counts, key=lambda count: -count.low)),
+    )
     if eigenvectors:
         # Of smaller values the error says nothing; where pairs are asked for, they are left out for rounding alone.
         known = max(lower, upper) if k is None else min(max(lower, upper), DISTINCT * float(values[0]))
@@ -267,57 +189,159 @@ def _room(n: int, budget: int, item: int, eigenvectors: bool, k: int | None) -> 
     return block, min(n, most_pivots(budget - scratch, each, squares))
 
 
-def _grow(
-    factor: PivotedCholesky,
-    demand: Ranks | Pairs,
-    block: int,
-    most: int,
-    seed: int,
-    bar: tqdm,
-    alternative: Alternative | None,
-) -> tuple[Tensor, SpectralBounds, str]:
-    """Grow the factor until its eigenvalues answer the demand; return them and the bounds of the residual.
+@dataclass(frozen=True)
+class _Found:
+    """What a factor has shown in the end.
 
-    And the reason why it gave way to an alternative; empty if it did not.
+    Attributes
+    ----------
+    bounds
+        Of the residual's spectrum.
+    verdict
+        The reason why pivots gave way to an alternative; empty if they did not.
+    counts
+        Proven counts beside those that follow from the bounds.
     """
-    history: list[tuple[int, float]] = []
-    attempts, trust, allowed = 0, TRUST, math.inf
-    early = EARLY if factor.diagonal.device.type == "cpu" else TIGHT
-    while True:
-        bar.update(factor.grow(min(block, most - factor.rank)))
-        history.append((factor.rank, factor.norm_estimate))
-        estimate, largest = trust * factor.norm_estimate, factor.largest_estimate
-        last = factor.exhausted or factor.rank >= most or _hopeless(history, demand.hope(largest), most)
-        verdict = ""
-        if alternative is not None and not last:
-            wanted = min(demand.near(largest, _power(history)), allowed)
-            verdict = alternative.verdict(factor.rank, _needed(history, wanted / trust), most)
-            last = verdict != ""
-        few = isinstance(demand, Pairs) and factor.rank < demand.count
-        near = early * demand.near(largest, _power(history)) if math.isinf(allowed) else TIGHT * allowed
-        if not last and (few or estimate > near):
-            continue
-        if not last and math.isinf(allowed):  # it hardly changes from here on, and eigenvalues take time
-            pairs = isinstance(demand, Pairs)
-            allowed = demand.hope(largest) if pairs else demand.allowed_error(factor.eigenvalues().cpu())
-            if estimate > TIGHT * allowed:
+
+    bounds: SpectralBounds
+    verdict: str = ""
+    counts: tuple[CertifiedCount, ...] = ()
+
+
+@dataclass
+class _Growth:
+    """A factor that grows until its eigenvalues answer the demand."""
+
+    factor: PivotedCholesky
+    demand: Ranks | Pairs
+    block: int
+    most: int
+    seed: int
+    bar: tqdm
+    alternative: Alternative | None
+    proof: RankProof | None
+    history: list[tuple[int, float]] = field(default_factory=list)
+    attempts: int = 0
+    trust: float = TRUST
+    allowed: float = math.inf
+
+    def run(self) -> _Found:
+        """Grow the factor, and return what it shows in the end."""
+        factor, demand = self.factor, self.demand
+        early = EARLY if factor.diagonal.device.type == "cpu" else TIGHT
+        while True:
+            self._step()
+            estimate, largest = self.trust * factor.norm_estimate, factor.largest_estimate
+            last = factor.exhausted or factor.rank >= self.most or self._hopeless(largest)
+            verdict = "" if last else self._verdict(largest)
+            last = last or verdict != ""
+            if not last and (found := self._proven(estimate)) is not None:
+                return found
+            few = isinstance(demand, Pairs) and factor.rank < demand.count
+            near = early * demand.near(largest, _power(self.history))
+            if not last and (few or estimate > (near if math.isinf(self.allowed) else TIGHT * self.allowed)):
                 continue
-        if verdict and alternative is not None and alternative.whole:  # the residual's trace is a bound for nothing
-            return (
-                factor.eigenvalues(),
-                SpectralBounds(-factor.shortfall(), factor.trace, 0.0, factor.trace, 0.0, 0),
-                verdict,
-            )
-        attempts += 1
-        bar.set_postfix_str("bounding the rest")
-        bounds = _bounds(factor, attempts, seed, _stop(allowed, last))
-        bar.set_postfix_str("")
-        if last or bounds.upper <= allowed:
-            values = factor.eigenvalues().cpu()
-            if last or demand.met(values, bounds.upper):
-                return factor.eigenvalues(), bounds, verdict
-            allowed = demand.allowed_error(values)
-        trust = max(bounds.inner_upper / factor.norm_estimate, trust / 2)
+            if not last and math.isinf(self.allowed):  # it hardly changes from here on, and eigenvalues take time
+                pairs = isinstance(demand, Pairs)
+                self.allowed = demand.hope(largest) if pairs else demand.allowed_error(factor.eigenvalues().cpu())
+                if estimate > TIGHT * self.allowed:
+                    continue
+            if verdict and self.alternative is not None and self.alternative.whole:  # a bound for nothing
+                bounds = SpectralBounds(-factor.shortfall(), factor.trace, 0.0, factor.trace, 0.0, 0)
+                return _Found(bounds, verdict)
+            bounds = self._bounds(_stop(self.allowed, last))
+            if last or bounds.upper <= self.allowed:
+                values = factor.eigenvalues().cpu()
+                if last or demand.met(values, bounds.upper):
+                    return self._finished(bounds, verdict, estimate)
+                self.allowed = demand.allowed_error(values)
+            self.trust = max(bounds.inner_upper / factor.norm_estimate, self.trust / 2)
+
+    def _step(self) -> None:
+        """Append a block of columns."""
+        factor = self.factor
+        if self.proof is not None and factor.rank > 0:
+            factor.allowed = ALLOWED * self.proof.demand.level(factor.largest_estimate)
+        self.bar.update(factor.grow(min(self.block, self.most - factor.rank)))
+        self.history.append((factor.rank, factor.norm_estimate))
+
+    def _wanted(self, largest: float, norm: float) -> float:
+        """Return the residual norm that suffices: ``norm``, or what a proof takes where there may be one."""
+        if self.proof is None or factor_on_gpu(self.factor):
+            return norm
+        return max(norm, REACHED * self.proof.demand.level(largest))
+
+    def _hopeless(self, largest: float) -> bool:
+        """Return whether the residual norm, at its recent rate, gets small only with far more pivots than fit."""
+        (rank, norm), wanted = self.history[-1], self._wanted(largest, self.demand.hope(largest))
+        if rank < PATIENCE or norm <= wanted:
+            return False
+        return _power(self.history) * math.log(HOPE * self.most / rank) < math.log(norm / wanted)
+
+    def _verdict(self, largest: float) -> str:
+        """Return why pivots give way to the alternative; empty if they do not."""
+        if self.alternative is None:
+            return ""
+        wanted = self._wanted(largest, min(self.demand.near(largest, _power(self.history)), self.allowed))
+        return self.alternative.verdict(self.factor.rank, _needed(self.history, wanted / self.trust), self.most)
+
+    def _proven(self, estimate: float) -> _Found | None:
+        """Return what complements prove, if they answer the demand, and are tried before Weyl's inequality would."""
+        proof, factor = self.proof, self.factor
+        if proof is None or factor_on_gpu(factor):
+            return None
+        near = self.demand.near(factor.largest_estimate, _power(self.history))
+        if not proof.pays(estimate, _needed(self.history, near / self.trust)):
+            return None
+        self.bar.set_postfix_str("bounding the rest")
+        residual = proof.tried(estimate, self._share())
+        self.bar.set_postfix_str("")
+        if residual is None:
+            return None
+        if proof.demand.values:
+            bounds = self._bounds(_stop(math.inf, True))
+        else:
+            bounds = SpectralBounds(-factor.shortfall(), residual, 0.0, residual, FAILURE, 0)
+        return _Found(bounds, "", tuple(proof.counts(max(bounds.upper, 0.0) + proof.rounding())))
+
+    def _finished(self, bounds: SpectralBounds, verdict: str, estimate: float) -> _Found:
+        """Return what is known where no more pivots come; where they ran out, complements may prove more."""
+        proof = self.proof
+        if proof is None:
+            return _Found(bounds, verdict)
+        known = max(bounds.upper, 0.0) + proof.rounding()
+        if not verdict and not proof.demand.met(self.factor.eigenvalues().cpu(), bounds.upper):
+            proof.tried(min(estimate, bounds.inner_upper), self._share(), known)
+        return _Found(bounds, verdict, tuple(proof.counts(known)))
+
+    def _share(self) -> float:
+        """Return the probability of failure of the next attempt: those of all add up to :data:`FAILURE`."""
+        self.attempts += 1
+        return FAILURE * 6 / (math.pi * self.attempts) ** 2
+
+    def _bounds(self, enough: Callable[[SpectralBounds], bool]) -> SpectralBounds:
+        """Bound the residual's spectrum."""
+        factor, failure = self.factor, self._share()
+        self.bar.set_postfix_str("bounding the rest")
+        rounding = (factor.size + factor.rank) * UNIT * factor.operator_trace
+        bounds = spectral_bounds(
+            factor.apply_residual,
+            factor.diagonal,
+            STEPS,
+            failure,
+            self.seed + self.attempts,
+            product_error(factor.operator, factor.operator_trace) + rounding,
+            enough,
+            lowest=-factor.shortfall() if factor.dtype == torch.float64 else None,
+            partition=factor.partition,
+        )
+        self.bar.set_postfix_str("")
+        return bounds
+
+
+def factor_on_gpu(factor: PivotedCholesky) -> bool:
+    """Return whether a factor lies on a GPU: there eigenvalues cost as much as ten blocks of pivots."""
+    return factor.diagonal.device.type != "cpu"
 
 
 def _power(history: list[tuple[int, float]]) -> float:
@@ -340,14 +364,6 @@ def _needed(history: list[tuple[int, float]], wanted: float) -> float:
     return rank * math.exp(min(math.log(norm / wanted) / power, 700.0)) if power > 0 and wanted > 0 else math.inf
 
 
-def _hopeless(history: list[tuple[int, float]], wanted: float, most: int) -> bool:
-    """Return whether the residual norm, at its recent rate, reaches ``wanted`` only with far more pivots than fit."""
-    rank, norm = history[-1]
-    if rank < PATIENCE or norm <= wanted:
-        return False
-    return _power(history) * math.log(HOPE * most / rank) < math.log(norm / wanted)
-
-
 def _stop(allowed: float, last: bool) -> Callable[[SpectralBounds], bool]:
     """Return the test that stops Lanczos: the bound is tight enough, or the norm so large that it takes pivots."""
 
@@ -357,25 +373,6 @@ def _stop(allowed: float, last: bool) -> Callable[[SpectralBounds], bool]:
         return bounds.upper <= SLACK * bounds.inner_upper if last else bounds.inner_upper > TIGHT * allowed
 
     return enough
-
-
-def _bounds(
-    factor: PivotedCholesky, attempt: int, seed: int, enough: Callable[[SpectralBounds], bool]
-) -> SpectralBounds:
-    """Bound the residual's spectrum; the attempts' probabilities of failure add up to :data:`FAILURE`."""
-    n = factor.size
-    rounding = (n + factor.rank) * UNIT * factor.operator_trace
-    return spectral_bounds(
-        factor.apply_residual,
-        factor.diagonal,
-        STEPS,
-        FAILURE * 6 / (math.pi * attempt) ** 2,
-        seed + attempt,
-        product_error(factor.operator, factor.operator_trace) + rounding,
-        enough,
-        lowest=-factor.shortfall() if factor.dtype == torch.float64 else None,
-        partition=factor.partition,
-    )
 
 
 def _eigenvectors(factor: PivotedCholesky, count: int) -> Tensor:

@@ -65,8 +65,12 @@ def spectrum(
     seed: int,
     progress: bool | None,
     levels: Sequence[float] = (),
+    values: bool = True,
 ) -> Spectrum:
-    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``."""
+    """Return the spectrum of ``operator``, with arguments as in ``TangentKernel.spectrum``.
+
+    ``values`` tells whether the eigenvalues' own errors matter, or the counts alone.
+    """
     n = operator.shape[0]
     rtols, levels = check_rtols("rtol", rtol), check_levels("levels", levels)
     check_seed("seed", seed)
@@ -78,7 +82,7 @@ def spectrum(
         raise ValueError(
             f"{given}: method='inertia' counts eigenvalues and lists none but the largest; use 'cholesky' or 'lanczos'"
         )
-    demand = Ranks((), levels) if levels else Ranks(rtols)
+    demand = Ranks((), levels, values=values) if levels else Ranks(rtols, values=values)
     note = ""
     if method == "auto":
         method, note = _choose(n, budget, eigenvectors)
@@ -131,7 +135,7 @@ def counts(
         demand = Ranks((), check_levels("levels", levels)) if levels else Ranks(check_rtols("rtol", rtol))
         way = _alternative(operator, demand, budget)
         method = "dense" if way is not None and way.whole else "inertia"
-    return spectrum(operator, rtol, None, method, False, rank_bound, budget, seed, progress, levels)
+    return spectrum(operator, rtol, None, method, False, rank_bound, budget, seed, progress, levels, values=False)
 
 
 def check_rtols(argument: str, given: Any) -> tuple[float, ...]:

@@ -42,6 +42,12 @@ eigenvalues; with eigenvectors one more."""
 CANDIDATE_SQUARES = 9
 """Matrices of the candidates' number in memory while pivots are chosen among them."""
 
+SINGLE_UNIT = 2.0**-24
+"""Unit roundoff of fp32."""
+
+SINGLE_RANGE = (1e-30, 1e30)
+"""Traces of operators whose factor fp32 holds with all digits."""
+
 POWER_STEPS = 12
 """Power iterations for the norm of a small matrix, which is needed to about ten percent."""
 
@@ -73,10 +79,15 @@ class PivotedCholesky:
         Of the draws; the same seed gives the same factor.
     dtype
         In which F is kept. fp32 takes half the memory, and leaves the residual an indefinite part of the size of
-        its rounding, some 1e-7 of lambda_1; everything is computed in fp64, from the F that is kept.
+        its rounding, some 1e-7 of lambda_1; everything is computed in fp64, from the F that is kept. fp64 is taken
+        where the operator's trace is outside :data:`SINGLE_RANGE`.
 
     Attributes
     ----------
+    allowed
+        Frobenius norm by which columns of F may miss those of the operator: as long as rounding to fp32 stays below it,
+        blocks after the first are kept in fp32. 0, which may be changed between blocks: none are. Of a factor in fp64,
+        on a CPU.
     pivots
         Rows (and columns) of the operator that the factor reproduces, in the order of its columns.
     residual
@@ -99,7 +110,6 @@ class PivotedCholesky:
 
     def __init__(self, operator: SymmetricOperator, seed: int = 0, dtype: torch.dtype = torch.float64) -> None:
         self.operator = operator
-        self.dtype = dtype
         self.size = shape_of(operator)
         self.partition = operator.partition
         self.generator = torch.Generator().manual_seed(check_seed("seed", seed))
@@ -111,14 +121,18 @@ class PivotedCholesky:
         if smallest < 0:
             raise ValueError(f"the operator is not positive semidefinite: diagonal entry {int(at)} is {smallest:.3e}")
         self.operator_trace = self.trace = total
+        self.dtype = dtype if SINGLE_RANGE[0] <= total <= SINGLE_RANGE[1] else torch.float64
         self.residual = self.diagonal.clone()
         self.pivots = torch.empty(0, dtype=torch.int64, device=self.diagonal.device)
         self.blocks: list[Tensor] = []
+        self.allowed = 0.0
+        self._squared_rounding = 0.0  # of the columns, by what is kept in fp32
         self.norm_estimate = math.inf
         self.largest_estimate = 0.0
         self.gram = self.diagonal.new_zeros(0, 0)
         self._leading = self.diagonal.new_zeros(0)
         self._eigenvalues: Tensor | None = None
+        self._shortfall: float | None = None
         self._on_cpu = self.diagonal.device.type == "cpu"
 
     @property
@@ -156,6 +170,8 @@ class PivotedCholesky:
     def _append(self, drawn: _Drawn) -> int:
         """Append the columns of a block's pivots to F; return how many."""
         new = self.operator.columns(drawn.pivots)
+        if self._on_cpu and self._may_be_single(drawn):
+            drawn = replace(drawn, factor=drawn.factor.to(torch.float32).to(drawn.factor), single=True)
         kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(new, drawn)
         gram = self._bordered(products)
         leading, largest = self._follow(gram)
@@ -168,7 +184,7 @@ class PivotedCholesky:
             whole = count == len(drawn.pivots)
             self.blocks.append(kept if whole else kept[:, :count].contiguous())
             self.gram = gram if whole else gram[:rank, :rank].contiguous()
-            self._eigenvalues = None
+            self._eigenvalues = self._shortfall = None
             self._leading = leading[:rank]
             self.pivots = torch.cat([self.pivots, drawn.pivots[:count]])
         return count
@@ -245,16 +261,18 @@ class PivotedCholesky:
 
         Return them, the new columns of the Gram matrix, and the smallest diagonal entry that no rounding explains.
         """
-        kept = new if self.dtype == new.dtype else empty(new.shape, self.dtype, new.device)
+        dtype = torch.float32 if drawn.single else self.dtype
+        kept = new if dtype == new.dtype else empty(new.shape, dtype, new.device)
         heads = [self._rows(part, drawn.pivots).t() for part in self.blocks]
         upper, before, count = drawn.factor.t(), self.rank, len(drawn.pivots)
         known, exact = self._exact_rows(drawn)
         order = known.argsort()
         known, exact = known[order] - self.partition.start, exact[order]
 
-        def job(rows: slice) -> tuple[Tensor, Tensor]:
+        def job(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             """Eliminate in some rows, and return their part of the result."""
             total, negative = new.new_zeros(before + count, count), new.new_full((), math.inf)
+            rounding = new.new_zeros(())
             for part in self._tiles(rows):
                 tile = new[part]
                 for block, head in zip(self.blocks, heads, strict=True):
@@ -263,14 +281,31 @@ class PivotedCholesky:
                 first, last = (int(torch.searchsorted(known, end)) for end in (part.start, part.stop))
                 tile[known[first:last] - part.start] = exact[first:last]
                 if kept is not new:
-                    tile.copy_(kept[part].copy_(tile))
+                    rounded = kept[part].copy_(tile).to(tile)
+                    rounding += (tile.sub_(rounded)).square_().sum()
+                    tile.copy_(rounded)
                 self._add_products(total, part, tile)
-                negative = torch.minimum(negative, self._subtract(part, tile.square().sum(1), before + count))
-            return total, negative
+                squares = tile.square().sum(1)
+                negative = torch.minimum(negative, self._subtract(part, squares, before + count, drawn.single))
+            return total, negative, rounding
 
-        sums, smallest = zip(*together([partial(job, rows) for rows in self._shares()]), strict=True)
+        sums, smallest, rounding = zip(*together([partial(job, rows) for rows in self._shares()]), strict=True)
         self._clear(drawn)
+        if drawn.single:
+            moved = math.sqrt(float(self.partition.total(torch.stack(rounding).sum())))
+            entries, norm = float(torch.linalg.matrix_norm(upper)), _norm_bound(upper)
+            self._squared_rounding += (moved * norm + 2 * SINGLE_UNIT * entries * norm) ** 2
         return kept, self.partition.total(torch.stack(sums).sum(0)), torch.stack(smallest).min()
+
+    def _may_be_single(self, drawn: _Drawn) -> bool:
+        """Return whether a block's columns may be kept in fp32: what that does is about known beforehand."""
+        if self.allowed <= 0 or self.rank == 0 or self.dtype != torch.float64 or len(drawn.pivots) == 0:
+            return False
+        if not SINGLE_RANGE[0] <= self.operator_trace <= SINGLE_RANGE[1]:
+            return False
+        norm = _norm_bound(drawn.factor)
+        moved = SINGLE_UNIT * norm * (math.sqrt(self.trace) + 2 * float(torch.linalg.matrix_norm(drawn.factor)))
+        return self._squared_rounding + moved**2 <= self.allowed**2
 
     def _eliminate_at_once(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
         """Do the same on a GPU, each step for many rows; columns after the last one kept count for nothing."""
@@ -303,19 +338,24 @@ class PivotedCholesky:
             start = stop
         total[start:].addmm_(tile.t(), tile)
 
-    def _subtract(self, part: slice, squares: Tensor, rank: int) -> Tensor:
+    def _subtract(self, part: slice, squares: Tensor, rank: int, single: bool = False) -> Tensor:
         """Subtract the squares of the new columns from the residual's diagonal; entries of rounding's size become 0.
 
         Return the smallest entry that is too negative for a positive semidefinite operator; infinite if there is none.
         """
+        before = self.residual[part].clone() if single else None
         left = self.residual[part].sub_(squares)
         growth = math.sqrt(rank)
         unit = 8 * (8 + growth) * UNIT + (4 * torch.finfo(self.dtype).eps if self.dtype != torch.float64 else 0)
         noise = unit * self.diagonal[part]
+        if before is not None:
+            noise += 8 * SINGLE_UNIT * before
         # In fp32 small pivots amplify the rounding of F without a bound; the certificate sees what it does.
         negative = left.new_full((), math.inf)
         if self.dtype == torch.float64 and len(left) > 0:
             uncertain = self.operator.matrix_error / self.operator_trace * self.diagonal[part]
+            if single:
+                uncertain = uncertain + math.sqrt(self._squared_rounding)
             negative = torch.where(left < -(1e6 * noise + 4 * uncertain), left, math.inf).min()
         left.masked_fill_(left <= noise, 0)
         return negative
@@ -344,7 +384,8 @@ class PivotedCholesky:
             start = nn.functional.pad(self._leading, (0, len(gram) - self.rank))
             start, steps = nn.functional.normalize(start, dim=0), FOLLOWING_STEPS
         leading, norm = _power(lambda v: gram.mv(v) / trace, start, steps)
-        return leading, norm * trace
+        size = torch.linalg.vector_norm(leading)
+        return leading / torch.where(size > 0, size, 1), norm * trace
 
     def shortfall(self) -> float:
         """Return e for which ``K - F F^T >= -e``: the residual of an exact factor is positive semidefinite. fp64 only.
@@ -354,18 +395,26 @@ class PivotedCholesky:
         ``(1 - P)^T K' (1 - P)`` with the interpolation P from the pivots, ``W = L^-T F^T`` on the rows I; as K is
         positive semidefinite, it is at least ``-(1 + |W|)^2 |E|``. An entry of E takes c products and is off by
         ``4 sqrt(c) u sqrt(K_ii K_jj)``, single rounding errors taken as independent (Higham and Mary, SIAM J. Sci.
-        Comput. 41(5), 2019); ``|W|^2`` is at most the Frobenius norm of ``L^-T (F^T F) L^-1``.
+        Comput. 41(5), 2019); columns kept in fp32 are off by what was measured when they were rounded. ``|W|^2`` is the
+        norm of ``A = L^-T (F^T F) L^-1``, at most the root of the Frobenius norm of ``A^2``.
         """
         if self.rank == 0:
             return 0.0
+        if self._shortfall is None:
+            self._shortfall = self._new_shortfall()
+        return self._shortfall
+
+    def _new_shortfall(self) -> float:
+        """Compute :meth:`shortfall`."""
         device = self.gram.device
         lower = torch.cat([self._rows(block, self.pivots.to(device)) for block in self.blocks], 1)
         half = torch.linalg.solve_triangular(lower, self.gram, upper=False, left=False)  # F^T F L^-1
         square = torch.linalg.solve_triangular(lower.t(), half, upper=True)
         del half
-        interpolation = math.sqrt(float(torch.linalg.matrix_norm(square)))
+        interpolation = float(torch.linalg.matrix_norm(square @ square)) ** 0.25
         trace = self.operator_trace
         rounding = 2 * self.operator.matrix_error + 2 * 4 * math.sqrt(2 * self.rank + BLOCK) * UNIT * trace
+        rounding += 2 * math.sqrt(self._squared_rounding)
         return ((1 + interpolation) ** 2 + 1) * rounding
 
     # ---- products ----------------------------------------------------------------------------------------------
@@ -385,8 +434,8 @@ class PivotedCholesky:
 
         return self.partition.total(torch.stack(together([partial(job, rows) for rows in self._shares()])).sum(0))
 
-    def product(self, C: Tensor) -> Tensor:
-        """Return ``F C`` for C (rank, k)."""
+    def product(self, C: Tensor, scale: float = 1.0) -> Tensor:
+        """Return ``scale F C`` for C (rank, k) in its dtype; a scale other than 1 is applied to F as it is read."""
         out = empty((len(self.diagonal), C.shape[1]), C.dtype, C.device).zero_()
         if not self.blocks:
             return out
@@ -395,7 +444,8 @@ class PivotedCholesky:
         def job(rows: slice) -> None:
             for part in self._tiles(rows):
                 for block, own in zip(self.blocks, coefficients, strict=True):
-                    out[part].addmm_(block[part].to(C), own)
+                    rows = block[part] if scale == 1.0 else block[part] * scale
+                    out[part].addmm_(rows.to(C), own)
 
         together([partial(job, rows) for rows in self._shares()])
         return out
@@ -432,6 +482,8 @@ class _Drawn:
         What is wrong with the operator's entries: see :meth:`PivotedCholesky._judge`.
     block, multiples
         Rows and columns of the residual at the candidates, and for how many rows each of them stands.
+    single
+        Whether their columns are kept in fp32; then ``factor`` holds numbers of fp32.
     """
 
     pivots: Tensor
@@ -440,6 +492,7 @@ class _Drawn:
     faults: tuple[Tensor, ...]
     block: Tensor
     multiples: Tensor
+    single: bool = False
 
     @property
     def used(self) -> Tensor:
@@ -472,6 +525,13 @@ def _power(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[
     for _ in range(steps):
         last, v = v, product(v)
     return v, torch.linalg.vector_norm(v) / torch.linalg.vector_norm(last).clamp_min(torch.finfo(v.dtype).tiny)
+
+
+def _norm_bound(matrix: Tensor) -> float:
+    """Return a bound on the spectral norm of a matrix: from its largest sums of a row and of a column, or Frobenius's."""
+    sums = matrix.abs()
+    largest = math.sqrt(float(sums.sum(0).max()) * float(sums.sum(1).max()))
+    return min(largest, float(torch.linalg.matrix_norm(matrix)))
 
 
 def _read(*numbers: Tensor) -> list[float]:

@@ -35,7 +35,8 @@ class RankInterval(Record):
 
 @dataclass(frozen=True)
 class CertifiedCount(Record):
-    """A proven number of eigenvalues above a level, whatever the rank (:mod:`inrfast.linalg.inertia`).
+    """A proven number of eigenvalues above a level, by a factorisation (:mod:`inrfast.linalg.inertia`) or by the norm of
+    what is left beside leading eigenvectors (:mod:`inrfast.linalg.rank_proof`).
 
     Eigenvalues above a higher level are no more, above a lower one no less: so for every level up to :attr:`high` there
     are at least :attr:`lower`, for every level from :attr:`low` on at most :attr:`upper`.
@@ -48,9 +49,10 @@ class CertifiedCount(Record):
     lower, upper
         The bounds.
     precision
-        Of the factorisation that proved them: ``"high"`` (fp32) or ``"highest"`` (fp64).
+        Of the factorisation, or of the products, that proved them: ``"high"`` (fp32) or ``"highest"`` (fp64).
     residual
-        Bound on the spectral norm of what the factorisation misses of ``K - shift I``.
+        Bound on the spectral norm of what the factorisation misses of ``K - shift I``; or of what is left of K beside
+        the eigenvectors, every eigenvalue but the :attr:`upper` largest being at most this.
     failure
         Probability, over random starts, that the certificate does not hold.
     """
@@ -135,7 +137,7 @@ class Spectrum(Record):
     outputs
         Number M of the network's outputs; 1 for an operator that is no kernel.
     certified
-        Numbers of eigenvalues above some levels that a factorisation proved, of the same network: by falling level,
+        Numbers of eigenvalues above some levels that were proven apart from the errors, of the same network: by falling level,
         each level once, and none of a level that was decided without (one above lambda_1, or that the eigenvalues
         listed resolve). :meth:`count_above` and :meth:`rank` answer for the levels asked.
     largest
@@ -231,7 +233,10 @@ class Spectrum(Record):
     def floor(self) -> float:
         """Relative tolerance below which a zero eigenvalue cannot be told from one above the threshold."""
         largest = float(self.eigenvalues[0]) - self.lower_error
-        return _raised(self._own_errors()[1], self.jacobian_error) / largest if largest > 0 else float("inf")
+        if largest <= 0:
+            return math.inf
+        beside = [count.low for count in self.certified if count.upper <= len(self.eigenvalues) < self.size]
+        return min([_raised(self._own_errors()[1], self.jacobian_error), *(b for b in beside if b > 0)]) / largest
 
     def rank(self, rtol: float | None = None) -> RankInterval:
         """Return the number of eigenvalues above ``rtol * lambda_1`` as an interval that contains it.

@@ -355,11 +355,22 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Add ``a @ b`` to ``out`` in place and return it (shapes as in :func:`mm`)."""
     if a.device.type == "cpu":
-        if choose(a.dtype) == "torch":
+        library = choose(a.dtype)
+        if library == "torch":
             return out.addmm_(a, b)
+        if library == "onednn":
+            return out.add_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
         return out.add_(mm(a, b, torch.empty_like(out)))
     with exact_products(a.device):
         return out.addmm_(a, b)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b`` in memory of its own (shapes as in :func:`mm`): without the copy that ``out`` costs oneDNN."""
+    if a.device.type == "cpu" and choose(a.dtype) == "onednn":
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+        return found
+    return mm(a, b, a.new_empty(len(a), b.shape[1]))
 
 
 def _by_torch(out: Tensor) -> bool:

@@ -376,7 +376,7 @@ class TangentKernel:
             Bad arguments, ``k`` or ``eigenvectors`` with ``method="inertia"`` among them; a kernel with ``coords2``.
         """
         self._need_symmetric("spectrum")
-        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels)
+        return self._spectrum(rtol, k, method, eigenvectors, seed, progress, levels, True)
 
     def counts(
         self,
@@ -385,9 +385,12 @@ class TangentKernel:
         seed: int = 0,
         progress: bool | None = False,
     ) -> Spectrum:
-        """Return a spectrum for ranks alone, as :meth:`spectrum` does, with its arguments and errors."""
+        """Return a spectrum for ranks alone, as :meth:`spectrum` does, with its arguments and errors.
+
+        The errors of its eigenvalues may be larger by far than the levels.
+        """
         self._need_symmetric("counts")
-        return self._spectrum(rtol, None, "auto", False, seed, progress, levels)
+        return self._spectrum(rtol, None, "auto", False, seed, progress, levels, False)
 
     def _spectrum(
         self,
@@ -398,6 +401,7 @@ class TangentKernel:
         seed: int,
         progress: bool | None,
         levels: Sequence[float],
+        values: bool,
     ) -> Spectrum:
         """Return the spectrum, of a symmetric kernel."""
         exact = self.at_precision("highest")
@@ -413,6 +417,7 @@ class TangentKernel:
                 seed,
                 self._shown(progress),
                 levels,
+                values,
             )
         found = replace(found, output=self.output, outputs=self.outputs)
         if found.eigenvectors is None or found.method == "dense":  # a dense one is whole in every process

@@ -12,6 +12,7 @@ from torch import Tensor
 from inrfast.linalg.operators import digest
 from inrfast.nn import described_network
 from inrfast.tangent.cost import dense_flops, product_flops
+from inrfast.tangent.single import SingleProducts
 
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import TangentKernel
@@ -64,6 +65,15 @@ class KernelOperator:
         kernel = self._kernel if dtype == self._kernel.dtype else self._in_single
         kernel._need_range("a block of the kernel")
         kernel.sides.blocks_(targets, index)
+
+    @cached_property
+    def single(self) -> SingleProducts | None:
+        """Products with single vectors in fp32; None where they save nothing or fp32 does not hold them."""
+        sides = self._kernel.sides
+        if self.device.type != "cpu" or sides.exact_plan is not None or any(layer.sparse for layer in sides.left.specs):
+            return None
+        found = SingleProducts(self._kernel, self._in_single)
+        return found if found.in_range else None
 
     @cached_property
     def _in_single(self) -> TangentKernel:

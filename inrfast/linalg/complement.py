@@ -1,0 +1,172 @@
+"""How many eigenvalues exceed a level, from above: the norm of an operator on the complement of a few vectors.
+
+By Courant and Fischer's theorem at most m eigenvalues of K exceed t if ``x^T K x <= t |x|^2`` for every x orthogonal to
+some m vectors, the columns of U. With ``P = I - U U^T`` such an x has ``P x = x``, so that ``|P K P| <= t`` is enough.
+This asks nothing of U: columns that are neither orthonormal nor exact eigenvectors only make the norm larger. Lanczos
+from a random start bounds it (:func:`inrfast.linalg.lanczos.christoffel_bound`).
+
+Where ``K = J J^T``, the projections take away what is large before anything cancels, and products in fp32 suffice. Let
+``a = |P K P|``, so that ``|J^T P x|``, ``|P J y| <= sqrt(a)`` for unit vectors x and y. An error e of ``J^T P x``
+reaches the result as ``P J e``, one of ``J y`` as it is, and of a length ``|y| <= sqrt(a)``; the projections are off by
+p, times ``|J| sqrt(a)`` both before and after. With ``s = e + p |J|`` a product is off by ``2 s sqrt(a)`` to first
+order, and a bound b on the norm of what was multiplied gives ``sqrt(a) <= s + sqrt(s^2 + b)``: relative to the level
+about ``2 s / sqrt(t)``, which is ``c u sqrt(trace K / t)``.
+
+Rounding errors are taken as independent of each other and of the start, of mean zero. What m steps compute is then
+Lanczos on an operator that differs by D, and of D only ``x^T D x`` counts, with the leading eigenvector x: a sum of
+independent terms weighted by the components of x along the basis, whose squares add up to 1 at most. It is of the size
+of one product's error, not of their sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from inrfast.linalg.lanczos import KrylovBasis, christoffel_bound, least_weight
+from inrfast.linalg.operators import UNIT, SymmetricOperator, product_error
+from inrfast.linalg.partition import Whole
+from inrfast.memory import LEAST_ROWS, chunks
+from inrfast.ops import gemm
+from inrfast.threads import together
+
+STEPS = 64
+"""Largest number of products of an attempt."""
+
+BATCH = 4
+"""Products between two bounds."""
+
+SINGLE_UNIT = 2.0**-24
+"""Unit roundoff of fp32."""
+
+ROOT_MEAN_SQUARE = 3**-0.5
+"""Of rounding errors that are evenly spread, in unit roundoffs."""
+
+SAFETY = 2.0
+"""Factor on the root mean square of what rounding errors add up to."""
+
+SUMMED = 256
+"""Rows over which a projection adds up in fp32."""
+
+COARSE = 0.02
+"""Largest error of a product in fp32, relative to the level, with which it is worth while."""
+
+
+@dataclass(frozen=True)
+class NormBounds:
+    """Bounds of ``|P K P|``.
+
+    Attributes
+    ----------
+    upper
+        Not exceeded, except with the probability asked for.
+    inner
+        Reached for certain, up to rounding.
+    steps
+        Products taken.
+    """
+
+    upper: float
+    inner: float
+    steps: int
+
+
+class Complement:
+    """An operator K between two projections ``I - U U^T``.
+
+    Parameters
+    ----------
+    operator
+        K, symmetric positive semidefinite, fp64.
+    U
+        Columns (n, m) of the rows here, of about unit norm, about orthogonal; fp32 or fp64, in which the projections
+        are computed.
+    largest
+        An upper bound of the largest eigenvalue of K.
+    level
+        The level that is of interest: products are in fp32 where this resolves it.
+    """
+
+    def __init__(self, operator: SymmetricOperator, U: Tensor, largest: float, level: float) -> None:
+        self.operator, self.U = operator, U
+        self.partition: Whole = operator.partition
+        self.root = math.sqrt(largest)
+        single = getattr(operator, "single", None)
+        noise = math.inf if single is None else single.noise + self.root * self._projection_noise(SINGLE_UNIT)
+        self.single = single if 2 * noise <= COARSE * math.sqrt(level) else None
+        if self.single is not None:
+            self.noise, self.error = noise, 0.0
+        else:
+            unit = SINGLE_UNIT if U.dtype == torch.float32 else UNIT
+            self.noise, self.error = self.root * self._projection_noise(unit), product_error(operator)
+
+    def _projection_noise(self, unit: float) -> float:
+        """Return p, the error of a projection of a unit vector computed with this unit roundoff.
+
+        Both in ``U^T v``, added up over :data:`SUMMED` rows at a time, and in ``U c`` the partial sums of all entries
+        together are no longer than v or c, as U is about orthonormal: L of them make an error of ``u sqrt(L)``.
+        """
+        return SAFETY * ROOT_MEAN_SQUARE * unit * (math.sqrt(SUMMED) + math.sqrt(self.U.shape[1]) + 4)
+
+    def project(self, v: Tensor) -> Tensor:
+        """Return ``v - U (U^T v)`` in fp64 for v (n, 1)."""
+        U, given = self.U, v.to(self.U.dtype)
+        if U.device.type != "cpu":
+            return v - (U @ self.partition.total(U.t() @ given)).double()
+        out = torch.empty_like(v)
+        each = max(-(-len(v) // gemm.threads(U.dtype, U.device)), LEAST_ROWS)
+        shares = list(chunks(len(v), -(-each // SUMMED) * SUMMED))
+
+        def gather(share: slice) -> Tensor:
+            total = v.new_zeros(U.shape[1], 1)
+            for rows in _within(share):
+                total += U[rows].t() @ given[rows]
+            return total
+
+        sums = self.partition.total(torch.stack(together([partial(gather, share) for share in shares])).sum(0))
+        inner = sums.to(U.dtype)
+
+        def spread(share: slice) -> None:
+            for rows in _within(share):
+                torch.sub(v[rows], U[rows] @ inner, out=out[rows])
+
+        together([partial(spread, share) for share in shares])
+        return out
+
+    def product(self, v: Tensor) -> Tensor:
+        """Return ``P K P v`` for v (n, 1)."""
+        projected = self.project(v)
+        return self.project(self.operator @ projected if self.single is None else self.single @ projected)
+
+    def norm(self, failure: float, seed: int, enough: Callable[[NormBounds], bool], steps: int = STEPS) -> NormBounds:
+        """Return bounds of ``|P K P|``, of as many steps as it takes for ``enough``.
+
+        ``failure`` is the probability, over the start that ``seed`` draws, that the upper bound does not hold.
+        """
+        like, n = self.U.new_zeros(len(self.U), dtype=torch.float64), self.partition.size
+        tolerated = 2 * self.noise * self.root + self.error
+        basis = KrylovBasis(self.partition.random(1, seed, like), min(steps, n), tolerated, self.partition)
+        weight = least_weight(n, failure)
+        while True:
+            for _ in range(BATCH):
+                if not basis.full:
+                    basis.step(self.product(basis.next))
+            diagonal, below = basis.tridiagonal()
+            ritz = float(torch.linalg.eigvalsh(basis.projection().cpu())[-1])
+            upper = christoffel_bound(diagonal, below, weight) + self.error
+            upper = (self.noise + math.sqrt(self.noise**2 + max(upper, 0.0))) ** 2
+            inner = max(ritz - self.error, 0.0)
+            inner = max(math.sqrt(self.noise**2 + inner) - self.noise, 0.0) ** 2
+            bounds = NormBounds(upper, inner, basis.steps)
+            if basis.full or enough(bounds):
+                return bounds
+
+
+def _within(share: slice) -> list[slice]:
+    parts = chunks(share.stop - share.start, SUMMED)
+    return [slice(share.start + part.start, share.start + part.stop) for part in parts]

@@ -1,0 +1,221 @@
+"""Counts above levels that a growing pivoted factor proves: from below by its Ritz values, from above by a complement.
+
+``K = F F^T + R`` with ``R >= -e``, so that every eigenvalue of ``F F^T`` is at most one of K, and e. That bounds counts
+from below. From above, the m leading eigenvectors of ``F F^T`` are projected out of K, and what is left is measured
+(:mod:`inrfast.linalg.complement`). Weyl's inequality asks for a residual R far smaller than the level, this for one of
+about half of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from inrfast.linalg.complement import STEPS, Complement, NormBounds
+from inrfast.linalg.costs import DOUBLE, pivots_flops
+from inrfast.linalg.demands import Ranks
+from inrfast.linalg.lanczos import FAILURE
+from inrfast.linalg.operators import UNIT
+from inrfast.linalg.pivoted_cholesky import SQUARES, PivotedCholesky
+from inrfast.linalg.spectrum import CertifiedCount, kernel_error
+
+MARGIN = 1e-12
+"""Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
+
+WIDEST = 0.0295
+"""Width of an interval, relative to its lower end, that a proof aims at where the demand's is the usual one."""
+
+LEAKED = 0.1
+"""What a residual adds to the norm on the complement, beyond the next Ritz value, in units of the residual's norm: 0.04
+to 0.15 in ReLU and sine networks."""
+
+PROMISING = 0.955
+"""Largest predicted norm, relative to the level, with which a proof is tried: some 40 products then bound it."""
+
+HOPELESS = 0.985
+"""Norm found, relative to the level, with which it is given up."""
+
+ROUNDED = 1e-5
+"""Share of the residual's trace that its entries, set to zero where they are rounding, may have lost."""
+
+REACHED = 0.4
+"""The residual's norm, relative to the level, at which proofs succeed, about: of one half to a quarter in networks."""
+
+STARTED = 0.9
+"""Estimate of the residual's norm, relative to the level, above which eigenvalues are not looked at."""
+
+AGAIN = 0.75
+"""After a failure the residual's norm must fall to this share before the next proof is tried."""
+
+ATTEMPTS = 4
+"""Proofs of a level that fail before Weyl's inequality alone is waited for."""
+
+PRODUCTS = 36
+"""Products with the operator that a proof takes."""
+
+WEYL_PRODUCTS = 20
+"""Products, in fp64, that a bound of the residual takes."""
+
+ALLOWED = 4e-6
+"""Rounding of the factor's columns to fp32, relative to the level: times some 1,000, what the residual may be below
+zero (see :meth:`inrfast.linalg.pivoted_cholesky.PivotedCholesky.shortfall`), it is a few thousandths of the level."""
+
+
+@dataclass
+class RankProof:
+    """Upper bounds of counts, proven one by one while a factor grows.
+
+    Parameters
+    ----------
+    factor
+        The factor, in fp64 but for the blocks that it keeps in fp32.
+    demand
+        The levels, and how narrow their intervals have to be.
+    budget
+        Bytes for the factor and for all that is beside it.
+    seed
+        Of the random starts.
+
+    Attributes
+    ----------
+    upper
+        Proven counts by level, in the demand's order; only their upper ends are proven for good.
+    failed
+        How often no proof succeeded, by level, and at which residual norm last.
+    """
+
+    factor: PivotedCholesky
+    demand: Ranks
+    budget: int
+    seed: int
+    upper: dict[int, CertifiedCount] = field(default_factory=dict)
+    failed: dict[int, tuple[int, float]] = field(default_factory=dict)
+
+    def spans(self, residual: float) -> list[tuple[float, float]]:
+        """Return, for every level, the levels of the operator as computed between which the exact one's lies.
+
+        ``residual`` is a bound on the norm of R: lambda_1 is known to as much.
+        """
+        largest, error = float(self.factor.eigenvalues()[0]), self.factor.operator.jacobian_error
+        shortfall = self.factor.shortfall()
+        slack = (max(residual, shortfall) + kernel_error(error, largest + residual)) / largest
+        found = []
+        for number, level in enumerate(self.demand.absolute(largest)):
+            own = 2 * slack + MARGIN if number < len(self.demand.rtols) else MARGIN
+            low, high = math.sqrt(level * max(1 - own, 0.0)), math.sqrt(level * (1 + own))
+            found.append((max(low - error, 0.0) ** 2, (high + error) ** 2))
+        return found
+
+    def counts(self, residual: float) -> list[CertifiedCount]:
+        """Return what is proven, one count for every level that has an upper bound."""
+        values, below = self.factor.eigenvalues(), self.below()
+        found = []
+        for number, (_, high) in enumerate(self.spans(residual)):
+            if number in self.upper:
+                proven = self.upper[number]
+                lower = int((values - below > high).sum())
+                found.append(replace(proven, high=high, lower=min(lower, proven.upper)))
+        return found
+
+    def below(self) -> float:
+        """Return e for which ``K - F F^T >= -e`` and every computed eigenvalue is off by no more."""
+        return self.factor.shortfall() + self.rounding()
+
+    def rounding(self) -> float:
+        """Return the rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues."""
+        return (self.factor.size + self.factor.rank) * UNIT * self.factor.operator_trace
+
+    def pays(self, estimate: float, needed: float) -> bool:
+        """Return whether a proof now costs less than the pivots that Weyl's inequality still seems to need."""
+        factor, largest = self.factor, self.factor.largest_estimate
+        if not estimate <= STARTED * self.demand.level(largest):
+            return False
+        n, rank = factor.size, factor.rank
+        product = getattr(factor.operator, "product_flops", 2.0 * n * n)
+        entry = getattr(factor.operator, "entry_flops", 0.0) / max(n * n / 2, 1)
+        more = min(needed, n) - rank
+        weyl = pivots_flops(n, rank + more) - pivots_flops(n, rank) + DOUBLE * entry * n * more
+        weyl += WEYL_PRODUCTS * DOUBLE * (product + 4.0 * n * (rank + more))
+        m = rank / 2
+        single = 1.0 if getattr(factor.operator, "single", None) is not None else DOUBLE
+        return 2.0 * n * rank * m + PRODUCTS * single * (product + 8.0 * n * m) < weyl
+
+    def tried(self, estimate: float, failure: float, residual: float | None = None) -> float | None:
+        """Try to prove every level that is open; return the residual's bound where all of them are narrow now.
+
+        Parameters
+        ----------
+        estimate
+            Estimate of the residual's norm.
+        failure
+            Probability with which the proofs may fail.
+        residual
+            A bound of the residual's norm, where one is known: levels for which Weyl's inequality does are no work.
+        """
+        factor = self.factor
+        below = self.below()
+        known = factor.trace * (1 + ROUNDED) + factor.size * below if residual is None else residual
+        spans, values = self.spans(known), factor.eigenvalues()
+        vectors: Tensor | None = None
+        for number in sorted(range(len(spans)), key=lambda i: spans[i][1]):
+            low, high = spans[number]
+            lower = int((values - below > high).sum())
+            if self._narrow(lower, int((values + known > low).sum())):
+                continue
+            proven = self.upper.get(number)
+            if proven is not None and proven.low <= low and self._narrow(lower, proven.upper):
+                continue
+            m = lower + int(max(self.demand.width, WIDEST if self._usual else 0.0) * lower)
+            if not self._promising(number, low, m, estimate):
+                return None
+            if vectors is None:
+                vectors = self._vectors(m)
+            count = min(m, vectors.shape[1])
+            bounds, precision = self._norm(vectors[:, :count], low, known, failure / len(spans))
+            if bounds.upper > low:
+                self.failed[number] = (self.failed.get(number, (0, 0.0))[0] + 1, estimate)
+                return None
+            self.upper[number] = CertifiedCount(low, high, 0, count, precision, bounds.upper, FAILURE)
+        return known
+
+    @property
+    def _usual(self) -> bool:
+        return self.demand.width == Ranks(()).width
+
+    def _narrow(self, lower: int, upper: int) -> bool:
+        return upper - lower <= max(self.demand.width, WIDEST if self._usual else 0.0) * lower
+
+    def _promising(self, number: int, low: float, m: int, estimate: float) -> bool:
+        """Return whether a proof with m vectors may well succeed."""
+        times, before = self.failed.get(number, (0, math.inf))
+        values, factor = self.factor.eigenvalues(), self.factor
+        if times >= ATTEMPTS or estimate > AGAIN * before or not 0 < m < len(values):
+            return False
+        needed = factor.size * (4 * m + 8 * STEPS) + sum(block.nbytes for block in factor.blocks)
+        if needed + 8 * SQUARES * factor.rank**2 > self.budget:
+            return False
+        return float(values[m]) + LEAKED * estimate <= PROMISING * low
+
+    def _vectors(self, m: int) -> Tensor:
+        """Return the m leading eigenvectors of ``F F^T`` (n, m), as far as fp32 has them; fp64 on a GPU."""
+        values, vectors = torch.linalg.eigh(self.factor.gram)
+        values, vectors = values.flip(0)[:m], vectors.flip(1)[:, :m]
+        coefficients = vectors / values.sqrt()
+        if coefficients.device.type == "cpu":
+            scale = 2.0 ** round(math.log2(self.factor.operator_trace) / 2)  # so that neither factor leaves fp32
+            return self.factor.product((coefficients * scale).to(torch.float32), 1 / scale)
+        return self.factor.product(coefficients)
+
+    def _norm(self, U: Tensor, low: float, residual: float, failure: float) -> tuple[NormBounds, str]:
+        """Return bounds of the operator's norm beside the columns of U, and the precision of its products."""
+        self.seed += 1
+        largest = float(self.factor.eigenvalues()[0]) + residual
+        complement = Complement(self.factor.operator, U, largest, low)
+
+        def enough(bounds: NormBounds) -> bool:
+            return bounds.upper <= low or bounds.inner > HOPELESS * low
+
+        return complement.norm(failure, self.seed, enough), "highest" if complement.single is None else "high"
