@@ -152,6 +152,7 @@ def certified_spectrum(
         beyond=min([upper, *norms]),
         note=found.verdict,
         certified=tuple(sorted(found.counts, key=lambda count: -count.low)),
+        largest=found.largest,
     )
     if eigenvectors:
         # Of smaller values the error says nothing; where pairs are asked for, they are left out for rounding alone.
@@ -201,11 +202,14 @@ class _Found:
         The reason why pivots gave way to an alternative; empty if they did not.
     counts
         Proven counts beside those that follow from the bounds.
+    largest
+        An interval that holds lambda_1, where a narrower one is known.
     """
 
     bounds: SpectralBounds
     verdict: str = ""
     counts: tuple[CertifiedCount, ...] = ()
+    largest: tuple[float, float] | None = None
 
 
 @dataclass
@@ -302,7 +306,7 @@ class _Growth:
             bounds = self._bounds(_stop(math.inf, True))
         else:
             bounds = SpectralBounds(-factor.shortfall(), residual, 0.0, residual, FAILURE, 0)
-        return _Found(bounds, "", tuple(proof.counts(max(bounds.upper, 0.0) + proof.rounding())))
+        return self._with_counts(proof, bounds, "")
 
     def _finished(self, bounds: SpectralBounds, verdict: str, estimate: float) -> _Found:
         """Return what is known where no more pivots come; where they ran out, complements may prove more."""
@@ -312,7 +316,12 @@ class _Growth:
         known = max(bounds.upper, 0.0) + proof.rounding()
         if not verdict and not proof.demand.met(self.factor.eigenvalues().cpu(), bounds.upper):
             proof.tried(min(estimate, bounds.inner_upper), self._share(), known)
-        return _Found(bounds, verdict, tuple(proof.counts(known)))
+        return self._with_counts(proof, bounds, verdict) if proof.upper else _Found(bounds, verdict)
+
+    def _with_counts(self, proof: RankProof, bounds: SpectralBounds, verdict: str) -> _Found:
+        """Return what is found with proven counts."""
+        known = max(bounds.upper, 0.0) + proof.rounding()
+        return _Found(bounds, verdict, tuple(proof.counts(known)), proof.largest(known))
 
     def _share(self) -> float:
         """Return the probability of failure of the next attempt: those of all add up to :data:`FAILURE`."""

@@ -84,8 +84,8 @@ class Complement:
     operator
         K, symmetric positive semidefinite, fp64.
     U
-        Columns (n, m) of the rows here, of about unit norm, about orthogonal; fp32 or fp64, in which the projections
-        are computed.
+        Columns (n, m) of the rows here, of about unit norm, about orthogonal; fp32 or fp64. Projections are computed in
+        fp32 if products are.
     largest
         An upper bound of the largest eigenvalue of K.
     level
@@ -102,8 +102,8 @@ class Complement:
         if self.single is not None:
             self.noise, self.error = noise, 0.0
         else:
-            unit = SINGLE_UNIT if U.dtype == torch.float32 else UNIT
-            self.noise, self.error = self.root * self._projection_noise(unit), product_error(operator)
+            self.noise, self.error = self.root * self._projection_noise(UNIT), product_error(operator)
+        self.dtype = torch.float64 if self.single is None else torch.float32
 
     def _projection_noise(self, unit: float) -> float:
         """Return p, the error of a projection of a unit vector computed with this unit roundoff.
@@ -115,25 +115,26 @@ class Complement:
 
     def project(self, v: Tensor) -> Tensor:
         """Return ``v - U (U^T v)`` in fp64 for v (n, 1)."""
-        U, given = self.U, v.to(self.U.dtype)
+        U, given = self.U, v.to(self.dtype)
         if U.device.type != "cpu":
-            return v - (U @ self.partition.total(U.t() @ given)).double()
+            wide = U.to(self.dtype)
+            return v - (wide @ self.partition.total(wide.t() @ given)).double()
         out = torch.empty_like(v)
-        each = max(-(-len(v) // gemm.threads(U.dtype, U.device)), LEAST_ROWS)
+        each = max(-(-len(v) // gemm.threads(self.dtype, U.device)), LEAST_ROWS)
         shares = list(chunks(len(v), -(-each // SUMMED) * SUMMED))
 
         def gather(share: slice) -> Tensor:
             total = v.new_zeros(U.shape[1], 1)
             for rows in _within(share):
-                total += U[rows].t() @ given[rows]
+                total += U[rows].to(self.dtype).t() @ given[rows]
             return total
 
         sums = self.partition.total(torch.stack(together([partial(gather, share) for share in shares])).sum(0))
-        inner = sums.to(U.dtype)
+        inner = sums.to(self.dtype)
 
         def spread(share: slice) -> None:
             for rows in _within(share):
-                torch.sub(v[rows], U[rows] @ inner, out=out[rows])
+                torch.sub(v[rows], U[rows].to(self.dtype) @ inner, out=out[rows])
 
         together([partial(spread, share) for share in shares])
         return out

@@ -101,17 +101,30 @@ class KrylovBasis:
         self._projection[old:new, :old] = self._below[:, :old]
         basis, total = self.vectors[:, :new], self.partition.total
         coefficients = total(basis.t() @ image)
+        before = self.partition.norm(image)
         image = torch.addmm(image, basis, coefficients, alpha=-1)
         correction = total(basis.t() @ image)
         image.addmm_(basis, correction, alpha=-1)
         torch.add(coefficients, correction, out=self._projection[:new, old:new])
-        self.next = self.partition.orthonormal(image)
+        self.next = self.partition.orthonormal(self._or_random(image, before))
         for _ in range(2):
             rest = torch.addmm(self.next, basis, total(basis.t() @ self.next), alpha=-1)
             self.next = self.partition.orthonormal(rest)
         self._below[:, :old] = 0
         self._below[:, old:new] = total(self.next.t() @ image)
         self.size, self.steps = new, self.steps + 1
+
+    def _or_random(self, image: Tensor, before: Tensor) -> Tensor:
+        """Return a single remainder that is more than rounding, else a random vector: the space goes on from there.
+
+        A unit vector in its place might lie in the basis. Householder's QR of several columns takes care of itself, and
+        a GPU is not waited for.
+        """
+        if self.width > 1 or image.device.type != "cpu":
+            return image
+        if bool((self.partition.norm(image) > len(image) * UNIT * before).all()):
+            return image
+        return self.partition.random(1, self.steps, image)
 
     def projection(self) -> Tensor:
         """Return ``V^T K V`` (size, size) of the basis V, symmetric, on the CPU: all that is read from a GPU.

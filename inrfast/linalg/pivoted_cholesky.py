@@ -141,6 +141,10 @@ class PivotedCholesky:
         return len(self.pivots)
 
     @property
+    def _all_double(self) -> bool:
+        return self.dtype == torch.float64 and self._squared_rounding == 0
+
+    @property
     def exhausted(self) -> bool:
         """Whether nothing but rounding is left of the operator."""
         return self.trace == 0.0
@@ -150,6 +154,12 @@ class PivotedCholesky:
         if self._eigenvalues is None:
             self._eigenvalues = torch.linalg.eigvalsh(self.gram).flip(0)
         return self._eigenvalues
+
+    def leading(self, steps: int) -> Tensor:
+        """Return the leading eigenvector (rank,) of the Gram matrix, of norm 1, about: after so many power steps."""
+        trace = self.gram.diagonal().sum().clamp_min(torch.finfo(self.gram.dtype).tiny)
+        v = _power(lambda v: self.gram.mv(v) / trace, self._leading, steps)[0]
+        return v / torch.linalg.vector_norm(v)
 
     def grow(self, columns: int) -> int:
         """Append at most ``columns`` columns (0 only if :attr:`exhausted`); return how many.
@@ -352,10 +362,8 @@ class PivotedCholesky:
             noise += 8 * SINGLE_UNIT * before
         # In fp32 small pivots amplify the rounding of F without a bound; the certificate sees what it does.
         negative = left.new_full((), math.inf)
-        if self.dtype == torch.float64 and len(left) > 0:
+        if self._all_double and not single and len(left) > 0:
             uncertain = self.operator.matrix_error / self.operator_trace * self.diagonal[part]
-            if single:
-                uncertain = uncertain + math.sqrt(self._squared_rounding)
             negative = torch.where(left < -(1e6 * noise + 4 * uncertain), left, math.inf).min()
         left.masked_fill_(left <= noise, 0)
         return negative

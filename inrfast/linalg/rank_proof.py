@@ -18,7 +18,7 @@ from inrfast.linalg.complement import STEPS, Complement, NormBounds
 from inrfast.linalg.costs import DOUBLE, pivots_flops
 from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE
-from inrfast.linalg.operators import UNIT
+from inrfast.linalg.operators import UNIT, product_error
 from inrfast.linalg.pivoted_cholesky import SQUARES, PivotedCholesky
 from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 
@@ -32,8 +32,18 @@ LEAKED = 0.1
 """What a residual adds to the norm on the complement, beyond the next Ritz value, in units of the residual's norm: 0.04
 to 0.15 in ReLU and sine networks."""
 
-PROMISING = 0.955
-"""Largest predicted norm, relative to the level, with which a proof is tried: some 40 products then bound it."""
+SHARPNESS = 65.0
+"""How much the bound of a norm exceeds it after m products, relative to it, times ``m^2``: 62 to 69 for m from 20 to 60
+at order 10^4."""
+
+EXPECTED = 0.06
+"""Gap between norm and level with which proofs are made, relative to the level."""
+
+ROOM = 0.01
+"""Share of the level that is left for rounding."""
+
+FALLS = 0.6
+"""Factor by which the residual's norm falls with a block, if it is not known better."""
 
 HOPELESS = 0.985
 """Norm found, relative to the level, with which it is given up."""
@@ -53,11 +63,11 @@ AGAIN = 0.75
 ATTEMPTS = 4
 """Proofs of a level that fail before Weyl's inequality alone is waited for."""
 
-PRODUCTS = 36
-"""Products with the operator that a proof takes."""
-
 WEYL_PRODUCTS = 20
 """Products, in fp64, that a bound of the residual takes."""
+
+TEMPLE_STEPS = 40
+"""Power steps for the leading eigenvector: how far it is off counts squared."""
 
 ALLOWED = 4e-6
 """Rounding of the factor's columns to fp32, relative to the level: times some 1,000, what the residual may be below
@@ -93,21 +103,48 @@ class RankProof:
     seed: int
     upper: dict[int, CertifiedCount] = field(default_factory=dict)
     failed: dict[int, tuple[int, float]] = field(default_factory=dict)
+    _temple: tuple[int, float, float, float] | None = None
 
     def spans(self, residual: float) -> list[tuple[float, float]]:
         """Return, for every level, the levels of the operator as computed between which the exact one's lies.
 
-        ``residual`` is a bound on the norm of R: lambda_1 is known to as much.
+        ``residual`` is a bound on the norm of R, to which lambda_1 is known if no better.
         """
         largest, error = float(self.factor.eigenvalues()[0]), self.factor.operator.jacobian_error
-        shortfall = self.factor.shortfall()
-        slack = (max(residual, shortfall) + kernel_error(error, largest + residual)) / largest
+        low, high = self.largest(residual)
+        slack = (max(largest - low, high - largest) + kernel_error(error, high)) / largest
         found = []
         for number, level in enumerate(self.demand.absolute(largest)):
             own = 2 * slack + MARGIN if number < len(self.demand.rtols) else MARGIN
-            low, high = math.sqrt(level * max(1 - own, 0.0)), math.sqrt(level * (1 + own))
-            found.append((max(low - error, 0.0) ** 2, (high + error) ** 2))
+            below, above = math.sqrt(level * max(1 - own, 0.0)), math.sqrt(level * (1 + own))
+            found.append((max(below - error, 0.0) ** 2, (above + error) ** 2))
         return found
+
+    def largest(self, residual: float) -> tuple[float, float]:
+        """Return an interval that holds lambda_1, from one product with the leading eigenvector q of ``F F^T``.
+
+        With ``r = |K q - rho q|`` for its Rayleigh quotient rho, and no other eigenvalue above b < rho, lambda_1 is at
+        most ``rho + r^2 / (rho - b)`` (Temple; Parlett, The Symmetric Eigenvalue Problem, section 10.5).
+        """
+        factor, values = self.factor, self.factor.eigenvalues()
+        low, high = float(values[0]) - self.below(), float(values[0]) + residual
+        if self._temple is None or self._temple[0] != factor.rank:
+            partition, operator = factor.partition, factor.operator
+            q = factor.product(factor.leading(TEMPLE_STEPS).unsqueeze(1))
+            q = q / partition.norm(q)
+            single = getattr(operator, "single", None)
+            if single is None:
+                image, error = operator @ q, product_error(operator, factor.operator_trace)
+            else:
+                image, error = single @ q, 2 * single.noise * math.sqrt(high) + single.noise**2
+            rho = float(partition.total(q.t() @ image))
+            self._temple = factor.rank, rho, float(partition.norm(image - rho * q)) + error, error
+        _, rho, off, error = self._temple
+        others = (float(values[1]) if len(values) > 1 else 0.0) + residual
+        low = max(low, rho - error)
+        if others < low:
+            high = min(high, rho + error + off * off / (low - others))
+        return low, max(low, high)
 
     def counts(self, residual: float) -> list[CertifiedCount]:
         """Return what is proven, one count for every level that has an upper bound."""
@@ -133,15 +170,26 @@ class RankProof:
         factor, largest = self.factor, self.factor.largest_estimate
         if not estimate <= STARTED * self.demand.level(largest):
             return False
-        n, rank = factor.size, factor.rank
-        product = getattr(factor.operator, "product_flops", 2.0 * n * n)
-        entry = getattr(factor.operator, "entry_flops", 0.0) / max(n * n / 2, 1)
-        more = min(needed, n) - rank
-        weyl = pivots_flops(n, rank + more) - pivots_flops(n, rank) + DOUBLE * entry * n * more
-        weyl += WEYL_PRODUCTS * DOUBLE * (product + 4.0 * n * (rank + more))
-        m = rank / 2
-        single = 1.0 if getattr(factor.operator, "single", None) is not None else DOUBLE
-        return 2.0 * n * rank * m + PRODUCTS * single * (product + 8.0 * n * m) < weyl
+        more = min(needed, factor.size) - factor.rank
+        weyl = self._pivots_flops(more)
+        weyl += WEYL_PRODUCTS * DOUBLE * (self._product_flops() + 4.0 * factor.size * (factor.rank + more))
+        m = factor.rank / 2
+        products = math.sqrt(SHARPNESS / EXPECTED)
+        return 2.0 * factor.size * factor.rank * m + products * self._step_flops(m) < weyl
+
+    def _product_flops(self) -> float:
+        return float(getattr(self.factor.operator, "product_flops", 2.0 * self.factor.size**2))
+
+    def _step_flops(self, m: float) -> float:
+        """Return the cost of a product between projections on the complement of m vectors."""
+        single = getattr(self.factor.operator, "single", None) is not None
+        return (1.0 if single else DOUBLE) * (self._product_flops() + 8.0 * self.factor.size * m)
+
+    def _pivots_flops(self, more: float) -> float:
+        """Return the cost of so many more pivots."""
+        n, rank = self.factor.size, self.factor.rank
+        entry = getattr(self.factor.operator, "entry_flops", 0.0) / max(n * n / 2, 1)
+        return pivots_flops(n, rank + more) - pivots_flops(n, rank) + DOUBLE * entry * n * more
 
     def tried(self, estimate: float, failure: float, residual: float | None = None) -> float | None:
         """Try to prove every level that is open; return the residual's bound where all of them are narrow now.
@@ -197,7 +245,14 @@ class RankProof:
         needed = factor.size * (4 * m + 8 * STEPS) + sum(block.nbytes for block in factor.blocks)
         if needed + 8 * SQUARES * factor.rank**2 > self.budget:
             return False
-        return float(values[m]) + LEAKED * estimate <= PROMISING * low
+        now, later = (self._products(float(values[m]) + LEAKED * left, low) for left in (estimate, FALLS * estimate))
+        block = factor.blocks[-1].shape[1]
+        return now <= STEPS and (now - later) * self._step_flops(m) <= self._pivots_flops(block)
+
+    def _products(self, norm: float, low: float) -> float:
+        """Return how many products bound a norm of about this size by a level."""
+        gap = low * (1 - ROOM) / norm - 1
+        return math.sqrt(SHARPNESS / gap) if gap > 0 else math.inf
 
     def _vectors(self, m: int) -> Tensor:
         """Return the m leading eigenvectors of ``F F^T`` (n, m), as far as fp32 has them; fp64 on a GPU."""

@@ -23,7 +23,7 @@ from inrfast.threads import together
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import TangentKernel
 
-ROWS = 512
+ROWS = 1024
 """Points per chunk: a scaled factor stays in the second-level cache, and sums in fp32 are no longer than this."""
 
 LARGEST = (1e-12, 1e12)
