@@ -136,7 +136,7 @@ def certified_spectrum(
     values, bounds = factor.eigenvalues(), found.bounds
     check_semidefinite(bounds.inner_lower, -bounds.lower)
     # Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues.
-    rounding = (n + factor.rank) * UNIT * trace
+    rounding = (n + factor.rank) * UNIT * trace + factor.gram_error
     lower, upper = max(-bounds.lower, 0.0) + rounding, max(bounds.upper, 0.0) + rounding  # in this order NaN stays
     norms = [count.residual for count in found.counts]
     spectrum = Spectrum(

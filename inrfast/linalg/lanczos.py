@@ -101,7 +101,7 @@ class KrylovBasis:
         self._projection[old:new, :old] = self._below[:, :old]
         basis, total = self.vectors[:, :new], self.partition.total
         coefficients = total(basis.t() @ image)
-        before = self.partition.norm(image)
+        before = self.partition.largest(image.abs().amax())
         image = torch.addmm(image, basis, coefficients, alpha=-1)
         correction = total(basis.t() @ image)
         image.addmm_(basis, correction, alpha=-1)
@@ -122,7 +122,7 @@ class KrylovBasis:
         """
         if self.width > 1 or image.device.type != "cpu":
             return image
-        if bool((self.partition.norm(image) > len(image) * UNIT * before).all()):
+        if bool(self.partition.largest(image.abs().amax()) > self.partition.size * UNIT * before):
             return image
         return self.partition.random(1, self.steps, image)
 
@@ -237,7 +237,10 @@ def christoffel_bound(diagonal: Sequence[float], below: Sequence[float], weight:
     weight
         See above.
     """
-    m = len(diagonal)
+    m, width = len(diagonal), max(*map(abs, diagonal), *below)
+    if not 0 < width < math.inf:
+        return 0.0 if width == 0 else math.inf
+    diagonal, below = [a / width for a in diagonal], [b / width for b in below]
     matrix = np.diag(diagonal) + np.diag(below[: m - 1], -1) + np.diag(below[: m - 1], 1)
     largest = float(np.linalg.eigvalsh(matrix)[-1])
 
@@ -250,16 +253,15 @@ def christoffel_bound(diagonal: Sequence[float], below: Sequence[float], weight:
             total += now * now
         return total * weight >= 1
 
-    width = max(abs(largest), *map(abs, diagonal), *below)
-    low, high = largest, largest + 1e-12 * width
+    low, high = largest, largest + 1e-12
     while not excluded(high):
         low, high = high, largest + 2 * (high - largest)
-        if not math.isfinite(high):
+        if high > 1e200:
             return math.inf
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if excluded(middle) else (middle, high)
-    return high
+    return high * width
 
 
 def spectral_bounds(

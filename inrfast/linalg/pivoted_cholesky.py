@@ -96,6 +96,10 @@ class PivotedCholesky:
         Trace of the residual ``K - F F^T``, a bound on its norm.
     gram
         ``F^T F`` (rank, rank): its eigenvalues are those of ``F F^T``.
+    gram_error
+        Bound on the Frobenius norm of what products in fp32 add to the rounding of ``gram``: with L rows at a time,
+        partial sums have a square of at most L times that of their terms, and the rows of columns in fp32 that of the
+        residual's diagonal before them.
     norm_estimate
         Estimate of the residual's spectral norm before the last block, from its entries at that block's candidates; no
         bound.
@@ -126,6 +130,7 @@ class PivotedCholesky:
         self.pivots = torch.empty(0, dtype=torch.int64, device=self.diagonal.device)
         self.blocks: list[Tensor] = []
         self.allowed = 0.0
+        self.gram_error = 0.0
         self._squared_rounding = 0.0  # of the columns, by what is kept in fp32
         self.norm_estimate = math.inf
         self.largest_estimate = 0.0
@@ -181,6 +186,10 @@ class PivotedCholesky:
         """Append the columns of a block's pivots to F; return how many."""
         new = self.operator.columns(drawn.pivots)
         if self._on_cpu and self._may_be_single(drawn):
+            if self._squared_rounding == 0:  # the first of them: later ones are smaller
+                rows = cached_rows(BLOCK, self.diagonal)
+                sizes = self.trace * float(self.partition.largest(self.residual.max()))
+                self.gram_error = SINGLE_UNIT * rows * math.sqrt(sizes)
             drawn = replace(drawn, factor=drawn.factor.to(torch.float32).to(drawn.factor), single=True)
         kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(new, drawn)
         gram = self._bordered(products)
@@ -294,7 +303,7 @@ class PivotedCholesky:
                     rounded = kept[part].copy_(tile).to(tile)
                     rounding += (tile.sub_(rounded)).square_().sum()
                     tile.copy_(rounded)
-                self._add_products(total, part, tile)
+                self._add_products(total, part, tile, kept[part] if drawn.single else None)
                 squares = tile.square().sum(1)
                 negative = torch.minimum(negative, self._subtract(part, squares, before + count, drawn.single))
             return total, negative, rounding
@@ -339,12 +348,18 @@ class PivotedCholesky:
         total[before:] *= used.unsqueeze(1)
         return kept, self.partition.total(total * used), negative
 
-    def _add_products(self, total: Tensor, part: slice, tile: Tensor) -> None:
-        """Add the products of some rows of F, the new columns among them, with those of the new columns."""
+    def _add_products(self, total: Tensor, part: slice, tile: Tensor, single: Tensor | None = None) -> None:
+        """Add the products of some rows of F, the new columns among them, with those of the new columns.
+
+        Those of blocks in fp32 with new columns in fp32, ``single``, are computed in fp32.
+        """
         start = 0
         for block in self.blocks:
             stop = start + block.shape[1]
-            total[start:stop].addmm_(block[part].to(tile).t(), tile)
+            if single is not None and block.dtype == single.dtype:
+                total[start:stop] += gemm.product(block[part].t(), single)
+            else:
+                total[start:stop].addmm_(block[part].to(tile).t(), tile)
             start = stop
         total[start:].addmm_(tile.t(), tile)
 
@@ -404,7 +419,8 @@ class PivotedCholesky:
         positive semidefinite, it is at least ``-(1 + |W|)^2 |E|``. An entry of E takes c products and is off by
         ``4 sqrt(c) u sqrt(K_ii K_jj)``, single rounding errors taken as independent (Higham and Mary, SIAM J. Sci.
         Comput. 41(5), 2019); columns kept in fp32 are off by what was measured when they were rounded. ``|W|^2`` is the
-        norm of ``A = L^-T (F^T F) L^-1``, at most the root of the Frobenius norm of ``A^2``.
+        norm of ``A = L^-T (F^T F) L^-1``, at most the root of the Frobenius norm of ``A^2``, beside what
+        :attr:`gram_error` makes of it.
         """
         if self.rank == 0:
             return 0.0
@@ -416,10 +432,12 @@ class PivotedCholesky:
         """Compute :meth:`shortfall`."""
         device = self.gram.device
         lower = torch.cat([self._rows(block, self.pivots.to(device)) for block in self.blocks], 1)
-        half = torch.linalg.solve_triangular(lower, self.gram, upper=False, left=False)  # F^T F L^-1
-        square = torch.linalg.solve_triangular(lower.t(), half, upper=True)
-        del half
-        interpolation = float(torch.linalg.matrix_norm(square @ square)) ** 0.25
+        unit = torch.eye(self.rank, dtype=lower.dtype, device=device)
+        inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
+        square = inverse.t() @ (self.gram @ inverse)
+        squared = math.sqrt(float(torch.linalg.matrix_norm(square @ square)))
+        squared += self.gram_error * float(torch.linalg.matrix_norm(inverse)) ** 2
+        interpolation = math.sqrt(squared)
         trace = self.operator_trace
         rounding = 2 * self.operator.matrix_error + 2 * 4 * math.sqrt(2 * self.rank + BLOCK) * UNIT * trace
         rounding += 2 * math.sqrt(self._squared_rounding)
@@ -453,7 +471,7 @@ class PivotedCholesky:
             for part in self._tiles(rows):
                 for block, own in zip(self.blocks, coefficients, strict=True):
                     rows = block[part] if scale == 1.0 else block[part] * scale
-                    out[part].addmm_(rows.to(C), own)
+                    gemm.addmm_(out[part], rows.to(C), own)
 
         together([partial(job, rows) for rows in self._shares()])
         return out

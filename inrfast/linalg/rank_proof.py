@@ -140,11 +140,10 @@ class RankProof:
             rho = float(partition.total(q.t() @ image))
             self._temple = factor.rank, rho, float(partition.norm(image - rho * q)) + error, error
         _, rho, off, error = self._temple
-        others = (float(values[1]) if len(values) > 1 else 0.0) + residual
-        low = max(low, rho - error)
-        if others < low:
-            high = min(high, rho + error + off * off / (low - others))
-        return low, max(low, high)
+        others, sure = (float(values[1]) if len(values) > 1 else 0.0) + residual, rho - error
+        if others < sure:  # the quotient of this vector: another one's may be larger
+            high = min(high, rho + error + off * off / (sure - others))
+        return min(max(low, sure), high), high
 
     def counts(self, residual: float) -> list[CertifiedCount]:
         """Return what is proven, one count for every level that has an upper bound."""
@@ -163,7 +162,8 @@ class RankProof:
 
     def rounding(self) -> float:
         """Return the rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues."""
-        return (self.factor.size + self.factor.rank) * UNIT * self.factor.operator_trace
+        factor = self.factor
+        return (factor.size + factor.rank) * UNIT * factor.operator_trace + factor.gram_error
 
     def pays(self, estimate: float, needed: float) -> bool:
         """Return whether a proof now costs less than the pivots that Weyl's inequality still seems to need."""
@@ -203,10 +203,12 @@ class RankProof:
         residual
             A bound of the residual's norm, where one is known: levels for which Weyl's inequality does are no work.
         """
-        factor = self.factor
+        factor, values = self.factor, self.factor.eigenvalues()
+        if residual is None and not self._first_promising(estimate):
+            return None
         below = self.below()
         known = factor.trace * (1 + ROUNDED) + factor.size * below if residual is None else residual
-        spans, values = self.spans(known), factor.eigenvalues()
+        spans = self.spans(known)
         vectors: Tensor | None = None
         for number in sorted(range(len(spans)), key=lambda i: spans[i][1]):
             low, high = spans[number]
@@ -216,25 +218,37 @@ class RankProof:
             proven = self.upper.get(number)
             if proven is not None and proven.low <= low and self._narrow(lower, proven.upper):
                 continue
-            m = lower + int(max(self.demand.width, WIDEST if self._usual else 0.0) * lower)
+            m = self._most(lower)
             if not self._promising(number, low, m, estimate):
-                return None
+                if residual is None:
+                    return None
+                continue
             if vectors is None:
                 vectors = self._vectors(m)
             count = min(m, vectors.shape[1])
             bounds, precision = self._norm(vectors[:, :count], low, known, failure / len(spans))
             if bounds.upper > low:
                 self.failed[number] = (self.failed.get(number, (0, 0.0))[0] + 1, estimate)
-                return None
+                if residual is None:
+                    return None
+                continue
             self.upper[number] = CertifiedCount(low, high, 0, count, precision, bounds.upper, FAILURE)
         return known
 
-    @property
-    def _usual(self) -> bool:
-        return self.demand.width == Ranks(()).width
+    def _most(self, lower: int) -> int:
+        """Return the upper end of the widest interval that is narrow enough."""
+        usual = self.demand.width == Ranks(()).width
+        return lower + int((WIDEST if usual else self.demand.width) * lower)
 
     def _narrow(self, lower: int, upper: int) -> bool:
-        return upper - lower <= max(self.demand.width, WIDEST if self._usual else 0.0) * lower
+        return upper <= self._most(lower)
+
+    def _first_promising(self, estimate: float) -> bool:
+        """Return whether the lowest level may be proven now, as far as eigenvalues alone tell."""
+        values = self.factor.eigenvalues()
+        levels = self.demand.absolute(float(values[0]))
+        number = min(range(len(levels)), key=levels.__getitem__)
+        return self._promising(number, levels[number], self._most(int((values > levels[number]).sum())), estimate)
 
     def _promising(self, number: int, low: float, m: int, estimate: float) -> bool:
         """Return whether a proof with m vectors may well succeed."""
