@@ -238,7 +238,7 @@ def christoffel_bound(diagonal: Sequence[float], below: Sequence[float], weight:
         See above.
     """
     m, width = len(diagonal), max(*map(abs, diagonal), *below)
-    if not 0 < width < math.inf:
+    if not all(map(math.isfinite, (*diagonal, *below))) or width == 0:
         return 0.0 if width == 0 else math.inf
     diagonal, below = [a / width for a in diagonal], [b / width for b in below]
     matrix = np.diag(diagonal) + np.diag(below[: m - 1], -1) + np.diag(below[: m - 1], 1)
