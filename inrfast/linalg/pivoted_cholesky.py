@@ -465,7 +465,7 @@ class PivotedCholesky:
         out = empty((len(self.diagonal), C.shape[1]), C.dtype, C.device).zero_()
         if not self.blocks:
             return out
-        coefficients = C.split([block.shape[1] for block in self.blocks])
+        coefficients = [own.contiguous() for own in C.split([block.shape[1] for block in self.blocks])]
 
         def job(rows: slice) -> None:
             for part in self._tiles(rows):

@@ -68,7 +68,14 @@ def _numpy(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def _onednn(a: Tensor, b: Tensor, out: Tensor) -> None:
-    out.copy_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+    out.copy_(_by_onednn(a, b))
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b``; operands with gaps between their rows are copied, as oneDNN is hundreds of times slower there."""
+    a, b = (each if each.is_contiguous() or each.t().is_contiguous() else each.contiguous() for each in (a, b))
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return found
 
 
 LIBRARIES: dict[str, Gemm] = {"torch": _torch, "numpy": _numpy, "onednn": _onednn}
@@ -359,7 +366,7 @@ def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
         if library == "torch":
             return out.addmm_(a, b)
         if library == "onednn":
-            return out.add_(torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], ""))
+            return out.add_(_by_onednn(a, b))
         return out.add_(mm(a, b, torch.empty_like(out)))
     with exact_products(a.device):
         return out.addmm_(a, b)
@@ -368,8 +375,7 @@ def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Return ``a @ b`` in memory of its own (shapes as in :func:`mm`): without the copy that ``out`` costs oneDNN."""
     if a.device.type == "cpu" and choose(a.dtype) == "onednn":
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
-        return found
+        return _by_onednn(a, b)
     return mm(a, b, a.new_empty(len(a), b.shape[1]))
 
 

@@ -10,7 +10,14 @@ from known_spectra import matrix_with, operator_with, spectra
 
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg import lanczos, partition
-from inrfast.linalg.lanczos import KrylovBasis, largest_eigenpairs, relative_gap, spectral_bounds
+from inrfast.linalg.lanczos import (
+    KrylovBasis,
+    christoffel_bound,
+    largest_eigenpairs,
+    least_weight,
+    relative_gap,
+    spectral_bounds,
+)
 from inrfast.linalg.operators import DenseOperator
 
 
@@ -160,3 +167,30 @@ def test_what_cannot_be_done_is_said(monkeypatch):
     for k in (3, 500):
         with pytest.raises(ValueError, match="not positive semidefinite"):
             largest_eigenpairs(negative, k, 600, 1e-2, 1 << 30)
+
+
+@given(
+    spectra(),
+    st.floats(0, 3),
+    st.integers(1, 30),
+    st.sampled_from([1e-8, 1e-3]),
+    st.sampled_from([1e-300, 1.0, 1e200]),
+    st.integers(0, 10**6),
+)
+def test_an_eigenvalue_that_the_start_hardly_sees_is_not_excluded(values, above, steps, failure, unit, seed):
+    """The largest eigenvalue, of exactly the least weight in the start, is below Christoffel's bound in any unit."""
+    n = len(values)
+    values = values.clone()
+    values[0] = float(values[0]) * (1 + 10.0 ** (above - 2))
+    weight = least_weight(n, failure)
+    start = torch.randn(n, 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    start[0] = 0
+    start *= math.sqrt(1 - weight) / start.norm()
+    start[0] = math.sqrt(weight)
+    basis = KrylovBasis(start, min(steps, n), 1e-13 * float(values[0]))
+    while not basis.full:
+        basis.step(values.unsqueeze(1) * basis.next)
+    diagonal, below = basis.tridiagonal()
+    found = christoffel_bound([unit * a for a in diagonal], [unit * b for b in below], weight)
+    assert found >= unit * float(values[0]) * (1 - 1e-12 * n)
+    assert found >= unit * float(torch.linalg.eigvalsh(basis.projection())[-1]) * (1 - 1e-12)
