@@ -54,7 +54,7 @@ ROUNDED = 1e-5
 REACHED = 0.4
 """The residual's norm, relative to the level, at which proofs succeed, about: of one half to a quarter in networks."""
 
-STARTED = 0.9
+STARTED = 1.5
 """Estimate of the residual's norm, relative to the level, above which eigenvalues are not looked at."""
 
 AGAIN = 0.75
