@@ -16,6 +16,7 @@
 
 #include "factor_pass.h"
 #include "gram_tile.h"
+#include "matrix_product.h"
 #include "grid_init.h"
 #include "mlp_step.h"
 
@@ -317,6 +318,18 @@ void gram_block(const std::string& instructions, const std::vector<GivenLayer>& 
                       instructions.c_str());
 }
 
+void matrix_product(const std::string& instructions, std::tuple<std::int64_t, std::int64_t, std::int64_t> sizes,
+                    std::tuple<std::uintptr_t, std::int64_t, std::int64_t> a,
+                    std::tuple<std::uintptr_t, std::int64_t, std::int64_t> b, double scale, std::uintptr_t out,
+                    std::int64_t out_row, bool add, std::uintptr_t workspace) {
+  const auto [rows, columns, depth] = sizes;
+  inrfast::matrix_product({rows, columns, depth, reinterpret_cast<const double*>(std::get<0>(a)), std::get<1>(a),
+                           std::get<2>(a), reinterpret_cast<const double*>(std::get<0>(b)), std::get<1>(b),
+                           std::get<2>(b), scale, reinterpret_cast<double*>(out), out_row, add,
+                           reinterpret_cast<double*>(workspace)},
+                          instructions.c_str());
+}
+
 py::dict build_info() {
   py::dict info;
 #if defined(__clang__)
@@ -384,5 +397,10 @@ PYBIND11_MODULE(_C, module) {
              py::arg("last"), py::arg("symmetric"), py::arg("out"), py::arg("step"), py::arg("across"),
              py::arg("workspace"),
              py::call_guard<py::gil_scoped_release>(), "Write columns [first, last) of a kernel in fp32.");
+  module.def("matrix_product_workspace", &inrfast::matrix_product_workspace, py::arg("rows"), py::arg("columns"),
+             py::arg("depth"), "Doubles that matrix_product needs.");
+  module.def("matrix_product", &matrix_product, py::arg("instructions"), py::arg("sizes"), py::arg("a"), py::arg("b"),
+             py::arg("scale"), py::arg("out"), py::arg("out_row"), py::arg("add"), py::arg("workspace"),
+             py::call_guard<py::gil_scoped_release>(), "Write, or add, a product of matrices of doubles, on this thread.");
   module.def("build_info", &build_info, "What this module was compiled with; cuda is None without the CUDA half.");
 }

@@ -295,7 +295,7 @@ class PivotedCholesky:
             for part in self._tiles(rows):
                 tile = new[part]
                 for block, head in zip(self.blocks, heads, strict=True):
-                    tile.addmm_(block[part].to(tile), head, alpha=-1)
+                    gemm.addmm_(tile, block[part].to(tile), head, alpha=-1)
                 torch.linalg.solve_triangular(upper, tile, upper=True, left=False, out=tile)
                 first, last = (int(torch.searchsorted(known, end)) for end in (part.start, part.stop))
                 tile[known[first:last] - part.start] = exact[first:last]
@@ -359,9 +359,9 @@ class PivotedCholesky:
             if single is not None and block.dtype == single.dtype:
                 total[start:stop] += gemm.product(block[part].t(), single)
             else:
-                total[start:stop].addmm_(block[part].to(tile).t(), tile)
+                gemm.addmm_(total[start:stop], block[part].to(tile).t(), tile)
             start = stop
-        total[start:].addmm_(tile.t(), tile)
+        gemm.addmm_(total[start:], tile.t(), tile)
 
     def _subtract(self, part: slice, squares: Tensor, rank: int, single: bool = False) -> Tensor:
         """Subtract the squares of the new columns from the residual's diagonal; entries of rounding's size become 0.
@@ -455,7 +455,7 @@ class PivotedCholesky:
             sums = [V.new_zeros(block.shape[1], V.shape[1]) for block in self.blocks]
             for part in self._tiles(rows):
                 for block, total in zip(self.blocks, sums, strict=True):
-                    total.addmm_(block[part].to(V).t(), V[part])
+                    gemm.addmm_(total, block[part].to(V).t(), V[part])
             return torch.cat(sums)
 
         return self.partition.total(torch.stack(together([partial(job, rows) for rows in self._shares()])).sum(0))

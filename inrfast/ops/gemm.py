@@ -1,11 +1,11 @@
 """Matrix products on the CPU through the fastest library present: chosen by measurement, and remembered.
 
 Which library wins depends on the processor: MKL (``torch.mm``) runs at half speed on some, where the OpenBLAS inside
-NumPy or oneDNN reach the peak. The choice is kept in the user's cache folder. It is measured again when it is older
-than :data:`MAX_AGE` (:data:`MAX_AGE_BUSY` if other work ran beside it), when a library or what steers it has changed,
-and when a short check at the first use in a process finds the chosen library much slower or faster than it was. The
-environment variable ``INRFAST_GEMM`` (``torch``, ``numpy`` or ``onednn``) overrides the choice. Tensors on other
-devices always go through ``torch``.
+NumPy, oneDNN, or our own kernels in fp64 (``csrc/matrix_product*``, one thread) reach the peak. The choice is kept in
+the user's cache folder. It is measured again when it is older than :data:`MAX_AGE` (:data:`MAX_AGE_BUSY` if other work
+ran beside it), when a library or what steers it has changed, and when a short check at the first use in a process finds
+the chosen library much slower or faster than it was. The environment variable ``INRFAST_GEMM`` (``torch``, ``numpy``,
+``onednn`` or ``native``) overrides the choice. Tensors on other devices always go through ``torch``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ import torch
 from torch import Tensor
 
 from inrfast.errors import NotAvailableError, check_choice
+from inrfast.extension import load_extension, native_variant
 from inrfast.files import write_whole
+from inrfast.memory import scratch
 from inrfast.modes import products
 from inrfast.threads import MOST_THREADS, one_core
 
@@ -78,13 +81,48 @@ def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
     return found
 
 
-LIBRARIES: dict[str, Gemm] = {"torch": _torch, "numpy": _numpy, "onednn": _onednn}
+def _native(a: Tensor, b: Tensor, out: Tensor) -> None:
+    _native_product(a, b, out, 1.0, False)
+
+
+FEW = 2**15
+"""Products of numbers up to which calling our own kernels costs more than they save."""
+
+
+def _native_product(a: Tensor, b: Tensor, out: Tensor, scale: float, add: bool) -> None:
+    """Write ``scale a b`` into ``out``, or add it, by our own kernels on this thread; by torch where they do not fit."""
+    extension, instructions = _native_kernels(native_variant())
+    (m, k), n = a.shape, b.shape[1]
+    if extension is None or m * n * k <= FEW or n < 8 or out.stride(1) != 1 or a.dtype != torch.float64:
+        out.addmm_(a, b, beta=float(add), alpha=scale)
+        return
+    memory = scratch("product", extension.matrix_product_workspace(m, n, k), torch.float64)
+    places = (a.data_ptr(), *a.stride()), (b.data_ptr(), *b.stride())
+    extension.matrix_product(instructions, (m, n, k), *places, scale, out.data_ptr(), out.stride(0), add, memory)
+
+
+@functools.cache
+def _native_kernels(variant: str) -> tuple[ModuleType | None, str]:
+    """Return the extension and its best instructions here, or None where it has no products."""
+    try:
+        extension = None if variant == "plain" else load_extension()
+    except NotAvailableError:
+        extension = None
+    best = extension.mlp_step_instructions() if hasattr(extension, "matrix_product") else ""
+    if best == "" or (variant == "avx512" and best != "avx512"):
+        return None, ""
+    return extension, best if variant == "auto" else variant
+
+
+LIBRARIES: dict[str, Gemm] = {"torch": _torch, "numpy": _numpy, "onednn": _onednn, "native": _native}
 
 
 def _works(name: str, dtype: torch.dtype) -> bool:
     """Return whether a library computes a small product right here; private entry points may be gone."""
     if dtype not in (torch.float32, torch.float64) or (name == "onednn" and dtype != torch.float32):
         return name == "torch"
+    if name == "native" and (dtype != torch.float64 or _native_kernels(native_variant())[0] is None):
+        return False
     a = torch.arange(12, dtype=dtype).reshape(3, 4)
     out = torch.empty(3, 3, dtype=dtype)
     try:
@@ -164,6 +202,7 @@ def _machine() -> str:
     """Return what the choice depends on, as the key of the cache."""
     parts = [processor(), f"{torch.get_num_threads()} threads", f"torch {torch.__version__}"]
     parts += [f"numpy {np.__version__} with {_numpy_blas()}"]
+    parts += [f"own kernels {_native_kernels(native_variant())[1] or 'none'}"]
     parts += [f"{name}={os.environ[name]}" for name in STEERED_BY if os.environ.get(name)]
     return " | ".join(parts)
 
@@ -219,9 +258,13 @@ def _cores() -> int:
 
 
 def _candidates(dtype: torch.dtype) -> list[str]:
-    """Return the libraries that work here on as many threads as torch may use: NumPy's always takes every core."""
-    every_core = torch.get_num_threads() >= _cores()
-    return [name for name in LIBRARIES if _works(name, dtype) and (name != "numpy" or every_core)]
+    """Return the libraries that work here on as many threads as torch may use.
+
+    NumPy's always takes every core, our own kernels take one.
+    """
+    threads = torch.get_num_threads()
+    fitting = {"numpy": threads >= _cores(), "native": threads == 1}
+    return [name for name in LIBRARIES if fitting.get(name, True) and _works(name, dtype)]
 
 
 def choose(dtype: torch.dtype) -> str:
@@ -243,7 +286,7 @@ def choose(dtype: torch.dtype) -> str:
     if override:
         check_choice("INRFAST_GEMM", override, LIBRARIES)
         # A library without this dtype leaves it to torch; one that is broken here is the user's to know.
-        if not _works(override, dtype) and _works(override, torch.float32):
+        if not _works(override, dtype) and any(_works(override, other) for other in (torch.float32, torch.float64)):
             return "torch"
         if not _works(override, dtype):
             raise ValueError(f"INRFAST_GEMM={override} does not work on this machine; unset it or use 'torch'")
@@ -359,17 +402,20 @@ def mm(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-def addmm_(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Add ``a @ b`` to ``out`` in place and return it (shapes as in :func:`mm`)."""
+def addmm_(out: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
+    """Add ``alpha a @ b`` to ``out`` in place and return it (shapes as in :func:`mm`)."""
     if a.device.type == "cpu":
         library = choose(a.dtype)
         if library == "torch":
-            return out.addmm_(a, b)
+            return out.addmm_(a, b, alpha=alpha)
+        if library == "native":
+            _native_product(a, b, out, alpha, True)
+            return out
         if library == "onednn":
-            return out.add_(_by_onednn(a, b))
-        return out.add_(mm(a, b, torch.empty_like(out)))
+            return out.add_(_by_onednn(a, b), alpha=alpha)
+        return out.add_(mm(a, b, torch.empty_like(out)), alpha=alpha)
     with exact_products(a.device):
-        return out.addmm_(a, b)
+        return out.addmm_(a, b, alpha=alpha)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
