@@ -45,7 +45,7 @@ CANDIDATE_SQUARES = 9
 SINGLE_UNIT = 2.0**-24
 """Unit roundoff of fp32."""
 
-SINGLE_RANGE = (1e-30, 1e30)
+SINGLE_RANGE = (1e-20, 1e20)
 """Traces of operators whose factor fp32 holds with all digits."""
 
 POWER_STEPS = 12
@@ -322,6 +322,8 @@ class PivotedCholesky:
             return False
         if not SINGLE_RANGE[0] <= self.operator_trace <= SINGLE_RANGE[1]:
             return False
+        if float(drawn.factor.diagonal().min()) < 1e-16 * math.sqrt(self.operator_trace):
+            return False  # it would underflow, or nearly
         norm = _norm_bound(drawn.factor)
         moved = SINGLE_UNIT * norm * (math.sqrt(self.trace) + 2 * float(torch.linalg.matrix_norm(drawn.factor)))
         return self._squared_rounding + moved**2 <= self.allowed**2
