@@ -64,6 +64,7 @@ TESTED_BY = {
     "inrfast/layers/*.py": "tests/tangent/test_capture.py",
     "inrfast/linalg/conjugate_gradients.py": "tests/tangent/test_kernel.py",
     "inrfast/linalg/counting.py": "tests/linalg/test_inertia.py",
+    "inrfast/linalg/demands.py": "tests/linalg/test_certified.py",
     "inrfast/linalg/factor_file.py": "tests/linalg/test_stored_ldl.py",
     "inrfast/linalg/operators.py": "tests/linalg/test_lanczos.py",
     "inrfast/linalg/partition.py": "tests/test_distributed.py",

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from inrfast.linalg.costs import Alternative
-from inrfast.linalg.demands import WIDTH, Pairs, Ranks
+from inrfast.linalg.demands import Pairs, Ranks
 from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, spectral_bounds
 from inrfast.linalg.operators import UNIT, SymmetricOperator, check_semidefinite, product_error
 from inrfast.linalg.pivoted_cholesky import (

@@ -472,8 +472,8 @@ class PivotedCholesky:
         def job(rows: slice) -> None:
             for part in self._tiles(rows):
                 for block, own in zip(self.blocks, coefficients, strict=True):
-                    rows = block[part] if scale == 1.0 else block[part] * scale
-                    gemm.addmm_(out[part], rows.to(C), own)
+                    scaled = block[part] if scale == 1.0 else block[part] * scale
+                    gemm.addmm_(out[part], scaled.to(C), own)
 
         together([partial(job, rows) for rows in self._shares()])
         return out
@@ -556,7 +556,7 @@ def _power(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[
 
 
 def _norm_bound(matrix: Tensor) -> float:
-    """Return a bound on the spectral norm of a matrix: from its largest sums of a row and of a column, or Frobenius's."""
+    """Return a bound on a matrix's spectral norm: by its largest sums of a row and of a column, or Frobenius's norm."""
     sums = matrix.abs()
     largest = math.sqrt(float(sums.sum(0).max()) * float(sums.sum(1).max()))
     return min(largest, float(torch.linalg.matrix_norm(matrix)))

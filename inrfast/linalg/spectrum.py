@@ -35,8 +35,10 @@ class RankInterval(Record):
 
 @dataclass(frozen=True)
 class CertifiedCount(Record):
-    """A proven number of eigenvalues above a level, by a factorisation (:mod:`inrfast.linalg.inertia`) or by the norm of
-    what is left beside leading eigenvectors (:mod:`inrfast.linalg.rank_proof`).
+    """A proven number of eigenvalues above a level.
+
+    By a factorisation (:mod:`inrfast.linalg.inertia`), or by the norm of what is left beside leading eigenvectors
+    (:mod:`inrfast.linalg.rank_proof`).
 
     Eigenvalues above a higher level are no more, above a lower one no less: so for every level up to :attr:`high` there
     are at least :attr:`lower`, for every level from :attr:`low` on at most :attr:`upper`.
@@ -137,9 +139,9 @@ class Spectrum(Record):
     outputs
         Number M of the network's outputs; 1 for an operator that is no kernel.
     certified
-        Numbers of eigenvalues above some levels that were proven apart from the errors, of the same network: by falling level,
-        each level once, and none of a level that was decided without (one above lambda_1, or that the eigenvalues
-        listed resolve). :meth:`count_above` and :meth:`rank` answer for the levels asked.
+        Numbers of eigenvalues above some levels that were proven apart from the errors, of the same network: by falling
+        level, each level once, and none of a level that was decided without (one above lambda_1, or that the
+        eigenvalues listed resolve). :meth:`count_above` and :meth:`rank` answer for the levels asked.
     largest
         An interval that holds lambda_1, where a narrower one is known than the errors above give; or None.
 

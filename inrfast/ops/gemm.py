@@ -75,7 +75,7 @@ def _onednn(a: Tensor, b: Tensor, out: Tensor) -> None:
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b``; operands with gaps between their rows are copied, as oneDNN is hundreds of times slower there."""
+    """Return ``a @ b``; operands with gaps between their rows are copied: oneDNN is hundreds of times slower there."""
     a, b = (each if each.is_contiguous() or each.t().is_contiguous() else each.contiguous() for each in (a, b))
     found: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return found

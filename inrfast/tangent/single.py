@@ -63,9 +63,10 @@ class SingleProducts:
 
         Single rounding errors are taken as independent and of mean zero (Higham and Mary, SIAM J. Sci. Comput. 41(5),
         2019); e is twice the root mean square of what they add up to. Rounding the factors moves J by
-        ``sqrt(2) u |J|_F``, and rounding what is multiplied with them by no more than twice as much. A sum over L points has partial sums of at most ``sqrt(L)`` times the norm of its terms, so that
-        over all parameters it adds ``u L / sqrt(2) max_n |J_n| |v|``, and a product of a row's features (a) with the
-        parameters ``u sqrt(a) |J_n| |w|``.
+        ``sqrt(2) u |J|_F``, and rounding what is multiplied with them by no more than twice as much. A sum over L
+        points has partial sums of at most ``sqrt(L)`` times the norm of its terms, so that over all parameters it adds
+        ``u L / sqrt(2) max_n |J_n| |v|``, and a product of a row's features (a) with the parameters
+        ``u sqrt(a) |J_n| |w|``.
         """
         trace = self.partition.sum(float(self._diagonal.sum()), self._diagonal.device)
         largest = float(self.partition.largest(self._diagonal.max()))

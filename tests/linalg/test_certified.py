@@ -12,6 +12,7 @@ import inrfast as inr
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg import certified
 from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
+from inrfast.linalg.demands import WIDTH
 from inrfast.linalg.operators import DenseOperator
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8)
@@ -33,7 +34,7 @@ def test_the_interval_contains_the_rank(values, rtol, seed):
         assert int((exact > asked * exact[0]).sum()) in interval
     if rtol >= 10 * n * 2.2e-16 and not ((values / values[0] / rtol - 1).abs() < 0.3).any():
         interval = s.rank(rtol)
-        assert interval.upper - interval.lower <= certified.WIDTH * interval.lower
+        assert interval.upper - interval.lower <= WIDTH * interval.lower
 
 
 @settings(max_examples=20)
@@ -59,7 +60,7 @@ def test_it_stops_when_the_rank_is_known():
     s = certified_spectrum(operator, Ranks((1e-5,)), 900, 1 << 30)
     rank = s.rank()
     assert int((values > 1e-5).sum()) in rank
-    assert rank.upper - rank.lower <= certified.WIDTH * rank.lower
+    assert rank.upper - rank.lower <= WIDTH * rank.lower
     assert len(s.eigenvalues) < 900
     assert s.method == "cholesky"
 
@@ -70,7 +71,7 @@ def test_absolute_levels_are_demands_of_their_own():
     s = certified_spectrum(operator, Ranks((), (4.1e-5,)), 900, 1 << 30)
     found = s.count_above(4.1e-5, 1e-5)
     assert int((values > 4.1e-5).sum()) in found
-    assert found.upper - found.lower <= certified.WIDTH * found.lower
+    assert found.upper - found.lower <= WIDTH * found.lower
 
 
 def test_a_budget_that_ends_early_gives_a_lower_bound_and_no_rank():

@@ -15,6 +15,7 @@ from inrfast.linalg import certified, costs, counted, counting, eigenvalues
 from inrfast.linalg.block_ldl import block_ldl
 from inrfast.linalg.certified import Ranks
 from inrfast.linalg.counted import counted_spectrum, counts_bytes
+from inrfast.linalg.demands import WIDTH
 from inrfast.linalg.eigenvalues import spectrum
 from inrfast.linalg.operators import DenseOperator
 
@@ -159,7 +160,7 @@ def test_pivots_give_way_exactly_where_they_do_not_answer_at_less_cost(monkeypat
     for rtol in rtols:
         found = s.rank(rtol)
         assert fits(found, truth(values, rtol, 1e-12))
-        assert found.upper - found.lower <= counted.TOLERATED * certified.WIDTH * found.lower + 1
+        assert found.upper - found.lower <= counted.TOLERATED * WIDTH * found.lower + 1
 
 
 def test_levels_that_pivots_resolve_are_not_factored(monkeypatch):

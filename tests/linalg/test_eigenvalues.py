@@ -9,6 +9,7 @@ from known_spectra import matrix_with, operator_with
 
 from inrfast.errors import MemoryBudgetError, NotAvailableError, RangeError, ResolutionError
 from inrfast.linalg import certified, counting, eigenvalues
+from inrfast.linalg.demands import WIDTH
 from inrfast.linalg.eigenvalues import METHODS, counts, spectrum
 from inrfast.linalg.operators import RANGE, DenseOperator
 
@@ -70,7 +71,7 @@ def test_levels_are_counted_in_place_of_the_rank(monkeypatch):
     s = spectrum(operator_with(values, 0), 1e-9, None, "auto", False, n, 1 << 30, 0, False, levels=(3.1e-4,))
     found = s.count_above(3.1e-4, 1e-4)
     assert int((values > 3.1e-4).sum()) in found
-    assert found.upper - found.lower <= certified.WIDTH * found.lower
+    assert found.upper - found.lower <= WIDTH * found.lower
     assert len(s.eigenvalues) < n  # a rank at 1e-9 would take them all
     with pytest.raises(ValueError, match="levels"):
         spectrum(operator_with(values, 0), 1e-9, None, "auto", False, n, 1 << 30, 0, False, levels=(-1.0,))

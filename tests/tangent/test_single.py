@@ -27,6 +27,6 @@ def test_what_fp32_does_not_hold_is_not_offered():
     for scale, offered in ((1.0, True), (1e-16, False), (1e16, False)):
         net = inr.INR(2, 1, width=16, hidden_layers=1, seed=0, dtype=torch.float64)
         with torch.no_grad():
-            net.layers[-1].weight *= scale
+            net.layers[-1].weight *= scale  # so that the sensitivities are; features hold the 1 of the bias
         operator = KernelOperator(inr.ntk(net, inr.grid((8, 8)), precision="highest"))
         assert (operator.single is not None) == offered
