@@ -3,7 +3,8 @@
 ``K = F F^T + R`` with F from pivoted Cholesky. By Weyl's inequality the eigenvalues of K are those of ``F F^T``, each
 moved by a number from the spectrum's range of R, and Lanczos from a random start bounds that range
 (:mod:`inrfast.linalg.lanczos` says with what probability). F itself may hold any rounding errors: R is what is
-left of K, in products of its own.
+left of K, in products of its own. Counts have a proof that is content with fewer columns
+(:mod:`inrfast.linalg.rank_proof`); it is tried first where it costs less.
 """
 
 from __future__ import annotations

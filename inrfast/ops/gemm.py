@@ -90,7 +90,7 @@ FEW = 2**15
 
 
 def _native_product(a: Tensor, b: Tensor, out: Tensor, scale: float, add: bool) -> None:
-    """Write ``scale a b`` into ``out``, or add it, by our own kernels on this thread; by torch where they do not fit."""
+    """Write ``scale a b`` into ``out``, or add it: by our own kernels, by torch where they do not fit."""
     extension, instructions = _native_kernels(native_variant())
     (m, k), n = a.shape, b.shape[1]
     if extension is None or m * n * k <= FEW or n < 8 or out.stride(1) != 1 or a.dtype != torch.float64:
@@ -108,7 +108,9 @@ def _native_kernels(variant: str) -> tuple[ModuleType | None, str]:
         extension = None if variant == "plain" else load_extension()
     except NotAvailableError:
         extension = None
-    best = extension.mlp_step_instructions() if hasattr(extension, "matrix_product") else ""
+    if extension is None or not hasattr(extension, "matrix_product"):
+        return None, ""
+    best = extension.mlp_step_instructions()
     if best == "" or (variant == "avx512" and best != "avx512"):
         return None, ""
     return extension, best if variant == "auto" else variant
