@@ -38,14 +38,27 @@ struct AddTimes {
 
 // Write columns [first, first + kGramColumns) of a factor, given by rows, as a panel; zero beyond the last point.
 float* pack_points(const GramFactor& factor, Index first, Index last, float* out) {
-  const Index depth = depth_of(factor);
-  for (Index c = 0; c < kGramColumns; ++c) {
+  const Index depth = depth_of(factor), points = last - first < kGramColumns ? last - first : kGramColumns;
+  Index c = 0;
+  for (; c + 4 <= points; c += 4) {  // four points at a time, by transposed blocks of 4 x 4
     const float* own = factor.numbers + (first + c) * factor.step;
-    if (first + c < last) {
-      for (Index k = 0; k < depth; ++k) out[k * kGramColumns + c] = own[k];
-    } else {
-      for (Index k = 0; k < depth; ++k) out[k * kGramColumns + c] = 0.0f;
+    Index k = 0;
+    for (; k + 4 <= depth; k += 4) {
+      __m128 a = _mm_loadu_ps(own + k), b = _mm_loadu_ps(own + factor.step + k);
+      __m128 d = _mm_loadu_ps(own + 2 * factor.step + k), e = _mm_loadu_ps(own + 3 * factor.step + k);
+      _MM_TRANSPOSE4_PS(a, b, d, e);
+      _mm_storeu_ps(out + k * kGramColumns + c, a);
+      _mm_storeu_ps(out + (k + 1) * kGramColumns + c, b);
+      _mm_storeu_ps(out + (k + 2) * kGramColumns + c, d);
+      _mm_storeu_ps(out + (k + 3) * kGramColumns + c, e);
     }
+    for (; k < depth; ++k) {
+      for (Index p = 0; p < 4; ++p) out[k * kGramColumns + c + p] = own[p * factor.step + k];
+    }
+  }
+  for (; c < kGramColumns; ++c) {
+    const float* own = factor.numbers + (first + c) * factor.step;
+    for (Index k = 0; k < depth; ++k) out[k * kGramColumns + c] = c < points ? own[k] : 0.0f;
   }
   return out + depth * kGramColumns;
 }
