@@ -213,7 +213,14 @@ def _counted_at_any_rank(
         return replace(exact, note=f"{told}; {still}" if still else told)
     if exact.floor > min(demand.rtols, default=rtol):
         return _estimated(operator, exact, note, budget, seed, progress, _proof_bytes(operator, demand))
-    return replace(exact, note=note)
+    return replace(exact, note=f"{note}; {_upper_ends(exact)}")
+
+
+def _upper_ends(found: Spectrum) -> str:
+    """Return in words what bounds counts from above."""
+    if found.certified:
+        return "upper ends of counts by the norm of K beside its leading eigenvectors"
+    return "upper ends of counts by the norm of the residual (Weyl)"
 
 
 def _resolved(found: Spectrum) -> str:
