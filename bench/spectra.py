@@ -28,8 +28,10 @@ from tqdm import tqdm
 
 import inrfast as inr
 from inrfast.analysis import diagnosis
-from inrfast.linalg import certified
+from inrfast.linalg.certified import _Growth
+from inrfast.linalg.complement import Complement
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
+from inrfast.linalg.rank_proof import RankProof
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -79,7 +81,8 @@ def kernel_of(name: str, side: int, budget: int | None = None) -> inr.NTK:
 def full_grid(name: str, side: int) -> dict[str, Any]:
     """Time the rank at 1e-6 of one network on one grid."""
     kernel, rate, spent = kernel_of(name, side), ProductRate(), {"pivoting": 0.0, "bounds": 0.0, "products": 0.0}
-    grow, bounds, flops, steps = PivotedCholesky.grow, certified._bounds, [0.0], [0]
+    grow, bounds, tried, norm = PivotedCholesky.grow, _Growth._bounds, RankProof.tried, Complement.norm
+    flops, steps = [0.0], [0]
     n, per_pair = side * side, sum(2 * a + 2 * b for a, b in kernel.sides.widths)
 
     def timed_grow(self: PivotedCholesky, columns: int) -> int:
@@ -100,7 +103,19 @@ def full_grid(name: str, side: int) -> dict[str, Any]:
         steps[0] += found.steps
         return found
 
-    PivotedCholesky.grow, certified._bounds = timed_grow, timed_bounds  # type: ignore[method-assign]
+    def timed_tried(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        found = tried(*arguments)
+        spent["bounds"] += time.perf_counter() - start
+        return found
+
+    def counted_norm(*arguments: Any) -> Any:
+        found = norm(*arguments)
+        steps[0] += found.steps
+        return found
+
+    PivotedCholesky.grow, _Growth._bounds = timed_grow, timed_bounds  # type: ignore[method-assign]
+    RankProof.tried, Complement.norm = timed_tried, counted_norm  # type: ignore[method-assign]
     start = time.perf_counter()
     s = kernel.spectrum(1e-6, method="auto" if side > 64 else "cholesky", progress=False)
     total = time.perf_counter() - start - spent["products"]
