@@ -420,11 +420,14 @@ def addmm_(out: Tensor, a: Tensor, b: Tensor, alpha: float = 1.0) -> Tensor:
         return out.addmm_(a, b, alpha=alpha)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b`` in memory of its own (shapes as in :func:`mm`): without the copy that ``out`` costs oneDNN."""
+def product(a: Tensor, b: Tensor, spare: Tensor | None = None) -> Tensor:
+    """Return ``a @ b`` (shapes as in :func:`mm`), in ``spare`` memory if it is given, unless oneDNN has its own.
+
+    Whose result would have to be copied.
+    """
     if a.device.type == "cpu" and choose(a.dtype) == "onednn":
         return _by_onednn(a, b)
-    return mm(a, b, a.new_empty(len(a), b.shape[1]))
+    return mm(a, b, a.new_empty(len(a), b.shape[1]) if spare is None else spare)
 
 
 def _by_torch(out: Tensor) -> bool:

@@ -23,7 +23,7 @@ from inrfast import backends
 from inrfast.memory import chunks
 from inrfast.ops import sparse_rows
 from inrfast.ops.batching import as_models
-from inrfast.ops.gemm import addmm_, exact_products, mm
+from inrfast.ops.gemm import addmm_, exact_products, product
 from inrfast.ops.sparse_rows import is_sparse
 
 CACHE_ELEMENTS = 1 << 18
@@ -132,14 +132,14 @@ def block_vjp_(out: Tensor, features: Tensor | None, sensitivities: Tensor | Non
     small, large = (features, sensitivities) if a < b else (sensitivities, features)
     width = small.shape[1]
     # Scaled features give (k, a, b): gathered there and turned over at the end.
-    product = out.new_zeros(k, a, b) if a < b else out
+    gathered = out.new_zeros(k, a, b) if a < b else out
     for columns in chunks(k, max(1, len(scratch) // (n * width))):
         count = columns.stop - columns.start
         scaled = scratch[: n * count * width].view(n, count, width)
         torch.mul(v[:, columns].unsqueeze(2), small.unsqueeze(1), out=scaled)
-        addmm_(product[columns].view(count * width, -1), scaled.view(n, -1).t(), large)
-    if product is not out:
-        out.add_(product.transpose(1, 2))
+        addmm_(gathered[columns].view(count * width, -1), scaled.view(n, -1).t(), large)
+    if gathered is not out:
+        out.add_(gathered.transpose(1, 2))
 
 
 def block_jvp_(
@@ -164,7 +164,7 @@ def block_jvp_(
     for columns in chunks(k, max(1, len(scratch) // (n * width))):
         count = columns.stop - columns.start
         mixed = scratch[: n * count * width].view(n, count * width)
-        mm(large, weights[columns.start * width : columns.stop * width].t(), mixed)
+        mixed = product(large, weights[columns.start * width : columns.stop * width].t(), mixed)
         out[:, columns].add_(mixed.view(n, count, width).mul_(small.unsqueeze(1)).sum(-1))
 
 

@@ -29,6 +29,40 @@ def test_every_library_multiplies(name, m, n, k, dtype, strided):
     assert ((out - exact).abs() <= bound).all()
 
 
+@given(
+    st.sampled_from(sorted(gemm.LIBRARIES)),
+    st.tuples(st.integers(1, 70), st.integers(1, 70), st.integers(1, 70)),
+    st.sampled_from([torch.float32, torch.float64]),
+    st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    st.sampled_from([1.0, -1.0, 0.3]),
+)
+def test_every_library_adds_products_of_operands_in_any_layout(name, sizes, dtype, layouts, alpha):
+    """Transposed operands, operands and sums with gaps between their rows; sizes that fill no vector."""
+    if not gemm._works(name, dtype):
+        return
+    m, n, k = sizes
+
+    def operand(rows, columns, transposed, gap):
+        full = torch.randn(columns if transposed else rows, (rows if transposed else columns) + 5 * gap, dtype=dtype)
+        own = full[:, : rows if transposed else columns]
+        return own.t() if transposed else own
+
+    a, b = operand(m, k, layouts[0], layouts[2]), operand(k, n, layouts[1], layouts[2])
+    out = operand(m, n, False, layouts[2])
+    exact = out.double() + alpha * (a.double() @ b.double())
+    bound = 2 * (k + 2) * torch.finfo(dtype).eps * (out.double().abs() + a.double().abs() @ b.double().abs())
+    before = dict(gemm._forced)
+    gemm._forced[dtype, torch.get_num_threads()] = name
+    try:
+        product = gemm.product(a, b)
+        gemm.addmm_(out, a, b, alpha)
+    finally:
+        gemm._forced.clear()
+        gemm._forced.update(before)
+    assert ((out - exact).abs() <= bound).all()
+    assert ((product - a.double() @ b.double()).abs() <= bound).all()
+
+
 class Machine:
     """A machine of a test: a clock, what each library takes, and how often all were measured."""
 
