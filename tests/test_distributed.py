@@ -149,3 +149,14 @@ def test_a_shared_kernel_is_neither_pickled_nor_copied():
     for call in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError, match="belongs to a process group"):
             call(kernel)
+
+
+def test_a_complement_proves_the_same_in_every_process(two):
+    net = inr.INR(2, 1, width=128, hidden_layers=3, init="rank_expanding", seed=0)
+    exact = torch.linalg.eigvalsh(inr.ntk(net, inr.grid((48, 48)), precision="highest").to_dense())
+    first, second = two.call("shared_calls", "proven_counts")
+    assert torch.equal(first["eigenvalues"], second["eigenvalues"])
+    assert first["rank"] == second["rank"]
+    lower, upper = first["rank"]
+    assert lower <= int((exact > 1e-5 * exact[-1]).sum()) <= upper
+    assert first["certified"] == 1

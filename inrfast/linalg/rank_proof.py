@@ -256,9 +256,10 @@ class RankProof:
         values, factor = self.factor.eigenvalues(), self.factor
         if times >= ATTEMPTS or estimate > AGAIN * before or not 0 < m < len(values):
             return False
-        needed = factor.size * (4 * m + 8 * STEPS) + sum(block.nbytes for block in factor.blocks)
-        if needed + 8 * SQUARES * factor.rank**2 > self.budget:
-            return False
+        rows, item = -(-factor.size // factor.partition.processes), 4 if factor.gram.device.type == "cpu" else 8
+        held = sum(block.shape[1] * block.element_size() for block in factor.blocks)
+        if rows * (held + item * m + 8 * STEPS) + 8 * SQUARES * factor.rank**2 > self.budget:
+            return False  # the same in every process
         now, later = (self._products(float(values[m]) + LEAKED * left, low) for left in (estimate, FALLS * estimate))
         block = factor.blocks[-1].shape[1]
         return now <= STEPS and (now - later) * self._step_flops(m) <= self._pivots_flops(block)
