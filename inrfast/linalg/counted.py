@@ -147,7 +147,7 @@ def _what(order: int) -> str:
 
 def _span(level: float, slack: float, jacobian_error: float) -> tuple[float, float]:
     """Return the levels, of the operator as computed, between which a level of the exact one lies."""
-    low, high = (math.sqrt(level * (1 + sign * slack)) for sign in (-1, 1))
+    low, high = (math.sqrt(level * max(1 + sign * slack, 0.0)) for sign in (-1, 1))
     return max(low - jacobian_error, 0.0) ** 2, (high + jacobian_error) ** 2
 
 

@@ -132,11 +132,7 @@ class RankProof:
             partition, operator = factor.partition, factor.operator
             q = factor.product(factor.leading(TEMPLE_STEPS).unsqueeze(1))
             q = q / partition.norm(q)
-            single = getattr(operator, "single", None)
-            if single is None:
-                image, error = operator @ q, product_error(operator, factor.operator_trace)
-            else:
-                image, error = single @ q, 2 * single.noise * math.sqrt(high) + single.noise**2
+            image, error = operator @ q, product_error(operator, factor.operator_trace)
             rho = float(partition.total(q.t() @ image))
             self._temple = factor.rank, rho, float(partition.norm(image - rho * q)) + error, error
         _, rho, off, error = self._temple

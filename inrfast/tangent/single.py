@@ -23,7 +23,7 @@ from inrfast.threads import together
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import TangentKernel
 
-ROWS = 1024
+ROWS = 512
 """Points per chunk: a scaled factor stays in the second-level cache, and sums in fp32 are no longer than this."""
 
 LARGEST = (1e-12, 1e12)
@@ -63,15 +63,15 @@ class SingleProducts:
 
         Single rounding errors are taken as independent and of mean zero (Higham and Mary, SIAM J. Sci. Comput. 41(5),
         2019); e is twice the root mean square of what they add up to. Rounding the factors moves J by
-        ``sqrt(2) u |J|_F``, and rounding what is multiplied with them by no more than twice as much. A sum over L
-        points has partial sums of at most ``sqrt(L)`` times the norm of its terms, so that over all parameters it adds
-        ``u L / sqrt(2) max_n |J_n| |v|``, and a product of a row's features (a) with the parameters
-        ``u sqrt(a) |J_n| |w|``.
+        ``sqrt(2) u |J|_F``, and rounding what is multiplied with them by no more than twice as much; a product of a
+        row's features (a) with the parameters is off by ``u sqrt(a) |J_n| |w|``. In a sum over L points they are not
+        independent where points repeat: L equal terms round alike each time, by ``u L / 4`` of their sum, which is at
+        most ``sqrt(L) max_n |J_n|`` for a unit vector.
         """
         trace = self.partition.sum(float(self._diagonal.sum()), self._diagonal.device)
         largest = float(self.partition.largest(self._diagonal.max()))
         longest = max(max(a, b, 1) for a, b in self.sides.widths)
-        sums = ROWS / math.sqrt(2) * math.sqrt(largest)
+        sums = ROWS**1.5 / 4 * math.sqrt(largest)
         return SAFETY * UNIT * ((4 + math.sqrt(longest)) * math.sqrt(trace) + sums)
 
     @cached_property
