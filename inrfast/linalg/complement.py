@@ -50,7 +50,7 @@ ROOT_MEAN_SQUARE = 3**-0.5
 SAFETY = 2.0
 """Factor on the root mean square of what rounding errors add up to."""
 
-SUMMED = 256
+SUMMED = 128
 """Rows over which a projection adds up in fp32."""
 
 COARSE = 0.02
@@ -109,9 +109,10 @@ class Complement:
         """Return p, the error of a projection of a unit vector computed with this unit roundoff.
 
         Both in ``U^T v``, added up over :data:`SUMMED` rows at a time, and in ``U c`` the partial sums of all entries
-        together are no longer than v or c, as U is about orthonormal: L of them make an error of ``u sqrt(L)``.
+        together are no longer than v or c, as U is about orthonormal. So m independent errors add up to
+        ``u sqrt(m)``; L rows that are alike round alike, by ``u L / 4`` of their sum.
         """
-        return SAFETY * ROOT_MEAN_SQUARE * unit * (math.sqrt(SUMMED) + math.sqrt(self.U.shape[1]) + 4)
+        return SAFETY * ROOT_MEAN_SQUARE * unit * (SUMMED / 4 + math.sqrt(self.U.shape[1]) + 4)
 
     def project(self, v: Tensor) -> Tensor:
         """Return ``v - U (U^T v)`` in fp64 for v (n, 1)."""
