@@ -158,8 +158,8 @@ class Complement:
             for _ in range(BATCH):
                 if not basis.full:
                     basis.step(self.product(basis.next))
-            diagonal, below = basis.tridiagonal()
-            ritz = float(torch.linalg.eigvalsh(basis.projection().cpu())[-1])
+            projection, diagonal, below = basis.tridiagonal()
+            ritz = float(torch.linalg.eigvalsh(projection)[-1])
             upper = christoffel_bound(diagonal, below, weight) + self.error
             upper = (self.noise + math.sqrt(self.noise**2 + max(upper, 0.0))) ** 2
             inner = max(ritz - self.error, 0.0)

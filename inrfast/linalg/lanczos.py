@@ -136,20 +136,24 @@ class KrylovBasis:
         ValueError
             It is not.
         """
-        found = self._projection[: self.size, : self.size].cpu()
+        return self._symmetric(self._projection[: self.size, : self.size].cpu())
+
+    def _symmetric(self, found: Tensor) -> Tensor:
+        """Return a projection, read from a GPU, made symmetric."""
         gap, largest = float((found - found.t()).abs().amax()), float(found.abs().amax())
         if not gap <= ASYMMETRY * largest + 2 * self.error:
             raise ValueError(f"the operator is not symmetric: x^T (K y) and y^T (K x) differ by {gap:.1e}")
         return (found + found.t()) / 2
 
-    def tridiagonal(self) -> tuple[list[float], list[float]]:
-        """Return the diagonal of the projection of a basis of width 1, and what is below it, the remainder's norm last.
+    def tridiagonal(self) -> tuple[Tensor, list[float], list[float]]:
+        """Return the projection of a basis of width 1, its diagonal, and what is below it, the remainder's norm last.
 
-        What else the projection holds is rounding of the products.
+        What else the projection holds is rounding of the products. A GPU is read once.
         """
-        found = self.projection()
-        below = [*found.diagonal(-1).abs().tolist(), abs(float(self._below[0, self.size - 1]))]
-        return found.diagonal().tolist(), below
+        last = self._below[:, : self.size]
+        whole = torch.cat([self._projection[: self.size, : self.size], last]).cpu()
+        found = self._symmetric(whole[:-1])
+        return found, found.diagonal().tolist(), [*found.diagonal(-1).abs().tolist(), abs(float(whole[-1, -1]))]
 
     def ritz(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the Ritz values, descending, their coefficients (size, size), and the norms of ``K y - t y``."""
@@ -306,9 +310,9 @@ def spectral_bounds(
         for _ in range(batch):
             if not basis.full:
                 basis.step(product(basis.next))
-        values = torch.linalg.eigvalsh(basis.projection().cpu())  # a problem too small for a GPU
+        projection, diagonal, below = basis.tridiagonal()
+        values = torch.linalg.eigvalsh(projection)  # a problem too small for a GPU
         low, high = float(values[0]), float(values[-1])
-        diagonal, below = basis.tridiagonal()
         if lowest is None:
             e = relative_gap(n, basis.steps, failure / 2)
             # Each end is only as good as the width, which both bound.
