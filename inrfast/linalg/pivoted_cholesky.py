@@ -438,7 +438,8 @@ class PivotedCholesky:
         inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
         square = inverse.t() @ (self.gram @ inverse)
         squared = math.sqrt(float(torch.linalg.matrix_norm(square @ square)))
-        squared += self.gram_error * float(torch.linalg.matrix_norm(inverse)) ** 2
+        if self.gram_error > 0:
+            squared += self.gram_error * float(torch.linalg.matrix_norm(inverse)) ** 2
         interpolation = math.sqrt(squared)
         trace = self.operator_trace
         rounding = 2 * self.operator.matrix_error + 2 * 4 * math.sqrt(2 * self.rank + BLOCK) * UNIT * trace

@@ -209,7 +209,7 @@ class RankProof:
         for number in sorted(range(len(spans)), key=lambda i: spans[i][1]):
             low, high = spans[number]
             lower = int((values - below > high).sum())
-            if self._narrow(lower, int((values + known > low).sum())):
+            if known <= low and self._narrow(lower, int((values + known > low).sum())):
                 continue
             proven = self.upper.get(number)
             if proven is not None and proven.low <= low and self._narrow(lower, proven.upper):
