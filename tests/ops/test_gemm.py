@@ -225,6 +225,8 @@ def test_the_environment_overrides(fresh, monkeypatch):
 
 @pytest.mark.parametrize("library", sorted(gemm.LIBRARIES))
 def test_accumulation_under_every_library(library, monkeypatch):
+    if not any(gemm._works(library, dtype) for dtype in (torch.float32, torch.float64)):
+        pytest.skip(f"{library} does not work here")
     monkeypatch.setenv("INRFAST_GEMM", library)
     a, b, out = torch.randn(5, 3), torch.randn(3, 4), torch.ones(5, 4)
     torch.testing.assert_close(gemm.addmm_(out.clone(), a, b), out + a @ b)
