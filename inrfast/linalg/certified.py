@@ -136,9 +136,7 @@ def certified_spectrum(
         found = _Growth(factor, demand, block, most, seed, bar, alternative, proof).run()
     values, bounds = factor.eigenvalues(), found.bounds
     check_semidefinite(bounds.inner_lower, -bounds.lower)
-    # Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues.
-    rounding = (n + factor.rank) * UNIT * trace + factor.gram_error
-    lower, upper = max(-bounds.lower, 0.0) + rounding, max(bounds.upper, 0.0) + rounding  # in this order NaN stays
+    lower, upper = (max(error, 0.0) + factor.rounding for error in (-bounds.lower, bounds.upper))  # so that NaN stays
     norms = [count.residual for count in found.counts]
     spectrum = Spectrum(
         values,
@@ -272,7 +270,7 @@ class _Growth:
 
     def _wanted(self, largest: float, norm: float) -> float:
         """Return the residual norm that suffices: ``norm``, or what a proof takes where there may be one."""
-        if self.proof is None or factor_on_gpu(self.factor):
+        if self.proof is None or _on_gpu(self.factor):
             return norm
         return max(norm, REACHED * self.proof.demand.level(largest))
 
@@ -293,7 +291,7 @@ class _Growth:
     def _proven(self, estimate: float) -> _Found | None:
         """Return what complements prove, if they answer the demand, and are tried before Weyl's inequality would."""
         proof, factor = self.proof, self.factor
-        if proof is None or factor_on_gpu(factor):
+        if proof is None or _on_gpu(factor):
             return None
         near = self.demand.near(factor.largest_estimate, _power(self.history))
         if not proof.pays(estimate, _needed(self.history, near / self.trust)):
@@ -314,14 +312,14 @@ class _Growth:
         proof = self.proof
         if proof is None:
             return _Found(bounds, verdict)
-        known = max(bounds.upper, 0.0) + proof.rounding()
+        known = max(bounds.upper, 0.0) + self.factor.rounding
         if not verdict and not proof.demand.met(self.factor.eigenvalues().cpu(), bounds.upper):
             proof.tried(min(estimate, bounds.inner_upper), self._share(), known)
         return self._with_counts(proof, bounds, verdict) if proof.upper else _Found(bounds, verdict)
 
     def _with_counts(self, proof: RankProof, bounds: SpectralBounds, verdict: str) -> _Found:
         """Return what is found with proven counts."""
-        known = max(bounds.upper, 0.0) + proof.rounding()
+        known = max(bounds.upper, 0.0) + self.factor.rounding
         return _Found(bounds, verdict, tuple(proof.counts(known)), proof.largest(known))
 
     def _share(self) -> float:
@@ -349,7 +347,7 @@ class _Growth:
         return bounds
 
 
-def factor_on_gpu(factor: PivotedCholesky) -> bool:
+def _on_gpu(factor: PivotedCholesky) -> bool:
     """Return whether a factor lies on a GPU: there eigenvalues cost as much as ten blocks of pivots."""
     return factor.diagonal.device.type != "cpu"
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from inrfast.linalg.lanczos import KrylovBasis, christoffel_bound, least_weight
-from inrfast.linalg.operators import UNIT, SymmetricOperator, product_error
+from inrfast.linalg.operators import INDEPENDENT, SINGLE_UNIT, UNIT, SymmetricOperator, product_error
 from inrfast.linalg.partition import Whole
 from inrfast.memory import LEAST_ROWS, chunks
 from inrfast.ops import gemm
@@ -40,15 +40,6 @@ STEPS = 64
 
 BATCH = 4
 """Products between two bounds."""
-
-SINGLE_UNIT = 2.0**-24
-"""Unit roundoff of fp32."""
-
-ROOT_MEAN_SQUARE = 3**-0.5
-"""Of rounding errors that are evenly spread, in unit roundoffs."""
-
-SAFETY = 2.0
-"""Factor on the root mean square of what rounding errors add up to."""
 
 SUMMED = 128
 """Rows over which a projection adds up in fp32."""
@@ -112,7 +103,7 @@ class Complement:
         together are no longer than v or c, as U is about orthonormal. So m independent errors add up to
         ``u sqrt(m)``; L rows that are alike round alike, by ``u L / 4`` of their sum.
         """
-        return SAFETY * ROOT_MEAN_SQUARE * unit * (SUMMED / 4 + math.sqrt(self.U.shape[1]) + 4)
+        return INDEPENDENT * unit * (SUMMED / 4 + math.sqrt(self.U.shape[1]) + 4)
 
     def project(self, v: Tensor) -> Tensor:
         """Return ``v - U (U^T v)`` in fp64 for v (n, 1)."""

@@ -18,6 +18,9 @@ DOUBLE = 2.0
 SQUARES = 13.0
 """Cost of a factor's eigenvalues, relative to the cube of its rank."""
 
+RESIDUAL_PRODUCTS = 20
+"""Products with the operator that a bound of a factor's residual takes."""
+
 SPENT = 0.1
 """No prediction is heard before the pivots have cost this share of the alternative: the decay shows only then, and
 little is lost if they have to give way."""
@@ -26,6 +29,27 @@ little is lost if they have to give way."""
 def pivots_flops(order: int, rank: float) -> float:
     """Return the cost of a pivoted Cholesky factor and its eigenvalues: subtracting columns, and the Gram matrix."""
     return DOUBLE * 2 * order * rank**2 + SQUARES * rank**3
+
+
+def more_pivots_flops(order: int, rank: float, more: float, entries: float) -> float:
+    """Return the cost of so many more pivots, with columns of an operator all of whose entries cost ``entries``."""
+    columns = DOUBLE * 2 * entries * more / max(order, 1)
+    return pivots_flops(order, rank + more) - pivots_flops(order, rank) + columns
+
+
+def residual_flops(order: int, rank: float, product: float) -> float:
+    """Return the cost of a bound of a factor's residual, of an operator whose product with a vector costs this."""
+    return RESIDUAL_PRODUCTS * DOUBLE * (product + 4.0 * order * rank)
+
+
+def vectors_flops(order: int, rank: float, count: float) -> float:
+    """Return the cost of so many eigenvectors from a factor, in fp32."""
+    return 2.0 * order * rank * count
+
+
+def projected_flops(order: int, count: float, product: float, single: bool) -> float:
+    """Return the cost of a product between projections on the complement of so many vectors, ``single``: in fp32."""
+    return (1.0 if single else DOUBLE) * (product + 8.0 * order * count)
 
 
 def factorisation_flops(order: int, levels: int) -> float:

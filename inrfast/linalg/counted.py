@@ -15,17 +15,14 @@ import torch
 
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg.block_ldl import bytes_needed
-from inrfast.linalg.certified import Ranks
 from inrfast.linalg.counting import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
+from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
-from inrfast.linalg.spectrum import MOST_TOLD, CertifiedCount, RankInterval, Spectrum
+from inrfast.linalg.spectrum import MARGIN, MOST_TOLD, CertifiedCount, RankInterval, Spectrum, level_span
 from inrfast.linalg.written import written
 from inrfast.memory import over_budget, require
-
-MARGIN = 1e-12
-"""Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
 
 TOLERATED = 1.5
 """Share of the demanded width up to which an interval passes: rounding is added to one that just met the demand."""
@@ -118,7 +115,7 @@ def with_counts(
     error = operator.jacobian_error
     slack = 2 * found.with_jacobian_error(error).slack + MARGIN  # for levels that stand for multiples of lambda_1
     levels = sorted(set(demand.absolute(float(found.eigenvalues[0]))), reverse=True)
-    spans = [_span(level, slack, error) for level in levels]
+    spans = [level_span(level, slack, error) for level in levels]
     asked = [span for span in spans if 0 < span[0] <= high]
     if not asked:
         return replace(found, method="inertia")
@@ -143,12 +140,6 @@ def _bounded(operator: SymmetricOperator) -> bool:
 
 def _what(order: int) -> str:
     return f"a certified count of order {order}"
-
-
-def _span(level: float, slack: float, jacobian_error: float) -> tuple[float, float]:
-    """Return the levels, of the operator as computed, between which a level of the exact one lies."""
-    low, high = (math.sqrt(level * max(1 + sign * slack, 0.0)) for sign in (-1, 1))
-    return max(low - jacobian_error, 0.0) ** 2, (high + jacobian_error) ** 2
 
 
 def unresolved(found: Spectrum, jacobian_error: float, demand: Ranks) -> Ranks:

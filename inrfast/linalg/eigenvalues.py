@@ -19,9 +19,10 @@ from inrfast.errors import (
     check_int,
     check_seed,
 )
-from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
+from inrfast.linalg.certified import certified_spectrum
 from inrfast.linalg.costs import Alternative, dense_flops, factorisation_flops
 from inrfast.linalg.counted import counted_spectrum, counts_bytes, left_open, unresolved, with_counts
+from inrfast.linalg.demands import Pairs, Ranks
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
 from inrfast.linalg.operators import RANGE, DenseOperator, SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts

@@ -20,6 +20,13 @@ from inrfast.linalg.partition import Whole
 UNIT = torch.finfo(torch.float64).eps / 2
 """Unit roundoff of fp64."""
 
+SINGLE_UNIT = torch.finfo(torch.float32).eps / 2
+"""Unit roundoff of fp32."""
+
+INDEPENDENT = 2 * 3**-0.5
+"""Twice the root mean square of rounding errors that are evenly spread, in unit roundoffs: what bounds of sums of
+independent ones (Higham and Mary, SIAM J. Sci. Comput. 41(5), 2019) are multiplied with."""
+
 ASYMMETRY = 1e-6
 """Difference between mirrored entries, relative to ``sqrt(K_ii K_jj)``, beyond which an operator is called
 non-symmetric: far above the rounding of any fp64 operator, far below any error of construction."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from inrfast.errors import check_seed
 from inrfast.linalg.operators import (
+    SINGLE_UNIT,
     UNIT,
     SymmetricOperator,
     raise_symmetry_faults,
@@ -41,9 +42,6 @@ eigenvalues; with eigenvectors one more."""
 
 CANDIDATE_SQUARES = 9
 """Matrices of the candidates' number in memory while pivots are chosen among them."""
-
-SINGLE_UNIT = 2.0**-24
-"""Unit roundoff of fp32."""
 
 SINGLE_RANGE = (1e-20, 1e20)
 """Traces of operators whose factor fp32 holds with all digits."""
@@ -411,6 +409,11 @@ class PivotedCholesky:
         leading, norm = _power(lambda v: gram.mv(v) / trace, start, steps)
         size = torch.linalg.vector_norm(leading)
         return leading / torch.where(size > 0, size, 1), norm * trace
+
+    @property
+    def rounding(self) -> float:
+        """Rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues."""
+        return (self.size + self.rank) * UNIT * self.operator_trace + self.gram_error
 
     def shortfall(self) -> float:
         """Return e for which ``K - F F^T >= -e``: the residual of an exact factor is positive semidefinite. fp64 only.

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from inrfast.linalg.complement import STEPS, Complement, NormBounds
-from inrfast.linalg.costs import DOUBLE, pivots_flops
+from inrfast.linalg.costs import more_pivots_flops, projected_flops, residual_flops, vectors_flops
 from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE
-from inrfast.linalg.operators import UNIT, product_error
+from inrfast.linalg.operators import product_error
 from inrfast.linalg.pivoted_cholesky import SQUARES, PivotedCholesky
-from inrfast.linalg.spectrum import CertifiedCount, kernel_error
-
-MARGIN = 1e-12
-"""Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
+from inrfast.linalg.spectrum import MARGIN, CertifiedCount, kernel_error, level_span
 
 WIDEST = 0.0295
 """Width of an interval, relative to its lower end, that a proof aims at where the demand's is the usual one."""
@@ -62,9 +59,6 @@ AGAIN = 0.75
 
 ATTEMPTS = 4
 """Proofs of a level that fail before Weyl's inequality alone is waited for."""
-
-WEYL_PRODUCTS = 20
-"""Products, in fp64, that a bound of the residual takes."""
 
 TEMPLE_STEPS = 40
 """Power steps for the leading eigenvector: how far it is off counts squared."""
@@ -113,12 +107,11 @@ class RankProof:
         largest, error = float(self.factor.eigenvalues()[0]), self.factor.operator.jacobian_error
         low, high = self.largest(residual)
         slack = (max(largest - low, high - largest) + kernel_error(error, high)) / largest
-        found = []
-        for number, level in enumerate(self.demand.absolute(largest)):
-            own = 2 * slack + MARGIN if number < len(self.demand.rtols) else MARGIN
-            below, above = math.sqrt(level * max(1 - own, 0.0)), math.sqrt(level * (1 + own))
-            found.append((max(below - error, 0.0) ** 2, (above + error) ** 2))
-        return found
+        relative = len(self.demand.rtols)  # the others are exact
+        return [
+            level_span(level, (2 * slack if number < relative else 0.0) + MARGIN, error)
+            for number, level in enumerate(self.demand.absolute(largest))
+        ]
 
     def largest(self, residual: float) -> tuple[float, float]:
         """Return an interval that holds lambda_1, from one product with the leading eigenvector q of ``F F^T``.
@@ -154,38 +147,30 @@ class RankProof:
 
     def below(self) -> float:
         """Return e for which ``K - F F^T >= -e`` and every computed eigenvalue is off by no more."""
-        return self.factor.shortfall() + self.rounding()
-
-    def rounding(self) -> float:
-        """Return the rounding of the Gram matrix, an inner product of length n an entry, and of its eigenvalues."""
-        factor = self.factor
-        return (factor.size + factor.rank) * UNIT * factor.operator_trace + factor.gram_error
+        return self.factor.shortfall() + self.factor.rounding
 
     def pays(self, estimate: float, needed: float) -> bool:
         """Return whether a proof now costs less than the pivots that Weyl's inequality still seems to need."""
         factor, largest = self.factor, self.factor.largest_estimate
         if not estimate <= STARTED * self.demand.level(largest):
             return False
-        more = min(needed, factor.size) - factor.rank
-        weyl = self._pivots_flops(more)
-        weyl += WEYL_PRODUCTS * DOUBLE * (self._product_flops() + 4.0 * factor.size * (factor.rank + more))
+        needed = min(needed, factor.size)
+        weyl = self._pivots_flops(needed - factor.rank) + residual_flops(factor.size, needed, self._product_flops())
         m = factor.rank / 2
         products = math.sqrt(SHARPNESS / EXPECTED)
-        return 2.0 * factor.size * factor.rank * m + products * self._step_flops(m) < weyl
+        return vectors_flops(factor.size, factor.rank, m) + products * self._step_flops(m) < weyl
 
     def _product_flops(self) -> float:
         return float(getattr(self.factor.operator, "product_flops", 2.0 * self.factor.size**2))
 
     def _step_flops(self, m: float) -> float:
-        """Return the cost of a product between projections on the complement of m vectors."""
         single = getattr(self.factor.operator, "single", None) is not None
-        return (1.0 if single else DOUBLE) * (self._product_flops() + 8.0 * self.factor.size * m)
+        return projected_flops(self.factor.size, m, self._product_flops(), single)
 
     def _pivots_flops(self, more: float) -> float:
-        """Return the cost of so many more pivots."""
         n, rank = self.factor.size, self.factor.rank
-        entry = getattr(self.factor.operator, "entry_flops", 0.0) / max(n * n / 2, 1)
-        return pivots_flops(n, rank + more) - pivots_flops(n, rank) + DOUBLE * entry * n * more
+        entries = getattr(self.factor.operator, "entry_flops", 0.0)
+        return more_pivots_flops(n, rank, more, entries)
 
     def tried(self, estimate: float, failure: float, residual: float | None = None) -> float | None:
         """Try to prove every level that is open; return the residual's bound where all of them are narrow now.

@@ -14,6 +14,9 @@ from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
 from inrfast.records import Record
 
+MARGIN = 1e-12
+"""Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
+
 MOST_TOLD = 6
 """Levels that a message names at most."""
 
@@ -77,6 +80,16 @@ class CertifiedCount(Record):
             return self
         least, most = math.sqrt(max(self.low, 0.0)) + error, math.sqrt(max(self.high, 0.0)) - error
         return replace(self, low=least * least, high=most * most if most >= 0 else -math.inf)
+
+
+def level_span(level: float, slack: float, jacobian_error: float) -> tuple[float, float]:
+    """Return the levels, of the operator as computed, between which a level of the exact one lies.
+
+    ``slack`` is how far the level itself may be off, relative to it. What is proven between the two holds, by
+    :meth:`CertifiedCount.with_jacobian_error`, for all the level may be.
+    """
+    low, high = (math.sqrt(level * max(1 + sign * slack, 0.0)) for sign in (-1, 1))
+    return max(low - jacobian_error, 0.0) ** 2, (high + jacobian_error) ** 2
 
 
 def kernel_error(jacobian_error: float, largest: float) -> float:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inrfast.layers import Factors
+from inrfast.linalg.operators import INDEPENDENT, SINGLE_UNIT
 from inrfast.ops import gemm
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.sides import Sides
@@ -28,12 +29,6 @@ ROWS = 512
 
 LARGEST = (1e-12, 1e12)
 """Sizes of a factor's largest entry for which fp32 holds all products and sums with all digits."""
-
-UNIT = 2.0**-24
-"""Unit roundoff of fp32."""
-
-SAFETY = 2 * 3**-0.5
-"""Twice the root mean square of rounding errors that are evenly spread, in unit roundoffs."""
 
 
 class SingleProducts:
@@ -72,7 +67,7 @@ class SingleProducts:
         largest = float(self.partition.largest(self._diagonal.max()))
         longest = max(max(a, b, 1) for a, b in self.sides.widths)
         sums = ROWS**1.5 / 4 * math.sqrt(largest)
-        return SAFETY * UNIT * ((4 + math.sqrt(longest)) * math.sqrt(trace) + sums)
+        return INDEPENDENT * SINGLE_UNIT * ((4 + math.sqrt(longest)) * math.sqrt(trace) + sums)
 
     @cached_property
     def in_range(self) -> bool:

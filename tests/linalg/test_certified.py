@@ -11,8 +11,8 @@ from known_spectra import matrix_with, operator_with, spectra
 import inrfast as inr
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg import certified
-from inrfast.linalg.certified import Pairs, Ranks, certified_spectrum
-from inrfast.linalg.demands import WIDTH
+from inrfast.linalg.certified import certified_spectrum
+from inrfast.linalg.demands import WIDTH, Pairs, Ranks
 from inrfast.linalg.operators import DenseOperator
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8)

@@ -13,9 +13,8 @@ import inrfast as inr
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg import certified, costs, counted, counting, eigenvalues
 from inrfast.linalg.block_ldl import block_ldl
-from inrfast.linalg.certified import Ranks
 from inrfast.linalg.counted import counted_spectrum, counts_bytes
-from inrfast.linalg.demands import WIDTH
+from inrfast.linalg.demands import WIDTH, Ranks
 from inrfast.linalg.eigenvalues import spectrum
 from inrfast.linalg.operators import DenseOperator
 

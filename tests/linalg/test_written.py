@@ -5,8 +5,8 @@ import torch
 from known_spectra import matrix_with
 
 from inrfast.linalg import block_ldl, written
-from inrfast.linalg.certified import Ranks
 from inrfast.linalg.counted import counted_spectrum, counts_bytes
+from inrfast.linalg.demands import Ranks
 from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.written import WrittenOperator, written_bytes
 
