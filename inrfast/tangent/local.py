@@ -184,10 +184,9 @@ def ntk(
     The network is probed at each call. For an :class:`inrfast.INR` in closed form that is the comparison with
     automatic differentiation at two points. With the native extension it is made once per configuration (all but the
     numbers) of plain networks: those of this very class, in fp32 or fp64 on a CPU, with activations of this library and
-    without encoding, norms, filters, hooks, shared parameters, and methods or attributes of
-    their own. Later calls then skip the comparison, and copy parameters but no module. They still check that numbers
-    are finite, and by a pass over four points with disturbances that the network does not amplify rounding; if it
-    does, they take all probes.
+    without encoding, norms, filters, hooks, shared parameters, and methods or attributes of their own. Later calls then
+    skip the comparison, and copy parameters but no module. They still check that numbers are finite, and by a pass over
+    four points with disturbances that the network does not amplify rounding; if it does, they take all probes.
 
     Any other module is run some 40 times, over 2,800 to 4,800 points in all: in fp64 and in its own dtype, with points
     moved, permuted, one by one and up to 2,048 at once, and with its parameters moved. For a SIREN of four layers of
