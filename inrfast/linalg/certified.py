@@ -68,6 +68,9 @@ BLOCKS = 16
 SHOWN = 4
 """Blocks after the first that show at what rate the residual falls; estimates from fewer were off by tens."""
 
+LEAST_FALL = 0.3
+"""Smallest factor by which the residual norm is expected to fall with a block."""
+
 LEAST_BLOCK = 16
 """Smallest number of pivots per block: fewer are not worth a pass over the grid."""
 
@@ -294,6 +297,8 @@ class _Growth:
         if proof is None or _on_gpu(factor):
             return None
         near = self.demand.near(factor.largest_estimate, _power(self.history))
+        proof.falls = _falls(self.history)
+        estimate *= proof.falls  # it is one block old
         if not proof.pays(estimate, _needed(self.history, near / self.trust)):
             return None
         self.bar.set_postfix_str("bounding the rest")
@@ -357,6 +362,12 @@ def _power(history: list[tuple[int, float]]) -> float:
     rank, norm = history[-1]
     half, before = next(entry for entry in history if entry[0] >= rank // 2)
     return math.log(before / norm) / math.log(rank / half) if half < rank and 0 < norm < before else 0.0
+
+
+def _falls(history: list[tuple[int, float]]) -> float:
+    """Return the factor by which the residual norm falls with a block: as it did with the last but one."""
+    norms = [norm for _, norm in history[-2:]]
+    return min(max(norms[1] / norms[0], LEAST_FALL), 1.0) if len(norms) == 2 and 0 < norms[0] < math.inf else 1.0
 
 
 def _needed(history: list[tuple[int, float]], wanted: float) -> float:

@@ -28,7 +28,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from inrfast.linalg.lanczos import KrylovBasis, christoffel_bound, least_weight
+from inrfast.linalg.lanczos import KrylovBasis, christoffel_bound, least_square, least_weight
 from inrfast.linalg.operators import INDEPENDENT, SINGLE_UNIT, UNIT, SymmetricOperator, product_error
 from inrfast.linalg.partition import Whole
 from inrfast.memory import LEAST_ROWS, chunks
@@ -38,14 +38,18 @@ from inrfast.threads import together
 STEPS = 64
 """Largest number of products of an attempt."""
 
-BATCH = 4
+BATCH = 2
 """Products between two bounds."""
 
 SUMMED = 128
 """Rows over which a projection adds up in fp32."""
 
-COARSE = 0.02
-"""Largest error of a product in fp32, relative to the level, with which it is worth while."""
+AT_ONCE = 16 * SUMMED
+"""Rows per step of a projection."""
+
+COARSE = 0.04
+"""Largest error of a product in fp32, relative to the level, with which it is worth while: in fp64 one takes twice as
+long."""
 
 
 @dataclass(frozen=True)
@@ -113,16 +117,16 @@ class Complement:
             return v - (wide @ self.partition.total(wide.t() @ given)).double()
         out = torch.empty_like(v)
         each = max(-(-len(v) // gemm.threads(self.dtype, U.device)), LEAST_ROWS)
-        shares = list(chunks(len(v), -(-each // SUMMED) * SUMMED))
+        shares = list(chunks(len(v), -(-each // AT_ONCE) * AT_ONCE))
 
         def gather(share: slice) -> Tensor:
-            total = v.new_zeros(U.shape[1], 1)
+            total = v.new_zeros(U.shape[1])
             for rows in _within(share):
-                total += U[rows].to(self.dtype).t() @ given[rows]
+                total += _transposed(U[rows].to(self.dtype), given[rows])
             return total
 
         sums = self.partition.total(torch.stack(together([partial(gather, share) for share in shares])).sum(0))
-        inner = sums.to(self.dtype)
+        inner = sums.to(self.dtype).unsqueeze(1)
 
         def spread(share: slice) -> None:
             for rows in _within(share):
@@ -141,17 +145,16 @@ class Complement:
 
         ``failure`` is the probability, over the start that ``seed`` draws, that the upper bound does not hold.
         """
-        like, n = self.U.new_zeros(len(self.U), dtype=torch.float64), self.partition.size
-        tolerated = 2 * self.noise * self.root + self.error
-        basis = KrylovBasis(self.partition.random(1, seed, like), min(steps, n), tolerated, self.partition)
-        weight = least_weight(n, failure)
+        n, tolerated = self.partition.size, 2 * self.noise * self.root + self.error
+        start, weight, proportional = self._start(failure, seed)
+        basis = KrylovBasis(start, min(steps, n), tolerated, self.partition)
         while True:
             for _ in range(BATCH):
                 if not basis.full:
                     basis.step(self.product(basis.next))
             projection, diagonal, below = basis.tridiagonal()
             ritz = float(torch.linalg.eigvalsh(projection)[-1])
-            upper = christoffel_bound(diagonal, below, weight) + self.error
+            upper = christoffel_bound(diagonal, below, weight, proportional) + self.error
             upper = (self.noise + math.sqrt(self.noise**2 + max(upper, 0.0))) ** 2
             inner = max(ritz - self.error, 0.0)
             inner = max(math.sqrt(self.noise**2 + inner) - self.noise, 0.0) ** 2
@@ -159,7 +162,32 @@ class Complement:
             if basis.full or enough(bounds):
                 return bounds
 
+    def _start(self, failure: float, seed: int) -> tuple[Tensor, float, bool]:
+        """Return a random start, which share of its square lies along an eigenvector at least, and per unit of what.
+
+        ``P J g``, where there is J, has along an eigenvector of ``P K P`` a component that is normal, with its
+        eigenvalue for the variance: the share is in proportion to it, and far more than 1 / n where few are large.
+        """
+        if self.single is not None:
+            start = self.project(self.single.random(seed))
+            square = float(self.partition.norm(start)) ** 2
+            if square > 0:
+                return start, least_square(failure) / square, True
+        like = self.U.new_zeros(len(self.U), dtype=torch.float64)
+        return self.partition.random(1, seed, like), least_weight(self.partition.size, failure), False
+
 
 def _within(share: slice) -> list[slice]:
-    parts = chunks(share.stop - share.start, SUMMED)
+    parts = chunks(share.stop - share.start, AT_ONCE)
     return [slice(share.start + part.start, share.start + part.stop) for part in parts]
+
+
+def _transposed(U: Tensor, v: Tensor) -> Tensor:
+    """Return ``U^T v`` (m,) in fp64 for v (n, 1): :data:`SUMMED` rows at a time are added up in the dtype given."""
+    whole = len(v) // SUMMED
+    end = whole * SUMMED
+    found = (U[end:].t() @ v[end:]).squeeze(1).double()
+    if whole > 0:
+        parts = torch.bmm(v[:end].view(whole, 1, SUMMED), U[:end].view(whole, SUMMED, U.shape[1]))
+        found += parts.sum((0, 1), dtype=torch.float64)
+    return found

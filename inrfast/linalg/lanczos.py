@@ -219,16 +219,25 @@ def relative_gap(size: int, steps: int, failure: float) -> float:
     return math.tanh(s / (2 * steps - 1)) ** 2
 
 
+def least_square(failure: float) -> float:
+    """Return q: the square of a normal number is less than q with probability at most ``failure``, as its density is at
+    most ``1 / sqrt(2 pi)``."""
+    return failure * failure * math.pi / 2
+
+
 def least_weight(size: int, failure: float) -> float:
     """Return w: a vector uniform on the sphere of ``size`` dimensions has less than w of its square along a given
     direction with probability at most ``failure``, as the density of a coordinate is at most ``sqrt(n / (2 pi))``."""
-    return failure * failure * math.pi / (2 * size)
+    return least_square(failure) / size
 
 
-def christoffel_bound(diagonal: Sequence[float], below: Sequence[float], weight: float) -> float:
+def christoffel_bound(
+    diagonal: Sequence[float], below: Sequence[float], weight: float, proportional: bool = False
+) -> float:
     """Return a bound on the largest eigenvalue of an operator from m Lanczos steps, not below the largest Ritz value.
 
-    Where the square of the start's component along its eigenvector is at least ``weight``. The orthonormal polynomials
+    Where the square of the start's component along its eigenvector is at least ``weight``, or ``weight`` times the
+    eigenvalue: that is ``proportional``, and 0 is returned where no eigenvalue is above it. The orthonormal polynomials
     of the start's spectral measure follow from the tridiagonal matrix, ``b_k p_k = (x - a_k) p_(k-1) - b_(k-1)
     p_(k-2)``, and a measure has at most ``1 / sum_(k <= m) p_k(x)^2``, Christoffel's function, at any point x (Szego,
     Orthogonal Polynomials, section 3.4). So x is no eigenvalue of such a weight where this is less. Unlike
@@ -238,7 +247,7 @@ def christoffel_bound(diagonal: Sequence[float], below: Sequence[float], weight:
     ----------
     diagonal, below
         The tridiagonal matrix, m numbers each: the last of ``below`` is the norm of the remainder.
-    weight
+    weight, proportional
         See above.
     """
     m, width = len(diagonal), max(*map(abs, diagonal), *below)
@@ -249,14 +258,17 @@ def christoffel_bound(diagonal: Sequence[float], below: Sequence[float], weight:
     largest = float(np.linalg.eigvalsh(matrix)[-1])
 
     def excluded(x: float) -> bool:
+        least = weight * x * width if proportional else weight
         before, now, total = 0.0, 1.0, 1.0
         for k in range(m):
-            if total * weight >= 1 or below[k] <= 0:
+            if total * least >= 1 or below[k] <= 0:
                 return True
             before, now = now, ((x - diagonal[k]) * now - (below[k - 1] * before if k else 0.0)) / below[k]
             total += now * now
-        return total * weight >= 1
+        return total * least >= 1
 
+    if proportional:
+        largest = max(largest, 0.0)
     low, high = largest, largest + 1e-12
     while not excluded(high):
         low, high = high, largest + 2 * (high - largest)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_seed
+from inrfast.linalg.lanczos import spectral_bounds
 from inrfast.linalg.operators import (
     SINGLE_UNIT,
     UNIT,
@@ -25,6 +26,7 @@ from inrfast.linalg.operators import (
     shape_of,
     symmetry_faults,
 )
+from inrfast.linalg.partition import Whole
 from inrfast.memory import LEAST_ROWS, cached_rows, chunks, empty
 from inrfast.ops import gemm
 from inrfast.ops.pivots import accept_pivots
@@ -45,6 +47,9 @@ CANDIDATE_SQUARES = 9
 
 SINGLE_RANGE = (1e-20, 1e20)
 """Traces of operators whose factor fp32 holds with all digits."""
+
+NORM_STEPS, UNLIKELY = 24, 1e-9
+"""Lanczos steps for an upper bound of the norm of a small matrix, and the probability that it is none."""
 
 POWER_STEPS = 12
 """Power iterations for the norm of a small matrix, which is needed to about ten percent."""
@@ -188,7 +193,7 @@ class PivotedCholesky:
                 rows = cached_rows(BLOCK, self.diagonal)
                 sizes = self.trace * float(self.partition.largest(self.residual.max()))
                 self.gram_error = SINGLE_UNIT * rows * math.sqrt(sizes)
-            drawn = replace(drawn, factor=drawn.factor.to(torch.float32).to(drawn.factor), single=True)
+            drawn = drawn.rounded()
         kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(new, drawn)
         gram = self._bordered(products)
         leading, largest = self._follow(gram)
@@ -285,11 +290,14 @@ class PivotedCholesky:
         known, exact = self._exact_rows(drawn)
         order = known.argsort()
         known, exact = known[order] - self.partition.start, exact[order]
+        unit = 2.0 ** round(
+            math.log2(SINGLE_UNIT * math.sqrt(self.trace))
+        )  # of what rounding moves: fp32 holds its square
 
         def job(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
             """Eliminate in some rows, and return their part of the result."""
             total, negative = new.new_zeros(before + count, count), new.new_full((), math.inf)
-            rounding = new.new_zeros(())
+            rounding = new.new_zeros(count, count)
             for part in self._tiles(rows):
                 tile = new[part]
                 for block, head in zip(self.blocks, heads, strict=True):
@@ -299,7 +307,9 @@ class PivotedCholesky:
                 tile[known[first:last] - part.start] = exact[first:last]
                 if kept is not new:
                     rounded = kept[part].copy_(tile).to(tile)
-                    rounding += (tile.sub_(rounded)).square_().sum()
+                    if drawn.single:
+                        moved = tile.sub_(rounded).mul_(1 / unit).to(torch.float32)
+                        rounding += gemm.product(moved.t(), moved)
                     tile.copy_(rounded)
                 self._add_products(total, part, tile, kept[part] if drawn.single else None)
                 squares = tile.square().sum(1)
@@ -309,10 +319,18 @@ class PivotedCholesky:
         sums, smallest, rounding = zip(*together([partial(job, rows) for rows in self._shares()]), strict=True)
         self._clear(drawn)
         if drawn.single:
-            moved = math.sqrt(float(self.partition.total(torch.stack(rounding).sum())))
-            entries, norm = float(torch.linalg.matrix_norm(upper)), _norm_bound(upper)
-            self._squared_rounding += (moved * norm + 2 * SINGLE_UNIT * entries * norm) ** 2
+            self._account(self.partition.total(torch.stack(rounding).sum(0)), unit, drawn)
         return kept, self.partition.total(torch.stack(sums).sum(0)), torch.stack(smallest).min()
+
+    def _account(self, moved: Tensor, unit: float, drawn: _Drawn) -> None:
+        """Account for the columns of a block that were moved by ``unit D`` in fp32, ``moved`` being ``D^T D`` in fp32.
+
+        A sum over L rows there is off by ``u L`` of what its terms' sizes add up to.
+        """
+        lower = drawn.factor
+        off = SINGLE_UNIT * cached_rows(BLOCK, self.diagonal) * float(moved.trace()) * _norm_bound(lower) ** 2
+        columns = unit * math.sqrt(_norm_bound(lower @ moved @ lower.t()) + off)
+        self._squared_rounding += (columns + drawn.moved) ** 2
 
     def _may_be_single(self, drawn: _Drawn) -> bool:
         """Return whether a block's columns may be kept in fp32: what that does is about known beforehand."""
@@ -322,8 +340,9 @@ class PivotedCholesky:
             return False
         if float(drawn.factor.diagonal().min()) < 1e-16 * math.sqrt(self.operator_trace):
             return False  # it would underflow, or nearly
-        norm = _norm_bound(drawn.factor)
-        moved = SINGLE_UNIT * norm * (math.sqrt(self.trace) + 2 * float(torch.linalg.matrix_norm(drawn.factor)))
+        norm, count = _norm_bound(drawn.factor), len(drawn.pivots)
+        independent = 2 * (1 / math.sqrt(count) + 1 / math.sqrt(self.size))  # of a norm, relative to Frobenius's
+        moved = SINGLE_UNIT * norm * min(independent, 1.0) * math.sqrt(self.trace)
         return self._squared_rounding + moved**2 <= self.allowed**2
 
     def _eliminate_at_once(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
@@ -424,8 +443,8 @@ class PivotedCholesky:
         positive semidefinite, it is at least ``-(1 + |W|)^2 |E|``. An entry of E takes c products and is off by
         ``4 sqrt(c) u sqrt(K_ii K_jj)``, single rounding errors taken as independent (Higham and Mary, SIAM J. Sci.
         Comput. 41(5), 2019); columns kept in fp32 are off by what was measured when they were rounded. ``|W|^2`` is the
-        norm of ``A = L^-T (F^T F) L^-1``, at most the root of the Frobenius norm of ``A^2``, beside what
-        :attr:`gram_error` makes of it.
+        norm of ``L^-T (F^T F) L^-1``, beside what :attr:`gram_error` makes of it; on a CPU, where :data:`UNLIKELY` is the
+        probability that its bound does not hold, Lanczos from a random start takes it.
         """
         if self.rank == 0:
             return 0.0
@@ -437,10 +456,10 @@ class PivotedCholesky:
         """Compute :meth:`shortfall`."""
         device = self.gram.device
         lower = torch.cat([self._rows(block, self.pivots.to(device)) for block in self.blocks], 1)
-        unit = torch.eye(self.rank, dtype=lower.dtype, device=device)
-        inverse = torch.linalg.solve_triangular(lower, unit, upper=False)
-        square = inverse.t() @ (self.gram @ inverse)
-        squared = math.sqrt(float(torch.linalg.matrix_norm(square @ square)))
+        identity = torch.eye(self.rank, dtype=lower.dtype, device=device)
+        inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+
+        squared = self._norm_between(inverse)
         if self.gram_error > 0:
             squared += self.gram_error * float(torch.linalg.matrix_norm(inverse)) ** 2
         interpolation = math.sqrt(squared)
@@ -448,6 +467,18 @@ class PivotedCholesky:
         rounding = 2 * self.operator.matrix_error + 2 * 4 * math.sqrt(2 * self.rank + BLOCK) * UNIT * trace
         rounding += 2 * math.sqrt(self._squared_rounding)
         return ((1 + interpolation) ** 2 + 1) * rounding
+
+    def _norm_between(self, inverse: Tensor) -> float:
+        """Return a bound of the norm of ``inverse^T gram inverse``: on a GPU, which is fast at products, for certain."""
+        if not self._on_cpu:
+            whole = inverse.t() @ (self.gram @ inverse)
+            return math.sqrt(float(torch.linalg.matrix_norm(whole @ whole)))
+
+        def product(v: Tensor) -> Tensor:
+            return inverse.t() @ (self.gram @ (inverse @ v))
+
+        like, partition = self.gram.diagonal(), Whole(self.rank)
+        return spectral_bounds(product, like, NORM_STEPS, UNLIKELY, self.rank, lowest=0.0, partition=partition).upper
 
     # ---- products ----------------------------------------------------------------------------------------------
 
@@ -516,6 +547,8 @@ class _Drawn:
         Rows and columns of the residual at the candidates, and for how many rows each of them stands.
     single
         Whether their columns are kept in fp32; then ``factor`` holds numbers of fp32.
+    moved
+        Bound on the norm by which that moved its product with its transpose.
     """
 
     pivots: Tensor
@@ -525,6 +558,14 @@ class _Drawn:
     block: Tensor
     multiples: Tensor
     single: bool = False
+    moved: float = 0.0
+
+    def rounded(self) -> _Drawn:
+        """Return the same with ``factor`` in numbers of fp32."""
+        factor = self.factor.to(torch.float32).to(self.factor)
+        moved = _norm_bound(factor @ factor.t() - self.factor @ self.factor.t())
+        rounding = len(factor) * UNIT * float(torch.linalg.matrix_norm(factor)) ** 2
+        return replace(self, factor=factor, single=True, moved=moved + 2 * rounding)
 
     @property
     def used(self) -> Tensor:

@@ -9,6 +9,7 @@ about half of it.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from inrfast.linalg.complement import STEPS, Complement, NormBounds
 from inrfast.linalg.costs import more_pivots_flops, projected_flops, residual_flops, vectors_flops
 from inrfast.linalg.demands import Ranks
-from inrfast.linalg.lanczos import FAILURE
+from inrfast.linalg.lanczos import FAILURE, least_square
 from inrfast.linalg.operators import product_error
 from inrfast.linalg.pivoted_cholesky import SQUARES, PivotedCholesky
 from inrfast.linalg.spectrum import MARGIN, CertifiedCount, kernel_error, level_span
@@ -25,25 +26,19 @@ from inrfast.linalg.spectrum import MARGIN, CertifiedCount, kernel_error, level_
 WIDEST = 0.0295
 """Width of an interval, relative to its lower end, that a proof aims at where the demand's is the usual one."""
 
-LEAKED = 0.1
-"""What a residual adds to the norm on the complement, beyond the next Ritz value, in units of the residual's norm: 0.04
-to 0.15 in ReLU and sine networks."""
+LEAKED = 0.13
+"""What a residual adds to the norm on the complement, beyond the next Ritz value, in units of the residual's norm: 0.03
+to 0.2 in ReLU and sine networks."""
 
-SHARPNESS = 65.0
-"""How much the bound of a norm exceeds it after m products, relative to it, times ``m^2``: 62 to 69 for m from 20 to 60
-at order 10^4."""
+SHARPNESS = 0.28
+"""How much the bound of a norm exceeds it after m products, relative to it, times ``(m / s)^2``, where a start has at
+least the share ``4 exp(-2 s)`` of its square along an eigenvector: 0.25 to 0.31 for m from 16 to 40 in networks."""
 
-EXPECTED = 0.06
+EXPECTED = 0.1
 """Gap between norm and level with which proofs are made, relative to the level."""
 
-ROOM = 0.01
+ROOM = 0.02
 """Share of the level that is left for rounding."""
-
-FALLS = 0.6
-"""Factor by which the residual's norm falls with a block, if it is not known better."""
-
-HOPELESS = 0.985
-"""Norm found, relative to the level, with which it is given up."""
 
 ROUNDED = 1e-5
 """Share of the residual's trace that its entries, set to zero where they are rounding, may have lost."""
@@ -51,7 +46,7 @@ ROUNDED = 1e-5
 REACHED = 0.4
 """The residual's norm, relative to the level, at which proofs succeed, about: of one half to a quarter in networks."""
 
-STARTED = 1.5
+STARTED = 1.2
 """Estimate of the residual's norm, relative to the level, above which eigenvalues are not looked at."""
 
 AGAIN = 0.75
@@ -63,7 +58,7 @@ ATTEMPTS = 4
 TEMPLE_STEPS = 40
 """Power steps for the leading eigenvector: how far it is off counts squared."""
 
-ALLOWED = 4e-6
+ALLOWED = 1e-6
 """Rounding of the factor's columns to fp32, relative to the level: times some 1,000, what the residual may be below
 zero (see :meth:`inrfast.linalg.pivoted_cholesky.PivotedCholesky.shortfall`), it is a few thousandths of the level."""
 
@@ -89,6 +84,8 @@ class RankProof:
         Proven counts by level, in the demand's order; only their upper ends are proven for good.
     failed
         How often no proof succeeded, by level, and at which residual norm last.
+    falls
+        Factor by which the residual's norm falls with a block of pivots, about.
     """
 
     factor: PivotedCholesky
@@ -97,6 +94,7 @@ class RankProof:
     seed: int
     upper: dict[int, CertifiedCount] = field(default_factory=dict)
     failed: dict[int, tuple[int, float]] = field(default_factory=dict)
+    falls: float = 1.0
     _temple: tuple[int, float, float, float] | None = None
 
     def spans(self, residual: float) -> list[tuple[float, float]]:
@@ -157,15 +155,14 @@ class RankProof:
         needed = min(needed, factor.size)
         weyl = self._pivots_flops(needed - factor.rank) + residual_flops(factor.size, needed, self._product_flops())
         m = factor.rank / 2
-        products = math.sqrt(SHARPNESS / EXPECTED)
+        products = self._products(1 / (1 + EXPECTED), factor.trace / self.demand.level(largest))
         return vectors_flops(factor.size, factor.rank, m) + products * self._step_flops(m) < weyl
 
     def _product_flops(self) -> float:
         return float(getattr(self.factor.operator, "product_flops", 2.0 * self.factor.size**2))
 
     def _step_flops(self, m: float) -> float:
-        single = getattr(self.factor.operator, "single", None) is not None
-        return projected_flops(self.factor.size, m, self._product_flops(), single)
+        return projected_flops(self.factor.size, m, self._product_flops(), self._single)
 
     def _pivots_flops(self, more: float) -> float:
         n, rank = self.factor.size, self.factor.rank
@@ -184,12 +181,17 @@ class RankProof:
         residual
             A bound of the residual's norm, where one is known: levels for which Weyl's inequality does are no work.
         """
-        factor, values = self.factor, self.factor.eigenvalues()
+        factor = self.factor
         if residual is None and not self._first_promising(estimate):
             return None
-        below = self.below()
-        known = factor.trace * (1 + ROUNDED) + factor.size * below if residual is None else residual
-        spans = self.spans(known)
+        known = factor.trace * (1 + ROUNDED) + factor.size * self.below() if residual is None else residual
+        with ExitStack() as stack:
+            done = self._all_tried(estimate, failure, known, residual is not None, stack)
+        return known if done else None
+
+    def _all_tried(self, estimate: float, failure: float, known: float, last: bool, stack: ExitStack) -> bool:
+        """Try to prove every level that is open, until one fails where this is not the ``last`` time."""
+        values, below, spans = self.factor.eigenvalues(), self.below(), self.spans(known)
         vectors: Tensor | None = None
         for number in sorted(range(len(spans)), key=lambda i: spans[i][1]):
             low, high = spans[number]
@@ -201,20 +203,21 @@ class RankProof:
                 continue
             m = self._most(lower)
             if not self._promising(number, low, m, estimate):
-                if residual is None:
-                    return None
+                if not last:
+                    return False
                 continue
             if vectors is None:
+                stack.enter_context(self._factors_in_single(m))  # before there are vectors beside them
                 vectors = self._vectors(m)
             count = min(m, vectors.shape[1])
             bounds, precision = self._norm(vectors[:, :count], low, known, failure / len(spans))
             if bounds.upper > low:
                 self.failed[number] = (self.failed.get(number, (0, 0.0))[0] + 1, estimate)
-                if residual is None:
-                    return None
+                if not last:
+                    return False
                 continue
             self.upper[number] = CertifiedCount(low, high, 0, count, precision, bounds.upper, FAILURE)
-        return known
+        return True
 
     def _most(self, lower: int) -> int:
         """Return the upper end of the widest interval that is narrow enough."""
@@ -237,18 +240,48 @@ class RankProof:
         values, factor = self.factor.eigenvalues(), self.factor
         if times >= ATTEMPTS or estimate > AGAIN * before or not 0 < m < len(values):
             return False
-        rows, item = -(-factor.size // factor.partition.processes), 4 if factor.gram.device.type == "cpu" else 8
-        held = sum(block.shape[1] * block.element_size() for block in factor.blocks)
-        if rows * (held + item * m + 8 * STEPS) + 8 * SQUARES * factor.rank**2 > self.budget:
-            return False  # the same in every process
-        now, later = (self._products(float(values[m]) + LEAKED * left, low) for left in (estimate, FALLS * estimate))
+        if self._room(m) < 0:
+            return False
+        left = (factor.trace + float(values[m:].sum())) / low
+        leaked = [LEAKED * norm for norm in (estimate, self.falls * estimate)]
+        now, later = (self._products((float(values[m]) + more) / low, left) for more in leaked)
         block = factor.blocks[-1].shape[1]
         return now <= STEPS and (now - later) * self._step_flops(m) <= self._pivots_flops(block)
 
-    def _products(self, norm: float, low: float) -> float:
-        """Return how many products bound a norm of about this size by a level."""
-        gap = low * (1 - ROOM) / norm - 1
-        return math.sqrt(SHARPNESS / gap) if gap > 0 else math.inf
+    def _room(self, m: int) -> int:
+        """Return the bytes of the budget that a proof with m vectors leaves, the same in every process."""
+        factor = self.factor
+        rows, item = -(-factor.size // factor.partition.processes), 4 if factor.gram.device.type == "cpu" else 8
+        held = sum(block.shape[1] * block.element_size() for block in factor.blocks)
+        return self.budget - rows * (held + item * m + 8 * STEPS) - 8 * SQUARES * factor.rank**2
+
+    def _products(self, norm: float, left: float) -> float:
+        """Return how many products bound a norm by a level.
+
+        Parameters
+        ----------
+        norm
+            About the norm, relative to the level.
+        left
+            The trace of what it is the norm of, relative to the level.
+        """
+        gap = (1 - ROOM) / norm - 1 if norm > 0 else math.inf
+        if gap <= 0:
+            return math.inf
+        share = 1 / self.factor.size  # of the start's square along an eigenvector
+        if self._single:
+            share = max(share, min(1 / left, 1.0))
+        return math.sqrt(SHARPNESS / gap) * math.log(2 / math.sqrt(least_square(FAILURE) * share))
+
+    @property
+    def _single(self) -> bool:
+        """Whether there are products in fp32."""
+        return getattr(self.factor.operator, "single", None) is not None
+
+    def _factors_in_single(self, m: int) -> AbstractContextManager[None]:
+        """Return a context in which products in fp32 with m vectors beside them are fast."""
+        single = getattr(self.factor.operator, "single", None)
+        return nullcontext() if single is None else single.held(max(self._room(m), 0))
 
     def _vectors(self, m: int) -> Tensor:
         """Return the m leading eigenvectors of ``F F^T`` (n, m), as far as fp32 has them; fp64 on a GPU."""
@@ -263,10 +296,14 @@ class RankProof:
     def _norm(self, U: Tensor, low: float, residual: float, failure: float) -> tuple[NormBounds, str]:
         """Return bounds of the operator's norm beside the columns of U, and the precision of its products."""
         self.seed += 1
-        largest = float(self.factor.eigenvalues()[0]) + residual
+        values, m = self.factor.eigenvalues(), U.shape[1]
+        largest, left = float(values[0]) + residual, (self.factor.trace + float(values[m:].sum())) / low
         complement = Complement(self.factor.operator, U, largest, low)
 
         def enough(bounds: NormBounds) -> bool:
-            return bounds.upper <= low or bounds.inner > HOPELESS * low
+            if bounds.upper <= low:
+                return True
+            return self._products(bounds.inner / low, left) > STEPS
 
-        return complement.norm(failure, self.seed, enough), "highest" if complement.single is None else "high"
+        bounds = complement.norm(failure, self.seed, enough)
+        return bounds, "highest" if complement.single is None else "high"

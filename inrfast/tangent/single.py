@@ -2,12 +2,15 @@
 
 The factors are rounded to fp32 and multiplied there; sums over points are added up in fp64 from chunk to chunk, and so
 are the products of a row of J with the parameters over the narrower factor. What the rounding of a product costs a
-certificate is worked out in :mod:`inrfast.linalg.complement`.
+certificate is worked out in :mod:`inrfast.linalg.complement`. For many products the factors are rounded once, and held
+in place of those in fp64: half of a product's time goes into rounding otherwise.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from torch import Tensor
 
 from inrfast.layers import Factors
 from inrfast.linalg.operators import INDEPENDENT, SINGLE_UNIT
+from inrfast.memory import chunks
 from inrfast.ops import gemm
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.sides import Sides
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
 
 ROWS = 512
 """Points per chunk: a scaled factor stays in the second-level cache, and sums in fp32 are no longer than this."""
+
+RELEASED = 1 << 26
+"""Bytes of factors in fp32 for which those in fp64 are given back meanwhile: to compute them anew takes less than ten
+products. Fewer have room beside them."""
 
 LARGEST = (1e-12, 1e12)
 """Sizes of a factor's largest entry for which fp32 holds all products and sums with all digits."""
@@ -51,6 +59,39 @@ class SingleProducts:
     def __init__(self, kernel: TangentKernel, single: TangentKernel) -> None:
         self.partition, self._diagonal = kernel.partition, kernel._diagonal
         self.sides: Sides = single.sides if single.left.store.kept else kernel.sides
+        self._held: list[Factors] | None = None
+
+    @contextmanager
+    def held(self, room: int) -> Iterator[None]:
+        """Hold the factors in fp32 in this block, if they fit ``room`` bytes or come in place of those in fp64."""
+        left, before = self.sides.left, self._held
+        store, capture = left.store, left.capture
+        if before is None and left.dtype == torch.float64 and self.sides.summed.store is store:
+            size = store.bytes_rounded(left.indices)
+            replaced = capture.plain and store.fits and left.indices == store.layers and size >= RELEASED
+            if replaced or size <= room:
+                self._held = store.rounded(left.indices, release=replaced)
+        try:
+            yield
+        finally:
+            self._held = before
+
+    def _chunks(self, side: LayerwiseJacobian, within: slice) -> Iterator[tuple[slice, list[Factors]]]:
+        """Yield the factors of a range of points in fp32, chunk by chunk."""
+        if self._held is None:
+            for points, factors in side.chunks(ROWS, within):
+                yield points, [layer.to(torch.float32) for layer in factors]
+            return
+        for part in chunks(within.stop - within.start, ROWS):
+            points = slice(within.start + part.start, within.start + part.stop)
+            yield points, [layer.at(points) for layer in self._held]
+
+    def _shares(self, side: LayerwiseJacobian) -> list[slice]:
+        """Return one range of points a worker."""
+        if self._held is None:
+            return side.store.shares(ROWS)
+        n = len(side.coords)
+        return list(chunks(n, ROWS * max(1, -(-n // (ROWS * gemm.threads(torch.float32, side.device))))))
 
     @cached_property
     def noise(self) -> float:
@@ -88,53 +129,68 @@ class SingleProducts:
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return these rows of ``K v`` in fp64 for these rows of v (n, 1), which is rounded to fp32."""
-        sides, vector = self.sides, v.to(torch.float32)
-        sums = [[self.partition.total(block) for block in layers] for layers in self._gathered(sides.summed, vector)]
-        if sides.output == "full":  # outputs share their parameters, all but the head's
-            for index, (_, b) in enumerate(sides.widths):
+        sums = [[self.partition.total(block) for block in layers] for layers in self._gathered(v.to(torch.float32))]
+        return self._spread(self._shared(sums))
+
+    def random(self, seed: int) -> Tensor:
+        """Return these rows of ``J g`` (n, 1) in fp64, g of independent normal numbers: a vector of covariance K."""
+        generator = torch.Generator().manual_seed(seed)
+        shapes = [(max(b, 1), max(a, 1)) for a, b in self.sides.widths]
+        drawn = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in self.sides.picked]
+        if self.sides.output == "full":
+            for index, (_, b) in enumerate(self.sides.widths):
+                if b > 0:
+                    for layers in drawn:
+                        layers[index] = drawn[0][index]
+        return self._spread(drawn)
+
+    def _shared(self, sums: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Return the products of every output with J's transpose in fp32, added up where outputs share parameters."""
+        if self.sides.output == "full":  # all but the head's
+            for index, (_, b) in enumerate(self.sides.widths):
                 if b > 0:
                     whole = torch.stack([layers[index] for layers in sums]).sum(0)
                     for layers in sums:
                         layers[index] = whole
-        blocks = [[block.to(torch.float32) for block in layers] for layers in sums]
-        out = torch.zeros(len(vector), dtype=torch.float64, device=v.device)
-        shares = sides.left.store.shares(ROWS)
-        together([partial(self._spread, sides.left, blocks, out, share) for share in shares])
-        return out.unsqueeze(1)
+        return [[block.to(torch.float32) for block in layers] for layers in sums]
 
-    def _gathered(self, side: LayerwiseJacobian, vector: Tensor) -> list[list[Tensor]]:
+    def _gathered(self, vector: Tensor) -> list[list[Tensor]]:
         """Return ``J_m^T v`` of every picked output and layer, (b, a) each, in fp64."""
-        sides = self.sides
+        sides, side = self.sides, self.sides.summed
         by_output = vector.reshape(-1, sides.fold)
 
         def gather(share: slice) -> list[list[Tensor]]:
             shapes = [(max(b, 1), max(a, 1)) for a, b in sides.widths]
             sums = [[vector.new_zeros(shape, dtype=torch.float64) for shape in shapes] for _ in sides.picked]
-            for points, factors in side.chunks(ROWS, share):
-                rounded = [layer.to(torch.float32) for layer in factors]
+            for points, factors in self._chunks(side, share):
                 for m, layers in zip(sides.picked, sums, strict=True):
                     v = by_output[points, m if sides.fold > 1 else 0].unsqueeze(1)
-                    for layer, total in zip(rounded, layers, strict=True):
+                    for layer, total in zip(factors, layers, strict=True):
                         total += _transposed(layer, m, v, total.shape)
             return sums
 
-        first, *others = together([partial(gather, share) for share in side.store.shares(ROWS)])
+        first, *others = together([partial(gather, share) for share in self._shares(side)])
         for more in others:
             for layers, parts in zip(first, more, strict=True):
                 for total, part in zip(layers, parts, strict=True):
                     total += part
         return first
 
-    def _spread(self, side: LayerwiseJacobian, blocks: list[list[Tensor]], out: Tensor, share: slice) -> None:
-        """Add ``J P`` at some points to ``out``."""
-        fold = self.sides.fold
-        for points, factors in side.chunks(ROWS, share):
-            rounded = [layer.to(torch.float32) for layer in factors]
-            rows = out[points.start * fold : points.stop * fold].view(-1, fold)
-            for m, layers in zip(self.sides.picked, blocks, strict=True):
-                into = rows[:, m if fold > 1 else 0]
-                for layer, block in zip(rounded, layers, strict=True):
-                    into += _applied(layer, m, block)
+    def _spread(self, blocks: list[list[Tensor]]) -> Tensor:
+        """Return ``J P`` (n, 1) in fp64 for a block (b, a) of every picked output and layer in fp32."""
+        sides, side, fold = self.sides, self.sides.left, self.sides.fold
+        out = torch.zeros(sides.height, dtype=torch.float64, device=sides.device)
+
+        def spread(share: slice) -> None:
+            for points, factors in self._chunks(side, share):
+                rows = out[points.start * fold : points.stop * fold].view(-1, fold)
+                for m, layers in zip(sides.picked, blocks, strict=True):
+                    into = rows[:, m if fold > 1 else 0]
+                    for layer, block in zip(factors, layers, strict=True):
+                        into += _applied(layer, m, block)
+
+        together([partial(spread, share) for share in self._shares(side)])
+        return out.unsqueeze(1)
 
 
 def _transposed(layer: Factors, output: int, v: Tensor, shape: torch.Size) -> Tensor:

@@ -350,6 +350,24 @@ class FactorStore:
             self._kept = kept = self.compute(self.coords)
         return kept
 
+    def bytes_rounded(self, layers: Sequence[int]) -> int:
+        """Return the bytes of some layers' factors of all points in fp32."""
+        stored = (self.capture.stored[index] for index in layers)
+        return torch.float32.itemsize * len(self.coords) * sum(a + self.capture.outputs * b for a, b in stored)
+
+    def rounded(self, layers: Sequence[int], release: bool = False) -> list[Factors]:
+        """Return some layers' factors of all points in fp32.
+
+        With ``release`` those in fp64 are freed, layer after layer, and computed anew when they are asked for.
+        """
+        if not self.fits:
+            found = self.at_precision("high").compute(self.coords)
+            return [found[index] for index in layers]
+        whole = [self.all()[index] for index in layers]
+        if release:
+            self._kept = None
+        return [_rounded(whole.pop(0)) for _ in layers]
+
     def room(self, n: int) -> list[Factors]:
         """Return memory for the factors of n points."""
         outputs, dtype = self.capture.outputs, self.capture.dtype
@@ -391,3 +409,8 @@ class FactorStore:
             for into, values in zip(target, source, strict=True):
                 if into is not None and values is not None:
                     into[part] = values  # rounded here, once
+
+
+def _rounded(layer: Factors) -> Factors:
+    """Return factors in fp32."""
+    return Factors(*(None if f is None else empty(f.shape, torch.float32, f.device).copy_(f) for f in layer))
