@@ -27,6 +27,7 @@ from inrfast.linalg.operators import (
     symmetry_faults,
 )
 from inrfast.linalg.partition import Whole
+from inrfast.linalg.pivot_block import POWER_STEPS, PivotBlock, norm_bound, power
 from inrfast.memory import LEAST_ROWS, cached_rows, chunks, empty
 from inrfast.ops import gemm
 from inrfast.ops.pivots import accept_pivots
@@ -51,8 +52,11 @@ SINGLE_RANGE = (1e-20, 1e20)
 NORM_STEPS, UNLIKELY = 24, 1e-9
 """Lanczos steps for an upper bound of the norm of a small matrix, and the probability that it is none."""
 
-POWER_STEPS = 12
-"""Power iterations for the norm of a small matrix, which is needed to about ten percent."""
+PANEL = 8192
+"""Rows of a block of columns that are there in fp64 at a time, on a CPU."""
+
+GRAM_SHARE = 500.0
+"""Largest rounding of the Gram matrix in fp32, in units of what columns may be moved by: that counts some 1,000 times."""
 
 FOLLOWING_STEPS = 4
 """Power iterations that update the leading eigenvector of a matrix after it has grown."""
@@ -166,7 +170,7 @@ class PivotedCholesky:
     def leading(self, steps: int) -> Tensor:
         """Return the leading eigenvector (rank,) of the Gram matrix, of norm 1, about: after so many power steps."""
         trace = self.gram.diagonal().sum().clamp_min(torch.finfo(self.gram.dtype).tiny)
-        v = _power(lambda v: self.gram.mv(v) / trace, self._leading, steps)[0]
+        v = power(lambda v: self.gram.mv(v) / trace, self._leading, steps)[0]
         return v / torch.linalg.vector_norm(v)
 
     def grow(self, columns: int) -> int:
@@ -185,16 +189,13 @@ class PivotedCholesky:
                 return count
         return 0
 
-    def _append(self, drawn: _Drawn) -> int:
+    def _append(self, drawn: PivotBlock) -> int:
         """Append the columns of a block's pivots to F; return how many."""
-        new = self.operator.columns(drawn.pivots)
         if self._on_cpu and self._may_be_single(drawn):
             if self._squared_rounding == 0:  # the first of them: later ones are smaller
-                rows = cached_rows(BLOCK, self.diagonal)
-                sizes = self.trace * float(self.partition.largest(self.residual.max()))
-                self.gram_error = SINGLE_UNIT * rows * math.sqrt(sizes)
+                self.gram_error = self._new_gram_error()
             drawn = drawn.rounded()
-        kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(new, drawn)
+        kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(drawn)
         gram = self._bordered(products)
         leading, largest = self._follow(gram)
         trace = self.partition.total(self.residual.sum())
@@ -224,7 +225,7 @@ class PivotedCholesky:
 
     # ---- pivots ------------------------------------------------------------------------------------------------
 
-    def _draw(self, wanted: int) -> _Drawn:
+    def _draw(self, wanted: int) -> PivotBlock:
         """Return the pivots of a block, and the Cholesky factor of the residual's rows and columns there."""
         weights = self.partition.gather(self.residual)
         ends = weights.cumsum(0)
@@ -235,7 +236,7 @@ class PivotedCholesky:
         block, faults = self._residual_block(candidates)
         own = weights[candidates]
         places, factor, count = accept_pivots(block, candidates, own, lots, wanted)
-        return _Drawn(candidates[places], factor, count, faults, block, ends[-1] / (len(candidates) * own))
+        return PivotBlock(candidates[places], factor, count, faults, block, ends[-1] / (len(candidates) * own))
 
     def _uniform(self, count: int) -> tuple[Tensor, Tensor]:
         """Return two rows of uniform numbers, the same on every device; a GPU gets them without being waited for."""
@@ -255,7 +256,7 @@ class PivotedCholesky:
         diagonal = self.partition.pick(self.diagonal, index)
         mirrored, other_diagonal = symmetry_faults(block, diagonal)
         for part in self.blocks:
-            rows = self._rows(part, index)
+            rows = self.rows(part, index)
             block.addmm_(rows, rows.t(), alpha=-1)
         block = self.partition.agree((block + block.t()) / 2)
         shortfall = block.diagonal() - self.partition.pick(self.residual, index)
@@ -266,11 +267,11 @@ class PivotedCholesky:
 
     # ---- elimination -------------------------------------------------------------------------------------------
 
-    def _rows(self, block: Tensor, index: Tensor) -> Tensor:
+    def rows(self, block: Tensor, index: Tensor) -> Tensor:
         """Return rows of some columns of F in fp64, whoever holds them."""
         return self.partition.pick(block, index).to(torch.float64)
 
-    def _exact_rows(self, drawn: _Drawn) -> tuple[Tensor, Tensor]:
+    def exact_rows(self, drawn: PivotBlock) -> tuple[Tensor, Tensor]:
         """Return all pivots, old and new, and the rows of the new columns of F there.
 
         F is lower triangular on its pivots, which :meth:`shortfall` rests on; what elimination leaves is rounding.
@@ -278,61 +279,40 @@ class PivotedCholesky:
         rows = torch.where(drawn.used.unsqueeze(1), drawn.factor, drawn.factor[:1])  # a row named again is the same
         return torch.cat([self.pivots, drawn.pivots]), torch.cat([rows.new_zeros(self.rank, rows.shape[1]), rows])
 
-    def _eliminate(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn columns of K into columns of F and subtract them from the residual's diagonal, in one pass.
+    def _eliminate(self, drawn: PivotBlock) -> tuple[Tensor, Tensor, Tensor]:
+        """Return new columns of F, their columns of the Gram matrix, and the smallest diagonal entry of the residual
+        that no rounding explains; the columns' squares are subtracted from that diagonal.
 
-        Return them, the new columns of the Gram matrix, and the smallest diagonal entry that no rounding explains.
+        Panels of K's columns become columns of F in one pass.
         """
-        dtype = torch.float32 if drawn.single else self.dtype
-        kept = new if dtype == new.dtype else empty(new.shape, dtype, new.device)
-        heads = [self._rows(part, drawn.pivots).t() for part in self.blocks]
-        upper, before, count = drawn.factor.t(), self.rank, len(drawn.pivots)
-        known, exact = self._exact_rows(drawn)
-        order = known.argsort()
-        known, exact = known[order] - self.partition.start, exact[order]
-        unit = 2.0 ** round(
-            math.log2(SINGLE_UNIT * math.sqrt(self.trace))
-        )  # of what rounding moves: fp32 holds its square
-
-        def job(rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-            """Eliminate in some rows, and return their part of the result."""
-            total, negative = new.new_zeros(before + count, count), new.new_full((), math.inf)
-            rounding = new.new_zeros(count, count)
-            for part in self._tiles(rows):
-                tile = new[part]
-                for block, head in zip(self.blocks, heads, strict=True):
-                    gemm.addmm_(tile, block[part].to(tile), head, alpha=-1)
-                torch.linalg.solve_triangular(upper, tile, upper=True, left=False, out=tile)
-                first, last = (int(torch.searchsorted(known, end)) for end in (part.start, part.stop))
-                tile[known[first:last] - part.start] = exact[first:last]
-                if kept is not new:
-                    rounded = kept[part].copy_(tile).to(tile)
-                    if drawn.single:
-                        moved = tile.sub_(rounded).mul_(1 / unit).to(torch.float32)
-                        rounding += gemm.product(moved.t(), moved)
-                    tile.copy_(rounded)
-                self._add_products(total, part, tile, kept[part] if drawn.single else None)
-                squares = tile.square().sum(1)
-                negative = torch.minimum(negative, self._subtract(part, squares, before + count, drawn.single))
-            return total, negative, rounding
-
-        sums, smallest, rounding = zip(*together([partial(job, rows) for rows in self._shares()]), strict=True)
+        count, like = len(drawn.pivots), self.diagonal
+        kept = empty((len(like), count), torch.float32 if drawn.single else self.dtype, like.device)
+        work = _Elimination(self, drawn, kept)
+        panels = list(self._panels())
+        own = [work.sums() for _ in self._shares(panels[0])]
+        room = None if kept.dtype == torch.float64 else like.new_empty(panels[0].stop, count)
+        for panel in panels:
+            new = kept[panel] if room is None else room[: panel.stop - panel.start]
+            self.operator.blocks_([(new, panel)], drawn.pivots, torch.float64)
+            jobs = [partial(work.add, new, panel, rows) for rows in self._shares(panel)]
+            together([partial(job, sums) for job, sums in zip(jobs, own, strict=False)])
         self._clear(drawn)
         if drawn.single:
-            self._account(self.partition.total(torch.stack(rounding).sum(0)), unit, drawn)
-        return kept, self.partition.total(torch.stack(sums).sum(0)), torch.stack(smallest).min()
+            self._account(self.partition.total(torch.stack([sums.moved for sums in own]).sum(0)), work.unit, drawn)
+        products = self.partition.total(torch.stack([sums.products for sums in own]).sum(0))
+        return kept, products, torch.stack([sums.negative for sums in own]).min()
 
-    def _account(self, moved: Tensor, unit: float, drawn: _Drawn) -> None:
+    def _account(self, moved: Tensor, unit: float, drawn: PivotBlock) -> None:
         """Account for the columns of a block that were moved by ``unit D`` in fp32, ``moved`` being ``D^T D`` in fp32.
 
         A sum over L rows there is off by ``u L`` of what its terms' sizes add up to.
         """
         lower = drawn.factor
-        off = SINGLE_UNIT * cached_rows(BLOCK, self.diagonal) * float(moved.trace()) * _norm_bound(lower) ** 2
-        columns = unit * math.sqrt(_norm_bound(lower @ moved @ lower.t()) + off)
+        off = SINGLE_UNIT * cached_rows(BLOCK, self.diagonal) * float(moved.trace()) * norm_bound(lower) ** 2
+        columns = unit * math.sqrt(norm_bound(lower @ moved @ lower.t()) + off)
         self._squared_rounding += (columns + drawn.moved) ** 2
 
-    def _may_be_single(self, drawn: _Drawn) -> bool:
+    def _may_be_single(self, drawn: PivotBlock) -> bool:
         """Return whether a block's columns may be kept in fp32: what that does is about known beforehand."""
         if self.allowed <= 0 or self.rank == 0 or self.dtype != torch.float64 or len(drawn.pivots) == 0:
             return False
@@ -340,34 +320,42 @@ class PivotedCholesky:
             return False
         if float(drawn.factor.diagonal().min()) < 1e-16 * math.sqrt(self.operator_trace):
             return False  # it would underflow, or nearly
-        norm, count = _norm_bound(drawn.factor), len(drawn.pivots)
-        independent = 2 * (1 / math.sqrt(count) + 1 / math.sqrt(self.size))  # of a norm, relative to Frobenius's
-        moved = SINGLE_UNIT * norm * min(independent, 1.0) * math.sqrt(self.trace)
+        if self._squared_rounding == 0 and self._new_gram_error() > GRAM_SHARE * self.allowed:
+            return False
+        spread = 1 / math.sqrt(len(drawn.pivots)) + 1 / math.sqrt(self.size)  # of the norm, relative to Frobenius's
+        norm = float(torch.linalg.matrix_norm(drawn.factor, 2))
+        moved = SINGLE_UNIT * norm * min(spread, 1.0) * math.sqrt(self.trace)
         return self._squared_rounding + moved**2 <= self.allowed**2
 
-    def _eliminate_at_once(self, new: Tensor, drawn: _Drawn) -> tuple[Tensor, Tensor, Tensor]:
+    def _new_gram_error(self) -> float:
+        """Return what :attr:`gram_error` is if the next block is the first in fp32."""
+        sizes = self.trace * float(self.partition.largest(self.residual.max()))
+        return SINGLE_UNIT * cached_rows(BLOCK, self.diagonal) * math.sqrt(sizes)
+
+    def _eliminate_at_once(self, drawn: PivotBlock) -> tuple[Tensor, Tensor, Tensor]:
         """Do the same on a GPU, each step for many rows; columns after the last one kept count for nothing."""
-        heads = [self._rows(part, drawn.pivots).t() for part in self.blocks]
+        new = self.operator.columns(drawn.pivots)
+        heads = [self.rows(part, drawn.pivots).t() for part in self.blocks]
         upper, before, count = drawn.factor.t(), self.rank, len(drawn.pivots)
-        parts = list(self._tiles(slice(0, len(new))))
+        parts = list(self.tiles(slice(0, len(new))))
         for part in parts:
             tile = new[part]
             for block, head in zip(self.blocks, heads, strict=True):
                 tile.addmm_(block[part].to(tile), head, alpha=-1)
             torch.linalg.solve_triangular(upper, tile, upper=True, left=False, out=tile)
-        self.partition.place_(new, *self._exact_rows(drawn))
+        self.partition.place_(new, *self.exact_rows(drawn))
         kept = new.to(self.dtype)
         used = drawn.used.to(new.dtype)
         total, negative = new.new_zeros(before + count, count), new.new_full((), math.inf)
         for part in parts:
             tile = kept[part].to(new)
-            self._add_products(total, part, tile)
-            negative = torch.minimum(negative, self._subtract(part, tile.square() @ used, before + count))
+            self.add_products(total, part, tile)
+            negative = torch.minimum(negative, self.subtract(part, tile.square() @ used, before + count))
         self._clear(drawn)
         total[before:] *= used.unsqueeze(1)
         return kept, self.partition.total(total * used), negative
 
-    def _add_products(self, total: Tensor, part: slice, tile: Tensor, single: Tensor | None = None) -> None:
+    def add_products(self, total: Tensor, part: slice, tile: Tensor, single: Tensor | None = None) -> None:
         """Add the products of some rows of F, the new columns among them, with those of the new columns.
 
         Those of blocks in fp32 with new columns in fp32, ``single``, are computed in fp32.
@@ -382,7 +370,7 @@ class PivotedCholesky:
             start = stop
         gemm.addmm_(total[start:], tile.t(), tile)
 
-    def _subtract(self, part: slice, squares: Tensor, rank: int, single: bool = False) -> Tensor:
+    def subtract(self, part: slice, squares: Tensor, rank: int, single: bool = False) -> Tensor:
         """Subtract the squares of the new columns from the residual's diagonal; entries of rounding's size become 0.
 
         Return the smallest entry that is too negative for a positive semidefinite operator; infinite if there is none.
@@ -402,7 +390,7 @@ class PivotedCholesky:
         left.masked_fill_(left <= noise, 0)
         return negative
 
-    def _clear(self, drawn: _Drawn) -> None:
+    def _clear(self, drawn: PivotBlock) -> None:
         """Set the residual to 0 at the new pivots, if there are any."""
         left = self.partition.pick(self.residual, drawn.pivots)
         self.partition.place_(self.residual, drawn.pivots, left * (drawn.count == 0))
@@ -425,7 +413,7 @@ class PivotedCholesky:
         else:
             start = nn.functional.pad(self._leading, (0, len(gram) - self.rank))
             start, steps = nn.functional.normalize(start, dim=0), FOLLOWING_STEPS
-        leading, norm = _power(lambda v: gram.mv(v) / trace, start, steps)
+        leading, norm = power(lambda v: gram.mv(v) / trace, start, steps)
         size = torch.linalg.vector_norm(leading)
         return leading / torch.where(size > 0, size, 1), norm * trace
 
@@ -455,7 +443,7 @@ class PivotedCholesky:
     def _new_shortfall(self) -> float:
         """Compute :meth:`shortfall`."""
         device = self.gram.device
-        lower = torch.cat([self._rows(block, self.pivots.to(device)) for block in self.blocks], 1)
+        lower = torch.cat([self.rows(block, self.pivots.to(device)) for block in self.blocks], 1)
         identity = torch.eye(self.rank, dtype=lower.dtype, device=device)
         inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
 
@@ -490,7 +478,7 @@ class PivotedCholesky:
         def job(rows: slice) -> Tensor:
             """Return the sum over some rows."""
             sums = [V.new_zeros(block.shape[1], V.shape[1]) for block in self.blocks]
-            for part in self._tiles(rows):
+            for part in self.tiles(rows):
                 for block, total in zip(self.blocks, sums, strict=True):
                     gemm.addmm_(total, block[part].to(V).t(), V[part])
             return torch.cat(sums)
@@ -505,7 +493,7 @@ class PivotedCholesky:
         coefficients = [own.contiguous() for own in C.split([block.shape[1] for block in self.blocks])]
 
         def job(rows: slice) -> None:
-            for part in self._tiles(rows):
+            for part in self.tiles(rows):
                 for block, own in zip(self.blocks, coefficients, strict=True):
                     scaled = block[part] if scale == 1.0 else block[part] * scale
                     gemm.addmm_(out[part], scaled.to(C), own)
@@ -513,13 +501,23 @@ class PivotedCholesky:
         together([partial(job, rows) for rows in self._shares()])
         return out
 
-    def _shares(self) -> list[slice]:
-        """Return one range of rows a worker: the same rows to the same one, so that sums have one order."""
+    def _panels(self) -> Iterator[slice]:
+        """Yield the ranges of rows whose columns of K are there at a time; processes ask for all of them together."""
         n = len(self.diagonal)
-        each = -(-n // gemm.threads(torch.float64, self.diagonal.device))
-        return list(chunks(n, max(each, LEAST_ROWS)))
+        yield from chunks(n, max(n, 1) if self.partition.processes > 1 else self._panel)
 
-    def _tiles(self, rows: slice) -> Iterator[slice]:
+    @property
+    def _panel(self) -> int:
+        return max(PANEL, LEAST_ROWS * gemm.threads(torch.float64, self.diagonal.device))
+
+    def _shares(self, within: slice | None = None) -> list[slice]:
+        """Return one range of rows a worker: the same rows to the same one, so that sums have one order."""
+        rows = slice(0, len(self.diagonal)) if within is None else within
+        each = -(-(rows.stop - rows.start) // gemm.threads(torch.float64, self.diagonal.device))
+        parts = chunks(rows.stop - rows.start, max(each, LEAST_ROWS))
+        return [slice(rows.start + part.start, rows.start + part.stop) for part in parts]
+
+    def tiles(self, rows: slice) -> Iterator[slice]:
         """Yield pieces of a range of rows of which a block of F stays in cache."""
         for part in chunks(rows.stop - rows.start, cached_rows(BLOCK, self.diagonal)):
             yield slice(rows.start + part.start, rows.start + part.stop)
@@ -529,82 +527,63 @@ class PivotedCholesky:
         return self.operator @ V - self.product(self.transposed_product(V))
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A block's pivots.
+@dataclass
+class _Sums:
+    """What a worker adds up over rows of a block.
 
     Attributes
     ----------
-    pivots
-        Their rows in the operator (wanted,); the first one again after the last.
-    factor
-        Cholesky factor of the residual's rows and columns there (wanted, wanted), after the last one the identity's.
-    count
-        How many there are, 0-dimensional.
-    faults
-        What is wrong with the operator's entries: see :meth:`PivotedCholesky._judge`.
-    block, multiples
-        Rows and columns of the residual at the candidates, and for how many rows each of them stands.
-    single
-        Whether their columns are kept in fp32; then ``factor`` holds numbers of fp32.
+    products
+        Of all columns of F with the new ones.
     moved
-        Bound on the norm by which that moved its product with its transpose.
+        Of the columns' rounding to fp32 with itself, in a unit of its own.
+    negative
+        Smallest diagonal entry of the residual that no rounding explains.
     """
 
-    pivots: Tensor
-    factor: Tensor
-    count: Tensor
-    faults: tuple[Tensor, ...]
-    block: Tensor
-    multiples: Tensor
-    single: bool = False
-    moved: float = 0.0
-
-    def rounded(self) -> _Drawn:
-        """Return the same with ``factor`` in numbers of fp32."""
-        factor = self.factor.to(torch.float32).to(self.factor)
-        moved = _norm_bound(factor @ factor.t() - self.factor @ self.factor.t())
-        rounding = len(factor) * UNIT * float(torch.linalg.matrix_norm(factor)) ** 2
-        return replace(self, factor=factor, single=True, moved=moved + 2 * rounding)
-
-    @property
-    def used(self) -> Tensor:
-        """Which of the pivots there are (wanted,), boolean."""
-        return torch.arange(len(self.pivots), device=self.pivots.device) < self.count
-
-    def cut(self, count: int) -> _Drawn:
-        """Return the same without what comes after the last pivot."""
-        return replace(self, pivots=self.pivots[:count], factor=self.factor[:count, :count])
-
-    def norm(self) -> Tensor:
-        """Return the residual's norm as the candidates' rows and columns show it.
-
-        Too large on average where the residual has more large eigenvalues than were drawn.
-        """
-        known = torch.isfinite(self.multiples)  # a candidate without weight stands for nothing
-        sizes = torch.where(known, self.multiples * self.block.diagonal(), 0).clamp_min(0)
-        trace = sizes.sum().clamp_min(torch.finfo(sizes.dtype).tiny)
-        roots = (torch.where(known, self.multiples, 0) / trace).sqrt()
-        scaled = self.block * torch.outer(roots, roots)
-        return trace * _power(scaled.mv, (sizes / trace).sqrt(), POWER_STEPS)[1]
+    products: Tensor
+    moved: Tensor
+    negative: Tensor
 
 
-def _power(product: Callable[[Tensor], Tensor], v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return a vector near the leading eigenvector of a positive semidefinite matrix, and its norm from a little below.
+class _Elimination:
+    """How columns of K become columns of F, on a CPU."""
 
-    The matrix has trace 1, so that unit vectors ``v`` neither overflow nor vanish. Nothing is read from a GPU.
-    """
-    last = v
-    for _ in range(steps):
-        last, v = v, product(v)
-    return v, torch.linalg.vector_norm(v) / torch.linalg.vector_norm(last).clamp_min(torch.finfo(v.dtype).tiny)
+    def __init__(self, factor: PivotedCholesky, drawn: PivotBlock, kept: Tensor) -> None:
+        self.factor, self.drawn, self.kept = factor, drawn, kept
+        self.upper = drawn.factor.t()
+        self.heads = [factor.rows(part, drawn.pivots).t() for part in factor.blocks]
+        known, exact = factor.exact_rows(drawn)
+        order = known.argsort()
+        self.known, self.exact = known[order] - factor.partition.start, exact[order]
+        # Of what rounding moves, so that fp32 holds the squares.
+        self.unit = 2.0 ** round(math.log2(SINGLE_UNIT * math.sqrt(factor.trace)))
 
+    def sums(self) -> _Sums:
+        """Return sums of no rows yet."""
+        factor, count = self.factor, len(self.drawn.pivots)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=factor.diagonal.device)
+        return _Sums(zeros(factor.rank + count, count), zeros(count, count), zeros(()) + math.inf)
 
-def _norm_bound(matrix: Tensor) -> float:
-    """Return a bound on a matrix's spectral norm: by its largest sums of a row and of a column, or Frobenius's norm."""
-    sums = matrix.abs()
-    largest = math.sqrt(float(sums.sum(0).max()) * float(sums.sum(1).max()))
-    return min(largest, float(torch.linalg.matrix_norm(matrix)))
+    def add(self, new: Tensor, panel: slice, rows: slice, sums: _Sums) -> None:
+        """Eliminate in some rows of a panel of K's columns, ``new``, in its place, and add up what they come to."""
+        factor, drawn = self.factor, self.drawn
+        for part in factor.tiles(rows):
+            tile = new[part.start - panel.start : part.stop - panel.start]
+            for block, head in zip(factor.blocks, self.heads, strict=True):
+                gemm.addmm_(tile, block[part].to(tile), head, alpha=-1)
+            torch.linalg.solve_triangular(self.upper, tile, upper=True, left=False, out=tile)
+            first, last = (int(torch.searchsorted(self.known, end)) for end in (part.start, part.stop))
+            tile[self.known[first:last] - part.start] = self.exact[first:last]
+            if self.kept.dtype != tile.dtype:
+                rounded = self.kept[part].copy_(tile).to(tile)
+                if drawn.single:
+                    moved = tile.sub_(rounded).mul_(1 / self.unit).to(torch.float32)
+                    sums.moved += gemm.product(moved.t(), moved)
+                tile.copy_(rounded)
+            factor.add_products(sums.products, part, tile, self.kept[part] if drawn.single else None)
+            squares, rank = tile.square().sum(1), factor.rank + len(drawn.pivots)
+            sums.negative = torch.minimum(sums.negative, factor.subtract(part, squares, rank, drawn.single))
 
 
 def _read(*numbers: Tensor) -> list[float]:
