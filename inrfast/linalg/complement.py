@@ -52,6 +52,11 @@ COARSE = 0.04
 long."""
 
 
+def precise_enough(noise: float, level: float) -> bool:
+    """Return whether products with such errors of their halves tell norms from a level well enough."""
+    return 2 * noise <= COARSE * math.sqrt(level)
+
+
 @dataclass(frozen=True)
 class NormBounds:
     """Bounds of ``|P K P|``.
@@ -93,7 +98,7 @@ class Complement:
         self.root = math.sqrt(largest)
         single = getattr(operator, "single", None)
         noise = math.inf if single is None else single.noise + self.root * self._projection_noise(SINGLE_UNIT)
-        self.single = single if 2 * noise <= COARSE * math.sqrt(level) else None
+        self.single = single if precise_enough(noise, level) else None
         if self.single is not None:
             self.noise, self.error = noise, 0.0
         else:

@@ -9,8 +9,8 @@ and each is kept with the share of it that the pivots kept before have left.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -56,7 +56,8 @@ PANEL = 8192
 """Rows of a block of columns that are there in fp64 at a time, on a CPU."""
 
 GRAM_SHARE = 500.0
-"""Largest rounding of the Gram matrix in fp32, in units of what columns may be moved by: that counts some 1,000 times."""
+"""Largest rounding of the Gram matrix in fp32, in units of what columns may be moved by: that counts for the
+error of its own eigenvalues, and more for the shortfall."""
 
 FOLLOWING_STEPS = 4
 """Power iterations that update the leading eigenvector of a matrix after it has grown."""
@@ -431,8 +432,8 @@ class PivotedCholesky:
         positive semidefinite, it is at least ``-(1 + |W|)^2 |E|``. An entry of E takes c products and is off by
         ``4 sqrt(c) u sqrt(K_ii K_jj)``, single rounding errors taken as independent (Higham and Mary, SIAM J. Sci.
         Comput. 41(5), 2019); columns kept in fp32 are off by what was measured when they were rounded. ``|W|^2`` is the
-        norm of ``L^-T (F^T F) L^-1``, beside what :attr:`gram_error` makes of it; on a CPU, where :data:`UNLIKELY` is the
-        probability that its bound does not hold, Lanczos from a random start takes it.
+        norm of ``L^-T (F^T F) L^-1``, beside what :attr:`gram_error` makes of it. On a CPU Lanczos from a random start
+        bounds it, but for a probability of :data:`UNLIKELY`.
         """
         if self.rank == 0:
             return 0.0
@@ -446,6 +447,7 @@ class PivotedCholesky:
         lower = torch.cat([self.rows(block, self.pivots.to(device)) for block in self.blocks], 1)
         identity = torch.eye(self.rank, dtype=lower.dtype, device=device)
         inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
+        del lower, identity
 
         squared = self._norm_between(inverse)
         if self.gram_error > 0:
@@ -457,7 +459,7 @@ class PivotedCholesky:
         return ((1 + interpolation) ** 2 + 1) * rounding
 
     def _norm_between(self, inverse: Tensor) -> float:
-        """Return a bound of the norm of ``inverse^T gram inverse``: on a GPU, which is fast at products, for certain."""
+        """Return a bound of the norm of ``inverse^T gram inverse``; for certain on a GPU, which is fast at products."""
         if not self._on_cpu:
             whole = inverse.t() @ (self.gram @ inverse)
             return math.sqrt(float(torch.linalg.matrix_norm(whole @ whole)))

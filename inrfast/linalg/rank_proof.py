@@ -9,13 +9,13 @@ about half of it.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from inrfast.linalg.complement import STEPS, Complement, NormBounds
+from inrfast.linalg.complement import STEPS, Complement, NormBounds, precise_enough
 from inrfast.linalg.costs import more_pivots_flops, projected_flops, residual_flops, vectors_flops
 from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE, least_square
@@ -117,8 +117,17 @@ class RankProof:
         With ``r = |K q - rho q|`` for its Rayleigh quotient rho, and no other eigenvalue above b < rho, lambda_1 is at
         most ``rho + r^2 / (rho - b)`` (Temple; Parlett, The Symmetric Eigenvalue Problem, section 10.5).
         """
-        factor, values = self.factor, self.factor.eigenvalues()
+        values = self.factor.eigenvalues()
         low, high = float(values[0]) - self.below(), float(values[0]) + residual
+        rho, off, error = self._quotient()
+        others, sure = (float(values[1]) if len(values) > 1 else 0.0) + residual, rho - error
+        if others < sure:  # the quotient of this vector: another one's may be larger
+            high = min(high, rho + error + off * off / (sure - others))
+        return min(max(low, sure), high), high
+
+    def _quotient(self) -> tuple[float, float, float]:
+        """Return rho, r, and how much a product with a unit vector may be off, by one product."""
+        factor = self.factor
         if self._temple is None or self._temple[0] != factor.rank:
             partition, operator = factor.partition, factor.operator
             q = factor.product(factor.leading(TEMPLE_STEPS).unsqueeze(1))
@@ -126,11 +135,7 @@ class RankProof:
             image, error = operator @ q, product_error(operator, factor.operator_trace)
             rho = float(partition.total(q.t() @ image))
             self._temple = factor.rank, rho, float(partition.norm(image - rho * q)) + error, error
-        _, rho, off, error = self._temple
-        others, sure = (float(values[1]) if len(values) > 1 else 0.0) + residual, rho - error
-        if others < sure:  # the quotient of this vector: another one's may be larger
-            high = min(high, rho + error + off * off / (sure - others))
-        return min(max(low, sure), high), high
+        return self._temple[1:]
 
     def counts(self, residual: float) -> list[CertifiedCount]:
         """Return what is proven, one count for every level that has an upper bound."""
@@ -184,12 +189,12 @@ class RankProof:
         factor = self.factor
         if residual is None and not self._first_promising(estimate):
             return None
-        known = factor.trace * (1 + ROUNDED) + factor.size * self.below() if residual is None else residual
-        with ExitStack() as stack:
-            done = self._all_tried(estimate, failure, known, residual is not None, stack)
-        return known if done else None
+        self._quotient()  # in fp64, before there are the factors in fp32 instead
+        with self._factors_in_single():
+            known = factor.trace * (1 + ROUNDED) + factor.size * self.below() if residual is None else residual
+            return known if self._all_tried(estimate, failure, known, residual is not None) else None
 
-    def _all_tried(self, estimate: float, failure: float, known: float, last: bool, stack: ExitStack) -> bool:
+    def _all_tried(self, estimate: float, failure: float, known: float, last: bool) -> bool:
         """Try to prove every level that is open, until one fails where this is not the ``last`` time."""
         values, below, spans = self.factor.eigenvalues(), self.below(), self.spans(known)
         vectors: Tensor | None = None
@@ -202,12 +207,11 @@ class RankProof:
             if proven is not None and proven.low <= low and self._narrow(lower, proven.upper):
                 continue
             m = self._most(lower)
-            if not self._promising(number, low, m, estimate):
+            if not self._promising(number, low, m, estimate, begun=True):
                 if not last:
                     return False
                 continue
             if vectors is None:
-                stack.enter_context(self._factors_in_single(m))  # before there are vectors beside them
                 vectors = self._vectors(m)
             count = min(m, vectors.shape[1])
             bounds, precision = self._norm(vectors[:, :count], low, known, failure / len(spans))
@@ -234,8 +238,9 @@ class RankProof:
         number = min(range(len(levels)), key=levels.__getitem__)
         return self._promising(number, levels[number], self._most(int((values > levels[number]).sum())), estimate)
 
-    def _promising(self, number: int, low: float, m: int, estimate: float) -> bool:
-        """Return whether a proof with m vectors may well succeed."""
+    def _promising(self, number: int, low: float, m: int, estimate: float, begun: bool = False) -> bool:
+        """Return whether a proof with m vectors may well succeed; before proofs are begun, also whether it costs less
+        now than after another block of pivots."""
         times, before = self.failed.get(number, (0, math.inf))
         values, factor = self.factor.eigenvalues(), self.factor
         if times >= ATTEMPTS or estimate > AGAIN * before or not 0 < m < len(values):
@@ -246,7 +251,7 @@ class RankProof:
         leaked = [LEAKED * norm for norm in (estimate, self.falls * estimate)]
         now, later = (self._products((float(values[m]) + more) / low, left) for more in leaked)
         block = factor.blocks[-1].shape[1]
-        return now <= STEPS and (now - later) * self._step_flops(m) <= self._pivots_flops(block)
+        return now <= STEPS and (begun or (now - later) * self._step_flops(m) <= self._pivots_flops(block))
 
     def _room(self, m: int) -> int:
         """Return the bytes of the budget that a proof with m vectors leaves, the same in every process."""
@@ -278,20 +283,23 @@ class RankProof:
         """Whether there are products in fp32."""
         return getattr(self.factor.operator, "single", None) is not None
 
-    def _factors_in_single(self, m: int) -> AbstractContextManager[None]:
-        """Return a context in which products in fp32 with m vectors beside them are fast."""
-        single = getattr(self.factor.operator, "single", None)
-        return nullcontext() if single is None else single.held(max(self._room(m), 0))
+    def _factors_in_single(self) -> AbstractContextManager[None]:
+        """Return a context in which products in fp32 are fast, if there will be any."""
+        single, level = getattr(self.factor.operator, "single", None), self.demand.level(self.factor.largest_estimate)
+        if single is None or not precise_enough(single.noise, level):
+            return nullcontext()
+        return single.held(max(self._room(self.factor.rank), 0))
 
     def _vectors(self, m: int) -> Tensor:
         """Return the m leading eigenvectors of ``F F^T`` (n, m), as far as fp32 has them; fp64 on a GPU."""
+        on_cpu = self.factor.gram.device.type == "cpu"
+        scale = 2.0 ** round(math.log2(self.factor.operator_trace) / 2) if on_cpu else 1.0  # neither leaves fp32
+        return self.factor.product(self._coefficients(m, scale, torch.float32 if on_cpu else torch.float64), 1 / scale)
+
+    def _coefficients(self, m: int, scale: float, dtype: torch.dtype) -> Tensor:
+        """Return C (rank, m) such that the columns of ``F C / scale`` are the m leading eigenvectors of ``F F^T``."""
         values, vectors = torch.linalg.eigh(self.factor.gram)
-        values, vectors = values.flip(0)[:m], vectors.flip(1)[:, :m]
-        coefficients = vectors / values.sqrt()
-        if coefficients.device.type == "cpu":
-            scale = 2.0 ** round(math.log2(self.factor.operator_trace) / 2)  # so that neither factor leaves fp32
-            return self.factor.product((coefficients * scale).to(torch.float32), 1 / scale)
-        return self.factor.product(coefficients)
+        return (vectors[:, -m:] * (scale / values[-m:].sqrt())).flip(1).to(dtype)
 
     def _norm(self, U: Tensor, low: float, residual: float, failure: float) -> tuple[NormBounds, str]:
         """Return bounds of the operator's norm beside the columns of U, and the precision of its products."""

@@ -14,6 +14,7 @@ from inrfast.linalg import certified
 from inrfast.linalg.certified import certified_spectrum
 from inrfast.linalg.demands import WIDTH, Pairs, Ranks
 from inrfast.linalg.operators import DenseOperator
+from inrfast.tangent.kernel_operator import KernelOperator
 
 RTOLS = (1e-2, 1e-4, 1e-6, 1e-8)
 
@@ -160,7 +161,7 @@ def cases():
             net = inr.INR(2, 1, width=48, hidden_layers=3, seed=seed, **options)
             K = inr.ntk(net, inr.grid((20, 20)), precision="highest")
             exact = torch.linalg.eigvalsh(K.to_dense())
-            yield from ((K, exact, rtol) for rtol in RTOLS)
+            yield from ((KernelOperator(K), exact, rtol) for rtol in RTOLS)
         for values in MATRICES.values():
             operator = operator_with(values(400), seed)
             exact = torch.linalg.eigvalsh(operator.matrix)
