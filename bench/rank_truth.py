@@ -324,9 +324,9 @@ def eagerly() -> Iterator[None]:
         yield
 
 
-def possible(proof: RankProof, number: int, low: float, m: int, estimate: float) -> bool:
-    """Return whether there are m leading vectors, and others."""
-    return 0 < m < len(proof.factor.eigenvalues())
+def possible(proof: RankProof, number: int, low: float, m: int, estimate: float, begun: bool = False) -> bool:
+    """Return whether there are m leading vectors, and others, and a level."""
+    return low > 0 and 0 < m < len(proof.factor.eigenvalues())
 
 
 def answered(s: Spectrum, rtol: float) -> bool:

@@ -243,11 +243,11 @@ class RankProof:
         now than after another block of pivots."""
         times, before = self.failed.get(number, (0, math.inf))
         values, factor = self.factor.eigenvalues(), self.factor
-        if times >= ATTEMPTS or estimate > AGAIN * before or not 0 < m < len(values):
+        if times >= ATTEMPTS or estimate > AGAIN * before or not 0 < m < len(values) or not low > 0:
             return False
         if self._room(m) < 0:
             return False
-        left = (factor.trace + float(values[m:].sum())) / low
+        left = self._left(m, low)
         leaked = [LEAKED * norm for norm in (estimate, self.falls * estimate)]
         now, later = (self._products((float(values[m]) + more) / low, left) for more in leaked)
         block = factor.blocks[-1].shape[1]
@@ -275,8 +275,12 @@ class RankProof:
             return math.inf
         share = 1 / self.factor.size  # of the start's square along an eigenvector
         if self._single:
-            share = max(share, min(1 / left, 1.0))
+            share = max(share, 1 / max(left, 1.0))
         return math.sqrt(SHARPNESS / gap) * math.log(2 / math.sqrt(least_square(FAILURE) * share))
+
+    def _left(self, m: int, low: float) -> float:
+        """Return about the trace of K beside m leading eigenvectors, relative to a level."""
+        return (self.factor.trace + float(self.factor.eigenvalues()[m:].sum())) / low
 
     @property
     def _single(self) -> bool:
@@ -304,8 +308,7 @@ class RankProof:
     def _norm(self, U: Tensor, low: float, residual: float, failure: float) -> tuple[NormBounds, str]:
         """Return bounds of the operator's norm beside the columns of U, and the precision of its products."""
         self.seed += 1
-        values, m = self.factor.eigenvalues(), U.shape[1]
-        largest, left = float(values[0]) + residual, (self.factor.trace + float(values[m:].sum())) / low
+        largest, left = float(self.factor.eigenvalues()[0]) + residual, self._left(U.shape[1], low)
         complement = Complement(self.factor.operator, U, largest, low)
 
         def enough(bounds: NormBounds) -> bool:

@@ -175,9 +175,12 @@ def test_what_cannot_be_done_is_said(monkeypatch):
     st.integers(1, 30),
     st.sampled_from([1e-8, 1e-3]),
     st.sampled_from([1e-300, 1.0, 1e200]),
+    st.booleans(),
     st.integers(0, 10**6),
 )
-def test_an_eigenvalue_that_the_start_hardly_sees_is_not_excluded(values, above, steps, failure, unit, seed):
+def test_an_eigenvalue_that_the_start_hardly_sees_is_not_excluded(
+    values, above, steps, failure, unit, proportional, seed
+):
     """The largest eigenvalue, of exactly the least weight in the start, is below Christoffel's bound in any unit."""
     n = len(values)
     values = values.clone()
@@ -191,6 +194,7 @@ def test_an_eigenvalue_that_the_start_hardly_sees_is_not_excluded(values, above,
     while not basis.full:
         basis.step(values.unsqueeze(1) * basis.next)
     _, diagonal, below = basis.tridiagonal()
-    found = christoffel_bound([unit * a for a in diagonal], [unit * b for b in below], weight)
+    given = weight / float(values[0]) / unit if proportional else weight
+    found = christoffel_bound([unit * a for a in diagonal], [unit * b for b in below], given, proportional)
     assert found >= unit * float(values[0]) * (1 - 1e-12 * n)
     assert found >= unit * float(torch.linalg.eigvalsh(basis.projection())[-1]) * (1 - 1e-12)

@@ -180,3 +180,35 @@ def test_what_is_no_positive_semidefinite_operator_is_named(gpu):
         PivotedCholesky(DenseOperator(torch.diag(torch.tensor([1.0, 2.0, 3.0, -1.0]))))
     with pytest.raises(ValueError, match="square"):
         DenseOperator(torch.ones(3, 4))
+
+
+@settings(max_examples=30)
+@given(spectra(), st.sampled_from([1e-9, 1e-7, 1e-5]), st.sampled_from([1e-12, 1.0, 1e12]), st.integers(0, 10**6))
+def test_what_columns_in_fp32_are_off_by_is_accounted_for(values, allowed, unit, seed):
+    """Of the operator's columns, of the Gram matrix, and of the semidefinite rest."""
+    operator = DenseOperator(unit * matrix_with(values, seed))
+    cholesky, largest = PivotedCholesky(operator, seed), unit * float(values[0])
+    cholesky.allowed = allowed * largest
+    for _ in range(6):
+        cholesky.grow(max(len(values) // 10, 1))
+    F = factor_of(cholesky).double()
+    noise = 1e-12 * float(operator.matrix.diagonal().sum())
+    moved = F @ F[cholesky.pivots].t() - operator.matrix[:, cholesky.pivots]
+    accounted = cholesky._squared_rounding**0.5
+    assert accounted <= 2 * cholesky.allowed
+    assert float(torch.linalg.matrix_norm(moved, 2)) <= accounted + noise
+    assert float(torch.linalg.matrix_norm(cholesky.gram - F.t() @ F)) <= cholesky.gram_error + noise
+    lowest = float(torch.linalg.eigvalsh(operator.matrix - F @ F.t())[0])
+    assert lowest >= -cholesky.shortfall() - noise
+
+
+def test_columns_are_kept_in_fp32_where_that_moves_little():
+    values = torch.logspace(0, -9, 300, dtype=torch.float64)
+    for allowed, single in ((0.0, False), (1e-7, True)):
+        cholesky = PivotedCholesky(operator_with(values, 0), 0)
+        cholesky.allowed = allowed
+        while cholesky.grow(32) and cholesky.rank < 200:
+            pass
+        assert cholesky.blocks[0].dtype == torch.float64
+        assert (cholesky.blocks[-1].dtype == torch.float32) == single
+        assert (cholesky._squared_rounding > 0) == single

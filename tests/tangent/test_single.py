@@ -23,6 +23,43 @@ def test_products_of_every_output_and_layer(output, layer):
     assert error >= 1e-12 * float(exact.norm())  # fp32 indeed
 
 
+@pytest.mark.parametrize("output", ["trace", "full", 1])
+@pytest.mark.parametrize("layer", [None, "layers.0"])
+def test_random_vectors_have_the_kernel_for_covariance(output, layer):
+    net = inr.INR(2, 3, width=8, hidden_layers=1, activation="sine", seed=1)
+    kernel = inr.ntk(net, torch.rand(6, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1, output=output)
+    kernel = (kernel if layer is None else kernel.layers[layer]).at_precision("highest")
+    single, draws = KernelOperator(kernel).single, 4000
+    vectors = torch.cat([single.random(seed) for seed in range(draws)], 1)
+    covariance, exact = vectors @ vectors.t() / draws, kernel.to_dense()
+    deviation = ((exact**2 + torch.outer(exact.diagonal(), exact.diagonal())) / draws).sqrt()
+    assert (covariance - exact).abs().max() <= 5 * deviation.max()
+    assert ((covariance - exact).abs() <= 6 * deviation + 1e-6 * exact.diagonal().max()).all()
+
+
+@pytest.mark.parametrize("budget", [2**30, 2_500_000])
+@pytest.mark.parametrize("released", [False, True])
+def test_held_factors_are_the_same_and_those_in_fp64_come_back(budget, released, monkeypatch):
+    """Kept factors and recomputed ones, of all layers and of one."""
+    if released:
+        monkeypatch.setattr("inrfast.tangent.single.RELEASED", 0)
+    net = inr.INR(2, 2, width=48, hidden_layers=2, seed=1)
+    whole = inr.ntk(net, inr.grid((40, 40)), precision="highest", memory_budget=budget)
+    v = torch.randn(1600, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for kernel in (whole, whole.layers["layers.1"]):
+        single, exact, store = KernelOperator(kernel).single, kernel @ v, kernel.sides.left.store
+        rounded, kept = single @ v, store.kept
+        for room, held in ((2**30, True), (0, released and store.fits and kernel is whole)):
+            with single.held(room):
+                assert (single._held is not None) == held
+                assert store.kept == (kept and not (released and held and store.fits and kernel is whole))
+                with single.held(room):
+                    # Fewer threads may share the points: sums in fp64 differ by rounding.
+                    assert torch.allclose(single @ v, rounded, rtol=0, atol=1e-6 * float(rounded.abs().max()))
+            assert single._held is None
+        assert torch.equal(kernel @ v, exact)
+
+
 def test_what_fp32_does_not_hold_is_not_offered():
     for scale, offered in ((1.0, True), (1e-16, False), (1e16, False)):
         net = inr.INR(2, 1, width=16, hidden_layers=1, seed=0, dtype=torch.float64)
