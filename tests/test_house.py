@@ -63,6 +63,7 @@ TESTED_BY = {
     "inrfast/inverse/result.py": "tests/inverse/test_net_gd.py",
     "inrfast/layers/*.py": "tests/tangent/test_capture.py",
     "inrfast/linalg/pivot_block.py": "tests/linalg/test_pivoted_cholesky.py",
+    "inrfast/linalg/elimination.py": "tests/linalg/test_pivoted_cholesky.py",
     "inrfast/linalg/conjugate_gradients.py": "tests/tangent/test_kernel.py",
     "inrfast/linalg/counting.py": "tests/linalg/test_inertia.py",
     "inrfast/linalg/demands.py": "tests/linalg/test_certified.py",

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from inrfast.linalg.costs import Alternative
 from inrfast.linalg.demands import Pairs, Ranks
-from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, spectral_bounds
+from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, shared, spectral_bounds
 from inrfast.linalg.operators import UNIT, SymmetricOperator, check_semidefinite, product_error
 from inrfast.linalg.pivoted_cholesky import (
     BLOCK,
     SQUARES,
     SQUARES_OF_VECTORS,
+    UNLIKELY,
     PivotedCholesky,
     candidate_bytes,
     most_pivots,
@@ -328,9 +329,9 @@ class _Growth:
         return _Found(bounds, verdict, tuple(proof.counts(known)), proof.largest(known))
 
     def _share(self) -> float:
-        """Return the probability of failure of the next attempt: those of all add up to :data:`FAILURE`."""
+        """Return the probability of failure of the next attempt: with the factor's own, all add up to FAILURE."""
         self.attempts += 1
-        return FAILURE * 6 / (math.pi * self.attempts) ** 2
+        return shared(FAILURE - UNLIKELY, self.attempts)
 
     def _bounds(self, enough: Callable[[SpectralBounds], bool]) -> SpectralBounds:
         """Bound the residual's spectrum."""

@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,27 @@ COARSE = 0.04
 long."""
 
 
-def precise_enough(noise: float, level: float) -> bool:
-    """Return whether products with such errors of their halves tell norms from a level well enough."""
-    return 2 * noise <= COARSE * math.sqrt(level)
+def halves_error(unit: float, count: int, root: float, product: float = 0.0) -> float:
+    """Return s, the error of a half of a product between projections on the complement of so many vectors.
+
+    Both in ``U^T v``, added up over :data:`SUMMED` rows at a time, and in ``U c`` the partial sums of all entries
+    together are no longer than v or c, as U is about orthonormal. So m independent errors add up to ``u sqrt(m)``; L
+    rows that are alike round alike, by ``u L / 4`` of their sum. ``unit`` is u, ``root`` a bound on |J|, ``product``
+    the error of the operator's own half.
+    """
+    return product + root * INDEPENDENT * unit * (SUMMED / 4 + math.sqrt(count) + 4)
+
+
+def in_single(operator: SymmetricOperator, count: int, largest: float, level: float) -> Any | None:
+    """Return an operator's products in fp32, where they tell norms beside so many vectors from a level; else None.
+
+    ``largest`` is an upper bound of the operator's norm.
+    """
+    single = getattr(operator, "single", None)
+    if single is None:
+        return None
+    error = halves_error(SINGLE_UNIT, count, math.sqrt(largest), single.noise)
+    return single if 2 * error <= COARSE * math.sqrt(level) else None
 
 
 @dataclass(frozen=True)
@@ -95,24 +114,13 @@ class Complement:
     def __init__(self, operator: SymmetricOperator, U: Tensor, largest: float, level: float) -> None:
         self.operator, self.U = operator, U
         self.partition: Whole = operator.partition
-        self.root = math.sqrt(largest)
-        single = getattr(operator, "single", None)
-        noise = math.inf if single is None else single.noise + self.root * self._projection_noise(SINGLE_UNIT)
-        self.single = single if precise_enough(noise, level) else None
+        self.root, m = math.sqrt(largest), U.shape[1]
+        self.single = in_single(operator, m, largest, level)
         if self.single is not None:
-            self.noise, self.error = noise, 0.0
+            self.noise, self.error = halves_error(SINGLE_UNIT, m, self.root, self.single.noise), 0.0
         else:
-            self.noise, self.error = self.root * self._projection_noise(UNIT), product_error(operator)
+            self.noise, self.error = halves_error(UNIT, m, self.root), product_error(operator)
         self.dtype = torch.float64 if self.single is None else torch.float32
-
-    def _projection_noise(self, unit: float) -> float:
-        """Return p, the error of a projection of a unit vector computed with this unit roundoff.
-
-        Both in ``U^T v``, added up over :data:`SUMMED` rows at a time, and in ``U c`` the partial sums of all entries
-        together are no longer than v or c, as U is about orthonormal. So m independent errors add up to
-        ``u sqrt(m)``; L rows that are alike round alike, by ``u L / 4`` of their sum.
-        """
-        return INDEPENDENT * unit * (SUMMED / 4 + math.sqrt(self.U.shape[1]) + 4)
 
     def project(self, v: Tensor) -> Tensor:
         """Return ``v - U (U^T v)`` in fp64 for v (n, 1)."""

@@ -219,6 +219,11 @@ def relative_gap(size: int, steps: int, failure: float) -> float:
     return math.tanh(s / (2 * steps - 1)) ** 2
 
 
+def shared(failure: float, number: int) -> float:
+    """Return the probability of failure of one of any number of attempts, from 1 on: they add up to ``failure``."""
+    return failure * 6 / (math.pi * number) ** 2
+
+
 def least_square(failure: float) -> float:
     """Return q: the square of a normal number is less than q with probability at most ``failure``, as its density is at
     most ``1 / sqrt(2 pi)``."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from inrfast.errors import check_seed
-from inrfast.linalg.lanczos import spectral_bounds
+from inrfast.linalg.elimination import Elimination
+from inrfast.linalg.lanczos import shared, spectral_bounds
 from inrfast.linalg.operators import (
     SINGLE_UNIT,
     UNIT,
@@ -50,7 +50,7 @@ SINGLE_RANGE = (1e-20, 1e20)
 """Traces of operators whose factor fp32 holds with all digits."""
 
 NORM_STEPS, UNLIKELY = 24, 1e-9
-"""Lanczos steps for an upper bound of the norm of a small matrix, and the probability that it is none."""
+"""Lanczos steps for an upper bound of the norm of a small matrix, and the probability that one of them is none."""
 
 PANEL = 8192
 """Rows of a block of columns that are there in fp64 at a time, on a CPU."""
@@ -146,6 +146,7 @@ class PivotedCholesky:
         self._leading = self.diagonal.new_zeros(0)
         self._eigenvalues: Tensor | None = None
         self._shortfall: float | None = None
+        self._norms = 0  # bounded for it so far
         self._on_cpu = self.diagonal.device.type == "cpu"
 
     @property
@@ -288,7 +289,7 @@ class PivotedCholesky:
         """
         count, like = len(drawn.pivots), self.diagonal
         kept = empty((len(like), count), torch.float32 if drawn.single else self.dtype, like.device)
-        work = _Elimination(self, drawn, kept)
+        work = Elimination(self, drawn, kept)
         panels = list(self._panels())
         own = [work.sums() for _ in self._shares(panels[0])]
         room = None if kept.dtype == torch.float64 else like.new_empty(panels[0].stop, count)
@@ -326,7 +327,13 @@ class PivotedCholesky:
         spread = 1 / math.sqrt(len(drawn.pivots)) + 1 / math.sqrt(self.size)  # of the norm, relative to Frobenius's
         norm = float(torch.linalg.matrix_norm(drawn.factor, 2))
         moved = SINGLE_UNIT * norm * min(spread, 1.0) * math.sqrt(self.trace)
-        return self._squared_rounding + moved**2 <= self.allowed**2
+        return self._squared_rounding + self._agreed(moved) ** 2 <= self.allowed**2
+
+    def _agreed(self, number: float) -> float:
+        """Return the first process's number: no two may decide by different last bits of a norm."""
+        if self.partition.processes == 1:
+            return number
+        return float(self.partition.agree(self.diagonal.new_tensor(number)))
 
     def _new_gram_error(self) -> float:
         """Return what :attr:`gram_error` is if the next block is the first in fp32."""
@@ -456,7 +463,7 @@ class PivotedCholesky:
         trace = self.operator_trace
         rounding = 2 * self.operator.matrix_error + 2 * 4 * math.sqrt(2 * self.rank + BLOCK) * UNIT * trace
         rounding += 2 * math.sqrt(self._squared_rounding)
-        return ((1 + interpolation) ** 2 + 1) * rounding
+        return self._agreed(((1 + interpolation) ** 2 + 1) * rounding)
 
     def _norm_between(self, inverse: Tensor) -> float:
         """Return a bound of the norm of ``inverse^T gram inverse``; for certain on a GPU, which is fast at products."""
@@ -468,7 +475,9 @@ class PivotedCholesky:
             return inverse.t() @ (self.gram @ (inverse @ v))
 
         like, partition = self.gram.diagonal(), Whole(self.rank)
-        return spectral_bounds(product, like, NORM_STEPS, UNLIKELY, self.rank, lowest=0.0, partition=partition).upper
+        self._norms += 1
+        failure = shared(UNLIKELY, self._norms)
+        return spectral_bounds(product, like, NORM_STEPS, failure, self.rank, lowest=0.0, partition=partition).upper
 
     # ---- products ----------------------------------------------------------------------------------------------
 
@@ -527,65 +536,6 @@ class PivotedCholesky:
     def apply_residual(self, V: Tensor) -> Tensor:
         """Return ``(K - F F^T) V`` for V (n, k)."""
         return self.operator @ V - self.product(self.transposed_product(V))
-
-
-@dataclass
-class _Sums:
-    """What a worker adds up over rows of a block.
-
-    Attributes
-    ----------
-    products
-        Of all columns of F with the new ones.
-    moved
-        Of the columns' rounding to fp32 with itself, in a unit of its own.
-    negative
-        Smallest diagonal entry of the residual that no rounding explains.
-    """
-
-    products: Tensor
-    moved: Tensor
-    negative: Tensor
-
-
-class _Elimination:
-    """How columns of K become columns of F, on a CPU."""
-
-    def __init__(self, factor: PivotedCholesky, drawn: PivotBlock, kept: Tensor) -> None:
-        self.factor, self.drawn, self.kept = factor, drawn, kept
-        self.upper = drawn.factor.t()
-        self.heads = [factor.rows(part, drawn.pivots).t() for part in factor.blocks]
-        known, exact = factor.exact_rows(drawn)
-        order = known.argsort()
-        self.known, self.exact = known[order] - factor.partition.start, exact[order]
-        # Of what rounding moves, so that fp32 holds the squares.
-        self.unit = 2.0 ** round(math.log2(SINGLE_UNIT * math.sqrt(factor.trace)))
-
-    def sums(self) -> _Sums:
-        """Return sums of no rows yet."""
-        factor, count = self.factor, len(self.drawn.pivots)
-        zeros = partial(torch.zeros, dtype=torch.float64, device=factor.diagonal.device)
-        return _Sums(zeros(factor.rank + count, count), zeros(count, count), zeros(()) + math.inf)
-
-    def add(self, new: Tensor, panel: slice, rows: slice, sums: _Sums) -> None:
-        """Eliminate in some rows of a panel of K's columns, ``new``, in its place, and add up what they come to."""
-        factor, drawn = self.factor, self.drawn
-        for part in factor.tiles(rows):
-            tile = new[part.start - panel.start : part.stop - panel.start]
-            for block, head in zip(factor.blocks, self.heads, strict=True):
-                gemm.addmm_(tile, block[part].to(tile), head, alpha=-1)
-            torch.linalg.solve_triangular(self.upper, tile, upper=True, left=False, out=tile)
-            first, last = (int(torch.searchsorted(self.known, end)) for end in (part.start, part.stop))
-            tile[self.known[first:last] - part.start] = self.exact[first:last]
-            if self.kept.dtype != tile.dtype:
-                rounded = self.kept[part].copy_(tile).to(tile)
-                if drawn.single:
-                    moved = tile.sub_(rounded).mul_(1 / self.unit).to(torch.float32)
-                    sums.moved += gemm.product(moved.t(), moved)
-                tile.copy_(rounded)
-            factor.add_products(sums.products, part, tile, self.kept[part] if drawn.single else None)
-            squares, rank = tile.square().sum(1), factor.rank + len(drawn.pivots)
-            sums.negative = torch.minimum(sums.negative, factor.subtract(part, squares, rank, drawn.single))
 
 
 def _read(*numbers: Tensor) -> list[float]:

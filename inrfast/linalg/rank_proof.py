@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from inrfast.linalg.complement import STEPS, Complement, NormBounds, precise_enough
+from inrfast.linalg.complement import STEPS, Complement, NormBounds, in_single
 from inrfast.linalg.costs import more_pivots_flops, projected_flops, residual_flops, vectors_flops
 from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE, least_square
@@ -215,7 +215,7 @@ class RankProof:
                 vectors = self._vectors(m)
             count = min(m, vectors.shape[1])
             bounds, precision = self._norm(vectors[:, :count], low, known, failure / len(spans))
-            if bounds.upper > low:
+            if not bounds.upper <= low:  # NaN proves nothing
                 self.failed[number] = (self.failed.get(number, (0, 0.0))[0] + 1, estimate)
                 if not last:
                     return False
@@ -289,10 +289,9 @@ class RankProof:
 
     def _factors_in_single(self) -> AbstractContextManager[None]:
         """Return a context in which products in fp32 are fast, if there will be any."""
-        single, level = getattr(self.factor.operator, "single", None), self.demand.level(self.factor.largest_estimate)
-        if single is None or not precise_enough(single.noise, level):
-            return nullcontext()
-        return single.held(max(self._room(self.factor.rank), 0))
+        factor, largest = self.factor, float(self.factor.eigenvalues()[0])
+        single = in_single(factor.operator, factor.rank, largest + factor.trace, self.demand.level(largest))
+        return nullcontext() if single is None else single.held(max(self._room(factor.rank), 0))
 
     def _vectors(self, m: int) -> Tensor:
         """Return the m leading eigenvectors of ``F F^T`` (n, m), as far as fp32 has them; fp64 on a GPU."""

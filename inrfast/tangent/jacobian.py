@@ -146,6 +146,8 @@ class LayerwiseJacobian:
             fold = plan.layout.fold
             rows = (index.unsqueeze(1) * fold + torch.arange(fold, device=index.device)).flatten()
             return self.store.operands(slice(0, len(self.coords)), plan, self.indices).at(rows)
+        if self.store.released:
+            self.store.all()
         if plan is not None or not self.store.kept:
             return self.side_at(self.coords[index], plan)
         factors = self.store.at(index)

@@ -36,7 +36,11 @@ RELEASED = 1 << 26
 products. Fewer have room beside them."""
 
 LARGEST = (1e-12, 1e12)
-"""Sizes of a factor's largest entry for which fp32 holds all products and sums with all digits."""
+"""Sizes of a factor's largest entry for which fp32 holds all of them with all digits."""
+
+LARGEST_OF_J = (1e-10, 1e10)
+"""Sizes of the largest product of a layer's factors, about the largest entry of J, for which fp32 holds what is made
+of J twice: a product with K is of the size of its square."""
 
 
 class SingleProducts:
@@ -66,12 +70,12 @@ class SingleProducts:
         """Hold the factors in fp32 in this block, if they fit ``room`` bytes or come in place of those in fp64."""
         left, before = self.sides.left, self._held
         store, capture = left.store, left.capture
-        if before is None and left.dtype == torch.float64 and self.sides.summed.store is store:
-            size = store.bytes_rounded(left.indices)
-            replaced = capture.plain and store.fits and left.indices == store.layers and size >= RELEASED
-            if replaced or size <= room:
-                self._held = store.rounded(left.indices, release=replaced)
+        size = store.bytes_rounded(left.indices if store.fits else store.layers)
+        replaced = capture.plain and store.fits and left.indices == store.layers and size >= RELEASED
+        possible = before is None and left.dtype == torch.float64 and self.sides.summed.store is store
         try:
+            if possible and (replaced or size <= room):
+                self._held = store.rounded(left.indices, release=replaced)
             yield
         finally:
             self._held = before
@@ -115,17 +119,25 @@ class SingleProducts:
         """Whether fp32 holds all factors, and all that is computed from them."""
         low, high = LARGEST
 
-        def held(share: slice) -> bool:
-            for _, factors in self.sides.left.chunks(ROWS, share):
-                for factor in (f for layer in factors for f in layer if f is not None and f.is_floating_point()):
-                    size = float(factor.abs().max())
-                    if not (size <= high and (size == 0 or size >= low)):
-                        return False
-            return True
+        def sizes(share: slice) -> list[list[float]]:
+            """Return the largest entries of every layer's factors; NaN where fp32 does not hold a chunk's."""
+            found = [[0.0, 0.0] for _ in self.sides.widths]
+            for _, layers in self.sides.left.chunks(ROWS, share):
+                for layer, largest in zip(layers, found, strict=True):
+                    for number, factor in enumerate(layer):
+                        if factor is not None and factor.is_floating_point():
+                            size = float(factor.abs().max())
+                            fine = size == 0 or low <= size <= high
+                            largest[number] = max(largest[number], size) if fine else math.nan
+                        else:
+                            largest[number] = 1.0
+            return found
 
         shares = self.sides.left.store.shares(ROWS)
-        here = all(together([partial(held, share) for share in shares]))
-        return self.partition.sum(float(not here), self._diagonal.device) == 0
+        parts = torch.tensor(together([partial(sizes, share) for share in shares]), dtype=torch.float64)
+        entries = parts.amax(0).prod(1)  # NaN stays
+        held = not bool(entries.isnan().any()) and LARGEST_OF_J[0] <= float(entries.max()) <= LARGEST_OF_J[1]
+        return self.partition.sum(float(not held), self._diagonal.device) == 0
 
     def __matmul__(self, v: Tensor) -> Tensor:
         """Return these rows of ``K v`` in fp64 for these rows of v (n, 1), which is rounded to fp32."""

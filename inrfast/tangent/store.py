@@ -105,6 +105,12 @@ class FactorStore:
         Bytes the kept factors may take (half of the caller's memory budget).
     backend
         The resolved backend of products with these factors, ``"torch"`` or ``"triton"``.
+
+    Attributes
+    ----------
+    released
+        Whether the factors were kept and given back: all of them computed anew are the same to the bit, some of them
+        beside other points are not.
     """
 
     def __init__(self, capture: Capture, coords: Tensor, budget: int, backend: str = "torch") -> None:
@@ -113,6 +119,7 @@ class FactorStore:
         self.budget = budget
         self.backend = backend
         self._kept: list[Factors] | None = None
+        self.released = False
         self._operands: dict[tuple[Plan, tuple[int, ...]], Operands] = {}  # of all points, by the layers in them
         self._others: dict[str, ReferenceType[FactorStore]] = {}
         # Memory of recomputed factors by the number of points: fresh pages would cost more than the factors.
@@ -120,7 +127,7 @@ class FactorStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy computes the factors anew.
-        return {**self.__dict__, "_kept": None, "_spare": {}, "_operands": {}, "_others": {}}
+        return {**self.__dict__, "_kept": None, "released": False, "_spare": {}, "_operands": {}, "_others": {}}
 
     def at_precision(self, precision: str) -> FactorStore:
         """Return the store of the same points at another precision, one object while a reference to it exists."""
@@ -347,7 +354,7 @@ class FactorStore:
         """Return the factors of all points, computing them at first use (only if :attr:`fits`)."""
         kept = self._kept
         if kept is None:
-            self._kept = kept = self.compute(self.coords)
+            self._kept, self.released = (kept := self.compute(self.coords)), False
         return kept
 
     def bytes_rounded(self, layers: Sequence[int]) -> int:
@@ -358,14 +365,15 @@ class FactorStore:
     def rounded(self, layers: Sequence[int], release: bool = False) -> list[Factors]:
         """Return some layers' factors of all points in fp32.
 
-        With ``release`` those in fp64 are freed, layer after layer, and computed anew when they are asked for.
+        With ``release`` those in fp64 are freed, layer after layer, and computed anew when they are asked for. Where
+        they are not kept, those of all layers are made first.
         """
         if not self.fits:
             found = self.at_precision("high").compute(self.coords)
             return [found[index] for index in layers]
         whole = [self.all()[index] for index in layers]
         if release:
-            self._kept = None
+            self._kept, self.released = None, True
         return [_rounded(whole.pop(0)) for _ in layers]
 
     def room(self, n: int) -> list[Factors]:

@@ -60,6 +60,41 @@ def test_held_factors_are_the_same_and_those_in_fp64_come_back(budget, released,
         assert torch.equal(kernel @ v, exact)
 
 
+@pytest.mark.parametrize("activation", ["relu", "sine", "tanh", "finer"])
+def test_columns_after_a_release_are_of_the_same_factors(activation, monkeypatch):
+    """To the bit: some factors computed anew beside other points would round otherwise."""
+    monkeypatch.setattr("inrfast.tangent.single.RELEASED", 0)
+    monkeypatch.setenv("INRFAST_NATIVE", "plain")
+    net = inr.INR(2, 1, width=64, hidden_layers=3, activation=activation, seed=0)
+    kernel = inr.ntk(net, inr.grid((37, 41)), precision="highest")
+    operator, index = KernelOperator(kernel), torch.tensor([3, 700, 1500, 11, 12])
+    operator.diagonal()
+    submatrix, columns, found = operator.submatrix(index), operator.columns(index), torch.empty(1517, 5).double()
+    for _ in range(2):
+        with operator.single.held(0):
+            assert kernel.sides.left.store.released
+        operator.blocks_([(found, slice(0, 1517))], index, torch.float64)
+        assert torch.equal(found, columns)
+        with operator.single.held(0):
+            pass
+        assert torch.equal(operator.submatrix(index), submatrix)
+
+
+@pytest.mark.parametrize("size", [1.2e-12, 6e-12, 1e-6, 1e-3, 1.0, 1e11])
+def test_kernels_that_fp32_does_not_hold_are_left_to_fp64(size):
+    """Factors that it does hold may have products that it does not: a bound would be zero."""
+    net = torch.nn.Sequential(torch.nn.Linear(2, 16, bias=False), torch.nn.ReLU(), torch.nn.Linear(16, 1, bias=False))
+    net = net.double()
+    with torch.no_grad():
+        net[2].weight.fill_(size)
+    coords = size * torch.rand(100, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    kernel = inr.ntk(net, coords, params=["0.weight"], precision="highest")
+    assert (KernelOperator(kernel).single is None) == (not 1e-5 <= size <= 1e5)
+    exact = torch.linalg.eigvalsh(kernel.to_dense())
+    counted = kernel.counts(1e-3).rank(1e-3)
+    assert int((exact > 1e-3 * exact[-1]).sum()) in counted
+
+
 def test_what_fp32_does_not_hold_is_not_offered():
     for scale, offered in ((1.0, True), (1e-16, False), (1e16, False)):
         net = inr.INR(2, 1, width=16, hidden_layers=1, seed=0, dtype=torch.float64)
