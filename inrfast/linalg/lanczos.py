@@ -124,7 +124,7 @@ class KrylovBasis:
             return image
         if bool(self.partition.largest(image.abs().amax()) > self.partition.size * UNIT * before):
             return image
-        return self.partition.random(1, self.steps, image)
+        return self.partition.random(1, -1 - self.steps, image)  # far from the seeds of starts
 
     def projection(self) -> Tensor:
         """Return ``V^T K V`` (size, size) of the basis V, symmetric, on the CPU: all that is read from a GPU.

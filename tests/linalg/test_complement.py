@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,3 +83,13 @@ def test_single_precision_is_as_far_off_as_it_says(name, output, scale, rtol, co
     for v in (top[:, -1:], torch.ones(len(matrix), 1).double() / math.sqrt(len(matrix))):
         off = float(torch.linalg.vector_norm(complement.product(v) - exact @ v))
         assert off <= 2 * complement.noise * root + complement.noise**2 + 1e-14 * float(values[0])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_space_that_is_used_up_goes_on_from_vectors_of_its_own(seed):
+    """Of rank 1 the second vector is drawn: one like the start would lie in the basis."""
+    x = torch.rand(100, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    largest = float((x * x).sum())
+    complement = Complement(DenseOperator(x @ x.t()), torch.zeros(100, 1), largest, largest / 2)
+    bounds = complement.norm(1e-6, seed, lambda found: False)
+    assert largest * (1 - 1e-9) <= bounds.upper <= largest * (1 + 1e-9)
