@@ -29,6 +29,9 @@ PASS_ROWS = 512
 """Points per factor pass: its fp64 temporaries (1 MiB at width 256) then stay in cache. Measured per point, 512 is
 several times faster than 4,096, where every temporary is newly allocated."""
 
+LEAST_SHARED = 1 << 17
+"""Numbers of a factor pass below which another thread costs more than it saves."""
+
 PRODUCT_ROWS = 1024
 """Points per step of a product with kept factors, so that a scaled factor stays in the second-level cache."""
 
@@ -397,8 +400,8 @@ class FactorStore:
         def worker() -> Callable[[slice], None]:
             return functools.partial(self._pass_into, whole, coords, Room())
 
-        size = self._pass_rows
-        share(chunks(n, size), [worker() for _ in range(max(1, min(self._workers, n // size)))])
+        size = min(self._pass_rows, max(-(-n // self._workers), LEAST_SHARED // self.capture.numbers_per_point))
+        share(chunks(n, size), [worker() for _ in range(max(1, min(self._workers, -(-n // size))))])
         return whole
 
     def recompute(self, coords: Tensor, whole: list[Factors], room: Room) -> list[Factors]:
