@@ -193,9 +193,8 @@ def _counted_at_any_rank(
     note: str,
 ) -> Spectrum:
     """Return a spectrum by pivots, or where they do not answer, or only at a higher cost, by what does."""
+    found, alternative = _by_pivots(operator, demand, rank_bound, budget, seed, progress)
     error = operator.jacobian_error
-    alternative = _alternative(operator, demand, budget)
-    found = certified_spectrum(operator, demand, rank_bound, budget, seed, False, progress, alternative)
     verdict, exact = found.note, found.with_jacobian_error(error)
     left = unresolved(found, error, demand)
     if left.absolute(1.0) and alternative is not None:
@@ -215,6 +214,23 @@ def _counted_at_any_rank(
     if exact.floor > min(demand.rtols, default=rtol):
         return _estimated(operator, exact, note, budget, seed, progress, _proof_bytes(operator, demand))
     return replace(exact, note=f"{note}; {_upper_ends(exact)}")
+
+
+def _by_pivots(
+    operator: DenseableOperator, demand: Ranks, rank_bound: int, budget: int, seed: int, progress: bool | None
+) -> tuple[Spectrum, Alternative | None]:
+    """Return what pivots show until they answer or give way to an alternative, and that.
+
+    Where the counts alone matter, pivots of a kernel whose factors were rounded to fp32 will do; what that moves
+    eigenvalues by is in the spectrum's ``jacobian_error``.
+    """
+    rounded = None if demand.values or not hasattr(operator, "rounded") else operator.rounded(demand.level, budget)
+    if rounded is None:
+        alternative = _alternative(operator, demand, budget)
+        return certified_spectrum(operator, demand, rank_bound, budget, seed, False, progress, alternative), alternative
+    alternative = _alternative(rounded, demand, budget)
+    found = certified_spectrum(rounded, demand, rank_bound, rounded.budget, seed, False, progress, alternative)
+    return found.with_jacobian_error(rounded.moved), alternative
 
 
 def _upper_ends(found: Spectrum) -> str:

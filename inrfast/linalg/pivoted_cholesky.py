@@ -55,9 +55,9 @@ NORM_STEPS, UNLIKELY = 24, 1e-9
 PANEL = 8192
 """Rows of a block of columns that are there in fp64 at a time, on a CPU."""
 
-GRAM_SHARE = 500.0
-"""Largest rounding of the Gram matrix in fp32, in units of what columns may be moved by: that counts for the
-error of its own eigenvalues, and more for the shortfall."""
+GRAM_SHARE = 1000.0
+"""Largest rounding of the Gram matrix with which it is computed in fp32, in units of what columns may be moved by: that
+counts for the error of its own eigenvalues, and more for the shortfall."""
 
 FOLLOWING_STEPS = 4
 """Power iterations that update the leading eigenvector of a matrix after it has grown."""
@@ -104,6 +104,8 @@ class PivotedCholesky:
         Trace of the residual ``K - F F^T``, a bound on its norm.
     gram
         ``F^T F`` (rank, rank): its eigenvalues are those of ``F F^T``.
+    coarse
+        Number of the first block whose products with others are computed in fp32; None: in fp64, all of them.
     gram_error
         Bound on the Frobenius norm of what products in fp32 add to the rounding of ``gram``: with L rows at a time,
         partial sums have a square of at most L times that of their terms, and the rows of columns in fp32 that of the
@@ -138,6 +140,7 @@ class PivotedCholesky:
         self.pivots = torch.empty(0, dtype=torch.int64, device=self.diagonal.device)
         self.blocks: list[Tensor] = []
         self.allowed = 0.0
+        self.coarse: int | None = None
         self.gram_error = 0.0
         self._squared_rounding = 0.0  # of the columns, by what is kept in fp32
         self.norm_estimate = math.inf
@@ -194,8 +197,8 @@ class PivotedCholesky:
     def _append(self, drawn: PivotBlock) -> int:
         """Append the columns of a block's pivots to F; return how many."""
         if self._on_cpu and self._may_be_single(drawn):
-            if self._squared_rounding == 0:  # the first of them: later ones are smaller
-                self.gram_error = self._new_gram_error()
+            if self.coarse is None and self._new_gram_error() <= GRAM_SHARE * self.allowed:
+                self.coarse, self.gram_error = len(self.blocks), self._new_gram_error()  # those of later ones are less
             drawn = drawn.rounded()
         kept, products, negative = (self._eliminate if self._on_cpu else self._eliminate_at_once)(drawn)
         gram = self._bordered(products)
@@ -322,8 +325,6 @@ class PivotedCholesky:
             return False
         if float(drawn.factor.diagonal().min()) < 1e-16 * math.sqrt(self.operator_trace):
             return False  # it would underflow, or nearly
-        if self._squared_rounding == 0 and self._new_gram_error() > GRAM_SHARE * self.allowed:
-            return False
         spread = 1 / math.sqrt(len(drawn.pivots)) + 1 / math.sqrt(self.size)  # of the norm, relative to Frobenius's
         norm = float(torch.linalg.matrix_norm(drawn.factor, 2))
         moved = SINGLE_UNIT * norm * min(spread, 1.0) * math.sqrt(self.trace)
@@ -336,7 +337,7 @@ class PivotedCholesky:
         return float(self.partition.agree(self.diagonal.new_tensor(number)))
 
     def _new_gram_error(self) -> float:
-        """Return what :attr:`gram_error` is if the next block is the first in fp32."""
+        """Return what :attr:`gram_error` is if products in fp32 begin with the next block."""
         sizes = self.trace * float(self.partition.largest(self.residual.max()))
         return SINGLE_UNIT * cached_rows(BLOCK, self.diagonal) * math.sqrt(sizes)
 
@@ -366,12 +367,13 @@ class PivotedCholesky:
     def add_products(self, total: Tensor, part: slice, tile: Tensor, single: Tensor | None = None) -> None:
         """Add the products of some rows of F, the new columns among them, with those of the new columns.
 
-        Those of blocks in fp32 with new columns in fp32, ``single``, are computed in fp32.
+        Those of blocks in fp32, from number :attr:`coarse` on, with new columns in fp32, ``single``, are computed in
+        fp32.
         """
         start = 0
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             stop = start + block.shape[1]
-            if single is not None and block.dtype == single.dtype:
+            if single is not None and self.coarse is not None and number >= self.coarse and block.dtype == single.dtype:
                 total[start:stop] += gemm.product(block[part].t(), single)
             else:
                 gemm.addmm_(total[start:stop], block[part].to(tile).t(), tile)

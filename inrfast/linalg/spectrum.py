@@ -189,14 +189,21 @@ class Spectrum(Record):
             object.__setattr__(self, "largest", None)
 
     def with_jacobian_error(self, error: float) -> Spectrum:
-        """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``."""
-        more = kernel_error(error, float(self.eigenvalues[0]) + self.upper_error)
+        """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``.
+
+        Errors add up: :attr:`jacobian_error` of the result is this spectrum's own and ``error``.
+        """
+        if error == 0:
+            return self
+        lower, upper = self._own_errors()
+        total = self.jacobian_error + error
+        more = kernel_error(total, float(self.eigenvalues[0]) + upper)
         return replace(
             self,
-            lower_error=self.lower_error + more,
-            upper_error=self.upper_error + more,
+            lower_error=lower + more,
+            upper_error=upper + more,
             beyond=self.beyond if math.isinf(self.beyond) else _raised(self.beyond, error),
-            jacobian_error=error,
+            jacobian_error=total,
             certified=tuple(count.with_jacobian_error(error) for count in self.certified),
             largest=None
             if self.largest is None
@@ -237,6 +244,8 @@ class Spectrum(Record):
     def _own_errors(self) -> tuple[float, float]:
         """Return the lower and upper errors without what the error of J adds."""
         largest, error = float(self.eigenvalues[0]), self.jacobian_error
+        if error == 0:
+            return self.lower_error, self.upper_error
         if math.isinf(error) or math.isinf(self.upper_error):
             return math.inf, math.inf
         # upper_error = own + error (2 sqrt(largest + own) + error), solved for own.

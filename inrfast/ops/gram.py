@@ -59,13 +59,16 @@ class Side:
     """The factors of one side of a kernel as matrices, and their blocks of points, each cut once.
 
     A tile takes a dozen operations; cutting its blocks anew would take three times as many, each under Python's lock.
+    Factors of another dtype are converted block by block, by the thread that multiplies them.
     """
 
-    def __init__(self, factors: Sequence[Pair], output: Output, fold: int, transposed: bool) -> None:
+    def __init__(
+        self, factors: Sequence[Pair], output: Output, fold: int, transposed: bool, dtype: torch.dtype | None = None
+    ) -> None:
         # A layer with one factor adds a plain product: it comes first and writes the tile, the others accumulate.
         ordered = sorted(factors, key=lambda pair: pair[0] is not None and pair[1] is not None)
         self.layers = [(features, _flat(sensitivities, output)) for features, sensitivities in ordered]
-        self.fold, self.transposed = fold, transposed
+        self.fold, self.transposed, self.dtype = fold, transposed, dtype
         self._blocks: dict[tuple[int, int], list[Pair]] = {}
 
     def block(self, rows: slice) -> list[Pair]:
@@ -79,7 +82,10 @@ class Side:
     def _cut(self, factor: Tensor | None, rows: slice) -> Tensor | None:
         if factor is None:
             return None
-        return factor[rows].t() if self.transposed else factor[rows]
+        part = factor[rows]
+        if self.dtype not in (None, factor.dtype) and factor.is_floating_point():
+            part = part.to(self.dtype)
+        return part.t() if self.transposed else part
 
 
 class Scratch:
@@ -232,7 +238,9 @@ def for_each_tile(
     n = points(rows)
     others = rows if columns is None else columns
     tiles = symmetric_tiles(n, side) if columns is None else rectangular_tiles(n, points(columns), side)
-    above, across = Side(rows, output, fold, transposed=False), Side(others, output, fold, transposed=True)
+    above, across = (
+        Side(factors, output, fold, transposed, dtype) for factors, transposed in ((rows, False), (others, True))
+    )
 
     def worker() -> Callable[[tuple[slice, slice]], None]:
         scratch = Scratch.of(min(side, max(n, points(others))), fold, dtype, device)

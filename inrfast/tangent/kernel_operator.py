@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from inrfast.linalg.operators import digest
 from inrfast.nn import described_network
 from inrfast.tangent.cost import dense_flops, product_flops
+from inrfast.tangent.rounded import move
 from inrfast.tangent.single import SingleProducts
 
 if TYPE_CHECKING:
@@ -75,6 +76,18 @@ class KernelOperator:
         found = SingleProducts(self._kernel, self._in_single)
         return found if found.in_range else None
 
+    def rounded(self, lowest: Callable[[float], float], budget: int) -> RoundedOperator | None:
+        """Return the kernel of factors rounded to fp32, in fp64: half of their memory. None where that is no use.
+
+        ``lowest`` is the lowest level of interest as a function of lambda_1, ``budget`` the bytes for all but the
+        factors.
+        """
+        found = self._kernel.rounded(lowest, budget)
+        if found is None:
+            return None
+        spared = self._kernel.left.store.bytes_held - found.left.store.bytes_held
+        return RoundedOperator(found, move(found, found.trace()), budget + spared)
+
     @cached_property
     def _in_single(self) -> TangentKernel:
         """The kernel in fp32."""
@@ -104,3 +117,24 @@ class KernelOperator:
     def __matmul__(self, V: Tensor) -> Tensor:
         """Return these rows of ``K V`` for these rows of V (n, k)."""
         return self._kernel._product(V)
+
+
+class RoundedOperator(KernelOperator):
+    """A kernel whose J was moved by rounding its factors.
+
+    Attributes
+    ----------
+    moved
+        Bound on the spectral norm by which J was moved.
+    budget
+        Bytes for all but these factors.
+    """
+
+    def __init__(self, kernel: TangentKernel, moved: float, budget: int) -> None:
+        super().__init__(kernel)
+        self.moved, self.budget = moved, budget
+
+    @property
+    def jacobian_error(self) -> float:
+        """Bound on the spectral norm of the error of J, rounding of the factors included."""
+        return self._kernel.jacobian_error + self.moved

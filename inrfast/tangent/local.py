@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.probes import check_points
+from inrfast.tangent.rounded import rounded
 from inrfast.tangent.sides import Sides
 from inrfast.tangent.store import FactorStore, backend_for, check_range
 from inrfast.wrapped import unwrapped
@@ -59,6 +60,10 @@ class NTK(TangentKernel):
             return LayerwiseJacobian(side.store.at_precision(precision), side.memory_budget, side.only)
 
         return NTK(moved(self.left), None if self.symmetric else moved(self.right), self.output)
+
+    def rounded(self, lowest: Callable[[float], float], budget: int) -> NTK | None:
+        """Return the kernel of factors rounded to fp32, in fp64, where counts above levels gain by it; or None."""
+        return rounded(self, lowest, budget) if self.symmetric and self.dtype == torch.float64 else None
 
     def squarable(self) -> NTK:
         """Return this kernel at a precision that holds its entries, whose squares fp64 holds.

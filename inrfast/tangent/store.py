@@ -379,9 +379,9 @@ class FactorStore:
             self._kept, self.released = None, True
         return [_rounded(whole.pop(0)) for _ in layers]
 
-    def room(self, n: int) -> list[Factors]:
-        """Return memory for the factors of n points."""
-        outputs, dtype = self.capture.outputs, self.capture.dtype
+    def room(self, n: int, dtype: torch.dtype | None = None) -> list[Factors]:
+        """Return memory for the factors of n points, of the capture's dtype or another."""
+        outputs, dtype = self.capture.outputs, dtype or self.capture.dtype
         room_for = functools.partial(empty, device=self.capture.device)
         return [
             Factors(

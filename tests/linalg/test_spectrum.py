@@ -1,5 +1,6 @@
 """Ranks as intervals: they contain the truth for matrices whose spectrum is known by construction."""
 
+import functools
 import math
 import pickle
 from dataclasses import replace
@@ -108,6 +109,14 @@ def test_an_error_of_the_jacobian_moves_small_eigenvalues_less(n, decades, expon
     for rtol in (1e-1, 1e-4, 1e-9):
         if rtol > s.floor:
             assert int((truth > rtol).sum()) in s.rank(rtol)
+    whole = dense_spectrum(moved @ moved.t(), 4e-16 * n, 1e-13, n)
+    once, twice = (
+        functools.reduce(lambda found, error: found.with_jacobian_error(error), errors, whole)
+        for errors in ((1.5 * error,), (error, 0.25 * error, 0.0, 0.25 * error))
+    )
+    assert math.isclose(once.jacobian_error, twice.jacobian_error, rel_tol=1e-12)
+    for one, other in ((once.upper_error, twice.upper_error), *zip(once.bounds(), twice.bounds(), strict=True)):
+        assert torch.allclose(torch.as_tensor(one), torch.as_tensor(other), rtol=1e-9, atol=1e-15)
 
 
 @given(st.integers(1, 5), st.integers(0, 10**6))
