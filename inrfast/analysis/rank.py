@@ -14,7 +14,7 @@ from torch import Tensor
 from inrfast.arrays import is_array
 from inrfast.errors import RangeError, check_tensor
 from inrfast.linalg.counted import check_diagonal
-from inrfast.linalg.eigenvalues import LEAST_RTOL, DenseableOperator, check_levels, counts
+from inrfast.linalg.eigenvalues import DenseableOperator, check_levels, counts
 from inrfast.linalg.operators import (
     ASYMMETRY,
     UNIT,
@@ -23,7 +23,7 @@ from inrfast.linalg.operators import (
     check_symmetric,
     frobenius,
 )
-from inrfast.linalg.spectrum import RankInterval, check_tolerance
+from inrfast.linalg.spectrum import LEAST_RTOL, RankInterval, check_tolerance
 from inrfast.linalg.tsqr import CHUNK_ROWS, singular_values
 from inrfast.memory import LEAST_ROWS, budget_bytes, chunks, require_free
 from inrfast.modes import in_own_modes
@@ -62,7 +62,8 @@ def numerical_rank(
         something symmetric and positive semidefinite: **eigenvalues** relative to lambda_1. That is a tangent kernel
         (one of its ``layers``, or one shared by several processes), any object with ``shape`` (n, n) and ``to_dense()``
         (a tensor or array of its own; of one that is also a :class:`inrfast.linalg.operators.SymmetricOperator` no
-        matrix is made), or a SciPy ``LinearOperator``, written down by n products. All in fp64.
+        matrix is made), or a SciPy ``LinearOperator``, written down by n products. All in fp64; products that come in
+        a lower precision, of unit roundoff u, count as off by ``u sqrt(n)`` of the operator's Frobenius norm.
     rtol
         Relative tolerance in (0, 1), or a sequence of them.
     levels
@@ -207,7 +208,8 @@ def _written_down(argument: str, given: Any, method: str) -> DenseOperator:
     n = given.shape[0]
     require_free(MATRICES * 8 * n**2, f"{argument} of order {n}, written down,", "take a smaller one")
     matrix = given.to_dense() if method == "to_dense" else given.matmat(np.eye(n))
-    matrix = check_tensor(argument, matrix, ndim=2).detach().double()
+    found = check_tensor(argument, matrix, ndim=2).detach()
+    matrix = found.double()
     if tuple(matrix.shape) != (n, n):
         raise ValueError(f"{argument} has shape {(n, n)}, but {method}() gives {tuple(matrix.shape)}")
     largest, gap = float(matrix.diagonal().abs().max()), 0.0
@@ -217,7 +219,8 @@ def _written_down(argument: str, given: Any, method: str) -> DenseOperator:
             raise ValueError(f"{argument} must be symmetric: its entries (i, j) and (j, i) differ")
         gap = math.hypot(gap, frobenius(difference))
     symmetric = matrix / 2 + matrix.t() / 2  # whose sum might overflow
-    error = gap / 2 + UNIT * frobenius(symmetric)
+    unit = UNIT if method == "to_dense" else max(UNIT, torch.finfo(found.dtype).eps / 2 * math.sqrt(n))
+    error = gap / 2 + unit * frobenius(symmetric)
     if not math.isfinite(error):
         raise RangeError(f"{argument} has entries near {largest:.1e}, whose norm is beyond fp64; scale it")
     return DenseOperator(symmetric, error)

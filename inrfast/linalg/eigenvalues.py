@@ -26,7 +26,7 @@ from inrfast.linalg.demands import Pairs, Ranks
 from inrfast.linalg.lanczos import FAILURE, largest_eigenpairs, relative_gap
 from inrfast.linalg.operators import RANGE, DenseOperator, SymmetricOperator, product_error
 from inrfast.linalg.quadrature import quadrature_bytes, quadrature_counts
-from inrfast.linalg.spectrum import Spectrum, dense_spectrum
+from inrfast.linalg.spectrum import LEAST_RTOL, Spectrum, dense_spectrum
 from inrfast.memory import format_bytes, require
 
 METHODS = ("auto", "dense", "cholesky", "lanczos", "quadrature", "inertia")
@@ -43,9 +43,6 @@ temporary; with eigenvectors also a work space of two."""
 
 PAIRS = 128
 """Number of eigenpairs that Lanczos computes where ``k`` is None."""
-
-LEAST_RTOL = 1e-13
-"""Smallest tolerance that is accepted: below it rounding of an fp64 kernel is larger."""
 
 
 class DenseableOperator(SymmetricOperator, Protocol):
@@ -211,7 +208,7 @@ def _counted_at_any_rank(
         exact = found.with_jacobian_error(error)
         still = left_open(exact, demand)
         return replace(exact, note=f"{told}; {still}" if still else told)
-    if exact.floor > min(demand.rtols, default=rtol):
+    if left.absolute(1.0) or not _answers(exact, demand):
         return _estimated(operator, exact, note, budget, seed, progress, _proof_bytes(operator, demand))
     return replace(exact, note=f"{note}; {_upper_ends(exact)}")
 
@@ -231,6 +228,14 @@ def _by_pivots(
     alternative = _alternative(rounded, demand, budget)
     found = certified_spectrum(rounded, demand, rank_bound, rounded.budget, seed, False, progress, alternative)
     return found.with_jacobian_error(rounded.moved), alternative
+
+
+def _answers(exact: Spectrum, demand: Ranks) -> bool:
+    """Return whether a spectrum gives the rank at every tolerance of ``demand``."""
+    try:
+        return all(exact.rank(rtol) is not None for rtol in demand.rtols)
+    except ResolutionError:
+        return False
 
 
 def _upper_ends(found: Spectrum) -> str:

@@ -17,6 +17,9 @@ from inrfast.records import Record
 MARGIN = 1e-12
 """Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
 
+LEAST_RTOL = 1e-13
+"""Smallest tolerance for which a spectrum is computed: below it rounding of an fp64 kernel is larger."""
+
 MOST_TOLD = 6
 """Levels that a message names at most."""
 
@@ -277,6 +280,10 @@ class Spectrum(Record):
             ``rtol`` is below the computed tolerance or the floor, or needs eigenvalues that were not computed. The
             message says what is known of this count, and at which levels more is certified.
         """
+        if rtol is None and self.rtol < LEAST_RTOL:
+            raise ResolutionError(
+                "rtol must be given: this spectrum was computed for absolute levels; of these, ask count_above(level)"
+            )
         rtol = self.rtol if rtol is None else check_tolerance("rtol", rtol)
         if self.trace == 0 == self.jacobian_error:  # positive semidefinite without a trace: the zero operator
             return RankInterval(0, 0, rtol)
@@ -311,10 +318,13 @@ class Spectrum(Record):
         places = sorted({f"{count.high:.4g}" for count in self.certified}, key=float, reverse=True)
         told = ", ".join(places[:MOST_TOLD]) + (", ..." if len(places) > MOST_TOLD else "")
         value = float(self.eigenvalues[0])
+        other = (
+            f"ask for spectrum(rtol={found.rtol:g}), or for levels=" if found.rtol >= LEAST_RTOL else "ask for levels="
+        )
         return (
             f": by the counts certified at the levels {told} (lambda_1 is {value:.4g}) it lies in "
-            f"[{found.lower}, {found.upper}]; ask for spectrum(rtol={found.rtol:g}), or for levels="
-            f"[{found.rtol * value:.4g}, ...] at once"
+            f"[{found.lower}, {found.upper}]; ask for {other}"
+            f"levels=[{found.rtol * value:.4g}, ...] at once"
         )
 
     def estimated_rank(self, rtol: float) -> RankInterval:
@@ -347,17 +357,18 @@ class Spectrum(Record):
             ``threshold`` is no finite number.
         """
         threshold = check_float("threshold", threshold)
+        most_of_all = self.rank_bound if threshold >= 0 else self.size  # zeros exceed a negative threshold
         largest, slack = float(self.eigenvalues[0]), 0.0 if rtol is None else self.slack
         if rtol is None:
             rtol = threshold / largest if largest > 0 else math.inf
         least, most = self.bounds()
-        low, high = threshold * (1 - slack), threshold * (1 + slack)
+        low, high = threshold - slack * abs(threshold), threshold + slack * abs(threshold)
         # Where a bound is NaN it says nothing.
         lower, upper = int((least > high).sum()), int((~(most <= low)).sum())
         if len(self.eigenvalues) < self.size and not self.beyond <= low:
             upper = self.size
         lower = max([lower, *(count.lower for count in self.certified if high <= count.high)])
-        upper = min([upper, self.rank_bound, *(count.upper for count in self.certified if count.low <= low)])
+        upper = min([upper, most_of_all, *(count.upper for count in self.certified if count.low <= low)])
         return RankInterval(lower, max(lower, upper), rtol)
 
     def truncated(self, k: int, eigenvectors: Tensor | None = None) -> Spectrum:
