@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inrfast import memory
 from inrfast.errors import MemoryBudgetError
 from inrfast.memory import HUGE, available_bytes, budget_bytes, chunks, empty, format_bytes, require
 
@@ -43,3 +44,9 @@ def test_empty_is_an_ordinary_contiguous_tensor_of_its_own(rows, dtype):
     one.fill_(1)
     other.fill_(2)
     assert (one == 1).all() and (other == 2).all()
+
+
+def test_freed_memory_is_given_back_where_the_c_library_can(monkeypatch):
+    memory.trim()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # of another system
+    memory.trim()

@@ -22,6 +22,7 @@ from inrfast.linalg.lanczos import FAILURE, least_square
 from inrfast.linalg.operators import product_error
 from inrfast.linalg.pivoted_cholesky import SQUARES, PivotedCholesky
 from inrfast.linalg.spectrum import MARGIN, CertifiedCount, kernel_error, level_span
+from inrfast.memory import trim
 
 WIDEST = 0.0295
 """Width of an interval, relative to its lower end, that a proof aims at where the demand's is the usual one."""
@@ -57,6 +58,9 @@ ATTEMPTS = 4
 
 TEMPLE_STEPS = 40
 """Power steps for the leading eigenvector: how far it is off counts squared."""
+
+TRIMMED = 1 << 26
+"""Bytes of eigenvectors before which what blocks of pivots have freed is given back to the system."""
 
 ALLOWED = 2e-6
 """Rounding of the factor's columns to fp32, relative to the level: times some 1,000, what the residual may be below
@@ -296,6 +300,8 @@ class RankProof:
     def _vectors(self, m: int) -> Tensor:
         """Return the m leading eigenvectors of ``F F^T`` (n, m), as far as fp32 has them; fp64 on a GPU."""
         on_cpu = self.factor.gram.device.type == "cpu"
+        if on_cpu and 4 * m * len(self.factor.diagonal) >= TRIMMED:
+            trim()
         scale = 2.0 ** round(math.log2(self.factor.operator_trace) / 2) if on_cpu else 1.0  # neither leaves fp32
         return self.factor.product(self._coefficients(m, scale, torch.float32 if on_cpu else torch.float64), 1 / scale)
 
