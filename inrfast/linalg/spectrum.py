@@ -246,11 +246,12 @@ class Spectrum(Record):
 
     def _own_errors(self) -> tuple[float, float]:
         """Return the lower and upper errors without what the error of J adds."""
-        largest, error = float(self.eigenvalues[0]), self.jacobian_error
+        error = self.jacobian_error
         if error == 0:
             return self.lower_error, self.upper_error
         if math.isinf(error) or math.isinf(self.upper_error):
             return math.inf, math.inf
+        largest = float(self.eigenvalues[0])
         # upper_error = own + error (2 sqrt(largest + own) + error), solved for own.
         root = math.sqrt(max(largest + self.upper_error, 0.0)) - error
         more = kernel_error(error, root * root)

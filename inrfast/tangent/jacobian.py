@@ -345,6 +345,19 @@ class LayerwiseJacobian:
         """About the largest entry of the kernel ``J J^T`` of these layers: that at the points of the probes."""
         return sum(self.capture.magnitudes[index] for index in self.indices)
 
+    @property
+    def nonzero(self) -> bool:
+        """Whether an entry of J is not zero, though its square may be too small for fp64."""
+        for _, layers in self.chunks():
+            for layer in layers:
+                sizes = [torch.ones(())] * 2
+                for number, factor in enumerate(layer):
+                    if factor is not None and factor.is_floating_point():
+                        sizes[number] = factor.flatten(1).abs().amax(1)
+                if bool(((sizes[0] > 0) & (sizes[1] > 0)).any()):
+                    return True
+        return False
+
     def __repr__(self) -> str:
         kept = "kept" if self.store.fits else "streamed"
         return f"LayerwiseJacobian(shape={self.shape}, layers={[s.name for s in self.specs]}, factors {kept})"

@@ -547,10 +547,6 @@ class TangentKernel:
                 KernelOperator(exact), shift, precision, self._solver_budget(exact), seed, self._shown(progress), out
             )
 
-    def rounded(self, lowest: Callable[[float], float], budget: int) -> TangentKernel | None:
-        """Return the kernel of factors rounded to fp32, in fp64, where counts above levels gain by it; or None."""
-        return None
-
     def _solver_budget(self, exact: Self) -> int:
         """Return the bytes that methods of :mod:`inrfast.linalg` may take beside the factors of ``exact``."""
         raise NotImplementedError

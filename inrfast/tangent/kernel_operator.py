@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,36 @@ from inrfast.nn import described_network
 from inrfast.tangent.cost import dense_flops, product_flops
 from inrfast.tangent.rounded import move
 from inrfast.tangent.single import SingleProducts
+from inrfast.tangent.store import check_range
+
+ENTRIES = (1e-250, 1e300)
+"""Largest entries of a kernel that spectra and systems take: squares of rounding errors of J are numbers of fp64."""
+
+SURELY_HELD = 1e-240
+"""Entry at a few points above which the largest one is not looked for."""
 
 if TYPE_CHECKING:
     from inrfast.tangent.kernel import TangentKernel
 
 
 class KernelOperator:
-    """The rows of a kernel in this process as an operator of :mod:`inrfast.linalg`, whose vectors need no checks."""
+    """The rows of a kernel in this process as an operator of :mod:`inrfast.linalg`, whose vectors need no checks.
+
+    Raises
+    ------
+    RangeError
+        The kernel's largest entry is outside :data:`ENTRIES`, one that fp64 does not tell from zero among them.
+    """
 
     def __init__(self, kernel: TangentKernel) -> None:
         self._kernel = kernel
         self.shape, self.device, self.partition = kernel.shape, kernel.device, kernel.partition
+        largest = kernel._largest
+        if largest <= SURELY_HELD:
+            largest = float(self.partition.gather(kernel._diagonal).amax())
+            if largest == 0 and self.partition.sum(float(kernel.left.nonzero), self.device) > 0:
+                largest = sys.float_info.min
+        check_range("a spectrum or system of the kernel", largest, *ENTRIES, torch.float64)
 
     @property
     def matrix_error(self) -> float:
@@ -82,7 +102,8 @@ class KernelOperator:
         ``lowest`` is the lowest level of interest as a function of lambda_1, ``budget`` the bytes for all but the
         factors.
         """
-        found = self._kernel.rounded(lowest, budget)
+        offered = getattr(self._kernel, "rounded", None)  # by kernels in one process
+        found = None if offered is None else offered(lowest, budget)
         if found is None:
             return None
         spared = self._kernel.left.store.bytes_held - found.left.store.bytes_held
