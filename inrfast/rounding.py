@@ -9,6 +9,7 @@ It takes any module, since it needs to know nothing of it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,14 @@ DISTURBANCE = 2.0**-44
 
 LINEAR = 1e-3
 """Size of the response, relative to the Jacobian's rows, up to which it counts as linear; beyond, nothing is known."""
+
+TRIALS, SAME = 24, 1e-6
+"""Disturbed passes over a point that may lie on hinges, and the difference, relative to the Jacobian's row, up
+to which two of them count as one result: of seven gates in doubt two passes take the same side, very probably."""
+
+QUIET, SCALED = 1e-10, 256.0
+"""What rounding makes of a point, relative to its row, where it moves no gate; and the largest ratio of squared moves
+by large and small disturbances at which they count as equal: of moves in proportion it is 16,384."""
 
 TYPICAL = 256.0
 """Squared response of an ordinary network, in squared disturbances."""
@@ -80,9 +89,9 @@ class Disturbed(TorchDispatchMode):
     places in tables. Looking for them waits for the device.
     """
 
-    def __init__(self, seed: int, device: torch.device, tables: bool = False) -> None:
+    def __init__(self, seed: int, device: torch.device, tables: bool = False, disturbance: float = DISTURBANCE) -> None:
         super().__init__()
-        self.tables = tables
+        self.tables, self.disturbance = tables, disturbance
         self.generator = torch.Generator(device).manual_seed(seed)
 
     @classmethod
@@ -103,9 +112,9 @@ class Disturbed(TorchDispatchMode):
                 noise = torch.randn(value.shape, generator=self.generator, dtype=value.dtype, device=value.device)
                 if squares is not None:
                     sizes = squares.addcmul_(value, value).sqrt_()
-                    value.addcmul_(noise, sizes.mul_(value.abs() > NOTHING * sizes), value=DISTURBANCE)
+                    value.addcmul_(noise, sizes.mul_(value.abs() > NOTHING * sizes), value=self.disturbance)
                 elif not whole:
-                    value.mul_(noise.mul_(DISTURBANCE).add_(1))
+                    value.mul_(noise.mul_(self.disturbance).add_(1))
         return found
 
 
@@ -195,6 +204,12 @@ def pass_errors(
         disturbed = on_cpu(factors(points.repeat(repeats, 1)))
     sizes = [squared_rows(layer, outputs) for layer in exact]
     size = torch.stack(sizes).sum((0, 2))
+
+    @functools.cache
+    def switches(n: int) -> bool:
+        own = [_rows_of(layer, slice(n, n + 1)) for layer in exact]
+        return _switches(factors, points[n : n + 1], own, float(size[n]), tables)
+
     jacobian = torch.zeros(len(exact), outputs, dtype=torch.float64)
     single = torch.zeros(2, len(exact), dtype=torch.float64)
     for part in chunks(repeats * len(points), len(points)):
@@ -204,13 +219,16 @@ def pass_errors(
         linear = response <= LINEAR**2 * size
         others = (~linear & ~jumps).nonzero().flatten().tolist()
         chaos = 2 * len(others) > len(points)
-        if chaos or not all(_repeats(factors, points, exact, n, float(size[n])) for n in others):
+        if chaos or not all(switches(n) for n in others):
             return PassErrors(torch.full_like(jacobian, math.inf), *torch.full_like(single, math.inf))
         # A hinge exactly at a point, where nothing rounds: it counts as the most sensitive of the other points.
         known = linear & (size > 0)
         level = max(float((response / size)[known].max()) if bool(known.any()) else 0.0, TYPICAL * DISTURBANCE**2)
         for layer, distance in enumerate(distances):
-            jacobian[layer] += share @ torch.where(linear.unsqueeze(1), distance, level * sizes[layer])
+            # Where this layer's part is no longer linear, it is taken to move as much by rounding.
+            own, part_size = distance.sum(1, keepdim=True), sizes[layer].sum(1, keepdim=True)
+            far = torch.where(own <= LINEAR**2 * part_size, 1.0, (DISTURBANCE / UNIT) ** 2)
+            jacobian[layer] += share @ torch.where(linear.unsqueeze(1), far * distance, level * sizes[layer])
             for kind, (before, after) in enumerate(zip(exact[layer], moved[layer], strict=True)):
                 if before is not None and after is not None and before.is_floating_point():
                     squares = (after - before).square().flatten(1).sum(1)
@@ -252,18 +270,42 @@ def _rows_of(layer: Row, points: slice) -> Row:
     return None if z is None else z[points], None if s is None else s[points]
 
 
-def _repeats(
-    factors: Callable[[Tensor], Sequence[Row]], points: Tensor, exact: Sequence[Row], n: int, size: float
+def _switches(
+    factors: Callable[[Tensor], Sequence[Row]], point: Tensor, exact: Sequence[Row], size: float, tables: bool
 ) -> bool:
-    """Return whether a point alone, whose sums add up in another order, has the same Jacobian up to :data:`LINEAR`.
+    """Return whether what disturbances make of a point (1, d) is the switch of gates that lie on their hinges there.
 
-    If so, what a disturbance made of it was the switch of a ReLU whose hinge no rounding moves.
+    Run alone, where sums add up in another order, the point has the same Jacobian: no rounding moves the hinge. And
+
+    - two of :data:`TRIALS` passes come to the same Jacobian: of a few gates there are few. Those of a network that
+      amplifies rounding beyond all bounds all differ;
+    - or disturbances of the size of rounding do nothing;
+    - or they do as much as large ones, and features are continuous: of many gates.
     """
-    alone = on_cpu(factors(points[n : n + 1]))
-    one = [_rows_of(layer, slice(n, n + 1)) for layer in exact]
-    outputs = max([1, *(s.shape[1] for _, s in one if s is not None)])
-    distance = sum(float(squared_distance(a, b, outputs).sum()) for a, b in zip(one, alone, strict=True))
-    return distance <= LINEAR**2 * size
+    outputs = max([1, *(s.shape[1] for _, s in exact if s is not None)])
+
+    def distances(one: Sequence[Row], other: Sequence[Row]) -> Tensor:
+        return sum((squared_distance(a, b, outputs).sum(1) for a, b in zip(one, other, strict=True)), torch.zeros(()))
+
+    def passes(disturbance: float) -> list[Row]:
+        with Disturbed(1, point.device, tables, disturbance):
+            return on_cpu(factors(point.repeat(TRIALS, 1)))
+
+    if float(distances(exact, on_cpu(factors(point)))) > LINEAR**2 * size:
+        return False
+    zeros = torch.zeros(TRIALS, dtype=torch.int64)
+    large, small = passes(DISTURBANCE), passes(4 * UNIT)
+    first, second = torch.triu_indices(TRIALS, TRIALS, 1)
+    pairs = [[(None if z is None else z[at], None if s is None else s[at]) for z, s in large] for at in (first, second)]
+    if float(distances(*pairs).min()) <= SAME**2 * size:
+        return True
+    repeated = [(None if z is None else z[zeros], None if s is None else s[zeros]) for z, s in exact]
+    by_large, by_small = distances(repeated, large), distances(repeated, small)
+    if float(by_small.max()) <= QUIET**2 * size:
+        return True
+    before, after = ([z.double() for z, _ in rows if z is not None] for rows in (exact, large))
+    moved = [float((b - a).norm(dim=1).max()) / (float(a.norm()) or 1.0) for a, b in zip(before, after, strict=True)]
+    return max(moved, default=0.0) <= SAME and float(by_small.median()) >= float(by_large.median()) / SCALED
 
 
 def squared_rows(layer: Row, outputs: int) -> Tensor:

@@ -185,3 +185,32 @@ def test_ranks_of_representations_contain_those_of_long_double(scale, seed):
             level = LONG(rtol) ** 2 * squares[0]
             assert rank.lower <= int((squares > level - rest).sum())
             assert int((squares > level + rest).sum()) <= rank.upper
+
+
+@pytest.mark.parametrize("head", [1.0, 1e-12, 0.0])
+@pytest.mark.parametrize("far", [1, 60])
+@pytest.mark.parametrize("activation", [{"activation": "finer"}, {"activation": "sine", "init": "siren"}])
+def test_points_where_a_network_amplifies_rounding_beyond_bounds_are_no_hinges(head, far, activation):
+    """With a head of zeros such a point run alone repeats to the bit: nothing adds up in another order."""
+    coords = (torch.arange(300) / 150 - 1)[:, None]
+    coords[100 : 100 + far] = 1e6 * (1 + torch.arange(far)[:, None] / 7) * (1 if "init" not in activation else 1e6)
+    for seed in range(3):
+        net = inr.INR(1, 1, width=16, hidden_layers=1, omega=30.0, seed=seed, **activation)
+        with torch.no_grad():
+            net.layers[-1].weight *= head
+        K = inr.ntk(net, coords, precision="highest")
+        assert K.jacobian_error == math.inf
+        with pytest.raises(ResolutionError):
+            K.spectrum(1e-3, method="inertia")
+
+
+def test_a_layer_whose_part_rounding_spoils_is_told_where_others_are_larger():
+    """The first layer's part is tiny beside the head's, and noise: its error says so, that of the sum stays small."""
+    net = inr.INR(1, 1, width=16, hidden_layers=1, activation="tanh", seed=0, dtype=torch.float64)
+    with torch.no_grad():
+        net.layers[0].weight.fill_(1.0)
+        net.layers[0].bias.fill_(17.5)  # 1 - tanh^2 keeps one or two digits
+    K = inr.ntk(net, inr.grid((40,), dtype=torch.float64), precision="highest")
+    assert K.jacobian_error <= 1e-9 * math.sqrt(K.trace())
+    layer = K.layers["layers.0"]
+    assert layer.jacobian_error >= 1e-3 * math.sqrt(layer.trace())

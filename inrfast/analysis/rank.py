@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from inrfast.arrays import is_array
-from inrfast.errors import RangeError, check_tensor
+from inrfast.errors import RangeError, ResolutionError, check_tensor
 from inrfast.linalg.counted import check_diagonal
 from inrfast.linalg.eigenvalues import DenseableOperator, check_levels, counts
 from inrfast.linalg.operators import (
@@ -137,12 +137,18 @@ def _of_operator(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]
             check_semidefinite(smallest, ROUNDED * float(spectrum.eigenvalues.abs().max()) + spectrum.lower_error)
     if levels:
         return tuple(spectrum.count_above(level) for level in levels)
-    return tuple(spectrum.rank(rtol) for rtol in rtols)
+    try:
+        return tuple(spectrum.rank(rtol) for rtol in rtols)
+    except ResolutionError as error:
+        raise ResolutionError(f"{error} ({spectrum.note})" if spectrum.note else str(error)) from None
 
 
 def _of_matrix(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]) -> tuple[RankInterval, ...]:
     """Return numbers of singular values."""
     matrix = check_tensor("matrix_or_kernel", given, ndim=2).detach()
+    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    if 0 < largest < SMALLEST:
+        raise RangeError(f"matrix_or_kernel has entries of {largest:.1e} at most, which fp64 holds in part; scale it")
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.t()
     source = partial(_row_chunks, matrix)
@@ -165,6 +171,9 @@ OFFERED = ("device", "partition", "matrix_error", "jacobian_error", "diagonal", 
 
 ROUNDED = 1e-5
 """Size of a negative eigenvalue, relative to the largest, that rounding of entries to fp32 may have left."""
+
+SMALLEST = 1e-280
+"""Largest entry of a matrix below which its small singular values may have lost digits."""
 
 MATRICES = 4
 """Matrices of the operator's order in memory while it is written down and made symmetric."""

@@ -295,7 +295,7 @@ def _estimated(
     else:
         note += f"and a quadrature for estimates would take {format_bytes(quadrature_bytes(n))} of the budget"
     if proof is not None:
-        note += f"; factorisations of K - level I would prove them with {format_bytes(proof)} of the budget"
+        note += f"; factorisations of K - level I would prove them with {format_bytes(proof)} beside the operator's own"
     return replace(found, note=note)
 
 

@@ -319,9 +319,7 @@ class Spectrum(Record):
         places = sorted({f"{count.high:.4g}" for count in self.certified}, key=float, reverse=True)
         told = ", ".join(places[:MOST_TOLD]) + (", ..." if len(places) > MOST_TOLD else "")
         value = float(self.eigenvalues[0])
-        other = (
-            f"ask for spectrum(rtol={found.rtol:g}), or for levels=" if found.rtol >= LEAST_RTOL else "ask for levels="
-        )
+        other = f"spectrum(rtol={found.rtol:g}), or for " if found.rtol >= LEAST_RTOL else ""
         return (
             f": by the counts certified at the levels {told} (lambda_1 is {value:.4g}) it lies in "
             f"[{found.lower}, {found.upper}]; ask for {other}"

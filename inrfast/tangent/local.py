@@ -188,7 +188,7 @@ def ntk(
 
     The network is probed at each call. For an :class:`inrfast.INR` in closed form that is the comparison with
     automatic differentiation at two points. With the native extension it is made once per configuration (all but the
-    numbers) of plain networks: those of this very class, in fp32 or fp64 on a CPU, with activations of this library and
+    numbers) of plain networks: those of this very class, in fp32 or fp64 on a CPU, with ReLU, sine or FINER alone and
     without encoding, norms, filters, hooks, shared parameters, and methods or attributes of their own. Later calls then
     skip the comparison, and copy parameters but no module. They still check that numbers are finite, and by a pass over
     four points with disturbances that the network does not amplify rounding; if it does, they take all probes.

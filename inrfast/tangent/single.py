@@ -148,7 +148,10 @@ class SingleProducts:
         """Return these rows of ``J g`` (n, 1) in fp64, g of independent normal numbers: a vector of covariance K."""
         generator = torch.Generator().manual_seed(seed)
         shapes = [(max(b, 1), max(a, 1)) for a, b in self.sides.widths]
-        drawn = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in self.sides.picked]
+        drawn = [
+            [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
+            for _ in self.sides.picked
+        ]
         if self.sides.output == "full":
             for index, (_, b) in enumerate(self.sides.widths):
                 if b > 0:

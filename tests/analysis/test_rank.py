@@ -13,7 +13,7 @@ from scipy.sparse.linalg import aslinearoperator
 
 import inrfast as inr
 from inrfast.analysis.rank import numerical_rank
-from inrfast.errors import ResolutionError
+from inrfast.errors import RangeError, ResolutionError
 from inrfast.linalg import costs, eigenvalues
 from inrfast.linalg.operators import DenseOperator
 from inrfast.tangent.kernel_operator import KernelOperator
@@ -226,3 +226,21 @@ def test_a_kernel_between_two_sets_of_points_is_refused():
     kernel = inr.ntk(inr.INR(2, 1, width=4), inr.grid((3, 3)), inr.grid((2, 2)))
     with pytest.raises(ValueError, match="coords2"):
         numerical_rank(kernel, 1e-3)
+
+
+def test_an_operator_that_multiplies_in_fp32_is_known_to_no_more():
+    """Its products are noise below that: a rank there is refused, not counted."""
+    kernel = inr.ntk(inr.INR(2, 1, width=16, seed=0), inr.grid((16, 16)))
+    exact = kernel.at_precision("highest")
+    for rtol in (1e-3, 1e-10):
+        assert numerical_rank(exact.to_scipy(), rtol) == numerical_rank(exact, rtol)
+    assert numerical_rank(exact, 1e-3).lower in numerical_rank(kernel.to_scipy(), 1e-3)
+    with pytest.raises(ResolutionError, match="floor"):
+        numerical_rank(kernel.to_scipy(), 1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-281, 1e-316])
+def test_matrices_that_fp64_holds_in_part_are_refused(scale):
+    with pytest.raises(RangeError, match="scale it"):
+        numerical_rank(scale * torch.rand(8, 8, dtype=torch.float64), 1e-6)
+    assert numerical_rank(torch.zeros(8, 8), 1e-6).upper == 0

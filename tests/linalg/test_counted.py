@@ -206,7 +206,9 @@ def test_budgets_for_single_and_for_double_precision(monkeypatch):
         told = of(budget, 1e-7, levels, "auto")
         assert told.method == "cholesky"
         assert "a stochastic quadrature estimates counts" in told.note
-        assert re.search(r"factorisations of K - level I would prove them with [\d.]+ MiB of the budget", told.note)
+        assert re.search(
+            r"factorisations of K - level I would prove them with [\d.]+ MiB beside the operator", told.note
+        )
     assert of(double, 0.1, (1e-7,), "auto").method == "inertia"
 
 

@@ -44,7 +44,7 @@ def test_where_the_factor_is_too_short_a_quadrature_stands_beside_it(monkeypatch
     values = torch.logspace(0, -1, 900, dtype=torch.float64)
     s = of(operator_with(values, 0), 1e-3, budget=1 << 23)  # too little for a factorisation, or all eigenvalues
     assert "a stochastic quadrature estimates counts" in s.note
-    assert re.search(r"factorisations of K - level I would prove them with [\d.]+ MiB of the budget", s.note)
+    assert re.search(r"factorisations of K - level I would prove them with [\d.]+ MiB beside the operator", s.note)
     with pytest.raises(ResolutionError, match="below the floor"):
         s.rank()
     found = s.estimated_rank(0.15)

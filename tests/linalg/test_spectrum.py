@@ -261,3 +261,18 @@ def test_a_certified_level_is_answered_below_the_floor_and_no_other():
         s.energy(torch.ones(61))
     between = replace(s, certified=(*counts, certified_at(values, 2.1e-5, 2.1e-5, 0)))
     assert between.rank(2.05e-5).lower == between.rank(2.05e-5).upper == 47  # equal on either side
+
+
+def test_zeros_exceed_a_negative_threshold():
+    s = replace(dense_spectrum(torch.diag(torch.tensor([1.0, 0.5, 0.0, 0.0]).double()), 0.0, 1e-6, 2), rank_bound=2)
+    assert 4 in s.count_above(-1.0) and 4 in s.truncated(2).count_above(-1e-9) and 2 in s.count_above(0.0)
+
+
+def test_a_spectrum_for_levels_names_no_tolerance_of_its_own():
+    s = Spectrum(torch.tensor([1.0]).double(), None, 0.0, 0.0, 9, 2.0, 9, 2.0**-53, "inertia", beyond=1.0)
+    with pytest.raises(ResolutionError, match="computed for absolute levels"):
+        s.rank()
+    s = replace(s, certified=(CertifiedCount(0.1, 0.1, 3, 3, "high", 0.0, 1e-6),))
+    for rtol, told in ((1e-15, r"ask for levels=\["), (1e-5, r"ask for spectrum\(rtol=1e-05\), or for levels=\[")):
+        with pytest.raises(ResolutionError, match=told):
+            s.rank(rtol)

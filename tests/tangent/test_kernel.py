@@ -1,6 +1,7 @@
 """One suite of laws for kernels in one process and for kernels that real processes share."""
 
 import pytest
+import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from kernel_laws import LAWS, Truth
@@ -10,6 +11,7 @@ from torch import nn
 
 import inrfast as inr
 from inrfast.encodings.hash_grid import HashGrid
+from inrfast.errors import RangeError
 
 CASES = {
     "net": networks(max_width=24, max_depth=3),
@@ -64,3 +66,23 @@ def test_kernels_of_other_layers_obey_the_same_laws(two, name):
         law(K, truth)
     first, second = two.call("kernel_laws", "shared", net, coords, "full", "highest", truth)
     assert first == second
+
+
+@pytest.mark.parametrize("scale", [1e-130, 1e-160, 1e-165, 1e-200])
+def test_spectra_of_kernels_that_fp64_does_not_hold_are_refused(scale):
+    """A ReLU network without biases has the same ranks at every scale of its points, until squares vanish."""
+    net = inr.INR(2, 1, width=16, hidden_layers=2, bias=False, dtype=torch.float64, seed=0)
+    K = inr.ntk(net, scale * inr.grid((12, 12)).double(), precision="highest")
+    for refused in (
+        lambda: K.spectrum(1e-3),
+        lambda: K.counts(1e-3),
+        lambda: inr.numerical_rank(K, 1e-3),
+        lambda: K.layers["layers.1"].counts(1e-3),
+        lambda: K.solve(torch.ones(144), ridge=1.0),
+    ):
+        with pytest.raises(RangeError, match="spectrum or system"):
+            refused()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    assert inr.ntk(net, inr.grid((12, 12))).counts(1e-3).rank().upper == 0

@@ -102,3 +102,20 @@ def test_what_fp32_does_not_hold_is_not_offered():
             net.layers[-1].weight *= scale  # so that the sensitivities are; features hold the 1 of the bias
         operator = KernelOperator(inr.ntk(net, inr.grid((8, 8)), precision="highest"))
         assert (operator.single is not None) == offered
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_counts_do_not_depend_on_the_default_dtype(dtype):
+    net, coords = inr.INR(2, 1, width=32, hidden_layers=2, seed=0), inr.grid((72, 72))
+    expected = inr.ntk(net, coords).counts(1e-5)
+    assert expected.certified  # by products in fp32
+    level = 1e-5 * float(expected.eigenvalues[0])
+    by_level = inr.ntk(net, coords).counts(levels=level)
+    assert by_level.counts is None and by_level.note == expected.note  # nothing is left to estimate
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = inr.ntk(net, coords).counts(1e-5)
+    finally:
+        torch.set_default_dtype(before)
+    assert (found.rank(), found.certified) == (expected.rank(), expected.certified)
