@@ -59,7 +59,7 @@ class Side:
     """The factors of one side of a kernel as matrices, and their blocks of points, each cut once.
 
     A tile takes a dozen operations; cutting its blocks anew would take three times as many, each under Python's lock.
-    Factors of another dtype are converted block by block, by the thread that multiplies them.
+    Factors of another dtype are converted for each tile, in memory of the thread that multiplies them.
     """
 
     def __init__(
@@ -69,23 +69,46 @@ class Side:
         ordered = sorted(factors, key=lambda pair: pair[0] is not None and pair[1] is not None)
         self.layers = [(features, _flat(sensitivities, output)) for features, sensitivities in ordered]
         self.fold, self.transposed, self.dtype = fold, transposed, dtype
+        floating = {f.dtype for pair in self.layers for f in pair if f is not None and f.is_floating_point()}
+        self.converts = dtype is not None and floating != {dtype}
         self._blocks: dict[tuple[int, int], list[Pair]] = {}
 
-    def block(self, rows: slice) -> list[Pair]:
-        """Return the matrices of some points, turned over on the side of the columns."""
+    def block(self, rows: slice, memory: dict[tuple[int, int], Tensor] | None = None) -> list[Pair]:
+        """Return the matrices of some points, turned over on the side of the columns.
+
+        Those that are converted last until the next call with this ``memory``, which holds no other side's.
+        """
+        folded = slice(rows.start * self.fold, rows.stop * self.fold)
+        if self.converts:
+            assert memory is not None
+            found = []
+            for number, (z, s) in enumerate(self.layers):
+                z, s = (
+                    self._converted(own, part, memory, (number, kind))
+                    for kind, (own, part) in enumerate(((z, rows), (s, folded)))
+                )
+                found.append((z, s))
+            return found
         key = (rows.start, rows.stop)
         if key not in self._blocks:
-            folded = slice(rows.start * self.fold, rows.stop * self.fold)
             self._blocks[key] = [(self._cut(z, rows), self._cut(s, folded)) for z, s in self.layers]
         return self._blocks[key]
 
     def _cut(self, factor: Tensor | None, rows: slice) -> Tensor | None:
         if factor is None:
             return None
+        return factor[rows].t() if self.transposed else factor[rows]
+
+    def _converted(
+        self, factor: Tensor | None, rows: slice, memory: dict[tuple[int, int], Tensor], key: tuple[int, int]
+    ) -> Tensor | None:
+        if factor is None or factor.dtype == self.dtype or not factor.is_floating_point():
+            return self._cut(factor, rows)
         part = factor[rows]
-        if self.dtype not in (None, factor.dtype) and factor.is_floating_point():
-            part = part.to(self.dtype)
-        return part.t() if self.transposed else part
+        if key not in memory or len(memory[key]) < len(part):
+            memory[key] = part.new_empty(part.shape, dtype=self.dtype)
+        into = memory[key][: len(part)].copy_(part)
+        return into.t() if self.transposed else into
 
 
 class Scratch:
@@ -244,11 +267,12 @@ def for_each_tile(
 
     def worker() -> Callable[[tuple[slice, slice]], None]:
         scratch = Scratch.of(min(side, max(n, points(others))), fold, dtype, device)
+        memory: tuple[dict[tuple[int, int], Tensor], ...] = ({}, {})
 
         def compute(place: tuple[slice, slice]) -> None:
             i, j = place
             views = scratch.views(i.stop - i.start, j.stop - j.start)
-            tile = compute_tile(above.block(i), across.block(j), output, outputs, views)
+            tile = compute_tile(above.block(i, memory[0]), across.block(j, memory[1]), output, outputs, views)
             if columns is None and i == j:
                 _symmetrise_(tile)
             visit(slice(i.start * fold, i.stop * fold), slice(j.start * fold, j.stop * fold), tile)

@@ -106,8 +106,9 @@ class KernelOperator:
         found = None if offered is None else offered(lowest, budget)
         if found is None:
             return None
-        spared = self._kernel.left.store.bytes_held - found.left.store.bytes_held
-        return RoundedOperator(found, move(found, found.trace()), budget + spared)
+        kernel, single = found
+        spared = self._kernel.left.store.bytes_held - kernel.left.store.bytes_held
+        return RoundedOperator(kernel, single, move(kernel, kernel.trace()), budget + spared)
 
     @cached_property
     def _in_single(self) -> TangentKernel:
@@ -145,15 +146,17 @@ class RoundedOperator(KernelOperator):
 
     Attributes
     ----------
+    single
+        Products with single vectors in fp32.
     moved
         Bound on the spectral norm by which J was moved.
     budget
         Bytes for all but these factors.
     """
 
-    def __init__(self, kernel: TangentKernel, moved: float, budget: int) -> None:
+    def __init__(self, kernel: TangentKernel, single: SingleProducts, moved: float, budget: int) -> None:
         super().__init__(kernel)
-        self.moved, self.budget = moved, budget
+        self.single, self.moved, self.budget = single, moved, budget
 
     @property
     def jacobian_error(self) -> float:

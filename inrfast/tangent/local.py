@@ -21,6 +21,7 @@ from inrfast.tangent.kernel import TangentKernel
 from inrfast.tangent.probes import check_points
 from inrfast.tangent.rounded import rounded
 from inrfast.tangent.sides import Sides
+from inrfast.tangent.single import SingleProducts
 from inrfast.tangent.store import FactorStore, backend_for, check_range
 from inrfast.wrapped import unwrapped
 
@@ -61,8 +62,11 @@ class NTK(TangentKernel):
 
         return NTK(moved(self.left), None if self.symmetric else moved(self.right), self.output)
 
-    def rounded(self, lowest: Callable[[float], float], budget: int) -> NTK | None:
-        """Return the kernel of factors rounded to fp32, in fp64, where counts above levels gain by it; or None."""
+    def rounded(self, lowest: Callable[[float], float], budget: int) -> tuple[NTK, SingleProducts] | None:
+        """Return the kernel of factors rounded to fp32, in fp64, where counts above levels gain by it; or None.
+
+        Beside it are its products in fp32.
+        """
         return rounded(self, lowest, budget) if self.symmetric and self.dtype == torch.float64 else None
 
     def squarable(self) -> NTK:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from inrfast.layers import Factors
 from inrfast.linalg.operators import SINGLE_UNIT
-from inrfast.memory import chunks
 from inrfast.rounding import PassErrors
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.single import LARGEST, RELEASED, SingleProducts
@@ -30,9 +29,6 @@ if TYPE_CHECKING:
 
 ROWS = 2048
 """Points of a side of a product, whose factors are there in fp64 at a time."""
-
-FILLED_ROWS = 4096
-"""Points whose factors are computed in fp64 at a time, to be rounded."""
 
 SHARE = 2e-3
 """Largest move of J, relative to the root of the level: twice that is what the level is moved by, relative to it."""
@@ -53,17 +49,12 @@ class RoundedStore(FactorStore):
         The store in fp64 at the same points.
     """
 
+    in_single = True
+
     def __init__(self, exact: FactorStore) -> None:
         super().__init__(exact.capture, exact.coords, exact.budget, exact.backend)
-        self.exact, n = exact, len(exact.coords)
-        self._kept = exact.room(n, torch.float32)
-        memory = exact.room(min(FILLED_ROWS, n))
-        for rows in chunks(n, FILLED_ROWS):
-            own = [layer.at(slice(0, rows.stop - rows.start)) for layer in memory]
-            for into, layer in zip(self._kept, exact.compute(exact.coords[rows], own), strict=True):
-                for target, values in zip(into, layer, strict=True):
-                    if target is not None and values is not None:
-                        target[rows] = values
+        self.exact = exact
+        self._kept = exact.compute(exact.coords, exact.room(len(exact.coords), torch.float32))
 
     @property
     def bytes_per_point(self) -> int:
@@ -123,8 +114,10 @@ class RoundedJacobian(LayerwiseJacobian):
         return [layer.at(points) for layer in self.store.rounded(self.indices)]
 
 
-def rounded(kernel: NTK, lowest: Callable[[float], float], budget: int) -> NTK | None:
+def rounded(kernel: NTK, lowest: Callable[[float], float], budget: int) -> tuple[NTK, SingleProducts] | None:
     """Return the kernel of factors rounded to fp32, where that saves memory and a level is still told apart; or None.
+
+    Beside it are its products in fp32.
 
     Parameters
     ----------
@@ -148,7 +141,8 @@ def rounded(kernel: NTK, lowest: Callable[[float], float], budget: int) -> NTK |
     if not move(kernel, trace) <= SHARE * math.sqrt(max(lowest(largest), 0.0)):
         return None
     made = type(kernel)(RoundedJacobian(RoundedStore(store), left.memory_budget), None, kernel.output)
-    return made if SingleProducts(made, made).in_range else None
+    products = SingleProducts(made, made)
+    return (made, products) if products.in_range else None
 
 
 def move(kernel: TangentKernel, trace: float) -> float:

@@ -63,7 +63,8 @@ class SingleProducts:
     def __init__(self, kernel: TangentKernel, single: TangentKernel) -> None:
         self.partition, self._diagonal = kernel.partition, kernel._diagonal
         self.sides: Sides = single.sides if single.left.store.kept else kernel.sides
-        self._held: list[Factors] | None = None
+        store = self.sides.left.store
+        self._held: list[Factors] | None = store.rounded(self.sides.left.indices) if store.in_single else None
 
     @contextmanager
     def held(self, room: int) -> Iterator[None]:
@@ -122,7 +123,8 @@ class SingleProducts:
         def sizes(share: slice) -> list[list[float]]:
             """Return the largest entries of every layer's factors; NaN where fp32 does not hold a chunk's."""
             found = [[0.0, 0.0] for _ in self.sides.widths]
-            for _, layers in self.sides.left.chunks(ROWS, share):
+            left = self.sides.left
+            for _, layers in left.chunks(ROWS, share) if self._held is None else self._chunks(left, share):
                 for layer, largest in zip(layers, found, strict=True):
                     for number, factor in enumerate(layer):
                         if factor is not None and factor.is_floating_point():

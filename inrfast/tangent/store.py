@@ -114,7 +114,11 @@ class FactorStore:
     released
         Whether the factors were kept and given back: all of them computed anew are the same to the bit, some of them
         beside other points are not.
+    in_single
+        Whether fp32 holds the factors as they are.
     """
+
+    in_single = False
 
     def __init__(self, capture: Capture, coords: Tensor, budget: int, backend: str = "torch") -> None:
         self.capture = capture
