@@ -107,7 +107,7 @@ class KernelOperator:
         if found is None:
             return None
         kernel, single = found
-        spared = self._kernel.left.store.bytes_held - kernel.left.store.bytes_held
+        spared = self._kernel.left.store.bytes_held - kernel.left.store.bytes_held - kernel.left.store.bytes_converted
         return RoundedOperator(kernel, single, move(kernel, kernel.trace()), budget + spared)
 
     @cached_property

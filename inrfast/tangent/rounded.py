@@ -18,6 +18,8 @@ from torch import Tensor
 
 from inrfast.layers import Factors
 from inrfast.linalg.operators import SINGLE_UNIT
+from inrfast.ops import gemm
+from inrfast.ops.gram import TILE
 from inrfast.rounding import PassErrors
 from inrfast.tangent.jacobian import LayerwiseJacobian
 from inrfast.tangent.single import LARGEST, RELEASED, SingleProducts
@@ -75,6 +77,12 @@ class RoundedStore(FactorStore):
     def streaming_rows(self) -> int:
         """Points of a side of a product: in fp64 they take memory of their own."""
         return min(ROWS, len(self.coords))
+
+    @property
+    def bytes_converted(self) -> int:
+        """Bytes of the factors in fp64 that products of tiles hold at a time, in all threads."""
+        threads = gemm.threads(torch.float64, self.capture.device)
+        return torch.float64.itemsize * self.capture.numbers_per_point * TILE * threads
 
     @contextmanager
     def limited(self, budget: int) -> Iterator[None]:
