@@ -1,5 +1,7 @@
 """Budgets: a refusal comes before anything is allocated and says what is needed."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -48,5 +50,9 @@ def test_empty_is_an_ordinary_contiguous_tensor_of_its_own(rows, dtype):
 
 def test_freed_memory_is_given_back_where_the_c_library_can(monkeypatch):
     memory.trim()
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # of another system
+    asked: list[int] = []
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace(malloc_trim=asked.append))
     memory.trim()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: SimpleNamespace())  # of another system
+    memory.trim()
+    assert asked == ([0] if memory.os.name == "posix" else [])

@@ -146,7 +146,7 @@ def _of_operator(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]
 def _of_matrix(given: Any, rtols: tuple[float, ...], levels: tuple[float, ...]) -> tuple[RankInterval, ...]:
     """Return numbers of singular values."""
     matrix = check_tensor("matrix_or_kernel", given, ndim=2).detach()
-    largest = float(matrix.abs().max()) if matrix.numel() else 0.0
+    largest = max(-float(matrix.min()), float(matrix.max())) if matrix.numel() else 0.0  # no copy is made
     if 0 < largest < SMALLEST:
         raise RangeError(f"matrix_or_kernel has entries of {largest:.1e} at most, which fp64 holds in part; scale it")
     if matrix.shape[0] < matrix.shape[1]:

@@ -221,21 +221,22 @@ def _by_pivots(
     Where the counts alone matter, pivots of a kernel whose factors were rounded to fp32 will do; what that moves
     eigenvalues by is in the spectrum's ``jacobian_error``.
     """
-    rounded = None if demand.values or not hasattr(operator, "rounded") else operator.rounded(demand.level, budget)
-    if rounded is None:
-        alternative = _alternative(operator, demand, budget)
-        return certified_spectrum(operator, demand, rank_bound, budget, seed, False, progress, alternative), alternative
-    alternative = _alternative(rounded, demand, budget)
-    found = certified_spectrum(rounded, demand, rank_bound, rounded.budget, seed, False, progress, alternative)
-    return found.with_jacobian_error(rounded.moved), alternative
+    offered = None if demand.values else getattr(operator, "rounded", None)
+    rounded = None if offered is None else offered(demand.level, budget)
+    used, room, moved = (operator, budget, 0.0) if rounded is None else (rounded, rounded.budget, rounded.moved)
+    alternative = _alternative(used, demand, budget)
+    found = certified_spectrum(used, demand, rank_bound, room, seed, False, progress, alternative)
+    return found.with_jacobian_error(moved), alternative
 
 
 def _answers(exact: Spectrum, demand: Ranks) -> bool:
     """Return whether a spectrum gives the rank at every tolerance of ``demand``."""
     try:
-        return all(exact.rank(rtol) is not None for rtol in demand.rtols)
+        for rtol in demand.rtols:
+            exact.rank(rtol)
     except ResolutionError:
         return False
+    return True
 
 
 def _upper_ends(found: Spectrum) -> str:
