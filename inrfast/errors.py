@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrfast.arrays import as_tensor, is_array
+from inrfast.words import check_choice as check_choice
+from inrfast.words import nearest as nearest
 
 
 class InrfastError(Exception):
@@ -26,6 +28,10 @@ class UnsupportedModuleError(InrfastError, ValueError):
 
 class NotAvailableError(InrfastError, RuntimeError):
     """A backend, method or option that is absent here; the message says why and what works instead."""
+
+
+class MissingLibraryError(NotAvailableError, ImportError):
+    """A library that only some users need and that is not installed here; the message says how it is."""
 
 
 class MemoryBudgetError(InrfastError, MemoryError):
@@ -56,6 +62,31 @@ class DivergedError(InrfastError, ArithmeticError):
     """A fit met a NaN or Inf; the network holds its last good state."""
 
 
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Import libraries of an optional extra in this block; one that is not there is named, and how it is installed.
+
+    Parameters
+    ----------
+    extra
+        The extra of the package that brings them, such as ``"audio"``.
+    what
+        What is about to be done, as the subject of a sentence: ``"reading speech.flac"``.
+
+    Raises
+    ------
+    MissingLibraryError
+        A library is not installed, or cannot be loaded.
+    """
+    try:
+        yield
+    except (ImportError, OSError) as error:  # OSError: a library of C that a package has not found
+        name = (getattr(error, "name", None) or "").partition(".")[0]
+        reason = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
+        library = name or f"the libraries of inrfast[{extra}]"
+        raise MissingLibraryError(f"{what} needs {library}: pip install 'inrfast[{extra}]'{reason}") from error
+
+
 INNER = ("inrfast", "torch", "contextlib", "functools")
 """Packages whose frames lie between a warning and the line of the user's that it is about."""
 
@@ -66,34 +97,6 @@ def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INNER:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
-
-
-NEAR = 0.75
-"""Share of letters in common from which on a name is taken for another one mistyped."""
-
-
-def nearest(got: object, choices: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the choice nearest to ``got``, or an empty string.
-
-    A choice is near that has three quarters of its letters in common, or the same ones in another order, or that
-    ``got`` begins with or begins.
-    """
-    word = str(got).lower()
-    lowered = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word, lowered, n=1, cutoff=NEAR)
-    swapped = [low for low in lowered if sorted(low) == sorted(word)]
-    begun = [low for low in lowered if min(len(low), len(word)) > 2 and (low.startswith(word) or word.startswith(low))]
-    found = [*close, *swapped, *sorted(begun, key=len, reverse=True)]
-    return f" Did you mean {lowered[found[0]]!r}?" if found else ""
-
-
-def check_choice(argument: str, got: object, choices: Collection[str]) -> str:
-    """Return ``got`` if it is one of ``choices``; otherwise name the nearest match."""
-    if not isinstance(got, str):
-        raise TypeError(f"{argument} must be a name out of {sorted(choices)}, got {type(got).__name__}")
-    if got not in choices:
-        raise ValueError(f"{argument} must be one of {sorted(choices)}, got {got!r}.{nearest(got, choices)}")
-    return got
 
 
 def check_int(argument: str, got: Any, minimum: int | None = None) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inrfast.arrays import ArrayLike, as_tensor
-from inrfast.errors import check_float, check_tensor
+from inrfast.errors import check_float, check_tensor, needs
 
 SSIM_WINDOW = 11
 
@@ -103,7 +103,8 @@ def ssim(pred: ArrayLike, target: ArrayLike, data_range: float | None = 1.0) -> 
             f"pred must be an image (H, W) or (H, W, C) of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
             f"got shape {tuple(pred.shape)}"
         )
-    from skimage.metrics import structural_similarity  # slow to import, and not needed by fits
+    with needs("images", "the structural similarity"):
+        from skimage.metrics import structural_similarity  # slow to import, and not needed by fits
 
     return float(
         structural_similarity(

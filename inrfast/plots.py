@@ -2,7 +2,7 @@
 
 Colours are those of Okabe and Ito, told apart by readers of every colour vision and in this order for the first curve,
 the second, ...; curves beyond the palette are dotted. No function touches ``matplotlib.pyplot``, so nothing is shown,
-kept open or dependent on a display.
+kept open or dependent on a display. matplotlib, of the extra ``plots``, is imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
-from inrfast.errors import check_choice, check_float
+from inrfast.errors import check_choice, check_float, needs
 from inrfast.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BLACK = "#000000"
@@ -36,6 +37,37 @@ NOTE: dict[str, Any] = {"color": "0.35", "fontsize": 8, "verticalalignment": "bo
 
 Curve = Sequence[float] | np.ndarray | Tensor
 Image = np.ndarray | Tensor
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return a new figure of a size in inches, whose parts are placed without overlap.
+
+    Raises
+    ------
+    MissingLibraryError
+        matplotlib is not installed.
+    """
+    with needs("plots", "a figure"):
+        from matplotlib.figure import Figure  # slow to import, and most draw nothing
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def check_drawable(path: str | os.PathLike[str]) -> None:
+    """Refuse a path that no figure can be written to before there is one, or any where none can be drawn.
+
+    Raises
+    ------
+    ValueError
+        A suffix other than .png, .pdf and .svg.
+    MissingLibraryError
+        matplotlib is not installed.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"path must end in one of {', '.join(SUFFIXES)}, got {os.fspath(path)!r}")
+    with needs("plots", f"drawing {os.fspath(path)}"):
+        import matplotlib.figure  # noqa: F401
 
 
 def rank_against_tolerance(
@@ -76,6 +108,8 @@ def rank_against_tolerance(
     x = np.array([check_float("rtols", rtol, minimum=0.0, exclusive=True) for rtol in rtols])
     _check_named("curves", curves)
     axes = _axes(axes, (5.2, 4.2))
+    from matplotlib.ticker import MaxNLocator  # slow to import
+
     order = np.argsort(-x)
     for number, (name, ranks) in enumerate(curves.items()):
         if len(ranks) != len(x):
@@ -91,7 +125,7 @@ def rank_against_tolerance(
         axes.annotate(f"full rank {full_rank:,}", (0.01, full_rank), (0, 4), where, "offset points", **NOTE)
         axes.set_ylim(top=1.1 * full_rank)
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.minorticks_off()
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
@@ -262,7 +296,7 @@ def energy(
         axes.plot(x[order], middle[order], label=name, **style)
         axes.fill_between(x[order], lower[order], upper[order], color=style["color"], alpha=0.25, linewidth=0)
     axes.set_xscale("log")
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.minorticks_off()
     axes.invert_xaxis()
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(r"threshold on $\lambda_i / \lambda_1$" + r" ($\rightarrow$ smaller)")
@@ -298,7 +332,7 @@ def reconstructions(
         panels.append((f"{name}\n{psnr:.2f} dB", picture))
     height, width = panels[0][1].shape[:2]
     if figure is None:
-        figure = Figure(figsize=(2.6 * len(panels), 2.6 * height / width + 0.45), layout="constrained")
+        figure = new_figure(2.6 * len(panels), 2.6 * height / width + 0.45)
     found = list(figure.subplots(1, len(panels), squeeze=False)[0])
     for axes, (title, picture) in zip(found, panels, strict=True):
         # Nearest, so that a reader sees the pixels and no interpolation.
@@ -309,7 +343,7 @@ def reconstructions(
 
 
 def _axes(axes: Axes | None, size: tuple[float, float]) -> Axes:
-    return Figure(figsize=size, layout="constrained").subplots() if axes is None else axes
+    return new_figure(*size).subplots() if axes is None else axes
 
 
 def _style(number: int, dashed: bool = False) -> dict[str, Any]:
@@ -368,8 +402,6 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     OSError
         The folder does not exist or cannot be written.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"path must end in one of {', '.join(SUFFIXES)}, got {os.fspath(path)!r}")
+    check_drawable(path)
     with whole_file(path) as file:
-        figure.savefig(file, format=suffix[1:], dpi=DPI)
+        figure.savefig(file, format=Path(path).suffix.lower()[1:], dpi=DPI)

@@ -21,6 +21,7 @@ from inrfast.calibration import calibrate_batchnorm_
 from inrfast.choosing.choice import Candidate, Choice
 from inrfast.choosing.choose import choose
 from inrfast.encodings import Polynomial, PositionalEncoding, RandomFourier
+from inrfast.errors import ResolutionError
 from inrfast.grids import grid
 from inrfast.importing.network import import_network
 from inrfast.inverse.restoring import Restored, inpaint, upscale
@@ -67,6 +68,7 @@ __all__ = [
     "RandomFourier",
     "RankInterval",
     "Representation",
+    "ResolutionError",
     "Restored",
     "Spectrum",
     "SphereNorm",

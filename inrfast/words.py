@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Collection, Iterable
 
 MOST, MOST_WORD = 300, 150
 """Characters of a message on one line, and of one word in it: a path, or what was typed."""
@@ -21,3 +23,31 @@ def shortened(text: str, most: int) -> str:
         return text
     tail = (most - 3) // 2
     return f"{text[: most - 3 - tail]}...{text[-tail:]}"
+
+
+NEAR = 0.75
+"""Share of letters in common from which on a name is taken for another one mistyped."""
+
+
+def nearest(got: object, choices: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the choice nearest to ``got``, or an empty string.
+
+    A choice is near that has three quarters of its letters in common, or the same ones in another order, or that
+    ``got`` begins with or begins.
+    """
+    word = str(got).lower()
+    lowered = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word, lowered, n=1, cutoff=NEAR)
+    swapped = [low for low in lowered if sorted(low) == sorted(word)]
+    begun = [low for low in lowered if min(len(low), len(word)) > 2 and (low.startswith(word) or word.startswith(low))]
+    found = [*close, *swapped, *sorted(begun, key=len, reverse=True)]
+    return f" Did you mean {lowered[found[0]]!r}?" if found else ""
+
+
+def check_choice(argument: str, got: object, choices: Collection[str]) -> str:
+    """Return ``got`` if it is one of ``choices``; otherwise name the nearest match."""
+    if not isinstance(got, str):
+        raise TypeError(f"{argument} must be a name out of {sorted(choices)}, got {type(got).__name__}")
+    if got not in choices:
+        raise ValueError(f"{argument} must be one of {sorted(choices)}, got {got!r}.{nearest(got, choices)}")
+    return got

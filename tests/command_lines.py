@@ -288,7 +288,7 @@ def workplace(folder: Path) -> Path:
 
 def command_line(draws: random.Random, folder: Path) -> list[str]:
     """Return the words of one command line, without the program's name."""
-    command = draws.choice([*COMMANDS[1:], "fit", "fit", "ntk", "render"])
+    command = draws.choice([*[*COMMANDS][1:], "fit", "fit", "ntk", "render"])
     if draws.random() < 0.02:
         return [draws.choice([*NAMES, command, "--help", "-h", "--", "demo"]), draws.choice(NAMES)]
     words = [command, *SMALL.get(command, [])]

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inrfast import cli
-from inrfast.cli.options import parsed
+from inrfast.cli.commands import parsed
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -74,7 +73,7 @@ def test_the_readme_s_commands_exist_and_take_their_arguments(command):
     """They are not run: some install, and some read a file that a reader brings."""
     program, *words = shlex.split(command)
     if program == "inrfast":
-        assert callable(parsed(words, cli.COMMANDS).run)
+        assert callable(parsed(words).run)
     elif program == "make":
         assert words[0] in TARGETS
     elif program == "torchrun":

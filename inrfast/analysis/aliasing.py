@@ -14,12 +14,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from inrfast import plots
@@ -30,6 +28,10 @@ from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, counted, is_refusa
 from inrfast.mlp import is_pointwise
 from inrfast.modes import in_own_modes, modes_kept
 from inrfast.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 WINDOWS = ("none", "hann")
 
@@ -129,7 +131,7 @@ class Aliasing(Record):
         """
         if len(self.fs) > 2:
             raise ValueError(f"spectra of one or two coordinates can be drawn, got {len(self.fs)}")
-        figure = Figure(figsize=(9, 3.4) if len(self.fs) == 1 else (9, 4.2), layout="constrained")
+        figure = plots.new_figure(9, 3.4 if len(self.fs) == 1 else 4.2)
         spectra = (
             (self.fs, self.frequencies, self.amplitudes),
             (self.fs_test, self.frequencies_test, self.amplitudes_test),

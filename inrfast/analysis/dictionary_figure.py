@@ -7,13 +7,14 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from inrfast import plots
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from inrfast.analysis.dictionary import Dictionary
 
 ACROSS = 5
@@ -25,7 +26,7 @@ def draw(dictionary: Dictionary, k: int, path: str | os.PathLike[str] | None, si
     images, values = dictionary.images(k).cpu().numpy(), dictionary.eigenvalues.cpu()
     full = dictionary.spectrum.output == "full"
     rows = math.ceil(k / ACROSS)
-    figure = Figure(figsize=(2 * ACROSS, 2.2 * rows + 4), layout="constrained")
+    figure = plots.new_figure(2 * ACROSS, 2.2 * rows + 4)
     grid = figure.add_gridspec(2, 1, height_ratios=[2.2 * rows, 4])
     above, below = (figure.add_subfigure(grid[i]) for i in range(2))
     for i, axes in enumerate(above.subplots(rows, ACROSS, squeeze=False).flat):

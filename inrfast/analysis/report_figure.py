@@ -6,20 +6,20 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from inrfast import plots
 from inrfast.analysis.report_text import network_name
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from inrfast.analysis.report import DiagnosisReport, KernelDiagnosis, Representation
 
 
 def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`DiagnosisReport.plot` describes; with ``path``, also write it there."""
     panels = 2 if report.kernel is None else 3
-    figure = Figure(figsize=(14 * panels / 3, 5), layout="constrained")
+    figure = plots.new_figure(14 * panels / 3, 5)
     left, middle, *right = figure.subplots(1, panels)
     # Hidden layers first: a layer has the same colour in all panels.
     ordered = sorted(report.representations, key=lambda z: z.name == "input")

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
@@ -144,7 +143,9 @@ def quantile(blocks: int) -> float:
     That of Student's t with a quarter of their degrees of freedom: squares of a block's D are heavy-tailed, and blocks
     are added until an interval is narrow.
     """
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, blocks / FEWER - 1))
+    from scipy.special import stdtrit  # slow to import, and scipy.stats, which calls it, far slower
+
+    return float(stdtrit(blocks / FEWER - 1, (1 + CONFIDENCE) / 2))
 
 
 def estimated(kernel: NTK, gates: Gates, rtol: float, seed: int, progress: bool | None) -> Estimate:

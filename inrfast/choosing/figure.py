@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
-
 from inrfast import plots
 from inrfast.activations import bind
 from inrfast.choosing.choice import name_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from inrfast.choosing.choice import Candidate, Choice
 
 AXES = {
@@ -93,7 +92,7 @@ def draw(choice: Choice, path: str | os.PathLike[str] | None) -> Figure:
     drawn = {id(c) for curves in panels.values() for members in curves.values() for _, c in members}
     others = [c for c in choice.candidates if id(c) not in drawn][:MOST_OTHERS]
     widths = [3.6] * len(panels) + ([0.9 + 0.42 * len(others)] if others else [])
-    figure = Figure(figsize=(max(sum(widths) + 0.6, 5.5), 5.2), layout="constrained")
+    figure = plots.new_figure(max(sum(widths) + 0.6, 5.5), 5.2)
     every: Sequence[Axes] = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
     numbers = count()
     for axes, (number, curves) in zip(every, panels.items(), strict=False):
@@ -113,6 +112,8 @@ def _panel(axes: Axes, number: str, curves: Mapping[str, Any], best: Candidate, 
         ordered = sorted(members, key=lambda member: member[0])
         _points(axes, [value for value, _ in ordered], [c for _, c in ordered], best, color, "-", family)
     if number == "n":
+        from matplotlib.ticker import MaxNLocator  # slow to import
+
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     else:
         axes.set_xscale("log")
@@ -129,9 +130,9 @@ def _ticks(axes: Axes, values: Sequence[float]) -> None:
         if len(steps) <= MOST_TICKS:
             break
     axes.set_xlim(low, high)
-    axes.xaxis.set_major_locator(FixedLocator(steps))
+    axes.set_xticks(steps)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.minorticks_off()
 
 
 def _others(axes: Axes, others: Sequence[Candidate], best: Candidate) -> None:

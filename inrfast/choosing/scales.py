@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from inrfast.choosing.samples import Samples
@@ -110,12 +109,19 @@ def scales_of(samples: Samples, points: int, seed: int) -> list[Scale]:
     return _of_grid(samples, most, points - most, random)
 
 
+def _tree(points: Tensor) -> Any:
+    """Return a tree (scipy.spatial.cKDTree) that finds the nearest of some points."""
+    from scipy.spatial import cKDTree  # slow to import
+
+    return cKDTree(points.numpy())
+
+
 def _whole(samples: Samples, known: np.ndarray, random: np.random.Generator) -> Scale:
     """Return all samples, halved; a part is the region around one of a few of them."""
     rows = random.permutation(known)
     train, judges = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     coords = samples.coords.double()
-    _, near = cKDTree(coords[train[:REGIONS]].numpy()).query(coords[judges].numpy())
+    _, near = _tree(coords[train[:REGIONS]]).query(coords[judges].numpy())
     _, part, sizes = np.unique(near, return_inverse=True, return_counts=True)
     weight = torch.from_numpy(sizes / len(judges))
     values = samples.values.double()
@@ -282,16 +288,16 @@ def _of_scattered(
     """Return two scales of points anywhere: means around some of them, and neighbourhoods."""
     coords, values = samples.coords[known].double(), samples.values[known].double()
     axes = coords.shape[1]
-    _, near = cKDTree(coords[random.permutation(len(known))[:cells]].numpy()).query(coords.numpy())
+    _, near = _tree(coords[random.permutation(len(known))[:cells]]).query(coords.numpy())
     near = torch.from_numpy(np.unique(near, return_inverse=True)[1])
     sizes = torch.bincount(near).double()[:, None]
     cells = len(sizes)
     means = torch.zeros(cells, values.shape[1], dtype=torch.float64).index_add_(0, near, values) / sizes
     centres = torch.zeros(cells, axes, dtype=torch.float64).index_add_(0, near, coords) / sizes
-    far, index = cKDTree(centres.numpy()).query(coords.numpy(), k=range(1, min(2 * axes, cells) + 1))
+    far, index = _tree(centres).query(coords.numpy(), k=range(1, min(2 * axes, cells) + 1))
     share = torch.from_numpy(1 / (far + 1e-9) ** 2)
     smooth = ((share / share.sum(1, keepdim=True))[..., None] * means[index]).sum(1)
-    tree = cKDTree(coords.numpy())
+    tree = _tree(coords)
     middles = random.permutation(len(known))[: 8 * points // PATCH]
     size = min(PATCH, len(known))
     _, rows = tree.query(coords[middles].numpy(), k=size)

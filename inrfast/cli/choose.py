@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inrfast.cli.commands import add_command
 from inrfast.cli.network_words import candidate, quoted, words_of
-from inrfast.cli.options import add_command, common_options, memory_option, seed_option, size_options
+from inrfast.cli.options import common_options, memory_option, seed_option, size_options
 from inrfast.cli.output import (
     bar,
     check_apart,
@@ -22,7 +23,7 @@ from inrfast.cli.output import (
 from inrfast.cli.shell import INTERRUPTED, complain
 from inrfast.cli.signal_options import add_signal_options, files_read, given_options, given_words, load_given
 from inrfast.errors import warn
-from inrfast.plots import SUFFIXES
+from inrfast.plots import SUFFIXES, check_drawable
 from inrfast.signals.kinds import SIGNALS, Signal, kind_of
 from inrfast.spelling import level, path, whole
 
@@ -37,7 +38,6 @@ def add(commands: Any) -> None:
         "choose",
         run,
         [common_options(device_option=False), seed_option()],
-        "choose omega, sigma, encoding, activation, initialisation and learning rate for a signal before any training",
         "  inrfast choose photo.jpg\n"
         "  inrfast choose photo.jpg --size 128 --grey --width 128 --check 3 --out out/choice.png\n"
         "  inrfast choose speech.wav --seconds 60\n"
@@ -154,6 +154,7 @@ def _check_files(arguments: argparse.Namespace, name: str, options: dict[str, An
     if arguments.out is None:
         return
     check_file(arguments.out, SUFFIXES, " or ".join(SUFFIXES))
+    check_drawable(arguments.out)
     report = arguments.out.with_suffix(".json")
     check_target("--out", report)
     check_apart((arguments.out, report), read)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import common_options, seed_option
 from inrfast.cli.output import print_result
 from inrfast.spelling import path
 
@@ -17,7 +18,6 @@ def add(commands: Any) -> None:
         "demo",
         run,
         [common_options(), seed_option()],
-        "diagnose six starts of one network, fit some of them to a photograph, write numbers, text and figures",
         "  inrfast demo\n"
         "  inrfast demo --quick --out out/quick\n"
         "  inrfast demo --image photo.jpg --json > numbers.json\n",

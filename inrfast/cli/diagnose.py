@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import calibrated_network, common_options, network_options, seed_option
 from inrfast.cli.output import bar, check_folder, print_result, progress
 from inrfast.grids import grid
+from inrfast.plots import check_drawable
 from inrfast.spelling import path, shape, share, whole
 
 
@@ -18,7 +20,6 @@ def add(commands: Any) -> None:
         "diagnose",
         run,
         [common_options(), seed_option(), network_options()],
-        "measure the numerical ranks of a network's layers and of its tangent kernel at several tolerances",
         "  inrfast diagnose --grid 128x128\n"
         "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
         "  inrfast diagnose --ntk-points 0 --jacobian-pixels 0\n"
@@ -49,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     net = calibrated_network(arguments, coords, arguments.outputs)
     if arguments.out is not None:
         check_folder("--out", arguments.out)
+        check_drawable(arguments.out / "report.png")
     with bar(arguments, "the diagnosis"):
         report = diagnose(
             net,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from inrfast.choosing.choice import arguments_of, name_of
-from inrfast.cli.options import add_command, common_options, memory_option, network, network_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import common_options, memory_option, network, network_options, seed_option
 from inrfast.cli.output import (
     bar,
     check_apart,
@@ -53,7 +54,6 @@ def add(commands: Any) -> None:
         "fit",
         run,
         [common_options(), seed_option(), network_options(automatic=True)],
-        "fit a network to an image, a sound, a volume or a mesh; write reconstruction, report and model",
         "  inrfast fit photo.jpg\n"
         "  inrfast fit photo.jpg --network auto --width 128\n"
         "  inrfast fit photo.jpg --activation sine --init siren --lr 5e-4 --steps 1000\n"

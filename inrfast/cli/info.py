@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inrfast.cli.options import add_command
+from inrfast.cli.commands import add_command
 from inrfast.cli.output import print_result
 
 
@@ -16,7 +16,6 @@ def add(commands: Any) -> None:
         "info",
         run,
         [],
-        "say what is installed, how the extension was built, and which backends run here",
         "  inrfast info\n  inrfast info --json\n",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from inrfast.cli.options import add_command, common_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import common_options, seed_option
 from inrfast.cli.output import reading
 from inrfast.cli.restored import (
     add_picture_options,
@@ -41,7 +42,6 @@ def add(commands: Any) -> None:
         "inpaint",
         run,
         [common_options(), seed_option()],
-        "fill in the missing pixels of a picture; known pixels stay as they are",
         "  inrfast inpaint photo.png mask.png\n"
         "  inrfast inpaint photo.png scribble.png --missing white --out out/restored.png\n"
         "  inrfast inpaint cutout.png --report out/report.json\n"

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.lib import format as npy_format
 
-from inrfast.cli.options import add_command, calibrated_network, common_options, network_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import calibrated_network, common_options, network_options, seed_option
 from inrfast.cli.output import bar, check_file, existing_folder, make_folder, print_result, progress
 from inrfast.cli.shell import at_work, say
 from inrfast.errors import check_choice, nearest
@@ -36,7 +37,6 @@ def add(commands: Any) -> None:
         "ntk",
         run,
         [common_options(), seed_option(), network_options()],
-        "print the cost, trace, Frobenius norm and ranks of a tangent kernel, or write the kernel itself",
         "  inrfast ntk --grid 64x64\n"
         "  inrfast ntk --grid 48x48 --rtols 1e-2 1e-4 1e-6 --activation sine --init siren\n"
         "  inrfast ntk --grid 96x96 --activation gaussian --rtols 1e-4 --method inertia\n"

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inrfast.activations import ACTIVATIONS, bind
 from inrfast.calibration import calibrate_batchnorm_
-from inrfast.cli.shell import EXIT_CODES, UsageError, at_work, print_out
+from inrfast.cli.commands import Parser
+from inrfast.cli.shell import at_work
 from inrfast.encodings import spelling as encoding_spelling
-from inrfast.errors import check_choice, check_device
+from inrfast.errors import check_device
 from inrfast.initialisers import INITIALISERS
 from inrfast.modulations import MODULATIONS, modulation_config
 from inrfast.nn import INR, NORM_POSITIONS
@@ -25,67 +25,6 @@ from inrfast.spelling import choice, number, size_in_bytes, spec, spellings, who
 
 WIDTH = 256
 """Units of a hidden layer by default."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are those of :mod:`inrfast.cli.shell`."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what was wrong, as an exception."""
-        raise UsageError(f"{message} (see {self.prog} --help)")
-
-    def print_help(self, file: Any = None) -> None:
-        """Print the help as results are printed, since argparse ignores a full stdout."""
-        print_out(self.format_help().rstrip())
-
-
-def parsed(words: list[str], names: Sequence[str]) -> argparse.Namespace:
-    """Return the arguments of a command line of one of the subcommands ``names``.
-
-    Raises
-    ------
-    UsageError, ValueError
-        It cannot be understood.
-    SystemExit
-        It asked for help, which has been printed.
-    """
-    if words and not words[0].startswith("-"):
-        check_choice("command", words[0], names)
-    for word in words:
-        if word.startswith("--") and word.endswith("=--"):  # argparse drops the -- and then finds no value
-            raise UsageError(f"{word.removesuffix('=--')} takes a value, got '--'")
-    parser = Parser(
-        prog="inrfast",
-        description="See where an implicit neural representation loses rank, cure it, and fit it fast.",
-        epilog="Try:  inrfast demo\n      inrfast fit --help\n\n" + EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(names) + "}")
-    # Only the given command is described, so that imports of the others are not paid.
-    for name in words[:1] if words and words[0] in names else names:
-        importlib.import_module(f"inrfast.cli.{name}").add(commands)
-    return parser.parse_args(words)
-
-
-def add_command(
-    commands: Any,
-    name: str,
-    run: Callable[[argparse.Namespace], int],
-    parents: list[Parser],
-    summary: str,
-    examples: str,
-) -> Parser:
-    """Add a subcommand with its help, examples and exit codes."""
-    added: Parser = commands.add_parser(
-        name,
-        parents=parents,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"examples:\n{examples}\n{EXIT_CODES}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    added.set_defaults(run=run)
-    return added
 
 
 def common_options(device_option: bool = True) -> Parser:

@@ -6,7 +6,8 @@ import argparse
 import time
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, memory_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import common_options, memory_option
 from inrfast.cli.output import bar, check_file, make_folder, print_result, progress, reading
 from inrfast.cli.shell import at_work
 from inrfast.cli.signal_options import add_signal_options, given_options
@@ -20,7 +21,6 @@ def add(commands: Any) -> None:
         "render",
         run,
         [common_options()],
-        "write the image, sound, volume or mesh that a fitted network stands for, at any size",
         "  inrfast render result.safetensors large.png --size 1024x1024\n"
         "  inrfast render speech.safetensors speech48.wav --rate 48000\n"
         "  inrfast render bunny.safetensors bunny.ply --size 512 --memory-budget 2G\n",

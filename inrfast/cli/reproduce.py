@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import common_options, seed_option
 from inrfast.cli.output import print_result, progress
 from inrfast.errors import check_choice
 from inrfast.experiments.paper import PAPERS, PRESETS, Paper, spelled
@@ -20,7 +21,6 @@ def add(commands: Any) -> None:
         "reproduce",
         run,
         [common_options(), seed_option()],
-        "make the figures and tables of a paper, with the paper's numbers beside those measured here",
         "  inrfast reproduce inlet-rank-collapse all\n"
         "  inrfast reproduce inlet-rank-collapse fig7a table1 --images photos --preset paper --device cuda\n",
     )

@@ -6,7 +6,8 @@ import argparse
 from functools import partial
 from typing import Any
 
-from inrfast.cli.options import add_command, common_options, seed_option
+from inrfast.cli.commands import add_command
+from inrfast.cli.options import common_options, seed_option
 from inrfast.cli.restored import (
     add_picture_options,
     check_pictures,
@@ -29,7 +30,6 @@ def add(commands: Any) -> None:
         "upscale",
         run,
         [common_options(), seed_option()],
-        "enlarge a picture; averaged back over areas it is the picture again, if the factor is whole",
         "  inrfast upscale photo.png --factor 2\n"
         "  inrfast upscale thumbnail.jpg --factor 4 --out out/large.png\n"
         "  inrfast upscale scan.tif --factor 1.5 --out scan-large.tif --seconds 60\n"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import check_float, check_int
+from inrfast.errors import check_float, check_int, needs
 from inrfast.scenes.cameras import Camera
 from inrfast.scenes.views import Views
 from inrfast.signals.mesh import Placement
@@ -73,7 +73,8 @@ class Caster:
     def __init__(
         self, mesh: trimesh.Trimesh, texture: Texture = patches, highlight: float = 0.3, upward: int = 2
     ) -> None:
-        import igl  # slow to import
+        with needs("mesh", "a rendered mesh"):
+            import igl  # slow to import
 
         placed = Placement.of(check_mesh(mesh)).to_unit(torch.from_numpy(np.array(mesh.vertices, dtype=np.float64)))
         if check_int("upward", upward, minimum=0) > 2:

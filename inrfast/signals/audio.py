@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from inrfast import spelling
-from inrfast.errors import check_int, check_tensor
+from inrfast.errors import check_int, check_tensor, needs
 from inrfast.files import whole_file
 from inrfast.grids import grid
 from inrfast.memory import budget_bytes, require
@@ -130,7 +130,8 @@ def save_audio(values: Tensor, path: str | os.PathLike[str], rate: int) -> None:
 
 
 def _flac(samples: np.ndarray[Any, Any], rate: int) -> bytes:
-    import soundfile  # loads a library of its own, for these formats only
+    with needs("audio", "writing FLAC"):
+        import soundfile  # loads a library of its own, for these formats only
 
     content = io.BytesIO()  # encoded in memory, since the library ignores a full disk
     soundfile.write(content, samples, rate, format="FLAC", subtype="PCM_16")
@@ -147,7 +148,8 @@ def _check_size(file: Path, frames: int, channels: int, budget: int) -> None:
 
 def _by_soundfile(opened: BinaryIO, size: int, file: Path, budget: int) -> tuple[Tensor, int]:
     """Return samples and rate of a FLAC or Ogg file; checksums are verified, since the decoders skip damage."""
-    import soundfile  # loads a library of its own, for these formats only
+    with needs("audio", f"reading {file}"):
+        import soundfile  # loads a library of its own, for these formats only
 
     opened.seek(0)
     start = opened.read(42)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from inrfast import spelling
-from inrfast.errors import check_int, check_tensor
+from inrfast.errors import check_int, check_tensor, needs
 from inrfast.files import write_whole
 from inrfast.grids import grid
 from inrfast.memory import budget_bytes, chunks
@@ -161,7 +161,8 @@ def astronaut(size: int | Sequence[int] = 256, grey: bool = False) -> Tensor:
     Shape (H, W, C), fp32, values in [0, 1]; ``size`` and ``grey`` as in :func:`load_image`.
     """
     shape = _check_size(size)
-    from skimage import data  # slow to import, and needed for this one photograph only
+    with needs("images", "the bundled photograph"):
+        from skimage import data  # slow to import, and needed for this one photograph only
 
     return _fit_to(from_array(data.astronaut(), 255, base=3), shape, grey, transparent=False, strip=STRIP)
 
@@ -241,10 +242,12 @@ def _held(content: bytes, name: str, said: Stated) -> Stated:
 def _encoded_deep(pixels: np.ndarray[Any, Any], name: str, stated: Stated) -> bytes:
     """Return the content of a PNG or TIFF of 16 bits, which Pillow writes of greys only."""
     if name == "PNG":
-        from imagecodecs import png_encode  # slow to import, and needed for few files
+        with needs("images", "writing a PNG of 16 bits"):
+            from imagecodecs import png_encode  # slow to import, and needed for few files
 
         return png.stating(bytes(png_encode(np.ascontiguousarray(pixels))), stated.icc, stated.dpi)
-    import tifffile  # slow to import, and needed for this one format only
+    with needs("images", "writing a TIFF of 16 bits"):
+        import tifffile  # slow to import, and needed for this one format only
 
     content, colours = io.BytesIO(), pixels.ndim == 3
     extra = ["unassalpha"] if colours and pixels.shape[2] == 4 else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inrfast import spelling
-from inrfast.errors import check_float, check_int, check_seed, check_tensor
+from inrfast.errors import check_float, check_int, check_seed, check_tensor, needs
 from inrfast.grids import check_bounds
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid
 from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
@@ -206,8 +206,9 @@ def isosurface(
         raise ValueError(
             f"there is no surface: the values lie between {smallest:.6g} and {largest:.6g} and do not cross {level:.6g}"
         )
-    import trimesh
-    from skimage.measure import marching_cubes
+    with needs("mesh", "a surface"):
+        import trimesh
+        from skimage.measure import marching_cubes
 
     # "ascent": values rise towards the inside, the outward side is the low one.
     places, faces, _, _ = marching_cubes(values.double().cpu().numpy(), level, gradient_direction="ascent")
@@ -234,6 +235,11 @@ def _load(
     size = size * 3 if len(size) == 1 else size
     if len(size) != 3 or min(size) < LEAST_SIDE:
         raise ValueError(f"--size of a mesh must be 3 sizes (or one for all) of at least 2, got {size}")
+    with needs("mesh", f"a fit to {path}"):  # all of them, so that none is missing after the fit
+        import igl  # noqa: F401
+        import skimage.measure  # noqa: F401
+        import trimesh  # noqa: F401
+
     mesh = load_mesh(path)
     placement = Placement.of(mesh)
     coords, inside = sample_occupancy(mesh, samples, seed=seed, progress=progress)

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-
 from inrfast import plots
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from inrfast.training.watch import Watch
 
 DRAWN = 6
@@ -19,7 +19,7 @@ DRAWN = 6
 
 def draw(seen: Watch, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`inrfast.training.watch.Watch.plot` describes; with ``path``, also write it."""
-    figure = Figure(figsize=(18, 4.6), layout="constrained")
+    figure = plots.new_figure(18, 4.6)
     ranks, values, shares, units = figure.subplots(1, 4)
     records = seen.history
     steps = [record.step for record in records]

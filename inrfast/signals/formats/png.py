@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from inrfast.errors import needs
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -127,7 +129,8 @@ def check_pixels(header: Header, file: Path) -> None:
 
 def decode_deep(content: bytes) -> np.ndarray[Any, Any]:
     """Return the samples of a PNG of 16 bits, uint16 (H, W, S); a transparent colour becomes a channel of opacity."""
-    from imagecodecs import png_decode  # slow to import, and needed for few files
+    with needs("images", "reading a PNG of 16 bits"):
+        from imagecodecs import png_decode  # slow to import, and needed for few files
 
     samples = png_decode(content)
     if samples.dtype != np.uint16:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from inrfast.errors import needs
 from inrfast.signals.formats import jpeg
 from inrfast.signals.formats.decoding import decoding
 from inrfast.signals.formats.png import MOST_INFLATED
@@ -101,7 +102,8 @@ def read(opened: BinaryIO, file: Path, page: int | None, demand: Demand) -> Rast
 
     Parameters and errors are those of :func:`inrfast.signals.formats.picture.read`.
     """
-    import tifffile  # slow to import, and needed for this one format only
+    with needs("images", f"reading {file}"):
+        import tifffile  # slow to import, and needed for this one format only
 
     # Faults of a file become errors or do not matter; a handler keeps tifffile's log off stderr.
     logging.getLogger("tifffile").addHandler(logging.NullHandler())

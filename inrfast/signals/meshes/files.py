@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from inrfast.errors import MemoryBudgetError
+from inrfast.errors import MemoryBudgetError, needs
 from inrfast.files import write_whole
 from inrfast.memory import budget_bytes, chunks, require
 from inrfast.signals.meshes.glb import read_glb
@@ -100,7 +100,8 @@ def _surface(file: Path, vertices: np.ndarray, faces: np.ndarray) -> trimesh.Tri
     finite = np.isfinite(vertices).all(axis=1)
     if not finite.all() and not finite[faces].all():
         raise ValueError(f"{file} holds NaN or Inf among the vertices of its faces")
-    import trimesh  # slow to import
+    with needs("mesh", f"the mesh of {file}"):
+        import trimesh  # slow to import
 
     kept = _have_area(vertices, faces)
     if not kept.any():
@@ -134,7 +135,8 @@ def save_mesh(mesh: trimesh.Trimesh, path: str | PathLike[str]) -> None:
 
 def check_mesh(mesh: Any) -> trimesh.Trimesh:
     """Return ``mesh`` if it is one with faces."""
-    import trimesh
+    with needs("mesh", "a mesh"):
+        import trimesh
 
     if not isinstance(mesh, trimesh.Trimesh):
         raise TypeError(f"mesh must be a trimesh.Trimesh, got {type(mesh).__name__}")

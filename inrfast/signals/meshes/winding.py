@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from inrfast.errors import NotAvailableError, check_float, check_tensor
+from inrfast.errors import check_float, check_tensor, needs
 from inrfast.memory import budget_bytes, chunks, require
 
 TRIANGLE_BYTES, POINT_BYTES = 512, 64
@@ -54,7 +54,7 @@ def winding_numbers(
         not converge).
     MemoryBudgetError
         The budget does not hold the tree and the points.
-    NotAvailableError
+    MissingLibraryError
         libigl is not installed.
 
     Source: Barill, Dickson, Schmidt, Levin, Jacobson, Fast winding numbers for soups and clouds, ACM Transactions on
@@ -68,10 +68,8 @@ def winding_numbers(
         f"a tree of {len(triangles)} triangles with {len(points)} points",
         "take fewer of them at a time",
     )
-    try:
+    with needs("mesh", "the inside of a mesh"):
         import igl  # only meshes need it
-    except ImportError as error:
-        raise NotAvailableError(f"winding numbers need libigl (pip install libigl): {error}") from error
     tree = igl.FastWindingNumberBVH()
     tree.init(triangles.reshape(-1, 3).numpy(), torch.arange(3 * len(triangles)).view(-1, 3).numpy())
     values = torch.empty(len(points), dtype=torch.float64)
