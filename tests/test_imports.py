@@ -1,4 +1,4 @@
-"""What ``import inrfast`` brings, and when; any module may be the first."""
+"""What an import brings, and when: names and libraries come at their first use, and any module may be the first."""
 
 import os
 import subprocess
@@ -8,37 +8,177 @@ from pathlib import Path
 import pytest
 
 import inrfast
+from inrfast import public
+from inrfast.cli import COMMANDS
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
+HEAVY = {
+    "igl",
+    "imagecodecs",
+    "matplotlib",
+    "psutil",
+    "scipy",
+    "skimage",
+    "soundfile",
+    "tifffile",
+    "trimesh",
+    "triton",
+}
+"""Libraries that a first kernel, diagnosis and fit do without."""
 
-def run(program):
-    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+EXTRAS = ("igl", "imagecodecs", "matplotlib", "psutil", "skimage", "soundfile", "tifffile", "trimesh")
+"""Libraries that an installation without extras has not."""
+
+
+def run(program, folder=None):
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_a_command_has_its_say_before_anything_heavy_is_there(tmp_path):
-    script = tmp_path / "inrfast"
-    script.write_text("import sys, inrfast.cli; print(*sys.modules); import inrfast as inr; print(inr.grid(2).shape)")
-    found = subprocess.run([sys.executable, script], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
-    loaded, shape = found.stdout.splitlines()
-    assert not set(loaded.split()) & {"torch", "numpy", "scipy", "matplotlib", "PIL", "argparse"}
-    assert shape == "torch.Size([2, 1])"
-
-
-def test_everybody_else_has_all_names_and_operators_at_once():
-    out = run("""if True:
-        import inrfast, torch
-        torch.ops.inrfast.gram_, torch.ops.inrfast.fused_linear, torch.ops.inrfast.mlp_slabs
-        missing = [name for name in inrfast.__all__ if name not in vars(inrfast)]
-        from inrfast import *
-        INR, fit, grid, inrfast.signals, inrfast.metrics.psnr, inrfast.training.checkpoint.load_network
-        print(missing)
-    """)
-    assert out.split() == ["[]"]
+def test_the_public_names_are_those_of_one_list():
+    assert inrfast.__all__ == sorted(public.__all__)
+    assert set(inrfast.__all__) <= set(dir(inrfast))
+    assert all(getattr(inrfast, name) is getattr(public, name) for name in public.__all__)
     with pytest.raises(AttributeError, match="nosuch"):
         _ = inrfast.nosuch
+    with pytest.raises(ImportError, match="nosuch"):
+        exec("from inrfast import nosuch", {})
+
+
+def test_names_and_libraries_come_at_their_first_use():
+    """A first kernel, diagnosis and fit take nothing that only drawings, files and other analyses need."""
+    out = run("""if True:
+        import sys
+        import inrfast as inr
+        print("torch" in sys.modules, "numpy" in sys.modules)
+        from inrfast import *
+        import pickle, torch
+        before = set(sys.modules)
+        net, coords = INR(2, 1, width=8, hidden_layers=1), grid((4, 4))
+        ntk(net, coords).to_dense()
+        str(inr.diagnose(net, coords))
+        fit(net, coords, torch.rand(16, 1), steps=2, lr=1e-3)
+        assert torch.equal(pickle.loads(pickle.dumps(net))(coords), net(coords))
+        inr.signals, inr.metrics.psnr, inr.training.checkpoint
+        print(*(set(sys.modules) - before), *before & {"matplotlib", "skimage", "trimesh"})
+    """)
+    first, found = out.splitlines()
+    assert first == "False False"
+    assert not {name.partition(".")[0] for name in found.split()} & HEAVY
+
+
+def test_a_program_without_its_sources_has_all_names():
+    """As one that was frozen into a single file."""
+    out = run("""if True:
+        import importlib.machinery
+        importlib.machinery.SourceFileLoader.get_source = lambda *name: None
+        import inrfast
+        print(inrfast.ResolutionError.__name__, inrfast.__all__ == sorted(inrfast.public.__all__))
+    """)
+    assert out.split() == ["ResolutionError", "True"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, list(COMMANDS)),
+        (["--version"], 0, [f"inrfast {inrfast.__version__}"]),
+        (["fti"], 2, ["got 'fti'. Did you mean 'fit'?"]),
+        (["--nosuch"], 2, ["required", "diagnose"]),
+    ],
+)
+@pytest.mark.parametrize("module", ["inrfast", "inrfast.cli"])
+def test_help_version_and_mistakes_come_before_anything_heavy(module, words, code, said):
+    command = [sys.executable, "-X", "importtime", "-m", module, *words]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code
+    lines = done.stderr.splitlines()
+    told = done.stdout + "\n".join(line for line in lines if not line.startswith("import time:"))
+    assert all(words in told for words in said), told
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
+    assert "argparse" in loaded
+    assert not loaded & {"torch", "numpy", "PIL", *HEAVY}
+
+
+def test_without_extras_all_else_works_and_what_is_missing_is_named(tmp_path):
+    """Each library is blocked; what needs one names it and the extra that brings it, before any work."""
+    run(
+        f"""if True:
+        import sys
+        sys.modules.update(dict.fromkeys({EXTRAS}))
+        import torch
+        import inrfast as inr
+        from inrfast.cli import main
+        from inrfast.metrics import psnr, ssim
+        from inrfast.signals.audio import load_audio, save_audio
+        from inrfast.signals.image import astronaut, load_image, save_image
+        from inrfast.signals.mesh import isosurface, load_mesh
+
+        picture, sound = torch.rand(16, 16, 3), torch.rand(99) - 0.5
+        save_image(picture, "photo.png")
+        assert psnr(load_image("photo.png"), picture) > 40
+        save_audio(sound, "sound.wav", 8000)
+        assert (load_audio("sound.wav")[0].flatten() - sound).abs().max() < 1e-4
+        small = ["--width", "8", "--hidden-layers", "1", "--quiet"]
+        assert main(["fit", "photo.png", "--steps", "2", "--out", "fitted.png", *small]) == 0
+        assert main(["render", "fitted.safetensors", "large.png", "--size", "32"]) == 0
+        assert main(["diagnose", "--grid", "4x4", *small]) == 0
+        net, coords = inr.INR(2, 1, width=8, hidden_layers=1), inr.grid((4, 4))
+        report = inr.diagnose(net, coords)
+        inr.variance(net, coords)
+
+        corners, faces = "0 0 0  1 0 0  0 1 0  0 0 1", "3 0 2 1  3 0 1 3  3 0 3 2  3 1 2 3"
+        open("mesh.off", "w").write("\\n".join(["OFF", "4 4 0", *corners.split("  "), *faces.split("  ")]))
+        open("sound.flac", "wb").write(b"fLaC" + bytes(60))
+        open("scan.tif", "wb").write(b"II*\\0" + bytes(60))
+        cube = torch.linspace(-1, 1, 27).view(3, 3, 3)
+        for does in (
+            report.plot,
+            lambda: astronaut(8),
+            lambda: save_image(picture, "deep.png", bits=16),
+            lambda: save_image(picture, "deep.tif", bits=16),
+            lambda: load_image("scan.tif"),
+            lambda: ssim(picture, picture),
+            lambda: load_audio("sound.flac"),
+            lambda: save_audio(sound, "other.flac", 8000),
+            lambda: load_mesh("mesh.off"),
+            lambda: isosurface(cube, 0.1),
+            lambda: __import__("inrfast.experiments.demo"),
+        ):
+            try:
+                does()
+                print("nothing was raised", file=open("told", "a"))
+            except ImportError as error:
+                print(type(error).__name__, error, file=open("told", "a"))
+        for words in (["demo"], ["diagnose", "--out", "out"], ["choose", "photo.png", "--out", "out/choice.png"],
+                      ["fit", "mesh.off"], ["fit", "sound.flac"]):
+            assert main(words) == 2, words
+        """,
+        tmp_path,
+    )
+    told = (tmp_path / "told").read_text().splitlines()
+    needed = [
+        ("matplotlib", "plots"),
+        ("skimage", "images"),
+        ("imagecodecs", "images"),
+        ("tifffile", "images"),
+        ("tifffile", "images"),
+        ("skimage", "images"),
+        ("soundfile", "audio"),
+        ("soundfile", "audio"),
+        ("trimesh", "mesh"),
+        ("trimesh", "mesh"),
+        ("matplotlib", "plots"),
+    ]
+    assert len(told) == len(needed)
+    for line, (library, extra) in zip(told, needed, strict=True):
+        assert line.startswith("MissingLibraryError "), line
+        assert line.endswith(f"needs {library}: pip install 'inrfast[{extra}]'"), line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_module_that_imports_a_sibling_may_be_the_first():
@@ -53,7 +193,7 @@ def test_a_module_that_imports_a_sibling_may_be_the_first():
     assert len(names) > 10
     failed = run(f"""if True:
         import importlib, os
-        import matplotlib.pyplot, scipy.sparse.linalg, torch.distributed, tqdm, inrfast
+        import matplotlib.figure, torch.distributed, tqdm
         for name in {names}:
             child = os.fork()
             if child == 0:

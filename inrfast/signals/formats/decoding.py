@@ -18,8 +18,8 @@ LONGEST = 200
 def decoding(file: Path, fault: str = "is truncated, damaged or too large to decode") -> Iterator[None]:
     """Turn any exception into a ValueError that names the file, states its ``fault`` and quotes the decoder's message.
 
-    Only that of a missing library stays as it is. Decoders raise all kinds of exceptions on damage, and new ones with each version: no list
-    would be complete. Only the call of a decoder belongs inside.
+    Only that of a missing library stays as it is. Decoders raise all kinds of exceptions on damage, and new ones with
+    each version: no list would be complete. Only the call of a decoder belongs inside.
     """
     try:
         with warnings.catch_warnings():
