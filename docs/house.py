@@ -53,6 +53,7 @@ FLOORS = {
         "words",
         "arrays",
         "records",
+        "system",
     ),
     "devices": ("kernels",),
 }
@@ -80,7 +81,8 @@ def rooms() -> list[str]:
     """Return the rooms of the package in the order of their imports, from the top."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
     layers = settings["tool"]["importlinter"]["contracts"][0]["layers"]
-    return [room.strip(" ()") for layer in layers for room in layer.split(":")]
+    found = [room.strip(" ()") for layer in layers for room in layer.split(":")]
+    return [room for room in found if not room.startswith("__")]
 
 
 def drawing() -> str:

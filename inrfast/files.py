@@ -1,25 +1,27 @@
 """Safe files: reads take regular files only, writes appear whole or not at all, and a lock keeps a second writer out.
 
-A file is written without a name until it is complete, where the file system supports that (``O_TMPFILE``); otherwise
-under a hidden name beside its target, ``.inrfast-`` and a hash of the target's name. The writer holds a lock on it, and
-a lock ends with its process. A hidden file without a lock was left by a killed process; the next writer of the same
-target removes it.
+A file is written without a name until it is complete, where the file system supports that (Linux, ``O_TMPFILE``);
+otherwise under a hidden name beside its target, ``.inrfast-`` and a hash of the target's name. The writer holds a lock
+on it, and a lock ends with its process. A hidden file without a lock was left by a killed process; the next writer of
+the same target removes it. What other systems lack is in :mod:`inrfast.system`.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import itertools
 import os
-import resource
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from inrfast import system
+from inrfast.system import NO_LINK, NO_WAIT, Folder
 
 SLOTS = 8
 """Hidden names per target that are searched for leftovers: more writers of one target at a time are not expected."""
@@ -32,6 +34,12 @@ KINDS = {
     stat.S_IFBLK: "device",
     stat.S_IFLNK: "link to itself",
 }
+
+CLOSED = -1
+"""In place of the descriptor of a file that is closed."""
+
+LEFT_SECONDS = 60
+"""How long a hidden file has been left alone before it is removed, where a lock does not tell that it is in use."""
 
 _held: set[int] = set()
 """Descriptors that this process has locked. A forked child closes them, so that it does not keep the locks."""
@@ -128,16 +136,14 @@ def _hidden(name: str, what: object) -> str:
 
 
 @contextmanager
-def _folder_of(target: Path) -> Iterator[int]:
-    """Yield a descriptor of the target's folder, which stays the same folder even if it is renamed."""
+def _folder_of(target: Path) -> Iterator[Folder]:
+    """Yield the target's folder."""
     try:
-        folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY)
+        folder = Folder(target.parent)
     except OSError as error:
         raise OSError(error.errno, f"the folder {shown(target.parent)}: {error.strerror}") from error
-    try:
+    with folder:
         yield folder
-    finally:
-        os.close(folder)
 
 
 # ---- reading -----------------------------------------------------------------------------------------------------
@@ -162,10 +168,12 @@ def opened(path: str | os.PathLike[str], kind: str = "a file") -> IO[bytes]:
     """
     _check_name(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        descriptor = os.open(path, os.O_RDONLY | NO_WAIT | system.PLAIN)
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {shown(path)}") from None
     except OSError as error:
+        if os.path.isdir(path):  # Windows does not open folders
+            raise IsADirectoryError(f"{shown(path)} is a folder, not {kind}") from error
         if error.errno == errno.ENXIO:  # what opening a socket gives
             raise OSError(f"{shown(path)} is a socket, not {kind}") from error
         raise _error(error.errno, f"cannot read {shown(path)}: {error.strerror}") from error
@@ -228,14 +236,17 @@ def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> 
             descriptor, name = _new_file(folder, target.name, 0o600 if target.exists() else 0o666)
             try:
                 if size:
-                    _reserve(descriptor, size)
+                    _reserve(descriptor, size, folder)
                 yield descriptor
                 _take_over(descriptor, target)
                 if durable:
-                    os.fsync(descriptor)
+                    system.sync(descriptor)
                 if name is None:
                     name = _given_name(folder, descriptor, target.name)
-                os.replace(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+                if not system.MOVES_OPEN:
+                    _close(descriptor)
+                    descriptor = CLOSED
+                folder.replace(name, target.name)
                 name = None
                 if durable:
                     _sync(folder)
@@ -243,15 +254,15 @@ def _becoming(path: str | os.PathLike[str], size: int | None, durable: bool) -> 
                 _let_go(descriptor, name, folder)
 
 
-def _new_file(folder: int, target: str, mode: int) -> tuple[int, str | None]:
+def _new_file(folder: Folder, target: str, mode: int) -> tuple[int, str | None]:
     """Return an open, locked, empty file: without a name, or with a hidden one where the file system needs one."""
     if _names_late(folder, target):
         with suppress(OSError):  # the fallback reports the reason
-            return _lock(os.open(".", os.O_TMPFILE | os.O_RDWR, mode, dir_fd=folder)), None
+            return _lock(folder.open(".", os.O_TMPFILE | os.O_RDWR, mode)), None
     for slot in itertools.count():
         name = _hidden(target, slot)
         try:
-            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode, dir_fd=folder)
+            descriptor = folder.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
         except FileExistsError:
             continue
         _lock(descriptor)
@@ -261,48 +272,50 @@ def _new_file(folder: int, target: str, mode: int) -> tuple[int, str | None]:
     raise AssertionError
 
 
-def _names_late(folder: int, target: str) -> bool:
+def _names_late(folder: Folder, target: str) -> bool:
     """Return whether files in this folder can be created without a name and linked later; tested once per device."""
-    device = os.fstat(folder).st_dev
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    device = folder.device
     if device not in _nameless:
         with suppress(OSError):
-            descriptor = _lock(os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=folder))
+            descriptor = _lock(folder.open(".", os.O_TMPFILE | os.O_RDWR, 0o600))
             try:
-                os.unlink(_given_name(folder, descriptor, target), dir_fd=folder)
+                folder.unlink(_given_name(folder, descriptor, target))
                 _nameless.add(device)
             finally:
                 _let_go(descriptor, None, folder)
     return device in _nameless
 
 
-def _given_name(folder: int, descriptor: int, target: str) -> str:
+def _given_name(folder: Folder, descriptor: int, target: str) -> str:
     """Link an unnamed file to a hidden name, and return it: only a rename can replace an existing file."""
     for slot in itertools.count():
         name = _hidden(target, slot)
         try:
-            os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder, follow_symlinks=True)
+            folder.link(descriptor, name)
             return name
         except FileExistsError:
             continue
     raise AssertionError
 
 
-def _reserve(descriptor: int, size: int) -> None:
+def _reserve(descriptor: int, size: int, folder: Folder) -> None:
     """Reserve ``size`` bytes of the disk."""
     try:
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            system.reserve(descriptor, size)
         except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            if error.errno not in system.UNSUPPORTED:
                 raise
             for start in range(0, size, 1 << 20):  # this file system cannot reserve space: write zeros
-                os.pwrite(descriptor, bytes(min(1 << 20, size - start)), start)
+                system.write_at(descriptor, bytes(min(1 << 20, size - start)), start)
     except OSError as error:
         os.ftruncate(descriptor, 0)
-        at, most = os.fstatvfs(descriptor), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        room = f"{at.f_bavail * at.f_frsize:,} are free"
+        most = system.largest_file()
+        room = f"{folder.free():,} are free"
         if error.errno == errno.EFBIG:
-            limited = most != resource.RLIM_INFINITY and most < size
+            limited = most is not None and most < size
             room = f"a file of this process may have {most:,} (ulimit -f)" if limited else "more than this disk allows"
         raise OSError(error.errno, f"{error.strerror}: it takes {size:,} bytes, {room}") from error
 
@@ -312,6 +325,8 @@ def _take_over(descriptor: int, target: Path) -> None:
     try:
         old = os.lstat(target)
     except FileNotFoundError:
+        return
+    if not hasattr(os, "fchown"):  # Windows: a file has the rights of its folder
         return
     mode, new = stat.S_IMODE(old.st_mode) & 0o777, os.fstat(descriptor)
     if (new.st_uid, new.st_gid) != (old.st_uid, old.st_gid):
@@ -325,11 +340,11 @@ def _take_over(descriptor: int, target: Path) -> None:
     os.fchmod(descriptor, mode)
 
 
-def _sync(folder: int) -> None:
-    with suppress(OSError):  # some file systems cannot sync folders
-        descriptor = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
+def _sync(folder: Folder) -> None:
+    with suppress(OSError):  # some systems cannot sync folders
+        descriptor = folder.open(".", os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            system.sync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -364,21 +379,21 @@ def sole_writer(path: str | os.PathLike[str], work: str = "fit") -> Iterator[Non
             _remove_leftovers(folder, target.name)
             with suppress(OSError):  # for the error of a second writer, and for who finds the file after a crash
                 text = f"process {os.getpid()} on {socket.gethostname()} writes {shown(target.name)}\n".encode()
-                os.pwrite(descriptor, text, 0)
+                system.write_at(descriptor, text, 0)
                 os.ftruncate(descriptor, len(text))
         yield
 
 
-def _sole(folder: int, name: str, work: str) -> int:
+def _sole(folder: Folder, name: str, work: str) -> int:
     """Return a locked descriptor of the lock file."""
     while True:
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666, dir_fd=folder)
+        descriptor = folder.open(name, os.O_RDWR | os.O_CREAT | NO_LINK | NO_WAIT)
         try:
             _lock(descriptor, wait=False)
             if _is_named(descriptor, folder, name):
                 return descriptor
         except BlockingIOError:
-            words = os.pread(descriptor, 500, 0).decode(errors="replace").partition(" writes ")[0]
+            words = system.read_at(descriptor, 500, 0).decode(errors="replace").partition(" writes ")[0]
             mine = words.startswith(f"process {os.getpid()} on {socket.gethostname()}")
             who = f"another {work} of this process" if mine else words or "another process"
             os.close(descriptor)
@@ -395,7 +410,7 @@ def _lock(descriptor: int, wait: bool = True) -> int:
         It is locked by another, and waiting was not asked for.
     """
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        system.lock(descriptor, wait)
     except BlockingIOError:
         raise
     except OSError:  # no locks on this file system
@@ -404,41 +419,56 @@ def _lock(descriptor: int, wait: bool = True) -> int:
     return descriptor
 
 
-def _let_go(descriptor: int, name: str | None, folder: int) -> None:
+def _let_go(descriptor: int, name: str | None, folder: Folder) -> None:
     """Close a file and remove its hidden name, if it has one; a forked child leaves that to its parent."""
-    if descriptor not in _held:
+    if not system.MOVES_OPEN:
+        _close(descriptor)
+    elif descriptor not in _held:
         return
     if name is not None:
         with suppress(OSError):
-            os.unlink(name, dir_fd=folder)
-    _held.discard(descriptor)
-    os.close(descriptor)
+            folder.unlink(name)
+    _close(descriptor)
 
 
-def _is_named(descriptor: int, folder: int, name: str) -> bool:
+def _close(descriptor: int) -> None:
+    """Close a file that this process has locked, unless it is closed already."""
+    if descriptor in _held:
+        _held.discard(descriptor)
+        os.close(descriptor)
+
+
+def _is_named(descriptor: int, folder: Folder, name: str) -> bool:
     """Return whether an open file still has this name."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(name, dir_fd=folder, follow_symlinks=False))
+        return os.path.samestat(os.fstat(descriptor), folder.stat(name))
     except FileNotFoundError:
         return False
 
 
-def _remove_leftovers(folder: int, target: str) -> None:
+def _remove_leftovers(folder: Folder, target: str) -> None:
     """Remove hidden files of this target that no living process has locked."""
     for slot in range(SLOTS):
         name = _hidden(target, slot)
         try:
-            descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+            descriptor = folder.open(name, os.O_RDWR | NO_LINK | NO_WAIT)
         except OSError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_named(descriptor, folder, name):
-                os.unlink(name, dir_fd=folder)
+            system.lock(descriptor)
+            left = _is_named(descriptor, folder, name)
+            if system.MOVES_OPEN:
+                if left:
+                    folder.unlink(name)
+            else:  # a writer closes its file before it renames it
+                left = left and time.time() - os.fstat(descriptor).st_mtime > LEFT_SECONDS
         except OSError:  # a running process holds it, or locks do not work here
-            pass
+            left = False
         finally:
             os.close(descriptor)
+        if left and not system.MOVES_OPEN:
+            with suppress(OSError):
+                folder.unlink(name)
 
 
 def _forked() -> None:
@@ -448,4 +478,4 @@ def _forked() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forked)
+system.after_fork(_forked)

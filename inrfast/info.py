@@ -112,5 +112,6 @@ def _native_step() -> str | None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it ends quietly where nobody reads on, as behind "| head"
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # it ends quietly where nobody reads on, as behind "| head"
     sys.exit(main())

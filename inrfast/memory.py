@@ -6,8 +6,9 @@ import ctypes
 import errno
 import functools
 import math
+import mmap
 import os
-import resource
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast import system
 from inrfast.errors import InrfastError, MemoryBudgetError, check_int
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,12 +49,16 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(free + cached)
+    if sys.platform != "linux":
+        import psutil  # a dependency there
+
+        return int(psutil.virtual_memory().available)
     told = _read("/proc/meminfo").partition(b"MemAvailable:")[2]
     free = 1024 * int(told.split(None, 1)[0])
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if most != resource.RLIM_INFINITY:
+    most = system.address_space()
+    if most is not None:
         pages = int(_read("/proc/self/statm").split()[0])
-        free = min(free, max(most - pages * resource.getpagesize(), 0))
+        free = min(free, max(most - pages * mmap.PAGESIZE, 0))
     try:
         limit = _read("/sys/fs/cgroup/memory.max").strip()
         used = int(_read("/sys/fs/cgroup/memory.current"))
@@ -63,7 +69,7 @@ def available_bytes(device: torch.device | str = "cpu") -> int:
 
 def _read(path: str) -> bytes:
     """Return a small file of the kernel's, several times faster than by a stream of text."""
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(path, os.O_RDONLY)
     try:
         return os.read(file, 1 << 16)
     finally:

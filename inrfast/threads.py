@@ -7,7 +7,6 @@ independent pieces (tiles, chunks of points), one single-threaded worker per cor
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +17,9 @@ from typing import TypeVar
 
 import torch
 
+from inrfast import system
 from inrfast.errors import check_int
+from inrfast.system import INTERRUPTS
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def workers(threads: int) -> ThreadPoolExecutor:
 
 
 # Threads do not survive a fork; the child makes its own pool.
-os.register_at_fork(after_in_child=workers.cache_clear)
+system.after_fork(workers.cache_clear)
 
 
 def together(jobs: Sequence[Callable[[], T]]) -> list[T]:
@@ -118,10 +119,6 @@ def share(pieces: Iterable[T], jobs: Sequence[Callable[[T], None]]) -> None:
     except BaseException:
         stopped.set()
         raise
-
-
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a process to end."""
 
 
 @contextmanager

@@ -18,12 +18,14 @@ from hypothesis import strategies as st
 from inrfast import files
 from inrfast.files import opened, sole_writer, whole_file, write_whole
 
+ROOT = str(Path(files.__file__).parents[1])
+
 NAMES = st.binary(min_size=1, max_size=255).filter(lambda n: not {0, ord("/")} & set(n) and n not in (b".", b".."))
 
 WRITER = """
-import importlib.util, os, pathlib, sys
-spec = importlib.util.spec_from_file_location("files", sys.argv[1])
-files = importlib.util.module_from_spec(spec); spec.loader.exec_module(files)
+import os, pathlib, sys
+sys.path.insert(0, sys.argv[1])
+from inrfast import files
 if sys.argv[3] == "named": files._names_late = lambda *arguments: False
 if sys.argv[3] == "lock":
     with files.sole_writer(sys.argv[2]):
@@ -33,7 +35,7 @@ for k in range(10**9):
     with files.whole_file(sys.argv[2], durable=k % 7 == 0) as file:
         for _ in range(1 + k % 50): file.write(bytes([k % 50]) * 3000)
 """
-"""A process that writes a file again and again (without the library's imports), or that only locks it."""
+"""A process that writes a file again and again (importing nothing heavy), or that only locks it."""
 
 
 @pytest.fixture(params=["nameless", "named"])
@@ -49,7 +51,7 @@ def names(folder: Path) -> list[str]:
 
 
 def started(*arguments: Any) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-S", "-c", WRITER, files.__file__, *map(str, arguments)]
+    command = [sys.executable, "-S", "-c", WRITER, ROOT, *map(str, arguments)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"started\n"

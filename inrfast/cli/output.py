@@ -15,6 +15,7 @@ from typing import Any
 
 from inrfast.cli.shell import at_work, print_out
 from inrfast.files import check_writable, shown, target_of
+from inrfast.system import longest_name
 
 PROBE = ".inrfast-probe"
 """A file name to test whether a folder can be written."""
@@ -79,7 +80,7 @@ def check_target(option: str, path: Path) -> None:
             there = existing_folder(path)
             check_writable(there / PROBE)
             longest = max(len(os.fsencode(name)) for name in target.relative_to(there).parts)
-            if longest > os.pathconf(there, "PC_NAME_MAX"):
+            if longest > longest_name(there):
                 raise OSError(os.strerror(errno.ENAMETOOLONG))
         except OSError as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else error

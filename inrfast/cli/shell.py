@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any, TextIO
 
+from inrfast.system import INTERRUPTS
 from inrfast.words import one_line, shortened
 
 EXIT_CODES = """\
@@ -39,9 +40,8 @@ INTERRUPTED = 130
 
 INTERRUPTION = "interrupted; no file is left half-written"
 
-BROKEN_PIPE = 128 + signal.SIGPIPE
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+BROKEN_PIPE = 128 + 13
+"""Exit code where nobody reads the output: that of SIGPIPE, which not every system has."""
 
 AGAIN_SECONDS = 0.05
 
@@ -102,7 +102,7 @@ class Interrupts:
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in INTERRUPTS:
                 if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
                     self.before[number] = signal.signal(number, self.take)
         return self
@@ -128,7 +128,10 @@ class Interrupts:
     def again(self) -> None:
         """Send the signal again a moment later, since its exception was swallowed."""
         time.sleep(AGAIN_SECONDS)
-        os.kill(os.getpid(), self.came or signal.SIGINT)
+        if os.name == "posix":  # it also ends a wait in the system
+            os.kill(os.getpid(), self.came or signal.SIGINT)
+        else:  # where os.kill ends the process at once
+            _thread.interrupt_main(signal.Signals(self.came or signal.SIGINT))
 
     def code(self, code: int) -> int:
         """Return the exit code of the signal in place of Ctrl-C's."""

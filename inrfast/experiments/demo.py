@@ -5,7 +5,6 @@ Diagnoses the starts, fits some of them, and writes a folder of numbers, text an
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inrfast import system
 from inrfast.analysis.diagnosis import RTOLS, diagnose
 from inrfast.calibration import calibrate_batchnorm_
 from inrfast.encodings import RandomFourier
@@ -315,9 +315,11 @@ def _whole_folder(out: Path) -> Iterator[Path]:
 
 def _locked(folder: Path) -> int | None:
     """Return a descriptor that holds the lock of a folder, or None where another process has it, or nobody can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    if not system.BY_DESCRIPTOR:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | system.NO_LINK)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        system.lock(descriptor)
         return descriptor
     except OSError:
         os.close(descriptor)

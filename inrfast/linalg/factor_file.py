@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from inrfast import system
 from inrfast.linalg.block_ldl import State
 from inrfast.linalg.ldl_factor import Step
 
@@ -134,7 +135,7 @@ def read_at(descriptor: int, size: int, place: int) -> bytes:
     """Return so many bytes from a place on."""
     parts = []
     while size:
-        part = os.pread(descriptor, size, place)
+        part = system.read_at(descriptor, size, place)
         if not part:
             raise DamagedError("it ends too early")
         parts.append(part)
@@ -146,7 +147,7 @@ def write_at(descriptor: int, data: bytes, place: int) -> None:
     """Write all bytes to a place on."""
     view = memoryview(data)
     while view:
-        count = os.pwrite(descriptor, view, place)
+        count = system.write_at(descriptor, view, place)
         view, place = view[count:], place + count
 
 
@@ -255,12 +256,12 @@ class FactorFile:
     def blocks(self, writable: bool) -> list[Tensor]:
         """Return the blocks of W as views of a memory map."""
         layout, first = self.layout, self.layout.block(0)
-        length = layout.size - first
-        if length == 0:
+        if layout.size == first:
             return [torch.empty(shape, dtype=layout.dtype) for shape in layout.shapes]
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
         keep: dict[str, Any] = {} if sys.version_info < (3, 13) else {"trackfd": False}
-        mapped = mmap.mmap(self.descriptor, length, access=access, offset=first, **keep)
+        first -= first % mmap.ALLOCATIONGRANULARITY  # a map begins at a page, and pages of other systems are larger
+        mapped = mmap.mmap(self.descriptor, layout.size - first, access=access, offset=first, **keep)
         found = []
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given buffer is not writable")  # nothing writes to a finished file
@@ -376,10 +377,10 @@ class FactorFile:
             write_at(descriptor, record, layout.records + index * RECORD.size)
         values, passed = _bytes(state.values), _bytes(state.passed)
         write_at(descriptor, values + passed, layout.state(slot) + PAGE)
-        os.fdatasync(descriptor)  # the pages of the map too
+        system.sync(descriptor, data=True)  # the pages of the map too
         turn = Turn(slot, number, len(state.steps), state.row, state.start, len(state.values), finished)
         write_at(descriptor, turn.packed(values, passed), layout.state(slot))
-        os.fdatasync(descriptor)
+        system.sync(descriptor, data=True)
         self._written = len(state.steps)
         self._last = turn
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast import system
 from inrfast.errors import NotAvailableError
 from inrfast.files import shown
 from inrfast.memory import CACHE_LINE, empty, format_bytes, over_budget
@@ -141,15 +141,15 @@ def _reserve_file_of(array: np.ndarray) -> None:
     if path is None or mode == "c":
         return
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDWR | system.PLAIN)
     except FileNotFoundError:  # the map is valid all the same
         return
     except OSError as error:
         raise type(error)(error.errno, f"out: cannot open {shown(path)}: {error.strerror}") from error
     try:
-        os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+        system.reserve(descriptor, os.fstat(descriptor).st_size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+        if error.errno not in system.UNSUPPORTED:
             raise type(error)(error.errno, f"out: no space for all of {shown(path)}: {error.strerror}") from error
     finally:
         os.close(descriptor)

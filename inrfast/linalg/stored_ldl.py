@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast import system
 from inrfast.errors import NotAvailableError, check_float, warn
 from inrfast.files import opened, shown, sole_writer, target_of, whole_file, writing_told
 from inrfast.linalg import block_ldl as elimination
@@ -197,7 +198,7 @@ class _InFile:
             self._make()
         if writing:
             with writing_told(self.path):
-                descriptor = os.open(target, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+                descriptor = os.open(target, os.O_RDWR | system.NO_LINK | system.NO_WAIT | system.PLAIN)
             stack.callback(os.close, descriptor)
         else:
             descriptor = stack.enter_context(opened(target, "the file of a factorisation")).fileno()

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inrfast import system
 from inrfast.errors import NotAvailableError, check_choice
 from inrfast.extension import load_extension, native_variant
 from inrfast.files import write_whole
@@ -247,7 +248,7 @@ def _remember(key: str, dtype: str, seconds: dict[str, float]) -> None:
 
 def _busy() -> bool:
     """Return whether more than half of the cores had work in the last minute: libraries with threads then look slow."""
-    return os.getloadavg()[0] > 0.5 * _cores()
+    return system.load() > 0.5 * _cores()
 
 
 _chosen: dict[tuple[torch.dtype, int], str] = {}
@@ -256,7 +257,7 @@ _forced: dict[tuple[torch.dtype, int], str] = {}
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return system.cores()
 
 
 def _candidates(dtype: torch.dtype) -> list[str]:

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
+from inrfast import system
 from inrfast.files import opened, shown, whole_file
 from inrfast.memory import available_bytes, require
 from inrfast.words import one_line
@@ -146,7 +147,7 @@ def write_tree(
     with whole_file(path, durable=durable) as file:
         file.writelines(content)
         file.flush()
-        os.fsync(file.fileno())  # the new name must not reach the disk before what it names
+        system.sync(file.fileno())  # the new name must not reach the disk before what it names
 
 
 def content_of(schema: str, tree: dict[str, Any], about: dict[str, Any]) -> list[bytes | memoryview]:
