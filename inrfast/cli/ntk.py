@@ -183,3 +183,4 @@ def _write_dense(kernel: NTK, path: Path) -> None:
         else:
             target[:] = torch.as_tensor(kernel.to_dense()).cpu().numpy()
         target.flush()
+        del target  # Windows renames no file that is mapped

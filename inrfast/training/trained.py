@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+
+from inrfast import system
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Where torch keeps the functions that a module calls in its passes."""
@@ -22,7 +23,7 @@ class ChangedError(ValueError):
 
 _in_training: dict[int, tuple[object, Tensor]] = {}
 _lock = threading.Lock()
-os.register_at_fork(after_in_child=_in_training.clear)  # the fits of other threads are not there
+system.after_fork(_in_training.clear)  # the fits of other threads are not there
 
 
 @contextmanager
