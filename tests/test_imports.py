@@ -1,8 +1,10 @@
 """What an import brings, and when: names and libraries come at their first use, and any module may be the first."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import pytest
 import inrfast
 from inrfast import public
 from inrfast.cli import COMMANDS
+
+ROOT = Path(inrfast.__file__).parents[1]
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
@@ -179,6 +183,19 @@ def test_without_extras_all_else_works_and_what_is_missing_is_named(tmp_path):
         assert line.startswith("MissingLibraryError "), line
         assert line.endswith(f"needs {library}: pip install 'inrfast[{extra}]'"), line
     assert not (tmp_path / "out").exists()
+
+
+def test_every_named_extra_has_the_libraries():
+    """The extras that messages name are those of the package, and all libraries that are imported late are in one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        name
+        for path in (ROOT / "inrfast").rglob("*.py")
+        for name in re.findall(r'\bneeds\(\s*"(\w+)"', path.read_text())
+    }
+    assert named == set(extras) - {"all", "dev"}
+    assert extras["all"] == [f"inrfast[{','.join(name for name in extras if name in named)}]"]
+    assert "inrfast[all]" in extras["dev"]
 
 
 def test_a_module_that_imports_a_sibling_may_be_the_first():
