@@ -9,6 +9,7 @@ INRFAST_NATIVE_BUILD  ``auto`` (default): build what can be built; ``1``: fail w
 INRFAST_CUDA          ``auto`` (default): build the CUDA half if nvcc is found; ``0``: never; ``1``: fail where it
                       cannot be built.
 INRFAST_CUDA_ARCHS    GPU architectures, default ``sm_80;sm_90``; PTX of the lowest is added for newer GPUs.
+INRFAST_OLDER_SYSTEMS ``1``: with GCC 11 to 13 on x86-64, build an ``inrfast._C`` that loads from glibc 2.28 on.
 MAX_JOBS              How many architectures nvcc compiles at a time; default: one for every core.
 
 nvcc is looked for in CUDA_HOME, CUDA_PATH, PATH and /usr/local/cuda, in this order.
@@ -98,10 +99,12 @@ def modules() -> list[Extension]:
         say("INRFAST_NATIVE_BUILD=0, building no native module")
         return []
     common = {"include_dirs": ["csrc", pybind11.get_include()], "extra_compile_args": CXX_FLAGS, "language": "c++"}
+    macros = [("INRFAST_OLDER_SYSTEMS", None)] if wish("INRFAST_OLDER_SYSTEMS") == "1" else []
     sources = sorted(path.as_posix() for path in Path("csrc").glob("*.cpp"))
     sources.remove(CUDA_BINDINGS)
     # `optional` lets an editable installation go on without the file.
-    found = [Extension("inrfast._C", sources=sources, optional=wish("INRFAST_NATIVE_BUILD") == "auto", **common)]
+    optional = wish("INRFAST_NATIVE_BUILD") == "auto"
+    found = [Extension("inrfast._C", sources=sources, define_macros=macros, optional=optional, **common)]
     if choose_nvcc() is not None:
         optional = wish("INRFAST_CUDA") == "auto"
         found.append(Extension("inrfast._CUDA", sources=[CUDA_BINDINGS], optional=optional, **common))
@@ -136,7 +139,7 @@ class BuildExtension(build_ext):
         assert nvcc is not None
         archs = cuda_archs()
         say(f"building inrfast._CUDA with {nvcc} for {' '.join(archs)}")
-        ext.define_macros.append(("INRFAST_CUDA_ARCHS", f'"{";".join(archs)}"'))
+        ext.define_macros = [*ext.define_macros, ("INRFAST_CUDA_ARCHS", f'"{";".join(archs)}"')]
         ext.extra_objects.append(self.compile_cuda(nvcc, archs))
         ext.library_dirs += cudart_folders(nvcc)
         ext.libraries += ["cudart_static", "dl", "rt", "pthread"]

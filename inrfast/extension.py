@@ -90,7 +90,7 @@ def cost_of_absence() -> str | None:
         load_extension()
     except NotAvailableError as error:
         return (
-            f"{error}. Until then training steps, factor passes and dense kernels on the CPU take PyTorch's operations, "
-            "which are slower; INRFAST_NATIVE=absent takes them without this warning"
+            f"{error}. Until then training steps, factor passes and dense kernels on the CPU take PyTorch's "
+            "operations, which are slower; INRFAST_NATIVE=absent takes them without this warning"
         )
     return None

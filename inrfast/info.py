@@ -27,9 +27,9 @@ def info() -> dict[str, Any]:
     """Return versions, the extension's build, devices, backends and the choice of GEMM, as plain JSON data.
 
     Keys: ``versions``, ``extension`` (``asked``: the value of ``INRFAST_NATIVE``; ``available``, then ``build`` or
-    ``reason``; the same of the ``CUDA half``), ``cpu``, ``gpus`` (names), ``backends`` (for each device type here, each backend: ``available``, or the
-    reason why not), ``gemm`` and ``fit`` (whether the CPU has a native step, by which instructions, or why
-    ``INRFAST_NATIVE`` cannot have its way, and whether bfloat16 products pay).
+    ``reason``; the same of its ``CUDA half``), ``cpu``, ``gpus`` (names), ``backends`` (for each device type here, each
+    backend: ``available``, or the reason why not), ``gemm`` and ``fit`` (whether the CPU has a native step, by which
+    instructions, or why ``INRFAST_NATIVE`` cannot have its way, and whether bfloat16 products pay).
     """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {

@@ -75,7 +75,7 @@ def instructions() -> str:
 
 
 def missing() -> str | None:
-    """Return why there is no native step here, or None; where the extension is missing, a warning says the cost once."""
+    """Return why there is no native step here, or None; where the extension is missing, warn once of the cost."""
     if instructions():
         return None
     cost = None if os.environ.get("INRFAST_GEMM") else cost_of_absence()
