@@ -1,13 +1,14 @@
-"""Installs what ``make wheels`` made into new environments, as a user without rights and without a compiler, and uses it.
+"""Installs what ``make wheels`` made in new environments, as a user without rights, without a compiler, and uses it.
 
     python bench/fresh_install.py [--case PYTHON TORCH KIND ...] [--dist dist] [--torch-from FOLDER] [--file OUT.json]
     python bench/fresh_install.py --here        # what the installed package of this interpreter can do, nothing else
 
-A case is an interpreter, a version of PyTorch, and ``wheel`` (native code for Linux x86-64), ``pure`` (the wheel of pure
-Python) or ``sdist`` (built here, without a compiler). Without one, python3.11 to python3.14 as far as they are here each
-take the wheel. Run by root, everything is done by the user ``nobody``. PATH holds the environment's own folder alone,
-and no compiler is named. The layers of ``rank_expanding`` must be the same to the bit in all cases. Sizes are of files
-in the environment; seconds include downloads, of PyTorch except where ``--torch-from`` names a folder with its files.
+A case is an interpreter, a version of PyTorch, and ``wheel`` (native code for Linux x86-64), ``pure`` (the wheel of
+pure Python) or ``sdist`` (built here, without a compiler). Without one, python3.11 to python3.14 as far as they are
+here each take the wheel. Run by root, everything is done by the user ``nobody``. PATH holds the environment's own
+folder alone, and no compiler is named. The layers of ``rank_expanding`` must be the same to the bit in all cases.
+Sizes are of files in the environment; seconds include downloads, of PyTorch except where ``--torch-from`` names a
+folder with its files.
 """
 
 from __future__ import annotations
@@ -44,12 +45,15 @@ FIT = """if True:
         net = inr.INR(2, 1, width=128, hidden_layers=3, init="rank_expanding", seed=0)
         result = inr.fit(net, coords, (9 * coords).sin().prod(1), steps=100, progress=False)
     seconds = time.perf_counter() - start
-    layers = [inr.rank_expanding(w, d, dtype=t) for w in (1, 257) for d in (1, 2, 9, 40) for t in (torch.float32, torch.float64)]
+    kinds = [(w, d, t) for w in (1, 257) for d in (1, 2, 9, 40) for t in (torch.float32, torch.float64)]
+    layers = [inr.rank_expanding(w, d, dtype=t) for w, d, t in kinds]
     digest = hashlib.sha256(b"".join(part.numpy().tobytes() for layer in layers for part in layer)).hexdigest()
     from inrfast.info import info
-    print(json.dumps({"torch": torch.__version__, "psnr": result.psnr, "fit_seconds": round(seconds, 2), "layers": digest,
-                      "extension": info()["extension"]["available"], "native_step": info()["fit"]["native step"],
-                      "warnings": [str(each.message) for each in caught]}))
+    print(json.dumps({
+        "torch": torch.__version__, "psnr": result.psnr, "fit_seconds": round(seconds, 2), "layers": digest,
+        "extension": info()["extension"]["available"], "native_step": info()["fit"]["native step"],
+        "warnings": [str(each.message) for each in caught],
+    }))
 """
 
 
