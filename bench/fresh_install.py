@@ -97,6 +97,8 @@ class Place:
 
     def run(self, name: str, command: list[str], quiet: bool = True) -> str | None:
         """Run and time a command; return its output, or None where it failed."""
+        if self.found["failed"]:
+            return None  # what comes later needs what failed
         start = time.perf_counter()
         done = subprocess.run(
             command, cwd=self.home, env=self.environment, capture_output=True, text=True, check=False, **self.user
@@ -119,6 +121,7 @@ class Place:
             ask = [python, "-c", "import sys; print(sys.base_prefix, sys._base_executable)"]
             prefix, real = subprocess.run(ask, check=True, capture_output=True, text=True).stdout.split()
             copy = self.folder / "python"
+            self.environment["LD_LIBRARY_PATH"] = str(copy / "lib")  # before the library of the unreadable one
             shutil.copytree(
                 prefix, copy, symlinks=True, ignore=shutil.ignore_patterns("site-packages", "test", "*.pyc")
             )
@@ -156,6 +159,7 @@ def case(python: str, torch: str, kind: str, dist: Path, torch_from: Path | None
                 place.found |= json.loads(output.splitlines()[-1])
         return {
             "python": version,
+            "torch": torch,
             "kind": kind,
             "file": file.name,
             "file_mb": round(file.stat().st_size / 1e6, 2),

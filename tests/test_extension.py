@@ -49,9 +49,10 @@ def test_missing_modules_say_why_and_how_to_get_them(nothing_built: None, monkey
     for load, name in ((extension.load_extension, "_C"), (extension.load_cuda, "_CUDA")):
         with pytest.raises(NotAvailableError, match=rf"no inrfast.{name}, for a test\); `pip install"):
             load()
-    monkeypatch.undo()
-    with pytest.raises(NotAvailableError, match="for a test"):
-        extension.load_extension()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib, "import_module", ModuleType)
+        with pytest.raises(NotAvailableError, match="for a test"):
+            extension.load_extension()
 
 
 def words_of(run: Callable[[], object]) -> list[str]:
