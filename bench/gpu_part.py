@@ -30,7 +30,7 @@ def pretend(how: str) -> None:
     from inrfast.ops import grid_init
 
     backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
-    grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
+    grid_init.load_cuda = pretend_gpu.without_cuda
 
 
 def main() -> int:

@@ -207,10 +207,10 @@ def fit(bench: Bench, precision: str, **options: Any) -> None:
 
 def initialisation(bench: Bench) -> None:
     """The extension's kernel, or the CPU's and a copy where it was built without CUDA."""
-    from inrfast.extension import load_extension
+    from inrfast.info import info
     from inrfast.ops.grid_init import rank_expanding_reference
 
-    bench.found["cuda"] = load_extension().build_info()["cuda"]
+    bench.found["cuda"] = info()["extension"]["CUDA half"].get("build", {}).get("cuda")
     ours, exact = inr.rank_expanding(64, 2, device=bench.device), rank_expanding_reference(64, 2)
     worst = max(relative(a, b) for a, b in zip(ours, exact, strict=True))
     bench.found["error"] = {"largest": worst, "target": 1e-6}

@@ -1,6 +1,6 @@
-"""The native module ``inrfast._C``, loaded at first use: everything else works without it.
+"""The native modules ``inrfast._C`` and ``inrfast._CUDA``, loaded at first use: everything works without them.
 
-The environment variable ``INRFAST_NATIVE`` says how much of it is used:
+The environment variable ``INRFAST_NATIVE`` says how much of them is used:
 
 ==========  ==========================================================================================
 ``auto``    the best that this processor runs (default)
@@ -8,7 +8,7 @@ The environment variable ``INRFAST_NATIVE`` says how much of it is used:
             has none
 ``avx2``    the same
 ``plain``   none of these three, as on a processor with neither: PyTorch's operations take their place
-``absent``  nothing, as if the extension had not been built
+``absent``  nothing, as if neither had been built
 ==========  ==========================================================================================
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import platform
 from types import ModuleType
 
 from inrfast.errors import NotAvailableError, check_choice
@@ -37,9 +38,9 @@ def native_variant() -> str:
 
 
 @functools.cache
-def _extension_or_reason() -> ModuleType | str:
+def _module_or_reason(name: str) -> ModuleType | str:
     try:
-        return importlib.import_module("inrfast._C")
+        return importlib.import_module(name)
     except ImportError as error:
         return str(error)
 
@@ -52,12 +53,44 @@ def load_extension() -> ModuleType:
     NotAvailableError
         It is missing or does not load (the reason is the one of the first attempt), or ``INRFAST_NATIVE=absent``.
     """
+    return _load("inrfast._C", "the native extension", "a C++ compiler")
+
+
+def load_cuda() -> ModuleType:
+    """Return ``inrfast._CUDA``, which initialises in the memory of GPUs; it needs no ``inrfast._C``.
+
+    Raises
+    ------
+    NotAvailableError
+        As of :func:`load_extension`.
+    """
+    return _load("inrfast._CUDA", "the CUDA half of the native extension", "nvcc and a C++ compiler")
+
+
+def _load(name: str, what: str, needs: str) -> ModuleType:
     if native_variant() == "absent":
-        raise NotAvailableError("INRFAST_NATIVE=absent switches the native extension inrfast._C off; unset it")
-    extension = _extension_or_reason()
-    if isinstance(extension, str):
+        raise NotAvailableError(f"INRFAST_NATIVE=absent switches {name} off; unset it")
+    module = _module_or_reason(name)
+    if isinstance(module, str):
         raise NotAvailableError(
-            f"the native extension inrfast._C does not load ({extension}); "
-            "`pip install .` in the source tree builds it with a C++ compiler"
+            f"{what}, {name}, does not load ({module}); `pip install .` in the source tree builds it with {needs}"
         )
-    return extension
+    return module
+
+
+def cost_of_absence() -> str | None:
+    """Return what a machine that could have native steps loses without ``inrfast._C``, and the remedy.
+
+    None where the module is there, where ``INRFAST_NATIVE`` asks for no native steps, and on processors for which there
+    are none.
+    """
+    if native_variant() in ("plain", "absent") or platform.machine().lower() not in ("x86_64", "amd64"):
+        return None
+    try:
+        load_extension()
+    except NotAvailableError as error:
+        return (
+            f"{error}. Until then training steps, factor passes and dense kernels on the CPU take PyTorch's "
+            "operations, which are slower; INRFAST_NATIVE=absent takes them without this warning"
+        )
+    return None

@@ -9,14 +9,15 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 
 from inrfast import backends
 from inrfast.errors import NotAvailableError
-from inrfast.extension import load_extension, native_variant
+from inrfast.extension import load_cuda, load_extension, native_variant
 from inrfast.ops import gemm, mlp_step
 
 PACKAGES = ("inrfast", "torch", "triton", "numpy", "scipy")
@@ -26,9 +27,9 @@ def info() -> dict[str, Any]:
     """Return versions, the extension's build, devices, backends and the choice of GEMM, as plain JSON data.
 
     Keys: ``versions``, ``extension`` (``asked``: the value of ``INRFAST_NATIVE``; ``available``, then ``build`` or
-    ``reason``), ``cpu``, ``gpus`` (names), ``backends`` (for each device type here, each backend: ``available``, or the
-    reason why not), ``gemm`` and ``fit`` (whether the CPU has a native step, by which instructions, or why
-    ``INRFAST_NATIVE`` cannot have its way, and whether bfloat16 products pay).
+    ``reason``; the same of its ``CUDA half``), ``cpu``, ``gpus`` (names), ``backends`` (for each device type here, each
+    backend: ``available``, or the reason why not), ``gemm`` and ``fit`` (whether the CPU has a native step, by which
+    instructions, or why ``INRFAST_NATIVE`` cannot have its way, and whether bfloat16 products pay).
     """
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
@@ -96,12 +97,15 @@ def _version(package: str) -> str | None:
 
 
 def _extension() -> dict[str, Any]:
-    asked = native_variant()
+    return {"asked": native_variant(), **_module(load_extension), "CUDA half": _module(load_cuda)}
+
+
+def _module(load: Callable[[], ModuleType]) -> dict[str, Any]:
+    """Return whether a native module is there, and how it was built or why it is not."""
     try:
-        build = load_extension().build_info()
+        return {"available": True, "build": load().build_info()}
     except NotAvailableError as error:
-        return {"asked": asked, "available": False, "reason": str(error)}
-    return {"asked": asked, "available": True, "build": build}
+        return {"available": False, "reason": str(error)}
 
 
 def _native_step() -> str | None:

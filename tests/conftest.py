@@ -8,7 +8,6 @@ may run tests at once.
 """
 
 import os
-import traceback
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -17,7 +16,6 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from inrfast.backends import reason_against_package
-from inrfast.errors import NotAvailableError
 
 AGAINST_TRITON = reason_against_package()
 if AGAINST_TRITON is not None:
@@ -73,20 +71,6 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"give ids= to the parameters of {item.nodeid}: its name holds an address")
         if AGAINST_TRITON is not None and ("triton" in item.nodeid or "device" in item.fixturenames):
             item.add_marker(pytest.mark.skip(reason=AGAINST_TRITON))
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item, call):
-    """Skip what needs the native extension to compute an initialisation where ``INRFAST_NATIVE`` switches it off."""
-    outcome = yield
-    if os.environ.get("INRFAST_NATIVE") != "absent" or call.excinfo is None:
-        return
-    error = call.excinfo.value
-    if isinstance(error, pytest.fail.Exception):  # pytest.warns puts it in the place of what was raised in its block
-        error = error.__context__
-    if isinstance(error, NotAvailableError) and traceback.extract_tb(error.__traceback__)[-2].name == "rank_expanding":
-        report = outcome.get_result()
-        report.outcome, report.longrepr = "skipped", (str(item.path), 0, "Skipped: needs the native extension")
 
 
 @pytest.fixture(scope="session")

@@ -692,15 +692,11 @@ def _to(real: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     return to
 
 
-def without_cuda(load: Callable[[], Any]) -> Callable[[], Any]:
-    """Return what loads the native extension as one that was built without CUDA: it would ask the driver."""
+def without_cuda() -> Any:
+    """Take the place of what loads the CUDA half of the native code: it would ask the driver."""
+    from inrfast.errors import NotAvailableError
 
-    def loaded() -> Any:
-        extension = load()
-        info = dict(extension.build_info()) | {"cuda": None}
-        return types.SimpleNamespace(build_info=lambda: info, rank_expanding=extension.rank_expanding)
-
-    return loaded
+    raise NotAvailableError("the CUDA half of the native extension is not for a pretended GPU")
 
 
 def _cuda(properties: types.SimpleNamespace) -> dict[str, Any]:

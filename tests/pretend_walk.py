@@ -41,7 +41,7 @@ from inrfast.ops import grid_init
 from inrfast.tangent.kernel_operator import KernelOperator
 from inrfast.training import group
 
-grid_init.load_extension = pretend_gpu.without_cuda(grid_init.load_extension)
+grid_init.load_cuda = pretend_gpu.without_cuda
 backends.interpreted = lambda: False  # tensors of the CPU take the CPU's own path
 group.LONGEST = 1e9  # interpretation is slow, which is no reason to take one step at a time
 block_ldl.WINDOW = block_ldl.PANEL_GPU = 9  # several windows and blocks of so few rows

@@ -25,7 +25,12 @@ def test_info_is_plain_json_and_agrees_with_this_process() -> None:
     assert found["cpu"]["threads"] == torch.get_num_threads()
     assert found["backends"]["cpu"]["torch"] == "available"
     assert found["extension"]["available"] is True
-    assert set(found["extension"]["build"]) == {"compiler", "pybind11", "cuda", "cuda_archs"}
+    assert set(found["extension"]["build"]) == {"compiler", "pybind11"}
+    half = found["extension"]["CUDA half"]
+    if half["available"]:
+        assert set(half["build"]) == {"compiler", "pybind11", "cuda", "cuda_archs"}
+    else:
+        assert "_CUDA" in half["reason"]
     assert len(found["gpus"]) == torch.cuda.device_count()
 
 
@@ -46,7 +51,9 @@ def test_missing_extension_is_reported_with_its_reason(monkeypatch: pytest.Monke
         raise NotAvailableError("it was not built")
 
     monkeypatch.setattr("inrfast.info.load_extension", missing)
-    assert info()["extension"] == {"asked": "auto", "available": False, "reason": "it was not built"}
+    monkeypatch.setattr("inrfast.info.load_cuda", missing)
+    half = {"available": False, "reason": "it was not built"}
+    assert info()["extension"] == {"asked": "auto", **half, "CUDA half": half}
 
 
 def test_json_option_prints_json(capsys: pytest.CaptureFixture[str]) -> None:

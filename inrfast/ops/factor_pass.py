@@ -30,10 +30,6 @@ Target = tuple[Tensor | None, Tensor | None]
 
 def reason_against(mlp: MLP) -> str | None:
     """Return why the native pass does not take a network, or None."""
-    if not mlp_step.instructions():
-        return "this processor, build or environment has no native step"
-    if not hasattr(load_extension(), "MlpFactors"):
-        return "this build of the extension has no factor pass"
     if mlp.norms or mlp.modulations:
         return "its hidden layers have norms or filters"
     unknown = [own.name for own in mlp.activations if own.kind.native not in ACTIVATIONS]
@@ -44,6 +40,10 @@ def reason_against(mlp: MLP) -> str | None:
     for tensor in mlp.parameters.values():
         if tensor.dtype != torch.float64 or tensor.device.type != "cpu":
             return f"the native pass takes a network in fp64 on a CPU, not {tensor.dtype} on {tensor.device}"
+    if (reason := mlp_step.missing()) is not None:
+        return reason
+    if not hasattr(load_extension(), "MlpFactors"):
+        return "this build of the extension has no factor pass"
     return None
 
 

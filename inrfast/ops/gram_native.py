@@ -33,10 +33,6 @@ def reason_against(
     rows: Sequence[Pair], columns: Sequence[Pair] | None, output: Output, outputs: int, out: Tensor
 ) -> str | None:
     """Return why the native blocks do not take a kernel, or None."""
-    if not mlp_step.instructions():
-        return "this processor, build or environment has no native step"
-    if not hasattr(load_extension(), "gram_block"):
-        return "this build of the extension has no blocks of kernels"
     if output == "full" and outputs > 1:
         return "pairs of outputs are blocks of their own"
     for tensor in (out, *(factor for side in (rows, columns or ()) for pair in side for factor in pair)):
@@ -48,6 +44,10 @@ def reason_against(
             return "the numbers of a point are not next to each other"
         if tensor.ndim == 3 and output == "trace" and tensor.shape[1] > 1 and tensor.stride(1) != tensor.shape[2]:
             return "the outputs of a point are not next to each other"
+    if (reason := mlp_step.missing()) is not None:
+        return reason
+    if not hasattr(load_extension(), "gram_block"):
+        return "this build of the extension has no blocks of kernels"
     return None
 
 

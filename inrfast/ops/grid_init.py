@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.backends import warn_once
 from inrfast.errors import NotAvailableError, check_choice, check_float, check_int, check_tensor
-from inrfast.extension import load_extension
+from inrfast.extension import load_cuda, load_extension, native_variant
 from inrfast.grids import check_bounds
 from inrfast.memory import counted, require_free, tells_refusals
+from inrfast.ops.grid_units import fill_units
 
 DEFAULT_EPS = 1e-3
 """Shift of the hinges for d >= 2: anything from 1e-6 to 1e-2 gives the same rank, so a round number inside."""
@@ -64,8 +66,8 @@ def rank_expanding(
         For d = 1 only: the D points, sorted and distinct, floating, of shape (D,) or (D, 1). They and ``eps`` are then
         in the caller's own units, so ``bounds`` stays at its default. None is a uniform grid that includes both ends.
     dtype, device
-        Of the result: float32 or float64; computed in fp64 and rounded once, the same on CPU and CUDA to the bit.
-        The default device is that of ``coords``, or the CPU.
+        Of the result: float32 or float64; computed in fp64 and rounded once, the same on CPU and CUDA to the bit, with
+        the native extension and without. The default device is that of ``coords``, or the CPU.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def rank_expanding(
     TypeError, ValueError
         A bad argument; the message names it.
     NotAvailableError
-        The native extension is missing, or ``device`` is.
+        ``device`` is not here.
     MemoryBudgetError
         The layer would take more than half of what is free.
 
@@ -86,15 +88,41 @@ def rank_expanding(
     coords = None if coords is None else as_tensor("coords", coords)
     request = _check(width, in_features, eps, gain, bounds, coords, dtype)
     target = _check_device(coords.device if device is None and coords is not None else device)
-    extension = load_extension()
-    on_gpu = target.type == "cuda" and extension.build_info()["cuda"] is not None
-    if target.type == "cuda" and not on_gpu:
-        warn_once("inrfast._C was built without its CUDA half: rank_expanding computes on the CPU and copies")
-    memory = target if on_gpu else torch.device("cpu")
+    native, memory = _native_for(target)
     weight = torch.empty((request.width, request.in_features), dtype=dtype, device=memory)
     bias = torch.empty(request.width, dtype=dtype, device=memory)
-    points = None if request.points is None else request.points.to(memory)
-    extension.rank_expanding(
+    _fill(weight, bias, request, native)
+    if not bool(torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        raise ValueError(f"eps={eps}, gain={gain} and bounds={bounds} leave the range of {dtype}")
+    return weight.to(target), bias.to(target)
+
+
+def _native_for(target: torch.device) -> tuple[ModuleType | None, torch.device]:
+    """Return the native module that computes, or None for NumPy, and the device whose memory it fills."""
+    if target.type == "cuda":
+        try:
+            return load_cuda(), target
+        except NotAvailableError as error:
+            if native_variant() != "absent":
+                warn_once(f"rank_expanding computes on the CPU and copies: {error}")
+    try:
+        return load_extension(), torch.device("cpu")
+    except NotAvailableError:
+        return None, torch.device("cpu")  # NumPy's results are the same, at a similar rate
+
+
+def _fill(weight: Tensor, bias: Tensor, request: _Request, native: ModuleType | None) -> None:
+    """Fill tensors on the CPU, or on a GPU by its own native module."""
+    points = None if request.points is None else request.points.to(weight.device)
+    if native is None:
+        arrays = weight.numpy(), bias.numpy(), None if points is None else points.numpy()
+        p = points_per_axis(request.width, request.in_features)
+        fill_units(arrays[0], arrays[1], request.eps, request.gain, request.bounds, arrays[2], p)
+        return
+    queue: dict[str, Any] = {}
+    if weight.is_cuda:
+        queue = {"device": weight.get_device(), "stream": torch.cuda.current_stream(weight.device).cuda_stream}
+    native.rank_expanding(
         weight=weight.data_ptr(),
         bias=bias.data_ptr(),
         width=request.width,
@@ -103,13 +131,9 @@ def rank_expanding(
         lows=[low for low, _ in request.bounds],
         highs=[high for _, high in request.bounds],
         coords=0 if points is None else points.data_ptr(),
-        itemsize=dtype.itemsize,
-        device=weight.get_device(),
-        stream=torch.cuda.current_stream(memory).cuda_stream if on_gpu else 0,
+        itemsize=weight.itemsize,
+        **queue,
     )
-    if not bool(torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        raise ValueError(f"eps={eps}, gain={gain} and bounds={bounds} leave the range of {dtype}")
-    return weight.to(target), bias.to(target)
 
 
 def rank_expanding_reference(

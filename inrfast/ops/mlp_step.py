@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from inrfast.activations import BoundActivation
+from inrfast.backends import warn_once
 from inrfast.errors import NotAvailableError
-from inrfast.extension import load_extension, native_variant
+from inrfast.extension import cost_of_absence, load_extension, native_variant
 from inrfast.losses import BoundLoss, loss_of
 from inrfast.norms import Norm
 from inrfast.norms.topk import Selecting
@@ -71,6 +72,16 @@ def instructions() -> str:
         f"INRFAST_NATIVE={variant} cannot run here: the native step of this processor and build is "
         f"{found or 'missing'}; use INRFAST_NATIVE=auto"
     )
+
+
+def missing() -> str | None:
+    """Return why there is no native step here, or None; where the extension is missing, warn once of the cost."""
+    if instructions():
+        return None
+    cost = None if os.environ.get("INRFAST_GEMM") else cost_of_absence()
+    if cost is not None:
+        warn_once(cost)
+    return "this processor, build or environment has no native step"
 
 
 def reaches_inputs() -> bool:
@@ -161,19 +172,13 @@ def reason_against(
     filters: Sequence[nn.Module] = (),
 ) -> str | None:
     """Return why the native step does not take networks of such parts, whose parameters and points are ``tensors``."""
-    if not instructions():
-        return "this processor, build or environment has no native step"
     unknown = sorted(activation.name for activation in activations if activation.kind.native is None)
     if unknown:
         return f"the activation {unknown[0]!r} has no native step"
     if any(norm.native is None for norm in norms):
         return "its hidden layers have norms without a native step"
-    if norms and not takes_norms():
-        return "this build of the extension takes no norms"
     if any(vars(type(own)).get("native") is None for own in filters):  # a subclass may compute anything
         return "its hidden layers have filters without a native step"
-    if (filters or any(own.kind.native == "identity" for own in activations)) and not takes_filters():
-        return "this build of the extension takes no filters, and no identity"
     if len(activations) >= MOST_LAYERS:
         return f"it has {len(activations)} hidden layers, and native steps take fewer than {MOST_LAYERS}"
     for tensor in tensors:
@@ -183,6 +188,12 @@ def reason_against(
             return f"native steps take fp32 on a CPU, not {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
         if not tensor[0].is_contiguous():
             return "its parameters are not contiguous"
+    if (reason := missing()) is not None:
+        return reason
+    if norms and not takes_norms():
+        return "this build of the extension takes no norms"
+    if (filters or any(own.kind.native == "identity" for own in activations)) and not takes_filters():
+        return "this build of the extension takes no filters, and no identity"
     return None
 
 

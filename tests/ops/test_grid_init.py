@@ -23,7 +23,7 @@ from inrfast.errors import MemoryBudgetError, NotAvailableError
 from inrfast.ops.grid_init import points_per_axis, rank_expanding, rank_expanding_reference
 
 needs_cuda_half = pytest.mark.skipif(
-    not torch.cuda.is_available() or extension.load_extension().build_info()["cuda"] is None,
+    not torch.cuda.is_available() or isinstance(extension._module_or_reason("inrfast._CUDA"), str),
     reason="needs a GPU and the CUDA half of the extension",
 )
 
