@@ -54,6 +54,7 @@ FLOORS = {
         "arrays",
         "records",
         "system",
+        "progress",
     ),
     "devices": ("kernels",),
 }

@@ -61,7 +61,7 @@ def counted_spectrum(
     seed
         Of the random starts.
     progress
-        Whether to show bars; None: on a terminal only.
+        Whether to show bars; None: on a terminal and in a notebook.
 
     Raises
     ------

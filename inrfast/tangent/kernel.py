@@ -356,7 +356,7 @@ class TangentKernel:
         seed
             Of the randomised methods: same seed, same result on the same machine.
         progress
-            Whether to show a bar; None: on a terminal only.
+            Whether to show a bar; None: on a terminal and in a notebook.
         levels
             Absolute levels, in the kernel's units, whose counts must be known in place of those at ``rtol``, which is
             then not counted at: a layer's kernel is counted above the threshold of the whole one. They are taken as
@@ -447,7 +447,7 @@ class TangentKernel:
         seed
             Of the pivots.
         progress
-            Whether to show bars; None: on a terminal only.
+            Whether to show bars; None: on a terminal and in a notebook.
         preconditioner
             Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``,
             ``"factorization"``, ``"diagonal"``, ``"none"``, another name of
@@ -519,7 +519,7 @@ class TangentKernel:
         seed
             Of the random vectors that measure it.
         progress
-            Whether to show bars; None: on a terminal only.
+            Whether to show bars; None: on a terminal and in a notebook.
 
         Raises
         ------

@@ -18,6 +18,7 @@ from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
 from inrfast.losses import LOSSES, Loss
 from inrfast.metrics import psnr
 from inrfast.ops import gemm
+from inrfast.progress import Bar
 from inrfast.training import trainer
 from inrfast.training.batches import Batches
 from inrfast.training.callbacks import TrackNTK
@@ -237,12 +238,12 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
     if where == "bar":
         calls = 1  # the bar moves after the update
 
-        class Bar(trainer.tqdm):
+        class Moved(Bar):
             def update(self, n: float = 1) -> None:
                 if n:
                     fifth_time()
 
-        monkeypatch.setattr(trainer, "tqdm", Bar)
+        monkeypatch.setattr(trainer, "progress_bar", lambda **_: Moved(disable=True))
     result = fit(net, COORDS, picture(), steps=50, schedule="constant", loss=loss)
     assert result.interrupted
     assert (result.steps, len(result.losses), result.eval_steps[-1]) == (4, 4, 4)
