@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from inrfast.records import Record
+from inrfast.records import Record, in_a_line
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ class NTKVariance(Record):
     similarities: Similarities
     points: int
     used: int
+
+    def __repr__(self) -> str:
+        numbers = [f"mean={self.mean:.4g}", f"variance={self.variance:.4g}", f"normalised={self.normalised:.4g}"]
+        numbers += [f"error={self.error:.2g}", f"method={self.method!r}"]
+        return in_a_line("NTKVariance", [*numbers, f"{len(self.layers)} layers", f"{self.points:,} points"])
 
     def to_json(self) -> str:
         """Return the fields as JSON; numbers that are not finite become null."""

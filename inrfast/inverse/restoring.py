@@ -35,7 +35,7 @@ from inrfast.inverse.holes import Ranges
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
-from inrfast.records import Record
+from inrfast.records import Record, brief, in_a_line
 from inrfast.signals.render import render
 from inrfast.training.data import check_net
 from inrfast.training.fit import fit
@@ -106,6 +106,12 @@ class Restored(Record):
     interrupted: bool
     stopped: str
     settings: dict[str, Any]
+
+    def __repr__(self) -> str:
+        parts = [f"image={brief(self.image)}", f"psnr={self.psnr:.2f} dB where known"]
+        parts += [] if self.held_out_psnr is None else [f"held_out_psnr={self.held_out_psnr:.2f} dB"]
+        parts += [f"share={self.share:.3g}", f"steps={self.steps}", f"{self.seconds:.3g} s"]
+        return in_a_line("Restored", [*parts, f"stopped={self.stopped!r}"])
 
 
 def inpaint(

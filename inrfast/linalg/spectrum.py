@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from inrfast.arrays import ArrayLike
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
-from inrfast.records import Record
+from inrfast.records import Record, in_a_line
 
 MARGIN = 1e-12
 """Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
@@ -190,6 +191,17 @@ class Spectrum(Record):
                 object.__setattr__(self, name, math.inf)
         if self.largest is not None and any(map(math.isnan, self.largest)):
             object.__setattr__(self, "largest", None)
+
+    def __repr__(self) -> str:
+        values = [float(self.eigenvalues[place]) for place in ((0, -1) if len(self.eigenvalues) > 1 else (0,))]
+        parts = [f"{len(self.eigenvalues):,} of {self.size:,} eigenvalues: {' to '.join(f'{v:.4g}' for v in values)}"]
+        with suppress(ResolutionError):
+            parts.append(f"rank {self.rank()} at rtol={self.rtol:.3g}")
+        if self.certified:
+            parts.append(f"certified counts: {len(self.certified)}")
+        error = max(self.lower_error, self.upper_error)
+        parts += [f"error={error:.2g}", f"trace={self.trace:.4g}", f"method={self.method!r}"]
+        return in_a_line("Spectrum", [*parts, *(["with eigenvectors"] if self.eigenvectors is not None else [])])
 
     def with_jacobian_error(self, error: float) -> Spectrum:
         """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``.

@@ -23,6 +23,7 @@ from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, kernel_error
 from inrfast.memory import empty
 from inrfast.modes import methods_in_own_modes
+from inrfast.records import brief, in_a_line
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
 from inrfast.tangent.kernel_operator import KernelOperator
@@ -593,5 +594,5 @@ class TangentKernel:
             raise ValueError(f"{what} is of a kernel between the same points; this one was made with coords2")
 
     def __repr__(self) -> str:
-        names = [spec.name for spec in self.specs]
-        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+        parts = [f"shape={self.shape}", f"dtype={self.dtype}", f"output={self.output!r}"]
+        return in_a_line(type(self).__name__, [*parts, f"layers={brief([spec.name for spec in self.specs])}"])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from inrfast.errors import DivergedError
-from inrfast.records import Record
+from inrfast.records import Record, in_a_line
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,8 @@ class FitResult(Record):
     stopped: str = "steps"
     error: DivergedError | None = None
     data_range: float = 1.0
+
+    def __repr__(self) -> str:
+        parts = [f"psnr={self.psnr:.2f} dB", f"best_psnr={self.best_psnr:.2f} dB at step {self.best_step:,}"]
+        parts += [f"steps={self.steps}", f"{self.seconds:.3g} s", f"stopped={self.stopped!r}"]
+        return in_a_line("FitResult", [*parts, f"gradient={self.config.get('gradient')!r}"])

@@ -18,7 +18,7 @@ from inrfast.calling import Select
 from inrfast.errors import RangeError, check_coords, check_float, check_int, check_seed, check_tensor, warn
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
-from inrfast.records import Record, plain
+from inrfast.records import Record, brief, in_a_line, plain
 from inrfast.snapshot import snapshot
 from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
 from inrfast.training.units import dead_units
@@ -78,6 +78,11 @@ class WatchRecord(Record):
     dead_units: Mapping[str, float]
     weights_change: float | None
     seconds: float
+
+    def __repr__(self) -> str:
+        parts = [f"step={self.step}", f"loss={brief(self.loss)}"]
+        parts.append("ranks " + ", ".join(f"{rank} at {rank.rtol:.3g}" for rank in self.ranks))
+        return in_a_line("WatchRecord", [*parts, f"weights_change={brief(self.weights_change)}"])
 
 
 class Watch:
@@ -233,6 +238,13 @@ class Watch:
         return _norm(t.double() - before[n].double() for n, t in tensors.items()) / size if size > 0 else None
 
     # ---- what is told of it ------------------------------------------------------------------------------------
+
+    def __repr__(self) -> str:
+        parts = [f"{len(self.history)} record{'s' * (len(self.history) != 1)} of {self.steps:,} steps"]
+        parts.append(f"{len(self.points):,} of {len(self.coords):,} points")
+        last = self.history[-1] if self.history else None
+        parts += [] if last is None else [f"rank {own} at {own.rtol:.3g}" for own in (last.ranks[0], last.ranks[-1])]
+        return in_a_line("Watch", parts)
 
     def __str__(self) -> str:
         return _table(self)
