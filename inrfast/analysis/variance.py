@@ -26,7 +26,7 @@ from inrfast.analysis.variance_result import NTKVariance
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.errors import NotAvailableError, check_choice, check_flag, check_float, check_seed
-from inrfast.linalg.spectrum import kernel_error
+from inrfast.linalg.certificates import kernel_error
 from inrfast.memory import chunks
 from inrfast.modes import in_own_modes
 from inrfast.ops import gemm

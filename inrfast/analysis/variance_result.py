@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from inrfast.records import Record, in_a_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,22 @@ class NTKVariance(Record):
         numbers = [f"mean={self.mean:.4g}", f"variance={self.variance:.4g}", f"normalised={self.normalised:.4g}"]
         numbers += [f"error={self.error:.2g}", f"method={self.method!r}"]
         return in_a_line("NTKVariance", [*numbers, f"{len(self.layers)} layers", f"{self.points:,} points"])
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a figure of :attr:`pairs`, relative to the variance, and of the layers' shares.
+
+        With ``path`` (.png, .pdf, .svg) it is also written there, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            The variance is not positive, so that there are no shares; another suffix.
+        """
+        from inrfast.analysis.variance_figure import draw  # matplotlib takes long to import, and most draw nothing
+
+        if not 0 < self.variance < math.inf:
+            raise ValueError(f"a variance of {self.variance:g} cannot be drawn: its parts have no shares")
+        return draw(self, path)
 
     def to_json(self) -> str:
         """Return the fields as JSON; numbers that are not finite become null."""

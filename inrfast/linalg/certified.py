@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from inrfast.linalg.certificates import CertifiedCount
 from inrfast.linalg.costs import Alternative
 from inrfast.linalg.demands import Pairs, Ranks
 from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, shared, spectral_bounds
@@ -31,7 +32,7 @@ from inrfast.linalg.pivoted_cholesky import (
     most_pivots,
 )
 from inrfast.linalg.rank_proof import ALLOWED, REACHED, RankProof
-from inrfast.linalg.spectrum import CertifiedCount, Spectrum
+from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import MOST_ROWS, chunks, require
 from inrfast.progress import Bar, progress_bar
 

@@ -13,10 +13,10 @@ import torch
 
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
 from inrfast.linalg.block_ldl import block_ldl, bytes_needed
+from inrfast.linalg.certificates import CertifiedCount
 from inrfast.linalg.inertia import EVENTS, MOST, Complement, Decision, between, decide
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors
-from inrfast.linalg.spectrum import CertifiedCount
 from inrfast.progress import Bar, progress_bar
 
 VECTORS = 7

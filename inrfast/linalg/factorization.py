@@ -25,12 +25,12 @@ from inrfast.errors import (
     warn,
 )
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.linalg.certificates import CertifiedCount, kernel_error
 from inrfast.linalg.inertia import decide, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors, shifted_name
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
-from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.linalg.stored_ldl import stored_bytes, stored_ldl
 from inrfast.linalg.written import PRODUCTS, WrittenOperator, written, written_bytes
 from inrfast.memory import chunks, format_bytes, over_budget, require

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from inrfast.arrays import Array, ArrayLike, as_numpy, like
 from inrfast.calling import Select
-from inrfast.errors import check_tensor
+from inrfast.errors import Hinting, check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.modes import in_own_modes, methods_in_own_modes
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @methods_in_own_modes
-class LayerwiseJacobian:
+class LayerwiseJacobian(Hinting):
     """The Jacobian ``J`` of shape (N M, P) as a linear operator made of per-layer factors.
 
     Rows are ``n * M + m``; columns follow ``torch.nn.utils.parameters_to_vector`` over the differentiated

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from inrfast.arrays import Array, as_numpy, as_tensor, like
-from inrfast.errors import check_block, check_flag, check_float, check_index
+from inrfast.errors import Hinting, check_block, check_flag, check_float, check_index
 from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
+from inrfast.linalg.certificates import kernel_error
 from inrfast.linalg.factorization import Factorization, factorize
 from inrfast.linalg.partition import Whole
-from inrfast.linalg.spectrum import Spectrum, kernel_error
+from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import empty
 from inrfast.modes import methods_in_own_modes
 from inrfast.records import brief, in_a_line
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @methods_in_own_modes
-class TangentKernel:
+class TangentKernel(Hinting):
     """A neural tangent kernel ``K = sum_l (Z_l Z_l'^T + 1) * (S_l S_l'^T)`` between two sets of points, lazy.
 
     Nothing is computed before something is asked for, and never the Jacobian. :class:`inrfast.tangent.local.NTK` is one
