@@ -53,6 +53,7 @@ FLOORS = {
         "errors",
         "words",
         "arrays",
+        "notebook",
         "records",
         "system",
         "progress",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from inrfast import notebook
 from inrfast.analysis.energy import NORMALISATIONS, Energy, KernelNorm, concentration, squared_norm
 from inrfast.arrays import ArrayLike, as_tensor, is_array
 from inrfast.calling import Select
@@ -176,6 +177,25 @@ class Dictionary(Record):
         where = f"{self.points} points" if self.shape is None else f"shape={self.shape}"
         most, least = (float(self.eigenvalues[i]) for i in (0, -1))
         return f"Dictionary({len(self)} atoms of {self.spectrum.size}, {where}, eigenvalues {most:.3g} to {least:.3g})"
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        def figure() -> Figure:
+            from inrfast.analysis.dictionary_figure import row  # at its call: there may be no matplotlib
+
+            return row(self)
+
+        most, least = (float(self.eigenvalues[i]) for i in (0, -1))
+        rows = [
+            ("quantity", "value"),
+            ("atoms", f"{len(self):,} of {self.spectrum.size:,}"),
+            ("points", f"{self.points:,}" + ("" if self.shape is None else f", a grid {self.shape}")),
+            ("eigenvalues", f"{most:.4g} to {least:.4g}"),
+            ("floor", f"{self.floor:.2g} of the largest"),
+        ]
+        return notebook.Page(
+            f"Dictionary of {len(self):,} atoms", rows, figure=self.spectrum.plot if self.shape is None else figure
+        )
 
     def images(self, k: int | None = None) -> Tensor:
         """Return the first k atoms (None: all) on the grid, (k, *shape), or (k, *shape, M) where rows count outputs.

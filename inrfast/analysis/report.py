@@ -9,8 +9,9 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from inrfast import notebook
 from inrfast.analysis.proofs import RankProof, proof
-from inrfast.analysis.report_text import findings, network_name, table
+from inrfast.analysis.report_text import findings, network_name, ranks_by_layer, table
 from inrfast.errors import ResolutionError
 from inrfast.files import write_whole
 from inrfast.linalg.spectrum import RankInterval, Spectrum
@@ -282,6 +283,16 @@ class DiagnosisReport(Record):
             ranks = ", ".join(f"{rank} at {rank.rtol:.3g}" for rank in (whole.ranks[0], whole.ranks[-1]))
             parts.append(f"NTK of order {whole.size:,}, ranks {ranks}")
         return in_a_line("DiagnosisReport", [network_name(self.network), *parts])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        def figure() -> Figure:
+            from inrfast.analysis.report_figure import ranks  # at its call: there may be no matplotlib
+
+            return ranks(self)
+
+        title = f"Diagnosis of {network_name(self.network)}"
+        return notebook.Page(title, ranks_by_layer(self), self.findings(), figure=figure)
 
     def __str__(self) -> str:
         return table(self)

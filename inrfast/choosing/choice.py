@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inrfast import notebook
 from inrfast.activations import bind, shown
 from inrfast.encodings import described, from_config
 from inrfast.nn import DEFAULT_OMEGA, INR
@@ -119,6 +120,13 @@ class Choice(Record):
         best = f"best {self.best.name}: {self.best.psnr:.2f} dB predicted, lr={self.best.lr:g}"
         count = f"{len(self.candidates)} candidate{'s' * (len(self.candidates) != 1)}"
         return in_a_line("Choice", [best, count, f"{self.seconds:.3g} s", f"stopped={self.stopped!r}"])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        from inrfast.choosing.text import rows_of, sampled
+
+        code = f"net = {self.line}  # lr={self.lr:g}"
+        return notebook.Page(f"Best: {self.best.name}", rows_of(self), [sampled(self.sample)], code, self.plot)
 
     @property
     def best(self) -> Candidate:

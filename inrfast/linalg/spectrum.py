@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from inrfast import notebook
 from inrfast.arrays import ArrayLike
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
@@ -26,6 +27,9 @@ MARGIN = 1e-12
 
 LEAST_RTOL = 1e-13
 """Smallest tolerance for which a spectrum is computed: below it rounding of an fp64 kernel is larger."""
+
+SHOWN_RTOLS = (1e-2, 1e-4, 1e-6)
+"""Tolerances of the ranks that a notebook shows, where they are resolved."""
 
 MOST_TOLD = 6
 """Levels that a message names at most."""
@@ -142,6 +146,18 @@ class Spectrum(Record):
         error = max(self.lower_error, self.upper_error)
         parts += [f"error={error:.2g}", f"trace={self.trace:.4g}", f"method={self.method!r}"]
         return in_a_line("Spectrum", [*parts, *(["with eigenvectors"] if self.eigenvectors is not None else [])])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        rows = [("quantity", "value"), ("eigenvalues", f"{len(self.eigenvalues):,} of {self.size:,}")]
+        rows.append(("largest", f"{float(self.eigenvalues[0]):.6g}"))
+        rows += [("trace", f"{self.trace:.6g}"), ("error, at most", f"{max(self.lower_error, self.upper_error):.2g}")]
+        for rtol in dict.fromkeys((*SHOWN_RTOLS, self.rtol)):
+            with suppress(ResolutionError, ValueError):
+                rows.append((f"rank at {rtol:.3g}", str(self.rank(rtol))))
+        rows.append(("eigenvectors", "yes" if self.eigenvectors is not None else "no"))
+        title = f"Spectrum of order {self.size:,}, {self.method}"
+        return notebook.Page(title, rows, [self.note] if self.note else [], figure=self.plot)
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, rtols: Sequence[float] | None = None) -> Figure:
         """Return a figure of the eigenvalues relative to the largest, between their bounds, over their index.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from inrfast import notebook
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.errors import MemoryBudgetError, check_choice, check_index, check_int
@@ -57,6 +58,16 @@ class NTK(TangentKernel):
             name: NTK(left, None if self.symmetric else self.right.layers[name], self.output)
             for name, left in self.left.layers.items()
         }
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        shape = " x ".join(f"{size:,}" for size in self.shape)
+        rows = [("layer", "kind", "parameters")]
+        rows += [(spec.name or "network", spec.kind, f"{spec.columns:,}") for spec in self.specs]
+        about = f"output {self.output!r} of {self.outputs}, {self.dtype}, precision {self.capture.precision!r}"
+        points = f"{len(self.coords):,} points" + ("" if self.symmetric else f" and {len(self.right.coords):,} others")
+        lazy = "Lazy: nothing is computed before it is asked for."
+        return notebook.Page(f"Tangent kernel, {shape}", rows, [f"{about}, {self.device}, {points}. {lazy}"])
 
     def plot(
         self,

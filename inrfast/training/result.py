@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from inrfast import notebook
 from inrfast.arrays import ArrayLike
 from inrfast.errors import DivergedError, check_int, check_tensor
 from inrfast.records import Record, in_a_line
@@ -75,6 +76,20 @@ class FitResult(Record):
         parts = [f"psnr={self.psnr:.2f} dB", f"best_psnr={self.best_psnr:.2f} dB at step {self.best_step:,}"]
         parts += [f"steps={self.steps}", f"{self.seconds:.3g} s", f"stopped={self.stopped!r}"]
         return in_a_line("FitResult", [*parts, f"gradient={self.config.get('gradient')!r}"])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        gradient, reason = self.config.get("gradient"), self.config.get("reason")
+        rows = [
+            ("quantity", "value"),
+            ("PSNR", f"{self.psnr:.2f} dB"),
+            ("best PSNR", f"{self.best_psnr:.2f} dB at step {self.best_step:,}"),
+            ("steps", f"{self.steps:,} ({self.stopped})"),
+            ("time", f"{self.seconds:.3g} s"),
+            ("gradients", f"{gradient}" + (f" ({reason})" if reason else "")),
+        ]
+        lines = [] if self.error is None else [f"It diverged: {self.error}"]
+        return notebook.Page(f"Fit: {self.psnr:.2f} dB", rows, lines, figure=self.plot)
 
     def plot(
         self,
