@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from inrfast import plots
 from inrfast.errors import ResolutionError
@@ -54,6 +55,8 @@ def draw(spectrum: Spectrum, rtols: Sequence[float], path: str | os.PathLike[str
         axes.annotate(_ranked(spectrum, rtol), (0.02, rtol), (0, 2), where, "offset points", **plots.NOTE)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_locator(NullLocator())  # which take most of the time of a figure
     axes.set_ylim(smallest, 3)
     axes.set_xlim(0.9, max(len(values), spectrum.size if len(values) < spectrum.size else 2) * 1.1)
     axes.set_xlabel("index of the eigenvalue")
