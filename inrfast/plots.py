@@ -334,6 +334,29 @@ def reconstructions(
         if picture.shape != panels[0][1].shape:
             raise ValueError(f"images[{name!r}] must have the target's shape {panels[0][1].shape}, got {picture.shape}")
         panels.append((f"{name}\n{psnr:.2f} dB", picture))
+    return _side_by_side(panels, figure)
+
+
+def pictures(images: Mapping[str, Image], figure: Figure | SubFigure | None = None) -> list[Axes]:
+    """Draw pictures side by side, each with its name.
+
+    Parameters
+    ----------
+    images
+        By name: (H, W), (H, W, 1) or (H, W, 3) in [0, 1], clipped to it.
+    figure
+        To draw on; None makes one (``axes[0].figure``).
+
+    Raises
+    ------
+    ValueError
+        No image, or one that is no picture.
+    """
+    _check_named("images", images)
+    return _side_by_side([(name, _picture(f"images[{name!r}]", image)) for name, image in images.items()], figure)
+
+
+def _side_by_side(panels: Sequence[tuple[str, np.ndarray]], figure: Figure | SubFigure | None) -> list[Axes]:
     height, width = panels[0][1].shape[:2]
     if figure is None:
         figure = new_figure(2.6 * len(panels), 2.6 * height / width + 0.45)

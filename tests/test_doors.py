@@ -127,6 +127,13 @@ def told(result):
     return str(result.to_dict())
 
 
+def drawn(give):
+    """Return the pictures of a fit's figure."""
+    result = inr.fit(network(), POINTS, PICTURE.reshape(-1, 1), steps=1, progress=False)
+    figure = result.plot(target=give(PICTURE), reconstruction=give(PICTURE / 2), shape=(6, 7))
+    return [torch.as_tensor(axes.get_images()[0].get_array().data) for axes in figure.axes if axes.get_images()]
+
+
 DOORS = {
     "ntk": lambda give: inr.ntk(network(), give(POINTS), give(POINTS[:5])).to_dense(),
     "jacobian": lambda give: inr.jacobian(network(), give(POINTS)).rows(),
@@ -180,6 +187,7 @@ DOORS = {
     "net_gd, net_adm": solved,
     "fit": fitted,
     "fit_many": fitted_many,
+    "FitResult.plot": drawn,
     "meta_learn, adapt": meta_learned,
     "choose": lambda give: inr.choose(give(WAVE), give(inr.grid(256)), **TINY, progress=False).best.psnr,
     "choose on its grid": lambda give: inr.choose(give(WAVE), **TINY, progress=False).best.psnr,

@@ -20,7 +20,7 @@ SHOWN = {
     name: RESULTS[name]
     for name in (
         "DiagnosisReport", "Spectrum", "a spectrum of counts", "a spectrum of estimates", "FitResult",
-        "a fit that diverges", "Choice", "Dictionary", "NTKVariance", "Watch",
+        "a fit that diverges", "Choice", "Dictionary", "NTKVariance", "Watch", "Restored",
     )
 } | {"NTK": kernel}  # fmt: skip
 

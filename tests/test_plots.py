@@ -150,6 +150,13 @@ def test_a_field_of_both_signs_has_a_scale_around_zero():
             plots.field(bad, Figure().subplots())
 
 
+def test_pictures_stand_side_by_side_by_name():
+    axes = plots.pictures({"one": torch.rand(3, 4), "two": torch.rand(3, 4, 3)})
+    assert [own.get_title() for own in axes] == ["one", "two"]
+    with pytest.raises(ValueError, match=r"images\['two'\] must have shape"):
+        plots.pictures({"one": torch.rand(3, 4), "two": torch.rand(3)})
+
+
 def test_a_table_says_every_number():
     axes = plots.table_of([[1.0, -2.0], [0.5, 0.0]], ["a", "b"], ["c", "d"], title="pairs")
     assert [text.get_text() for text in axes.texts] == ["1", "-2", "0.5", "0"]

@@ -17,7 +17,7 @@ with warnings.catch_warnings(record=True) as caught:
     {work}
 print([str(warning.message) for warning in caught])
 """
-FIT = "inr.fit(inr.INR(2, 1, width=4), inr.grid((4, 4)), inr.grid((4, 4))[:, :1], steps=3)"
+FIT = "result = inr.fit(inr.INR(2, 1, width=4), inr.grid((4, 4)), inr.grid((4, 4))[:, :1], steps=3)"
 BAR = "list(progress_bar(range(3), progress=None))"
 
 
@@ -54,7 +54,7 @@ def test_a_notebook_shows_a_widget_or_text_without_a_warning(widgets):
     if widgets:
         pytest.importorskip("ipywidgets")
     cell = CELL.format(work=FIT) if widgets else "import sys; sys.modules['ipywidgets'] = None" + CELL.format(work=BAR)
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(own) for own in (cell, "result")[: 1 + widgets]])
     nbclient.NotebookClient(book, timeout=120, kernel_name="python3", resources={"metadata": {"path": "."}}).execute()
     outputs = book.cells[0].outputs
     printed = "".join(own.text for own in outputs if own.output_type == "stream" and own.name == "stdout")
@@ -64,6 +64,8 @@ def test_a_notebook_shows_a_widget_or_text_without_a_warning(widgets):
     if widgets:
         assert any("application/vnd.jupyter.widget-view+json" in data for data in shown)
         assert "step" not in text
+        (display,) = [own.data for own in book.cells[1].outputs]
+        assert "<table>" in display["text/html"] and display["text/plain"].startswith("FitResult(psnr=")
     else:
         assert not shown
         assert "3/3" in text

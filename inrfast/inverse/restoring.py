@@ -19,11 +19,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from inrfast import notebook
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
@@ -37,6 +38,9 @@ from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
 from inrfast.records import Record, brief, in_a_line
 from inrfast.signals.render import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 from inrfast.training.data import check_net
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
@@ -106,6 +110,25 @@ class Restored(Record):
     interrupted: bool
     stopped: str
     settings: dict[str, Any]
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        rows = [("quantity", "value"), ("PSNR where known", f"{self.psnr:.2f} dB")]
+        rows += [] if self.held_out_psnr is None else [("PSNR at held-out pixels", f"{self.held_out_psnr:.2f} dB")]
+        rows += [("share of the network", f"{self.share:.3g}"), ("steps", f"{self.steps:,} ({self.stopped})")]
+        rows += [("time", f"{self.seconds:.3g} s")]
+
+        def figure() -> Figure:
+            from matplotlib.figure import Figure  # at its call: there may be no matplotlib
+
+            from inrfast import plots
+
+            drawn = Figure(figsize=(7, 3.6), layout="constrained")
+            plots.pictures({"restored": self.image, "without a network": self.classical}, drawn)
+            return drawn
+
+        size = " x ".join(map(str, self.image.shape[:2]))
+        return notebook.Page(f"Restored picture, {size} pixels", rows, figure=figure)
 
     def __repr__(self) -> str:
         parts = [f"image={brief(self.image)}", f"psnr={self.psnr:.2f} dB where known"]
