@@ -87,12 +87,10 @@ def _table(rows: Sequence[Row]) -> str:
 def _figure(draw: Callable[[], Figure], title: str) -> str:
     """Return a figure inside its own address, or what to install for it; nothing where it cannot be drawn."""
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return f"<p><em>{escape(MISSING)}</em></p>"
-    try:
         file = io.BytesIO()
         draw().savefig(file, format="png", dpi=DPI)
+    except ImportError:
+        return f"<p><em>{escape(MISSING)}</em></p>"
     except Exception:
         return ""
     data = base64.b64encode(file.getvalue()).decode()

@@ -181,7 +181,7 @@ class Dictionary(Record):
     @notebook.shown
     def _repr_html_(self) -> notebook.Page:
         def figure() -> Figure:
-            from inrfast.analysis.dictionary_figure import row  # at its call: there may be no matplotlib
+            from inrfast.analysis.dictionary_figure import row
 
             return row(self)
 

@@ -24,7 +24,7 @@ ACROSS = 5
 def row(dictionary: Dictionary) -> Figure:
     """Return a figure of the first atoms alone, side by side."""
     images = dictionary.images(min(ACROSS, len(dictionary))).cpu().numpy()
-    figure = Figure(figsize=(2 * ACROSS, 2.3), layout="constrained")
+    figure = plots.new_figure(2 * ACROSS, 2.3)
     panels = figure.subplots(1, ACROSS)
     for axes in panels[len(images) :]:
         axes.set_axis_off()

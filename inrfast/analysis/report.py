@@ -287,7 +287,7 @@ class DiagnosisReport(Record):
     @notebook.shown
     def _repr_html_(self) -> notebook.Page:
         def figure() -> Figure:
-            from inrfast.analysis.report_figure import ranks  # at its call: there may be no matplotlib
+            from inrfast.analysis.report_figure import ranks
 
             return ranks(self)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def ranks(report: DiagnosisReport) -> Figure:
     """Return a figure of one panel: ranks of the representations against the tolerance."""
-    figure = Figure(figsize=(5.2, 4.0), layout="constrained")
+    figure = plots.new_figure(5.2, 4.0)
     _ranks(figure.subplots(), report)
     return figure
 

@@ -6,11 +6,12 @@ import os
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from inrfast import plots
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from inrfast.analysis.variance_result import NTKVariance
 
 
@@ -18,7 +19,7 @@ def draw(variance: NTKVariance, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`NTKVariance.plot` describes; with ``path``, also write it there."""
     names = [name or "network" for name in variance.layers]
     width, height = 2.2 + 0.62 * len(names), 1.8 + 0.42 * len(names)
-    figure = Figure(figsize=(width + 3.4, max(height, 2.8)), layout="constrained")
+    figure = plots.new_figure(width + 3.4, max(height, 2.8))
     left, right = figure.subplots(1, 2, width_ratios=[width, 3.0])
     shares = variance.pairs.cpu().numpy() / variance.variance
     plots.table_of(shares, names, names, left, title="$C_{kl}$ / variance: pairs of layers")

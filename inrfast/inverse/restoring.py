@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from inrfast import notebook
+from inrfast import notebook, plots
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
@@ -119,11 +119,7 @@ class Restored(Record):
         rows += [("time", f"{self.seconds:.3g} s")]
 
         def figure() -> Figure:
-            from matplotlib.figure import Figure  # at its call: there may be no matplotlib
-
-            from inrfast import plots
-
-            drawn = Figure(figsize=(7, 3.6), layout="constrained")
+            drawn = plots.new_figure(7, 3.6)
             plots.pictures({"restored": self.image, "without a network": self.classical}, drawn)
             return drawn
 

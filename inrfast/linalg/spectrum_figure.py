@@ -9,14 +9,14 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
 
 from inrfast import plots
 from inrfast.errors import ResolutionError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from inrfast.linalg.spectrum import Spectrum
 
 LEAST = 1e-18
@@ -36,7 +36,7 @@ def draw(spectrum: Spectrum, rtols: Sequence[float], path: str | os.PathLike[str
     smallest = max(
         min([*rtols, *resolved[-1:], *(count.low / largest for count in spectrum.certified), 0.1]) / 30, LEAST
     )
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
+    figure = plots.new_figure(6.4, 4.6)
     axes = figure.subplots()
     index = np.arange(1, len(values) + 1)
     shown = np.where(values > 0, values, np.nan)
@@ -55,8 +55,7 @@ def draw(spectrum: Spectrum, rtols: Sequence[float], path: str | os.PathLike[str
         axes.annotate(_ranked(spectrum, rtol), (0.02, rtol), (0, 2), where, "offset points", **plots.NOTE)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())  # which take most of the time of a figure
+    axes.minorticks_off()  # which take most of the time of a figure
     axes.set_ylim(smallest, 3)
     axes.set_xlim(0.9, max(len(values), spectrum.size if len(values) < spectrum.size else 2) * 1.1)
     axes.set_xlabel("index of the eigenvalue")

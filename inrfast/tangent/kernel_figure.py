@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from inrfast import plots
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from inrfast.tangent.kernel import TangentKernel
 
 ACROSS = 4
@@ -44,7 +45,7 @@ def draw(
     ends = float(values.min()), float(values.max())
     rows, across = math.ceil(len(points) / ACROSS), min(len(points), ACROSS)
     height = 2.4 if len(shape) == 1 else min(max(2.5 * shape[-2] / shape[-1], 1.2), 5)
-    figure = Figure(figsize=(2.5 * across + 1, (height + 0.4) * rows + 0.5), layout="constrained")
+    figure = plots.new_figure(2.5 * across + 1, (height + 0.4) * rows + 0.5)
     panels = figure.subplots(rows, across, squeeze=False)
     for axes in panels.flat[len(points) :]:
         axes.set_axis_off()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Calling, Select
-from inrfast.errors import NotAvailableError, check_coords, check_float, check_int, check_seed, check_takes
+from inrfast.errors import MissingLibraryError, check_coords, check_float, check_int, check_seed, check_takes
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.memory import chunks
 from inrfast.mlp import describe
@@ -324,7 +324,7 @@ class TensorBoard(Logger):
 
     Raises
     ------
-    NotAvailableError
+    MissingLibraryError
         A folder was given, and tensorboard is not installed.
     ValueError, TypeError
         As in :class:`Logger`; a writer that cannot log numbers.
@@ -343,7 +343,7 @@ class TensorBoard(Logger):
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
-                raise NotAvailableError("logging to TensorBoard needs it: pip install tensorboard") from error
+                raise MissingLibraryError("logging to TensorBoard needs it: pip install tensorboard") from error
             writer = SummaryWriter(os.fspath(writer))
         if not all(callable(getattr(writer, method, None)) for method in ("add_scalar", "add_image", "flush")):
             raise TypeError(f"writer must be a folder or a SummaryWriter, got {type(writer).__name__}")
@@ -371,7 +371,7 @@ class WandB(Logger):
 
     Raises
     ------
-    NotAvailableError
+    MissingLibraryError
         wandb is not installed.
     ValueError, TypeError
         As in :class:`Logger`; no run is active, or what was given cannot log.
@@ -389,7 +389,7 @@ class WandB(Logger):
         try:
             import wandb
         except ImportError as error:
-            raise NotAvailableError("logging to Weights & Biases needs it: pip install wandb") from error
+            raise MissingLibraryError("logging to Weights & Biases needs it: pip install wandb") from error
         self._image = wandb.Image
         self.run = wandb.run if run is None else run
         if self.run is None:

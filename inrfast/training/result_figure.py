@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.figure import Figure, SubFigure
 
 from inrfast import plots
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure, SubFigure
+
     from inrfast.training.result import FitResult
 
 
@@ -29,7 +30,7 @@ def draw(
         ratio = pictures[0].shape[0] / pictures[0].shape[1] if two else 0.3
         wide = 9.0 / (3 if len(pictures) == 2 and two else len(pictures) if two else 1)
         tall = min(wide * ratio, 5.0) + 0.4
-    figure = Figure(figsize=(9, 3.4 + tall), layout="constrained")
+    figure = plots.new_figure(9, 3.4 + tall)
     above: Figure | SubFigure = figure
     if pictures:
         parts = figure.add_gridspec(2, 1, height_ratios=[3.4, tall])

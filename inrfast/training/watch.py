@@ -250,7 +250,7 @@ class Watch:
     @notebook.shown
     def _repr_html_(self) -> notebook.Page:
         def figure() -> Figure:
-            from inrfast.training.watch_figure import ranks  # at its call: there may be no matplotlib
+            from inrfast.training.watch_figure import ranks
 
             return ranks(self)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from inrfast import plots
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from inrfast.training.watch import Watch

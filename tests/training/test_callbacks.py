@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import inrfast as inr
-from inrfast.errors import NotAvailableError
+from inrfast.errors import MissingLibraryError
 from inrfast.linalg import eigenvalues
 from inrfast.training.callbacks import Callback, FitState, TensorBoard, TrackNTK, WandB
 from inrfast.training.checkpoint import read_fit
@@ -484,8 +484,8 @@ def test_loggers_refuse_what_they_cannot_log(wandb: ModuleType, monkeypatch: pyt
     with pytest.raises(ValueError, match="a network of 2 outputs"):
         fit(two, COORDS, TARGET.expand(-1, 2), steps=1, callbacks=[WandB(FakeRun(), shape=SHAPE)])
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(NotAvailableError, match="pip install wandb"):
+    with pytest.raises(MissingLibraryError, match="pip install wandb"):
         WandB(FakeRun())
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(NotAvailableError, match="pip install tensorboard"):
+    with pytest.raises(MissingLibraryError, match="pip install tensorboard"):
         TensorBoard("runs")
