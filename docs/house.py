@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "users": ("public", "testing", "cli", "experiments", "choosing", "info"),
     "fits": ("distributed", "importing", "inverse", "scenes", "signals", "training"),
-    "papers": ("analysis", "plots"),
+    "papers": ("analysis",),
     "kernel": (
         "tangent",
         "switches",
@@ -45,6 +45,7 @@ FLOORS = {
         "threads",
         "modes",
         "memory",
+        "plots",
         "files",
         "registry",
         "wrapped",
@@ -52,8 +53,10 @@ FLOORS = {
         "errors",
         "words",
         "arrays",
+        "notebook",
         "records",
         "system",
+        "progress",
     ),
     "devices": ("kernels",),
 }

@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -97,6 +97,19 @@ def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in INNER:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
+
+
+class Hinting:
+    """Base of classes that name the nearest attribute where one is asked for that they have not."""
+
+    if not TYPE_CHECKING:  # type checkers know the attributes
+
+        def __getattr__(self, name):
+            if hasattr(type(self), name):  # it is there, and raised: tell that error
+                return object.__getattribute__(self, name)
+            hint = "" if name.startswith("_") else nearest(name, (own for own in dir(type(self)) if own[0] != "_"))
+            told = f"{type(self).__name__!r} object has no attribute {name!r}.{hint}"
+            raise AttributeError(told, name=name, obj=self)
 
 
 def check_int(argument: str, got: Any, minimum: int | None = None) -> int:

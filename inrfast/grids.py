@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -134,6 +134,21 @@ def shape_of(coords: Tensor) -> tuple[int, ...] | None:
         if all(_varies_alone(planes[..., axis], place) for place, axis in enumerate(axes_in_order)):
             return sizes
     return None
+
+
+def check_shape(shape: Any, points: int, coords: Tensor | None) -> tuple[int, ...] | None:
+    """Return the shape of the grid that is given, of so many points, or that of the coordinates; None: no grid."""
+    found = None if coords is None else shape_of(coords)
+    if shape is None:
+        return found
+    given = [shape] if not isinstance(shape, Iterable) else list(shape)
+    sizes = tuple(check_int("shape", n, minimum=1) for n in given)
+    if not sizes or math.prod(sizes) != points:
+        raise ValueError(f"shape must hold the {points} points, got {sizes}")
+    long, theirs = ([n for n in one if n > 1] for one in (sizes, found or ()))
+    if len(theirs) > 1 and long != theirs:
+        raise ValueError(f"shape must be {found}, of which the coords are a grid, or be left out, got {sizes}")
+    return sizes
 
 
 def _varies_alone(plane: Tensor, axis: int) -> bool:

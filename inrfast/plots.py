@@ -206,6 +206,7 @@ def over_steps(
     label: str,
     log: bool = False,
     black: Collection[str] = (),
+    markers: bool = True,
     title: str | None = None,
     legend: bool = True,
 ) -> Axes:
@@ -225,6 +226,8 @@ def over_steps(
         Whether it is logarithmic; numbers that are not positive leave a gap there. If not, it starts at 0.
     black
         As in :func:`spectra`.
+    markers
+        Whether every number has a mark, on its curve.
 
     Raises
     ------
@@ -241,7 +244,8 @@ def over_steps(
         drawn = np.where(values > 0, values, np.nan) if log else values
         positive = positive or bool((drawn > 0).any())
         style = _style(-1 if name in black else next(numbers))
-        axes.plot(np.asarray(steps), drawn, marker="o", markersize=3, label=name, **style)
+        marker = "o" if markers else None
+        axes.plot(np.asarray(steps), drawn, marker=marker, markersize=3, label=name, **style)
     if log and positive:
         axes.set_yscale("log")
     elif not log:
@@ -330,6 +334,29 @@ def reconstructions(
         if picture.shape != panels[0][1].shape:
             raise ValueError(f"images[{name!r}] must have the target's shape {panels[0][1].shape}, got {picture.shape}")
         panels.append((f"{name}\n{psnr:.2f} dB", picture))
+    return _side_by_side(panels, figure)
+
+
+def pictures(images: Mapping[str, Image], figure: Figure | SubFigure | None = None) -> list[Axes]:
+    """Draw pictures side by side, each with its name.
+
+    Parameters
+    ----------
+    images
+        By name: (H, W), (H, W, 1) or (H, W, 3) in [0, 1], clipped to it.
+    figure
+        To draw on; None makes one (``axes[0].figure``).
+
+    Raises
+    ------
+    ValueError
+        No image, or one that is no picture.
+    """
+    _check_named("images", images)
+    return _side_by_side([(name, _picture(f"images[{name!r}]", image)) for name, image in images.items()], figure)
+
+
+def _side_by_side(panels: Sequence[tuple[str, np.ndarray]], figure: Figure | SubFigure | None) -> list[Axes]:
     height, width = panels[0][1].shape[:2]
     if figure is None:
         figure = new_figure(2.6 * len(panels), 2.6 * height / width + 0.45)
@@ -390,6 +417,92 @@ def _picture(argument: str, given: Any) -> np.ndarray:
     if not np.isfinite(picture).all():
         raise ValueError(f"{argument} must be finite, got NaN or Inf")
     return picture.clip(0, 1)
+
+
+def field(
+    values: Curve,
+    axes: Axes,
+    *,
+    ends: tuple[float, float] | None = None,
+    at: Sequence[int] | None = None,
+    title: str = "",
+) -> Axes:
+    """Draw values on a grid: a curve on one axis, on two a picture, blue below zero and red above if there are both.
+
+    Parameters
+    ----------
+    values
+        (N,) or (H, W); of three axes and more the middle slice of the first ones is drawn, or the one ``at`` a point.
+    axes, title
+        As in :func:`rank_against_tolerance`.
+    ends
+        The smallest and the largest value of the scale of colours, or of a curve's axis; None: those of these values.
+    at
+        Indices of a point to mark.
+
+    Raises
+    ------
+    ValueError
+        No values, or some that are not finite.
+    """
+    drawn, place = _array(values), None if at is None else list(at)
+    if drawn.ndim == 0 or drawn.size == 0 or not np.isfinite(drawn).all():
+        raise ValueError(f"values must be finite, on one axis or more, got {drawn.shape}")
+    while drawn.ndim > 2:
+        drawn = drawn[len(drawn) // 2 if place is None else place.pop(0)]
+    low, high = (float(drawn.min()), float(drawn.max())) if ends is None else ends
+    most = max(abs(low), abs(high)) or 1.0
+    if drawn.ndim == 1:
+        axes.plot(drawn, color=PALETTE[0], linewidth=1.2)
+        axes.axhline(0, color="0.8", linewidth=0.7, zorder=0)
+        axes.set_ylim(min(low, 0.0) - 0.05 * most, max(high, 0.0) + 0.1 * most)
+        axes.spines[["top", "right"]].set_visible(False)
+    else:
+        scale = ("RdBu_r", -most, most) if low < 0 < high else ("viridis", low, high)
+        axes.imshow(drawn, cmap=scale[0], vmin=scale[1], vmax=scale[2], interpolation="nearest")
+        axes.set_axis_off()
+    if place is not None:
+        x, y = (place[0], drawn[place[0]]) if drawn.ndim == 1 else (place[1], place[0])
+        axes.plot(x, y, marker="o", markersize=6, markerfacecolor="white", markeredgecolor=BLACK)
+    axes.set_title(title, fontsize=9)
+    return axes
+
+
+def table_of(
+    values: Image, rows: Sequence[str], columns: Sequence[str], axes: Axes | None = None, *, title: str | None = None
+) -> Axes:
+    """Draw a matrix as coloured cells with their numbers, blue below zero and red above.
+
+    Parameters
+    ----------
+    values
+        (rows, columns), finite.
+    rows, columns
+        Their names.
+    axes, title
+        As in :func:`rank_against_tolerance`.
+
+    Raises
+    ------
+    ValueError
+        Another shape than the names say, or values that are not finite.
+    """
+    drawn = _array(values)
+    if drawn.shape != (len(rows), len(columns)) or drawn.size == 0 or not np.isfinite(drawn).all():
+        raise ValueError(f"values must be finite, of shape ({len(rows)}, {len(columns)}), got {drawn.shape}")
+    axes = _axes(axes, (2.0 + 0.62 * len(columns), 1.4 + 0.45 * len(rows)))
+    most = float(np.abs(drawn).max()) or 1.0
+    axes.imshow(drawn, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+    for (row, column), value in np.ndenumerate(drawn):
+        color = "white" if abs(value) > 0.6 * most else BLACK
+        axes.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=8, color=color)
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if title is not None:
+        axes.set_title(title, fontsize=11)
+    return axes
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:

@@ -17,7 +17,7 @@ import inrfast as inr
 from inrfast import distributed
 from inrfast.errors import ResolutionError
 from inrfast.linalg import block_ldl, systems
-from inrfast.linalg.spectrum import kernel_error
+from inrfast.linalg.certificates import kernel_error
 from inrfast.tangent.kernel import TangentKernel
 
 TOLERANCE = {"highest": 1e-10, "high": 1e-5}

@@ -32,10 +32,10 @@ pretend_gpu.install("interpret")  # before anything asks which devices there are
 import inrfast as inr
 from inrfast import backends, init
 from inrfast.linalg import block_ldl, counting, largest_eigenvalue
+from inrfast.linalg.certificates import CertifiedCount
 from inrfast.linalg.lanczos import spectral_bounds
 from inrfast.linalg.operators import DenseOperator
 from inrfast.linalg.pivoted_cholesky import PivotedCholesky
-from inrfast.linalg.spectrum import CertifiedCount
 from inrfast.nn import FusedLinear
 from inrfast.ops import grid_init
 from inrfast.tangent.kernel_operator import KernelOperator

@@ -15,7 +15,7 @@ import inrfast as inr
 from inrfast import distributed
 from inrfast.errors import NotAvailableError
 from inrfast.linalg import eigenvalues, systems
-from inrfast.linalg.spectrum import kernel_error
+from inrfast.linalg.certificates import kernel_error
 from inrfast.tangent.sharded import ShardedNTK
 
 

@@ -122,6 +122,18 @@ def composited(give):
     return [found.colours, found.opacity, found.depth]
 
 
+def told(result):
+    """Return all numbers of a result as a text."""
+    return str(result.to_dict())
+
+
+def drawn(give):
+    """Return the pictures of a fit's figure."""
+    result = inr.fit(network(), POINTS, PICTURE.reshape(-1, 1), steps=1, progress=False)
+    figure = result.plot(target=give(PICTURE), reconstruction=give(PICTURE / 2), shape=(6, 7))
+    return [torch.as_tensor(axes.get_images()[0].get_array().data) for axes in figure.axes if axes.get_images()]
+
+
 DOORS = {
     "ntk": lambda give: inr.ntk(network(), give(POINTS), give(POINTS[:5])).to_dense(),
     "jacobian": lambda give: inr.jacobian(network(), give(POINTS)).rows(),
@@ -140,8 +152,8 @@ DOORS = {
     "spectrum.energy": lambda give: spectrum().energy(give(VECTOR)),
     "spectrum.predict": lambda give: spectrum().predict(give(VECTOR), give(0 * VECTOR), 1e-3, 5),
     "numerical_rank": lambda give: inr.numerical_rank(give(POINTS), 1e-6).lower,
-    "diagnose": lambda give: repr(inr.diagnose(network(), give(POINTS), ntk_coords=give(POINTS[::2]), progress=False)),
-    "representation": lambda give: repr(inr.representation(network(), give(POINTS), "layers.0", progress=False)),
+    "diagnose": lambda give: told(inr.diagnose(network(), give(POINTS), ntk_coords=give(POINTS[::2]), progress=False)),
+    "representation": lambda give: told(inr.representation(network(), give(POINTS), "layers.0", progress=False)),
     "dictionary": lambda give: inr.dictionary(network(), give(POINTS), 5).atoms,
     "Dictionary.of": lambda give: inr.Dictionary.of(spectrum(), coords=give(POINTS)).images(2),
     "dictionary.coefficients": lambda give: atoms().coefficients(give(VECTOR)),
@@ -175,6 +187,7 @@ DOORS = {
     "net_gd, net_adm": solved,
     "fit": fitted,
     "fit_many": fitted_many,
+    "FitResult.plot": drawn,
     "meta_learn, adapt": meta_learned,
     "choose": lambda give: inr.choose(give(WAVE), give(inr.grid(256)), **TINY, progress=False).best.psnr,
     "choose on its grid": lambda give: inr.choose(give(WAVE), **TINY, progress=False).best.psnr,
@@ -279,8 +292,8 @@ def test_axes_of_coordinates_are_flattened_in_row_major_order():
     image_of = POINTS.reshape(6, 7, 2)
     net = network()
     for call in (lambda net, x: inr.ntk(net, x).to_dense(), lambda net, x: inr.dictionary(net, x, 4).images(),
-                 lambda net, x: repr(inr.diagnose(net, x, progress=False)),
-                 lambda net, x: repr(inr.representation(net, x, "input", progress=False)),
+                 lambda net, x: told(inr.diagnose(net, x, progress=False)),
+                 lambda net, x: told(inr.representation(net, x, "input", progress=False)),
                  lambda net, x: inr.fit(net, x, PICTURE.reshape(6, 7, 1), steps=2).losses):  # fmt: skip
         assert np.array_equal(*(flat(call(network(), x))[0] for x in (image_of, POINTS)))
     assert torch.equal(net(image_of).reshape(-1, 1), net(POINTS))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from inrfast.errors import check_choice, check_coords, check_float, check_int, check_tensor, nearest
+from inrfast.errors import Hinting, check_choice, check_coords, check_float, check_int, check_tensor, nearest
 
 
 def test_good_values_pass_through():
@@ -55,3 +55,13 @@ def test_the_nearest_match_is_one_that_is_near(choices):
             assert nearest(word, choices) == f" Did you mean {choice!r}?"
     for word in ("siren", "linear", "none", "swish", "", "n", "x" * 80, 3):
         assert nearest(word, choices) == ""
+
+
+def test_an_attribute_that_raises_tells_its_own_error():
+    class Thing(Hinting):
+        @property
+        def broken(self):
+            return self.missing_inside
+
+    with pytest.raises(AttributeError, match="no attribute 'missing_inside'"):
+        _ = Thing().broken

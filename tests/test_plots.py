@@ -128,3 +128,38 @@ def test_numbers_over_steps_leave_gaps_where_there_are_none():
     assert axes.get_yscale() == "log" and (axes.get_xlabel(), axes.get_ylabel()) == ("step", "rank")
     zeros = plots.over_steps([0, 1], {"a": [0.0, 0.0]}, label="rank", log=True, black=["a"])
     assert zeros.get_yscale() == "linear" and zeros.get_lines()[0].get_color() == plots.BLACK
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 4)])
+def test_a_field_is_drawn_as_it_is_with_its_point(shape):
+    values = torch.arange(1.0, 1 + math.prod(shape)).reshape(shape)
+    axes = plots.field(values, Figure().subplots(), at=[1] * len(shape), title="x")
+    drawn = axes.get_lines()[0].get_ydata() if len(shape) == 1 else axes.get_images()[0].get_array()
+    np.testing.assert_array_equal(drawn, values[1] if len(shape) == 3 else values)
+    (x,), (y,) = axes.get_lines()[-1].get_data()
+    assert (x, y) == ((1, float(values[1])) if len(shape) == 1 else (1, 1))
+
+
+def test_a_field_of_both_signs_has_a_scale_around_zero():
+    (image,) = plots.field([[-1.0, 3.0]], Figure().subplots()).get_images()
+    assert image.get_clim() == (-3, 3) and image.get_cmap().name == "RdBu_r"
+    (image,) = plots.field([[1.0, 3.0]], Figure().subplots(), ends=(0.0, 4.0)).get_images()
+    assert image.get_clim() == (0, 4)
+    for bad in ([], [[math.nan]], 1.0):
+        with pytest.raises(ValueError, match="values must be finite"):
+            plots.field(bad, Figure().subplots())
+
+
+def test_pictures_stand_side_by_side_by_name():
+    axes = plots.pictures({"one": torch.rand(3, 4), "two": torch.rand(3, 4, 3)})
+    assert [own.get_title() for own in axes] == ["one", "two"]
+    with pytest.raises(ValueError, match=r"images\['two'\] must have shape"):
+        plots.pictures({"one": torch.rand(3, 4), "two": torch.rand(3)})
+
+
+def test_a_table_says_every_number():
+    axes = plots.table_of([[1.0, -2.0], [0.5, 0.0]], ["a", "b"], ["c", "d"], title="pairs")
+    assert [text.get_text() for text in axes.texts] == ["1", "-2", "0.5", "0"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b"]
+    with pytest.raises(ValueError, match=r"values must be finite, of shape \(1, 2\), got \(2, 2\)"):
+        plots.table_of(torch.ones(2, 2), ["a"], ["c", "d"])

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import inrfast as inr
 from inrfast import public
 from inrfast.encodings.hash_grid import HashGrid
-from inrfast.records import Record, plain
+from inrfast.records import MOST, Record, brief, plain
 from inrfast.training.callbacks import TrackNTK
 
 POINTS = inr.grid((5, 6), dtype=torch.float64)
@@ -174,3 +177,62 @@ def test_plain_values():
         "words": ["float32", "cpu", "a/b", "bad", "sin", "ReLU", "test_plain_values.<locals>.Inner"],
         "parts": {"set": [1], "inner": {"number": [1.0, 2.0]}, "array": [[1.0, 1.0]], "grad": [1.0, 1.0]},
     }
+
+
+class Products(TorchDispatchMode):
+    """Collects the names of what torch computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", [*RESULTS, "NTK", "LayerwiseJacobian", "OptimalKernel"])
+def test_a_result_in_a_line_prints_no_array_and_computes_nothing(name):
+    others = {
+        "NTK": kernel,
+        "LayerwiseJacobian": lambda: inr.jacobian(network(), POINTS),
+        "OptimalKernel": lambda: inr.optimal_kernel(POINTS.t()),
+    }
+    found = (RESULTS | others)[name]()
+    for result in found if isinstance(found, list) else [found]:
+        with Products() as computed:
+            shown = repr(result)
+        assert shown.startswith(type(result).__name__ + "(") and shown.endswith(")")
+        assert "\n" not in shown and len(shown) <= MOST
+        assert "tensor(" not in shown and "array(" not in shown
+        assert not {own for own in computed.names if "mm" in own or "linalg" in own or "mul" in own}
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.builds(torch.zeros, st.integers(0, 9)),
+    lambda inner: st.lists(inner) | st.lists(inner).map(tuple) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=20))
+def test_a_line_stays_short_whatever_a_result_holds(values):
+    made = dataclasses.make_dataclass("Made", [f"field_{i}" for i in range(len(values))], bases=(Record,))
+    shown = repr(made(*values))
+    assert len(shown) <= MOST and len(shown.splitlines()) == 1
+    assert shown.startswith(f"Made(field_0={brief(values[0])}")
+
+
+def test_a_result_keeps_the_line_that_its_class_or_its_parent_writes():
+    @dataclasses.dataclass
+    class Parent(Record):
+        number: int
+
+        def __repr__(self):
+            return "mine"
+
+    @dataclasses.dataclass
+    class Child(Parent):
+        other: int = 2
+
+    assert repr(Parent(1)) == repr(Child(1)) == "mine"

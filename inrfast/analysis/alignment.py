@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.analysis.optimal_kernel import OptimalKernel
 from inrfast.arrays import ACCEPTED, ArrayLike, is_array
 from inrfast.errors import ResolutionError, check_flag, check_tensor
 from inrfast.memory import chunks, require_free
 from inrfast.modes import in_own_modes
+from inrfast.progress import progress_bar
 from inrfast.tangent.kernel import TangentKernel
 
 BLOCK_BYTES = 2**27
@@ -156,9 +156,8 @@ def inner(first: Dense | Lazy, second: Dense | Lazy, progress: bool | None) -> f
     """Return ``<K, K'>_F`` by blocks of rows, added up in fp64."""
     lazy = next((one for one in (first, second) if isinstance(one, Lazy)), None)
     parts = [slice(0, first.rows)] if lazy is None else lazy.parts()
-    hidden = None if progress is None else not progress
     total = 0.0
-    for part in tqdm(parts, desc="alignment", unit="block", disable=hidden, leave=False, delay=1.0):
+    for part in progress_bar(parts, desc="alignment", unit="block", progress=progress, leave=False, delay=1.0):
         total += float((first.block(part) * second.block(part)).sum())
     return total
 
@@ -183,7 +182,7 @@ def alignment(K: Kernel, other: Kernel, centered: bool = False, progress: bool |
         kernel: a constant that a kernel adds to all entries, or a target has as its mean, then does not count. The
         plain alignment of a ReLU network's kernel is mostly about that constant.
     progress
-        Whether to show a bar while two lazy kernels are compared; None: on a terminal only.
+        Whether to show a bar while two lazy kernels are compared; None: on a terminal and in a notebook.
 
     Returns
     -------

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast.analysis.feature_jacobians import feature_jacobians
 from inrfast.analysis.report import (
@@ -41,6 +40,7 @@ from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
 from inrfast.nn import described_network
 from inrfast.ops.gram import gram_diagonal
+from inrfast.progress import Bar, progress_bar
 from inrfast.rounding import SAFETY, PassErrors
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.jacobian import LayerwiseJacobian
@@ -105,7 +105,7 @@ def diagnose(
     seed
         Draws the pixels of the feature Jacobians, and the pivots and starts of large spectra.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
 
     Returns
     -------
@@ -152,7 +152,7 @@ def diagnose(
     wanted = capture.mlp if jacobian_pixels > 0 else None
     steps = len(range(0, len(coords), grid.rows)) + (0 if wanted is None else len(wanted.hidden))
     steps += 0 if kernel is None else len(kernel.specs) + 1
-    with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=steps, progress=progress, leave=False) as bar:
         representations, sensitivities = _full_grid(grid, rtols, bar)
         weights, products = _weights(net, capture, rtols)
         jacobians: tuple[FeatureJacobian, ...] = ()
@@ -331,7 +331,7 @@ def _matrices(layers: Sequence[Layer], factors: Sequence[Factors]) -> Iterator[t
 
 
 def _full_grid(
-    grid: _Grid, rtols: tuple[float, ...], bar: tqdm
+    grid: _Grid, rtols: tuple[float, ...], bar: Bar
 ) -> tuple[tuple[Representation, ...], tuple[Sensitivity, ...]]:
     """Return the spectra of both factors of every layer on all points: Gram matrices, TSQR for those they fail."""
     capture = grid.capture
@@ -428,7 +428,7 @@ def _weights(
 
 
 def _kernels(
-    kernel: NTK, points: Tensor, coords: Tensor, rtols: tuple[float, ...], seed: int, bar: tqdm
+    kernel: NTK, points: Tensor, coords: Tensor, rtols: tuple[float, ...], seed: int, bar: Bar
 ) -> KernelDiagnosis:
     """Return the eigenvalues of the kernel on some points or on all of ``coords``, and of its blocks.
 

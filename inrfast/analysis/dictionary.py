@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from inrfast import notebook
 from inrfast.analysis.energy import NORMALISATIONS, Energy, KernelNorm, concentration, squared_norm
 from inrfast.arrays import ArrayLike, as_tensor, is_array
 from inrfast.calling import Select
@@ -24,7 +24,7 @@ from inrfast.errors import (
     check_tensor,
     warn,
 )
-from inrfast.grids import shape_of
+from inrfast.grids import check_shape
 from inrfast.linalg.eigenvalues import SMALL
 from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import CACHED_BYTES, chunks
@@ -118,7 +118,7 @@ class Dictionary(Record):
                 raise ValueError(f"k must be at most the {order} rows of the kernel, got {k}")
             wanted = min(MANY, order) if k is None and order > SMALL else k
             points = order // (source.outputs if source.output == "full" else 1)
-            sizes = _shape(shape, points, known)
+            sizes = check_shape(shape, points, known)
             found = source.spectrum(rtol, wanted, method, eigenvectors=True, seed=seed, progress=progress)
             own = True
             _warn_of_few(found, wanted, every=wanted is None and method == "auto")
@@ -133,7 +133,7 @@ class Dictionary(Record):
             points = found.size // (found.outputs if found.output == "full" else 1)
             if known is not None and len(known) != points:
                 raise ValueError(f"coords must have the spectrum's {points} points, got {len(known)}")
-            sizes = _shape(shape, points, known)
+            sizes = check_shape(shape, points, known)
         else:
             raise TypeError(f"source must be a kernel (inrfast.ntk) or a Spectrum, got {type(source).__name__}")
         if float(found.eigenvalues[0]) <= 0:
@@ -177,6 +177,25 @@ class Dictionary(Record):
         where = f"{self.points} points" if self.shape is None else f"shape={self.shape}"
         most, least = (float(self.eigenvalues[i]) for i in (0, -1))
         return f"Dictionary({len(self)} atoms of {self.spectrum.size}, {where}, eigenvalues {most:.3g} to {least:.3g})"
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        def figure() -> Figure:
+            from inrfast.analysis.dictionary_figure import row
+
+            return row(self)
+
+        most, least = (float(self.eigenvalues[i]) for i in (0, -1))
+        rows = [
+            ("quantity", "value"),
+            ("atoms", f"{len(self):,} of {self.spectrum.size:,}"),
+            ("points", f"{self.points:,}" + ("" if self.shape is None else f", a grid {self.shape}")),
+            ("eigenvalues", f"{most:.4g} to {least:.4g}"),
+            ("floor", f"{self.floor:.2g} of the largest"),
+        ]
+        return notebook.Page(
+            f"Dictionary of {len(self):,} atoms", rows, figure=self.spectrum.plot if self.shape is None else figure
+        )
 
     def images(self, k: int | None = None) -> Tensor:
         """Return the first k atoms (None: all) on the grid, (k, *shape), or (k, *shape, M) where rows count outputs.
@@ -504,21 +523,6 @@ def _warn_of_few(found: Spectrum, wanted: int | None, every: bool) -> None:
             f"the memory budget left {listed} of {asked} atoms, those of the largest eigenvalues; give a larger "
             f"memory_budget or fewer points, or ask for fewer atoms by k{note}"
         )
-
-
-def _shape(shape: Any, points: int, coords: Tensor | None) -> tuple[int, ...] | None:
-    """Return the shape of the grid that is given, of so many points, or that of the coordinates; None: no grid."""
-    found = None if coords is None else shape_of(coords)
-    if shape is None:
-        return found
-    given = [shape] if not isinstance(shape, Iterable) else list(shape)
-    sizes = tuple(check_int("shape", n, minimum=1) for n in given)
-    if not sizes or math.prod(sizes) != points:
-        raise ValueError(f"shape must hold the {points} points, got {sizes}")
-    long, theirs = ([n for n in one if n > 1] for one in (sizes, found or ()))
-    if len(theirs) > 1 and long != theirs:
-        raise ValueError(f"shape must be {found}, of which the coords are a grid, or be left out, got {sizes}")
-    return sizes
 
 
 def _signed_(vectors: Tensor) -> Tensor:

@@ -21,6 +21,19 @@ ACROSS = 5
 """Atoms in a row of the figure."""
 
 
+def row(dictionary: Dictionary) -> Figure:
+    """Return a figure of the first atoms alone, side by side."""
+    images = dictionary.images(min(ACROSS, len(dictionary))).cpu().numpy()
+    figure = plots.new_figure(2 * ACROSS, 2.3)
+    panels = figure.subplots(1, ACROSS)
+    for axes in panels[len(images) :]:
+        axes.set_axis_off()
+    for number, (image, axes) in enumerate(zip(images, panels, strict=False), 1):
+        atom(image, axes, dictionary.spectrum.output == "full")
+        axes.set_title(rf"$\lambda_{{{number}}}$ = {float(dictionary.eigenvalues[number - 1]):.3g}", fontsize=9)
+    return figure
+
+
 def draw(dictionary: Dictionary, k: int, path: str | os.PathLike[str] | None, signals: Tensor | None) -> Figure:
     """Return the figure that :meth:`Dictionary.plot` describes; with ``path``, also write it there."""
     images, values = dictionary.images(k).cpu().numpy(), dictionary.eigenvalues.cpu()

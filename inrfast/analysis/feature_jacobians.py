@@ -18,13 +18,13 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.analysis.report import FeatureJacobian, PixelRanks
 from inrfast.linalg.tsqr import GRAM_RTOL, gram_error
 from inrfast.memory import chunks
 from inrfast.mlp import MLP
 from inrfast.ops.factors import Slopes, hidden_slopes
+from inrfast.progress import Bar
 from inrfast.threads import MOST_THREADS, share
 
 PASS_PIXELS, PASS_BUFFERS = 4096, 8
@@ -35,7 +35,7 @@ JACOBIAN_BUFFERS = 5
 
 
 def feature_jacobians(
-    mlp: MLP, features: Tensor, rtols: tuple[float, ...], budget: int, bar: tqdm
+    mlp: MLP, features: Tensor, rtols: tuple[float, ...], budget: int, bar: Bar
 ) -> tuple[FeatureJacobian, ...]:
     """Return the ranks of every hidden layer's ``d z_out / d z_in`` at some points; norms count, batch norm frozen.
 

@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast.encodings import PositionalEncoding, RandomFourier
 from inrfast.errors import check_int, check_tensor
 from inrfast.grids import check_bounds
 from inrfast.memory import budget_bytes, counted, require, tells_refusals
 from inrfast.mlp import MLP, describe
+from inrfast.progress import progress_bar
 from inrfast.records import Record
 from inrfast.tangent.refusals import check_tensors
 from inrfast.wrapped import unwrapped
@@ -182,7 +182,7 @@ def support(
     memory_budget
         Bytes; None takes half of what is free.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def support(
     )
     steps = np.concatenate([digits.steps, -digits.steps])
     shells = [np.zeros((1, digits.columns), dtype=np.int64)]
-    for _ in tqdm(range(min(n, most)), desc="support", disable=None if progress is None else not progress, leave=False):
+    for _ in progress_bar(range(min(n, most)), desc="support", progress=progress, leave=False):
         # One more step from a shell leads to the shell before, to itself, or to the next one.
         reached = digits.carried((shells[-1][:, None, :] + steps).reshape(-1, digits.columns))
         new = _not_among(_sorted(reached), np.concatenate(shells[-2:]))

@@ -9,13 +9,14 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
+from inrfast import notebook
 from inrfast.analysis.proofs import RankProof, proof
-from inrfast.analysis.report_text import findings, table
+from inrfast.analysis.report_text import findings, network_name, ranks_by_layer, table
 from inrfast.errors import ResolutionError
 from inrfast.files import write_whole
 from inrfast.linalg.spectrum import RankInterval, Spectrum
 from inrfast.linalg.tsqr import SingularValues
-from inrfast.records import Record
+from inrfast.records import Record, in_a_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -76,6 +77,12 @@ class Representation(Record):
     with_ones: MatrixSpectrum
     dead_units: int
     dead_pixels: int
+
+    def __repr__(self) -> str:
+        parts = [f"{self.name!r}", f"{self.spectrum.rows:,} x {self.spectrum.columns:,}"]
+        parts.append("ranks " + ", ".join(f"{rank} at {rank.rtol:.3g}" for rank in self.spectrum.ranks))
+        parts += [f"dead_units={self.dead_units}", f"dead_pixels={self.dead_pixels}"]
+        return in_a_line("Representation", parts)
 
 
 @dataclass(frozen=True)
@@ -268,6 +275,24 @@ class DiagnosisReport(Record):
     feature_jacobians: tuple[FeatureJacobian, ...]
     kernel: KernelDiagnosis | None
     schema: str = SCHEMA
+
+    def __repr__(self) -> str:
+        parts = [f"{self.points:,} points", f"{self.parameters:,} parameters", f"{self.outputs} output(s)"]
+        if self.kernel is not None:
+            whole = self.kernel.whole
+            ranks = ", ".join(f"{rank} at {rank.rtol:.3g}" for rank in (whole.ranks[0], whole.ranks[-1]))
+            parts.append(f"NTK of order {whole.size:,}, ranks {ranks}")
+        return in_a_line("DiagnosisReport", [network_name(self.network), *parts])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        def figure() -> Figure:
+            from inrfast.analysis.report_figure import ranks
+
+            return ranks(self)
+
+        title = f"Diagnosis of {network_name(self.network)}"
+        return notebook.Page(title, ranks_by_layer(self), self.findings(), figure=figure)
 
     def __str__(self) -> str:
         return table(self)

@@ -16,23 +16,19 @@ if TYPE_CHECKING:
     from inrfast.analysis.report import DiagnosisReport, KernelDiagnosis, Representation
 
 
+def ranks(report: DiagnosisReport) -> Figure:
+    """Return a figure of one panel: ranks of the representations against the tolerance."""
+    figure = plots.new_figure(5.2, 4.0)
+    _ranks(figure.subplots(), report)
+    return figure
+
+
 def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`DiagnosisReport.plot` describes; with ``path``, also write it there."""
     panels = 2 if report.kernel is None else 3
     figure = plots.new_figure(14 * panels / 3, 5)
     left, middle, *right = figure.subplots(1, panels)
-    # Hidden layers first: a layer has the same colour in all panels.
-    ordered = sorted(report.representations, key=lambda z: z.name == "input")
-    if ordered:
-        plots.rank_against_tolerance(
-            report.rtols,
-            {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
-            left,
-            full_rank=max(z.spectrum.columns for z in ordered),
-            title=f"Rank of the representations\nfull grid, {report.points:,} points",
-        )
-    else:  # only biases or norms were differentiated
-        left.set_axis_off()
+    ordered = _ranks(left, report)
     hidden = {z.name for z in ordered} - {"input"}
     matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
     weights = {
@@ -50,6 +46,23 @@ def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure
     if path is not None:
         plots.save(figure, path)
     return figure
+
+
+def _ranks(axes: Axes, report: DiagnosisReport) -> list[Representation]:
+    """Draw ranks of the representations against the tolerance; return these in the order of their colours."""
+    # Hidden layers first: a layer has the same colour in all panels.
+    ordered = sorted(report.representations, key=lambda z: z.name == "input")
+    if ordered:
+        plots.rank_against_tolerance(
+            report.rtols,
+            {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
+            axes,
+            full_rank=max(z.spectrum.columns for z in ordered),
+            title=f"Rank of the representations\nfull grid, {report.points:,} points",
+        )
+    else:  # only biases or norms were differentiated
+        axes.set_axis_off()
+    return ordered
 
 
 def _kernel(axes: Axes, kernel: KernelDiagnosis) -> None:

@@ -41,6 +41,21 @@ def table(report: DiagnosisReport) -> str:
     return "\n".join(lines)
 
 
+def ranks_by_layer(report: DiagnosisReport) -> list[Row]:
+    """Return a short table: the ranks of representations, and of the kernel and its blocks, at every tolerance."""
+    rows: list[Row] = [("rank of", "size", *(f"at {own}" for own in _tolerances(report)))]
+    rows += [
+        ("input" if z.name == "input" else f"output of {z.name}", f"{z.spectrum.columns}", *map(str, z.spectrum.ranks))
+        for z in report.representations
+    ]
+    if report.kernel is not None:
+        rows += [
+            ("NTK" if k is report.kernel.whole else f"NTK block of {k.name}", f"{k.size:,}", *map(str, k.ranks))
+            for k in (report.kernel.whole, *report.kernel.blocks)
+        ]
+    return rows
+
+
 def _representations(report: DiagnosisReport) -> tuple[str, list[Row]]:
     rows = [("", "units", *_tolerances(report), *MEASURES, "dead units", "dead pixels")]
     for z in report.representations:

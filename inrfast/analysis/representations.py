@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast.analysis.report import Representation, matrix_spectrum
 from inrfast.arrays import ArrayLike
@@ -24,6 +23,7 @@ from inrfast.linalg.tsqr import CHUNK_ROWS, GRAM_RTOL, SingularValues, StreamedG
 from inrfast.memory import DEVICE_ROWS, budget_bytes, chunks, require
 from inrfast.modes import in_own_modes
 from inrfast.ops.factors import Room
+from inrfast.progress import progress_bar
 from inrfast.rounding import SAFETY, pass_errors
 from inrfast.tangent.capture import UNCOUNTED, Capture
 from inrfast.tangent.store import HOOKED_BUFFERS
@@ -75,7 +75,7 @@ def representation(
     memory_budget
         Bytes; None: half of what is free.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
 
     Returns
     -------
@@ -126,7 +126,7 @@ def representation(
         return {key: SAFETY * math.sqrt(float(found.features[0]))}
 
     steps = len(range(0, len(coords), rows))
-    with tqdm(total=steps, disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=steps, progress=progress, leave=False) as bar:
         values = streamed(passes, rtols[-1], errors)[key]
     return described(layer, values, rtols, *activity.read())
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.analysis.variance_moments import ratio
 from inrfast.arrays import ArrayLike
@@ -17,6 +16,7 @@ from inrfast.errors import RangeError, check_coords, check_flag, check_float, ch
 from inrfast.modes import in_own_modes
 from inrfast.ops import gemm
 from inrfast.ops.gram import symmetric_tiles
+from inrfast.progress import progress_bar
 from inrfast.records import Record
 from inrfast.threads import share
 
@@ -84,7 +84,7 @@ def two_layer_variance(
     scale
         a, the size of all head weights times ``sqrt(m)``; their signs do not matter.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
 
     Raises
     ------
@@ -149,9 +149,11 @@ def _sums(points: Tensor, length: Tensor, width: float, progress: bool | None) -
     unit = points / torch.where(length > 0, length, 1.0).unsqueeze(1)
     energy = length.square()
     found: dict[tuple[int, int], Tensor] = {}
-    lock, hidden = threading.Lock(), None if progress is None else not progress
+    lock = threading.Lock()
 
-    with tqdm(total=n * n / 2, desc="variance", unit="pair", unit_scale=True, disable=hidden, leave=False) as bar:
+    with progress_bar(
+        total=n * n / 2, desc="variance", unit="pair", unit_scale=True, progress=progress, leave=False
+    ) as bar:
 
         def compute(place: tuple[slice, slice]) -> None:
             i, j = place

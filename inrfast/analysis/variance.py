@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast.analysis.variance_estimate import BLOCK as ESTIMATE_BLOCK
 from inrfast.analysis.variance_estimate import Estimate, FewPointsError, estimated
@@ -27,12 +26,13 @@ from inrfast.analysis.variance_result import NTKVariance
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.errors import NotAvailableError, check_choice, check_flag, check_float, check_seed
-from inrfast.linalg.spectrum import kernel_error
+from inrfast.linalg.certificates import kernel_error
 from inrfast.memory import chunks
 from inrfast.modes import in_own_modes
 from inrfast.ops import gemm
 from inrfast.ops.factors import Room
 from inrfast.ops.layer_products import LayerProducts, layer_products
+from inrfast.progress import Bar, progress_bar
 from inrfast.tangent.local import NTK, ntk
 from inrfast.threads import share
 
@@ -91,7 +91,7 @@ def variance(
     seed
         Of the blocks: the same seed gives the same estimate on the same machine.
     progress
-        Whether to show a bar with the time left; None: on a terminal only.
+        Whether to show a bar with the time left; None: on a terminal and in a notebook.
 
     Raises
     ------
@@ -186,9 +186,8 @@ def _exact(kernel: NTK, gates: Gates, note: str, progress: bool | None) -> NTKVa
         parts = [point_moments(kernel, factors) for _, factors in kernel.left.chunks()]
         moments = joined(parts)
         slopes = _GateRows(gates, moments, keeps)
-        hidden = None if progress is None else not progress
-        with tqdm(
-            total=points**2 / 2, desc="variance", unit="pair", unit_scale=True, disable=hidden, leave=False
+        with progress_bar(
+            total=points**2 / 2, desc="variance", unit="pair", unit_scale=True, progress=progress, leave=False
         ) as bar:
             sums = _all_pairs(kernel, slopes, block, bar)
     pairs = points * (points - 1)
@@ -290,7 +289,7 @@ class _GateRows:
         return whole
 
 
-def _all_pairs(kernel: NTK, gates: _GateRows, block: int, bar: tqdm) -> LayerProducts:
+def _all_pairs(kernel: NTK, gates: _GateRows, block: int, bar: Bar) -> LayerProducts:
     """Return the sums over all pairs of different points."""
     sides, fold = kernel.sides, kernel.sides.fold
     lock, total = threading.Lock(), list[LayerProducts]()

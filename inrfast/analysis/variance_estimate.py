@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.analysis.variance_moments import Gates, PointMoments, joined, layer_pairs, point_moments
 from inrfast.layers import Factors
@@ -32,6 +31,7 @@ from inrfast.ops import gemm
 from inrfast.ops.factors import Room
 from inrfast.ops.gram import gram_diagonal
 from inrfast.ops.layer_products import LayerProducts, layer_products
+from inrfast.progress import Bar, progress_bar
 from inrfast.tangent.local import NTK
 from inrfast.threads import share
 
@@ -158,8 +158,7 @@ def estimated(kernel: NTK, gates: Gates, rtol: float, seed: int, progress: bool 
     effective = _effective_points(kernel)
     _need_many(effective, total, total)
     generator = torch.Generator().manual_seed(seed)
-    hidden = None if progress is None else not progress
-    with tqdm(total=LEAST_BLOCKS, desc="variance", unit="block", disable=hidden, leave=False) as bar:
+    with progress_bar(total=LEAST_BLOCKS, desc="variance", unit="block", progress=progress, leave=False) as bar:
         while True:
             order = torch.randperm(total, generator=generator)
             blocks, larger = _blocks(kernel, gates, design, order, rtol, largest, bar)
@@ -231,7 +230,7 @@ class _Forecast:
 
 
 def _blocks(
-    kernel: NTK, gates: Gates, design: Design, order: Tensor, rtol: float, largest: int, bar: tqdm
+    kernel: NTK, gates: Gates, design: Design, order: Tensor, rtol: float, largest: int, bar: Bar
 ) -> tuple[list[_Block], int | None]:
     """Return blocks of one design, or the size of larger ones that would do where these do not."""
     found: list[_Block] = []
@@ -251,7 +250,7 @@ def _blocks(
         wanted = forecast.wanted(design, wanted)
 
 
-def _computed(kernel: NTK, gates: Gates, design: Design, order: Tensor, numbers: range, bar: tqdm) -> list[_Block]:
+def _computed(kernel: NTK, gates: Gates, design: Design, order: Tensor, numbers: range, bar: Bar) -> list[_Block]:
     """Return some blocks, shared by threads."""
     found: dict[int, _Block] = {}
     store = kernel.left.store

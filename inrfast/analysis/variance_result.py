@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from inrfast.records import Record
+from inrfast import notebook
+from inrfast.records import Record, in_a_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,38 @@ class NTKVariance(Record):
     similarities: Similarities
     points: int
     used: int
+
+    def __repr__(self) -> str:
+        numbers = [f"mean={self.mean:.4g}", f"variance={self.variance:.4g}", f"normalised={self.normalised:.4g}"]
+        numbers += [f"error={self.error:.2g}", f"method={self.method!r}"]
+        return in_a_line("NTKVariance", [*numbers, f"{len(self.layers)} layers", f"{self.points:,} points"])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        rows: list[tuple[str, ...]] = [("layer", "mean", "normalised", "share", "features", "sensitivities", "joint")]
+        for name, own in self.layers.items():
+            cells = (own.mean, own.normalised, own.share, own.features, own.sensitivities, own.joint)
+            rows.append((name or "network", *map(_cell, cells)))
+        told = {"mean": (self.mean, self.mean_error), "variance": (self.variance, self.error)}
+        told["normalised"] = self.normalised, self.normalised_error
+        lines = [", ".join(f"{name} {_pair(*own)}" for name, own in told.items()) + f"; {self.method} ({self.note})"]
+        return notebook.Page(f"NTK eigenvalue variance at {self.points:,} points", rows, lines, figure=self.plot)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Return a figure of :attr:`pairs`, relative to the variance, and of the layers' shares.
+
+        With ``path`` (.png, .pdf, .svg) it is also written there, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            The variance is not positive, so that there are no shares; another suffix.
+        """
+        from inrfast.analysis.variance_figure import draw  # matplotlib takes long to import, and most draw nothing
+
+        if not 0 < self.variance < math.inf:
+            raise ValueError(f"a variance of {self.variance:g} cannot be drawn: its parts have no shares")
+        return draw(self, path)
 
     def to_json(self) -> str:
         """Return the fields as JSON; numbers that are not finite become null."""

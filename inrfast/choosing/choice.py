@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inrfast import notebook
 from inrfast.activations import bind, shown
 from inrfast.encodings import described, from_config
 from inrfast.nn import DEFAULT_OMEGA, INR
-from inrfast.records import Record
+from inrfast.records import Record, in_a_line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -114,6 +115,18 @@ class Choice(Record):
     refused: Sequence[tuple[str, str]] = field(default_factory=tuple)
     mean_psnr: float = math.nan
     offset: float = 0.0
+
+    def __repr__(self) -> str:
+        best = f"best {self.best.name}: {self.best.psnr:.2f} dB predicted, lr={self.best.lr:g}"
+        count = f"{len(self.candidates)} candidate{'s' * (len(self.candidates) != 1)}"
+        return in_a_line("Choice", [best, count, f"{self.seconds:.3g} s", f"stopped={self.stopped!r}"])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        from inrfast.choosing.text import rows_of, sampled
+
+        code = f"net = {self.line}  # lr={self.lr:g}"
+        return notebook.Page(f"Best: {self.best.name}", rows_of(self), [sampled(self.sample)], code, self.plot)
 
     @property
     def best(self) -> Candidate:

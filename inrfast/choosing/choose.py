@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tqdm import tqdm
-
 from inrfast.arrays import ArrayLike
 from inrfast.choosing.candidates import Make, families, growth_of, makers, rate_of, speed_of
 from inrfast.choosing.check import checked
@@ -24,6 +22,7 @@ from inrfast.errors import MemoryBudgetError, check_float, check_int, check_seed
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.modes import in_own_modes
+from inrfast.progress import Bar, progress_bar
 from inrfast.signals.kinds import Signal
 
 STEPS, BATCH = 500, 4096
@@ -83,7 +82,7 @@ def choose(
     memory_budget
         Bytes for kernels, for reading the file and for taking the signal apart; None: half of what is free.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Returns
     -------
@@ -139,7 +138,7 @@ def choose(
     fit = Fit(STEPS, min(BATCH, samples.count // 2), samples.count // 2)
     total = most_tried(kinds) if own is None else len(own)
     stopped = "done"
-    with tqdm(total=total, desc="choose", disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=total, desc="choose", progress=progress, leave=False) as bar:
         tries = _Tries(
             samples, scales, fit, seed, memory_budget, None if limit is None else time.perf_counter() + limit, bar
         )
@@ -188,7 +187,7 @@ class _Tries:
         seed: int,
         memory_budget: int | None,
         end: float | None,
-        bar: tqdm,
+        bar: Bar,
     ) -> None:
         self.samples, self.scales, self.fit, self.seed = samples, scales, fit, seed
         self.memory_budget, self.end, self.bar = memory_budget, end, bar

@@ -55,14 +55,20 @@ def sampled(sample: Mapping[str, Any]) -> str:
 
 def table(choice: Choice) -> list[str]:
     """Return the candidates as lines, the best first: PSNRs between the samples in dB, with their standard errors."""
+    rows = rows_of(choice)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [_aligned(row, widths) for row in rows]
+
+
+def rows_of(choice: Choice) -> list[tuple[str, ...]]:
+    """Return the candidates as rows of a table, its head first."""
     fitted = any(candidate.fitted is not None for candidate in choice.candidates)
     head = ("", "network", "predicted PSNR", *(["fitted"] if fitted else []), "learning rate")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for place, candidate in enumerate(choice.candidates, 1):
         short = [_fitted(candidate)] if fitted else []
         rows.append((f"{place}", candidate.name, predicted(candidate), *short, f"{candidate.lr:.2g}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [_aligned(row, widths) for row in rows]
+    return rows
 
 
 def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -29,7 +29,7 @@ def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str
 
 
 def progress(arguments: argparse.Namespace) -> bool | None:
-    """Return whether to show progress bars; None shows them on a terminal only."""
+    """Return whether to show progress bars; None shows them on a terminal and in a notebook."""
     return False if arguments.quiet else None
 
 

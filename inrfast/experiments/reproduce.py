@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from inrfast.errors import check_choice, check_device, check_flag, check_int, check_seed
 from inrfast.experiments.paper import PAPERS, POSES, PRESETS, Cell, Figure, Found, Paper, Request, Work, spelled
 from inrfast.experiments.results import Results, parent
 from inrfast.files import shown
 from inrfast.info import info
+from inrfast.progress import progress_bar
 from inrfast.signals.image import readable_suffixes
 
 ALL = "all"
@@ -213,8 +213,7 @@ class _Way:
         self.earlier = self.done = self.left = 0
         self.cost = self.whole = 0.0
         self.begun = time.perf_counter()
-        hidden = None if progress is None else not progress
-        self.bar = tqdm(desc=figure, unit="", bar_format=BAR, disable=hidden, leave=False, total=0)
+        self.bar = progress_bar(desc=figure, unit="", bar_format=BAR, progress=progress, leave=False, total=0)
         self._over = threading.Event()
 
     def __enter__(self) -> _Way:

@@ -19,11 +19,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from inrfast import notebook, plots
 from inrfast.arrays import ArrayLike, as_tensor
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_device, check_float, check_int, check_seed, check_tensor
@@ -35,8 +36,11 @@ from inrfast.inverse.holes import Ranges
 from inrfast.memory import budget_bytes, require
 from inrfast.metrics import mse_to_psnr
 from inrfast.nn import INR
-from inrfast.records import Record
+from inrfast.records import Record, brief, in_a_line
 from inrfast.signals.render import render
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 from inrfast.training.data import check_net
 from inrfast.training.fit import fit
 from inrfast.training.objective import Regularizers
@@ -106,6 +110,27 @@ class Restored(Record):
     interrupted: bool
     stopped: str
     settings: dict[str, Any]
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        rows = [("quantity", "value"), ("PSNR where known", f"{self.psnr:.2f} dB")]
+        rows += [] if self.held_out_psnr is None else [("PSNR at held-out pixels", f"{self.held_out_psnr:.2f} dB")]
+        rows += [("share of the network", f"{self.share:.3g}"), ("steps", f"{self.steps:,} ({self.stopped})")]
+        rows += [("time", f"{self.seconds:.3g} s")]
+
+        def figure() -> Figure:
+            drawn = plots.new_figure(7, 3.6)
+            plots.pictures({"restored": self.image, "without a network": self.classical}, drawn)
+            return drawn
+
+        size = " x ".join(map(str, self.image.shape[:2]))
+        return notebook.Page(f"Restored picture, {size} pixels", rows, figure=figure)
+
+    def __repr__(self) -> str:
+        parts = [f"image={brief(self.image)}", f"psnr={self.psnr:.2f} dB where known"]
+        parts += [] if self.held_out_psnr is None else [f"held_out_psnr={self.held_out_psnr:.2f} dB"]
+        parts += [f"share={self.share:.3g}", f"steps={self.steps}", f"{self.seconds:.3g} s"]
+        return in_a_line("Restored", [*parts, f"stopped={self.stopped!r}"])
 
 
 def inpaint(

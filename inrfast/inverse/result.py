@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from inrfast.records import Record
+from inrfast.records import Record, brief, in_a_line
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,9 @@ class Reconstruction(Record):
     seconds: float
     interrupted: bool
     config: dict[str, Any]
+
+    def __repr__(self) -> str:
+        parts = [f"signal={brief(self.signal)}", f"residual={self.residual:.3g}"]
+        parts += [] if self.psnr is None else [f"psnr={self.psnr:.2f} dB"]
+        parts += [f"steps={self.steps}", f"restart {self.restart} of {len(self.restart_residuals)}"]
+        return in_a_line("Reconstruction", [*parts, f"{self.seconds:.3g} s"])

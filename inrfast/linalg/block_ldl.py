@@ -22,7 +22,6 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.errors import RangeError, check_float, check_int
 from inrfast.linalg.ldl_factor import BlockLDL, Step, views_of
@@ -32,6 +31,7 @@ from inrfast.linalg.partition import Window
 from inrfast.linalg.transfer import fetched, sent
 from inrfast.memory import chunks
 from inrfast.ops import gemm
+from inrfast.progress import progress_bar
 
 WINDOW = 128
 """Rows per window: on a CPU twice as many spend more on eigenvectors, half as many more on small products."""
@@ -234,7 +234,7 @@ def block_ldl(
     budget
         Bytes that :func:`bytes_needed` may not exceed, where ``out`` is None.
     progress
-        Whether to show a bar; None: on terminals.
+        Whether to show a bar; None: on a terminal and in a notebook.
     state
         What ``save`` was given by a run with the same arguments that wrote to ``out``: goes on from there.
     save
@@ -264,8 +264,9 @@ def block_ldl(
             out = LowerRows(blocks, dtype, operator.device)
     elimination = Elimination(operator, shift, delay, window, panel, out, state)
     costs = list(_costs(order, window, elimination.panels))
-    hidden = None if progress is None else not progress
-    with tqdm(total=sum(costs), desc="factor", unit="FLOP", unit_scale=True, disable=hidden, leave=False) as bar:
+    with progress_bar(
+        total=sum(costs), desc="factor", unit="FLOP", unit_scale=True, progress=progress, leave=False
+    ) as bar:
         bar.update(sum(costs[: len(elimination.steps)]))
         while elimination.row < order:
             for _ in elimination.windows_of_a_panel():

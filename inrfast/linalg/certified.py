@@ -16,8 +16,8 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from inrfast.linalg.certificates import CertifiedCount
 from inrfast.linalg.costs import Alternative
 from inrfast.linalg.demands import Pairs, Ranks
 from inrfast.linalg.lanczos import FAILURE, STEPS, SpectralBounds, shared, spectral_bounds
@@ -32,8 +32,9 @@ from inrfast.linalg.pivoted_cholesky import (
     most_pivots,
 )
 from inrfast.linalg.rank_proof import ALLOWED, REACHED, RankProof
-from inrfast.linalg.spectrum import CertifiedCount, Spectrum
+from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import MOST_ROWS, chunks, require
+from inrfast.progress import Bar, progress_bar
 
 PATIENCE = 8 * BLOCK
 """Number of pivots before which the computation is never given up."""
@@ -107,7 +108,7 @@ def certified_spectrum(
         Whether to return them as well, of those eigenvalues that are larger than their error (of pairs: than
         :data:`DISTINCT` of the largest). The residuals ``|K q - theta q|`` are at most the larger of the errors.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
     alternative
         What may take over the counting. Where the pivots give way to it, what they have shown is returned, and the
         result's ``note`` says why.
@@ -135,7 +136,7 @@ def certified_spectrum(
     block, most = _room(n, budget, factor.dtype.itemsize, eigenvectors, k)
     if alternative is not None:  # what it costs less than shows after a few blocks
         block = min(block, max(n // BLOCKS, LEAST_BLOCK))
-    with tqdm(total=most, desc="pivots", disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=most, desc="pivots", progress=progress, leave=False) as bar:
         proof = RankProof(factor, demand, budget, seed) if isinstance(demand, Ranks) and not eigenvectors else None
         found = _Growth(factor, demand, block, most, seed, bar, alternative, proof).run()
     values, bounds = factor.eigenvalues(), found.bounds
@@ -224,7 +225,7 @@ class _Growth:
     block: int
     most: int
     seed: int
-    bar: tqdm
+    bar: Bar
     alternative: Alternative | None
     proof: RankProof | None
     history: list[tuple[int, float]] = field(default_factory=list)

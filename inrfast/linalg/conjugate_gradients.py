@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.linalg.partition import Whole
+from inrfast.progress import Bar
 
 Product = Callable[[Tensor], Tensor]
 
 
 def conjugate_gradients(
-    product: Product, right: Tensor, preconditioner: Product, tol: float, steps: int, bar: tqdm, partition: Whole
+    product: Product, right: Tensor, preconditioner: Product, tol: float, steps: int, bar: Bar, partition: Whole
 ) -> tuple[Tensor, Tensor]:
     """Return X (n, c) with ``A X = right`` and the relative residuals ``|y - A x| / |y|`` of its columns.
 
@@ -46,7 +46,7 @@ def _cycle(
     preconditioner: Product,
     wanted: Tensor,
     steps: int,
-    bar: tqdm,
+    bar: Bar,
     partition: Whole,
 ) -> tuple[Tensor, int]:
     """Return the correction of one run of the recurrence, and the products it took."""

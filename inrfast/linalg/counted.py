@@ -15,12 +15,13 @@ import torch
 
 from inrfast.errors import MemoryBudgetError, ResolutionError
 from inrfast.linalg.block_ldl import bytes_needed
+from inrfast.linalg.certificates import CertifiedCount, level_span
 from inrfast.linalg.counting import DTYPES, HOPE, SMALL, certified_counts, vector_bytes
 from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.largest_eigenvalue import largest_eigenvalue
 from inrfast.linalg.operators import UNIT, SymmetricOperator, shape_of
-from inrfast.linalg.spectrum import MARGIN, MOST_TOLD, CertifiedCount, RankInterval, Spectrum, level_span
+from inrfast.linalg.spectrum import MARGIN, MOST_TOLD, RankInterval, Spectrum
 from inrfast.linalg.written import written
 from inrfast.memory import over_budget, require
 
@@ -61,7 +62,7 @@ def counted_spectrum(
     seed
         Of the random starts.
     progress
-        Whether to show bars; None: on a terminal only.
+        Whether to show bars; None: on a terminal and in a notebook.
 
     Raises
     ------

@@ -10,14 +10,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from tqdm import tqdm
 
 from inrfast.errors import MemoryBudgetError, RangeError, ResolutionError
 from inrfast.linalg.block_ldl import block_ldl, bytes_needed
+from inrfast.linalg.certificates import CertifiedCount
 from inrfast.linalg.inertia import EVENTS, MOST, Complement, Decision, between, decide
 from inrfast.linalg.lanczos import FAILURE
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors
-from inrfast.linalg.spectrum import CertifiedCount
+from inrfast.progress import Bar, progress_bar
 
 VECTORS = 7
 """Blocks of so many vectors in memory at once, with their products and remainders."""
@@ -81,7 +81,7 @@ def certified_counts(
     failure
         Probability that one of the intervals is wrong.
     progress
-        Whether to show bars; None: on a terminal only.
+        Whether to show bars; None: on a terminal and in a notebook.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def certified_counts(
     least = max(HOPE * _rayleigh(operator), SINGLE[0]) if device.type == "cpu" or double > budget else math.inf
     found: dict[int, CertifiedCount] = {}
     hidden, residual = -1.0, math.inf  # levels up to hidden are smaller than this residual in fp64
-    with tqdm(total=len(levels), desc="counts", disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=len(levels), desc="counts", progress=progress, leave=False) as bar:
         counting = _Counting(operator, product_errors(operator, each / EVENTS, seed), budget, each, seed, progress, bar)
         for number in sorted(range(len(levels)), key=lambda i: -sum(levels[i])):
             low, high = levels[number]
@@ -165,7 +165,7 @@ class _Counting:
     failure: float
     seed: int
     progress: bool | None
-    bar: tqdm
+    bar: Bar
 
     def count(self, low: float, high: float, names: Sequence[str]) -> CertifiedCount:
         """Return the number of eigenvalues above the levels of an interval."""

@@ -29,11 +29,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast import system
 from inrfast.linalg.block_ldl import State
 from inrfast.linalg.ldl_factor import Step
+from inrfast.progress import progress_bar
 
 MAGIC = b"inrfast LDL^T\r\n\x1a"
 """The last three bytes are spoilt by what changes the ends of lines."""
@@ -413,9 +413,8 @@ class FactorFile:
         """
         kind = self._sums.dtype
         found = torch.zeros(self.layout.order, dtype=kind)
-        hidden = None if progress is None else not progress
         parts = list(self._rows_from(blocks, 0))
-        for first, rows in tqdm(parts, desc="reading the factor", disable=hidden, leave=False, delay=1.0):
+        for first, rows in progress_bar(parts, desc="reading the factor", progress=progress, leave=False, delay=1.0):
             done = min(max(state.row - first, 0), len(rows))  # these end in zeros, the others are not all written
             found[: rows.shape[1]] += rows[:done].view(kind).sum(0, dtype=kind)
             final = min(state.start, rows.shape[1])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.arrays import Array, as_tensor, like
 from inrfast.errors import (
@@ -26,16 +25,17 @@ from inrfast.errors import (
     warn,
 )
 from inrfast.linalg.block_ldl import BlockLDL, block_ldl, bytes_needed
+from inrfast.linalg.certificates import CertifiedCount, kernel_error
 from inrfast.linalg.inertia import decide, residual_bound
 from inrfast.linalg.norm_bounds import NormBound, norm_bound
 from inrfast.linalg.operators import UNIT, ProductErrors, SymmetricOperator, product_errors, shifted_name
 from inrfast.linalg.refinement import CYCLE, SCRATCH, refined
 from inrfast.linalg.scales import powers, scaled_back
-from inrfast.linalg.spectrum import CertifiedCount, kernel_error
 from inrfast.linalg.stored_ldl import stored_bytes, stored_ldl
 from inrfast.linalg.written import PRODUCTS, WrittenOperator, written, written_bytes
 from inrfast.memory import chunks, format_bytes, over_budget, require
 from inrfast.modes import methods_in_own_modes, own_modes
+from inrfast.progress import progress_bar
 from inrfast.records import plain
 
 PRECISIONS = {"highest": torch.float64, "high": torch.float32}
@@ -271,9 +271,8 @@ class Factorization:
         partition = self._operator.partition
         factors = powers(right)
         own, cycle, columns = partition.mine(right / factors), *self._room(right)
-        hidden = None if progress is None else not progress
         found, residuals = torch.empty_like(own), []
-        with tqdm(desc="refinement", disable=hidden, leave=False) as bar:
+        with progress_bar(desc="refinement", progress=progress, leave=False) as bar:
             for part in chunks(own.shape[1], columns):
                 found[:, part], reached = refined(
                     self._product, own[:, part], self._ldl.inverse, tol / 2, STEPS, bar, partition, cycle

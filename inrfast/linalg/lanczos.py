@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.errors import ResolutionError
 from inrfast.linalg.operators import (
@@ -29,6 +28,7 @@ from inrfast.linalg.operators import (
 from inrfast.linalg.partition import Whole
 from inrfast.linalg.spectrum import Spectrum, dense_spectrum
 from inrfast.memory import require
+from inrfast.progress import progress_bar
 
 Product = Callable[[Tensor], Tensor]
 
@@ -378,7 +378,7 @@ def largest_eigenpairs(
     eigenvectors
         Whether to return them; they are computed anyway.
     progress
-        Whether to show a bar of converged pairs; None: on a terminal only.
+        Whether to show a bar of converged pairs; None: on a terminal and in a notebook.
 
     Raises
     ------
@@ -405,7 +405,7 @@ def largest_eigenpairs(
     partition, diagonal = operator.partition, operator.diagonal()
     start = partition.random(width, seed, diagonal)
     basis = KrylovBasis(start, room - room % width, rounding, partition)
-    with tqdm(total=wanted, desc="eigenpairs", disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=wanted, desc="eigenpairs", progress=progress, leave=False) as bar:
         for _ in range(RESTARTS):
             while not basis.full:
                 basis.step(operator @ basis.next)

@@ -68,7 +68,7 @@ def largest_eigenvalue(
     failure
         Probability that the upper end is wrong.
     progress
-        Whether a factorisation shows a bar; None: on a terminal only.
+        Whether a factorisation shows a bar; None: on a terminal and in a notebook.
 
     Raises
     ------

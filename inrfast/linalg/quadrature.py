@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.errors import ResolutionError, check_float
 from inrfast.linalg.lanczos import KrylovBasis
 from inrfast.linalg.operators import SymmetricOperator, product_error
 from inrfast.linalg.spectrum import RankInterval
+from inrfast.progress import progress_bar
 
 RESOLVED = 0.8
 """A level is resolved if the bracket of its count is at most this wide, relative to its middle: 40 % either way, of
@@ -151,14 +151,14 @@ def quadrature_counts(
     seed
         Of the vectors.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
     """
     n = operator.shape[0]
     steps = min(steps, n)
     partition, rounding = operator.partition, product_error(operator)
     starts = partition.random(probes, seed, operator.diagonal())
     spaces = [KrylovBasis(start.unsqueeze(1), steps, rounding, partition) for start in starts.unbind(1)]
-    with tqdm(total=steps, desc="quadrature", disable=None if progress is None else not progress, leave=False) as bar:
+    with progress_bar(total=steps, desc="quadrature", progress=progress, leave=False) as bar:
         for _ in range(steps):
             images = operator @ torch.cat([space.next for space in spaces], 1)
             for space, image in zip(spaces, images.split(1, 1), strict=True):

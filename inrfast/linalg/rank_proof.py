@@ -15,13 +15,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from inrfast.linalg.certificates import CertifiedCount, kernel_error, level_span
 from inrfast.linalg.complement import STEPS, Complement, NormBounds, in_single
 from inrfast.linalg.costs import more_pivots_flops, projected_flops, residual_flops, vectors_flops
 from inrfast.linalg.demands import Ranks
 from inrfast.linalg.lanczos import FAILURE, least_square
 from inrfast.linalg.operators import product_error
 from inrfast.linalg.pivoted_cholesky import SQUARES, PivotedCholesky
-from inrfast.linalg.spectrum import MARGIN, CertifiedCount, kernel_error, level_span
+from inrfast.linalg.spectrum import MARGIN
 from inrfast.memory import trim
 
 WIDEST = 0.0295

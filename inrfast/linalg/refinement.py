@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.linalg.partition import Whole
+from inrfast.progress import Bar
 
 Product = Callable[[Tensor], Tensor]
 
@@ -37,7 +37,7 @@ def refined(
     inverse: Product,
     tol: float,
     steps: int,
-    bar: tqdm,
+    bar: Bar,
     partition: Whole,
     cycle: int = CYCLE,
 ) -> tuple[Tensor, Tensor]:
@@ -84,7 +84,7 @@ def refined(
 
 
 def _gmres(
-    product: Product, right: Tensor, inverse: Product, wanted: Tensor, steps: int, bar: tqdm, partition: Whole
+    product: Product, right: Tensor, inverse: Product, wanted: Tensor, steps: int, bar: Bar, partition: Whole
 ) -> tuple[Tensor, int]:
     """Return the correction of one cycle, and the products it took; every column has a basis of its own."""
     columns = right.shape[1]

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
+from inrfast import notebook
 from inrfast.arrays import ArrayLike
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_float, check_int, check_tensor
-from inrfast.records import Record
+from inrfast.linalg.certificates import CertifiedCount, kernel_error
+from inrfast.records import Record, in_a_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MARGIN = 1e-12
 """Share by which a level's interval is widened, so that rounding of the level itself does not leave it."""
 
 LEAST_RTOL = 1e-13
 """Smallest tolerance for which a spectrum is computed: below it rounding of an fp64 kernel is larger."""
+
+SHOWN_RTOLS = (1e-2, 1e-4, 1e-6)
+"""Tolerances of the ranks that a notebook shows, where they are resolved."""
 
 MOST_TOLD = 6
 """Levels that a message names at most."""
@@ -37,72 +48,6 @@ class RankInterval(Record):
 
     def __contains__(self, rank: int) -> bool:
         return self.lower <= rank <= self.upper
-
-
-@dataclass(frozen=True)
-class CertifiedCount(Record):
-    """A proven number of eigenvalues above a level.
-
-    By a factorisation (:mod:`inrfast.linalg.inertia`), or by the norm of what is left beside leading eigenvectors
-    (:mod:`inrfast.linalg.rank_proof`).
-
-    Eigenvalues above a higher level are no more, above a lower one no less: so for every level up to :attr:`high` there
-    are at least :attr:`lower`, for every level from :attr:`low` on at most :attr:`upper`.
-
-    Attributes
-    ----------
-    low, high
-        Absolute levels: the number above every level between the two lies in ``[lower, upper]``. Where an error of the
-        Jacobian left nothing between them, ``low > high``.
-    lower, upper
-        The bounds.
-    precision
-        Of the factorisation, or of the products, that proved them: ``"high"`` (fp32) or ``"highest"`` (fp64).
-    residual
-        Bound on the spectral norm of what the factorisation misses of ``K - shift I``; or of what is left of K beside
-        the eigenvectors, every eigenvalue but the :attr:`upper` largest being at most this.
-    failure
-        Probability, over random starts, that the certificate does not hold.
-    """
-
-    low: float
-    high: float
-    lower: int
-    upper: int
-    precision: str
-    residual: float
-    failure: float
-
-    def covers(self, low: float, high: float) -> bool:
-        """Return whether every level of an interval is certified."""
-        return self.low <= low and high <= self.high
-
-    def with_jacobian_error(self, error: float) -> CertifiedCount:
-        """Return the same for the ``J J^T`` of an exact J, where it is of one that is off by ``error``."""
-        if error == 0:
-            return self
-        least, most = math.sqrt(max(self.low, 0.0)) + error, math.sqrt(max(self.high, 0.0)) - error
-        return replace(self, low=least * least, high=most * most if most >= 0 else -math.inf)
-
-
-def level_span(level: float, slack: float, jacobian_error: float) -> tuple[float, float]:
-    """Return the levels, of the operator as computed, between which a level of the exact one lies.
-
-    ``slack`` is how far the level itself may be off, relative to it. What is proven between the two holds, by
-    :meth:`CertifiedCount.with_jacobian_error`, for all the level may be.
-    """
-    low, high = (math.sqrt(level * max(1 + sign * slack, 0.0)) for sign in (-1, 1))
-    return max(low - jacobian_error, 0.0) ** 2, (high + jacobian_error) ** 2
-
-
-def kernel_error(jacobian_error: float, largest: float) -> float:
-    """Return a bound on ``|(J + dJ)(J + dJ)^T - J J^T|`` for ``|dJ| <= jacobian_error``, ``|J J^T| <= largest``.
-
-    All norms are spectral.
-    """
-    if jacobian_error == 0:  # times infinity it is nothing as well
-        return 0.0
-    return jacobian_error * (2 * math.sqrt(max(largest, 0.0)) + jacobian_error)
 
 
 class Counts(Protocol):
@@ -190,6 +135,59 @@ class Spectrum(Record):
                 object.__setattr__(self, name, math.inf)
         if self.largest is not None and any(map(math.isnan, self.largest)):
             object.__setattr__(self, "largest", None)
+
+    def __repr__(self) -> str:
+        values = [float(self.eigenvalues[place]) for place in ((0, -1) if len(self.eigenvalues) > 1 else (0,))]
+        parts = [f"{len(self.eigenvalues):,} of {self.size:,} eigenvalues: {' to '.join(f'{v:.4g}' for v in values)}"]
+        with suppress(ResolutionError):
+            parts.append(f"rank {self.rank()} at rtol={self.rtol:.3g}")
+        if self.certified:
+            parts.append(f"certified counts: {len(self.certified)}")
+        error = max(self.lower_error, self.upper_error)
+        parts += [f"error={error:.2g}", f"trace={self.trace:.4g}", f"method={self.method!r}"]
+        return in_a_line("Spectrum", [*parts, *(["with eigenvectors"] if self.eigenvectors is not None else [])])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        rows = [("quantity", "value"), ("eigenvalues", f"{len(self.eigenvalues):,} of {self.size:,}")]
+        rows.append(("largest", f"{float(self.eigenvalues[0]):.6g}"))
+        rows += [("trace", f"{self.trace:.6g}"), ("error, at most", f"{max(self.lower_error, self.upper_error):.2g}")]
+        for rtol in dict.fromkeys((*SHOWN_RTOLS, self.rtol)):
+            with suppress(ResolutionError, ValueError):
+                rows.append((f"rank at {rtol:.3g}", str(self.rank(rtol))))
+        rows.append(("eigenvectors", "yes" if self.eigenvectors is not None else "no"))
+        title = f"Spectrum of order {self.size:,}, {self.method}"
+        return notebook.Page(title, rows, [self.note] if self.note else [], figure=self.plot)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, *, rtols: Sequence[float] | None = None) -> Figure:
+        """Return a figure of the eigenvalues relative to the largest, between their bounds, over their index.
+
+        Below the floor the ground is grey: there zero cannot be told from an eigenvalue. Black bars are certified
+        counts, an orange band estimated ones.
+
+        Parameters
+        ----------
+        path
+            Of a .png, .pdf or .svg to write it to, whole or not at all; None: none is written.
+        rtols
+            Tolerances in (0, 1) to draw as lines, each with the rank at it, or what is known of it; None: that one for
+            which the spectrum was computed.
+
+        Raises
+        ------
+        ValueError, TypeError
+            No eigenvalue is positive; a tolerance outside (0, 1); another suffix.
+        """
+        from inrfast.linalg.spectrum_figure import draw  # matplotlib takes long to import, and most draw nothing
+
+        if rtols is None:
+            rtols = [self.rtol] if LEAST_RTOL <= self.rtol < 1 else []
+        if isinstance(rtols, str) or not isinstance(rtols, Iterable):  # type: ignore[unreachable]
+            raise TypeError(f"rtols must be a sequence of tolerances, got {type(rtols).__name__}")
+        wanted = [check_tolerance("rtols", rtol) for rtol in rtols]
+        if not 0 < float(self.eigenvalues[0]) < math.inf:
+            raise ValueError("a spectrum without a positive eigenvalue cannot be drawn: the operator is zero")
+        return draw(self, wanted, path)
 
     def with_jacobian_error(self, error: float) -> Spectrum:
         """Return the same spectrum for the ``J J^T`` of an exact J, where it is of one that is off by ``error``.

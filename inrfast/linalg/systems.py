@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.backends import warn_once
 from inrfast.errors import ResolutionError, check_choice, check_seed
@@ -18,6 +17,7 @@ from inrfast.linalg.factorization import PRECISIONS, bytes_of_factor, factorize
 from inrfast.linalg.preconditioners import Preconditioner, System, find
 from inrfast.linalg.refinement import SCRATCH
 from inrfast.linalg.scales import powers, scaled_back
+from inrfast.progress import progress_bar
 
 METHODS = ("auto", "direct", "cg")
 
@@ -148,8 +148,7 @@ def _iterated(system: System, make: Preconditioner, y: Tensor, tol: float, steps
     """Return X by conjugate gradients, and its relative residuals."""
     operator, ridge = system.operator, system.ridge
     precondition = make(system)
-    hidden = None if system.progress is None else not system.progress
-    with tqdm(total=steps, desc="conjugate gradients", disable=hidden, leave=False) as bar:
+    with progress_bar(total=steps, desc="conjugate gradients", progress=system.progress, leave=False) as bar:
         x, residuals = conjugate_gradients(
             lambda v: operator @ v + ridge * v,
             operator.partition.mine(y),

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.linalg.block_ldl import shapes, sizes
 from inrfast.linalg.lower_products import add_transposed_, sharing, times
 from inrfast.linalg.lower_rows import LowerRows
 from inrfast.linalg.operators import SymmetricOperator
 from inrfast.memory import chunks
+from inrfast.progress import progress_bar
 
 PRODUCTS = 100
 """Products with one vector that a proof takes at least, with lambda_1."""
@@ -32,7 +32,7 @@ class WrittenOperator:
     operator
         Symmetric, fp64, all of its rows in this process.
     progress
-        Whether to show a bar while entries are computed; None: on a terminal only.
+        Whether to show a bar while entries are computed; None: on a terminal and in a notebook.
 
     Attributes
     ----------
@@ -46,8 +46,9 @@ class WrittenOperator:
         self.operator, n = operator, operator.shape[0]
         _, _, self._height = sizes(n, self.device)
         self._lower = LowerRows(shapes(n, self._height), torch.float64, self.device)
-        hidden = None if progress is None else not progress
-        with tqdm(total=n * (n + 1) // 2, desc="entries", unit="", unit_scale=True, disable=hidden, leave=False) as bar:
+        with progress_bar(
+            total=n * (n + 1) // 2, desc="entries", unit="", unit_scale=True, progress=progress, leave=False
+        ) as bar:
             for columns in chunks(n, self._height):
                 index = torch.arange(columns.start, columns.stop, device=self.device)
                 targets = [(block[:, columns], rows) for rows, block in self._blocks() if rows.start >= columns.start]
@@ -138,7 +139,7 @@ def written(
     filled
         Whether all entries are computed in fp64 anyway.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
     """
     n, needed = operator.shape[0], written_bytes(operator.shape[0], operator.device)
     if isinstance(operator, WrittenOperator) or not operator.partition.whole or operator.device.type != "cpu":

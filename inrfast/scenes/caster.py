@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.errors import check_float, check_int, needs
+from inrfast.progress import progress_bar
 from inrfast.scenes.cameras import Camera
 from inrfast.scenes.views import Views
 from inrfast.signals.mesh import Placement
@@ -159,7 +159,7 @@ def render_mesh(
     supersampling
         Rays per pixel and axis, over whose average edges are smooth.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Raises
     ------
@@ -179,6 +179,7 @@ def render_mesh(
                 f"cameras[0] of {cameras[0].height}x{cameras[0].width}"
             )
     caster = Caster(mesh, texture, highlight, upward)
-    disable = None if progress is None else not progress
-    images = [caster.image(camera, supersampling) for camera in tqdm(cameras, "views", leave=False, disable=disable)]
+    images = [
+        caster.image(camera, supersampling) for camera in progress_bar(cameras, "views", leave=False, progress=progress)
+    ]
     return Views((torch.stack(images) * 255).round() / 255, cameras)

@@ -12,7 +12,7 @@ from torch import Tensor
 from inrfast.errors import check_int, check_seed
 from inrfast.memory import counted, require_free
 from inrfast.metrics import psnr
-from inrfast.records import Record
+from inrfast.records import Record, in_a_line
 from inrfast.scenes.cameras import through_box
 from inrfast.scenes.fields import RadianceField
 from inrfast.scenes.renderer import Renderer, render
@@ -53,6 +53,10 @@ class SceneResult(Record):
     psnr: float
     psnrs: tuple[float, ...]
     fit: FitResult
+
+    def __repr__(self) -> str:
+        views = f"{len(self.psnrs)} held-out views"
+        return in_a_line("SceneResult", [f"psnr={self.psnr:.2f} dB", views, f"fit={self.fit!r}"])
 
     @property
     def field(self) -> RadianceField:

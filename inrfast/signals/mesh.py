@@ -126,7 +126,7 @@ def sample_occupancy(
     seed
         Of a CPU generator of its own.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Returns
     -------

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast.calling import Called, Calling, Select
 from inrfast.errors import MemoryBudgetError
@@ -18,6 +17,7 @@ from inrfast.memory import budget_bytes, cached_rows, chunks, require
 from inrfast.mlp import is_pointwise
 from inrfast.modes import in_own_modes, modes_kept
 from inrfast.pointwise import RANDOM, ROWS, dependence
+from inrfast.progress import progress_bar
 from inrfast.threads import MOST_THREADS, one_core, share
 
 BUFFERS = 4
@@ -53,7 +53,7 @@ def render(
     memory_budget
         Bytes for the result and one chunk; None takes half of what is free.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
     select
         A key, an index, an attribute's name or a function that takes the output tensor from what the network returns,
         as in :func:`inrfast.ntk`; None: it is the output.
@@ -98,7 +98,7 @@ def render(
         values = torch.empty(points, outputs, dtype=like.dtype)
         with (
             one_core() if threads > 1 else nullcontext(),
-            tqdm(total=points, disable=None if progress is None else not progress, unit="point") as bar,
+            progress_bar(total=points, progress=progress, unit="point") as bar,
         ):
 
             def predict(part: slice) -> None:

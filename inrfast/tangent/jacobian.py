@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from inrfast.arrays import Array, ArrayLike, as_numpy, like
 from inrfast.calling import Select
-from inrfast.errors import check_tensor
+from inrfast.errors import Hinting, check_tensor
 from inrfast.layers import Factors, Layer
 from inrfast.memory import budget_bytes, chunks, empty, require
 from inrfast.modes import in_own_modes, methods_in_own_modes
 from inrfast.ops import rows as row_ops
 from inrfast.ops.factors import feature_ranges
 from inrfast.ops.operands import CHUNK, Layout, Operands, Output, Plan, Ranges, joint, ranges_of
+from inrfast.records import brief, in_a_line
 from inrfast.rounding import SAFETY
 from inrfast.tangent.capture import Capture
 from inrfast.tangent.scipy_operator import as_scipy
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @methods_in_own_modes
-class LayerwiseJacobian:
+class LayerwiseJacobian(Hinting):
     """The Jacobian ``J`` of shape (N M, P) as a linear operator made of per-layer factors.
 
     Rows are ``n * M + m``; columns follow ``torch.nn.utils.parameters_to_vector`` over the differentiated
@@ -360,7 +361,8 @@ class LayerwiseJacobian:
 
     def __repr__(self) -> str:
         kept = "kept" if self.store.fits else "streamed"
-        return f"LayerwiseJacobian(shape={self.shape}, layers={[s.name for s in self.specs]}, factors {kept})"
+        names = brief([spec.name for spec in self.specs])
+        return in_a_line("LayerwiseJacobian", [f"shape={self.shape}", f"layers={names}", f"factors {kept}"])
 
 
 class _Transpose:

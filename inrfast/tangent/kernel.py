@@ -15,14 +15,16 @@ import torch
 from torch import Tensor
 
 from inrfast.arrays import Array, as_numpy, as_tensor, like
-from inrfast.errors import check_block, check_flag, check_float, check_index
+from inrfast.errors import Hinting, check_block, check_flag, check_float, check_index
 from inrfast.layers import Layer
 from inrfast.linalg import eigenvalues, systems
+from inrfast.linalg.certificates import kernel_error
 from inrfast.linalg.factorization import Factorization, factorize
 from inrfast.linalg.partition import Whole
-from inrfast.linalg.spectrum import Spectrum, kernel_error
+from inrfast.linalg.spectrum import Spectrum
 from inrfast.memory import empty
 from inrfast.modes import methods_in_own_modes
+from inrfast.records import brief, in_a_line
 from inrfast.tangent import products
 from inrfast.tangent.cost import Cost, cost_of
 from inrfast.tangent.kernel_operator import KernelOperator
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @methods_in_own_modes
-class TangentKernel:
+class TangentKernel(Hinting):
     """A neural tangent kernel ``K = sum_l (Z_l Z_l'^T + 1) * (S_l S_l'^T)`` between two sets of points, lazy.
 
     Nothing is computed before something is asked for, and never the Jacobian. :class:`inrfast.tangent.local.NTK` is one
@@ -356,7 +358,7 @@ class TangentKernel:
         seed
             Of the randomised methods: same seed, same result on the same machine.
         progress
-            Whether to show a bar; None: on a terminal only.
+            Whether to show a bar; None: on a terminal and in a notebook.
         levels
             Absolute levels, in the kernel's units, whose counts must be known in place of those at ``rtol``, which is
             then not counted at: a layer's kernel is counted above the threshold of the whole one. They are taken as
@@ -447,7 +449,7 @@ class TangentKernel:
         seed
             Of the pivots.
         progress
-            Whether to show bars; None: on a terminal only.
+            Whether to show bars; None: on a terminal and in a notebook.
         preconditioner
             Of conjugate gradients, which then solve systems of any order: ``"pivoted_cholesky"``,
             ``"factorization"``, ``"diagonal"``, ``"none"``, another name of
@@ -519,7 +521,7 @@ class TangentKernel:
         seed
             Of the random vectors that measure it.
         progress
-            Whether to show bars; None: on a terminal only.
+            Whether to show bars; None: on a terminal and in a notebook.
 
         Raises
         ------
@@ -593,5 +595,5 @@ class TangentKernel:
             raise ValueError(f"{what} is of a kernel between the same points; this one was made with coords2")
 
     def __repr__(self) -> str:
-        names = [spec.name for spec in self.specs]
-        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, output={self.output!r}, layers={names})"
+        parts = [f"shape={self.shape}", f"dtype={self.dtype}", f"output={self.output!r}"]
+        return in_a_line(type(self).__name__, [*parts, f"layers={brief([spec.name for spec in self.specs])}"])

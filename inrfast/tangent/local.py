@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from inrfast import notebook
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
-from inrfast.errors import MemoryBudgetError, check_choice, check_int
+from inrfast.errors import MemoryBudgetError, check_choice, check_index, check_int
+from inrfast.grids import check_shape
 from inrfast.linalg.partition import Whole
 from inrfast.memory import budget_bytes, format_bytes, over_budget
 from inrfast.modes import in_own_modes, methods_in_own_modes
@@ -24,6 +28,9 @@ from inrfast.tangent.sides import Sides
 from inrfast.tangent.single import SingleProducts
 from inrfast.tangent.store import FactorStore, backend_for, check_range
 from inrfast.wrapped import unwrapped
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @methods_in_own_modes
@@ -51,6 +58,54 @@ class NTK(TangentKernel):
             name: NTK(left, None if self.symmetric else self.right.layers[name], self.output)
             for name, left in self.left.layers.items()
         }
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        shape = " x ".join(f"{size:,}" for size in self.shape)
+        rows = [("layer", "kind", "parameters")]
+        rows += [(spec.name or "network", spec.kind, f"{spec.columns:,}") for spec in self.specs]
+        about = f"output {self.output!r} of {self.outputs}, {self.dtype}, precision {self.capture.precision!r}"
+        points = f"{len(self.coords):,} points" + ("" if self.symmetric else f" and {len(self.right.coords):,} others")
+        lazy = "Lazy: nothing is computed before it is asked for."
+        return notebook.Page(f"Tangent kernel, {shape}", rows, [f"{about}, {self.device}, {points}. {lazy}"])
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        points: int | Sequence[int] | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> Figure:
+        """Return a figure of the kernel between some points and all points, ``K(x, x0)`` over x.
+
+        On one axis a slice is a curve, on two a picture, blue below zero and red above, on more the picture through
+        x0; a ring marks x0. All share one scale. With ``output="full"`` outputs are summed, as by ``"trace"``. It
+        computes as many columns of the kernel as there are points drawn.
+
+        Parameters
+        ----------
+        path
+            Of a .png, .pdf or .svg to write it to, whole or not at all; None: none is written.
+        points
+            Numbers of the points x0, one or several; None: the middle of the grid, and three towards its borders.
+        shape
+            Of the grid, row after row; None: that of the coordinates, which must then be a full grid.
+
+        Raises
+        ------
+        ValueError, TypeError, IndexError
+            The points are no grid and ``shape`` is not given, or is another; a kernel between different points; points
+            that do not exist; another suffix.
+        """
+        from inrfast.tangent.kernel_figure import draw, usual  # matplotlib takes long to import
+
+        self._need_symmetric("plot")
+        count = len(self.coords)
+        sizes = check_shape(shape, count, self.coords)
+        if sizes is None:
+            raise ValueError(f"shape must be given: the {count} points of this kernel are no full grid")
+        wanted = usual(sizes) if points is None else check_index("points", points, count).tolist()
+        return draw(self, wanted, sizes, path)
 
     def at_precision(self, precision: str) -> NTK:
         """Return the same kernel at another precision (the same network snapshot)."""

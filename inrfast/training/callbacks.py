@@ -1,22 +1,30 @@
-"""Callbacks of a fit: what is called after steps and evaluations, and the tangent kernel tracked while training."""
+"""Callbacks of a fit: what is called after steps and evaluations, the tangent kernel tracked, and loggers."""
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
-from inrfast.calling import Select
-from inrfast.errors import check_coords, check_int, check_seed, check_takes
+from inrfast.calling import Calling, Select
+from inrfast.errors import MissingLibraryError, check_coords, check_float, check_int, check_seed, check_takes
 from inrfast.linalg.spectrum import RankInterval
+from inrfast.memory import chunks
+from inrfast.mlp import describe
 from inrfast.training.tracked import KernelNumbers, KernelSource, check_rtols, numbers_of, same, subset
+
+TOGETHER = 2**16
+"""Points of a picture that are evaluated at once, by a network whose points are known not to influence each other."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,179 @@ class TrackNTK(Callback):
             for entry in state["history"]
         ]
         self._evaluations = dict(state["evaluations"])
+
+
+class Logger(Callback):
+    """Base of callbacks that log every evaluation: loss, learning rate, PSNR and the best PSNR, by their names.
+
+    A number that is not finite is left out: there is no loss before the first step, and no PSNR of an exact fit. The
+    fit is only read: its steps are the same to the bit, and as fast.
+
+    Parameters
+    ----------
+    name
+        In front of the names: ``fit/psnr``. Of the networks of ``fit_many`` the first has this name, the others are
+        ``fit-1``, ``fit-2``, ...
+    shape
+        (H, W) of the picture that is fitted, whose pixels are the fit's points, row after row: then the reconstruction
+        is logged too. It takes a pass over all points. None: no picture.
+    every
+        Evaluations between two pictures; the first evaluation has one.
+    value_range
+        Values that are black and white.
+
+    Raises
+    ------
+    ValueError, TypeError
+        What is no shape, number or name. While fitting: a shape that does not hold the fit's points, or a network
+        whose outputs are not 1 or 3.
+    """
+
+    def __init__(
+        self,
+        name: str = "fit",
+        shape: Sequence[int] | None = None,
+        every: int = 10,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a text, got {type(name).__name__}")
+        self.name = name
+        self.shape = None if shape is None else tuple(check_int("shape", size, minimum=1) for size in shape)
+        if self.shape is not None and len(self.shape) != 2:
+            raise ValueError(f"shape must be (H, W), got {self.shape}")
+        self.every = check_int("every", every, minimum=1)
+        low, high = (check_float("value_range", value) for value in value_range)
+        if not low < high:
+            raise ValueError(f"value_range must rise from black to white, got ({low:g}, {high:g})")
+        self.value_range = low, high
+        self._evaluations: dict[int, int] = {}
+
+    def on_eval(self, state: FitState) -> None:
+        """Log the numbers, and the picture if it is this evaluation's turn."""
+        name = self.name if state.index == 0 else f"{self.name}-{state.index}"
+        numbers = {"loss": state.loss, "lr": state.lr, "psnr": state.psnr, "best_psnr": state.best_psnr}
+        finite = {f"{name}/{key}": value for key, value in numbers.items() if math.isfinite(value)}
+        number = self._evaluations.get(state.index, 0)
+        self._evaluations[state.index] = number + 1
+        picture = self._picture(state) if self.shape is not None and number % self.every == 0 else None
+        self._log(name, state.step, finite, picture)
+
+    def _log(self, name: str, step: int, numbers: dict[str, float], picture: np.ndarray | None) -> None:
+        """Log numbers and a picture (H, W, C) of bytes."""
+        raise NotImplementedError
+
+    def _picture(self, state: FitState) -> np.ndarray:
+        """Return the reconstruction (H, W, C), C = 1 or 3, as bytes."""
+        assert self.shape is not None
+        points = state.coords.shape[-2]
+        if math.prod(self.shape) != points:
+            raise ValueError(f"shape must hold the {points} points of the fit, got {self.shape}")
+        calling, coords = Calling(state.select, state.coords.ndim), state.coords.reshape(points, -1)
+        together = points if isinstance(describe(state.net), str) else TOGETHER
+        with torch.no_grad():
+            found = torch.cat([calling.predicted(state.net, coords[rows]) for rows in chunks(points, together)])
+        if found.shape[1] not in (1, 3):
+            raise ValueError(f"shape must be None for a network of {found.shape[1]} outputs: a picture has 1 or 3")
+        low, high = self.value_range
+        levels = ((found.double() - low) / (high - low)).nan_to_num(0.0).clamp(0, 1) * 255
+        return levels.round().to("cpu", torch.uint8).reshape(*self.shape, -1).numpy()
+
+
+class TensorBoard(Logger):
+    """Log a fit to TensorBoard: ``fit(..., callbacks=[TensorBoard("runs/1")])``, then ``tensorboard --logdir runs``.
+
+    Parameters
+    ----------
+    writer
+        A folder, for a ``torch.utils.tensorboard.SummaryWriter`` that is opened here, or such a writer of your own.
+    name, shape, every, value_range
+        As in :class:`Logger`.
+
+    Raises
+    ------
+    MissingLibraryError
+        A folder was given, and tensorboard is not installed.
+    ValueError, TypeError
+        As in :class:`Logger`; a writer that cannot log numbers.
+    """
+
+    def __init__(
+        self,
+        writer: Any,
+        name: str = "fit",
+        shape: Sequence[int] | None = None,
+        every: int = 10,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__(name, shape, every, value_range)
+        if isinstance(writer, str | os.PathLike):
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise MissingLibraryError("logging to TensorBoard needs it: pip install tensorboard") from error
+            writer = SummaryWriter(os.fspath(writer))
+        if not all(callable(getattr(writer, method, None)) for method in ("add_scalar", "add_image", "flush")):
+            raise TypeError(f"writer must be a folder or a SummaryWriter, got {type(writer).__name__}")
+        self.writer = writer
+
+    def _log(self, name: str, step: int, numbers: dict[str, float], picture: np.ndarray | None) -> None:
+        for key, value in numbers.items():
+            self.writer.add_scalar(key, value, step)
+        if picture is not None:
+            self.writer.add_image(f"{name}/reconstruction", picture, step, dataformats="HWC")
+        self.writer.flush()
+
+
+class WandB(Logger):
+    """Log a fit to Weights & Biases: ``wandb.init(...)``, then ``fit(..., callbacks=[WandB()])``.
+
+    Numbers are drawn over ``fit/step``, so that other things can be logged to the same run.
+
+    Parameters
+    ----------
+    run
+        What ``wandb.init`` returned; None: the run that is active.
+    name, shape, every, value_range
+        As in :class:`Logger`.
+
+    Raises
+    ------
+    MissingLibraryError
+        wandb is not installed.
+    ValueError, TypeError
+        As in :class:`Logger`; no run is active, or what was given cannot log.
+    """
+
+    def __init__(
+        self,
+        run: Any = None,
+        name: str = "fit",
+        shape: Sequence[int] | None = None,
+        every: int = 10,
+        value_range: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__(name, shape, every, value_range)
+        try:
+            import wandb
+        except ImportError as error:
+            raise MissingLibraryError("logging to Weights & Biases needs it: pip install wandb") from error
+        self._image = wandb.Image
+        self.run = wandb.run if run is None else run
+        if self.run is None:
+            raise ValueError("run must be given where none is active: call wandb.init(...) first")
+        if not all(callable(getattr(self.run, method, None)) for method in ("log", "define_metric")):
+            raise TypeError(f"run must be what wandb.init returned, got {type(run).__name__}")
+        self._named: set[str] = set()
+
+    def _log(self, name: str, step: int, numbers: dict[str, float], picture: np.ndarray | None) -> None:
+        if name not in self._named:
+            self._named.add(name)
+            self.run.define_metric(f"{name}/*", step_metric=f"{name}/step")
+        logged: dict[str, Any] = {**numbers, f"{name}/step": step}
+        if picture is not None:
+            logged[f"{name}/reconstruction"] = self._image(picture if picture.shape[2] == 3 else picture[..., 0])
+        self.run.log(logged)
 
 
 def told(

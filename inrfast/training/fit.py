@@ -145,7 +145,7 @@ def fit(
         afterwards as they were; in other threads nothing else should draw meanwhile. NumPy's generators do not follow
         it.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
     memory_budget
         Bytes for the buffers of chunked gradients, and for what autograd keeps of a batch that it takes as a whole;
         None takes half of what is free.

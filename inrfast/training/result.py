@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
-from inrfast.errors import DivergedError
-from inrfast.records import Record
+from inrfast import notebook
+from inrfast.arrays import ArrayLike
+from inrfast.errors import DivergedError, check_int, check_tensor
+from inrfast.records import Record, in_a_line
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -62,3 +71,78 @@ class FitResult(Record):
     stopped: str = "steps"
     error: DivergedError | None = None
     data_range: float = 1.0
+
+    def __repr__(self) -> str:
+        parts = [f"psnr={self.psnr:.2f} dB", f"best_psnr={self.best_psnr:.2f} dB at step {self.best_step:,}"]
+        parts += [f"steps={self.steps}", f"{self.seconds:.3g} s", f"stopped={self.stopped!r}"]
+        return in_a_line("FitResult", [*parts, f"gradient={self.config.get('gradient')!r}"])
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        gradient, reason = self.config.get("gradient"), self.config.get("reason")
+        rows = [
+            ("quantity", "value"),
+            ("PSNR", f"{self.psnr:.2f} dB"),
+            ("best PSNR", f"{self.best_psnr:.2f} dB at step {self.best_step:,}"),
+            ("steps", f"{self.steps:,} ({self.stopped})"),
+            ("time", f"{self.seconds:.3g} s"),
+            ("gradients", f"{gradient}" + (f" ({reason})" if reason else "")),
+        ]
+        lines = [] if self.error is None else [f"It diverged: {self.error}"]
+        return notebook.Page(f"Fit: {self.psnr:.2f} dB", rows, lines, figure=self.plot)
+
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        target: ArrayLike | None = None,
+        reconstruction: ArrayLike | None = None,
+        shape: Sequence[int] | None = None,
+    ) -> Figure:
+        """Return a figure of the loss and the PSNR over the steps, and below them of the signal and its reconstruction.
+
+        ``result.plot(target=image, reconstruction=net(coords), shape=(H, W))`` also shows where the two differ, as a
+        mean over colours. Pictures are shown from the target's least value to its largest, or from 0 to 1.
+
+        Parameters
+        ----------
+        path
+            Of a .png, .pdf or .svg to write it to, whole or not at all; None: none is written.
+        target, reconstruction
+            The signal and what the network returns for it: pictures (H, W), (H, W, 1) or (H, W, 3), or curves (N,) or
+            (N, 1); or rows (N,) or (N, C), C = 1 or 3, of a picture of ``shape``. None: not drawn.
+        shape
+            (H, W) of pictures given as rows, row after row; None: they have their own shape.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Other shapes, two that differ, values that are not finite; another suffix.
+        """
+        from inrfast.training.result_figure import draw  # matplotlib takes long to import, and most draw nothing
+
+        sizes = None if shape is None else tuple(check_int("shape", size, minimum=1) for size in shape)
+        if sizes is not None and len(sizes) != 2:
+            raise ValueError(f"shape must be (H, W), got {sizes}")
+        given = {"target": target, "reconstruction": reconstruction}
+        drawn = {name: _drawable(name, own, sizes) for name, own in given.items() if own is not None}
+        if len({picture.shape for picture in drawn.values()}) > 1:
+            shapes = " and ".join(str(picture.shape) for picture in drawn.values())
+            raise ValueError(f"reconstruction must have the shape of target, got {shapes}")
+        return draw(self, list(drawn.values()), target is None, path)
+
+
+def _drawable(argument: str, given: ArrayLike, sizes: tuple[int, ...] | None) -> np.ndarray:
+    """Return a curve (N,) or a picture (H, W) or (H, W, 3), in fp64."""
+    values = check_tensor(argument, given).detach().cpu().double()
+    if sizes is not None:
+        rows, channels = math.prod(sizes), values.shape[-1] if values.ndim > 1 and values.shape[-1] in (1, 3) else 1
+        if values.numel() != rows * channels or values.ndim > 3:
+            raise ValueError(f"{argument} must have {rows} values, or rows of 1 or 3, got {tuple(values.shape)}")
+        values = values.reshape(*sizes, channels)
+    if values.ndim > 1 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.numel() == 0 or not (values.ndim < 3 or (values.ndim == 3 and values.shape[2] == 3)) or values.ndim == 0:
+        accepted = "a picture (H, W), (H, W, 1) or (H, W, 3) or a curve (N,); rows need shape=(H, W)"
+        raise ValueError(f"{argument} must be {accepted}, got {tuple(values.shape)}")
+    return values.numpy()

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from inrfast.errors import InrfastError, MemoryBudgetError, warn
 from inrfast.files import shown, sole_writer
@@ -19,6 +18,7 @@ from inrfast.mlp import describe
 from inrfast.modes import modes_kept
 from inrfast.nn import described_network
 from inrfast.ops import gemm
+from inrfast.progress import progress_bar
 from inrfast.threads import one_core
 from inrfast.training.callbacks import places
 from inrfast.training.checkpoint import Checkpoint
@@ -164,9 +164,7 @@ class Trainer:
 
     def _bar(self) -> Any:
         shown = self.options.progress
-        return tqdm(
-            total=self.options.steps, disable=None if shown is None else not shown, unit="step", dynamic_ncols=True
-        )
+        return progress_bar(total=self.options.steps, progress=shown, unit="step", dynamic_ncols=True)
 
     def _warn_of_growth(self) -> None:
         """Warn, once for all networks, where a loss grew and nobody would see it but in the curve."""

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from inrfast import notebook
 from inrfast.analysis.diagnosis import RTOLS
 from inrfast.arrays import ArrayLike
 from inrfast.calling import Select
 from inrfast.errors import RangeError, check_coords, check_float, check_int, check_seed, check_tensor, warn
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.modes import own_modes
-from inrfast.records import Record, plain
+from inrfast.records import Record, brief, in_a_line, plain
 from inrfast.snapshot import snapshot
 from inrfast.training.tracked import KernelSource, check_rtols, numbers_of, subset
 from inrfast.training.units import dead_units
@@ -78,6 +79,11 @@ class WatchRecord(Record):
     dead_units: Mapping[str, float]
     weights_change: float | None
     seconds: float
+
+    def __repr__(self) -> str:
+        parts = [f"step={self.step}", f"loss={brief(self.loss)}"]
+        parts.append("ranks " + ", ".join(f"{rank} at {rank.rtol:.3g}" for rank in self.ranks))
+        return in_a_line("WatchRecord", [*parts, f"weights_change={brief(self.weights_change)}"])
 
 
 class Watch:
@@ -234,6 +240,23 @@ class Watch:
 
     # ---- what is told of it ------------------------------------------------------------------------------------
 
+    def __repr__(self) -> str:
+        parts = [f"{len(self.history)} record{'s' * (len(self.history) != 1)} of {self.steps:,} steps"]
+        parts.append(f"{len(self.points):,} of {len(self.coords):,} points")
+        last = self.history[-1] if self.history else None
+        parts += [] if last is None else [f"rank {own} at {own.rtol:.3g}" for own in (last.ranks[0], last.ranks[-1])]
+        return in_a_line("Watch", parts)
+
+    @notebook.shown
+    def _repr_html_(self) -> notebook.Page:
+        def figure() -> Figure:
+            from inrfast.training.watch_figure import ranks
+
+            return ranks(self)
+
+        of = f"{len(self.points):,} of {len(self.coords):,} points, {self.seconds:.2f} s"
+        return notebook.Page(f"Watched tangent kernel: {of}", _rows(self), figure=figure)
+
     def __str__(self) -> str:
         return _table(self)
 
@@ -376,13 +399,11 @@ def _norm(tensors: Iterable[Tensor]) -> float:
 
 def _table(seen: Watch) -> str:
     """Return the records as a table."""
-    head = ["step", "loss", *(f"rank {rtol:.0e}" for rtol in seen.rtols), "eff. rank", "lambda_1", "trace", "dead"]
-    records = seen.history if len(seen.history) <= SHOWN else [seen.history[0], *seen.history[1 - SHOWN :]]
-    rows = [[*head, "change", "ms"], *map(_row, records)]
+    rows = _rows(seen)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    if len(records) < len(seen.history):
-        lines.insert(2, f"... {len(seen.history) - len(records)} more")
+    if len(rows) - 1 < len(seen.history):
+        lines.insert(2, f"... {len(seen.history) - len(rows) + 1} more")
     shares = ", ".join(
         f"{name or type(seen.net).__name__} {100 * share:.1f} %"
         for name, share in seen.history[-1].layer_shares.items()
@@ -390,6 +411,13 @@ def _table(seen: Watch) -> str:
     of = f"{len(seen.points):,} of {len(seen.coords):,} points, {len(seen.history):,} records, {seen.seconds:.2f} s"
     told = "" if math.isnan(seen.share) else f", {100 * seen.share:,.1f} % of the time of {seen.steps:,} steps"
     return "\n".join([f"tangent kernel: {of}{told}", *lines, f"shares of the trace: {shares}"])
+
+
+def _rows(seen: Watch) -> list[list[str]]:
+    """Return the rows of the table, its head first: those of the first record and of the last ones."""
+    head = ["step", "loss", *(f"rank {rtol:.0e}" for rtol in seen.rtols), "eff. rank", "lambda_1", "trace", "dead"]
+    records = seen.history if len(seen.history) <= SHOWN else [seen.history[0], *seen.history[1 - SHOWN :]]
+    return [[*head, "change", "ms"], *map(_row, records)]
 
 
 def _row(record: WatchRecord) -> list[str]:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 import inrfast as inr
 from inrfast.analysis.proofs import RankProof, proof
+from inrfast.linalg.certificates import CertifiedCount
 from inrfast.linalg.lanczos import FAILURE
-from inrfast.linalg.spectrum import CertifiedCount, Spectrum
+from inrfast.linalg.spectrum import Spectrum
 
 
 def listing(values, method, certified=(), unlisted=0):

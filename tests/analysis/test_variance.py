@@ -2,7 +2,9 @@
 
 import json
 import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -264,3 +266,14 @@ def test_print_and_json(capfd):
     held = json.loads(found.to_json())
     assert held["variance"] == found.variance and held["pairs"] == found.pairs.tolist()
     assert "variance" in capfd.readouterr().err
+
+
+def test_the_figure_shows_the_pairs_of_layers_relative_to_the_variance(tmp_path):
+    found = inr.variance(inr.INR(2, 1, width=8, dtype=torch.float64), inr.grid((5, 6)), progress=False)
+    left, right = found.plot(tmp_path / "pairs.png").axes
+    np.testing.assert_allclose(left.get_images()[0].get_array(), found.pairs / found.variance)
+    shares = [bar.get_width() for bar in right.patches]
+    assert shares == [layer.share for layer in found.layers.values()]
+    assert sum(shares) == pytest.approx(1)
+    with pytest.raises(ValueError, match="variance of 0 cannot be drawn"):
+        replace(found, variance=0.0).plot()

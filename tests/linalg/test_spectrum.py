@@ -5,13 +5,17 @@ import math
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inrfast.errors import ResolutionError
-from inrfast.linalg.spectrum import CertifiedCount, RankInterval, Spectrum, dense_spectrum
+from inrfast.linalg.certificates import CertifiedCount
+from inrfast.linalg.operators import DenseOperator
+from inrfast.linalg.quadrature import quadrature_counts
+from inrfast.linalg.spectrum import RankInterval, Spectrum, dense_spectrum
 
 
 def matrix_with(values, seed):
@@ -276,3 +280,53 @@ def test_a_spectrum_for_levels_names_no_tolerance_of_its_own():
     for rtol, told in ((1e-15, r"ask for levels=\["), (1e-5, r"ask for spectrum\(rtol=1e-05\), or for levels=\[")):
         with pytest.raises(ResolutionError, match=told):
             s.rank(rtol)
+
+
+def plotted(spectrum, **options):
+    (axes,) = spectrum.plot(**options).axes
+    return axes
+
+
+def test_the_figure_shows_eigenvalues_over_their_index_and_the_rank_at_every_tolerance(tmp_path):
+    spectrum = dense_spectrum(torch.diag(10.0 ** -torch.arange(6, dtype=torch.float64)), 1e-8, 1e-6, 6)
+    axes = plotted(spectrum, rtols=[0.5, 2e-3], path=tmp_path / "figure.svg")
+    line = axes.get_lines()[0]
+    np.testing.assert_array_equal(line.get_xdata(), range(1, 7))
+    np.testing.assert_allclose(line.get_ydata(), spectrum.eigenvalues / spectrum.eigenvalues[0])
+    told = [text.get_text() for text in axes.texts]
+    assert told == ["tolerance 0.5: rank 1", "tolerance 0.002: rank 3"]
+    assert (tmp_path / "figure.svg").stat().st_size > 1000
+    assert "rank" in plotted(spectrum).texts[0].get_text()  # at the tolerance computed for
+
+
+def test_the_figure_shows_bounds_where_they_can_be_seen_and_certified_counts():
+    values = torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64)
+    exact = Spectrum(values, None, 0.0, 0.0, 9, 2.0, 9, 1e-3, "lanczos", 0.1)
+    assert not plotted(exact).collections
+    wide = replace(exact, lower_error=0.2, upper_error=0.2)
+    assert plotted(wide).collections
+    count = CertifiedCount(0.01, 0.01, 4, 6, "highest", 0.0, 0.0)
+    bar = plotted(replace(exact, certified=(count,))).get_lines()[1]
+    assert list(bar.get_xdata()) == [4, 6] and bar.get_ydata()[0] == pytest.approx(0.01)
+    assert "between 3 and 9" in plotted(exact, rtols=[1e-2]).texts[0].get_text()  # others may be anything up to 0.1
+
+
+def test_the_figure_of_estimated_counts_says_so():
+    matrix = torch.diag(torch.linspace(1, 0.5, 200, dtype=torch.float64))
+    counts = quadrature_counts(DenseOperator(matrix), probes=20, steps=60)
+    spectrum = Spectrum(matrix.diagonal()[:1], None, 0.0, 0.0, 200, 150.0, 200, 1e-3, "quadrature", counts=counts)
+    axes = plotted(spectrum, rtols=[0.1])
+    assert "estimated" in axes.texts[0].get_text()
+    assert [own.get_label() for own in axes.collections] == ["estimated counts, three standard errors"]
+
+
+def test_the_figure_refuses_what_cannot_be_drawn(tmp_path):
+    zero = dense_spectrum(torch.zeros(2, 2, dtype=torch.float64), 0.0, 1e-6, 2)
+    with pytest.raises(ValueError, match="cannot be drawn: the operator is zero"):
+        zero.plot()
+    one = dense_spectrum(torch.eye(2, dtype=torch.float64), 0.0, 1e-6, 2)
+    for rtols, error in ((2.0, TypeError), ("1e-3", TypeError), ([1.0], ValueError), ([-1e-3], ValueError)):
+        with pytest.raises(error, match="rtols"):
+            one.plot(rtols=rtols)
+    with pytest.raises(ValueError, match="path must end in one of"):
+        one.plot(tmp_path / "figure.gif")

@@ -1,6 +1,7 @@
 """The tangent kernel against the exact Jacobians of automatic differentiation, and its laws."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -625,3 +626,48 @@ def test_ranges_too_wide_for_half_precision(device):
     exact = inr.ntk(net, coords, precision="highest", backend="torch").to_dense()
     size = torch.outer(exact.diagonal().sqrt(), exact.diagonal().sqrt())
     assert ((K.to_dense() - exact).abs() <= 1e-6 * size).all()
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4)])
+@pytest.mark.parametrize("output", ["trace", "full", 1])
+def test_the_figure_of_a_kernel_shows_its_columns_on_the_grid(shape, output):
+    d = len(shape)
+    net = inr.INR(d, 2, width=8, activation="sine", init="siren", dtype=torch.float64)
+    coords = inr.grid(shape if d > 1 else shape[0], dtype=torch.float64)
+    K = inr.ntk(net, coords, output=output)
+    whole = inr.ntk(net, coords, output=1 if output == 1 else "trace").to_dense().reshape(-1, *shape).numpy()
+    for axes, point in zip(K.plot(points=[0, 5]).axes, (0, 5), strict=False):
+        drawn = axes.get_lines()[0].get_ydata() if d == 1 else axes.get_images()[0].get_array()
+        expected = whole[point] if d < 3 else whole[point, point // 12]
+        np.testing.assert_allclose(drawn, expected, rtol=1e-5, atol=1e-5 * np.abs(whole).max())
+    assert sum(bool(axes.get_title()) for axes in K.plot().axes) == 4
+
+
+def test_the_figure_of_a_kernel_refuses_what_it_cannot_draw(tmp_path):
+    net = inr.INR(2, 1, width=4)
+    scattered = torch.rand(6, 2)
+    with pytest.raises(ValueError, match="shape must be given: the 6 points"):
+        inr.ntk(net, scattered).plot()
+    assert inr.ntk(net, scattered).plot(shape=(2, 3), points=0, path=tmp_path / "kernel.png").axes
+    with pytest.raises(ValueError, match="shape must hold the 6 points"):
+        inr.ntk(net, scattered).plot(shape=(2, 2))
+    with pytest.raises(ValueError, match="coords2"):
+        inr.ntk(net, scattered, scattered[:2]).plot(shape=(2, 3))
+    with pytest.raises(IndexError, match="points is out of range"):
+        inr.ntk(net, inr.grid((2, 3))).plot(points=[6])
+
+
+def test_a_missing_attribute_is_told_with_the_nearest_one():
+    K = inr.ntk(inr.INR(2, 1, width=4), inr.grid((2, 3)))
+    for wrong, right in (
+        ("dense", "to_dense"),
+        ("todense", "to_dense"),
+        ("spectrums", "spectrum"),
+        ("diag", "diagonal"),
+    ):
+        with pytest.raises(AttributeError, match=f"no attribute '{wrong}'. Did you mean '{right}'"):
+            getattr(K, wrong)
+    with pytest.raises(AttributeError, match=r"no attribute 'vpj'\. Did you mean 'vjp'"):
+        _ = K.left.vpj
+    assert not hasattr(K, "__cuda_array_interface__") and not hasattr(K, "_repr_latex_")
+    assert pickle.loads(pickle.dumps(K)).shape == K.shape

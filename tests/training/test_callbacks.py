@@ -2,9 +2,11 @@
 
 import copy
 import math
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import inrfast as inr
+from inrfast.errors import MissingLibraryError
 from inrfast.linalg import eigenvalues
-from inrfast.training.callbacks import Callback, FitState, TrackNTK
+from inrfast.training.callbacks import Callback, FitState, TensorBoard, TrackNTK, WandB
 from inrfast.training.checkpoint import read_fit
 from inrfast.training.fit import fit, fit_many
 
@@ -355,3 +358,134 @@ def test_a_state_belongs_to_its_call() -> None:
         for call in (state.gradient_norm, state.stop):
             with pytest.raises(RuntimeError, match=r"belongs to the call of step \d"):
                 call()
+
+
+# ---- loggers ---------------------------------------------------------------------------------------------------------
+
+SHAPE = (10, 10)
+
+
+class FakeRun:
+    """A run of Weights & Biases that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+        self.metrics: list[tuple[str, str]] = []
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.metrics.append((name, step_metric))
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = ModuleType("wandb")
+    module.Image = lambda values: ("image", values)  # type: ignore[attr-defined]
+    module.run = None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+def test_tensorboard_is_told_every_evaluation_and_the_picture(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    net = small()
+    result = fit(net, COORDS, TARGET, steps=9, eval_every=4, callbacks=[TensorBoard(tmp_path, shape=SHAPE, every=2)])
+    read = EventAccumulator(str(tmp_path))
+    read.Reload()
+    told = {tag: read.Scalars(f"fit/{tag}") for tag in ("psnr", "best_psnr", "loss", "lr")}
+    assert tuple(own.step for own in told["psnr"]) == result.eval_steps
+    assert [own.value for own in told["psnr"]] == pytest.approx(result.psnrs)
+    losses = [result.losses[step - 1] for step in result.eval_steps[1:]]
+    assert [own.value for own in told["loss"]] == pytest.approx(losses)
+    pictures = read.Images("fit/reconstruction")
+    assert [own.step for own in pictures] == [0, 8]
+    assert (pictures[0].width, pictures[0].height) == SHAPE
+
+
+def test_a_run_of_weights_and_biases_is_told_every_evaluation_and_the_picture(wandb: ModuleType) -> None:
+    run, net = FakeRun(), small()
+    logger = WandB(run, shape=SHAPE, every=1, value_range=(-1.0, 1.0))  # type: ignore[arg-type]
+    result = fit(net, COORDS, TARGET, steps=9, eval_every=4, callbacks=[logger])
+    assert run.metrics == [("fit/*", "fit/step")]
+    assert tuple(own["fit/step"] for own in run.logged) == result.eval_steps
+    assert tuple(own["fit/psnr"] for own in run.logged) == result.psnrs
+    assert "fit/loss" not in run.logged[0] and run.logged[1]["fit/loss"] == result.losses[3]
+    kind, picture = run.logged[-1]["fit/reconstruction"]
+    expected = (net(COORDS).detach().clamp(-1, 1) + 1) / 2 * 255
+    assert kind == "image" and picture.dtype == "uint8"
+    assert torch.allclose(torch.as_tensor(picture).float(), expected.reshape(SHAPE), atol=0.51)
+
+
+def test_networks_that_step_together_are_told_apart(wandb: ModuleType) -> None:
+    wandb.run = FakeRun()  # type: ignore[attr-defined]
+    results = fit_many([small(), small(1)], COORDS, [TARGET, -TARGET], steps=4, callbacks=[WandB(name="own")])
+    for name, result in zip(("own", "own-1"), results, strict=True):
+        told = [own for own in wandb.run.logged if f"{name}/step" in own]
+        assert tuple(own[f"{name}/psnr"] for own in told) == result.psnrs
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_logged_fit_is_the_same_to_the_bit_and_as_fast(tmp_path: Path, many: bool, wandb: ModuleType) -> None:
+    def run(callbacks: list[Any]) -> tuple[Any, list[Tensor]]:
+        nets = [small(activation="sine", init="siren"), small(1, activation="sine", init="siren")]
+        if many:
+            results = fit_many(nets, COORDS, [TARGET, -TARGET], steps=20, callbacks=callbacks)
+        else:
+            results = [fit(nets[0], COORDS, TARGET, steps=20, batch_size=32, callbacks=callbacks)]
+        return results, [tensor for net in nets for tensor in net.parameters()]
+
+    loggers = [WandB(FakeRun(), shape=SHAPE, every=1)]
+    if many:
+        pytest.importorskip("tensorboard")
+        loggers.append(TensorBoard(tmp_path, shape=SHAPE))  # type: ignore[arg-type]
+    (plain, before), (logged, after) = run([]), run(loggers)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    for one, other in zip(plain, logged, strict=True):
+        assert one.losses == other.losses and one.config["gradient"] == other.config["gradient"]
+
+
+def test_a_picture_of_anybodys_network_with_leading_axes_and_a_dict(wandb: ModuleType) -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(2, 3)
+
+        def forward(self, coords: Tensor) -> dict[str, Tensor]:
+            assert coords.ndim == 3
+            return {"colour": self.line(coords)}
+
+    run, net = FakeRun(), Own()
+    fit(net, COORDS[None], TARGET.expand(-1, 3)[None], steps=1, select="colour", callbacks=[WandB(run, shape=SHAPE)])
+    assert run.logged[0]["fit/reconstruction"][1].shape == (*SHAPE, 3)
+
+
+def test_loggers_refuse_what_they_cannot_log(wandb: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, error, told in (
+        ({"run": 3}, TypeError, "run must be what wandb.init returned"),
+        ({"name": 3}, TypeError, "name must be a text"),
+        ({"shape": (10,)}, ValueError, r"shape must be \(H, W\)"),
+        ({"shape": (10, 0)}, ValueError, "shape"),
+        ({"every": 0}, ValueError, "every"),
+        ({"value_range": (1.0, 1.0)}, ValueError, "value_range must rise"),
+    ):
+        with pytest.raises(error, match=told):
+            WandB(**{"run": FakeRun(), **given})
+    with pytest.raises(ValueError, match=r"call wandb\.init\(\.\.\.\) first"):
+        WandB()
+    with pytest.raises(TypeError, match="writer must be a folder"):
+        TensorBoard(3)
+    with pytest.raises(ValueError, match="shape must hold the 100 points"):
+        fit(small(), COORDS, TARGET, steps=1, callbacks=[WandB(FakeRun(), shape=(10, 9))])
+    two = inr.INR(2, 2, width=4)
+    with pytest.raises(ValueError, match="a network of 2 outputs"):
+        fit(two, COORDS, TARGET.expand(-1, 2), steps=1, callbacks=[WandB(FakeRun(), shape=SHAPE)])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingLibraryError, match="pip install wandb"):
+        WandB(FakeRun())
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(MissingLibraryError, match="pip install tensorboard"):
+        TensorBoard("runs")

@@ -3,6 +3,7 @@
 import copy
 import math
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from inrfast.errors import DivergedError, MemoryBudgetError, NotAvailableError
 from inrfast.losses import LOSSES, Loss
 from inrfast.metrics import psnr
 from inrfast.ops import gemm
+from inrfast.progress import Bar
 from inrfast.training import trainer
 from inrfast.training.batches import Batches
 from inrfast.training.callbacks import TrackNTK
@@ -237,12 +239,12 @@ def test_an_interrupt_keeps_the_last_complete_step(where: str, monkeypatch: pyte
     if where == "bar":
         calls = 1  # the bar moves after the update
 
-        class Bar(trainer.tqdm):
+        class Moved(Bar):
             def update(self, n: float = 1) -> None:
                 if n:
                     fifth_time()
 
-        monkeypatch.setattr(trainer, "tqdm", Bar)
+        monkeypatch.setattr(trainer, "progress_bar", lambda **_: Moved(disable=True))
     result = fit(net, COORDS, picture(), steps=50, schedule="constant", loss=loss)
     assert result.interrupted
     assert (result.steps, len(result.losses), result.eval_steps[-1]) == (4, 4, 4)
@@ -718,3 +720,47 @@ def test_functions_that_write_into_their_arguments_never_reach_the_callers(
             measure(net().double(), points)
         assert torch.equal(points, coords.double())
     assert all(map(torch.equal, kept, (coords, target, weight)))
+
+
+def test_the_figure_of_a_fit_shows_losses_psnrs_and_pictures(tmp_path) -> None:
+    net = small()
+    result = fit(net, COORDS, picture(), steps=5, progress=False)
+    loss, psnrs = result.plot().axes
+    assert list(loss.get_lines()[0].get_ydata()) == list(result.losses) and loss.get_yscale() == "log"
+    assert tuple(psnrs.get_lines()[0].get_xdata()) == result.eval_steps
+    assert tuple(psnrs.get_lines()[0].get_ydata()) == result.psnrs
+    shape = inr.grids.shape_of(COORDS)
+    assert shape is not None
+    made = net(COORDS)
+    off = (made - picture()).abs().mean(1).reshape(shape)
+    for own in (made, made.reshape(*shape, 3)):
+        figure = result.plot(tmp_path / "fit.png", target=picture(), reconstruction=own, shape=shape)
+        pictures = [axes.get_images()[0].get_array() for axes in figure.axes if axes.get_images()]
+        assert torch.allclose(torch.as_tensor(pictures[2].data).float(), off, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "told"),
+    [
+        ({"target": torch.ones(4, 5, 2)}, ValueError, "target must be a picture"),
+        ({"target": torch.ones(4, 5), "reconstruction": torch.ones(5, 4)}, ValueError, "the shape of target"),
+        ({"target": torch.full((4, 5), math.nan)}, ValueError, "target"),
+        ({"target": torch.ones(19), "shape": (4, 5)}, ValueError, "target must have 20 values"),
+        ({"target": torch.ones(20), "shape": (20,)}, ValueError, "shape must be"),
+        ({"reconstruction": "picture.png"}, TypeError, "reconstruction"),
+        ({"path": "fit.gif"}, ValueError, "path must end in one of"),
+    ],
+)
+def test_the_figure_of_a_fit_refuses_what_it_cannot_draw(given: Any, error: Any, told: str) -> None:
+    result = fit(small(), COORDS, picture(), steps=1, progress=False)
+    with pytest.raises(error, match=told):
+        result.plot(**given)
+
+
+def test_the_figure_of_a_fit_draws_curves_and_fits_without_a_positive_loss() -> None:
+    result = fit(small(), COORDS, picture(), steps=3, progress=False)
+    odd = replace(result, losses=(-1.0, 0.0, 2.0), psnrs=(-3.0, math.inf), eval_steps=(0, 3), psnr=math.inf)
+    figure = odd.plot(target=torch.sin(torch.arange(50.0)), reconstruction=torch.zeros(50, 1))
+    scales = {axes.get_ylabel(): axes.get_yscale() for axes in figure.axes}
+    assert scales["training loss"] == "linear"
+    figure.canvas.draw()

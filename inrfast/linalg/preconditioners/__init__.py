@@ -43,7 +43,7 @@ class System:
     seed
         Of what it draws.
     progress
-        Whether to show a bar; None: on a terminal only.
+        Whether to show a bar; None: on a terminal and in a notebook.
     flops
         FLOP beside the operator's own that a preconditioner should take at most, where it has a choice.
     """

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.linalg.pivoted_cholesky import (
     BLOCK,
@@ -17,6 +16,7 @@ from inrfast.linalg.pivoted_cholesky import (
 )
 from inrfast.linalg.preconditioners import PRECONDITIONERS, Apply, System
 from inrfast.memory import require
+from inrfast.progress import progress_bar
 
 PIVOTS = 16 * BLOCK
 """Largest number of columns of F."""
@@ -46,9 +46,8 @@ def pivoted_cholesky(system: System) -> Apply:
     require(least, budget, f"a preconditioner of order {n}", "raise memory_budget")
     most = min(n, PIVOTS, most_pivots(budget - scratch, 8 * n, SQUARES_OF_VECTORS))
     most = int(min(most, max(math.sqrt(system.flops / (2 * n)), LEAST_BLOCK)))  # 2 n k^2 FLOP for k columns
-    hidden = None if system.progress is None else not system.progress
     factor = PivotedCholesky(operator, system.seed)
-    with tqdm(total=most, desc="preconditioner", disable=hidden, leave=False) as bar:
+    with progress_bar(total=most, desc="preconditioner", progress=system.progress, leave=False) as bar:
         while not factor.exhausted and factor.rank < most and not factor.norm_estimate <= CONDITION * system.ridge:
             bar.update(factor.grow(min(block, most - factor.rank)))
     # Without a ridge the shift is what the factor leaves: below it the preconditioner knows nothing.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from inrfast.errors import check_float, check_tensor, needs
 from inrfast.memory import budget_bytes, chunks, require
+from inrfast.progress import progress_bar
 
 TRIANGLE_BYTES, POINT_BYTES = 512, 64
 """Bytes per triangle (273 measured in libigl's tree, and the corners in fp64 twice) and per point, at most."""
@@ -45,7 +45,7 @@ def winding_numbers(
     memory_budget
         Bytes for the tree, the points and the result; None takes half of what is free.
     progress
-        Whether to show a progress bar; None shows it on a terminal only.
+        Whether to show a progress bar; None shows it on a terminal and in a notebook.
 
     Raises
     ------
@@ -73,7 +73,7 @@ def winding_numbers(
     tree = igl.FastWindingNumberBVH()
     tree.init(triangles.reshape(-1, 3).numpy(), torch.arange(3 * len(triangles)).view(-1, 3).numpy())
     values = torch.empty(len(points), dtype=torch.float64)
-    with tqdm(total=len(points), disable=None if progress is None else not progress, unit="point") as bar:
+    with progress_bar(total=len(points), progress=progress, unit="point") as bar:
         for rows in chunks(len(points), POINTS):
             values[rows] = torch.from_numpy(tree.winding_number(points[rows].numpy(), accuracy))
             bar.update(rows.stop - rows.start)

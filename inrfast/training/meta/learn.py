@@ -117,7 +117,7 @@ def meta_learn(
     seed
         Of the batches, below 2^63.
     progress
-        Whether to show a progress bar, with the time left; None shows it on a terminal only.
+        Whether to show a progress bar, with the time left; None shows it on a terminal and in a notebook.
     memory_budget
         Bytes for the buffers and graphs of a step; None takes half of what is free. What does not fit at once is taken
         over chunks of points, exactly, where the network treats its points one by one.

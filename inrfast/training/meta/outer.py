@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from inrfast.errors import DivergedError, warn
 from inrfast.metrics import mse_to_psnr
+from inrfast.progress import progress_bar
 from inrfast.threads import interrupts_later
 from inrfast.training.batches import Batches
 from inrfast.training.data import Data
@@ -169,4 +169,4 @@ class Outer:
 
 
 def _bar(steps: int, progress: bool | None) -> Any:
-    return tqdm(total=steps, disable=None if progress is None else not progress, unit="step", dynamic_ncols=True)
+    return progress_bar(total=steps, progress=progress, unit="step", dynamic_ncols=True)
