@@ -114,7 +114,7 @@ def test_without_extras_all_else_works_and_what_is_missing_is_named(tmp_path):
     """Each library is blocked; what needs one names it and the extra that brings it, before any work."""
     run(
         f"""if True:
-        import sys
+        import contextlib, io, sys
         sys.modules.update(dict.fromkeys({EXTRAS}))
         import torch
         import inrfast as inr
@@ -160,9 +160,14 @@ def test_without_extras_all_else_works_and_what_is_missing_is_named(tmp_path):
                 print("nothing was raised", file=open("told", "a"))
             except ImportError as error:
                 print(type(error).__name__, error, file=open("told", "a"))
-        for words in (["demo"], ["diagnose", "--out", "out"], ["choose", "photo.png", "--out", "out/choice.png"],
-                      ["fit", "mesh.off"], ["fit", "sound.flac"]):
-            assert main(words) == 2, words
+        for words in (
+            ["demo"], ["reproduce", "--help"], ["diagnose", "--out", "out"],
+            ["choose", "photo.png", "--out", "out/a.png"], ["fit", "mesh.off"], ["fit", "sound.flac"],
+            ["fit", "sound.wav", "--out", "out/sound.flac"],
+        ):
+            with contextlib.redirect_stderr(io.StringIO()) as said:
+                assert main(words) == 2, words
+            assert "pip install 'inrfast[" in said.getvalue(), (words, said.getvalue())
         """,
         tmp_path,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import json
 import math
 import os
@@ -14,11 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from inrfast.cli.shell import at_work, print_out
+from inrfast.errors import needs
 from inrfast.files import check_writable, shown, target_of
 from inrfast.system import longest_name
 
 PROBE = ".inrfast-probe"
 """A file name to test whether a folder can be written."""
+
+
+NEEDED = {
+    ".flac": ("audio", ("soundfile",)),
+    **dict.fromkeys((".glb", ".obj", ".off", ".ply", ".stl"), ("mesh", ("skimage.measure", "trimesh"))),
+}
+"""The extra and the libraries of it that write files of a suffix: they are asked for before the work."""
 
 
 def print_result(arguments: argparse.Namespace, found: dict[str, Any], text: str) -> None:
@@ -91,6 +100,10 @@ def check_file(path: Path, suffixes: Collection[str], named: str, option: str = 
     """Check that the result can be written there; ``named`` lists the suffixes for the message."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{option} must name a {named} file, got {shown(path)}")
+    extra, libraries = NEEDED.get(path.suffix.lower(), ("", ()))
+    with needs(extra, f"writing {shown(path)}"):
+        for library in libraries:
+            importlib.import_module(library)
     check_target(option, path)
 
 
