@@ -82,6 +82,7 @@ TESTED_BY = {
     "inrfast/norms/*.py": "tests/norms/test_norms.py",
     "inrfast/ops/fused_norms.py": "tests/ops/test_fused_mlp.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
+    "inrfast/pages/pictures.py": "tests/pages/test_page.py",
     "inrfast/public.py": "tests/test_imports.py",
     "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
     "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
