@@ -114,10 +114,14 @@ def test_diagnose_prints_and_writes_the_same_report(tmp_path, capsys):
     assert report["points"] == 48
     assert report["rtols"] == [1e-1, 1e-3]
     assert not report["kernel"]["full_grid"]
-    assert files(tmp_path / "new" / "folder") == ["report.json", "report.png", "report.txt"]
+    assert files(tmp_path / "new" / "folder") == ["report.html", "report.json", "report.png", "report.txt"]
     assert json.loads((tmp_path / "new" / "folder" / "report.json").read_text()) == report
     assert main(argv) == 0
     assert capsys.readouterr().out == (tmp_path / "new" / "folder" / "report.txt").read_text()
+    page = tmp_path / "there" / "page.html"
+    assert main([*argv, "--html", str(page)]) == 0
+    assert page.read_bytes() == (tmp_path / "new" / "folder" / "report.html").read_bytes()
+    capsys.readouterr()
     assert main(["diagnose", *SMALL, "--grid", "8x6", "--ntk-points", "0", "--jacobian-pixels", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kernel"], found["feature_jacobians"]) == (None, [])
@@ -644,6 +648,7 @@ def test_a_checkpoint_is_no_file_that_is_read(photo, tmp_path, refused):
     ("argv", "words"),
     [
         (["fit", ""], ["signal", "takes a path"]),
+        (["diagnose", "--html", "page.pdf"], ["--html", ".html or .htm file, got page.pdf"]),
         (["diagnose", "--out", ""], ["--out", "takes a path"]),
         (["diagnose", "--out", "/proc/nowhere"], ["--out", "cannot write /proc/nowhere:"]),
         (["ntk", "--output", "-1"], ["--output", "number of an output"]),

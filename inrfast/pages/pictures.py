@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from inrfast.pages.page import Picture
+from inrfast.pages.page import Picture, Pictures, Text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,6 +19,18 @@ DPI = 192
 
 MOST_PIXELS = 1024
 """Pixels of the longer side of an image in a page; larger ones are averaged down."""
+
+
+def drawn(draw: Callable[[], Sequence[Picture]]) -> Pictures | Text:
+    """Return the pictures that a function draws with matplotlib, or, where that is not installed, a line that says so.
+
+    A page is worth having without them.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return Text("The figures are left out: drawing them needs matplotlib (pip install matplotlib).", warning=True)
+    return Pictures(draw())
 
 
 def figure_picture(figure: Figure, alt: str, caption: str = "", wide: bool = False) -> Picture:
