@@ -286,7 +286,7 @@ def test_fit_writes_the_reconstruction_and_its_report(photo, tmp_path, capsys, g
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert captured.err == ""
-    assert files(tmp_path / "out") == ["fitted.json", "fitted.png", "fitted.safetensors"]
+    assert files(tmp_path / "out") == ["fitted.html", "fitted.json", "fitted.png", "fitted.safetensors"]
     assert json.loads((tmp_path / "out" / "fitted.json").read_text()) == found
     assert (found["kind"], found["signal"]) == ("image", str(photo))
     assert found["size"] == [6, 8, 1 if grey else 3]
@@ -366,7 +366,8 @@ def test_a_fit_that_finds_no_surface_keeps_its_network(ball, tmp_path, capsys, m
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no surface" in captured.err and "out.safetensors" in captured.err
-    assert files(tmp_path) == ["ball.ply", "out.json", "out.safetensors"]
+    assert files(tmp_path) == ["ball.ply", "out.html", "out.json", "out.safetensors"]
+    assert "no surface" in (tmp_path / "out.html").read_text()
     assert json.loads((tmp_path / "out.json").read_text())["out"] is None
 
 
@@ -530,7 +531,7 @@ def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monke
     found = json.loads(captured.out)
     assert found["interrupted"]
     assert found["steps"] == 2
-    assert files(tmp_path) == ["photo.png", "result.json", "result.png", "result.safetensors"]
+    assert files(tmp_path) == ["photo.png", "result.html", "result.json", "result.png", "result.safetensors"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (DivergedError("NaN in layers.0"), 1)])
@@ -597,7 +598,7 @@ def test_render_refuses_what_does_not_fit_the_model(model, sound, tmp_path, refu
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--rate", "0"], "--rate", "at least 1")
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--rate", "100"], "--rate", "2 samples")
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.png"], "audio", ".wav", "o.png")
-    assert files(tmp_path) == sorted([*before, "s.json", "s.safetensors", "s.wav"])
+    assert files(tmp_path) == sorted([*before, "s.html", "s.json", "s.safetensors", "s.wav"])
 
 
 def test_render_refuses_what_is_no_model(model, photo, tmp_path, refused):

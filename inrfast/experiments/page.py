@@ -119,7 +119,7 @@ def _section(found: Described, pictures: Mapping[str, bytes]) -> Section:
     if found["rows"]:
         blocks.append(Table(HEAD, found["rows"], "The paper and ours"))
     blocks += [Table(head, rows, title) for title, head, rows in found["tables"]]
-    blocks.append(Text(_how(found)))
+    blocks.append(Text(_how(found), tone="note"))
     return Section(found["title"], blocks, found["figure"])
 
 

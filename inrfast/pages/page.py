@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from inrfast.files import write_whole
 
@@ -31,12 +32,12 @@ NUMBER = re.compile(r"[-+−]?\d[\d,./]*([eE][-+]?\d+)?( ?(%|dB|s)| to [\d,.]+| 
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph; ``marked``: ``**strong**`` and ``*emphasis*`` in it are meant. ``warning``: it is set apart."""
+    """A paragraph; ``marked``: ``**strong**`` and ``*emphasis*`` in it are meant; a warning is set apart."""
 
     kind: ClassVar[str] = "text"
     text: str
     marked: bool = False
-    warning: bool = False
+    tone: Literal["", "note", "warning"] = ""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,10 @@ class Pictures:
 
     kind: ClassVar[str] = "pictures"
     pictures: Sequence[Picture]
+
+    def rows(self) -> list[list[Picture]]:
+        """Return the pictures in groups, those that take the whole width apart from others."""
+        return [list(group) for _, group in groupby(self.pictures, key=lambda picture: picture.wide)]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def drawn(draw: Callable[[], Sequence[Picture]]) -> Pictures | Text:
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        return Text("The figures are left out: drawing them needs matplotlib (pip install matplotlib).", warning=True)
+        return Text("The figures are left out: drawing them needs matplotlib (pip install matplotlib).", tone="warning")
     return Pictures(draw())
 
 

@@ -24,7 +24,7 @@ def page(text):
     blocks = [
         Text(text),
         Text(text, marked=True),
-        Text(text, warning=True),
+        Text(text, tone="warning"),
         Items([text, text], marked=True),
         Items([text]),
         Entries({text: text, f"{text}1": 7}),
