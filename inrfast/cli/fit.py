@@ -151,11 +151,11 @@ def run(arguments: argparse.Namespace) -> int:
         found["out"] = None
         _write_report(report_file, found)
         write_page(arguments, found, signal, predictions, result, net, [f"{error}: no {name} was written."])
-        return complain(f"{error}; after {outcome}; kept the network in {model_file}, {report_file} and {page_file}", 1)
+        return complain(f"{error}; after {outcome}; kept the network in {model_file} and {report_file}", 1)
     _write_report(report_file, found)
     write_page(arguments, found, signal, predictions, result, net)
-    written = f"{out}, {report_file}, {page_file} and {model_file}"
-    text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}"
+    written = f"{out}, {report_file} and {model_file}"
+    text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}; to read: {page_file}"
     if choice is not None:
         text += f"\nnetwork: {name_of(arguments_of(net))}, learning rate {lr:g}"
     print_result(arguments, found, text)

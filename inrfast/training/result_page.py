@@ -168,7 +168,8 @@ def _curves(result: FitResult) -> list[Picture]:
         at, means = _thinned(np.asarray(steps, dtype=float), np.asarray(values, dtype=float))
         if len(at) == 0 or not np.isfinite(means).any() or (log and not (means > 0).any()):
             continue
-        figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(5.4, 3.6))
+        figure.subplots_adjust(left=0.16, right=0.97, bottom=0.15, top=0.96)
         _curve(figure.subplots(), at, means, label, log)
         last = f"{means[np.isfinite(means)][-1]:.4g}"
         made.append(figure_picture(figure, f"{label} over the steps of the fit, which ends at {last}"))
