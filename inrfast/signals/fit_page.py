@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
+from inrfast.grids import axes
 from inrfast.pages import Block, Items, Page, Section, Text
 from inrfast.signals.kinds import SIGNALS, Signal
+from inrfast.signals.render import grid_rows
 from inrfast.training import result_page
 from inrfast.training.result import FitResult
 
@@ -22,6 +25,9 @@ LITTLE = 0.5
 
 CLIPPED = 0.01
 """Share of values outside [0, 1], which an image file has not, that is worth a word."""
+
+SEEN = 64
+"""Points at each end of a signal that are compared with the grid's."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ def quality_of(fitted: Fitted) -> list[str]:
             "that were not, says more.",
             *found,
         ]
+    if not on_grid(signal):
+        return found
     target = signal.target.reshape(*fitted.predictions.shape).double()
     error = fitted.predictions.double() - target
     if not bool(error.isfinite().all()):
@@ -143,6 +151,16 @@ def quality_of(fitted: Fitted) -> list[str]:
     if signal.weight is not None:
         found.append(_by_weight(signal.weight, error, whole))
     return found
+
+
+def on_grid(signal: Signal) -> bool:
+    """Return whether a signal's points are those of the grid that is rendered; looks at the first and the last ones."""
+    columns, points = axes(signal.about["shape"]), len(signal.coords)
+    if math.prod(map(len, columns)) != points:
+        return False
+    some = min(points, SEEN)
+    first, last = slice(0, some), slice(points - some, points)
+    return all(torch.allclose(grid_rows(columns, part), signal.coords[part].to(columns[0])) for part in (first, last))
 
 
 def explained_share(target: Tensor, error: Tensor) -> float | None:
@@ -181,7 +199,7 @@ def _warnings(fitted: Fitted) -> list[str]:
             f"The file has {_size(signal.stored)} points; what was fitted, and all numbers, are of "
             f"{_size(signal.about['shape'])}."
         )
-    if fitted.iou is not None or not bool(fitted.predictions.isfinite().all()):
+    if not on_grid(signal) or not bool(fitted.predictions.isfinite().all()):
         return found
     target = signal.target.reshape(*fitted.predictions.shape).double()
     explained = explained_share(target, fitted.predictions.double() - target)

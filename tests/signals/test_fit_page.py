@@ -122,6 +122,16 @@ def test_a_constant_signal_has_no_variance_to_explain():
     assert "infinite (exact)" in page(fitted(flat, flat)).facts["PSNR"]
 
 
+def test_a_signal_of_other_points_is_not_compared_with_the_grid():
+    given = fitted(torch.rand(4, 4, 1) - 0.5, torch.rand(4, 4, 1) - 0.5)
+    other = dataclasses.replace(given, signal=dataclasses.replace(given.signal, coords=given.signal.coords.flip(0)))
+    fewer = dataclasses.replace(
+        given,
+        signal=dataclasses.replace(given.signal, coords=given.signal.coords[:5], target=torch.rand(5, 1)),
+    )
+    assert len(quality_of(given)) == 3 and len(quality_of(other)) == len(quality_of(fewer)) == 1
+
+
 def test_what_a_reader_must_know_is_a_warning_of_the_page():
     target = torch.rand(4, 4, 1) - 0.5
     assert page(fitted(target, target + 1e-3)).warnings == []
