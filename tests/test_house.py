@@ -87,6 +87,7 @@ TESTED_BY = {
     "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
     "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
     "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",
+    "inrfast/signals/comparison.py": "tests/signals/test_fit_page.py",
     "inrfast/signals/views.py": "tests/signals/test_fit_page.py",
     "inrfast/tangent/agreement.py": "tests/test_distributed.py",
     "inrfast/tangent/*.py": "tests/tangent/test_kernel.py",

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from inrfast.grids import axes
+from inrfast.metrics import mse_to_psnr
 from inrfast.pages import Block, Items, Page, Section, Text
+from inrfast.signals.comparison import NEAR, NEARER, Comparison, compare
 from inrfast.signals.kinds import SIGNALS, Signal
 from inrfast.signals.render import grid_rows
 from inrfast.training import result_page
@@ -74,7 +76,8 @@ class Fitted:
 def page(fitted: Fitted) -> Page:
     """Return the page of a fit to a signal."""
     result, kind = fitted.result, SIGNALS[fitted.kind]
-    quality = quality_of(fitted)
+    compared = compared_with(fitted)
+    quality = quality_of(fitted, compared)
     lead = f"{fitted.source}: {result_page.outcome(result)}."
     if fitted.iou is not None:
         lead += f" At points that it did not see, inside and outside agree with an IoU of {fitted.iou:.4f}."
@@ -90,7 +93,7 @@ def page(fitted: Fitted) -> Page:
         "size": _size([*fitted.signal.about["shape"]]),
         "parameters": f"{sum(parameter.numel() for parameter in fitted.net.parameters()):,}",
     }
-    told = [*fitted.problems, *_warnings(fitted), *result_page.warnings(result)]
+    told = [*fitted.problems, *_warnings(fitted, compared), *result_page.warnings(result)]
     return Page(f"{kind.called[:1].upper()}{kind.called[1:]} as a network", lead, sections, facts, told, fitted.footer)
 
 
@@ -115,7 +118,7 @@ def _files(fitted: Fitted) -> list[Block]:
     return list(told)
 
 
-def quality_of(fitted: Fitted) -> list[str]:
+def quality_of(fitted: Fitted, compared: Comparison | None) -> list[str]:
     """Return sentences that say what the PSNR of a fit means for its signal, computed from its values."""
     signal, result = fitted.signal, fitted.result
     share = result_page.rms_share(result.psnr)
@@ -129,28 +132,39 @@ def quality_of(fitted: Fitted) -> list[str]:
         ]
     if not on_grid(signal):
         return found
-    target = signal.target.reshape(*fitted.predictions.shape).double()
-    error = fitted.predictions.double() - target
-    if not bool(error.isfinite().all()):
+    if compared is None:
         return ["The network's values are not all finite."]
     whole = result.data_range
     found.append(
-        f"The largest error is {float(error.abs().max()) / whole:.1%} of the range; {_share(error, 0.01 * whole)} of "
-        f"the values are off by at most 1 % of it, {_share(error, 0.05 * whole)} by at most 5 %."
+        f"The largest error is {compared.largest / whole:.1%} of the range; {compared.nearer:.1%} of the values are "
+        f"off by at most {NEARER:.0%} of it, {compared.near:.1%} by at most {NEAR:.0%}."
     )
-    explained = explained_share(target, error)
-    if explained is not None:
-        mean = float((target - _means(target)).square().mean())
+    if compared.explained is not None:
         found.append(
-            f"The mean value alone would have {10 * math.log10(whole**2 / mean):.2f} dB: the network explains "
-            f"{explained:.2%} of the signal's variance."
+            f"The mean value alone would have {result_page.decibels(mse_to_psnr(compared.variance, whole))}: the "
+            f"network explains {compared.explained:.2%} of the signal's variance."
         )
-    power, left = float(target.square().sum()), float(error.square().sum())
-    if fitted.kind == "audio" and power > 0 < left:
-        found.append(f"The signal-to-noise ratio is {10 * math.log10(power / left):.2f} dB.")
+    if fitted.kind == "audio" and compared.power > 0 < compared.mse:
+        found.append(f"The signal-to-noise ratio is {10 * math.log10(compared.power / compared.mse):.2f} dB.")
     if signal.weight is not None:
-        found.append(_by_weight(signal.weight, error, whole))
+        told = [
+            f"{result_page.decibels(mse_to_psnr(mse, whole))} at the {count:,} {what}"
+            for (count, mse), what in ((compared.known, "points that it was given"), (compared.others, "others"))
+            if count
+        ]
+        found.append(f"The PSNR is {' and '.join(told)}.")
     return found
+
+
+def compared_with(fitted: Fitted) -> Comparison | None:
+    """Return how the network's values differ from the signal's; None where they cannot be compared."""
+    signal, about = fitted.signal, fitted.signal.about
+    if not on_grid(signal):
+        return None
+    made = fitted.predictions.reshape(len(signal.coords), -1)
+    target = signal.target.reshape(made.shape)
+    whole = fitted.result.data_range
+    return compare(target, made, whole, about["scale"], about["offset"], signal.weight)
 
 
 def on_grid(signal: Signal) -> bool:
@@ -163,35 +177,7 @@ def on_grid(signal: Signal) -> bool:
     return all(torch.allclose(grid_rows(columns, part), signal.coords[part].to(columns[0])) for part in (first, last))
 
 
-def explained_share(target: Tensor, error: Tensor) -> float | None:
-    """Return the share of a signal's variance, about the mean of each channel, that is explained; None: it has none."""
-    variance = float((target - _means(target)).square().mean())
-    return None if variance == 0 else 1 - float(error.square().mean()) / variance
-
-
-def _means(target: Tensor) -> Tensor:
-    return target.mean(dim=tuple(range(target.ndim - 1)), keepdim=True)
-
-
-def _share(error: Tensor, most: float) -> str:
-    return f"{float((error.abs() <= most).double().mean()):.1%}"
-
-
-def _by_weight(weight: Tensor, error: Tensor, whole: float) -> str:
-    """Say how good the points are that the fit was given, and those that it filled in."""
-    from inrfast.metrics import mse_to_psnr
-
-    squares = error.square().mean(-1).reshape(-1)
-    known = weight.reshape(-1) > 0
-    told = [
-        f"{result_page.decibels(mse_to_psnr(float(squares[chosen].mean()), whole))} at the {int(chosen.sum()):,} {what}"
-        for chosen, what in ((known, "points that it was given"), (~known, "others"))
-        if bool(chosen.any())
-    ]
-    return f"The PSNR is {' and '.join(told)}."
-
-
-def _warnings(fitted: Fitted) -> list[str]:
+def _warnings(fitted: Fitted, compared: Comparison | None) -> list[str]:
     """Return what a reader should know of the signal and of the network's values."""
     signal, found = fitted.signal, []
     if signal.stored is not None and list(signal.stored) != list(signal.about["shape"]):
@@ -199,17 +185,12 @@ def _warnings(fitted: Fitted) -> list[str]:
             f"The file has {_size(signal.stored)} points; what was fitted, and all numbers, are of "
             f"{_size(signal.about['shape'])}."
         )
-    if not on_grid(signal) or not bool(fitted.predictions.isfinite().all()):
+    if compared is None:
         return found
-    target = signal.target.reshape(*fitted.predictions.shape).double()
-    explained = explained_share(target, fitted.predictions.double() - target)
-    if explained is not None and explained < LITTLE:
-        found.append(f"The network explains only {explained:.1%} of the signal's variance.")
-    if fitted.kind == "image":
-        values = fitted.predictions.double() * signal.about["scale"] + signal.about["offset"]
-        clipped = float(((values < 0) | (values > 1)).double().mean())
-        if clipped > CLIPPED:
-            found.append(f"{clipped:.1%} of the network's values lie outside [0, 1]; the file has them clipped.")
+    if compared.explained is not None and compared.explained < LITTLE:
+        found.append(f"The network explains only {compared.explained:.1%} of the signal's variance.")
+    if fitted.kind == "image" and compared.outside > CLIPPED:
+        found.append(f"{compared.outside:.1%} of the network's values lie outside [0, 1]; the file has them clipped.")
     return found
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from inrfast.pages import Block, Picture, Pictures, Text, drawn, figure_picture, image_picture
+from inrfast.pages.pictures import MOST_PIXELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,15 +33,18 @@ SLAB, DOTS = 0.03, 1500
 
 def of_image(signal: Signal, predictions: Tensor) -> Sequence[Block]:
     """Return the image, its reconstruction and the error, and what was known of it where not all was."""
-    target = _image(signal.target.reshape(*signal.about["shape"], -1), signal)
-    made = _image(predictions, signal)
+    about = signal.about
+    fitted = signal.target.reshape(predictions.shape)
+    target, made = (_smaller(values) * about["scale"] + about["offset"] for values in (fitted, predictions))
+    error = torch.stack([(one - other).abs().mean(-1) for one, other in zip(predictions, fitted, strict=True)])
+    note = "" if error.shape == target.shape[:2] else f" Shown at {_size(target)} of {_size(error)} pixels."
     pictures = [
-        image_picture(_coloured(target), "The image as it was fitted", "Original, as it was fitted."),
+        image_picture(_coloured(target), "The image as it was fitted", f"Original, as it was fitted.{note}"),
         image_picture(_coloured(made), "What the network makes of it", "Reconstruction by the network."),
-        _error_picture(np.abs(made - target).mean(-1), "Mean absolute error of the colours at each pixel"),
+        _error_picture(_smaller(error[..., None]), "Mean absolute error of the colours at each pixel"),
     ]
     if signal.weight is not None:
-        known = (signal.weight.reshape(signal.about["shape"]) > 0).double().numpy()[..., None]
+        known = _smaller((signal.weight.reshape(error.shape) > 0).float()[..., None])
         seen = target * known + 0.5 * (1 - known)
         pictures.insert(1, image_picture(_coloured(seen), "What the fit was given", "Pixels that the fit was given."))
     return [Pictures(pictures)]
@@ -47,7 +52,7 @@ def of_image(signal: Signal, predictions: Tensor) -> Sequence[Block]:
 
 def of_audio(signal: Signal, predictions: Tensor) -> Sequence[Block]:
     """Return waveforms and spectrograms of the first channel."""
-    target, made = signal.target[:, 0].double().numpy(), predictions[:, 0].double().numpy()
+    target, made = signal.target[:, 0].numpy(), predictions[:, 0].numpy()
     channels = signal.target.shape[1]
     said = [] if channels == 1 else [Text(f"The first of {channels} channels is shown; all are fitted.")]
     return [*said, drawn(lambda: _waveforms(target, made, signal.about["rate"]))]
@@ -55,55 +60,58 @@ def of_audio(signal: Signal, predictions: Tensor) -> Sequence[Block]:
 
 def of_volume(signal: Signal, predictions: Tensor) -> Sequence[Block]:
     """Return the middle slice along each axis: the volume, its reconstruction, the error."""
-    target = _image(signal.target.reshape(*signal.about["shape"], -1), signal, scaled=False)
-    made = _image(predictions, signal, scaled=False)
+    fitted = signal.target.reshape(predictions.shape)
     pictures = []
     for axis in range(3):
-        place = target.shape[axis] // 2
+        place = fitted.shape[axis] // 2
         where = f"slice {place} along axis {axis}"
-        one, two = (np.take(values, place, axis) for values in (target, made))
+        one, two = (_smaller(values.select(axis, place)) + 0.5 for values in (fitted, predictions))
         pictures += [
             image_picture(_coloured(one), f"The volume, {where}", f"Original, {where}."),
             image_picture(_coloured(two), f"The network's volume, {where}", f"Reconstruction, {where}."),
-            _error_picture(np.abs(two - one).mean(-1), f"Mean absolute error, {where}"),
+            _error_picture((two - one).abs().mean(-1, keepdim=True), f"Mean absolute error, {where}"),
         ]
-    channels = target.shape[-1]
+    channels = fitted.shape[-1]
     shown = "" if channels in (1, 3) else f" The first of {channels} channels is shown."
     return [Text(f"Black is the least value of the volume, white the largest.{shown}"), Pictures(pictures)]
 
 
 def of_mesh(signal: Signal, predictions: Tensor) -> Sequence[Block]:
     """Return slices of the network's values, with its surface and the sampled points near them."""
-    return [drawn(lambda: _slices(signal, predictions[..., 0].double().numpy()))]
+    return [drawn(lambda: _slices(signal, predictions[..., 0].numpy()))]
 
 
 # ---- images ------------------------------------------------------------------------------------------------------
 
 
-def _image(values: Tensor, signal: Signal, scaled: bool = True) -> np.ndarray:
-    """Return values (..., M) between 0 and 1, where the signal's are: images as stored, volumes by their range."""
-    about = signal.about
-    made = values.double() * about["scale"] + about["offset"] if scaled else values.double() + 0.5
-    return made.detach().cpu().numpy()
+def _smaller(image: Tensor) -> Tensor:
+    """Return an image (H, W, C), averaged over areas where it has a side that no page shows."""
+    height, width = image.shape[:2]
+    if max(height, width) <= MOST_PIXELS:
+        return image
+    sides = [max(1, round(side * MOST_PIXELS / max(height, width))) for side in (height, width)]
+    return F.interpolate(image.permute(2, 0, 1)[None], size=sides, mode="area")[0].permute(1, 2, 0)
 
 
-def _coloured(image: np.ndarray) -> np.ndarray:
+def _size(image: Tensor) -> str:
+    return "x".join(map(str, image.shape[:2]))
+
+
+def _coloured(image: Tensor) -> Tensor:
     """Return an image of one, three or four channels: grey ones, or the first channel, where it has another number."""
     channels = image.shape[-1]
     if channels == 2:  # grey and opacity
-        return np.concatenate([image[..., :1]] * 3 + [image[..., 1:]], axis=-1)
+        return torch.cat([image[..., :1]] * 3 + [image[..., 1:]], -1)
     return image if channels in (1, 3, 4) else image[..., :1]
 
 
-def _error_picture(error: np.ndarray, alt: str) -> Picture:
-    """Return errors as a picture, white where there is none, dark where they are large."""
-    finite = error[np.isfinite(error)]
-    most = float(np.quantile(finite, QUANTILE)) if finite.size else 0.0
-    share = error / most if most > 0 else np.zeros_like(error)
-    share = np.nan_to_num(share, nan=1.0, posinf=1.0).clip(0, 1)[..., None]
+def _error_picture(error: Tensor, alt: str) -> Picture:
+    """Return errors (H, W, 1) as a picture, white where there is none, dark where they are large."""
+    most = float(np.quantile(error.numpy(), QUANTILE))
+    share = (error / most).clip(0, 1) if most > 0 else torch.zeros_like(error)
     # From white over the accent of the pages to black: light falls evenly with the error.
-    low, middle, high = (np.array(colour) / 255 for colour in ((255, 255, 255), (0, 114, 178), (0, 0, 0)))
-    colours = np.where(share < 0.5, low + 2 * share * (middle - low), middle + (2 * share - 1) * (high - middle))
+    low, middle, high = (torch.tensor(colour) / 255 for colour in ((255, 255, 255), (0, 114, 178), (0, 0, 0)))
+    colours = torch.where(share < 0.5, low + 2 * share * (middle - low), middle + (2 * share - 1) * (high - middle))
     return image_picture(colours, alt, f"{alt}: white is 0, black {most:.3g} of the range or more.")
 
 
@@ -145,8 +153,8 @@ def _wave(axes: Axes, values: np.ndarray, rate: int, label: str, colour: str) ->
 def _spectrum(values: np.ndarray) -> np.ndarray:
     """Return the short-time Fourier transform, frequencies along the first axis."""
     size = min(WINDOW, len(values))
-    window = torch.hann_window(size, dtype=torch.float64)
-    signal = torch.from_numpy(np.nan_to_num(values))
+    signal = torch.from_numpy(values)
+    window = torch.hann_window(size, dtype=signal.dtype)
     hop = max(size // 4, len(values) // COLUMNS, 1)
     return torch.stft(signal, size, hop, window=window, center=True, pad_mode="constant", return_complex=True).numpy()
 
@@ -175,8 +183,9 @@ def _slices(signal: Signal, values: np.ndarray) -> list[Picture]:
     """Draw the middle slice along each axis."""
     from matplotlib.figure import Figure
 
-    most = float(np.quantile(np.abs(values[np.isfinite(values)]), QUANTILE)) if np.isfinite(values).any() else 1.0
-    points, inside = signal.coords.double().numpy(), signal.target.reshape(-1).numpy() > 0
+    middles = [np.take(values, side // 2, axis) for axis, side in enumerate(values.shape)]
+    most = float(np.quantile(np.abs(np.concatenate([middle.ravel() for middle in middles])), QUANTILE))
+    points, inside = signal.coords.numpy(), signal.target.reshape(-1).numpy() > 0
     pictures = []
     for axis, name in enumerate("xyz"):
         figure = Figure(figsize=(4.6, 4.4), layout="constrained")
@@ -184,7 +193,7 @@ def _slices(signal: Signal, values: np.ndarray) -> list[Picture]:
         place = values.shape[axis] // 2
         height = float(np.linspace(-1, 1, values.shape[axis])[place])
         one, two = (other for other in range(3) if other != axis)
-        _slice(axes, np.take(values, place, axis), most or 1.0)
+        _slice(axes, middles[axis], most or 1.0)
         near = np.flatnonzero(np.abs(points[:, axis] - height) < SLAB)[:DOTS]
         for chosen, colour, label in ((inside, "#000000", "inside"), (~inside, "#ffffff", "outside")):
             own = near[chosen[near]]

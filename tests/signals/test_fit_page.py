@@ -21,7 +21,8 @@ import inrfast as inr
 from inrfast import metrics
 from inrfast.cli import main
 from inrfast.pages import Pictures
-from inrfast.signals.fit_page import Fitted, explained_share, page, quality_of
+from inrfast.signals import comparison, fit_page
+from inrfast.signals.fit_page import Fitted, compared_with, page
 from inrfast.signals.kinds import Signal
 from inrfast.signals.views import of_image, of_volume
 
@@ -81,6 +82,10 @@ def test_each_kind_has_a_page_that_a_browser_shows(photo, sound, volume, mesh, t
 # ---- its sentences -----------------------------------------------------------------------------------------------
 
 
+def quality_of(given):
+    return fit_page.quality_of(given, compared_with(given))
+
+
 def fitted(target, predictions, weight=None, kind="image", result=None):
     """Return a fit whose network gives these predictions, with the PSNR that they have."""
     shape = list(target.shape[:-1])
@@ -94,18 +99,20 @@ def fitted(target, predictions, weight=None, kind="image", result=None):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 999), st.integers(2, 5), st.integers(1, 3), st.floats(0.001, 0.3))
-def test_the_sentences_hold_the_numbers_of_the_arrays(seed, side, channels, noise):
+@given(st.integers(0, 999), st.integers(2, 5), st.integers(1, 3), st.floats(0.001, 0.3), st.sampled_from([1, 4, 10**6]))
+def test_the_sentences_hold_the_numbers_of_the_arrays(seed, side, channels, noise, piece):
     draw = torch.Generator().manual_seed(seed)
     target = torch.rand(side, side + 1, channels, generator=draw, dtype=torch.float64) - 0.5
     made = target + noise * torch.randn(target.shape, generator=draw, dtype=torch.float64)
     weight = (torch.rand(target.shape[:2], generator=draw) < 0.5).double().reshape(-1)
-    said = " ".join(quality_of(fitted(target, made, weight)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(comparison, "PIECE", piece)
+        said = " ".join(quality_of(fitted(target, made, weight)))
     error = (made - target).numpy()
     rms = math.sqrt((error**2).mean())
     assert f"{rms:.2%} of the signal's range ({255 * rms:.1f} of 255 grey levels)" in said
     assert f"The largest error is {np.abs(error).max():.1%} of the range" in said
-    assert f"{(np.abs(error) <= 0.05).mean():.1%} by at most 5 %" in said
+    assert f"{(np.abs(error) <= 0.05).mean():.1%} by at most 5%" in said
     variance = ((target - target.mean((0, 1))) ** 2).mean().item()
     assert f"{-10 * math.log10(variance):.2f} dB: the network explains {1 - rms**2 / variance:.2%} of" in said
     known = weight.reshape(target.shape[:2]).numpy() > 0
@@ -117,7 +124,7 @@ def test_the_sentences_hold_the_numbers_of_the_arrays(seed, side, channels, nois
 
 def test_a_constant_signal_has_no_variance_to_explain():
     flat = torch.full((3, 3, 1), 0.2)
-    assert explained_share(flat.double(), torch.ones(3, 3, 1)) is None
+    assert compared_with(fitted(flat, flat + 1)).explained is None
     assert "explains" not in " ".join(quality_of(fitted(flat, flat)))
     assert "infinite (exact)" in page(fitted(flat, flat)).facts["PSNR"]
 
@@ -177,3 +184,12 @@ def test_volumes_show_their_middle_slices():
     for picture, values in zip(slices, (target[2], target[:, 2], target[:, :, 3]), strict=True):
         np.testing.assert_allclose(picture, ((values[..., 0] + 0.5) * 255).round().numpy(), atol=1)
     assert len(re.findall("slice", " ".join(own.caption for own in block.pictures))) == 9
+
+
+def test_a_large_image_is_shown_smaller():
+    target = torch.rand(8, 2048, 3) - 0.5
+    (block,) = of_image(Signal(torch.empty(0), target, {"shape": [8, 2048], "offset": 0.5, "scale": 1.0}), target)
+    assert [own.size for own in block.pictures] == [(1024, 4)] * 3
+    assert "Shown at 4x1024 of 8x2048 pixels." in block.pictures[0].caption
+    shown = np.asarray(Image.open(io.BytesIO(block.pictures[0].data))) / 255
+    np.testing.assert_allclose(shown, (target.numpy() + 0.5).reshape(4, 2, 1024, 2, 3).mean((1, 3)), atol=1 / 255)
