@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from inrfast import plots
 from inrfast.analysis.report_text import findings, network_title, tables, tolerance
 from inrfast.linalg.spectrum import RankInterval
 from inrfast.pages import Block, Entries, Items, Page, Picture, Raw, Section, Table, Text, drawn, figure_picture
@@ -144,8 +145,6 @@ def _facts(report: DiagnosisReport) -> dict[str, str]:
 
 def _pictures(report: DiagnosisReport) -> list[Picture]:
     """Return the panels of the report's figure, each a picture of its own."""
-    from matplotlib.figure import Figure
-
     from inrfast.analysis.report_figure import panels
 
     alts = {
@@ -163,7 +162,7 @@ def _pictures(report: DiagnosisReport) -> list[Picture]:
     }
     made = []
     for name, panel in panels(report).items():
-        figure = Figure(figsize=(5.4, 4.8), layout="constrained")
+        figure = plots.new_figure(5.4, 4.8)
         panel(figure.subplots())
         made.append(figure_picture(figure, alts[name], captions[name]))
     return made

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from inrfast.errors import MissingLibraryError
 from inrfast.pages.page import Picture, Pictures, Text
 
 if TYPE_CHECKING:
@@ -27,10 +28,9 @@ def drawn(draw: Callable[[], Sequence[Picture]]) -> Pictures | Text:
     A page is worth having without them.
     """
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return Text("The figures are left out: drawing them needs matplotlib (pip install matplotlib).", tone="warning")
-    return Pictures(draw())
+        return Pictures(draw())
+    except MissingLibraryError as error:
+        return Text(f"The figures are left out: {error}.", tone="warning")
 
 
 def figure_picture(figure: Figure, alt: str, caption: str = "", wide: bool = False) -> Picture:

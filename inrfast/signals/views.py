@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inrfast import plots
 from inrfast.pages import Block, Picture, Pictures, Text, drawn, figure_picture, image_picture
 from inrfast.pages.pictures import MOST_PIXELS
 
@@ -119,9 +120,7 @@ def _error_picture(error: Tensor, alt: str) -> Picture:
 
 
 def _waveforms(target: np.ndarray, made: np.ndarray, rate: int) -> list[Picture]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10.5, 4.6), layout="constrained")
+    figure = plots.new_figure(10.5, 4.6)
     above, below = figure.subplots(2, 1, sharex=True)
     _wave(above, target, rate, "original", "#0072B2")
     _wave(above, made, rate, "reconstruction", "#D55E00")
@@ -161,9 +160,7 @@ def _spectrum(values: np.ndarray) -> np.ndarray:
 
 def _spectrogram(values: np.ndarray, rate: int, loudest: float, what: str) -> Picture:
     """Return a spectrogram, in decibels below the loudest part of the original."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    figure = plots.new_figure(5.4, 3.6)
     axes = figure.subplots()
     level = 20 * np.log10(np.abs(_spectrum(values)) / loudest + 10 ** (QUIET / 20))
     seconds = len(values) / rate
@@ -181,14 +178,12 @@ def _spectrogram(values: np.ndarray, rate: int, loudest: float, what: str) -> Pi
 
 def _slices(signal: Signal, values: np.ndarray) -> list[Picture]:
     """Draw the middle slice along each axis."""
-    from matplotlib.figure import Figure
-
     middles = [np.take(values, side // 2, axis) for axis, side in enumerate(values.shape)]
     most = float(np.quantile(np.abs(np.concatenate([middle.ravel() for middle in middles])), QUANTILE))
     points, inside = signal.coords.numpy(), signal.target.reshape(-1).numpy() > 0
     pictures = []
     for axis, name in enumerate("xyz"):
-        figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+        figure = plots.new_figure(4.6, 4.4)
         axes = figure.subplots()
         place = values.shape[axis] // 2
         height = float(np.linspace(-1, 1, values.shape[axis])[place])

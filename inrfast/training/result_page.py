@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from inrfast import plots
 from inrfast.activations import ACTIVATIONS
 from inrfast.analysis.report_text import network_name
 from inrfast.pages import Entries, Page, Picture, Pictures, Section, Text, drawn, figure_picture, image_picture
@@ -158,8 +159,6 @@ def _words(value: Any) -> str:
 
 def _curves(result: FitResult) -> list[Picture]:
     """Draw PSNR and loss over the steps."""
-    from matplotlib.figure import Figure
-
     made = []
     for label, steps, values, log in (
         ("PSNR (dB)", result.eval_steps, result.psnrs, False),
@@ -168,7 +167,8 @@ def _curves(result: FitResult) -> list[Picture]:
         at, means = _thinned(np.asarray(steps, dtype=float), np.asarray(values, dtype=float))
         if len(at) == 0 or not np.isfinite(means).any() or (log and not (means > 0).any()):
             continue
-        figure = Figure(figsize=(5.4, 3.6))
+        figure = plots.new_figure(5.4, 3.6)
+        figure.set_layout_engine("none")  # fixed margins take half the time
         figure.subplots_adjust(left=0.16, right=0.97, bottom=0.15, top=0.96)
         _curve(figure.subplots(), at, means, label, log)
         last = f"{means[np.isfinite(means)][-1]:.4g}"
@@ -178,8 +178,6 @@ def _curves(result: FitResult) -> list[Picture]:
 
 def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str, log: bool) -> None:
     """Draw one curve over the steps."""
-    from inrfast import plots
-
     plots.over_steps(steps.tolist(), {label: values.tolist()}, axes, label=label, log=log, legend=False)
     for line in axes.get_lines():
         line.set_marker("o" if len(steps) <= 12 else "None")
