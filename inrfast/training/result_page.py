@@ -168,8 +168,6 @@ def _curves(result: FitResult) -> list[Picture]:
         if len(at) == 0 or not np.isfinite(means).any() or (log and not (means > 0).any()):
             continue
         figure = plots.new_figure(5.4, 3.6)
-        figure.set_layout_engine("none")  # fixed margins take half the time
-        figure.subplots_adjust(left=0.16, right=0.97, bottom=0.15, top=0.96)
         _curve(figure.subplots(), at, means, label, log)
         last = f"{means[np.isfinite(means)][-1]:.4g}"
         made.append(figure_picture(figure, f"{label} over the steps of the fit, which ends at {last}"))

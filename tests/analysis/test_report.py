@@ -187,6 +187,7 @@ def test_the_page_cuts_long_lists_alone(report):
 
 
 def test_a_page_without_matplotlib_says_what_is_left_out(report, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
     made = report.to_html()
-    assert "<img" not in made and "needs matplotlib" in made
+    assert "<img" not in made and "needs matplotlib: pip install &#39;inrfast[plots]&#39;" in made
