@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "users": ("public", "testing", "cli", "experiments", "choosing", "info"),
     "fits": ("distributed", "importing", "inverse", "scenes", "signals", "training"),
-    "papers": ("analysis",),
+    "papers": ("analysis", "pages"),
     "kernel": (
         "tangent",
         "switches",

@@ -161,6 +161,7 @@ OPTIONS = {
         "--rtols": NUMBERS,
         "--ntk-points": NUMBERS,
         "--jacobian-pixels": NUMBERS,
+        "--html": "out",
         "--out": "out",
     },
     "ntk": {

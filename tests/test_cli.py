@@ -114,10 +114,14 @@ def test_diagnose_prints_and_writes_the_same_report(tmp_path, capsys):
     assert report["points"] == 48
     assert report["rtols"] == [1e-1, 1e-3]
     assert not report["kernel"]["full_grid"]
-    assert files(tmp_path / "new" / "folder") == ["report.json", "report.png", "report.txt"]
+    assert files(tmp_path / "new" / "folder") == ["report.html", "report.json", "report.png", "report.txt"]
     assert json.loads((tmp_path / "new" / "folder" / "report.json").read_text()) == report
     assert main(argv) == 0
     assert capsys.readouterr().out == (tmp_path / "new" / "folder" / "report.txt").read_text()
+    page = tmp_path / "there" / "page.html"
+    assert main([*argv, "--html", str(page)]) == 0
+    assert page.read_bytes() == (tmp_path / "new" / "folder" / "report.html").read_bytes()
+    capsys.readouterr()
     assert main(["diagnose", *SMALL, "--grid", "8x6", "--ntk-points", "0", "--jacobian-pixels", "0", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["kernel"], found["feature_jacobians"]) == (None, [])
@@ -282,7 +286,7 @@ def test_fit_writes_the_reconstruction_and_its_report(photo, tmp_path, capsys, g
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert captured.err == ""
-    assert files(tmp_path / "out") == ["fitted.json", "fitted.png", "fitted.safetensors"]
+    assert files(tmp_path / "out") == ["fitted.html", "fitted.json", "fitted.png", "fitted.safetensors"]
     assert json.loads((tmp_path / "out" / "fitted.json").read_text()) == found
     assert (found["kind"], found["signal"]) == ("image", str(photo))
     assert found["size"] == [6, 8, 1 if grey else 3]
@@ -362,7 +366,8 @@ def test_a_fit_that_finds_no_surface_keeps_its_network(ball, tmp_path, capsys, m
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "no surface" in captured.err and "out.safetensors" in captured.err
-    assert files(tmp_path) == ["ball.ply", "out.json", "out.safetensors"]
+    assert files(tmp_path) == ["ball.ply", "out.html", "out.json", "out.safetensors"]
+    assert "no surface" in (tmp_path / "out.html").read_text()
     assert json.loads((tmp_path / "out.json").read_text())["out"] is None
 
 
@@ -526,7 +531,7 @@ def test_an_interrupted_fit_keeps_what_it_has_and_says_so(photo, tmp_path, monke
     found = json.loads(captured.out)
     assert found["interrupted"]
     assert found["steps"] == 2
-    assert files(tmp_path) == ["photo.png", "result.json", "result.png", "result.safetensors"]
+    assert files(tmp_path) == ["photo.png", "result.html", "result.json", "result.png", "result.safetensors"]
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (DivergedError("NaN in layers.0"), 1)])
@@ -593,7 +598,7 @@ def test_render_refuses_what_does_not_fit_the_model(model, sound, tmp_path, refu
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--rate", "0"], "--rate", "at least 1")
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.wav", "--rate", "100"], "--rate", "2 samples")
     refused(["render", tmp_path / "s.safetensors", tmp_path / "o.png"], "audio", ".wav", "o.png")
-    assert files(tmp_path) == sorted([*before, "s.json", "s.safetensors", "s.wav"])
+    assert files(tmp_path) == sorted([*before, "s.html", "s.json", "s.safetensors", "s.wav"])
 
 
 def test_render_refuses_what_is_no_model(model, photo, tmp_path, refused):
@@ -644,6 +649,7 @@ def test_a_checkpoint_is_no_file_that_is_read(photo, tmp_path, refused):
     ("argv", "words"),
     [
         (["fit", ""], ["signal", "takes a path"]),
+        (["diagnose", "--html", "page.pdf"], ["--html", ".html or .htm file, got page.pdf"]),
         (["diagnose", "--out", ""], ["--out", "takes a path"]),
         (["diagnose", "--out", "/proc/nowhere"], ["--out", "cannot write /proc/nowhere:"]),
         (["ntk", "--output", "-1"], ["--output", "number of an output"]),

@@ -323,6 +323,23 @@ class DiagnosisReport(Record):
             write_whole(path, (text + "\n").encode())
         return text
 
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the report as one self-contained HTML page: figures, tables, and what the numbers say and mean.
+
+        With ``path``, also write it there, whole or not at all. The page needs nothing else: no network, no script.
+
+        Raises
+        ------
+        OSError
+            The folder does not exist or cannot be written.
+        """
+        from inrfast.analysis.report_page import page
+
+        made = page(self)
+        if path is not None:
+            made.write(path)
+        return made.html()
+
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Return a figure of the report; with ``path`` (.png, .pdf, .svg), also write it there, whole or not at all.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from inrfast import plots
@@ -16,53 +17,68 @@ if TYPE_CHECKING:
     from inrfast.analysis.report import DiagnosisReport, KernelDiagnosis, Representation
 
 
+Panel = Callable[["Axes"], None]
+
+
 def ranks(report: DiagnosisReport) -> Figure:
     """Return a figure of one panel: ranks of the representations against the tolerance."""
     figure = plots.new_figure(5.2, 4.0)
-    _ranks(figure.subplots(), report)
+    panels(report)["ranks"](figure.subplots())
     return figure
 
 
 def draw(report: DiagnosisReport, path: str | os.PathLike[str] | None) -> Figure:
     """Return the figure that :meth:`DiagnosisReport.plot` describes; with ``path``, also write it there."""
-    panels = 2 if report.kernel is None else 3
-    figure = plots.new_figure(14 * panels / 3, 5)
-    left, middle, *right = figure.subplots(1, panels)
-    ordered = _ranks(left, report)
-    hidden = {z.name for z in ordered} - {"input"}
-    matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
-    weights = {
-        f"weight of {w.factors[0]}": w.spectrum.singular_values for w in report.weights if w.factors[0] in hidden
-    }
-    _spectra(
-        middle,
-        matrices | weights,
-        dashed=weights.keys(),
-        title="Singular values of representations and weights",
-    )
-    if report.kernel is not None:
-        _kernel(right[0], report.kernel)
+    drawn = panels(report)
+    figure = plots.new_figure(14 * len(drawn) / 3, 5)
+    for axes, panel in zip(figure.subplots(1, len(drawn)), drawn.values(), strict=True):
+        panel(axes)
     figure.suptitle(network_name(report.network), fontsize=12)
     if path is not None:
         plots.save(figure, path)
     return figure
 
 
-def _ranks(axes: Axes, report: DiagnosisReport) -> list[Representation]:
-    """Draw ranks of the representations against the tolerance; return these in the order of their colours."""
+def panels(report: DiagnosisReport) -> dict[str, Panel]:
+    """Return what draws each panel of the figure on axes, by what the panel is of, from the left."""
     # Hidden layers first: a layer has the same colour in all panels.
     ordered = sorted(report.representations, key=lambda z: z.name == "input")
-    if ordered:
-        plots.rank_against_tolerance(
-            report.rtols,
-            {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
-            axes,
-            full_rank=max(z.spectrum.columns for z in ordered),
-            title=f"Rank of the representations\nfull grid, {report.points:,} points",
-        )
-    else:  # only biases or norms were differentiated
+    found: dict[str, Panel] = {
+        "ranks": partial(_ranks, report=report, ordered=ordered),
+        "singular values": partial(_singular_values, report=report, ordered=ordered),
+    }
+    if report.kernel is not None:
+        found["eigenvalues"] = partial(_kernel, kernel=report.kernel)
+    return found
+
+
+def _ranks(axes: Axes, report: DiagnosisReport, ordered: Sequence[Representation]) -> None:
+    """Draw the ranks of the representations against the tolerance."""
+    if not ordered:  # only biases or norms were differentiated
         axes.set_axis_off()
-    return ordered
+        return
+    plots.rank_against_tolerance(
+        report.rtols,
+        {_z_name(z): [(rank.lower, rank.upper) for rank in z.spectrum.ranks] for z in ordered},
+        axes,
+        full_rank=max(z.spectrum.columns for z in ordered),
+        title=f"Rank of the representations\nfull grid, {report.points:,} points",
+    )
+
+
+def _singular_values(axes: Axes, report: DiagnosisReport, ordered: Sequence[Representation]) -> None:
+    """Draw the singular values of the representations and of the weights that they enter."""
+    hidden = {z.name for z in ordered} - {"input"}
+    matrices = {_z_name(z): z.spectrum.singular_values for z in ordered if z.name in hidden}
+    weights = {
+        f"weight of {w.factors[0]}": w.spectrum.singular_values for w in report.weights if w.factors[0] in hidden
+    }
+    _spectra(
+        axes,
+        matrices | weights,
+        dashed=weights.keys(),
+        title="Singular values of representations and weights",
+    )
 
 
 def _kernel(axes: Axes, kernel: KernelDiagnosis) -> None:

@@ -21,7 +21,7 @@ Row = tuple[str, ...]
 
 def table(report: DiagnosisReport) -> str:
     """Return the report as text, within ``COLUMNS`` for names and ranks of usual length."""
-    title = f"{network_name(report.network)}: {report.parameters:,} parameters, {report.outputs} output(s)"
+    title = network_title(report)
     of = "sigma of a matrix, lambda of the NTK; its blocks are counted above the same absolute threshold tau = rtol "
     of += "lambda_1(NTK). Stable rank: sum over largest of sigma^2 or lambda"
     legend = (
@@ -29,13 +29,8 @@ def table(report: DiagnosisReport) -> str:
         f"{'sigma. Stable rank: sum over largest of sigma^2' if report.kernel is None else of}; effective rank: exp of "
         "the entropy of their shares."
     )
-    sections = [_representations(report), _sensitivities(report), _weights(report)]
-    if report.feature_jacobians:
-        sections.append(_feature_jacobians(report))
-    if report.kernel is not None:
-        sections.append(_kernel(report, report.kernel))
     lines = [textwrap.fill(title, COLUMNS), textwrap.fill(legend, COLUMNS)]
-    for heading, rows in sections:
+    for heading, rows in tables(report).values():
         lines += ["", heading, *_aligned(rows)]
     lines += ["", *(textwrap.fill(f"- {said}", COLUMNS, subsequent_indent="  ") for said in findings(report))]
     return "\n".join(lines)
@@ -54,6 +49,25 @@ def ranks_by_layer(report: DiagnosisReport) -> list[Row]:
             for k in (report.kernel.whole, *report.kernel.blocks)
         ]
     return rows
+
+
+def network_title(report: DiagnosisReport) -> str:
+    """Return what was diagnosed, in a line."""
+    return f"{network_name(report.network)}: {report.parameters:,} parameters, {report.outputs} output(s)"
+
+
+def tables(report: DiagnosisReport) -> dict[str, tuple[str, list[Row]]]:
+    """Return the heading and the rows of each table, of which the first is the head; by what the table is of."""
+    found = {
+        "representations": _representations(report),
+        "sensitivities": _sensitivities(report),
+        "weights": _weights(report),
+    }
+    if report.feature_jacobians:
+        found["feature Jacobians"] = _feature_jacobians(report)
+    if report.kernel is not None:
+        found["kernel"] = _kernel(report, report.kernel)
+    return found
 
 
 def _representations(report: DiagnosisReport) -> tuple[str, list[Row]]:
@@ -98,7 +112,7 @@ def _kernel(report: DiagnosisReport, kernel: KernelDiagnosis) -> tuple[str, list
 
 
 def _tolerances(report: DiagnosisReport) -> list[str]:
-    return [_tolerance(rtol) for rtol in report.rtols]
+    return [tolerance(rtol) for rtol in report.rtols]
 
 
 def _aligned(rows: Sequence[Row]) -> list[str]:
@@ -125,7 +139,7 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
-def _tolerance(rtol: float) -> str:
+def tolerance(rtol: float) -> str:
     """Return a tolerance as 1e-3, 2.5e-4, ..."""
     mantissa, exponent = f"{rtol:e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}"
@@ -171,11 +185,11 @@ def findings(report: DiagnosisReport) -> list[str]:
 def _of_kernel(kernel: KernelDiagnosis) -> list[str]:
     """Return what the ranks of the kernel and of its blocks say."""
     first, last = kernel.whole.ranks[0], kernel.whole.ranks[-1]
-    broken = [_tolerance(bound.rtol) for bound in kernel.bounds if not bound.hold]
+    broken = [tolerance(bound.rtol) for bound in kernel.bounds if not bound.hold]
     return [
         _proven(kernel),
-        f"The NTK has {first} eigenvalues above {_tolerance(first.rtol)} lambda_1, {last} above "
-        f"{_tolerance(last.rtol)} ({kernel.label}).",
+        f"The NTK has {first} eigenvalues above {tolerance(first.rtol)} lambda_1, {last} above "
+        f"{tolerance(last.rtol)} ({kernel.label}).",
         "max_k r_tau(K_k) <= r_tau(K) and r_{L tau}(K) <= sum_k r_tau(K_k) "
         + (f"are violated at {', '.join(broken)}." if broken else "hold at every tolerance."),
     ]
@@ -188,7 +202,7 @@ def _proven(kernel: KernelDiagnosis) -> str:
         places: dict[str, list[str]] = {}
         for rank, proof in zip(k.ranks, k.proofs, strict=False):
             if proof.failure:
-                places.setdefault(str(proof), []).append(_tolerance(rank.rtol))
+                places.setdefault(str(proof), []).append(tolerance(rank.rtol))
         for how, tolerances in places.items():
             at.setdefault(how, []).append(f"{'NTK' if k is kernel.whole else k.name} at {', '.join(tolerances)}")
     told = (f"{'; '.join(names)} ({how})" for how, names in at.items())
@@ -204,7 +218,7 @@ def _narrowest(report: DiagnosisReport) -> str:
     for place, rtol in enumerate(report.rtols):
         least = min(hidden, key=lambda z: z.spectrum.ranks[place].lower / z.spectrum.columns)
         rank, units = least.spectrum.ranks[place], least.spectrum.columns
-        at.setdefault(least.name, []).append(f"{rank} of {units} at {_tolerance(rtol)}")
+        at.setdefault(least.name, []).append(f"{rank} of {units} at {tolerance(rtol)}")
     told = (f"{name}, {', '.join(ranks)}" for name, ranks in at.items())
     return f"Least rank for its width: {'; '.join(told)}."
 

@@ -7,10 +7,13 @@ from typing import Any
 
 from inrfast.cli.commands import add_command
 from inrfast.cli.options import calibrated_network, common_options, network_options, seed_option
-from inrfast.cli.output import bar, check_folder, print_result, progress
+from inrfast.cli.output import bar, check_file, check_folder, make_folder, print_result, progress
 from inrfast.grids import grid
 from inrfast.plots import check_drawable
 from inrfast.spelling import path, shape, share, whole
+
+PAGES = (".html", ".htm")
+"""Suffixes of pages."""
 
 
 def add(commands: Any) -> None:
@@ -22,6 +25,7 @@ def add(commands: Any) -> None:
         [common_options(), seed_option(), network_options()],
         "  inrfast diagnose --grid 128x128\n"
         "  inrfast diagnose --init rank_expanding --hidden-init kaiming --out out/diagnosis\n"
+        "  inrfast diagnose --html report.html\n"
         "  inrfast diagnose --ntk-points 0 --jacobian-pixels 0\n"
         "  inrfast diagnose --first-norm batch --norm-position pre\n"
         "  inrfast diagnose --activation sine --init siren --rtols 1e-3 1e-5 --json\n",
@@ -38,7 +42,8 @@ def add(commands: Any) -> None:
         default=256,
         help="points at which feature Jacobians are looked at; 0: none (%(default)s)",
     )
-    parser.add_argument("--out", type=path, help="folder for report.json, report.txt and report.png")
+    parser.add_argument("--out", type=path, help="folder for report.html, report.json, report.txt and report.png")
+    parser.add_argument("--html", type=path, help="file for the report as a page: figures, tables, what they mean")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,6 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         check_folder("--out", arguments.out)
         check_drawable(arguments.out / "report.png")
+    if arguments.html is not None:
+        check_file(arguments.html, PAGES, " or ".join(PAGES), "--html")
     with bar(arguments, "the diagnosis"):
         report = diagnose(
             net,
@@ -66,5 +73,9 @@ def run(arguments: argparse.Namespace) -> int:
         write_whole(arguments.out / "report.txt", f"{report}\n".encode())
         report.plot(arguments.out / "report.png")
         report.to_json(arguments.out / "report.json")
+        report.to_html(arguments.out / "report.html")
+    if arguments.html is not None:
+        make_folder(arguments.html)
+        report.to_html(arguments.html)
     print_result(arguments, report.to_dict(), str(report))
     return 0

@@ -66,7 +66,7 @@ def add(commands: Any) -> None:
     kinds = "".join(f"  {name:8} {kind.summary}\n" for name, kind in SIGNALS.items())
     parser.epilog = f"signals, by the ending of the file:\n{kinds}\n{parser.epilog}"
     parser.add_argument("signal", type=path, help=f"the file: {', '.join(SIGNALS)}")
-    parser.add_argument("--out", type=path, help="file to write, report and model beside it (result.png, .wav, ...)")
+    parser.add_argument("--out", type=path, help="file to write, reports and model beside it (result.png, .wav, ...)")
     add_signal_options(parser.add_argument_group("signal"), "options")
     _training_options(parser)
 
@@ -106,6 +106,7 @@ def _training_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fit, write reconstruction, report and model, and print the quality."""
+    from inrfast.cli.fit_page import write_page
     from inrfast.signals.render import render
     from inrfast.training.checkpoint import save_network
 
@@ -113,8 +114,8 @@ def run(arguments: argparse.Namespace) -> int:
     kind = SIGNALS[name]
     options = given_options(arguments, name, "options", arguments.signal)
     out = Path(f"result{kind.ending}") if arguments.out is None else arguments.out
-    report_file, model_file = out.with_suffix(".json"), out.with_suffix(".safetensors")
-    _check_files(arguments, name, options, (out, report_file, model_file))
+    report_file, model_file, page_file = (out.with_suffix(suffix) for suffix in (".json", ".safetensors", ".html"))
+    _check_files(arguments, name, options, (out, report_file, model_file, page_file))
     signal = load_given(arguments, name, options)
     outputs = signal.target.shape[-1]
     check_file(out, kind.writable(outputs), listed(kind.writable(outputs)))
@@ -131,6 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         "size": [*about["shape"], outputs],
         "out": str(out),
         "model": str(model_file),
+        "page": str(page_file),
         **_numbers(result),
         **({} if choice is None else {"choice": choice}),
     }
@@ -148,10 +150,12 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:  # no surface was found; the network is worth keeping
         found["out"] = None
         _write_report(report_file, found)
+        write_page(arguments, found, signal, predictions, result, net, [f"{error}: no {name} was written."])
         return complain(f"{error}; after {outcome}; kept the network in {model_file} and {report_file}", 1)
     _write_report(report_file, found)
+    write_page(arguments, found, signal, predictions, result, net)
     written = f"{out}, {report_file} and {model_file}"
-    text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}"
+    text = f"{arguments.signal}: {outcome} in {result.seconds:.1f} s; wrote {written}; to read: {page_file}"
     if choice is not None:
         text += f"\nnetwork: {name_of(arguments_of(net))}, learning rate {lr:g}"
     print_result(arguments, found, text)

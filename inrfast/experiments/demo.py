@@ -26,7 +26,7 @@ from inrfast.analysis.diagnosis import RTOLS, diagnose
 from inrfast.calibration import calibrate_batchnorm_
 from inrfast.encodings import RandomFourier
 from inrfast.errors import check_seed
-from inrfast.experiments import demo_figures, demo_text
+from inrfast.experiments import demo_figures, demo_page, demo_text
 from inrfast.files import shown
 from inrfast.grids import grid
 from inrfast.info import info
@@ -40,7 +40,7 @@ SCHEMA = "inrfast.demo/1"
 FORMER = "former"
 """The name of an earlier result while it is replaced."""
 
-FILES = ("report.json", "report.md", "overview.png", "ranks.png", "spectra.png", "reconstructions.png")
+FILES = ("report.html", "report.json", "report.md", "overview.png", "ranks.png", "spectra.png", "reconstructions.png")
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,9 @@ def run(
         demo_figures.draw(report, photograph.cpu(), pictures, folder)
         clock.done("figures", "drew the figures")
         report["seconds"] = clock.seconds | {"total": sum(clock.seconds.values())}
-        (folder / "report.md").write_text(demo_text.markdown(report), encoding="utf-8")
+        markdown = demo_text.markdown(report)
+        (folder / "report.md").write_text(markdown, encoding="utf-8")
+        (folder / "report.html").write_text(demo_page.page(report, markdown, folder).html(), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return report
 

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 from urllib.parse import quote
 
 from inrfast.experiments.paper import Figure, Outcome, Paper
+from inrfast.pages import Block, Entries, Page, Picture, Pictures, Section, Table, Text
 
 Described = dict[str, Any]
-
-STYLE = """\
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 0.9rem; display: block; overflow-x: auto; }
-th, td { border-bottom: 1px solid #ddd; padding: 0.3rem 0.7rem; text-align: left; vertical-align: top; }
-th { border-bottom: 2px solid #888; }
-img { max-width: 100%; }
-nav a { margin-right: 1rem; }
-footer { color: #555; font-size: 0.85rem; margin-top: 3rem; }
-"""
 
 
 def description(paper: Paper, figure: Figure, outcome: Outcome) -> Described:
@@ -87,44 +78,60 @@ def _how(found: Described) -> str:
 
 def html(paper: Paper, settings: Mapping[str, Any], figures: Sequence[tuple[Described, Mapping[str, bytes]]]) -> str:
     """Return one page with all finished figures, pictures inside."""
-    links = " ".join(f'<a href="#{escape(found["figure"])}">{escape(found["figure"])}</a>' for found, _ in figures)
-    asked = ", ".join(
-        f"{name} {escape('as the preset has it' if value is None else str(value))}"
+    titles = "; ".join(found["title"].partition(":")[0] for found, _ in figures)
+    rows = sum(len(found["rows"]) for found, _ in figures)
+    lead = f"A reproduction of {paper.source}. "
+    lead += f"Finished so far: {titles}." if figures else "No figure is finished yet."
+    facts = {
+        "figures and tables": f"{len(figures)} of {len(paper.figures)}",
+        "the paper's claims and numbers beside ours": f"{rows:,}",
+        "sizes": "the paper's" if settings["preset"] == "paper" else f"{settings['preset']}",
+        "time in all": f"{sum(found['seconds'] for found, _ in figures):,.0f} s",
+    }
+    warnings = [] if settings["preset"] == "paper" else [SMALL]
+    sections = [_section(found, pictures) for found, pictures in figures]
+    sections.append(Section("Settings", [Entries(_asked(settings))], "settings of all figures"))
+    return Page(paper.title, lead, sections, facts, warnings).html()
+
+
+SMALL = "Small sizes: they show that everything runs and which way the numbers point, not the paper's own numbers."
+
+
+def _asked(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a reproduction was asked for, in words."""
+    asked = {
+        name: "as the preset has it" if value is None else str(value)
         for name, value in settings.items()
         if not isinstance(value, dict)
-    )
-    files = [
-        f"{kind} given: {', '.join(map(escape, settings[kind])) or 'none (bundled)'}"
+    }
+    return asked | {
+        f"{kind} given": ", ".join(settings[kind]) or "none (bundled)"
         for kind in ("images", "meshes", "weights", "masks", "scenes")
         if kind in settings
-    ]
-    sections = "".join(_section(found, pictures) for found, pictures in figures)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(paper.title)}</title>'
-        f"<style>{STYLE}</style></head><body>\n<h1>{escape(paper.title)}</h1>\n<p>{escape(paper.source)}. "
-        f"Settings: {asked}; {'; '.join(files)}. "
-        f"Each figure says which images it used.</p>\n<nav>{links}</nav>\n{sections}</body></html>\n"
-    )
+    }
 
 
-def _section(found: Described, pictures: Mapping[str, bytes]) -> str:
-    parts = [f'<section id="{escape(found["figure"])}">\n<h2>{escape(found["title"])}</h2>']
-    for name, data in pictures.items():
-        code = base64.b64encode(data).decode()
-        parts.append(f'<p><img alt="{escape(name)}" src="data:image/png;base64,{code}"></p>')
-    parts += [f"<p>{escape(text)}</p>" for text in found["text"]]
+def _section(found: Described, pictures: Mapping[str, bytes]) -> Section:
+    blocks: list[Block] = [Text(text) for text in found["text"]]
+    if pictures:
+        several = len(pictures) > 1
+        blocks.insert(0, Pictures([_picture(found, name, data, several) for name, data in pictures.items()]))
     if found["rows"]:
-        parts.append(_html_table(HEAD, found["rows"]))
-    for title, head, rows in found["tables"]:
-        parts.append(f"<h3>{escape(title)}</h3>\n{_html_table(head, rows)}")
-    parts.append(f"<footer>{escape(_how(found))}</footer>\n</section>\n")
-    return "\n".join(parts)
+        blocks.append(Table(HEAD, found["rows"], "The paper and ours"))
+    blocks += [Table(head, rows, title) for title, head, rows in found["tables"]]
+    blocks.append(Text(_how(found), tone="note"))
+    return Section(found["title"], blocks, found["figure"])
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    lines = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>\n<tr>{top}</tr>\n{lines}\n</table>"
+def _picture(found: Described, name: str, data: bytes, several: bool) -> Picture:
+    """Return a drawing, beside others where it is not wider than a column."""
+    made = Picture(data, f"{found['title']} ({name})", name.replace("_", " ") if several else "")
+    width, height = made.size
+    return replace(made, wide=width > WIDE * height)
+
+
+WIDE = 1.6
+"""Width over height above which a drawing takes the whole width of the page."""
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

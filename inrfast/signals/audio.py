@@ -21,6 +21,7 @@ from inrfast.signals.formats import ogg, wav
 from inrfast.signals.formats.decoding import decoding
 from inrfast.signals.kinds import SIGNALS, Bounds, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import readable, writable
+from inrfast.signals.views import of_audio
 
 FULL_SCALE = 2**15
 """Full scale of 16-bit samples, for reading and writing, so that a round trip changes nothing."""
@@ -238,5 +239,6 @@ SIGNALS.add(
         render_options={"rate": Option("in Hz (default: as fitted); it lasts as long, to a sample", spelling.whole())},
         grid=_resampled,
         check=_check_rate,
+        view=of_audio,
     ),
 )

@@ -28,6 +28,7 @@ from inrfast.signals.formats.picture import formats, read
 from inrfast.signals.formats.raster import NOTHING, Box, Demand, Raster, Stated, from_array
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import readable, writable
+from inrfast.signals.views import of_image
 
 LUMA = (0.299, 0.587, 0.114)
 """Grey from red, green and blue, ITU-R BT.601: the weights of Pillow, and of most papers on image regression."""
@@ -449,5 +450,6 @@ SIGNALS.add(
             "page": Option("page of a TIFF or frame of an animation, from 0", spelling.whole(0)),
             "weight": Option("grey mask of its size, 0 where it is missing; the PSNR is of all pixels", spelling.path),
         },
+        view=of_image,
     ),
 )

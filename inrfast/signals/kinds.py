@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inrfast import spelling
 from inrfast.errors import check_choice, check_float, check_int, check_tensor
+from inrfast.pages import Block
 from inrfast.registry import Registry
 
 Bounds = tuple[float, float]
@@ -116,6 +117,9 @@ class SignalKind:
         ``render`` that were given.
     check
         ``check(about)`` raises KeyError, TypeError or ValueError if a file lacks what this kind alone states.
+    view
+        ``view(signal, predictions)``: blocks of :mod:`inrfast.pages` that show the signal beside the predictions
+        (*grid, M), for the page that ``inrfast fit`` writes. None: the page has numbers alone.
     """
 
     called: str
@@ -130,6 +134,7 @@ class SignalKind:
     render_options: Mapping[str, Option] = field(default_factory=lambda: {"size": SIZE})
     grid: Callable[..., tuple[list[int], Bounds]] = fitted_grid
     check: Callable[[dict[str, Any]], None] = _nothing_more
+    view: Callable[[Signal, Tensor], Sequence[Block]] | None = None
 
 
 def _check_suffixes(name: str, kind: SignalKind) -> None:

@@ -16,6 +16,7 @@ from inrfast.grids import check_bounds
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, fitted_grid
 from inrfast.signals.meshes.files import SUFFIXES, check_mesh, load_mesh, save_mesh
 from inrfast.signals.meshes.winding import winding_numbers
+from inrfast.signals.views import of_mesh
 
 if TYPE_CHECKING:
     import trimesh
@@ -282,5 +283,6 @@ SIGNALS.add(
         render_options={"size": Option(f"points per axis of marching cubes ({RENDER_SIDE})", spelling.shape)},
         grid=lambda about, size=(RENDER_SIDE,): fitted_grid(about, size, LEAST_SIDE),
         check=_check_placement,
+        view=of_mesh,
     ),
 )

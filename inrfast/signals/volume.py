@@ -24,6 +24,7 @@ from inrfast.signals.formats.decoding import decoding
 from inrfast.signals.formats.png import MOST_INFLATED
 from inrfast.signals.kinds import SIGNALS, Option, Signal, SignalKind, unscaled
 from inrfast.signals.paths import readable, writable
+from inrfast.signals.views import of_volume
 
 READ = (".npy", ".npz")
 WRITTEN = (".npy",)
@@ -258,5 +259,6 @@ SIGNALS.add(
         load=_load,
         write=lambda predictions, about, path: save_volume(unscaled(predictions, about), path),
         options={"size": Option("voxels to fit (all)", spelling.shape)},
+        view=of_volume,
     ),
 )

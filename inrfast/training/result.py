@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,33 @@ class FitResult(Record):
             shapes = " and ".join(str(picture.shape) for picture in drawn.values())
             raise ValueError(f"reconstruction must have the shape of target, got {shapes}")
         return draw(self, list(drawn.values()), target is None, path)
+
+    def to_html(
+        self, path: str | os.PathLike[str] | None = None, images: Mapping[str, np.ndarray | Tensor] | None = None
+    ) -> str:
+        """Return the fit as one self-contained HTML page: PSNR and loss over the steps, network, settings, warnings.
+
+        Parameters
+        ----------
+        path
+            Where to write it too, whole or not at all; None writes nothing.
+        images
+            What the page shows first, such as the target and the reconstruction, by their names: (H, W), (H, W, 1) or
+            (H, W, 3), in [0, 1], clipped to it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            ``images`` is no mapping, or one of them has another shape or is not finite.
+        OSError
+            The folder does not exist or cannot be written.
+        """
+        from inrfast.training.result_page import page, pictures
+
+        made = page(self, pictures({} if images is None else images))
+        if path is not None:
+            made.write(path)
+        return made.html()
 
 
 def _drawable(argument: str, given: ArrayLike, sizes: tuple[int, ...] | None) -> np.ndarray:

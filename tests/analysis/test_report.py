@@ -3,11 +3,15 @@
 import dataclasses
 import json
 import math
+import sys
 
+import html5lib
 import pytest
 import torch
+from browser import browser, check
 
 import inrfast as inr
+from inrfast.analysis import report_page
 from inrfast.analysis.diagnosis import diagnose
 from inrfast.analysis.report import SCHEMA, DiagnosisReport
 from inrfast.linalg.spectrum import RankInterval
@@ -117,3 +121,73 @@ def test_sentences_follow_the_numbers(report):
     bounds = (dataclasses.replace(report.kernel.bounds[0], hold=False), *report.kernel.bounds[1:])
     broken = dataclasses.replace(report, kernel=dataclasses.replace(report.kernel, bounds=bounds))
     assert broken.findings()[-1].endswith("are violated at 1e-2.")
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def bare_report():
+    """A diagnosis of a module of another's, without kernel, whose name and layers could be taken for HTML."""
+    made = type("<script>alert(1)</script>", (torch.nn.Module,), {"forward": lambda self, x: self.inner(x).sin()})
+    net = made()
+    net.inner = torch.nn.Sequential()
+    net.inner.add_module("<img src=http://x onerror=y>", torch.nn.Linear(2, 3))
+    return diagnose(net, inr.grid((4, 4)), ntk_points=0, jacobian_pixels=0, progress=False)
+
+
+def test_the_page_says_what_the_text_says_at_every_width_and_asks_for_nothing(report, dead_report, tmp_path):
+    with browser() as opened:
+        for given in (report, dead_report, bare_report()):
+            page = tmp_path / "report.html"
+            made = given.to_html(page)
+            assert page.read_text() == made
+            html5lib.HTMLParser(strict=True).parse(made)
+            text = " ".join(check(opened, page).split())
+            for line in str(given).splitlines():  # headings, and rows of tables, whose columns are apart
+                if "  " in line.strip() and not line.startswith(("- ", "  ")):
+                    assert " ".join(line.split()) in text
+            for sentence in given.findings():
+                assert " ".join(sentence.split()) in text
+            assert made.count("<img ") == (2 if given.kernel is None else 3)
+
+
+def test_the_lead_says_what_the_ranks_are(report, dead_report):
+    def lead(*ranks):
+        bare, first = dataclasses.replace(report, sensitivities=(), weights=(), weight_products=()), []
+        for number, rank in enumerate(ranks):
+            z = report.representations[0]
+            spectrum = dataclasses.replace(z.spectrum, columns=8, ranks=(RankInterval(*rank, 1e-3),))
+            first.append(dataclasses.replace(z, name=f"layers.{number}", spectrum=spectrum, with_ones=spectrum))
+        shown = dataclasses.replace(bare, rtols=(1e-3,), representations=first, feature_jacobians=(), kernel=None)
+        return report_page.page(shown).lead
+
+    assert "No hidden layer loses rank at the tolerance 1e-3." in lead((8, 8), (8, 8))
+    assert "loses most of its rank at the tolerance 1e-3: the 8 outputs of layers.1 have rank 3." in lead(
+        (8, 8), (3, 3)
+    )
+    assert "loses some of its rank at the tolerance 1e-3: the 8 outputs of layers.0 have rank 4." in lead(
+        (4, 4), (6, 6)
+    )
+    assert "not certain: the 8 outputs of layers.0 have rank 5 to 8." in lead((5, 8))
+    assert "have rank 0" in report_page.page(dead_report).lead
+    assert f"has rank {report.kernel.whole.ranks[report_page.nearest(report)]}" in report_page.page(report).lead
+
+
+def test_the_page_cuts_long_lists_alone(report):
+    long = dataclasses.replace(
+        report.representations[0].spectrum, singular_values=tuple(float(100 - k) for k in range(60))
+    )
+    given = dataclasses.replace(
+        report, representations=(dataclasses.replace(report.representations[0], spectrum=long),)
+    )
+    raw = report_page.page(given).sections[-1].blocks[-1].text
+    held = json.loads(raw)["representations"][0]["spectrum"]["singular_values"]
+    assert held == [*range(100, 92, -1), "... 44 more ...", *range(48, 40, -1)]
+    assert json.loads(raw)["kernel"]["bounds"] == json.loads(json.dumps(given.to_dict()))["kernel"]["bounds"]
+
+
+def test_a_page_without_matplotlib_says_what_is_left_out(report, monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    made = report.to_html()
+    assert "<img" not in made and "needs matplotlib: pip install &#39;inrfast[plots]&#39;" in made

@@ -5,8 +5,10 @@ import os
 import re
 import signal
 
+import html5lib
 import pytest
 import torch
+from browser import browser, check
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -40,6 +42,19 @@ def test_it_writes_all_its_files_and_nothing_else(made):
         if name.endswith(".png"):
             with Image.open(out / name) as picture:
                 assert min(picture.size) > 300
+
+
+def test_the_page_says_all_that_the_text_says(made):
+    out, report = made
+    html5lib.HTMLParser(strict=True).parse((out / "report.html").read_text())
+    with browser() as opened:
+        shown = " ".join(check(opened, out / "report.html").split())
+    assert (out / "report.html").read_text().count("<img ") == 4
+    for line in (out / "report.md").read_text().splitlines():
+        words = " ".join(re.sub(r"^(#+|-) |\*|^\|( ?-+:? \|)+$|^\||\|(?= |$)|!\[.*\)", "", line).split())
+        assert words in shown, line
+    for entry in report["starts"]:
+        assert entry["fit"] is None or f"{entry['name']} {entry['fit']['psnr']:.2f} dB" in shown
 
 
 def test_every_start_is_diagnosed_and_some_are_fitted(made):
