@@ -267,8 +267,8 @@ class Dictionary(Record):
         """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs, with bounds.
 
         With means over points and Mercer eigenvalues, as equation 10 of arXiv 2112.01917 has it, and with sums and the
-        matrix's eigenvalues it is the same number, ``g^T K^-1 g``. It is of the kernel as given: one that sums over M outputs
-        (``output="trace"``) is some M times that of one output, and its norms are some M times smaller.
+        matrix's eigenvalues it is the same number, ``g^T K^-1 g``. It is of the kernel as given: one that sums over M
+        outputs (``output="trace"``) is some M times that of one output, and its norms are some M times smaller.
 
         Parameters
         ----------
