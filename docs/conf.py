@@ -22,6 +22,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "benchmarks",
+    "mathml",
     "outside",
     "references",
 ]
@@ -52,6 +53,7 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"inrfast {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

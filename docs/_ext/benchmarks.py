@@ -22,6 +22,21 @@ Rows = list[list[str]]
 TABLES: dict[str, Callable[[Any], Rows]] = {}
 """How each file becomes a table: the head first, then its rows."""
 
+GROUPS = {
+    "all": "all",
+    "matrices": "matrices of a chosen spectrum",
+    "networks": "kernels of networks",
+    "near rtol": "tolerances next to an eigenvalue",
+    "near level": "levels next to an eigenvalue",
+    "pairs": "the largest eigenpairs",
+    "flat": "flat spectra",
+    "cluster": "clustered eigenvalues",
+    "dead": "networks with dead units",
+    "near copies": "networks with units that are nearly copies",
+    "units scaled": "networks with units of very different scale",
+}
+"""The groups of cases shown of the truth bench, and in which words."""
+
 
 def table(name: str) -> Callable[[Callable[[Any], Rows]], Callable[[Any], Rows]]:
     """Keep a function as the way in which the file of this name becomes a table."""
@@ -73,7 +88,7 @@ def _(data: Any) -> Rows:
     rows = [["network", "points", "above", "count", "time", "peak memory"]]
     for name, found in data.items():
         if "rank" in found and "peak_gb" in found:
-            network = name.rpartition("-")[0] if not name.endswith(("e-06", "e-05")) else name.rsplit("-", 2)[0]
+            network = name.replace(f"-{found['rtol']!r}", "").replace("-in-2-gb", ", in 2 GB")
             count, taken = interval(found["rank"]), seconds(found["seconds"])
             points, memory = f"{found['points']:,}", f"{found['peak_gb']:.1f} GB"
             rows.append([network, points, level(found["rtol"]), count, taken, memory])
@@ -83,12 +98,11 @@ def _(data: Any) -> Rows:
 @table("rank-truth")
 def _(data: Any) -> Rows:
     rows = [["cases", "number", "wrong", "intervals asked", "left unresolved", "median width, ranks from 100 on"]]
-    for name, found in data.items():
-        if isinstance(found, dict) and "cases" in found:
-            width = found.get("the same, ranks from 100 on", {}).get("median")
-            shown = "" if width is None else f"{100 * width:.1f} %"
-            counts = [str(found[key]) for key in ("cases", "wrong", "intervals asked", "unresolved")]
-            rows.append([name, *counts, shown])
+    for name, shown in GROUPS.items():
+        found = data[name]
+        width = found.get("the same, ranks from 100 on", {}).get("median")
+        counts = [str(found[key]) for key in ("cases", "wrong", "intervals asked", "unresolved")]
+        rows.append([shown, *counts, "" if width is None else f"{100 * width:.1f} %"])
     return rows
 
 

@@ -18,6 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
 from inrfast import public
+from inrfast.records import Record
 
 KEPT = re.compile(r"``.+?``|`[^`]+`|(?<![\w*])\*\*?(?=[^\s*()])[^*()]+\*\*?(?!\w)", re.DOTALL)
 """What keeps its stars: literals, roles and emphasis, of words without brackets."""
@@ -38,6 +39,14 @@ def prepare(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: 
     text = "\n".join(lines)
     start, mark, examples = text.partition("\n>>> ")
     lines[:] = (escaped(start) + mark + examples).split("\n")
+
+
+def called(app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returned: str) -> Any:
+    """Leave out how a result is constructed: it is made by the function that its docstring names."""
+    made = re.search(r"(?:built|made|returned) by (?:``|:(?:func|meth):)", getattr(thing, "__doc__", None) or "")
+    if what == "class" and (made or issubclass(thing, Record)):
+        return "", None
+    return None
 
 
 def found(name: str) -> Any:
@@ -79,5 +88,6 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, child: nodes
 def setup(app: Sphinx) -> dict[str, Any]:
     """Prepare docstrings and resolve what has no entry."""
     app.connect("autodoc-process-docstring", prepare, priority=400)
+    app.connect("autodoc-process-signature", called)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
