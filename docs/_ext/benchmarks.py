@@ -30,9 +30,9 @@ GROUPS = {
     "near level": "levels next to an eigenvalue",
     "pairs": "the largest eigenpairs",
     "flat": "flat spectra",
-    "cluster": "clustered eigenvalues",
+    "cluster": "clustered points or eigenvalues",
     "dead": "networks with dead units",
-    "near copies": "networks with units that are nearly copies",
+    "near copies": "units or points that are nearly copies",
     "units scaled": "networks with units of very different scale",
 }
 """The groups of cases shown of the truth bench, and in which words."""

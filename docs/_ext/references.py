@@ -43,7 +43,7 @@ def prepare(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: 
 
 def called(app: Sphinx, what: str, name: str, thing: Any, options: Any, signature: str, returned: str) -> Any:
     """Leave out how a result is constructed: it is made by the function that its docstring names."""
-    made = re.search(r"(?:built|made|returned) by (?:``|:(?:func|meth):)", getattr(thing, "__doc__", None) or "")
+    made = re.search(r"(?i)(?:built|made|returned) by (?:``|:(?:func|meth):)", getattr(thing, "__doc__", None) or "")
     if what == "class" and (made or issubclass(thing, Record)):
         return "", None
     return None
