@@ -48,6 +48,7 @@ myst_heading_anchors = 4
 # Words of attribute lists are no references; a name such as ``seconds`` has many homes.
 suppress_warnings = ["mystnb.unknown_mime_type", "ref.python"]
 nb_execution_mode = os.environ.get("INRFAST_DOCS_NOTEBOOKS", "force")  # "off": pages without the notebooks' pictures
+nb_execution_in_temp = True
 nb_execution_timeout = 120
 nb_execution_raise_on_error = True
 nb_merge_streams = True
