@@ -38,7 +38,6 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
-python_maximum_signature_line_length = 88
 add_module_names = False
 viewcode_line_numbers = False
 toc_object_entries_show_parents = "hide"
