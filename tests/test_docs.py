@@ -62,11 +62,11 @@ ENTRIES = entries()
 
 
 def test_every_public_name_has_an_entry_in_the_reference():
-    homes = {
-        name: getattr(public, name).__name__ if inspect.ismodule(getattr(public, name)) else f"inrfast.{name}"
-        for name in public.__all__
-    }
-    missing = [name for name, home in homes.items() if home not in ENTRIES]
+    missing = []
+    for name in public.__all__:
+        thing = getattr(public, name)
+        homes = {thing.__name__} if inspect.ismodule(thing) else {f"inrfast.{name}", f"{thing.__module__}.{name}"}
+        missing += [] if homes & ENTRIES else [name]
     assert missing == [], "add them to a page of docs/api"
 
 

@@ -82,4 +82,4 @@ def test_the_readme_s_commands_exist_and_take_their_arguments(command):
     elif program == "torchrun":
         assert (ROOT / next(word for word in words if word.endswith(".py"))).is_file()
     else:
-        assert command in ("pip install .", "python -m inrfast.info")
+        assert command in ("pip install .", 'pip install ".[all]"', "python -m inrfast.info")
