@@ -16,6 +16,8 @@
 #                    count what a training step moves
 #   make kernel-gates    compile a table of the GPU kernels with the oldest supported Triton, brought into a folder of its
 #                    own beside the environment; `make test` does it with the installed one
+#   make docs     the documentation site, its notebooks executed, warnings as errors; writes out/site/
+#   make linkcheck   the site's links to other places, by the network
 #   make lint     ruff, mypy, import-linter
 #   make clean    remove what was built and the tools' caches; the packages in .venv and out/ stay
 #
@@ -33,6 +35,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+READY_FOR_DOCS := $(VENV)/.ready-for-docs
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 # A process steals from the end of another's tests, so that those of one file mostly share their fixtures.
@@ -49,7 +52,8 @@ IS_NEW_ENOUGH := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 python; do \
 	$$python -c '$(IS_NEW_ENOUGH)' 2>/dev/null && echo $$python && break; done)
 
-.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest wheels test-install bench kernel-report kernel-gates lint clean
+.PHONY: demo test test-anywhere fuzz test-versions test-oldest test-newest wheels test-install bench kernel-report \
+	kernel-gates docs linkcheck lint clean
 
 demo: $(READY)
 	$(BIN)/inrfast demo
@@ -113,6 +117,14 @@ kernel-gates: $(READY)
 	@test ! -d $(VENV)/triton-$(OLDEST_TRITON) || PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) \
 		$(BIN)/python -W ignore bench/kernel_report.py --gates --processes 2 > /dev/null
 
+# The notebooks take most of the time: a process per core.
+docs: $(READY_FOR_DOCS)
+	$(BIN)/python -m sphinx -W -n --keep-going -q -j auto docs out/site
+	@echo "the site is out/site/index.html"
+
+linkcheck: $(READY_FOR_DOCS)
+	INRFAST_DOCS_NOTEBOOKS=off $(BIN)/python -m sphinx -b linkcheck -q -j auto docs out/linkcheck
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -129,7 +141,14 @@ endif
 	$(BIN)/python -m pip install -q -e ".[dev]"
 	touch $@
 
+# What the site takes beside: the extra "docs", without building the package a second time.
+$(READY_FOR_DOCS): $(READY)
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], \
+		sep="\n")' > $(VENV)/docs.txt
+	$(BIN)/python -m pip install -q -r $(VENV)/docs.txt
+	touch $@
+
 clean:
-	rm -rf build dist inrfast.egg-info inrfast/_C*.so $(READY)
+	rm -rf build dist inrfast.egg-info inrfast/_C*.so $(READY) $(READY_FOR_DOCS)
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

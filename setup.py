@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -163,4 +164,9 @@ class BuildExtension(build_ext):
         return str(target)
 
 
-setup(ext_modules=modules(), cmdclass={"build_ext": BuildExtension})
+setup(
+    long_description=runpy.run_path("docs/long_description.py")["long_description"](),
+    long_description_content_type="text/markdown",
+    ext_modules=modules(),
+    cmdclass={"build_ext": BuildExtension},
+)

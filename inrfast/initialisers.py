@@ -117,7 +117,10 @@ def rank_expanding_(
     gain: float = 1.0,
     bounds: Any = (-1, 1),
 ) -> nn.Linear:
-    """Initialise a ReLU layer on raw coordinates so that its representation has high rank (P1, equations 12-13).
+    """Initialise a ReLU layer on raw coordinates so that its representation has high rank.
+
+    Source: Zheng et al., *The Inlet Rank Collapse in Implicit Neural Representations* (arXiv 2602.01526), equations
+    12-13.
 
     Every unit's hinge passes near one point of a grid that fills the coordinate box, facing outward.
     Parameters as in :func:`inrfast.rank_expanding`; the layer must have a bias and is changed in place.

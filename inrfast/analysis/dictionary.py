@@ -49,12 +49,14 @@ TIE = 1e-6
 @methods_in_own_modes
 @dataclass(frozen=True, eq=False)
 class Dictionary(Record):
-    """The eigenfunctions of a tangent kernel as the atoms of a dictionary (P4, sections 5.1 and 5.2).
+    """The eigenfunctions of a tangent kernel as the atoms of a dictionary.
+
+    Source: Yüce et al., *A Structured Dictionary Perspective on INRs* (arXiv 2112.01917), sections 5.1 and 5.2.
 
     Built by :func:`dictionary`, or by :meth:`of` from a kernel or a spectrum that is already there.
 
-    Inner products of atoms and signals are sums over points and outputs, as in P4's equation 67, and the atoms have
-    length 1 in them. P4's equation 10 takes means over points instead: an eigenfunction is then
+    Inner products of atoms and signals are sums over points and outputs, as in that paper's equation 67, and the atoms
+    have length 1 in them. Its equation 10 takes means over points instead: an eigenfunction is then
     ``sqrt(points)`` times an atom, and its (Mercer) eigenvalue ``lambda / points``. Energies and kernel norms are the
     same either way.
 
@@ -213,7 +215,7 @@ class Dictionary(Record):
     # ---- signals -----------------------------------------------------------------------------------------------
 
     def coefficients(self, signals: ArrayLike) -> Tensor:
-        """Return ``<phi_i, g>``, (k,) of one signal or (signals, k) of a set (P4, equation 67)."""
+        """Return ``<phi_i, g>``, (k,) of one signal or (signals, k) of a set (arXiv 2112.01917, equation 67)."""
         rows, single = self._rows(signals)
         found = rows @ self.atoms
         return found[0] if single else found
@@ -228,9 +230,9 @@ class Dictionary(Record):
     ) -> Energy:
         """Return E(lambda): the share of energy, of signals less their means, on eigenvalues of at least lambda.
 
-        Of one signal or of a set (P4, equation 11 and figure 4). Means count too with ``demean=False``. For each
-        signal, the sum of ``<phi_i, g>^2 / |g|^2`` over the atoms with ``lambda_i / lambda_1 >= lambda``; of a set
-        :attr:`Energy.mean` is the mean of these shares, so that every signal counts alike. The bounds are for the
+        Of one signal or of a set (arXiv 2112.01917, equation 11 and figure 4). Means count too with ``demean=False``.
+        For each signal, the sum of ``<phi_i, g>^2 / |g|^2`` over the atoms with ``lambda_i / lambda_1 >= lambda``; of
+        a set :attr:`Energy.mean` is the mean of these shares, so that every signal counts alike. The bounds are for the
         errors of the eigenvalues; the atoms are taken as computed. Those of eigenvalues a few errors apart may be mixed
         with each other, which moves a little energy across a threshold between them.
 
@@ -262,11 +264,11 @@ class Dictionary(Record):
         return replace(concentration(self.spectrum, rows, levels, normalisation), demeaned=demean)
 
     def kernel_norm(self, signals: ArrayLike, *, ridge: float = 0.0, cut: float | None = None) -> KernelNorm:
-        """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs (P4, equation 10), with bounds.
+        """Return ``|g|^2 = sum <phi_i, g>^2 / lambda_i``, which learning g costs, with bounds.
 
-        With means over points and Mercer eigenvalues, as the equation has it, and with sums and the matrix's
-        eigenvalues it is the same number, ``g^T K^-1 g``. It is of the kernel as given: one that sums over M outputs
-        (``output="trace"``) is some M times that of one output, and its norms are some M times smaller.
+        With means over points and Mercer eigenvalues, as equation 10 of arXiv 2112.01917 has it, and with sums and the
+        matrix's eigenvalues it is the same number, ``g^T K^-1 g``. It is of the kernel as given: one that sums over M
+        outputs (``output="trace"``) is some M times that of one output, and its norms are some M times smaller.
 
         Parameters
         ----------
@@ -456,7 +458,9 @@ def dictionary(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Dictionary:
-    """Return the eigenfunctions of the tangent kernel of ``net`` on ``coords`` as a dictionary (P4, section 5.2).
+    """Return the eigenfunctions of the tangent kernel of ``net`` on ``coords`` as a dictionary.
+
+    Source: Yüce et al., arXiv 2112.01917, section 5.2.
 
     Computed in fp64, with certified errors of the eigenvalues: down to some 1e-12 of the largest,
     :attr:`Dictionary.floor`.

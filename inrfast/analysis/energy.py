@@ -19,7 +19,9 @@ NORMALISATIONS = ("energy", "printed")
 
 @dataclass(frozen=True, eq=False)
 class Energy(Record):
-    """How much of the energy of signals lies on atoms of large eigenvalues: E(lambda) of P4, equation 11.
+    """How much of the energy of signals lies on atoms of large eigenvalues: E(lambda).
+
+    Source: Yüce et al., *A Structured Dictionary Perspective on INRs* (arXiv 2112.01917), equation 11.
 
     Attributes
     ----------
@@ -90,7 +92,9 @@ class Energy(Record):
 
 @dataclass(frozen=True, eq=False)
 class KernelNorm(Record):
-    """Squared norm ``|g|^2`` of signals in the kernel's space, P4, equation 10: the larger, the harder to learn.
+    """Squared norm ``|g|^2`` of signals in the kernel's space, the larger, the harder to learn.
+
+    Source: Yüce et al., arXiv 2112.01917, equation 10.
 
     Attributes
     ----------

@@ -99,7 +99,7 @@ class Sensitivity(Record):
         Of S ((N M) x D_out), rows ``d f_m(x_n) / d u``; the head's is the identity at every point.
     dead_pixels
         Points where a row of S is zero: there the layer learns nothing, and the lower bound ``rank(G_k) >=
-        rank([Z, 1])`` of P1's proposition 3 does not hold.
+        rank([Z, 1])`` of proposition 3 of arXiv 2602.01526 does not hold.
     trace, trace_share
         Trace of the layer's own kernel, exact, and its share of the whole kernel's.
     """
@@ -132,7 +132,10 @@ class PixelRanks(Record):
 
 @dataclass(frozen=True)
 class FeatureJacobian(Record):
-    """The Jacobian of one hidden layer's output in its input, ``diag(a_n) W``, at sampled pixels (P1, eqs. 18-20)."""
+    """The Jacobian of one hidden layer's output in its input, ``diag(a_n) W``, at sampled pixels.
+
+    Source: Zheng et al., arXiv 2602.01526, equations 18-20.
+    """
 
     name: str
     rows: int
@@ -182,7 +185,7 @@ class KernelSpectrum(Record):
 
 @dataclass(frozen=True)
 class BlockBounds(Record):
-    """P1's proposition 1 for numerical ranks, at one absolute threshold ``tau`` and L layers.
+    """Proposition 1 of arXiv 2602.01526 for numerical ranks, at one absolute threshold ``tau`` and L layers.
 
     ``max_k r_tau(K_k) <= r_tau(K)`` and ``r_{L tau}(K) <= sum_k r_tau(K_k)``: theorems (Weyl) for the exact kernels, so
     a violation would be an error of the computation.
@@ -253,8 +256,8 @@ class DiagnosisReport(Record):
     representations, sensitivities
         On the full grid, from the input to the head.
     weights, weight_products
-        Single weights, and products ``W_{h-1} ... W_k`` of the hidden layers without the head (P1, equation 10).
-        Products are given for :class:`inrfast.INR` alone, whose layers are known to be a chain.
+        Single weights, and products ``W_{h-1} ... W_k`` of the hidden layers without the head (arXiv 2602.01526,
+        equation 10). Products are given for :class:`inrfast.INR` alone, whose layers are known to be a chain.
     feature_jacobians
         Of the hidden layers, at sampled pixels; for :class:`inrfast.INR` alone, and where they were asked for.
     kernel
@@ -344,8 +347,8 @@ class DiagnosisReport(Record):
         """Return a figure of the report; with ``path`` (.png, .pdf, .svg), also write it there, whole or not at all.
 
         From the left: ranks of the representations against the tolerance; singular values of the representations
-        (solid) and of the weights (dashed), P1's figure 2; eigenvalues of the tangent kernel and its blocks, with the
-        intervals of the kernel's ranks at the tolerances as black bars (left out without a kernel).
+        (solid) and of the weights (dashed), figure 2 of arXiv 2602.01526; eigenvalues of the tangent kernel and its
+        blocks, with the intervals of the kernel's ranks at the tolerances as black bars (left out without a kernel).
         """
         from inrfast.analysis.report_figure import draw  # matplotlib takes long to import, and most draw nothing
 

@@ -61,7 +61,7 @@ class TwoLayerVariance(Record):
 def two_layer_variance(
     inputs: ArrayLike, width: int | None, scale: float = 1.0, progress: bool | None = None
 ) -> TwoLayerVariance:
-    """Return the expected eigenvalue variance of the first layer's tangent kernel of ``a/sqrt(m) sum_r relu(w_r . x)``.
+    """Return the expected eigenvalue variance of the first layer's kernel of ``a/sqrt(m) sum_r relu(<w_r, x>)``.
 
     The weights are ``w_r ~ N(0, kappa^2 I)``, without biases; the slopes ``s`` of the ReLUs do not depend on kappa.
     With ``rho_ij = x_i . x_j``, theta_ij the angle between two points and ``p_ij = (pi - theta_ij) / (2 pi)`` the

@@ -48,7 +48,7 @@ def _monomials(degree: int, variables: int) -> tuple[np.ndarray, np.ndarray]:
 
 @register
 class Polynomial(Encoding):
-    """Distinct monomials up to a degree, weighted so that inner products are ``sum_k a_k (x . x')^k``.
+    """Distinct monomials up to a degree, weighted so that inner products are ``sum_k a_k <x, x'>^k``.
 
     The monomial ``x^m`` of degree k carries ``sqrt(a_k k! / m!)``: the feature map of the optimal-kernel encoding
     ``gamma(x) = (+)_k sqrt(a_k) x^{(x)k}`` without its duplicate columns.

@@ -422,8 +422,8 @@ class Spectrum(Record):
         ----------
         target
             One signal (n,), or c of them as the columns of (n, c): then the mean of their shares, so that each signal
-            counts alike whatever its size (P4, equation 11, which is an expectation over signals). Of a kernel with
-            ``output="full"`` n counts points times outputs; a signal may also be of shape (points, M).
+            counts alike whatever its size (equation 11 of arXiv 2112.01917 is an expectation over signals). Of a kernel
+            with ``output="full"`` n counts points times outputs; a signal may also be of shape (points, M).
 
         Raises
         ------
@@ -442,7 +442,8 @@ class Spectrum(Record):
     def predict(self, target: ArrayLike, y0: ArrayLike, lr: float, steps: int) -> Tensor:
         """Return the outputs after ``steps`` of gradient descent under the linearised dynamics, always a tensor.
 
-        ``Y_n = Y + Q (I - lr Lambda)^n Q^T (Y_0 - Y)`` for the loss ``1/2 sum |f - Y|^2`` (P1, equations 2-3).
+        ``Y_n = Y + Q (I - lr Lambda)^n Q^T (Y_0 - Y)`` for the loss ``1/2 sum |f - Y|^2`` (Zheng et al., arXiv
+        2602.01526, equations 2-3).
         Directions whose eigenpairs were not computed are taken as not learned.
 
         A kernel that sums over M outputs (``output="trace"``) is M times that of one output. Its eigenvalues are

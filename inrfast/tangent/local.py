@@ -198,7 +198,9 @@ def ntk(
     backend: str = "auto",
     memory_budget: int | None = None,
 ) -> NTK:
-    """Return the neural tangent kernel of ``net`` on ``coords`` as a lazy operator (P1, equation 1, by layer (4)).
+    """Return the neural tangent kernel of ``net`` on ``coords`` as a lazy operator.
+
+    It is ``K = J J^T``, added up from the blocks of the layers (Zheng et al., arXiv 2602.01526, equations 1 and 4).
 
     Parameters
     ----------

@@ -150,7 +150,7 @@ def rank_of_first_layer(weight: torch.Tensor, bias: torch.Tensor, rtol: float = 
 
 
 def test_rank_of_first_layer_is_expanded() -> None:
-    """P1's claim at width 256: about 220 of 256 against about 75, and no collapse where 257 is no square."""
+    """The claim of arXiv 2602.01526 at width 256: 220 of 256 (default: 75), and no collapse at 257, no square."""
     assert abs(rank_of_first_layer(*rank_expanding(256, 2)) - 220) <= 5
     assert abs(rank_of_first_layer(*rank_expanding(257, 2)) - 220) <= 22
     generator = torch.Generator().manual_seed(0)

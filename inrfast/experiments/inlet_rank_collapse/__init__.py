@@ -1,4 +1,4 @@
-"""P1: Zheng, Saratchandran and Lucey, "The Inlet Rank Collapse in Implicit Neural Representations" (arXiv 2602.01526).
+"""Zheng, Saratchandran and Lucey, "The Inlet Rank Collapse in Implicit Neural Representations" (arXiv 2602.01526).
 
 One file per figure; ``inrfast reproduce inlet-rank-collapse all`` makes all of them.
 """

@@ -1,4 +1,4 @@
-"""P4: Yüce, Ortiz-Jiménez, Besbinar and Frossard, "A Structured Dictionary Perspective on INRs" (CVPR 2022).
+"""Yüce, Ortiz-Jiménez, Besbinar and Frossard, "A Structured Dictionary Perspective on INRs" (CVPR 2022).
 
 One file per figure; ``inrfast reproduce inr-dictionaries all`` makes all of them.
 """

@@ -1,4 +1,4 @@
-"""P2: Ou and Zhuang, "Understanding NTK Variance in Implicit Neural Representations" (arXiv 2512.15169).
+"""Ou and Zhuang, "Understanding NTK Variance in Implicit Neural Representations" (arXiv 2512.15169).
 
 One file per figure; ``inrfast reproduce ntk-variance all`` makes all of them. Of the paper a summary alone is at hand:
 its claims are tested, and no number of it is printed.

@@ -1,4 +1,4 @@
-"""P3: Li, Ma, Wang, Zeng and Han, "Learning Input Encodings for Kernel-Optimal Implicit Neural Representations".
+"""Li, Ma, Wang, Zeng and Han, "Learning Input Encodings for Kernel-Optimal Implicit Neural Representations".
 
 One file per figure; ``inrfast reproduce peak all`` makes all of them.
 """
