@@ -83,6 +83,7 @@ TESTED_BY = {
     "inrfast/ops/fused_norms.py": "tests/ops/test_fused_mlp.py",
     "inrfast/ops/sparse_rows.py": "tests/layers/test_table.py",
     "inrfast/public.py": "tests/test_imports.py",
+    "inrfast/signals/formats/[am]*.py": "tests/signals/test_video.py",
     "inrfast/signals/formats/[dhpr]*.py": "tests/signals/test_image.py",
     "inrfast/signals/formats/[ow]*.py": "tests/signals/test_audio.py",
     "inrfast/signals/meshes/*.py": "tests/signals/meshes/test_files.py",

@@ -14,7 +14,14 @@ from inrfast.cli.commands import parsed
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NAMED = ("README.md", "docs/any-network.md", "docs/ntk-variance.md", "docs/restoring.md")
+NAMED = (
+    "README.md",
+    "docs/any-network.md",
+    "docs/ntk-variance.md",
+    "docs/restoring.md",
+    "docs/shapes.md",
+    "docs/video.md",
+)
 PAGES = {page: (ROOT / page).read_text() for page in NAMED}
 BLOCKS = {f"{page} {number}": code for page, text in PAGES.items() for number, code in enumerate(PYTHON.findall(text))}
 RECIPES = {
